@@ -1,0 +1,175 @@
+"""A configuration node → a block: strict keys, strict types, children found by scope, every refusal with its path.
+
+Only registered names build anything here. A node may come from a stranger: ``_target_`` and its relatives are
+refused wherever they stand, nothing is imported, and no string is evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from registry import catalogue
+from registry.errors import BlockError, ConfigError, did_you_mean
+from registry.schema import Parameter
+
+
+@dataclass(frozen=True)
+class Node:
+    """A piece of configuration and where it stands."""
+
+    value: Any
+    path: str
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a block's children are looked up in, outside the block's own node.
+
+    Args:
+        nodes: parameter name or kind → the node that holds there
+        context: what the composer knows (``d_model``, ``layer_idx``, …)
+        parents: kinds and names already being built, outermost first
+    """
+
+    nodes: Mapping[str, Node]
+    context: Mapping[str, Any]
+    parents: tuple[tuple[str, str], ...] = field(default=())
+
+
+def to_plain(config: Any, path: str = "model") -> Any:
+    """YAML text, an OmegaConf node or a mapping → dicts, lists and scalars with every interpolation resolved.
+
+    Raises:
+        ConfigError: the YAML cannot be read, or an interpolation cannot be resolved
+    """
+    try:
+        if isinstance(config, str):
+            config = OmegaConf.create(config)
+        if isinstance(config, Mapping) and not isinstance(config, DictConfig):
+            config = OmegaConf.create(dict(config))
+        if isinstance(config, DictConfig | ListConfig):
+            return OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    except OmegaConfBaseException as error:
+        where = getattr(error, "full_key", None) or path
+        raise ConfigError(where, "…", str(error).splitlines()[0], "Mend the value or the interpolation") from None
+    except Exception as error:  # YAML's own errors, of several unrelated classes
+        raise ConfigError(path, "…", f"cannot be read as YAML ({error})", "Mend the text") from None
+    return config
+
+
+def refuse_targets(value: Any, path: str) -> None:
+    """Refuse ``_target_``, ``_partial_``, ``_args_`` … anywhere: in a model, only registered names build anything."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if str(key).startswith("_"):
+                rule = "a model configuration builds registered blocks only, never a class by its dotted path"
+                raise ConfigError(f"{path}.{key}", inner, rule, "Write `name: <registered block>` (python -m registry)")
+            refuse_targets(inner, f"{path}.{key}")
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            refuse_targets(inner, f"{path}.{i}")
+
+
+def resolve(kind: str, node: Node) -> tuple[catalogue.Entry, dict[str, Any]]:
+    """Check a node against the schema of the block it names.
+
+    Args:
+        kind: the family the block must be of
+        node: a name, or a mapping with ``name`` and parameters
+
+    Returns:
+        the registered entry, and its parameters: the given ones and the defaults, children as they are written
+
+    Raises:
+        ConfigError: unknown name or parameter, wrong type, missing value
+    """
+    written = {"name": node.value} if isinstance(node.value, str) else node.value
+    if not isinstance(written, Mapping) or "name" not in written:
+        rule, known = f"must name a registered {kind}", ", ".join(catalogue.names(kind))
+        raise ConfigError(node.path, node.value, rule, f"Select one of: {known}, e.g. model/{kind}=<name>")
+    name = written["name"]
+    if name not in catalogue.names(kind):
+        rule, remedy = f"no {kind} is registered under this name", did_you_mean(name, catalogue.names(kind))
+        raise ConfigError(f"{node.path}.name", name, rule, remedy)
+    entry = catalogue.lookup(kind, name)
+    known = entry.schema.parameters
+    for key in written:
+        if key != "name" and key not in known:
+            told = " (it is supplied by the composer)" if key in entry.schema.context else ""
+            rule = f"{kind} {name!r} has no parameter {key!r}{told}"
+            raise ConfigError(
+                f"{node.path}.{key}", written[key], rule, did_you_mean(key, known, "It takes no parameters")
+            )
+    return entry, {p.name: _value(entry, p, written, node.path) for p in known.values()}
+
+
+def _value(entry: catalogue.Entry, p: Parameter, written: Mapping[str, Any], path: str) -> Any:
+    value = written.get(p.name, None if p.child else p.default)
+    if p.child:
+        return value
+    if value is p.default and not p.required:
+        return value
+    if p.required and (p.name not in written or value == "???"):
+        rule = f"{entry.kind} {entry.name!r} needs it: {p.description or p.type}"
+        raise ConfigError(f"{path}.{p.name}", "???", rule, f"Give a value: {path}.{p.name}=<{p.type}>")
+    if rule := p.fault(value):
+        remedy = f"{entry.kind} {entry.name!r} declares {p.name}: {p.type}"
+        raise ConfigError(f"{path}.{p.name}", value, rule, remedy)
+    return value
+
+
+def build(kind: str, node: Node, scope: Scope) -> Any:
+    """Build a block and, before it, the children that its constructor asks for.
+
+    A child is looked for outward: in the block's own node under the parameter's name; then in the scope under the
+    parameter's name; then, unless the parameter may be None, in the scope under the child's kind.
+
+    Raises:
+        ConfigError: whatever is wrong with the node or with a child's, with the path where it is written
+    """
+    entry, given = resolve(kind, node)
+    if (kind, entry.name) in scope.parents:
+        chain = " → ".join(f"{k} {n}" for k, n in (*scope.parents, (kind, entry.name)))
+        raise ConfigError(node.path, entry.name, f"would contain itself ({chain})", "Give the inner block explicitly")
+    known = {**scope.context, **{k: v for k, v in given.items() if k not in entry.schema.children}}
+    try:
+        built = {
+            p.name: _build_child(entry, p, Node(given[p.name], f"{node.path}.{p.name}"), known, scope)
+            for p in entry.schema.children.values()
+        }
+        told = {k: scope.context[k] for k in entry.schema.context if k in scope.context}
+        return entry.cls(**{**given, **built, **told})
+    except BlockError as error:
+        path = node.path if error.parameter in scope.context else f"{node.path}.{error.parameter}"
+        raise ConfigError(path, error.value, error.rule, error.remedy) from None
+    except ConfigError:
+        raise
+    except Exception as error:  # a guest's constructor: its message must reach the user with a path, not a traceback
+        rule = f"{kind} {entry.name!r} of {entry.provider} cannot be built: {type(error).__name__}: {error}"
+        raise ConfigError(node.path, {k: v for k, v in given.items() if v is not None}, rule, "Check its parameters")
+
+
+def _build_child(
+    parent: catalogue.Entry, p: Parameter, own: Node, known: Mapping[str, Any], scope: Scope
+) -> Any | None:
+    assert p.child is not None
+    node: Node | None = own
+    around = scope.nodes.get(p.name) or (None if p.optional else scope.nodes.get(p.child))
+    if own.value is None:
+        node = around
+    elif isinstance(own.value, Mapping) and "name" not in own.value and around is not None:
+        outer = {"name": around.value} if isinstance(around.value, str) else around.value
+        node = Node({**outer, **own.value}, own.path)  # a node without a name patches the one outside
+    if node is None or node.value is None:
+        if p.optional:
+            return None
+        rule = f"{parent.kind} {parent.name!r} needs a {p.child}, and none is selected"
+        raise ConfigError(f"model.{p.child}", None, rule, f"Add one: +model/{p.child}=<{'|'.join(catalogue.names(p.child))}>")
+    context = {**known, **parent.cls.child_context(p.name, known)}
+    parents = (*scope.parents, (parent.kind, parent.name))
+    return build(p.child, node, Scope(scope.nodes, context, parents))

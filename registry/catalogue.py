@@ -1,0 +1,189 @@
+"""The names: which families of blocks there are, which blocks each holds, and who provides them.
+
+``@family`` declares a contract (a base class) and the kind it stands for; ``@register`` puts a class into a family
+under a name, after which Hydra knows it as the typed option ``model/<kind>=<name>``. Built-ins are imported from the
+packages of ``BUILTIN``; guests come from installed distributions through the entry-point group ``blockwright.blocks``.
+Left out on purpose: registering from a path or a string found in a configuration. Only installed code has names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import fnmatch
+import functools
+import importlib
+import pkgutil
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+
+from registry.errors import did_you_mean
+from registry.schema import Schema, read_schema
+
+ENTRY_POINTS = "blockwright.blocks"
+BUILTIN = {"blocks": "blockwright"}  # package that holds built-in families → the distribution that owns it
+SHARED_CONTEXT = frozenset({"d_model", "n_layers", "layer_idx"})  # what the composer tells every block
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_families: dict[str, Family] = {}
+_entries: dict[str, dict[str, Entry]] = {}
+_provider: contextvars.ContextVar[str | None] = contextvars.ContextVar("provider", default=None)
+
+C = TypeVar("C", bound=type)
+
+
+class RegistrationError(TypeError):
+    """A class that cannot become a block under this name: the programmer's mistake, not the user's."""
+
+
+class Composable:
+    """Base of every contract: what a block tells the children that are built for it."""
+
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Values that the child in parameter ``child`` is built with, besides the parent's own context.
+
+        Args:
+            child: name of the parent's parameter that receives the child
+            known: the context of the parent and the parent's own parameters
+        """
+        return {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of block: its contract and the names that are told to its blocks rather than configured."""
+
+    kind: str
+    contract: type[Composable]
+    context: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered block."""
+
+    kind: str
+    name: str
+    cls: type[Composable]
+    schema: Schema
+    provider: str
+
+    @property
+    def owner(self) -> str:
+        return f"{self.provider} ({self.cls.__module__}.{self.cls.__qualname__})"
+
+
+def family(kind: str, *, context: tuple[str, ...] = ()) -> Callable[[C], C]:
+    """Declare the decorated class as the contract of ``kind``.
+
+    Args:
+        kind: name of the family, also its Hydra group ``model/<kind>``
+        context: constructor parameters that a parent or the composer supplies, beyond ``SHARED_CONTEXT``
+    """
+
+    def declare(contract: C) -> C:
+        if not issubclass(contract, Composable):
+            raise RegistrationError(f"the contract of {kind!r} must derive from registry.Composable")
+        old = _families.get(kind)
+        if old and _identity(old.contract) != _identity(contract):
+            raise RegistrationError(f"kind {kind!r} already has the contract {_identity(old.contract)}")
+        _families[kind] = Family(kind, contract, SHARED_CONTEXT | set(context))
+        _entries.setdefault(kind, {})
+        return contract
+
+    return declare
+
+
+def register(kind: str, name: str) -> Callable[[C], C]:
+    """Put the decorated class into the family ``kind`` under ``name``; its ``__init__`` signature is its schema.
+
+    Raises:
+        RegistrationError: unknown kind, a name that is taken or malformed, a class that does not keep the family's
+            contract, or a constructor with ``*args`` or ``**kwargs`` (a misspelt key would vanish in it)
+    """
+
+    def put(cls: C) -> C:
+        if kind not in _families:
+            raise RegistrationError(f"no family is called {kind!r}. {did_you_mean(kind, _families)}")
+        if not _NAME.fullmatch(name):
+            raise RegistrationError(f"{name!r} cannot name a block: write lower-case letters, digits and _")
+        contract = _families[kind].contract
+        if not issubclass(cls, contract):
+            raise RegistrationError(f"{_identity(cls)} must derive from {_identity(contract)} to be a {kind}")
+        provider = _provider.get() or BUILTIN.get(cls.__module__.partition(".")[0]) or cls.__module__.partition(".")[0]
+        kinds = {f.contract: f.kind for f in _families.values()}
+        entry = Entry(kind, name, cls, read_schema(cls, name, _families[kind].context, kinds), provider)
+        old = _entries[kind].get(name)
+        if old and _identity(old.cls) != _identity(cls):
+            raise RegistrationError(
+                f"{kind} {name!r} is already registered by {old.owner}; {entry.owner} must pick another name"
+            )
+        _entries[kind][name] = entry
+        ConfigStore.instance().store(group=f"model/{kind}", name=name, node=entry.schema.dataclass, provider=provider)
+        return cls
+
+    return put
+
+
+def _identity(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+@functools.cache
+def load() -> None:
+    """Import the built-in families, then every installed plug-in. A plug-in that fails warns and stops nothing."""
+    for package in BUILTIN:
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            if module.ispkg:
+                for block in pkgutil.iter_modules(importlib.import_module(module.name).__path__, f"{module.name}."):
+                    importlib.import_module(block.name)
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
+        _load_plugin(point)
+
+
+def _load_plugin(point: EntryPoint) -> None:
+    owner = point.dist.name if point.dist else point.value
+    try:
+        with _provided_by(owner):
+            point.load()
+    except Exception as error:  # a guest's import may fail in any way, and the others must still be there
+        reason = f"{type(error).__name__}: {error}"
+        warnings.warn(f"block plug-in {point.name!r} of {owner} did not load: {reason}", stacklevel=3)
+
+
+@contextlib.contextmanager
+def _provided_by(owner: str) -> Iterator[None]:
+    token = _provider.set(owner)
+    try:
+        yield
+    finally:
+        _provider.reset(token)
+
+
+def kinds() -> list[str]:
+    """Every family, in alphabetical order."""
+    load()
+    return sorted(_families)
+
+
+def names(kind: str, pattern: str = "*") -> list[str]:
+    """Names registered in ``kind`` that match a shell wildcard, in alphabetical order; none for an unknown kind."""
+    load()
+    return sorted(n for n in _entries.get(kind, {}) if fnmatch.fnmatchcase(n, pattern))
+
+
+def lookup(kind: str, name: str) -> Entry:
+    """The entry of a registered block.
+
+    Raises:
+        KeyError: no such kind, or no such name in it
+    """
+    load()
+    return _entries[kind][name]

@@ -1,0 +1,57 @@
+"""What a user's mistake looks like: the path, the value, the rule, the remedy, on one screen and without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be right, refused before anything is built.
+
+    Args:
+        path: where the value stands, as one would write it on the command line (``model.attention.n_heads``)
+        value: what was found there
+        rule: what had to hold, as a sentence without a full stop
+        remedy: what to write instead
+    """
+
+    def __init__(self, path: str, value: Any, rule: str, remedy: str) -> None:
+        self.path, self.value, self.rule, self.remedy = path, value, rule, remedy
+        super().__init__(path, value, rule, remedy)
+
+    def __str__(self) -> str:
+        return f"{self.path} = {self.value!r}: {self.rule}. {self.remedy}"
+
+    def render(self) -> str:
+        """The refusal as a person reads it in a terminal."""
+        value = str(self.value) if len(str(self.value)) <= 200 else f"{str(self.value)[:200]}…"
+        return f"error: {self.path} = {value}\n  rule:   {self.rule}\n  remedy: {self.remedy}"
+
+
+class BlockError(ValueError):
+    """What a block's constructor raises about its own parameter; the builder turns it into a ConfigError with the path.
+
+    Args:
+        parameter: name of the offending parameter of the block
+        value: what was passed
+        rule: what had to hold, as a sentence without a full stop
+        remedy: what to write instead
+    """
+
+    def __init__(self, parameter: str, value: Any, rule: str, remedy: str) -> None:
+        self.parameter, self.value, self.rule, self.remedy = parameter, value, rule, remedy
+        super().__init__(parameter, value, rule, remedy)
+
+    def __str__(self) -> str:
+        return f"{self.parameter} = {self.value!r}: {self.rule}. {self.remedy}"
+
+
+def did_you_mean(word: Any, known: Iterable[str], otherwise: str = "") -> str:
+    """A remedy: the nearest known name if one is near, then all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    listing = f"Known: {', '.join(names)}" if names else otherwise
+    return f"{hint}{listing}".strip()

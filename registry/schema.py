@@ -1,0 +1,199 @@
+"""A block's ``__init__`` signature read as its configuration: names, types, defaults, choices, children.
+
+The same reading gives the typed dataclass that Hydra composes with, the table that ``python -m registry`` prints and
+the check that the builder makes. OmegaConf 2.3 cannot express every annotation (``Literal``, unions of containers):
+such a field is widened in the dataclass and held to the full annotation by ``Parameter.fault``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One configurable parameter of a block.
+
+    Args:
+        name: as in the signature
+        hint: the annotation, resolved
+        default: its default, or ``inspect.Parameter.empty`` when a value is required
+        child: the kind of block it receives, or None when it receives a plain value
+        description: its line in the docstring's ``Args``
+    """
+
+    name: str
+    hint: Any
+    default: Any
+    child: str | None
+    description: str
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+    @property
+    def optional(self) -> bool:
+        """Whether None is a value of it."""
+        return type(None) in typing.get_args(self.hint)
+
+    @property
+    def type(self) -> str:
+        """The annotation as one reads it in the catalogue."""
+        text = self.hint.__name__ if isinstance(self.hint, type) else str(self.hint)
+        return re.sub(r"\b(?:\w+\.)+(?=\w)", "", text).replace("NoneType", "None")
+
+    def fault(self, value: Any) -> str | None:
+        """The rule that ``value`` breaks, or None when it conforms to the annotation."""
+        return None if conforms(value, self.hint) else f"must be {in_words(self.hint)}"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What one may write in a block's node, and what the composer adds.
+
+    Args:
+        parameters: the configurable ones by name, children included
+        context: the parameters of the constructor that the composer or the parent supplies
+        dataclass: the typed node that Hydra composes with
+        summary: first sentence of the class's docstring
+    """
+
+    parameters: Mapping[str, Parameter]
+    context: frozenset[str]
+    dataclass: type
+    summary: str
+
+    @property
+    def children(self) -> dict[str, Parameter]:
+        return {name: p for name, p in self.parameters.items() if p.child}
+
+
+def conforms(value: Any, hint: Any) -> bool:
+    """Whether a plain value (as YAML gives it) is of an annotation. An int is a float; a bool is not an int."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return any(value == a and type(value) is type(a) for a in args)
+    if origin in (Union, types.UnionType):
+        return any(conforms(value, a) for a in args)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str, type(None)):
+        return isinstance(value, hint)
+    if (origin or hint) in (list, tuple):
+        return isinstance(value, list | tuple) and _items_conform(value, hint)
+    if (origin or hint) is dict:
+        return isinstance(value, Mapping)
+    return True  # an annotation of the guest's own: its constructor judges
+
+
+def _items_conform(value: list | tuple, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if not args:
+        return True
+    if origin is tuple and Ellipsis not in args:
+        return len(value) == len(args) and all(conforms(v, a) for v, a in zip(value, args, strict=True))
+    return all(conforms(v, args[0]) for v in value)
+
+
+def in_words(hint: Any) -> str:
+    """An annotation as a person says it: ``int | None`` → "an integer or null"."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin in (Union, types.UnionType):
+        return " or ".join(in_words(a) for a in args)
+    if origin in (list, tuple):
+        return "a list of " + ", ".join(_WORDS.get(a, str(a)) for a in args if a is not Ellipsis)
+    return _WORDS.get(hint, "a list" if hint in (list, tuple) else "a mapping" if hint is dict else str(hint))
+
+
+def read_schema(cls: type, name: str, context: frozenset[str], kinds: Mapping[type, str]) -> Schema:
+    """Read the constructor of ``cls``.
+
+    Args:
+        cls: the block's class
+        name: the name it is registered under; becomes the ``name`` key of its node
+        context: names that are supplied by the composer and never configured
+        kinds: contract class → kind, by which a parameter is known as a child
+
+    Raises:
+        TypeError: the constructor takes ``*args`` or ``**kwargs``
+    """
+    documented = _documented(cls)
+    hints = typing.get_type_hints(cls.__init__)  # resolves postponed annotations
+    parameters, used = {}, set()
+    for p in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            raise TypeError(f"{cls.__qualname__}.__init__ takes *{p.name}: name every parameter, or typos are swallowed")
+        if p.name in context:
+            used.add(p.name)
+            continue
+        hint = hints.get(p.name, Any)
+        parameters[p.name] = Parameter(p.name, hint, p.default, _child_kind(hint, kinds), documented.get(p.name, ""))
+    summary = (inspect.getdoc(cls) or "").partition("\n\n")[0].replace("\n", " ")
+    return Schema(parameters, frozenset(used), _dataclass(cls, name, parameters), summary)
+
+
+def _child_kind(hint: Any, kinds: Mapping[type, str]) -> str | None:
+    for candidate in (hint, *typing.get_args(hint)):
+        if isinstance(candidate, type) and candidate in kinds:
+            return kinds[candidate]
+    return None
+
+
+def _documented(cls: type) -> dict[str, str]:
+    """The ``Args`` section of a docstring: parameter → its sentence, continuation lines joined."""
+    doc = inspect.getdoc(cls) or ""
+    section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", doc, re.M)
+    found: dict[str, str] = {}
+    last = None
+    for line in section[1].splitlines() if section else ():
+        if head := re.match(r"    (\w+): (.*)", line):
+            last = head[1]
+            found[last] = head[2]
+        elif last and line.strip():
+            found[last] += " " + line.strip()
+    return found
+
+
+def _dataclass(cls: type, name: str, parameters: Mapping[str, Parameter]) -> type:
+    """The typed Hydra node. Reachable as ``module.Class.Config``, or a composed configuration could not be pickled."""
+    fields: list[Any] = [("name", str, field(default=name))]
+    for p in parameters.values():
+        annotation = Any if p.child else _for_omegaconf(p)
+        default = None if p.child else MISSING if p.required else p.default
+        if isinstance(default, list | tuple | dict):
+            made = field(default_factory=lambda d=default: dict(d) if isinstance(d, dict) else list(d))
+        else:
+            made = field(default=default)
+        fields.append((p.name, annotation, made))
+    made_class = dataclasses.make_dataclass(f"{cls.__name__}Config", fields)
+    made_class.__module__, made_class.__qualname__ = cls.__module__, f"{cls.__qualname__}.Config"
+    cls.Config = made_class  # type: ignore[attr-defined]
+    return made_class
+
+
+def _for_omegaconf(p: Parameter) -> Any:
+    """The annotation as OmegaConf can hold it: itself when it can, else Any."""
+    plain = Any if typing.get_origin(p.hint) in (Literal, tuple) else p.hint
+    sample = field(default=MISSING)
+    try:
+        OmegaConf.structured(dataclasses.make_dataclass("Probe", [(p.name, plain, sample)]))
+    except OmegaConfBaseException:
+        return Any
+    return plain
