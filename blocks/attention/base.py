@@ -1,0 +1,59 @@
+"""The contract of ``attention``: mix tokens over time, causally."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blocks.base import Block
+from blocks.cache import Cache
+from registry import BlockError, family
+
+
+@family("attention")
+class Attention(Block):
+    """Causal mixing of tokens. A guest derives from this, takes ``position: Position`` if it wants one, and is done.
+
+    ``child_context`` tells the position child how wide the queries and keys are that it turns, and how many heads'
+    scores it may shift. A block whose rotated width is not ``head_dim`` overrides it, as ``mla`` does.
+    """
+
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"head_dim": known.get("head_dim") or even_heads(known["d_model"], known.get("n_heads", 1))}
+
+    def forward(
+        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """Mix.
+
+        Args:
+            x: [B,T,D]
+            positions: [B|1,T] of each token in its document
+            segments: [B,T] document ids of packed sequences; tokens of different documents never see each other
+            cache: what was remembered of the tokens before these T; they are appended to it
+
+        Returns:
+            [B,T,D]
+        """
+        raise NotImplementedError
+
+    def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Cache:
+        """An empty memory of ``length`` tokens; its bytes are this attention's KV figure."""
+        raise NotImplementedError
+
+
+def even_heads(d_model: int, n_heads: int) -> int:
+    """Width of a head when the model's width is shared out evenly.
+
+    Raises:
+        BlockError: it cannot be
+    """
+    if n_heads < 1 or d_model % n_heads:
+        near = min((n for n in range(1, d_model + 1) if d_model % n == 0), key=lambda n: abs(n - n_heads))
+        rule = f"must divide d_model ({d_model})"
+        raise BlockError("n_heads", n_heads, rule, f"The nearest number that does is {near}; or set the head's width")
+    return d_model // n_heads

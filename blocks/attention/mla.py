@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from blocks.attention.base import Attention, even_heads
+from blocks.base import Placement
+from blocks.cache import Cache
+from blocks.kernels.attention import causal_attention
+from blocks.norm.base import Norm
+from blocks.position.base import Position
+from registry import register
+
+
+@register("attention", "mla")
+class MLA(Attention):
+    """Multi-head latent attention: keys and values are expanded from one small latent, which is all that is cached.
+
+    DeepSeek-AI 2024 (DeepSeek-V2), arXiv 2405.04434, §2.1. With heads n of N:
+    [c; k_rope] = W_kv_down x, [k_n; v_n] = W_kv_up,n norm(c), [q_n; q_rope,n] = W_q,n x (or, compressed,
+    W_q_up,n norm(W_q_down x)); k_n ← [k_n; rot(k_rope)], q_n ← [q_n; rot(q_rope,n)];
+    y = W_o [softmax(q_n k_nᵀ / √(nope + rope)) v_n]_n.
+
+    Position is decoupled: it turns a separate part of each query and one key part shared by all heads, so that the
+    latent stays free of it. The norms on the two latents are in the paper's text though not in its equations, and in
+    every released checkpoint. The order inside heads and projections is that of the checkpoints: [nope | rope],
+    [latent | rope], [k | v]. Position blocks that do not turn anything leave the rope part as plain extra width.
+    The cache keeps (C + R) numbers a token, 4.5 heads' worth in the paper; keys and values are expanded anew from it.
+
+    Args:
+        n_heads: N, heads
+        kv_lora_rank: C, width of the latent of keys and values; null is 4 head widths, the paper's ratio
+        q_lora_rank: width of the queries' latent; null leaves queries uncompressed, as in V2-Lite
+        qk_nope_head_dim: width of a head's part without position; null is d_model / n_heads
+        qk_rope_head_dim: R, width of a head's part with position; null is half a head width, the paper's ratio
+        v_head_dim: width of a head's value; null is d_model / n_heads
+        q_norm: norm on the queries' latent, used with q_lora_rank
+        kv_norm: norm on the latent of keys and values
+        position: turns the rope parts, or shifts scores
+    """
+
+    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
+
+    def __init__(
+        self,
+        d_model: int,
+        position: Position,
+        q_norm: Norm,
+        kv_norm: Norm,
+        n_heads: int = 8,
+        kv_lora_rank: int | None = None,
+        q_lora_rank: int | None = None,
+        qk_nope_head_dim: int | None = None,
+        qk_rope_head_dim: int | None = None,
+        v_head_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        widths = _widths(locals())
+        self.n_heads, self.position, self.kv_norm = n_heads, position, kv_norm
+        self.nope, self.rope, self.v_head_dim, self.latent = (widths[k] for k in ("nope", "rope", "v", "latent"))
+        queries = n_heads * (self.nope + self.rope)
+        if q_lora_rank is None:
+            self.query: nn.Module = nn.Linear(d_model, queries, bias=False)
+        else:
+            down, up = nn.Linear(d_model, q_lora_rank, bias=False), nn.Linear(q_lora_rank, queries, bias=False)
+            self.query = nn.Sequential(down, q_norm, up)
+        self.kv_down = nn.Linear(d_model, self.latent + self.rope, bias=False)
+        self.kv_up = nn.Linear(self.latent, n_heads * (self.nope + self.v_head_dim), bias=False)
+        self.output = nn.Linear(n_heads * self.v_head_dim, d_model, bias=False)
+        self.scale = position.softmax_scale / (self.nope + self.rope) ** 0.5
+
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        widths = _widths(known)
+        norms = {"q_norm": known["q_lora_rank"] or 1, "kv_norm": widths["latent"]}
+        return {"dim": norms[child]} if child in norms else {"head_dim": widths["rope"]}
+
+    def forward(
+        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        q_nope, q_rope = self.query(x).unflatten(-1, (self.n_heads, -1)).split((self.nope, self.rope), -1)
+        latent, k_rope = self.kv_down(x).split((self.latent, self.rope), -1)
+        q_rope, k_rope = self.position.rotate(q_rope, k_rope[:, :, None], positions)
+        latent = self.kv_norm(latent)
+        k_positions = positions
+        if cache is not None:
+            latent, k_rope = cache.append(latent, k_rope)
+            k_positions = cache.positions(x.device)
+        expanded = self.kv_up(latent).unflatten(-1, (self.n_heads, -1))
+        k_nope, v = expanded.split((self.nope, self.v_head_dim), -1)
+        q = torch.cat((q_nope, q_rope), -1)
+        k = torch.cat((k_nope, k_rope.expand(-1, -1, self.n_heads, -1)), -1)
+        bias = self.position.bias(positions, k_positions)
+        y = causal_attention(q, k, v, scale=self.scale, bias=bias, segments=segments)
+        return self.output(y.flatten(-2))
+
+    def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Cache:
+        return Cache(batch, length, {"latent": (self.latent,), "k_rope": (1, self.rope)}, dtype, device)
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        query = "query.weight" if isinstance(self.query, nn.Linear) else "query.2.weight"
+        return {query: "column", "kv_up.weight": "column", "output.weight": "row"}
+
+
+def _widths(known: Mapping[str, Any]) -> dict[str, int]:
+    """The four widths, with the paper's ratios to a head of d_model / n_heads where none is given."""
+    given = {
+        "nope": known["qk_nope_head_dim"],
+        "rope": known["qk_rope_head_dim"],
+        "v": known["v_head_dim"],
+        "latent": known["kv_lora_rank"],
+    }
+    if all(given.values()):
+        return given
+    head = even_heads(known["d_model"], known["n_heads"])
+    defaults = {"nope": head, "rope": max(2, head // 4 * 2), "v": head, "latent": 4 * head}
+    return {k: given[k] or defaults[k] for k in given}

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from blocks.balance.base import Balance
+from registry import register
+
+
+@register("balance", "expert")
+class ExpertBalance(Balance):
+    """Expert-level balance loss of each sequence, averaged over the batch.
+
+    DeepSeek-V2, arXiv 2405.04434, eq. 23: α Σ_i f_i P_i with f_i = E/(k T) · #(tokens of the sequence that chose i) and
+    P_i = mean_t s_i,t / Σ_j s_j,t. The division changes nothing for softmax affinities and makes it V3's
+    sequence-wise loss for sigmoid ones. f counts the choices actually made.
+
+    Perfectly even routing gives α. Hugging Face's loss for Mixtral, Qwen3-MoE and OLMoE is k times this one.
+
+    Args:
+        alpha: weight of the loss; 0.003 in V2, 0.001 in V2-Lite, 0.0001 in V3
+    """
+
+    def __init__(self, n_experts: int, top_k: int, alpha: float = 0.003) -> None:
+        super().__init__()
+        self.n_experts, self.top_k, self.alpha = n_experts, top_k, alpha
+
+    def forward(self, probs: Tensor, experts: Tensor) -> dict[str, Tensor]:
+        T = probs.shape[1]
+        chosen = torch.zeros_like(probs[:, 0]).scatter_add_(
+            1, experts.flatten(1), torch.ones_like(experts.flatten(1), dtype=probs.dtype)
+        )
+        f = chosen * (self.n_experts / (self.top_k * T))
+        p = (probs / probs.sum(-1, keepdim=True)).mean(1)
+        return {"expert_balance": self.alpha * (f * p).sum(-1).mean()}

@@ -1,0 +1,37 @@
+"""What every block answers, whatever its family.
+
+Shape legend of all docstrings here: B batch, T time, S keys seen, D model width, N query heads, K KV heads, H head
+width, R rotated width, C latent width, E experts, k experts a token, F hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from registry import Composable
+
+Placement = Literal["column", "row", "expert", "replicate"]
+
+
+class Block(nn.Module, Composable):
+    """Base of every family's contract: an ``nn.Module`` that describes itself as data.
+
+    Class attributes:
+        residual_outputs: qualified names of the parameters whose product is added to the residual stream; the
+            depth-scaled initialisation shrinks exactly these
+    """
+
+    residual_outputs: ClassVar[tuple[str, ...]] = ()
+
+    def reset_parameters(self) -> None:
+        """Set own parameters and buffers that the decoder's initialisation rule does not suit; called after it."""
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        """How each own parameter is split over a tensor- or expert-parallel group; what is absent is replicated.
+
+        ``column`` splits a matrix (out, in) by its outputs, ``row`` by its inputs, ``expert`` a stack by its first
+        dimension.
+        """
+        return {}

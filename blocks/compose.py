@@ -1,0 +1,191 @@
+"""The one place where a model configuration becomes a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, get_type_hints
+
+import torch
+from torch import nn
+
+import registry
+from blocks.decoder import Decoder, Layer
+from blocks.initialise import initialise
+from blocks.position.base import Position
+from registry import ConfigError, Node, Scope, did_you_mean
+from registry.layout import plan
+from registry.schema import conforms, in_words
+
+LAYER_PARTS = ("attention", "ffn", "residual")  # what a layer is made of; every other kind is somebody's child
+
+
+@dataclass
+class Shape:
+    """The keys of a model that are no block: everything else in its node is a kind (``attention``, ``ffn``, …).
+
+    Args:
+        vocab_size: V, tokens the model knows; at least the tokenizer's
+        d_model: D, width of the residual stream
+        n_layers: depth
+        max_positions: longest sequence in tokens that the model is made for; ``learned`` positions allocate it
+        tie_embeddings: whether the output head is the embedding matrix
+        init: ``std`` of the weights, and ``depth_scaled`` (see blocks/initialise.py)
+        layout: slot → pattern over the depth (see registry/layout.py)
+        variants: slot → name → alternative node, for patterns and overrides to name
+        overrides: list of {layers: selector, slot: node or patch}
+    """
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    max_positions: int = 4096
+    tie_embeddings: bool = False
+    init: dict = field(default_factory=lambda: {"std": 0.006, "depth_scaled": False})
+    layout: dict | None = None
+    variants: dict | None = None
+    overrides: list | None = None
+
+
+def read(config: Any) -> dict[str, Any]:
+    """Check a model configuration and bring it to plain, complete types. Builds nothing.
+
+    Args:
+        config: YAML text, a mapping or an OmegaConf node
+
+    Raises:
+        ConfigError: unknown key, wrong type, missing value, a ``_target_``, an unknown block or block parameter
+    """
+    model = registry.to_plain(config)
+    if not isinstance(model, dict):
+        raise ConfigError("model", model, "must be a mapping", "Write keys such as d_model and attention under model")
+    registry.refuse_targets(model, "model")
+    hints, kinds = get_type_hints(Shape), registry.kinds()
+    for key, value in model.items():
+        if key not in hints and key not in kinds:
+            known = did_you_mean(key, [*hints, *kinds])
+            raise ConfigError(f"model.{key}", value, "a model has no such key", known)
+    complete: dict[str, Any] = {}
+    for f in fields(Shape):
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        value = model.get(f.name, default)
+        if value is MISSING or value == "???":
+            raise ConfigError(f"model.{f.name}", "???", "is required", f"Give a value: model.{f.name}=<int>")
+        if not conforms(value, hints[f.name]):
+            rule = f"must be {in_words(hints[f.name])}"
+            raise ConfigError(f"model.{f.name}", value, rule, f"Write model.{f.name}=<value of that type>")
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise ConfigError(f"model.{f.name}", value, "must be at least 1", "Write a positive number")
+        complete[f.name] = value
+    complete["init"] = _init(complete["init"])
+    nodes = {kind: model[kind] for kind in kinds if model.get(kind) is not None}
+    for kind, node in nodes.items():
+        registry.resolve(kind, Node(node, f"model.{kind}"))
+    return {**complete, **nodes}
+
+
+def _init(given: Mapping[str, Any]) -> dict[str, Any]:
+    complete = {"std": 0.006, "depth_scaled": False}
+    for key, value in given.items():
+        if key not in complete:
+            raise ConfigError(f"model.init.{key}", value, "init has no such key", did_you_mean(key, complete))
+        if not conforms(value, float if key == "std" else bool):
+            raise ConfigError(f"model.init.{key}", value, "must be a number" if key == "std" else "must be true or false", "")
+    complete |= given
+    if complete["std"] < 0:
+        raise ConfigError("model.init.std", complete["std"], "a standard deviation is not negative", "Use e.g. 0.006")
+    return complete
+
+
+def check(config: Any) -> dict[str, Any]:
+    """``read``, and build one of each distinct layer on the meta device: everything a block refuses, without memory.
+
+    Raises:
+        ConfigError
+    """
+    model = read(config)
+    distinct: list[dict[str, Any]] = []
+    with torch.device("meta"):
+        _frame(model)
+        for index, nodes in enumerate(_plan(model)):
+            if nodes not in distinct:
+                distinct.append(nodes)
+                _layer(model, nodes, index)
+    return model
+
+
+def compose(config: Any, *, device: torch.device | str = "cpu", seed: int = 0) -> Decoder:
+    """Build a decoder from a configuration.
+
+    The whole of it is checked before any memory is allocated, built on the meta device, then materialised and
+    initialised by the model's rule.
+
+    Args:
+        config: YAML text, a mapping or an OmegaConf node; only registered names build anything
+        device: where the weights go; ``meta`` leaves them unallocated
+        seed: of the initial weights
+
+    Raises:
+        ConfigError: with the configuration path, the value, the rule and the remedy
+    """
+    model = check(config)
+    with torch.device("meta"):
+        embedding, position, norm, head = _frame(model)
+        layers = [_layer(model, nodes, index) for index, nodes in enumerate(_plan(model))]
+        decoder = Decoder(model, embedding, position, layers, norm, head)
+    if torch.device(device).type == "meta":
+        return decoder
+    decoder.to_empty(device=device)
+    initialise(decoder, **model["init"], n_layers=model["n_layers"], seed=seed)
+    return decoder
+
+
+def _plan(model: Mapping[str, Any]) -> list[dict[str, dict[str, Any]]]:
+    return plan(model, registry.kinds(), registry.names)
+
+
+def _context(model: Mapping[str, Any], layer_idx: int) -> dict[str, Any]:
+    return {**{k: model[k] for k in ("d_model", "n_layers", "max_positions")}, "layer_idx": layer_idx}
+
+
+def _frame(model: Mapping[str, Any]) -> tuple[nn.Embedding, Position, Any, nn.Linear | None]:
+    """What stands around the layers: embedding, embedding position, final norm, head."""
+    V, D = model["vocab_size"], model["d_model"]
+    context = {**_context(model, 0), "dim": D, "head_dim": D, "n_heads": 1}
+    nodes = {kind: Node(model[kind], f"model.{kind}") for kind in registry.kinds() if kind in model}
+    position = nodes.get("position")
+    placed = position if position and _place(position) == "embedding" else Node("none", "model.position")
+    norm = _part("norm", nodes, context)
+    head = None if model["tie_embeddings"] else nn.Linear(D, V, bias=False)
+    return nn.Embedding(V, D), registry.build("position", placed, Scope(nodes, context)), norm, head
+
+
+def _place(node: Node) -> str:
+    entry, _ = registry.resolve("position", node)
+    return entry.cls.place  # type: ignore[attr-defined]
+
+
+def _layer(model: Mapping[str, Any], nodes: Mapping[str, dict[str, Any]], index: int) -> Layer:
+    context = _context(model, index)
+    placed = {kind: Node(node, _written_at(model, kind, node, index)) for kind, node in nodes.items()}
+    if "position" in placed and _place(placed["position"]) == "embedding":
+        placed["position"] = Node("none", "model.position")  # it works at the bottom of the decoder instead
+    return Layer(**{kind: _part(kind, placed, context) for kind in LAYER_PARTS})
+
+
+def _part(kind: str, nodes: Mapping[str, Node], context: Mapping[str, Any]) -> Any:
+    if kind not in nodes:
+        known = "|".join(registry.names(kind))
+        raise ConfigError(f"model.{kind}", None, f"a decoder needs a {kind}", f"Add one: +model/{kind}=<{known}>")
+    return registry.build(kind, nodes[kind], Scope(nodes, context))
+
+
+def _written_at(model: Mapping[str, Any], kind: str, node: Mapping[str, Any], index: int) -> str:
+    """Where the node of a layer was written, for error messages."""
+    own = model.get(kind)
+    if node == own or node == {"name": own}:
+        return f"model.{kind}"
+    for name, variant in ((model.get("variants") or {}).get(kind) or {}).items():
+        if node == variant:
+            return f"model.variants.{kind}.{name}"
+    return f"model.{kind} (layer {index})"

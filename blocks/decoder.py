@@ -1,0 +1,122 @@
+"""The decoder: embeddings → layers → norm → head, made of built parts. Knows no names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blocks.attention.base import Attention
+from blocks.cache import Cache
+from blocks.ffn.base import FFN
+from blocks.gating.base import Routing
+from blocks.kernels.cross_entropy import linear_cross_entropy
+from blocks.norm.base import Norm
+from blocks.position.base import Position
+from blocks.residual.base import Residual
+
+
+class Layer(nn.Module):
+    """One attention and one feed-forward block, wired by a residual block."""
+
+    def __init__(self, attention: Attention, ffn: FFN, residual: Residual) -> None:
+        super().__init__()
+        self.attention, self.ffn, self.residual = attention, ffn, residual
+
+    def forward(
+        self, x: Tensor, positions: Tensor, segments: Tensor | None = None, cache: Cache | None = None
+    ) -> tuple[Tensor, Routing | None]:
+        """x [B,T,D] → [B,T,D], and the routing of its tokens if the ffn routes any."""
+        routing: Routing | None = None
+
+        def attend(h: Tensor) -> Tensor:
+            return self.attention(h, positions, segments=segments, cache=cache)
+
+        def feed(h: Tensor) -> Tensor:
+            nonlocal routing
+            y, routing = self.ffn(h)
+            return y
+
+        return self.residual(x, attend, feed), routing
+
+
+class Decoder(nn.Module):
+    """A decoder-only language model.
+
+    Args:
+        config: the composition it is made from, as plain types; a checkpoint that holds it rebuilds the model
+        embedding: [V,D]
+        position: what is added to the embeddings (a block that does nothing, for rotary and the like)
+        layers: in order of depth
+        norm: after the last layer
+        head: [V,D] output projection; None ties it to the embedding
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        embedding: nn.Embedding,
+        position: Position,
+        layers: Sequence[Layer],
+        norm: Norm,
+        head: nn.Linear | None,
+    ) -> None:
+        super().__init__()
+        self.config = dict(config)
+        self.embedding, self.position, self.norm, self.head = embedding, position, norm, head
+        self.layers = nn.ModuleList(layers)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """[V,D], the head's matrix or, tied, the embedding's."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        caches: Sequence[Cache] | None = None,
+    ) -> Tensor:
+        """Tokens [B,T] → logits [B,T,V] for the token after each. Arguments as in ``hidden``."""
+        return F.linear(self.hidden(tokens, positions, segments, caches)[0], self.output_weight)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        caches: Sequence[Cache] | None = None,
+    ) -> tuple[Tensor, list[Routing | None]]:
+        """Everything but the head.
+
+        Args:
+            tokens: [B,T] int64
+            positions: [B|1,T] of each token in its document; None counts on from what the caches hold
+            segments: [B,T] document ids of packed sequences
+            caches: one a layer, from ``new_caches``; the tokens are appended to them
+
+        Returns:
+            hidden states [B,T,D] and, for each layer, how it routed the tokens (None for a dense one)
+        """
+        if positions is None:
+            past = caches[0].length if caches else 0
+            positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
+        x = self.position.embed(self.embedding(tokens), positions)
+        routings: list[Routing | None] = []
+        for i, layer in enumerate(self.layers):
+            x, routing = layer(x, positions, segments, caches[i] if caches else None)
+            routings.append(routing)
+        return self.norm(x), routings
+
+    def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Summed negative log-likelihood in nats of targets [B,T] (−100: not scored) given hidden [B,T,D]."""
+        return linear_cross_entropy(hidden.flatten(0, 1), self.output_weight, targets.flatten())
+
+    def new_caches(self, batch: int, length: int) -> list[Cache]:
+        """An empty memory of ``length`` tokens for each layer, in the embedding's dtype and on its device."""
+        like = self.embedding.weight
+        return [layer.attention.new_cache(batch, length, like.dtype, like.device) for layer in self.layers]  # type: ignore[operator, union-attr]

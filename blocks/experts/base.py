@@ -1,0 +1,21 @@
+"""The contract of ``experts``: many small feed-forward networks, each applied to the tokens routed to it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from blocks.base import Block
+from blocks.gating.base import Routing
+from registry import family
+
+
+@family("experts", context=("n_experts",))
+class Experts(Block):
+    """Weights are stacked (E, …): a checkpoint is whole, and expert parallelism is a split of the first dimension.
+
+    Dropless: every token reaches every expert it chose.
+    """
+
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        """x [T,D] → Σ over a token's k experts of weight · expert(x), [T,D]."""
+        raise NotImplementedError

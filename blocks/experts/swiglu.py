@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blocks.base import Placement
+from blocks.experts.base import Experts
+from blocks.gating.base import Routing
+from blocks.kernels.grouped_matmul import combine, dispatch, grouped_matmul, sort_by_expert
+from registry import register
+
+
+@register("experts", "swiglu")
+class SwiGLUExperts(Experts):
+    """Experts that are SwiGLU networks of their own.
+
+    Shazeer 2020, arXiv 2002.05202; Dai et al. 2024, arXiv 2401.06066: y = Σ_k w_k W_down,e (silu(W_gate,e x) ⊙ W_up,e x).
+    Gate and up stand in one tensor, gate rows first, as transformers stores them; the router's weight is applied to the
+    hidden vector, the narrow side. No expert is a module of its own, and no token is dropped.
+
+    Args:
+        d_ff: F, hidden width of one expert
+    """
+
+    residual_outputs: ClassVar[tuple[str, ...]] = ("down",)
+
+    def __init__(self, d_model: int, n_experts: int, d_ff: int) -> None:
+        super().__init__()
+        self.n_experts = n_experts
+        self.gate_up = nn.Parameter(torch.empty(n_experts, 2 * d_ff, d_model))
+        self.down = nn.Parameter(torch.empty(n_experts, d_model, d_ff))
+
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        order = sort_by_expert(routing.experts, self.n_experts)
+        gate, up = grouped_matmul(dispatch(x, order), self.gate_up.to(x.dtype), order.ends).chunk(2, -1)
+        weights = routing.weights.flatten().index_select(0, order.sorted).to(x.dtype)
+        hidden = F.silu(gate) * up * weights[:, None]
+        return combine(grouped_matmul(hidden, self.down.to(x.dtype), order.ends), order)
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        return {"gate_up": "expert", "down": "expert"}

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blocks.base import Placement
+from blocks.ffn.base import FFN
+from registry import register
+
+
+@register("ffn", "gelu")
+class GELU(FFN):
+    """Two-layer feed-forward network with GELU.
+
+    Hendrycks & Gimpel 2016, arXiv 1606.08415: y = W_down gelu(W_up x). GPT-2 adds biases and uses the tanh
+    approximation, which is off the exact function by up to 5e-4.
+
+    Args:
+        d_ff: F, hidden width; null is 4 d_model
+        bias: whether both layers add a bias
+        approximate: ``tanh`` as GPT-2, ``none`` for the exact Gaussian
+    """
+
+    residual_outputs: ClassVar[tuple[str, ...]] = ("down.weight",)
+
+    def __init__(
+        self, d_model: int, d_ff: int | None = None, bias: bool = False, approximate: Literal["tanh", "none"] = "tanh"
+    ) -> None:
+        super().__init__()
+        self.approximate = approximate
+        self.up = nn.Linear(d_model, d_ff or 4 * d_model, bias=bias)
+        self.down = nn.Linear(d_ff or 4 * d_model, d_model, bias=bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return self.down(F.gelu(self.up(x), approximate=self.approximate)), None
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        biases: dict[str, Placement] = {"up.bias": "column"} if self.up.bias is not None else {}
+        return {"up.weight": "column", **biases, "down.weight": "row"}

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from blocks.experts.base import Experts
+from blocks.ffn.base import FFN
+from blocks.gating.base import Gating, Routing
+from registry import BlockError, register
+
+
+@register("ffn", "moe")
+class MoE(FFN):
+    """Mixture of experts: routed experts, and shared ones that every token passes.
+
+    Dai et al. 2024 (DeepSeekMoE), arXiv 2401.06066: y = shared(x) + Σ_{i chosen} g_i expert_i(x). Shared experts are
+    one network of their summed width, which computes the same as several; their output is added ungated.
+
+    Args:
+        n_experts: E, routed experts
+        gating: chooses experts for each token
+        experts: the routed experts
+        shared: a dense ffn for every token, e.g. ``{name: swiglu, d_ff: 2816}`` for two of width 1408; null for none
+    """
+
+    def __init__(self, gating: Gating, experts: Experts, n_experts: int = 8, shared: FFN | None = None) -> None:
+        super().__init__()
+        if n_experts < 1:
+            raise BlockError("n_experts", n_experts, "must be at least 1", "Use a dense ffn for none: model/ffn=swiglu")
+        self.gating, self.experts, self.shared = gating, experts, shared
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
+        routing = self.gating(x)
+        y = self.experts(x.flatten(0, 1), routing).view_as(x)
+        return (y if self.shared is None else y + self.shared(x)[0]), routing

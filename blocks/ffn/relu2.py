@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blocks.base import Placement
+from blocks.ffn.base import FFN
+from registry import register
+
+
+@register("ffn", "relu2")
+class ReLU2(FFN):
+    """Two-layer feed-forward network with a squared ReLU.
+
+    So et al. 2021 (Primer), arXiv 2109.08668: y = W_down relu(W_up x)². No biases.
+
+    Args:
+        d_ff: F, hidden width; null is 4 d_model
+    """
+
+    residual_outputs: ClassVar[tuple[str, ...]] = ("down.weight",)
+
+    def __init__(self, d_model: int, d_ff: int | None = None) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, d_ff or 4 * d_model, bias=False)
+        self.down = nn.Linear(d_ff or 4 * d_model, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return self.down(F.relu(self.up(x)).square()), None
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        return {"up.weight": "column", "down.weight": "row"}

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blocks.base import Placement
+from blocks.ffn.base import FFN, rounded_width
+from registry import register
+
+
+@register("ffn", "swiglu")
+class SwiGLU(FFN):
+    """Gated feed-forward network with a SiLU gate.
+
+    Shazeer 2020, arXiv 2002.05202: y = W_down (silu(W_gate x) ⊙ W_up x). No biases, as in Llama and DeepSeek.
+
+    Args:
+        d_ff: F, hidden width; null is 8/3 of d_model, rounded up to a multiple of 64
+    """
+
+    residual_outputs: ClassVar[tuple[str, ...]] = ("down.weight",)
+
+    def __init__(self, d_model: int, d_ff: int | None = None) -> None:
+        super().__init__()
+        width = d_ff or rounded_width(8 * d_model / 3)
+        self.gate = nn.Linear(d_model, width, bias=False)
+        self.up = nn.Linear(d_model, width, bias=False)
+        self.down = nn.Linear(width, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return self.down(F.silu(self.gate(x)) * self.up(x)), None
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        return {"gate.weight": "column", "up.weight": "column", "down.weight": "row"}

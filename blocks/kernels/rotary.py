@@ -1,0 +1,48 @@
+"""Turning pairs of dimensions: the arithmetic shared by every rotary position block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from registry import BlockError
+
+
+def rotary_width(head_dim: int, fraction: float) -> int:
+    """How many of ``head_dim`` dimensions turn.
+
+    Raises:
+        BlockError: the fraction is outside (0, 1], or the width is odd, so that it has no pairs
+    """
+    if not 0 < fraction <= 1:
+        raise BlockError("rotary_fraction", fraction, "must lie in (0, 1]", "Use 1.0 to rotate the whole head")
+    width = int(head_dim * fraction)
+    if width < 2 or width % 2:
+        rule = f"turns pairs of dimensions, but {width} of the head's {head_dim} are to turn"
+        raise BlockError("rotary_fraction", fraction, rule, "Choose heads of even width, or a fraction that gives one")
+    return width
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Turn the first R dimensions of every head.
+
+    Args:
+        x: [B,T,N,H]
+        cos, sin: [B|1,T,R/2] fp32, the angle of each pair at each position, possibly scaled
+        interleaved: pairs are (2j, 2j+1) and stay in place, else (j, j+R/2)
+
+    Returns:
+        [B,T,N,H] in the dtype of x; computed in fp32 (fp64 for fp64 input)
+    """
+    width = 2 * cos.shape[-1]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    turning, passing = x[..., :width].to(wide), x[..., width:]
+    cos, sin = cos[:, :, None].to(wide), sin[:, :, None].to(wide)
+    if interleaved:
+        a, b = turning.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+    else:
+        a, b = turning.chunk(2, -1)
+        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    turned = turned.to(x.dtype)
+    return torch.cat((turned, passing), -1) if passing.shape[-1] else turned

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blocks.norm.base import Norm
+from registry import register
+
+
+@register("norm", "rmsnorm")
+class RMSNorm(Norm):
+    """Root-mean-square norm with a learned gain, no centring.
+
+    Zhang & Sennrich 2019, arXiv 1910.07467: y = x / sqrt(mean(x²) + eps) · g.
+
+    In low precision the mean is taken in fp32 and the gain applied before rounding back, as torch and DeepSeek's
+    inference code do; transformers' Llama rounds first, a difference of one unit in the last place of bf16.
+
+    Args:
+        eps: added to the mean square; 1e-6 in DeepSeek, 1e-5 in Llama-2
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)

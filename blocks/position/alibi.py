@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from blocks.position.base import Position
+from registry import register
+
+
+@register("position", "alibi")
+class ALiBi(Position):
+    """A penalty on the scores that grows linearly with distance, at a fixed slope for each head.
+
+    Press et al. 2021, arXiv 2108.12409: score(i, j) −= m_n · (i − j), with slopes m_n = 2^(−8n/N), n = 1…N, when N is
+    a power of two; otherwise those of the next lower power P, followed by every second slope of 2P.
+    """
+
+    def __init__(self, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+
+    def slopes(self, device: torch.device) -> Tensor:
+        """[N] fp32, one for each head."""
+        power = 2 ** math.floor(math.log2(self.n_heads))
+        values = _geometric(power) + _geometric(2 * power)[::2][: self.n_heads - power]
+        return torch.tensor(values, device=device, dtype=torch.float32)
+
+    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        distance = (q_positions[:, :, None] - k_positions[:, None, :]).clamp(min=0).float()
+        return -self.slopes(q_positions.device)[:, None, None] * distance[:, None]
+
+
+def _geometric(n: int) -> list[float]:
+    return [2.0 ** (-8.0 * i / n) for i in range(1, n + 1)]

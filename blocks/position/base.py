@@ -1,0 +1,49 @@
+"""The contract of ``position``: tell tokens where they are, through one of three hooks that default to nothing.
+
+Attention calls ``rotate`` and ``bias`` without knowing which block it got; the decoder calls ``embed``. Frequencies
+and slopes are computed in fp32 from the block's own parameters at each call: nothing is cached across instances,
+rounded by ``module.to(bfloat16)`` or lost when a model built on the meta device is materialised.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from blocks.base import Block
+from registry import family
+
+
+@family("position", context=("head_dim", "n_heads", "max_positions"))
+class Position(Block):
+    """A position block.
+
+    Context: ``head_dim`` (width of the queries and keys that ``rotate`` gets), ``n_heads`` (of the scores that
+    ``bias`` shifts), ``max_positions`` (longest sequence the model is made for).
+
+    Class attributes:
+        place: ``attention`` when the block works on queries, keys or scores (one instance an attention), ``embedding``
+            when it works on the embeddings (one instance a decoder; attentions then get ``none``)
+
+    Attributes:
+        softmax_scale: multiplies the attention's 1/√H (YaRN's temperature)
+    """
+
+    place: ClassVar[Literal["attention", "embedding"]] = "attention"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.softmax_scale = 1.0
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Embeddings x [B,T,D] at positions [B|1,T] → [B,T,D]."""
+        return x
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries q [B,T,N,H] and keys k [B,T,K,H], both at positions [B|1,T], → the same shapes."""
+        return q, k
+
+    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
+        """What is added to the scores of queries at [B|1,T] on keys at [B|1,S]: [B|1,N,T,S], or None for nothing."""
+        return None

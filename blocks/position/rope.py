@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from blocks.kernels.rotary import rotary_width, rotate_pairs
+from blocks.position.base import Position
+from registry import register
+
+
+@register("position", "rope")
+class RoPE(Position):
+    """Rotary position embedding: pairs of dimensions are turned by an angle proportional to the position.
+
+    Su et al. 2021, arXiv 2104.09864: pair j of R/2 turns by t · theta^(−2j/R); scores depend on distances alone.
+
+    Pairs are (j, j + R/2) as in Llama, Mixtral and Qwen checkpoints (``half_split``), or (2j, 2j + 1) as in the paper
+    and every MLA checkpoint (``interleaved``). With the same weights the two differ; permuting the rows of the query
+    and key projections maps one into the other. Angles are fp32 whatever the model's precision.
+
+    Args:
+        theta: base of the frequencies; larger turns slower and reaches further
+        rotary_fraction: part of the head width that turns, from its front; the rest passes (GPT-NeoX, Phi)
+        pairing: which dimensions form a pair
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        theta: float = 10000.0,
+        rotary_fraction: float = 1.0,
+        pairing: Literal["half_split", "interleaved"] = "half_split",
+    ) -> None:
+        super().__init__()
+        self.rotary_dim = rotary_width(head_dim, rotary_fraction)
+        self.theta = theta
+        self.interleaved = pairing == "interleaved"
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """Radians a position of each pair, [R/2] fp32."""
+        exponents = torch.arange(0, self.rotary_dim, 2, device=device, dtype=torch.float32) / self.rotary_dim
+        return self.theta**-exponents
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angles = positions[..., None].float() * self.frequencies(q.device)
+        cos, sin = angles.cos(), angles.sin()
+        return rotate_pairs(q, cos, sin, self.interleaved), rotate_pairs(k, cos, sin, self.interleaved)

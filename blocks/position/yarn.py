@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from blocks.kernels.rotary import rotary_width, rotate_pairs
+from blocks.position.base import Position
+from registry import BlockError, register
+
+
+@register("position", "yarn")
+class YaRN(Position):
+    """RoPE stretched to a longer context: slow pairs are interpolated, fast ones kept, and the softmax is sharpened.
+
+    Peng et al. 2023, arXiv 2309.00071, as DeepSeek-V2/V3 use it. With base frequency f_j = theta^(−2j/R) and
+    corr(ρ) = R ln(L/(2πρ)) / (2 ln theta): low = ⌊corr(beta_fast)⌋, high = ⌈corr(beta_slow)⌉,
+    ramp_j = clamp((j − low)/(high − low), 0, 1), frequency_j = f_j (1 − ramp_j) + f_j/factor · ramp_j.
+    With g(m) = 0.1 m ln(factor) + 1: cosines and sines are multiplied by g(mscale)/g(mscale_all_dim), and the
+    attention's scale by g(mscale_all_dim)².
+
+    The stretch holds at every length, as in the Hugging Face implementations; DeepSeek's inference code applies it
+    only beyond the original context. transformers before 5 left the g² out of its DeepSeek-V2.
+
+    Args:
+        theta: base of the frequencies
+        factor: how many times longer than the original context
+        original_positions: length in tokens of the context trained before stretching
+        beta_fast: turns over the original context above which a pair is left alone
+        beta_slow: turns below which a pair is fully interpolated
+        mscale: m of the amplitude; 0.707 in V2, 1.0 in V2.5 and V3
+        mscale_all_dim: m of the softmax's temperature; 0 leaves the softmax alone and scales the amplitude only
+        rotary_fraction: part of the head width that turns, from its front
+        pairing: which dimensions form a pair; released MLA weights are interleaved
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        theta: float = 10000.0,
+        factor: float = 40.0,
+        original_positions: int = 4096,
+        beta_fast: float = 32.0,
+        beta_slow: float = 1.0,
+        mscale: float = 1.0,
+        mscale_all_dim: float = 1.0,
+        rotary_fraction: float = 1.0,
+        pairing: Literal["half_split", "interleaved"] = "interleaved",
+    ) -> None:
+        super().__init__()
+        if factor < 1:
+            raise BlockError("factor", factor, "stretches the context, so it is at least 1", "Use 1 for plain RoPE")
+        self.rotary_dim = rotary_width(head_dim, rotary_fraction)
+        self.theta, self.factor, self.original_positions = theta, factor, original_positions
+        self.beta_fast, self.beta_slow = beta_fast, beta_slow
+        self.interleaved = pairing == "interleaved"
+        self.amplitude = self._gain(mscale) / self._gain(mscale_all_dim)
+        self.softmax_scale = self._gain(mscale_all_dim) ** 2
+
+    def _gain(self, mscale: float) -> float:
+        return 0.1 * mscale * math.log(self.factor) + 1.0
+
+    def _pair_with(self, turns: float) -> float:
+        """Index of the pair that makes this many turns over the original context."""
+        numerator = self.rotary_dim * math.log(self.original_positions / (2 * math.pi * turns))
+        return numerator / (2 * math.log(self.theta))
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """Radians a position of each pair, [R/2] fp32."""
+        pairs = torch.arange(self.rotary_dim // 2, device=device, dtype=torch.float32)
+        base = self.theta ** -(2 * pairs / self.rotary_dim)
+        low = max(math.floor(self._pair_with(self.beta_fast)), 0)
+        high = min(math.ceil(self._pair_with(self.beta_slow)), self.rotary_dim - 1)
+        ramp = ((pairs - low) / max(high - low, 0.001)).clamp(0, 1)
+        return base * (1 - ramp) + base / self.factor * ramp
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angles = positions[..., None].float() * self.frequencies(q.device)
+        cos, sin = angles.cos() * self.amplitude, angles.sin() * self.amplitude
+        return rotate_pairs(q, cos, sin, self.interleaved), rotate_pairs(k, cos, sin, self.interleaved)

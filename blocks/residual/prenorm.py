@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from blocks.norm.base import Norm
+from blocks.residual.base import Mixer, Residual
+from registry import register
+
+
+@register("residual", "prenorm")
+class PreNorm(Residual):
+    """Norm before each mixer; the stream itself is never normalised.
+
+    Xiong et al. 2020, arXiv 2002.04745: x ← x + attention(norm₁(x)); x ← x + ffn(norm₂(x)). Llama, DeepSeek, GPT-2.
+
+    Args:
+        attention_norm: norm in front of the attention
+        ffn_norm: norm in front of the feed-forward block
+    """
+
+    def __init__(self, attention_norm: Norm, ffn_norm: Norm) -> None:
+        super().__init__()
+        self.attention_norm = attention_norm
+        self.ffn_norm = ffn_norm
+
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+        x = x + attention(self.attention_norm(x))
+        return x + ffn(self.ffn_norm(x))

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from blocks.norm.base import Norm
+from blocks.residual.base import Mixer, Residual
+from registry import register
+
+
+@register("residual", "sandwich")
+class Sandwich(Residual):
+    """Norm before and after each mixer, before it is added.
+
+    Ding et al. 2021 (CogView), arXiv 2105.13290; Gemma-2: x ← x + norm₂(attention(norm₁(x))), likewise for the ffn.
+
+    Args:
+        attention_norm: norm in front of the attention
+        attention_out_norm: norm of what the attention adds
+        ffn_norm: norm in front of the feed-forward block
+        ffn_out_norm: norm of what the feed-forward block adds
+    """
+
+    def __init__(self, attention_norm: Norm, attention_out_norm: Norm, ffn_norm: Norm, ffn_out_norm: Norm) -> None:
+        super().__init__()
+        self.attention_norm = attention_norm
+        self.attention_out_norm = attention_out_norm
+        self.ffn_norm = ffn_norm
+        self.ffn_out_norm = ffn_out_norm
+
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+        x = x + self.attention_out_norm(attention(self.attention_norm(x)))
+        return x + self.ffn_out_norm(ffn(self.ffn_norm(x)))
