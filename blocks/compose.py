@@ -90,7 +90,8 @@ def _init(given: Mapping[str, Any]) -> dict[str, Any]:
         if key not in complete:
             raise ConfigError(f"model.init.{key}", value, "init has no such key", did_you_mean(key, complete))
         if not conforms(value, float if key == "std" else bool):
-            raise ConfigError(f"model.init.{key}", value, "must be a number" if key == "std" else "must be true or false", "")
+            rule = "must be a number" if key == "std" else "must be true or false"
+            raise ConfigError(f"model.init.{key}", value, rule, f"Write model.init.{key}={complete[key]}")
     complete |= given
     if complete["std"] < 0:
         raise ConfigError("model.init.std", complete["std"], "a standard deviation is not negative", "Use e.g. 0.006")

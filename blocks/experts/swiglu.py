@@ -36,7 +36,7 @@ class SwiGLUExperts(Experts):
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         order = sort_by_expert(routing.experts, self.n_experts)
         gate, up = grouped_matmul(dispatch(x, order), self.gate_up.to(x.dtype), order.ends).chunk(2, -1)
-        weights = routing.weights.flatten().index_select(0, order.sorted).to(x.dtype)
+        weights = routing.weights.flatten().index_select(0, order.sorted).to(gate.dtype)
         hidden = F.silu(gate) * up * weights[:, None]
         return combine(grouped_matmul(hidden, self.down.to(x.dtype), order.ends), order)
 

@@ -16,8 +16,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Gradients are formed chunk by chunk in the forward pass, while the chunk's logits are at hand."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
-        learn = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, learn: bool) -> Tensor:
         grad_hidden = torch.empty_like(hidden) if learn else None
         grad_weight = torch.zeros_like(weight, dtype=_wide(weight)) if learn else None
         total = torch.zeros((), dtype=_wide(hidden), device=hidden.device)
@@ -37,9 +36,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad.to(grad_hidden.dtype), (grad_weight * grad).to(ctx.dtype), None, None
+        return grad_hidden * grad.to(grad_hidden.dtype), (grad_weight * grad).to(ctx.dtype), None, None, None
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -57,7 +56,9 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     Returns:
         scalar in nats, fp32 (fp64 for fp64 input): the sum over scored targets
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, max(1, CHUNK_ELEMENTS // weight.shape[0]))
+    rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+    learn = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)  # forward() cannot see no_grad
+    return _LinearCrossEntropy.apply(hidden, weight, targets, rows, learn)
 
 
 def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -85,6 +85,9 @@ def grouped_matmul(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """
     if rows.device.type == "meta":
         return rows @ weight[0].t()  # the shape and the FLOPs; on this device there are no counts to split by
+    if torch.is_autocast_enabled(rows.device.type):  # F.grouped_mm is not on autocast's list, as matmul is
+        low = torch.get_autocast_dtype(rows.device.type)
+        rows, weight = (t.to(low) if t.dtype == torch.float32 else t for t in (rows, weight))
     fits = rows.dtype in (torch.float32, torch.bfloat16) and weight.dtype == rows.dtype
     aligned = all((n * rows.element_size()) % 16 == 0 for n in weight.shape[1:])  # what F.grouped_mm asks of strides
     if fits and aligned:

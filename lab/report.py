@@ -1,0 +1,154 @@
+"""What one run has to show: a table of figures, the loss curve, the load of the experts, a sampled text."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from blocks.cost import count_parameters
+from blocks.generate import generate
+from training.callbacks.finale import Finale
+from training.causal_lm import CausalLM
+
+SHOWN = (
+    ("val/loss", "validation loss", "nats a token"),
+    ("val/perplexity", "validation perplexity", ""),
+    ("val/bits_per_byte", "validation bits per byte", ""),
+    ("test/loss", "test loss", "nats a token"),
+    ("train/loss", "last training loss", "nats a token"),
+    ("speed/tokens_per_second", "speed", "tokens/s"),
+    ("speed/mfu", "model FLOPs utilisation", "of measured peak"),
+)
+
+
+class RunReport(Finale):
+    """Writes results.json, loss.png, expert_load.png and sample.txt, and shows them.
+
+    The curves are part of the checkpoint: a resumed run draws the whole of them.
+
+    Args:
+        directory: where to write
+        sample_tokens: length of the sampled text; 0 for none
+        temperature: of the sampling
+    """
+
+    def __init__(self, directory: str, sample_tokens: int = 400, temperature: float = 0.8) -> None:
+        self.directory = Path(directory)
+        self.sample_tokens, self.temperature = sample_tokens, temperature
+        self.train: list[tuple[int, float]] = []
+        self.val: list[tuple[int, float]] = []
+        self.seconds = 0.0
+        self._since = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"train": self.train, "val": self.val, "seconds": self._elapsed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.train, self.val, self.seconds = list(state_dict["train"]), list(state_dict["val"]), state_dict["seconds"]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seconds = self._elapsed()
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.perf_counter() - self._since
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        total = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if trainer.log_every_n_steps and total % trainer.log_every_n_steps == 0:
+            self.train.append((trainer.global_step, float(trainer.callback_metrics["train/loss"])))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.val.append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
+
+    def on_conclusion(self, trainer: L.Trainer, task: L.LightningModule, metrics: dict[str, float]) -> None:
+        assert isinstance(task, CausalLM) and task.decoder is not None
+        self.directory.mkdir(parents=True, exist_ok=True)
+        counts = count_parameters(task.decoder)
+        figures = {"parameters": counts.total, "active_parameters": counts.active, "steps": trainer.global_step}
+        results = {"status": "completed", **figures, "fit_seconds": round(self.seconds, 1), "metrics": metrics}
+        (self.directory / "results.json").write_text(json.dumps(results, indent=1))
+        if self.train:
+            plot_losses(self.train, self.val, self.directory / "loss.png")
+        if task.expert_shares:
+            plot_expert_load(task.expert_shares, self.directory / "expert_load.png")
+        console = Console()
+        console.print(results_table(results))
+        if self.sample_tokens:
+            text = self._sample(trainer, task)
+            (self.directory / "sample.txt").write_text(text)
+            console.print(Panel(text, title=f"sampled at temperature {self.temperature:g}", highlight=False))
+        drawn = [f.name for f in sorted(self.directory.glob("*.png"))]
+        console.print(f"{self.directory}: results.json, {', '.join(drawn)}", highlight=False, soft_wrap=True)
+
+    def _sample(self, trainer: L.Trainer, task: CausalLM) -> str:
+        """What the model writes at the start of a document."""
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        assert task.decoder is not None
+        room = task.decoder.config["max_positions"]
+        prompt = torch.tensor([[tokenizer.eos]], device=task.device)
+        task.decoder.eval()
+        count = min(self.sample_tokens, room - 1)
+        tokens = generate(task.decoder, prompt, count, temperature=self.temperature, seed=task.seed)
+        return tokenizer.decode(tokens[0, 1:].tolist())
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """The figures of one run."""
+    table = Table("", "", "unit", title="results", title_justify="left")
+    table.add_row("parameters", f"{results['parameters']:,}", f"{results['active_parameters']:,} active")
+    table.add_row("optimizer steps", f"{results['steps']:,}", f"{results['fit_seconds']:.0f} s of training")
+    for key, label, unit in SHOWN:
+        if key in results["metrics"]:
+            table.add_row(label, f"{results['metrics'][key]:,.6g}", unit)
+    violations = [v for k, v in results["metrics"].items() if k.startswith("val_load/") and k.endswith("max_violation")]
+    if violations:
+        table.add_row("busiest expert over the mean", f"{1 + max(violations):.3g}", "×, worst layer, validation")
+    return table
+
+
+def plot_losses(train: list[tuple[int, float]], val: list[tuple[int, float]], path: Path) -> None:
+    """Training and validation loss over optimizer steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*train, strict=True), label="training", linewidth=1)
+    if val:
+        axes.plot(*zip(*val, strict=True), "o-", label="validation", markersize=3)
+        axes.set_title(f"validation loss {val[-1][1]:.4f} after {val[-1][0]} steps", fontsize=10)
+    axes.set(xlabel="optimizer step", ylabel="loss (nats a token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def plot_expert_load(shares: dict[str, torch.Tensor], path: Path) -> None:
+    """Heat map of each expert's load over the even load, a row for each layer that routes."""
+    from matplotlib.figure import Figure
+
+    width = max(len(s) for s in shares.values())
+    grid = torch.full((len(shares), width), float("nan"))
+    for row, share in enumerate(shares.values()):
+        grid[row, : len(share)] = share * len(share)
+    figure = Figure(figsize=(max(5, 0.35 * width), 1.2 + 0.4 * len(shares)), layout="constrained")
+    axes = figure.subplots()
+    top = max(2.0, float(grid.nan_to_num(0).max()))
+    image = axes.imshow(grid.numpy(), aspect="auto", cmap="RdBu_r", vmin=2 - top, vmax=top)
+    axes.set(xlabel="expert", yticks=range(len(shares)), yticklabels=[f"layer {k}" for k in shares])
+    axes.set_title("load over even load (1 is even)", fontsize=10)
+    figure.colorbar(image)
+    figure.savefig(path, dpi=120)

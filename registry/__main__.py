@@ -1,0 +1,78 @@
+"""``python -m registry [KIND[/NAME]]``: what there is to swap, and its parameters."""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from registry import catalogue
+from registry.errors import ConfigError, did_you_mean
+from registry.schema import Parameter
+
+
+def main(arguments: list[str]) -> None:
+    """Print the catalogue, a family of it, or one block; names may hold wildcards (``attention/m*``).
+
+    Raises:
+        ConfigError: there is no such kind or block
+    """
+    console = Console()
+    kind, _, pattern = (arguments[0] if arguments else "*").strip("/").partition("/")
+    kinds = fnmatch.filter(catalogue.kinds(), kind)
+    if not kinds:
+        raise ConfigError("kind", kind, "there is no such kind of block", did_you_mean(kind, catalogue.kinds()))
+    found = [(k, n) for k in kinds for n in catalogue.names(k, pattern or "*")]
+    if not found:
+        known = did_you_mean(pattern, [n for k in kinds for n in catalogue.names(k)])
+        raise ConfigError(kind, pattern, f"no {kind} is registered under this name", known)
+    if pattern:
+        for k, n in found:
+            _show_block(console, catalogue.lookup(k, n))
+    else:
+        _show_family(console, found, with_parameters=len(kinds) == 1)
+
+
+def _show_family(console: Console, found: list[tuple[str, str]], with_parameters: bool) -> None:
+    table = Table("model/<kind>=<name>", "what it is", *(["parameters"] if with_parameters else []), "provider")
+    last = None
+    for kind, name in found:
+        entry = catalogue.lookup(kind, name)
+        if last not in (None, kind):
+            table.add_section()
+        last = kind
+        parameters = ", ".join(f"{p.name}={_default(p)}" for p in entry.schema.parameters.values())
+        table.add_row(
+            f"{kind}/[bold]{name}[/]", entry.schema.summary, *([parameters] if with_parameters else []), entry.provider
+        )
+    console.print(table)
+
+
+def _show_block(console: Console, entry: catalogue.Entry) -> None:
+    console.print(f"[bold]{entry.kind}/{entry.name}[/]  {entry.schema.summary}", highlight=False)
+    console.print(f"{entry.cls.__module__}.{entry.cls.__qualname__}, provided by {entry.provider}", highlight=False)
+    table = Table("parameter", "type", "default", "meaning")
+    for p in entry.schema.parameters.values():
+        table.add_row(p.name, p.type.replace("[", r"\["), _default(p), p.description)
+    console.print(table if entry.schema.parameters else "It takes no parameters.")
+    told = ", ".join(sorted(entry.schema.context)) or "nothing"
+    console.print(f"supplied by the composer: {told}", highlight=False)
+    names = [n for n, p in entry.schema.parameters.items() if not p.child]
+    example = f" model.{entry.kind}.{names[0]}=…" if names else ""
+    console.print(f"python train.py model/{entry.kind}={entry.name}{example}", highlight=False)
+
+
+def _default(p: Parameter) -> str:
+    if p.child:
+        return "none" if p.optional else f"model.{p.child}"
+    return "required" if p.required else "null" if p.default is None else str(p.default)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ConfigError as error:
+        print(error.render(), file=sys.stderr)
+        sys.exit(2)

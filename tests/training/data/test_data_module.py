@@ -1,0 +1,291 @@
+"""The data module: what a batch holds, what evaluation counts, how processes share, what is refused."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.cli import LightningCLI
+
+from registry.errors import ConfigError
+from training.data import preflight
+from training.data.module import TextDataModule
+from training.data.tokenizers.bpe import BPE
+from training.data.tokenizers.bytes import Bytes
+from training.data.tokenizers.chars import Chars
+
+EOS = 256
+
+
+@pytest.fixture
+def ready(make_module):
+    """A data module after setup, as in a process of its own."""
+
+    def make(**changes) -> TextDataModule:
+        data = make_module(**changes)
+        data.prepare_data()
+        data.setup("fit")
+        return data
+
+    return make
+
+
+def as_rank(data: TextDataModule, rank: int, world_size: int, uses_lightnings_sampler: bool = False) -> TextDataModule:
+    """The data module as one of several data-parallel processes sees it."""
+    progress = SimpleNamespace(total=SimpleNamespace(processed=0))
+    data.trainer = SimpleNamespace(
+        distributed_sampler_kwargs={"rank": rank, "num_replicas": world_size},
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+        overfit_batches=0,
+        limit_train_batches=1.0,
+        _accelerator_connector=SimpleNamespace(use_distributed_sampler=uses_lightnings_sampler),
+    )
+    return data
+
+
+def test_a_batch_holds_windows_of_the_stream(ready):
+    batch = next(iter(ready().train_dataloader()))
+    assert set(batch) >= {"tokens", "targets", "positions", "n_bytes"}
+    for name in ("tokens", "targets", "positions"):
+        assert batch[name].shape == (4, 16) and batch[name].dtype == torch.int64
+    assert batch["n_bytes"].shape == (4,) and batch["n_bytes"].dtype == torch.int64
+    counted = batch["targets"] != -100
+    assert (batch["tokens"][:, 1:][counted[:, :-1]] == batch["targets"][:, :-1][counted[:, :-1]]).all()
+
+
+def test_segments_are_given_only_when_a_window_holds_two_documents(ready):
+    for batch in ready().train_dataloader():
+        has_two = (batch["tokens"][:, :-1] == EOS).any()
+        assert ("segments" in batch) == has_two
+        if not has_two:
+            assert (batch["positions"] == torch.arange(16)).all()
+
+
+def test_an_epoch_covers_the_train_split_and_every_epoch_is_as_long(ready):
+    loader = ready().train_dataloader()
+    epochs = [list(loader), list(loader)]
+    assert [len(batches) for batches in epochs] == [len(loader)] * 2 == [16, 16]
+    assert not torch.equal(epochs[0][0]["tokens"], epochs[1][0]["tokens"])
+
+
+def test_workers_change_no_batch(ready):
+    alone, helped = ready().train_dataloader(), ready(num_workers=2).train_dataloader()
+    for _ in range(2):
+        for a, b in zip(alone, helped, strict=True):
+            assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_together_train_on_the_batches_of_one(ready, world_size):
+    ranks = [as_rank(ready(), rank, world_size).train_dataloader() for rank in range(world_size)]
+    for whole, *parts in zip(ready().train_dataloader(), *ranks, strict=True):
+        assert torch.equal(whole["tokens"], torch.cat([part["tokens"] for part in parts]))
+        assert torch.equal(whole["targets"], torch.cat([part["targets"] for part in parts]))
+
+
+def test_evaluation_counts_each_token_of_the_split_once(ready, small_corpus):
+    batches = list(ready().val_dataloader())
+    targets = torch.cat([batch["targets"].flatten() for batch in batches])
+    texts = list(small_corpus.documents("val"))
+    assert targets[targets != -100].tolist() == [t for text in texts for t in [*text.encode()[1:], EOS]]
+    assert sum(batch["n_bytes"].sum() for batch in batches) == sum(len(text) - 1 for text in texts)
+    last = batches[-1]
+    assert last["tokens"].shape[1] == 16 and last["tokens"][-1, -1] == EOS and last["targets"][-1, -1] == -100
+    assert last["segments"][-1, -1] > last["segments"][-1, 0]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_together_evaluate_the_split_once_in_equally_many_batches(ready, world_size):
+    def counted(data: TextDataModule) -> tuple[int, list[int]]:
+        batches = list(data.val_dataloader())
+        return len(batches), sorted(t for b in batches for t in b["targets"][b["targets"] != -100].tolist())
+
+    n_batches, alone = counted(ready(eval_batch_size=6))
+    ranks = [counted(as_rank(ready(eval_batch_size=6), rank, world_size)) for rank in range(world_size)]
+    assert [n for n, _ in ranks] == [n_batches] * world_size
+    assert sorted(t for _, targets in ranks for t in targets) == alone
+
+
+def test_a_cap_on_windows_evaluates_so_many(ready):
+    assert sum(len(batch["tokens"]) for batch in ready(eval_windows=5).val_dataloader()) == 5
+    assert sum(len(batch["tokens"]) for batch in ready(eval_windows=1000).val_dataloader()) == 11
+
+
+def test_the_tokenizer_is_fitted_by_whoever_comes_first_and_read_by_the_rest(make_module):
+    for tokenizer in (lambda: Chars(64), lambda: BPE(300)):
+        first, second = make_module(tokenizer=tokenizer()), make_module(tokenizer=tokenizer())
+        first.prepare_data()
+        assert first.tokenizer.fitted and not second.tokenizer.fitted
+        second.setup("fit")
+        assert second.tokenizer.fingerprint() == first.tokenizer.fingerprint()
+        first.setup("fit")
+        assert first._key == second._key
+
+
+def test_a_fitted_tokenizer_is_kept_as_it_is(make_module, memory):
+    tokenizer = Chars(64)
+    tokenizer.fit(["abcdefgh ,.\nxyz"])
+    data = make_module(tokenizer=tokenizer)
+    data.prepare_data()
+    data.setup()
+    assert "xyz" in data.tokenizer.characters
+
+
+def test_the_state_needs_no_trainer(ready):
+    data = ready()
+    state = data.state_dict()
+    assert state["batches"] == 0 and state["tokenizer"] == {"kind": "bytes", "vocab_size": 257}
+    data.load_state_dict({**state, "batches": 17})
+    assert data.state_dict()["batches"] == 17
+    expected = data.order.epoch(1)[1:].tolist()
+    assert list(data.train_dataloader().batch_sampler) == expected
+
+
+# ---- under the Trainer
+
+
+class Counter(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = torch.nn.Parameter(torch.zeros(()))
+        self.counts = {"fit": 0, "val": 0, "test": 0}
+
+    def training_step(self, batch, batch_idx):
+        self.counts["fit"] += 1
+        return self.number * 1.0
+
+    def validation_step(self, batch, batch_idx):
+        self.counts["val"] += int((batch["targets"] != -100).sum())
+
+    def test_step(self, batch, batch_idx):
+        self.counts["test"] += int((batch["targets"] != -100).sum())
+
+    def predict_step(self, batch, batch_idx):
+        return batch["tokens"]
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(**settings) -> L.Trainer:
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return L.Trainer(accelerator="cpu", max_epochs=1, num_sanity_val_steps=0, **quiet, **settings)
+
+
+def test_fit_validate_test_and_predict_run_and_say_nothing_wrong_of_the_loaders(make_module):
+    model = Counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        trainer().fit(model, make_module())
+        trainer().validate(model, make_module(), verbose=False)
+        trainer().test(model, make_module(), verbose=False)
+        predictions = trainer().predict(model, make_module())
+    assert model.counts == {"fit": 16, "val": 320, "test": 80}
+    assert sum(len(tokens) for tokens in predictions) == 5
+
+
+def test_a_corpus_without_held_out_text_trains(make_module, memory, small_corpus):
+    model = Counter()
+    trainer().fit(model, make_module(corpus=memory(list(small_corpus.documents("train")))))
+    assert model.counts == {"fit": 16, "val": 0, "test": 0}
+
+
+# ---- mistakes
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(ready):
+    data = as_rank(ready(), 0, 3)
+    with pytest.raises(ConfigError, match=r"^data\.batch_size = 4.*3 of them.*data\.batch_size=6"):
+        data.setup("fit")
+    data.batch_size = 6
+    with pytest.raises(ConfigError, match=r"^data\.eval_batch_size = 4"):
+        data.setup("fit")
+    data.batch_size, data.eval_batch_size = 4, 3
+    data.setup("test")  # an evaluation asks nothing of the training batch
+
+
+def test_lightnings_own_sampler_is_refused(ready):
+    with pytest.raises(ConfigError, match=r"^trainer\.use_distributed_sampler = True"):
+        as_rank(ready(), 0, 2, uses_lightnings_sampler=True).setup("fit")
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_split_shorter_than_a_sequence_is_refused_by_name(make_module, memory, split):
+    texts = {"train": ["x" * 90], "val": ["x" * 90], "test": ["x" * 90], split: ["x" * 15]}
+    make_module(corpus=memory(**texts), sequence_length=15, batch_size=1).setup()
+    with pytest.raises(
+        ConfigError, match=rf"^data\.sequence_length = 16: the {split} split has 16 tokens.* 17.*=15 or"
+    ):
+        make_module(corpus=memory(**texts), batch_size=1).setup()
+
+
+def test_a_batch_larger_than_the_train_split_is_refused(make_module):
+    make_module(batch_size=66).setup("fit")
+    with pytest.raises(ConfigError, match=r"^data\.batch_size = 67: the train split has only 66 windows"):
+        make_module(batch_size=67).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("sequence_length", 1), ("batch_size", 0), ("eval_batch_size", 0), ("eval_windows", 0), ("num_workers", -1)],
+)
+def test_numbers_out_of_range_are_refused(make_module, key, value):
+    with pytest.raises(ConfigError, match=rf"^data\.{key} = {value}"):
+        make_module(**{key: value})
+
+
+# ---- the other door
+
+
+def test_the_cli_takes_corpus_and_tokenizer_by_class_path(tmp_path):
+    (tmp_path / "a.txt").write_text("line of text\n" * 200)
+    arguments = [
+        "fit",
+        "--data.corpus=training.data.text.TextFiles",
+        f"--data.corpus.files={tmp_path}/a.txt",
+        "--data.tokenizer=training.data.tokenizers.bytes.Bytes",
+        "--data.sequence_length=16",
+        f"--data.cache_dir={tmp_path}/cache",
+        "--trainer.max_steps=2",
+        "--trainer.accelerator=cpu",
+        "--trainer.logger=false",
+        "--trainer.enable_checkpointing=false",
+        "--trainer.enable_progress_bar=false",
+    ]
+    cli = LightningCLI(Counter, TextDataModule, args=arguments, save_config_callback=None)
+    assert cli.datamodule.corpus.files == [f"{tmp_path}/a.txt"]
+    assert cli.model.counts["fit"] == 2
+
+
+def test_the_cli_shows_a_sentence_for_each_argument(capsys):
+    with pytest.raises(SystemExit):
+        LightningCLI(Counter, TextDataModule, args=["fit", "--help"], save_config_callback=None)
+    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "windows of a training batch over *all* processes" in shown
+    for name in inspect.signature(TextDataModule).parameters:
+        assert f"--data.{name}" in shown
+
+
+def test_the_preflight_knows_every_argument_of_the_module():
+    assert set(inspect.signature(TextDataModule).parameters) == preflight.ARGUMENTS
+    assert f"{TextDataModule.__module__}.{TextDataModule.__qualname__}" == preflight.MODULE
+
+
+def test_bits_a_byte_compare_across_tokenizers(ready, small_corpus):
+    # The same text has the same bytes, whatever the tokens, but for the first token of each document.
+    n_bytes = {}
+    for tokenizer in (Bytes(), Chars(64)):
+        data = ready(tokenizer=tokenizer)
+        n_bytes[tokenizer.kind] = int(sum(batch["n_bytes"].sum() for batch in data.val_dataloader()))
+    assert n_bytes["bytes"] == n_bytes["chars"] == 158

@@ -1,0 +1,252 @@
+"""Packing: the stream comes back from its windows, targets stay within documents, the cache survives its writers."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.errors import ConfigError
+from training.data import packing
+from training.data.packing import Stream, cache_key, cut, line, load, pack, ring
+from training.data.tokenizers.bpe import BPE
+from training.data.tokenizers.bytes import Bytes
+from training.data.tokenizers.chars import Chars
+
+EOS = 256
+documents = st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=12), min_size=1, max_size=8)
+
+
+def stream_of(texts: list[list[int]]) -> Stream:
+    """A stream that lies in memory."""
+    tokens = [token for text in texts for token in [*text, EOS]]
+    starts = np.cumsum([0, *[len(text) + 1 for text in texts]])[:-1]
+    stream = Stream(Path("nowhere"), "uint16", starts, len(tokens), EOS)
+    stream.__dict__["tokens"] = np.array(tokens, dtype=np.uint16)
+    return stream
+
+
+def slow_window(texts: list[list[int]], places: list[int]) -> dict[str, list[int]]:
+    """What ``cut`` says of one window, token by token."""
+    tokens = [token for text in texts for token in [*text, EOS]]
+    document_of = [i for i, text in enumerate(texts) for _ in [*text, EOS]]
+    is_start = [j == 0 for text in texts for j in range(len(text) + 1)]
+    row = {"tokens": [], "targets": [], "segments": [], "positions": [], "n_bytes": 0}
+    for t, place in enumerate(places[:-1]):
+        follows = places[t + 1]
+        row["tokens"].append(tokens[place] if place >= 0 else EOS)
+        is_new = t > 0 and (is_start[place] if place >= 0 else places[t - 1] >= 0)
+        row["segments"].append(0 if t == 0 else row["segments"][-1] + is_new)
+        row["positions"].append(0 if t == 0 or is_new else row["positions"][-1] + 1)
+        within = place >= 0 and follows >= 0 and document_of[place] == document_of[follows] and tokens[place] != EOS
+        row["targets"].append(tokens[follows] if within else -100)
+        row["n_bytes"] += within and tokens[follows] != EOS
+    return row
+
+
+@given(
+    documents, st.integers(1, 9), st.lists(st.integers(0, 200), min_size=1, max_size=4), st.sampled_from([ring, line])
+)
+def test_a_batch_is_what_the_slow_reading_says(texts, length, offsets, places_of):
+    stream = stream_of(texts)
+    offsets = np.array([offset % stream.n_tokens for offset in offsets])
+    length = min(length, stream.n_tokens - 1)
+    if length < 1:
+        return
+    places = places_of(offsets, length + 1, stream.n_tokens)
+    batch = cut(stream, places, Bytes().token_bytes())
+    for b, row in enumerate(places.tolist()):
+        assert {name: values[b].tolist() for name, values in batch.items()} == slow_window(texts, row)
+
+
+@given(documents, st.integers(1, 9))
+def test_the_stream_comes_back_from_the_windows_of_a_line(texts, length):
+    stream = stream_of(texts)
+    windows = -(-(stream.n_tokens - 1) // length)
+    places = line(np.arange(windows) * length, length + 1, stream.n_tokens)
+    batch = cut(stream, places, Bytes().token_bytes())
+    # Every token but the last is an input once; every token but each document's first is a target once.
+    flat = batch["tokens"].ravel()[: stream.n_tokens - 1]
+    assert flat.tolist() == stream.tokens[:-1].tolist()
+    targets = batch["targets"][batch["targets"] != -100]
+    assert targets.tolist() == [token for text in texts for token in [*text[1:], EOS]]
+    assert batch["n_bytes"].sum() == sum(len(text) - 1 for text in texts)
+
+
+@given(documents, st.integers(1, 9), st.integers(0, 200))
+def test_the_stream_comes_back_from_the_windows_of_a_ring(texts, length, first):
+    stream = stream_of(texts)
+    first %= stream.n_tokens
+    n = stream.n_tokens // length
+    offsets = (first + np.arange(n) * length) % stream.n_tokens
+    tokens = cut(stream, ring(offsets, length + 1, stream.n_tokens), Bytes().token_bytes())["tokens"].ravel()
+    assert tokens.tolist() == np.roll(stream.tokens, -first)[: n * length].tolist()
+
+
+@given(documents, st.integers(1, 20))
+def test_a_token_never_predicts_into_another_document(texts, length):
+    stream = stream_of(texts)
+    batch = cut(stream, ring(np.arange(stream.n_tokens), length + 1, stream.n_tokens), Bytes().token_bytes())
+    assert (batch["targets"][batch["tokens"] == EOS] == -100).all()
+    assert (batch["positions"][:, 0] == 0).all() and (batch["segments"][:, 0] == 0).all()
+    new = np.diff(batch["segments"], axis=1) == 1
+    assert (new == (batch["tokens"][:, :-1] == EOS)).all()
+    assert (batch["positions"][:, 1:][new] == 0).all()
+
+
+def test_an_empty_window_is_ignored_throughout():
+    batch = cut(stream_of([[1, 2, 3]]), line(np.array([-1]), 5, 4), Bytes().token_bytes())
+    assert (batch["targets"] == -100).all() and batch["n_bytes"].tolist() == [0]
+    assert (batch["segments"] == 0).all()
+
+
+# ---- the cache
+
+
+@pytest.fixture
+def packed(tmp_path, small_corpus):
+    tokenizer = Bytes()
+    key = cache_key(small_corpus.fingerprint(), tokenizer)
+    return pack(small_corpus, tokenizer, tmp_path, key), tmp_path / key
+
+
+def test_documents_lie_end_to_end_each_with_its_eos(packed, small_corpus):
+    stream = packed[0].streams["train"]
+    texts = list(small_corpus.documents("train"))
+    assert stream.tokens.tolist() == [token for text in texts for token in [*text.encode(), EOS]]
+    assert stream.starts.tolist() == [151 * i for i in range(7)]
+    assert isinstance(stream.tokens, np.memmap) and stream.tokens.dtype == np.uint16
+
+
+def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path, small_corpus):
+    streams = pack(small_corpus, Bytes(2**16 + 1), tmp_path, "wide").streams
+    assert streams["train"].tokens.dtype == np.uint32 and streams["train"].n_tokens == 1057
+
+
+def test_documents_without_a_token_are_left_out(tmp_path, memory):
+    stream = pack(memory(["", "ab", "", "c"]), Bytes(), tmp_path, "gaps").streams["train"]
+    assert stream.tokens.tolist() == [97, 98, EOS, 99, EOS] and stream.starts.tolist() == [0, 3]
+
+
+def test_the_second_run_reads_no_text(packed, small_corpus, monkeypatch):
+    _, folder = packed
+    monkeypatch.setattr(Bytes, "encode", None)
+    assert pack(small_corpus, Bytes(), folder.parent, folder.name).streams["val"].n_tokens == 162
+
+
+def test_a_learned_vocabulary_is_kept_beside_its_tokens(tmp_path, small_corpus):
+    for tokenizer in (Chars(64), BPE(270)):
+        first = pack(small_corpus, tokenizer, tmp_path, tokenizer.kind)
+        assert tokenizer.fitted
+        again = pack(small_corpus, type(tokenizer)(tokenizer.vocab_size), tmp_path, tokenizer.kind)
+        assert again.vocabulary == first.vocabulary == tokenizer.to_json()
+
+
+def test_the_vocabulary_is_learned_from_the_train_split_alone(tmp_path, memory):
+    tokenizer = Chars(64)
+    pack(memory(["abc"], ["xyz"], ["uvw"]), tokenizer, tmp_path, "alone")
+    assert tokenizer.characters == "abc"
+
+
+def test_the_key_follows_text_tokenizer_and_vocabulary(small_corpus, memory):
+    known = cache_key(small_corpus.fingerprint(), Bytes())
+    other = memory([*small_corpus.documents("train"), "x"])
+    keys = {known, cache_key(other.fingerprint(), Bytes())}
+    keys |= {cache_key(small_corpus.fingerprint(), tokenizer) for tokenizer in (Bytes(258), Chars(258), BPE(258))}
+    assert len(keys) == 5
+
+
+@pytest.mark.parametrize("harm", ["cut a file", "lose a file", "lose the index", "break the index", "empty folder"])
+def test_a_broken_cache_is_made_anew(packed, small_corpus, harm):
+    _, folder = packed
+    if harm == "cut a file":
+        os.truncate(folder / "train.bin", 100)
+    if harm in ("lose a file", "empty folder"):
+        (folder / "val.bin").unlink()
+    if harm in ("lose the index", "empty folder"):
+        (folder / "index.json").unlink()
+    if harm == "break the index":
+        (folder / "index.json").write_text(json.dumps({"dtype": "uint16"}))
+    if harm == "empty folder":
+        for path in folder.iterdir():
+            path.unlink()
+    assert load(folder, EOS) is None
+    anew = pack(small_corpus, Bytes(), folder.parent, folder.name)
+    assert anew.streams["train"].tokens[:150].tobytes().decode("utf-16-le") == next(small_corpus.documents("train"))
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_writer_that_fails_leaves_nothing_behind(tmp_path, memory):
+    with pytest.raises(ConfigError, match="vocab_size"):
+        pack(memory(["abc"]), Chars(3), tmp_path, "failed")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _pack_slowly(corpus, folder, key, barrier):
+    class Slow(Bytes):
+        def encode(self, text):
+            time.sleep(0.01)
+            return super().encode(text)
+
+    barrier.wait()
+    packed = pack(corpus, Slow(), folder, key)
+    assert packed.streams["train"].tokens.shape == (1057,)
+
+
+def test_writers_at_once_make_one_good_cache(tmp_path, small_corpus):
+    fork = multiprocessing.get_context("fork")
+    (tmp_path / "key").mkdir()  # and a broken one is in the way
+    (tmp_path / "key" / "train.bin").write_bytes(b"junk")
+    barrier = fork.Barrier(4)
+    writers = [fork.Process(target=_pack_slowly, args=(small_corpus, tmp_path, "key", barrier)) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(30)
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+    assert load(tmp_path / "key", EOS)
+
+
+def test_what_a_killed_writer_left_is_swept_a_day_later(tmp_path, small_corpus):
+    for name, age in ((".key.old", 2), (".key.new", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.bin").write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age * 86400,) * 2)
+    pack(small_corpus, Bytes(), tmp_path, "key")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".key.new", "key"]
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path, small_corpus):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"^data\.cache_dir = .*cannot be written"):
+        pack(small_corpus, Bytes(), tmp_path / "file" / "cache", "key")
+
+
+def test_a_stream_is_sent_to_a_process_without_its_tokens(packed):
+    stream = packed[0].streams["train"]
+    assert stream.tokens.size == 1057
+    data = pickle.dumps(stream)
+    assert len(data) < 1500
+    assert pickle.loads(data).tokens.tolist() == stream.tokens.tolist()
+
+
+@pytest.mark.parametrize("text", ["\u2028", "漢字 text", "<|endoftext|>", "\x00\r\n"])
+def test_packed_text_decodes_to_itself(tmp_path, memory, text):
+    stream = pack(memory([text, text]), Bytes(), tmp_path, "key").streams["train"]
+    assert Bytes().decode(stream.tokens) == text * 2
+    assert (stream.tokens == EOS).sum() == 2
+
+
+def test_the_format_is_part_of_the_key(small_corpus, monkeypatch):
+    before = cache_key(small_corpus.fingerprint(), Bytes())
+    monkeypatch.setattr(packing, "FORMAT", packing.FORMAT + 1)
+    assert cache_key(small_corpus.fingerprint(), Bytes()) != before

@@ -1,0 +1,175 @@
+"""The checks before a run: each mistake one clear error, in a moment, without Lightning; and the YAML composes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from registry.errors import ConfigError
+from training.data.preflight import check
+
+ROOT = Path(__file__).parents[3]
+CONF = ROOT / "conf"
+
+
+@pytest.fixture
+def node(tmp_path) -> dict:
+    (tmp_path / "a.txt").write_text("a line of text\n" * 200)
+    return {
+        "_target_": "training.data.module.TextDataModule",
+        "corpus": {"_target_": "training.data.text.TextFiles", "files": f"{tmp_path}/a.txt"},
+        "tokenizer": {"_target_": "training.data.tokenizers.bytes.Bytes", "vocab_size": 257},
+        "sequence_length": 32,
+        "batch_size": 4,
+        "eval_batch_size": None,
+        "eval_windows": None,
+        "num_workers": 0,
+        "seed": 0,
+        "cache_dir": f"{tmp_path}/cache",
+    }
+
+
+def refusal(node: dict) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check(node)
+    return str(caught.value)
+
+
+def test_a_right_configuration_passes_and_leaves_nothing_on_disk(node, tmp_path):
+    check(node)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sequence_length", 1),
+        ("sequence_length", None),
+        ("sequence_length", 2.5),
+        ("sequence_length", "256"),
+        ("batch_size", 0),
+        ("batch_size", True),
+        ("eval_batch_size", 0),
+        ("eval_windows", 0),
+        ("num_workers", -1),
+        ("seed", -1),
+    ],
+)
+def test_a_number_out_of_range_is_refused(node, key, value):
+    assert re.search(rf"^data\.{key} = {value!r}: an integer of at least", refusal({**node, key: value}))
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest_name(node):
+    assert re.search(r"^data\.batchsize = 4: .*Did you mean 'batch_size'", refusal({**node, "batchsize": 4}))
+    node["corpus"]["separater"] = "x"
+    assert re.search(r"^data\.corpus\.separater = 'x': .*Did you mean 'separator'", refusal(node))
+
+
+def test_a_missing_value_is_refused_by_its_path(node):
+    node["corpus"]["files"] = "???"
+    assert refusal(node).startswith("data.corpus.files = '???': a value is required")
+    del node["corpus"]["files"]
+    assert refusal(node).startswith("data.corpus.files = None: a value is required")
+
+
+def test_errors_of_the_corpus_come_out_as_they_are(node, tmp_path):
+    node["corpus"]["files"] = f"{tmp_path}/b.txt"
+    assert re.search(r"^data\.corpus\.files = .*Did you mean 'a.txt'", refusal(node))
+    node["corpus"] |= {"files": f"{tmp_path}/a.txt", "val_fraction": 1.5}
+    assert refusal(node).startswith("data.corpus.val_fraction = 1.5: a fraction lies in [0, 1)")
+
+
+def test_errors_of_the_tokenizer_come_out_as_they_are(node):
+    node["tokenizer"]["vocab_size"] = 256
+    assert refusal(node).startswith("data.tokenizer.vocab_size = 256")
+    node["tokenizer"] = {"_target_": "training.data.tokenizers.chars.Chars", "vocab_size": 5}
+    assert re.search(r"^data\.tokenizer\.vocab_size = 5: .*vocab_size=13", refusal(node))
+
+
+@pytest.mark.parametrize(("split", "sequence_length"), [("train", 5000), ("val", 1000), ("test", 130)])
+def test_a_split_shorter_than_a_sequence_is_refused(node, split, sequence_length):
+    node["corpus"] |= {"val_fraction": 0.1, "test_fraction": 0.04}
+    assert refusal({**node, "sequence_length": sequence_length}).startswith(
+        f"data.sequence_length = {sequence_length}: the {split} split has "
+    )
+
+
+@pytest.mark.parametrize("key", ["corpus", "tokenizer"])
+@pytest.mark.parametrize(
+    "bad", [None, "shakespeare", {}, {"_target_": "training.data.nowhere.Corpus"}, {"_target_": "pathlib.Path"}]
+)
+def test_what_is_no_corpus_or_tokenizer_is_refused_and_not_called(node, key, bad):
+    assert re.search(rf"^data\.{key}(\._target_)? = .*For example: data", refusal({**node, key: bad}))
+
+
+def test_a_value_of_a_wrong_type_is_refused_with_what_it_said(node):
+    node["corpus"]["val_fraction"] = "much"
+    assert re.search(r"^data\.corpus = .*cannot be built: .*'str'", refusal(node))
+
+
+def test_another_data_module_is_left_alone():
+    check({"_target_": "somebody.elses.DataModule", "rows": 3})
+
+
+def test_the_preflight_takes_a_moment_and_imports_no_lightning():
+    code = (
+        "import sys; from training.data.preflight import check;"
+        "check({'corpus': {'_target_': 'training.data.shakespeare.Shakespeare'}, 'sequence_length': 256,"
+        "'tokenizer': {'_target_': 'training.data.tokenizers.bpe.BPE', 'vocab_size': 4096}});"
+        "assert not {'lightning', 'torch', 'tokenizers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("kind", ["bytes.Bytes", "chars.Chars", "bpe.BPE"])
+def test_checking_the_plays_costs_less_than_a_second(kind):
+    node = {
+        "corpus": {"_target_": "training.data.shakespeare.Shakespeare"},
+        "tokenizer": {"_target_": f"training.data.tokenizers.{kind}"},
+    }
+    begin = time.process_time()
+    check(node)
+    assert time.process_time() - begin < 1
+
+
+# ---- the YAML
+
+
+def composed(*overrides: str) -> dict:
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = compose(overrides=["+seed=3", "+paths.data_dir=/data", *overrides])
+    return OmegaConf.to_container(config.data, resolve=True)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "chars", "bpe"])
+def test_each_tokenizer_is_chosen_by_name_and_passes(kind):
+    node = composed("+data=shakespeare", f"data/tokenizer={kind}")
+    assert node["seed"] == 3 and node["cache_dir"] == "/data/cache"
+    assert node["tokenizer"]["vocab_size"] == {"bytes": 257, "chars": 128, "bpe": 4096}[kind]
+    check(node)
+
+
+def test_text_asks_for_its_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"^data\.corpus\.files"):
+        check(composed("+data=text"))
+    (tmp_path / "a.txt").write_text("a line of text\n" * 2000)
+    check(composed("+data=text", f"data.corpus.files={tmp_path}/a.txt"))
+    check(composed("+data=text", f"data.corpus.files=[{tmp_path}/a.txt]", "data.corpus.val_fraction=0.1"))
+
+
+def test_the_yaml_builds_the_data_module(tmp_path):
+    from hydra.utils import instantiate
+
+    (tmp_path / "a.txt").write_text("a line of text\n" * 2000)
+    node = composed("+data=text", f"data.corpus.files=[{tmp_path}/a.txt]", f"data.cache_dir={tmp_path}/cache")
+    data = instantiate(node)
+    data.prepare_data()
+    data.setup()
+    assert next(iter(data.train_dataloader()))["tokens"].shape == (16, 256)

@@ -1,0 +1,224 @@
+"""A resumed run sees the batches that the uninterrupted run would have seen: with the real Trainer, killed and resumed.
+
+Each case trains once without interruption, once until it is killed, and goes on from the checkpoint; the list of
+batches before the checkpoint and after it must be the uninterrupted list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from torch import nn
+
+from registry.errors import ConfigError
+from training.data.tokenizers.bytes import Bytes
+from training.data.tokenizers.chars import Chars
+
+
+class KilledError(Exception):
+    pass
+
+
+class Recorder(L.LightningModule):
+    """A model of one number that writes down the batches it is trained on, and the number of its epoch."""
+
+    def __init__(self, dies_at: int | None = None) -> None:
+        super().__init__()
+        self.number = nn.Parameter(torch.zeros(1))
+        self.dies_at = dies_at
+        self.seen: list[tuple[int, ...]] = []
+        self.epochs: list[int] = []
+        self.validated_after: list[int] = []
+
+    def training_step(self, batch, batch_idx):
+        if len(self.seen) == self.dies_at:
+            raise KilledError
+        self.seen.append(tuple(batch["tokens"].flatten().tolist()))
+        self.epochs.append(self.current_epoch)
+        return self.number.sum()
+
+    def validation_step(self, batch, batch_idx):
+        if batch_idx == 0 and not self.trainer.sanity_checking:
+            self.validated_after.append(len(self.seen))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(data, folder: Path, callbacks=(), ckpt_path=None, dies_at=None, **trainer) -> Recorder:
+    model = Recorder(dies_at)
+    settings = {"max_steps": 40, "max_epochs": -1, "limit_val_batches": 0, **trainer}
+    trainer = L.Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=bool(callbacks),
+        callbacks=list(callbacks),
+        use_distributed_sampler=False,
+        **settings,
+    )
+    with contextlib.suppress(KilledError):
+        trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+    return model
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The run that is never killed, once for each setting of the trainer."""
+    runs: dict[str, Recorder] = {}
+
+    def run(make_module, **trainer) -> Recorder:
+        if repr(trainer) not in runs:
+            runs[repr(trainer)] = fit(make_module(), tmp_path_factory.mktemp("whole"), **trainer)
+        return runs[repr(trainer)]
+
+    return run
+
+
+def every(n: int, folder: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(folder, filename="{step}", every_n_train_steps=n, save_top_k=-1)
+
+
+@pytest.mark.parametrize("step", [1, 5, 16, 20, 32], ids=lambda step: f"checkpoint at {step}")
+@pytest.mark.parametrize("trainer", [{"max_steps": 40}, {"max_steps": -1, "max_epochs": 3}], ids=["steps", "epochs"])
+def test_a_killed_run_goes_on_with_the_same_batches(make_module, tmp_path, step, trainer, uninterrupted):
+    # An epoch has 16 batches: 16 and 32 are the last batches of theirs.
+    whole = uninterrupted(make_module, **trainer)
+    killed = fit(make_module(), tmp_path, [every(step, tmp_path)], dies_at=step + 2, **trainer)
+    resumed = fit(make_module(), tmp_path, ckpt_path=tmp_path / f"step={step}.ckpt", **trainer)
+    assert len(killed.seen) == step + 2
+    assert killed.seen[:step] + resumed.seen == whole.seen
+    assert resumed.epochs == whole.epochs[step:]
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 1)])
+def test_the_number_of_workers_may_change_on_resuming(make_module, tmp_path, before, after, uninterrupted):
+    whole = uninterrupted(make_module)
+    fit(make_module(num_workers=before), tmp_path, [every(14, tmp_path)], dies_at=15, max_steps=20)
+    resumed = fit(make_module(num_workers=after), tmp_path, ckpt_path=tmp_path / "step=14.ckpt", max_steps=20)
+    assert resumed.seen == whole.seen[14:20]
+
+
+def test_workers_prefetching_over_the_epochs_change_no_batch(make_module, tmp_path, uninterrupted):
+    assert fit(make_module(num_workers=2), tmp_path).seen == uninterrupted(make_module).seen
+
+
+def test_the_checkpoint_of_an_exception_repeats_the_batch_that_raised_and_no_other(
+    make_module, tmp_path, uninterrupted
+):
+    whole = uninterrupted(make_module)
+    fit(make_module(), tmp_path, [OnExceptionCheckpoint(tmp_path, "crash")], dies_at=21)
+    resumed = fit(make_module(), tmp_path, ckpt_path=tmp_path / "crash.ckpt")
+    assert resumed.seen == whole.seen[21:]
+
+
+@pytest.mark.parametrize("validating", [{"val_check_interval": 4}, {"check_val_every_n_epoch": 1}], ids=str)
+def test_a_checkpoint_written_after_validation_resumes_right(make_module, tmp_path, validating, uninterrupted):
+    settings = {"limit_val_batches": 1.0, "num_sanity_val_steps": 1, **validating}
+    whole = uninterrupted(make_module, **settings)
+    after_validation = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
+    fit(make_module(), tmp_path, [after_validation], dies_at=38, **settings)
+    checkpoints = {int(path.stem.partition("=")[2]): path for path in tmp_path.glob("step=*.ckpt")}
+    for step in (16, 32):
+        resumed = fit(make_module(), tmp_path, ckpt_path=checkpoints[step], **settings)
+        assert resumed.seen == whole.seen[step:]
+
+
+def test_a_finished_run_goes_on_when_it_is_given_more_steps(make_module, tmp_path, uninterrupted):
+    whole = uninterrupted(make_module)
+    fit(make_module(), tmp_path, [ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=10)], max_steps=20)
+    resumed = fit(make_module(), tmp_path, ckpt_path=tmp_path / "last.ckpt", max_steps=40)
+    assert resumed.seen == whole.seen[20:]
+
+
+def test_a_run_that_is_resumed_twice_still_sees_every_batch_once(make_module, tmp_path, uninterrupted):
+    whole = uninterrupted(make_module)
+    fit(make_module(), tmp_path, [OnExceptionCheckpoint(tmp_path, "crash")], dies_at=10)
+    again = fit(make_module(), tmp_path, [every(25, tmp_path)], tmp_path / "crash.ckpt", dies_at=20)
+    last = fit(make_module(), tmp_path, ckpt_path=tmp_path / "step=25.ckpt")
+    assert whole.seen[:10] + again.seen[:15] + last.seen == whole.seen
+
+
+def test_gradient_accumulation_counts_batches_and_not_steps(make_module, tmp_path, uninterrupted):
+    settings = {"accumulate_grad_batches": 3, "max_steps": 12}
+    whole = uninterrupted(make_module, **settings)
+    killed = fit(make_module(), tmp_path, [every(4, tmp_path)], dies_at=14, **settings)
+    resumed = fit(make_module(), tmp_path, ckpt_path=tmp_path / "step=4.ckpt", **settings)
+    assert killed.seen[:12] + resumed.seen == whole.seen
+
+
+@pytest.mark.parametrize("limit", [6, 0.4])
+def test_short_epochs_of_the_trainer_go_on_through_the_text_and_resume_right(
+    make_module, tmp_path, limit, uninterrupted
+):
+    whole = uninterrupted(make_module)
+    settings = {"limit_train_batches": limit, "max_steps": -1, "max_epochs": 4}
+    killed = fit(make_module(), tmp_path, [every(9, tmp_path)], dies_at=10, **settings)
+    resumed = fit(make_module(), tmp_path, ckpt_path=tmp_path / "step=9.ckpt", **settings)
+    assert killed.epochs == [0] * 6 + [1] * 4
+    assert resumed.epochs == [1] * 3 + [2] * 6 + [3] * 6
+    assert killed.seen[:9] + resumed.seen == whole.seen[:24]
+
+
+def test_reloading_the_loaders_every_epoch_changes_no_batch(make_module, tmp_path, uninterrupted):
+    whole = uninterrupted(make_module)
+    assert fit(make_module(), tmp_path, reload_dataloaders_every_n_epochs=1).seen == whole.seen
+
+
+def test_overfitting_repeats_the_same_batches(make_module, tmp_path):
+    seen = fit(make_module(), tmp_path, overfit_batches=3, max_steps=9).seen
+    assert seen[:3] * 3 == seen
+
+
+def test_a_new_run_on_a_used_data_module_begins_at_the_beginning(make_module, tmp_path):
+    data = make_module()
+    first = fit(data, tmp_path, [every(5, tmp_path)], max_steps=7)
+    fit(data, tmp_path, ckpt_path=tmp_path / "step=5.ckpt", max_steps=10)
+    assert fit(data, tmp_path, max_steps=7).seen == first.seen
+
+
+def test_resuming_says_nothing_where_nothing_is_wrong(make_module, tmp_path):
+    fit(make_module(), tmp_path, [every(5, tmp_path)], max_steps=7)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(make_module(), tmp_path, ckpt_path=tmp_path / "step=5.ckpt", max_steps=7)
+    ours = ("not resumable", "other data", "many workers")
+    assert not [str(each.message) for each in caught if any(word in str(each.message) for word in ours)]
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 2}, {"sequence_length": 8}], ids=str)
+def test_resuming_with_other_batches_warns_and_names_the_change(make_module, tmp_path, change):
+    fit(make_module(), tmp_path, [every(5, tmp_path)], max_steps=7)
+    (name, value), *_ = change.items()
+    with pytest.warns(UserWarning, match=f"Resuming on other data.*{name} was .*, is {value}"):
+        resumed = fit(make_module(**change), tmp_path, ckpt_path=tmp_path / "step=5.ckpt", max_steps=10)
+    assert len(resumed.seen) == 5
+
+
+def test_resuming_on_another_corpus_warns(make_module, memory, small_corpus, tmp_path):
+    fit(make_module(), tmp_path, [every(5, tmp_path)], max_steps=7)
+    other = memory([*small_corpus.texts["train"], "and more"], small_corpus.texts["val"])
+    with pytest.warns(UserWarning, match="corpus was"):
+        fit(make_module(corpus=other), tmp_path, ckpt_path=tmp_path / "step=5.ckpt", max_steps=7)
+
+
+def test_resuming_with_another_vocabulary_is_refused(make_module, tmp_path):
+    fit(make_module(tokenizer=Chars(64)), tmp_path, [every(5, tmp_path)], max_steps=7)
+    with pytest.raises(ConfigError, match=r"data\.tokenizer = 'bytes, vocab_size 257'.*another vocabulary.*chars"):
+        fit(make_module(tokenizer=Bytes()), tmp_path, ckpt_path=tmp_path / "step=5.ckpt", max_steps=7)
+
+
+def test_the_state_is_plain_and_says_how_far_training_came(make_module, tmp_path):
+    fit(make_module(tokenizer=Chars(64)), tmp_path, [every(5, tmp_path)], max_steps=7)
+    state = torch.load(tmp_path / "step=5.ckpt", weights_only=True)["TextDataModule"]
+    assert state["batches"] == 5
+    assert state["seed"] == 0 and state["sequence_length"] == 16 and state["batch_size"] == 4
+    assert state["tokenizer"]["characters"] == "\n ,.abcdefgh"

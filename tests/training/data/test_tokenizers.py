@@ -1,0 +1,182 @@
+"""Tokenizers: text survives, eos is out of reach of any text, bytes add up, the state is plain JSON."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from registry.errors import ConfigError
+from training.data.tokenizers import bpe as bpe_module
+from training.data.tokenizers.base import Tokenizer, token_dtype
+from training.data.tokenizers.bpe import BPE
+from training.data.tokenizers.bytes import Bytes
+from training.data.tokenizers.chars import Chars
+from training.data.tokenizers.rebuild import KINDS, rebuild
+
+ROOT = Path(__file__).parents[3]
+TEXTS = [
+    "To be, or not to be: that is the question.\n\n" * 20,
+    "Whether 'tis nobler in the mind — to suffer\n\n\n" * 20,
+]
+SPELLED = "<|endoftext|> <unk> </s> <eos> [EOS]"
+
+
+def fitted(kind: str) -> Tokenizer:
+    tokenizer = {"bytes": Bytes(300), "chars": Chars(64), "bpe": BPE(320)}[kind]
+    tokenizer.fit(TEXTS)
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=sorted(KINDS))
+def tokenizer(request) -> Tokenizer:
+    return fitted(request.param)
+
+
+@pytest.fixture(scope="module")
+def bpe() -> BPE:
+    return fitted("bpe")
+
+
+def test_the_train_text_survives(tokenizer):
+    for text in [*TEXTS, ""]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_ids_are_within_the_vocabulary_and_never_eos(tokenizer):
+    ids = tokenizer.encode(TEXTS[0] + SPELLED)
+    assert ids.dtype == token_dtype(tokenizer.vocab_size) and ids.ndim == 1
+    assert ids.max() < tokenizer.vocab_size and tokenizer.eos < tokenizer.vocab_size
+    assert tokenizer.eos not in ids
+
+
+def test_bytes_of_the_tokens_are_the_bytes_of_the_text(tokenizer):
+    n_bytes = tokenizer.token_bytes()
+    assert n_bytes.shape == (tokenizer.vocab_size,) and n_bytes[tokenizer.eos] == 0
+    for text in TEXTS:
+        assert n_bytes[tokenizer.encode(text)].sum() == len(text.encode())
+
+
+def test_decoding_never_fails(tokenizer):
+    assert tokenizer.decode([tokenizer.eos]) == ""
+    assert isinstance(tokenizer.decode(np.arange(-100, tokenizer.vocab_size + 100)), str)
+    assert tokenizer.decode([]) == ""
+
+
+def test_the_state_rebuilds_the_tokenizer_from_plain_json(tokenizer):
+    state = json.loads(json.dumps(tokenizer.to_json()))
+    again = rebuild(state)
+    assert type(again) is type(tokenizer) and again.fitted and again.eos == tokenizer.eos
+    assert again.fingerprint() == tokenizer.fingerprint()
+    assert again.encode(TEXTS[1]).tolist() == tokenizer.encode(TEXTS[1]).tolist()
+    assert (again.token_bytes() == tokenizer.token_bytes()).all()
+
+
+def test_a_tokenizer_can_be_sent_to_another_process(tokenizer):
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.encode(TEXTS[0]).tolist() == tokenizer.encode(TEXTS[0]).tolist()
+
+
+def test_what_is_unfitted_says_so_and_stays_so_in_its_state():
+    for kind in ("chars", "bpe"):
+        blank = KINDS[kind](300)
+        assert not blank.fitted and not rebuild(blank.to_json()).fitted
+        with pytest.raises(RuntimeError, match="call fit"):
+            blank.encode("a")
+
+
+def test_the_fingerprint_tells_vocabularies_apart(tokenizer):
+    other = KINDS[tokenizer.kind](tokenizer.vocab_size + 1)
+    other.fit(TEXTS)
+    assert other.fingerprint() != tokenizer.fingerprint() == fitted(tokenizer.kind).fingerprint()
+
+
+def test_an_unknown_kind_in_a_checkpoint_is_refused_and_a_guest_is_welcome():
+    with pytest.raises(ConfigError, match=r"data\.tokenizer = 'byte'.*Did you mean 'bytes'"):
+        rebuild({"kind": "byte", "vocab_size": 257})
+    assert isinstance(rebuild({"kind": "byte", "vocab_size": 257}, {"byte": Bytes}), Bytes)
+
+
+@given(st.text())
+def test_any_text_survives_as_bytes(text):
+    tokenizer = Bytes()
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text and tokenizer.eos not in ids and len(ids) == len(text.encode())
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_any_text_survives_as_bpe(bpe, text):
+    ids = bpe.encode(text)
+    assert bpe.decode(ids) == text and bpe.eos not in ids
+    assert bpe.token_bytes()[ids].sum() == len(text.encode())
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["to", " be", "\n", " ", "x", "'s", "1", "\t"]), max_size=60).map("".join))
+def test_encoding_in_pieces_changes_no_token(bpe, text):
+    whole = bpe.encode(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bpe_module, "PIECE", 5)
+        assert bpe.encode(text).tolist() == whole.tolist()
+
+
+@given(st.text(alphabet=sorted(set("".join(TEXTS)))))
+def test_text_of_known_characters_survives_as_chars(text):
+    tokenizer = fitted("chars")
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_bpe_merges_and_is_the_same_in_every_process(bpe):
+    assert len(bpe.encode(TEXTS[0])) < len(TEXTS[0]) / 2
+    code = f"from training.data.tokenizers.bpe import BPE; b = BPE(320); b.fit({TEXTS!r}); print(b.fingerprint())"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    assert out.strip() == bpe.fingerprint()
+
+
+def test_a_small_corpus_leaves_bpe_ids_unused_and_keeps_eos_last():
+    tokenizer = BPE(4096)
+    tokenizer.fit(["aa aa"])
+    assert tokenizer.eos == 4095 and tokenizer.token_bytes()[-1] == 0
+    assert tokenizer.decode(tokenizer.encode("zebra")) == "zebra"
+
+
+def test_a_character_unseen_in_training_is_unknown_and_counts_as_a_byte():
+    tokenizer = fitted("chars")
+    assert tokenizer.encode("Zé").tolist() == [0, 0] and tokenizer.decode([0]) == "\ufffd"
+    assert tokenizer.token_bytes()[0] == 1
+
+
+def test_chars_without_room_are_refused_with_the_number_needed():
+    need = len(set("".join(TEXTS))) + 2
+    with pytest.raises(ConfigError, match=rf"data\.tokenizer\.vocab_size = {need - 1}.*vocab_size={need}"):
+        Chars(need - 1).fit(TEXTS)
+    with pytest.raises(ConfigError, match=f"vocab_size={need}"):
+        Chars(need - 1).check(TEXTS)
+    Chars(need).fit(TEXTS)
+
+
+@pytest.mark.parametrize(("cls", "least"), [(Bytes, 257), (BPE, 257), (Chars, 3)])
+def test_a_vocabulary_too_small_for_its_kind_is_refused(cls, least):
+    cls(least)
+    with pytest.raises(ConfigError, match=rf"^data\.tokenizer\.vocab_size = {least - 1}.*vocab_size={least}"):
+        cls(least - 1)
+
+
+def test_bpe_without_its_package_is_refused_with_the_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=re.escape("pip install 'blockwright[bpe]'")):
+        BPE()
+
+
+def test_tokens_are_stored_in_two_bytes_while_they_fit():
+    assert token_dtype(2**16) is np.uint16 and token_dtype(2**16 + 1) is np.uint32

@@ -1,0 +1,575 @@
+"""Weight decay where it belongs, Muon slice by slice, and two optimizers that look like one."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from registry.errors import ConfigError
+from training.optimizers import stacked_muon
+from training.optimizers.adamw import AdamW
+from training.optimizers.base import OptimizerRecipe, weights
+from training.optimizers.combined import CombinedOptimizer
+from training.optimizers.muon import Muon
+from training.optimizers.stacked_muon import StackedMuon, orthogonalize
+
+CONF = Path(__file__).parents[2] / "conf" / "optimizer"
+RECIPES: dict[str, type[OptimizerRecipe]] = {"adamw": AdamW, "muon": Muon}
+V, D, E, W = 11, 8, 4, 12
+
+
+class Experts(nn.Module):
+    """E experts with stacked weights and a stacked bias, mixed by a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gating = nn.Linear(D, E, bias=False)
+        self.up = nn.Parameter(torch.randn(E, D, W) * 0.3)
+        self.up_bias = nn.Parameter(torch.zeros(E, W))
+        self.down = nn.Parameter(torch.randn(E, W, D) * 0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.einsum("btd,edw->ebtw", x, self.up) + self.up_bias[:, None, None]
+        out = torch.einsum("ebtw,ewd->ebtd", F.silu(hidden), self.down)
+        return torch.einsum("ebtd,bte->btd", out, self.gating(x).softmax(-1))
+
+
+class Tiny(nn.Module):
+    """One of every kind of parameter that a decoder has."""
+
+    def __init__(self, tied: bool = False) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(V, D)
+        self.position = nn.ParameterDict({"learned": nn.Parameter(torch.randn(6, D) * 0.1)})
+        self.mix = nn.Linear(D, 2 * D)
+        self.out = nn.Linear(2 * D, D, bias=False)
+        self.filter = nn.Conv1d(D, D, 3, padding=1)
+        self.shared_gate = nn.Linear(D, 1, bias=False)
+        self.ffn = Experts()
+        self.norm = nn.RMSNorm(D)
+        self.head = nn.Linear(D, V, bias=False)
+        if tied:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens) + self.position["learned"][: tokens.size(1)]
+        x = x + self.out(F.silu(self.mix(x)))
+        x = x + self.filter(x.mT).mT * self.shared_gate(x).sigmoid()
+        return self.head(self.norm(x + self.ffn(x)))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> Iterator[None]:
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # nothing here is worth a second thread
+    yield
+    torch.set_num_threads(threads)
+
+
+def names_by_group(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, set[str]]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {group["name"]: {names[p] for p in group["params"]} for group in optimizer.param_groups}
+
+
+def train(model: nn.Module, optimizer: Any, steps: range, scheduler: Any = None) -> list[float]:
+    """Steps on batches that depend on the step alone, with clipping; returns the losses."""
+    losses = []
+    for step in steps:
+        tokens = torch.randint(V, (2, 6), generator=torch.Generator().manual_seed(step))
+        loss = F.cross_entropy(model(tokens).flatten(0, 1), tokens.roll(-1, 1).flatten())
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        if scheduler is not None:
+            scheduler.step()
+        losses.append(loss.item())
+    return losses
+
+
+# Which weight is decayed, and by whom
+
+
+def test_decay_is_for_matrices_expert_stacks_and_filters_only() -> None:
+    model = Tiny()
+    assert names_by_group(model, AdamW().build(model)) == {
+        "decay": {
+            "mix.weight", "out.weight", "filter.weight", "shared_gate.weight",
+            "ffn.gating.weight", "ffn.up", "ffn.down", "head.weight",
+        },
+        "no_decay": {
+            "embedding.weight", "position.learned", "mix.bias", "filter.bias", "ffn.up_bias", "norm.weight",
+        },
+    }  # fmt: skip
+
+
+def test_only_the_decay_group_shrinks_without_a_gradient() -> None:
+    model = Tiny()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = AdamW(lr=0.5, weight_decay=0.1).build(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(model.ffn.up.detach(), before["ffn.up"] * 0.95)
+    assert torch.equal(model.embedding.weight, before["embedding.weight"])
+    assert torch.equal(model.norm.weight, before["norm.weight"])
+
+
+@pytest.mark.parametrize("recipe", [AdamW(), Muon()])
+def test_a_head_tied_to_the_embedding_counts_as_embedding(recipe: OptimizerRecipe) -> None:
+    model = Tiny(tied=True)
+    (group,) = [g for g in recipe.build(model).param_groups if any(p is model.head.weight for p in g["params"])]
+    assert group["weight_decay"] == 0.0
+
+
+def test_a_norm_per_head_and_a_learned_table_of_biases_are_not_maps() -> None:
+    class HeadNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 8))
+
+    class Position(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.buckets = nn.Parameter(torch.zeros(32, 4))
+            self.gate = nn.Linear(8, 4, bias=False)
+
+    kinds = {w.names[0]: w.kind for w in weights(nn.ModuleDict({"position": Position(), "q_norm": HeadNorm()}))}
+    assert kinds == {"position.buckets": "table", "position.gate.weight": "matrix", "q_norm.weight": "vector"}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("recipe", [AdamW(), Muon()])
+def test_every_trainable_parameter_is_held_exactly_once(recipe: OptimizerRecipe, tied: bool) -> None:
+    model = Tiny(tied)
+    model.mix.requires_grad_(False)
+    held = [p for group in recipe.build(model).param_groups for p in group["params"]]
+    assert len(held) == len(set(held))
+    assert set(held) == {p for p in model.parameters() if p.requires_grad}
+
+
+def test_a_module_in_two_places_is_held_once_under_both_names() -> None:
+    shared = nn.Linear(D, D, bias=False)
+    (weight,) = weights(nn.ModuleDict({"a": shared, "head": shared}))
+    assert weight.names == ("a.weight", "head.weight")
+    assert not Muon().orthogonalizes(weight)
+
+
+def test_a_model_with_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ConfigError, match="requires a gradient"):
+        AdamW().build(Tiny().requires_grad_(False))
+
+
+# AdamW
+
+
+@pytest.mark.parametrize("fused", [None, False, True])
+def test_adamw_steps_bit_for_bit_as_torch_does(fused: bool | None) -> None:
+    ours, theirs = Tiny(), Tiny()
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = AdamW(lr=1e-2, betas=(0.8, 0.9), weight_decay=0.3, eps=1e-6, fused=fused).build(ours)
+    decayed = [p for name, p in theirs.named_parameters() if p.ndim >= 2 and name.split(".")[0] in
+               ("mix", "out", "filter", "shared_gate", "ffn", "head") and name != "ffn.up_bias"]  # fmt: skip
+    others = [p for p in theirs.parameters() if all(p is not q for q in decayed)]
+    reference = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.3}, {"params": others, "weight_decay": 0.0}],
+        lr=1e-2,
+        betas=(0.8, 0.9),
+        eps=1e-6,
+        fused=True if fused is None else fused,
+    )
+    # Clipping sums the norms in the order of the parameters: give both the same.
+    assert train(ours, optimizer, range(5)) == train(theirs, reference, range(5))
+    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_fused_is_chosen_where_every_device_has_it() -> None:
+    assert all(group["fused"] for group in AdamW().build(Tiny()).param_groups)
+    assert not any(group["fused"] for group in AdamW().build(Tiny().to("meta")).param_groups)
+    mixed = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2, device="meta")])
+    assert not any(group["fused"] for group in AdamW().build(mixed).param_groups)
+
+
+# Muon
+
+
+def test_muon_takes_hidden_matrices_and_expert_stacks_and_adamw_the_rest() -> None:
+    model = Tiny()
+    assert names_by_group(model, Muon().build(model)) == {
+        "muon": {"mix.weight", "out.weight", "ffn.up", "ffn.down"},
+        "adamw_decay": {"filter.weight", "shared_gate.weight", "ffn.gating.weight", "head.weight"},
+        "adamw_no_decay": {
+            "embedding.weight", "position.learned", "mix.bias", "filter.bias", "ffn.up_bias", "norm.weight",
+        },
+    }  # fmt: skip
+
+
+def test_muon_leaves_to_adamw_what_its_configuration_names() -> None:
+    model = Tiny()
+    groups = names_by_group(model, Muon(adamw_names=["mix"]).build(model))
+    assert "mix.weight" in groups["adamw_decay"]
+    assert {"head.weight", "ffn.gating.weight"} <= groups["muon"]
+    assert "embedding.weight" in groups["adamw_no_decay"]
+
+
+@pytest.mark.parametrize("adjust_lr_fn", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("elements", [2**18, 1], ids=["one batch", "cut into batches of two"])
+def test_stacked_muon_steps_each_slice_as_torch_muon_does(
+    adjust_lr_fn: str, elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stacked_muon, "CPU_ELEMENTS", elements)
+    # torch's Muon computes in bfloat16 whatever it is given. The algorithm is compared in float32, to the last digits;
+    # the next test compares bfloat16 with bfloat16.
+    monkeypatch.setattr(Tensor, "bfloat16", lambda tensor: tensor.clone())
+    shapes = [(5, 12, 8), (5, 8, 12), (3, 8, 8), (2, 3, 8, 12), (12, 8), (8, 12), (8, 8)]
+    steps_as_torch(shapes, adjust_lr_fn, "float32", tolerance=1e-5)
+
+
+def test_stacked_muon_in_bfloat16_steps_as_torch_muon_does_to_bfloat16() -> None:
+    # Rounding to 8 bits differs by the order of sums: an update of 0.2 · lr an element, a few parts in 256 of it off.
+    steps_as_torch([(5, 12, 8), (8, 12), (8, 8)], "match_rms_adamw", "bfloat16", tolerance=2e-4)
+
+
+def steps_as_torch(shapes: list[tuple[int, ...]], adjust_lr_fn: str, ns_dtype: str, tolerance: float) -> None:
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [[nn.Parameter(m.clone()) for m in p.detach().reshape(-1, *p.shape[-2:])] for p in ours]
+    options = {"lr": 1e-2, "weight_decay": 0.1, "momentum": 0.9, "ns_steps": 5, "adjust_lr_fn": adjust_lr_fn}
+    optimizer = StackedMuon(ours, ns_dtype=ns_dtype, **options)
+    reference = torch.optim.Muon([m for slices in theirs for m in slices], **options)
+    for _ in range(4):
+        for parameter, slices in zip(ours, theirs, strict=True):
+            parameter.grad = torch.randn_like(parameter)
+            for m, gradient in zip(slices, parameter.grad.reshape(-1, *parameter.shape[-2:]), strict=True):
+                m.grad = gradient.clone()
+        optimizer.step()
+        reference.step()
+    for parameter, slices in zip(ours, theirs, strict=True):
+        expected = torch.stack([m.detach() for m in slices]).reshape(parameter.shape)
+        torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=tolerance)
+
+
+def test_sharded_parameters_step_as_whole_ones_do(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(step_sharded, (2, tmp_path / "rendezvous"), nprocs=2)
+
+
+def step_sharded(rank: int, ranks: int, rendezvous: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=ranks)
+    mesh = init_device_mesh("cpu", (ranks,))
+    torch.manual_seed(0)
+    cases: list[tuple[tuple[int, ...], Placement]] = [
+        ((4, 8, 6), Shard(0)),  # experts
+        ((3, 8, 6), Shard(0)),  # two here, one there
+        ((1, 8, 6), Shard(0)),  # one here, none there
+        ((7, 4), Shard(0)),  # a matrix cut into pieces, as FSDP does
+        ((4, 6, 8), Shard(2)),  # experts cut by tensor parallelism
+        ((6, 8), Replicate()),  # whole on every rank, its gradient left as partial sums
+    ]
+    values = [torch.randn(shape) for shape, _ in cases]
+    whole = [nn.Parameter(value.clone()) for value in values]
+    cuts = [distribute_tensor(value, mesh, [cut]) for value, (_, cut) in zip(values, cases, strict=True)]
+    sharded = [nn.Parameter(cut) for cut in cuts]
+    muon = StackedMuon(whole, lr=1e-2), StackedMuon(sharded, lr=1e-2)
+    # With a plain parameter among the sharded ones, as when a part of the model is left whole.
+    plain = nn.Parameter(torch.ones(4, 4))
+    plain.grad = torch.ones(4, 4)
+    adamw = [AdamW(lr=1e-2).build(nn.ParameterList([*most, plain])) for most in (whole, sharded)]
+    for step in range(6):
+        for one, many, (shape, cut) in zip(whole, sharded, cases, strict=True):
+            one.grad = torch.randn(shape)
+            if isinstance(cut, Replicate):
+                other = torch.randn(shape)
+                part = one.grad - other if rank == 0 else other
+                many.grad = DTensor.from_local(part, mesh, [Partial()])
+            else:
+                many.grad = distribute_tensor(one.grad, mesh, [cut])
+        for optimizer in muon if step % 2 else adamw:
+            optimizer.step()
+    for one, many in zip(whole, sharded, strict=True):
+        torch.testing.assert_close(many.full_tensor(), one, rtol=0, atol=1e-5)  # type: ignore[attr-defined]
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 8, 20)])
+def test_orthogonalize_brings_every_singular_value_near_one(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    values = torch.linalg.svdvals(orthogonalize(x, 8))
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_a_gradient_of_zeros_moves_nothing_but_decays() -> None:
+    parameter = nn.Parameter(torch.ones(2, 4, 4))
+    parameter.grad = torch.zeros(2, 4, 4)
+    parameter.grad[1] = torch.randn(4, 4)  # an expert that no token chose, beside one that was chosen
+    StackedMuon([parameter], lr=0.1, weight_decay=0.5).step()
+    torch.testing.assert_close(parameter[0].detach(), torch.full((4, 4), 0.95))
+    assert not torch.allclose(parameter[1], torch.full((4, 4), 0.95), atol=1e-3)
+
+
+def test_a_matrix_without_a_gradient_is_left_alone() -> None:
+    still, moving = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4))
+    moving.grad = torch.randn(4, 4)
+    StackedMuon([still, moving]).step()
+    assert torch.equal(still, torch.ones(4, 4)) and not torch.equal(moving, torch.ones(4, 4))
+
+
+def test_stacked_muon_refuses_vectors() -> None:
+    with pytest.raises(ValueError, match="matrices"):
+        StackedMuon([nn.Parameter(torch.ones(4))])
+
+
+@pytest.mark.parametrize("recipe", [AdamW(lr=1e-2), Muon(lr=1e-2), Muon(2e-2, adjust_lr_fn="original", adamw_lr=1e-2)])
+def test_training_lowers_the_loss(recipe: OptimizerRecipe) -> None:
+    model = Tiny()
+    losses = train(model, recipe.build(model), range(40))
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+
+
+# Two optimizers that look like one
+
+
+def test_a_scheduler_drives_every_part_from_its_own_peak() -> None:
+    model = Tiny()
+    optimizer = Muon(lr=2e-2, adjust_lr_fn="original", adamw_lr=1e-3).build(model)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
+    train(model, optimizer, range(3), scheduler)
+    assert isinstance(optimizer, CombinedOptimizer)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([2e-2 / 4, 1e-3 / 4, 1e-3 / 4])
+    assert [g["lr"] for part in optimizer.parts for g in part.param_groups] == [g["lr"] for g in optimizer.param_groups]
+
+
+def test_a_learning_rate_of_zero_in_the_groups_stops_every_part() -> None:
+    model = Tiny()
+    optimizer = Muon().build(model)
+    before = copy.deepcopy(model.state_dict())
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    train(model, optimizer, range(2))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_combined_steps_are_those_of_the_parts_alone() -> None:
+    together, apart = Tiny(), Tiny()
+    apart.load_state_dict(together.state_dict())
+    optimizer, parts = Muon(lr=1e-2).build(together), Muon(lr=1e-2).build(apart)
+    assert isinstance(parts, CombinedOptimizer)
+    for step in range(3):
+        for model in (together, apart):
+            tokens = torch.randint(V, (2, 6), generator=torch.Generator().manual_seed(step))
+            model.zero_grad()
+            F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+        optimizer.step()
+        for part in parts.parts:
+            part.step()
+    assert all(torch.equal(p, q) for p, q in zip(together.parameters(), apart.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("recipe", [AdamW(lr=1e-2), Muon(lr=1e-2)])
+def test_a_resumed_training_is_bit_exact(recipe: OptimizerRecipe) -> None:
+    def schedule(optimizer: Any) -> Any:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step / 4))
+
+    model = Tiny()
+    optimizer = recipe.build(model)
+    scheduler = schedule(optimizer)
+    train(model, optimizer, range(4), scheduler)
+    file = io.BytesIO()
+    torch.save([model.state_dict(), optimizer.state_dict(), scheduler.state_dict()], file)
+    expected = train(model, optimizer, range(4, 9), scheduler)
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = Tiny()
+    resumed.load_state_dict(saved[0])
+    optimizer = recipe.build(resumed)
+    scheduler = schedule(optimizer)
+    optimizer.load_state_dict(saved[1])
+    scheduler.load_state_dict(saved[2])
+    assert train(resumed, optimizer, range(4, 9), scheduler) == expected
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), resumed.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("recipe", [AdamW(), Muon()])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_lightning_clips_schedules_and_steps(recipe: OptimizerRecipe, precision: Any, tmp_path: Path) -> None:
+    import lightning
+
+    class Task(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Tiny()
+
+        def training_step(self, batch: Tensor) -> Tensor:
+            return F.cross_entropy(self.model(batch).flatten(0, 1), batch.roll(-1, 1).flatten())
+
+        def configure_optimizers(self) -> Any:
+            optimizer = recipe.build(self)
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    task = Task()
+    before = copy.deepcopy(task.state_dict())
+    trainer = lightning.Trainer(
+        max_steps=3, gradient_clip_val=1e-3, precision=precision, accelerator="cpu", devices=1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(task, torch.utils.data.DataLoader(torch.randint(V, (6, 6)), batch_size=2))
+    assert all(not torch.equal(value, before[name]) for name, value in task.state_dict().items())
+    assert {group["lr"] for group in trainer.optimizers[0].param_groups} == {4.2e-4 / 4}
+    assert nn.utils.get_total_norm([p.grad for p in task.parameters()]) < 1.01e-3
+
+
+def test_the_state_dict_numbers_the_parameters_through_all_parts() -> None:
+    model = Tiny()
+    optimizer = Muon().build(model)
+    train(model, optimizer, range(1))
+    state = optimizer.state_dict()
+    count = len(list(model.parameters()))
+    assert set(state) == {"state", "param_groups"}
+    assert [index for group in state["param_groups"] for index in group["params"]] == list(range(count))
+    assert sorted(state["state"]) == list(range(count))
+
+
+def test_the_parts_follow_after_loading() -> None:
+    model = Tiny()
+    optimizer = Muon().build(model)
+    train(model, optimizer, range(1))
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert isinstance(optimizer, CombinedOptimizer)
+    assert all(part.state is optimizer.state for part in optimizer.parts)
+    groups = [group for part in optimizer.parts for group in part.param_groups]
+    assert [id(group) for group in groups] == [id(group) for group in optimizer.param_groups]
+
+
+def test_distributed_checkpointing_names_and_restores_the_state() -> None:
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    model = Tiny()
+    optimizer = Muon(lr=1e-2).build(model)
+    train(model, optimizer, range(3))
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
+    weights_then = copy.deepcopy(model.state_dict())
+    assert set(saved["state"]) == {name for name, _ in model.named_parameters()}
+    assert set(saved["state"]["ffn.up"]) == {"momentum_buffer"}
+    expected = train(model, optimizer, range(3, 6))
+
+    resumed = Tiny()
+    resumed.load_state_dict(weights_then)
+    optimizer = Muon(lr=1e-2).build(resumed)
+    set_optimizer_state_dict(resumed, optimizer, saved)
+    assert train(resumed, optimizer, range(3, 6)) == expected
+
+
+def test_a_copy_stands_on_its_own() -> None:
+    model = Tiny()
+    optimizer = Muon(lr=1e-2).build(model)
+    train(model, optimizer, range(2))
+    other_model, other = copy.deepcopy((model, optimizer))
+    expected = train(model, optimizer, range(2, 4))
+    assert train(other_model, other, range(2, 4)) == expected
+
+
+def test_a_closure_is_evaluated_once_with_gradients() -> None:
+    model = Tiny()
+    optimizer = Muon().build(model)
+    calls = []
+
+    def closure() -> float:
+        calls.append(torch.is_grad_enabled())
+        return 1.5
+
+    assert optimizer.step(closure) == 1.5
+    assert calls == [True]
+
+
+def test_parts_that_share_a_parameter_are_refused() -> None:
+    parameter = nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        CombinedOptimizer([StackedMuon([parameter]), torch.optim.AdamW([parameter])])
+
+
+def test_a_group_added_later_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match="which part"):
+        Muon().build(Tiny()).add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+
+
+# As configuration
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "path"),
+    [
+        ("adamw", {"lr": 0.0}, "optimizer.lr"),
+        ("adamw", {"lr": float("nan")}, "optimizer.lr"),
+        ("adamw", {"lr": "fast"}, "optimizer.lr"),
+        ("adamw", {"lr": True}, "optimizer.lr"),
+        ("adamw", {"weight_decay": -0.1}, "optimizer.weight_decay"),
+        ("adamw", {"eps": 0.0}, "optimizer.eps"),
+        ("adamw", {"betas": [0.9]}, "optimizer.betas"),
+        ("adamw", {"betas": 0.9}, "optimizer.betas"),
+        ("adamw", {"betas": [0.9, 1.0]}, "optimizer.betas[1]"),
+        ("muon", {"momentum": 1.0}, "optimizer.momentum"),
+        ("muon", {"ns_steps": 0}, "optimizer.ns_steps"),
+        ("muon", {"ns_steps": 2.5}, "optimizer.ns_steps"),
+        ("muon", {"adjust_lr_fn": "orginal"}, "optimizer.adjust_lr_fn"),
+        ("muon", {"ns_dtype": "float16"}, "optimizer.ns_dtype"),
+        ("muon", {"adjust_lr_fn": "original"}, "optimizer.adamw_lr"),
+    ],
+)
+def test_nonsense_is_refused_with_its_path(name: str, changes: dict[str, Any], path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RECIPES[name](**changes)
+    assert caught.value.path == path
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_yaml_names_every_parameter_with_the_default_of_the_class(name: str) -> None:
+    node = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    target = RECIPES[name]
+    assert node.pop("_target_") == f"{target.__module__}.{target.__name__}"
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
+    assert plain == {key: p.default for key, p in inspect.signature(target).parameters.items()}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_hydra_and_jsonargparse_make_the_same_recipe(name: str) -> None:
+    from hydra.utils import instantiate
+    from jsonargparse import ArgumentParser
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.load(CONF / f"{name}.yaml")
+    by_hydra = instantiate(node)
+    arguments = OmegaConf.to_container(node)
+    assert isinstance(arguments, dict)
+    parser = ArgumentParser()
+    parser.add_argument("--optimizer", type=OptimizerRecipe)
+    target = arguments.pop("_target_")
+    parsed = parser.parse_object({"optimizer": {"class_path": target, "init_args": arguments}})
+    by_cli = parser.instantiate_classes(parsed).optimizer
+    assert type(by_hydra) is type(by_cli) is RECIPES[name]
+    assert vars(by_hydra) == vars(by_cli) == vars(RECIPES[name]())
+
+
+def test_making_a_recipe_imports_no_torch() -> None:
+    program = (
+        "import sys; from training.optimizers import adamw, muon; adamw.AdamW(); muon.Muon(); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True)

@@ -1,0 +1,43 @@
+"""Progress for people in a terminal, parseable lines everywhere else."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar
+
+
+class Progress(RichProgressBar):
+    """A rich progress bar in a terminal; where there is none, one line of ``key=value`` for each logged step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._terminal = sys.stdout.isatty()
+        if not self._terminal:
+            self.disable()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        total = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if self._says(trainer) and trainer.log_every_n_steps and total % trainer.log_every_n_steps == 0:
+            values = {**trainer.callback_metrics, **trainer.logged_metrics}
+            shown = ("train/loss", "train/lr", "speed/tokens_per_second")
+            self._line(trainer, {k: float(values[k]) for k in shown if k in values})
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if self._says(trainer) and not trainer.sanity_checking:
+            values = trainer.callback_metrics
+            self._line(trainer, {k: float(v) for k, v in values.items() if k.startswith("val/")})
+
+    def _says(self, trainer: L.Trainer) -> bool:
+        return not self._terminal and trainer.is_global_zero
+
+    @staticmethod
+    def _line(trainer: L.Trainer, values: dict[str, float]) -> None:
+        text = " ".join(f"{key}={value:.6g}" for key, value in values.items())
+        print(f"step={trainer.global_step} {text}", flush=True)

@@ -1,0 +1,76 @@
+"""How fast a run is: tokens a second, and the share of the device's matmul peak that the model's FLOPs use."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+
+from blocks.cost import forward_flops_per_token
+from training.causal_lm import CausalLM
+
+
+class Throughput(L.Callback):
+    """Logs ``speed/tokens_per_second`` and ``speed/mfu``.
+
+    Model FLOPs are those of the forward pass, counted on the meta device for one token at the batch's length, times
+    three for training; recomputation is not counted. The peak is measured at the start with one large product in the
+    precision of the weights, on as many devices as there are processes.
+
+    Args:
+        warmup: steps left out of the first figure
+    """
+
+    def __init__(self, warmup: int = 2) -> None:
+        self.warmup = warmup
+        self._tokens = 0
+        self._since = 0.0
+        self._outside = 0.0
+        self._flops: float | None = None
+        self._peak = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._peak = matmul_peak(pl_module.device, next(pl_module.parameters()).dtype) * trainer.world_size
+        self._steps_seen = 0
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._outside = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since += time.perf_counter() - self._outside
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._steps_seen += 1
+        if self._steps_seen <= self.warmup:
+            self._since, self._tokens = time.perf_counter(), 0
+            return
+        tokens = batch["tokens"]
+        self._tokens += tokens.numel() * trainer.world_size
+        total = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if trainer.log_every_n_steps and total % trainer.log_every_n_steps == 0:
+            if self._flops is None and isinstance(pl_module, CausalLM):
+                self._flops = 3 * forward_flops_per_token(pl_module.model_config, tokens.shape[1])
+            rate = self._tokens / (time.perf_counter() - self._since)
+            pl_module.log("speed/tokens_per_second", rate, prog_bar=True)
+            if self._flops:
+                pl_module.log("speed/mfu", rate * self._flops / self._peak)
+            self._since, self._tokens = time.perf_counter(), 0
+
+
+@torch.no_grad()
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 8) -> float:
+    """FLOPs a second of one device for a square product; the best of several, since others may be at work."""
+    size = size if device.type == "cpu" else 8 * size
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

@@ -1,0 +1,189 @@
+"""The task of causal language modelling: predict each next token."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from blocks.compose import compose, read
+from blocks.decoder import Decoder
+from blocks.gating.base import Gating, Routing
+from blocks.initialise import stable_seed
+from blocks.kernels.cross_entropy import IGNORED
+from training.metrics import ExpertLoad, TokenLoss
+from training.optimizers.base import OptimizerRecipe
+from training.schedulers.base import Schedule
+
+Batch = dict[str, Tensor]
+
+
+class CausalLM(L.LightningModule):
+    """A decoder composed from a configuration, trained on the next token.
+
+    The loss is the mean over all scored tokens of the step's batch on all ranks, plus the balance losses that the
+    gating blocks report. Validation counts the text only.
+
+    Args:
+        model: composition of the decoder, as plain types (the ``model`` node)
+        optimizer: recipe of the optimizer
+        scheduler: factor on the learning rate over the steps
+        seed: of the initial weights and of every random draw of training
+    """
+
+    def __init__(self, model: dict[str, Any], optimizer: OptimizerRecipe, scheduler: Schedule, seed: int = 0) -> None:
+        super().__init__()
+        self.model_config = read(model)
+        self.recipe, self.schedule, self.seed = optimizer, scheduler, seed
+        # Plain types only: a checkpoint must load under weights_only=True and rebuild its model with no YAML at hand.
+        self.save_hyperparameters({"model": self.model_config, "seed": seed})
+        self.decoder: Decoder | None = None
+        self.losses = nn.ModuleDict({f"{stage}_loss": TokenLoss() for stage in ("train", "val", "test")})
+        self.loads = nn.ModuleDict()
+        self._step_load: dict[str, Tensor] = {}
+        self.expert_shares: dict[str, Tensor] = {}  # layer → share of choices of each expert, when last logged
+
+    def configure_model(self) -> None:
+        """Build the decoder: on the meta device first, then materialised (Lightning may call this twice)."""
+        if self.decoder is None:
+            self.decoder = compose(self.model_config, seed=self.seed)
+            self.loads = nn.ModuleDict({layer: ExpertLoad(gate.n_experts) for layer, gate in self._gates().items()})
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [B,T] → logits [B,T,V]."""
+        return self._decoder()(tokens)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # The state of the generator is a function of where training stands: a resumed run draws what it would have.
+        torch.manual_seed(stable_seed(self.seed, f"{self.current_epoch}/{batch_idx}/{self.global_rank}"))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        nll, tokens, routings = self._predict(batch)
+        self._loss("train").update(nll, tokens, batch["n_bytes"].sum())
+        losses: dict[str, Tensor] = {}
+        for layer, routing in self._routed(routings):
+            self._load(layer).update(routing.load)
+            self._step_load[layer] = self._step_load.get(layer, 0) + routing.load
+            for name, value in routing.losses.items():
+                losses[name] = losses.get(name, 0) + value
+        if self._logs_now():
+            self._log_training(losses)
+        # The mean over the tokens of all ranks: DDP averages gradients over ranks, whose counts may differ.
+        everywhere = self._sum_over_ranks(tokens)
+        mean = nll * (self.trainer.world_size / everywhere)
+        return mean + sum(losses.values(), torch.zeros((), device=nll.device))
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let every gate see the load of all micro-batches on all ranks, once."""
+        super().optimizer_step(*args, **kwargs)
+        for layer, gate in self._gates().items():
+            if layer in self._step_load:
+                gate.update(self._sum_over_ranks(self._step_load[layer]))
+        self._step_load.clear()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    def on_validation_epoch_start(self) -> None:
+        self._begin("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._begin("test")
+
+    def on_validation_epoch_end(self) -> None:
+        self._conclude("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._conclude("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The likeliest next token after each, [B,T]."""
+        return self(batch["tokens"]).argmax(-1)
+
+    def configure_optimizers(self) -> Any:
+        steps = int(self.trainer.estimated_stepping_batches)
+        self.schedule.check(steps)
+        optimizer = self.recipe.build(self._decoder())
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _predict(self, batch: Batch) -> tuple[Tensor, Tensor, list[Routing | None]]:
+        """Summed nll, number of scored tokens, and the routing of each layer."""
+        decoder, segments = self._decoder(), batch.get("segments")
+        # One document a row starts at position 0 everywhere: shared positions are cheaper to turn by.
+        positions = batch["positions"] if segments is not None else None
+        hidden, routings = decoder.hidden(batch["tokens"], positions, segments)
+        return decoder.nll(hidden, batch["targets"]), (batch["targets"] != IGNORED).sum(), routings
+
+    def _begin(self, stage: str) -> None:
+        self._loss(stage).reset()
+        for layer in self.loads:
+            self._load(layer).reset()
+
+    def _evaluate(self, stage: str, batch: Batch) -> None:
+        nll, tokens, routings = self._predict(batch)
+        self._loss(stage).update(nll, tokens, batch["n_bytes"].sum())
+        for layer, routing in self._routed(routings):
+            self._load(layer).update(routing.load)
+
+    def _conclude(self, stage: str) -> None:
+        values = self._loss(stage).compute()
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in values.items()}, prog_bar=True)
+        self._log_loads(stage, reset=False)
+
+    def _log_training(self, losses: dict[str, Tensor]) -> None:
+        """The means since the last time, and the balance losses of this batch."""
+        metric = self._loss("train")
+        values = metric.compute()
+        metric.reset()
+        self.log("train/loss", values["loss"].float(), prog_bar=True)
+        self.log("train/bits_per_byte", values["bits_per_byte"].float())
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
+        self._log_loads("train")
+
+    def _log_loads(self, stage: str, reset: bool = True) -> None:
+        for layer in self.loads:
+            metric = self._load(layer)
+            self.expert_shares[layer] = metric.shares().float().cpu()
+            values = metric.compute()
+            self.log_dict({f"{stage}_load/layer{layer}/{name}": value.float() for name, value in values.items()})
+            if reset:
+                metric.reset()
+
+    def _logs_now(self) -> bool:
+        every = self.trainer.log_every_n_steps
+        return every > 0 and (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) % every == 0
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return value
+        return cast(Tensor, self.trainer.strategy.reduce(value.detach().clone(), reduce_op="sum"))
+
+    def _gates(self) -> dict[str, Gating]:
+        """Index of each layer that routes → its gate."""
+        found = {}
+        for i, layer in enumerate(self._decoder().layers):
+            gates = [m for m in layer.modules() if isinstance(m, Gating)]
+            if gates:
+                found[str(i)] = gates[0]
+        return found
+
+    @staticmethod
+    def _routed(routings: list[Routing | None]) -> list[tuple[str, Routing]]:
+        return [(str(i), routing) for i, routing in enumerate(routings) if routing is not None]
+
+    def _decoder(self) -> Decoder:
+        assert self.decoder is not None, "configure_model has not run"
+        return self.decoder
+
+    def _loss(self, stage: str) -> TokenLoss:
+        return cast(TokenLoss, self.losses[f"{stage}_loss"])
+
+    def _load(self, layer: str) -> ExpertLoad:
+        return cast(ExpertLoad, self.loads[layer])

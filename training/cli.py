@@ -1,0 +1,110 @@
+"""``python train.py fit|validate|test|predict``: Lightning CLI on the same configuration that Hydra composes.
+
+``to_cli`` maps a composed configuration onto the CLI's names; nothing is configured twice. Values that live inside
+the composition are changed through ``--compose`` (Hydra overrides): Lightning CLI replaces a nested dictionary as a
+whole when one key of it is given. Left out: subcommands of the tuner.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Action, ArgumentParser, Namespace
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from jsonargparse import ActionConfigFile
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from training.composition import compose_config
+from training.preflight import preflight
+from training.run import conclude, quieten
+
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+
+
+def to_cli(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A checked configuration → a Lightning CLI configuration: ``_target_`` becomes class_path and init_args."""
+    trainer = {k: _class(v) for k, v in plain["trainer"].items() if k != "_target_"}
+    trainer["callbacks"] = [_class(v) for v in (plain["callbacks"] or {}).values() if v]
+    trainer["logger"] = [_class(v) for v in (plain["logger"] or {}).values() if v] or False
+    task, data = _class(plain["task"]), _class(plain["data"])
+    return {"seed_everything": plain["seed"], "trainer": trainer, "model": task, "data": data, "ckpt_path": plain["ckpt_path"]}
+
+
+def _class(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_class(v) for v in node]
+    if not isinstance(node, Mapping):
+        return node
+    inner = {k: _class(v) for k, v in node.items() if k not in ("_target_", "_convert_", "_recursive_")}
+    return {"class_path": node["_target_"], "init_args": inner} if "_target_" in node else inner
+
+
+class ComposeAction(Action):
+    """``--compose model=x model/attention=gqa …``: a Hydra composition used as the configuration."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S_%f")
+        plain = preflight(compose_config(values, output_dir=f"logs/train/cli/{stamp}"))
+        text = yaml.safe_dump(to_cli(plain), sort_keys=False)
+        ActionConfigFile.apply_config(parser, namespace, "config", text)  # type: ignore[attr-defined]
+        namespace.pop(self.dest, None)  # type: ignore[attr-defined]
+
+
+class FrontDoor(LightningCLI):
+    """The CLI of this project: composed by default, and a checkpoint does not overrule the command line."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = super().init_parser(**kwargs)
+        parser.add_argument(
+            "--compose",
+            action=ComposeAction,
+            nargs="*",
+            metavar="OVERRIDE",
+            help="compose conf/ with these Hydra overrides, and use the result as the configuration",
+        )
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning lets a checkpoint's hyper-parameters win over the command line; here the command line is right."""
+
+    def after_fit(self) -> None:
+        conclude(self.trainer, self.model, self.datamodule, test=False)
+
+
+def main(arguments: list[str]) -> None:
+    """Run a subcommand; without ``--config`` or ``--compose`` the default composition is used.
+
+    Raises:
+        ConfigError: the composition is refused
+        Interrupted: stopped by a signal, after saving
+    """
+    given = {a.split("=")[0] for a in arguments}
+    if not given & {"-c", "--config", "--compose", "-h", "--help", "--print_config"} or given == {"--print_config"}:
+        arguments = [arguments[0], "--compose", *arguments[1:]]
+    quieten(ignore=False)
+    sys.argv = [sys.argv[0], *arguments]
+    FrontDoor(
+        L.LightningModule,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"parser_mode": "yaml"},
+    )
+
+
+def export(plain: Mapping[str, Any], directory: Path) -> Path:
+    """Write ``lightning_cli.yaml``, from which ``fit --config`` repeats the run without Hydra."""
+    path = directory / "lightning_cli.yaml"
+    path.write_text(yaml.safe_dump(to_cli(plain), sort_keys=False))
+    return path
+
+

@@ -1,0 +1,138 @@
+"""conf/ composed by Hydra outside ``@hydra.main``, and Hydra's refusals put into this project's words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import registry
+from registry import ConfigError, did_you_mean
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+_TYPES = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "String": "a string"}
+
+
+def compose_config(overrides: Sequence[str], *, output_dir: str | None = None) -> DictConfig:
+    """The configuration that ``python train.py OVERRIDES`` would run.
+
+    Args:
+        overrides: in Hydra's grammar
+        output_dir: what ``paths.output_dir`` is to be; Hydra knows no run directory here
+
+    Raises:
+        ConfigError: the overrides cannot be composed
+    """
+    registry.load()
+    extra = [f"paths.output_dir={output_dir}"] if output_dir else []
+    try:
+        return _compose([*extra, *overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, overrides) from None
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose("config", overrides=list(overrides))
+
+
+def explain(error: BaseException, overrides: Sequence[str]) -> ConfigError:
+    """A Hydra or OmegaConf exception → path, value, rule, remedy."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    text = "\n".join(str(e) for e in chain)
+    for reading in (_unparsed, _no_option, _no_group, _unknown_key, _wrong_type):
+        found = reading(error, text, overrides)
+        if found:
+            return found
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return ConfigError("configuration", " ".join(overrides), lines[0], "Look at: python train.py --help")
+
+
+def _unparsed(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    if not isinstance(error, OverrideParseException):
+        return None
+    rule = f"cannot be read as an override ({text.splitlines()[0]})"
+    remedy = "Write key=value; in a shell, quote what holds spaces, brackets or commas: 'key=\"a, b\"'"
+    return ConfigError("command line", error.override, rule, remedy)
+
+
+def _no_option(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    found = re.search(r"Could not find '([^']+)'", text)
+    if not found:
+        return None
+    group, _, option = found[1].rpartition("/")
+    options = (error.options if isinstance(error, MissingConfigException) else None) or []
+    if not options:
+        return ConfigError(group or option, option, "there is no such group or file", "See: python train.py --help")
+    return ConfigError(group, option, f"is no option of {group}", did_you_mean(option, options))
+
+
+def _no_group(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    found = re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text)
+    if not found:
+        return None
+    group = found[1]
+    value = next((o.partition("=")[2] for o in overrides if o.partition("=")[0] == group), None)
+    kind = group.rpartition("/")[2]
+    rule = "the composition selects nothing for this group, so there is nothing to replace"
+    if group.startswith("model/") and kind in registry.kinds():
+        return ConfigError(group, value, rule, f"Add it: +{group}={value}")
+    return ConfigError(group, value, rule, did_you_mean(group, _groups()))
+
+
+def _unknown_key(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    found = re.search(r"Key '([^']+)' (?:is not in struct|not in '([^']+)')", text)
+    if not found:
+        return None
+    key, owner = found[1], found[2]
+    where = re.search(r"full_key: (\S+)", text)
+    path = where[1] if where else key
+    if override := re.search(r"Could not override '([^']+)'", text):
+        path = override[1]
+    value = next((o.partition("=")[2] for o in overrides if o.lstrip("+").partition("=")[0] == path), None)
+    holder = owner.removesuffix("Config") + "'s parameters" if owner else path.rpartition(".")[0] or "the configuration"
+    siblings = _siblings(path, overrides)
+    rule = f"there is no {key!r} in {holder}"
+    return ConfigError(path, value, rule, did_you_mean(key, siblings, "See: python train.py --cfg job"))
+
+
+def _wrong_type(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    found = re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", text)
+    if not found:
+        return None
+    where = re.search(r"full_key: (\S+)", text) or re.search(r"merging override ([^\s=]+)", text)
+    path = where[1] if where else "configuration"
+    rule = f"must be {_TYPES.get(found[2], found[2])}"
+    return ConfigError(path, found[1], rule, f"Write {path}=<{_TYPES.get(found[2], found[2])}>")
+
+
+def _selections(overrides: Sequence[str]) -> list[str]:
+    """The overrides that choose options, which compose even when a value override does not."""
+    return [o for o in overrides if "." not in o.partition("=")[0]]
+
+
+def _siblings(path: str, overrides: Sequence[str]) -> list[str]:
+    """Keys beside the last of ``path`` in the composition as far as it composes."""
+    for attempt in (_selections(overrides), []):
+        try:
+            node = OmegaConf.select(_compose(attempt), path.rpartition(".")[0] or "")
+        except (HydraException, OmegaConfBaseException):
+            continue
+        if isinstance(node, DictConfig):
+            return [str(k) for k in node]
+    return []
+
+
+def _groups() -> list[str]:
+    return sorted({p.parent.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml")} - {"."})
+
+

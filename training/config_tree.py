@@ -1,0 +1,36 @@
+"""The composed configuration as a tree: on the screen, and in the run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+from rich.tree import Tree
+
+PARTS = ("model", "data", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "extras")
+
+
+def show(plain: Mapping[str, Any], directory: Path, print_config: bool) -> None:
+    """Print the tree if asked to, and save it as ``config_tree.log``."""
+    tree = Tree("configuration")
+    for key in [*PARTS, *(k for k in plain if k not in PARTS)]:
+        value = plain[key]
+        if key == "task":  # it repeats model, optimizer and scheduler, which stand beside it
+            value = {k: v for k, v in value.items() if k not in ("model", "optimizer", "scheduler")}
+        _grow(tree, key, value)
+    if print_config:
+        Console().print(tree)
+    with (directory / "config_tree.log").open("w") as file:
+        Console(file=file, width=120).print(tree)
+
+
+def _grow(tree: Tree, key: str, value: Any) -> None:
+    if isinstance(value, Mapping) and value:
+        branch = tree.add(Text(str(key), style="bold"))
+        for inner, below in value.items():
+            _grow(branch, inner, below)
+    else:
+        tree.add(Text.assemble((str(key), "cyan"), f": {value}"))

@@ -1,0 +1,282 @@
+"""The data module: a corpus and a tokenizer become batches, and a resumed run gets the batches it would have got.
+
+Where training stands is asked of Lightning's own counter each time an epoch's batches are begun, and never counted
+here; ``order.py`` then says which batches those are. So one number is right in a checkpoint taken in the middle of an
+epoch, at its end, after an exception, with any number of workers or processes.
+
+Not here: mixtures of corpora, and streaming of text that does not fit on a disk.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from registry.errors import ConfigError
+from training.data import packing
+from training.data.corpus import SPLITS, Corpus, Split
+from training.data.order import EpochBatches, LineBatches, Order
+from training.data.preflight import check_ranges, too_short
+from training.data.tokenizers.base import Tokenizer
+from training.data.windows import Windows, as_is
+
+Batches = DataLoader[dict[str, Tensor]]
+
+
+class TextDataModule(L.LightningDataModule):
+    """Next-token batches from a corpus of text.
+
+    A batch is a dictionary of int64 tensors: ``tokens``, ``targets`` (−100 where nothing is to be predicted) and
+    ``positions`` [B, T], ``n_bytes`` [B] (UTF-8 bytes of the predicted text), and ``segments`` [B, T] where a window
+    holds more than one document. Rows may be all −100 in the last batch of an evaluation on several processes: a
+    loss must be summed and divided by the count, since the mean over such a row is not a number.
+
+    Args:
+        corpus: the text and its division into train, val and test
+        tokenizer: text to ids; learns its vocabulary on the train split, once
+        sequence_length: tokens of a window, at least 2
+        batch_size: windows of a training batch over *all* processes; divisible by their number
+        eval_batch_size: the same for validation and test; null for batch_size
+        eval_windows: at most so many windows of a split are evaluated, evenly spaced; null for all
+        num_workers: loader processes on each rank; 0 reads in the training process, which is fast enough for text
+        seed: of the order of the batches
+        cache_dir: folder for tokenised corpora, made when needed; any number of runs may share it
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        sequence_length: int = 256,
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        eval_windows: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        cache_dir: str = "data/cache",
+    ) -> None:
+        super().__init__()
+        self.corpus, self.tokenizer = corpus, tokenizer
+        self.sequence_length, self.batch_size = sequence_length, batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.eval_windows, self.num_workers, self.seed = eval_windows, num_workers, seed
+        self.cache_dir = Path(cache_dir).expanduser()
+        check_ranges({name: getattr(self, name) for name in ("sequence_length", "batch_size", "eval_batch_size")})
+        check_ranges({"eval_windows": eval_windows, "num_workers": num_workers, "seed": seed})
+        self._key: str | None = None
+        self._streams: dict[Split, packing.Stream] = {}
+        self._batches = 0
+
+    # ---- tokens -------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Tokenise the corpus into the cache, if it is not there. Lightning calls this on one process of a node.
+
+        Raises:
+            ConfigError: of the corpus, of the tokenizer, or at ``data.cache_dir``
+        """
+        self.corpus.check()
+        self._pack()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Map the cached tokens, on every process.
+
+        Args:
+            stage: Lightning's name of what is to run; all splits are mapped whatever it is, which costs nothing
+
+        Raises:
+            ConfigError: at ``data.sequence_length`` for a split shorter than a sequence; at ``data.batch_size`` or
+                ``data.eval_batch_size`` for a batch that the processes cannot share, or that the train split lacks
+        """
+        packed = self._pack()
+        if not self.tokenizer.fitted:
+            self.tokenizer = type(self.tokenizer).from_json(packed.vocabulary)
+        self._streams = packed.streams
+        for split in SPLITS:
+            n_tokens = self._streams[split].n_tokens
+            if n_tokens <= self.sequence_length and (n_tokens or split == "train"):
+                raise too_short(split, n_tokens, self.sequence_length)
+        if stage in (None, "fit"):
+            self._check_batch_fits()
+            self._check_sharing("batch_size", self.batch_size)
+        self._check_sharing("eval_batch_size", self.eval_batch_size)
+        # Two pieces of advice that are wrong for these loaders: they do resume, and have next to nothing to do.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
+        warnings.filterwarnings("ignore", message=".*does not have many workers")
+
+    @property
+    def order(self) -> Order:
+        """The order of the training windows; needs ``setup``."""
+        return Order(self._streams["train"].n_tokens, self.sequence_length, self.batch_size, self.seed)
+
+    @cached_property
+    def _corpus_fingerprint(self) -> str:
+        return self.corpus.fingerprint()  # reads all the text: once, not at every checkpoint
+
+    def _pack(self) -> packing.Packed:
+        if self._key is None:  # before the tokenizer is fitted, so that every process and run finds the same name
+            self._key = packing.cache_key(self._corpus_fingerprint, self.tokenizer)
+        return packing.pack(self.corpus, self.tokenizer, self.cache_dir, self._key)
+
+    # ---- loaders ------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> Batches:
+        """The rest of the epoch in which training stands, then whole epochs, without end."""
+        sampler = EpochBatches(
+            self.order,
+            *self._share(),
+            epoch_length=self._epoch_length(),
+            consumed=self._consumed_in_order if self.trainer else None,
+            start=self._batches,
+        )
+        return self._loader("train", batch_sampler=sampler)
+
+    def val_dataloader(self) -> Batches | list[Batches]:
+        """The val split in order; an empty list for a corpus without one."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> Batches | list[Batches]:
+        """The test split in order; an empty list for a corpus without one."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> Batches | list[Batches]:
+        """The windows of the test split."""
+        # Lightning rebuilds batch samplers for prediction and warns about ours; as a plain sampler it may stay.
+        return self._evaluation("test", as_batch_sampler=False)
+
+    def _evaluation(self, split: Split, as_batch_sampler: bool = True) -> Batches | list[Batches]:
+        n_tokens = self._streams[split].n_tokens
+        if not n_tokens:
+            return []
+        rank, world_size = self._share()
+        sampler = LineBatches(n_tokens, self.sequence_length, self.eval_batch_size, self.eval_windows, rank, world_size)
+        if as_batch_sampler:
+            return self._loader(split, batch_sampler=sampler)
+        return self._loader(split, sampler=sampler, batch_size=None)
+
+    def _loader(self, split: Split, **sampling: Any) -> Batches:
+        places = packing.ring if split == "train" else packing.line
+        return DataLoader(
+            Windows(self._streams[split], self.sequence_length, self.tokenizer.token_bytes(), places),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            collate_fn=as_is,  # type: ignore[arg-type]
+            **sampling,
+        )
+
+    def _share(self) -> tuple[int, int]:
+        """(rank, number) of this process among those that read different data.
+
+        That is not the trainer's world size: processes that split one model by tensors read the same batch.
+        """
+        sharing = self.trainer.distributed_sampler_kwargs if self.trainer else None
+        return (sharing["rank"], sharing["num_replicas"]) if sharing else (0, 1)
+
+    def _check_batch_fits(self) -> None:
+        if not self.order.n_batches:
+            raise ConfigError(
+                "data.batch_size",
+                self.batch_size,
+                f"the train split has only {self.order.n_windows} windows of {self.sequence_length} tokens",
+                f"Set data.batch_size={self.order.n_windows} or less, or data.sequence_length lower",
+            )
+
+    def _check_sharing(self, key: str, n_windows: int) -> None:
+        _, world_size = self._share()
+        if n_windows % world_size:
+            raise ConfigError(
+                f"data.{key}",
+                n_windows,
+                f"it counts windows over all processes, and {world_size} of them share the data evenly",
+                f"Set data.{key}={-(-n_windows // world_size) * world_size}",
+            )
+        if world_size > 1 and self.trainer and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise ConfigError(
+                "trainer.use_distributed_sampler",
+                True,
+                "this data module divides its batches itself; Lightning's sampler would replace that",
+                "Set trainer.use_distributed_sampler=false",
+            )
+
+    # ---- resuming -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of the data: where training stands, and the tokenizer, in plain types."""
+        return {"batches": self._consumed(), "tokenizer": self.tokenizer.to_json(), **self._identity()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare a checkpoint's data with this; the place in it follows from Lightning's counter.
+
+        Another corpus, seed or size is a warning: it may be wanted, to go on with longer sequences, say, but then
+        the batches are others than the uninterrupted run would have seen.
+
+        Args:
+            state_dict: as ``state_dict`` gave it
+
+        Raises:
+            ConfigError: at ``data.tokenizer``, when the checkpoint's ids mean other text than the ids here
+        """
+        theirs = {"kind": None, "vocab_size": None, **state_dict["tokenizer"]}
+        if theirs != self.tokenizer.to_json():
+            raise ConfigError(
+                "data.tokenizer",
+                f"{self.tokenizer.kind}, vocab_size {self.tokenizer.vocab_size}",
+                f"the checkpoint was trained with another vocabulary ({theirs['kind']}, {theirs['vocab_size']} ids, "
+                "perhaps fitted on another corpus), so its embeddings mean other tokens",
+                "Use the checkpoint's tokenizer and corpus, or start a new run without ckpt_path",
+            )
+        self._batches = state_dict["batches"]
+        if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
+            self._warn_of_other_batches(state_dict)
+
+    def _warn_of_other_batches(self, state_dict: Mapping[str, Any]) -> None:
+        changed = [
+            f"{name} was {state_dict[name]}, is {value}"
+            for name, value in self._identity().items()
+            if state_dict[name] != value
+        ]
+        if changed:
+            rank_zero_warn(
+                f"Resuming on other data than the checkpoint's ({'; '.join(changed)}): training goes on from batch "
+                f"{state_dict['batches']}, but not with the batches that the uninterrupted run would have seen.",
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides the batches, beside the tokenizer."""
+        return {
+            "corpus": self._corpus_fingerprint,
+            "sequence_length": self.sequence_length,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+
+    def _consumed(self) -> int:
+        """Global batches that training has consumed, over all epochs."""
+        if self.trainer is None:
+            return self._batches
+        # "processed" is the one count that is right everywhere: "ready" is ahead when a step raises, "completed" is
+        # behind when a checkpoint is written in on_train_batch_end, after the optimizer's step.
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+
+    def _consumed_in_order(self) -> int:
+        """The same as the order of the batches has it: overfitting means the first batches again and again."""
+        is_overfitting = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        return self._consumed() % self._epoch_length() if is_overfitting else self._consumed()
+
+    def _epoch_length(self) -> int:
+        """Batches that the trainer takes from an epoch, with ``limit_train_batches`` in mind."""
+        n_batches = self.order.n_batches
+        limit = self.trainer.limit_train_batches if self.trainer else None
+        if limit is None:
+            return n_batches
+        return max(1, min(n_batches, limit if isinstance(limit, int) else int(n_batches * limit)))

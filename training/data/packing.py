@@ -1,0 +1,274 @@
+"""Tokens on disk, and windows cut from them.
+
+A split becomes one flat file of token ids, document after document, each followed by ``eos``, beside an index that
+says where documents begin. Training reads the file as a *ring* (the end continues at the beginning), so that no token
+is always left over; evaluation reads it as a *line*, each token once, the last window padded.
+
+Letters: B windows of a batch, T tokens of a window, N tokens of a split, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from registry.errors import ConfigError
+from training.data.corpus import SPLITS, Corpus, Split
+from training.data.tokenizers.base import Tokenizer, token_dtype
+
+FORMAT = 1  # of the files below; a cache of another format is never read, since it enters the folder's name
+INDEX, VOCABULARY = "index.json", "tokenizer.json"
+IGNORED = -100  # what cross-entropy leaves out
+ABANDONED_S = 24 * 3600
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """The tokens of one split, mapped from disk.
+
+    Args:
+        path: file of token ids
+        dtype: of the ids in the file
+        starts: where each document begins, ascending, in tokens [documents]
+        n_tokens: N, with one ``eos`` a document
+        eos: the id that ends a document, also used as padding
+    """
+
+    path: Path
+    dtype: str
+    starts: Ints
+    n_tokens: int
+    eos: int
+
+    @cached_property
+    def tokens(self) -> npt.NDArray[Any]:
+        """The ids [N], read-only; pages are read when they are touched."""
+        if self.n_tokens == 0:  # an empty file cannot be mapped
+            return np.zeros(0, dtype=self.dtype)
+        return np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.n_tokens,))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pickling a memory map would send all tokens to a spawned loader process; it maps the file itself.
+        return {name: value for name, value in self.__dict__.items() if name != "tokens"}
+
+
+def ring(offsets: Ints, length: int, n_tokens: int) -> Ints:
+    """Places in the stream of windows that run over its end into its beginning.
+
+    Args:
+        offsets: first token of each window [B]
+        length: tokens of a window
+        n_tokens: N
+
+    Returns:
+        places [B, length] in [0, N)
+    """
+    return (offsets[:, None] + np.arange(length)) % n_tokens
+
+
+def line(offsets: Ints, length: int, n_tokens: int) -> Ints:
+    """Places in the stream of windows that end with it; −1 past the end, and throughout for an offset of −1.
+
+    Args and shapes: as for ``ring``.
+    """
+    places = offsets[:, None] + np.arange(length)
+    return np.where((places < n_tokens) & (offsets[:, None] >= 0), places, -1)
+
+
+def cut(stream: Stream, places: Ints, token_bytes: Ints) -> dict[str, Ints]:
+    """Windows of a stream as a batch.
+
+    Args:
+        stream: where the tokens are
+        places: of the T inputs and of one token more [B, T + 1]; −1 is padding
+        token_bytes: UTF-8 bytes of each id [V]
+
+    Returns:
+        tokens [B, T]; targets [B, T], the next token, or −100 where that begins another document or is padding;
+        segments [B, T], the document's number within its window, from 0 (padding counts as one document more);
+        positions [B, T], from 0 at each document's start and at the window's; n_bytes [B], of the targets that count
+    """
+    real = places >= 0
+    ids = np.where(real, stream.tokens[places], stream.eos).astype(np.int64)
+    nearest = np.searchsorted(stream.starts, places).clip(max=len(stream.starts) - 1)
+    begins = stream.starts[nearest] == places
+    begins[:, 1:] |= real[:, :-1] & ~real[:, 1:]
+    begins[:, 0] = True
+    tokens, inputs_begin = ids[:, :-1], begins[:, :-1]
+    counted = real[:, 1:] & ~begins[:, 1:]
+    column = np.arange(tokens.shape[1])
+    return {
+        "tokens": tokens,
+        "targets": np.where(counted, ids[:, 1:], IGNORED),
+        "segments": np.cumsum(inputs_begin, axis=1) - 1,
+        "positions": column - np.maximum.accumulate(np.where(inputs_begin, column, 0), axis=1),
+        "n_bytes": np.where(counted, token_bytes[ids[:, 1:]], 0).sum(axis=1),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A tokenised corpus on disk.
+
+    Args:
+        streams: by split; a split without text has 0 tokens
+        vocabulary: the fitted tokenizer's ``to_json``
+    """
+
+    streams: dict[Split, Stream]
+    vocabulary: dict[str, Any]
+
+
+def cache_key(corpus_fingerprint: str, tokenizer: Tokenizer) -> str:
+    """Name of the cache folder: a digest of the text, its division, the tokenizer as it is now, and the format."""
+    parts = [str(FORMAT), corpus_fingerprint, tokenizer.fingerprint()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def pack(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path, key: str) -> Packed:
+    """The tokens of a corpus, from the cache, or made now.
+
+    Several processes may call this at once, on one file system, and any may be killed: each writes to a folder of its
+    own, which gets its name when it is whole. A folder whose files are missing or too short is made anew.
+
+    Args:
+        corpus: the text
+        tokenizer: fitted here on the train split if it is not yet
+        cache_dir: folder of all caches
+        key: of this one, from ``cache_key`` *before* the tokenizer was fitted
+
+    Raises:
+        ConfigError: at ``data.cache_dir`` when it cannot be written; those of the corpus and of ``Tokenizer.fit``
+    """
+    folder = cache_dir / key
+    found = load(folder, tokenizer.eos)
+    if found:
+        return found
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        _sweep(cache_dir)
+        mine = _aside(folder)
+        mine.mkdir()
+    except OSError as error:
+        raise ConfigError(
+            "data.cache_dir",
+            str(cache_dir),
+            f"the token cache cannot be written here ({error.strerror})",
+            "Name a folder of yours on a disk with room: data.cache_dir=…",
+        ) from error
+    try:
+        _write(corpus, tokenizer, mine)
+        _publish(mine, folder, tokenizer.eos)
+    finally:
+        shutil.rmtree(mine, ignore_errors=True)
+    packed = load(folder, tokenizer.eos)
+    assert packed, f"{folder} was written and cannot be read"
+    return packed
+
+
+def load(folder: Path, eos: int) -> Packed | None:
+    """A cache as it lies on disk, or None where it is missing, broken or cut short.
+
+    Args:
+        folder: that ``pack`` wrote
+        eos: the tokenizer's
+    """
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        vocabulary = json.loads((folder / VOCABULARY).read_text())
+        streams: dict[Split, Stream] = {}
+        for split in SPLITS:
+            n_tokens, starts = index[split]["n_tokens"], np.array(index[split]["starts"], dtype=np.int64)
+            streams[split] = Stream(folder / f"{split}.bin", index["dtype"], starts, n_tokens, eos)
+            if streams[split].path.stat().st_size != n_tokens * np.dtype(index["dtype"]).itemsize:
+                return None
+        return Packed(streams, vocabulary)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
+    if not tokenizer.fitted:
+        tokenizer.fit(corpus.documents("train"))
+    dtype = token_dtype(tokenizer.vocab_size)
+    index: dict[str, Any] = {"dtype": np.dtype(dtype).name}
+    for split in SPLITS:
+        index[split] = _write_split(corpus.documents(split), tokenizer, folder / f"{split}.bin", dtype)
+    _write_text(folder / VOCABULARY, json.dumps(tokenizer.to_json()))
+    _write_text(folder / INDEX, json.dumps(index))
+
+
+def _write_split(
+    texts: Iterable[str], tokenizer: Tokenizer, path: Path, dtype: type[np.unsignedinteger]
+) -> dict[str, Any]:
+    starts, n_tokens = [], 0
+    with path.open("wb") as file:
+        for text in texts:
+            ids = tokenizer.encode(text)
+            if len(ids) == 0:
+                continue
+            starts.append(n_tokens)
+            file.write(np.append(ids, tokenizer.eos).astype(dtype).tobytes())
+            n_tokens += len(ids) + 1
+        _to_disk(file)
+    return {"n_tokens": n_tokens, "starts": starts}
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        _to_disk(file)
+
+
+def _to_disk(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())  # else a power cut after the rename leaves files of the right length, full of zeros
+
+
+def _aside(folder: Path) -> Path:
+    """A name of nobody else's beside a cache folder, where ``_sweep`` finds it if its owner is killed."""
+    return folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+
+
+def _publish(mine: Path, folder: Path, eos: int) -> None:
+    """Give a finished folder its name, unless another process was faster; a broken one there makes way."""
+    while True:
+        try:
+            mine.rename(folder)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if load(folder, eos):
+            return
+        broken = _aside(folder)
+        with contextlib.suppress(FileNotFoundError):  # another process may just have done the same
+            folder.rename(broken)
+            shutil.rmtree(broken, ignore_errors=True)
+
+
+def _sweep(cache_dir: Path) -> None:
+    """Remove what killed writers left behind, a day later at the earliest."""
+    for path in cache_dir.glob(".*.*"):
+        try:
+            is_abandoned = path.is_dir() and time.time() - path.stat().st_mtime > ABANDONED_S
+        except FileNotFoundError:
+            continue
+        if is_abandoned:
+            shutil.rmtree(path, ignore_errors=True)

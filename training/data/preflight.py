@@ -1,0 +1,156 @@
+"""What can be known about the data before a run: in a moment, without Lightning, without tokenising.
+
+``check`` takes the plain ``data`` node of a composed configuration. What needs the tokens themselves (a BPE corpus a
+little too short, a batch larger than an epoch) is refused later by the data module, with the same kind of error.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from registry.errors import ConfigError, did_you_mean
+from training.data.corpus import SPLITS, Corpus
+from training.data.tokenizers.base import Tokenizer
+
+MODULE = "training.data.module.TextDataModule"
+
+# The module's own arguments: the least value, and (NULLABLE) whether null means something.
+LEAST: dict[str, int] = {
+    "sequence_length": 2,
+    "batch_size": 1,
+    "eval_batch_size": 1,
+    "eval_windows": 1,
+    "num_workers": 0,
+    "seed": 0,
+}
+NULLABLE = {"eval_batch_size", "eval_windows"}
+ARGUMENTS = {"corpus", "tokenizer", "cache_dir", *LEAST}
+HYDRA_KEYS = {"_target_", "_convert_", "_recursive_", "_partial_"}
+
+
+def check(node: Mapping[str, Any]) -> None:
+    """Refuse a data configuration that cannot work.
+
+    Args:
+        node: the ``data`` node as plain types, interpolations resolved. A node whose ``_target_`` is another data
+            module than ``TextDataModule`` is left to that module
+
+    Raises:
+        ConfigError: at ``data.<key>``
+    """
+    if node.get("_target_", MODULE) != MODULE:
+        return
+    _known_keys("data", node, ARGUMENTS)
+    _no_missing("data", node)
+    check_ranges(node)
+    corpus = _build("data.corpus", node.get("corpus"), Corpus)
+    tokenizer = _build("data.tokenizer", node.get("tokenizer"), Tokenizer)
+    corpus.check()
+    if corpus.is_small():
+        tokenizer.check(corpus.documents("train"))
+        _long_enough(corpus, node.get("sequence_length", 2))
+
+
+def check_ranges(values: Mapping[str, Any]) -> None:
+    """Refuse numbers of the data module that are no integers or too small.
+
+    Args:
+        values: by argument name; absent ones have their defaults
+
+    Raises:
+        ConfigError: at ``data.<key>``
+    """
+    for key, least in LEAST.items():
+        value = values.get(key, least)
+        if value is None and key in NULLABLE:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            hint = f"Set data.{key}={least} or more" + (", or null" if key in NULLABLE else "")
+            raise ConfigError(f"data.{key}", value, f"an integer of at least {least} is needed", hint)
+
+
+def too_short(split: str, n_tokens: int, sequence_length: int) -> ConfigError:
+    """The error of a split that is shorter than one sequence.
+
+    Args:
+        split: ``train``, ``val`` or ``test``
+        n_tokens: tokens that the split has, at most
+        sequence_length: tokens of a sequence
+    """
+    fraction = "" if split == "train" else f", or hold out more of it, or none (data.corpus.{split}_fraction=0)"
+    return ConfigError(
+        "data.sequence_length",
+        sequence_length,
+        f"the {split} split has {n_tokens} tokens, one sequence and the token after it need {sequence_length + 1}",
+        f"Set data.sequence_length={max(n_tokens - 1, 2)} or less, give the corpus more text{fraction}",
+    )
+
+
+def _long_enough(corpus: Corpus, sequence_length: int) -> None:
+    """Refuse a split with fewer bytes than one sequence has tokens: a token is at least a byte, or ends a document."""
+    for split in SPLITS:
+        most = 0
+        for text in corpus.documents(split):
+            most += len(text.encode()) + 1
+            if most > sequence_length:
+                break
+        if most <= sequence_length and (most or split == "train"):
+            raise too_short(split, most, sequence_length)
+
+
+def _known_keys(path: str, node: Mapping[str, Any], known: set[str]) -> None:
+    for key in node:
+        if key not in known | HYDRA_KEYS:
+            raise ConfigError(f"{path}.{key}", node[key], "there is no such setting", did_you_mean(key, known))
+
+
+def _no_missing(path: str, node: Any) -> None:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            _no_missing(f"{path}.{key}", value)
+    elif node == "???":
+        raise ConfigError(path, node, "a value is required", f"Give one on the command line: {path}=…")
+
+
+def _build(path: str, node: Any, family: type) -> Any:
+    """The corpus or tokenizer that a node describes; only a class of that family is ever called."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import get_class, instantiate
+
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise ConfigError(
+            path, node, f"a node with _target_ is needed, the class of a {family.__name__}", _EXAMPLE[path]
+        )
+    target = node["_target_"]
+    try:
+        cls = get_class(target)
+    except Exception as error:  # importing a guest's module may fail in any way
+        raise ConfigError(f"{path}._target_", target, f"no such class: {_last_line(error)}", _EXAMPLE[path]) from error
+    if not issubclass(cls, family):
+        raise ConfigError(f"{path}._target_", target, f"the class is no {family.__name__}", _EXAMPLE[path])
+    parameters = inspect.signature(cls).parameters
+    if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+        _known_keys(path, node, set(parameters))
+    required = [name for name, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    for name in required:
+        if name not in node:
+            raise ConfigError(f"{path}.{name}", None, "a value is required", f"Give one: {path}.{name}=…")
+    try:
+        return instantiate(dict(node))
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ConfigError):  # Hydra wraps what a constructor raises
+            raise error.__cause__ from None
+        raise ConfigError(path, target, f"it cannot be built: {_last_line(error)}", _EXAMPLE[path]) from error
+
+
+def _last_line(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[-1]
+
+
+_EXAMPLE = {
+    "data.corpus": "For example: data=shakespeare, or data=text data.corpus.files='~/books/*.txt'",
+    "data.tokenizer": "For example: data/tokenizer=bytes (or chars, or bpe)",
+}

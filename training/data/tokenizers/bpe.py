@@ -1,0 +1,146 @@
+"""Byte-level byte-pair encoding, trained on the train split with Hugging Face's ``tokenizers`` (extra ``bpe``).
+
+The end of a document is an id of ours above the trained vocabulary, unknown to the library: no text can spell it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from registry.errors import ConfigError
+from training.data.tokenizers.base import Tokenizer, need_room, token_dtype
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Engine
+
+PIECE = 2**20  # characters encoded at once: the library keeps about a hundred bytes of notes on each token
+SEAM = re.compile(r"(?<=\S)\n(?=\S)")  # a lone line end is a word of its own, so cutting after it changes no token
+
+
+class BPE(Tokenizer):
+    """GPT-2's scheme: split text into words, then merge the most frequent neighbours, starting from single bytes.
+
+    Any text survives the way there and back. On a small corpus the merges run out before the vocabulary is full; the
+    ids left over are padding. Unlike GPT-2's, the vocabulary has no special token: ``eos`` is the last id.
+
+    Args:
+        vocab_size: 256 bytes + merges + the end of a document
+
+    Raises:
+        ConfigError: at ``data.tokenizer``, when ``tokenizers`` is not installed; at ``data.tokenizer.vocab_size``,
+            below 257
+    """
+
+    kind: ClassVar[str] = "bpe"
+
+    def __init__(self, vocab_size: int = 4096) -> None:
+        need_room(vocab_size, 257, "256 bytes and the end of a document need 257 ids")
+        if importlib.util.find_spec("tokenizers") is None:
+            raise ConfigError(
+                "data.tokenizer",
+                "bpe",
+                "byte-pair encoding needs the package tokenizers, which is not installed",
+                "Install it: pip install 'blockwright[bpe]', or use data/tokenizer=bytes",
+            )
+        self.vocab_size = vocab_size
+        self.eos = vocab_size - 1
+        self._state: str | None = None  # the library's own JSON; its objects are made from it when needed
+
+    @property
+    def fitted(self) -> bool:
+        return self._state is not None
+
+    def check(self, texts: Iterable[str]) -> None:
+        pass
+
+    def fit(self, texts: Iterable[str]) -> None:
+        from tokenizers import Tokenizer as Engine
+        from tokenizers import models, pre_tokenizers, trainers
+
+        engine = Engine(models.BPE())
+        engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size - 1,  # the last id is ours
+            min_frequency=2,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=[],
+            show_progress=False,
+        )
+        engine.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
+        # The library warns in every forked loader process, though none of ours tokenises there.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self._adopt(engine.to_str())
+
+    def encode(self, text: str) -> npt.NDArray[Any]:
+        # "fast" leaves out character offsets, which nobody here reads, and takes half the time.
+        ids = [i for piece in _pieces(text) for i in self._engine.encode_batch_fast([piece])[0].ids]
+        return np.array(ids, dtype=token_dtype(self.vocab_size))
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        spelling = self._spelling
+        known = (i for i in np.asarray(ids, dtype=np.int64).tolist() if 0 <= i < len(spelling))
+        return b"".join(spelling[i] for i in known).decode(errors="replace")
+
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        n = np.zeros(self.vocab_size, dtype=np.int64)
+        n[: len(self._spelling)] = [len(word) for word in self._spelling]
+        return n
+
+    def to_json(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"kind": self.kind, "vocab_size": self.vocab_size}
+        return state if self._state is None else {**state, "tokenizers": self._state}
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> BPE:
+        self = cls(state["vocab_size"])
+        if "tokenizers" in state:
+            self._adopt(state["tokenizers"])
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_engine"}  # spawned ranks rebuild it
+
+    def _adopt(self, state: str) -> None:
+        self._state = state
+        for name in ("_engine", "_spelling"):
+            self.__dict__.pop(name, None)
+
+    @cached_property
+    def _engine(self) -> Engine:
+        from tokenizers import Tokenizer as Engine
+
+        if self._state is None:
+            raise RuntimeError("BPE has no vocabulary yet: call fit, or rebuild it from a checkpoint's state")
+        return Engine.from_str(self._state)
+
+    @cached_property
+    def _spelling(self) -> list[bytes]:
+        """The bytes of each trained id."""
+        byte_of = {character: byte for byte, character in enumerate(_byte_alphabet())}
+        words = sorted(self._engine.get_vocab(), key=self._engine.get_vocab().__getitem__)
+        return [bytes(byte_of[character] for character in word) for word in words]
+
+
+def _byte_alphabet() -> list[str]:
+    """The printable character that byte-level BPE writes for each byte: itself, else one from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    spare = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A text in pieces of at least ``PIECE`` characters, cut where that leaves every token as it is."""
+    start = 0
+    while start < len(text):
+        cut = SEAM.search(text, start + PIECE)
+        end = cut.end() if cut else len(text)
+        yield text[start:end]
+        start = end

@@ -1,0 +1,56 @@
+"""UTF-8 bytes as tokens: nothing to learn, nothing to install, any text, and one token is one byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from training.data.tokenizers.base import Tokenizer, need_room, token_dtype
+
+
+class Bytes(Tokenizer):
+    """The 256 bytes, and 256 for the end of a document.
+
+    Args:
+        vocab_size: 257, or more to pad the vocabulary (to a multiple of 64, say)
+
+    Raises:
+        ConfigError: at ``data.tokenizer.vocab_size``, below 257
+    """
+
+    kind: ClassVar[str] = "bytes"
+
+    def __init__(self, vocab_size: int = 257) -> None:
+        need_room(vocab_size, 257, "256 bytes and the end of a document need 257 ids")
+        self.vocab_size = vocab_size
+        self.eos = 256
+
+    @property
+    def fitted(self) -> bool:
+        return True
+
+    def check(self, texts: Iterable[str]) -> None:
+        pass
+
+    def fit(self, texts: Iterable[str]) -> None:
+        pass
+
+    def encode(self, text: str) -> npt.NDArray[Any]:
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(token_dtype(self.vocab_size))
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        ids = np.asarray(ids, dtype=np.int64)
+        return ids[(ids >= 0) & (ids < 256)].astype(np.uint8).tobytes().decode(errors="replace")
+
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        return (np.arange(self.vocab_size) < 256).astype(np.int64)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "vocab_size": self.vocab_size}
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> Bytes:
+        return cls(state["vocab_size"])

@@ -1,0 +1,66 @@
+"""What is measured of a language model and of its experts, summed exactly over batches and ranks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class TokenLoss(Metric):
+    """Mean loss per token, perplexity and bits per byte over everything it was given.
+
+    Sums are kept, not means of means: batches of different length count by their tokens.
+    """
+
+    full_state_update = False
+    nats: Tensor
+    tokens: Tensor
+    bytes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("nats", "tokens", "bytes"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, nll: Tensor, tokens: Tensor, n_bytes: Tensor) -> None:
+        """Summed negative log-likelihood in nats of so many scored tokens, which stand for so many bytes of text."""
+        self.nats += nll.detach()
+        self.tokens += tokens
+        self.bytes += n_bytes
+
+    def compute(self) -> dict[str, Tensor]:
+        loss = self.nats / self.tokens
+        bits_per_byte = self.nats / self.bytes / math.log(2)
+        return {"loss": loss, "perplexity": loss.exp(), "bits_per_byte": bits_per_byte}
+
+
+class ExpertLoad(Metric):
+    """How evenly the experts of one layer are loaded.
+
+    max_violation: load of the busiest expert over the mean load, minus 1 (0 is even; Wang et al. 2024, MaxVio)
+    entropy: of the shares, divided by ln E (1 is even)
+    busiest: share of all choices that went to the busiest expert
+    """
+
+    full_state_update = False
+    load: Tensor
+
+    def __init__(self, n_experts: int) -> None:
+        super().__init__()
+        self.add_state("load", torch.zeros(n_experts, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, load: Tensor) -> None:
+        """Choices that went to each expert, [E]."""
+        self.load += load
+
+    def shares(self) -> Tensor:
+        """[E], of this rank's choices."""
+        return self.load / self.load.sum().clamp(min=1)
+
+    def compute(self) -> dict[str, Tensor]:
+        shares = self.load / self.load.sum().clamp(min=1)
+        entropy = -(shares * shares.clamp(min=1e-12).log()).sum() / math.log(max(2, len(shares)))
+        return {"max_violation": shares.max() * len(shares) - 1, "entropy": entropy, "busiest": shares.max()}

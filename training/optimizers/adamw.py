@@ -1,0 +1,96 @@
+"""AdamW, with weight decay only where it belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from training.optimizers.base import OptimizerRecipe, Weight, betas_of, number, weights
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")  # meta, where costs are measured, has no such kernel
+
+
+class AdamW(OptimizerRecipe):
+    """Decoupled weight decay regularisation (Loshchilov & Hutter, 2019, arXiv:1711.05101).
+
+    With g the gradient, m and v its first two moments and ^ their bias correction::
+
+        m ← β₁ m + (1 − β₁) g      v ← β₂ v + (1 − β₂) g²
+        θ ← θ − lr · λ · θ − lr · m̂ / (√v̂ + ε)
+
+    Args:
+        lr: peak learning rate; a schedule multiplies it. 4.2e-4 is that of DeepSeekMoE-16B and DeepSeek-V2-Lite
+        betas: decay rates a step of the two moments
+        weight_decay: λ, a fraction of the weight per unit of learning rate; only on matrices, expert stacks and
+            convolution filters, never on norms, biases, embeddings or learned positions
+        eps: ε, added to the root of the second moment
+        fused: one kernel for the whole step. None: where every parameter's device has it
+
+    The defaults are those of DeepSeek's reports (β 0.9 / 0.95, λ 0.1); torch's own are β₂ 0.999 and λ 0.01 on
+    *every* parameter. DeepSeek does not say which tensors are decayed: the split here is the usual one.
+    """
+
+    def __init__(
+        self,
+        lr: float = 4.2e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.1,
+        eps: float = 1e-8,
+        fused: bool | None = None,
+    ) -> None:
+        self.lr = number("lr", lr, above=0.0)
+        self.betas = betas_of(betas)
+        self.weight_decay = number("weight_decay", weight_decay, at_least=0.0)
+        self.eps = number("eps", eps, above=0.0)
+        self.fused = fused
+
+    def build(self, module: nn.Module) -> Optimizer:
+        return torch_adamw(weights(module), self.lr, self.betas, self.weight_decay, self.eps, self.fused)
+
+
+def torch_adamw(
+    found: Sequence[Weight],
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    eps: float,
+    fused: bool | None,
+    prefix: str = "",
+) -> Optimizer:
+    """`torch.optim.AdamW` over `found`, its groups named with `prefix`; the rest as in the recipe `AdamW`."""
+    import torch
+
+    parameters = [weight.parameter for weight in found]
+    groups = _decay_groups(found, weight_decay, prefix)
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, **_kernel(parameters, fused))
+    # A fused step offers to undo the scaling of mixed precision itself. Lightning then refuses to clip, since it would
+    # clip scaled gradients, even in bf16-mixed where nothing is scaled. Without the offer the scaler undoes it first.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
+
+
+def _decay_groups(found: Sequence[Weight], weight_decay: float, prefix: str) -> list[dict[str, Any]]:
+    """Parameter groups for torch, one with decay and one without. The names show up in Lightning's LR monitor."""
+    decayed = [weight.parameter for weight in found if weight.decays]
+    others = [weight.parameter for weight in found if not weight.decays]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay, "name": f"{prefix}decay"},
+        {"params": others, "weight_decay": 0.0, "name": f"{prefix}no_decay"},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _kernel(parameters: Sequence[nn.Parameter], fused: bool | None) -> dict[str, Any]:
+    """torch's choice of kernel: `fused` as asked; when None, fused if every parameter can take part in one.
+
+    Sharded parameters (DTensors) and plain ones cannot share a kernel: there it is one parameter after the other.
+    """
+    if fused is not None:
+        return {"fused": fused}
+    if len({hasattr(parameter, "device_mesh") for parameter in parameters}) > 1:
+        return {"fused": False, "foreach": False}
+    return {"fused": all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)}

@@ -1,0 +1,130 @@
+"""What an optimizer recipe is, and what kind of weight each parameter of a model is.
+
+A recipe is configuration: plain values, checked when it is made, long before there is a model. `build` turns it into a
+`torch.optim.Optimizer` for one model. Making a recipe imports neither torch nor Lightning.
+
+Left out: learning rates per layer or per depth, and schedules (`training/schedulers`).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from registry.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+Kind = Literal["matrix", "filter", "table", "vector"]
+
+
+class OptimizerRecipe(ABC):
+    """How to make the optimizer of a model. A leaf takes plain values, so YAML and the command line can make one."""
+
+    @abstractmethod
+    def build(self, module: nn.Module) -> Optimizer:
+        """One optimizer that holds every trainable parameter of `module` exactly once."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One trainable parameter.
+
+    Args:
+        names: every qualified name it answers to; more than one when modules share it (a tied head)
+        parameter: the tensor
+        kind: `matrix`, the matrix of a linear map or a stack of them `(E, a, b)`; `filter`, a convolution's;
+            `table`, looked up by row and not multiplied (token embeddings, learned positions);
+            `vector`, everything else: norm weights, biases, scalars
+    """
+
+    names: tuple[str, ...]
+    parameter: nn.Parameter
+    kind: Kind
+
+    @property
+    def decays(self) -> bool:
+        """Whether weight decay belongs on it: on what multiplies activations, where smaller means smoother.
+
+        A decayed norm weight or bias pulls activations towards zero instead, and a decayed row of a table shrinks in
+        every step in which its token does not occur.
+        """
+        return self.kind in ("matrix", "filter")
+
+
+def weights(module: nn.Module) -> list[Weight]:
+    """Every trainable parameter of `module`, each once, in the order of registration.
+
+    A parameter shared by an embedding and a head is the embedding's: the rows of rare tokens decide.
+    """
+    found: dict[nn.Parameter, list[tuple[str, Kind]]] = {}
+    for name, owner, parameter in _places(module):
+        if parameter.requires_grad:
+            found.setdefault(parameter, []).append((name, _kind(name, owner, parameter)))
+    if not found:
+        raise ConfigError(
+            "optimizer",
+            type(module).__name__,
+            "a model to train needs at least one parameter that requires a gradient",
+            "Unfreeze a part of the model, or validate it instead of training it",
+        )
+    return [
+        Weight(tuple(name for name, _ in places), parameter, _strictest(kind for _, kind in places))
+        for parameter, places in found.items()
+    ]
+
+
+def _places(module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+    """(qualified name, owning module, parameter), once for every place at which a parameter is registered."""
+    for path, owner in module.named_modules(remove_duplicate=False):
+        for leaf, parameter in owner.named_parameters(prefix=path, recurse=False, remove_duplicate=False):
+            yield leaf, owner, parameter
+
+
+def _kind(name: str, owner: nn.Module, parameter: nn.Parameter) -> Kind:
+    from torch import nn
+    from torch.nn.modules.conv import _ConvNd
+
+    *path, leaf = name.split(".")
+    # A position block holds rows per position or per distance; only a Linear inside it is a map.
+    if isinstance(owner, nn.Embedding | nn.EmbeddingBag) or ("position" in path and not isinstance(owner, nn.Linear)):
+        return "table"
+    # The number of dimensions alone would take the biases of E experts, (E, F), and norms per head, (N, H), for maps.
+    if parameter.ndim < 2 or "bias" in leaf or type(owner).__name__.lower().endswith("norm"):
+        return "vector"
+    return "filter" if isinstance(owner, _ConvNd) else "matrix"
+
+
+def _strictest(kinds: Iterator[Kind]) -> Kind:
+    """Of several roles of one shared parameter, the one that allows least."""
+    order: tuple[Kind, ...] = ("table", "vector", "filter", "matrix")
+    return min(kinds, key=order.index)
+
+
+def number(
+    name: str, value: Any, *, above: float = -math.inf, at_least: float = -math.inf, below: float = math.inf
+) -> float:
+    """`value` as a float, or a ConfigError at `optimizer.<name>` that names the bounds it broke."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    if plain and above < value < below and value >= at_least:
+        return float(value)
+    bounds = {"above": above, "at least": at_least, "below": below}
+    rule = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
+    raise ConfigError(f"optimizer.{name}", value, f"must be a number {rule}", f"Write optimizer.{name}=NUMBER")
+
+
+def betas_of(values: Any) -> tuple[float, float]:
+    """The two decay rates of Adam's moments, each in [0, 1), as a tuple: YAML hands over a list."""
+    pair = list(values) if hasattr(values, "__iter__") and not isinstance(values, str) else []
+    if len(pair) != 2:
+        raise ConfigError("optimizer.betas", values, "must be two numbers", "Write optimizer.betas=[0.9,0.95]")
+    first, second = (number(f"betas[{i}]", beta, at_least=0.0, below=1.0) for i, beta in enumerate(pair))
+    return first, second

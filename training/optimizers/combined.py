@@ -1,0 +1,60 @@
+"""Several optimizers that look like one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+
+class CombinedOptimizer(torch.optim.Optimizer):
+    """One `torch.optim.Optimizer` whose parameter groups are stepped by different algorithms.
+
+    The groups of the parts, in order, *are* the groups of the whole: the same dicts, so that a scheduler that writes
+    `param_groups[i]["lr"]` is heard by the part. The state is one mapping shared by all. `state_dict` is therefore the
+    ordinary one, its parameters numbered through, and checkpoint tools that know `torch.optim` know this.
+
+    Args:
+        parts: optimizers over disjoint sets of parameters. They belong to this object afterwards: step this one
+
+    Left out: adding a group later, since nothing would say which part it is for.
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts: list[torch.optim.Optimizer] = []  # empty while the base class collects the groups
+        # The base class refuses a parameter that is in two groups.
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = list(parts)
+        self._share()
+
+    def _share(self) -> None:
+        """Makes the parts see this object's groups and state."""
+        groups = iter(self.param_groups)
+        for part in self.parts:
+            own = [next(groups) for _ in part.param_groups]
+            # The part's own __setstate__, since AdamW repairs there what an older checkpoint lacks.
+            part.__setstate__({"state": self.state, "param_groups": own})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "parts": self.parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Called by `load_state_dict` with new groups and new state, and by copying and unpickling with everything."""
+        super().__setstate__(state)
+        self._share()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if self.parts:
+            raise NotImplementedError("a group must say which part steps it: build the optimizer of the whole model")
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss

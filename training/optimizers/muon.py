@@ -1,0 +1,123 @@
+"""Muon for the hidden matrices and expert stacks, AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from registry.errors import ConfigError, did_you_mean
+from training.optimizers.adamw import torch_adamw
+from training.optimizers.base import OptimizerRecipe, Weight, betas_of, number, weights
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+
+class Muon(OptimizerRecipe):
+    """Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) as scaled by Moonshot (2025, arXiv:2502.16982).
+
+    A hidden matrix moves by its momentum made orthogonal, so that all directions move alike (`StackedMuon` has the
+    formula); each expert of a stack `(E, a, b)` is a matrix of its own. Everything else is left to AdamW:
+
+    * vectors: norm weights, biases; and a matrix with a side of 1, which is a vector;
+    * tables: token embeddings and learned positions, whose rows get their gradients one by one;
+    * convolution filters, which are no matrices;
+    * what lies under a module named in `adamw_names`. The head sees sparse targets as the embedding sees sparse
+      inputs; a router's rows are the experts' keys, and an orthogonal update would drive rarely chosen experts as
+      hard as busy ones.
+
+    Args:
+        lr: peak learning rate of the matrices; a schedule multiplies it
+        momentum: decay rate a step of the gradient's running mean, Nesterov style
+        weight_decay: λ, decoupled, a fraction of the weight per unit of learning rate; for both optimizers
+        ns_steps: Newton–Schulz iterations, each three matrix products
+        adjust_lr_fn: `match_rms_adamw` scales each update to the size of AdamW's, 0.2 · √max(a, b), so that AdamW's
+            lr and λ carry over; `original` scales by √max(1, a/b), and lr is then larger, about 0.02
+        adamw_lr: learning rate of the rest; None: the same lr, which `original` does not allow
+        betas: AdamW's decay rates
+        eps: AdamW's ε
+        adamw_names: module names, whole parts of a dotted path, whose matrices AdamW takes
+        ns_dtype: what Newton–Schulz computes in: float32, bfloat16, or auto: bfloat16 but on CPU
+        fused: AdamW's kernel, as in the recipe `AdamW`
+
+    How this differs from others: `torch.optim.Muon` takes no expert stacks and no other parameters, and leaves two
+    optimizers to step; here it is one, with one state. Jordan's recipe does not decay; Moonshot's does, as here.
+    Fused projections (gate and up in one matrix) are made orthogonal together, not apart.
+    """
+
+    def __init__(
+        self,
+        lr: float = 4.2e-4,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+        ns_steps: int = 5,
+        adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw",
+        adamw_lr: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        adamw_names: Sequence[str] = ("embedding", "head", "gating"),
+        ns_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        fused: bool | None = None,
+    ) -> None:
+        self.lr = number("lr", lr, above=0.0)
+        self.momentum = number("momentum", momentum, at_least=0.0, below=1.0)
+        self.weight_decay = number("weight_decay", weight_decay, at_least=0.0)
+        if not isinstance(ns_steps, int) or not 1 <= ns_steps < 100:
+            raise ConfigError(
+                "optimizer.ns_steps", ns_steps, "must be a whole number from 1 to 99", "Write optimizer.ns_steps=5"
+            )
+        self.ns_steps = ns_steps
+        self.adjust_lr_fn = _one_of("adjust_lr_fn", adjust_lr_fn, ("match_rms_adamw", "original"))
+        self.betas = betas_of(betas)
+        self.eps = number("eps", eps, above=0.0)
+        self.adamw_names = tuple(adamw_names)
+        self.ns_dtype = _one_of("ns_dtype", ns_dtype, ("auto", "float32", "bfloat16"))
+        self.fused = fused
+        if adamw_lr is None and adjust_lr_fn == "original":
+            raise ConfigError(
+                "optimizer.adamw_lr",
+                None,
+                "adjust_lr_fn=original gives matrices a learning rate that is far too large for AdamW",
+                "Write optimizer.adamw_lr=3e-4, or optimizer.adjust_lr_fn=match_rms_adamw",
+            )
+        self.adamw_lr = self.lr if adamw_lr is None else number("adamw_lr", adamw_lr, above=0.0)
+
+    def build(self, module: nn.Module) -> Optimizer:
+        from training.optimizers.combined import CombinedOptimizer
+        from training.optimizers.stacked_muon import StackedMuon
+
+        found = weights(module)
+        hidden = [weight for weight in found if self.orthogonalizes(weight)]
+        rest = [weight for weight in found if not self.orthogonalizes(weight)]
+        parts: list[Optimizer] = []
+        if hidden:
+            parts.append(
+                StackedMuon(
+                    [{"params": [weight.parameter for weight in hidden], "name": "muon"}],
+                    lr=self.lr,
+                    weight_decay=self.weight_decay,
+                    momentum=self.momentum,
+                    ns_steps=self.ns_steps,
+                    adjust_lr_fn=self.adjust_lr_fn,
+                    ns_dtype=self.ns_dtype,
+                )
+            )
+        if rest:
+            settings = (self.adamw_lr, self.betas, self.weight_decay, self.eps, self.fused)
+            parts.append(torch_adamw(rest, *settings, prefix="adamw_"))
+        return CombinedOptimizer(parts)
+
+    def orthogonalizes(self, weight: Weight) -> bool:
+        """Whether Muon takes this weight."""
+        path_parts = {part for name in weight.names for part in name.split(".")[:-1]}
+        is_map = weight.kind == "matrix" and min(weight.parameter.shape[-2:]) > 1
+        return is_map and path_parts.isdisjoint(self.adamw_names)
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise ConfigError(
+            f"optimizer.{name}", value, f"must be one of {', '.join(choices)}", did_you_mean(value, choices)
+        )
+    return value

