@@ -1,10 +1,14 @@
-"""The front door. ``python train.py KEY=VALUE …`` composes conf/ with Hydra; ``python train.py fit|validate|test|predict``
-is Lightning CLI on the same configuration."""
+"""The front door.
+
+``python train.py KEY=VALUE …`` composes conf/ with Hydra; ``python train.py fit|validate|test|predict`` is Lightning
+CLI on the same configuration.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -60,17 +64,21 @@ def _job(cfg: DictConfig, directory: Path) -> float:
         metrics = run(plain)
     finally:
         reset_processes()
-    if not _is_child():
-        again = " ".join(f"'{o}'" if set(o) & set(" *()[]{}") else o for o in arguments if not o.startswith("ckpt_path="))
-        steps = 2 * plain["trainer"].get("max_steps", 0)
-        last = directory / "checkpoints" / "last.ckpt"
-        if last.exists():
-            print(f"Continue: python train.py {again} trainer.max_steps={steps} ckpt_path={last}".replace("  ", " "))
+    last = directory / "checkpoints" / "last.ckpt"
+    if last.exists() and not _is_child():
+        print(f"Continue: {_continuation(arguments, plain['trainer'].get('max_steps', -1), last)}")
     value = metrics.get(cfg.optimized_metric)
     if value is None:
         known = registry.did_you_mean(cfg.optimized_metric, metrics)
         raise ConfigError("optimized_metric", cfg.optimized_metric, "no such value was logged", known)
     return value if math.isfinite(value) else _worst()
+
+
+def _continuation(arguments: list[str], steps: int, checkpoint: Path) -> str:
+    """The command that trains on from a finished run, for twice its steps."""
+    kept = [o for o in arguments if not o.startswith(("ckpt_path=", "trainer.max_steps="))]
+    longer = [f"trainer.max_steps={2 * steps}"] if steps > 0 else []
+    return shlex.join(["python", "train.py", *kept, *longer, f"ckpt_path={checkpoint}"])
 
 
 def _worst() -> float:
@@ -90,10 +98,8 @@ def pin_children(directory: Path) -> list[str]:
     own = list(config.overrides.task)
     search = [o for o in config.overrides.hydra if o.lstrip("+").startswith("hydra.searchpath")]
     sys.argv = [sys.argv[0], *_config_flags(sys.argv[1:]), *search, *own]
-    node = HydraConfig.instance().cfg
-    assert node is not None
-    with read_write(node.hydra):
-        node.hydra.run.dir = str(directory)
+    with read_write(config):  # type: ignore[arg-type] # typed as its schema, it is a node
+        config.run.dir = str(directory)
     return own
 
 

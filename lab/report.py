@@ -15,6 +15,7 @@ from rich.table import Table
 
 from blocks.cost import count_parameters
 from blocks.generate import generate
+from training.cadence import logs_now
 from training.callbacks.finale import Finale
 from training.causal_lm import CausalLM
 
@@ -66,8 +67,7 @@ class RunReport(Finale):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        total = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        if trainer.log_every_n_steps and total % trainer.log_every_n_steps == 0:
+        if logs_now(trainer):
             self.train.append((trainer.global_step, float(trainer.callback_metrics["train/loss"])))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

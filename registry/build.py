@@ -90,9 +90,9 @@ def resolve(kind: str, node: Node) -> tuple[catalogue.Entry, dict[str, Any]]:
     """
     written = {"name": node.value} if isinstance(node.value, str) else node.value
     if not isinstance(written, Mapping) or "name" not in written:
-        rule, known = f"must name a registered {kind}", ", ".join(catalogue.names(kind))
-        raise ConfigError(node.path, node.value, rule, f"Select one of: {known}, e.g. model/{kind}=<name>")
-    name = written["name"]
+        rule, options = f"must name a registered {kind}", ", ".join(catalogue.names(kind))
+        raise ConfigError(node.path, node.value, rule, f"Select one of: {options}, e.g. model/{kind}=<name>")
+    name: Any = written["name"]
     if name not in catalogue.names(kind):
         rule, remedy = f"no {kind} is registered under this name", did_you_mean(name, catalogue.names(kind))
         raise ConfigError(f"{node.path}.name", name, rule, remedy)
@@ -115,9 +115,10 @@ def _value(entry: catalogue.Entry, p: Parameter, written: Mapping[str, Any], pat
     if value is p.default and not p.required:
         return value
     if p.required and (p.name not in written or value == "???"):
-        rule = f"{entry.kind} {entry.name!r} needs it: {p.description or p.type}"
-        raise ConfigError(f"{path}.{p.name}", "???", rule, f"Give a value: {path}.{p.name}=<{p.type}>")
-    if rule := p.fault(value):
+        needed = f"{entry.kind} {entry.name!r} needs it: {p.description or p.type}"
+        raise ConfigError(f"{path}.{p.name}", "???", needed, f"Give a value: {path}.{p.name}=<{p.type}>")
+    rule = p.fault(value)
+    if rule:
         remedy = f"{entry.kind} {entry.name!r} declares {p.name}: {p.type}"
         raise ConfigError(f"{path}.{p.name}", value, rule, remedy)
     return value
@@ -151,7 +152,7 @@ def build(kind: str, node: Node, scope: Scope) -> Any:
         raise
     except Exception as error:  # a guest's constructor: its message must reach the user with a path, not a traceback
         rule = f"{kind} {entry.name!r} of {entry.provider} cannot be built: {type(error).__name__}: {error}"
-        raise ConfigError(node.path, {k: v for k, v in given.items() if v is not None}, rule, "Check its parameters")
+        raise ConfigError(node.path, {k: v for k, v in given.items() if v is not None}, rule, "Check its parameters") from error
 
 
 def _build_child(
@@ -169,7 +170,9 @@ def _build_child(
         if p.optional:
             return None
         rule = f"{parent.kind} {parent.name!r} needs a {p.child}, and none is selected"
-        raise ConfigError(f"model.{p.child}", None, rule, f"Add one: +model/{p.child}=<{'|'.join(catalogue.names(p.child))}>")
+        raise ConfigError(
+            f"model.{p.child}", None, rule, f"Add one: +model/{p.child}=<{'|'.join(catalogue.names(p.child))}>"
+        )
     context = {**known, **parent.cls.child_context(p.name, known)}
     parents = (*scope.parents, (parent.kind, parent.name))
     return build(p.child, node, Scope(scope.nodes, context, parents))

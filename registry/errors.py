@@ -1,4 +1,4 @@
-"""What a user's mistake looks like: the path, the value, the rule, the remedy, on one screen and without a traceback."""
+"""What a user's mistake looks like: the path, the value, the rule, the remedy, without a traceback."""
 
 from __future__ import annotations
 

@@ -7,7 +7,9 @@ such a field is widened in the dataclass and held to the full annotation by ``Pa
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import inspect
 import re
 import types
@@ -135,11 +137,14 @@ def read_schema(cls: type, name: str, context: frozenset[str], kinds: Mapping[ty
         TypeError: the constructor takes ``*args`` or ``**kwargs``
     """
     documented = _documented(cls)
-    hints = typing.get_type_hints(cls.__init__)  # resolves postponed annotations
+    constructor = inspect.getattr_static(cls, "__init__")
+    hints = typing.get_type_hints(constructor)  # resolves postponed annotations
     parameters, used = {}, set()
-    for p in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+    for p in list(inspect.signature(constructor).parameters.values())[1:]:
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            raise TypeError(f"{cls.__qualname__}.__init__ takes *{p.name}: name every parameter, or typos are swallowed")
+            raise TypeError(
+                f"{cls.__qualname__}.__init__ takes *{p.name}: name every parameter, or typos are swallowed"
+            )
         if p.name in context:
             used.add(p.name)
             continue
@@ -177,15 +182,16 @@ def _dataclass(cls: type, name: str, parameters: Mapping[str, Parameter]) -> typ
     for p in parameters.values():
         annotation = Any if p.child else _for_omegaconf(p)
         default = None if p.child else MISSING if p.required else p.default
-        if isinstance(default, list | tuple | dict):
-            made = field(default_factory=lambda d=default: dict(d) if isinstance(d, dict) else list(d))
-        else:
-            made = field(default=default)
-        fields.append((p.name, annotation, made))
+        fields.append((p.name, annotation, _field(list(default) if isinstance(default, tuple) else default)))
     made_class = dataclasses.make_dataclass(f"{cls.__name__}Config", fields)
     made_class.__module__, made_class.__qualname__ = cls.__module__, f"{cls.__qualname__}.Config"
     cls.Config = made_class  # type: ignore[attr-defined]
     return made_class
+
+
+def _field(default: Any) -> Any:
+    mutable = isinstance(default, list | dict)
+    return field(default_factory=functools.partial(copy.copy, default)) if mutable else field(default=default)
 
 
 def _for_omegaconf(p: Parameter) -> Any:

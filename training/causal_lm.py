@@ -13,6 +13,7 @@ from blocks.decoder import Decoder
 from blocks.gating.base import Gating, Routing
 from blocks.initialise import stable_seed
 from blocks.kernels.cross_entropy import IGNORED
+from training.cadence import logs_now
 from training.metrics import ExpertLoad, TokenLoss
 from training.optimizers.base import OptimizerRecipe
 from training.schedulers.base import Schedule
@@ -68,7 +69,7 @@ class CausalLM(L.LightningModule):
             self._step_load[layer] = self._step_load.get(layer, 0) + routing.load
             for name, value in routing.losses.items():
                 losses[name] = losses.get(name, 0) + value
-        if self._logs_now():
+        if logs_now(self.trainer):
             self._log_training(losses)
         # The mean over the tokens of all ranks: DDP averages gradients over ranks, whose counts may differ.
         everywhere = self._sum_over_ranks(tokens)
@@ -155,10 +156,6 @@ class CausalLM(L.LightningModule):
             self.log_dict({f"{stage}_load/layer{layer}/{name}": value.float() for name, value in values.items()})
             if reset:
                 metric.reset()
-
-    def _logs_now(self) -> bool:
-        every = self.trainer.log_every_n_steps
-        return every > 0 and (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) % every == 0
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         if self.trainer.world_size == 1:

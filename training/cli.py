@@ -32,7 +32,8 @@ def to_cli(plain: Mapping[str, Any]) -> dict[str, Any]:
     trainer["callbacks"] = [_class(v) for v in (plain["callbacks"] or {}).values() if v]
     trainer["logger"] = [_class(v) for v in (plain["logger"] or {}).values() if v] or False
     task, data = _class(plain["task"]), _class(plain["data"])
-    return {"seed_everything": plain["seed"], "trainer": trainer, "model": task, "data": data, "ckpt_path": plain["ckpt_path"]}
+    settings = {"seed_everything": plain["seed"], "ckpt_path": plain["ckpt_path"]}
+    return {**settings, "trainer": trainer, "model": task, "data": data}
 
 
 def _class(node: Any) -> Any:
@@ -53,8 +54,8 @@ class ComposeAction(Action):
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S_%f")
         plain = preflight(compose_config(values, output_dir=f"logs/train/cli/{stamp}"))
         text = yaml.safe_dump(to_cli(plain), sort_keys=False)
-        ActionConfigFile.apply_config(parser, namespace, "config", text)  # type: ignore[attr-defined]
-        namespace.pop(self.dest, None)  # type: ignore[attr-defined]
+        ActionConfigFile.apply_config(parser, namespace, "config", text)
+        namespace.pop(self.dest, None)
 
 
 class FrontDoor(LightningCLI):
@@ -106,5 +107,3 @@ def export(plain: Mapping[str, Any], directory: Path) -> Path:
     path = directory / "lightning_cli.yaml"
     path.write_text(yaml.safe_dump(to_cli(plain), sort_keys=False))
     return path
-
-

@@ -134,5 +134,3 @@ def _siblings(path: str, overrides: Sequence[str]) -> list[str]:
 
 def _groups() -> list[str]:
     return sorted({p.parent.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml")} - {"."})
-
-

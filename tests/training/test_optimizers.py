@@ -573,3 +573,22 @@ def test_making_a_recipe_imports_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True)
+
+
+# On a composed decoder
+
+
+def test_a_composed_mixture_of_experts_is_split_as_its_families_say(tiny: Any) -> None:
+    from blocks.compose import compose
+
+    model = compose(tiny(moe=True, position={"name": "learned"}), device="meta")
+    groups = {
+        group: {".".join(part for part in name.split(".") if not part.isdigit()) for name in names}
+        for group, names in names_by_group(model, Muon().build(model)).items()
+    }
+    assert groups["adamw_decay"] == {"layers.ffn.gating.weight", "head.weight"}
+    assert groups["adamw_no_decay"] == {
+        "embedding.weight", "position.embedding.weight", "norm.weight",
+        "layers.residual.attention_norm.weight", "layers.residual.ffn_norm.weight",
+    }  # fmt: skip
+    assert {"layers.ffn.experts.gate_up", "layers.ffn.experts.down", "layers.ffn.shared.up.weight"} <= groups["muon"]

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - a request that was met, not an error
     """Training stopped on request, after its checkpoint was written.
 
     Args:

@@ -8,6 +8,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 
+from training.cadence import logs_now
+
 
 class Progress(RichProgressBar):
     """A rich progress bar in a terminal; where there is none, one line of ``key=value`` for each logged step."""
@@ -22,8 +24,7 @@ class Progress(RichProgressBar):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        total = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        if self._says(trainer) and trainer.log_every_n_steps and total % trainer.log_every_n_steps == 0:
+        if self._says(trainer) and logs_now(trainer):
             values = {**trainer.callback_metrics, **trainer.logged_metrics}
             shown = ("train/loss", "train/lr", "speed/tokens_per_second")
             self._line(trainer, {k: float(values[k]) for k in shown if k in values})

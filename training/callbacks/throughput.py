@@ -9,6 +9,7 @@ import lightning as L
 import torch
 
 from blocks.cost import forward_flops_per_token
+from training.cadence import logs_now
 from training.causal_lm import CausalLM
 
 
@@ -50,8 +51,7 @@ class Throughput(L.Callback):
             return
         tokens = batch["tokens"]
         self._tokens += tokens.numel() * trainer.world_size
-        total = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        if trainer.log_every_n_steps and total % trainer.log_every_n_steps == 0:
+        if logs_now(trainer):
             if self._flops is None and isinstance(pl_module, CausalLM):
                 self._flops = 3 * forward_flops_per_token(pl_module.model_config, tokens.shape[1])
             rate = self._tokens / (time.perf_counter() - self._since)
