@@ -14,14 +14,12 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
-from omegaconf.errors import OmegaConfBaseException
 
 import registry
 from registry import ConfigError
-from training.composition import CONF, explain
+from training.composition import CONF, REFUSALS, explain
 from training.preflight import preflight
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -148,7 +146,7 @@ def main() -> None:
             hydra_main()
     except ConfigError as error:
         _refusals.append(error)
-    except (HydraException, OmegaConfBaseException) as error:
+    except REFUSALS as error:
         _refusals.append(explain(error, [a for a in arguments if not a.startswith("-")]))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED + 2)

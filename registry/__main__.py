@@ -1,4 +1,4 @@
-"""``python -m registry [KIND[/NAME]]``: what there is to swap, and its parameters."""
+"""``python -m registry [KIND[/NAME]]``: what there is to swap, and its parameters; ``--markdown`` for the README."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ def main(arguments: list[str]) -> None:
         ConfigError: there is no such kind or block
     """
     console = Console()
+    if arguments == ["--markdown"]:
+        print(markdown())
+        return
     kind, _, pattern = (arguments[0] if arguments else "*").strip("/").partition("/")
     kinds = fnmatch.filter(catalogue.kinds(), kind)
     if not kinds:
@@ -33,6 +36,14 @@ def main(arguments: list[str]) -> None:
             _show_block(console, catalogue.lookup(k, n))
     else:
         _show_family(console, found, with_parameters=len(kinds) == 1)
+
+
+def markdown() -> str:
+    """The names one may swap, as the README's table."""
+    rows = ["| `model/<kind>=` | names |", "|---|---|"]
+    for kind in catalogue.kinds():
+        rows.append(f"| `{kind}` | {' '.join(f'`{name}`' for name in catalogue.names(kind))} |")
+    return "\n".join(rows)
 
 
 def _show_family(console: Console, found: list[tuple[str, str]], with_parameters: bool) -> None:

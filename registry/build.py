@@ -152,7 +152,8 @@ def build(kind: str, node: Node, scope: Scope) -> Any:
         raise
     except Exception as error:  # a guest's constructor: its message must reach the user with a path, not a traceback
         rule = f"{kind} {entry.name!r} of {entry.provider} cannot be built: {type(error).__name__}: {error}"
-        raise ConfigError(node.path, {k: v for k, v in given.items() if v is not None}, rule, "Check its parameters") from error
+        set_values = {k: v for k, v in given.items() if v is not None}
+        raise ConfigError(node.path, set_values, rule, "Check its parameters") from error
 
 
 def _build_child(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -16,6 +17,7 @@ import registry
 from registry import ConfigError, did_you_mean
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what composing raises for a user's mistake
 _TYPES = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "String": "a string"}
 
 
@@ -33,7 +35,7 @@ def compose_config(overrides: Sequence[str], *, output_dir: str | None = None) -
     extra = [f"paths.output_dir={output_dir}"] if output_dir else []
     try:
         return _compose([*extra, *overrides])
-    except (HydraException, OmegaConfBaseException) as error:
+    except REFUSALS as error:
         raise explain(error, overrides) from None
 
 
@@ -49,12 +51,21 @@ def explain(error: BaseException, overrides: Sequence[str]) -> ConfigError:
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
     text = "\n".join(str(e) for e in chain)
-    for reading in (_unparsed, _no_option, _no_group, _unknown_key, _wrong_type):
+    for reading in (_unreadable, _unparsed, _no_option, _no_group, _unknown_key, _wrong_type):
         found = reading(error, text, overrides)
         if found:
             return found
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return ConfigError("configuration", " ".join(overrides), lines[0], "Look at: python train.py --help")
+
+
+def _unreadable(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    if not isinstance(error, yaml.YAMLError):
+        return None
+    mark = getattr(error, "problem_mark", None)
+    where = f"{mark.name}:{mark.line + 1}" if mark else "configuration"
+    rule = f"is no YAML ({getattr(error, 'problem', None) or text.splitlines()[0]})"
+    return ConfigError(where, "…", rule, "Mend that line; quote values that hold braces, colons or ${…} in {…}")
 
 
 def _unparsed(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:

@@ -17,7 +17,8 @@ from registry import register
 class SwiGLUExperts(Experts):
     """Experts that are SwiGLU networks of their own.
 
-    Shazeer 2020, arXiv 2002.05202; Dai et al. 2024, arXiv 2401.06066: y = Σ_k w_k W_down,e (silu(W_gate,e x) ⊙ W_up,e x).
+    Shazeer 2020, arXiv 2002.05202; Dai et al. 2024, arXiv 2401.06066:
+    y = Σ_k w_k W_down,e (silu(W_gate,e x) ⊙ W_up,e x).
     Gate and up stand in one tensor, gate rows first, as transformers stores them; the router's weight is applied to the
     hidden vector, the narrow side. No expert is a module of its own, and no token is dropped.
 

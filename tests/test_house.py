@@ -1,0 +1,70 @@
+"""The rules of the house, each held by a machine."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("registry", "blocks", "training", "lab")
+SOURCES = [p for package in PACKAGES for p in (ROOT / package).rglob("*.py")]
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("-m", "ruff", "check", "."),
+        ("-m", "ruff", "format", "--check", "."),
+        ("-m", "mypy"),
+        ("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache"),
+    ],
+    ids=["lint", "format", "types", "arrows"],
+)
+def test_checker_is_clean(command: tuple[str, ...]) -> None:
+    done = run(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_nothing_below_imports_the_front_door() -> None:
+    for source in SOURCES:
+        for node in ast.walk(ast.parse(source.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(n.partition(".")[0] == "train" for n in names), source
+
+
+def test_init_files_hold_no_code() -> None:
+    for source in SOURCES:
+        if source.name == "__init__.py":
+            for node in ast.parse(source.read_text()).body:
+                assert isinstance(node, ast.Import | ast.ImportFrom | ast.Expr | ast.Assign), source
+
+
+def test_no_drawer_for_odds_and_ends() -> None:
+    drawers = {"utils", "util", "common", "core", "helpers", "misc"}
+    assert not [p for p in SOURCES if p.stem in drawers or p.parent.name in drawers]
+
+
+def test_no_block_takes_open_ended_arguments() -> None:
+    for source in (ROOT / "blocks").rglob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.args.kwarg is None, f"{source}:{node.lineno}"
+
+
+def test_registered_blocks_are_files_of_their_name() -> None:
+    import registry
+
+    for kind in registry.kinds():
+        for name in registry.names(kind):
+            cls = registry.lookup(kind, name).cls
+            if cls.__module__.partition(".")[0] == "blocks":
+                assert cls.__module__ == f"blocks.{kind}.{name}"

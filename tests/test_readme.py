@@ -1,0 +1,58 @@
+"""The README is run, not believed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from registry.__main__ import markdown
+from training.composition import compose_config
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+SENTENCES = re.findall(r"^python train\.py (.+)$", README, re.M)
+
+
+def words(sentence: str) -> list[str]:
+    return shlex.split(sentence, comments=True)
+
+
+@pytest.mark.parametrize("sentence", [s for s in SENTENCES if words(s)[0] not in ("fit", "-m")])
+def test_sentence_composes(sentence: str, tmp_path: Path) -> None:
+    compose_config(words(sentence), output_dir=str(tmp_path))
+
+
+def test_sweeps_and_the_cli_are_among_the_sentences() -> None:
+    assert {words(s)[0] for s in SENTENCES} >= {"-m", "fit"}
+
+
+def test_table_of_names_is_current() -> None:
+    block = re.search(r"<!-- generated: .*? -->\n(.*?)\n<!-- end -->", README, re.S)
+    assert block and block[1] == markdown(), "run: python -m registry --markdown"
+
+
+def test_presets_named_are_those_that_exist() -> None:
+    line = next(line for line in README.splitlines() if line.startswith("Whole models"))
+    files = {p.stem for p in (ROOT / "conf" / "model").glob("*.yaml")} - {"base"}
+    assert set(re.findall(r"`(\w+)`", line)) == files
+
+
+def test_python_example_runs() -> None:
+    code = re.search(r"```python\n(.*?)```", README, re.S)
+    assert code
+    names: dict = {}
+    exec(code[1], names)
+    assert names["logits"].shape == (2, 100, 256)
+
+
+def test_ci_runs_the_second_command() -> None:
+    commands = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
+    assert len(commands) == 2 and commands[0].endswith("train.py") and commands[1].endswith("pytest -n 2")
+    assert "README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_house_fits_two_screens() -> None:
+    assert len(README.splitlines()) <= 110
