@@ -169,8 +169,12 @@ def _place(node: Node) -> str:
 def _layer(model: Mapping[str, Any], nodes: Mapping[str, dict[str, Any]], index: int) -> Layer:
     context = _context(model, index)
     placed = {kind: Node(node, _written_at(model, kind, node, index)) for kind, node in nodes.items()}
-    if "position" in placed and _place(placed["position"]) == "embedding":
-        placed["position"] = Node("none", "model.position")  # it works at the bottom of the decoder instead
+    position = placed.get("position")
+    if position and _place(position) == "embedding":
+        if position.path != "model.position":
+            rule = "works on the embeddings, below all layers, so no single layer can choose it"
+            raise ConfigError(position.path, position.value["name"], rule, "Set it as model.position, for all layers")
+        placed["position"] = Node("none", "model.position")
     return Layer(**{kind: _part(kind, placed, context) for kind in LAYER_PARTS})
 
 

@@ -134,7 +134,8 @@ class CausalLM(L.LightningModule):
 
     def _conclude(self, stage: str) -> None:
         values = self._loss(stage).compute()
-        self.log_dict({f"{stage}/{name}": value.float() for name, value in values.items()}, prog_bar=True)
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value.float(), prog_bar=name == "loss")
         self._log_loads(stage, reset=False)
 
     def _log_training(self, losses: dict[str, Tensor]) -> None:

@@ -76,11 +76,13 @@ def _numbers(trainer: L.Trainer) -> dict[str, float]:
 
 def quieten(ignore: bool) -> None:
     """Lightning's start-up advice is noise in every run; warnings of other origin stay unless asked for."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")
+    # What is logged comes from torchmetrics, which have summed over the ranks themselves.
+    warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True.*")
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
     if ignore:
         warnings.simplefilter("ignore")

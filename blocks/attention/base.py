@@ -53,7 +53,8 @@ def even_heads(d_model: int, n_heads: int) -> int:
         BlockError: it cannot be
     """
     if n_heads < 1 or d_model % n_heads:
-        near = min((n for n in range(1, d_model + 1) if d_model % n == 0), key=lambda n: abs(n - n_heads))
+        around = range(max(1, n_heads - 1000), n_heads + 1000)  # an absurd width must not be searched to its end
+        near = min((n for n in around if d_model % n == 0), key=lambda n: abs(n - n_heads), default=1)
         rule = f"must divide d_model ({d_model})"
         raise BlockError("n_heads", n_heads, rule, f"The nearest number that does is {near}; or set the head's width")
     return d_model // n_heads

@@ -20,6 +20,9 @@ class Progress(RichProgressBar):
         if not self._terminal:
             self.disable()
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training"  # Lightning would count epochs up to max_epochs, which is -1 where steps are counted
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
