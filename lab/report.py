@@ -82,7 +82,8 @@ class RunReport(Finale):
         results = {"status": "completed", **figures, "fit_seconds": round(self.seconds, 1), "metrics": metrics}
         (self.directory / "results.json").write_text(json.dumps(results, indent=1))
         if self.train:
-            plot_losses(self.train, self.val, self.directory / "loss.png")
+            final = [(trainer.global_step, metrics["val/loss"])] if "val/loss" in metrics else []
+            plot_losses(self.train, [*self.val, *final], self.directory / "loss.png")
         if task.expert_shares:
             plot_expert_load(task.expert_shares, self.directory / "expert_load.png")
         console = Console()

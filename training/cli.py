@@ -52,7 +52,7 @@ class ComposeAction(Action):
         self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
     ) -> None:
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S_%f")
-        plain = preflight(compose_config(values, output_dir=f"logs/train/cli/{stamp}"))
+        plain = preflight(compose_config(values, output_dir=f"${{paths.log_dir}}/${{task_name}}/cli/{stamp}"))
         text = yaml.safe_dump(to_cli(plain), sort_keys=False)
         ActionConfigFile.apply_config(parser, namespace, "config", text)
         namespace.pop(self.dest, None)

@@ -36,7 +36,7 @@ class Interruption(L.Callback):
         self._signum: int | None = None
         self._previous: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # After Lightning has set its own handlers, which would end the loop without a checkpoint.
         self._signum = None
         for signum in (signal.SIGINT, signal.SIGTERM):
