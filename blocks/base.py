@@ -6,11 +6,12 @@ width, R rotated width, C latent width, E experts, k experts a token, F hidden w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from torch import nn
 
-from registry import Composable
+from registry import BlockError, Composable
 
 Placement = Literal["column", "row", "expert", "replicate"]
 
@@ -35,3 +36,14 @@ class Block(nn.Module, Composable):
         dimension.
         """
         return {}
+
+
+def positive(parameters: Mapping[str, float | None]) -> None:
+    """Refuse parameters that are 0, negative or not a number; None, which stands for a default, passes.
+
+    Raises:
+        BlockError: for the first of them
+    """
+    for name, value in parameters.items():
+        if value is not None and not value > 0:
+            raise BlockError(name, value, "must be greater than 0", "Write a positive number, or leave the default")

@@ -45,12 +45,13 @@ class Cache:
         Raises:
             BlockError: there is no room for them
         """
-        start, self.length = self.length, self.length + new[0].shape[1]
-        if self.length > self.room:
-            raise BlockError("length", self.length, f"the cache has room for {self.room} tokens", "Make a longer cache")
+        start, end = self.length, self.length + new[0].shape[1]
+        if end > self.room:
+            raise BlockError("length", end, f"the cache has room for {self.room} tokens", "Make a longer cache")
+        self.length = end
         for buffer, value in zip(self.buffers.values(), new, strict=True):
-            buffer[:, start : self.length] = value
-        return tuple(buffer[:, : self.length] for buffer in self.buffers.values())
+            buffer[:, start:end] = value
+        return tuple(buffer[:, :end] for buffer in self.buffers.values())
 
     def positions(self, device: torch.device) -> Tensor:
         """[1,length]: the position of each stored token."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, get_type_hints
@@ -14,7 +15,7 @@ from blocks.decoder import Decoder, Layer
 from blocks.initialise import initialise
 from blocks.position.base import Position
 from registry import ConfigError, Node, Scope, did_you_mean
-from registry.layout import plan
+from registry.layout import patched, plan
 from registry.schema import conforms, in_words
 
 LAYER_PARTS = ("attention", "ffn", "residual")  # what a layer is made of; every other kind is somebody's child
@@ -93,8 +94,9 @@ def _init(given: Mapping[str, Any]) -> dict[str, Any]:
             rule = "must be a number" if key == "std" else "must be true or false"
             raise ConfigError(f"model.init.{key}", value, rule, f"Write model.init.{key}={complete[key]}")
     complete |= given
-    if complete["std"] < 0:
-        raise ConfigError("model.init.std", complete["std"], "a standard deviation is not negative", "Use e.g. 0.006")
+    if not 0 <= complete["std"] < math.inf:
+        rule = "a standard deviation is finite and not negative"
+        raise ConfigError("model.init.std", complete["std"], rule, "Use e.g. 0.006")
     return complete
 
 
@@ -112,7 +114,18 @@ def check(config: Any) -> dict[str, Any]:
             if nodes not in distinct:
                 distinct.append(nodes)
                 _layer(model, nodes, index)
+    _check_variants(model)
     return model
+
+
+def _check_variants(model: Mapping[str, Any]) -> None:
+    """Hold variants that no layer uses to their schemas too: a typo in them waits for whoever names them."""
+    for kind, variants in (model["variants"] or {}).items():
+        for name, node in (variants or {}).items():
+            own = model.get(kind) or {}
+            patches = isinstance(node, Mapping) and "name" not in node
+            node = patched({"name": own} if isinstance(own, str) else own, node) if patches else node
+            registry.resolve(kind, Node(node, f"model.variants.{kind}.{name}"))
 
 
 def compose(config: Any, *, device: torch.device | str = "cpu", seed: int = 0) -> Decoder:
@@ -157,8 +170,14 @@ def _frame(model: Mapping[str, Any]) -> tuple[nn.Embedding, Position, Any, nn.Li
     position = nodes.get("position")
     placed = position if position and _place(position) == "embedding" else Node("none", "model.position")
     norm = _part("norm", nodes, context)
-    head = None if model["tie_embeddings"] else nn.Linear(D, V, bias=False)
-    return nn.Embedding(V, D), registry.build("position", placed, Scope(nodes, context)), norm, head
+    try:
+        # Given a weight, it draws none: to draw normals on the meta device, torch imports its compiler, for a second.
+        embedding = nn.Embedding.from_pretrained(torch.empty(V, D), freeze=False)
+        head = None if model["tie_embeddings"] else nn.Linear(D, V, bias=False)
+    except (RuntimeError, TypeError):  # sizes that no address reaches
+        rule = f"no tensor can hold vocab_size × d_model ({D}) numbers"
+        raise ConfigError("model.vocab_size", V, rule, "Choose a smaller vocab_size or d_model") from None
+    return embedding, registry.build("position", placed, Scope(nodes, context)), norm, head
 
 
 def _place(node: Node) -> str:
@@ -175,7 +194,14 @@ def _layer(model: Mapping[str, Any], nodes: Mapping[str, dict[str, Any]], index:
             rule = "works on the embeddings, below all layers, so no single layer can choose it"
             raise ConfigError(position.path, position.value["name"], rule, "Set it as model.position, for all layers")
         placed["position"] = Node("none", "model.position")
-    return Layer(**{kind: _part(kind, placed, context) for kind in LAYER_PARTS})
+    layer = Layer(**{kind: _part(kind, placed, context) for kind in LAYER_PARTS})
+    for name, module in layer.named_modules():
+        if isinstance(module, Position) and module.place == "embedding":
+            kind, _, child = name.partition(".")
+            rule = "works on the embeddings, below all layers, so a block inside a layer cannot have it"
+            remedy = "Set it as model.position, for all layers"
+            raise ConfigError(f"{placed[kind].path}.{child}", placed[kind].value.get(child), rule, remedy)
+    return layer
 
 
 def _part(kind: str, nodes: Mapping[str, Node], context: Mapping[str, Any]) -> Any:

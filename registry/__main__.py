@@ -6,6 +6,7 @@ import fnmatch
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from registry import catalogue
@@ -55,18 +56,17 @@ def _show_family(console: Console, found: list[tuple[str, str]], with_parameters
             table.add_section()
         last = kind
         parameters = ", ".join(f"{p.name}={_default(p)}" for p in entry.schema.parameters.values())
-        table.add_row(
-            f"{kind}/[bold]{name}[/]", entry.schema.summary, *([parameters] if with_parameters else []), entry.provider
-        )
+        cells = [entry.schema.summary, *([parameters] if with_parameters else []), entry.provider]
+        table.add_row(f"{kind}/[bold]{name}[/]", *map(escape, cells))
     console.print(table)
 
 
 def _show_block(console: Console, entry: catalogue.Entry) -> None:
-    console.print(f"[bold]{entry.kind}/{entry.name}[/]  {entry.schema.summary}", highlight=False)
+    console.print(f"[bold]{entry.kind}/{entry.name}[/]  {escape(entry.schema.summary)}", highlight=False)
     console.print(f"{entry.cls.__module__}.{entry.cls.__qualname__}, provided by {entry.provider}", highlight=False)
     table = Table("parameter", "type", "default", "meaning")
     for p in entry.schema.parameters.values():
-        table.add_row(p.name, p.type.replace("[", r"\["), _default(p), p.description)
+        table.add_row(p.name, *map(escape, (p.type, _default(p), p.description)))
     console.print(table if entry.schema.parameters else "It takes no parameters.")
     told = ", ".join(sorted(entry.schema.context)) or "nothing"
     console.print(f"supplied by the composer: {told}", highlight=False)

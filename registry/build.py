@@ -10,12 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from registry import catalogue
 from registry.errors import BlockError, ConfigError, did_you_mean
+from registry.layout import patched
 from registry.schema import Parameter
+
+
+MAX_NODES = 100_000  # values in a configuration given as text
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,9 @@ def to_plain(config: Any, path: str = "model") -> Any:
     """
     try:
         if isinstance(config, str):
+            if _nodes(config) > MAX_NODES:
+                rule = f"stands for more than {MAX_NODES:,} values, its aliases spelt out"
+                raise ConfigError(path, f"{config[:60]}…", rule, "Use fewer aliases (*name)")
             config = OmegaConf.create(config)
         if isinstance(config, Mapping) and not isinstance(config, DictConfig):
             config = OmegaConf.create(dict(config))
@@ -57,9 +65,27 @@ def to_plain(config: Any, path: str = "model") -> Any:
     except OmegaConfBaseException as error:
         where = getattr(error, "full_key", None) or path
         raise ConfigError(where, "…", str(error).splitlines()[0], "Mend the value or the interpolation") from None
+    except ConfigError:
+        raise
     except Exception as error:  # YAML's own errors, of several unrelated classes
         raise ConfigError(path, "…", f"cannot be read as YAML ({error})", "Mend the text") from None
     return config
+
+
+def _nodes(text: str) -> int:
+    """How many values a YAML text stands for: by aliases of aliases, ten lines can stand for a billion."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = 0  # while it is being measured: an alias within its own anchor ends here
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            inner = [part for pair in pairs for part in pair] or node.value
+            sizes[id(node)] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(map(size, inner)))
+        return sizes[id(node)]
+
+    root = yaml.compose(text, yaml.SafeLoader)
+    return size(root) if root else 0
 
 
 def refuse_targets(value: Any, path: str) -> None:
@@ -166,7 +192,7 @@ def _build_child(
         node = around
     elif isinstance(own.value, Mapping) and "name" not in own.value and around is not None:
         outer = {"name": around.value} if isinstance(around.value, str) else around.value
-        node = Node({**outer, **own.value}, own.path)  # a node without a name patches the one outside
+        node = Node(patched(outer, own.value), own.path)  # a node without a name patches the one outside
     if node is None or node.value is None:
         if p.optional:
             return None

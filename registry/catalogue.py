@@ -119,7 +119,11 @@ def register(kind: str, name: str) -> Callable[[C], C]:
             raise RegistrationError(f"{_identity(cls)} must derive from {_identity(contract)} to be a {kind}")
         provider = _provider.get() or BUILTIN.get(cls.__module__.partition(".")[0]) or cls.__module__.partition(".")[0]
         kinds = {f.contract: f.kind for f in _families.values()}
-        entry = Entry(kind, name, cls, read_schema(cls, name, _families[kind].context, kinds), provider)
+        try:
+            schema = read_schema(cls, name, _families[kind].context, kinds)
+        except TypeError as error:
+            raise RegistrationError(str(error)) from None
+        entry = Entry(kind, name, cls, schema, provider)
         old = _entries[kind].get(name)
         if old and _identity(old.cls) != _identity(cls):
             raise RegistrationError(

@@ -260,7 +260,7 @@ class _Choices:
         if node is None:
             rule = f"a node without a name patches the {self.kind} that is there, and there is none"
             raise ConfigError(path, change, rule, f"Give it a name, or set model.{self.kind}")
-        return _patched(node, change)
+        return patched(node, change)
 
     def column(self, pattern: Any, n_layers: int) -> list[Node | None]:
         """The node of each layer before any override."""
@@ -284,14 +284,17 @@ class _Choices:
             raise ConfigError(path, pattern, rule, remedy)
 
 
-def _patched(node: Mapping[str, Any], patch: Mapping[str, Any]) -> Node:
-    """Merge; a child with a name replaces, as at the top, lest one block's parameters end up in another."""
+def patched(node: Mapping[str, Any], patch: Mapping[str, Any]) -> Node:
+    """The node with the patch merged in.
+
+    A child with a name replaces, as at the top, lest one block's parameters end up in another.
+    """
     merged = dict(node)
     for key, value in patch.items():
         under = merged.get(key)
         under = {"name": under} if isinstance(under, str) else under
         merges = isinstance(value, Mapping) and "name" not in value
-        merged[key] = _patched(under, value) if merges and isinstance(under, Mapping) else value
+        merged[key] = patched(under, value) if merges and isinstance(under, Mapping) else value
     return merged
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,3 +110,89 @@ def temporary_blocks() -> Iterator[None]:
             del group[name]
         if not group:
             del store.repo["model"][kind]
+
+
+# Small runs, for the tests of training/, lab/ and train.py
+
+TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3 kB of text that repeats itself, so that a few steps suffice to learn some of it."""
+    file = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    file.write_text("".join(f"To be, or not to be: line {i} of the corpus.\n" for i in range(60)))
+    return file
+
+
+@pytest.fixture(scope="session")
+def small(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides of a run of a second: two layers, six steps, three validations."""
+    return [
+        "model.n_layers=2",
+        "model.d_model=64",
+        "model.max_positions=64",
+        "data=text",
+        f"data.corpus.files={corpus_file}",
+        "data.sequence_length=32",
+        "data.batch_size=2",
+        "data.eval_batch_size=8",
+        "data.eval_windows=4",
+        f"paths.data_dir={tmp_path_factory.mktemp('data')}",
+        "trainer.max_steps=6",
+        "trainer.val_check_interval=3",
+        "trainer.log_every_n_steps=1",
+        "callbacks.report.sample_tokens=8",
+        "extras.print_config=false",
+        "test=false",
+    ]
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """Of a test's subprocess: one thread, no terminal, nobody's PROJECT_ROOT."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("PROJECT_ROOT", "LOCAL_RANK", "PYTHONPATH")}
+    return {**clean, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "TERM": "dumb"}
+
+
+@pytest.fixture
+def train_py(environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``python train.py ARGUMENTS`` in a folder that is not the checkout."""
+
+    def call(*arguments: str, cwd: Path = tmp_path, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(TRAIN), *arguments]
+        return subprocess.run(
+            command, cwd=cwd, env={**environment, **variables}, capture_output=True, text=True, timeout=300
+        )
+
+    return call
+
+
+@pytest.fixture
+def checked(small: list[str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """The small run with overrides, composed and through the preflight: what ``training.run.run`` takes."""
+    from training.composition import compose_config
+    from training.preflight import preflight
+
+    def make(*overrides: str) -> dict[str, Any]:
+        return preflight(compose_config([*small, *overrides], output_dir=str(tmp_path / "run")))
+
+    return make
+
+
+@pytest.fixture
+def fit(checked: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Any]:
+    """Trains the small run in this process, with no callbacks but the ones given, and hands back the trainer."""
+    import lightning as L
+
+    from training.targets import instantiate
+
+    def train(*overrides: str, callbacks: Sequence[L.Callback] = (), **settings: Any) -> L.Trainer:
+        plain = checked(*overrides)
+        ours = {k: v for k, v in plain["trainer"].items() if k not in ("_target_", "default_root_dir")}
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
+        trainer = L.Trainer(**{**ours, **quiet, **settings}, default_root_dir=tmp_path, callbacks=list(callbacks))
+        trainer.fit(instantiate(plain["task"], "task"), instantiate(plain["data"], "data"))
+        return trainer
+
+    return train

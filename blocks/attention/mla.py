@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from blocks.attention.base import Attention, even_heads
-from blocks.base import Placement
+from blocks.base import Placement, positive
 from blocks.cache import Cache
 from blocks.kernels.attention import causal_attention
 from blocks.norm.base import Norm
@@ -113,6 +113,8 @@ def _widths(known: Mapping[str, Any]) -> dict[str, int]:
         "v": known["v_head_dim"],
         "latent": known["kv_lora_rank"],
     }
+    own = ("n_heads", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    positive({name: known[name] for name in own})
     if all(given.values()):
         return given
     head = even_heads(known["d_model"], known["n_heads"])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.base import Placement
+from blocks.base import Placement, positive
 from blocks.experts.base import Experts
 from blocks.gating.base import Routing
 from blocks.kernels.grouped_matmul import combine, dispatch, grouped_matmul, sort_by_expert
@@ -30,6 +30,7 @@ class SwiGLUExperts(Experts):
 
     def __init__(self, d_model: int, n_experts: int, d_ff: int) -> None:
         super().__init__()
+        positive({"d_ff": d_ff})
         self.n_experts = n_experts
         self.gate_up = nn.Parameter(torch.empty(n_experts, 2 * d_ff, d_model))
         self.down = nn.Parameter(torch.empty(n_experts, d_model, d_ff))

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.base import Placement
+from blocks.base import Placement, positive
 from blocks.ffn.base import FFN
 from registry import register
 
@@ -29,6 +29,7 @@ class GELU(FFN):
         self, d_model: int, d_ff: int | None = None, bias: bool = False, approximate: Literal["tanh", "none"] = "tanh"
     ) -> None:
         super().__init__()
+        positive({"d_ff": d_ff})
         self.approximate = approximate
         self.up = nn.Linear(d_model, d_ff or 4 * d_model, bias=bias)
         self.down = nn.Linear(d_ff or 4 * d_model, d_model, bias=bias)

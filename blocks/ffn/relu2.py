@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.base import Placement
+from blocks.base import Placement, positive
 from blocks.ffn.base import FFN
 from registry import register
 
@@ -24,6 +24,7 @@ class ReLU2(FFN):
 
     def __init__(self, d_model: int, d_ff: int | None = None) -> None:
         super().__init__()
+        positive({"d_ff": d_ff})
         self.up = nn.Linear(d_model, d_ff or 4 * d_model, bias=False)
         self.down = nn.Linear(d_ff or 4 * d_model, d_model, bias=False)
 

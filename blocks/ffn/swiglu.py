@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.base import Placement
+from blocks.base import Placement, positive
 from blocks.ffn.base import FFN, rounded_width
 from registry import register
 
@@ -24,6 +24,7 @@ class SwiGLU(FFN):
 
     def __init__(self, d_model: int, d_ff: int | None = None) -> None:
         super().__init__()
+        positive({"d_ff": d_ff})
         width = d_ff or rounded_width(8 * d_model / 3)
         self.gate = nn.Linear(d_model, width, bias=False)
         self.up = nn.Linear(d_model, width, bias=False)

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from blocks.base import positive
 from blocks.kernels.rotary import rotary_width, rotate_pairs
 from blocks.position.base import Position
 from registry import register
@@ -34,6 +35,7 @@ class RoPE(Position):
         pairing: Literal["half_split", "interleaved"] = "half_split",
     ) -> None:
         super().__init__()
+        positive({"theta": theta})
         self.rotary_dim = rotary_width(head_dim, rotary_fraction)
         self.theta = theta
         self.interleaved = pairing == "interleaved"

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from blocks.base import positive
 from blocks.kernels.rotary import rotary_width, rotate_pairs
 from blocks.position.base import Position
 from registry import BlockError, register
@@ -50,7 +51,10 @@ class YaRN(Position):
         pairing: Literal["half_split", "interleaved"] = "interleaved",
     ) -> None:
         super().__init__()
-        if factor < 1:
+        positive({"original_positions": original_positions, "beta_fast": beta_fast, "beta_slow": beta_slow})
+        if not theta > 1:
+            raise BlockError("theta", theta, "pairs must turn at different speeds, so it is above 1", "Use e.g. 10000")
+        if not factor >= 1:
             raise BlockError("factor", factor, "stretches the context, so it is at least 1", "Use 1 for plain RoPE")
         self.rotary_dim = rotary_width(head_dim, rotary_fraction)
         self.theta, self.factor, self.original_positions = theta, factor, original_positions

@@ -91,7 +91,9 @@ def test_each_row_is_packed_in_its_own_way(make: Callable[..., Attention], name:
     torch.testing.assert_close(packed[1, 30:], attention(x[1:, 30:], order(T - 30))[0], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("chunks", [[1] * T, [17, 1, 30, 15], [T], [40] + [1] * 23], ids=["1s", "odd", "whole", "decode"])
+@pytest.mark.parametrize(
+    "chunks", [[1] * T, [17, 1, 30, 15], [T], [40] + [1] * 23], ids=["1s", "odd", "whole", "decode"]
+)
 @pytest.mark.parametrize(("name", "position"), EVERY)
 @torch.no_grad()
 def test_pass_in_chunks_with_a_cache_equals_the_whole_pass(

@@ -34,7 +34,9 @@ def test_loss_and_its_gradients_equal_the_plain_one_in_any_chunks(chunk: int, ig
     loss, plain = linear_cross_entropy(hidden, weight, targets), linear_cross_entropy_reference(hidden, weight, targets)
     torch.testing.assert_close(loss, plain, rtol=1e-13, atol=0)
     for got, right in zip(
-        torch.autograd.grad(3.0 * loss, (hidden, weight)), torch.autograd.grad(3.0 * plain, (hidden, weight)), strict=True
+        torch.autograd.grad(3.0 * loss, (hidden, weight)),
+        torch.autograd.grad(3.0 * plain, (hidden, weight)),
+        strict=True,
     ):
         torch.testing.assert_close(got, right, rtol=0, atol=1e-12)
 
@@ -56,6 +58,7 @@ def test_half_precision_is_summed_in_single(chunk: int) -> None:
     hidden, weight, targets = inputs(torch.bfloat16)
     loss = linear_cross_entropy(hidden, weight, targets)
     assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, linear_cross_entropy_reference(hidden, weight, targets), rtol=1e-5, atol=0)
     wide = [x.detach().double().requires_grad_() for x in (hidden, weight)]
     plain = linear_cross_entropy_reference(*wide, targets)
     torch.testing.assert_close(loss.double(), plain, rtol=5e-3, atol=0)
@@ -90,7 +93,7 @@ class Products(TorchDispatchMode):
 
     count = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.matmul)
         return func(*args, **(kwargs or {}))
 
@@ -111,7 +114,7 @@ def test_loss_never_holds_all_logits_at_once(monkeypatch: pytest.MonkeyPatch) ->
     biggest = 0
 
     class Sizes(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             nonlocal biggest
             out = func(*args, **(kwargs or {}))
             if "mm" in str(func) and out.shape[-1] == V:

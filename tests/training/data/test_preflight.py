@@ -172,4 +172,4 @@ def test_the_yaml_builds_the_data_module(tmp_path):
     data = instantiate(node)
     data.prepare_data()
     data.setup()
-    assert next(iter(data.train_dataloader()))["tokens"].shape == (16, 256)
+    assert next(iter(data.train_dataloader()))["tokens"].shape == (8, 256)

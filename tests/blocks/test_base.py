@@ -1,0 +1,86 @@
+"""What a block says about itself as data, held to what it is: over every registered block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+import torch
+
+import registry
+from blocks.base import Block, Placement, positive
+from registry import BlockError
+
+CONTEXT = {"dim": 48, "head_dim": 12, "n_heads": 4, "n_experts": 8, "top_k": 2}
+AROUND = {"gating": "softmax_topk", "experts": {"name": "swiglu", "d_ff": 12}}
+VALUES = {"d_ff": 12}  # of required parameters
+WIDER = {"bias": True, "q_lora_rank": 13, "shared": "swiglu"}  # options that bring more parameters
+EVERY = [(kind, name) for kind in registry.kinds() for name in registry.names(kind)]
+
+
+def nodes(kind: str, name: str) -> list[dict[str, Any]]:
+    parameters = registry.lookup(kind, name).schema.parameters
+    needed = {k: VALUES[k] for k, p in parameters.items() if p.required and not p.child}
+    return [{"name": name, **needed}, {"name": name, **needed, **{k: v for k, v in WIDER.items() if k in parameters}}]
+
+
+@pytest.fixture(scope="module")
+def blocks_of(make_block: Callable[..., Any]) -> Callable[[str, str], list[Block]]:
+    return lambda kind, name: [make_block(kind, node, around=AROUND, **CONTEXT) for node in nodes(kind, name)]
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_plan_splits_parameters_that_are_there(blocks_of: Callable[..., list[Block]], kind: str, name: str) -> None:
+    for block in blocks_of(kind, name):
+        parameters = dict(block.named_parameters())
+        for parameter, placement in block.parallel_plan().items():
+            assert placement in get_args(Placement)
+            needs = {"column": 1, "row": 2, "expert": 3, "replicate": 0}[placement]
+            assert parameters[parameter].ndim >= needs, parameter
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_residual_outputs_are_matrices_that_write_the_models_width(
+    blocks_of: Callable[..., list[Block]], kind: str, name: str
+) -> None:
+    for block in blocks_of(kind, name):
+        parameters = dict(block.named_parameters())
+        for output in block.residual_outputs:
+            assert parameters[output].shape[-2] == 48
+
+
+@pytest.mark.parametrize("kind", ["attention", "ffn", "experts"])
+def test_whatever_writes_into_the_stream_says_so(blocks_of: Callable[..., list[Block]], kind: str) -> None:
+    for name in registry.names(kind):
+        for block in blocks_of(kind, name):
+            assert any(m.residual_outputs for m in block.modules() if isinstance(m, Block)), name
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_block_built_on_the_meta_device_has_the_same_parameters(
+    blocks_of: Callable[..., list[Block]], make_block: Callable[..., Any], kind: str, name: str
+) -> None:
+    for node, real in zip(nodes(kind, name), blocks_of(kind, name), strict=True):
+        with torch.device("meta"):
+            ghost = registry.build(
+                kind,
+                registry.Node(node, "model"),
+                registry.Scope(
+                    {k: registry.Node(v, k) for k, v in {**AROUND, "norm": "rmsnorm", "position": "none"}.items()},
+                    {"d_model": 48, "n_layers": 2, "layer_idx": 0, "max_positions": 64, **CONTEXT},
+                ),
+            )
+        assert {n: p.shape for n, p in ghost.state_dict().items()} == {n: p.shape for n, p in real.state_dict().items()}
+        assert all(p.is_meta for p in ghost.state_dict().values())
+
+
+@pytest.mark.parametrize("value", [0, -1, 0.0, float("nan")])
+def test_positive_refuses_what_is_not(value: float) -> None:
+    with pytest.raises(BlockError) as caught:
+        positive({"fine": 1, "none": None, "wrong": value})
+    assert caught.value.parameter == "wrong"
+
+
+def test_positive_lets_numbers_and_none_pass() -> None:
+    positive({"one": 1, "small": 1e-30, "none": None})

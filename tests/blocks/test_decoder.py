@@ -1,0 +1,126 @@
+"""The decoder: embeddings, layers, norm and head put together from parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import registry
+from blocks.compose import compose
+from blocks.decoder import Decoder
+
+CONFIGS = {
+    "dense": {},
+    "moe": {"moe": True},
+    "tied": {"tie_embeddings": True},
+    "learned": {"position": "learned"},
+    "alibi, post-norm": {"position": "alibi", "residual": "postnorm"},
+    "mla, parallel": {"attention": "mla", "residual": "parallel", "norm": "layernorm"},
+}
+
+
+@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
+def decoder(request: pytest.FixtureRequest, tiny: Callable[..., Any], randomise: Callable[..., None]) -> Decoder:
+    made = compose(tiny(**request.param)).double()
+    randomise(made, scale=0.7)
+    return made
+
+
+def tokens(batch: int = 2, length: int = 21) -> Tensor:
+    return torch.randint(0, 61, (batch, length), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_logits_are_those_of_the_parts_in_order(decoder: Decoder) -> None:
+    positions = torch.arange(21)[None]
+    x = decoder.position.embed(decoder.embedding.weight[tokens()], positions)
+    for layer in decoder.layers:
+        x = layer.residual(x, lambda h, m=layer: m.attention(h, positions), lambda h, m=layer: m.ffn(h)[0])
+    expected = decoder.norm(x) @ decoder.output_weight.t()
+    logits = decoder(tokens())
+    assert logits.shape == (2, 21, 61)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_positions_count_from_zero_unless_told_otherwise(decoder: Decoder) -> None:
+    plain = decoder(tokens())
+    torch.testing.assert_close(decoder(tokens(), torch.arange(21)[None]), plain, rtol=0, atol=0)
+    torch.testing.assert_close(decoder(tokens(), torch.arange(21)[None].expand(2, -1)), plain, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_caches_continue_where_they_stand(decoder: Decoder) -> None:
+    caches = decoder.new_caches(2, 30)
+    parts = [decoder(part, caches=caches) for part in tokens().split([9, 1, 11], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), decoder(tokens()), rtol=0, atol=1e-6)
+    assert [c.length for c in caches] == [21, 21]
+
+
+@torch.no_grad()
+def test_packed_documents_are_as_if_alone(decoder: Decoder) -> None:
+    lengths = [8, 1, 12]
+    segments = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None].expand(2, -1)
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    alone = torch.cat([decoder(part) for part in tokens().split(lengths, 1)], 1)
+    torch.testing.assert_close(decoder(tokens(), positions, segments), alone, rtol=0, atol=1e-6)
+
+
+def test_caches_are_as_the_weights_are(decoder: Decoder) -> None:
+    assert {b.dtype for c in decoder.new_caches(1, 2) for b in c.buffers.values()} == {torch.float64}
+    caches = decoder.to(torch.bfloat16).new_caches(1, 2)
+    assert {b.dtype for c in caches for b in c.buffers.values()} == {torch.bfloat16} and len(caches) == 2
+
+
+def test_nll_is_the_cross_entropy_of_the_logits(decoder: Decoder) -> None:
+    hidden, _ = decoder.hidden(tokens())
+    targets = tokens().roll(-1, 1)
+    targets[:, -3:] = -100
+    expected = F.cross_entropy(decoder(tokens()).flatten(0, 1), targets.flatten(), reduction="sum")
+    torch.testing.assert_close(decoder.nll(hidden, targets), expected, rtol=1e-6, atol=0)
+
+
+def test_every_parameter_learns_from_the_loss(decoder: Decoder) -> None:
+    hidden, _ = decoder.hidden(tokens())
+    decoder.nll(hidden, tokens().roll(-1, 1)).backward()
+    for name, p in decoder.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all() and p.grad.norm() > 0, name
+
+
+@pytest.mark.parametrize("residual", registry.names("residual"))
+@pytest.mark.parametrize("norm", registry.names("norm"))
+def test_training_step_works_under_autocast(tiny: Callable[..., Any], residual: str, norm: str) -> None:
+    decoder = compose(tiny(moe=True, residual=residual, norm=norm))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden, routings = decoder.hidden(tokens())
+        loss = decoder.nll(hidden, tokens()) + sum(sum(r.losses.values()) for r in routings if r is not None)
+    loss.backward()
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in decoder.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_training_step_works_in_other_precisions(tiny: Callable[..., Any], dtype: torch.dtype) -> None:
+    decoder = compose(tiny(moe=True)).to(dtype)
+    hidden, _ = decoder.hidden(tokens())
+    assert hidden.dtype == dtype
+    decoder.nll(hidden, tokens()).backward()
+    assert all(p.grad.isfinite().all() and p.grad.dtype == dtype for p in decoder.parameters())
+
+
+def test_tied_head_is_the_embedding(tiny: Callable[..., Any]) -> None:
+    tied, untied = compose(tiny(tie_embeddings=True)), compose(tiny())
+    assert tied.head is None and tied.output_weight is tied.embedding.weight
+    assert untied.output_weight is untied.head.weight is not untied.embedding.weight
+    assert sum(p.numel() for p in untied.parameters()) - sum(p.numel() for p in tied.parameters()) == 61 * 48
+    assert "head.weight" not in tied.state_dict()
+
+
+def test_routings_come_layer_by_layer_and_are_none_where_dense(tiny: Callable[..., Any]) -> None:
+    _, routings = compose(tiny(moe=True, n_layers=3)).hidden(tokens())
+    assert [r is None for r in routings] == [True, False, False]
+    assert all(r.experts.shape == (42, 2) and "expert_balance" in r.losses for r in routings if r)

@@ -1,0 +1,130 @@
+"""Experts against a loop over tokens and choices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import registry
+from blocks.experts.base import Experts
+from blocks.gating.base import Routing
+from registry import ConfigError
+
+EXPERTS = registry.names("experts")
+T, D, E, K = 63, 48, 6, 3
+
+
+@pytest.fixture(scope="module")
+def make(make_block: Callable[..., Any]) -> Callable[..., Experts]:
+    def build(name: str = "swiglu", dtype: torch.dtype = torch.float64, d_ff: int = 12, d_model: int = D) -> Experts:
+        return make_block("experts", {"name": name, "d_ff": d_ff}, n_experts=E, dtype=dtype, d_model=d_model)
+
+    return build
+
+
+def routing(experts: Tensor, weights: Tensor) -> Routing:
+    return Routing(experts, weights, torch.empty(0), {}, torch.empty(0))
+
+
+def some_routing(spare: tuple[int, ...] = (), seed: int = 0) -> Routing:
+    """Random choices that leave the ``spare`` experts without a token."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(T, E, generator=generator)
+    scores[:, list(spare)] = -1
+    return routing(scores.topk(K).indices, torch.rand(T, K, generator=generator).requires_grad_())
+
+
+def token_by_token(block: Any, x: Tensor, route: Routing) -> Tensor:
+    rows = []
+    for t in range(len(x)):
+        y = torch.zeros_like(x[t])
+        for e, w in zip(route.experts[t], route.weights[t], strict=True):
+            gate, up = block.gate_up[e].chunk(2)
+            y = y + w * (block.down[e] @ (F.silu(gate @ x[t]) * (up @ x[t])))
+        rows.append(y)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("spare", [(), (0,), (5,), (1, 2), (0, 2, 5)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "d_ff", "d_model", "tolerance"),
+    [(torch.float64, 12, D, 1e-11), (torch.float32, 12, D, 2e-5), (torch.float32, 7, 45, 2e-5)],
+    ids=["double", "single", "single, unaligned"],
+)
+def test_swiglu_and_its_gradients_equal_a_loop_over_tokens(
+    make: Callable[..., Experts], dtype: torch.dtype, d_ff: int, d_model: int, tolerance: float, spare: tuple[int, ...]
+) -> None:
+    block, route = make(dtype=dtype, d_ff=d_ff, d_model=d_model), some_routing(spare)
+    x = torch.randn(T, d_model, dtype=dtype, requires_grad=True)
+    y, expected = block(x, route), token_by_token(block, x, route)
+    torch.testing.assert_close(y, expected, rtol=0, atol=10 * tolerance)
+    learning = (x, route.weights, *block.parameters())
+    cotangent = torch.randn_like(y)
+    for got, right in zip(
+        torch.autograd.grad(y, learning, cotangent), torch.autograd.grad(expected, learning, cotangent), strict=True
+    ):
+        torch.testing.assert_close(got, right, rtol=1e-4, atol=30 * tolerance)
+    grads = torch.autograd.grad(block(x, route), tuple(block.parameters()), cotangent)
+    assert all((g[e] == 0).all() == (e in spare) for g in grads for e in range(E))
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_half_precision_stays_near_double(make: Callable[..., Experts], name: str) -> None:
+    half = make(name, torch.bfloat16)
+    double = make(name, torch.bfloat16).double()
+    x, route = torch.randn(T, D).bfloat16(), some_routing()
+    y, expected = half(x, route), double(x.double(), route)
+    assert y.dtype == torch.bfloat16
+    assert (y.double() - expected).norm() < 2e-2 * expected.norm()
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_autocast_lowers_experts_as_it_does_dense_layers(make: Callable[..., Experts], name: str) -> None:
+    block, x, route = make(name, torch.float32), torch.randn(T, D), some_routing()
+    plain = block(x, route)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = block(x, route)
+    assert y.dtype == torch.bfloat16
+    assert (y.float() - plain).norm() < 2e-2 * plain.norm()
+    y.float().square().sum().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in block.parameters())
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_output_is_linear_in_the_weights_and_blind_to_the_order_of_choices(
+    make: Callable[..., Experts], name: str
+) -> None:
+    block, x, route = make(name), torch.randn(T, D, dtype=torch.float64), some_routing()
+    y = block(x, route)
+    doubled = block(x, routing(route.experts, 2 * route.weights))
+    turned = block(x, routing(route.experts.flip(1), route.weights.flip(1)))
+    torch.testing.assert_close(doubled, 2 * y, rtol=0, atol=1e-11)
+    torch.testing.assert_close(turned, y, rtol=0, atol=1e-11)
+    assert (block(x, routing(route.experts, 0 * route.weights)) == 0).all()
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_runs_repeat_to_the_bit(make: Callable[..., Experts], name: str) -> None:
+    block, x, route = make(name, torch.float32), torch.randn(T, D, requires_grad=True), some_routing()
+    (first, *rest) = [torch.autograd.grad(block(x, route).square().sum(), (x, *block.parameters())) for _ in range(3)]
+    assert all(torch.equal(a, b) for grads in rest for a, b in zip(first, grads, strict=True))
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_weights_are_stacked_by_expert(make: Callable[..., Experts], name: str) -> None:
+    block = make(name)
+    assert all(p.shape[0] == E for p in block.parameters())
+    assert set(block.parallel_plan()) == {n for n, _ in block.named_parameters()}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("d_ff", [0, -4])
+def test_width_below_one_is_refused(make: Callable[..., Experts], name: str, d_ff: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make(name, d_ff=d_ff)
+    assert caught.value.path == "model.experts.d_ff" and caught.value.value == d_ff

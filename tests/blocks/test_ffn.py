@@ -1,0 +1,185 @@
+"""Feed-forward blocks against their formulas, and mixtures against a loop over tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import registry
+from blocks.ffn.base import FFN, rounded_width
+from registry import ConfigError
+
+AROUND = {"gating": {"name": "softmax_topk", "top_k": 2}, "experts": {"name": "swiglu", "d_ff": 12}}
+NAMES = registry.names("ffn")
+
+
+@pytest.fixture(scope="module")
+def make(make_block: Callable[..., Any]) -> Callable[..., FFN]:
+    def build(
+        node: Any, dtype: torch.dtype = torch.float64, around: dict[str, Any] | None = None, **context: Any
+    ) -> FFN:
+        return make_block("ffn", node, dtype=dtype, around={**AROUND, **(around or {})}, **context)
+
+    return build
+
+
+def tokens(dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(3, 21, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+
+
+# --- what every ffn promises ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_token_is_transformed_by_itself(make: Callable[..., FFN], name: str) -> None:
+    ffn, x = make(name), tokens()
+    y, _ = ffn(x)
+    assert y.shape == x.shape
+    tolerance = {"rtol": 0, "atol": 1e-6 if name == "moe" else 1e-12}  # routers are single precision
+    torch.testing.assert_close(ffn(x[1:2, 5:6])[0], y[1:2, 5:6], **tolerance)
+    shuffle = torch.randperm(21)
+    torch.testing.assert_close(ffn(x[:, shuffle])[0], y[:, shuffle], **tolerance)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_learns(make: Callable[..., FFN], name: str) -> None:
+    ffn = make(name)
+    ffn(tokens())[0].square().mean().backward()
+    assert all(p.grad.isfinite().all() and p.grad.norm() > 1e-6 for p in ffn.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_stays_near_single(make: Callable[..., FFN], name: str) -> None:
+    half, single = make(name, torch.bfloat16), make(name, torch.bfloat16).float()
+    y, expected = half(tokens(torch.bfloat16))[0], single(tokens(torch.bfloat16).float())[0]
+    assert y.dtype == torch.bfloat16
+    assert (y.float() - expected).norm() < 2e-2 * expected.norm()
+
+
+# --- dense ------------------------------------------------------------------------------------------------------------
+
+
+def test_swiglu_gates_with_silu(make: Callable[..., FFN]) -> None:
+    ffn, x = make({"name": "swiglu", "d_ff": 20}), tokens()
+    gate, up = x @ ffn.gate.weight.t(), x @ ffn.up.weight.t()
+    y, routing = ffn(x)
+    torch.testing.assert_close(y, (gate / (1 + (-gate).exp()) * up) @ ffn.down.weight.t(), rtol=0, atol=1e-12)
+    assert routing is None
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+def test_gelu_is_exact_or_by_tanh(make: Callable[..., FFN], bias: bool, approximate: str) -> None:
+    ffn, x = make({"name": "gelu", "d_ff": 20, "bias": bias, "approximate": approximate}), tokens()
+    h = F.linear(x, ffn.up.weight, ffn.up.bias)
+    if approximate == "none":
+        h = h * 0.5 * (1 + torch.erf(h / math.sqrt(2)))
+    else:
+        h = h * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+    y, routing = ffn(x)
+    torch.testing.assert_close(y, F.linear(h, ffn.down.weight, ffn.down.bias), rtol=0, atol=1e-12)
+    assert routing is None and (ffn.up.bias is not None) == (ffn.down.bias is not None) == bias
+
+
+def test_relu2_squares_what_is_positive(make: Callable[..., FFN]) -> None:
+    ffn, x = make({"name": "relu2", "d_ff": 20}), tokens()
+    y, routing = ffn(x)
+    torch.testing.assert_close(y, (x @ ffn.up.weight.t()).clamp(min=0) ** 2 @ ffn.down.weight.t(), rtol=0, atol=1e-12)
+    assert routing is None
+
+
+@pytest.mark.parametrize(("name", "width"), [("swiglu", 128), ("gelu", 192), ("relu2", 192)])
+def test_width_has_a_default_by_the_models_width(make: Callable[..., FFN], name: str, width: int) -> None:
+    assert make(name).up.weight.shape == (width, 48)
+    assert make({"name": name, "d_ff": None}).up.weight.shape == (width, 48)
+    assert make({"name": name, "d_ff": 5}).up.weight.shape == (5, 48)
+
+
+def test_rounding_goes_up_to_a_multiple() -> None:
+    assert [rounded_width(x) for x in (1, 64, 64.1, 8 * 4096 / 3)] == [64, 64, 128, 10944]
+    assert rounded_width(10, multiple=4) == 12
+
+
+@pytest.mark.parametrize("name", ["swiglu", "gelu", "relu2"])
+@pytest.mark.parametrize("d_ff", [0, -1])
+def test_width_below_one_is_refused_and_not_taken_for_the_default(
+    make: Callable[..., FFN], name: str, d_ff: int
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make({"name": name, "d_ff": d_ff})
+    assert caught.value.path == "model.ffn.d_ff" and caught.value.value == d_ff
+
+
+# --- mixture of experts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [None, {"name": "swiglu", "d_ff": 20}, {"name": "gelu", "d_ff": 5}], ids=str)
+@pytest.mark.parametrize("gate", registry.names("gating"))
+def test_moe_is_shared_plus_weighted_experts(make: Callable[..., FFN], gate: str, shared: Any) -> None:
+    around = {"gating": {"name": gate, "top_k": 3, "scaling": 2.0}}
+    moe, x = make({"name": "moe", "n_experts": 8, "shared": shared}, around=around), tokens()
+    y, routing = moe(x)
+    assert routing.experts.shape == (63, 3) and routing.load.shape == (8,)
+    flat = x.flatten(0, 1)
+    probs = moe.gating(x)
+    for t in (0, 17, 62):
+        expected = torch.zeros(48, dtype=torch.float64) if shared is None else moe.shared(flat[t])[0]
+        for e, w in zip(probs.experts[t], probs.weights[t], strict=True):
+            g, u = moe.experts.gate_up[e].chunk(2)
+            expected = expected + w * (moe.experts.down[e] @ (F.silu(g @ flat[t]) * (u @ flat[t])))
+        torch.testing.assert_close(y.flatten(0, 1)[t], expected, rtol=0, atol=1e-6)
+
+
+def test_two_shared_experts_are_one_of_their_summed_width(make: Callable[..., FFN]) -> None:
+    wide = make({"name": "swiglu", "d_ff": 20})
+    x = tokens()
+    halves = [
+        F.linear(F.silu(x @ wide.gate.weight[s].t()) * (x @ wide.up.weight[s].t()), wide.down.weight[:, s])
+        for s in (slice(10), slice(10, 20))
+    ]
+    torch.testing.assert_close(wide(x)[0], sum(halves), rtol=0, atol=1e-12)
+
+
+def test_segmented_experts_compute_what_the_whole_one_did(make: Callable[..., FFN]) -> None:
+    """All of m = 4 quarter-width experts, each with weight 1, are the expert they were cut from."""
+    whole, x = make({"name": "swiglu", "d_ff": 20}), tokens()
+    gating = {"name": "softmax_topk", "top_k": 4}
+    cut = make({"name": "moe", "n_experts": 4}, around={"gating": gating, "experts": {"name": "swiglu", "d_ff": 5}})
+    with torch.no_grad():
+        cut.gating.weight.zero_()  # all affinities 1/4
+        gate, up = whole.gate.weight.view(4, 5, 48), whole.up.weight.view(4, 5, 48)
+        cut.experts.gate_up.copy_(torch.cat((gate, up), 1))
+        cut.experts.down.copy_(4 * whole.down.weight.view(48, 4, 5).transpose(0, 1))
+    torch.testing.assert_close(cut(x)[0], whole(x)[0], rtol=0, atol=1e-12)
+
+
+def test_moe_needs_its_children_and_says_which(make_block: Callable[..., Any]) -> None:
+    for missing in ("gating", "experts"):
+        around = {k: v for k, v in AROUND.items() if k != missing}
+        with pytest.raises(ConfigError) as caught:
+            make_block("ffn", "moe", around=around)
+        assert caught.value.path == f"model.{missing}" and f"+model/{missing}=" in caught.value.remedy
+
+
+def test_moe_tells_its_children_how_many_experts_there_are(make: Callable[..., FFN]) -> None:
+    moe = make({"name": "moe", "n_experts": 5})
+    assert moe.gating.weight.shape[0] == moe.experts.gate_up.shape[0] == 5
+
+
+@pytest.mark.parametrize("n_experts", [0, -3])
+def test_moe_without_experts_is_refused(make: Callable[..., FFN], n_experts: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make({"name": "moe", "n_experts": n_experts})
+    assert "n_experts" in f"{caught.value.path} {caught.value.rule}"
+
+
+def test_moe_that_contains_itself_is_refused(make: Callable[..., FFN]) -> None:
+    with pytest.raises(ConfigError, match="contain itself") as caught:
+        make({"name": "moe", "shared": {"name": "moe"}})
+    assert caught.value.path == "model.ffn.shared"

@@ -1,0 +1,278 @@
+"""Gates against golden vectors (E = 8, four groups of two, two kept, k = 3), and what every gate promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import registry
+from blocks.gating.base import Gating, Routing, keep_groups
+from registry import ConfigError
+
+GATES = registry.names("gating")
+LOGITS = torch.tensor(
+    [[0.9, -0.3, 0.2, 1.1, -0.7, 0.4, 0.05, 0.6], [-0.2, 0.8, 1.3, -0.5, 0.1, 0.35, 0.9, -1.0]], dtype=torch.float64
+)
+GOLDEN: dict[str, tuple[dict[str, Any], list[list[int]], list[list[float]]]] = {
+    "greedy": (
+        {"name": "softmax_topk"},
+        [[3, 0, 7], [2, 6, 1]],
+        [[0.244484, 0.200166, 0.148287], [0.289564, 0.194100, 0.175629]],
+    ),
+    "group limited": (
+        {"name": "group_limited", "n_groups": 4, "top_groups": 2, "scaling": 16.0},
+        [[3, 0, 2], [2, 6, 3]],
+        [[3.911741, 3.202663, 1.590395], [4.633016, 3.105604, 0.765832]],
+    ),
+    "sigmoid with a bias": (
+        {"name": "sigmoid_bias", "n_groups": 4, "top_groups": 2, "scaling": 2.5},
+        [[7, 0, 1], [1, 4, 5]],
+        [[0.905720, 0.997313, 0.596968], [0.957462, 0.728502, 0.814036]],
+    ),
+}
+BIAS = torch.tensor([0, 0.2, -0.1, 0, 0.3, 0, 0, 0.1])
+
+
+@pytest.fixture(scope="module")
+def make(make_block: Callable[..., Any]) -> Callable[..., Gating]:
+    def build(
+        node: dict[str, Any] | str, n_experts: int = 8, dtype: torch.dtype = torch.float32, **node_changes: Any
+    ) -> Gating:
+        node = {"name": node} if isinstance(node, str) else node
+        return make_block("gating", {**node, **node_changes}, n_experts=n_experts, dtype=dtype)
+
+    return build
+
+
+def tokens(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, 48, generator=torch.Generator().manual_seed(seed))
+
+
+# --- golden vectors ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_choices_and_weights_are_the_golden_ones(make: Callable[..., Gating], case: str) -> None:
+    node, experts, weights = GOLDEN[case]
+    gate = make(node, top_k=3)
+    if "bias" in case:
+        gate.bias.copy_(BIAS)
+    chosen, weighed, probs = gate.choose(LOGITS)
+    assert chosen.tolist() == experts
+    torch.testing.assert_close(weighed, torch.tensor(weights, dtype=torch.float64), rtol=0, atol=1e-6)
+    expected = LOGITS.sigmoid() if "bias" in case else LOGITS.softmax(-1)
+    torch.testing.assert_close(probs, expected, rtol=0, atol=1e-15)  # before any bias or mask
+
+
+def test_renormalised_softmax_is_a_softmax_over_the_chosen_logits(make: Callable[..., Gating]) -> None:
+    chosen, weights, _ = make("softmax_topk", top_k=3, renormalise=True, scaling=1.5).choose(LOGITS)
+    torch.testing.assert_close(weights, 1.5 * LOGITS.gather(1, chosen).softmax(-1), rtol=0, atol=1e-12)
+
+
+def test_sigmoid_weights_need_not_be_renormalised(make: Callable[..., Gating]) -> None:
+    gate = make("sigmoid_bias", top_k=3, renormalise=False, scaling=2.0)
+    gate.bias.copy_(BIAS)
+    chosen, weights, _ = gate.choose(LOGITS)
+    torch.testing.assert_close(weights, 2 * LOGITS.gather(1, chosen).sigmoid(), rtol=0, atol=1e-12)
+
+
+def test_one_group_is_no_group_limit(make: Callable[..., Gating]) -> None:
+    limited = make("group_limited", top_k=3, n_groups=1, top_groups=1).choose(LOGITS)
+    free = make("softmax_topk", top_k=3).choose(LOGITS)
+    assert all(torch.equal(a, b) for a, b in zip(limited, free, strict=True))
+
+
+def test_experts_outside_the_kept_groups_lose_even_to_negative_scores(make: Callable[..., Gating]) -> None:
+    """Masked with −inf: filled with 0, expert 7 would beat the kept group's own −0.45 and −0.46."""
+    s = torch.tensor([[0.9, 0.8, 0.05, 0.04, 0.3, 0.29, 0.28, 0.27]], dtype=torch.float64)
+    gate = make("sigmoid_bias", top_k=3, n_groups=2, top_groups=1)
+    gate.bias.copy_(torch.tensor([0, 0, -0.5, -0.5, 0, 0, 0, 0]))
+    assert gate.choose(s.logit())[0].tolist() == [[0, 1, 2]]
+
+
+def test_groups_are_neighbours_and_the_best_ones_stay() -> None:
+    scores = torch.arange(12.0)[None]
+    kept = keep_groups(scores, torch.tensor([[5.0, 1.0, 7.0, 6.0]]), 2)
+    assert kept.isfinite().nonzero()[:, 1].tolist() == [6, 7, 8, 9, 10, 11]
+
+
+def test_group_of_one_expert_is_scored_by_it_alone(make: Callable[..., Gating]) -> None:
+    gate = make("sigmoid_bias", top_k=2, n_groups=8, top_groups=2)
+    assert gate.choose(LOGITS)[0].tolist() == [[3, 0], [2, 6]]
+
+
+# --- what every gate promises -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_routing_has_the_shapes_and_types_of_the_contract(make: Callable[..., Gating], name: str) -> None:
+    routing: Routing = make(name, balance={"name": "expert"})(tokens(3, 21))
+    assert routing.experts.shape == routing.weights.shape == (63, 2) and routing.probs.shape == (63, 8)
+    assert routing.experts.dtype == torch.int64
+    assert {routing.weights.dtype, routing.probs.dtype, routing.load.dtype} == {torch.float32}
+    assert all(len(set(row)) == 2 for row in routing.experts.tolist())
+    assert all(loss.shape == () for loss in routing.losses.values()) and routing.losses
+    assert routing.weights.requires_grad and not routing.load.requires_grad
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_load_counts_every_choice_once(make: Callable[..., Gating], name: str) -> None:
+    routing = make(name, top_k=3)(tokens(3, 21))
+    assert routing.load.sum() == 63 * 3
+    assert routing.load.tolist() == [(routing.experts == e).sum() for e in range(8)]
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_tokens_come_in_order_and_without_a_batch_too(make: Callable[..., Gating], name: str) -> None:
+    gate, x = make(name, balance={"name": "expert"}), tokens(1, 63)
+    batched, flat = gate(x), gate(x[0])
+    assert torch.equal(batched.experts, flat.experts) and torch.equal(batched.weights, flat.weights)
+    assert batched.losses == flat.losses
+    alone = gate(x[:, 17:18])
+    assert torch.equal(alone.experts[0], batched.experts[17])
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_gate_without_balance_reports_no_loss(make: Callable[..., Gating], name: str) -> None:
+    assert make(name)(tokens(1, 5)).losses == {}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_router_computes_in_single_precision_in_a_model_of_half(make: Callable[..., Gating], name: str) -> None:
+    half, x = make(name, dtype=torch.bfloat16), tokens(2, 63).bfloat16()
+    single = make(name, dtype=torch.bfloat16)
+    single.weight.data = single.weight.data.float()
+    for one, other in zip(half(x)[:3], single(x.float())[:3], strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_router_computes_in_single_precision_under_autocast(make: Callable[..., Gating], name: str) -> None:
+    gate, x = make(name), tokens(2, 63)
+    plain = gate(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = gate(x)
+    assert all(torch.equal(a, b) for a, b in zip(plain[:3], lowered[:3], strict=True))
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_gradient_reaches_the_router_through_the_weights(make: Callable[..., Gating], name: str) -> None:
+    gate, x = make(name), tokens(1, 63).requires_grad_()
+    routing = gate(x)
+    (routing.weights * torch.randn_like(routing.weights)).sum().backward()
+    assert gate.weight.grad.isfinite().all() and (gate.weight.grad.norm(dim=1) > 0).all()
+    assert x.grad.norm() > 0
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_all_experts_at_once_is_a_choice_too(make: Callable[..., Gating], name: str) -> None:
+    groups = {"n_groups": 1, "top_groups": 1} if name != "softmax_topk" else {}
+    routing = make(name, top_k=8, **groups)(tokens(1, 5))
+    assert routing.load.tolist() == [5.0] * 8
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_gate_works_on_the_meta_device(make: Callable[..., Gating], name: str) -> None:
+    routing = make(name, balance={"name": "expert"}).to("meta")(torch.empty(2, 3, 48, device="meta"))
+    assert routing.experts.shape == (6, 2) and routing.load.shape == (8,)
+
+
+# --- the balancing bias -----------------------------------------------------------------------------------------------
+
+
+def test_bias_sways_the_choice_and_not_the_weight(make: Callable[..., Gating]) -> None:
+    gate = make("sigmoid_bias", top_k=2, renormalise=False)
+    gate.bias[4] = 10.0
+    experts, weights, probs = gate.choose(LOGITS)
+    assert (experts == 4).any(1).all()
+    torch.testing.assert_close(weights, probs.gather(1, experts), rtol=0, atol=0)
+
+
+def test_bias_has_no_gradient_and_is_saved(make: Callable[..., Gating]) -> None:
+    gate = make("sigmoid_bias")
+    assert "bias" not in dict(gate.named_parameters()) and "bias" in gate.state_dict()
+    gate(tokens(1, 5)).weights.sum().backward()
+    assert gate.bias.grad is None and not gate.bias.requires_grad
+
+
+def test_forward_never_moves_the_bias(make: Callable[..., Gating]) -> None:
+    gate = make("sigmoid_bias").train()
+    gate.bias.copy_(BIAS)
+    for _ in range(3):
+        gate(tokens(2, 63)).weights.sum().backward()
+    assert torch.equal(gate.bias, BIAS)
+
+
+def test_update_moves_the_bias_one_step_against_the_load(make: Callable[..., Gating]) -> None:
+    gate = make("sigmoid_bias", bias_step=0.25)
+    gate.bias.copy_(BIAS)
+    gate.update(torch.tensor([10.0, 0, 4, 3, 5, 4, 4, 2]))
+    assert torch.equal(gate.bias, BIAS + 0.25 * torch.tensor([-1.0, 1, 0, 1, -1, 0, 0, 1]))
+
+
+def test_updates_even_out_the_load(make: Callable[..., Gating]) -> None:
+    gate, x = make("sigmoid_bias", bias_step=0.01), tokens(4, 63) + 0.5 * tokens(seed=9)
+    before = gate(x).load
+    assert before.max() > 2 * before.mean()
+    for _ in range(150):
+        gate.update(gate(x).load)
+    assert gate(x).load.max() < 1.3 * before.mean()
+
+
+@pytest.mark.parametrize("name", [n for n in GATES if n != "sigmoid_bias"])
+def test_update_leaves_gates_without_state_alone(make: Callable[..., Gating], name: str) -> None:
+    gate = make(name)
+    before = {k: v.clone() for k, v in gate.state_dict().items()}
+    gate.update(torch.arange(8.0))
+    assert all(torch.equal(v, before[k]) for k, v in gate.state_dict().items())
+
+
+def test_bias_keeps_its_precision_in_a_model_of_half(make: Callable[..., Gating]) -> None:
+    """In bf16 a step of 0.001 is lost beside a bias of 0.5, and the balancing would stop."""
+    gate = make("sigmoid_bias")
+    gate.bias.copy_(torch.arange(8) / 7)
+    gate = gate.to(torch.bfloat16)
+    assert gate.weight.dtype == torch.bfloat16
+    assert torch.equal(gate.bias, torch.arange(8) / 7)
+    for _ in range(1000):
+        gate.update(torch.tensor([0.0] + [1.0] * 7))
+    torch.testing.assert_close(gate.bias[0].item(), 1.0, rtol=0, atol=1e-4)
+    assert gate.to("meta").bias.is_meta
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("node", "parameter"),
+    [
+        *[({"name": n, "top_k": k}, "top_k") for n in GATES for k in (0, -1, 9)],
+        *[({"name": n, "n_groups": g}, "n_groups") for n in ("group_limited", "sigmoid_bias") for g in (0, -2, 3, 16)],
+        *[
+            ({"name": n, "n_groups": 4, "top_groups": g}, "top_groups")
+            for n in ("group_limited", "sigmoid_bias")
+            for g in (0, 5)
+        ],
+        *[
+            ({"name": n, "n_groups": 4, "top_groups": 1, "top_k": 3}, "top_k")
+            for n in ("group_limited", "sigmoid_bias")
+        ],
+    ],
+    ids=str,
+)
+def test_impossible_choices_are_refused_by_name(
+    make: Callable[..., Gating], node: dict[str, Any], parameter: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make(node)
+    assert caught.value.path == f"model.gating.{parameter}"
+    assert caught.value.value == node[parameter] and caught.value.rule and caught.value.remedy
+
+
+def test_contract_is_left_to_its_blocks() -> None:
+    with pytest.raises(NotImplementedError):
+        Gating(4, 2, 1, None).choose(torch.zeros(1, 2))

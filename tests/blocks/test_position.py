@@ -1,0 +1,321 @@
+"""Position blocks against their formulas, their published anchors and transformers' own code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import registry
+from blocks.position.base import Position
+from registry import ConfigError
+
+ROTARY = {
+    "half split": {"name": "rope"},
+    "interleaved": {"name": "rope", "pairing": "interleaved"},
+    "partial": {"name": "rope", "rotary_fraction": 0.5},
+    "yarn": {"name": "yarn", "factor": 8, "original_positions": 16},
+    "yarn, scaled": {"name": "yarn", "factor": 8, "original_positions": 16, "mscale": 1.0, "mscale_all_dim": 0.0},
+}
+
+
+@pytest.fixture(scope="module")
+def make(make_block: Callable[..., Any]) -> Callable[..., Position]:
+    def build(node: dict[str, Any] | str, **context: Any) -> Position:
+        return make_block("position", node, **{"head_dim": 12, "n_heads": 4, **context})
+
+    return build
+
+
+def heads(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def order(length: int, start: int = 0) -> Tensor:
+    return torch.arange(start, start + length)[None]
+
+
+# --- what every position block promises -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", registry.names("position"))
+def test_every_hook_keeps_shapes_and_precision(make: Callable[..., Position], name: str) -> None:
+    position = make(name).to(torch.bfloat16)
+    x, q, k = (torch.randn(2, 5, *s).bfloat16() for s in ((48,), (4, 12), (2, 12)))
+    turned = position.rotate(q, k, order(5))
+    bias = position.bias(order(5), order(7))
+    assert [(t.shape, t.dtype) for t in (*turned, position.embed(x, order(5)))] == [
+        (t.shape, t.dtype) for t in (q, k, x)
+    ]
+    assert bias is None or torch.broadcast_to(bias, (2, 4, 5, 7)).shape == (2, 4, 5, 7)
+
+
+@pytest.mark.parametrize("name", registry.names("position"))
+def test_block_works_at_one_place_only(make: Callable[..., Position], name: str) -> None:
+    position, x, q = make(name), heads(2, 5, 48), heads(2, 5, 4, 12)
+    in_attention = position.bias(order(5), order(5)) is not None or not torch.equal(
+        position.rotate(q, q, order(5))[0], q
+    )
+    in_embedding = not torch.equal(position.embed(x, order(5)), x)
+    assert (in_attention, in_embedding) == (
+        (position.place == "attention" and name != "none"),
+        position.place == "embedding",
+    )
+
+
+def test_none_does_nothing(make: Callable[..., Position]) -> None:
+    position, x, q = make("none"), heads(2, 5, 48), heads(2, 5, 4, 12)
+    assert position.embed(x, order(5)) is x and position.rotate(q, x, order(5)) == (q, x)
+    assert position.bias(order(5), order(5)) is None and position.softmax_scale == 1.0
+
+
+# --- rotary -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("node", ROTARY.values(), ids=ROTARY)
+def test_scores_depend_on_distances_only(make: Callable[..., Position], node: dict[str, Any]) -> None:
+    position, q, k = make(node), heads(1, 1, 1, 12), heads(1, 1, 1, 12, seed=1)
+
+    def score(i: int, j: int) -> float:
+        return (position.rotate(q, q, order(1, i))[0] * position.rotate(k, k, order(1, j))[1]).sum().item()
+
+    for distance in (0, 1, 5, 31):
+        scores = [score(start + distance, start) for start in (0, 1, 7, 100)]
+        assert max(scores) - min(scores) < 1e-4
+    assert abs(score(3, 0) - score(0, 3)) > 1e-3
+    assert abs(score(3, 0) - score(4, 0)) > 1e-3
+
+
+@pytest.mark.parametrize("node", ROTARY.values(), ids=ROTARY)
+def test_rows_may_stand_at_positions_of_their_own(make: Callable[..., Position], node: dict[str, Any]) -> None:
+    position, q = make(node), heads(2, 5, 3, 12)
+    where = torch.tensor([[0, 1, 2, 3, 4], [9, 0, 1, 7, 7]])
+    together = position.rotate(q, q[:, :, :1], where)
+    for row in range(2):
+        for t in range(5):
+            alone = position.rotate(
+                q[row : row + 1, t : t + 1], q[row : row + 1, t : t + 1, :1], where[row, t].view(1, 1)
+            )
+            assert torch.equal(together[0][row, t], alone[0][0, 0]) and torch.equal(together[1][row, t], alone[1][0, 0])
+
+
+@pytest.mark.parametrize("name", ["rope", "yarn"])
+def test_interleaved_weights_become_half_split_ones_by_permuting_rows(make: Callable[..., Position], name: str) -> None:
+    q, k = heads(1, 9, 4, 12), heads(1, 9, 2, 12, seed=1)
+    p = [*range(0, 12, 2), *range(1, 12, 2)]
+    paired = make({"name": name, "pairing": "interleaved"}).rotate(q, k, order(9))
+    split = make({"name": name, "pairing": "half_split"}).rotate(q[..., p], k[..., p], order(9))
+    for one, other in zip(paired, split, strict=True):
+        assert torch.equal(one[..., p], other)
+
+
+def test_pairings_differ_on_the_same_weights(make: Callable[..., Position]) -> None:
+    q = heads(1, 9, 4, 12)
+    one, other = (make(ROTARY[n]).rotate(q, q, order(9))[0] for n in ("half split", "interleaved"))
+    assert (one - other).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["rope", "yarn"])
+@pytest.mark.parametrize(("fraction", "width"), [(0.25, 4), (0.5, 8), (1.0, 16)])
+def test_fraction_leaves_the_back_of_the_head_alone(
+    make: Callable[..., Position], name: str, fraction: float, width: int
+) -> None:
+    q = heads(1, 9, 4, 16)
+    turned = make({"name": name, "rotary_fraction": fraction}, head_dim=16).rotate(q, q, order(9))[0]
+    assert torch.equal(turned[..., width:], q[..., width:])
+    assert (turned[:, 1:, :, :width] != q[:, 1:, :, :width]).all()
+    whole = make(name, head_dim=width).rotate(q[..., :width], q[..., :width], order(9))[0]
+    assert name != "rope" or torch.equal(turned[..., :width], whole)  # as if the head were that narrow
+
+
+def test_first_position_is_not_turned(make: Callable[..., Position]) -> None:
+    q = heads(1, 1, 4, 12)
+    assert torch.equal(make("rope").rotate(q, q, order(1))[0], q)
+
+
+def test_theta_belongs_to_the_instance(make: Callable[..., Position]) -> None:
+    slow, fast = make({"name": "rope", "theta": 10000.0}), make({"name": "rope", "theta": 100.0})
+    cpu = torch.device("cpu")
+    before = slow.frequencies(cpu)
+    torch.testing.assert_close(fast.frequencies(cpu), torch.tensor([100.0 ** (-j / 6) for j in range(6)]))
+    assert torch.equal(slow.frequencies(cpu), before)
+    torch.testing.assert_close(before, torch.tensor([10000.0 ** (-j / 6) for j in range(6)]))
+
+
+@pytest.mark.parametrize("name", ["rope", "yarn"])
+def test_frequencies_stay_single_precision_when_the_model_does_not(make: Callable[..., Position], name: str) -> None:
+    position = make(name).to(torch.bfloat16)
+    assert position.frequencies(torch.device("cpu")).dtype == torch.float32
+    assert not list(position.buffers()) and not list(position.parameters())
+
+
+# --- YaRN -------------------------------------------------------------------------------------------------------------
+
+
+def yarn(make: Callable[..., Position], **changes: Any) -> Position:
+    return make({"name": "yarn", "factor": 40, "original_positions": 4096, **changes}, head_dim=64)
+
+
+def test_yarn_frequencies_meet_the_published_anchors(make: Callable[..., Position]) -> None:
+    frequencies = yarn(make).frequencies(torch.device("cpu")).tolist()
+    anchors = {0: 1.0, 1: 0.7498942, 10: 0.056234129, 11: 0.039006926, 16: 0.0055, 22: 1.77828e-4, 23: 3.3338e-5}
+    for j, value in {**anchors, 31: 3.33380e-6}.items():
+        assert frequencies[j] == pytest.approx(value, rel=2e-5), j
+    plain = [10000.0 ** (-2 * j / 64) for j in range(32)]
+    for j in range(11):
+        assert frequencies[j] == pytest.approx(plain[j], rel=1e-6)
+    for j in range(23, 32):
+        assert frequencies[j] == pytest.approx(plain[j] / 40, rel=1e-6)
+    assert all(plain[j] / 40 < frequencies[j] < plain[j] for j in range(11, 23))
+
+
+@pytest.mark.parametrize(
+    ("mscale", "mscale_all_dim", "amplitude", "softmax_scale"),
+    [
+        (0.707, 0.707, 1.0, 1.5896261652),
+        (1.0, 1.0, 1.0, 1.8738542071),
+        (1.0, 0.0, 1.3688879454, 1.0),
+        (0.707, 1.0, 1.2608037774 / 1.3688879454, 1.8738542071),
+        (0.0, 0.0, 1.0, 1.0),
+    ],
+)
+def test_yarn_scales_amplitude_and_softmax_as_published(
+    make: Callable[..., Position], mscale: float, mscale_all_dim: float, amplitude: float, softmax_scale: float
+) -> None:
+    position = yarn(make, mscale=mscale, mscale_all_dim=mscale_all_dim)
+    assert position.softmax_scale == pytest.approx(softmax_scale, rel=1e-9)
+    q = heads(1, 3, 2, 64)
+    turned = position.rotate(q, q, order(3, 1))[0]
+    torch.testing.assert_close(turned.norm(dim=-1), amplitude * q.norm(dim=-1), rtol=1e-6, atol=0)
+
+
+def test_yarn_of_factor_one_is_rope(make: Callable[..., Position]) -> None:
+    position, q = yarn(make, factor=1), heads(1, 63, 2, 64)
+    assert position.softmax_scale == 1.0
+    rope = make({"name": "rope", "pairing": "interleaved"}, head_dim=64)
+    torch.testing.assert_close(position.rotate(q, q, order(63))[0], rope.rotate(q, q, order(63))[0], rtol=0, atol=1e-5)
+
+
+def test_yarn_steps_where_fast_and_slow_pairs_meet(make: Callable[..., Position]) -> None:
+    """low = high: the ramp is a step, not a division by zero."""
+    position = make({"name": "yarn", "factor": 4, "original_positions": 16, "beta_fast": 32, "beta_slow": 2.8})
+    frequencies = position.frequencies(torch.device("cpu"))
+    assert frequencies.isfinite().all() and (frequencies > 0).all()
+
+
+# --- the others -------------------------------------------------------------------------------------------------------
+
+
+def test_alibi_slopes_are_the_papers(make: Callable[..., Position]) -> None:
+    def slopes(n: int) -> list[float]:
+        return make("alibi", n_heads=n).slopes(torch.device("cpu")).tolist()
+
+    eight = [2.0**-i for i in range(1, 9)]
+    assert slopes(8) == eight
+    assert slopes(12) == pytest.approx([*eight, *(2.0 ** (-0.5 * i) for i in (1, 3, 5, 7))])
+    assert slopes(16) == pytest.approx([2.0 ** (-0.5 * i) for i in range(1, 17)])
+    assert slopes(1) == [2.0**-8]
+
+
+def test_alibi_takes_distance_times_slope_off_the_score(make: Callable[..., Position]) -> None:
+    bias = make("alibi", n_heads=2).bias(torch.tensor([[3, 4]]), torch.tensor([[0, 1, 2, 3, 4]]))
+    slopes = [2.0**-4, 2.0**-8]
+    for n in range(2):
+        for t, i in enumerate((3, 4)):
+            assert bias[0, n, t, : i + 1].tolist() == [-slopes[n] * (i - j) for j in range(i + 1)]
+
+
+def test_alibi_is_told_the_heads_of_its_attention(make_block: Callable[..., Any]) -> None:
+    for node, heads in (({"name": "gqa", "n_heads": 6}, 6), ({"name": "mla", "n_heads": 3}, 3), ("mha", 8)):
+        attention = make_block("attention", node, around={"position": "alibi"})
+        assert attention.position.n_heads == heads
+
+
+def test_sinusoidal_adds_sines_and_cosines(make: Callable[..., Position]) -> None:
+    x = heads(2, 63, 48)
+    signal = make({"name": "sinusoidal", "scale": 0.5, "theta": 100}).embed(x, order(63)) - x
+    for t in (0, 1, 17, 62):
+        for j in range(24):
+            angle = t / 100 ** (2 * j / 48)
+            expected = [0.5 * math.sin(angle), 0.5 * math.cos(angle)]
+            assert signal[0, t, 2 * j : 2 * j + 2].tolist() == pytest.approx(expected, abs=1e-5)
+    assert torch.allclose(signal[0], signal[1], atol=1e-12)
+
+
+def test_learned_adds_its_table(make: Callable[..., Position]) -> None:
+    position, x = make("learned"), heads(2, 3, 48)
+    assert position.embedding.weight.shape == (64, 48)
+    where = torch.tensor([[0, 63, 5], [1, 1, 2]])
+    assert torch.equal(position.embed(x, where), x + position.embedding.weight[where])
+
+
+# --- other implementations --------------------------------------------------------------------------------------------
+
+
+def test_rope_turns_as_transformers_llama_does(make: Callable[..., Position]) -> None:
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+    config = LlamaConfig(
+        hidden_size=48, num_attention_heads=4, rope_parameters={"rope_type": "default", "rope_theta": 500.0}
+    )
+    q, k = heads(2, 63, 4, 12).float(), heads(2, 63, 2, 12, seed=1).float()
+    cos, sin = LlamaRotaryEmbedding(config)(q, order(63, 5))
+    theirs = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
+    ours = make({"name": "rope", "theta": 500.0}).rotate(q, k, order(63, 5))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.transpose(1, 2), other, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("mscales", [(0.707, 0.707), (1.0, 1.0), (1.0, 0.5)])
+def test_yarn_turns_as_transformers_deepseek_does(make: Callable[..., Position], mscales: tuple[float, float]) -> None:
+    from transformers import DeepseekV2Config
+    from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2RotaryEmbedding, apply_rotary_emb
+
+    yarn = {"factor": 8.0, "beta_fast": 32, "beta_slow": 1, "mscale": mscales[0], "mscale_all_dim": mscales[1]}
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "original_max_position_embeddings": 64, **yarn}
+    config = DeepseekV2Config(qk_rope_head_dim=12, max_position_embeddings=512, rope_parameters=rope)
+    q, k = heads(2, 63, 4, 12).float(), heads(2, 63, 1, 12, seed=1).float()
+    freqs = DeepseekV2RotaryEmbedding(config)(q, order(63, 100))
+    theirs = apply_rotary_emb(q.transpose(1, 2), k.transpose(1, 2), freqs)
+    ours = make({"name": "yarn", "original_positions": 64, **yarn}).rotate(q, k, order(63, 100))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.transpose(1, 2), other, rtol=0, atol=1e-4)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("node", "path"),
+    [
+        ({"name": "rope", "theta": 0}, "model.position.theta"),
+        ({"name": "rope", "theta": -1.0}, "model.position.theta"),
+        ({"name": "rope", "theta": float("nan")}, "model.position.theta"),
+        ({"name": "rope", "rotary_fraction": 0.0}, "model.position.rotary_fraction"),
+        ({"name": "rope", "rotary_fraction": 1.1}, "model.position.rotary_fraction"),
+        ({"name": "rope", "pairing": "halves"}, "model.position.pairing"),
+        ({"name": "yarn", "factor": 0.5}, "model.position.factor"),
+        ({"name": "yarn", "factor": float("nan")}, "model.position.factor"),
+        ({"name": "yarn", "theta": 1.0}, "model.position.theta"),
+        ({"name": "yarn", "original_positions": 0}, "model.position.original_positions"),
+        ({"name": "yarn", "beta_slow": 0.0}, "model.position.beta_slow"),
+        ({"name": "sinusoidal", "theta": 0.0}, "model.position.theta"),
+    ],
+    ids=str,
+)
+def test_what_cannot_turn_is_refused(make: Callable[..., Position], node: dict[str, Any], path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make(node)
+    assert caught.value.path == path and caught.value.rule and caught.value.remedy
+
+
+def test_odd_widths_are_refused(make: Callable[..., Position]) -> None:
+    with pytest.raises(ConfigError, match="even width"):
+        make("rope", head_dim=7)
+    with pytest.raises(ConfigError, match="even d_model"):
+        make("sinusoidal", d_model=47)

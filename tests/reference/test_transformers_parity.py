@@ -1,0 +1,409 @@
+"""Whole models against transformers': random weights copied by name, logits compared.
+
+transformers keeps some arithmetic in single precision whatever the model's: norms, rotary angles and products, and
+deepseek_v2's complex rotation. To compare in double at 1e-10, ``in_double`` writes the same formulas without that, and
+the rotary frequencies, which both compute in fp32 and round differently, are compared by themselves and then copied.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from blocks.compose import compose
+from blocks.decoder import Decoder
+from blocks.generate import generate
+
+V, D, T = 97, 40, 63
+
+# --- our names → theirs, in regular expressions applied in order ------------------------------------------------------
+
+LLAMA = [
+    (r"^embedding", "model.embed_tokens"),
+    (r"^norm", "model.norm"),
+    (r"^head", "lm_head"),
+    (r"^layers", "model.layers"),
+    (r"residual\.attention_norm", "input_layernorm"),
+    (r"residual\.ffn_norm", "post_attention_layernorm"),
+    (r"attention\.query\.0", "self_attn.q_a_proj"),
+    (r"attention\.query\.1", "self_attn.q_a_layernorm"),
+    (r"attention\.query\.2", "self_attn.q_b_proj"),
+    (r"attention\.kv_down", "self_attn.kv_a_proj_with_mqa"),
+    (r"attention\.kv_norm", "self_attn.kv_a_layernorm"),
+    (r"attention\.kv_up", "self_attn.kv_b_proj"),
+    (r"attention\.(query|key|value|output)", lambda m: f"self_attn.{m[1][0] if m[1] != 'output' else 'o'}_proj"),
+    (r"ffn\.gating\.bias", "mlp.gate.e_score_correction_bias"),
+    (r"ffn\.gating", "mlp.gate"),
+    (r"ffn\.experts\.(\w+)", r"mlp.experts.\1_proj"),
+    (r"ffn\.shared\.(\w+)", r"mlp.shared_experts.\1_proj"),
+    (r"ffn\.(\w+)", r"mlp.\1_proj"),
+]
+GLM4 = [
+    (r"residual\.attention_out_norm", "post_self_attn_layernorm"),
+    (r"residual\.ffn_out_norm", "post_mlp_layernorm"),
+    *LLAMA,
+]
+GPT2 = [
+    (r"^embedding", "transformer.wte"),
+    (r"^position\.embedding", "transformer.wpe"),
+    (r"^norm", "transformer.ln_f"),
+    (r"^layers", "transformer.h"),
+    (r"residual\.attention_norm", "ln_1"),
+    (r"residual\.ffn_norm", "ln_2"),
+    (r"attention\.output", "attn.c_proj"),
+    (r"attention\.(query|key|value)", r"attn.\1"),
+    (r"ffn\.up", "mlp.c_fc"),
+    (r"ffn\.down", "mlp.c_proj"),
+]
+GPTJ = [
+    (r"^head", "lm_head"),
+    (r"attention\.(query|key|value|output)", lambda m: f"attn.{m[1][0] if m[1] != 'output' else 'out'}_proj"),
+    (r"ffn\.up", "mlp.fc_in"),
+    (r"ffn\.down", "mlp.fc_out"),
+    *GPT2,
+]
+MPT = [
+    (r"^embedding", "transformer.wte"),
+    (r"^layers", "transformer.blocks"),
+    (r"^norm", "transformer.norm_f"),
+    (r"residual\.attention_norm", "norm_1"),
+    (r"residual\.ffn_norm", "norm_2"),
+    (r"attention\.output", "attn.out_proj"),
+    (r"attention\.(query|key|value)", r"attn.\1"),
+    (r"ffn\.(\w+)", r"ffn.\1_proj"),
+]
+
+
+def unfused(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Conv1D's (in, out) turned round, GPT-2's and MPT's fused projections cut, as Glm4's gate and up."""
+    found: dict[str, Tensor] = {}
+    for name, w in weights.items():
+        if re.search(r"(attn|mlp)\.c_\w+\.weight", name):
+            w = w.t()
+        if match := re.search(r"(c_attn|Wqkv)\.", name):
+            for part, rows in zip(("query", "key", "value"), w.chunk(3), strict=True):
+                found[name.replace(match[1], part)] = rows
+        elif name.endswith("mlp.gate_up_proj.weight"):
+            for part, rows in zip(("gate", "up"), w.chunk(2), strict=True):
+                found[name.replace("gate_up", part)] = rows
+        else:
+            found[name] = w
+    return found
+
+
+def copy_weights(theirs: nn.Module, ours: Decoder, table: list[tuple[str, Any]], spare: set[str]) -> None:
+    """Every one of our tensors from the one of that name, and none of theirs left over but ``spare``."""
+    weights = unfused(theirs.state_dict())
+    for name, mine in ours.state_dict().items():
+        translated = name
+        for pattern, replacement in table:
+            translated = re.sub(pattern, replacement, translated)
+        mine.copy_(weights.pop(translated))
+    assert set(weights) <= spare
+
+
+# --- the models -------------------------------------------------------------------------------------------------------
+
+YARN = {"factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 0.707, "mscale_all_dim": 0.707}
+OUR_YARN = {"name": "yarn", "original_positions": 16, "theta": 500.0, **YARN}
+THEIR_YARN = {"rope_type": "yarn", "rope_theta": 500.0, "original_max_position_embeddings": 16, **YARN}
+OUR_ROPE = {"name": "rope", "theta": 500.0, "pairing": "interleaved"}
+THEIR_ROPE = {"rope_type": "default", "rope_theta": 500.0}
+SIZES = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": 3, "num_attention_heads": 5}
+MLA = {"kv_lora_rank": 12, "qk_nope_head_dim": 8, "qk_rope_head_dim": 6, "v_head_dim": 9}
+
+
+def ours(**changes: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": V,
+        "d_model": D,
+        "n_layers": 3,
+        "max_positions": 64,
+        "norm": {"name": "rmsnorm", "eps": 1e-5},
+        "residual": "prenorm",
+        **changes,
+    }
+
+
+def mixture(gating: dict[str, Any], shared: Any = None) -> dict[str, Any]:
+    return {
+        "ffn": {"name": "moe", "n_experts": 8, "shared": shared},
+        "gating": {"top_k": 3, **gating},
+        "experts": {"name": "swiglu", "d_ff": 13},
+    }
+
+
+def llama() -> tuple:
+    config = transformers.LlamaConfig(
+        **SIZES, num_key_value_heads=1, head_dim=12, intermediate_size=37, rms_norm_eps=1e-5, rope_parameters=THEIR_ROPE
+    )
+    attention = {"name": "gqa", "n_heads": 5, "n_kv_heads": 1, "head_dim": 12}
+    mine = ours(attention=attention, position={**OUR_ROPE, "pairing": "half_split"}, ffn={"name": "swiglu", "d_ff": 37})
+    return transformers.LlamaForCausalLM, config, mine, LLAMA
+
+
+def mixtral() -> tuple:
+    config = transformers.MixtralConfig(
+        **(SIZES | {"num_attention_heads": 6}),
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=13,
+        num_local_experts=8,
+        num_experts_per_tok=3,
+        rms_norm_eps=1e-5,
+        rope_parameters=THEIR_ROPE,
+    )
+    mine = ours(
+        attention={"name": "gqa", "n_heads": 6, "n_kv_heads": 2, "head_dim": 8},
+        position={**OUR_ROPE, "pairing": "half_split"},
+        **mixture({"name": "softmax_topk", "renormalise": True}),
+    )
+    return transformers.MixtralForCausalLM, config, mine, LLAMA
+
+
+def deepseek_v2(compressed: bool, yarn: bool, grouped: bool) -> tuple:
+    routing = (
+        {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2} if grouped else {"topk_method": "greedy"}
+    )
+    config = transformers.DeepseekV2Config(
+        **SIZES,
+        **MLA,
+        **routing,
+        q_lora_rank=13 if compressed else None,
+        intermediate_size=37,
+        moe_intermediate_size=13,
+        n_routed_experts=8,
+        num_experts_per_tok=3,
+        n_shared_experts=2,
+        first_k_dense_replace=1,
+        routed_scaling_factor=2.5,
+        max_position_embeddings=128,
+        rms_norm_eps=1e-5,
+        rope_parameters=THEIR_YARN if yarn else THEIR_ROPE,
+    )
+    gate = {"name": "group_limited", "n_groups": 4, "top_groups": 2} if grouped else {"name": "softmax_topk"}
+    mine = ours(**deepseek(mixture({**gate, "scaling": 2.5}, {"name": "swiglu", "d_ff": 26}), compressed, yarn))
+    return transformers.DeepseekV2ForCausalLM, config, mine, LLAMA
+
+
+def deepseek_v3(yarn: bool) -> tuple:
+    config = transformers.DeepseekV3Config(
+        **SIZES,
+        **MLA,
+        num_key_value_heads=5,
+        q_lora_rank=13,
+        intermediate_size=37,
+        moe_intermediate_size=13,
+        n_routed_experts=8,
+        num_experts_per_tok=3,
+        n_shared_experts=1,
+        n_group=4,
+        topk_group=2,
+        first_k_dense_replace=1,
+        routed_scaling_factor=2.5,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=128,
+        rope_parameters=THEIR_YARN if yarn else THEIR_ROPE,
+    )
+    gate = {"name": "sigmoid_bias", "n_groups": 4, "top_groups": 2, "scaling": 2.5}
+    mine = ours(**deepseek(mixture(gate, {"name": "swiglu", "d_ff": 13}), True, yarn))
+    return transformers.DeepseekV3ForCausalLM, config, mine, LLAMA
+
+
+def deepseek(moe: dict[str, Any], compressed: bool, yarn: bool) -> dict[str, Any]:
+    latent = {"name": "rmsnorm", "eps": 1e-6}  # hard-coded there
+    attention = {"name": "mla", "n_heads": 5, "q_lora_rank": 13 if compressed else None, **MLA}
+    return {
+        **moe,
+        "attention": {**attention, "q_norm": latent, "kv_norm": latent},
+        "position": OUR_YARN if yarn else OUR_ROPE,
+        "variants": {"ffn": {"dense": {"name": "swiglu", "d_ff": 37}}},
+        "layout": {"ffn": "dense*1 ffn*"},
+    }
+
+
+def gpt2() -> tuple:
+    config = transformers.GPT2Config(vocab_size=V, n_embd=D, n_layer=3, n_head=5, n_positions=64, n_inner=37)
+    mine = ours(
+        attention={"name": "mha", "n_heads": 5, "bias": True},
+        position="learned",
+        ffn={"name": "gelu", "d_ff": 37, "bias": True},
+        norm={"name": "layernorm", "eps": 1e-5},
+        tie_embeddings=True,
+    )
+    return transformers.GPT2LMHeadModel, config, mine, GPT2
+
+
+def gptj() -> tuple:
+    config = transformers.GPTJConfig(
+        vocab_size=V, n_embd=D, n_layer=3, n_head=5, n_positions=64, rotary_dim=4, n_inner=37, tie_word_embeddings=False
+    )
+    mine = ours(
+        attention={"name": "mha", "n_heads": 5},
+        position={"name": "rope", "rotary_fraction": 0.5, "pairing": "interleaved"},
+        ffn={"name": "gelu", "d_ff": 37, "bias": True},
+        norm={"name": "layernorm", "eps": 1e-5},
+        residual="parallel",
+    )
+    return transformers.GPTJForCausalLM, config, mine, GPTJ
+
+
+def mpt() -> tuple:
+    config = transformers.MptConfig(d_model=D, n_heads=4, n_layers=3, vocab_size=V, max_seq_len=64)
+    mine = ours(
+        attention={"name": "mha", "n_heads": 4},
+        position="alibi",
+        ffn={"name": "gelu", "approximate": "none"},
+        norm={"name": "layernorm", "eps": 1e-5, "bias": False},
+        tie_embeddings=True,
+    )
+    return transformers.MptForCausalLM, config, mine, MPT
+
+
+def glm4() -> tuple:
+    config = transformers.Glm4Config(
+        **SIZES,
+        num_key_value_heads=1,
+        head_dim=12,
+        intermediate_size=37,
+        attention_bias=False,
+        rms_norm_eps=1e-5,
+        rope_parameters={**THEIR_ROPE, "partial_rotary_factor": 0.5},
+        pad_token_id=0,
+        eos_token_id=0,
+    )
+    mine = ours(
+        attention={"name": "gqa", "n_heads": 5, "n_kv_heads": 1, "head_dim": 12},
+        position={**OUR_ROPE, "rotary_fraction": 0.5},
+        ffn={"name": "swiglu", "d_ff": 37},
+        residual="sandwich",
+    )
+    return transformers.Glm4ForCausalLM, config, mine, GLM4
+
+
+MODELS: dict[str, Callable[[], tuple]] = {
+    "llama": llama,
+    "mixtral": mixtral,
+    "gpt2": gpt2,
+    "gptj": gptj,
+    "mpt": mpt,
+    "glm4": glm4,
+    "deepseek_v3": lambda: deepseek_v3(False),
+    "deepseek_v3 yarn": lambda: deepseek_v3(True),
+    **{
+        f"deepseek_v2{' q_lora' * c}{' yarn' * y}{' grouped' * g}": lambda c=c, y=y, g=g: deepseek_v2(c, y, g)
+        for c in (False, True)
+        for y in (False, True)
+        for g in (False, True)
+    },
+}
+DOUBLE = [name for name in MODELS if name == "llama" or name == "gpt2" or name.startswith("deepseek")]
+SPARE = {"lm_head.weight", "lm_head.bias"}  # tied, or zero
+
+
+def pair(name: str, randomise: Callable[..., None], dtype: torch.dtype) -> tuple[nn.Module, Decoder]:
+    """transformers' model with random weights, and ours with the same."""
+    cls, config, mine, table = MODELS[name]()
+    config._experts_implementation = "eager"  # the others refuse doubles
+    theirs = cls(config).to(dtype).eval()
+    randomise(theirs)
+    with torch.no_grad():
+        if isinstance(getattr(theirs.get_output_embeddings(), "bias", None), Tensor):
+            theirs.lm_head.bias.zero_()
+        for buffer_name, buffer in theirs.named_buffers():
+            if buffer_name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.3 * torch.randn_like(buffer))
+        decoder = compose(mine).to(dtype).eval()
+        copy_weights(theirs, decoder, table, SPARE)
+    return theirs, decoder
+
+
+def tokens() -> Tensor:
+    return torch.randint(0, V, (2, T), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_logits_equal_transformers_in_single_precision(name: str, randomise: Callable[..., None]) -> None:
+    theirs, decoder = pair(name, randomise, torch.float32)
+    expected = theirs(tokens()).logits
+    assert expected.std() > 0.3
+    torch.testing.assert_close(decoder(tokens()), expected, rtol=0, atol=2e-5)
+
+
+def in_double(model: nn.Module, decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def norm(self: Any, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+
+    for cls in {type(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")}:
+        monkeypatch.setattr(cls, "forward", norm)
+    inner = getattr(model, "model", None)
+    if inner is None:
+        return
+    frequencies = decoder.layers[0].attention.position.frequencies(torch.device("cpu"))
+    torch.testing.assert_close(inner.rotary_emb.inv_freq.float(), frequencies, rtol=2e-6, atol=0)
+    inner.rotary_emb.inv_freq = frequencies
+    if type(model).__name__ == "DeepseekV2ForCausalLM":
+        from transformers.models.deepseek_v2 import modeling_deepseek_v2 as module
+
+        def angles(self: Any, x: Tensor, position_ids: Tensor) -> Tensor:
+            freqs = position_ids[..., None].float() * self.inv_freq
+            return torch.complex(freqs.cos().double(), freqs.sin().double()) * self.attention_scaling
+
+        def turn(q: Tensor, k: Tensor, freqs: Tensor) -> list[Tensor]:
+            pairs = (torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2)) for x in (q, k))
+            return [torch.view_as_real(x * freqs[:, None]).flatten(3) for x in pairs]
+
+        monkeypatch.setattr(module.DeepseekV2RotaryEmbedding, "forward", angles)
+        monkeypatch.setattr(module, "apply_rotary_emb", turn)
+
+
+@pytest.mark.parametrize("name", DOUBLE)
+@torch.no_grad()
+def test_logits_equal_transformers_in_double_precision(
+    name: str, randomise: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, decoder = pair(name, randomise, torch.float64)
+    in_double(theirs, decoder, monkeypatch)
+    torch.testing.assert_close(decoder(tokens()), theirs(tokens()).logits, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "deepseek_v2 q_lora yarn grouped", "deepseek_v3"])
+def test_gradients_equal_transformers(name: str, randomise: Callable[..., None]) -> None:
+    theirs, decoder = pair(name, randomise, torch.float32)
+    cotangent = torch.randn(2, T, V, generator=torch.Generator().manual_seed(2)) / T
+    (theirs(tokens()).logits * cotangent).sum().backward()
+    (decoder(tokens()) * cotangent).sum().backward()
+    embedding = theirs.get_input_embeddings().weight.grad
+    torch.testing.assert_close(decoder.embedding.weight.grad, embedding, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "deepseek_v2 q_lora yarn grouped", "deepseek_v3"])
+def test_greedy_continuation_equals_transformers(name: str, randomise: Callable[..., None]) -> None:
+    theirs, decoder = pair(name, randomise, torch.float32)
+    prompt = tokens()[:, :9]
+    expected = theirs.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert torch.equal(generate(decoder, prompt, 8, temperature=0), expected)
+
+
+def test_half_split_and_interleaved_checkpoints_differ_by_a_permutation_of_rows(randomise: Callable[..., None]) -> None:
+    """The switch of transformers' deepseek_v3, against our two pairings."""
+    theirs, decoder = pair("deepseek_v3", randomise, torch.float32)
+    split = compose({**decoder.config, "position": {**OUR_ROPE, "pairing": "half_split"}})
+    split.load_state_dict(decoder.state_dict())
+    theirs.config.rope_interleave = False
+    torch.testing.assert_close(split(tokens()), theirs(tokens()).logits, rtol=0, atol=2e-5)
+    assert (split(tokens()) - decoder(tokens())).abs().max() > 0.01
+    p = [*range(0, 6, 2), *range(1, 6, 2)]
+    with torch.no_grad():
+        for layer in split.layers:
+            queries, keys = layer.attention.query[2].weight.view(5, 14, 13), layer.attention.kv_down.weight
+            queries[:, 8:] = queries[:, 8:][:, p]
+            keys[12:] = keys[12:][p]
+    torch.testing.assert_close(split(tokens()), decoder(tokens()), rtol=0, atol=1e-5)

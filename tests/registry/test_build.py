@@ -1,0 +1,303 @@
+"""From a node to a block: strict keys, children by scope, and refusals that say where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pytest
+from omegaconf import OmegaConf
+
+from registry import (
+    BlockError,
+    Composable,
+    ConfigError,
+    Node,
+    Scope,
+    build,
+    did_you_mean,
+    family,
+    refuse_targets,
+    register,
+    resolve,
+    to_plain,
+)
+
+BROKEN = {"wrong": RuntimeError("no such luck"), "type": TypeError("odd"), "memory": MemoryError("full")}
+
+
+# Two small families of guests: hulls, and engines that hulls receive.
+
+
+class Engine(Composable):
+    pass
+
+
+class Hull(Composable):
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"power": known["length"] * (2 if child == "spare" else 1)}
+
+
+class Steam(Engine):
+    """Burns coal.
+
+    Args:
+        boilers: how many
+        fuel: what burns
+        sizes: of the boilers
+    """
+
+    def __init__(
+        self,
+        power: int,
+        boilers: int = 2,
+        fuel: Literal["coal", "oil"] = "coal",
+        sizes: list[int] | None = None,
+        failure: str | None = None,
+    ) -> None:
+        if failure in BROKEN:
+            raise BROKEN[failure]
+        if boilers > 9:
+            raise BlockError("boilers", boilers, "at most nine fit", "Take nine")
+        if power > 1000:
+            raise BlockError("power", power, "too strong", "Shorten the hull")
+        self.power, self.boilers, self.fuel, self.sizes = power, boilers, fuel, sizes
+
+
+class Sail(Engine):
+    """Needs wind."""
+
+    def __init__(self, power: int) -> None:
+        self.power = power
+
+
+class Liner(Hull):
+    """A big one.
+
+    Args:
+        length: in metres
+        engine: drives it
+        spare: drives it when the other does not
+        tender: carries people to it
+    """
+
+    def __init__(
+        self, d_model: int, length: int, engine: Engine, spare: Engine | None = None, tender: Hull | None = None
+    ) -> None:
+        self.d_model, self.length, self.engine, self.spare, self.tender = d_model, length, engine, spare, tender
+
+
+class Barge(Hull):
+    """Flat.
+
+    Args:
+        length: in metres
+        motor: drives it
+    """
+
+    def __init__(self, length: int, motor: Engine) -> None:
+        self.motor = motor
+
+
+@pytest.fixture(autouse=True)
+def ships(temporary_blocks: None) -> None:
+    family("engine", context=("power",))(Engine)
+    family("hull")(Hull)
+    for kind, cls in (("engine", Steam), ("engine", Sail), ("hull", Liner), ("hull", Barge)):
+        register(kind, cls.__name__.lower())(cls)
+
+
+def made(node: Any, **nodes: Any) -> Any:
+    scope = Scope({k: Node(v, f"model.{k}") for k, v in nodes.items()}, {"d_model": 4, "n_layers": 1, "layer_idx": 0})
+    return build("hull", Node(node, "model.hull"), scope)
+
+
+def refusal(node: Any, **nodes: Any) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        made(node, **nodes)
+    assert caught.value.path and caught.value.rule and caught.value.remedy
+    return caught.value
+
+
+LINER = {"name": "liner", "length": 7}
+
+
+# --- scope ------------------------------------------------------------------------------------------------------------
+
+
+def test_child_is_found_in_the_own_node_first() -> None:
+    hull = made({**LINER, "engine": "sail"}, engine="steam")
+    assert type(hull.engine).__name__ == "Sail"
+
+
+def test_child_is_found_by_the_parameters_name_before_the_kind() -> None:
+    hull = made(LINER, engine="steam", spare="sail")
+    assert (type(hull.engine).__name__, type(hull.spare).__name__) == ("Steam", "Sail")
+
+
+def test_optional_child_is_never_found_by_its_kind() -> None:
+    hull = made(LINER, engine="steam", hull=LINER)
+    assert hull.spare is None and hull.tender is None
+
+
+def test_needed_child_is_found_by_its_kind() -> None:
+    hull = made({"name": "barge", "length": 3}, engine="steam")
+    assert type(hull.motor).__name__ == "Steam" and hull.motor.power == 3
+
+
+def test_missing_child_is_asked_for_with_its_options() -> None:
+    error = refusal(LINER)
+    assert (
+        error.path == "model.engine" and "liner" in error.rule and error.remedy == "Add one: +model/engine=<sail|steam>"
+    )
+
+
+def test_node_without_a_name_patches_the_one_outside() -> None:
+    outside = {"name": "steam", "boilers": 3, "fuel": "oil"}
+    engine = made({**LINER, "engine": {"boilers": 5}}, engine=outside).engine
+    assert (engine.boilers, engine.fuel) == (5, "oil")
+    assert outside == {"name": "steam", "boilers": 3, "fuel": "oil"}
+    assert made({**LINER, "engine": {"boilers": 5}}, engine="steam").engine.boilers == 5
+
+
+def test_node_without_a_name_and_nothing_outside_is_refused() -> None:
+    error = refusal({**LINER, "engine": {"boilers": 5}})
+    assert error.path == "model.hull.engine" and "sail, steam" in error.remedy
+
+
+def test_mistake_in_a_patch_stands_where_the_patch_does() -> None:
+    error = refusal({**LINER, "engine": {"boiler": 5}}, engine="steam")
+    assert error.path == "model.hull.engine.boiler" and "'boilers'" in error.remedy
+
+
+def test_parent_tells_its_children_what_it_knows() -> None:
+    hull = made({**LINER, "spare": "sail"}, engine="steam")
+    assert (hull.d_model, hull.engine.power, hull.spare.power) == (4, 7, 14)
+
+
+def test_block_that_contains_itself_is_refused_with_the_chain() -> None:
+    error = refusal({**LINER, "tender": LINER}, engine="sail")
+    assert error.path == "model.hull.tender" and "hull liner → hull liner" in error.rule
+
+
+# --- strictness -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("node", "path", "value", "rule", "remedy"),
+    [
+        (None, "model.hull", None, "must name a registered hull", "barge, liner"),
+        (7, "model.hull", 7, "must name a registered hull", "liner"),
+        (["liner"], "model.hull", ["liner"], "must name a registered hull", "liner"),
+        ({}, "model.hull", {}, "must name a registered hull", "liner"),
+        ("lyner", "model.hull.name", "lyner", "no hull is registered", "'liner'"),
+        ({"name": 3}, "model.hull.name", 3, "no hull is registered", "liner"),
+        ({"name": None}, "model.hull.name", None, "no hull is registered", "liner"),
+        ({"name": {"a": 1}}, "model.hull.name", {"a": 1}, "no hull is registered", "liner"),
+        ({"name": "steam"}, "model.hull.name", "steam", "no hull is registered", "liner"),
+        ("liner", "model.hull.length", "???", "needs it: in metres", "model.hull.length=<int>"),
+        ({"name": "liner", "length": "???"}, "model.hull.length", "???", "needs it", "model.hull.length=<int>"),
+        ({"name": "liner", "length": None}, "model.hull.length", None, "must be an integer", "length: int"),
+        ({"name": "liner", "length": "7"}, "model.hull.length", "7", "must be an integer", "length: int"),
+        ({"name": "liner", "length": True}, "model.hull.length", True, "must be an integer", "length: int"),
+        ({"name": "liner", "length": 7.0}, "model.hull.length", 7.0, "must be an integer", "length: int"),
+        ({**LINER, "lenght": 3}, "model.hull.lenght", 3, "has no parameter 'lenght'", "'length'"),
+        ({**LINER, 3: 4}, "model.hull.3", 4, "has no parameter 3", "length"),
+        ({**LINER, "d_model": 3}, "model.hull.d_model", 3, "supplied by the composer", "length"),
+        ({**LINER, "self": 3}, "model.hull.self", 3, "has no parameter", "length"),
+        ({**LINER, "engine": 3}, "model.hull.engine", 3, "must name a registered engine", "sail, steam"),
+        ({**LINER, "engine": "stream"}, "model.hull.engine.name", "stream", "no engine", "'steam'"),
+        ({**LINER, "engine": {"name": "sail", "power": 3}}, "model.hull.engine.power", 3, "supplied", "no parameters"),
+        ({**LINER, "spare": {"name": "steam", "fuel": "gas"}}, "model.hull.spare.fuel", "gas", "coal, oil", "Literal"),
+        ({**LINER, "spare": {"name": "steam", "sizes": [1, "2"]}}, "model.hull.spare.sizes", [1, "2"], "list", "list"),
+        ({**LINER, "spare": {"name": "steam", "boilers": 10}}, "model.hull.spare.boilers", 10, "nine fit", "Take nine"),
+        ({"name": "liner", "length": 2000}, "model.engine", 2000, "too strong", "Shorten"),  # context has no key
+    ],
+    ids=str,
+)  # fmt: skip
+def test_mistake_is_refused_at_its_path(node: Any, path: str, value: Any, rule: str, remedy: str) -> None:
+    error = refusal(node, engine="steam")
+    assert (error.path, error.value) == (path, value)
+    assert rule in error.rule and remedy in error.remedy
+
+
+@pytest.mark.parametrize("failure", BROKEN)
+def test_exception_of_a_guests_constructor_becomes_a_refusal_with_its_path_and_words(failure: str) -> None:
+    error = refusal({**LINER, "spare": {"name": "steam", "failure": failure}}, engine="sail")
+    assert error.path == "model.hull.spare"
+    assert f"{type(BROKEN[failure]).__name__}: {BROKEN[failure]}" in error.rule and "engine 'steam'" in error.rule
+    assert error.value["failure"] == failure
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_interrupt_in_a_constructor_is_no_mistake_of_the_config(
+    monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
+) -> None:
+    monkeypatch.setitem(BROKEN, "interrupt", interrupt())
+    with pytest.raises(interrupt):
+        made({**LINER, "engine": {"name": "steam", "failure": "interrupt"}})
+
+
+def test_defaults_and_given_values_reach_the_constructor() -> None:
+    engine = made({**LINER, "engine": {"name": "steam", "fuel": "oil", "sizes": [1, 2]}}).engine
+    assert (engine.boilers, engine.fuel, engine.sizes) == (2, "oil", [1, 2])
+
+
+def test_default_value_written_out_is_the_default() -> None:
+    assert made({**LINER, "engine": {"name": "steam", "boilers": 2, "sizes": None}}).engine.sizes is None
+
+
+def test_resolve_gives_parameters_and_leaves_children_as_written() -> None:
+    entry, given = resolve("hull", Node({**LINER, "engine": {"boilers": 3}}, "model.hull"))
+    assert entry.name == "liner"
+    assert given == {"length": 7, "engine": {"boilers": 3}, "spare": None, "tender": None}
+
+
+# --- plain types ------------------------------------------------------------------------------------------------------
+
+
+def test_plain_types_come_out_of_yaml_mappings_and_omegaconf() -> None:
+    expected = {"a": 1, "b": {"c": [1, 1]}}
+    for config in ("a: 1\nb: {c: [1, '${a}']}", {"a": 1, "b": {"c": [1, "${a}"]}}):
+        for form in (config, OmegaConf.create(config)):
+            assert to_plain(form) == expected
+            assert type(to_plain(form)["b"]) is dict and type(to_plain(form)["b"]["c"]) is list
+
+
+def test_node_of_a_whole_sees_the_whole() -> None:
+    whole = OmegaConf.create({"seed": 5, "model": {"a": "${seed}"}})
+    assert to_plain(whole.model) == {"a": 5}
+
+
+@pytest.mark.parametrize("text", ["a: [", "\tb", "a: ${b}", "a: ${oc.nothing:1}", "a: !!python/name:os.system"])
+def test_what_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        to_plain(text)
+    assert caught.value.rule and caught.value.remedy
+
+
+@pytest.mark.parametrize("value", [{"a": {"_target_": 1}}, {"a": [{"_target_": 1}]}, {"a": [[{"_x": 1}]]}])
+def test_target_is_found_at_any_depth(value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        refuse_targets(value, "model")
+    assert caught.value.path.startswith("model.a") and "registered" in caught.value.rule
+    refuse_targets({"a": [{"b_": "_target_"}]}, "model")  # a value is no key
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_refusal_reads_as_path_value_rule_and_remedy() -> None:
+    error = ConfigError("model.x", "y" * 300, "must be short", "Write less")
+    assert str(error).startswith("model.x = 'yyy") and str(error).endswith(": must be short. Write less")
+    lines = error.render().splitlines()
+    assert lines[0].startswith("error: model.x = yyy") and len(lines[0]) < 250
+    assert lines[1:] == ["  rule:   must be short", "  remedy: Write less"]
+
+
+def test_nearest_name_comes_first_and_all_follow() -> None:
+    assert did_you_mean("mlaa", ["gqa", "mla"]) == "Did you mean 'mla'? Known: gqa, mla"
+    assert did_you_mean("zzz", ["gqa", "mla"]) == "Known: gqa, mla"
+    assert did_you_mean("zzz", [], "Nothing is") == "Nothing is"
+    assert did_you_mean(None, ["a"]) == "Known: a"
