@@ -13,17 +13,19 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
 import registry
 from registry import ConfigError
-from training.composition import CONF, REFUSALS, explain
+from training.composition import CONF, REFUSALS, explain, is_no_name
 from training.preflight import preflight
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 REFUSED, INTERRUPTED = 2, 128  # exit codes: a configuration that cannot be right; 128 + signal when stopped by one
+LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _refusals: list[ConfigError] = []
 
 
@@ -58,10 +60,11 @@ def _job(cfg: DictConfig, directory: Path) -> float:
     cli.export(plain, directory)
     config_tree.show(plain, directory, plain["extras"]["print_config"] and not _is_child())
     arguments = pin_children(directory)
+    before = {name: os.environ.get(name) for name in LAUNCHED}
     try:
         metrics = run(plain)
     finally:
-        reset_processes()
+        reset_processes(before)
     last = directory / "checkpoints" / "last.ckpt"
     if last.exists() and not _is_child():
         print(f"Continue: {_continuation(arguments, plain['trainer'].get('max_steps', -1), last)}")
@@ -89,13 +92,13 @@ def pin_children(directory: Path) -> list[str]:
     """Make Lightning's child processes repeat this job and nothing else.
 
     Its launcher runs ``sys.argv`` again for every other rank. In a sweep that would be the whole sweep, with a
-    sampler's ranks meeting at different trials. So ``sys.argv`` becomes this job's own overrides, and Hydra's run
-    directory the job's.
+    sampler's ranks meeting at different trials. So ``sys.argv`` becomes this job's own overrides, one run and no sweep
+    even where an experiment's file asks for one, and Hydra's run directory the job's.
     """
     config = HydraConfig.get()
     own = list(config.overrides.task)
     search = [o for o in config.overrides.hydra if o.lstrip("+").startswith("hydra.searchpath")]
-    sys.argv = [sys.argv[0], *_config_flags(sys.argv[1:]), *search, *own]
+    sys.argv = [sys.argv[0], *_config_flags(sys.argv[1:]), *search, "hydra.mode=RUN", *own]
     with read_write(config):  # type: ignore[arg-type] # typed as its schema, it is a node
         config.run.dir = str(directory)
     return own
@@ -112,16 +115,20 @@ def _config_flags(arguments: list[str]) -> list[str]:
     return kept
 
 
-def reset_processes() -> None:
-    """Leave no process group behind: the next job of a sweep makes its own."""
+def reset_processes(before: dict[str, str | None]) -> None:
+    """Leave no process group behind: the next job of a sweep makes its own.
+
+    Args:
+        before: what the variables that Lightning's launcher sets were before it did
+    """
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
-        lead = dist.get_rank() == 0
         dist.destroy_process_group()
-        if lead:
-            for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-                os.environ.pop(name, None)
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 def _is_child() -> bool:
@@ -132,9 +139,23 @@ def _is_interruption(error: BaseException) -> bool:
     return type(error).__name__ == "Interrupted"  # its module imports Lightning, which a refusal must not wait for
 
 
+def _refusal(error: Exception, arguments: list[str]) -> ConfigError | None:
+    """What the user is told of an exception that is a mistake of theirs; None for any other exception."""
+    if isinstance(error, ConfigError):
+        return error
+    if isinstance(error, REFUSALS) or is_no_name(error):
+        return explain(error, [a for a in arguments if not a.startswith("-")])
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's word for it
+        return ConfigError(
+            "trainer", "…", str(error), "Look at trainer, callbacks and logger: python train.py --cfg job"
+        )
+    return None
+
+
 def main() -> None:
     """Run, and turn every mistake of the user's into one message and an exit code."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises here instead of printing its own account
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined] # it hands out copies; --help needs 170
     arguments = sys.argv[1:]
     try:
         registry.load()
@@ -144,17 +165,16 @@ def main() -> None:
             cli.main(arguments)
         else:
             hydra_main()
-    except ConfigError as error:
-        _refusals.append(error)
-    except REFUSALS as error:
-        _refusals.append(explain(error, [a for a in arguments if not a.startswith("-")]))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED + 2)
     except Exception as error:
-        if not _is_interruption(error):
+        if _is_interruption(error):
+            print(f"\n{error}. Continue with the same command and ckpt_path={error.checkpoint}")  # type: ignore[attr-defined]
+            sys.exit(INTERRUPTED + error.signum)  # type: ignore[attr-defined]
+        refusal = _refusal(error, arguments)
+        if refusal is None:
             raise
-        print(f"\n{error}. Continue with the same command and ckpt_path={error.checkpoint}")  # type: ignore[attr-defined]
-        sys.exit(INTERRUPTED + error.signum)  # type: ignore[attr-defined]
+        _refusals.append(refusal)
     if _refusals:
         print(_refusals[0].render(), file=sys.stderr)
         sys.exit(REFUSED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ class SweepTable(Callback):
 
 
 def record_failure(directory: Path, reason: str) -> None:
-    """Leave a failed job's row where ``summarise`` finds it."""
+    """Leave a failed job's row where ``summarise`` finds it, with the figures it had when it failed."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "results.json").write_text(json.dumps({"status": "failed", "reason": reason}))
+    file = directory / "results.json"
+    figures = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**figures, "status": "failed", "reason": reason}, indent=1))
 
 
 def summarise(sweep: Path) -> list[dict[str, Any]]:
@@ -73,7 +76,8 @@ def _table(rows: list[dict[str, Any]], sweep: Path) -> Table:
     table.add_column("overrides", overflow="fold")
     for name in ("val loss", "bits/byte", "active", "tokens/s"):
         table.add_column(name, justify="right", no_wrap=True)
-    losses = [row["val/loss"] for row in rows if row["val/loss"] is not None]
+    done = [row["val/loss"] for row in rows if row["status"] == "completed" and row["val/loss"] is not None]
+    losses = [loss for loss in done if math.isfinite(loss)]  # no comparison holds for a NaN
     for row in rows:
         overrides = row["overrides"].replace(" ", "\n")
         if row["status"] != "completed":
@@ -82,7 +86,7 @@ def _table(rows: list[dict[str, Any]], sweep: Path) -> Table:
         figures = ("val/loss", "val/bits_per_byte", "active_parameters", "speed/tokens_per_second")
         formats = (".4f", ".4f", "short", ",.0f")
         cells = [_cell(row[name], how) for name, how in zip(figures, formats, strict=True)]
-        best = row["val/loss"] is not None and row["val/loss"] == min(losses)
+        best = bool(losses) and row["val/loss"] == min(losses)
         table.add_row(str(row["job"]), overrides, *cells, style="bold green" if best else "")
     failed = [f"job {row['job']}: {row['reason']}" for row in rows if row["status"] != "completed"]
     table.caption = "\n".join(failed) or None

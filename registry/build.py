@@ -19,7 +19,6 @@ from registry.errors import BlockError, ConfigError, did_you_mean
 from registry.layout import patched
 from registry.schema import Parameter
 
-
 MAX_NODES = 100_000  # values in a configuration given as text
 
 

@@ -25,6 +25,10 @@ MOE = {
 }
 
 
+def pytest_configure() -> None:
+    torch.set_num_threads(1)  # as many workers as cores: more threads would only wait for each other
+
+
 def _randomise(module: nn.Module, seed: int, scale: float) -> None:
     """Every parameter random, gains and biases too: a block that forgets one must not pass by luck."""
     generator = torch.Generator().manual_seed(seed)
@@ -196,3 +200,22 @@ def fit(checked: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[...,
         return trainer
 
     return train
+
+
+# Files whose fixture runs a whole program, once for all of their tests.
+ONE_PROGRAM = {"test_mistakes.py", "test_plugin.py", "test_resume.py", "test_startup.py", "test_train.py"}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Under ``-n``, keep the tests of such a file on one worker, lest each worker runs the program anew."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneProgramOneWorker(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if Path(file).name in ONE_PROGRAM else nodeid
+
+    return OneProgramOneWorker(config, log)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from blocks.compose import compose, read
 from blocks.decoder import Decoder
@@ -19,6 +21,7 @@ from training.optimizers.base import OptimizerRecipe
 from training.schedulers.base import Schedule
 
 Batch = dict[str, Tensor]
+STAGES = ("train", "val", "test")
 
 
 class CausalLM(L.LightningModule):
@@ -41,20 +44,34 @@ class CausalLM(L.LightningModule):
         # Plain types only: a checkpoint must load under weights_only=True and rebuild its model with no YAML at hand.
         self.save_hyperparameters({"model": self.model_config, "seed": seed})
         self.decoder: Decoder | None = None
-        self.losses = nn.ModuleDict({f"{stage}_loss": TokenLoss() for stage in ("train", "val", "test")})
+        # What training has summed since it last logged is in checkpoints: a run gone on with logs what it would have.
+        self.losses = nn.ModuleDict({f"{stage}_loss": TokenLoss(persistent=stage == "train") for stage in STAGES})
         self.loads = nn.ModuleDict()
         self._step_load: dict[str, Tensor] = {}
+        self._settings: list[dict[str, Any]] = []  # of the optimizer's groups, as configured
         self.expert_shares: dict[str, Tensor] = {}  # layer → share of choices of each expert, when last logged
 
     def configure_model(self) -> None:
         """Build the decoder: on the meta device first, then materialised (Lightning may call this twice)."""
         if self.decoder is None:
             self.decoder = compose(self.model_config, seed=self.seed)
-            self.loads = nn.ModuleDict({layer: ExpertLoad(gate.n_experts) for layer, gate in self._gates().items()})
+            for stage in STAGES:
+                loads = {k: ExpertLoad(gate.n_experts, stage == "train") for k, gate in self._gates().items()}
+                self.loads[f"{stage}_load"] = nn.ModuleDict(loads)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [B,T] → logits [B,T,V]."""
         return self._decoder()(tokens)
+
+    def on_train_start(self) -> None:
+        """Give the optimizer the settings of this run: a checkpoint restores those of the run that wrote it."""
+        scheduler = cast(LambdaLR, self.trainer.lr_scheduler_configs[0].scheduler)
+        scheduler.base_lrs = [settings["lr"] for settings in self._settings]
+        for group, settings, factor in zip(
+            self.trainer.optimizers[0].param_groups, self._settings, scheduler.lr_lambdas, strict=True
+        ):
+            peak = settings["lr"]
+            group.update(settings, initial_lr=peak, lr=peak * factor(scheduler.last_epoch))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # The state of the generator is a function of where training stands: a resumed run draws what it would have.
@@ -65,7 +82,7 @@ class CausalLM(L.LightningModule):
         self._loss("train").update(nll, tokens, batch["n_bytes"].sum())
         losses: dict[str, Tensor] = {}
         for layer, routing in self._routed(routings):
-            self._load(layer).update(routing.load)
+            self._load("train", layer).update(routing.load)
             self._step_load[layer] = self._step_load.get(layer, 0) + routing.load
             for name, value in routing.losses.items():
                 losses[name] = losses.get(name, 0) + value
@@ -107,10 +124,12 @@ class CausalLM(L.LightningModule):
         return self(batch["tokens"]).argmax(-1)
 
     def configure_optimizers(self) -> Any:
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
+        steps = int(steps) if math.isfinite(steps) else -1  # without an end, which some schedules bear
         self.schedule.check(steps)
         optimizer = self.recipe.build(self._decoder())
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
+        self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _predict(self, batch: Batch) -> tuple[Tensor, Tensor, list[Routing | None]]:
@@ -123,20 +142,20 @@ class CausalLM(L.LightningModule):
 
     def _begin(self, stage: str) -> None:
         self._loss(stage).reset()
-        for layer in self.loads:
-            self._load(layer).reset()
+        for layer in self._gates():
+            self._load(stage, layer).reset()
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
         nll, tokens, routings = self._predict(batch)
         self._loss(stage).update(nll, tokens, batch["n_bytes"].sum())
         for layer, routing in self._routed(routings):
-            self._load(layer).update(routing.load)
+            self._load(stage, layer).update(routing.load)
 
     def _conclude(self, stage: str) -> None:
         values = self._loss(stage).compute()
         for name, value in values.items():
             self.log(f"{stage}/{name}", value.float(), prog_bar=name == "loss")
-        self._log_loads(stage, reset=False)
+        self._log_loads(stage)
 
     def _log_training(self, losses: dict[str, Tensor]) -> None:
         """The means since the last time, and the balance losses of this batch."""
@@ -149,14 +168,13 @@ class CausalLM(L.LightningModule):
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
         self._log_loads("train")
 
-    def _log_loads(self, stage: str, reset: bool = True) -> None:
-        for layer in self.loads:
-            metric = self._load(layer)
+    def _log_loads(self, stage: str) -> None:
+        for layer in self._gates():
+            metric = self._load(stage, layer)
             self.expert_shares[layer] = metric.shares().float().cpu()
             values = metric.compute()
             self.log_dict({f"{stage}_load/layer{layer}/{name}": value.float() for name, value in values.items()})
-            if reset:
-                metric.reset()
+            metric.reset()
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         if self.trainer.world_size == 1:
@@ -183,5 +201,5 @@ class CausalLM(L.LightningModule):
     def _loss(self, stage: str) -> TokenLoss:
         return cast(TokenLoss, self.losses[f"{stage}_loss"])
 
-    def _load(self, layer: str) -> ExpertLoad:
-        return cast(ExpertLoad, self.loads[layer])
+    def _load(self, stage: str, layer: str) -> ExpertLoad:
+        return cast(ExpertLoad, cast(nn.ModuleDict, self.loads[f"{stage}_load"])[layer])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,47 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     file = Path(path)
     if not file.is_file():
-        raise ConfigError("ckpt_path", str(path), "is no checkpoint file", "Look under logs/ for a *.ckpt")
+        remedy = "Name a *.ckpt under logs/; `last` works for train.py KEY=VALUE … and within --compose"
+        raise ConfigError("ckpt_path", str(path), "is no checkpoint file", remedy)
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch raises several classes for a truncated, foreign or hostile file
-        reason = str(error).splitlines()[0]
-        raise ConfigError("ckpt_path", str(path), f"cannot be loaded safely ({reason})", "Use another one") from None
-    if "model" not in checkpoint.get("hyper_parameters", {}):
+        rule = f"cannot be loaded safely ({_reason(error)})"
+        raise ConfigError("ckpt_path", str(path), rule, "Use a checkpoint of train.py") from None
+    if not isinstance(checkpoint, dict) or "model" not in checkpoint.get("hyper_parameters", {}):
         raise ConfigError("ckpt_path", str(path), "holds no model composition", "Use a checkpoint of train.py")
     return checkpoint
+
+
+def _reason(error: Exception) -> str:
+    """What torch found, without its advice, which is to load the file unsafely."""
+    advice = ("Weights only load failed", "Please file an issue", "(1)", "(2)", "Check the documentation")
+    lines = [line.strip().removeprefix("WeightsUnpickler error: ") for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.startswith(advice)), type(error).__name__)
+
+
+def check_fits(checkpoint: dict[str, Any], model: dict[str, Any], path: str | Path) -> None:
+    """Refuse a checkpoint whose weights are not those of a model, before either is in the way.
+
+    Args:
+        checkpoint: of ``read_checkpoint``
+        model: a composition
+        path: of the file, for the message
+
+    Raises:
+        ConfigError: names the first weight that differs, and the parts of the composition that do
+    """
+    theirs = {
+        k.removeprefix(PREFIX): tuple(v.shape) for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)
+    }
+    ours = {k: tuple(v.shape) for k, v in compose(model, device="meta").state_dict().items()}
+    unlike = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    if unlike:
+        old = checkpoint["hyper_parameters"]["model"]
+        changed = ", ".join(f"model.{key}" for key in {**old, **model} if old.get(key) != model.get(key))
+        shapes = f"{theirs.get(unlike[0], 'missing')} there and {ours.get(unlike[0], 'missing')} here"
+        rule = f"was trained with another model: {unlike[0]} is {shapes}"
+        raise ConfigError("ckpt_path", str(path), rule, f"Compose the same model (other now: {changed}), or start anew")
 
 
 def load_decoder(path: str | Path, *, device: torch.device | str = "cpu") -> Decoder:

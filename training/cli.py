@@ -19,8 +19,11 @@ import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from blocks.compose import read
+from registry import ConfigError
+from training.checkpoint import check_fits, read_checkpoint
 from training.composition import compose_config
-from training.preflight import preflight
+from training.preflight import TASK, preflight
 from training.run import conclude, quieten
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -32,7 +35,7 @@ def to_cli(plain: Mapping[str, Any]) -> dict[str, Any]:
     trainer["callbacks"] = [_class(v) for v in (plain["callbacks"] or {}).values() if v]
     trainer["logger"] = [_class(v) for v in (plain["logger"] or {}).values() if v] or False
     task, data = _class(plain["task"]), _class(plain["data"])
-    settings = {"seed_everything": plain["seed"], "ckpt_path": plain["ckpt_path"]}
+    settings = {"seed_everything": plain["seed"], "ckpt_path": plain["ckpt_path"], "weights_only": True}
     return {**settings, "trainer": trainer, "model": task, "data": data}
 
 
@@ -75,8 +78,31 @@ class FrontDoor(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning lets a checkpoint's hyper-parameters win over the command line; here the command line is right."""
 
+    def before_instantiate_classes(self) -> None:
+        settings = self.config[self.subcommand]
+        if settings.get("ckpt_path"):
+            checkpoint, given = read_checkpoint(settings.ckpt_path), settings.model.get("init_args", {})
+            if "model" in given and settings.model.class_path == TASK:
+                check_fits(checkpoint, read(given["model"]), settings.ckpt_path)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if refusal := _refusal_within(error):
+                raise refusal from None
+            raise
+
     def after_fit(self) -> None:
         conclude(self.trainer, self.model, self.datamodule, test=False)
+
+
+def _refusal_within(error: BaseException) -> ConfigError | None:
+    """The constructor's own refusal, which jsonargparse buries in an account of the types it tried."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, ConfigError):
+        inner = inner.__cause__ or inner.__context__
+    return inner
 
 
 def main(arguments: list[str]) -> None:
@@ -87,7 +113,7 @@ def main(arguments: list[str]) -> None:
         Interrupted: stopped by a signal, after saving
     """
     given = {a.split("=")[0] for a in arguments}
-    if not given & {"-c", "--config", "--compose", "-h", "--help", "--print_config"} or given == {"--print_config"}:
+    if not given & {"-c", "--config", "--compose", "-h", "--help"}:
         arguments = [arguments[0], "--compose", *arguments[1:]]
     quieten(ignore=False)
     sys.argv = [sys.argv[0], *arguments]

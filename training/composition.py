@@ -37,6 +37,10 @@ def compose_config(overrides: Sequence[str], *, output_dir: str | None = None) -
         return _compose([*extra, *overrides])
     except REFUSALS as error:
         raise explain(error, overrides) from None
+    except ValueError as error:
+        if is_no_name(error):
+            raise explain(error, overrides) from None
+        raise
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
@@ -51,12 +55,15 @@ def explain(error: BaseException, overrides: Sequence[str]) -> ConfigError:
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
     text = "\n".join(str(e) for e in chain)
-    for reading in (_unreadable, _unparsed, _no_option, _no_group, _unknown_key, _wrong_type):
+    for reading in (_unreadable, _unparsed, _no_name, _no_option, _no_group, _unknown_key, _wrong_type):
         found = reading(error, text, overrides)
         if found:
             return found
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return ConfigError("configuration", " ".join(overrides), lines[0], "Look at: python train.py --help")
+    noise = ("full_key:", "object_type=", "To append to your")
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(noise)]
+    at_fault = next((o for o in overrides if o.partition("=")[0].lstrip("~+") in lines[0]), " ".join(overrides))
+    rule = ": ".join(line.rstrip(".:") for line in lines[:2])
+    return ConfigError("configuration", at_fault, rule, "Look at: python train.py --help")
 
 
 def _unreadable(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
@@ -72,16 +79,34 @@ def _unparsed(error: BaseException, text: str, overrides: Sequence[str]) -> Conf
     if not isinstance(error, OverrideParseException):
         return None
     rule = f"cannot be read as an override ({text.splitlines()[0]})"
-    remedy = "Write key=value; in a shell, quote what holds spaces, brackets or commas: 'key=\"a, b\"'"
+    remedy = "Write key=value; what holds spaces, brackets, commas or ~ is quoted twice: 'key=\"a, b\"'"
     return ConfigError("command line", error.override, rule, remedy)
 
 
+def _no_name(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    if not is_no_name(error):
+        return None
+    for override in overrides:
+        group, _, value = override.partition("=")
+        options = _options(group)
+        if options and value not in options:
+            return ConfigError(
+                group, value, "a group is set to the name of one of its files", did_you_mean(value, options)
+            )
+    return None
+
+
+def is_no_name(error: BaseException) -> bool:
+    """Whether Hydra was given ``model=null`` or ``model=3``, for which it has no exception of its own."""
+    return isinstance(error, ValueError) and str(error).startswith("Config group override must be a string")
+
+
 def _no_option(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
-    found = re.search(r"Could not find '([^']+)'", text)
+    found = re.search(r"Could not (?:find|load) '([^']+)'", text)
     if not found:
         return None
     group, _, option = found[1].rpartition("/")
-    options = (error.options if isinstance(error, MissingConfigException) else None) or []
+    options = (error.options if isinstance(error, MissingConfigException) else None) or _options(group)
     if not options:
         return ConfigError(group or option, option, "there is no such group or file", "See: python train.py --help")
     return ConfigError(group, option, f"is no option of {group}", did_you_mean(option, options))
@@ -110,10 +135,18 @@ def _unknown_key(error: BaseException, text: str, overrides: Sequence[str]) -> C
     if override := re.search(r"Could not override '([^']+)'", text):
         path = override[1]
     value = next((o.partition("=")[2] for o in overrides if o.lstrip("+").partition("=")[0] == path), None)
+    if "/" in path:
+        return ConfigError(path, value, "there is no such group", did_you_mean(path, _groups()))
+    parts = path.split(".")
+    path = ".".join(parts[: parts.index(key) + 1]) if key in parts else path  # nothing below it is known either
     holder = owner.removesuffix("Config") + "'s parameters" if owner else path.rpartition(".")[0] or "the configuration"
     siblings = _siblings(path, overrides)
-    rule = f"there is no {key!r} in {holder}"
-    return ConfigError(path, value, rule, did_you_mean(key, siblings, "See: python train.py --cfg job"))
+    file = re.search(r"In '([^']+)'", text)
+    rule = f"there is no {key!r} in {holder}" + (f", where {file[1]}.yaml writes it" if file else "")
+    remedy = did_you_mean(key, siblings, "See: python train.py --cfg job")
+    if "_target_" in siblings:  # the file need not name every argument of the class
+        remedy += f". For an argument of its class that is not listed: +{path}={value}"
+    return ConfigError(path, "…" if value is None else value, rule, remedy)
 
 
 def _wrong_type(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
@@ -143,5 +176,10 @@ def _siblings(path: str, overrides: Sequence[str]) -> list[str]:
     return []
 
 
+def _options(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml")) if group else []
+
+
 def _groups() -> list[str]:
-    return sorted({p.parent.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml")} - {"."})
+    files = {p.parent.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml")} - {"."}
+    return sorted(files | {f"model/{kind}" for kind in registry.kinds()})

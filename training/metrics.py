@@ -13,6 +13,9 @@ class TokenLoss(Metric):
     """Mean loss per token, perplexity and bits per byte over everything it was given.
 
     Sums are kept, not means of means: batches of different length count by their tokens.
+
+    Args:
+        persistent: whether checkpoints hold the sums, for a metric that is being filled when they are written
     """
 
     full_state_update = False
@@ -20,10 +23,10 @@ class TokenLoss(Metric):
     tokens: Tensor
     bytes: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, persistent: bool = False) -> None:
         super().__init__()
         for name in ("nats", "tokens", "bytes"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=persistent)
 
     def update(self, nll: Tensor, tokens: Tensor, n_bytes: Tensor) -> None:
         """Summed negative log-likelihood in nats of so many scored tokens, which stand for so many bytes of text."""
@@ -43,14 +46,19 @@ class ExpertLoad(Metric):
     max_violation: load of the busiest expert over the mean load, minus 1 (0 is even; Wang et al. 2024, MaxVio)
     entropy: of the shares, divided by ln E (1 is even)
     busiest: share of all choices that went to the busiest expert
+
+    Args:
+        n_experts: E
+        persistent: as in ``TokenLoss``
     """
 
     full_state_update = False
     load: Tensor
 
-    def __init__(self, n_experts: int) -> None:
+    def __init__(self, n_experts: int, persistent: bool = False) -> None:
         super().__init__()
-        self.add_state("load", torch.zeros(n_experts, dtype=torch.float64), dist_reduce_fx="sum")
+        zeros = torch.zeros(n_experts, dtype=torch.float64)
+        self.add_state("load", zeros, dist_reduce_fx="sum", persistent=persistent)
 
     def update(self, load: Tensor) -> None:
         """Choices that went to each expert, [E]."""

@@ -10,12 +10,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 from blocks.compose import check as check_model
 from registry import ConfigError, did_you_mean
+from training.checkpoint import check_fits, read_checkpoint
 from training.data.preflight import check as check_data
 from training.targets import check_target, instantiate
 
 ROOT = {
     *("task_name", "tags", "seed", "ckpt_path", "train", "test", "optimized_metric"),
     *("model", "data", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "extras"),
+}
+
+TASK = "training.causal_lm.CausalLM"
+LEAST = {  # trainer's argument → its least value, and what it is
+    "accumulate_grad_batches": (1, "counts batches, and a step needs one"),
+    "gradient_clip_val": (0, "is the length to which gradients are cut; below 0 it would turn them round"),
+    "log_every_n_steps": (0, "counts steps; 0 never logs"),
+    "max_steps": (-1, "counts optimizer steps; -1 leaves the end to trainer.max_epochs"),
 }
 
 
@@ -32,6 +41,8 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
     for key, value in plain.items():
         if key not in ROOT:
             raise ConfigError(key, value, "there is no such setting", did_you_mean(key, ROOT))
+    for key in sorted(ROOT - set(plain)):
+        raise ConfigError(key, None, "every run has this setting", f"Leave out what takes it away (~{key}, say)")
     if not isinstance(plain["seed"], int):
         raise ConfigError("seed", plain["seed"], "must be an integer", "Write seed=0")
     if plain["extras"].get("enforce_tags") and not plain["tags"]:
@@ -40,14 +51,18 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
     plain["task"] = {**plain["task"], "model": plain["model"]}
     check_data(plain["data"])
     _check_fit(plain["model"], plain["data"])
+    _check_trainer(plain["trainer"], plain["data"])
     check_target(plain["optimizer"], "optimizer")
     instantiate(plain["optimizer"], "optimizer")
     check_target(plain["scheduler"], "scheduler")
     schedule = instantiate(plain["scheduler"], "scheduler")
     steps = plain["trainer"].get("max_steps", -1)
-    if isinstance(steps, int) and steps > 0 and plain["train"]:
+    counts_epochs = plain["trainer"].get("max_epochs") not in (None, -1)
+    if isinstance(steps, int) and plain["train"] and not (steps == -1 and counts_epochs):
         schedule.check(steps)
     plain["ckpt_path"] = resolve_checkpoint(plain["ckpt_path"], plain)
+    if plain["ckpt_path"] and plain["task"].get("_target_") == TASK:
+        check_fits(read_checkpoint(plain["ckpt_path"]), plain["model"], plain["ckpt_path"])
     if not plain["train"] and plain["test"] and plain["ckpt_path"] is None:
         raise ConfigError("ckpt_path", None, "testing without training needs one", "Write ckpt_path=last or a file")
     return plain
@@ -75,6 +90,26 @@ def _check_fit(model: dict[str, Any], data: dict[str, Any]) -> None:
         raise ConfigError("data.sequence_length", length, rule, "Shorten it, or raise model.max_positions")
 
 
+def _check_trainer(trainer: dict[str, Any], data: dict[str, Any]) -> None:
+    """Numbers that Lightning takes and then divides by, or that turn the gradient round; and the share of a process."""
+    for key, (least, rule) in LEAST.items():
+        value = trainer.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool) and not value >= least:
+            raise ConfigError(f"trainer.{key}", value, rule, f"Write trainer.{key}={least} or more")
+    interval = trainer.get("val_check_interval")
+    if isinstance(interval, int | float) and not isinstance(interval, bool) and not interval > 0:
+        rule, remedy = "counts steps between validations", "Write a number of steps, or null for none"
+        raise ConfigError("trainer.val_check_interval", interval, rule, remedy)
+    devices, nodes, strategy = trainer.get("devices"), trainer.get("num_nodes", 1), trainer.get("strategy")
+    if str(strategy).startswith("ddp") and isinstance(devices, int) and isinstance(nodes, int) and devices > 0 < nodes:
+        for key in ("batch_size", "eval_batch_size"):
+            value = data.get(key)
+            if isinstance(value, int) and value % (devices * nodes):
+                rule = f"counts windows over all processes, and {devices * nodes} of them share the data evenly"
+                remedy = f"Set data.{key}={-(-value // (devices * nodes)) * devices * nodes}"
+                raise ConfigError(f"data.{key}", value, rule, remedy)
+
+
 def resolve_checkpoint(ckpt_path: Any, plain: dict[str, Any]) -> str | None:
     """``last`` → the newest ``last.ckpt`` among the runs of this task; a path → itself, if there is such a file."""
     if ckpt_path is None:
@@ -86,6 +121,6 @@ def resolve_checkpoint(ckpt_path: Any, plain: dict[str, Any]) -> str | None:
             rule = f"no run under {runs} has left a last.ckpt"
             raise ConfigError("ckpt_path", "last", rule, "Name the file: ckpt_path=RUN/checkpoints/last.ckpt")
         return str(found[-1])
-    if not Path(str(ckpt_path)).exists():
+    if not Path(str(ckpt_path)).is_file():
         raise ConfigError("ckpt_path", ckpt_path, "there is no such file", "Write ckpt_path=last, or an existing file")
     return str(ckpt_path)

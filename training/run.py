@@ -37,10 +37,25 @@ def run(plain: dict[str, Any]) -> dict[str, float]:
     trainer = instantiate({**plain["trainer"], "callbacks": callbacks, "logger": loggers or False}, "trainer")
     for logger in trainer.loggers:
         logger.log_hyperparams({k: plain[k] for k in ("task_name", "seed", "model", "optimizer", "scheduler", "data")})
-    if plain["train"]:
-        trainer.fit(task, data, ckpt_path=plain["ckpt_path"])
-        return conclude(trainer, task, data, test=plain["test"])
-    return conclude(trainer, task, data, test=plain["test"], ckpt_path=plain["ckpt_path"])
+    try:
+        if plain["train"]:
+            trainer.fit(task, data, ckpt_path=plain["ckpt_path"], weights_only=True)
+            return conclude(trainer, task, data, test=plain["test"])
+        return conclude(trainer, task, data, test=plain["test"], ckpt_path=plain["ckpt_path"])
+    except BaseException:
+        _dismiss(trainer)
+        raise
+
+
+def _dismiss(trainer: L.Trainer) -> None:
+    """End the other processes of a failed run, and with them Lightning's watch over them.
+
+    It kills everybody when one process fails: here that would be the sweep, whose next job has nothing to do with it.
+    """
+    for process in getattr(trainer.strategy.launcher, "procs", []):
+        process.kill()
+        process.wait()
+        process.returncode = 0  # what the watch looks at
 
 
 def conclude(
@@ -58,10 +73,10 @@ def conclude(
     metrics = _numbers(trainer)
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         data.eval_windows = None  # type: ignore[attr-defined]
-        trainer.validate(task, data, ckpt_path=ckpt_path, verbose=False)
+        trainer.validate(task, data, ckpt_path=ckpt_path, weights_only=True, verbose=False)
         metrics |= _numbers(trainer)
         if test:
-            trainer.test(task, data, ckpt_path=ckpt_path, verbose=False)
+            trainer.test(task, data, ckpt_path=ckpt_path, weights_only=True, verbose=False)
             metrics |= _numbers(trainer)
     if trainer.is_global_zero:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

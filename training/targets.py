@@ -79,7 +79,7 @@ def find_target(dotted: str, path: str) -> Any:
     try:
         return get_object(dotted)
     except Exception as error:  # Hydra wraps whatever an import raised
-        rule = f"cannot be imported ({str(error).splitlines()[0]})"
+        rule = f"cannot be imported ({' '.join(str(error).split())})"
         raise ConfigError(f"{path}._target_", dotted, rule, "Check the spelling and what is installed") from None
 
 

@@ -151,6 +151,6 @@ def _last_line(error: BaseException) -> str:
 
 
 _EXAMPLE = {
-    "data.corpus": "For example: data=shakespeare, or data=text data.corpus.files='~/books/*.txt'",
+    "data.corpus": "For example: data=shakespeare, or data=text data.corpus.files='books/*.txt'",
     "data.tokenizer": "For example: data/tokenizer=bytes (or chars, or bpe)",
 }

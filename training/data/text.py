@@ -172,7 +172,7 @@ class TextFiles(Corpus):
     def _paths(self) -> list[Path]:
         if not self.files:
             raise ConfigError(
-                "data.corpus.files", [], "no file is named", "For example: data.corpus.files='~/books/*.txt'"
+                "data.corpus.files", [], "no file is named", "For example: data.corpus.files='books/*.txt'"
             )
         return sorted({path for pattern in self.files for path in expand(pattern)})
 

@@ -35,9 +35,8 @@ class Schedule(ABC):
     def factor(self, step: int, max_steps: int) -> float:
         """The multiplier on the peak learning rate at optimizer step `step`; past the end that of the last step."""
         warmup = self.warmup_steps(max_steps)
-        if step < warmup:
-            return (step + 1) / warmup
-        return self.after_warmup(min(step, max_steps - 1) if max_steps > 0 else step, max_steps)
+        step = min(step, max_steps - 1) if max_steps > 0 else step
+        return (step + 1) / warmup if step < warmup else self.after_warmup(step, max_steps)
 
     def check(self, max_steps: int) -> None:
         """Refuses a training of `max_steps` optimizer steps into which the schedule does not fit."""

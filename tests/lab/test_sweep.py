@@ -1,0 +1,120 @@
+"""The table of a sweep: a row for each job, failures with their reason, the best one marked. Whole sweeps:
+tests/test_sweeps.py."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from lab.sweep import SweepTable, _cell, _table, record_failure, summarise
+
+
+def job(sweep: Path, number: int, overrides: list[str], **results: Any) -> Path:
+    folder = sweep / str(number)
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(overrides), folder / ".hydra" / "overrides.yaml")
+    if results:
+        (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def done(loss: float, **more: Any) -> dict[str, Any]:
+    metrics = {"val/loss": loss, "val/bits_per_byte": loss / 2, "speed/tokens_per_second": 1234.5, **more}
+    return {"status": "completed", "parameters": 2_500_000, "active_parameters": 900, "metrics": metrics}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    common = ["seed=1", "trainer.max_steps=6"]
+    for i, (name, loss) in enumerate({"mha": 3.0, "gqa": 2.5, "mqa": float("nan")}.items()):
+        job(tmp_path, i, [*common, f"model/attention={name}"], **done(loss))
+    record_failure(job(tmp_path, 3, [*common, "model/attention=mla"]), "RuntimeError: no, it said,\nand broke")
+    job(tmp_path, 10, [*common, "model/attention=new"])
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "multirun.yaml").write_text("")
+    return tmp_path
+
+
+def test_each_job_is_a_row_with_what_distinguishes_it(sweep: Path) -> None:
+    rows = summarise(sweep)
+    assert [row["job"] for row in rows] == [0, 1, 2, 3, 10]
+    assert [row["overrides"] for row in rows] == [f"model/attention={n}" for n in ("mha", "gqa", "mqa", "mla", "new")]
+    assert [row["status"] for row in rows] == ["completed"] * 3 + ["failed", "unfinished"]
+    assert rows[3]["reason"] == "RuntimeError: no, it said,\nand broke" and rows[4]["reason"] == "no results.json"
+
+
+def test_summary_is_a_csv_that_reads_back(sweep: Path) -> None:
+    rows = summarise(sweep)
+    with (sweep / "summary.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [row["reason"] for row in written] == [row["reason"] for row in rows]
+    assert [row["val/loss"] for row in written] == ["3.0", "2.5", "nan", "", ""]
+    assert written[0]["parameters"] == "2500000" and written[0]["test/loss"] == ""
+
+
+def test_best_row_is_marked_and_a_diverged_one_never_is(sweep: Path) -> None:
+    styles = [str(row.style) for row in _table(summarise(sweep), sweep).rows]
+    assert styles == ["", "bold green", "", "red", "red"]
+
+
+@pytest.mark.parametrize("losses", [[float("nan")], [float("nan"), float("inf")]])
+def test_table_of_nothing_but_diverged_jobs_marks_none(tmp_path: Path, losses: list[float]) -> None:
+    for i, loss in enumerate(losses):
+        job(tmp_path, i, [f"seed={i}"], **done(loss))
+    assert {str(row.style) for row in _table(summarise(tmp_path), tmp_path).rows} == {""}
+
+
+def test_table_fits_a_narrow_terminal_and_names_reasons(
+    sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    summarise(sweep)
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    assert "5 jobs" in said and "job 3: RuntimeError: no, it said," in said and "job 10: no results.json" in said
+    assert "model/attention=gqa" in said and "2.5000" in said
+
+
+def test_one_job_shows_all_of_its_overrides(tmp_path: Path) -> None:
+    job(tmp_path, 0, ["seed=1"], **done(1.0))
+    assert summarise(tmp_path)[0]["overrides"] == "seed=1"
+
+
+@pytest.mark.parametrize("folder", ["", "nowhere"])
+def test_sweep_without_jobs_is_no_trouble(tmp_path: Path, folder: str) -> None:
+    assert summarise(tmp_path / folder) == []
+    assert not (tmp_path / "summary.csv").exists()
+
+
+def test_failure_keeps_the_figures_that_were_there(tmp_path: Path) -> None:
+    folder = job(tmp_path, 0, ["seed=1"], **done(1.5))
+    record_failure(folder, "optimized_metric = 'x': no such value was logged")
+    (row,) = summarise(tmp_path)
+    assert row["status"] == "failed" and row["val/loss"] == 1.5 and "no such value" in row["reason"]
+    record_failure(tmp_path / "made", "why")
+    assert json.loads((tmp_path / "made" / "results.json").read_text()) == {"status": "failed", "reason": "why"}
+
+
+def test_hydra_calls_it_when_a_sweep_ends(sweep: Path) -> None:
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(sweep)}}})
+    SweepTable().on_multirun_end(config=config)
+    assert (sweep / "summary.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("value", "how", "shown"),
+    [
+        (None, ".4f", ""),
+        (1.23456, ".4f", "1.2346"),
+        (900, "short", "900"),
+        (15_700, "short", "15.70K"),
+        (2_400_000_000, "short", "2.40B"),
+    ],
+)
+def test_numbers_are_short(value: Any, how: str, shown: str) -> None:
+    assert _cell(value, how) == shown

@@ -1,0 +1,299 @@
+"""What a person gets wrong: one message with path, value, rule and remedy, exit code 2, at once, and no traceback.
+
+All but a few are tried in one process, which calls ``train.main`` for each, for the start of Python and torch would
+cost a hundred times the check itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Mistake(NamedTuple):
+    """What is written, and what the message has to say.
+
+    given: overrides, a line each; {tmp} is a folder with the files of ``_files``
+    path: of the value at fault
+    says: a pattern that rule and remedy together match
+    """
+
+    given: str
+    path: str
+    says: str
+
+
+# What the preflight finds, or Hydra: Lightning is not even imported.
+EARLY = {
+    # keys
+    "mistyped key": Mistake("model.d_modle=64", "model.d_modle", "Did you mean 'd_model'"),
+    "mistyped key of a block": Mistake("model.attention.n_haeds=4", "model.attention.n_haeds", "'n_heads'"),
+    "unknown key at the root": Mistake("+nothing=1", "nothing", "no such setting"),
+    "+key of a block": Mistake("+model.attention.widow=3", "model.attention.widow", "no parameter 'widow'"),
+    "++key of a block": Mistake("++model.attention.widow=3", "model.attention.widow", "no parameter 'widow'"),
+    "+key of a child": Mistake("+model.ffn.shared.widow=3", "model.ffn.shared.widow", "no parameter 'widow'"),
+    "+key of the optimizer": Mistake("+optimizer.widow=3", "optimizer.widow", "no argument 'widow'"),
+    "key in a block's file": Mistake("model/attention=misspelt", "model.attention.n_haeds", "misspelt.yaml"),
+    "key in an experiment's file": Mistake("experiment=misspelt", "model.d_modle", "Did you mean 'd_model'"),
+    "key in a variant nobody uses": Mistake(
+        "+model.variants.ffn.odd={name: swiglu, widow: 1}", "model.variants.ffn.odd.widow", "no parameter"
+    ),
+    "parameter of the block before": Mistake(
+        "model/attention=mha\nmodel.attention.kv_lora_rank=4", "model.attention.kv_lora_rank", "MHA"
+    ),
+    "argument the trainer has not": Mistake("trainer.max_stepz=4", "trainer.max_stepz", "Did you mean 'max_steps'"),
+    "argument of the trainer that no file lists": Mistake(
+        "trainer.limit_val_batches=3", "trainer.limit_val_batches", r"\+trainer\.limit_val_batches=3"
+    ),
+    "argument a callback has not": Mistake(
+        "callbacks.report.sample_tokenz=4", "callbacks.report.sample_tokenz", "Did you mean 'sample_tokens'"
+    ),
+    "file that is no YAML": Mistake("experiment=broken", "…/broken.yaml:3", "is no YAML"),
+    # names
+    "unknown block": Mistake("model/attention=mla2", "model/attention", "Did you mean 'mla'"),
+    "unknown family": Mistake("model/atention=mla", "model/atention", "Did you mean 'model/attention'"),
+    "unknown block by ++name": Mistake("++model.attention.name=mla2", "model.attention.name", "Did you mean 'mla'"),
+    "unknown block in a sweep": Mistake("-m\nmodel/attention=mha,nope", "model/attention", "is no option"),
+    "unknown option of a group": Mistake("data=shakespear", "data", "Did you mean 'shakespeare'"),
+    "unknown option in a list": Mistake(
+        "callbacks=[default,early_stoping]", "callbacks", "Did you mean 'early_stopping'"
+    ),
+    "group set to null": Mistake("trainer=null", "trainer", "Known: ddp, ddp_sim, default, gpu"),
+    "group taken away": Mistake("~logger", "logger", "every run has this setting"),
+    "no family selected": Mistake("~model.attention", "model.attention", r"\+model/attention=<gqa\|mha"),
+    "foreign class in a model": Mistake(
+        "+model.attention._target_=os.system", "model.attention._target_", "never a class by its dotted path"
+    ),
+    "interpolation of nothing": Mistake("model.d_model=${nope}", "model.d_model", "'nope' not found"),
+    # values
+    "wrong type": Mistake("model.attention.n_heads=four", "model.attention.n_heads", "must be an integer"),
+    "a fraction where a count is due": Mistake("model.n_layers=2.5", "model.n_layers", "must be an integer"),
+    "wrong type for the optimizer": Mistake("optimizer.lr=fast", "optimizer.lr", "must be a number"),
+    "missing value": Mistake("model.d_model=???", "model.d_model", "is required"),
+    "missing parameter of a block": Mistake("model/experts=swiglu", "model.experts.d_ff", "hidden width"),
+    "negative size": Mistake("model.experts.d_ff=-5", "model.experts.d_ff", "greater than 0"),
+    "heads that do not divide the width": Mistake(
+        "model.attention.n_heads=7", "model.attention.n_heads", r"must divide d_model \(64\).*is 8"
+    ),
+    "more experts a token than there are": Mistake("model.gating.top_k=99", "model.gating.top_k", "more experts"),
+    "layout that does not fit": Mistake("model.layout.ffn='dense*2 ffn'", "model.layout.ffn", "but this one names 3"),
+    "layout of a billion layers": Mistake("model.layout.ffn='ffn*999999999'", "model.layout.ffn", "999999999 times"),
+    "override of a layer that is not there": Mistake(
+        "model.overrides=[{layers: 9, attention: mha}]", "model.overrides.0.layers", "9 is none of them"
+    ),
+    "vocabulary smaller than the tokenizer's": Mistake("model.vocab_size=100", "model.vocab_size", "= 257"),
+    "vocabulary too small for the tokenizer": Mistake(
+        "data.tokenizer.vocab_size=10", "data.tokenizer.vocab_size", "need 257"
+    ),
+    "sequence longer than the model": Mistake("data.sequence_length=65", "data.sequence_length", "raise model.max_pos"),
+    "negative learning rate": Mistake("optimizer.lr=-1", "optimizer.lr", "above 0"),
+    "warm-up longer than the training": Mistake("scheduler.warmup=7", "scheduler.warmup", "Write at most 6"),
+    "training without an end": Mistake("trainer.max_steps=-1", "trainer.max_steps", "scheduler=constant"),
+    "no batches a step": Mistake("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches", "or more"),
+    "gradients turned round": Mistake("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val", "turn them round"),
+    "validation every 0 steps": Mistake(
+        "trainer.val_check_interval=0", "trainer.val_check_interval", "number of steps"
+    ),
+    "batch that two processes cannot share": Mistake(
+        "trainer=ddp_sim\ndata.batch_size=3", "data.batch_size", "Set data.batch_size=4"
+    ),
+    "seed that is no number": Mistake("seed=abc", "seed", "must be an integer"),
+    "no tags where tags are asked for": Mistake("tags=[]\nextras.enforce_tags=true", "tags", r"tags=\[mine\]"),
+    # files
+    "corpus not named": Mistake("data.corpus.files=???", "data.corpus.files", "a value is required"),
+    "corpus not there": Mistake("data.corpus.files={tmp}/emty.txt", "data.corpus.files", "Did you mean 'empty.txt'"),
+    "corpus empty": Mistake("data.corpus.files={tmp}/empty.txt", "data.corpus.files", "hold no text"),
+    "corpus too short": Mistake(
+        "data.corpus.files={tmp}/short.txt\ndata.corpus.val_fraction=0\ndata.corpus.test_fraction=0",
+        "data.sequence_length",
+        "has 25 tokens.*more text",
+    ),
+    "corpus not in UTF-8": Mistake("data.corpus.files={tmp}/latin.txt", "data.corpus.files", "0xe9 at offset 3.*iconv"),
+    "checkpoint not there": Mistake("ckpt_path=nope.ckpt", "ckpt_path", "no such file"),
+    "checkpoint that is something else": Mistake("ckpt_path={tmp}/short.txt", "ckpt_path", "cannot be loaded safely"),
+    "checkpoint that would run a command": Mistake("ckpt_path={tmp}/evil.ckpt", "ckpt_path", r"\(.*system.*\)"),
+    "checkpoint cut short": Mistake("ckpt_path={tmp}/cut.ckpt", "ckpt_path", "cannot be loaded safely"),
+    "no run to go on with": Mistake("ckpt_path=last\ntask_name=nobody", "ckpt_path", "has left a last.ckpt"),
+    "nothing to test": Mistake("train=false\ntest=true", "ckpt_path", "testing without training"),
+    # grammar
+    "no override at all": Mistake("gqa", "command line", "Write key=value"),
+    "two equals signs": Mistake("a=b=c", "command line", "cannot be read as an override"),
+}
+
+# What only the argument's own class knows: Lightning is there by then, training is not.
+LATE = {
+    "wrong type for the trainer": Mistake("trainer.max_steps=abc", "trainer.max_steps", "must be an integer"),
+    "+key of the trainer": Mistake("+trainer.max_stepz=4", "trainer.max_stepz", "Did you mean 'max_steps'"),
+    "no such device": Mistake("trainer.accelerator=gpux", "trainer", "invalid accelerator name"),
+    "no such precision": Mistake("trainer.precision=17", "trainer.precision", "bf16-mixed"),
+    "wrong type for a callback": Mistake(
+        "callbacks.report.sample_tokens=many", "callbacks.report.sample_tokens", "int"
+    ),
+    "no such class": Mistake("+callbacks.x._target_=nope.Nope", "callbacks.x._target_", "No module named 'nope'"),
+    "package not installed": Mistake("logger=wandb", "logger.wandb", r"pip install 'blockwright\[wandb\]'"),
+    "+key of the task": Mistake("+task.lr=3", "task.lr", "no argument 'lr'"),
+    "batch larger than the corpus": Mistake("data.batch_size=5000", "data.batch_size", "has only"),
+}
+
+# What shows only when training has begun: still no traceback.
+TOO_LATE = {
+    "monitor of nothing": Mistake(
+        "callbacks.checkpoint.monitor=val/lss", "trainer", "could not find the monitored key"
+    ),
+    "objective that nobody logs": Mistake("optimized_metric=val/lss", "optimized_metric", "Did you mean 'val/loss'"),
+}
+
+DRIVER = """
+import contextlib, io, json, sys, time, traceback
+import train
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+
+# Hydra composes everything once more, beforehand, to see whether a file asks for a sweep: half of the time of this.
+Hydra.get_mode = lambda *_, **__: RunMode.MULTIRUN if "-m" in sys.argv else RunMode.RUN
+
+for name, arguments in json.load(sys.stdin).items():
+    GlobalHydra.instance().clear()
+    train._refusals.clear()
+    sys.argv = ["train.py", *arguments]
+    said, code, start = io.StringIO(), 0, time.process_time()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            train.main()
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
+            code = "raised"
+    seconds, lightning = time.process_time() - start, "lightning" in sys.modules
+    print(json.dumps({"name": name, "code": code, "said": said.getvalue(), "seconds": seconds, "lightning": lightning}))
+"""
+
+
+class Hostile:
+    """Unpickled, it runs a command."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.file}",)
+
+
+def _files(folder: Path) -> None:
+    (folder / "empty.txt").write_text("")
+    (folder / "short.txt").write_text("a\nb\nc\nd\n" * 3)
+    (folder / "latin.txt").write_bytes("café\n".encode("latin-1") * 100)
+    torch.save({"hyper_parameters": {"model": {}}, "x": Hostile(folder / "ran")}, folder / "evil.ckpt")
+    (folder / "cut.ckpt").write_bytes((folder / "evil.ckpt").read_bytes()[:-100])
+    for group in ("experiment", "model/attention"):
+        (folder / "conf" / group).mkdir(parents=True)
+    (folder / "conf/model/attention/misspelt.yaml").write_text("defaults: [mla, _self_]\nn_haeds: 3\n")
+    (folder / "conf/experiment/misspelt.yaml").write_text("# @package _global_\nmodel: {d_modle: 64}\n")
+    (folder / "conf/experiment/broken.yaml").write_text("# @package _global_\nmodel: {d_model: 64\n")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mistakes")
+    _files(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments_of(small: list[str], folder: Path) -> Callable[[Mistake], list[str]]:
+    def arguments(mistake: Mistake) -> list[str]:
+        given = mistake.given.replace("{tmp}", str(folder)).splitlines()
+        flags = [g for g in given if g.startswith("-")]
+        places = [
+            "--config-dir",
+            str(folder / "conf"),
+            f"hydra.run.dir={folder}/run",
+            f"hydra.sweep.dir={folder}/sweep",
+        ]
+        return [*flags, *places, *small, *(g for g in given if g not in flags)]
+
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    arguments_of: Callable[[Mistake], list[str]], environment: dict[str, str], folder: Path
+) -> dict[str, dict[str, Any]]:
+    """What the program did with each, all in one process, those that may import Lightning last."""
+    given = {name: arguments_of(mistake) for name, mistake in {**EARLY, **LATE, **TOO_LATE}.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps(given),
+        cwd=folder,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return {outcome["name"]: outcome for outcome in map(json.loads, done.stdout.splitlines())}
+
+
+def assert_one_message(said: str, mistake: Mistake) -> None:
+    assert "Traceback" not in said, said
+    message = re.findall(r"^error: (.+) = (.*)\n  rule:   (.+)\n  remedy: (.+)$", said, re.M)
+    assert said.count("error: ") == len(message) == 1, said
+    path, _value, rule, remedy = message[0]
+    assert path == mistake.path or (mistake.path[0] == "…" and path.endswith(mistake.path[1:])), said
+    assert re.search(mistake.says, f"{rule}. {remedy}"), said
+
+
+def test_there_are_many() -> None:
+    assert len(EARLY) + len(LATE) >= 20
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_mistake_is_refused_before_lightning_is_imported(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
+    outcome = outcomes[name]
+    assert_one_message(outcome["said"], EARLY[name])
+    assert outcome["code"] == 2
+    assert not outcome["lightning"]
+    assert outcome["seconds"] < 2
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_mistake_is_refused_before_training(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
+    outcome = outcomes[name]
+    assert_one_message(outcome["said"], LATE[name])
+    assert outcome["code"] == 2
+    assert "step=" not in outcome["said"] and "results.json" not in outcome["said"]
+    assert outcome["seconds"] < 8  # the first of them imports Lightning
+
+
+@pytest.mark.parametrize("name", TOO_LATE)
+def test_mistake_that_shows_in_training_is_a_message_too(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
+    assert_one_message(outcomes[name]["said"], TOO_LATE[name])
+    assert outcomes[name]["code"] == 2
+
+
+def test_hostile_checkpoint_runs_nothing(outcomes: dict[str, dict[str, Any]], folder: Path) -> None:
+    assert not (folder / "ran").exists()
+    assert "set to `False`" not in outcomes["checkpoint that would run a command"]["said"]  # torch's advice
+
+
+@pytest.mark.parametrize("name", ["+key of a block", "corpus too short"])
+def test_mistake_on_the_real_command_line(
+    name: str, arguments_of: Callable[[Mistake], list[str]], train_py: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    mistake = {**EARLY, **LATE}[name]
+    done = train_py(*arguments_of(mistake))
+    assert done.returncode == 2
+    assert_one_message(done.stderr, mistake)

@@ -1,0 +1,269 @@
+"""Somebody else's distribution adds blocks, and everything here knows them; no line of this project is changed for it.
+
+tests/plugin is that distribution. It is put in place as pip would put it, though without pip, whose build would need a
+recent setuptools: what is installed is read from its pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import importlib.metadata
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+GUEST = Path(__file__).resolve().parent / "plugin"
+
+DRIVER = """
+import contextlib, io, json, sys, traceback
+import registry.__main__
+import train
+from hydra.core.global_hydra import GlobalHydra
+
+for name, arguments in json.load(sys.stdin).items():
+    GlobalHydra.instance().clear()
+    train._refusals.clear()
+    sys.argv = ["train.py", *arguments]
+    said, code = io.StringIO(), 0
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            registry.__main__.main(arguments[1:]) if arguments[0] == "registry" else train.main()
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
+            code = "raised"
+    print(json.dumps([name, code or 0, said.getvalue()]))
+"""
+
+
+def install(site: Path, project: dict[str, Any]) -> None:
+    """Leave the metadata of a distribution as an installer does."""
+    info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir(parents=True)
+    head = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (info / "METADATA").write_text(head)
+    points = project["entry-points"]["blockwright.blocks"]
+    lines = [f"{name} = {value}" for name, value in points.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[blockwright.blocks]", *lines, ""]))
+
+
+def run(commands: dict[str, list[str]], site: Path, environment: dict[str, str], cwd: Path) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps(commands),
+        cwd=cwd,
+        env={**environment, "PYTHONPATH": f"{ROOT}:{site}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    outcomes = {name: (code, said) for name, code, said in map(json.loads, done.stdout.splitlines())}
+    return {**outcomes, "warnings": done.stderr + "".join(said for _, said in outcomes.values())}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the guest is installed."""
+    site = tmp_path_factory.mktemp("site")
+    project = tomllib.loads((GUEST / "pyproject.toml").read_text())
+    for package in project["tool"]["setuptools"]["packages"]:
+        shutil.copytree(GUEST / package, site / package, ignore=shutil.ignore_patterns("__pycache__"))
+    install(site, project["project"])
+    return site
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("plugin")
+
+
+@pytest.fixture(scope="module")
+def said(small: list[str], site: Path, environment: dict[str, str], folder: Path) -> dict[str, Any]:
+    guests = ["model/attention=retention", "model/position=xpos", "model/gating=noisy_topk"]
+    quick = [*small, "logger=none", "callbacks.report.sample_tokens=0"]
+    sweep = ["trainer.max_steps=2", "trainer.val_check_interval=2", f"hydra.sweep.dir={folder}/sweep"]
+    commands = {
+        "catalogue": ["registry"],
+        "block": ["registry", "gating/noisy_topk"],
+        "help": ["--help"],
+        "trains": [*quick, *guests, "model.attention.first_decay=4", f"hydra.run.dir={folder}/run"],
+        "wrong type": [*quick, *guests, "model.attention.first_decay=slow", f"hydra.run.dir={folder}/x"],
+        "unknown parameter": [*quick, *guests, "+model.position.widow=3", f"hydra.run.dir={folder}/x"],
+        "its own rule": [*quick, *guests, "model.gating.noise=-1", f"hydra.run.dir={folder}/x"],
+        "sweep": ["-m", *quick, *sweep, "model/attention=glob(*,exclude=*_*)"],
+    }
+    return run(commands, site, environment, folder)
+
+
+def test_guest_is_in_the_catalogue_with_its_provider(said: dict[str, Any]) -> None:
+    code, text = said["catalogue"]
+    assert code == 0
+    for name in ("attention/retention", "gating/noisy_topk", "position/xpos"):
+        (line,) = [line for line in text.splitlines() if f"{name} " in line]
+        assert "blockwright-guest" in line
+    assert "blockwright-guest" not in next(line for line in text.splitlines() if "attention/mla " in line)
+
+
+def test_guest_parameters_are_explained(said: dict[str, Any]) -> None:
+    code, text = said["block"]
+    assert code == 0
+    assert "blockwright_guest.noisy_topk.NoisyTopK, provided by blockwright-guest" in text
+    assert re.search(r"noise +│ float +│ 1.0 +│ factor on the noise", text)
+
+
+def test_guest_is_in_the_help(said: dict[str, Any]) -> None:
+    code, text = said["help"]
+    assert code == 0
+    assert re.search(r"model/attention: .*\bretention\b", text)
+    assert re.search(r"model/position: .*\bxpos\b", text)
+
+
+def test_guest_trains_on_the_command_line(said: dict[str, Any], folder: Path) -> None:
+    code, text = said["trains"]
+    assert code == 0, text
+    losses = [float(loss) for loss in re.findall(r"train/loss=(\S+)", text)]
+    assert len(losses) == 6 and losses[-1] < losses[0] - 0.5
+    checkpoint = torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    model = checkpoint["hyper_parameters"]["model"]
+    assert (model["attention"]["name"], model["attention"]["first_decay"]) == ("retention", 4)
+    assert (model["position"]["name"], model["gating"]["name"]) == ("xpos", "noisy_topk")
+    assert "decoder.layers.1.ffn.gating.noise_bias" in checkpoint["state_dict"]
+    assert json.loads((folder / "run" / "results.json").read_text())["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "rule"),
+    [
+        ("wrong type", "model.attention.first_decay", "must be a number"),
+        ("unknown parameter", "model.position.widow", "position 'xpos' has no parameter 'widow'"),
+        ("its own rule", "model.gating.noise", "must not be negative"),
+    ],
+)
+def test_guest_is_typed_like_the_built_ins(said: dict[str, Any], name: str, path: str, rule: str) -> None:
+    code, text = said[name]
+    assert code == 2, text
+    assert f"error: {path} = " in text and rule in text and "Traceback" not in text
+
+
+def test_guest_is_swept_by_a_wildcard(said: dict[str, Any], folder: Path) -> None:
+    assert said["sweep"][0] == 0, said["sweep"][1]
+    with (folder / "sweep" / "summary.csv").open(newline="") as file:
+        rows = {row["overrides"]: row["status"] for row in csv.DictReader(file)}
+    assert rows["model/attention=retention"] == "completed"
+    assert set(rows) >= {f"model/attention={name}" for name in ("gqa", "mha", "mla", "mqa")}
+    assert set(rows.values()) == {"completed"}
+
+
+def test_nothing_here_names_the_guest() -> None:
+    for package in ("registry", "blocks", "training", "lab", "conf"):
+        for file in (ROOT / package).rglob("*"):
+            if file.suffix in (".py", ".yaml"):
+                text = file.read_text()
+                assert not re.search(r"blockwright_guest|\bretention\b|noisy_topk|\bxpos\b", text), file
+
+
+@pytest.fixture(scope="module")
+def among_bad_company(
+    small: list[str], site: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """The guest beside a plug-in that takes a taken name, one that cannot be imported, and one that is not there."""
+    crowd = tmp_path_factory.mktemp("crowd")
+    shutil.copytree(site, crowd, dirs_exist_ok=True)
+    (crowd / "copycat.py").write_text(
+        "from blocks.attention.mha import MHA\n"
+        "from registry import register\n\n\n"
+        '@register("attention", "mha")\n'
+        "class Mine(MHA):\n"
+        '    """Takes a name that is taken."""\n'
+    )
+    (crowd / "wreck.py").write_text("import a_package_that_nobody_has\n")
+    for name, module in {"copycat": "copycat", "wreck": "wreck", "ghost": "ghost:Block"}.items():
+        points = {"blockwright.blocks": {name: module}}
+        install(crowd, {"name": f"the-{name}", "version": "1.0", "entry-points": points})
+    out = crowd / "run"
+    swap = ["model/attention=mha", "model/position=xpos", "trainer.max_steps=2", "callbacks.report.sample_tokens=0"]
+    return run(
+        {"catalogue": ["registry"], "trains": [*small, *swap, f"hydra.run.dir={out}"]}, crowd, environment, crowd
+    )
+
+
+def test_clash_of_names_names_both_owners(among_bad_company: dict[str, Any]) -> None:
+    (told,) = re.findall(r"UserWarning: (block plug-in 'copycat' .*)", among_bad_company["warnings"])
+    assert "of the-copycat did not load" in told and "attention 'mha' is already registered" in told
+    assert "blockwright (blocks.attention.mha.MHA)" in told and "the-copycat (copycat.Mine)" in told
+
+
+def test_plugin_that_cannot_be_imported_is_named_with_its_reason(among_bad_company: dict[str, Any]) -> None:
+    (told,) = re.findall(r"UserWarning: (block plug-in 'wreck' .*)", among_bad_company["warnings"])
+    assert "of the-wreck did not load: ModuleNotFoundError: No module named 'a_package_that_nobody_has'" in told
+    assert "block plug-in 'ghost' of the-ghost did not load" in among_bad_company["warnings"]
+
+
+def test_everything_else_works_in_bad_company(among_bad_company: dict[str, Any]) -> None:
+    code, text = among_bad_company["catalogue"]
+    assert code == 0 and "attention/retention" in text and "ffn/moe" in text
+    assert "blockwright " in next(line for line in text.splitlines() if "attention/mha " in line)
+    code, text = among_bad_company["trains"]
+    assert code == 0, text
+    assert "validation loss" in text
+
+
+@pytest.mark.slow
+def test_guest_installs_with_pip(site: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    if int(importlib.metadata.version("setuptools").partition(".")[0]) < 61:
+        pytest.skip("this environment's setuptools does not read pyproject.toml, and a newer one would be downloaded")
+    source = tmp_path / "source"
+    shutil.copytree(GUEST, source)
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--target", str(tmp_path / "site")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, str(source)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    name = "blockwright_guest-0.1.0.dist-info/entry_points.txt"
+    assert set((tmp_path / "site" / name).read_text().split("\n")) == set((site / name).read_text().split("\n"))
+
+
+@pytest.fixture
+def guests(site: Path, temporary_blocks: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The guest's classes in this process, registered until the test ends."""
+    monkeypatch.syspath_prepend(str(site))
+    for name in ("retention", "noisy_topk", "xpos"):
+        monkeypatch.delitem(sys.modules, f"blockwright_guest.{name}", raising=False)
+        importlib.import_module(f"blockwright_guest.{name}")
+
+
+def test_guest_attention_looks_back_only_and_within_its_document(guests: None, make_block: Callable[..., Any]) -> None:
+    block = make_block("attention", {"name": "retention"}, around={"position": "xpos"})
+    x, positions = torch.randn(2, 9, 48, dtype=torch.float64), torch.arange(9)[None]
+    changed = x.clone()
+    changed[:, 5:] += 1
+    assert torch.equal(block(x, positions)[:, :5], block(changed, positions)[:, :5])
+    packed = torch.tensor([[0] * 5 + [1] * 4] * 2)
+    restarted = torch.cat((torch.arange(5), torch.arange(4)))[None]
+    second = block(x[:, 5:], torch.arange(4)[None])
+    assert torch.allclose(block(x, restarted.expand(2, -1), segments=packed)[:, 5:], second)
+
+
+def test_guest_position_knows_distance_only(guests: None, make_block: Callable[..., Any]) -> None:
+    block = make_block("position", {"name": "xpos", "scale": 16.0}, head_dim=12, n_heads=2)
+    q, k = (torch.randn(1, 1, 2, 12, dtype=torch.float64) for _ in range(2))
+
+    def score(t: int, s: int) -> torch.Tensor:
+        turned = block.rotate(q, k, torch.tensor([[t]]))[0], block.rotate(q, k, torch.tensor([[s]]))[1]
+        return (turned[0] * turned[1]).sum(-1)
+
+    assert torch.allclose(score(7, 3), score(24, 20), rtol=1e-4)
+    assert not torch.allclose(score(7, 3), score(7, 4), rtol=1e-3)

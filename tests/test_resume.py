@@ -1,0 +1,291 @@
+"""Stopped by a signal, a run leaves a checkpoint; gone on with, it is the run that never stopped."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+BIAS = "model/gating=sigmoid_bias"
+
+
+class Case(NamedTuple):
+    """A run, and the signal that it sends itself before batch ``at`` of training is computed."""
+
+    overrides: tuple[str, ...] = ()
+    signum: int = signal.SIGTERM
+    at: int = 2
+    step: int = 3  # optimizer steps done when it stops
+
+
+CASES = {
+    "sigterm": Case(),
+    "just before a validation": Case((), at=4, step=5),
+    "sigint between logged steps": Case(("trainer.log_every_n_steps=4",), signal.SIGINT),
+    "adamw in the second epoch": Case(
+        ("optimizer=adamw", "scheduler=warmup_stable_decay", "data.batch_size=16", "trainer.max_steps=8"), at=5, step=6
+    ),
+    "within accumulation": Case(("trainer.accumulate_grad_batches=2",), at=4, step=3),
+    "balancing bias": Case((BIAS, "model.gating.bias_step=0.05", "trainer.accumulate_grad_batches=2"), at=5, step=3),
+}
+
+GUEST = """
+import os
+
+import lightning as L
+
+
+class Sends(L.Callback):
+    '''Asks its own process to stop, before a batch is computed.'''
+
+    def __init__(self, signum: int, at: int, times: int = 1):
+        self.signum, self.at, self.times = signum, at, times
+
+    def on_train_batch_start(self, trainer, task, batch, batch_idx):
+        if trainer.fit_loop.epoch_loop.total_batch_idx == self.at and trainer.is_global_zero:
+            if not self.signum:
+                raise RuntimeError("crashed")
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.signum)
+"""
+
+DRIVER = """
+import contextlib, io, json, sys, traceback
+import train
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+
+Hydra.get_mode = lambda *_, **__: RunMode.RUN  # else it composes everything once more to learn that
+
+for name, arguments in json.load(sys.stdin):
+    GlobalHydra.instance().clear()
+    train._refusals.clear()
+    sys.argv = ["train.py", *arguments]
+    said, code = io.StringIO(), 0
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            train.main()
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
+            code = "raised"
+    print(json.dumps([name, code, said.getvalue()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    (folder / "guest_signals.py").write_text(GUEST)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(small: list[str], folder: Path) -> list[str]:
+    quick = ["logger=none", "trainer.val_check_interval=5", "callbacks.report.sample_tokens=0"]
+    return [*small, *quick, f"paths.log_dir={folder}/logs"]
+
+
+def sends(signum: int, at: int, times: int = 1) -> list[str]:
+    callback = {"_target_": "guest_signals.Sends", "signum": int(signum), "at": at, "times": times}
+    return [f"+callbacks.sends={json.dumps(callback)}".replace('"', "")]
+
+
+@pytest.fixture(scope="module")
+def said(base: list[str], environment: dict[str, str], folder: Path) -> dict[str, tuple[Any, str]]:
+    """Each case three times: never stopped; stopped; gone on with. All in one process."""
+    commands = []
+    for i, case in enumerate(CASES.values()):
+        run = [*base, *case.overrides]
+        commands += [
+            [f"{i} whole", [*run, f"hydra.run.dir={folder}/{i}/whole"]],
+            [f"{i} stopped", [*run, f"hydra.run.dir={folder}/logs/case{i}/runs/a", *sends(case.signum, case.at)]],
+            [f"{i} gone on", [*run, f"hydra.run.dir={folder}/{i}/on", "ckpt_path=last", f"task_name=case{i}"]],
+        ]
+    impatient = [*base, f"hydra.run.dir={folder}/impatient", *sends(signal.SIGINT, 2, times=2)]
+    commands.append(["impatient", impatient])
+    crashes = [*base, "trainer.val_check_interval=3", f"hydra.run.dir={folder}/crashed"]
+    commands.append(["crashed", [*crashes, "+callbacks.sends={_target_: guest_signals.Sends, signum: 0, at: 4}"]])
+    commands.append(
+        [
+            "on after a crash",
+            [*crashes, f"hydra.run.dir={folder}/on", f"ckpt_path={folder}/crashed/checkpoints/last.ckpt"],
+        ]
+    )
+    longer = [*base, "scheduler=constant", "trainer.max_steps=8"]
+    commands.append(["long", [*longer, f"hydra.run.dir={folder}/long"]])
+    commands.append(["short", [*longer, "trainer.max_steps=6", f"hydra.run.dir={folder}/short"]])
+    commands.append(
+        ["longer", [*longer, f"hydra.run.dir={folder}/longer", f"ckpt_path={folder}/short/checkpoints/last.ckpt"]]
+    )
+    worse = [
+        *base,
+        "scheduler=constant",
+        "optimizer.lr=3.0",
+        "trainer.val_check_interval=2",
+        f"hydra.run.dir={folder}/worse",
+    ]
+    commands.append(["worse", worse])
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps(commands),
+        cwd=folder,
+        env={**environment, "PYTHONPATH": f"{ROOT}:{folder}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: (code, text) for name, code, text in map(json.loads, done.stdout.splitlines())}
+
+
+def final(run: Path) -> dict[str, float]:
+    metrics = json.loads((run / "results.json").read_text())["metrics"]
+    return {k: v for k, v in metrics.items() if not k.startswith("speed/")}
+
+
+def checkpoint(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize(("i", "name"), enumerate(CASES), ids=list(CASES))
+def test_stopped_run_leaves_a_checkpoint_and_says_how_to_go_on(
+    i: int, name: str, said: dict[str, tuple[Any, str]], folder: Path
+) -> None:
+    case, (code, text) = CASES[name], said[f"{i} stopped"]
+    run = folder / "logs" / f"case{i}" / "runs" / "a"
+    assert code == 128 + case.signum, text
+    assert "Traceback" not in text
+    wanted = (
+        f"stopped by {signal.Signals(case.signum).name} after step {case.step}. Continue with the same command and "
+    )
+    assert f"{wanted}ckpt_path={run}/checkpoints/last.ckpt" in text
+    assert checkpoint(run)["global_step"] == case.step
+    assert not (run / "results.json").exists()
+
+
+@pytest.mark.parametrize(("i", "name"), enumerate(CASES), ids=list(CASES))
+def test_gone_on_with_it_is_the_run_that_never_stopped(
+    i: int, name: str, said: dict[str, tuple[Any, str]], folder: Path
+) -> None:
+    assert said[f"{i} whole"][0] == said[f"{i} gone on"][0] == 0, said[f"{i} gone on"][1]
+    whole, on = folder / str(i) / "whole", folder / str(i) / "on"
+    assert final(on)["val/loss"] == final(whole)["val/loss"]  # to the last bit
+    assert final(on) == final(whole)
+    ours, theirs = checkpoint(on), checkpoint(whole)
+    assert ours["state_dict"].keys() == theirs["state_dict"].keys()
+    for key, value in theirs["state_dict"].items():
+        assert torch.equal(ours["state_dict"][key], value), key
+    assert ours["global_step"] == theirs["global_step"]
+
+
+@pytest.mark.parametrize(("i", "name"), enumerate(CASES), ids=list(CASES))
+def test_curves_of_a_run_gone_on_with_are_whole(
+    i: int, name: str, said: dict[str, tuple[Any, str]], folder: Path
+) -> None:
+    assert said
+    ours, theirs = (checkpoint(folder / str(i) / run)["callbacks"]["RunReport"] for run in ("on", "whole"))
+    assert ours["train"] == theirs["train"]
+    assert ours["val"] == theirs["val"]
+
+
+def test_balancing_bias_has_moved_and_survives(said: dict[str, tuple[Any, str]], folder: Path) -> None:
+    i = list(CASES).index("balancing bias")
+    key = "decoder.layers.1.ffn.gating.bias"
+    stopped = checkpoint(folder / "logs" / f"case{i}" / "runs" / "a")["state_dict"][key]
+    end = checkpoint(folder / str(i) / "on")["state_dict"][key]
+    assert said and stopped.abs().max() > 0 and not torch.equal(stopped, end)
+    assert (stopped / 0.05).round().sub(stopped / 0.05).abs().max() < 1e-4  # whole steps
+    assert stopped.abs().max() <= 0.05 * 3 + 1e-6  # one an optimizer step, of which there were three
+
+
+def test_crashed_run_goes_on_from_its_last_validation(said: dict[str, tuple[Any, str]], folder: Path) -> None:
+    assert said["crashed"][0] == "raised" and "crashed" in said["crashed"][1]
+    assert checkpoint(folder / "crashed")["global_step"] == 3
+    assert said["on after a crash"][0] == 0, said["on after a crash"][1]
+    assert final(folder / "on")["val/loss"] == final(folder / "0" / "whole")["val/loss"]
+
+
+def test_finished_run_made_longer_is_the_long_run(said: dict[str, tuple[Any, str]], folder: Path) -> None:
+    assert said["long"][0] == said["short"][0] == said["longer"][0] == 0, said["longer"][1]
+    assert checkpoint(folder / "short")["global_step"] == 6  # though no validation fell on it
+    assert final(folder / "longer") == final(folder / "long")
+    for name, value in checkpoint(folder / "long")["state_dict"].items():
+        assert torch.equal(checkpoint(folder / "longer")["state_dict"][name], value), name
+
+
+def test_last_checkpoint_is_the_newest_though_nothing_improves(said: dict[str, tuple[Any, str]], folder: Path) -> None:
+    assert said["worse"][0] == 0
+    val = [float(x) for x in re.findall(r"val/loss=(\S+)", said["worse"][1])]
+    best = torch.load(folder / "worse" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 2 * (1 + val.index(min(val))) < 6, val
+    assert checkpoint(folder / "worse")["global_step"] == 6
+
+
+def test_second_ctrl_c_stops_at_once_and_saves_nothing(said: dict[str, tuple[Any, str]], folder: Path) -> None:
+    code, text = said["impatient"]
+    assert code == 130
+    assert "Traceback" not in text
+    assert not list((folder / "impatient").rglob("*.ckpt"))
+
+
+def test_signal_from_outside_ends_the_process_with_its_code(
+    base: list[str], environment: dict[str, str], folder: Path
+) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *base,
+        "trainer.max_steps=100000",
+        f"hydra.run.dir={folder}/outside",
+    ]
+    process = subprocess.Popen(
+        [*command, "trainer.val_check_interval=100000", "data.corpus.val_fraction=0"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step=3 "):
+            break
+    process.send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    lines.append(process.communicate(timeout=120)[0])
+    text = "".join(lines)
+    assert process.returncode == 143, text
+    assert time.monotonic() - sent < 60
+    told = re.search(r"stopped by SIGTERM after step (\d+)\. Continue .* ckpt_path=(\S+)", text)
+    assert told and torch.load(told[2], weights_only=True)["global_step"] == int(told[1]) >= 3
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_go_on(
+    base: list[str], folder: Path, train_py: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    both = [*base, "trainer=ddp_sim", "trainer.max_steps=6"]
+    guest = {"PYTHONPATH": str(folder)}
+    whole = train_py(*both, f"hydra.run.dir={tmp_path}/whole")
+    assert whole.returncode == 0, whole.stderr
+    stopped = train_py(*both, f"hydra.run.dir={tmp_path}/stopped", *sends(signal.SIGTERM, 2), **guest)
+    assert stopped.returncode == 143, stopped.stdout + stopped.stderr
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    on = train_py(*both, f"hydra.run.dir={tmp_path}/on", f"ckpt_path={last}")
+    assert on.returncode == 0, on.stderr
+    assert final(tmp_path / "on") == final(tmp_path / "whole")

@@ -1,0 +1,94 @@
+"""A person waits for help, for the catalogue and for a refusal: none may cost the import of Lightning."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BUDGET = 3.0  # CPU-seconds, of which torch alone is one and a half
+
+COMMANDS = {
+    "help": (["train.py", "--help"], 0),
+    "catalogue": (["-m", "registry"], 0),
+    "refusal": (["train.py", "model.attention.n_heads=7"], 2),
+    "refusal by Hydra": (["train.py", "model.d_modle=64"], 2),
+    "refused swap": (["train.py", "model/attention=mlaa"], 2),
+}
+
+
+@dataclass
+class Answer:
+    """What a command did. ``seconds`` are of CPU time, whatever else the machine does."""
+
+    code: int
+    out: str
+    err: str
+    imported: set[str]
+    seconds: float
+    folder: Path
+
+
+def answer(name: str, environment: dict[str, str], folder: Path) -> Answer:
+    arguments, code = COMMANDS[name]
+    out_of_the_way = [f"hydra.run.dir={folder}"] if code else []
+    command = [sys.executable, "-X", "importtime", *arguments, *out_of_the_way]  # which costs a tenth
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    lines = done.stderr.splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+    err = "\n".join(line for line in lines if not line.startswith("import time:"))
+    return Answer(done.returncode, done.stdout, err, imported, seconds, folder)
+
+
+@pytest.fixture(scope="module")
+def ask(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Answer]:
+    """The answer to a command, run once for all tests."""
+    known: dict[str, Answer] = {}
+
+    def once(name: str) -> Answer:
+        if name not in known:
+            known[name] = answer(name, environment, tmp_path_factory.mktemp("run"))
+        return known[name]
+
+    return once
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_answers_within_its_budget(
+    name: str, ask: Callable[[str], Answer], environment: dict[str, str], tmp_path: Path
+) -> None:
+    assert ask(name).code == COMMANDS[name][1], ask(name).err
+    seconds = ask(name).seconds
+    if seconds > BUDGET:  # once more: a busy machine makes even CPU time longer
+        seconds = min(seconds, answer(name, environment, tmp_path).seconds)
+    assert seconds <= BUDGET
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_imports_torch_but_neither_lightning_nor_the_compiler(name: str, ask: Callable[[str], Answer]) -> None:
+    assert "torch" in ask(name).imported
+    slow = {"lightning", "pytorch_lightning", "torchmetrics", "torch._dynamo", "matplotlib", "tensorboard", "sympy"}
+    assert not ask(name).imported & slow
+
+
+def test_help_lists_the_blocks_and_the_other_door(ask: Callable[[str], Answer]) -> None:
+    help_text = ask("help").out
+    assert "model/attention: gqa, gqa_64_8, mha" in help_text
+    for kind in ("position", "ffn", "gating", "experts", "norm", "residual"):
+        assert f"model/{kind}: " in help_text
+    assert "train.py fit|validate|test|predict" in help_text
+    assert ask("help").err == ""
+
+
+def test_refused_configuration_leaves_nothing_of_a_run_behind(ask: Callable[[str], Answer]) -> None:
+    left = {p.name for p in ask("refusal").folder.iterdir()}
+    assert left <= {".hydra", "train.log"}  # Hydra's own, made before any check

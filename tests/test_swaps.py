@@ -1,0 +1,72 @@
+"""Every block that is registered, chosen by the override that the command line takes, trains."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+
+import registry
+
+NEEDS = {"experts": ["model.experts.d_ff=32"]}  # parameters without a default, by kind
+ALONE = [(kind, name) for kind in ("ffn", "gating", "experts", "norm", "residual") for name in registry.names(kind)]
+
+
+class Losses(L.Callback):
+    """The training loss of every step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.values.append(float(outputs["loss"]))
+
+
+def assert_learns(fit: Callable[..., L.Trainer], *overrides: str) -> L.LightningModule:
+    losses = Losses()
+    trainer = fit("trainer.max_steps=5", "scheduler=constant", "data.batch_size=4", *overrides, callbacks=[losses])
+    assert len(losses.values) == 5
+    assert losses.values[-1] < losses.values[0] - 0.3, losses.values
+    return trainer.lightning_module
+
+
+@pytest.mark.parametrize("position", registry.names("position"))
+@pytest.mark.parametrize("attention", registry.names("attention"))
+def test_any_attention_trains_with_any_position(fit: Callable[..., L.Trainer], attention: str, position: str) -> None:
+    task = assert_learns(fit, f"model/attention={attention}", f"model/position={position}")
+    assert task.hparams["model"]["attention"]["name"] == attention
+    chosen = registry.lookup("position", position).cls
+    assert sum(isinstance(m, chosen) for m in task.decoder.layers.modules()) == 2 * (chosen.place == "attention")
+    assert isinstance(task.decoder.position, chosen) or chosen.place == "attention"
+
+
+@pytest.mark.parametrize(("kind", "name"), ALONE, ids=[f"{kind}-{name}" for kind, name in ALONE])
+def test_any_other_block_trains(fit: Callable[..., L.Trainer], kind: str, name: str) -> None:
+    task = assert_learns(fit, f"model/{kind}={name}", *NEEDS.get(kind, []))
+    assert any(isinstance(m, registry.lookup(kind, name).cls) for m in task.modules())
+
+
+@pytest.mark.parametrize("name", registry.names("balance"))
+def test_any_balance_trains_and_its_loss_is_logged(fit: Callable[..., L.Trainer], name: str) -> None:
+    task = assert_learns(fit, f"model.gating.balance={{name: {name}}}")
+    assert any(isinstance(m, registry.lookup("balance", name).cls) for m in task.modules())
+
+
+def test_swap_on_the_real_command_line(
+    train_py: Callable[..., subprocess.CompletedProcess[str]], small: list[str], tmp_path: Path
+) -> None:
+    swap = ["model/attention=gqa", "model/position=alibi", "model/ffn=relu2", "model/norm=layernorm"]
+    done = train_py(*small, *swap, f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["status"] == "completed" and results["steps"] == 6
+    assert results["metrics"]["val/loss"] < 5.2
+    assert "Continue: python train.py" in done.stdout
+    assert "model/attention=gqa" in done.stdout.partition("Continue:")[2]

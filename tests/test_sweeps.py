@@ -1,0 +1,273 @@
+"""Sweeps: one job each, one table, failures as rows; and with several processes a job, each job its own processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+GUEST = """
+import json
+import os
+
+import lightning as L
+
+
+class Witness(L.Callback):
+    '''Every process of every job leaves a line: who it is, and what it trains.'''
+
+    def on_train_start(self, trainer, task):
+        told = {
+            "pid": os.getpid(), "parent": os.getppid(), "rank": trainer.global_rank, "world": trainer.world_size,
+            "lr": task.recipe.lr, "attention": task.model_config["attention"]["name"],
+            "folder": trainer.default_root_dir,
+        }
+        with open(os.environ["WITNESS"], "a") as file:
+            file.write(json.dumps(told) + "\\n")
+
+
+class Crash(L.Callback):
+    '''Fails in the middle of training, where the model has two heads.'''
+
+    def on_train_batch_start(self, trainer, task, batch, batch_idx):
+        if batch_idx == 2 and task.model_config["attention"]["n_heads"] == 2:
+            raise RuntimeError("the second head fell off")
+"""
+
+
+def rows_of(sweep: Path) -> list[dict[str, str]]:
+    with (sweep / "summary.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def results_of(job: Path) -> dict[str, Any]:
+    return json.loads((job / "results.json").read_text())
+
+
+def jobs_of(sweep: Path) -> list[str]:
+    return sorted(p.name for p in sweep.iterdir() if p.is_dir())
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> dict[str, str]:
+    """Environment in which the callbacks above can be imported, and the witnesses' file."""
+    (tmp_path / "guest").mkdir()
+    (tmp_path / "guest" / "guest_callbacks.py").write_text(GUEST)
+    return {"PYTHONPATH": str(tmp_path / "guest"), "WITNESS": str(tmp_path / "witness")}
+
+
+@pytest.fixture(scope="module")
+def tiny_run(small: list[str]) -> list[str]:
+    return [*small, "trainer.max_steps=4", "trainer.val_check_interval=4", "callbacks.report.sample_tokens=0"]
+
+
+def test_sweep_is_one_job_each_and_one_table(
+    train_py: Callable[..., subprocess.CompletedProcess[str]],
+    tiny_run: list[str],
+    guest: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    grid = ["model/attention=mha,gqa", "model.attention.n_heads=8,7,2"]
+    crash = "+callbacks.crash._target_=guest_callbacks.Crash"
+    done = train_py("-m", *tiny_run, *grid, crash, **guest)  # in the folder that the configuration says
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    (sweep,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
+    assert jobs_of(sweep) == ["0", "1", "2", "3", "4", "5"]
+    rows = rows_of(sweep)
+    assert [row["job"] for row in rows] == ["0", "1", "2", "3", "4", "5"]
+    assert [row["overrides"] for row in rows] == [
+        f"model/attention={name} model.attention.n_heads={heads}" for name in ("mha", "gqa") for heads in (8, 7, 2)
+    ]
+    assert [row["status"] for row in rows] == ["completed", "failed", "failed"] * 2
+
+    for row, job in zip(rows, jobs_of(sweep), strict=True):
+        results = results_of(sweep / job)
+        if row["status"] == "completed":
+            assert float(row["val/loss"]) == results["metrics"]["val/loss"]
+            assert float(row["val/bits_per_byte"]) == results["metrics"]["val/bits_per_byte"]
+            assert int(row["parameters"]) == results["parameters"] and row["reason"] == ""
+        else:
+            assert row["val/loss"] == "" and row["reason"] == results["reason"]
+    assert "model.attention.n_heads = 7: must divide d_model (64)" in rows[1]["reason"]
+    assert rows[2]["reason"] == "RuntimeError: the second head fell off"
+    assert rows[0]["val/loss"] != rows[3]["val/loss"]
+    assert "Traceback" not in done.stderr
+
+    said = done.stdout.partition("6 jobs")[2]
+    assert "the second head fell off" in said and "model/attention=gqa" in said
+    assert (sweep / "0" / "checkpoints" / "last.ckpt").is_file()
+    assert not (sweep / "1" / "checkpoints").exists()
+
+
+OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.direction=minimize", "hydra.sweeper.n_jobs=1"]
+
+
+def test_diverged_or_failed_trial_does_not_end_a_search(
+    train_py: Callable[..., subprocess.CompletedProcess[str]], tiny_run: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    grid = ["hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=4"]  # so that every pair is surely tried
+    space = ["optimizer.lr=choice(0.001,1e30)", "model.attention.n_heads=choice(8,7)"]
+    done = train_py("-m", *tiny_run, *OPTUNA, *grid, *space, f"hydra.sweep.dir={tmp_path}/sweep")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+
+    rows = rows_of(tmp_path / "sweep")
+    outcome = {row["overrides"]: (row["status"], row["val/loss"]) for row in rows}
+    assert len(rows) == len(outcome) == 4
+    assert outcome.pop("optimizer.lr=1e+30 model.attention.n_heads=8") == ("completed", "nan")
+    good = outcome.pop("optimizer.lr=0.001 model.attention.n_heads=8")
+    assert good[0] == "completed" and 0 < float(good[1]) < 6
+    assert set(outcome.values()) == {("failed", "")}
+    best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    assert best["best_params"] == {"optimizer.lr": 0.001, "model.attention.n_heads": 8}
+    assert best["best_value"] == float(good[1])
+
+
+def witnesses(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def assert_each_job_had_its_own_processes(told: list[dict[str, Any]], sweep: Path, jobs: int) -> None:
+    """Per job: two ranks, in two processes, that trained the same; the second started for this job and by the first."""
+    assert jobs_of(sweep) == [str(i) for i in range(jobs)]
+    assert len(told) == 2 * jobs
+    for job in jobs_of(sweep):
+        first, second = sorted((t for t in told if t["folder"] == str(sweep / job)), key=lambda t: t["rank"])
+        assert (first["rank"], second["rank"]) == (0, 1)
+        assert first["world"] == second["world"] == 2
+        assert second["parent"] == first["pid"] != second["pid"]
+        assert (first["lr"], first["attention"]) == (second["lr"], second["attention"])
+        written = yaml.safe_load((sweep / job / ".hydra" / "overrides.yaml").read_text())
+        assert f"optimizer.lr={first['lr']}" in written and f"model/attention={first['attention']}" in written
+        assert results_of(sweep / job)["status"] == "completed"
+    assert len({t["pid"] for t in told if t["rank"] == 0}) == 1
+    assert len({t["pid"] for t in told if t["rank"] == 1}) == jobs
+
+
+def test_searching_with_two_processes_a_job_trains_each_trial_once(
+    train_py: Callable[..., subprocess.CompletedProcess[str]],
+    tiny_run: list[str],
+    guest: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    # The file, not -m, says that this is a sweep: each child reads that file too.
+    search = ["hparams_search=optuna", "hydra.sweeper.n_trials=2", "optimized_metric=train/loss"]
+    witness = "+callbacks.witness._target_=guest_callbacks.Witness"
+    done = train_py(
+        *tiny_run, *search, witness, "trainer=ddp_sim", "task_name=search", f"paths.log_dir={tmp_path}", **guest
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (sweep,) = (tmp_path / "search" / "multiruns").iterdir()
+    told = witnesses(tmp_path / "witness")
+    assert_each_job_had_its_own_processes(told, sweep, jobs=2)
+    assert len({t["lr"] for t in told}) == 2
+    rows = rows_of(sweep)
+    assert [row["status"] for row in rows] == ["completed"] * 2
+    best = yaml.safe_load((sweep / "optimization_results.yaml").read_text())
+    assert best["best_value"] == min(results_of(sweep / job)["metrics"]["train/loss"] for job in jobs_of(sweep))
+
+
+@pytest.mark.slow
+def test_sweeping_with_two_processes_a_job_trains_each_once(
+    train_py: Callable[..., subprocess.CompletedProcess[str]],
+    tiny_run: list[str],
+    guest: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    grid = ["model/attention=mha", "optimizer.lr=0.001,0.002", "trainer=ddp_sim"]
+    witness = "+callbacks.witness._target_=guest_callbacks.Witness"
+    done = train_py("-m", *tiny_run, *grid, witness, f"hydra.sweep.dir={tmp_path}/sweep", **guest)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_each_job_had_its_own_processes(witnesses(tmp_path / "witness"), tmp_path / "sweep", jobs=2)
+
+
+@pytest.mark.slow
+def test_sweep_outlives_a_job_whose_processes_crash(
+    train_py: Callable[..., subprocess.CompletedProcess[str]],
+    tiny_run: list[str],
+    guest: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    grid = ["model/attention=mha", "model.attention.n_heads=2,8", "trainer=ddp_sim"]
+    crash = "+callbacks.crash._target_=guest_callbacks.Crash"
+    done = train_py("-m", *tiny_run, *grid, crash, f"hydra.sweep.dir={tmp_path}/sweep", **guest)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = rows_of(tmp_path / "sweep")
+    assert [(row["status"], row["reason"]) for row in rows] == [
+        ("failed", "RuntimeError: the second head fell off"),
+        ("completed", ""),
+    ]
+
+
+@pytest.mark.slow
+def test_experiment_that_is_a_sweep_runs_with_two_processes_a_job(
+    train_py: Callable[..., subprocess.CompletedProcess[str]],
+    tiny_run: list[str],
+    guest: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    witness = "+callbacks.witness._target_=guest_callbacks.Witness"
+    ablation = ["experiment=attention_ablation", "hydra.sweeper.params={model/attention: 'mha,gqa'}"]
+    more = ["optimizer.lr=0.001", "trainer=ddp_sim", witness, f"paths.log_dir={tmp_path}/logs"]
+    done = train_py(*tiny_run, *ablation, *more, **guest)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (sweep,) = (tmp_path / "logs" / "attention_ablation" / "multiruns").iterdir()
+    assert_each_job_had_its_own_processes(witnesses(tmp_path / "witness"), sweep, jobs=2)
+
+
+def test_children_are_told_to_run_one_job_and_not_the_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    import registry
+    import train
+    from training.composition import CONF
+
+    registry.load()
+    given = ["experiment=attention_ablation", "model/attention=gqa", "hydra.searchpath=[file:///x]", "seed=3"]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        HydraConfig.instance().set_config(compose("config", overrides=given, return_hydra_config=True))
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", "-m", "--config-dir", "here", "-cn=config", "model/attention=gqa,mha"]
+    )
+    assert train.pin_children(tmp_path) == [o for o in given if not o.startswith("hydra.")]
+    assert sys.argv[1:4] == ["--config-dir", "here", "-cn=config"]
+    assert "hydra.mode=RUN" in sys.argv and "hydra.searchpath=[file:///x]" in sys.argv
+    assert "-m" not in sys.argv and "model/attention=gqa,mha" not in sys.argv
+    assert HydraConfig.get().run.dir == str(tmp_path)
+
+
+def test_launcher_variables_are_what_they_were_before_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    import train
+
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("MASTER_PORT", "1234")
+    train.reset_processes({"LOCAL_RANK": None, "MASTER_PORT": "29500"})
+    assert "LOCAL_RANK" not in os.environ and os.environ["MASTER_PORT"] == "29500"
+
+
+def test_processes_of_a_failed_run_are_ended_and_no_longer_watched() -> None:
+    from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+
+    from training.run import _dismiss
+
+    children = [subprocess.Popen([sys.executable, "-c", code]) for code in ("import time; time.sleep(60)", "exit(1)")]
+    children[1].wait()
+    _dismiss(SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=children))))  # type: ignore[arg-type]
+    watch = _ChildProcessObserver(main_pid=0, child_processes=children)
+    watch._terminate_all = lambda: pytest.fail("would have killed this process")  # type: ignore[method-assign]
+    assert watch._run()

@@ -1,0 +1,112 @@
+"""``last.ckpt`` is where a run goes on. Whole runs that are stopped and gone on with: tests/test_resume.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from training.callbacks.interruption import Interrupted, Interruption
+
+Fit = Callable[..., L.Trainer]
+
+
+class Signals(L.Callback):
+    """Sends signals to this process before a batch is computed, and counts what others would have seen."""
+
+    def __init__(self, at: int, *signums: int) -> None:
+        self.at, self.signums, self.ends = at, signums, 0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        for signum in self.signums if batch_idx == self.at else ():
+            os.kill(os.getpid(), signum)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.ends += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ends": self.ends}
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.fixture
+def handlers() -> Any:
+    """The handlers before and after are the same."""
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signal_stops_after_the_step_with_a_checkpoint(fit: Fit, tmp_path: Path, handlers: None, signum: int) -> None:
+    with pytest.raises(Interrupted) as caught:
+        fit(callbacks=[Interruption(), Signals(2, signum)], enable_checkpointing=True)
+    told = caught.value
+    assert (told.step, told.signum, told.checkpoint) == (3, signum, tmp_path / "checkpoints" / "last.ckpt")
+    assert str(told) == f"stopped by {signal.Signals(signum).name} after step 3"
+    assert saved(tmp_path)["global_step"] == 3
+
+
+def test_state_of_callbacks_that_stand_behind_it_is_in_the_checkpoint(fit: Fit, tmp_path: Path, handlers: None) -> None:
+    others = Signals(2, signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        fit(callbacks=[Interruption(), others], enable_checkpointing=True)
+    assert saved(tmp_path)["callbacks"]["Signals"] == {"ends": 3}
+
+
+def test_second_interrupt_does_not_wait_for_the_step(fit: Fit, tmp_path: Path, handlers: None) -> None:
+    with pytest.raises(SystemExit) as caught:
+        fit(callbacks=[Interruption(), Signals(2, signal.SIGINT, signal.SIGINT)], enable_checkpointing=True)
+    assert caught.value.code == 130
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_second_sigterm_waits_for_the_step(fit: Fit, tmp_path: Path, handlers: None) -> None:
+    with pytest.raises(Interrupted):
+        fit(callbacks=[Interruption(), Signals(2, signal.SIGTERM, signal.SIGTERM)], enable_checkpointing=True)
+    assert saved(tmp_path)["global_step"] == 3
+
+
+def test_last_step_is_kept_without_a_validation_on_it(fit: Fit, tmp_path: Path, handlers: None) -> None:
+    settings = {"enable_checkpointing": True, "limit_val_batches": 1, "val_check_interval": 4}
+    keeper = ModelCheckpoint(tmp_path / "kept", filename="best", monitor="val/loss")
+    fit(callbacks=[keeper, Interruption()], **settings)
+    last = torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)  # beside the best one
+    assert last["global_step"] == 6
+    assert torch.load(tmp_path / "kept" / "best.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_each_validation_leaves_one(fit: Fit, tmp_path: Path) -> None:
+    class Seen(Interruption):
+        steps: list[int] = []  # noqa: RUF012
+
+        def _save(self, trainer: L.Trainer) -> None:
+            super()._save(trainer)
+            self.steps.append(saved(tmp_path)["global_step"])
+
+    fit(callbacks=[Seen()], enable_checkpointing=True, limit_val_batches=1, val_check_interval=2)
+    assert Seen.steps == [2, 4, 6, 6]  # the last step, and the validation on it
+
+
+def test_training_that_ends_by_epochs_leaves_one(fit: Fit, tmp_path: Path) -> None:
+    trainer = fit(
+        "data.batch_size=32", callbacks=[Interruption()], enable_checkpointing=True, max_steps=-1, max_epochs=2
+    )
+    assert saved(tmp_path)["global_step"] == trainer.global_step > 1
+
+
+def test_fast_dev_run_leaves_none(fit: Fit, tmp_path: Path) -> None:
+    fit(callbacks=[Interruption()], enable_checkpointing=True, fast_dev_run=True)
+    assert not (tmp_path / "checkpoints").exists()

@@ -1,0 +1,53 @@
+"""Where there is no terminal, a line of key=value for each logged step; a program can read them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+
+import lightning as L
+import pytest
+
+from training.callbacks.progress import Progress
+from training.callbacks.throughput import Throughput
+
+Fit = Callable[..., L.Trainer]
+
+
+def lines(text: str) -> list[dict[str, float]]:
+    found = [line for line in text.splitlines() if line.startswith("step=")]
+    assert all(re.fullmatch(r"(\S+=\S+)( \S+=\S+)*", line) for line in found)
+    return [{k: float(v) for k, v in (pair.split("=") for pair in line.split())} for line in found]
+
+
+def test_logged_steps_and_validations_are_lines(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"log_every_n_steps": 2, "limit_val_batches": 1, "val_check_interval": 3}
+    fit(callbacks=[Throughput(warmup=1), Progress()], enable_progress_bar=True, **settings)
+    said = lines(capsys.readouterr().out)
+    assert [(line["step"], "val/loss" in line) for line in said] == [
+        (2, False),
+        (3, True),
+        (4, False),
+        (6, False),
+        (6, True),
+    ]
+    assert all({"train/loss", "train/lr"} <= set(line) for line in said if "val/loss" not in line)
+    assert "speed/tokens_per_second" in said[-2]
+    assert said[-2]["train/loss"] < said[0]["train/loss"]
+
+
+def test_no_logging_no_lines(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(callbacks=[Progress()], enable_progress_bar=True, log_every_n_steps=0)
+    assert lines(capsys.readouterr().out) == []
+
+
+def test_terminal_gets_a_bar_and_no_lines(
+    fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    progress = Progress()
+    assert progress.is_enabled
+    fit(callbacks=[progress], enable_progress_bar=True)
+    assert lines(capsys.readouterr().out) == []
+    assert progress._get_train_description(0) == "training"

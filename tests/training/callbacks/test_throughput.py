@@ -1,0 +1,74 @@
+"""Tokens a second are tokens over seconds, with the seconds of validation left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from blocks.cost import forward_flops_per_token
+from training.callbacks import throughput
+from training.callbacks.throughput import Throughput, matmul_peak
+
+Fit = Callable[..., L.Trainer]
+TOKENS = 2 * 32  # of a batch of the small run
+
+
+class Clock:
+    """A second passes in each training step, a hundred in each validation batch."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Passing(L.Callback):
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.rates: list[float | None] = []
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.clock.now += 1
+
+    def on_validation_batch_start(self, *args: Any) -> None:
+        self.clock.now += 100
+
+    def on_before_zero_grad(self, trainer: L.Trainer, *args: Any) -> None:
+        value = trainer.callback_metrics.get("speed/tokens_per_second")
+        self.rates.append(None if value is None else float(value))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(throughput, "time", clock)
+    monkeypatch.setattr(throughput, "matmul_peak", lambda device, dtype: 1e9)
+    return clock
+
+
+def test_rate_leaves_out_warm_up_and_validation(fit: Fit, clock: Clock) -> None:
+    passing = Passing(clock)
+    settings = {"log_every_n_steps": 1, "limit_val_batches": 1, "val_check_interval": 3}
+    trainer = fit(callbacks=[passing, Throughput(warmup=2)], **settings)
+    assert passing.rates == [None, None, None, TOKENS, TOKENS, TOKENS]  # as known before each step
+    assert float(trainer.callback_metrics["speed/tokens_per_second"]) == TOKENS
+
+
+def test_rate_is_the_mean_since_the_last_log(fit: Fit, clock: Clock) -> None:
+    trainer = fit(callbacks=[Passing(clock), Throughput(warmup=1)], log_every_n_steps=3)
+    assert float(trainer.callback_metrics["speed/tokens_per_second"]) == TOKENS
+
+
+def test_utilisation_is_three_forward_passes_over_the_peak(fit: Fit, clock: Clock) -> None:
+    trainer = fit(callbacks=[Passing(clock), Throughput()])
+    flops = 3 * forward_flops_per_token(trainer.lightning_module.model_config, 32)
+    assert float(trainer.callback_metrics["speed/mfu"]) == pytest.approx(TOKENS * flops / 1e9, rel=1e-5)
+
+
+def test_peak_is_plausible() -> None:
+    peak = matmul_peak(torch.device("cpu"), torch.float32, size=256, repeats=2)
+    assert 1e8 < peak < 1e15

@@ -1,0 +1,336 @@
+"""The task: what its loss is a mean of, when a balancing bias moves, and that what is logged is what was seen."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
+
+from blocks.compose import compose
+from registry import ConfigError
+from training.causal_lm import CausalLM
+from training.optimizers.adamw import AdamW
+from training.schedulers.base import Schedule
+from training.schedulers.constant import Constant
+from training.schedulers.warmup_cosine import WarmupCosine
+from training.schedulers.warmup_stable_decay import WarmupStableDecay
+from training.schedulers.warmup_step_decay import WarmupStepDecay
+
+Batch = dict[str, Tensor]
+BIASED = {"name": "sigmoid_bias", "top_k": 2, "bias_step": 0.125, "balance": {"name": "expert", "alpha": 0.01}}
+
+
+def batch(seed: int, rows: int = 2, length: int = 12, masked: int = 3, packed: bool = True) -> Batch:
+    """Random tokens; the last targets of the first row are not scored; rows hold two documents each."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 61, (rows, length + 1), generator=generator)
+    targets = tokens[:, 1:].clone()
+    targets[0, length - masked :] = -100
+    places = torch.arange(length).expand(rows, -1)
+    made = {"tokens": tokens[:, :-1], "targets": targets, "positions": places, "n_bytes": torch.full((rows,), length)}
+    if packed:
+        second = places >= 5
+        made |= {"segments": second.long(), "positions": torch.where(second, places - 5, places)}
+    return made
+
+
+@pytest.fixture
+def make_task(tiny: Callable[..., dict[str, Any]]) -> Callable[..., CausalLM]:
+    def make(moe: bool = False, lr: float = 0.01, seed: int = 0, scheduler: Any = None, **changes: Any) -> CausalLM:
+        return CausalLM(tiny(moe, **changes), AdamW(lr=lr), scheduler or Constant(1), seed)
+
+    return make
+
+
+def train(
+    task: CausalLM,
+    batches: Sequence[Batch],
+    folder: Path,
+    *,
+    callbacks: Sequence[L.Callback] = (),
+    val: Sequence[Batch] = (),
+    **settings: Any,
+) -> L.Trainer:
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    defaults = {"accelerator": "cpu", "max_epochs": 1, "log_every_n_steps": 1, "num_sanity_val_steps": 0}
+    trainer = L.Trainer(**{**quiet, **defaults, **settings}, default_root_dir=folder, callbacks=list(callbacks))
+    loaders = [DataLoader(list(each), batch_size=None) for each in (batches, val) if each]
+    trainer.fit(task, *loaders)
+    return trainer
+
+
+class Watch(L.Callback):
+    """What each step returned and logged, and the balancing bias after each optimizer step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.logged: list[dict[str, float]] = []
+        self.biases: list[Tensor] = []
+        self.gradients: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.losses.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
+        self.logged.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+        self.biases += [b.clone() for name, b in pl_module.named_buffers() if name.endswith("gating.bias")]
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        self.gradients += [float(p.grad.norm()) for p in pl_module.parameters() if p.grad is not None]
+
+
+def by_hand(model: dict[str, Any], given: Batch, seed: int = 0) -> tuple[float, float]:
+    """Mean over scored tokens, and the balance losses, of the freshly composed model."""
+    decoder = compose(model, seed=seed)
+    hidden, routings = decoder.hidden(given["tokens"], given["positions"], given.get("segments"))
+    logits = F.linear(hidden, decoder.output_weight).flatten(0, 1)
+    loss = F.cross_entropy(logits, given["targets"].flatten(), ignore_index=-100)
+    balance = sum(float(v.detach()) for routing in routings if routing is not None for v in routing.losses.values())
+    return float(loss.detach()), balance
+
+
+# The loss
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
+@pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
+def test_loss_is_the_mean_over_scored_tokens_plus_the_balance(
+    make_task: Callable[..., CausalLM], tmp_path: Path, moe: bool, packed: bool
+) -> None:
+    task, given, watch = make_task(moe), batch(1, packed=packed), Watch()
+    trainer = train(task, [given], tmp_path, callbacks=[watch])
+    loss, balance = by_hand(task.model_config, given)
+    assert watch.losses == pytest.approx([loss + balance], rel=1e-5)
+    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(loss, rel=1e-5)
+    assert (balance > 0) == moe
+    if moe:
+        assert float(trainer.callback_metrics["train/expert_balance"]) == pytest.approx(balance, rel=1e-5)
+
+
+def test_masked_targets_do_not_count(make_task: Callable[..., CausalLM], tmp_path: Path) -> None:
+    few, watch = batch(1, masked=11), Watch()
+    assert (few["targets"] != -100).sum() == 13
+    task = make_task()
+    train(task, [few], tmp_path, callbacks=[watch])
+    assert watch.losses == pytest.approx([by_hand(task.model_config, few)[0]], rel=1e-5)
+
+
+def test_segments_keep_documents_apart(make_task: Callable[..., CausalLM], tmp_path: Path) -> None:
+    packed, watch = batch(1), Watch()
+    train(make_task(), [packed], tmp_path, callbacks=[watch])
+    mixed = {k: v for k, v in packed.items() if k != "segments"}
+    together = Watch()
+    train(make_task(), [mixed], tmp_path, callbacks=[together])
+    assert watch.losses[0] != pytest.approx(together.losses[0], rel=1e-6)
+
+
+def test_logged_training_loss_is_the_mean_since_the_last_log_by_tokens(
+    make_task: Callable[..., CausalLM], tmp_path: Path
+) -> None:
+    watch = Watch()
+    batches = [batch(1, masked=0), batch(2, masked=11), batch(3, masked=2), batch(4)]
+    task = make_task(lr=1e-9)  # so that the model stays what it was
+    train(task, batches, tmp_path, callbacks=[watch], log_every_n_steps=2)
+    losses = [by_hand(task.model_config, b)[0] for b in batches]
+    counts = [int((b["targets"] != -100).sum()) for b in batches]
+    for logged, pair in ((watch.logged[1], (0, 1)), (watch.logged[3], (2, 3))):
+        nats, tokens = sum(losses[i] * counts[i] for i in pair), sum(counts[i] for i in pair)
+        assert logged["train/loss"] == pytest.approx(nats / tokens, rel=1e-4)
+        assert logged["train/bits_per_byte"] == pytest.approx(nats / 48 / 0.693147, rel=1e-4)
+    assert "train/loss" not in watch.logged[0]
+
+
+def test_validation_counts_every_token_of_all_batches_once(make_task: Callable[..., CausalLM], tmp_path: Path) -> None:
+    val = [batch(5, masked=0), batch(6, masked=11)]
+    task = make_task(moe=True, lr=1e-9)
+    trainer = train(task, [batch(1)], tmp_path, val=val)
+    losses = [by_hand(task.model_config, b)[0] for b in val]
+    counts = [int((b["targets"] != -100).sum()) for b in val]
+    mean = sum(loss * n for loss, n in zip(losses, counts, strict=True)) / sum(counts)
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    assert metrics["val/loss"] == pytest.approx(mean, rel=1e-4)
+    assert metrics["val/perplexity"] == pytest.approx(torch.tensor(mean).exp().item(), rel=1e-3)
+    assert not any("val/expert_balance" in name for name in metrics)
+
+
+def test_loads_of_validation_and_of_training_are_kept_apart(make_task: Callable[..., CausalLM], tmp_path: Path) -> None:
+    def loads(val: Sequence[Batch], **settings: Any) -> list[dict[str, float]]:
+        watch = Watch()
+        train(make_task(moe=True), [batch(i) for i in range(4)], tmp_path, callbacks=[watch], val=val, **settings)
+        return [{k: v for k, v in each.items() if k.startswith("train")} for each in watch.logged]
+
+    assert loads([batch(9), batch(10)], val_check_interval=1) == loads([])
+
+
+# The balancing bias
+
+
+def loads_of(task: CausalLM) -> list[Tensor]:
+    """Filled with the load of every micro-batch that the gate sees."""
+    seen: list[Tensor] = []
+    for gate in task._gates().values():
+        gate.register_forward_hook(lambda module, inputs, routing: seen.append(routing.load.clone()))
+    return seen
+
+
+class Hooked(L.Callback):
+    """Hooks the gates once the model is there."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seen = loads_of(pl_module)  # type: ignore[arg-type]
+
+
+def test_balancing_bias_moves_once_a_step_by_the_load_of_all_micro_batches(
+    make_task: Callable[..., CausalLM], tmp_path: Path
+) -> None:
+    watch, hooked = Watch(), Hooked()
+    task = make_task(moe=True, gating=BIASED)
+    train(task, [batch(i) for i in range(8)], tmp_path, callbacks=[watch, hooked], accumulate_grad_batches=4)
+    assert len(watch.biases) == len(hooked.seen) == 8
+    zero = torch.zeros(6)
+    for i in (0, 1, 2):
+        assert torch.equal(watch.biases[i], zero)
+    first = sum(hooked.seen[:4], zero)
+    assert first.sum() == 4 * 2 * 12 * 2  # micro-batches, rows, tokens, experts a token
+    assert torch.equal(watch.biases[3], 0.125 * (first.mean() - first).sign())
+    for i in (4, 5, 6):
+        assert torch.equal(watch.biases[i], watch.biases[3])
+    second = sum(hooked.seen[4:], zero)
+    assert torch.equal(watch.biases[7], watch.biases[3] + 0.125 * (second.mean() - second).sign())
+    assert watch.biases[3].abs().max() == 0.125
+    alone = 0.125 * (hooked.seen[3].mean() - hooked.seen[3]).sign()
+    assert not torch.equal(watch.biases[3], alone)  # or the last micro-batch alone would have passed
+
+
+class Recompute(L.Callback):
+    """Wraps every layer in activation checkpointing."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.calls = 0
+        for layer in pl_module.decoder.layers:
+            layer.forward = functools.partial(checkpoint, self.counted(layer.forward), use_reentrant=False)
+
+    def counted(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            self.calls += 1
+            return forward(*args)
+
+        return call
+
+
+def test_recomputing_activations_moves_the_bias_no_further(make_task: Callable[..., CausalLM], tmp_path: Path) -> None:
+    plain, again, recompute = Watch(), Watch(), Recompute()
+    batches = [batch(i) for i in range(4)]
+    one, other = make_task(moe=True, gating=BIASED), make_task(moe=True, gating=BIASED)
+    train(one, batches, tmp_path, callbacks=[plain], accumulate_grad_batches=2)
+    train(other, batches, tmp_path, callbacks=[again, recompute], accumulate_grad_batches=2)
+    assert recompute.calls == 2 * 2 * 4  # each layer's forward twice a batch
+    assert all(torch.equal(a, b) for a, b in zip(plain.biases, again.biases, strict=True))
+    assert plain.losses == again.losses
+    assert plain.logged == again.logged
+
+
+def test_balancing_bias_is_no_parameter(make_task: Callable[..., CausalLM], tmp_path: Path) -> None:
+    task, watch = make_task(moe=True, gating=BIASED), Watch()
+    train(task, [batch(1)], tmp_path, callbacks=[watch])
+    assert not [name for name, _ in task.named_parameters() if name.endswith("gating.bias")]
+    (bias,) = [b for name, b in task.named_buffers() if name.endswith("gating.bias")]
+    assert bias.grad is None and not bias.requires_grad
+    groups = task.trainer.optimizers[0].param_groups
+    assert id(bias) not in {id(p) for group in groups for p in group["params"]}
+    assert min(watch.gradients) > 0 and len(watch.gradients) == len(list(task.parameters()))
+
+
+def test_bias_does_not_move_in_validation(make_task: Callable[..., CausalLM], tmp_path: Path) -> None:
+    one, other = Watch(), Watch()
+    batches = [batch(i) for i in range(3)]
+    train(make_task(moe=True, gating=BIASED), batches, tmp_path, callbacks=[one])
+    val = [batch(7), batch(8)]
+    train(make_task(moe=True, gating=BIASED), batches, tmp_path, callbacks=[other], val=val, val_check_interval=1)
+    assert all(torch.equal(a, b) for a, b in zip(one.biases, other.biases, strict=True))
+
+
+# Everything else
+
+
+def test_draws_of_a_step_depend_on_the_step_alone(make_task: Callable[..., CausalLM], tmp_path: Path) -> None:
+    class Draws(L.Callback):
+        def __init__(self, disturb: bool) -> None:
+            self.drawn: list[float] = []
+            self.disturb = disturb
+
+        def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+            self.drawn.append(torch.rand(()).item())
+            if self.disturb:
+                torch.rand(100)
+
+    one, other, third = Draws(False), Draws(True), Draws(False)
+    train(make_task(), [batch(1)] * 3, tmp_path, callbacks=[one])
+    train(make_task(), [batch(1)] * 3, tmp_path, callbacks=[other])
+    train(make_task(seed=1), [batch(1)] * 3, tmp_path, callbacks=[third])
+    assert one.drawn == other.drawn and len(set(one.drawn)) == 3
+    assert one.drawn != third.drawn
+
+
+def test_training_without_an_end_needs_a_schedule_that_bears_it(
+    make_task: Callable[..., CausalLM], tmp_path: Path
+) -> None:
+    endless = {"max_epochs": -1, "max_steps": -1, "max_time": {"seconds": 0}}
+    train(make_task(), [batch(1)], tmp_path, **endless)
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps.*WarmupCosine has to know"):
+        train(make_task(scheduler=WarmupCosine()), [batch(1)], tmp_path, **endless)
+
+
+@pytest.mark.parametrize("warmup", [1, 2])
+@pytest.mark.parametrize("kind", [Constant, WarmupCosine, WarmupStableDecay, WarmupStepDecay])
+def test_training_that_is_all_warm_up_ends(
+    make_task: Callable[..., CausalLM], tmp_path: Path, kind: type[Schedule], warmup: int
+) -> None:
+    task, watch = make_task(scheduler=kind(warmup=warmup)), Watch()
+    try:
+        task.schedule.check(warmup)
+    except ConfigError:
+        return  # this one wants room for more than the warm-up, and says so
+    train(task, [batch(1)] * 3, tmp_path, callbacks=[watch], max_steps=warmup)
+    assert len(watch.losses) == warmup
+
+
+def test_saved_hyperparameters_are_plain_types(make_task: Callable[..., CausalLM]) -> None:
+    def plain(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(isinstance(k, str) and plain(v) for k, v in value.items())
+        return all(map(plain, value)) if isinstance(value, list) else isinstance(value, str | int | float | type(None))
+
+    hyperparameters = dict(make_task(moe=True).hparams)
+    assert set(hyperparameters) == {"model", "seed"}
+    assert plain(hyperparameters)
+
+
+def test_model_is_built_once_and_not_before_it_is_asked_for(make_task: Callable[..., CausalLM]) -> None:
+    task = make_task()
+    assert task.decoder is None
+    task.configure_model()
+    built = task.decoder
+    task.configure_model()
+    assert task.decoder is built is not None
+
+
+def test_prediction_is_the_likeliest_next_token(make_task: Callable[..., CausalLM]) -> None:
+    task, given = make_task(), batch(1, packed=False)
+    task.configure_model()
+    with torch.no_grad():
+        assert torch.equal(task.predict_step(given, 0), task.decoder(given["tokens"]).argmax(-1))  # type: ignore[misc]

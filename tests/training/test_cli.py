@@ -1,0 +1,95 @@
+"""How a composed configuration becomes Lightning CLI's; the doors themselves are tried in tests/test_train.py."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from registry import ConfigError
+from training import cli
+
+
+def test_target_becomes_class_path_at_every_depth() -> None:
+    node = {
+        "_target_": "a.B",
+        "_convert_": "all",
+        "x": 1,
+        "inner": {"_target_": "c.D", "y": [{"_target_": "e.F"}, 2]},
+        "plain": {"name": "mla", "list": [1]},
+    }
+    inner = {"class_path": "c.D", "init_args": {"y": [{"class_path": "e.F", "init_args": {}}, 2]}}
+    arguments = {"x": 1, "inner": inner, "plain": {"name": "mla", "list": [1]}}
+    assert cli._class(node) == {"class_path": "a.B", "init_args": arguments}
+
+
+def test_every_part_of_the_composition_has_its_place(checked: Callable[..., dict[str, Any]]) -> None:
+    plain = checked("seed=7", "callbacks.progress=null", "ckpt_path=null")
+    made = cli.to_cli(plain)
+    assert made["seed_everything"] == 7 and made["ckpt_path"] is None and made["weights_only"] is True
+    assert {k: v for k, v in made["trainer"].items() if k not in ("callbacks", "logger")} == {
+        k: v for k, v in plain["trainer"].items() if k != "_target_"
+    }
+    names = [callback["class_path"].rpartition(".")[2] for callback in made["trainer"]["callbacks"]]
+    assert set(names) == {"ModelCheckpoint", "Interruption", "Throughput", "RunReport"}
+    assert [logger["class_path"].rpartition(".")[2] for logger in made["trainer"]["logger"]] == [
+        "CSVLogger",
+        "TensorBoardLogger",
+    ]
+    task = made["model"]["init_args"]
+    assert task["model"] == plain["model"] and task["seed"] == 7
+    assert task["optimizer"]["init_args"]["lr"] == plain["optimizer"]["lr"]
+    assert made["data"]["init_args"]["corpus"]["class_path"] == "training.data.text.TextFiles"
+
+
+def test_no_logger_is_false_and_not_lightnings_default(checked: Callable[..., dict[str, Any]]) -> None:
+    assert cli.to_cli(checked("logger=none"))["trainer"]["logger"] is False
+
+
+def test_exported_file_reads_back_as_it_was(checked: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    plain = checked()
+    path = cli.export(plain, tmp_path)
+    assert path == tmp_path / "lightning_cli.yaml"
+    assert yaml.safe_load(path.read_text()) == cli.to_cli(plain)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (["fit"], ["fit", "--compose"]),
+        (["fit", "--trainer.max_steps=3"], ["fit", "--compose", "--trainer.max_steps=3"]),
+        (["fit", "--print_config"], ["fit", "--compose", "--print_config"]),
+        (["validate", "--ckpt_path", "x"], ["validate", "--compose", "--ckpt_path", "x"]),
+        (["fit", "--config", "x.yaml"], ["fit", "--config", "x.yaml"]),
+        (["fit", "--config=x.yaml"], ["fit", "--config=x.yaml"]),
+        (["fit", "--compose", "seed=1"], ["fit", "--compose", "seed=1"]),
+        (["fit", "--help"], ["fit", "--help"]),
+    ],
+)
+def test_default_composition_is_used_where_none_is_given(
+    given: list[str], wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(cli, "FrontDoor", lambda *args, **kwargs: seen.append(sys.argv[1:]))
+    cli.main(given)
+    assert seen == [wanted]
+
+
+def test_refusal_is_found_within_other_errors() -> None:
+    refusal = ConfigError("data.batch_size", 0, "rule", "remedy")
+    try:
+        try:
+            raise refusal
+        except ConfigError as inner:
+            try:
+                raise TypeError("none of the types") from inner
+            except TypeError:
+                raise ValueError("union") from None
+    except ValueError as error:
+        assert cli._refusal_within(error) is refusal
+    assert cli._refusal_within(ValueError("another")) is None

@@ -1,0 +1,122 @@
+"""Everything in conf/ composes, and Hydra's refusals come out in one form."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import registry
+from registry import ConfigError
+from training.composition import CONF, compose_config
+from training.preflight import preflight
+from training.targets import check_target
+
+
+def options(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def chosen(*groups: str) -> list[str]:
+    return [f"{group}={option}" for group in groups for option in options(group)]
+
+
+WHOLE = chosen("experiment", "debug", "hparams_search")
+PARTS = chosen("trainer", "logger", "optimizer", "scheduler", "data/tokenizer")  # models: tests/test_presets.py
+
+
+def check(override: list[str], small: list[str], tmp_path: Path) -> dict[str, Any]:
+    return preflight(compose_config([*small, *override], output_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize("override", WHOLE)
+def test_named_list_of_overrides_composes_and_is_sound(override: str, tmp_path: Path) -> None:
+    plain = preflight(compose_config([override], output_dir=str(tmp_path)))  # as it stands: on Shakespeare
+    assert plain["task"]["model"] == plain["model"]
+    check_target(plain["trainer"], "trainer")
+
+
+@pytest.mark.parametrize("override", PARTS)
+def test_option_composes_and_is_sound(override: str, small: list[str], tmp_path: Path) -> None:
+    check_target(check([override], small, tmp_path)["trainer"], "trainer")
+
+
+@pytest.mark.parametrize("name", [*options("callbacks"), "[default,early_stopping]"])
+def test_callbacks_compose_and_their_arguments_exist(name: str, small: list[str], tmp_path: Path) -> None:
+    kept = [o for o in small if not o.startswith("callbacks.")]
+    check_target(check([f"callbacks={name}"], kept, tmp_path)["callbacks"] or {}, "callbacks")
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+def test_experiment_says_on_top_how_it_is_launched(file: Path) -> None:
+    package, command = file.read_text().splitlines()[:2]
+    assert package == "# @package _global_"
+    assert re.match(rf"# python train\.py experiment={file.stem}(\s|$)", command), command
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "debug").glob("*.yaml")), ids=lambda p: p.stem)
+def test_debug_file_names_itself(file: Path) -> None:
+    assert file.read_text().splitlines()[1].startswith(f"# debug={file.stem}")
+
+
+def test_no_file_names_a_machine_or_an_absolute_path() -> None:
+    for file in CONF.rglob("*.yaml"):
+        assert not re.search(r"(^|[\s:'\"])/(home|work|root|tmp|Users)\b", file.read_text()), file
+
+
+def test_every_file_of_conf_is_an_option_of_a_group_or_the_root() -> None:
+    for file in CONF.rglob("*.yaml"):
+        assert isinstance(yaml.safe_load(file.read_text()), dict | None), file
+        assert file.name == "config.yaml" or file.parent != CONF
+
+
+@pytest.mark.parametrize("kind", registry.kinds())
+def test_registered_block_needs_no_file(kind: str) -> None:
+    files = {p.stem for p in (CONF / "model" / kind).glob("*.yaml")}
+    assert not files & set(registry.names(kind))
+
+
+def test_later_override_wins_and_the_output_folder_is_told(tmp_path: Path) -> None:
+    cfg = compose_config(["seed=1", "model/attention=mha", "model/attention=gqa", "seed=2"], output_dir=str(tmp_path))
+    assert (cfg.seed, cfg.model.attention.name, cfg.paths.output_dir) == (2, "gqa", str(tmp_path))
+    assert cfg.task.seed == cfg.data.seed == 2
+
+
+REFUSED = {
+    # a mistake: path, rule and remedy hold these
+    "model.d_modle=1": ("model.d_modle", "no 'd_modle' in model", "'d_model'"),
+    "modle.d_model=1": ("modle", "no 'modle' in the configuration", "'model'"),
+    "model.attention.n_heads=x": ("model.attention.n_heads", "must be an integer", "<an integer>"),
+    "model.tie_embeddings.x=1": ("model.tie_embeddings.x", "", ""),
+    "model/attention=x": ("model/attention", "is no option", "mla"),
+    "model/atention=mla": ("model/atention", "there is no such group", "'model/attention'"),
+    "model/balance=expert": ("model/balance", "selects nothing", "+model/balance=expert"),
+    "callbacks=[default,x]": ("callbacks", "is no option", "early_stopping"),
+    "trainer.strategy=ddp": ("trainer.strategy", "no 'strategy'", "+trainer.strategy=ddp"),
+    "optimizer=null": ("optimizer", "name of one of its files", "adamw"),
+    "a=b=c": ("command line", "cannot be read", "quoted"),
+    "~nothing": ("configuration", "'nothing' does not exist", "--help"),
+    "+model.overrides.0.layers=1": ("configuration", "index out of range", "--help"),
+    "hydra.x=1": ("hydra.x", "", ""),
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_refusal_of_hydra_is_put_into_four_words(override: str) -> None:
+    path, rule, remedy = REFUSED[override]
+    with pytest.raises(ConfigError) as caught:
+        compose_config(["seed=1", override, "data.batch_size=4"], output_dir="x")
+    error = caught.value
+    assert error.path == path and rule in error.rule and remedy in error.remedy
+    assert error.remedy.strip() and "\n" not in error.render().split("remedy:")[1]
+    assert error.__cause__ is None and error.__suppress_context__
+
+
+def test_refusal_shows_the_value_at_fault_and_not_the_whole_command_line() -> None:
+    for override, value in {"~nothing": "~nothing", "model.d_modle=17": "17"}.items():
+        with pytest.raises(ConfigError) as caught:
+            compose_config(["seed=1", override], output_dir="x")
+        assert caught.value.value == value
