@@ -169,7 +169,8 @@ def main() -> None:
         sys.exit(INTERRUPTED + 2)
     except Exception as error:
         if _is_interruption(error):
-            print(f"\n{error}. Continue with the same command and ckpt_path={error.checkpoint}")  # type: ignore[attr-defined]
+            option = "--ckpt_path=" if arguments[:1] and arguments[0] in SUBCOMMANDS else "ckpt_path="
+            print(f"\n{error}. Continue with the same command and {option}{error.checkpoint}")  # type: ignore[attr-defined]
             sys.exit(INTERRUPTED + error.signum)  # type: ignore[attr-defined]
         refusal = _refusal(error, arguments)
         if refusal is None:

@@ -263,6 +263,7 @@ def test_printed_continuation_is_a_command_that_composes(doors: dict[str, dict[s
     assert Path(cfg.ckpt_path).name == "last.ckpt" and Path(cfg.ckpt_path).is_file()
 
 
+@pytest.mark.slow
 def test_real_command_line_repeats_a_run_from_its_file(
     doors: dict[str, dict[str, Any]], folder: Path, train_py: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

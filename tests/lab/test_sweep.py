@@ -31,7 +31,7 @@ def done(loss: float, **more: Any) -> dict[str, Any]:
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
     common = ["seed=1", "trainer.max_steps=6"]
-    for i, (name, loss) in enumerate({"mha": 3.0, "gqa": 2.5, "mqa": float("nan")}.items()):
+    for i, (name, loss) in enumerate({"mqa": float("nan"), "mha": 3.0, "gqa": 2.5}.items()):
         job(tmp_path, i, [*common, f"model/attention={name}"], **done(loss))
     record_failure(job(tmp_path, 3, [*common, "model/attention=mla"]), "RuntimeError: no, it said,\nand broke")
     job(tmp_path, 10, [*common, "model/attention=new"])
@@ -43,7 +43,7 @@ def sweep(tmp_path: Path) -> Path:
 def test_each_job_is_a_row_with_what_distinguishes_it(sweep: Path) -> None:
     rows = summarise(sweep)
     assert [row["job"] for row in rows] == [0, 1, 2, 3, 10]
-    assert [row["overrides"] for row in rows] == [f"model/attention={n}" for n in ("mha", "gqa", "mqa", "mla", "new")]
+    assert [row["overrides"] for row in rows] == [f"model/attention={n}" for n in ("mqa", "mha", "gqa", "mla", "new")]
     assert [row["status"] for row in rows] == ["completed"] * 3 + ["failed", "unfinished"]
     assert rows[3]["reason"] == "RuntimeError: no, it said,\nand broke" and rows[4]["reason"] == "no results.json"
 
@@ -53,13 +53,13 @@ def test_summary_is_a_csv_that_reads_back(sweep: Path) -> None:
     with (sweep / "summary.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
     assert [row["reason"] for row in written] == [row["reason"] for row in rows]
-    assert [row["val/loss"] for row in written] == ["3.0", "2.5", "nan", "", ""]
+    assert [row["val/loss"] for row in written] == ["nan", "3.0", "2.5", "", ""]
     assert written[0]["parameters"] == "2500000" and written[0]["test/loss"] == ""
 
 
 def test_best_row_is_marked_and_a_diverged_one_never_is(sweep: Path) -> None:
     styles = [str(row.style) for row in _table(summarise(sweep), sweep).rows]
-    assert styles == ["", "bold green", "", "red", "red"]
+    assert styles == ["", "", "bold green", "red", "red"]
 
 
 @pytest.mark.parametrize("losses", [[float("nan")], [float("nan"), float("inf")]])

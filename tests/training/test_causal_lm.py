@@ -169,8 +169,8 @@ def test_validation_counts_every_token_of_all_batches_once(make_task: Callable[.
 
 def test_loads_of_validation_and_of_training_are_kept_apart(make_task: Callable[..., CausalLM], tmp_path: Path) -> None:
     def loads(val: Sequence[Batch], **settings: Any) -> list[dict[str, float]]:
-        watch = Watch()
-        train(make_task(moe=True), [batch(i) for i in range(4)], tmp_path, callbacks=[watch], val=val, **settings)
+        watch, batches = Watch(), [batch(i) for i in range(4)]
+        train(make_task(moe=True), batches, tmp_path, callbacks=[watch], val=val, log_every_n_steps=2, **settings)
         return [{k: v for k, v in each.items() if k.startswith("train")} for each in watch.logged]
 
     assert loads([batch(9), batch(10)], val_check_interval=1) == loads([])
