@@ -22,9 +22,12 @@ class Block(nn.Module, Composable):
     Class attributes:
         residual_outputs: qualified names of the parameters whose product is added to the residual stream; the
             depth-scaled initialisation shrinks exactly these
+        causal: whether what it does for a token is the same whatever tokens follow; False for gates that choose over
+            the whole batch
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ()
+    causal: ClassVar[bool] = True
 
     def reset_parameters(self) -> None:
         """Set own parameters and buffers that the decoder's initialisation rule does not suit; called after it."""

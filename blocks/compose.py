@@ -13,6 +13,7 @@ from torch import nn
 import registry
 from blocks.decoder import Decoder, Layer
 from blocks.initialise import initialise
+from blocks.mtp import MTP
 from blocks.position.base import Position
 from registry import ConfigError, Node, Scope, did_you_mean
 from registry.layout import patched, plan
@@ -31,6 +32,9 @@ class Shape:
         n_layers: depth
         max_positions: longest sequence in tokens that the model is made for; ``learned`` positions allocate it
         tie_embeddings: whether the output head is the embedding matrix
+        scale_embeddings: whether embeddings are multiplied by √d_model, as in Gemma
+        logit_softcap: bound that a tanh keeps the output logits within; 30 in Gemma-2
+        mtp: ``depth`` of multi-token prediction and ``loss_weight``, its share in the training loss (see blocks/mtp.py)
         init: ``std`` of the weights, and ``depth_scaled`` (see blocks/initialise.py)
         layout: slot → pattern over the depth (see registry/layout.py)
         variants: slot → name → alternative node, for patterns and overrides to name
@@ -42,6 +46,9 @@ class Shape:
     n_layers: int
     max_positions: int = 4096
     tie_embeddings: bool = False
+    scale_embeddings: bool = False
+    logit_softcap: float | None = None
+    mtp: dict | None = None
     init: dict = field(default_factory=lambda: {"std": 0.006, "depth_scaled": False})
     layout: dict | None = None
     variants: dict | None = None
@@ -78,7 +85,10 @@ def read(config: Any) -> dict[str, Any]:
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise ConfigError(f"model.{f.name}", value, "must be at least 1", "Write a positive number")
         complete[f.name] = value
-    complete["init"] = _init(complete["init"])
+    complete["init"], complete["mtp"] = _init(complete["init"]), _mtp(complete["mtp"])
+    cap = complete["logit_softcap"]
+    if cap is not None and not 0 < cap < math.inf:
+        raise ConfigError("model.logit_softcap", cap, "bounds the logits, so it is above 0", "Use 30, or null for none")
     nodes = {kind: model[kind] for kind in kinds if model.get(kind) is not None}
     for kind, node in nodes.items():
         registry.resolve(kind, Node(node, f"model.{kind}"))
@@ -100,6 +110,23 @@ def _init(given: Mapping[str, Any]) -> dict[str, Any]:
     return complete
 
 
+def _mtp(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not given:
+        return None
+    complete = {"depth": 1, "loss_weight": 0.3}
+    for key, value in given.items():
+        if key not in complete:
+            raise ConfigError(f"model.mtp.{key}", value, "mtp has no such key", did_you_mean(key, complete))
+    complete |= given
+    depth, weight = complete["depth"], complete["loss_weight"]
+    if not conforms(depth, int) or depth < 0:
+        raise ConfigError("model.mtp.depth", depth, "counts further tokens to predict", "Write 1, or 0 for none")
+    if not conforms(weight, float) or not 0 <= weight < math.inf:
+        rule = "weighs the loss, so it is a finite number and not negative"
+        raise ConfigError("model.mtp.loss_weight", weight, rule, "Use 0.3, as DeepSeek-V3 at first, or 0.1")
+    return complete if depth else None
+
+
 def check(config: Any) -> dict[str, Any]:
     """``read``, and build one of each distinct layer on the meta device: everything a block refuses, without memory.
 
@@ -114,6 +141,7 @@ def check(config: Any) -> dict[str, Any]:
             if nodes not in distinct:
                 distinct.append(nodes)
                 _layer(model, nodes, index)
+        _depths(model)
     _check_variants(model)
     return model
 
@@ -146,7 +174,7 @@ def compose(config: Any, *, device: torch.device | str = "cpu", seed: int = 0) -
     with torch.device("meta"):
         embedding, position, norm, head = _frame(model)
         layers = [_layer(model, nodes, index) for index, nodes in enumerate(_plan(model))]
-        decoder = Decoder(model, embedding, position, layers, norm, head)
+        decoder = Decoder(model, embedding, position, layers, norm, head, _depths(model))
     if torch.device(device).type == "meta":
         return decoder
     decoder.to_empty(device=device)
@@ -159,7 +187,7 @@ def _plan(model: Mapping[str, Any]) -> list[dict[str, dict[str, Any]]]:
 
 
 def _context(model: Mapping[str, Any], layer_idx: int) -> dict[str, Any]:
-    return {**{k: model[k] for k in ("d_model", "n_layers", "max_positions")}, "layer_idx": layer_idx}
+    return {**{k: model[k] for k in ("vocab_size", "d_model", "n_layers", "max_positions")}, "layer_idx": layer_idx}
 
 
 def _frame(model: Mapping[str, Any]) -> tuple[nn.Embedding, Position, Any, nn.Linear | None]:
@@ -202,6 +230,19 @@ def _layer(model: Mapping[str, Any], nodes: Mapping[str, dict[str, Any]], index:
             remedy = "Set it as model.position, for all layers"
             raise ConfigError(f"{placed[kind].path}.{child}", placed[kind].value.get(child), rule, remedy)
     return layer
+
+
+def _depths(model: Mapping[str, Any]) -> list[MTP]:
+    """Multi-token prediction: each depth with a layer built as the last one."""
+    nodes, D, depths = _plan(model)[-1], model["d_model"], []
+    for k in range((model["mtp"] or {"depth": 0})["depth"]):
+        layer = _layer(model, nodes, model["n_layers"] + k)
+        context = {**_context(model, model["n_layers"] + k), "dim": D}
+        norms = [
+            _part("norm", {kind: Node(n, f"model.{kind}") for kind, n in nodes.items()}, context) for _ in range(3)
+        ]
+        depths.append(MTP(norms[0], norms[1], nn.Linear(2 * D, D, bias=False), layer, norms[2]))
+    return depths
 
 
 def _part(kind: str, nodes: Mapping[str, Node], context: Mapping[str, Any]) -> Any:

@@ -13,7 +13,8 @@ from blocks.attention.base import Attention
 from blocks.cache import Cache
 from blocks.ffn.base import FFN
 from blocks.gating.base import Routing
-from blocks.kernels.cross_entropy import linear_cross_entropy
+from blocks.kernels.cross_entropy import IGNORED, linear_cross_entropy
+from blocks.mtp import MTP
 from blocks.norm.base import Norm
 from blocks.position.base import Position
 from blocks.residual.base import Residual
@@ -27,9 +28,14 @@ class Layer(nn.Module):
         self.attention, self.ffn, self.residual = attention, ffn, residual
 
     def forward(
-        self, x: Tensor, positions: Tensor, segments: Tensor | None = None, cache: Cache | None = None
+        self,
+        x: Tensor,
+        tokens: Tensor,
+        positions: Tensor,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        """x [B,T,D] → [B,T,D], and the routing of its tokens if the ffn routes any."""
+        """x [B,T,D] of token ids [B,T] → [B,T,D], and the routing of its tokens if the ffn routes any."""
         routing: Routing | None = None
 
         def attend(h: Tensor) -> Tensor:
@@ -37,7 +43,7 @@ class Layer(nn.Module):
 
         def feed(h: Tensor) -> Tensor:
             nonlocal routing
-            y, routing = self.ffn(h)
+            y, routing = self.ffn(h, tokens)
             return y
 
         return self.residual(x, attend, feed), routing
@@ -53,6 +59,7 @@ class Decoder(nn.Module):
         layers: in order of depth
         norm: after the last layer
         head: [V,D] output projection; None ties it to the embedding
+        mtp: depths of multi-token prediction, used by ``mtp_nll`` alone
     """
 
     def __init__(
@@ -63,11 +70,14 @@ class Decoder(nn.Module):
         layers: Sequence[Layer],
         norm: Norm,
         head: nn.Linear | None,
+        mtp: Sequence[MTP] = (),
     ) -> None:
         super().__init__()
         self.config = dict(config)
+        self.embedding_scale = config["d_model"] ** 0.5 if config["scale_embeddings"] else 1.0
+        self.logit_softcap: float | None = config["logit_softcap"]
         self.embedding, self.position, self.norm, self.head = embedding, position, norm, head
-        self.layers = nn.ModuleList(layers)
+        self.layers, self.mtp = nn.ModuleList(layers), nn.ModuleList(mtp)
 
     @property
     def output_weight(self) -> Tensor:
@@ -82,7 +92,17 @@ class Decoder(nn.Module):
         caches: Sequence[Cache] | None = None,
     ) -> Tensor:
         """Tokens [B,T] → logits [B,T,V] for the token after each. Arguments as in ``hidden``."""
-        return F.linear(self.hidden(tokens, positions, segments, caches)[0], self.output_weight)
+        return self.logits(self.hidden(tokens, positions, segments, caches)[0])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [...,D] → [...,V]."""
+        logits, cap = F.linear(hidden, self.output_weight), self.logit_softcap
+        return logits if cap is None else cap * (logits / cap).tanh()
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Token ids [B,T] at positions [B|1,T] → what the first layer gets, [B,T,D]."""
+        x = self.embedding(tokens)
+        return self.position.embed(x * self.embedding_scale if self.embedding_scale != 1.0 else x, positions)
 
     def hidden(
         self,
@@ -105,16 +125,48 @@ class Decoder(nn.Module):
         if positions is None:
             past = caches[0].length if caches else 0
             positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
-        x = self.position.embed(self.embedding(tokens), positions)
+        x = self.embed(tokens, positions)
         routings: list[Routing | None] = []
         for i, layer in enumerate(self.layers):
-            x, routing = layer(x, positions, segments, caches[i] if caches else None)
+            x, routing = layer(x, tokens, positions, segments, caches[i] if caches else None)
             routings.append(routing)
         return self.norm(x), routings
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed negative log-likelihood in nats of targets [B,T] (−100: not scored) given hidden [B,T,D]."""
-        return linear_cross_entropy(hidden.flatten(0, 1), self.output_weight, targets.flatten())
+        return linear_cross_entropy(hidden.flatten(0, 1), self.output_weight, targets.flatten(), self.logit_softcap)
+
+    def mtp_nll(
+        self, hidden: Tensor, tokens: Tensor, targets: Tensor, positions: Tensor, segments: Tensor | None = None
+    ) -> tuple[list[tuple[Tensor, Tensor]], list[Routing | None]]:
+        """What multi-token prediction loses.
+
+        Args:
+            hidden: [B,T,D] of the main model
+            tokens, targets: [B,T]; the target of a token is the one after it
+            positions: [B|1,T]
+            segments: [B,T]; nothing is predicted across documents
+
+        Returns:
+            for each depth, the summed nll in nats and the number of scored targets; how its layer routed
+        """
+        losses, routings = [], []
+        for k, depth in enumerate(self.mtp, start=1):
+            # Depth k pairs the state of token i with the embedding of token i+k, and predicts token i+k+1.
+            later, inner = tokens[:, k:], None if segments is None else segments[:, :-k]
+            aim = targets[:, k:]
+            if segments is not None:
+                aim = aim.masked_fill(segments[:, k:] != segments[:, :-k], IGNORED)
+            embedded = self.embed(later, positions[:, k:])
+            hidden, routing = depth(embedded, hidden[:, : later.shape[1]], later, positions[:, :-k], inner)
+            losses.append((self.nll(hidden, aim), (aim != IGNORED).sum()))
+            routings.append(routing)
+        return losses, routings
+
+    def drop_mtp(self) -> Decoder:
+        """Take multi-token prediction off: what generates text does not use it."""
+        self.mtp, self.config = nn.ModuleList(), {**self.config, "mtp": None}
+        return self
 
     def new_caches(self, batch: int, length: int) -> list[Cache]:
         """An empty memory of ``length`` tokens for each layer, in the embedding's dtype and on its device."""

@@ -39,7 +39,7 @@ def generate(
     tokens, step = prompt, prompt
     for _ in range(new_tokens):
         hidden, _routings = decoder.hidden(step, caches=caches)
-        logits = (hidden[:, -1] @ decoder.output_weight.t()).float()
+        logits = decoder.logits(hidden[:, -1]).float()
         step = sample(logits, temperature, top_k, generator)[:, None]
         tokens = torch.cat((tokens, step), 1)
     return tokens

@@ -184,7 +184,12 @@ def build(kind: str, node: Node, scope: Scope) -> Any:
 def _build_child(
     parent: catalogue.Entry, p: Parameter, own: Node, known: Mapping[str, Any], scope: Scope
 ) -> Any | None:
+    """The child for a parameter, from the nearest node; a list of children from a list of nodes, or from one."""
     assert p.child is not None
+    context = {**known, **parent.cls.child_context(p.name, known)}
+    inner = Scope(scope.nodes, context, (*scope.parents, (parent.kind, parent.name)))
+    if p.many and isinstance(own.value, list):
+        return [build(p.child, Node(item, f"{own.path}.{i}"), inner) for i, item in enumerate(own.value)]
     node: Node | None = own
     around = scope.nodes.get(p.name) or (None if p.optional else scope.nodes.get(p.child))
     if own.value is None:
@@ -199,6 +204,5 @@ def _build_child(
         raise ConfigError(
             f"model.{p.child}", None, rule, f"Add one: +model/{p.child}=<{'|'.join(catalogue.names(p.child))}>"
         )
-    context = {**known, **parent.cls.child_context(p.name, known)}
-    parents = (*scope.parents, (parent.kind, parent.name))
-    return build(p.child, node, Scope(scope.nodes, context, parents))
+    child = build(p.child, node, inner)
+    return [child] if p.many else child

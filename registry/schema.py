@@ -32,7 +32,8 @@ class Parameter:
         name: as in the signature
         hint: the annotation, resolved
         default: its default, or ``inspect.Parameter.empty`` when a value is required
-        child: the kind of block it receives, or None when it receives a plain value
+        child: the kind of block it receives, or None when it receives a plain value; a ``list[Contract]`` receives
+            a list of blocks of that kind
         description: its line in the docstring's ``Args``
     """
 
@@ -50,6 +51,11 @@ class Parameter:
     def optional(self) -> bool:
         """Whether None is a value of it."""
         return type(None) in typing.get_args(self.hint)
+
+    @property
+    def many(self) -> bool:
+        """Whether it is a list."""
+        return any(typing.get_origin(part) is list for part in (self.hint, *typing.get_args(self.hint)))
 
     @property
     def type(self) -> str:
@@ -158,6 +164,8 @@ def _child_kind(hint: Any, kinds: Mapping[type, str]) -> str | None:
     for candidate in (hint, *typing.get_args(hint)):
         if isinstance(candidate, type) and candidate in kinds:
             return kinds[candidate]
+        if typing.get_origin(candidate) is list and (kind := _child_kind(typing.get_args(candidate)[0], kinds)):
+            return kind
     return None
 
 

@@ -60,7 +60,7 @@ def make_block() -> Callable[..., Any]:
         nodes = {"position": "none", "norm": "rmsnorm", **(around or {})}
         scope = Scope(
             {k: Node(v, f"model.{k}") for k, v in nodes.items()},
-            {"d_model": 48, "n_layers": 2, "layer_idx": 0, "max_positions": 64, **context},
+            {"d_model": 48, "n_layers": 2, "layer_idx": 0, "max_positions": 64, "vocab_size": 61, **context},
         )
         block = registry.build(kind, Node(node, f"model.{kind}"), scope).to(dtype)
         for buffer in block.buffers():

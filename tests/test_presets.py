@@ -83,12 +83,12 @@ def test_v2_lite_has_one_dense_layer_and_yarn_everywhere(preset: Callable[..., D
     assert [type(layer.ffn).__name__ for layer in layers] == ["SwiGLU"] + ["MoE"] * 26
     assert [layer.attention.scale for layer in layers] == [pytest.approx(0.1147213868)] * 27
     gate = layers[1].ffn.gating
-    assert (gate.top_k, gate.renormalise, gate.scaling, gate.balance.alpha) == (6, False, 1.0, 0.001)
+    assert (gate.top_k, gate.renormalise, gate.scaling, gate.balance[0].alpha) == (6, False, 1.0, 0.001)
 
 
 def test_v2_routes_as_published(preset: Callable[..., Decoder]) -> None:
     gate = preset("model=deepseek_v2").layers[-1].ffn.gating
-    assert (gate.top_k, gate.n_groups, gate.top_groups, gate.scaling, gate.balance.alpha) == (6, 8, 3, 16.0, 0.003)
+    assert (gate.top_k, gate.n_groups, gate.top_groups, gate.scaling, gate.balance[0].alpha) == (6, 8, 3, 16.0, 0.003)
 
 
 # --- the files --------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ class CausalLM(L.LightningModule):
     """A decoder composed from a configuration, trained on the next token.
 
     The loss is the mean over all scored tokens of the step's batch on all ranks, plus the balance losses that the
-    gating blocks report. Validation counts the text only.
+    gating blocks report and the loss of multi-token prediction. Validation counts the text only.
 
     Args:
         model: composition of the decoder, as plain types (the ``model`` node)
@@ -56,7 +56,8 @@ class CausalLM(L.LightningModule):
         if self.decoder is None:
             self.decoder = compose(self.model_config, seed=self.seed)
             for stage in STAGES:
-                loads = {k: ExpertLoad(gate.n_experts, stage == "train") for k, gate in self._gates().items()}
+                gates = self._gates(further=stage == "train")
+                loads = {k: ExpertLoad(gate.n_experts, stage == "train") for k, gate in gates.items()}
                 self.loads[f"{stage}_load"] = nn.ModuleDict(loads)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -78,9 +79,12 @@ class CausalLM(L.LightningModule):
         torch.manual_seed(stable_seed(self.seed, f"{self.current_epoch}/{batch_idx}/{self.global_rank}"))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        nll, tokens, routings = self._predict(batch)
+        hidden, nll, tokens, routings = self._predict(batch)
         self._loss("train").update(nll, tokens, batch["n_bytes"].sum())
         losses: dict[str, Tensor] = {}
+        if len(self._decoder().mtp):
+            losses["mtp"], further = self._predict_further(batch, hidden)
+            routings = [*routings, *further]
         for layer, routing in self._routed(routings):
             self._load("train", layer).update(routing.load)
             self._step_load[layer] = self._step_load.get(layer, 0) + routing.load
@@ -132,21 +136,29 @@ class CausalLM(L.LightningModule):
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _predict(self, batch: Batch) -> tuple[Tensor, Tensor, list[Routing | None]]:
-        """Summed nll, number of scored tokens, and the routing of each layer."""
+    def _predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, list[Routing | None]]:
+        """Hidden states, summed nll, number of scored tokens, and the routing of each layer."""
         decoder, segments = self._decoder(), batch.get("segments")
         # One document a row starts at position 0 everywhere: shared positions are cheaper to turn by.
         positions = batch["positions"] if segments is not None else None
         hidden, routings = decoder.hidden(batch["tokens"], positions, segments)
-        return decoder.nll(hidden, batch["targets"]), (batch["targets"] != IGNORED).sum(), routings
+        return hidden, decoder.nll(hidden, batch["targets"]), (batch["targets"] != IGNORED).sum(), routings
+
+    def _predict_further(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, list[Routing | None]]:
+        """The weighted loss of multi-token prediction, a mean over its depths, and the routing of their layers."""
+        decoder, segments = self._decoder(), batch.get("segments")
+        positions = batch["positions"] if segments is not None else batch["positions"][:1]
+        depths, routings = decoder.mtp_nll(hidden, batch["tokens"], batch["targets"], positions, segments)
+        means = [nll * self.trainer.world_size / self._sum_over_ranks(n).clamp(min=1) for nll, n in depths]
+        return self.model_config["mtp"]["loss_weight"] * torch.stack(means).mean(), routings
 
     def _begin(self, stage: str) -> None:
         self._loss(stage).reset()
-        for layer in self._gates():
+        for layer in self._gates(further=stage == "train"):
             self._load(stage, layer).reset()
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
-        nll, tokens, routings = self._predict(batch)
+        _, nll, tokens, routings = self._predict(batch)
         self._loss(stage).update(nll, tokens, batch["n_bytes"].sum())
         for layer, routing in self._routed(routings):
             self._load(stage, layer).update(routing.load)
@@ -169,7 +181,7 @@ class CausalLM(L.LightningModule):
         self._log_loads("train")
 
     def _log_loads(self, stage: str) -> None:
-        for layer in self._gates():
+        for layer in self._gates(further=stage == "train"):
             metric = self._load(stage, layer)
             self.expert_shares[layer] = metric.shares().float().cpu()
             values = metric.compute()
@@ -181,10 +193,11 @@ class CausalLM(L.LightningModule):
             return value
         return cast(Tensor, self.trainer.strategy.reduce(value.detach().clone(), reduce_op="sum"))
 
-    def _gates(self) -> dict[str, Gating]:
-        """Index of each layer that routes → its gate."""
-        found = {}
-        for i, layer in enumerate(self._decoder().layers):
+    def _gates(self, further: bool = True) -> dict[str, Gating]:
+        """Index of each layer that routes → its gate; with those of multi-token prediction, or without."""
+        decoder, found = self._decoder(), {}
+        depths = [depth.layer for depth in decoder.mtp] if further else []
+        for i, layer in enumerate([*decoder.layers, *depths]):
             gates = [m for m in layer.modules() if isinstance(m, Gating)]
             if gates:
                 found[str(i)] = gates[0]

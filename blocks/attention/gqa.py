@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,10 @@ from blocks.attention.base import Attention, even_heads
 from blocks.base import Placement
 from blocks.cache import Cache
 from blocks.kernels.attention import causal_attention
+from blocks.output_gate.base import OutputGate
 from blocks.position.base import Position
+from blocks.qk_norm.base import QKNorm
+from blocks.scores.base import Scores
 from registry import BlockError, register
 
 
@@ -25,8 +29,13 @@ class GQA(Attention):
         n_heads: N, query heads
         n_kv_heads: K, heads of keys and values; divides n_heads
         head_dim: H, width of a head; null is d_model / n_heads
-        bias: whether the four projections add a bias (GPT-2 does)
+        bias: whether the projections of queries, keys and values add a bias (GPT-2, Qwen2, gpt-oss)
+        output_bias: whether the output projection adds one; null as ``bias``. Qwen2 has none
+        query_scale: what scores are divided by the root of; null is head_dim. Gemma-2 27B has d_model / n_heads
         position: turns queries and keys, or shifts scores
+        qk_norm: normalises queries and keys before they are turned; null for none
+        output_gate: weighs what the heads found; null for none
+        scores: what takes the place of the plain softmax; null for none
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
@@ -39,31 +48,52 @@ class GQA(Attention):
         n_kv_heads: int = 2,
         head_dim: int | None = None,
         bias: bool = False,
+        output_bias: bool | None = None,
+        query_scale: float | None = None,
+        qk_norm: QKNorm | None = None,
+        output_gate: OutputGate | None = None,
+        scores: Scores | None = None,
     ) -> None:
         super().__init__()
         H = head_dim or even_heads(d_model, n_heads)
         if n_kv_heads < 1 or n_heads % n_kv_heads:
             rule = f"must divide n_heads ({n_heads})"
             raise BlockError("n_kv_heads", n_kv_heads, rule, "Use 1 for one shared head, n_heads for none shared")
+        if query_scale is not None and not query_scale > 0:
+            raise BlockError("query_scale", query_scale, "has a root to divide by, so it is above 0", "Use head_dim")
         self.head_dim, self.n_kv_heads = H, n_kv_heads
+        self.window: int | None = None  # tokens a query sees; all
         self.query = nn.Linear(d_model, n_heads * H, bias=bias)
         self.key = nn.Linear(d_model, n_kv_heads * H, bias=bias)
         self.value = nn.Linear(d_model, n_kv_heads * H, bias=bias)
-        self.output = nn.Linear(n_heads * H, d_model, bias=bias)
-        self.position = position
-        self.scale = position.softmax_scale / H**0.5
+        self.output = nn.Linear(n_heads * H, d_model, bias=bias if output_bias is None else output_bias)
+        self.position, self.qk_norm, self.output_gate, self.scores = position, qk_norm, output_gate, scores
+        self.scale = position.softmax_scale / (query_scale or H) ** 0.5
+
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        # Multi-head attention has as many KV heads as heads, multi-query one: neither says so in its own parameters.
+        return {**super().child_context(child, known), "n_kv_heads": cls.kv_heads(known)}
+
+    @classmethod
+    def kv_heads(cls, known: Mapping[str, Any]) -> int:
+        """K, given the parameters."""
+        return known["n_kv_heads"]
 
     def forward(
         self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
         q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value))
+        q, k = (q, k) if self.qk_norm is None else self.qk_norm(q, k)
         q, k = self.position.rotate(q, k, positions)
         k_positions = positions
         if cache is not None:
             k, v = cache.append(k, v)
             k_positions = cache.positions(x.device)
         bias = self.position.bias(positions, k_positions)
-        y = causal_attention(q, k, v, scale=self.scale, bias=bias, segments=segments)
+        attend = self.scores or causal_attention
+        y = attend(q, k, v, scale=self.scale, bias=bias, segments=segments, window=self.window)
+        y = y if self.output_gate is None else self.output_gate(x, y)
         return self.output(y.flatten(-2))
 
     def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Cache:

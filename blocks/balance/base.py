@@ -1,17 +1,57 @@
-"""The contract of ``balance``: an auxiliary loss that evens out the load of experts. A child of gating."""
+"""The contract of ``balance``: an auxiliary loss that evens out the load of experts. Children of gating, any number."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from blocks.base import Block
-from registry import family
+from registry import BlockError, family
 
 
 @family("balance", context=("n_experts", "top_k"))
 class Balance(Block):
     """Reports weighted losses; counts of tokens carry no gradient, so it flows through the affinities alone."""
 
-    def forward(self, probs: Tensor, experts: Tensor) -> dict[str, Tensor]:
-        """Affinities probs [B,T,E] and choices experts [B,T,k], B sequences → name → scalar, already weighted."""
+    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        """What uneven routing costs.
+
+        Args:
+            probs: [B,T,E] affinities of B sequences, before any selection bias or group mask
+            experts: [B,T,k] the choices made
+            logits: [B,T,E] what the affinities were made from
+
+        Returns:
+            name → scalar, already weighted
+        """
         raise NotImplementedError
+
+
+def choices(experts: Tensor, probs: Tensor) -> Tensor:
+    """How many tokens of each sequence chose each expert, [B,E] in the dtype of probs.
+
+    Entries of E, no expert, are not counted.
+
+    Args:
+        experts: [B,T,k], or [T,k] for one sequence
+        probs: [...,E]
+    """
+    flat, E = experts.flatten(-2), probs.shape[-1]
+    counts = torch.zeros(*flat.shape[:-1], E + 1, dtype=probs.dtype, device=flat.device)
+    return counts.scatter_add_(-1, flat, torch.ones_like(flat, dtype=probs.dtype))[..., :E]
+
+
+def shares(probs: Tensor) -> Tensor:
+    """P: affinities [B,T,E], divided by their sum over experts, averaged over the sequence: [B,E]."""
+    return (probs / probs.sum(-1, keepdim=True)).mean(-2)
+
+
+def check_devices(n_experts: int, n_devices: int) -> None:
+    """Refuse devices that cannot hold equal numbers of experts.
+
+    Raises:
+        BlockError
+    """
+    if n_devices < 1 or n_experts % n_devices:
+        remedy = "Choose a divisor of the number of experts"
+        raise BlockError("n_devices", n_devices, f"must divide n_experts ({n_experts})", remedy)

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from blocks.balance.base import Balance
+from blocks.balance.base import Balance, choices, shares
 from registry import register
 
 
@@ -13,9 +12,10 @@ class ExpertBalance(Balance):
 
     DeepSeek-V2, arXiv 2405.04434, eq. 23: α Σ_i f_i P_i with f_i = E/(k T) · #(tokens of the sequence that chose i) and
     P_i = mean_t s_i,t / Σ_j s_j,t. The division changes nothing for softmax affinities and makes it V3's
-    sequence-wise loss for sigmoid ones. f counts the choices actually made.
+    sequence-wise loss for sigmoid ones. f counts the choices actually made, as V2's released code does; V3's paper
+    prints f with the choices that the affinities without the bias would have made.
 
-    Perfectly even routing gives α. Hugging Face's loss for Mixtral, Qwen3-MoE and OLMoE is k times this one.
+    Perfectly even routing gives α. Hugging Face's loss for Mixtral, Qwen3-MoE and OLMoE is ``hf_expert``.
 
     Args:
         alpha: weight of the loss; 0.003 in V2, 0.001 in V2-Lite, 0.0001 in V3
@@ -25,11 +25,6 @@ class ExpertBalance(Balance):
         super().__init__()
         self.n_experts, self.top_k, self.alpha = n_experts, top_k, alpha
 
-    def forward(self, probs: Tensor, experts: Tensor) -> dict[str, Tensor]:
-        T = probs.shape[1]
-        chosen = torch.zeros_like(probs[:, 0]).scatter_add_(
-            1, experts.flatten(1), torch.ones_like(experts.flatten(1), dtype=probs.dtype)
-        )
-        f = chosen * (self.n_experts / (self.top_k * T))
-        p = (probs / probs.sum(-1, keepdim=True)).mean(1)
-        return {"expert_balance": self.alpha * (f * p).sum(-1).mean()}
+    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        f = choices(experts, probs) * (self.n_experts / (self.top_k * probs.shape[1]))
+        return {"expert_balance": self.alpha * (f * shares(probs)).sum(-1).mean()}

@@ -13,7 +13,7 @@ from registry import family
 class Experts(Block):
     """Weights are stacked (E, …): a checkpoint is whole, and expert parallelism is a split of the first dimension.
 
-    Dropless: every token reaches every expert it chose.
+    Dropless: every token reaches every expert in its routing.
     """
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:

@@ -36,7 +36,7 @@ class SwiGLUExperts(Experts):
         self.down = nn.Parameter(torch.empty(n_experts, d_model, d_ff))
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
-        order = sort_by_expert(routing.experts, self.n_experts)
+        order = sort_by_expert(routing.experts, self.n_experts, routing.pairs)
         gate, up = grouped_matmul(dispatch(x, order), self.gate_up.to(x.dtype), order.ends).chunk(2, -1)
         weights = routing.weights.flatten().index_select(0, order.sorted).to(gate.dtype)
         hidden = F.silu(gate) * up * weights[:, None]

@@ -13,8 +13,16 @@ from registry import family
 class FFN(Block):
     """A feed-forward block, dense or a mixture of experts."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Routing | None]:
-        """x [B,T,D] → the transformed tokens [B,T,D], and how they were routed (None when dense)."""
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Routing | None]:
+        """Transform.
+
+        Args:
+            x: [B,T,D]
+            tokens: [B,T] ids, for gates that route by them; the decoder always passes them
+
+        Returns:
+            [B,T,D], and how the tokens were routed (None when dense)
+        """
         raise NotImplementedError
 
 

@@ -34,7 +34,7 @@ class GELU(FFN):
         self.up = nn.Linear(d_model, d_ff or 4 * d_model, bias=bias)
         self.down = nn.Linear(d_ff or 4 * d_model, d_model, bias=bias)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
         return self.down(F.gelu(self.up(x), approximate=self.approximate)), None
 
     def parallel_plan(self) -> dict[str, Placement]:

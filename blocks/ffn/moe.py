@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from blocks.dropping.base import Dropping
 from blocks.experts.base import Experts
 from blocks.ffn.base import FFN
 from blocks.gating.base import Gating, Routing
@@ -20,15 +21,25 @@ class MoE(FFN):
         gating: chooses experts for each token
         experts: the routed experts
         shared: a dense ffn for every token, e.g. ``{name: swiglu, d_ff: 2816}`` for two of width 1408; null for none
+        dropping: takes tokens back from overloaded experts in training; null: no token is dropped
     """
 
-    def __init__(self, gating: Gating, experts: Experts, n_experts: int = 8, shared: FFN | None = None) -> None:
+    def __init__(
+        self,
+        gating: Gating,
+        experts: Experts,
+        n_experts: int = 8,
+        shared: FFN | None = None,
+        dropping: Dropping | None = None,
+    ) -> None:
         super().__init__()
         if n_experts < 1:
             raise BlockError("n_experts", n_experts, "must be at least 1", "Use a dense ffn for none: model/ffn=swiglu")
-        self.gating, self.experts, self.shared = gating, experts, shared
+        self.gating, self.experts, self.shared, self.dropping = gating, experts, shared, dropping
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
-        routing = self.gating(x)
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Routing]:
+        routing = self.gating(x, tokens)
+        if self.dropping is not None:
+            routing = self.dropping(routing, x.shape[:2])
         y = self.experts(x.flatten(0, 1), routing).view_as(x)
         return (y if self.shared is None else y + self.shared(x)[0]), routing

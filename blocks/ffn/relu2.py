@@ -28,7 +28,7 @@ class ReLU2(FFN):
         self.up = nn.Linear(d_model, d_ff or 4 * d_model, bias=False)
         self.down = nn.Linear(d_ff or 4 * d_model, d_model, bias=False)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
         return self.down(F.relu(self.up(x)).square()), None
 
     def parallel_plan(self) -> dict[str, Placement]:

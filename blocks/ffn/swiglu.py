@@ -30,7 +30,7 @@ class SwiGLU(FFN):
         self.up = nn.Linear(d_model, width, bias=False)
         self.down = nn.Linear(width, d_model, bias=False)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
         return self.down(F.silu(self.gate(x)) * self.up(x)), None
 
     def parallel_plan(self) -> dict[str, Placement]:

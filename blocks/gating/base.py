@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from blocks.balance.base import Balance
 from blocks.base import Block
 from registry import BlockError, family
 
+Masked = Literal["exclude", "zero"]
+FILL = {"exclude": float("-inf"), "zero": 0.0}  # what becomes of scores outside the kept groups
+
 
 class Routing(NamedTuple):
     """Where tokens go. T counts all tokens of the batch.
 
-    experts: [T,k] int64, the chosen experts of each token
+    experts: [T,k] int64, the chosen experts of each token; E stands for no expert
     weights: [T,k] fp32, what each chosen expert's output is multiplied by; gradients flow to the router through it
     probs: [T,E] fp32, the affinities before any selection bias or group mask
     losses: name → scalar, already weighted, to be added to the training loss
     load: [E] fp32, tokens that chose each expert (no gradient)
+    pairs: how many entries of ``experts`` are real ones; None: all of them, T·k
     """
 
     experts: Tensor
@@ -27,56 +32,82 @@ class Routing(NamedTuple):
     probs: Tensor
     losses: dict[str, Tensor]
     load: Tensor
+    pairs: int | None = None
 
 
-@family("gating", context=("n_experts",))
+@family("gating", context=("n_experts", "vocab_size"))
 class Gating(Block):
-    """Routes tokens. Subclasses turn logits into ``choose``; router arithmetic is fp32 whatever the model's precision.
+    """Routes tokens.
 
     State that changes between steps is a buffer, moved by ``update`` once an optimizer step, never in ``forward``,
     which activation checkpointing may run twice.
     """
 
-    def __init__(self, d_model: int, n_experts: int, top_k: int, balance: Balance | None) -> None:
+    def __init__(self, n_experts: int, top_k: int) -> None:
         super().__init__()
         if not 1 <= top_k <= n_experts:
             rule = f"a token goes to between 1 and n_experts ({n_experts}) experts"
             raise BlockError("top_k", top_k, rule, "Lower top_k, or give the ffn more experts (model.ffn.n_experts)")
-        self.n_experts, self.top_k, self.balance = n_experts, top_k, balance
-        self.weight = nn.Parameter(torch.empty(n_experts, d_model))
+        self.n_experts, self.top_k = n_experts, top_k
 
-    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Router logits [T,E] → experts [T,k], weights [T,k], affinities [T,E]; fp32 in, fp32 out."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Routing:
-        """x [B,T,D], or [T,D] for one sequence → a routing of all its tokens, in order.
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Routing:
+        """x [B,T,D], or [T,D] for one sequence, and the ids of its tokens → a routing of all of them, in order.
 
         Sequences are told apart because some balance losses are means over sequences.
         """
-        device = "cpu" if x.is_meta else x.device.type  # autocast does not know the meta device
-        with torch.autocast(device, enabled=False):
-            logits = x.flatten(0, -2).float() @ self.weight.float().t()
-            experts, weights, probs = self.choose(logits)
-        load = torch.zeros(self.n_experts, device=x.device).scatter_add_(
-            0, experts.flatten(), torch.ones(experts.numel(), device=x.device)
-        )
-        losses: dict[str, Tensor] = {}
-        if self.balance is not None:
-            T = x.shape[-2]
-            losses = self.balance(probs.unflatten(0, (-1, T)), experts.unflatten(0, (-1, T)))
-        return Routing(experts, weights, probs, losses, load)
+        raise NotImplementedError
 
     def update(self, load: Tensor) -> None:
         """Called once an optimizer step with the tokens each expert got in all of its batches, [E]."""
 
 
-def keep_groups(scores: Tensor, group_scores: Tensor, top_groups: int) -> Tensor:
-    """Scores [T,E] with −inf outside the ``top_groups`` groups of highest group_scores [T,G]; groups are contiguous."""
+class LinearGating(Gating):
+    """Gates with a learned router: logits = W x (+ b). Subclasses turn logits into ``choose``.
+
+    Router arithmetic is fp32 whatever the model's precision.
+    """
+
+    def __init__(
+        self, d_model: int, n_experts: int, top_k: int, balance: list[Balance] | None, bias: bool = False
+    ) -> None:
+        super().__init__(n_experts, top_k)
+        self.balance = nn.ModuleList(balance or [])
+        self.weight = nn.Parameter(torch.empty(n_experts, d_model))
+        self.logit_bias = nn.Parameter(torch.empty(n_experts)) if bias else None
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Router logits [T,E] → experts [T,k], weights [T,k], affinities [T,E]; fp32 in, fp32 out."""
+        raise NotImplementedError
+
+    def pairs(self, n_tokens: int) -> int | None:
+        """How many (token, expert) pairs ``choose`` makes of T tokens; None: T·k."""
+        return None
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Routing:
+        device = "cpu" if x.is_meta else x.device.type  # autocast does not know the meta device
+        with torch.autocast(device, enabled=False):
+            bias = None if self.logit_bias is None else self.logit_bias.float()
+            logits = F.linear(x.flatten(0, -2).float(), self.weight.float(), bias)
+            experts, weights, probs = self.choose(logits)
+        losses: dict[str, Tensor] = {}
+        for balance in self.balance:
+            for name, loss in balance(*(t.unflatten(0, (-1, x.shape[-2])) for t in (probs, experts, logits))).items():
+                losses[name] = losses.get(name, 0) + loss
+        return Routing(experts, weights, probs, losses, count(experts, self.n_experts), self.pairs(len(experts)))
+
+
+def count(experts: Tensor, n_experts: int) -> Tensor:
+    """Choices [T,k] → how many tokens chose each expert, [E] fp32."""
+    load = torch.zeros(n_experts + 1, device=experts.device)  # the last place is that of no expert
+    return load.scatter_add_(0, experts.flatten(), torch.ones(experts.numel(), device=experts.device))[:n_experts]
+
+
+def keep_groups(scores: Tensor, group_scores: Tensor, top_groups: int, fill: float = float("-inf")) -> Tensor:
+    """Scores [T,E] with ``fill`` outside the ``top_groups`` groups of highest group_scores [T,G]."""
     kept = torch.zeros_like(group_scores, dtype=torch.bool)
     kept = kept.scatter(1, group_scores.topk(top_groups, sorted=False).indices, True)
     each = scores.shape[1] // group_scores.shape[1]
-    return scores.masked_fill(~kept.repeat_interleave(each, 1), float("-inf"))
+    return scores.masked_fill(~kept.repeat_interleave(each, 1), fill)
 
 
 def check_groups(n_experts: int, n_groups: int, top_groups: int, top_k: int) -> None:

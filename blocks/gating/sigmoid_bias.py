@@ -6,22 +6,23 @@ import torch
 from torch import Tensor
 
 from blocks.balance.base import Balance
-from blocks.gating.base import Gating, check_groups, keep_groups
+from blocks.gating.base import FILL, LinearGating, Masked, check_groups, keep_groups
 from registry import register
 
 
 @register("gating", "sigmoid_bias")
-class SigmoidBias(Gating):
+class SigmoidBias(LinearGating):
     """Sigmoid gate balanced by a bias on the choice instead of by a loss.
 
     DeepSeek-V3, arXiv 2412.19437, §2.1.2; Wang et al. 2024, arXiv 2408.15664: s = sigmoid(W x); choose by s + b (within
     the best groups: a group's score is the sum of its two highest s + b); weights are s at the chosen experts, without
     the bias, divided by their sum, times ``scaling``. After each optimizer step b_i −= γ if expert i got more than the
-    mean load, b_i += γ if less.
+    mean load, b_i += γ if less, for the first ``bias_until`` steps.
 
     The bias is a buffer: it has no gradient, and moves once a step over all micro-batches. Experts outside the kept
-    groups are masked with −inf, as in DeepSeek's inference code; its Hugging Face code masks with 0 and may choose
-    them when biased scores are negative.
+    groups are excluded, as in DeepSeek's inference code; its Hugging Face code gives them a score of 0 (``masked:
+    zero``) and may choose them where biased scores in the kept groups are negative. V3 needs 2 experts a group;
+    here groups of one are scored by that one.
 
     Args:
         top_k: k, experts a token
@@ -29,11 +30,14 @@ class SigmoidBias(Gating):
         top_groups: groups a token may reach
         renormalise: whether the chosen weights are divided by their sum
         scaling: factor on the weights; 2.5 in V3
+        masked: whether scores outside the kept groups are excluded, or count as zero
         bias_step: γ, how far the bias moves a step; 0.001 in V3
-        balance: loss that evens out the load besides; null for none
+        bias_until: optimizer steps after which the bias rests, as in V3's last 500B tokens; null for never
+        balance: losses that even out the load besides, one or a list; null for none
     """
 
     bias: Tensor
+    moved: Tensor  # steps the bias has made: a checkpoint goes on counting
 
     def __init__(
         self,
@@ -44,21 +48,25 @@ class SigmoidBias(Gating):
         top_groups: int = 1,
         renormalise: bool = True,
         scaling: float = 1.0,
+        masked: Masked = "exclude",
         bias_step: float = 0.001,
-        balance: Balance | None = None,
+        bias_until: int | None = None,
+        balance: list[Balance] | None = None,
     ) -> None:
         super().__init__(d_model, n_experts, top_k, balance)
         check_groups(n_experts, n_groups, top_groups, top_k)
-        self.n_groups, self.top_groups = n_groups, top_groups
-        self.renormalise, self.scaling, self.bias_step = renormalise, scaling, bias_step
+        self.n_groups, self.top_groups, self.fill = n_groups, top_groups, FILL[masked]
+        self.renormalise, self.scaling = renormalise, scaling
+        self.bias_step, self.bias_until = bias_step, bias_until
         self.register_buffer("bias", torch.zeros(n_experts))
+        self.register_buffer("moved", torch.zeros((), dtype=torch.long))
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         probs = logits.sigmoid()
         choice = probs.detach() + self.bias.to(probs.dtype)
         best_two = min(2, self.n_experts // self.n_groups)
         group_scores = choice.unflatten(-1, (self.n_groups, -1)).topk(best_two).values.sum(-1)
-        experts = keep_groups(choice, group_scores, self.top_groups).topk(self.top_k).indices
+        experts = keep_groups(choice, group_scores, self.top_groups, self.fill).topk(self.top_k).indices
         weights = probs.gather(1, experts)
         if self.renormalise:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
@@ -74,4 +82,6 @@ class SigmoidBias(Gating):
 
     @torch.no_grad()
     def update(self, load: Tensor) -> None:
-        self.bias += self.bias_step * (load.mean() - load).sign()
+        if self.bias_until is None or self.moved < self.bias_until:
+            self.bias += self.bias_step * (load.mean() - load).sign()
+            self.moved += 1

@@ -3,12 +3,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from blocks.balance.base import Balance
-from blocks.gating.base import Gating
+from blocks.gating.base import LinearGating
 from registry import register
 
 
 @register("gating", "softmax_topk")
-class SoftmaxTopK(Gating):
+class SoftmaxTopK(LinearGating):
     """Softmax over all experts, then the k highest.
 
     Dai et al. 2024 (DeepSeekMoE), arXiv 2401.06066: s = softmax(W x); g_i = s_i for the k highest s_i, else 0.
@@ -19,7 +19,7 @@ class SoftmaxTopK(Gating):
         top_k: k, experts a token
         renormalise: whether the chosen weights are divided by their sum
         scaling: factor on the weights
-        balance: loss that evens out the load; null for none
+        balance: losses that even out the load, one or a list; null for none
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class SoftmaxTopK(Gating):
         top_k: int = 2,
         renormalise: bool = False,
         scaling: float = 1.0,
-        balance: Balance | None = None,
+        balance: list[Balance] | None = None,
     ) -> None:
         super().__init__(d_model, n_experts, top_k, balance)
         self.renormalise, self.scaling = renormalise, scaling

@@ -8,7 +8,16 @@ from torch.nn import functional as F
 
 
 def causal_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None, segments: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    bias: Tensor | None = None,
+    segments: Tensor | None = None,
+    window: int | None = None,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Attention of the last T of S positions on all that came before them.
 
@@ -19,20 +28,30 @@ def causal_attention(
         scale: multiplies q·k
         bias: [B|1,N,T,S] added to the scaled scores
         segments: [B,T] document ids, for S = T; tokens of different documents never see each other
+        window: a token sees this many tokens, itself included; None for all
+        sinks: [N] scores of a key that stands for nothing, one a head
+        softcap: bound that a tanh keeps the scaled scores within, before the bias
 
     Returns:
         [B,T,N,V]
     """
+    if softcap is not None:  # no fused path of torch has it
+        return causal_attention_reference(
+            q, k, v, scale=scale, bias=bias, segments=segments, window=window, sinks=sinks, softcap=softcap
+        )
     T, S, V = q.shape[1], k.shape[1], v.shape[-1]
     # The flash paths want one width: zero columns change neither scores nor, once cut off, the result.
     if q.shape[-1] > V:
         v = F.pad(v, (0, q.shape[-1] - V))
     elif q.shape[-1] < V:
         q, k = F.pad(q, (0, V - q.shape[-1])), F.pad(k, (0, V - k.shape[-1]))
-    plain = bias is None and segments is None
-    mask = None if plain and (S == T or T == 1) else visible(T, S, q.device, segments)
+    window = None if window is None or window >= S else window
+    plain = bias is None and segments is None and window is None and sinks is None
+    mask = None if plain and (S == T or T == 1) else visible(T, S, q.device, segments, window)
     if bias is not None:
         mask = bias.to(q.dtype).masked_fill(~mask, float("-inf"))  # type: ignore[operator]
+    if sinks is not None:  # one more key and value, of zeros, whose score is the sink
+        k, v, mask = F.pad(k, (0, 0, 0, 0, 0, 1)), F.pad(v, (0, 0, 0, 0, 0, 1)), _with_sinks(mask, sinks, q)
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -45,22 +64,49 @@ def causal_attention(
     return y.transpose(1, 2)[..., :V]
 
 
-def visible(T: int, S: int, device: torch.device, segments: Tensor | None = None) -> Tensor:
+def _with_sinks(mask: Tensor | None, sinks: Tensor, q: Tensor) -> Tensor:
+    """What is added to the scores, [B|1,N,T,S+1]; the last column is the sinks'."""
+    assert mask is not None
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, float("-inf"))
+    B, _, T, S = mask.shape
+    N = q.shape[2]
+    column = sinks.to(q.dtype)[None, :, None, None].expand(B, N, T, 1)
+    return torch.cat((mask.expand(B, N, T, S), column), -1)
+
+
+def visible(T: int, S: int, device: torch.device, segments: Tensor | None = None, window: int | None = None) -> Tensor:
     """Which key each query may see: [1,1,T,S] or, with segments, [B,1,T,S] booleans."""
-    queries = torch.arange(S - T, S, device=device)
-    mask = (torch.arange(S, device=device) <= queries[:, None])[None, None]
+    queries, keys = torch.arange(S - T, S, device=device)[:, None], torch.arange(S, device=device)
+    mask = (keys <= queries)[None, None]
+    if window is not None:
+        mask = mask & (keys > queries - window)
     if segments is not None:
         mask = mask & (segments[:, None, :, None] == segments[:, None, None, :])
     return mask
 
 
 def causal_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None, segments: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    bias: Tensor | None = None,
+    segments: Tensor | None = None,
+    window: int | None = None,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """The same, written as the definition: scores, mask, softmax, average; one KV head copied for each query head."""
     groups = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
     scores = torch.einsum("btnh,bsnh->bnts", q, k) * scale
+    scores = scores if softcap is None else softcap * (scores / softcap).tanh()
     scores = scores if bias is None else scores + bias
-    scores = scores.masked_fill(~visible(q.shape[1], k.shape[1], q.device, segments), float("-inf"))
-    return torch.einsum("bnts,bsnv->btnv", scores.softmax(-1), v)
+    scores = scores.masked_fill(~visible(q.shape[1], k.shape[1], q.device, segments, window), float("-inf"))
+    if sinks is not None:
+        B, N, T, _ = scores.shape
+        scores = torch.cat((scores, sinks.to(scores.dtype)[None, :, None, None].expand(B, N, T, 1)), -1)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
+    return torch.einsum("bnts,bsnv->btnv", weights[..., : v.shape[1]], v)

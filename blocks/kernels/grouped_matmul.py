@@ -2,7 +2,8 @@
 
 ``dispatch`` orders (token, choice) pairs by expert; ``grouped_matmul`` multiplies each expert's contiguous rows by
 its matrix; ``combine`` adds a token's k results. Dispatch and combine are each other's adjoint, and written as such:
-both directions are gathers, with no scattered addition, so sums have one order and runs repeat to the bit.
+both directions are gathers, with no scattered addition, so sums have one order and runs repeat to the bit. Where
+some pairs have no expert (tokens dropped, or experts that choose), both are the plain gather and scattered addition.
 """
 
 from __future__ import annotations
@@ -17,27 +18,37 @@ from torch.nn import functional as F
 class Order(NamedTuple):
     """How T·k (token, choice) pairs are sorted by expert.
 
-    sorted: [T·k] pair index at each sorted place
-    place: [T·k] sorted place of each pair, the inverse permutation
+    sorted: [M] pair index at each sorted place; M = T·k, or the number of pairs that have an expert
+    place: [T·k] sorted place of each pair, the inverse permutation; None when some pairs have no expert
     ends: [E] int32, the place after each expert's last row
+    n_tokens: T
     k: choices a token
     """
 
     sorted: Tensor
-    place: Tensor
+    place: Tensor | None
     ends: Tensor
+    n_tokens: int
     k: int
 
 
-def sort_by_expert(experts: Tensor, n_experts: int) -> Order:
-    """Choices [T,k] → their order by expert; ties keep the order of tokens."""
-    pairs = experts.flatten()
-    order = pairs.argsort(stable=True)
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
-    counts = torch.zeros(n_experts, dtype=torch.int64, device=pairs.device).scatter_add_(
-        0, pairs, torch.ones_like(pairs)
+def sort_by_expert(experts: Tensor, n_experts: int, pairs: int | None = None) -> Order:
+    """Choices [T,k] → their order by expert; ties keep the order of tokens.
+
+    Args:
+        experts: entries of n_experts stand for no expert
+        pairs: how many entries are real; None when all are
+    """
+    flat = experts.flatten()
+    order = flat.argsort(stable=True)
+    counts = torch.zeros(n_experts + 1, dtype=torch.int64, device=flat.device).scatter_add_(
+        0, flat, torch.ones_like(flat)
     )
-    return Order(order, place, counts.cumsum(0).to(torch.int32), experts.shape[1])
+    ends = counts[:n_experts].cumsum(0).to(torch.int32)
+    if pairs is not None:
+        return Order(order[:pairs], None, ends, *experts.shape)
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
+    return Order(order, place, ends, *experts.shape)
 
 
 class _Dispatch(torch.autograd.Function):
@@ -55,6 +66,7 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, order: Order) -> Tensor:
         ctx.order = order
+        assert order.place is not None
         return rows.index_select(0, order.place).unflatten(0, (-1, order.k)).sum(1)
 
     @staticmethod
@@ -63,12 +75,16 @@ class _Combine(torch.autograd.Function):
 
 
 def dispatch(x: Tensor, order: Order) -> Tensor:
-    """Tokens [T,D] → [T·k,D], a copy for each choice, sorted by expert."""
+    """Tokens [T,D] → [M,D], a copy for each choice, sorted by expert."""
+    if order.place is None:
+        return x.index_select(0, order.sorted // order.k)
     return _Dispatch.apply(x, order)
 
 
 def combine(rows: Tensor, order: Order) -> Tensor:
-    """Sorted rows [T·k,D] → [T,D], the sum over each token's choices."""
+    """Sorted rows [M,D] → [T,D], the sum over each token's choices."""
+    if order.place is None:
+        return rows.new_zeros(order.n_tokens, rows.shape[1]).index_add(0, order.sorted // order.k, rows)
     return _Combine.apply(rows, order)
 
 

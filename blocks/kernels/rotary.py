@@ -46,3 +46,26 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tens
         turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
     turned = turned.to(x.dtype)
     return torch.cat((turned, passing), -1) if passing.shape[-1] else turned
+
+
+def turn(
+    q: Tensor, k: Tensor, positions: Tensor, frequencies: Tensor, interleaved: bool, amplitude: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Turn queries and keys by position · frequency.
+
+    Args:
+        q, k: [B,T,·,H]
+        positions: [B|1,T]
+        frequencies: [R/2] fp32, radians a position
+        interleaved: as in ``rotate_pairs``
+        amplitude: multiplies what has been turned
+    """
+    angles = positions[..., None].float() * frequencies
+    cos, sin = angles.cos() * amplitude, angles.sin() * amplitude
+    return rotate_pairs(q, cos, sin, interleaved), rotate_pairs(k, cos, sin, interleaved)
+
+
+def base_frequencies(theta: float, rotary_dim: int, device: torch.device) -> Tensor:
+    """theta^(−2j/R) for the pairs j of R/2, [R/2] fp32."""
+    exponents = torch.arange(0, rotary_dim, 2, device=device, dtype=torch.float32) / rotary_dim
+    return theta**-exponents

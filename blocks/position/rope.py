@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from blocks.base import positive
-from blocks.kernels.rotary import rotary_width, rotate_pairs
+from blocks.kernels.rotary import base_frequencies, rotary_width, turn
 from blocks.position.base import Position
 from registry import register
 
@@ -42,10 +42,7 @@ class RoPE(Position):
 
     def frequencies(self, device: torch.device) -> Tensor:
         """Radians a position of each pair, [R/2] fp32."""
-        exponents = torch.arange(0, self.rotary_dim, 2, device=device, dtype=torch.float32) / self.rotary_dim
-        return self.theta**-exponents
+        return base_frequencies(self.theta, self.rotary_dim, device)
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        angles = positions[..., None].float() * self.frequencies(q.device)
-        cos, sin = angles.cos(), angles.sin()
-        return rotate_pairs(q, cos, sin, self.interleaved), rotate_pairs(k, cos, sin, self.interleaved)
+        return turn(q, k, positions, self.frequencies(q.device), self.interleaved)

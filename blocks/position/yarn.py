@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from blocks.base import positive
-from blocks.kernels.rotary import rotary_width, rotate_pairs
+from blocks.kernels.rotary import base_frequencies, rotary_width, turn
 from blocks.position.base import Position
 from registry import BlockError, register
 
@@ -20,7 +20,8 @@ class YaRN(Position):
     corr(ρ) = R ln(L/(2πρ)) / (2 ln theta): low = ⌊corr(beta_fast)⌋, high = ⌈corr(beta_slow)⌉,
     ramp_j = clamp((j − low)/(high − low), 0, 1), frequency_j = f_j (1 − ramp_j) + f_j/factor · ramp_j.
     With g(m) = 0.1 m ln(factor) + 1: cosines and sines are multiplied by g(mscale)/g(mscale_all_dim), and the
-    attention's scale by g(mscale_all_dim)².
+    attention's scale by g(mscale_all_dim)². YaRN as its own paper and gpt-oss have it scales turned queries
+    and keys by g(1) each: mscale 1 and mscale_all_dim 0.
 
     The stretch holds at every length, as in the Hugging Face implementations; DeepSeek's inference code applies it
     only beyond the original context. transformers before 5 left the g² out of its DeepSeek-V2.
@@ -35,6 +36,7 @@ class YaRN(Position):
         mscale_all_dim: m of the softmax's temperature; 0 leaves the softmax alone and scales the amplitude only
         rotary_fraction: part of the head width that turns, from its front
         pairing: which dimensions form a pair; released MLA weights are interleaved
+        truncate: whether low and high are rounded outwards to whole pairs; gpt-oss does not
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class YaRN(Position):
         mscale_all_dim: float = 1.0,
         rotary_fraction: float = 1.0,
         pairing: Literal["half_split", "interleaved"] = "interleaved",
+        truncate: bool = True,
     ) -> None:
         super().__init__()
         positive({"original_positions": original_positions, "beta_fast": beta_fast, "beta_slow": beta_slow})
@@ -59,7 +62,7 @@ class YaRN(Position):
         self.rotary_dim = rotary_width(head_dim, rotary_fraction)
         self.theta, self.factor, self.original_positions = theta, factor, original_positions
         self.beta_fast, self.beta_slow = beta_fast, beta_slow
-        self.interleaved = pairing == "interleaved"
+        self.interleaved, self.truncate = pairing == "interleaved", truncate
         self.amplitude = self._gain(mscale) / self._gain(mscale_all_dim)
         self.softmax_scale = self._gain(mscale_all_dim) ** 2
 
@@ -74,13 +77,13 @@ class YaRN(Position):
     def frequencies(self, device: torch.device) -> Tensor:
         """Radians a position of each pair, [R/2] fp32."""
         pairs = torch.arange(self.rotary_dim // 2, device=device, dtype=torch.float32)
-        base = self.theta ** -(2 * pairs / self.rotary_dim)
-        low = max(math.floor(self._pair_with(self.beta_fast)), 0)
-        high = min(math.ceil(self._pair_with(self.beta_slow)), self.rotary_dim - 1)
+        base = base_frequencies(self.theta, self.rotary_dim, device)
+        low, high = self._pair_with(self.beta_fast), self._pair_with(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, self.rotary_dim - 1)
         ramp = ((pairs - low) / max(high - low, 0.001)).clamp(0, 1)
         return base * (1 - ramp) + base / self.factor * ramp
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        angles = positions[..., None].float() * self.frequencies(q.device)
-        cos, sin = angles.cos() * self.amplitude, angles.sin() * self.amplitude
-        return rotate_pairs(q, cos, sin, self.interleaved), rotate_pairs(k, cos, sin, self.interleaved)
+        return turn(q, k, positions, self.frequencies(q.device), self.interleaved, self.amplitude)

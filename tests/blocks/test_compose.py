@@ -139,7 +139,7 @@ def test_children_may_change_from_layer_to_layer(tiny: Callable[..., Any]) -> No
     decoder = compose(config)
     assert decoder.layers[1].ffn.gating.top_k == 2 and decoder.layers[2].ffn.gating.top_k == 3
     assert decoder.layers[2].ffn.experts.down.shape == (6, 48, 8)
-    assert decoder.layers[2].ffn.gating.balance.alpha == 0.01
+    assert decoder.layers[2].ffn.gating.balance[0].alpha == 0.01
 
 
 def test_child_node_without_a_name_patches_the_outer_node(tiny: Callable[..., Any]) -> None:
@@ -153,7 +153,7 @@ def test_patch_of_a_child_reaches_into_its_own_children(tiny: Callable[..., Any]
     config = tiny(moe=True)
     config["ffn"]["gating"] = {"balance": {"alpha": 0.5}}
     gating = compose(config).layers[1].ffn.gating
-    assert gating.balance.alpha == 0.5 and gating.top_k == 2
+    assert gating.balance[0].alpha == 0.5 and gating.top_k == 2
 
 
 def test_child_with_a_name_replaces_the_outer_node(tiny: Callable[..., Any]) -> None:

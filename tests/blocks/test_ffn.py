@@ -73,6 +73,25 @@ def test_swiglu_gates_with_silu(make: Callable[..., FFN]) -> None:
     assert routing is None
 
 
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+def test_geglu_gates_with_gelu(make: Callable[..., FFN], approximate: str) -> None:
+    ffn, x = make({"name": "geglu", "d_ff": 20, "approximate": approximate}), tokens()
+    gate, up = x @ ffn.gate.weight.t(), x @ ffn.up.weight.t()
+    if approximate == "none":
+        gate = gate * 0.5 * (1 + torch.erf(gate / math.sqrt(2)))
+    else:
+        gate = gate * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
+    torch.testing.assert_close(ffn(x)[0], (gate * up) @ ffn.down.weight.t(), rtol=0, atol=1e-12)
+
+
+def test_gated_swiglu_weighs_each_token(make: Callable[..., FFN]) -> None:
+    ffn, x = make({"name": "gated_swiglu", "d_ff": 20}), tokens()
+    plain = make({"name": "swiglu", "d_ff": 20})
+    plain.load_state_dict({k: v for k, v in ffn.state_dict().items() if k != "token_gate.weight"})
+    weight = 1 / (1 + (-(x @ ffn.token_gate.weight.t())).exp())
+    torch.testing.assert_close(ffn(x)[0], weight * plain(x)[0], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
 def test_gelu_is_exact_or_by_tanh(make: Callable[..., FFN], bias: bool, approximate: str) -> None:
@@ -122,15 +141,19 @@ def test_width_below_one_is_refused_and_not_taken_for_the_default(
 @pytest.mark.parametrize("shared", [None, {"name": "swiglu", "d_ff": 20}, {"name": "gelu", "d_ff": 5}], ids=str)
 @pytest.mark.parametrize("gate", registry.names("gating"))
 def test_moe_is_shared_plus_weighted_experts(make: Callable[..., FFN], gate: str, shared: Any) -> None:
-    around = {"gating": {"name": gate, "top_k": 3, "scaling": 2.0}}
+    scaled = {"scaling": 2.0} if "scaling" in registry.lookup("gating", gate).schema.parameters else {}
+    around = {"gating": {"name": gate, "top_k": 3, **scaled}}
     moe, x = make({"name": "moe", "n_experts": 8, "shared": shared}, around=around), tokens()
-    y, routing = moe(x)
-    assert routing.experts.shape == (63, 3) and routing.load.shape == (8,)
+    ids = torch.arange(63).view(3, 21) % 61
+    y, routing = moe(x, ids)
+    assert len(routing.experts) == 63 and routing.load.shape == (8,) and routing.load.sum() > 150
     flat = x.flatten(0, 1)
-    probs = moe.gating(x)
+    probs = moe.gating(x, ids)
     for t in (0, 17, 62):
         expected = torch.zeros(48, dtype=torch.float64) if shared is None else moe.shared(flat[t])[0]
         for e, w in zip(probs.experts[t], probs.weights[t], strict=True):
+            if e == 8:  # no expert
+                continue
             g, u = moe.experts.gate_up[e].chunk(2)
             expected = expected + w * (moe.experts.down[e] @ (F.silu(g @ flat[t]) * (u @ flat[t])))
         torch.testing.assert_close(y.flatten(0, 1)[t], expected, rtol=0, atol=1e-6)

@@ -111,8 +111,9 @@ def test_seed_of_a_name_is_the_same_in_every_process() -> None:
 
 def test_buffers_start_at_zero(tiny: Callable[..., Any]) -> None:
     decoder = compose(tiny(moe=True, gating="sigmoid_bias"))
-    (bias,) = decoder.buffers()
-    assert (bias == 0).all()
+    buffers = dict(decoder.named_buffers())
+    assert {name.rpartition(".")[2] for name in buffers} == {"bias", "moved"}
+    assert all((buffer == 0).all() for buffer in buffers.values())
 
 
 def test_block_may_set_what_the_rule_does_not_suit() -> None:

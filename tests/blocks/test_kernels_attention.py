@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -101,3 +104,67 @@ def test_scores_beyond_the_range_of_exponentials_give_no_nan() -> None:
     q, k, v = (x.detach() for x in random_inputs("odd", torch.float32))
     y = causal_attention(1e4 * q, 1e4 * k, v, scale=1.0)
     assert y.isfinite().all()
+
+
+# --- windows, sinks, soft caps ----------------------------------------------------------------------------------------
+
+EXTRAS: dict[str, dict[str, Any]] = {
+    "window": {"window": 5},
+    "window of one": {"window": 1},
+    "window beyond the sequence": {"window": 99},
+    "sinks": {"sinks": torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)},
+    "window and sinks": {"window": 5, "sinks": torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)},
+}
+
+
+def drawn(T: int, S: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(2, L, n, 7, generator=g, dtype=dtype) for L, n in ((T, 4), (S, 2), (S, 2)))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("segmented", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("extra", EXTRAS)
+@pytest.mark.parametrize(("T", "S"), [(63, 63), (1, 63), (9, 63)])
+def test_extras_equal_the_reference(T: int, S: int, extra: str, biased: bool, segmented: bool) -> None:
+    if segmented and T != S:
+        return
+    q, k, v = drawn(T, S)
+    bias = torch.randn(1, 4, T, S, dtype=torch.float64) if biased else None
+    segments = (torch.arange(63) // 20).expand(2, 63) if segmented else None
+    given = {"scale": 0.3, "bias": bias, "segments": segments, **EXTRAS[extra]}
+    expected = causal_attention_reference(q, k, v, **given)
+    torch.testing.assert_close(causal_attention(q, k, v, **given), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_extras_hold_in_lower_precision(extra: str, dtype: torch.dtype, bound: float) -> None:
+    q, k, v = drawn(63, 63, torch.float64)
+    expected = causal_attention_reference(q, k, v, scale=0.3, **EXTRAS[extra])
+    y = causal_attention(q.to(dtype), k.to(dtype), v.to(dtype), scale=0.3, **EXTRAS[extra])
+    assert y.dtype == dtype and (y.double() - expected).abs().max() < bound
+
+
+def test_window_sees_that_many_tokens_itself_included() -> None:
+    q, k = torch.zeros(1, 9, 1, 4), torch.zeros(1, 9, 1, 4)
+    v = torch.eye(9)[None, :, None]
+    weights = causal_attention(q, k, v, scale=1.0, window=3)[0, :, 0]
+    assert [(row > 0).nonzero()[:, 0].tolist() for row in weights[[0, 1, 8]]] == [[0], [0, 1], [6, 7, 8]]
+
+
+def test_a_sink_takes_its_share_of_the_weight() -> None:
+    q, k, v = torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 4), torch.ones(1, 2, 1, 4)
+    y = causal_attention(q, k, v, scale=1.0, sinks=torch.tensor([math.log(3.0)]))
+    torch.testing.assert_close(y[0, :, 0, 0], torch.tensor([1 / 4, 2 / 5]))
+
+
+def test_softcap_squeezes_scores_before_the_bias() -> None:
+    q, k, v = drawn(1, 2)
+    bias = torch.tensor([0.0, 1.5], dtype=torch.float64).expand(2, 4, 1, 2)
+    y = causal_attention(q, k, v, scale=9.0, bias=bias, softcap=2.0)
+    scores = torch.einsum("bqnh,bknh->bnqk", q, k.repeat_interleave(2, 2)) * 9
+    weights = (2 * (scores / 2).tanh() + bias).softmax(-1)
+    torch.testing.assert_close(
+        y, torch.einsum("bnqk,bknh->bqnh", weights, v.repeat_interleave(2, 2)), rtol=0, atol=1e-12
+    )

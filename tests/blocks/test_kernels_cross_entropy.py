@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blocks.kernels import cross_entropy
-from blocks.kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from blocks.kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_cross_entropy_reference
 
 T, D, V = 63, 10, 37
 
@@ -137,3 +137,17 @@ def test_training_step_under_autocast_equals_the_plain_one() -> None:
     for got, right in zip(*grads, strict=True):
         assert got.dtype == torch.float32
         assert (got - right).norm() < 2e-2 * right.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_softcapped_loss_and_gradients_equal_the_reference(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(63, 12, dtype=dtype), torch.randn(37, 12, dtype=dtype)
+    targets = torch.randint(37, (63,)).masked_fill(torch.arange(63) % 7 == 0, IGNORED)
+    ours, theirs = ([t.clone().requires_grad_() for t in (hidden, weight)] for _ in range(2))
+    loss, expected = linear_cross_entropy(*ours, targets, 3.0), linear_cross_entropy_reference(*theirs, targets, 3.0)
+    bound = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
+    torch.testing.assert_close(loss, expected, rtol=bound, atol=0)
+    assert abs(loss - linear_cross_entropy(hidden, weight, targets)) > 1
+    for one, other in zip(torch.autograd.grad(loss, ours), torch.autograd.grad(expected, theirs), strict=True):
+        assert (one - other).norm() <= bound * other.norm()

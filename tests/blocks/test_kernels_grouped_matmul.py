@@ -139,3 +139,16 @@ def test_single_choice_is_a_permutation() -> None:
     x = torch.randn(3, 2)
     assert torch.equal(dispatch(x, order), x[[1, 0, 2]])
     assert torch.equal(combine(dispatch(x, order), order), x)
+
+
+def test_pairs_without_an_expert_are_left_out_in_both_directions() -> None:
+    experts = torch.tensor([[2, 5], [5, 5], [2, 3], [0, 5]])  # 5 is no expert
+    order = sort_by_expert(experts, 5, pairs=4)
+    assert order.sorted.tolist() == [6, 0, 4, 5] and order.ends.tolist() == [1, 1, 3, 4, 4]
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    assert torch.equal(dispatch(x, order), x[[3, 0, 2, 2]])
+    assert torch.equal(combine(y, order), torch.stack([y[1], torch.zeros(3), y[2] + y[3], y[0]]))
+    torch.testing.assert_close((dispatch(x, order) * y).sum(), (x * combine(y, order)).sum(), rtol=0, atol=1e-12)
+    assert gradcheck(lambda x: dispatch(x, order), x.requires_grad_())
+    assert gradcheck(lambda y: combine(y, order), y.requires_grad_())

@@ -20,6 +20,10 @@ ROTARY = {
     "partial": {"name": "rope", "rotary_fraction": 0.5},
     "yarn": {"name": "yarn", "factor": 8, "original_positions": 16},
     "yarn, scaled": {"name": "yarn", "factor": 8, "original_positions": 16, "mscale": 1.0, "mscale_all_dim": 0.0},
+    "yarn, untruncated": {"name": "yarn", "factor": 8, "original_positions": 16, "truncate": False},
+    "linear": {"name": "rope_linear", "factor": 3.0},
+    "ntk": {"name": "rope_ntk", "factor": 3.0},
+    "llama3": {"name": "rope_llama3", "factor": 3.0, "original_positions": 64},
 }
 
 
@@ -319,3 +323,88 @@ def test_odd_widths_are_refused(make: Callable[..., Position]) -> None:
         make("rope", head_dim=7)
     with pytest.raises(ConfigError, match="even d_model"):
         make("sinusoidal", d_model=47)
+
+
+# --- stretched contexts, against transformers' own frequencies --------------------------------------------------------
+
+STRETCHES = ("rope_linear", "rope_ntk", "rope_llama3")
+STRETCHED: dict[str, tuple[dict[str, Any], dict[str, Any], int | None]] = {
+    "linear": ({"name": "rope_linear", "factor": 8.0}, {"rope_type": "linear", "factor": 8.0}, None),
+    # transformers' dynamic type with a sequence of twice the trained length has (4 · 2 − 3) in the factor's place
+    "ntk": ({"name": "rope_ntk", "factor": 5.0}, {"rope_type": "dynamic", "factor": 4.0}, 2 * 4096),
+    "llama3": (
+        {"name": "rope_llama3", "theta": 10000.0, "factor": 8.0, "original_positions": 1024},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 1024,
+        },
+        None,
+    ),
+    "gpt-oss": (
+        {"name": "yarn", "factor": 32.0, "mscale": 1.0, "mscale_all_dim": 0.0, "truncate": False},
+        {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        },
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STRETCHED)
+def test_stretched_frequencies_are_those_of_transformers(make: Callable[..., Position], case: str) -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    node, theirs, length = STRETCHED[case]
+    parameters = {"rope_theta": 10000.0, **theirs}
+    config = LlamaConfig(
+        hidden_size=256, num_attention_heads=4, max_position_embeddings=4096, rope_parameters=parameters
+    )
+    expected, amplitude = ROPE_INIT_FUNCTIONS[theirs["rope_type"]](config, device="cpu", seq_len=length)
+    position = make(node, head_dim=64)
+    torch.testing.assert_close(position.frequencies(torch.device("cpu")), expected, rtol=2e-6, atol=0)
+    assert getattr(position, "amplitude", 1.0) == pytest.approx(amplitude)
+    assert position.softmax_scale == 1.0
+
+
+@pytest.mark.parametrize("name", STRETCHES)
+def test_factor_of_one_is_plain_rope(make: Callable[..., Position], name: str) -> None:
+    plain, stretched = make({"name": "rope", "theta": 777.0}), make({"name": name, "factor": 1.0, "theta": 777.0})
+    cpu = torch.device("cpu")
+    torch.testing.assert_close(stretched.frequencies(cpu), plain.frequencies(cpu), rtol=1e-6, atol=0)
+
+
+def test_ntk_stretches_the_slowest_pair_by_the_factor_and_the_fastest_not_at_all(make: Callable[..., Position]) -> None:
+    plain, ntk = (make(n).frequencies(torch.device("cpu")) for n in ("rope", {"name": "rope_ntk", "factor": 4.0}))
+    ratio = plain / ntk
+    torch.testing.assert_close(ratio[[0, -1]], torch.tensor([1.0, 4.0]), rtol=1e-5, atol=0)
+    assert (ratio.diff() > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("node", "parameter"),
+    [
+        *[
+            ({"name": n, "factor": f}, "factor")
+            for n in ("rope_linear", "rope_ntk", "rope_llama3")
+            for f in (0.5, -1.0)
+        ],
+        *[({"name": n, "theta": 0.0}, "theta") for n in STRETCHES],
+        ({"name": "rope_llama3", "high_freq_factor": 1.0}, "high_freq_factor"),
+        ({"name": "rope_llama3", "original_positions": 0}, "original_positions"),
+        ({"name": "rope_ntk", "rotary_fraction": 0.2}, "rotary_fraction"),
+    ],
+    ids=str,
+)
+def test_impossible_stretches_are_refused(make: Callable[..., Position], node: dict[str, Any], parameter: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make(node)
+    assert caught.value.path == f"model.position.{parameter}"

@@ -42,6 +42,12 @@ def parallel(r: Any, x: Tensor, attention: Callable, ffn: Callable) -> Tensor:
     return x + attention(r.attention_norm(x)) + ffn(r.attention_norm(x))
 
 
+@formula
+def reordered(r: Any, x: Tensor, attention: Callable, ffn: Callable) -> Tensor:
+    h = x + r.attention_norm(attention(x))
+    return h + r.ffn_norm(ffn(h))
+
+
 @pytest.fixture
 def mixers() -> tuple[Callable, Callable]:
     torch.manual_seed(0)

@@ -121,6 +121,28 @@ def test_loss_is_the_mean_over_scored_tokens_plus_the_balance(
         assert float(trainer.callback_metrics["train/expert_balance"]) == pytest.approx(balance, rel=1e-5)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
+def test_loss_has_multi_token_prediction_and_its_gates_are_balanced_too(
+    make_task: Callable[..., CausalLM], tmp_path: Path, packed: bool
+) -> None:
+    mtp = {"depth": 2, "loss_weight": 0.5}
+    task, given, watch = make_task(True, mtp=mtp, gating=BIASED), batch(1, packed=packed), Watch()
+    trainer = train(task, [given], tmp_path, callbacks=[watch], val=[given])
+    decoder = compose(task.model_config)
+    hidden, routings = decoder.hidden(given["tokens"], given["positions"], given.get("segments"))
+    further = decoder.mtp_nll(hidden, given["tokens"], given["targets"], given["positions"], given.get("segments"))
+    mean = sum(float(nll / n) for nll, n in further[0]) / 2
+    every = [r for r in (*routings, *further[1]) if r is not None]
+    balance = sum(float(loss) for r in every for loss in r.losses.values())
+    loss, _ = by_hand(task.model_config, given)
+    assert watch.losses == pytest.approx([loss + 0.5 * mean + balance], rel=1e-5)
+    assert watch.logged[0]["train/loss"] == pytest.approx(loss, rel=1e-5)  # of the text alone
+    assert watch.logged[0]["train/mtp"] == pytest.approx(0.5 * mean, rel=1e-5)
+    assert len(watch.biases) == 3 and all(b.abs().max() == 0.125 for b in watch.biases)
+    shown = {k.split("/")[1] for k in trainer.callback_metrics if k.startswith("val_load/")}
+    assert shown == {"layer1"}  # validation does not run what is taken off for inference
+
+
 def test_masked_targets_do_not_count(make_task: Callable[..., CausalLM], tmp_path: Path) -> None:
     few, watch = batch(1, masked=11), Watch()
     assert (few["targets"] != -100).sum() == 13

@@ -2,12 +2,12 @@ import torch
 from torch import Tensor, nn
 
 from blocks.balance.base import Balance
-from blocks.gating.base import Gating
+from blocks.gating.base import LinearGating
 from registry import BlockError, register
 
 
 @register("gating", "noisy_topk")
-class NoisyTopK(Gating):
+class NoisyTopK(LinearGating):
     """Softmax over the k highest logits, which noise of a learned size has shaken during training.
 
     Shazeer et al. 2017, arXiv 1701.06538, eq. 3–5: h_i = (W x)_i + ε · noise · softplus(b_i), ε ~ N(0, 1);
@@ -16,11 +16,11 @@ class NoisyTopK(Gating):
     Args:
         top_k: k, experts a token
         noise: factor on the noise; 0 for none
-        balance: loss that evens out the load; null for none
+        balance: losses that even out the load; null for none
     """
 
     def __init__(
-        self, d_model: int, n_experts: int, top_k: int = 2, noise: float = 1.0, balance: Balance | None = None
+        self, d_model: int, n_experts: int, top_k: int = 2, noise: float = 1.0, balance: list[Balance] | None = None
     ) -> None:
         super().__init__(d_model, n_experts, top_k, balance)
         if noise < 0:

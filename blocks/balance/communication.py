@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from blocks.balance.base import Balance, check_devices, shares
+from registry import BlockError, register
+
+
+@register("balance", "communication")
+class CommunicationBalance(Balance):
+    """Communication balance loss of each sequence: evens out how many tokens each device receives.
+
+    DeepSeek-V2, arXiv 2405.04434, eq. 29: α Σ_d f''_d P''_d with f''_d = D/(M T) · #(tokens sent to device d) and
+    P''_d = Σ P_i over its experts. A token with several experts on one device is sent there once. Devices hold
+    neighbouring experts, equally many each. Use it beside ``group_limited`` gating of as many groups, whose
+    ``top_groups`` is M: then every token reaches at most M devices.
+
+    The released V2 code has no such loss; this is the paper's formula.
+
+    Args:
+        n_devices: D, devices the experts are spread over; 8 in V2
+        top_devices: M, devices a token may reach; 3 in V2
+        alpha: weight of the loss; 0.02 in V2
+    """
+
+    def __init__(
+        self, n_experts: int, top_k: int, n_devices: int = 8, top_devices: int = 3, alpha: float = 0.02
+    ) -> None:
+        super().__init__()
+        check_devices(n_experts, n_devices)
+        if not 1 <= top_devices <= n_devices:
+            rule = f"must lie between 1 and n_devices ({n_devices})"
+            raise BlockError("top_devices", top_devices, rule, "Use the gate's top_groups")
+        self.n_devices, self.top_devices, self.alpha = n_devices, top_devices, alpha
+
+    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        device_of = experts // (probs.shape[-1] // self.n_devices)  # an entry of E, no expert, is sent to nobody: D
+        reached = torch.zeros(*experts.shape[:2], self.n_devices + 1, dtype=probs.dtype, device=probs.device)
+        reached = reached.scatter(-1, device_of, 1.0)[..., : self.n_devices]
+        f = reached.sum(1) * (self.n_devices / (self.top_devices * probs.shape[1]))
+        p = shares(probs).unflatten(-1, (self.n_devices, -1)).sum(-1)
+        return {"communication_balance": self.alpha * (f * p).sum(-1).mean()}

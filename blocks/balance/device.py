@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from blocks.balance.base import Balance, check_devices, choices, shares
+from registry import register
+
+
+@register("balance", "device")
+class DeviceBalance(Balance):
+    """Device-level balance loss of each sequence: evens out the work of the devices that hold the experts.
+
+    DeepSeek-V2, arXiv 2405.04434, eq. 26: α Σ_d f'_d P'_d with f'_d the mean of f_i over the experts of device d and
+    P'_d the sum of their P_i; f and P as in ``expert``. Devices hold neighbouring experts, equally many each. A device
+    here is a group of experts in the formula, whatever the run is spread over. Perfectly even routing gives α.
+
+    The released V2 code has no such loss; this is the paper's formula.
+
+    Args:
+        n_devices: D, devices the experts are spread over; 8 in V2
+        alpha: weight of the loss; 0.05 in V2
+    """
+
+    def __init__(self, n_experts: int, top_k: int, n_devices: int = 8, alpha: float = 0.05) -> None:
+        super().__init__()
+        check_devices(n_experts, n_devices)
+        self.n_experts, self.top_k, self.n_devices, self.alpha = n_experts, top_k, n_devices, alpha
+
+    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        f = choices(experts, probs) * (self.n_experts / (self.top_k * probs.shape[1]))
+        f_device = f.unflatten(-1, (self.n_devices, -1)).mean(-1)
+        p_device = shares(probs).unflatten(-1, (self.n_devices, -1)).sum(-1)
+        return {"device_balance": self.alpha * (f_device * p_device).sum(-1).mean()}

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from blocks.balance.base import Balance, choices, shares
+from registry import register
+
+
+@register("balance", "hf_expert")
+class HFExpertBalance(Balance):
+    """Expert balance loss over the whole batch, in the convention of Hugging Face's Mixtral, Qwen3-MoE and OLMoE.
+
+    Fedus et al. 2021 (Switch), arXiv 2101.03961, eq. 4, carried over to k choices: α E Σ_i F_i P_i with F_i the
+    number of choices of i per token, so that Σ F_i = k. Perfectly even routing gives k·α, against α for ``expert``.
+
+    transformers forms F and P over all layers together; here each layer has its own loss and they are added, so the
+    two agree for one routed layer, and for several our sum is about as many times larger.
+
+    Args:
+        alpha: weight of the loss; 0.001 in Qwen3-MoE's configuration, 0.01 in OLMoE's, 0.02 in Mixtral's
+    """
+
+    def __init__(self, alpha: float = 0.001) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        per_token = choices(experts.flatten(0, 1), probs) / experts[..., 0].numel()
+        loss = probs.shape[-1] * (per_token * shares(probs.flatten(0, 1))).sum()
+        return {"hf_expert_balance": self.alpha * loss}

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from blocks.balance.base import Balance
+from registry import register
+
+
+@register("balance", "z_loss")
+class RouterZLoss(Balance):
+    """Router z-loss: keeps the router's logits small, where fp32 softmax and low-precision activations are accurate.
+
+    Zoph et al. 2022 (ST-MoE), arXiv 2202.08906, eq. 5: α mean_t (log Σ_i exp z_i,t)². It evens out no load; it stands
+    here because gates report it as they report balance losses.
+
+    Args:
+        alpha: weight of the loss; 0.001 in ST-MoE and OLMoE
+    """
+
+    def __init__(self, alpha: float = 0.001) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        return {"z_loss": self.alpha * logits.logsumexp(-1).square().mean()}

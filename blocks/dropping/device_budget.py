@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from blocks.dropping.base import Dropping
+from blocks.gating.base import Routing
+from registry import BlockError, register
+
+
+@register("dropping", "device_budget")
+class DeviceBudget(Dropping):
+    """Each device takes at most its budget of tokens; those of lowest affinity are dropped. Training only.
+
+    DeepSeek-V2, arXiv 2405.04434, §2.2.4: the budget of a device is ``capacity`` times the mean load,
+    capacity · k T / D pairs of token and expert over the batch; on each device the pairs of lowest affinity go until it
+    is met; those of about a tenth of the sequences are never dropped, so that evaluation, which drops nothing, stays
+    familiar. Dropped pairs add nothing to the token's output, and the remaining weights are left as they are.
+
+    Exempt sequences are drawn anew for each batch, and count towards the budget first. Experts are dealt to devices
+    in neighbouring groups of equal size. The budget is that of the tokens this process sees.
+
+    Args:
+        n_devices: D, devices the experts are spread over; 8 in V2
+        capacity: budget over mean load; 1.0 in V2
+        exempt: chance of a sequence to be kept whole; 0.1 in V2
+    """
+
+    def __init__(self, n_experts: int, n_devices: int = 1, capacity: float = 1.0, exempt: float = 0.1) -> None:
+        super().__init__()
+        if n_devices < 1 or n_experts % n_devices:
+            remedy = "Choose a divisor of the number of experts"
+            raise BlockError("n_devices", n_devices, f"must divide n_experts ({n_experts})", remedy)
+        if not capacity > 0:
+            raise BlockError("capacity", capacity, "must be greater than 0", "Use 1.0 for the mean load")
+        if not 0 <= exempt <= 1:
+            raise BlockError("exempt", exempt, "is a share of the sequences, between 0 and 1", "Use 0.1")
+        self.n_experts, self.n_devices, self.capacity, self.exempt = n_experts, n_devices, capacity, exempt
+
+    def forward(self, routing: Routing, shape: tuple[int, int]) -> Routing:
+        if not self.training or routing.experts.is_meta:
+            return routing
+        whole = (torch.rand(shape[0], device=routing.experts.device) < self.exempt).repeat_interleave(shape[1])
+        kept = self.within_budget(routing, whole)
+        experts = routing.experts.masked_fill(~kept, self.n_experts)
+        pairs = int((experts < self.n_experts).sum())
+        return routing._replace(experts=experts, weights=routing.weights * kept, pairs=pairs)
+
+    def within_budget(self, routing: Routing, whole: Tensor) -> Tensor:
+        """Which pairs stay, [T,k]; ``whole`` [T] marks the tokens that are never dropped."""
+        experts, E = routing.experts, self.n_experts
+        budget = math.ceil(self.capacity * experts.numel() / self.n_devices)
+        affinity = routing.probs.gather(1, experts.clamp(max=E - 1)).detach().masked_fill(whole[:, None], math.inf)
+        affinity = affinity.masked_fill(experts == E, -math.inf).flatten()
+        device = experts.flatten() // (E // self.n_devices)
+        best_first = affinity.argsort(descending=True, stable=True)
+        best_first = best_first[device[best_first].argsort(stable=True)]  # by device, then by affinity
+        starts = torch.searchsorted(
+            device[best_first].contiguous(), torch.arange(self.n_devices + 1, device=device.device)
+        )
+        rank = torch.empty_like(best_first)
+        rank[best_first] = torch.arange(len(best_first), device=device.device) - starts[device[best_first]]
+        return ((rank < budget).view_as(experts) | whole[:, None]) & (experts < E)

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from blocks.base import Placement
+from blocks.ffn.swiglu import SwiGLU
+from registry import register
+
+
+@register("ffn", "gated_swiglu")
+class GatedSwiGLU(SwiGLU):
+    """SwiGLU whose output is weighed by a learned scalar gate for each token.
+
+    Qwen2-MoE's shared expert, arXiv 2407.10671: y = σ(w · x) W_down (silu(W_gate x) ⊙ W_up x). As ``shared`` of ``moe``
+    it is the gated shared expert; DeepSeek's shared experts are a plain ``swiglu``.
+
+    Args:
+        d_ff: F, hidden width; null is 8/3 of d_model, rounded up to a multiple of 64
+    """
+
+    def __init__(self, d_model: int, d_ff: int | None = None) -> None:
+        super().__init__(d_model, d_ff)
+        self.token_gate = nn.Linear(d_model, 1, bias=False)
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+        return self.token_gate(x).sigmoid() * super().forward(x)[0], None
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        return {**super().parallel_plan(), "token_gate.weight": "replicate"}

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blocks.base import Placement, positive
+from blocks.ffn.base import FFN, rounded_width
+from registry import register
+
+
+@register("ffn", "geglu")
+class GEGLU(FFN):
+    """Gated feed-forward network with a GELU gate.
+
+    Shazeer 2020, arXiv 2002.05202: y = W_down (gelu(W_gate x) ⊙ W_up x). No biases. Gemma's, with the tanh
+    approximation.
+
+    Args:
+        d_ff: F, hidden width; null is 8/3 of d_model, rounded up to a multiple of 64
+        approximate: ``tanh`` as Gemma, ``none`` for the exact Gaussian
+    """
+
+    residual_outputs: ClassVar[tuple[str, ...]] = ("down.weight",)
+
+    def __init__(self, d_model: int, d_ff: int | None = None, approximate: Literal["tanh", "none"] = "tanh") -> None:
+        super().__init__()
+        positive({"d_ff": d_ff})
+        width = d_ff or rounded_width(8 * d_model / 3)
+        self.approximate = approximate
+        self.gate = nn.Linear(d_model, width, bias=False)
+        self.up = nn.Linear(d_model, width, bias=False)
+        self.down = nn.Linear(width, d_model, bias=False)
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+        return self.down(F.gelu(self.gate(x), approximate=self.approximate) * self.up(x)), None
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        return {"gate.weight": "column", "up.weight": "column", "down.weight": "row"}

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from blocks.balance.base import Balance
+from blocks.gating.base import LinearGating
+from registry import register
+
+
+@register("gating", "expert_choice")
+class ExpertChoice(LinearGating):
+    """Experts choose tokens instead of tokens experts: the load is even by construction.
+
+    Zhou et al. 2022, arXiv 2202.09368: S = softmax(W x) over experts, [T,E]; each expert takes the k T / E tokens of
+    the batch that have the highest S in its column, with S as weight. A token is taken by any number of experts, k on
+    average, or by none.
+
+    Which tokens an expert takes depends on all tokens of the batch, later ones included: a language model trained with
+    it sees a little of the future in its training loss, and generates under another rule than it was trained with. It
+    is here as the comparison that papers make, not for serving.
+
+    Args:
+        top_k: k, experts a token on average (the paper's capacity factor)
+        balance: losses, one or a list; null for none, since the load is even anyway
+    """
+
+    causal: ClassVar[bool] = False
+
+    def __init__(self, d_model: int, n_experts: int, top_k: int = 2, balance: list[Balance] | None = None) -> None:
+        super().__init__(d_model, n_experts, top_k, balance)
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        probs, E = logits.softmax(-1), self.n_experts
+        taken = probs.topk(self._capacity(len(probs)), dim=0).indices  # [c,E]
+        chosen = torch.zeros_like(probs, dtype=torch.bool).scatter(0, taken, True)
+        experts = torch.where(chosen, torch.arange(E, device=probs.device), E)  # a column an expert, E where not taken
+        return experts, probs * chosen, probs
+
+    def _capacity(self, n_tokens: int) -> int:
+        return min(n_tokens, max(1, n_tokens * self.top_k // self.n_experts))
+
+    def pairs(self, n_tokens: int) -> int | None:
+        return self._capacity(n_tokens) * self.n_experts

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from blocks.gating.base import Gating, Routing, count
+from registry import BlockError, register
+
+
+@register("gating", "hash")
+class Hash(Gating):
+    """Experts by the token's id: a fixed random table, nothing learned.
+
+    Roller et al. 2021 (Hash Layers), arXiv 2106.04426: token v goes to the k experts in row v of a table drawn once,
+    each with weight 1/k. It is the paper's random hash; its balanced one deals experts out by the tokens' frequency,
+    which a model does not know. The baseline "Hash Layer" of DeepSeekMoE's paper.
+
+    Args:
+        top_k: k, experts a token
+    """
+
+    table: Tensor
+
+    def __init__(self, n_experts: int, vocab_size: int, top_k: int = 1) -> None:
+        super().__init__(n_experts, top_k)
+        self.register_buffer("table", torch.zeros(vocab_size, top_k, dtype=torch.long))
+
+    def reset_parameters(self) -> None:
+        self.table.copy_(torch.rand(len(self.table), self.n_experts).topk(self.top_k).indices)
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Routing:
+        if tokens is None:
+            rule = "routes by the tokens' ids, which this caller does not pass on"
+            raise BlockError("gating", "hash", rule, "Call the ffn with tokens, as the decoder does")
+        experts = self.table[tokens.flatten()]
+        weights = torch.full(experts.shape, 1 / self.top_k, device=x.device)
+        probs = torch.zeros(len(experts), self.n_experts, device=x.device).scatter_add(1, experts, weights)
+        return Routing(experts, weights, probs, {}, count(experts, self.n_experts))

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from blocks.balance.base import Balance
+from blocks.gating.base import LinearGating
+from registry import BlockError, register
+
+
+@register("gating", "sinkhorn")
+class Sinkhorn(LinearGating):
+    """Balanced assignment of the batch's tokens during training, by Sinkhorn's iteration; plain top-k afterwards.
+
+    Clark et al. 2022 (S-BASE), arXiv 2202.01169: exp(W x), [T,E], is scaled in turn to rows that sum to 1/T and columns
+    that sum to 1/E; the k highest entries of a row are its experts. Weights are the unscaled affinities there: their
+    softmax over experts, or, for k = 1, their sigmoid, as in Megatron-LM.
+
+    The scaling carries no gradient. It looks at the whole batch, so in training the choice for a token depends on later
+    ones; in evaluation it is the k highest logits, which is causal. A fixed number of iterations stands for the
+    tolerance of other implementations: it has no data-dependent loop.
+
+    Args:
+        top_k: k, experts a token
+        iterations: of Sinkhorn's scaling
+        balance: losses that even out the load besides, one or a list; null for none
+    """
+
+    causal: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        d_model: int,
+        n_experts: int,
+        top_k: int = 1,
+        iterations: int = 8,
+        balance: list[Balance] | None = None,
+    ) -> None:
+        super().__init__(d_model, n_experts, top_k, balance)
+        if iterations < 1:
+            raise BlockError("iterations", iterations, "must be at least 1", "Use 8")
+        self.iterations = iterations
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        probs = logits.sigmoid() if self.top_k == 1 else logits.softmax(-1)
+        scores = balanced(logits.detach(), self.iterations) if self.training else logits
+        experts = scores.topk(self.top_k).indices
+        return experts, probs.gather(1, experts), probs
+
+
+def balanced(logits: Tensor, iterations: int) -> Tensor:
+    """log of exp(logits), [T,E], scaled so that every column has the same sum and every row too, nearly."""
+    rows, columns = torch.zeros_like(logits[:, :1]), torch.zeros_like(logits[:1])
+    for _ in range(iterations):
+        columns = -(logits + rows).logsumexp(0, keepdim=True)
+        rows = -(logits + columns).logsumexp(1, keepdim=True)
+    return logits + rows + columns

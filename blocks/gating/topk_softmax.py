@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from blocks.balance.base import Balance
+from blocks.gating.base import LinearGating
+from registry import register
+
+
+@register("gating", "topk_softmax")
+class TopKSoftmax(LinearGating):
+    """The k highest logits, then a softmax over these alone.
+
+    Shazeer et al. 2017, arXiv 1701.06538; gpt-oss; Mixtral, arXiv 2401.04088: g = softmax of the k highest
+    z = W x + b, so weights sum to 1. Equals ``softmax_topk`` with ``renormalise``. The affinities that balance losses
+    see are those of a softmax over all experts, as in Hugging Face's Mixtral.
+
+    Args:
+        top_k: k, experts a token
+        bias: whether the router adds a learned bias, as in gpt-oss
+        balance: losses that even out the load, one or a list; null for none
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_experts: int,
+        top_k: int = 2,
+        bias: bool = False,
+        balance: list[Balance] | None = None,
+    ) -> None:
+        super().__init__(d_model, n_experts, top_k, balance, bias)
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        highest, experts = logits.topk(self.top_k)
+        return experts, highest.softmax(-1), logits.softmax(-1)

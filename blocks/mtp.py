@@ -1,0 +1,43 @@
+"""Multi-token prediction: further small decoders that learn to predict further tokens, and can be taken off."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from blocks.gating.base import Routing
+from blocks.norm.base import Norm
+
+
+class MTP(nn.Module):
+    """One depth of multi-token prediction.
+
+    DeepSeek-V3, arXiv 2412.19437, §2.2: h'_i = W [norm(embedding of token i+k); norm(h_i)], one decoder layer, a norm,
+    and the main model's head, which predicts token i+k+1. Embedding and head are the main model's own.
+
+    The order inside the concatenation is that of the released weights (``eh_proj``): embedding first, where the paper's
+    equation has the hidden state first. h_i of depth 1 is the main model's state after its final norm, which is what
+    vLLM and transformers feed; the paper does not say. What depth k hands to depth k + 1 is normalised too.
+
+    Args:
+        embedding_norm: of the embedding, ``enorm``
+        hidden_norm: of the hidden state, ``hnorm``
+        project: [D,2D], ``eh_proj``
+        layer: one decoder layer, built as the last of the main model
+        norm: in front of the head, ``shared_head.norm``
+    """
+
+    def __init__(
+        self, embedding_norm: Norm, hidden_norm: Norm, project: nn.Linear, layer: nn.Module, norm: Norm
+    ) -> None:
+        super().__init__()
+        self.embedding_norm, self.hidden_norm, self.project = embedding_norm, hidden_norm, project
+        self.layer, self.norm = layer, norm
+
+    def forward(
+        self, embedded: Tensor, hidden: Tensor, tokens: Tensor, positions: Tensor, segments: Tensor | None
+    ) -> tuple[Tensor, Routing | None]:
+        """Embeddings [B,T,D] of ``tokens`` [B,T], and the states [B,T,D] of the tokens k before → states [B,T,D]."""
+        x = self.project(torch.cat((self.embedding_norm(embedded), self.hidden_norm(hidden)), -1))
+        x, routing = self.layer(x, tokens, positions, segments)
+        return self.norm(x), routing

@@ -1,0 +1,17 @@
+"""The contract of ``output_gate``: weigh what an attention found, before it is projected out. A child of attention."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from blocks.base import Block
+from registry import family
+
+
+@family("output_gate", context=("n_heads", "head_dim"))
+class OutputGate(Block):
+    """``head_dim`` is the width of a head's value."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The attention's input x [B,T,D] and what its heads found, y [B,T,N,H] → [B,T,N,H]."""
+        raise NotImplementedError

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from blocks.base import positive
+from blocks.kernels.rotary import base_frequencies, rotary_width, turn
+from blocks.position.base import Position
+from registry import BlockError, register
+
+
+@register("position", "rope_linear")
+class LinearRoPE(Position):
+    """RoPE with positions divided by a factor, so that a longer context spans the angles of the trained one.
+
+    Chen et al. 2023 (position interpolation), arXiv 2306.15595: frequency_j = theta^(−2j/R) / factor. Gemma-3's full
+    layers (factor 8). Every pair is slowed alike, fine distances included; ``rope_ntk``, ``rope_llama3`` and
+    ``yarn`` spare the fast pairs.
+
+    Args:
+        theta: base of the frequencies
+        factor: how many times longer than the trained context
+        rotary_fraction: part of the head width that turns, from its front
+        pairing: which dimensions form a pair
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        theta: float = 10000.0,
+        factor: float = 4.0,
+        rotary_fraction: float = 1.0,
+        pairing: Literal["half_split", "interleaved"] = "half_split",
+    ) -> None:
+        super().__init__()
+        positive({"theta": theta})
+        if not factor >= 1:
+            raise BlockError("factor", factor, "stretches the context, so it is at least 1", "Use 1 for plain RoPE")
+        self.rotary_dim = rotary_width(head_dim, rotary_fraction)
+        self.theta, self.factor, self.interleaved = theta, factor, pairing == "interleaved"
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """Radians a position of each pair, [R/2] fp32."""
+        return base_frequencies(self.theta, self.rotary_dim, device) / self.factor
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return turn(q, k, positions, self.frequencies(q.device), self.interleaved)

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from blocks.base import positive
+from blocks.kernels.rotary import base_frequencies, rotary_width, turn
+from blocks.position.base import Position
+from registry import BlockError, register
+
+
+@register("position", "rope_llama3")
+class Llama3RoPE(Position):
+    """RoPE as Llama-3.1 stretches it: slow pairs divided by the factor, fast ones kept, those between blended.
+
+    Grattafiori et al. 2024 (Llama 3), arXiv 2407.21783; the formula is that of the released code. With w_j = 2π/f_j the
+    pair's wavelength and L the original context: f_j is kept if w_j < L/high_freq_factor, divided by ``factor`` if
+    w_j > L/low_freq_factor, else (1 − s) f_j/factor + s f_j with
+    s = (L/w_j − low_freq_factor)/(high_freq_factor − low_freq_factor).
+
+    It differs from ``yarn`` in blending by frequency and not by the pair's index, and in leaving the softmax alone.
+
+    Args:
+        theta: base of the frequencies; 500000 in Llama-3
+        factor: by how much slow pairs are slowed; 8 in Llama-3.1
+        low_freq_factor: turns over the original context below which a pair is slowed in full
+        high_freq_factor: turns above which a pair is left alone
+        original_positions: L, length in tokens of the context trained before stretching
+        rotary_fraction: part of the head width that turns, from its front
+        pairing: which dimensions form a pair
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        theta: float = 500000.0,
+        factor: float = 8.0,
+        low_freq_factor: float = 1.0,
+        high_freq_factor: float = 4.0,
+        original_positions: int = 8192,
+        rotary_fraction: float = 1.0,
+        pairing: Literal["half_split", "interleaved"] = "half_split",
+    ) -> None:
+        super().__init__()
+        positive({"theta": theta, "low_freq_factor": low_freq_factor, "original_positions": original_positions})
+        if not factor >= 1:
+            raise BlockError("factor", factor, "stretches the context, so it is at least 1", "Use 1 for plain RoPE")
+        if not high_freq_factor > low_freq_factor:
+            rule = f"must be above low_freq_factor ({low_freq_factor})"
+            raise BlockError("high_freq_factor", high_freq_factor, rule, "Use 1 and 4, as Llama-3.1")
+        self.rotary_dim = rotary_width(head_dim, rotary_fraction)
+        self.theta, self.factor, self.interleaved = theta, factor, pairing == "interleaved"
+        self.low, self.high, self.original_positions = low_freq_factor, high_freq_factor, original_positions
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """Radians a position of each pair, [R/2] fp32."""
+        base = base_frequencies(self.theta, self.rotary_dim, device)
+        turns = self.original_positions * base / (2 * math.pi)
+        kept = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return (1 - kept) * base / self.factor + kept * base
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return turn(q, k, positions, self.frequencies(q.device), self.interleaved)

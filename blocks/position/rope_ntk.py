@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from blocks.base import positive
+from blocks.kernels.rotary import base_frequencies, rotary_width, turn
+from blocks.position.base import Position
+from registry import BlockError, register
+
+
+@register("position", "rope_ntk")
+class NTKRoPE(Position):
+    """RoPE with a larger base, so that the slowest pair is stretched by the factor and the fastest hardly at all.
+
+    bloc97 2023 ("NTK-aware scaled RoPE"), described in arXiv 2309.00071, §3.1: theta' = theta · factor^(R/(R−2)).
+
+    The base is fixed: what has been cached stays right however long the sequence grows. transformers' ``dynamic`` type
+    lets theta grow with the sequence's length, by factor · length/trained − (factor − 1) in the factor's place.
+
+    Args:
+        theta: base of the frequencies as trained
+        factor: how many times longer than the trained context
+        rotary_fraction: part of the head width that turns, from its front
+        pairing: which dimensions form a pair
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        theta: float = 10000.0,
+        factor: float = 4.0,
+        rotary_fraction: float = 1.0,
+        pairing: Literal["half_split", "interleaved"] = "half_split",
+    ) -> None:
+        super().__init__()
+        positive({"theta": theta})
+        if not factor >= 1:
+            raise BlockError("factor", factor, "stretches the context, so it is at least 1", "Use 1 for plain RoPE")
+        self.rotary_dim = rotary_width(head_dim, rotary_fraction)
+        if self.rotary_dim < 4:
+            rule = "needs two pairs at least: the exponent R/(R − 2) is infinite for one"
+            raise BlockError("rotary_fraction", rotary_fraction, rule, "Choose wider heads")
+        self.theta = theta * factor ** (self.rotary_dim / (self.rotary_dim - 2))
+        self.interleaved = pairing == "interleaved"
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """Radians a position of each pair, [R/2] fp32."""
+        return base_frequencies(self.theta, self.rotary_dim, device)
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return turn(q, k, positions, self.frequencies(q.device), self.interleaved)

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from blocks.norm.base import Norm
+from blocks.qk_norm.base import QKNorm
+from registry import register
+
+
+@register("qk_norm", "full")
+class Full(QKNorm):
+    """All heads together: the whole projection is one vector, with a gain for each of its numbers.
+
+    OLMoE, arXiv 2409.02060; OLMo-2, arXiv 2501.00656: q ← norm(q) over N·H numbers, k ← norm(k) over K·H.
+
+    Args:
+        q_norm: norm of queries
+        k_norm: norm of keys
+    """
+
+    def __init__(self, q_norm: Norm, k_norm: Norm) -> None:
+        super().__init__()
+        self.q_norm, self.k_norm = q_norm, k_norm
+
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"dim": known["head_dim"] * known["n_heads" if child == "q_norm" else "n_kv_heads"]}
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return self.q_norm(q.flatten(-2)).view_as(q), self.k_norm(k.flatten(-2)).view_as(k)

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from blocks.norm.base import Norm
+from blocks.qk_norm.base import QKNorm
+from registry import register
+
+
+@register("qk_norm", "per_head")
+class PerHead(QKNorm):
+    """Each head by itself, with gains shared by all heads.
+
+    Qwen3, arXiv 2505.09388; Gemma-3: q_n ← norm(q_n), k_g ← norm(k_g), over the H numbers of a head.
+
+    Args:
+        q_norm: norm of queries
+        k_norm: norm of keys
+    """
+
+    def __init__(self, q_norm: Norm, k_norm: Norm) -> None:
+        super().__init__()
+        self.q_norm, self.k_norm = q_norm, k_norm
+
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"dim": known["head_dim"]}
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return self.q_norm(q), self.k_norm(k)

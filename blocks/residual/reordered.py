@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from blocks.norm.base import Norm
+from blocks.residual.base import Mixer, Residual
+from registry import register
+
+
+@register("residual", "reordered")
+class Reordered(Residual):
+    """Norm on what each mixer adds; neither its input nor the stream is normalised.
+
+    OLMo-2, arXiv 2501.00656 ("reordered norm", after Swin v2): x ← x + norm₁(attention(x)); x ← x + norm₂(ffn(x)).
+    OLMo-2 has ``qk_norm: full`` besides.
+
+    Args:
+        attention_norm: norm of what the attention adds
+        ffn_norm: norm of what the feed-forward block adds
+    """
+
+    def __init__(self, attention_norm: Norm, ffn_norm: Norm) -> None:
+        super().__init__()
+        self.attention_norm = attention_norm
+        self.ffn_norm = ffn_norm
+
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+        x = x + self.attention_norm(attention(x))
+        return x + self.ffn_norm(ffn(x))

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from blocks.base import Placement
+from blocks.kernels.attention import causal_attention
+from blocks.scores.base import Scores
+from registry import register
+
+
+@register("scores", "sinks")
+class Sinks(Scores):
+    """A learned score for each head that competes with all keys and stands for nothing, so a head may attend to none.
+
+    gpt-oss, arXiv 2508.10925; Xiao et al. 2023, arXiv 2309.17453, as a number in place of a token:
+    w_j = exp(s_j) / (exp(sink_n) + Σ_i exp(s_i)). Computed as one more key, of zeros, whose value is zero and whose
+    score is the sink. Sinks start at 0.
+    """
+
+    def __init__(self, n_heads: int) -> None:
+        super().__init__()
+        self.sinks = nn.Parameter(torch.empty(n_heads))
+
+    def reset_parameters(self) -> None:
+        self.sinks.zero_()
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        bias: Tensor | None = None,
+        segments: Tensor | None = None,
+        window: int | None = None,
+    ) -> Tensor:
+        return causal_attention(q, k, v, scale=scale, bias=bias, segments=segments, window=window, sinks=self.sinks)
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        return {"sinks": "column"}

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from blocks.base import positive
+from blocks.kernels.attention import causal_attention
+from blocks.scores.base import Scores
+from registry import register
+
+
+@register("scores", "softcap")
+class Softcap(Scores):
+    """Scores squeezed into ±cap before the softmax.
+
+    Bello et al. 2016, arXiv 1611.09940; Gemma-2, arXiv 2408.00118: softmax(cap · tanh(q·k scale / cap)). A position's
+    bias is added after the cap, and masked keys are masked after it. No fused kernel of torch computes it, so scores
+    of all T × S pairs are held.
+
+    Args:
+        cap: bound of the scores; 50 in Gemma-2
+    """
+
+    def __init__(self, cap: float = 50.0) -> None:
+        super().__init__()
+        positive({"cap": cap})
+        self.cap = cap
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        bias: Tensor | None = None,
+        segments: Tensor | None = None,
+        window: int | None = None,
+    ) -> Tensor:
+        return causal_attention(q, k, v, scale=scale, bias=bias, segments=segments, window=window, softcap=self.cap)

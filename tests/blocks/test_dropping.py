@@ -1,0 +1,94 @@
+"""Dropping tokens from overloaded devices, against a plain reading of the rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from blocks.dropping.device_budget import DeviceBudget
+from blocks.gating.base import Routing, count
+from registry import ConfigError
+
+B, T, E, K, DEVICES = 4, 21, 8, 2, 4
+
+
+def routed(seed: int = 0) -> Routing:
+    """A lopsided routing: the first experts are chosen most."""
+    logits = torch.randn(B * T, E, generator=torch.Generator().manual_seed(seed)) - torch.arange(E) * 0.4
+    probs = logits.softmax(-1)
+    weights, experts = probs.topk(K)
+    return Routing(experts, weights, probs, {}, count(experts, E))
+
+
+def by_hand(routing: Routing, whole: Tensor, budget: int) -> set[tuple[int, int]]:
+    """The pairs that stay: on each device, exempt ones, then by falling affinity until the budget is used."""
+    kept: set[tuple[int, int]] = set()
+    for device in range(DEVICES):
+        pairs = [
+            (not bool(whole[t]), -float(routing.probs[t, e]), t, j)
+            for t, row in enumerate(routing.experts.tolist())
+            for j, e in enumerate(row)
+            if e // (E // DEVICES) == device
+        ]
+        pairs.sort()
+        kept |= {(t, j) for i, (mortal, _, t, j) in enumerate(pairs) if i < budget or not mortal}
+    return kept
+
+
+@pytest.mark.parametrize("capacity", [1.0, 0.5, 1.25])
+@pytest.mark.parametrize("exempt", [0, 1, 2])
+def test_each_device_keeps_its_budget_of_the_highest_affinities(capacity: float, exempt: int) -> None:
+    routing, whole = routed(), (torch.arange(B) < exempt).repeat_interleave(T)
+    kept = DeviceBudget(E, DEVICES, capacity).within_budget(routing, whole)
+    budget = -int(-capacity * B * T * K // DEVICES)
+    assert {tuple(p) for p in kept.nonzero().tolist()} == by_hand(routing, whole, budget)
+    assert not kept.all()
+
+
+def test_dropped_pairs_have_no_expert_and_no_weight() -> None:
+    routing = routed()
+    kept = DeviceBudget(E, DEVICES, 1.0, exempt=0.0)(routing, (B, T))
+    gone = kept.experts == E
+    assert gone.any() and (kept.weights[gone] == 0).all() and kept.pairs == int((~gone).sum())
+    assert torch.equal(kept.experts[~gone], routing.experts[~gone])
+    assert torch.equal(kept.weights[~gone], routing.weights[~gone])
+
+
+def test_sequences_that_are_exempt_are_kept_whole_and_drawn_anew() -> None:
+    routing, drop = routed(), DeviceBudget(E, DEVICES, 0.1, exempt=0.5)
+    torch.manual_seed(0)
+    kept = [(drop(routing, (B, T)).experts < E).view(B, T * K).all(1) for _ in range(20)]
+    assert 0.3 < torch.stack(kept).float().mean() < 0.7 and len({tuple(k.tolist()) for k in kept}) > 3
+
+
+def test_evaluation_drops_nothing() -> None:
+    routing = routed()
+    assert DeviceBudget(E, DEVICES, 0.1).eval()(routing, (B, T)) is routing
+
+
+def test_moe_leaves_dropped_tokens_to_the_shared_experts(make_block: Callable[..., Any]) -> None:
+    around = {"gating": {"name": "softmax_topk", "top_k": 2}, "experts": {"name": "swiglu", "d_ff": 12}}
+    drop = {"name": "device_budget", "n_devices": 4, "capacity": 1e-9, "exempt": 0.0}
+    moe = make_block("ffn", {"name": "moe", "n_experts": 8, "shared": "swiglu", "dropping": drop}, around=around)
+    x = torch.randn(2, 21, 48, dtype=torch.float64)
+    y, routing = moe(x)
+    all_gone = (routing.experts == 8).all(1)
+    assert all_gone.sum() >= 42 - 4  # a budget of one a device
+    torch.testing.assert_close(y.flatten(0, 1)[all_gone], moe.shared(x)[0].flatten(0, 1)[all_gone], rtol=0, atol=0)
+    y.sum().backward()
+    assert moe.experts.down.grad.isfinite().all() and moe.gating.weight.grad.norm() > 0
+    whole, _ = moe.eval()(x)
+    assert (whole - y).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"), [("n_devices", 3), ("n_devices", 0), ("capacity", 0.0), ("exempt", 1.5), ("exempt", -0.1)]
+)
+def test_impossible_budgets_are_refused(make_block: Callable[..., Any], parameter: str, value: float) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_block("dropping", {"name": "device_budget", parameter: value}, n_experts=8)
+    assert caught.value.path == f"model.dropping.{parameter}"

@@ -1,0 +1,32 @@
+"""Gates on what an attention found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import registry
+
+
+@pytest.mark.parametrize(("name", "rows"), [("elementwise", 48), ("per_head", 4)])
+def test_gate_weighs_by_a_sigmoid_of_the_input(make_block: Callable[..., Any], name: str, rows: int) -> None:
+    gate = make_block("output_gate", name, n_heads=4, head_dim=12)
+    x, y = torch.randn(2, 5, 48, dtype=torch.float64), torch.randn(2, 5, 4, 12, dtype=torch.float64)
+    assert gate.project.weight.shape == (rows, 48)
+    weight = 1 / (1 + (-(x @ gate.project.weight.t())).exp())
+    torch.testing.assert_close(gate(x, y), y * weight.view(2, 5, 4, -1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("attention", ["mha", "gqa", "mqa", "sliding_window"])
+@pytest.mark.parametrize("name", registry.names("output_gate"))
+def test_open_gate_leaves_the_attention_as_it_was(make_block: Callable[..., Any], attention: str, name: str) -> None:
+    plain = make_block("attention", attention)
+    gated = make_block("attention", {"name": attention, "output_gate": name})
+    missing = gated.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert missing == ["output_gate.project.weight"]
+    gated.output_gate.project.weight.data.zero_()
+    x, positions = torch.randn(2, 7, 48, dtype=torch.float64), torch.arange(7)[None]
+    torch.testing.assert_close(2 * gated(x, positions), plain(x, positions), rtol=0, atol=1e-12)
