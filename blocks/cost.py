@@ -1,17 +1,53 @@
-"""What a composition costs, measured on the meta device: right for blocks that nobody here has seen."""
+"""What a composition costs, measured on the meta device: right for blocks that nobody here has seen.
+
+Parameters are counted by walking the modules: a block belongs to the family whose contract it keeps. FLOPs are counted
+by torch while the decoder runs, caches are made and weighed. Identical layers are measured once.
+Left out: activations, communication, and what a fast kernel saves (a causal or windowed mask halves nothing here).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from blocks.attention.base import Attention
 from blocks.compose import compose
 from blocks.decoder import Decoder
 from blocks.experts.base import Experts
+from blocks.ffn.base import FFN, rounded_width
+from blocks.gating.base import Gating, Routing
+from blocks.norm.base import Norm
+from blocks.position.base import Position
+
+# Every parameter of a decoder is of one of these: what it is in, outermost first, so that MLA's norms are attention's.
+FAMILIES = (
+    "embedding",
+    "position",
+    "attention",
+    "routed_experts",
+    "shared_experts",
+    "router",
+    "dense_ffn",
+    "norms",
+    "head",
+    "mtp",
+    "other",
+)
+_CONTRACTS: tuple[tuple[type, str], ...] = (
+    (Attention, "attention"),
+    (Experts, "routed_experts"),
+    (Gating, "router"),
+    (Position, "position"),
+    (Norm, "norms"),
+)
+_OPEN = ("other", "mixture")  # families whose parts may be of another one
 
 
 @dataclass(frozen=True)
@@ -20,35 +56,188 @@ class Parameters:
 
     Args:
         total: all of them
-        active: those that one token passes: all, with k of E routed experts
-        embedding: the input embedding's, counted in both of the above
+        active: those that one token passes at inference: all, with k of E routed experts, without the modules that
+            only multi-token prediction uses
+        embedding: the input embedding's, counted in both of the above; a tied head's matrix is this one
+        head: the output head's, counted in both; 0 when tied
+        families: family → its parameters; their sum is ``total``
+        idle_experts: parameters of routed experts that a token does not visit
     """
 
     total: int
     active: int
     embedding: int
+    head: int = 0
+    families: Mapping[str, int] = field(default_factory=dict)
+    idle_experts: int = 0
+
+    @property
+    def active_ffn(self) -> int:
+        """Those of feed-forward blocks that one token passes, without their routers."""
+        parts = ("routed_experts", "shared_experts", "dense_ffn")
+        return sum(self.families[part] for part in parts) - self.idle_experts
 
 
 def count_parameters(decoder: Decoder) -> Parameters:
-    """Total and active parameters; the share of experts a token visits is read off an actual routing."""
-    total = sum(p.numel() for p in decoder.parameters())
-    idle = 0
+    """Count; the share of experts a token visits is read off an actual routing."""
+    families = count_families(decoder)
+    idle = _idle_experts(decoder)
+    total = sum(families.values())
+    active = total - idle - families["mtp"]
+    return Parameters(total, active, families["embedding"], families["head"], families, idle)
+
+
+def count_families(decoder: Decoder) -> dict[str, int]:
+    """Parameters of each of ``FAMILIES``; a shared tensor counts once, where it is first met."""
+    counts: Counter[str] = Counter()
+    seen: set[int] = set()
+    ends = {"embedding": "embedding", "head": "head", "mtp": "mtp"}
+    children = dict(decoder.named_children())
+    order = sorted(children, key=lambda name: ("embedding", "head").index(name) if name in ("embedding", "head") else 2)
+    for name in order:
+        _count(children[name], ends.get(name, "other"), counts, seen)
+    _count_own(decoder, "other", counts, seen)
+    counts["other"] += counts.pop("mixture", 0)
+    return {family: counts[family] for family in FAMILIES}
+
+
+def _count(module: nn.Module, family: str, counts: Counter[str], seen: set[int]) -> None:
+    family = _family(module, family)
+    _count_own(module, family, counts, seen)
+    for child in module.children():
+        _count(child, family, counts, seen)
+
+
+def _count_own(module: nn.Module, family: str, counts: Counter[str], seen: set[int]) -> None:
+    for parameter in module.parameters(recurse=False):
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            counts[family] += parameter.numel()
+
+
+def _family(module: nn.Module, around: str) -> str:
+    """The family of a module in one of family ``around``."""
+    if around not in _OPEN:
+        return around
+    if isinstance(module, FFN):
+        if any(isinstance(m, Experts) for m in module.modules()):
+            return "mixture"
+        return "shared_experts" if around == "mixture" else "dense_ffn"
+    return next((family for contract, family in _CONTRACTS if isinstance(module, contract)), around)
+
+
+def _idle_experts(decoder: Decoder) -> int:
+    groups = alike(decoder.layers)
     meta = decoder if decoder.embedding.weight.is_meta else compose(decoder.config, device="meta")
     with torch.no_grad():
-        routings = meta.hidden(torch.zeros(1, 1, dtype=torch.long, device="meta"))[1]
-    for layer, routing in zip(decoder.layers, routings, strict=True):
-        if routing is not None:
-            experts = [m for m in layer.modules() if isinstance(m, Experts)]
-            stacked = sum(p.numel() for m in experts for p in m.parameters())
-            E, k = routing.load.shape[0], routing.experts.shape[1]
-            idle += stacked * (E - k) // E
-    return Parameters(total, total - idle, decoder.embedding.weight.numel())
+        token = torch.zeros(1, 1, dtype=torch.long, device="meta")
+        routings = _with_layers(meta, [group[0] for group in groups]).hidden(token)[1]
+    pairs = zip(groups, routings, strict=True)
+    return sum(len(group) * _idle(decoder.layers[group[0]], routing) for group, routing in pairs)
 
 
-def forward_flops_per_token(config: Mapping[str, Any], length: int) -> float:
+def _idle(layer: nn.Module, routing: Routing | None) -> int:
+    if routing is None:
+        return 0
+    stacked = sum(p.numel() for m in layer.modules() if isinstance(m, Experts) for p in m.parameters())
+    E, k = routing.load.shape[0], routing.experts.shape[1]
+    return stacked * (E - k) // E
+
+
+# --- identical layers -------------------------------------------------------------------------------------------------
+
+
+def alike(layers: Sequence[nn.Module] | nn.ModuleList) -> list[list[int]]:
+    """Indices of the layers in groups that cost the same: same classes, same shapes, same settings.
+
+    A block that keeps its ``layer_idx``, or anything else that differs, is in no one's group.
+    """
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for index, layer in enumerate(layers):
+        groups.setdefault(_signature(layer), []).append(index)
+    return list(groups.values())
+
+
+_INTERNAL = frozenset(vars(nn.Module()))
+
+
+def _signature(layer: nn.Module) -> tuple[Any, ...]:
+    tensors = [*layer.named_parameters(), *layer.named_buffers()]
+    shapes = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors]
+    settings = [
+        (name, type(m), sorted((k, repr(v)) for k, v in vars(m).items() if k not in _INTERNAL))
+        for name, m in layer.named_modules()
+    ]
+    return repr(settings), tuple(shapes)
+
+
+def _with_layers(decoder: Decoder, indices: Sequence[int]) -> Decoder:
+    """The decoder with none but these layers; shares every module."""
+    probe = copy.copy(decoder)
+    probe._modules = {**decoder._modules, "layers": nn.ModuleList(decoder.layers[i] for i in indices)}
+    return probe
+
+
+# --- FLOPs ------------------------------------------------------------------------------------------------------------
+
+
+def forward_flops_per_token(model: Mapping[str, Any] | Decoder, length: int) -> float:
     """FLOPs of the forward pass with the head, for one token of a sequence of ``length``; attention not halved for
-    causality, a multiplication and an addition counted as two."""
-    decoder = compose(config, device="meta")
+    causality, a multiplication and an addition counted as two.
+
+    Args:
+        model: a composition, or a decoder on the meta device
+        length: T, tokens
+    """
+    decoder = model if isinstance(model, Decoder) else compose(model, device="meta")
+    around = _flops(decoder, [], length)
+    layers = sum(len(group) * (_flops(decoder, group[:1], length) - around) for group in alike(decoder.layers))
+    return (around + layers) / length
+
+
+def _flops(decoder: Decoder, indices: Sequence[int], length: int) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        decoder(torch.zeros(1, length, dtype=torch.long, device="meta"))
-    return counter.get_total_flops() / length
+        _with_layers(decoder, indices)(torch.zeros(1, length, dtype=torch.long, device="meta"))
+    return counter.get_total_flops()
+
+
+def ffn_ratio(decoder: Decoder, counted: Parameters) -> float:
+    """ρ: a layer's active feed-forward parameters, in units of the standard block of its width, averaged over layers.
+
+    The standard is a SwiGLU of 8/3 d_model, rounded up to a multiple of 256 as the published models are, so that
+    DeepSeek 7B, 67B and Llama-2 7B have ρ = 1.
+    """
+    d_model, n_layers = decoder.config["d_model"], len(decoder.layers)
+    return counted.active_ffn / (n_layers * 3 * d_model * rounded_width(8 * d_model / 3, 256))
+
+
+def deepseek_moe_flops(n_layers: int, d_model: int, vocab_size: int, ffn_ratio: float, length: int) -> float:
+    """Training FLOPs of one sequence by the formula behind the figures that DeepSeekMoE prints.
+
+    arXiv 2401.06066: T · [L d² (24 + 48ρ) + 12 L d T + 6 V d]: forward and backward, attention not causal, every
+    attention taken for full MHA, routers left out. For what *this* composition computes, see
+    ``forward_flops_per_token``. The paper's 145B takes ρ in units of exactly 8/3 d.
+
+    Args:
+        n_layers, d_model, vocab_size: L, d, V
+        ffn_ratio: ρ, active feed-forward width in units of a standard block
+        length: T, tokens
+    """
+    layers = n_layers * d_model**2 * (24 + 48 * ffn_ratio)
+    return length * (layers + 12 * n_layers * d_model * length + 6 * vocab_size * d_model)
+
+
+# --- cache ------------------------------------------------------------------------------------------------------------
+
+
+def cache_bytes(decoder: Decoder, length: int, dtype: torch.dtype) -> int:
+    """Bytes of all caches of one sequence of ``length`` tokens, weighed on the meta device.
+
+    Raises:
+        NotImplementedError: an attention of this decoder has no ``new_cache``
+    """
+    meta = torch.device("meta")
+    return sum(
+        len(group) * decoder.layers[group[0]].attention.new_cache(1, length, dtype, meta).nbytes  # type: ignore[operator, union-attr]
+        for group in alike(decoder.layers)
+    )

@@ -1,0 +1,191 @@
+"""A cost card as a person reads it: a table with a column for each model, and a figure. lab/describe.py measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from blocks.cost import FAMILIES, cache_bytes
+from blocks.decoder import Decoder
+from registry import ConfigError
+
+
+def _exact(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+
+
+def _scaled(value: float) -> str:
+    """Decimal prefixes, four digits: 65.86 G."""
+    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.4g} {prefix}"
+    return f"{value:.4g}"
+
+
+def _bytes(value: float) -> str:
+    """Binary prefixes, as memory is sold: 8.438 GiB."""
+    for size, prefix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if value >= size:
+            return f"{value / size:.4g} {prefix}"
+    return f"{value:.4g} B"
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+Row = tuple[str, str, Callable[[Any], str]]  # label, dotted key in the figures, how the figure is written
+SECTIONS: tuple[tuple[Row, ...], ...] = (
+    (
+        ("parameters", "parameters.total", _exact),
+        ("  active: a token passes these", "parameters.active", _exact),
+        ("  active, no embedding", "parameters.active_without_embedding", _exact),
+        ("  active, no embedding, no head", "parameters.active_without_embedding_and_head", _exact),
+    ),
+    tuple((f"  {family.replace('_', ' ')}", f"parameters.families.{family}", _exact) for family in FAMILIES),
+    (
+        ("tokens of the sequence", "flops.context", _text),
+        ("FLOPs a token, forward", "flops.forward_per_token", _scaled),
+        ("FLOPs a token, training (3x)", "flops.training_per_token", _scaled),
+        ("FLOPs of the sequence, DeepSeekMoE's formula", "flops.deepseek_moe_formula", _scaled),
+    ),
+    (
+        ("cache numbers a token", "cache.elements_per_token", _exact),
+        ("  constant numbers besides", "cache.elements_constant", _exact),
+        ("cache bytes a token, fp32", "cache.bytes_per_token.fp32", _exact),
+        ("  bf16", "cache.bytes_per_token.bf16", _exact),
+        ("  fp8", "cache.bytes_per_token.fp8", _exact),
+        ("  bits chosen", "cache.bits", _text),
+        ("  bytes at these bits", "cache.bytes_per_token.at_bits", _exact),
+        ("tokens cached", "cache.context", _text),
+        ("  bytes in bf16", "cache.bytes_at_context.bf16", _bytes),
+        ("  bytes at the bits chosen", "cache.bytes_at_context.at_bits", _bytes),
+    ),
+    (
+        ("weights, fp32", "weights.bytes.fp32", _bytes),
+        ("  bf16", "weights.bytes.bf16", _bytes),
+        ("  fp8", "weights.bytes.fp8", _bytes),
+        ("training state: recipe", "training.recipe", _text),
+        ("  bytes a parameter", "training.bytes_per_parameter", _text),
+        ("  weights", "training.bytes.weights", _bytes),
+        ("  gradients", "training.bytes.gradients", _bytes),
+        ("  master weights", "training.bytes.master_weights", _bytes),
+        ("  AdamW moments", "training.bytes.moments", _bytes),
+        ("  total", "training.bytes.total", _bytes),
+        ("  GPUs", "training.gpus", _text),
+        ("  a GPU, evenly sharded", "training.bytes_per_gpu", _bytes),
+    ),
+)
+# What was chosen, not measured.
+SETTINGS = {"flops.context", "cache.bits", "cache.context", "training.gpus", "training.bytes_per_parameter"}
+NOTE = (
+    "FLOPs: attention not halved for causality. Training is 3x the forward pass: each product has two in the backward."
+)
+OPTIONAL = {f"parameters.families.{family}" for family in FAMILIES} | {"cache.elements_constant"}  # left out where 0
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"cache": {"bits": 6}} → {"cache.bits": 6}."""
+    leaves: dict[str, Any] = {}
+    for key, value in nested.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def show(document: Mapping[str, Any]) -> None:
+    """Print the card. Off a terminal it is as wide as it needs to be: a line for each figure, never folded."""
+    card = table(document)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=console.measure(card, options=console.options.update(width=10_000)).maximum)
+    console.print(card)
+
+
+def table(document: Mapping[str, Any]) -> Table:
+    """A column for each model, and beside each that is compared, by how much it differs."""
+    models = [flat(model) for model in document["models"]]
+    compared = {id(m): c["change"] for m, c in _comparisons(document, models)}
+    card = Table(box=box.SIMPLE_HEAD, highlight=False, caption=NOTE, caption_justify="left")
+    card.add_column("")
+    for model in models:
+        card.add_column(str(model["model"]), justify="right")
+        if id(model) in compared:
+            card.add_column(f"against {document['against']}", justify="right", style="cyan")
+    for section in SECTIONS:
+        for label, key, written in section:
+            if key in OPTIONAL and not any(model[key] for model in models):
+                continue
+            cells = [label]
+            for model in models:
+                cells.append("none" if model[key] is None else written(model[key]))
+                if id(model) in compared:
+                    cells.append(_percent(compared[id(model)].get(key)))
+            card.add_row(*cells)
+        card.add_section()
+    return card
+
+
+def _comparisons(document: Mapping[str, Any], models: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Any]]:
+    """The models that are compared, each with its changes: all but the one they are compared with."""
+    return [(models[change["index"]], change) for change in document["changes"]]
+
+
+def _percent(change: float | None) -> str:
+    return "" if change is None else f"{100 * change:+,.2f} %"
+
+
+def plot(document: Mapping[str, Any], decoders: Sequence[Decoder], file: Path) -> None:
+    """Draw parameters by family and cache bytes over context, one figure.
+
+    Raises:
+        ConfigError: the file cannot be written
+    """
+    from matplotlib.figure import Figure
+
+    models = document["models"]
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    families, caches = figure.subplots(1, 2)
+    _plot_families(families, models)
+    for model, decoder in zip(models, decoders, strict=True):
+        if model["cache"]["elements_per_token"] is not None:
+            _plot_cache(caches, model, decoder)
+    caches.set(xscale="log", yscale="log", xlabel="tokens cached", ylabel="bytes")
+    caches.set_title("cache of one sequence", fontsize=10)
+    caches.grid(alpha=0.3, which="both")
+    caches.legend(*caches.get_legend_handles_labels(), fontsize=8)
+    try:
+        figure.savefig(file, dpi=120)
+    except OSError as error:
+        raise ConfigError("--plot", str(file), f"cannot be written ({error.strerror})", "Name another file") from None
+
+
+def _plot_families(axes: Any, models: Sequence[Mapping[str, Any]]) -> None:
+    """A bar for each model, the families stacked in it; a mark where its active parameters end."""
+    bottoms = [0.0] * len(models)
+    for family in FAMILIES:
+        sizes = [model["parameters"]["families"][family] / 1e9 for model in models]
+        if any(sizes):
+            axes.bar(range(len(models)), sizes, bottom=bottoms, label=family.replace("_", " "), width=0.6)
+        bottoms = [bottom + size for bottom, size in zip(bottoms, sizes, strict=True)]
+    for i, model in enumerate(models):
+        axes.hlines(
+            model["parameters"]["active"] / 1e9, i - 0.36, i + 0.36, colors="black", label="" if i else "active"
+        )
+    axes.set(xticks=range(len(models)), xticklabels=[model["model"] for model in models])
+    axes.set_ylabel("parameters (billions)")
+    axes.set_title("parameters by family", fontsize=10)
+    axes.legend(fontsize=8)
+
+
+def _plot_cache(axes: Any, model: Mapping[str, Any], decoder: Decoder) -> None:
+    """Weighed at every power of two up to 128K tokens, or to the context asked for."""
+    longest, bits = max(131_072, model["cache"]["context"]), model["cache"]["bits"]
+    lengths = [2**i for i in range(5, longest.bit_length())]
+    sizes = [cache_bytes(decoder, length, torch.float32) / 4 * bits / 8 for length in lengths]
+    axes.plot(lengths, sizes, label=f"{model['model']}, {bits:g} bits")
