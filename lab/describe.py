@@ -32,7 +32,7 @@ USAGE = """\
 python -m lab.describe model=NAME[,NAME…] [OPTION=VALUE …] [HYDRA OVERRIDE …] [--json] [--plot FILE.png|.svg|.pdf]
 
 model              presets of conf/model, runs (logs/…), checkpoints (*.ckpt) or compositions (*.yaml), side by side
-context            tokens of the sequence that FLOPs are counted for; default 4096, or fewer if a model is made for fewer
+context            tokens of the sequence that FLOPs are counted for; default 4096, or fewer if a model must
 cache.context      tokens the cache is weighed at; default: context
 cache.bits         bits that one number of the cache takes; default 16
 training.recipe    mixed (bf16 weights and gradients, fp32 master weights and AdamW moments), fp32 or bf16

@@ -1,0 +1,401 @@
+"""The cost card: published figures to the last digit, and what the command says."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from blocks.attention.base import Attention
+from blocks.cost import deepseek_moe_flops
+from lab import describe
+from lab.describe import Options, figures, load, main, read
+from registry import ConfigError, register
+from training.composition import CONF
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+# total, active, active − embedding, active − embedding − head, attention, routed experts: counted on transformers'
+# models and by closed forms. GPT-2's and Gemma's head is their embedding.
+PARAMETERS = {
+    "deepseek_v2": (235741434880, 21375800320, 20851512320, 20327224320, 8953651200, 222717542400),
+    "deepseek_v2_5": (235741434880, 21375800320, 20851512320, 20327224320, 8953651200, 222717542400),
+    "deepseek_v2_lite": (15706484224, 2661150208, 2451435008, 2241719808, 371602944, 14394851328),
+    "deepseek_v3": (671026404352, 37552282624, 36625603584, 35698924544, 11413547008, 653908770816),
+    "deepseek_67b": (67425001472, 67425001472, 66586140672, 65747279872, 14344519680, 0),
+    "deepseek_7b": (6910365696, 6910365696, 6490935296, 6071504896, 2013265920, 0),
+    "llama2_7b": (6738415616, 6738415616, 6607343616, 6476271616, 2147483648, 0),
+    "llama2_13b": (13015864320, 13015864320, 12852024320, 12688184320, 4194304000, 0),
+    "llama2_70b": (68976648192, 68976648192, 68714504192, 68452360192, 12079595520, 0),
+    "mixtral_8x7b": (46702792704, 12879925248, 12748853248, 12617781248, 1342177280, 45097156608),
+    "qwen3_30b_a3b": (30532122624, 3353032704, 3041867776, 2730702848, 905981952, 28991029248),
+    "olmoe_1b_7b": (6919161856, 1282017280, 1178994688, 1075972096, 268500992, 6442450944),
+    "gpt_oss_20b": (20914757184, 4187440704, 3608307264, 3029173824, 637203456, 19116933120),
+    "deepseek_moe_16b": (16375728128, 2828650496, 2618935296, 2409220096, 469762048, 14948499456),
+    "ablation_moe_mha": (15787866112, 2742532096, 2532816896, 2323101696, 452984832, 14394851328),
+    "deepseek_vl2_tiny": (2934734080, 739605760, 574127360, 408648960, 78643200, 2422210560),
+    "deepseek_vl2_small": (15706484224, 2661150208, 2451435008, 2241719808, 371602944, 14394851328),
+    "deepseek_vl2_base": (27033546240, 4455083520, 4124126720, 3793169920, 956513280, 24631050240),
+    "gpt2": (124439808, 124439808, 85842432, 85842432, 28348416, 0),
+}
+# What else the models hold: shared experts, router, dense ffn, norms.
+REMAINDER = {
+    "deepseek_v2": (2783969280, 48332800, 188743680, 619520),
+    "deepseek_v2_lite": (449839104, 3407872, 67239936, 112640),
+    "deepseek_v3": (2554331136, 106430464, 1189085184, 881664),
+}
+# Numbers remembered a token.
+CACHE = {
+    "deepseek_v2": 34560,
+    "deepseek_v2_lite": 15552,
+    "deepseek_v3": 35136,
+    "deepseek_67b": 194560,
+    "deepseek_7b": 245760,
+    "deepseek_moe_16b": 114688,
+    "deepseek_vl2_tiny": 30720,
+    "deepseek_vl2_small": 15552,
+    "deepseek_vl2_base": 17280,
+    "llama2_7b": 262144,
+    "llama2_13b": 409600,
+    "llama2_70b": 163840,
+    "mixtral_8x7b": 65536,
+    "qwen3_30b_a3b": 49152,
+    "olmoe_1b_7b": 65536,
+    "gpt_oss_20b": 24576,
+    "ablation_moe_mha": 110592,
+    "gpt2": 2 * 12 * 768,
+}
+# Training FLOPs of 4096 tokens, in 10^12, as DeepSeekMoE prints them.
+PRINTED = {"deepseek_7b": 183.5, "llama2_7b": 187.9, "deepseek_moe_16b": 74.4, "deepseek_67b": 2057.5}
+PRESETS = {path.stem for path in (CONF / "model").glob("*.yaml")}
+
+
+@functools.cache
+def described(name: str) -> dict[str, Any]:
+    return figures(load(name), Options())
+
+
+@pytest.mark.parametrize("model", sorted(PARAMETERS.keys() & PRESETS))
+def test_parameters_are_those_of_the_published_model_to_the_last(model: str) -> None:
+    counted = described(model)["parameters"]
+    mtp = counted["families"]["mtp"]
+    names = ("active", "active_without_embedding", "active_without_embedding_and_head")
+    families = tuple(counted["families"][family] for family in ("attention", "routed_experts"))
+    assert (counted["total"] - mtp, *(counted[n] for n in names), *families) == PARAMETERS[model]
+
+
+@pytest.mark.parametrize("model", sorted(REMAINDER.keys() & PRESETS))
+def test_the_other_families_are_those_of_the_published_model(model: str) -> None:
+    families = described(model)["parameters"]["families"]
+    names = ("shared_experts", "router", "dense_ffn", "norms")
+    assert tuple(families[family] for family in names) == REMAINDER[model]
+
+
+@pytest.mark.parametrize("model", sorted(CACHE.keys() & PRESETS))
+def test_cache_holds_as_many_numbers_a_token_as_published(model: str) -> None:
+    cache = described(model)["cache"]
+    assert (cache["elements_per_token"], cache["elements_constant"]) == (CACHE[model], 0)
+    assert cache["bytes_per_token"] == {
+        n: CACHE[model] * size for n, size in (("fp32", 4), ("bf16", 2), ("fp8", 1))
+    } | {"at_bits": 2 * CACHE[model]}
+
+
+@pytest.mark.parametrize("model", sorted(PRINTED.keys() & PRESETS))
+def test_deepseek_moes_formula_gives_its_printed_figures(model: str) -> None:
+    assert described(model)["flops"]["deepseek_moe_formula"] / 1e12 == pytest.approx(PRINTED[model], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "d_model", "vocab_size", "ratio", "printed"),
+    [
+        (30, 4096, 102400, 1, 183.48),
+        (32, 4096, 32000, 1, 187.94),
+        (28, 2048, 102400, 2, 74.42),
+        (95, 8192, 102400, 1, 2057.46),
+        (62, 4096, 102400, 2, 572.71),  # GShard 137B
+        (62, 4096, 102400, 16 * 1408 / (8 / 3 * 4096), 585.49),  # DeepSeekMoE 145B
+        (62, 4096, 102400, 8 * 1408 / (8 / 3 * 4096), 374.59),  # its half-activated twin
+    ],
+)
+def test_formula_gives_every_figure_at_the_papers_own_ratio(
+    n_layers: int, d_model: int, vocab_size: int, ratio: float, printed: float
+) -> None:
+    assert deepseek_moe_flops(n_layers, d_model, vocab_size, ratio, 4096) / 1e12 == pytest.approx(printed, abs=0.005)
+
+
+# --- what is said of a model ------------------------------------------------------------------------------------------
+
+
+def test_small_mha_ablation_has_the_published_sizes() -> None:
+    """V2-Lite with 16 heads of MHA in place of MLA: the other column of the report's table."""
+    overrides = ["model/attention=mha", "model.attention.n_heads=16", "model/position=rope"]
+    found = figures(load("deepseek_v2_lite", overrides), Options())
+    assert found["parameters"]["total"] == PARAMETERS["ablation_moe_mha"][0]
+    assert found["cache"]["elements_per_token"] == CACHE["ablation_moe_mha"]
+
+
+def test_training_state_is_sixteen_bytes_a_parameter_in_mixed_precision() -> None:
+    training = described("gpt2")["training"]
+    assert training["bytes_per_parameter"] == 16
+    assert training["bytes"]["total"] == 16 * 124_439_808 == 8 * training["bytes_per_gpu"]
+    assert sum(v for k, v in training["bytes"].items() if k != "total") == training["bytes"]["total"]
+
+
+@pytest.mark.parametrize(("recipe", "size"), [("fp32", 16), ("bf16", 8)])
+def test_other_recipes_of_training_state(recipe: str, size: int) -> None:
+    training = figures(load("tiny"), Options(recipe=recipe, gpus=3))["training"]
+    assert training["bytes_per_parameter"] == size
+    assert training["bytes_per_gpu"] == -(-training["bytes"]["total"] // 3)
+
+
+def test_cache_at_a_context_is_that_many_tokens() -> None:
+    cache = figures(load("gpt2"), Options(cache_context=1000, cache_bits=6))["cache"]
+    assert cache["bytes_at_context"]["bf16"] == 1000 * cache["bytes_per_token"]["bf16"]
+    assert cache["bytes_at_context"]["at_bits"] == 1000 * CACHE["gpt2"] * 6 / 8
+
+
+def test_flops_are_those_of_the_whole_decoder_run_at_once() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    decoder = load("tiny", ["model.overrides=[{layers: 2, attention: {name: gqa, n_heads: 4}}]"])
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        decoder(torch.zeros(1, 48, dtype=torch.long, device="meta"))
+    flops = figures(decoder, Options(context=48))["flops"]
+    assert flops["forward_per_token"] == counter.get_total_flops() / 48
+    assert flops["training_per_token"] == 3 * flops["forward_per_token"]
+
+
+@pytest.fixture
+def guests(temporary_blocks: None) -> None:
+    """Attentions of somebody else: one without a cache, one that remembers a window and a sum."""
+
+    @register("attention", "forgetful")
+    class Forgetful(Attention):
+        def __init__(self, d_model: int, layer_idx: int) -> None:
+            super().__init__()
+            self.mix = nn.Linear(d_model, d_model * (1 + layer_idx), bias=False)
+
+        def forward(self, x: Any, positions: Any, *, segments: Any = None, cache: Any = None) -> Any:
+            return self.mix(x)[..., : x.shape[-1]]
+
+    class Memory:
+        def __init__(self, nbytes: int) -> None:
+            self.nbytes = nbytes
+
+    @register("attention", "windowed")
+    class Windowed(Forgetful):
+        def __init__(self, d_model: int, window: int = 16) -> None:
+            super().__init__(d_model, 0)
+            self.window = window
+
+        def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Any:
+            return Memory(batch * (min(length, self.window) * 10 * dtype.itemsize + 100 * 4))
+
+
+@pytest.mark.usefixtures("guests")
+def test_guests_parameters_belong_to_the_family_whose_contract_they_keep() -> None:
+    found = figures(load("gpt2", ["model/attention=forgetful", "model.n_layers=3"]), Options(context=8))
+    assert found["parameters"]["families"]["attention"] == 768 * 768 * (1 + 2 + 3)  # no two layers are alike
+    assert found["cache"]["elements_per_token"] is None
+
+
+@pytest.mark.usefixtures("guests")
+def test_cache_of_a_window_saturates_and_a_state_is_told_apart() -> None:
+    found = figures(load("gpt2", ["model/attention=windowed"]), Options(context=8, cache_context=4096))["cache"]
+    assert (found["elements_per_token"], found["elements_constant"]) == (12 * 10, 12 * 100)
+    assert found["elements_at_context"] == 12 * (16 * 10 + 100)
+    assert found["bytes_at_context"]["bf16"] == 12 * (16 * 20 + 400)  # the state stays fp32
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+SMALL = "model.n_layers=1 model.d_model=48"
+
+
+def answer(capsys: pytest.CaptureFixture[str], words: str) -> str:
+    main(words.split())
+    return capsys.readouterr().out
+
+
+def row(table: str, label: str) -> list[str]:
+    """The cells of a row but its label."""
+    line = next(line for line in table.splitlines() if line.strip().startswith(label))
+    return line.strip().removeprefix(label).split("  ")
+
+
+def test_published_savings_of_v2_against_67b_at_six_bits_and_at_equal_precision(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pair = "model=deepseek_v2,deepseek_67b context=16"
+    mixed, equal = answer(capsys, f"{pair} cache.bits=6,16"), answer(capsys, f"{pair} cache.bits=16")
+    assert [c.strip() for c in row(mixed, "bytes at these bits") if c.strip()] == ["25,920", "-93.34 %", "389,120"]
+    assert [c.strip() for c in row(equal, "bytes at these bits") if c.strip()] == ["69,120", "-82.24 %", "389,120"]
+
+
+def test_json_is_one_document_of_plain_numbers_under_stable_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads(answer(capsys, "model=gpt2,tiny model.n_layers=1 --json"))
+    assert set(told) == {"models", "against", "changes"}
+    assert [m["model"] for m in told["models"]] == ["gpt2", "tiny"] and told["against"] == "tiny"
+    for model in told["models"]:
+        documented = (ROOT / "docs/how-to/cost-card.md").read_text()
+        assert not [key for key in model if f"`{key}" not in documented]
+        assert all(type(v) in (int, float, str) for v in describe.flat(model).values())
+    (change,) = told["changes"]
+    a, b = (m["parameters"]["total"] for m in told["models"])
+    assert (change["model"], change["change"]["parameters.total"]) == ("gpt2", a / b - 1)
+    assert "cache.bits" not in change["change"]
+
+
+def test_overrides_hold_for_every_model(capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads(answer(capsys, "model=gpt2,tiny model/attention=mqa model.attention.n_heads=4 --json"))
+    layers_heads = [(12, 768 // 4), (4, 192 // 4)]
+    assert [m["cache"]["elements_per_token"] for m in told["models"]] == [2 * n * h for n, h in layers_heads]
+
+
+def test_the_reference_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads(answer(capsys, "model=gpt2,tiny against=gpt2 --json"))
+    assert told["against"] == "gpt2" and [c["model"] for c in told["changes"]] == ["tiny"]
+
+
+def test_models_are_compared_at_one_context_that_all_are_made_for(capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads(answer(capsys, "model=gpt2,tiny --json"))
+    assert [m["flops"]["context"] for m in told["models"]] == [1024, 1024]
+    told = json.loads(answer(capsys, "model=gpt2,tiny context=64,32 cache.context=99 --json"))
+    assert [m["flops"]["context"] for m in told["models"]] == [64, 32]
+    assert [m["cache"]["context"] for m in told["models"]] == [99, 99]
+
+
+def test_table_off_a_terminal_folds_no_line(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    table = answer(capsys, "model=gpt2,tiny,gpt2,tiny context=8")
+    cells = [c.strip() for c in row(table, "parameters") if c.strip()]
+    assert cells[0] == "124,439,808" and len(cells) == 7
+    assert "\x1b" not in table
+
+
+@pytest.mark.parametrize("name", ["costs.png", "costs.svg"])
+def test_plot_draws_families_and_cache(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
+    answer(capsys, f"model=gpt2,tiny context=8 --plot {tmp_path / name}")
+    written = (tmp_path / name).read_bytes()
+    assert written[:4] == b"\x89PNG" if name.endswith("png") else b"<svg" in written
+
+
+def test_a_file_of_a_composition_and_a_checkpoint_are_described_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny: Callable[..., dict[str, Any]]
+) -> None:
+    from omegaconf import OmegaConf
+
+    from blocks.compose import read as read_model
+
+    (tmp_path / "own.yaml").write_text(OmegaConf.to_yaml(tiny()))
+    run = tmp_path / "run" / "checkpoints"
+    run.mkdir(parents=True)
+    torch.save({"hyper_parameters": {"model": read_model(tiny(moe=True))}, "state_dict": {}}, run / "last.ckpt")
+    models = f"{tmp_path / 'own.yaml'},{tmp_path / 'run'},{run / 'last.ckpt'}"
+    told = json.loads(answer(capsys, f"model={models} model.vocab_size=99 --json"))
+    dense, *mixtures = (m["parameters"] for m in told["models"])
+    assert dense["families"]["embedding"] == 99 * 48 and dense["families"]["routed_experts"] == 0
+    assert mixtures[0] == mixtures[1] and mixtures[0]["families"]["routed_experts"] == 6 * 3 * 48 * 12
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "remedy"),
+    [
+        ("", "model", "model=deepseek_v2"),
+        ("model=deepsek_v2", "model", "deepseek_v2'?"),
+        ("gpt2", "command line", "model=gpt2"),
+        ("model=gpt2 cache.bit=6", "cache.bit", "'cache.bits'?"),
+        ("model=gpt2 cache.bits=six", "cache.bits", "cache.bits=16"),
+        ("model=gpt2 cache.bits=nan", "cache.bits", "cache.bits=16"),
+        ("model=gpt2 cache.bits=0", "cache.bits", "cache.bits=16"),
+        ("model=gpt2,tiny cache.bits=1,2,3", "cache.bits", "cache.bits=1,1"),
+        ("model=gpt2 context=1e30", "context", "context=16"),
+        ("model=gpt2 context=1.5", "context", "context=16"),
+        ("model=gpt2 gpus=0", "gpus", "gpus=16"),
+        ("model=gpt2 training.recipe=fp16", "training.recipe", "'bf16'?"),
+        ("model=gpt2 against=tiny", "against", "gpt2"),
+        ("model=gpt2 --jsn", "command line", "'--json'?"),
+        ("model=gpt2 --plot", "--plot", "costs.png"),
+        ("model=gpt2 --plot costs.xls", "--plot", "costs.png"),
+        ("model=gpt2 context=8 --plot no/such/folder.png", "--plot", "another file"),
+        ("model=gpt2 model.attention.n_head=3", "model.attention.n_head", "n_heads"),
+        ("model=gpt2 model.d_model=7", "model.attention.n_heads", "nearest"),
+        ("model=no/such.yaml", "model", "composition"),
+        ("model=no/such.ckpt", "ckpt_path", "logs/"),
+        ("model=tests/", "model", "folder"),
+    ],
+)
+def test_a_mistake_is_refused_with_its_remedy(
+    capsys: pytest.CaptureFixture[str], words: str, path: str, remedy: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        main(words.split())
+    assert refused.value.path == path and remedy in refused.value.remedy
+
+
+def test_a_group_cannot_be_chosen_in_a_file(tmp_path: Path, tiny: Callable[..., dict[str, Any]]) -> None:
+    from omegaconf import OmegaConf
+
+    (tmp_path / "own.yaml").write_text(OmegaConf.to_yaml(tiny()))
+    with pytest.raises(ConfigError, match="no groups to choose from"):
+        main([f"model={tmp_path / 'own.yaml'}", "model/attention=mla"])
+
+
+def test_one_value_is_for_all_models_and_several_are_for_each() -> None:
+    request = read(["model=gpt2,tiny", "cache.bits=6,16", "gpus=4", "training.recipe=fp32,mixed"])
+    assert [(o.cache_bits, o.gpus, o.recipe) for o in request.options] == [(6, 4, "fp32"), (16, 4, "mixed")]
+
+
+LARGEST = "deepseek_v3" if "deepseek_v3" in PRESETS else "deepseek_v2"
+
+
+def test_the_largest_model_takes_seconds_and_little_memory_and_no_lightning(environment: dict[str, str]) -> None:
+    probe = (
+        "import resource, sys, lab.describe as d; d.main(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 'lightning' in sys.modules)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-c", probe, f"model={LARGEST}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    kilobytes, lightning = done.stdout.splitlines()[-1].split()
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
+    assert int(kilobytes) < 1.5e6 and lightning == "False"
+
+
+def test_refusal_is_a_message_and_not_a_traceback(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "lab.describe", "model=deepsek_v2"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: model = deepsek_v2") and "Traceback" not in done.stderr
+
+
+def test_reader_that_has_seen_enough_is_no_error(environment: dict[str, str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "lab.describe", "model=tiny", "context=8"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert "Traceback" not in done.stderr
+
+
+def test_commands_of_the_page_run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any) -> None:
+    import shlex
+
+    page = (ROOT / "docs/how-to/cost-card.md").read_text()
+    commands = [line for line in page.splitlines() if line.startswith("python -m lab.describe model=")]
+    assert len(commands) >= 4
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        main(shlex.split(command, comments=True)[3:])
+        assert capsys.readouterr().out
