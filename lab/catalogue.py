@@ -1,0 +1,308 @@
+"""``python -m lab.catalogue [--check]``: docs/catalogue.md, written by asking the code.
+
+Every built-in block is put into a small decoder, counted and tried out: what the page ticks is what happened, not what
+a block says of itself. The probes are light, one layer and a dozen tokens; they are no proof of conformance.
+Guests are left out: the page is of this distribution, whatever else is installed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import registry
+from blocks.compose import compose
+from blocks.cost import cache_bytes, count_parameters
+from blocks.decoder import Decoder
+from blocks.gating.base import Gating
+from lab.describe import load
+from registry import ConfigError
+from training.composition import CONF
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "catalogue.md"
+REMEDY = "python -m lab.catalogue > docs/catalogue.md"
+
+D_MODEL, LENGTH, VOCABULARY = 64, 12, 61
+# What blocks are given, if they have a parameter of this name; all others keep their defaults.
+SETTING = {"n_heads": 4, "d_ff": 128, "n_experts": 8, "window": 8, "n_devices": 4}
+DENSE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "d_model": D_MODEL,
+    "n_layers": 1,
+    "max_positions": 64,
+    "init": {"std": 0.15},
+    "attention": {"name": "mha", "n_heads": 4},
+    "position": "none",
+    "ffn": {"name": "swiglu", "d_ff": 128},
+    "norm": "rmsnorm",
+    "residual": "prenorm",
+    "gating": "softmax_topk",  # of whichever ffn asks for one
+    "experts": {"name": "swiglu", "d_ff": 128},
+}
+MIXTURE = DENSE | {"ffn": {"name": "moe", "n_experts": 8}}
+
+
+# --- a block in a decoder ---------------------------------------------------------------------------------------------
+
+
+def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
+    """A small decoder with the block in it, and the block.
+
+    Raises:
+        ConfigError: no small decoder has a place for it
+    """
+    entry = registry.lookup(kind, name)
+    node = {"name": name} | {key: value for key, value in SETTING.items() if key in entry.schema.parameters}
+    around = {"position": "rope"} if kind == "attention" else {}
+    for model in (DENSE, MIXTURE):
+        decoder = compose({**model, **around, kind: node})
+        found = [module for module in decoder.modules() if type(module) is entry.cls]
+        if found:
+            return decoder.double(), found[0]
+    rule = "no decoder of the catalogue has a place for it"
+    raise ConfigError(f"{kind}/{name}", kind, rule, "Give DENSE or MIXTURE in lab/catalogue.py a block that takes one")
+
+
+def _run(decoder: Decoder, tokens: Tensor, training: bool = False, **given: Any) -> Tensor:
+    """Logits [B,T,V]; what draws random numbers draws the same each time."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return decoder.train(training)(tokens, **given)
+
+
+def _tokens(rows: int = 1) -> Tensor:
+    return torch.randint(VOCABULARY, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+# --- abilities: each asks the decoder and answers yes or no -----------------------------------------------------------
+
+
+def causal(decoder: Decoder, training: bool = False) -> bool:
+    """Whether what follows a token changes nothing for it."""
+    tokens, seen = _tokens(4), LENGTH // 2
+    others = tokens.clone()
+    others[:, seen:] = (others[:, seen:] + 7) % VOCABULARY
+    before, after = (_run(decoder, t, training)[:, :seen] for t in (tokens, others))
+    return _same(before, after)
+
+
+def causal_in_training(decoder: Decoder) -> bool:
+    """The same while it trains, when gates may balance and drop."""
+    return causal(decoder, training=True)
+
+
+def caches(decoder: Decoder) -> bool:
+    """Whether decoding a token at a time gives what the whole pass gives."""
+    tokens = _tokens(2)
+    try:
+        memory = decoder.new_caches(len(tokens), LENGTH)
+    except NotImplementedError:
+        return False
+    steps = [_run(decoder, tokens[:, t : t + 1], caches=memory) for t in range(LENGTH)]
+    return _same(torch.cat(steps, 1), _run(decoder, tokens))
+
+
+def packs(decoder: Decoder) -> bool:
+    """Whether two documents packed into one sequence give what they give apart."""
+    documents = _tokens(2)
+    positions = torch.arange(LENGTH).repeat(2)[None]
+    segments = torch.arange(2).repeat_interleave(LENGTH)[None]
+    packed = _run(decoder, documents.view(1, -1), positions=positions, segments=segments)
+    apart = torch.cat([_run(decoder, document[None]) for document in documents], 1)
+    return _same(packed, apart)
+
+
+def ordered(decoder: Decoder) -> bool:
+    """Whether the order of earlier tokens tells: to one layer without positions it does not."""
+    tokens = torch.arange(LENGTH)[None]
+    shuffled = torch.cat((tokens[:, :-1].flip(1), tokens[:, -1:]), 1)
+    return not _same(_run(decoder, tokens)[:, -1], _run(decoder, shuffled)[:, -1])
+
+
+def routes(decoder: Decoder) -> bool:
+    """Whether tokens are sent to experts."""
+    return any(routing is not None for routing in _routings(decoder))
+
+
+def complete(decoder: Decoder) -> bool:
+    """Whether every token reaches as many experts as any other, in training too."""
+    routings = [routing for routing in _routings(decoder) if routing is not None]
+    return bool(routings) and all(bool((r.experts < len(r.load)).all()) for r in routings)
+
+
+def penalises(decoder: Decoder) -> bool:
+    """Whether it adds a loss in training."""
+    return any(routing is not None and bool(routing.losses) for routing in _routings(decoder))
+
+
+def adapts(decoder: Decoder) -> bool:
+    """Whether uneven load moves something between optimizer steps."""
+    before = {name: buffer.clone() for name, buffer in decoder.named_buffers()}
+    for gate in (module for module in decoder.modules() if isinstance(module, Gating)):
+        gate.update(torch.arange(gate.n_experts, dtype=torch.float32))
+    return any(not torch.equal(before[name], buffer) for name, buffer in decoder.named_buffers())
+
+
+def _routings(decoder: Decoder) -> list[Any]:
+    torch.manual_seed(0)
+    return decoder.train().hidden(_tokens(4))[1]
+
+
+Ability = Callable[[Decoder], bool]
+OF_A_DECODER: dict[str, Ability] = {
+    "causal": causal,
+    "causal in training": causal_in_training,
+    "decodes by cache": caches,
+    "packs": packs,
+}
+OF_A_MIXTURE: dict[str, Ability] = {"routes": routes, "no token dropped": complete, "adds a loss": penalises}
+ABILITIES: dict[str, dict[str, Ability]] = {
+    "attention": {**OF_A_DECODER, "uses position": ordered},
+    "position": {**OF_A_DECODER, "tells the order": ordered},
+    "ffn": {**OF_A_DECODER, "routes": routes},
+    "gating": {**OF_A_DECODER, **OF_A_MIXTURE, "adapts": adapts},
+    "balance": OF_A_MIXTURE,
+    "dropping": {**OF_A_DECODER, **OF_A_MIXTURE},
+}
+MEANING = {
+    "causal": "what follows a token changes nothing for it",
+    "causal in training": "the same while gates balance and drop",
+    "decodes by cache": "a token at a time gives what the whole pass gives",
+    "packs": "documents packed into one sequence give what they give apart",
+    "uses position": "with rotary positions, the order of earlier tokens tells",
+    "tells the order": "it lets one layer tell the order of earlier tokens",
+    "routes": "tokens are sent to experts",
+    "no token dropped": "every token reaches as many experts as any other, in training too",
+    "adds a loss": "in training, to even out the load",
+    "adapts": "uneven load moves a bias between optimizer steps",
+}
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def builtin(kind: str) -> list[str]:
+    """Names that this distribution itself registers."""
+    return [name for name in registry.names(kind) if registry.lookup(kind, name).provider == "blockwright"]
+
+
+def papers(cls: type) -> str:
+    """Authors with years, and arXiv numbers as links, in the order in which a docstring names them."""
+    text = (inspect.getdoc(cls) or "").partition("\nArgs:")[0]
+    found = re.findall(r"[A-Z][\w-]+(?: & [A-Z][\w-]+)?(?: et al\.)? (?:19|20)\d\d\b|arXiv \d{4}\.\d{4,5}", text)
+    return ", ".join(dict.fromkeys(_link(paper) for paper in found))
+
+
+def _link(paper: str) -> str:
+    number = paper.removeprefix("arXiv ")
+    return f"[{number}](https://arxiv.org/abs/{number})" if number != paper else paper
+
+
+def markdown() -> str:
+    """The whole page."""
+    lines = [
+        "# Catalogue",
+        "",
+        f"<!-- generated: {REMEDY} -->",
+        "",
+        f"Every block of this distribution, measured and tried out at d_model {D_MODEL}"
+        + "".join(f", {key} {value}" for key, value in SETTING.items()),
+        "and else by default. Parameters are those of the block with its children. Choose one with",
+        "`model/<kind>=<name>`; `python -m registry KIND/NAME` lists what it takes, guests included.",
+    ]
+    for kind in registry.kinds():
+        if names := builtin(kind):
+            lines += ["", f"## {kind}", "", *_family(kind, names)]
+    lines += ["", "## What the ticks mean", "", *(f"* **{tick}**: {meaning}" for tick, meaning in MEANING.items())]
+    lines += ["", "## Models", "", *_presets()]
+    return "\n".join(lines) + "\n"
+
+
+def _family(kind: str, names: Sequence[str]) -> list[str]:
+    abilities = ABILITIES.get(kind, OF_A_DECODER)
+    weighs = kind == "attention"
+    rows = []
+    for name in names:
+        entry = registry.lookup(kind, name)
+        decoder, block = host(kind, name)
+        size = sum(p.numel() for p in block.parameters())
+        remembered = [_remembered(decoder)] if weighs else []
+        ticks = ["✓" if asked(decoder) else "" for asked in abilities.values()]
+        rows.append([f"`{name}`", entry.schema.summary, papers(entry.cls), f"{size:,}", *remembered, *ticks])
+    head = ["name", "what it is", "paper", "parameters", *(["cache numbers a token"] if weighs else []), *abilities]
+    return _table(head, rows)
+
+
+def _remembered(decoder: Decoder) -> str:
+    try:
+        one, two, many = (cache_bytes(decoder, length, torch.float32) // 4 for length in (1, 2, 1024))
+    except NotImplementedError:
+        return "none"
+    capped = f", at most {many:,}" if many < 1024 * (two - one) else ""
+    return f"{two - one:,}{capped}"
+
+
+def _presets() -> list[str]:
+    rows = []
+    for name in sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "base"):
+        decoder = load(name)
+        counted = count_parameters(decoder)
+        remembered = (cache_bytes(decoder, 2, torch.float32) - cache_bytes(decoder, 1, torch.float32)) // 4
+        figures = (counted.total, counted.active, counted.active - counted.embedding, remembered)
+        rows.append([f"`{name}`", _described(name), *(f"{figure:,}" for figure in figures)])
+    head = ["`model=`", "what it is", "parameters", "active", "active, no embedding", "cache numbers a token"]
+    return _table(head, rows)
+
+
+def _described(preset: str) -> str:
+    """The comment on top of a preset's file, its arXiv numbers as links."""
+    first = (CONF / "model" / f"{preset}.yaml").read_text().splitlines()[0].lstrip("# ").rstrip(".")
+    return re.sub(r"arXiv \d{4}\.\d{4,5}", lambda found: _link(found[0]), first)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def stale() -> str | None:
+    """What is wrong with the committed page, or None when it is current."""
+    written = PAGE.read_text() if PAGE.is_file() else ""
+    current = markdown()
+    if written == current:
+        return None
+    pairs = zip([*written.splitlines(), ""], [*current.splitlines(), ""], strict=False)
+    old, new = next(((a, b) for a, b in pairs if a != b), ("", ""))
+    return f"docs/catalogue.md is not current. Run: {REMEDY}\n  it says:  {old}\n  the code: {new}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the page, or with ``--check`` say whether the committed one is current. Returns the exit code."""
+    if list(arguments) == ["--check"]:
+        fault = stale()
+        print(fault or "docs/catalogue.md is current", file=sys.stderr if fault else sys.stdout)
+        return 1 if fault else 0
+    if arguments:
+        remedy = f"Write: {REMEDY}, or python -m lab.catalogue --check"
+        raise ConfigError("command line", " ".join(arguments), "there is no such argument", remedy)
+    print(markdown(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ConfigError as error:
+        print(error.render(), file=sys.stderr)
+        sys.exit(2)
