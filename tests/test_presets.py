@@ -19,6 +19,7 @@ from training.composition import CONF, compose_config
 MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml") if p.stem != "base")
 VARIANTS = sorted((p.parent.name, p.stem) for p in (CONF / "model").glob("*/*.yaml"))
 
+
 @pytest.fixture(scope="module")
 def preset() -> Callable[..., Decoder]:
     built: dict[tuple[str, ...], Decoder] = {}

@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from blocks.compose import compose
-from blocks.cost import count_parameters, forward_flops_per_token
+from blocks.cost import FAMILIES, alike, cache_bytes, count_parameters, forward_flops_per_token
+from blocks.experts.base import Experts
+from blocks.ffn.base import FFN
+from blocks.ffn.moe import MoE
+from blocks.gating.base import Gating
+from registry import register
 
 V, D, L = 61, 48, 2
 
@@ -81,3 +87,65 @@ def test_kv_heads_save_cache_and_projections_but_no_attention_flops(tiny: Callab
     }
     assert flops[4] - flops[2] == 2 * L * 2 * D * 2 * 12
     assert flops[2] - flops[1] == 2 * L * 2 * D * 1 * 12
+
+
+# --- families and layers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True}, {"position": "learned"}, {"moe": True}], ids=str)
+def test_families_share_out_every_parameter(tiny: Callable[..., Any], changes: dict[str, Any]) -> None:
+    decoder = compose(tiny(**changes), device="meta")
+    families = count_parameters(decoder).families
+    assert tuple(families) == FAMILIES
+    assert sum(families.values()) == sum(p.numel() for p in decoder.parameters())
+    assert families["other"] == families["mtp"] == 0
+    assert families["norms"] == (2 * L + 1) * D
+    assert families["head"] == (0 if changes.get("tie_embeddings") else V * D)
+    assert families["position"] == (64 * D if changes.get("position") else 0)
+
+
+class ScaledMoE(MoE):
+    """A mixture with a parameter of its own."""
+
+    def __init__(
+        self, d_model: int, gating: Gating, experts: Experts, n_experts: int = 8, shared: FFN | None = None
+    ) -> None:
+        super().__init__(gating, experts, n_experts, shared)
+        self.gain = nn.Parameter(torch.empty(d_model))
+
+
+@pytest.mark.usefixtures("temporary_blocks")
+def test_what_a_mixture_holds_besides_its_parts_is_other(tiny: Callable[..., Any]) -> None:
+    register("ffn", "scaled_moe")(ScaledMoE)
+    ours = tiny(moe=True)
+    families = count_parameters(compose(ours | {"ffn": ours["ffn"] | {"name": "scaled_moe"}}, device="meta")).families
+    plain = count_parameters(compose(ours, device="meta")).families
+    assert families == {**plain, "other": D}
+
+
+@pytest.mark.parametrize(
+    "patch", [{"attention": {"n_kv_heads": 1}}, {"experts": {"d_ff": 16}}, {"position": {"theta": 500.0}}], ids=str
+)
+def test_layers_are_alike_when_neither_shapes_nor_settings_tell_them_apart(
+    tiny: Callable[..., Any], patch: dict[str, Any]
+) -> None:
+    config = tiny(moe=True, n_layers=5, overrides=[{"layers": -1, **patch}])
+    assert alike(compose(config, device="meta").layers) == [[0], [1, 2, 3], [4]]
+
+
+def test_block_that_two_layers_share_counts_once(tiny: Callable[..., Any]) -> None:
+    decoder = compose(tiny(), device="meta")
+    apart = count_parameters(decoder)
+    decoder.layers[1].attention = decoder.layers[0].attention
+    shared = count_parameters(decoder)
+    assert 2 * shared.families["attention"] == apart.families["attention"]
+    assert shared.total == sum(p.numel() for p in decoder.parameters())
+
+
+def test_flops_and_caches_of_unlike_layers_add_up(tiny: Callable[..., Any]) -> None:
+    config = tiny(n_layers=3, position="none", attention={"name": "gqa", "n_heads": 4, "n_kv_heads": 4})
+    mixed = config | {"overrides": [{"layers": 1, "attention": {"n_kv_heads": 1}}]}
+    saved = 2 * 2 * D * 3 * 12  # three heads of keys and values
+    assert forward_flops_per_token(config, 32) - forward_flops_per_token(mixed, 32) == saved
+    sizes = [cache_bytes(compose(c, device="meta"), 10, torch.bfloat16) for c in (config, mixed)]
+    assert sizes[0] - sizes[1] == 10 * 2 * 3 * 12 * 2
