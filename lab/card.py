@@ -44,16 +44,16 @@ Row = tuple[str, str, Callable[[Any], str]]  # label, dotted key in the figures,
 SECTIONS: tuple[tuple[Row, ...], ...] = (
     (
         ("parameters", "parameters.total", _exact),
-        ("  active: a token passes these", "parameters.active", _exact),
+        ("  active", "parameters.active", _exact),
         ("  active, no embedding", "parameters.active_without_embedding", _exact),
-        ("  active, no embedding, no head", "parameters.active_without_embedding_and_head", _exact),
+        ("  active, no embedding or head", "parameters.active_without_embedding_and_head", _exact),
     ),
     tuple((f"  {family.replace('_', ' ')}", f"parameters.families.{family}", _exact) for family in FAMILIES),
     (
         ("tokens of the sequence", "flops.context", _text),
         ("FLOPs a token, forward", "flops.forward_per_token", _scaled),
-        ("FLOPs a token, training (3x)", "flops.training_per_token", _scaled),
-        ("FLOPs of the sequence, DeepSeekMoE's formula", "flops.deepseek_moe_formula", _scaled),
+        ("FLOPs a token, training", "flops.training_per_token", _scaled),
+        ("  DeepSeekMoE's formula", "flops.deepseek_moe_formula", _scaled),
     ),
     (
         ("cache numbers a token", "cache.elements_per_token", _exact),
@@ -114,9 +114,9 @@ def table(document: Mapping[str, Any]) -> Table:
     card = Table(box=box.SIMPLE_HEAD, highlight=False, caption=NOTE, caption_justify="left")
     card.add_column("")
     for model in models:
-        card.add_column(str(model["model"]), justify="right")
+        card.add_column(str(model["model"]), justify="right", no_wrap=True)
         if id(model) in compared:
-            card.add_column(f"against {document['against']}", justify="right", style="cyan")
+            card.add_column(f"against\n{document['against']}", justify="right", style="cyan", no_wrap=True)
     for section in SECTIONS:
         for label, key, written in section:
             if key in OPTIONAL and not any(model[key] for model in models):
