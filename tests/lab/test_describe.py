@@ -283,6 +283,15 @@ def test_table_off_a_terminal_folds_no_line(capsys: pytest.CaptureFixture[str], 
     assert "\x1b" not in table
 
 
+@pytest.mark.usefixtures("guests")
+def test_model_without_a_cache_is_shown_and_drawn_all_the_same(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    table = answer(capsys, f"model=gpt2,tiny model/attention=forgetful context=8 --plot {tmp_path / 'costs.png'}")
+    assert [c.strip() for c in row(table, "cache numbers a token") if c.strip()] == ["none", "none"]
+    assert (tmp_path / "costs.png").exists()
+
+
 @pytest.mark.parametrize("name", ["costs.png", "costs.svg"])
 def test_plot_draws_families_and_cache(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
     answer(capsys, f"model=gpt2,tiny context=8 --plot {tmp_path / name}")
