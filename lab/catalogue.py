@@ -60,8 +60,8 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
     """
     entry = registry.lookup(kind, name)
     node = {"name": name} | {key: value for key, value in SETTING.items() if key in entry.schema.parameters}
-    wraps = [p.name for p in entry.schema.children.values() if p.child == kind and not p.optional]
-    node |= dict.fromkeys(wraps, DENSE[kind])  # found in scope, it would contain itself
+    wrapped = [p for p in entry.schema.children.values() if p.child == kind and not p.optional]
+    node |= {p.name: DENSE[kind] for p in wrapped}  # found in scope, it would contain itself
     around = {"position": "rope"} if kind == "attention" else {}
     for model in (DENSE, MIXTURE):
         decoder = compose({**model, **around, kind: node})
