@@ -126,22 +126,33 @@ def _family(module: nn.Module, around: str) -> str:
     return next((family for contract, family in _CONTRACTS if isinstance(module, contract)), around)
 
 
+MANY = 80_640  # tokens; a multiple of every usual number of experts, so that an even share of them is a whole number
+
+
 def _idle_experts(decoder: Decoder) -> int:
     groups = alike(decoder.layers)
     meta = decoder if decoder.embedding.weight.is_meta else compose(decoder.config, device="meta")
-    with torch.no_grad():
-        token = torch.zeros(1, 1, dtype=torch.long, device="meta")
-        routings = _with_layers(meta, [group[0] for group in groups]).hidden(token)[1]
+    probe, n_tokens = _with_layers(meta, [group[0] for group in groups]), 1
+    routings = _routings(probe, n_tokens)
+    if any(routing is not None and routing.pairs is not None for routing in routings):
+        n_tokens = MANY  # how many visits a token makes is an average, and one token shows none
+        routings = _routings(probe, n_tokens)
     pairs = zip(groups, routings, strict=True)
-    return sum(len(group) * _idle(decoder.layers[group[0]], routing) for group, routing in pairs)
+    return sum(len(group) * _idle(decoder.layers[group[0]], routing, n_tokens) for group, routing in pairs)
 
 
-def _idle(layer: nn.Module, routing: Routing | None) -> int:
+def _routings(decoder: Decoder, n_tokens: int) -> list[Routing | None]:
+    with torch.no_grad():
+        return decoder.hidden(torch.zeros(1, n_tokens, dtype=torch.long, device="meta"))[1]
+
+
+def _idle(layer: nn.Module, routing: Routing | None, n_tokens: int) -> int:
     if routing is None:
         return 0
     stacked = sum(p.numel() for m in layer.modules() if isinstance(m, Experts) for p in m.parameters())
-    E, k = routing.load.shape[0], routing.experts.shape[1]
-    return stacked * (E - k) // E
+    visits = routing.experts.numel() if routing.pairs is None else routing.pairs
+    possible = routing.load.shape[0] * n_tokens
+    return stacked * (possible - visits) // possible
 
 
 # --- identical layers -------------------------------------------------------------------------------------------------

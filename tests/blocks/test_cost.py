@@ -41,6 +41,13 @@ def test_active_parameters_take_k_of_the_routed_experts_and_all_of_the_rest(
     assert counted.total == dense.total + 2 * (n_experts * one_expert + router + shared - 3 * D * 40)
 
 
+def test_experts_that_choose_tokens_are_visited_top_k_times_on_average(tiny: Callable[..., Any]) -> None:
+    config = tiny(moe=True)
+    chosen = tiny(moe=True, gating={"name": "expert_choice", "top_k": config["gating"]["top_k"]})
+    by_token, by_expert = (count_parameters(compose(c, device="meta")) for c in (config, chosen))
+    assert by_expert.active == by_token.active < by_token.total
+
+
 def test_counts_are_the_same_with_and_without_memory(tiny: Callable[..., Any]) -> None:
     config = tiny(moe=True, tie_embeddings=True)
     assert count_parameters(compose(config)) == count_parameters(compose(config, device="meta"))
