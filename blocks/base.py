@@ -7,7 +7,7 @@ width, R rotated width, C latent width, E experts, k experts a token, F hidden w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -24,19 +24,22 @@ class Block(nn.Module, Composable):
             depth-scaled initialisation shrinks exactly these
         causal: whether what it does for a token is the same whatever tokens follow; False for gates that choose over
             the whole batch
+        conformance_settings: parameters that its conformance checks are to use, where the defaults leave another
+            parameter without effect; small values
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ()
     causal: ClassVar[bool] = True
+    conformance_settings: ClassVar[Mapping[str, Any]] = {}
 
     def reset_parameters(self) -> None:
         """Set own parameters and buffers that the decoder's initialisation rule does not suit; called after it."""
 
     def parallel_plan(self) -> dict[str, Placement]:
-        """How each own parameter is split over a tensor- or expert-parallel group; what is absent is replicated.
+        """How each own parameter is split over a tensor- or expert-parallel group; every one is named.
 
         ``column`` splits a matrix (out, in) by its outputs, ``row`` by its inputs, ``expert`` a stack by its first
-        dimension.
+        dimension, ``replicate`` nothing. Own are the parameters that belong to no block inside this one.
         """
         return {}
 

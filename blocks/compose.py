@@ -172,14 +172,19 @@ def compose(config: Any, *, device: torch.device | str = "cpu", seed: int = 0) -
     """
     model = check(config)
     with torch.device("meta"):
-        embedding, position, norm, head = _frame(model)
-        layers = [_layer(model, nodes, index) for index, nodes in enumerate(_plan(model))]
-        decoder = Decoder(model, embedding, position, layers, norm, head, _depths(model))
+        decoder = assemble(model)
     if torch.device(device).type == "meta":
         return decoder
     decoder.to_empty(device=device)
     initialise(decoder, **model["init"], n_layers=model["n_layers"], seed=seed)
     return decoder
+
+
+def assemble(model: Mapping[str, Any]) -> Decoder:
+    """The decoder of a checked configuration, on the device in force, with whatever its constructors leave in it."""
+    embedding, position, norm, head = _frame(model)
+    layers = [_layer(model, nodes, index) for index, nodes in enumerate(_plan(model))]
+    return Decoder(model, embedding, position, layers, norm, head, _depths(model))
 
 
 def _plan(model: Mapping[str, Any]) -> list[dict[str, dict[str, Any]]]:

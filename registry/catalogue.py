@@ -13,6 +13,7 @@ import contextvars
 import fnmatch
 import functools
 import importlib
+import importlib.util
 import pkgutil
 import re
 import warnings
@@ -145,7 +146,7 @@ def load() -> None:
     """Import the built-in families, then every installed plug-in. A plug-in that fails warns and stops nothing."""
     for package in BUILTIN:
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
-            if module.ispkg:
+            if module.ispkg and importlib.util.find_spec(f"{module.name}.base"):  # a family: it has a contract
                 for block in pkgutil.iter_modules(importlib.import_module(module.name).__path__, f"{module.name}."):
                     importlib.import_module(block.name)
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name):

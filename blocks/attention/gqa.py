@@ -103,4 +103,5 @@ class GQA(Attention):
     def parallel_plan(self) -> dict[str, Placement]:
         split: dict[str, Placement] = {f"{name}.weight": "column" for name in ("query", "key", "value")}
         biases: dict[str, Placement] = {f"{name}.bias": "column" for name in ("query", "key", "value")}
+        biases["output.bias"] = "replicate"
         return {**split, **(biases if self.query.bias is not None else {}), "output.weight": "row"}

@@ -101,8 +101,10 @@ class MLA(Attention):
         return Cache(batch, length, {"latent": (self.latent,), "k_rope": (1, self.rope)}, dtype, device)
 
     def parallel_plan(self) -> dict[str, Placement]:
-        query = "query.weight" if isinstance(self.query, nn.Linear) else "query.2.weight"
-        return {query: "column", "kv_up.weight": "column", "output.weight": "row"}
+        query: dict[str, Placement] = {"query.weight": "column"}
+        if not isinstance(self.query, nn.Linear):
+            query = {"query.0.weight": "replicate", "query.2.weight": "column"}
+        return {**query, "kv_down.weight": "replicate", "kv_up.weight": "column", "output.weight": "row"}
 
 
 def _widths(known: Mapping[str, Any]) -> dict[str, int]:

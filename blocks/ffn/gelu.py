@@ -38,5 +38,5 @@ class GELU(FFN):
         return self.down(F.gelu(self.up(x), approximate=self.approximate)), None
 
     def parallel_plan(self) -> dict[str, Placement]:
-        biases: dict[str, Placement] = {"up.bias": "column"} if self.up.bias is not None else {}
-        return {"up.weight": "column", **biases, "down.weight": "row"}
+        biases: dict[str, Placement] = {"up.bias": "column", "down.bias": "replicate"}
+        return {"up.weight": "column", "down.weight": "row", **(biases if self.up.bias is not None else {})}

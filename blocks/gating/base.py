@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blocks.balance.base import Balance
-from blocks.base import Block
+from blocks.base import Block, Placement
 from registry import BlockError, family
 
 Masked = Literal["exclude", "zero"]
@@ -59,6 +59,9 @@ class Gating(Block):
 
     def update(self, load: Tensor) -> None:
         """Called once an optimizer step with the tokens each expert got in all of its batches, [E]."""
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        return {"weight": "replicate"}
 
 
 class LinearGating(Gating):

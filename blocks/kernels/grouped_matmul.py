@@ -104,14 +104,68 @@ def grouped_matmul(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     if torch.is_autocast_enabled(rows.device.type):  # F.grouped_mm is not on autocast's list, as matmul is
         low = torch.get_autocast_dtype(rows.device.type)
         rows, weight = (t.to(low) if t.dtype == torch.float32 else t for t in (rows, weight))
-    fits = rows.dtype in (torch.float32, torch.bfloat16) and weight.dtype == rows.dtype
-    aligned = all((n * rows.element_size()) % 16 == 0 for n in weight.shape[1:])  # what F.grouped_mm asks of strides
-    if fits and aligned:
+    if torch.compiler.is_compiling() and not (_grouped_mm_takes(rows, weight) and rows.dtype == torch.bfloat16):
+        return _opaque(
+            rows, weight, ends
+        )  # the compiler knows F.grouped_mm in bf16 only, and the reference breaks graphs
+    if _grouped_mm_takes(rows, weight):
         return F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
     return grouped_matmul_reference(rows, weight, ends)
+
+
+def _grouped_mm_takes(rows: Tensor, weight: Tensor) -> bool:
+    """Whether dtypes are such, and strides aligned, as F.grouped_mm asks."""
+    fits = rows.dtype in (torch.float32, torch.bfloat16) and weight.dtype == rows.dtype
+    return fits and all((n * rows.element_size()) % 16 == 0 for n in weight.shape[1:])
 
 
 def grouped_matmul_reference(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """The same, one expert at a time: any dtype, any width."""
     counts = torch.diff(ends, prepend=ends.new_zeros(1)).tolist()
     return torch.cat([part @ w.t() for part, w in zip(rows.split(counts), weight.unbind(0), strict=True)])
+
+
+@torch.library.custom_op("blockwright::grouped_matmul", mutates_args=())
+def _opaque(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """``grouped_matmul`` as one operator, into which the compiler does not look."""
+    if _grouped_mm_takes(rows, weight):
+        return F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
+    return grouped_matmul_reference(rows, weight, ends)
+
+
+@_opaque.register_fake
+def _(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    return rows.new_empty(rows.shape[0], weight.shape[1])
+
+
+@torch.library.custom_op("blockwright::grouped_outer", mutates_args=())
+def _opaque_outer(grad: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
+    """grad [M,N], rows [M,K] → [E,N,K], each expert's sum of outer products of its rows: the weight's gradient."""
+    counts = torch.diff(ends, prepend=ends.new_zeros(1)).tolist()
+    return torch.stack([g.t() @ r for g, r in zip(grad.split(counts), rows.split(counts), strict=True)])
+
+
+@_opaque_outer.register_fake
+def _(grad: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
+    return rows.new_empty(ends.shape[0], grad.shape[1], rows.shape[1])
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    rows, weight, ends = ctx.saved_tensors
+    grad = grad.contiguous()
+    return _opaque(grad, weight.transpose(1, 2).contiguous(), ends), _opaque_outer(grad, rows, ends), None
+
+
+_opaque.register_autograd(_backward, setup_context=_keep)
+
+
+def _grouped_mm_flops(rows: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """FLOPs of one grouped matmul, whichever operand the groups split: [M,K] × [E,K,N], or [N,M] × [M,K] → [E,N,K]."""
+    return 2 * rows[0] * rows[1] * weight[-1]
+
+
+FLOPS = {torch.ops.aten._grouped_mm: _grouped_mm_flops}  # torch's counter does not know this operator

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blocks.base import Placement
 from blocks.norm.base import Norm
 from registry import register
 
@@ -27,3 +28,6 @@ class LayerNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        return {"weight": "replicate", **({} if self.bias is None else {"bias": "replicate"})}

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blocks.base import Placement
 from blocks.norm.base import Norm
 from registry import register
 
@@ -28,3 +29,6 @@ class RMSNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)  # mixed dtypes have no fused path
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        return {"weight": "replicate"}

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from blocks.base import Placement
 from blocks.position.base import Position
 from registry import register
 
@@ -24,3 +25,6 @@ class Learned(Position):
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + self.embedding(positions)
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        return {"embedding.weight": "replicate"}

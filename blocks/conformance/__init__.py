@@ -1,0 +1,5 @@
+"""The checks that any block must pass, for this project and for guests: ``python -m blocks.conformance``, ``cases``."""
+
+from blocks.conformance.cases import Case, Outcome, PromiseError, cases
+
+__all__ = ["Case", "Outcome", "PromiseError", "cases"]

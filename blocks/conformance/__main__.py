@@ -1,0 +1,80 @@
+"""``python -m blocks.conformance [KIND[/NAME]]``: whether blocks keep what every block promises."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from blocks.conformance.cases import CHECKS, Case, Outcome, chosen
+from registry import ConfigError
+
+MARKS = {"passed": "[green]✓[/]", "failed": "[bold red]failed[/]", "not applicable": "[dim]–[/]"}
+
+
+def main(arguments: list[str]) -> int:
+    """Check the blocks that the pattern means, all by default; names may hold wildcards (``attention/m*``).
+
+    Returns:
+        1 if any check failed, else 0
+
+    Raises:
+        ConfigError: there is no such kind or block
+    """
+    if len(arguments) > 1:
+        rule = "takes one pattern of blocks to check"
+        raise ConfigError("arguments", " ".join(arguments), rule, "Write e.g. attention, attention/mla or 'gating/*'")
+    blocks, console = chosen(arguments[0] if arguments else "*"), Console()
+    outcomes = {}
+    for kind, name in blocks:
+        with console.status(f"{kind}/{name}"):
+            outcomes[f"{kind}/{name}"] = {check: Case(kind, name, check).outcome() for check in CHECKS}
+    if len(blocks) == 1:
+        _show_one(console, *blocks[0], outcomes["/".join(blocks[0])])
+    else:
+        _show_many(console, outcomes)
+    failed = sum(o.status == "failed" for of_block in outcomes.values() for o in of_block.values())
+    console.print(f"{len(blocks)} blocks, {len(CHECKS)} checks: {failed or 'none'} failed", highlight=False)
+    return 1 if failed else 0
+
+
+def _show_one(console: Console, kind: str, name: str, outcomes: dict[str, Outcome]) -> None:
+    table = Table("check", "", "promise, or why not", title=f"{kind}/{name}")
+    for check, outcome in outcomes.items():
+        table.add_row(check, MARKS[outcome.status], escape(outcome.reason or Case(kind, name, check).promise))
+    console.print(table)
+
+
+def _show_many(console: Console, outcomes: dict[str, dict[str, Outcome]]) -> None:
+    """A row for each block; what is not passed is told with its reason, once for the checks that share it."""
+    table = Table("block", "passed", "failed", "not applicable")
+    last = None
+    for block, of_block in outcomes.items():
+        kind = block.partition("/")[0]
+        if last not in (None, kind):
+            table.add_section()
+        last = kind
+        told = [_told(of_block, status) for status in ("failed", "not applicable")]
+        passed = sum(o.status == "passed" for o in of_block.values())
+        table.add_row(block, f"[green]{passed}[/]", f"[red]{escape(told[0])}[/]", f"[dim]{escape(told[1])}[/]")
+    console.print(table)
+
+
+def _told(outcomes: dict[str, Outcome], status: str) -> str:
+    reasons: dict[str, list[str]] = {}
+    for check, outcome in outcomes.items():
+        if outcome.status == status:
+            reasons.setdefault(outcome.reason, []).append(check)
+    return "\n".join(f"{', '.join(checks)}: {reason}" for reason, checks in reasons.items())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # tiny tensors: more threads would only wait for each other
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ConfigError as error:
+        print(error.render(), file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,119 @@
+"""Checks of what a block does to tokens. Bounds are on the decoder's normalised hidden states, which are about 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blocks.conformance.setting import MODEL, Setting, tokens, watched
+from blocks.conformance.verdict import ExemptError, must, must_agree
+from blocks.decoder import Decoder
+
+BOUND = 1e-5  # fp32, two layers: sums in another order differ by about 1e-6
+KEEPS_SHAPE = ("attention", "ffn", "experts", "norm", "residual")  # contracts whose output is as the input is
+BF16_BOUND = 0.08  # of a token's norm: some twenty roundings of 0.4 % each, not all in one direction
+
+
+def states(decoder: Decoder, ids: Tensor, positions: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+    """Hidden states [B,T,D] without gradients; a block that draws noise draws the same at every call."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return decoder.hidden(ids, positions, segments)[0]
+
+
+def shape_and_dtype(setting: Setting) -> None:
+    """Tokens [B,T] give [B,T,D] in the model's own dtype, fp32 and bf16; so does the block, if its contract says so."""
+    for dtype in (torch.float32, torch.bfloat16):
+        decoder, ids, D = setting.decoder(dtype=dtype), tokens(2, 7), MODEL["d_model"]
+        with watched(setting.instances(decoder).values()) as seen:
+            hidden = states(decoder, ids)
+        must(hidden.shape == (2, 7, D), f"hidden states of shape {tuple(hidden.shape)} instead of (2, 7, {D})")
+        must(hidden.dtype == dtype, f"a model in {dtype} gives hidden states in {hidden.dtype}")
+        for _, (given, *_), out in seen if setting.kind in KEEPS_SHAPE else ():
+            got = out[0] if isinstance(out, tuple) else out
+            must(got.shape == given.shape, f"{tuple(given.shape)} came out as {tuple(got.shape)}")
+            must(got.dtype == given.dtype, f"{given.dtype} came out as {got.dtype}")
+
+
+def causality(setting: Setting) -> None:
+    """Changing tokens from t on leaves all before t as they were, within 1e-5, in training and in evaluation."""
+    decoder, ids = setting.decoder(), tokens(2, 9)
+    for training in (False, True):
+        decoder.train(training)
+        before = states(decoder, ids)
+        for t in range(1, 9):
+            changed = ids.clone()
+            changed[:, t:] = (changed[:, t:] + 7) % MODEL["vocab_size"]
+            mode = "in training" if training else "in evaluation"
+            what = f"the {t} tokens before a change, {mode}"
+            must_agree(states(decoder, changed)[:, :t], before[:, :t], BOUND, what)
+
+
+def stepping(setting: Setting) -> None:
+    """With a cache, token by token and in uneven chunks give what one pass over all gives, within 1e-5."""
+    decoder, ids = setting.decoder(), tokens(2, 12)
+    whole = states(decoder, ids)
+    for chunks in ([1] * 12, [5, 1, 4, 2]):
+        must_agree(_in_chunks(decoder, ids, chunks), whole, BOUND, f"chunks of {chunks[0]}, {chunks[1]}, … tokens")
+
+
+def _in_chunks(decoder: Decoder, ids: Tensor, chunks: Sequence[int]) -> Tensor:
+    try:
+        caches = decoder.new_caches(*ids.shape)
+    except NotImplementedError:
+        raise ExemptError("its attention keeps no cache") from None
+    with torch.no_grad():
+        return torch.cat([decoder.hidden(part, caches=caches)[0] for part in ids.split(chunks, 1)], 1)
+
+
+def packing(setting: Setting) -> None:
+    """Documents packed into one row, told apart by segments, give what each gives by itself, within 1e-5."""
+    decoder, lengths = setting.decoder(), (5, 1, 7)
+    documents = [tokens(1, n, seed=n) for n in lengths]
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    segments = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)])[None]
+    packed = states(decoder, torch.cat(documents, 1), positions, segments)
+    for i, (document, own) in enumerate(zip(documents, packed.split(lengths, 1), strict=True)):
+        must_agree(own, states(decoder, document), BOUND, f"document {i + 1} of 3 in a packed row")
+
+
+def batch_invariance(setting: Setting) -> None:
+    """A row by itself gives what it gives in a batch, within 1e-5."""
+    decoder, ids = setting.decoder(), tokens(3, 8)
+    together = states(decoder, ids)
+    for i in range(3):
+        must_agree(states(decoder, ids[i : i + 1]), together[i : i + 1], BOUND, f"row {i + 1} of 3 by itself")
+
+
+def padding_invariance(setting: Setting) -> None:
+    """Tokens appended on the right leave all before them as they were, within 1e-5."""
+    decoder, ids = setting.decoder(), tokens(2, 11)
+    longer = states(decoder, ids)
+    for length in (8, 10):
+        must_agree(states(decoder, ids[:, :length]), longer[:, :length], BOUND, f"{length} tokens without those after")
+
+
+def gradients(setting: Setting) -> None:
+    """The training loss, balance losses included, has a finite gradient that is not zero in every parameter."""
+    decoder, ids = setting.decoder().train(), tokens(2, 12)
+    torch.manual_seed(0)
+    hidden, routings = decoder.hidden(ids[:, :-1])
+    loss = decoder.nll(hidden, ids[:, 1:]) / ids.numel()
+    torch.stack([loss, *(x for r in routings if r is not None for x in r.losses.values())]).sum().backward()
+    for name, parameter in decoder.named_parameters():
+        grad = parameter.grad
+        must(grad is not None, f"{name} gets no gradient")
+        must(bool(torch.isfinite(grad).all()), f"{name} gets a gradient that is not finite")  # type: ignore[arg-type]
+        must(bool((grad != 0).any()), f"{name} gets a gradient of nothing but zeros")  # type: ignore[union-attr]
+
+
+def precision(setting: Setting) -> None:
+    """bf16 differs from fp32 on the same weights by at most 8 % of a token's norm, for the median token, at positions
+    around 200, where angles computed in bf16 would be off by half a radian. The median: a near tie between experts may
+    fall the other way for some token."""
+    low, ids, positions = setting.decoder(dtype=torch.bfloat16), tokens(2, 24), torch.arange(200, 224)[None]
+    exact = states(setting.decoder(dtype=torch.bfloat16).float(), ids, positions)
+    off = (states(low, ids, positions).float() - exact).norm(dim=-1) / exact.norm(dim=-1)
+    must(off.median().item() <= BF16_BOUND, f"bf16 is off by {off.median():.1%} of a token's norm")

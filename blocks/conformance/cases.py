@@ -1,0 +1,129 @@
+"""Which checks there are, and one case for each block and check: for pytest, and for the command line."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+import unittest
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import registry
+from blocks.conformance import behaviour, construction, hyperparameters, routing
+from blocks.conformance.setting import Setting
+from blocks.conformance.verdict import ExemptError, PromiseError
+from registry import ConfigError, did_you_mean
+
+CHECKS: dict[str, Callable[[Setting], None]] = {
+    "shape and dtype": behaviour.shape_and_dtype,
+    "causality": behaviour.causality,
+    "stepping": behaviour.stepping,
+    "packing": behaviour.packing,
+    "batch invariance": behaviour.batch_invariance,
+    "padding invariance": behaviour.padding_invariance,
+    "gradients": behaviour.gradients,
+    "precision": behaviour.precision,
+    "hyper-parameters": hyperparameters.every_hyperparameter,
+    "state dict": construction.state_dict_round_trip,
+    "meta build": construction.meta_build,
+    "determinism": construction.determinism,
+    "allocation": construction.allocation,
+    "flops": construction.flops,
+    "compile": construction.compiling,
+    "parallel plan": construction.parallel_plan,
+    "routing": routing.routing_contract,
+    "balance": routing.balance_gradients,
+}
+# A block that says ``causal = False`` may break these; whether it does is seen all the same.
+OF_CAUSAL_BLOCKS = ("causality", "stepping", "packing", "batch invariance", "padding invariance")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a check ended.
+
+    Args:
+        status: passed, failed or not applicable
+        reason: why it is not passed
+    """
+
+    status: Literal["passed", "failed", "not applicable"]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One check of one registered block."""
+
+    kind: str
+    name: str
+    check: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.name}: {self.check}"
+
+    @property
+    def promise(self) -> str:
+        """What the check holds a block to."""
+        return " ".join((inspect.getdoc(CHECKS[self.check]) or "").split())
+
+    def run(self) -> None:
+        """Hold the block to it.
+
+        Raises:
+            PromiseError: an AssertionError whose message says what was seen
+            unittest.SkipTest: it does not apply, as pytest understands
+        """
+        outcome = self.outcome()
+        if outcome.status == "failed":
+            raise PromiseError(f"{self}: {outcome.reason}. The promise: {self.promise}")
+        if outcome.status == "not applicable":
+            raise unittest.SkipTest(outcome.reason)
+
+    def outcome(self) -> Outcome:
+        """Run the check. Whatever a block raises in it is its failure."""
+        setting = Setting(self.kind, self.name)
+        try:
+            CHECKS[self.check](setting)
+        except ExemptError as exempt:
+            return Outcome("not applicable", str(exempt))
+        except PromiseError as broken:
+            if self.check in OF_CAUSAL_BLOCKS and not setting.causal:
+                return Outcome("not applicable", "not causal by design")
+            return Outcome("failed", str(broken))
+        except Exception as error:
+            return Outcome("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
+        return Outcome("passed")
+
+
+def cases(pattern: str = "*") -> list[Case]:
+    """The cases of the blocks that ``KIND`` or ``KIND/NAME`` means; both may hold shell wildcards.
+
+    In a test file of a plug-in::
+
+        @pytest.mark.parametrize("case", cases("attention/retention"), ids=str)
+        def test_conformance(case):
+            case.run()
+
+    Raises:
+        ConfigError: there is no such kind or block
+    """
+    return [Case(kind, name, check) for kind, name in chosen(pattern) for check in CHECKS]
+
+
+def chosen(pattern: str) -> list[tuple[str, str]]:
+    """Kind and name of each block that a pattern means.
+
+    Raises:
+        ConfigError: there is no such kind or block
+    """
+    kind, _, name = pattern.strip("/").partition("/")
+    kinds = fnmatch.filter(registry.kinds(), kind)
+    if not kinds:
+        raise ConfigError("kind", kind, "there is no such kind of block", did_you_mean(kind, registry.kinds()))
+    found = [(k, n) for k in kinds for n in registry.names(k, name or "*")]
+    if not found:
+        known = did_you_mean(name, [n for k in kinds for n in registry.names(k)])
+        raise ConfigError(kind, name, f"no {kind} is registered under this name", known)
+    return found

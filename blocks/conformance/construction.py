@@ -1,0 +1,176 @@
+"""Checks of how a block is built, stored, counted, compiled and sharded."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from blocks.base import Block, Placement
+from blocks.compose import assemble, check, compose
+from blocks.conformance.behaviour import BOUND, states
+from blocks.conformance.setting import Setting, tokens
+from blocks.conformance.verdict import must, must_agree
+from blocks.cost import count_parameters
+from blocks.decoder import Decoder
+from blocks.gating.base import Gating
+from blocks.initialise import initialise
+from blocks.kernels.grouped_matmul import FLOPS
+
+
+def state_dict_round_trip(setting: Setting) -> None:
+    """Weights and buffers, saved and loaded into a model of another seed, bring its outputs back to the bit."""
+    decoder, ids = setting.decoder(), tokens(2, 8)
+    move_gates(decoder)
+    file = io.BytesIO()
+    torch.save(decoder.state_dict(), file)
+    file.seek(0)
+    other = compose(setting.model(), seed=1).eval()
+    other.load_state_dict(torch.load(file, weights_only=True))
+    same = torch.equal(states(other, ids), states(decoder, ids))
+    must(same, "a model that loads the state dict computes something else: state lives outside parameters and buffers")
+
+
+def move_gates(decoder: Decoder) -> None:
+    """Let gates move the state that changes between steps, as if every second expert had got all tokens."""
+    for gate in decoder.modules():
+        if isinstance(gate, Gating):
+            gate.update(torch.arange(gate.n_experts) % 2.0)
+
+
+def meta_build(setting: Setting) -> None:
+    """Built on the meta device, materialised and initialised, a model equals one built directly, to the bit; and no
+    buffer that the constructor fills is lost (what ``reset_parameters`` does not restore starts at 0)."""
+    model = check(setting.model())
+    rule = {**model["init"], "n_layers": model["n_layers"], "seed": 0}
+    direct = _built_directly(model)
+    made = {n: b.clone() for n, b in direct.named_buffers()}
+    initialise(direct, **rule)
+    lazily = compose(model)
+    theirs = dict(lazily.named_parameters()) | dict(lazily.named_buffers())
+    for name, tensor in (dict(direct.named_parameters()) | dict(direct.named_buffers())).items():
+        must(name in theirs and torch.equal(theirs[name], tensor), f"{name} differs from the one built directly")
+    for name, constructed in made.items():
+        filled = bool(torch.isfinite(constructed).all() and constructed.any())
+        lost = filled and constructed.is_floating_point() and not theirs[name].any()
+        must(not lost, f"buffer {name} loses what the constructor put there: set it in reset_parameters")
+    ids = tokens(2, 8)
+    must(torch.equal(states(lazily.eval(), ids), states(direct.eval(), ids)), "it computes something else")
+
+
+def _built_directly(model: dict[str, Any]) -> Decoder:
+    """On the CPU, what no constructor fills being NaN."""
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)  # under which torch.empty is NaN
+    try:
+        return assemble(model)
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+
+
+def determinism(setting: Setting) -> None:
+    """The same seed gives the same weights and outputs to the bit, whatever was drawn before."""
+    ids, seen = tokens(2, 8), []
+    for drawn in (0, 1):
+        torch.manual_seed(drawn)
+        torch.rand(3)
+        decoder = compose(setting.model(), seed=3)
+        seen.append((decoder.state_dict(), states(decoder.train(), ids), states(decoder.eval(), ids)))
+    (weights, training, evaluation), (again, *outputs) = seen
+    for name, tensor in weights.items():
+        must(torch.equal(tensor, again[name]), f"{name} differs between two models of one seed")
+    same = torch.equal(training, outputs[0]) and torch.equal(evaluation, outputs[1])
+    must(same, "two models of one seed compute different things")
+
+
+def allocation(setting: Setting) -> None:
+    """What the cost card says is what the objects hold: parameters, and bytes of the cache, empty and filled."""
+    decoder, ghost = compose(setting.model()).eval(), compose(setting.model(), device="meta")
+    held = sum(t.untyped_storage().nbytes() for t in _one_a_storage(decoder.parameters()))
+    counted = count_parameters(ghost).total * 4
+    must(held == counted, f"parameters hold {held:,} bytes, and {counted:,} are counted")
+    try:
+        caches, promised = decoder.new_caches(2, 8), [c.nbytes for c in ghost.new_caches(2, 8)]
+    except NotImplementedError:
+        return
+    for filled in (False, True):
+        for cache, expected in zip(caches, promised, strict=True):
+            held = sum(t.untyped_storage().nbytes() for t in _one_a_storage(_tensors(cache)))
+            state = "filled" if filled else "empty"
+            must(held == cache.nbytes, f"a {state} cache holds {held:,} bytes, and says {cache.nbytes:,}")
+            must(held == expected, f"a {state} cache holds {held:,} bytes; on the meta device it said {expected:,}")
+        if not filled:
+            with torch.no_grad():
+                decoder.hidden(tokens(2, 8), caches=caches)
+
+
+def _one_a_storage(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return list({t.untyped_storage()._cdata: t for t in tensors}.values())
+
+
+def _tensors(holder: Any) -> list[Tensor]:
+    """Every tensor that an object holds, in attributes and containers."""
+    if isinstance(holder, Tensor):
+        return [holder]
+    inner = holder.values() if isinstance(holder, Mapping) else holder
+    if not isinstance(inner, Iterable):
+        inner = getattr(holder, "__dict__", {}).values()
+    return [] if isinstance(holder, str) else [t for part in inner for t in _tensors(part)]
+
+
+def flops(setting: Setting) -> None:
+    """FLOPs counted on the meta device are those counted on the CPU (attention by its plain path on both)."""
+    counts = {}
+    for device in ("meta", "cpu"):
+        decoder = compose(setting.model(), device=device).eval()
+        counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            decoder(tokens(2, 8).to(device))
+        counts[device] = counter.get_total_flops()
+    must(counts["meta"] == counts["cpu"], f"{counts['meta']:,} FLOPs on the meta device, {counts['cpu']:,} on the CPU")
+
+
+def compiling(setting: Setting) -> None:
+    """``torch.compile(fullgraph=True)`` traces the training forward pass without a graph break, and the graph computes
+    the same within 1e-5. The backend is ``eager``: it needs no C++ compiler, and breaks where any backend would."""
+    decoder, ids = compose(setting.model(n_layers=1)).train(), tokens(2, 8)
+    expected = states(decoder, ids)
+    torch._dynamo.reset()
+    try:
+        compiled = torch.compile(decoder.hidden, fullgraph=True, backend="eager")
+        torch.manual_seed(0)
+        got = compiled(ids)[0]
+    except torch._dynamo.exc.TorchDynamoException as error:
+        must(False, f"the graph breaks: {' '.join(str(error).split())[:400]}")
+    finally:
+        torch._dynamo.reset()
+    must_agree(got.detach(), expected, BOUND, "the compiled model")
+
+
+def parallel_plan(setting: Setting) -> None:
+    """The plan places every own parameter (``replicate`` where none is split) and names nothing else; what is placed
+    has the dimensions that its placement splits."""
+    needs = {"column": 1, "row": 2, "expert": 2, "replicate": 0}
+    for block in setting.instances(compose(setting.model(), device="meta")).values():
+        own, plan = dict(own_parameters(block)), block.parallel_plan()
+        for name in plan.keys() - own.keys():
+            must(False, f"it places {name}, which is no parameter of its own")
+        for name in own.keys() - plan.keys():
+            must(False, f"it does not place {name}: name it, as 'replicate' if it is not split")
+        for name, placement in plan.items():
+            must(placement in get_args(Placement), f"{name} is {placement!r}, not one of {get_args(Placement)}")
+            fits = own[name].ndim >= needs[placement]
+            must(fits, f"{name} {tuple(own[name].shape)} cannot be split as {placement!r}")
+
+
+def own_parameters(block: nn.Module, prefix: str = "") -> Iterable[tuple[str, nn.Parameter]]:
+    """Parameters of a block that belong to no block inside it."""
+    yield from ((f"{prefix}{name}", p) for name, p in block.named_parameters(recurse=False))
+    for name, child in block.named_children():
+        if not isinstance(child, Block):
+            yield from own_parameters(child, f"{prefix}{name}.")

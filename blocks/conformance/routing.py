@@ -1,0 +1,80 @@
+"""Checks of gates and balance losses."""
+
+from __future__ import annotations
+
+import torch
+
+import registry
+from blocks.balance.base import Balance
+from blocks.conformance.setting import Setting, filled, tokens, watched
+from blocks.conformance.verdict import ExemptError, must
+from blocks.decoder import Decoder
+from blocks.gating.base import Gating, Routing
+
+
+def routing_contract(setting: Setting) -> None:
+    """A gate's Routing is what its contract says: experts [T,k] in range (E: no expert, with weight 0) and none twice,
+    weights [T,k] and probs [T,E] finite and fp32 in any model, load [E] the count of the choices, without gradient,
+    losses finite scalars; in training and in evaluation."""
+    for dtype in (torch.float32, torch.bfloat16):
+        decoder = setting.decoder(dtype=dtype)
+        gates = [m for m in decoder.modules() if isinstance(m, Gating)]
+        if not gates:
+            raise ExemptError("nothing in it routes tokens")
+        for training in (True, False):
+            with watched(gates) as seen:
+                decoder.train(training).hidden(tokens(2, 7))
+            for gate, _, routing in seen:
+                _check_routing(gate, routing, 14)
+
+
+def _check_routing(gate: Gating, routing: Routing, T: int) -> None:
+    experts, weights, probs, losses, load = routing[:5]
+    E = gate.n_experts
+    shapes = {"experts": (experts, len(experts[0])), "weights": (weights, experts.shape[1]), "probs": (probs, E)}
+    for name, (tensor, width) in shapes.items():
+        must(tensor.shape == (T, width), f"{name} has shape {tuple(tensor.shape)} instead of ({T}, {width})")
+    must(experts.dtype == torch.int64, f"experts are {experts.dtype}, not int64")
+    for name, tensor in {"weights": weights, "probs": probs, "load": load}.items():
+        must(tensor.dtype == torch.float32, f"{name} are {tensor.dtype}, not fp32")
+        must(bool(torch.isfinite(tensor).all()), f"{name} are not all finite")
+    must(bool(((experts >= 0) & (experts <= E)).all()), f"experts lie outside 0 … {E - 1}, and {E} for none")
+    must(bool((weights[experts == E] == 0).all()), "an entry for no expert has a weight that is not 0")
+    counts = torch.bincount(experts.flatten(), minlength=E + 1)[:E]
+    must(load.shape == (E,) and torch.equal(load, counts.float()), "load is not the count of the experts chosen")
+    must(not load.requires_grad, "load carries a gradient")
+    ordered = experts.sort(1).values
+    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] < E)
+    must(not twice.any(), "a token goes to one expert twice")
+    for name, loss in losses.items():
+        must(loss.ndim == 0 and bool(torch.isfinite(loss)), f"the loss {name} is no finite scalar")
+
+
+def balance_gradients(setting: Setting) -> None:
+    """Balance losses differentiate only through the affinities (and the logits they are made from): with these
+    detached nothing carries a gradient, with them the router gets a finite one that is not zero."""
+    decoder = _balanced(setting).train()
+    balances = [m for m in decoder.modules() if isinstance(m, Balance)]
+    if not balances:
+        raise ExemptError("nothing in it has a balance loss")
+    with watched(balances) as seen:
+        decoder.hidden(tokens(2, 12))
+    for balance, given, losses in seen:
+        for name, loss in balance(*(t.detach() for t in given)).items():
+            must(not loss.requires_grad, f"{name} has a gradient that does not come from the affinities")
+        inputs = [t.detach().requires_grad_(t.is_floating_point()) for t in given]
+        fresh = balance(*inputs)
+        must(bool(fresh) and fresh.keys() == losses.keys(), "it reports other losses when called again")
+        floats = [t for t in inputs if t.requires_grad]
+        grads = torch.autograd.grad(torch.stack([*fresh.values()]).sum(), floats, allow_unused=True)
+        reached = [g for g in grads if g is not None]
+        must(bool(reached), "its losses do not depend on the affinities")
+        must(all(bool(torch.isfinite(g).all()) for g in reached), "its gradient is not finite")
+        must(any(bool(g.any()) for g in reached), "its gradient is zero everywhere")
+
+
+def _balanced(setting: Setting) -> Decoder:
+    """The block's decoder; a gate that takes a balance loss and has none by default gets one."""
+    losses = [filled(registry.lookup("balance", name)) for name in registry.names("balance")[:1]]
+    children = [p.name for p in setting.entry.schema.children.values() if p.child == "balance"]
+    return setting.decoder({**dict(zip(children, losses, strict=False)), **setting.node()})

@@ -1,0 +1,157 @@
+"""Where a block is tested: a small decoder that holds it, put together from what the registry says of it.
+
+No tested block is known by name. A block's required parameters are filled from a table by parameter name, else by type;
+a block that needs something particular says so in ``conformance_settings``. A kind that no decoder asks for by itself
+(experts, balance, …) is placed in the first registered block that takes it as a child.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import registry
+from blocks.base import Block
+from blocks.compose import compose
+from blocks.conformance.verdict import must
+from blocks.decoder import Decoder
+from registry import ConfigError
+from registry.catalogue import Entry
+from registry.schema import Parameter
+
+MODEL: dict[str, Any] = {
+    "vocab_size": 61,
+    "d_model": 48,
+    "n_layers": 2,
+    "max_positions": 256,
+    "init": {"std": 0.2, "depth_scaled": False},  # keeps activations near 1 at this width
+}
+# What surrounds the tested block; of these kinds every decoder has one.
+FRAME = {"attention": "gqa", "position": "rope", "ffn": "swiglu", "norm": "rmsnorm", "residual": "prenorm"}
+# What a mixture of experts is made of, when the tested block is a part of one.
+PARTS = {"gating": "softmax_topk", "experts": "swiglu"}
+# Sizes by parameter name, for required parameters and for those whose default would be slow.
+SIZES = {"d_ff": 24, "n_heads": 4, "n_experts": 8}
+REQUIRED = {"top_k": 2, "factor": 4.0, "n_devices": 4, "top_devices": 2, "n_groups": 4, "top_groups": 2, "window": 5}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A registered block, and the decoders it is tested in."""
+
+    kind: str
+    name: str
+
+    @property
+    def entry(self) -> Entry:
+        return registry.lookup(self.kind, self.name)
+
+    def node(self, **changes: Any) -> dict[str, Any]:
+        """The block's own configuration, with changes to its parameters."""
+        return {**filled(self.entry), **changes}
+
+    def model(self, node: Mapping[str, Any] | None = None, **shape: Any) -> dict[str, Any]:
+        """The configuration of a decoder around the block, with changes to the model's own keys."""
+        return {**placed(self.kind, dict(node or self.node())), **shape}
+
+    def decoder(self, node: Mapping[str, Any] | None = None, *, dtype: torch.dtype = torch.float32) -> Decoder:
+        """A decoder of the caller's own, in evaluation mode. Gains and biases are moved off their initial values."""
+        return copy.deepcopy(_prototype(json.dumps(self.model(node)))).to(dtype).eval()
+
+    def instances(self, decoder: Decoder) -> dict[str, Block]:
+        """Where in the decoder the tested block stands: qualified name → block."""
+        found = {n: m for n, m in decoder.named_modules() if type(m) is self.entry.cls and isinstance(m, Block)}
+        must(bool(found), f"the decoder built for it holds no {self.kind} {self.name!r}")
+        return found
+
+    @property
+    def causal(self) -> bool:
+        """Whether nothing in its decoder says that later tokens may matter."""
+        return all(m.causal for m in _prototype(json.dumps(self.model())).modules() if isinstance(m, Block))
+
+
+@functools.lru_cache(maxsize=64)
+def _prototype(model: str) -> Decoder:
+    decoder = compose(json.loads(model))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            if parameter.ndim < 2:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    return decoder
+
+
+def tokens(batch: int, length: int, seed: int = 0) -> Tensor:
+    """[B,T] random token ids."""
+    return torch.randint(MODEL["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def watched(modules: Iterable[nn.Module]) -> Iterator[list[tuple[Any, tuple[Tensor, ...], Any]]]:
+    """Notes (module, inputs, output) of every call of the modules, while it lasts."""
+    seen: list[tuple[Any, tuple[Tensor, ...], Any]] = []
+    handles = [m.register_forward_hook(lambda m, given, got: seen.append((m, given, got))) for m in modules]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def filled(entry: Entry) -> dict[str, Any]:
+    """A small node of a block: its required parameters, its sizes, and what it declares in ``conformance_settings``."""
+    known = {**REQUIRED, **SIZES}
+    node: dict[str, Any] = {"name": entry.name}
+    for p in entry.schema.parameters.values():
+        if p.child:
+            inner = {**FRAME, **PARTS}.get(p.child)
+            if p.required and p.child == entry.kind and inner:  # looked for outward, it would find itself
+                node[p.name] = filled(registry.lookup(p.child, inner))
+        elif p.name in SIZES and p.fault(SIZES[p.name]) is None:
+            node[p.name] = SIZES[p.name]
+        elif p.required:
+            node[p.name] = known[p.name] if p.name in known else _guess(entry, p)
+    return {**node, **entry.cls.conformance_settings}  # type: ignore[attr-defined]
+
+
+def _guess(entry: Entry, p: Parameter) -> Any:
+    literals = [a for a in typing.get_args(p.hint) if not isinstance(a, type)]
+    for value in (*literals, 2, 0.5, True, "a"):
+        if p.fault(value) is None:
+            return value
+    rule = f"the conformance kit knows no {p.type}"
+    remedy = f"Give the class a ClassVar: conformance_settings = {{{p.name!r}: …}}"
+    raise ConfigError(f"{entry.kind}/{entry.name}.{p.name}", "???", rule, remedy)
+
+
+def placed(kind: str, node: dict[str, Any]) -> dict[str, Any]:
+    """A decoder's configuration that uses this node."""
+    if kind in FRAME:
+        usual = {k: filled(registry.lookup(k, name)) for k, name in {**FRAME, **PARTS}.items()}
+        return {**MODEL, **usual, kind: node}
+    host, parameter = host_of(kind)
+    return placed(host.kind, {**filled(host), parameter: node})
+
+
+def host_of(kind: str) -> tuple[Entry, str]:
+    """The block that receives a child of this kind, and in which parameter; the usual ones are preferred.
+
+    Raises:
+        ConfigError: no block does
+    """
+    usual = {**FRAME, **PARTS}
+    entries = [registry.lookup(k, n) for k in registry.kinds() for n in registry.names(k) if k != kind]
+    for entry in sorted(entries, key=lambda e: usual.get(e.kind) != e.name):
+        for p in entry.schema.children.values():
+            if p.child == kind:
+                return entry, p.name
+    raise ConfigError("kind", kind, "no registered block takes a child of this kind", "Register one that does")
