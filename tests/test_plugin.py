@@ -167,6 +167,37 @@ def test_guest_is_swept_by_a_wildcard(said: dict[str, Any], folder: Path) -> Non
     assert set(rows.values()) == {"completed"}
 
 
+CONFORMANCE = """
+import pytest
+from blocks.conformance import cases
+
+GUESTS = ("attention/retention", "gating/noisy_topk", "position/xpos")
+
+@pytest.mark.parametrize("case", [case for guest in GUESTS for case in cases(guest)], ids=str)
+def test_conformance(case):
+    case.run()
+"""
+
+
+def test_guest_proves_its_blocks_by_the_kit_in_its_own_tests(
+    site: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "test_guest.py").write_text(CONFORMANCE)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "test_guest.py"],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": f"{ROOT}:{site}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    passed, skipped = (int(re.search(rf"(\d+) {word}", done.stdout)[1]) for word in ("passed", "skipped"))  # type: ignore[index]
+    assert passed > 40
+    assert "its attention keeps no cache" in done.stdout
+    assert "nothing in it routes tokens" in done.stdout
+    assert skipped < 10
+
+
 def test_nothing_here_names_the_guest() -> None:
     for package in ("registry", "blocks", "training", "lab", "conf"):
         for file in (ROOT / package).rglob("*"):

@@ -102,7 +102,7 @@ def cases(pattern: str = "*") -> list[Case]:
 
     In a test file of a plug-in::
 
-        @pytest.mark.parametrize("case", cases("attention/retention"), ids=str)
+        @pytest.mark.parametrize("case", cases("attention/decay"), ids=str)
         def test_conformance(case):
             case.run()
 

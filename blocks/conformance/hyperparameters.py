@@ -21,7 +21,7 @@ from registry import ConfigError
 from registry.schema import Parameter
 
 Node = dict[str, Any]
-FEW = 6  # values of another parameter that are tried beside the one in question
+FEW = 5  # values of a parameter that are tried where two are changed
 
 
 def every_hyperparameter(setting: Setting) -> None:
@@ -38,14 +38,20 @@ def every_hyperparameter(setting: Setting) -> None:
 def _matters(setting: Setting, p: Parameter) -> bool:
     """Whether two values of it give different models, all else being the same."""
     usual = setting.node()
-    others = [q for q in setting.entry.schema.parameters.values() if q is not p]
-    beside = ({**usual, q.name: v} for q in others for v in itertools.islice(_valid(setting, usual, q), FEW))
-    for node in itertools.chain([usual], beside):
+    for node, few in itertools.chain([(usual, None)], ((node, FEW) for node in _beside(setting, usual, p))):
         base = _trace(setting, node)
-        for value in _valid(setting, node, p):
+        for value in itertools.islice(_valid(setting, node, p), few):
             if not _same(base, _trace(setting, {**node, p.name: value})):
                 return True
     return False
+
+
+def _beside(setting: Setting, usual: Node, p: Parameter) -> Iterator[Node]:
+    """The usual node with another value of one other parameter: the first of each, then the second of each, …"""
+    others = [q for q in setting.entry.schema.parameters.values() if q is not p]
+    values = [[{**usual, q.name: v} for v in itertools.islice(_valid(setting, usual, q), FEW)] for q in others]
+    for rank in itertools.zip_longest(*values):
+        yield from (node for node in rank if node is not None)
 
 
 def _valid(setting: Setting, node: Node, p: Parameter) -> Iterator[Any]:
@@ -100,9 +106,11 @@ def _of_type(hint: Any, value: Any) -> list[Any]:
     if hint is float:
         near = [2.0 * value, value / 2, 1000.0 * value, value + 1.0, -value] if type(value) in (int, float) else []
         return [*near, 0.5, 1.0, 2.0, 0.0, 0.1, 10.0]
-    if typing.get_origin(hint) in (list, tuple) and isinstance(value, list | tuple):
+    if (typing.get_origin(hint) or hint) in (list, tuple) and isinstance(value, list | tuple):
         inner = [[*value[:i], v, *value[i + 1 :]] for i, item in enumerate(value) for v in _of_type(type(item), item)]
         return [*inner, [*value, *value[-1:]], list(value[:-1])]
+    if (typing.get_origin(hint) or hint) is dict and isinstance(value, Mapping):
+        return [{**value, key: v} for key, item in value.items() for v in _of_type(type(item), item)]
     return []
 
 

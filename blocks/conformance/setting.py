@@ -31,7 +31,6 @@ from registry.schema import Parameter
 MODEL: dict[str, Any] = {
     "vocab_size": 61,
     "d_model": 48,
-    "n_layers": 2,
     "max_positions": 256,
     "init": {"std": 0.2, "depth_scaled": False},  # keeps activations near 1 at this width
 }
@@ -55,17 +54,17 @@ class Setting:
     def entry(self) -> Entry:
         return registry.lookup(self.kind, self.name)
 
-    def node(self, **changes: Any) -> dict[str, Any]:
-        """The block's own configuration, with changes to its parameters."""
-        return {**filled(self.entry), **changes}
+    def node(self) -> dict[str, Any]:
+        """The block's own configuration."""
+        return filled(self.entry)
 
-    def model(self, node: Mapping[str, Any] | None = None, **shape: Any) -> dict[str, Any]:
-        """The configuration of a decoder around the block, with changes to the model's own keys."""
-        return {**placed(self.kind, dict(node or self.node())), **shape}
+    def model(self, node: Mapping[str, Any] | None = None, n_layers: int = 2) -> dict[str, Any]:
+        """The configuration of a decoder around the block, or around another node of its kind."""
+        return {**placed(self.kind, dict(node or self.node())), "n_layers": n_layers}
 
     def decoder(self, node: Mapping[str, Any] | None = None, *, dtype: torch.dtype = torch.float32) -> Decoder:
         """A decoder of the caller's own, in evaluation mode. Gains and biases are moved off their initial values."""
-        return copy.deepcopy(_prototype(json.dumps(self.model(node)))).to(dtype).eval()
+        return copy.deepcopy(_prototype(json.dumps(self.model(node)), (self.entry.cls,))).to(dtype).eval()
 
     def instances(self, decoder: Decoder) -> dict[str, Block]:
         """Where in the decoder the tested block stands: qualified name → block."""
@@ -76,11 +75,12 @@ class Setting:
     @property
     def causal(self) -> bool:
         """Whether nothing in its decoder says that later tokens may matter."""
-        return all(m.causal for m in _prototype(json.dumps(self.model())).modules() if isinstance(m, Block))
+        return all(m.causal for m in self.decoder().modules() if isinstance(m, Block))
 
 
 @functools.lru_cache(maxsize=64)
-def _prototype(model: str) -> Decoder:
+def _prototype(model: str, tested: tuple[type]) -> Decoder:
+    """Built once for each configuration; a name may come to stand for another class, in a notebook or a test."""
     decoder = compose(json.loads(model))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -110,8 +110,10 @@ def watched(modules: Iterable[nn.Module]) -> Iterator[list[tuple[Any, tuple[Tens
 def filled(entry: Entry) -> dict[str, Any]:
     """A small node of a block: its required parameters, its sizes, and what it declares in ``conformance_settings``."""
     known = {**REQUIRED, **SIZES}
-    node: dict[str, Any] = {"name": entry.name}
+    node: dict[str, Any] = {"name": entry.name, **entry.cls.conformance_settings}  # type: ignore[attr-defined]
     for p in entry.schema.parameters.values():
+        if p.name in node:
+            continue
         if p.child:
             inner = {**FRAME, **PARTS}.get(p.child)
             if p.required and p.child == entry.kind and inner:  # looked for outward, it would find itself
@@ -120,7 +122,7 @@ def filled(entry: Entry) -> dict[str, Any]:
             node[p.name] = SIZES[p.name]
         elif p.required:
             node[p.name] = known[p.name] if p.name in known else _guess(entry, p)
-    return {**node, **entry.cls.conformance_settings}  # type: ignore[attr-defined]
+    return node
 
 
 def _guess(entry: Entry, p: Parameter) -> Any:

@@ -163,7 +163,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
 _opaque.register_autograd(_backward, setup_context=_keep)
 
 
-def _grouped_mm_flops(rows: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+def _grouped_mm_flops(
+    rows: Any, weight: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None, out_shape: Any = None
+) -> int:
     """FLOPs of one grouped matmul, whichever operand the groups split: [M,K] × [E,K,N], or [N,M] × [M,K] → [E,N,K]."""
     return 2 * rows[0] * rows[1] * weight[-1]
 

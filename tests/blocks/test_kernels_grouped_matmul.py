@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -152,3 +154,22 @@ def test_pairs_without_an_expert_are_left_out_in_both_directions() -> None:
     torch.testing.assert_close((dispatch(x, order) * y).sum(), (x * combine(y, order)).sum(), rtol=0, atol=1e-12)
     assert gradcheck(lambda x: dispatch(x, order), x.requires_grad_())
     assert gradcheck(lambda y: combine(y, order), y.requires_grad_())
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 8), (torch.float32, 7), (torch.bfloat16, 7)])
+def test_compiled_grouped_matmul_has_no_graph_break_and_the_same_gradients(dtype: torch.dtype, width: int) -> None:
+    ends = torch.tensor([3, 3, 9, 10], dtype=torch.int32)  # one expert gets nothing
+
+    def run(product: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        rows, weight, grad = (
+            torch.randn(n, generator=generator).to(dtype) for n in ((10, width), (4, 5, width), (10, 5))
+        )
+        rows.requires_grad_(), weight.requires_grad_()
+        y = product(rows, weight, ends)
+        return [y, *torch.autograd.grad(y, (rows, weight), grad)]
+
+    torch._dynamo.reset()
+    compiled = run(torch.compile(grouped_matmul, fullgraph=True, backend="eager"))
+    for got, expected in zip(compiled, run(grouped_matmul_reference), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)

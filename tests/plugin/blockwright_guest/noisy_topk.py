@@ -33,3 +33,6 @@ class NoisyTopK(LinearGating):
             logits = logits + torch.randn_like(logits) * self.noise * nn.functional.softplus(self.noise_bias)
         highest, experts = logits.topk(self.top_k)
         return experts, highest.softmax(-1), logits.softmax(-1)
+
+    def parallel_plan(self):
+        return {**super().parallel_plan(), "noise_bias": "replicate"}

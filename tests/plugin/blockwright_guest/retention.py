@@ -28,6 +28,9 @@ class Retention(Attention):
         self.query, self.key, self.value, self.output = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
         self.position = position
 
+    def parallel_plan(self):
+        return {**{f"{name}.weight": "column" for name in ("query", "key", "value")}, "output.weight": "row"}
+
     def forward(self, x, positions, *, segments=None, cache=None):
         q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value))
         q, k = self.position.rotate(q, k, positions)

@@ -1,0 +1,412 @@
+"""The conformance kit: every registered block passes it, and for each check some block fails it and nothing else."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import unittest
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blocks.attention.base import Attention
+from blocks.attention.gqa import GQA
+from blocks.balance.expert import ExpertBalance
+from blocks.cache import Cache
+from blocks.conformance import Case, PromiseError, cases
+from blocks.conformance.__main__ import main
+from blocks.conformance.cases import CHECKS
+from blocks.ffn.base import FFN
+from blocks.gating.softmax_topk import SoftmaxTopK
+from blocks.kernels.rotary import rotate_pairs
+from blocks.norm.base import Norm
+from blocks.position.base import Position
+from registry import ConfigError, register
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_every_registered_block_keeps_every_promise(case: Case) -> None:
+    outcome = case.outcome()
+    assert outcome.status != "failed", outcome.reason
+
+
+# Blocks that break one promise each. Sound in all else, or they would prove nothing.
+
+
+class Plain(FFN):
+    """y = W x: the sound block that the broken feed-forward blocks derive from."""
+
+    residual_outputs = ("project.weight",)
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+        return self.project(x), None
+
+    def parallel_plan(self) -> Any:
+        return {"project.weight": "replicate"}
+
+
+class Averaging(Attention):
+    """y_t = W mean_{visible s} x_s, without a cache: the sound block that broken attentions derive from."""
+
+    residual_outputs = ("project.weight",)
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(d_model, d_model, bias=False)
+
+    def seen(self, positions: Tensor) -> Tensor:
+        return positions[:, :, None] >= positions[:, None, :]
+
+    def forward(
+        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        seen = self.seen(positions)
+        if segments is not None:
+            seen = seen & (segments[:, :, None] == segments[:, None, :])
+        weights = seen / seen.sum(-1, keepdim=True)
+        return self.project(weights.to(x.dtype) @ x)
+
+    def parallel_plan(self) -> Any:
+        return {"project.weight": "replicate"}
+
+
+class Narrow(Plain):
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+        return self.project(x)[..., :1], None  # one number a token, which broadcasts without a word
+
+
+class Peeking(Averaging):
+    def seen(self, positions: Tensor) -> Tensor:
+        return super().seen(positions) | (positions[:, :, None] // 2 == positions[:, None, :] // 2)
+
+
+class PeekingInTraining(Plain):
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+        return self.project(x.roll(-1, 1) if self.training else x), None
+
+
+class Amnesia(Cache):
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        if self.length:
+            for buffer in self.buffers.values():
+                buffer[:, 0] = 0
+        return super().append(*new)
+
+
+class Forgetful(GQA):
+    def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Cache:
+        return Amnesia(
+            batch,
+            length,
+            {"k": (self.n_kv_heads, self.head_dim)} | {"v": (self.n_kv_heads, self.head_dim)},
+            dtype,
+            device,
+        )
+
+
+class Understated(Cache):
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes // 2
+
+
+class Flattering(GQA):
+    def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Cache:
+        return Understated(
+            batch,
+            length,
+            {"k": (self.n_kv_heads, self.head_dim)} | {"v": (self.n_kv_heads, self.head_dim)},
+            dtype,
+            device,
+        )
+
+
+class Unsegmented(GQA):
+    def forward(
+        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        return super().forward(x, positions, cache=cache)
+
+
+class BatchCentred(Norm):
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x - 0.5 * x.mean(0), x.shape[-1:], eps=1e-6)
+
+
+class LengthScaled(Averaging):
+    def forward(
+        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        one = torch.zeros(1, x.shape[1], device=x.device) if segments is None else segments
+        length = (one[:, :, None] == one[:, None, :]).sum(-1, keepdim=True)
+        return super().forward(x, positions, segments=segments) * length.to(x.dtype)
+
+
+class Idle(Plain):
+    def __init__(self, d_model: int) -> None:
+        super().__init__(d_model)
+        self.spare = nn.Parameter(torch.empty(3, 3))
+
+    def parallel_plan(self) -> Any:
+        return {**super().parallel_plan(), "spare": "replicate"}
+
+
+class RoundedAngles(Position):
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = torch.arange(0, self.head_dim, 2, device=q.device) / self.head_dim
+        angles = positions[..., None].to(q.dtype) * (100.0**-pairs).to(q.dtype)
+        return tuple(rotate_pairs(t, angles.cos(), angles.sin(), False) for t in (q, k))  # type: ignore[return-value]
+
+
+class Epsless(Norm):
+    def __init__(self, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+
+
+class Secretive(Plain):
+    def reset_parameters(self) -> None:
+        self.factor = 1 + torch.rand(()).item()
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+        return self.project(x) * getattr(self, "factor", 1.0), None
+
+
+class Tabulated(Position):
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", 100.0 ** -(torch.arange(0, head_dim, 2) / head_dim))
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angles = positions[..., None].float() * self.frequencies.float()
+        return tuple(rotate_pairs(t, angles.cos(), angles.sin(), False) for t in (q, k))  # type: ignore[return-value]
+
+
+class Capricious(Plain):
+    def reset_parameters(self) -> None:
+        self.project.weight.mul_(1 + random.random())
+
+
+class Hidden(Plain):
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+        return self.project(x if x.is_meta else self.project(x)), None
+
+
+class Branching(Plain):
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+        return self.project(x / 2 if not x.is_meta and x.abs().max() > 1e6 else x), None
+
+
+class Unplanned(Plain):
+    def parallel_plan(self) -> Any:
+        return {}
+
+
+class Overplanned(Plain):
+    def parallel_plan(self) -> Any:
+        return {**super().parallel_plan(), "projekt.weight": "column"}
+
+
+class Doubling(SoftmaxTopK):
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        experts, weights, probs = super().choose(logits)
+        return experts[:, :1].expand_as(experts), weights, probs
+
+
+class LearnedAlpha(ExpertBalance):
+    def __init__(self, n_experts: int, top_k: int, alpha: float = 0.003) -> None:
+        super().__init__(n_experts, top_k, alpha)
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def forward(self, probs: Tensor, experts: Tensor, *others: Tensor) -> dict[str, Tensor]:
+        return {k: v * self.factor[0] for k, v in super().forward(probs, experts, *others).items()}
+
+    def parallel_plan(self) -> Any:
+        return {"factor": "replicate"}
+
+
+BROKEN: list[tuple[str, type, str]] = [
+    ("ffn", Narrow, "shape and dtype"),
+    ("attention", Peeking, "causality"),
+    ("ffn", PeekingInTraining, "causality"),
+    ("attention", Forgetful, "stepping"),
+    ("attention", Unsegmented, "packing"),
+    ("norm", BatchCentred, "batch invariance"),
+    ("attention", LengthScaled, "padding invariance"),
+    ("ffn", Idle, "gradients"),
+    ("position", RoundedAngles, "precision"),
+    ("norm", Epsless, "hyper-parameters"),
+    ("ffn", Secretive, "state dict"),
+    ("position", Tabulated, "meta build"),
+    ("ffn", Capricious, "determinism"),
+    ("attention", Flattering, "allocation"),
+    ("ffn", Hidden, "flops"),
+    ("ffn", Branching, "compile"),
+    ("ffn", Unplanned, "parallel plan"),
+    ("ffn", Overplanned, "parallel plan"),
+    ("gating", Doubling, "routing"),
+    ("balance", LearnedAlpha, "balance"),
+]
+
+
+@pytest.fixture
+def failed(temporary_blocks: None) -> Callable[..., dict[str, str]]:
+    """Registers a class until the test ends, and tells the checks that it fails, with their reasons."""
+
+    def run(kind: str, cls: type, name: str = "under_test") -> dict[str, str]:
+        register(kind, name)(cls)
+        outcomes = {case.check: case.outcome() for case in cases(f"{kind}/{name}")}
+        return {check: o.reason for check, o in outcomes.items() if o.status == "failed"}
+
+    return run
+
+
+def test_every_check_has_a_block_that_fails_it() -> None:
+    assert {check for _, _, check in BROKEN} == set(CHECKS)
+
+
+@pytest.mark.parametrize(("kind", "cls", "check"), BROKEN, ids=[cls.__name__ for _, cls, _ in BROKEN])
+def test_a_block_that_breaks_one_promise_fails_exactly_that_check(
+    failed: Callable[..., dict[str, str]], kind: str, cls: type, check: str
+) -> None:
+    reasons = failed(kind, cls)
+    assert set(reasons) == {check}, reasons
+    assert "Error:" not in reasons[check]  # seen by the check, not stumbled over
+
+
+class PeekingByDesign(Peeking):
+    causal: ClassVar[bool] = False
+
+
+def test_a_block_that_says_it_is_not_causal_is_exempt_from_causality_only(temporary_blocks: None) -> None:
+    register("attention", "under_test")(PeekingByDesign)
+    outcomes = {case.check: case.outcome() for case in cases("attention/under_test")}
+    assert outcomes["causality"].status == "not applicable"
+    assert outcomes["causality"].reason == "not causal by design"
+    assert outcomes["packing"].status == "passed"
+    assert not [o for o in outcomes.values() if o.status == "failed"]
+
+
+class Unguessable(Plain):
+    def __init__(self, d_model: int, weights: dict) -> None:
+        super().__init__(d_model)
+        self.factor = sum(weights.values())
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+        return self.project(x) * self.factor, None
+
+
+class Declared(Unguessable):
+    conformance_settings: ClassVar[dict[str, Any]] = {"weights": {"a": 0.5}}
+
+
+def test_a_required_parameter_of_an_unknown_kind_is_declared_by_the_class(
+    failed: Callable[..., dict[str, str]],
+) -> None:
+    assert "conformance_settings" in failed("ffn", Unguessable)["causality"]
+    assert failed("ffn", Declared, "under_test_too") == {}
+
+
+class Crashing(Plain):
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+        raise RuntimeError("out of\ncheese")
+
+
+def test_what_a_block_raises_is_its_failure_told_in_one_line(failed: Callable[..., dict[str, str]]) -> None:
+    assert failed("ffn", Crashing)["causality"] == "RuntimeError: out of cheese"
+
+
+class Coupled(Plain):
+    """``limit`` matters only where ``limited`` is true."""
+
+    def __init__(self, d_model: int, limited: bool = False, limit: float = 1.0) -> None:
+        super().__init__(d_model)
+        self.limited, self.limit = limited, limit
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+        y = self.project(x)
+        return y.clamp(-self.limit, self.limit) if self.limited else y, None
+
+
+def test_a_parameter_may_matter_beside_another_only(failed: Callable[..., dict[str, str]]) -> None:
+    assert failed("ffn", Coupled) == {}
+
+
+def test_a_case_passes_fails_and_skips_as_pytest_understands(temporary_blocks: None) -> None:
+    register("ffn", "under_test")(Unplanned)
+    by_check = {case.check: case for case in cases("ffn/under_test")}
+    by_check["determinism"].run()
+    with pytest.raises(AssertionError, match="replicate"):
+        by_check["parallel plan"].run()
+    with pytest.raises(PromiseError, match="The promise: The plan places every own parameter"):
+        by_check["parallel plan"].run()
+    with pytest.raises(unittest.SkipTest, match="routes"):
+        by_check["routing"].run()
+
+
+def test_each_check_says_its_promise() -> None:
+    assert all(len(case.promise) > 40 for case in cases("norm/rmsnorm"))
+    assert str(cases("norm/rmsnorm")[0]) == "norm/rmsnorm: shape and dtype"
+
+
+def test_wildcards_choose_as_in_the_catalogue() -> None:
+    assert {case.name for case in cases("attention/m*")} == {"mha", "mla", "mqa"}
+    assert {case.kind for case in cases("*/rmsnorm")} == {"norm"}
+    assert cases("norm") == cases("norm/*")
+
+
+@pytest.mark.parametrize(("pattern", "near"), [("atention", "attention"), ("attention/gqua", "gqa")])
+def test_an_unknown_block_is_refused_with_the_nearest(pattern: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"Did you mean '{near}'"):
+        cases(pattern)
+
+
+def test_command_prints_each_promise_of_one_block(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["norm/rmsnorm"]) == 0
+    said = capsys.readouterr().out
+    assert all(check in said for check in CHECKS)
+    assert "nothing in it routes" in said
+
+
+def test_command_prints_a_row_for_each_block_and_fails_if_one_does(
+    temporary_blocks: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    register("norm", "under_test")(Epsless)
+    assert main(["norm/*"]) == 1
+    said = capsys.readouterr().out
+    assert "norm/rmsnorm" in said
+    assert "hyper-parameters: eps changes nothing" in said
+
+
+@pytest.mark.parametrize("arguments", [["norm/rmsnorn"], ["norm", "ffn"]])
+def test_command_ends_with_2_and_no_traceback_on_a_users_mistake(
+    arguments: list[str], environment: dict[str, str]
+) -> None:
+    command = [sys.executable, "-m", "blocks.conformance", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
