@@ -72,7 +72,7 @@ def alternatives(p: Parameter, value: Any) -> Iterator[Any]:
         candidates = (v for part in _parts(p.hint) for v in _of_type(part, value))
     seen: list[Any] = [value]
     for candidate in candidates:
-        if p.fault(candidate) is None and not any(type(candidate) is type(s) and candidate == s for s in seen):
+        if (p.child or p.fault(candidate) is None) and not any(type(candidate) is type(s) and candidate == s for s in seen):
             seen.append(candidate)
             yield candidate
 
