@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import inspect
 import unittest
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import registry
 from blocks.conformance import behaviour, construction, hyperparameters, routing
+from blocks.conformance.alternatives import switched_on
 from blocks.conformance.setting import Setting
 from blocks.conformance.verdict import ExemptError, PromiseError
 from registry import ConfigError, did_you_mean
@@ -82,8 +84,24 @@ class Case:
             raise unittest.SkipTest(outcome.reason)
 
     def outcome(self) -> Outcome:
-        """Run the check. Whatever a block raises in it is its failure."""
-        setting = Setting(self.kind, self.name)
+        """Run the check, on the block as it is by default and with its options switched on.
+
+        Whatever a block raises in it is its failure.
+        """
+        usual = Setting(self.kind, self.name)
+        outcome = self._outcome(usual)
+        if outcome.status == "failed" or self.check == "hyper-parameters":  # which goes through the values itself
+            return outcome
+        more = _switched_on((usual.entry.cls,), self.kind, self.name)
+        if more is None:
+            return outcome
+        other = self._outcome(Setting(self.kind, self.name, more))
+        if other.status != "failed":
+            return outcome if outcome.status == "passed" else other
+        changed = ", ".join(f"{k}={v}" for k, v in more.items() if usual.node().get(k) != v)
+        return Outcome("failed", f"{other.reason} (with {changed})")
+
+    def _outcome(self, setting: Setting) -> Outcome:
         try:
             CHECKS[self.check](setting)
         except ExemptError as exempt:
@@ -95,6 +113,13 @@ class Case:
         except Exception as error:
             return Outcome("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
         return Outcome("passed")
+
+
+@functools.lru_cache(maxsize=8)
+def _switched_on(tested: Hashable, kind: str, name: str) -> dict[str, Any] | None:
+    """The node with every option of the block switched on; None when it has none."""
+    node = switched_on(Setting(kind, name))
+    return None if node == Setting(kind, name).node() else node
 
 
 def cases(pattern: str = "*") -> list[Case]:

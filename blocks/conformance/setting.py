@@ -38,17 +38,23 @@ MODEL: dict[str, Any] = {
 FRAME = {"attention": "gqa", "position": "rope", "ffn": "swiglu", "norm": "rmsnorm", "residual": "prenorm"}
 # What a mixture of experts is made of, when the tested block is a part of one.
 PARTS = {"gating": "softmax_topk", "experts": "swiglu"}
-# Sizes by parameter name, for required parameters and for those whose default would be slow.
-SIZES = {"d_ff": 24, "n_heads": 4, "n_experts": 8}
-REQUIRED = {"top_k": 2, "factor": 4.0, "n_devices": 4, "top_devices": 2, "n_groups": 4, "top_groups": 2, "window": 5}
+# Sizes by parameter name; defaults are for real models, and would be slow or do nothing in a small one.
+SIZES = {"d_ff": 24, "n_heads": 4, "n_experts": 8, "n_devices": 4, "window": 5}
+REQUIRED = {"top_k": 2, "factor": 4.0, "top_devices": 2, "n_groups": 4, "top_groups": 2}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A registered block, and the decoders it is tested in."""
+    """A registered block, and the decoders it is tested in.
+
+    Args:
+        kind, name: as it is registered
+        written: its node; None for a small one of its own defaults
+    """
 
     kind: str
     name: str
+    written: Mapping[str, Any] | None = None
 
     @property
     def entry(self) -> Entry:
@@ -56,7 +62,7 @@ class Setting:
 
     def node(self) -> dict[str, Any]:
         """The block's own configuration."""
-        return filled(self.entry)
+        return filled(self.entry) if self.written is None else dict(self.written)
 
     def model(self, node: Mapping[str, Any] | None = None, n_layers: int = 2) -> dict[str, Any]:
         """The configuration of a decoder around the block, or around another node of its kind."""

@@ -338,6 +338,32 @@ def test_what_a_block_raises_is_its_failure_told_in_one_line(failed: Callable[..
     assert failed("ffn", Crashing)["causality"] == "RuntimeError: out of cheese"
 
 
+class Free(Plain):
+    def __init__(self, d_model: int, mode: str = "usual") -> None:
+        super().__init__(d_model)
+
+
+def test_a_parameter_of_which_no_other_value_is_known_is_told_so(failed: Callable[..., dict[str, str]]) -> None:
+    assert "Literal" in failed("ffn", Free)["hyper-parameters"]
+
+
+class Optional(Plain):
+    """Sound by default; with its option it looks ahead."""
+
+    def __init__(self, d_model: int, ahead: bool = False) -> None:
+        super().__init__(d_model)
+        self.ahead = ahead
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+        return self.project(x.roll(-1, 1) if self.ahead else x), None
+
+
+def test_options_are_switched_on_too(failed: Callable[..., dict[str, str]]) -> None:
+    reasons = failed("ffn", Optional)
+    assert "(with ahead=True)" in reasons["causality"]
+    assert "hyper-parameters" not in reasons
+
+
 class Coupled(Plain):
     """``limit`` matters only where ``limited`` is true."""
 
