@@ -170,6 +170,6 @@ def test_compiled_grouped_matmul_has_no_graph_break_and_the_same_gradients(dtype
         return [y, *torch.autograd.grad(y, (rows, weight), grad)]
 
     torch._dynamo.reset()
-    compiled = run(torch.compile(grouped_matmul, fullgraph=True, backend="eager"))
+    compiled = run(torch.compile(grouped_matmul, fullgraph=True, backend="aot_eager"))
     for got, expected in zip(compiled, run(grouped_matmul_reference), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
