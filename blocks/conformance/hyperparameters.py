@@ -17,6 +17,7 @@ from blocks.conformance.verdict import ExemptError, must
 from blocks.decoder import Decoder
 from registry.schema import Parameter
 
+MANY = 12  # values of a parameter that are tried by themselves
 FEW = 5  # values of a parameter that are tried where two are changed
 
 
@@ -37,7 +38,7 @@ def every_hyperparameter(setting: Setting) -> None:
 def _matters(setting: Setting, p: Parameter) -> bool:
     """Whether two values of it give different models, all else being the same."""
     usual = setting.node()
-    for node, few in itertools.chain([(usual, None)], ((node, FEW) for node in _beside(setting, usual, p))):
+    for node, few in itertools.chain([(usual, MANY)], ((node, FEW) for node in _beside(setting, usual, p))):
         base = _trace(setting, node)
         for value in itertools.islice(valid(setting, node, p), few):
             if not _same(base, _trace(setting, {**node, p.name: value})):
