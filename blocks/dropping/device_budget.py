@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class DeviceBudget(Dropping):
         capacity: budget over mean load; 1.0 in V2
         exempt: chance of a sequence to be kept whole; 0.1 in V2
     """
+
+    causal: ClassVar[bool] = False  # in training, later tokens of higher affinity take the places of earlier ones
 
     def __init__(self, n_experts: int, n_devices: int = 1, capacity: float = 1.0, exempt: float = 0.1) -> None:
         super().__init__()

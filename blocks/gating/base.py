@@ -60,9 +60,6 @@ class Gating(Block):
     def update(self, load: Tensor) -> None:
         """Called once an optimizer step with the tokens each expert got in all of its batches, [E]."""
 
-    def parallel_plan(self) -> dict[str, Placement]:
-        return {"weight": "replicate"}
-
 
 class LinearGating(Gating):
     """Gates with a learned router: logits = W x (+ b). Subclasses turn logits into ``choose``.
@@ -81,6 +78,9 @@ class LinearGating(Gating):
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Router logits [T,E] → experts [T,k], weights [T,k], affinities [T,E]; fp32 in, fp32 out."""
         raise NotImplementedError
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        return {"weight": "replicate", **({} if self.logit_bias is None else {"logit_bias": "replicate"})}
 
     def pairs(self, n_tokens: int) -> int | None:
         """How many (token, expert) pairs ``choose`` makes of T tokens; None: T·k."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,9 @@ class SigmoidBias(LinearGating):
         bias_until: optimizer steps after which the bias rests, as in V3's last 500B tokens; null for never
         balance: losses that even out the load besides, one or a list; null for none
     """
+
+    # Fills differ where biased scores are negative and no other expert is left in the kept groups.
+    conformance_settings: ClassVar[Mapping[str, Any]] = {"top_k": 4, "n_groups": 4, "top_groups": 2, "bias_step": 1.0}
 
     bias: Tensor
     moved: Tensor  # steps the bias has made: a checkpoint goes on counting

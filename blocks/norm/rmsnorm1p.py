@@ -3,6 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from blocks.base import Placement
 from blocks.norm.base import Norm
 from registry import register
 
@@ -30,3 +31,6 @@ class RMSNorm1p(Norm):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         normed = wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()
         return (normed * (1 + self.weight.to(wide.dtype))).to(x.dtype)
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        return {"weight": "replicate"}
