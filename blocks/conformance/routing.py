@@ -29,7 +29,7 @@ def routing_contract(setting: Setting) -> None:
 
 
 def _check_routing(gate: Gating, routing: Routing, T: int) -> None:
-    experts, weights, probs, losses, load = routing[:5]
+    experts, weights, probs, losses, load, _ = routing
     E = gate.n_experts
     shapes = {"experts": (experts, len(experts[0])), "weights": (weights, experts.shape[1]), "probs": (probs, E)}
     for name, (tensor, width) in shapes.items():
@@ -43,6 +43,9 @@ def _check_routing(gate: Gating, routing: Routing, T: int) -> None:
     counts = torch.bincount(experts.flatten(), minlength=E + 1)[:E]
     must(load.shape == (E,) and torch.equal(load, counts.float()), "load is not the count of the experts chosen")
     must(not load.requires_grad, "load carries a gradient")
+    real = int(counts.sum())
+    promised = experts.numel() if routing.pairs is None else routing.pairs
+    must(real == promised, f"{real} entries of experts are real ones, and pairs says {promised}")
     ordered = experts.sort(1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] < E)
     must(not twice.any(), "a token goes to one expert twice")

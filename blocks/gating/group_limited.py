@@ -3,7 +3,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from blocks.balance.base import Balance
-from blocks.gating.base import FILL, LinearGating, Masked, check_groups, keep_groups
+from blocks.gating.base import LinearGating, check_groups, keep_groups
 from registry import register
 
 
@@ -14,9 +14,9 @@ class GroupLimited(LinearGating):
     DeepSeek-V2, arXiv 2405.04434, §2.2.2 (device-limited routing): s = softmax(W x); a group's score is its highest
     s_i; the ``top_groups`` best groups are kept; g_i = scaling · s_i for the k highest s_i in them.
 
-    ``masked`` says what the affinities of other groups become: −inf, so that none of them is ever chosen, or 0 as in
-    the released code, which differs only where affinities in the kept groups are exactly 0 too. V2 does not
-    renormalise. Its released code, told to, leaves ``scaling`` out; here, as in V3, both apply, so set 1 for that.
+    Experts of other groups are masked with −inf. The released code masks with 0, which chooses the same: affinities
+    are positive, and where one underflows to 0 its expert adds nothing. V2 does not renormalise. Its released code,
+    told to, leaves ``scaling`` out; here, as in V3, both apply, so set 1 for that.
 
     Args:
         top_k: k, experts a token
@@ -24,7 +24,6 @@ class GroupLimited(LinearGating):
         top_groups: groups a token may reach; 3 in V2
         renormalise: whether the chosen weights are divided by their sum
         scaling: factor on the weights; 16 in V2
-        masked: whether affinities outside the kept groups are excluded, or count as zero
         balance: losses that even out the load, one or a list; null for none
     """
 
@@ -37,18 +36,17 @@ class GroupLimited(LinearGating):
         top_groups: int = 2,
         renormalise: bool = False,
         scaling: float = 1.0,
-        masked: Masked = "exclude",
         balance: list[Balance] | None = None,
     ) -> None:
         super().__init__(d_model, n_experts, top_k, balance)
         check_groups(n_experts, n_groups, top_groups, top_k)
-        self.n_groups, self.top_groups, self.fill = n_groups, top_groups, FILL[masked]
+        self.n_groups, self.top_groups = n_groups, top_groups
         self.renormalise, self.scaling = renormalise, scaling
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         probs = logits.softmax(-1)
         group_scores = probs.unflatten(-1, (self.n_groups, -1)).amax(-1)
-        weights, experts = keep_groups(probs, group_scores, self.top_groups, self.fill).topk(self.top_k)
+        weights, experts = keep_groups(probs, group_scores, self.top_groups).topk(self.top_k)
         if self.renormalise:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return experts, weights * self.scaling, probs

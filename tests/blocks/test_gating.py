@@ -276,13 +276,6 @@ def test_masking_with_zero_may_choose_outside_the_kept_groups(make: Callable[...
     assert {0, 1} < chosen and chosen & {4, 5, 6, 7}
 
 
-def test_group_limited_with_zeros_chooses_as_without_where_affinities_are_positive(make: Callable[..., Gating]) -> None:
-    groups = {"top_k": 3, "n_groups": 4, "top_groups": 2}
-    one = make("group_limited", **groups).choose(LOGITS)
-    other = make("group_limited", masked="zero", **groups).choose(LOGITS)
-    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
 def test_group_limited_weights_can_be_renormalised_and_are_scaled_then_too(make: Callable[..., Gating]) -> None:
     groups = {"top_k": 3, "n_groups": 4, "top_groups": 2}
     _, plain, _ = make("group_limited", **groups).choose(LOGITS)
