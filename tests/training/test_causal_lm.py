@@ -256,12 +256,15 @@ class Recompute(L.Callback):
 
 def test_recomputing_activations_moves_the_bias_no_further(make_task: Callable[..., CausalLM], tmp_path: Path) -> None:
     plain, again, recompute = Watch(), Watch(), Recompute()
-    batches = [batch(i) for i in range(4)]
+    batches = [batch(i) for i in range(8)]
     one, other = make_task(moe=True, gating=BIASED), make_task(moe=True, gating=BIASED)
-    train(one, batches, tmp_path, callbacks=[plain], accumulate_grad_batches=2)
-    train(other, batches, tmp_path, callbacks=[again, recompute], accumulate_grad_batches=2)
-    assert recompute.calls == 2 * 2 * 4  # each layer's forward twice a batch
+    train(one, batches, tmp_path, callbacks=[plain], accumulate_grad_batches=4)
+    train(other, batches, tmp_path, callbacks=[again, recompute], accumulate_grad_batches=4)
+    assert recompute.calls == 2 * 2 * 8  # each layer's forward twice a batch
     assert all(torch.equal(a, b) for a, b in zip(plain.biases, again.biases, strict=True))
+    still, moved, again_still = plain.biases[:3], plain.biases[3], plain.biases[4:7]  # once an optimizer step
+    assert moved.abs().max() == 0.125 and not torch.equal(moved, plain.biases[7])
+    assert not any(b.any() for b in still) and all(torch.equal(b, moved) for b in again_still)
     assert plain.losses == again.losses
     assert plain.logged == again.logged
 
