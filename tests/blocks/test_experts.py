@@ -39,15 +39,33 @@ def some_routing(spare: tuple[int, ...] = (), seed: int = 0) -> Routing:
     return routing(scores.topk(K).indices, torch.rand(T, K, generator=generator).requires_grad_())
 
 
-def token_by_token(block: Any, x: Tensor, route: Routing) -> Tensor:
+def swiglu(block: Any, e: int, x: Tensor) -> Tensor:
+    gate, up = block.gate_up[e].chunk(2)
+    return block.down[e] @ (F.silu(gate @ x) * (up @ x))
+
+
+def clamped_swiglu(block: Any, e: int, x: Tensor) -> Tensor:
+    gate, up = (block.gate_up[e] @ x + block.gate_up_bias[e]).chunk(2)
+    gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+    return block.down[e] @ ((up + 1) * gate / (1 + (-1.702 * gate).exp())) + block.down_bias[e]
+
+
+FORMULAS = {f.__name__: f for f in (swiglu, clamped_swiglu)}
+
+
+def token_by_token(name: str, block: Any, x: Tensor, route: Routing) -> Tensor:
     rows = []
     for t in range(len(x)):
         y = torch.zeros_like(x[t])
-        for e, w in zip(route.experts[t], route.weights[t], strict=True):
-            gate, up = block.gate_up[e].chunk(2)
-            y = y + w * (block.down[e] @ (F.silu(gate @ x[t]) * (up @ x[t])))
+        for e, w in zip(route.experts[t].tolist(), route.weights[t], strict=True):
+            if e < E:  # E is no expert
+                y = y + w * FORMULAS[name](block, e, x[t])
         rows.append(y)
     return torch.stack(rows)
+
+
+def test_every_registered_network_has_a_formula_here() -> None:
+    assert set(EXPERTS) == set(FORMULAS)
 
 
 @pytest.mark.parametrize("spare", [(), (0,), (5,), (1, 2), (0, 2, 5)], ids=str)
@@ -56,12 +74,19 @@ def token_by_token(block: Any, x: Tensor, route: Routing) -> Tensor:
     [(torch.float64, 12, D, 1e-11), (torch.float32, 12, D, 2e-5), (torch.float32, 7, 45, 2e-5)],
     ids=["double", "single", "single, unaligned"],
 )
-def test_swiglu_and_its_gradients_equal_a_loop_over_tokens(
-    make: Callable[..., Experts], dtype: torch.dtype, d_ff: int, d_model: int, tolerance: float, spare: tuple[int, ...]
+@pytest.mark.parametrize("name", EXPERTS)
+def test_output_and_gradients_equal_a_loop_over_tokens(
+    make: Callable[..., Experts],
+    name: str,
+    dtype: torch.dtype,
+    d_ff: int,
+    d_model: int,
+    tolerance: float,
+    spare: tuple[int, ...],
 ) -> None:
-    block, route = make(dtype=dtype, d_ff=d_ff, d_model=d_model), some_routing(spare)
-    x = torch.randn(T, d_model, dtype=dtype, requires_grad=True)
-    y, expected = block(x, route), token_by_token(block, x, route)
+    block, route = make(name, dtype=dtype, d_ff=d_ff, d_model=d_model), some_routing(spare)
+    x = (3 * torch.randn(T, d_model, dtype=dtype)).requires_grad_()  # far enough for the clamp to cut
+    y, expected = block(x, route), token_by_token(name, block, x, route)
     torch.testing.assert_close(y, expected, rtol=0, atol=10 * tolerance)
     learning = (x, route.weights, *block.parameters())
     cotangent = torch.randn_like(y)
@@ -71,6 +96,22 @@ def test_swiglu_and_its_gradients_equal_a_loop_over_tokens(
         torch.testing.assert_close(got, right, rtol=1e-4, atol=30 * tolerance)
     grads = torch.autograd.grad(block(x, route), tuple(block.parameters()), cotangent)
     assert all((g[e] == 0).all() == (e in spare) for g in grads for e in range(E))
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_pairs_without_an_expert_add_nothing_in_either_direction(make: Callable[..., Experts], name: str) -> None:
+    block, route, x = make(name), some_routing(), torch.randn(T, D, dtype=torch.float64, requires_grad=True)
+    experts = route.experts.masked_fill(torch.rand(T, K) < 0.4, E)
+    experts[5] = E
+    dropped = route._replace(experts=experts, pairs=int((experts < E).sum()))
+    y, expected = block(x, dropped), token_by_token(name, block, x, dropped)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-10)
+    assert (y[5] == 0).all()
+    learning, cotangent = (x, route.weights, *block.parameters()), torch.randn_like(y)
+    for got, right in zip(
+        torch.autograd.grad(y, learning, cotangent), torch.autograd.grad(expected, learning, cotangent), strict=True
+    ):
+        torch.testing.assert_close(got, right, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", EXPERTS)

@@ -96,3 +96,21 @@ def test_rmsnorm_gives_half_for_half_though_its_gain_is_single(make: Callable[..
         y = norm(x)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), norm(x.float()), rtol=2**-7, atol=0)
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.5])
+def test_rmsnorm1p_stores_its_gain_as_the_distance_from_one(make: Callable[..., Norm], eps: float) -> None:
+    norm, x = make({"name": "rmsnorm1p", "eps": eps}), activations()
+    expected = x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * (1 + norm.weight)
+    torch.testing.assert_close(norm(x), expected, rtol=0, atol=1e-13)
+    norm.reset_parameters()
+    assert not norm.weight.any()
+
+
+def test_rmsnorm1p_rounds_once_as_transformers_gemma_does(make: Callable[..., Norm]) -> None:
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+
+    norm, x = make("rmsnorm1p", torch.bfloat16), activations().bfloat16()
+    theirs = Gemma2RMSNorm(45, eps=1e-6).to(torch.bfloat16)
+    theirs.load_state_dict(norm.state_dict())
+    assert torch.equal(norm(x), theirs(x))
