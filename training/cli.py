@@ -19,9 +19,9 @@ import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from blocks.checkpoint import check_fits, read_checkpoint
 from blocks.compose import read
 from registry import ConfigError
-from training.checkpoint import check_fits, read_checkpoint
 from training.composition import compose_config
 from training.preflight import TASK, preflight
 from training.run import conclude, quieten

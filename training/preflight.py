@@ -8,9 +8,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from blocks.checkpoint import check_fits, read_checkpoint
 from blocks.compose import check as check_model
 from registry import ConfigError, did_you_mean
-from training.checkpoint import check_fits, read_checkpoint
 from training.data.preflight import check as check_data
 from training.targets import check_target, instantiate
 
