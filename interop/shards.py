@@ -189,7 +189,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Outgoing], max_bytes: int) 
     for i, group in enumerate(groups):
         several = f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors"
         file = several if len(groups) > 1 else SINGLE
-        made = {name: tensors[name].make().contiguous().clone() for name in group}
+        made = {name: tensors[name].make() for name in group}
         save_file(made, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(group, file)
         del made
