@@ -49,7 +49,7 @@ def _bytes(state: Mapping[str, Any]) -> dict[str, Any]:
     """Byte-level BPE without a merge."""
     vocabulary = {character: byte for byte, character in enumerate(byte_alphabet())}
     model = {"type": "BPE", "vocab": _filled(vocabulary, state["vocab_size"], {EOS: 256}), "merges": []}
-    return _engine(model, _BYTE_LEVEL, {"type": "ByteLevel"}, {EOS: 256})
+    return _engine(model, _BYTE_LEVEL, _BYTE_LEVEL, {EOS: 256})
 
 
 def _chars(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def _bpe(state: Mapping[str, Any]) -> dict[str, Any]:
     engine = json.loads(state["tokenizers"])
     end = {EOS: state["vocab_size"] - 1}
     model = {**engine["model"], "vocab": _filled(engine["model"]["vocab"], state["vocab_size"], end)}
-    return _engine(model, engine["pre_tokenizer"], {"type": "ByteLevel"}, end)
+    return _engine(model, engine["pre_tokenizer"], _BYTE_LEVEL, end)
 
 
 def _pretrained(state: Mapping[str, Any]) -> dict[str, Any]:
