@@ -37,7 +37,10 @@ SHARED = tuple(
     Row(f"layers.{{i}}.ffn.shared.{m}.weight", f"{LAYER}mlp.shared_experts.{m}_proj.weight")
     for m in ("gate", "up", "down")
 )
-CHOICE_BIAS = (Row("layers.{i}.ffn.gating.bias", LAYER + "mlp.gate.e_score_correction_bias"),)
+CHOICE_BIAS = (
+    Row("layers.{i}.ffn.gating.bias", LAYER + "mlp.gate.e_score_correction_bias"),
+    Row("layers.{i}.ffn.gating.moved", ""),
+)
 LAYERS = (*PRENORM, *LATENT, *GATED_FFN, *ROUTER, *CHOICE_BIAS, *EXPERTS, *SHARED)
 BEHIND = "model.layers.{n+i}."
 

@@ -59,7 +59,7 @@ def import_folder(
     ours = decoder.state_dict()
     found = _pair(family, shards, ours, len(decoder.layers))
     kept = {name for name, _ in decoder.named_buffers()}  # biases of gates, never rounded
-    dtypes = _dtypes(found, shards, dtype, kept)
+    dtypes = _dtypes(found, shards, ours, dtype, kept)
     with whole(out) as folder:
         tensors = fill(found, shards, ours, dtypes, block_size(values))
         outgoing = {name: ready(tensor) for name, tensor in tensors.items()}
@@ -132,11 +132,16 @@ def _refuse_extra(
         )
 
 
-def _dtypes(found: list[Link], shards: Shards, dtype: torch.dtype | None, kept: set[str]) -> dict[str, torch.dtype]:
+def _dtypes(
+    found: list[Link], shards: Shards, ours: Mapping[str, Tensor], dtype: torch.dtype | None, kept: set[str]
+) -> dict[str, torch.dtype]:
     """The dtype of each tensor of ours: the one asked for, else the widest of what fills it."""
     chosen: dict[str, torch.dtype] = {}
     for link in found:
         stored = shards.entries[link.theirs].dtype
+        if stored.is_floating_point != ours[link.ours].dtype.is_floating_point:
+            where = f"{shards.folder / shards.entries[link.theirs].file}: {link.theirs}"
+            raise ConfigError(where, stored, "is no dtype of weights", "Use a checkpoint that is not quantised")
         stored = torch.bfloat16 if is_fp8(stored) else stored
         wanted = dtype if dtype is not None and link.ours not in kept else stored
         chosen[link.ours] = torch.promote_types(chosen.get(link.ours, wanted), wanted)
@@ -155,7 +160,8 @@ def fill(
     Raises:
         ConfigError: a value is not finite, or what theirs repeats is not equal
     """
-    made = {name: torch.empty(tensor.shape, dtype=dtypes[name]) for name, tensor in ours.items()}
+    made = {name: torch.empty(tensor.shape, dtype=dtypes[name]) for name, tensor in ours.items() if name in dtypes}
+    made |= {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in ours.items() if name not in made}
     wanted: dict[str, list[Link]] = {}
     copies: dict[str, list[Link]] = {}
     for link in found:

@@ -38,7 +38,7 @@ class Row:
 
     Args:
         ours: pattern of our names
-        theirs: pattern of theirs
+        theirs: pattern of theirs; empty for what only we keep, a state of training that starts at 0
         part: which part of our tensor it is, given the tensor and the expert
         form: how their tensor is laid out
         copy_of: theirs repeats this tensor of ours, once for every tensor that ``ours`` matches; what stands there must
@@ -88,11 +88,16 @@ def links(rows: Sequence[Row], ours: Mapping[str, Tensor], n_layers: int) -> Ite
             if match is None:
                 continue
             found = found or not row.copy_of
-            for expert in range(tensor.shape[0] if "{e}" in row.theirs else 1):
+            for expert in range(_repeats(row, tensor)):
                 theirs = _spell(row.theirs, match.groupdict(), n_layers, expert)
                 yield Link(theirs, row.copy_of or name, row, expert)
         if not found:
             raise LookupError(name)
+
+
+def _repeats(row: Row, ours: Tensor) -> int:
+    """How many tensors of theirs make up one of ours."""
+    return ours.shape[0] if "{e}" in row.theirs else len(row.theirs[:1])
 
 
 @lru_cache

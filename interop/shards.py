@@ -24,6 +24,7 @@ DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "I64": torch.int64,
     "F8_E4M3": torch.float8_e4m3fn,
 }
 

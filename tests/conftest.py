@@ -123,18 +123,26 @@ def temporary_blocks() -> Iterator[None]:
 def _in_double(model: nn.Module, decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take transformers' single-precision islands out of a model, and give it our rotary frequencies.
 
-    It keeps norms, rotary angles and products, and deepseek_v2's complex rotation in single precision whatever the
-    model's. The frequencies, which both compute in fp32 and round differently, are compared by themselves first.
+    It keeps norms, rotary angles and products, Gemma's softmax and deepseek_v2's complex rotation in single precision
+    whatever the model's; routers, which are single here, it does not. The frequencies, which both compute in fp32 and round differently, are compared by themselves first.
     """
 
     def norm(self: Any, x: Tensor) -> Tensor:
         return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
 
+    def norm_of_gemma(self: Any, x: Tensor) -> Tensor:
+        return (1 + self.weight) * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
     for cls in {type(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")}:
-        monkeypatch.setattr(cls, "forward", norm)
-    for router in (
-        m for m in model.modules() if type(m).__name__.endswith("Router")
-    ):  # ours is single, whatever the model
+        monkeypatch.setattr(cls, "forward", norm_of_gemma if cls.__name__.startswith("Gemma") else norm)
+    softmax = nn.functional.softmax
+    monkeypatch.setattr(
+        nn.functional, "softmax", lambda x, dim, dtype=None: softmax(x, dim, dtype=x.dtype if x.itemsize > 4 else dtype)
+    )
+    for module in model.modules():
+        if hasattr(module, "scalar_embed_scale"):
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
+    for router in (m for m in model.modules() if type(m).__name__.endswith("Router")):  # ours is always single
         router.float().register_forward_pre_hook(lambda module, inputs: (inputs[0].float(), *inputs[1:]))
     inner = getattr(model, "model", None)
     if inner is None:

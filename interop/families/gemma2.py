@@ -1,6 +1,5 @@
 """Gemma 2: gains stored minus one, norms around each mixer, soft caps, scaled embeddings, windows in turns."""
 
-import math
 from typing import Any
 
 from blocks.decoder import Decoder
@@ -19,12 +18,11 @@ NORMS = {
 
 
 def _read_caps(config: Config, model: dict[str, Any]) -> None:
-    """Soft caps, of which null is none; and the embeddings' factor, which no key states."""
+    """Soft caps, of which null is none."""
     cap = config.take("attn_logit_softcapping", kind=float, default=None)
     if cap is not None:
         model["attention"]["scores"] = {"name": "softcap", "cap": cap}
     model["logit_softcap"] = config.take("final_logit_softcapping", kind=float, default=None)
-    model["embedding_scale"] = math.sqrt(model["d_model"])
 
 
 def _write_caps(decoder: Decoder, config: dict[str, Any]) -> None:
@@ -33,9 +31,9 @@ def _write_caps(decoder: Decoder, config: dict[str, Any]) -> None:
     config["final_logit_softcapping"] = decoder.config["logit_softcap"]
 
 
-def _query_scale(decoder: Decoder) -> float:
+def _query_scale(decoder: Decoder) -> int:
     attention: Any = decoder.layers[0].attention
-    return round(attention.scale**-2, 9)
+    return round(attention.scale**-2)
 
 
 GEMMA2 = Family(
@@ -46,11 +44,12 @@ GEMMA2 = Family(
         "ffn": {"name": "geglu"},
         "norm": {"name": "rmsnorm1p"},
         "residual": {"name": "sandwich"},
+        "scale_embeddings": True,
     },
     settings=(
         *(*SIZES, *HEADS, WIDTH, EPS, GELU_TANH, tied(True), rope("half_split"), WINDOWS),
         Part(_read_caps, _write_caps),
-        Key("query_pre_attn_scalar", "attention.query_scale", _query_scale, float),
+        Key("query_pre_attn_scalar", "attention.query_scale", _query_scale),
         Fixed("attention_bias", False),
         Fixed("use_bidirectional_attention", None, also=(False,)),
         Fixed("hidden_act", "gelu_pytorch_tanh", also=("gelu",), written=False),  # the old key, which nobody reads

@@ -19,6 +19,9 @@ def foreign(randomise: Callable[..., None]) -> Callable[..., nn.Module]:
     def make(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
         model = build(name, dtype)
         randomise(model)
+        for module in model.modules():
+            if type(module).__name__ == "Gemma2RMSNorm":
+                module.weight.data -= 1  # type: ignore[operator] # gains are stored minus one
         generator = torch.Generator().manual_seed(5)
         for buffer_name, buffer in model.named_buffers():
             if buffer_name.endswith("e_score_correction_bias"):

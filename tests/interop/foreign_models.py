@@ -24,6 +24,8 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+LINEAR = {"rope_type": "linear", "factor": 3.0}
+WINDOW = {"sliding_window": 9}
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 500.0,
@@ -57,6 +59,31 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama tied biased": ("Llama", {**HEADS, **DENSE, **ROPE, "attention_bias": True, "tie_word_embeddings": True}),
     "gpt2": ("GPT2", {"vocab_size": V, "n_embd": D, "n_layer": LAYERS, "n_head": 6, "n_positions": 64, **IDS}),
     "mixtral": ("Mixtral", {**HEADS, "intermediate_size": 13, **ROPE, "num_local_experts": 5}),
+    "llama llama3": ("Llama", {**HEADS, **DENSE, "rope_parameters": LLAMA3}),
+    "llama linear": ("Llama", {**HEADS, **DENSE, "rope_parameters": {**ROPE["rope_parameters"], **LINEAR}}),
+    "llama yarn": ("Llama", {**HEADS, **DENSE, "rope_parameters": YARN}),
+    "mistral": ("Mistral", {**HEADS, **DENSE, **ROPE, "sliding_window": None}),
+    "mistral windowed": ("Mistral", {**HEADS, **DENSE, **ROPE, "sliding_window": 9}),
+    "mixtral windowed": ("Mixtral", {**HEADS, "intermediate_size": 13, **ROPE, "num_local_experts": 5, **WINDOW}),
+    "qwen2": ("Qwen2", {**EVEN, **DENSE, **ROPE}),
+    "qwen3": ("Qwen3", {**HEADS, **DENSE, **ROPE}),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {**HEADS, **DENSE, **ROPE, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 13}
+        | {"norm_topk_prob": True},
+    ),
+    "olmo2": ("Olmo2", {**EVEN, **DENSE, **ROPE}),
+    "olmoe": ("Olmoe", {**EVEN, "intermediate_size": 13, **ROPE, "num_experts": 5, "num_experts_per_tok": 2}),
+    "gpt_oss": (
+        "GptOss",
+        {**HEADS, "intermediate_size": 13, "rope_parameters": {**YARN, "truncate": False}, **WINDOW}
+        | {"num_local_experts": 5, "num_experts_per_tok": 2},
+    ),
+    "gemma2": ("Gemma2", {**HEADS, **DENSE, **ROPE, **WINDOW, "query_pre_attn_scalar": 48}),
+    "gemma2 uncapped": (
+        "Gemma2",
+        {**HEADS, **DENSE, **ROPE, **WINDOW, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
     "deepseek_v3": ("DeepseekV3", {**MLA, **MIXTURE, **ROPE, **GROUPS, "q_lora_rank": 13}),
     "deepseek_v3 yarn": ("DeepseekV3", {**MLA, **MIXTURE, "rope_parameters": SHARP, **GROUPS, "q_lora_rank": 13}),
 }
