@@ -14,7 +14,7 @@ from blocks.compose import compose
 from blocks.decoder import Decoder
 from interop import tokenizer
 from interop.families.catalogue import FAMILIES
-from interop.family import Family
+from interop.family import Family, UnlikeError
 from interop.folder import dump_json, whole
 from interop.importing import TOKENIZER_FILES
 from interop.names import Link, links
@@ -81,18 +81,20 @@ def recognise(
         raise ConfigError("--family", wanted, "is no family that is known here", did_you_mean(wanted, known))
     first = known.get(str(origin.get("model_type")))
     candidates = [known[wanted]] if wanted else [*([first] if first else []), *FAMILIES.values()]
-    reasons: dict[str, str] = {}
+    reasons: dict[str, LookupError] = {}
     for family in candidates:
         try:
             values = family.config(decoder)
             list(links(family.names, decoder.state_dict(), len(decoder.layers)))
             return family, values, None
         except LookupError as error:
-            reasons[family.model_type] = str(error)
+            reasons[family.model_type] = error
     if wanted:
         rule = f"does not describe this model ({reasons[wanted]})"
         raise ConfigError("--family", wanted, rule, "Leave --family out: the nearest fitting one is found, or our own")
-    closest = candidates[0].model_type
+    closest = next(
+        (name for name, reason in reasons.items() if isinstance(reason, UnlikeError)), candidates[0].model_type
+    )
     return OWN, OWN.config(decoder), f"not {closest}: {reasons[closest]}"
 
 

@@ -16,6 +16,10 @@ from interop.names import Row
 from registry import ConfigError
 
 
+class UnlikeError(LookupError):
+    """A family has a place for everything that a decoder is made of, and yet describes another."""
+
+
 @dataclass(frozen=True)
 class Family:
     """One ``model_type``, as data.
@@ -72,7 +76,7 @@ class Family:
         except (AttributeError, ConfigError, KeyError, StopIteration, TypeError, ZeroDivisionError) as error:
             raise LookupError(str(error)) from None
         if unlike := difference(decoder, again):
-            raise LookupError(unlike)
+            raise UnlikeError(unlike)
         return values
 
     def leaves_out(self, name: str, n_layers: int) -> bool:

@@ -124,7 +124,8 @@ def _in_double(model: nn.Module, decoder: Decoder, monkeypatch: pytest.MonkeyPat
     """Take transformers' single-precision islands out of a model, and give it our rotary frequencies.
 
     It keeps norms, rotary angles and products, Gemma's softmax and deepseek_v2's complex rotation in single precision
-    whatever the model's; routers, which are single here, it does not. The frequencies, which both compute in fp32 and round differently, are compared by themselves first.
+    whatever the model's; routers, which are single here, it does not. The frequencies, which both compute in fp32 and
+    round differently, are compared by themselves first.
     """
 
     def norm(self: Any, x: Tensor) -> Tensor:
