@@ -120,7 +120,11 @@ def load(path: Path, *, dtype: torch.dtype = torch.float32, device: torch.device
     Raises:
         ConfigError
     """
-    source = open_source(path)
+    return build(open_source(path), dtype=dtype, device=device)
+
+
+def build(source: Source, *, dtype: torch.dtype, device: torch.device | str) -> Decoder:
+    """The decoder of a source, in evaluation mode."""
     decoder = compose(source.model, device="meta").to_empty(device="cpu").to(dtype)
     decoder.load_state_dict(dict(source.tensors))
     return decoder.to(device).eval()
