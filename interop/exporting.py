@@ -13,7 +13,7 @@ from torch import Tensor
 from blocks.compose import compose
 from blocks.decoder import Decoder
 from interop import tokenizer
-from interop.families.catalogue import FAMILIES
+from interop.families.catalogue import FAMILIES, WRITTEN
 from interop.family import Family, UnlikeError
 from interop.folder import dump_json, whole
 from interop.importing import TOKENIZER_FILES
@@ -80,7 +80,9 @@ def recognise(
     if wanted is not None and wanted not in known:
         raise ConfigError("--family", wanted, "is no family that is known here", did_you_mean(wanted, known))
     first = known.get(str(origin.get("model_type")))
-    candidates = [known[wanted]] if wanted else [*([first] if first else []), *FAMILIES.values()]
+    candidates = [first, *WRITTEN] if first else [*WRITTEN]
+    if wanted:
+        candidates = [family for family in (*WRITTEN, OWN) if family.model_type == wanted]
     reasons: dict[str, LookupError] = {}
     for family in candidates:
         try:

@@ -1,4 +1,4 @@
-"""All families. Of several that describe the same decoder, the first gives its name on export."""
+"""All families."""
 
 from interop.families.deepseek import DEEPSEEK
 from interop.families.deepseek_v2 import DEEPSEEK_V2
@@ -8,7 +8,7 @@ from interop.families.gpt2 import GPT2
 from interop.families.gpt_oss import GPT_OSS
 from interop.families.llama import LLAMA
 from interop.families.mistral import MISTRAL
-from interop.families.mixtral import MIXTRAL
+from interop.families.mixtral import MIXTRAL, MIXTRAL_BY_LOGITS
 from interop.families.olmo2 import OLMO2
 from interop.families.olmoe import OLMOE
 from interop.families.qwen2 import QWEN2
@@ -23,3 +23,6 @@ FAMILIES: dict[str, Family] = {
         *(DEEPSEEK, DEEPSEEK_V2, DEEPSEEK_V3),
     )
 }
+
+# Of several that describe the same decoder, the first gives its name on export.
+WRITTEN = (*FAMILIES.values(), MIXTRAL_BY_LOGITS)

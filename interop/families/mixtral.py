@@ -1,5 +1,7 @@
 """Mixtral 8x7B: on disk each expert is w1 (gate), w3 (up), w2 (down), and the weights are always renormalised."""
 
+from dataclasses import replace
+
 from interop.config import Key
 from interop.family import Family
 from interop.llama_like import (
@@ -51,3 +53,6 @@ MIXTRAL = Family(
     ),
     left_out=TABLES,
 )
+
+# The order of the paper, top-k and then softmax, gives the same weights.
+MIXTRAL_BY_LOGITS = replace(MIXTRAL, template={**MIXTURE, "gating": {"name": "topk_softmax"}})
