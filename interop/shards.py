@@ -58,6 +58,7 @@ class Shards:
             raise _nothing_to_read(folder)
         self.files = sorted(set(listed.values())) if listed is not None else [SINGLE]
         self.entries: dict[str, Entry] = {}
+        self._kept: tuple[str, Any] | None = None
         for file in self.files:
             for name, entry in self._header(file).items():
                 if listed is not None and listed.get(name) != file:
@@ -107,21 +108,29 @@ class Shards:
             ConfigError: one of them holds NaN or infinity
         """
         wanted = set(names)
-        for file in self.files:
-            here = [name for name, entry in self.entries.items() if entry.file == file and name in wanted]
-            if not here:
-                continue
+        by_file: dict[str, list[str]] = {}
+        for name, entry in self.entries.items():
+            if name in wanted:
+                by_file.setdefault(entry.file, []).append(name)
+        for file, here in by_file.items():
             with self._open(file) as shard:
                 for name in here:
-                    tensor = shard.get_tensor(name)
-                    if not torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all():
-                        rule = "holds values that are no finite numbers"
-                        raise ConfigError(str(self.folder / file), name, rule, "Fetch it again; this one is damaged")
-                    yield name, tensor
+                    yield name, self._checked(shard, name)
 
     def one(self, name: str) -> Tensor:
-        """One tensor."""
-        return next(tensor for _, tensor in self.read([name]))
+        """One small tensor. The file it lies in stays open for the next: scales are read in the order of weights."""
+        file = self.entries[name].file
+        if self._kept is None or self._kept[0] != file:
+            self._kept = (file, self._open(file))
+        return self._checked(self._kept[1], name)
+
+    def _checked(self, shard: Any, name: str) -> Tensor:
+        tensor = shard.get_tensor(name)
+        if not torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all():
+            where = str(self.folder / self.entries[name].file)
+            rule = "holds values that are no finite numbers"
+            raise ConfigError(where, name, rule, "Fetch it again; this one is damaged")
+        return tensor
 
 
 CONVERT = "Loading a pickle can run code. Get the safetensors of this model, or convert it where you trust it"

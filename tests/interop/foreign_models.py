@@ -85,6 +85,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**HEADS, **DENSE, **ROPE, **WINDOW, "attn_logit_softcapping": None, "final_logit_softcapping": None},
     ),
     "deepseek_v3": ("DeepseekV3", {**MLA, **MIXTURE, **ROPE, **GROUPS, "q_lora_rank": 13}),
+    "deepseek_v3 plain yarn": (
+        "DeepseekV3",
+        {**MLA, **MIXTURE, "rope_parameters": YARN, **GROUPS, "q_lora_rank": 13},
+    ),
     "deepseek_v3 yarn": ("DeepseekV3", {**MLA, **MIXTURE, "rope_parameters": SHARP, **GROUPS, "q_lora_rank": 13}),
 }
 for compressed in (False, True):
