@@ -19,13 +19,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import registry
+from blocks.checkpoint import read_checkpoint
 from blocks.compose import compose
 from blocks.cost import cache_bytes, count_parameters, deepseek_moe_flops, ffn_ratio, forward_flops_per_token
 from blocks.decoder import Decoder
 from lab import card
 from lab.card import SETTINGS, flat
 from registry import ConfigError, did_you_mean
-from training.checkpoint import read_checkpoint
 from training.composition import compose_config
 
 USAGE = """\

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from hydra.core.config_store import ConfigStore
-from torch import nn
+from torch import Tensor, nn
 
 import registry
+from blocks.decoder import Decoder
 from registry import Node, Scope, catalogue
 
 MOE = {
@@ -114,6 +115,60 @@ def temporary_blocks() -> Iterator[None]:
             del group[name]
         if not group:
             del store.repo["model"][kind]
+
+
+# transformers in double precision
+
+
+def _in_double(model: nn.Module, decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take transformers' single-precision islands out of a model, and give it our rotary frequencies.
+
+    It keeps norms, rotary angles and products, Gemma's softmax and deepseek_v2's complex rotation in single precision
+    whatever the model's; routers, which are single here, it does not. The frequencies, which both compute in fp32 and
+    round differently, are compared by themselves first.
+    """
+
+    def norm(self: Any, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+
+    def norm_of_gemma(self: Any, x: Tensor) -> Tensor:
+        return (1 + self.weight) * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+    for cls in {type(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")}:
+        monkeypatch.setattr(cls, "forward", norm_of_gemma if cls.__name__.startswith("Gemma") else norm)
+    softmax = nn.functional.softmax
+    monkeypatch.setattr(
+        nn.functional, "softmax", lambda x, dim, dtype=None: softmax(x, dim, dtype=x.dtype if x.itemsize > 4 else dtype)
+    )
+    for module in model.modules():
+        if hasattr(module, "scalar_embed_scale"):
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
+    for router in (m for m in model.modules() if type(m).__name__.endswith("Router")):  # ours is always single
+        router.float().register_forward_pre_hook(lambda module, inputs: (inputs[0].float(), *inputs[1:]))
+    inner = getattr(model, "model", None)
+    if inner is None:
+        return
+    frequencies = decoder.layers[0].attention.position.frequencies(torch.device("cpu"))
+    torch.testing.assert_close(inner.rotary_emb.inv_freq.float(), frequencies, rtol=2e-6, atol=0)
+    inner.rotary_emb.inv_freq = frequencies
+    if type(model).__name__ == "DeepseekV2ForCausalLM":
+        from transformers.models.deepseek_v2 import modeling_deepseek_v2 as module
+
+        def angles(self: Any, x: Tensor, position_ids: Tensor) -> Tensor:
+            freqs = position_ids[..., None].float() * self.inv_freq
+            return torch.complex(freqs.cos().double(), freqs.sin().double()) * self.attention_scaling
+
+        def turn(q: Tensor, k: Tensor, freqs: Tensor) -> list[Tensor]:
+            pairs = (torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2)) for x in (q, k))
+            return [torch.view_as_real(x * freqs[:, None]).flatten(3) for x in pairs]
+
+        monkeypatch.setattr(module.DeepseekV2RotaryEmbedding, "forward", angles)
+        monkeypatch.setattr(module, "apply_rotary_emb", turn)
+
+
+@pytest.fixture(scope="session")
+def in_double() -> Callable[..., None]:
+    return _in_double
 
 
 # Small runs, for the tests of training/, lab/ and train.py

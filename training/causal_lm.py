@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -15,6 +16,7 @@ from blocks.decoder import Decoder
 from blocks.gating.base import Gating, Routing
 from blocks.initialise import stable_seed
 from blocks.kernels.cross_entropy import IGNORED
+from interop.source import load_weights
 from training.cadence import logs_now
 from training.metrics import ExpertLoad, TokenLoss
 from training.optimizers.base import OptimizerRecipe
@@ -35,12 +37,21 @@ class CausalLM(L.LightningModule):
         optimizer: recipe of the optimizer
         scheduler: factor on the learning rate over the steps
         seed: of the initial weights and of every random draw of training
+        init_from: folder of an imported checkpoint whose weights to start from; null for random ones. A run that goes
+            on from a checkpoint of its own has those instead
     """
 
-    def __init__(self, model: dict[str, Any], optimizer: OptimizerRecipe, scheduler: Schedule, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: dict[str, Any],
+        optimizer: OptimizerRecipe,
+        scheduler: Schedule,
+        seed: int = 0,
+        init_from: str | None = None,
+    ) -> None:
         super().__init__()
         self.model_config = read(model)
-        self.recipe, self.schedule, self.seed = optimizer, scheduler, seed
+        self.recipe, self.schedule, self.seed, self.init_from = optimizer, scheduler, seed, init_from
         # Plain types only: a checkpoint must load under weights_only=True and rebuild its model with no YAML at hand.
         self.save_hyperparameters({"model": self.model_config, "seed": seed})
         self.decoder: Decoder | None = None
@@ -55,6 +66,8 @@ class CausalLM(L.LightningModule):
         """Build the decoder: on the meta device first, then materialised (Lightning may call this twice)."""
         if self.decoder is None:
             self.decoder = compose(self.model_config, seed=self.seed)
+            if self.init_from is not None:
+                load_weights(self.decoder, Path(self.init_from))
             for stage in STAGES:
                 gates = self._gates(further=stage == "train")
                 loads = {k: ExpertLoad(gate.n_experts, stage == "train") for k, gate in gates.items()}

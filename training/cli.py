@@ -19,9 +19,10 @@ import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from blocks.checkpoint import check_fits, read_checkpoint
 from blocks.compose import read
+from interop.source import check_init
 from registry import ConfigError
-from training.checkpoint import check_fits, read_checkpoint
 from training.composition import compose_config
 from training.preflight import TASK, preflight
 from training.run import conclude, quieten
@@ -80,10 +81,15 @@ class FrontDoor(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
+        given = settings.model.get("init_args", {})
         if settings.get("ckpt_path"):
-            checkpoint, given = read_checkpoint(settings.ckpt_path), settings.model.get("init_args", {})
+            checkpoint = read_checkpoint(settings.ckpt_path)
+            if given.get("init_from"):
+                given["init_from"] = None  # a run that goes on has its own weights
             if "model" in given and settings.model.class_path == TASK:
                 check_fits(checkpoint, read(given["model"]), settings.ckpt_path)
+        elif given.get("init_from") and settings.model.class_path == TASK:
+            check_init(Path(given["init_from"]), read(given["model"]))
 
     def instantiate_classes(self) -> None:
         try:

@@ -8,14 +8,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from blocks.checkpoint import check_fits, read_checkpoint
 from blocks.compose import check as check_model
+from interop.source import check_init, read_composition
 from registry import ConfigError, did_you_mean
-from training.checkpoint import check_fits, read_checkpoint
+from registry.layout import patched
 from training.data.preflight import check as check_data
 from training.targets import check_target, instantiate
 
 ROOT = {
-    *("task_name", "tags", "seed", "ckpt_path", "train", "test", "optimized_metric"),
+    *("task_name", "tags", "seed", "ckpt_path", "init_from", "train", "test", "optimized_metric"),
     *("model", "data", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "extras"),
 }
 
@@ -47,10 +49,9 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError("seed", plain["seed"], "must be an integer", "Write seed=0")
     if plain["extras"].get("enforce_tags") and not plain["tags"]:
         raise ConfigError("tags", plain["tags"], "extras.enforce_tags asks for at least one", "Write tags=[mine]")
-    plain["model"] = check_model(plain["model"])
+    plain["model"] = check_model(_composition(plain["model"]))
     plain["task"] = {**plain["task"], "model": plain["model"]}
-    check_data(plain["data"])
-    _check_fit(plain["model"], plain["data"])
+    _check_fit(plain["model"], plain["data"], check_data(plain["data"]))
     _check_trainer(plain["trainer"], plain["data"])
     check_target(plain["optimizer"], "optimizer")
     instantiate(plain["optimizer"], "optimizer")
@@ -63,6 +64,7 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
     plain["ckpt_path"] = resolve_checkpoint(plain["ckpt_path"], plain)
     if plain["ckpt_path"] and plain["task"].get("_target_") == TASK:
         check_fits(read_checkpoint(plain["ckpt_path"]), plain["model"], plain["ckpt_path"])
+    _check_start(plain)
     if not plain["train"] and plain["test"] and plain["ckpt_path"] is None:
         raise ConfigError("ckpt_path", None, "testing without training needs one", "Write ckpt_path=last or a file")
     return plain
@@ -77,9 +79,32 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(path, "…", reason, "Mend the value that the interpolation points at") from None
 
 
-def _check_fit(model: dict[str, Any], data: dict[str, Any]) -> None:
+def _composition(model: Any) -> Any:
+    """The model node, or the composition of the imported checkpoint that it names, patched by what stands beside it."""
+    if not isinstance(model, dict) or "pretrained" not in model:
+        return model
+    folder, patch = model["pretrained"], {k: v for k, v in model.items() if k != "pretrained"}
+    if folder is None:
+        rule = "takes the composition of an imported checkpoint, and none is named"
+        raise ConfigError("init_from", None, rule, "Name the OUT of interop.hf import: init_from=OUT")
+    return patched(read_composition(Path(folder)), patch)
+
+
+def _check_start(plain: dict[str, Any]) -> None:
+    """Weights to start from must be the model's; a run that goes on has its own."""
+    if plain["init_from"] is None:
+        return
+    if "init_from" not in plain["task"]:
+        rule = f"the task {plain['task'].get('_target_')} takes no weights to start from"
+        raise ConfigError("init_from", plain["init_from"], rule, "Leave it out, or use task=causal_lm")
+    if plain["ckpt_path"]:
+        plain["task"]["init_from"] = None
+    else:
+        check_init(Path(plain["init_from"]), plain["model"])
+
+
+def _check_fit(model: dict[str, Any], data: dict[str, Any], vocabulary: int | None) -> None:
     """What the model and the data must agree on."""
-    vocabulary = (data.get("tokenizer") or {}).get("vocab_size")
     if isinstance(vocabulary, int) and model["vocab_size"] < vocabulary:
         rule = f"must hold the tokenizer's vocabulary (data.tokenizer.vocab_size = {vocabulary})"
         remedy = "Raise it, or leave it at ${data.tokenizer.vocab_size}"

@@ -1,13 +1,11 @@
 """Whole models against transformers': random weights copied by name, logits compared.
 
-transformers keeps some arithmetic in single precision whatever the model's: norms, rotary angles and products, and
-deepseek_v2's complex rotation. To compare in double at 1e-10, ``in_double`` writes the same formulas without that, and
-the rotary frequencies, which both compute in fp32 and round differently, are compared by themselves and then copied.
+Checkpoints of the families that ``interop`` reads are compared in tests/interop; here are models that no family of it
+describes (GPT-J, MPT, GLM-4), gradients, greedy continuation and the two pairings of rotary positions.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,93 +17,65 @@ from torch import Tensor, nn
 from blocks.compose import compose
 from blocks.decoder import Decoder
 from blocks.generate import generate
+from interop.deepseek_like import NAMES
+from interop.families.catalogue import FAMILIES
+from interop.llama_like import ATTENTION, EXPERTS, FRAME, LAYER, PRENORM, ROUTER
+from interop.names import Row, links, one_of
 
 V, D, T = 97, 40, 63
 
-# --- our names → theirs, in regular expressions applied in order ------------------------------------------------------
+# --- our names ↔ theirs -----------------------------------------------------------------------------------------------
 
-LLAMA = [
-    (r"^embedding", "model.embed_tokens"),
-    (r"^norm", "model.norm"),
-    (r"^head", "lm_head"),
-    (r"^layers", "model.layers"),
-    (r"residual\.attention_norm", "input_layernorm"),
-    (r"residual\.ffn_norm", "post_attention_layernorm"),
-    (r"attention\.query\.0", "self_attn.q_a_proj"),
-    (r"attention\.query\.1", "self_attn.q_a_layernorm"),
-    (r"attention\.query\.2", "self_attn.q_b_proj"),
-    (r"attention\.kv_down", "self_attn.kv_a_proj_with_mqa"),
-    (r"attention\.kv_norm", "self_attn.kv_a_layernorm"),
-    (r"attention\.kv_up", "self_attn.kv_b_proj"),
-    (r"attention\.(query|key|value|output)", lambda m: f"self_attn.{m[1][0] if m[1] != 'output' else 'o'}_proj"),
-    (r"ffn\.gating\.bias", "mlp.gate.e_score_correction_bias"),
-    (r"ffn\.gating", "mlp.gate"),
-    (r"ffn\.experts\.(\w+)", r"mlp.experts.\1_proj"),
-    (r"ffn\.shared\.(\w+)", r"mlp.shared_experts.\1_proj"),
-    (r"ffn\.(\w+)", r"mlp.\1_proj"),
-]
-GLM4 = [
-    (r"residual\.attention_out_norm", "post_self_attn_layernorm"),
-    (r"residual\.ffn_out_norm", "post_mlp_layernorm"),
-    *LLAMA,
-]
-GPT2 = [
-    (r"^embedding", "transformer.wte"),
-    (r"^position\.embedding", "transformer.wpe"),
-    (r"^norm", "transformer.ln_f"),
-    (r"^layers", "transformer.h"),
-    (r"residual\.attention_norm", "ln_1"),
-    (r"residual\.ffn_norm", "ln_2"),
-    (r"attention\.output", "attn.c_proj"),
-    (r"attention\.(query|key|value)", r"attn.\1"),
-    (r"ffn\.up", "mlp.c_fc"),
-    (r"ffn\.down", "mlp.c_proj"),
-]
-GPTJ = [
-    (r"^head", "lm_head"),
-    (r"attention\.(query|key|value|output)", lambda m: f"attn.{m[1][0] if m[1] != 'output' else 'out'}_proj"),
-    (r"ffn\.up", "mlp.fc_in"),
-    (r"ffn\.down", "mlp.fc_out"),
-    *GPT2,
-]
-MPT = [
-    (r"^embedding", "transformer.wte"),
-    (r"^layers", "transformer.blocks"),
-    (r"^norm", "transformer.norm_f"),
-    (r"residual\.attention_norm", "norm_1"),
-    (r"residual\.ffn_norm", "norm_2"),
-    (r"attention\.output", "attn.out_proj"),
-    (r"attention\.(query|key|value)", r"attn.\1"),
-    (r"ffn\.(\w+)", r"ffn.\1_proj"),
-]
+# In memory transformers keeps the experts of a layer in two tensors, as we do; on disk they are apart.
+STACKED = (
+    Row("layers.{i}.ffn.experts.gate_up", "model.layers.{i}.mlp.experts.gate_up_proj"),
+    Row("layers.{i}.ffn.experts.down", "model.layers.{i}.mlp.experts.down_proj"),
+)
+LLAMA = (*FAMILIES["llama"].names, *ROUTER, *STACKED)
+DEEPSEEK = (*(row for row in NAMES if row not in EXPERTS), *STACKED)
+GPT2 = FAMILIES["gpt2"].names
+GLM4 = (
+    *(*FRAME, *PRENORM, *ATTENTION),
+    Row("layers.{i}.residual.attention_out_norm.weight", LAYER + "post_self_attn_layernorm.weight"),
+    Row("layers.{i}.residual.ffn_out_norm.weight", LAYER + "post_mlp_layernorm.weight"),
+    Row("layers.{i}.ffn.gate.weight", LAYER + "mlp.gate_up_proj.weight", form=one_of(2, 0)),
+    Row("layers.{i}.ffn.up.weight", LAYER + "mlp.gate_up_proj.weight", form=one_of(2, 1)),
+    Row("layers.{i}.ffn.down.weight", LAYER + "mlp.down_proj.weight"),
+)
+GPTJ = (
+    Row("embedding.weight", "transformer.wte.weight"),
+    Row("norm.*", "transformer.ln_f.*"),
+    Row("head.weight", "lm_head.weight"),
+    Row("layers.{i}.residual.attention_norm.*", "transformer.h.{i}.ln_1.*"),
+    *(
+        Row(f"layers.{{i}}.attention.{our}.weight", f"transformer.h.{{i}}.attn.{their}_proj.weight")
+        for our, their in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "out"))
+    ),
+    Row("layers.{i}.ffn.up.*", "transformer.h.{i}.mlp.fc_in.*"),
+    Row("layers.{i}.ffn.down.*", "transformer.h.{i}.mlp.fc_out.*"),
+)
+MPT = (
+    Row("embedding.weight", "transformer.wte.weight"),
+    Row("norm.weight", "transformer.norm_f.weight"),
+    Row("layers.{i}.residual.attention_norm.weight", "transformer.blocks.{i}.norm_1.weight"),
+    Row("layers.{i}.residual.ffn_norm.weight", "transformer.blocks.{i}.norm_2.weight"),
+    *(
+        Row(f"layers.{{i}}.attention.{name}.weight", "transformer.blocks.{i}.attn.Wqkv.weight", form=one_of(3, n))
+        for n, name in enumerate(("query", "key", "value"))
+    ),
+    Row("layers.{i}.attention.output.weight", "transformer.blocks.{i}.attn.out_proj.weight"),
+    *(Row(f"layers.{{i}}.ffn.{m}.weight", f"transformer.blocks.{{i}}.ffn.{m}_proj.weight") for m in ("up", "down")),
+)
 
 
-def unfused(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Conv1D's (in, out) turned round, GPT-2's and MPT's fused projections cut, as Glm4's gate and up."""
-    found: dict[str, Tensor] = {}
-    for name, w in weights.items():
-        if re.search(r"(attn|mlp)\.c_\w+\.weight", name):
-            w = w.t()
-        if match := re.search(r"(c_attn|Wqkv)\.", name):
-            for part, rows in zip(("query", "key", "value"), w.chunk(3), strict=True):
-                found[name.replace(match[1], part)] = rows
-        elif name.endswith("mlp.gate_up_proj.weight"):
-            for part, rows in zip(("gate", "up"), w.chunk(2), strict=True):
-                found[name.replace("gate_up", part)] = rows
-        else:
-            found[name] = w
-    return found
-
-
-def copy_weights(theirs: nn.Module, ours: Decoder, table: list[tuple[str, Any]], spare: set[str]) -> None:
+def copy_weights(theirs: nn.Module, ours: Decoder, table: tuple[Row, ...], spare: set[str]) -> None:
     """Every one of our tensors from the one of that name, and none of theirs left over but ``spare``."""
-    weights = unfused(theirs.state_dict())
-    for name, mine in ours.state_dict().items():
-        translated = name
-        for pattern, replacement in table:
-            translated = re.sub(pattern, replacement, translated)
-        mine.copy_(weights.pop(translated))
-    assert set(weights) <= spare
+    weights, own = theirs.state_dict(), ours.state_dict()
+    used = set()
+    for link in links(table, own, len(ours.layers)):
+        link.part(own[link.ours]).copy_(link.row.form.view(weights[link.theirs]))
+        used.add(link.theirs)
+    assert set(weights) - used <= spare
 
 
 # --- the models -------------------------------------------------------------------------------------------------------
@@ -189,7 +159,7 @@ def deepseek_v2(compressed: bool, yarn: bool, grouped: bool) -> tuple:
     )
     gate = {"name": "group_limited", "n_groups": 4, "top_groups": 2} if grouped else {"name": "softmax_topk"}
     mine = ours(**deepseek(mixture({**gate, "scaling": 2.5}, {"name": "swiglu", "d_ff": 26}), compressed, yarn))
-    return transformers.DeepseekV2ForCausalLM, config, mine, LLAMA
+    return transformers.DeepseekV2ForCausalLM, config, mine, DEEPSEEK
 
 
 def deepseek_v3(yarn: bool) -> tuple:
@@ -213,7 +183,7 @@ def deepseek_v3(yarn: bool) -> tuple:
     )
     gate = {"name": "sigmoid_bias", "n_groups": 4, "top_groups": 2, "scaling": 2.5}
     mine = ours(**deepseek(mixture(gate, {"name": "swiglu", "d_ff": 13}), True, yarn))
-    return transformers.DeepseekV3ForCausalLM, config, mine, LLAMA
+    return transformers.DeepseekV3ForCausalLM, config, mine, DEEPSEEK
 
 
 def deepseek(moe: dict[str, Any], compressed: bool, yarn: bool) -> dict[str, Any]:
@@ -337,37 +307,10 @@ def test_logits_equal_transformers_in_single_precision(name: str, randomise: Cal
     torch.testing.assert_close(decoder(tokens()), expected, rtol=0, atol=2e-5)
 
 
-def in_double(model: nn.Module, decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def norm(self: Any, x: Tensor) -> Tensor:
-        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
-
-    for cls in {type(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")}:
-        monkeypatch.setattr(cls, "forward", norm)
-    inner = getattr(model, "model", None)
-    if inner is None:
-        return
-    frequencies = decoder.layers[0].attention.position.frequencies(torch.device("cpu"))
-    torch.testing.assert_close(inner.rotary_emb.inv_freq.float(), frequencies, rtol=2e-6, atol=0)
-    inner.rotary_emb.inv_freq = frequencies
-    if type(model).__name__ == "DeepseekV2ForCausalLM":
-        from transformers.models.deepseek_v2 import modeling_deepseek_v2 as module
-
-        def angles(self: Any, x: Tensor, position_ids: Tensor) -> Tensor:
-            freqs = position_ids[..., None].float() * self.inv_freq
-            return torch.complex(freqs.cos().double(), freqs.sin().double()) * self.attention_scaling
-
-        def turn(q: Tensor, k: Tensor, freqs: Tensor) -> list[Tensor]:
-            pairs = (torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2)) for x in (q, k))
-            return [torch.view_as_real(x * freqs[:, None]).flatten(3) for x in pairs]
-
-        monkeypatch.setattr(module.DeepseekV2RotaryEmbedding, "forward", angles)
-        monkeypatch.setattr(module, "apply_rotary_emb", turn)
-
-
 @pytest.mark.parametrize("name", DOUBLE)
 @torch.no_grad()
 def test_logits_equal_transformers_in_double_precision(
-    name: str, randomise: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    name: str, randomise: Callable[..., None], in_double: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs, decoder = pair(name, randomise, torch.float64)
     in_double(theirs, decoder, monkeypatch)

@@ -30,18 +30,21 @@ ARGUMENTS = {"corpus", "tokenizer", "cache_dir", *LEAST}
 HYDRA_KEYS = {"_target_", "_convert_", "_recursive_", "_partial_"}
 
 
-def check(node: Mapping[str, Any]) -> None:
+def check(node: Mapping[str, Any]) -> int | None:
     """Refuse a data configuration that cannot work.
 
     Args:
         node: the ``data`` node as plain types, interpolations resolved. A node whose ``_target_`` is another data
             module than ``TextDataModule`` is left to that module
 
+    Returns:
+        ids that the tokenizer gives; None where another module decides
+
     Raises:
         ConfigError: at ``data.<key>``
     """
     if node.get("_target_", MODULE) != MODULE:
-        return
+        return None
     _known_keys("data", node, ARGUMENTS)
     _no_missing("data", node)
     check_ranges(node)
@@ -51,6 +54,7 @@ def check(node: Mapping[str, Any]) -> None:
     if corpus.is_small():
         tokenizer.check(corpus.documents("train"))
         _long_enough(corpus, node.get("sequence_length", 2))
+    return tokenizer.vocab_size
 
 
 def check_ranges(values: Mapping[str, Any]) -> None:

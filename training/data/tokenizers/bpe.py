@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from interop.tokenizer import byte_alphabet
 from registry.errors import ConfigError
 from training.data.tokenizers.base import Tokenizer, need_room, token_dtype
 
@@ -124,16 +125,9 @@ class BPE(Tokenizer):
     @cached_property
     def _spelling(self) -> list[bytes]:
         """The bytes of each trained id."""
-        byte_of = {character: byte for byte, character in enumerate(_byte_alphabet())}
+        byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
         words = sorted(self._engine.get_vocab(), key=self._engine.get_vocab().__getitem__)
         return [bytes(byte_of[character] for character in word) for word in words]
-
-
-def _byte_alphabet() -> list[str]:
-    """The printable character that byte-level BPE writes for each byte: itself, else one from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    spare = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -10,8 +10,9 @@ from training.data.tokenizers.base import Tokenizer
 from training.data.tokenizers.bpe import BPE
 from training.data.tokenizers.bytes import Bytes
 from training.data.tokenizers.chars import Chars
+from training.data.tokenizers.pretrained import Pretrained
 
-KINDS: dict[str, type[Tokenizer]] = {cls.kind: cls for cls in (Bytes, Chars, BPE)}
+KINDS: dict[str, type[Tokenizer]] = {cls.kind: cls for cls in (Bytes, Chars, BPE, Pretrained)}
 
 
 def rebuild(state: Mapping[str, Any], guests: Mapping[str, type[Tokenizer]] | None = None) -> Tokenizer:

@@ -11,9 +11,9 @@ import lightning as L
 import pytest
 import torch
 
+from blocks.checkpoint import check_fits, load_decoder, read_checkpoint
 from blocks.compose import compose
 from registry import ConfigError
-from training.checkpoint import check_fits, load_decoder, read_checkpoint
 
 
 class Hostile:

@@ -1,0 +1,259 @@
+"""``config.json`` read with care: every key is understood, known to be without influence, or refused by its name.
+
+A family's settings are rows of one table, and each row works in both directions: ``read`` puts a value of theirs into
+our composition, ``write`` puts what the built decoder shows into their configuration.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any, Protocol
+
+from blocks.decoder import Decoder
+from registry import ConfigError
+
+REQUIRED = object()
+
+# What these say has no influence on the logits: bookkeeping, training, generation, and what other keys decide.
+HARMLESS = {
+    *("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache", "auto_map"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "_name_or_path", "initializer_range", "quantization_config"),
+    *("attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "pretraining_tp", "output_router_logits"),
+    *("router_aux_loss_coef", "router_jitter_noise", "aux_loss_alpha", "seq_aux", "ep_size", "task_specific_params"),
+    *("output_attentions", "output_hidden_states", "return_dict", "chunk_size_feed_forward", "problem_type"),
+    *("id2label", "label2id", "is_encoder_decoder", "cache_implementation", "_attn_implementation", "is_decoder"),
+    *("is_llama_config", "rope_interleaved", "bos_token", "eos_token"),
+}
+
+
+class Config:
+    """The contents of a config.json, and which of its keys have been read. A null is as good as an absent key.
+
+    Args:
+        values: the contents
+        mtp: whether heads of multi-token prediction are wanted, if there are any
+    """
+
+    def __init__(self, values: Mapping[str, Any], mtp: bool = False) -> None:
+        self.values, self.mtp, self.taken = dict(values), mtp, set[str]()
+
+    def take(self, *names: str, kind: type | None = None, default: Any = REQUIRED) -> Any:
+        """The value of the first of ``names`` that is there, else the default.
+
+        Raises:
+            ConfigError: none is there and there is no default, or the value is of another type
+        """
+        self.taken.update(names)
+        for name in names:
+            value = self.values.get(name)
+            if value is None:
+                continue
+            number = kind is float and isinstance(value, int) and not isinstance(value, bool)
+            if kind is not None and type(value) is not kind and not number:
+                raise refusal(name, value, f"must be of type {kind.__name__}", "Mend the value in config.json")
+            return float(value) if number else value
+        if default is REQUIRED:
+            raise refusal(names[0], None, "is required", "Use a config.json that says it")
+        return default
+
+    def refuse_unread(self, family: str) -> None:
+        """Refuse a key that nobody has read and that says something."""
+        for name, value in self.values.items():
+            if name not in self.taken | HARMLESS and value not in (None, False, "", [], {}):
+                rule = f"{family} is read without this setting, so its influence would be lost"
+                raise refusal(name, value, rule, "If it changes nothing in the computation, take it out of config.json")
+
+
+def refusal(key: str, value: Any, rule: str, remedy: str) -> ConfigError:
+    """A refusal of a key of config.json."""
+    return ConfigError(f"config.json: {key}", value, rule, remedy)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds a mapping.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(str(path), None, "there is no such file", "Name the folder of a whole checkpoint") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(str(path), "…", f"cannot be read as JSON ({reason})", "Fetch the file again") from None
+    if not isinstance(values, dict):
+        raise ConfigError(str(path), type(values).__name__, "must hold a mapping", "Fetch the file again")
+    return values
+
+
+class Setting(Protocol):
+    """A row of a family's table of settings."""
+
+    def read(self, config: Config, model: dict[str, Any]) -> None:
+        """Take a part of config.json into a composition."""
+
+    def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
+        """Say a part of a built decoder in the words of config.json."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A number or a switch that both know.
+
+    Args:
+        theirs: key of config.json
+        ours: path in the composition
+        shown: where the built decoder shows it, see ``show``
+        kind: type of the value
+        default: what an absent key means, or a function of the Config that says so
+        also: further names under which it is found, but not written
+    """
+
+    theirs: str
+    ours: str
+    shown: str | Callable[[Decoder], Any]
+    kind: type = int
+    default: Any = REQUIRED
+    also: tuple[str, ...] = ()
+
+    def read(self, config: Config, model: dict[str, Any]) -> None:
+        default = self.default(config) if callable(self.default) else self.default
+        put(model, self.ours, config.take(self.theirs, *self.also, kind=self.kind, default=default))
+
+    def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
+        config[self.theirs] = show(decoder, self.shown)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A word of theirs that stands for a value of ours.
+
+    Args:
+        theirs: key of config.json
+        ours: path in the composition
+        shown: where the built decoder shows it
+        words: their word → our value; of several words for one value, the first is written
+        default: their word when the key is absent
+    """
+
+    theirs: str
+    ours: str
+    shown: str | Callable[[Decoder], Any]
+    words: Mapping[str, Any]
+    default: Any = REQUIRED
+
+    def read(self, config: Config, model: dict[str, Any]) -> None:
+        word = config.take(self.theirs, default=self.default)
+        if not isinstance(word, str) or word not in self.words:
+            raise refusal(self.theirs, word, "is none that we have", f"Known: {', '.join(self.words)}")
+        put(model, self.ours, self.words[word])
+
+    def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
+        value = show(decoder, self.shown)
+        config[self.theirs] = next(word for word, known in self.words.items() if known == value)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A setting that has one value here: any other is refused, and this one is written.
+
+    Args:
+        theirs: key of config.json
+        value: the one it may have; an absent key is taken to mean it
+        also: other values that mean the same
+        written: whether to write it
+    """
+
+    theirs: str
+    value: Any
+    also: tuple[Any, ...] = ()
+    written: bool = True
+
+    def read(self, config: Config, model: dict[str, Any]) -> None:
+        value = config.take(self.theirs, default=self.value)
+        if not any(value == allowed and type(value) is type(allowed) for allowed in (self.value, *self.also)):
+            remedy = "Checkpoints with another value cannot be imported"
+            raise refusal(self.theirs, value, f"must be {self.value!r}: nothing here computes the other", remedy)
+
+    def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
+        if self.written:
+            config[self.theirs] = self.value
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A setting that says nothing about this composition, whatever its value: neither kept nor written."""
+
+    theirs: str
+
+    def read(self, config: Config, model: dict[str, Any]) -> None:
+        config.take(self.theirs, default=None)
+
+    def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Part:
+    """Several keys that only make sense together: a pair of functions."""
+
+    reader: Callable[[Config, dict[str, Any]], None]
+    writer: Callable[[Decoder, dict[str, Any]], None]
+
+    def read(self, config: Config, model: dict[str, Any]) -> None:
+        self.reader(config, model)
+
+    def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
+        self.writer(decoder, config)
+
+
+def put(model: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted path of a composition."""
+    *parents, last = path.split(".")
+    reduce(lambda node, key: node.setdefault(key, {}), parents, model)[last] = value
+
+
+def show(decoder: Decoder, place: str | Callable[[Decoder], Any]) -> Any:
+    """An attribute of a built decoder by its dotted path, or what a function finds.
+
+    The first word may be ``first`` (layer 0), ``dense`` or ``sparse`` (the first layer without or with routed experts).
+
+    Raises:
+        AttributeError: this decoder has no such thing
+    """
+    if callable(place):
+        return place(decoder)
+    root, _, rest = place.partition(".")
+    starts = {"first": lambda: decoder.layers[0], "dense": lambda: dense(decoder), "sparse": lambda: sparse(decoder)}
+    start = starts[root]() if root in starts else getattr(decoder, root)
+    return reduce(getattr, rest.split(".") if rest else [], start)
+
+
+def sparse(decoder: Decoder) -> Any:
+    """The first layer with routed experts.
+
+    Raises:
+        AttributeError: there is none
+    """
+    return _layer(decoder, routed=True)
+
+
+def dense(decoder: Decoder) -> Any:
+    """The first layer without routed experts.
+
+    Raises:
+        AttributeError: there is none
+    """
+    return _layer(decoder, routed=False)
+
+
+def _layer(decoder: Decoder, routed: bool) -> Any:
+    for layer in decoder.layers:
+        if hasattr(layer.ffn, "gating") == routed:
+            return layer
+    raise AttributeError("no such layer")

@@ -1,0 +1,28 @@
+"""All families."""
+
+from interop.families.deepseek import DEEPSEEK
+from interop.families.deepseek_v2 import DEEPSEEK_V2
+from interop.families.deepseek_v3 import DEEPSEEK_V3
+from interop.families.gemma2 import GEMMA2
+from interop.families.gpt2 import GPT2
+from interop.families.gpt_oss import GPT_OSS
+from interop.families.llama import LLAMA
+from interop.families.mistral import MISTRAL
+from interop.families.mixtral import MIXTRAL, MIXTRAL_BY_LOGITS
+from interop.families.olmo2 import OLMO2
+from interop.families.olmoe import OLMOE
+from interop.families.qwen2 import QWEN2
+from interop.families.qwen3 import QWEN3
+from interop.families.qwen3_moe import QWEN3_MOE
+from interop.family import Family
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        *(LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, OLMO2, OLMOE, GPT_OSS, GPT2, GEMMA2),
+        *(DEEPSEEK, DEEPSEEK_V2, DEEPSEEK_V3),
+    )
+}
+
+# Of several that describe the same decoder, the first gives its name on export.
+WRITTEN = (*FAMILIES.values(), MIXTRAL_BY_LOGITS)

@@ -1,0 +1,48 @@
+"""DeepSeekMoE-16B, and the language model of DeepSeek-VL2 tiny: Llama's attention, DeepSeek's experts.
+
+transformers has no class for it; the released code comes with the checkpoint, and is never run here.
+"""
+
+from interop.config import Fixed, Unused
+from interop.deepseek_like import MOE, SHARED, gate
+from interop.family import Family
+from interop.llama_like import (
+    ATTENTION,
+    EPS,
+    EXPERTS,
+    FRAME,
+    GATED_FFN,
+    HEADS,
+    MIXTURE,
+    PRENORM,
+    ROUTER,
+    SILU,
+    SIZES,
+    TABLES,
+    tied,
+)
+from interop.rope import rope
+
+DEEPSEEK = Family(
+    model_type="deepseek",
+    architecture="DeepseekForCausalLM",
+    template=MIXTURE,
+    settings=(
+        *(
+            *SIZES,
+            *HEADS,
+            *MOE,
+            EPS,
+            SILU,
+            tied(),
+            rope("half_split"),
+            gate(("greedy",), ("greedy",), renormalised=False),
+        ),
+        Fixed("attention_bias", False),
+        Fixed("use_mla", False, written=False),
+        *(Unused(f"{x}_head_dim") for x in ("qk_nope", "qk_rope", "v")),  # 0 or null where use_mla is false
+        *(Unused(f"{x}_lora_rank") for x in ("q", "kv")),
+    ),
+    names=(*FRAME, *PRENORM, *ATTENTION, *GATED_FFN, *ROUTER, *EXPERTS, *SHARED),
+    left_out=TABLES,
+)

@@ -1,0 +1,22 @@
+"""DeepSeek-V2, V2-Lite and V2.5, and the language models of VL2 small and base.
+
+transformers never renormalises in this family, whatever ``norm_topk_prob`` says; no released V2 asks for it. A sigmoid
+gate (``noaux_tc``, VL2 base) is read here but written as deepseek_v3, whose class in transformers has it.
+"""
+
+from interop.deepseek_like import MLA, MOE, NAMES, SOFTMAX, TEMPLATE, gate
+from interop.family import Family
+from interop.llama_like import EPS, SILU, SIZES, TABLES, tied
+from interop.rope import rope
+
+DEEPSEEK_V2 = Family(
+    model_type="deepseek_v2",
+    architecture="DeepseekV2ForCausalLM",
+    template=TEMPLATE,
+    settings=(
+        *(*SIZES, *MLA, *MOE, EPS, SILU, tied(), rope("interleaved", sharpened=True)),
+        gate((*SOFTMAX, "noaux_tc"), SOFTMAX, renormalised=False),
+    ),
+    names=NAMES,
+    left_out=TABLES,
+)

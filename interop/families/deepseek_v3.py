@@ -1,0 +1,24 @@
+"""DeepSeek-V3: the bias of the choice is a tensor, and heads of multi-token prediction follow the layers.
+
+Those heads are left out unless they are asked for (``--mtp``).
+"""
+
+from interop.config import Fixed
+from interop.deepseek_like import MLA, MOE, NAMES, PREDICTED, PREDICTION, TEMPLATE, WITHOUT_PREDICTION, gate
+from interop.family import Family
+from interop.llama_like import EPS, SILU, SIZES, TABLES, tied
+from interop.rope import rope
+
+DEEPSEEK_V3 = Family(
+    model_type="deepseek_v3",
+    architecture="DeepseekV3ForCausalLM",
+    template=TEMPLATE,
+    settings=(
+        *(*SIZES, *MLA, *MOE, EPS, SILU, tied(), rope("interleaved", sharpened=True)),
+        gate(("noaux_tc",), ("noaux_tc",), renormalised=True),
+        PREDICTED,
+        Fixed("rope_interleave", True),
+    ),
+    names=(*NAMES, *PREDICTION),
+    left_out=(*TABLES, *WITHOUT_PREDICTION),
+)

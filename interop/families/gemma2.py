@@ -1,0 +1,62 @@
+"""Gemma 2: gains stored minus one, norms around each mixer, soft caps, scaled embeddings, windows in turns."""
+
+from typing import Any
+
+from blocks.decoder import Decoder
+from interop.config import Config, Fixed, Key, Part, show
+from interop.family import Family
+from interop.llama_like import ATTENTION, EPS, FRAME, GATED_FFN, GELU_TANH, HEADS, LAYER, SIZES, WIDTH, WINDOWS, tied
+from interop.names import Row
+from interop.rope import rope
+
+NORMS = {
+    "attention_norm": "input_layernorm",
+    "attention_out_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "ffn_out_norm": "post_feedforward_layernorm",
+}
+
+
+def _read_caps(config: Config, model: dict[str, Any]) -> None:
+    """Soft caps, of which null is none."""
+    cap = config.take("attn_logit_softcapping", kind=float, default=None)
+    if cap is not None:
+        model["attention"]["scores"] = {"name": "softcap", "cap": cap}
+    model["logit_softcap"] = config.take("final_logit_softcapping", kind=float, default=None)
+
+
+def _write_caps(decoder: Decoder, config: dict[str, Any]) -> None:
+    scores = show(decoder, "first.attention.scores")
+    config["attn_logit_softcapping"] = None if scores is None else scores.cap
+    config["final_logit_softcapping"] = decoder.config["logit_softcap"]
+
+
+def _query_scale(decoder: Decoder) -> int:
+    attention: Any = decoder.layers[0].attention
+    return round(attention.scale**-2)
+
+
+GEMMA2 = Family(
+    model_type="gemma2",
+    architecture="Gemma2ForCausalLM",
+    template={
+        "attention": {"name": "sliding_window"},
+        "ffn": {"name": "geglu"},
+        "norm": {"name": "rmsnorm1p"},
+        "residual": {"name": "sandwich"},
+        "scale_embeddings": True,
+    },
+    settings=(
+        *(*SIZES, *HEADS, WIDTH, EPS, GELU_TANH, tied(True), rope("half_split"), WINDOWS),
+        Part(_read_caps, _write_caps),
+        Key("query_pre_attn_scalar", "attention.query_scale", _query_scale),
+        Fixed("attention_bias", False),
+        Fixed("use_bidirectional_attention", None, also=(False,)),
+        Fixed("hidden_act", "gelu_pytorch_tanh", also=("gelu",), written=False),  # the old key, which nobody reads
+    ),
+    names=(
+        *FRAME,
+        *(Row(f"layers.{{i}}.residual.{our}.weight", f"{LAYER}{their}.weight") for our, their in NORMS.items()),
+        *(*ATTENTION, *GATED_FFN),
+    ),
+)

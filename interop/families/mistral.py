@@ -1,0 +1,28 @@
+"""Mistral 7B: Llama's checkpoint, and a window on the attention in the first release."""
+
+from interop.family import Family
+from interop.llama_like import (
+    ATTENTION,
+    EPS,
+    FRAME,
+    GATED_FFN,
+    HEADS,
+    PRENORM,
+    SILU,
+    SIZES,
+    TABLES,
+    TEMPLATE,
+    WIDTH,
+    WINDOW,
+    tied,
+)
+from interop.rope import rope
+
+MISTRAL = Family(
+    model_type="mistral",
+    architecture="MistralForCausalLM",
+    template=TEMPLATE,
+    settings=(*SIZES, *HEADS, WIDTH, EPS, SILU, tied(), rope("half_split"), WINDOW),
+    names=(*FRAME, *PRENORM, *ATTENTION, *GATED_FFN),
+    left_out=TABLES,
+)

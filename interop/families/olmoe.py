@@ -1,0 +1,37 @@
+"""OLMoE: routed experts in every layer, a norm over the whole of the queries and of the keys."""
+
+from interop.config import Fixed, Key
+from interop.family import Family
+from interop.llama_like import (
+    ATTENTION,
+    EPS,
+    EVEN_HEADS,
+    EXPERTS,
+    FRAME,
+    MIXTURE,
+    PRENORM,
+    QK_NORM,
+    RENORMALISE,
+    ROUTER,
+    SILU,
+    SIZES,
+    TOP_K,
+    expert_width,
+    n_experts,
+    tied,
+)
+from interop.rope import rope
+
+OLMOE = Family(
+    model_type="olmoe",
+    architecture="OlmoeForCausalLM",
+    template={**MIXTURE, "attention": {"name": "gqa", "qk_norm": {"name": "full"}}},
+    settings=(
+        *(*SIZES, *EVEN_HEADS, EPS, SILU, tied(), rope("half_split"), TOP_K, RENORMALISE),
+        Key("intermediate_size", "experts.d_ff", expert_width),
+        Key("num_experts", "ffn.n_experts", n_experts),
+        Fixed("attention_bias", False),
+        Fixed("clip_qkv", None),
+    ),
+    names=(*FRAME, *PRENORM, *ATTENTION, *QK_NORM, *ROUTER, *EXPERTS),
+)

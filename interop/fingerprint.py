@@ -1,0 +1,46 @@
+"""What two decoders compute, compared without running them.
+
+Compositions are compared as built, on the meta device: two texts that differ (a default written out, ``mha`` for
+``gqa`` with as many heads, a number in a variant) may well build the same thing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from blocks.decoder import Decoder
+
+# Without influence on what a trained model computes: attributes, and children.
+TRAINING = {"training", "bias_step", "bias_until"}
+OF_TRAINING = {"balance", "dropping"}
+
+
+def traits(decoder: Decoder) -> dict[str, Any]:
+    """Everything about a decoder that decides its output beside the weights: classes, numbers, shapes."""
+    found: dict[str, Any] = {}
+    for name, module in decoder.named_modules():
+        if OF_TRAINING & set(name.split(".")):
+            continue
+        found[name] = _computes(module)
+        for attribute, value in vars(module).items():
+            plain = isinstance(value, bool | int | float | str | tuple)
+            if plain and not attribute.startswith("_") and attribute not in TRAINING:
+                found[f"{name}.{attribute}"] = value
+    return {**found, **{k: tuple(v.shape) for k, v in decoder.state_dict().items()}}
+
+
+def _computes(module: nn.Module) -> str:
+    """The class whose ``forward`` runs: a subclass that only chooses defaults computes what its parent does."""
+    owner = next(cls for cls in type(module).__mro__ if "forward" in vars(cls))
+    return f"{owner.__module__}.{owner.__qualname__}"
+
+
+def difference(a: Decoder, b: Decoder) -> str | None:
+    """The first thing in which two decoders differ, in words; None if they compute the same."""
+    ours, theirs = traits(a), traits(b)
+    for key in {**ours, **theirs}:
+        if ours.get(key) != theirs.get(key):
+            return f"{key or 'decoder'}: {ours.get(key)} here, {theirs.get(key)} there"
+    return None

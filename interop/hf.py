@@ -1,0 +1,72 @@
+"""Checkpoints from and for others: ``python -m interop.hf import DIR OUT``, ``python -m interop.hf export RUN DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import registry
+from interop.exporting import export_folder
+from interop.importing import import_folder
+from registry import ConfigError
+
+REFUSED = 2
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def _size(text: str) -> int:
+    """``5GB``, ``200MB``, ``1000`` → bytes."""
+    match = re.fullmatch(r"(\d+)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if not match or not int(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 5GB or 200MB")
+    return int(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m interop.hf", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    into = commands.add_parser("import", help="a folder of Hugging Face's → a folder of ours")
+    into.add_argument("source", metavar="DIR", type=Path, help="config.json, *.safetensors, tokenizer files")
+    into.add_argument("out", metavar="OUT", type=Path, help="must not exist, or be empty")
+    into.add_argument("--mtp", action="store_true", help="import heads of multi-token prediction (DeepSeek-V3)")
+    out = commands.add_parser("export", help="a model of ours → a folder that transformers and vLLM load")
+    out.add_argument("source", metavar="RUN", type=Path, help="a run's folder, a *.ckpt, or an imported folder")
+    out.add_argument("out", metavar="DIR", type=Path, help="must not exist, or be empty")
+    out.add_argument("--family", help="the model_type to write; found if left out")
+    for command in (into, out):
+        command.add_argument("--dtype", choices=DTYPES, help="of the parameters; as stored if left out")
+        command.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="e.g. 5GB, 200MB")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; a refusal is printed as one message, and the exit code is 2."""
+    given = _parser().parse_args(arguments)
+    dtype = DTYPES[given.dtype] if given.dtype else None
+    try:
+        registry.load()
+        if given.command == "import":
+            found = import_folder(given.source, given.out, dtype=dtype, mtp=given.mtp, max_bytes=given.max_shard_size)
+            print(f"Imported a {found} into {given.out}.")
+            print(f"Fine-tune it: python train.py init_from={given.out} model=pretrained")
+            return 0
+        written, why = export_folder(
+            given.source, given.out, family=given.family, dtype=dtype, max_bytes=given.max_shard_size
+        )
+    except ConfigError as error:
+        print(error.render(), file=sys.stderr)
+        return REFUSED
+    print(f"Exported to {given.out} as model_type {written!r}.")
+    if why:
+        print(f"No family of transformers describes this composition ({why}), so it has our own config and names;")
+        print("python -m interop.hf import reads it back.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""From a folder of Hugging Face's to a folder of ours: ``model.yaml``, our names in safetensors, tokenizer files.
+
+Everything that headers tell is checked before a weight is read: names, shapes, dtypes, all shards. Then shards are
+read one after the other, each tensor into its place, so that memory peaks at the model and one shard.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from blocks.compose import compose, read
+from interop.config import read_json, refusal
+from interop.families.catalogue import FAMILIES
+from interop.family import Family
+from interop.folder import ORIGIN, dump_json, whole
+from interop.fp8 import SUFFIX, block_size, dequantise, is_fp8, scale_of
+from interop.names import Link, links
+from interop.own import OWN
+from interop.shards import Shards, ready, write_shards
+from registry import ConfigError, did_you_mean
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "vocab.json"),
+    *("merges.txt", "added_tokens.json", "chat_template.json", "chat_template.jinja", "generation_config.json"),
+)
+
+
+def import_folder(
+    source: Path, out: Path, *, dtype: torch.dtype | None = None, mtp: bool = False, max_bytes: int = 5 * 10**9
+) -> str:
+    """Import a checkpoint.
+
+    Args:
+        source: folder with config.json and safetensors
+        out: folder to be made; must not exist, or be empty
+        dtype: of the parameters; None keeps what is stored (FP8 becomes bf16)
+        mtp: whether to import heads of multi-token prediction
+        max_bytes: of one shard of ours
+
+    Returns:
+        the model_type that was recognised
+
+    Raises:
+        ConfigError: anything about the checkpoint or the folders is wrong; nothing has been written
+    """
+    values = read_json(source / "config.json")
+    family = find(values)
+    shards = Shards(source)
+    model = _composition(family, values, mtp, len(shards.entries))
+    with torch.device("meta"):
+        decoder = compose(model, device="meta")
+    ours = decoder.state_dict()
+    found = _pair(family, shards, ours, len(decoder.layers))
+    kept = {name for name, _ in decoder.named_buffers()}  # biases of gates, never rounded
+    dtypes = _dtypes(found, shards, ours, dtype, kept)
+    with whole(out) as folder:
+        tensors = fill(found, shards, ours, dtypes, block_size(values))
+        outgoing = {name: ready(tensor) for name, tensor in tensors.items()}
+        write_shards(folder, outgoing, max_bytes)
+        head = f"# Imported from a checkpoint of {family.model_type}.\n"
+        (folder / "model.yaml").write_text(head + yaml.safe_dump(read(model), sort_keys=False))
+        dump_json(folder / ORIGIN, {"model_type": family.model_type, "config": values})
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+    return family.model_type
+
+
+def find(values: Mapping[str, Any]) -> Family:
+    """The family that a config.json names.
+
+    Raises:
+        ConfigError: none of ours
+    """
+    model_type, known = values.get("model_type"), {**FAMILIES, OWN.model_type: OWN}
+    if not isinstance(model_type, str) or model_type not in known:
+        raise refusal(
+            "model_type", model_type, "is no architecture that is known here", did_you_mean(model_type, known)
+        )
+    return known[model_type]
+
+
+def _composition(family: Family, values: Mapping[str, Any], mtp: bool, n_tensors: int) -> dict[str, Any]:
+    model = family.composition(values, mtp)
+    if not isinstance(model.get("n_layers"), int) or model["n_layers"] > n_tensors:
+        rule = f"is no depth of a checkpoint of {n_tensors} tensors"
+        raise refusal("num_hidden_layers", model.get("n_layers"), rule, "Fetch config.json and the shards again")
+    return model
+
+
+def _pair(family: Family, shards: Shards, ours: Mapping[str, Tensor], n_layers: int) -> list[Link]:
+    """Who fills whom, every name and shape of the headers checked."""
+    prefix = family.prefix
+    bare = bool(prefix) and not any(name.startswith(prefix) for name in shards.entries)
+    found: list[Link] = []
+    for link in links(family.names, ours, n_layers):
+        theirs = link.theirs.removeprefix(prefix) if bare else link.theirs
+        link = Link(theirs, link.ours, link.row, link.expert)
+        entry = shards.entries.get(theirs)
+        if entry is None and link.row.copy_of:
+            continue
+        if entry is None:
+            near = did_you_mean(theirs, list(shards.entries)[:2000])[:200]
+            raise ConfigError(str(shards.folder), theirs, "this tensor is missing", f"Fetch all shards. {near}")
+        if entry.shape != link.shape(ours[link.ours]):
+            rule = f"must have shape {link.shape(ours[link.ours])} by config.json"
+            remedy = "Fetch config.json and the shards again, from one place"
+            raise ConfigError(f"{shards.folder / entry.file}: {theirs}", entry.shape, rule, remedy)
+        found.append(link)
+    _refuse_extra(family, shards, {link.theirs for link in found}, n_layers, "" if not bare else prefix, ours)
+    return found
+
+
+def _refuse_extra(
+    family: Family, shards: Shards, used: set[str], n_layers: int, prefix: str, ours: Mapping[str, Tensor]
+) -> None:
+    for name, entry in shards.entries.items():
+        scale = name.endswith(SUFFIX) and name.removesuffix(SUFFIX) in shards.entries
+        tied = name == "lm_head.weight" and "head.weight" not in ours
+        if name in used or scale or tied or family.leaves_out(prefix + name, n_layers):
+            continue
+        where = str(shards.folder / entry.file)
+        raise ConfigError(
+            where, name, f"has no place in a {family.model_type} of this config.json", "Use its own config"
+        )
+
+
+def _dtypes(
+    found: list[Link], shards: Shards, ours: Mapping[str, Tensor], dtype: torch.dtype | None, kept: set[str]
+) -> dict[str, torch.dtype]:
+    """The dtype of each tensor of ours: the one asked for, else the widest of what fills it."""
+    chosen: dict[str, torch.dtype] = {}
+    for link in found:
+        stored = shards.entries[link.theirs].dtype
+        if stored.is_floating_point != ours[link.ours].dtype.is_floating_point:
+            where = f"{shards.folder / shards.entries[link.theirs].file}: {link.theirs}"
+            raise ConfigError(where, stored, "is no dtype of weights", "Use a checkpoint that is not quantised")
+        stored = torch.bfloat16 if is_fp8(stored) else stored
+        wanted = dtype if dtype is not None and link.ours not in kept else stored
+        chosen[link.ours] = torch.promote_types(chosen.get(link.ours, wanted), wanted)
+    return chosen
+
+
+def fill(
+    found: list[Link],
+    shards: Shards,
+    ours: Mapping[str, Tensor],
+    dtypes: Mapping[str, torch.dtype],
+    block: tuple[int, int],
+) -> dict[str, Tensor]:
+    """Our tensors, read from the shards one tensor at a time.
+
+    Raises:
+        ConfigError: a value is not finite, or what theirs repeats is not equal
+    """
+    made = {name: torch.empty(tensor.shape, dtype=dtypes[name]) for name, tensor in ours.items() if name in dtypes}
+    made |= {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in ours.items() if name not in made}
+    wanted: dict[str, list[Link]] = {}
+    copies: dict[str, list[Link]] = {}
+    for link in found:
+        (copies if link.row.copy_of else wanted).setdefault(link.theirs, []).append(link)
+    for name, tensor in shards.read(wanted):
+        if is_fp8(tensor.dtype):
+            tensor = dequantise(tensor, scale_of(shards, name, block), block)
+        for link in wanted[name]:
+            link.part(made[link.ours]).copy_(link.row.form.view(tensor))
+    for name, tensor in shards.read(copies):
+        for link in copies[name]:
+            if not torch.equal(link.part(made[link.ours]), link.row.form.view(tensor).to(dtypes[link.ours])):
+                rule = f"must repeat {link.ours}, which it shares in our model"
+                raise ConfigError(str(shards.folder), name, rule, "Import it without heads of multi-token prediction")
+    return made

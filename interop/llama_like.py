@@ -1,0 +1,171 @@
+"""What most families share, since most of them began as Llama: rows of settings and of names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blocks.decoder import Decoder
+from interop.config import Choice, Config, Fixed, Key, Part, refusal, show
+from interop.names import Row, expert_gate, expert_up, one_expert
+
+LAYER = "model.layers.{i}."
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+FRAME = (
+    Row("embedding.weight", "model.embed_tokens.weight"),
+    Row("norm.weight", "model.norm.weight"),
+    Row("head.weight", "lm_head.weight"),
+)
+PRENORM = (
+    Row("layers.{i}.residual.attention_norm.weight", LAYER + "input_layernorm.weight"),
+    Row("layers.{i}.residual.ffn_norm.weight", LAYER + "post_attention_layernorm.weight"),
+)
+ATTENTION = (
+    Row("layers.{i}.attention.query.*", LAYER + "self_attn.q_proj.*"),
+    Row("layers.{i}.attention.key.*", LAYER + "self_attn.k_proj.*"),
+    Row("layers.{i}.attention.value.*", LAYER + "self_attn.v_proj.*"),
+    Row("layers.{i}.attention.output.*", LAYER + "self_attn.o_proj.*"),
+)
+QK_NORM = (
+    Row("layers.{i}.attention.qk_norm.q_norm.weight", LAYER + "self_attn.q_norm.weight"),
+    Row("layers.{i}.attention.qk_norm.k_norm.weight", LAYER + "self_attn.k_norm.weight"),
+)
+GATED_FFN = tuple(Row(f"layers.{{i}}.ffn.{m}.weight", f"{LAYER}mlp.{m}_proj.weight") for m in ("gate", "up", "down"))
+ROUTER = (Row("layers.{i}.ffn.gating.weight", LAYER + "mlp.gate.weight"),)
+EXPERTS = (
+    Row("layers.{i}.ffn.experts.gate_up", LAYER + "mlp.experts.{e}.gate_proj.weight", expert_gate),
+    Row("layers.{i}.ffn.experts.gate_up", LAYER + "mlp.experts.{e}.up_proj.weight", expert_up),
+    Row("layers.{i}.ffn.experts.down", LAYER + "mlp.experts.{e}.down_proj.weight", one_expert),
+)
+TABLES = (r".*rotary_emb\.inv_freq",)  # of the rotary frequencies, in checkpoints of old
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+TEMPLATE: dict[str, Any] = {
+    "attention": {"name": "gqa"},
+    "ffn": {"name": "swiglu"},
+    "norm": {"name": "rmsnorm"},
+    "residual": {"name": "prenorm"},
+}
+SIZES = (
+    Key("vocab_size", "vocab_size", "embedding.num_embeddings"),
+    Key("hidden_size", "d_model", "embedding.embedding_dim"),
+    Key("num_hidden_layers", "n_layers", lambda decoder: len(decoder.layers)),
+    Key("max_position_embeddings", "max_positions", lambda decoder: decoder.config["max_positions"]),
+)
+EPS = Key("rms_norm_eps", "norm.eps", "norm.eps", kind=float)
+SILU = Fixed("hidden_act", "silu", also=("swish",))
+WIDTH = Key("intermediate_size", "ffn.d_ff", "first.ffn.gate.out_features")
+
+
+def tied(default: bool = False) -> Key:
+    """Whether the head is the embedding; ``default`` is what the family means by an absent key."""
+    return Key("tie_word_embeddings", "tie_embeddings", lambda decoder: decoder.head is None, bool, default)
+
+
+def n_heads(decoder: Decoder) -> int:
+    """N of the first layer."""
+    attention: Any = decoder.layers[0].attention
+    return attention.query.out_features // attention.head_dim
+
+
+def _every_head(config: Config) -> int:
+    return config.take("num_attention_heads", kind=int)
+
+
+HEADS = (
+    Key("num_attention_heads", "attention.n_heads", n_heads),
+    Key("num_key_value_heads", "attention.n_kv_heads", "first.attention.n_kv_heads", default=_every_head),
+    Key("head_dim", "attention.head_dim", "first.attention.head_dim", default=None),  # d_model / n_heads to both
+)
+
+
+def _read_even_heads(config: Config, model: dict[str, Any]) -> None:
+    model["attention"]["head_dim"] = config.take("head_dim", kind=int, default=None)
+
+
+def _write_even_heads(decoder: Decoder, config: dict[str, Any]) -> None:
+    width = show(decoder, "first.attention.head_dim")
+    if width * config["num_attention_heads"] != config["hidden_size"]:
+        config["head_dim"] = width
+
+
+EVEN_HEADS = (*HEADS[:2], Part(_read_even_heads, _write_even_heads))  # of families without the key
+
+# ---- sliding windows -------------------------------------------------------------------------------------------------
+
+
+def _read_window(config: Config, model: dict[str, Any]) -> None:
+    window = config.take("sliding_window", kind=int, default=None)
+    if window is not None:
+        model["attention"] |= {"name": "sliding_window", "window": window}
+
+
+def _write_window(decoder: Decoder, config: dict[str, Any]) -> None:
+    config["sliding_window"] = getattr(decoder.layers[0].attention, "window", None)
+
+
+WINDOW = Part(_read_window, _write_window)  # the same in every layer, or none
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def _read_windows(config: Config, model: dict[str, Any]) -> None:
+    window = config.take("sliding_window", kind=int)
+    alternating = [(SLIDING, FULL)[i % 2] for i in range(model["n_layers"])]
+    types = config.take("layer_types", kind=list, default=alternating)
+    if len(types) != model["n_layers"] or not all(t in (FULL, SLIDING) for t in types):
+        rule = f"must name {FULL} or {SLIDING} for each of the {model['n_layers']} layers"
+        raise refusal("layer_types", types, rule, "Mend the list in config.json")
+    model["attention"] |= {"name": "sliding_window", "window": window}
+    model["variants"] = {"attention": {"full": {"window": None}}}
+    model["layout"] = {"attention": ["full" if t == FULL else "attention" for t in types]}
+
+
+def _write_windows(decoder: Decoder, config: dict[str, Any]) -> None:
+    windows = [layer.attention.window for layer in decoder.layers]  # type: ignore[union-attr]
+    config["layer_types"] = [FULL if window is None else SLIDING for window in windows]
+    config["sliding_window"] = next((w for w in windows if w is not None), decoder.config["max_positions"])
+
+
+WINDOWS = Part(_read_windows, _write_windows)  # some layers see all, others the latest tokens
+
+
+def _read_unused_window(config: Config, model: dict[str, Any]) -> None:
+    config.take("sliding_window", "max_window_layers", "use_sliding_window", default=None)
+    if config.values.get("use_sliding_window"):
+        rule = "windows in the upper layers only are not read"
+        raise refusal("use_sliding_window", True, rule, "Published checkpoints of this family leave it off")
+    types = config.take("layer_types", default=[])
+    if any(t != FULL for t in types):
+        raise refusal("layer_types", types, f"must name {FULL} for every layer", "Leave windows off")
+
+
+def _write_unused_window(decoder: Decoder, config: dict[str, Any]) -> None:
+    config |= {"use_sliding_window": False, "sliding_window": None}
+
+
+UNUSED_WINDOW = Part(_read_unused_window, _write_unused_window)  # a setting that released checkpoints leave off
+
+# ---- mixtures of experts ---------------------------------------------------------------------------------------------
+
+
+def n_experts(decoder: Decoder) -> int:
+    """E of the first layer with routed experts."""
+    return show(decoder, "sparse.ffn.gating.n_experts")
+
+
+def expert_width(decoder: Decoder) -> int:
+    """F of one expert."""
+    return show(decoder, "sparse.ffn.experts.down").shape[2]
+
+
+MIXTURE: dict[str, Any] = {
+    **TEMPLATE,
+    "ffn": {"name": "moe"},
+    "gating": {"name": "softmax_topk"},
+    "experts": {"name": "swiglu"},
+}
+TOP_K = Key("num_experts_per_tok", "gating.top_k", "sparse.ffn.gating.top_k")
+RENORMALISE = Key("norm_topk_prob", "gating.renormalise", "sparse.ffn.gating.renormalise", bool, default=False)
+GELU_TANH = Choice("hidden_activation", "ffn.name", lambda decoder: "geglu", {"gelu_pytorch_tanh": "geglu"})

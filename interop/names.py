@@ -1,0 +1,140 @@
+"""Parameter names of theirs and ours, and how a tensor of theirs lies in one of ours.
+
+A row says that a *part* of our tensor holds the same numbers as a *view* of theirs. Both are views without a copy, so
+the same row fills our tensor on import and theirs on export, and what goes there and back is the same to the bit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a tensor of theirs is laid out.
+
+    Args:
+        view: brings theirs into our order, without copying
+        shape: shape of our part → shape of their tensor
+    """
+
+    view: Callable[[Tensor], Tensor]
+    shape: Callable[[Shape], Shape]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table of names.
+
+    Placeholders: ``{i}`` a layer, ``{n+i}`` the i-th layer behind the last one, ``{e}`` an expert, ``{name}`` any name;
+    a final ``*`` is ``weight`` or ``bias``, the same on both sides.
+
+    Args:
+        ours: pattern of our names
+        theirs: pattern of theirs; empty for what only we keep, a state of training that starts at 0
+        part: which part of our tensor it is, given the tensor and the expert
+        form: how their tensor is laid out
+        copy_of: theirs repeats this tensor of ours, once for every tensor that ``ours`` matches; what stands there must
+            be equal to it, and may be missing
+    """
+
+    ours: str
+    theirs: str
+    part: Callable[[Tensor, int], Tensor] = lambda tensor, expert: tensor
+    form: Form = Form(lambda tensor: tensor, lambda shape: shape)
+    copy_of: str = ""
+
+
+@dataclass(frozen=True)
+class Link:
+    """A row at work: one tensor of theirs and (a part of) one of ours."""
+
+    theirs: str
+    ours: str
+    row: Row
+    expert: int
+
+    def part(self, ours: Tensor) -> Tensor:
+        """The part of our tensor that is meant, a view."""
+        return self.row.part(ours, self.expert)
+
+    def shape(self, ours: Tensor) -> Shape:
+        """The shape that their tensor must have."""
+        return tuple(self.row.form.shape(tuple(self.part(ours).shape)))
+
+
+def links(rows: Sequence[Row], ours: Mapping[str, Tensor], n_layers: int) -> Iterator[Link]:
+    """Every pair of tensors, in the order of ours.
+
+    Args:
+        rows: the table
+        ours: our tensors by name; meta tensors will do
+        n_layers: depth of the decoder
+
+    Raises:
+        LookupError: a tensor of ours has no name among theirs
+    """
+    for name, tensor in ours.items():
+        found = False
+        for row in rows:
+            match = _pattern(row.ours).fullmatch(name)
+            if match is None:
+                continue
+            found = found or not row.copy_of
+            for expert in range(_repeats(row, tensor)):
+                theirs = _spell(row.theirs, match.groupdict(), n_layers, expert)
+                yield Link(theirs, row.copy_of or name, row, expert)
+        if not found:
+            raise LookupError(name)
+
+
+def _repeats(row: Row, ours: Tensor) -> int:
+    """How many tensors of theirs make up one of ours."""
+    return ours.shape[0] if "{e}" in row.theirs else len(row.theirs[:1])
+
+
+@lru_cache
+def _pattern(ours: str) -> re.Pattern[str]:
+    text = re.escape(ours).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", "(?P<leaf>weight|bias)")
+    return re.compile(text.replace(r"\{name\}", "(?P<name>.+)"))
+
+
+def _spell(theirs: str, found: Mapping[str, str], n_layers: int, expert: int) -> str:
+    i = int(found.get("i", 0))
+    name = theirs.replace("{i}", str(i)).replace("{n+i}", str(n_layers + i)).replace("{e}", str(expert))
+    return name.replace("*", found.get("leaf", "")).replace("{name}", found.get("name", ""))
+
+
+def one_expert(ours: Tensor, expert: int) -> Tensor:
+    """[E,…] → […] of one expert."""
+    return ours[expert]
+
+
+def expert_gate(ours: Tensor, expert: int) -> Tensor:
+    """[E,2F,D] → [F,D], the gate of one expert: its first rows."""
+    return ours[expert].chunk(2)[0]
+
+
+def expert_up(ours: Tensor, expert: int) -> Tensor:
+    """[E,2F,D] → [F,D], the up-projection of one expert: its last rows."""
+    return ours[expert].chunk(2)[1]
+
+
+TRANSPOSED = Form(lambda theirs: theirs.mT if theirs.ndim > 1 else theirs, lambda shape: (*shape[:-2], *shape[:-3:-1]))
+
+
+def one_of(parts: int, n: int) -> Form:
+    """Ours is the n-th of ``parts`` that are fused along the outputs."""
+    return Form(lambda theirs: theirs.chunk(parts)[n], lambda shape: (parts * shape[0], *shape[1:]))
+
+
+def third(n: int) -> Form:
+    """Ours is the n-th of three that are fused along the outputs of a transposed matrix, or of its bias."""
+    return Form(lambda theirs: theirs.t().chunk(3)[n], lambda shape: (*shape[1:], 3 * shape[0]))

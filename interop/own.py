@@ -1,0 +1,40 @@
+"""Our own form of checkpoint: the composition in config.json, our names, for what no known family describes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from blocks.compose import check
+from blocks.decoder import Decoder
+from interop.config import Config
+from interop.family import Family
+from interop.names import Row
+
+MODEL_TYPE = "blockwright"
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The whole composition under one key. Only registered names build anything, here as everywhere."""
+
+    def read(self, config: Config, model: dict[str, Any]) -> None:
+        given = config.take("composition", kind=dict)
+        config.taken |= set(config.values)
+        model.clear()
+        model |= check(given)
+
+    def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
+        config["composition"] = decoder.config
+        config["vocab_size"], config["hidden_size"] = decoder.config["vocab_size"], decoder.config["d_model"]
+        config["num_hidden_layers"] = decoder.config["n_layers"]
+
+
+OWN = Family(
+    model_type=MODEL_TYPE,
+    architecture="BlockwrightDecoder",
+    template={},
+    settings=(Composition(),),
+    names=(Row("{name}", "{name}"),),
+    prefix="",
+)

@@ -1,0 +1,221 @@
+"""Checkpoints of safetensors: read tensor by tensor with nothing believed, written in shards with an index.
+
+Only safetensors are opened. A pickle could run what it likes, so ``.bin``, ``.pt`` and ``.pth`` are refused unread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interop.config import read_json
+from registry import ConfigError
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor as its shard's header tells of it."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Shards:
+    """The tensors of a folder. Opening reads headers only.
+
+    Args:
+        folder: holds ``model.safetensors``, or shards and their index
+
+    Raises:
+        ConfigError: no safetensors there, a shard that is missing, cut short, no safetensors or not as the index says,
+            an index that points out of the folder
+    """
+
+    def __init__(self, folder: Path) -> None:
+        _need_safetensors()
+        self.folder = folder
+        index = folder / INDEX
+        listed = _listed(index) if index.is_file() else None
+        if listed is None and not (folder / SINGLE).is_file():
+            raise _nothing_to_read(folder)
+        self.files = sorted(set(listed.values())) if listed is not None else [SINGLE]
+        self.entries: dict[str, Entry] = {}
+        self._kept: tuple[str, Any] | None = None
+        for file in self.files:
+            for name, entry in self._header(file).items():
+                if listed is not None and listed.get(name) != file:
+                    where = listed.get(name, "nowhere")
+                    rule = f"stands in {file}, while {INDEX} says {where}"
+                    raise ConfigError(str(folder), name, rule, "Fetch the index and the shards again, from one place")
+                self.entries[name] = entry
+        for name, file in (listed or {}).items():
+            if name not in self.entries:
+                raise ConfigError(str(folder / file), name, f"{INDEX} says it is here, and it is not", "Fetch it again")
+
+    def _header(self, file: str) -> dict[str, Entry]:
+        with self._open(file) as shard:
+            slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118 # it is no mapping
+            return {
+                n: Entry(file, tuple(s.get_shape()), self._dtype(file, n, s.get_dtype())) for n, s in slices.items()
+            }
+
+    def _dtype(self, file: str, name: str, word: str) -> torch.dtype:
+        if word in DTYPES:
+            return DTYPES[word]
+        rule = f"is stored as {word}; what is read here is {', '.join(DTYPES)}"
+        raise ConfigError(
+            str(self.folder / file), name, rule, "Use a checkpoint that is not quantised, or in FP8 blocks"
+        )
+
+    def _open(self, file: str) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        path = self.folder / file
+        if not path.is_file():
+            raise ConfigError(str(path), None, "this shard is missing", "Fetch it again, with all of its neighbours")
+        try:
+            return safe_open(path, framework="pt", device="cpu")
+        except (SafetensorError, OSError, ValueError) as error:
+            with path.open("rb") as opened:
+                start = opened.read(4)
+            if start.startswith((b"PK", b"\x80")):
+                raise ConfigError(str(path), "…", "is a pickle, whatever its name", CONVERT) from None
+            rule = f"cannot be read as safetensors ({error})"
+            raise ConfigError(str(path), "…", rule, "The file is cut short or no safetensors: fetch it again") from None
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of these names, shard by shard, one in memory at a time.
+
+        Raises:
+            ConfigError: one of them holds NaN or infinity
+        """
+        wanted = set(names)
+        by_file: dict[str, list[str]] = {}
+        for name, entry in self.entries.items():
+            if name in wanted:
+                by_file.setdefault(entry.file, []).append(name)
+        for file, here in by_file.items():
+            with self._open(file) as shard:
+                for name in here:
+                    yield name, self._checked(shard, name)
+
+    def one(self, name: str) -> Tensor:
+        """One small tensor. The file it lies in stays open for the next: scales are read in the order of weights."""
+        file = self.entries[name].file
+        if self._kept is None or self._kept[0] != file:
+            self._kept = (file, self._open(file))
+        return self._checked(self._kept[1], name)
+
+    def _checked(self, shard: Any, name: str) -> Tensor:
+        tensor = shard.get_tensor(name)
+        if not torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all():
+            where = str(self.folder / self.entries[name].file)
+            rule = "holds values that are no finite numbers"
+            raise ConfigError(where, name, rule, "Fetch it again; this one is damaged")
+        return tensor
+
+
+CONVERT = "Loading a pickle can run code. Get the safetensors of this model, or convert it where you trust it"
+
+
+def _need_safetensors() -> None:
+    try:
+        import safetensors  # noqa: F401
+    except ImportError:
+        rule = "reading and writing checkpoints needs the package safetensors, which is not installed"
+        raise ConfigError("interop", None, rule, "Install it: pip install 'blockwright[hf]'") from None
+
+
+def _listed(index: Path) -> dict[str, str]:
+    """The index: tensor → file, every file a plain name within the folder."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()) or not found:
+        raise ConfigError(str(index), found, "must hold a weight_map of names and files", "Fetch the index again")
+    for file in found.values():
+        if Path(file).name != file or "\\" in file or file in ("", ".", ".."):
+            rule = "points out of the checkpoint's folder"
+            raise ConfigError(f"{index}: weight_map", file, rule, "Do not trust this checkpoint")
+        if not file.endswith(".safetensors"):
+            raise ConfigError(f"{index}: weight_map", file, "names a file that is no safetensors", CONVERT)
+    return found
+
+
+def _nothing_to_read(folder: Path) -> ConfigError:
+    pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
+    if pickles:
+        return ConfigError(str(folder), pickles[0], "holds pickled weights only", CONVERT)
+    if sorted(folder.glob("*.safetensors")):
+        return ConfigError(str(folder / INDEX), None, "the index of these shards is missing", "Fetch it too")
+    return ConfigError(str(folder), None, f"holds neither {SINGLE} nor {INDEX}", "Name the folder of a checkpoint")
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A tensor to be written, made when its shard's turn has come."""
+
+    nbytes: int
+    make: Callable[[], Tensor]
+
+
+def ready(tensor: Tensor) -> Outgoing:
+    """A tensor that is there."""
+    return Outgoing(tensor.nbytes, lambda: tensor)
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Outgoing], max_bytes: int) -> None:
+    """Write tensors in order, in shards of at most ``max_bytes`` or of one tensor, and an index if there are several.
+
+    Args:
+        folder: exists
+        tensors: by name
+        max_bytes: of a shard
+    """
+    from safetensors.torch import save_file
+
+    _need_safetensors()
+    groups = _grouped(tensors, max_bytes)
+    weight_map: dict[str, str] = {}
+    for i, group in enumerate(groups):
+        several = f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors"
+        file = several if len(groups) > 1 else SINGLE
+        made = {name: tensors[name].make() for name in group}
+        save_file(made, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(group, file)
+        del made
+    if len(groups) > 1:
+        total = sum(outgoing.nbytes for outgoing in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _grouped(tensors: Mapping[str, Outgoing], max_bytes: int) -> list[list[str]]:
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, outgoing in tensors.items():
+        if groups[-1] and size + outgoing.nbytes > max_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += outgoing.nbytes
+    return groups

@@ -1,0 +1,145 @@
+"""A model of ours from wherever it lies: a run's folder, a checkpoint of training, an imported folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blocks.checkpoint import PREFIX, read_checkpoint
+from blocks.compose import check, compose
+from blocks.decoder import Decoder
+from interop.config import read_json
+from interop.folder import ORIGIN
+from interop.shards import Shards
+from registry import ConfigError
+
+COMPOSITION = "model.yaml"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model with weights.
+
+    Args:
+        model: its composition, checked
+        tensors: our names → weights
+        tokenizer: state of the tokenizer it was trained with, in plain types; None if it has none or has files
+        folder: where tokenizer files may lie; None for a run
+        origin: model_type and config.json that it was imported from
+    """
+
+    model: dict[str, Any]
+    tensors: Mapping[str, Tensor]
+    tokenizer: dict[str, Any] | None = None
+    folder: Path | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+def open_source(path: Path) -> Source:
+    """Find out what ``path`` is, and read it.
+
+    Raises:
+        ConfigError: it is nothing of the kind, or damaged
+    """
+    if (path / COMPOSITION).is_file():
+        return _imported(path)
+    last = path / "checkpoints" / "last.ckpt"
+    if path.is_dir() and not last.is_file():
+        rule = f"holds neither {COMPOSITION} nor checkpoints/last.ckpt"
+        raise ConfigError("RUN", str(path), rule, "Name a run's folder, a *.ckpt, or the OUT of interop.hf import")
+    return _trained(last if path.is_dir() else path)
+
+
+def _trained(file: Path) -> Source:
+    checkpoint = read_checkpoint(file)
+    weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
+    model = check(checkpoint["hyper_parameters"]["model"])
+    _check_shapes(model, {name: tuple(weight.shape) for name, weight in weights.items()}, file)
+    data = next((v for v in checkpoint.values() if isinstance(v, dict) and "tokenizer" in v), {})
+    return Source(model, weights, data.get("tokenizer"))
+
+
+def _imported(folder: Path) -> Source:
+    shards = Shards(folder)
+    model = read_composition(folder)
+    _check_shapes(model, _shapes(shards), folder)
+    tensors = dict(shards.read(shards.entries))
+    origin = read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
+    return Source(model, tensors, None, folder, origin)
+
+
+def read_composition(folder: Path) -> dict[str, Any]:
+    """The composition of an imported folder.
+
+    Raises:
+        ConfigError: there is none, or it cannot be right
+    """
+    file = folder / COMPOSITION
+    if not file.is_file():
+        rule = f"holds no {COMPOSITION}"
+        remedy = "Name the OUT of: python -m interop.hf import DIR OUT"
+        raise ConfigError("init_from", str(folder), rule, remedy)
+    return check(file.read_text(encoding="utf-8"))
+
+
+def check_init(folder: Path, model: Mapping[str, Any]) -> None:
+    """Refuse to start a model from weights that are not its own, from their headers alone.
+
+    Args:
+        folder: an imported one
+        model: the composition that is to start from it
+
+    Raises:
+        ConfigError: at ``init_from``
+    """
+    read_composition(folder)
+    _check_shapes(model, _shapes(Shards(folder)), folder)
+
+
+def load_weights(decoder: Decoder, folder: Path) -> None:
+    """Copy the weights of an imported folder into a decoder, one tensor at a time, in the decoder's own dtype.
+
+    Raises:
+        ConfigError: the folder is damaged, or they do not fit
+    """
+    shards, own = Shards(folder), decoder.state_dict()
+    _check_shapes(decoder.config, _shapes(shards), folder)
+    with torch.no_grad():
+        for name, tensor in shards.read(shards.entries):
+            own[name].copy_(tensor)
+
+
+def load(path: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
+    """A decoder in evaluation mode, with its weights, from a run, a checkpoint or an imported folder.
+
+    Raises:
+        ConfigError
+    """
+    return build(open_source(path), dtype=dtype, device=device)
+
+
+def build(source: Source, *, dtype: torch.dtype, device: torch.device | str) -> Decoder:
+    """The decoder of a source, in evaluation mode."""
+    decoder = compose(source.model, device="meta").to_empty(device="cpu").to(dtype)
+    decoder.load_state_dict(dict(source.tensors))
+    return decoder.to(device).eval()
+
+
+def _shapes(shards: Shards) -> dict[str, tuple[int, ...]]:
+    return {name: entry.shape for name, entry in shards.entries.items()}
+
+
+def _check_shapes(model: Mapping[str, Any], theirs: Mapping[str, tuple[int, ...]], where: Path) -> None:
+    ours = {name: tuple(tensor.shape) for name, tensor in compose(model, device="meta").state_dict().items()}
+    unlike = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    if unlike:
+        name = unlike[0]
+        rule = (
+            f"holds other weights: {name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here"
+        )
+        raise ConfigError("init_from", str(where), rule, "Add model=pretrained to take the composition from there too")

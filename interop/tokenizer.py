@@ -1,0 +1,114 @@
+"""Our tokenizers as ``tokenizer.json``, from the plain state that a checkpoint holds of them.
+
+The end of a document becomes a special token; ids that nothing uses become entries that no text can spell, so that
+every id keeps its number. Given the same text, without the words of special tokens, both sides give the same ids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from interop.folder import dump_json
+from registry import ConfigError, did_you_mean
+
+EOS, UNKNOWN = "<|endoftext|>", "<|unknown|>"
+
+
+def eos_id(state: Mapping[str, Any]) -> int | None:
+    """The id that ends a document."""
+    ends = {"bytes": lambda: 256, "chars": lambda: 1, "bpe": lambda: state["vocab_size"] - 1}
+    return ends.get(state["kind"], lambda: state.get("eos"))()
+
+
+def write(state: Mapping[str, Any], folder: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json.
+
+    Args:
+        state: as ``Tokenizer.to_json`` gave it: ``kind`` and what that kind needs
+        folder: exists
+
+    Raises:
+        ConfigError: a kind that has no such form
+    """
+    if state["kind"] not in KINDS:
+        raise ConfigError(
+            "data.tokenizer", state["kind"], "has no form as tokenizer.json", did_you_mean(state["kind"], KINDS)
+        )
+    engine = KINDS[state["kind"]](state)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    special = [token["content"] for token in engine["added_tokens"] if token["special"]]
+    ends = {"eos_token": EOS, "bos_token": EOS} if EOS in special else {}
+    dump_json(folder / "tokenizer.json", engine)
+    dump_json(folder / "tokenizer_config.json", {**settings, **ends, **state.get("config", {})})
+
+
+def _bytes(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Byte-level BPE without a merge."""
+    vocabulary = {character: byte for byte, character in enumerate(byte_alphabet())}
+    model = {"type": "BPE", "vocab": _filled(vocabulary, state["vocab_size"], {EOS: 256}), "merges": []}
+    return _engine(model, _BYTE_LEVEL, _BYTE_LEVEL, {EOS: 256})
+
+
+def _chars(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A word of each character."""
+    special = {UNKNOWN: 0, EOS: 1}
+    vocabulary = {character: i + 2 for i, character in enumerate(state["characters"])}
+    model = {"type": "WordLevel", "vocab": _filled(vocabulary, state["vocab_size"], special), "unk_token": UNKNOWN}
+    each = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+    return _engine(model, each, {"type": "Fuse"}, special)
+
+
+def _bpe(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The trained engine, and the end of a document above its vocabulary."""
+    engine = json.loads(state["tokenizers"])
+    end = {EOS: state["vocab_size"] - 1}
+    model = {**engine["model"], "vocab": _filled(engine["model"]["vocab"], state["vocab_size"], end)}
+    return _engine(model, engine["pre_tokenizer"], _BYTE_LEVEL, end)
+
+
+def _pretrained(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Somebody else's, as it is."""
+    return json.loads(state["tokenizers"])
+
+
+KINDS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "bytes": _bytes,
+    "chars": _chars,
+    "bpe": _bpe,
+    "pretrained": _pretrained,
+}
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def _engine(
+    model: dict[str, Any], pre_tokenizer: dict[str, Any], decoder: dict[str, Any], special: Mapping[str, int]
+) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": i, "content": word, **flags} for word, i in special.items()],
+        "normalizer": None,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": decoder,
+        "model": model,
+    }
+
+
+def _filled(vocabulary: Mapping[str, int], size: int, special: Mapping[str, int]) -> dict[str, int]:
+    """The vocabulary with special tokens and, up to ``size``, an entry for every id that nothing uses."""
+    found = {**vocabulary, **special}
+    taken = set(found.values())
+    return {**found, **{f"<|unused {i}|>": i for i in range(size) if i not in taken}}
+
+
+def byte_alphabet() -> list[str]:
+    """The printable character that byte-level BPE writes for each byte: itself, else one from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    spare = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(spare)) for byte in range(256)]

@@ -1,0 +1,202 @@
+"""Our models in lm-evaluation-harness (extra ``lm_eval``): ``python -m lab.lm_eval --model_args path=RUN --tasks …``.
+
+``path`` is a run's folder, a checkpoint, or an imported folder; the other options are the harness's own. Left out here:
+several processes, chat templates, and generation of several requests at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor
+
+import registry
+from blocks.generate import sample
+from interop.source import build, open_source
+from registry import ConfigError, did_you_mean
+from training.data.tokenizers.base import Tokenizer
+from training.data.tokenizers.pretrained import Pretrained
+from training.data.tokenizers.rebuild import rebuild
+
+REFUSED = 2
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+GENERATION = {"until", "max_gen_toks", "do_sample", "temperature", "top_k"}
+Scored = tuple[tuple[str, str] | None, list[int], list[int]]  # what is asked, tokens of the context, tokens to score
+
+
+@register_model("blockwright")
+class Blockwright(TemplateLM):
+    """A decoder of ours as the harness sees a language model.
+
+    Args:
+        path: a run's folder, a *.ckpt, or the OUT of interop.hf import
+        batch_size: requests scored at once; ``auto`` is 8
+        max_batch_size: taken for the harness's sake, and not used
+        max_length: longest sequence in tokens; None for the model's own max_positions
+        max_gen_toks: tokens generated at most, where the task does not say
+        dtype: in which to compute
+        device: on which to compute; the harness asks for cuda:0 anywhere, which is the CPU where there is none
+        add_bos_token: whether every context begins with bos_token_id of the imported config.json
+        seed: of what is sampled
+    """
+
+    def __init__(
+        self,
+        path: str,
+        batch_size: int | str = 8,
+        max_batch_size: int | None = None,
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        dtype: str = "float32",
+        device: str | None = None,
+        add_bos_token: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        registry.load()
+        source = open_source(Path(path))
+        folder = Path(path)
+        if source.tokenizer is not None:
+            self.words: Tokenizer = rebuild(source.tokenizer)
+        elif (folder / "tokenizer.json").is_file():
+            self.words = Pretrained(str(folder / "tokenizer.json"))
+        else:
+            raise ConfigError("path", path, "has no tokenizer", "Copy the model's tokenizer.json there")
+        if dtype not in DTYPES:
+            raise ConfigError("dtype", dtype, "is none to compute in", did_you_mean(dtype, DTYPES))
+        usable = device if device and (torch.cuda.is_available() or not device.startswith("cuda")) else "cpu"
+        self._device = torch.device(usable)
+        self.decoder = build(source, dtype=getattr(torch, dtype), device=self._device)
+        self.batch_size = 8 if isinstance(batch_size, str) and not batch_size.isdigit() else int(batch_size)
+        self.max_length = max_length or self.decoder.config["max_positions"]
+        self.max_gen_toks, self.seed = max_gen_toks, seed
+        bos = source.origin.get("config", {}).get("bos_token_id")
+        self._prefix = self.words.eos if bos is None else bos
+        self._in_front = [self._prefix] if add_bos_token else []
+
+    @property
+    def eot_token_id(self) -> int:
+        """The id that ends a document."""
+        return self.words.eos
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands in front of a text without a context."""
+        return self._prefix
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Tells caches of requests apart."""
+        return f"blockwright-{self.words.fingerprint()[:16]}"
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """The ids of a text."""
+        front = [] if add_special_tokens is False else self._in_front
+        return [*front, *self.words.encode(string).tolist()]
+
+    @torch.inference_mode()
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Scored], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood in nats of each continuation, and whether greedy decoding gives it."""
+        order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
+        found: dict[int, tuple[float, bool]] = {}
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            rows = [[*requests[i][1], *requests[i][2]][-self.max_length - 1 :] for i in batch]
+            logits = self.decoder(self._padded([row[:-1] for row in rows])).float()
+            for i, row, scores in zip(batch, rows, logits, strict=True):
+                n = min(len(requests[i][2]), len(row) - 1)
+                found[i] = _score(scores[len(row) - 1 - n : len(row) - 1], row[len(row) - n :])
+                if requests[i][0] is not None:
+                    self.cache_hook.add_partial("loglikelihood", requests[i][0], found[i])
+        return [found[i] for i in range(len(requests))]
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood in nats of whole texts, every token predicted once with as much context as there is room."""
+        totals = []
+        for request in requests:
+            tokens = self.words.encode(request.args[0]).tolist()
+            windows = get_rolling_token_windows(tokens, self._prefix, max_seq_len=self.max_length, context_len=1)
+            pieces: list[Scored] = [(None, *make_disjoint_window(window)) for window in windows]
+            totals.append(sum(nats for nats, _ in self._loglikelihood_tokens(pieces)))
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, totals[-1])
+        return totals
+
+    @torch.inference_mode()
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """A continuation of each context, up to the first of the strings that end it."""
+        texts = []
+        for request in requests:
+            context, settings = request.args
+            for key in settings:
+                if key not in GENERATION:
+                    rule = "is no setting of generation here"
+                    raise ConfigError(f"generation_kwargs.{key}", settings[key], rule, did_you_mean(key, GENERATION))
+            texts.append(self._continue(context, settings))
+            self.cache_hook.add_partial("generate_until", request.args, texts[-1])
+        return texts
+
+    def _continue(self, context: str, settings: dict[str, Any]) -> str:
+        until = settings.get("until") or []
+        until = [until] if isinstance(until, str) else list(until)
+        room = min(int(settings.get("max_gen_toks", self.max_gen_toks)), self.max_length - 1)
+        drawn = settings.get("do_sample", settings.get("temperature", 0) > 0)
+        temperature = settings.get("temperature", 1.0) if drawn else 0.0
+        generator = torch.Generator(self._device).manual_seed(self.seed)
+        step = (self.tok_encode(context) or [self._prefix])[-(self.max_length - room) :]
+        caches = self.decoder.new_caches(1, len(step) + room)
+        given: list[int] = []
+        for _ in range(room):
+            logits = self.decoder(self._padded([step]), caches=caches)[:, -1].float()
+            token = int(sample(logits, temperature, settings.get("top_k"), generator))
+            if token == self.words.eos:
+                break
+            given.append(token)
+            step = [token]
+            text = self.words.decode(given)
+            if any(stop in text for stop in until if stop):
+                break
+        return _before(self.words.decode(given), until)
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """[B,T], padded behind: what a causal model says of a token does not depend on it."""
+        length = max(map(len, rows))
+        return torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], device=self._device)
+
+
+def _score(logits: Tensor, targets: list[int]) -> tuple[float, bool]:
+    """Logits [n,V] and the n tokens that followed → their log-likelihood, and whether each was the likeliest."""
+    wanted = torch.tensor(targets, device=logits.device)
+    nats = logits.log_softmax(-1).gather(1, wanted[:, None]).sum()
+    return float(nats), bool((logits.argmax(-1) == wanted).all())
+
+
+def _before(text: str, stops: Iterable[str]) -> str:
+    """The text up to the first of the stops."""
+    return min((text.split(stop)[0] for stop in stops if stop), key=len, default=text)
+
+
+def main() -> None:
+    """The harness's own command line, with our model for its default."""
+    from lm_eval.__main__ import cli_evaluate
+
+    if not any(argument.split("=")[0] in ("--model", "-M", "-h", "--help") for argument in sys.argv[1:]):
+        sys.argv[1:] = [*sys.argv[1:], "--model", "blockwright"]
+    try:
+        cli_evaluate()
+    except ConfigError as error:
+        print(error.render(), file=sys.stderr)
+        sys.exit(REFUSED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Tiny random checkpoints as ``transformers`` writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from foreign_models import V, build
+from torch import Tensor, nn
+
+
+@pytest.fixture(scope="session")
+def foreign(randomise: Callable[..., None]) -> Callable[..., nn.Module]:
+    """transformers' model of a case, every weight random, biases of gates too."""
+
+    def make(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+        model = build(name, dtype)
+        randomise(model)
+        for module in model.modules():
+            if type(module).__name__ == "Gemma2RMSNorm":
+                module.weight.data -= 1  # type: ignore[operator] # gains are stored minus one
+        generator = torch.Generator().manual_seed(5)
+        for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(foreign: Callable[..., nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder that ``save_pretrained`` leaves of a case."""
+
+    def save(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> Path:
+        folder = tmp_path_factory.mktemp("checkpoint")
+        foreign(name, dtype).save_pretrained(folder, **options)  # type: ignore[operator]
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def tokens() -> Tensor:
+    return torch.randint(0, V, (2, 63), generator=torch.Generator().manual_seed(1))

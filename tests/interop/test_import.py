@@ -1,0 +1,176 @@
+"""What importing does besides parity: memory, FP8 blocks, dtypes, heads of multi-token prediction, files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from interop.exporting import export_folder
+from interop.fp8 import dequantise
+from interop.hf import main
+from interop.importing import import_folder
+from interop.source import load
+from registry import ConfigError
+
+MB = 2**20
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, int]:
+    """A Mixtral of 16 shards: folder, bytes of the model, bytes of its largest shard."""
+    folder = tmp_path_factory.mktemp("large")
+    D, F, E, V, n_layers = 256, 512, 8, 1024, 16
+    sizes = {"vocab_size": V, "hidden_size": D, "intermediate_size": F, "num_hidden_layers": n_layers}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "num_local_experts": E, "num_experts_per_tok": 2}
+    more = {"model_type": "mixtral", "rms_norm_eps": 1e-5, "max_position_embeddings": 128, "hidden_act": "silu"}
+    (folder / "config.json").write_text(json.dumps({**sizes, **heads, **more}))
+    weight_map: dict[str, str] = {}
+    largest = total = 0
+    for i in range(n_layers):
+        at = f"model.layers.{i}."
+        tensors = {at + f"self_attn.{x}_proj.weight": torch.randn(D, D) for x in "qkvo"}
+        tensors |= {at + f"{x}_layernorm.weight": torch.ones(D) for x in ("input", "post_attention")}
+        tensors[at + "block_sparse_moe.gate.weight"] = torch.randn(E, D)
+        for e in range(E):
+            for w, shape in (("w1", (F, D)), ("w2", (D, F)), ("w3", (F, D))):
+                tensors[at + f"block_sparse_moe.experts.{e}.{w}.weight"] = torch.randn(shape)
+        if i == 0:
+            tensors |= {"model.embed_tokens.weight": torch.randn(V, D), "model.norm.weight": torch.ones(D)}
+            tensors["lm_head.weight"] = torch.randn(V, D)
+        file = f"model-{i:05d}-of-{n_layers:05d}.safetensors"
+        save_file(tensors, folder / file)
+        weight_map |= dict.fromkeys(tensors, file)
+        size = sum(t.nbytes for t in tensors.values())
+        largest, total = max(largest, size), total + size
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder, total, largest
+
+
+# The kernel's own high-water mark of this program; getrusage's is inherited from whoever started it.
+MEASURE = """
+import sys
+from pathlib import Path
+import registry, torch
+registry.load()
+import safetensors.torch
+from interop.importing import import_folder
+from interop.exporting import export_folder
+def memory(kind):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
+before = memory("VmRSS")
+if sys.argv[1] == "import":
+    import_folder(Path(sys.argv[2]), Path(sys.argv[3]), max_bytes=int(sys.argv[4]))
+else:
+    export_folder(Path(sys.argv[2]), Path(sys.argv[3]), max_bytes=int(sys.argv[4]))
+print(memory("VmHWM") - before)
+"""
+
+
+def test_memory_peaks_at_the_model_and_one_shard(
+    large: tuple[Path, int, int], environment: dict[str, str], tmp_path: Path
+) -> None:
+    folder, model, shard = large
+    root = Path(__file__).resolve().parents[2]
+    for command, source, out in (("import", folder, tmp_path / "out"), ("export", tmp_path / "out", tmp_path / "hf")):
+        arguments = [sys.executable, "-c", MEASURE, command, str(source), str(out), str(shard)]
+        done = subprocess.run(arguments, cwd=root, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert model < int(done.stdout) < model + shard + 16 * MB, (command, int(done.stdout) / MB, model / MB)
+
+
+def test_fp8_blocks_are_multiplied_by_their_scales(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    folder = checkpoint("llama", torch.bfloat16)
+    tensors, expected = load_file(folder / "model.safetensors"), {}
+    block = (16, 32)
+    for name in [n for n in tensors if "proj" in n]:
+        weight = tensors[name].float()
+        rows, columns = weight.shape
+        scales = torch.rand(-(-rows // block[0]), -(-columns // block[1])) + 0.5
+        tensors[name] = weight.to(torch.float8_e4m3fn)
+        tensors[name + "_scale_inv"] = scales
+        slow = tensors[name].float().clone()  # element by element
+        for r in range(rows):
+            for c in range(columns):
+                slow[r, c] *= scales[r // block[0], c // block[1]]
+        expected[name] = slow
+        assert torch.equal(dequantise(tensors[name], scales, block), slow)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    values = json.loads((folder / "config.json").read_text())
+    values["quantization_config"] = {"quant_method": "fp8", "weight_block_size": list(block)}
+    (folder / "config.json").write_text(json.dumps(values))
+    import_folder(folder, tmp_path / "out")
+    export_folder(tmp_path / "out", tmp_path / "hf")
+    found = load_file(tmp_path / "hf" / "model.safetensors")
+    for name, slow in expected.items():
+        assert torch.equal(found[name], slow.to(torch.bfloat16)), name
+
+
+@pytest.mark.parametrize("damage", ["missing", "shape", "nan"])
+def test_fp8_weight_without_its_scales_is_refused(damage: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    folder, name = checkpoint("llama"), "model.layers.0.mlp.up_proj.weight"
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    if damage == "shape":
+        tensors[name + "_scale_inv"] = torch.ones(2, 1)
+    if damage == "nan":
+        tensors[name] = torch.full_like(tensors[name].float(), float("nan")).to(torch.float8_e4m3fn)
+        tensors[name + "_scale_inv"] = torch.ones(1, 1)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(
+        ConfigError, match={"missing": "is missing", "shape": "a scale for each", "nan": "finite"}[damage]
+    ):
+        import_folder(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_dtype_is_kept_or_the_one_asked_for_and_never_rounds_the_bias_of_a_choice(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = checkpoint("deepseek_v3", torch.bfloat16)
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {n: t.float() + 1e-5 for n, t in tensors.items() if n.endswith("e_score_correction_bias")}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    stored = {str(t.dtype) for t in tensors.values()}
+    assert main(["import", str(folder), str(tmp_path / "kept")]) == 0
+    assert main(["import", str(folder), str(tmp_path / "half"), "--dtype", "float16"]) == 0
+    kept, half = (load_file(tmp_path / x / "model.safetensors") for x in ("kept", "half"))
+    assert {str(t.dtype) for t in kept.values()} == {*stored, "torch.int64"}
+    assert kept["layers.1.ffn.gating.bias"].dtype == half["layers.1.ffn.gating.bias"].dtype == torch.float32
+    assert stored == {"torch.bfloat16", "torch.float32"}
+    assert {t.dtype for n, t in half.items() if "gating." not in n} == {torch.float16}
+
+
+def test_files_of_the_tokenizer_travel_along(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    folder = checkpoint("llama")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_text(f'{{"of": "{name}"}}')
+    (folder / "modeling_llama.py").write_text("raise SystemExit('run')")
+    import_folder(folder, tmp_path / "out")
+    export_folder(tmp_path / "out", tmp_path / "hf")
+    for place in ("out", "hf"):
+        assert json.loads((tmp_path / place / "tokenizer.json").read_text()) == {"of": "tokenizer.json"}
+        assert not (tmp_path / place / "modeling_llama.py").exists()
+    before, after = (json.loads((d / "config.json").read_text()) for d in (folder, tmp_path / "hf"))
+    for key in ("bos_token_id", "eos_token_id", "architectures", "dtype", "vocab_size", "rope_parameters"):
+        assert before[key] == after[key]
+
+
+def test_gpt2_of_old_without_prefix_and_with_masks_is_read(
+    checkpoint: Callable[..., Path], tokens: Tensor, tmp_path: Path
+) -> None:
+    folder = checkpoint("gpt2")
+    import_folder(folder, tmp_path / "new")
+    file = folder / "model.safetensors"
+    old = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
+    save_file({**old, "h.0.attn.bias": torch.ones(1, 1, 64, 64), "h.1.attn.masked_bias": torch.tensor(-1e4)}, file)
+    import_folder(folder, tmp_path / "old")
+    assert torch.equal(load(tmp_path / "old")(tokens), load(tmp_path / "new")(tokens))

@@ -1,0 +1,262 @@
+"""A checkpoint that is not whole, or not honest, is refused in one message; nothing is written and nothing runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from interop.hf import main
+from interop.importing import import_folder
+from registry import ConfigError
+
+
+@pytest.fixture
+def sharded(checkpoint: Callable[..., Path]) -> Path:
+    """A Llama in several shards."""
+    folder = checkpoint("llama", max_shard_size="60KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    return folder
+
+
+@pytest.fixture
+def single(checkpoint: Callable[..., Path]) -> Path:
+    """A Llama in one file."""
+    return checkpoint("llama")
+
+
+def refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """What the command line says; and that it left nothing behind."""
+    before = sorted(tmp_path.iterdir())
+    assert main(["import", str(folder), str(tmp_path / "out"), *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "rule:" in said and "remedy:" in said and "Traceback" not in said
+    assert sorted(tmp_path.iterdir()) == before
+    return said
+
+
+def change(file: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """Rewrite the tensors of a file."""
+    tensors = load_file(file)
+    edit(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def settings(folder: Path, **changed: Any) -> None:
+    """Rewrite keys of config.json."""
+    file = folder / "config.json"
+    values = {**json.loads(file.read_text()), **changed}
+    file.write_text(json.dumps(values))
+
+
+def test_missing_shard(sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard = sorted(sharded.glob("*.safetensors"))[1]
+    shard.unlink()
+    said = refused(sharded, tmp_path, capsys)
+    assert shard.name in said and "missing" in said
+
+
+def test_missing_index(sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (sharded / "model.safetensors.index.json").unlink()
+    assert "the index of these shards is missing" in refused(sharded, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 3000, -1])
+def test_truncated_file(kept: int, single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = single / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    assert "cannot be read as safetensors" in refused(single, tmp_path, capsys)
+
+
+def test_wrong_shape(single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "model.layers.1.self_attn.k_proj.weight"
+    change(single / "model.safetensors", lambda t: t.update({name: t[name][:-1].clone()}))
+    said = refused(single, tmp_path, capsys)
+    assert name in said and "(24, 42)" in said and "(23, 42)" in said
+
+
+def test_missing_tensor(single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(single / "model.safetensors", lambda t: t.pop("model.layers.2.mlp.up_proj.weight"))
+    said = refused(single, tmp_path, capsys)
+    assert "model.layers.2.mlp.up_proj.weight" in said and "missing" in said
+
+
+def test_extra_tensor(single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(single / "model.safetensors", lambda t: t.update({"model.layers.0.adapter.weight": torch.ones(3)}))
+    said = refused(single, tmp_path, capsys)
+    assert "model.layers.0.adapter.weight" in said and "has no place in a llama" in said
+
+
+def test_tensor_that_the_index_promises_elsewhere(
+    sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sharded / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    name = "model.norm.weight"
+    first = next(f for f in sorted(index["weight_map"].values()) if f != index["weight_map"][name])
+    index["weight_map"][name] = first
+    file.write_text(json.dumps(index))
+    assert name in refused(sharded, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_tensor(value: float, single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(single / "model.safetensors", lambda t: t["model.layers.3.mlp.down_proj.weight"].view(-1)[7].fill_(value))
+    said = refused(single, tmp_path, capsys)
+    assert "model.layers.3.mlp.down_proj.weight" in said and "no finite numbers" in said
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llamma", None, 3])
+def test_unknown_architecture(
+    model_type: Any, single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings(single, model_type=model_type)
+    said = refused(single, tmp_path, capsys)
+    assert "config.json: model_type" in said and "mixtral" in said
+
+
+@pytest.mark.parametrize("place", ["../secret.safetensors", "/etc/secret.safetensors", "..", "sub/x.safetensors"])
+def test_index_that_points_out_of_the_folder(
+    place: str, sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"model.norm.weight": torch.ones(42)}, sharded.parent / "secret.safetensors")
+    file = sharded / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"]["model.norm.weight"] = place
+    file.write_text(json.dumps(index))
+    assert "points out of the checkpoint's folder" in refused(sharded, tmp_path, capsys)
+
+
+class Hostile:
+    """Unpickled, it runs a command."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.file}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickle_in_place_of_safetensors_is_refused_and_runs_nothing(
+    zipped: bool, single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, ran = single / "model.safetensors", single / "ran"
+    if zipped:
+        torch.save({"x": Hostile(ran)}, file)
+    else:
+        file.write_bytes(pickle.dumps(Hostile(ran)))
+    assert "is a pickle, whatever its name" in refused(single, tmp_path, capsys)
+    file.rename(single / "pytorch_model.bin")
+    said = refused(single, tmp_path, capsys)
+    assert "holds pickled weights only" in said and "Loading a pickle can run code" in said
+    assert not ran.exists()
+
+
+def test_index_that_names_a_pickle(sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = sharded / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"]["model.norm.weight"] = "pytorch_model.bin"
+    file.write_text(json.dumps(index))
+    assert "names a file that is no safetensors" in refused(sharded, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "\x00", "[" * 100_000])
+def test_config_that_is_no_json(text: str, single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (single / "config.json").write_text(text)
+    assert "config.json" in refused(single, tmp_path, capsys)
+
+
+def test_folder_without_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "there is no such file" in refused(tmp_path / "empty", tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope_parameters.rope_type", {"rope_type": "longrope", "rope_theta": 1e4}),
+        ("rope_parameters.short_factor", {"rope_type": "default", "rope_theta": 1e4, "short_factor": [1.0]}),
+        ("hidden_act", "gelu"),
+        ("mlp_bias", True),
+        ("attention_bias", "yes"),
+        ("num_hidden_layers", "four"),
+        ("num_hidden_layers", 10**9),
+        ("num_hidden_layers", True),
+        ("rms_norm_eps", "small"),
+        ("sliding_window", 7),
+        ("a_setting_of_the_future", {"x": 1}),
+        ("quantization_config.quant_method", {"quant_method": "gptq"}),
+        ("quantization_config.weight_block_size", {"quant_method": "fp8", "weight_block_size": [0, 128]}),
+    ],
+)
+def test_setting_that_would_be_lost_is_refused_by_name(
+    key: str, value: Any, single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings(single, **{key.split(".")[0]: value})
+    assert f"config.json: {key} = " in refused(single, tmp_path, capsys)
+
+
+def test_old_keys_mean_what_the_new_ones_do(single: Path, tmp_path: Path) -> None:
+    import_folder(single, tmp_path / "new")
+    values = json.loads((single / "config.json").read_text())
+    theta = values.pop("rope_parameters")["rope_theta"]
+    old = {**values, "rope_theta": theta, "rope_scaling": None, "torch_dtype": values.pop("dtype")}
+    (single / "config.json").write_text(json.dumps(old))
+    import_folder(single, tmp_path / "old")
+    assert (tmp_path / "old/model.yaml").read_text() == (tmp_path / "new/model.yaml").read_text()
+
+
+def test_destination_in_use_is_left_alone(single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    assert "is there already" in refused(single, tmp_path, capsys)
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+def test_interrupted_writing_leaves_nothing(
+    single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    assert "No space left on device" in refused(single, tmp_path, capsys)
+
+
+def test_program_ends_with_code_2_and_without_a_traceback(
+    single: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    settings(single, model_type="bert")
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "interop.hf", "import", str(single), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: config.json: model_type = bert") and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_exporting_what_is_no_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (tmp_path / "nowhere", tmp_path):
+        assert main(["export", str(path), str(tmp_path / "hf")]) == 2
+        assert "error: " in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
+
+
+def test_imported_folder_with_a_strange_composition_is_refused(single: Path, tmp_path: Path) -> None:
+    from interop.exporting import export_folder
+
+    import_folder(single, tmp_path / "out")
+    (tmp_path / "out" / "model.yaml").write_text("attention: {_target_: os.system}")
+    with pytest.raises(ConfigError, match="_target_"):
+        export_folder(tmp_path / "out", tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()

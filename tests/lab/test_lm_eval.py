@@ -1,0 +1,180 @@
+"""lm-evaluation-harness on our models, with data that lies here, against figures computed directly."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
+from torch import Tensor
+
+from blocks.compose import compose
+from blocks.decoder import Decoder
+from blocks.generate import generate
+from lab.lm_eval import Blockwright
+from registry import ConfigError
+from training.data.tokenizers.bytes import Bytes
+
+QUESTIONS = [
+    {"question": "What is black?", "choices": ["Night", "Snow at noon"], "answer": 0},
+    {"question": "Who was it?", "choices": ["Nobody", "A", "Somebody else"], "answer": 2},
+    {"question": "Two and two are", "choices": ["four", "five", "three and one"], "answer": 0},
+    {"question": "é?", "choices": ["è", "ê"], "answer": 1},
+]
+CHOICE = """
+task: local_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: choices
+doc_to_target: answer
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+ROLLING = """
+task: local_rolling
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{question}}}}"
+metric_list: [{{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder whose model is random but sharp."""
+    folder = tmp_path_factory.mktemp("run")
+    decoder = compose(tiny(vocab_size=257, max_positions=16, init={"std": 0.3, "depth_scaled": False}), seed=3)
+    weights = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
+    parts = {"state_dict": weights, "hyper_parameters": {"model": decoder.config}}
+    (folder / "checkpoints").mkdir()
+    torch.save({**parts, "TextDataModule": {"tokenizer": Bytes().to_json()}}, folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> Blockwright:
+    return Blockwright(str(run), batch_size=3, max_length=64)
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """A folder of two tasks over a local file."""
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
+    for name, text in (("choice", CHOICE), ("rolling", ROLLING)):
+        (tmp_path / f"{name}.yaml").write_text(text.format(file=file))
+    return tmp_path
+
+
+def nats(decoder: Decoder, context: str, continuation: str) -> float:
+    """Token by token, each with its own pass."""
+    tokens = [*(context.encode() or [256]), *continuation.encode()]
+    total = 0.0
+    for i in range(len(tokens) - len(continuation.encode()), len(tokens)):
+        total += float(decoder(torch.tensor([tokens[:i]]))[0, -1].log_softmax(-1)[tokens[i]].detach())
+    return total
+
+
+def ask(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
+    return [Instance(kind, {}, a, 0) for a in arguments]
+
+
+def test_figures_of_tasks_equal_a_direct_computation(
+    model: Blockwright, tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tasks / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tasks / "cache"))
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    found = lm_eval.simple_evaluate(
+        model, tasks=["local_choice", "local_rolling"], task_manager=manager, bootstrap_iters=0
+    )["results"]
+    right = bits = size = 0.0
+    for q in QUESTIONS:
+        scores = [nats(model.decoder, q["question"], f" {choice}") for choice in q["choices"]]
+        right += scores.index(max(scores)) == q["answer"]
+        bits -= nats(model.decoder, "", q["question"]) / torch.log(torch.tensor(2.0)).item()
+        size += len(q["question"].encode())
+    assert 0 < right < len(QUESTIONS)
+    assert found["local_choice"]["acc,none"] == right / len(QUESTIONS)
+    assert found["local_rolling"]["bits_per_byte,none"] == pytest.approx(bits / size, rel=1e-5)
+
+
+def test_likelihoods_do_not_depend_on_what_they_are_batched_with(model: Blockwright) -> None:
+    pairs = [("a", " bcd"), ("", "no context"), ("long context before it", "x"), ("blank behind ", "y"), ("é", "è")]
+    found = model.loglikelihood(ask("loglikelihood", *pairs), disable_tqdm=True)
+    for (context, continuation), (value, _) in zip(pairs, found, strict=True):
+        moved = len(context) - len(context.rstrip())  # the harness moves a final blank behind
+        expected = nats(model.decoder, context.rstrip(), " " * moved + continuation)
+        assert value == pytest.approx(expected, abs=1e-4)
+
+
+def test_greedy_is_said_of_what_greedy_decoding_gives(model: Blockwright) -> None:
+    context = "To be"
+    prompt = torch.tensor([list(context.encode())])
+    likeliest = generate(model.decoder, prompt, 1, temperature=0)[0, -1:]
+    texts = [bytes([t]).decode("latin1") for t in (int(likeliest), (int(likeliest) + 1) % 128)]
+    found = model._loglikelihood_tokens([(None, list(context.encode()), [ord(t)]) for t in texts])
+    assert [greedy for _, greedy in found] == [True, False]
+
+
+def test_text_longer_than_the_model_is_predicted_once_a_token(run: Path) -> None:
+    short = Blockwright(str(run), max_length=8)
+    text = "twenty-one characters"
+    tokens = [256, *text.encode()]
+    expected = 0.0
+    for start in range(1, len(tokens), 8):  # windows of 8 predictions; the last has a full context
+        end = min(start + 8, len(tokens))
+        first = max(0, end - 1 - 8)
+        logits = short.decoder(torch.tensor([tokens[first : end - 1]]))[0].log_softmax(-1).detach()
+        expected += sum(float(logits[i - 1 - first, tokens[i]]) for i in range(start, end))
+    [found] = short.loglikelihood_rolling(ask("loglikelihood_rolling", (text,)))
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_generation_is_greedy_and_ends_before_the_first_stop(model: Blockwright) -> None:
+    context, words = "To be, or", Bytes()
+    tokens: Tensor = generate(model.decoder, torch.tensor([words.encode(context).tolist()]), 20, temperature=0)[0]
+    whole = words.decode(tokens[len(context) :].numpy())
+    settings = [{"until": [], "max_gen_toks": 20}, {"until": [whole[5], whole[9]], "max_gen_toks": 20}]
+    full, cut = model.generate_until(ask("generate_until", *((context, s) for s in settings)))
+    assert full == whole
+    assert cut == min(whole.split(whole[5])[0], whole.split(whole[9])[0], key=len)
+
+
+def test_unknown_setting_of_generation_is_refused(model: Blockwright) -> None:
+    with pytest.raises(ConfigError, match=r"generation_kwargs\.num_beams"):
+        model.generate_until(ask("generate_until", ("a", {"num_beams": 4})))
+
+
+def test_model_without_a_tokenizer_is_refused(run: Path, tmp_path: Path) -> None:
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    del content["TextDataModule"]
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(ConfigError, match="has no tokenizer"):
+        Blockwright(str(tmp_path / "x.ckpt"))
+
+
+def test_command_line_evaluates_a_run(run: Path, tasks: Path, environment: dict[str, str]) -> None:
+    root = Path(__file__).resolve().parents[2]
+    variables = {**environment, "HF_HOME": str(tasks / "cache"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root)}
+    command = [sys.executable, "-m", "lab.lm_eval", "--model_args", f"path={run},max_length=64"]
+    options = ["--tasks", "local_choice", "--include_path", str(tasks), "--batch_size", "2"]
+    done = subprocess.run([*command, *options], cwd=tasks, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "local_choice" in done.stdout and "acc" in done.stdout
+    wrong = [a.replace(str(run), "/nowhere") for a in command]
+    done = subprocess.run([*wrong, *options], cwd=tasks, env=variables, capture_output=True, text=True)
+    assert done.returncode == 2 and "error: " in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,121 @@
+"""Fine-tuning: a run starts from an imported checkpoint, through both doors, and goes on from its own."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from blocks.compose import compose
+from interop.exporting import export_folder
+from interop.importing import import_folder
+from interop.source import load
+from registry import ConfigError
+from training.composition import compose_config
+from training.preflight import preflight
+from training.targets import instantiate
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def imported(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama, as if imported from elsewhere; its vocabulary is that of bytes."""
+    folder = tmp_path_factory.mktemp("imported")
+    decoder = compose(tiny(vocab_size=257), seed=7)
+    weights = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
+    torch.save({"state_dict": weights, "hyper_parameters": {"model": decoder.config}}, folder / "some.ckpt")
+    assert export_folder(folder / "some.ckpt", folder / "hf") == ("llama", None)
+    import_folder(folder / "hf", folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def settings(small: list[str]) -> list[str]:
+    """The small run without changes to the model."""
+    return [o for o in small if not o.startswith("model.")]
+
+
+@pytest.fixture
+def checked_start(settings: list[str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def make(*overrides: str) -> dict[str, Any]:
+        return preflight(compose_config([*settings, *overrides], output_dir=str(tmp_path / "run")))
+
+    return make
+
+
+def test_task_starts_from_the_weights(checked_start: Callable[..., dict[str, Any]], imported: Path) -> None:
+    plain = checked_start(f"init_from={imported}", "model=pretrained", "seed=3")
+    task = instantiate(plain["task"], "task")
+    task.configure_model()
+    expected = load(imported).state_dict()
+    assert task.decoder.state_dict().keys() == expected.keys()
+    assert all(torch.equal(task.decoder.state_dict()[k], v) for k, v in expected.items())
+
+
+def test_composition_comes_from_there_and_may_be_patched(
+    checked_start: Callable[..., dict[str, Any]], imported: Path
+) -> None:
+    plain = checked_start(f"init_from={imported}", "model=pretrained", "+model.max_positions=33", "+model.norm.eps=0.1")
+    model = plain["model"]
+    assert (model["attention"]["name"], model["max_positions"], model["norm"]["eps"]) == ("gqa", 33, 0.1)
+    assert "pretrained" not in model and plain["task"]["model"] == model
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "words"),
+    [
+        (["init_from=OUT"], "init_from", "Add model=pretrained"),  # the default model is another
+        (["init_from=OUT", "model=pretrained", "+model.attention.n_heads=16"], "init_from", "holds other weights"),
+        (["init_from=OUT", "model=pretrained", "+model.attention.n_haeds=4"], "model.attention.n_haeds", "n_heads"),
+        (["model=pretrained"], "init_from", "none is named"),
+        (["init_from=/nowhere", "model=pretrained"], "init_from", "holds no model.yaml"),
+        (["init_from=/nowhere"], "init_from", "holds no model.yaml"),
+        (["init_from=OUT", "model=pretrained", "~task.init_from"], "init_from", "takes no weights"),
+    ],
+)
+def test_start_that_cannot_be_right_is_refused(
+    overrides: list[str], path: str, words: str, checked_start: Callable[..., dict[str, Any]], imported: Path
+) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        checked_start(*(o.replace("OUT", str(imported)) for o in overrides))
+    assert caught.value.path == path
+
+
+def losses(folder: Path) -> list[str]:
+    """The training losses that a run has logged."""
+    file = next(folder.rglob("metrics.csv"))
+    return [row["train/loss"] for row in csv.DictReader(file.open()) if row.get("train/loss")]
+
+
+def test_both_doors_start_from_it_and_a_resumed_run_does_not_read_it_again(
+    settings: list[str], imported: Path, train_py: Run, tmp_path: Path
+) -> None:
+    start = [f"init_from={imported}", "model=pretrained", "trainer.max_steps=3", "callbacks.report=null"]
+    logs = "paths.log_dir=" + str(tmp_path / "logs")
+    hydra = train_py(*settings, *start, logs, f"hydra.run.dir={tmp_path / 'hydra'}")
+    assert hydra.returncode == 0, hydra.stderr
+    first = losses(tmp_path / "hydra")
+    cli = train_py("fit", "--config", str(tmp_path / "hydra" / "lightning_cli.yaml"))
+    assert cli.returncode == 0, cli.stderr
+    assert len(first) == 3 and losses(tmp_path / "hydra") == first
+    weights = imported / "model.safetensors"
+    kept = weights.read_bytes()
+    weights.unlink()
+    try:
+        last = tmp_path / "hydra" / "checkpoints" / "last.ckpt"
+        longer = [*settings, *start[:2], "trainer.max_steps=5", "callbacks.report=null", logs]
+        again = train_py(*longer, f"ckpt_path={last}", f"hydra.run.dir={tmp_path / 'again'}")
+        assert again.returncode == 0, again.stderr
+        config = str(tmp_path / "hydra" / "lightning_cli.yaml")
+        further = train_py("fit", "--config", config, "--trainer.max_steps=5", f"--ckpt_path={last}")
+        assert further.returncode == 0, further.stderr
+        anew = train_py(*longer)
+        assert anew.returncode == 2 and "model.safetensors" in anew.stderr
+    finally:
+        weights.write_bytes(kept)

@@ -1,0 +1,144 @@
+"""Somebody else's tokenizer: a ``tokenizer.json``, run by Hugging Face's ``tokenizers`` (extra ``hf``)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from interop.tokenizer import byte_alphabet
+from registry.errors import ConfigError, did_you_mean
+from training.data.tokenizers.base import Tokenizer, need_room, token_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tokenizers import Tokenizer as Engine
+
+SPACE = "\u2581"  # how SentencePiece writes a blank
+
+
+class Pretrained(Tokenizer):
+    """A tokenizer that was trained with the model that is fine-tuned.
+
+    Special tokens are never found in a text, whatever it spells: its words are encoded as ordinary ones, and no token
+    is put around it. A document is encoded as a whole, so a long one takes about a hundred bytes of memory a token.
+
+    Bytes of a token are counted on its own spelling. Tokenizers that put a blank in front of a text count that too.
+
+    Args:
+        file: path of tokenizer.json
+        eos: the word of the vocabulary that ends a document; null for ``eos_token`` of tokenizer_config.json beside it
+        vocab_size: ids; null for as many as the file has, more to pad the vocabulary
+
+    Raises:
+        ConfigError: at ``data.tokenizer.file``, when it cannot be read; at ``data.tokenizer.eos``, when nothing ends a
+            document; at ``data.tokenizer.vocab_size``, when the file has more ids
+    """
+
+    kind: ClassVar[str] = "pretrained"
+
+    def __init__(self, file: str, eos: str | None = None, vocab_size: int | None = None) -> None:
+        if importlib.util.find_spec("tokenizers") is None:
+            rule = "a tokenizer.json needs the package tokenizers, which is not installed"
+            raise ConfigError("data.tokenizer", "pretrained", rule, "Install it: pip install 'blockwright[hf]'")
+        path = Path(file).expanduser()
+        try:
+            self._state = path.read_text(encoding="utf-8")
+            words = self._words
+        except Exception as error:  # the library raises plain Exception for what it cannot parse
+            rule = f"cannot be read as a tokenizer.json ({error})"
+            raise ConfigError("data.tokenizer.file", file, rule, "Name the tokenizer.json of the model") from None
+        self._eos_word = eos or _eos_beside(path)
+        if self._eos_word not in words:
+            rule = "a word of the vocabulary must end a document"
+            raise ConfigError("data.tokenizer.eos", self._eos_word, rule, did_you_mean(self._eos_word, self._special))
+        self.eos = words[self._eos_word]
+        need = max(words.values()) + 1
+        self.vocab_size = need if vocab_size is None else vocab_size
+        need_room(self.vocab_size, need, f"{path.name} has {need} ids")
+
+    @property
+    def fitted(self) -> bool:
+        return True
+
+    def check(self, texts: Iterable[str]) -> None:
+        pass
+
+    def fit(self, texts: Iterable[str]) -> None:
+        pass
+
+    def encode(self, text: str) -> npt.NDArray[Any]:
+        ids = self._engine.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return np.array(ids, dtype=token_dtype(self.vocab_size))
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        known = set(self._words.values()) - {self.eos}
+        return self._engine.decode([i for i in np.asarray(ids, dtype=np.int64).tolist() if i in known])
+
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        n = np.zeros(self.vocab_size, dtype=np.int64)
+        by_bytes = "ByteLevel" in self._state
+        for word, i in self._words.items():
+            n[i] = 0 if word in self._special else _spelt_bytes(word, by_bytes)
+        return n
+
+    def to_json(self) -> dict[str, Any]:
+        config = {"eos_token": self._eos_word}
+        state = {"kind": self.kind, "vocab_size": self.vocab_size, "eos": self.eos, "config": config}
+        return {**state, "tokenizers": self._state}
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> Pretrained:
+        self = cls.__new__(cls)
+        self.vocab_size, self.eos, self._state = state["vocab_size"], state["eos"], state["tokenizers"]
+        self._eos_word = state["config"]["eos_token"]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_engine"}  # spawned ranks rebuild it
+
+    @cached_property
+    def _engine(self) -> Engine:
+        from tokenizers import Tokenizer as Engine
+
+        engine = Engine.from_str(self._state)
+        engine.encode_special_tokens = True  # as ordinary words
+        engine.no_truncation()
+        engine.no_padding()
+        return engine
+
+    @cached_property
+    def _words(self) -> dict[str, int]:
+        return self._engine.get_vocab(with_added_tokens=True)
+
+    @cached_property
+    def _special(self) -> set[str]:
+        return {token.content for token in self._engine.get_added_tokens_decoder().values() if token.special}
+
+
+def _eos_beside(path: Path) -> str | None:
+    """``eos_token`` of the tokenizer_config.json in the same folder."""
+    file = path.with_name("tokenizer_config.json")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get("eos_token")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found.get("content") if isinstance(found, dict) else found
+
+
+_BYTES = frozenset(byte_alphabet())
+
+
+def _spelt_bytes(word: str, by_bytes: bool) -> int:
+    """Bytes of the text that a word of the vocabulary stands for."""
+    if by_bytes and set(word) <= _BYTES:
+        return len(word)  # a character for each byte
+    if len(word) == 6 and word.startswith("<0x") and word.endswith(">"):
+        return 1  # SentencePiece's way to write a byte
+    return len(word.replace(SPACE, " ").encode())
