@@ -38,7 +38,7 @@ class Muon(OptimizerRecipe):
         betas: AdamW's decay rates
         eps: AdamW's ε
         adamw_names: module names, whole parts of a dotted path, whose matrices AdamW takes
-        ns_dtype: what Newton–Schulz computes in: float32, bfloat16, or auto: bfloat16 but on CPU
+        ns_dtype: what Newton–Schulz computes in: float32, bfloat16, or auto: bfloat16 but on a CPU without units for it
         fused: AdamW's kernel, as in the recipe `AdamW`
 
     How this differs from others: `torch.optim.Muon` takes no expert stacks and no other parameters, and leaves two

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -33,8 +34,8 @@ class StackedMuon(torch.optim.Optimizer):
         ns_steps: iterations of NS
         adjust_lr_fn: scale(θ): `original`, √max(1, a/b), b the side that is multiplied; `match_rms_adamw`,
             0.2 · √max(a, b), which gives the update the size of AdamW's so that its lr and λ carry over
-        ns_dtype: what NS computes in: `float32`, `bfloat16`, or `auto`, bfloat16 but on CPU, where a product in
-            bfloat16 takes about twice as long as one in float32 unless the processor has units for it
+        ns_dtype: what NS computes in: `float32`, `bfloat16`, or `auto`, bfloat16 but on a CPU without units for it,
+            where a product in bfloat16 takes about twice as long as one in float32
 
     How this differs from `torch.optim.Muon`: that one refuses stacks, takes one matrix at a time and always computes
     in bfloat16. `original` reads a/b off the stored shape: a stack stored `(E, in, out)` gets in/out where a
@@ -178,8 +179,14 @@ def _nesterov(gradients: list[Tensor], momenta: list[Tensor], momentum: float) -
 def _orthogonalized(update: Tensor, group: dict[str, Any]) -> Tensor:
     name = group["ns_dtype"]
     if name == "auto":
-        name = "float32" if update.device.type == "cpu" else "bfloat16"
+        name = "bfloat16" if update.device.type != "cpu" or _cpu_multiplies_bfloat16() else "float32"
     return orthogonalize(update.to(getattr(torch, name)), group["ns_steps"])
+
+
+@functools.cache
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether this processor has units for it. torch has no public word for that; where it has none at all, no."""
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
 def _local(tensor: Tensor) -> Tensor:
