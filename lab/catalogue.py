@@ -262,7 +262,9 @@ def _remembered(decoder: Decoder) -> str:
 
 def _presets() -> list[str]:
     rows = []
-    for name in sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "base"):
+    for name in sorted(
+        path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in ("base", "pretrained")
+    ):
         decoder = load(name)
         counted = count_parameters(decoder)
         remembered = (cache_bytes(decoder, 2, torch.float32) - cache_bytes(decoder, 1, torch.float32)) // 4
