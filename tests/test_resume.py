@@ -135,6 +135,8 @@ def said(base: list[str], environment: dict[str, str], folder: Path) -> dict[str
         "scheduler=constant",
         "optimizer.lr=3.0",
         "trainer.val_check_interval=2",
+        "model.tie_embeddings=true",  # so that each step at this rate makes it worse
+        "model.scale_embeddings=false",
         f"hydra.run.dir={folder}/worse",
     ]
     commands.append(["worse", worse])

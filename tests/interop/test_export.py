@@ -50,7 +50,8 @@ def test_trained_run_is_loaded_by_transformers_with_its_tokenizer(
     tokenizer: str, fit: Callable[..., L.Trainer], corpus_file: Path, tmp_path: Path
 ) -> None:
     llama = ("model/attention=gqa", "model/ffn=swiglu", "model.layout.ffn=ffn*")
-    trainer = fit(*llama, f"data/tokenizer={tokenizer}", "model.attention.n_heads=4", "model.tie_embeddings=false")
+    sizes = ("model.attention.n_heads=4", "model.scale_embeddings=false")  # Llama's embeddings are not scaled
+    trainer = fit(*llama, f"data/tokenizer={tokenizer}", *sizes)
     run = tmp_path / "run"
     trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
     assert main(["export", str(run), str(tmp_path / "hf"), "--max-shard-size", "100KB"]) == 0
