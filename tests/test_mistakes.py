@@ -52,6 +52,7 @@ EARLY = {
     "parameter of the block before": Mistake(
         "model/attention=mha\nmodel.attention.kv_lora_rank=4", "model.attention.kv_lora_rank", "MHA"
     ),
+    "child that no block takes": Mistake("+model/qk_norm=per_head", "model.qk_norm", r"model\.qk_norm=null.*gqa\|mha"),
     "argument the trainer has not": Mistake("trainer.max_stepz=4", "trainer.max_stepz", "Did you mean 'max_steps'"),
     "argument of the trainer that no file lists": Mistake(
         "trainer.limit_val_batches=3", "trainer.limit_val_batches", r"\+trainer\.limit_val_batches=3"
