@@ -97,6 +97,9 @@ EARLY = {
     "vocabulary too small for the tokenizer": Mistake(
         "data.tokenizer.vocab_size=10", "data.tokenizer.vocab_size", "need 257"
     ),
+    "depth of prediction beyond the sequence": Mistake(
+        "model.mtp={depth: 2}\ndata.sequence_length=2", "model.mtp.depth", "sequence_length = 2.*Predict fewer"
+    ),
     "sequence longer than the model": Mistake("data.sequence_length=65", "data.sequence_length", "raise model.max_pos"),
     "negative learning rate": Mistake("optimizer.lr=-1", "optimizer.lr", "above 0"),
     "warm-up longer than the training": Mistake("scheduler.warmup=7", "scheduler.warmup", "Write at most 6"),
