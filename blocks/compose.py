@@ -135,15 +135,50 @@ def check(config: Any) -> dict[str, Any]:
     """
     model = read(config)
     distinct: list[dict[str, Any]] = []
+    layers: dict[int, Layer] = {}
     with torch.device("meta"):
         _frame(model)
         for index, nodes in enumerate(_plan(model)):
             if nodes not in distinct:
                 distinct.append(nodes)
-                _layer(model, nodes, index)
+                layers[index] = _layer(model, nodes, index)
         _depths(model)
+    _refuse_untaken(model, dict(zip(layers, distinct, strict=True)), layers)
     _check_variants(model)
     return model
+
+
+def _refuse_untaken(model: Mapping[str, Any], nodes: Mapping[int, dict[str, Any]], layers: Mapping[int, Layer]) -> None:
+    """Refuse a child that blocks may do without, such as a ``qk_norm``, where no block took it: an ablation of nothing.
+
+    What some block cannot do without (``gating`` in ``moe``) is held ready for it: a dense ffn may be swapped in and
+    leave it unused.
+    """
+    for kind, hosts in _optional_children().items():
+        for index, node in ((i, of_layer[kind]) for i, of_layer in nodes.items() if kind in of_layer):
+            block = registry.lookup(kind, node["name"]).cls
+            alike = [layers[i] for i, of_layer in nodes.items() if of_layer.get(kind) == node]
+            if not any(isinstance(module, block) for layer in alike for module in layer.modules()):
+                rule = f"no block of this model takes this {kind}, so it would change nothing"
+                remedy = f"Take it away (model.{kind}=null), or choose a block that takes one: {hosts or 'none'}"
+                raise ConfigError(_written_at(model, kind, node, index), node["name"], rule, remedy)
+
+
+def _optional_children() -> dict[str, str]:
+    """Kinds that every block which takes one can do without → these blocks, as text."""
+    taken: dict[str, list[tuple[str, str, bool]]] = {kind: [] for kind in registry.kinds() if kind not in LAYER_PARTS}
+    for host in registry.kinds():
+        for name in registry.names(host):
+            for p in registry.lookup(host, name).schema.children.values():
+                if p.child in taken:
+                    taken[p.child].append((host, name, p.optional))
+    return {
+        kind: ", ".join(
+            f"{k} {'|'.join(n for h, n, _ in hosts if h == k)}" for k in dict.fromkeys(h for h, *_ in hosts)
+        )
+        for kind, hosts in taken.items()
+        if all(optional for *_, optional in hosts)
+    }
 
 
 def _check_variants(model: Mapping[str, Any]) -> None:

@@ -148,10 +148,16 @@ class Decoder(nn.Module):
             segments: [B,T]; nothing is predicted across documents
 
         Returns:
-            for each depth, the summed nll in nats and the number of scored targets; how its layer routed
+            for each depth, the summed nll in nats and the number of scored targets, 0 and 0 where the sequence ends
+            before it; how its layer routed
         """
-        losses, routings = [], []
+        losses: list[tuple[Tensor, Tensor]] = []
+        routings: list[Routing | None] = []
         for k, depth in enumerate(self.mtp, start=1):
+            if tokens.shape[1] <= k:  # no token has one k places after it
+                losses.append((torch.zeros((), device=hidden.device), torch.zeros_like(targets[0, 0])))
+                routings.append(None)
+                continue
             # Depth k pairs the state of token i with the embedding of token i+k, and predicts token i+k+1.
             later, inner = tokens[:, k:], None if segments is None else segments[:, :-k]
             aim = targets[:, k:]

@@ -52,6 +52,7 @@ EARLY = {
     "parameter of the block before": Mistake(
         "model/attention=mha\nmodel.attention.kv_lora_rank=4", "model.attention.kv_lora_rank", "MHA"
     ),
+    "child that no block takes": Mistake("+model/qk_norm=per_head", "model.qk_norm", r"model\.qk_norm=null.*gqa\|mha"),
     "argument the trainer has not": Mistake("trainer.max_stepz=4", "trainer.max_stepz", "Did you mean 'max_steps'"),
     "argument of the trainer that no file lists": Mistake(
         "trainer.limit_val_batches=3", "trainer.limit_val_batches", r"\+trainer\.limit_val_batches=3"
@@ -95,6 +96,9 @@ EARLY = {
     "vocabulary smaller than the tokenizer's": Mistake("model.vocab_size=100", "model.vocab_size", "= 257"),
     "vocabulary too small for the tokenizer": Mistake(
         "data.tokenizer.vocab_size=10", "data.tokenizer.vocab_size", "need 257"
+    ),
+    "depth of prediction beyond the sequence": Mistake(
+        "model.mtp={depth: 2}\ndata.sequence_length=2", "model.mtp.depth", "sequence_length = 2.*Predict fewer"
     ),
     "sequence longer than the model": Mistake("data.sequence_length=65", "data.sequence_length", "raise model.max_pos"),
     "negative learning rate": Mistake("optimizer.lr=-1", "optimizer.lr", "above 0"),

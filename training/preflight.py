@@ -113,6 +113,10 @@ def _check_fit(model: dict[str, Any], data: dict[str, Any], vocabulary: int | No
     if isinstance(length, int) and length > model["max_positions"]:
         rule = f"is longer than the model is made for (model.max_positions = {model['max_positions']})"
         raise ConfigError("data.sequence_length", length, rule, "Shorten it, or raise model.max_positions")
+    depth = (model["mtp"] or {"depth": 0})["depth"]
+    if isinstance(length, int) and 0 < length <= depth:
+        rule = f"predicts tokens beyond the sequence (data.sequence_length = {length})"
+        raise ConfigError("model.mtp.depth", depth, rule, "Predict fewer tokens, or lengthen it")
 
 
 def _check_trainer(trainer: dict[str, Any], data: dict[str, Any]) -> None:

@@ -103,5 +103,5 @@ class GQA(Attention):
     def parallel_plan(self) -> dict[str, Placement]:
         split: dict[str, Placement] = {f"{name}.weight": "column" for name in ("query", "key", "value")}
         biases: dict[str, Placement] = {f"{name}.bias": "column" for name in ("query", "key", "value")}
-        biases["output.bias"] = "replicate"
-        return {**split, **(biases if self.query.bias is not None else {}), "output.weight": "row"}
+        split |= biases if self.query.bias is not None else {}
+        return {**split, "output.weight": "row", **({} if self.output.bias is None else {"output.bias": "replicate"})}

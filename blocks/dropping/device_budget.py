@@ -54,7 +54,8 @@ class DeviceBudget(Dropping):
     def within_budget(self, routing: Routing, whole: Tensor) -> Tensor:
         """Which pairs stay, [T,k]; ``whole`` [T] marks the tokens that are never dropped."""
         experts, E = routing.experts, self.n_experts
-        budget = math.ceil(self.capacity * experts.numel() / self.n_devices)
+        pairs = experts.numel() if routing.pairs is None else routing.pairs
+        budget = math.ceil(self.capacity * pairs / self.n_devices)
         affinity = routing.probs.gather(1, experts.clamp(max=E - 1)).detach().masked_fill(whole[:, None], math.inf)
         affinity = affinity.masked_fill(experts == E, -math.inf).flatten()
         device = experts.flatten() // (E // self.n_devices)

@@ -365,3 +365,12 @@ def test_fast_path_is_the_one_torch_has(make: Callable[..., Attention], monkeypa
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(k) or fast(*a, **k))
     make("gqa", "rope")(tokens(), order())
     assert [(c["is_causal"], c["attn_mask"], c["enable_gqa"]) for c in calls] == [(True, None, True)]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("output_bias", [None, False, True])
+def test_plan_names_the_biases_that_are_there(
+    make: Callable[..., Attention], bias: bool, output_bias: bool | None
+) -> None:
+    attention = make({"name": "gqa", "n_heads": 4, "bias": bias, "output_bias": output_bias}, "none")
+    assert set(attention.parallel_plan()) == {name for name, _ in attention.named_parameters()}

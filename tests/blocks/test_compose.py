@@ -142,6 +142,17 @@ def test_children_may_change_from_layer_to_layer(tiny: Callable[..., Any]) -> No
     assert decoder.layers[2].ffn.gating.balance[0].alpha == 0.01
 
 
+def test_child_reaches_the_layers_that_take_it(tiny: Callable[..., Any]) -> None:
+    decoder = compose(tiny(layout={"attention": "attention mla"}, qk_norm="per_head"))
+    assert decoder.layers[0].attention.qk_norm is not None and names(decoder, "attention") == ["GQA", "MLA"]
+
+
+def test_choice_is_held_ready_for_a_block_that_cannot_do_without(tiny: Callable[..., Any]) -> None:
+    """So a dense ffn may be swapped into a mixture, and back, with nothing else changed."""
+    config = tiny(moe=True, ffn="swiglu", layout=None)
+    assert names(compose(config), "ffn") == ["SwiGLU", "SwiGLU"] and "gating" in config and "experts" in config
+
+
 def test_child_node_without_a_name_patches_the_outer_node(tiny: Callable[..., Any]) -> None:
     attention = {"name": "gqa", "position": {"theta": 5.0}}
     decoder = compose(tiny(attention=attention, position={"name": "rope", "pairing": "interleaved"}))
@@ -266,6 +277,12 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"ffn": "moe", "gating": "softmax_topk"}, "model.experts", "+model/experts="),
     ({"ffn": "moe", "gating": "softmax_topk", "experts": "swiglu"}, "model.experts.d_ff", "model.experts.d_ff=<int>"),
     ({"gating": {"name": "softmax_topk", "topk": 2}}, "model.gating.topk", "'top_k'"),  # even where no layer uses it
+    ({"attention": "mla", "qk_norm": "per_head"}, "model.qk_norm", "attention gqa|mha"),
+    ({"attention": "mla", "scores": {"name": "softcap", "cap": 3.0}}, "model.scores", "model.scores=null"),
+    ({"attention": {"name": "gqa", "scores": "sinks"}, "scores": "softcap"}, "model.scores", "attention gqa|mha"),
+    ({"dropping": "device_budget"}, "model.dropping", "ffn moe"),
+    ({"balance": "expert"}, "model.balance", "gating "),
+    ({"overrides": [{"layers": 1, "attention": "mla", "qk_norm": "full"}]}, "model.qk_norm (layer 1)", "attention gqa"),
     ({"layout": {"ffnn": "ffn"}}, "model.layout.ffnn", "'ffn'"),
     ({"layout": {"ffn": "ffn swoglu"}}, "model.layout.ffn", "'swiglu'"),
     ({"layout": "ffn"}, "model.layout", "model.layout="),

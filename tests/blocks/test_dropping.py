@@ -49,6 +49,17 @@ def test_each_device_keeps_its_budget_of_the_highest_affinities(capacity: float,
     assert not kept.all()
 
 
+def test_budget_is_of_the_pairs_that_are_real() -> None:
+    """Experts that choose leave most entries empty; these are no load."""
+    routing = routed()
+    taken = torch.arange(B * T * E).view(B * T, E) % 4 == 0
+    chosen = torch.where(taken, torch.arange(E), E)
+    sparse = routing._replace(experts=chosen, weights=routing.probs * taken, pairs=int(taken.sum()))
+    kept = DeviceBudget(E, DEVICES, 0.5, exempt=0.0)(sparse, (B, T))
+    devices = kept.experts[kept.experts < E] // (E // DEVICES)
+    assert torch.bincount(devices).max() == -int(-0.5 * int(taken.sum()) // DEVICES)
+
+
 def test_dropped_pairs_have_no_expert_and_no_weight() -> None:
     routing = routed()
     kept = DeviceBudget(E, DEVICES, 1.0, exempt=0.0)(routing, (B, T))

@@ -67,6 +67,17 @@ def test_losses_are_those_of_the_formula(
     assert len(routings) == depth and all(r is not None for r in routings)
 
 
+@pytest.mark.parametrize("length", [1, 2])
+def test_depth_beyond_the_end_of_a_short_sequence_predicts_nothing(
+    tiny: Callable[..., Any], tokens: Tensor, length: int
+) -> None:
+    decoder, x = compose(tiny(moe=True, mtp={"depth": 2})), tokens[:, :length]
+    hidden, _ = decoder.hidden(x)
+    losses, routings = decoder.mtp_nll(hidden, x, tokens[:, 1 : length + 1], torch.arange(length)[None])
+    assert [int(n) for _, n in losses] == [2 * (length - 1), 0]
+    assert float(losses[1][0]) == 0 and [r is not None for r in routings] == [length == 2, False]
+
+
 def test_concatenation_has_the_embedding_first(tiny: Callable[..., Any], tokens: Tensor) -> None:
     """As the released weights have it: with only the first half of the projection, states do not matter."""
     decoder = compose(tiny(mtp={"depth": 1}))
