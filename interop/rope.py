@@ -64,7 +64,7 @@ def rope(pairing: Literal["half_split", "interleaved"], sharpened: bool = False)
 def _node(config: Config, sharpened: bool) -> dict[str, Any]:
     where = "rope_parameters" if config.values.get("rope_parameters") else "rope_scaling"
     theta = config.take("rope_theta", kind=float, default=10000.0)
-    fraction = config.take("partial_rotary_factor", kind=float, default=1.0)
+    fraction = config.take("partial_rotary_factor", default=1.0)
     scaling = config.take("rope_scaling", kind=dict, default={})
     parameters = config.take("rope_parameters", kind=dict, default={})
     given = {k: v for k, v in {**scaling, **parameters}.items() if v is not None}
@@ -77,7 +77,8 @@ def _node(config: Config, sharpened: bool) -> dict[str, Any]:
     theta, fraction = given.pop("rope_theta", theta), given.pop("partial_rotary_factor", fraction)
     node = {"name": name, "theta": _number(f"{where}.rope_theta", theta)}
     if fraction != 1.0:
-        node["rotary_fraction"] = _number(f"{where}.partial_rotary_factor", fraction)
+        rule = "must be 1: no family that is known here turns a part of a head only"
+        raise refusal(f"{where}.partial_rotary_factor", fraction, rule, "Checkpoints with another value are not read")
     if "original_max_position_embeddings" in keys:
         given.setdefault("original_max_position_embeddings", config.take("max_position_embeddings", kind=int))
     for key, value in given.items():
@@ -106,6 +107,5 @@ def _parameters(decoder: Decoder, sharpened: bool) -> dict[str, Any]:
         if name == entry.name:
             keys = {**keys, **SHARPENED} if kind == "yarn" and sharpened else keys
             theirs = {their: node[our] for their, our in keys.items()}
-            partial = {"partial_rotary_factor": node["rotary_fraction"]} if node["rotary_fraction"] != 1.0 else {}
-            return {"rope_type": kind, "rope_theta": node["theta"], **partial, **theirs}
+            return {"rope_type": kind, "rope_theta": node["theta"], **theirs}
     raise AttributeError(f"position {entry.name}")

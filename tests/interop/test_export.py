@@ -124,6 +124,7 @@ def test_what_serves_training_only_is_no_matter(tiny: Tiny) -> None:
     ("changes", "difference"),
     [
         ({"position": {"name": "rope", "pairing": "interleaved"}}, "interleaved"),
+        ({"position": {"name": "rope", "rotary_fraction": 0.34}}, "rotary_dim"),
         ({"overrides": [{"layers": 1, "position": {"theta": 7.0}}]}, "layers.1.attention.position.theta"),
         ({"overrides": [{"layers": 1, "ffn": {"d_ff": 24}}]}, "layers.1.ffn"),
         ({"residual": {"name": "postnorm"}}, "residual"),
@@ -135,6 +136,16 @@ def test_model_that_differs_in_one_thing_is_not_passed_off_as_a_family(
 ) -> None:
     found, why = family_of(tiny(**changes))
     assert found == "blockwright" and difference in str(why)
+
+
+@pytest.mark.parametrize("gate", ["expert_choice", "sinkhorn", "group_limited", "hash"])
+def test_gate_that_chooses_in_another_way_is_not_passed_off_as_mixtrals(gate: str, tiny: Tiny) -> None:
+    mixture = {"ffn": {"name": "moe", "n_experts": 8}, "variants": None, "layout": None}
+    for name in ("softmax_topk", "topk_softmax"):
+        usual = {"name": name, "top_k": 2} | ({"renormalise": True} if name == "softmax_topk" else {})
+        assert family_of(tiny(moe=True, **mixture, gating=usual)) == ("mixtral", None)
+    found, why = family_of(tiny(moe=True, **mixture, gating={"name": gate, "top_k": 2}))
+    assert found == "blockwright" and "gating" in str(why)
 
 
 def test_family_that_is_insisted_on_must_describe_the_model(

@@ -186,6 +186,7 @@ def test_folder_without_anything(tmp_path: Path, capsys: pytest.CaptureFixture[s
     [
         ("rope_parameters.rope_type", {"rope_type": "longrope", "rope_theta": 1e4}),
         ("rope_parameters.short_factor", {"rope_type": "default", "rope_theta": 1e4, "short_factor": [1.0]}),
+        ("rope_parameters.partial_rotary_factor", {"rope_theta": 1e4, "partial_rotary_factor": 0.5}),
         ("hidden_act", "gelu"),
         ("mlp_bias", True),
         ("attention_bias", "yes"),
