@@ -93,6 +93,14 @@ def _write_even_heads(decoder: Decoder, config: dict[str, Any]) -> None:
 
 EVEN_HEADS = (*HEADS[:2], Part(_read_even_heads, _write_even_heads))  # of families without the key
 
+
+def _refuse_uneven(decoder: Decoder, config: dict[str, Any]) -> None:
+    if config["hidden_size"] % config["num_attention_heads"]:
+        raise AttributeError("transformers refuses a hidden_size that its heads do not divide, whatever head_dim says")
+
+
+DIVIDED = Part(lambda config, model: None, _refuse_uneven)  # of families whose configuration insists on it
+
 # ---- sliding windows -------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ gate (``noaux_tc``, VL2 base) is read here but written as deepseek_v3, whose cla
 
 from interop.deepseek_like import MLA, MOE, NAMES, SOFTMAX, TEMPLATE, gate
 from interop.family import Family
-from interop.llama_like import EPS, SILU, SIZES, TABLES, tied
+from interop.llama_like import DIVIDED, EPS, SILU, SIZES, TABLES, tied
 from interop.rope import rope
 
 DEEPSEEK_V2 = Family(
@@ -14,7 +14,7 @@ DEEPSEEK_V2 = Family(
     architecture="DeepseekV2ForCausalLM",
     template=TEMPLATE,
     settings=(
-        *(*SIZES, *MLA, *MOE, EPS, SILU, tied(), rope("interleaved", sharpened=True)),
+        *(*SIZES, *MLA, DIVIDED, *MOE, EPS, SILU, tied(), rope("interleaved", sharpened=True)),
         gate((*SOFTMAX, "noaux_tc"), SOFTMAX, renormalised=False),
     ),
     names=NAMES,

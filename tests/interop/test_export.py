@@ -148,6 +148,15 @@ def test_gate_that_chooses_in_another_way_is_not_passed_off_as_mixtrals(gate: st
     assert found == "blockwright" and "gating" in str(why)
 
 
+def test_heads_that_transformers_refuses_in_a_family_are_exported_as_another(tiny: Tiny) -> None:
+    wide = {"name": "gqa", "n_heads": 10, "head_dim": 8}
+    assert family_of(tiny(attention=wide)) == ("mistral", None)  # its configuration takes 48 over 10 heads, Llama's not
+    whole = {"name": "gqa", "n_heads": 4, "head_dim": 8, "qk_norm": "full"}
+    mixture = {"ffn": {"name": "moe", "n_experts": 8}, "variants": None, "layout": None}
+    assert family_of(tiny(moe=True, **mixture, attention={**whole, "head_dim": 12}))[0] == "olmoe"
+    assert family_of(tiny(moe=True, **mixture, attention=whole))[0] == "blockwright"
+
+
 def test_family_that_is_insisted_on_must_describe_the_model(
     saved: Callable[..., Path], tiny: Tiny, tmp_path: Path
 ) -> None:
