@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import registry
 from blocks.decoder import Decoder
-from interop.config import Config, Part, refusal
+from interop.config import Config, Part, number, refusal
 from registry import Node
 
 # their rope_type → our block, and their key → our parameter
@@ -68,6 +68,10 @@ def _node(config: Config, sharpened: bool) -> dict[str, Any]:
     scaling = config.take("rope_scaling", kind=dict, default={})
     parameters = config.take("rope_parameters", kind=dict, default={})
     given = {k: v for k, v in {**scaling, **parameters}.items() if v is not None}
+    for key in scaling.keys() & parameters.keys():
+        if scaling[key] != parameters[key]:
+            rule = f"contradicts rope_parameters.{key} = {parameters[key]}"
+            raise refusal(f"rope_scaling.{key}", scaling[key], rule, "Keep the one that the model was trained with")
     kind = given.pop("rope_type", given.pop("type", "default"))
     given.pop("type", None)
     if not isinstance(kind, str) or kind not in KINDS:
@@ -75,7 +79,7 @@ def _node(config: Config, sharpened: bool) -> dict[str, Any]:
     name, keys = KINDS[kind]
     keys = {**keys, **SHARPENED} if kind == "yarn" and sharpened else keys
     theta, fraction = given.pop("rope_theta", theta), given.pop("partial_rotary_factor", fraction)
-    node = {"name": name, "theta": _number(f"{where}.rope_theta", theta)}
+    node = {"name": name, "theta": number(f"{where}.rope_theta", theta)}
     if fraction != 1.0:
         rule = "must be 1: no family that is known here turns a part of a head only"
         raise refusal(f"{where}.partial_rotary_factor", fraction, rule, "Checkpoints with another value are not read")
@@ -86,19 +90,13 @@ def _node(config: Config, sharpened: bool) -> dict[str, Any]:
             rule = f"rotary positions of type {kind!r} are read without it"
             raise refusal(f"{where}.{key}", value, rule, f"Known: {', '.join(keys) or 'rope_theta'}")
         ours = keys[key]
-        node[ours] = value if ours in ("truncate", "original_positions") else _number(f"{where}.{key}", value)
+        node[ours] = value if ours in ("truncate", "original_positions") else number(f"{where}.{key}", value)
     return node if kind != "yarn" else {**(_temperature(given) if sharpened else PLAIN), **node}
 
 
 def _temperature(given: dict[str, Any]) -> dict[str, float]:
     """What DeepSeek's code means by absent keys: m = 1, and no change of the softmax."""
     return {"mscale": given.get("mscale", 1.0), "mscale_all_dim": given.get("mscale_all_dim", 0.0)}
-
-
-def _number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise refusal(key, value, "must be a number", "Mend the value in config.json")
-    return float(value)
 
 
 def _parameters(decoder: Decoder, sharpened: bool) -> dict[str, Any]:

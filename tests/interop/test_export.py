@@ -157,6 +157,14 @@ def test_heads_that_transformers_refuses_in_a_family_are_exported_as_another(tin
     assert family_of(tiny(moe=True, **mixture, attention=whole))[0] == "blockwright"
 
 
+def test_renormalised_weights_are_not_left_to_a_class_that_ignores_them(tiny: Tiny) -> None:
+    latent = {"attention": {"name": "mla"}, "position": {"name": "rope", "pairing": "interleaved"}}
+    latent["ffn"] = {"name": "moe", "n_experts": 6, "shared": {"name": "swiglu", "d_ff": 24}}
+    for renormalise, family in ((False, "deepseek_v2"), (True, "blockwright")):
+        gating = {"name": "softmax_topk", "top_k": 2, "renormalise": renormalise}
+        assert family_of(tiny(moe=True, **latent, gating=gating))[0] == family
+
+
 def test_family_that_is_insisted_on_must_describe_the_model(
     saved: Callable[..., Path], tiny: Tiny, tmp_path: Path
 ) -> None:

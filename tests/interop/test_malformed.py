@@ -194,6 +194,12 @@ def test_folder_without_anything(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("num_hidden_layers", 10**9),
         ("num_hidden_layers", True),
         ("rms_norm_eps", "small"),
+        ("rms_norm_eps", 10**400),
+        ("rms_norm_eps", float("nan")),
+        ("rms_norm_eps", -1.0),
+        ("rope_parameters.rope_theta", {"rope_theta": float("inf")}),
+        ("rope_parameters.rope_theta", {"rope_theta": 10**400}),
+        ("rope_scaling.rope_theta", {"rope_theta": 7.0}),  # beside rope_parameters with another
         ("sliding_window", 7),
         ("a_setting_of_the_future", {"x": 1}),
         ("quantization_config.quant_method", {"quant_method": "gptq"}),
