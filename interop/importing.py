@@ -53,7 +53,8 @@ def import_folder(
     values = read_json(source / "config.json")
     family = find(values)
     shards = Shards(source)
-    model = _composition(family, values, mtp, len(shards.entries))
+    _check_depth(values, len(shards.entries))
+    model = family.composition(values, mtp)
     with torch.device("meta"):
         decoder = compose(model, device="meta")
     ours = decoder.state_dict()
@@ -87,12 +88,18 @@ def find(values: Mapping[str, Any]) -> Family:
     return known[model_type]
 
 
-def _composition(family: Family, values: Mapping[str, Any], mtp: bool, n_tensors: int) -> dict[str, Any]:
-    model = family.composition(values, mtp)
-    if not isinstance(model.get("n_layers"), int) or model["n_layers"] > n_tensors:
-        rule = f"is no depth of a checkpoint of {n_tensors} tensors"
-        raise refusal("num_hidden_layers", model.get("n_layers"), rule, "Fetch config.json and the shards again")
-    return model
+DEPTHS = ("num_hidden_layers", "n_layer", "num_nextn_predict_layers")
+
+
+def _check_depth(values: Mapping[str, Any], n_tensors: int) -> None:
+    """Refuse a depth that the tensors cannot have, before anything is made for each layer."""
+    own = values.get("composition")
+    depths = {key: values.get(key) for key in DEPTHS}
+    depths |= {"composition": own.get("n_layers") if isinstance(own, dict) else None}
+    for key, depth in depths.items():
+        if isinstance(depth, int) and depth > n_tensors:
+            rule = f"is no depth of a checkpoint of {n_tensors} tensors"
+            raise refusal(key, depth, rule, "Fetch config.json and the shards again")
 
 
 def _pair(family: Family, shards: Shards, ours: Mapping[str, Tensor], n_layers: int) -> list[Link]:

@@ -144,7 +144,7 @@ def _read_unused_window(config: Config, model: dict[str, Any]) -> None:
     if config.values.get("use_sliding_window"):
         rule = "windows in the upper layers only are not read"
         raise refusal("use_sliding_window", True, rule, "Published checkpoints of this family leave it off")
-    types = config.take("layer_types", default=[])
+    types = config.take("layer_types", kind=list, default=[])
     if any(t != FULL for t in types):
         raise refusal("layer_types", types, f"must name {FULL} for every layer", "Leave windows off")
 
