@@ -89,7 +89,7 @@ class Shards:
         from safetensors import SafetensorError, safe_open
 
         path = self.folder / file
-        if not path.is_file():
+        if not _is_file(path):
             raise ConfigError(str(path), None, "this shard is missing", "Fetch it again, with all of its neighbours")
         try:
             return safe_open(path, framework="pt", device="cpu")
@@ -131,6 +131,13 @@ class Shards:
             rule = "holds values that are no finite numbers"
             raise ConfigError(where, name, rule, "Fetch it again; this one is damaged")
         return tensor
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 CONVERT = "Loading a pickle can run code. Get the safetensors of this model, or convert it where you trust it"

@@ -213,6 +213,27 @@ def test_setting_that_would_be_lost_is_refused_by_name(
     assert f"config.json: {key} = " in refused(single, tmp_path, capsys)
 
 
+def test_head_beside_a_tied_embedding_must_repeat_it(
+    checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, name = checkpoint("llama tied biased"), "lm_head.weight"
+    change(folder / "model.safetensors", lambda t: t.update({name: t["model.embed_tokens.weight"].clone()}))
+    import_folder(folder, tmp_path / "same")
+    capsys.readouterr()
+    for other in (lambda w: w + 1, lambda w: w[:3].clone()):
+        change(folder / "model.safetensors", lambda t, other=other: t.update({name: other(t[name])}))
+        assert name in refused(folder, tmp_path, capsys)
+
+
+def test_index_of_names_that_no_file_can_have(
+    sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sharded / "model.safetensors.index.json"
+    for name in ("x" * 5000, "\0"):
+        file.write_text(json.dumps({"weight_map": {"model.norm.weight": f"{name}.safetensors"}}))
+        assert "this shard is missing" in refused(sharded, tmp_path, capsys)
+
+
 @pytest.mark.parametrize("name", ["gpt_oss", "qwen3_moe"])
 @pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 10**12), ("layer_types", 7)])
 def test_lists_of_layers_are_checked_before_they_are_gone_through(
@@ -227,8 +248,9 @@ def test_lists_of_layers_are_checked_before_they_are_gone_through(
 def test_depth_of_our_own_composition_is_checked_too(
     single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings(single, model_type="blockwright", composition={"n_layers": 10**12})
-    assert "config.json: composition = 1000000000000" in refused(single, tmp_path, capsys)
+    for composition, key in (({"n_layers": 10**12}, "n_layers"), ({"mtp": {"depth": 10**12}}, "mtp.depth")):
+        settings(single, model_type="blockwright", composition=composition)
+        assert f"config.json: composition.{key} = 1000000000000" in refused(single, tmp_path, capsys)
 
 
 def test_old_keys_mean_what_the_new_ones_do(single: Path, tmp_path: Path) -> None:
