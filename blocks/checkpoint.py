@@ -30,9 +30,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # torch raises several classes for a truncated, foreign or hostile file
         rule = f"cannot be loaded safely ({_reason(error)})"
         raise ConfigError("ckpt_path", str(path), rule, "Use a checkpoint of train.py") from None
-    if not isinstance(checkpoint, dict) or "model" not in checkpoint.get("hyper_parameters", {}):
+    found = checkpoint if isinstance(checkpoint, dict) else {}
+    settings, weights = found.get("hyper_parameters"), found.get("state_dict")
+    if not isinstance(settings, dict) or "model" not in settings:
         raise ConfigError("ckpt_path", str(path), "holds no model composition", "Use a checkpoint of train.py")
+    if not isinstance(weights, dict) or not all(_is_entry(k, w) for k, w in weights.items()):
+        raise ConfigError("ckpt_path", str(path), "holds no weights by name", "Use a checkpoint of train.py")
     return checkpoint
+
+
+def _is_entry(name: Any, weight: Any) -> bool:
+    ours = isinstance(name, str) and name.startswith(PREFIX)
+    dense = isinstance(weight, torch.Tensor) and weight.layout == torch.strided
+    return isinstance(name, str) and (dense or not ours)
 
 
 def _reason(error: Exception) -> str:

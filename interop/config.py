@@ -7,6 +7,7 @@ our composition, ``write`` puts what the built decoder shows into their configur
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -52,10 +53,11 @@ class Config:
             value = self.values.get(name)
             if value is None:
                 continue
-            number = kind is float and isinstance(value, int) and not isinstance(value, bool)
-            if kind is not None and type(value) is not kind and not number:
+            if kind is float:
+                return number(name, value)
+            if kind is not None and type(value) is not kind:
                 raise refusal(name, value, f"must be of type {kind.__name__}", "Mend the value in config.json")
-            return float(value) if number else value
+            return value
         if default is REQUIRED:
             raise refusal(names[0], None, "is required", "Use a config.json that says it")
         return default
@@ -71,6 +73,18 @@ class Config:
 def refusal(key: str, value: Any, rule: str, remedy: str) -> ConfigError:
     """A refusal of a key of config.json."""
     return ConfigError(f"config.json: {key}", value, rule, remedy)
+
+
+def number(key: str, value: Any) -> float:
+    """A number of config.json, none of which is negative in any family: JSON has integers that no float holds, and NaN.
+
+    Raises:
+        ConfigError: it is none, or negative, or not finite
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
+        rule = "must be a finite number and not negative"
+        raise refusal(key, value, rule, "Mend the value in config.json")
+    return float(value)
 
 
 def read_json(path: Path) -> dict[str, Any]:

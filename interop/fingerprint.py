@@ -6,6 +6,7 @@ Compositions are compared as built, on the meta device: two texts that differ (a
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 from torch import nn
@@ -32,9 +33,16 @@ def traits(decoder: Decoder) -> dict[str, Any]:
 
 
 def _computes(module: nn.Module) -> str:
-    """The class whose ``forward`` runs: a subclass that only chooses defaults computes what its parent does."""
-    owner = next(cls for cls in type(module).__mro__ if "forward" in vars(cls))
+    """The class whose methods run: a subclass that has only a constructor of its own computes what its parent does.
+
+    ``forward`` alone does not tell: gates differ in ``choose``, positions in ``rotate``.
+    """
+    owner = next(cls for cls in type(module).__mro__ if any(_is_method(k, v) for k, v in vars(cls).items()))
     return f"{owner.__module__}.{owner.__qualname__}"
+
+
+def _is_method(name: str, value: object) -> bool:
+    return isinstance(value, FunctionType | property) and name != "__init__"
 
 
 def difference(a: Decoder, b: Decoder) -> str | None:

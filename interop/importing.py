@@ -21,10 +21,13 @@ from interop.families.catalogue import FAMILIES
 from interop.family import Family
 from interop.folder import ORIGIN, dump_json, whole
 from interop.fp8 import SUFFIX, block_size, dequantise, is_fp8, scale_of
-from interop.names import Link, links
+from interop.names import Link, Row, links
 from interop.own import OWN
 from interop.shards import Shards, ready, write_shards
 from registry import ConfigError, did_you_mean
+
+# Some checkpoints of a tied embedding hold the head all the same.
+HEAD = Row("embedding.weight", "lm_head.weight", copy_of="embedding.weight")
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "vocab.json"),
@@ -53,7 +56,8 @@ def import_folder(
     values = read_json(source / "config.json")
     family = find(values)
     shards = Shards(source)
-    model = _composition(family, values, mtp, len(shards.entries))
+    _check_depth(values, len(shards.entries))
+    model = family.composition(values, mtp)
     with torch.device("meta"):
         decoder = compose(model, device="meta")
     ours = decoder.state_dict()
@@ -87,12 +91,20 @@ def find(values: Mapping[str, Any]) -> Family:
     return known[model_type]
 
 
-def _composition(family: Family, values: Mapping[str, Any], mtp: bool, n_tensors: int) -> dict[str, Any]:
-    model = family.composition(values, mtp)
-    if not isinstance(model.get("n_layers"), int) or model["n_layers"] > n_tensors:
-        rule = f"is no depth of a checkpoint of {n_tensors} tensors"
-        raise refusal("num_hidden_layers", model.get("n_layers"), rule, "Fetch config.json and the shards again")
-    return model
+DEPTHS = ("num_hidden_layers", "n_layer", "num_nextn_predict_layers")
+
+
+def _check_depth(values: Mapping[str, Any], n_tensors: int) -> None:
+    """Refuse a depth that the tensors cannot have, before anything is made for each layer."""
+    own = values.get("composition")
+    depths = {key: values.get(key) for key in DEPTHS}
+    if isinstance(own, dict):
+        further = own.get("mtp") if isinstance(own.get("mtp"), dict) else {}
+        depths |= {"composition.n_layers": own.get("n_layers"), "composition.mtp.depth": further.get("depth")}
+    for key, depth in depths.items():
+        if isinstance(depth, int) and depth > n_tensors:
+            rule = f"is no depth of a checkpoint of {n_tensors} tensors"
+            raise refusal(key, depth, rule, "Fetch config.json and the shards again")
 
 
 def _pair(family: Family, shards: Shards, ours: Mapping[str, Tensor], n_layers: int) -> list[Link]:
@@ -114,17 +126,16 @@ def _pair(family: Family, shards: Shards, ours: Mapping[str, Tensor], n_layers: 
             remedy = "Fetch config.json and the shards again, from one place"
             raise ConfigError(f"{shards.folder / entry.file}: {theirs}", entry.shape, rule, remedy)
         found.append(link)
-    _refuse_extra(family, shards, {link.theirs for link in found}, n_layers, "" if not bare else prefix, ours)
+    if "head.weight" not in ours and HEAD.theirs in shards.entries:
+        found.append(Link(HEAD.theirs, HEAD.copy_of, HEAD, 0))
+    _refuse_extra(family, shards, {link.theirs for link in found}, n_layers, "" if not bare else prefix)
     return found
 
 
-def _refuse_extra(
-    family: Family, shards: Shards, used: set[str], n_layers: int, prefix: str, ours: Mapping[str, Tensor]
-) -> None:
+def _refuse_extra(family: Family, shards: Shards, used: set[str], n_layers: int, prefix: str) -> None:
     for name, entry in shards.entries.items():
         scale = name.endswith(SUFFIX) and name.removesuffix(SUFFIX) in shards.entries
-        tied = name == "lm_head.weight" and "head.weight" not in ours
-        if name in used or scale or tied or family.leaves_out(prefix + name, n_layers):
+        if name in used or scale or family.leaves_out(prefix + name, n_layers):
             continue
         where = str(shards.folder / entry.file)
         raise ConfigError(
@@ -175,5 +186,7 @@ def fill(
         for link in copies[name]:
             if not torch.equal(link.part(made[link.ours]), link.row.form.view(tensor).to(dtypes[link.ours])):
                 rule = f"must repeat {link.ours}, which it shares in our model"
-                raise ConfigError(str(shards.folder), name, rule, "Import it without heads of multi-token prediction")
+                remedy = "Import it without heads of multi-token prediction"
+                remedy = "Set tie_word_embeddings to false in config.json" if link.row is HEAD else remedy
+                raise ConfigError(str(shards.folder), name, rule, remedy)
     return made

@@ -93,6 +93,14 @@ def _write_even_heads(decoder: Decoder, config: dict[str, Any]) -> None:
 
 EVEN_HEADS = (*HEADS[:2], Part(_read_even_heads, _write_even_heads))  # of families without the key
 
+
+def _refuse_uneven(decoder: Decoder, config: dict[str, Any]) -> None:
+    if config["hidden_size"] % config["num_attention_heads"]:
+        raise AttributeError("transformers refuses a hidden_size that its heads do not divide, whatever head_dim says")
+
+
+DIVIDED = Part(lambda config, model: None, _refuse_uneven)  # of families whose configuration insists on it
+
 # ---- sliding windows -------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +144,7 @@ def _read_unused_window(config: Config, model: dict[str, Any]) -> None:
     if config.values.get("use_sliding_window"):
         rule = "windows in the upper layers only are not read"
         raise refusal("use_sliding_window", True, rule, "Published checkpoints of this family leave it off")
-    types = config.take("layer_types", default=[])
+    types = config.take("layer_types", kind=list, default=[])
     if any(t != FULL for t in types):
         raise refusal("layer_types", types, f"must name {FULL} for every layer", "Leave windows off")
 

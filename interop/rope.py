@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import registry
 from blocks.decoder import Decoder
-from interop.config import Config, Part, refusal
+from interop.config import Config, Part, number, refusal
 from registry import Node
 
 # their rope_type → our block, and their key → our parameter
@@ -64,10 +64,14 @@ def rope(pairing: Literal["half_split", "interleaved"], sharpened: bool = False)
 def _node(config: Config, sharpened: bool) -> dict[str, Any]:
     where = "rope_parameters" if config.values.get("rope_parameters") else "rope_scaling"
     theta = config.take("rope_theta", kind=float, default=10000.0)
-    fraction = config.take("partial_rotary_factor", kind=float, default=1.0)
+    fraction = config.take("partial_rotary_factor", default=1.0)
     scaling = config.take("rope_scaling", kind=dict, default={})
     parameters = config.take("rope_parameters", kind=dict, default={})
     given = {k: v for k, v in {**scaling, **parameters}.items() if v is not None}
+    for key in scaling.keys() & parameters.keys():
+        if scaling[key] != parameters[key]:
+            rule = f"contradicts rope_parameters.{key} = {parameters[key]}"
+            raise refusal(f"rope_scaling.{key}", scaling[key], rule, "Keep the one that the model was trained with")
     kind = given.pop("rope_type", given.pop("type", "default"))
     given.pop("type", None)
     if not isinstance(kind, str) or kind not in KINDS:
@@ -75,9 +79,10 @@ def _node(config: Config, sharpened: bool) -> dict[str, Any]:
     name, keys = KINDS[kind]
     keys = {**keys, **SHARPENED} if kind == "yarn" and sharpened else keys
     theta, fraction = given.pop("rope_theta", theta), given.pop("partial_rotary_factor", fraction)
-    node = {"name": name, "theta": _number(f"{where}.rope_theta", theta)}
+    node = {"name": name, "theta": number(f"{where}.rope_theta", theta)}
     if fraction != 1.0:
-        node["rotary_fraction"] = _number(f"{where}.partial_rotary_factor", fraction)
+        rule = "must be 1: no family that is known here turns a part of a head only"
+        raise refusal(f"{where}.partial_rotary_factor", fraction, rule, "Checkpoints with another value are not read")
     if "original_max_position_embeddings" in keys:
         given.setdefault("original_max_position_embeddings", config.take("max_position_embeddings", kind=int))
     for key, value in given.items():
@@ -85,7 +90,7 @@ def _node(config: Config, sharpened: bool) -> dict[str, Any]:
             rule = f"rotary positions of type {kind!r} are read without it"
             raise refusal(f"{where}.{key}", value, rule, f"Known: {', '.join(keys) or 'rope_theta'}")
         ours = keys[key]
-        node[ours] = value if ours in ("truncate", "original_positions") else _number(f"{where}.{key}", value)
+        node[ours] = value if ours in ("truncate", "original_positions") else number(f"{where}.{key}", value)
     return node if kind != "yarn" else {**(_temperature(given) if sharpened else PLAIN), **node}
 
 
@@ -94,18 +99,11 @@ def _temperature(given: dict[str, Any]) -> dict[str, float]:
     return {"mscale": given.get("mscale", 1.0), "mscale_all_dim": given.get("mscale_all_dim", 0.0)}
 
 
-def _number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise refusal(key, value, "must be a number", "Mend the value in config.json")
-    return float(value)
-
-
 def _parameters(decoder: Decoder, sharpened: bool) -> dict[str, Any]:
     entry, node = registry.resolve("position", Node(decoder.config["position"], "model.position"))
     for kind, (name, keys) in KINDS.items():
         if name == entry.name:
             keys = {**keys, **SHARPENED} if kind == "yarn" and sharpened else keys
             theirs = {their: node[our] for their, our in keys.items()}
-            partial = {"partial_rotary_factor": node["rotary_fraction"]} if node["rotary_fraction"] != 1.0 else {}
-            return {"rope_type": kind, "rope_theta": node["theta"], **partial, **theirs}
+            return {"rope_type": kind, "rope_theta": node["theta"], **theirs}
     raise AttributeError(f"position {entry.name}")

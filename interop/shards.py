@@ -89,7 +89,7 @@ class Shards:
         from safetensors import SafetensorError, safe_open
 
         path = self.folder / file
-        if not path.is_file():
+        if not _is_file(path):
             raise ConfigError(str(path), None, "this shard is missing", "Fetch it again, with all of its neighbours")
         try:
             return safe_open(path, framework="pt", device="cpu")
@@ -131,6 +131,13 @@ class Shards:
             rule = "holds values that are no finite numbers"
             raise ConfigError(where, name, rule, "Fetch it again; this one is damaged")
         return tensor
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 CONVERT = "Loading a pickle can run code. Get the safetensors of this model, or convert it where you trust it"
@@ -190,23 +197,40 @@ def write_shards(folder: Path, tensors: Mapping[str, Outgoing], max_bytes: int) 
         folder: exists
         tensors: by name
         max_bytes: of a shard
+
+    Raises:
+        ConfigError: a value is no finite number, in training or in the dtype asked for
+        OSError: there is no room, or another reason why a file cannot be written
     """
+    _need_safetensors()
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    _need_safetensors()
     groups = _grouped(tensors, max_bytes)
     weight_map: dict[str, str] = {}
     for i, group in enumerate(groups):
         several = f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors"
         file = several if len(groups) > 1 else SINGLE
-        made = {name: tensors[name].make() for name in group}
-        save_file(made, folder / file, metadata={"format": "pt"})
+        made = {name: _finite(name, tensors[name].make()) for name in group}
+        try:
+            save_file(made, folder / file, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
         weight_map |= dict.fromkeys(group, file)
         del made
     if len(groups) > 1:
         total = sum(outgoing.nbytes for outgoing in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    if not torch.isfinite(tensor).all():
+        rule = f"holds values that are no finite numbers in {str(tensor.dtype).removeprefix('torch.')}"
+        raise ConfigError(
+            "weights", name, rule, "Choose a wider --dtype, or a checkpoint from before training diverged"
+        )
+    return tensor
 
 
 def _grouped(tensors: Mapping[str, Outgoing], max_bytes: int) -> list[list[str]]:

@@ -6,16 +6,13 @@ several processes, chat templates, and generation of several requests at once.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
 import registry
@@ -27,6 +24,20 @@ from training.data.tokenizers.pretrained import Pretrained
 from training.data.tokenizers.rebuild import rebuild
 
 REFUSED = 2
+
+try:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ImportError as error:
+    rule = f"needs the package lm_eval, which is not installed whole ({error})"
+    missing = ConfigError("lab.lm_eval", None, rule, "Install it: pip install 'blockwright[lm_eval]'")
+    if __name__ != "__main__":
+        raise missing from None
+    print(missing.render(), file=sys.stderr)
+    sys.exit(REFUSED)
+
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 GENERATION = {"until", "max_gen_toks", "do_sample", "temperature", "top_k"}
 Scored = tuple[tuple[str, str] | None, list[int], list[int]]  # what is asked, tokens of the context, tokens to score
@@ -62,8 +73,15 @@ class Blockwright(TemplateLM):
     ) -> None:
         super().__init__()
         registry.load()
-        source = open_source(Path(path))
-        folder = Path(path)
+        size = 8 if isinstance(batch_size, str) and batch_size.startswith("auto") else batch_size
+        counts = {
+            "batch_size": size,
+            "max_gen_toks": max_gen_toks,
+            "max_length": 1 if max_length is None else max_length,
+        }
+        self.batch_size = {name: _count(name, value, 1) for name, value in counts.items()}["batch_size"]
+        folder = Path(str(path))
+        source = open_source(folder)
         if source.tokenizer is not None:
             self.words: Tokenizer = rebuild(source.tokenizer)
         elif (folder / "tokenizer.json").is_file():
@@ -73,14 +91,33 @@ class Blockwright(TemplateLM):
         if dtype not in DTYPES:
             raise ConfigError("dtype", dtype, "is none to compute in", did_you_mean(dtype, DTYPES))
         usable = device if device and (torch.cuda.is_available() or not device.startswith("cuda")) else "cpu"
-        self._device = torch.device(usable)
+        try:
+            self._device = torch.device(usable)
+        except RuntimeError:
+            raise ConfigError("device", device, "is no device of torch", "Write cpu or cuda:0") from None
         self.decoder = build(source, dtype=getattr(torch, dtype), device=self._device)
-        self.batch_size = 8 if isinstance(batch_size, str) and not batch_size.isdigit() else int(batch_size)
         self.max_length = max_length or self.decoder.config["max_positions"]
         self.max_gen_toks, self.seed = max_gen_toks, seed
         bos = source.origin.get("config", {}).get("bos_token_id")
         self._prefix = self.words.eos if bos is None else bos
         self._in_front = [self._prefix] if add_bos_token else []
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> Blockwright:
+        """The model of ``--model_args``.
+
+        Raises:
+            ConfigError: at an argument that is none, or when ``path`` is not among them
+        """
+        known = [name for name in inspect.signature(cls).parameters if name != "self"]
+        for name, value in arg_dict.items():
+            if name not in known:
+                raise ConfigError(f"model_args.{name}", value, "is no argument of the model", did_you_mean(name, known))
+        if "path" not in arg_dict:
+            raise ConfigError("model_args.path", None, "is required", "Write --model_args path=RUN")
+        return super().create_from_arg_obj(arg_dict, additional_config)
 
     @property
     def eot_token_id(self) -> int:
@@ -148,16 +185,17 @@ class Blockwright(TemplateLM):
     def _continue(self, context: str, settings: dict[str, Any]) -> str:
         until = settings.get("until") or []
         until = [until] if isinstance(until, str) else list(until)
-        room = min(int(settings.get("max_gen_toks", self.max_gen_toks)), self.max_length - 1)
-        drawn = settings.get("do_sample", settings.get("temperature", 0) > 0)
-        temperature = settings.get("temperature", 1.0) if drawn else 0.0
+        room = min(_count("max_gen_toks", settings.get("max_gen_toks", self.max_gen_toks), 0), self.max_length - 1)
+        top_k = None if settings.get("top_k") is None else _count("top_k", settings["top_k"], 1)
+        drawn = settings.get("do_sample", _temperature(settings, 0.0) > 0)
+        temperature = _temperature(settings, 1.0) if drawn else 0.0
         generator = torch.Generator(self._device).manual_seed(self.seed)
         step = (self.tok_encode(context) or [self._prefix])[-(self.max_length - room) :]
         caches = self.decoder.new_caches(1, len(step) + room)
         given: list[int] = []
         for _ in range(room):
             logits = self.decoder(self._padded([step]), caches=caches)[:, -1].float()
-            token = int(sample(logits, temperature, settings.get("top_k"), generator))
+            token = int(sample(logits, temperature, top_k, generator))
             if token == self.words.eos:
                 break
             given.append(token)
@@ -171,6 +209,22 @@ class Blockwright(TemplateLM):
         """[B,T], padded behind: what a causal model says of a token does not depend on it."""
         length = max(map(len, rows))
         return torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], device=self._device)
+
+
+def _count(name: str, value: Any, least: int) -> int:
+    """An option that counts; the command line may leave it as text."""
+    text = str(value)
+    if isinstance(value, bool) or not text.isdecimal() or int(text) < least:
+        raise ConfigError(name, value, f"must be a whole number, at least {least}", f"Write e.g. {name}=8")
+    return int(text)
+
+
+def _temperature(settings: dict[str, Any], default: float) -> float:
+    value = settings.get("temperature", default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        rule = "divides the logits, so it is a finite number and not negative"
+        raise ConfigError("generation_kwargs.temperature", value, rule, "Write 1.0, or 0 for the likeliest token")
+    return value
 
 
 def _score(logits: Tensor, targets: list[int]) -> tuple[float, bool]:

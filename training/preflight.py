@@ -49,6 +49,9 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError("seed", plain["seed"], "must be an integer", "Write seed=0")
     if plain["extras"].get("enforce_tags") and not plain["tags"]:
         raise ConfigError("tags", plain["tags"], "extras.enforce_tags asks for at least one", "Write tags=[mine]")
+    if not isinstance(plain["init_from"], str | None):
+        rule = "must be the path of a folder"
+        raise ConfigError("init_from", plain["init_from"], rule, "Name the OUT of interop.hf import: init_from=OUT")
     plain["model"] = check_model(_composition(plain["model"]))
     plain["task"] = {**plain["task"], "model": plain["model"]}
     _check_fit(plain["model"], plain["data"], check_data(plain["data"]))

@@ -82,7 +82,7 @@ class YaRN(Position):
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, self.rotary_dim - 1)
-        ramp = ((pairs - low) / max(high - low, 0.001)).clamp(0, 1)
+        ramp = ((pairs - low) / ((high - low) or 0.001)).clamp(0, 1)
         return base * (1 - ramp) + base / self.factor * ramp
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

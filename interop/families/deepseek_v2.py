@@ -1,21 +1,33 @@
 """DeepSeek-V2, V2-Lite and V2.5, and the language models of VL2 small and base.
 
-transformers never renormalises in this family, whatever ``norm_topk_prob`` says; no released V2 asks for it. A sigmoid
-gate (``noaux_tc``, VL2 base) is read here but written as deepseek_v3, whose class in transformers has it.
+transformers never renormalises in this family, whatever ``norm_topk_prob`` says; no released V2 asks for it. What asks
+is read as the released code means it, and is not written. A sigmoid gate (``noaux_tc``, VL2 base) is read here but
+written as deepseek_v3, whose class in transformers has it.
 """
 
+from typing import Any
+
+from blocks.decoder import Decoder
+from interop.config import Part
 from interop.deepseek_like import MLA, MOE, NAMES, SOFTMAX, TEMPLATE, gate
 from interop.family import Family
-from interop.llama_like import EPS, SILU, SIZES, TABLES, tied
+from interop.llama_like import DIVIDED, EPS, SILU, SIZES, TABLES, tied
 from interop.rope import rope
+
+
+def _refuse_renormalised(decoder: Decoder, config: dict[str, Any]) -> None:
+    if config["norm_topk_prob"]:
+        raise AttributeError("transformers does not renormalise the weights of experts in this family")
+
 
 DEEPSEEK_V2 = Family(
     model_type="deepseek_v2",
     architecture="DeepseekV2ForCausalLM",
     template=TEMPLATE,
     settings=(
-        *(*SIZES, *MLA, *MOE, EPS, SILU, tied(), rope("interleaved", sharpened=True)),
+        *(*SIZES, *MLA, DIVIDED, *MOE, EPS, SILU, tied(), rope("interleaved", sharpened=True)),
         gate((*SOFTMAX, "noaux_tc"), SOFTMAX, renormalised=False),
+        Part(lambda config, model: None, _refuse_renormalised),
     ),
     names=NAMES,
     left_out=TABLES,

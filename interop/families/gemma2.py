@@ -5,7 +5,20 @@ from typing import Any
 from blocks.decoder import Decoder
 from interop.config import Config, Fixed, Key, Part, show
 from interop.family import Family
-from interop.llama_like import ATTENTION, EPS, FRAME, GATED_FFN, GELU_TANH, HEADS, LAYER, SIZES, WIDTH, WINDOWS, tied
+from interop.llama_like import (
+    ATTENTION,
+    DIVIDED,
+    EPS,
+    FRAME,
+    GATED_FFN,
+    GELU_TANH,
+    HEADS,
+    LAYER,
+    SIZES,
+    WIDTH,
+    WINDOWS,
+    tied,
+)
 from interop.names import Row
 from interop.rope import rope
 
@@ -47,7 +60,7 @@ GEMMA2 = Family(
         "scale_embeddings": True,
     },
     settings=(
-        *(*SIZES, *HEADS, WIDTH, EPS, GELU_TANH, tied(True), rope("half_split"), WINDOWS),
+        *(*SIZES, *HEADS, DIVIDED, WIDTH, EPS, GELU_TANH, tied(True), rope("half_split"), WINDOWS),
         Part(_read_caps, _write_caps),
         Key("query_pre_attn_scalar", "attention.query_scale", _query_scale),
         Fixed("attention_bias", False),

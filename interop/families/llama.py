@@ -5,6 +5,7 @@ from interop.config import Fixed, Key, show
 from interop.family import Family
 from interop.llama_like import (
     ATTENTION,
+    DIVIDED,
     EPS,
     FRAME,
     GATED_FFN,
@@ -31,6 +32,7 @@ LLAMA = Family(
     settings=(
         *SIZES,
         *HEADS,
+        DIVIDED,
         WIDTH,
         EPS,
         SILU,

@@ -1,13 +1,13 @@
 """OLMoE: routed experts in every layer, a norm over the whole of the queries and of the keys."""
 
-from interop.config import Fixed, Key
+from interop.config import Fixed, Key, Unused
 from interop.family import Family
 from interop.llama_like import (
     ATTENTION,
     EPS,
-    EVEN_HEADS,
     EXPERTS,
     FRAME,
+    HEADS,
     MIXTURE,
     PRENORM,
     QK_NORM,
@@ -27,7 +27,7 @@ OLMOE = Family(
     architecture="OlmoeForCausalLM",
     template={**MIXTURE, "attention": {"name": "gqa", "qk_norm": {"name": "full"}}},
     settings=(
-        *(*SIZES, *EVEN_HEADS, EPS, SILU, tied(), rope("half_split"), TOP_K, RENORMALISE),
+        *(*SIZES, *HEADS[:2], Unused("head_dim"), EPS, SILU, tied(), rope("half_split"), TOP_K, RENORMALISE),
         Key("intermediate_size", "experts.d_ff", expert_width),
         Key("num_experts", "ffn.n_experts", n_experts),
         Fixed("attention_bias", False),

@@ -101,6 +101,18 @@ def test_file_without_a_composition_is_refused(content: Any, tmp_path: Path) -> 
     assert "holds no model composition" in refusal(tmp_path / "x.ckpt").rule
 
 
+@pytest.mark.parametrize("settings", [None, 5])
+def test_settings_that_are_no_mapping_are_refused(settings: Any, tmp_path: Path) -> None:
+    torch.save({"hyper_parameters": settings, "state_dict": {}}, tmp_path / "x.ckpt")
+    assert "holds no model composition" in refusal(tmp_path / "x.ckpt").rule
+
+
+@pytest.mark.parametrize("weights", [None, 5, {5: torch.ones(1)}, {"decoder.norm.weight": 1}])
+def test_file_without_weights_is_refused(weights: Any, tmp_path: Path) -> None:
+    torch.save({"hyper_parameters": {"model": {}}, "state_dict": weights}, tmp_path / "x.ckpt")
+    assert "holds no weights by name" in refusal(tmp_path / "x.ckpt").rule
+
+
 def test_block_that_is_not_installed_here_is_named(saved: Callable[..., Path]) -> None:
     path = saved()
     content = torch.load(path, weights_only=True)

@@ -62,6 +62,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama llama3": ("Llama", {**HEADS, **DENSE, "rope_parameters": LLAMA3}),
     "llama linear": ("Llama", {**HEADS, **DENSE, "rope_parameters": {**ROPE["rope_parameters"], **LINEAR}}),
     "llama yarn": ("Llama", {**HEADS, **DENSE, "rope_parameters": YARN}),
+    "llama yarn reversed": ("Llama", {**HEADS, **DENSE, "rope_parameters": {**YARN, "beta_slow": 1000.0}}),
     "mistral": ("Mistral", {**HEADS, **DENSE, **ROPE, "sliding_window": None}),
     "mistral windowed": ("Mistral", {**HEADS, **DENSE, **ROPE, "sliding_window": 9}),
     "mixtral windowed": ("Mixtral", {**HEADS, "intermediate_size": 13, **ROPE, "num_local_experts": 5, **WINDOW}),

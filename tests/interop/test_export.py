@@ -125,6 +125,7 @@ def test_what_serves_training_only_is_no_matter(tiny: Tiny) -> None:
     ("changes", "difference"),
     [
         ({"position": {"name": "rope", "pairing": "interleaved"}}, "interleaved"),
+        ({"position": {"name": "rope", "rotary_fraction": 0.34}}, "rotary_dim"),
         ({"overrides": [{"layers": 1, "position": {"theta": 7.0}}]}, "layers.1.attention.position.theta"),
         ({"overrides": [{"layers": 1, "ffn": {"d_ff": 24}}]}, "layers.1.ffn"),
         ({"residual": {"name": "postnorm"}}, "residual"),
@@ -136,6 +137,33 @@ def test_model_that_differs_in_one_thing_is_not_passed_off_as_a_family(
 ) -> None:
     found, why = family_of(tiny(**changes))
     assert found == "blockwright" and difference in str(why)
+
+
+@pytest.mark.parametrize("gate", ["expert_choice", "sinkhorn", "group_limited", "hash"])
+def test_gate_that_chooses_in_another_way_is_not_passed_off_as_mixtrals(gate: str, tiny: Tiny) -> None:
+    mixture = {"ffn": {"name": "moe", "n_experts": 8}, "variants": None, "layout": None}
+    for name in ("softmax_topk", "topk_softmax"):
+        usual = {"name": name, "top_k": 2} | ({"renormalise": True} if name == "softmax_topk" else {})
+        assert family_of(tiny(moe=True, **mixture, gating=usual)) == ("mixtral", None)
+    found, why = family_of(tiny(moe=True, **mixture, gating={"name": gate, "top_k": 2}))
+    assert found == "blockwright" and "gating" in str(why)
+
+
+def test_heads_that_transformers_refuses_in_a_family_are_exported_as_another(tiny: Tiny) -> None:
+    wide = {"name": "gqa", "n_heads": 10, "head_dim": 8}
+    assert family_of(tiny(attention=wide)) == ("mistral", None)  # its configuration takes 48 over 10 heads, Llama's not
+    whole = {"name": "gqa", "n_heads": 4, "head_dim": 8, "qk_norm": "full"}
+    mixture = {"ffn": {"name": "moe", "n_experts": 8}, "variants": None, "layout": None}
+    assert family_of(tiny(moe=True, **mixture, attention={**whole, "head_dim": 12}))[0] == "olmoe"
+    assert family_of(tiny(moe=True, **mixture, attention=whole))[0] == "blockwright"
+
+
+def test_renormalised_weights_are_not_left_to_a_class_that_ignores_them(tiny: Tiny) -> None:
+    latent = {"attention": {"name": "mla"}, "position": {"name": "rope", "pairing": "interleaved"}}
+    latent["ffn"] = {"name": "moe", "n_experts": 6, "shared": {"name": "swiglu", "d_ff": 24}}
+    for renormalise, family in ((False, "deepseek_v2"), (True, "blockwright")):
+        gating = {"name": "softmax_topk", "top_k": 2, "renormalise": renormalise}
+        assert family_of(tiny(moe=True, **latent, gating=gating))[0] == family
 
 
 def test_family_that_is_insisted_on_must_describe_the_model(

@@ -186,6 +186,7 @@ def test_folder_without_anything(tmp_path: Path, capsys: pytest.CaptureFixture[s
     [
         ("rope_parameters.rope_type", {"rope_type": "longrope", "rope_theta": 1e4}),
         ("rope_parameters.short_factor", {"rope_type": "default", "rope_theta": 1e4, "short_factor": [1.0]}),
+        ("rope_parameters.partial_rotary_factor", {"rope_theta": 1e4, "partial_rotary_factor": 0.5}),
         ("hidden_act", "gelu"),
         ("mlp_bias", True),
         ("attention_bias", "yes"),
@@ -193,6 +194,12 @@ def test_folder_without_anything(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("num_hidden_layers", 10**9),
         ("num_hidden_layers", True),
         ("rms_norm_eps", "small"),
+        ("rms_norm_eps", 10**400),
+        ("rms_norm_eps", float("nan")),
+        ("rms_norm_eps", -1.0),
+        ("rope_parameters.rope_theta", {"rope_theta": float("inf")}),
+        ("rope_parameters.rope_theta", {"rope_theta": 10**400}),
+        ("rope_scaling.rope_theta", {"rope_theta": 7.0}),  # beside rope_parameters with another
         ("sliding_window", 7),
         ("a_setting_of_the_future", {"x": 1}),
         ("quantization_config.quant_method", {"quant_method": "gptq"}),
@@ -204,6 +211,46 @@ def test_setting_that_would_be_lost_is_refused_by_name(
 ) -> None:
     settings(single, **{key.split(".")[0]: value})
     assert f"config.json: {key} = " in refused(single, tmp_path, capsys)
+
+
+def test_head_beside_a_tied_embedding_must_repeat_it(
+    checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, name = checkpoint("llama tied biased"), "lm_head.weight"
+    change(folder / "model.safetensors", lambda t: t.update({name: t["model.embed_tokens.weight"].clone()}))
+    import_folder(folder, tmp_path / "same")
+    capsys.readouterr()
+    for other in (lambda w: w + 1, lambda w: w[:3].clone()):
+        change(folder / "model.safetensors", lambda t, other=other: t.update({name: other(t[name])}))
+        assert name in refused(folder, tmp_path, capsys)
+
+
+def test_index_of_names_that_no_file_can_have(
+    sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sharded / "model.safetensors.index.json"
+    for name in ("x" * 5000, "\0"):
+        file.write_text(json.dumps({"weight_map": {"model.norm.weight": f"{name}.safetensors"}}))
+        assert "this shard is missing" in refused(sharded, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "qwen3_moe"])
+@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 10**12), ("layer_types", 7)])
+def test_lists_of_layers_are_checked_before_they_are_gone_through(
+    name: str, key: str, value: int, checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint(name)
+    settings(folder, **{key: value, **({} if key == "layer_types" else {"layer_types": None})})
+    capsys.readouterr()
+    assert f"config.json: {key} = {value}" in refused(folder, tmp_path, capsys)
+
+
+def test_depth_of_our_own_composition_is_checked_too(
+    single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for composition, key in (({"n_layers": 10**12}, "n_layers"), ({"mtp": {"depth": 10**12}}, "mtp.depth")):
+        settings(single, model_type="blockwright", composition=composition)
+        assert f"config.json: composition.{key} = 1000000000000" in refused(single, tmp_path, capsys)
 
 
 def test_old_keys_mean_what_the_new_ones_do(single: Path, tmp_path: Path) -> None:
@@ -231,6 +278,40 @@ def test_interrupted_writing_leaves_nothing(
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     assert "No space left on device" in refused(single, tmp_path, capsys)
+
+
+def test_disk_that_fills_up_is_one_message(single: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    root = Path(__file__).resolve().parents[2]
+    command = f"ulimit -f 20; exec {sys.executable} -m interop.hf import {single} {tmp_path / 'out'}"
+    done = subprocess.run(["bash", "-c", command], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: OUT") and "File too large" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_number_that_the_dtype_asked_for_cannot_hold(
+    command: str, single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(single / "model.safetensors", lambda t: t["model.norm.weight"].fill_(1e6))
+    source = single
+    if command == "export":
+        import_folder(single, tmp_path / "ours")
+        source = tmp_path / "ours"
+    assert main([command, str(source), str(tmp_path / "half"), "--dtype", "float16"]) == 2
+    said = capsys.readouterr().err
+    assert "norm.weight" in said and "no finite numbers in float16" in said and not (tmp_path / "half").exists()
+
+
+def test_exporting_without_safetensors_names_the_extra(
+    single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from interop.shards import write_shards
+
+    for name in [m for m in sys.modules if m.split(".")[0] == "safetensors"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ConfigError, match=r"blockwright\[hf\]"):
+        write_shards(tmp_path, {}, 10)
 
 
 def test_program_ends_with_code_2_and_without_a_traceback(

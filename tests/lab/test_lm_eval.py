@@ -167,6 +167,40 @@ def test_model_without_a_tokenizer_is_refused(run: Path, tmp_path: Path) -> None
         Blockwright(str(tmp_path / "x.ckpt"))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("batch_size", value) for value in (0, -1, "x")),
+        *(("max_length", value) for value in (0, -1, "x")),
+        ("max_gen_toks", -1),
+        ("dtype", "float8"),
+        ("device", "foo"),
+        ("path", 5),
+        ("model_args.bogus", 1),
+    ],
+)
+def test_option_that_cannot_be_is_refused_by_name(name: str, value: Any, run: Path) -> None:
+    arguments = {"path": str(run), name.rpartition(".")[2]: value}
+    with pytest.raises(ConfigError) as refused:
+        Blockwright.create_from_arg_obj(arguments)
+    assert refused.value.path == {"path": "ckpt_path"}.get(name, name)
+
+
+@pytest.mark.parametrize("name", ["max_gen_toks", "top_k", "temperature"])
+def test_setting_of_generation_that_cannot_be_is_refused(name: str, model: Blockwright) -> None:
+    with pytest.raises(ConfigError, match=name):
+        model.generate_until(ask("generate_until", ("a", {"max_gen_toks": 2, "do_sample": True, name: -1})))
+
+
+def test_missing_harness_names_the_extra(tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / "lm_eval.py").write_text("raise ImportError('blocked')")
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "lab.lm_eval", "--model_args", "path=x", "--tasks", "y"]
+    variables = {**environment, "PYTHONPATH": f"{tmp_path}:{root}"}
+    done = subprocess.run(command, cwd=root, env=variables, capture_output=True, text=True)
+    assert done.returncode == 2 and "blockwright[lm_eval]" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_command_line_evaluates_a_run(run: Path, tasks: Path, environment: dict[str, str]) -> None:
     root = Path(__file__).resolve().parents[2]
     variables = {**environment, "HF_HOME": str(tasks / "cache"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root)}
