@@ -99,7 +99,8 @@ def _check_depth(values: Mapping[str, Any], n_tensors: int) -> None:
     own = values.get("composition")
     depths = {key: values.get(key) for key in DEPTHS}
     if isinstance(own, dict):
-        further = own.get("mtp") if isinstance(own.get("mtp"), dict) else {}
+        mtp = own.get("mtp")
+        further = mtp if isinstance(mtp, dict) else {}
         depths |= {"composition.n_layers": own.get("n_layers"), "composition.mtp.depth": further.get("depth")}
     for key, depth in depths.items():
         if isinstance(depth, int) and depth > n_tensors:

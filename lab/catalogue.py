@@ -63,8 +63,14 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
     wrapped = [p for p in entry.schema.children.values() if p.child == kind and not p.optional]
     node |= {p.name: DENSE[kind] for p in wrapped}  # found in scope, it would contain itself
     around = {"position": "rope"} if kind == "attention" else {}
+    # A dense decoder refuses what only a mixture has a place for; a block that cannot be built is refused by both.
     for model in (DENSE, MIXTURE):
-        decoder = compose({**model, **around, kind: node})
+        try:
+            decoder = compose({**model, **around, kind: node})
+        except ConfigError:
+            if model is MIXTURE:
+                raise
+            continue
         found = [module for module in decoder.modules() if type(module) is entry.cls]
         if found:
             return decoder.double(), found[0]
