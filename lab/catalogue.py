@@ -63,12 +63,12 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
     wrapped = [p for p in entry.schema.children.values() if p.child == kind and not p.optional]
     node |= {p.name: DENSE[kind] for p in wrapped}  # found in scope, it would contain itself
     around = {"position": "rope"} if kind == "attention" else {}
-    # A dense decoder refuses what only a mixture has a place for; a block that cannot be built is refused by both.
+    # A decoder refuses what it has no place for, by the path of the kind; anything else is wrong with the block.
     for model in (DENSE, MIXTURE):
         try:
             decoder = compose({**model, **around, kind: node})
-        except ConfigError:
-            if model is MIXTURE:
+        except ConfigError as refusal:
+            if refusal.path != f"model.{kind}":
                 raise
             continue
         found = [module for module in decoder.modules() if type(module) is entry.cls]
