@@ -13,13 +13,13 @@ import contextvars
 import fnmatch
 import functools
 import importlib
-import importlib.util
 import pkgutil
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
@@ -145,10 +145,9 @@ def _identity(cls: type) -> str:
 def load() -> None:
     """Import the built-in families, then every installed plug-in. A plug-in that fails warns and stops nothing."""
     for package in BUILTIN:
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
-            if module.ispkg and importlib.util.find_spec(f"{module.name}.base"):  # a family: it has a contract
-                for block in pkgutil.iter_modules(importlib.import_module(module.name).__path__, f"{module.name}."):
-                    importlib.import_module(block.name)
+        for contract in Path(importlib.import_module(package).__file__ or "").parent.glob("*/base.py"):  # one a family
+            for block in pkgutil.iter_modules([str(contract.parent)], f"{package}.{contract.parent.name}."):
+                importlib.import_module(block.name)
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
         _load_plugin(point)
 

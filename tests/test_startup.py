@@ -35,10 +35,10 @@ class Answer:
     folder: Path
 
 
-def answer(name: str, environment: dict[str, str], folder: Path) -> Answer:
+def answer(name: str, environment: dict[str, str], folder: Path, *watched: str) -> Answer:
     arguments, code = COMMANDS[name]
     out_of_the_way = [f"hydra.run.dir={folder}"] if code else []
-    command = [sys.executable, "-X", "importtime", *arguments, *out_of_the_way]  # which costs a tenth
+    command = [sys.executable, *watched, *arguments, *out_of_the_way]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -56,7 +56,7 @@ def ask(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
 
     def once(name: str) -> Answer:
         if name not in known:
-            known[name] = answer(name, environment, tmp_path_factory.mktemp("run"))
+            known[name] = answer(name, environment, tmp_path_factory.mktemp("run"), "-X", "importtime")
         return known[name]
 
     return once
@@ -67,10 +67,11 @@ def test_answers_within_its_budget(
     name: str, ask: Callable[[str], Answer], environment: dict[str, str], tmp_path: Path
 ) -> None:
     assert ask(name).code == COMMANDS[name][1], ask(name).err
-    seconds = ask(name).seconds
-    if seconds > BUDGET:  # once more: a busy machine makes even CPU time longer
-        seconds = min(seconds, answer(name, environment, tmp_path).seconds)
-    assert seconds <= BUDGET
+    # As a user has it, unwatched; a few times over if need be, for a busy machine makes even CPU time longer.
+    seconds = [answer(name, environment, tmp_path).seconds]
+    while min(seconds) > BUDGET and len(seconds) < 4:
+        seconds.append(answer(name, environment, tmp_path).seconds)
+    assert min(seconds) <= BUDGET, seconds
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import yaml
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import registry
+from blocks.compose import Shape
 from registry import ConfigError, did_you_mean
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -140,7 +142,7 @@ def _unknown_key(error: BaseException, text: str, overrides: Sequence[str]) -> C
     parts = path.split(".")
     path = ".".join(parts[: parts.index(key) + 1]) if key in parts else path  # nothing below it is known either
     holder = owner.removesuffix("Config") + "'s parameters" if owner else path.rpartition(".")[0] or "the configuration"
-    siblings = _siblings(path, overrides)
+    siblings = _parameters(owner, parts[-2:-1]) or _model_keys(path) or _siblings(path, overrides)
     file = re.search(r"In '([^']+)'", text)
     rule = f"there is no {key!r} in {holder}" + (f", where {file[1]}.yaml writes it" if file else "")
     remedy = did_you_mean(key, siblings, "See: python train.py --cfg job")
@@ -157,6 +159,17 @@ def _wrong_type(error: BaseException, text: str, overrides: Sequence[str]) -> Co
     path = where[1] if where else "configuration"
     rule = f"must be {_TYPES.get(found[2], found[2])}"
     return ConfigError(path, found[1], rule, f"Write {path}=<{_TYPES.get(found[2], found[2])}>")
+
+
+def _parameters(owner: str | None, kind: Sequence[str]) -> list[str]:
+    """What the block whose schema has this name takes, which spares composing once more."""
+    blocks = [registry.lookup(k, name) for k in kind for name in registry.names(k)]
+    return [key for b in blocks if b.schema.dataclass.__name__ == owner for key in ("name", *b.schema.parameters)]
+
+
+def _model_keys(path: str) -> list[str]:
+    """What may stand beside a key of the model itself, likewise."""
+    return [f.name for f in fields(Shape)] + registry.kinds() if path.rpartition(".")[0] == "model" else []
 
 
 def _selections(overrides: Sequence[str]) -> list[str]:
