@@ -278,6 +278,7 @@ def test_two_processes_train_what_one_does(
     small: list[str], train_py: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     moving = ["model/gating=sigmoid_bias", "model.gating.bias_step=0.05", "trainer.accumulate_grad_batches=2"]
+    moving += ["optimizer.ns_dtype=float32"]  # bfloat16 makes of sums in another order another choice of an expert
     for name in ("default", "ddp_sim"):
         done = train_py(*small, *moving, "data.batch_size=4", f"trainer={name}", f"hydra.run.dir={tmp_path}/{name}")
         assert done.returncode == 0, done.stderr

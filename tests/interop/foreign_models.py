@@ -86,6 +86,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**HEADS, **DENSE, **ROPE, **WINDOW, "attn_logit_softcapping": None, "final_logit_softcapping": None},
     ),
     "deepseek_v3": ("DeepseekV3", {**MLA, **MIXTURE, **ROPE, **GROUPS, "q_lora_rank": 13}),
+    "deepseek_v3 one group": (  # the language model of DeepSeek-VL2, for which transformers has no class
+        "DeepseekV3",
+        {**MLA, **MIXTURE, **ROPE, "n_group": 1, "topk_group": 1, "q_lora_rank": None, "routed_scaling_factor": 2.0},
+    ),
     "deepseek_v3 plain yarn": (
         "DeepseekV3",
         {**MLA, **MIXTURE, "rope_parameters": YARN, **GROUPS, "q_lora_rank": 13},
