@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blocks.attention.base import Attention
+from blocks.base import Block
 from blocks.cache import Cache
 from blocks.ffn.base import FFN
 from blocks.gating.base import Routing
-from blocks.kernels.cross_entropy import IGNORED, linear_cross_entropy
+from blocks.kernels.choice import choose
+from blocks.kernels.cross_entropy import IGNORED
 from blocks.mtp import MTP
 from blocks.norm.base import Norm
 from blocks.position.base import Position
@@ -78,6 +80,24 @@ class Decoder(nn.Module):
         self.logit_softcap: float | None = config["logit_softcap"]
         self.embedding, self.position, self.norm, self.head = embedding, position, norm, head
         self.layers, self.mtp = nn.ModuleList(layers), nn.ModuleList(mtp)
+        self.choose_kernels()
+
+    def choose_kernels(self, wishes: Mapping[str, str] | None = None) -> Decoder:
+        """Choose, for the device that the weights are on, how everything is computed; kept when they move.
+
+        Args:
+            wishes: kernel → implementation where the automatic choice is not wanted (blocks/kernels/choice.py)
+        """
+        self._wishes = dict(wishes or {})
+        self.kernels = choose(self.embedding.weight.device, self._wishes)
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.kernels = self.kernels
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Decoder:
+        super()._apply(fn, recurse)  # .to(), .cuda(), .to_empty(): another device has other kernels
+        return self.choose_kernels(self._wishes)
 
     @property
     def output_weight(self) -> Tensor:
@@ -134,7 +154,7 @@ class Decoder(nn.Module):
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed negative log-likelihood in nats of targets [B,T] (−100: not scored) given hidden [B,T,D]."""
-        return linear_cross_entropy(hidden.flatten(0, 1), self.output_weight, targets.flatten(), self.logit_softcap)
+        return self.kernels.nll(hidden.flatten(0, 1), self.output_weight, targets.flatten(), softcap=self.logit_softcap)
 
     def mtp_nll(
         self, hidden: Tensor, tokens: Tensor, targets: Tensor, positions: Tensor, segments: Tensor | None = None

@@ -68,6 +68,14 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
         ("  bytes at the bits chosen", "cache.bytes_at_context.at_bits", _bytes),
     ),
     (
+        ("kernels, here", "kernels.device", _text),
+        ("  attention", "kernels.attention", _text),
+        ("  experts", "kernels.experts", _text),
+        ("  cross entropy", "kernels.cross_entropy", _text),
+        ("  RMS norm", "kernels.rms_norm", _text),
+        ("  gated SiLU", "kernels.gated_silu", _text),
+    ),
+    (
         ("weights, fp32", "weights.bytes.fp32", _bytes),
         ("  bf16", "weights.bytes.bf16", _bytes),
         ("  fp8", "weights.bytes.fp8", _bytes),

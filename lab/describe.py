@@ -23,6 +23,7 @@ from blocks.checkpoint import read_checkpoint
 from blocks.compose import compose
 from blocks.cost import cache_bytes, count_parameters, deepseek_moe_flops, ffn_ratio, forward_flops_per_token
 from blocks.decoder import Decoder
+from blocks.kernels import choice
 from lab import card
 from lab.card import SETTINGS, flat
 from registry import ConfigError, did_you_mean
@@ -116,6 +117,7 @@ def figures(decoder: Decoder, options: Options) -> dict[str, Any]:
             "deepseek_moe_formula": deepseek_moe_flops(L, D, V, ratio, context),
         },
         "cache": _cache(decoder, options.cache_context or context, options.cache_bits),
+        "kernels": _kernels(),
         "weights": {"bytes": {name: counted.total * dtype.itemsize for name, dtype in DTYPES.items()}},
         "training": _training(counted.total, options),
     }
@@ -145,6 +147,12 @@ def _cache(decoder: Decoder, context: int, bits: float) -> dict[str, Any]:
         "bytes_per_token": {**{k: s[1] - s[0] for k, s in sizes.items()}, "at_bits": (two - one) * bits / 8},
         "bytes_at_context": {**{k: s[2] for k, s in sizes.items()}, "at_bits": all_of_it * bits / 8},
     }
+
+
+def _kernels() -> dict[str, str]:
+    """What would compute it on this machine."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {"device": device.type, **choice.names(choice.choose(device))}
 
 
 def _training(parameters: int, options: Options) -> dict[str, Any]:

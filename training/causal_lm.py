@@ -15,6 +15,7 @@ from blocks.compose import compose, read
 from blocks.decoder import Decoder
 from blocks.gating.base import Gating, Routing
 from blocks.initialise import stable_seed
+from blocks.kernels import choice
 from blocks.kernels.cross_entropy import IGNORED
 from interop.source import load_weights
 from training.cadence import logs_now
@@ -39,6 +40,7 @@ class CausalLM(L.LightningModule):
         seed: of the initial weights and of every random draw of training
         init_from: folder of an imported checkpoint whose weights to start from; null for random ones. A run that goes
             on from a checkpoint of its own has those instead
+        kernels: kernel → implementation, where the automatic choice for the device is not wanted
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class CausalLM(L.LightningModule):
         scheduler: Schedule,
         seed: int = 0,
         init_from: str | None = None,
+        kernels: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.model_config = read(model)
         self.recipe, self.schedule, self.seed, self.init_from = optimizer, scheduler, seed, init_from
+        self.kernels = choice.check(kernels or {}, "task.kernels")
         # Plain types only: a checkpoint must load under weights_only=True and rebuild its model with no YAML at hand.
         self.save_hyperparameters({"model": self.model_config, "seed": seed})
         self.decoder: Decoder | None = None
@@ -65,7 +69,7 @@ class CausalLM(L.LightningModule):
     def configure_model(self) -> None:
         """Build the decoder: on the meta device first, then materialised (Lightning may call this twice)."""
         if self.decoder is None:
-            self.decoder = compose(self.model_config, seed=self.seed)
+            self.decoder = compose(self.model_config, seed=self.seed).choose_kernels(self.kernels)
             if self.init_from is not None:
                 load_weights(self.decoder, Path(self.init_from))
             for stage in STAGES:

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from blocks.checkpoint import check_fits, read_checkpoint
 from blocks.compose import check as check_model
+from blocks.kernels.choice import check as check_kernels
 from interop.source import check_init, read_composition
 from registry import ConfigError, did_you_mean
 from registry.layout import patched
@@ -54,6 +55,7 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError("init_from", plain["init_from"], rule, "Name the OUT of interop.hf import: init_from=OUT")
     plain["model"] = check_model(_composition(plain["model"]))
     plain["task"] = {**plain["task"], "model": plain["model"]}
+    check_kernels(plain["task"].get("kernels") or {}, "task.kernels")
     _check_fit(plain["model"], plain["data"], check_data(plain["data"]))
     _check_trainer(plain["trainer"], plain["data"])
     check_target(plain["optimizer"], "optimizer")

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from blocks.attention.base import Attention, even_heads
 from blocks.base import Placement
 from blocks.cache import Cache
-from blocks.kernels.attention import causal_attention
 from blocks.output_gate.base import OutputGate
 from blocks.position.base import Position
 from blocks.qk_norm.base import QKNorm
@@ -91,7 +90,7 @@ class GQA(Attention):
             k, v = cache.append(k, v)
             k_positions = cache.positions(x.device)
         bias = self.position.bias(positions, k_positions)
-        attend = self.scores or causal_attention
+        attend = self.scores or self.kernels.attend
         y = attend(q, k, v, scale=self.scale, bias=bias, segments=segments, window=self.window)
         y = y if self.output_gate is None else self.output_gate(x, y)
         return self.output(y.flatten(-2))

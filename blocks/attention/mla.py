@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from blocks.attention.base import Attention, even_heads
 from blocks.base import Placement, positive
 from blocks.cache import Cache
-from blocks.kernels.attention import causal_attention
 from blocks.norm.base import Norm
 from blocks.position.base import Position
 from registry import register
@@ -94,7 +93,7 @@ class MLA(Attention):
         q = torch.cat((q_nope, q_rope), -1)
         k = torch.cat((k_nope, k_rope.expand(-1, -1, self.n_heads, -1)), -1)
         bias = self.position.bias(positions, k_positions)
-        y = causal_attention(q, k, v, scale=self.scale, bias=bias, segments=segments)
+        y = self.kernels.attend(q, k, v, scale=self.scale, bias=bias, segments=segments)
         return self.output(y.flatten(-2))
 
     def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Cache:

@@ -1,0 +1,73 @@
+"""The experts' one pass computes what dispatch, two grouped products and combine compute."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from blocks.kernels import grouped_swiglu as module
+from blocks.kernels.grouped_matmul import Order, sort_by_expert
+from blocks.kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
+
+CHOICES = {
+    "two of five": (torch.randint(0, 5, (23, 2), generator=torch.Generator().manual_seed(0)), None),
+    "one each": (torch.tensor([[3], [1], [3], [0]]), None),
+    "all to one": (torch.full((9, 2), 4), None),
+    "some to none": (torch.tensor([[2, 5], [5, 5], [2, 3], [0, 5]]), 4),  # 5 is no expert
+}
+PRECISIONS = [(torch.float64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 6e-2)]
+
+
+def order_of(choices: str) -> Order:
+    experts, pairs = CHOICES[choices]
+    return sort_by_expert(experts, 5, pairs)
+
+
+def inputs(choices: str, dtype: torch.dtype, D: int = 7, F: int = 3) -> list[Tensor]:
+    order, T = order_of(choices), len(CHOICES[choices][0])
+    torch.manual_seed(0)
+    shapes = ((T, D), (len(order.sorted),), (5, 2 * F, D), (5, D, F))
+    return [torch.randn(s, dtype=dtype).mul_(0.7).requires_grad_() for s in shapes]
+
+
+@pytest.mark.parametrize("rows", [1024, 4], ids=["whole segments", "segments in parts"])
+@pytest.mark.parametrize("choices", CHOICES)
+def test_one_pass_and_its_gradients_equal_the_reference(
+    choices: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ROWS", rows)
+    order = order_of(choices)
+    for dtype, tolerance in PRECISIONS:
+        given = inputs(choices, dtype)
+        wide = [t.detach().double().requires_grad_() for t in given]
+        y, expected = grouped_swiglu(*given, order), grouped_swiglu_reference(*wide, order)
+        assert y.dtype == dtype and y.shape == given[0].shape
+        torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
+        cotangent = torch.randn_like(expected)
+        got = torch.autograd.grad(y, given, cotangent.to(dtype))
+        for one, other in zip(got, torch.autograd.grad(expected, wide, cotangent.to(dtype).double()), strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=2 * tolerance, atol=4 * tolerance)
+
+
+def test_gradients_pass_gradcheck() -> None:
+    order = order_of("some to none")
+    assert gradcheck(lambda *t: grouped_swiglu(*t, order), inputs("some to none", torch.float64, D=3, F=2))
+
+
+def test_expert_without_tokens_gets_a_gradient_of_zero_whatever_was_in_that_memory() -> None:
+    for _ in range(3):
+        spoilt = [torch.full((5, 14, 7), float("nan")) for _ in range(8)]
+        del spoilt
+        given = inputs("all to one", torch.float32)
+        _, _, gate_up, down = torch.autograd.grad(grouped_swiglu(*given, order_of("all to one")).sum(), given)
+        assert (gate_up[:4] == 0).all() and (down[:4] == 0).all() and (gate_up[4] != 0).any()
+
+
+def test_autocast_lowers_the_products_and_gradients_come_back_wide() -> None:
+    given = inputs("two of five", torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = grouped_swiglu(*given, order_of("two of five"))
+    assert y.dtype == torch.bfloat16
+    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(y.sum(), given))
