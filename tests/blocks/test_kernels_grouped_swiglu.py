@@ -32,12 +32,14 @@ def inputs(choices: str, dtype: torch.dtype, D: int = 7, F: int = 3) -> list[Ten
     return [torch.randn(s, dtype=dtype).mul_(0.7).requires_grad_() for s in shapes]
 
 
+@pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("rows", [1024, 4], ids=["whole segments", "segments in parts"])
 @pytest.mark.parametrize("choices", CHOICES)
 def test_one_pass_and_its_gradients_equal_the_reference(
-    choices: str, rows: int, monkeypatch: pytest.MonkeyPatch
+    choices: str, rows: int, rounded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "ROWS", rows)
+    monkeypatch.setattr(module, "_compiles_shapes", lambda dtype: rounded)
     order = order_of(choices)
     for dtype, tolerance in PRECISIONS:
         given = inputs(choices, dtype)
@@ -71,3 +73,19 @@ def test_autocast_lowers_the_products_and_gradients_come_back_wide() -> None:
         y = grouped_swiglu(*given, order_of("two of five"))
     assert y.dtype == torch.bfloat16
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(y.sum(), given))
+
+
+def test_few_lengths_are_asked_of_a_library_that_compiles_for_each() -> None:
+    lengths = {module.round_up(n) for n in range(1, module.ROWS + 1)}
+    assert len(lengths) < 32
+    assert all(0 <= module.round_up(n) - n < max(16, n / 4) for n in range(1, module.ROWS + 1))
+
+
+def test_nobodys_rows_end_in_the_last_experts_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_compiles_shapes", lambda dtype: True)
+    given = inputs("all to one", torch.float64)
+    given[0] = torch.cat((torch.full((1, 7), 1e6, dtype=torch.float64), given[0].detach()[1:])).requires_grad_()
+    got = torch.autograd.grad(grouped_swiglu(*given, order_of("all to one")).sum(), given)
+    right = torch.autograd.grad(grouped_swiglu_reference(*given, order_of("all to one")).sum(), given)
+    for one, other in zip(got, right, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
