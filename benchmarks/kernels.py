@@ -74,7 +74,7 @@ class Loss:
         works, self.flops = loss(tokens, vocabulary, dtype, device)
         self.works, self.device = {way: works[way]}, device
         self.before = peak_memory(device)
-        reset_peak()
+        reset_peak(device)
 
     def about(self) -> dict[str, Any]:
         return {}
@@ -155,11 +155,9 @@ def _in_turns(
     with Race([entry], given.device, given.threads) as race:
         while len(rounds) < given.rounds and (len(rounds) < _least(given) or time.monotonic() - started < seconds):
             found = {}
-            for i, (name, cell) in enumerate(cells.items()):
-                if entry.failed is None:
-                    turn = {"cell": cell, "budget": given.cell_seconds, "shift": len(rounds)}
-                    race.ask(entry, i, turn)
-                    found[name] = entry.turns.get(i)
+            for name, cell in cells.items():
+                turn = {"cell": cell, "budget": given.cell_seconds, "shift": len(rounds)}
+                found[name] = race.ask(entry, turn)
             if entry.failed is not None:
                 raise SystemExit(f"{job}, {dtype}: {entry.failed}")
             rounds.append(found)
@@ -201,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     options.add_names(parser, "parts", "experts,attention,loss", ("experts", "attention", "loss"))
     options.add_names(parser, "dtypes", "fp32,bf16", ("fp32", "bf16"))
     parser.add_argument("--cell-seconds", type=float, default=0.6, help="a cell in a round (default: %(default)s)")
-    given = parser.parse_args(arguments)
+    given = options.read(parser, arguments)
     given.cell_seconds = 0.01 if given.quick else given.cell_seconds
     result = Result("kernels", machine.about(given.device, given.threads))
     grid: dict[str, Sequence[int]] = {

@@ -101,11 +101,10 @@ def equality(shape: str, kinds: Sequence[tuple[Family, str]], device: str, threa
     table = Table(f"Equal outputs of ours and transformers, {shape}", columns)
     with Race([Entry("ours", "benchmarks.peers:Equality", {"shape": shape}, tuned=True)], device, threads) as race:
         entry = race.entries[0]
-        for index, (family, dtype) in enumerate(kinds):
-            race.ask(entry, index, {"family": family, "dtype": dtype})
-            if entry.failed:
+        for family, dtype in kinds:
+            found, bounds = race.ask(entry, {"family": family, "dtype": dtype}), BOUNDS[dtype]
+            if found is None:
                 raise UnequalError(f"{family}, {dtype}: {entry.failed}")
-            found, bounds = entry.turns[index], BOUNDS[dtype]
             if found["logits"] > bounds[0] or found["loss"] > bounds[1]:
                 rule = f"logits differ by {found['logits']}, the loss by {found['loss']}"
                 raise UnequalError(f"{family}, {dtype}: {rule}")
@@ -143,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     """Count, compare, and save both tables."""
     parser = options.parser("peers", __doc__, rounds=1, minutes=5)
     options.add_names(parser, "shapes", "tiny,small", list(SHAPES))
-    given = parser.parse_args(arguments)
+    given = options.read(parser, arguments)
     shapes = ["smoke"] if given.quick else given.shapes
     result = Result("peers", machine.about(given.device, given.threads))
     for shape in shapes:

@@ -34,14 +34,12 @@ class Entry:
         job: ``module:class`` of what runs
         arguments: it is built with
         tuned: whether the process has the best settings
-        every: takes part in every so many rounds; what is slow and only for the record may rest
     """
 
     label: str
     job: str
     arguments: Mapping[str, Any]
     tuned: bool = True
-    every: int = 1
     about: dict[str, Any] = field(default_factory=dict)
     turns: dict[int, dict[str, Any]] = field(default_factory=dict)
     failed: str | None = None
@@ -137,15 +135,23 @@ class Race:
         for index in range(rounds):
             if index >= least and time.monotonic() - started > seconds:
                 break
-            shift = index % len(self.entries)
-            for entry in self.entries[shift:] + self.entries[:shift]:
-                if entry.failed is None and index % entry.every == 0:
-                    self.ask(entry, index, turn)
+            for entry in self.order(index):
+                answer = self.ask(entry, turn)
+                if answer is not None:
+                    entry.turns[index] = answer
             print(f"  round {index + 1}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
-    def ask(self, entry: Entry, index: int, turn: Mapping[str, Any]) -> None:
-        """One turn of one contender, recorded under the number of its round."""
+    def ask(self, entry: Entry, turn: Mapping[str, Any]) -> dict[str, Any] | None:
+        """One turn of one contender; None if it fails, or has failed before."""
+        if entry.failed is not None:
+            return None
         try:
-            entry.turns[index] = self.processes[entry.label].ask(turn)
+            return self.processes[entry.label].ask(turn)
         except FailedError as error:
             entry.failed = str(error)
+            return None
+
+    def order(self, index: int) -> list[Entry]:
+        """The entries as they take their turns in a round."""
+        shift = index % len(self.entries)
+        return self.entries[shift:] + self.entries[:shift]

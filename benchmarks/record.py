@@ -22,12 +22,14 @@ class Ratio:
         spread: over the rounds
         better: whether more or less of it is better
         bound: what it has to be at least (or at most, where less is better); None for a figure without a promise
+        checked: whether it is one that ``benchmarks.check`` may hold; seconds against a promise in seconds are not
     """
 
     name: str
     spread: Spread
     better: Literal["more", "less"] = "more"
     bound: float | None = None
+    checked: bool = True
 
     @property
     def holds(self) -> bool | None:

@@ -68,7 +68,7 @@ class TrainStep:
             self._step()
         if not self.settled:
             self.settled = True
-            reset_peak()
+            reset_peak(self.device)
         seconds: list[float] = []
         while sum(seconds) < TURN_SECONDS:
             seconds.append(self._step())
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     options.add_names(parser, "families", ",".join(FAMILIES), FAMILIES)
     parser.add_argument("--compiled", action="store_true", help="also everybody under torch.compile, a minute each")
     parser.add_argument("--older", action="store_true", help="also models that a newer one of the library supersedes")
-    given = parser.parse_args(arguments)
+    given = options.read(parser, arguments)
     shapes = ["smoke"] if given.quick else given.shapes
     result = Result("train_step", machine.about(given.device, given.threads))
     races = [

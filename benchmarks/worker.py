@@ -31,8 +31,12 @@ class Job(Protocol):
         ...
 
 
-def reset_peak() -> None:
-    """Start measuring the peak of resident memory anew, where the kernel lets one."""
+def reset_peak(device: str = "cpu") -> None:
+    """Start measuring the peak of memory anew, where the kernel lets one."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -29,7 +29,7 @@ class Model(ABC):
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean next-token loss of [B,T] tokens and targets, as the library's own training computes it."""
 
-    def choices(self) -> list[str]:
+    def choices(self, decoding: bool = False) -> list[str]:
         """Settings of the library's own among which the fastest is to be found by trying; none by default."""
         return []
 

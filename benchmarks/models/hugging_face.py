@@ -47,8 +47,9 @@ class HuggingFace(Model):
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         return self.module(input_ids=tokens, labels=targets, shift_labels=targets, use_cache=False).loss
 
-    def choices(self) -> list[str]:
-        return ["grouped_mm", "eager"] if self.sparse else []
+    def choices(self, decoding: bool = False) -> list[str]:
+        few = ["batched_mm"] if decoding else []  # which copies a matrix for each token: for few tokens only
+        return ["grouped_mm", "eager", *few] if self.sparse else []
 
     def choose(self, choice: str) -> None:
         self.module.set_experts_implementation(choice)
