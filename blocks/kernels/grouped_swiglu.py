@@ -1,9 +1,14 @@
 """Experts that are SwiGLU networks, in one pass over the tokens of each: the fast path of a CPU.
 
-Time goes where memory does. Each expert's tokens are gathered, multiplied, activated, weighed and multiplied again
-while they are in the cache; nothing but the two halves of the hidden layer is kept for the way back, which gathers the
-tokens again. Each expert's weight gradient is written in place into the stack's: slicing a stack under autograd makes
-a gradient of the whole stack for every expert. The router's weight multiplies the hidden vector, the narrow side.
+Time goes where memory does. The tokens of an expert, or of neighbouring experts that have few, are gathered,
+multiplied, activated, weighed and multiplied again while they are in the cache; nothing but the two halves of the
+hidden layer is kept for the way back, which gathers the tokens again. Weight gradients are written in place into the stack's: slicing a
+stack under autograd makes a gradient of the whole stack for every expert. The router's weight multiplies the hidden
+vector, the narrow side.
+
+Experts of one group are padded to the longest of them, so that one batched product serves them all: a product of its
+own for every expert costs more to start than to compute when an expert has some dozen tokens. A padding row repeats
+a row of its expert with weight 0.
 """
 
 from __future__ import annotations
@@ -16,39 +21,55 @@ from torch.nn import functional as F
 
 from blocks.kernels.grouped_matmul import Order, combine, dispatch, grouped_matmul
 
-ROWS = 1024  # of an expert at a time: with 512 inputs, what they need stays in a second-level cache of a MiB or two
+ROWS = 1024  # at a time: with 512 inputs, what they need stays in a second-level cache of a MiB or two
+WASTE = 1.3  # rows of a group, with padding, to those without
 
 
-class _Block(NamedTuple):
-    """Consecutive rows of one expert, ``real`` of them; what ``rows`` has beyond those is computed and not used.
+class _Group(NamedTuple):
+    """Neighbouring experts of equal, padded length; or a part of one long expert, ``first`` unless another came before.
 
-    ``first`` when no rows of this expert came before.
+    rows: where they stand among all padded rows
     """
 
-    expert: int
+    experts: slice
     rows: slice
-    real: int
+    length: int
     first: bool
 
 
-def _blocks(ends: list[int], rounded: bool) -> list[_Block]:
-    found, start = [], 0
-    for expert, end in enumerate(ends):
-        for begin in range(start, end, ROWS):
-            real = min(ROWS, end - begin)
-            length = round_up(real) if rounded else real
-            found.append(_Block(expert, slice(begin, begin + length), real, begin == start))
-        start = end
+def _groups(counts: list[int], rounded: bool) -> list[_Group]:
+    found: list[_Group] = []
+    start, expert = 0, 0
+
+    def add(experts: slice, length: int, first: bool = True) -> None:
+        nonlocal start
+        total = length * (experts.stop - experts.start)
+        found.append(_Group(experts, slice(start, start + total), length, first))
+        start += total
+
+    while expert < len(counts):
+        if counts[expert] > ROWS:
+            for done in range(0, counts[expert], ROWS):
+                length = _length(min(ROWS, counts[expert] - done), rounded)
+                add(slice(expert, expert + 1), length, done == 0)
+            expert += 1
+            continue
+        end, longest, total = expert + 1, counts[expert], counts[expert]
+        while end < len(counts):
+            length, together = max(longest, counts[end]), total + counts[end]
+            padded = (end + 1 - expert) * _length(length, rounded)
+            if padded > ROWS or padded > WASTE * together:
+                break
+            end, longest, total = end + 1, length, together
+        add(slice(expert, end), _length(longest, rounded))
+        expert = end
     return found
 
 
-def round_up(rows: int) -> int:
-    """The next of few lengths: oneDNN compiles a kernel for every new shape, for a millisecond and half a MiB.
-
-    Rows beyond an expert's own are the next expert's, which overwrites them when its turn comes.
-    """
-    multiple = 16 if rows < 128 else 32 if rows < 512 else 64
-    return -(-rows // multiple) * multiple
+def _length(rows: int, rounded: bool) -> int:
+    """The next of few lengths: oneDNN compiles a kernel for every new shape, for a millisecond and half a MiB."""
+    multiple = 1 if not rounded else 8 if rows < 128 else 32 if rows < 512 else 64
+    return max(1, -(-rows // multiple) * multiple)
 
 
 def _compiles_shapes(dtype: torch.dtype) -> bool:
@@ -56,70 +77,98 @@ def _compiles_shapes(dtype: torch.dtype) -> bool:
     return dtype.itemsize == 2 or (dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest")
 
 
+class _Padded(NamedTuple):
+    """Rows with padding.
+
+    groups: in order
+    source: [P] sorted place whose pair each row is, or repeats
+    real: [P] whether the row is no padding
+    place: [M] row of each sorted place
+    """
+
+    groups: list[_Group]
+    source: Tensor
+    real: Tensor
+    place: Tensor
+
+
+def _pad(order: Order, rounded: bool) -> _Padded:
+    ends = order.ends.long()
+    counts = torch.diff(ends, prepend=ends.new_zeros(1))
+    groups = _groups(counts.tolist(), rounded)
+    lengths = [0] * len(counts)  # rows of each expert, with padding
+    for group in groups:
+        for expert in range(group.experts.start, group.experts.stop):
+            lengths[expert] += group.length
+    padded = torch.tensor(lengths)
+    starts = ends - counts
+    owner = torch.arange(len(lengths)).repeat_interleave(padded)
+    inside = torch.arange(len(owner)) - (padded.cumsum(0) - padded)[owner]
+    real = inside < counts[owner]
+    last = max(0, len(order.sorted) - 1)
+    source = (starts[owner] + torch.minimum(inside, (counts[owner] - 1).clamp(min=0))).clamp(max=last)
+    return _Padded(groups, source, real, real.nonzero()[:, 0])
+
+
 class _GroupedSwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Order) -> Tensor:
-        F_, ends, rounded = down.shape[2], order.ends.tolist(), _compiles_shapes(x.dtype)
-        blocks = _blocks(ends, rounded)
-        beyond = blocks[-1].rows.stop - len(order.sorted) if blocks else 0
-        tokens, weights = (F.pad(t, (0, beyond)) for t in (order.sorted // order.k, weights))
+        padded, F_ = _pad(order, _compiles_shapes(x.dtype)), down.shape[2]
+        tokens = order.sorted[padded.source] // order.k
+        spread = (weights[padded.source] * padded.real)[:, None]
         halves, rows = x.new_empty(len(tokens), 2 * F_), x.new_empty(len(tokens), x.shape[1])
-        for expert, part, _, _ in blocks:
-            gate, up = torch.mm(x.index_select(0, tokens[part]), gate_up[expert].t(), out=halves[part]).split(F_, 1)
-            hidden = F.silu(gate).mul_(up).mul_(weights[part, None])
-            torch.mm(hidden, down[expert].t(), out=rows[part])
-        ctx.save_for_backward(x, weights, gate_up, down, tokens, halves)
-        ctx.order, ctx.ends, ctx.blocks = order, ends, blocks
-        return _sum_choices(rows, order)
+        for experts, part, length, _ in padded.groups:
+            inputs = x.index_select(0, tokens[part]).unflatten(0, (-1, length))
+            torch.bmm(inputs, gate_up[experts].transpose(1, 2), out=halves[part].unflatten(0, (-1, length)))
+            gate, up = halves[part].split(F_, 1)
+            hidden = F.silu(gate).mul_(up).mul_(spread[part]).unflatten(0, (-1, length))
+            torch.bmm(hidden, down[experts].transpose(1, 2), out=rows[part].unflatten(0, (-1, length)))
+        ctx.save_for_backward(x, spread, gate_up, down, tokens, halves)
+        ctx.order, ctx.padded = order, padded
+        return _sum_choices(rows, order, padded)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        x, weights, gate_up, down, tokens, halves = ctx.saved_tensors
+        x, spread, gate_up, down, tokens, halves = ctx.saved_tensors
         F_ = down.shape[2]
-        grad_gate_up, grad_down, grad_weights = (torch.empty_like(t) for t in (gate_up, down, weights))
-        rows = x.new_empty(len(tokens), x.shape[1])
-        for expert, part, real, first in ctx.blocks:
-            inputs, grads = (t.index_select(0, tokens[part]) for t in (x, grad))
+        grad_gate_up, grad_down = torch.empty_like(gate_up), torch.empty_like(down)
+        rows, grad_weights = x.new_empty(len(tokens), x.shape[1]), spread.new_empty(len(tokens))
+        for experts, part, length, first in ctx.padded.groups:
+            inputs, grads = (t.index_select(0, tokens[part]).unflatten(0, (-1, length)) for t in (x, grad))
             gate, up = halves[part].split(F_, 1)
-            weight, silu = weights[part, None], F.silu(gate)
-            back, hidden = grads @ down[expert], silu * up
+            silu = F.silu(gate)
+            back, hidden = torch.bmm(grads, down[experts]).flatten(0, 1), silu * up
             torch.sum(back * hidden, 1, out=grad_weights[part])
-            weight = F.pad(weight[:real], (0, 0, 0, part.stop - part.start - real))  # others' rows count for nothing
-            _outer(grads, hidden.mul_(weight), grad_down[expert], first)
-            back.mul_(weight)
+            _outer(grads, hidden.mul_(spread[part]).view(-1, length, F_), grad_down[experts], first)
+            back.mul_(spread[part])
             both = torch.empty_like(halves[part])
             torch.mul(back, silu, out=both[:, F_:])
             both[:, :F_] = torch.ops.aten.silu_backward(back.mul_(up), gate)
-            _outer(both, inputs, grad_gate_up[expert], first)
-            torch.mm(both, gate_up[expert], out=rows[part])
-        for expert in _idle(ctx.ends):
-            grad_gate_up[expert].zero_()
-            grad_down[expert].zero_()
-        pairs = len(ctx.order.sorted)
-        return _sum_choices(rows, ctx.order), grad_weights[:pairs], grad_gate_up, grad_down, None
+            both = both.view(-1, length, 2 * F_)
+            _outer(both, inputs, grad_gate_up[experts], first)
+            torch.bmm(both, gate_up[experts], out=rows[part].unflatten(0, (-1, length)))
+        to_x = _sum_choices(rows, ctx.order, ctx.padded)
+        return to_x, grad_weights[ctx.padded.place], grad_gate_up, grad_down, None
 
 
 def _outer(left: Tensor, right: Tensor, out: Tensor, first: bool) -> None:
-    """out = leftᵀ · right for an expert's first rows, and added to for its further ones."""
+    """out = leftᵀ · right for the first rows of experts, and added to for further ones."""
     if first:
-        torch.mm(left.t(), right, out=out)
+        torch.bmm(left.transpose(1, 2), right, out=out)
     else:
-        out.addmm_(left.t(), right)
+        out.baddbmm_(left.transpose(1, 2), right)
 
 
-def _idle(ends: list[int]) -> list[int]:
-    return [expert for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False)) if start == end]
-
-
-def _sum_choices(rows: Tensor, order: Order) -> Tensor:
-    """Sorted rows [M,D], and what may follow them, → [T,D]."""
+def _sum_choices(rows: Tensor, order: Order, padded: _Padded) -> Tensor:
+    """Padded rows [P,D] → [T,D]."""
     if order.place is None:
-        pairs = order.sorted
-        return rows.new_zeros(order.n_tokens, rows.shape[1]).index_add_(0, pairs // order.k, rows[: len(pairs)])
+        pairs = rows.index_select(0, padded.place)
+        return rows.new_zeros(order.n_tokens, rows.shape[1]).index_add_(0, order.sorted // order.k, pairs)
+    place = padded.place[order.place]
     if order.k == 1:
-        return rows.index_select(0, order.place)
-    return F.embedding_bag(order.place.view(-1, order.k), rows, mode="sum")
+        return rows.index_select(0, place)
+    return F.embedding_bag(place.view(-1, order.k), rows, mode="sum")
 
 
 def grouped_swiglu(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Order) -> Tensor:

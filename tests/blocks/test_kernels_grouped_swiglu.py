@@ -76,9 +76,27 @@ def test_autocast_lowers_the_products_and_gradients_come_back_wide() -> None:
 
 
 def test_few_lengths_are_asked_of_a_library_that_compiles_for_each() -> None:
-    lengths = {module.round_up(n) for n in range(1, module.ROWS + 1)}
-    assert len(lengths) < 32
-    assert all(0 <= module.round_up(n) - n < max(16, n / 4) for n in range(1, module.ROWS + 1))
+    lengths = {module._length(n, True) for n in range(1, module.ROWS + 1)}
+    assert len(lengths) < 40
+    assert all(0 <= module._length(n, True) - n < max(8, n / 4) for n in range(1, module.ROWS + 1))
+    assert [module._length(n, False) for n in (0, 1, 77)] == [1, 1, 77]
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("counts", [[48] * 64, [3, 900, 4, 0, 0, 2500, 7], [1], [0, 0]], ids=str)
+def test_groups_hold_every_row_once_and_little_padding(counts: list[int], rounded: bool) -> None:
+    groups, start, room = module._groups(counts, rounded), 0, [0] * len(counts)
+    for group in groups:
+        n = group.experts.stop - group.experts.start
+        assert (group.rows.start, group.rows.stop) == (start, start + n * group.length)
+        assert n == 1 or n * group.length <= module.ROWS
+        start = group.rows.stop
+        for expert in range(group.experts.start, group.experts.stop):
+            assert group.first == (room[expert] == 0)
+            room[expert] += group.length
+    assert all(there >= count for there, count in zip(room, counts, strict=True))
+    if counts == [48] * 64:
+        assert len(groups) < 5 and start == sum(counts)
 
 
 def test_nobodys_rows_end_in_the_last_experts_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
