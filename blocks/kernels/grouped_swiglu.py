@@ -2,9 +2,9 @@
 
 Time goes where memory does. The tokens of an expert, or of neighbouring experts that have few, are gathered,
 multiplied, activated, weighed and multiplied again while they are in the cache; nothing but the two halves of the
-hidden layer is kept for the way back, which gathers the tokens again. Weight gradients are written in place into the stack's: slicing a
-stack under autograd makes a gradient of the whole stack for every expert. The router's weight multiplies the hidden
-vector, the narrow side.
+hidden layer is kept for the way back, which gathers the tokens again. Weight gradients are written in place into the
+stack's: slicing a stack under autograd makes a gradient of the whole stack for every expert. The router's weight
+multiplies the hidden vector, the narrow side.
 
 Experts of one group are padded to the longest of them, so that one batched product serves them all: a product of its
 own for every expert costs more to start than to compute when an expert has some dozen tokens. A padding row repeats
