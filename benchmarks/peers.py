@@ -18,7 +18,9 @@ from benchmarks.race import Entry, Race
 from benchmarks.record import Result, Table
 from benchmarks.shapes import FAMILIES, SHAPES, TOLERANCE, Family, composition
 
-# Largest difference of logits, as a fraction of the largest logit; of the loss, in nats.
+# Difference of logits, as a fraction of the logits, and of the loss, in nats. In fp32 the largest of all is bounded; in
+# bf16 the root of the mean square, because a router that hesitates between two experts is tipped by rounding: against
+# fp32, the logits of a few tokens are as far off in either implementation.
 BOUNDS = {"fp32": (1e-5, 1e-5), "bf16": (5e-2, 2e-2)}
 FAMILY_OF = {"mla_moe": "deepseek_v3", "dense": "llama", "mixtral": "mixtral"}
 
@@ -81,7 +83,7 @@ class Equality:
             a, b = decoder(tokens[:, :-1]).float(), theirs(input_ids=tokens[:, :-1]).logits.float()
             losses = [F.cross_entropy(x.flatten(0, 1), tokens[:, 1:].flatten()) for x in (a, b)]
         return {
-            "logits": float((a - b).abs().max() / b.abs().max()),
+            "logits": float((a - b).abs().max() / b.abs().max() if dtype == "fp32" else (a - b).norm() / b.norm()),
             "loss": abs(float(losses[0] - losses[1])),
         }
 
@@ -97,7 +99,7 @@ def equality(shape: str, kinds: Sequence[tuple[Family, str]], device: str, threa
     Raises:
         UnequalError: they differ by more than ``BOUNDS``
     """
-    columns = ("family", "dtype", "largest difference of logits", "bound", "difference of loss", "bound of loss")
+    columns = ("family", "dtype", "difference of logits", "bound", "difference of loss", "bound of loss")
     table = Table(f"Equal outputs of ours and transformers, {shape}", columns)
     with Race([Entry("ours", "benchmarks.peers:Equality", {"shape": shape}, tuned=True)], device, threads) as race:
         entry = race.entries[0]
