@@ -44,6 +44,7 @@ class CausalLM(L.LightningModule):
         kernels: kernel → implementation, where the automatic choice for the device is not wanted
         z_loss: weight of the mean of log² Z, Z the sum of the exponentials of a token's logits; 0 for none. PaLM has
             1e-4. The depths of multi-token prediction go without
+        compile: whether layers are compiled for training, and for validation within it; ``trainer.compile`` sets it
     """
 
     def __init__(
@@ -55,11 +56,12 @@ class CausalLM(L.LightningModule):
         init_from: str | None = None,
         kernels: dict[str, str] | None = None,
         z_loss: float = 0.0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= z_loss < math.inf:
             raise ConfigError("task.z_loss", z_loss, "is a weight, so not below 0", "Write 0 for none; PaLM has 1e-4")
-        self.z_loss = z_loss
+        self.z_loss, self.compiled = z_loss, compile
         self.model_config = read(model)
         self.recipe, self.schedule, self.seed, self.init_from = optimizer, scheduler, seed, init_from
         self.kernels = choice.check(kernels or {}, "task.kernels")
@@ -97,6 +99,18 @@ class CausalLM(L.LightningModule):
         ):
             peak = settings["lr"]
             group.update(settings, initial_lr=peak, lr=peak * factor(scheduler.last_epoch))
+
+    def on_fit_start(self) -> None:
+        if self.compiled:
+            from training.compiling import compile_layers
+
+            compile_layers(self._decoder())
+
+    def on_fit_end(self) -> None:
+        if self.compiled:
+            from training.compiling import run_as_written
+
+            run_as_written(self._decoder())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # The state of the generator is a function of where training stands: a resumed run draws what it would have.

@@ -14,6 +14,7 @@ from blocks.kernels.choice import check as check_kernels
 from interop.source import check_init, read_composition
 from registry import ConfigError, did_you_mean
 from registry.layout import patched
+from training.compiling import check_compiler
 from training.data.preflight import check as check_data
 from training.targets import check_target, instantiate
 
@@ -58,6 +59,7 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
     check_kernels(plain["task"].get("kernels") or {}, "task.kernels")
     _check_fit(plain["model"], plain["data"], check_data(plain["data"]))
     _check_trainer(plain["trainer"], plain["data"])
+    _move_compile(plain)
     check_target(plain["optimizer"], "optimizer")
     instantiate(plain["optimizer"], "optimizer")
     check_target(plain["scheduler"], "scheduler")
@@ -142,6 +144,20 @@ def _check_trainer(trainer: dict[str, Any], data: dict[str, Any]) -> None:
                 rule = f"counts windows over all processes, and {devices * nodes} of them share the data evenly"
                 remedy = f"Set data.{key}={-(-value // (devices * nodes)) * devices * nodes}"
                 raise ConfigError(f"data.{key}", value, rule, remedy)
+
+
+def _move_compile(plain: dict[str, Any]) -> None:
+    """``trainer.compile`` stands beside the Trainer's own settings, and is the task's to do."""
+    asked = plain["trainer"].pop("compile", False)
+    if not isinstance(asked, bool):
+        raise ConfigError("trainer.compile", asked, "must be true or false", "Write trainer.compile=true")
+    if not asked:
+        return
+    if plain["task"].get("_target_") != TASK:
+        rule = f"the task {plain['task'].get('_target_')} compiles nothing"
+        raise ConfigError("trainer.compile", True, rule, "Leave it out, or use task=causal_lm")
+    check_compiler(str(plain["trainer"].get("accelerator")))
+    plain["task"]["compile"] = True
 
 
 def resolve_checkpoint(ckpt_path: Any, plain: dict[str, Any]) -> str | None:
