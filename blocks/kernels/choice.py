@@ -6,6 +6,7 @@ a configuration may name another one (``task.kernels.experts=grouped``). All com
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -92,6 +93,7 @@ class Kernels:
         return IMPLEMENTATIONS[kernel][name]
 
 
+EXTRAS = {"liger": "liger_kernel"}  # implementation → package, of those that an extra of their name brings
 KERNELS = tuple(f.name for f in fields(Kernels))
 BY_HAND = {
     "segments",
@@ -129,6 +131,9 @@ def check(wishes: Mapping[str, Any], path: str) -> dict[str, str]:
         if name not in known:
             rule = f"{kernel} has no such implementation ({', '.join(known)})"
             raise ConfigError(f"{path}.{kernel}", name, rule, did_you_mean(str(name), known))
+        if name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None:
+            rule = f"needs the package {EXTRAS[name]}, which is not installed, and a GPU"
+            raise ConfigError(f"{path}.{kernel}", name, rule, f"pip install 'blockwright[{name}]'")
     return dict(wishes)
 
 
