@@ -160,11 +160,35 @@ TOO_LATE = {
 }
 
 DRIVER = """
-import contextlib, io, json, sys, time, traceback
+import contextlib, copy, io, json, sys, time, traceback
+import omegaconf.omegaconf as omegaconf
 import train
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
+
+# Nearly all overrides and files are the same for every mistake.
+parse, read = OverridesParser.parse_override, omegaconf.yaml.load
+parsed, texts = {}, {}
+
+
+def parse_once(self, text):
+    if text not in parsed:
+        parsed[text] = parse(self, text)
+    return copy.copy(parsed[text])
+
+
+def read_once(file, Loader):
+    text = file if isinstance(file, str) else file.read()
+    if text not in texts:
+        if text is not file:
+            file.seek(0)  # an error names the file
+        texts[text] = read(file, Loader=Loader)
+    return copy.deepcopy(texts[text])
+
+
+OverridesParser.parse_override, omegaconf.yaml.load = parse_once, read_once
 
 # Hydra composes everything once more, beforehand, to see whether a file asks for a sweep: half of the time of this.
 Hydra.get_mode = lambda *_, **__: RunMode.MULTIRUN if "-m" in sys.argv else RunMode.RUN
