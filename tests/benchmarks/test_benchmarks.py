@@ -25,7 +25,10 @@ class InThisProcess:
     def __init__(self, entry: race.Entry, device: str, threads: int) -> None:
         module, _, name = entry.job.partition(":")
         self.job = getattr(importlib.import_module(module), name)(**entry.arguments, device=device)
-        self.about = self.job.about()
+        self.settled = self.job.about()
+
+    def ready(self) -> dict[str, Any]:
+        return self.settled
 
     def ask(self, order: Mapping[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps(self.job.turn(**order)))
@@ -36,13 +39,16 @@ class InThisProcess:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """The document that a benchmark's ``main`` leaves."""
+    """What a benchmark's ``main`` leaves: the names of its documents, and what stands in them."""
     monkeypatch.setattr(race, "Process", InThisProcess)
     monkeypatch.setattr(train_step, "TURN_SECONDS", 0.001)
 
     def call(main: Callable[..., Any], *arguments: str) -> dict[str, Any]:
-        result = main(["--quick", "--threads", "1", "--out", str(tmp_path), *arguments])
-        return json.loads((tmp_path / f"{result.benchmark}.json").read_text())
+        made = main(["--quick", "--threads", "1", "--out", str(tmp_path), *arguments])
+        results = made if isinstance(made, list) else [made]
+        documents = [json.loads((tmp_path / f"{result.benchmark}.json").read_text()) for result in results]
+        whole = {key: [part for d in documents for part in d[key]] for key in ("tables", "ratios")}
+        return {**whole, "names": [d["benchmark"] for d in documents]}
 
     return call
 
@@ -55,6 +61,7 @@ def _table(document: dict[str, Any], title: str) -> list[dict[str, Any]]:
 def test_training_step_is_raced_and_recorded(run: Callable[..., dict[str, Any]]) -> None:
     document = run(train_step.main, "--families", "mla_moe", "--only", "ours,transformers")
     rows = _table(document, "smoke · mla_moe · fp32")
+    assert document["names"] == ["train_step_smoke_mla_moe"]
     assert [(row["contender"].split()[0], row["settings"]) for row in rows] == [
         (library, settings) for library in ("ours", "transformers") for settings in ("best settings", "as it comes")
     ]
@@ -90,8 +97,9 @@ def test_decoding_is_raced_and_its_cache_weighed(run: Callable[..., dict[str, An
     assert all(value < 1e-5 for value in off.values())
 
 
-def test_kernels_are_timed_and_recorded(run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_timed_and_recorded(run: Callable[..., dict[str, Any]]) -> None:
     document = run(kernels.main, "--dtypes", "fp32")
+    assert document["names"] == ["kernels_experts", "kernels_attention", "kernels_loss"]
     assert len(_table(document, "Experts · fp32")) == 1
     assert [row["way"] for row in _table(document, "Loss · fp32")] == ["ours", "logits held whole"]
     assert len(_table(document, "Attention · fp32")) == 4
