@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from blocks.mtp import MTP
 from blocks.norm.base import Norm
 from blocks.position.base import Position
 from blocks.residual.base import Residual
+from registry import BlockError
 
 
 class Layer(nn.Module):
@@ -143,8 +145,7 @@ class Decoder(nn.Module):
             hidden states [B,T,D] and, for each layer, how it routed the tokens (None for a dense one)
         """
         if positions is None:
-            past = caches[0].length if caches else 0
-            positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
+            positions = _next_positions(tokens, caches[0] if caches else None)
         x = self.embed(tokens, positions)
         routings: list[Routing | None] = []
         for i, layer in enumerate(self.layers):
@@ -194,7 +195,39 @@ class Decoder(nn.Module):
         self.mtp, self.config = nn.ModuleList(), {**self.config, "mtp": None}
         return self
 
-    def new_caches(self, batch: int, length: int) -> list[Cache]:
-        """An empty memory of ``length`` tokens for each layer, in the embedding's dtype and on its device."""
+    def new_caches(
+        self, batch: int, length: int, bits: int | None = None, padding: Tensor | None = None
+    ) -> list[Cache]:
+        """An empty memory of ``length`` tokens for each layer, in the embedding's dtype and on its device.
+
+        Args:
+            bits: 8, 6 or 4 to keep numbers quantised; None keeps them as they are
+            padding: [B] tokens in front of each row that stand for nothing, counted in ``length``: rows of unequal
+                length, padded on the left, give what each gives alone
+
+        Raises:
+            BlockError: ``bits`` are none of these, or an attention cannot
+            NotImplementedError: an attention of this decoder has no ``new_cache``
+        """
         like = self.embedding.weight
-        return [layer.attention.new_cache(batch, length, like.dtype, like.device) for layer in self.layers]  # type: ignore[operator, union-attr]
+        caches = [_new_cache(layer.attention, batch, length, like, bits) for layer in self.layers]  # type: ignore[arg-type]
+        for cache in caches:
+            cache.padding = padding
+        return caches
+
+
+def _new_cache(attention: Attention, batch: int, length: int, like: Tensor, bits: int | None) -> Cache:
+    if bits is None:  # guests may know of no bits
+        return attention.new_cache(batch, length, like.dtype, like.device)
+    if "bits" not in inspect.signature(attention.new_cache).parameters:
+        rule = f"{type(attention).__name__}.new_cache takes no bits: this attention keeps exact caches only"
+        raise BlockError("bits", bits, rule, "Leave bits out")
+    return attention.new_cache(batch, length, like.dtype, like.device, bits)
+
+
+def _next_positions(tokens: Tensor, cache: Cache | None) -> Tensor:
+    """[B|1,T]: where tokens [B,T] stand, counting on from what a cache holds and leaving its padding out."""
+    past = 0 if cache is None else cache.length
+    positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
+    padding = None if cache is None else cache.padding
+    return positions if padding is None else (positions - padding[:, None]).clamp(min=0)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blocks.base import Block, positive
 from blocks.cache import Cache
+from blocks.position.base import Position
 from registry import BlockError, family
 
 
@@ -42,9 +43,29 @@ class Attention(Block):
         """
         raise NotImplementedError
 
-    def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Cache:
-        """An empty memory of ``length`` tokens; its bytes are this attention's KV figure."""
+    def new_cache(
+        self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
+    ) -> Cache:
+        """An empty memory of ``length`` tokens; its bytes are this attention's KV figure.
+
+        Args:
+            bits: 8, 6 or 4 bits a number instead of ``dtype``. A guest may leave this parameter out: its caches are
+                then exact only
+        """
         raise NotImplementedError
+
+
+def score_bias(position: Position, positions: Tensor, cache: Cache | None) -> Tensor | None:
+    """What is added to scores, [B|1,N|1,T,S]: the position's shift, and −∞ on a cache's padding; None for nothing.
+
+    Args:
+        positions: [B|1,T] of the queries
+        cache: whose last ``append`` gave the keys; None if keys are those of the queries' tokens
+    """
+    if cache is None:
+        return position.bias(positions, positions)
+    bias, padding = position.bias(positions, cache.positions(positions.device)), cache.padding_bias(positions.shape[1])
+    return padding if bias is None else bias if padding is None else bias + padding
 
 
 def even_heads(d_model: int, n_heads: int) -> int:
