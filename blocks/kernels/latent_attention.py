@@ -25,7 +25,7 @@ def absorbs(T: int, S: int, latent: int, rope: int, nope: int, value: int) -> bo
     """
     expanded = S * latent * (nope + value) + T * S * (nope + rope + value)
     absorbed = T * latent * (nope + value) + T * S * (2 * latent + rope)
-    return absorbed < expanded and T <= nope + value
+    return nope + value >= T and absorbed < expanded
 
 
 def key_multiple(dtype: torch.dtype, device: torch.device) -> int:
@@ -40,9 +40,8 @@ def key_multiple(dtype: torch.dtype, device: torch.device) -> int:
 
 def by_head(x: Tensor, matrices: Tensor) -> Tensor:
     """x [B,T,N,I] through a matrix for each head, [N,I,O] → [B,T,N,O]."""
-    B, T, N, _ = x.shape
-    rows = x.flatten(0, 1).transpose(0, 1)
-    return torch.bmm(rows, matrices.to(x.dtype)).transpose(0, 1).unflatten(0, (B, T))
+    rows = torch.bmm(x.flatten(0, 1).transpose(0, 1), matrices.to(x.dtype))
+    return rows.transpose(0, 1).unflatten(0, x.shape[:2])
 
 
 def latent_attention(
@@ -61,8 +60,7 @@ def latent_attention(
     Returns:
         [B,T,N,C], each head's average of latents
     """
-    B, T, N, _ = q.shape
-    M = memory.shape[1]
+    (T, N), M = q.shape[1:3], memory.shape[1]
     scores = torch.bmm((q * scale).flatten(1, 2), memory.transpose(1, 2)).unflatten(1, (T, N))
     if bias is not None:
         scores[..., :n_keys] += bias.transpose(1, 2)
