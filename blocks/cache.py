@@ -31,7 +31,7 @@ class Exact:
 
     def write(self, where: Where, values: Tensor) -> None:
         """Keep values [B,T,*shape] at T places."""
-        self.numbers[:, where] = values
+        self.numbers[:, where] = self.rounded(values)
 
     def read(self, where: Where) -> Tensor:
         """[B,S,*shape] of S places; a view if they are a slice."""

@@ -198,7 +198,7 @@ def test_what_cannot_be_continued_is_refused(
 def test_positions_that_end_are_not_run_over(make: Callable[..., Decoder]) -> None:
     decoder = make(position="learned", max_positions=12)
     assert len(continued(decoder, [[1, 2, 3]], 9)[0]) == 9
-    with pytest.raises(BlockError, match="positions for 12.*at most 9"):
+    with pytest.raises(BlockError, match=r"positions for 12.*at most 9"):
         Continuations(decoder, [[1, 2, 3]], 10)
     assert Continuations(make(position="rope", max_positions=12), [[1, 2, 3]], 10).left == 10
 
