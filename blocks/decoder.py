@@ -206,13 +206,17 @@ class Decoder(nn.Module):
                 length, padded on the left, give what each gives alone
 
         Raises:
-            BlockError: ``bits`` are none of these, or an attention cannot
+            BlockError: ``bits`` are none of these, or a guest's attention has caches without bits or padding
             NotImplementedError: an attention of this decoder has no ``new_cache``
         """
         like = self.embedding.weight
         caches = [_new_cache(layer.attention, batch, length, like, bits) for layer in self.layers]  # type: ignore[arg-type]
-        for cache in caches:
-            cache.padding = padding
+        if padding is not None:
+            for cache in caches:
+                if not isinstance(cache, Cache):
+                    rule = f"{type(cache).__name__} is no blocks.cache.Cache, and knows of no padding"
+                    raise BlockError("padding", padding.tolist(), rule, "Give rows of one length")
+                cache.padding = padding
         return caches
 
 
@@ -229,5 +233,5 @@ def _next_positions(tokens: Tensor, cache: Cache | None) -> Tensor:
     """[B|1,T]: where tokens [B,T] stand, counting on from what a cache holds and leaving its padding out."""
     past = 0 if cache is None else cache.length
     positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
-    padding = None if cache is None else cache.padding
+    padding = cache.padding if isinstance(cache, Cache) else None  # a guest's cache may be of its own kind
     return positions if padding is None else (positions - padding[:, None]).clamp(min=0)
