@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.attention.base import Attention
+from blocks.attention.base import Attention, empty_cache
 from blocks.base import Block
 from blocks.cache import Cache
 from blocks.ffn.base import FFN
@@ -210,7 +209,8 @@ class Decoder(nn.Module):
             NotImplementedError: an attention of this decoder has no ``new_cache``
         """
         like = self.embedding.weight
-        caches = [_new_cache(layer.attention, batch, length, like, bits) for layer in self.layers]  # type: ignore[arg-type]
+        made = (batch, length, like.dtype, like.device, bits)
+        caches = [empty_cache(layer.attention, *made) for layer in self.layers]  # type: ignore[arg-type]
         if padding is not None:
             for cache in caches:
                 if not isinstance(cache, Cache):
@@ -218,15 +218,6 @@ class Decoder(nn.Module):
                     raise BlockError("padding", padding.tolist(), rule, "Give rows of one length")
                 cache.padding = padding
         return caches
-
-
-def _new_cache(attention: Attention, batch: int, length: int, like: Tensor, bits: int | None) -> Cache:
-    if bits is None:  # guests may know of no bits
-        return attention.new_cache(batch, length, like.dtype, like.device)
-    if "bits" not in inspect.signature(attention.new_cache).parameters:
-        rule = f"{type(attention).__name__}.new_cache takes no bits: this attention keeps exact caches only"
-        raise BlockError("bits", bits, rule, "Leave bits out")
-    return attention.new_cache(batch, length, like.dtype, like.device, bits)
 
 
 def _next_positions(tokens: Tensor, cache: Cache | None) -> Tensor:

@@ -98,16 +98,37 @@ class Writer:
         bos = words.eos if config.get("bos_token_id") is None else config["bos_token_id"]
         return cls(decoder, words, bos, frozenset(end for end in ends if end < known))
 
-    def write(self, prompts: str | Sequence[str], new_tokens: int = 200, *, temperature: float = 1.0) -> list[str]:
+    def write(
+        self,
+        prompts: str | Sequence[str],
+        new_tokens: int = 200,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stops: Sequence[str] = (),
+        seed: int = 0,
+        bits: int | None = None,
+    ) -> list[str]:
         """Continuations, without their prompts.
 
         Args:
             prompts: one, or several, which are computed together
-            new_tokens, temperature: see ``Request`` and ``Sampling``, and ``stream`` for everything else
+            new_tokens, stops, seed, bits: see ``Request``
+            temperature, top_k, top_p, min_p, repetition_penalty: see ``Sampling``
+
+        Raises:
+            ConfigError: a prompt is empty, or an option out of its range
         """
-        request = Request(new_tokens, Sampling(temperature))
-        texts = [""] * (1 if isinstance(prompts, str) else len(prompts))
-        for row, piece in self.stream([prompts] if isinstance(prompts, str) else prompts, request):
+        try:
+            sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        except BlockError as error:
+            raise _at_its_option(error) from None
+        given = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = [""] * len(given)
+        for row, piece in self.stream(given, Request(new_tokens, sampling, tuple(stops), seed, bits)):
             texts[row] += piece
         return texts
 
@@ -175,11 +196,12 @@ class Writer:
         """
         ids = [*([self.bos] if bos else []), *self.words.encode(prompt).tolist()]
         if not ids:
-            raise ConfigError("prompt", prompt, "is empty, and a model continues at least one token", "Write --bos")
+            remedy = "Write some text, or begin a document: --bos"
+            raise ConfigError("--prompt", prompt, "is empty, and a model continues at least one token", remedy)
         known = self.decoder.config["vocab_size"]
         if max(ids) >= known:
             rule = f"the tokenizer gives id {max(ids)}, and the model knows {known}: they are not of one model"
-            raise ConfigError("prompt", prompt, rule, "Put the tokenizer.json of the model into its folder")
+            raise ConfigError("--prompt", prompt, rule, "Put the tokenizer.json of the model into its folder")
         return ids
 
     def _decode(self, ids: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,6 +54,22 @@ class Attention(Block):
                 then exact only
         """
         raise NotImplementedError
+
+
+def empty_cache(
+    attention: Attention, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None
+) -> Cache:
+    """``new_cache`` of any attention, a guest's that knows of no bits too.
+
+    Raises:
+        BlockError: bits are asked of one that has none
+    """
+    if bits is None:
+        return attention.new_cache(batch, length, dtype, device)
+    if "bits" not in inspect.signature(attention.new_cache).parameters:
+        rule = f"{type(attention).__name__}.new_cache takes no bits: this attention keeps exact caches only"
+        raise BlockError("bits", bits, rule, "Leave bits out")
+    return attention.new_cache(batch, length, dtype, device, bits)
 
 
 def score_bias(position: Position, positions: Tensor, cache: Cache | None) -> Tensor | None:

@@ -97,7 +97,7 @@ def _in_chunks(
     decoder: Decoder, ids: Tensor, chunks: Sequence[int], bits: int | None = None, padding: Tensor | None = None
 ) -> Tensor:
     try:
-        caches = decoder.new_caches(*ids.shape, bits, padding)
+        caches = decoder.new_caches(ids.shape[0], ids.shape[1], bits, padding)
     except NotImplementedError:
         raise ExemptError("its attention keeps no cache") from None
     except BlockError as error:  # of an attention with caches of another kind
