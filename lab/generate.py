@@ -23,6 +23,7 @@ import torch
 import registry
 from blocks.decoder import Decoder
 from blocks.generate import Continuations
+from blocks.kernels.machine import keep_freed_memory, set_float32_matmul
 from blocks.sample import Sampling
 from blocks.text_stream import TextStream
 from interop.source import Source, build, open_source
@@ -305,6 +306,8 @@ def main(arguments: Sequence[str]) -> None:
     """
     words, request = read(arguments)
     prompts = words.prompt or [""]
+    set_float32_matmul("auto")
+    keep_freed_memory()
     writer = Writer.open(words.model, dtype=words.dtype, device=words.device)
     if words.json:
         print(json.dumps(document(writer, words.model, prompts, request), indent=1, ensure_ascii=False))
