@@ -16,7 +16,8 @@ from blocks.decoder import Decoder
 from blocks.sample import Sampling, sample
 from registry import BlockError
 
-CHUNK = 2048  # tokens of a prompt that go through the decoder at once
+CHUNK = 8192  # tokens of a prompt that go through the decoder at once
+SCORES = 2**24  # of padded rows, whose mask is held: at most so many at once
 
 
 @torch.inference_mode()
@@ -66,7 +67,8 @@ class Continuations:
         seed: row i draws from seed + i
         stop_tokens: tokens that end a row, and are not handed out
         bits: of the caches' numbers, 8, 6 or 4; None for exact ones
-        chunk: tokens of the prompts that go through the decoder at once: long ones take less memory in pieces
+        chunk: tokens of the prompts that go through the decoder at once: long ones take less memory in pieces. None
+            for 8192, fewer where padding is masked
 
     Raises:
         BlockError: a prompt is empty, or positions do not reach as far
@@ -82,19 +84,21 @@ class Continuations:
         seed: int = 0,
         stop_tokens: Collection[int] = (),
         bits: int | None = None,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
     ) -> None:
         check_lengths(decoder, prompts, new_tokens)
         device = decoder.embedding.weight.device
         longest = max(map(len, prompts))
         padded = [[*[0] * (longest - len(row)), *row] for row in prompts]
-        self.decoder, self.sampling, self.chunk = decoder, sampling or Sampling(), chunk
+        self.decoder, self.sampling = decoder, sampling or Sampling()
         self.stop_tokens, self.left = frozenset(stop_tokens), new_tokens
         self.ended = [False] * len(prompts)
         self._pending = torch.tensor(padded, device=device)
         self._generators = [torch.Generator(device).manual_seed(seed + i) for i in range(len(prompts))]
         self._seen = self._tokens_of(prompts) if self.sampling.repetition_penalty != 1 else None
         unequal = any(len(row) != longest for row in prompts)
+        most = SCORES // (len(prompts) * longest) if unequal else CHUNK
+        self.chunk = chunk or max(64, min(CHUNK, most))
         padding = torch.tensor([longest - len(row) for row in prompts], device=device) if unequal else None
         # The last token is handed out and never read.
         self._caches = decoder.new_caches(len(prompts), max(longest + new_tokens - 1, 1), bits, padding)

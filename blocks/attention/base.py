@@ -81,7 +81,9 @@ def score_bias(position: Position, positions: Tensor, cache: Cache | None) -> Te
     """
     if cache is None:
         return position.bias(positions, positions)
-    bias, padding = position.bias(positions, cache.positions(positions.device)), cache.padding_bias(positions.shape[1])
+    shifts = type(position).bias is not Position.bias  # else a tensor as long as the cache would be made for nothing
+    bias = position.bias(positions, cache.positions(positions.device)) if shifts else None
+    padding = cache.padding_bias(positions.shape[1])
     return padding if bias is None else bias if padding is None else bias + padding
 
 

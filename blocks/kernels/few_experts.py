@@ -40,8 +40,7 @@ def few_swiglu(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, dow
     if not pairs:
         return torch.zeros_like(x)
     visited = [(e, len(list(group))) for e, group in groupby(pairs, key=lambda pair: pair[0])]
-    chosen = torch.tensor([i for _, i in pairs])
-    token = chosen // k
+    chosen, token = torch.tensor([[i, i // k] for _, i in pairs]).unbind(1)
     rows = x.index_select(0, token)
     gate, up = _each(rows, gate_up, visited).chunk(2, -1)
     hidden = F.silu(gate) * up * weights.flatten().index_select(0, chosen).to(gate.dtype)[:, None]
