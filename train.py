@@ -19,12 +19,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
 import registry
-from registry import ConfigError
+from registry import REFUSED, ConfigError
 from training.composition import CONF, REFUSALS, explain, is_no_name
 from training.preflight import preflight
+from training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, stoppable
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-REFUSED, INTERRUPTED = 2, 128  # exit codes: a configuration that cannot be right; 128 + signal when stopped by one
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _refusals: list[ConfigError] = []
 
@@ -42,7 +42,7 @@ def hydra_main(cfg: DictConfig) -> float | None:
             return None
         reason = str(error)
     except Exception as error:
-        if not sweeping or _is_interruption(error):
+        if not sweeping:
             raise
         reason = f"{type(error).__name__}: {error}"
     from lab.sweep import record_failure
@@ -135,10 +135,6 @@ def _is_child() -> bool:
     return os.environ.get("LOCAL_RANK", "0") != "0"
 
 
-def _is_interruption(error: BaseException) -> bool:
-    return type(error).__name__ == "Interrupted"  # its module imports Lightning, which a refusal must not wait for
-
-
 def _refusal(error: Exception, arguments: list[str]) -> ConfigError | None:
     """What the user is told of an exception that is a mistake of theirs; None for any other exception."""
     if isinstance(error, ConfigError):
@@ -152,26 +148,36 @@ def _refusal(error: Exception, arguments: list[str]) -> ConfigError | None:
     return None
 
 
+def _how_to_go_on(stop: Interrupted, arguments: list[str]) -> str:
+    if stop.checkpoint is None:
+        return "Nothing is lost that a checkpoint does not hold: start the same command again"
+    option = "--ckpt_path=" if arguments[:1] and arguments[0] in SUBCOMMANDS else "ckpt_path="
+    return f"Continue with the same command and {option}{stop.checkpoint}"
+
+
 def main() -> None:
     """Run, and turn every mistake of the user's into one message and an exit code."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises here instead of printing its own account
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined] # it hands out copies; --help needs 170
     arguments = sys.argv[1:]
     try:
-        registry.load()
-        if arguments and arguments[0] in SUBCOMMANDS:
-            from training import cli
+        with stoppable():
+            registry.load()
+            if arguments and arguments[0] in SUBCOMMANDS:
+                from training import cli
 
-            cli.main(arguments)
-        else:
-            hydra_main()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED + 2)
+                cli.main(arguments)
+            else:
+                hydra_main()
+    except Interrupted as stop:
+        print(f"\n{stop}. {_how_to_go_on(stop, arguments)}", flush=True)
+        sys.exit(PREEMPTED)
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(DIVERGED)
+    except SystemExit as end:  # what cannot even be parsed is refused like anything else
+        sys.exit(REFUSED if end.code == 2 else end.code)
     except Exception as error:
-        if _is_interruption(error):
-            option = "--ckpt_path=" if arguments[:1] and arguments[0] in SUBCOMMANDS else "ckpt_path="
-            print(f"\n{error}. Continue with the same command and {option}{error.checkpoint}")  # type: ignore[attr-defined]
-            sys.exit(INTERRUPTED + error.signum)  # type: ignore[attr-defined]
         refusal = _refusal(error, arguments)
         if refusal is None:
             raise

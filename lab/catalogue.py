@@ -23,7 +23,7 @@ from blocks.cost import cache_bytes, count_parameters
 from blocks.decoder import Decoder
 from blocks.gating.base import Gating
 from lab.describe import load
-from registry import ConfigError
+from registry import REFUSED, ConfigError
 from training.composition import CONF
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "catalogue.md"
@@ -320,4 +320,4 @@ if __name__ == "__main__":
         sys.exit(main(sys.argv[1:]))
     except ConfigError as error:
         print(error.render(), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(REFUSED)

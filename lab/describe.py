@@ -26,7 +26,7 @@ from blocks.decoder import Decoder
 from blocks.kernels import choice
 from lab import card
 from lab.card import SETTINGS, flat
-from registry import ConfigError, did_you_mean
+from registry import REFUSED, ConfigError, did_you_mean
 from training.composition import compose_config
 
 USAGE = """\
@@ -381,6 +381,6 @@ if __name__ == "__main__":
         sys.stdout.flush()
     except ConfigError as error:
         print(error.render(), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(REFUSED)
     except BrokenPipeError:  # whoever read us has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

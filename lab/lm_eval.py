@@ -18,12 +18,10 @@ from torch import Tensor
 import registry
 from blocks.generate import sample
 from interop.source import build, open_source
-from registry import ConfigError, did_you_mean
+from registry import REFUSED, ConfigError, did_you_mean
 from training.data.tokenizers.base import Tokenizer
 from training.data.tokenizers.pretrained import Pretrained
 from training.data.tokenizers.rebuild import rebuild
-
-REFUSED = 2
 
 try:
     from lm_eval.api.instance import Instance

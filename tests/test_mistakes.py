@@ -1,4 +1,4 @@
-"""What a person gets wrong: one message with path, value, rule and remedy, exit code 2, at once, and no traceback.
+"""What a person gets wrong: one message with path, value, rule and remedy, exit code 64, at once, and no traceback.
 
 All but a few are tried in one process, which calls ``train.main`` for each, for the start of Python and torch would
 cost a hundred times the check itself.
@@ -268,7 +268,7 @@ def test_there_are_many() -> None:
 def test_mistake_is_refused_before_lightning_is_imported(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
     outcome = outcomes[name]
     assert_one_message(outcome["said"], EARLY[name])
-    assert outcome["code"] == 2
+    assert outcome["code"] == 64
     assert not outcome["lightning"]
     assert outcome["seconds"] < 2
 
@@ -277,7 +277,7 @@ def test_mistake_is_refused_before_lightning_is_imported(name: str, outcomes: di
 def test_mistake_is_refused_before_training(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
     outcome = outcomes[name]
     assert_one_message(outcome["said"], LATE[name])
-    assert outcome["code"] == 2
+    assert outcome["code"] == 64
     assert "step=" not in outcome["said"] and "results.json" not in outcome["said"]
     assert outcome["seconds"] < 8  # the first of them imports Lightning
 
@@ -285,7 +285,7 @@ def test_mistake_is_refused_before_training(name: str, outcomes: dict[str, dict[
 @pytest.mark.parametrize("name", TOO_LATE)
 def test_mistake_that_shows_in_training_is_a_message_too(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
     assert_one_message(outcomes[name]["said"], TOO_LATE[name])
-    assert outcomes[name]["code"] == 2
+    assert outcomes[name]["code"] == 64
 
 
 def test_hostile_checkpoint_runs_nothing(outcomes: dict[str, dict[str, Any]], folder: Path) -> None:
@@ -299,5 +299,5 @@ def test_mistake_on_the_real_command_line(
 ) -> None:
     mistake = {**EARLY, **LATE}[name]
     done = train_py(*arguments_of(mistake))
-    assert done.returncode == 2
+    assert done.returncode == 64
     assert_one_message(done.stderr, mistake)
