@@ -269,7 +269,7 @@ def _remembered(decoder: Decoder) -> str:
 def _presets() -> list[str]:
     rows = []
     for name in sorted(
-        path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in ("base", "pretrained")
+        path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in ("base", "file", "pretrained")
     ):
         decoder = load(name)
         counted = count_parameters(decoder)

@@ -12,8 +12,9 @@ from blocks.checkpoint import check_fits, read_checkpoint
 from blocks.compose import check as check_model
 from blocks.kernels.choice import check as check_kernels
 from interop.source import check_init, read_composition
-from registry import ConfigError, did_you_mean
+from registry import ConfigError, did_you_mean, refuse_targets, to_plain
 from registry.layout import patched
+from registry.limits import read_text
 from training.checkpoints.find import good, newest
 from training.data.preflight import check as check_data
 from training.targets import check_target, instantiate
@@ -88,7 +89,17 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _composition(model: Any) -> Any:
-    """The model node, or the composition of the imported checkpoint that it names, patched by what stands beside it."""
+    """The model node, or the composition that it names, patched by what stands beside it.
+
+    That is a file with a model in it, or an imported checkpoint. Either may be a stranger's, and is read as data.
+    """
+    if isinstance(model, dict) and "file" in model:
+        patch = {k: v for k, v in model.items() if k != "file"}
+        found = to_plain(read_text(Path(str(model["file"])), "model.file"))
+        if not isinstance(found, dict):
+            raise ConfigError("model.file", model["file"], "holds no mapping", "Name a YAML file of a model")
+        refuse_targets(found, "model")
+        return patched(found, patch)
     if not isinstance(model, dict) or "pretrained" not in model:
         return model
     folder, patch = model["pretrained"], {k: v for k, v in model.items() if k != "pretrained"}

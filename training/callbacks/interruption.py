@@ -151,7 +151,6 @@ def _validation_not_begun(trainer: L.Trainer) -> Iterator[None]:
     """
     progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
     now = progress.state_dict()
-    now = {key: dict(value) if isinstance(value, dict) else value for key, value in now.items()}
     begun = progress.total.completed - progress.current.completed
     amid = {"ready": begun + 1, "started": begun + 1, "processed": begun, "completed": begun}
     none = dict.fromkeys(amid, 0)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from blocks import manifest
 from training.checkpoints.atomic import partial_of, put_in_place, refused_if_unwritable
+from training.checkpoints.plugin import SealedCheckpoints
 
 
 def save(trainer: L.Trainer, path: Path, weights_only: bool | None = False) -> bool:
@@ -39,6 +40,8 @@ def save(trainer: L.Trainer, path: Path, weights_only: bool | None = False) -> b
         path.parent.mkdir(parents=True, exist_ok=True)
         trainer.save_checkpoint(partial, weights_only)
         if trainer.is_global_zero:
+            if isinstance(strategy.checkpoint_io, SealedCheckpoints):
+                strategy.checkpoint_io.wait()
             if partial.is_dir():
                 manifest.seal_folder(partial)
             put_in_place(partial, path)
