@@ -22,6 +22,7 @@ import registry
 from registry import REFUSED, ConfigError
 from training.composition import CONF, REFUSALS, explain, is_no_name
 from training.preflight import preflight
+from training.secrets import hidden, read_from_environment
 from training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, stoppable
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -57,12 +58,13 @@ def _job(cfg: DictConfig, directory: Path) -> float:
     from training import cli, config_tree
     from training.run import run
 
-    cli.export(plain, directory)
-    config_tree.show(plain, directory, plain["extras"]["print_config"] and not _is_child())
-    arguments = pin_children(directory)
+    shown = hidden(plain, read_from_environment(cfg))
+    cli.export(shown, directory)
+    config_tree.show(shown, directory, plain["extras"]["print_config"] and not _is_child())
+    arguments = pin_children(directory, plain["ckpt_path"])
     before = {name: os.environ.get(name) for name in LAUNCHED}
     try:
-        metrics = run(plain)
+        metrics = run(plain, shown)
     finally:
         reset_processes(before)
     last = directory / "checkpoints" / "last.ckpt"
@@ -88,17 +90,22 @@ def _worst() -> float:
     return -math.inf if "maximize" in str(direction) else math.inf
 
 
-def pin_children(directory: Path) -> list[str]:
+def pin_children(directory: Path, checkpoint: str | None = None) -> list[str]:
     """Make Lightning's child processes repeat this job and nothing else.
 
     Its launcher runs ``sys.argv`` again for every other rank. In a sweep that would be the whole sweep, with a
     sampler's ranks meeting at different trials. So ``sys.argv`` becomes this job's own overrides, one run and no sweep
-    even where an experiment's file asks for one, and Hydra's run directory the job's.
+    even where an experiment's file asks for one, Hydra's run directory the job's, and the checkpoint to go on from
+    the one that was found here.
+
+    Returns:
+        the job's own overrides
     """
     config = HydraConfig.get()
     own = list(config.overrides.task)
     search = [o for o in config.overrides.hydra if o.lstrip("+").startswith("hydra.searchpath")]
-    sys.argv = [sys.argv[0], *_config_flags(sys.argv[1:]), *search, "hydra.mode=RUN", *own]
+    found = [f"ckpt_path='{checkpoint}'"] if checkpoint else []
+    sys.argv = [sys.argv[0], *_config_flags(sys.argv[1:]), *search, "hydra.mode=RUN", *own, *found]
     with read_write(config):  # type: ignore[arg-type] # typed as its schema, it is a node
         config.run.dir = str(directory)
     return own
@@ -121,10 +128,9 @@ def reset_processes(before: dict[str, str | None]) -> None:
     Args:
         before: what the variables that Lightning's launcher sets were before it did
     """
-    import torch.distributed as dist
+    from training.run import leave_processes
 
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    leave_processes()
     for name, value in before.items():
         os.environ.pop(name, None)
         if value is not None:

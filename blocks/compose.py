@@ -23,7 +23,7 @@ from registry.schema import conforms, in_words
 
 LAYER_PARTS = ("attention", "ffn", "residual")  # what a layer is made of; every other kind is somebody's child
 MAX_PARAMETERS = 10**14  # a hundred times the largest model there is
-MAX_DISTINCT = 512  # layers of one model that are all different
+MAX_DISTINCT = 256  # layers of one model that are all different
 MAX_MTP = 64
 
 
@@ -140,6 +140,8 @@ def check(config: Any) -> dict[str, Any]:
         ConfigError
     """
     model = read(config)
+    if len(model["overrides"] or []) > MAX_DISTINCT:
+        raise _too_many_changes()
     distinct: list[dict[str, Any]] = []
     layers: dict[int, Layer] = {}
     alike: list[int] = []  # how many layers each of the distinct ones stands for
@@ -150,8 +152,7 @@ def check(config: Any) -> dict[str, Any]:
                 alike[distinct.index(nodes)] += 1
                 continue
             if len(distinct) == MAX_DISTINCT:
-                rule, remedy = f"makes more than {MAX_DISTINCT} layers that are all different", "Use variants"
-                raise ConfigError("model.overrides", "…", rule, remedy)
+                raise _too_many_changes()
             distinct.append(nodes)
             layers[index] = _layer(model, nodes, index)
             alike.append(1)
@@ -161,6 +162,11 @@ def check(config: Any) -> dict[str, Any]:
     _refuse_untaken(model, dict(zip(layers, distinct, strict=True)), layers)
     _check_variants(model)
     return model
+
+
+def _too_many_changes() -> ConfigError:
+    rule = f"makes more than {MAX_DISTINCT} layers that are all different"
+    return ConfigError("model.overrides", "…", rule, "Name variants in a layout pattern, which repeats")
 
 
 def _size(module: nn.Module) -> int:

@@ -57,7 +57,9 @@ def check_text(text: str, path: str) -> None:
         yaml.YAMLError: it is no YAML
     """
     if len(text.encode(errors="surrogatepass")) > MAX_BYTES:
-        raise ConfigError(path, f"{text[:60]}…", f"is longer than {MAX_BYTES:,} bytes", "Use layout patterns and variants")
+        raise ConfigError(
+            path, f"{text[:60]}…", f"is longer than {MAX_BYTES:,} bytes", "Use layout patterns and variants"
+        )
     try:
         root = yaml.compose(text, yaml.SafeLoader)
     except RecursionError:

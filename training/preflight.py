@@ -17,6 +17,7 @@ from registry.layout import patched
 from registry.limits import read_text
 from training.checkpoints.find import good, newest
 from training.data.preflight import check as check_data
+from training.secrets import read_from_environment, refuse_in_model
 from training.targets import check_target, instantiate
 
 ROOT = {
@@ -57,6 +58,7 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
     if not isinstance(plain["init_from"], str | None):
         rule = "must be the path of a folder"
         raise ConfigError("init_from", plain["init_from"], rule, "Name the OUT of interop.hf import: init_from=OUT")
+    refuse_in_model(plain["model"], read_from_environment(cfg))
     plain["model"] = check_model(_composition(plain["model"]))
     plain["task"] = {**plain["task"], "model": plain["model"]}
     check_kernels(plain["task"].get("kernels") or {}, "task.kernels")

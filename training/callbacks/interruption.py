@@ -93,6 +93,7 @@ class Interruption(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._between_steps(trainer):
             self._save(trainer)
+            self._stopping = self._agreed(trainer, self._signum is not None)
             self._stop_if_asked(trainer)
         elif trainer.state.fn == TrainerFn.FITTING:
             self._owed = True
