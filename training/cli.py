@@ -75,9 +75,8 @@ class Saved(SaveConfigCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        for file in (
-            Path(trainer.log_dir or ".").glob(self.config_filename) if trainer.is_global_zero and _taken else ()
-        ):
+        file = Path(trainer.log_dir or ".") / self.config_filename
+        if trainer.is_global_zero and _taken and file.is_file():
             file.write_text(hidden(file.read_text(), _taken))
 
 

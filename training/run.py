@@ -12,6 +12,8 @@ import torch
 from training.callbacks.finale import Finale
 from training.targets import check_target, instantiate
 
+LOGGED = ("task_name", "seed", "model", "optimizer", "scheduler", "data")
+
 
 def run(plain: dict[str, Any], shown: dict[str, Any] | None = None) -> dict[str, float]:
     """Train, validate and test as configured.
@@ -37,9 +39,7 @@ def run(plain: dict[str, Any], shown: dict[str, Any] | None = None) -> dict[str,
     task = instantiate(plain["task"], "task")
     trainer = instantiate({**plain["trainer"], "callbacks": callbacks, "logger": loggers or False}, "trainer")
     for logger in trainer.loggers:
-        logger.log_hyperparams(
-            {k: (shown or plain)[k] for k in ("task_name", "seed", "model", "optimizer", "scheduler", "data")}
-        )
+        logger.log_hyperparams({k: (shown or plain)[k] for k in LOGGED})
     try:
         if plain["train"]:
             trainer.fit(task, data, ckpt_path=plain["ckpt_path"], weights_only=True)
