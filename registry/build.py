@@ -52,8 +52,8 @@ def to_plain(config: Any, path: str = "model") -> Any:
     Raises:
         ConfigError: the YAML cannot be read, is too much, or refers to something; an interpolation cannot be resolved
     """
+    own = isinstance(config, DictConfig | ListConfig)
     try:
-        own = isinstance(config, DictConfig | ListConfig)
         if isinstance(config, str):
             check_text(config, path)
             config = OmegaConf.create(config)
@@ -64,7 +64,8 @@ def to_plain(config: Any, path: str = "model") -> Any:
             config = OmegaConf.to_container(config, resolve=own, enum_to_str=True)
             check_values(config, path, data=not own)
     except OmegaConfBaseException as error:
-        where = getattr(error, "full_key", None) or path
+        key = getattr(error, "full_key", None)
+        where = path if not key else key if own else f"{path}.{key}"
         raise ConfigError(where, "…", str(error).splitlines()[0], "Mend the value or the interpolation") from None
     except ConfigError:
         raise

@@ -14,8 +14,8 @@ import yaml
 
 from registry.errors import ConfigError
 
-MAX_BYTES = 200_000  # of text; the largest preset here has a hundredth of that
-MAX_NODES = 20_000  # values, keys included
+MAX_BYTES = 100_000  # of text; the largest preset here has a fiftieth of that
+MAX_NODES = 10_000  # values, keys included
 MAX_DEPTH = 32  # of nesting
 MAX_INTEGER = 2**53  # which a float still holds; beyond it, no size of a tensor lies
 MAX_TEXT = 100_000  # characters of one string

@@ -48,7 +48,7 @@ def test_composition_takes_none(small: list[str]) -> None:
 
 
 def test_no_file_of_a_run_holds_it(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = ["trainer.max_steps=1", "callbacks=interruption", "tags=['${oc.env:SOME_KEY}']"]
+    made = ["trainer.max_steps=1", "callbacks=[interruption,report]", "tags=['${oc.env:SOME_KEY}']"]
     made += [f"data.cache_dir={tmp_path}/${{oc.env:SOME_KEY}}", "logger.csv.name=${oc.env:SOME_KEY}"]
     folder = tmp_path / "run"
     folder.mkdir()
