@@ -62,15 +62,21 @@ def put_in_place(partial: Path, path: Path) -> None:
     os.replace(partial, path)
     if path.name == LAST and old.exists():
         previous = path.with_name(PREVIOUS)
-        _remove(previous)
-        os.replace(old, previous)
+        if previous.is_dir() or old.is_dir():  # never half of a folder under its name
+            _set_aside(previous, trash := previous.with_name(f".{PREVIOUS}.{_owner()}.old"))
+            os.replace(old, previous)
+            _remove(trash)
+        else:
+            os.replace(old, previous)
     _remove(old)
     manifest.sync(path.parent)
 
 
-def _set_aside(path: Path, old: Path, link: bool) -> None:
-    """Give what is at ``path`` a second name, so that at no time there is nothing; what cannot have two is moved."""
+def _set_aside(path: Path, old: Path, link: bool = False) -> None:
+    """Give what is at ``path`` another name: besides its own, so that at no time there is nothing, or instead of it."""
     _remove(old)
+    if not path.exists():
+        return
     if link:
         try:
             os.link(path, old)
