@@ -249,22 +249,28 @@ FILES: dict[str, Callable[[Path], Any]] = {
     "checkpoint that stands for too much": lambda tmp: load_decoder(checkpoint(tmp, at("overrides", doubled(60)))),
     "checkpoint of a size": lambda tmp: load_decoder(checkpoint(tmp, {**MODEL, "vocab_size": 2**34})),
     "checkpoint at an address": lambda tmp: read_checkpoint("http://127.0.0.1:9/x.ckpt"),
-    "checkpoint at an address, for the trainer": lambda tmp: SealedCheckpoints().load_checkpoint("https://h/x", None, False),
+    "address for the trainer": lambda tmp: SealedCheckpoints().load_checkpoint("https://h/x", None, False),
     "checkpoint for the trainer": lambda tmp: SealedCheckpoints().load_checkpoint(raw_pickle(tmp), None, False),
     "folder of shards": lambda tmp: read_checkpoint(shards(tmp)),
     "folder of shards as a source": lambda tmp: open_source(shards(tmp)),
     "run's file with a target": lambda tmp: run_with(written(tmp, yaml.safe_dump(at("norm._target_", "os.system")))),
-    "run's file that sets hydra": lambda tmp: run_with(written(tmp, f"# @package _global_\n{TEXT}\nhydra: {{run: {{dir: /}}}}")),
+    "run's file that sets hydra": lambda tmp: run_with(
+        written(tmp, f"# @package _global_\n{TEXT}\nhydra: {{run: {{dir: /}}}}")
+    ),
     "run's file that reads the environment": lambda tmp: run_with(
         written(tmp, TEXT.replace("rmsnorm", "${oc.env:SECRET_TOKEN}"))
     ),
     "run's file that is a device": lambda tmp: run_with(Path("/dev/zero")),
     "run's file that is no text": lambda tmp: run_with(written(tmp, ""), "+model.x=1"),
-    "imported model with a target": lambda tmp: read_composition(imported(tmp, yaml.safe_dump(at("ffn._target_", "x")))),
+    "imported model with a target": lambda tmp: read_composition(
+        imported(tmp, yaml.safe_dump(at("ffn._target_", "x")))
+    ),
     "imported model that is a bomb": lambda tmp: read_composition(imported(tmp, bomb(12))),
     "imported model of ten megabytes": lambda tmp: read_composition(imported(tmp, "a: " + "x" * 10**7)),
     "config.json with a target": lambda tmp: import_folder(ours(tmp, at("ffn._target_", "os.system")), tmp / "out"),
-    "config.json with code": lambda tmp: import_folder(foreign(tmp, model_type="x", auto_map={"A": "evil.py"}), tmp / "out"),
+    "config.json with code": lambda tmp: import_folder(
+        foreign(tmp, model_type="x", auto_map={"A": "evil.py"}), tmp / "out"
+    ),
     "config.json of great depth": lambda tmp: import_folder(
         foreign(tmp, num_hidden_layers=10**9, hidden_size=8, vocab_size=8, intermediate_size=8, num_attention_heads=1),
         tmp / "out",
