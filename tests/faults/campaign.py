@@ -46,7 +46,7 @@ def kills(folder: Path, n: int) -> Figures:
     for i in range(n):
         shutil.rmtree(folder / "run", ignore_errors=True)
         killed(lambda i=i: _saves(last, as_folder=i % 4 == 3), after=draw.uniform(0.02, 0.25))  # type: ignore[misc]
-        there = [p for p in last.parent.glob("*.ckpt")] if last.parent.exists() else []
+        there = list(last.parent.glob("*.ckpt")) if last.parent.exists() else []
         figures["kills"] += 1
         figures["damaged at a final path"] += sum(_is_damaged(path) for path in there)
         figures["amid a save"] += any(last.parent.glob(".*")) if last.parent.exists() else 0
@@ -263,7 +263,7 @@ def _steps(folder: Path, name: str) -> tuple[dict[int, set[str]], dict[int, set[
 
 
 def resume(folder: Path, n: int, processes: int = 1) -> Figures:
-    """Kill a run -9 at random steps and hooks, go on with ``auto_resume``, other workers each time; compare all steps."""
+    """Kill a run -9 at random steps and hooks, go on with ``auto_resume`` and other workers; compare all steps."""
     many = ["trainer=ddp_sim"] if processes == 2 else []
     code, _ = train(folder, *many, _recording(folder / "whole"), "task_name=whole")
     assert code == 0, (folder / "log").read_text()[-3000:]
