@@ -35,7 +35,7 @@ def test_every_part_of_the_composition_has_its_place(checked: Callable[..., dict
         k: v for k, v in plain["trainer"].items() if k not in ("_target_", "plugins")
     }
     names = [callback["class_path"].rpartition(".")[2] for callback in made["trainer"]["callbacks"]]
-    assert set(names) == {"Keeper", "Interruption", "Guard", "DeadExperts", "Throughput", "RunReport"}
+    assert set(names) == {"Machine", "Keeper", "Interruption", "Guard", "DeadExperts", "Throughput", "RunReport"}
     assert [logger["class_path"].rpartition(".")[2] for logger in made["trainer"]["logger"]] == [
         "CSVLogger",
         "TensorBoardLogger",
