@@ -57,13 +57,13 @@ class Guard(L.Callback):
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        self._loss = self._loss + loss.detach().double() / (scaler.get_scale() if scaler else 1)
+        self._loss = self._loss + loss.detach().float() / (scaler.get_scale() if scaler else 1)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         # Before clipping, and after the gradients have been averaged over ranks and micro-batches.
         loss, self._loss = self._loss, 0.0
         norm = gradient_norm(pl_module)
-        both = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=pl_module.device) for v in (loss, norm)])
+        both = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=pl_module.device) for v in (loss, norm)])
         if trainer.world_size > 1:
             both = trainer.strategy.reduce(both, reduce_op="mean")
         reason = self.judge(dict(zip(QUANTITIES, both.tolist(), strict=True)))
