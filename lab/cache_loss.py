@@ -25,8 +25,8 @@ from torch import Tensor
 
 from blocks.decoder import Decoder
 from blocks.kernels.cross_entropy import IGNORED
-from lab.generate import BITS, REFUSED, Writer
-from registry import BlockError, ConfigError
+from lab.generate import BITS, Writer
+from registry import REFUSED, BlockError, ConfigError
 from training.targets import instantiate
 
 Window = tuple[Tensor, Tensor]  # tokens [B,T], and for each the one after it

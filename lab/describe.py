@@ -27,7 +27,7 @@ from blocks.kernels import choice
 from blocks.kernels.quantise import BITS
 from lab import card
 from lab.card import SETTINGS, flat
-from registry import BlockError, ConfigError, did_you_mean
+from registry import REFUSED, BlockError, ConfigError, did_you_mean
 from training.composition import compose_config
 
 USAGE = """\
@@ -399,6 +399,6 @@ if __name__ == "__main__":
         sys.stdout.flush()
     except ConfigError as error:
         print(error.render(), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(REFUSED)
     except BrokenPipeError:  # whoever read us has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

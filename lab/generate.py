@@ -27,12 +27,12 @@ from blocks.kernels.machine import keep_freed_memory, set_float32_matmul
 from blocks.sample import Sampling
 from blocks.text_stream import TextStream
 from interop.source import Source, build, open_source
-from registry import BlockError, ConfigError, did_you_mean
+from registry import REFUSED, BlockError, ConfigError, did_you_mean
 from training.data.tokenizers.base import Tokenizer
 from training.data.tokenizers.pretrained import Pretrained
 from training.data.tokenizers.rebuild import rebuild
 
-REFUSED, INTERRUPTED = 2, 130
+INTERRUPTED = 130
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 BITS = (8, 6, 4)
 

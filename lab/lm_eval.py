@@ -20,8 +20,8 @@ from blocks.generate import Continuations
 from blocks.sample import Sampling
 from blocks.text_stream import TextStream
 from interop.source import build, open_source
-from lab.generate import DTYPES, REFUSED, tokenizer_of
-from registry import ConfigError, did_you_mean
+from lab.generate import DTYPES, tokenizer_of
+from registry import REFUSED, ConfigError, did_you_mean
 
 try:
     from lm_eval.api.instance import Instance

@@ -60,7 +60,9 @@ class CausalLM(L.LightningModule):
         self.save_hyperparameters({"model": self.model_config, "seed": seed})
         self.decoder: Decoder | None = None
         # What training has summed since it last logged is in checkpoints: a run gone on with logs what it would have.
-        self.losses = nn.ModuleDict({f"{stage}_loss": TokenLoss(persistent=stage == "train") for stage in STAGES})
+        self.losses = nn.ModuleDict(
+            {f"{stage}_loss": TokenLoss(stage == "train", only_finite=stage == "train") for stage in STAGES}
+        )
         self.loads = nn.ModuleDict()
         self._step_load: dict[str, Tensor] = {}
         self._settings: list[dict[str, Any]] = []  # of the optimizer's groups, as configured
@@ -115,10 +117,14 @@ class CausalLM(L.LightningModule):
         return mean + sum(losses.values(), torch.zeros((), device=nll.device))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then let every gate see the load of all micro-batches on all ranks, once."""
+        """Step, then let every gate see the load of all micro-batches on all ranks, once.
+
+        A step that was skipped, its gradients taken away, moves no gate either.
+        """
         super().optimizer_step(*args, **kwargs)
+        stepped = any(p.grad is not None for p in self.parameters())
         for layer, gate in self._gates().items():
-            if layer in self._step_load:
+            if layer in self._step_load and stepped:
                 gate.update(self._sum_over_ranks(self._step_load[layer]))
         self._step_load.clear()
 

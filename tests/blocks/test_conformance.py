@@ -452,6 +452,6 @@ def test_command_ends_with_2_and_no_traceback_on_a_users_mistake(
 ) -> None:
     command = [sys.executable, "-m", "blocks.conformance", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2
+    assert done.returncode == 64
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr

@@ -406,7 +406,7 @@ def test_the_largest_model_takes_seconds_and_little_memory_and_no_lightning(envi
 def test_refusal_is_a_message_and_not_a_traceback(environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "lab.describe", "model=deepsek_v2"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 64 and done.stdout == ""
     assert done.stderr.startswith("error: model = deepsek_v2") and "Traceback" not in done.stderr
 
 

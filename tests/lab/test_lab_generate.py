@@ -192,7 +192,7 @@ def test_attention_without_a_cache_is_refused(writer: Writer, monkeypatch: pytes
 def test_command_refuses_without_a_traceback(environment: dict[str, str]) -> None:
     call = [sys.executable, "-m", "lab.generate", "nowhere", "--prompt", "x"]
     done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and not done.stdout
+    assert done.returncode == 64 and not done.stdout
     assert done.stderr.startswith("error: MODEL = nowhere") and "Traceback" not in done.stderr
 
 
