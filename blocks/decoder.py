@@ -154,7 +154,12 @@ class Decoder(nn.Module):
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed negative log-likelihood in nats of targets [B,T] (−100: not scored) given hidden [B,T,D]."""
-        return self.kernels.nll(hidden.flatten(0, 1), self.output_weight, targets.flatten(), softcap=self.logit_softcap)
+        return self.nll_and_z(hidden, targets)[0]
+
+    def nll_and_z(self, hidden: Tensor, targets: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+        """``nll`` plus z_loss · Σ log² Z over scored tokens, and that sum by itself, without gradient."""
+        given = (hidden.flatten(0, 1), self.output_weight, targets.flatten())
+        return self.kernels.nll_and_z(*given, softcap=self.logit_softcap, z_loss=z_loss)
 
     def mtp_nll(
         self, hidden: Tensor, tokens: Tensor, targets: Tensor, positions: Tensor, segments: Tensor | None = None

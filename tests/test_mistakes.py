@@ -153,6 +153,7 @@ LATE = {
     ),
     "no such class": Mistake("+callbacks.x._target_=nope.Nope", "callbacks.x._target_", "No module named 'nope'"),
     "package not installed": Mistake("logger=wandb", "logger.wandb", r"pip install 'blockwright\[wandb\]'"),
+    "z-loss that rewards": Mistake("task.z_loss=-0.1", "task.z_loss", "not below 0.*1e-4"),
     "+key of the task": Mistake("+task.lr=3", "task.lr", "no argument 'lr'"),
     "batch larger than the corpus": Mistake("data.batch_size=5000", "data.batch_size", "has only"),
 }

@@ -18,6 +18,7 @@ from blocks.initialise import stable_seed
 from blocks.kernels import choice
 from blocks.kernels.cross_entropy import IGNORED
 from interop.source import load_weights
+from registry import ConfigError
 from training.cadence import logs_now
 from training.metrics import ExpertLoad, TokenLoss
 from training.optimizers.base import OptimizerRecipe
@@ -41,6 +42,9 @@ class CausalLM(L.LightningModule):
         init_from: folder of an imported checkpoint whose weights to start from; null for random ones. A run that goes
             on from a checkpoint of its own has those instead
         kernels: kernel → implementation, where the automatic choice for the device is not wanted
+        z_loss: weight of the mean of log² Z, Z the sum of the exponentials of a token's logits; 0 for none. PaLM has
+            1e-4. The depths of multi-token prediction go without
+        compile: whether layers are compiled for training, and for validation within it; ``trainer.compile`` sets it
     """
 
     def __init__(
@@ -51,8 +55,13 @@ class CausalLM(L.LightningModule):
         seed: int = 0,
         init_from: str | None = None,
         kernels: dict[str, str] | None = None,
+        z_loss: float = 0.0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
+        if not 0 <= z_loss < math.inf:
+            raise ConfigError("task.z_loss", z_loss, "is a weight, so not below 0", "Write 0 for none; PaLM has 1e-4")
+        self.z_loss, self.compiled = z_loss, compile
         self.model_config = read(model)
         self.recipe, self.schedule, self.seed, self.init_from = optimizer, scheduler, seed, init_from
         self.kernels = choice.check(kernels or {}, "task.kernels")
@@ -93,13 +102,25 @@ class CausalLM(L.LightningModule):
             peak = settings["lr"]
             group.update(settings, initial_lr=peak, lr=peak * factor(scheduler.last_epoch))
 
+    def on_fit_start(self) -> None:
+        if self.compiled:
+            from training.compiling import compile_layers
+
+            compile_layers(self._decoder())
+
+    def on_fit_end(self) -> None:
+        if self.compiled:
+            from training.compiling import run_as_written
+
+            run_as_written(self._decoder())
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # The state of the generator is a function of where training stands: a resumed run draws what it would have.
         torch.manual_seed(stable_seed(self.seed, f"{self.current_epoch}/{batch_idx}/{self.global_rank}"))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        hidden, nll, tokens, routings = self._predict(batch)
-        self._loss("train").update(nll, tokens, batch["n_bytes"].sum())
+        hidden, total, z, tokens, routings = self._predict(batch, self.z_loss)
+        self._loss("train").update(total.detach() - self.z_loss * z, tokens, batch["n_bytes"].sum())
         losses: dict[str, Tensor] = {}
         if len(self._decoder().mtp):
             losses["mtp"], further = self._predict_further(batch, hidden)
@@ -110,11 +131,11 @@ class CausalLM(L.LightningModule):
             for name, value in routing.losses.items():
                 losses[name] = losses.get(name, 0) + value
         if logs_now(self.trainer):
-            self._log_training(losses)
+            self._log_training({**losses, "logit_z": self.z_loss * z / tokens} if self.z_loss else losses)
         # The mean over the tokens of all ranks: DDP averages gradients over ranks, whose counts may differ.
         everywhere = self._sum_over_ranks(tokens)
-        mean = nll * (self.trainer.world_size / everywhere)
-        return mean + sum(losses.values(), torch.zeros((), device=nll.device))
+        mean = total * (self.trainer.world_size / everywhere)
+        return mean + sum(losses.values(), torch.zeros((), device=total.device))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let every gate see the load of all micro-batches on all ranks, once.
@@ -159,13 +180,20 @@ class CausalLM(L.LightningModule):
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, list[Routing | None]]:
-        """Hidden states, summed nll, number of scored tokens, and the routing of each layer."""
+    def _predict(
+        self, batch: Batch, z_loss: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Routing | None]]:
+        """Hidden states, summed nll plus z_loss · z, z = Σ log² Z, number of scored tokens, routing of each layer."""
         decoder, segments = self._decoder(), batch.get("segments")
         # One document a row starts at position 0 everywhere: shared positions are cheaper to turn by.
         positions = batch["positions"] if segments is not None else None
         hidden, routings = decoder.hidden(batch["tokens"], positions, segments)
-        return hidden, decoder.nll(hidden, batch["targets"]), (batch["targets"] != IGNORED).sum(), routings
+        return (
+            hidden,
+            *decoder.nll_and_z(hidden, batch["targets"], z_loss),
+            (batch["targets"] != IGNORED).sum(),
+            routings,
+        )
 
     def _predict_further(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, list[Routing | None]]:
         """The weighted loss of multi-token prediction, a mean over its depths, and the routing of their layers."""
@@ -181,7 +209,7 @@ class CausalLM(L.LightningModule):
             self._load(stage, layer).reset()
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
-        _, nll, tokens, routings = self._predict(batch)
+        _, nll, _, tokens, routings = self._predict(batch)
         self._loss(stage).update(nll, tokens, batch["n_bytes"].sum())
         for layer, routing in self._routed(routings):
             self._load(stage, layer).update(routing.load)

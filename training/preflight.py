@@ -16,6 +16,7 @@ from registry import ConfigError, did_you_mean, refuse_targets, to_plain
 from registry.layout import patched
 from registry.limits import read_text
 from training.checkpoints.find import good, newest
+from training.compiling import check_compiler
 from training.data.preflight import check as check_data
 from training.secrets import read_from_environment, refuse_in_model
 from training.targets import check_target, instantiate
@@ -64,6 +65,7 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
     check_kernels(plain["task"].get("kernels") or {}, "task.kernels")
     _check_fit(plain["model"], plain["data"], check_data(plain["data"]))
     _check_trainer(plain["trainer"], plain["data"])
+    _move_compile(plain)
     check_target(plain["optimizer"], "optimizer")
     instantiate(plain["optimizer"], "optimizer")
     check_target(plain["scheduler"], "scheduler")
@@ -160,6 +162,20 @@ def _check_trainer(trainer: dict[str, Any], data: dict[str, Any]) -> None:
                 raise ConfigError(f"data.{key}", value, rule, remedy)
 
 
+def _move_compile(plain: dict[str, Any]) -> None:
+    """``trainer.compile`` stands beside the Trainer's own settings, and is the task's to do."""
+    asked = plain["trainer"].pop("compile", False)
+    if not isinstance(asked, bool):
+        raise ConfigError("trainer.compile", asked, "must be true or false", "Write trainer.compile=true")
+    if not asked:
+        return
+    if plain["task"].get("_target_") != TASK:
+        rule = f"the task {plain['task'].get('_target_')} compiles nothing"
+        raise ConfigError("trainer.compile", True, rule, "Leave it out, or use task=causal_lm")
+    check_compiler(str(plain["trainer"].get("accelerator")))
+    plain["task"]["compile"] = True
+
+
 def resolve_checkpoint(ckpt_path: Any, plain: dict[str, Any]) -> str | None:
     """Which checkpoint to go on from.
 
@@ -178,6 +194,5 @@ def resolve_checkpoint(ckpt_path: Any, plain: dict[str, Any]) -> str | None:
         return None
     if not Path(str(ckpt_path)).exists():
         raise ConfigError("ckpt_path", ckpt_path, "there is no such file", "Write ckpt_path=last, or an existing file")
-    return str(
-        good(Path(str(ckpt_path))) or ckpt_path
-    )  # a damaged one without a predecessor is refused when it is read
+    # A damaged one without a predecessor is refused when it is read.
+    return str(good(Path(str(ckpt_path))) or ckpt_path)

@@ -15,13 +15,17 @@ from torch import Tensor
 
 from blocks.kernels import elementwise
 from blocks.kernels.attention import causal_attention, causal_attention_on_cpu, causal_attention_reference
-from blocks.kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from blocks.kernels.cross_entropy import (
+    liger_cross_entropy_and_z,
+    linear_cross_entropy_and_z,
+    linear_cross_entropy_reference_and_z,
+)
 from blocks.kernels.grouped_matmul import Order
 from blocks.kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
 from registry import ConfigError, did_you_mean
 
 AUTO = "auto"
-Implementation = Callable[..., Tensor]
+Implementation = Callable[..., Any]
 
 IMPLEMENTATIONS: Mapping[str, Mapping[str, Implementation]] = {
     "attention": {
@@ -30,7 +34,11 @@ IMPLEMENTATIONS: Mapping[str, Mapping[str, Implementation]] = {
         "reference": causal_attention_reference,
     },
     "experts": {"segments": grouped_swiglu, "grouped": grouped_swiglu_reference},
-    "cross_entropy": {"chunked": linear_cross_entropy, "reference": linear_cross_entropy_reference},
+    "cross_entropy": {
+        "chunked": linear_cross_entropy_and_z,
+        "liger": liger_cross_entropy_and_z,  # never by itself: see its docstring
+        "reference": linear_cross_entropy_reference_and_z,
+    },
     "rms_norm": {"fused": elementwise.rms_norm, "torch": elementwise.rms_norm_torch},
     "gated_silu": {"fused": elementwise.gated_silu, "torch": elementwise.gated_silu_reference},
 }
@@ -62,9 +70,11 @@ class Kernels:
         """``blocks.kernels.grouped_swiglu.grouped_swiglu``."""
         return self._of("experts", x.device)(x, weights, gate_up, down, order)
 
-    def nll(self, hidden: Tensor, weight: Tensor, targets: Tensor, **options: Any) -> Tensor:
-        """``blocks.kernels.cross_entropy.linear_cross_entropy``."""
-        return self._of("cross_entropy", hidden.device)(hidden, weight, targets, **options)
+    def nll_and_z(
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None, z_loss: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """``blocks.kernels.cross_entropy.linear_cross_entropy_and_z``."""
+        return self._of("cross_entropy", hidden.device)(hidden, weight, targets, softcap, z_loss=z_loss)
 
     def normalise(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """``blocks.kernels.elementwise.rms_norm``."""
