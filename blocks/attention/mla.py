@@ -81,7 +81,7 @@ class MLA(Attention):
     def forward(
         self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
-        q_nope, q_rope = self.query(x).unflatten(-1, (self.n_heads, -1)).split((self.nope, self.rope), -1)
+        q_nope, q_rope = self.query(x).unflatten(-1, (-1, self.nope + self.rope)).split((self.nope, self.rope), -1)
         latent, k_rope = self.kv_down(x).split((self.latent, self.rope), -1)
         q_rope, k_rope = self.position.rotate(q_rope, k_rope[:, :, None], positions)
         latent = self.kv_norm(latent)
@@ -89,10 +89,10 @@ class MLA(Attention):
         if cache is not None:
             latent, k_rope = cache.append(latent, k_rope)
             k_positions = cache.positions(x.device)
-        expanded = self.kv_up(latent).unflatten(-1, (self.n_heads, -1))
+        expanded = self.kv_up(latent).unflatten(-1, (-1, self.nope + self.v_head_dim))
         k_nope, v = expanded.split((self.nope, self.v_head_dim), -1)
         q = torch.cat((q_nope, q_rope), -1)
-        k = torch.cat((k_nope, k_rope.expand(-1, -1, self.n_heads, -1)), -1)
+        k = torch.cat((k_nope, k_rope.expand(-1, -1, k_nope.shape[2], -1)), -1)
         bias = self.position.bias(positions, k_positions)
         y = causal_attention(q, k, v, scale=self.scale, bias=bias, segments=segments)
         return self.output(y.flatten(-2))
