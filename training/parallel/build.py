@@ -59,8 +59,6 @@ class Sharding:
         if routed:
             options["shard_placement_fn"] = _beside_experts(mesh.size(-1))
         fully_shard(module, mesh=mesh, mp_policy=precision, **options)
-        if routed and mesh.size() != meshes.sizes.data:  # gradients are means over data ranks, however they are summed
-            module.set_gradient_divide_factor(float(meshes.sizes.data))  # type: ignore[operator]
         if meshes.device_type == "cpu":
             module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator] # gloo knows sums alone
 

@@ -42,9 +42,12 @@ def share_out(region: Region, mesh: DeviceMesh) -> None:
     over = {name: mesh[name] for name in names}
     here = Whereabouts(n_experts, over.get("expert"), over.get("tensor"))
     inner, block.n_experts = block.forward, here.held
+    # Tokens of all ranks of the expert mesh have passed here. FSDP2 averages over the remaining ranks; a mean over all
+    # of them is meant.
+    share = 1 / here.ranks
 
     def compute(rows: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        with localised(region.parts):
+        with localised(region.parts, share):
             return _compute(inner, rows, experts, weights, here.held)
 
     def forward(x: Tensor, routing: Routing) -> Tensor:

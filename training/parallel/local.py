@@ -36,11 +36,15 @@ def own_part(whole: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -
 
 
 @contextmanager
-def localised(parts: Sequence[Part]) -> Iterator[None]:
+def localised(parts: Sequence[Part], share: float = 1.0) -> Iterator[None]:
     """Inside, each parameter is this rank's part of it, and gradients find their way back.
 
     The gradient of a part that is replicated is a summand on each rank. One that is added to the output itself is
     divided by the number of ranks, since the outputs are summed.
+
+    Args:
+        parts: the parameters
+        share: factor on their gradients
     """
     held: list[tuple[dict[str, Any], str, Any]] = []
     try:
@@ -48,19 +52,21 @@ def localised(parts: Sequence[Part]) -> Iterator[None]:
             registered = part.module._parameters
             distributed = registered[part.name]
             held.append((registered, part.name, distributed))
-            registered[part.name] = _local(distributed, part)  # type: ignore[assignment]
+            registered[part.name] = _local(distributed, part, share)  # type: ignore[assignment]
         yield
     finally:
         for registered, name, distributed in held:
             registered[name] = distributed
 
 
-def _local(parameter: Any, part: Part) -> Tensor:
+def _local(parameter: Any, part: Part, share: float) -> Tensor:
     if not isinstance(parameter, DTensor):
         return parameter
     replicated = [isinstance(p, Replicate) for p in parameter.placements]
     gradients = [Partial() if whole else p for whole, p in zip(replicated, parameter.placements, strict=True)]
     local = parameter.to_local(grad_placements=gradients)
+    if share != 1 and local.requires_grad:
+        local.register_hook(lambda gradient: gradient * share)
     return local / parameter.device_mesh.size() if part.once else local
 
 

@@ -175,7 +175,14 @@ def spawn(ranks: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     processes = [context.Process(target=_rank, args=(r, ranks, port, queue, work, arguments)) for r in range(ranks)]
     for process in processes:
         process.start()
-    results = dict(torch.load(io.BytesIO(queue.get()), weights_only=False) for _ in processes)
+    results: dict[int, tuple[str | None, Any]] = {}
+    for _ in processes:
+        rank, outcome = torch.load(io.BytesIO(queue.get()), weights_only=False)
+        results[rank] = outcome
+        if outcome[0]:  # the others may wait for it
+            for process in processes:
+                process.terminate()
+            break
     for process in processes:
         process.join()
     broken = {rank: error for rank, (error, _) in results.items() if error}
@@ -192,6 +199,7 @@ def _rank(rank: int, ranks: int, port: int, queue: Any, work: Callable[..., Any]
             **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
         }
     )
+    dist.init_process_group("gloo")  # once: Lightning takes what is there, and a test may train many times
     try:
         outcome: tuple[str | None, Any] = (None, work(*arguments))
     except BaseException:
