@@ -11,13 +11,24 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    SAC_IGNORED_OPS,
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from registry import ConfigError
 
 Recompute = Literal["none", "selective", "full"]
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "_grouped_mm", "grouped_matmul")
 PREFIXES = ("_scaled_dot_product", "all_to_all", "all_reduce")  # kernels of attention; what other ranks sent
+
+# FSDP2 marks what it does inside a layer for profilers, and not as often when the layer is computed again.
+_profiler = torch.ops.profiler
+SAC_IGNORED_OPS.update(
+    {_profiler._record_function_enter_new.default, _profiler._record_function_exit._RecordFunction}
+)
 
 
 def check(value: Any) -> None:
