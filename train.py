@@ -65,6 +65,8 @@ def _job(cfg: DictConfig, directory: Path) -> float:
         metrics = run(plain)
     finally:
         reset_processes(before)
+    if plain["trainer"].get("dry_run"):
+        return 0.0
     last = directory / "checkpoints" / "last.ckpt"
     if last.exists() and not _is_child():
         print(f"Continue: {_continuation(arguments, plain['trainer'].get('max_steps', -1), last)}")

@@ -24,7 +24,7 @@ from blocks.compose import read
 from interop.source import check_init
 from registry import ConfigError
 from training.composition import compose_config
-from training.preflight import TASK, preflight
+from training.preflight import OWN, TASK, preflight
 from training.run import conclude, quieten
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -32,7 +32,7 @@ SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 def to_cli(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A checked configuration → a Lightning CLI configuration: ``_target_`` becomes class_path and init_args."""
-    trainer = {k: _class(v) for k, v in plain["trainer"].items() if k != "_target_"}
+    trainer = {k: _class(v) for k, v in plain["trainer"].items() if k not in ("_target_", *OWN)}
     trainer["callbacks"] = [_class(v) for v in (plain["callbacks"] or {}).values() if v]
     trainer["logger"] = [_class(v) for v in (plain["logger"] or {}).values() if v] or False
     task, data = _class(plain["task"]), _class(plain["data"])

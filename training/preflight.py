@@ -14,6 +14,8 @@ from interop.source import check_init, read_composition
 from registry import ConfigError, did_you_mean
 from registry.layout import patched
 from training.data.preflight import check as check_data
+from training.parallel.refusals import check as check_ranks
+from training.parallel.refusals import derive
 from training.targets import check_target, instantiate
 
 ROOT = {
@@ -21,6 +23,7 @@ ROOT = {
     *("model", "data", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "extras"),
 }
 
+OWN = ("dry_run",)  # keys of trainer that are this project's and not Lightning's
 TASK = "training.causal_lm.CausalLM"
 LEAST = {  # trainer's argument → its least value, and what it is
     "accumulate_grad_batches": (1, "counts batches, and a step needs one"),
@@ -55,7 +58,9 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
     plain["model"] = check_model(_composition(plain["model"]))
     plain["task"] = {**plain["task"], "model": plain["model"]}
     _check_fit(plain["model"], plain["data"], check_data(plain["data"]))
-    _check_trainer(plain["trainer"], plain["data"])
+    _check_trainer(plain["trainer"])
+    derive(plain["trainer"])
+    check_ranks(plain)
     check_target(plain["optimizer"], "optimizer")
     instantiate(plain["optimizer"], "optimizer")
     check_target(plain["scheduler"], "scheduler")
@@ -122,8 +127,8 @@ def _check_fit(model: dict[str, Any], data: dict[str, Any], vocabulary: int | No
         raise ConfigError("model.mtp.depth", depth, rule, "Predict fewer tokens, or lengthen it")
 
 
-def _check_trainer(trainer: dict[str, Any], data: dict[str, Any]) -> None:
-    """Numbers that Lightning takes and then divides by, or that turn the gradient round; and the share of a process."""
+def _check_trainer(trainer: dict[str, Any]) -> None:
+    """Numbers that Lightning takes and then divides by, or that turn the gradient round."""
     for key, (least, rule) in LEAST.items():
         value = trainer.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool) and not value >= least:
@@ -132,14 +137,6 @@ def _check_trainer(trainer: dict[str, Any], data: dict[str, Any]) -> None:
     if isinstance(interval, int | float) and not isinstance(interval, bool) and not interval > 0:
         rule, remedy = "counts steps between validations", "Write a number of steps, or null for none"
         raise ConfigError("trainer.val_check_interval", interval, rule, remedy)
-    devices, nodes, strategy = trainer.get("devices"), trainer.get("num_nodes", 1), trainer.get("strategy")
-    if str(strategy).startswith("ddp") and isinstance(devices, int) and isinstance(nodes, int) and devices > 0 < nodes:
-        for key in ("batch_size", "eval_batch_size"):
-            value = data.get(key)
-            if isinstance(value, int) and value % (devices * nodes):
-                rule = f"counts windows over all processes, and {devices * nodes} of them share the data evenly"
-                remedy = f"Set data.{key}={-(-value // (devices * nodes)) * devices * nodes}"
-                raise ConfigError(f"data.{key}", value, rule, remedy)
 
 
 def resolve_checkpoint(ckpt_path: Any, plain: dict[str, Any]) -> str | None:

@@ -69,9 +69,13 @@ def sizes_of(strategy: Mapping[str, Any], world: int, path: str = "trainer.strat
     return sizes
 
 
-def launched_by_torchrun() -> dict[str, int] | None:
-    """``devices`` and ``num_nodes`` where torchrun has started the processes; None where it has not."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return None
-    local = int(os.environ["LOCAL_WORLD_SIZE"])
-    return {"devices": local, "num_nodes": int(os.environ["WORLD_SIZE"]) // local}
+def launched() -> dict[str, int]:
+    """``devices`` and ``num_nodes`` where torchrun or srun has started the processes; nothing where neither has."""
+    environment = os.environ
+    if "TORCHELASTIC_RUN_ID" in environment:
+        local = int(environment["LOCAL_WORLD_SIZE"])
+        return {"devices": local, "num_nodes": int(environment["WORLD_SIZE"]) // local}
+    a_node = environment.get("SLURM_NTASKS_PER_NODE", "")
+    if "SLURM_STEP_ID" in environment and a_node.isdigit() and int(environment.get("SLURM_NTASKS", 1)) > 1:
+        return {"devices": int(a_node), "num_nodes": int(environment["SLURM_NTASKS"]) // int(a_node)}
+    return {}
