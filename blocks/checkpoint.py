@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from blocks import guests, sharded
 from blocks.compose import compose
 from blocks.decoder import Decoder
 from registry import ConfigError
@@ -15,28 +16,51 @@ from registry import ConfigError
 PREFIX = "decoder."
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint file, loaded under ``weights_only=True``.
+def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> dict[str, Any]:
+    """The contents of a checkpoint, loaded under ``weights_only=True``: of a file, or of a folder of many ranks' shares.
+
+    Args:
+        path: of the file or folder
+        shapes_only: whether tensors of a folder may lie on the meta device, unread, and its optimizers be left out; a
+            file's are read when they are touched
 
     Raises:
-        ConfigError: there is no such file, it cannot be read, or it holds more than plain types and tensors
+        ConfigError: there is no such file, it cannot be read, it holds more than plain types and tensors, or blocks
+            that it names are not installed
     """
-    file = Path(path)
-    if not file.is_file():
-        remedy = "Name a *.ckpt under logs/; `last` works for train.py KEY=VALUE … and within --compose"
-        raise ConfigError("ckpt_path", str(path), "is no checkpoint file", remedy)
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # torch raises several classes for a truncated, foreign or hostile file
-        rule = f"cannot be loaded safely ({_reason(error)})"
-        raise ConfigError("ckpt_path", str(path), rule, "Use a checkpoint of train.py") from None
+    checkpoint = _read_folder(Path(path), shapes_only) if sharded.is_folder(Path(path)) else _read_file(path)
     found = checkpoint if isinstance(checkpoint, dict) else {}
     settings, weights = found.get("hyper_parameters"), found.get("state_dict")
     if not isinstance(settings, dict) or "model" not in settings:
         raise ConfigError("ckpt_path", str(path), "holds no model composition", "Use a checkpoint of train.py")
     if not isinstance(weights, dict) or not all(_is_entry(k, w) for k, w in weights.items()):
         raise ConfigError("ckpt_path", str(path), "holds no weights by name", "Use a checkpoint of train.py")
+    guests.check(found.get("distributions"), str(path))
     return checkpoint
+
+
+def _read_folder(folder: Path, shapes_only: bool) -> dict[str, Any]:
+    if not shapes_only:
+        return sharded.read_folder(folder)
+    try:
+        weights = sharded.outline(folder).items()
+        model = {k.removeprefix(sharded.MODEL): v for k, v in weights if k.startswith(sharded.MODEL)}
+        return {**sharded.read_meta(folder), "state_dict": model}
+    except Exception as error:
+        rule = f"cannot be loaded safely ({_reason(error)})"
+        raise ConfigError("ckpt_path", str(folder), rule, "Use a checkpoint of train.py") from None
+
+
+def _read_file(path: str | Path) -> Any:
+    file = Path(path)
+    if not file.is_file():
+        remedy = "Name a *.ckpt under logs/; `last` works for train.py KEY=VALUE … and within --compose"
+        raise ConfigError("ckpt_path", str(path), "is no checkpoint file", remedy)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # torch raises several classes for a truncated, foreign or hostile file
+        rule = f"cannot be loaded safely ({_reason(error)})"
+        raise ConfigError("ckpt_path", str(path), rule, "Use a checkpoint of train.py") from None
 
 
 def _is_entry(name: Any, weight: Any) -> bool:

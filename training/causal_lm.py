@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,10 +14,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from blocks.compose import compose, read
 from blocks.decoder import Decoder
+from blocks.guests import distributions
 from blocks.gating.base import Gating, Routing
 from blocks.initialise import stable_seed
 from blocks.kernels.cross_entropy import IGNORED
-from interop.source import load_weights
+from interop.source import load_part, load_weights
 from training.cadence import logs_now
 from training.metrics import ExpertLoad, TokenLoss
 from training.optimizers.base import OptimizerRecipe
@@ -85,7 +87,8 @@ class CausalLM(L.LightningModule):
     def _build(self) -> Decoder:
         sharding = getattr(self._trainer and self._trainer.strategy, "sharding", None)
         if sharding is not None:
-            return build(self.model_config, self.seed, sharding, self.activation_checkpointing)
+            fill = None if self.init_from is None else partial(load_part, folder=Path(self.init_from))
+            return build(self.model_config, self.seed, sharding, self.activation_checkpointing, fill)
         decoder = compose(self.model_config, seed=self.seed)
         if self.init_from is not None:
             load_weights(decoder, Path(self.init_from))
@@ -96,6 +99,15 @@ class CausalLM(L.LightningModule):
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [B,T] → logits [B,T,V]."""
         return self._decoder()(tokens)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what it takes to read this: the distributions of guest blocks, and whose state the optimizer keeps."""
+        checkpoint["distributions"] = distributions(self.model_config)
+        names = {id(parameter): name for name, parameter in self._decoder().named_parameters()}
+        checkpoint["optimizer_parameters"] = [
+            [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+            for optimizer in self.trainer.optimizers
+        ]
 
     def on_train_start(self) -> None:
         """Give the optimizer the settings of this run: a checkpoint restores those of the run that wrote it."""

@@ -83,7 +83,7 @@ class FrontDoor(LightningCLI):
         settings = self.config[self.subcommand]
         given = settings.model.get("init_args", {})
         if settings.get("ckpt_path"):
-            checkpoint = read_checkpoint(settings.ckpt_path)
+            checkpoint = read_checkpoint(settings.ckpt_path, shapes_only=True)
             if given.get("init_from"):
                 given["init_from"] = None  # a run that goes on has its own weights
             if "model" in given and settings.model.class_path == TASK:

@@ -71,7 +71,7 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
         schedule.check(steps)
     plain["ckpt_path"] = resolve_checkpoint(plain["ckpt_path"], plain)
     if plain["ckpt_path"] and plain["task"].get("_target_") == TASK:
-        check_fits(read_checkpoint(plain["ckpt_path"]), plain["model"], plain["ckpt_path"])
+        check_fits(read_checkpoint(plain["ckpt_path"], shapes_only=True), plain["model"], plain["ckpt_path"])
     _check_start(plain)
     if not plain["train"] and plain["test"] and plain["ckpt_path"] is None:
         raise ConfigError("ckpt_path", None, "testing without training needs one", "Write ckpt_path=last or a file")
@@ -150,6 +150,6 @@ def resolve_checkpoint(ckpt_path: Any, plain: dict[str, Any]) -> str | None:
             rule = f"no run under {runs} has left a last.ckpt"
             raise ConfigError("ckpt_path", "last", rule, "Name the file: ckpt_path=RUN/checkpoints/last.ckpt")
         return str(found[-1])
-    if not Path(str(ckpt_path)).is_file():
+    if not Path(str(ckpt_path)).exists():
         raise ConfigError("ckpt_path", ckpt_path, "there is no such file", "Write ckpt_path=last, or an existing file")
     return str(ckpt_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -11,6 +12,7 @@ import torch
 
 from training.callbacks.finale import Finale
 from training.parallel.dry_run import dry_run
+from training.parallel.folders import FolderCheckpoints
 from training.preflight import OWN
 from training.targets import check_target, instantiate
 
@@ -39,6 +41,8 @@ def run(plain: dict[str, Any]) -> dict[str, float]:
     loggers = [instantiate(node, f"logger.{k}") for k, node in (plain["logger"] or {}).items() if node]
     data = instantiate(plain["data"], "data")
     task = instantiate(plain["task"], "task")
+    if plain["ckpt_path"] and Path(plain["ckpt_path"]).is_dir():
+        node["plugins"] = [FolderCheckpoints()]
     trainer = instantiate({**node, "callbacks": callbacks, "logger": loggers or False}, "trainer")
     for logger in trainer.loggers:
         logger.log_hyperparams({k: plain[k] for k in ("task_name", "seed", "model", "optimizer", "scheduler", "data")})

@@ -27,7 +27,7 @@ from training.parallel.plan import regions
 from training.parallel.recompute import Recompute, recompute
 from training.parallel.tensor import cut, divisible
 
-Fill = Callable[[nn.Module, str], None]  # gives a materialised part its weights, by the prefix of its names
+Fill = Callable[..., None]  # (part, prefix=): gives a part other weights, by the prefix of its names
 
 
 @dataclass(frozen=True)
@@ -73,23 +73,26 @@ def build(
         seed: of the initial weights
         sharding: over whom, and how
         how: activation checkpointing of the layers
-        fill: what to give the weights instead of the rule's numbers; called for each part
+        fill: called for each part after the rule, to give it weights that are there already
     """
     model = check(model)
     with torch.device("meta"):
         decoder = assemble(model)
     rule = {**model["init"], "n_layers": model["n_layers"], "seed": seed}
-    fill = fill or (lambda part, prefix: initialise(part, prefix=prefix, **rule))
-    for prefix, part in _stack(decoder):
+
+    def materialise(part: nn.Module, prefix: str) -> None:
         part.to_empty(device="cpu")
-        fill(part, prefix)
+        initialise(part, prefix=prefix, **rule)
+        if fill is not None:
+            fill(part, prefix=prefix)
+    for prefix, part in _stack(decoder):
+        materialise(part, prefix)
         _split(part, sharding, model["d_model"])
         recompute(part, how)
         sharding.shard(part)
     for prefix, part in decoder.named_children():
         if prefix not in ("layers", "mtp"):
-            part.to_empty(device="cpu")
-            fill(part, f"{prefix}.")
+            materialise(part, f"{prefix}.")
     sharding.shard(decoder)
     # Training calls this and not forward. What it gathers stays until the backward pass: ``nll`` needs the head.
     register_fsdp_forward_method(decoder, "hidden")
