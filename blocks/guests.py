@@ -40,7 +40,9 @@ def check(wanted: Any, path: str) -> None:
             kind, _, name = block.partition("/")
             if name not in registry.names(kind):
                 release = entry["version"]
-                rule = f"was trained with {block} of {provider}{f' {release}' if release else ''}, which is not installed"
+                rule = (
+                    f"was trained with {block} of {provider}{f' {release}' if release else ''}, which is not installed"
+                )
                 pinned = f"{provider}=={release}" if release else provider
                 raise ConfigError("ckpt_path", path, rule, f"pip install '{pinned}'")
 

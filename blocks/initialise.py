@@ -21,9 +21,7 @@ from blocks.base import Block
 
 
 @torch.no_grad()
-def initialise(
-    model: nn.Module, *, std: float, depth_scaled: bool, n_layers: int, seed: int, prefix: str = ""
-) -> None:
+def initialise(model: nn.Module, *, std: float, depth_scaled: bool, n_layers: int, seed: int, prefix: str = "") -> None:
     """Fill every parameter and buffer of ``model`` by the rule.
 
     Args:

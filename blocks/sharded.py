@@ -59,7 +59,9 @@ def read_index(folder: Path) -> Any:
 def outline(folder: Path) -> dict[str, Tensor]:
     """Key → a tensor on the meta device, of the shape and dtype in the index."""
     entries = read_index(folder).state_dict_metadata.items()
-    return {key: torch.empty(e.size, dtype=e.properties.dtype, device="meta") for key, e in entries if hasattr(e, "size")}
+    return {
+        key: torch.empty(e.size, dtype=e.properties.dtype, device="meta") for key, e in entries if hasattr(e, "size")
+    }
 
 
 def read_tensors(folder: Path, into: dict[str, Tensor], alone: bool = True) -> None:

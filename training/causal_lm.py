@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from blocks.compose import compose, read
 from blocks.decoder import Decoder
-from blocks.guests import distributions
 from blocks.gating.base import Gating, Routing
+from blocks.guests import distributions
 from blocks.initialise import stable_seed
 from blocks.kernels.cross_entropy import IGNORED
 from interop.source import load_part, load_weights

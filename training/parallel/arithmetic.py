@@ -110,7 +110,8 @@ def traffic(decoder: Decoder, sizes: Sizes, tokens: int, copies: Mapping[str, fl
         decoder: on the meta device
         sizes: of the run
         tokens: of the micro-batch on a rank
-        copies: rows that a rank receives a layer, by the name of its experts; or one number for all
+        copies: rows that a rank sends and receives (their mean) for a layer, by the name of its experts; or one number
+            for all
     """
     spread, width = holdings(decoder, sizes), decoder.config["d_model"]
     total = dict.fromkeys(("all_gather", "reduce_scatter", "all_reduce", "all_to_all"), 0.0)

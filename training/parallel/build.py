@@ -85,6 +85,7 @@ def build(
         initialise(part, prefix=prefix, **rule)
         if fill is not None:
             fill(part, prefix=prefix)
+
     for prefix, part in _stack(decoder):
         materialise(part, prefix)
         _split(part, sharding, model["d_model"])

@@ -105,7 +105,9 @@ def _blank(which: int, optimizer: Optimizer, found: Mapping[str, Tensor]) -> dic
         if key.startswith(prefix):
             parameter = parameters[int(key.removeprefix(prefix).partition(".")[0])]
             alike = like.shape == parameter.shape
-            blank[key] = torch.zeros_like(parameter, dtype=like.dtype) if alike else torch.zeros_like(like, device="cpu")
+            blank[key] = (
+                torch.zeros_like(parameter, dtype=like.dtype) if alike else torch.zeros_like(like, device="cpu")
+            )
             blank[key] = blank[key].detach()
     return blank
 

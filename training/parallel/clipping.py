@@ -26,9 +26,7 @@ def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     by_copies: dict[float, list[Tensor]] = {}
     for gradient in gradients:
         by_copies.setdefault(world / _pieces(gradient), []).append(plain(gradient).detach())
-    squares = [
-        torch.nn.utils.get_total_norm(alike).double().square() / copies for copies, alike in by_copies.items()
-    ]
+    squares = [torch.nn.utils.get_total_norm(alike).double().square() / copies for copies, alike in by_copies.items()]
     total = torch.stack(squares).sum()
     if world > 1:
         device = next(g.device_mesh.device_type for g in gradients if isinstance(g, DTensor))

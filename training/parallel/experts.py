@@ -116,7 +116,10 @@ def _compute(inner: Any, rows: Tensor, experts: Tensor, weights: Tensor, held: i
         real = None if pairs == experts.numel() else pairs
         return inner(rows, Routing(experts, weights, nothing, {}, nothing, real))
     # Nobody asks anything: a row of zeros keeps every rank's graph, and so its collectives, the same.
-    rows, weights = torch.cat((rows, rows.new_zeros(1, rows.shape[1]))), torch.cat((weights, weights.new_zeros(1, weights.shape[1])))
+    rows, weights = (
+        torch.cat((rows, rows.new_zeros(1, rows.shape[1]))),
+        torch.cat((weights, weights.new_zeros(1, weights.shape[1]))),
+    )
     experts = torch.cat((experts, experts.new_zeros(1, experts.shape[1])))
     experts[:-1], experts[-1, 1:] = held, held
     return inner(rows, Routing(experts, weights, nothing, {}, nothing, 1))[:-1]

@@ -47,4 +47,3 @@ def balance_over(module: nn.Module, ranks: DataRanks) -> None:
     for block in module.modules():
         if isinstance(block, Balance) and ranks.number > 1:
             block.mean_over_ranks = ranks.mean
-

@@ -26,9 +26,7 @@ PREFIXES = ("_scaled_dot_product", "all_to_all", "all_reduce")  # kernels of att
 
 # FSDP2 marks what it does inside a layer for profilers, and not as often when the layer is computed again.
 _profiler = torch.ops.profiler
-SAC_IGNORED_OPS.update(
-    {_profiler._record_function_enter_new.default, _profiler._record_function_exit._RecordFunction}
-)
+SAC_IGNORED_OPS.update({_profiler._record_function_enter_new.default, _profiler._record_function_exit._RecordFunction})
 
 
 def check(value: Any) -> None:

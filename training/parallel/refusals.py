@@ -73,13 +73,19 @@ def check_machine(trainer: Mapping[str, Any]) -> None:
         raise ConfigError("trainer", "sim", rule, "Write e.g. 'trainer=[fsdp,sim]'")
     if name in FSDP1:
         rule = "is torch's older FSDP, which cannot split heads or experts and needs a GPU"
-        raise ConfigError("trainer.strategy", name, rule, "Write trainer=fsdp, which is FSDP2, on CPUs 'trainer=[fsdp,sim]'")
+        raise ConfigError(
+            "trainer.strategy", name, rule, "Write trainer=fsdp, which is FSDP2, on CPUs 'trainer=[fsdp,sim]'"
+        )
     if name.startswith("deepspeed"):
         if importlib.util.find_spec("deepspeed") is None:
             rule = "needs a package that is not installed (deepspeed)"
-            raise ConfigError("trainer.strategy", name, rule, "pip install 'blockwright[deepspeed]', or write trainer=fsdp")
+            raise ConfigError(
+                "trainer.strategy", name, rule, "pip install 'blockwright[deepspeed]', or write trainer=fsdp"
+            )
         if not gpus:
-            raise ConfigError("trainer.strategy", name, "needs a GPU, and torch sees none", "Write 'trainer=[fsdp,sim]'")
+            raise ConfigError(
+                "trainer.strategy", name, "needs a GPU, and torch sees none", "Write 'trainer=[fsdp,sim]'"
+            )
     devices = trainer.get("devices", "auto")
     if trainer.get("accelerator") in ("gpu", "cuda"):
         if not gpus:
@@ -149,7 +155,9 @@ def _path(model: Mapping[str, Any], kind: str, node: Mapping[str, Any], index: i
     if node == own or node == {"name": own}:
         return f"model.{kind}"
     variants = (model.get("variants") or {}).get(kind) or {}
-    return next((f"model.variants.{kind}.{n}" for n, v in variants.items() if v == node), f"model.{kind} (layer {index})")
+    return next(
+        (f"model.variants.{kind}.{n}" for n, v in variants.items() if v == node), f"model.{kind} (layer {index})"
+    )
 
 
 def _check_tensor(chosen: list[Chosen], sizes: Sizes) -> None:
@@ -185,8 +193,8 @@ def _check_groups(chosen: list[Chosen], ranks: int) -> None:
     """What is said of devices must be true of the ranks: groups of a gate, devices of a loss or a budget."""
     for block in chosen:
         groups, devices = block.given.get("n_groups"), block.given.get("n_devices")
-        if block.kind == "gating" and isinstance(groups, int) and 1 < groups and groups % ranks:
-            rule = f"a group of experts must lie on one rank (trainer.strategy.expert = {ranks}), else its limit limits nothing"
+        if block.kind == "gating" and isinstance(groups, int) and groups > 1 and groups % ranks:
+            rule = f"a group must lie on one rank (trainer.strategy.expert = {ranks}), else its limit limits nothing"
             raise ConfigError(f"{block.path}.n_groups", groups, rule, f"Use a multiple of {ranks}, best {ranks}")
         counts = block.kind == "dropping" or block.name == "communication"
         if counts and isinstance(devices, int) and devices != ranks:

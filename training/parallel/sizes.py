@@ -60,8 +60,12 @@ def sizes_of(strategy: Mapping[str, Any], world: int, path: str = "trainer.strat
         given["shard"] = world // taken
     sizes = Sizes(**given)
     if sizes.world != world:
-        rule = f"replicate × shard × tensor = {sizes.world} ranks do not fill the world of {world} (devices × num_nodes)"
-        raise ConfigError(f"{path}.shard", sizes.shard, rule, f"Write {path}.shard=auto, or trainer.devices={sizes.world}")
+        rule = (
+            f"replicate × shard × tensor = {sizes.world} ranks do not fill the world of {world} (devices × num_nodes)"
+        )
+        raise ConfigError(
+            f"{path}.shard", sizes.shard, rule, f"Write {path}.shard=auto, or trainer.devices={sizes.world}"
+        )
     if sizes.shard % sizes.expert:
         rule = f"experts are shared out among the shard ranks, so it divides their number ({sizes.shard})"
         divisors = [n for n in range(1, sizes.shard + 1) if sizes.shard % n == 0]

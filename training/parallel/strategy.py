@@ -92,7 +92,9 @@ class Parallel(ModelParallelStrategy):
         return self.lightning_module.state_dict()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return optimizer._optimizer.state_dict() if isinstance(optimizer, LightningOptimizer) else optimizer.state_dict()
+        return (
+            optimizer._optimizer.state_dict() if isinstance(optimizer, LightningOptimizer) else optimizer.state_dict()
+        )
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         path = Path(self.broadcast(filepath))

@@ -6,8 +6,7 @@ import io
 import os
 import socket
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -15,14 +14,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from blocks.kernels.cross_entropy import IGNORED
 from training.causal_lm import CausalLM
 from training.optimizers.adamw import AdamW
+from training.optimizers.base import OptimizerRecipe
 from training.schedulers.constant import Constant
 
-VOCABULARY, LENGTH, WINDOWS = 40, 12, 8
+VOCABULARY, LENGTH, WINDOWS, BATCHES = 40, 12, 8, 4
+LEAST = 1e-2
 
 DENSE = """
 vocab_size: 40
@@ -49,14 +50,38 @@ n_layers: 3
 attention: {name: mla, n_heads: 4, q_lora_rank: 12}
 position: rope
 ffn: {name: moe, n_experts: 8, shared: {name: swiglu, d_ff: 24}}
-gating: {name: group_limited, n_groups: 4, top_groups: 2, top_k: 3, scaling: 2.0, balance: [{name: expert}, {name: device, n_devices: 4}]}
+gating:
+  {name: group_limited, n_groups: 4, top_groups: 2, top_k: 3, scaling: 2.0, balance: [{name: expert}, {name: device, n_devices: 4}]}
 experts: {name: swiglu, d_ff: 16}
 norm: rmsnorm
 residual: prenorm
 layout: {ffn: swiglu*1 ffn*}
 init: {std: 0.1}
 """
+BIASED = DEEPSEEK.replace(
+    "{name: group_limited, n_groups: 4, top_groups: 2, top_k: 3, scaling: 2.0,",
+    "{name: sigmoid_bias, top_k: 3, bias_step: 0.05,",
+)
+GPT = (
+    DENSE.replace("n_kv_heads: 2}", "n_kv_heads: 4, bias: true}")
+    .replace("{name: swiglu, d_ff: 48}", "{name: gelu, d_ff: 48, bias: true}")
+    .replace("position: rope", "position: learned\nmax_positions: 16\ntie_embeddings: true")
+)
+ALIBI = DENSE.replace("rope", "alibi")
+MTP = BIASED + "mtp: {depth: 2, loss_weight: 0.3}\n"
+GUEST = (
+    MOE.replace("{name: gqa, n_heads: 4, n_kv_heads: 2}", "{name: retention, n_heads: 4}")
+    .replace("position: rope", "position: xpos")
+    .replace("{name: softmax_topk, top_k: 2,", "{name: noisy_topk, noise: 0, top_k: 2,")
+)
 MODELS = {"dense": DENSE, "moe": MOE, "deepseek": DEEPSEEK}
+
+
+class Descent(OptimizerRecipe):
+    """Plain gradient descent: a gradient that is a factor off shows at once, as Adam hides it."""
+
+    def build(self, module: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(module.parameters(), lr=0.3, foreach=False)
 
 
 class Tokens(Dataset[dict[str, Tensor]]):
@@ -64,9 +89,9 @@ class Tokens(Dataset[dict[str, Tensor]]):
 
     def __init__(self, packed: bool = False) -> None:
         draw = torch.Generator().manual_seed(3)
-        self.tokens = torch.randint(VOCABULARY, (WINDOWS * 4, LENGTH + 1), generator=draw)
-        self.scored = torch.randint(3, LENGTH + 1, (WINDOWS * 4,), generator=draw)
-        self.cuts = torch.randint(1, LENGTH, (WINDOWS * 4,), generator=draw) if packed else None
+        self.tokens = torch.randint(VOCABULARY, (WINDOWS * BATCHES, LENGTH + 1), generator=draw)
+        self.scored = torch.randint(3, LENGTH + 1, (WINDOWS * BATCHES,), generator=draw)
+        self.cuts = torch.randint(1, LENGTH, (WINDOWS * BATCHES,), generator=draw) if packed else None
 
     def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
         tokens = self.tokens[rows]
@@ -79,19 +104,33 @@ class Tokens(Dataset[dict[str, Tensor]]):
         return batch
 
 
+class Order(Sampler[list[int]]):
+    """The rest of an epoch of global batches, from where training stands; each rank's slice of them."""
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self.trainer = trainer
+
+    def __len__(self) -> int:
+        return BATCHES
+
+    def __iter__(self) -> Iterator[list[int]]:
+        sharing = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
+        share = WINDOWS // sharing["num_replicas"]
+        first = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed % BATCHES
+        for batch in range(first, BATCHES):
+            begin = batch * WINDOWS + sharing["rank"] * share
+            yield list(range(begin, begin + share))
+
+
 class Windows(L.LightningDataModule):
-    """The same global batches at any number of ranks: each serves its slice."""
+    """The same global batches at any number of ranks."""
 
     def __init__(self, packed: bool = False) -> None:
         super().__init__()
         self.data = Tokens(packed)
 
     def train_dataloader(self) -> Any:
-        sharing = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
-        n, rank = sharing["num_replicas"], sharing["rank"]
-        share = WINDOWS // n
-        batches = [list(range(b * WINDOWS, (b + 1) * WINDOWS))[rank * share : (rank + 1) * share] for b in range(4)]
-        return DataLoader(self.data, batch_sampler=batches, collate_fn=lambda batch: batch)
+        return DataLoader(self.data, batch_sampler=Order(self.trainer), collate_fn=lambda batch: batch)
 
 
 class Curve(L.Callback):
@@ -130,7 +169,7 @@ def train(
         strategy=strategy if isinstance(strategy, str) else Parallel(**strategy),
         max_steps=steps,
         log_every_n_steps=1,
-        callbacks=[curve],
+        callbacks=[curve, *trainer.pop("callbacks", [])],
         **{
             **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False),
             "use_distributed_sampler": False,
@@ -155,14 +194,17 @@ def read_model(text: str) -> dict[str, Any]:
 
 
 def far(one: dict[str, Any], two: dict[str, Any]) -> tuple[float, float]:
-    """The greatest relative difference of losses, and of weights, each tensor's as a share of its norm."""
+    """The greatest relative difference of losses, and of weights, each tensor's as a share of its norm.
+
+    A norm below LEAST counts as LEAST: a bias of keys has no gradient but noise, for the softmax does not see it.
+    """
     losses = max(abs(a - b) / abs(b) for a, b in zip(one["losses"], two["losses"], strict=True))
     assert one["weights"].keys() == two["weights"].keys()
-    weights = max(
-        float((a.double() - two["weights"][name].double()).norm() / two["weights"][name].double().norm().clamp(min=1e-12))
-        for name, a in one["weights"].items()
-    )
-    return losses, weights
+    apart = []
+    for name, weight in one["weights"].items():
+        other = two["weights"][name].double()
+        apart.append(float((weight.double() - other).norm() / other.norm().clamp(min=LEAST)))
+    return losses, max(apart)
 
 
 def spawn(ranks: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -194,9 +236,9 @@ def _rank(rank: int, ranks: int, port: int, queue: Any, work: Callable[..., Any]
     torch.set_num_threads(1)
     os.environ.update(
         {
-            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"},
-            **{"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)},
-            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test",
+            "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }
     )
     dist.init_process_group("gloo")  # once: Lightning takes what is there, and a test may train many times
