@@ -10,6 +10,7 @@ import math
 import os
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 import hydra
@@ -134,7 +135,13 @@ def reset_processes(before: dict[str, str | None]) -> None:
 
 
 def _is_child() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") != "0"
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0"
+
+
+def leave_no_folder() -> None:
+    """Under torchrun every rank composes for itself: but for the first, they leave no folder of a run."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
+        sys.argv += ["hydra.output_subdir=null", f"hydra.run.dir={tempfile.mkdtemp(prefix='blockwright-rank-')}"]
 
 
 def _is_interruption(error: BaseException) -> bool:
@@ -166,6 +173,7 @@ def main() -> None:
 
             cli.main(arguments)
         else:
+            leave_no_folder()
             hydra_main()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED + 2)

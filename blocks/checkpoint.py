@@ -17,7 +17,7 @@ PREFIX = "decoder."
 
 
 def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> dict[str, Any]:
-    """The contents of a checkpoint, loaded under ``weights_only=True``: of a file, or of a folder of many ranks' shares.
+    """The contents of a checkpoint, a file or a folder of many ranks' shares, loaded under ``weights_only=True``.
 
     Args:
         path: of the file or folder

@@ -1,4 +1,4 @@
-"""Which installed distributions a composition's blocks come from: a checkpoint names them, and is refused without them."""
+"""Which distributions a composition's blocks come from: a checkpoint names them, and is refused without them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint of training, of one file or of many ranks' shares, as safetensors: ``python -m interop.consolidate RUN OUT``.
+"""A checkpoint of training, one file or many ranks' shares, as safetensors: ``python -m interop.consolidate RUN OUT``.
 
 OUT gets the composition (``model.yaml``), the weights under our names (``model.safetensors``, from which
 ``init_from=OUT model=pretrained`` starts) and what the optimizer knows of each (``optimizer.safetensors``, by

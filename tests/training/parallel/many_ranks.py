@@ -51,7 +51,7 @@ attention: {name: mla, n_heads: 4, q_lora_rank: 12}
 position: rope
 ffn: {name: moe, n_experts: 8, shared: {name: swiglu, d_ff: 24}}
 gating:
-  {name: group_limited, n_groups: 4, top_groups: 2, top_k: 3, scaling: 2.0, balance: [{name: expert}, {name: device, n_devices: 4}]}
+  {name: group_limited, n_groups: 4, top_groups: 2, top_k: 3, scaling: 2.0, balance: [{name: expert}, {name: device}]}
 experts: {name: swiglu, d_ff: 16}
 norm: rmsnorm
 residual: prenorm
