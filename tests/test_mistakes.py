@@ -130,7 +130,9 @@ EARLY = {
         r"trainer\.strategy\.tensor = 2.*tensor be one of 1",
     ),
     "KV heads that do not divide": Mistake(
-        "trainer=[fsdp_tp,sim]\nmodel/attention=gqa\nmodel.attention.n_kv_heads=1", "model.attention.n_kv_heads", "divide"
+        "trainer=[fsdp_tp,sim]\nmodel/attention=gqa\nmodel.attention.n_kv_heads=1",
+        "model.attention.n_kv_heads",
+        "divide",
     ),
     "experts that do not divide": Mistake(
         "trainer=[fsdp_ep,sim]\nmodel.ffn.n_experts=5", "model.ffn.n_experts", "expert × tensor be one of 1, 5"
