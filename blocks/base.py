@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
+from blocks.kernels.choice import Kernels
 from registry import BlockError, Composable
 
 Placement = Literal["column", "row", "expert", "replicate"]
@@ -26,11 +27,15 @@ class Block(nn.Module, Composable):
             the whole batch
         conformance_settings: parameters that its conformance checks are to use, where the defaults leave another
             parameter without effect; small values
+
+    Attributes:
+        kernels: the implementations it computes through; the decoder it is built into sets them
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ()
     causal: ClassVar[bool] = True
     conformance_settings: ClassVar[Mapping[str, Any]] = {}
+    kernels: Kernels = Kernels()
 
     def reset_parameters(self) -> None:
         """Set own parameters and buffers that the decoder's initialisation rule does not suit; called after it."""

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.attention.base import Attention
+from blocks.attention.base import Attention, empty_cache
+from blocks.base import Block
 from blocks.cache import Cache
 from blocks.ffn.base import FFN
 from blocks.gating.base import Routing
-from blocks.kernels.cross_entropy import IGNORED, linear_cross_entropy
+from blocks.kernels.choice import choose
+from blocks.kernels.cross_entropy import IGNORED
 from blocks.mtp import MTP
 from blocks.norm.base import Norm
 from blocks.position.base import Position
 from blocks.residual.base import Residual
+from registry import BlockError
 
 
 class Layer(nn.Module):
@@ -78,6 +81,24 @@ class Decoder(nn.Module):
         self.logit_softcap: float | None = config["logit_softcap"]
         self.embedding, self.position, self.norm, self.head = embedding, position, norm, head
         self.layers, self.mtp = nn.ModuleList(layers), nn.ModuleList(mtp)
+        self.choose_kernels()
+
+    def choose_kernels(self, wishes: Mapping[str, str] | None = None) -> Decoder:
+        """Choose, for the device that the weights are on, how everything is computed; kept when they move.
+
+        Args:
+            wishes: kernel → implementation where the automatic choice is not wanted (blocks/kernels/choice.py)
+        """
+        self._wishes = dict(wishes or {})
+        self.kernels = choose(self.embedding.weight.device, self._wishes)
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.kernels = self.kernels
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Decoder:
+        super()._apply(fn, recurse)  # .to(), .cuda(), .to_empty(): another device has other kernels
+        return self.choose_kernels(self._wishes)
 
     @property
     def output_weight(self) -> Tensor:
@@ -123,8 +144,7 @@ class Decoder(nn.Module):
             hidden states [B,T,D] and, for each layer, how it routed the tokens (None for a dense one)
         """
         if positions is None:
-            past = caches[0].length if caches else 0
-            positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
+            positions = _next_positions(tokens, caches[0] if caches else None)
         x = self.embed(tokens, positions)
         routings: list[Routing | None] = []
         for i, layer in enumerate(self.layers):
@@ -134,7 +154,12 @@ class Decoder(nn.Module):
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed negative log-likelihood in nats of targets [B,T] (−100: not scored) given hidden [B,T,D]."""
-        return linear_cross_entropy(hidden.flatten(0, 1), self.output_weight, targets.flatten(), self.logit_softcap)
+        return self.nll_and_z(hidden, targets)[0]
+
+    def nll_and_z(self, hidden: Tensor, targets: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+        """``nll`` plus z_loss · Σ log² Z over scored tokens, and that sum by itself, without gradient."""
+        given = (hidden.flatten(0, 1), self.output_weight, targets.flatten())
+        return self.kernels.nll_and_z(*given, softcap=self.logit_softcap, z_loss=z_loss)
 
     def mtp_nll(
         self, hidden: Tensor, tokens: Tensor, targets: Tensor, positions: Tensor, segments: Tensor | None = None
@@ -174,7 +199,35 @@ class Decoder(nn.Module):
         self.mtp, self.config = nn.ModuleList(), {**self.config, "mtp": None}
         return self
 
-    def new_caches(self, batch: int, length: int) -> list[Cache]:
-        """An empty memory of ``length`` tokens for each layer, in the embedding's dtype and on its device."""
+    def new_caches(
+        self, batch: int, length: int, bits: int | None = None, padding: Tensor | None = None
+    ) -> list[Cache]:
+        """An empty memory of ``length`` tokens for each layer, in the embedding's dtype and on its device.
+
+        Args:
+            bits: 8, 6 or 4 to keep numbers quantised; None keeps them as they are
+            padding: [B] tokens in front of each row that stand for nothing, counted in ``length``: rows of unequal
+                length, padded on the left, give what each gives alone
+
+        Raises:
+            BlockError: ``bits`` are none of these, or a guest's attention has caches without bits or padding
+            NotImplementedError: an attention of this decoder has no ``new_cache``
+        """
         like = self.embedding.weight
-        return [layer.attention.new_cache(batch, length, like.dtype, like.device) for layer in self.layers]  # type: ignore[operator, union-attr]
+        made = (batch, length, like.dtype, like.device, bits)
+        caches = [empty_cache(layer.attention, *made) for layer in self.layers]  # type: ignore[arg-type]
+        if padding is not None:
+            for cache in caches:
+                if not isinstance(cache, Cache):
+                    rule = f"{type(cache).__name__} is no blocks.cache.Cache, and knows of no padding"
+                    raise BlockError("padding", padding.tolist(), rule, "Give rows of one length")
+                cache.padding = padding
+        return caches
+
+
+def _next_positions(tokens: Tensor, cache: Cache | None) -> Tensor:
+    """[B|1,T]: where tokens [B,T] stand, counting on from what a cache holds and leaving its padding out."""
+    past = 0 if cache is None else cache.length
+    positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
+    padding = cache.padding if isinstance(cache, Cache) else None  # a guest's cache may be of its own kind
+    return positions if padding is None else (positions - padding[:, None]).clamp(min=0)

@@ -18,6 +18,7 @@ from interop.config import read_json
 from interop.folder import ORIGIN
 from interop.shards import Shards
 from registry import ConfigError
+from registry.limits import read_text
 
 COMPOSITION = "model.yaml"
 
@@ -87,7 +88,7 @@ def read_composition(folder: Path) -> dict[str, Any]:
         rule = f"holds no {COMPOSITION}"
         remedy = "Name the OUT of: python -m interop.hf import DIR OUT"
         raise ConfigError("init_from", str(folder), rule, remedy)
-    return check(file.read_text(encoding="utf-8"))
+    return check(read_text(file, "init_from"))
 
 
 def check_init(folder: Path, model: Mapping[str, Any]) -> None:

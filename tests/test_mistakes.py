@@ -1,4 +1,4 @@
-"""What a person gets wrong: one message with path, value, rule and remedy, exit code 2, at once, and no traceback.
+"""What a person gets wrong: one message with path, value, rule and remedy, exit code 64, at once, and no traceback.
 
 All but a few are tried in one process, which calls ``train.main`` for each, for the start of Python and torch would
 cost a hundred times the check itself.
@@ -179,6 +179,13 @@ EARLY = {
     "checkpoint that is something else": Mistake("ckpt_path={tmp}/short.txt", "ckpt_path", "cannot be loaded safely"),
     "checkpoint that would run a command": Mistake("ckpt_path={tmp}/evil.ckpt", "ckpt_path", r"\(.*system.*\)"),
     "checkpoint cut short": Mistake("ckpt_path={tmp}/cut.ckpt", "ckpt_path", "cannot be loaded safely"),
+    "auto_resume that is no switch": Mistake("auto_resume=last", "auto_resume", "true or false"),
+    "address for a checkpoint": Mistake("ckpt_path='https://host/x.ckpt'", "ckpt_path", "no such file"),
+    "model's file not there": Mistake("model=file\nmodel.file={tmp}/no.yaml", "model.file", "cannot be read"),
+    "model's file that calls": Mistake("model=file\nmodel.file={tmp}/calls.yaml", "model.ffn._target_", "dotted path"),
+    "model's file that reads the environment": Mistake(
+        "model=file\nmodel.file={tmp}/reads.yaml", "model.d_model", "says everything itself"
+    ),
     "no run to go on with": Mistake("ckpt_path=last\ntask_name=nobody", "ckpt_path", "has left a last.ckpt"),
     "nothing to test": Mistake("train=false\ntest=true", "ckpt_path", "testing without training"),
     # grammar
@@ -197,6 +204,7 @@ LATE = {
     ),
     "no such class": Mistake("+callbacks.x._target_=nope.Nope", "callbacks.x._target_", "No module named 'nope'"),
     "package not installed": Mistake("logger=wandb", "logger.wandb", r"pip install 'blockwright\[wandb\]'"),
+    "z-loss that rewards": Mistake("task.z_loss=-0.1", "task.z_loss", "not below 0.*1e-4"),
     "+key of the task": Mistake("+task.lr=3", "task.lr", "no argument 'lr'"),
     "batch larger than the corpus": Mistake("data.batch_size=5000", "data.batch_size", "has only"),
 }
@@ -252,6 +260,8 @@ def _files(folder: Path) -> None:
     (folder / "short.txt").write_text("a\nb\nc\nd\n" * 3)
     (folder / "latin.txt").write_bytes("café\n".encode("latin-1") * 100)
     torch.save({"hyper_parameters": {"model": {}}, "x": Hostile(folder / "ran")}, folder / "evil.ckpt")
+    (folder / "calls.yaml").write_text("ffn: {_target_: os.system}")
+    (folder / "reads.yaml").write_text("d_model: ${oc.env:HOME}")
     (folder / "cut.ckpt").write_bytes((folder / "evil.ckpt").read_bytes()[:-100])
     for group in ("experiment", "model/attention"):
         (folder / "conf" / group).mkdir(parents=True)
@@ -319,7 +329,7 @@ def test_there_are_many() -> None:
 def test_mistake_is_refused_before_lightning_is_imported(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
     outcome = outcomes[name]
     assert_one_message(outcome["said"], EARLY[name])
-    assert outcome["code"] == 2
+    assert outcome["code"] == 64
     assert not outcome["lightning"]
     assert outcome["seconds"] < 2
 
@@ -328,7 +338,7 @@ def test_mistake_is_refused_before_lightning_is_imported(name: str, outcomes: di
 def test_mistake_is_refused_before_training(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
     outcome = outcomes[name]
     assert_one_message(outcome["said"], LATE[name])
-    assert outcome["code"] == 2
+    assert outcome["code"] == 64
     assert "step=" not in outcome["said"] and "results.json" not in outcome["said"]
     assert outcome["seconds"] < 8  # the first of them imports Lightning
 
@@ -336,7 +346,7 @@ def test_mistake_is_refused_before_training(name: str, outcomes: dict[str, dict[
 @pytest.mark.parametrize("name", TOO_LATE)
 def test_mistake_that_shows_in_training_is_a_message_too(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
     assert_one_message(outcomes[name]["said"], TOO_LATE[name])
-    assert outcomes[name]["code"] == 2
+    assert outcomes[name]["code"] == 64
 
 
 def test_hostile_checkpoint_runs_nothing(outcomes: dict[str, dict[str, Any]], folder: Path) -> None:
@@ -350,5 +360,5 @@ def test_mistake_on_the_real_command_line(
 ) -> None:
     mistake = {**EARLY, **LATE}[name]
     done = train_py(*arguments_of(mistake))
-    assert done.returncode == 2
+    assert done.returncode == 64
     assert_one_message(done.stderr, mistake)

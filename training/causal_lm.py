@@ -17,8 +17,10 @@ from blocks.decoder import Decoder
 from blocks.gating.base import Gating, Routing
 from blocks.guests import distributions
 from blocks.initialise import stable_seed
+from blocks.kernels import choice
 from blocks.kernels.cross_entropy import IGNORED
 from interop.source import load_part, load_weights
+from registry import ConfigError
 from training.cadence import logs_now
 from training.metrics import ExpertLoad, TokenLoss
 from training.optimizers.base import OptimizerRecipe
@@ -48,6 +50,10 @@ class CausalLM(L.LightningModule):
             on from a checkpoint of its own has those instead
         activation_checkpointing: ``full``: layers keep their input alone and compute the rest anew for the gradient;
             ``selective``: they also keep products of matrices and what other ranks sent; ``none``
+        kernels: kernel → implementation, where the automatic choice for the device is not wanted
+        z_loss: weight of the mean of log² Z, Z the sum of the exponentials of a token's logits; 0 for none. PaLM has
+            1e-4. The depths of multi-token prediction go without
+        compile: whether layers are compiled for training, and for validation within it; ``trainer.compile`` sets it
     """
 
     def __init__(
@@ -58,17 +64,26 @@ class CausalLM(L.LightningModule):
         seed: int = 0,
         init_from: str | None = None,
         activation_checkpointing: Recompute = "none",
+        kernels: dict[str, str] | None = None,
+        z_loss: float = 0.0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         check(activation_checkpointing)
         self.activation_checkpointing: Recompute = activation_checkpointing
+        if not 0 <= z_loss < math.inf:
+            raise ConfigError("task.z_loss", z_loss, "is a weight, so not below 0", "Write 0 for none; PaLM has 1e-4")
+        self.z_loss, self.compiled = z_loss, compile
         self.model_config = read(model)
         self.recipe, self.schedule, self.seed, self.init_from = optimizer, scheduler, seed, init_from
+        self.kernels = choice.check(kernels or {}, "task.kernels")
         # Plain types only: a checkpoint must load under weights_only=True and rebuild its model with no YAML at hand.
         self.save_hyperparameters({"model": self.model_config, "seed": seed})
         self.decoder: Decoder | None = None
         # What training has summed since it last logged is in checkpoints: a run gone on with logs what it would have.
-        self.losses = nn.ModuleDict({f"{stage}_loss": TokenLoss(persistent=stage == "train") for stage in STAGES})
+        self.losses = nn.ModuleDict(
+            {f"{stage}_loss": TokenLoss(stage == "train", only_finite=stage == "train") for stage in STAGES}
+        )
         self.loads = nn.ModuleDict()
         self._step_load: dict[str, Tensor] = {}
         self._settings: list[dict[str, Any]] = []  # of the optimizer's groups, as configured
@@ -77,7 +92,7 @@ class CausalLM(L.LightningModule):
     def configure_model(self) -> None:
         """Build the decoder: on the meta device first, then materialised (Lightning may call this twice)."""
         if self.decoder is None:
-            self.decoder = self._build()
+            self.decoder = self._build().choose_kernels(self.kernels)
             balance_over(self.decoder, self._ranks())
             for stage in STAGES:
                 gates = self._gates(further=stage == "train")
@@ -119,13 +134,25 @@ class CausalLM(L.LightningModule):
             peak = settings["lr"]
             group.update(settings, initial_lr=peak, lr=peak * factor(scheduler.last_epoch))
 
+    def on_fit_start(self) -> None:
+        if self.compiled:
+            from training.compiling import compile_layers
+
+            compile_layers(self._decoder())
+
+    def on_fit_end(self) -> None:
+        if self.compiled:
+            from training.compiling import run_as_written
+
+            run_as_written(self._decoder())
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # The state of the generator is a function of where training stands: a resumed run draws what it would have.
         torch.manual_seed(stable_seed(self.seed, f"{self.current_epoch}/{batch_idx}/{self._ranks().index}"))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        hidden, nll, tokens, routings = self._predict(batch)
-        self._loss("train").update(nll, tokens, batch["n_bytes"].sum())
+        hidden, total, z, tokens, routings = self._predict(batch, self.z_loss)
+        self._loss("train").update(total.detach() - self.z_loss * z, tokens, batch["n_bytes"].sum())
         losses: dict[str, Tensor] = {}
         if len(self._decoder().mtp):
             losses["mtp"], further = self._predict_further(batch, hidden)
@@ -136,17 +163,21 @@ class CausalLM(L.LightningModule):
             for name, value in routing.losses.items():
                 losses[name] = losses.get(name, 0) + value
         if logs_now(self.trainer):
-            self._log_training(losses)
+            self._log_training({**losses, "logit_z": self.z_loss * z / tokens} if self.z_loss else losses)
         # The mean over the tokens of all ranks: strategies average gradients over ranks, whose counts may differ.
         ranks = self._ranks()
-        mean = nll * (ranks.number / ranks.sum(tokens))
-        return mean + sum(losses.values(), torch.zeros((), device=nll.device))
+        mean = total * (ranks.number / ranks.sum(tokens))
+        return mean + sum(losses.values(), torch.zeros((), device=total.device))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then let every gate see the load of all micro-batches on all ranks, once."""
+        """Step, then let every gate see the load of all micro-batches on all ranks, once.
+
+        A step that was skipped, its gradients taken away, moves no gate either.
+        """
         super().optimizer_step(*args, **kwargs)
+        stepped = any(p.grad is not None for p in self.parameters())
         for layer, gate in self._gates().items():
-            if layer in self._step_load:
+            if layer in self._step_load and stepped:
                 gate.update(self._ranks().sum(self._step_load[layer]))
         self._step_load.clear()
 
@@ -189,13 +220,20 @@ class CausalLM(L.LightningModule):
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, list[Routing | None]]:
-        """Hidden states, summed nll, number of scored tokens, and the routing of each layer."""
+    def _predict(
+        self, batch: Batch, z_loss: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Routing | None]]:
+        """Hidden states, summed nll plus z_loss · z, z = Σ log² Z, number of scored tokens, routing of each layer."""
         decoder, segments = self._decoder(), batch.get("segments")
         # One document a row starts at position 0 everywhere: shared positions are cheaper to turn by.
         positions = batch["positions"] if segments is not None else None
         hidden, routings = decoder.hidden(batch["tokens"], positions, segments)
-        return hidden, decoder.nll(hidden, batch["targets"]), (batch["targets"] != IGNORED).sum(), routings
+        return (
+            hidden,
+            *decoder.nll_and_z(hidden, batch["targets"], z_loss),
+            (batch["targets"] != IGNORED).sum(),
+            routings,
+        )
 
     def _predict_further(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, list[Routing | None]]:
         """The weighted loss of multi-token prediction, a mean over its depths, and the routing of their layers."""
@@ -212,7 +250,7 @@ class CausalLM(L.LightningModule):
             self._load(stage, layer).reset()
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
-        _, nll, tokens, routings = self._predict(batch)
+        _, nll, _, tokens, routings = self._predict(batch)
         self._loss(stage).update(nll, tokens, batch["n_bytes"].sum())
         for layer, routing in self._routed(routings):
             self._load(stage, layer).update(routing.load)

@@ -10,16 +10,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 from blocks.checkpoint import check_fits, read_checkpoint
 from blocks.compose import check as check_model
+from blocks.kernels.choice import check as check_kernels
 from interop.source import check_init, read_composition
-from registry import ConfigError, did_you_mean
+from registry import ConfigError, did_you_mean, refuse_targets, to_plain
 from registry.layout import patched
+from registry.limits import read_text
+from training.checkpoints.find import good, newest
+from training.compiling import check_compiler
 from training.data.preflight import check as check_data
 from training.parallel.refusals import check as check_ranks
 from training.parallel.refusals import derive
+from training.secrets import read_from_environment, refuse_in_model
 from training.targets import check_target, instantiate
 
 ROOT = {
-    *("task_name", "tags", "seed", "ckpt_path", "init_from", "train", "test", "optimized_metric"),
+    *("task_name", "tags", "seed", "ckpt_path", "auto_resume", "init_from", "train", "test", "optimized_metric"),
     *("model", "data", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "extras"),
 }
 
@@ -52,15 +57,20 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError("seed", plain["seed"], "must be an integer", "Write seed=0")
     if plain["extras"].get("enforce_tags") and not plain["tags"]:
         raise ConfigError("tags", plain["tags"], "extras.enforce_tags asks for at least one", "Write tags=[mine]")
+    if not isinstance(plain["auto_resume"], bool):
+        raise ConfigError("auto_resume", plain["auto_resume"], "must be true or false", "Write auto_resume=true")
     if not isinstance(plain["init_from"], str | None):
         rule = "must be the path of a folder"
         raise ConfigError("init_from", plain["init_from"], rule, "Name the OUT of interop.hf import: init_from=OUT")
+    refuse_in_model(plain["model"], read_from_environment(cfg))
     plain["model"] = check_model(_composition(plain["model"]))
     plain["task"] = {**plain["task"], "model": plain["model"]}
+    check_kernels(plain["task"].get("kernels") or {}, "task.kernels")
     _check_fit(plain["model"], plain["data"], check_data(plain["data"]))
     _check_trainer(plain["trainer"])
     derive(plain["trainer"])
     check_ranks(plain)
+    _move_compile(plain)
     check_target(plain["optimizer"], "optimizer")
     instantiate(plain["optimizer"], "optimizer")
     check_target(plain["scheduler"], "scheduler")
@@ -88,7 +98,17 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _composition(model: Any) -> Any:
-    """The model node, or the composition of the imported checkpoint that it names, patched by what stands beside it."""
+    """The model node, or the composition that it names, patched by what stands beside it.
+
+    That is a file with a model in it, or an imported checkpoint. Either may be a stranger's, and is read as data.
+    """
+    if isinstance(model, dict) and "file" in model:
+        patch = {k: v for k, v in model.items() if k != "file"}
+        found = to_plain(read_text(Path(str(model["file"])), "model.file"))
+        if not isinstance(found, dict):
+            raise ConfigError("model.file", model["file"], "holds no mapping", "Name a YAML file of a model")
+        refuse_targets(found, "model")
+        return patched(found, patch)
     if not isinstance(model, dict) or "pretrained" not in model:
         return model
     folder, patch = model["pretrained"], {k: v for k, v in model.items() if k != "pretrained"}
@@ -139,17 +159,37 @@ def _check_trainer(trainer: dict[str, Any]) -> None:
         raise ConfigError("trainer.val_check_interval", interval, rule, remedy)
 
 
+def _move_compile(plain: dict[str, Any]) -> None:
+    """``trainer.compile`` stands beside the Trainer's own settings, and is the task's to do."""
+    asked = plain["trainer"].pop("compile", False)
+    if not isinstance(asked, bool):
+        raise ConfigError("trainer.compile", asked, "must be true or false", "Write trainer.compile=true")
+    if not asked:
+        return
+    if plain["task"].get("_target_") != TASK:
+        rule = f"the task {plain['task'].get('_target_')} compiles nothing"
+        raise ConfigError("trainer.compile", True, rule, "Leave it out, or use task=causal_lm")
+    check_compiler(str(plain["trainer"].get("accelerator")))
+    plain["task"]["compile"] = True
+
+
 def resolve_checkpoint(ckpt_path: Any, plain: dict[str, Any]) -> str | None:
-    """``last`` → the newest ``last.ckpt`` among the runs of this task; a path → itself, if there is such a file."""
-    if ckpt_path is None:
-        return None
-    if ckpt_path == "last":
+    """Which checkpoint to go on from.
+
+    ``last``: the newest undamaged one among the runs of this task. A path: itself, or its predecessor if it is
+    damaged. None: none, or with ``auto_resume`` the same as ``last`` if there is any.
+    """
+    auto = plain.get("auto_resume", False)
+    if ckpt_path == "last" or (ckpt_path is None and auto):
         runs = Path(plain["paths"]["log_dir"]) / plain["task_name"]
-        found = sorted(runs.glob("**/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
-        if not found:
+        found = newest(runs)
+        if found is None and not auto:
             rule = f"no run under {runs} has left a last.ckpt"
             raise ConfigError("ckpt_path", "last", rule, "Name the file: ckpt_path=RUN/checkpoints/last.ckpt")
-        return str(found[-1])
+        return str(found) if found else None
+    if ckpt_path is None:
+        return None
     if not Path(str(ckpt_path)).exists():
         raise ConfigError("ckpt_path", ckpt_path, "there is no such file", "Write ckpt_path=last, or an existing file")
-    return str(ckpt_path)
+    # A damaged one without a predecessor is refused when it is read.
+    return str(good(Path(str(ckpt_path))) or ckpt_path)

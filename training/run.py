@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,16 +11,18 @@ import torch
 
 from training.callbacks.finale import Finale
 from training.parallel.dry_run import dry_run
-from training.parallel.folders import FolderCheckpoints
 from training.preflight import OWN
 from training.targets import check_target, instantiate
 
+LOGGED = ("task_name", "seed", "model", "optimizer", "scheduler", "data")
 
-def run(plain: dict[str, Any]) -> dict[str, float]:
+
+def run(plain: dict[str, Any], shown: dict[str, Any] | None = None) -> dict[str, float]:
     """Train, validate and test as configured.
 
     Args:
         plain: the result of ``preflight``
+        shown: the same as it may be written down; None: as it is
 
     Returns:
         the last value of everything that was logged
@@ -41,11 +42,9 @@ def run(plain: dict[str, Any]) -> dict[str, float]:
     loggers = [instantiate(node, f"logger.{k}") for k, node in (plain["logger"] or {}).items() if node]
     data = instantiate(plain["data"], "data")
     task = instantiate(plain["task"], "task")
-    if plain["ckpt_path"] and Path(plain["ckpt_path"]).is_dir():
-        node["plugins"] = [FolderCheckpoints()]
     trainer = instantiate({**node, "callbacks": callbacks, "logger": loggers or False}, "trainer")
     for logger in trainer.loggers:
-        logger.log_hyperparams({k: plain[k] for k in ("task_name", "seed", "model", "optimizer", "scheduler", "data")})
+        logger.log_hyperparams({k: (shown or plain)[k] for k in LOGGED})
     try:
         if plain["train"]:
             trainer.fit(task, data, ckpt_path=plain["ckpt_path"], weights_only=True)
@@ -54,6 +53,12 @@ def run(plain: dict[str, Any]) -> dict[str, float]:
     except BaseException:
         _dismiss(trainer)
         raise
+
+
+def leave_processes() -> None:
+    """Leave the process group, if there is one: exits without that were seen to hang for minutes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _dismiss(trainer: L.Trainer) -> None:

@@ -4,12 +4,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from blocks.base import Placement, positive
 from blocks.experts.base import Experts
 from blocks.gating.base import Routing
-from blocks.kernels.grouped_matmul import combine, dispatch, grouped_matmul, sort_by_expert
+from blocks.kernels.few_experts import few, few_swiglu
+from blocks.kernels.grouped_matmul import sort_by_expert
 from registry import register
 
 
@@ -36,11 +36,11 @@ class SwiGLUExperts(Experts):
         self.down = nn.Parameter(torch.empty(n_experts, d_model, d_ff))
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        if few(routing.experts) and self.kernels.experts != "grouped":
+            return few_swiglu(x, routing.experts, routing.weights, self.gate_up, self.down)
         order = sort_by_expert(routing.experts, self.n_experts, routing.pairs)
-        gate, up = grouped_matmul(dispatch(x, order), self.gate_up.to(x.dtype), order.ends).chunk(2, -1)
-        weights = routing.weights.flatten().index_select(0, order.sorted).to(gate.dtype)
-        hidden = F.silu(gate) * up * weights[:, None]
-        return combine(grouped_matmul(hidden, self.down.to(x.dtype), order.ends), order)
+        weights = routing.weights.flatten().index_select(0, order.sorted)
+        return self.kernels.swiglu_experts(x, weights, self.gate_up.to(x.dtype), self.down.to(x.dtype), order)
 
     def parallel_plan(self) -> dict[str, Placement]:
         return {"gate_up": "expert", "down": "expert"}

@@ -3,7 +3,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from blocks.base import Placement, positive
 from blocks.ffn.base import FFN, rounded_width
@@ -31,7 +30,7 @@ class SwiGLU(FFN):
         self.down = nn.Linear(width, d_model, bias=False)
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
-        return self.down(F.silu(self.gate(x)) * self.up(x)), None
+        return self.down(self.kernels.gate_silu(self.gate(x), self.up(x))), None
 
     def parallel_plan(self) -> dict[str, Placement]:
         return {"gate.weight": "column", "up.weight": "column", "down.weight": "row"}

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from blocks.kernels.blocked_attention import blocked_attention, suits
+
 
 def causal_attention(
     q: Tensor,
@@ -62,6 +64,27 @@ def causal_attention(
         enable_gqa=k.shape[2] != q.shape[2],
     )
     return y.transpose(1, 2)[..., :V]
+
+
+def causal_attention_on_cpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    bias: Tensor | None = None,
+    segments: Tensor | None = None,
+    window: int | None = None,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """The same: block by block where that is faster, and there is no sink, cap or bias to learn."""
+    learned = bias is not None and bias.requires_grad
+    if sinks is None and softcap is None and not learned and suits(q, k):
+        return blocked_attention(q, k, v, scale=scale, bias=bias, segments=segments, window=window)
+    return causal_attention(
+        q, k, v, scale=scale, bias=bias, segments=segments, window=window, sinks=sinks, softcap=softcap
+    )
 
 
 def _with_sinks(mask: Tensor | None, sinks: Tensor, q: Tensor) -> Tensor:

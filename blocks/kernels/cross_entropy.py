@@ -1,4 +1,7 @@
-"""Next-token loss from hidden states, without ever holding the logits of all tokens."""
+"""Next-token loss from hidden states: the logits of all tokens, or of all a long vocabulary, are never held at once.
+
+Left out: label smoothing, weights of classes, gradients of gradients.
+"""
 
 from __future__ import annotations
 
@@ -6,73 +9,314 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 IGNORED = -100  # a target that is not scored, as torch's own cross entropy has it
 CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MiB of fp32
+GPU_CHUNKS = 16  # times as many on a GPU, which smaller products would leave idle
+ROWS = 128  # tokens of fp32, or twice as many of bf16, below which a chunk is too thin: the vocabulary is cut as well
+BLOCK_ROWS = 512  # tokens of a chunk that is cut both ways
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Gradients are formed chunk by chunk in the forward pass, while the chunk's logits are at hand."""
+    """Gradients are formed chunk by chunk in the forward pass, while the chunk's logits are at hand.
+
+    A chunk is some tokens against the vocabulary. Where that would leave too few tokens, it is some tokens against
+    blocks of the vocabulary: first the sum of exponentials over all blocks, then the logits again for the gradient,
+    last block first, whose logits are still there. Three products instead become four.
+
+    What scales a token's gradient (its weight) is multiplied in where tensors are D wide, not V.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, learn: bool, softcap: float | None
-    ) -> Tensor:
-        grad_hidden = torch.empty_like(hidden) if learn else None
-        grad_weight = torch.zeros_like(weight, dtype=_wide(weight)) if learn else None
-        total = torch.zeros((), dtype=_wide(hidden), device=hidden.device)
-        for start in range(0, hidden.shape[0], rows):
-            part, aim = hidden[start : start + rows], targets[start : start + rows]
-            logits = (part @ weight.t()).to(total.dtype)
-            if softcap is not None:
-                logits = softcap * (logits / softcap).tanh()
-                slope = 1 - (logits / softcap).square()
-            log_probs = logits.log_softmax(-1)
-            total += F.nll_loss(log_probs, aim, ignore_index=IGNORED, reduction="sum")
-            if grad_hidden is not None and grad_weight is not None:
-                grad = log_probs.exp_()
-                scored = aim != IGNORED
-                grad[torch.arange(len(aim), device=aim.device), aim.clamp(min=0)] -= 1
-                grad = grad if softcap is None else grad * slope
-                grad = (grad * scored[:, None]).to(hidden.dtype)
-                torch.mm(grad, weight, out=grad_hidden[start : start + rows])
-                grad_weight += grad.t() @ part
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        softcap: float | None,
+        z_loss: float,
+        learn: tuple[bool, bool],
+    ) -> tuple[Tensor, Tensor]:
+        tokens, wide = hidden.shape[0], _wide(hidden)
+        rows, columns = chunk_shape(tokens, weight.shape[0], hidden)
+        blocks = weight.split(columns)
+        chunk = _Chunk(hidden, rows, columns, softcap)
+        share = (targets != IGNORED).to(wide)
+        share = share if weights is None else share * weights.to(wide)
+        grad_hidden = torch.empty_like(hidden) if learn[0] else None
+        # Summed over chunks in single precision; where there is one chunk, the product itself has done so.
+        sums = weight.dtype if rows >= tokens else wide
+        grad_weight = torch.empty_like(weight, dtype=sums) if learn[1] else None
+        total, z = (torch.zeros((), dtype=wide, device=hidden.device) for _ in range(2))
+        for start in range(0, tokens, rows):
+            part, aim, own = (x[start : start + rows] for x in (hidden, targets, share))
+            norms, at_aim = chunk.normalise(part, aim, blocks)
+            norm = torch.stack(norms).logsumexp(0) if len(norms) > 1 else norms[0]
+            squared = (own * norm.square()).sum()
+            total += (own * (norm - at_aim)).sum() + z_loss * squared
+            z += squared
+            if not any(learn):
+                continue
+            into = None if grad_hidden is None else grad_hidden[start : start + rows]
+            chunk.gradients(part, aim, own, norms, norm, z_loss, blocks, into, grad_weight, fresh=start == 0)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtype = weight.dtype
-        return total
+        ctx.mark_non_differentiable(z)
+        return total, z
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad.to(grad_hidden.dtype), (grad_weight * grad).to(ctx.dtype), None, None, None, None
+        by_hidden = None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype)
+        by_weight = None if grad_weight is None else (grad_weight * grad.to(grad_weight.dtype)).to(ctx.dtype)
+        return by_hidden, by_weight, None, None, None, None, None
+
+
+class _Chunk:
+    """The logits of some tokens against a block of the vocabulary, in buffers that every chunk uses anew.
+
+    Args:
+        hidden: [T,D], of which the chunks are parts
+        rows, columns: how large a chunk is at most
+        softcap: bound of the logits
+    """
+
+    def __init__(self, hidden: Tensor, rows: int, columns: int, softcap: float | None) -> None:
+        wide = _wide(hidden)
+        self.softcap = softcap
+        self.product = hidden.new_empty(rows * columns)  # as the matrix product leaves it, and as the next one takes it
+        self.scores = self.product if hidden.dtype == wide else hidden.new_empty(rows * columns, dtype=wide)
+        self.tanh = None if softcap is None else torch.empty_like(self.scores)
+
+    def normalise(self, part: Tensor, aim: Tensor, blocks: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
+        """log Σ exp of the logits over each block, and the logit of the target, all [R]; leaves the last block's
+        probabilities, as if there were no other block."""
+        norms: list[Tensor] = []
+        at_aim = torch.zeros(len(part), dtype=self.scores.dtype, device=part.device)
+        first = 0
+        for block in blocks:
+            scores = self._logits(part, block)
+            column, inside = _within(aim, first, len(block))
+            at_aim += scores.gather(1, column).squeeze(1) * inside
+            norms.append(_softmax(scores))
+            first += len(block)
+        return norms, at_aim
+
+    def gradients(
+        self,
+        part: Tensor,
+        aim: Tensor,
+        share: Tensor,
+        norms: list[Tensor],
+        norm: Tensor,
+        z_loss: float,
+        blocks: tuple[Tensor, ...],
+        grad_hidden: Tensor | None,
+        grad_weight: Tensor | None,
+        fresh: bool,
+    ) -> None:
+        """Write the gradient by hidden states, and add the one by the weight (``fresh``: write it).
+
+        d/dlogits = w [(1 + 2 z_loss log Z) softmax − onehot(target)] for each token.
+        """
+        shared = (part * share[:, None]).to(part.dtype)
+        # Over several blocks, the sum of bf16 products is kept in single precision.
+        several = len(blocks) > 1 and grad_hidden is not None
+        by_hidden = torch.empty_like(grad_hidden, dtype=self.scores.dtype) if several else grad_hidden  # type: ignore[arg-type]
+        first = sum(map(len, blocks))
+        for i in reversed(range(len(blocks))):
+            block, last = blocks[i], i == len(blocks) - 1
+            first -= len(block)
+            scores = self._view(self.scores, part, block)
+            if not last:
+                _softmax(self._logits(part, block))
+            if len(blocks) > 1 or z_loss:
+                scores *= ((norms[i] - norm).exp() * (1 + 2 * z_loss * norm))[:, None]
+            column, inside = _within(aim, first, len(block))
+            scores.scatter_add_(1, column, -inside[:, None].to(scores.dtype))
+            if self.tanh is not None:
+                slope = self._view(self.tanh, part, block).square_()
+                scores.addcmul_(scores, slope, value=-1)
+            grad = self._view(self.product, part, block)
+            if grad.dtype != scores.dtype:
+                grad.copy_(scores)
+            if by_hidden is not None:
+                _product(grad, block, by_hidden, fresh=last)
+            if grad_weight is not None:
+                _product(grad.t(), shared, grad_weight[first : first + len(block)], fresh)
+        if grad_hidden is not None and by_hidden is not None:
+            torch.mul(by_hidden, share[:, None].to(by_hidden.dtype), out=by_hidden)
+            if several:
+                grad_hidden.copy_(by_hidden)
+
+    def _logits(self, part: Tensor, block: Tensor) -> Tensor:
+        product, scores = self._view(self.product, part, block), self._view(self.scores, part, block)
+        torch.mm(part, block.t(), out=product)
+        if product.dtype != scores.dtype:
+            scores.copy_(product)
+        if self.softcap is not None and self.tanh is not None:
+            tanh = torch.div(scores, self.softcap, out=self._view(self.tanh, part, block)).tanh_()
+            torch.mul(tanh, self.softcap, out=scores)
+        return scores
+
+    @staticmethod
+    def _view(buffer: Tensor, part: Tensor, block: Tensor) -> Tensor:
+        return buffer[: len(part) * len(block)].view(len(part), len(block))
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Turn logits [R,V] into probabilities where they lie; returns log Σ exp, [R].
+
+    The largest probability is 1 / Σ exp(logit − largest logit), so the sum need not be formed once more.
+    """
+    largest = scores.amax(-1)
+    torch.softmax(scores, -1, out=scores)
+    return largest - scores.amax(-1).log()
+
+
+def _within(aim: Tensor, first: int, length: int) -> tuple[Tensor, Tensor]:
+    """Column of each target in a block that begins at ``first``, [R,1], and whether it lies there, [R]."""
+    column = aim - first
+    inside = (column >= 0) & (column < length)
+    return column.clamp(0, length - 1)[:, None], inside
+
+
+def _product(a: Tensor, b: Tensor, into: Tensor, fresh: bool) -> None:
+    """into ← a b, or into + a b; in the precision of ``into``."""
+    if into.dtype == a.dtype:
+        into.addmm_(a, b, beta=0 if fresh else 1)
+    elif fresh:
+        into.copy_(a @ b)
+    else:
+        into += a @ b
+
+
+def chunk_shape(tokens: int, vocabulary: int, like: Tensor) -> tuple[int, int]:
+    """How many tokens, and how much of the vocabulary, a chunk holds; ``like`` has the device and dtype."""
+    elements = CHUNK_ELEMENTS * (1 if like.device.type == "cpu" else GPU_CHUNKS)
+    rows = elements // vocabulary
+    # A sum of bf16 products over chunks is one more pass over [V,D] for each: fewer, larger chunks.
+    if rows >= min(tokens, ROWS if like.dtype == _wide(like) else 2 * ROWS):
+        return max(1, min(tokens, rows)), vocabulary
+    rows = max(1, min(tokens, BLOCK_ROWS, elements))
+    return rows, min(vocabulary, max(1, elements // rows))
 
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
-    """Summed negative log-likelihood of the targets under softmax(hidden · weightᵀ).
+def linear_cross_entropy_and_z(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    *,
+    z_loss: float = 0.0,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What ``linear_cross_entropy`` gives, and Σ_t w_t log² Z_t by itself, without gradient, both scalars."""
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    on = torch.is_grad_enabled()  # forward() cannot see no_grad
+    learn = (on and hidden.requires_grad, on and weight.requires_grad)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, weights, softcap, z_loss, learn)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    *,
+    z_loss: float = 0.0,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Summed negative log-likelihood of the targets under softmax(logits), logits = hidden · weightᵀ.
+
+    Σ_t w_t (log Z_t − logit_t[target] + z_loss · log² Z_t), Z_t = Σ_v exp(logit_t[v])
+
+    The second part keeps log Z near 0; PaLM, arXiv 2204.02311 §5, has z_loss = 1e-4. Sums over the vocabulary and over
+    tokens are in single precision at least.
 
     Args:
         hidden: [T,D]
         weight: [V,D], the output head
         targets: [T] int64; ``IGNORED`` where nothing is to be predicted
         softcap: bound that a tanh keeps the logits within
+        z_loss: weight of log² Z
+        weights: [T] of each token in the sum; no gradient reaches them; None for 1
 
     Returns:
-        scalar in nats, fp32 (fp64 for fp64 input): the sum over scored targets
+        scalar in nats, fp32 (fp64 for fp64 input)
     """
-    rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
-    learn = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)  # forward() cannot see no_grad
-    return _LinearCrossEntropy.apply(hidden, weight, targets, rows, learn, softcap)
+    return linear_cross_entropy_and_z(hidden, weight, targets, softcap, z_loss=z_loss, weights=weights)[0]
+
+
+def liger_cross_entropy_and_z(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    *,
+    z_loss: float = 0.0,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``linear_cross_entropy_and_z`` by Liger's Triton kernels (Hsu et al. 2024, arXiv 2410.10989; extra ``liger``).
+
+    It knows no weights of tokens: with them, this is the chunked one. Not run by this project so far, for want of a
+    GPU; only its arguments are checked.
+    """
+    if weights is not None:
+        return linear_cross_entropy_and_z(hidden, weight, targets, softcap, z_loss=z_loss, weights=weights)
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    found = liger_fused_linear_cross_entropy(
+        hidden,
+        weight,
+        targets,
+        ignore_index=IGNORED,
+        lse_square_scale=z_loss,
+        reduction="sum",
+        softcap=softcap,
+        return_z_loss=True,
+        accum_dtype=torch.float32,
+    )
+    z = found.z_loss.detach() / z_loss if z_loss else torch.zeros_like(found.loss)  # it tells z_loss · Σ log² Z
+    return found.loss, z
+
+
+def linear_cross_entropy_reference_and_z(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    *,
+    z_loss: float = 0.0,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``linear_cross_entropy_and_z`` with all logits at once."""
+    logits = (hidden @ weight.t()).to(_wide(hidden))
+    logits = logits if softcap is None else softcap * (logits / softcap).tanh()
+    losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+    squares = logits.logsumexp(-1).square() * (targets != IGNORED)
+    losses, squares = (x if weights is None else x * weights for x in (losses, squares))
+    return (losses + z_loss * squares).sum(), squares.detach().sum()
 
 
 def linear_cross_entropy_reference(
-    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    *,
+    z_loss: float = 0.0,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """The same, with all logits at once."""
-    logits = (hidden @ weight.t()).to(_wide(hidden))
-    logits = logits if softcap is None else softcap * (logits / softcap).tanh()
-    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    """``linear_cross_entropy`` with all logits at once."""
+    return linear_cross_entropy_reference_and_z(hidden, weight, targets, softcap, z_loss=z_loss, weights=weights)[0]

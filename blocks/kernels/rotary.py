@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,13 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tens
     Returns:
         [B,T,N,H] in the dtype of x; computed in fp32 (fp64 for fp64 input)
     """
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _Rotation.apply(x, cos, sin, interleaved)
+    return rotate_pairs_reference(x, cos, sin, interleaved)
+
+
+def rotate_pairs_reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """The same in plain terms, which a compiler fuses."""
     width = 2 * cos.shape[-1]
     wide = torch.promote_types(x.dtype, torch.float32)
     turning, passing = x[..., :width].to(wide), x[..., width:]
@@ -46,6 +55,42 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tens
         turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
     turned = turned.to(x.dtype)
     return torch.cat((turned, passing), -1) if passing.shape[-1] else turned
+
+
+class _Rotation(torch.autograd.Function):
+    """A rotation's adjoint is the rotation by the opposite angle: nothing of ``x`` is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        cos, sin = cos[:, :, None].to(wide), sin[:, :, None].to(wide)
+        ctx.save_for_backward(cos, sin)
+        ctx.interleaved = interleaved
+        return _rotated(x, cos, sin, interleaved)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, -sin, ctx.interleaved), None, None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    width = 2 * cos.shape[-1]
+    y, turning = x.new_empty(x.shape), x[..., :width].to(cos.dtype)
+    if interleaved:  # pairs in memory are complex numbers
+        pairs = torch.view_as_complex(turning.unflatten(-1, (-1, 2)).contiguous())
+        y[..., :width] = torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
+    else:
+        a, b = turning.chunk(2, -1)
+        out = y[..., :width].chunk(2, -1) if y.dtype == cos.dtype else turning.new_empty(turning.shape).chunk(2, -1)
+        torch.mul(a, cos, out=out[0]).addcmul_(b, sin, value=-1)
+        torch.mul(b, cos, out=out[1]).addcmul_(a, sin)
+        if y.dtype != cos.dtype:
+            y[..., : width // 2], y[..., width // 2 : width] = out
+    if width < x.shape[-1]:
+        y[..., width:] = x[..., width:]
+    return y
 
 
 def turn(
@@ -61,7 +106,13 @@ def turn(
         amplitude: multiplies what has been turned
     """
     angles = positions[..., None].float() * frequencies
-    cos, sin = angles.cos() * amplitude, angles.sin() * amplitude
+    cos, sin = angles.cos(), angles.sin()
+    if amplitude != 1.0:
+        cos, sin = cos * amplitude, sin * amplitude
+    if q.shape[1] == 1 and not torch.is_grad_enabled():  # decoding: starting operators costs more than a small copy
+        both = rotate_pairs(torch.cat((q, k), 2), cos, sin, interleaved)
+        q, k = both.split((q.shape[2], k.shape[2]), 2)
+        return q, k
     return rotate_pairs(q, cos, sin, interleaved), rotate_pairs(k, cos, sin, interleaved)
 
 

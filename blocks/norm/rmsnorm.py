@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from blocks.base import Placement
 from blocks.norm.base import Norm
@@ -28,7 +27,7 @@ class RMSNorm(Norm):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)  # mixed dtypes have no fused path
+        return self.kernels.normalise(x, self.weight, self.eps)
 
     def parallel_plan(self) -> dict[str, Placement]:
         return {"weight": "replicate"}

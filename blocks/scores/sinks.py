@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from blocks.base import Placement
-from blocks.kernels.attention import causal_attention
 from blocks.scores.base import Scores
 from registry import register
 
@@ -36,7 +35,7 @@ class Sinks(Scores):
         segments: Tensor | None = None,
         window: int | None = None,
     ) -> Tensor:
-        return causal_attention(q, k, v, scale=scale, bias=bias, segments=segments, window=window, sinks=self.sinks)
+        return self.kernels.attend(q, k, v, scale=scale, bias=bias, segments=segments, window=window, sinks=self.sinks)
 
     def parallel_plan(self) -> dict[str, Placement]:
         return {"sinks": "column"}

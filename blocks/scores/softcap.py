@@ -3,7 +3,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from blocks.base import positive
-from blocks.kernels.attention import causal_attention
 from blocks.scores.base import Scores
 from registry import register
 
@@ -36,4 +35,4 @@ class Softcap(Scores):
         segments: Tensor | None = None,
         window: int | None = None,
     ) -> Tensor:
-        return causal_attention(q, k, v, scale=scale, bias=bias, segments=segments, window=window, softcap=self.cap)
+        return self.kernels.attend(q, k, v, scale=scale, bias=bias, segments=segments, window=window, softcap=self.cap)

@@ -121,6 +121,20 @@ def test_loss_is_the_mean_over_scored_tokens_plus_the_balance(
         assert float(trainer.callback_metrics["train/expert_balance"]) == pytest.approx(balance, rel=1e-5)
 
 
+def test_z_loss_is_trained_on_and_logged_by_itself(make_task: Callable[..., CausalLM], tmp_path: Path) -> None:
+    task, given, watch = make_task(), batch(1, packed=False), Watch()
+    task.z_loss = 0.1
+    decoder = compose(task.model_config, seed=0).requires_grad_(False)
+    log_z = F.linear(decoder.hidden(given["tokens"])[0], decoder.output_weight).logsumexp(-1)
+    expected = 0.1 * float(log_z[given["targets"] != -100].square().mean())
+    logged = train(task, [given], tmp_path, callbacks=[watch]).callback_metrics
+    loss, _ = by_hand(task.model_config, given)
+    assert expected > 0.5
+    assert watch.losses == pytest.approx([loss + expected], rel=1e-5)
+    assert float(logged["train/logit_z"]) == pytest.approx(expected, rel=1e-5)
+    assert float(logged["train/loss"]) == pytest.approx(loss, rel=1e-5)
+
+
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
 def test_loss_has_multi_token_prediction_and_its_gates_are_balanced_too(
     make_task: Callable[..., CausalLM], tmp_path: Path, packed: bool

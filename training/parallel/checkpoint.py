@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from blocks.checkpoint import read_file
 from blocks.sharded import META, MODEL, join, outline, read_meta, read_tensors, split
 from training.parallel.local import own_part, plain
 
@@ -86,7 +87,7 @@ def load_folder(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) 
 
 def load_file(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     """The same from one file, of which each rank reads what it needs."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    checkpoint = read_file(path, mapped=True)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
             _fill(tensor, checkpoint["state_dict"][name])

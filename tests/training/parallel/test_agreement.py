@@ -30,12 +30,12 @@ from many_ranks import (
 import registry
 from blocks.checkpoint import read_checkpoint
 from blocks.compose import compose
+from training.checkpoints.plugin import SealedCheckpoints
 from training.optimizers.adamw import AdamW
 from training.optimizers.muon import Muon
 from training.parallel import experts
 from training.parallel.arithmetic import held_bytes, traffic
 from training.parallel.dry_run import Meter
-from training.parallel.folders import FolderCheckpoints
 from training.parallel.plan import regions
 from training.parallel.sizes import Sizes, sizes_of
 
@@ -125,7 +125,7 @@ def checkpoints(folder: Path) -> dict[Any, Any]:
     train(BIASED, strategy={"expert": 2}, devices=2, save=str(folder / "ep.file"), **HALF)
     done = {}
     for name, source in (("tp", "ep.folder"), ("fsdp", "tp.file"), ("ddp", "ep.folder")):
-        plugins = {"plugins": [FolderCheckpoints()]} if name == "ddp" else {}
+        plugins = {"plugins": [SealedCheckpoints()]} if name == "ddp" else {}
         strategy = STRATEGIES[name][1]
         done[name, source] = train(
             BIASED, strategy=strategy, devices=2, ckpt_path=str(folder / source), **REST, **plugins
@@ -220,7 +220,7 @@ def test_checkpoint_goes_on_under_another_strategy(pair: list[Any]) -> None:
 
 def test_one_process_goes_on_from_a_folder_of_shares(pair: list[Any], folder: Path) -> None:
     whole = train(BIASED, **REST)
-    rest = train(BIASED, ckpt_path=str(folder / "ep.folder"), plugins=[FolderCheckpoints()], **REST)
+    rest = train(BIASED, ckpt_path=str(folder / "ep.folder"), plugins=[SealedCheckpoints()], **REST)
     losses, weights = far(rest, {**whole, "losses": whole["losses"][3:]})
     assert losses < CLOSE and weights < CLOSE
 

@@ -1,0 +1,98 @@
+"""Whether ours has become slower: the ratios of a new run against the recorded ones.
+
+``python -m benchmarks.check NEW.json …``: each file is compared with the one of the same name under
+``benchmarks/results``. Ratios only, never seconds: they hold from day to day and beside other work, though not from
+machine to machine, which is why a record of another device is refused. Tables that were not run are not missed; a ratio
+of a table that was run is. Exit code 1: a ratio is 10 % worse, or missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import RESULTS, number
+
+TOLERANCE = 0.10
+NOTHING = 1e-4  # a difference of outputs or bytes below this is none, and has no tenth part
+
+
+def worse(recorded: Mapping[str, Any], new: Mapping[str, Any]) -> float:
+    """By which fraction a ratio is worse than recorded; negative when it is better."""
+    before, now = recorded["spread"]["median"], new["spread"]["median"]
+    if max(before, now) < NOTHING:
+        return 0.0
+    if min(before, now) <= 0:
+        return 1.0 if (now > before) == (recorded["better"] == "less") else -1.0
+    return before / now - 1 if recorded["better"] == "more" else now / before - 1
+
+
+def compare(recorded: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> tuple[list[str], list[str]]:
+    """Lines to show, and the names of what is worse.
+
+    Args:
+        recorded, new: documents of one benchmark
+        tolerance: by which a ratio may be worse, as a fraction
+    """
+    before = {ratio["name"]: ratio for ratio in recorded["ratios"] if ratio["checked"]}
+    lines, failures = [], []
+    for ratio in new["ratios"]:
+        if ratio["name"] not in before:
+            continue
+        by = worse(before[ratio["name"]], ratio)
+        medians = [number(r["spread"]["median"]) for r in (before[ratio["name"]], ratio)]
+        failed = by > tolerance
+        verdict = f"{by:.0%} worse" if failed else "ok"
+        lines.append(f"{verdict:>10}  {medians[0]:>8} → {medians[1]:<8}  {ratio['name']}")
+        failures += [ratio["name"]] if failed else []
+    tables, found = ({table(ratio["name"]) for ratio in new["ratios"]}, {ratio["name"] for ratio in new["ratios"]})
+    for name in before:
+        if name not in found and table(name) in tables:
+            lines.append(f"{'missing':>10}  {name}")
+            failures.append(name)
+    return lines, failures
+
+
+def table(name: str) -> str:
+    """The part of a ratio's name that says where it was taken."""
+    return name.rpartition(": ")[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare, print, and return the exit code: 0, 1 for worse, 2 for what cannot be compared."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.check", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("new", nargs="+", type=Path, metavar="NEW.json", help="results of a run with --out elsewhere")
+    parser.add_argument("--recorded", type=Path, default=RESULTS, help="default: benchmarks/results")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="default: %(default)s")
+    given = parser.parse_args(arguments)
+    failures: list[str] = []
+    for file in given.new:
+        try:
+            new, recorded = (json.loads(path.read_text()) for path in (file, given.recorded / file.name))
+        except (OSError, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        if new["about"]["device"] != recorded["about"]["device"]:
+            devices = f"{recorded['about']['device']!r}, and this is {new['about']['device']!r}"
+            print(f"error: {file.name} was recorded on {devices}: record anew, or check there", file=sys.stderr)
+            return 2
+        lines, worse_ones = compare(recorded, new, given.tolerance)
+        if not lines:
+            print(f"error: {file} has no ratio that was recorded: run the same shapes", file=sys.stderr)
+            return 2
+        print("\n".join(lines))
+        failures += worse_ones
+    if failures:
+        print(
+            f"{len(failures)} ratios are missing or more than {given.tolerance:.0%} worse than recorded",
+            file=sys.stderr,
+        )
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,315 @@
+"""Decoding token by token from a filled cache, and reading a prompt: ours and the peers'.
+
+``python -m benchmarks.decode``. Caches are filled with random contents before a step is timed: what a step costs does
+not depend on them, and some peers would take minutes to read 16k tokens. Prefill is timed on a real prompt. All
+contenders race at their best settings; ``--as-they-come`` adds them without.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, options
+from benchmarks.contender import Contender, contenders
+from benchmarks.models.base import DTYPES, build
+from benchmarks.peak import synchronise
+from benchmarks.race import Entry, Race
+from benchmarks.record import Ratio, Result, Table
+from benchmarks.shapes import SHAPES, Shape
+from benchmarks.statistics import Spread, paired, spread
+from benchmarks.worker import peak_memory, reset_peak
+
+CONTEXTS, BATCHES, PROMPTS = (128, 2048, 8192, 16384), (1, 8), (2048, 8192)
+STEPS = 40  # of one turn, at most
+SLOW = 8.0  # seconds of a turn after which its contender meets the others in two rounds only
+SHARE_OF_MEMORY = 0.8  # that a cache and the copy some peers make of it may take
+PROMISED = {  # at 8k tokens of context: ours ÷ a library's latent attention, tokens a second
+    ("transformers", 1): 6.0,
+    ("litgpt", 1): 2.0,
+    ("transformers", 8): 8.0,
+    ("litgpt", 8): 8.0,
+}
+PREFILL = 3.0  # times transformers' latent attention
+EQUAL = 1e-5  # difference of logits decoded and logits of the full pass, as a fraction of the largest
+
+
+class Decode:
+    """The job of a contender: fill a cache and take steps, or read a prompt."""
+
+    def __init__(self, shape: str, contender: Mapping[str, Any], dtype: str, device: str) -> None:
+        import torch
+
+        self.shape, self.contender, self.dtype, self.device = SHAPES[shape], Contender(**contender), dtype, device
+        self.model = build(self.contender, self.shape, dtype, device)
+        self.model.module.eval()
+        self.draws = torch.Generator().manual_seed(1)
+        seconds: dict[str, float] = {}
+        for choice in self.model.choices(decoding=True):
+            self.model.choose(choice)
+            seconds[choice] = self._steps(64, 1, 0.2)[0]
+        if seconds:
+            self.model.choose(min(seconds, key=lambda choice: seconds[choice]))
+
+    def about(self) -> dict[str, Any]:
+        return {"note": self.model.note}
+
+    def turn(self, kind: str, context: int, batch: int, seconds: float) -> dict[str, Any]:
+        """``decode``: seconds of a step; ``prefill``: seconds of a prompt; ``check``: how far decoding is off."""
+        import torch
+
+        with torch.inference_mode():
+            return {"decode": self._decode, "prefill": self._prefill, "check": self._check}[kind](
+                context, batch, seconds
+            )
+
+    def _decode(self, context: int, batch: int, seconds: float) -> dict[str, Any]:
+        token = self._cache_bytes(8, 1) // 8
+        if self.device == "cpu" and 2 * token * batch * context > SHARE_OF_MEMORY * free_memory():
+            return {"skipped": f"a cache of {token * batch * context / 1e9:.1f} GB does not fit"}
+        # Ours is asked for at its full size, to be held against the formula; what others make grows by the token.
+        own = self.contender.library == "ours"
+        held = self._cache_bytes(context, batch) if own else token * batch * context
+        found = self._steps(context, batch, seconds)
+        self.model.begin(1, 8)  # a large cache must not wait with its process
+        return {"seconds": found, "cache_bytes": held}
+
+    def _cache_bytes(self, context: int, batch: int) -> int:
+        """Bytes of a cache with room for so many tokens, filled."""
+        self.model.begin(batch, context)
+        self.model.fill(context)
+        return self.model.cache_bytes()
+
+    def _steps(self, context: int, batch: int, seconds: float) -> list[float]:
+        """Seconds of each step from ``context`` tokens on, two at least, the first not counted."""
+        import torch
+
+        with torch.inference_mode():
+            self.model.begin(batch, context + STEPS + 1)
+            self.model.fill(context)
+            found: list[float] = []
+            while len(found) < 3 or (sum(found[1:]) < seconds and len(found) < STEPS):
+                token = self._tokens(batch, 1)
+                synchronise(self.device)
+                start = time.perf_counter()
+                self.model.step(token)
+                synchronise(self.device)
+                found.append(time.perf_counter() - start)
+        return found[1:]
+
+    def _prefill(self, context: int, batch: int, seconds: float) -> dict[str, Any]:
+        prompt = self._tokens(batch, context)
+        self.model.begin(batch, context)
+        reset_peak(self.device)
+        synchronise(self.device)
+        start = time.perf_counter()
+        self.model.prefill(prompt)
+        synchronise(self.device)
+        found = {"seconds": [time.perf_counter() - start], "peak_bytes": peak_memory(self.device)}
+        self.model.begin(1, 8)
+        return found
+
+    def _check(self, context: int, batch: int, seconds: float) -> dict[str, Any]:
+        """Decoding after a prompt, against a prompt that is a token longer each time."""
+        tokens = self._tokens(batch, context)
+        self.model.begin(batch, context)
+        self.model.prefill(tokens[:, : context // 2])
+        worst = 0.0
+        decoded = [self.model.step(tokens[:, i : i + 1]) for i in range(context // 2, context)]
+        for i, logits in zip(range(context // 2, context), decoded, strict=True):
+            if i % 8 == 0 or i == context - 1:
+                self.model.begin(batch, context)
+                whole = self.model.prefill(tokens[:, : i + 1])
+                worst = max(worst, float((logits - whole).abs().max() / whole.abs().max()))
+        return {"difference": worst}
+
+    def _tokens(self, batch: int, length: int) -> Any:
+        import torch
+
+        return torch.randint(self.shape.vocab_size, (batch, length), generator=self.draws).to(self.device)
+
+
+def free_memory() -> float:
+    """Bytes of memory that are to be had; without a limit where nobody says."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return float("inf")
+
+
+Turns = dict[str, dict[int, dict[str, Any]]]  # label → round → turn
+
+
+def _rounds(race: Race, cells: Sequence[tuple[str, int, int]], given: Any) -> dict[tuple[str, int, int], Turns]:
+    """Every contender at every cell in every round, until the time is up."""
+    found: dict[tuple[str, int, int], Turns] = {cell: {e.label: {} for e in race.entries} for cell in cells}
+    started = time.monotonic()
+    for index in range(given.rounds):
+        if index >= 2 and time.monotonic() - started > given.minutes * 60:
+            break
+        for cell in cells:
+            kind, context, batch = cell
+            for entry in race.order(index):
+                earlier = found[cell][entry.label]
+                if index >= 2 and (not earlier or sum(earlier[max(earlier)].get("seconds", [0.0])) > SLOW):
+                    continue
+                turn = {"kind": kind, "context": context, "batch": batch, "seconds": given.cell_seconds}
+                answer = race.ask(entry, turn)
+                if answer is not None:
+                    earlier[index] = answer
+            print(f"round {index + 1}, {kind} {context} × {batch}: {time.monotonic() - started:.0f} s", flush=True)
+    return found
+
+
+def rates(turns: Mapping[int, dict[str, Any]], tokens: int) -> dict[int, float]:
+    """Round → tokens a second, of the median step of a turn."""
+    return {r: tokens / spread(turn["seconds"]).median for r, turn in turns.items() if "seconds" in turn}
+
+
+def formula(shape: Shape, contender: Contender, batch: int, context: int, dtype: str) -> int:
+    """Bytes that our cache must hold."""
+    from benchmarks.models.blockwright import cache_formula
+
+    return cache_formula(shape, contender.family, batch, context, DTYPES[dtype])
+
+
+def tabulate(
+    shape: Shape, dtype: str, found: Sequence[Contender], race: Race, cells: Mapping[tuple[str, int, int], Turns]
+) -> tuple[list[Table], list[Ratio]]:
+    """A table of decoding, one of prefill, and the ratios."""
+    title = f"{shape.name} · {dtype}"
+    columns = ("contender", "settings", "context", "tokens/s", "q1", "q3", "ours ÷ it")
+    decoding = Table(
+        f"Decoding · {title}",
+        ("contender", "settings", "context × batch", *columns[3:], "cache bytes a token", "remarks"),
+        plotted="tokens/s",
+    )
+    reading = Table(f"Prefill · {title}", (*columns, "peak memory, GB", "remarks"), plotted="tokens/s")
+    ratios: list[Ratio] = []
+    mine = next(c for c in found if c.library == "ours" and c.family == "mla_moe" and c.tuned)
+    for (kind, context, batch), turns in cells.items():
+        if kind == "check":
+            continue
+        tokens = batch if kind == "decode" else batch * context
+        rate = {label: rates(t, tokens) for label, t in turns.items()}
+        for c in found:
+            entry = next(e for e in race.entries if e.label == c.label)
+            lead = paired(rate[mine.label], rate[c.label]) if c is not mine else None
+            table = decoding if kind == "decode" else reading
+            where = f"{context} × {batch}" if kind == "decode" else context
+            own = turns[c.label]
+            table.rows.append(_row(c, entry, where, own, rate[c.label], lead, kind, batch * context))
+            if lead is not None:
+                name = f"{kind} · {title} · {where}: ours ÷ {c.label}"
+                ratios.append(Ratio(name, lead, bound=_bound(shape, dtype, c, kind, context, batch)))
+            if c.library == "ours" and kind == "decode" and own:
+                due = formula(shape, c, batch, context, dtype)
+                off = abs(own[max(own)]["cache_bytes"] / due - 1)
+                name = f"{kind} · {title} · {where}: cache bytes of {c.name}, off their formula"
+                ratios.append(Ratio(name, spread([off]), "less", 0.0))
+    return [table for table in (decoding, reading) if table.rows], ratios
+
+
+def _row(
+    c: Contender,
+    entry: Entry,
+    where: Any,
+    turns: Mapping[int, dict[str, Any]],
+    rate: Mapping[int, float],
+    lead: Spread | None,
+    kind: str,
+    tokens: int,
+) -> list[Any]:
+    skipped = next((turn["skipped"] for turn in turns.values() if "skipped" in turn), "")
+    parts = (entry.about.get("note", ""), skipped, f"failed: {entry.failed}" if entry.failed else "")
+    remarks = "; ".join(part for part in parts if part)
+    if not rate:
+        return [c.name, c.settings, where, None, None, None, None, None, remarks]
+    speed, last = spread(list(rate.values())), turns[max(turns)]
+    memory = last["cache_bytes"] / tokens if kind == "decode" else last["peak_bytes"] / 1e9
+    return [
+        *(c.name, c.settings, where, speed.median, speed.q1, speed.q3),
+        *(None if lead is None else lead.median, memory, remarks),
+    ]
+
+
+def _bound(shape: Shape, dtype: str, c: Contender, kind: str, context: int, batch: int) -> float | None:
+    """What is promised against a contender at its best settings, for `small` in fp32."""
+    if shape.name != "small" or dtype != "fp32" or not c.tuned:
+        return None
+    if kind == "prefill":
+        return PREFILL if c.library == "transformers" and c.family == "mla_moe" else None
+    if c.family == "dense":
+        return 1.0 if context >= 2048 else None
+    return PROMISED.get((c.library, batch)) if context == 8192 else None
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Result]:
+    """Run every cell that was asked for; a result for each shape and dtype."""
+    parser = options.parser("decode", __doc__, rounds=5, minutes=5)
+    options.add_names(parser, "shapes", "small", list(SHAPES))
+    options.add_names(parser, "dtypes", "fp32", ("fp32", "bf16"))
+    parser.add_argument("--cells", metavar="TEXT", help="e.g. 'decode 8192' or 'prefill'; several by comma")
+    parser.add_argument("--as-they-come", action="store_true", help="also transformers and ours without best settings")
+    parser.add_argument("--cell-seconds", type=float, default=0.5, help="of steps in a turn (default: %(default)s)")
+    given = options.read(parser, arguments)
+    results = []
+    contexts, batches, prompts = ((16, 32), (1, 2), (32,)) if given.quick else (CONTEXTS, BATCHES, PROMPTS)
+    given.cell_seconds = 0.0 if given.quick else given.cell_seconds
+    for name in ["smoke"] if given.quick else given.shapes:
+        for dtype in given.dtypes:
+            shape, found = SHAPES[name], _contenders(given)
+            result = Result(f"decode_{name}_{dtype}", machine.about(given.device, given.threads))
+            cells = [("decode", context, batch) for batch in batches for context in contexts]
+            cells += [("prefill", prompt, 1) for prompt in prompts]
+            cells = [c for c in cells if options.wanted(f"{c[0]} {c[1]} {c[2]}", given.cells)]
+            arguments_of = {"shape": name, "dtype": dtype}
+            entries = [
+                Entry(c.label, "benchmarks.decode:Decode", {**arguments_of, "contender": asdict(c)}, c.tuned)
+                for c in found
+            ]
+            with Race(entries, given.device, given.threads) as race:
+                _check(result, race, shape, dtype)
+                turns = _rounds(race, cells, given)
+            tables, ratios = tabulate(shape, dtype, found, race, turns)
+            result.tables += tables
+            result.ratios += ratios
+            result.raw[f"{name} {dtype}"] = {" ".join(map(str, cell)): t for cell, t in turns.items()}
+            print(result.save(given.out), flush=True)
+            results.append(result)
+    return results
+
+
+def _contenders(given: Any) -> list[Contender]:
+    """Ours and the peers that decode, the latent ones first."""
+    found = [c for family in ("mla_moe", "dense") for c in contenders(family)]
+    found = [c for c in found if c.library != "x-transformers"]
+    found = [c for c in found if c.tuned or (given.as_they_come and c.library != "litgpt")]
+    mine = [c for c in found if c.library == "ours" and c.family == "mla_moe"]
+    return mine + [c for c in found if c not in mine and options.wanted(c.label, given.only)]
+
+
+def _check(result: Result, race: Race, shape: Shape, dtype: str) -> None:
+    """That ours decodes what it computes in one pass."""
+    columns = ("contender", "largest difference of logits, as a fraction of the largest logit")
+    table = Table(f"Decoded against one pass · {shape.name} · {dtype}", columns)
+    for entry in race.entries:
+        if entry.label.startswith("ours"):
+            answer = race.ask(entry, {"kind": "check", "context": 96, "batch": 2, "seconds": 0})
+            if answer is None:
+                raise SystemExit(f"{entry.label}: {entry.failed}")
+            table.rows.append([entry.label, answer["difference"]])
+            bound = EQUAL if dtype == "fp32" else None
+            difference = spread([answer["difference"]])
+            result.ratios.append(
+                Ratio(f"decode · {shape.name} · {dtype}: {entry.label}, off", difference, "less", bound)
+            )
+    result.tables.append(table)
+
+
+if __name__ == "__main__":
+    main()

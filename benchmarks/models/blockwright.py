@@ -1,0 +1,54 @@
+"""Our own models, reached as a user reaches them: ``compose``, ``hidden``, ``logits``, ``nll``, ``new_caches``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from benchmarks.contender import Contender
+from benchmarks.models.base import Model, random_like
+from benchmarks.shapes import Shape, composition
+from blocks.cache import Cache
+from blocks.compose import compose
+
+
+class Ours(Model):
+    """A composed decoder."""
+
+    def __init__(self, shape: Shape, contender: Contender) -> None:
+        self.module = self.decoder = compose(composition(shape, contender.family))
+        self.caches: list[Cache] = []
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        hidden, _ = self.decoder.hidden(tokens)
+        return self.decoder.nll(hidden, targets) / targets.numel()
+
+    def compile(self) -> None:
+        for layer in self.decoder.layers:
+            layer.compile()
+
+    def begin(self, batch: int, length: int) -> None:
+        self.caches = self.decoder.new_caches(batch, length)
+
+    def prefill(self, tokens: Tensor) -> Tensor:
+        hidden, _ = self.decoder.hidden(tokens, caches=self.caches)
+        return self.decoder.logits(hidden[:, -1])
+
+    def fill(self, context: int) -> None:
+        for cache in self.caches:
+            slots = (random_like((b.shape[0], context, *b.shape[2:]), b) for b in cache.buffers.values())
+            cache.append(*slots)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        return self.prefill(tokens)
+
+    def cache_bytes(self) -> int:
+        return sum(cache.nbytes for cache in self.caches)
+
+
+def cache_formula(shape: Shape, family: str, batch: int, length: int, dtype: torch.dtype) -> int:
+    """Bytes that a cache must have: C + R numbers a token a layer for MLA, keys and values of every KV head else."""
+    head = shape.d_model // shape.n_heads
+    heads = shape.kv_heads if family == "mixtral" else shape.n_heads
+    numbers = shape.latent + shape.rope if family == "mla_moe" else 2 * heads * head
+    return numbers * shape.n_layers * batch * length * dtype.itemsize

@@ -1,0 +1,158 @@
+"""The peers: whether each has the size it should have, and whether ours computes what transformers computes.
+
+``python -m benchmarks.peers`` builds every contender of every family, compares its parameters with ours, and ours with
+transformers on equal weights: our decoder is exported, transformers loads it, and both read the same tokens.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, options
+from benchmarks.contender import Contender, contenders
+from benchmarks.race import Entry, Race
+from benchmarks.record import Result, Table
+from benchmarks.shapes import FAMILIES, SHAPES, TOLERANCE, Family, composition
+
+# Difference of logits, as a fraction of the logits, and of the loss, in nats. In fp32 the largest of all is bounded; in
+# bf16 the root of the mean square, because a router that hesitates between two experts is tipped by rounding: against
+# fp32, the logits of a few tokens are as far off in either implementation.
+BOUNDS = {"fp32": (1e-5, 1e-5), "bf16": (5e-2, 2e-2)}
+FAMILY_OF = {"mla_moe": "deepseek_v3", "dense": "llama", "mixtral": "mixtral"}
+
+
+class UnequalError(AssertionError):
+    """A peer is not what it is compared as."""
+
+
+class Count:
+    """The job of counting a contender's parameters."""
+
+    def __init__(self, shape: str, contender: Mapping[str, Any], device: str) -> None:
+        from benchmarks.models.base import build
+
+        model = build(Contender(**contender), SHAPES[shape], "fp32", device)
+        self.parameters = sum(p.numel() for p in model.module.parameters())
+
+    def about(self) -> dict[str, Any]:
+        return {"parameters": self.parameters}
+
+    def turn(self, **ignored: Any) -> dict[str, Any]:
+        return {}
+
+
+class Equality:
+    """The job of comparing ours with transformers on equal weights."""
+
+    def __init__(self, shape: str, device: str) -> None:
+        self.shape, self.device = SHAPES[shape], device
+
+    def about(self) -> dict[str, Any]:
+        return {}
+
+    def turn(self, family: Family, dtype: str) -> dict[str, Any]:
+        """Logits and loss of both: the differences."""
+        import torch
+        from torch.nn import functional as F
+        from transformers import AutoModelForCausalLM
+
+        from benchmarks.models.base import DTYPES
+        from blocks.compose import compose
+        from interop.exporting import outgoing, recognise
+        from interop.folder import dump_json
+        from interop.shards import write_shards
+
+        torch.manual_seed(0)
+        decoder = compose(composition(self.shape, family)).eval()
+        found, values, _ = recognise(decoder, FAMILY_OF[family], {})
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_shards(folder, outgoing(found, decoder, decoder.state_dict(), None), 10**10)
+            dump_json(folder / "config.json", {**values, "dtype": "float32"})
+            theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval().to(self.device)
+        decoder.to(self.device, DTYPES[dtype])
+        tokens = torch.randint(self.shape.vocab_size, (2, self.shape.sequence + 1)).to(self.device)
+        with torch.inference_mode():
+            a, b = decoder(tokens[:, :-1]).float(), theirs(input_ids=tokens[:, :-1]).logits.float()
+            losses = [F.cross_entropy(x.flatten(0, 1), tokens[:, 1:].flatten()) for x in (a, b)]
+        return {
+            "logits": float((a - b).abs().max() / b.abs().max() if dtype == "fp32" else (a - b).norm() / b.norm()),
+            "loss": abs(float(losses[0] - losses[1])),
+        }
+
+
+def equality(shape: str, kinds: Sequence[tuple[Family, str]], device: str, threads: int) -> Table:
+    """Ours against transformers on equal weights, in a table.
+
+    Args:
+        shape: its sizes
+        kinds: families and dtypes
+        device, threads: where
+
+    Raises:
+        UnequalError: they differ by more than ``BOUNDS``
+    """
+    columns = ("family", "dtype", "difference of logits", "bound", "difference of loss", "bound of loss")
+    table = Table(f"Equal outputs of ours and transformers, {shape}", columns)
+    with Race([Entry("ours", "benchmarks.peers:Equality", {"shape": shape}, tuned=True)], device, threads) as race:
+        entry = race.entries[0]
+        for family, dtype in kinds:
+            found, bounds = race.ask(entry, {"family": family, "dtype": dtype}), BOUNDS[dtype]
+            if found is None:
+                raise UnequalError(f"{family}, {dtype}: {entry.failed}")
+            if found["logits"] > bounds[0] or found["loss"] > bounds[1]:
+                rule = f"logits differ by {found['logits']}, the loss by {found['loss']}"
+                raise UnequalError(f"{family}, {dtype}: {rule}")
+            table.rows.append([family, dtype, found["logits"], bounds[0], found["loss"], bounds[1]])
+    return table
+
+
+def sizes(shape: str, threads: int) -> Table:
+    """Parameters of every contender, in a table.
+
+    Raises:
+        UnequalError: a peer's differ from ours by more than ``TOLERANCE``
+    """
+    table = Table(f"Parameters, {shape}", ("contender", "family", "parameters", "÷ ours", "remarks"))
+    for family in FAMILIES:
+        found = [c for c in contenders(family, older=True) if c.tuned]
+        jobs = [
+            Entry(c.label, "benchmarks.peers:Count", {"shape": shape, "contender": asdict(c)}, False) for c in found
+        ]
+        with Race(jobs, "cpu", threads) as race:
+            pass
+        if race.entries[0].failed:
+            raise UnequalError(f"{family}: {race.entries[0].failed}")
+        ours = race.entries[0].about["parameters"]
+        for contender, entry in zip(found, race.entries, strict=True):
+            if entry.failed:
+                table.rows.append([contender.name, family, None, None, f"failed: {entry.failed}"])
+                continue
+            ratio = entry.about["parameters"] / ours
+            table.rows.append([contender.name, family, entry.about["parameters"], ratio, ""])
+            if abs(ratio - 1) > TOLERANCE:
+                raise UnequalError(f"{contender.name}, {shape}: {ratio:.3f} times our parameters")
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> Result:
+    """Count, compare, and save both tables."""
+    parser = options.parser("peers", __doc__, rounds=1, minutes=5)
+    options.add_names(parser, "shapes", "tiny,small", list(SHAPES))
+    given = options.read(parser, arguments)
+    shapes = ["smoke"] if given.quick else given.shapes
+    result = Result("peers", machine.about(given.device, given.threads))
+    for shape in shapes:
+        result.tables.append(sizes(shape, given.threads))
+        kinds = [(family, dtype) for family in FAMILIES for dtype in SHAPES[shape].dtypes]
+        result.tables.append(equality(shape, kinds, given.device, given.threads))
+    print(result.save(given.out))
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""What a benchmark leaves: JSON for programs, Markdown and a plot for people, under ``benchmarks/results/``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.statistics import Spread
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One of the figures that count, and that ``benchmarks.check`` holds.
+
+    Args:
+        name: what is divided by what; unique in the result
+        spread: over the rounds
+        better: whether more or less of it is better
+        bound: what it has to be at least (or at most, where less is better); None for a figure without a promise
+        checked: whether it is one that ``benchmarks.check`` may hold; seconds against a promise in seconds are not
+    """
+
+    name: str
+    spread: Spread
+    better: Literal["more", "less"] = "more"
+    bound: float | None = None
+    checked: bool = True
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the median keeps the bound."""
+        if self.bound is None:
+            return None
+        return self.spread.median >= self.bound if self.better == "more" else self.spread.median <= self.bound
+
+
+@dataclass
+class Table:
+    """Rows of plain values under named columns.
+
+    Args:
+        title: of the table
+        columns: their names; the first is the row's own
+        rows: one value a column
+        plotted: column that the plot shows, with its quartiles in the two columns after it; None for no plot
+        note: a sentence below
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: list[list[Any]] = field(default_factory=list)
+    plotted: str | None = None
+    note: str = ""
+
+
+@dataclass
+class Result:
+    """Everything of one run.
+
+    Args:
+        benchmark: its name
+        about: see benchmarks/machine.py
+        tables, ratios: what was found
+        raw: every single measurement
+    """
+
+    benchmark: str
+    about: Mapping[str, Any]
+    tables: list[Table] = field(default_factory=list)
+    ratios: list[Ratio] = field(default_factory=list)
+    raw: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path = RESULTS) -> Path:
+        """Write ``<benchmark>.json``, ``.md`` and ``.svg``; the path of the first."""
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = folder / self.benchmark
+        stem.with_suffix(".json").write_text(json.dumps(self.plain(), indent=1, ensure_ascii=False) + "\n")
+        stem.with_suffix(".md").write_text(self.markdown())
+        if any(table.plotted for table in self.tables):
+            plot(self, stem.with_suffix(".svg"))
+        return stem.with_suffix(".json")
+
+    def plain(self) -> dict[str, Any]:
+        """The JSON document."""
+        return {
+            "benchmark": self.benchmark,
+            "about": dict(self.about),
+            "ratios": [{**asdict(ratio), "holds": ratio.holds} for ratio in self.ratios],
+            "tables": [asdict(table) for table in self.tables],
+            "raw": self.raw,
+        }
+
+    def markdown(self) -> str:
+        """The tables, with what they were measured on."""
+        about = self.about
+        versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+        head = [
+            f"# {self.benchmark}",
+            f"{about['device']}; {about['threads']} threads; {about['system']}; {about['date']}; "
+            f"commit {about['commit']}; load before {about['load_before']}.",
+            f"{versions}.",
+            f"`{about['command']}`",
+        ]
+        parts = ["\n\n".join(head)]
+        for table in self.tables:
+            lines = [f"## {table.title}", "", *_rows(table.columns, table.rows)]
+            parts.append("\n".join(lines + (["", table.note] if table.note else [])))
+        if self.ratios:
+            parts.append("\n".join(["## Ratios", "", *_rows(*_ratio_rows(self.ratios))]))
+        return "\n\n".join(parts) + "\n"
+
+
+def _ratio_rows(ratios: Sequence[Ratio]) -> tuple[list[str], list[list[Any]]]:
+    """Ratios with a promise first."""
+    words = {True: "holds", False: "**does not hold**", None: ""}
+    signs = {"more": "≥", "less": "≤"}
+    ordered = sorted(ratios, key=lambda ratio: ratio.bound is None)
+    rows = [
+        [
+            *(r.name, r.spread.median, f"{number(r.spread.q1)} to {number(r.spread.q3)}", r.spread.n),
+            *("" if r.bound is None else f"{signs[r.better]} {number(r.bound)}", words[r.holds]),
+        ]
+        for r in ordered
+    ]
+    return ["ratio", "median", "quartiles", "rounds", "promised", ""], rows
+
+
+def _rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    lines = [[number(value) for value in row] for row in rows]
+    return [f"| {' | '.join(line)} |" for line in (list(columns), ["---"] * len(columns), *lines)]
+
+
+def number(value: Any) -> str:
+    """A value as a person reads it: four digits of a float, thousands apart."""
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def plot(result: Result, file: Path) -> None:
+    """Bars of the plotted columns, one panel a table, with the quartiles as whiskers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = result.benchmark
+    shown = [table for table in result.tables if table.plotted and table.rows]
+    heights = [0.8 + 0.28 * len(table.rows) for table in shown]
+    figure, axes = plt.subplots(
+        len(shown), 1, figsize=(9, sum(heights) + 0.4), height_ratios=heights, squeeze=False, layout="constrained"
+    )
+    for table, axis in zip(shown, axes[:, 0], strict=True):
+        assert table.plotted is not None
+        at = list(table.columns).index(table.plotted)
+        rows = [row for row in table.rows if isinstance(row[at], float | int)]
+        middle = [float(row[at]) for row in rows]
+        low = [max(0.0, m - float(row[at + 1])) for m, row in zip(middle, rows, strict=True)]
+        high = [max(0.0, float(row[at + 2]) - m) for m, row in zip(middle, rows, strict=True)]
+        colours = ["#2a6f97" if str(row[0]).startswith("ours") else "#b0b7bd" for row in rows]
+        labels = [" · ".join(str(part) for part in row[: at if at < 3 else 2]) for row in rows]
+        axis.barh(range(len(rows)), middle, xerr=[low, high], color=colours, error_kw={"lw": 0.8})
+        axis.set_yticks(range(len(rows)), labels, fontsize=7)
+        axis.invert_yaxis()
+        axis.set_title(f"{table.title}: {table.plotted}", fontsize=9, loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)

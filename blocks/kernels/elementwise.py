@@ -1,0 +1,81 @@
+"""What lies between the matrix products: norms and gates, each one autograd function with few passes over memory.
+
+Eager PyTorch on a CPU makes one pass and one temporary for every multiplication in a formula. These work in place where
+they may, lean on torch's own fused backward passes, and keep only what cannot be had again cheaply.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return torch.mul(wide, inverse).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        # torch's layer norm has a fused backward. Told that the mean is 0, it is that of this norm but for the mean of
+        # the incoming gradient, which it takes off and is put back here.
+        x, weight, inverse = ctx.saved_tensors
+        wide = weight.to(inverse.dtype)
+        grad_x, grad_weight, _ = torch.ops.aten.native_layer_norm_backward(
+            grad.contiguous(), x, weight.shape, torch.zeros_like(inverse), inverse, wide, None, [True, True, False]
+        )
+        mean = F.linear(grad, weight[None].to(grad.dtype)).to(inverse.dtype).mul_(inverse).div_(x.shape[-1])
+        return grad_x.add_(mean), grad_weight.to(weight.dtype), None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension; fp32 inside (fp64 for fp64), rounded once.
+
+    Args:
+        x: [..., D]
+        weight: [D]
+        eps: added to the mean square
+    """
+    return _RMSNorm.apply(x, weight, eps)
+
+
+def rms_norm_torch(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The same by torch's operator, fused on a GPU and by the compiler."""
+    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)  # mixed dtypes have no fused path
+
+
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The same, as the formula has it."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide / (wide.square().mean(-1, keepdim=True) + eps).sqrt() * weight).to(x.dtype)
+
+
+class _GatedSiLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+
+
+def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) ⊙ up, both [..., F]: the hidden layer of SwiGLU, of which only the two halves are kept."""
+    return _GatedSiLU.apply(gate, up)
+
+
+def gated_silu_reference(gate: Tensor, up: Tensor) -> Tensor:
+    """The same in plain terms, which a compiler fuses."""
+    return F.silu(gate) * up

@@ -1,0 +1,197 @@
+"""Experts that are SwiGLU networks, in one pass over the tokens of each: the fast path of a CPU.
+
+Time goes where memory does. The tokens of an expert, or of neighbouring experts that have few, are gathered,
+multiplied, activated, weighed and multiplied again while they are in the cache; nothing but the two halves of the
+hidden layer is kept for the way back, which gathers the tokens again. Weight gradients are written in place into the
+stack's: slicing a stack under autograd makes a gradient of the whole stack for every expert. The router's weight
+multiplies the hidden vector, the narrow side.
+
+Experts of one group are padded to the longest of them, so that one batched product serves them all: a product of its
+own for every expert costs more to start than to compute when an expert has some dozen tokens. A padding row repeats
+a row of its expert with weight 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blocks.kernels.grouped_matmul import Order, combine, dispatch, grouped_matmul
+
+ROWS = 1024  # at a time: with 512 inputs, what they need stays in a second-level cache of a MiB or two
+WASTE = 1.3  # rows of a group, with padding, to those without
+
+
+class _Group(NamedTuple):
+    """Neighbouring experts of equal, padded length; or a part of one long expert, ``first`` unless another came before.
+
+    rows: where they stand among all padded rows
+    """
+
+    experts: slice
+    rows: slice
+    length: int
+    first: bool
+
+
+def _groups(counts: list[int], rounded: bool) -> list[_Group]:
+    found: list[_Group] = []
+    start, expert = 0, 0
+
+    def add(experts: slice, length: int, first: bool = True) -> None:
+        nonlocal start
+        total = length * (experts.stop - experts.start)
+        found.append(_Group(experts, slice(start, start + total), length, first))
+        start += total
+
+    while expert < len(counts):
+        if counts[expert] > ROWS:
+            parts = -(-counts[expert] // ROWS)
+            for part in range(parts):
+                add(slice(expert, expert + 1), _length(-(-counts[expert] // parts), rounded), part == 0)
+            expert += 1
+            continue
+        end, longest, total = expert + 1, counts[expert], counts[expert]
+        while end < len(counts):
+            length, together = max(longest, counts[end]), total + counts[end]
+            padded = (end + 1 - expert) * _length(length, rounded)
+            if padded > ROWS or padded > WASTE * together:
+                break
+            end, longest, total = end + 1, length, together
+        add(slice(expert, end), _length(longest, rounded))
+        expert = end
+    return found
+
+
+def _length(rows: int, rounded: bool) -> int:
+    """The next of few lengths: oneDNN compiles a kernel for every new shape, for a millisecond and half a MiB."""
+    multiple = 1 if not rounded else 8 if rows < 128 else 32 if rows < 512 else 64
+    return max(1, -(-rows // multiple) * multiple)
+
+
+def _compiles_shapes(dtype: torch.dtype) -> bool:
+    """Whether products of this precision go to oneDNN; MKL takes any shape as it comes."""
+    return dtype.itemsize == 2 or (dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest")
+
+
+class _Padded(NamedTuple):
+    """Rows with padding.
+
+    groups: in order
+    source: [P] sorted place whose pair each row is, or repeats
+    real: [P] whether the row is no padding
+    place: [M] row of each sorted place
+    """
+
+    groups: list[_Group]
+    source: Tensor
+    real: Tensor
+    place: Tensor
+
+
+def _pad(order: Order, rounded: bool) -> _Padded:
+    ends = order.ends.long()
+    counts = torch.diff(ends, prepend=ends.new_zeros(1))
+    groups = _groups(counts.tolist(), rounded)
+    lengths = [0] * len(counts)  # rows of each expert, with padding
+    for group in groups:
+        for expert in range(group.experts.start, group.experts.stop):
+            lengths[expert] += group.length
+    padded = torch.tensor(lengths)
+    starts = ends - counts
+    owner = torch.arange(len(lengths)).repeat_interleave(padded)
+    inside = torch.arange(len(owner)) - (padded.cumsum(0) - padded)[owner]
+    real = inside < counts[owner]
+    last = max(0, len(order.sorted) - 1)
+    source = (starts[owner] + torch.minimum(inside, (counts[owner] - 1).clamp(min=0))).clamp(max=last)
+    return _Padded(groups, source, real, real.nonzero()[:, 0])
+
+
+class _GroupedSwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Order) -> Tensor:
+        padded, F_ = _pad(order, _compiles_shapes(x.dtype)), down.shape[2]
+        tokens = order.sorted[padded.source] // order.k
+        spread = (weights[padded.source] * padded.real)[:, None]
+        halves, rows = x.new_empty(len(tokens), 2 * F_), x.new_empty(len(tokens), x.shape[1])
+        for experts, part, length, _ in padded.groups:
+            inputs = x.index_select(0, tokens[part]).unflatten(0, (-1, length))
+            torch.bmm(inputs, gate_up[experts].transpose(1, 2), out=halves[part].unflatten(0, (-1, length)))
+            gate, up = halves[part].split(F_, 1)
+            hidden = F.silu(gate).mul_(up).mul_(spread[part]).unflatten(0, (-1, length))
+            torch.bmm(hidden, down[experts].transpose(1, 2), out=rows[part].unflatten(0, (-1, length)))
+        ctx.save_for_backward(x, spread, gate_up, down, tokens, halves)
+        ctx.order, ctx.padded = order, padded
+        return _sum_choices(rows, order, padded)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        x, spread, gate_up, down, tokens, halves = ctx.saved_tensors
+        F_ = down.shape[2]
+        grad_gate_up, grad_down = torch.empty_like(gate_up), torch.empty_like(down)
+        rows, grad_weights = x.new_empty(len(tokens), x.shape[1]), spread.new_empty(len(tokens))
+        for experts, part, length, first in ctx.padded.groups:
+            inputs, grads = (t.index_select(0, tokens[part]).unflatten(0, (-1, length)) for t in (x, grad))
+            gate, up = halves[part].split(F_, 1)
+            silu = F.silu(gate)
+            back, hidden = torch.bmm(grads, down[experts]).flatten(0, 1), silu * up
+            torch.sum(back * hidden, 1, out=grad_weights[part])
+            _outer(grads, hidden.mul_(spread[part]).view(-1, length, F_), grad_down[experts], first)
+            back.mul_(spread[part])
+            both = torch.empty_like(halves[part])
+            torch.mul(back, silu, out=both[:, F_:])
+            both[:, :F_] = torch.ops.aten.silu_backward(back.mul_(up), gate)
+            both = both.view(-1, length, 2 * F_)
+            _outer(both, inputs, grad_gate_up[experts], first)
+            torch.bmm(both, gate_up[experts], out=rows[part].unflatten(0, (-1, length)))
+        to_x = _sum_choices(rows, ctx.order, ctx.padded)
+        return to_x, grad_weights[ctx.padded.place], grad_gate_up, grad_down, None
+
+
+def _outer(left: Tensor, right: Tensor, out: Tensor, first: bool) -> None:
+    """out = leftᵀ · right for the first rows of experts, and added to for further ones."""
+    if first:
+        torch.bmm(left.transpose(1, 2), right, out=out)
+    else:
+        out.baddbmm_(left.transpose(1, 2), right)
+
+
+def _sum_choices(rows: Tensor, order: Order, padded: _Padded) -> Tensor:
+    """Padded rows [P,D] → [T,D]."""
+    if order.place is None:
+        pairs = rows.index_select(0, padded.place)
+        return rows.new_zeros(order.n_tokens, rows.shape[1]).index_add_(0, order.sorted // order.k, pairs)
+    place = padded.place[order.place]
+    if order.k == 1:
+        return rows.index_select(0, place)
+    return F.embedding_bag(place.view(-1, order.k), rows, mode="sum")
+
+
+def grouped_swiglu(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Order) -> Tensor:
+    """Σ over a token's experts of weight · W_down,e (silu(W_gate,e x) ⊙ W_up,e x).
+
+    Args:
+        x: [T,D]
+        weights: [M] of each (token, choice) pair, in sorted order
+        gate_up: [E,2F,D], the gate's rows first
+        down: [E,D,F]
+        order: of the pairs, from ``sort_by_expert``
+
+    Returns:
+        [T,D]
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        low = torch.get_autocast_dtype(x.device.type)
+        x, gate_up, down = (t.to(low) if t.dtype == torch.float32 else t for t in (x, gate_up, down))
+    return _GroupedSwiGLU.apply(x, weights.to(x.dtype), gate_up, down, order)
+
+
+def grouped_swiglu_reference(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Order) -> Tensor:
+    """The same from ``dispatch``, ``grouped_matmul`` and ``combine``: what a GPU and a compiler run."""
+    gate, up = grouped_matmul(dispatch(x, order), gate_up, order.ends).chunk(2, -1)
+    hidden = F.silu(gate) * up * weights.to(gate.dtype)[:, None]
+    return combine(grouped_matmul(hidden, down, order.ends), order)

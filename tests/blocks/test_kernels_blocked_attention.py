@@ -1,0 +1,94 @@
+"""Attention block by block computes what the reference says, and looks at no key that it need not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from blocks.kernels import blocked_attention as module
+from blocks.kernels.attention import causal_attention_on_cpu, causal_attention_reference
+from blocks.kernels.blocked_attention import blocked_attention
+
+# B, T, N, K, H, V; a block holds 16 queries in these tests
+SHAPES = {
+    "one block": (2, 13, 4, 4, 6, 6),
+    "last block is short": (2, 37, 4, 2, 10, 6),
+    "whole blocks, one KV head": (1, 48, 3, 1, 5, 9),
+    "one token": (3, 1, 2, 2, 4, 4),
+}
+PRECISIONS = [(torch.float64, 1e-12), (torch.float32, 3e-6), (torch.bfloat16, 4e-2)]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DEFAULT_QUERIES", 16)
+    monkeypatch.setattr(module, "QUERIES", {})
+
+
+def inputs(shape: str, dtype: torch.dtype) -> list[Tensor]:
+    B, T, N, K, H, V = SHAPES[shape]
+    torch.manual_seed(0)
+    return [torch.randn(B, T, n, w, dtype=dtype, requires_grad=True) for n, w in ((N, H), (K, H), (K, V))]
+
+
+def options(shape: str, asked: str, dtype: torch.dtype) -> dict[str, Any]:
+    B, T, N, *_ = SHAPES[shape]
+    torch.manual_seed(1)
+    ids = torch.randint(0, 4, (B, T)).sort(-1).values
+    return {
+        "plain": {},
+        "bias": {"bias": torch.randn(1, N, T, T, dtype=dtype)},
+        "bias of each sequence": {"bias": torch.randn(B, N, T, T, dtype=dtype)},
+        "window": {"window": 7},
+        "window wider than a block": {"window": 21},
+        "documents": {"segments": ids},
+        "documents that come again": {"segments": torch.randint(0, 3, (B, T))},
+        "all": {"segments": ids, "window": 5, "bias": torch.randn(1, N, T, T, dtype=dtype)},
+    }[asked]
+
+
+ASKED = ("plain", "bias", "bias of each sequence", "window", "window wider than a block", "documents")
+ASKED = (*ASKED, "documents that come again", "all")
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_blocks_and_their_gradients_equal_the_reference(shape: str, asked: str) -> None:
+    for dtype, tolerance in PRECISIONS:
+        given, chosen = inputs(shape, dtype), options(shape, asked, dtype)
+        wide = [t.detach().double().requires_grad_() for t in given]
+        chosen_wide = {k: v.double() if k == "bias" else v for k, v in chosen.items()}
+        y = blocked_attention(*given, scale=0.3, **chosen)
+        expected = causal_attention_reference(*wide, scale=0.3, **chosen_wide)
+        assert y.dtype == dtype
+        torch.testing.assert_close(y.double(), expected, rtol=0, atol=tolerance)
+        cotangent = torch.randn_like(expected)
+        got = torch.autograd.grad(y, given, cotangent.to(dtype))
+        for one, other in zip(got, torch.autograd.grad(expected, wide, cotangent.to(dtype).double()), strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=4 * tolerance)
+
+
+def test_no_key_of_another_document_or_outside_the_window_is_fetched() -> None:
+    q = torch.zeros(1, 64, 1, 2)
+    plain = module._blocks(q, None, None)
+    assert [(b.keys.start, b.keys.stop) for b in plain] == [(0, 16), (0, 32), (0, 48), (0, 64)]
+    windowed = module._blocks(q, None, 5)
+    assert [(b.keys.start, b.keys.stop) for b in windowed] == [(0, 16), (12, 32), (28, 48), (44, 64)]
+    packed = module._blocks(q, torch.tensor([[0] * 20 + [1] * 30 + [2] * 14]), None)
+    assert [(b.keys.start, b.keys.stop) for b in packed] == [(0, 16), (0, 32), (20, 48), (20, 64)]
+
+
+@pytest.mark.parametrize("T", [module.SHORTEST, module.SHORTEST + 3])
+def test_what_blocks_cannot_do_goes_the_other_way_and_is_the_same(T: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, T, 2, 4, dtype=torch.float64) for _ in range(3))
+    learned = torch.randn(1, 2, T, T, dtype=torch.float64, requires_grad=True)
+    for extra in ({"sinks": torch.randn(2, dtype=torch.float64)}, {"softcap": 2.0}, {"bias": learned}, {}):
+        y = causal_attention_on_cpu(q, k, v, scale=0.5, **extra)
+        torch.testing.assert_close(y, causal_attention_reference(q, k, v, scale=0.5, **extra), rtol=0, atol=1e-12)
+        if "bias" in extra:
+            (grad,) = torch.autograd.grad(y.sum(), learned)
+            assert grad.isfinite().all()

@@ -1,0 +1,83 @@
+"""Which implementation runs: chosen for the device, overridable, and the same result by each."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from blocks.base import Block
+from blocks.compose import compose
+from blocks.decoder import Decoder
+from blocks.kernels.choice import IMPLEMENTATIONS, KERNELS, Kernels, check, choose
+from blocks.kernels.grouped_matmul import sort_by_expert
+from registry import ConfigError
+
+MODEL: dict[str, Any] = {
+    "vocab_size": 61,
+    "d_model": 24,
+    "n_layers": 2,
+    "attention": {"name": "mla", "n_heads": 2},
+    "position": "rope",
+    "ffn": {"name": "moe", "n_experts": 5, "shared": {"name": "swiglu", "d_ff": 10}},
+    "gating": {"name": "softmax_topk", "top_k": 2},
+    "experts": {"name": "swiglu", "d_ff": 9},
+    "norm": "rmsnorm",
+    "residual": "prenorm",
+}
+
+
+def loss_and_gradients(decoder: Decoder) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    tokens = torch.randint(61, (2, 131))
+    loss = decoder.nll(decoder.hidden(tokens[:, :-1])[0], tokens[:, 1:])
+    return [loss, *torch.autograd.grad(loss, list(decoder.parameters()))]
+
+
+@pytest.mark.parametrize(("kernel", "name"), [(kernel, n) for kernel, of in IMPLEMENTATIONS.items() for n in of])
+def test_every_implementation_gives_the_same_loss_and_gradients(kernel: str, name: str) -> None:
+    decoder = compose(MODEL).double()
+    expected = loss_and_gradients(decoder)
+    decoder.choose_kernels({kernel: name})
+    assert getattr(decoder.kernels, kernel) == name
+    for one, other in zip(loss_and_gradients(decoder), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_choice_is_made_for_the_device_reaches_every_block_and_follows_the_weights() -> None:
+    decoder = compose(MODEL)
+    assert decoder.kernels == choose(torch.device("cpu")) and decoder.kernels.experts == "segments"
+    blocks = [m for m in decoder.modules() if isinstance(m, Block)]
+    assert len(blocks) > 10 and all(b.kernels is decoder.kernels for b in blocks)
+    decoder.choose_kernels({"attention": "sdpa"}).to("meta")
+    assert (decoder.kernels.experts, decoder.kernels.attention) == ("grouped", "sdpa")
+    assert all(b.kernels is decoder.kernels for b in decoder.modules() if isinstance(b, Block))
+    assert copy.deepcopy(decoder).kernels == decoder.kernels
+
+
+def test_implementation_asked_for_is_the_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    for name, function in IMPLEMENTATIONS["experts"].items():
+
+        def spy(*args: Any, name: str = name, function: Any = function) -> torch.Tensor:
+            ran.append(name)
+            return function(*args)
+
+        monkeypatch.setitem(IMPLEMENTATIONS["experts"], name, spy)  # type: ignore[arg-type]
+    x, order = torch.randn(3, 4), sort_by_expert(torch.tensor([[0], [1], [0]]), 2)
+    arguments = (x, torch.ones(3), torch.randn(2, 6, 4), torch.randn(2, 4, 3), order)
+    for kernels in (Kernels(), Kernels(experts="grouped"), Kernels(experts="segments")):
+        kernels.swiglu_experts(*arguments)
+    assert ran == ["segments", "grouped", "segments"]
+
+
+@pytest.mark.parametrize(
+    ("wishes", "path"), [({"atention": "sdpa"}, "task.kernels.atention"), ({"experts": "loop"}, "task.kernels.experts")]
+)
+def test_wish_for_what_there_is_not_is_refused(wishes: dict[str, str], path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(wishes, "task.kernels")
+    assert caught.value.path == path
+    assert check(dict.fromkeys(KERNELS, "auto"), "task.kernels") == dict.fromkeys(KERNELS, "auto")

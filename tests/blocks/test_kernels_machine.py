@@ -1,0 +1,73 @@
+"""Settings of the process: chosen by what the machine is, and only where they cost no accuracy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from blocks.kernels import machine
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("amd", "error", "expected"), [(True, 4e-7, "medium"), (True, 2e-3, "highest"), (False, 4e-7, "highest")]
+)
+def test_faster_library_is_taken_on_an_amd_that_keeps_full_precision(
+    amd: bool, error: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_float32_matmul_precision("highest")
+    monkeypatch.setattr(machine, "_is_amd", lambda: amd)
+    monkeypatch.setattr(machine, "_error_of_medium", lambda: error)
+    assert machine.set_float32_matmul("auto") == expected == torch.get_float32_matmul_precision()
+
+
+def test_explicit_choice_is_set() -> None:
+    assert machine.set_float32_matmul("high") == "high" == torch.get_float32_matmul_precision()
+
+
+def test_error_is_measured_and_the_setting_left_as_it_was() -> None:
+    torch.set_float32_matmul_precision("highest")
+    assert 0 < machine._error_of_medium() < 1e-2
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_automatic_choice_keeps_products_at_full_precision_on_this_machine() -> None:
+    machine.set_float32_matmul("auto")
+    torch.manual_seed(0)
+    a, b = torch.randn(300, 700), torch.randn(700, 200)
+    exact = a.double() @ b.double()
+    assert ((a @ b).double() - exact).norm() / exact.norm() < machine.FULL_FP32
+
+
+KEEP = """
+import resource, torch
+from blocks.kernels.machine import keep_freed_memory
+kept = keep_freed_memory() if {keep} else None
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3): torch.ones(16 << 20)
+before = faults()
+for _ in range(10): torch.ones(16 << 20)
+print(kept, faults() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
+def test_freed_memory_is_kept_for_the_next_allocation() -> None:
+    counts = {}
+    for keep in (True, False):
+        output = subprocess.run([sys.executable, "-c", KEEP.format(keep=keep)], capture_output=True, text=True).stdout
+        kept, faults = output.split()
+        counts[keep] = int(faults)
+        assert kept == ("True" if keep else "None")
+    assert counts[True] < counts[False] / 5

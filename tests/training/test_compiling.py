@@ -1,0 +1,129 @@
+"""Layers compiled one by one: no graph break in any published model's, the same numbers, and the same names."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from blocks.compose import check, compose
+from blocks.decoder import Decoder
+from registry import ConfigError
+from training.compiling import check_compiler, compile_layers, run_as_written
+from training.composition import CONF, compose_config
+
+MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml") if p.stem not in ("base", "pretrained"))
+FEW = ("gpt_oss_20b", "deepseek_v3")  # sinks, windows, biases and clamps; latent attention, groups, balancing bias
+# Every number of a preset that says how large something is, made small; what it is made of stays.
+SMALL = {
+    "vocab_size": 61,
+    "d_model": 64,
+    "max_positions": 64,
+    "n_layers": 6,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "head_dim": 16,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "d_ff": 24,
+    "n_experts": 8,
+    "n_groups": 4,
+    "top_groups": 2,
+    "top_k": 3,
+    "n_devices": 4,
+    "top_devices": 2,
+    "window": 5,
+    "query_scale": 16,
+}
+
+
+def shrunken(model: str) -> dict[str, Any]:
+    """A preset with every size made small."""
+
+    def shrunk(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: SMALL[k] if k in SMALL and isinstance(v, int) else shrunk(v) for k, v in node.items()}
+        return [shrunk(v) for v in node] if isinstance(node, list) else node
+
+    plain = OmegaConf.to_container(compose_config([f"model={model}"]).model, resolve=True)
+    return check(shrunk(plain))
+
+
+def loss_and_gradients(decoder: Decoder, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
+    torch.manual_seed(0)
+    hidden, routings = decoder.train().hidden(ids)
+    losses = [x for r in routings if r is not None for x in r.losses.values()]
+    loss = torch.stack([decoder.nll(hidden, ids.roll(-1, 1)) / ids.numel(), *losses]).sum()
+    used = [p for p in decoder.parameters() if p.requires_grad]
+    grads = torch.autograd.grad(loss, used, allow_unused=True)
+    return loss, [torch.zeros(()) if g is None else g for g in grads]
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = limit
+
+
+@pytest.mark.parametrize("model", [pytest.param(m, marks=[] if m in FEW else pytest.mark.slow) for m in MODELS])
+def test_layers_of_a_preset_compile_without_a_break_to_the_same_loss_and_gradients(fresh: None, model: str) -> None:
+    decoder = compose(shrunken(model), seed=0)
+    del decoder.layers[1:-1]  # the first and the last: presets begin with dense layers, and end as they go on
+    compiled, ids = copy.deepcopy(decoder), torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(1))
+    compile_layers(compiled, backend="aot_eager", fullgraph=True)
+    assert list(compiled.state_dict()) == list(decoder.state_dict())
+    (loss, grads), (expected, right) = loss_and_gradients(compiled, ids), loss_and_gradients(decoder, ids)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert any(g.any() for g in right)
+    for got, wanted in zip(grads, right, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_run_as_written_again_afterwards(tiny: Callable[..., dict[str, Any]]) -> None:
+    decoder, ran = compose(tiny()), []
+    for layer in decoder.layers:
+        layer.forward = lambda *a: ran.append(a)
+    run_as_written(decoder)
+    decoder(torch.zeros(1, 3, dtype=torch.int64))
+    assert not ran
+
+
+def test_run_compiles_its_layers_for_training_alone(
+    checked: Callable[..., dict[str, Any]], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda f, **kwargs: compiled.append((f.__self__, kwargs)) or f)
+    monkeypatch.setattr("training.preflight.check_compiler", lambda accelerator: None)
+    task = fit("trainer.compile=true", "trainer.max_steps=1").lightning_module
+    assert [layer for layer, _ in compiled] == list(task.decoder.layers)
+    assert all(settings["dynamic"] is False for _, settings in compiled)
+    assert not any("forward" in vars(layer) for layer in task.decoder.layers)
+    plain = checked("trainer.compile=true")
+    assert plain["task"]["compile"] is True and "compile" not in plain["trainer"]
+    assert "compile" not in {**checked()["task"], **checked()["trainer"]}
+
+
+def test_nobody_to_compile_for_a_cpu_is_a_refusal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match=r"trainer\.compile.*C\+\+ compiler"):
+        check_compiler("cpu")
+    check_compiler("gpu")
+
+
+@pytest.mark.parametrize("value", ["maybe", "1"])
+def test_compile_is_true_or_false(checked: Callable[..., dict[str, Any]], value: str) -> None:
+    with pytest.raises(ConfigError, match="true or false"):
+        checked(f"trainer.compile={value}")

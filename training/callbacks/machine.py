@@ -1,0 +1,28 @@
+"""Settings of the process, made before anything large is allocated, in every process of a run."""
+
+from __future__ import annotations
+
+import lightning as L
+
+from blocks.kernels.machine import Matmul, keep_freed_memory, set_float32_matmul
+
+
+class Machine(L.Callback):
+    """Chooses how a CPU multiplies fp32 matrices and what becomes of freed memory (blocks/kernels/machine.py).
+
+    They are settings of the whole process, and hold for what runs in it after.
+
+    Args:
+        float32_matmul: as ``torch.set_float32_matmul_precision`` takes it, or ``auto``: the fastest that keeps full
+            precision on this machine
+        keep_memory: whether freed memory stays with the process
+    """
+
+    def __init__(self, float32_matmul: Matmul = "auto", keep_memory: bool = True) -> None:
+        self.float32_matmul: Matmul = float32_matmul
+        self.keep_memory = keep_memory
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        set_float32_matmul(self.float32_matmul)
+        if self.keep_memory:
+            keep_freed_memory()
