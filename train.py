@@ -10,6 +10,7 @@ import math
 import os
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 import hydra
@@ -67,6 +68,8 @@ def _job(cfg: DictConfig, directory: Path) -> float:
         metrics = run(plain, shown)
     finally:
         reset_processes(before)
+    if plain["trainer"].get("dry_run"):
+        return 0.0
     last = directory / "checkpoints" / "last.ckpt"
     if last.exists() and not _is_child():
         print(f"Continue: {_continuation(arguments, plain['trainer'].get('max_steps', -1), last)}")
@@ -138,7 +141,13 @@ def reset_processes(before: dict[str, str | None]) -> None:
 
 
 def _is_child() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") != "0"
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0"
+
+
+def leave_no_folder() -> None:
+    """Under torchrun every rank composes for itself: but for the first, they leave no folder of a run."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
+        sys.argv += ["hydra.output_subdir=null", f"hydra.run.dir={tempfile.mkdtemp(prefix='blockwright-rank-')}"]
 
 
 def _refusal(error: Exception, arguments: list[str]) -> ConfigError | None:
@@ -174,6 +183,7 @@ def main() -> None:
 
                 cli.main(arguments)
             else:
+                leave_no_folder()
                 hydra_main()
     except Interrupted as stop:
         print(f"\n{stop}. {_how_to_go_on(stop, arguments)}", flush=True)

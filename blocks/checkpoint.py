@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from blocks import manifest
+from blocks import guests, manifest, sharded
 from blocks.compose import compose
 from blocks.decoder import Decoder
 from registry import ConfigError
@@ -16,20 +16,40 @@ from registry import ConfigError
 PREFIX = "decoder."
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint file, loaded under ``weights_only=True``.
+def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> dict[str, Any]:
+    """The contents of a checkpoint, a file or a folder of many ranks' shares, loaded under ``weights_only=True``.
+
+    Args:
+        path: of the file or folder
+        shapes_only: whether tensors of a folder may lie on the meta device, unread, and its optimizers be left out; a
+            file's are read when they are touched
 
     Raises:
-        ConfigError: there is no such file, it cannot be read, or it holds more than plain types and tensors
+        ConfigError: there is no such file, it cannot be read, it holds more than plain types and tensors, or blocks
+            that it names are not installed
     """
-    checkpoint = read_file(path, mapped=True)
+    folder = sharded.is_folder(Path(path))
+    checkpoint = _read_folder(Path(path), shapes_only) if folder else read_file(path, mapped=True)
     found = checkpoint if isinstance(checkpoint, dict) else {}
     settings, weights = found.get("hyper_parameters"), found.get("state_dict")
     if not isinstance(settings, dict) or "model" not in settings:
         raise ConfigError("ckpt_path", str(path), "holds no model composition", "Use a checkpoint of train.py")
     if not isinstance(weights, dict) or not all(_is_entry(k, w) for k, w in weights.items()):
         raise ConfigError("ckpt_path", str(path), "holds no weights by name", "Use a checkpoint of train.py")
+    guests.check(found.get("distributions"), str(path))
     return checkpoint
+
+
+def _read_folder(folder: Path, shapes_only: bool) -> dict[str, Any]:
+    if not shapes_only:
+        return sharded.read_folder(folder)
+    try:
+        weights = sharded.outline(folder).items()
+        model = {k.removeprefix(sharded.MODEL): v for k, v in weights if k.startswith(sharded.MODEL)}
+        return {**sharded.read_meta(folder), "state_dict": model}
+    except Exception as error:
+        rule = f"cannot be loaded safely ({_reason(error)})"
+        raise ConfigError("ckpt_path", str(folder), rule, "Use a checkpoint of train.py") from None
 
 
 def read_file(path: str | Path, *, map_location: Any = "cpu", mapped: bool = False) -> Any:

@@ -70,7 +70,7 @@ EARLY = {
     "unknown option in a list": Mistake(
         "callbacks=[default,early_stoping]", "callbacks", "Did you mean 'early_stopping'"
     ),
-    "group set to null": Mistake("trainer=null", "trainer", "Known: ddp, ddp_sim, default, gpu"),
+    "group set to null": Mistake("trainer=null", "trainer", "Known: ddp, ddp_sim, deepspeed, default, fsdp"),
     "group taken away": Mistake("~logger", "logger", "every run has this setting"),
     "no family selected": Mistake("~model.attention", "model.attention", r"\+model/attention=<gqa\|mha"),
     "foreign class in a model": Mistake(
@@ -111,6 +111,57 @@ EARLY = {
     ),
     "batch that two processes cannot share": Mistake(
         "trainer=ddp_sim\ndata.batch_size=3", "data.batch_size", "Set data.batch_size=4"
+    ),
+    # many processes
+    "GPU that is not there": Mistake("trainer=fsdp", "trainer.accelerator", r"no GPU.*trainer=\[fsdp,sim\]"),
+    "half a trainer": Mistake("trainer=[ddp_sim,sim]\n~trainer._target_", "trainer", r"'trainer=\[fsdp,sim\]'"),
+    "torch's older FSDP": Mistake("+trainer.strategy=fsdp", "trainer.strategy", "older FSDP.*trainer=fsdp"),
+    "package for a strategy": Mistake("trainer=deepspeed", "trainer.strategy", r"blockwright\[deepspeed\]"),
+    "world that is not filled": Mistake(
+        "trainer=[fsdp,sim]\ntrainer.strategy.shard=3", "trainer.strategy.shard", "do not fill the world of 2"
+    ),
+    "copies that do not divide the world": Mistake(
+        "trainer=[hsdp,sim]\ntrainer.devices=3", "trainer.strategy.replicate", "do not divide the world of 3"
+    ),
+    "no ranks": Mistake("trainer=[fsdp,sim]\ntrainer.strategy.tensor=0", "trainer.strategy.tensor", "positive integer"),
+    "heads that do not divide": Mistake(
+        "trainer=[fsdp_tp,sim]\nmodel/attention=mha\nmodel.attention.n_heads=1\ntrainer.devices=2",
+        "model.attention.n_heads",
+        r"trainer\.strategy\.tensor = 2.*tensor be one of 1",
+    ),
+    "KV heads that do not divide": Mistake(
+        "trainer=[fsdp_tp,sim]\nmodel/attention=gqa\nmodel.attention.n_kv_heads=1",
+        "model.attention.n_kv_heads",
+        "divide",
+    ),
+    "experts that do not divide": Mistake(
+        "trainer=[fsdp_ep,sim]\nmodel.ffn.n_experts=5", "model.ffn.n_experts", "expert × tensor be one of 1, 5"
+    ),
+    "experts on more ranks than there are": Mistake(
+        "trainer=[fsdp,sim]\ntrainer.strategy.expert=4", "trainer.strategy.expert", "Choose one of 1, 2"
+    ),
+    "experts of a model without any": Mistake(
+        "trainer=[fsdp_ep,sim]\nmodel/ffn=swiglu", "trainer.strategy.expert", "no layer of this model has any"
+    ),
+    "group of experts on two ranks": Mistake(
+        "trainer=[fsdp_ep,sim]\nmodel.ffn.n_experts=6\nmodel/gating=group_limited\nmodel.gating.n_groups=3",
+        "model.gating.n_groups",
+        "Use a multiple of 2",
+    ),
+    "devices that are no ranks": Mistake(
+        "trainer=[fsdp_ep,sim]\n+model/dropping=device_budget\nmodel.dropping.n_devices=4\nmodel.ffn.n_experts=4",
+        "model.dropping.n_devices",
+        r"Write model\.dropping\.n_devices=2",
+    ),
+    "scaled gradients": Mistake("trainer=[fsdp,sim]\ntrainer.precision=16-mixed", "trainer.precision", "bf16-mixed"),
+    "offloading from no GPU": Mistake(
+        "trainer=[fsdp,sim]\ntrainer.strategy.cpu_offload=true", "trainer.strategy.cpu_offload", "Leave it out"
+    ),
+    "batch that ranks cannot share": Mistake(
+        "trainer=[fsdp,sim]\ndata.batch_size=3", "data.batch_size", "Set data.batch_size=4"
+    ),
+    "recomputation of another kind": Mistake(
+        "task.activation_checkpointing=some", "task.activation_checkpointing", "none, selective, full"
     ),
     "seed that is no number": Mistake("seed=abc", "seed", "must be an integer"),
     "no tags where tags are asked for": Mistake("tags=[]\nextras.enforce_tags=true", "tags", r"tags=\[mine\]"),

@@ -26,7 +26,7 @@ from blocks.compose import read
 from interop.source import check_init
 from registry import ConfigError
 from training.composition import compose_config
-from training.preflight import TASK, preflight
+from training.preflight import OWN, TASK, preflight
 from training.run import conclude, leave_processes, quieten
 from training.secrets import hidden, read_from_environment
 
@@ -35,7 +35,7 @@ SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 def to_cli(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A checked configuration → a Lightning CLI configuration: ``_target_`` becomes class_path and init_args."""
-    trainer = {k: _class(v) for k, v in plain["trainer"].items() if k != "_target_"}
+    trainer = {k: _class(v) for k, v in plain["trainer"].items() if k not in ("_target_", *OWN)}
     trainer["callbacks"] = [_class(v) for v in (plain["callbacks"] or {}).values() if v]
     trainer["logger"] = [_class(v) for v in (plain["logger"] or {}).values() if v] or False
     task, data = _class(plain["task"]), _class(plain["data"])
@@ -111,7 +111,7 @@ class FrontDoor(LightningCLI):
         _fetch(settings)
         given = settings.model.get("init_args", {})
         if settings.get("ckpt_path"):
-            checkpoint = read_checkpoint(settings.ckpt_path)
+            checkpoint = read_checkpoint(settings.ckpt_path, shapes_only=True)
             if given.get("init_from"):
                 given["init_from"] = None  # a run that goes on has its own weights
             if "model" in given and settings.model.class_path == TASK:

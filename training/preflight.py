@@ -18,6 +18,8 @@ from registry.limits import read_text
 from training.checkpoints.find import good, newest
 from training.compiling import check_compiler
 from training.data.preflight import check as check_data
+from training.parallel.refusals import check as check_ranks
+from training.parallel.refusals import derive
 from training.secrets import read_from_environment, refuse_in_model
 from training.targets import check_target, instantiate
 
@@ -26,6 +28,7 @@ ROOT = {
     *("model", "data", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "extras"),
 }
 
+OWN = ("dry_run",)  # keys of trainer that are this project's and not Lightning's
 TASK = "training.causal_lm.CausalLM"
 LEAST = {  # trainer's argument → its least value, and what it is
     "accumulate_grad_batches": (1, "counts batches, and a step needs one"),
@@ -64,7 +67,9 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
     plain["task"] = {**plain["task"], "model": plain["model"]}
     check_kernels(plain["task"].get("kernels") or {}, "task.kernels")
     _check_fit(plain["model"], plain["data"], check_data(plain["data"]))
-    _check_trainer(plain["trainer"], plain["data"])
+    _check_trainer(plain["trainer"])
+    derive(plain["trainer"])
+    check_ranks(plain)
     _move_compile(plain)
     check_target(plain["optimizer"], "optimizer")
     instantiate(plain["optimizer"], "optimizer")
@@ -76,7 +81,7 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
         schedule.check(steps)
     plain["ckpt_path"] = resolve_checkpoint(plain["ckpt_path"], plain)
     if plain["ckpt_path"] and plain["task"].get("_target_") == TASK:
-        check_fits(read_checkpoint(plain["ckpt_path"]), plain["model"], plain["ckpt_path"])
+        check_fits(read_checkpoint(plain["ckpt_path"], shapes_only=True), plain["model"], plain["ckpt_path"])
     _check_start(plain)
     if not plain["train"] and plain["test"] and plain["ckpt_path"] is None:
         raise ConfigError("ckpt_path", None, "testing without training needs one", "Write ckpt_path=last or a file")
@@ -142,8 +147,8 @@ def _check_fit(model: dict[str, Any], data: dict[str, Any], vocabulary: int | No
         raise ConfigError("model.mtp.depth", depth, rule, "Predict fewer tokens, or lengthen it")
 
 
-def _check_trainer(trainer: dict[str, Any], data: dict[str, Any]) -> None:
-    """Numbers that Lightning takes and then divides by, or that turn the gradient round; and the share of a process."""
+def _check_trainer(trainer: dict[str, Any]) -> None:
+    """Numbers that Lightning takes and then divides by, or that turn the gradient round."""
     for key, (least, rule) in LEAST.items():
         value = trainer.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool) and not value >= least:
@@ -152,14 +157,6 @@ def _check_trainer(trainer: dict[str, Any], data: dict[str, Any]) -> None:
     if isinstance(interval, int | float) and not isinstance(interval, bool) and not interval > 0:
         rule, remedy = "counts steps between validations", "Write a number of steps, or null for none"
         raise ConfigError("trainer.val_check_interval", interval, rule, remedy)
-    devices, nodes, strategy = trainer.get("devices"), trainer.get("num_nodes", 1), trainer.get("strategy")
-    if str(strategy).startswith("ddp") and isinstance(devices, int) and isinstance(nodes, int) and devices > 0 < nodes:
-        for key in ("batch_size", "eval_batch_size"):
-            value = data.get(key)
-            if isinstance(value, int) and value % (devices * nodes):
-                rule = f"counts windows over all processes, and {devices * nodes} of them share the data evenly"
-                remedy = f"Set data.{key}={-(-value // (devices * nodes)) * devices * nodes}"
-                raise ConfigError(f"data.{key}", value, rule, remedy)
 
 
 def _move_compile(plain: dict[str, Any]) -> None:

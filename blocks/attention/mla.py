@@ -83,7 +83,7 @@ class MLA(Attention):
     def forward(
         self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
-        q_nope, q_rope = self.query(x).unflatten(-1, (self.n_heads, -1)).split((self.nope, self.rope), -1)
+        q_nope, q_rope = self.query(x).unflatten(-1, (-1, self.nope + self.rope)).split((self.nope, self.rope), -1)
         latent, k_rope = self.kv_down(x).split((self.latent, self.rope), -1)
         q_rope, k_rope = self.position.rotate(q_rope, k_rope[:, :, None], positions)
         latent = self.kv_norm(latent)
@@ -104,10 +104,10 @@ class MLA(Attention):
         segments: Tensor | None = None,
     ) -> Tensor:
         """Attention over keys and values expanded from latents [B,S,C] and k_rope [B,S,1,R] → [B,T,N,V]."""
-        expanded = self.kv_up(latent).unflatten(-1, (self.n_heads, -1))
+        expanded = self.kv_up(latent).unflatten(-1, (-1, self.nope + self.v_head_dim))
         k_nope, v = expanded.split((self.nope, self.v_head_dim), -1)
         q = torch.cat((q_nope, q_rope), -1)
-        k = torch.cat((k_nope, k_rope.expand(-1, -1, self.n_heads, -1)), -1)
+        k = torch.cat((k_nope, k_rope.expand(-1, -1, k_nope.shape[2], -1)), -1)
         return self.kernels.attend(q, k, v, scale=self.scale, bias=bias, segments=segments)
 
     def _remembering(self, q_nope: Tensor, q_rope: Tensor, new: Tensor, positions: Tensor, cache: Cache) -> Tensor:

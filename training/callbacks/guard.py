@@ -9,11 +9,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from registry import ConfigError
 from training.cadence import logs_now
+from training.parallel.clipping import total_norm
 from training.stops import Diverged
 
 QUANTITIES = ("loss", "gradient norm")
@@ -62,7 +63,7 @@ class Guard(L.Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         # Before clipping, and after the gradients have been averaged over ranks and micro-batches.
         loss, self._loss = self._loss, 0.0
-        norm = gradient_norm(pl_module)
+        norm = total_norm(pl_module.parameters())
         both = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=pl_module.device) for v in (loss, norm)])
         if trainer.world_size > 1:
             both = trainer.strategy.reduce(both, reduce_op="mean")
@@ -110,13 +111,3 @@ class Guard(L.Callback):
         self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
         for name, values in state_dict["seen"].items():
             self._seen[name] = deque(values, maxlen=self.window)
-
-
-@torch.no_grad()
-def gradient_norm(module: nn.Module) -> Tensor:
-    """Euclidean norm of all gradients, fp32; of sharded ones, over all their shards. 0 where there are none."""
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    whole = [g for g in gradients if not hasattr(g, "full_tensor")]
-    norms = list(torch._foreach_norm(whole)) if whole else []
-    norms += [torch.linalg.vector_norm(g).full_tensor() for g in gradients if hasattr(g, "full_tensor")]
-    return torch.linalg.vector_norm(torch.stack([n.float() for n in norms])) if norms else torch.zeros(())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from lightning.fabric.plugins import CheckpointIO
 from torch.utils._pytree import tree_map_only
 
 from blocks.checkpoint import read_file
+from blocks.sharded import is_folder, read_folder
 from training.checkpoints.atomic import write_file
 
 
@@ -63,13 +65,18 @@ class SealedCheckpoints(CheckpointIO):
             ConfigError: an address, no such file, damaged, or more than tensors and plain types
         """
         self.wait()
+        if is_folder(Path(path)):
+            return read_folder(Path(path))
         return read_file(
             path, map_location=map_location or "cpu"
         )  # not mapped: optimizers may keep what they are given
 
     def remove_checkpoint(self, path: str | Path) -> None:
         self.wait()
-        Path(path).unlink(missing_ok=True)
+        if Path(path).is_dir():
+            shutil.rmtree(path)
+        else:
+            Path(path).unlink(missing_ok=True)
 
     def teardown(self) -> None:
         self.wait()
