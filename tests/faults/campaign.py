@@ -278,6 +278,8 @@ def resume(folder: Path, n: int, processes: int = 1) -> Figures:
         figures["kills"] += code != 0
         code, _ = train(folder, *command, _recording(folder / f"k{i}"), f"data.num_workers={2 * (i // 2 % 2)}")
         figures["finished"] += code == 0
+        if code:
+            print(f"exit code {code}:", (folder / "log").read_text()[-2000:], file=sys.stderr)
         seen, same = _steps(folder, f"k{i}")
         figures["steps"] += len(batches)
         figures["same global batches"] += sum(seen.get(step) == batches[step] for step in batches)
