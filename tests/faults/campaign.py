@@ -45,7 +45,7 @@ def kills(folder: Path, n: int) -> Figures:
     last = folder / "run" / "checkpoints" / "last.ckpt"
     for i in range(n):
         shutil.rmtree(folder / "run", ignore_errors=True)
-        killed(lambda i=i: _saves(last, as_folder=i % 4 == 3), after=draw.uniform(0.02, 0.25))  # type: ignore[misc]
+        killed(lambda i=i: _saves(last, as_folder=i % 4 == 3), after=draw.uniform(0, 0.2), ready=last.exists)  # type: ignore[misc]
         there = list(last.parent.glob("*.ckpt")) if last.parent.exists() else []
         figures["kills"] += 1
         figures["damaged at a final path"] += sum(_is_damaged(path) for path in there)
