@@ -45,7 +45,7 @@ def kills(folder: Path, n: int) -> Figures:
     last = folder / "run" / "checkpoints" / "last.ckpt"
     for i in range(n):
         shutil.rmtree(folder / "run", ignore_errors=True)
-        killed(lambda i=i: _saves(last, as_folder=i % 4 == 3), after=draw.uniform(0.02, 0.25))  # type: ignore[misc]
+        killed(lambda i=i: _saves(last, as_folder=i % 4 == 3), after=draw.uniform(0, 0.2), ready=last.exists)  # type: ignore[misc]
         there = list(last.parent.glob("*.ckpt")) if last.parent.exists() else []
         figures["kills"] += 1
         figures["damaged at a final path"] += sum(_is_damaged(path) for path in there)
@@ -278,6 +278,8 @@ def resume(folder: Path, n: int, processes: int = 1) -> Figures:
         figures["kills"] += code != 0
         code, _ = train(folder, *command, _recording(folder / f"k{i}"), f"data.num_workers={2 * (i // 2 % 2)}")
         figures["finished"] += code == 0
+        if code:
+            print(f"exit code {code}:", (folder / "log").read_text()[-2000:], file=sys.stderr)
         seen, same = _steps(folder, f"k{i}")
         figures["steps"] += len(batches)
         figures["same global batches"] += sum(seen.get(step) == batches[step] for step in batches)

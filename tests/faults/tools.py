@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 
-def killed(work: Callable[[], None], after: float) -> None:
-    """Do work in a forked process, which has all imports, and kill it -9 after so many seconds.
+def killed(work: Callable[[], None], after: float, ready: Callable[[], bool] = lambda: True) -> None:
+    """Do work in a forked process, which has all imports, and kill it -9 so many seconds after it is ready.
 
     ``work`` should not end before; a process that has ended is not killed.
     """
@@ -27,6 +27,9 @@ def killed(work: Callable[[], None], after: float) -> None:
             work()
         finally:
             os._exit(0)
+    patience = time.monotonic() + 60
+    while not ready() and time.monotonic() < patience:
+        time.sleep(0.001)
     time.sleep(after)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
