@@ -13,8 +13,7 @@ from benchmarks.models.base import DTYPES
 from benchmarks.stopwatch import Work
 from blocks.experts.swiglu import SwiGLUExperts
 from blocks.gating.base import Routing
-from blocks.kernels.attention import causal_attention
-from blocks.kernels.cross_entropy import linear_cross_entropy
+from blocks.kernels.choice import Kernels
 
 D_MODEL, WIDTH = 512, 256  # of the experts
 EXPERTS = ("ours", "one dense product", "transformers eager loop", "transformers grouped_mm", "padded bmm")
@@ -136,7 +135,7 @@ def attention(cell: Sequence[int], dtype: str, device: str) -> tuple[dict[str, W
         return y.transpose(1, 2)[..., :value]
 
     works = {
-        "ours": lambda: causal_attention(q, k, v, scale=scale),
+        "ours": lambda: Kernels().attend(q, k, v, scale=scale),
         "SDPA": lambda: sdpa(False, is_causal=True),
         "SDPA, values padded": lambda: sdpa(True, is_causal=True),
         "SDPA, boolean mask": lambda: sdpa(True, attn_mask=mask),
@@ -157,7 +156,7 @@ def loss(tokens: int, vocabulary: int, dtype: str, device: str) -> tuple[dict[st
     head = (0.02 * torch.randn(vocabulary, D_MODEL, device=device)).to(kind).requires_grad_()
     targets = torch.randint(vocabulary, (tokens,), device=device)
     works = {
-        "ours": lambda: linear_cross_entropy(hidden, head, targets) / tokens,
+        "ours": lambda: Kernels().nll(hidden, head, targets) / tokens,
         "logits held whole": lambda: F.cross_entropy(F.linear(hidden, head).float(), targets),
     }
     return {name: training(work, hidden, head) for name, work in works.items()}, 6 * tokens * vocabulary * D_MODEL
