@@ -10,6 +10,7 @@ import math
 import os
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 import hydra
@@ -19,13 +20,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
 import registry
-from registry import ConfigError
+from registry import REFUSED, ConfigError
 from training import lean
 from training.composition import CONF, REFUSALS, explain, is_no_name
 from training.preflight import preflight
+from training.secrets import hidden, read_from_environment
+from training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, stoppable
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-REFUSED, INTERRUPTED = 2, 128  # exit codes: a configuration that cannot be right; 128 + signal when stopped by one
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _refusals: list[ConfigError] = []
 
@@ -43,7 +45,7 @@ def hydra_main(cfg: DictConfig) -> float | None:
             return None
         reason = str(error)
     except Exception as error:
-        if not sweeping or _is_interruption(error):
+        if not sweeping:
             raise
         reason = f"{type(error).__name__}: {error}"
     from lab.sweep import record_failure
@@ -58,14 +60,17 @@ def _job(cfg: DictConfig, directory: Path) -> float:
     from training import cli, config_tree
     from training.run import run
 
-    cli.export(plain, directory)
-    config_tree.show(plain, directory, plain["extras"]["print_config"] and not _is_child())
-    arguments = pin_children(directory)
+    shown = hidden(plain, read_from_environment(cfg))
+    cli.export(shown, directory)
+    config_tree.show(shown, directory, plain["extras"]["print_config"] and not _is_child())
+    arguments = pin_children(directory, plain["ckpt_path"])
     before = {name: os.environ.get(name) for name in LAUNCHED}
     try:
-        metrics = run(plain)
+        metrics = run(plain, shown)
     finally:
         reset_processes(before)
+    if plain["trainer"].get("dry_run"):
+        return 0.0
     last = directory / "checkpoints" / "last.ckpt"
     if last.exists() and not _is_child():
         print(f"Continue: {_continuation(arguments, plain['trainer'].get('max_steps', -1), last)}")
@@ -89,17 +94,22 @@ def _worst() -> float:
     return -math.inf if "maximize" in str(direction) else math.inf
 
 
-def pin_children(directory: Path) -> list[str]:
+def pin_children(directory: Path, checkpoint: str | None = None) -> list[str]:
     """Make Lightning's child processes repeat this job and nothing else.
 
     Its launcher runs ``sys.argv`` again for every other rank. In a sweep that would be the whole sweep, with a
     sampler's ranks meeting at different trials. So ``sys.argv`` becomes this job's own overrides, one run and no sweep
-    even where an experiment's file asks for one, and Hydra's run directory the job's.
+    even where an experiment's file asks for one, Hydra's run directory the job's, and the checkpoint to go on from
+    the one that was found here.
+
+    Returns:
+        the job's own overrides
     """
     config = HydraConfig.get()
     own = list(config.overrides.task)
     search = [o for o in config.overrides.hydra if o.lstrip("+").startswith("hydra.searchpath")]
-    sys.argv = [sys.argv[0], *_config_flags(sys.argv[1:]), *search, "hydra.mode=RUN", *own]
+    found = [f"ckpt_path='{checkpoint}'"] if checkpoint else []
+    sys.argv = [sys.argv[0], *_config_flags(sys.argv[1:]), *search, "hydra.mode=RUN", *own, *found]
     with read_write(config):  # type: ignore[arg-type] # typed as its schema, it is a node
         config.run.dir = str(directory)
     return own
@@ -122,10 +132,9 @@ def reset_processes(before: dict[str, str | None]) -> None:
     Args:
         before: what the variables that Lightning's launcher sets were before it did
     """
-    import torch.distributed as dist
+    from training.run import leave_processes
 
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    leave_processes()
     for name, value in before.items():
         os.environ.pop(name, None)
         if value is not None:
@@ -133,11 +142,13 @@ def reset_processes(before: dict[str, str | None]) -> None:
 
 
 def _is_child() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") != "0"
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0"
 
 
-def _is_interruption(error: BaseException) -> bool:
-    return type(error).__name__ == "Interrupted"  # its module imports Lightning, which a refusal must not wait for
+def leave_no_folder() -> None:
+    """Under torchrun every rank composes for itself: but for the first, they leave no folder of a run."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
+        sys.argv += ["hydra.output_subdir=null", f"hydra.run.dir={tempfile.mkdtemp(prefix='blockwright-rank-')}"]
 
 
 def _refusal(error: Exception, arguments: list[str]) -> ConfigError | None:
@@ -153,6 +164,13 @@ def _refusal(error: Exception, arguments: list[str]) -> ConfigError | None:
     return None
 
 
+def _how_to_go_on(stop: Interrupted, arguments: list[str]) -> str:
+    if stop.checkpoint is None:
+        return "Nothing is lost that a checkpoint does not hold: start the same command again"
+    option = "--ckpt_path=" if arguments[:1] and arguments[0] in SUBCOMMANDS else "ckpt_path="
+    return f"Continue with the same command and {option}{stop.checkpoint}"
+
+
 def main() -> None:
     """Run, and turn every mistake of the user's into one message and an exit code."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises here instead of printing its own account
@@ -160,20 +178,24 @@ def main() -> None:
     lean.import_torchmetrics_as_needed()
     arguments = sys.argv[1:]
     try:
-        registry.load()
-        if arguments and arguments[0] in SUBCOMMANDS:
-            from training import cli
+        with stoppable():
+            registry.load()
+            if arguments and arguments[0] in SUBCOMMANDS:
+                from training import cli
 
-            cli.main(arguments)
-        else:
-            hydra_main()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED + 2)
+                cli.main(arguments)
+            else:
+                leave_no_folder()
+                hydra_main()
+    except Interrupted as stop:
+        print(f"\n{stop}. {_how_to_go_on(stop, arguments)}", flush=True)
+        sys.exit(PREEMPTED)
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(DIVERGED)
+    except SystemExit as end:  # what cannot even be parsed is refused like anything else
+        sys.exit(REFUSED if end.code == 2 else end.code)
     except Exception as error:
-        if _is_interruption(error):
-            option = "--ckpt_path=" if arguments[:1] and arguments[0] in SUBCOMMANDS else "ckpt_path="
-            print(f"\n{error}. Continue with the same command and {option}{error.checkpoint}")  # type: ignore[attr-defined]
-            sys.exit(INTERRUPTED + error.signum)  # type: ignore[attr-defined]
         refusal = _refusal(error, arguments)
         if refusal is None:
             raise

@@ -161,7 +161,7 @@ def _rounds(race: Race, cells: Sequence[tuple[str, int, int]], given: Any) -> di
                 answer = race.ask(entry, turn)
                 if answer is not None:
                     earlier[index] = answer
-        print(f"round {index + 1}: {time.monotonic() - started:.0f} s", flush=True)
+            print(f"round {index + 1}, {kind} {context} × {batch}: {time.monotonic() - started:.0f} s", flush=True)
     return found
 
 
@@ -248,8 +248,8 @@ def _bound(shape: Shape, dtype: str, c: Contender, kind: str, context: int, batc
     return PROMISED.get((c.library, batch)) if context == 8192 else None
 
 
-def main(arguments: Sequence[str] | None = None) -> Result:
-    """Run every cell that was asked for, and save what they gave."""
+def main(arguments: Sequence[str] | None = None) -> list[Result]:
+    """Run every cell that was asked for; a result for each shape and dtype."""
     parser = options.parser("decode", __doc__, rounds=5, minutes=5)
     options.add_names(parser, "shapes", "small", list(SHAPES))
     options.add_names(parser, "dtypes", "fp32", ("fp32", "bf16"))
@@ -257,12 +257,13 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     parser.add_argument("--as-they-come", action="store_true", help="also transformers and ours without best settings")
     parser.add_argument("--cell-seconds", type=float, default=0.5, help="of steps in a turn (default: %(default)s)")
     given = options.read(parser, arguments)
-    result = Result("decode", machine.about(given.device, given.threads))
+    results = []
     contexts, batches, prompts = ((16, 32), (1, 2), (32,)) if given.quick else (CONTEXTS, BATCHES, PROMPTS)
     given.cell_seconds = 0.0 if given.quick else given.cell_seconds
     for name in ["smoke"] if given.quick else given.shapes:
         for dtype in given.dtypes:
             shape, found = SHAPES[name], _contenders(given)
+            result = Result(f"decode_{name}_{dtype}", machine.about(given.device, given.threads))
             cells = [("decode", context, batch) for batch in batches for context in contexts]
             cells += [("prefill", prompt, 1) for prompt in prompts]
             cells = [c for c in cells if options.wanted(f"{c[0]} {c[1]} {c[2]}", given.cells)]
@@ -278,8 +279,9 @@ def main(arguments: Sequence[str] | None = None) -> Result:
             result.tables += tables
             result.ratios += ratios
             result.raw[f"{name} {dtype}"] = {" ".join(map(str, cell)): t for cell, t in turns.items()}
-            result.save(given.out)
-    return result
+            print(result.save(given.out), flush=True)
+            results.append(result)
+    return results
 
 
 def _contenders(given: Any) -> list[Contender]:

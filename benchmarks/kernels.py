@@ -193,51 +193,56 @@ def losses_table(losses: dict[str, tuple[int, int]], dtype: str, given: Any) -> 
     return table, ratios
 
 
-def main(arguments: Sequence[str] | None = None) -> Result:
-    """Run what was asked for, and save what it gave."""
+def main(arguments: Sequence[str] | None = None) -> list[Result]:
+    """Run what was asked for; a result for each part."""
     parser = options.parser("kernels", __doc__, rounds=5, minutes=7)
     options.add_names(parser, "parts", "experts,attention,loss", ("experts", "attention", "loss"))
     options.add_names(parser, "dtypes", "fp32,bf16", ("fp32", "bf16"))
     parser.add_argument("--cell-seconds", type=float, default=0.6, help="a cell in a round (default: %(default)s)")
     given = options.read(parser, arguments)
     given.cell_seconds = 0.01 if given.quick else given.cell_seconds
-    result = Result("kernels", machine.about(given.device, given.threads))
+    results = {part: Result(f"kernels_{part}", machine.about(given.device, given.threads)) for part in given.parts}
     grid: dict[str, Sequence[int]] = {
-        "E {} · k {} · T {}".format(*cell): cell for cell in (QUICK_GRID if given.quick else EXPERT_GRID)
+        "E {} · k {} · T {}".format(*c): c for c in (QUICK_GRID if given.quick else EXPERT_GRID)
     }
     heads = QUICK_ATTENTION if given.quick else ATTENTION
     for dtype in given.dtypes:
         share = given.minutes * 60 / len(given.dtypes)
-        _peak(result, dtype, given)
-        if "experts" in given.parts:
-            cells = {
-                name: cell for name, cell in grid.items() if options.wanted(f"experts · {dtype} · {name}", given.only)
-            }
-            rounds = _in_turns("Experts", dtype, cells, given, 0.75 * share)
-            _add(result, f"experts {dtype}", rounds, *experts_table(rounds, list(cells.values()), dtype))
-        if "attention" in given.parts:
-            cells = {n: c for n, c in heads.items() if options.wanted(f"attention · {dtype} · {n}", given.only)}
-            rounds = _in_turns("Attention", dtype, cells, given, 0.1 * share)
-            _add(result, f"attention {dtype}", rounds, *attention_table(rounds, cells, dtype))
-        if "loss" in given.parts:
-            sizes = QUICK_LOSSES if given.quick else LOSSES
-            _add(result, f"loss {dtype}", [], *losses_table(sizes, dtype, given))
-        result.save(given.out)
+        peak = _peak(dtype, given)
+        for part, result in results.items():
+            result.tables.append(peak)
+            if part == "loss":
+                _add(result, dtype, [], *losses_table(QUICK_LOSSES if given.quick else LOSSES, dtype, given))
+                continue
+            known = grid if part == "experts" else heads
+            cells = {n: c for n, c in known.items() if options.wanted(f"{part} · {dtype} · {n}", given.only)}
+            rounds = _in_turns(part.capitalize(), dtype, cells, given, (0.8 if part == "experts" else 0.1) * share)
+            if part == "experts":
+                _add(result, dtype, rounds, *experts_table(rounds, list(cells.values()), dtype))
+            else:
+                _add(result, dtype, rounds, *attention_table(rounds, cells, dtype))
+            result.save(given.out)
+    if "experts" in results:
+        _add_share(results["experts"])
+    for result in results.values():
+        print(result.save(given.out))
+    return list(results.values())
+
+
+def _add_share(result: Result) -> None:
+    """Of the cells, how many are near a dense product; promised of the whole grid in both dtypes."""
     found = [ratio.spread.median for ratio in result.ratios if "ours ÷ dense, time" in ratio.name]
-    if found:
-        share = spread([sum(median <= EXPERT_BOUND for median in found) / len(found)])
-        bound = EXPERT_CELLS if len(found) == 2 * len(EXPERT_GRID) else None
-        result.ratios.append(Ratio(f"experts: share of cells within {EXPERT_BOUND} of dense", share, bound=bound))
-        result.save(given.out)
-    return result
+    share = spread([sum(median <= EXPERT_BOUND for median in found) / len(found)])
+    bound = EXPERT_CELLS if len(found) == 2 * len(EXPERT_GRID) else None
+    result.ratios.append(Ratio(f"experts: share of cells within {EXPERT_BOUND} of dense", share, bound=bound))
 
 
-def _peak(result: Result, dtype: str, given: Any) -> None:
+def _peak(dtype: str, given: Any) -> Table:
     """The matmul peak, for the record."""
     with Race(peaks(dtype, given.device), given.device, given.threads) as race:
         race.run(2, 0, least=2)
     rows = [[e.label, max(t["flops"] for t in e.turns.values()) / 1e9] for e in race.entries if e.turns]
-    result.tables.append(Table(f"Matmul peak · {dtype}", ("settings", "GFLOP/s"), rows))
+    return Table(f"Matmul peak · {dtype}", ("settings", "GFLOP/s"), rows)
 
 
 def _add(result: Result, name: str, raw: Any, table: Table, ratios: list[Ratio]) -> None:

@@ -33,12 +33,9 @@ class Count:
     """The job of counting a contender's parameters."""
 
     def __init__(self, shape: str, contender: Mapping[str, Any], device: str) -> None:
-        import torch
-
         from benchmarks.models.base import build
 
-        with torch.device("meta"):
-            model = build(Contender(**contender), SHAPES[shape], "fp32", "meta")
+        model = build(Contender(**contender), SHAPES[shape], "fp32", device)
         self.parameters = sum(p.numel() for p in model.module.parameters())
 
     def about(self) -> dict[str, Any]:
@@ -128,6 +125,8 @@ def sizes(shape: str, threads: int) -> Table:
         ]
         with Race(jobs, "cpu", threads) as race:
             pass
+        if race.entries[0].failed:
+            raise UnequalError(f"{family}: {race.entries[0].failed}")
         ours = race.entries[0].about["parameters"]
         for contender, entry in zip(found, race.entries, strict=True):
             if entry.failed:

@@ -6,6 +6,7 @@ one works at a time. A contender that fails is left out from then on, and its fa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -50,7 +51,8 @@ class Process:
 
     def __init__(self, entry: Entry, device: str, threads: int) -> None:
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 # as long as the process lives
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}  # nothing here is to be fetched
+        environment = {**os.environ, **quiet, "OMP_NUM_THREADS": str(threads)}
         self.child = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "benchmarks.worker"],
             cwd=ROOT,
@@ -63,7 +65,15 @@ class Process:
         assert self.child.stdin is not None and self.child.stdout is not None
         self.orders, self.answers = self.child.stdin, self.child.stdout
         order = {"job": entry.job, "arguments": entry.arguments, "tuned": entry.tuned}
-        self.about = self.ask({**order, "device": device, "threads": threads})
+        self._tell({**order, "device": device, "threads": threads})
+
+    def ready(self) -> dict[str, Any]:
+        """Wait until its job is built; what the job says of itself.
+
+        Raises:
+            FailedError: it could not be
+        """
+        return self._hear()
 
     def ask(self, order: Mapping[str, Any]) -> dict[str, Any]:
         """Send one line and wait for the answer.
@@ -71,12 +81,16 @@ class Process:
         Raises:
             FailedError: it answered with an error, or ended
         """
-        try:
+        self._tell(order)
+        return self._hear()
+
+    def _tell(self, order: Mapping[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the answer will be that it has ended
             self.orders.write(json.dumps(order) + "\n")
             self.orders.flush()
-            line = self.answers.readline()
-        except BrokenPipeError:
-            line = ""
+
+    def _hear(self) -> dict[str, Any]:
+        line = self.answers.readline()
         answer = json.loads(line) if line else {"error": f"the process ended with {self.child.wait()}"}
         if "error" in answer:
             self.log.seek(0)
@@ -86,7 +100,8 @@ class Process:
 
     def end(self) -> None:
         """Let the process go."""
-        self.orders.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.orders.close()
         self.answers.close()
         try:
             self.child.wait(20)
@@ -110,12 +125,16 @@ class Race:
         self.processes: dict[str, Process] = {}
 
     def __enter__(self) -> Race:
-        for entry in self.entries:
-            try:
+        # Two at a time: they import for seconds, and what they build may be large.
+        for start in range(0, len(self.entries), 2):
+            pair = self.entries[start : start + 2]
+            for entry in pair:
                 self.processes[entry.label] = Process(entry, self.device, self.threads)
-                entry.about = self.processes[entry.label].about
-            except FailedError as error:
-                entry.failed = str(error)
+            for entry in pair:
+                try:
+                    entry.about = self.processes[entry.label].ready()
+                except FailedError as error:
+                    entry.failed = str(error)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

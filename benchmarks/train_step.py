@@ -52,17 +52,18 @@ class TrainStep:
         self.weights = [p for p in self.model.module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.weights, lr=1e-4, fused=True) if self.shape.optimizer else None
         self.draws = torch.Generator().manual_seed(1)
-        self._choose()
-        if self.contender.compiled:
-            self.model.compile()
         self.losses: list[float] = []
         self.settled = False
 
     def about(self) -> dict[str, Any]:
-        return {"parameters": sum(p.numel() for p in self.weights), "note": self.model.note}
+        return {"parameters": sum(p.numel() for p in self.weights)}
 
     def turn(self, **ignored: Any) -> dict[str, Any]:
         """Steps until ``TURN_SECONDS`` are over; the seconds of each, and the peak of memory."""
+        if not self.settled:
+            self._choose()
+            if self.contender.compiled:
+                self.model.compile()
         # What keeps its memory has just been made to give it back, and gets it in a step that does not count.
         for _ in range(1 if not self.settled or self.contender.tuned else 0):
             self._step()
@@ -73,7 +74,8 @@ class TrainStep:
         while sum(seconds) < TURN_SECONDS:
             seconds.append(self._step())
         losses, self.losses = self.losses, []
-        return {"seconds": seconds, "losses": losses, "peak_bytes": peak_memory(self.device)}
+        found = {"seconds": seconds, "losses": losses, "peak_bytes": peak_memory(self.device)}
+        return {**found, "note": self.model.note}
 
     def _step(self) -> float:
         """One step on new tokens, the same for all contenders; its seconds."""
@@ -109,7 +111,7 @@ class TrainStep:
             seconds[choice] = min(self._step() for _ in range(2))
         if seconds:
             self.model.choose(min(seconds, key=lambda choice: seconds[choice]))
-        self.optimizer = optimizer
+        self.optimizer, self.losses = optimizer, []
         self.draws.manual_seed(1)
 
 
@@ -131,10 +133,15 @@ def rates(entry: Entry, tokens: int) -> dict[int, float]:
 
 
 def flops_per_token(shape: Shape, family: Family) -> int:
-    """Of a training step of ours: three times the forward pass, attention not halved for causality."""
+    """Of a training step of ours: three times the forward pass; half of attention's products, as it is causal.
+
+    Products with all keys, which are counted, grow with the length; the mean of a whole sequence and of one token has
+    half of them.
+    """
     from blocks.cost import forward_flops_per_token
 
-    return round(3 * forward_flops_per_token(composition(shape, family), shape.sequence))
+    model = composition(shape, family)
+    return round(1.5 * (forward_flops_per_token(model, shape.sequence) + forward_flops_per_token(model, 1)))
 
 
 def tabulate(
@@ -180,14 +187,12 @@ def _row(
 ) -> list[Any]:
     speed = spread(list(rate.values()))
     memory = max(turn["peak_bytes"] for turn in entry.turns.values()) / 1e9
-    first = entry.turns[min(entry.turns)]["losses"][0]
+    start = entry.turns[min(entry.turns)]
     medians = [None if p is None or c.library == "ours" else p.median for p in (pair["same"], pair["best"])]
-    remarks = "; ".join(
-        part for part in (entry.about["note"], f"failed: {entry.failed}" if entry.failed else "") if part
-    )
+    remarks = "; ".join(part for part in (start["note"], f"failed: {entry.failed}" if entry.failed else "") if part)
     return [
         *(c.name, c.settings, speed.median, speed.q1, speed.q3, None if share is None else share.median),
-        *(*medians, memory, first, entry.about["parameters"], remarks),
+        *(*medians, memory, start["losses"][0], entry.about["parameters"], remarks),
     ]
 
 
@@ -205,7 +210,7 @@ def _ratios(
         memory = paired(*({r: t["peak_bytes"] for r, t in e.turns.items()} for e in (ours, it)))
         if memory is not None:
             found.append(Ratio(f"{title}: memory of ours ÷ {c.label}", memory, "less", 1.0 if promised else None))
-    elif c.compiled and pair["best"] is not None:  # ours need not be compiled to be compared
+    if c.compiled and pair["best"] is not None:  # ours need not be compiled to be compared
         found.append(Ratio(f"{title}: ours, best settings ÷ {c.label}", pair["best"], bound=equal))
     if not c.tuned and pair["best"] is not None:
         bound = AS_THEY_COME if promised and family == "mla_moe" else None
@@ -213,33 +218,36 @@ def _ratios(
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> Result:
-    """Run the races that were asked for, and save what they gave after each."""
+def main(arguments: Sequence[str] | None = None) -> list[Result]:
+    """Run the races that were asked for; a result for each shape and family, saved after each race."""
     parser = options.parser("train_step", __doc__, rounds=7, minutes=8)
-    options.add_names(parser, "shapes", "tiny,small", list(SHAPES))
+    options.add_names(parser, "shapes", "small", list(SHAPES))
     options.add_names(parser, "families", ",".join(FAMILIES), FAMILIES)
+    options.add_names(parser, "dtypes", "fp32,bf16", ("fp32", "bf16"))
     parser.add_argument("--compiled", action="store_true", help="also everybody under torch.compile, a minute each")
     parser.add_argument("--older", action="store_true", help="also models that a newer one of the library supersedes")
     given = options.read(parser, arguments)
     shapes = ["smoke"] if given.quick else given.shapes
-    result = Result("train_step", machine.about(given.device, given.threads))
     races = [
-        (shape, family, dtype, found)
-        for shape in (SHAPES[name] for name in shapes)
+        (SHAPES[name], family, dtype, found)
+        for name in shapes
         for family in given.families
-        for dtype in (shape.dtypes[:1] if given.quick else shape.dtypes)
-        for found in [_chosen(shape, family, dtype, given)]
-        if found
+        for dtype in (SHAPES[name].dtypes[:1] if given.quick else SHAPES[name].dtypes)
+        for found in [_chosen(SHAPES[name], family, dtype, given)]
+        if found and dtype in given.dtypes
     ]
-    kinds = sorted({(family, dtype) for _, family, dtype, _ in races})
-    result.tables.append(peers.equality("smoke" if given.quick else "tiny", kinds, given.device, given.threads))
-    # A race of larger models takes longer to be worth anything; a tiny one is over soon.
-    weights = [1 if shape.name in ("smoke", "tiny") else 4 for shape, *_ in races]
-    for weight, (shape, family, dtype, found) in zip(weights, races, strict=True):
-        seconds = 0 if given.quick else given.minutes * 60 * weight / sum(weights)
-        _race(result, shape, family, dtype, found, given.device, given.threads, given.rounds, seconds)
-        result.save(given.out)
-    return result
+    results: dict[str, Result] = {}
+    for shape, family, dtype, found in races:
+        name = f"train_step_{shape.name}_{family}"
+        if name not in results:
+            results[name] = Result(name, machine.about(given.device, given.threads))
+            kinds = [(f, d) for s, f, d, _ in races if (s, f) == (shape, family)]
+            equal = peers.equality("smoke" if given.quick else "tiny", kinds, given.device, given.threads)
+            results[name].tables.append(equal)
+        seconds = given.minutes * 60 / len(races)
+        _race(results[name], shape, family, dtype, found, given.device, given.threads, given.rounds, seconds)
+        print(results[name].save(given.out), flush=True)
+    return list(results.values())
 
 
 def _chosen(shape: Shape, family: Family, dtype: str, given: Any) -> list[Contender]:

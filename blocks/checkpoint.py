@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from blocks import guests, manifest, sharded
 from blocks.compose import compose
 from blocks.decoder import Decoder
 from registry import ConfigError
@@ -15,28 +16,71 @@ from registry import ConfigError
 PREFIX = "decoder."
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint file, loaded under ``weights_only=True``.
+def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> dict[str, Any]:
+    """The contents of a checkpoint, a file or a folder of many ranks' shares, loaded under ``weights_only=True``.
+
+    Args:
+        path: of the file or folder
+        shapes_only: whether tensors of a folder may lie on the meta device, unread, and its optimizers be left out; a
+            file's are read when they are touched
 
     Raises:
-        ConfigError: there is no such file, it cannot be read, or it holds more than plain types and tensors
+        ConfigError: there is no such file, it cannot be read, it holds more than plain types and tensors, or blocks
+            that it names are not installed
     """
-    file = Path(path)
-    if not file.is_file():
-        remedy = "Name a *.ckpt under logs/; `last` works for train.py KEY=VALUE … and within --compose"
-        raise ConfigError("ckpt_path", str(path), "is no checkpoint file", remedy)
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # torch raises several classes for a truncated, foreign or hostile file
-        rule = f"cannot be loaded safely ({_reason(error)})"
-        raise ConfigError("ckpt_path", str(path), rule, "Use a checkpoint of train.py") from None
+    folder = sharded.is_folder(Path(path))
+    checkpoint = _read_folder(Path(path), shapes_only) if folder else read_file(path, mapped=True)
     found = checkpoint if isinstance(checkpoint, dict) else {}
     settings, weights = found.get("hyper_parameters"), found.get("state_dict")
     if not isinstance(settings, dict) or "model" not in settings:
         raise ConfigError("ckpt_path", str(path), "holds no model composition", "Use a checkpoint of train.py")
     if not isinstance(weights, dict) or not all(_is_entry(k, w) for k, w in weights.items()):
         raise ConfigError("ckpt_path", str(path), "holds no weights by name", "Use a checkpoint of train.py")
+    guests.check(found.get("distributions"), str(path))
     return checkpoint
+
+
+def _read_folder(folder: Path, shapes_only: bool) -> dict[str, Any]:
+    if not shapes_only:
+        return sharded.read_folder(folder)
+    try:
+        weights = sharded.outline(folder).items()
+        model = {k.removeprefix(sharded.MODEL): v for k, v in weights if k.startswith(sharded.MODEL)}
+        return {**sharded.read_meta(folder), "state_dict": model}
+    except Exception as error:
+        rule = f"cannot be loaded safely ({_reason(error)})"
+        raise ConfigError("ckpt_path", str(folder), rule, "Use a checkpoint of train.py") from None
+
+
+def read_file(path: str | Path, *, map_location: Any = "cpu", mapped: bool = False) -> Any:
+    """What a file of ``torch.save`` holds, if it is undamaged and holds tensors and plain types only.
+
+    Args:
+        path: of a file on this machine
+        map_location: as of ``torch.load``
+        mapped: whether tensors stay on the disk until they are touched
+
+    Raises:
+        ConfigError: an address, no such file, damaged, or more than tensors and plain types
+    """
+    file = Path(path)
+    if "://" in str(path):
+        rule = "is an address, and checkpoints are read from this machine's disks only"
+        raise ConfigError("ckpt_path", str(path), rule, "Fetch the file, compare its digest, and name it")
+    if not file.is_file():
+        remedy = "Name a *.ckpt under logs/; `last` works for train.py KEY=VALUE … and within --compose"
+        raise ConfigError("ckpt_path", str(path), "is no checkpoint file", remedy)
+    try:
+        manifest.check(file)
+        # Never left to torch's default, which an environment variable may turn to unpickling whatever is there.
+        mmap = mapped and zipfile.is_zipfile(file)
+        return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+    except manifest.Damaged as error:
+        rule = f"cannot be loaded safely ({error.reason})"
+        raise ConfigError("ckpt_path", str(path), rule, "Use the one before it (last.previous.ckpt)") from None
+    except Exception as error:  # torch raises several classes for a truncated, foreign or hostile file
+        rule = f"cannot be loaded safely ({_reason(error)})"
+        raise ConfigError("ckpt_path", str(path), rule, "Use a checkpoint of train.py") from None
 
 
 def _is_entry(name: Any, weight: Any) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
@@ -20,6 +22,9 @@ from registry.layout import patched, plan
 from registry.schema import conforms, in_words
 
 LAYER_PARTS = ("attention", "ffn", "residual")  # what a layer is made of; every other kind is somebody's child
+MAX_PARAMETERS = 10**14  # a hundred times the largest model there is
+MAX_DISTINCT = 256  # layers of one model that are all different
+MAX_MTP = 64
 
 
 @dataclass
@@ -119,8 +124,9 @@ def _mtp(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
             raise ConfigError(f"model.mtp.{key}", value, "mtp has no such key", did_you_mean(key, complete))
     complete |= given
     depth, weight = complete["depth"], complete["loss_weight"]
-    if not conforms(depth, int) or depth < 0:
-        raise ConfigError("model.mtp.depth", depth, "counts further tokens to predict", "Write 1, or 0 for none")
+    if not conforms(depth, int) or not 0 <= depth <= MAX_MTP:
+        rule = f"counts further tokens to predict, at most {MAX_MTP}"
+        raise ConfigError("model.mtp.depth", depth, rule, "Write 1, or 0 for none")
     if not conforms(weight, float) or not 0 <= weight < math.inf:
         rule = "weighs the loss, so it is a finite number and not negative"
         raise ConfigError("model.mtp.loss_weight", weight, rule, "Use 0.3, as DeepSeek-V3 at first, or 0.1")
@@ -134,18 +140,64 @@ def check(config: Any) -> dict[str, Any]:
         ConfigError
     """
     model = read(config)
+    if len(model["overrides"] or []) > MAX_DISTINCT:
+        raise _too_many_changes()
     distinct: list[dict[str, Any]] = []
     layers: dict[int, Layer] = {}
+    alike: list[int] = []  # how many layers each of the distinct ones stands for
     with torch.device("meta"):
-        _frame(model)
+        around = [part for part in _frame(model) if part is not None]
         for index, nodes in enumerate(_plan(model)):
-            if nodes not in distinct:
-                distinct.append(nodes)
-                layers[index] = _layer(model, nodes, index)
-        _depths(model)
+            if nodes in distinct:
+                alike[distinct.index(nodes)] += 1
+                continue
+            if len(distinct) == MAX_DISTINCT:
+                raise _too_many_changes()
+            distinct.append(nodes)
+            layers[index] = _layer(model, nodes, index)
+            alike.append(1)
+        around += _depths(model)
+    of_layers = sum(_size(layer) * times for layer, times in zip(layers.values(), alike, strict=True))
+    _check_size(sum(map(_size, around)) + of_layers)
     _refuse_untaken(model, dict(zip(layers, distinct, strict=True)), layers)
     _check_variants(model)
     return model
+
+
+def _too_many_changes() -> ConfigError:
+    rule = f"makes more than {MAX_DISTINCT} layers that are all different"
+    return ConfigError("model.overrides", "…", rule, "Name variants in a layout pattern, which repeats")
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _check_size(parameters: int) -> None:
+    if parameters > MAX_PARAMETERS:
+        rule = f"has {parameters:.3g} parameters, and no machine holds more than {MAX_PARAMETERS:.0e}"
+        raise ConfigError("model", f"{parameters:.3g}", rule, "Lower its widths, depth or experts")
+
+
+def _check_room(decoder: Decoder, device: torch.device) -> None:
+    """Refuse, before anything is allocated, weights that this machine cannot hold."""
+    needed, room = sum(t.nbytes for t in decoder.state_dict().values()), _room(device)
+    if needed > room:
+        rule = f"needs {needed / 1e9:.3g} GB for its weights alone, and {device.type} here has {room / 1e9:.3g} GB"
+        remedy = "Choose a smaller model, or device='meta' to look at it without its weights"
+        raise ConfigError("model", f"{_size(decoder):.3g} parameters", rule, remedy)
+
+
+def _room(device: torch.device) -> float:
+    """Bytes of memory that a device has in all; infinite where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if device.type != "cpu" or not hasattr(os, "sysconf"):
+        return math.inf
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container, which may be less than the machine's
+    told = limit.read_text().strip() if limit.is_file() else ""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(whole, int(told)) if told.isdigit() else whole
 
 
 def _refuse_untaken(model: Mapping[str, Any], nodes: Mapping[int, dict[str, Any]], layers: Mapping[int, Layer]) -> None:
@@ -210,6 +262,7 @@ def compose(config: Any, *, device: torch.device | str = "cpu", seed: int = 0) -
         decoder = assemble(model)
     if torch.device(device).type == "meta":
         return decoder
+    _check_room(decoder, torch.device(device))
     decoder.to_empty(device=device)
     initialise(decoder, **model["init"], n_layers=model["n_layers"], seed=seed)
     return decoder

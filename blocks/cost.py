@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from blocks.attention.base import Attention
+from blocks.attention.base import Attention, empty_cache
 from blocks.compose import compose
 from blocks.decoder import Decoder
 from blocks.experts.base import Experts
@@ -241,14 +241,18 @@ def deepseek_moe_flops(n_layers: int, d_model: int, vocab_size: int, ffn_ratio: 
 # --- cache ------------------------------------------------------------------------------------------------------------
 
 
-def cache_bytes(decoder: Decoder, length: int, dtype: torch.dtype) -> int:
+def cache_bytes(decoder: Decoder, length: int, dtype: torch.dtype, bits: int | None = None) -> int:
     """Bytes of all caches of one sequence of ``length`` tokens, weighed on the meta device.
+
+    Args:
+        bits: 8, 6 or 4 for quantised caches, their scales included; None for numbers of ``dtype``
 
     Raises:
         NotImplementedError: an attention of this decoder has no ``new_cache``
+        BlockError: one has no cache of these bits
     """
-    meta = torch.device("meta")
-    return sum(
-        len(group) * decoder.layers[group[0]].attention.new_cache(1, length, dtype, meta).nbytes  # type: ignore[operator, union-attr]
-        for group in alike(decoder.layers)
-    )
+    total, of_one = 0, (1, length, dtype, torch.device("meta"), bits)
+    for group in alike(decoder.layers):
+        attention: Any = decoder.layers[group[0]].attention
+        total += len(group) * empty_cache(attention, *of_one).nbytes
+    return total

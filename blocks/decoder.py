@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.attention.base import Attention
+from blocks.attention.base import Attention, empty_cache
 from blocks.base import Block
 from blocks.cache import Cache
 from blocks.ffn.base import FFN
@@ -20,6 +20,7 @@ from blocks.mtp import MTP
 from blocks.norm.base import Norm
 from blocks.position.base import Position
 from blocks.residual.base import Residual
+from registry import BlockError
 
 
 class Layer(nn.Module):
@@ -143,8 +144,7 @@ class Decoder(nn.Module):
             hidden states [B,T,D] and, for each layer, how it routed the tokens (None for a dense one)
         """
         if positions is None:
-            past = caches[0].length if caches else 0
-            positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
+            positions = _next_positions(tokens, caches[0] if caches else None)
         x = self.embed(tokens, positions)
         routings: list[Routing | None] = []
         for i, layer in enumerate(self.layers):
@@ -199,7 +199,35 @@ class Decoder(nn.Module):
         self.mtp, self.config = nn.ModuleList(), {**self.config, "mtp": None}
         return self
 
-    def new_caches(self, batch: int, length: int) -> list[Cache]:
-        """An empty memory of ``length`` tokens for each layer, in the embedding's dtype and on its device."""
+    def new_caches(
+        self, batch: int, length: int, bits: int | None = None, padding: Tensor | None = None
+    ) -> list[Cache]:
+        """An empty memory of ``length`` tokens for each layer, in the embedding's dtype and on its device.
+
+        Args:
+            bits: 8, 6 or 4 to keep numbers quantised; None keeps them as they are
+            padding: [B] tokens in front of each row that stand for nothing, counted in ``length``: rows of unequal
+                length, padded on the left, give what each gives alone
+
+        Raises:
+            BlockError: ``bits`` are none of these, or a guest's attention has caches without bits or padding
+            NotImplementedError: an attention of this decoder has no ``new_cache``
+        """
         like = self.embedding.weight
-        return [layer.attention.new_cache(batch, length, like.dtype, like.device) for layer in self.layers]  # type: ignore[operator, union-attr]
+        made = (batch, length, like.dtype, like.device, bits)
+        caches = [empty_cache(layer.attention, *made) for layer in self.layers]  # type: ignore[arg-type]
+        if padding is not None:
+            for cache in caches:
+                if not isinstance(cache, Cache):
+                    rule = f"{type(cache).__name__} is no blocks.cache.Cache, and knows of no padding"
+                    raise BlockError("padding", padding.tolist(), rule, "Give rows of one length")
+                cache.padding = padding
+        return caches
+
+
+def _next_positions(tokens: Tensor, cache: Cache | None) -> Tensor:
+    """[B|1,T]: where tokens [B,T] stand, counting on from what a cache holds and leaving its padding out."""
+    past = 0 if cache is None else cache.length
+    positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
+    padding = cache.padding if isinstance(cache, Cache) else None  # a guest's cache may be of its own kind
+    return positions if padding is None else (positions - padding[:, None]).clamp(min=0)

@@ -1,14 +1,23 @@
-"""Continue a prompt: prefill the caches, then decode a token at a time.
+"""Continue prompts: prefill the caches, then decode a token at a time.
 
-Left out here: ragged batches, nucleus sampling, streaming. Every row of the prompt has the same length.
+``generate`` is the simple case, prompts of one length in a tensor. ``Continuations`` takes prompts of any lengths and
+hands tokens out as they come. Left out: rows that join later (every batch starts together), speculative decoding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Sequence
+
 import torch
 from torch import Tensor
 
+from blocks.cache import Cache
 from blocks.decoder import Decoder
+from blocks.sample import Sampling, sample
+from registry import BlockError
+
+CHUNK = 8192  # tokens of a prompt that go through the decoder at once
+SCORES = 2**24  # of padded rows, whose mask is held: at most so many at once
 
 
 @torch.inference_mode()
@@ -21,36 +30,132 @@ def generate(
     top_k: int | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Sample a continuation.
+    """Sample a continuation of prompts that are equally long.
 
     Args:
         decoder: in evaluation mode
         prompt: [B,T] int64, T ≥ 1
         new_tokens: how many to add
-        temperature: divides the logits; 0 takes the likeliest token
-        top_k: sample among the k likeliest only; None among all
-        seed: of the draws
+        temperature, top_k: see ``Sampling``
+        seed: of the draws; row i draws from seed + i
 
     Returns:
         [B,T + new_tokens]
     """
-    generator = torch.Generator(prompt.device).manual_seed(seed)
-    caches = decoder.new_caches(prompt.shape[0], prompt.shape[1] + new_tokens)
-    tokens, step = prompt, prompt
-    for _ in range(new_tokens):
-        hidden, _routings = decoder.hidden(step, caches=caches)
-        logits = decoder.logits(hidden[:, -1]).float()
-        step = sample(logits, temperature, top_k, generator)[:, None]
-        tokens = torch.cat((tokens, step), 1)
-    return tokens
+    rows = Continuations(decoder, prompt.tolist(), new_tokens, Sampling(temperature, top_k), seed=seed)
+    steps = [prompt.new_tensor(tokens)[:, None] for tokens in rows]
+    return torch.cat([prompt, *steps], 1)
 
 
-def sample(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
-    """Logits [B,V] → a token for each row, [B]."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / temperature
-    if top_k is not None:
-        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, float("-inf"))
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+class Continuations:
+    """Rows of one batch, continued a token at a time: an iterator over what each got, None for one that has ended.
+
+    ::
+
+        for tokens in Continuations(decoder, [[5, 3], [7]], 20, stop_tokens={0}):
+            ...  # [17, 4], then [2, None], …
+
+    Rows of unequal length are padded on the left (see blocks/cache.py), and give what each gives alone. A row draws
+    from a generator of its own, so what it draws does not depend on the others either; rows that have ended are still
+    computed until the last one has.
+
+    Args:
+        decoder: in evaluation mode
+        prompts: token ids of each row, at least one
+        new_tokens: how many to add to each at most
+        sampling: how they are drawn
+        seed: row i draws from seed + i
+        stop_tokens: tokens that end a row, and are not handed out
+        bits: of the caches' numbers, 8, 6 or 4; None for exact ones
+        chunk: tokens of the prompts that go through the decoder at once: long ones take less memory in pieces. None
+            for 8192, fewer where padding is masked
+
+    Raises:
+        BlockError: a prompt is empty, or positions do not reach as far
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        sampling: Sampling | None = None,
+        *,
+        seed: int = 0,
+        stop_tokens: Collection[int] = (),
+        bits: int | None = None,
+        chunk: int | None = None,
+    ) -> None:
+        check_lengths(decoder, prompts, new_tokens)
+        device = decoder.embedding.weight.device
+        longest = max(map(len, prompts))
+        padded = [[*[0] * (longest - len(row)), *row] for row in prompts]
+        self.decoder, self.sampling = decoder, sampling or Sampling()
+        self.stop_tokens, self.left = frozenset(stop_tokens), new_tokens
+        self.ended = [False] * len(prompts)
+        self._pending = torch.tensor(padded, device=device)
+        self._generators = [torch.Generator(device).manual_seed(seed + i) for i in range(len(prompts))]
+        self._seen = self._tokens_of(prompts) if self.sampling.repetition_penalty != 1 else None
+        unequal = any(len(row) != longest for row in prompts)
+        most = SCORES // (len(prompts) * longest) if unequal else CHUNK
+        self.chunk = chunk or max(64, min(CHUNK, most))
+        padding = torch.tensor([longest - len(row) for row in prompts], device=device) if unequal else None
+        # The last token is handed out and never read.
+        self._caches = decoder.new_caches(len(prompts), max(longest + new_tokens - 1, 1), bits, padding)
+
+    def _tokens_of(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """[B,V] whether a token stands in the row."""
+        seen = torch.zeros(len(prompts), len(self.decoder.output_weight), dtype=torch.bool, device=self._pending.device)
+        for row, tokens in zip(seen, prompts, strict=True):
+            row[list(tokens)] = True
+        return seen
+
+    def __iter__(self) -> Iterator[list[int | None]]:
+        return self
+
+    @torch.inference_mode()
+    def __next__(self) -> list[int | None]:
+        if self.left <= 0 or all(self.ended):
+            raise StopIteration
+        self.left -= 1
+        logits = prefill(self.decoder, self._pending, self._caches, self.chunk)
+        drawn = sample(logits, self.sampling, self._generators, self._seen)
+        if self._seen is not None:
+            self._seen.scatter_(1, drawn[:, None], True)
+        self._pending = drawn[:, None]
+        tokens = drawn.tolist()
+        self.ended = [over or token in self.stop_tokens for over, token in zip(self.ended, tokens, strict=True)]
+        if all(self.ended):
+            raise StopIteration
+        return [None if over else token for over, token in zip(self.ended, tokens, strict=True)]
+
+    def end(self, row: int) -> None:
+        """Hand out no more tokens of a row: its text has come to a stop."""
+        self.ended[row] = True
+
+
+def prefill(decoder: Decoder, tokens: Tensor, caches: Sequence[Cache], chunk: int = CHUNK) -> Tensor:
+    """Tokens [B,T] into the caches, ``chunk`` at a time → fp32 logits of what follows the last, [B,V].
+
+    The head sees the last token alone: logits of a long prompt would be larger than everything else.
+    """
+    for part in tokens.split(chunk, 1):
+        hidden, _routings = decoder.hidden(part, caches=caches)
+    return decoder.logits(hidden[:, -1]).float()
+
+
+def check_lengths(decoder: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
+    """Refuse what cannot be continued, before anything is computed.
+
+    Raises:
+        BlockError: no prompts, an empty one, or more tokens than there are positions
+    """
+    if not prompts or not all(map(len, prompts)):
+        rule = "a model continues at least one token"
+        raise BlockError("prompt", "", rule, "Write a prompt, or begin with the token that ends a document")
+    if new_tokens < 0:
+        raise BlockError("new_tokens", new_tokens, "counts the tokens to add", "Write 0 or more")
+    total, limit = max(map(len, prompts)) + new_tokens, decoder.position.limit
+    if limit is not None and total > limit:
+        rule = f"the prompt and new tokens are {total}, and the model has positions for {limit}"
+        raise BlockError("new_tokens", new_tokens, rule, f"Ask for at most {max(0, limit - total + new_tokens)}")

@@ -21,7 +21,7 @@ from blocks.base import Block
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, *, std: float, depth_scaled: bool, n_layers: int, seed: int) -> None:
+def initialise(model: nn.Module, *, std: float, depth_scaled: bool, n_layers: int, seed: int, prefix: str = "") -> None:
     """Fill every parameter and buffer of ``model`` by the rule.
 
     Args:
@@ -30,20 +30,21 @@ def initialise(model: nn.Module, *, std: float, depth_scaled: bool, n_layers: in
         depth_scaled: whether what writes into the residual stream starts smaller, by 1/√(2·n_layers)
         n_layers: depth of the decoder
         seed: of the run
+        prefix: what stands before the names of ``model`` where it is a part of a decoder: ``layers.3.``
     """
     blocks = [(name, m) for name, m in model.named_modules() if isinstance(m, Block)]
-    outputs = {f"{name}.{output}" for name, block in blocks for output in block.residual_outputs}
+    outputs = {f"{name}.{output}".lstrip(".") for name, block in blocks for output in block.residual_outputs}
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
         else:
             shrink = math.sqrt(2 * n_layers) if depth_scaled and name in outputs else 1.0
-            parameter.copy_(_normal(parameter, std / shrink, stable_seed(seed, name)))
+            parameter.copy_(_normal(parameter, std / shrink, stable_seed(seed, prefix + name)))
     for buffer in model.buffers():
         buffer.zero_()
     for name, block in blocks:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stable_seed(seed, name))
+            torch.manual_seed(stable_seed(seed, (prefix + name).rstrip(".")))
             block.reset_parameters()
 
 

@@ -18,6 +18,7 @@ from blocks.decoder import Decoder
 from registry import ConfigError
 
 REQUIRED = object()
+MAX_BYTES = 32_000_000  # of a JSON file; the index of the largest checkpoints has a third of it
 
 # What these say has no influence on the logits: bookkeeping, training, generation, and what other keys decide.
 HARMLESS = {
@@ -94,7 +95,11 @@ def read_json(path: Path) -> dict[str, Any]:
         ConfigError: there is none, or it cannot be read
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"longer than {MAX_BYTES:,} bytes")
+        values = json.loads(data.decode())
     except FileNotFoundError:
         raise ConfigError(str(path), None, "there is no such file", "Name the folder of a whole checkpoint") from None
     except (OSError, ValueError, RecursionError) as error:

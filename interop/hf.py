@@ -13,9 +13,8 @@ import torch
 import registry
 from interop.exporting import export_folder
 from interop.importing import import_folder
-from registry import ConfigError
+from registry import REFUSED, ConfigError
 
-REFUSED = 2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -45,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; a refusal is printed as one message, and the exit code is 2."""
+    """Run a command; a refusal is printed as one message, and the exit code is 64."""
     given = _parser().parse_args(arguments)
     dtype = DTYPES[given.dtype] if given.dtype else None
     try:

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blocks.checkpoint import PREFIX, read_checkpoint
 from blocks.compose import check, compose
 from blocks.decoder import Decoder
+from blocks.sharded import is_folder
 from interop.config import read_json
 from interop.folder import ORIGIN
 from interop.shards import Shards
 from registry import ConfigError
+from registry.limits import read_text
 
 COMPOSITION = "model.yaml"
 
@@ -49,7 +51,9 @@ def open_source(path: Path) -> Source:
     if (path / COMPOSITION).is_file():
         return _imported(path)
     last = path / "checkpoints" / "last.ckpt"
-    if path.is_dir() and not last.is_file():
+    if is_folder(path):
+        return _trained(path)
+    if path.is_dir() and not last.exists():
         rule = f"holds neither {COMPOSITION} nor checkpoints/last.ckpt"
         raise ConfigError("RUN", str(path), rule, "Name a run's folder, a *.ckpt, or the OUT of interop.hf import")
     return _trained(last if path.is_dir() else path)
@@ -84,7 +88,7 @@ def read_composition(folder: Path) -> dict[str, Any]:
         rule = f"holds no {COMPOSITION}"
         remedy = "Name the OUT of: python -m interop.hf import DIR OUT"
         raise ConfigError("init_from", str(folder), rule, remedy)
-    return check(file.read_text(encoding="utf-8"))
+    return check(read_text(file, "init_from"))
 
 
 def check_init(folder: Path, model: Mapping[str, Any]) -> None:
@@ -107,11 +111,16 @@ def load_weights(decoder: Decoder, folder: Path) -> None:
     Raises:
         ConfigError: the folder is damaged, or they do not fit
     """
-    shards, own = Shards(folder), decoder.state_dict()
-    _check_shapes(decoder.config, _shapes(shards), folder)
+    _check_shapes(decoder.config, _shapes(Shards(folder)), folder)
+    load_part(decoder, folder, "")
+
+
+def load_part(part: nn.Module, folder: Path, prefix: str) -> None:
+    """The same for a part of a decoder, whose names there begin with ``prefix``; that they fit is known."""
+    shards, own = Shards(folder), part.state_dict()
     with torch.no_grad():
-        for name, tensor in shards.read(shards.entries):
-            own[name].copy_(tensor)
+        for name, tensor in shards.read([name for name in shards.entries if name.startswith(prefix)]):
+            own[name.removeprefix(prefix)].copy_(tensor)
 
 
 def load(path: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:

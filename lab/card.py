@@ -63,9 +63,11 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
         ("  fp8", "cache.bytes_per_token.fp8", _exact),
         ("  bits chosen", "cache.bits", _text),
         ("  bytes at these bits", "cache.bytes_per_token.at_bits", _exact),
+        ("  as stored, with scales", "cache.bytes_per_token.stored", _exact),
         ("tokens cached", "cache.context", _text),
         ("  bytes in bf16", "cache.bytes_at_context.bf16", _bytes),
         ("  bytes at the bits chosen", "cache.bytes_at_context.at_bits", _bytes),
+        ("  as stored, with scales", "cache.bytes_at_context.stored", _bytes),
     ),
     (
         ("kernels, here", "kernels.device", _text),
@@ -95,7 +97,12 @@ SETTINGS = {"flops.context", "cache.bits", "cache.context", "training.gpus", "tr
 NOTE = (
     "FLOPs: attention not halved for causality. Training is 3x the forward pass: each product has two in the backward."
 )
-OPTIONAL = {f"parameters.families.{family}" for family in FAMILIES} | {"cache.elements_constant"}  # left out where 0
+# Left out where no model has them.
+OPTIONAL = {f"parameters.families.{family}" for family in FAMILIES} | {
+    "cache.elements_constant",
+    "cache.bytes_per_token.stored",
+    "cache.bytes_at_context.stored",
+}
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -127,11 +134,11 @@ def table(document: Mapping[str, Any]) -> Table:
             card.add_column(f"against\n{document['against']}", justify="right", style="cyan", no_wrap=True)
     for section in SECTIONS:
         for label, key, written in section:
-            if key in OPTIONAL and not any(model[key] for model in models):
+            if key in OPTIONAL and not any(model.get(key) for model in models):
                 continue
             cells = [label]
             for model in models:
-                cells.append("none" if model[key] is None else written(model[key]))
+                cells.append("none" if model.get(key) is None else written(model[key]))
                 if id(model) in compared:
                     cells.append(_percent(compared[id(model)].get(key)))
             card.add_row(*cells)

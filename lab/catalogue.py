@@ -23,7 +23,7 @@ from blocks.cost import cache_bytes, count_parameters
 from blocks.decoder import Decoder
 from blocks.gating.base import Gating
 from lab.describe import load
-from registry import ConfigError
+from registry import REFUSED, ConfigError
 from training.composition import CONF
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "catalogue.md"
@@ -269,7 +269,7 @@ def _remembered(decoder: Decoder) -> str:
 def _presets() -> list[str]:
     rows = []
     for name in sorted(
-        path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in ("base", "pretrained")
+        path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in ("base", "file", "pretrained")
     ):
         decoder = load(name)
         counted = count_parameters(decoder)
@@ -320,4 +320,4 @@ if __name__ == "__main__":
         sys.exit(main(sys.argv[1:]))
     except ConfigError as error:
         print(error.render(), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(REFUSED)

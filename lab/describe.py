@@ -24,9 +24,10 @@ from blocks.compose import compose
 from blocks.cost import cache_bytes, count_parameters, deepseek_moe_flops, ffn_ratio, forward_flops_per_token
 from blocks.decoder import Decoder
 from blocks.kernels import choice
+from blocks.kernels.quantise import BITS
 from lab import card
 from lab.card import SETTINGS, flat
-from registry import ConfigError, did_you_mean
+from registry import REFUSED, BlockError, ConfigError, did_you_mean
 from training.composition import compose_config
 
 USAGE = """\
@@ -137,6 +138,7 @@ def _cache(decoder: Decoder, context: int, bits: float) -> dict[str, Any]:
         weighed = {name: dict.fromkeys((*DTYPES, "at_bits")) for name in ("bytes_per_token", "bytes_at_context")}
         return {"bits": bits, "context": context, **dict.fromkeys(names), **weighed}
     one, two, all_of_it = numbers
+    stored = _stored(decoder, context, bits)
     sizes = {name: [cache_bytes(decoder, n, dtype) for n in (1, 2, context)] for name, dtype in DTYPES.items()}
     return {
         "bits": bits,
@@ -144,8 +146,16 @@ def _cache(decoder: Decoder, context: int, bits: float) -> dict[str, Any]:
         "elements_per_token": two - one,
         "elements_constant": 2 * one - two,
         "elements_at_context": all_of_it,
-        "bytes_per_token": {**{k: s[1] - s[0] for k, s in sizes.items()}, "at_bits": (two - one) * bits / 8},
-        "bytes_at_context": {**{k: s[2] for k, s in sizes.items()}, "at_bits": all_of_it * bits / 8},
+        "bytes_per_token": {
+            **{k: s[1] - s[0] for k, s in sizes.items()},
+            "at_bits": (two - one) * bits / 8,
+            **({"stored": stored[1] - stored[0]} if stored else {}),
+        },
+        "bytes_at_context": {
+            **{k: s[2] for k, s in sizes.items()},
+            "at_bits": all_of_it * bits / 8,
+            **({"stored": stored[2]} if stored else {}),
+        },
     }
 
 
@@ -153,6 +163,14 @@ def _kernels() -> dict[str, str]:
     """What would compute it on this machine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {"device": device.type, **choice.names(choice.choose(device))}
+
+
+def _stored(decoder: Decoder, context: int, bits: float) -> list[int] | None:
+    """Bytes of our own quantised caches of 1, 2 and ``context`` tokens, scales included; None if there are none."""
+    try:
+        return [cache_bytes(decoder, n, torch.float32, int(bits)) for n in (1, 2, context)] if bits in BITS else None
+    except BlockError:  # a guest's attention need not quantise
+        return None
 
 
 def _training(parameters: int, options: Options) -> dict[str, Any]:
@@ -381,6 +399,6 @@ if __name__ == "__main__":
         sys.stdout.flush()
     except ConfigError as error:
         print(error.render(), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(REFUSED)
     except BrokenPipeError:  # whoever read us has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,12 @@ import torch
 from torch import Tensor
 
 import registry
-from blocks.generate import sample
+from blocks.generate import Continuations
+from blocks.sample import Sampling
+from blocks.text_stream import TextStream
 from interop.source import build, open_source
-from registry import ConfigError, did_you_mean
-from training.data.tokenizers.base import Tokenizer
-from training.data.tokenizers.pretrained import Pretrained
-from training.data.tokenizers.rebuild import rebuild
-
-REFUSED = 2
+from lab.generate import DTYPES, tokenizer_of
+from registry import REFUSED, ConfigError, did_you_mean
 
 try:
     from lm_eval.api.instance import Instance
@@ -38,7 +36,6 @@ except ImportError as error:
     print(missing.render(), file=sys.stderr)
     sys.exit(REFUSED)
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 GENERATION = {"until", "max_gen_toks", "do_sample", "temperature", "top_k"}
 Scored = tuple[tuple[str, str] | None, list[int], list[int]]  # what is asked, tokens of the context, tokens to score
 
@@ -82,12 +79,7 @@ class Blockwright(TemplateLM):
         self.batch_size = {name: _count(name, value, 1) for name, value in counts.items()}["batch_size"]
         folder = Path(str(path))
         source = open_source(folder)
-        if source.tokenizer is not None:
-            self.words: Tokenizer = rebuild(source.tokenizer)
-        elif (folder / "tokenizer.json").is_file():
-            self.words = Pretrained(str(folder / "tokenizer.json"))
-        else:
-            raise ConfigError("path", path, "has no tokenizer", "Copy the model's tokenizer.json there")
+        self.words = tokenizer_of(source, folder)
         if dtype not in DTYPES:
             raise ConfigError("dtype", dtype, "is none to compute in", did_you_mean(dtype, DTYPES))
         usable = device if device and (torch.cuda.is_available() or not device.startswith("cuda")) else "cpu"
@@ -189,21 +181,16 @@ class Blockwright(TemplateLM):
         top_k = None if settings.get("top_k") is None else _count("top_k", settings["top_k"], 1)
         drawn = settings.get("do_sample", _temperature(settings, 0.0) > 0)
         temperature = _temperature(settings, 1.0) if drawn else 0.0
-        generator = torch.Generator(self._device).manual_seed(self.seed)
-        step = (self.tok_encode(context) or [self._prefix])[-(self.max_length - room) :]
-        caches = self.decoder.new_caches(1, len(step) + room)
-        given: list[int] = []
-        for _ in range(room):
-            logits = self.decoder(self._padded([step]), caches=caches)[:, -1].float()
-            token = int(sample(logits, temperature, top_k, generator))
-            if token == self.words.eos:
+        tokens = (self.tok_encode(context) or [self._prefix])[-(self.max_length - room) :]
+        sampling = Sampling(temperature, top_k)
+        rows = Continuations(self.decoder, [tokens], room, sampling, seed=self.seed, stop_tokens={self.words.eos})
+        text, pieces = TextStream(self.words.decode, until), []
+        for (token,) in rows:
+            assert token is not None
+            pieces.append(text.push(token))
+            if text.ended:
                 break
-            given.append(token)
-            step = [token]
-            text = self.words.decode(given)
-            if any(stop in text for stop in until if stop):
-                break
-        return _before(self.words.decode(given), until)
+        return "".join([*pieces, text.close()])
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """[B,T], padded behind: what a causal model says of a token does not depend on it."""
@@ -232,11 +219,6 @@ def _score(logits: Tensor, targets: list[int]) -> tuple[float, bool]:
     wanted = torch.tensor(targets, device=logits.device)
     nats = logits.log_softmax(-1).gather(1, wanted[:, None]).sum()
     return float(nats), bool((logits.argmax(-1) == wanted).all())
-
-
-def _before(text: str, stops: Iterable[str]) -> str:
-    """The text up to the first of the stops."""
-    return min((text.split(stop)[0] for stop in stops if stop), key=len, default=text)
 
 
 def main() -> None:

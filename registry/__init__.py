@@ -2,9 +2,10 @@
 
 from registry.build import Node, Scope, build, refuse_targets, resolve, to_plain
 from registry.catalogue import Composable, RegistrationError, family, kinds, load, lookup, names, register
-from registry.errors import BlockError, ConfigError, did_you_mean
+from registry.errors import REFUSED, BlockError, ConfigError, did_you_mean
 
 __all__ = [
+    "REFUSED",
     "BlockError",
     "Composable",
     "ConfigError",

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from registry import catalogue
-from registry.errors import ConfigError, did_you_mean
+from registry.errors import REFUSED, ConfigError, did_you_mean
 from registry.schema import Parameter
 
 
@@ -86,4 +86,4 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except ConfigError as error:
         print(error.render(), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(REFUSED)

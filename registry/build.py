@@ -10,16 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from registry import catalogue
 from registry.errors import BlockError, ConfigError, did_you_mean
 from registry.layout import patched
+from registry.limits import check_text, check_values
 from registry.schema import Parameter
-
-MAX_NODES = 100_000  # values in a configuration given as text
 
 
 @dataclass(frozen=True)
@@ -46,45 +44,34 @@ class Scope:
 
 
 def to_plain(config: Any, path: str = "model") -> Any:
-    """YAML text, an OmegaConf node or a mapping → dicts, lists and scalars with every interpolation resolved.
+    """YAML text, an OmegaConf node or a mapping → dicts, lists and scalars, within the limits of ``registry.limits``.
+
+    An OmegaConf node is the project's own, and its interpolations are resolved. Text and mappings may come from
+    anywhere: they are data, and hold none.
 
     Raises:
-        ConfigError: the YAML cannot be read, or an interpolation cannot be resolved
+        ConfigError: the YAML cannot be read, is too much, or refers to something; an interpolation cannot be resolved
     """
+    own = isinstance(config, DictConfig | ListConfig)
     try:
         if isinstance(config, str):
-            if _nodes(config) > MAX_NODES:
-                rule = f"stands for more than {MAX_NODES:,} values, its aliases spelt out"
-                raise ConfigError(path, f"{config[:60]}…", rule, "Use fewer aliases (*name)")
+            check_text(config, path)
             config = OmegaConf.create(config)
-        if isinstance(config, Mapping) and not isinstance(config, DictConfig):
+        elif isinstance(config, Mapping) and not own:
+            check_values(config, path)
             config = OmegaConf.create(dict(config))
         if isinstance(config, DictConfig | ListConfig):
-            return OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+            config = OmegaConf.to_container(config, resolve=own, enum_to_str=True)
+            check_values(config, path, data=not own)
     except OmegaConfBaseException as error:
-        where = getattr(error, "full_key", None) or path
+        key = getattr(error, "full_key", None)
+        where = path if not key else key if own else f"{path}.{key}"
         raise ConfigError(where, "…", str(error).splitlines()[0], "Mend the value or the interpolation") from None
     except ConfigError:
         raise
     except Exception as error:  # YAML's own errors, of several unrelated classes
         raise ConfigError(path, "…", f"cannot be read as YAML ({error})", "Mend the text") from None
     return config
-
-
-def _nodes(text: str) -> int:
-    """How many values a YAML text stands for: by aliases of aliases, ten lines can stand for a billion."""
-    sizes: dict[int, int] = {}
-
-    def size(node: yaml.Node) -> int:
-        if id(node) not in sizes:
-            sizes[id(node)] = 0  # while it is being measured: an alias within its own anchor ends here
-            pairs = node.value if isinstance(node, yaml.MappingNode) else []
-            inner = [part for pair in pairs for part in pair] or node.value
-            sizes[id(node)] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(map(size, inner)))
-        return sizes[id(node)]
-
-    root = yaml.compose(text, yaml.SafeLoader)
-    return size(root) if root else 0
 
 
 def refuse_targets(value: Any, path: str) -> None:

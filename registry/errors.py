@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+REFUSED = 64  # what a command that refuses its configuration tells the shell (EX_USAGE of sysexits.h)
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be right, refused before anything is built.

@@ -249,6 +249,7 @@ def fit(checked: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[...,
     def train(*overrides: str, callbacks: Sequence[L.Callback] = (), **settings: Any) -> L.Trainer:
         plain = checked(*overrides)
         ours = {k: v for k, v in plain["trainer"].items() if k not in ("_target_", "default_root_dir")}
+        ours["plugins"] = [instantiate(node, "trainer.plugins") for node in ours["plugins"]]
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
         trainer = L.Trainer(**{**ours, **quiet, **settings}, default_root_dir=tmp_path, callbacks=list(callbacks))
         trainer.fit(instantiate(plain["task"], "task"), instantiate(plain["data"], "data"))

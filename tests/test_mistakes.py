@@ -1,4 +1,4 @@
-"""What a person gets wrong: one message with path, value, rule and remedy, exit code 2, at once, and no traceback.
+"""What a person gets wrong: one message with path, value, rule and remedy, exit code 64, at once, and no traceback.
 
 All but a few are tried in one process, which calls ``train.main`` for each, for the start of Python and torch would
 cost a hundred times the check itself.
@@ -70,7 +70,7 @@ EARLY = {
     "unknown option in a list": Mistake(
         "callbacks=[default,early_stoping]", "callbacks", "Did you mean 'early_stopping'"
     ),
-    "group set to null": Mistake("trainer=null", "trainer", "Known: ddp, ddp_sim, default, gpu"),
+    "group set to null": Mistake("trainer=null", "trainer", "Known: ddp, ddp_sim, deepspeed, default, fsdp"),
     "group taken away": Mistake("~logger", "logger", "every run has this setting"),
     "no family selected": Mistake("~model.attention", "model.attention", r"\+model/attention=<gqa\|mha"),
     "foreign class in a model": Mistake(
@@ -112,6 +112,57 @@ EARLY = {
     "batch that two processes cannot share": Mistake(
         "trainer=ddp_sim\ndata.batch_size=3", "data.batch_size", "Set data.batch_size=4"
     ),
+    # many processes
+    "GPU that is not there": Mistake("trainer=fsdp", "trainer.accelerator", r"no GPU.*trainer=\[fsdp,sim\]"),
+    "half a trainer": Mistake("trainer=[ddp_sim,sim]\n~trainer._target_", "trainer", r"'trainer=\[fsdp,sim\]'"),
+    "torch's older FSDP": Mistake("+trainer.strategy=fsdp", "trainer.strategy", "older FSDP.*trainer=fsdp"),
+    "package for a strategy": Mistake("trainer=deepspeed", "trainer.strategy", r"blockwright\[deepspeed\]"),
+    "world that is not filled": Mistake(
+        "trainer=[fsdp,sim]\ntrainer.strategy.shard=3", "trainer.strategy.shard", "do not fill the world of 2"
+    ),
+    "copies that do not divide the world": Mistake(
+        "trainer=[hsdp,sim]\ntrainer.devices=3", "trainer.strategy.replicate", "do not divide the world of 3"
+    ),
+    "no ranks": Mistake("trainer=[fsdp,sim]\ntrainer.strategy.tensor=0", "trainer.strategy.tensor", "positive integer"),
+    "heads that do not divide": Mistake(
+        "trainer=[fsdp_tp,sim]\nmodel/attention=mha\nmodel.attention.n_heads=1\ntrainer.devices=2",
+        "model.attention.n_heads",
+        r"trainer\.strategy\.tensor = 2.*tensor be one of 1",
+    ),
+    "KV heads that do not divide": Mistake(
+        "trainer=[fsdp_tp,sim]\nmodel/attention=gqa\nmodel.attention.n_kv_heads=1",
+        "model.attention.n_kv_heads",
+        "divide",
+    ),
+    "experts that do not divide": Mistake(
+        "trainer=[fsdp_ep,sim]\nmodel.ffn.n_experts=5", "model.ffn.n_experts", "expert × tensor be one of 1, 5"
+    ),
+    "experts on more ranks than there are": Mistake(
+        "trainer=[fsdp,sim]\ntrainer.strategy.expert=4", "trainer.strategy.expert", "Choose one of 1, 2"
+    ),
+    "experts of a model without any": Mistake(
+        "trainer=[fsdp_ep,sim]\nmodel/ffn=swiglu", "trainer.strategy.expert", "no layer of this model has any"
+    ),
+    "group of experts on two ranks": Mistake(
+        "trainer=[fsdp_ep,sim]\nmodel.ffn.n_experts=6\nmodel/gating=group_limited\nmodel.gating.n_groups=3",
+        "model.gating.n_groups",
+        "Use a multiple of 2",
+    ),
+    "devices that are no ranks": Mistake(
+        "trainer=[fsdp_ep,sim]\n+model/dropping=device_budget\nmodel.dropping.n_devices=4\nmodel.ffn.n_experts=4",
+        "model.dropping.n_devices",
+        r"Write model\.dropping\.n_devices=2",
+    ),
+    "scaled gradients": Mistake("trainer=[fsdp,sim]\ntrainer.precision=16-mixed", "trainer.precision", "bf16-mixed"),
+    "offloading from no GPU": Mistake(
+        "trainer=[fsdp,sim]\ntrainer.strategy.cpu_offload=true", "trainer.strategy.cpu_offload", "Leave it out"
+    ),
+    "batch that ranks cannot share": Mistake(
+        "trainer=[fsdp,sim]\ndata.batch_size=3", "data.batch_size", "Set data.batch_size=4"
+    ),
+    "recomputation of another kind": Mistake(
+        "task.activation_checkpointing=some", "task.activation_checkpointing", "none, selective, full"
+    ),
     "seed that is no number": Mistake("seed=abc", "seed", "must be an integer"),
     "no tags where tags are asked for": Mistake("tags=[]\nextras.enforce_tags=true", "tags", r"tags=\[mine\]"),
     # files
@@ -128,6 +179,8 @@ EARLY = {
     "checkpoint that is something else": Mistake("ckpt_path={tmp}/short.txt", "ckpt_path", "cannot be loaded safely"),
     "checkpoint that would run a command": Mistake("ckpt_path={tmp}/evil.ckpt", "ckpt_path", r"\(.*system.*\)"),
     "checkpoint cut short": Mistake("ckpt_path={tmp}/cut.ckpt", "ckpt_path", "cannot be loaded safely"),
+    "auto_resume that is no switch": Mistake("auto_resume=last", "auto_resume", "true or false"),
+    "address for a checkpoint": Mistake("ckpt_path='https://host/x.ckpt'", "ckpt_path", "no such file"),
     "no run to go on with": Mistake("ckpt_path=last\ntask_name=nobody", "ckpt_path", "has left a last.ckpt"),
     "nothing to test": Mistake("train=false\ntest=true", "ckpt_path", "testing without training"),
     # grammar
@@ -293,7 +346,7 @@ def test_there_are_many() -> None:
 def test_mistake_is_refused_before_lightning_is_imported(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
     outcome = outcomes[name]
     assert_one_message(outcome["said"], EARLY[name])
-    assert outcome["code"] == 2
+    assert outcome["code"] == 64
     assert not outcome["lightning"]
     assert outcome["seconds"] < 2
 
@@ -302,7 +355,7 @@ def test_mistake_is_refused_before_lightning_is_imported(name: str, outcomes: di
 def test_mistake_is_refused_before_training(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
     outcome = outcomes[name]
     assert_one_message(outcome["said"], LATE[name])
-    assert outcome["code"] == 2
+    assert outcome["code"] == 64
     assert "step=" not in outcome["said"] and "results.json" not in outcome["said"]
     assert outcome["seconds"] < 8  # the first of them imports Lightning
 
@@ -310,7 +363,7 @@ def test_mistake_is_refused_before_training(name: str, outcomes: dict[str, dict[
 @pytest.mark.parametrize("name", TOO_LATE)
 def test_mistake_that_shows_in_training_is_a_message_too(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
     assert_one_message(outcomes[name]["said"], TOO_LATE[name])
-    assert outcomes[name]["code"] == 2
+    assert outcomes[name]["code"] == 64
 
 
 def test_hostile_checkpoint_runs_nothing(outcomes: dict[str, dict[str, Any]], folder: Path) -> None:
@@ -324,5 +377,5 @@ def test_mistake_on_the_real_command_line(
 ) -> None:
     mistake = {**EARLY, **LATE}[name]
     done = train_py(*arguments_of(mistake))
-    assert done.returncode == 2
+    assert done.returncode == 64
     assert_one_message(done.stderr, mistake)

@@ -16,7 +16,7 @@ from blocks.decoder import Decoder
 from registry import Node
 from training.composition import CONF, compose_config
 
-MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml") if p.stem not in ("base", "pretrained"))
+MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml") if p.stem not in ("base", "file", "pretrained"))
 VARIANTS = sorted((p.parent.name, p.stem) for p in (CONF / "model").glob("*/*.yaml"))
 
 

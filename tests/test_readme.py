@@ -36,7 +36,7 @@ def test_table_of_names_is_current() -> None:
 
 def test_presets_named_are_those_that_exist() -> None:
     line = next(line for line in README.splitlines() if line.startswith("Whole models"))
-    files = {p.stem for p in (ROOT / "conf" / "model").glob("*.yaml")} - {"base", "pretrained"}
+    files = {p.stem for p in (ROOT / "conf" / "model").glob("*.yaml")} - {"base", "file", "pretrained"}
     assert set(re.findall(r"`(\w+)`", line)) == files
 
 

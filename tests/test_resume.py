@@ -20,12 +20,13 @@ BIAS = "model/gating=sigmoid_bias"
 
 
 class Case(NamedTuple):
-    """A run, and the signal that it sends itself before batch ``at`` of training is computed."""
+    """A run, and the signal that it sends itself: at batch ``at`` of training, or at ``when`` in step ``at``."""
 
     overrides: tuple[str, ...] = ()
     signum: int = signal.SIGTERM
     at: int = 2
     step: int = 3  # optimizer steps done when it stops
+    when: str = "train_batch_start"
 
 
 CASES = {
@@ -36,6 +37,11 @@ CASES = {
         ("optimizer=adamw", "scheduler=warmup_stable_decay", "data.batch_size=16", "trainer.max_steps=8"), at=5, step=6
     ),
     "within accumulation": Case(("trainer.accumulate_grad_batches=2",), at=4, step=3),
+    "sigusr1": Case((), signal.SIGUSR1, at=1, step=2),
+    "in the middle of a validation": Case(("data.eval_batch_size=2",), at=5, step=5, when="validation_batch_start"),
+    "while a checkpoint is written": Case(
+        ("callbacks.interruption.every_n_steps=2",), at=2, step=3, when="save_checkpoint"
+    ),
     "balancing bias": Case((BIAS, "model.gating.bias_step=0.05", "trainer.accumulate_grad_batches=2"), at=4, step=3),
 }
 
@@ -44,15 +50,37 @@ import os
 
 import lightning as L
 
+from training.data.tokenizers.bytes import Bytes
+
+
+class Stopped(Bytes):
+    '''Asks its own process to stop while it tokenises.'''
+
+    def encode(self, *args, **kwargs):
+        os.kill(os.getpid(), 15)
+        return super().encode(*args, **kwargs)
+
 
 class Sends(L.Callback):
     '''Asks its own process to stop, before a batch is computed.'''
 
-    def __init__(self, signum: int, at: int, times: int = 1):
-        self.signum, self.at, self.times = signum, at, times
+    def __init__(self, signum: int, at: int, times: int = 1, when: str = "train_batch_start"):
+        self.signum, self.at, self.times, self.when = signum, at, times, when
 
     def on_train_batch_start(self, trainer, task, batch, batch_idx):
-        if trainer.fit_loop.epoch_loop.total_batch_idx == self.at and trainer.is_global_zero:
+        self.send("train_batch_start", trainer, trainer.fit_loop.epoch_loop.total_batch_idx)
+
+    def on_validation_batch_start(self, trainer, task, batch, batch_idx):
+        if trainer.state.fn == "validate":
+            self.send("final", trainer, trainer.global_step)
+        elif batch_idx == 1:
+            self.send("validation_batch_start", trainer, trainer.global_step)
+
+    def on_save_checkpoint(self, trainer, task, checkpoint):
+        self.send("save_checkpoint", trainer, trainer.global_step)
+
+    def send(self, when, trainer, now):
+        if when == self.when and now == self.at and trainer.is_global_zero:
             if not self.signum:
                 raise RuntimeError("crashed")
             for _ in range(self.times):
@@ -68,6 +96,14 @@ from hydra.types import RunMode
 
 Hydra.get_mode = lambda *_, **__: RunMode.RUN  # else it composes everything once more to learn that
 
+def damage(file):
+    with open(file, "r+b") as opened:
+        opened.seek(3000)
+        byte = opened.read(1)[0]
+        opened.seek(3000)
+        opened.write(bytes([byte ^ 16]))
+
+
 for name, arguments in json.load(sys.stdin):
     GlobalHydra.instance().clear()
     train._refusals.clear()
@@ -75,7 +111,7 @@ for name, arguments in json.load(sys.stdin):
     said, code = io.StringIO(), 0
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            train.main()
+            damage(arguments[0]) if name == "damage" else train.main()
         except SystemExit as end:
             code = end.code
         except BaseException:
@@ -98,9 +134,13 @@ def base(small: list[str], folder: Path) -> list[str]:
     return [*small, *quick, f"paths.log_dir={folder}/logs"]
 
 
-def sends(signum: int, at: int, times: int = 1) -> list[str]:
-    callback = {"_target_": "guest_signals.Sends", "signum": int(signum), "at": at, "times": times}
+def sends(signum: int, at: int, times: int = 1, when: str = "train_batch_start") -> list[str]:
+    callback = {"_target_": "guest_signals.Sends", "signum": int(signum), "at": at, "times": times, "when": when}
     return [f"+callbacks.sends={json.dumps(callback)}".replace('"', "")]
+
+
+def sends_of(case: Case) -> list[str]:
+    return sends(case.signum, case.at, when=case.when)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +151,10 @@ def said(base: list[str], environment: dict[str, str], folder: Path) -> dict[str
         run = [*base, *case.overrides]
         commands += [
             [f"{i} whole", [*run, f"hydra.run.dir={folder}/{i}/whole"]],
-            [f"{i} stopped", [*run, f"hydra.run.dir={folder}/logs/case{i}/runs/a", *sends(case.signum, case.at)]],
+            [
+                f"{i} stopped",
+                [*run, f"hydra.run.dir={folder}/logs/case{i}/runs/a", *sends(case.signum, case.at, when=case.when)],
+            ],
             [f"{i} gone on", [*run, f"hydra.run.dir={folder}/{i}/on", "ckpt_path=last", f"task_name=case{i}"]],
         ]
     impatient = [*base, f"hydra.run.dir={folder}/impatient", *sends(signal.SIGINT, 2, times=2)]
@@ -140,6 +183,24 @@ def said(base: list[str], environment: dict[str, str], folder: Path) -> dict[str
         f"hydra.run.dir={folder}/worse",
     ]
     commands.append(["worse", worse])
+    anew = [f"paths.data_dir={folder}/data", f"hydra.run.dir={folder}/in_data"]
+    commands.append(["in the data", [*base, *anew, "data.tokenizer._target_=guest_signals.Stopped"]])
+    commands.append(["data again", [*base, *anew[:1], f"hydra.run.dir={folder}/data_again"]])
+    commands.append(["in the end", [*base, f"hydra.run.dir={folder}/in_end", *sends(15, 6, when="final")]])
+    last = f"ckpt_path={folder}/in_end/checkpoints/last.ckpt"
+    commands.append(["end again", [*base, f"hydra.run.dir={folder}/end_again", last]])
+    auto = [*base, "task_name=auto", "auto_resume=true"]
+    commands.append(["auto first", [*auto, f"hydra.run.dir={folder}/logs/auto/runs/first", *sends(15, 2)]])
+    commands.append(["auto second", [*auto, f"hydra.run.dir={folder}/logs/auto/runs/second"]])
+    often = [*base, f"hydra.run.dir={folder}/often", "callbacks.interruption.every_n_steps=1"]
+    commands.append(["often", [*often, *sends(15, 3)]])
+    commands.append(["damage", [f"{folder}/often/checkpoints/last.ckpt"]])
+    goes_on = [
+        *base,
+        f"hydra.run.dir={folder}/on_after_damage",
+        "ckpt_path=" + str(folder / "often/checkpoints/last.ckpt"),
+    ]
+    commands.append(["on after damage", goes_on])
     by_cli = ["fit", "--compose", *base, "task_name=cli"]
     commands.append(["cli stopped", [*by_cli, *sends(signal.SIGTERM, 2)]])
     done = subprocess.run(
@@ -149,7 +210,7 @@ def said(base: list[str], environment: dict[str, str], folder: Path) -> dict[str
         env={**environment, "PYTHONPATH": f"{ROOT}:{folder}"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     return {name: (code, text) for name, code, text in map(json.loads, done.stdout.splitlines())}
@@ -170,7 +231,7 @@ def test_stopped_run_leaves_a_checkpoint_and_says_how_to_go_on(
 ) -> None:
     case, (code, text) = CASES[name], said[f"{i} stopped"]
     run = folder / "logs" / f"case{i}" / "runs" / "a"
-    assert code == 128 + case.signum, text
+    assert code == 75, text
     assert "Traceback" not in text
     wanted = (
         f"stopped by {signal.Signals(case.signum).name} after step {case.step}. Continue with the same command and "
@@ -238,9 +299,43 @@ def test_last_checkpoint_is_the_newest_though_nothing_improves(said: dict[str, t
     assert checkpoint(folder / "worse")["global_step"] == 6
 
 
+def test_signal_while_data_are_built_stops_at_once_and_leaves_nothing_half_done(
+    said: dict[str, tuple[Any, str]], folder: Path
+) -> None:
+    code, text = said["in the data"]
+    assert code == 75 and "stopped by SIGTERM outside of training" in text and "Traceback" not in text
+    assert not list((folder / "data").rglob("*.partial")) and not list((folder / "in_data").rglob("*.ckpt"))
+    assert said["data again"][0] == 0, said["data again"][1]
+
+
+def test_signal_in_the_final_validation_leaves_the_last_checkpoint_to_go_on_from(
+    said: dict[str, tuple[Any, str]], folder: Path
+) -> None:
+    code, text = said["in the end"]
+    assert code == 75 and "outside of training" in text and "Traceback" not in text
+    assert checkpoint(folder / "in_end")["global_step"] == 6
+    again, whole = final(folder / "end_again"), final(folder / "0" / "whole")
+    assert said["end again"][0] == 0 and again == {name: whole[name] for name in again}  # it need not train
+
+
+def test_auto_resume_starts_what_is_not_there_and_goes_on_with_what_is(
+    said: dict[str, tuple[Any, str]], folder: Path
+) -> None:
+    assert said["auto first"][0] == 75 and said["auto second"][0] == 0, said["auto second"][1]
+    assert final(folder / "logs/auto/runs/second") == final(folder / "0" / "whole")
+
+
+def test_damaged_last_gives_way_to_the_one_before_with_a_warning(
+    said: dict[str, tuple[Any, str]], folder: Path
+) -> None:
+    code, text = said["on after damage"]
+    assert code == 0 and "passed over" in text and "last.ckpt is damaged" in text, text
+    assert final(folder / "on_after_damage") == final(folder / "0" / "whole")
+
+
 def test_cli_door_says_how_to_go_on_in_its_own_words(said: dict[str, tuple[Any, str]], folder: Path) -> None:
     code, text = said["cli stopped"]
-    assert code == 143, text
+    assert code == 75, text
     (told,) = re.findall(r"stopped by SIGTERM after step 3\. Continue .* --ckpt_path=(\S+)", text)
     assert Path(folder, told).is_file() and "Traceback" not in text
 
@@ -280,7 +375,7 @@ def test_signal_from_outside_ends_the_process_with_its_code(
     sent = time.monotonic()
     lines.append(process.communicate(timeout=120)[0])
     text = "".join(lines)
-    assert process.returncode == 143, text
+    assert process.returncode == 75, text
     assert time.monotonic() - sent < 60
     told = re.search(r"stopped by SIGTERM after step (\d+)\. Continue .* ckpt_path=(\S+)", text)
     assert told and torch.load(told[2], weights_only=True)["global_step"] == int(told[1]) >= 3
@@ -295,7 +390,7 @@ def test_two_processes_stop_together_and_go_on(
     whole = train_py(*both, f"hydra.run.dir={tmp_path}/whole")
     assert whole.returncode == 0, whole.stderr
     stopped = train_py(*both, f"hydra.run.dir={tmp_path}/stopped", *sends(signal.SIGTERM, 2), **guest)
-    assert stopped.returncode == 143, stopped.stdout + stopped.stderr
+    assert stopped.returncode == 75, stopped.stdout + stopped.stderr
     last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
     on = train_py(*both, f"hydra.run.dir={tmp_path}/on", f"ckpt_path={last}")
     assert on.returncode == 0, on.stderr

@@ -239,7 +239,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistake_at_the_cli_door_is_one_message(name: str, doors: dict[str, dict[str, Any]]) -> None:
     said = doors[name]["err"] + doors[name]["out"]
-    assert doors[name]["code"] == 2, said
+    assert doors[name]["code"] == 64, said
     assert "Traceback" not in said
     assert re.findall(r"^error: (.+?) = ", said, re.M) == [MISTAKES[name]]
     assert re.search(r"^  remedy: .", said, re.M)
@@ -247,7 +247,7 @@ def test_mistake_at_the_cli_door_is_one_message(name: str, doors: dict[str, dict
 
 def test_argument_the_cli_has_not_is_named_without_a_traceback(doors: dict[str, dict[str, Any]]) -> None:
     said = doors["unknown argument"]["err"]
-    assert doors["unknown argument"]["code"] == 2
+    assert doors["unknown argument"]["code"] == 64
     assert "Traceback" not in said and "trainer.max_stepz" in said.splitlines()[-1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,14 +15,20 @@ from torch.optim.lr_scheduler import LambdaLR
 from blocks.compose import compose, read
 from blocks.decoder import Decoder
 from blocks.gating.base import Gating, Routing
+from blocks.guests import distributions
 from blocks.initialise import stable_seed
 from blocks.kernels import choice
 from blocks.kernels.cross_entropy import IGNORED
-from interop.source import load_weights
+from interop.source import load_part, load_weights
 from registry import ConfigError
 from training.cadence import logs_now
 from training.metrics import ExpertLoad, TokenLoss
 from training.optimizers.base import OptimizerRecipe
+from training.parallel.build import build
+from training.parallel.clipping import clip
+from training.parallel.local import is_distributed
+from training.parallel.ranks import DataRanks, balance_over, data_ranks
+from training.parallel.recompute import Recompute, check, recompute
 from training.schedulers.base import Schedule
 
 Batch = dict[str, Tensor]
@@ -41,6 +48,8 @@ class CausalLM(L.LightningModule):
         seed: of the initial weights and of every random draw of training
         init_from: folder of an imported checkpoint whose weights to start from; null for random ones. A run that goes
             on from a checkpoint of its own has those instead
+        activation_checkpointing: ``full``: layers keep their input alone and compute the rest anew for the gradient;
+            ``selective``: they also keep products of matrices and what other ranks sent; ``none``
         kernels: kernel → implementation, where the automatic choice for the device is not wanted
         z_loss: weight of the mean of log² Z, Z the sum of the exponentials of a token's logits; 0 for none. PaLM has
             1e-4. The depths of multi-token prediction go without
@@ -54,11 +63,14 @@ class CausalLM(L.LightningModule):
         scheduler: Schedule,
         seed: int = 0,
         init_from: str | None = None,
+        activation_checkpointing: Recompute = "none",
         kernels: dict[str, str] | None = None,
         z_loss: float = 0.0,
         compile: bool = False,
     ) -> None:
         super().__init__()
+        check(activation_checkpointing)
+        self.activation_checkpointing: Recompute = activation_checkpointing
         if not 0 <= z_loss < math.inf:
             raise ConfigError("task.z_loss", z_loss, "is a weight, so not below 0", "Write 0 for none; PaLM has 1e-4")
         self.z_loss, self.compiled = z_loss, compile
@@ -69,7 +81,9 @@ class CausalLM(L.LightningModule):
         self.save_hyperparameters({"model": self.model_config, "seed": seed})
         self.decoder: Decoder | None = None
         # What training has summed since it last logged is in checkpoints: a run gone on with logs what it would have.
-        self.losses = nn.ModuleDict({f"{stage}_loss": TokenLoss(persistent=stage == "train") for stage in STAGES})
+        self.losses = nn.ModuleDict(
+            {f"{stage}_loss": TokenLoss(stage == "train", only_finite=stage == "train") for stage in STAGES}
+        )
         self.loads = nn.ModuleDict()
         self._step_load: dict[str, Tensor] = {}
         self._settings: list[dict[str, Any]] = []  # of the optimizer's groups, as configured
@@ -78,17 +92,37 @@ class CausalLM(L.LightningModule):
     def configure_model(self) -> None:
         """Build the decoder: on the meta device first, then materialised (Lightning may call this twice)."""
         if self.decoder is None:
-            self.decoder = compose(self.model_config, seed=self.seed).choose_kernels(self.kernels)
-            if self.init_from is not None:
-                load_weights(self.decoder, Path(self.init_from))
+            self.decoder = self._build().choose_kernels(self.kernels)
+            balance_over(self.decoder, self._ranks())
             for stage in STAGES:
                 gates = self._gates(further=stage == "train")
                 loads = {k: ExpertLoad(gate.n_experts, stage == "train") for k, gate in gates.items()}
                 self.loads[f"{stage}_load"] = nn.ModuleDict(loads)
 
+    def _build(self) -> Decoder:
+        sharding = getattr(self._trainer and self._trainer.strategy, "sharding", None)
+        if sharding is not None:
+            fill = None if self.init_from is None else partial(load_part, folder=Path(self.init_from))
+            return build(self.model_config, self.seed, sharding, self.activation_checkpointing, fill)
+        decoder = compose(self.model_config, seed=self.seed)
+        if self.init_from is not None:
+            load_weights(decoder, Path(self.init_from))
+        for layer in [*decoder.layers, *decoder.mtp]:
+            recompute(layer, self.activation_checkpointing)
+        return decoder
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [B,T] → logits [B,T,V]."""
         return self._decoder()(tokens)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what it takes to read this: the distributions of guest blocks, and whose state the optimizer keeps."""
+        checkpoint["distributions"] = distributions(self.model_config)
+        names = {id(parameter): name for name, parameter in self._decoder().named_parameters()}
+        checkpoint["optimizer_parameters"] = [
+            [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+            for optimizer in self.trainer.optimizers
+        ]
 
     def on_train_start(self) -> None:
         """Give the optimizer the settings of this run: a checkpoint restores those of the run that wrote it."""
@@ -114,7 +148,7 @@ class CausalLM(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # The state of the generator is a function of where training stands: a resumed run draws what it would have.
-        torch.manual_seed(stable_seed(self.seed, f"{self.current_epoch}/{batch_idx}/{self.global_rank}"))
+        torch.manual_seed(stable_seed(self.seed, f"{self.current_epoch}/{batch_idx}/{self._ranks().index}"))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         hidden, total, z, tokens, routings = self._predict(batch, self.z_loss)
@@ -130,18 +164,30 @@ class CausalLM(L.LightningModule):
                 losses[name] = losses.get(name, 0) + value
         if logs_now(self.trainer):
             self._log_training({**losses, "logit_z": self.z_loss * z / tokens} if self.z_loss else losses)
-        # The mean over the tokens of all ranks: DDP averages gradients over ranks, whose counts may differ.
-        everywhere = self._sum_over_ranks(tokens)
-        mean = total * (self.trainer.world_size / everywhere)
+        # The mean over the tokens of all ranks: strategies average gradients over ranks, whose counts may differ.
+        ranks = self._ranks()
+        mean = total * (ranks.number / ranks.sum(tokens))
         return mean + sum(losses.values(), torch.zeros((), device=total.device))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then let every gate see the load of all micro-batches on all ranks, once."""
+        """Step, then let every gate see the load of all micro-batches on all ranks, once.
+
+        A step that was skipped, its gradients taken away, moves no gate either.
+        """
         super().optimizer_step(*args, **kwargs)
+        stepped = any(p.grad is not None for p in self.parameters())
         for layer, gate in self._gates().items():
-            if layer in self._step_load:
-                gate.update(self._sum_over_ranks(self._step_load[layer]))
+            if layer in self._step_load and stepped:
+                gate.update(self._ranks().sum(self._step_load[layer]))
         self._step_load.clear()
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        if gradient_clip_val and is_distributed(self._decoder()):  # Lightning's own cannot mix meshes
+            clip(self._decoder().parameters(), float(gradient_clip_val), gradient_clip_algorithm or "norm")
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch)
@@ -194,7 +240,8 @@ class CausalLM(L.LightningModule):
         decoder, segments = self._decoder(), batch.get("segments")
         positions = batch["positions"] if segments is not None else batch["positions"][:1]
         depths, routings = decoder.mtp_nll(hidden, batch["tokens"], batch["targets"], positions, segments)
-        means = [nll * self.trainer.world_size / self._sum_over_ranks(n).clamp(min=1) for nll, n in depths]
+        ranks = self._ranks()
+        means = [nll * ranks.number / ranks.sum(n).clamp(min=1) for nll, n in depths]
         return self.model_config["mtp"]["loss_weight"] * torch.stack(means).mean(), routings
 
     def _begin(self, stage: str) -> None:
@@ -233,10 +280,8 @@ class CausalLM(L.LightningModule):
             self.log_dict({f"{stage}_load/layer{layer}/{name}": value.float() for name, value in values.items()})
             metric.reset()
 
-    def _sum_over_ranks(self, value: Tensor) -> Tensor:
-        if self.trainer.world_size == 1:
-            return value
-        return cast(Tensor, self.trainer.strategy.reduce(value.detach().clone(), reduce_op="sum"))
+    def _ranks(self) -> DataRanks:
+        return DataRanks() if self._trainer is None else data_ranks(self._trainer)
 
     def _gates(self, further: bool = True) -> dict[str, Gating]:
         """Index of each layer that routes → its gate; with those of multi-token prediction, or without."""

@@ -7,6 +7,8 @@ whole when one key of it is given. Left out: subcommands of the tuner.
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Mapping
@@ -17,22 +19,23 @@ from typing import Any
 import lightning as L
 import yaml
 from jsonargparse import ActionConfigFile
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from blocks.checkpoint import check_fits, read_checkpoint
 from blocks.compose import read
 from interop.source import check_init
 from registry import ConfigError
 from training.composition import compose_config
-from training.preflight import TASK, preflight
-from training.run import conclude, quieten
+from training.preflight import OWN, TASK, preflight
+from training.run import conclude, leave_processes, quieten
+from training.secrets import hidden, read_from_environment
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
 def to_cli(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A checked configuration → a Lightning CLI configuration: ``_target_`` becomes class_path and init_args."""
-    trainer = {k: _class(v) for k, v in plain["trainer"].items() if k != "_target_"}
+    trainer = {k: _class(v) for k, v in plain["trainer"].items() if k not in ("_target_", *OWN)}
     trainer["callbacks"] = [_class(v) for v in (plain["callbacks"] or {}).values() if v]
     trainer["logger"] = [_class(v) for v in (plain["logger"] or {}).values() if v] or False
     task, data = _class(plain["task"]), _class(plain["data"])
@@ -56,10 +59,34 @@ class ComposeAction(Action):
         self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
     ) -> None:
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S_%f")
-        plain = preflight(compose_config(values, output_dir=f"${{paths.log_dir}}/${{task_name}}/cli/{stamp}"))
+        cfg = compose_config(values, output_dir=f"${{paths.log_dir}}/${{task_name}}/cli/{stamp}")
+        plain = preflight(cfg)
+        _taken.update(read_from_environment(cfg))
         text = yaml.safe_dump(to_cli(plain), sort_keys=False)
         ActionConfigFile.apply_config(parser, namespace, "config", text)
         namespace.pop(self.dest, None)
+
+
+_taken: dict[str, str] = {}  # what the configuration in use has from the environment
+
+
+class Saved(SaveConfigCallback):
+    """Lightning's copy of the configuration in the run's folder, without what came from the environment."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        file = Path(trainer.log_dir or ".") / self.config_filename
+        if trainer.is_global_zero and _taken and file.is_file():
+            file.write_text(hidden(file.read_text(), _taken))
+
+
+def _fetch(settings: Any) -> None:
+    """Put values of the environment where ``lightning_cli.yaml`` says ``${oc.env:NAME}``."""
+    for key, value in list(settings.items()):
+        named = re.fullmatch(r"\$\{oc\.env:(\w+)\}", value) if isinstance(value, str) else None
+        if named and named[1] in os.environ:
+            settings[key] = os.environ[named[1]]
+            _taken[os.environ[named[1]]] = value
 
 
 class FrontDoor(LightningCLI):
@@ -81,9 +108,10 @@ class FrontDoor(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
+        _fetch(settings)
         given = settings.model.get("init_args", {})
         if settings.get("ckpt_path"):
-            checkpoint = read_checkpoint(settings.ckpt_path)
+            checkpoint = read_checkpoint(settings.ckpt_path, shapes_only=True)
             if given.get("init_from"):
                 given["init_from"] = None  # a run that goes on has its own weights
             if "model" in given and settings.model.class_path == TASK:
@@ -123,15 +151,20 @@ def main(arguments: list[str]) -> None:
         arguments = [arguments[0], "--compose", *arguments[1:]]
     quieten(ignore=False)
     sys.argv = [sys.argv[0], *arguments]
-    FrontDoor(
-        L.LightningModule,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"parser_mode": "yaml"},
-    )
+    _taken.clear()
+    try:
+        FrontDoor(
+            L.LightningModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=Saved,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"parser_mode": "yaml"},
+        )
+    finally:
+        leave_processes()
 
 
 def export(plain: Mapping[str, Any], directory: Path) -> Path:

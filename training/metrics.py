@@ -16,6 +16,7 @@ class TokenLoss(Metric):
 
     Args:
         persistent: whether checkpoints hold the sums, for a metric that is being filled when they are written
+        only_finite: leave out batches whose loss is no finite number, such as those of steps that are skipped
     """
 
     full_state_update = False
@@ -23,16 +24,18 @@ class TokenLoss(Metric):
     tokens: Tensor
     bytes: Tensor
 
-    def __init__(self, persistent: bool = False) -> None:
+    def __init__(self, persistent: bool = False, only_finite: bool = False) -> None:
         super().__init__()
+        self.only_finite = only_finite
         for name in ("nats", "tokens", "bytes"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=persistent)
 
     def update(self, nll: Tensor, tokens: Tensor, n_bytes: Tensor) -> None:
         """Summed negative log-likelihood in nats of so many scored tokens, which stand for so many bytes of text."""
-        self.nats += nll.detach()
-        self.tokens += tokens
-        self.bytes += n_bytes
+        counts = nll.detach().isfinite() if self.only_finite else torch.ones_like(nll, dtype=torch.bool)
+        self.nats += torch.where(counts, nll.detach(), 0)
+        self.tokens += tokens * counts
+        self.bytes += n_bytes * counts
 
     def compute(self) -> dict[str, Tensor]:
         loss = self.nats / self.tokens

@@ -12,17 +12,23 @@ from blocks.checkpoint import check_fits, read_checkpoint
 from blocks.compose import check as check_model
 from blocks.kernels.choice import check as check_kernels
 from interop.source import check_init, read_composition
-from registry import ConfigError, did_you_mean
+from registry import ConfigError, did_you_mean, refuse_targets, to_plain
 from registry.layout import patched
+from registry.limits import read_text
+from training.checkpoints.find import good, newest
 from training.compiling import check_compiler
 from training.data.preflight import check as check_data
+from training.parallel.refusals import check as check_ranks
+from training.parallel.refusals import derive
+from training.secrets import read_from_environment, refuse_in_model
 from training.targets import check_target, instantiate
 
 ROOT = {
-    *("task_name", "tags", "seed", "ckpt_path", "init_from", "train", "test", "optimized_metric"),
+    *("task_name", "tags", "seed", "ckpt_path", "auto_resume", "init_from", "train", "test", "optimized_metric"),
     *("model", "data", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "extras"),
 }
 
+OWN = ("dry_run",)  # keys of trainer that are this project's and not Lightning's
 TASK = "training.causal_lm.CausalLM"
 LEAST = {  # trainer's argument → its least value, and what it is
     "accumulate_grad_batches": (1, "counts batches, and a step needs one"),
@@ -51,14 +57,19 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError("seed", plain["seed"], "must be an integer", "Write seed=0")
     if plain["extras"].get("enforce_tags") and not plain["tags"]:
         raise ConfigError("tags", plain["tags"], "extras.enforce_tags asks for at least one", "Write tags=[mine]")
+    if not isinstance(plain["auto_resume"], bool):
+        raise ConfigError("auto_resume", plain["auto_resume"], "must be true or false", "Write auto_resume=true")
     if not isinstance(plain["init_from"], str | None):
         rule = "must be the path of a folder"
         raise ConfigError("init_from", plain["init_from"], rule, "Name the OUT of interop.hf import: init_from=OUT")
+    refuse_in_model(plain["model"], read_from_environment(cfg))
     plain["model"] = check_model(_composition(plain["model"]))
     plain["task"] = {**plain["task"], "model": plain["model"]}
     check_kernels(plain["task"].get("kernels") or {}, "task.kernels")
     _check_fit(plain["model"], plain["data"], check_data(plain["data"]))
-    _check_trainer(plain["trainer"], plain["data"])
+    _check_trainer(plain["trainer"])
+    derive(plain["trainer"])
+    check_ranks(plain)
     _move_compile(plain)
     check_target(plain["optimizer"], "optimizer")
     instantiate(plain["optimizer"], "optimizer")
@@ -70,7 +81,7 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
         schedule.check(steps)
     plain["ckpt_path"] = resolve_checkpoint(plain["ckpt_path"], plain)
     if plain["ckpt_path"] and plain["task"].get("_target_") == TASK:
-        check_fits(read_checkpoint(plain["ckpt_path"]), plain["model"], plain["ckpt_path"])
+        check_fits(read_checkpoint(plain["ckpt_path"], shapes_only=True), plain["model"], plain["ckpt_path"])
     _check_start(plain)
     if not plain["train"] and plain["test"] and plain["ckpt_path"] is None:
         raise ConfigError("ckpt_path", None, "testing without training needs one", "Write ckpt_path=last or a file")
@@ -87,7 +98,17 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _composition(model: Any) -> Any:
-    """The model node, or the composition of the imported checkpoint that it names, patched by what stands beside it."""
+    """The model node, or the composition that it names, patched by what stands beside it.
+
+    That is a file with a model in it, or an imported checkpoint. Either may be a stranger's, and is read as data.
+    """
+    if isinstance(model, dict) and "file" in model:
+        patch = {k: v for k, v in model.items() if k != "file"}
+        found = to_plain(read_text(Path(str(model["file"])), "model.file"))
+        if not isinstance(found, dict):
+            raise ConfigError("model.file", model["file"], "holds no mapping", "Name a YAML file of a model")
+        refuse_targets(found, "model")
+        return patched(found, patch)
     if not isinstance(model, dict) or "pretrained" not in model:
         return model
     folder, patch = model["pretrained"], {k: v for k, v in model.items() if k != "pretrained"}
@@ -126,8 +147,8 @@ def _check_fit(model: dict[str, Any], data: dict[str, Any], vocabulary: int | No
         raise ConfigError("model.mtp.depth", depth, rule, "Predict fewer tokens, or lengthen it")
 
 
-def _check_trainer(trainer: dict[str, Any], data: dict[str, Any]) -> None:
-    """Numbers that Lightning takes and then divides by, or that turn the gradient round; and the share of a process."""
+def _check_trainer(trainer: dict[str, Any]) -> None:
+    """Numbers that Lightning takes and then divides by, or that turn the gradient round."""
     for key, (least, rule) in LEAST.items():
         value = trainer.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool) and not value >= least:
@@ -136,14 +157,6 @@ def _check_trainer(trainer: dict[str, Any], data: dict[str, Any]) -> None:
     if isinstance(interval, int | float) and not isinstance(interval, bool) and not interval > 0:
         rule, remedy = "counts steps between validations", "Write a number of steps, or null for none"
         raise ConfigError("trainer.val_check_interval", interval, rule, remedy)
-    devices, nodes, strategy = trainer.get("devices"), trainer.get("num_nodes", 1), trainer.get("strategy")
-    if str(strategy).startswith("ddp") and isinstance(devices, int) and isinstance(nodes, int) and devices > 0 < nodes:
-        for key in ("batch_size", "eval_batch_size"):
-            value = data.get(key)
-            if isinstance(value, int) and value % (devices * nodes):
-                rule = f"counts windows over all processes, and {devices * nodes} of them share the data evenly"
-                remedy = f"Set data.{key}={-(-value // (devices * nodes)) * devices * nodes}"
-                raise ConfigError(f"data.{key}", value, rule, remedy)
 
 
 def _move_compile(plain: dict[str, Any]) -> None:
@@ -161,16 +174,22 @@ def _move_compile(plain: dict[str, Any]) -> None:
 
 
 def resolve_checkpoint(ckpt_path: Any, plain: dict[str, Any]) -> str | None:
-    """``last`` → the newest ``last.ckpt`` among the runs of this task; a path → itself, if there is such a file."""
-    if ckpt_path is None:
-        return None
-    if ckpt_path == "last":
+    """Which checkpoint to go on from.
+
+    ``last``: the newest undamaged one among the runs of this task. A path: itself, or its predecessor if it is
+    damaged. None: none, or with ``auto_resume`` the same as ``last`` if there is any.
+    """
+    auto = plain.get("auto_resume", False)
+    if ckpt_path == "last" or (ckpt_path is None and auto):
         runs = Path(plain["paths"]["log_dir"]) / plain["task_name"]
-        found = sorted(runs.glob("**/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
-        if not found:
+        found = newest(runs)
+        if found is None and not auto:
             rule = f"no run under {runs} has left a last.ckpt"
             raise ConfigError("ckpt_path", "last", rule, "Name the file: ckpt_path=RUN/checkpoints/last.ckpt")
-        return str(found[-1])
-    if not Path(str(ckpt_path)).is_file():
+        return str(found) if found else None
+    if ckpt_path is None:
+        return None
+    if not Path(str(ckpt_path)).exists():
         raise ConfigError("ckpt_path", ckpt_path, "there is no such file", "Write ckpt_path=last, or an existing file")
-    return str(ckpt_path)
+    # A damaged one without a predecessor is refused when it is read.
+    return str(good(Path(str(ckpt_path))) or ckpt_path)

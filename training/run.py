@@ -10,14 +10,19 @@ import lightning as L
 import torch
 
 from training.callbacks.finale import Finale
+from training.parallel.dry_run import dry_run
+from training.preflight import OWN
 from training.targets import check_target, instantiate
 
+LOGGED = ("task_name", "seed", "model", "optimizer", "scheduler", "data")
 
-def run(plain: dict[str, Any]) -> dict[str, float]:
+
+def run(plain: dict[str, Any], shown: dict[str, Any] | None = None) -> dict[str, float]:
     """Train, validate and test as configured.
 
     Args:
         plain: the result of ``preflight``
+        shown: the same as it may be written down; None: as it is
 
     Returns:
         the last value of everything that was logged
@@ -27,16 +32,19 @@ def run(plain: dict[str, Any]) -> dict[str, float]:
         Interrupted: stopped by a signal, after saving
     """
     for part in ("trainer", "callbacks", "logger", "task"):
-        check_target(plain[part] or {}, part, skip=("model", "optimizer", "scheduler"))
+        check_target(plain[part] or {}, part, skip=("model", "optimizer", "scheduler", *OWN))
     quieten(plain["extras"].get("ignore_warnings", False))
+    node = {key: value for key, value in plain["trainer"].items() if key not in OWN}
+    if plain["trainer"].get("dry_run"):
+        return dry_run(plain, node)
     L.seed_everything(plain["seed"], verbose=False)
     callbacks = [instantiate(node, f"callbacks.{k}") for k, node in (plain["callbacks"] or {}).items() if node]
     loggers = [instantiate(node, f"logger.{k}") for k, node in (plain["logger"] or {}).items() if node]
     data = instantiate(plain["data"], "data")
     task = instantiate(plain["task"], "task")
-    trainer = instantiate({**plain["trainer"], "callbacks": callbacks, "logger": loggers or False}, "trainer")
+    trainer = instantiate({**node, "callbacks": callbacks, "logger": loggers or False}, "trainer")
     for logger in trainer.loggers:
-        logger.log_hyperparams({k: plain[k] for k in ("task_name", "seed", "model", "optimizer", "scheduler", "data")})
+        logger.log_hyperparams({k: (shown or plain)[k] for k in LOGGED})
     try:
         if plain["train"]:
             trainer.fit(task, data, ckpt_path=plain["ckpt_path"], weights_only=True)
@@ -45,6 +53,12 @@ def run(plain: dict[str, Any]) -> dict[str, float]:
     except BaseException:
         _dismiss(trainer)
         raise
+
+
+def leave_processes() -> None:
+    """Leave the process group, if there is one: exits without that were seen to hang for minutes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _dismiss(trainer: L.Trainer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from blocks.base import Block, positive
 from blocks.cache import Cache
+from blocks.position.base import Position
 from registry import BlockError, family
 
 
@@ -42,9 +44,47 @@ class Attention(Block):
         """
         raise NotImplementedError
 
-    def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Cache:
-        """An empty memory of ``length`` tokens; its bytes are this attention's KV figure."""
+    def new_cache(
+        self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
+    ) -> Cache:
+        """An empty memory of ``length`` tokens; its bytes are this attention's KV figure.
+
+        Args:
+            bits: 8, 6 or 4 bits a number instead of ``dtype``. A guest may leave this parameter out: its caches are
+                then exact only
+        """
         raise NotImplementedError
+
+
+def empty_cache(
+    attention: Attention, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None
+) -> Cache:
+    """``new_cache`` of any attention, a guest's that knows of no bits too.
+
+    Raises:
+        BlockError: bits are asked of one that has none
+    """
+    if bits is None:
+        return attention.new_cache(batch, length, dtype, device)
+    if "bits" not in inspect.signature(attention.new_cache).parameters:
+        rule = f"{type(attention).__name__}.new_cache takes no bits: this attention keeps exact caches only"
+        raise BlockError("bits", bits, rule, "Leave bits out")
+    return attention.new_cache(batch, length, dtype, device, bits)
+
+
+def score_bias(position: Position, positions: Tensor, cache: Cache | None) -> Tensor | None:
+    """What is added to scores, [B|1,N|1,T,S]: the position's shift, and −∞ on a cache's padding; None for nothing.
+
+    Args:
+        positions: [B|1,T] of the queries
+        cache: whose last ``append`` gave the keys; None if keys are those of the queries' tokens
+    """
+    if cache is None:
+        return position.bias(positions, positions)
+    shifts = type(position).bias is not Position.bias  # else a tensor as long as the cache would be made for nothing
+    bias = position.bias(positions, cache.positions(positions.device)) if shifts else None
+    padding = cache.padding_bias(positions.shape[1])
+    return padding if bias is None else bias if padding is None else bias + padding
 
 
 def even_heads(d_model: int, n_heads: int) -> int:

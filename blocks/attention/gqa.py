@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blocks.attention.base import Attention, even_heads
+from blocks.attention.base import Attention, even_heads, score_bias
 from blocks.base import Placement
-from blocks.cache import Cache
+from blocks.cache import Cache, Ring
 from blocks.output_gate.base import OutputGate
 from blocks.position.base import Position
 from blocks.qk_norm.base import QKNorm
@@ -85,19 +85,20 @@ class GQA(Attention):
         q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value))
         q, k = (q, k) if self.qk_norm is None else self.qk_norm(q, k)
         q, k = self.position.rotate(q, k, positions)
-        k_positions = positions
-        if cache is not None:
-            k, v = cache.append(k, v)
-            k_positions = cache.positions(x.device)
-        bias = self.position.bias(positions, k_positions)
+        k, v = (k, v) if cache is None else cache.append(k, v)
+        bias = score_bias(self.position, positions, cache)
         attend = self.scores or self.kernels.attend
         y = attend(q, k, v, scale=self.scale, bias=bias, segments=segments, window=self.window)
         y = y if self.output_gate is None else self.output_gate(x, y)
         return self.output(y.flatten(-2))
 
-    def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Cache:
-        shape = (self.n_kv_heads, self.head_dim)
-        return Cache(batch, length, {"k": shape, "v": shape}, dtype, device)
+    def new_cache(
+        self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
+    ) -> Cache:
+        slots = dict.fromkeys(("k", "v"), (self.n_kv_heads, self.head_dim))
+        if self.window is not None and self.window < length:
+            return Ring(batch, self.window, slots, dtype, device, bits=bits)
+        return Cache(batch, length, slots, dtype, device, bits=bits)
 
     def parallel_plan(self) -> dict[str, Placement]:
         split: dict[str, Placement] = {f"{name}.weight": "column" for name in ("query", "key", "value")}

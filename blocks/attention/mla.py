@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blocks.attention.base import Attention, even_heads
+from blocks.attention.base import Attention, even_heads, score_bias
 from blocks.base import Placement, positive
 from blocks.cache import Cache
+from blocks.kernels.latent_attention import absorbs, by_head, key_multiple, latent_attention
 from blocks.norm.base import Norm
 from blocks.position.base import Position
 from registry import register
@@ -27,7 +28,9 @@ class MLA(Attention):
     latent stays free of it. The norms on the two latents are in the paper's text though not in its equations, and in
     every released checkpoint. The order inside heads and projections is that of the checkpoints: [nope | rope],
     [latent | rope], [k | v]. Position blocks that do not turn anything leave the rope part as plain extra width.
-    The cache keeps (C + R) numbers a token, 4.5 heads' worth in the paper; keys and values are expanded anew from it.
+    The cache keeps (C + R) numbers a token, 4.5 heads' worth in the paper, side by side. Few new tokens on a long past
+    are computed absorbed (the paper's appendix C; blocks/kernels/latent_attention.py): W_kv_up goes into query and
+    output, and nothing is expanded. Many are computed as the formula says, from keys and values expanded anew.
 
     Args:
         n_heads: N, heads
@@ -80,24 +83,53 @@ class MLA(Attention):
     def forward(
         self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
-        q_nope, q_rope = self.query(x).unflatten(-1, (self.n_heads, -1)).split((self.nope, self.rope), -1)
+        q_nope, q_rope = self.query(x).unflatten(-1, (-1, self.nope + self.rope)).split((self.nope, self.rope), -1)
         latent, k_rope = self.kv_down(x).split((self.latent, self.rope), -1)
         q_rope, k_rope = self.position.rotate(q_rope, k_rope[:, :, None], positions)
         latent = self.kv_norm(latent)
-        k_positions = positions
         if cache is not None:
-            latent, k_rope = cache.append(latent, k_rope)
-            k_positions = cache.positions(x.device)
-        expanded = self.kv_up(latent).unflatten(-1, (self.n_heads, -1))
-        k_nope, v = expanded.split((self.nope, self.v_head_dim), -1)
-        q = torch.cat((q_nope, q_rope), -1)
-        k = torch.cat((k_nope, k_rope.expand(-1, -1, self.n_heads, -1)), -1)
-        bias = self.position.bias(positions, k_positions)
-        y = self.kernels.attend(q, k, v, scale=self.scale, bias=bias, segments=segments)
+            y = self._remembering(q_nope, q_rope, torch.cat((latent, k_rope[:, :, 0]), -1), positions, cache)
+        else:
+            bias = self.position.bias(positions, positions)
+            y = self._expanded(q_nope, q_rope, latent, k_rope, bias, segments)
         return self.output(y.flatten(-2))
 
-    def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Cache:
-        return Cache(batch, length, {"latent": (self.latent,), "k_rope": (1, self.rope)}, dtype, device)
+    def _expanded(
+        self,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        latent: Tensor,
+        k_rope: Tensor,
+        bias: Tensor | None,
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        """Attention over keys and values expanded from latents [B,S,C] and k_rope [B,S,1,R] → [B,T,N,V]."""
+        expanded = self.kv_up(latent).unflatten(-1, (-1, self.nope + self.v_head_dim))
+        k_nope, v = expanded.split((self.nope, self.v_head_dim), -1)
+        q = torch.cat((q_nope, q_rope), -1)
+        k = torch.cat((k_nope, k_rope.expand(-1, -1, k_nope.shape[2], -1)), -1)
+        return self.kernels.attend(q, k, v, scale=self.scale, bias=bias, segments=segments)
+
+    def _remembering(self, q_nope: Tensor, q_rope: Tensor, new: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """Attention over a cache and the new tokens' latents and turned keys [B,T,C+R], the cheaper way."""
+        T, S = new.shape[1], cache.length + new.shape[1]
+        if not absorbs(T, S, self.latent, self.rope, self.nope, self.v_head_dim):
+            latent, k_rope = cache.append(new)[0].split((self.latent, self.rope), -1)
+            bias = score_bias(self.position, positions, cache)
+            return self._expanded(q_nope, q_rope, latent, k_rope[:, :, None], bias)
+        (memory,) = cache.append(new, multiple=key_multiple(new.dtype, new.device))
+        bias = score_bias(self.position, positions, cache)
+        key_up, value_up = self.kv_up.weight.unflatten(0, (self.n_heads, -1)).split((self.nope, self.v_head_dim), 1)
+        q = torch.cat((by_head(q_nope, key_up), q_rope), -1)
+        y = latent_attention(q, memory, S, self.latent, scale=self.scale, bias=bias)
+        return by_head(y, value_up.transpose(1, 2))
+
+    def new_cache(
+        self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
+    ) -> Cache:
+        apart = (self.latent, self.rope)  # turned keys are of another size than normalised latents
+        slots, parts = {"latent": (sum(apart),)}, {"latent": apart}
+        return Cache(batch, length, slots, dtype, device, bits=bits, parts=parts)
 
     def parallel_plan(self) -> dict[str, Placement]:
         query: dict[str, Placement] = {"query.weight": "column"}

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from blocks.attention.gqa import GQA
+from blocks.base import Placement
 from blocks.output_gate.base import OutputGate
 from blocks.position.base import Position
 from blocks.qk_norm.base import QKNorm
@@ -46,6 +47,10 @@ class MQA(GQA):
         super().__init__(
             d_model, position, n_heads, 1, head_dim, bias, output_bias, query_scale, qk_norm, output_gate, scores
         )
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        shared = ("key.weight", "key.bias", "value.weight", "value.bias")  # one head: every rank needs it whole
+        return {name: "replicate" if name in shared else how for name, how in super().parallel_plan().items()}
 
     @classmethod
     def kv_heads(cls, known: Mapping[str, Any]) -> int:

@@ -17,8 +17,7 @@ class SlidingWindow(GQA):
 
     A model that alternates window and full attention (Gemma-2, gpt-oss) has this block everywhere, with a variant
     ``{window: null}`` for the full layers. The window counts tokens of the sequence, as in transformers; in packed
-    sequences it is cut at the document's start besides. The cache keeps all tokens, though only the last ``window``
-    are read.
+    sequences it is cut at the document's start besides. The cache is a ring of the last ``window`` tokens.
 
     Args:
         n_heads: N, query heads

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,9 +11,19 @@ from blocks.base import Block
 from registry import BlockError, family
 
 
+def _same(counts: Tensor) -> Tensor:
+    return counts
+
+
 @family("balance", context=("n_experts", "top_k"))
 class Balance(Block):
-    """Reports weighted losses; counts of tokens carry no gradient, so it flows through the affinities alone."""
+    """Reports weighted losses; counts of tokens carry no gradient, so it flows through the affinities alone.
+
+    A loss whose counts are those of the whole batch passes them through ``mean_over_ranks``, by which training on
+    several ranks averages them; losses of each sequence need not.
+    """
+
+    mean_over_ranks: Callable[[Tensor], Tensor] = staticmethod(_same)
 
     def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
         """What uneven routing costs.

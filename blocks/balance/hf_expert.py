@@ -25,6 +25,6 @@ class HFExpertBalance(Balance):
         self.alpha = alpha
 
     def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        per_token = choices(experts.flatten(0, 1), probs) / experts[..., 0].numel()
+        per_token = self.mean_over_ranks(choices(experts.flatten(0, 1), probs) / experts[..., 0].numel())
         loss = probs.shape[-1] * (per_token * shares(probs.flatten(0, 1))).sum()
         return {"hf_expert_balance": self.alpha * loss}

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from blocks.conformance.cases import CHECKS, Case, Outcome, chosen
-from registry import ConfigError
+from registry import REFUSED, ConfigError
 
 MARKS = {"passed": "[green]✓[/]", "failed": "[bold red]failed[/]", "not applicable": "[dim]–[/]"}
 
@@ -77,4 +77,4 @@ if __name__ == "__main__":
         sys.exit(main(sys.argv[1:]))
     except ConfigError as error:
         print(error.render(), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(REFUSED)

@@ -10,9 +10,12 @@ from torch import Tensor
 from blocks.conformance.setting import MODEL, Setting, tokens, watched
 from blocks.conformance.verdict import ExemptError, must, must_agree
 from blocks.decoder import Decoder
+from blocks.kernels.quantise import BITS
+from registry import BlockError
 
 BOUND = 1e-5  # fp32, two layers: sums in another order differ by about 1e-6
 KEEPS_SHAPE = ("attention", "ffn", "experts", "norm", "residual")  # contracts whose output is as the input is
+CACHED = ("attention", "position", "scores")  # kinds that what a cache gives back goes through
 BF16_BOUND = 0.08  # of a token's norm: some twenty roundings of 0.4 % each, not all in one direction
 
 
@@ -52,18 +55,53 @@ def causality(setting: Setting) -> None:
 
 
 def stepping(setting: Setting) -> None:
-    """With a cache, token by token and in uneven chunks give what one pass over all gives, within 1e-5."""
+    """With a cache, token by token and in chunks of any length give what one pass over all gives, within 1e-5."""
     decoder, ids = setting.decoder(), tokens(2, 12)
     whole = states(decoder, ids)
-    for chunks in ([1] * 12, [5, 1, 4, 2]):
-        must_agree(_in_chunks(decoder, ids, chunks), whole, BOUND, f"chunks of {chunks[0]}, {chunks[1]}, … tokens")
+    for chunks in ([1] * 12, [5, 1, 4, 2], [12], [1, 8, 1, 2]):  # some longer than the window of a block that has one
+        named = ", ".join(map(str, chunks[:2]))
+        must_agree(_in_chunks(decoder, ids, chunks), whole, BOUND, f"chunks of {named}, … tokens")
 
 
-def _in_chunks(decoder: Decoder, ids: Tensor, chunks: Sequence[int]) -> Tensor:
+def ragged_rows(setting: Setting) -> None:
+    """With a cache, rows of unequal length that are padded in front give what each gives by itself, within 1e-5. An
+    attention that uses ``score_bias`` of blocks/attention/base.py keeps this."""
+    _needs_caches(setting)
+    decoder, ids, padding = setting.decoder(), tokens(3, 12), (1, 9, 4)
+    for chunks in ([12], [7, 1, 4], [1] * 12):
+        found = _in_chunks(decoder, ids, chunks, padding=torch.tensor(padding))
+        for row, n in enumerate(padding):
+            own = states(decoder, ids[row : row + 1, n:])
+            must_agree(found[row : row + 1, n:], own, BOUND, f"{12 - n} tokens behind {n} of padding")
+
+
+def quantised_caches(setting: Setting) -> None:
+    """In caches of 8, 6 and 4 bits tokens one by one give what all at once give, within 1e-5; and what 8 bits give is
+    off by at most 8 % of a token's norm, for the median token: no more than bf16 is."""
+    _needs_caches(setting)
+    decoder, ids = setting.decoder(), tokens(2, 12)
+    exact = states(decoder, ids)
+    for bits in BITS:
+        whole = _in_chunks(decoder, ids, [12], bits)
+        must_agree(_in_chunks(decoder, ids, [1] * 12, bits), whole, BOUND, f"tokens one by one at {bits} bits")
+        off = ((whole - exact).norm(dim=-1) / exact.norm(dim=-1)).median().item()
+        must(bits != 8 or off <= BF16_BOUND, f"8 bits are off by {off:.1%} of a token's norm")
+
+
+def _needs_caches(setting: Setting) -> None:
+    if setting.kind not in CACHED:
+        raise ExemptError("what a cache gives back does not go through it")
+
+
+def _in_chunks(
+    decoder: Decoder, ids: Tensor, chunks: Sequence[int], bits: int | None = None, padding: Tensor | None = None
+) -> Tensor:
     try:
-        caches = decoder.new_caches(*ids.shape)
+        caches = decoder.new_caches(ids.shape[0], ids.shape[1], bits, padding)
     except NotImplementedError:
         raise ExemptError("its attention keeps no cache") from None
+    except BlockError as error:  # of an attention with caches of another kind
+        raise ExemptError(error.rule) from None
     with torch.no_grad():
         return torch.cat([decoder.hidden(part, caches=caches)[0] for part in ids.split(chunks, 1)], 1)
 

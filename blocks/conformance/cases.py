@@ -21,6 +21,8 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
     "shape and dtype": behaviour.shape_and_dtype,
     "causality": behaviour.causality,
     "stepping": behaviour.stepping,
+    "ragged rows": behaviour.ragged_rows,
+    "quantised caches": behaviour.quantised_caches,
     "packing": behaviour.packing,
     "batch invariance": behaviour.batch_invariance,
     "padding invariance": behaviour.padding_invariance,
@@ -38,7 +40,7 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
     "balance": routing.balance_gradients,
 }
 # A block that says ``causal = False`` may break these; whether it does is seen all the same.
-OF_CAUSAL_BLOCKS = ("causality", "stepping", "packing", "batch invariance", "padding invariance")
+OF_CAUSAL_BLOCKS = ("causality", "stepping", "ragged rows", "packing", "batch invariance", "padding invariance")
 
 
 @dataclass(frozen=True)

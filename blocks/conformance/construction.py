@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from blocks.base import Block, Placement
 from blocks.compose import assemble, check, compose
-from blocks.conformance.behaviour import BOUND, states
+from blocks.conformance.behaviour import BOUND, CACHED, states
 from blocks.conformance.setting import Setting, tokens
 from blocks.conformance.verdict import must, must_agree
 from blocks.cost import count_parameters
@@ -22,6 +22,8 @@ from blocks.decoder import Decoder
 from blocks.gating.base import Gating
 from blocks.initialise import initialise
 from blocks.kernels.grouped_matmul import FLOPS
+from blocks.kernels.quantise import BITS
+from registry import BlockError
 
 
 def state_dict_round_trip(setting: Setting) -> None:
@@ -98,24 +100,28 @@ def determinism(setting: Setting) -> None:
 
 
 def allocation(setting: Setting) -> None:
-    """What the cost card says is what the objects hold: parameters, and bytes of the cache, empty and filled."""
+    """What the cost card says is what the objects hold: parameters, and bytes of the cache, empty and
+    filled, exact and quantised."""
     decoder, ghost = compose(setting.model()).eval(), compose(setting.model(), device="meta")
     held = sum(t.untyped_storage().nbytes() for t in _one_a_storage(decoder.parameters()))
     counted = count_parameters(ghost).total * 4
     must(held == counted, f"parameters hold {held:,} bytes, and {counted:,} are counted")
-    try:
-        caches, promised = decoder.new_caches(2, 8), [c.nbytes for c in ghost.new_caches(2, 8)]
-    except NotImplementedError:
-        return
-    for filled in (False, True):
-        for cache, expected in zip(caches, promised, strict=True):
-            held = sum(t.untyped_storage().nbytes() for t in _one_a_storage(_tensors(cache)))
-            state = "filled" if filled else "empty"
-            must(held == cache.nbytes, f"a {state} cache holds {held:,} bytes, and says {cache.nbytes:,}")
-            must(held == expected, f"a {state} cache holds {held:,} bytes; on the meta device it said {expected:,}")
-        if not filled:
-            with torch.no_grad():
-                decoder.hidden(tokens(2, 8), caches=caches)
+    for bits in (None, *BITS) if setting.kind in CACHED else (None,):
+        try:
+            caches, promised = decoder.new_caches(2, 8, bits), [c.nbytes for c in ghost.new_caches(2, 8, bits)]
+        except (NotImplementedError, BlockError):  # no caches, or none with bits
+            return
+        _weigh(caches, promised, "an empty")
+        with torch.no_grad():
+            decoder.hidden(tokens(2, 8), caches=caches)
+        _weigh(caches, promised, "a filled")
+
+
+def _weigh(caches: Iterable[Any], promised: Iterable[int], state: str) -> None:
+    for cache, expected in zip(caches, promised, strict=True):
+        held = sum(t.untyped_storage().nbytes() for t in _one_a_storage(_tensors(cache)))
+        must(held == cache.nbytes, f"{state} cache holds {held:,} bytes, and says {cache.nbytes:,}")
+        must(held == expected, f"{state} cache holds {held:,} bytes; on the meta device it said {expected:,}")
 
 
 def _one_a_storage(tensors: Iterable[Tensor]) -> list[Tensor]:

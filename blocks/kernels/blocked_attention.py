@@ -74,16 +74,18 @@ def _weights(q: Tensor, k: Tensor, block: _Block, bias: Tensor | None) -> Tensor
 
 
 class _BlockedAttention(torch.autograd.Function):
+    """On [B,N,T,·]: heads first, so that what a block fetches lies together."""
+
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, blocks: list[_Block]
     ) -> Tensor:
-        y = q.new_empty(*q.shape[:3], v.shape[-1])
-        heads_q, heads_k, heads_v, heads_y = (t.transpose(1, 2) for t in (q, k, v, y))
+        q, (k, v) = q.transpose(1, 2).contiguous().mul(scale), (t.transpose(1, 2).contiguous() for t in (k, v))
+        y = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
         for block in blocks:
             b, rows, keys = block.sequence, block.rows, block.keys
-            weights = _weights(heads_q[b, :, rows] * scale, heads_k[b, :, keys], block, bias)
-            heads_y[b, :, rows] = torch.bmm(weights, heads_v[b, :, keys])
+            weights = _weights(q[b, :, rows], k[b, :, keys], block, bias)
+            y[b, rows] = torch.bmm(weights, v[b, :, keys]).transpose(0, 1)
         ctx.save_for_backward(q, k, v, bias)
         ctx.scale, ctx.blocks = scale, blocks
         return y
@@ -92,18 +94,19 @@ class _BlockedAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q, k, v, bias = ctx.saved_tensors
-        grads = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        heads_q, heads_k, heads_v, heads_y, to_q, to_k, to_v = (t.transpose(1, 2) for t in (q, k, v, grad, *grads))
+        grad = grad.transpose(1, 2).contiguous()
+        to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for block in ctx.blocks:
             b, rows, keys = block.sequence, block.rows, block.keys
-            queries, back = heads_q[b, :, rows] * ctx.scale, heads_y[b, :, rows]
-            weights = _weights(queries, heads_k[b, :, keys], block, bias)
+            queries, back = q[b, :, rows], grad[b, :, rows]
+            weights = _weights(queries, k[b, :, keys], block, bias)
             to_v[b, :, keys] += torch.bmm(weights.transpose(1, 2), back)
-            to_weights = torch.bmm(back, heads_v[b, :, keys].transpose(1, 2))
+            to_weights = torch.bmm(back, v[b, :, keys].transpose(1, 2))
             to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
-            to_q[b, :, rows] = torch.bmm(to_scores, heads_k[b, :, keys]).mul_(ctx.scale)
+            torch.bmm(to_scores, k[b, :, keys], out=to_q[b, :, rows])
             to_k[b, :, keys] += torch.bmm(to_scores.transpose(1, 2), queries)
-        return *grads, None, None, None
+        to_q, to_k, to_v = (t.transpose(1, 2) for t in (to_q.mul_(ctx.scale), to_k, to_v))
+        return to_q, to_k, to_v, None, None, None
 
 
 def blocked_attention(

@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from blocks.kernels import elementwise
-from blocks.kernels.attention import causal_attention, causal_attention_on_cpu, causal_attention_reference
+from blocks.kernels.attention import (
+    causal_attention,
+    causal_attention_on_cpu,
+    causal_attention_on_gpu,
+    causal_attention_reference,
+)
 from blocks.kernels.cross_entropy import (
     liger_cross_entropy_and_z,
     linear_cross_entropy_and_z,
@@ -32,6 +37,7 @@ IMPLEMENTATIONS: Mapping[str, Mapping[str, Implementation]] = {
     "attention": {
         "sdpa": causal_attention,
         "blocked": causal_attention_on_cpu,
+        "flex": causal_attention_on_gpu,
         "reference": causal_attention_reference,
     },
     "experts": {"segments": grouped_swiglu, "grouped": grouped_swiglu_reference},
@@ -63,9 +69,22 @@ class Kernels:
     rms_norm: str = AUTO
     gated_silu: str = AUTO
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        bias: Tensor | None = None,
+        segments: Tensor | None = None,
+        window: int | None = None,
+        sinks: Tensor | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
         """``blocks.kernels.attention.causal_attention``."""
-        return self._of("attention", q.device)(q, k, v, **options)
+        run = self._of("attention", q.device)
+        return run(q, k, v, scale=scale, bias=bias, segments=segments, window=window, sinks=sinks, softcap=softcap)
 
     def swiglu_experts(self, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Order) -> Tensor:
         """``blocks.kernels.grouped_swiglu.grouped_swiglu``."""
@@ -95,11 +114,7 @@ class Kernels:
 
 EXTRAS = {"liger": "liger_kernel"}  # implementation → package, of those that an extra of their name brings
 KERNELS = tuple(f.name for f in fields(Kernels))
-BY_HAND = {
-    "segments",
-    "fused",
-    "blocked",
-}  # what the compiler writes better itself, and what reads counts from a device
+BY_HAND = {"segments", "fused", "blocked"}  # what the compiler writes better itself
 
 
 def best(kernel: str, where: str) -> str:
@@ -107,7 +122,9 @@ def best(kernel: str, where: str) -> str:
     if where == "cpu":
         by_hand = {"attention": "blocked", "experts": "segments", "rms_norm": "fused", "gated_silu": "fused"}
         return by_hand.get(kernel, _first(kernel))
-    return {"experts": "grouped", "rms_norm": "torch", "gated_silu": "torch"}.get(kernel, _first(kernel))
+    attention = "flex" if where == "cuda" else "sdpa"
+    elsewhere = {"attention": attention, "experts": "grouped", "rms_norm": "torch", "gated_silu": "torch"}
+    return elsewhere.get(kernel, _first(kernel))
 
 
 def _first(kernel: str) -> str:

@@ -72,7 +72,9 @@ def _flex(device: torch.device) -> Callable[..., Any]:
     """The operator: compiled where it is fused; as it is where a compiler is at work already, or nothing fuses it."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return _compiled() if device.type == "cuda" and not torch.compiler.is_compiling() else flex_attention
+    if device.type == "cuda" and not torch.compiler.is_compiling():
+        return _compiled()
+    return flex_attention
 
 
 def _score_mod(bias: Tensor | None, softcap: Tensor | None) -> Callable[..., Tensor] | None:

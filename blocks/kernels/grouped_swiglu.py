@@ -49,9 +49,9 @@ def _groups(counts: list[int], rounded: bool) -> list[_Group]:
 
     while expert < len(counts):
         if counts[expert] > ROWS:
-            for done in range(0, counts[expert], ROWS):
-                length = _length(min(ROWS, counts[expert] - done), rounded)
-                add(slice(expert, expert + 1), length, done == 0)
+            parts = -(-counts[expert] // ROWS)
+            for part in range(parts):
+                add(slice(expert, expert + 1), _length(-(-counts[expert] // parts), rounded), part == 0)
             expert += 1
             continue
         end, longest, total = expert + 1, counts[expert], counts[expert]

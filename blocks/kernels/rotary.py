@@ -106,7 +106,13 @@ def turn(
         amplitude: multiplies what has been turned
     """
     angles = positions[..., None].float() * frequencies
-    cos, sin = angles.cos() * amplitude, angles.sin() * amplitude
+    cos, sin = angles.cos(), angles.sin()
+    if amplitude != 1.0:
+        cos, sin = cos * amplitude, sin * amplitude
+    if q.shape[1] == 1 and not torch.is_grad_enabled():  # decoding: starting operators costs more than a small copy
+        both = rotate_pairs(torch.cat((q, k), 2), cos, sin, interleaved)
+        q, k = both.split((q.shape[2], k.shape[2]), 2)
+        return q, k
     return rotate_pairs(q, cos, sin, interleaved), rotate_pairs(k, cos, sin, interleaved)
 
 

@@ -28,6 +28,7 @@ class Position(Block):
 
     Attributes:
         softmax_scale: multiplies the attention's 1/√H (YaRN's temperature)
+        limit: positions that there are; None where they have no end
     """
 
     place: ClassVar[Literal["attention", "embedding"]] = "attention"
@@ -35,6 +36,7 @@ class Position(Block):
     def __init__(self) -> None:
         super().__init__()
         self.softmax_scale = 1.0
+        self.limit: int | None = None
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """Embeddings x [B,T,D] at positions [B|1,T] → [B,T,D]."""

@@ -21,6 +21,7 @@ class Learned(Position):
 
     def __init__(self, d_model: int, max_positions: int) -> None:
         super().__init__()
+        self.limit = max_positions
         self.embedding = nn.Embedding(max_positions, d_model)
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from torch import Tensor
 import registry
 from blocks.compose import compose
 from blocks.decoder import Decoder
-from blocks.generate import generate, sample
+from blocks.generate import Continuations, generate
+from blocks.sample import Sampling
+from registry import BlockError
 
 
 @pytest.fixture
@@ -93,33 +95,119 @@ def test_generation_works_in_other_precisions_and_leaves_no_gradient(
     assert not out.requires_grad and all(p.grad is None for p in decoder.parameters())
 
 
-# --- sampling ---------------------------------------------------------------------------------------------------------
+# --- rows of unequal length -------------------------------------------------------------------------------------------
+
+RAGGED = [[5, 9, 2, 30, 11, 7, 8, 40, 3], [17], [4, 4, 60, 1]]
 
 
-def frequencies(logits: Tensor, temperature: float, top_k: int | None = None, n: int = 20_000) -> Tensor:
-    draws = sample(logits.expand(n, -1), temperature, top_k, torch.Generator().manual_seed(0))
-    return torch.bincount(draws, minlength=logits.shape[-1]) / n
+def continued(decoder: Decoder, prompts: list[list[int]], n: int, **options: Any) -> list[list[int | None]]:
+    """The tokens of each row."""
+    return [list(row) for row in zip(*Continuations(decoder, prompts, n, **options), strict=True)]
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_samples_follow_the_softmax_at_that_temperature(temperature: float) -> None:
-    logits = torch.tensor([1.0, 0.0, -1.0, 2.0])
-    expected = (logits / temperature).softmax(-1)
-    torch.testing.assert_close(frequencies(logits, temperature), expected, rtol=0, atol=0.015)
+@pytest.mark.parametrize("position", ["rope", "alibi", "learned", "yarn"])
+@pytest.mark.parametrize("attention", [*registry.names("attention"), {"name": "sliding_window", "window": 3}], ids=str)
+def test_rows_of_unequal_length_give_what_each_gives_alone(
+    make: Callable[..., Decoder], attention: Any, position: str
+) -> None:
+    decoder = make(attention=attention, position=position, moe=True).double()
+    greedily = Sampling(temperature=0)
+    for prompt, got in zip(RAGGED, continued(decoder, RAGGED, 8, sampling=greedily), strict=True):
+        assert got == greedy(decoder, torch.tensor([prompt]), 8)[0, len(prompt) :].tolist()
 
 
-def test_only_the_likeliest_k_are_drawn_in_their_proportions() -> None:
-    logits = torch.tensor([1.0, 0.0, -1.0, 2.0])
-    expected = torch.zeros(4)
-    expected[[0, 3]] = logits[[0, 3]].softmax(-1)
-    torch.testing.assert_close(frequencies(logits, 1.0, 2), expected, rtol=0, atol=0.015)
+@pytest.mark.parametrize("scores", ["sinks", "softcap"])
+def test_padding_is_seen_by_no_kind_of_scores(make: Callable[..., Decoder], scores: str) -> None:
+    decoder = make(attention={"name": "gqa", "scores": scores}).double()
+    for prompt, got in zip(RAGGED, continued(decoder, RAGGED, 8, sampling=Sampling(temperature=0)), strict=True):
+        assert got == greedy(decoder, torch.tensor([prompt]), 8)[0, len(prompt) :].tolist()
 
 
-def test_more_candidates_than_tokens_are_all_of_them() -> None:
-    logits = torch.tensor([1.0, 0.0])
-    torch.testing.assert_close(frequencies(logits, 1.0, 99), frequencies(logits, 1.0))
+@torch.no_grad()
+def test_logits_of_a_padded_row_are_those_of_the_row_alone(make: Callable[..., Decoder]) -> None:
+    decoder = make(attention="mla", moe=True)
+    tokens = torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(1))
+    caches = decoder.new_caches(2, 20, padding=torch.tensor([0, 7]))
+    parts = [decoder(part, caches=caches) for part in tokens.split([9, 1, 2], 1)]
+    alone = decoder(tokens[1:, 7:])
+    torch.testing.assert_close(torch.cat(parts, 1)[1:, 7:], alone, rtol=0, atol=1e-5)
 
 
-def test_temperature_zero_takes_the_likeliest() -> None:
-    logits = torch.tensor([[1.0, 3.0, 2.0], [5.0, 1.0, 0.0]])
-    assert sample(logits, 0, None, torch.Generator()).tolist() == [1, 0]
+def test_long_prompts_in_chunks_give_what_they_give_whole(make: Callable[..., Decoder]) -> None:
+    decoder = make(attention="mla", moe=True).double()
+    whole = continued(decoder, RAGGED, 5, sampling=Sampling(temperature=0))
+    for chunk in (1, 2, 4):
+        assert continued(decoder, RAGGED, 5, sampling=Sampling(temperature=0), chunk=chunk) == whole
+
+
+def test_what_a_row_draws_does_not_depend_on_the_others(make: Callable[..., Decoder]) -> None:
+    decoder = make(moe=True).double()
+    together = continued(decoder, RAGGED, 10, seed=5)
+    for row, prompt in enumerate(RAGGED):
+        assert continued(decoder, [prompt], 10, seed=5 + row) == [together[row]]
+
+
+# --- what ends a row --------------------------------------------------------------------------------------------------
+
+
+def test_stop_token_ends_its_row_alone_and_is_not_handed_out(make: Callable[..., Decoder]) -> None:
+    decoder = make().double()
+    free = continued(decoder, RAGGED, 9, sampling=Sampling(temperature=0))
+    stop = free[0][4]
+    stopped = continued(decoder, RAGGED, 9, sampling=Sampling(temperature=0), stop_tokens={stop})
+    for before, after in zip(free, stopped, strict=True):
+        n = before.index(stop) if stop in before else 9
+        assert after == (before[:n] + [None] * 9)[: len(after)]
+    assert any(None not in row for row in stopped) or len(stopped[0]) < 9
+
+
+def test_batch_ends_with_its_last_row(make: Callable[..., Decoder]) -> None:
+    rows = Continuations(make(), [[1], [2]], 9)
+    assert len(next(rows)) == 2
+    rows.end(0)
+    assert next(rows)[0] is None
+    rows.end(1)
+    assert list(rows) == []
+
+
+def test_repetition_penalty_sees_the_prompt_and_what_was_drawn(make: Callable[..., Decoder]) -> None:
+    (row,) = continued(make(), [[3, 9]], 40, sampling=Sampling(temperature=0, repetition_penalty=1e9))
+    assert len({3, 9, *row}) == 42
+
+
+# --- quantised caches and refusals ------------------------------------------------------------------------------------
+
+
+def test_quantised_caches_write_nearly_the_same(make: Callable[..., Decoder]) -> None:
+    decoder = make(attention="mla").double()
+    exact = continued(decoder, RAGGED, 6, sampling=Sampling(temperature=0))
+    assert continued(decoder, RAGGED, 6, sampling=Sampling(temperature=0), bits=8) == exact
+
+
+@pytest.mark.parametrize(
+    ("prompts", "n", "parameter"), [([[1], []], 3, "prompt"), ([], 3, "prompt"), ([[1]], -1, "new_tokens")]
+)
+def test_what_cannot_be_continued_is_refused(
+    make: Callable[..., Decoder], prompts: list[list[int]], n: int, parameter: str
+) -> None:
+    with pytest.raises(BlockError) as caught:
+        Continuations(make(), prompts, n)
+    assert caught.value.parameter == parameter
+
+
+def test_positions_that_end_are_not_run_over(make: Callable[..., Decoder]) -> None:
+    decoder = make(position="learned", max_positions=12)
+    assert len(continued(decoder, [[1, 2, 3]], 9)[0]) == 9
+    with pytest.raises(BlockError, match=r"positions for 12.*at most 9"):
+        Continuations(decoder, [[1, 2, 3]], 10)
+    assert Continuations(make(position="rope", max_positions=12), [[1, 2, 3]], 10).left == 10
+
+
+def test_bits_are_refused_where_an_attention_knows_of_none(make: Callable[..., Decoder]) -> None:
+    decoder = make()
+    attention = decoder.layers[0].attention
+    attention.new_cache = lambda batch, length, dtype, device: None  # type: ignore[operator, union-attr, assignment]
+    with pytest.raises(BlockError, match="exact caches only"):
+        decoder.new_caches(1, 4, bits=8)
+    with pytest.raises(BlockError, match="8, 6 or 4"):
+        make().new_caches(1, 4, bits=5)

@@ -36,9 +36,10 @@ def loss_and_gradients(decoder: Decoder) -> list[torch.Tensor]:
     return [loss, *torch.autograd.grad(loss, list(decoder.parameters()))]
 
 
-@pytest.mark.parametrize(
-    ("kernel", "name"), [(kernel, n) for kernel, of in IMPLEMENTATIONS.items() for n in of if n not in EXTRAS]
-)
+HERE = [(kernel, name) for kernel, of in IMPLEMENTATIONS.items() for name in of if name not in EXTRAS]
+
+
+@pytest.mark.parametrize(("kernel", "name"), HERE)
 def test_every_implementation_gives_the_same_loss_and_gradients(kernel: str, name: str) -> None:
     decoder = compose(MODEL).double()
     expected = loss_and_gradients(decoder)

@@ -37,7 +37,7 @@ def single(checkpoint: Callable[..., Path]) -> Path:
 def refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
     """What the command line says; and that it left nothing behind."""
     before = sorted(tmp_path.iterdir())
-    assert main(["import", str(folder), str(tmp_path / "out"), *options]) == 2
+    assert main(["import", str(folder), str(tmp_path / "out"), *options]) == 64
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "rule:" in said and "remedy:" in said and "Traceback" not in said
     assert sorted(tmp_path.iterdir()) == before
@@ -284,7 +284,7 @@ def test_disk_that_fills_up_is_one_message(single: Path, tmp_path: Path, environ
     root = Path(__file__).resolve().parents[2]
     command = f"ulimit -f 20; exec {sys.executable} -m interop.hf import {single} {tmp_path / 'out'}"
     done = subprocess.run(["bash", "-c", command], cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: OUT") and "File too large" in done.stderr
+    assert done.returncode == 64 and done.stderr.startswith("error: OUT") and "File too large" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -297,7 +297,7 @@ def test_number_that_the_dtype_asked_for_cannot_hold(
     if command == "export":
         import_folder(single, tmp_path / "ours")
         source = tmp_path / "ours"
-    assert main([command, str(source), str(tmp_path / "half"), "--dtype", "float16"]) == 2
+    assert main([command, str(source), str(tmp_path / "half"), "--dtype", "float16"]) == 64
     said = capsys.readouterr().err
     assert "norm.weight" in said and "no finite numbers in float16" in said and not (tmp_path / "half").exists()
 
@@ -321,14 +321,14 @@ def test_program_ends_with_code_2_and_without_a_traceback(
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "interop.hf", "import", str(single), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 64 and done.stdout == ""
     assert done.stderr.startswith("error: config.json: model_type = bert") and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_exporting_what_is_no_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (tmp_path / "nowhere", tmp_path):
-        assert main(["export", str(path), str(tmp_path / "hf")]) == 2
+        assert main(["export", str(path), str(tmp_path / "hf")]) == 64
         assert "error: " in capsys.readouterr().err
     assert not (tmp_path / "hf").exists()
 

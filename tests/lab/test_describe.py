@@ -215,6 +215,21 @@ def test_guests_parameters_belong_to_the_family_whose_contract_they_keep() -> No
     assert found["cache"]["elements_per_token"] is None
 
 
+@pytest.mark.parametrize(("bits", "a_layer"), [(8, 576 + 18), (6, 432 + 18), (4, 288 + 18)])
+def test_quantised_cache_is_weighed_beside_the_arithmetic_with_its_scales(bits: int, a_layer: int) -> None:
+    decoder = load("deepseek_v2_lite", ["model.n_layers=3"])
+    cache = figures(decoder, Options(context=8, cache_context=100, cache_bits=bits))["cache"]
+    assert cache["bytes_per_token"]["at_bits"] == 3 * 576 * bits / 8
+    assert cache["bytes_per_token"]["stored"] == 3 * a_layer and cache["bytes_at_context"]["stored"] == 300 * a_layer
+    assert "stored" not in figures(decoder, Options(context=8, cache_bits=5))["cache"]["bytes_per_token"]
+
+
+@pytest.mark.usefixtures("guests")
+def test_guests_cache_without_bits_is_weighed_by_arithmetic_alone() -> None:
+    found = figures(load("gpt2", ["model/attention=windowed"]), Options(context=8, cache_bits=6))["cache"]
+    assert set(found["bytes_per_token"]) == {"fp32", "bf16", "fp8", "at_bits"}
+
+
 @pytest.mark.usefixtures("guests")
 def test_cache_of_a_window_saturates_and_a_state_is_told_apart() -> None:
     found = figures(load("gpt2", ["model/attention=windowed"]), Options(context=8, cache_context=4096))["cache"]
@@ -391,7 +406,7 @@ def test_the_largest_model_takes_seconds_and_little_memory_and_no_lightning(envi
 def test_refusal_is_a_message_and_not_a_traceback(environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "lab.describe", "model=deepsek_v2"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 64 and done.stdout == ""
     assert done.stderr.startswith("error: model = deepsek_v2") and "Traceback" not in done.stderr
 
 

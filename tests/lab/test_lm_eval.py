@@ -198,7 +198,7 @@ def test_missing_harness_names_the_extra(tmp_path: Path, environment: dict[str, 
     command = [sys.executable, "-m", "lab.lm_eval", "--model_args", "path=x", "--tasks", "y"]
     variables = {**environment, "PYTHONPATH": f"{tmp_path}:{root}"}
     done = subprocess.run(command, cwd=root, env=variables, capture_output=True, text=True)
-    assert done.returncode == 2 and "blockwright[lm_eval]" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 64 and "blockwright[lm_eval]" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_command_line_evaluates_a_run(run: Path, tasks: Path, environment: dict[str, str]) -> None:
@@ -211,4 +211,4 @@ def test_command_line_evaluates_a_run(run: Path, tasks: Path, environment: dict[
     assert "local_choice" in done.stdout and "acc" in done.stdout
     wrong = [a.replace(str(run), "/nowhere") for a in command]
     done = subprocess.run([*wrong, *options], cwd=tasks, env=variables, capture_output=True, text=True)
-    assert done.returncode == 2 and "error: " in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 64 and "error: " in done.stderr and "Traceback" not in done.stderr

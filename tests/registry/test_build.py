@@ -259,10 +259,16 @@ def test_resolve_gives_parameters_and_leaves_children_as_written() -> None:
 
 def test_plain_types_come_out_of_yaml_mappings_and_omegaconf() -> None:
     expected = {"a": 1, "b": {"c": [1, 1]}}
-    for config in ("a: 1\nb: {c: [1, '${a}']}", {"a": 1, "b": {"c": [1, "${a}"]}}):
-        for form in (config, OmegaConf.create(config)):
-            assert to_plain(form) == expected
-            assert type(to_plain(form)["b"]) is dict and type(to_plain(form)["b"]["c"]) is list
+    refers = OmegaConf.create({"a": 1, "b": {"c": [1, "${a}"]}})
+    for form in ("a: 1\nb: {c: [1, 1]}", {"a": 1, "b": {"c": [1, 1]}}, refers):
+        assert to_plain(form) == expected
+        assert type(to_plain(form)["b"]) is dict and type(to_plain(form)["b"]["c"]) is list
+
+
+@pytest.mark.parametrize("form", ["a: 1\nb: '${a}'", {"a": 1, "b": "${a}"}, {"${a}": 1}, {"b": ["${oc.env:HOME}"]}])
+def test_text_and_mappings_are_data_and_refer_to_nothing(form: Any) -> None:
+    with pytest.raises(ConfigError, match="refers to something else"):
+        to_plain(form)
 
 
 def test_node_of_a_whole_sees_the_whole() -> None:

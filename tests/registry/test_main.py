@@ -109,5 +109,5 @@ def test_command_prints_and_returns_zero_and_a_mistake_two_without_a_traceback()
         for what in ("attention/mla", "attention/mlaa")
     )
     assert good.returncode == 0 and "kv_lora_rank" in good.stdout and not good.stderr
-    assert bad.returncode == 2 and not bad.stdout
+    assert bad.returncode == 64 and not bad.stdout
     assert "Did you mean 'mla'?" in bad.stderr and "Traceback" not in bad.stderr

@@ -31,11 +31,11 @@ def test_every_part_of_the_composition_has_its_place(checked: Callable[..., dict
     plain = checked("seed=7", "callbacks.progress=null", "ckpt_path=null")
     made = cli.to_cli(plain)
     assert made["seed_everything"] == 7 and made["ckpt_path"] is None and made["weights_only"] is True
-    assert {k: v for k, v in made["trainer"].items() if k not in ("callbacks", "logger")} == {
-        k: v for k, v in plain["trainer"].items() if k != "_target_"
+    assert {k: v for k, v in made["trainer"].items() if k not in ("callbacks", "logger", "plugins")} == {
+        k: v for k, v in plain["trainer"].items() if k not in ("_target_", "plugins")
     }
     names = [callback["class_path"].rpartition(".")[2] for callback in made["trainer"]["callbacks"]]
-    assert set(names) == {"ModelCheckpoint", "Interruption", "Throughput", "RunReport"}
+    assert set(names) == {"Machine", "Keeper", "Interruption", "Guard", "DeadExperts", "Throughput", "RunReport"}
     assert [logger["class_path"].rpartition(".")[2] for logger in made["trainer"]["logger"]] == [
         "CSVLogger",
         "TensorBoardLogger",

@@ -1,29 +1,24 @@
-"""``last.ckpt``: where a run goes on, also after Ctrl-C or SIGTERM, which end it at the next step boundary."""
+"""``last.ckpt``: where a run goes on, also after a signal, which ends it at the next step boundary."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-
-class Interrupted(Exception):  # noqa: N818 - a request that was met, not an error
-    """Training stopped on request, after its checkpoint was written.
-
-    Args:
-        checkpoint: the file to continue from
-        step: optimizer steps done
-        signum: the signal that asked for it
-    """
-
-    def __init__(self, checkpoint: Path, step: int, signum: int) -> None:
-        self.checkpoint, self.step, self.signum = checkpoint, step, signum
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
+from registry import ConfigError
+from training.checkpoints.atomic import clean
+from training.checkpoints.find import LAST
+from training.checkpoints.saving import save
+from training.stops import SIGNALS, Interrupted
 
 
 class Interruption(Checkpoint):
@@ -33,22 +28,36 @@ class Interruption(Checkpoint):
     step only if a validation falls on it.
 
     A KeyboardInterrupt in the middle of a backward pass leaves nothing worth saving, and Lightning saves nothing on
-    SIGTERM; here the signal is only noted, and acted upon when the optimizer has stepped. A second Ctrl-C stops at
-    once, without saving. Under several processes the ranks agree first.
+    SIGTERM; here the signal (SIGINT, SIGTERM or SIGUSR1) is only noted, and acted upon when the optimizer has stepped
+    or a batch of validation has been measured. A second Ctrl-C stops at once, without saving. Under several processes
+    the ranks agree first. Under Slurm, the signal that announces the end of the time is handed on to Lightning, which
+    has the job queued again.
 
     Being a ``Checkpoint``, it comes after all other callbacks, whose states it saves.
+
+    Args:
+        every_n_steps: optimizer steps between further saves; null for none
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            rule = "counts optimizer steps between saves"
+            raise ConfigError("callbacks.interruption.every_n_steps", every_n_steps, rule, "Write 100, or null")
+        self.every_n_steps = every_n_steps
         self._signum: int | None = None
         self._previous: dict[int, Any] = {}
         self._stopping = False  # what the ranks agreed on
         self._saved = -1  # optimizer steps done when last saved
+        self._owed = False  # whether a validation amid a step has left its save to the end of the step
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero:
+            clean(self._path(trainer).parent.parent.parent)  # what runs beside this one have left when they were killed
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # After Lightning has set its own handlers, which would end the loop without a checkpoint.
-        self._signum, self._stopping = None, False
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        self._signum, self._stopping, self._saved = None, False, trainer.global_step
+        for signum in SIGNALS:
             self._previous[signum] = signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
@@ -59,11 +68,12 @@ class Interruption(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        wanted = trainer.strategy.reduce_boolean_decision(self._signum is not None, all=False)
+        wanted = self._agreed(trainer, self._signum is not None)
         if trainer.fit_loop._should_accumulate():
             return
+        due = self._owed or (self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0)
         # The last step is saved here and not when training has ended, where Lightning also counts the epoch as ended.
-        if wanted or trainer.global_step == trainer.max_steps:
+        if wanted or due or trainer.global_step == trainer.max_steps:
             self._save(trainer)
         self._stopping = wanted
 
@@ -72,10 +82,21 @@ class Interruption(Checkpoint):
     ) -> None:
         self._stop_if_asked(trainer)
 
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        if self._between_steps(trainer):
+            self._stopping = self._agreed(trainer, self._signum is not None)
+            if self._stopping:
+                with _validation_not_begun(trainer):
+                    self._save(trainer)
+                self._stop_if_asked(trainer)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        if self._between_steps(trainer):
             self._save(trainer)
+            self._stopping = self._agreed(trainer, self._signum is not None)
             self._stop_if_asked(trainer)
+        elif trainer.state.fn == TrainerFn.FITTING:
+            self._owed = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._saved != trainer.global_step:  # ended by epochs, by time or by another callback
@@ -85,21 +106,57 @@ class Interruption(Checkpoint):
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
         """After the step's logging, and after its validation where one is due, lest a run gone on with lack them."""
         if self._stopping:
-            raise Interrupted(self._path(trainer), trainer.global_step, self._signum or signal.SIGTERM)
+            signum = self._signum or signal.SIGTERM
+            slurm = trainer._accelerator_connector.cluster_environment
+            requeue = slurm.requeue_signal if isinstance(slurm, SLURMEnvironment) and slurm.auto_requeue else None
+            if requeue is not None and self._agreed(trainer, signum == requeue):
+                self._previous[signal.SIGUSR1](signum, None)  # Lightning's, which asks for the job to be queued again
+            raise Interrupted(self._path(trainer), trainer.global_step, signum)
+
+    @staticmethod
+    def _between_steps(trainer: L.Trainer) -> bool:
+        """Whether a validation is of training, and not amid the micro-batches of a step: no file holds their sum."""
+        training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        return training and not trainer.fit_loop._should_accumulate()
 
     def _save(self, trainer: L.Trainer) -> None:
+        self._owed = False
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._saved = trainer.global_step
-            trainer.save_checkpoint(self._path(trainer))
+            save(trainer, self._path(trainer))
+
+    @staticmethod
+    def _agreed(trainer: L.Trainer, decision: bool) -> bool:
+        """Whether any rank says so; the same answer on all."""
+        return trainer.strategy.reduce_boolean_decision(decision, all=False)
 
     @staticmethod
     def _path(trainer: L.Trainer) -> Path:
         keeper = trainer.checkpoint_callback
         folder = getattr(keeper, "dirpath", None) or Path(trainer.default_root_dir) / "checkpoints"
-        return Path(folder) / "last.ckpt"
+        return Path(folder) / LAST
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for signum, handler in self._previous.items():
             if signal.getsignal(signum) == self._note:  # else Lightning has put back what was there before its own
                 signal.signal(signum, handler)
         self._previous.clear()
+
+
+@contextmanager
+def _validation_not_begun(trainer: L.Trainer) -> Iterator[None]:
+    """Let the loop look as it does when the first batch of this validation is about to be measured.
+
+    What has been measured of a validation is in no checkpoint, so a run gone on with does it over; Lightning would
+    take the rest of it for the whole.
+    """
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    now = progress.state_dict()
+    begun = progress.total.completed - progress.current.completed
+    amid = {"ready": begun + 1, "started": begun + 1, "processed": begun, "completed": begun}
+    none = dict.fromkeys(amid, 0)
+    progress.load_state_dict({**now, "total": amid, "current": none})
+    try:
+        yield
+    finally:
+        progress.load_state_dict(now)

@@ -50,7 +50,8 @@ class Throughput(L.Callback):
             self._since, self._tokens = time.perf_counter(), 0
             return
         tokens = batch["tokens"]
-        self._tokens += tokens.numel() * trainer.world_size
+        readers = (trainer.distributed_sampler_kwargs or {"num_replicas": 1})["num_replicas"]
+        self._tokens += tokens.numel() * readers
         if logs_now(trainer):
             if self._flops is None and isinstance(pl_module, CausalLM):
                 self._flops = 3 * forward_flops_per_token(pl_module.model_config, tokens.shape[1])

@@ -61,12 +61,12 @@ def torch_adamw(
     fused: bool | None,
     prefix: str = "",
 ) -> Optimizer:
-    """`torch.optim.AdamW` over `found`, its groups named with `prefix`; the rest as in the recipe `AdamW`."""
-    import torch
+    """torch's AdamW over `found`, its groups named with `prefix`; the rest as in the recipe `AdamW`."""
+    from training.optimizers.local_adamw import LocalAdamW
 
     parameters = [weight.parameter for weight in found]
     groups = _decay_groups(found, weight_decay, prefix)
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, **_kernel(parameters, fused))
+    optimizer = LocalAdamW(groups, lr=lr, betas=betas, eps=eps, fused=_fused(parameters, fused))
     # A fused step offers to undo the scaling of mixed precision itself. Lightning then refuses to clip, since it would
     # clip scaled gradients, even in bf16-mixed where nothing is scaled. Without the offer the scaler undoes it first.
     optimizer._step_supports_amp_scaling = False
@@ -84,13 +84,8 @@ def _decay_groups(found: Sequence[Weight], weight_decay: float, prefix: str) -> 
     return [group for group in groups if group["params"]]
 
 
-def _kernel(parameters: Sequence[nn.Parameter], fused: bool | None) -> dict[str, Any]:
-    """torch's choice of kernel: `fused` as asked; when None, fused if every parameter can take part in one.
-
-    Sharded parameters (DTensors) and plain ones cannot share a kernel: there it is one parameter after the other.
-    """
+def _fused(parameters: Sequence[nn.Parameter], fused: bool | None) -> bool:
+    """Whether one kernel takes the whole step: as asked; when None, if every parameter can take part in one."""
     if fused is not None:
-        return {"fused": fused}
-    if len({hasattr(parameter, "device_mesh") for parameter in parameters}) > 1:
-        return {"fused": False, "foreach": False}
-    return {"fused": all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)}
+        return fused
+    return all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)

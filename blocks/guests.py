@@ -1,0 +1,66 @@
+"""Which distributions a composition's blocks come from: a checkpoint names them, and is refused without them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import registry
+from registry import ConfigError
+from registry.catalogue import BUILTIN
+
+
+def distributions(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Distribution → its version and the blocks of the composition that it provides; the project's own left out."""
+    words = set(_words(model))
+    found: dict[str, dict[str, Any]] = {}
+    for kind in registry.kinds():
+        for name in registry.names(kind):
+            provider = registry.lookup(kind, name).provider
+            if name in words and provider not in BUILTIN.values():
+                entry = found.setdefault(provider, {"version": _version(provider), "blocks": []})
+                entry["blocks"].append(f"{kind}/{name}")
+    return found
+
+
+def check(wanted: Any, path: str) -> None:
+    """Refuse a checkpoint whose guest blocks are not here.
+
+    Args:
+        wanted: what ``distributions`` said when it was written; None of an older checkpoint
+        path: of the checkpoint, for the message
+
+    Raises:
+        ConfigError: names the distribution
+    """
+    for provider, entry in (wanted or {}).items():
+        for block in entry["blocks"]:
+            kind, _, name = block.partition("/")
+            if name not in registry.names(kind):
+                release = entry["version"]
+                rule = (
+                    f"was trained with {block} of {provider}{f' {release}' if release else ''}, which is not installed"
+                )
+                pinned = f"{provider}=={release}" if release else provider
+                raise ConfigError("ckpt_path", path, rule, f"pip install '{pinned}'")
+
+
+def _version(provider: str) -> str | None:
+    try:
+        return version(provider)
+    except PackageNotFoundError:
+        return None
+
+
+def _words(value: Any) -> Iterator[str]:
+    """Every word in the texts of a composition: names stand alone, or in a pattern of layers."""
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _words(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _words(inner)
+    elif isinstance(value, str):
+        yield from re.findall(r"\w+", value)

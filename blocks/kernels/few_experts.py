@@ -1,0 +1,53 @@
+"""Experts of a few tokens, as when decoding: no sort and no grouped product, only the matrices that are visited.
+
+With a handful of (token, choice) pairs the time goes into reading weights and starting operators. Grouped products
+start one for every expert, visited or not; here experts that nobody chose cost nothing. On CPU: elsewhere the routing
+would have to be fetched from the device first.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FEW = 64  # pairs; beyond, most experts are visited anyway and grouping in Python costs more than the sort
+
+
+def few(experts: Tensor) -> bool:
+    """Whether choices [T,k] are few enough, and nothing (gradients, a compiler, another device) needs the usual way."""
+    usual = torch.is_grad_enabled() or torch.compiler.is_compiling() or experts.device.type != "cpu"
+    return not usual and experts.numel() <= FEW
+
+
+def few_swiglu(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Σ over a token's choices of w · W_down,e (silu(W_gate,e x) ⊙ W_up,e x).
+
+    Args:
+        x: [T,D]
+        experts: [T,k]; entries of E stand for no expert
+        weights: [T,k]
+        gate_up: [E,2F,D], gate rows first
+        down: [E,D,F]
+
+    Returns:
+        [T,D]
+    """
+    flat, k = experts.flatten().tolist(), experts.shape[1]
+    pairs = sorted((e, i) for i, e in enumerate(flat) if e < len(gate_up))
+    if not pairs:
+        return torch.zeros_like(x)
+    visited = [(e, len(list(group))) for e, group in groupby(pairs, key=lambda pair: pair[0])]
+    chosen, token = torch.tensor([[i, i // k] for _, i in pairs]).unbind(1)
+    rows = x.index_select(0, token)
+    gate, up = _each(rows, gate_up, visited).chunk(2, -1)
+    hidden = F.silu(gate) * up * weights.flatten().index_select(0, chosen).to(gate.dtype)[:, None]
+    return torch.zeros_like(x).index_add_(0, token, _each(hidden, down, visited).to(x.dtype))
+
+
+def _each(rows: Tensor, weight: Tensor, visited: list[tuple[int, int]]) -> Tensor:
+    """Rows sorted by expert through their experts' matrices: [M,K], [E,N,K] → [M,N]."""
+    parts = rows.split([n for _, n in visited])
+    return torch.cat([F.linear(part, weight[e].to(rows.dtype)) for part, (e, _) in zip(parts, visited, strict=True)])

@@ -1,0 +1,74 @@
+"""Attention over latents that are never expanded: the decoding path of multi-head latent attention.
+
+With W_kv_up = [U; V] by head, q_nope · (U c) = (Uᵀ q_nope) · c and Σ w (V c) = V Σ w c. So queries are taken into the
+latent's space once, all heads score and average one shared sequence of latents, and what they find is taken out again
+(DeepSeek-AI 2024, arXiv 2405.04434, appendix C). Expanding, ``causal_attention`` is the reference.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def absorbs(T: int, S: int, latent: int, rope: int, nope: int, value: int) -> bool:
+    """Whether T new tokens on S in all (themselves included) cost less absorbed than with keys and values expanded.
+
+    Multiplications a head. Expanded: S·C·(n + v) to expand, T·S·(n + R + v) to score and average. Absorbed: T·C·(n + v)
+    to take queries in and values out, T·S·(2C + R) to score and average. One new token is nearly always cheaper
+    absorbed, a whole prompt nearly always expanded; at C = 512 and n = v = 128, as in DeepSeek, they meet at T = 170.
+    And the absorbed way holds T·S scores where the other, whose kernel holds none, expands S·(n + v) numbers: it must
+    not hold more.
+
+    Args:
+        latent, rope, nope, value: C, R, n, v, the widths
+    """
+    expanded = S * latent * (nope + value) + T * S * (nope + rope + value)
+    absorbed = T * latent * (nope + value) + T * S * (2 * latent + rope)
+    return nope + value >= T and absorbed < expanded
+
+
+def key_multiple(dtype: torch.dtype, device: torch.device) -> int:
+    """What the number of keys is to be rounded up to.
+
+    oneDNN, which multiplies low precision on CPUs, and fp32 too where it is allowed to, compiles code for every new
+    shape, and each step of decoding has one. MKL does not, and there rounding is only more work.
+    """
+    onednn = dtype != torch.float64 and (dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest")
+    return 256 if device.type == "cpu" and onednn else 1
+
+
+def by_head(x: Tensor, matrices: Tensor) -> Tensor:
+    """x [B,T,N,I] through a matrix for each head, [N,I,O] → [B,T,N,O]."""
+    rows = torch.bmm(x.flatten(0, 1).transpose(0, 1), matrices.to(x.dtype))
+    return rows.transpose(0, 1).unflatten(0, x.shape[:2])
+
+
+def latent_attention(
+    q: Tensor, memory: Tensor, n_keys: int, latent: int, *, scale: float, bias: Tensor | None = None
+) -> Tensor:
+    """Attention of the last T of S positions on latents that all heads share. No copy of the latents is made.
+
+    Args:
+        q: [B,T,N,C+R], queries in the latent's space and, behind, their turned parts
+        memory: [B,M,C+R], latents and turned keys; those from S on are no tokens, and finite
+        n_keys: S
+        latent: C
+        scale: multiplies q·k
+        bias: [B|1,N|1,T,S] added to the scaled scores
+
+    Returns:
+        [B,T,N,C], each head's average of latents
+    """
+    (T, N), M = q.shape[1:3], memory.shape[1]
+    scores = torch.bmm((q * scale).flatten(1, 2), memory.transpose(1, 2)).unflatten(1, (T, N))
+    if bias is not None:
+        scores[..., :n_keys] += bias.transpose(1, 2)
+    if n_keys < M:
+        scores[..., n_keys:] = float("-inf")
+    if T > 1:
+        later = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)[:, None]
+        scores[..., n_keys - T : n_keys].masked_fill_(later, float("-inf"))
+    wide = torch.promote_types(q.dtype, torch.float32)
+    weights = scores.softmax(-1, dtype=wide).to(memory.dtype)
+    return torch.bmm(weights.flatten(1, 2), memory[..., :latent]).unflatten(1, (T, N))

@@ -1,0 +1,90 @@
+"""Numbers kept at 8, 6 or 4 bits with a scale for every group of neighbours: what quantised caches are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+BITS = (8, 6, 4)
+GROUP = 64  # numbers that share a scale, at most: 16 bits of scale are a quarter of a bit a number
+
+
+def group_sizes(parts: Sequence[int], most: int = GROUP) -> list[int]:
+    """How many neighbours share each scale: every part is cut evenly into as few groups as hold ``most`` at most.
+
+    Args:
+        parts: widths, next to each other, across which no scale is shared (heads, a latent and its rotary part)
+    """
+    sizes = []
+    for width in parts:
+        n = -(-width // most)
+        sizes += [width // n + (i < width % n) for i in range(n)]
+    return sizes
+
+
+def code_bytes(width: int, bits: int) -> int:
+    """Bytes that the codes of ``width`` numbers take."""
+    return {8: width, 6: 3 * -(-width // 4), 4: -(-width // 2)}[bits]
+
+
+def quantise(x: Tensor, bits: int, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Round each number to one of 2^bits − 1 levels, even around 0 and as wide as its group's largest.
+
+    scale = max|x| / (2^(bits−1) − 1), code = round(x / scale) + 2^(bits−1). Scales are bf16, whose range no value
+    leaves, and codes are taken against the rounded scale, so that its rounding adds no error of its own.
+
+    Args:
+        x: [...,W]
+        sizes: of the groups; they add up to W
+
+    Returns:
+        codes [...,code_bytes] uint8, scales [...,groups] bf16
+    """
+    top = 2 ** (bits - 1) - 1
+    groups = x.float().split(list(sizes), -1)
+    scales = (torch.stack([group.abs().amax(-1) for group in groups], -1) / top).to(torch.bfloat16)
+    divisors = scales.float().clamp(min=torch.finfo(torch.float32).tiny)[..., None].unbind(-2)
+    rounded = torch.cat([group / by for group, by in zip(groups, divisors, strict=True)], -1).round_()
+    return pack((rounded.clamp_(-top, top) + (top + 1)).to(torch.uint8), bits), scales
+
+
+def dequantise(codes: Tensor, scales: Tensor, bits: int, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """What ``quantise`` rounded to: [...,W] in ``dtype``."""
+    x = unpack(codes, bits, sum(sizes)).to(dtype).sub_(2 ** (bits - 1))
+    for group, scale in zip(x.split(list(sizes), -1), scales.to(dtype)[..., None].unbind(-2), strict=True):
+        group.mul_(scale)
+    return x
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes [...,W] uint8 below 2^bits → [...,code_bytes].
+
+    At 4 bits the two halves of W lie in the low and high half of each byte. At 6, three quarters of W lie in the low 6
+    bits of three runs of bytes, and the fourth is spread over their high 2: packing and unpacking handle whole runs.
+    """
+    if bits == 8:
+        return codes
+    if bits == 4:
+        low, high = _runs(codes, 2)
+        return low | high << 4
+    *three, fourth = _runs(codes, 4)
+    return torch.cat([part | (fourth >> 2 * i & 3) << 6 for i, part in enumerate(three)], -1)
+
+
+def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
+    """The inverse of ``pack``: [...,width]."""
+    if bits == 8:
+        return packed
+    if bits == 4:
+        return torch.cat((packed & 15, packed >> 4), -1)[..., :width]
+    high = (packed >> 6).unflatten(-1, (3, -1))
+    fourth = high[..., 0, :] | high[..., 1, :] << 2 | high[..., 2, :] << 4
+    return torch.cat((packed & 63, fourth), -1)[..., :width]
+
+
+def _runs(codes: Tensor, n: int) -> tuple[Tensor, ...]:
+    """Codes [...,W] → n tensors [...,⌈W/n⌉], zeros behind the last."""
+    run = -(-codes.shape[-1] // n)
+    return torch.nn.functional.pad(codes, (0, n * run - codes.shape[-1])).split(run, -1)

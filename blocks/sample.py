@@ -1,0 +1,99 @@
+"""How a token is drawn from logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from registry import BlockError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What logits go through before a token is drawn from their softmax, in this order.
+
+    Fields have transformers' names and meanings, and are applied in its order.
+
+    Args:
+        repetition_penalty: tokens that stand in the row already have a positive logit divided by it, a negative one
+            multiplied (Keskar et al. 2019, arXiv 1909.05858); 1 changes nothing
+        temperature: divides the logits; 0 takes the likeliest token, whatever the following say
+        top_k: keeps the k likeliest; None keeps all
+        top_p: keeps the fewest likeliest whose probabilities add up to it (Holtzman et al. 2020, arXiv 1904.09751);
+            None keeps all
+        min_p: keeps tokens at least this times as likely as the likeliest (Nguyen et al. 2024, arXiv 2407.01082); None
+            keeps all
+
+    Raises:
+        BlockError: a field is out of its range
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        ranges = (
+            (
+                "temperature",
+                0 <= self.temperature < math.inf,
+                "divides the logits, so it is finite and not negative",
+                1.0,
+            ),
+            ("top_k", self.top_k is None or self.top_k >= 1, "counts the tokens that are kept, at least 1", 50),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "is a probability, above 0 and at most 1", 0.9),
+            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "is a share of the likeliest, from 0 to 1", 0.05),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "divides logits, so it is above 0", 1.1),
+        )
+        for name, good, rule, example in ranges:
+            if not good:
+                raise BlockError(name, getattr(self, name), rule, f"Write e.g. {name}={example}, or leave it out")
+
+
+def sample(
+    logits: Tensor,
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+    seen: Tensor | None = None,
+) -> Tensor:
+    """Draw a token for each row.
+
+    Args:
+        logits: [B,V]
+        sampling: how
+        generators: one for each row: what a row draws does not depend on the others
+        seen: [B,V] whether a token stands in the row; needed for a repetition penalty
+
+    Returns:
+        [B]
+    """
+    if sampling.repetition_penalty != 1 and seen is not None:
+        penalty = sampling.repetition_penalty
+        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probabilities = candidates(logits / sampling.temperature, sampling).softmax(-1)
+    draws = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities, generators, strict=True)]
+    return torch.cat(draws)
+
+
+def candidates(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits [B,V] with −∞ for every token that may not be drawn; the likeliest always may."""
+    if sampling.top_k is not None:
+        kth = logits.topk(min(sampling.top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -math.inf)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ordered, order = logits.sort(-1, descending=True)
+        probabilities = ordered.softmax(-1)
+        enough = probabilities.cumsum(-1) - probabilities >= sampling.top_p  # those before it are enough without it
+        logits = logits.masked_fill(enough.scatter(-1, order, enough), -math.inf)
+    if sampling.min_p is not None:
+        least = logits.amax(-1, keepdim=True) + math.log(max(sampling.min_p, 1e-300))
+        logits = logits.masked_fill(logits < least, -math.inf)
+    return logits

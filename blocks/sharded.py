@@ -1,0 +1,157 @@
+"""A checkpoint that is a folder: every rank's share of the tensors, as torch.distributed.checkpoint writes them.
+
+Beside its files lies ``meta.pt`` with all that is no tensor of the model or of an optimizer. Keys of tensors are
+``state_dict.<name>`` and ``optimizer.<which>.<parameter>.<name>``. torch reads the index ``.metadata`` with an open
+pickle, which would run code of a hostile file; here only the classes that an index is made of may come out of it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from registry import ConfigError
+
+META = "meta.pt"
+INDEX = ".metadata"
+MODEL, OPTIMIZER = "state_dict.", "optimizer."
+
+_CLASSES = {
+    "torch.distributed.checkpoint.metadata": {
+        *("Metadata", "TensorStorageMetadata", "TensorProperties", "BytesStorageMetadata", "ChunkStorageMetadata"),
+        *("MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING"),
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
+    "pathlib": {"PosixPath", "WindowsPath"},
+}
+
+
+def is_folder(path: Path) -> bool:
+    """Whether ``path`` is a checkpoint of this kind."""
+    return (path / INDEX).is_file() and (path / META).is_file()
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """All that is no tensor, loaded under ``weights_only=True``."""
+    return torch.load(folder / META, map_location="cpu", weights_only=True)
+
+
+def read_index(folder: Path) -> Any:
+    """The index: which tensors there are, their shapes, and which file holds which part.
+
+    Raises:
+        pickle.UnpicklingError: it holds anything else
+    """
+    index = _Unpickler(io.BytesIO((folder / INDEX).read_bytes())).load()
+    if any(Path(info.relative_path).name != str(info.relative_path) for info in index.storage_data.values()):
+        raise pickle.UnpicklingError("names a file outside its folder")
+    return index
+
+
+def outline(folder: Path) -> dict[str, Tensor]:
+    """Key → a tensor on the meta device, of the shape and dtype in the index."""
+    entries = read_index(folder).state_dict_metadata.items()
+    return {
+        key: torch.empty(e.size, dtype=e.properties.dtype, device="meta") for key, e in entries if hasattr(e, "size")
+    }
+
+
+def read_tensors(folder: Path, into: dict[str, Tensor], alone: bool = True) -> None:
+    """Fill tensors in place, distributed ones too, whatever number of ranks wrote the folder.
+
+    Args:
+        into: key → tensor
+        alone: whether this process reads for itself; else all ranks call this, and share out the reading
+    """
+    import torch.distributed.checkpoint as dcp
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
+        dcp.load(into, storage_reader=_reader(folder), planner=_planner(), no_dist=alone)
+
+
+def read_folder(folder: Path, optimizers: bool = True) -> dict[str, Any]:
+    """The whole of a checkpoint in this process's memory, as one file would hold it.
+
+    Raises:
+        ConfigError: it is damaged, or holds more than plain types and tensors
+    """
+    try:
+        meta, found = read_meta(folder), outline(folder)
+        wanted = {k: v for k, v in found.items() if optimizers or k.startswith(MODEL)}
+        tensors = {key: torch.empty_like(like, device="cpu") for key, like in wanted.items()}
+        read_tensors(folder, tensors)
+    except Exception as error:  # torch raises several classes for a truncated, foreign or hostile file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        rule = f"cannot be loaded safely ({reason})"
+        raise ConfigError("ckpt_path", str(folder), rule, "Use a checkpoint of train.py") from None
+    model = {key.removeprefix(MODEL): t for key, t in tensors.items() if key.startswith(MODEL)}
+    checkpoint = {**meta, "state_dict": model}
+    if optimizers:
+        checkpoint["optimizer_states"] = [join(i, state, tensors) for i, state in enumerate(meta["optimizer_states"])]
+    return checkpoint
+
+
+def split(which: int, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The state of an optimizer → the same without its tensors, and key → tensor."""
+    tensors = {
+        f"{OPTIMIZER}{which}.{parameter}.{name}": value
+        for parameter, values in state["state"].items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+    plain = {
+        parameter: {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+        for parameter, values in state["state"].items()
+    }
+    return {**state, "state": plain}, tensors
+
+
+def join(which: int, state: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What ``split`` took apart."""
+    whole = {parameter: dict(values) for parameter, values in state["state"].items()}
+    prefix = f"{OPTIMIZER}{which}."
+    for key, tensor in tensors.items():
+        if key.startswith(prefix):
+            parameter, _, name = key.removeprefix(prefix).partition(".")
+            whole[int(parameter)][name] = tensor
+    return {**state, "state": whole}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in _CLASSES.get(module, ()):
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in an index")
+        return super().find_class(module, name)
+
+
+def _reader(folder: Path) -> Any:
+    from torch.distributed.checkpoint import FileSystemReader
+
+    class Reader(FileSystemReader):
+        def read_metadata(self, *arguments: Any, **options: Any) -> Any:
+            index = read_index(folder)
+            if getattr(index, "storage_meta", None) is None:
+                index.storage_meta = self.storage_meta()
+            index.storage_meta.load_id = self.load_id
+            return index
+
+    return Reader(str(folder))
+
+
+def _planner() -> Any:
+    from torch.distributed.checkpoint import DefaultLoadPlanner
+
+    class Planner(DefaultLoadPlanner):
+        def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
+            raise pickle.UnpicklingError(f"{read_item.dest_index.fqn} is no tensor")
+
+    return Planner(flatten_state_dict=False, flatten_sharded_tensors=False)

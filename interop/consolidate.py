@@ -1,0 +1,89 @@
+"""A checkpoint of training, one file or many ranks' shares, as safetensors: ``python -m interop.consolidate RUN OUT``.
+
+OUT gets the composition (``model.yaml``), the weights under our names (``model.safetensors``, from which
+``init_from=OUT model=pretrained`` starts) and what the optimizer knows of each (``optimizer.safetensors``, by
+``<parameter>.<name>``). ``--checkpoint`` adds ``last.ckpt``, one file from which any number of processes goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+import registry
+from blocks.checkpoint import PREFIX, read_checkpoint
+from interop.folder import whole
+from interop.shards import ready, write_shards
+from interop.source import COMPOSITION
+from registry import ConfigError
+
+REFUSED = 2
+OPTIMIZER = "optimizer"
+MAX_BYTES = 5 * 10**9
+
+
+def consolidate(source: Path, out: Path, *, checkpoint: bool = False) -> None:
+    """Write a folder of safetensors.
+
+    Args:
+        source: a run's folder, or a checkpoint
+        out: folder to be made; must not exist, or be empty
+        checkpoint: whether to write ``last.ckpt`` too
+
+    Raises:
+        ConfigError: the source is damaged, or cannot be written
+    """
+    last = source / "checkpoints" / "last.ckpt"
+    found = read_checkpoint(last if last.exists() else source)
+    weights = {k.removeprefix(PREFIX): v for k, v in found["state_dict"].items() if k.startswith(PREFIX)}
+    with whole(out) as folder:
+        model = found["hyper_parameters"]["model"]
+        (folder / COMPOSITION).write_text(yaml.safe_dump(model, sort_keys=False), encoding="utf-8")
+        write_shards(folder, {name: ready(tensor.contiguous()) for name, tensor in weights.items()}, MAX_BYTES)
+        states = _optimizer_tensors(found)
+        if states:
+            from safetensors.torch import save_file
+
+            save_file(states, folder / f"{OPTIMIZER}.safetensors", metadata={"format": "pt"})
+        if checkpoint:
+            torch.save(found, folder / "last.ckpt")
+
+
+def _optimizer_tensors(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """``<parameter>.<name>`` → tensor, of all optimizers."""
+    named: dict[str, Tensor] = {}
+    known = checkpoint.get("optimizer_parameters") or []
+    for which, state in enumerate(checkpoint.get("optimizer_states") or []):
+        names = known[which] if which < len(known) else []
+        for index, values in state["state"].items():
+            parameter = names[index] if index < len(names) else f"{which}.{index}"
+            named |= {f"{parameter}.{k}": v.contiguous() for k, v in values.items() if isinstance(v, Tensor)}
+    return named
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; a refusal is printed as one message, and the exit code is 2."""
+    parser = argparse.ArgumentParser(prog="python -m interop.consolidate", description=__doc__)
+    parser.add_argument("source", metavar="RUN", type=Path, help="a run's folder, or a checkpoint: a file or a folder")
+    parser.add_argument("out", metavar="OUT", type=Path, help="must not exist, or be empty")
+    parser.add_argument("--checkpoint", action="store_true", help="also write last.ckpt, one file to go on from")
+    given = parser.parse_args(arguments)
+    try:
+        registry.load()
+        consolidate(given.source, given.out, checkpoint=given.checkpoint)
+    except ConfigError as error:
+        print(error.render(), file=sys.stderr)
+        return REFUSED
+    print(f"Wrote {given.out}. Start from it: python train.py init_from={given.out} model=pretrained")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

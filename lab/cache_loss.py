@@ -1,0 +1,194 @@
+"""``python -m lab.cache_loss RUN [--text FILE …]``: what quantised caches cost in perplexity on a run's own text.
+
+Every window goes through the caches in chunks, as when decoding: each token is predicted from what the caches give back
+of those before it. So the figures are those of text that is generated at these bits. Left out: windows that hold the
+end of a document, and what a cache's bits do to a text after thousands of tokens of one's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from blocks.decoder import Decoder
+from blocks.kernels.cross_entropy import IGNORED
+from lab.generate import BITS, Writer
+from registry import REFUSED, BlockError, ConfigError
+from training.targets import instantiate
+
+Window = tuple[Tensor, Tensor]  # tokens [B,T], and for each the one after it
+CHUNK = 32  # tokens that go through the caches at once; what is read does not depend on it
+
+
+@torch.inference_mode()
+def mean_loss(decoder: Decoder, windows: Iterable[Window], bits: int | None) -> float:
+    """Nats a token over all windows, every token predicted through caches of so many bits a number.
+
+    Args:
+        decoder: in evaluation mode
+        windows: of equal or unequal lengths; targets of −100 are not scored
+        bits: 8, 6 or 4; None for exact caches
+    """
+    nats, scored = 0.0, 0
+    for tokens, targets in windows:
+        caches = decoder.new_caches(tokens.shape[0], tokens.shape[1], bits)
+        for part, after in zip(tokens.split(CHUNK, 1), targets.split(CHUNK, 1), strict=True):
+            nats += float(decoder.nll(decoder.hidden(part, caches=caches)[0], after))
+            scored += int((after != IGNORED).sum())
+    return nats / max(scored, 1)
+
+
+def losses(decoder: Decoder, windows: Sequence[Window], bits: Sequence[int]) -> list[dict[str, Any]]:
+    """A row for exact caches and one for each of ``bits``.
+
+    Returns:
+        ``bits`` (None: exact), ``bytes_per_token`` of the caches with their scales, ``loss`` in nats, ``perplexity``,
+        ``change`` of the perplexity against the exact caches, as a fraction
+    """
+    rows: list[dict[str, Any]] = []
+    for b in (None, *bits):
+        loss = mean_loss(decoder, windows, b)
+        one, two = (sum(cache.nbytes for cache in decoder.new_caches(1, n, b)) for n in (1, 2))
+        change = math.exp(loss - rows[0]["loss"]) - 1 if rows else 0.0
+        rows.append(
+            {"bits": b, "bytes_per_token": two - one, "loss": loss, "perplexity": math.exp(loss), "change": change}
+        )
+    return rows
+
+
+# --- the windows ------------------------------------------------------------------------------------------------------
+
+
+def validation_windows(run: Path, most: int | None) -> Iterator[Window]:
+    """Windows of the text that a run was validated on, those of one document.
+
+    Args:
+        run: its folder
+        most: windows, evenly spaced; None for all
+
+    Raises:
+        ConfigError: it holds no configuration, or no validation text
+    """
+    file = run / ".hydra" / "config.yaml"
+    if not file.is_file():
+        rule = "holds no .hydra/config.yaml, which says what it was validated on"
+        raise ConfigError("RUN", str(run), rule, "Name a run's folder, or the text: --text FILE")
+    node: Any = OmegaConf.to_container(OmegaConf.load(file).data, resolve=True)
+    data = instantiate({**node, "eval_windows": most}, "data")
+    data.prepare_data()
+    data.setup("validate")
+    for batch in data.val_dataloader():
+        tokens, targets, segments = batch["tokens"], batch["targets"], batch.get("segments")
+        if segments is not None:
+            whole = (segments == segments[:, :1]).all(1)
+            tokens, targets = tokens[whole], targets[whole]
+        if len(tokens):
+            yield tokens, targets
+
+
+def text_windows(writer: Writer, files: Sequence[Path], length: int, most: int | None) -> Iterator[Window]:
+    """Windows of ``length`` tokens of the files' texts.
+
+    Raises:
+        ConfigError: a file cannot be read, or all are shorter than a window
+    """
+    count = 0
+    for file in files:
+        try:
+            ids = writer.encode(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            rule = f"cannot be read ({type(error).__name__})"
+            raise ConfigError("--text", str(file), rule, "Name a file of text in UTF-8") from None
+        for start in range(0, len(ids) - length, length):
+            if most is None or count < most:
+                window = torch.tensor([ids[start : start + length + 1]])
+                count += 1
+                yield window[:, :-1], window[:, 1:]
+    if not count:
+        raise ConfigError("--text", [str(file) for file in files], f"no text has {length + 1} tokens", "Lower --length")
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lab.cache_loss", allow_abbrev=False, description=__doc__)
+    parser.add_argument(
+        "model", metavar="MODEL", help="a run's folder; with --text also a *.ckpt or an imported folder"
+    )
+    parser.add_argument(
+        "--text", action="append", type=Path, default=[], metavar="FILE", help="instead of the run's own"
+    )
+    parser.add_argument(
+        "--length", type=int, default=256, metavar="N", help="tokens of a window of --text; default 256"
+    )
+    parser.add_argument("--windows", type=int, default=128, metavar="N", help="at most so many; 0 for all; default 128")
+    parser.add_argument(
+        "--bits", type=int, action="append", choices=BITS, help="again for several; default: 8, 6 and 4"
+    )
+    parser.add_argument("--json", action="store_true", help="print plain numbers")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Answer a command line.
+
+    Raises:
+        ConfigError: whatever is wrong with it, the model or the text
+    """
+    words = _parser().parse_args(arguments)
+    for name, least in (("length", 1), ("windows", 0)):
+        if getattr(words, name) < least:
+            raise ConfigError(f"--{name}", getattr(words, name), f"is at least {least}", "Leave it out")
+    writer, most = Writer.open(words.model, device="cpu"), words.windows or None
+    if words.text:
+        windows = list(text_windows(writer, words.text, words.length, most))
+    else:
+        windows = list(validation_windows(Path(words.model), most))
+    if not windows:
+        raise ConfigError("MODEL", words.model, "has no validation text", "Name some: --text FILE")
+    try:
+        rows = losses(writer.decoder, windows, words.bits or BITS)
+    except BlockError as error:
+        raise ConfigError(f"--{error.parameter}", error.value, error.rule, error.remedy) from None
+    scored = sum(int((targets != IGNORED).sum()) for _, targets in windows)
+    if words.json:
+        print(json.dumps({"model": words.model, "tokens": scored, "caches": rows}, indent=1))
+    else:
+        Console().print(table(rows, scored))
+
+
+def table(rows: Sequence[dict[str, Any]], scored: int) -> Table:
+    """The rows as a person reads them."""
+    shown = Table(box=box.SIMPLE_HEAD, caption=f"{scored:,} tokens scored", caption_justify="left")
+    for head in ("cache", "bytes a token", "nats a token", "perplexity", "against exact"):
+        shown.add_column(head, justify="left" if head == "cache" else "right")
+    for row in rows:
+        name = "exact" if row["bits"] is None else f"{row['bits']} bits"
+        figures = (f"{row['bytes_per_token']:,}", f"{row['loss']:.5f}", f"{row['perplexity']:.4f}")
+        shown.add_row(name, *figures, f"{100 * row['change']:+.3f} %")
+    return shown
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except ConfigError as error:
+        print(error.render(), file=sys.stderr)
+        sys.exit(REFUSED)
+    except BrokenPipeError:  # whoever read us has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,128 @@
+"""Each benchmark from command line to result, at its smallest; contenders run in this process, so that it is quick."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import decode, kernels, race, scaling, train_step
+from benchmarks.scaling import flat_error, line_error
+
+ROOT = Path(race.__file__).resolve().parent.parent
+
+
+class InThisProcess:
+    """What a worker does, without its process and settings."""
+
+    def __init__(self, entry: race.Entry, device: str, threads: int) -> None:
+        module, _, name = entry.job.partition(":")
+        self.job = getattr(importlib.import_module(module), name)(**entry.arguments, device=device)
+        self.settled = self.job.about()
+
+    def ready(self) -> dict[str, Any]:
+        return self.settled
+
+    def ask(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        return json.loads(json.dumps(self.job.turn(**order)))
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """What a benchmark's ``main`` leaves: the names of its documents, and what stands in them."""
+    monkeypatch.setattr(race, "Process", InThisProcess)
+    monkeypatch.setattr(train_step, "TURN_SECONDS", 0.001)
+
+    def call(main: Callable[..., Any], *arguments: str) -> dict[str, Any]:
+        made = main(["--quick", "--threads", "1", "--out", str(tmp_path), *arguments])
+        results = made if isinstance(made, list) else [made]
+        documents = [json.loads((tmp_path / f"{result.benchmark}.json").read_text()) for result in results]
+        whole = {key: [part for d in documents for part in d[key]] for key in ("tables", "ratios")}
+        return {**whole, "names": [d["benchmark"] for d in documents]}
+
+    return call
+
+
+def _table(document: dict[str, Any], title: str) -> list[dict[str, Any]]:
+    found = next(t for t in document["tables"] if t["title"].startswith(title))
+    return [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
+
+
+def test_training_step_is_raced_and_recorded(run: Callable[..., dict[str, Any]]) -> None:
+    document = run(train_step.main, "--families", "mla_moe", "--only", "ours,transformers")
+    rows = _table(document, "smoke · mla_moe · fp32")
+    assert document["names"] == ["train_step_smoke_mla_moe"]
+    assert [(row["contender"].split()[0], row["settings"]) for row in rows] == [
+        (library, settings) for library in ("ours", "transformers") for settings in ("best settings", "as it comes")
+    ]
+    assert all(row["tokens/s"] > 0 and row["peak memory, GB"] > 0 and row["of peak"] > 0 for row in rows)
+    assert rows[0]["parameters"] == rows[2]["parameters"]
+    assert rows[0]["first loss"] == rows[1]["first loss"]  # the same weights and tokens
+    assert abs(rows[0]["first loss"] - rows[2]["first loss"]) < 0.2  # other weights, the same tokens
+    equal = _table(document, "Equal outputs")
+    assert [(row["family"], row["dtype"]) for row in equal] == [("mla_moe", "fp32")]
+    assert 0 < equal[0]["difference of logits"] < 1e-5
+    names = {ratio["name"] for ratio in document["ratios"]}
+    assert "smoke · mla_moe · fp32: ours ÷ transformers DeepSeek-V3, best settings" in names
+    assert "smoke · mla_moe · fp32: ours, best settings ÷ transformers DeepSeek-V3, as it comes" in names
+    assert not any("litgpt" in name for name in names)
+
+
+def test_unequal_outputs_stop_the_race(run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import peers
+
+    monkeypatch.setitem(peers.BOUNDS, "fp32", (0.0, 0.0))
+    with pytest.raises(peers.UnequalError, match="dense, fp32: logits differ"):
+        run(train_step.main, "--families", "dense", "--only", "ours")
+
+
+def test_decoding_is_raced_and_its_cache_weighed(run: Callable[..., dict[str, Any]]) -> None:
+    document = run(decode.main, "--only", "transformers DeepSeek")
+    rows = _table(document, "Decoding · smoke · fp32")
+    assert {row["context × batch"] for row in rows} == {"16 × 1", "32 × 1", "16 × 2", "32 × 2"}
+    assert {row["cache bytes a token"] for row in rows} == {2 * (16 + 8) * 4}  # layers × (C + R) × bytes, of both
+    assert all(row["tokens/s"] > 0 for row in rows + _table(document, "Prefill"))
+    off = {r["name"]: r["spread"]["median"] for r in document["ratios"] if "off" in r["name"]}
+    assert [value for name, value in off.items() if "formula" in name] == [0.0] * 4
+    assert all(value < 1e-5 for value in off.values())
+
+
+def test_kernels_are_timed_and_recorded(run: Callable[..., dict[str, Any]]) -> None:
+    document = run(kernels.main, "--dtypes", "fp32")
+    assert document["names"] == ["kernels_experts", "kernels_attention", "kernels_loss"]
+    assert len(_table(document, "Experts · fp32")) == 1
+    assert [row["way"] for row in _table(document, "Loss · fp32")] == ["ours", "logits held whole"]
+    assert len(_table(document, "Attention · fp32")) == 4
+    assert any(ratio["name"].startswith("experts: share") for ratio in document["ratios"])
+
+
+def test_growth_is_measured(run: Callable[..., dict[str, Any]]) -> None:
+    names = [ratio["name"].partition(": ")[2] for ratio in run(scaling.main)["ratios"]]
+    assert len(names) == 4
+    assert sum("linear" in name for name in names) == 2
+
+
+def test_errors_from_a_line_and_from_a_level() -> None:
+    assert line_error([1, 2, 4], [3.0, 5.0, 9.0]) == pytest.approx(0)
+    assert line_error([0, 1, 2], [1.0, 1.0, 4.0]) == pytest.approx(1.0)  # the line is 0.5, 2, 3.5
+    assert flat_error([1.0, 1.0]) == 0
+    assert flat_error([0.8, 1.2]) == pytest.approx(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train_step", "decode", "kernels", "scaling", "startup", "trainer_overhead", "peers"])
+def test_command_runs_in_processes(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--threads", "1", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {file.suffix for file in tmp_path.iterdir()} >= {".json", ".md"}

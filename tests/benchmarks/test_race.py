@@ -1,0 +1,83 @@
+"""Contenders in processes of their own, taking turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.race import Entry, Race
+from benchmarks.statistics import paired, spread
+
+ROUNDS = 3
+
+
+@pytest.fixture(scope="module")
+def race() -> Iterator[Race]:
+    """A race: one good, one that takes much memory, one that fails in its second turn, one that does not exist."""
+    jobs = {"good": (0, 1), "large": (0, 300), "failing": (2, 1)}
+    entries = [
+        Entry(label, "tests.benchmarks.toy_jobs:Toy", {"fails_at": at, "megabytes": size}, tuned=label == "large")
+        for label, (at, size) in jobs.items()
+    ]
+    entries.append(Entry("absent", "benchmarks.no_such_module:Job", {}, tuned=False))
+    with Race(entries, "cpu", threads=1) as made:
+        made.run(ROUNDS, seconds=60, word="hello")
+        yield made
+
+
+def test_every_contender_has_a_process_of_its_own_with_the_threads_asked_for(race: Race) -> None:
+    assert len({entry.about["pid"] for entry in race.entries[:3]}) == 3
+    assert all(entry.about["threads"] == "1" for entry in race.entries[:3])
+
+
+def test_every_contender_takes_part_in_every_round_and_is_told_the_same(race: Race) -> None:
+    good, large = race.entries[:2]
+    for entry in (good, large):
+        assert {r: turn["count"] for r, turn in entry.turns.items()} == {0: 1, 1: 2, 2: 3}
+        assert all(turn["arguments"] == {"word": "hello"} for turn in entry.turns.values())
+
+
+def test_failure_is_recorded_and_ends_that_contender_only(race: Race) -> None:
+    failing = race.entries[2]
+    assert failing.failed == "RuntimeError: told to"
+    assert list(failing.turns) == [0]
+
+
+def test_peak_memory_is_that_of_the_contenders_own_process(race: Race) -> None:
+    good, large = (max(t["peak_bytes"] for t in entry.turns.values()) for entry in race.entries[:2])
+    assert 250e6 < large - good < 400e6
+
+
+def test_settings_are_applied_where_asked_for(race: Race) -> None:
+    settings = {entry.label: entry.about["settings"] for entry in race.entries[:3]}
+    assert settings["good"] == settings["failing"]
+    assert settings["good"]["precision"] == "highest"
+    assert not settings["good"]["kept_memory"]
+    assert settings["large"]["kept_memory"]
+    assert all(found["error"] < 2e-6 for found in settings.values())  # whatever was chosen, fp32 stays fp32
+
+
+def test_order_turns_from_round_to_round() -> None:
+    race = Race([Entry(label, "", {}) for label in "abc"], "cpu", 1)
+    assert ["".join(entry.label for entry in race.order(i)) for i in range(4)] == ["abc", "bca", "cab", "abc"]
+
+
+def test_contender_that_cannot_start_is_recorded(race: Race) -> None:
+    absent = race.entries[3]
+    assert absent.failed is not None
+    assert "no_such_module" in absent.failed
+    assert absent.turns == {}
+
+
+def test_spread_has_the_median_and_the_quartiles() -> None:
+    assert spread([4.0, 1.0, 3.0, 2.0, 5.0]).plain() == {"median": 3.0, "q1": 2.0, "q3": 4.0, "n": 5}
+    assert spread([7.0]).plain() == {"median": 7.0, "q1": 7.0, "q3": 7.0, "n": 1}
+
+
+def test_ratios_pair_what_was_measured_in_one_round() -> None:
+    """A machine that is half as fast in the second round leaves the ratio alone; a round of one side does not count."""
+    found = paired({0: 20.0, 1: 10.0, 2: 99.0}, {0: 10.0, 1: 5.0, 3: 1.0})
+    assert found is not None
+    assert found.plain() == {"median": 2.0, "q1": 2.0, "q3": 2.0, "n": 2}
+    assert paired({0: 1.0}, {1: 1.0}) is None

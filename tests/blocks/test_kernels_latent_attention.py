@@ -1,0 +1,127 @@
+"""Absorbed attention computes what expanding computes, and is chosen when it is cheaper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from blocks.attention import mla as mla_module
+from blocks.attention.mla import MLA
+from blocks.kernels.attention import causal_attention_reference
+from blocks.kernels.latent_attention import absorbs, by_head, key_multiple, latent_attention
+
+B, N, NOPE, ROPE, VALUE, C = 2, 3, 7, 4, 5, 11
+SCALE = 0.37
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def both_ways(T: int, S: int, extra: int, dtype: torch.dtype, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """[B,T,N,V] absorbed, and expanded by the definition."""
+    q_nope, q_rope = drawn(B, T, N, NOPE, dtype=dtype), drawn(B, T, N, ROPE, dtype=dtype, seed=1)
+    memory = drawn(B, S + extra, C + ROPE, dtype=dtype, seed=2)
+    up = drawn(N, NOPE + VALUE, C, dtype=dtype, seed=3) / C**0.5
+    key_up, value_up = up.split((NOPE, VALUE), 1)
+    q = torch.cat((by_head(q_nope, key_up), q_rope), -1)
+    absorbed = by_head(latent_attention(q, memory, S, C, scale=SCALE, bias=bias), value_up.transpose(1, 2))
+    latent, k_rope = memory[:, :S].split((C, ROPE), -1)
+    k_nope, v = torch.einsum("bsc,nic->bsni", latent, up).split((NOPE, VALUE), -1)
+    k = torch.cat((k_nope, k_rope[:, :, None].expand(-1, -1, N, -1)), -1)
+    expanded = causal_attention_reference(torch.cat((q_nope, q_rope), -1), k, v, scale=SCALE, bias=bias)
+    return absorbed, expanded
+
+
+@pytest.mark.parametrize("extra", [0, 5])
+@pytest.mark.parametrize(("T", "S"), [(1, 1), (1, 63), (5, 5), (7, 63)])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 0.06)], ids=str
+)
+def test_absorbed_equals_expanded(T: int, S: int, extra: int, dtype: torch.dtype, bound: float) -> None:
+    absorbed, expanded = both_ways(T, S, extra, dtype, None)
+    assert absorbed.dtype == dtype
+    torch.testing.assert_close(absorbed, expanded, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("shape", [(1, N), (B, 1), (B, N)])
+def test_biases_are_added_to_the_scores(shape: tuple[int, int]) -> None:
+    bias = drawn(*shape, 4, 9, seed=7)
+    absorbed, expanded = both_ways(4, 9, 3, torch.float64, bias)
+    torch.testing.assert_close(absorbed, expanded, rtol=0, atol=1e-12)
+    assert not torch.allclose(absorbed, both_ways(4, 9, 3, torch.float64, None)[0])
+
+
+def test_latents_are_not_copied() -> None:
+    memory, q = drawn(1, 300, C + ROPE), drawn(1, 1, N, C + ROPE)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        latent_attention(q, memory, 200, C, scale=1.0)
+    taken = sum(event.self_cpu_memory_usage for event in profile.key_averages() if event.self_cpu_memory_usage > 0)
+    assert taken < memory.nbytes / 1.5  # scores and weights, of 3 numbers a token where the latent has 15
+
+
+# --- the choice -------------------------------------------------------------------------------------------------------
+
+DEEPSEEK = {"latent": 512, "rope": 64, "nope": 128, "value": 128}
+
+
+@pytest.mark.parametrize(
+    ("T", "S", "chosen"),
+    [(1, 2, True), (1, 100_000, True), (16, 8192, True), (4096, 4096, False), (128, 128, False), (256, 100_000, False)],
+)
+def test_decoding_absorbs_and_prefill_expands(T: int, S: int, chosen: bool) -> None:
+    assert absorbs(T, S, **DEEPSEEK) == chosen
+
+
+@pytest.mark.parametrize("S", [200, 1000, 10_000])
+def test_choice_is_by_multiplications(S: int) -> None:
+    for T in range(1, 200):
+        expanded = S * 512 * 256 + T * S * 320
+        absorbed = T * 512 * 256 + T * S * 1088
+        assert absorbs(T, S, **DEEPSEEK) == (absorbed < expanded)
+
+
+def test_absorbing_never_holds_more_scores_than_there_would_be_keys_and_values() -> None:
+    assert absorbs(8, 1000, 2, 2, 4, 4) and not absorbs(9, 1000, 2, 2, 4, 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "position", ["rope", "alibi", {"name": "yarn", "factor": 8.0, "original_positions": 16}], ids=str
+)
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 0.1)], ids=str
+)
+def test_mla_gives_the_same_both_ways(
+    make_block: Callable[..., Any],
+    position: Any,
+    dtype: torch.dtype,
+    bound: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node = {"name": "mla", "n_heads": 3, "kv_lora_rank": 11, "qk_rope_head_dim": 4, "v_head_dim": 5}
+    attention: MLA = make_block(
+        "attention", {**node, "qk_nope_head_dim": 7}, dtype=dtype, around={"position": position}
+    )
+    x, where = drawn(2, 21, 48, dtype=dtype), torch.arange(21)[None]
+    outputs = []
+    for choice in (True, False):
+        monkeypatch.setattr(mla_module, "absorbs", lambda *a, choice=choice: choice)
+        cache = attention.new_cache(2, 21, dtype, torch.device("cpu"))
+        parts = zip(x.split([9, 1, 1, 10], 1), where.split([9, 1, 1, 10], 1), strict=True)
+        outputs.append(torch.cat([attention(part, positions, cache=cache) for part, positions in parts], 1))
+    torch.testing.assert_close(*outputs, rtol=0, atol=bound)
+    torch.testing.assert_close(outputs[0], attention(x, where), rtol=0, atol=bound)
+
+
+def test_keys_are_rounded_where_every_new_shape_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, elsewhere = torch.device("cpu"), torch.device("cuda", 0)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
+    assert [key_multiple(d, cpu) for d in (torch.float64, torch.float32, torch.bfloat16)] == [1, 1, 256]
+    assert key_multiple(torch.bfloat16, elsewhere) == 1
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    assert [key_multiple(d, cpu) for d in (torch.float64, torch.float32)] == [1, 256]

@@ -1,0 +1,107 @@
+"""What quantised caches cost in perplexity."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from blocks.compose import compose
+from blocks.decoder import Decoder
+from blocks.kernels.cross_entropy import IGNORED
+from lab.cache_loss import losses, main, mean_loss
+from registry import ConfigError
+from training.data.tokenizers.bytes import Bytes
+
+TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 12
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny: Callable[..., dict[str, Any]]) -> Decoder:
+    model = tiny(vocab_size=257, attention={"name": "mla", "n_heads": 4}, init={"std": 0.2, "depth_scaled": False})
+    return compose(model, seed=3).eval()
+
+
+@pytest.fixture(scope="module")
+def run(decoder: Decoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with its configuration, as train.py leaves it."""
+    folder = tmp_path_factory.mktemp("run")
+    for i in range(12):
+        (folder / f"{i}.txt").write_text(TEXT)
+    corpus = {"_target_": "training.data.text.TextFiles", "files": str(folder / "*.txt")}
+    data = {"_target_": "training.data.module.TextDataModule", "sequence_length": 48, "batch_size": 4}
+    data |= {"tokenizer": {"_target_": "training.data.tokenizers.bytes.Bytes"}, "cache_dir": str(folder / "cache")}
+    (folder / ".hydra").mkdir()
+    OmegaConf.save({"data": {**data, "corpus": corpus}}, folder / ".hydra" / "config.yaml")
+    weights = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
+    parts = {"state_dict": weights, "hyper_parameters": {"model": decoder.config}}
+    (folder / "checkpoints").mkdir()
+    torch.save({**parts, "TextDataModule": {"tokenizer": Bytes().to_json()}}, folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+def window(n: int = 70) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.tensor([[*TEXT.encode()][: n + 1]])
+    return ids[:, :-1], ids[:, 1:]
+
+
+def test_exact_caches_lose_what_one_pass_loses(decoder: Decoder) -> None:
+    tokens, targets = window()
+    targets = targets.clone()
+    targets[0, 5:20] = IGNORED
+    with torch.no_grad():
+        expected = decoder.nll(decoder.hidden(tokens)[0], targets) / 55
+    assert mean_loss(decoder, [(tokens, targets)], None) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_each_row_has_the_bytes_it_holds_and_its_change_against_exact_caches(decoder: Decoder) -> None:
+    rows = losses(decoder, [window()], [8, 6, 4])
+    assert [row["bits"] for row in rows] == [None, 8, 6, 4]
+    held = [row["bytes_per_token"] for row in rows]
+    assert held == sorted(held, reverse=True) and held[0] == sum(c.nbytes for c in decoder.new_caches(1, 1))
+    assert rows[0]["change"] == 0 and all(0 < abs(row["change"]) < 0.05 for row in rows[1:])
+    for row in rows:
+        assert row["perplexity"] == pytest.approx(math.exp(row["loss"]))
+        assert row["change"] == pytest.approx(row["perplexity"] / rows[0]["perplexity"] - 1)
+
+
+def test_command_measures_a_runs_own_validation_text(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(run), "--bits", "6", "--windows", "3", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert [row["bits"] for row in told["caches"]] == [None, 6] and told["tokens"] == 3 * 48
+    main([str(run), "--windows", "3"])
+    assert "6 bits" in capsys.readouterr().out
+
+
+def test_command_takes_any_text(run: Path, decoder: Decoder, capsys: pytest.CaptureFixture[str]) -> None:
+    file = run / "0.txt"
+    main([str(run), "--text", str(file), "--length", "70", "--windows", "1", "--bits", "8", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["tokens"] == 70
+    assert told["caches"][0]["loss"] == pytest.approx(mean_loss(decoder, [window()], None), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (["--text", "/nowhere"], "--text"),
+        (["--text", "TEXT", "--length", "5000"], "--text"),
+        (["--windows", "-1"], "--windows"),
+        (["--length", "0"], "--length"),
+    ],
+)
+def test_mistake_is_one_message_at_its_option(words: list[str], path: str, run: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        main([str(run), *(str(run / "0.txt") if word == "TEXT" else word for word in words)])
+    assert refused.value.path == path
+
+
+def test_model_that_is_no_run_needs_a_text(run: Path) -> None:
+    with pytest.raises(ConfigError, match="--text"):
+        main([str(run / "checkpoints" / "last.ckpt")])

@@ -1,0 +1,202 @@
+"""Text from a model: from Python, from the command line, and every mistake one message."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from blocks.compose import compose
+from blocks.generate import generate
+from blocks.sample import Sampling
+from lab import generate as command
+from lab.generate import Request, Writer, main
+from registry import ConfigError
+from training.data.tokenizers.bytes import Bytes
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of the process are the command's own affair."""
+    monkeypatch.setattr(command, "set_float32_matmul", lambda choice: None)
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def save(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a run's folder whose model is random but sharp."""
+
+    def make(tokenizer: bool = True, **changes: Any) -> Path:
+        folder = tmp_path_factory.mktemp("run")
+        decoder = compose(tiny(vocab_size=257, init={"std": 0.3, "depth_scaled": False}, **changes), seed=3)
+        weights = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
+        parts: dict[str, Any] = {"state_dict": weights, "hyper_parameters": {"model": decoder.config}}
+        if tokenizer:
+            parts["TextDataModule"] = {"tokenizer": Bytes().to_json()}
+        (folder / "checkpoints").mkdir()
+        torch.save(parts, folder / "checkpoints" / "last.ckpt")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(save: Callable[..., Path]) -> Path:
+    return save(moe=True)
+
+
+@pytest.fixture(scope="module")
+def writer(run: Path) -> Writer:
+    return Writer.open(run, device="cpu")
+
+
+def greedy(writer: Writer, prompt: str, n: int) -> str:
+    tokens = generate(writer.decoder, torch.tensor([[*prompt.encode()]]), n, temperature=0)[0, len(prompt) :].tolist()
+    return Bytes().decode(tokens[: tokens.index(256)] if 256 in tokens else tokens)
+
+
+# --- in Python --------------------------------------------------------------------------------------------------------
+
+
+def test_three_lines_write_text(writer: Writer) -> None:
+    assert writer.write("To be", 30, temperature=0) == [greedy(writer, "To be", 30)]
+
+
+def test_prompts_together_give_what_each_gives_alone(writer: Writer) -> None:
+    prompts = ["To be, or not", "A", "what is it"]
+    together = writer.write(prompts, 20, seed=4, top_p=0.9)
+    assert together == [writer.write(p, 20, seed=4 + i, top_p=0.9)[0] for i, p in enumerate(prompts)]
+    assert together != writer.write(prompts, 20, seed=5, top_p=0.9)
+
+
+def test_text_ends_before_its_stop_and_says_so(writer: Writer) -> None:
+    whole = greedy(writer, "To be", 30)
+    stop, why = whole[12:14], []
+    request = Request(30, Sampling(0), stops=(stop,))
+    pieces = list(writer.stream(["To be"], request, lambda row, reason, n: why.append((row, reason, n))))
+    assert "".join(piece for _, piece in pieces) == whole.split(stop)[0]
+    assert [(row, reason) for row, reason, _ in why] == [(0, "stop")]
+
+
+def test_text_ends_with_its_document(run: Path) -> None:
+    writer = Writer.open(run, device="cpu")
+    first = generate(writer.decoder, torch.tensor([[65, 66]]), 3, temperature=0)[0, 2:].tolist()
+    writer.ends, why = frozenset({first[2]}), []
+    n = first.index(first[2])
+    request = Request(30, Sampling(0))
+    text = "".join(p for _, p in writer.stream(["AB"], request, lambda *told: why.append(told)))
+    assert why == [(0, "end", n)] and text == Bytes().decode(first[:n])
+
+
+def test_a_document_can_be_begun_from_nothing(writer: Writer) -> None:
+    request = Request(10, Sampling(0), bos=True)
+    expected = generate(writer.decoder, torch.tensor([[256]]), 10, temperature=0)[0, 1:].tolist()
+    expected = expected[: expected.index(256)] if 256 in expected else expected
+    assert "".join(piece for _, piece in writer.stream([""], request)) == Bytes().decode(expected)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_plain_text_is_prompts_and_what_follows_in_order(
+    run: Path, writer: Writer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(run), "--prompt", "To be", "--prompt", "A", "--temperature", "0", "--max-new-tokens", "12"])
+    texts = [prompt + greedy(writer, prompt, 12) for prompt in ("To be", "A")]
+    assert capsys.readouterr().out == "\n---\n".join(texts) + "\n"
+
+
+def test_terminal_gets_each_piece_at_once(run: Path, monkeypatch: pytest.MonkeyPatch, writer: Writer) -> None:
+    class Terminal(io.StringIO):
+        flushed = 0
+
+        def isatty(self) -> bool:
+            return True
+
+        def flush(self) -> None:
+            self.flushed += 1
+
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    main([str(run), "--prompt", "To be", "--temperature", "0", "--max-new-tokens", "12"])
+    assert terminal.getvalue() == "To be" + greedy(writer, "To be", 12) + "\n" and terminal.flushed > 3
+
+
+def test_json_is_one_document(run: Path, writer: Writer, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--prompt A --prompt BC --temperature 0 --max-new-tokens 9 --seed 3 --bits 8 --min-p 0.1 --json"
+    main([str(run), *words.split()])
+    told = json.loads(capsys.readouterr().out)
+    assert (told["model"], told["seed"], told["bits"], told["min_p"], told["top_k"]) == (str(run), 3, 8, 0.1, None)
+    assert [c["prompt"] for c in told["completions"]] == ["A", "BC"]
+    assert [c["text"] for c in told["completions"]] == writer.write(["A", "BC"], 9, temperature=0, bits=8)
+    assert all(c["ended"] in ("length", "end") and 0 <= c["tokens"] <= 9 for c in told["completions"])
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "says"),
+    [
+        (["nowhere", "--prompt", "x"], "MODEL", "no such file or folder"),
+        (["RUN"], "--prompt", "what to continue"),
+        (["RUN", "--prompt", ""], "--prompt", "is empty"),
+        (["RUN", "--prompt", "x", "--prompt="], "--prompt", "is empty"),
+        (["RUN", "--prompt", "x", "--top-p", "2"], "--top-p", "probability"),
+        (["RUN", "--prompt", "x", "--top-k", "0"], "--top-k", "at least 1"),
+        (["RUN", "--prompt", "x", "--min-p", "-1"], "--min-p", "from 0 to 1"),
+        (["RUN", "--prompt", "x", "--temperature", "nan"], "--temperature", "finite"),
+        (["RUN", "--prompt", "x", "--repetition-penalty", "0"], "--repetition-penalty", "above 0"),
+        (["RUN", "--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens", "1 or more"),
+        (["RUN", "--prompt", "x", "--max-new-tokens", "many"], "command line", "invalid int"),
+        (["RUN", "--prompt", "x", "--seed", "-1"], "--seed", "whole number"),
+        (["RUN", "--prompt", "x", "--bits", "5"], "command line", "8, 6, 4"),
+        (["RUN", "--prompt", "x", "--tempreture", "1"], "command line", "--temperature"),
+        (["RUN", "--prompt", "x", "--dtype", "int8"], "dtype", "bfloat16"),
+        (["RUN", "--prompt", "x", "--device", "abacus"], "device", "no such device"),
+        ([], "command line", "MODEL"),
+    ],
+    ids=str,
+)
+def test_mistake_is_one_message_at_its_option(words: list[str], path: str, says: str, run: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        main([str(run) if word == "RUN" else word for word in words])
+    assert refused.value.path == path and says in refused.value.render()
+
+
+def test_model_without_a_tokenizer_is_refused(save: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match="has no tokenizer"):
+        main([str(save(tokenizer=False)), "--prompt", "x"])
+
+
+def test_more_than_learned_positions_is_refused_with_what_fits(save: Callable[..., Path]) -> None:
+    run = save(position="learned", max_positions=10)
+    with pytest.raises(ConfigError, match="at most 8") as refused:
+        main([str(run), "--prompt", "xy", "--max-new-tokens", "9"])
+    assert refused.value.path == "--max-new-tokens"
+
+
+def test_attention_without_a_cache_is_refused(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from blocks.attention.base import Attention
+
+    monkeypatch.setattr(type(writer.decoder.layers[0].attention), "new_cache", Attention.new_cache)
+    with pytest.raises(ConfigError, match="new_cache"):
+        writer.write("x")
+
+
+def test_command_refuses_without_a_traceback(environment: dict[str, str]) -> None:
+    call = [sys.executable, "-m", "lab.generate", "nowhere", "--prompt", "x"]
+    done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 64 and not done.stdout
+    assert done.stderr.startswith("error: MODEL = nowhere") and "Traceback" not in done.stderr
+
+
+def test_page_says_what_the_command_takes() -> None:
+    page = (ROOT / "docs/how-to/generate.md").read_text()
+    flags = {flag for action in command._parser()._actions for flag in action.option_strings if flag.startswith("--")}
+    assert not [flag for flag in flags - {"--help"} if flag not in page]

@@ -1,0 +1,66 @@
+"""A configuration has limits: of bytes, values, depth and size. What hostile ones try: tests/faults/test_hostile.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry import ConfigError
+from registry.limits import MAX_BYTES, MAX_DEPTH, MAX_INTEGER, MAX_NODES, check_text, check_values, read_text
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_at_the_limit_it_passes_and_beyond_it_does_not() -> None:
+    pairs = [
+        (list(range(MAX_NODES - 1)), list(range(MAX_NODES))),
+        (nested(MAX_DEPTH), nested(MAX_DEPTH + 1)),
+        ({"a": MAX_INTEGER}, {"a": MAX_INTEGER + 1}),
+        ({"a": -MAX_INTEGER}, {"a": -MAX_INTEGER - 1}),
+    ]
+    for good, bad in pairs:
+        check_values(good, "model")
+        with pytest.raises(ConfigError):
+            check_values(bad, "model")
+
+
+def test_text_is_measured_with_its_aliases_spelt_out() -> None:
+    twice = "a: &a [1, 1, 1]\nb: &b [{0}]\nc: [{1}]"
+    check_text(twice.format(", ".join(["*a"] * 10), ", ".join(["*b"] * 10)), "model")
+    with pytest.raises(ConfigError, match="aliases spelt out"):
+        check_text(twice.format(", ".join(["*a"] * 100), ", ".join(["*b"] * 100)), "model")
+    with pytest.raises(ConfigError, match="nested more than"):
+        check_text("[" * 40 + "]" * 40, "model")
+
+
+def test_error_names_the_place() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_values({"a": [{"b": 2**60}]}, "model")
+    assert caught.value.path == "model.a.0.b"
+
+
+def test_own_configuration_may_refer() -> None:
+    check_values({"a": "${b}"}, "model", data=False)
+    with pytest.raises(ConfigError, match="says everything itself"):
+        check_values({"a": "${b}"}, "model")
+
+
+def test_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
+    file = tmp_path / "model.yaml"
+    file.write_text("x" * MAX_BYTES)
+    assert len(read_text(file, "model.file")) == MAX_BYTES
+    file.write_text("x" * (MAX_BYTES + 1))
+    for wrong, says in ((file, "longer than"), (tmp_path, "cannot be read"), (tmp_path / "none", "cannot be read")):
+        with pytest.raises(ConfigError, match=says) as caught:
+            read_text(wrong, "model.file")
+        assert caught.value.path == "model.file"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read_text(file, "model.file")

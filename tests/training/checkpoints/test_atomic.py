@@ -1,0 +1,134 @@
+"""A checkpoint is at its path whole or not at all, and the one before it stays until it has been verified."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from blocks import manifest
+from blocks.checkpoint import read_file
+from registry import ConfigError
+from training.checkpoints import atomic
+from training.checkpoints.atomic import clean, partial_of, put_in_place, write_file
+
+
+def step(path: Path) -> int:
+    return read_file(path)["step"]
+
+
+def test_file_is_sealed_and_nothing_else_is_left(tmp_path: Path) -> None:
+    write_file({"step": 1}, tmp_path / "deep" / "best.ckpt")
+    assert manifest.check(tmp_path / "deep" / "best.ckpt") and step(tmp_path / "deep" / "best.ckpt") == 1
+    write_file({"step": 2}, tmp_path / "deep" / "best.ckpt")
+    assert step(tmp_path / "deep" / "best.ckpt") == 2
+    assert os.listdir(tmp_path / "deep") == ["best.ckpt"]
+
+
+def test_last_keeps_its_predecessor(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        write_file({"step": number}, tmp_path / "last.ckpt")
+    assert step(tmp_path / "last.ckpt") == 3 and step(tmp_path / "last.previous.ckpt") == 2
+    assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "last.previous.ckpt"]
+
+
+def test_folder_takes_the_place_of_a_folder_and_of_a_file(tmp_path: Path) -> None:
+    write_file({"step": 1}, tmp_path / "last.ckpt")
+    for number in (2, 3):
+        partial = partial_of(tmp_path / "last.ckpt")
+        partial.mkdir()
+        (partial / "shard").write_text(str(number))
+        manifest.seal_folder(partial)
+        put_in_place(partial, tmp_path / "last.ckpt")
+    assert (tmp_path / "last.ckpt" / "shard").read_text() == "3"
+    assert (tmp_path / "last.previous.ckpt" / "shard").read_text() == "2"
+    write_file({"step": 4}, tmp_path / "last.ckpt")
+    assert step(tmp_path / "last.ckpt") == 4 and (tmp_path / "last.previous.ckpt" / "shard").read_text() == "3"
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_without_hard_links_it_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: Any) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuses)
+    for number in (1, 2):
+        write_file({"step": number}, tmp_path / "last.ckpt")
+    assert step(tmp_path / "last.ckpt") == 2 and step(tmp_path / "last.previous.ckpt") == 1
+
+
+def test_what_was_written_wrongly_takes_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that hands back other bytes than it was given."""
+    write_file({"step": 1}, tmp_path / "last.ckpt")
+
+    def corrupts(descriptor: int) -> None:
+        (partial,) = tmp_path.glob(".*.partial")
+        data = bytearray(partial.read_bytes())
+        data[len(data) // 2] ^= 1
+        partial.write_bytes(data)
+
+    monkeypatch.setattr(atomic, "_forget_cached", corrupts)
+    with pytest.raises(ConfigError, match="what was read back is not what was written"):
+        write_file({"step": 2}, tmp_path / "last.ckpt")
+    assert step(tmp_path / "last.ckpt") == 1 and os.listdir(tmp_path) == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("room", [0, 100, 2000, 9000])
+def test_full_disk_is_one_refusal_and_leaves_the_last_good_one(
+    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_file({"step": 1}, tmp_path / "last.ckpt")
+    passed = manifest.Sealing._pass
+
+    def fills(self: manifest.Sealing, data: bytes) -> None:
+        if self._file.tell() + len(data) > room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        passed(self, data)
+
+    monkeypatch.setattr(manifest.Sealing, "_pass", fills)
+    with pytest.raises(ConfigError) as caught:
+        write_file({"step": 2, "weights": torch.zeros(4000)}, tmp_path / "last.ckpt")
+    assert "No space left on device" in caught.value.rule and "are intact" in caught.value.remedy
+    assert step(tmp_path / "last.ckpt") == 1 and os.listdir(tmp_path) == ["last.ckpt"]
+
+
+@pytest.fixture(scope="module")
+def dead() -> str:
+    """Machine and number of a process that is no more."""
+    done = subprocess.run([sys.executable, "-S", "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    return f"{socket.gethostname()}-{done.stdout.strip()}"
+
+
+def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path: Path, dead: str) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    write_file({"step": 1}, folder / "last.ckpt")
+    (folder / f".last.ckpt.{dead}.partial").write_text("half")
+    (folder / f".shards.ckpt.{dead}.partial").mkdir()
+    mine = partial_of(folder / "last.ckpt")
+    mine.write_text("being written")
+    elsewhere = folder / ".last.ckpt.another-machine-17.partial"
+    elsewhere.write_text("perhaps being written")
+    old = folder / ".best.ckpt.another-machine-18.partial"
+    old.write_text("surely not")
+    os.utime(old, (0, 0))
+    removed = clean(tmp_path)
+    assert len(removed) == 3
+    assert set(folder.iterdir()) == {folder / "last.ckpt", mine, elsewhere}
+
+
+def test_checkpoint_that_was_being_replaced_gets_its_place_back(tmp_path: Path, dead: str) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    write_file({"step": 1}, folder / "last.ckpt")
+    os.replace(folder / "last.ckpt", folder / f".last.ckpt.{dead}.old")
+    clean(tmp_path)
+    assert step(folder / "last.ckpt") == 1
+    write_file({"step": 2}, folder / f".last.ckpt.{dead}.old")
+    clean(tmp_path)
+    assert step(folder / "last.ckpt") == 1 and os.listdir(folder) == ["last.ckpt"]

@@ -1,0 +1,80 @@
+"""A run goes on from the newest checkpoint that is undamaged, and says which it passed over."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from blocks import manifest
+from training.checkpoints.atomic import write_file
+from training.checkpoints.find import good, newest
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two runs of two saves each; b is the newer one."""
+    for time, run in enumerate("ab"):
+        for number in (0, 1):
+            last = tmp_path / "runs" / run / "checkpoints" / "last.ckpt"
+            write_file({"run": run, "step": number}, last)
+            os.utime(last, (1000 * time + number, 1000 * time + number))
+    return tmp_path / "runs"
+
+
+def damage(path: Path) -> Path:
+    status = path.stat()
+    data = bytearray(path.read_bytes())
+    data[200] ^= 4
+    path.write_bytes(data)
+    os.utime(path, (status.st_mtime, status.st_mtime))
+    return path
+
+
+def test_newest_is_the_last_of_the_newest_run(runs: Path) -> None:
+    assert newest(runs) == runs / "b" / "checkpoints" / "last.ckpt"
+
+
+def test_damaged_ones_are_passed_over_with_a_warning_each(runs: Path) -> None:
+    damage(runs / "b" / "checkpoints" / "last.ckpt")
+    with pytest.warns(UserWarning, match=r"passed over: .*/b/checkpoints/last\.ckpt is damaged"):
+        assert newest(runs) == runs / "b" / "checkpoints" / "last.previous.ckpt"
+    damage(runs / "b" / "checkpoints" / "last.previous.ckpt")
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert newest(runs) == runs / "a" / "checkpoints" / "last.ckpt"
+
+
+def test_none_where_there_is_none(tmp_path: Path, runs: Path) -> None:
+    assert newest(tmp_path / "nothing") is None
+    for file in runs.rglob("*.ckpt"):
+        damage(file)
+    with pytest.warns(UserWarning, match="passed over"):
+        assert newest(runs) is None
+
+
+def test_named_one_that_is_damaged_gives_way_to_its_predecessor(runs: Path) -> None:
+    last = runs / "a" / "checkpoints" / "last.ckpt"
+    assert good(last) == last
+    damage(last)
+    with pytest.warns(UserWarning, match="passed over"):
+        assert good(last) == last.with_name("last.previous.ckpt")
+
+
+def test_best_has_no_predecessor(runs: Path) -> None:
+    best = runs / "a" / "checkpoints" / "best.ckpt"
+    write_file({"step": 3}, best)
+    damage(best)
+    with pytest.warns(UserWarning, match="passed over"):
+        assert good(best) is None
+
+
+def test_folder_of_shards_is_one_too(runs: Path) -> None:
+    folder = runs / "c" / "checkpoints" / "last.ckpt"
+    folder.mkdir(parents=True)
+    (folder / "shard").write_text("x")
+    manifest.seal_folder(folder)
+    assert newest(runs) == folder
+    (folder / "shard").write_text("y")
+    with pytest.warns(UserWarning, match="the bytes of shard"):
+        assert newest(runs) == runs / "b" / "checkpoints" / "last.ckpt"

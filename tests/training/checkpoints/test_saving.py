@@ -1,0 +1,111 @@
+"""Whatever the strategy, a save is whole, in its place on all ranks, and never of weights that are no numbers."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+
+from blocks import manifest
+from blocks.checkpoint import read_file
+from registry import ConfigError
+from training.checkpoints import plugin
+from training.checkpoints.plugin import SealedCheckpoints
+from training.checkpoints.saving import Keeper, all_finite, save
+
+Fit = Callable[..., L.Trainer]
+
+
+class Sharding(SingleDeviceStrategy):
+    """A strategy that writes a folder of its own making, as those that shard do."""
+
+    def save_checkpoint(self, checkpoint: Any, filepath: Any, storage_options: Any = None) -> None:
+        Path(filepath).mkdir()
+        torch.save(checkpoint["global_step"], Path(filepath) / "shard.pt")
+
+
+def test_file_of_a_run_is_sealed(fit: Fit, tmp_path: Path) -> None:
+    trainer = fit("trainer.max_steps=1")
+    assert save(trainer, tmp_path / "x.ckpt")
+    assert manifest.check(tmp_path / "x.ckpt")
+
+
+def test_folder_of_a_strategy_is_sealed_and_takes_its_place_whole(fit: Fit, tmp_path: Path) -> None:
+    trainer = fit("trainer.max_steps=1", strategy=Sharding("cpu"))
+    for _ in range(2):
+        save(trainer, tmp_path / "saved" / "last.ckpt")
+    assert sorted(os.listdir(tmp_path / "saved")) == ["last.ckpt", "last.previous.ckpt"]
+    assert manifest.check(tmp_path / "saved" / "last.ckpt")
+
+
+def test_weights_that_are_no_numbers_are_not_saved_over_good_ones(fit: Fit, tmp_path: Path) -> None:
+    trainer = fit(
+        "trainer.max_steps=2", callbacks=[Keeper(tmp_path, "best", every_n_train_steps=1)], enable_checkpointing=True
+    )
+    weight = next(trainer.lightning_module.parameters())
+    good = read_file(tmp_path / "best.ckpt")["global_step"]
+    with torch.no_grad():
+        weight.view(-1)[3] = torch.nan
+    with pytest.warns(UserWarning, match="not saved: some weights are no finite numbers"):
+        assert not save(trainer, tmp_path / "best.ckpt")
+        trainer.checkpoint_callback._save_checkpoint(trainer, str(tmp_path / "best.ckpt"))
+    assert read_file(tmp_path / "best.ckpt")["global_step"] == good == 2
+
+
+def test_finiteness_looks_at_every_floating_tensor() -> None:
+    good = [torch.ones(3), torch.tensor([1, 2]), torch.zeros(0), torch.ones(2, dtype=torch.bfloat16)]
+    assert all_finite(good) and all_finite([])
+    for value in (torch.nan, torch.inf, -torch.inf):
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            assert not all_finite([*good, torch.tensor([0.0, value], dtype=dtype)])
+
+
+def test_asynchronous_save_holds_the_state_of_its_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_write, write = threading.Event(), plugin.write_file
+    monkeypatch.setattr(plugin, "write_file", lambda *given: (may_write.wait(20), write(*given)))
+    io, weight = SealedCheckpoints(asynchronous=True), torch.zeros(3)
+    io.save_checkpoint({"weight": weight, "step": 1}, tmp_path / "last.ckpt")
+    weight.fill_(7)
+    assert not (tmp_path / "last.ckpt").exists()
+    may_write.set()
+    assert torch.equal(io.load_checkpoint(tmp_path / "last.ckpt")["weight"], torch.zeros(3))  # it waits
+    io.teardown()
+
+
+def test_asynchronous_failure_is_told_at_the_next_save_and_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    io = SealedCheckpoints(asynchronous=True)
+    io.save_checkpoint({}, tmp_path / "file" / "last.ckpt")  # no folder can be there
+    with pytest.raises(ConfigError, match="cannot be written"):
+        io.save_checkpoint({}, tmp_path / "last.ckpt")
+    io.save_checkpoint({}, tmp_path / "file" / "last.ckpt")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        io.teardown()
+
+
+def test_asynchronous_run_ends_with_its_checkpoint(fit: Fit, tmp_path: Path) -> None:
+    io = SealedCheckpoints(asynchronous=True)
+    keeper = Keeper(tmp_path, "best", every_n_train_steps=2)
+    fit(plugins=[io], callbacks=[keeper], enable_checkpointing=True)
+    assert read_file(tmp_path / "best.ckpt")["global_step"] == 6
+
+
+def test_plugin_reads_data_only_whatever_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"state_dict": Hostile()}, tmp_path / "evil.ckpt")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(ConfigError, match="cannot be loaded safely"):
+        SealedCheckpoints().load_checkpoint(tmp_path / "evil.ckpt", weights_only=False)
+    with pytest.raises(ConfigError, match="is an address"):
+        SealedCheckpoints().load_checkpoint("https://host/evil.ckpt", weights_only=False)
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,260 @@
+"""Several ranks in one test: forked processes that train tiny models through Lightning, over gloo."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from blocks.kernels.cross_entropy import IGNORED
+from training.causal_lm import CausalLM
+from training.optimizers.adamw import AdamW
+from training.optimizers.base import OptimizerRecipe
+from training.schedulers.constant import Constant
+
+VOCABULARY, LENGTH, WINDOWS, BATCHES = 40, 12, 8, 4
+LEAST = 1e-2
+
+DENSE = """
+vocab_size: 40
+d_model: 32
+n_layers: 2
+attention: {name: gqa, n_heads: 4, n_kv_heads: 2}
+position: rope
+ffn: {name: swiglu, d_ff: 48}
+norm: rmsnorm
+residual: prenorm
+init: {std: 0.1}
+"""
+MOE = (
+    DENSE.replace("ffn: {name: swiglu, d_ff: 48}", "ffn: {name: moe, n_experts: 8}")
+    + """
+gating: {name: softmax_topk, top_k: 2, balance: [{name: hf_expert, alpha: 0.02}, {name: z_loss}]}
+experts: {name: swiglu, d_ff: 16}
+"""
+)
+DEEPSEEK = """
+vocab_size: 40
+d_model: 32
+n_layers: 3
+attention: {name: mla, n_heads: 4, q_lora_rank: 12}
+position: rope
+ffn: {name: moe, n_experts: 8, shared: {name: swiglu, d_ff: 24}}
+gating:
+  {name: group_limited, n_groups: 4, top_groups: 2, top_k: 3, scaling: 2.0, balance: [{name: expert}, {name: device}]}
+experts: {name: swiglu, d_ff: 16}
+norm: rmsnorm
+residual: prenorm
+layout: {ffn: swiglu*1 ffn*}
+init: {std: 0.1}
+"""
+BIASED = DEEPSEEK.replace(
+    "{name: group_limited, n_groups: 4, top_groups: 2, top_k: 3, scaling: 2.0,",
+    "{name: sigmoid_bias, top_k: 3, bias_step: 0.05,",
+)
+GPT = (
+    DENSE.replace("n_kv_heads: 2}", "n_kv_heads: 4, bias: true}")
+    .replace("{name: swiglu, d_ff: 48}", "{name: gelu, d_ff: 48, bias: true}")
+    .replace("position: rope", "position: learned\nmax_positions: 16\ntie_embeddings: true")
+)
+ALIBI = DENSE.replace("rope", "alibi")
+MTP = BIASED + "mtp: {depth: 2, loss_weight: 0.3}\n"
+GUEST = (
+    MOE.replace("{name: gqa, n_heads: 4, n_kv_heads: 2}", "{name: retention, n_heads: 4}")
+    .replace("position: rope", "position: xpos")
+    .replace("{name: softmax_topk, top_k: 2,", "{name: noisy_topk, noise: 0, top_k: 2,")
+)
+MODELS = {"dense": DENSE, "moe": MOE, "deepseek": DEEPSEEK}
+
+
+class Descent(OptimizerRecipe):
+    """Plain gradient descent: a gradient that is a factor off shows at once, as Adam hides it."""
+
+    def build(self, module: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(module.parameters(), lr=0.3, foreach=False)
+
+
+class Tokens(Dataset[dict[str, Tensor]]):
+    """Windows whose numbers of scored tokens differ, several documents in each where they are packed."""
+
+    def __init__(self, packed: bool = False) -> None:
+        draw = torch.Generator().manual_seed(3)
+        self.tokens = torch.randint(VOCABULARY, (WINDOWS * BATCHES, LENGTH + 1), generator=draw)
+        self.scored = torch.randint(3, LENGTH + 1, (WINDOWS * BATCHES,), generator=draw)
+        self.cuts = torch.randint(1, LENGTH, (WINDOWS * BATCHES,), generator=draw) if packed else None
+
+    def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
+        tokens = self.tokens[rows]
+        place = torch.arange(LENGTH).expand(len(rows), -1)
+        targets = tokens[:, 1:].masked_fill(place >= self.scored[rows, None], IGNORED)
+        batch = {"tokens": tokens[:, :-1], "targets": targets, "positions": place, "n_bytes": self.scored[rows]}
+        if self.cuts is not None:
+            batch["segments"] = (place >= self.cuts[rows, None]).long()
+            batch["positions"] = place - batch["segments"] * self.cuts[rows, None]
+        return batch
+
+
+class Order(Sampler[list[int]]):
+    """The rest of an epoch of global batches, from where training stands; each rank's slice of them."""
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self.trainer = trainer
+
+    def __len__(self) -> int:
+        return BATCHES
+
+    def __iter__(self) -> Iterator[list[int]]:
+        sharing = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
+        share = WINDOWS // sharing["num_replicas"]
+        first = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed % BATCHES
+        for batch in range(first, BATCHES):
+            begin = batch * WINDOWS + sharing["rank"] * share
+            yield list(range(begin, begin + share))
+
+
+class Windows(L.LightningDataModule):
+    """The same global batches at any number of ranks."""
+
+    def __init__(self, packed: bool = False) -> None:
+        super().__init__()
+        self.data = Tokens(packed)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.data, batch_sampler=Order(self.trainer), collate_fn=lambda batch: batch)
+
+
+class Curve(L.Callback):
+    """The loss of each step's global batch, as the task logs it."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, task: Any, *_: Any) -> None:
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def train(
+    model: str,
+    *,
+    strategy: Mapping[str, Any] | str = "auto",
+    devices: int = 1,
+    steps: int = 20,
+    optimizer: Any = None,
+    task: Mapping[str, Any] | None = None,
+    packed: bool = False,
+    ckpt_path: str | None = None,
+    save: str | None = None,
+    then: Callable[[L.Trainer, CausalLM], Any] | None = None,
+    **trainer: Any,
+) -> dict[str, Any]:
+    """Train, and tell the losses and, on rank 0, all final weights."""
+    from training.parallel.strategy import Parallel
+
+    torch.manual_seed(0)
+    curve = Curve()
+    learner = CausalLM(read_model(model), optimizer or AdamW(lr=3e-3), Constant(), **(task or {}))
+    runner = L.Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy=strategy if isinstance(strategy, str) else Parallel(**strategy),
+        max_steps=steps,
+        log_every_n_steps=1,
+        callbacks=[curve, *trainer.pop("callbacks", [])],
+        **{
+            **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False),
+            "use_distributed_sampler": False,
+            "gradient_clip_val": 0.5,
+            **trainer,
+        },
+    )
+    runner.fit(learner, Windows(packed), ckpt_path=ckpt_path, weights_only=True)
+    if save is not None:
+        runner.save_checkpoint(save)
+    extra = then(runner, learner) if then else None
+    from training.parallel.local import whole
+
+    weights = {name: whole(tensor.detach()).clone() for name, tensor in learner.decoder.state_dict().items()}  # type: ignore[union-attr]
+    return {"losses": curve.losses, "weights": weights if runner.is_global_zero else {}, "extra": extra}
+
+
+def read_model(text: str) -> dict[str, Any]:
+    from blocks.compose import check
+
+    return check(text)
+
+
+def far(one: dict[str, Any], two: dict[str, Any]) -> tuple[float, float]:
+    """The greatest relative difference of losses, and of weights, each tensor's as a share of its norm.
+
+    A norm below LEAST counts as LEAST: a bias of keys has no gradient but noise, for the softmax does not see it.
+    """
+    losses = max(abs(a - b) / abs(b) for a, b in zip(one["losses"], two["losses"], strict=True))
+    assert one["weights"].keys() == two["weights"].keys()
+    apart = []
+    for name, weight in one["weights"].items():
+        other = two["weights"][name].double()
+        apart.append(float((weight.double() - other).norm() / other.norm().clamp(min=LEAST)))
+    return losses, max(apart)
+
+
+def spawn(ranks: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Run ``work(*arguments)`` on so many forked ranks that see one another as torchrun's would; their results."""
+    context = multiprocessing.get_context("fork")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    queue = context.SimpleQueue()
+    processes = [context.Process(target=_rank, args=(r, ranks, port, queue, work, arguments)) for r in range(ranks)]
+    for process in processes:
+        process.start()
+    results: dict[int, tuple[str | None, Any]] = {}
+    for _ in processes:
+        rank, outcome = torch.load(io.BytesIO(queue.get()), weights_only=False)
+        results[rank] = outcome
+        if outcome[0]:  # the others may wait for it
+            for process in processes:
+                process.terminate()
+            break
+    for process in processes:
+        process.join()
+    broken = {rank: error for rank, (error, _) in results.items() if error}
+    assert not broken, "\n".join(f"rank {rank}:\n{error}" for rank, error in broken.items())
+    return [results[rank][1] for rank in range(ranks)]
+
+
+def _rank(rank: int, ranks: int, port: int, queue: Any, work: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "GROUP_RANK": "0",
+            "TORCHELASTIC_RUN_ID": "test",
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    )
+    dist.init_process_group("gloo")  # once: Lightning takes what is there, and a test may train many times
+    try:
+        outcome: tuple[str | None, Any] = (None, work(*arguments))
+    except BaseException:
+        outcome = (traceback.format_exc(), None)
+    try:
+        packed = io.BytesIO()  # whole bytes: tensors would be shared with a process that is about to end
+        torch.save((rank, outcome), packed)
+        queue.put(packed.getvalue())
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

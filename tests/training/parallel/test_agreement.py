@@ -1,0 +1,305 @@
+"""Whatever the strategy, training is that of one process: checked on what two or four ranks have computed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from counting import Counted
+from many_ranks import (
+    ALIBI,
+    BIASED,
+    DEEPSEEK,
+    DENSE,
+    GPT,
+    GUEST,
+    MODELS,
+    MOE,
+    MTP,
+    Descent,
+    far,
+    read_model,
+    spawn,
+    train,
+)
+
+import registry
+from blocks.checkpoint import read_checkpoint
+from blocks.compose import compose
+from training.checkpoints.plugin import SealedCheckpoints
+from training.optimizers.adamw import AdamW
+from training.optimizers.muon import Muon
+from training.parallel import experts
+from training.parallel.arithmetic import held_bytes, traffic
+from training.parallel.dry_run import Meter
+from training.parallel.plan import regions
+from training.parallel.sizes import Sizes, sizes_of
+
+ROOT = Path(__file__).parent.parent.parent.parent
+CLOSE = 1e-5  # relative, fp32
+STRATEGIES: dict[str, tuple[int, Any]] = {
+    "ddp": (2, "ddp"),
+    "fsdp": (2, {}),
+    "tp": (2, {"tensor": 2}),
+    "ep": (2, {"expert": 2}),
+    "hsdp": (4, {"replicate": 2}),
+    "fsdp_tp": (4, {"tensor": 2}),
+    "fsdp_ep": (4, {"expert": 2}),
+    "tp_ep": (4, {"tensor": 2, "expert": 2}),
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek": (DEEPSEEK, {}),
+    "dense": (DENSE, {}),
+    "biased, packed, accumulated, recomputed": (
+        BIASED,
+        {"packed": True, "accumulate_grad_batches": 2, "task": {"activation_checkpointing": "full"}, "steps": 2},
+    ),
+    "selective": (DEEPSEEK, {"task": {"activation_checkpointing": "selective"}, "steps": 2}),
+    "biases and tied embeddings": (GPT, {}),
+    "heads that cannot be split": (ALIBI, {}),
+    "batch-wide balance": (MOE, {}),
+    "multi-token prediction": (MTP, {"packed": True, "steps": 2}),
+    "muon": (DEEPSEEK, {"optimizer": Muon(lr=1e-2, ns_dtype="float32")}),
+    "guest": (GUEST, {}),
+}
+PAIR = [
+    *(("fsdp", case) for case in ("biased, packed, accumulated, recomputed", "muon")),
+    *(("tp", case) for case in ("deepseek", "biases and tied embeddings", "heads that cannot be split", "guest")),
+    *(("ep", case) for case in ("batch-wide balance", "selective", "multi-token prediction", "guest")),
+]
+FOUR = [("hsdp", "deepseek"), ("fsdp_tp", "dense"), ("fsdp_ep", "biased, packed, accumulated, recomputed")]
+FOUR += [("tp_ep", "deepseek"), ("tp_ep", "muon")]
+HALF = {"optimizer": AdamW(lr=1e-3), "steps": 3}  # in the middle of an epoch
+REST = {"optimizer": AdamW(lr=1e-3), "steps": 6}
+
+
+class Traffic(L.Callback):
+    """Counts the first step's bytes, and the rows that experts exchange."""
+
+    def __init__(self, width: int) -> None:
+        self.width, self.rows, self.counted = width, [], Counted()
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 0:
+            self.exchange, experts.exchange = experts.exchange, self._spy
+            self.counted.__enter__()
+
+    def _spy(self, rows: torch.Tensor, received: list[int], sent: list[int], group: Any) -> torch.Tensor:
+        if rows.shape[1] == self.width:
+            self.rows.append((sum(received) + sum(sent)) / 2)
+        return self.exchange(rows, received, sent, group)
+
+    def on_before_optimizer_step(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 0:
+            self.counted.__exit__(None, None, None)
+            experts.exchange = self.exchange
+
+
+def run(case: str, strategy: Any = "auto", devices: int = 1, **more: Any) -> dict[str, Any]:
+    text, settings = CASES[case]
+    return train(text, strategy=strategy, devices=devices, **{"optimizer": Descent(), "steps": 3, **settings, **more})
+
+
+def work(todo: list[tuple[str, str]], folder: Path, measured: list[str]) -> dict[Any, Any]:
+    done: dict[Any, Any] = {}
+    for name, case in todo:
+        devices, strategy = STRATEGIES[name]
+        done[name, case] = run(case, strategy, devices)
+    for name in measured:
+        devices, strategy = STRATEGIES[name]
+        meter, counted = Meter(), Traffic(32)
+        train(DEEPSEEK, strategy=strategy, devices=devices, steps=1, callbacks=[meter, counted])
+        done["measured", name] = meter.bytes, dict(counted.counted.bytes), counted.rows
+    return done
+
+
+def checkpoints(folder: Path) -> dict[Any, Any]:
+    """Two strategies, a file and a folder; each is loaded by the other strategy."""
+    for name, form in (("ep", "folder"), ("tp", "file")):
+        strategy = {**STRATEGIES[name][1], "sharded_checkpoints": form == "folder"}
+        train(BIASED, strategy=strategy, devices=2, save=str(folder / f"{name}.{form}"), **HALF)
+    train(BIASED, strategy={"expert": 2}, devices=2, save=str(folder / "ep.file"), **HALF)
+    done = {}
+    for name, source in (("tp", "ep.folder"), ("fsdp", "tp.file"), ("ddp", "ep.folder")):
+        plugins = {"plugins": [SealedCheckpoints()]} if name == "ddp" else {}
+        strategy = STRATEGIES[name][1]
+        done[name, source] = train(
+            BIASED, strategy=strategy, devices=2, ckpt_path=str(folder / source), **REST, **plugins
+        )
+    return done
+
+
+@pytest.fixture(scope="module", autouse=True)
+def guests() -> Any:
+    sys.path.insert(0, str(ROOT / "tests" / "plugin"))
+    registry.load()
+    import blockwright_guest.noisy_topk
+    import blockwright_guest.retention
+    import blockwright_guest.xpos  # noqa: F401
+
+    yield
+    sys.path.remove(str(ROOT / "tests" / "plugin"))
+    for kind, name in (("attention", "retention"), ("gating", "noisy_topk"), ("position", "xpos")):
+        del registry.catalogue._entries[kind][name]
+    for name in [name for name in sys.modules if name.startswith("blockwright_guest")]:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def alone(guests: None) -> dict[str, Any]:
+    return {case: run(case) for case in dict.fromkeys(case for _, case in PAIR + FOUR)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+def _pair(folder: Path) -> dict[Any, Any]:
+    return {**work(PAIR, folder, ["fsdp", "tp", "ep"]), **checkpoints(folder)}
+
+
+@pytest.fixture(scope="module")
+def pair(guests: None, folder: Path) -> list[dict[Any, Any]]:
+    return spawn(2, _pair, folder)
+
+
+@pytest.fixture(scope="module")
+def four(guests: None, folder: Path) -> list[dict[Any, Any]]:
+    return spawn(4, work, FOUR, folder, ["tp_ep"])
+
+
+@pytest.mark.parametrize(("strategy", "case"), PAIR, ids=lambda v: v)
+def test_two_ranks_train_what_one_does(strategy: str, case: str, pair: list[Any], alone: dict[str, Any]) -> None:
+    losses, weights = far(pair[0][strategy, case], alone[case])
+    assert losses < CLOSE and weights < CLOSE
+
+
+@pytest.mark.parametrize(("strategy", "case"), FOUR, ids=lambda v: v)
+def test_four_ranks_train_what_one_does(strategy: str, case: str, four: list[Any], alone: dict[str, Any]) -> None:
+    losses, weights = far(four[0][strategy, case], alone[case])
+    assert losses < CLOSE and weights < CLOSE
+
+
+def _measured(name: str, pair: list[Any], four: list[Any]) -> tuple[Sizes, list[Any]]:
+    devices, strategy = STRATEGIES[name]
+    return sizes_of(strategy, devices), [rank["measured", name] for rank in (pair if devices == 2 else four)]
+
+
+@pytest.mark.parametrize("name", ["fsdp", "tp", "ep", "tp_ep"])
+def test_each_rank_holds_what_the_plan_says(name: str, pair: list[Any], four: list[Any]) -> None:
+    sizes, ranks = _measured(name, pair, four)
+    plan = held_bytes(compose(DEEPSEEK, device="meta"), sizes, AdamW())
+    for held, _, _ in ranks:
+        for key, value in plan.items():
+            assert held[key] == pytest.approx(value, rel=0.02), key
+
+
+@pytest.mark.parametrize("name", ["fsdp", "tp", "ep", "tp_ep"])
+def test_what_travels_is_what_the_plan_says(name: str, pair: list[Any], four: list[Any]) -> None:
+    sizes, ranks = _measured(name, pair, four)
+    decoder = compose(DEEPSEEK, device="meta")
+    layers = [region.name for region in regions(decoder, dense=False)]
+    for _, counted, rows in ranks:
+        # rows: to the experts of a layer and back, layer by layer
+        plan = traffic(decoder, sizes, 8 * 12 // sizes.data, dict(zip(layers, rows[::2], strict=False)))
+        assert {k: v for k, v in counted.items() if v} == {k: v for k, v in plan.items() if v}
+
+
+def test_checkpoint_goes_on_under_another_strategy(pair: list[Any]) -> None:
+    whole = train(BIASED, **REST)
+    for key in (("tp", "ep.folder"), ("fsdp", "tp.file"), ("ddp", "ep.folder")):
+        rest = pair[0][key]
+        losses, weights = far(rest, {**whole, "losses": whole["losses"][3:]})
+        assert losses < CLOSE and weights < CLOSE, key
+
+
+def test_one_process_goes_on_from_a_folder_of_shares(pair: list[Any], folder: Path) -> None:
+    whole = train(BIASED, **REST)
+    rest = train(BIASED, ckpt_path=str(folder / "ep.folder"), plugins=[SealedCheckpoints()], **REST)
+    losses, weights = far(rest, {**whole, "losses": whole["losses"][3:]})
+    assert losses < CLOSE and weights < CLOSE
+
+
+def test_folder_and_file_hold_the_same_to_the_bit(pair: list[Any], folder: Path) -> None:
+    one, other = (dict(_leaves(read_checkpoint(folder / name))) for name in ("ep.file", "ep.folder"))
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        same = torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key]
+        assert same, key
+
+
+def test_consolidated_folder_holds_the_full_checkpoint(pair: list[Any], folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from interop.consolidate import main
+    from interop.source import open_source
+
+    assert main([str(folder / "ep.folder"), str(tmp_path / "out"), "--checkpoint"]) == 0
+    full = read_checkpoint(folder / "ep.file")
+    model = {k.removeprefix("decoder."): v for k, v in full["state_dict"].items() if k.startswith("decoder.")}
+    written = open_source(tmp_path / "out")
+    assert written.tensors.keys() == model.keys() and written.model == read_model(BIASED)
+    assert all(torch.equal(written.tensors[name], value) for name, value in model.items())
+    states = load_file(tmp_path / "out" / "optimizer.safetensors")
+    for which, names in enumerate(full["optimizer_parameters"]):
+        for index, values in full["optimizer_states"][which]["state"].items():
+            for key, value in values.items():
+                assert torch.equal(states[f"{names[index]}.{key}"], value)
+    again = read_checkpoint(tmp_path / "out" / "last.ckpt")
+    assert all(torch.equal(value, again["state_dict"][name]) for name, value in full["state_dict"].items())
+
+
+def _leaves(value: Any, path: str = "") -> Any:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, f"{path}.{index}")
+    else:
+        yield path, value
+
+
+# ---- the whole grid -------------------------------------------------------------------------------------------------
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "recomputed": {"task": {"activation_checkpointing": "full"}},
+    "accumulated": {"accumulate_grad_batches": 4, "steps": 5},
+    "packed": {"packed": True},
+}
+GRID = [
+    (strategy, model, variant)
+    for strategy in STRATEGIES
+    for model in (*MODELS, "biased", "guest")
+    for variant in VARIANTS
+    if not ("ep" in strategy and model == "dense") and (variant == "plain" or model == "deepseek")
+]
+
+
+def grid_run(strategy: str, model: str, variant: str, alone: bool = False) -> dict[str, Any]:
+    devices, chosen = (1, "auto") if alone else STRATEGIES[strategy]
+    text = {**MODELS, "biased": BIASED, "guest": GUEST}[model]
+    return train(
+        text, strategy=chosen, devices=devices, **{"optimizer": AdamW(lr=1e-3), "steps": 20, **VARIANTS[variant]}
+    )
+
+
+def grid_work(devices: int) -> dict[Any, Any]:
+    return {cell: grid_run(*cell) for cell in GRID if STRATEGIES[cell[0]][0] == devices}
+
+
+@pytest.mark.slow
+def test_twenty_steps_of_adamw_agree_over_the_whole_grid(guests: None) -> None:
+    references = {(m, v): grid_run("", m, v, alone=True) for _, m, v in GRID}
+    found = {**spawn(2, grid_work, 2)[0], **spawn(4, grid_work, 4)[0]}
+    distances = {cell: far(result, references[cell[1:]]) for cell, result in found.items()}
+    for cell, (losses, weights) in distances.items():
+        print(*cell, f"losses {losses:.1e} weights {weights:.1e}")
+    assert len(distances) == len(GRID)
+    assert all(losses < CLOSE and weights < CLOSE for losses, weights in distances.values())

@@ -1,0 +1,71 @@
+"""What comes from the environment is used, and written down nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from registry import ConfigError
+from training import cli, config_tree
+from training.composition import compose_config
+from training.preflight import preflight
+from training.run import run
+from training.secrets import hidden, read_from_environment
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "s3cr3t-value")
+    monkeypatch.setenv("SHORT", "8")
+
+
+def test_values_are_found_through_other_values_and_nothing_else_is() -> None:
+    cfg = OmegaConf.create(
+        {
+            "a": "${oc.env:SOME_KEY}",
+            "b": "x-${a}",
+            "c": "${oc.env:SHORT}",
+            "d": "${oc.env:NONE_SUCH,free}",
+            "e": "other",
+        }
+    )
+    taken = read_from_environment(cfg)
+    assert taken == {"s3cr3t-value": "${oc.env:SOME_KEY}"}
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert plain["a"] == "s3cr3t-value"  # type: ignore[index, call-overload]
+    shown = hidden(plain, taken)
+    assert shown == {"a": "${oc.env:SOME_KEY}", "b": "x-${oc.env:SOME_KEY}", "c": "8", "d": "free", "e": "other"}
+
+
+def test_composition_takes_none(small: list[str]) -> None:
+    with pytest.raises(ConfigError, match="written into every checkpoint") as caught:
+        preflight(compose_config([*small, "+model.variants.ffn.x.name=${oc.env:SOME_KEY}"], output_dir="x"))
+    assert caught.value.path == "model.variants.ffn.x.name" and "s3cr3t" not in str(caught.value)
+
+
+def test_no_file_of_a_run_holds_it(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ["trainer.max_steps=1", "callbacks=[interruption,report]", "tags=['${oc.env:SOME_KEY}']"]
+    made += [f"data.cache_dir={tmp_path}/${{oc.env:SOME_KEY}}", "logger.csv.name=${oc.env:SOME_KEY}"]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    cfg = compose_config([*small, *made], output_dir=str(folder))
+    plain = preflight(cfg)
+    assert plain["logger"]["csv"]["name"] == "s3cr3t-value"
+    shown = hidden(plain, read_from_environment(cfg))
+    cli.export(shown, folder)
+    config_tree.show(shown, folder, print_config=False)
+    plain["logger"]["csv"]["name"] = ""  # the folder that it names would be found
+    run(plain, shown)
+    assert len(list(folder.rglob("*.ckpt"))) == 1 and list(folder.rglob("hparams.yaml"))
+    holding = [f for f in folder.rglob("*") if f.is_file() and b"s3cr3t-value" in f.read_bytes()]
+    assert not holding
+
+
+def test_exported_configuration_fetches_it_again(checked: Callable[..., dict[str, Any]]) -> None:
+    settings = {"trainer.logger.key": "${oc.env:SOME_KEY}", "other": "${oc.env:NONE_SUCH}"}
+    cli._fetch(settings)
+    assert settings == {"trainer.logger.key": "s3cr3t-value", "other": "${oc.env:NONE_SUCH}"}

@@ -1,0 +1,84 @@
+"""Experts that hardly any token is sent to, and routers that have collapsed onto few, told of while there is time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from registry import ConfigError
+from training.cadence import logs_now
+from training.causal_lm import CausalLM
+
+
+class DeadExperts(L.Callback):
+    """Warns of experts whose load stays below a share of what is fair, and of routers that leave half of them so.
+
+    Looks at the loads each time they are logged, over all tokens since the last time. Logs
+    ``train_load/dead_experts``, their number over all layers, while there are any.
+
+    Args:
+        below: of the fair share 1/E, under which an expert counts as idle
+        steps: optimizer steps that it must have been idle for to be called dead
+    """
+
+    def __init__(self, below: float = 0.01, steps: int = 200) -> None:
+        if not 0 < below < 1:
+            rule = "is a part of the fair share, between 0 and 1"
+            raise ConfigError("callbacks.experts.below", below, rule, "Write 0.01")
+        if steps < 1:
+            raise ConfigError("callbacks.experts.steps", steps, "counts optimizer steps", "Write 200")
+        self.below, self.steps = below, steps
+        self._idle: dict[str, list[int]] = {}  # layer → steps that each expert has been idle for
+        self._last = 0
+        self._told: dict[str, list[int]] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not logs_now(trainer) or not isinstance(pl_module, CausalLM):
+            return
+        passed, self._last = trainer.global_step - self._last, trainer.global_step
+        dead = 0
+        for layer, shares in pl_module.expert_shares.items():
+            if trainer.world_size > 1:
+                shares = trainer.strategy.reduce(shares.to(pl_module.device), reduce_op="mean")
+            dead += self.look(layer, shares, passed, trainer.global_step)
+        if dead or self._told:
+            pl_module.log("train_load/dead_experts", float(dead))
+
+    def look(self, layer: str, shares: Tensor, passed: int, step: int) -> int:
+        """Judge one layer.
+
+        Args:
+            layer: its index
+            shares: of all choices that went to each expert since last time, [E]
+            passed: optimizer steps since last time
+            step: where training stands
+
+        Returns:
+            how many of its experts are dead
+        """
+        idle = (shares < self.below / len(shares)).tolist() if shares.sum() > 0 else [False] * len(shares)
+        before = self._idle.get(layer, [0] * len(idle))
+        self._idle[layer] = [steps + passed if now else 0 for steps, now in zip(before, idle, strict=True)]
+        dead = [expert for expert, steps in enumerate(self._idle[layer]) if steps >= self.steps]
+        if new := sorted(set(dead) - set(self._told.get(layer, []))):
+            fate = "its router has collapsed" if 2 * len(dead) >= len(idle) else "dead experts"
+            rank_zero_warn(
+                f"step {step}, layer {layer}: {fate}: {len(dead)} of {len(idle)} experts have had less than "
+                f"{self.below:.0%} of their fair share for {self.steps} steps (new: {', '.join(map(str, new))})"
+            )
+        self._told[layer] = dead
+        return len(dead)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"idle": self._idle, "told": self._told}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._idle, self._told = dict(state_dict["idle"]), dict(state_dict["told"])

@@ -1,0 +1,113 @@
+"""A bad batch costs one step and not the run: steps whose loss or gradient is no number, or far out, are skipped."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from registry import ConfigError
+from training.cadence import logs_now
+from training.parallel.clipping import total_norm
+from training.stops import Diverged
+
+QUANTITIES = ("loss", "gradient norm")
+LEAST_SPREAD = 1e-3  # of the mean, below which a spread is none: a loss that hardly moves has no outliers
+
+
+class Guard(L.Callback):
+    """Skips an optimizer step on all ranks alike when its loss or gradient norm is bad, says so, and gives up in time.
+
+    Bad is a value that is not finite, or, once ``window`` steps have been seen, one above their mean by more than
+    ``sigmas`` standard deviations, the rule of the optimizers of OLMo-core (Groeneveld et al., 2024).
+    A skipped step moves nothing: no weight, no state of the optimizer, no balancing bias. It counts as a step, for
+    batches and learning rates are functions of the number of the step.
+
+    How this differs from OLMo's: the decision is made before the step and not inside the optimizer, so any optimizer
+    does; a value that is far out but finite enters the window, so that a level that has changed is soon believed.
+
+    The loss is its mean over all ranks, and the norm that of the whole gradient, so every rank sees the same numbers.
+    Reading them waits for the device once a step.
+
+    Args:
+        window: steps that a value is compared with
+        sigmas: standard deviations above their mean that are too much; null judges by finiteness only
+        patience: skipped steps in a row after which training is given up
+    """
+
+    def __init__(self, window: int = 128, sigmas: float | None = 6.0, patience: int = 10) -> None:
+        for name, value, least in (("window", window, 2), ("patience", patience, 1)):
+            if value < least:
+                rule = f"counts steps, at least {least}"
+                raise ConfigError(
+                    f"callbacks.guard.{name}", value, rule, f"Write callbacks.guard.{name}={least} or more"
+                )
+        if sigmas is not None and not 0 < sigmas < math.inf:
+            rule = "counts standard deviations, so it is above 0"
+            raise ConfigError("callbacks.guard.sigmas", sigmas, rule, "Write 6, or null for finiteness only")
+        self.window, self.sigmas, self.patience = window, sigmas, patience
+        self._seen = {name: deque[float](maxlen=window) for name in QUANTITIES}
+        self._loss: Tensor | float = 0.0  # of the step's micro-batches so far
+        self.skipped = self.in_a_row = 0
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self._loss = self._loss + loss.detach().float() / (scaler.get_scale() if scaler else 1)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        # Before clipping, and after the gradients have been averaged over ranks and micro-batches.
+        loss, self._loss = self._loss, 0.0
+        norm = total_norm(pl_module.parameters())
+        both = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=pl_module.device) for v in (loss, norm)])
+        if trainer.world_size > 1:
+            both = trainer.strategy.reduce(both, reduce_op="mean")
+        reason = self.judge(dict(zip(QUANTITIES, both.tolist(), strict=True)))
+        self.in_a_row = self.in_a_row + 1 if reason else 0
+        if reason:
+            self.skipped += 1
+            for parameter in pl_module.parameters():
+                parameter.grad = None  # an optimizer passes over what has none
+            rank_zero_warn(f"step {trainer.global_step} is skipped: {reason}")
+            if self.in_a_row >= self.patience:
+                raise Diverged(trainer.global_step, f"{reason}, as in each of the last {self.in_a_row} steps")
+
+    def judge(self, values: dict[str, float]) -> str | None:
+        """What is wrong with the values of a step, or None; remembers those that are finite."""
+        reasons = [self._fault(name, value) for name, value in values.items()]
+        if all(map(math.isfinite, values.values())):
+            for name, value in values.items():
+                self._seen[name].append(value)
+        return next(filter(None, reasons), None)
+
+    def _fault(self, name: str, value: float) -> str | None:
+        if not math.isfinite(value):
+            return f"its {name} is {value}"
+        seen = self._seen[name]
+        if self.sigmas is None or len(seen) < self.window:
+            return None
+        mean = sum(seen) / len(seen)
+        spread = max((sum((v - mean) ** 2 for v in seen) / len(seen)) ** 0.5, LEAST_SPREAD * abs(mean))
+        if value <= mean + self.sigmas * spread:
+            return None
+        return f"its {name} {value:.4g} is {(value - mean) / spread:.3g} sigma above the last {self.window}, {mean:.4g}"
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.skipped and logs_now(trainer):
+            pl_module.log("train/skipped_steps", float(self.skipped))
+
+    def state_dict(self) -> dict[str, Any]:
+        seen = {name: list(values) for name, values in self._seen.items()}
+        return {"seen": seen, "skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+        for name, values in state_dict["seen"].items():
+            self._seen[name] = deque(values, maxlen=self.window)

@@ -1,0 +1,138 @@
+"""Checkpoints of a run on many ranks: one file of whole tensors, or a folder of shares. Either loads anywhere.
+
+Both have the layout of a single process's checkpoint: the optimizer numbers its parameters as it does there, since
+recipes order them by the model alone. See blocks/sharded.py for the folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from blocks.checkpoint import read_file
+from blocks.sharded import META, MODEL, join, outline, read_meta, read_tensors, split
+from training.parallel.local import own_part, plain
+
+PART = ".part"  # a folder is written under this suffix, and renamed when it is whole
+
+
+def gather(checkpoint: dict[str, Any], *, keep: bool) -> dict[str, Any]:
+    """The checkpoint with whole tensors on the CPU, one by one; all ranks ask, those that do not keep get None."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, DTensor):
+            full = value.detach().full_tensor()
+            return full.cpu() if keep else None
+        if isinstance(value, Tensor):
+            return value.detach().cpu()
+        if isinstance(value, Mapping):
+            return {key: walk(inner) for key, inner in value.items()}
+        return [walk(inner) for inner in value] if isinstance(value, list) else value
+
+    parts = {key: walk(checkpoint[key]) for key in ("state_dict", "optimizer_states") if key in checkpoint}
+    return {**checkpoint, **parts}
+
+
+def save_folder(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a folder to which every rank adds its share; what was at ``path`` goes when the new one is whole."""
+    import torch.distributed.checkpoint as dcp
+
+    tensors = {f"{MODEL}{name}": tensor.detach() for name, tensor in checkpoint["state_dict"].items()}
+    states = []
+    for i, state in enumerate(checkpoint.get("optimizer_states", [])):
+        rest, own = split(i, state)
+        states.append(rest)
+        tensors |= own
+    part = path.with_name(path.name + PART)
+    first = dist.get_rank() == 0
+    if first:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    dist.barrier()
+    dcp.save(tensors, checkpoint_id=str(part), planner=_planner())
+    if first:
+        rest = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
+        torch.save({**rest, "optimizer_states": states}, part / META)
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        part.rename(path)
+    dist.barrier()
+
+
+def load_folder(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    """Fill a module and its optimizers from a folder, each rank with its share.
+
+    Returns:
+        what is neither, as Lightning wants it
+    """
+    meta = read_meta(path)
+    wanted = {f"{MODEL}{name}": tensor.detach() for name, tensor in module.state_dict().items()}
+    found = outline(path) if optimizers else {}
+    for i, optimizer in enumerate(optimizers):
+        wanted |= _blank(i, optimizer, found)
+    read_tensors(path, wanted, alone=False)
+    for i, optimizer in enumerate(optimizers):
+        optimizer.load_state_dict(join(i, meta["optimizer_states"][i], wanted))
+    return {k: v for k, v in meta.items() if k != "optimizer_states"}
+
+
+def load_file(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    """The same from one file, of which each rank reads what it needs."""
+    checkpoint = read_file(path, mapped=True)
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            _fill(tensor, checkpoint["state_dict"][name])
+    for optimizer, state in zip(optimizers, checkpoint.get("optimizer_states", []), strict=False):
+        parameters = _parameters(optimizer)
+        own = {i: _like(values, parameters[i]) for i, values in state["state"].items()}
+        optimizer.load_state_dict({**state, "state": own})
+    return {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
+
+
+def _blank(which: int, optimizer: Optimizer, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Places for the tensors of an optimizer that a folder holds, spread as its parameters are."""
+    blank: dict[str, Tensor] = {}
+    prefix, parameters = f"optimizer.{which}.", _parameters(optimizer)
+    for key, like in found.items():
+        if key.startswith(prefix):
+            parameter = parameters[int(key.removeprefix(prefix).partition(".")[0])]
+            alike = like.shape == parameter.shape
+            blank[key] = (
+                torch.zeros_like(parameter, dtype=like.dtype) if alike else torch.zeros_like(like, device="cpu")
+            )
+            blank[key] = blank[key].detach()
+    return blank
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _like(values: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
+    """A parameter's optimizer state, its tensors spread as the parameter is."""
+    return {
+        name: own_part(value, parameter.device_mesh, parameter.placements)
+        if isinstance(value, Tensor) and isinstance(parameter, DTensor) and value.shape == parameter.shape
+        else value
+        for name, value in values.items()
+    }
+
+
+def _fill(tensor: Tensor, whole: Tensor) -> None:
+    part = own_part(whole, tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else whole
+    plain(tensor).copy_(plain(part))
+
+
+def _planner() -> Any:
+    from torch.distributed.checkpoint import DefaultSavePlanner
+
+    return DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)

@@ -1,0 +1,56 @@
+"""The norm of all gradients, and cutting it, when parameters are spread over ranks in different ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
+
+from training.parallel.local import plain
+
+
+def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The 2-norm of all gradients together, the same on every rank.
+
+    Each rank sums the squares that it holds, divided by the number of ranks that hold the same, and one sum over the
+    world adds them up: whatever the meshes are.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    world = dist.get_world_size() if any(isinstance(g, DTensor) for g in gradients) else 1
+    by_copies: dict[float, list[Tensor]] = {}
+    for gradient in gradients:
+        by_copies.setdefault(world / _pieces(gradient), []).append(plain(gradient).detach())
+    squares = [torch.nn.utils.get_total_norm(alike).double().square() / copies for copies, alike in by_copies.items()]
+    total = torch.stack(squares).sum()
+    if world > 1:
+        device = next(g.device_mesh.device_type for g in gradients if isinstance(g, DTensor))
+        total = total.to(device)  # offloaded gradients lie on the CPU, where a GPU's process group cannot add
+        dist.all_reduce(total)
+    return total.sqrt().float()
+
+
+def clip(parameters: Iterable[nn.Parameter], limit: float, algorithm: str = "norm") -> None:
+    """Cut gradients in place: their common norm to ``limit``, or each number to ±``limit``."""
+    parameters = list(parameters)
+    gradients = [plain(p.grad) for p in parameters if p.grad is not None]
+    if algorithm == "value":
+        torch._foreach_clamp_max_(gradients, limit)
+        torch._foreach_clamp_min_(gradients, -limit)
+        return
+    factor = (limit / (total_norm(parameters) + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor.to(gradient.device))
+
+
+def _pieces(gradient: Tensor) -> int:
+    """Over how many ranks the numbers of a gradient are spread."""
+    if not isinstance(gradient, DTensor):
+        return 1
+    mesh = gradient.device_mesh
+    return math.prod(mesh.size(i) for i, p in enumerate(gradient.placements) if not isinstance(p, Replicate))

@@ -1,0 +1,125 @@
+"""Expert parallelism: each rank holds some experts, and tokens travel to them and back.
+
+A token is sent once to each rank that holds an expert of its, with the numbers and weights of these experts; that rank
+answers with their weighted sum. So a gate that confines a token to M groups of experts, one a rank, confines it to M
+copies (DeepSeek-V2's device-limited routing). The experts themselves are called as ever, with a routing of the rows
+that arrived among the experts that are here: nothing depends on how they compute.
+
+Where ranks of a tensor group share out experts, all of them have the token already: nothing travels, and each
+adds up its own experts' share.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from blocks.gating.base import Routing
+from registry import ConfigError
+from training.parallel.collectives import enter, exchange, exchange_counts, leave
+from training.parallel.local import distribute, localised
+from training.parallel.plan import Region
+
+
+def share_out(region: Region, mesh: DeviceMesh) -> None:
+    """Give each rank of the mesh its experts, and let tokens find them.
+
+    Args:
+        region: a block of experts
+        mesh: (expert), (tensor) or (expert, tensor)
+    """
+    block: Any = region.block
+    n_experts = getattr(block, "n_experts", None)
+    if not isinstance(n_experts, int):
+        rule = "expert parallelism tells experts how many of them a rank holds, by their attribute n_experts"
+        raise ConfigError(f"model: {region.name}", type(block).__name__, rule, "Let the block keep n_experts")
+    for part in region.parts:
+        distribute(part, mesh)
+    names = mesh.mesh_dim_names or ()
+    over = {name: mesh[name] for name in names}
+    here = Whereabouts(n_experts, over.get("expert"), over.get("tensor"))
+    inner, block.n_experts = block.forward, here.held
+    # Tokens of all ranks of the expert mesh have passed here. FSDP2 averages over the remaining ranks; a mean over all
+    # of them is meant.
+    share = 1 / here.ranks
+
+    def compute(rows: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        with localised(region.parts, share):
+            return _compute(inner, rows, experts, weights, here.held)
+
+    def forward(x: Tensor, routing: Routing) -> Tensor:
+        weights = routing.weights
+        group = None if here.tensor is None else here.tensor.get_group()
+        if group is not None:
+            x, weights = enter(x, group), enter(weights, group)
+        y = _dispatch(x, routing.experts, weights, here, compute)
+        return y if group is None else leave(y, group)
+
+    block.forward = forward
+
+
+class Whereabouts:
+    """Which rank holds which expert: contiguous runs, first over the expert mesh, within it over the tensor mesh.
+
+    Args:
+        n_experts: E, of all ranks
+        expert: mesh that tokens travel over; None where they need not
+        tensor: mesh whose ranks all have the same tokens
+    """
+
+    def __init__(self, n_experts: int, expert: DeviceMesh | None, tensor: DeviceMesh | None) -> None:
+        self.n_experts, self.expert, self.tensor = n_experts, expert, tensor
+        self.ranks = 1 if expert is None else expert.size()
+        self.held = n_experts // self.ranks // (1 if tensor is None else tensor.size())
+
+    def find(self, experts: Tensor) -> tuple[Tensor, Tensor]:
+        """Experts [T,k] → the rank of the expert mesh that holds each (``ranks`` for none), and its number there.
+
+        Those of other ranks of the tensor group are none of this rank's.
+        """
+        a_rank = self.n_experts // self.ranks
+        rank, within = experts // a_rank, experts % a_rank
+        if self.tensor is not None:
+            rank = rank.masked_fill(within // self.held != self.tensor.get_local_rank(), self.ranks)
+        return rank.masked_fill(experts == self.n_experts, self.ranks), within % self.held
+
+
+def _dispatch(x: Tensor, experts: Tensor, weights: Tensor, here: Whereabouts, compute: Any) -> Tensor:
+    """x [T,D], experts and weights [T,k] → Σ weight · expert(x) over the experts that ``find`` knows, [T,D]."""
+    rank, number = here.find(experts)
+    if here.expert is None:
+        return compute(x, number.masked_fill(rank == here.ranks, here.held), weights)
+    n, group = here.ranks, here.expert.get_group()
+    reached = torch.zeros(len(x), n + 1, dtype=torch.bool, device=x.device).scatter_(1, rank, True)[:, :n]
+    to, token = reached.t().nonzero(as_tuple=True)  # sorted by rank, then by token
+    absent = rank[token] != to[:, None]
+    numbers, order = number[token].masked_fill(absent, here.held).sort(1)
+    shares = weights[token].gather(1, order).masked_fill(numbers == here.held, 0)
+    width = min(numbers.shape[1], here.held)  # a rank cannot be asked for more experts than it holds
+    counts = reached.sum(0)
+    sent, received = counts.tolist(), exchange_counts(counts, group).tolist()
+    note = torch.cat((numbers[:, :width].float(), shares[:, :width].float()), 1)
+    rows, note = exchange(x.index_select(0, token), received, sent, group), exchange(note, received, sent, group)
+    asked, share = note.chunk(2, 1)
+    answers = compute(rows, asked.detach().round().long(), share)
+    back = exchange(answers, sent, received, group)
+    return torch.zeros_like(x).index_add(0, token, back)
+
+
+def _compute(inner: Any, rows: Tensor, experts: Tensor, weights: Tensor, held: int) -> Tensor:
+    """The sum over the real entries of ``experts`` [R,k], those below ``held``, for each row."""
+    pairs, nothing = int((experts < held).sum()), weights.new_zeros(())
+    if pairs:
+        real = None if pairs == experts.numel() else pairs
+        return inner(rows, Routing(experts, weights, nothing, {}, nothing, real))
+    # Nobody asks anything: a row of zeros keeps every rank's graph, and so its collectives, the same.
+    rows, weights = (
+        torch.cat((rows, rows.new_zeros(1, rows.shape[1]))),
+        torch.cat((weights, weights.new_zeros(1, weights.shape[1]))),
+    )
+    experts = torch.cat((experts, experts.new_zeros(1, experts.shape[1])))
+    experts[:-1], experts[-1, 1:] = held, held
+    return inner(rows, Routing(experts, weights, nothing, {}, nothing, 1))[:-1]

@@ -1,0 +1,84 @@
+"""Parameters that are distributed tensors, seen as plain ones while a block computes with its part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+
+from training.parallel.plan import DIMENSION, Part
+
+
+def distribute(part: Part, mesh: DeviceMesh) -> None:
+    """Turn a whole parameter, the same on all ranks, into a distributed one of which each rank keeps its own part."""
+    whole = part.parameter
+    placement: Placement = Shard(DIMENSION[part.placement]) if part.placement in DIMENSION else Replicate()
+    placements = [placement] * mesh.ndim
+    setattr(part.module, part.name, nn.Parameter(own_part(whole.detach(), mesh, placements), whole.requires_grad))
+
+
+def own_part(whole: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> DTensor:
+    """A tensor that every rank has → the distributed one, without asking another rank."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    if all(isinstance(p, Replicate) for p in placements):
+        local = whole
+    else:
+        shape, offset = compute_local_shape_and_global_offset(whole.shape, mesh, placements)
+        local = whole[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))].clone()
+    local = local.to(mesh.device_type)
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride())
+
+
+@contextmanager
+def localised(parts: Sequence[Part], share: float = 1.0) -> Iterator[None]:
+    """Inside, each parameter is this rank's part of it, and gradients find their way back.
+
+    The gradient of a part that is replicated is a summand on each rank. One that is added to the output itself is
+    divided by the number of ranks, since the outputs are summed.
+
+    Args:
+        parts: the parameters
+        share: factor on their gradients
+    """
+    held: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for part in parts:
+            registered = part.module._parameters
+            distributed = registered[part.name]
+            held.append((registered, part.name, distributed))
+            registered[part.name] = _local(distributed, part, share)  # type: ignore[assignment]
+        yield
+    finally:
+        for registered, name, distributed in held:
+            registered[name] = distributed
+
+
+def _local(parameter: Any, part: Part, share: float) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return parameter
+    replicated = [isinstance(p, Replicate) for p in parameter.placements]
+    gradients = [Partial() if whole else p for whole, p in zip(replicated, parameter.placements, strict=True)]
+    local = parameter.to_local(grad_placements=gradients)
+    if share != 1 and local.requires_grad:
+        local.register_hook(lambda gradient: gradient * share)
+    return local / parameter.device_mesh.size() if part.once else local
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """This rank's own numbers of a tensor that may be distributed."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def is_distributed(module: nn.Module) -> bool:
+    return any(isinstance(p, DTensor) for p in module.parameters())
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that may be distributed; every rank has to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

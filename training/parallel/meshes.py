@@ -1,0 +1,69 @@
+"""The process groups of a parallel run, as device meshes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from training.parallel.sizes import Sizes
+
+
+@dataclass(frozen=True)
+class Meshes:
+    """Who talks to whom.
+
+    Two grids lie over the same ranks. Dense parameters live on (replicate, shard, tensor); where experts are shared
+    out, the shard ranks are cut once more, and expert stacks live on (replicate, rest, expert, tensor).
+
+    Args:
+        sizes: of the grid
+        dense: (replicate, shard, tensor)
+        routed: (replicate, rest, expert, tensor); None where experts are not shared out
+        data: the ranks that read different data, as one group
+    """
+
+    sizes: Sizes
+    dense: DeviceMesh
+    routed: DeviceMesh | None
+    data: ProcessGroup
+
+    @property
+    def device_type(self) -> str:
+        return self.dense.device_type
+
+    @property
+    def sharding(self) -> DeviceMesh:
+        """Over which FSDP2 spreads dense parameters: (shard), or (replicate, shard)."""
+        return self.dense["replicate", "shard"] if self.sizes.replicate > 1 else self.dense["shard"]
+
+    @property
+    def expert_sharding(self) -> DeviceMesh:
+        """Over which FSDP2 spreads what a rank of the expert mesh holds."""
+        if self.routed is None:
+            return self.sharding
+        return self.routed["replicate", "rest"] if self.sizes.replicate > 1 else self.routed["rest"]
+
+    @property
+    def tensor(self) -> DeviceMesh | None:
+        return self.dense["tensor"] if self.sizes.tensor > 1 else None
+
+    @property
+    def expert(self) -> DeviceMesh | None:
+        """Over which stacks of experts are split: (expert), (tensor) or (expert, tensor)."""
+        if self.routed is None:
+            return self.tensor
+        return self.routed["expert", "tensor"] if self.sizes.tensor > 1 else self.routed["expert"]
+
+
+def make_meshes(sizes: Sizes, device_type: str) -> Meshes:
+    """The meshes of a world whose process group exists."""
+    names = ("replicate", "shard", "tensor")
+    dense = init_device_mesh(device_type, (sizes.replicate, sizes.shard, sizes.tensor), mesh_dim_names=names)
+    routed = None
+    if sizes.expert > 1:
+        shape = (sizes.replicate, sizes.shard // sizes.expert, sizes.expert, sizes.tensor)
+        routed = init_device_mesh(device_type, shape, mesh_dim_names=("replicate", "rest", "expert", "tensor"))
+    data = dense["replicate", "shard"]._flatten("data") if sizes.replicate > 1 else dense["shard"]
+    return Meshes(sizes, dense, routed, data.get_group())

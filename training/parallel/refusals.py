@@ -1,0 +1,210 @@
+"""What cannot run on the ranks it asks for, refused before a process starts: needs neither Lightning nor a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import registry
+from registry import ConfigError, Node
+from registry.layout import patched, plan
+from training.parallel import recompute
+from training.parallel.sizes import STRATEGY, Sizes, launched, sizes_of
+
+WHOLE = ("n_heads", "n_kv_heads", "d_ff")  # parameters that tensor parallelism divides, in everybody's vocabulary
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true", 32, "32", "bf16")
+FSDP1 = ("fsdp", "fsdp_cpu_offload")  # Lightning's names of torch's older FSDP
+
+
+class Chosen(NamedTuple):
+    """One block of the model and what it was given: ``path`` is where its node stands."""
+
+    path: str
+    kind: str
+    name: str
+    given: dict[str, Any]
+
+
+def check(plain: Mapping[str, Any]) -> None:
+    """Refuse a strategy that the machine, the model or the data cannot bear.
+
+    Args:
+        plain: a composed configuration, its model complete
+
+    Raises:
+        ConfigError
+    """
+    trainer, model = plain["trainer"], plain["model"]
+    recompute.check(plain["task"].get("activation_checkpointing", "none"))
+    check_machine(trainer)
+    strategy, world = trainer.get("strategy"), world_of(trainer)
+    if not isinstance(strategy, Mapping):
+        if str(strategy).startswith("ddp") and world:
+            _check_batches(plain["data"], world)
+        return
+    if strategy.get("_target_") != STRATEGY:
+        return
+    if trainer.get("precision", "32-true") not in PRECISIONS:
+        rule = "needs gradients that are scaled, which FSDP2 cannot"
+        raise ConfigError("trainer.precision", trainer["precision"], rule, "Write trainer.precision=bf16-mixed")
+    if strategy.get("cpu_offload") and trainer.get("accelerator") == "cpu":
+        rule = "moves shards from a GPU's memory to the host's, and here is no GPU"
+        raise ConfigError("trainer.strategy.cpu_offload", True, rule, "Leave it out on CPUs")
+    if world is None:
+        return
+    sizes = sizes_of(strategy, world)
+    chosen = list(_blocks(model))
+    _check_tensor(chosen, sizes)
+    _check_expert(chosen, sizes)
+    _check_batches(plain["data"], sizes.data)
+
+
+def check_machine(trainer: Mapping[str, Any]) -> None:
+    """Refuse devices that are not here, and strategies without what they need.
+
+    Raises:
+        ConfigError
+    """
+    strategy = trainer.get("strategy")
+    name, gpus = str(strategy), _gpus()
+    if "_target_" not in trainer:
+        rule = "is half a trainer, to stand beside another"
+        raise ConfigError("trainer", "sim", rule, "Write e.g. 'trainer=[fsdp,sim]'")
+    if name in FSDP1:
+        rule = "is torch's older FSDP, which cannot split heads or experts and needs a GPU"
+        raise ConfigError(
+            "trainer.strategy", name, rule, "Write trainer=fsdp, which is FSDP2, on CPUs 'trainer=[fsdp,sim]'"
+        )
+    if name.startswith("deepspeed"):
+        if importlib.util.find_spec("deepspeed") is None:
+            rule = "needs a package that is not installed (deepspeed)"
+            raise ConfigError(
+                "trainer.strategy", name, rule, "pip install 'blockwright[deepspeed]', or write trainer=fsdp"
+            )
+        if not gpus:
+            raise ConfigError(
+                "trainer.strategy", name, "needs a GPU, and torch sees none", "Write 'trainer=[fsdp,sim]'"
+            )
+    devices = trainer.get("devices", "auto")
+    if trainer.get("accelerator") in ("gpu", "cuda"):
+        if not gpus:
+            rule = "torch sees no GPU on this machine"
+            alone = "trainer=default, or for several CPU processes 'trainer=[fsdp,sim]'"
+            raise ConfigError("trainer.accelerator", trainer["accelerator"], rule, f"Write {alone}")
+        if isinstance(devices, int) and devices > gpus:
+            rule = f"is more than the {gpus} GPUs that torch sees here"
+            raise ConfigError("trainer.devices", devices, rule, f"Write trainer.devices={gpus} or auto")
+
+
+def world_of(trainer: Mapping[str, Any]) -> int | None:
+    """devices × num_nodes; None where only Lightning can tell."""
+    devices, nodes = trainer.get("devices", "auto"), trainer.get("num_nodes", 1)
+    if isinstance(devices, list):
+        devices = len(devices)
+    if devices in ("auto", -1, "-1"):
+        devices = 1 if trainer.get("accelerator") == "cpu" else _gpus()
+    if isinstance(devices, bool) or not isinstance(devices, int) or not isinstance(nodes, int):
+        return None
+    return devices * nodes if devices > 0 < nodes else None
+
+
+def derive(trainer: dict[str, Any]) -> None:
+    """Take ``devices`` and ``num_nodes`` from whoever has started the processes already: torchrun or Slurm."""
+    trainer.update(launched())
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _blocks(model: Mapping[str, Any]) -> Iterator[Chosen]:
+    """Every block that some layer is made of, children included, each once."""
+    seen: list[tuple[str, Any]] = []
+    for index, nodes in enumerate(plan(model, registry.kinds(), registry.names)):
+        for kind in ("attention", "ffn"):
+            if kind in nodes:
+                for chosen in _within(kind, nodes[kind], _path(model, kind, nodes[kind], index), model, nodes):
+                    if (chosen.path, chosen.given) not in seen:
+                        seen.append((chosen.path, chosen.given))
+                        yield chosen
+
+
+def _within(
+    kind: str, value: Any, path: str, model: Mapping[str, Any], nodes: Mapping[str, Any], depth: int = 0
+) -> Iterator[Chosen]:
+    entry, given = registry.resolve(kind, Node(value, path))
+    yield Chosen(path, kind, entry.name, given)
+    for p in entry.schema.children.values():
+        assert p.child is not None
+        own, around = given[p.name], nodes.get(p.name) or (None if p.optional else nodes.get(p.child))
+        if isinstance(own, Mapping) and "name" not in own and around is not None:
+            own = patched(around if isinstance(around, Mapping) else {"name": around}, own)
+        inner = [(own, f"{path}.{p.name}")] if own is not None else [(around, f"model.{p.child}")]
+        if isinstance(own, list):
+            inner = [(item, f"{path}.{p.name}.{i}") for i, item in enumerate(own)]
+        for node, where in inner:
+            if node is not None and depth < 8:
+                yield from _within(p.child, node, where, model, nodes, depth + 1)
+
+
+def _path(model: Mapping[str, Any], kind: str, node: Mapping[str, Any], index: int) -> str:
+    own = model.get(kind)
+    if node == own or node == {"name": own}:
+        return f"model.{kind}"
+    variants = (model.get("variants") or {}).get(kind) or {}
+    return next(
+        (f"model.variants.{kind}.{n}" for n, v in variants.items() if v == node), f"model.{kind} (layer {index})"
+    )
+
+
+def _check_tensor(chosen: list[Chosen], sizes: Sizes) -> None:
+    """Heads and widths must divide. Experts are not split inside; mqa's one KV head stays whole."""
+    for block in chosen:
+        for key in WHOLE:
+            value = block.given.get(key)
+            routed = block.kind == "experts"
+            if isinstance(value, int) and not routed and value % sizes.tensor:
+                rule = f"must divide by the ranks that split it (trainer.strategy.tensor = {sizes.tensor})"
+                divisors = ", ".join(str(n) for n in range(1, value + 1) if value % n == 0 and n <= 64)
+                remedy = f"Change it, or let tensor be one of {divisors}"
+                raise ConfigError(f"{block.path}.{key}", value, rule, remedy)
+
+
+def _check_expert(chosen: list[Chosen], sizes: Sizes) -> None:
+    ranks = sizes.expert * sizes.tensor
+    moes = [block for block in chosen if isinstance(block.given.get("n_experts"), int)]
+    if sizes.expert > 1 and not moes:
+        rule = "shares out experts, and no layer of this model has any"
+        raise ConfigError("trainer.strategy.expert", sizes.expert, rule, "Write trainer=fsdp, or choose model/ffn=moe")
+    for block in moes:
+        value = block.given["n_experts"]
+        if value % ranks:
+            rule = f"must divide by the ranks that share them out (trainer.strategy: expert × tensor = {ranks})"
+            divisors = ", ".join(str(n) for n in range(1, value + 1) if value % n == 0 and n <= 512)
+            raise ConfigError(f"{block.path}.n_experts", value, rule, f"Let expert × tensor be one of {divisors}")
+    if sizes.expert > 1:
+        _check_groups(chosen, sizes.expert)
+
+
+def _check_groups(chosen: list[Chosen], ranks: int) -> None:
+    """What is said of devices must be true of the ranks: groups of a gate, devices of a loss or a budget."""
+    for block in chosen:
+        groups, devices = block.given.get("n_groups"), block.given.get("n_devices")
+        if block.kind == "gating" and isinstance(groups, int) and groups > 1 and groups % ranks:
+            rule = f"a group must lie on one rank (trainer.strategy.expert = {ranks}), else its limit limits nothing"
+            raise ConfigError(f"{block.path}.n_groups", groups, rule, f"Use a multiple of {ranks}, best {ranks}")
+        counts = block.kind == "dropping" or block.name == "communication"
+        if counts and isinstance(devices, int) and devices != ranks:
+            rule = f"counts the ranks that hold experts, which are {ranks} here (trainer.strategy.expert)"
+            raise ConfigError(f"{block.path}.n_devices", devices, rule, f"Write {block.path}.n_devices={ranks}")
+
+
+def _check_batches(data: Mapping[str, Any], ranks: int) -> None:
+    for key in ("batch_size", "eval_batch_size"):
+        value = data.get(key)
+        if isinstance(value, int) and value % ranks:
+            rule = f"counts windows over all processes, and {ranks} of them share the data evenly"
+            raise ConfigError(f"data.{key}", value, rule, f"Set data.{key}={-(-value // ranks) * ranks}")

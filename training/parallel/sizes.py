@@ -1,0 +1,85 @@
+"""How many ranks do what: the four sizes of a parallel run, whose product is the world. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from registry import ConfigError
+
+STRATEGY = "training.parallel.strategy.Parallel"
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A grid of ranks, slowest index first; neighbours in ``tensor`` are neighbouring ranks.
+
+    Args:
+        replicate: copies of the sharded model (HSDP), whose gradients are averaged
+        shard: ranks over which FSDP2 spreads weights, gradients and optimizer state
+        tensor: ranks that split heads and hidden widths, and read the same batch
+        expert: of the ``shard`` ranks, neighbours that share out the experts among them
+    """
+
+    replicate: int = 1
+    shard: int = 1
+    tensor: int = 1
+    expert: int = 1
+
+    @property
+    def world(self) -> int:
+        return self.replicate * self.shard * self.tensor
+
+    @property
+    def data(self) -> int:
+        """Ranks that read different data."""
+        return self.replicate * self.shard
+
+
+def sizes_of(strategy: Mapping[str, Any], world: int, path: str = "trainer.strategy") -> Sizes:
+    """The sizes that a strategy's arguments mean in a world of so many ranks.
+
+    Raises:
+        ConfigError: they are no positive integers, or do not fill the world
+    """
+    given = {name: strategy.get(name, AUTO if name == "shard" else 1) for name in Sizes.__dataclass_fields__}
+    for name, value in given.items():
+        is_auto = name == "shard" and value == AUTO
+        if not is_auto and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            rule = "counts ranks, so it is a positive integer" + (", or auto for all that are left" * (name == "shard"))
+            raise ConfigError(f"{path}.{name}", value, rule, f"Write {path}.{name}=1 for none")
+    taken = given["replicate"] * given["tensor"]
+    if given["shard"] == AUTO:
+        if world % taken:
+            name = "tensor" if given["tensor"] > 1 else "replicate"
+            rule = f"replicate × tensor = {taken} ranks do not divide the world of {world} (devices × num_nodes)"
+            raise ConfigError(f"{path}.{name}", given[name], rule, "Choose divisors, or other trainer.devices")
+        given["shard"] = world // taken
+    sizes = Sizes(**given)
+    if sizes.world != world:
+        rule = (
+            f"replicate × shard × tensor = {sizes.world} ranks do not fill the world of {world} (devices × num_nodes)"
+        )
+        raise ConfigError(
+            f"{path}.shard", sizes.shard, rule, f"Write {path}.shard=auto, or trainer.devices={sizes.world}"
+        )
+    if sizes.shard % sizes.expert:
+        rule = f"experts are shared out among the shard ranks, so it divides their number ({sizes.shard})"
+        divisors = [n for n in range(1, sizes.shard + 1) if sizes.shard % n == 0]
+        raise ConfigError(f"{path}.expert", sizes.expert, rule, f"Choose one of {', '.join(map(str, divisors))}")
+    return sizes
+
+
+def launched() -> dict[str, int]:
+    """``devices`` and ``num_nodes`` where torchrun or srun has started the processes; nothing where neither has."""
+    environment = os.environ
+    if "TORCHELASTIC_RUN_ID" in environment:
+        local = int(environment["LOCAL_WORLD_SIZE"])
+        return {"devices": local, "num_nodes": int(environment["WORLD_SIZE"]) // local}
+    a_node = environment.get("SLURM_NTASKS_PER_NODE", "")
+    if "SLURM_STEP_ID" in environment and a_node.isdigit() and int(environment.get("SLURM_NTASKS", 1)) > 1:
+        return {"devices": int(a_node), "num_nodes": int(environment["SLURM_NTASKS"]) // int(a_node)}
+    return {}

@@ -1,0 +1,115 @@
+"""FSDP2, tensor and expert parallelism as one Lightning strategy: four sizes, and where checkpoints go."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.strategy import Strategy
+from torch.optim import Optimizer
+
+from registry import ConfigError
+from training.parallel.build import Sharding
+from training.parallel.checkpoint import gather, load_file, load_folder, save_folder
+from training.parallel.meshes import Meshes, make_meshes
+from training.parallel.sizes import sizes_of
+
+LOW = {"bf16-mixed": torch.bfloat16}  # precision of the trainer → what FSDP2 gathers weights in
+
+
+class Parallel(ModelParallelStrategy):
+    """Lightning's model-parallel strategy with this project's meshes and checkpoints.
+
+    Sizes multiply to the world (devices × num_nodes). The task builds its decoder with ``sharding``, see
+    training/parallel/build.py. Weights are gathered in bfloat16 under ``precision: bf16-mixed``, gates excepted, and
+    gradients are summed in fp32. All checkpoints can be read by any other strategy, in any number of processes.
+
+    Args:
+        replicate: copies of the sharded model; gradients travel between them once a step, weights never
+        shard: ranks that share weights, gradients and optimizer state; auto for all that are left
+        tensor: neighbouring ranks that split heads and hidden widths; keep them inside a machine
+        expert: of the shard ranks, how many share out the experts; tokens travel to them
+        cpu_offload: keep shards and optimizer state in the host's memory, and step there
+        sharded_checkpoints: write a folder to which every rank adds its share; else one file, written by rank 0
+        process_group_backend: null is nccl on GPUs, gloo on CPUs
+        timeout: seconds after which a rank that waits for another gives up; null is torch's half an hour
+    """
+
+    def __init__(
+        self,
+        replicate: int = 1,
+        shard: int | Literal["auto"] = "auto",
+        tensor: int = 1,
+        expert: int = 1,
+        cpu_offload: bool = False,
+        sharded_checkpoints: bool = False,
+        process_group_backend: str | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        patience = default_pg_timeout if timeout is None else timedelta(seconds=timeout)
+        super().__init__(1, 1, sharded_checkpoints, process_group_backend, patience)
+        self._given = {"replicate": replicate, "shard": shard, "tensor": tensor, "expert": expert}
+        self.cpu_offload = cpu_offload
+        self.meshes: Meshes | None = None
+
+    def setup_environment(self) -> None:
+        self._setup_distributed()
+        if self.meshes is None:
+            self.meshes = make_meshes(sizes_of(self._given, self.world_size), self.root_device.type)
+        self._device_mesh = self.meshes.dense
+        assert self.lightning_module is not None
+        self.lightning_module._device_mesh = self._device_mesh
+
+    @property
+    def sharding(self) -> Sharding:
+        """What the task's decoder is to be built with."""
+        assert self.meshes is not None, "the processes are not up"
+        return Sharding(self.meshes, LOW.get(self.precision_plugin.precision), self.cpu_offload)
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        assert self.meshes is not None, "the processes are not up"
+        return {"num_replicas": self.meshes.sizes.data, "rank": self.global_rank // self.meshes.sizes.tensor}
+
+    def model_to_device(self) -> None:
+        if not self.cpu_offload:
+            super().model_to_device()
+            return
+        assert self.model is not None
+        for module in self.model.modules():  # buffers alone: FSDP2 brings weights when they are needed
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.to(self.root_device)
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        return self.lightning_module.state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        return (
+            optimizer._optimizer.state_dict() if isinstance(optimizer, LightningOptimizer) else optimizer.state_dict()
+        )
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        path = Path(self.broadcast(filepath))
+        if self._save_distributed_checkpoint:
+            save_folder(checkpoint, path)
+        else:
+            Strategy.save_checkpoint(self, gather(checkpoint, keep=self.is_global_zero), path, storage_options)
+            self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(self.broadcast(checkpoint_path))
+        assert self.lightning_module is not None
+        load = load_folder if path.is_dir() else load_file
+        try:
+            return load(path, self.lightning_module, self.optimizers)
+        except KeyError as error:
+            rule = f"does not hold what this run needs ({error})"
+            raise ConfigError("ckpt_path", str(path), rule, "Go on with the same model and optimizer") from None

@@ -1,0 +1,82 @@
+"""Tensor parallelism: a block is the same block with fewer heads, or a narrower hidden layer, on each rank.
+
+The cut is made at the block's border, not at each matrix: its input enters once (its gradient is summed over the
+ranks), its output leaves once (summed over the ranks), and what lies between computes with plain local tensors, kernels
+of our own included. Blocks that cannot work on a part of their heads stay whole on every rank; ``divisible`` finds
+out by trying.
+
+Left out: embeddings and the output head, which stay whole on the ranks of a tensor group (FSDP2 spreads them over the
+others), and sequence parallelism of norms.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from blocks.attention.base import Attention
+from training.parallel.collectives import enter, leave
+from training.parallel.local import distribute, localised
+from training.parallel.plan import DIMENSION, Region
+
+
+def cut(region: Region, mesh: DeviceMesh) -> None:
+    """Give each rank of the mesh its part of a region's parameters, and let it compute with that."""
+    for part in region.parts:
+        distribute(part, mesh)
+    inner, group = region.block.forward, mesh.get_group()
+
+    def forward(x: Tensor, *arguments: Any, **options: Any) -> Any:
+        with localised(region.parts):
+            out = inner(enter(x, group), *arguments, **options)
+        if isinstance(out, tuple):
+            return leave(out[0], group), *out[1:]
+        return leave(out, group)
+
+    region.block.forward = forward
+
+
+def divisible(region: Region, ranks: int, d_model: int) -> bool:
+    """Whether the block computes on a part of its parameters: tried with shapes alone, on the meta device.
+
+    A block that keeps something for each head beside its parameters (slopes of ALiBi, a decay) cannot, nor can a norm
+    over all heads.
+    """
+    if any(_indivisible(part.parameter, DIMENSION.get(part.placement), ranks) for part in region.parts):
+        return False
+    trial = copy.deepcopy(region.block, {}).to("meta")
+    for (name, _), part in zip(list(trial.named_parameters()), region.parts, strict=True):
+        path, _, leaf = name.rpartition(".")
+        setattr(trial.get_submodule(path), leaf, nn.Parameter(_first(part.parameter, part.placement, ranks)))
+    x = torch.empty(1, 4, d_model, device="meta")
+    try:
+        with torch.no_grad():
+            out = trial(x, *_second_argument(trial))
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    return (out[0] if isinstance(out, tuple) else out).shape == x.shape
+
+
+def _second_argument(block: nn.Module) -> list[Tensor]:
+    """What comes after x: positions for an attention, token ids for an ffn."""
+    if isinstance(block, Attention) or len(inspect.signature(block.forward).parameters) > 1:
+        return [torch.arange(4, device="meta")[None]]
+    return []
+
+
+def _indivisible(parameter: Tensor, dimension: int | None, ranks: int) -> bool:
+    return dimension is not None and parameter.shape[dimension] % ranks != 0
+
+
+def _first(parameter: Tensor, placement: str, ranks: int) -> Tensor:
+    if placement not in DIMENSION:
+        return torch.empty_like(parameter, device="meta")
+    dimension = DIMENSION[placement]
+    shape = list(parameter.shape)
+    shape[dimension] //= ranks
+    return torch.empty(shape, dtype=parameter.dtype, device="meta")
