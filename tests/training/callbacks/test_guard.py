@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from registry import ConfigError
-from training.callbacks.guard import Guard, gradient_norm
+from training.callbacks.guard import Guard
+from training.parallel.clipping import total_norm
 from training.callbacks.interruption import Interruption
 from training.stops import Diverged
 
@@ -131,9 +132,9 @@ def test_gradient_norm_is_that_of_all_gradients() -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 2))
     module[:2](torch.randn(5, 3)).square().sum().backward()
     all_of_them = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
-    torch.testing.assert_close(gradient_norm(module), all_of_them.norm())
+    torch.testing.assert_close(total_norm(module.parameters()), all_of_them.norm())
     module.zero_grad()
-    assert gradient_norm(module) == 0
+    assert total_norm(module.parameters()) == 0
 
 
 @pytest.mark.parametrize("wrong", [{"window": 1}, {"patience": 0}, {"sigmas": 0.0}, {"sigmas": math.nan}])
