@@ -15,8 +15,8 @@ from torch import nn
 
 from registry import ConfigError
 from training.callbacks.guard import Guard
-from training.parallel.clipping import total_norm
 from training.callbacks.interruption import Interruption
+from training.parallel.clipping import total_norm
 from training.stops import Diverged
 
 Fit = Callable[..., L.Trainer]
