@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from blocks.compose import compose
 from blocks.cost import count_parameters
 from blocks.generate import generate
 from training.cadence import logs_now
 from training.callbacks.finale import Finale
 from training.causal_lm import CausalLM
+from training.parallel.local import is_distributed
 
 SHOWN = (
     ("val/loss", "validation loss", "nats a token"),
@@ -77,7 +79,8 @@ class RunReport(Finale):
     def on_conclusion(self, trainer: L.Trainer, task: L.LightningModule, metrics: dict[str, float]) -> None:
         assert isinstance(task, CausalLM) and task.decoder is not None
         self.directory.mkdir(parents=True, exist_ok=True)
-        counts = count_parameters(task.decoder)
+        spread = is_distributed(task.decoder)  # over ranks, of which only the first is here
+        counts = count_parameters(compose(task.model_config, device="meta") if spread else task.decoder)
         figures = {"parameters": counts.total, "active_parameters": counts.active, "steps": trainer.global_step}
         results = {"status": "completed", **figures, "fit_seconds": round(self.seconds, 1), "metrics": metrics}
         (self.directory / "results.json").write_text(json.dumps(results, indent=1))
@@ -88,7 +91,9 @@ class RunReport(Finale):
             plot_expert_load(task.expert_shares, self.directory / "expert_load.png")
         console = Console()
         console.print(results_table(results))
-        if self.sample_tokens:
+        if self.sample_tokens and spread:
+            console.print("no sampled text: no rank has the whole model; see python -m lab.generate", highlight=False)
+        elif self.sample_tokens:
             self._show_sample(trainer, task, console)
         drawn = [f.name for f in sorted(self.directory.glob("*.png"))]
         console.print(f"{self.directory}: results.json, {', '.join(drawn)}", highlight=False, soft_wrap=True)

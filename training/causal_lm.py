@@ -49,7 +49,7 @@ class CausalLM(L.LightningModule):
         init_from: folder of an imported checkpoint whose weights to start from; null for random ones. A run that goes
             on from a checkpoint of its own has those instead
         activation_checkpointing: ``full``: layers keep their input alone and compute the rest anew for the gradient;
-            ``selective``: they also keep products of matrices and what other ranks sent; ``none``
+            ``selective``: feed-forward blocks alone do; ``none``
         kernels: kernel → implementation, where the automatic choice for the device is not wanted
         z_loss: weight of the mean of log² Z, Z the sum of the exponentials of a token's logits; 0 for none. PaLM has
             1e-4. The depths of multi-token prediction go without
