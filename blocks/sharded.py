@@ -135,12 +135,13 @@ class _Unpickler(pickle.Unpickler):
 
 def _reader(folder: Path) -> Any:
     from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import StorageMeta
 
     class Reader(FileSystemReader):
         def read_metadata(self, *arguments: Any, **options: Any) -> Any:
             index = read_index(folder)
             if getattr(index, "storage_meta", None) is None:
-                index.storage_meta = self.storage_meta()
+                index.storage_meta = StorageMeta()
             index.storage_meta.load_id = self.load_id
             return index
 

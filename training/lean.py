@@ -39,7 +39,7 @@ class _WhenAsked(Loader):
                 return getattr(importlib.import_module(f"{PACKAGE}.{OFTEN[name]}"), name)
             if name.startswith("__"):
                 raise AttributeError(name)
-            del module.__getattr__  # type: ignore[attr-defined]
+            del module.__getattr__
             self.whole.exec_module(module)
             return getattr(module, name)
 
