@@ -140,7 +140,7 @@ def _reader(folder: Path) -> Any:
         def read_metadata(self, *arguments: Any, **options: Any) -> Any:
             index = read_index(folder)
             if getattr(index, "storage_meta", None) is None:
-                index.storage_meta = self.storage_meta()
+                index.storage_meta = self.storage_meta()  # type: ignore[attr-defined]
             index.storage_meta.load_id = self.load_id
             return index
 
