@@ -21,6 +21,7 @@ from omegaconf import DictConfig, read_write
 
 import registry
 from registry import REFUSED, ConfigError
+from training import lean
 from training.composition import CONF, REFUSALS, explain, is_no_name
 from training.preflight import preflight
 from training.secrets import hidden, read_from_environment
@@ -174,6 +175,7 @@ def main() -> None:
     """Run, and turn every mistake of the user's into one message and an exit code."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises here instead of printing its own account
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined] # it hands out copies; --help needs 170
+    lean.import_torchmetrics_as_needed()
     arguments = sys.argv[1:]
     try:
         with stoppable():

@@ -1,20 +1,16 @@
-"""What a user of any library may set for a whole process: the precision of fp32 products, and what the allocator keeps.
+"""What a user of any library may set for a process: the precision of fp32 products, and what the allocator keeps.
 
-*As it comes* sets nothing. *Best settings* are, on a CPU: ``torch.set_float32_matmul_precision("medium")``, which sends
-fp32 products to oneDNN, if its error here is that of fp32; and memory kept by glibc's malloc instead of returned to the
-system after every step, asked for before torch allocates. On a GPU neither has a meaning: torch keeps memory there
-anyhow, and ``medium`` rounds to bf16, which the measured error refuses.
+*As it comes* sets nothing. *Best settings* are those that our training takes (blocks/kernels/machine.py), for everybody
+alike: fp32 products by the library that is fast on this CPU and as exact, and freed memory kept in the process, asked
+for before much is allocated. On a GPU neither has a meaning: torch keeps memory there anyhow.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 from dataclasses import dataclass
-from typing import Any
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-FP32_ERROR = 2e-6  # relative, of a product of 512 terms; bf16's is 3e-3, TF32's 4e-4
 
 
 @dataclass(frozen=True)
@@ -32,24 +28,6 @@ class Applied:
     error: float
 
 
-def libc() -> Any:
-    """glibc, or None where the C library is another."""
-    try:
-        found = ctypes.CDLL("libc.so.6")
-        return found if hasattr(found, "mallopt") and hasattr(found, "malloc_trim") else None
-    except OSError:
-        return None
-
-
-def keep_memory() -> bool:
-    """Keep freed memory in the process; before torch is imported. False where there is no glibc."""
-    library = libc()
-    if library is None:
-        return False
-    largest = 2**31 - 1
-    return all([library.mallopt(M_MMAP_THRESHOLD, largest), library.mallopt(M_TRIM_THRESHOLD, largest)])
-
-
 def return_memory() -> None:
     """Give freed memory back to the system, so that a contender that waits takes no more than it holds."""
     import torch
@@ -57,25 +35,24 @@ def return_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    library = libc()
-    if library is not None:
-        library.malloc_trim(0)
+    with contextlib.suppress(OSError, AttributeError):  # another C library keeps nothing that it could be told of
+        ctypes.CDLL(None).malloc_trim(0)
 
 
-def apply(tuned: bool, device: str, kept: bool) -> Applied:
-    """Choose the precision of fp32 products.
+def apply(tuned: bool, device: str) -> Applied:
+    """Take the best settings for this process, or leave everything as it comes.
 
     Args:
-        tuned: whether to leave torch's default if a faster one is as good
-        device: where the products run
-        kept: what ``keep_memory`` said
+        tuned: whether to take them
+        device: cpu or cuda
     """
     import torch
 
-    if tuned:
-        torch.set_float32_matmul_precision("medium")
-        if product_error(device) > FP32_ERROR:
-            torch.set_float32_matmul_precision("highest")
+    from blocks.kernels.machine import keep_freed_memory, set_float32_matmul
+
+    kept = keep_freed_memory() if tuned and device == "cpu" else False
+    if tuned and device == "cpu":
+        set_float32_matmul("auto")
     return Applied(kept, torch.get_float32_matmul_precision(), product_error(device))
 
 

@@ -58,13 +58,12 @@ def peak_memory(device: str = "cpu") -> int:
 
 def start(order: dict[str, Any]) -> tuple[Job, dict[str, Any]]:
     """Apply the settings of the first line and build its job."""
-    kept = settings.keep_memory() if order["tuned"] and order["device"] == "cpu" else False
     module, _, name = order["job"].partition(":")
     make = getattr(importlib.import_module(module), name)
     import torch
 
     torch.set_num_threads(order["threads"])
-    applied = settings.apply(order["tuned"], order["device"], kept)
+    applied = settings.apply(order["tuned"], order["device"])
     job: Job = make(**order["arguments"], device=order["device"])
     about = {**job.about(), "settings": vars(applied)}
     settings.return_memory()

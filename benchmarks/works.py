@@ -13,7 +13,7 @@ from benchmarks.models.base import DTYPES
 from benchmarks.stopwatch import Work
 from blocks.experts.swiglu import SwiGLUExperts
 from blocks.gating.base import Routing
-from blocks.kernels.attention import causal_attention
+from blocks.kernels.choice import Kernels
 from blocks.kernels.cross_entropy import linear_cross_entropy
 
 D_MODEL, WIDTH = 512, 256  # of the experts
@@ -136,7 +136,7 @@ def attention(cell: Sequence[int], dtype: str, device: str) -> tuple[dict[str, W
         return y.transpose(1, 2)[..., :value]
 
     works = {
-        "ours": lambda: causal_attention(q, k, v, scale=scale),
+        "ours": lambda: Kernels().attend(q, k, v, scale=scale),
         "SDPA": lambda: sdpa(False, is_causal=True),
         "SDPA, values padded": lambda: sdpa(True, is_causal=True),
         "SDPA, boolean mask": lambda: sdpa(True, attn_mask=mask),

@@ -41,6 +41,11 @@ def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> dict[str,
 
 
 def _read_folder(folder: Path, shapes_only: bool) -> dict[str, Any]:
+    try:
+        manifest.check(folder)
+    except manifest.Damaged as error:
+        rule = f"cannot be loaded safely ({error.reason})"
+        raise ConfigError("ckpt_path", str(folder), rule, "Use the one before it (last.previous.ckpt)") from None
     if not shapes_only:
         return sharded.read_folder(folder)
     try:

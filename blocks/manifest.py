@@ -115,7 +115,8 @@ def check(path: Path) -> bool:
         OSError: it cannot be read
     """
     if path.is_dir():
-        return _check_folder(path)
+        stats = [(name, (path / name).stat()) for name in (*_files(path), MANIFEST) if (path / name).is_file()]
+        return _check_folder(path, tuple((n, s.st_ino, s.st_mtime_ns, s.st_ctime_ns, s.st_size) for n, s in stats))
     status = path.stat()
     return _check_file(path, (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size))
 
@@ -138,7 +139,8 @@ def _check_file(path: Path, status: tuple[int, ...]) -> bool:
     return False
 
 
-def _check_folder(folder: Path) -> bool:
+@functools.lru_cache(maxsize=64)
+def _check_folder(folder: Path, status: tuple[tuple[str | int, ...], ...]) -> bool:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return False

@@ -6,6 +6,7 @@ so can a pickled dictionary that holds one list many times.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ MAX_DEPTH = 32  # of nesting
 MAX_INTEGER = 2**53  # which a float still holds; beyond it, no size of a tensor lies
 MAX_TEXT = 100_000  # characters of one string
 
+_OPENS = re.compile(rf"(?:[\[{{]\s*){{{MAX_DEPTH + 1}}}")
 _Item = tuple[str, int, Any]  # path, depth, value
 
 
@@ -60,6 +62,8 @@ def check_text(text: str, path: str) -> None:
         raise ConfigError(
             path, f"{text[:60]}…", f"is longer than {MAX_BYTES:,} bytes", "Use layout patterns and variants"
         )
+    if _OPENS.search(text):  # known without the parser, which reads far ahead after each of them
+        raise _too_deep(path)
     try:
         root = yaml.compose(text, yaml.SafeLoader)
     except RecursionError:

@@ -244,11 +244,12 @@ def fit(checked: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[...,
     """Trains the small run in this process, with no callbacks but the ones given, and hands back the trainer."""
     import lightning as L
 
+    from training.preflight import OWN
     from training.targets import instantiate
 
     def train(*overrides: str, callbacks: Sequence[L.Callback] = (), **settings: Any) -> L.Trainer:
         plain = checked(*overrides)
-        ours = {k: v for k, v in plain["trainer"].items() if k not in ("_target_", "default_root_dir")}
+        ours = {k: v for k, v in plain["trainer"].items() if k not in ("_target_", "default_root_dir", *OWN)}
         ours["plugins"] = [instantiate(node, "trainer.plugins") for node in ours["plugins"]]
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
         trainer = L.Trainer(**{**ours, **quiet, **settings}, default_root_dir=tmp_path, callbacks=list(callbacks))

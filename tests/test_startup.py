@@ -67,8 +67,9 @@ def test_answers_within_its_budget(
     name: str, ask: Callable[[str], Answer], environment: dict[str, str], tmp_path: Path
 ) -> None:
     assert ask(name).code == COMMANDS[name][1], ask(name).err
-    # As a user has it, unwatched; a few times over if need be, for a busy machine makes even CPU time longer.
-    seconds = [answer(name, environment, tmp_path).seconds]
+    # Watched, it is slower than a user has it. So if need be unwatched, and a few times over, for a busy machine makes
+    # even CPU time longer.
+    seconds = [ask(name).seconds]
     while min(seconds) > BUDGET and len(seconds) < 4:
         seconds.append(answer(name, environment, tmp_path).seconds)
     assert min(seconds) <= BUDGET, seconds

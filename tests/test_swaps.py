@@ -10,11 +10,14 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 
 import registry
+from blocks.compose import compose
 
 NEEDS = {"experts": ["model.experts.d_ff=32"]}  # parameters without a default, by kind
-ALONE = [(kind, name) for kind in ("ffn", "gating", "experts", "norm", "residual") for name in registry.names(kind)]
+KINDS = ("attention", "position", "ffn", "gating", "experts", "norm", "residual")
+ALONE = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 
 
 class Losses(L.Callback):
@@ -39,16 +42,28 @@ def assert_learns(fit: Callable[..., L.Trainer], *overrides: str) -> L.Lightning
 
 @pytest.mark.parametrize("position", registry.names("position"))
 @pytest.mark.parametrize("attention", registry.names("attention"))
-def test_any_attention_trains_with_any_position(fit: Callable[..., L.Trainer], attention: str, position: str) -> None:
-    task = assert_learns(fit, f"model/attention={attention}", f"model/position={position}")
-    assert task.hparams["model"]["attention"]["name"] == attention
+def test_any_attention_trains_with_any_position(
+    tiny: Callable[..., dict[str, Any]], attention: str, position: str
+) -> None:
+    """By the composition alone: the next test takes each of them through the whole program."""
+    decoder = compose(tiny(attention={"name": attention, "n_heads": 4}, position={"name": position}), seed=0)
     chosen = registry.lookup("position", position).cls
-    assert sum(isinstance(m, chosen) for m in task.decoder.layers.modules()) == 2 * (chosen.place == "attention")
-    assert isinstance(task.decoder.position, chosen) or chosen.place == "attention"
+    assert all(type(layer.attention) is registry.lookup("attention", attention).cls for layer in decoder.layers)
+    assert sum(isinstance(m, chosen) for m in decoder.layers.modules()) == 2 * (chosen.place == "attention")
+    assert isinstance(decoder.position, chosen) or chosen.place == "attention"
+    ids = torch.randint(61, (4, 17), generator=torch.Generator().manual_seed(0))
+    optimizer, losses = torch.optim.AdamW(decoder.parameters(), lr=0.01), []
+    for _ in range(5):
+        loss = decoder.nll(decoder.hidden(ids[:, :-1])[0], ids[:, 1:]) / ids[:, 1:].numel()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 0.1, losses
 
 
 @pytest.mark.parametrize(("kind", "name"), ALONE, ids=[f"{kind}-{name}" for kind, name in ALONE])
-def test_any_other_block_trains(fit: Callable[..., L.Trainer], kind: str, name: str) -> None:
+def test_any_block_trains_by_its_override(fit: Callable[..., L.Trainer], kind: str, name: str) -> None:
     task = assert_learns(fit, f"model/{kind}={name}", *NEEDS.get(kind, []))
     assert any(isinstance(m, registry.lookup(kind, name).cls) for m in task.modules())
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blocks.kernels.blocked_attention import blocked_attention, suits
+from blocks.kernels.flex import flex_causal_attention
 
 
 def causal_attention(
@@ -85,6 +86,25 @@ def causal_attention_on_cpu(
     return causal_attention(
         q, k, v, scale=scale, bias=bias, segments=segments, window=window, sinks=sinks, softcap=softcap
     )
+
+
+def causal_attention_on_gpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    bias: Tensor | None = None,
+    segments: Tensor | None = None,
+    window: int | None = None,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """The same: FlexAttention for whatever is no plain causal mask, unless a bias is to be learnt."""
+    plain = bias is None and segments is None and window is None and sinks is None and softcap is None
+    learned = bias is not None and bias.requires_grad
+    run = causal_attention if plain or learned or q.shape[1] == 1 else flex_causal_attention
+    return run(q, k, v, scale=scale, bias=bias, segments=segments, window=window, sinks=sinks, softcap=softcap)
 
 
 def _with_sinks(mask: Tensor | None, sinks: Tensor, q: Tensor) -> Tensor:

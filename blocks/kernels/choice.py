@@ -6,6 +6,7 @@ a configuration may name another one (``task.kernels.experts=grouped``). All com
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -14,7 +15,12 @@ import torch
 from torch import Tensor
 
 from blocks.kernels import elementwise
-from blocks.kernels.attention import causal_attention, causal_attention_on_cpu, causal_attention_reference
+from blocks.kernels.attention import (
+    causal_attention,
+    causal_attention_on_cpu,
+    causal_attention_on_gpu,
+    causal_attention_reference,
+)
 from blocks.kernels.cross_entropy import (
     liger_cross_entropy_and_z,
     linear_cross_entropy_and_z,
@@ -31,6 +37,7 @@ IMPLEMENTATIONS: Mapping[str, Mapping[str, Implementation]] = {
     "attention": {
         "sdpa": causal_attention,
         "blocked": causal_attention_on_cpu,
+        "flex": causal_attention_on_gpu,
         "reference": causal_attention_reference,
     },
     "experts": {"segments": grouped_swiglu, "grouped": grouped_swiglu_reference},
@@ -62,9 +69,22 @@ class Kernels:
     rms_norm: str = AUTO
     gated_silu: str = AUTO
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        bias: Tensor | None = None,
+        segments: Tensor | None = None,
+        window: int | None = None,
+        sinks: Tensor | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
         """``blocks.kernels.attention.causal_attention``."""
-        return self._of("attention", q.device)(q, k, v, **options)
+        run = self._of("attention", q.device)
+        return run(q, k, v, scale=scale, bias=bias, segments=segments, window=window, sinks=sinks, softcap=softcap)
 
     def swiglu_experts(self, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Order) -> Tensor:
         """``blocks.kernels.grouped_swiglu.grouped_swiglu``."""
@@ -92,12 +112,9 @@ class Kernels:
         return IMPLEMENTATIONS[kernel][name]
 
 
+EXTRAS = {"liger": "liger_kernel"}  # implementation → package, of those that an extra of their name brings
 KERNELS = tuple(f.name for f in fields(Kernels))
-BY_HAND = {
-    "segments",
-    "fused",
-    "blocked",
-}  # what the compiler writes better itself, and what reads counts from a device
+BY_HAND = {"segments", "fused", "blocked"}  # what the compiler writes better itself
 
 
 def best(kernel: str, where: str) -> str:
@@ -105,7 +122,9 @@ def best(kernel: str, where: str) -> str:
     if where == "cpu":
         by_hand = {"attention": "blocked", "experts": "segments", "rms_norm": "fused", "gated_silu": "fused"}
         return by_hand.get(kernel, _first(kernel))
-    return {"experts": "grouped", "rms_norm": "torch", "gated_silu": "torch"}.get(kernel, _first(kernel))
+    attention = "flex" if where == "cuda" else "sdpa"
+    elsewhere = {"attention": attention, "experts": "grouped", "rms_norm": "torch", "gated_silu": "torch"}
+    return elsewhere.get(kernel, _first(kernel))
 
 
 def _first(kernel: str) -> str:
@@ -129,6 +148,9 @@ def check(wishes: Mapping[str, Any], path: str) -> dict[str, str]:
         if name not in known:
             rule = f"{kernel} has no such implementation ({', '.join(known)})"
             raise ConfigError(f"{path}.{kernel}", name, rule, did_you_mean(str(name), known))
+        if name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None:
+            rule = f"needs the package {EXTRAS[name]}, which is not installed, and a GPU"
+            raise ConfigError(f"{path}.{kernel}", name, rule, f"pip install 'blockwright[{name}]'")
     return dict(wishes)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from blocks.base import Block
-from registry import family
+from registry import BlockError, family
 
 
 @family("norm", context=("dim",))
@@ -15,3 +17,14 @@ class Norm(Block):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., dim] → [..., dim], same dtype."""
         raise NotImplementedError
+
+
+def above_zero(eps: float) -> float:
+    """An eps that keeps the root real and the quotient finite.
+
+    Raises:
+        BlockError
+    """
+    if not 0 < eps < math.inf:
+        raise BlockError("eps", eps, "is added under a root, so it is finite and above 0", "Write 1e-5 or 1e-6")
+    return eps

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blocks.base import Placement
-from blocks.norm.base import Norm
+from blocks.norm.base import Norm, above_zero
 from registry import register
 
 
@@ -22,7 +22,7 @@ class LayerNorm(Norm):
 
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps = above_zero(eps)
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from blocks.base import Placement
-from blocks.norm.base import Norm
+from blocks.norm.base import Norm, above_zero
 from registry import register
 
 
@@ -23,7 +23,7 @@ class RMSNorm(Norm):
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps = above_zero(eps)
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from blocks.base import Placement
-from blocks.norm.base import Norm
+from blocks.norm.base import Norm, above_zero
 from registry import register
 
 
@@ -21,7 +21,7 @@ class RMSNorm1p(Norm):
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps = above_zero(eps)
         self.weight = nn.Parameter(torch.zeros(dim))
 
     def reset_parameters(self) -> None:

@@ -11,7 +11,7 @@ import torch
 from blocks.base import Block
 from blocks.compose import compose
 from blocks.decoder import Decoder
-from blocks.kernels.choice import IMPLEMENTATIONS, KERNELS, Kernels, check, choose
+from blocks.kernels.choice import EXTRAS, IMPLEMENTATIONS, KERNELS, Kernels, check, choose
 from blocks.kernels.grouped_matmul import sort_by_expert
 from registry import ConfigError
 
@@ -36,7 +36,10 @@ def loss_and_gradients(decoder: Decoder) -> list[torch.Tensor]:
     return [loss, *torch.autograd.grad(loss, list(decoder.parameters()))]
 
 
-@pytest.mark.parametrize(("kernel", "name"), [(kernel, n) for kernel, of in IMPLEMENTATIONS.items() for n in of])
+HERE = [(kernel, name) for kernel, of in IMPLEMENTATIONS.items() for name in of if name not in EXTRAS]
+
+
+@pytest.mark.parametrize(("kernel", "name"), HERE)
 def test_every_implementation_gives_the_same_loss_and_gradients(kernel: str, name: str) -> None:
     decoder = compose(MODEL).double()
     expected = loss_and_gradients(decoder)
@@ -44,6 +47,11 @@ def test_every_implementation_gives_the_same_loss_and_gradients(kernel: str, nam
     assert getattr(decoder.kernels, kernel) == name
     for one, other in zip(loss_and_gradients(decoder), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_implementation_of_a_package_that_is_missing_names_its_extra() -> None:
+    with pytest.raises(ConfigError, match=r"liger_kernel.*blockwright\[liger\]"):
+        check({"cross_entropy": "liger"}, "task.kernels")
 
 
 def test_choice_is_made_for_the_device_reaches_every_block_and_follows_the_weights() -> None:

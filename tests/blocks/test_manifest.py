@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from blocks import manifest
-from blocks.checkpoint import read_file
+from blocks.checkpoint import read_checkpoint, read_file
 from registry import ConfigError
 
 STATE = {"weights": torch.arange(64.0), "step": 7, "names": ["a", "b"]}
@@ -133,3 +133,11 @@ def test_only_a_zip_without_a_comment_is_sealed(tmp_path: Path) -> None:
         sealing.write(b"no zip")
         with pytest.raises(ValueError, match="only a zip"):
             sealing.seal()
+
+
+def test_damaged_folder_is_refused_before_its_index_is_unpickled(folder: Path) -> None:
+    (folder / ".metadata").write_bytes(b"no pickle")
+    manifest.seal_folder(folder)
+    flip(folder / ".metadata", 3)
+    with pytest.raises(ConfigError, match="is damaged"):
+        read_checkpoint(folder)

@@ -45,7 +45,7 @@ def kills(folder: Path, n: int) -> Figures:
     last = folder / "run" / "checkpoints" / "last.ckpt"
     for i in range(n):
         shutil.rmtree(folder / "run", ignore_errors=True)
-        killed(lambda i=i: _saves(last, as_folder=i % 4 == 3), after=draw.uniform(0.02, 0.25))  # type: ignore[misc]
+        killed(lambda i=i: _saves(last, as_folder=i % 4 == 3), after=draw.uniform(0, 0.2), ready=last.exists)  # type: ignore[misc]
         there = list(last.parent.glob("*.ckpt")) if last.parent.exists() else []
         figures["kills"] += 1
         figures["damaged at a final path"] += sum(_is_damaged(path) for path in there)
@@ -182,13 +182,15 @@ class Poison(L.Callback):
     """Makes the loss of one rank NaN at a step, or from it on."""
 
     def __init__(self, at: int, rank: int = 0, for_ever: bool = False):
-        self.at, self.rank, self.for_ever = at, rank, for_ever
+        self.at, self.rank, self.for_ever, self.scale = at, rank, for_ever, 1.0
+
+    def on_train_start(self, trainer, task):
+        task.decoder.norm.register_forward_hook(lambda module, given, out: out * self.scale)
 
     def on_train_batch_start(self, trainer, task, batch, batch_idx):
         now = trainer.global_step
         hit = trainer.global_rank == self.rank and (now == self.at or (self.for_ever and now > self.at))
-        nll = type(task.decoder).nll
-        task.decoder.nll = lambda *a, **k: nll(task.decoder, *a, **k) * (float("nan") if hit else 1.0)
+        self.scale = float("nan") if hit else 1.0
 '''
 
 
@@ -278,6 +280,8 @@ def resume(folder: Path, n: int, processes: int = 1) -> Figures:
         figures["kills"] += code != 0
         code, _ = train(folder, *command, _recording(folder / f"k{i}"), f"data.num_workers={2 * (i // 2 % 2)}")
         figures["finished"] += code == 0
+        if code:
+            print(f"exit code {code}:", (folder / "log").read_text()[-2000:], file=sys.stderr)
         seen, same = _steps(folder, f"k{i}")
         figures["steps"] += len(batches)
         figures["same global batches"] += sum(seen.get(step) == batches[step] for step in batches)

@@ -259,3 +259,33 @@ def test_every_yaml_of_conf_survives_damage(tmp_path: Path) -> None:
                 check(damaged)
             except ConfigError as error:
                 assert error.path.startswith("model") and error.remedy
+
+
+BASE: dict[str, Any] = {
+    "vocab_size": 11,
+    "d_model": 8,
+    "n_layers": 1,
+    "max_positions": 16,
+    "init": {"std": 0.1},
+    "position": "none",
+    "attention": "gqa",
+    "ffn": {"name": "swiglu", "d_ff": 8},
+    "norm": "rmsnorm",
+    "residual": "prenorm",
+}
+# What it has found, kept: a part of a model, and the path at which it is refused.
+FOUND: dict[str, tuple[dict[str, Any], str]] = {
+    "eps below zero": ({"norm": {"name": "rmsnorm", "eps": -1}}, "model.norm.eps"),
+    "eps of zero": ({"norm": {"name": "rmsnorm1p", "eps": 0}}, "model.norm.eps"),
+    "eps without end": ({"norm": {"name": "layernorm", "eps": 1e400}}, "model.norm.eps"),
+    "eps of a child": ({"residual": {"name": "sandwich", "attention_norm": {"name": "layernorm", "eps": 0}}}, "eps"),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_has_been_found_is_refused_by_its_path(name: str) -> None:
+    change, path = FOUND[name]
+    with pytest.raises(ConfigError) as caught:
+        compose({**BASE, **change})
+    assert caught.value.path.endswith(path)
+    assert holds(BASE)

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 
-def killed(work: Callable[[], None], after: float) -> None:
-    """Do work in a forked process, which has all imports, and kill it -9 after so many seconds.
+def killed(work: Callable[[], None], after: float, ready: Callable[[], bool] = lambda: True) -> None:
+    """Do work in a forked process, which has all imports, and kill it -9 so many seconds after it is ready.
 
     ``work`` should not end before; a process that has ended is not killed.
     """
@@ -27,6 +27,9 @@ def killed(work: Callable[[], None], after: float) -> None:
             work()
         finally:
             os._exit(0)
+    patience = time.monotonic() + 60
+    while not ready() and time.monotonic() < patience:
+        time.sleep(0.001)
     time.sleep(after)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
@@ -102,13 +105,17 @@ def two_machines(prefix: str = "bw") -> Iterator[list[list[str]]]:
             _ip("-n", name, "addr", "add", f"10.77.0.{i}/24", "dev", "v1")
             for device in ("lo", "v1"):
                 _ip("-n", name, "link", "set", device, "up")
-        yield [["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", _NAMED, name] for name in names]
+        yield [["ip", "netns", "exec", name, "unshare", "--uts", "--mount", "sh", "-c", _NAMED, name] for name in names]
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
-_NAMED = 'hostname "$0" && exec "$@"'
+# A host name of its own, and a table in which both are found.
+_NAMED = (
+    'hostname "$0" && hosts=$(mktemp) && for i in 1 2; do echo "10.77.0.$i ${0%?}$i"; done > "$hosts"'
+    ' && echo 127.0.0.1 localhost >> "$hosts" && mount --bind "$hosts" /etc/hosts && exec "$@"'
+)
 
 
 def _ip(*words: str) -> None:

@@ -110,7 +110,8 @@ class Interruption(Checkpoint):
             slurm = trainer._accelerator_connector.cluster_environment
             requeue = slurm.requeue_signal if isinstance(slurm, SLURMEnvironment) and slurm.auto_requeue else None
             if requeue is not None and self._agreed(trainer, signum == requeue):
-                self._previous[signal.SIGUSR1](signum, None)  # Lightning's, which asks for the job to be queued again
+                # Lightning asks Slurm for it, and leaves a checkpoint of its own in the run's folder.
+                trainer._signal_connector._slurm_sigusr_handler_fn(signum, None)  # type: ignore[arg-type]
             raise Interrupted(self._path(trainer), trainer.global_step, signum)
 
     @staticmethod

@@ -8,6 +8,7 @@ next start removes.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import time
@@ -141,14 +142,14 @@ def _forget_cached(descriptor: int) -> None:
 
 
 def clean(folder: Path) -> list[Path]:
-    """Remove what killed processes have left below a folder.
+    """Remove what killed processes have left of the runs in a folder.
 
     A ``.old`` is a good checkpoint that was about to be replaced: it gets its place back where nothing has taken it.
 
     Returns:
         what has been removed or put back
     """
-    found = [p for p in (*folder.glob("**/.*.partial"), *folder.glob("**/.*.old")) if _is_abandoned(p)]
+    found = [path for path in folder.glob("*/checkpoints/.*") if _is_abandoned(path)]
     for path in found:
         place = path.with_name(LAST)
         if path.suffix == ".old" and path.name.startswith(f".{LAST}.") and not place.exists():
@@ -158,11 +159,11 @@ def clean(folder: Path) -> list[Path]:
 
 
 def _is_abandoned(path: Path) -> bool:
-    host, _, process = path.stem.rpartition("-")
-    if not process.isdigit():
+    owner = re.match(r"\..+?-(\d+)\.(?:partial|old)(?:\.|$)", path.name)  # what a strategy writes there may add to it
+    if owner is None:
         return False
-    if host.endswith(f".{socket.gethostname()}"):
-        return not _is_alive(int(process))
+    if path.name[: owner.start(1) - 1].endswith(f".{socket.gethostname()}"):
+        return not _is_alive(int(owner[1]))
     try:
         return time.time() - path.stat().st_mtime > ABANDONED_S
     except FileNotFoundError:

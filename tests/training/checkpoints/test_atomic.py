@@ -110,7 +110,7 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path
     folder = tmp_path / "run" / "checkpoints"
     write_file({"step": 1}, folder / "last.ckpt")
     (folder / f".last.ckpt.{dead}.partial").write_text("half")
-    (folder / f".shards.ckpt.{dead}.partial").mkdir()
+    (folder / f".shards.ckpt.{dead}.partial.part").mkdir()
     mine = partial_of(folder / "last.ckpt")
     mine.write_text("being written")
     elsewhere = folder / ".last.ckpt.another-machine-17.partial"
