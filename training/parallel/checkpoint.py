@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from blocks.checkpoint import read_file
 from blocks.sharded import META, MODEL, join, outline, read_meta, read_tensors, split
-from training.parallel.local import own_part, plain
+from training.parallel.local import own_part, plain, whole
 
 PART = ".part"  # a folder is written under this suffix, and renamed when it is whole
 
@@ -29,7 +29,7 @@ def gather(checkpoint: dict[str, Any], *, keep: bool) -> dict[str, Any]:
 
     def walk(value: Any) -> Any:
         if isinstance(value, DTensor):
-            full = value.full_tensor().detach()
+            full = whole(value.detach())
             return full.cpu() if keep else None
         if isinstance(value, Tensor):
             return value.detach().cpu()
