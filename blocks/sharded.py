@@ -138,7 +138,7 @@ def _reader(folder: Path) -> Any:
     from torch.distributed.checkpoint.metadata import StorageMeta
 
     class Reader(FileSystemReader):
-        def read_metadata(self, *arguments: Any, **options: Any) -> Any:
+        def read_metadata(self, rank: int | None = None) -> Any:
             index = read_index(folder)
             if getattr(index, "storage_meta", None) is None:
                 index.storage_meta = StorageMeta()
