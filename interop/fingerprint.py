@@ -42,7 +42,7 @@ def _computes(module: nn.Module) -> str:
 
 
 def _is_method(name: str, value: object) -> bool:
-    return isinstance(value, FunctionType | property) and name != "__init__"
+    return isinstance(value, FunctionType | property) and name not in ("__init__", "parallel_plan")
 
 
 def difference(a: Decoder, b: Decoder) -> str | None:

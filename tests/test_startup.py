@@ -17,9 +17,9 @@ BUDGET = 3.0  # CPU-seconds, of which torch alone is one and a half
 COMMANDS = {
     "help": (["train.py", "--help"], 0),
     "catalogue": (["-m", "registry"], 0),
-    "refusal": (["train.py", "model.attention.n_heads=7"], 2),
-    "refusal by Hydra": (["train.py", "model.d_modle=64"], 2),
-    "refused swap": (["train.py", "model/attention=mlaa"], 2),
+    "refusal": (["train.py", "model.attention.n_heads=7"], 64),
+    "refusal by Hydra": (["train.py", "model.d_modle=64"], 64),
+    "refused swap": (["train.py", "model/attention=mlaa"], 64),
 }
 
 

@@ -100,6 +100,9 @@ def _pad(order: Order, rounded: bool) -> _Padded:
     for group in groups:
         for expert in range(group.experts.start, group.experts.stop):
             lengths[expert] += group.length
+    if not len(order.sorted):  # no pair has an expert
+        nothing = order.sorted
+        return _Padded([], nothing, nothing.bool(), nothing)
     padded = torch.tensor(lengths)
     starts = ends - counts
     owner = torch.arange(len(lengths)).repeat_interleave(padded)
@@ -148,6 +151,9 @@ class _GroupedSwiGLU(torch.autograd.Function):
             both = both.view(-1, length, 2 * F_)
             _outer(both, inputs, grad_gate_up[experts], first)
             torch.bmm(both, gate_up[experts], out=rows[part].unflatten(0, (-1, length)))
+        if not ctx.padded.groups:
+            grad_gate_up.zero_()
+            grad_down.zero_()
         to_x = _sum_choices(rows, ctx.order, ctx.padded)
         return to_x, grad_weights[ctx.padded.place], grad_gate_up, grad_down, None
 

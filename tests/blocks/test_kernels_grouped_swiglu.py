@@ -15,6 +15,7 @@ CHOICES = {
     "two of five": (torch.randint(0, 5, (23, 2), generator=torch.Generator().manual_seed(0)), None),
     "one each": (torch.tensor([[3], [1], [3], [0]]), None),
     "all to one": (torch.full((9, 2), 4), None),
+    "all to none": (torch.full((3, 2), 5), 0),
     "some to none": (torch.tensor([[2, 5], [5, 5], [2, 3], [0, 5]]), 4),  # 5 is no expert
 }
 PRECISIONS = [(torch.float64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 6e-2)]

@@ -19,10 +19,19 @@ class LocalAdamW(torch.optim.AdamW):
 
     def _init_group(self, group: dict[str, Any], *lists: Any) -> Any:
         outcome = super()._init_group(group, *lists)
+        parameters, gradients = lists[:2]
+        gradients[:] = [_placed_as(p, g) for p, g in zip(parameters, gradients, strict=True)]
         for tensors in lists:
             if isinstance(tensors, list):
                 tensors[:] = [_local(tensor) for tensor in tensors]
         return outcome
+
+
+def _placed_as(parameter: Any, gradient: Any) -> Any:
+    """A gradient that lies as its parameter does: one left as partial sums is summed."""
+    if not hasattr(gradient, "redistribute") or gradient.placements == parameter.placements:
+        return gradient
+    return gradient.redistribute(parameter.device_mesh, parameter.placements)
 
 
 def _local(tensor: Any) -> Any:

@@ -25,7 +25,7 @@ def test_settings_are_made_as_configured(
 ) -> None:
     calls: list[str] = []
     monkeypatch.setattr(machine, "keep_freed_memory", lambda: calls.append("kept"))
-    plain = checked("logger=none", "trainer.max_steps=1", "test=false", "callbacks=none")
+    plain = checked("logger=none", "trainer.max_steps=1", "test=false")
     node = {"_target_": "training.callbacks.machine.Machine", "float32_matmul": "high", "keep_memory": keep}
     run({**plain, "callbacks": {"machine": node}})
     assert torch.get_float32_matmul_precision() == "high"

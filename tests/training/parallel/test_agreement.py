@@ -137,6 +137,8 @@ def checkpoints(folder: Path) -> dict[Any, Any]:
 def guests() -> Any:
     sys.path.insert(0, str(ROOT / "tests" / "plugin"))
     registry.load()
+    for name in [name for name in sys.modules if name.startswith("blockwright_guest")]:
+        del sys.modules[name]  # whoever imported them before may have taken the names away again
     import blockwright_guest.noisy_topk
     import blockwright_guest.retention
     import blockwright_guest.xpos  # noqa: F401
