@@ -12,8 +12,10 @@ from typing import Any
 import lightning as L
 import pytest
 
+from blocks.kernels.choice import KERNELS
 from registry import ConfigError
 from training.preflight import resolve_checkpoint
+from training.targets import instantiate
 
 ROOT = Path(__file__).resolve().parents[2]
 Checked = Callable[..., dict[str, Any]]
@@ -119,3 +121,11 @@ def test_checkpoint_of_another_model_is_refused_before_the_run(
     error = refusal(checked, "model/attention=mha", f"ckpt_path={tmp_path}/x.ckpt")
     assert error.path == "ckpt_path" and "model.attention" in error.remedy
     checked("model/attention=gqa", "optimizer.lr=0.5", "seed=5", f"ckpt_path={tmp_path}/x.ckpt")
+
+
+def test_configuration_names_every_kernel_and_a_wish_reaches_the_decoder(checked: Checked) -> None:
+    plain = checked("task.kernels.attention=sdpa", "task.kernels.experts=grouped")
+    assert tuple(plain["task"]["kernels"]) == KERNELS
+    task = instantiate(plain["task"], "task")
+    task.configure_model()
+    assert (task.decoder.kernels.attention, task.decoder.kernels.experts) == ("sdpa", "grouped")
