@@ -15,6 +15,7 @@ from blocks.experts.swiglu import SwiGLUExperts
 from blocks.gating.base import Routing
 from blocks.kernels.choice import Kernels
 from blocks.kernels.cross_entropy import linear_cross_entropy
+from blocks.kernels.scoring import Scoring
 
 D_MODEL, WIDTH = 512, 256  # of the experts
 EXPERTS = ("ours", "one dense product", "transformers eager loop", "transformers grouped_mm", "padded bmm")
@@ -136,7 +137,7 @@ def attention(cell: Sequence[int], dtype: str, device: str) -> tuple[dict[str, W
         return y.transpose(1, 2)[..., :value]
 
     works = {
-        "ours": lambda: Kernels().attend(q, k, v, scale=scale),
+        "ours": lambda: Kernels().attend(q, k, v, Scoring(scale)),
         "SDPA": lambda: sdpa(False, is_causal=True),
         "SDPA, values padded": lambda: sdpa(True, is_causal=True),
         "SDPA, boolean mask": lambda: sdpa(True, attn_mask=mask),
@@ -157,7 +158,7 @@ def loss(tokens: int, vocabulary: int, dtype: str, device: str) -> tuple[dict[st
     head = (0.02 * torch.randn(vocabulary, D_MODEL, device=device)).to(kind).requires_grad_()
     targets = torch.randint(vocabulary, (tokens,), device=device)
     works = {
-        "ours": lambda: linear_cross_entropy(hidden, head, targets) / tokens,
+        "ours": lambda: linear_cross_entropy(hidden, head, targets)[0] / tokens,
         "logits held whole": lambda: F.cross_entropy(F.linear(hidden, head).float(), targets),
     }
     return {name: training(work, hidden, head) for name, work in works.items()}, 6 * tokens * vocabulary * D_MODEL

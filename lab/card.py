@@ -76,6 +76,7 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
         ("  cross entropy", "kernels.cross_entropy", _text),
         ("  RMS norm", "kernels.rms_norm", _text),
         ("  gated SiLU", "kernels.gated_silu", _text),
+        ("  rotation", "kernels.rotation", _text),
     ),
     (
         ("weights, fp32", "weights.bytes.fp32", _bytes),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from blocks.attention.base import Attention, even_heads, score_bias
 from blocks.base import Placement
 from blocks.cache import Cache, Ring
+from blocks.kernels.scoring import Scoring
 from blocks.output_gate.base import OutputGate
 from blocks.position.base import Position
 from blocks.qk_norm.base import QKNorm
@@ -88,7 +89,7 @@ class GQA(Attention):
         k, v = (k, v) if cache is None else cache.append(k, v)
         bias = score_bias(self.position, positions, cache)
         attend = self.scores or self.kernels.attend
-        y = attend(q, k, v, scale=self.scale, bias=bias, segments=segments, window=self.window)
+        y = attend(q, k, v, Scoring(self.scale, bias, segments, self.window))
         y = y if self.output_gate is None else self.output_gate(x, y)
         return self.output(y.flatten(-2))
 

@@ -10,6 +10,7 @@ from blocks.attention.base import Attention, even_heads, score_bias
 from blocks.base import Placement, positive
 from blocks.cache import Cache
 from blocks.kernels.latent_attention import absorbs, by_head, key_multiple, latent_attention
+from blocks.kernels.scoring import Scoring
 from blocks.norm.base import Norm
 from blocks.position.base import Position
 from registry import register
@@ -108,7 +109,7 @@ class MLA(Attention):
         k_nope, v = expanded.split((self.nope, self.v_head_dim), -1)
         q = torch.cat((q_nope, q_rope), -1)
         k = torch.cat((k_nope, k_rope.expand(-1, -1, k_nope.shape[2], -1)), -1)
-        return self.kernels.attend(q, k, v, scale=self.scale, bias=bias, segments=segments)
+        return self.kernels.attend(q, k, v, Scoring(self.scale, bias, segments))
 
     def _remembering(self, q_nope: Tensor, q_rope: Tensor, new: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """Attention over a cache and the new tokens' latents and turned keys [B,T,C+R], the cheaper way."""

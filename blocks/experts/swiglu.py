@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from blocks.base import Placement, positive
 from blocks.experts.base import Experts
 from blocks.gating.base import Routing
-from blocks.kernels.few_experts import few, few_swiglu
-from blocks.kernels.grouped_matmul import sort_by_expert
+from blocks.kernels.experts import Choices
 from registry import register
 
 
@@ -36,11 +35,8 @@ class SwiGLUExperts(Experts):
         self.down = nn.Parameter(torch.empty(n_experts, d_model, d_ff))
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
-        if few(routing.experts) and self.kernels.experts != "grouped":
-            return few_swiglu(x, routing.experts, routing.weights, self.gate_up, self.down)
-        order = sort_by_expert(routing.experts, self.n_experts, routing.pairs)
-        weights = routing.weights.flatten().index_select(0, order.sorted)
-        return self.kernels.swiglu_experts(x, weights, self.gate_up.to(x.dtype), self.down.to(x.dtype), order)
+        choices = Choices(routing.experts, routing.weights, routing.pairs)
+        return self.kernels.swiglu_experts(x, choices, self.gate_up, self.down)
 
     def parallel_plan(self) -> dict[str, Placement]:
         return {"gate_up": "expert", "down": "expert"}

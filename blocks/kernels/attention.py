@@ -8,40 +8,24 @@ from torch.nn import functional as F
 
 from blocks.kernels.blocked_attention import blocked_attention, suits
 from blocks.kernels.flex import flex_causal_attention
+from blocks.kernels.scoring import Scoring
 
 
-def causal_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    bias: Tensor | None = None,
-    segments: Tensor | None = None,
-    window: int | None = None,
-    sinks: Tensor | None = None,
-    softcap: float | None = None,
-) -> Tensor:
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
     """Attention of the last T of S positions on all that came before them.
 
     Args:
         q: [B,T,N,H]
         k: [B,S,K,H], S ≥ T; N is a multiple of K, and each KV head serves N/K neighbouring query heads
         v: [B,S,K,V]
-        scale: multiplies q·k
-        bias: [B|1,N,T,S] added to the scaled scores
-        segments: [B,T] document ids, for S = T; tokens of different documents never see each other
-        window: a token sees this many tokens, itself included; None for all
-        sinks: [N] scores of a key that stands for nothing, one a head
-        softcap: bound that a tanh keeps the scaled scores within, before the bias
+        scoring: how scores are formed
 
     Returns:
         [B,T,N,V]
     """
+    scale, bias, segments, window, sinks, softcap = scoring
     if softcap is not None:  # no fused path of torch has it
-        return causal_attention_reference(
-            q, k, v, scale=scale, bias=bias, segments=segments, window=window, sinks=sinks, softcap=softcap
-        )
+        return causal_attention_reference(q, k, v, scoring)
     T, S, V = q.shape[1], k.shape[1], v.shape[-1]
     # The flash paths want one width: zero columns change neither scores nor, once cut off, the result.
     if q.shape[-1] > V:
@@ -49,7 +33,7 @@ def causal_attention(
     elif q.shape[-1] < V:
         q, k = F.pad(q, (0, V - q.shape[-1])), F.pad(k, (0, V - k.shape[-1]))
     window = None if window is None or window >= S else window
-    plain = bias is None and segments is None and window is None and sinks is None
+    plain = scoring._replace(window=window).plain
     mask = None if plain and (S == T or T == 1) else visible(T, S, q.device, segments, window)
     if bias is not None:
         mask = bias.to(q.dtype).masked_fill(~mask, float("-inf"))  # type: ignore[operator]
@@ -67,44 +51,15 @@ def causal_attention(
     return y.transpose(1, 2)[..., :V]
 
 
-def causal_attention_on_cpu(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    bias: Tensor | None = None,
-    segments: Tensor | None = None,
-    window: int | None = None,
-    sinks: Tensor | None = None,
-    softcap: float | None = None,
-) -> Tensor:
-    """The same: block by block where that is faster, and there is no sink, cap or bias to learn."""
-    learned = bias is not None and bias.requires_grad
-    if sinks is None and softcap is None and not learned and suits(q, k):
-        return blocked_attention(q, k, v, scale=scale, bias=bias, segments=segments, window=window)
-    return causal_attention(
-        q, k, v, scale=scale, bias=bias, segments=segments, window=window, sinks=sinks, softcap=softcap
-    )
+def causal_attention_on_cpu(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+    """The same: block by block where that can be done and is faster."""
+    return (blocked_attention if suits(q, k, scoring) else causal_attention)(q, k, v, scoring)
 
 
-def causal_attention_on_gpu(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    bias: Tensor | None = None,
-    segments: Tensor | None = None,
-    window: int | None = None,
-    sinks: Tensor | None = None,
-    softcap: float | None = None,
-) -> Tensor:
+def causal_attention_on_gpu(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
     """The same: FlexAttention for whatever is no plain causal mask, unless a bias is to be learnt."""
-    plain = bias is None and segments is None and window is None and sinks is None and softcap is None
-    learned = bias is not None and bias.requires_grad
-    run = causal_attention if plain or learned or q.shape[1] == 1 else flex_causal_attention
-    return run(q, k, v, scale=scale, bias=bias, segments=segments, window=window, sinks=sinks, softcap=softcap)
+    usual = scoring.plain or scoring.learns_bias or q.shape[1] == 1
+    return (causal_attention if usual else flex_causal_attention)(q, k, v, scoring)
 
 
 def _with_sinks(mask: Tensor | None, sinks: Tensor, q: Tensor) -> Tensor:
@@ -129,19 +84,9 @@ def visible(T: int, S: int, device: torch.device, segments: Tensor | None = None
     return mask
 
 
-def causal_attention_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    bias: Tensor | None = None,
-    segments: Tensor | None = None,
-    window: int | None = None,
-    sinks: Tensor | None = None,
-    softcap: float | None = None,
-) -> Tensor:
+def causal_attention_reference(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
     """The same, written as the definition: scores, mask, softmax, average; one KV head copied for each query head."""
+    scale, bias, segments, window, sinks, softcap = scoring
     groups = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
     scores = torch.einsum("btnh,bsnh->bnts", q, k) * scale

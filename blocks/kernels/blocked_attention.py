@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from blocks.kernels.scoring import Scoring
+
 SHORTEST, LONGEST = 128, 4096  # tokens
 QUERIES = {torch.bfloat16: 256}  # in a block; low precision has less to fetch for each product
 DEFAULT_QUERIES = 128
@@ -31,10 +33,10 @@ class _Block(NamedTuple):
     hidden: Tensor | None  # [rows,keys], True where a key is not to be seen; None: only those after the query
 
 
-def suits(q: Tensor, k: Tensor) -> bool:
-    """Whether this is the faster way: whole sequences, of middling length, on a CPU."""
-    T = q.shape[1]
-    return q.device.type == "cpu" and k.shape[1] == T and SHORTEST <= T <= LONGEST
+def suits(q: Tensor, k: Tensor, scoring: Scoring) -> bool:
+    """Whether this can be done here, and is the faster way: whole sequences of middling length, on a CPU."""
+    T, can = q.shape[1], scoring.sinks is None and scoring.softcap is None and not scoring.learns_bias
+    return can and q.device.type == "cpu" and k.shape[1] == T and SHORTEST <= T <= LONGEST
 
 
 def _blocks(q: Tensor, segments: Tensor | None, window: int | None) -> list[_Block]:
@@ -109,23 +111,11 @@ class _BlockedAttention(torch.autograd.Function):
         return to_q, to_k, to_v, None, None, None
 
 
-def blocked_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    bias: Tensor | None = None,
-    segments: Tensor | None = None,
-    window: int | None = None,
-) -> Tensor:
-    """Attention of T tokens on themselves; arguments as in ``blocks.kernels.attention.causal_attention``.
-
-    Args:
-        bias: gets no gradient
-    """
+def blocked_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+    """``causal_attention`` of whole sequences; the bias gets no gradient, and there are no sinks and no cap."""
     groups = q.shape[2] // k.shape[2]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
-    bias = None if bias is None else bias.detach().to(q.dtype)
-    return _BlockedAttention.apply(q, k, v, bias, scale, _blocks(q, segments, window))
+    bias = None if scoring.bias is None else scoring.bias.detach().to(q.dtype)
+    blocks = _blocks(q, scoring.segments, scoring.window)
+    return _BlockedAttention.apply(q, k, v, bias, scoring.scale, blocks)

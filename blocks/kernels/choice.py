@@ -8,26 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from blocks.kernels import elementwise
-from blocks.kernels.attention import (
-    causal_attention,
-    causal_attention_on_cpu,
-    causal_attention_on_gpu,
-    causal_attention_reference,
-)
-from blocks.kernels.cross_entropy import (
-    liger_cross_entropy_and_z,
-    linear_cross_entropy_and_z,
-    linear_cross_entropy_reference_and_z,
-)
-from blocks.kernels.grouped_matmul import Order
-from blocks.kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
+from blocks.kernels import attention, cross_entropy, elementwise, experts, rotary
+from blocks.kernels.experts import Choices
+from blocks.kernels.scoring import Scoring
 from registry import ConfigError, did_you_mean
 
 AUTO = "auto"
@@ -35,20 +24,23 @@ Implementation = Callable[..., Any]
 
 IMPLEMENTATIONS: Mapping[str, Mapping[str, Implementation]] = {
     "attention": {
-        "sdpa": causal_attention,
-        "blocked": causal_attention_on_cpu,
-        "flex": causal_attention_on_gpu,
-        "reference": causal_attention_reference,
+        "sdpa": attention.causal_attention,
+        "blocked": attention.causal_attention_on_cpu,
+        "flex": attention.causal_attention_on_gpu,
+        "reference": attention.causal_attention_reference,
     },
-    "experts": {"segments": grouped_swiglu, "grouped": grouped_swiglu_reference},
+    "experts": {"segments": experts.swiglu_experts_on_cpu, "grouped": experts.swiglu_experts},
     "cross_entropy": {
-        "chunked": linear_cross_entropy_and_z,
-        "liger": liger_cross_entropy_and_z,  # never by itself: see its docstring
-        "reference": linear_cross_entropy_reference_and_z,
+        "chunked": cross_entropy.linear_cross_entropy,
+        "liger": cross_entropy.liger_cross_entropy,  # never by itself: see its docstring
+        "reference": cross_entropy.linear_cross_entropy_reference,
     },
     "rms_norm": {"fused": elementwise.rms_norm, "torch": elementwise.rms_norm_torch},
     "gated_silu": {"fused": elementwise.gated_silu, "torch": elementwise.gated_silu_reference},
+    "rotation": {"fused": rotary.rotate_pairs, "torch": rotary.rotate_pairs_reference},
 }
+EXTRAS = {"liger": "liger_kernel"}  # implementation → package, of those that an extra of their name brings
+BY_HAND = {"segments", "fused", "blocked"}  # what the compiler writes better itself
 
 
 @dataclass(frozen=True)
@@ -61,6 +53,7 @@ class Kernels:
         cross_entropy: loss from hidden states
         rms_norm: root-mean-square norm
         gated_silu: hidden layer of a dense SwiGLU
+        rotation: of pairs of dimensions
     """
 
     attention: str = AUTO
@@ -68,32 +61,20 @@ class Kernels:
     cross_entropy: str = AUTO
     rms_norm: str = AUTO
     gated_silu: str = AUTO
+    rotation: str = AUTO
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scale: float,
-        bias: Tensor | None = None,
-        segments: Tensor | None = None,
-        window: int | None = None,
-        sinks: Tensor | None = None,
-        softcap: float | None = None,
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """``blocks.kernels.attention.causal_attention``."""
-        run = self._of("attention", q.device)
-        return run(q, k, v, scale=scale, bias=bias, segments=segments, window=window, sinks=sinks, softcap=softcap)
+        return self._of("attention", q.device)(q, k, v, scoring)
 
-    def swiglu_experts(self, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Order) -> Tensor:
-        """``blocks.kernels.grouped_swiglu.grouped_swiglu``."""
-        return self._of("experts", x.device)(x, weights, gate_up, down, order)
+    def swiglu_experts(self, x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
+        """``blocks.kernels.experts.swiglu_experts``."""
+        return self._of("experts", x.device)(x, choices, gate_up, down)
 
     def nll_and_z(
         self, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None, z_loss: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """``blocks.kernels.cross_entropy.linear_cross_entropy_and_z``."""
+        """``blocks.kernels.cross_entropy.linear_cross_entropy``."""
         return self._of("cross_entropy", hidden.device)(hidden, weight, targets, softcap, z_loss=z_loss)
 
     def normalise(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -104,31 +85,30 @@ class Kernels:
         """``blocks.kernels.elementwise.gated_silu``."""
         return self._of("gated_silu", gate.device)(gate, up)
 
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        """``blocks.kernels.rotary.rotate_pairs``."""
+        return self._of("rotation", x.device)(x, cos, sin, interleaved)
+
     def _of(self, kernel: str, device: torch.device) -> Implementation:
         name: str = getattr(self, kernel)
-        compiling = torch.compiler.is_compiling()
-        if name == AUTO or (compiling and name in BY_HAND):
-            name = best(kernel, "compiler" if compiling else device.type)
+        if name == AUTO:
+            name = getattr(best(device.type), kernel)
+        if name in BY_HAND and torch.compiler.is_compiling():
+            name = getattr(ELSEWHERE, kernel)
         return IMPLEMENTATIONS[kernel][name]
 
 
-EXTRAS = {"liger": "liger_kernel"}  # implementation → package, of those that an extra of their name brings
 KERNELS = tuple(f.name for f in fields(Kernels))
-BY_HAND = {"segments", "fused", "blocked"}  # what the compiler writes better itself
+ELSEWHERE = Kernels("sdpa", "grouped", "chunked", "torch", "torch", "torch")
+BEST = {
+    "cpu": Kernels("blocked", "segments", "chunked", "fused", "fused", "fused"),
+    "cuda": Kernels("flex", "grouped", "chunked", "torch", "torch", "torch"),
+}
 
 
-def best(kernel: str, where: str) -> str:
-    """The automatic choice on a type of device, or ``compiler``: what runs under torch.compile, on any."""
-    if where == "cpu":
-        by_hand = {"attention": "blocked", "experts": "segments", "rms_norm": "fused", "gated_silu": "fused"}
-        return by_hand.get(kernel, _first(kernel))
-    attention = "flex" if where == "cuda" else "sdpa"
-    elsewhere = {"attention": attention, "experts": "grouped", "rms_norm": "torch", "gated_silu": "torch"}
-    return elsewhere.get(kernel, _first(kernel))
-
-
-def _first(kernel: str) -> str:
-    return next(iter(IMPLEMENTATIONS[kernel]))
+def best(device_type: str) -> Kernels:
+    """The automatic choice on a type of device."""
+    return BEST.get(device_type, ELSEWHERE)
 
 
 def check(wishes: Mapping[str, Any], path: str) -> dict[str, str]:
@@ -161,8 +141,7 @@ def choose(device: torch.device, wishes: Mapping[str, str] | None = None) -> Ker
         device: where the weights are
         wishes: kernel → implementation, checked
     """
-    wanted = {kernel: name for kernel, name in (wishes or {}).items() if name != AUTO}
-    return Kernels(**{kernel: wanted.get(kernel) or best(kernel, device.type) for kernel in KERNELS})
+    return replace(best(device.type), **{k: name for k, name in (wishes or {}).items() if name != AUTO})
 
 
 def names(kernels: Kernels) -> dict[str, str]:

@@ -210,24 +210,6 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def linear_cross_entropy_and_z(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    softcap: float | None = None,
-    *,
-    z_loss: float = 0.0,
-    weights: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """What ``linear_cross_entropy`` gives, and Σ_t w_t log² Z_t by itself, without gradient, both scalars."""
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-    on = torch.is_grad_enabled()  # forward() cannot see no_grad
-    learn = (on and hidden.requires_grad, on and weight.requires_grad)
-    return _LinearCrossEntropy.apply(hidden, weight, targets, weights, softcap, z_loss, learn)
-
-
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -236,7 +218,7 @@ def linear_cross_entropy(
     *,
     z_loss: float = 0.0,
     weights: Tensor | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Summed negative log-likelihood of the targets under softmax(logits), logits = hidden · weightᵀ.
 
     Σ_t w_t (log Z_t − logit_t[target] + z_loss · log² Z_t), Z_t = Σ_v exp(logit_t[v])
@@ -253,12 +235,17 @@ def linear_cross_entropy(
         weights: [T] of each token in the sum; no gradient reaches them; None for 1
 
     Returns:
-        scalar in nats, fp32 (fp64 for fp64 input)
+        the sum in nats, and Σ_t w_t log² Z_t by itself, without gradient: scalars, fp32 (fp64 for fp64 input)
     """
-    return linear_cross_entropy_and_z(hidden, weight, targets, softcap, z_loss=z_loss, weights=weights)[0]
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    on = torch.is_grad_enabled()  # forward() cannot see no_grad
+    learn = (on and hidden.requires_grad, on and weight.requires_grad)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, weights, softcap, z_loss, learn)
 
 
-def liger_cross_entropy_and_z(
+def liger_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
@@ -267,13 +254,13 @@ def liger_cross_entropy_and_z(
     z_loss: float = 0.0,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``linear_cross_entropy_and_z`` by Liger's Triton kernels (Hsu et al. 2024, arXiv 2410.10989; extra ``liger``).
+    """``linear_cross_entropy`` by Liger's Triton kernels (Hsu et al. 2024, arXiv 2410.10989; extra ``liger``).
 
     It knows no weights of tokens: with them, this is the chunked one. Not run by this project so far, for want of a
     GPU; only its arguments are checked.
     """
     if weights is not None:
-        return linear_cross_entropy_and_z(hidden, weight, targets, softcap, z_loss=z_loss, weights=weights)
+        return linear_cross_entropy(hidden, weight, targets, softcap, z_loss=z_loss, weights=weights)
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     found = liger_fused_linear_cross_entropy(
@@ -291,24 +278,6 @@ def liger_cross_entropy_and_z(
     return found.loss, z
 
 
-def linear_cross_entropy_reference_and_z(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    softcap: float | None = None,
-    *,
-    z_loss: float = 0.0,
-    weights: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """``linear_cross_entropy_and_z`` with all logits at once."""
-    logits = (hidden @ weight.t()).to(_wide(hidden))
-    logits = logits if softcap is None else softcap * (logits / softcap).tanh()
-    losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
-    squares = logits.logsumexp(-1).square() * (targets != IGNORED)
-    losses, squares = (x if weights is None else x * weights for x in (losses, squares))
-    return (losses + z_loss * squares).sum(), squares.detach().sum()
-
-
 def linear_cross_entropy_reference(
     hidden: Tensor,
     weight: Tensor,
@@ -317,6 +286,11 @@ def linear_cross_entropy_reference(
     *,
     z_loss: float = 0.0,
     weights: Tensor | None = None,
-) -> Tensor:
-    """``linear_cross_entropy`` with all logits at once."""
-    return linear_cross_entropy_reference_and_z(hidden, weight, targets, softcap, z_loss=z_loss, weights=weights)[0]
+) -> tuple[Tensor, Tensor]:
+    """The same with all logits at once."""
+    logits = (hidden @ weight.t()).to(_wide(hidden))
+    logits = logits if softcap is None else softcap * (logits / softcap).tanh()
+    losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+    squares = logits.logsumexp(-1).square() * (targets != IGNORED)
+    losses, squares = (x if weights is None else x * weights for x in (losses, squares))
+    return (losses + z_loss * squares).sum(), squares.detach().sum()

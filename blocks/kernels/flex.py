@@ -17,26 +17,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from blocks.kernels.scoring import Scoring
+
 KEPT = 16  # block masks of shapes and windows that are remembered
 
 
-def flex_causal_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    bias: Tensor | None = None,
-    segments: Tensor | None = None,
-    window: int | None = None,
-    sinks: Tensor | None = None,
-    softcap: float | None = None,
-) -> Tensor:
+def flex_causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
     """Attention of the last T of S positions on all that came before them; arguments as in ``causal_attention``.
 
     A sink is a key that stands for nothing: with L the log of the sum of a query's exponentials, all weights shrink by
     exp(L) / (exp(L) + exp(sink)) = sigmoid(L − sink).
     """
+    scale, bias, segments, window, sinks, softcap = scoring
     T, S, V = q.shape[1], k.shape[1], v.shape[-1]
     if q.shape[-1] < V:  # the kernels want values no wider than keys
         q, k = F.pad(q, (0, V - q.shape[-1])), F.pad(k, (0, V - k.shape[-1]))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from registry import BlockError
+
+Rotate = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
 
 def rotary_width(head_dim: int, fraction: float) -> int:
@@ -36,9 +39,7 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tens
     Returns:
         [B,T,N,H] in the dtype of x; computed in fp32 (fp64 for fp64 input)
     """
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _Rotation.apply(x, cos, sin, interleaved)
-    return rotate_pairs_reference(x, cos, sin, interleaved)
+    return _Rotation.apply(x, cos, sin, interleaved)
 
 
 def rotate_pairs_reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
@@ -94,7 +95,13 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 
 def turn(
-    q: Tensor, k: Tensor, positions: Tensor, frequencies: Tensor, interleaved: bool, amplitude: float = 1.0
+    q: Tensor,
+    k: Tensor,
+    positions: Tensor,
+    frequencies: Tensor,
+    interleaved: bool,
+    amplitude: float = 1.0,
+    rotate: Rotate = rotate_pairs,
 ) -> tuple[Tensor, Tensor]:
     """Turn queries and keys by position · frequency.
 
@@ -104,16 +111,17 @@ def turn(
         frequencies: [R/2] fp32, radians a position
         interleaved: as in ``rotate_pairs``
         amplitude: multiplies what has been turned
+        rotate: ``rotate_pairs``, or another implementation of it
     """
     angles = positions[..., None].float() * frequencies
     cos, sin = angles.cos(), angles.sin()
     if amplitude != 1.0:
         cos, sin = cos * amplitude, sin * amplitude
     if q.shape[1] == 1 and not torch.is_grad_enabled():  # decoding: starting operators costs more than a small copy
-        both = rotate_pairs(torch.cat((q, k), 2), cos, sin, interleaved)
+        both = rotate(torch.cat((q, k), 2), cos, sin, interleaved)
         q, k = both.split((q.shape[2], k.shape[2]), 2)
         return q, k
-    return rotate_pairs(q, cos, sin, interleaved), rotate_pairs(k, cos, sin, interleaved)
+    return rotate(q, cos, sin, interleaved), rotate(k, cos, sin, interleaved)
 
 
 def base_frequencies(theta: float, rotary_dim: int, device: torch.device) -> Tensor:

@@ -45,4 +45,4 @@ class RoPE(Position):
         return base_frequencies(self.theta, self.rotary_dim, device)
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return turn(q, k, positions, self.frequencies(q.device), self.interleaved)
+        return turn(q, k, positions, self.frequencies(q.device), self.interleaved, rotate=self.kernels.rotate)

@@ -86,4 +86,5 @@ class YaRN(Position):
         return base * (1 - ramp) + base / self.factor * ramp
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return turn(q, k, positions, self.frequencies(q.device), self.interleaved, self.amplitude)
+        frequencies = self.frequencies(q.device)
+        return turn(q, k, positions, frequencies, self.interleaved, self.amplitude, self.kernels.rotate)

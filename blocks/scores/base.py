@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from blocks.base import Block
+from blocks.kernels.scoring import Scoring
 from registry import family
 
 
@@ -12,16 +13,6 @@ from registry import family
 class Scores(Block):
     """A child of attention that takes the place of ``blocks.kernels.attention.causal_attention``."""
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scale: float,
-        bias: Tensor | None = None,
-        segments: Tensor | None = None,
-        window: int | None = None,
-    ) -> Tensor:
-        """Queries [B,T,N,H], keys [B,S,K,H], values [B,S,K,V] → [B,T,N,V]; arguments as in ``causal_attention``."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+        """Queries [B,T,N,H], keys [B,S,K,H], values [B,S,K,V] → [B,T,N,V]; ``scoring`` comes without sinks and cap."""
         raise NotImplementedError

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from blocks.base import Placement
+from blocks.kernels.scoring import Scoring
 from blocks.scores.base import Scores
 from registry import register
 
@@ -24,18 +25,8 @@ class Sinks(Scores):
     def reset_parameters(self) -> None:
         self.sinks.zero_()
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scale: float,
-        bias: Tensor | None = None,
-        segments: Tensor | None = None,
-        window: int | None = None,
-    ) -> Tensor:
-        return self.kernels.attend(q, k, v, scale=scale, bias=bias, segments=segments, window=window, sinks=self.sinks)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+        return self.kernels.attend(q, k, v, scoring._replace(sinks=self.sinks))
 
     def parallel_plan(self) -> dict[str, Placement]:
         return {"sinks": "column"}

@@ -3,6 +3,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from blocks.base import positive
+from blocks.kernels.scoring import Scoring
 from blocks.scores.base import Scores
 from registry import register
 
@@ -24,15 +25,5 @@ class Softcap(Scores):
         positive({"cap": cap})
         self.cap = cap
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scale: float,
-        bias: Tensor | None = None,
-        segments: Tensor | None = None,
-        window: int | None = None,
-    ) -> Tensor:
-        return self.kernels.attend(q, k, v, scale=scale, bias=bias, segments=segments, window=window, softcap=self.cap)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+        return self.kernels.attend(q, k, v, scoring._replace(softcap=self.cap))

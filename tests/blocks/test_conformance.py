@@ -24,7 +24,6 @@ from blocks.conformance.__main__ import main
 from blocks.conformance.cases import CHECKS
 from blocks.ffn.base import FFN
 from blocks.gating.softmax_topk import SoftmaxTopK
-from blocks.kernels.rotary import rotate_pairs
 from blocks.norm.base import Norm
 from blocks.position.base import Position
 from registry import ConfigError, register
@@ -202,7 +201,7 @@ class RoundedAngles(Position):
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         pairs = torch.arange(0, self.head_dim, 2, device=q.device) / self.head_dim
         angles = positions[..., None].to(q.dtype) * (100.0**-pairs).to(q.dtype)
-        return tuple(rotate_pairs(t, angles.cos(), angles.sin(), False) for t in (q, k))  # type: ignore[return-value]
+        return tuple(self.kernels.rotate(t, angles.cos(), angles.sin(), False) for t in (q, k))  # type: ignore[return-value]
 
 
 class Epsless(Norm):
@@ -229,7 +228,7 @@ class Tabulated(Position):
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         angles = positions[..., None].float() * self.frequencies.float()
-        return tuple(rotate_pairs(t, angles.cos(), angles.sin(), False) for t in (q, k))  # type: ignore[return-value]
+        return tuple(self.kernels.rotate(t, angles.cos(), angles.sin(), False) for t in (q, k))  # type: ignore[return-value]
 
 
 class Capricious(Plain):

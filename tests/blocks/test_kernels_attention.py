@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from blocks.kernels.attention import causal_attention, causal_attention_reference, visible
+from blocks.kernels.scoring import Scoring
 
 # B, T, S, N, K, H, V
 SHAPES = {
@@ -54,7 +55,7 @@ CASES = [
 def test_kernel_and_its_gradients_equal_the_reference(shape: str, with_bias: bool, with_segments: bool) -> None:
     inputs = random_inputs(shape, torch.float64)
     chosen = options(shape, torch.float64, with_bias, with_segments)
-    y, expected = causal_attention(*inputs, **chosen), causal_attention_reference(*inputs, **chosen)
+    y, expected = causal_attention(*inputs, Scoring(**chosen)), causal_attention_reference(*inputs, Scoring(**chosen))
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
     cotangent = torch.randn_like(y)
     for got, right in zip(
@@ -68,18 +69,18 @@ def test_kernel_and_its_gradients_equal_the_reference(shape: str, with_bias: boo
 def test_low_precision_stays_near_the_reference_in_double(shape: str, dtype: torch.dtype, tolerance: float) -> None:
     inputs = [x.detach() for x in random_inputs(shape, dtype)]
     chosen = options(shape, dtype, True, False)
-    y = causal_attention(*inputs, **chosen)
+    y = causal_attention(*inputs, Scoring(**chosen))
     wide = {k: v.double() if isinstance(v, Tensor) else v for k, v in chosen.items()}
     assert y.dtype == dtype
     torch.testing.assert_close(
-        y.double(), causal_attention_reference(*(x.double() for x in inputs), **wide), rtol=0, atol=tolerance
+        y.double(), causal_attention_reference(*(x.double() for x in inputs), Scoring(**wide)), rtol=0, atol=tolerance
     )
 
 
 def test_bias_in_single_precision_serves_queries_in_half() -> None:
     inputs = [x.detach() for x in random_inputs("odd", torch.bfloat16)]
     chosen = options("odd", torch.float32, True, False)
-    assert causal_attention(*inputs, **chosen).dtype == torch.bfloat16
+    assert causal_attention(*inputs, Scoring(**chosen)).dtype == torch.bfloat16
 
 
 def test_kernel_passes_gradcheck() -> None:
@@ -87,7 +88,7 @@ def test_kernel_passes_gradcheck() -> None:
     q, k, v = (torch.randn(1, 4, n, w, dtype=torch.float64, requires_grad=True) for n, w in ((4, 3), (2, 3), (2, 5)))
     bias = torch.randn(1, 4, 4, 4, dtype=torch.float64, requires_grad=True)
     segments = torch.tensor([[0, 0, 1, 1]])
-    assert gradcheck(lambda *a: causal_attention(*a[:3], scale=0.5, bias=a[3], segments=segments), (q, k, v, bias))
+    assert gradcheck(lambda *a: causal_attention(*a[:3], Scoring(0.5, bias=a[3], segments=segments)), (q, k, v, bias))
 
 
 def test_last_queries_see_all_that_came_before_and_nothing_after() -> None:
@@ -102,7 +103,7 @@ def test_each_document_sees_only_itself() -> None:
 
 def test_scores_beyond_the_range_of_exponentials_give_no_nan() -> None:
     q, k, v = (x.detach() for x in random_inputs("odd", torch.float32))
-    y = causal_attention(1e4 * q, 1e4 * k, v, scale=1.0)
+    y = causal_attention(1e4 * q, 1e4 * k, v, Scoring(scale=1.0))
     assert y.isfinite().all()
 
 
@@ -133,36 +134,36 @@ def test_extras_equal_the_reference(T: int, S: int, extra: str, biased: bool, se
     bias = torch.randn(1, 4, T, S, dtype=torch.float64) if biased else None
     segments = (torch.arange(63) // 20).expand(2, 63) if segmented else None
     given = {"scale": 0.3, "bias": bias, "segments": segments, **EXTRAS[extra]}
-    expected = causal_attention_reference(q, k, v, **given)
-    torch.testing.assert_close(causal_attention(q, k, v, **given), expected, rtol=0, atol=1e-12)
+    expected = causal_attention_reference(q, k, v, Scoring(**given))
+    torch.testing.assert_close(causal_attention(q, k, v, Scoring(**given)), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_extras_hold_in_lower_precision(extra: str, dtype: torch.dtype, bound: float) -> None:
     q, k, v = drawn(63, 63, torch.float64)
-    expected = causal_attention_reference(q, k, v, scale=0.3, **EXTRAS[extra])
-    y = causal_attention(q.to(dtype), k.to(dtype), v.to(dtype), scale=0.3, **EXTRAS[extra])
+    expected = causal_attention_reference(q, k, v, Scoring(scale=0.3, **EXTRAS[extra]))
+    y = causal_attention(q.to(dtype), k.to(dtype), v.to(dtype), Scoring(scale=0.3, **EXTRAS[extra]))
     assert y.dtype == dtype and (y.double() - expected).abs().max() < bound
 
 
 def test_window_sees_that_many_tokens_itself_included() -> None:
     q, k = torch.zeros(1, 9, 1, 4), torch.zeros(1, 9, 1, 4)
     v = torch.eye(9)[None, :, None]
-    weights = causal_attention(q, k, v, scale=1.0, window=3)[0, :, 0]
+    weights = causal_attention(q, k, v, Scoring(scale=1.0, window=3))[0, :, 0]
     assert [(row > 0).nonzero()[:, 0].tolist() for row in weights[[0, 1, 8]]] == [[0], [0, 1], [6, 7, 8]]
 
 
 def test_a_sink_takes_its_share_of_the_weight() -> None:
     q, k, v = torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 4), torch.ones(1, 2, 1, 4)
-    y = causal_attention(q, k, v, scale=1.0, sinks=torch.tensor([math.log(3.0)]))
+    y = causal_attention(q, k, v, Scoring(scale=1.0, sinks=torch.tensor([math.log(3.0)])))
     torch.testing.assert_close(y[0, :, 0, 0], torch.tensor([1 / 4, 2 / 5]))
 
 
 def test_softcap_squeezes_scores_before_the_bias() -> None:
     q, k, v = drawn(1, 2)
     bias = torch.tensor([0.0, 1.5], dtype=torch.float64).expand(2, 4, 1, 2)
-    y = causal_attention(q, k, v, scale=9.0, bias=bias, softcap=2.0)
+    y = causal_attention(q, k, v, Scoring(scale=9.0, bias=bias, softcap=2.0))
     scores = torch.einsum("bqnh,bknh->bnqk", q, k.repeat_interleave(2, 2)) * 9
     weights = (2 * (scores / 2).tanh() + bias).softmax(-1)
     torch.testing.assert_close(

@@ -11,6 +11,7 @@ from torch import Tensor
 from blocks.kernels import blocked_attention as module
 from blocks.kernels.attention import causal_attention_on_cpu, causal_attention_reference
 from blocks.kernels.blocked_attention import blocked_attention
+from blocks.kernels.scoring import Scoring
 
 # B, T, N, K, H, V; a block holds 16 queries in these tests
 SHAPES = {
@@ -61,8 +62,8 @@ def test_blocks_and_their_gradients_equal_the_reference(shape: str, asked: str) 
         given, chosen = inputs(shape, dtype), options(shape, asked, dtype)
         wide = [t.detach().double().requires_grad_() for t in given]
         chosen_wide = {k: v.double() if k == "bias" else v for k, v in chosen.items()}
-        y = blocked_attention(*given, scale=0.3, **chosen)
-        expected = causal_attention_reference(*wide, scale=0.3, **chosen_wide)
+        y = blocked_attention(*given, Scoring(0.3, **chosen))
+        expected = causal_attention_reference(*wide, Scoring(0.3, **chosen_wide))
         assert y.dtype == dtype
         torch.testing.assert_close(y.double(), expected, rtol=0, atol=tolerance)
         cotangent = torch.randn_like(expected)
@@ -87,8 +88,8 @@ def test_what_blocks_cannot_do_goes_the_other_way_and_is_the_same(T: int) -> Non
     q, k, v = (torch.randn(1, T, 2, 4, dtype=torch.float64) for _ in range(3))
     learned = torch.randn(1, 2, T, T, dtype=torch.float64, requires_grad=True)
     for extra in ({"sinks": torch.randn(2, dtype=torch.float64)}, {"softcap": 2.0}, {"bias": learned}, {}):
-        y = causal_attention_on_cpu(q, k, v, scale=0.5, **extra)
-        torch.testing.assert_close(y, causal_attention_reference(q, k, v, scale=0.5, **extra), rtol=0, atol=1e-12)
+        y = causal_attention_on_cpu(q, k, v, Scoring(0.5, **extra))
+        torch.testing.assert_close(y, causal_attention_reference(q, k, v, Scoring(0.5, **extra)), rtol=0, atol=1e-12)
         if "bias" in extra:
             (grad,) = torch.autograd.grad(y.sum(), learned)
             assert grad.isfinite().all()

@@ -12,7 +12,7 @@ from blocks.base import Block
 from blocks.compose import compose
 from blocks.decoder import Decoder
 from blocks.kernels.choice import EXTRAS, IMPLEMENTATIONS, KERNELS, Kernels, check, choose
-from blocks.kernels.grouped_matmul import sort_by_expert
+from blocks.kernels.experts import Choices
 from registry import ConfigError
 
 MODEL: dict[str, Any] = {
@@ -74,8 +74,8 @@ def test_implementation_asked_for_is_the_one_that_runs(monkeypatch: pytest.Monke
             return function(*args)
 
         monkeypatch.setitem(IMPLEMENTATIONS["experts"], name, spy)  # type: ignore[arg-type]
-    x, order = torch.randn(3, 4), sort_by_expert(torch.tensor([[0], [1], [0]]), 2)
-    arguments = (x, torch.ones(3), torch.randn(2, 6, 4), torch.randn(2, 4, 3), order)
+    choices = Choices(torch.tensor([[0], [1], [0]]), torch.ones(3, 1))
+    arguments = (torch.randn(3, 4), choices, torch.randn(2, 6, 4), torch.randn(2, 4, 3))
     for kernels in (Kernels(), Kernels(experts="grouped"), Kernels(experts="segments")):
         kernels.swiglu_experts(*arguments)
     assert ran == ["segments", "grouped", "segments"]

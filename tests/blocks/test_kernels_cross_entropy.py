@@ -16,13 +16,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from blocks.kernels import cross_entropy
 from blocks.kernels.cross_entropy import (
     IGNORED,
-    liger_cross_entropy_and_z,
+    liger_cross_entropy,
     linear_cross_entropy,
-    linear_cross_entropy_and_z,
     linear_cross_entropy_reference,
 )
 
 T, D, V = 63, 10, 37
+
+
+def loss_of(*arguments: Any, **options: Any) -> Tensor:
+    return linear_cross_entropy(*arguments, **options)[0]
+
+
+def reference(*arguments: Any, **options: Any) -> Tensor:
+    return linear_cross_entropy_reference(*arguments, **options)[0]
 
 
 def inputs(dtype: torch.dtype, ignored: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,7 +53,7 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tu
 @pytest.mark.parametrize("ignored", [0.0, 0.3, 1.0])
 def test_loss_and_its_gradients_equal_the_plain_one_in_any_chunks(chunk: tuple[int, int], ignored: float) -> None:
     hidden, weight, targets = inputs(torch.float64, ignored)
-    loss, plain = linear_cross_entropy(hidden, weight, targets), linear_cross_entropy_reference(hidden, weight, targets)
+    loss, plain = loss_of(hidden, weight, targets), reference(hidden, weight, targets)
     torch.testing.assert_close(loss, plain, rtol=1e-13, atol=0)
     for got, right in zip(
         torch.autograd.grad(3.0 * loss, (hidden, weight)),
@@ -60,22 +67,22 @@ def test_reference_is_minus_the_log_of_the_targets_probability() -> None:
     hidden, weight, targets = inputs(torch.float64)
     probs = (hidden @ weight.t()).softmax(-1)
     by_hand = -sum(probs[t, y].log() for t, y in enumerate(targets.tolist()) if y != -100)
-    torch.testing.assert_close(linear_cross_entropy_reference(hidden, weight, targets), by_hand, rtol=1e-12, atol=0)
+    torch.testing.assert_close(reference(hidden, weight, targets), by_hand, rtol=1e-12, atol=0)
 
 
 def test_loss_passes_gradcheck() -> None:
     hidden, weight, targets = (x[:9] for x in inputs(torch.float64))
     hidden, weight = (x.detach().requires_grad_() for x in (hidden, weight))
-    assert gradcheck(lambda h, w: linear_cross_entropy(h, w, targets.clamp(max=8), z_loss=0.1), (hidden, weight))
+    assert gradcheck(lambda h, w: loss_of(h, w, targets.clamp(max=8), z_loss=0.1), (hidden, weight))
 
 
 def test_half_precision_is_summed_in_single(chunk: tuple[int, int]) -> None:
     hidden, weight, targets = inputs(torch.bfloat16)
-    loss = linear_cross_entropy(hidden, weight, targets)
+    loss = loss_of(hidden, weight, targets)
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, linear_cross_entropy_reference(hidden, weight, targets), rtol=1e-5, atol=0)
+    torch.testing.assert_close(loss, reference(hidden, weight, targets), rtol=1e-5, atol=0)
     wide = [x.detach().double().requires_grad_() for x in (hidden, weight)]
-    plain = linear_cross_entropy_reference(*wide, targets)
+    plain = reference(*wide, targets)
     torch.testing.assert_close(loss.double(), plain, rtol=5e-3, atol=0)
     for got, right in zip(torch.autograd.grad(loss, (hidden, weight)), torch.autograd.grad(plain, wide), strict=True):
         assert got.dtype == torch.bfloat16
@@ -87,10 +94,10 @@ def test_half_precision_is_summed_over_chunks_in_single(monkeypatch: pytest.Monk
     monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 1)
     many, one = torch.ones(512, 1, dtype=torch.bfloat16), torch.ones(1, 1, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
-    linear_cross_entropy(many, weight, torch.zeros(512, dtype=torch.int64)).backward()
+    loss_of(many, weight, torch.zeros(512, dtype=torch.int64)).backward()
     assert weight.grad is not None and weight.grad.flatten().tolist() == [-256.0, 256.0]
     hidden = one.requires_grad_()
-    linear_cross_entropy(hidden, many, torch.zeros(1, dtype=torch.int64)).backward()
+    loss_of(hidden, many, torch.zeros(1, dtype=torch.int64)).backward()
     assert hidden.grad is not None and abs(float(hidden.grad)) < 0.01
 
 
@@ -99,7 +106,7 @@ def test_one_side_may_be_frozen(frozen: int) -> None:
     sides = list(inputs(torch.float64))
     targets = sides.pop()
     sides[frozen] = sides[frozen].detach()
-    loss, plain = linear_cross_entropy(*sides, targets), linear_cross_entropy_reference(*sides, targets)
+    loss, plain = loss_of(*sides, targets), reference(*sides, targets)
     learning = sides[1 - frozen]
     torch.testing.assert_close(
         torch.autograd.grad(loss, learning)[0], torch.autograd.grad(plain, learning)[0], rtol=0, atol=1e-12
@@ -109,7 +116,7 @@ def test_one_side_may_be_frozen(frozen: int) -> None:
 def test_gradient_reaches_what_made_the_hidden_states() -> None:
     hidden, weight, targets = inputs(torch.float64)
     first = torch.randn(D, D, dtype=torch.float64, requires_grad=True)
-    (got,) = torch.autograd.grad(linear_cross_entropy(hidden @ first, weight, targets), first)
+    (got,) = torch.autograd.grad(loss_of(hidden @ first, weight, targets), first)
     logits = F.linear(hidden @ first, weight)
     (right,) = torch.autograd.grad(F.cross_entropy(logits, targets, reduction="sum"), first)
     torch.testing.assert_close(got, right, rtol=0, atol=1e-11)
@@ -131,10 +138,10 @@ def test_without_gradients_only_the_logits_are_multiplied_out(off: type, monkeyp
     monkeypatch.setattr(cross_entropy, "ROWS", 21)
     hidden, weight, targets = inputs(torch.float32)
     with off(), Products() as products:
-        loss = linear_cross_entropy(hidden, torch.nn.Parameter(weight), targets)
+        loss = loss_of(hidden, torch.nn.Parameter(weight), targets)
     assert products.count == 3
     assert not loss.requires_grad
-    torch.testing.assert_close(loss, linear_cross_entropy_reference(hidden, weight, targets).detach())
+    torch.testing.assert_close(loss, reference(hidden, weight, targets).detach())
 
 
 @pytest.mark.parametrize("vocabulary", [300, 5_000])
@@ -152,7 +159,7 @@ def test_loss_never_holds_more_logits_than_its_bound(vocabulary: int, monkeypatc
 
     hidden, weight = torch.randn(63, 2, requires_grad=True), torch.randn(vocabulary, 2, requires_grad=True)
     with Sizes():
-        linear_cross_entropy(hidden, weight, torch.zeros(63, dtype=torch.int64), 5.0, z_loss=0.1)
+        loss_of(hidden, weight, torch.zeros(63, dtype=torch.int64), 5.0, z_loss=0.1)
     assert max(n for n in sizes if n != weight.numel()) <= 1200
 
 
@@ -169,8 +176,8 @@ def test_long_vocabulary_is_cut_and_a_short_one_is_not() -> None:
 def test_z_loss_and_weights_of_tokens_equal_the_reference(chunk: tuple[int, int], softcap: float | None) -> None:
     hidden, weight, targets = inputs(torch.float64)
     options: dict[str, Any] = {"z_loss": 0.3, "weights": torch.rand(T).masked_fill(torch.arange(T) % 5 == 0, 0.0)}
-    loss = linear_cross_entropy(hidden, weight, targets, softcap, **options)
-    plain = linear_cross_entropy_reference(hidden, weight, targets, softcap, **options)
+    loss = loss_of(hidden, weight, targets, softcap, **options)
+    plain = reference(hidden, weight, targets, softcap, **options)
     torch.testing.assert_close(loss, plain, rtol=1e-12, atol=0)
     for got, right in zip(
         torch.autograd.grad(loss, (hidden, weight)), torch.autograd.grad(plain, (hidden, weight)), strict=True
@@ -180,18 +187,18 @@ def test_z_loss_and_weights_of_tokens_equal_the_reference(chunk: tuple[int, int]
 
 def test_z_loss_is_told_by_itself_and_is_the_square_of_log_z() -> None:
     hidden, weight, targets = inputs(torch.float64)
-    loss, z = linear_cross_entropy_and_z(hidden, weight, targets, z_loss=0.01)
+    loss, z = linear_cross_entropy(hidden, weight, targets, z_loss=0.01)
     log_z = (hidden @ weight.t()).exp().sum(-1).log()
     torch.testing.assert_close(z, log_z[targets != IGNORED].square().sum(), rtol=1e-12, atol=0)
-    torch.testing.assert_close(loss - 0.01 * z, linear_cross_entropy(hidden, weight, targets), rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss - 0.01 * z, loss_of(hidden, weight, targets), rtol=1e-12, atol=0)
     assert loss.requires_grad and not z.requires_grad
 
 
 def test_logits_far_apart_neither_overflow_nor_vanish(chunk: tuple[int, int]) -> None:
     hidden, weight, targets = inputs(torch.float32)
     far = (200 * hidden).detach().requires_grad_()
-    loss = linear_cross_entropy(far, weight, targets)
-    plain = linear_cross_entropy_reference(far, weight, targets)
+    loss = loss_of(far, weight, targets)
+    plain = reference(far, weight, targets)
     torch.testing.assert_close(loss, plain, rtol=1e-5, atol=0)
     for got, right in zip(
         torch.autograd.grad(loss, (far, weight)), torch.autograd.grad(plain, (far, weight)), strict=True
@@ -203,7 +210,7 @@ def test_logits_far_apart_neither_overflow_nor_vanish(chunk: tuple[int, int]) ->
 def test_training_step_under_autocast_equals_the_plain_one() -> None:
     hidden, weight, targets = inputs(torch.float32)
     grads = []
-    for f in (linear_cross_entropy, linear_cross_entropy_reference):
+    for f in (loss_of, reference):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = f(hidden, weight, targets)
         grads.append(torch.autograd.grad(loss, (hidden, weight)))
@@ -219,10 +226,10 @@ def test_softcapped_loss_and_gradients_equal_the_reference(dtype: torch.dtype) -
     hidden, weight = torch.randn(63, 12, dtype=dtype), torch.randn(37, 12, dtype=dtype)
     targets = torch.randint(37, (63,)).masked_fill(torch.arange(63) % 7 == 0, IGNORED)
     ours, theirs = ([t.clone().requires_grad_() for t in (hidden, weight)] for _ in range(2))
-    loss, expected = linear_cross_entropy(*ours, targets, 3.0), linear_cross_entropy_reference(*theirs, targets, 3.0)
+    loss, expected = loss_of(*ours, targets, 3.0), reference(*theirs, targets, 3.0)
     bound = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
     torch.testing.assert_close(loss, expected, rtol=bound, atol=0)
-    assert abs(loss - linear_cross_entropy(hidden, weight, targets)) > 1
+    assert abs(loss - loss_of(hidden, weight, targets)) > 1
     for one, other in zip(torch.autograd.grad(loss, ours), torch.autograd.grad(expected, theirs), strict=True):
         assert (one - other).norm() <= bound * other.norm()
 
@@ -233,15 +240,15 @@ def test_ligers_kernel_is_given_the_same_and_tells_the_same(monkeypatch: pytest.
 
     def fused(*given: Tensor, ignore_index, lse_square_scale, reduction, softcap, return_z_loss, accum_dtype):
         assert (ignore_index, reduction, return_z_loss) == (IGNORED, "sum", True)
-        whole = linear_cross_entropy_reference(*given, softcap, z_loss=lse_square_scale)
-        return SimpleNamespace(loss=whole, z_loss=whole - linear_cross_entropy_reference(*given, softcap))
+        whole = reference(*given, softcap, z_loss=lse_square_scale)
+        return SimpleNamespace(loss=whole, z_loss=whole - reference(*given, softcap))
 
     module = SimpleNamespace(liger_fused_linear_cross_entropy=fused)
     monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers.functional", module)
     for z_loss, weights in ((0.0, None), (0.2, None), (0.2, torch.rand(T))):
-        got = liger_cross_entropy_and_z(hidden, weight, targets, 3.0, z_loss=z_loss, weights=weights)
-        right = linear_cross_entropy_and_z(hidden, weight, targets, 3.0, z_loss=z_loss, weights=weights)
+        got = liger_cross_entropy(hidden, weight, targets, 3.0, z_loss=z_loss, weights=weights)
+        right = linear_cross_entropy(hidden, weight, targets, 3.0, z_loss=z_loss, weights=weights)
         torch.testing.assert_close(got[0], right[0], rtol=1e-12, atol=0)
         torch.testing.assert_close(got[1], right[1] * (z_loss > 0), rtol=1e-12, atol=0)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blocks.experts import swiglu as swiglu_module
 from blocks.experts.swiglu import SwiGLUExperts
 from blocks.gating.base import Routing, count
+from blocks.kernels import experts as experts_module
 from blocks.kernels.few_experts import FEW, few
 
 E, D, F = 6, 16, 8
@@ -41,7 +41,7 @@ def test_few_tokens_get_what_many_get(
     block, r = experts(dtype), routing(T, k, dropped)
     x = torch.randn(T, D, generator=torch.Generator().manual_seed(1)).to(dtype)
     got = block(x, r)
-    monkeypatch.setattr(swiglu_module, "few", lambda _: False)
+    monkeypatch.setattr(experts_module, "few", lambda _: False)
     expected = block(x, r)
     assert got.dtype == expected.dtype
     torch.testing.assert_close(got, expected, rtol=bound, atol=bound * expected.abs().max().item())

@@ -11,6 +11,7 @@ from torch import Tensor
 from blocks.kernels import flex
 from blocks.kernels.attention import causal_attention_reference
 from blocks.kernels.flex import flex_causal_attention
+from blocks.kernels.scoring import Scoring
 
 B, T, N, H = 2, 13, 4, 8
 GENERATOR = torch.Generator().manual_seed(0)
@@ -55,7 +56,7 @@ def test_result_and_gradients_equal_the_reference(backwards: None, name: str, kv
         learnt = [t.clone().requires_grad_() for t in given]
         if "sinks" in options:
             learnt.append(options["sinks"].requires_grad_())
-        y = attend(*learnt[:3], scale=0.3, **options)
+        y = attend(*learnt[:3], Scoring(0.3, **options))
         sides.append([y, *torch.autograd.grad((y * weigh).sum(), learnt)])
     for got, right in zip(*sides, strict=True):
         torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-5)
@@ -65,9 +66,9 @@ def test_result_and_gradients_equal_the_reference(backwards: None, name: str, kv
 @pytest.mark.parametrize("name", ["causal", "window", "sinks"])
 def test_last_tokens_see_all_that_came_before(name: str) -> None:
     q, k, v = draw(B, 3, N, H), draw(B, T, N, H), draw(B, T, N, H)
-    got = flex_causal_attention(q, k, v, scale=0.3, **OPTIONS[name])
+    got = flex_causal_attention(q, k, v, Scoring(0.3, **OPTIONS[name]))
     torch.testing.assert_close(
-        got, causal_attention_reference(q, k, v, scale=0.3, **OPTIONS[name]), rtol=1e-4, atol=1e-5
+        got, causal_attention_reference(q, k, v, Scoring(0.3, **OPTIONS[name])), rtol=1e-4, atol=1e-5
     )
 
 

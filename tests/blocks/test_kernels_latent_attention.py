@@ -13,6 +13,7 @@ from blocks.attention import mla as mla_module
 from blocks.attention.mla import MLA
 from blocks.kernels.attention import causal_attention_reference
 from blocks.kernels.latent_attention import absorbs, by_head, key_multiple, latent_attention
+from blocks.kernels.scoring import Scoring
 
 B, N, NOPE, ROPE, VALUE, C = 2, 3, 7, 4, 5, 11
 SCALE = 0.37
@@ -33,7 +34,7 @@ def both_ways(T: int, S: int, extra: int, dtype: torch.dtype, bias: Tensor | Non
     latent, k_rope = memory[:, :S].split((C, ROPE), -1)
     k_nope, v = torch.einsum("bsc,nic->bsni", latent, up).split((NOPE, VALUE), -1)
     k = torch.cat((k_nope, k_rope[:, :, None].expand(-1, -1, N, -1)), -1)
-    expanded = causal_attention_reference(torch.cat((q_nope, q_rope), -1), k, v, scale=SCALE, bias=bias)
+    expanded = causal_attention_reference(torch.cat((q_nope, q_rope), -1), k, v, Scoring(SCALE, bias))
     return absorbed, expanded
 
 

@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from blocks.kernels.rotary import rotary_width, rotate_pairs
+from blocks.kernels.rotary import rotary_width
 from blocks.position.base import Position
 from registry import BlockError, register
 
@@ -30,4 +30,5 @@ class XPos(Position):
         angles = positions[..., None].float() * self.theta**-pairs
         zeta = ((pairs + self.fade) / (1 + self.fade)) ** (positions[..., None].float() / self.scale)
         cos, sin = angles.cos(), angles.sin()
-        return rotate_pairs(q, cos * zeta, sin * zeta, False), rotate_pairs(k, cos / zeta, sin / zeta, False)
+        rotate = self.kernels.rotate
+        return rotate(q, cos * zeta, sin * zeta, False), rotate(k, cos / zeta, sin / zeta, False)

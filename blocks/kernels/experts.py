@@ -1,0 +1,53 @@
+"""Σ over a token's chosen experts of weight · SwiGLU_e(x): from choices to outputs, on a CPU and elsewhere."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from blocks.kernels.few_experts import few, few_swiglu
+from blocks.kernels.grouped_matmul import Order, sort_by_expert
+from blocks.kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
+
+
+class Choices(NamedTuple):
+    """Which experts each token goes to, and how much each counts.
+
+    experts: [T,k] int64; E stands for no expert
+    weights: [T,k]
+    pairs: how many entries of ``experts`` are real ones; None: all of them
+    """
+
+    experts: Tensor
+    weights: Tensor
+    pairs: int | None = None
+
+
+def swiglu_experts_on_cpu(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Expert by expert: those visited by a few tokens, or all in one pass over their sorted tokens.
+
+    Args:
+        x: [T,D]
+        choices: of its tokens
+        gate_up: [E,2F,D], the gate's rows first
+        down: [E,D,F]
+
+    Returns:
+        [T,D]
+    """
+    if few(choices.experts):
+        return few_swiglu(x, choices.experts, choices.weights, gate_up, down)
+    order, weights = _sorted(choices, len(gate_up))
+    return grouped_swiglu(x, weights, gate_up.to(x.dtype), down.to(x.dtype), order)
+
+
+def swiglu_experts(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
+    """The same by grouped products, which no number has to leave the device for."""
+    order, weights = _sorted(choices, len(gate_up))
+    return grouped_swiglu_reference(x, weights, gate_up.to(x.dtype), down.to(x.dtype), order)
+
+
+def _sorted(choices: Choices, n_experts: int) -> tuple[Order, Tensor]:
+    order = sort_by_expert(choices.experts, n_experts, choices.pairs)
+    return order, choices.weights.flatten().index_select(0, order.sorted)
