@@ -7,8 +7,8 @@ from typing import Literal
 
 from benchmarks.shapes import Family
 
-Library = Literal["ours", "transformers", "litgpt", "x-transformers"]
-MODELS: dict[tuple[Library, Family], tuple[str, ...]] = {
+Maker = Literal["ours", "transformers", "litgpt", "x-transformers"]
+MODELS: dict[tuple[Maker, Family], tuple[str, ...]] = {
     ("ours", "mla_moe"): ("MLA + DeepSeekMoE",),
     ("ours", "dense"): ("dense",),
     ("ours", "mixtral"): ("Mixtral-like",),
@@ -27,14 +27,14 @@ class Contender:
     """One of a race.
 
     Args:
-        library: whose implementation
+        maker: whose implementation
         family: what of
         model: the library's word for it, of ``MODELS``
         tuned: at its best settings, instead of as it comes (benchmarks/settings.py says which these are)
         compiled: under torch.compile
     """
 
-    library: Library
+    maker: Maker
     family: Family
     model: str
     tuned: bool
@@ -43,7 +43,7 @@ class Contender:
     @property
     def name(self) -> str:
         """Without the settings."""
-        return f"{self.library} {self.model}"
+        return f"{self.maker} {self.model}"
 
     @property
     def settings(self) -> str:
@@ -64,9 +64,9 @@ def contenders(family: Family, *, compiled: bool = False, older: bool = False) -
         older: adds models that another of the same library supersedes (transformers' DeepSeek-V2)
     """
     found = []
-    for (library, of), models in MODELS.items():
+    for (maker, of), models in MODELS.items():
         if of == family:
             for model in models if older else models[:1]:
-                found += [Contender(library, family, model, tuned) for tuned in (True, False)]
-                found += [Contender(library, family, model, True, True)] if compiled else []
+                found += [Contender(maker, family, model, tuned) for tuned in (True, False)]
+                found += [Contender(maker, family, model, True, True)] if compiled else []
     return found

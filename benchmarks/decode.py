@@ -71,7 +71,7 @@ class Decode:
         if self.device == "cpu" and 2 * token * batch * context > SHARE_OF_MEMORY * free_memory():
             return {"skipped": f"a cache of {token * batch * context / 1e9:.1f} GB does not fit"}
         # Ours is asked for at its full size, to be held against the formula; what others make grows by the token.
-        own = self.contender.library == "ours"
+        own = self.contender.maker == "ours"
         held = self._cache_bytes(context, batch) if own else token * batch * context
         found = self._steps(context, batch, seconds)
         self.model.begin(1, 8)  # a large cache must not wait with its process
@@ -190,7 +190,7 @@ def tabulate(
     )
     reading = Table(f"Prefill · {title}", (*columns, "peak memory, GB", "remarks"), plotted="tokens/s")
     ratios: list[Ratio] = []
-    mine = next(c for c in found if c.library == "ours" and c.family == "mla_moe" and c.tuned)
+    mine = next(c for c in found if c.maker == "ours" and c.family == "mla_moe" and c.tuned)
     for (kind, context, batch), turns in cells.items():
         if kind == "check":
             continue
@@ -206,7 +206,7 @@ def tabulate(
             if lead is not None:
                 name = f"{kind} · {title} · {where}: ours ÷ {c.label}"
                 ratios.append(Ratio(name, lead, bound=_bound(shape, dtype, c, kind, context, batch)))
-            if c.library == "ours" and kind == "decode" and own:
+            if c.maker == "ours" and kind == "decode" and own:
                 due = formula(shape, c, batch, context, dtype)
                 off = abs(own[max(own)]["cache_bytes"] / due - 1)
                 name = f"{kind} · {title} · {where}: cache bytes of {c.name}, off their formula"
@@ -242,10 +242,10 @@ def _bound(shape: Shape, dtype: str, c: Contender, kind: str, context: int, batc
     if shape.name != "small" or dtype != "fp32" or not c.tuned:
         return None
     if kind == "prefill":
-        return PREFILL if c.library == "transformers" and c.family == "mla_moe" else None
+        return PREFILL if c.maker == "transformers" and c.family == "mla_moe" else None
     if c.family == "dense":
         return 1.0 if context >= 2048 else None
-    return PROMISED.get((c.library, batch)) if context == 8192 else None
+    return PROMISED.get((c.maker, batch)) if context == 8192 else None
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
@@ -287,9 +287,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
 def _contenders(given: Any) -> list[Contender]:
     """Ours and the peers that decode, the latent ones first."""
     found = [c for family in ("mla_moe", "dense") for c in contenders(family)]
-    found = [c for c in found if c.library != "x-transformers"]
-    found = [c for c in found if c.tuned or (given.as_they_come and c.library != "litgpt")]
-    mine = [c for c in found if c.library == "ours" and c.family == "mla_moe"]
+    found = [c for c in found if c.maker != "x-transformers"]
+    found = [c for c in found if c.tuned or (given.as_they_come and c.maker != "litgpt")]
+    mine = [c for c in found if c.maker == "ours" and c.family == "mla_moe"]
     return mine + [c for c in found if c not in mine and options.wanted(c.label, given.only)]
 
 

@@ -157,7 +157,7 @@ def tabulate(
     rate = {c.label: rates(by_label[c.label], shape.tokens) for c in found}
     flops = flops_per_token(shape, family)
     shares = {c.label: paired({r: v * flops for r, v in rate[c.label].items()}, best_peak) for c in found}
-    mine = {c.settings: c.label for c in found if c.library == "ours"}
+    mine = {c.settings: c.label for c in found if c.maker == "ours"}
     table, ratios = Table(title, COLUMNS, plotted="tokens/s"), []
     for c in found:
         entry = by_label[c.label]
@@ -171,7 +171,7 @@ def tabulate(
         table.rows.append(_row(c, entry, rate[c.label], shares[c.label], pair))
         ratios += _ratios(title, shape, family, dtype, c, pair, by_label.get(mine.get(c.settings, ""), entry), entry)
         key = (device, shape.name, family, dtype)
-        if c.library == "ours" and c.settings == "best settings" and shares[c.label] is not None:
+        if c.maker == "ours" and c.settings == "best settings" and shares[c.label] is not None:
             ratios.append(Ratio(f"{title}: ours ÷ matmul peak", shares[c.label], bound=OF_PEAK.get(key)))  # type: ignore[arg-type]
     words = ", ".join(f"{label.partition(', ')[2]} {p.median / 1e9:.0f} GFLOP/s" for label, p in peak.items())
     step = "forward, backward and AdamW" if shape.optimizer else "forward and backward, no optimizer"
@@ -188,7 +188,7 @@ def _row(
     speed = spread(list(rate.values()))
     memory = max(turn["peak_bytes"] for turn in entry.turns.values()) / 1e9
     start = entry.turns[min(entry.turns)]
-    medians = [None if p is None or c.library == "ours" else p.median for p in (pair["same"], pair["best"])]
+    medians = [None if p is None or c.maker == "ours" else p.median for p in (pair["same"], pair["best"])]
     remarks = "; ".join(part for part in (start["note"], f"failed: {entry.failed}" if entry.failed else "") if part)
     return [
         *(c.name, c.settings, speed.median, speed.q1, speed.q3, None if share is None else share.median),
@@ -200,7 +200,7 @@ def _ratios(
     title: str, shape: Shape, family: Family, dtype: str, c: Contender, pair: Mapping[str, Any], ours: Entry, it: Entry
 ) -> list[Ratio]:
     """What is promised of ours against one peer; for another shape than ``small`` nothing is, but it is recorded."""
-    if c.library == "ours" or (pair["same"] is None and pair["best"] is None):
+    if c.maker == "ours" or (pair["same"] is None and pair["best"] is None):
         return []
     promised = shape.name == "small"
     found = []

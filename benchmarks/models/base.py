@@ -71,11 +71,11 @@ def build(contender: Contender, shape: Shape, dtype: str, device: str, seed: int
         ImportError: the library is not installed
     """
     torch.manual_seed(seed)
-    if contender.library == "ours":
+    if contender.maker == "ours":
         from benchmarks.models.blockwright import Ours as Found
-    elif contender.library == "transformers":
+    elif contender.maker == "transformers":
         from benchmarks.models.hugging_face import HuggingFace as Found  # type: ignore[assignment]
-    elif contender.library == "litgpt":
+    elif contender.maker == "litgpt":
         from benchmarks.models.lit_gpt import LitGPT as Found  # type: ignore[assignment]
     else:
         from benchmarks.models.x_transformer import XTransformer as Found  # type: ignore[assignment]

@@ -39,7 +39,7 @@ def test_cache_holds_what_the_formula_says(family: Family, dtype: torch.dtype) -
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_has_the_parameters_of_ours(family: Family) -> None:
-    found = [c for c in contenders(family, older=True) if c.library in ("ours", "transformers") and c.tuned]
+    found = [c for c in contenders(family, older=True) if c.maker in ("ours", "transformers") and c.tuned]
     models = [build(c, SHAPES["smoke"], "fp32", "cpu") for c in found]
     assert len({sum(p.numel() for p in model.module.parameters()) for model in models}) == 1
 
