@@ -7,7 +7,6 @@ OUT gets the composition (``model.yaml``), the weights under our names (``model.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from blocks.checkpoint import PREFIX, read_checkpoint
 from interop.folder import whole
 from interop.shards import ready, write_shards
 from interop.source import COMPOSITION
-from registry import ConfigError
+from registry.command import Parser, run_command
 
 REFUSED = 2
 OPTIMIZER = "optimizer"
@@ -69,20 +68,19 @@ def _optimizer_tensors(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; a refusal is printed as one message, and the exit code is 2."""
-    parser = argparse.ArgumentParser(prog="python -m interop.consolidate", description=__doc__)
+    """Run; a refusal is printed as one message, and the exit code is 64."""
+    return run_command(_run, arguments)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    parser = Parser(prog="python -m interop.consolidate", description=__doc__)
     parser.add_argument("source", metavar="RUN", type=Path, help="a run's folder, or a checkpoint: a file or a folder")
     parser.add_argument("out", metavar="OUT", type=Path, help="must not exist, or be empty")
     parser.add_argument("--checkpoint", action="store_true", help="also write last.ckpt, one file to go on from")
     given = parser.parse_args(arguments)
-    try:
-        registry.load()
-        consolidate(given.source, given.out, checkpoint=given.checkpoint)
-    except ConfigError as error:
-        print(error.render(), file=sys.stderr)
-        return REFUSED
+    registry.load()
+    consolidate(given.source, given.out, checkpoint=given.checkpoint)
     print(f"Wrote {given.out}. Start from it: python train.py init_from={given.out} model=pretrained")
-    return 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 import registry
 from interop.exporting import export_folder
 from interop.importing import import_folder
-from registry import REFUSED, ConfigError
+from registry.command import Parser, run_command
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -26,8 +26,8 @@ def _size(text: str) -> int:
     return int(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m interop.hf", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m interop.hf", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     into = commands.add_parser("import", help="a folder of Hugging Face's → a folder of ours")
     into.add_argument("source", metavar="DIR", type=Path, help="config.json, *.safetensors, tokenizer files")
@@ -45,26 +45,25 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; a refusal is printed as one message, and the exit code is 64."""
+    return run_command(_run, arguments)
+
+
+def _run(arguments: Sequence[str]) -> None:
     given = _parser().parse_args(arguments)
     dtype = DTYPES[given.dtype] if given.dtype else None
-    try:
-        registry.load()
-        if given.command == "import":
-            found = import_folder(given.source, given.out, dtype=dtype, mtp=given.mtp, max_bytes=given.max_shard_size)
-            print(f"Imported a {found} into {given.out}.")
-            print(f"Fine-tune it: python train.py init_from={given.out} model=pretrained")
-            return 0
-        written, why = export_folder(
-            given.source, given.out, family=given.family, dtype=dtype, max_bytes=given.max_shard_size
-        )
-    except ConfigError as error:
-        print(error.render(), file=sys.stderr)
-        return REFUSED
+    registry.load()
+    if given.command == "import":
+        found = import_folder(given.source, given.out, dtype=dtype, mtp=given.mtp, max_bytes=given.max_shard_size)
+        print(f"Imported a {found} into {given.out}.")
+        print(f"Fine-tune it: python train.py init_from={given.out} model=pretrained")
+        return
+    written, why = export_folder(
+        given.source, given.out, family=given.family, dtype=dtype, max_bytes=given.max_shard_size
+    )
     print(f"Exported to {given.out} as model_type {written!r}.")
     if why:
         print(f"No family of transformers describes this composition ({why}), so it has our own config and names;")
         print("python -m interop.hf import reads it back.")
-    return 0
 
 
 if __name__ == "__main__":

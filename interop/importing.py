@@ -15,7 +15,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from blocks.compose import compose, read
+from blocks.compose import compose
+from blocks.shape import read
 from interop.config import read_json, refusal
 from interop.families.catalogue import FAMILIES
 from interop.family import Family

@@ -7,10 +7,8 @@ end of a document, and what a cache's bits do to a text after thousands of token
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,8 +23,10 @@ from torch import Tensor
 
 from blocks.decoder import Decoder
 from blocks.kernels.cross_entropy import IGNORED
-from lab.generate import BITS, Writer
-from registry import REFUSED, BlockError, ConfigError
+from blocks.kernels.quantise import BITS
+from lab.writer import Writer
+from registry import BlockError, ConfigError
+from registry.command import Parser, run_command
 from training.targets import instantiate
 
 Window = tuple[Tensor, Tensor]  # tokens [B,T], and for each the one after it
@@ -124,8 +124,8 @@ def text_windows(writer: Writer, files: Sequence[Path], length: int, most: int |
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lab.cache_loss", allow_abbrev=False, description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m lab.cache_loss", allow_abbrev=False, description=__doc__)
     parser.add_argument(
         "model", metavar="MODEL", help="a run's folder; with --text also a *.ckpt or an imported folder"
     )
@@ -184,11 +184,4 @@ def table(rows: Sequence[dict[str, Any]], scored: int) -> Table:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-        sys.stdout.flush()
-    except ConfigError as error:
-        print(error.render(), file=sys.stderr)
-        sys.exit(REFUSED)
-    except BrokenPipeError:  # whoever read us has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(run_command(main))

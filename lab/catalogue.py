@@ -22,8 +22,9 @@ from blocks.compose import compose
 from blocks.cost import cache_bytes, count_parameters
 from blocks.decoder import Decoder
 from blocks.gating.base import Gating
-from lab.describe import load
-from registry import REFUSED, ConfigError
+from lab.models import load
+from registry import ConfigError
+from registry.command import run_command
 from training.composition import CONF
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "catalogue.md"
@@ -316,8 +317,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ConfigError as error:
-        print(error.render(), file=sys.stderr)
-        sys.exit(REFUSED)
+    sys.exit(run_command(main))

@@ -20,7 +20,7 @@ from blocks.generate import Continuations
 from blocks.sample import Sampling
 from blocks.text_stream import TextStream
 from interop.source import build, open_source
-from lab.generate import DTYPES, tokenizer_of
+from lab.writer import DTYPES, tokenizer_of
 from registry import REFUSED, ConfigError, did_you_mean
 
 try:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from registry import catalogue
-from registry.errors import REFUSED, ConfigError, did_you_mean
+from registry.command import run_command
+from registry.errors import ConfigError, did_you_mean
 from registry.schema import Parameter
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Print the catalogue, a family of it, or one block; names may hold wildcards (``attention/m*``).
 
     Raises:
@@ -82,8 +84,4 @@ def _default(p: Parameter) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ConfigError as error:
-        print(error.render(), file=sys.stderr)
-        sys.exit(REFUSED)
+    sys.exit(run_command(main))

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from blocks.compose import compose, read
+from blocks.compose import compose
 from blocks.decoder import Decoder
 from blocks.gating.base import Gating, Routing
 from blocks.guests import distributions
 from blocks.initialise import stable_seed
 from blocks.kernels import choice
 from blocks.kernels.cross_entropy import IGNORED
+from blocks.shape import read
 from interop.source import load_part, load_weights
 from registry import ConfigError
 from training.cadence import logs_now

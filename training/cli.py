@@ -22,7 +22,7 @@ from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from blocks.checkpoint import check_fits, read_checkpoint
-from blocks.compose import read
+from blocks.shape import read
 from interop.source import check_init
 from registry import ConfigError
 from training.composition import compose_config

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import registry
-from blocks.compose import Shape
+from blocks.shape import Shape
 from registry import ConfigError, did_you_mean
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import torch
 from rich.console import Console
@@ -10,12 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from blocks.conformance.cases import CHECKS, Case, Outcome, chosen
-from registry import REFUSED, ConfigError
+from registry import ConfigError
+from registry.command import run_command
 
 MARKS = {"passed": "[green]✓[/]", "failed": "[bold red]failed[/]", "not applicable": "[dim]–[/]"}
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Check the blocks that the pattern means, all by default; names may hold wildcards (``attention/m*``).
 
     Returns:
@@ -73,8 +75,4 @@ def _told(outcomes: dict[str, Outcome], status: str) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # tiny tensors: more threads would only wait for each other
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ConfigError as error:
-        print(error.render(), file=sys.stderr)
-        sys.exit(REFUSED)
+    sys.exit(run_command(main))

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 import registry
 from blocks import compose as module
-from blocks.compose import check, compose, read
+from blocks.compose import check, compose
 from blocks.decoder import Decoder
+from blocks.shape import read
 from registry import ConfigError
 
 TOKENS = torch.arange(21)[None] % 61

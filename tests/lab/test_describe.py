@@ -19,7 +19,9 @@ from torch import nn
 from blocks.attention.base import Attention
 from blocks.cost import deepseek_moe_flops
 from lab import describe
-from lab.describe import Options, figures, load, main, read
+from lab.card_request import Options, read
+from lab.describe import figures, main
+from lab.models import load
 from registry import ConfigError, register
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -325,7 +327,7 @@ def test_a_file_of_a_composition_and_a_checkpoint_are_described_too(
 ) -> None:
     from omegaconf import OmegaConf
 
-    from blocks.compose import read as read_model
+    from blocks.shape import read as read_model
 
     (tmp_path / "own.yaml").write_text(OmegaConf.to_yaml(tiny()))
     run = tmp_path / "run" / "checkpoints"

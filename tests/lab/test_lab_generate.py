@@ -17,7 +17,8 @@ from blocks.compose import compose
 from blocks.generate import generate
 from blocks.sample import Sampling
 from lab import generate as command
-from lab.generate import Request, Writer, main
+from lab.generate import main
+from lab.writer import Request, Writer
 from registry import ConfigError
 from training.data.tokenizers.bytes import Bytes
 

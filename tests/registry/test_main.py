@@ -103,7 +103,7 @@ def test_unknown_name_is_refused_with_the_nearest(argument: str, meant: str) -> 
     assert meant in caught.value.remedy
 
 
-def test_command_prints_and_returns_zero_and_a_mistake_two_without_a_traceback() -> None:
+def test_command_prints_and_returns_zero_and_a_mistake_64_without_a_traceback() -> None:
     good, bad = (
         subprocess.run([sys.executable, "-m", "registry", what], cwd=ROOT, capture_output=True, text=True)
         for what in ("attention/mla", "attention/mlaa")

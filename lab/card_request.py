@@ -1,0 +1,151 @@
+"""What ``python -m lab.describe`` is asked: its command line, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from registry import ConfigError, did_you_mean
+
+# What one parameter takes while AdamW trains it, in bytes.
+RECIPES = {
+    "mixed": {"weights": 2, "gradients": 2, "master_weights": 4, "moments": 8},
+    "fp32": {"weights": 4, "gradients": 4, "master_weights": 0, "moments": 8},
+    "bf16": {"weights": 2, "gradients": 2, "master_weights": 0, "moments": 4},
+}
+PLOTS = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What figures of one model are taken at.
+
+    Args:
+        context: T, tokens of the sequence that FLOPs are counted for; None is ``usual_context``'s
+        cache_context: tokens that the cache is weighed at; None is ``context``
+        cache_bits: bits of one number in the cache
+        recipe: of ``RECIPES``
+        gpus: ways that the training state is sharded
+    """
+
+    context: int | None = None
+    cache_context: int | None = None
+    cache_bits: float = 16.0
+    recipe: str = "mixed"
+    gpus: int = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command line, read and checked."""
+
+    models: list[str]
+    options: list[Options]
+    overrides: list[str]
+    against: int
+    as_json: bool
+    plot: Path | None
+
+
+def _whole(value: float) -> bool:
+    return 1 <= value <= 10_000_000 and value == int(value)
+
+
+NUMBERS: dict[str, tuple[str, Callable[[float], bool], str]] = {
+    "context": ("context", _whole, "a number of tokens, from 1 to ten million"),
+    "cache.context": ("cache_context", _whole, "a number of tokens, from 1 to ten million"),
+    "cache.bits": ("cache_bits", lambda bits: 0 < bits <= 64, "a number of bits, above 0 and at most 64"),
+    "gpus": ("gpus", _whole, "a number of GPUs, from 1 to ten million"),
+}
+KEYS = (*NUMBERS, "training.recipe", "against")
+
+
+def read(arguments: Sequence[str]) -> Request:
+    """A command line → what is asked.
+
+    Raises:
+        ConfigError: no model, an unknown option, a value that cannot be
+    """
+    words, flags = _flags(arguments)
+    given = {word.partition("=")[0]: word.partition("=")[2] for word in words}
+    models = [name.strip() for name in given.pop("model", "").split(",") if name.strip()]
+    if not models:
+        raise ConfigError("model", None, "says which models to describe", "Write e.g. model=deepseek_v2,deepseek_67b")
+    own = {key: given[key] for key in given if key in KEYS}
+    for key in given:
+        owner = key.partition(".")[0]
+        if key not in KEYS and owner in ("cache", "training", "context", "gpus", "against", "models"):
+            raise ConfigError(key, given[key], "there is no such option", did_you_mean(key, [*KEYS, "model"]))
+    overrides = [word for word in words if word.partition("=")[0] not in (*KEYS, "model")]
+    return Request(models, _options(own, models), overrides, _against(own, models), flags["json"], flags["plot"])
+
+
+def _flags(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    words: list[str] = []
+    flags: dict[str, Any] = {"json": False, "plot": None}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            words.append(word)
+        elif word == "--json":
+            flags["json"] = True
+        elif word.partition("=")[0] == "--plot":
+            file = word.partition("=")[2] or (rest.pop(0) if rest and "=" not in rest[0] else "")
+            if Path(file).suffix not in PLOTS:
+                raise ConfigError(
+                    "--plot", file, f"names a file ending in {', '.join(PLOTS)}", "Write --plot costs.png"
+                )
+            flags["plot"] = Path(file)
+        else:
+            remedy = did_you_mean(word, ["--json", "--plot", "--help"])
+            raise ConfigError("command line", word, "there is no such flag", remedy)
+    if unset := [word for word in words if "=" not in word and not word.startswith("~")]:
+        raise ConfigError("command line", unset[0], "is no KEY=VALUE", f"Write model={unset[0]} for a model")
+    return words, flags
+
+
+def _options(own: Mapping[str, str], models: Sequence[str]) -> list[Options]:
+    columns: dict[str, list[Any]] = {}
+    for key, (name, fits, rule) in NUMBERS.items():
+        if key in own:
+            texts = _each(key, own[key], models)
+            columns[name] = [_number(key, text, fits, rule) for text in texts]
+    if "training.recipe" in own:
+        columns["recipe"] = _each("training.recipe", own["training.recipe"], models)
+        for recipe in columns["recipe"]:
+            if recipe not in RECIPES:
+                remedy = did_you_mean(recipe, RECIPES)
+                raise ConfigError("training.recipe", recipe, "there is no such recipe", remedy)
+    return [Options(**{name: values[i] for name, values in columns.items()}) for i in range(len(models))]
+
+
+def _each(key: str, text: str, models: Sequence[str]) -> list[str]:
+    """One value for all models, or one for each."""
+    values = [value.strip() for value in text.split(",")]
+    if len(values) == 1:
+        return values * len(models)
+    if len(values) != len(models):
+        rule = f"takes one value for all models or one for each of the {len(models)}"
+        raise ConfigError(key, text, rule, f"Write {key}={','.join(values[:1] * len(models))}")
+    return values
+
+
+def _number(key: str, text: str, fits: Callable[[float], bool], rule: str) -> float:
+    try:
+        value = float(text)
+        good = fits(value)
+    except (ValueError, OverflowError):
+        good = False
+    if not good:
+        raise ConfigError(key, text, f"is {rule}", f"Write e.g. {key}=16")
+    return int(value) if value == int(value) else value
+
+
+def _against(own: Mapping[str, str], models: Sequence[str]) -> int:
+    name = own.get("against", models[-1])
+    if name not in models:
+        raise ConfigError("against", name, "is one of the models described", did_you_mean(name, models))
+    return len(models) - 1 if "against" not in own else models.index(name)

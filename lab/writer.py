@@ -1,0 +1,232 @@
+"""A model and its tokenizer, writing::
+
+    from lab.writer import Writer
+    writer = Writer.open("logs/train/runs/RUN")
+    print(writer.write("ROMEO:", 200, temperature=0.8)[0])
+
+Left out: chat templates, a server, several devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+import registry
+from blocks.decoder import Decoder
+from blocks.generate import Continuations
+from blocks.sample import Sampling
+from blocks.text_stream import TextStream
+from interop.source import Source, build, open_source
+from registry import BlockError, ConfigError, did_you_mean
+from training.data.tokenizers.base import Tokenizer
+from training.data.tokenizers.pretrained import Pretrained
+from training.data.tokenizers.rebuild import rebuild
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to do with every prompt.
+
+    Args:
+        new_tokens: how many to add at most; a document that ends sooner ends the text
+        sampling: how they are drawn
+        stops: strings that end a text, and are not part of it
+        seed: prompt i draws from seed + i, so it gives the same text whatever the others are
+        bits: of the caches' numbers, 8, 6 or 4; None for exact ones
+        bos: whether every prompt begins with the token that begins a document
+    """
+
+    new_tokens: int = 200
+    sampling: Sampling = field(default_factory=Sampling)
+    stops: tuple[str, ...] = ()
+    seed: int = 0
+    bits: int | None = None
+    bos: bool = False
+
+
+class Writer:
+    """A model, its tokenizer, and what ends a text.
+
+    Args:
+        decoder: in evaluation mode
+        words: its tokenizer
+        bos: the token that begins a document
+        ends: tokens that end one
+    """
+
+    def __init__(self, decoder: Decoder, words: Tokenizer, bos: int, ends: frozenset[int]) -> None:
+        self.decoder, self.words, self.bos, self.ends = decoder, words, bos, ends
+
+    @classmethod
+    def open(cls, path: str | Path, *, dtype: str = "float32", device: str | None = None) -> Writer:
+        """The model at a place.
+
+        Args:
+            path: a run's folder, a *.ckpt, or the OUT of interop.hf import
+            dtype: in which to compute
+            device: on which; None for a GPU where there is one
+
+        Raises:
+            ConfigError: there is no model, no tokenizer, or no such dtype or device
+        """
+        if dtype not in DTYPES:
+            raise ConfigError("dtype", dtype, "is none to compute in", did_you_mean(dtype, DTYPES))
+        where = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        folder = Path(path)
+        if not folder.exists():
+            remedy = "Name a run's folder (logs/train/runs/…), a *.ckpt, or the OUT of interop.hf import"
+            raise ConfigError("MODEL", str(path), "there is no such file or folder", remedy)
+        registry.load()
+        source = open_source(folder)
+        words, config = tokenizer_of(source, folder), source.origin.get("config", {})
+        decoder = build(source, dtype=getattr(torch, dtype), device=where)
+        known, named = decoder.config["vocab_size"], config.get("eos_token_id")
+        ends = {words.eos, *(named if isinstance(named, list) else [] if named is None else [named])}
+        bos = words.eos if config.get("bos_token_id") is None else config["bos_token_id"]
+        return cls(decoder, words, bos, frozenset(end for end in ends if end < known))
+
+    def write(
+        self,
+        prompts: str | Sequence[str],
+        new_tokens: int = 200,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stops: Sequence[str] = (),
+        seed: int = 0,
+        bits: int | None = None,
+    ) -> list[str]:
+        """Continuations, without their prompts.
+
+        Args:
+            prompts: one, or several, which are computed together
+            new_tokens, stops, seed, bits: see ``Request``
+            temperature, top_k, top_p, min_p, repetition_penalty: see ``Sampling``
+
+        Raises:
+            ConfigError: a prompt is empty, or an option out of its range
+        """
+        try:
+            sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        except BlockError as error:
+            raise at_its_option(error) from None
+        given = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = [""] * len(given)
+        for row, piece in self.stream(given, Request(new_tokens, sampling, tuple(stops), seed, bits)):
+            texts[row] += piece
+        return texts
+
+    def stream(
+        self, prompts: Sequence[str], request: Request, ended: Callable[[int, str, int], None] | None = None
+    ) -> Iterator[tuple[int, str]]:
+        """Pieces of text as they come, each with the number of its prompt.
+
+        Args:
+            ended: told, when a text has ended, its prompt's number, why (``end`` of the document, ``stop`` or
+                ``length``), and the tokens it took
+
+        Raises:
+            ConfigError: at the first piece, for a prompt or a request that cannot be
+        """
+        ids = [self.encode(prompt, request.bos) for prompt in prompts]
+        texts = [TextStream(self._decode, request.stops) for _ in ids]
+        counts, open_rows = [0] * len(ids), set(range(len(ids)))
+
+        def close(row: int, why: str) -> Iterator[tuple[int, str]]:
+            open_rows.discard(row)
+            if rest := texts[row].close():
+                yield row, rest
+            if ended:
+                ended(row, why, counts[row])
+
+        rows = self._continued(ids, request)
+        for tokens in rows:
+            for row in sorted(open_rows):
+                token = tokens[row]
+                if token is None:
+                    yield from close(row, "end")
+                    continue
+                counts[row] += 1
+                if piece := texts[row].push(token):
+                    yield row, piece
+                if texts[row].ended:
+                    rows.end(row)
+                    yield from close(row, "stop")
+        for row in sorted(open_rows):
+            yield from close(row, "end" if rows.ended[row] else "length")
+
+    def _continued(self, ids: Sequence[Sequence[int]], request: Request) -> Continuations:
+        try:
+            return Continuations(
+                self.decoder,
+                ids,
+                request.new_tokens,
+                request.sampling,
+                seed=request.seed,
+                stop_tokens=self.ends,
+                bits=request.bits,
+            )
+        except BlockError as error:
+            raise at_its_option(error) from None
+        except NotImplementedError:
+            rule = "an attention of this model has no new_cache, and text is generated through a cache"
+            raise ConfigError("MODEL", self.decoder.config["attention"], rule, "Give the block a new_cache") from None
+
+    def encode(self, prompt: str, bos: bool = False) -> list[int]:
+        """The ids of a prompt.
+
+        Raises:
+            ConfigError: there are none, or the model does not know one
+        """
+        ids = [*([self.bos] if bos else []), *self.words.encode(prompt).tolist()]
+        if not ids:
+            remedy = "Write some text, or begin a document: --bos"
+            raise ConfigError("--prompt", prompt, "is empty, and a model continues at least one token", remedy)
+        known = self.decoder.config["vocab_size"]
+        if max(ids) >= known:
+            rule = f"the tokenizer gives id {max(ids)}, and the model knows {known}: they are not of one model"
+            raise ConfigError("--prompt", prompt, rule, "Put the tokenizer.json of the model into its folder")
+        return ids
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.words.decode(list(ids))
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ConfigError: torch has none
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):
+        raise ConfigError("device", name, "torch has no such device here", "Write cpu, or cuda:0 on a GPU") from None
+
+
+def tokenizer_of(source: Source, folder: Path) -> Tokenizer:
+    """The tokenizer that a model was trained with, or the tokenizer.json beside it.
+
+    Raises:
+        ConfigError: there is none
+    """
+    if source.tokenizer is not None:
+        return rebuild(source.tokenizer)
+    if (folder / "tokenizer.json").is_file():
+        return Pretrained(str(folder / "tokenizer.json"))
+    raise ConfigError("path", str(folder), "has no tokenizer", "Copy the model's tokenizer.json there")
+
+
+def at_its_option(error: BlockError) -> ConfigError:
+    names = {"new_tokens": "max-new-tokens"}
+    option = names.get(error.parameter, error.parameter.replace("_", "-"))
+    return ConfigError(f"--{option}", error.value, error.rule, error.remedy)

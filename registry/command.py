@@ -1,0 +1,47 @@
+"""What every command line here does with arguments that are wrong, an interruption, and a reader that has gone."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from registry.errors import REFUSED, ConfigError, did_you_mean
+
+INTERRUPTED = 130  # 128 + SIGINT
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` whose refusals are ``ConfigError``."""
+
+    def error(self, message: str) -> NoReturn:
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        unknown = message.rpartition("unrecognized arguments: ")[2].split()[0]
+        near = did_you_mean(unknown, flags) if "unrecognized" in message else f"See {self.prog} --help"
+        raise ConfigError("command line", " ".join(sys.argv[1:]), message, near)
+
+
+def run_command(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        command: takes the arguments, may return an exit code, and raises ``ConfigError`` for a mistake in them
+        arguments: None for those of the process
+
+    Returns:
+        the exit code; a mistake has been told as one message
+    """
+    try:
+        code = command(sys.argv[1:] if arguments is None else arguments) or 0
+        sys.stdout.flush()
+        return code
+    except ConfigError as error:
+        print(error.render(), file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read us has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
