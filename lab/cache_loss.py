@@ -125,7 +125,7 @@ def text_windows(writer: Writer, files: Sequence[Path], length: int, most: int |
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m lab.cache_loss", allow_abbrev=False, description=__doc__)
+    parser = Parser(prog="python -m lab.cache_loss", description=__doc__)
     parser.add_argument(
         "model", metavar="MODEL", help="a run's folder; with --text also a *.ckpt or an imported folder"
     )

@@ -23,7 +23,6 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m lab.generate",
         description="What a model writes: streamed to a terminal, as plain text elsewhere.",
-        allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="a run's folder, a *.ckpt, or the OUT of interop.hf import")
     parser.add_argument("--prompt", action="append", default=[], help="text to continue; again for several at once")

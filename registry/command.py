@@ -14,7 +14,10 @@ INTERRUPTED = 130  # 128 + SIGINT
 
 
 class Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` whose refusals are ``ConfigError``."""
+    """An ``ArgumentParser`` whose refusals are ``ConfigError``, and which takes no option for another's beginning."""
+
+    def __init__(self, *, prog: str, description: str | None = None) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]

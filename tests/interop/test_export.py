@@ -193,10 +193,9 @@ def test_dtype_and_size_of_shards_are_the_ones_asked_for(
 
 
 @pytest.mark.parametrize("size", ["0", "big", "-5GB", "5 apples"])
-def test_size_that_is_none_is_refused(size: str, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["export", str(tmp_path), str(tmp_path / "hf"), f"--max-shard-size={size}"])
-    assert ended.value.code == 2
+def test_size_that_is_none_is_refused(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(tmp_path), str(tmp_path / "hf"), f"--max-shard-size={size}"]) == 64
+    assert f"{size!r} is no size; write 5GB or 200MB" in capsys.readouterr().err
 
 
 def test_difference_is_none_for_the_same_and_names_what_differs(tiny: Tiny) -> None:
