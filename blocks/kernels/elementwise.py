@@ -30,7 +30,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         wide = weight.to(inverse.dtype)
         grad_x, grad_weight, _ = torch.ops.aten.native_layer_norm_backward(
-            grad.contiguous(), x, weight.shape, torch.zeros_like(inverse), inverse, wide, None, [True, True, False]
+            grad, x, weight.shape, torch.zeros_like(inverse), inverse, wide, None, [True, True, False]
         )
         mean = F.linear(grad, weight[None].to(grad.dtype)).to(inverse.dtype).mul_(inverse).div_(x.shape[-1])
         return grad_x.add_(mean), grad_weight.to(weight.dtype), None

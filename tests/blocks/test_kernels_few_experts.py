@@ -63,3 +63,19 @@ def test_experts_that_nobody_chose_are_not_read() -> None:
     block.gate_up[idle] = float("nan")
     block.down[idle] = float("nan")
     assert torch.equal(block(x, r), expected)
+
+
+def test_a_few_tokens_without_gradients_take_the_short_way_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def spy(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        taken.append(len(x))
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr(experts_module, "few_swiglu", spy)
+    block = experts(torch.float32)
+    for T in (2, FEW):
+        with torch.no_grad():
+            block(torch.randn(T, D), routing(T, 2))
+        block(torch.randn(T, D), routing(T, 2))
+    assert taken == [2]

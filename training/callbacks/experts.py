@@ -44,12 +44,12 @@ class DeadExperts(L.Callback):
         if not logs_now(trainer) or not isinstance(pl_module, CausalLM):
             return
         passed, self._last = trainer.global_step - self._last, trainer.global_step
-        dead = 0
+        dead, told = 0, any(self._told.values())
         for layer, shares in pl_module.expert_shares.items():
             if trainer.world_size > 1:
                 shares = trainer.strategy.reduce(shares.to(pl_module.device), reduce_op="mean")
             dead += self.look(layer, shares, passed, trainer.global_step)
-        if dead or self._told:
+        if dead or told:  # 0 once, when the last has come back
             pl_module.log("train_load/dead_experts", float(dead))
 
     def look(self, layer: str, shares: Tensor, passed: int, step: int) -> int:
