@@ -13,14 +13,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x normalised, and 1 / sqrt(mean(x²) + eps)."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return torch.mul(wide, inverse).mul_(weight).to(x.dtype), inverse
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        y, inverse = _normalised(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return torch.mul(wide, inverse).mul_(weight).to(x.dtype)
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -44,7 +50,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         weight: [D]
         eps: added to the mean square
     """
-    return _RMSNorm.apply(x, weight, eps)
+    # Without gradients the function's bookkeeping costs as much as its arithmetic on the one token of a decoding step.
+    return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normalised(x, weight, eps)[0]
 
 
 def rms_norm_torch(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -73,7 +80,7 @@ class _GatedSiLU(torch.autograd.Function):
 
 def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) ⊙ up, both [..., F]: the hidden layer of SwiGLU, of which only the two halves are kept."""
-    return _GatedSiLU.apply(gate, up)
+    return _GatedSiLU.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)
 
 
 def gated_silu_reference(gate: Tensor, up: Tensor) -> Tensor:

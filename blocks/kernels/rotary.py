@@ -39,7 +39,7 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tens
     Returns:
         [B,T,N,H] in the dtype of x; computed in fp32 (fp64 for fp64 input)
     """
-    return _Rotation.apply(x, cos, sin, interleaved)
+    return _Rotation.apply(x, cos, sin, interleaved) if torch.is_grad_enabled() else _rotated(x, cos, sin, interleaved)
 
 
 def rotate_pairs_reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
@@ -63,8 +63,6 @@ class _Rotation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        cos, sin = cos[:, :, None].to(wide), sin[:, :, None].to(wide)
         ctx.save_for_backward(cos, sin)
         ctx.interleaved = interleaved
         return _rotated(x, cos, sin, interleaved)
@@ -77,7 +75,8 @@ class _Rotation(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    width = 2 * cos.shape[-1]
+    wide, width = torch.promote_types(x.dtype, torch.float32), 2 * cos.shape[-1]
+    cos, sin = cos[:, :, None].to(wide), sin[:, :, None].to(wide)
     y, turning = x.new_empty(x.shape), x[..., :width].to(cos.dtype)
     if interleaved:  # pairs in memory are complex numbers
         pairs = torch.view_as_complex(turning.unflatten(-1, (-1, 2)).contiguous())

@@ -81,3 +81,25 @@ def test_rotation_and_its_gradient_are_the_formulas(
         [x],
         tolerance,
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_without_gradients_the_numbers_are_the_same_and_the_inputs_stay(dtype: torch.dtype, interleaved: bool) -> None:
+    torch.manual_seed(0)
+    gate, up, heads = (
+        torch.randn(3, 10, dtype=dtype),
+        torch.randn(3, 10, dtype=dtype),
+        torch.randn(2, 3, 4, 10).to(dtype),
+    )
+    weight, angles = torch.rand(10, dtype=dtype), torch.randn(1, 3, 4)
+    before = gate.clone()
+    functions: list[Callable[[], Tensor]] = [
+        lambda: rms_norm(gate, weight, 1e-6),
+        lambda: gated_silu(gate, up),
+        lambda: rotate_pairs(heads, angles.cos(), angles.sin(), interleaved),
+    ]
+    for function in functions:
+        with torch.inference_mode():
+            y = function()
+        assert torch.equal(y, function()) and torch.equal(gate, before)
