@@ -1,4 +1,4 @@
-"""Faults by the hundred: ``python tests/faults/campaign.py kills|disk|flips|resume|nan`` prints what became of them.
+"""Faults by the hundred: ``python tests/faults/campaign.py kills|disk|flips|resume|nan N`` prints what became of them.
 
 The same functions run with small numbers in test_faults.py.
 """
@@ -264,14 +264,21 @@ def _steps(folder: Path, name: str) -> tuple[dict[int, set[str]], dict[int, set[
     return batches, losses
 
 
-def resume(folder: Path, n: int, processes: int = 1) -> Figures:
-    """Kill a run -9 at random steps and hooks, go on with ``auto_resume`` and other workers; compare all steps."""
-    many = ["trainer=ddp_sim"] if processes == 2 else []
+TWO = ("trainer=ddp_sim",)
+SHARED = ("trainer=[fsdp,sim]", "trainer.strategy.sharded_checkpoints=true")
+
+
+def resume(folder: Path, n: int, many: tuple[str, ...] = ()) -> Figures:
+    """Kill a run -9 at random steps and hooks, go on with ``auto_resume`` and other workers; compare all steps.
+
+    Args:
+        many: overrides that make it a run of two processes
+    """
     code, _ = train(folder, *many, _recording(folder / "whole"), "task_name=whole")
     assert code == 0, (folder / "log").read_text()[-3000:]
     batches, losses = _steps(folder, "whole")
     figures = {"kills": 0, "finished": 0, "steps": 0, "same global batches": 0, "bitwise equal losses": 0}
-    draw = random.Random(processes)
+    draw = random.Random(len(many))
     for i in range(n):
         task, hook = f"task_name=k{i}", draw.choice(["start", "backward", "step", "save", "end"])
         command = [*many, task, "auto_resume=true"]
@@ -294,7 +301,7 @@ def worlds(folder: Path) -> Figures:
     code, _ = train(folder, _recording(folder / "whole"), "task_name=whole")
     assert code == 0, (folder / "log").read_text()[-3000:]
     for steps, processes in ((6, 2), (10, 1), (16, 2)):
-        many = ["trainer=ddp_sim"] if processes == 2 else []
+        many = TWO if processes == 2 else ()
         stop = [f"trainer.max_steps={steps}", "scheduler=constant", "task_name=w", "auto_resume=true"]
         code, _ = train(folder, *many, *stop, _recording(folder / "w"))
         assert code == 0, (folder / "log").read_text()[-3000:]
@@ -304,7 +311,7 @@ def worlds(folder: Path) -> Figures:
 
 def nan(folder: Path, processes: int = 1) -> Figures:
     """A NaN at step 12 is skipped; a NaN for ever ends the run with 70 and its checkpoint as it was."""
-    many = ["trainer=ddp_sim"] if processes == 2 else []
+    many = TWO if processes == 2 else ()
     poison = f"+callbacks.poison={{_target_: fault_guest.Poison, at: 12, rank: {processes - 1}}}"
     once, _ = train(folder, *many, poison, "task_name=once")
     ever, _ = train(folder, *many, f"{poison[:-1]}, for_ever: true}}", "callbacks.guard.patience=3", "task_name=ever")
@@ -330,7 +337,8 @@ CAMPAIGNS: dict[str, Callable[[Path, int], Figures]] = {
     "disk": disk,
     "flips": flips,
     "resume": resume,
-    "resume2": lambda folder, n: resume(folder, n, processes=2),
+    "resume2": lambda folder, n: resume(folder, n, TWO),
+    "resume_fsdp": lambda folder, n: resume(folder, n, SHARED),
     "worlds": lambda folder, n: worlds(folder),
     "nan": lambda folder, n: nan(folder),
     "nan2": lambda folder, n: nan(folder, processes=2),
