@@ -19,11 +19,10 @@ from torch import Tensor
 import registry
 from blocks.checkpoint import PREFIX, read_checkpoint
 from interop.folder import whole
-from interop.shards import ready, write_shards
+from interop.shards import ready, save, write_shards
 from interop.source import COMPOSITION
 from registry.command import Parser, run_command
 
-REFUSED = 2
 OPTIMIZER = "optimizer"
 MAX_BYTES = 5 * 10**9
 
@@ -48,9 +47,7 @@ def consolidate(source: Path, out: Path, *, checkpoint: bool = False) -> None:
         write_shards(folder, {name: ready(tensor.contiguous()) for name, tensor in weights.items()}, MAX_BYTES)
         states = _optimizer_tensors(found)
         if states:
-            from safetensors.torch import save_file
-
-            save_file(states, folder / f"{OPTIMIZER}.safetensors", metadata={"format": "pt"})
+            save(states, folder / f"{OPTIMIZER}.safetensors")
         if checkpoint:
             torch.save(found, folder / "last.ckpt")
 

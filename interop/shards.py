@@ -1,10 +1,14 @@
 """Checkpoints of safetensors: read tensor by tensor with nothing believed, written in shards with an index.
 
 Only safetensors are opened. A pickle could run what it likes, so ``.bin``, ``.pt`` and ``.pth`` are refused unread.
+
+What is written here carries a SHA-256 of every tensor in the header's metadata, where other readers pass over it. It is
+checked when the tensor is read, and not before: a rank that needs a share of a large model reads that share.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +22,7 @@ from interop.config import read_json
 from registry import ConfigError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+DIGESTS = "blockwright-sha256"  # in the metadata of a header: JSON of tensor → digest
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DTYPES = {
     "F64": torch.float64,
@@ -58,6 +63,7 @@ class Shards:
             raise _nothing_to_read(folder)
         self.files = sorted(set(listed.values())) if listed is not None else [SINGLE]
         self.entries: dict[str, Entry] = {}
+        self.digests: dict[str, str] = {}
         self._kept: tuple[str, Any] | None = None
         for file in self.files:
             for name, entry in self._header(file).items():
@@ -72,6 +78,7 @@ class Shards:
 
     def _header(self, file: str) -> dict[str, Entry]:
         with self._open(file) as shard:
+            self.digests |= _told(self.folder / file, shard)
             slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118 # it is no mapping
             return {
                 n: Entry(file, tuple(s.get_shape()), self._dtype(file, n, s.get_dtype())) for n, s in slices.items()
@@ -126,11 +133,42 @@ class Shards:
 
     def _checked(self, shard: Any, name: str) -> Tensor:
         tensor = shard.get_tensor(name)
+        told = self.digests.get(name)
+        if told is not None and told != digest(name, tensor):
+            where = str(self.folder / self.entries[name].file)
+            raise ConfigError(where, name, "is damaged: its bytes are not those that were written", "Fetch it again")
         if not torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all():
             where = str(self.folder / self.entries[name].file)
             rule = "holds values that are no finite numbers"
             raise ConfigError(where, name, rule, "Fetch it again; this one is damaged")
         return tensor
+
+
+def digest(name: str, tensor: Tensor) -> str:
+    """SHA-256 of a tensor: its name, dtype, shape and bytes."""
+    words = f"{name} {tensor.dtype} {list(tensor.shape)} "
+    found = hashlib.sha256(words.encode())
+    found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _told(file: Path, shard: Any) -> dict[str, str]:
+    """The digests that a shard tells of its tensors; none if it was not written here.
+
+    Raises:
+        ConfigError: they are not of the tensors in it
+    """
+    text = (shard.metadata() or {}).get(DIGESTS)
+    if text is None:
+        return {}
+    try:
+        told = json.loads(text)
+        fits = isinstance(told, dict) and set(told) == set(shard.keys())
+    except (ValueError, RecursionError):
+        fits = False
+    if not fits:
+        raise ConfigError(str(file), "…", "is damaged: its digests are not of the tensors in it", "Fetch it again")
+    return told
 
 
 def _is_file(path: Path) -> bool:
@@ -202,26 +240,36 @@ def write_shards(folder: Path, tensors: Mapping[str, Outgoing], max_bytes: int) 
         ConfigError: a value is no finite number, in training or in the dtype asked for
         OSError: there is no room, or another reason why a file cannot be written
     """
-    _need_safetensors()
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     groups = _grouped(tensors, max_bytes)
     weight_map: dict[str, str] = {}
     for i, group in enumerate(groups):
         several = f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors"
         file = several if len(groups) > 1 else SINGLE
         made = {name: _finite(name, tensors[name].make()) for name in group}
-        try:
-            save_file(made, folder / file, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
+        save(made, folder / file)
         weight_map |= dict.fromkeys(group, file)
         del made
     if len(groups) > 1:
         total = sum(outgoing.nbytes for outgoing in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def save(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write tensors with their digests to one file.
+
+    Raises:
+        OSError: there is no room, or another reason why it cannot be written
+    """
+    _need_safetensors()
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    digests = {name: digest(name, tensor) for name, tensor in tensors.items()}
+    try:
+        save_file(tensors, file, metadata={"format": "pt", DIGESTS: json.dumps(digests)})
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
 
 
 def _finite(name: str, tensor: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from tools import fill, flip, forked, killed, random_bits, small_disk  # noqa: E
 
 from blocks import manifest  # noqa: E402
 from blocks.checkpoint import read_file  # noqa: E402
+from interop.shards import Shards, ready, write_shards  # noqa: E402
 from registry import ConfigError  # noqa: E402
 from training.checkpoints.atomic import clean, partial_of, put_in_place, write_file  # noqa: E402
 from training.checkpoints.find import newest  # noqa: E402
@@ -135,6 +136,34 @@ def flips(folder: Path, n: int) -> Figures:
             flip(file, bit)
         figures[kind] = {"flips": n, "noticed": found, "fell back": fell_back, "good again": not _is_damaged(last)}
     return figures
+
+
+def flips_safetensors(folder: Path, n: int) -> Figures:
+    """Turn one bit of exported weights round: it is told of, or (in the header's spaces) no weight has changed."""
+    tensors = {name: torch.rand(40, 50) for name in "abc"}
+    write_shards(folder, {name: ready(tensor) for name, tensor in tensors.items()}, 20_000)
+    files = sorted(folder.glob("*.safetensors"))
+    figures = {"flips": 0, "noticed": 0, "without effect": 0, "unnoticed": 0}
+    for i in range(n):
+        file = files[i % len(files)]
+        # Every fourth in the header, which is a small part of the file.
+        bit = random_bits(file, 1, seed=i)[0] if i % 4 else random.Random(i).randrange(8 * (8 + _header_bytes(file)))
+        flip(file, bit)
+        figures["flips"] += 1
+        try:
+            shards = Shards(folder)
+            found = dict(shards.read(shards.entries))
+            same = found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+            figures["without effect" if same else "unnoticed"] += 1
+        except ConfigError:
+            figures["noticed"] += 1
+        flip(file, bit)
+    return figures
+
+
+def _header_bytes(file: Path) -> int:
+    with file.open("rb") as opened:
+        return int.from_bytes(opened.read(8), "little")
 
 
 # Whole runs. A guest callback writes down what each step saw, and may kill its process.
@@ -336,6 +365,7 @@ CAMPAIGNS: dict[str, Callable[[Path, int], Figures]] = {
     "kills": kills,
     "disk": disk,
     "flips": flips,
+    "flips_safetensors": flips_safetensors,
     "resume": resume,
     "resume2": lambda folder, n: resume(folder, n, TWO),
     "resume_fsdp": lambda folder, n: resume(folder, n, SHARED),

@@ -51,6 +51,11 @@ def test_three_hundred_turned_bits_are_noticed_in_each_format(campaign: Callable
         assert found == {"flips": 300, "noticed": 300, "fell back": 300, "good again": True}
 
 
+def test_turned_bit_changes_no_exported_weight_unnoticed(campaign: Callable[..., dict[str, Any]]) -> None:
+    figures = campaign("flips_safetensors", 300)
+    assert figures["flips"] == 300 and figures["unnoticed"] == 0 and figures["noticed"] > 250
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "n"), [("resume", 4), ("resume2", 2), ("resume_fsdp", 2)])
 def test_killed_run_goes_on_as_if_it_had_never_been(name: str, n: int, campaign: Callable[..., dict[str, Any]]) -> None:
