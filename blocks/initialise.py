@@ -39,7 +39,7 @@ def initialise(model: nn.Module, *, std: float, depth_scaled: bool, n_layers: in
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
         else:
             shrink = math.sqrt(2 * n_layers) if depth_scaled and name in outputs else 1.0
-            parameter.copy_(_normal(parameter, std / shrink, stable_seed(seed, prefix + name)))
+            _draw(parameter, std / shrink, stable_seed(seed, prefix + name))
     for buffer in model.buffers():
         buffer.zero_()
     for name, block in blocks:
@@ -53,7 +53,10 @@ def stable_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest(), "big")
 
 
-def _normal(like: Tensor, std: float, seed: int) -> Tensor:
+def _draw(parameter: Tensor, std: float, seed: int) -> None:
     """Drawn on the CPU in fp32, so that every device and precision starts from the same numbers."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.empty(like.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+    in_place = parameter.device.type == "cpu" and parameter.dtype == torch.float32
+    drawn = parameter if in_place else torch.empty(parameter.shape, dtype=torch.float32)
+    drawn.normal_(0.0, std, generator=torch.Generator().manual_seed(seed))
+    if not in_place:
+        parameter.copy_(drawn)
