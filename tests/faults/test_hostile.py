@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 import yaml
 from safetensors.torch import save_file
 
@@ -197,6 +199,18 @@ def shards(tmp: Path) -> Path:
     return tmp / "x.ckpt"
 
 
+def shards_from_elsewhere(tmp: Path) -> Path:
+    """A sound folder of torch.distributed.checkpoint, but that its index sends the reader to another folder's file."""
+    folder = tmp / "x.ckpt"
+    dcp.save({"state_dict.a": torch.ones(2)}, checkpoint_id=folder, no_dist=True)
+    torch.save({"hyper_parameters": {"model": MODEL}}, folder / "meta.pt")
+    index = pickle.loads((folder / ".metadata").read_bytes())
+    for key, info in index.storage_data.items():
+        index.storage_data[key] = dataclasses.replace(info, relative_path=f"../{info.relative_path}")
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+    return folder
+
+
 def imported(tmp: Path, text: str = TEXT) -> Path:
     (tmp / "in").mkdir()
     (tmp / "in" / "model.yaml").write_text(text)
@@ -253,6 +267,7 @@ FILES: dict[str, Callable[[Path], Any]] = {
     "checkpoint for the trainer": lambda tmp: SealedCheckpoints().load_checkpoint(raw_pickle(tmp), None, False),
     "folder of shards": lambda tmp: read_checkpoint(shards(tmp)),
     "folder of shards as a source": lambda tmp: open_source(shards(tmp)),
+    "folder of shards that points above": lambda tmp: read_checkpoint(shards_from_elsewhere(tmp)),
     "run's file with a target": lambda tmp: run_with(written(tmp, yaml.safe_dump(at("norm._target_", "os.system")))),
     "run's file that sets hydra": lambda tmp: run_with(
         written(tmp, f"# @package _global_\n{TEXT}\nhydra: {{run: {{dir: /}}}}")
