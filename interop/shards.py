@@ -148,7 +148,7 @@ def digest(name: str, tensor: Tensor) -> str:
     """SHA-256 of a tensor: its name, dtype, shape and bytes."""
     words = f"{name} {tensor.dtype} {list(tensor.shape)} "
     found = hashlib.sha256(words.encode())
-    found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
