@@ -30,6 +30,9 @@ class Interrupted(BaseException):
         when = f"after step {step}" if checkpoint else "outside of training"
         super().__init__(f"stopped by {signal.Signals(signum).name} {when}")
 
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[Path | None, int, int]]:
+        return type(self), (self.checkpoint, self.step, self.signum)  # out of a launcher's worker
+
 
 class Diverged(Exception):  # noqa: N818 - what became of the numbers
     """Training was given up, its checkpoints left as they were.
@@ -42,6 +45,20 @@ class Diverged(Exception):  # noqa: N818 - what became of the numbers
     def __init__(self, step: int, reason: str) -> None:
         self.step, self.reason = step, reason
         super().__init__(f"diverged at step {step}: {reason}")
+
+
+class Pruned(Exception):  # noqa: N818 - what became of the trial
+    """A trial of a search was ended early, for others did better.
+
+    Args:
+        step: optimizer steps done
+        monitor: name of the figure
+        value: its last value
+    """
+
+    def __init__(self, step: int, monitor: str, value: float) -> None:
+        self.step, self.monitor, self.value = step, monitor, value
+        super().__init__(f"pruned at step {step}: {monitor} {value:.4f}")
 
 
 @contextmanager

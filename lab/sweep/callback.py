@@ -22,6 +22,10 @@ from lab.sweep.progress import ended_line
 from lab.sweep.table import summarise
 from registry import REFUSED, ConfigError
 
+_held: dict[Path, int] = {}  # locks of this process, which would be other files' numbers in a launcher's worker
+begun: list[Path] = []  # the folder of the multirun that this process makes
+SUBDIR = "${hydra.job.num}"
+SWEEPER = "hydra_plugins.blockwright_optuna.sweeper.ResumableOptunaSweeper"
 CONFIG_FLAGS = ("--config-name", "-cn", "--config-dir", "-cd", "--config-path", "-cp")
 
 
@@ -31,14 +35,12 @@ class SweepCallback(Callback):
     It holds the sweep's lock while the multirun lives, and each job holds its own, wherever a launcher runs it.
     """
 
-    def __init__(self) -> None:
-        self._locks: list[int] = []
-
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         sweep = Path(config.hydra.sweep.dir).absolute()
         try:
             begin(sweep, config, sys.argv[1:])
-            self._locks.append(locks.take_sweep(sweep))
+            _held[sweep] = locks.take_sweep(sweep)
+            begun.append(sweep)
         except ConfigError as error:  # Hydra makes a warning of any Exception of a callback
             print(error.render(), file=sys.stderr)
             raise SystemExit(REFUSED) from None
@@ -46,11 +48,14 @@ class SweepCallback(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.runtime.output_dir)
         if (folder.parent / plans.PLAN).exists():
-            held = locks.take(folder)  # None: this is another rank of the job, whose first has it
-            self._locks += [] if held is None else [held]
+            lock = locks.take(folder)
+            if lock is not None:  # else this is another rank of the job, whose first one has it
+                _held[folder] = lock
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         folder = Path(config.hydra.runtime.output_dir)
+        if (lock := _held.pop(folder, None)) is not None:
+            os.close(lock)
         if config.hydra.mode != RunMode.MULTIRUN or not (folder.parent / plans.PLAN).exists():
             return
         plan = plans.read(folder.parent)
@@ -76,14 +81,17 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
         ConfigError: the folder holds another sweep
     """
     sweeper = config.hydra.sweeper
-    if sweeper.get("resume"):
+    if plans.is_resumed(sweep):
         return
-    if (sweep / plans.PLAN).exists():
+    if OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"] != SUBDIR:  # type: ignore[index,call-overload]
+        rule = "job N of a sweep is in folder N, where its table and those who go on with it look"
+        raise ConfigError("hydra.sweep.subdir", config.hydra.sweep.subdir, rule, "Leave it out")
+    if (sweep / plans.PLAN).exists() and any(p.name.isdigit() for p in sweep.iterdir()):
         rule = "holds a sweep already"
         remedy = f"Go on with it: python -m lab.sweep resume {sweep}; or name another folder"
         raise ConfigError("hydra.sweep.dir", str(sweep), rule, remedy)
     is_grid = str(sweeper.get("_target_")).endswith(".BasicSweeper")
-    searched = {} if is_grid else {"argv": arguments, "n_trials": sweeper.get("n_trials")}
+    flags = config_flags(arguments)
     plan: dict[str, Any] = {
         "kind": "grid" if is_grid else "search",
         "name": config.task_name,
@@ -91,11 +99,17 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
         "metric": config.optimized_metric,
         "direction": direction_of(sweeper),
         "workers": workers_of(config),
-        "flags": [*config_flags(arguments), *kept(config.hydra.overrides.hydra)],
-        **searched,
+        "flags": [*flags, *kept(config.hydra.overrides.hydra)],
     }
     if is_grid:
         plan["jobs"] = grid_of(sweeper, list(config.hydra.overrides.task))
+    else:
+        plan |= {"argv": [*flags, *config.hydra.overrides.hydra, *config.hydra.overrides.task]}
+        plan |= {"sweeper": sweeper.get("_target_"), "n_trials": sweeper.get("n_trials")}
+    if sweeper.get("_target_") == SWEEPER:
+        raw = OmegaConf.to_container(sweeper, resolve=False)  # lest a password of the environment is written down
+        name = sweeper.get("study_name") or f"{config.task_name}-{sweep.name}"
+        plan["study"] = {"name": name, "storage": raw.get("storage")}  # type: ignore[union-attr]
     plans.write(sweep, plan)
 
 

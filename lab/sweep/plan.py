@@ -16,6 +16,7 @@ from registry import ConfigError
 PLAN, RESULTS = "plan.json", "results.json"
 KINDS = ("ablation", "grid", "search")
 NEEDED = ("kind", "metric", "direction")
+RESUMED = "BLOCKWRIGHT_RESUMED_SWEEP"  # in the environment of a search that goes on: its folder
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
 
@@ -59,6 +60,11 @@ def read(directory: Path) -> dict[str, Any]:
 def job_command(plan: Mapping[str, Any], job: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
     """Arguments of ``train.py`` that run one job by itself, no sweep even where an experiment's file asks for one."""
     return [*plan.get("flags", []), *job["overrides"], "hydra.mode=RUN", *more]
+
+
+def is_resumed(sweep: Path) -> bool:
+    """Whether this process is to go on with the search of a folder."""
+    return os.environ.get(RESUMED) == str(sweep.resolve())
 
 
 def quoted(value: Path | str) -> str:
