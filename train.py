@@ -41,6 +41,11 @@ def hydra_main(cfg: DictConfig) -> float | None:
     value, figures = _worst(), None
     try:
         return _job(cfg, directory)
+    except Interrupted:
+        from lab.sweep.callback import release
+
+        release(directory)
+        raise
     except ConfigError as error:
         if not sweeping:
             _refusals.append(error)

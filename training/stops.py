@@ -70,7 +70,7 @@ def stoppable() -> Iterator[None]:
     Raises:
         Interrupted
     """
-    before = {signum: signal.signal(signum, _stop) for signum in SIGNALS}
+    before = {signum: signal.signal(signum, stop_at_once) for signum in SIGNALS}
     try:
         yield
     finally:
@@ -78,5 +78,10 @@ def stoppable() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def _stop(signum: int, frame: FrameType | None) -> None:
+def stop_at_once(signum: int, frame: FrameType | None) -> None:
+    """A signal handler for when there is nothing to save.
+
+    Raises:
+        Interrupted
+    """
     raise Interrupted(None, 0, signum)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -21,9 +25,12 @@ from lab.sweep import plan as plans
 from lab.sweep.progress import ended_line
 from lab.sweep.table import summarise
 from registry import REFUSED, ConfigError
+from training.stops import SIGNALS, Interrupted, stop_at_once
 
 _held: dict[Path, int] = {}  # locks of this process, which would be other files' numbers in a launcher's worker
 begun: list[Path] = []  # the folder of the multirun that this process makes
+STOP = ".stop"  # in a sweep's folder: begin no further job
+PATIENCE_S = 120  # that jobs have for their last step and its checkpoint
 SUBDIR = "${hydra.job.num}"
 SWEEPER = "hydra_plugins.blockwright_optuna.sweeper.ResumableOptunaSweeper"
 CONFIG_FLAGS = ("--config-name", "-cn", "--config-dir", "-cd", "--config-path", "-cp")
@@ -41,12 +48,18 @@ class SweepCallback(Callback):
             begin(sweep, config, sys.argv[1:])
             _held[sweep] = locks.take_sweep(sweep)
             begun.append(sweep)
+            (sweep / STOP).unlink(missing_ok=True)
         except ConfigError as error:  # Hydra makes a warning of any Exception of a callback
             print(error.render(), file=sys.stderr)
             raise SystemExit(REFUSED) from None
+        if not str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher"):
+            for signum in SIGNALS:
+                signal.signal(signum, stop_jobs)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.runtime.output_dir)
+        if config.hydra.mode == RunMode.MULTIRUN and (folder.parent / STOP).exists():
+            raise Interrupted(None, 0, signal.SIGTERM)
         if (folder.parent / plans.PLAN).exists():
             lock = locks.take(folder)
             if lock is not None:  # else this is another rank of the job, whose first one has it
@@ -54,8 +67,7 @@ class SweepCallback(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         folder = Path(config.hydra.runtime.output_dir)
-        if (lock := _held.pop(folder, None)) is not None:
-            os.close(lock)
+        release(folder)
         if config.hydra.mode != RunMode.MULTIRUN or not (folder.parent / plans.PLAN).exists():
             return
         plan = plans.read(folder.parent)
@@ -67,6 +79,32 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         summarise(Path(config.hydra.sweep.dir))
+
+
+def release(folder: Path) -> None:
+    """Let go of a job's lock, if this process has it: a launcher's worker may live on."""
+    if (lock := _held.pop(folder, None)) is not None:
+        os.close(lock)
+
+
+def stop_jobs(signum: int, frame: FrameType | None) -> None:
+    """Hand a signal to the jobs that a launcher has in other processes, and wait till they have saved.
+
+    Raises:
+        Interrupted
+    """
+    sweep = begun[0]
+    for one in SIGNALS:
+        signal.signal(one, stop_at_once)
+    (sweep / STOP).touch()  # for the jobs that a launcher would begin now
+    jobs = [folder for folder in sweep.iterdir() if folder.name.isdigit()]
+    for process in filter(None, map(locks.holder, jobs)):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
+    until = time.monotonic() + PATIENCE_S
+    while any(map(locks.is_taken, jobs)) and time.monotonic() < until:
+        time.sleep(0.1)
+    raise Interrupted(None, 0, signum)
 
 
 def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:

@@ -30,7 +30,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from lab.sweep import plan as plans
 from lab.sweep.study import open_study
 from lab.sweep.table import record_failure
-from registry import ConfigError
+from registry import ConfigError, did_you_mean
 from training.checkpoints.find import newest
 from training.targets import check_target
 
@@ -48,17 +48,15 @@ class Search(OptunaSweeperImpl):
     """
 
     def __init__(self, **settings: Any) -> None:
-        for key in ("n_trials", "n_jobs"):
-            if settings[key] < 1:
-                what = "trials, and a search needs one" if key == "n_trials" else "trials at a time"
-                raise ConfigError(
-                    f"hydra.sweeper.{key}", settings[key], f"counts {what}", f"Write hydra.sweeper.{key}=1 or more"
-                )
         super().__init__(**settings)
 
     def setup(self, *, config: DictConfig, **context: Any) -> None:
         super().setup(config=config, **context)
         self.folder = Path(self.sweep_dir).absolute()
+        for key, what in (("n_trials", "trials, and a search needs one"), ("n_jobs", "trials at a time")):
+            if (value := getattr(self, key)) < 1:
+                remedy = f"Write hydra.sweeper.{key}=1 or more"
+                raise ConfigError(f"hydra.sweeper.{key}", value, f"counts {what}", remedy)
         self.resumed = plans.is_resumed(self.folder)
         direction = self._get_directions()
         if len(direction) != 1 or direction[0] not in ("minimize", "maximize"):
@@ -91,9 +89,9 @@ class Search(OptunaSweeperImpl):
         self._process_searchspace_config()
         try:
             space, fixed = create_params_from_overrides([*self._parse_sweeper_params_config(), *arguments])
-        except NotImplementedError as error:
+        except (NotImplementedError, AssertionError) as error:
             remedy = "Write choice(a, b), interval(0, 1), range(1, 9) or tag(log, interval(1e-4, 1e-2))"
-            raise ConfigError("hydra.sweeper.params", str(error), "is no search space", remedy) from None
+            raise ConfigError("hydra.sweeper.params", str(error) or "…", "is no search space", remedy) from None
         space = {**(self.search_space_distributions or {}), **space}
         space = {name: each for name, each in space.items() if name not in fixed}
         if not space and self.custom_search_space_extender is None:
@@ -224,6 +222,7 @@ def check_space(composed: Any, space: Space, fixed: Mapping[str, Any]) -> None:
     choices = {name: _edges(distribution) for name, distribution in space.items()}
     first = {**{name: values[0] for name, values in choices.items()}, **fixed}
     config = composed([f"{name}={value}" for name, value in first.items()])
+    _check_pruners(config)
     for part in CHECKED:
         check_target(
             OmegaConf.to_container(config.get(part) or OmegaConf.create({}), resolve=False), part, skip=SKIPPED
@@ -234,6 +233,15 @@ def check_space(composed: Any, space: Space, fixed: Mapping[str, Any]) -> None:
 
 
 SKIPPED = ("dry_run", "compile")  # keys of trainer that are this project's
+
+
+def _check_pruners(config: DictConfig) -> None:
+    known = [name for name in dir(optuna.pruners) if name.endswith("Pruner")]
+    for name in config.get("callbacks") or {}:
+        path = f"callbacks.{name}.pruner._target_"
+        module, _, pruner = str(OmegaConf.select(config, path)).rpartition(".")
+        if module == "optuna.pruners" and pruner not in known:
+            raise ConfigError(path, f"{module}.{pruner}", "Optuna has no such pruner", did_you_mean(pruner, known))
 
 
 def _edges(distribution: BaseDistribution) -> list[Any]:
