@@ -65,7 +65,7 @@ def trial_of(directory: Path, pruner: Any) -> Any:
     if "study" not in plan or not directory.name.isdigit():
         remedy = "Write hparams_search=pruning, or leave it out"
         raise ConfigError("callbacks.pruning", str(directory), "ends trials of a search, and this run is none", remedy)
-    study = open_study(sweep, plan, pruner=pruner, sampler=optuna.samplers.RandomSampler())
+    study = open_study(sweep, plan, checked=True, pruner=pruner, sampler=optuna.samplers.RandomSampler())
     number = int(directory.name)
     (found,) = (t for t in study.get_trials(deepcopy=False) if t.number == number)
     return optuna.trial.Trial(study, found._trial_id)

@@ -80,10 +80,10 @@ class Search(OptunaSweeperImpl):
             self.n_trials = min(self.n_trials, math.prod(len(choices) for choices in self._grid.values()))
         self.plan = {**plans.read(self.folder), "n_trials": self.n_trials}
         plans.write(self.folder, self.plan)
-        study = open_study(self.folder, self.plan, sampler=self._sampler(0))
-        for batch in self._batches(study):
-            self._run(study, batch, space, fixed)
-        self._conclude(study)
+        open_study(self.folder, self.plan)
+        for trials in self._batches():
+            self._run([(trial.number, self._overrides(trial, space, fixed)) for trial in trials])
+        self._conclude()
 
     def _space(self, arguments: list[str]) -> tuple[dict[str, BaseDistribution], dict[str, Any]]:
         self._process_searchspace_config()
@@ -116,75 +116,90 @@ class Search(OptunaSweeperImpl):
         own = {} if seed is None else {"seed": int(np.random.SeedSequence([seed, number]).generate_state(1)[0])}
         return instantiate(node, **own)
 
-    def _batches(self, study: optuna.Study) -> Iterator[list[Trial]]:
-        """Trials to run together: those that had begun, as they had, and then new ones."""
-        begun = [Trial(study, t._trial_id) for t in self._own(study) if t.state == TrialState.RUNNING]
-        open_ = [trial for trial in begun if not self._tell_from_disk(study, trial)]
-        yield from (open_[i : i + self.n_jobs] for i in range(0, len(open_), self.n_jobs))
-        while (left := self.n_trials - len(self._own(study))) > 0:
-            yield [self._ask(study) for _ in range(min(left, self.n_jobs))]
+    def _open(self, number: int | None = None) -> optuna.Study:
+        """The study as it is on the disk: what has been opened before does not see what trials report.
 
-    def _own(self, study: optuna.Study) -> list[FrozenTrial]:
+        Args:
+            number: of the trial to sample for; None: the next
+        """
+        study = open_study(self.folder, self.plan, checked=True)
+        study.sampler = self._sampler(len(study.get_trials(deepcopy=False)) if number is None else number)
+        return study
+
+    def _batches(self) -> Iterator[Iterator[Trial]]:
+        """Trials to run together: those that had begun, as they had, and then new ones."""
+        begun = [t.number for t in self._own() if t.state == TrialState.RUNNING]
+        left = [number for number in begun if not self._tell_from_disk(number)]
+        for i in range(0, len(left), self.n_jobs):
+            yield map(self._begun, left[i : i + self.n_jobs])
+        while (more := self.n_trials - len(self._own())) > 0:
+            yield (self._new() for _ in range(min(more, self.n_jobs)))
+
+    def _own(self) -> list[FrozenTrial]:
         """The trials of this search that have begun."""
-        trials = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+        trials = [t for t in self._open().get_trials(deepcopy=False) if t.state != TrialState.WAITING]
         shared = self.plan["study"]["storage"] is not None
         return [t for t in trials if not shared or t.user_attrs.get(OWNER) == str(self.folder)]
 
-    def _ask(self, study: optuna.Study) -> Trial:
-        study.sampler = self._sampler(len(study.get_trials(deepcopy=False)))
-        trial = study.ask()
+    def _begun(self, number: int) -> Trial:
+        study = self._open(number)
+        return Trial(study, next(t._trial_id for t in study.get_trials(deepcopy=False) if t.number == number))
+
+    def _new(self) -> Trial:
+        trial = self._open().ask()
         trial.set_user_attr(OWNER, str(self.folder))
         return trial
 
-    def _tell_from_disk(self, study: optuna.Study, trial: Trial) -> bool:
+    def _overrides(self, trial: Trial, space: Space, fixed: dict[str, Any]) -> list[str]:
+        """The overrides of a trial, whose parameters are in the storage before it runs."""
+        (given,) = self._configure_trials([trial], space, fixed)
+        order = {name: i for i, name in enumerate([*space, *fixed])}  # a storage has another
+        given = sorted(given, key=lambda override: order.get(override.partition("=")[0], -1))
+        return [*given, *self._own_checkpoint(trial.number)]
+
+    def _tell_from_disk(self, number: int) -> bool:
         """Tell the study of a trial that had ended when the search was killed; whether it had."""
-        results = plans.results_of(self.folder / str(trial.number))
+        results = plans.results_of(self.folder / str(number))
         if results is None:
             return False
         value = results.get("metrics", {}).get(self.plan["metric"])
-        self._tell(study, trial, value if results["status"] == "completed" else None)
+        self._tell(number, value if results["status"] == "completed" else None)
         return True
 
-    def _run(self, study: optuna.Study, trials: list[Trial], space: Space, fixed: dict[str, Any]) -> None:
+    def _run(self, jobs: list[tuple[int, list[str]]]) -> None:
         assert self.launcher is not None
-        overrides = self._configure_trials(trials, space, fixed)
-        order = {name: i for i, name in enumerate([*space, *fixed])}  # a storage has another
-        sorted_ = [sorted(given, key=lambda o: order.get(o.partition("=")[0], -1)) for given in overrides]
-        jobs = [(t, [*given, *self._own_checkpoint(t)]) for t, given in zip(trials, sorted_, strict=True)]
         for group in consecutive(jobs):
-            returns = self.launcher.launch([given for _, given in group], initial_job_idx=group[0][0].number)
-            for (trial, _), returned in zip(group, returns, strict=True):
-                self._tell(study, trial, self._value(trial, returned))
+            returns = self.launcher.launch([given for _, given in group], initial_job_idx=group[0][0])
+            for (number, _), returned in zip(group, returns, strict=True):
+                self._tell(number, self._value(number, returned))
 
-    def _own_checkpoint(self, trial: Trial) -> list[str]:
-        folder = self.folder / str(trial.number)
+    def _own_checkpoint(self, number: int) -> list[str]:
+        folder = self.folder / str(number)
         found = newest(folder) if self.resumed and folder.is_dir() else None
         return [f"ckpt_path={plans.quoted(found)}"] if found else []
 
-    def _value(self, trial: Trial, returned: JobReturn) -> float | None:
+    def _value(self, number: int, returned: JobReturn) -> float | None:
         try:
             return float(returned.return_value)
         except Exception as error:  # what failed before or after the run itself, whose own failures are values
-            record_failure(self.folder / str(trial.number), f"{type(error).__name__}: {error}")
+            record_failure(self.folder / str(number), f"{type(error).__name__}: {error}")
             return None
 
-    def _tell(self, study: optuna.Study, trial: Trial, value: float | None) -> None:
+    def _tell(self, number: int, value: float | None) -> None:
         """Tell a trial's value once; None or no number is the worst there is, a pruned trial its last value."""
-        results = plans.results_of(self.folder / str(trial.number)) or {}
+        results = plans.results_of(self.folder / str(number)) or {}
         worst = -math.inf if self.plan["direction"] == "maximize" else math.inf
-        pruned = results.get("status") == "pruned"
-        told = worst if value is None or math.isnan(value) else value
+        told: dict[str, Any] = {"values": worst if value is None or math.isnan(value) else value}
+        if results.get("status") == "pruned":
+            told = {"state": TrialState.PRUNED}
         try:
-            if pruned:
-                study.tell(trial.number, state=TrialState.PRUNED)
-            else:
-                study.tell(trial.number, told)
+            self._open(number).tell(number, **told)
         except RuntimeError as error:  # so a grid's sampler says that it has no more; the trial has been told
             if "Study.stop" not in str(error):
                 raise
 
-    def _conclude(self, study: optuna.Study) -> None:
-        ended = [(t.value, t) for t in self._own(study) if t.state == TrialState.COMPLETE and t.value is not None]
+    def _conclude(self) -> None:
+        ended = [(t.value, t) for t in self._own() if t.state == TrialState.COMPLETE and t.value is not None]
         if not ended:
             log.warning("no trial was completed")
             return
@@ -194,11 +209,11 @@ class Search(OptunaSweeperImpl):
         log.info(f"best: {value} of job {best.number} with {best.params}")
 
 
-def consecutive(jobs: Sequence[tuple[Trial, list[str]]]) -> Iterator[list[tuple[Trial, list[str]]]]:
+def consecutive(jobs: Sequence[tuple[int, list[str]]]) -> Iterator[list[tuple[int, list[str]]]]:
     """Jobs whose numbers follow each other, as a launcher numbers those that it is given together."""
-    group: list[tuple[Trial, list[str]]] = []
+    group: list[tuple[int, list[str]]] = []
     for job in jobs:
-        if group and job[0].number != group[-1][0].number + 1:
+        if group and job[0] != group[-1][0] + 1:
             yield group
             group = []
         group.append(job)

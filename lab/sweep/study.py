@@ -17,12 +17,13 @@ BUSY_S = 60  # that a trial waits while another writes
 FILE = "study.db"
 
 
-def open_study(sweep: Path, plan: Mapping[str, Any], **settings: Any) -> optuna.Study:
+def open_study(sweep: Path, plan: Mapping[str, Any], checked: bool = False, **settings: Any) -> optuna.Study:
     """Open the study of a search, or begin it.
 
     Args:
         sweep: folder of the search
         plan: of the search; its ``study`` is {"name", "storage"}, a storage of null is ``study.db`` in the folder
+        checked: whether its tables are known to be of this version of Optuna
         settings: sampler, pruner
 
     Raises:
@@ -36,7 +37,7 @@ def open_study(sweep: Path, plan: Mapping[str, Any], **settings: Any) -> optuna.
     url = asked or f"sqlite:///{sweep.resolve() / FILE}"
     busy = {"connect_args": {"timeout": BUSY_S}} if str(url).startswith("sqlite") else {}
     try:
-        storage = optuna.storages.RDBStorage(url, engine_kwargs=busy, skip_compatibility_check=False)
+        storage = optuna.storages.RDBStorage(url, engine_kwargs=busy, skip_compatibility_check=checked)
         return optuna.create_study(
             study_name=plan["study"]["name"],
             storage=storage,
