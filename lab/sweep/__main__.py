@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -154,7 +155,9 @@ def ask_again(sweep: Path, plan: dict[str, Any], jobs: Sequence[int] | None) -> 
     study = open_study(sweep, plan)
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
     for job in chosen:
-        study.enqueue_trial(trials[job].params)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* is experimental")  # and is what Optuna is told of since 2020
+            study.enqueue_trial(trials[job].params)
         results = plans.results_of(sweep / str(job)) or {}
         again = max(trial.number for trial in study.get_trials(deepcopy=False))
         told = {**results, "retried_as": again, "reason": f"{results.get('reason', '')}; tried again as job {again}"}

@@ -228,3 +228,47 @@ def test_password_of_the_environment_is_not_written_down(tmp_path: Path, monkeyp
     open_study(tmp_path, {"direction": "minimize", "study": study})
     assert (tmp_path / "secret.db").exists()
     assert json.dumps(study).count("secret.db") == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"n_trials": 0}, "a search needs one"),
+        ({"n_jobs": -1}, "counts trials at a time"),
+        ({"direction": "minimise"}, "Write hydra.sweeper.direction=minimize"),
+        ({"direction": ["minimize", "maximize"]}, "a run returns one figure"),
+    ],
+)
+def test_settings_that_cannot_be_right_are_refused(
+    settings: dict[str, Any], told: str, sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hydra.core.plugins import Plugins
+
+    monkeypatch.setattr(Plugins.instance(), "instantiate_launcher", lambda **_: None)
+    made = search(sweep, Launcher(sweep), **settings)
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(sweep)}}})
+    with pytest.raises(ConfigError, match=told):
+        made.setup(config=config, hydra_context=None, task_function=None)
+
+
+def test_retried_trial_is_a_new_job_with_the_same_parameters(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lab.sweep.__main__ import ask_again
+    from lab.sweep.table import record_failure, rows_of
+
+    class Failing(Launcher):
+        def run(self, number: int, given: dict[str, str]) -> float:
+            record_failure(self.sweep / str(number), "no memory")
+            return math.inf
+
+    search(sweep, Failing(sweep), n_trials=2, n_jobs=1).sweep(SPACE)
+    ask_again(sweep, plans.read(sweep), [1])
+    ask_again(sweep, plans.read(sweep), [1])  # as it has been already
+    assert [row["reason"] for row in rows_of(sweep)] == ["no memory", "no memory; tried again as job 2"]
+    monkeypatch.setenv(plans.RESUMED, str(sweep))
+    again = Launcher(sweep)
+    search(sweep, again, n_trials=plans.read(sweep)["n_trials"], n_jobs=1).sweep(SPACE)
+    assert [number for number, _ in again.launched] == [2]
+    first, second = trials_of(sweep)[1:]
+    assert first[3] == second[3] and first[2] == math.inf and second[2] != math.inf
