@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -298,21 +299,23 @@ def lab_sweep(environment: dict[str, str], tmp_path: Path) -> Callable[..., subp
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "lab.sweep", *arguments]
         there = {**environment, "PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, cwd=tmp_path, env=there, capture_output=True, text=True, timeout=600)
+        return subprocess.run(command, cwd=tmp_path, env=there, capture_output=True, text=True, timeout=900)
 
     return call
 
 
 def until_saved(job: Path, process: subprocess.Popen[str]) -> None:
     """Wait till a job is in the middle of training, its checkpoint written."""
-    end = time.monotonic() + 240
+    end = time.monotonic() + 900
     while not (job / "checkpoints" / "last.ckpt").exists() or (job / "results.json").exists():
-        assert process.poll() is None and time.monotonic() < end, process.communicate()[0][-3000:]
+        if process.poll() is not None or time.monotonic() > end:
+            pytest.fail(kill(process)[-3000:])
         time.sleep(0.01)
 
 
 def kill(process: subprocess.Popen[str]) -> str:
-    os.killpg(process.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     return process.communicate()[0]
 
 
