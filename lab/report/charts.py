@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 from lab.report.findings import Finding, Findings, pareto
 from lab.report.reading import Run
-from lab.report.svg import Chart, Scale, apart, cut, padded
+from lab.report.svg import LINE, Chart, Scale, apart, cut, padded
 from lab.report.words import around, plain, seeds, short, signed, unit
 
 COLOURS = 7  # that people can tell apart; further arms are grey, and named like the others
@@ -20,6 +20,10 @@ COSTS = {
     "cache_bytes": ("Memory", "cache bytes a token, fp32"),
 }
 Points = list[tuple[float, float]]
+ENDS = 16  # letters of a name at the end of a line
+LETTER = 7.4  # pixels of a label's letter, about
+ALIKE = 1.001  # costs within so small a ratio are the same: there is nothing to draw
+EARLY = 0.25  # of a run, in which losses fall so far that the rest could not be told apart on one axis with it
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ def draw(findings: Findings) -> dict[str, list[Figure]]:
         return {"search": _some([search(findings)])}
     return {
         "differences": _some([differences(findings)]),
-        "curves": _some([curves(findings, over) for over in ("tokens", "flops")]),
+        "curves": _some([curves(findings, "tokens"), curves(findings, "flops"), gaps(findings)]),
         "trade": _some([trade(findings, cost) for cost in COSTS]),
         "rates": _some([rates(findings)]),
         "experts": _some([experts(i, finding) for i, finding in enumerate(findings.arms)]),
@@ -71,9 +75,9 @@ def curves(findings: Findings, over: str) -> Figure | None:
     if not whole:
         return None
     end = max(line[-1][0] for line in whole)
-    late = [loss for line in whole for at, loss in line if at >= 0.2 * end]
+    late = [loss for line in whole for at, loss in line if at >= EARLY * end] or [line[-1][1] for line in whole]
     what = "tokens" if over == "tokens" else "training FLOPs"
-    chart = Chart(f"loss-over-{over}", f"Validation loss over {what}", 300, right=96, top=30)
+    chart = Chart(f"loss-over-{over}", f"Validation loss over {what}", 300, right=_label_room(findings), top=30)
     x = Scale(0, end, chart.x0, chart.x1)
     y = Scale(*padded(late), chart.y0, chart.y1)
     chart.axes(x, y, what, "validation loss, nats a token", short)
@@ -81,10 +85,42 @@ def curves(findings: Findings, over: str) -> Figure | None:
     ends = [_arm_lines(chart, area, f, lines[f.name], findings, x, y) for f in findings.arms]
     _end_labels(chart, [e for e in ends if e], y)
     caption = (
-        "Thick: the mean over seeds; thin: each seed; dashed: a run that was lost. "
-        f"The loss axis ends at what was reached after a fifth of the {what}."
+        "The same, over the computation that was spent."
+        if over == "flops"
+        else (
+            "Thick: the mean over seeds; thin: each seed; dashed: a run that was lost. The loss axis ends at what was "
+            "reached after a quarter of the tokens. The points are in each run's curves.json."
+        )
     )
     return Figure(chart, f"Loss over {what}", caption)
+
+
+def gaps(findings: Findings) -> Figure | None:
+    """The arms' validation loss minus the baseline's of the same seed at the same tokens, mean over seeds."""
+    baseline = {run.seed: dict(_line(run, "tokens")) for run in findings.baseline.runs}
+    lines: dict[str, Points] = {}
+    for f in findings.others:
+        pairs = [(_line(run, "tokens"), baseline.get(run.seed, {})) for run in f.runs if run.seed in f.values]
+        lines[f.name] = _mean([[(at, loss - b[at]) for at, loss in line if at in b] for line, b in pairs if line and b])
+    end = max((line[-1][0] for line in lines.values() if len(line) > 1), default=0.0)
+    if not end:
+        return None
+    other = cut(findings.baseline.name, 16)
+    title = f"Validation loss minus that of {other} over tokens"
+    chart = Chart("gap-over-tokens", title, 300, right=_label_room(findings), top=30)
+    late = [gap for line in lines.values() for at, gap in line if at >= EARLY * end]
+    x, y = Scale(0, end, chart.x0, chart.x1), Scale(*padded([0.0, *late]), chart.y0, chart.y1)
+    chart.axes(x, y, "tokens", f"validation loss minus that of {other}, nats", short)
+    chart.add("line", "zero", x1=chart.x0, x2=chart.x1, y1=y(0), y2=y(0))
+    area, ends = chart.clipped(), [(findings.baseline.name, "s0", chart.x1 + 0.0, y(0))]
+    for f in findings.others:
+        if line := lines[f.name]:
+            at = colour(f, findings)
+            chart.path([(x(a), y(b)) for a, b in line], f"curve {at}", area, f.name)
+            ends.append((f.name, at, x(line[-1][0]), y(line[-1][1])))
+    _end_labels(chart, ends, y)
+    caption = f"Below the line: better than {other} at the same tokens. Whether a gap still grows shows here first."
+    return Figure(chart, f"Gap to {findings.baseline.name}", caption)
 
 
 def _line(run: Run, over: str) -> Points:
@@ -124,11 +160,16 @@ def _mean(lines: Sequence[Points]) -> Points:
     return [(at, math.fsum(m[at] for m in maps) / len(maps)) for at in shared]
 
 
+def _label_room(findings: Findings) -> float:
+    """Right margin that holds the arms' names."""
+    return 20 + LETTER * max(len(cut(f.name, ENDS)) for f in findings.arms)
+
+
 def _end_labels(chart: Chart, ends: Sequence[tuple[str, str, float, float]], y: Scale) -> None:
     places = apart([min(max(e[3], chart.y1), chart.y0) for e in ends], chart.y1, chart.y0)
     for (name, at, ex, ey), place in zip(ends, places, strict=True):
         chart.add("line", f"leader {at}", x1=ex + 2, x2=chart.x1 + 10, y1=ey, y2=place)
-        chart.add("text", "strong" if at == "s0" else "", cut(name, 13), tip=name, x=chart.x1 + 13, y=place + 4)
+        chart.add("text", "strong" if at == "s0" else "", cut(name, ENDS), tip=name, x=chart.x1 + 13, y=place + 4)
 
 
 # --- final figures ----------------------------------------------------------------------------------------------------
@@ -137,7 +178,7 @@ def _end_labels(chart: Chart, ends: Sequence[tuple[str, str, float, float]], y: 
 def trade(findings: Findings, cost: str) -> Figure | None:
     """Final figure against a cost, with the front of those that nothing beats in both."""
     known = [f for f in findings.arms if f.interval is not None and f.figures.get(cost, 0) > 0]
-    if len(known) < 2:
+    if len(known) < 2 or is_alike([f.figures[cost] for f in known]):
         return None
     heading, label = COSTS[cost]
     metric = findings.sweep.metric
@@ -159,9 +200,15 @@ def trade(findings: Findings, cost: str) -> Figure | None:
     chart.path([p for a, b in pairwise(steps) for p in (a, (b[0], a[1]), b)], "front")
     _points(chart, known, front, findings, lambda f: x(f.figures[cost]), y)
     caption = (
-        "Filled: no other arm costs as little and is as good (Pareto front, dotted). Bars: 95 % of the mean over seeds."
+        "Filled: by their means no other arm costs as little and is as good (Pareto front, dotted). "
+        "Bars: the 95 % interval of the mean over seeds."
     )
     return Figure(chart, f"{heading}: {metric} against {label}", caption)
+
+
+def is_alike(costs: Sequence[float]) -> bool:
+    """Whether all arms cost the same."""
+    return bool(costs) and min(costs) > 0 and max(costs) / min(costs) < ALIKE
 
 
 def _middle(values: Sequence[float]) -> float:
@@ -182,33 +229,31 @@ def _points(
         low, high, at = finding.interval.low, finding.interval.high, colour(finding, findings)
         if low is not None and high is not None:
             chart.add("line", f"bar {at}", into=area, x1=x(finding), x2=x(finding), y1=y(low), y2=y(high))
-    places = _beside([(x(f), y(f.interval.mean)) for f in known if f.interval], chart)
-    for i, (finding, place) in enumerate(zip(known, places, strict=True)):
+    taken: list[tuple[float, float, float]] = []
+    for i, finding in enumerate(known):
         assert finding.interval is not None
-        at, here = colour(finding, findings), y(finding.interval.mean)
+        at, here = colour(finding, findings), (x(finding), y(finding.interval.mean))
         tip = f"{finding.name}: {around(finding.interval)}"
-        chart.add("circle", f"{'dot' if i in front else 'ring'} {at}", tip=tip, cx=x(finding), cy=here, r=5)
-        left = x(finding) > chart.x0 + 0.68 * (chart.x1 - chart.x0)
-        cls = ("end " if left else "") + ("strong" if at == "s0" else "")
-        chart.add("text", cls.strip(), cut(finding.name, 18), x=x(finding) + (-9 if left else 9), y=place + 4)
+        chart.add("circle", f"{'dot' if i in front else 'ring'} {at}", tip=tip, cx=here[0], cy=here[1], r=5)
+        _point_label(chart, finding.name, at, here, taken)
 
 
-def _beside(points: Sequence[tuple[float, float]], chart: Chart) -> list[float]:
-    """Heights of labels; those of points one above the other are moved apart."""
-    places = [py for _, py in points]
-    left = [px > chart.x0 + 0.68 * (chart.x1 - chart.x0) for px, _ in points]
-    for side in (False, True):
-        mine = [i for i in range(len(points)) if left[i] == side]
-        groups: list[list[int]] = []
-        for i in sorted(mine, key=lambda i: points[i][0]):
-            if groups and points[i][0] - points[groups[-1][-1]][0] < 90:
-                groups[-1].append(i)
-            else:
-                groups.append([i])
-        for group in groups:
-            for i, place in zip(group, apart([places[i] for i in group], chart.y1, chart.y0), strict=True):
-                places[i] = place
-    return places
+def _point_label(
+    chart: Chart, name: str, at: str, here: tuple[float, float], taken: list[tuple[float, float, float]]
+) -> None:
+    """Beside its point, on the side that has room, and moved up or down to where no other label is."""
+    word = cut(name, 18)
+    left = here[0] > (chart.x0 + chart.x1) / 2 and here[0] + 9 + LETTER * len(word) > chart.x1 + 20
+    start = here[0] - 9 - LETTER * len(word) if left else here[0] + 9
+    end, moved = start + LETTER * len(word), sorted((step * LINE for step in range(-8, 9)), key=abs)
+    free = [m for m in moved if not any(a < end and start < b and abs(here[1] + m - c) < LINE for a, b, c in taken)]
+    place = here[1] + (free[0] if free else 0.0)
+    taken.append((start, end, place))
+    if abs(place - here[1]) > LINE:
+        edge = here[0] + (-8 if left else 8)
+        chart.add("line", f"leader {at}", x1=here[0], x2=edge, y1=here[1], y2=place)
+    cls = ("end " if left else "") + ("strong" if at == "s0" else "")
+    chart.add("text", cls.strip(), word, tip=name, x=here[0] + (-9 if left else 9), y=place + 4)
 
 
 def differences(findings: Findings) -> Figure | None:
@@ -217,15 +262,15 @@ def differences(findings: Findings) -> Figure | None:
     if not shown:
         return None
     metric, row = findings.sweep.metric, 30
-    left = min(150, 16 + 7 * max(len(cut(f.name, 18)) for f in shown))
+    left = 16 + LETTER * max(len(cut(f.name, 18)) for f in shown)
     chart = Chart(
         "differences", f"{metric}: differences to {findings.baseline.name}", row * len(shown) + 66, left=left, top=22
     )
     values = [0.0, *(v for f in shown if f.comparison for v in _reach(f))]
     x = Scale(*padded(values), chart.x0, chart.x1)
     better = "right" if findings.sweep.maximize else "left"
-    named = f"{metric} minus that of {cut(findings.baseline.name, 16)}"
-    chart.axes(x, None, f"{named}{', ' + unit(metric) if unit(metric) else ''} ({better} is better)")
+    of = f", {unit(metric)}" if unit(metric) else ""
+    chart.axes(x, None, f"difference in {metric}{of} ({better} is better)")
     chart.add("line", "zero", x1=x(0), x2=x(0), y1=chart.y1 - 4, y2=chart.y0)
     chart.add("text", "name mid", cut(findings.baseline.name, 16), x=min(max(x(0), chart.x0 + 30), chart.x1 - 30), y=13)
     for i, finding in enumerate(shown):
@@ -269,7 +314,9 @@ def rates(findings: Findings) -> Figure | None:
     every = [p for found in points.values() for p in found]
     if len({lr for lr, _ in every}) < 2:
         return None
-    chart = Chart("learning-rates", f"{findings.sweep.metric} over the learning rate", 280, right=96, top=30)
+    chart = Chart(
+        "learning-rates", f"{findings.sweep.metric} over the learning rate", 280, right=_label_room(findings), top=30
+    )
     lrs = [lr for lr, _ in every if lr]
     x = Scale(min(lrs) / 1.15, max(lrs) * 1.15, chart.x0, chart.x1, log=True)
     y = Scale(*padded([mean for _, mean in every if mean is not None]), chart.y0, chart.y1)
