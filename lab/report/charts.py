@@ -162,7 +162,7 @@ def _mean(lines: Sequence[Points]) -> Points:
 
 def _label_room(findings: Findings) -> float:
     """Right margin that holds the arms' names."""
-    return 20 + LETTER * max(len(cut(f.name, ENDS)) for f in findings.arms)
+    return 26 + LETTER * max(len(cut(f.name, ENDS)) for f in findings.arms)
 
 
 def _end_labels(chart: Chart, ends: Sequence[tuple[str, str, float, float]], y: Scale) -> None:
@@ -392,7 +392,7 @@ def experts(index: int, finding: Finding) -> Figure | None:
     flat = [load for row in rows.values() for load in row]
     caption = (
         f"What went to each expert over the even share, mean of {seeds(len(loads))}: from {min(flat):.2f} to "
-        f"{max(flat):.2f}. Pale is even; blue is less, orange is more, full at nothing and at twice."
+        f"{max(flat):.2f}. Without colour is even; blue is less, orange is more, full at nothing and at twice."
     )
     return Figure(chart, f"{finding.name}: load of the experts", caption)
 

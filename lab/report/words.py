@@ -20,11 +20,11 @@ def unit(metric: str) -> str:
 
 def plain(value: float | None, decimals: int = 4) -> str:
     """A number with a real minus; a dash for none."""
-    return "–" if value is None else f"{value:,.{decimals}f}".replace("-", MINUS)
+    return "–" if value is None else f"{value:z,.{decimals}f}".replace("-", MINUS)
 
 
 def signed(value: float, decimals: int) -> str:
-    return f"{value:+,.{decimals}f}".replace("-", MINUS)
+    return f"{value:+z,.{decimals}f}".replace("-", MINUS)
 
 
 def decimals(half: float | None) -> int:
