@@ -292,7 +292,7 @@ def _found_arms(runs: Sequence[Run]) -> list[Arm]:
     for run in runs:
         own = tuple(o for o in run.overrides if o.lstrip("+").partition("=")[0] != "seed")
         groups.setdefault(own, []).append(run)
-    shared = set.intersection(*(set(own) for own in groups)) if len(groups) > 1 else set()
+    shared = set.intersection(*(set(own) for own in groups))
     different = [[o for o in own if o not in shared] for own in groups]
     names = _names(different)
     return [Arm(n, tuple(own), tuple(r)) for n, own, r in zip(names, different, groups.values(), strict=True)]
