@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import re
 import shutil
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
 from xml.etree import ElementTree as ET
@@ -122,10 +124,10 @@ def test_paired_differences_are_drawn_where_they_are(sweep: Path) -> None:
     root = ET.fromstring((sweep / "report" / "differences.svg").read_text())
     space = {"s": "http://www.w3.org/2000/svg"}
     zero = float(root.find(".//s:line[@class='zero']", space).attrib["x1"])  # type: ignore[union-attr]
-    rings = {
-        c: [float(e.attrib["cx"]) for e in root.iterfind(f".//s:circle[@class='ring {c}']", space)]
-        for c in ("s1", "s2", "s3")
-    }
+    rings = {}
+    for arm in ("s1", "s2", "s3"):
+        found = root.iterfind(f".//s:circle[@class='ring {arm}']", space)
+        rings[arm] = [float(ring.attrib["cx"]) for ring in found]
     assert [len(found) for found in rings.values()] == [2, 3, 3]
     assert all(x < zero - 20 for x in rings["s2"]) and max(rings["s3"]) < min(rings["s2"])  # moe beats mla beats mha
 
@@ -171,8 +173,6 @@ def test_half_a_sweep_says_so_on_top(tmp_path: Path) -> None:
 
 
 def test_search_shows_its_best_trial_first(tmp_path: Path) -> None:
-    import random
-
     for i, loss in enumerate([2.5, 2.0, 2.25, 1.75, 3.0]):
         write_job(tmp_path, i, [f"optimizer.lr=0.0{i + 1}"], completed(loss), falling(loss, random.Random(i)))
     plan = {"kind": "search", "name": "rates", "metric": "val/loss", "direction": "minimize"}
@@ -217,7 +217,7 @@ def test_older_report_is_replaced(tmp_path: Path) -> None:
 def test_labels_keep_apart_and_within() -> None:
     placed = svg.apart([50.0, 50.0, 52.0, 10.0], 0.0, 100.0)
     order = sorted(placed)
-    assert all(b - a >= svg.LINE - 1e-9 for a, b in zip(order, order[1:], strict=False))
+    assert all(b - a >= svg.LINE - 1e-9 for a, b in pairwise(order))
     assert min(placed) >= 0 and max(placed) <= 100 and placed[3] < placed[0] < placed[1] < placed[2]
     assert max(svg.apart([99.0, 99.0], 0.0, 100.0)) <= 100
 
