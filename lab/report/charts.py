@@ -177,7 +177,7 @@ def _end_labels(chart: Chart, ends: Sequence[tuple[str, str, float, float]], y: 
 
 def trade(findings: Findings, cost: str) -> Figure | None:
     """Final figure against a cost, with the front of those that nothing beats in both."""
-    known = [f for f in findings.arms if f.interval is not None and f.figures.get(cost, 0) > 0]
+    known = [f for f in findings.arms if f.interval is not None and cost in f.figures]
     if len(known) < 2 or is_alike([f.figures[cost] for f in known]):
         return None
     heading, label = COSTS[cost]
@@ -185,14 +185,15 @@ def trade(findings: Findings, cost: str) -> Figure | None:
     chart = Chart(f"trade-{cost.replace('_', '-')}", f"{metric} against {label}", 280, right=24, top=30)
     costs = [f.figures[cost] for f in known]
     middles = [f.interval.mean for f in known if f.interval]
-    log = max(costs) / min(costs) > 6
+    log = 0 < 6 * min(costs) < max(costs)  # a cache that does not grow has no logarithm
     if log:
-        room = (max(costs) / min(costs)) ** 0.12
-        x = Scale(min(costs) / room, max(costs) * room, chart.x0, chart.x1, log=True)
+        beside = (max(costs) / min(costs)) ** 0.12
+        x = Scale(min(costs) / beside, max(costs) * beside, chart.x0, chart.x1, log=True)
     else:
         x = Scale(*padded(costs, 0.15, least=0.1), chart.x0, chart.x1)
+    room = 2 * (max(middles) - min(middles))  # a longer bar is cut, or it would leave nothing to see of the others
     ends = [e for f in known if f.interval for e in (f.interval.low, f.interval.high) if e is not None]
-    near = [e for e in ends if abs(e - _middle(middles)) < 4 * (max(middles) - min(middles)) + 1e-9]
+    near = [min(max(e, min(middles) - room), max(middles) + room) for e in ends]
     y = Scale(*padded([*middles, *near]), chart.y0, chart.y1)
     chart.axes(x, y, label, metric, short)
     front = pareto(list(zip(costs, middles, strict=True)), findings.sweep.maximize)
@@ -208,11 +209,7 @@ def trade(findings: Findings, cost: str) -> Figure | None:
 
 def is_alike(costs: Sequence[float]) -> bool:
     """Whether all arms cost the same."""
-    return bool(costs) and min(costs) > 0 and max(costs) / min(costs) < ALIKE
-
-
-def _middle(values: Sequence[float]) -> float:
-    return (min(values) + max(values)) / 2
+    return bool(costs) and max(costs) <= min(costs) * ALIKE
 
 
 def _points(

@@ -159,24 +159,21 @@ def runs(findings: Findings) -> Table:
     metric = findings.sweep.metric
     tuned = any(run.lr is not None for run in findings.sweep.runs)
     columns = ("run", "arm", "seed", *(("learning rate",) if tuned else ()), "status", metric, "seconds", "overrides")
+    given = [set(run.overrides) for run in findings.sweep.runs]
+    shared = set.intersection(*given) if len(given) > 1 else set()
     rows = []
     for run in findings.sweep.runs:
         value = run.value(metric)
         state = "diverged" if run.status == "completed" and value is None and metric in run.metrics else run.status
         seconds = "–" if run.fit_seconds is None else f"{run.fit_seconds:,.0f}"
         rate = (f"{run.lr:g}" if run.lr is not None else "–",) if tuned else ()
-        cells = (
-            findings.arm_of(run),
-            str(run.seed),
-            *rate,
-            state,
-            words.plain(value),
-            seconds,
-            " ".join(run.overrides),
-        )
+        own = " ".join(o for o in run.overrides if o not in shared)
+        cells = (findings.arm_of(run), str(run.seed), *rate, state, words.plain(value), seconds, own)
         rows.append(_row(link(run, str(run.job)), *cells, cls="lost" if value is None else ""))
     numeric = frozenset(("seed", "learning rate", metric, "seconds"))
-    return Table("All runs", columns, tuple(rows), numeric)
+    alike = [o for o in findings.sweep.runs[0].overrides if o in shared]
+    note = f"And all of them: {' '.join(alike)}" if alike else ""
+    return Table("All runs", columns, tuple(rows), numeric, note=note)
 
 
 def lost(findings: Findings) -> Table | None:
