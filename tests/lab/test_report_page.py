@@ -219,7 +219,7 @@ def test_labels_keep_apart_and_within() -> None:
     order = sorted(placed)
     assert all(b - a >= svg.LINE - 1e-9 for a, b in pairwise(order))
     assert min(placed) >= 0 and max(placed) <= 100 and placed[3] < placed[0] < placed[1] < placed[2]
-    assert max(svg.apart([99.0, 99.0], 0.0, 100.0)) <= 100
+    assert max(svg.apart([99.0, 99.0], 0.0, 100.0)) <= 100 and min(svg.apart([1.0, 1.0, 1.0], 0.0, 100.0)) >= 0
 
 
 def test_scales_put_values_in_place() -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from pathlib import Path
 
 import pytest
-from sweep_folder import ablation, completed, falling, grid, write_job
+from sweep_folder import ablation, completed, grid, write_job
 
 from lab.report import words
 from lab.report.findings import find
@@ -138,8 +137,9 @@ def test_speed_up_is_over_common_seeds(planned: Path) -> None:
 
 
 def test_trials_of_a_search_are_not_tested_against_each_other(tmp_path: Path) -> None:
-    for i in range(3):
-        write_job(tmp_path, i, [f"optimizer.lr=0.{i}", f"seed={i}"], completed(2.0 - i), falling(2.0, random.Random(i)))
+    grid(tmp_path, {"0.1": [2.0, 2.1], "0.2": [1.0, 1.2]}, key="optimizer.lr")
+    assert find(read(tmp_path)).comparisons == 1
     (tmp_path / "plan.json").write_text(json.dumps({"kind": "search", "name": "s", "metric": "val/loss"}))
     findings = find(read(tmp_path))
-    assert len(findings.arms) == 3 and not findings.comparisons
+    assert len(findings.arms) == 2 and not findings.comparisons
+    assert all(f.comparison is None for f in findings.arms)
