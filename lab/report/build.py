@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.report import charts, tables, words
-from lab.report.charts import Figure
+from lab.report import charts, costs, tables, words
+from lab.report.figure import Figure
 from lab.report.findings import Findings, find
 from lab.report.reading import read
 from lab.report.svg import CSS
@@ -109,8 +109,8 @@ def arrange(findings: Findings) -> list[Section]:
 
 def same_costs(findings: Findings) -> str:
     """The costs in which the arms do not differ, and of which there is no chart therefore."""
-    known = {k: [f.figures[k] for f in findings.arms if f.interval and k in f.figures] for k in charts.COSTS}
-    same = [charts.COSTS[key][1] for key, costs in known.items() if len(costs) > 1 and charts.is_alike(costs)]
+    known = {k: [f.figures[k] for f in findings.arms if f.interval and k in f.figures] for k in costs.COSTS}
+    same = [costs.COSTS[key][1] for key, found in known.items() if len(found) > 1 and costs.is_alike(found)]
     return f"All arms have the same {' and the same '.join(same)}, within 0.1 %." if same else ""
 
 
