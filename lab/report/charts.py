@@ -1,0 +1,29 @@
+"""The charts of a report, by the section they stand in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lab.report.costs import COSTS, trade
+from lab.report.experts import experts
+from lab.report.figure import Figure
+from lab.report.findings import Findings
+from lab.report.learning import curves, gaps, rates, search
+from lab.report.pairs import differences
+
+
+def draw(findings: Findings) -> dict[str, list[Figure]]:
+    """Section → its charts; those for which nothing was measured are left out."""
+    if findings.sweep.kind == "search":
+        return {"search": _some([search(findings)])}
+    return {
+        "differences": _some([differences(findings)]),
+        "curves": _some([curves(findings, "tokens"), curves(findings, "flops"), gaps(findings)]),
+        "trade": _some([trade(findings, cost) for cost in COSTS]),
+        "rates": _some([rates(findings)]),
+        "experts": _some([experts(i, finding) for i, finding in enumerate(findings.arms)]),
+    }
+
+
+def _some(figures: Sequence[Figure | None]) -> list[Figure]:
+    return [figure for figure in figures if figure is not None]
