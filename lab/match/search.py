@@ -32,7 +32,7 @@ class Found:
     measured: int
 
 
-class Unmoved(Exception):
+class UnmovedError(Exception):
     """The figure is the same whatever the number is."""
 
 
@@ -52,7 +52,7 @@ def nearest(
         the nearest of all multiples of the coarsest one that has any within ``tol``, or of the finest
 
     Raises:
-        Unmoved: nothing moves the figure
+        UnmovedError: nothing moves the figure
     """
     search = _Search(measure, goal)
     search.at(start)
@@ -121,7 +121,7 @@ class _Search:
         slope = (self.figures[b] - self.figures[a]) / (b - a)
         if not slope:
             if points[-1] > 8 * points[0] or (not low and points[0] <= multiple):
-                raise Unmoved
+                raise UnmovedError
             return 2 * points[-1] + multiple if low else points[0] / 2
         wanted = b + (self.goal - self.figures[b]) / slope
         return wanted if math.isfinite(wanted) else 2 * b

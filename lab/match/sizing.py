@@ -12,7 +12,7 @@ from blocks.compose import check
 from lab.match import knobs
 from lab.match.budgets import BUDGETS, WORDS, Figures, measure, measure_one, residuals
 from lab.match.knobs import Keys, Knob, Place
-from lab.match.search import Found, Unmoved, nearest
+from lab.match.search import Found, UnmovedError, nearest
 from registry import ConfigError
 from training.composition import compose_config
 from training.preflight import composition_of
@@ -212,7 +212,7 @@ def _search(arm: Arm, knob: Knob, match: Match, wanted: float) -> Found:
 
     try:
         return nearest(figure, knob.value, wanted, knob.multiples, match.tol)
-    except Unmoved:
+    except UnmovedError:
         rule = f"does not move {WORDS[match.budget]}"
         raise ConfigError("by", match.by, rule, _others(arm, match)) from None
 

@@ -1,0 +1,119 @@
+"""An ablation → its plan: every arm composed, checked and matched, every job listed. Nothing is started here."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lab.ablation.definition import Definition
+from lab.match.sizing import Sized, named, read_arm, size
+from registry import ConfigError
+from training.composition import compose_config
+from training.preflight import preflight
+
+STEPS = "trainer.max_steps"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is going to run.
+
+    Args:
+        definition: it comes from
+        arms: matched
+        jobs: as they stand in plan.json
+        steps: optimizer steps of a job; -1 where epochs are counted
+        tokens_per_step: of one optimizer step, over all processes
+        log_dir: below which runs leave their folders
+    """
+
+    definition: Definition
+    arms: list[Sized]
+    jobs: list[dict[str, Any]]
+    steps: int
+    tokens_per_step: int
+    log_dir: str
+
+    def as_plain(self, command: Sequence[str]) -> dict[str, Any]:
+        """As plan.json holds it.
+
+        Args:
+            command: that made it
+        """
+        d = self.definition
+        return {
+            "kind": "ablation",
+            "name": d.name,
+            "command": shlex.join(command),
+            "metric": d.metric,
+            "direction": d.direction,
+            "workers": d.workers,
+            "jobs": self.jobs,
+            "arms": [sized.as_plain(sized.arm.name == d.baseline) for sized in self.arms],
+            "definition": asdict(d),
+        }
+
+
+def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
+    """Plan an ablation.
+
+    Args:
+        definition: what it is
+        overrides: for all arms, after ``base`` and before what makes an arm: what is ablated stays ablated
+
+    Raises:
+        ConfigError: an arm cannot be composed, built or matched, or would not be accepted by train.py
+    """
+    common = [*definition.base, *overrides]
+    steps, tokens_per_step, log_dir = _lengths(definition, common)
+    told = [f"task_name={definition.name}", *common, *steps]
+    arms = [read_arm(name, [*told, *spec.overrides]) for name, spec in definition.arms.items()]
+    targets = {name: spec.target for name, spec in definition.arms.items() if spec.target is not None}
+    ways = {name: spec.match for name, spec in definition.arms.items() if spec.match is not None}
+    sized = size(arms, definition.baseline, definition.budget, targets, ways)
+    jobs = [
+        {"job": i, "overrides": [*one.overrides, f"seed={seed}", *rate], "arm": one.arm.name, "seed": seed, "lr": lr}
+        for i, (one, lr, rate, seed) in enumerate(
+            (one, lr, rate, seed) for one in sized for lr, rate in _rates(definition) for seed in definition.seeds
+        )
+    ]
+    composed = _check(jobs)
+    trainer = composed[0]["trainer"]
+    return Plan(definition, sized, jobs, trainer.get("max_steps", -1), tokens_per_step, log_dir)
+
+
+def _rates(definition: Definition) -> list[tuple[float | None, list[str]]]:
+    """Learning rates and the overrides that set them."""
+    return [(None, [])] if definition.lr is None else [(lr, [f"optimizer.lr={lr!r}"]) for lr in definition.lr]
+
+
+def _lengths(definition: Definition, common: Sequence[str]) -> tuple[list[str], int, str]:
+    """The override that makes a job see its tokens, tokens of a step, and where logs go."""
+    config = compose_config(common)
+    data, trainer = config.data, config.trainer
+    per_step = data.sequence_length * data.batch_size * trainer.get("accumulate_grad_batches", 1)
+    if definition.tokens is None or any(o.lstrip("+").startswith(f"{STEPS}=") for o in common):
+        return [], per_step, config.paths.log_dir
+    if definition.tokens < per_step:
+        rule = f"is less than one step ({per_step:,} tokens: data.batch_size × data.sequence_length)"
+        raise ConfigError("tokens", definition.tokens, rule, f"Write tokens={100 * per_step} or more")
+    return [f"{STEPS}={definition.tokens // per_step}"], per_step, config.paths.log_dir
+
+
+def _check(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What train.py would check before each job; seeds differ in nothing that can be refused."""
+    seen: dict[str, str] = {}
+    found = []
+    for job in jobs:
+        if job["seed"] != jobs[0]["seed"]:
+            continue
+        with named(job["arm"]):
+            plain = preflight(compose_config(job["overrides"], output_dir="."))
+        found.append(plain)
+        same = seen.setdefault(repr(plain), job["arm"])
+        if same != job["arm"]:
+            rule = f"is the same as arm {same}, so it would compare nothing"
+            raise ConfigError("arms", job["arm"], rule, "Change one of them, or take it out")
+    return found
