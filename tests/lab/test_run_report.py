@@ -11,8 +11,15 @@ import matplotlib.image
 import pytest
 import torch
 
-from lab.report import RunReport, plot_expert_load, plot_losses, results_table
+from blocks.attention.base import Attention
+from blocks.attention.gqa import GQA
+from blocks.compose import compose
+from blocks.cost import cache_bytes, forward_flops_per_token
+from lab import curves
+from lab.run_report import RunReport, plot_expert_load, plot_losses, results_table
+from training.causal_lm import CausalLM
 from training.run import run
+from training.stops import Interrupted
 
 Checked = Callable[..., dict[str, Any]]
 
@@ -46,7 +53,7 @@ def test_run_is_shown_and_written(
     assert (folder / "sample.txt").read_bytes() != b""
     said = capsys.readouterr().out
     assert "validation bits per byte" in said and f"{results['parameters']:,}" in said
-    assert "sampled at temperature 0.8" in said and "results.json, expert_load.png, loss.png" in said
+    assert "sampled at temperature 0.8" in said and "results.json, curves.json, expert_load.png, loss.png" in said
 
 
 def test_dense_run_draws_no_experts_and_samples_nothing_when_told(
@@ -67,9 +74,6 @@ def test_attention_without_a_cache_is_reported_without_a_sample(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from blocks.attention.base import Attention
-    from blocks.attention.gqa import GQA
-
     monkeypatch.setattr(GQA, "new_cache", Attention.new_cache)
     run(plain("model/attention=gqa"))
     assert "no sampled text" in capsys.readouterr().out
@@ -115,3 +119,56 @@ def test_table_leaves_out_what_was_not_measured() -> None:
     cells = [list(column.cells) for column in table.columns]
     assert cells[0] == ["parameters", "optimizer steps", "validation loss", "busiest expert over the mean"]
     assert cells[1] == ["1,000", "3", "1.25", "1.5"]
+
+
+def curves_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "curves.json").read_text())
+
+
+def test_curves_hold_what_was_learnt_and_what_a_token_costs(
+    plain: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    config = plain("trainer.accumulate_grad_batches=2", "trainer.log_every_n_steps=2")
+    metrics = run(config)
+    found = curves_of(tmp_path / "run")
+    data = config["data"]
+    assert found["tokens_per_step"] == 2 * data["batch_size"] * data["sequence_length"]
+    assert [step for step, _ in found["train"]] == [1, 2, 3, 4] and found["train"][-1][1] > 0
+    assert found["val"] and found["val"][-1][1] > 0
+    decoder = compose(config["model"], device="meta")
+    assert found["flops_per_token"] == 3 * forward_flops_per_token(decoder, data["sequence_length"])
+    sizes = [cache_bytes(decoder, n, torch.float32) for n in (7, 8)]
+    assert found["cache_bytes_per_token"] == sizes[1] - sizes[0] > 0
+    assert found["expert_load"] and all(sum(s) == pytest.approx(1, abs=1e-4) for s in found["expert_load"].values())
+    assert metrics["val/loss"] > 0
+
+
+def test_run_that_validates_at_its_end_only_has_that_in_its_curves(
+    plain: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    metrics = run(plain("trainer.val_check_interval=100", "trainer.max_steps=2", "model/ffn=gelu"))
+    assert curves_of(tmp_path / "run")["val"] == [[2, metrics["val/loss"]]]
+
+
+@pytest.mark.parametrize("end", [RuntimeError("no"), Interrupted(None, 3, 15)], ids=["failed", "interrupted"])
+def test_run_that_ends_before_its_time_leaves_what_it_had(
+    plain: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
+    def stop(self: CausalLM, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 3:
+            raise end
+
+    monkeypatch.setattr(CausalLM, "on_train_batch_start", stop)
+    with pytest.raises(type(end)):
+        run(plain("trainer.log_every_n_steps=1", "model/ffn=gelu"))
+    found = curves_of(tmp_path / "run")
+    assert [step for step, _ in found["train"]] == [1, 2, 3] and [step for step, _ in found["val"]] == [2]
+    assert found["flops_per_token"] > 0 and found["expert_load"] == {}
+
+
+def test_block_that_cannot_be_measured_costs_no_run(monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Any]) -> None:
+    monkeypatch.setattr(GQA, "new_cache", Attention.new_cache)
+    found = curves.costs(tiny(), 32)
+    assert found["flops_per_token"] and found["cache_bytes_per_token"] is None
+    with pytest.warns(UserWarning, match="no costs in"):
+        assert set(curves.costs({"vocab_size": 1}, 32).values()) == {None}

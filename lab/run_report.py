@@ -16,6 +16,7 @@ from rich.table import Table
 from blocks.compose import compose
 from blocks.cost import count_parameters
 from blocks.generate import generate
+from lab import curves
 from training.cadence import logs_now
 from training.callbacks.finale import Finale
 from training.causal_lm import CausalLM
@@ -33,9 +34,10 @@ SHOWN = (
 
 
 class RunReport(Finale):
-    """Writes results.json, loss.png, expert_load.png and sample.txt, and shows them.
+    """Writes results.json, curves.json, loss.png, expert_load.png and sample.txt, and shows them.
 
-    The curves are part of the checkpoint: a resumed run draws the whole of them.
+    The curves are part of the checkpoint: a resumed run draws the whole of them. They are written at each validation
+    too, and when training fails or is interrupted: what a run had till then counts in a comparison.
 
     Args:
         directory: where to write
@@ -50,6 +52,7 @@ class RunReport(Finale):
         self.val: list[tuple[int, float]] = []
         self.seconds = 0.0
         self._since = time.perf_counter()
+        self._costs: dict[str, float | None] | None = None  # measured once
 
     def state_dict(self) -> dict[str, Any]:
         return {"train": self.train, "val": self.val, "seconds": self._elapsed()}
@@ -75,6 +78,21 @@ class RunReport(Finale):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.val.append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
+            self._write_curves(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self.train or self.val:
+            self._write_curves(trainer, pl_module)
+
+    def _write_curves(self, trainer: L.Trainer, task: L.LightningModule, final: curves.Curve = ()) -> None:
+        if not trainer.is_global_zero or not isinstance(task, CausalLM):
+            return
+        if self._costs is None:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            length = getattr(data, "sequence_length", task.model_config["max_positions"])
+            self._costs = curves.costs(task.model_config, length)
+        tokens = curves.tokens_per_step(trainer)
+        curves.write(self.directory, self.train, self.val or final, tokens, self._costs, task.expert_shares)
 
     def on_conclusion(self, trainer: L.Trainer, task: L.LightningModule, metrics: dict[str, float]) -> None:
         assert isinstance(task, CausalLM) and task.decoder is not None
@@ -84,8 +102,9 @@ class RunReport(Finale):
         figures = {"parameters": counts.total, "active_parameters": counts.active, "steps": trainer.global_step}
         results = {"status": "completed", **figures, "fit_seconds": round(self.seconds, 1), "metrics": metrics}
         (self.directory / "results.json").write_text(json.dumps(results, indent=1))
+        final = [(trainer.global_step, metrics["val/loss"])] if "val/loss" in metrics else []
+        self._write_curves(trainer, task, final)
         if self.train:
-            final = [(trainer.global_step, metrics["val/loss"])] if "val/loss" in metrics else []
             plot_losses(self.train, [*self.val, *final], self.directory / "loss.png")
         if task.expert_shares:
             plot_expert_load(task.expert_shares, self.directory / "expert_load.png")
@@ -96,7 +115,9 @@ class RunReport(Finale):
         elif self.sample_tokens:
             self._show_sample(trainer, task, console)
         drawn = [f.name for f in sorted(self.directory.glob("*.png"))]
-        console.print(f"{self.directory}: results.json, {', '.join(drawn)}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{self.directory}: results.json, {curves.FILE}, {', '.join(drawn)}", highlight=False, soft_wrap=True
+        )
 
     def _show_sample(self, trainer: L.Trainer, task: CausalLM, console: Console) -> None:
         try:

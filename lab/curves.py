@@ -1,0 +1,71 @@
+"""``curves.json`` of a run: what it learnt over its steps, and what a token of it costs.
+
+Steps are optimizer steps; ``tokens_per_step`` turns them into tokens, ``flops_per_token`` those into computation. The
+validations are those during training, all on the same text; only a run that had none has its final one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from blocks.compose import compose
+from blocks.cost import cache_bytes, forward_flops_per_token
+
+FILE = "curves.json"
+Curve = Sequence[tuple[int, float]]
+
+
+def costs(model: Mapping[str, Any], length: int) -> dict[str, float | None]:
+    """What one token costs, measured on the meta device.
+
+    Args:
+        model: a composition
+        length: T, tokens of the sequences that it is trained on
+
+    Returns:
+        ``flops_per_token`` of training, three times the forward pass, and ``cache_bytes_per_token`` of the growing part
+        of its caches in fp32; None where a guest's block cannot be measured
+    """
+    found: dict[str, float | None] = {"flops_per_token": None, "cache_bytes_per_token": None}
+    try:
+        decoder = compose(model, device="meta")
+        found["flops_per_token"] = 3 * forward_flops_per_token(decoder, min(length, decoder.config["max_positions"]))
+        one, two = (cache_bytes(decoder, n, torch.float32) for n in (1, 2))
+        found["cache_bytes_per_token"] = float(two - one)
+    except NotImplementedError:  # an attention without a cache
+        pass
+    except Exception as error:  # hours of training are not lost over a figure
+        rank_zero_warn(f"no costs in {FILE}: {type(error).__name__}: {error}")
+    return found
+
+
+def tokens_per_step(trainer: L.Trainer) -> int | None:
+    """Tokens between two optimizer steps, over all ranks; None for data that do not say."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    windows, length = getattr(data, "batch_size", None), getattr(data, "sequence_length", None)
+    return None if windows is None or length is None else windows * length * trainer.accumulate_grad_batches
+
+
+def write(
+    directory: Path,
+    train: Curve,
+    val: Curve,
+    tokens: int | None,
+    costs: Mapping[str, float | None],
+    shares: Mapping[str, torch.Tensor],
+) -> None:
+    """Put ``curves.json`` in place, whole or not at all."""
+    load = {layer: [round(share, 6) for share in found.tolist()] for layer, found in shares.items()}
+    document = {"tokens_per_step": tokens, "train": train, "val": val, **costs, "expert_load": load}
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / f".{FILE}.{os.getpid()}.partial"
+    partial.write_text(json.dumps(document))
+    os.replace(partial, directory / FILE)

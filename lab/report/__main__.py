@@ -1,0 +1,33 @@
+"""``python -m lab.report DIR``: what a sweep has found, as one page."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lab.report import build, terminal
+from lab.report.findings import find
+from lab.report.reading import read
+from registry.command import Parser, run_command
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Answer a command line.
+
+    Raises:
+        ConfigError: there is nothing to report
+    """
+    parser = Parser(
+        prog="python -m lab.report", description="Write DIR/report/: what a sweep or an ablation has found."
+    )
+    parser.add_argument("directory", metavar="DIR", type=Path, help="folder of a sweep: logs/*/multiruns/…")
+    parser.add_argument("--baseline", metavar="NAME", help="arm that the others are compared with")
+    parser.add_argument("--metric", metavar="NAME", help="what they are compared by, as in results.json: test/loss")
+    given = parser.parse_args(arguments)
+    findings = find(read(given.directory, given.baseline, given.metric))
+    terminal.show(findings, build.write(findings))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

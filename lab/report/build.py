@@ -1,0 +1,215 @@
+"""A sweep's folder → DIR/report/: index.html, which asks the network for nothing, report.md, runs.csv, the charts."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab.report import charts, tables, words
+from lab.report.charts import Figure
+from lab.report.findings import Findings, find
+from lab.report.reading import read
+from lab.report.svg import CSS
+from lab.report.tables import Cell, Table
+
+HERE = Path(__file__).parent
+KINDS = {"ablation": "Ablation", "grid": "Sweep", "search": "Search"}
+LABELS = {
+    "baseline": "baseline",
+    "better": "better",
+    "worse": "worse",
+    "noise": "no difference",
+    "unknown": "one seed",
+    "lost": "lost",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    id: str
+    heading: str
+    figures: list[Figure]
+    tables: list[Table]
+    lead: str = ""
+
+
+def write_report(directory: Path, baseline: str | None = None, metric: str | None = None) -> Path:
+    """Report a sweep, finished or not.
+
+    Args:
+        directory: of the sweep
+        baseline: arm to compare with; None for the plan's, or the first
+        metric: to compare by; None for the sweep's own
+
+    Returns:
+        the page, ``directory/report/index.html``
+
+    Raises:
+        ConfigError: there is nothing to report
+    """
+    return write(find(read(directory, baseline, metric)))
+
+
+def write(findings: Findings) -> Path:
+    """Write what has been found; an older report of the same folder is replaced."""
+    folder = findings.sweep.directory / "report"
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.svg"):
+        old.unlink()
+    sections = arrange(findings)
+    for section in sections:
+        for figure in section.figures:
+            _put(folder / figure.file, figure.chart.standalone())
+    _put(folder / "runs.csv", rows(findings))
+    _put(folder / "report.md", markdown(findings, sections))
+    _put(folder / "index.html", page(findings, sections))
+    return folder / "index.html"
+
+
+def _put(file: Path, text: str) -> None:
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+
+
+def arrange(findings: Findings) -> list[Section]:
+    """What is shown, in what order."""
+    drawn = charts.draw(findings)
+    if findings.sweep.kind == "search":
+        parts = [Section("search", "The search", drawn["search"], [tables.trials(findings)])]
+    else:
+        parts = [
+            Section("arms", "Arms", [], [tables.arms(findings)]),
+            Section("seeds", "Seeds and paired differences", drawn["differences"], _some(tables.differences(findings))),
+            Section("curves", "How the loss fell", drawn["curves"], []),
+            Section("trade", "What it costs", drawn["trade"], []),
+            Section("rates", "Learning rates", drawn["rates"], []),
+            Section("match", "What was matched", [], _some(tables.matches(findings))),
+            Section("experts", "Load of the experts", drawn["experts"], []),
+        ]
+    parts.append(Section("lost", "What was lost", [], _some(tables.lost(findings))))
+    parts.append(Section("runs", "Runs", [], [tables.runs(findings)]))
+    return [part for part in parts if part.figures or part.tables]
+
+
+def _some(table: Table | None) -> list[Table]:
+    return [] if table is None else [table]
+
+
+def verdicts(findings: Findings) -> list[dict[str, str]]:
+    """The headline: the arms that differ first, then the others; of a search, its best trial."""
+    if findings.sweep.kind == "search":
+        return [{"tone": "better", "label": "best", "text": best_trial(findings)}]
+    order = ("better", "worse", "noise", "unknown", "lost", "baseline")
+    told = [(words.tone(f, findings), words.verdict(f, findings)) for f in findings.arms]
+    told.sort(key=lambda found: order.index(found[0]))
+    return [{"tone": tone, "label": LABELS[tone], "text": text} for tone, text in told]
+
+
+def best_trial(findings: Findings) -> str:
+    """A search in one sentence."""
+    metric, sign = findings.sweep.metric, -1 if findings.sweep.maximize else 1
+    done = [(v, run) for run in findings.sweep.runs if (v := run.value(metric)) is not None]
+    value, run = min(done, key=lambda pair: sign * pair[0])
+    return (
+        f"Trial {run.job} of {len(findings.sweep.runs)} is the best: {metric} {words.plain(value)} with "
+        f"{findings.arm_of(run)}. The best of many trials looks better than it is: run it again with other seeds."
+    )
+
+
+def method(findings: Findings) -> str:
+    """How the verdicts were reached, in two sentences."""
+    if findings.sweep.kind == "search" or not findings.others:
+        return ""
+    number = findings.comparisons
+    if not number:
+        return "With one seed an arm has no interval: another seed might turn the order round. Run three or more."
+    many = f", corrected for {number} comparisons at once (Holm)" if number > 1 else ""
+    tuned = " Each arm is taken at its best learning rate." if any(len(f.rates) > 1 for f in findings.arms) else ""
+    return f"± is a 95 % interval; p is of a paired t-test over the same seeds{many}; noise is p ≥ 0.05.{tuned}"
+
+
+# --- the three formats ------------------------------------------------------------------------------------------------
+
+
+def page(findings: Findings, sections: list[Section]) -> str:
+    """The HTML, with everything it needs inside."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    sweep = findings.sweep
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    shown = [{**vars(s), "figures": [_figure(f, Markup(f.chart.inline())) for f in s.figures]} for s in sections]
+    return environment.get_template("page.html.j2").render(
+        title=sweep.name,
+        kind=KINDS.get(sweep.kind, sweep.kind),
+        metric=sweep.metric,
+        better="more is better" if sweep.maximize else "less is better",
+        state=words.state(findings),
+        search=sweep.kind == "search",
+        verdicts=verdicts(findings),
+        method=method(findings),
+        sections=shown,
+        command=sweep.command,
+        directory=str(sweep.directory),
+        date=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        css=Markup(CSS.read_text() + (HERE / "page.css").read_text()),
+    )
+
+
+def _figure(figure: Figure, svg: Any) -> dict[str, Any]:
+    return {"heading": figure.heading, "caption": figure.caption, "file": figure.file, "svg": svg}
+
+
+def markdown(findings: Findings, sections: list[Section]) -> str:
+    """The same as Markdown, with the charts as files beside it."""
+    parts = [f"# {_escaped(findings.sweep.name)}"]
+    if state := words.state(findings):
+        parts.append(f"> {_escaped(state)}")
+    parts.append("\n".join(f"* **{v['label']}**: {_escaped(v['text'])}" for v in verdicts(findings)))
+    parts += [method(findings)] if method(findings) else []
+    for section in sections:
+        parts.append(f"## {section.heading}")
+        parts += [f"![{_escaped(f.heading)}]({f.file})\n\n{_escaped(f.caption)}" for f in section.figures]
+        for table in section.tables:
+            lines = [[_escaped(c) for c in table.columns], ["---"] * len(table.columns)]
+            lines += [[_markdown_cell(cell) for cell in row.cells] for row in table.rows]
+            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+            parts += [_escaped(table.note)] if table.note else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_cell(cell: Cell) -> str:
+    return " ".join(f"[{_escaped(p.text)}]({p.href})" if p.href else _escaped(p.text) for p in cell)
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
+
+
+def rows(findings: Findings) -> str:
+    """A line a run, as CSV: every figure there is."""
+    names = sorted({name for run in findings.sweep.runs for name in run.metrics})
+    head = ["job", "arm", "seed", "lr", "status", "reason", *(key for key, _ in tables.BUDGETS), "fit_seconds"]
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow([*head, *names, "folder", "overrides"])
+    for run in findings.sweep.runs:
+        lost = run.value(findings.sweep.metric) is None
+        reason = findings.why_lost(run) if lost else ""
+        figures = [run.figures.get(key) for key, _ in tables.BUDGETS]
+        known = [run.metrics.get(name) for name in names]
+        place = "" if run.folder is None else f"../{run.folder.name}"
+        told = [run.job, findings.arm_of(run), run.seed, run.lr, run.status, reason, *figures, run.fit_seconds]
+        writer.writerow([*told, *known, place, " ".join(run.overrides)])
+    return file.getvalue()

@@ -1,0 +1,197 @@
+"""What a sweep's runs say: each arm at its best learning rate, against the baseline, with what is lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from lab.report import statistics
+from lab.report.reading import UNFINISHED, Arm, Run, Sweep
+from lab.report.statistics import Comparison, Interval
+
+
+@dataclass(frozen=True)
+class Rate:
+    """An arm at one learning rate: its values over the seeds, and how many seeds it was given."""
+
+    lr: float | None
+    values: Mapping[int, float]
+    planned: int
+
+    @property
+    def mean(self) -> float | None:
+        return math.fsum(self.values.values()) / len(self.values) if self.values else None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of one arm.
+
+    Args:
+        arm: it
+        is_baseline: whether the others are compared with it
+        runs: those at its best learning rate, or all
+        rates: of each learning rate it was given, rising; one without a sweep of them
+        lr: the best one
+        values: seed → final figure, lost seeds left out
+        interval: of these; None where all are lost
+        comparison: with the baseline; None for itself, or without a common seed
+        speed_up: in tokens, over the common seeds; None where there are no curves
+        figures: params, active_params, flops, cache_bytes: of its runs, else of the plan
+    """
+
+    arm: Arm
+    is_baseline: bool
+    runs: tuple[Run, ...]
+    rates: tuple[Rate, ...]
+    lr: float | None
+    values: Mapping[int, float]
+    interval: Interval | None
+    comparison: Comparison | None
+    speed_up: Interval | None
+    figures: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        return self.arm.name
+
+    @property
+    def lost(self) -> list[Run]:
+        """Runs at this learning rate without a final figure."""
+        return [run for run in self.runs if run.seed not in self.values]
+
+    @property
+    def lr_is_at_the_edge(self) -> bool:
+        """Whether the best learning rate is the smallest or largest tried, so that a better one may lie beyond."""
+        return len(self.rates) > 1 and self.lr in (self.rates[0].lr, self.rates[-1].lr)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The findings of all arms, in the plan's order, and the sweep they are of."""
+
+    sweep: Sweep
+    arms: tuple[Finding, ...]
+
+    @property
+    def baseline(self) -> Finding:
+        return self.arms[self.sweep.baseline]
+
+    @property
+    def others(self) -> list[Finding]:
+        return [finding for finding in self.arms if not finding.is_baseline]
+
+    @property
+    def lost(self) -> list[Run]:
+        return [run for run in self.sweep.runs if run.value(self.sweep.metric) is None]
+
+    @property
+    def unfinished(self) -> list[Run]:
+        return [run for run in self.lost if run.status == UNFINISHED]
+
+    @property
+    def comparisons(self) -> int:
+        """How many were tested at once, which is what they are corrected for."""
+        return sum(f.comparison is not None and f.comparison.p is not None for f in self.arms)
+
+    def arm_of(self, run: Run) -> str:
+        return next(f.name for f in self.arms if run in f.arm.runs)
+
+    def why_lost(self, run: Run) -> str:
+        return why_lost(run, self.sweep.metric)
+
+
+def why_lost(run: Run, metric: str) -> str:
+    """One sentence: what became of a run that has no final figure."""
+    if run.status != "completed":
+        return f"{run.status}: {run.reason}" if run.reason else run.status
+    found = run.metrics.get(metric)
+    return f"logged no {metric}" if found is None else f"diverged: its {metric} is {found}"
+
+
+def find(sweep: Sweep) -> Findings:
+    """Judge a sweep."""
+    tuned = [_tuned(arm, sweep) for arm in sweep.arms]
+    baseline = tuned[sweep.baseline]
+    found = [
+        _finding(arm, rates, rate, baseline[1], sweep, is_baseline=i == sweep.baseline)
+        for i, (arm, (rates, rate)) in enumerate(zip(sweep.arms, tuned, strict=True))
+    ]
+    if sweep.kind == "search":  # each trial was chosen in the light of those before: no independent comparisons
+        return Findings(sweep, tuple(replace(f, comparison=None) for f in found))
+    corrected = statistics.holm([f.comparison.p if f.comparison else None for f in found])
+    return Findings(sweep, tuple(_corrected(f, p) for f, p in zip(found, corrected, strict=True)))
+
+
+def _corrected(finding: Finding, p: float | None) -> Finding:
+    return replace(finding, comparison=finding.comparison and replace(finding.comparison, corrected=p))
+
+
+def _tuned(arm: Arm, sweep: Sweep) -> tuple[tuple[Rate, ...], Rate]:
+    """All learning rates of an arm, and the best: of those that lost the fewest seeds, the one with the best mean."""
+    rates = tuple(
+        Rate(lr, {r.seed: v for r in runs if (v := r.value(sweep.metric)) is not None}, len({run.seed for run in runs}))
+        for lr, runs in _by_rate(arm.runs).items()
+    ) or (Rate(None, {}, 0),)
+    sign = -1 if sweep.maximize else 1
+    best = min(rates, key=lambda r: (-len(r.values), math.inf if r.mean is None else sign * r.mean))
+    return rates, best
+
+
+def _by_rate(runs: Sequence[Run]) -> dict[float | None, list[Run]]:
+    found: dict[float | None, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: -math.inf if run.lr is None else run.lr):
+        found.setdefault(run.lr, []).append(run)
+    return found
+
+
+def _finding(
+    arm: Arm, rates: tuple[Rate, ...], rate: Rate, baseline: Rate, sweep: Sweep, *, is_baseline: bool
+) -> Finding:
+    runs = tuple(run for run in arm.runs if run.lr == rate.lr)
+    theirs = [run for run in sweep.arms[sweep.baseline].runs if run.lr == baseline.lr]
+    return Finding(
+        arm,
+        is_baseline,
+        runs,
+        rates,
+        rate.lr,
+        rate.values,
+        statistics.interval(list(rate.values.values())) if rate.values else None,
+        None if is_baseline else statistics.compare(rate.values, baseline.values),
+        None if is_baseline else _speed_up(runs, theirs, sweep.metric),
+        _figures(runs, arm),
+    )
+
+
+def _speed_up(runs: Sequence[Run], theirs: Sequence[Run], metric: str) -> Interval | None:
+    done = {run.seed: run for run in theirs if run.value(metric) is not None}
+    pairs = [(run, done[run.seed]) for run in runs if run.seed in done and run.value(metric) is not None]
+    ratios = [statistics.speed_up(a.loss_over_tokens(), b.loss_over_tokens()) for a, b in pairs]
+    known = [ratio for ratio in ratios if ratio is not None]
+    return statistics.ratio_interval(known) if known else None
+
+
+def _figures(runs: Sequence[Run], arm: Arm) -> dict[str, float]:
+    """What was measured on the runs, completed by the plan's."""
+    found = dict(arm.figures)
+    for run in runs:
+        found |= run.figures
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def pareto(points: Sequence[tuple[float, float]], maximize: bool = False) -> list[int]:
+    """Indices of the points that no other is at least as good as in both and better in one, by rising cost.
+
+    Args:
+        points: (cost, figure)
+        maximize: whether more of the figure is better
+    """
+    sign = -1 if maximize else 1
+    order = sorted(range(len(points)), key=lambda i: (points[i][0], sign * points[i][1]))
+    front: list[int] = []
+    for i in order:
+        if not front or sign * points[i][1] < sign * points[front[-1]][1]:
+            front.append(i)
+    return front

@@ -1,0 +1,323 @@
+"""A sweep as it lies on the disk: its plan, its runs, what became of them. Reads files; judges nothing.
+
+A plan of an ablation names its arms. In any other sweep the runs whose overrides differ in nothing but the seed are
+one arm, and the first of them is the baseline.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from registry import ConfigError, did_you_mean
+
+PLAN = "plan.json"
+UNFINISHED = "unfinished"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One job.
+
+    Args:
+        job: its number, which is its folder's name
+        folder: where it ran; None if it has not begun
+        overrides: what it was given
+        seed: 0 where no override says
+        lr: its learning rate, where the plan sweeps it
+        status: completed, failed, diverged, unfinished or unreadable
+        reason: why it is lost; empty if it is not
+        metrics: the last value of everything logged
+        figures: params, active_params, flops (training, a token), cache_bytes (a token, fp32), as far as known
+        curves: as ``curves.json`` holds them
+        fit_seconds: of training
+    """
+
+    job: int
+    folder: Path | None
+    overrides: tuple[str, ...]
+    seed: int = 0
+    lr: float | None = None
+    status: str = UNFINISHED
+    reason: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, Any] = field(default_factory=dict)
+    fit_seconds: float | None = None
+
+    def value(self, metric: str) -> float | None:
+        """Its final figure; None if it is lost."""
+        found = self.metrics.get(metric) if self.status == "completed" else None
+        return found if found is not None and math.isfinite(found) else None
+
+    def loss_over_tokens(self, name: str = "val") -> list[tuple[float, float]]:
+        """(tokens, loss) of its validations, or of ``train``."""
+        tokens = self.curves.get("tokens_per_step")
+        return [(step * tokens, loss) for step, loss in self.curves.get(name, [])] if tokens else []
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared.
+
+    Args:
+        name: of the arm
+        overrides: what makes it
+        runs: its jobs: seeds, and learning rates where those are swept
+        figures: of the plan; empty without one
+        match: of the plan: how it was matched to the baseline
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    runs: tuple[Run, ...]
+    figures: Mapping[str, float] = field(default_factory=dict)
+    match: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Everything of a folder; ``arms`` has the baseline among them, at ``baseline``."""
+
+    directory: Path
+    kind: str
+    name: str
+    command: str
+    metric: str
+    maximize: bool
+    arms: tuple[Arm, ...]
+    baseline: int
+
+    @property
+    def runs(self) -> list[Run]:
+        return sorted((run for arm in self.arms for run in arm.runs), key=lambda run: run.job)
+
+
+def read(directory: Path, baseline: str | None = None, metric: str | None = None) -> Sweep:
+    """Read a sweep's folder.
+
+    Args:
+        directory: of the sweep
+        baseline: name of the arm to compare with; None for the plan's, or the first
+        metric: what to compare by; None for what the sweep was made to compare
+
+    Raises:
+        ConfigError: there is nothing to report: no folder, no sweep, no finished job, no such arm or metric
+    """
+    _check_folder(directory)
+    plan = _plan(directory)
+    runs = _runs(directory, plan)
+    if not runs:
+        rule = "holds no jobs (folders 0, 1, 2 …)" if any(directory.iterdir()) else "is empty"
+        raise ConfigError("DIR", str(directory), f"{rule}, so it is no sweep's folder", WHERE)
+    arms = _planned_arms(plan, runs) if plan.get("arms") else _found_arms(runs)
+    found, maximize = _aim(directory, plan)
+    metric = metric or found
+    _check_any_figure(directory, runs, metric)
+    sweep = Sweep(
+        directory,
+        plan.get("kind", "grid"),
+        plan.get("name") or directory.name,
+        plan.get("command", ""),
+        metric,
+        maximize,
+        tuple(arms),
+        _baseline(plan, arms, baseline),
+    )
+    return sweep
+
+
+WHERE = "Name a folder that `train.py -m` or `python -m lab.ablation` made: logs/*/multiruns/… or logs/ablation/*/…"
+
+
+def _check_folder(directory: Path) -> None:
+    if not directory.is_dir():
+        near = [p.name for p in directory.parent.iterdir() if p.is_dir()] if directory.parent.is_dir() else []
+        hint = did_you_mean(directory.name, near) if near and len(near) <= 20 else ""
+        hint = hint if hint.startswith("Did you mean") else ""
+        raise ConfigError("DIR", str(directory), "is no folder", f"{hint}. {WHERE}" if hint else WHERE)
+    if (not (directory / PLAN).exists() and (directory / ".hydra").is_dir()) or (directory / "results.json").exists():
+        rule = "is the folder of one run, and a report compares several"
+        raise ConfigError("DIR", str(directory), rule, f"Its own figures are in results.json. {WHERE}")
+
+
+def _plan(directory: Path) -> dict[str, Any]:
+    file = directory / PLAN
+    if not file.exists():
+        return {}
+    try:
+        plan = json.loads(file.read_text())
+        if not isinstance(plan, dict):
+            raise ValueError("it is no mapping")
+        return plan
+    except (ValueError, OSError) as error:
+        rule = f"cannot be read ({error})"
+        raise ConfigError("DIR", str(file), rule, "Remove it: the runs beside it are reported without a plan") from None
+
+
+def _aim(directory: Path, plan: Mapping[str, Any]) -> tuple[str, bool]:
+    """What the sweep compares, and whether more of it is better."""
+    if "metric" in plan:
+        return plan["metric"], plan.get("direction") == "maximize"
+    from omegaconf import OmegaConf
+
+    file = directory / "multirun.yaml"
+    try:
+        written = OmegaConf.load(file) if file.exists() else OmegaConf.create()
+    except Exception:  # half a file says as little as none
+        written = OmegaConf.create()
+    metric = OmegaConf.select(written, "optimized_metric") or "val/loss"
+    sweeper = OmegaConf.select(written, "hydra.sweeper.direction", throw_on_resolution_failure=False)
+    return str(metric), "maximize" in str(sweeper)
+
+
+def _check_any_figure(directory: Path, runs: Sequence[Run], metric: str) -> None:
+    if any(run.value(metric) is not None for run in runs):
+        return
+    logged = {name for run in runs if run.status == "completed" for name in run.metrics}
+    if logged and metric not in logged:
+        raise ConfigError("--metric", metric, "no run of the sweep logged it", did_you_mean(metric, logged))
+    states = Counter(run.status for run in runs)
+    told = ", ".join(f"{count} {status}" for status, count in states.items())
+    reasons = Counter(run.reason.splitlines()[0][:200] for run in runs if run.reason and run.status != UNFINISHED)
+    why = f"; most often: {reasons.most_common(1)[0][0]}" if reasons else ""
+    remedy = (
+        f"Let them go on: python -m lab.sweep resume {directory}" if UNFINISHED in states else "Mend that, and retry"
+    )
+    raise ConfigError("DIR", str(directory), f"none of its {len(runs)} jobs has a figure ({told}{why})", remedy)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def _runs(directory: Path, plan: Mapping[str, Any]) -> list[Run]:
+    jobs = {int(job["job"]): job for job in plan.get("jobs") or []}
+    folders = {int(p.name): p for p in directory.iterdir() if p.name.isdigit() and p.is_dir()}
+    return [_run(number, folders.get(number), jobs.get(number, {})) for number in sorted({*jobs, *folders})]
+
+
+def _run(number: int, folder: Path | None, job: Mapping[str, Any]) -> Run:
+    overrides = tuple(job.get("overrides") or _overrides(folder))
+    seed, lr = job.get("seed"), job.get("lr")
+    seed = _seed(overrides) if seed is None else int(seed)
+    if folder is None:
+        return Run(number, None, overrides, seed, lr, UNFINISHED, "has not begun")
+    status, reason, results = _results(folder)
+    curves = _json(folder / "curves.json")
+    curves = curves if isinstance(curves, dict) else {}
+    return Run(
+        number,
+        folder,
+        overrides,
+        seed,
+        lr,
+        status,
+        reason,
+        {k: v for k, v in (results.get("metrics") or {}).items() if isinstance(v, int | float)},
+        _figures(results, curves),
+        curves,
+        results.get("fit_seconds"),
+    )
+
+
+def _overrides(folder: Path | None) -> list[str]:
+    from omegaconf import OmegaConf
+
+    file = folder / ".hydra" / "overrides.yaml" if folder else None
+    try:
+        return [str(o) for o in OmegaConf.load(file)] if file and file.exists() else []
+    except Exception:  # a job killed while writing it
+        return []
+
+
+def _seed(overrides: Sequence[str]) -> int:
+    written = [o.partition("=")[2] for o in overrides if o.lstrip("+").partition("=")[0] == "seed"]
+    return int(written[-1]) if written and written[-1].lstrip("-").isdigit() else 0
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _results(folder: Path) -> tuple[str, str, dict[str, Any]]:
+    """Status, reason and document of a job."""
+    file = folder / "results.json"
+    if not file.exists():
+        return UNFINISHED, "no results.json: it is still running, or was stopped", {}
+    results = _json(file)
+    if not isinstance(results, dict) or not isinstance(results.get("metrics") or {}, dict):
+        return "unreadable", "its results.json cannot be read", {}
+    return str(results.get("status", "completed")), str(results.get("reason") or ""), results
+
+
+def _figures(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, float]:
+    found = {
+        "params": results.get("parameters"),
+        "active_params": results.get("active_parameters"),
+        "flops": curves.get("flops_per_token"),
+        "cache_bytes": curves.get("cache_bytes_per_token"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+# --- arms -------------------------------------------------------------------------------------------------------------
+
+
+def _planned_arms(plan: Mapping[str, Any], runs: Sequence[Run]) -> list[Arm]:
+    named = {int(job["job"]): job.get("arm") for job in plan.get("jobs") or []}
+    return [
+        Arm(
+            str(arm["name"]),
+            tuple(arm.get("overrides") or ()),
+            tuple(run for run in runs if named.get(run.job) == arm["name"]),
+            arm.get("figures") or {},
+            arm.get("match"),
+        )
+        for arm in plan["arms"]
+    ]
+
+
+def _found_arms(runs: Sequence[Run]) -> list[Arm]:
+    """Runs that differ in nothing but the seed are one arm, in the order in which they were begun."""
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        own = tuple(o for o in run.overrides if o.lstrip("+").partition("=")[0] != "seed")
+        groups.setdefault(own, []).append(run)
+    shared = set.intersection(*(set(own) for own in groups)) if len(groups) > 1 else set()
+    different = [[o for o in own if o not in shared] for own in groups]
+    names = _names(different)
+    return [Arm(n, tuple(own), tuple(r)) for n, own, r in zip(names, different, groups.values(), strict=True)]
+
+
+def _names(different: Sequence[Sequence[str]]) -> list[str]:
+    """Short names of the arms: ``mla`` for model/attention=mla where nothing else differs, else d_ff=64 lr=0.1."""
+    keys = {o.lstrip("+").partition("=")[0] for own in different for o in own}
+    last = Counter(key.replace("/", ".").rpartition(".")[2] for key in keys)
+    names = []
+    for own in different:
+        words = []
+        for override in own:
+            key, _, value = override.lstrip("+").partition("=")
+            short = key.replace("/", ".").rpartition(".")[2]
+            alone = len(keys) == 1 and "/" in key
+            words.append(value if alone else f"{short if last[short] == 1 else key}={value}")
+        names.append(" ".join(words) or "as configured")
+    return names if len(set(names)) == len(names) else [" ".join(own) or "as configured" for own in different]
+
+
+def _baseline(plan: Mapping[str, Any], arms: Sequence[Arm], asked: str | None) -> int:
+    names = [arm.name for arm in arms]
+    if asked is not None:
+        if asked not in names:
+            raise ConfigError("--baseline", asked, "no arm of the sweep has this name", did_you_mean(asked, names))
+        return names.index(asked)
+    marked = [str(arm["name"]) for arm in plan.get("arms") or [] if arm.get("baseline")]
+    return names.index(marked[0]) if marked else 0

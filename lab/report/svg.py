@@ -1,0 +1,181 @@
+"""Scales, axes and labels of the charts: SVG of elements with classes, whose colours chart.css gives in light and dark.
+
+ElementTree writes them, so whatever a name holds is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from lab.report.words import MINUS
+
+WIDTH = 440  # a phone's, so that letters are as large there as on a desk
+LINE = 14  # pixels from one label to the next
+CSS = Path(__file__).with_name("chart.css")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What values lie at which pixels.
+
+    Args:
+        low, high: values at the ends
+        start, end: pixels there
+        log: whether equal ratios are equal distances
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, at = (math.log(v) if self.log else v for v in (self.low, self.high, value))
+        return self.start + (at - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self, count: int) -> list[float]:
+        from matplotlib.ticker import LogLocator, MaxNLocator
+
+        if self.log:
+            for subs in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
+                found = [t for t in LogLocator(subs=subs).tick_values(self.low, self.high) if self._holds(t)]
+                if len(found) >= 3:
+                    break
+            else:
+                return [t for t in MaxNLocator(count).tick_values(self.low, self.high) if self._holds(t)]
+            return [float(t) for t in found[:: max(1, round(len(found) / (count + 1)))]]
+        return [float(t) for t in MaxNLocator(count).tick_values(self.low, self.high) if self._holds(t)]
+
+    def _holds(self, value: float) -> bool:
+        slack = 1e-9 * abs(self.high - self.low)
+        return self.low - slack <= value <= self.high + slack
+
+
+def padded(values: Sequence[float], share: float = 0.06, least: float = 0.0) -> tuple[float, float]:
+    """A range a little wider than the values, and at least ``least`` times their middle."""
+    low, high = min(values), max(values)
+    room = max((high - low) * (1 + 2 * share), least * abs(low + high) / 2, 1e-9 * abs(high) or 1.0)
+    middle = (low + high) / 2
+    return middle - room / 2, middle + room / 2
+
+
+class Chart:
+    """One chart: an ``<svg>`` with a title and a description, and what is drawn on it.
+
+    Args:
+        name: of its file, and of what it refers to within itself
+        title: what a reader who does not see it is told first
+        height: pixels
+        left, right, top, bottom: margins
+    """
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        height: float,
+        left: float = 54,
+        right: float = 18,
+        top: float = 16,
+        bottom: float = 42,
+    ) -> None:
+        self.name, self.title, self.height = name, title, height
+        self.x0, self.x1, self.y0, self.y1 = left, WIDTH - right, height - bottom, top
+        box = f"0 0 {WIDTH} {height:g}"
+        self.root = ET.Element("svg", {"class": "chart", "viewBox": box, "role": "img", "aria-labelledby": f"{name}-t"})
+        self.add("title", text=title, id=f"{name}-t")
+        self.add("rect", cls="sheet", width=WIDTH, height=height)
+
+    def add(
+        self,
+        tag: str,
+        cls: str = "",
+        text: str | None = None,
+        into: ET.Element | None = None,
+        tip: str = "",
+        **attributes: object,
+    ) -> ET.Element:
+        """Draw an element; ``tip`` is what is said of it when pointed at."""
+        found = {k.replace("_", "-"): f"{v:.2f}" if isinstance(v, float) else str(v) for k, v in attributes.items()}
+        element = ET.SubElement(self.root if into is None else into, tag, {"class": cls} if cls else {}, **found)
+        element.text = text
+        if tip:
+            ET.SubElement(element, "title").text = tip
+        return element
+
+    def clipped(self) -> ET.Element:
+        """A group of which nothing outside the axes is seen."""
+        clip = self.add("clipPath", id=f"{self.name}-clip")
+        self.add("rect", into=clip, x=self.x0, y=self.y1, width=self.x1 - self.x0, height=self.y0 - self.y1)
+        return self.add("g", clip_path=f"url(#{self.name}-clip)")
+
+    def axes(
+        self, x: Scale, y: Scale | None, label: str, above: str = "", written: Callable[[float], str] | None = None
+    ) -> None:
+        """Grid, ticks and what they count; ``above`` the y axis, ``written`` makes the x ticks' words."""
+        if y is not None:
+            marks = y.ticks(5)
+            for value, word in zip(marks, spelt(marks), strict=True):
+                self.add("line", "grid", x1=self.x0, x2=self.x1, y1=y(value), y2=y(value))
+                self.add("text", "tick end", word, x=self.x0 - 7, y=y(value) + 4)
+        marks = x.ticks(4)
+        words = [written(v) for v in marks] if written else spelt(marks)
+        for value, word in zip(marks, words, strict=True):
+            self.add("line", "tickmark", x1=x(value), x2=x(value), y1=self.y0, y2=self.y0 + 4)
+            self.add("text", "tick mid", word, x=x(value), y=self.y0 + 17)
+        self.add("line", "axis", x1=self.x0, x2=self.x1, y1=self.y0, y2=self.y0)
+        self.add("text", "name mid", label, x=(self.x0 + self.x1) / 2, y=self.height - 6)
+        if above:
+            self.add("text", "name", above, x=4.0, y=self.y1 - 14)
+
+    def path(
+        self, points: Sequence[tuple[float, float]], cls: str, into: ET.Element | None = None, tip: str = ""
+    ) -> None:
+        if len(points) > 1:
+            self.add("path", cls, into=into, tip=tip, d="M" + "L".join(f"{px:.1f},{py:.1f}" for px, py in points))
+
+    def inline(self) -> str:
+        """For a page that has the style sheet."""
+        return ET.tostring(self.root, encoding="unicode")
+
+    def standalone(self) -> str:
+        """For a file of its own."""
+        root = ET.Element("svg", {**self.root.attrib, "xmlns": "http://www.w3.org/2000/svg"})
+        ET.SubElement(root, "style").text = CSS.read_text()
+        root.extend(list(self.root))
+        return ET.tostring(root, encoding="unicode") + "\n"
+
+
+def spelt(values: Sequence[float]) -> list[str]:
+    """Numbers of one axis, all with as many decimals as their distance asks for."""
+    if len(values) < 2:
+        return [f"{v:.4g}" for v in values]
+    step = min(b - a for a, b in pairwise(values))
+    places = max(0, -math.floor(math.log10(step) + 1e-9))
+    if places and round(step * 10**places, 6) != round(step * 10**places):  # 0.025
+        places += 1
+    return [f"{0.0 if abs(v) < step / 1e6 else v:.{places}f}".replace("-", MINUS) for v in values]
+
+
+def apart(wanted: Sequence[float], low: float, high: float, least: float = LINE) -> list[float]:
+    """Places of labels as near as may be to where they belong, at least ``least`` from each other, within the ends."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    placed = [0.0] * len(wanted)
+    last = low - least
+    for i in order:
+        placed[i] = last = max(wanted[i], last + least)
+    limit = high + least
+    for i in reversed(order):
+        placed[i] = limit = min(placed[i], limit - least)
+    return placed
+
+
+def cut(name: str, letters: int) -> str:
+    """A name that fits; the whole of it stands in the tables."""
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"

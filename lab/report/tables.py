@@ -1,0 +1,191 @@
+"""The tables of a report: cells are words, with links to the run folders that they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lab.report import words
+from lab.report.findings import Finding, Findings
+from lab.report.reading import Run
+
+BUDGETS = (
+    ("params", "parameters"),
+    ("active_params", "active parameters"),
+    ("flops", "FLOPs a token"),
+    ("cache_bytes", "cache bytes a token"),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Words, and where they lead, relative to the report's folder."""
+
+    text: str
+    href: str = ""
+
+
+Cell = tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cells, and a class for what kind of row it is."""
+
+    cells: tuple[Cell, ...]
+    cls: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns; the first cell of a row is its name.
+
+    Args:
+        numeric, wide: columns whose cells are numbers, or sentences
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    numeric: frozenset[str] = field(default_factory=frozenset)
+    wide: frozenset[str] = field(default_factory=frozenset)
+    note: str = ""
+
+
+def link(run: Run, text: str) -> Part:
+    return Part(text, f"../{run.folder.name}/" if run.folder is not None else "")
+
+
+def _row(*cells: str | Part | Sequence[Part], cls: str = "") -> Row:
+    made = [(Part(c),) if isinstance(c, str) else (c,) if isinstance(c, Part) else tuple(c) for c in cells]
+    return Row(tuple(made), cls)
+
+
+def arms(findings: Findings) -> Table:
+    """Every arm with its figures, the lost ones too."""
+    metric = findings.sweep.metric
+    columns = ("arm", "seeds", metric, "difference", "p", "tokens", *(label for _, label in BUDGETS))
+    tuned = any(len(f.rates) > 1 for f in findings.arms)
+    if tuned:
+        columns = ("arm", "learning rate", *columns[1:])
+    rows = []
+    for f in findings.arms:
+        cells = [
+            f"{len(f.values)} of {len(f.runs)}",
+            words.around(f.interval),
+            words.around(f.comparison.difference, sign=True) if f.comparison else "–",
+            words.probability(f.comparison.corrected).removeprefix("p = ").removeprefix("p ") if f.comparison else "–",
+            words.ratio(f.speed_up),
+            *(words.short(f.figures.get(key)) for key, _ in BUDGETS),
+        ]
+        if tuned:
+            edge = " (edge)" if f.lr_is_at_the_edge else ""
+            cells = ["–" if f.lr is None else f"{f.lr:g}{edge}", *cells]
+        rows.append(_row(f.name, *cells, cls="lost" if f.interval is None else ""))
+    note = (
+        f"± is the 95 % interval of the mean; difference: to {findings.baseline.name}, over common seeds; p: after "
+        f"Holm's correction; tokens: how many times fewer tokens than {findings.baseline.name} to the higher of the "
+        "two final validation losses (below 1×: more tokens)."
+    )
+    if tuned:
+        note += (
+            " Each arm is compared at its best learning rate by the mean over seeds; edge: no rate beyond it was tried."
+        )
+    return Table("Arms", columns, tuple(rows), frozenset(columns[1:]), note=note)
+
+
+def differences(findings: Findings) -> Table | None:
+    """Seeds across, arms down: each value leads to its run."""
+    seeds = sorted({run.seed for f in findings.arms for run in f.runs})
+    if not any(f.values for f in findings.arms):
+        return None
+    columns = ("arm", *(f"seed {seed}" for seed in seeds))
+    rows = [_row(f.name, *(_seed_cell(f, seed, findings) for seed in seeds)) for f in findings.arms]
+    other = findings.baseline.name
+    note = f"{findings.sweep.metric}, in brackets its difference to the same seed of {other}. Each leads to its run."
+    return Table("Values by seed", columns, tuple(rows), frozenset(columns[1:]), note=note)
+
+
+def _seed_cell(finding: Finding, seed: int, findings: Findings) -> str | Sequence[Part]:
+    found = [run for run in finding.runs if run.seed == seed]
+    if not found:
+        return "–"
+    if seed not in finding.values:
+        run = found[-1]
+        return (link(run, "diverged" if run.status == "completed" else run.status),)
+    run = [r for r in found if r.value(findings.sweep.metric) is not None][-1]
+    value = link(run, words.plain(finding.values[seed]))
+    by_seed = finding.comparison.by_seed if finding.comparison else {}
+    return (value, Part(f"({words.signed(by_seed[seed], 4)})")) if seed in by_seed else (value,)
+
+
+def matches(findings: Findings) -> Table | None:
+    """What each arm was matched in, by what, and what it differs by in every budget."""
+    if not any(f.arm.match for f in findings.arms):
+        return None
+    columns = ("arm", "matched in", "by", "changed", *(label for _, label in BUDGETS))
+    rows = []
+    for f in findings.arms:
+        match = f.arm.match or {}
+        residual = match.get("residual") or {}
+        changed = "; ".join(f"{k} {_change(v)}" for k, v in (match.get("changed") or {}).items())
+        told = [words.percent(residual.get(key)) if match else "–" for key, _ in BUDGETS]
+        within = f"{match['budget']} within {100 * match['tol']:g} %" if match.get("tol") is not None else ""
+        rows.append(
+            _row(f.name, within or str(match.get("budget", "–")), str(match.get("by", "–")), changed or "–", *told)
+        )
+    other = findings.baseline.name
+    note = f"What is left to {other} in each budget: a gain in one that was not matched has its price."
+    return Table("Matching", columns, tuple(rows), frozenset(label for _, label in BUDGETS), note=note)
+
+
+def _change(value: object) -> str:
+    return f"{value[0]} → {value[1]}" if isinstance(value, list) and len(value) == 2 else str(value)
+
+
+def runs(findings: Findings) -> Table:
+    """Every run there is, and where."""
+    metric = findings.sweep.metric
+    tuned = any(run.lr is not None for run in findings.sweep.runs)
+    columns = ("run", "arm", "seed", *(("learning rate",) if tuned else ()), "status", metric, "seconds", "overrides")
+    rows = []
+    for run in findings.sweep.runs:
+        value = run.value(metric)
+        state = "diverged" if run.status == "completed" and value is None and metric in run.metrics else run.status
+        seconds = "–" if run.fit_seconds is None else f"{run.fit_seconds:,.0f}"
+        rate = (f"{run.lr:g}" if run.lr is not None else "–",) if tuned else ()
+        cells = (
+            findings.arm_of(run),
+            str(run.seed),
+            *rate,
+            state,
+            words.plain(value),
+            seconds,
+            " ".join(run.overrides),
+        )
+        rows.append(_row(link(run, str(run.job)), *cells, cls="lost" if value is None else ""))
+    numeric = frozenset(("seed", "learning rate", metric, "seconds"))
+    return Table("All runs", columns, tuple(rows), numeric, frozenset(("overrides",)))
+
+
+def lost(findings: Findings) -> Table | None:
+    """Runs without a figure, and why."""
+    if not findings.lost:
+        return None
+    rows = [
+        _row(link(run, str(run.job)), findings.arm_of(run), str(run.seed), findings.why_lost(run))
+        for run in findings.lost
+    ]
+    return Table("Lost", ("run", "arm", "seed", "reason"), tuple(rows), frozenset(("seed",)), frozenset(("reason",)))
+
+
+def trials(findings: Findings) -> Table:
+    """Of a search: its trials, best first."""
+    metric, sign = findings.sweep.metric, -1 if findings.sweep.maximize else 1
+    done = [(v, run) for run in findings.sweep.runs if (v := run.value(metric)) is not None]
+    done.sort(key=lambda pair: (sign * pair[0], pair[1].job))
+    rows = [_row(link(run, str(run.job)), words.plain(v), findings.arm_of(run)) for v, run in done[:20]]
+    title = "Best trials" if len(done) > 20 else "Trials, best first"
+    return Table(
+        title, ("trial", metric, "what differs"), tuple(rows), frozenset((metric,)), frozenset(("what differs",))
+    )

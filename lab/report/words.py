@@ -1,0 +1,165 @@
+"""Findings in words and numbers as a person reads them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from lab.report.findings import Finding, Findings
+from lab.report.reading import UNFINISHED
+from lab.report.statistics import Comparison, Interval
+
+UNITS = {"loss": "nats", "bits_per_byte": "bits a byte", "tokens_per_second": "tokens/s"}
+MINUS = "−"
+
+
+def unit(metric: str) -> str:
+    """The unit of a metric, or nothing."""
+    return UNITS.get(metric.rpartition("/")[2], "")
+
+
+def plain(value: float | None, decimals: int = 4) -> str:
+    """A number with a real minus; a dash for none."""
+    return "–" if value is None else f"{value:,.{decimals}f}".replace("-", MINUS)
+
+
+def signed(value: float, decimals: int) -> str:
+    return f"{value:+,.{decimals}f}".replace("-", MINUS)
+
+
+def decimals(half: float | None) -> int:
+    """As many as show two digits of an uncertainty."""
+    if not half or not math.isfinite(half):
+        return 4
+    return min(max(1 - math.floor(math.log10(half)), 0), 6)
+
+
+def around(found: Interval | None, sign: bool = False) -> str:
+    """Mean ± half the interval."""
+    if found is None:
+        return "–"
+    places = decimals(found.half)
+    mean = signed(found.mean, places) if sign else plain(found.mean, places)
+    return mean if found.half is None else f"{mean} ± {plain(found.half, places)}"
+
+
+def probability(p: float | None) -> str:
+    if p is None:
+        return "–"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def ratio(found: Interval | None) -> str:
+    """A speed-up with its interval."""
+    if found is None:
+        return "–"
+    if found.low is None or found.high is None:
+        return f"{found.mean:.2f}×"
+    return f"{found.mean:.2f}× ({found.low:.2f} to {found.high:.2f})"
+
+
+def short(value: float | None) -> str:
+    """A count in three digits: 1.23M."""
+    if value is None:
+        return "–"
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.4g}"
+
+
+def percent(share: float | None) -> str:
+    if share is None:
+        return "–"
+    return f"{100 * share:+.2f} %".replace("-", MINUS) if share else "0 %"
+
+
+def seeds(n: int) -> str:
+    return f"{n} seed{'s' * (n != 1)}"
+
+
+def tone(finding: Finding, findings: Findings) -> str:
+    """baseline, better, worse, noise, unknown (one seed) or lost."""
+    if finding.interval is None:
+        return "lost"
+    if finding.is_baseline:
+        return "baseline"
+    if finding.comparison is None or finding.comparison.p is None:
+        return "unknown"
+    if not finding.comparison.is_told_from_noise:
+        return "noise"
+    return "better" if _is_better(finding.comparison, findings) else "worse"
+
+
+def _is_better(comparison: Comparison, findings: Findings) -> bool:
+    return (comparison.difference.mean > 0) == findings.sweep.maximize
+
+
+def verdict(finding: Finding, findings: Findings) -> str:
+    """The headline of an arm, one sentence, what it lost included."""
+    said = _verdict(finding, findings)
+    lost = finding.lost
+    if finding.interval is None or not lost:
+        return said
+    states = Counter(run.status if run.status != "completed" else "diverged" for run in lost)
+    told = " and ".join(f"{count} {status}" for status, count in states.items())
+    return f"{said} Of its {seeds(len(finding.runs))}, {told}."
+
+
+def _verdict(finding: Finding, findings: Findings) -> str:
+    name, other = finding.name, findings.baseline.name
+    how = tone(finding, findings)
+    if how == "lost":
+        return f"{name} is lost: {_loss(finding, findings)}."
+    found = around(finding.interval)
+    measure = f"{findings.sweep.metric} {found} {unit(findings.sweep.metric)}".rstrip()
+    if how == "baseline":
+        return f"{name} is the baseline: {measure} ({seeds(len(finding.values))})."
+    if finding.comparison is None:
+        return f"{name} has {measure}, and no seed in common with a finished {other} to compare."
+    return _comparison(finding.comparison, name, other, how, findings)
+
+
+def _comparison(comparison: Comparison, name: str, other: str, how: str, findings: Findings) -> str:
+    of, difference = unit(findings.sweep.metric), comparison.difference
+    amount = f"{plain(abs(difference.mean), decimals(difference.half))}"
+    if how == "unknown":
+        direction = "lower" if difference.mean < 0 else "higher"
+        said = f"{amount} {of}".rstrip()
+        return f"One seed: cannot say whether {name} differs from {other} ({said} {direction} this once)."
+    n = seeds(difference.n)
+    if how == "noise":
+        return (
+            f"{name} against {other}: no difference that {n} can tell from noise "
+            f"({around(difference, sign=True)} {of}".rstrip()
+            + f", {probability(comparison.corrected)})."
+        )
+    spread = f"{amount} ± {plain(difference.half, decimals(difference.half))} {of}".rstrip()
+    return f"{name} is {how} than {other} by {spread} ({n}, {probability(comparison.corrected)})."
+
+
+def _loss(finding: Finding, findings: Findings) -> str:
+    if not finding.runs:
+        return "it has no runs"
+    reasons = Counter(findings.why_lost(run).splitlines()[0] for run in finding.runs)
+    (reason, count), several = reasons.most_common(1)[0], len(finding.runs) > 1
+    of = f"{count} of {len(finding.runs)} runs " if several else ""
+    return f"{of}{reason}".rstrip(".")
+
+
+def state(findings: Findings) -> str:
+    """What stands on top of a sweep that is not whole; empty for one that is."""
+    total, lost, waiting = len(findings.sweep.runs), findings.lost, len(findings.unfinished)
+    gone = Counter("diverged" if r.status == "completed" else r.status for r in lost if r.status != UNFINISHED)
+    parts = []
+    if waiting:
+        parts.append(
+            f"Not finished: {waiting} of {total} runs have no result yet. Every figure below may still change."
+        )
+    if gone:
+        told = ", ".join(f"{count} {status}" for status, count in gone.items())
+        parts.append(
+            f"{sum(gone.values())} of {total} runs are lost ({told}). Comparisons are over the seeds that both arms "
+            "have; an arm that loses its bad seeds looks better than it is."
+        )
+    return " ".join(parts)

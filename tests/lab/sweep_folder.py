@@ -1,0 +1,133 @@
+"""Sweep folders as training leaves them, with figures that are made up and known."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+COST = {"mha": (512, 1.00), "gqa": (256, 0.97), "mla": (144, 1.02), "moe": (512, 1.10)}
+
+
+def write_job(
+    sweep: Path,
+    number: int,
+    overrides: Sequence[str],
+    results: dict[str, Any] | None = None,
+    curves: dict[str, Any] | None = None,
+) -> Path:
+    """One run's folder."""
+    folder = sweep / str(number)
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {json.dumps(o)}\n" for o in overrides))
+    if results is not None:
+        (folder / "results.json").write_text(json.dumps(results))
+    if curves is not None:
+        (folder / "curves.json").write_text(json.dumps(curves))
+    return folder
+
+
+def completed(loss: float, **more: Any) -> dict[str, Any]:
+    """results.json of a run that ended well."""
+    metrics = {"val/loss": loss, "test/loss": loss + 0.01, "speed/tokens_per_second": 1000.0}
+    figures = {"parameters": 1_000_000, "active_parameters": 900_000, "steps": 100, "fit_seconds": 12.5}
+    return {"status": "completed", **figures, "metrics": metrics, **more}
+
+
+def falling(final: float, rng: random.Random, steps: int = 100, slower: float = 1.0) -> dict[str, Any]:
+    """curves.json of a loss that falls like a power of the steps to ``final``."""
+    power = 0.5 * slower
+    at = range(10, steps + 1, 10)
+    val = [(s, final + 1.6 * ((s / steps) ** -power - 1) + rng.gauss(0, 0.002) * (s < steps)) for s in at]
+    return {
+        "tokens_per_step": 2048,
+        "train": [(s, loss + 0.02) for s, loss in val],
+        "val": val,
+        "flops_per_token": 1.3e7,
+        "cache_bytes_per_token": 512.0,
+        "expert_load": {},
+    }
+
+
+def ablation(sweep: Path, seeds: int = 3, effects: dict[str, float] | None = None) -> Path:
+    """Four arms, one of which fails everywhere, a diverged seed, a mixture of experts, a plan."""
+    rng = random.Random(7)
+    effects = {"mha": 0.0, "gqa": 0.003, "mla": -0.05, "moe": -0.12} if effects is None else effects
+    names = [*effects, "broken <b>&"]
+    base = {"params": 1_000_000, "active_params": 900_000, "flops": 1.3e7, "cache_bytes": 512}
+    jobs: list[dict[str, Any]] = []
+    noise = [rng.gauss(0, 0.02) for _ in range(seeds)]
+    for arm in names:
+        for seed in range(seeds):
+            overrides = [f"model/attention={arm}", f"seed={seed}"]
+            jobs.append({"job": len(jobs), "overrides": overrides, "arm": arm, "seed": seed, "lr": None})
+            _job(sweep, jobs[-1], arm, effects, noise[seed], rng)
+    plan = {
+        "kind": "ablation",
+        "name": "attention",
+        "command": "python -m lab.ablation attention",
+        "metric": "val/loss",
+        "direction": "minimize",
+        "workers": 1,
+        "jobs": jobs,
+        "arms": [_planned(arm, base) for arm in names],
+        "definition": {},
+    }
+    (sweep / "plan.json").write_text(json.dumps(plan))
+    return sweep
+
+
+def _planned(arm: str, base: dict[str, float]) -> dict[str, Any]:
+    cache, size = COST.get(arm, (512, 1.0))
+    figures = {**{k: v * size for k, v in base.items()}, "cache_bytes": cache}
+    residual = {name: figures[name] / base[name] - 1 for name in base}
+    changed = {"model.ffn.d_ff": [512, 736]}
+    match = {"budget": "params", "by": "d_ff", "tol": 0.005, "changed": changed, "residual": residual}
+    overrides = [f"model/attention={arm}"]
+    baseline = arm == "mha"
+    return {
+        "name": arm,
+        "baseline": baseline,
+        "overrides": overrides,
+        "figures": figures,
+        "match": None if baseline else match,
+    }
+
+
+def _job(
+    sweep: Path, job: dict[str, Any], arm: str, effects: dict[str, float], of_seed: float, rng: random.Random
+) -> None:
+    if arm not in effects:
+        reason = "ConfigError: model.attention = 'broken <b>&': <script>alert(1)</script> is unknown"
+        write_job(sweep, job["job"], job["overrides"], {"status": "failed", "reason": reason})
+        return
+    loss = 2.0 + effects[arm] + of_seed + rng.gauss(0, 0.004)
+    cache, size = COST.get(arm, (512, 1.0))
+    curves = {**falling(loss, rng), "cache_bytes_per_token": cache, "flops_per_token": 1.3e7 * size}
+    results = completed(loss, parameters=int(1_000_000 * size), active_parameters=int(900_000 * size))
+    if arm == "gqa" and job["seed"] == 2:
+        curves["val"] = [*curves["val"][:5], (60, math.nan)]
+        results = {"status": "diverged", "reason": "diverged at step 57: its loss is nan", "metrics": {}}
+    if arm == "moe":
+        curves["expert_load"] = {str(layer): _shares(8, rng) for layer in (1, 2, 3)}
+    write_job(sweep, job["job"], job["overrides"], results, curves)
+
+
+def _shares(n: int, rng: random.Random) -> list[float]:
+    drawn = [math.exp(rng.gauss(0, 0.5)) for _ in range(n)]
+    return [d / sum(drawn) for d in drawn]
+
+
+def grid(sweep: Path, losses: dict[str, Sequence[float | None]], key: str = "model/attention") -> Path:
+    """A sweep without a plan; None is a run that has not ended."""
+    rng, number = random.Random(1), 0
+    for value, of_seeds in losses.items():
+        for seed, loss in enumerate(of_seeds):
+            overrides = ["trainer.max_steps=100", f"{key}={value}", f"seed={seed}"]
+            results = None if loss is None else completed(loss)
+            write_job(sweep, number, overrides, results, falling(loss or 2.0, rng))
+            number += 1
+    return sweep
