@@ -43,15 +43,19 @@ def hydra_main(cfg: DictConfig) -> float | None:
         if not sweeping:
             _refusals.append(error)
             return None
-        reason = str(error)
+        status, reason = "failed", str(error)
+    except Diverged as error:
+        if not sweeping:
+            raise
+        status, reason = "diverged", str(error)
     except Exception as error:
         if not sweeping:
             raise
-        reason = f"{type(error).__name__}: {error}"
-    from lab.sweep import record_failure
+        status, reason = "failed", f"{type(error).__name__}: {error}"
+    from lab.sweep.table import record_failure
 
-    record_failure(directory, reason)
-    print(f"job failed: {reason}", file=sys.stderr)
+    record_failure(directory, reason, status)
+    print(f"job {status}: {reason}", file=sys.stderr)
     return _worst()
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from lab.sweep import SweepTable, _cell, _table, record_failure, summarise
+from lab.sweep.callback import SweepCallback
+from lab.sweep.table import _cell, record_failure, summarise, table_of
 
 
 def job(sweep: Path, number: int, overrides: list[str], **results: Any) -> Path:
@@ -58,7 +59,7 @@ def test_summary_is_a_csv_that_reads_back(sweep: Path) -> None:
 
 
 def test_best_row_is_marked_and_a_diverged_one_never_is(sweep: Path) -> None:
-    styles = [str(row.style) for row in _table(summarise(sweep), sweep).rows]
+    styles = [str(row.style) for row in table_of(summarise(sweep), "").rows]
     assert styles == ["", "", "bold green", "red", "red"]
 
 
@@ -66,7 +67,7 @@ def test_best_row_is_marked_and_a_diverged_one_never_is(sweep: Path) -> None:
 def test_table_of_nothing_but_diverged_jobs_marks_none(tmp_path: Path, losses: list[float]) -> None:
     for i, loss in enumerate(losses):
         job(tmp_path, i, [f"seed={i}"], **done(loss))
-    assert {str(row.style) for row in _table(summarise(tmp_path), tmp_path).rows} == {""}
+    assert {str(row.style) for row in table_of(summarise(tmp_path), "").rows} == {""}
 
 
 def test_table_fits_a_narrow_terminal_and_names_reasons(
@@ -102,7 +103,7 @@ def test_failure_keeps_the_figures_that_were_there(tmp_path: Path) -> None:
 
 def test_hydra_calls_it_when_a_sweep_ends(sweep: Path) -> None:
     config = OmegaConf.create({"hydra": {"sweep": {"dir": str(sweep)}}})
-    SweepTable().on_multirun_end(config=config)
+    SweepCallback().on_multirun_end(config=config)
     assert (sweep / "summary.csv").is_file()
 
 

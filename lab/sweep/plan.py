@@ -1,0 +1,85 @@
+"""``plan.json``: what a sweep's folder is to hold, written before the first job, so that it can be gone on with.
+
+A grid or an ablation lists its jobs. A search does not know them beforehand: it says what it searches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from registry import ConfigError
+
+PLAN, RESULTS = "plan.json", "results.json"
+KINDS = ("ablation", "grid", "search")
+NEEDED = ("kind", "metric", "direction")
+TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+
+
+def write(directory: Path, plan: Mapping[str, Any]) -> None:
+    """Write a plan, whole or not at all.
+
+    Args:
+        directory: of the sweep; made if it is not there
+        plan: ``kind``, ``name``, ``command``, ``metric``, ``direction``, ``workers``, and ``jobs`` (``job``,
+            ``overrides``, and in an ablation ``arm``, ``seed``, ``lr``) unless it is a search. ``flags``, optional,
+            stand before the overrides of each job. ``cwd``, where relative paths of the overrides begin, is this
+            process's unless given
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / PLAN, {"cwd": os.getcwd(), **plan})
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """The plan of a sweep.
+
+    Raises:
+        ConfigError: no sweep's folder, or its plan is damaged
+    """
+    file = directory / PLAN
+    remedy = "Name the folder that a sweep has said: logs/TASK/multiruns/TIME or logs/ablation/NAME/TIME"
+    if not directory.is_dir():
+        raise ConfigError("DIR", str(directory), "there is no such folder", remedy)
+    if not file.is_file():
+        raise ConfigError("DIR", str(directory), f"holds no {PLAN}, so no sweep was begun here", remedy)
+    try:
+        plan = json.loads(file.read_text())
+    except ValueError as error:
+        raise ConfigError(str(file), "…", f"is no JSON ({error})", "Start the sweep anew in another folder") from None
+    missing = [key for key in NEEDED if key not in plan] if isinstance(plan, dict) else NEEDED
+    if missing or plan["kind"] not in KINDS or (plan["kind"] != "search" and "jobs" not in plan):
+        rule = f"is no plan of a sweep (needs {', '.join(NEEDED)}, and jobs unless it is a search)"
+        raise ConfigError(str(file), "…", rule, "Start the sweep anew in another folder")
+    return plan
+
+
+def job_command(plan: Mapping[str, Any], job: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
+    """Arguments of ``train.py`` that run one job by itself, no sweep even where an experiment's file asks for one."""
+    return [*plan.get("flags", []), *job["overrides"], "hydra.mode=RUN", *more]
+
+
+def quoted(value: Path | str) -> str:
+    """A path as Hydra's grammar of overrides takes it, whatever characters it has."""
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    with partial.open("w") as stream:
+        stream.write(json.dumps(content, indent=1))
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, file)
+
+
+def results_of(job: Path) -> dict[str, Any] | None:
+    """What a job has left; None while it is unfinished, or if it was killed while writing that."""
+    try:
+        found = json.loads((job / RESULTS).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "status" in found else None

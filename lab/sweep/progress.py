@@ -1,0 +1,133 @@
+"""How far a sweep is: done, failed, the best so far and the time left, from what its jobs have left on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from lab.sweep.plan import RESULTS, results_of
+from lab.sweep.table import best_of
+
+
+@dataclass(frozen=True)
+class Count:
+    """Jobs of a sweep that have ended.
+
+    Args:
+        done: with their figures, or pruned
+        failed: failed or diverged
+        total: of all jobs; None where that is not known
+        seconds: that a job took, in the mean; None while none has ended
+    """
+
+    done: int
+    failed: int
+    total: int | None
+    seconds: float | None
+
+    def left(self, workers: int) -> float | None:
+        """Estimated seconds till all have ended."""
+        if self.total is None or self.seconds is None:
+            return None
+        return self.seconds * (self.total - self.done - self.failed) / max(workers, 1)
+
+
+def count(sweep: Path, plan: Mapping[str, Any]) -> Count:
+    """Look at all jobs of a sweep."""
+    ended = [(p, r["status"]) for p in sweep.iterdir() if p.name.isdigit() and (r := results_of(p))]
+    failed = sum(status in ("failed", "diverged") for _, status in ended)
+    took = [seconds for job, _ in ended if (seconds := _seconds(job)) is not None]
+    total = len(plan["jobs"]) if "jobs" in plan else plan.get("n_trials")
+    return Count(len(ended) - failed, failed, total, sum(took) / len(took) if took else None)
+
+
+def _seconds(job: Path) -> float | None:
+    """Between the composition of a job, or of its going on, and its figures."""
+    try:
+        begun = (job / ".hydra" / "overrides.yaml").stat().st_mtime
+        return max(0.0, (job / RESULTS).stat().st_mtime - begun)
+    except OSError:
+        return None
+
+
+def ended_line(sweep: Path, plan: Mapping[str, Any], job: int, workers: int) -> str:
+    """One line on a job that has just ended, and on the sweep."""
+    counted, results = count(sweep, plan), results_of(sweep / str(job)) or {"status": "unfinished"}
+    value = results.get("metrics", {}).get(plan["metric"])
+    status = "done" if results["status"] == "completed" else results["status"]
+    said = f"{plan['metric']} {value:.4f}" if value is not None and status == "done" else results.get("reason", "")
+    ended = f"{counted.done + counted.failed}{f'/{counted.total}' if counted.total else ''} ended"
+    parts = [f"job {job} {status}: {said}" if said else f"job {job} {status}", ended]
+    if (best := best_of(sweep, plan)) is not None:
+        parts.append(f"best {best[1]:.4f} (job {best[0]})")
+    left = counted.left(workers)
+    if left:
+        parts.append(f"about {duration(left)} left")
+    return "; ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """As a person says it: 40 s, 6 min, 2.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Display:
+    """A live view in a terminal; elsewhere, a line for each job that begins or ends.
+
+    Args:
+        sweep: its folder
+        plan: what it is to do
+        workers: jobs at a time
+    """
+
+    def __init__(self, sweep: Path, plan: Mapping[str, Any], workers: int) -> None:
+        self.sweep, self.plan, self.workers = sweep, plan, workers
+        self.console = Console()
+        self._live = (
+            Live(console=self.console, transient=True, auto_refresh=False) if self.console.is_terminal else None
+        )
+        self._shown = 0.0
+
+    def __enter__(self) -> Display:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    def ended(self, job: int) -> None:
+        """Tell of a job that has ended."""
+        self.say(ended_line(self.sweep, self.plan, job, self.workers))
+
+    def refresh(self, running: Sequence[tuple[int, str, float]]) -> None:
+        """Show what is going on, once a second.
+
+        Args:
+            running: number, overrides and time.monotonic() of the beginning of each
+        """
+        if self._live is None or time.monotonic() - self._shown < 1:
+            return
+        self._shown = time.monotonic()
+        counted, best = count(self.sweep, self.plan), best_of(self.sweep, self.plan)
+        left = counted.left(self.workers)
+        head = f"{counted.done} done, {counted.failed} failed, {len(running)} running of {counted.total}"
+        head += f"; best {self.plan['metric']} {best[1]:.4f} (job {best[0]})" if best else ""
+        head += f"; about {duration(left)} left" if left else ""
+        lines = [f"  job {job}  {duration(self._shown - since):>7}  {overrides}" for job, overrides, since in running]
+        rows = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
+        self._live.update(Group(Text(head, style="bold"), *rows), refresh=True)

@@ -1,0 +1,207 @@
+"""Runs the jobs that a plan lists and that have not ended, each a process of its own, several at a time."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab.sweep import plan as plans
+from lab.sweep.locks import take_sweep
+from lab.sweep.progress import Display
+from lab.sweep.table import record_failure, summarise
+from registry import REFUSED, ConfigError
+from training.checkpoints.find import newest
+from training.stops import DIVERGED, PREEMPTED, SIGNALS
+
+LOG = "job.log"
+TAIL = 3  # lines of a log that a reason may have
+LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] | None = None) -> int:
+    """Run the unfinished jobs of a grid or an ablation, and show the table of all.
+
+    A job that has left a good checkpoint goes on from it. One that fails or diverges is a row with its reason, and
+    the others go on. SIGINT, SIGTERM and SIGUSR1 are handed to the jobs, which save and stop; a second SIGINT kills.
+
+    Args:
+        directory: of the sweep, with its ``plan.json``
+        workers: jobs at a time; None: as the plan says, else 1
+        jobs: numbers of those to run if they are unfinished; None: all
+
+    Returns:
+        0 when all have ended, well or badly; 75 when stopped by a signal
+
+    Raises:
+        ConfigError: no sweep, a search, one that is still running, or no such job
+    """
+    directory = directory.resolve()
+    plan = plans.read(directory)
+    if "jobs" not in plan:
+        rule, remedy = "is a search, whose jobs its sampler chooses", f"Write python -m lab.sweep resume {directory}"
+        raise ConfigError("DIR", str(directory), rule, remedy)
+    workers = plan.get("workers") or 1 if workers is None else workers
+    if workers < 1:
+        raise ConfigError("workers", workers, "counts jobs at a time", "Write 1 or more")
+    if not Path(plan.get("cwd", ".")).is_dir():
+        rule = "was where the sweep began, and relative paths begin there"
+        raise ConfigError("cwd", plan["cwd"], rule, f"Make it again, or mend cwd in {directory / plans.PLAN}")
+    lock = take_sweep(directory)
+    try:
+        waiting = [j for j in plan["jobs"] if jobs is None or j["job"] in jobs]
+        waiting = [j for j in waiting if plans.results_of(directory / str(j["job"])) is None]
+        with _noted() as signals, Display(directory, plan, workers) as display:
+            display.say(f"{directory}: {len(waiting)} of {len(plan['jobs'])} jobs to run, {workers} at a time")
+            _Runner(directory, plan, workers, lock, display).run(waiting, signals)
+        summarise(directory)
+    finally:
+        os.close(lock)
+    if signals:
+        name = signal.Signals(signals[0]).name
+        print(f"stopped by {name}. Go on with: {resume_command(directory)}", flush=True)
+        return PREEMPTED
+    return 0
+
+
+def resume_command(directory: Path) -> str:
+    """What a person writes to go on with a sweep."""
+    return shlex.join(["python", "-m", "lab.sweep", "resume", str(directory)])
+
+
+@contextmanager
+def _noted() -> Iterator[list[int]]:
+    """The signals that have come, instead of what they do."""
+    noted: list[int] = []
+    before = {s: signal.signal(s, lambda signum, _: noted.append(signum)) for s in SIGNALS}
+    try:
+        yield noted
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+@dataclass(frozen=True)
+class _Running:
+    job: Mapping[str, Any]
+    process: subprocess.Popen[bytes]
+    since: float
+    log_start: int  # where in its log this attempt begins
+
+
+class _Runner:
+    def __init__(self, directory: Path, plan: Mapping[str, Any], workers: int, lock: int, display: Display) -> None:
+        self.directory, self.plan, self.workers, self.lock, self.display = directory, plan, workers, lock, display
+        self.running: list[_Running] = []
+        listed = [set(job["overrides"]) for job in plan["jobs"]]
+        self._common = set.intersection(*listed) if len(listed) > 1 else set()
+
+    def run(self, waiting: list[dict[str, Any]], signals: list[int]) -> None:
+        heard = 0
+        try:
+            while self.running or (waiting and not signals):
+                while waiting and len(self.running) < self.workers and not signals:
+                    self.running.append(self._start(waiting.pop(0)))
+                if len(signals) > heard:
+                    self._hand_on(first=heard == 0, again=signals[heard:].count(signal.SIGINT))
+                    heard = len(signals)
+                for one in [r for r in self.running if r.process.poll() is not None]:
+                    self.running.remove(one)
+                    self._end(one, stopping=bool(signals))
+                self.display.refresh([(r.job["job"], self._distinct(r.job), r.since) for r in self.running])
+                time.sleep(0.05)
+        finally:
+            for left in self.running:  # only when this loop itself has failed
+                left.process.terminate()
+
+    def _start(self, job: Mapping[str, Any]) -> _Running:
+        folder = self.directory / str(job["job"])
+        folder.mkdir(parents=True, exist_ok=True)
+        more = [f"hydra.run.dir={plans.quoted(folder)}"]
+        if any(o.startswith("auto_resume=") for o in job["overrides"]):
+            more.append("auto_resume=false")  # that looks at all runs of the task, and not at this job's own
+        if (checkpoint := newest(folder)) is not None:
+            more.append(f"ckpt_path={plans.quoted(checkpoint)}")
+        command = [sys.executable, str(plans.TRAIN), *plans.job_command(self.plan, job, more)]
+        with (folder / LOG).open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.plan.get("cwd"),
+                env=environment(self.workers),
+                pass_fds=(self.lock,),  # a job that outlives this process keeps the sweep locked
+            )
+            start = log.tell()
+        how = "goes on" if checkpoint else "begins"
+        self.display.say(f"job {job['job']} {how}: {self._distinct(job)}")
+        return _Running(job, process, time.monotonic(), start)
+
+    def _distinct(self, job: Mapping[str, Any]) -> str:
+        return " ".join(o for o in job["overrides"] if o not in self._common)
+
+    def _hand_on(self, first: bool, again: int) -> None:
+        if first:
+            self.display.say(f"stopping: {len(self.running)} jobs save and end")
+        for one in self.running:
+            if first:
+                one.process.terminate()
+            elif again:
+                one.process.kill()
+
+    def _end(self, one: _Running, stopping: bool) -> None:
+        number, code = one.job["job"], one.process.returncode
+        folder = self.directory / str(number)
+        results = plans.results_of(folder)
+        if code == 0 and results is None:
+            plans.write_json(folder / plans.RESULTS, {"status": "completed", "metrics": {}})
+        elif code == PREEMPTED or (stopping and code not in (0, DIVERGED, REFUSED)):
+            self.display.say(f"job {number} stopped, and will go on where it was")
+            return
+        elif code != 0:
+            reason = why(folder / LOG, one.log_start, code)
+            record_failure(folder, reason, "diverged" if code == DIVERGED else "failed")
+        self.display.ended(number)
+
+
+def environment(workers: int) -> dict[str, str]:
+    """Of a job: this process's, with its share of the cores unless the user has said how many threads it has."""
+    clean = {k: v for k, v in os.environ.items() if k not in LAUNCHED}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    clean.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+    return clean
+
+
+def why(log: Path, start: int, code: int) -> str:
+    """The reason of a job that ended badly: its error, else the last lines of its log.
+
+    Args:
+        log: what it has written
+        start: where in the log this attempt begins, in bytes
+        code: its exit code, negative for a signal
+    """
+    with log.open("rb") as file:
+        file.seek(start)
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    if code < 0:
+        told = f"killed by {signal.Signals(-code).name}"
+        return f"{told} (out of memory?)" if -code == signal.SIGKILL else told
+    errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    if errors:
+        error, *more = (line.strip() for line in lines[errors[-1] : errors[-1] + TAIL])
+        said = [line.partition(":")[2].strip() for line in more if line.startswith(("rule:", "remedy:"))]
+        return ": ".join([error.removeprefix("error: "), ". ".join(said)]) if said else error.removeprefix("error: ")
+    if any(line.startswith("Traceback") for line in lines):
+        last = max(i for i, line in enumerate(lines) if line.startswith("Traceback"))
+        raised = [line for line in lines[last + 1 :] if not line.startswith(" ")]
+        return "\n".join(raised[:TAIL]) or lines[-1]
+    return "\n".join(lines[-TAIL:]) or f"exit code {code}, and it said nothing"

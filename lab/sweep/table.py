@@ -1,0 +1,145 @@
+"""What a sweep has to show: one table of all jobs, their overrides and final figures, failures included."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from lab.sweep.locks import is_taken
+from lab.sweep.plan import PLAN, RESULTS, read, results_of, write_json
+
+FIGURES = ("val/loss", "val/bits_per_byte", "test/loss", "speed/tokens_per_second")
+ENDED = ("completed", "pruned", "failed", "diverged")
+
+
+def record_failure(directory: Path, reason: str, status: str = "failed") -> None:
+    """Leave the row of a job that ended badly where ``summarise`` finds it, with the figures it had till then.
+
+    Args:
+        directory: of the job
+        reason: what a person is to read
+        status: ``failed``, ``diverged`` or ``pruned``
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    figures = results_of(directory) or {}
+    write_json(directory / RESULTS, {**figures, "status": status, "reason": reason})
+
+
+def rows_of(sweep: Path) -> list[dict[str, Any]]:
+    """A row for each job, planned or begun: number, status, what distinguishes its overrides, figures, reason.
+
+    The status of a job is ``completed``, ``pruned``, ``failed``, ``diverged``, ``running``, ``waiting`` (its turn will
+    come) or ``unfinished``.
+    """
+    planned = _planned(sweep)
+    begun = {int(p.name) for p in sweep.iterdir() if p.name.isdigit()} if sweep.is_dir() else set()
+    given = {job: planned.get(job) or _overrides(sweep / str(job)) for job in sorted(begun | set(planned))}
+    common = set.intersection(*(set(o) for o in given.values())) if len(given) > 1 else set()
+    live = is_taken(sweep)
+    rows = []
+    for job, overrides in given.items():
+        results = results_of(sweep / str(job)) or _without_results(sweep / str(job), live)
+        metrics = results.get("metrics", {})
+        row: dict[str, Any] = {"job": job, "status": results["status"]}
+        row["overrides"] = " ".join(o for o in overrides if o not in common)
+        row |= {"parameters": results.get("parameters"), "active_parameters": results.get("active_parameters")}
+        row |= {name: metrics.get(name) for name in FIGURES}
+        row["reason"] = results.get("reason", "")
+        rows.append(row)
+    return rows
+
+
+def summarise(sweep: Path) -> list[dict[str, Any]]:
+    """Read the jobs of a sweep, print them as a table, and write ``summary.csv``.
+
+    Returns:
+        the rows, as ``rows_of`` gives them
+    """
+    rows = rows_of(sweep)
+    if rows:
+        with (sweep / "summary.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        Console().print(table_of(rows, f"{len(rows)} jobs: {sweep}/summary.csv"))
+    return rows
+
+
+def best_of(sweep: Path, plan: Mapping[str, Any]) -> tuple[int, float] | None:
+    """The job of a sweep with the best finite value of its metric, and that value."""
+    found = []
+    for folder in (p for p in sweep.iterdir() if p.name.isdigit()):
+        results = results_of(folder) or {}
+        value = results.get("metrics", {}).get(plan["metric"])
+        if results.get("status") == "completed" and value is not None and math.isfinite(value):
+            found.append((value, int(folder.name)))
+    if not found:
+        return None
+    value, job = max(found) if plan["direction"] == "maximize" else min(found)
+    return job, value
+
+
+def _planned(sweep: Path) -> dict[int, list[str]]:
+    if not (sweep / PLAN).exists():
+        return {}
+    return {job["job"]: job["overrides"] for job in read(sweep).get("jobs", [])}
+
+
+def _overrides(job: Path) -> list[str]:
+    """A job's own overrides, without the checkpoint that it went on from."""
+    file = job / ".hydra" / "overrides.yaml"
+    given = [str(o) for o in OmegaConf.load(file)] if file.exists() else []
+    return [o for o in given if not (o.startswith("ckpt_path=") and f"{job}/checkpoints" in o)]
+
+
+def _without_results(job: Path, live: bool) -> dict[str, Any]:
+    if not job.is_dir():
+        return {"status": "waiting" if live else "unfinished", "reason": "" if live else "not begun"}
+    if is_taken(job):
+        return {"status": "running"}
+    stopped = (job / "checkpoints" / "last.ckpt").exists()
+    return {"status": "unfinished", "reason": "stopped, with a checkpoint" if stopped else f"no {RESULTS}"}
+
+
+def table_of(rows: list[dict[str, Any]], title: str) -> Table:
+    """Fits 80 columns: what differs between jobs, and what came out; reasons of failures stand below."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("job", justify="right")
+    table.add_column("overrides", overflow="fold")
+    for name in ("val loss", "bits/byte", "active", "tokens/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    done = [row["val/loss"] for row in rows if row["status"] == "completed" and row["val/loss"] is not None]
+    losses = [loss for loss in done if math.isfinite(loss)]  # no comparison holds for a NaN
+    for row in rows:
+        overrides = row["overrides"].replace(" ", "\n")
+        if row["status"] != "completed":
+            style = "red" if row["status"] in ("failed", "diverged", "unfinished") else "dim"
+            table.add_row(str(row["job"]), overrides, row["status"], style=style)
+            continue
+        figures = ("val/loss", "val/bits_per_byte", "active_parameters", "speed/tokens_per_second")
+        formats = (".4f", ".4f", "short", ",.0f")
+        cells = [_cell(row[name], how) for name, how in zip(figures, formats, strict=True)]
+        best = bool(losses) and row["val/loss"] == min(losses)
+        table.add_row(str(row["job"]), overrides, *cells, style="bold green" if best else "")
+    failed = [f"job {row['job']}: {row['reason']}" for row in rows if row["status"] != "completed" and row["reason"]]
+    table.caption = "\n".join(failed) or None
+    table.caption_justify = "left"
+    return table
+
+
+def _cell(value: float | int | None, how: str) -> str:
+    if value is None:
+        return ""
+    if how != "short":
+        return format(value, how)
+    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if value >= size:
+            return f"{value / size:.2f}{suffix}"
+    return str(value)
