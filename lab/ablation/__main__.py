@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from lab.ablation import definition, planning
 from lab.ablation.planning import Plan
-from lab.ablation.running import run_plan
 from lab.match.table import arms_table, show
+from lab.report import build, terminal
+from lab.report.findings import find
+from lab.report.reading import read as read_sweep
+from lab.sweep import plan as plans
+from lab.sweep.runner import resume_command, run_plan
 from registry import ConfigError, did_you_mean
 from registry.command import run_command
 
@@ -70,7 +72,9 @@ def read(arguments: Sequence[str]) -> Request:
     for word in given:
         key = word.partition("=")[0].lstrip("+~")
         if "." not in key and "/" not in key and key in definition.KNOWN and key not in OWN:
-            raise ConfigError(key, word.partition("=")[2], "is changed in the file of the ablation", f"Copy {name}.yaml")
+            raise ConfigError(
+                key, word.partition("=")[2], "is changed in the file of the ablation", f"Copy {name}.yaml"
+            )
         if key == "seed" or key.startswith("hydra.") or word.partition("=")[0] in ("-m", "--multirun"):
             remedy = "Write seeds=[7] for a seed of your own" if key == "seed" else "Leave it out"
             raise ConfigError(key, word.partition("=")[2], "is set by the ablation, for each job", remedy)
@@ -118,14 +122,15 @@ def main(arguments: Sequence[str]) -> int:
     steps = f"{plan.steps:,} steps of {plan.tokens_per_step:,} tokens each" if plan.steps > 0 else "steps by epochs"
     print(f"{len(plan.jobs)} jobs, {steps}, {d.workers} at a time; compared by {d.metric}", flush=True)
     directory = Path(plan.log_dir) / "ablation" / d.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
-    directory.mkdir(parents=True)
-    command = ["python", "-m", "lab.ablation", *arguments]
-    (directory / "plan.json").write_text(json.dumps(plan.as_plain(command), indent=1))
+    plans.write(directory, plan.as_plain(["python", "-m", "lab.ablation", *arguments]))
     if asked.plan_only:
-        print(f"{directory / 'plan.json'}: nothing was started", flush=True)
+        print(f"{directory / plans.PLAN}: nothing was started. Run it: {resume_command(directory)}", flush=True)
         return 0
-    Console().print(f"in {directory}", highlight=False, soft_wrap=True)
-    return run_plan(directory, d.workers)
+    code = run_plan(directory)
+    if not code:
+        findings = find(read_sweep(directory))
+        terminal.show(findings, build.write(findings))
+    return code
 
 
 if __name__ == "__main__":

@@ -147,7 +147,9 @@ def _written(name: str) -> dict[str, Any]:
         mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", error))
         where = f"{file}:{mark.line + 1}" if mark else str(file)
         twice = "two arms cannot have one name" if "duplicate" in problem else "mend that line"
-        raise ConfigError(where, "…", f"is no YAML ({problem})", f"Quote what holds braces or colons; {twice}") from None
+        raise ConfigError(
+            where, "…", f"is no YAML ({problem})", f"Quote what holds braces or colons; {twice}"
+        ) from None
     except OmegaConfBaseException as error:
         raise ConfigError(str(file), "…", str(error).splitlines()[0], "Mend the file") from None
     if not isinstance(written, dict):
