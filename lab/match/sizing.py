@@ -260,5 +260,5 @@ def override(written: Mapping[str, Any], place: Place, value: int) -> str:
             return f"++{place.path}={value}"
         node = node[key]
         if isinstance(node, str):  # a bare name has no keys yet
-            return f"++{Place(keys[: i + 1], 0).path}={{name: {node}, {keys[-1]}: {value}}}"
+            return f"++{Place(keys[: i + 1], 0).path}={{name:{node},{keys[-1]}:{value}}}"
     return f"{'' if keys[-1] in node else '++'}{place.path}={value}"
