@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lab.ablation.definition import Definition
-from lab.match.sizing import Sized, named, read_arm, size
+from lab.match.sizing import Arm, Sized, arm_of, named, size
 from registry import ConfigError
 from training.composition import compose_config
 from training.preflight import preflight
@@ -69,7 +69,8 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
     common = [*definition.base, *overrides]
     steps, tokens_per_step, log_dir = _lengths(definition, common)
     told = [f"task_name={definition.name}", *common, *steps]
-    arms = [read_arm(name, [*told, *spec.overrides]) for name, spec in definition.arms.items()]
+    composed = {name: _composed(name, [*told, *spec.overrides]) for name, spec in definition.arms.items()}
+    arms = [arm for arm, _ in composed.values()]
     targets = {name: spec.target for name, spec in definition.arms.items() if spec.target is not None}
     ways = {name: spec.match for name, spec in definition.arms.items() if spec.match is not None}
     sized = size(arms, definition.baseline, definition.budget, targets, ways)
@@ -79,9 +80,33 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
             (one, lr, rate, seed) for one in sized for lr, rate in _rates(definition) for seed in definition.seeds
         )
     ]
-    composed = _check(jobs)
-    trainer = composed[0]["trainer"]
-    return Plan(definition, sized, jobs, trainer.get("max_steps", -1), tokens_per_step, log_dir)
+    final = {
+        one.arm.name: _composed(one.arm.name, one.overrides)[1] if one.changed else composed[one.arm.name][1]
+        for one in sized
+    }
+    _refuse_alike(final)
+    for lr, rate in _rates(definition):
+        if lr is not None:  # an optimizer may take none, or not this one
+            _composed(sized[0].arm.name, [*sized[0].overrides, *rate])
+    max_steps = final[definition.baseline]["trainer"].get("max_steps", -1)
+    return Plan(definition, sized, jobs, max_steps, tokens_per_step, log_dir)
+
+
+def _composed(name: str, overrides: Sequence[str]) -> tuple[Arm, dict[str, Any]]:
+    """An arm, and its whole configuration as train.py would check it before a job."""
+    with named(name):
+        config = compose_config(overrides, output_dir=".")
+        plain = preflight(config)
+        return arm_of(name, overrides, config, plain["model"]), plain
+
+
+def _refuse_alike(final: dict[str, dict[str, Any]]) -> None:
+    """Refuse two arms that are one."""
+    seen: dict[str, str] = {}
+    for name, plain in final.items():
+        if (same := seen.setdefault(repr(plain), name)) != name:
+            rule = f"is the same as arm {same}, so it would compare nothing"
+            raise ConfigError("arms", name, rule, "Change one of them, or take it out")
 
 
 def _rates(definition: Definition) -> list[tuple[float | None, list[str]]]:
@@ -100,20 +125,3 @@ def _lengths(definition: Definition, common: Sequence[str]) -> tuple[list[str], 
         rule = f"is less than one step ({per_step:,} tokens: data.batch_size × data.sequence_length)"
         raise ConfigError("tokens", definition.tokens, rule, f"Write tokens={100 * per_step} or more")
     return [f"{STEPS}={definition.tokens // per_step}"], per_step, config.paths.log_dir
-
-
-def _check(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What train.py would check before each job; seeds differ in nothing that can be refused."""
-    seen: dict[str, str] = {}
-    found = []
-    for job in jobs:
-        if job["seed"] != jobs[0]["seed"]:
-            continue
-        with named(job["arm"]):
-            plain = preflight(compose_config(job["overrides"], output_dir="."))
-        found.append(plain)
-        same = seen.setdefault(repr(plain), job["arm"])
-        if same != job["arm"]:
-            rule = f"is the same as arm {same}, so it would compare nothing"
-            raise ConfigError("arms", job["arm"], rule, "Change one of them, or take it out")
-    return found

@@ -41,24 +41,24 @@ class Figures:
     cache_bytes: int | None
 
 
-def measure(model: Mapping[str, Any], context: int) -> Figures:
+def measure(model: Mapping[str, Any] | Decoder, context: int) -> Figures:
     """All four figures.
 
     Args:
-        model: the composition, as plain types
+        model: the composition, as plain types, or its decoder on the meta device
         context: T, tokens of the sequence that FLOPs are counted for
 
     Raises:
         ConfigError: it cannot be built
     """
-    decoder = compose(model, device="meta")
+    decoder = model if isinstance(model, Decoder) else compose(model, device="meta")
     counted = count_parameters(decoder)
     return Figures(counted.total, counted.active, _flops(decoder, context), _cache(decoder))
 
 
-def measure_one(model: Mapping[str, Any], budget: str, context: int) -> float | None:
+def measure_one(model: Mapping[str, Any] | Decoder, budget: str, context: int) -> float | None:
     """One of them, for which a search asks often; arguments and refusals as of ``measure``."""
-    decoder = compose(model, device="meta")
+    decoder = model if isinstance(model, Decoder) else compose(model, device="meta")
     ways: dict[str, Callable[[], float | None]] = {
         "params": lambda: sum(count_families(decoder).values()),
         "active_params": lambda: count_parameters(decoder).active,

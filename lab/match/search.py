@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 LARGEST = 2**24  # above any width, depth or number of experts
-HOLES = 256  # neighbours tried for one that can be built
+HOLES = 32  # neighbours tried on either side for one that can be built
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Found:
         value: the number
         figure: what was measured there
         multiple: the coarsest of those allowed that reached the goal, else the finest, which came nearest
-        measured: how many numbers were tried
+        measured: how many numbers were tried, the start not counted
     """
 
     value: int
@@ -37,13 +37,14 @@ class UnmovedError(Exception):
 
 
 def nearest(
-    measure: Callable[[int], float | None], start: int, goal: float, multiples: Sequence[int], tol: float
+    measure: Callable[[int], float | None], start: int, figure: float, goal: float, multiples: Sequence[int], tol: float
 ) -> Found:
     """Search.
 
     Args:
         measure: number → figure, monotone in it; None where there is none
-        start: a number that can be measured, to begin at
+        start: a number to begin at
+        figure: what is measured there
         goal: the figure that is wanted, above 0
         multiples: what the number may be a multiple of, coarsest first; each divides the one before
         tol: how far off, as a fraction of the goal, is near enough not to try a finer multiple
@@ -54,8 +55,7 @@ def nearest(
     Raises:
         UnmovedError: nothing moves the figure
     """
-    search = _Search(measure, goal)
-    search.at(start)
+    search = _Search(measure, goal, {start: figure})
     for multiple in multiples:
         search.narrow(multiple)
         tried = {v: f for v, f in search.figures.items() if v % multiple == 0}
@@ -66,14 +66,14 @@ def nearest(
             break
     if not tried:  # not even the finest multiple can be built, but for the start itself
         value, tried = start, search.figures
-    return Found(value, tried[value], multiple, len(search.figures) + len(search.holes))
+    return Found(value, tried[value], multiple, len(search.figures) - 1 + len(search.holes))
 
 
 @dataclass
 class _Search:
     measure: Callable[[int], float | None]
     goal: float
-    figures: dict[int, float] = field(default_factory=dict)
+    figures: dict[int, float]
     holes: set[int] = field(default_factory=set)
     top: int = LARGEST
 
@@ -91,14 +91,15 @@ class _Search:
     def narrow(self, multiple: int) -> None:
         """Measure until no multiple that can be built lies between the last below the goal and the first above it."""
         for turn in range(200):
-            low, high = self._between()
+            low, high = self._between(multiple)
             guess = self._guess(low, high, multiple, halve=turn % 4 == 3)
             if guess is None or not self._measure_near(guess, low, high, multiple):
                 return
 
-    def _between(self) -> tuple[int, int]:
-        below = [v for v, f in self.figures.items() if f <= self.goal]
-        above = [v for v, f in self.figures.items() if f >= self.goal]
+    def _between(self, multiple: int) -> tuple[int, int]:
+        """The last multiple measured below the goal, or 0; the first above it, or what nothing is as large as."""
+        below = [v for v, f in self.figures.items() if f <= self.goal and v % multiple == 0]
+        above = [v for v, f in self.figures.items() if f >= self.goal and v % multiple == 0]
         return max(below, default=0), min(above, default=self.top)
 
     def _guess(self, low: int, high: int, multiple: int, halve: bool) -> int | None:
@@ -108,21 +109,22 @@ class _Search:
             return None
         points = sorted(self.figures)
         if len(points) == 1:
-            wanted: float = points[0] + multiple if low else points[0] - multiple
-        elif halve and low and high < self.top:
+            wanted: float = points[0] + (multiple if self.figures[points[0]] <= self.goal else -multiple)
+        elif low and (high == self.top < LARGEST or (halve and high < self.top)):
             wanted = (low + high) / 2
         else:
             wanted = self._secant(points, low, high, multiple)
         return min(max(round(wanted / multiple), first), last) * multiple
 
     def _secant(self, points: Sequence[int], low: int, high: int, multiple: int) -> float:
-        """Where the line through the two points nearest to the goal reaches it."""
-        a, b = (low, high) if low and high < self.top else (points[-2:] if low else points[:2])
+        """Where the line through two points, those around the goal if there are such, reaches it."""
+        upwards = self.figures[points[0]] <= self.goal
+        a, b = (low, high) if low and high < self.top else (points[-2:] if upwards else points[:2])
         slope = (self.figures[b] - self.figures[a]) / (b - a)
         if not slope:
-            if points[-1] > 8 * points[0] or (not low and points[0] <= multiple):
+            if points[-1] > 8 * points[0] or (not upwards and points[0] <= multiple):
                 raise UnmovedError
-            return 2 * points[-1] + multiple if low else points[0] / 2
+            return 2 * points[-1] + multiple if upwards else points[0] / 2
         wanted = b + (self.goal - self.figures[b]) / slope
         return wanted if math.isfinite(wanted) else 2 * b
 
@@ -132,7 +134,6 @@ class _Search:
             for value in (guess - away * multiple, guess + away * multiple):
                 if low < value < high and value not in self.holes and self.at(value):
                     return True
-        if high == self.top and guess < self.top:  # nothing as large as this can be built
-            self.top = guess - HOLES * multiple
-            return self.top > low
-        return False
+        if high == self.top:  # nothing as large as this can be built
+            self.top = guess
+        return high > self.top

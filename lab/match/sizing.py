@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from omegaconf import DictConfig
+
 import registry
-from blocks.compose import check
+from blocks.compose import check, compose
+from blocks.decoder import Decoder
 from lab.match import knobs
 from lab.match.budgets import BUDGETS, WORDS, Figures, measure, measure_one, residuals
 from lab.match.knobs import Keys, Knob, Place
@@ -18,6 +21,7 @@ from training.composition import compose_config
 from training.preflight import composition_of
 
 TOL = 0.005  # of the budget; half a percent, unless said otherwise
+UNSAID = 256  # tokens of a sequence, where the data say nothing of it
 
 
 @dataclass(frozen=True)
@@ -133,10 +137,15 @@ def read_arm(name: str, overrides: Sequence[str], context: int | None = None) ->
     """
     with named(name):
         config = compose_config(overrides)
-        written = registry.to_plain(config.model)
-        model = check(composition_of(written))
-        length = config.data.get("sequence_length") if context is None else context
-        return Arm(name, tuple(overrides), model, written, length or 256)
+        return arm_of(name, overrides, config, check(composition_of(registry.to_plain(config.model))), context)
+
+
+def arm_of(
+    name: str, overrides: Sequence[str], config: DictConfig, model: dict[str, Any], context: int | None = None
+) -> Arm:
+    """An arm that has been composed already, into ``config``, and whose model has been checked."""
+    length = config.data.get("sequence_length") if context is None else context
+    return Arm(name, tuple(overrides), model, registry.to_plain(config.model), length or UNSAID)
 
 
 def size(
@@ -183,35 +192,42 @@ def _sized(arm: Arm, match: Match | None, goal: Mapping[str, Any] | None, target
     left_alone = Sized(arm, measure(arm.model, arm.context), match, target, overrides=arm.overrides)
     if match is None or (goal is None and target is None):
         return left_alone
-    wanted = target if target is not None else (goal or {})[match.budget]
+    own, wanted = getattr(left_alone.figures, match.budget), target if goal is None else target or goal[match.budget]
     with named(arm.name):
         knob = knobs.find(arm.model, match.by)
-        own = getattr(left_alone.figures, match.budget)
         if own is None or wanted is None:
             rule = "an attention has no new_cache, so its cache cannot be weighed"
             raise ConfigError("match", match.budget, rule, "Match another budget, or give the block a new_cache")
         if abs(own / wanted - 1) <= match.tol:
             return left_alone
-        found = _search(arm, knob, match, wanted)
+        decoders: dict[int, Decoder] = {}
+        found = _search(arm, knob, match, own, wanted, decoders)
         off = found.figure / wanted - 1
         if abs(off) > match.tol:
             raise _unreached(arm, knob, match, found, off)
-    settings = {place: knob.at(found.value)[place.keys] for place in knob.places}
-    changed = {place.path: (place.value, new) for place, new in settings.items() if new != place.value}
-    written = [override(arm.written, place, new) for place, new in settings.items() if new != place.value]
-    figures = measure(knobs.changed(arm.model, knob.at(found.value)), arm.context)
-    return Sized(arm, figures, match, target, changed, (*arm.overrides, *written), multiple=found.multiple)
+    new = {place: knob.at(found.value)[place.keys] for place in knob.places}
+    new = {place: value for place, value in new.items() if value != place.value}
+    return replace(
+        left_alone,
+        figures=measure(decoders[found.value], arm.context),
+        changed={place.path: (place.value, value) for place, value in new.items()},
+        overrides=(*arm.overrides, *(override(arm.written, place, value) for place, value in new.items())),
+        multiple=found.multiple,
+    )
 
 
-def _search(arm: Arm, knob: Knob, match: Match, wanted: float) -> Found:
+def _search(arm: Arm, knob: Knob, match: Match, own: float, wanted: float, decoders: dict[int, Decoder]) -> Found:
+    """Search; every decoder that was measured is left in ``decoders``, by the knob's value."""
+
     def figure(value: int) -> float | None:
         try:
-            return measure_one(knobs.changed(arm.model, knob.at(value)), match.budget, arm.context)
+            decoders[value] = compose(knobs.changed(arm.model, knob.at(value)), device="meta")
         except ConfigError:  # heads do not divide it, a layout does not come out at it, …
             return None
+        return measure_one(decoders[value], match.budget, arm.context)
 
     try:
-        return nearest(figure, knob.value, wanted, knob.multiples, match.tol)
+        return nearest(figure, knob.value, own, wanted, knob.multiples, match.tol)
     except UnmovedError:
         rule = f"does not move {WORDS[match.budget]}"
         raise ConfigError("by", match.by, rule, _others(arm, match)) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -86,7 +86,8 @@ def _loss(decoder: Decoder, data: TextDataModule, length: int, device: torch.dev
     """Mean loss a token over the val split in windows of ``length``, on all ranks."""
     metric = TokenLoss().to(device)
     with torch.no_grad():
-        for batch in data.val_windows(length):
+        loader: Iterable[Any] = data.val_windows(length)
+        for batch in loader:
             given: dict[str, Tensor] = {name: tensor.to(device) for name, tensor in batch.items()}
             segments = given.get("segments")
             positions = given["positions"] if segments is not None else None
