@@ -66,9 +66,8 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
     Raises:
         ConfigError: an arm cannot be composed, built or matched, or would not be accepted by train.py
     """
-    common = [*definition.base, *overrides]
-    steps, tokens_per_step, log_dir = _lengths(definition, common)
-    told = [f"task_name={definition.name}", *common, *steps]
+    steps, tokens_per_step, log_dir = _lengths(definition, overrides)
+    told = [f"task_name={definition.name}", *definition.base, *steps, *overrides]
     composed = {name: _composed(name, [*told, *spec.overrides]) for name, spec in definition.arms.items()}
     arms = [arm for arm, _ in composed.values()]
     targets = {name: spec.target for name, spec in definition.arms.items() if spec.target is not None}
@@ -114,12 +113,12 @@ def _rates(definition: Definition) -> list[tuple[float | None, list[str]]]:
     return [(None, [])] if definition.lr is None else [(lr, [f"optimizer.lr={lr!r}"]) for lr in definition.lr]
 
 
-def _lengths(definition: Definition, common: Sequence[str]) -> tuple[list[str], int, str]:
+def _lengths(definition: Definition, overrides: Sequence[str]) -> tuple[list[str], int, str]:
     """The override that makes a job see its tokens, tokens of a step, and where logs go."""
-    config = compose_config(common)
+    config = compose_config([*definition.base, *overrides])
     data, trainer = config.data, config.trainer
     per_step = data.sequence_length * data.batch_size * trainer.get("accumulate_grad_batches", 1)
-    if definition.tokens is None or any(o.lstrip("+").startswith(f"{STEPS}=") for o in common):
+    if definition.tokens is None or any(o.lstrip("+").startswith(f"{STEPS}=") for o in overrides):
         return [], per_step, config.paths.log_dir
     if definition.tokens < per_step:
         rule = f"is less than one step ({per_step:,} tokens: data.batch_size × data.sequence_length)"

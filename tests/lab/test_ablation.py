@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,9 +16,12 @@ from typing import Any
 import pytest
 import yaml
 
+from lab.ablation import __main__ as command
 from lab.ablation import definition, planning
 from lab.ablation.__main__ import main
-from lab.match.budgets import measure
+from lab.match import request
+from lab.match.budgets import BUDGETS, measure
+from lab.match.knobs import KNOBS
 from registry import REFUSED, ConfigError
 from registry.command import run_command
 from training.composition import compose_config
@@ -128,8 +133,9 @@ def test_tokens_become_steps_unless_steps_are_given(write: Callable[..., str], s
     plan = planning.make(definition.read(write(tokens=1000)), without)
     assert plan.tokens_per_step == 64 and plan.steps == 15
     assert all("trainer.max_steps=15" in job["overrides"] for job in plan.jobs)
-    given = planning.make(definition.read(write(tokens=1000)), shrunk)
-    assert given.steps == 2 and all("trainer.max_steps=15" not in job["overrides"] for job in given.jobs)
+    assert planning.make(definition.read(write(tokens=1000)), shrunk).steps == 2
+    of_file = planning.make(definition.read(write(base=["trainer.max_steps=9"]), {"tokens": "1000"}), without)
+    assert of_file.steps == 15  # the command line's tokens count more than the file's steps
 
 
 def test_what_is_ablated_stays_ablated(write: Callable[..., str], shrunk: list[str]) -> None:
@@ -241,6 +247,25 @@ def test_plan_only_shows_and_writes_and_starts_nothing(
     assert "one (baseline)" in out and "6 jobs, 2 steps of 64 tokens each" in out and "nothing was started" in out
     (folder,) = (tmp_path / "logs" / "ablation" / "mine").iterdir()
     assert [f.name for f in folder.iterdir()] == ["plan.json"]
+
+
+def test_documented_commands_and_keys_are_read(tmp_path: Path) -> None:
+    page = (ROOT / "docs/how-to/ablate.md").read_text()
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"^python -m lab\.(.+)$", page, re.M)]
+    assert {words[0] for words in commands} == {"match", "ablation"} and len(commands) >= 8
+    for program, *words in commands:
+        if program == "match":
+            assert len(request.read(words).arms) > 1
+        elif words:
+            asked = command.read(words)
+            definition.read(asked.name, asked.changes)
+    example = re.search(r"```yaml\n(.*?)```", page, re.S)
+    assert example
+    file = tmp_path / "mine.yaml"
+    file.write_text(example[1])
+    assert list(definition.read(str(file)).arms) == ["mha", "gqa", "wide"]
+    told = [*BUDGETS, *KNOBS, *definition.KNOWN, *definition.OF_BUDGET, *definition.OF_ARM]
+    assert all(re.search(rf"\b{word}\b", page) for word in told)
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
