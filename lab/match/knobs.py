@@ -21,12 +21,14 @@ from typing import Any, Literal
 import registry
 from blocks.compose import compose
 from blocks.cost import count_families
+from lab.match.search import LARGEST
 from registry import ConfigError
 
 KNOBS = ("d_ff", "d_model", "n_layers", "n_experts", "d_expert")
 WIDTHS = (64, 32, 16, 8, 4, 2, 1)  # what a matrix multiplication likes, coarsest first
 COUNTS = (8, 4, 2, 1)
 MULTIPLES = {"d_ff": WIDTHS, "d_expert": WIDTHS, "d_model": WIDTHS, "n_experts": COUNTS, "n_layers": (1,)}
+MOST = {"n_layers": 1024, "n_experts": 2**16}  # each layer is built to be measured, if on the meta device
 WANTS = {
     "d_ff": "a dense ffn or a shared expert with a d_ff",
     "d_expert": "experts with a d_ff, in an ffn that has experts",
@@ -62,12 +64,14 @@ class Knob:
         places: the first is the one that is searched over
         together: whether the others move by as much, or in proportion
         multiples: what the first may be a multiple of, coarsest first
+        largest: what the first may be at most
     """
 
     name: str
     places: tuple[Place, ...]
     together: Literal["by as much", "in proportion"]
     multiples: tuple[int, ...]
+    largest: int = LARGEST
 
     @property
     def value(self) -> int:
@@ -94,14 +98,14 @@ def find(model: Mapping[str, Any], name: str) -> Knob:
         ConfigError: there is no such knob, or this model has none
     """
     if name in ("d_model", "n_layers"):
-        return Knob(name, (Place((name,), model[name]),), "by as much", MULTIPLES[name])
+        return Knob(name, (Place((name,), model[name]),), "by as much", MULTIPLES[name], MOST.get(name, LARGEST))
     if name in KNOBS:
         places = _places(model, name)
         if not places:
             has = ", ".join(knobs_of(model))
             raise ConfigError("by", name, f"needs {WANTS[name]}, and this arm has none", f"It has: {has}")
         together: Literal["by as much", "in proportion"] = "by as much" if name == "d_ff" else "in proportion"
-        return Knob(name, _with_values(model, places), together, MULTIPLES[name])
+        return Knob(name, _with_values(model, places), together, MULTIPLES[name], MOST.get(name, LARGEST))
     if not name.startswith("model."):
         remedy = f"{registry.did_you_mean(name, KNOBS)}, or a dotted path such as model.ffn.d_ff"
         raise ConfigError("by", name, "is no knob to size an arm by", remedy)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-LARGEST = 2**24  # above any width, depth or number of experts
+LARGEST = 2**24  # above any width
 HOLES = 32  # neighbours tried on either side for one that can be built
 
 
@@ -37,7 +37,13 @@ class UnmovedError(Exception):
 
 
 def nearest(
-    measure: Callable[[int], float | None], start: int, figure: float, goal: float, multiples: Sequence[int], tol: float
+    measure: Callable[[int], float | None],
+    start: int,
+    figure: float,
+    goal: float,
+    multiples: Sequence[int],
+    tol: float,
+    largest: int = LARGEST,
 ) -> Found:
     """Search.
 
@@ -48,6 +54,7 @@ def nearest(
         goal: the figure that is wanted, above 0
         multiples: what the number may be a multiple of, coarsest first; each divides the one before
         tol: how far off, as a fraction of the goal, is near enough not to try a finer multiple
+        largest: above which nothing is tried
 
     Returns:
         the nearest of all multiples of the coarsest one that has any within ``tol``, or of the finest
@@ -55,7 +62,7 @@ def nearest(
     Raises:
         UnmovedError: nothing moves the figure
     """
-    search = _Search(measure, goal, {start: figure})
+    search = _Search(measure, goal, {start: figure}, max(largest, start) + 1)
     for multiple in multiples:
         search.narrow(multiple)
         tried = {v: f for v, f in search.figures.items() if v % multiple == 0}
@@ -74,8 +81,9 @@ class _Search:
     measure: Callable[[int], float | None]
     goal: float
     figures: dict[int, float]
+    top: int  # nothing as large as this is tried
     holes: set[int] = field(default_factory=set)
-    top: int = LARGEST
+    limited: bool = False  # whether top is what was found too large to be built
 
     def at(self, value: int) -> bool:
         """Measure there; whether there was anything to measure."""
@@ -110,7 +118,7 @@ class _Search:
         points = sorted(self.figures)
         if len(points) == 1:
             wanted: float = points[0] + (multiple if self.figures[points[0]] <= self.goal else -multiple)
-        elif low and (high == self.top < LARGEST or (halve and high < self.top)):
+        elif low and ((self.limited and high == self.top) or (halve and high < self.top)):
             wanted = (low + high) / 2
         else:
             wanted = self._secant(points, low, high, multiple)
@@ -135,5 +143,5 @@ class _Search:
                 if low < value < high and value not in self.holes and self.at(value):
                     return True
         if high == self.top:  # nothing as large as this can be built
-            self.top = guess
+            self.top, self.limited = guess, True
         return high > self.top

@@ -227,7 +227,7 @@ def _search(arm: Arm, knob: Knob, match: Match, own: float, wanted: float, decod
         return measure_one(decoders[value], match.budget, arm.context)
 
     try:
-        return nearest(figure, knob.value, own, wanted, knob.multiples, match.tol)
+        return nearest(figure, knob.value, own, wanted, knob.multiples, match.tol, knob.largest)
     except UnmovedError:
         rule = f"does not move {WORDS[match.budget]}"
         raise ConfigError("by", match.by, rule, _others(arm, match)) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lab.match.search import UnmovedError, nearest
@@ -23,7 +23,9 @@ def brute_force(figures: dict[int, float], goal: float, multiples: tuple[int, ..
     return multiple, off
 
 
-@settings(max_examples=300, deadline=None)
+@example(power=1.0, slope=1.0, floor=0.0, start=641, wanted=642.0, tol=0.0, multiples=(64, 16))
+@example(power=1.0, slope=1.0, floor=0.0, start=639, wanted=638.0, tol=0.0, multiples=(64, 16))
+@settings(max_examples=200, deadline=None)
 @given(
     power=st.sampled_from([0.5, 1.0, 1.3, 2.0, 3.0]),
     slope=st.floats(0.01, 1e6),
@@ -99,9 +101,16 @@ def test_a_figure_that_never_moves_is_told(goal: float) -> None:
 
 
 def test_a_limit_above_is_found() -> None:
-    """Nothing larger than 1000 can be built, and the goal is larger."""
-    found = nearest(lambda value: float(value) if value <= 1000 else None, 64, 64.0, 1e6, WIDTHS, 0.001)
-    assert found.value == 1000
+    """Nothing larger can be built, and the goal is larger."""
+    limit = 100_003
+    found = nearest(lambda value: float(value) if value <= limit else None, 64, 64.0, 1e9, WIDTHS, 0.001)
+    assert found.value == limit
+
+
+def test_nothing_larger_than_the_largest_is_tried() -> None:
+    tried: list[int] = []
+    found = nearest(lambda value: tried.append(value) or float(value), 4, 4.0, 1e9, (1,), 0.001, largest=1000)
+    assert found.value == 1000 == max(tried)
 
 
 @pytest.mark.parametrize(("tol", "value"), [(0.05, 768), (0.011, 768), (0.008, 784), (0.002, 776), (0.0, 777)])
