@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.report import charts, tables, words
-from lab.report.charts import Figure
+from lab.report import charts, costs, tables, words
+from lab.report.figure import Figure
 from lab.report.findings import Findings, find
 from lab.report.reading import read
 from lab.report.svg import CSS
 from lab.report.tables import Cell, Table
+from registry import ConfigError
 
 HERE = Path(__file__).parent
 KINDS = {"ablation": "Ablation", "grid": "Sweep", "search": "Search"}
@@ -27,7 +28,10 @@ LABELS = {
     "noise": "no difference",
     "unknown": "one seed",
     "lost": "lost",
+    "unfinished": "not finished",
 }
+
+ORDER = ("better", "worse", "noise", "unknown", "unfinished", "lost", "baseline")
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,19 @@ def write_report(directory: Path, baseline: str | None = None, metric: str | Non
 def write(findings: Findings) -> Path:
     """Write what has been found; an older report of the same folder is replaced."""
     folder = findings.sweep.directory / "report"
-    folder.mkdir(exist_ok=True)
-    for old in folder.glob("*.svg"):
-        old.unlink()
     sections = arrange(findings)
-    for section in sections:
-        for figure in section.figures:
-            _put(folder / figure.file, figure.chart.standalone())
-    _put(folder / "runs.csv", rows(findings))
-    _put(folder / "report.md", markdown(findings, sections))
-    _put(folder / "index.html", page(findings, sections))
+    files = {f.file: f.chart.standalone() for section in sections for f in section.figures}
+    files |= {"runs.csv": rows(findings), "report.md": markdown(findings, sections)}
+    files["index.html"] = page(findings, sections)
+    try:
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob("*.svg"):
+            old.unlink()
+        for name, text in files.items():
+            _put(folder / name, text)
+    except OSError as error:
+        rule = f"cannot be written ({error.strerror or error})"
+        raise ConfigError("DIR", str(folder), rule, "Make room, or copy the sweep's folder elsewhere") from None
     return folder / "index.html"
 
 
@@ -90,14 +97,21 @@ def arrange(findings: Findings) -> list[Section]:
             Section("arms", "Arms", [], [tables.arms(findings)]),
             Section("seeds", "Seeds and paired differences", drawn["differences"], _some(tables.differences(findings))),
             Section("curves", "How the loss fell", drawn["curves"], []),
-            Section("trade", "What it costs", drawn["trade"], []),
-            Section("rates", "Learning rates", drawn["rates"], []),
+            Section("trade", "What it costs", drawn["trade"], [], same_costs(findings)),
+            Section("rates", "Learning rates", drawn["rates"], _some(tables.rates(findings))),
             Section("match", "What was matched", [], _some(tables.matches(findings))),
             Section("experts", "Load of the experts", drawn["experts"], []),
         ]
     parts.append(Section("lost", "What was lost", [], _some(tables.lost(findings))))
     parts.append(Section("runs", "Runs", [], [tables.runs(findings)]))
-    return [part for part in parts if part.figures or part.tables]
+    return [part for part in parts if part.figures or part.tables or part.lead]
+
+
+def same_costs(findings: Findings) -> str:
+    """The costs in which the arms do not differ, and of which there is no chart therefore."""
+    known = {k: [f.figures[k] for f in findings.arms if f.interval and k in f.figures] for k in costs.COSTS}
+    same = [costs.COSTS[key][1] for key, found in known.items() if len(found) > 1 and costs.is_alike(found)]
+    return f"All arms have the same {' and the same '.join(same)}, within 0.1 %." if same else ""
 
 
 def _some(table: Table | None) -> list[Table]:
@@ -108,10 +122,10 @@ def verdicts(findings: Findings) -> list[dict[str, str]]:
     """The headline: the arms that differ first, then the others; of a search, its best trial."""
     if findings.sweep.kind == "search":
         return [{"tone": "better", "label": "best", "text": best_trial(findings)}]
-    order = ("better", "worse", "noise", "unknown", "lost", "baseline")
-    told = [(words.tone(f, findings), words.verdict(f, findings)) for f in findings.arms]
-    told.sort(key=lambda found: order.index(found[0]))
-    return [{"tone": tone, "label": LABELS[tone], "text": text} for tone, text in told]
+    sign = -1 if findings.sweep.maximize else 1
+    told = [(words.tone(f, findings), words.verdict(f, findings), f.comparison) for f in findings.arms]
+    told.sort(key=lambda found: (ORDER.index(found[0]), sign * found[2].difference.mean if found[2] else 0.0))
+    return [{"tone": tone, "label": LABELS[tone], "text": text} for tone, text, _ in told]
 
 
 def best_trial(findings: Findings) -> str:
@@ -181,6 +195,7 @@ def markdown(findings: Findings, sections: list[Section]) -> str:
     for section in sections:
         parts.append(f"## {section.heading}")
         parts += [f"![{_escaped(f.heading)}]({f.file})\n\n{_escaped(f.caption)}" for f in section.figures]
+        parts += [section.lead] if section.lead else []
         for table in section.tables:
             lines = [[_escaped(c) for c in table.columns], ["---"] * len(table.columns)]
             lines += [[_markdown_cell(cell) for cell in row.cells] for row in table.rows]

@@ -116,12 +116,12 @@ def read(directory: Path, baseline: str | None = None, metric: str | None = None
         rule = "holds no jobs (folders 0, 1, 2 …)" if any(directory.iterdir()) else "is empty"
         raise ConfigError("DIR", str(directory), f"{rule}, so it is no sweep's folder", WHERE)
     arms = _planned_arms(plan, runs) if plan.get("arms") else _found_arms(runs)
-    found, maximize = _aim(directory, plan)
+    found, maximize, kind = _aim(directory, plan)
     metric = metric or found
     _check_any_figure(directory, runs, metric)
     sweep = Sweep(
         directory,
-        plan.get("kind", "grid"),
+        kind,
         plan.get("name") or directory.name,
         plan.get("command", ""),
         metric,
@@ -160,10 +160,10 @@ def _plan(directory: Path) -> dict[str, Any]:
         raise ConfigError("DIR", str(file), rule, "Remove it: the runs beside it are reported without a plan") from None
 
 
-def _aim(directory: Path, plan: Mapping[str, Any]) -> tuple[str, bool]:
-    """What the sweep compares, and whether more of it is better."""
+def _aim(directory: Path, plan: Mapping[str, Any]) -> tuple[str, bool, str]:
+    """What the sweep compares, whether more of it is better, and of what kind it is."""
     if "metric" in plan:
-        return plan["metric"], plan.get("direction") == "maximize"
+        return plan["metric"], plan.get("direction") == "maximize", plan.get("kind", "grid")
     from omegaconf import OmegaConf
 
     file = directory / "multirun.yaml"
@@ -172,8 +172,9 @@ def _aim(directory: Path, plan: Mapping[str, Any]) -> tuple[str, bool]:
     except Exception:  # half a file says as little as none
         written = OmegaConf.create()
     metric = OmegaConf.select(written, "optimized_metric") or "val/loss"
-    sweeper = OmegaConf.select(written, "hydra.sweeper.direction", throw_on_resolution_failure=False)
-    return str(metric), "maximize" in str(sweeper)
+    sweeper = OmegaConf.select(written, "hydra.sweeper", throw_on_resolution_failure=False) or {}
+    kind = "search" if "optuna" in str(sweeper.get("_target_")) else "grid"
+    return str(metric), "maximize" in str(sweeper.get("direction")), plan.get("kind", kind)
 
 
 def _check_any_figure(directory: Path, runs: Sequence[Run], metric: str) -> None:
@@ -291,7 +292,7 @@ def _found_arms(runs: Sequence[Run]) -> list[Arm]:
     for run in runs:
         own = tuple(o for o in run.overrides if o.lstrip("+").partition("=")[0] != "seed")
         groups.setdefault(own, []).append(run)
-    shared = set.intersection(*(set(own) for own in groups)) if len(groups) > 1 else set()
+    shared = set.intersection(*(set(own) for own in groups))
     different = [[o for o in own if o not in shared] for own in groups]
     names = _names(different)
     return [Arm(n, tuple(own), tuple(r)) for n, own, r in zip(names, different, groups.values(), strict=True)]

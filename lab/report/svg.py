@@ -177,5 +177,6 @@ def apart(wanted: Sequence[float], low: float, high: float, least: float = LINE)
 
 
 def cut(name: str, letters: int) -> str:
-    """A name that fits; the whole of it stands in the tables."""
-    return name if len(name) <= letters else f"{name[: letters - 1]}…"
+    """A name that fits, its beginning and its end: names often differ there. The whole of it stands in the tables."""
+    tail = letters // 3
+    return name if len(name) <= letters else f"{name[: letters - tail - 1]}…{name[-tail:]}"

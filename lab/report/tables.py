@@ -9,12 +9,7 @@ from lab.report import words
 from lab.report.findings import Finding, Findings
 from lab.report.reading import Run
 
-BUDGETS = (
-    ("params", "parameters"),
-    ("active_params", "active parameters"),
-    ("flops", "FLOPs a token"),
-    ("cache_bytes", "cache bytes a token"),
-)
+BUDGETS = (("params", "parameters"), ("active_params", "active"), ("flops", "FLOPs"), ("cache_bytes", "cache bytes"))
 
 
 @dataclass(frozen=True)
@@ -64,17 +59,17 @@ def _row(*cells: str | Part | Sequence[Part], cls: str = "") -> Row:
 def arms(findings: Findings) -> Table:
     """Every arm with its figures, the lost ones too."""
     metric = findings.sweep.metric
-    columns = ("arm", "seeds", metric, "difference", "p", "tokens", *(label for _, label in BUDGETS))
+    columns = ("arm", "seeds: runs", metric, "difference", "p", "tokens", *(label for _, label in BUDGETS))
     tuned = any(len(f.rates) > 1 for f in findings.arms)
     if tuned:
         columns = ("arm", "learning rate", *columns[1:])
     rows = []
     for f in findings.arms:
-        cells = [
-            f"{len(f.values)} of {len(f.runs)}",
+        cells: list[str | Sequence[Part]] = [
+            (Part(f"{len(f.values)} of {len(f.runs)}:"), *(link(run, str(run.job)) for run in f.runs)),
             words.around(f.interval),
             words.around(f.comparison.difference, sign=True) if f.comparison else "–",
-            words.probability(f.comparison.corrected).removeprefix("p = ").removeprefix("p ") if f.comparison else "–",
+            words.bare(f.comparison.corrected) if f.comparison else "–",
             words.ratio(f.speed_up),
             *(words.short(f.figures.get(key)) for key, _ in BUDGETS),
         ]
@@ -85,7 +80,8 @@ def arms(findings: Findings) -> Table:
     note = (
         f"± is the 95 % interval of the mean; difference: to {findings.baseline.name}, over common seeds; p: after "
         f"Holm's correction; tokens: how many times fewer tokens than {findings.baseline.name} to the higher of the "
-        "two final validation losses (below 1×: more tokens)."
+        "two final validation losses (below 1×: more tokens); active: parameters that a token passes; FLOPs: of "
+        "training, a token; cache bytes: a token, in fp32."
     )
     if tuned:
         note += (
@@ -135,8 +131,23 @@ def matches(findings: Findings) -> Table | None:
             _row(f.name, within or str(match.get("budget", "–")), str(match.get("by", "–")), changed or "–", *told)
         )
     other = findings.baseline.name
-    note = f"What is left to {other} in each budget: a gain in one that was not matched has its price."
+    note = f"What is left against {other} in each budget: a gain in one that was not matched has its price."
     return Table("Matching", columns, tuple(rows), frozenset(label for _, label in BUDGETS), note=note)
+
+
+def rates(findings: Findings) -> Table | None:
+    """The mean over seeds at each learning rate, where several were tried."""
+    tried = sorted({r.lr for f in findings.arms for r in f.rates if r.lr is not None})
+    if len(tried) < 2:
+        return None
+    columns = ("arm", *(f"{lr:g}" for lr in tried), "best")
+    rows = []
+    for f in findings.arms:
+        of = {rate.lr: rate for rate in f.rates}
+        means = [words.plain(of[lr].mean) if lr in of else "" for lr in tried]
+        best = "–" if f.lr is None else f"{f.lr:g}" + (" (edge: try further)" if f.lr_is_at_the_edge else "")
+        rows.append(_row(f.name, *means, best))
+    return Table(f"Mean {findings.sweep.metric} at each learning rate", columns, tuple(rows), frozenset(columns[1:]))
 
 
 def _change(value: object) -> str:
@@ -148,24 +159,21 @@ def runs(findings: Findings) -> Table:
     metric = findings.sweep.metric
     tuned = any(run.lr is not None for run in findings.sweep.runs)
     columns = ("run", "arm", "seed", *(("learning rate",) if tuned else ()), "status", metric, "seconds", "overrides")
+    given = [set(run.overrides) for run in findings.sweep.runs]
+    shared = set.intersection(*given) if len(given) > 1 else set()
     rows = []
     for run in findings.sweep.runs:
         value = run.value(metric)
         state = "diverged" if run.status == "completed" and value is None and metric in run.metrics else run.status
         seconds = "–" if run.fit_seconds is None else f"{run.fit_seconds:,.0f}"
         rate = (f"{run.lr:g}" if run.lr is not None else "–",) if tuned else ()
-        cells = (
-            findings.arm_of(run),
-            str(run.seed),
-            *rate,
-            state,
-            words.plain(value),
-            seconds,
-            " ".join(run.overrides),
-        )
+        own = " ".join(o for o in run.overrides if o not in shared)
+        cells = (findings.arm_of(run), str(run.seed), *rate, state, words.plain(value), seconds, own)
         rows.append(_row(link(run, str(run.job)), *cells, cls="lost" if value is None else ""))
     numeric = frozenset(("seed", "learning rate", metric, "seconds"))
-    return Table("All runs", columns, tuple(rows), numeric, frozenset(("overrides",)))
+    alike = [o for o in findings.sweep.runs[0].overrides if o in shared]
+    note = f"And all of them: {' '.join(alike)}" if alike else ""
+    return Table("All runs", columns, tuple(rows), numeric, note=note)
 
 
 def lost(findings: Findings) -> Table | None:

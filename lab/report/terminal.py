@@ -19,6 +19,7 @@ STYLES = {
     "baseline": "bold",
     "noise": "dim",
     "unknown": "yellow",
+    "unfinished": "yellow",
     "lost": "red",
 }
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 from lab.report.findings import Finding, Findings
 from lab.report.reading import UNFINISHED
-from lab.report.statistics import Comparison, Interval
+from lab.report.statistics import LEVEL, Comparison, Interval
 
 UNITS = {"loss": "nats", "bits_per_byte": "bits a byte", "tokens_per_second": "tokens/s"}
 MINUS = "−"
@@ -20,11 +20,11 @@ def unit(metric: str) -> str:
 
 def plain(value: float | None, decimals: int = 4) -> str:
     """A number with a real minus; a dash for none."""
-    return "–" if value is None else f"{value:,.{decimals}f}".replace("-", MINUS)
+    return "–" if value is None else f"{value:z,.{decimals}f}".replace("-", MINUS)
 
 
 def signed(value: float, decimals: int) -> str:
-    return f"{value:+,.{decimals}f}".replace("-", MINUS)
+    return f"{value:+z,.{decimals}f}".replace("-", MINUS)
 
 
 def decimals(half: float | None) -> int:
@@ -47,6 +47,11 @@ def probability(p: float | None) -> str:
     if p is None:
         return "–"
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def bare(p: float | None) -> str:
+    """A probability without its letter."""
+    return probability(p).removeprefix("p = ").removeprefix("p ")
 
 
 def ratio(found: Interval | None) -> str:
@@ -79,9 +84,9 @@ def seeds(n: int) -> str:
 
 
 def tone(finding: Finding, findings: Findings) -> str:
-    """baseline, better, worse, noise, unknown (one seed) or lost."""
+    """baseline, better, worse, noise, unknown (one seed), unfinished or lost."""
     if finding.interval is None:
-        return "lost"
+        return "unfinished" if any(run.status == UNFINISHED for run in finding.runs) else "lost"
     if finding.is_baseline:
         return "baseline"
     if finding.comparison is None or finding.comparison.p is None:
@@ -111,8 +116,12 @@ def _verdict(finding: Finding, findings: Findings) -> str:
     how = tone(finding, findings)
     if how == "lost":
         return f"{name} is lost: {_loss(finding, findings)}."
+    if how == "unfinished":
+        return f"{name} has no result yet."
     found = around(finding.interval)
     measure = f"{findings.sweep.metric} {found} {unit(findings.sweep.metric)}".rstrip()
+    if how == "baseline" and not findings.others:
+        return f"{name}: {measure} ({seeds(len(finding.values))})."
     if how == "baseline":
         return f"{name} is the baseline: {measure} ({seeds(len(finding.values))})."
     if finding.comparison is None:
@@ -129,11 +138,16 @@ def _comparison(comparison: Comparison, name: str, other: str, how: str, finding
         return f"One seed: cannot say whether {name} differs from {other} ({said} {direction} this once)."
     n = seeds(difference.n)
     if how == "noise":
-        return (
-            f"{name} against {other}: no difference that {n} can tell from noise "
-            f"({around(difference, sign=True)} {of}".rstrip()
-            + f", {probability(comparison.corrected)})."
-        )
+        found = f"{around(difference, sign=True)} {of}".rstrip()
+        said = f"{name} against {other}: no difference that {n} can tell from noise ({found}"
+        if (
+            comparison.p is not None and comparison.p < 1 - LEVEL
+        ):  # its interval leaves 0 out: say why that is too little
+            number = findings.comparisons
+            return (
+                f"{said}; alone {probability(comparison.p)}, among {number} comparisons {bare(comparison.corrected)})."
+            )
+        return f"{said}, {probability(comparison.corrected)})."
     spread = f"{amount} ± {plain(difference.half, decimals(difference.half))} {of}".rstrip()
     return f"{name} is {how} than {other} by {spread} ({n}, {probability(comparison.corrected)})."
 
@@ -152,6 +166,8 @@ def state(findings: Findings) -> str:
     total, lost, waiting = len(findings.sweep.runs), findings.lost, len(findings.unfinished)
     gone = Counter("diverged" if r.status == "completed" else r.status for r in lost if r.status != UNFINISHED)
     parts = []
+    if findings.baseline.interval is None and findings.sweep.kind != "search":
+        parts.append(f"The baseline {findings.baseline.name} has no figure, so nothing is compared: see --baseline.")
     if waiting:
         parts.append(
             f"Not finished: {waiting} of {total} runs have no result yet. Every figure below may still change."

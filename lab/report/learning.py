@@ -1,0 +1,168 @@
+"""How the loss fell: over tokens, over FLOPs, against the baseline, over learning rates, over trials."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from xml.etree import ElementTree as ET
+
+from lab.report.figure import Figure, colour, end_labels, label_room
+from lab.report.findings import Finding, Findings
+from lab.report.reading import Run
+from lab.report.svg import Chart, Scale, cut, padded
+from lab.report.words import plain, short
+
+Points = list[tuple[float, float]]
+EARLY = 0.25  # of a run, in which losses fall so far that the rest could not be told apart on one axis with it
+
+
+def curves(findings: Findings, over: str) -> Figure | None:
+    """Validation loss over tokens or FLOPs: a thin line a seed, a thick one their mean, dashes for a lost run."""
+    lines = {f.name: [(run, _line(run, over)) for run in f.runs] for f in findings.arms}
+    kept = [(run, line) for found in lines.values() for run, line in found if len(line) > 1]
+    whole = [line for run, line in kept if run.value(findings.sweep.metric) is not None]
+    if not whole:
+        return None
+    end = max(line[-1][0] for line in whole)
+    late = [loss for line in whole for at, loss in line if at >= EARLY * end] or [line[-1][1] for line in whole]
+    what = "tokens" if over == "tokens" else "training FLOPs"
+    chart = Chart(f"loss-over-{over}", f"Validation loss over {what}", 300, right=label_room(findings), top=30)
+    x = Scale(0, end, chart.x0, chart.x1)
+    y = Scale(*padded(late), chart.y0, chart.y1)
+    chart.axes(x, y, what, "validation loss, nats a token", short)
+    area = chart.clipped()
+    ends = [_arm_lines(chart, area, f, lines[f.name], findings, x, y) for f in findings.arms]
+    end_labels(chart, [e for e in ends if e], y)
+    caption = (
+        "The same, over the computation that was spent."
+        if over == "flops"
+        else (
+            "Thick: the mean over seeds; thin: each seed; dashed: a run that was lost. The loss axis ends at what was "
+            "reached after a quarter of the tokens. The points are in each run's curves.json."
+        )
+    )
+    return Figure(chart, f"Loss over {what}", caption)
+
+
+def gaps(findings: Findings) -> Figure | None:
+    """The arms' validation loss minus the baseline's of the same seed at the same tokens, mean over seeds."""
+    baseline = {run.seed: dict(_line(run, "tokens")) for run in findings.baseline.runs}
+    lines: dict[str, Points] = {}
+    for f in findings.others:
+        pairs = [(_line(run, "tokens"), baseline.get(run.seed, {})) for run in f.runs if run.seed in f.values]
+        lines[f.name] = _mean([[(at, loss - b[at]) for at, loss in line if at in b] for line, b in pairs if line and b])
+    end = max((line[-1][0] for line in lines.values() if len(line) > 1), default=0.0)
+    if not end:
+        return None
+    other = cut(findings.baseline.name, 16)
+    title = f"Validation loss minus that of {other} over tokens"
+    chart = Chart("gap-over-tokens", title, 300, right=label_room(findings), top=30)
+    late = [gap for line in lines.values() for at, gap in line if at >= EARLY * end]
+    x, y = Scale(0, end, chart.x0, chart.x1), Scale(*padded([0.0, *late]), chart.y0, chart.y1)
+    chart.axes(x, y, "tokens", f"validation loss minus that of {other}, nats", short)
+    chart.add("line", "zero", x1=chart.x0, x2=chart.x1, y1=y(0), y2=y(0))
+    area, ends = chart.clipped(), [(findings.baseline.name, "s0", chart.x1 + 0.0, y(0))]
+    for f in findings.others:
+        if line := lines[f.name]:
+            at = colour(f, findings)
+            chart.path([(x(a), y(b)) for a, b in line], f"curve {at}", area, f.name)
+            ends.append((f.name, at, x(line[-1][0]), y(line[-1][1])))
+    end_labels(chart, ends, y)
+    caption = f"Below the line: better than {other} at the same tokens. Whether a gap still grows shows here first."
+    return Figure(chart, f"Gap to {findings.baseline.name}", caption)
+
+
+def _line(run: Run, over: str) -> Points:
+    each = 1.0 if over == "tokens" else run.curves.get("flops_per_token")
+    points = run.loss_over_tokens()
+    return [(tokens * each, loss) for tokens, loss in points if math.isfinite(loss)] if each else []
+
+
+def _arm_lines(
+    chart: Chart,
+    area: ET.Element,
+    finding: Finding,
+    lines: list[tuple[Run, Points]],
+    findings: Findings,
+    x: Scale,
+    y: Scale,
+) -> tuple[str, str, float, float] | None:
+    """Draws an arm's lines; its name, colour and end, for the label."""
+    at = colour(finding, findings)
+    good = [line for run, line in lines if run.seed in finding.values and len(line) > 1]
+    for run, line in lines:
+        kind = "seed" if run.seed in finding.values else "lost"
+        if kind == "lost" or len(good) > 1:
+            tip = f"{finding.name}, seed {run.seed}, job {run.job}"
+            chart.path([(x(a), y(b)) for a, b in line], f"curve {kind} {at}", area, tip)
+    mean = _mean(good)
+    chart.path([(x(a), y(b)) for a, b in mean], f"curve {at}", area, finding.name)
+    return (finding.name, at, x(mean[-1][0]), y(mean[-1][1])) if mean else None
+
+
+def _mean(lines: Sequence[Points]) -> Points:
+    """Where all of them were measured."""
+    if not lines:
+        return []
+    maps = [dict(line) for line in lines]
+    shared = sorted(set.intersection(*(set(m) for m in maps)))
+    return [(at, math.fsum(m[at] for m in maps) / len(maps)) for at in shared]
+
+
+def rates(findings: Findings) -> Figure | None:
+    """Mean over seeds at each learning rate, where several were tried."""
+    tuned = [f for f in findings.arms if len(f.rates) > 1]
+    points = {f.name: [(r.lr, r.mean) for r in f.rates if r.lr and r.mean is not None] for f in tuned}
+    every = [p for found in points.values() for p in found]
+    if len({lr for lr, _ in every}) < 2:
+        return None
+    chart = Chart(
+        "learning-rates", f"{findings.sweep.metric} over the learning rate", 280, right=label_room(findings), top=30
+    )
+    lrs = [lr for lr, _ in every if lr]
+    x = Scale(min(lrs) / 1.15, max(lrs) * 1.15, chart.x0, chart.x1, log=True)
+    y = Scale(*padded([mean for _, mean in every if mean is not None]), chart.y0, chart.y1)
+    chart.axes(x, y, "learning rate", findings.sweep.metric, lambda v: f"{v:g}")
+    ends = []
+    for f in tuned:
+        at, line = colour(f, findings), [(x(lr), y(mean)) for lr, mean in points[f.name] if lr and mean is not None]
+        chart.path(line, f"curve {at}", tip=f.name)
+        for (px, py), (lr, mean) in zip(line, points[f.name], strict=True):
+            kind = "dot" if lr == f.lr else "ring"
+            chart.add(
+                "circle",
+                f"{kind} {at}",
+                cx=px,
+                cy=py,
+                r=5 if kind == "dot" else 3.2,
+                tip=f"{f.name}, lr {lr}: {plain(mean)}",
+            )
+        if line:
+            ends.append((f.name, at, *line[-1]))
+    end_labels(chart, ends, y)
+    caption = "Filled: the best learning rate of each arm, at which it is compared."
+    return Figure(chart, "Learning rates", caption)
+
+
+def search(findings: Findings) -> Figure | None:
+    """Each trial's figure, and the best so far."""
+    metric, sign = findings.sweep.metric, -1 if findings.sweep.maximize else 1
+    done = [(run.job, v) for run in findings.sweep.runs if (v := run.value(metric)) is not None]
+    if len(done) < 2:
+        return None
+    chart = Chart("search", f"{metric} of each trial, and the best so far", 300, right=24, top=30)
+    order = sorted(v * sign for _, v in done)
+    worst = order[min(len(order) - 1, math.ceil(0.9 * len(order)))]
+    x = Scale(*padded([job for job, _ in done]), chart.x0, chart.x1)
+    y = Scale(*padded([sign * order[0], sign * worst]), chart.y0, chart.y1)
+    chart.axes(x, y, "trial", metric, lambda v: f"{v:g}")
+    area, best, line = chart.clipped(), math.inf, []
+    for job, value in done:
+        chart.add("circle", "ring s8", into=area, cx=x(job), cy=y(value), r=3.2, tip=f"trial {job}: {plain(value)}")
+        line += [(x(job), y(sign * best))] if math.isfinite(best) else []
+        best = min(best, sign * value)
+        line.append((x(job), y(sign * best)))
+    chart.path(line, "curve s1", area, "best so far")
+    return Figure(
+        chart, "Best so far", "Rings: trials; line: the best until then. The worst tenth may lie beyond the axis."
+    )

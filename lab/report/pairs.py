@@ -1,0 +1,59 @@
+"""Each arm against the baseline, seed by seed."""
+
+from __future__ import annotations
+
+from lab.report.figure import LETTER, Figure, colour
+from lab.report.findings import Finding, Findings
+from lab.report.svg import Chart, Scale, cut, padded
+from lab.report.words import around, signed, unit
+
+
+def differences(findings: Findings) -> Figure | None:
+    """Each arm's paired differences to the baseline: a ring a seed, a dot for their mean, a bar for its interval."""
+    shown = [f for f in findings.others if f.comparison is not None]
+    if not shown:
+        return None
+    metric, row = findings.sweep.metric, 30
+    left = 16 + LETTER * max(len(cut(f.name, 18)) for f in shown)
+    chart = Chart(
+        "differences", f"{metric}: differences to {findings.baseline.name}", row * len(shown) + 66, left=left, top=22
+    )
+    values = [0.0, *(v for f in shown if f.comparison for v in _reach(f))]
+    x = Scale(*padded(values), chart.x0, chart.x1)
+    better = "right" if findings.sweep.maximize else "left"
+    of = f", {unit(metric)}" if unit(metric) else ""
+    chart.axes(x, None, f"difference in {metric}{of} ({better} is better)")
+    chart.add("line", "zero", x1=x(0), x2=x(0), y1=chart.y1 - 4, y2=chart.y0)
+    chart.add("text", "name mid", cut(findings.baseline.name, 16), x=min(max(x(0), chart.x0 + 30), chart.x1 - 30), y=13)
+    for i, finding in enumerate(shown):
+        _difference_row(chart, finding, findings, x, chart.y1 + row * (i + 0.5))
+    caption = (
+        "Rings: each seed, against the same seed of the baseline. Dot and bar: their mean and its 95 % interval. "
+        "A bar that crosses the line tells nothing from noise."
+    )
+    return Figure(chart, "Paired differences", caption)
+
+
+def _reach(finding: Finding) -> list[float]:
+    """What the axis has to hold; an interval far beyond its own seeds is cut, for it would leave nothing to see."""
+    assert finding.comparison is not None
+    values, found = list(finding.comparison.by_seed.values()), finding.comparison.difference
+    if found.low is None or found.high is None:
+        return values
+    widest = 2.5 * max(max(map(abs, values)), 1e-12)
+    return [*values, max(found.low, -widest), min(found.high, widest)]
+
+
+def _difference_row(chart: Chart, finding: Finding, findings: Findings, x: Scale, at: float) -> None:
+    assert finding.comparison is not None
+    cls, found = colour(finding, findings), finding.comparison.difference
+    chart.add("line", "grid", x1=chart.x0, x2=chart.x1, y1=at, y2=at)
+    chart.add("text", "end", cut(finding.name, 18), tip=finding.name, x=chart.x0 - 9, y=at + 4)
+    if found.low is not None and found.high is not None:
+        ends = [min(max(x(v), chart.x0), chart.x1) for v in (found.low, found.high)]
+        chart.add("line", f"bar {cls}", x1=ends[0], x2=ends[1], y1=at, y2=at, tip=around(found, sign=True))
+    for seed, value in finding.comparison.by_seed.items():
+        tip = f"seed {seed}: {signed(value, 4)}"
+        chart.add("circle", f"ring {cls}", cx=x(value), cy=at - 8 if found.n > 1 else at, r=3.2, tip=tip)
+    if found.n > 1:
+        chart.add("circle", f"dot {cls}", cx=x(found.mean), cy=at, r=5, tip=around(found, sign=True))

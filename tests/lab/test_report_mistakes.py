@@ -1,0 +1,93 @@
+"""python -m lab.report: one message and exit code 64 where there is nothing to report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sweep_folder import completed, grid, write_job
+
+from lab.report.__main__ import main
+from registry import REFUSED
+from registry.command import run_command
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs a command line that must be refused; what it says."""
+
+    def refuse(*arguments: str | Path) -> str:
+        assert run_command(main, [str(a) for a in arguments]) == REFUSED
+        said = capsys.readouterr()
+        assert said.out == "" and len(said.err.splitlines()) == 3
+        return said.err
+
+    return refuse
+
+
+def test_report_is_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid(tmp_path, {"mha": [2.0, 2.1], "mla": [1.9, 2.0]})
+    assert run_command(main, [str(tmp_path), "--baseline", "mla", "--metric", "test/loss"]) == 0
+    said = capsys.readouterr().out
+    assert "mla is the baseline: test/loss" in " ".join(said.split())
+    assert (tmp_path / "report" / "index.html").exists()
+
+
+def test_folder_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "2026-11-25").mkdir()
+    said = refused(tmp_path / "2026-11-26")
+    assert "is no folder" in said and "Did you mean '2026-11-25'?" in said and "python -m lab.ablation" in said
+    assert "is no folder" in refused(tmp_path / "a" / "b")
+
+
+def test_folder_that_is_empty_or_no_sweeps(refused: Refused, tmp_path: Path) -> None:
+    assert "is empty, so it is no sweep's folder" in refused(tmp_path)
+    (tmp_path / "notes.txt").write_text("")
+    assert "holds no jobs (folders 0, 1, 2 …)" in refused(tmp_path)
+
+
+def test_folder_of_one_run(refused: Refused, tmp_path: Path) -> None:
+    run = write_job(tmp_path, 0, ["seed=1"], completed(2.0))
+    assert "is the folder of one run, and a report compares several" in refused(run)
+    assert not (run / "report").exists()
+
+
+def test_sweep_that_has_just_begun(refused: Refused, tmp_path: Path) -> None:
+    said = refused(grid(tmp_path, {"mha": [None, None]}))
+    assert "none of its 2 jobs has a figure (2 unfinished)" in said and "python -m lab.sweep resume" in said
+
+
+def test_sweep_that_failed_altogether_names_the_reason(refused: Refused, tmp_path: Path) -> None:
+    for i in range(2):
+        write_job(tmp_path, i, [f"seed={i}"], {"status": "failed", "reason": "OSError: no disk\nat all"})
+    assert "none of its 2 jobs has a figure (2 failed; most often: OSError: no disk)" in refused(tmp_path)
+
+
+def test_unknown_baseline_and_metric(refused: Refused, tmp_path: Path) -> None:
+    grid(tmp_path, {"mha": [2.0], "mla": [1.9]})
+    assert "Did you mean 'mla'?" in refused(tmp_path, "--baseline", "mlaa")
+    said = refused(tmp_path, "--metric", "tst/loss")
+    assert "no run of the sweep logged it" in said and "Did you mean 'test/loss'?" in said
+
+
+def test_plan_that_cannot_be_read(refused: Refused, tmp_path: Path) -> None:
+    grid(tmp_path, {"mha": [2.0], "mla": [1.9]})
+    for text in ("{", json.dumps([1])):
+        (tmp_path / "plan.json").write_text(text)
+        said = refused(tmp_path)
+        assert "plan.json" in said and "cannot be read" in said
+
+
+def test_unknown_option(refused: Refused, tmp_path: Path) -> None:
+    assert "--baseline" in refused(tmp_path, "--baselin", "x")
+    assert "DIR" in refused()
+
+
+def test_report_that_cannot_be_written(refused: Refused, tmp_path: Path) -> None:
+    grid(tmp_path, {"mha": [2.0], "mla": [1.9]})
+    (tmp_path / "report").write_text("a file in the way")
+    assert "cannot be written" in refused(tmp_path)

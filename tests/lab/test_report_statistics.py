@@ -1,0 +1,228 @@
+"""What several seeds can tell: held against scipy, and against sweeps whose truth is known."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import scipy.stats
+
+from lab.report import statistics, words
+from lab.report.findings import Findings, find, pareto
+from lab.report.reading import Arm, Run, Sweep
+
+SWEEPS = 1000
+
+
+def sweep_of(losses: Mapping[str, Mapping[tuple[float | None, int], float]], maximize: bool = False) -> Sweep:
+    """Arm → (learning rate, seed) → final figure; the first arm is the baseline."""
+    arms = []
+    for name, values in losses.items():
+        runs = [
+            Run(i, Path(name), (), seed, lr, "completed", "", {"val/loss": loss})
+            for i, ((lr, seed), loss) in enumerate(values.items())
+        ]
+        arms.append(Arm(name, (), tuple(runs)))
+    return Sweep(Path("x"), "ablation", "x", "", "val/loss", maximize, tuple(arms), 0)
+
+
+def simulated(
+    rng: random.Random, effects: Sequence[float], seeds: int, rates: Sequence[float | None] = (None,)
+) -> Findings:
+    """A sweep of arms with these effects, a data order that moves all arms of a seed, and noise of each run's own."""
+    order = [rng.gauss(0, 0.05) for _ in range(seeds)]
+    return find(
+        sweep_of(
+            {
+                f"arm{i}": {
+                    (lr, seed): 2 + effect + order[seed] + rng.gauss(0, 0.01) for lr in rates for seed in range(seeds)
+                }
+                for i, effect in enumerate(effects)
+            }
+        )
+    )
+
+
+# --- against scipy ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 30])
+def test_interval_is_students(n: int) -> None:
+    rng = random.Random(n)
+    values = [rng.gauss(3, 0.1) for _ in range(n)]
+    found = statistics.interval(values)
+    expected = scipy.stats.t.interval(0.95, n - 1, loc=sum(values) / n, scale=scipy.stats.sem(values))
+    assert (found.low, found.high) == pytest.approx(expected, rel=1e-9)
+    assert found.half == pytest.approx((expected[1] - expected[0]) / 2) and found.n == n
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_p_is_of_the_paired_t_test(n: int) -> None:
+    rng = random.Random(n)
+    arm, baseline = ({seed: rng.gauss(2, 0.1) for seed in range(n)} for _ in range(2))
+    found = statistics.compare(arm, baseline)
+    assert found is not None
+    expected = scipy.stats.ttest_rel(list(arm.values()), list(baseline.values()))
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-9)
+    assert (found.difference.low, found.difference.high) == pytest.approx(tuple(expected.confidence_interval()))
+
+
+def test_holm_by_hand() -> None:
+    # 0.01 · 3, then max(0.03, 0.02 · 2), then max(0.04, 0.03 · 1); what was not tested counts for nothing.
+    assert statistics.holm([0.03, None, 0.01, 0.02]) == pytest.approx([0.04, None, 0.03, 0.04], nan_ok=True)
+    assert statistics.holm([0.8, 0.9]) == [1.0, 1.0]
+    assert statistics.holm([None]) == [None] and statistics.holm([]) == []
+
+
+def test_only_seeds_that_both_have_are_compared() -> None:
+    found = statistics.compare({0: 2.0, 1: 2.5, 7: 9.0}, {1: 2.25, 0: 2.5, 5: 1.0})
+    assert found is not None and found.by_seed == {0: -0.5, 1: 0.25}
+    assert statistics.compare({0: 1.0}, {1: 1.0}) is None
+
+
+def test_one_seed_tells_nothing_of_noise() -> None:
+    found = statistics.compare({0: 1.0}, {0: 2.0})
+    assert found is not None and found.p is None and found.difference.half is None
+    assert not found.is_told_from_noise
+
+
+def test_the_same_to_the_last_digit_is_no_difference() -> None:
+    same = statistics.compare({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0})
+    assert same is not None and same.p == 1.0
+    always = statistics.compare({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.5})
+    assert always is not None and always.p == 0.0  # no noise at all
+
+
+# --- against the truth ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_interval_holds_the_truth_as_often_as_it_says(seeds: int) -> None:
+    rng, effect, held = random.Random(seeds), -0.015, 0
+    for _ in range(SWEEPS):
+        comparison = simulated(rng, [0.0, effect], seeds).arms[1].comparison
+        assert comparison is not None and comparison.difference.low is not None
+        held += comparison.difference.low <= effect <= (comparison.difference.high or -math.inf)
+    assert 0.93 <= held / SWEEPS <= 0.97
+
+
+@pytest.mark.parametrize(("arms", "seeds"), [(2, 3), (4, 3), (4, 5)])
+def test_what_is_the_same_is_called_noise(arms: int, seeds: int) -> None:
+    rng = random.Random(arms)
+    found = [simulated(rng, [0.0] * arms, seeds) for _ in range(SWEEPS)]
+    quiet = sum(all(words.tone(f, of) == "noise" for f in of.others) for of in found)
+    assert quiet / SWEEPS >= 0.94
+
+
+def test_four_arms_without_a_correction_would_cry_wolf() -> None:
+    rng = random.Random(4)
+    found = [simulated(rng, [0.0] * 4, 3) for _ in range(SWEEPS)]
+    quiet = sum(all(f.comparison is not None and (f.comparison.p or 0) >= 0.05 for f in of.others) for of in found)
+    assert quiet / SWEEPS < 0.92
+
+
+def test_what_differs_by_more_than_noise_is_found() -> None:
+    rng = random.Random(0)
+    found = [simulated(rng, [0.0, -0.1, 0.1, 0.0], 3) for _ in range(200)]
+    for arm, tone in ((1, "better"), (2, "worse")):
+        assert sum(words.tone(of.arms[arm], of) == tone for of in found) > 180
+
+
+def test_learning_rates_chosen_on_the_same_seeds_do_not_cry_wolf() -> None:
+    rng = random.Random(1)
+    found = [simulated(rng, [0.0, 0.0], 3, rates=(0.001, 0.003, 0.01)) for _ in range(SWEEPS)]
+    assert sum(words.tone(of.arms[1], of) == "noise" for of in found) / SWEEPS >= 0.94
+
+
+# --- learning rates ---------------------------------------------------------------------------------------------------
+
+
+def test_each_arm_is_compared_at_its_best_rate() -> None:
+    base: dict[tuple[float | None, int], float] = {(0.1, 0): 2.0, (0.1, 1): 2.1, (0.3, 0): 2.5, (0.3, 1): 2.6}
+    arm: dict[tuple[float | None, int], float] = {(0.3, 0): 1.9, (0.3, 1): 1.8, (0.1, 0): 3.0, (0.1, 1): 3.0}
+    found = find(sweep_of({"base": base, "arm": arm}))
+    assert [f.lr for f in found.arms] == [0.1, 0.3]
+    assert found.arms[1].comparison is not None
+    assert found.arms[1].comparison.by_seed == pytest.approx({0: -0.1, 1: -0.3})
+    assert [rate.lr for rate in found.arms[1].rates] == [0.1, 0.3] and found.arms[1].lr_is_at_the_edge
+    turned = find(sweep_of({"base": base, "arm": arm}, maximize=True))
+    assert [f.lr for f in turned.arms] == [0.3, 0.1]
+
+
+def test_rate_that_loses_a_seed_is_not_the_best() -> None:
+    good: dict[tuple[float | None, int], float] = {(0.1, 0): 2.0, (0.1, 1): 2.0, (0.2, 0): 2.1, (0.2, 1): 2.1}
+    wild: dict[tuple[float | None, int], float] = {**good, (0.4, 0): 1.0, (0.4, 1): math.nan}
+    found = find(sweep_of({"base": good, "arm": wild}))
+    assert found.arms[1].lr == 0.1 and len(found.lost) == 1
+
+
+# --- speed ------------------------------------------------------------------------------------------------------------
+
+
+def power_law(tokens: Sequence[float], faster: float = 1.0) -> list[tuple[float, float]]:
+    return [(t, 2 + 30 * (t * faster) ** -0.5) for t in tokens]
+
+
+@pytest.mark.parametrize("faster", [2.0, 1.25, 1.0, 0.5])
+def test_speed_up_is_how_many_times_fewer_tokens(faster: float) -> None:
+    tokens = [1000.0 * i for i in range(1, 101)]
+    assert statistics.speed_up(power_law(tokens, faster), power_law(tokens)) == pytest.approx(faster, rel=0.005)
+
+
+def test_loss_is_reached_between_two_measurements() -> None:
+    curve = [(10.0, 4.0), (20.0, math.nan), (30.0, 2.0), (40.0, 3.0)]
+    assert statistics.first_reached(curve, 3.0) == 20.0
+    assert statistics.first_reached(curve, 4.5) == 10.0
+    assert statistics.first_reached(curve, 1.0) is None
+    assert statistics.speed_up([], curve) is None and statistics.speed_up([(1.0, math.nan)], curve) is None
+
+
+def test_interval_of_ratios_is_of_their_logarithms() -> None:
+    found = statistics.ratio_interval([2.0, 0.5])
+    assert found.mean == pytest.approx(1) and found.low is not None and found.high is not None
+    assert found.low * found.high == pytest.approx(1) and found.low > 0
+    assert statistics.ratio_interval([1.5]).low is None
+
+
+def test_front_holds_what_nothing_beats() -> None:
+    points = [(3.0, 1.0), (1.0, 3.0), (2.0, 2.0), (2.0, 2.5), (4.0, 1.0), (3.5, 1.5)]
+    assert pareto(points) == [1, 2, 0]
+    assert pareto([(cost, -figure) for cost, figure in points], maximize=True) == [1, 2, 0]
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def said(values: Mapping[str, Sequence[float]], maximize: bool = False) -> str:
+    found = find(
+        sweep_of({k: {(None, seed): v for seed, v in enumerate(of)} for k, of in values.items()}, maximize=maximize)
+    )
+    return words.verdict(found.arms[1], found)
+
+
+def test_verdicts_in_words() -> None:
+    base = [2.0, 2.1, 2.2]
+    better = said({"mha": base, "mla": [1.95, 2.051, 2.149]})
+    assert better == "mla is better than mha by 0.0500 ± 0.0025 nats (3 seeds, p < 0.001)."
+    assert said({"mha": base, "mla": [1.95, 2.051, 2.149]}, maximize=True).startswith("mla is worse than mha by 0.05")
+    noise = said({"mha": base, "mla": [2.05, 2.0, 2.25]})
+    assert noise.startswith("mla against mha: no difference that 3 seeds can tell from noise (+0.00 ± 0.22")
+    assert said({"mha": [2.0], "mla": [1.9]}).startswith("One seed: cannot say whether mla differs from mha (0.1000")
+
+
+def test_interval_that_leaves_out_nothing_but_fails_among_many_says_so() -> None:
+    base = [2.0, 2.1, 2.2]
+    many = {"mha": base, "a": [1.95, 2.06, 2.14], **{f"b{i}": [2.05, 2.0, 2.25] for i in range(8)}}
+    verdict = said(many)
+    assert "no difference that 3 seeds can tell from noise (−0.050 ± 0.025 nats; alone p = 0.013" in verdict
+    assert "among 9 comparisons 0.12" in verdict
+
+
+@pytest.mark.parametrize(
+    ("half", "places"), [(0.0123, 3), (0.00456, 4), (1.5, 1), (123.0, 0), (None, 4), (0.0, 4), (1e-9, 6)]
+)
+def test_uncertainty_is_shown_with_two_digits(half: float | None, places: int) -> None:
+    assert words.decimals(half) == places
