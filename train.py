@@ -20,12 +20,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
 import registry
+from hydra_plugins.blockwright_optuna.sweeper import offer
 from registry import REFUSED, ConfigError
 from training import lean
 from training.composition import CONF, REFUSALS, explain, is_no_name
 from training.preflight import preflight
 from training.secrets import hidden, read_from_environment
-from training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, stoppable
+from training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, stoppable
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -37,8 +38,14 @@ def hydra_main(cfg: DictConfig) -> float | None:
     """One job. In a sweep a failure becomes a row of the table and the worst possible value, not the end."""
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     directory = Path(HydraConfig.get().runtime.output_dir)
+    value, figures = _worst(), None
     try:
         return _job(cfg, directory)
+    except Interrupted:
+        from lab.sweep.callback import release
+
+        release(directory)
+        raise
     except ConfigError as error:
         if not sweeping:
             _refusals.append(error)
@@ -48,15 +55,18 @@ def hydra_main(cfg: DictConfig) -> float | None:
         if not sweeping:
             raise
         status, reason = "diverged", str(error)
+    except Pruned as stop:
+        if not sweeping:
+            raise
+        status, reason, value, figures = "pruned", str(stop), stop.value, {stop.monitor: stop.value}
     except Exception as error:
         if not sweeping:
             raise
         status, reason = "failed", f"{type(error).__name__}: {error}"
     from lab.sweep.table import record_failure
 
-    record_failure(directory, reason, status)
-    print(f"job {status}: {reason}", file=sys.stderr)
-    return _worst()
+    record_failure(directory, reason, status, figures)
+    return value
 
 
 def _job(cfg: DictConfig, directory: Path) -> float:
@@ -109,25 +119,16 @@ def pin_children(directory: Path, checkpoint: str | None = None) -> list[str]:
     Returns:
         the job's own overrides
     """
+    from lab.sweep.callback import config_flags, kept
+
     config = HydraConfig.get()
     own = list(config.overrides.task)
-    search = [o for o in config.overrides.hydra if o.lstrip("+").startswith("hydra.searchpath")]
+    search = kept(config.overrides.hydra)
     found = [f"ckpt_path='{checkpoint}'"] if checkpoint else []
-    sys.argv = [sys.argv[0], *_config_flags(sys.argv[1:]), *search, "hydra.mode=RUN", *own, *found]
+    sys.argv = [sys.argv[0], *config_flags(sys.argv[1:]), *search, "hydra.mode=RUN", *own, *found]
     with read_write(config):  # type: ignore[arg-type] # typed as its schema, it is a node
         config.run.dir = str(directory)
     return own
-
-
-def _config_flags(arguments: list[str]) -> list[str]:
-    flags = ("--config-name", "-cn", "--config-dir", "-cd", "--config-path", "-cp")
-    kept: list[str] = []
-    for i, argument in enumerate(arguments):
-        if argument in flags:
-            kept += arguments[i : i + 2]
-        elif argument.startswith(tuple(f"{flag}=" for flag in flags)):
-            kept.append(argument)
-    return kept
 
 
 def reset_processes(before: dict[str, str | None]) -> None:
@@ -169,6 +170,10 @@ def _refusal(error: Exception, arguments: list[str]) -> ConfigError | None:
 
 
 def _how_to_go_on(stop: Interrupted, arguments: list[str]) -> str:
+    from lab.sweep.callback import begun
+
+    if begun:
+        return f"Go on with: {shlex.join(['python', '-m', 'lab.sweep', 'resume', str(begun[0])])}"
     if stop.checkpoint is None:
         return "Nothing is lost that a checkpoint does not hold: start the same command again"
     option = "--ckpt_path=" if arguments[:1] and arguments[0] in SUBCOMMANDS else "ckpt_path="
@@ -190,10 +195,13 @@ def main() -> None:
                 cli.main(arguments)
             else:
                 leave_no_folder()
+                offer()
                 hydra_main()
     except Interrupted as stop:
         print(f"\n{stop}. {_how_to_go_on(stop, arguments)}", flush=True)
         sys.exit(PREEMPTED)
+    except Pruned:  # another rank of a trial, whose first one tells of it
+        sys.exit(0)
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(DIVERGED)

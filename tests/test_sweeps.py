@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -271,3 +273,192 @@ def test_processes_of_a_failed_run_are_ended_and_no_longer_watched() -> None:
     watch = _ChildProcessObserver(main_pid=0, child_processes=children)
     watch._terminate_all = lambda: pytest.fail("would have killed this process")  # type: ignore[method-assign]
     assert watch._run()
+
+
+# Sweeps that are killed
+
+Start = Callable[..., subprocess.Popen[str]]
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def start(environment: dict[str, str], tmp_path: Path) -> Start:
+    """``python train.py -m ARGUMENTS`` in a process group of its own, which is running when this returns."""
+
+    def call(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(ROOT / "train.py"), "-m", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload]
+
+    return call
+
+
+@pytest.fixture
+def lab_sweep(environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "lab.sweep", *arguments]
+        there = {**environment, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=tmp_path, env=there, capture_output=True, text=True, timeout=600)
+
+    return call
+
+
+def until_saved(job: Path, process: subprocess.Popen[str]) -> None:
+    """Wait till a job is in the middle of training, its checkpoint written."""
+    end = time.monotonic() + 240
+    while not (job / "checkpoints" / "last.ckpt").exists() or (job / "results.json").exists():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()[0][-3000:]
+        time.sleep(0.01)
+
+
+def kill(process: subprocess.Popen[str]) -> str:
+    os.killpg(process.pid, signal.SIGKILL)
+    return process.communicate()[0]
+
+
+def told(sweep: Path) -> list[tuple[int, str, float | None, dict[str, Any]]]:
+    """What the study of a search knows of its trials."""
+    from lab.sweep import plan as plans
+    from lab.sweep.study import open_study
+
+    return [(t.number, t.state.name, t.value, t.params) for t in open_study(sweep, plans.read(sweep)).trials]
+
+
+SAVING = ["callbacks.interruption.every_n_steps=1", "trainer.val_check_interval=null"]
+
+
+def test_killed_search_goes_on_with_no_trial_lost_or_repeated(
+    start: Start,
+    lab_sweep: Callable[..., subprocess.CompletedProcess[str]],
+    tiny_run: list[str],
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    sweep = tmp_path / "sweep"
+    search = ["hparams_search=pruning", "hydra.sweeper.n_trials=4", f"hydra.sweep.dir={sweep}"]
+    process = start(*tiny_run, *SAVING, *search)
+    until_saved(sweep / "2", process)
+    first = kill(process)
+    assert first.count("jobs: ") == 0
+    before, finished = told(sweep), results_of(sweep / "1")
+    assert [state for _, state, *_ in before] == ["COMPLETE", "COMPLETE", "RUNNING"]
+
+    done = lab_sweep("resume", str(sweep))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count(" jobs: ") == 1 and "4 jobs: " in done.stdout
+    after = told(sweep)
+    assert after[:2] == before[:2] and after[2][3] == before[2][3]
+    assert [(number, state) for number, state, *_ in after] == [(i, "COMPLETE") for i in range(4)]
+    assert [value for _, _, value, _ in after] == [results_of(sweep / str(i))["metrics"]["val/loss"] for i in range(4)]
+    assert results_of(sweep / "1") == finished
+    assert [row["job"] for row in rows_of(sweep)] == ["0", "1", "2", "3"]
+    went_on = yaml.safe_load((sweep / "2" / ".hydra" / "overrides.yaml").read_text())
+    assert any(o.startswith("ckpt_path=") for o in went_on)
+    assert not any("ckpt_path" in row["overrides"] for row in rows_of(sweep))
+
+
+def test_stopped_grid_goes_on_in_processes_of_its_own(
+    start: Start,
+    lab_sweep: Callable[..., subprocess.CompletedProcess[str]],
+    tiny_run: list[str],
+    tmp_path: Path,
+) -> None:
+    sweep = tmp_path / "a sweep"
+    grid = ["model/attention=mha,gqa", f"hydra.sweep.dir='{sweep}'", "trainer.max_steps=400"]
+    process = start(*tiny_run, *SAVING, *grid, "scheduler=constant", "callbacks.checkpoint=null")
+    until_saved(sweep / "0", process)
+    running = json.loads(lab_sweep("status", str(sweep), "--json").stdout)
+    assert running["running"] and running["counts"] == {"running": 1, "waiting": 1}
+    refused = lab_sweep("resume", str(sweep))
+    assert refused.returncode == 64 and "is still running (job 0)" in refused.stderr
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate()[0]
+    assert process.returncode == 75
+    assert said.splitlines()[-1].endswith(f"Go on with: python -m lab.sweep resume '{sweep}'")
+
+    plan = json.loads((sweep / "plan.json").read_text())
+    assert [job["overrides"][-1] for job in plan["jobs"]] != [] and len(plan["jobs"]) == 2
+    for job in plan["jobs"]:  # the rest of 400 steps would take long
+        job["overrides"] = [o.replace("max_steps=400", "max_steps=1") for o in job["overrides"]]
+    (sweep / "plan.json").write_text(json.dumps(plan))
+    done = lab_sweep("resume", str(sweep), "--workers", "2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "job 0 goes on: model/attention=mha" in done.stdout and "job 1 begins: model/attention=gqa" in done.stdout
+    assert [row["status"] for row in rows_of(sweep)] == ["completed"] * 2
+    assert results_of(sweep / "0")["steps"] > 1 == results_of(sweep / "1")["steps"]
+
+
+def test_search_with_a_typo_is_refused_before_its_first_trial(
+    train_py: Callable[..., subprocess.CompletedProcess[str]],
+    tiny_run: list[str],
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = ["model/attention=choice(mla,gqaa)", f"hydra.sweep.dir={tmp_path}/sweep"]
+    done = train_py("-m", *tiny_run, *OPTUNA, *search)
+    assert done.returncode == 64 and "Did you mean 'gqa'" in done.stderr and "Traceback" not in done.stderr
+    assert jobs_of(tmp_path / "sweep") == []
+
+
+EXAMPLES = {  # and pruning, above
+    "optuna": ["hydra.sweeper.n_trials=1"],
+    "optuna_joblib": ["hydra.sweeper.n_trials=2"],
+    "seeds": ["hydra.sweeper.params={seed: 'range(3,4)'}"],
+    "learning_rates": ["hydra.sweeper.params={optimizer.lr: '0.01', model/attention: gqa}"],
+}
+
+
+def test_every_example_of_a_search_is_run_here() -> None:
+    assert {*EXAMPLES, "pruning"} == {file.stem for file in (ROOT / "conf" / "hparams_search").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_of_a_search_runs(
+    name: str, train_py: Callable[..., subprocess.CompletedProcess[str]], tiny_run: list[str], tmp_path: Path
+) -> None:
+    if "optuna" in (ROOT / "conf" / "hparams_search" / f"{name}.yaml").read_text():
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    if name == "optuna_joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    short = ["trainer.max_steps=2", "trainer.val_check_interval=1", f"hydra.sweep.dir={tmp_path}/sweep"]
+    done = train_py(*tiny_run, *short, f"hparams_search={name}", *EXAMPLES[name])
+    assert done.returncode == 0, done.stderr[-3000:]
+    jobs = 2 if "hydra.sweeper.n_trials=2" in EXAMPLES[name] else 1
+    assert [row["status"] for row in rows_of(tmp_path / "sweep")] == ["completed"] * jobs
+
+
+SEARCHED = [
+    "optimizer.lr=tag(log,interval(1e-3,2e-2))",
+    "model/attention=choice(mla,gqa)",
+    "model/gating=choice(softmax_topk,topk_softmax,sigmoid_bias)",
+]
+WAYS = {
+    "joblib": ["hparams_search=optuna_joblib", "hydra.sweeper.n_trials=12"],
+    "ddp": ["hparams_search=optuna", "hydra.sweeper.n_trials=12", "trainer=ddp_sim", *SEARCHED],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_search_of_twelve_trials_is_the_one_that_never_stopped(
+    way: str,
+    start: Start,
+    lab_sweep: Callable[..., subprocess.CompletedProcess[str]],
+    tiny_run: list[str],
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    if way == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    sweep, whole = tmp_path / "sweep", tmp_path / "whole"
+    process = start(*tiny_run, *SAVING, *WAYS[way], f"hydra.sweep.dir={sweep}")
+    until_saved(sweep / "6", process)
+    kill(process)
+    done = lab_sweep("resume", str(sweep))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count(" jobs: ") == 1 and "12 jobs: " in done.stdout
+    assert len(rows_of(sweep)) == 12
+
+    process = start(*tiny_run, *SAVING, *WAYS[way], f"hydra.sweep.dir={whole}")
+    process.communicate()
+    assert told(sweep) == told(whole)

@@ -30,6 +30,9 @@ class Interrupted(BaseException):
         when = f"after step {step}" if checkpoint else "outside of training"
         super().__init__(f"stopped by {signal.Signals(signum).name} {when}")
 
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[Path | None, int, int]]:
+        return type(self), (self.checkpoint, self.step, self.signum)  # out of a launcher's worker
+
 
 class Diverged(Exception):  # noqa: N818 - what became of the numbers
     """Training was given up, its checkpoints left as they were.
@@ -44,6 +47,20 @@ class Diverged(Exception):  # noqa: N818 - what became of the numbers
         super().__init__(f"diverged at step {step}: {reason}")
 
 
+class Pruned(Exception):  # noqa: N818 - what became of the trial
+    """A trial of a search was ended early, for others did better.
+
+    Args:
+        step: optimizer steps done
+        monitor: name of the figure
+        value: its last value
+    """
+
+    def __init__(self, step: int, monitor: str, value: float) -> None:
+        self.step, self.monitor, self.value = step, monitor, value
+        super().__init__(f"pruned at step {step}: {monitor} {value:.4f}")
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
     """While data are built or a model is evaluated, a signal stops at once: there is nothing to save.
@@ -53,7 +70,7 @@ def stoppable() -> Iterator[None]:
     Raises:
         Interrupted
     """
-    before = {signum: signal.signal(signum, _stop) for signum in SIGNALS}
+    before = {signum: signal.signal(signum, stop_at_once) for signum in SIGNALS}
     try:
         yield
     finally:
@@ -61,5 +78,10 @@ def stoppable() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def _stop(signum: int, frame: FrameType | None) -> None:
+def stop_at_once(signum: int, frame: FrameType | None) -> None:
+    """A signal handler for when there is nothing to save.
+
+    Raises:
+        Interrupted
+    """
     raise Interrupted(None, 0, signum)

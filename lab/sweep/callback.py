@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -21,7 +25,14 @@ from lab.sweep import plan as plans
 from lab.sweep.progress import ended_line
 from lab.sweep.table import summarise
 from registry import REFUSED, ConfigError
+from training.stops import SIGNALS, Interrupted, stop_at_once
 
+_held: dict[Path, int] = {}  # locks of this process, which would be other files' numbers in a launcher's worker
+begun: list[Path] = []  # the folder of the multirun that this process makes
+STOP = ".stop"  # in a sweep's folder: begin no further job
+PATIENCE_S = 120  # that jobs have for their last step and its checkpoint
+SUBDIR = "${hydra.job.num}"
+SWEEPER = "hydra_plugins.blockwright_optuna.sweeper.ResumableOptunaSweeper"
 CONFIG_FLAGS = ("--config-name", "-cn", "--config-dir", "-cd", "--config-path", "-cp")
 
 
@@ -31,26 +42,32 @@ class SweepCallback(Callback):
     It holds the sweep's lock while the multirun lives, and each job holds its own, wherever a launcher runs it.
     """
 
-    def __init__(self) -> None:
-        self._locks: list[int] = []
-
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         sweep = Path(config.hydra.sweep.dir).absolute()
         try:
             begin(sweep, config, sys.argv[1:])
-            self._locks.append(locks.take_sweep(sweep))
+            _held[sweep] = locks.take_sweep(sweep)
+            begun.append(sweep)
+            (sweep / STOP).unlink(missing_ok=True)
         except ConfigError as error:  # Hydra makes a warning of any Exception of a callback
             print(error.render(), file=sys.stderr)
             raise SystemExit(REFUSED) from None
+        if not str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher"):
+            for signum in SIGNALS:
+                signal.signal(signum, stop_jobs)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.runtime.output_dir)
+        if config.hydra.mode == RunMode.MULTIRUN and (folder.parent / STOP).exists():
+            raise Interrupted(None, 0, signal.SIGTERM)
         if (folder.parent / plans.PLAN).exists():
-            held = locks.take(folder)  # None: this is another rank of the job, whose first has it
-            self._locks += [] if held is None else [held]
+            lock = locks.take(folder)
+            if lock is not None:  # else this is another rank of the job, whose first one has it
+                _held[folder] = lock
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         folder = Path(config.hydra.runtime.output_dir)
+        release(folder)
         if config.hydra.mode != RunMode.MULTIRUN or not (folder.parent / plans.PLAN).exists():
             return
         plan = plans.read(folder.parent)
@@ -62,6 +79,32 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         summarise(Path(config.hydra.sweep.dir))
+
+
+def release(folder: Path) -> None:
+    """Let go of a job's lock, if this process has it: a launcher's worker may live on."""
+    if (lock := _held.pop(folder, None)) is not None:
+        os.close(lock)
+
+
+def stop_jobs(signum: int, frame: FrameType | None) -> None:
+    """Hand a signal to the jobs that a launcher has in other processes, and wait till they have saved.
+
+    Raises:
+        Interrupted
+    """
+    sweep = begun[0]
+    for one in SIGNALS:
+        signal.signal(one, stop_at_once)
+    (sweep / STOP).touch()  # for the jobs that a launcher would begin now
+    jobs = [folder for folder in sweep.iterdir() if folder.name.isdigit()]
+    for process in filter(None, map(locks.holder, jobs)):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
+    until = time.monotonic() + PATIENCE_S
+    while any(map(locks.is_taken, jobs)) and time.monotonic() < until:
+        time.sleep(0.1)
+    raise Interrupted(None, 0, signum)
 
 
 def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
@@ -76,14 +119,17 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
         ConfigError: the folder holds another sweep
     """
     sweeper = config.hydra.sweeper
-    if sweeper.get("resume"):
+    if plans.is_resumed(sweep):
         return
-    if (sweep / plans.PLAN).exists():
+    if OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"] != SUBDIR:  # type: ignore[index,call-overload]
+        rule = "job N of a sweep is in folder N, where its table and those who go on with it look"
+        raise ConfigError("hydra.sweep.subdir", config.hydra.sweep.subdir, rule, "Leave it out")
+    if (sweep / plans.PLAN).exists() and any(p.name.isdigit() for p in sweep.iterdir()):
         rule = "holds a sweep already"
         remedy = f"Go on with it: python -m lab.sweep resume {sweep}; or name another folder"
         raise ConfigError("hydra.sweep.dir", str(sweep), rule, remedy)
     is_grid = str(sweeper.get("_target_")).endswith(".BasicSweeper")
-    searched = {} if is_grid else {"argv": arguments, "n_trials": sweeper.get("n_trials")}
+    flags = config_flags(arguments)
     plan: dict[str, Any] = {
         "kind": "grid" if is_grid else "search",
         "name": config.task_name,
@@ -91,11 +137,17 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
         "metric": config.optimized_metric,
         "direction": direction_of(sweeper),
         "workers": workers_of(config),
-        "flags": [*config_flags(arguments), *kept(config.hydra.overrides.hydra)],
-        **searched,
+        "flags": [*flags, *kept(config.hydra.overrides.hydra)],
     }
     if is_grid:
         plan["jobs"] = grid_of(sweeper, list(config.hydra.overrides.task))
+    else:
+        plan |= {"argv": [*flags, *config.hydra.overrides.hydra, *config.hydra.overrides.task]}
+        plan |= {"sweeper": sweeper.get("_target_"), "n_trials": sweeper.get("n_trials")}
+    if sweeper.get("_target_") == SWEEPER:
+        raw = OmegaConf.to_container(sweeper, resolve=False)  # lest a password of the environment is written down
+        name = sweeper.get("study_name") or f"{config.task_name}-{sweep.name}"
+        plan["study"] = {"name": name, "storage": raw.get("storage")}  # type: ignore[union-attr]
     plans.write(sweep, plan)
 
 

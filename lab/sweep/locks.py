@@ -23,7 +23,17 @@ def take(folder: Path) -> int | None:
     except BlockingIOError:
         os.close(descriptor)
         return None
+    os.truncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
     return descriptor
+
+
+def holder(folder: Path) -> int | None:
+    """The process that has locked a folder, if it lives; None too where that is not known."""
+    try:
+        return int((folder / LOCK).read_text()) if is_taken(folder) else None
+    except (OSError, ValueError):
+        return None
 
 
 def is_taken(folder: Path) -> bool:

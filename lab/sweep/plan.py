@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from registry import ConfigError
 PLAN, RESULTS = "plan.json", "results.json"
 KINDS = ("ablation", "grid", "search")
 NEEDED = ("kind", "metric", "direction")
+RESUMED = "BLOCKWRIGHT_RESUMED_SWEEP"  # in the environment of a search that goes on: its folder
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
 
@@ -61,9 +63,15 @@ def job_command(plan: Mapping[str, Any], job: Mapping[str, Any], more: Sequence[
     return [*plan.get("flags", []), *job["overrides"], "hydra.mode=RUN", *more]
 
 
+def is_resumed(sweep: Path) -> bool:
+    """Whether this process is to go on with the search of a folder."""
+    return os.environ.get(RESUMED) == str(sweep.resolve())
+
+
 def quoted(value: Path | str) -> str:
     """A path as Hydra's grammar of overrides takes it, whatever characters it has."""
-    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(value))
+    return f"'{escaped}'"
 
 
 def write_json(file: Path, content: Any) -> None:

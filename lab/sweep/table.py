@@ -19,17 +19,21 @@ FIGURES = ("val/loss", "val/bits_per_byte", "test/loss", "speed/tokens_per_secon
 ENDED = ("completed", "pruned", "failed", "diverged")
 
 
-def record_failure(directory: Path, reason: str, status: str = "failed") -> None:
-    """Leave the row of a job that ended badly where ``summarise`` finds it, with the figures it had till then.
+def record_failure(
+    directory: Path, reason: str, status: str = "failed", metrics: Mapping[str, float] | None = None
+) -> None:
+    """Leave the row of a job that ended before its time where ``summarise`` finds it, with the figures it had.
 
     Args:
         directory: of the job
         reason: what a person is to read
         status: ``failed``, ``diverged`` or ``pruned``
+        metrics: figures to add
     """
     directory.mkdir(parents=True, exist_ok=True)
     figures = results_of(directory) or {}
-    write_json(directory / RESULTS, {**figures, "status": status, "reason": reason})
+    more = {"metrics": {**figures.get("metrics", {}), **metrics}} if metrics else {}
+    write_json(directory / RESULTS, {**figures, **more, "status": status, "reason": reason})
 
 
 def rows_of(sweep: Path) -> list[dict[str, Any]]:
@@ -96,7 +100,7 @@ def _overrides(job: Path) -> list[str]:
     """A job's own overrides, without the checkpoint that it went on from."""
     file = job / ".hydra" / "overrides.yaml"
     given = [str(o) for o in OmegaConf.load(file)] if file.exists() else []
-    return [o for o in given if not (o.startswith("ckpt_path=") and f"{job}/checkpoints" in o)]
+    return [o for o in given if not (o.startswith("ckpt_path=") and f"{job.resolve()}/checkpoints" in o)]
 
 
 def _without_results(job: Path, live: bool) -> dict[str, Any]:

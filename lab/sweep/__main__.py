@@ -1,0 +1,175 @@
+"""``python -m lab.sweep status|resume|retry DIR``: what a sweep has come to, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lab.sweep import locks
+from lab.sweep import plan as plans
+from lab.sweep.callback import SWEEPER
+from lab.sweep.runner import run_plan
+from lab.sweep.table import best_of, rows_of, table_of
+from registry import ConfigError, did_you_mean
+from registry.command import Parser, run_command
+
+ACTIONS = ("status", "resume", "retry")
+BAD = ("failed", "diverged")
+PREVIOUS = "results.previous.json"  # of a job that is tried again
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command.
+
+    Raises:
+        ConfigError: no such action, no sweep, one that is still running, or no such jobs
+    """
+    parser = Parser(prog="python -m lab.sweep", description=__doc__)
+    parser.add_argument("action", help="status: a table; resume: run what is unfinished; retry: and what failed")
+    parser.add_argument("dir", metavar="DIR", type=Path, help="folder of a sweep or an ablation")
+    parser.add_argument("--json", action="store_true", help="status for programs")
+    parser.add_argument("--jobs", default=None, metavar="N,N", help="retry these only")
+    parser.add_argument("--workers", type=int, default=None, help="jobs at a time; default: as the sweep began")
+    given = parser.parse_args(arguments)
+    if given.action not in ACTIONS:
+        raise ConfigError("command line", given.action, "is no action", did_you_mean(given.action, ACTIONS))
+    for flag, value, action in (("--jobs", given.jobs, "retry"), ("--json", given.json or None, "status")):
+        if value is not None and given.action != action:
+            raise ConfigError("command line", flag, f"belongs to {action}", f"Leave it out, or write {action}")
+    sweep = given.dir.resolve()
+    plan = plans.read(sweep)
+    if given.action == "status":
+        show(sweep, plan, given.json)
+        return 0
+    os.close(locks.take_sweep(sweep))  # refuses one that is running before anything is touched
+    if plan["kind"] == "search":
+        return go_on_with_search(sweep, plan, given.action == "retry", _numbers(given.jobs), given.workers)
+    if given.action == "resume":
+        return run_plan(sweep, given.workers)
+    chosen = to_retry(rows_of(sweep), _numbers(given.jobs))
+    for job in chosen:
+        results = sweep / str(job) / plans.RESULTS
+        if results.exists():
+            results.replace(results.with_name(PREVIOUS))
+    return run_plan(sweep, given.workers, jobs=chosen if given.jobs else None)
+
+
+def show(sweep: Path, plan: Mapping[str, Any], as_json: bool) -> None:
+    """Print the table of a sweep and what its jobs have come to, or the same as JSON."""
+    rows, best = rows_of(sweep), best_of(sweep, plan)
+    counts = Counter(row["status"] for row in rows)
+    running = locks.is_taken(sweep) or "running" in counts
+    if "jobs" not in plan and (left := (plan.get("n_trials") or 0) - len(rows)) > 0:
+        counts["waiting" if running else "not begun"] += left
+    if as_json:
+        head = {key: plan.get(key) for key in ("kind", "name", "metric", "direction", "command")}
+        found = None if best is None else {"job": best[0], "value": best[1]}
+        told = {"directory": str(sweep), **head, "running": running, "counts": counts, "best": found, "jobs": rows}
+        print(json.dumps(_finite(told), indent=1))
+        return
+    if rows:
+        Console().print(table_of(rows, f"{plan['kind']} {plan.get('name', '')}: {sweep}"))
+    said = ", ".join(f"{number} {status}" for status, number in counts.items()) or "no job has begun"
+    print(f"{'running' if running else 'not running'}: {said}")
+    if best is not None:
+        print(f"best {plan['metric']}: {best[1]:.4f} (job {best[0]})")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither NaN nor infinity: null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(jobs: str | None) -> list[int] | None:
+    if jobs is None:
+        return None
+    try:
+        return [int(number) for number in jobs.split(",")]
+    except ValueError:
+        raise ConfigError("--jobs", jobs, "is a list of numbers of jobs", "Write --jobs 3,5") from None
+
+
+def to_retry(rows: Sequence[Mapping[str, Any]], jobs: Sequence[int] | None) -> list[int]:
+    """Numbers of the jobs to try again: all that failed or diverged, or those asked for.
+
+    Raises:
+        ConfigError: one asked for does not exist, or has its figures
+    """
+    bad = [row["job"] for row in rows if row["status"] in BAD]
+    if jobs is None:
+        return bad
+    status = {row["job"]: row["status"] for row in rows}
+    for job in jobs:
+        if job not in status:
+            raise ConfigError("--jobs", job, "there is no such job", f"Jobs: 0 to {len(rows) - 1}")
+        if status[job] in ("completed", "pruned"):
+            known = ", ".join(map(str, bad)) or "none"
+            raise ConfigError("--jobs", job, f"is {status[job]}", f"Jobs that failed or diverged: {known}")
+    return list(jobs)
+
+
+def go_on_with_search(
+    sweep: Path, plan: dict[str, Any], retry: bool, jobs: Sequence[int] | None, workers: int | None
+) -> int:
+    """Become the process of the search, from where it was.
+
+    Raises:
+        ConfigError: a sweeper that keeps nothing, or workers, which are the launcher's
+    """
+    if plan.get("sweeper") != SWEEPER:
+        rule = f"was made by {plan.get('sweeper')}, which keeps nothing to go on from"
+        raise ConfigError("DIR", str(sweep), rule, "Only grids and searches by hydra/sweeper=optuna can go on")
+    if workers is not None:
+        remedy = "Leave it out: they are those that the search began with"
+        raise ConfigError("--workers", workers, "the jobs of a search are its launcher's", remedy)
+    if retry:
+        ask_again(sweep, plan, jobs)
+    dropped = ("hydra.sweep.dir=", "hydra.sweeper.n_trials=")
+    argv = [a for a in plan["argv"] if not a.lstrip("+").startswith(dropped)]
+    more = [f"hydra.sweep.dir={plans.quoted(sweep)}", "hydra.mode=MULTIRUN"]
+    more += [f"hydra.sweeper.n_trials={plan['n_trials']}"]
+    os.chdir(plan["cwd"])
+    sys.stdout.flush()
+    environment = {**os.environ, plans.RESUMED: str(sweep)}
+    os.execve(sys.executable, [sys.executable, str(plans.TRAIN), *argv, *more], environment)
+
+
+def ask_again(sweep: Path, plan: dict[str, Any], jobs: Sequence[int] | None) -> None:
+    """Enqueue new trials with the parameters of those that failed: a study takes nothing back that it was told."""
+    from lab.sweep.study import open_study
+
+    chosen = [job for job in to_retry(rows_of(sweep), jobs) if _is_bad(sweep / str(job))]
+    study = open_study(sweep, plan)
+    trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
+    for job in chosen:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* is experimental")  # and is what Optuna is told of since 2020
+            study.enqueue_trial(trials[job].params)
+        results = plans.results_of(sweep / str(job)) or {}
+        again = max(trial.number for trial in study.get_trials(deepcopy=False))
+        told = {**results, "retried_as": again, "reason": f"{results.get('reason', '')}; tried again as job {again}"}
+        plan["n_trials"] += 1
+        plans.write(sweep, plan)
+        plans.write_json(sweep / str(job) / plans.RESULTS, told)
+
+
+def _is_bad(job: Path) -> bool:
+    results = plans.results_of(job)
+    return results is not None and results["status"] in BAD and "retried_as" not in results
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,266 @@
+"""A search by Optuna that survives: each trial is in the study's storage before it runs, and told to it once.
+
+Trial N is job N, in folder N. A search that is gone on with first ends what had begun: a trial whose figures are on the
+disk is told, one that was running runs again with the same parameters from its own checkpoint. What is sampled is a
+function of the sampler's seed, the number of the trial and the results so far, so the search is the one that never
+stopped.
+
+How this differs from Hydra's own plug-in, whose settings and search spaces these are: that keeps one random generator
+for the whole search, which a second process would start anew; it numbers jobs by itself; it knows of no pruned trial.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from hydra.core.utils import JobReturn
+from hydra.utils import instantiate
+from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
+from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from lab.sweep import plan as plans
+from lab.sweep.study import open_study
+from lab.sweep.table import record_failure
+from registry import ConfigError, did_you_mean
+from training.checkpoints.find import newest
+from training.targets import check_target
+
+log = logging.getLogger(__name__)
+OWNER = "blockwright_sweep"  # attribute of a trial: the folder that it belongs to, where searches share a study
+CHECKED = ("trainer", "callbacks", "logger")
+Space = dict[str, BaseDistribution]
+
+
+class Search(OptunaSweeperImpl):
+    """A search.
+
+    Args:
+        settings: those of Hydra's own plug-in
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+
+    def setup(self, *, config: DictConfig, **context: Any) -> None:
+        super().setup(config=config, **context)
+        self.folder = Path(self.sweep_dir).absolute()
+        for key, what in (("n_trials", "trials, and a search needs one"), ("n_jobs", "trials at a time")):
+            if (value := getattr(self, key)) < 1:
+                remedy = f"Write hydra.sweeper.{key}=1 or more"
+                raise ConfigError(f"hydra.sweeper.{key}", value, f"counts {what}", remedy)
+        self.resumed = plans.is_resumed(self.folder)
+        direction = self._get_directions()
+        if len(direction) != 1 or direction[0] not in ("minimize", "maximize"):
+            rule = "a run returns one figure, optimized_metric, which a search minimizes or maximizes"
+            raise ConfigError("hydra.sweeper.direction", direction, rule, "Write hydra.sweeper.direction=minimize")
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Search.
+
+        Args:
+            arguments: overrides, those that are searched and those that are as given
+
+        Raises:
+            ConfigError: the space is empty, or cannot be composed
+        """
+        space, fixed = self._space(arguments)
+        if not self.resumed:
+            check_space(self._composed, space, fixed)
+        if self._is_grid():
+            self._grid = {name: self._to_grid_sampler_choices(each) for name, each in space.items()}
+            self.n_trials = min(self.n_trials, math.prod(len(choices) for choices in self._grid.values()))
+        self.plan = {**plans.read(self.folder), "n_trials": self.n_trials}
+        plans.write(self.folder, self.plan)
+        open_study(self.folder, self.plan)
+        for trials in self._batches():
+            self._run([(trial.number, self._overrides(trial, space, fixed)) for trial in trials])
+        self._conclude()
+
+    def _space(self, arguments: list[str]) -> tuple[dict[str, BaseDistribution], dict[str, Any]]:
+        self._process_searchspace_config()
+        try:
+            space, fixed = create_params_from_overrides([*self._parse_sweeper_params_config(), *arguments])
+        except (NotImplementedError, AssertionError) as error:
+            remedy = "Write choice(a, b), interval(0, 1), range(1, 9) or tag(log, interval(1e-4, 1e-2))"
+            raise ConfigError("hydra.sweeper.params", str(error) or "…", "is no search space", remedy) from None
+        space = {**(self.search_space_distributions or {}), **space}
+        space = {name: each for name, each in space.items() if name not in fixed}
+        if not space and self.custom_search_space_extender is None:
+            remedy = "Write optimizer.lr='tag(log, interval(1e-3, 1e-2))', say, or hparams_search=optuna"
+            raise ConfigError("hydra.sweeper.params", {}, "leaves nothing to search", remedy)
+        return space, fixed
+
+    def _composed(self, overrides: list[str]) -> DictConfig:
+        assert self.hydra_context is not None and self.config is not None
+        return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+
+    def _is_grid(self) -> bool:
+        return isinstance(self.sampler, functools.partial) and self.sampler.func is optuna.samplers.GridSampler
+
+    def _sampler(self, number: int) -> Any:
+        """The sampler of one trial, which draws what it would have drawn in a search that never stopped."""
+        if self._is_grid():
+            return self.sampler(self._grid)
+        assert self.config is not None
+        node = self.config.hydra.sweeper.sampler
+        seed = node.get("seed")
+        own = {} if seed is None else {"seed": int(np.random.SeedSequence([seed, number]).generate_state(1)[0])}
+        return instantiate(node, **own)
+
+    def _open(self, number: int | None = None) -> optuna.Study:
+        """The study as it is on the disk: what has been opened before does not see what trials report.
+
+        Args:
+            number: of the trial to sample for; None: the next
+        """
+        study = open_study(self.folder, self.plan, checked=True)
+        study.sampler = self._sampler(len(study.get_trials(deepcopy=False)) if number is None else number)
+        return study
+
+    def _batches(self) -> Iterator[Iterator[Trial]]:
+        """Trials to run together: those that had begun, as they had, and then new ones."""
+        begun = [t.number for t in self._own() if t.state == TrialState.RUNNING]
+        left = [number for number in begun if not self._tell_from_disk(number)]
+        for i in range(0, len(left), self.n_jobs):
+            yield map(self._begun, left[i : i + self.n_jobs])
+        while (more := self.n_trials - len(self._own())) > 0:
+            yield (self._new() for _ in range(min(more, self.n_jobs)))
+
+    def _own(self) -> list[FrozenTrial]:
+        """The trials of this search that have begun."""
+        trials = [t for t in self._open().get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+        shared = self.plan["study"]["storage"] is not None
+        return [t for t in trials if not shared or t.user_attrs.get(OWNER) == str(self.folder)]
+
+    def _begun(self, number: int) -> Trial:
+        study = self._open(number)
+        return Trial(study, next(t._trial_id for t in study.get_trials(deepcopy=False) if t.number == number))
+
+    def _new(self) -> Trial:
+        trial = self._open().ask()
+        trial.set_user_attr(OWNER, str(self.folder))
+        return trial
+
+    def _overrides(self, trial: Trial, space: Space, fixed: dict[str, Any]) -> list[str]:
+        """The overrides of a trial, whose parameters are in the storage before it runs."""
+        (given,) = self._configure_trials([trial], space, fixed)
+        order = {name: i for i, name in enumerate([*space, *fixed])}  # a storage has another
+        given = sorted(given, key=lambda override: order.get(override.partition("=")[0], -1))
+        return [*given, *self._own_checkpoint(trial.number)]
+
+    def _tell_from_disk(self, number: int) -> bool:
+        """Tell the study of a trial that had ended when the search was killed; whether it had."""
+        results = plans.results_of(self.folder / str(number))
+        if results is None:
+            return False
+        value = results.get("metrics", {}).get(self.plan["metric"])
+        self._tell(number, value if results["status"] == "completed" else None)
+        return True
+
+    def _run(self, jobs: list[tuple[int, list[str]]]) -> None:
+        assert self.launcher is not None
+        for group in consecutive(jobs):
+            returns = self.launcher.launch([given for _, given in group], initial_job_idx=group[0][0])
+            for (number, _), returned in zip(group, returns, strict=True):
+                self._tell(number, self._value(number, returned))
+
+    def _own_checkpoint(self, number: int) -> list[str]:
+        folder = self.folder / str(number)
+        found = newest(folder) if self.resumed and folder.is_dir() else None
+        return [f"ckpt_path={plans.quoted(found)}"] if found else []
+
+    def _value(self, number: int, returned: JobReturn) -> float | None:
+        try:
+            return float(returned.return_value)
+        except Exception as error:  # what failed before or after the run itself, whose own failures are values
+            record_failure(self.folder / str(number), f"{type(error).__name__}: {error}")
+            return None
+
+    def _tell(self, number: int, value: float | None) -> None:
+        """Tell a trial's value once; None or no number is the worst there is, a pruned trial its last value."""
+        results = plans.results_of(self.folder / str(number)) or {}
+        worst = -math.inf if self.plan["direction"] == "maximize" else math.inf
+        told: dict[str, Any] = {"values": worst if value is None or math.isnan(value) else value}
+        if results.get("status") == "pruned":
+            told = {"state": TrialState.PRUNED}
+        try:
+            self._open(number).tell(number, **told)
+        except RuntimeError as error:  # so a grid's sampler says that it has no more; the trial has been told
+            if "Study.stop" not in str(error):
+                raise
+
+    def _conclude(self) -> None:
+        ended = [(t.value, t) for t in self._own() if t.state == TrialState.COMPLETE and t.value is not None]
+        if not ended:
+            log.warning("no trial was completed")
+            return
+        value, best = (max if self.plan["direction"] == "maximize" else min)(ended, key=lambda pair: pair[0])
+        found = {"name": "optuna", "best_params": best.params, "best_value": value, "best_job": best.number}
+        OmegaConf.save(OmegaConf.create(found), self.folder / "optimization_results.yaml")
+        log.info(f"best: {value} of job {best.number} with {best.params}")
+
+
+def consecutive(jobs: Sequence[tuple[int, list[str]]]) -> Iterator[list[tuple[int, list[str]]]]:
+    """Jobs whose numbers follow each other, as a launcher numbers those that it is given together."""
+    group: list[tuple[int, list[str]]] = []
+    for job in jobs:
+        if group and job[0] != group[-1][0] + 1:
+            yield group
+            group = []
+        group.append(job)
+    if group:
+        yield group
+
+
+def check_space(composed: Any, space: Space, fixed: Mapping[str, Any]) -> None:
+    """Compose every choice of a search once, so that a typo ends it before the first trial and not amid it.
+
+    Whether two values go together is not looked at: a trial for which they do not is a row of the table.
+
+    Args:
+        composed: makes a configuration of overrides
+        space: what is searched
+        fixed: what is as given
+
+    Raises:
+        ConfigError, or what Hydra raises: an unknown key or option, a value of another type, an unknown pruner
+    """
+    choices = {name: _edges(distribution) for name, distribution in space.items()}
+    first = {**{name: values[0] for name, values in choices.items()}, **fixed}
+    config = composed([f"{name}={value}" for name, value in first.items()])
+    _check_pruners(config)
+    for part in CHECKED:
+        check_target(
+            OmegaConf.to_container(config.get(part) or OmegaConf.create({}), resolve=False), part, skip=SKIPPED
+        )
+    for name, values in choices.items():
+        for value in values[1:]:
+            composed([f"{key}={v}" for key, v in {**first, name: value}.items()])
+
+
+SKIPPED = ("dry_run", "compile")  # keys of trainer that are this project's
+
+
+def _check_pruners(config: DictConfig) -> None:
+    known = [name for name in dir(optuna.pruners) if name.endswith("Pruner")]
+    for name in config.get("callbacks") or {}:
+        path = f"callbacks.{name}.pruner._target_"
+        module, _, pruner = str(OmegaConf.select(config, path)).rpartition(".")
+        if module == "optuna.pruners" and pruner not in known:
+            raise ConfigError(path, f"{module}.{pruner}", "Optuna has no such pruner", did_you_mean(pruner, known))
+
+
+def _edges(distribution: BaseDistribution) -> list[Any]:
+    """All choices, or the ends of an interval."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    return [distribution.low, distribution.high]  # type: ignore[attr-defined]

@@ -1,0 +1,274 @@
+"""A search that is killed at any moment and gone on with is the one that never stopped. Whole ones:
+tests/test_sweeps.py."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from lab.sweep import plan as plans
+from registry import ConfigError
+
+pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+from lab.sweep.search import Search, check_space, consecutive
+from lab.sweep.study import open_study
+
+SAMPLER = {"_target_": "optuna.samplers.TPESampler", "seed": 0, "n_startup_trials": 2}
+SPACE = ["x=interval(0.0, 1.0)", "name=choice(a, b, c)"]
+
+
+class Killed(BaseException):
+    """What a test does to a search instead of SIGKILL."""
+
+
+class Launcher:
+    """Computes what a job would: (x - 0.3)², more for c; a job leaves its results, and may be killed before or after.
+
+    Args:
+        sweep: folder
+        before, after: number of the job at which the search is killed
+    """
+
+    def __init__(self, sweep: Path, before: int = -1, after: int = -1) -> None:
+        self.sweep, self.before, self.after = sweep, before, after
+        self.launched: list[tuple[int, tuple[str, ...]]] = []
+
+    def launch(self, overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
+        returned = []
+        for number, given in enumerate(overrides, initial_job_idx):
+            self.launched.append((number, tuple(given)))
+            if number == self.before:
+                raise Killed
+            returned.append(SimpleNamespace(return_value=self.run(number, dict(o.split("=", 1) for o in given))))
+            if number == self.after:
+                raise Killed
+        return returned
+
+    def run(self, number: int, given: dict[str, str]) -> float:
+        folder = self.sweep / str(number)
+        folder.mkdir(exist_ok=True)
+        value = (float(given["x"]) - 0.3) ** 2 + (given["name"] == "c")
+        results = {"status": "completed", "metrics": {"val/loss": value}}
+        if given["name"] == "b":  # a pruned trial: reported by its own process
+            study = open_study(self.sweep, plans.read(self.sweep), checked=True)
+            study._storage.set_trial_intermediate_value(study.trials[number]._trial_id, 1, value)
+            results["status"] = "pruned"
+        plans.write_json(folder / plans.RESULTS, results)
+        return value
+
+
+def search(sweep: Path, launcher: Launcher, n_trials: int = 7, n_jobs: int = 2, **more: Any) -> Search:
+    settings = {
+        "sampler": OmegaConf.create(SAMPLER),
+        "direction": "minimize",
+        "storage": None,
+        "study_name": None,
+        "n_trials": n_trials,
+        "n_jobs": n_jobs,
+        "max_failure_rate": 0.0,
+        "search_space": None,
+        "custom_search_space": None,
+        "params": None,
+        **more,
+    }
+    made = Search(**settings)
+    made.config = OmegaConf.create({"hydra": {"sweeper": {"sampler": SAMPLER}}})
+    made.folder, made.launcher = sweep, launcher
+    made.resumed = plans.is_resumed(sweep)
+    made._composed = lambda overrides: OmegaConf.create({})  # type: ignore[method-assign]
+    return made
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    study = {"name": "s", "storage": None}
+    plans.write(tmp_path / "sweep", {"kind": "search", "metric": "val/loss", "direction": "minimize", "study": study})
+    return tmp_path / "sweep"
+
+
+def trials_of(sweep: Path) -> list[tuple[Any, ...]]:
+    study = open_study(sweep, plans.read(sweep))
+    return [(t.number, t.state.name, t.value, t.params, t.intermediate_values) for t in study.trials]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
+    """The trials of a search that nothing has stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    study = {"name": "s", "storage": None}
+    plans.write(folder, {"kind": "search", "metric": "val/loss", "direction": "minimize", "study": study})
+    search(folder, Launcher(folder)).sweep(SPACE)
+    return trials_of(folder)
+
+
+def test_search_tries_as_many_as_asked_and_learns(whole: list[tuple[Any, ...]]) -> None:
+    assert [number for number, *_ in whole] == list(range(7))
+    assert {state for _, state, *_ in whole} == {"COMPLETE", "PRUNED"}
+    assert all(len(steps) == (state == "PRUNED") for _, state, _, _, steps in whole)
+    assert len({tuple(params.items()) for *_, params, _ in whole}) == 7
+
+
+@pytest.mark.parametrize("moment", [{"before": 4}, {"before": 5}, {"after": 4}, {"before": 0}])
+def test_killed_search_that_goes_on_is_the_one_that_never_stopped(
+    moment: dict[str, int], sweep: Path, whole: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = Launcher(sweep, **moment)
+    with pytest.raises(Killed):
+        search(sweep, killed).sweep(SPACE)
+    monkeypatch.setenv(plans.RESUMED, str(sweep))
+    again = Launcher(sweep)
+    search(sweep, again).sweep(SPACE)
+    assert trials_of(sweep) == whole
+    ended = {number for number, _ in killed.launched} - {moment.get("before", -1)}
+    assert ended.isdisjoint(number for number, _ in again.launched)  # what had its results did not run again
+    assert sorted(ended | {number for number, _ in again.launched}) == list(range(7))
+
+
+def test_trial_that_was_running_goes_on_from_its_own_checkpoint(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from training.checkpoints.atomic import write_file
+
+    killed = Launcher(sweep, before=2)
+    with pytest.raises(Killed):
+        search(sweep, killed, n_trials=4, n_jobs=1).sweep(SPACE)
+    write_file({"a": 1}, sweep / "2" / "checkpoints" / "last.ckpt")
+    monkeypatch.setenv(plans.RESUMED, str(sweep))
+    again = Launcher(sweep)
+    search(sweep, again, n_trials=4, n_jobs=1).sweep(SPACE)
+    assert [number for number, _ in again.launched] == [2, 3]
+    expected = (*killed.launched[-1][1], f"ckpt_path='{sweep}/2/checkpoints/last.ckpt'")
+    assert again.launched[0][1] == expected
+
+
+@pytest.mark.parametrize(("direction", "worst"), [("minimize", math.inf), ("maximize", -math.inf)])
+def test_failed_trial_is_told_as_the_worst_and_never_the_best(sweep: Path, direction: str, worst: float) -> None:
+    plans.write(sweep, {**plans.read(sweep), "direction": direction})
+
+    class Failing(Launcher):
+        def run(self, number: int, given: dict[str, str]) -> float:
+            return math.nan if number == 1 else super().run(number, {**given, "name": "a"})
+
+    search(sweep, Failing(sweep), n_trials=3, n_jobs=1, direction=direction).sweep(SPACE)
+    assert trials_of(sweep)[1][1:3] == ("COMPLETE", worst)
+    best = OmegaConf.load(sweep / "optimization_results.yaml")
+    assert best.best_job != 1 and math.isfinite(best.best_value)
+
+
+def test_search_finished_already_runs_nothing(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search(sweep, Launcher(sweep), n_trials=2).sweep(SPACE)
+    before = trials_of(sweep)
+    monkeypatch.setenv(plans.RESUMED, str(sweep))
+    again = Launcher(sweep)
+    search(sweep, again, n_trials=2).sweep(SPACE)
+    assert again.launched == [] and trials_of(sweep) == before
+
+
+def test_study_of_others_trials_is_shared_but_not_run(sweep: Path, tmp_path: Path) -> None:
+    study = {"name": "s", "storage": f"sqlite:///{tmp_path}/shared.db"}
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        plans.write(folder, {"kind": "search", "metric": "val/loss", "direction": "minimize", "study": study})
+        launcher = Launcher(folder)
+        search(folder, launcher, n_trials=2).sweep(SPACE)
+        assert [number for number, _ in launcher.launched] == ([0, 1] if name == "one" else [2, 3])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["x=1"], "leaves nothing to search"), (["x=interval(0,1)", "name=glob(*)"], "is no search space")],
+)
+def test_space_that_is_none_is_refused(sweep: Path, arguments: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        search(sweep, Launcher(sweep)).sweep(arguments)
+    assert not (sweep / "study.db").exists()
+
+
+def test_every_choice_is_composed_before_the_first_trial() -> None:
+    from optuna.distributions import CategoricalDistribution, UniformDistribution
+
+    seen: list[list[str]] = []
+
+    def composed(overrides: list[str]) -> Any:
+        seen.append(overrides)
+        return OmegaConf.create({})
+
+    check_space(composed, {"a": CategoricalDistribution(["p", "q"]), "b": UniformDistribution(0, 1)}, {"c": "3"})
+    assert seen == [["a=p", "b=0.0", "c=3"], ["a=q", "b=0.0", "c=3"], ["a=p", "b=1.0", "c=3"]]
+
+
+def test_unknown_pruner_is_refused_before_the_first_trial() -> None:
+    from optuna.distributions import UniformDistribution
+
+    node = {"callbacks": {"pruning": {"pruner": {"_target_": "optuna.pruners.MedianPrunner"}}}}
+    with pytest.raises(ConfigError, match="Did you mean 'MedianPruner'"):
+        check_space(lambda overrides: OmegaConf.create(node), {"b": UniformDistribution(0, 1)}, {})
+
+
+def test_jobs_that_do_not_follow_each_other_are_launched_apart() -> None:
+    assert [[n for n, _ in group] for group in consecutive([(3, []), (4, []), (7, []), (9, [])])] == [[3, 4], [7], [9]]
+
+
+def test_storage_that_cannot_be_opened_is_one_message(tmp_path: Path) -> None:
+    study = {"name": "s", "storage": "sqlite:////nowhere/at/all.db"}
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        open_study(tmp_path, {"direction": "minimize", "study": study})
+
+
+def test_password_of_the_environment_is_not_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_DB", f"sqlite:///{tmp_path}/secret.db")
+    study = {"name": "s", "storage": "${oc.env:SECRET_DB}"}
+    open_study(tmp_path, {"direction": "minimize", "study": study})
+    assert (tmp_path / "secret.db").exists()
+    assert json.dumps(study).count("secret.db") == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"n_trials": 0}, "a search needs one"),
+        ({"n_jobs": -1}, "counts trials at a time"),
+        ({"direction": "minimise"}, "Write hydra.sweeper.direction=minimize"),
+        ({"direction": ["minimize", "maximize"]}, "a run returns one figure"),
+    ],
+)
+def test_settings_that_cannot_be_right_are_refused(
+    settings: dict[str, Any], told: str, sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hydra.core.plugins import Plugins
+
+    monkeypatch.setattr(Plugins.instance(), "instantiate_launcher", lambda **_: None)
+    made = search(sweep, Launcher(sweep), **settings)
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(sweep)}}})
+    with pytest.raises(ConfigError, match=told):
+        made.setup(config=config, hydra_context=None, task_function=None)
+
+
+def test_retried_trial_is_a_new_job_with_the_same_parameters(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lab.sweep.__main__ import ask_again
+    from lab.sweep.table import record_failure, rows_of
+
+    class Failing(Launcher):
+        def run(self, number: int, given: dict[str, str]) -> float:
+            record_failure(self.sweep / str(number), "no memory")
+            return math.inf
+
+    search(sweep, Failing(sweep), n_trials=2, n_jobs=1).sweep(SPACE)
+    ask_again(sweep, plans.read(sweep), [1])
+    ask_again(sweep, plans.read(sweep), [1])  # as it has been already
+    assert [row["reason"] for row in rows_of(sweep)] == ["no memory", "no memory; tried again as job 2"]
+    monkeypatch.setenv(plans.RESUMED, str(sweep))
+    again = Launcher(sweep)
+    search(sweep, again, n_trials=plans.read(sweep)["n_trials"], n_jobs=1).sweep(SPACE)
+    assert [number for number, _ in again.launched] == [2]
+    first, second = trials_of(sweep)[1:]
+    assert first[3] == second[3] and first[2] == math.inf and second[2] != math.inf

@@ -1,0 +1,289 @@
+"""The runner of a plan's jobs, with a stand-in for train.py that takes no time. The real one: tests/test_sweeps.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.sweep import locks, runner
+from lab.sweep import plan as plans
+from lab.sweep.__main__ import main
+from lab.sweep.table import rows_of
+from registry import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+STAND_IN = """
+import json, os, signal, sys, time
+from pathlib import Path
+
+given = dict(a.lstrip("+").split("=", 1) for a in sys.argv[1:] if "=" in a)
+folder = Path(given["hydra.run.dir"].strip("'"))
+with open(folder / "calls", "a") as file:
+    environment = {k: os.environ.get(k) for k in ("OMP_NUM_THREADS", "RANK")}
+    print(json.dumps({"argv": sys.argv[1:], "cwd": os.getcwd(), "at": time.time(), **environment}), file=file)
+do = given["do"]
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+print("hello", flush=True)
+if do == "wait" and "ckpt_path" not in given and not (folder.parent / "go").exists():
+    (folder / "waits").touch()
+    while not (folder.parent / "go").exists():
+        time.sleep(0.02)
+if do == "refuse":
+    print("error: model.x = 7\\n  rule:   must divide y (64)\\n  remedy: Write 8", file=sys.stderr)
+    sys.exit(64)
+if do == "diverge":
+    print("error: diverged at step 2: its loss is nan", file=sys.stderr)
+    sys.exit(70)
+if do == "crash":
+    raise RuntimeError("it broke\\nin two lines")
+if do == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if do == "silent":
+    sys.exit(3)
+if do != "bare":
+    results = {"status": "completed", "metrics": {"val/loss": float(given["loss"])}}
+    (folder / "results.json").write_text(json.dumps(results))
+"""
+
+
+def make_plan(sweep: Path, *jobs: str, **more: Any) -> Path:
+    listed = [{"job": i, "overrides": ["seed=1", *job.split()]} for i, job in enumerate(jobs)]
+    plan = {"kind": "grid", "name": "x", "command": "c", "metric": "val/loss", "direction": "minimize", "workers": 2}
+    plans.write(sweep, {**plan, "jobs": listed, **more})
+    return sweep
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    file = tmp_path / "stand_in.py"
+    file.write_text(STAND_IN)
+    monkeypatch.setattr(plans, "TRAIN", file)
+    return file
+
+
+@pytest.fixture
+def started(stand_in: Path, tmp_path: Path) -> Callable[[Path], subprocess.Popen[str]]:
+    """``run_plan`` of a folder in a process of its own."""
+
+    def start(sweep: Path) -> subprocess.Popen[str]:
+        code = f"""
+import sys
+from pathlib import Path
+from lab.sweep import plan as plans, runner
+plans.TRAIN = Path({str(stand_in)!r})
+sys.exit(runner.run_plan(Path({str(sweep)!r})))
+"""
+        return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    return start
+
+
+def until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
+
+
+def calls(job: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (job / "calls").read_text().splitlines()]
+
+
+def statuses(sweep: Path) -> list[str]:
+    return [row["status"] for row in rows_of(sweep)]
+
+
+def test_each_job_ends_as_it_ends_and_the_others_go_on(stand_in: Path, tmp_path: Path) -> None:
+    ways = ("do=ok loss=3", "do=refuse", "do=diverge", "do=crash", "do=kill", "do=silent", "do=bare", "do=ok loss=2")
+    sweep = make_plan(tmp_path / "sweep", *ways)
+    assert runner.run_plan(sweep) == 0
+    rows = rows_of(sweep)
+    good, bad = "completed", "failed"
+    assert [row["status"] for row in rows] == [good, bad, "diverged", bad, bad, bad, good, good]
+    assert [row["reason"] for row in rows] == [
+        "",
+        "model.x = 7: must divide y (64). Write 8",
+        "diverged at step 2: its loss is nan",
+        "RuntimeError: it broke\nin two lines",
+        "killed by SIGKILL (out of memory?)",
+        "hello",
+        "",
+        "",
+    ]
+    assert (sweep / "summary.csv").is_file()
+    assert "hello" in (sweep / "0" / runner.LOG).read_text()
+
+
+def test_progress_is_told_line_by_line_where_there_is_no_terminal(
+    stand_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = make_plan(tmp_path / "sweep", "do=ok loss=3", "do=diverge", "do=ok loss=2")
+    runner.run_plan(sweep, workers=1)
+    said = capsys.readouterr().out.splitlines()
+    assert "job 0 begins: do=ok loss=3" in said
+    assert any(line.startswith("job 0 done: val/loss 3.0000; 1/3 ended; best 3.0000 (job 0)") for line in said)
+    assert any(line.startswith("job 1 diverged: diverged at step 2") and "2/3 ended" in line for line in said)
+    assert any(line.startswith("job 2 done: val/loss 2.0000; 3/3 ended; best 2.0000 (job 2)") for line in said)
+
+
+def test_only_what_has_not_ended_runs(stand_in: Path, tmp_path: Path) -> None:
+    sweep = make_plan(tmp_path / "sweep", "do=ok loss=3", "do=crash", "do=ok loss=2")
+    runner.run_plan(sweep, jobs=[0, 1])
+    assert statuses(sweep) == ["completed", "failed", "unfinished"]
+    assert runner.run_plan(sweep) == 0
+    assert [len(calls(sweep / n)) for n in "012"] == [1, 1, 1]
+
+
+def test_as_many_run_at_a_time_as_asked(stand_in: Path, tmp_path: Path) -> None:
+    sweep = make_plan(tmp_path / "sweep", *["do=ok loss=3"] * 3)
+    runner.run_plan(sweep, workers=1)
+    ends = [(sweep / n / "results.json").stat().st_mtime for n in "012"]
+    assert all(calls(sweep / str(i + 1))[0]["at"] > ends[i] - 0.01 for i in (0, 1))
+
+
+def test_job_runs_where_the_sweep_began_with_its_share_of_the_cores(
+    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "began").mkdir()
+    flags = ["--config-dir", "x"]
+    sweep = make_plan(tmp_path / "a sweep", "do=ok loss=3 auto_resume=true", cwd=str(tmp_path / "began"), flags=flags)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    runner.run_plan(sweep, workers=2)
+    (call,) = calls(sweep / "0")
+    assert (call["cwd"], call["OMP_NUM_THREADS"], call["RANK"]) == (str(tmp_path / "began"), "4", None)
+    own = ["seed=1", "do=ok", "loss=3", "auto_resume=true"]
+    run = ["hydra.mode=RUN", f"hydra.run.dir='{sweep}/0'", "auto_resume=false"]
+    assert call["argv"] == [*flags, *own, *run]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert runner.environment(2)["OMP_NUM_THREADS"] == "5"
+
+
+def test_stopped_jobs_save_and_go_on_from_their_own_checkpoints(
+    started: Callable[[Path], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    from training.checkpoints.atomic import write_file
+
+    sweep = make_plan(tmp_path / "sweep", "do=wait loss=3", "do=wait loss=2", "do=ok loss=1")
+    process = started(sweep)
+    until(lambda: (sweep / "0" / "waits").exists() and (sweep / "1" / "waits").exists())
+    with pytest.raises(ConfigError, match="still running"):
+        runner.run_plan(sweep)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == 75
+    assert said.splitlines()[-1] == f"stopped by SIGTERM. Go on with: python -m lab.sweep resume {sweep}"
+    assert statuses(sweep) == ["unfinished"] * 3
+    assert not (sweep / "2").exists()
+
+    write_file({"a": 1}, sweep / "1" / "checkpoints" / "last.ckpt")
+    (sweep / "go").touch()
+    assert main(["resume", str(sweep)]) == 0
+    assert statuses(sweep) == ["completed"] * 3
+    assert f"ckpt_path='{sweep}/1/checkpoints/last.ckpt'" in calls(sweep / "1")[1]["argv"]
+    assert not any(a.startswith("ckpt_path") for a in calls(sweep / "0")[1]["argv"])
+
+
+def test_job_that_outlives_its_runner_keeps_the_sweep_locked(
+    started: Callable[[Path], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    sweep = make_plan(tmp_path / "sweep", "do=wait loss=3")
+    process = started(sweep)
+    until(lambda: (sweep / "0" / "waits").exists())
+    process.kill()
+    process.wait()
+    with pytest.raises(ConfigError, match="still running"):
+        main(["resume", str(sweep)])
+    (sweep / "go").touch()
+    until(lambda: not locks.is_taken(sweep))
+    assert statuses(sweep) == ["completed"]
+
+
+def test_retry_runs_what_failed_again_and_keeps_what_it_said(stand_in: Path, tmp_path: Path) -> None:
+    sweep = make_plan(tmp_path / "sweep", "do=ok loss=3", "do=crash", "do=diverge", "do=ok loss=2")
+    runner.run_plan(sweep, jobs=[0, 1, 2])
+    assert main(["retry", str(sweep), "--jobs", "1"]) == 0
+    assert [len(calls(sweep / n)) for n in "012"] == [1, 2, 1]
+    assert "it broke" in (sweep / "1" / "results.previous.json").read_text()
+    assert statuses(sweep) == ["completed", "failed", "diverged", "unfinished"]
+    assert main(["retry", str(sweep)]) == 0
+    assert [len(calls(sweep / n)) for n in "0123"] == [1, 3, 2, 1]
+
+
+def test_status_says_what_each_job_has_come_to(
+    stand_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = make_plan(tmp_path / "sweep", "do=ok loss=nan", "do=crash", "do=ok loss=2", "do=ok loss=1")
+    runner.run_plan(sweep, jobs=[0, 1, 2])
+    capsys.readouterr()
+    assert main(["status", str(sweep)]) == 0
+    said = capsys.readouterr().out
+    assert "not running: 2 completed, 1 failed, 1 unfinished" in said and "best val/loss: 2.0000 (job 2)" in said
+    assert "RuntimeError: it broke" in said
+    lock = locks.take(sweep)
+    assert lock is not None
+    main(["status", str(sweep), "--json"])
+    os.close(lock)
+    told = json.loads(capsys.readouterr().out)
+    assert told["running"] and told["best"] == {"job": 2, "value": 2.0}
+    assert told["counts"] == {"completed": 2, "failed": 1, "waiting": 1}
+    assert told["jobs"][0]["val/loss"] is None and told["jobs"][1]["reason"] == "RuntimeError: it broke\nin two lines"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["staus", "SWEEP"], "Did you mean 'status'"),
+        (["status", "SWEEP/nowhere"], "there is no such folder"),
+        (["resume", "SWEEP/empty"], "holds no plan.json"),
+        (["retry", "SWEEP/damaged"], "is no JSON"),
+        (["status", "SWEEP/other"], "is no plan of a sweep"),
+        (["resume", "SWEEP", "--workers", "0"], "counts jobs at a time"),
+        (["retry", "SWEEP", "--jobs", "0"], "is completed"),
+        (["retry", "SWEEP", "--jobs", "7"], "there is no such job"),
+        (["retry", "SWEEP", "--jobs", "one"], "is a list of numbers"),
+        (["resume", "SWEEP", "--jobs", "1"], "belongs to retry"),
+        (["retry", "SWEEP", "--json"], "belongs to status"),
+        (["resume", "SWEEP/search"], "keeps nothing to go on from"),
+        (["resume", "SWEEP/gone"], "was where the sweep began"),
+    ],
+)
+def test_mistake_is_one_message_and_nothing_is_touched(arguments: list[str], told: str, tmp_path: Path) -> None:
+    sweep = make_plan(tmp_path, "do=ok loss=1", "do=crash")
+    (sweep / "0").mkdir()
+    plans.write_json(sweep / "0" / plans.RESULTS, {"status": "completed", "metrics": {"val/loss": 1.0}})
+    for name, content in {"empty": None, "damaged": "{", "other": '{"kind": "walk"}'}.items():
+        (sweep / name).mkdir()
+        if content is not None:
+            (sweep / name / plans.PLAN).write_text(content)
+    searched = {"kind": "search", "metric": "m", "direction": "minimize", "sweeper": "a.nevergrad.Sweeper"}
+    plans.write(sweep / "search", searched)
+    make_plan(sweep / "gone", "do=ok loss=1", cwd=str(tmp_path / "away"))
+    with pytest.raises(ConfigError, match=told):
+        main([a.replace("SWEEP", str(sweep)) for a in arguments])
+    assert statuses(sweep) == ["completed", "unfinished"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/a/b c", "/it's", "/a=b,c", "/{x}", "/ünï", "/back\\slash", "/end\\", "/both\\'", "/[0]", "/$HOME"]
+)
+def test_path_with_odd_characters_is_one_override(path: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    (parsed,) = OverridesParser.create().parse_overrides([f"hydra.run.dir={plans.quoted(path)}"])
+    assert parsed.value() == path
+
+
+def test_half_written_results_are_none(tmp_path: Path) -> None:
+    (tmp_path / plans.RESULTS).write_text('{"status": "comp')
+    assert plans.results_of(tmp_path) is None
