@@ -50,6 +50,17 @@ def shrunk(small: list[str]) -> list[str]:
     return [*small, "model.max_positions=128", "trainer.max_steps=2", "callbacks.report.sample_tokens=0"]
 
 
+@functools.cache
+def composed(overrides: tuple[str, ...], output_dir: str | None) -> Any:
+    return compose_config(overrides, output_dir=output_dir)
+
+
+@pytest.fixture(autouse=True)
+def compose_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To compose takes longest: what plans have in common is composed for all of them."""
+    monkeypatch.setattr(planning, "compose_config", lambda o, output_dir=None: composed(tuple(o), output_dir))
+
+
 # --- definitions ------------------------------------------------------------------------------------------------------
 
 
@@ -352,17 +363,27 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where logs would go."""
+    return tmp_path_factory.mktemp("nothing") / "logs"
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistake_is_one_message_and_nothing_is_started(
-    mistake: str, write: Callable[..., str], shrunk: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mistake: str,
+    write: Callable[..., str],
+    shrunk: list[str],
+    nowhere: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     keys, words, where, told = MISTAKES[mistake]
     given = [o for o in shrunk if not o.startswith("trainer.max_steps")]  # tokens say it
     file = write(**{"tokens": 128, **keys})
-    code, out, err = answer(capsys, file, *given, f"paths.log_dir={tmp_path}/logs", *words)
+    code, out, err = answer(capsys, file, *given, f"paths.log_dir={nowhere}", *words)
     assert code == REFUSED and out == "", err
     assert err.startswith(f"error: {where}") and told in err and len(err.splitlines()) == 3
-    assert not (tmp_path / "logs").exists()
+    assert not nowhere.exists()
 
 
 def test_name_that_is_none_is_answered_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -14,10 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import registry
 from blocks.compose import check, compose
+from lab.match import __main__ as command
 from lab.match import knobs, request
 from lab.match.__main__ import main
 from lab.match.budgets import BUDGETS, measure, measure_one, residuals
-from lab.match.sizing import Match, Sized, override, read_arm, size
+from lab.match.sizing import Arm, Match, Sized, override, read_arm, size
 from registry import REFUSED, ConfigError, register
 from registry.command import run_command
 from training.composition import compose_config
@@ -27,8 +29,14 @@ ATTENTIONS = ("mha", "gqa", "mqa", "mla")
 LITE = ["model=deepseek_v2_lite", "data.sequence_length=4096"]
 
 
+@functools.cache
+def arm_of(name: str, overrides: tuple[str, ...], context: int | None = None) -> Arm:
+    """To compose takes longer than to match."""
+    return read_arm(name, overrides, context)
+
+
 def matched(base: list[str], match: Match, names: tuple[str, ...] = ATTENTIONS, **more: Any) -> dict[str, Sized]:
-    arms = [read_arm(name, [*base, f"model/attention={name}"]) for name in names]
+    arms = [arm_of(name, (*base, f"model/attention={name}")) for name in names]
     return {sized.arm.name: sized for sized in size(arms, names[0], match, **more)}
 
 
@@ -66,6 +74,7 @@ def test_residual_is_the_share_by_which_a_figure_exceeds_the_goal(tiny: Callable
 # --- where a knob is --------------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def model_of(*overrides: str) -> dict[str, Any]:
     return check(composition_of(registry.to_plain(compose_config(overrides).model)))
 
@@ -256,6 +265,11 @@ def test_block_that_nobody_here_has_seen_is_matched(temporary_blocks: None) -> N
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "read_arm", lambda name, overrides, context: arm_of(name, tuple(overrides), context))
+
+
 def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     code = run_command(main, words)
     said = capsys.readouterr()
@@ -324,14 +338,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistake_is_one_message(capsys: pytest.CaptureFixture[str], mistake: str) -> None:
+def test_mistake_is_one_message(capsys: pytest.CaptureFixture[str], composed_once: None, mistake: str) -> None:
     words, where_it_is, told = MISTAKES[mistake]
     code, out, err = answer(capsys, "model/attention=mha,mqa", *words)
     assert code == REFUSED and out == ""
     assert err.startswith(f"error: {where_it_is}") and told in err and len(err.splitlines()) == 3
 
 
-def test_refusal_names_a_tolerance_that_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusal_names_a_tolerance_that_does(capsys: pytest.CaptureFixture[str], composed_once: None) -> None:
     words = ["model/attention=mha,mqa", "match=params", "by=n_layers"]
     _, _, err = answer(capsys, *words)
     tol = err.partition("Write tol=")[2].partition(".  ")[0].split()[0].rstrip(".")
