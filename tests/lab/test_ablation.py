@@ -391,6 +391,11 @@ def test_name_that_is_none_is_answered_with_those_there_are(capsys: pytest.Captu
     assert code == REFUSED and "Did you mean 'deepseek_v2_attention'" in err
 
 
+def test_train_py_says_who_runs_an_ablation() -> None:
+    with pytest.raises(ConfigError, match=r"python -m lab\.ablation balance_losses"):
+        compose_config(["ablation=balance_losses"])
+
+
 def test_a_name_given_twice_in_a_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "twice.yaml"
     file.write_text("baseline: a\narms:\n  a: x=1\n  b: x=2\n  a: x=3\n")
