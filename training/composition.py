@@ -121,6 +121,9 @@ def _no_group(error: BaseException, text: str, overrides: Sequence[str]) -> Conf
     group = found[1]
     value = next((o.partition("=")[2] for o in overrides if o.partition("=")[0] == group), None)
     kind = group.rpartition("/")[2]
+    if group == "ablation":
+        rule = "is a comparison of many runs, and no part of one"
+        return ConfigError(group, value, rule, f"Write: python -m lab.ablation {value}")
     rule = "the composition selects nothing for this group, so there is nothing to replace"
     if group.startswith("model/") and kind in registry.kinds():
         return ConfigError(group, value, rule, f"Add it: +{group}={value}")

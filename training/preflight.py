@@ -63,7 +63,7 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
         rule = "must be the path of a folder"
         raise ConfigError("init_from", plain["init_from"], rule, "Name the OUT of interop.hf import: init_from=OUT")
     refuse_in_model(plain["model"], read_from_environment(cfg))
-    plain["model"] = check_model(_composition(plain["model"]))
+    plain["model"] = check_model(composition_of(plain["model"]))
     plain["task"] = {**plain["task"], "model": plain["model"]}
     check_kernels(plain["task"].get("kernels") or {}, "task.kernels")
     _check_fit(plain["model"], plain["data"], check_data(plain["data"]))
@@ -97,7 +97,7 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(path, "…", reason, "Mend the value that the interpolation points at") from None
 
 
-def _composition(model: Any) -> Any:
+def composition_of(model: Any) -> Any:
     """The model node, or the composition that it names, patched by what stands beside it.
 
     That is a file with a model in it, or an imported checkpoint. Either may be a stranger's, and is read as data.

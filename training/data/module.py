@@ -138,11 +138,21 @@ class TextDataModule(L.LightningDataModule):
             consumed=self._consumed_in_order if self.trainer else None,
             start=self._batches,
         )
-        return self._loader("train", batch_sampler=sampler)
+        return self._loader("train", self.sequence_length, batch_sampler=sampler)
 
     def val_dataloader(self) -> Batches | list[Batches]:
         """The val split in order; an empty list for a corpus without one."""
         return self._evaluation("val")
+
+    def val_windows(self, length: int) -> Batches | list[Batches]:
+        """The val split in order, in windows of another length and batches of about as many tokens.
+
+        Args:
+            length: tokens of a window, at least 2
+        """
+        rows = max(1, self.eval_batch_size * self.sequence_length // length)
+        _, ranks = self._share()
+        return self._evaluation("val", length=length, batch_size=-(-rows // ranks) * ranks)
 
     def test_dataloader(self) -> Batches | list[Batches]:
         """The test split in order; an empty list for a corpus without one."""
@@ -153,20 +163,22 @@ class TextDataModule(L.LightningDataModule):
         # Lightning rebuilds batch samplers for prediction and warns about ours; as a plain sampler it may stay.
         return self._evaluation("test", as_batch_sampler=False)
 
-    def _evaluation(self, split: Split, as_batch_sampler: bool = True) -> Batches | list[Batches]:
+    def _evaluation(
+        self, split: Split, as_batch_sampler: bool = True, length: int | None = None, batch_size: int | None = None
+    ) -> Batches | list[Batches]:
         n_tokens = self._streams[split].n_tokens
         if not n_tokens:
             return []
-        rank, world_size = self._share()
-        sampler = LineBatches(n_tokens, self.sequence_length, self.eval_batch_size, self.eval_windows, rank, world_size)
+        length, batch_size = length or self.sequence_length, batch_size or self.eval_batch_size
+        sampler = LineBatches(n_tokens, length, batch_size, self.eval_windows, *self._share())
         if as_batch_sampler:
-            return self._loader(split, batch_sampler=sampler)
-        return self._loader(split, sampler=sampler, batch_size=None)
+            return self._loader(split, length, batch_sampler=sampler)
+        return self._loader(split, length, sampler=sampler, batch_size=None)
 
-    def _loader(self, split: Split, **sampling: Any) -> Batches:
+    def _loader(self, split: Split, length: int, **sampling: Any) -> Batches:
         places = packing.ring if split == "train" else packing.line
         return DataLoader(
-            Windows(self._streams[split], self.sequence_length, self.tokenizer.token_bytes(), places),
+            Windows(self._streams[split], length, self.tokenizer.token_bytes(), places),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",

@@ -1,0 +1,137 @@
+"""``python -m lab.ablation NAME``: a matched comparison, from its definition to its report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from lab.ablation import definition, planning
+from lab.ablation.planning import Plan
+from lab.match.table import arms_table, show
+from lab.report import build, terminal
+from lab.report.findings import find
+from lab.report.reading import read as read_sweep
+from lab.sweep import plan as plans
+from lab.sweep.runner import resume_command, run_plan
+from registry import ConfigError, did_you_mean
+from registry.command import run_command
+
+USAGE = """\
+python -m lab.ablation                                      what there is in conf/ablation
+python -m lab.ablation NAME [KEY=VALUE …] [OVERRIDE …] [--plan-only]
+
+NAME       a file of conf/ablation, or the path of one
+seeds      how many, or which: seeds=3, seeds=[1,2,3]
+tokens     that each job trains on; becomes trainer.max_steps
+workers    jobs at a time, each with its share of the cores
+match, by, tol, baseline, lr, metric, direction    instead of the definition's
+OVERRIDE   any other KEY=VALUE is for all arms, as train.py takes it: data=text optimizer.lr=0.02
+
+Every arm is composed, built on the meta device and matched before the first job. --plan-only stops there, with the
+plan written.
+"""
+OWN = ("seeds", "tokens", "workers", "lr", "metric", "direction", "baseline", *definition.OF_BUDGET)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command line, read and checked."""
+
+    name: str
+    changes: dict[str, Any]
+    overrides: list[str]
+    plan_only: bool
+
+
+def read(arguments: Sequence[str]) -> Request:
+    """A command line → what is asked.
+
+    Raises:
+        ConfigError: no name, an unknown flag, a word that is no KEY=VALUE
+    """
+    words = [word for word in arguments if word != "--plan-only"]
+    for word in words:
+        if word.startswith("-"):
+            remedy = did_you_mean(word, ["--plan-only", "--help"])
+            raise ConfigError("command line", word, "there is no such flag", remedy)
+    plain = [word for word in words if "=" not in word and not word.startswith("~")]
+    if not plain:
+        raise ConfigError("NAME", None, "says which ablation", f"Known: {', '.join(definition.names())}")
+    name, *others = plain
+    if others:
+        raise ConfigError("command line", others[0], "is no KEY=VALUE", "Run one ablation at a time")
+    given = [word for word in words if word != name]
+    changes = {key: value for key, _, value in (word.partition("=") for word in given) if key in OWN}
+    for word in given:
+        key = word.partition("=")[0].lstrip("+~")
+        if "." not in key and "/" not in key and key in definition.KNOWN and key not in OWN:
+            raise ConfigError(
+                key, word.partition("=")[2], "is changed in the file of the ablation", f"Copy {name}.yaml"
+            )
+        if key == "seed" or key.startswith("hydra.") or word.partition("=")[0] in ("-m", "--multirun"):
+            remedy = "Write seeds=[7] for a seed of your own" if key == "seed" else "Leave it out"
+            raise ConfigError(key, word.partition("=")[2], "is set by the ablation, for each job", remedy)
+    overrides = [word for word in given if word.partition("=")[0] not in OWN]
+    return Request(name, changes, overrides, len(words) < len(arguments))
+
+
+def plan_table(plan: Plan) -> Table:
+    """What is going to run: each arm with what was matched, its jobs and their tokens."""
+    jobs = {one.arm.name: sum(job["arm"] == one.arm.name for job in plan.jobs) for one in plan.arms}
+    of_job = plan.steps * plan.tokens_per_step
+    tokens = [f"{jobs[one.arm.name] * of_job:,}" if plan.steps > 0 else "by epochs" for one in plan.arms]
+    more = {"jobs": [str(jobs[one.arm.name]) for one in plan.arms], "tokens": tokens}
+    return arms_table(plan.arms, plan.definition.baseline, plan.arms[0].arm.context, more)
+
+
+def _list() -> None:
+    table = Table(box=box.SIMPLE_HEAD, highlight=False)
+    table.add_column("python -m lab.ablation", no_wrap=True)
+    table.add_column("what it looks at")
+    for name in definition.names():
+        table.add_row(name, definition.about(name))
+    show(table)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Answer a command line.
+
+    Returns:
+        0 when all jobs have ended, well or badly; 75 when stopped by a signal
+
+    Raises:
+        ConfigError: whatever is wrong with it, with the definition or with an arm
+    """
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE, end="")
+        return 0
+    if not arguments:
+        _list()
+        return 0
+    asked = read(arguments)
+    plan = planning.make(definition.read(asked.name, asked.changes), asked.overrides)
+    d = plan.definition
+    show(plan_table(plan))
+    steps = f"{plan.steps:,} steps of {plan.tokens_per_step:,} tokens each" if plan.steps > 0 else "steps by epochs"
+    print(f"{len(plan.jobs)} jobs, {steps}, {d.workers} at a time; compared by {d.metric}", flush=True)
+    directory = Path(plan.log_dir) / "ablation" / d.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
+    plans.write(directory, plan.as_plain(["python", "-m", "lab.ablation", *arguments]))
+    if asked.plan_only:
+        print(f"{directory / plans.PLAN}: nothing was started. Run it: {resume_command(directory)}", flush=True)
+        return 0
+    code = run_plan(directory)
+    if not code:
+        findings = find(read_sweep(directory))
+        terminal.show(findings, build.write(findings))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,284 @@
+"""What an ablation is: arms, a baseline, what they are made equal in, seeds and tokens, read from conf/ablation.
+
+A definition is data. Its overrides are in Hydra's grammar, as train.py takes them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lab.match.request import number, whole
+from lab.match.sizing import TOL, Match
+from registry import ConfigError, did_you_mean
+from registry.limits import read_text
+from training.composition import CONF
+
+FOLDER = CONF / "ablation"
+GENERATORS = ("grid", "leave_one_out", "staircase")
+KEYS = ("about", "base", "baseline", "arms", *GENERATORS, "budget", "seeds", "tokens", "lr", "metric", "direction")
+KNOWN = (*KEYS, "workers")
+OF_BUDGET = ("match", "by", "tol")
+OF_ARM = ("overrides", *OF_BUDGET, "target")
+DIRECTIONS = ("minimize", "maximize")
+MAX_ARMS, MAX_SEEDS = 1000, 1000
+
+
+@dataclass(frozen=True)
+class ArmSpec:
+    """An arm as written.
+
+    Args:
+        overrides: what makes it, on top of ``base``
+        match: how this one is matched, where that is not the ablation's way
+        target: what its budget is to be, where that is not the baseline's
+    """
+
+    overrides: tuple[str, ...]
+    match: Match | None = None
+    target: float | None = None
+
+
+@dataclass(frozen=True)
+class Definition:
+    """An ablation.
+
+    Args:
+        name: of its file
+        about: the claim it looks at, in a line
+        base: overrides common to all arms
+        baseline: the arm that the others are compared with and made equal to
+        arms: name → arm, in order
+        budget: what arms are made equal in; None: nothing
+        seeds: one job for each, of each arm and learning rate
+        tokens: that a job trains on; None: as trainer.max_steps says
+        lr: peak learning rates that every arm is tried at; None: the one that is composed
+        metric: what is compared
+        direction: ``minimize`` or ``maximize``
+        workers: jobs at a time
+    """
+
+    name: str
+    about: str
+    base: tuple[str, ...]
+    baseline: str
+    arms: dict[str, ArmSpec]
+    budget: Match | None
+    seeds: tuple[int, ...]
+    tokens: int | None
+    lr: tuple[float, ...] | None
+    metric: str
+    direction: str
+    workers: int
+
+
+def names() -> list[str]:
+    """Of the ablations in conf/ablation."""
+    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+
+
+def about(name: str) -> str:
+    """What an ablation looks at, in a line."""
+    return str(_written(name).get("about", ""))
+
+
+def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
+    """An ablation by its name, or by the path of a YAML file.
+
+    Args:
+        name: of a file in conf/ablation, or a path
+        changes: keys of the definition that were given on the command line, which count instead of the file's
+
+    Raises:
+        ConfigError: there is none, or something in it cannot be
+    """
+    written = {**_written(name), **(changes or {})}
+    budget = dict(_mapping("budget", written.get("budget") or {}, OF_BUDGET))
+    for key in OF_BUDGET:
+        if key in written:  # from the command line
+            budget[key] = written.pop(key)
+    for key in written:
+        if key not in KNOWN:
+            raise ConfigError(key, written[key], "an ablation has no such key", did_you_mean(key, KNOWN))
+    match = _match(budget)
+    arms, usual = _arms(written, budget)
+    baseline = written.get("baseline", usual)
+    if baseline is None:
+        raise ConfigError("baseline", None, "the other arms are compared with one", f"Name one: {', '.join(arms)}")
+    if baseline not in arms:
+        raise ConfigError("baseline", baseline, "is the name of an arm", did_you_mean(baseline, arms))
+    direction = written.get("direction", "minimize")
+    if direction not in DIRECTIONS:
+        raise ConfigError("direction", direction, "is minimize or maximize", did_you_mean(direction, DIRECTIONS))
+    return Definition(
+        name=Path(name).stem,
+        about=str(written.get("about", "")),
+        base=_overrides("base", written.get("base") or []),
+        baseline=baseline,
+        arms=arms,
+        budget=match,
+        seeds=_seeds(written.get("seeds", 1)),
+        tokens=None if written.get("tokens") is None else whole("tokens", written["tokens"], 1, "counts tokens"),
+        lr=_rates(written.get("lr")),
+        metric=_text("metric", written.get("metric", "val/loss")),
+        direction=direction,
+        workers=whole("workers", written.get("workers", 1), 1, "counts jobs at a time"),
+    )
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def _written(name: str) -> dict[str, Any]:
+    file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not file.is_file():
+        rule = "there is no such ablation in conf/ablation"
+        raise ConfigError("NAME", name, rule, did_you_mean(name, names(), "Name a YAML file"))
+    try:
+        written = OmegaConf.to_container(OmegaConf.create(read_text(file, "NAME")), resolve=False)
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", error))
+        where = f"{file}:{mark.line + 1}" if mark else str(file)
+        twice = "two arms cannot have one name" if "duplicate" in problem else "mend that line"
+        raise ConfigError(
+            where, "…", f"is no YAML ({problem})", f"Quote what holds braces or colons; {twice}"
+        ) from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(file), "…", str(error).splitlines()[0], "Mend the file") from None
+    if not isinstance(written, dict):
+        raise ConfigError(str(file), written, "is a mapping", f"Its keys are: {', '.join(KNOWN)}")
+    return {str(key): value for key, value in written.items()}
+
+
+def _match(budget: Mapping[str, Any]) -> Match | None:
+    if not budget:
+        return None
+    for key in ("match", "by"):
+        if budget.get(key) is None:
+            rule = "a budget says in what arms are made equal, and by what"
+            raise ConfigError(f"budget.{key}", None, rule, "Write budget: {match: params, by: d_ff, tol: 0.005}")
+    return Match(str(budget["match"]), str(budget["by"]), number("tol", budget.get("tol", TOL)))
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    """A number of them, or the seeds themselves."""
+    if isinstance(value, str) and "," in value:
+        value = value.strip("[] ").split(",")
+    if not isinstance(value, list):
+        count = whole("seeds", value, 1, "says how many seeds there are")
+        if count > MAX_SEEDS:
+            raise ConfigError("seeds", value, f"are at most {MAX_SEEDS}", "To name one seed, write seeds=[1234]")
+        return tuple(range(count))
+    seeds = tuple(whole("seeds", seed, 0, "lists whole numbers") for seed in value)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError("seeds", value, "lists one seed or more, none twice", "Write seeds=3 or seeds=[0,1,2]")
+    return seeds
+
+
+def _rates(value: Any) -> tuple[float, ...] | None:
+    if value is None or value == "null":
+        return None
+    given = value.strip("[] ").split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    rates = tuple(number("lr", rate) for rate in given)
+    if not rates or len(set(rates)) < len(rates) or not all(rate > 0 for rate in rates):
+        raise ConfigError("lr", value, "lists learning rates above 0, none twice", "Write lr=[0.005,0.01]")
+    return rates
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(key, value, "is text", f"Write e.g. {key}=val/loss")
+    return value
+
+
+def _mapping(key: str, value: Any, known: Sequence[str] | None = None) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        keys = ", ".join(known) if known else "names"
+        raise ConfigError(key, value, "is a mapping", f"Its keys are {keys}")
+    for inner in value:
+        if known is not None and inner not in known:
+            raise ConfigError(f"{key}.{inner}", value[inner], f"{key} has no such key", did_you_mean(inner, known))
+    return value
+
+
+def _overrides(key: str, value: Any) -> tuple[str, ...]:
+    listed = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
+        rule = "is a list of overrides, as train.py takes them"
+        raise ConfigError(key, value, rule, "Write [model/attention=gqa, optimizer.lr=0.01]; quote what holds braces")
+    return tuple(listed)
+
+
+# --- arms -------------------------------------------------------------------------------------------------------------
+
+
+def _arms(written: Mapping[str, Any], budget: Mapping[str, Any]) -> tuple[dict[str, ArmSpec], str | None]:
+    """All arms, and the one that is the baseline unless another is named."""
+    sources = [_explicit(written.get("arms") or {}, budget)]
+    sources += [_generated(kind, written[kind]) for kind in GENERATORS if written.get(kind)]
+    arms: dict[str, ArmSpec] = {}
+    for name, arm in itertools.chain.from_iterable(source.items() for source in sources):
+        if name in arms:
+            raise ConfigError("arms", name, "two arms have this name", "Rename one")
+        arms[name] = arm
+    if len(arms) < 2:
+        rule = f"has {len(arms)} arms, and a comparison needs two"
+        raise ConfigError("arms", ", ".join(arms), rule, "Write arms: {mha: [model/attention=mha], …}")
+    if len(arms) > MAX_ARMS:
+        raise ConfigError("arms", len(arms), f"are at most {MAX_ARMS}", "Take values out of the grid")
+    return arms, next((next(iter(source)) for source in sources[1:] if source), None)
+
+
+def _explicit(arms: Any, budget: Mapping[str, Any]) -> dict[str, ArmSpec]:
+    found: dict[str, ArmSpec] = {}
+    for name, value in _mapping("arms", arms).items():
+        spec = _mapping(f"arms.{name}", value, OF_ARM) if isinstance(value, Mapping) else {"overrides": value}
+        own = {key: spec[key] for key in OF_BUDGET if key in spec}
+        match = _match({**budget, **own}) if own else None
+        target = None if spec.get("target") is None else number(f"arms.{name}.target", spec["target"])
+        if target is not None and not (target > 0 and (match or budget)):
+            rule = "is what the budget of this arm is to be, above 0"
+            raise ConfigError(f"arms.{name}.target", target, rule, "Write it beside budget: {match: params, by: d_ff}")
+        found[str(name)] = ArmSpec(_overrides(f"arms.{name}", spec.get("overrides")), match, target)
+    return found
+
+
+def _generated(kind: str, value: Any) -> dict[str, ArmSpec]:
+    made = {"grid": _grid, "leave_one_out": _leave_one_out, "staircase": _staircase}[kind]
+    return {name: ArmSpec(overrides) for name, overrides in made(_mapping(kind, value)).items()}
+
+
+def _grid(groups: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Every combination of values: ``{model/attention: [mha, gqa], model/norm: [rmsnorm, layernorm]}`` makes four."""
+    for key, values in groups.items():
+        if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
+            raise ConfigError(f"grid.{key}", values, "lists values, none twice", "Write model/attention: [mha, gqa]")
+    combinations = itertools.product(*([(key, str(value)) for value in values] for key, values in groups.items()))
+    return {"+".join(v for _, v in chosen): tuple(f"{k}={v}" for k, v in chosen) for chosen in combinations}
+
+
+def _leave_one_out(recipe: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """All changes of a recipe at once, the baseline; and for each, all others."""
+    steps = {str(name): _overrides(f"leave_one_out.{name}", value) for name, value in recipe.items()}
+    arms = {"everything": tuple(itertools.chain.from_iterable(steps.values()))}
+    for left_out in steps:
+        kept = (overrides for name, overrides in steps.items() if name != left_out)
+        arms[f"without {left_out}"] = tuple(itertools.chain.from_iterable(kept))
+    return arms
+
+
+def _staircase(recipe: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Nothing, the baseline; then the changes one after another, each on top of those before."""
+    arms: dict[str, tuple[str, ...]] = {"start": ()}
+    so_far: tuple[str, ...] = ()
+    for name, value in recipe.items():
+        so_far = (*so_far, *_overrides(f"staircase.{name}", value))
+        arms[f"+ {name}"] = so_far
+    return arms

@@ -1,0 +1,126 @@
+"""An ablation → its plan: every arm composed, checked and matched, every job listed. Nothing is started here."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lab.ablation.definition import Definition
+from lab.match.sizing import Arm, Sized, arm_of, named, size
+from registry import ConfigError
+from training.composition import compose_config
+from training.preflight import preflight
+
+STEPS = "trainer.max_steps"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is going to run.
+
+    Args:
+        definition: it comes from
+        arms: matched
+        jobs: as they stand in plan.json
+        steps: optimizer steps of a job; -1 where epochs are counted
+        tokens_per_step: of one optimizer step, over all processes
+        log_dir: below which runs leave their folders
+    """
+
+    definition: Definition
+    arms: list[Sized]
+    jobs: list[dict[str, Any]]
+    steps: int
+    tokens_per_step: int
+    log_dir: str
+
+    def as_plain(self, command: Sequence[str]) -> dict[str, Any]:
+        """As plan.json holds it.
+
+        Args:
+            command: that made it
+        """
+        d = self.definition
+        return {
+            "kind": "ablation",
+            "name": d.name,
+            "command": shlex.join(command),
+            "metric": d.metric,
+            "direction": d.direction,
+            "workers": d.workers,
+            "jobs": self.jobs,
+            "arms": [sized.as_plain(sized.arm.name == d.baseline) for sized in self.arms],
+            "definition": asdict(d),
+        }
+
+
+def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
+    """Plan an ablation.
+
+    Args:
+        definition: what it is
+        overrides: for all arms, after ``base`` and before what makes an arm: what is ablated stays ablated
+
+    Raises:
+        ConfigError: an arm cannot be composed, built or matched, or would not be accepted by train.py
+    """
+    steps, tokens_per_step, log_dir = _lengths(definition, overrides)
+    told = [f"task_name={definition.name}", *definition.base, *steps, *overrides]
+    composed = {name: _composed(name, [*told, *spec.overrides]) for name, spec in definition.arms.items()}
+    arms = [arm for arm, _ in composed.values()]
+    targets = {name: spec.target for name, spec in definition.arms.items() if spec.target is not None}
+    ways = {name: spec.match for name, spec in definition.arms.items() if spec.match is not None}
+    sized = size(arms, definition.baseline, definition.budget, targets, ways)
+    jobs = [
+        {"job": i, "overrides": [*one.overrides, f"seed={seed}", *rate], "arm": one.arm.name, "seed": seed, "lr": lr}
+        for i, (one, lr, rate, seed) in enumerate(
+            (one, lr, rate, seed) for one in sized for lr, rate in _rates(definition) for seed in definition.seeds
+        )
+    ]
+    final = {
+        one.arm.name: _composed(one.arm.name, one.overrides)[1] if one.changed else composed[one.arm.name][1]
+        for one in sized
+    }
+    _refuse_alike(final)
+    for lr, rate in _rates(definition):
+        if lr is not None:  # an optimizer may take none, or not this one
+            _composed(sized[0].arm.name, [*sized[0].overrides, *rate])
+    max_steps = final[definition.baseline]["trainer"].get("max_steps", -1)
+    return Plan(definition, sized, jobs, max_steps, tokens_per_step, log_dir)
+
+
+def _composed(name: str, overrides: Sequence[str]) -> tuple[Arm, dict[str, Any]]:
+    """An arm, and its whole configuration as train.py would check it before a job."""
+    with named(name):
+        config = compose_config(overrides, output_dir=".")
+        plain = preflight(config)
+        return arm_of(name, overrides, config, plain["model"]), plain
+
+
+def _refuse_alike(final: dict[str, dict[str, Any]]) -> None:
+    """Refuse two arms that are one."""
+    seen: dict[str, str] = {}
+    for name, plain in final.items():
+        if (same := seen.setdefault(repr(plain), name)) != name:
+            rule = f"is the same as arm {same}, so it would compare nothing"
+            raise ConfigError("arms", name, rule, "Change one of them, or take it out")
+
+
+def _rates(definition: Definition) -> list[tuple[float | None, list[str]]]:
+    """Learning rates and the overrides that set them."""
+    return [(None, [])] if definition.lr is None else [(lr, [f"optimizer.lr={lr!r}"]) for lr in definition.lr]
+
+
+def _lengths(definition: Definition, overrides: Sequence[str]) -> tuple[list[str], int, str]:
+    """The override that makes a job see its tokens, tokens of a step, and where logs go."""
+    config = compose_config([*definition.base, *overrides])
+    data, trainer = config.data, config.trainer
+    per_step = data.sequence_length * data.batch_size * trainer.get("accumulate_grad_batches", 1)
+    if definition.tokens is None or any(o.lstrip("+").startswith(f"{STEPS}=") for o in overrides):
+        return [], per_step, config.paths.log_dir
+    if definition.tokens < per_step:
+        rule = f"is less than one step ({per_step:,} tokens: data.batch_size × data.sequence_length)"
+        raise ConfigError("tokens", definition.tokens, rule, f"Write tokens={100 * per_step} or more")
+    return [f"{STEPS}={definition.tokens // per_step}"], per_step, config.paths.log_dir

@@ -1,0 +1,59 @@
+"""``python -m lab.match SWEEP match=BUDGET by=KNOB``: arms of a comparison, sized to cost the same.
+
+Nothing is trained and nothing allocated: everything is measured on the meta device.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from lab.match import request
+from lab.match.sizing import read_arm, size
+from lab.match.table import arms_table, show
+from registry.command import run_command
+
+USAGE = """\
+python -m lab.match [HYDRA OVERRIDE …] match=BUDGET by=KNOB [OPTION=VALUE …] [--json]
+
+Arms are written as train.py -m takes them: model=tiny model/attention=mha,gqa,mqa,mla. Without match they are only
+compared.
+
+match      params, active_params, flops or cache_bytes
+by         d_ff (dense and shared widths), d_expert, n_experts, d_model, n_layers, or a path: model.ffn.shared.d_ff
+tol        how far off an arm may be, as a fraction; default 0.005
+baseline   the arm that the others are made equal to, by the value it was swept to; default: the first
+target     a number instead of the baseline's, one for all arms or one for each: target=6.9e9,6.9e9,7.1e9
+context    tokens of the sequence that FLOPs are counted for; default: data.sequence_length
+
+Of widths the coarsest multiple that is near enough is taken: 64, 32, 16, 8, 4, 2, 1. --json prints plain numbers, with
+the overrides that make each arm.
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Answer a command line.
+
+    Raises:
+        ConfigError: whatever is wrong with it or with an arm, or an arm that cannot be matched
+    """
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE, end="")
+        return
+    asked = request.read(arguments)
+    arms = [read_arm(name, overrides, asked.context) for name, overrides in asked.arms.items()]
+    sized = size(arms, asked.baseline, asked.match, asked.targets)
+    if asked.as_json:
+        plain = [arm.as_plain(arm.arm.name == asked.baseline) for arm in sized]
+        print(json.dumps({"match": asked.match and asdict(asked.match), "arms": plain}, indent=1))
+        return
+    show(arms_table(sized, asked.baseline, sized[0].arm.context))
+    for arm in sized:
+        print(f"{arm.arm.name}: {shlex.join(arm.overrides)}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,236 @@
+"""What an arm can be sized by, and where that stands in its composition.
+
+``d_ff``     widths of the feed-forward blocks that every token passes: dense ones, and shared experts. All move by the
+             same amount, so each layer gives back what its own attention took: parameters, active parameters and
+             FLOPs then match at once.
+``d_expert`` width of one routed expert. Shared experts keep their ratio to it: two experts' worth stays two.
+``n_experts`` routed experts; how many a token visits stays.
+``d_model``  width of the residual stream. Widths that are written stay; those derived from it (a head's) follow.
+``n_layers`` depth. A layout that names layers one by one allows few depths.
+A dotted path (``model.attention.n_kv_heads``) is a knob too: that number alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import registry
+from blocks.compose import compose
+from blocks.cost import count_families
+from lab.match.search import LARGEST
+from registry import ConfigError
+
+KNOBS = ("d_ff", "d_model", "n_layers", "n_experts", "d_expert")
+WIDTHS = (64, 32, 16, 8, 4, 2, 1)  # what a matrix multiplication likes, coarsest first
+COUNTS = (8, 4, 2, 1)
+MULTIPLES = {"d_ff": WIDTHS, "d_expert": WIDTHS, "d_model": WIDTHS, "n_experts": COUNTS, "n_layers": (1,)}
+MOST = {"n_layers": 1024, "n_experts": 2**16}  # each layer is built to be measured, if on the meta device
+WANTS = {
+    "d_ff": "a dense ffn or a shared expert with a d_ff",
+    "d_expert": "experts with a d_ff, in an ffn that has experts",
+    "n_experts": "an ffn with n_experts",
+}
+
+Keys = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A number in a composition.
+
+    Args:
+        keys: from the model's node to it
+        value: what it is
+    """
+
+    keys: Keys
+    value: int
+
+    @property
+    def path(self) -> str:
+        return ".".join(map(str, ("model", *self.keys)))
+
+
+@dataclass(frozen=True)
+class Knob:
+    """Numbers that are turned as one.
+
+    Args:
+        name: as it is asked for
+        places: the first is the one that is searched over
+        together: whether the others move by as much, or in proportion
+        multiples: what the first may be a multiple of, coarsest first
+        largest: what the first may be at most
+    """
+
+    name: str
+    places: tuple[Place, ...]
+    together: Literal["by as much", "in proportion"]
+    multiples: tuple[int, ...]
+    largest: int = LARGEST
+
+    @property
+    def value(self) -> int:
+        return self.places[0].value
+
+    def at(self, value: int) -> dict[Keys, int]:
+        """Where each number is when the first is ``value``; the others are rounded to its own multiple, up to 64."""
+        unit, moved = math.gcd(value, 64), {}
+        for place in self.places:
+            by_as_much = place.value + value - self.value
+            exact = by_as_much if self.together == "by as much" else place.value * value / self.value
+            moved[place.keys] = value if place is self.places[0] else max(unit, round(exact / unit) * unit)
+        return moved
+
+
+def find(model: Mapping[str, Any], name: str) -> Knob:
+    """The knob of that name in a composition.
+
+    Args:
+        model: as ``blocks.compose.check`` gives it
+        name: of ``KNOBS``, or a dotted path to a number
+
+    Raises:
+        ConfigError: there is no such knob, or this model has none
+    """
+    if name in ("d_model", "n_layers"):
+        return Knob(name, (Place((name,), model[name]),), "by as much", MULTIPLES[name], MOST.get(name, LARGEST))
+    if name in KNOBS:
+        places = _places(model, name)
+        if not places:
+            has = ", ".join(knobs_of(model))
+            raise ConfigError("by", name, f"needs {WANTS[name]}, and this arm has none", f"It has: {has}")
+        together: Literal["by as much", "in proportion"] = "by as much" if name == "d_ff" else "in proportion"
+        return Knob(name, _with_values(model, places), together, MULTIPLES[name], MOST.get(name, LARGEST))
+    if not name.startswith("model."):
+        remedy = f"{registry.did_you_mean(name, KNOBS)}, or a dotted path such as model.ffn.d_ff"
+        raise ConfigError("by", name, "is no knob to size an arm by", remedy)
+    return _dotted(model, name)
+
+
+def knobs_of(model: Mapping[str, Any]) -> list[str]:
+    """The named knobs that a composition has."""
+    return [name for name in KNOBS if name in ("d_model", "n_layers") or _places(model, name)]
+
+
+def changed(model: Mapping[str, Any], settings: Mapping[Keys, int]) -> dict[str, Any]:
+    """The composition with numbers set; a block that stands there as a bare name becomes a node."""
+    copied = copy.deepcopy(dict(model))
+    for keys, value in settings.items():
+        node: Any = copied
+        for key in keys[:-1]:
+            if isinstance(node[key], str):
+                node[key] = {"name": node[key]}
+            node = node[key]
+        node[keys[-1]] = value
+    return copied
+
+
+def _dotted(model: Mapping[str, Any], name: str) -> Knob:
+    keys: list[str | int] = []
+    node: Any = model
+    for key in name.split(".")[1:]:
+        at: str | int = int(key) if isinstance(node, list) and key.isdigit() else key
+        known = node if isinstance(node, Mapping) else range(len(node)) if isinstance(node, list) else ()
+        if at not in known:
+            where = ".".join(map(str, ("model", *keys)))
+            remedy = registry.did_you_mean(key, map(str, known), f"{where} holds a plain value")
+            raise ConfigError("by", name, f"there is no {key!r} in this arm's {where}", remedy)
+        keys.append(at)
+        node = node[at]
+    if node is None and keys[-1] == "d_ff":
+        (place,) = _with_values(model, [(tuple(keys), None)])
+    elif isinstance(node, int) and not isinstance(node, bool) and node > 0:
+        place = Place(tuple(keys), node)
+    else:
+        raise ConfigError("by", name, f"is {node!r} in this arm, and a knob is a whole number above 0", "Name another")
+    multiples = WIDTHS if str(keys[-1]).startswith("d_") else (1,)
+    return Knob(name, (place,), "by as much", multiples)
+
+
+# --- where they stand -------------------------------------------------------------------------------------------------
+
+
+def _places(model: Mapping[str, Any], name: str) -> list[tuple[Keys, int | None]]:
+    if name == "d_ff":
+        return [place for keys, node in _nodes(model, "ffn") for place in _dense(keys, node)]
+    mixtures = [(keys, node) for keys, node in _nodes(model, "ffn") if "experts" in _children(node).values()]
+    if name == "n_experts":
+        return [_number("ffn", keys, node, name) for keys, node in mixtures if name in _parameters("ffn", node)]
+    if not mixtures:
+        return []
+    inline = [((*keys, "experts"), node["experts"]) for keys, node in mixtures if node.get("experts")]
+    experts = [(keys, node) for keys, node in [*_nodes(model, "experts"), *inline] if _has_width("experts", node)]
+    shared = [place for keys, node in mixtures for place in _dense(keys, node)]
+    return [*(_number("experts", keys, node, "d_ff") for keys, node in experts), *(shared if experts else [])]
+
+
+def _nodes(model: Mapping[str, Any], kind: str) -> Iterator[tuple[Keys, Any]]:
+    """Every node of a kind: the model's own, its variants', its overrides'."""
+    if model.get(kind) is not None:
+        yield (kind,), model[kind]
+    for name, node in ((model.get("variants") or {}).get(kind) or {}).items():
+        yield ("variants", kind, name), node
+    for i, override in enumerate(model.get("overrides") or []):
+        if override.get(kind) is not None:
+            yield ("overrides", i, kind), override[kind]
+
+
+def _dense(keys: Keys, node: Any) -> Iterator[tuple[Keys, int | None]]:
+    """Widths in a feed-forward node: its own, and those of the feed-forward blocks in it."""
+    if _has_width("ffn", node):
+        yield _number("ffn", keys, node, "d_ff")
+    for child, kind in _children(node).items():
+        if kind == "ffn" and isinstance(node, Mapping) and node.get(child) is not None:
+            yield from _dense((*keys, child), node[child])
+
+
+def _has_width(kind: str, node: Any) -> bool:
+    if isinstance(node, Mapping) and "name" not in node:  # a patch of a node elsewhere
+        return node.get("d_ff") is not None
+    return "d_ff" in _parameters(kind, node)
+
+
+def _parameters(kind: str, node: Any) -> Mapping[str, Any]:
+    name = node if isinstance(node, str) else node.get("name")
+    return registry.lookup(kind, name).schema.parameters if name in registry.names(kind) else {}
+
+
+def _children(node: Any) -> dict[str, str]:
+    """Parameter → kind, of what a feed-forward node is made with."""
+    return {name: p.child for name, p in _parameters("ffn", node).items() if p.child}
+
+
+def _number(kind: str, keys: Keys, node: Any, name: str) -> tuple[Keys, int | None]:
+    """Where it stands, and what it is; None where the block chooses for itself."""
+    written = {} if isinstance(node, str) else node
+    parameter = _parameters(kind, node).get(name)
+    return (*keys, name), written.get(name, None if parameter is None or parameter.required else parameter.default)
+
+
+def _with_values(model: Mapping[str, Any], places: list[tuple[Keys, int | None]]) -> tuple[Place, ...]:
+    return tuple(Place(keys, _default(model, keys) if value is None else value) for keys, value in places)
+
+
+def _default(model: Mapping[str, Any], keys: Keys) -> int:
+    """The width that a block chooses for itself where none is written: read off its parameters, which tell it.
+
+    Raises:
+        ConfigError: they do not
+    """
+
+    def parameters(width: int | None) -> int:
+        there = model if width is None else changed(model, {keys: width})
+        return sum(count_families(compose(there, device="meta")).values())
+
+    own, one, two = (parameters(width) for width in (None, 64, 128))
+    slope = (two - one) / 64
+    width = round(64 + (own - one) / slope) if slope else 0
+    if width < 1 or parameters(width) != own:
+        path = Place(keys, 0).path
+        raise ConfigError("by", path, "is not written in this arm, and cannot be told from its size", f"Write {path}=")
+    return width

@@ -1,0 +1,154 @@
+"""What ``python -m lab.match`` is asked: arms in the words of a sweep, and what they are made equal in."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+import registry
+from lab.match.sizing import TOL, Match
+from registry import ConfigError, did_you_mean
+from training.composition import CONF, explain
+
+KEYS = ("match", "by", "tol", "baseline", "target", "context")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command line, read and checked.
+
+    Args:
+        arms: name → overrides, in the order of the sweep
+        match: what they are made equal in; None to compare them as they are
+        baseline: the name of the arm that the others are made equal to
+        targets: arm → the number that its budget is to be, where that is not the baseline's
+        context: tokens of the sequence that FLOPs are counted for; None: data.sequence_length
+        as_json: whether to answer with one document of plain numbers
+    """
+
+    arms: dict[str, list[str]]
+    match: Match | None
+    baseline: str
+    targets: dict[str, float]
+    context: int | None
+    as_json: bool
+
+
+def read(arguments: Sequence[str]) -> Request:
+    """A command line → what is asked.
+
+    Raises:
+        ConfigError: an unknown option, a value that cannot be, an arm named twice
+    """
+    words = [word for word in arguments if word != "--json"]
+    for word in words:
+        if word.startswith("-"):
+            raise ConfigError("command line", word, "there is no such flag", did_you_mean(word, ["--json", "--help"]))
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError("command line", word, "is no KEY=VALUE", f"Write model={word} for a model")
+    own = {key: value for key, _, value in (word.partition("=") for word in words) if key in KEYS}
+    arms = swept([word for word in words if word.partition("=")[0] not in KEYS])
+    match = _match(own)
+    targets = _targets(own, list(arms), match)
+    if len(arms) == 1 and not targets:
+        remedy = "Sweep something: model/attention=mha,gqa,mqa,mla; or give a number: target=7.1e9"
+        raise ConfigError("command line", " ".join(words), "makes one arm, and nothing to match it with", remedy)
+    baseline = own.get("baseline", next(iter(arms)))
+    if baseline not in arms:
+        raise ConfigError("baseline", baseline, "is the name of an arm", did_you_mean(baseline, arms))
+    context = whole("context", own["context"], 1, "is a number of tokens") if "context" in own else None
+    return Request(arms, match, baseline, targets, context, len(words) < len(arguments))
+
+
+def swept(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """The jobs that ``python train.py -m OVERRIDES`` would run, each named after what distinguishes it.
+
+    Raises:
+        ConfigError: an override cannot be read, or two arms would be the same
+    """
+    registry.load()
+    choices: list[list[tuple[str, str]]] = []  # for each override: what it may be, and how that is called
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        try:
+            for override in parser.parse_overrides(list(overrides)):
+                if not override.is_sweep_override():
+                    choices.append([(str(override.input_line), "")])
+                    continue
+                key, values = override.get_key_element(), list(override.sweep_string_iterator())
+                choices.append([(f"{key}={value}", value) for value in values])
+        except HydraException as error:
+            raise explain(error, overrides) from None
+    arms: dict[str, list[str]] = {}
+    for chosen in itertools.product(*choices):
+        name = "+".join(value for _, value in chosen if value) or "model"
+        if name in arms:
+            remedy = "Name every value once"
+            raise ConfigError("command line", name, "two arms of the sweep would have this name", remedy)
+        arms[name] = [text for text, _ in chosen]
+    return arms
+
+
+def _match(own: Mapping[str, str]) -> Match | None:
+    if "match" not in own:
+        if told := [key for key in ("by", "tol", "target") if key in own]:
+            rule = "says how arms are matched, and nothing says in what"
+            raise ConfigError(told[0], own[told[0]], rule, "Write e.g. match=params")
+        return None
+    if "by" not in own:
+        remedy = "Write e.g. by=d_ff"
+        raise ConfigError("by", None, "arms are sized by a knob, and none is named", remedy)
+    return Match(own["match"], own["by"], number("tol", own.get("tol", TOL)))
+
+
+def _targets(own: Mapping[str, str], arms: Sequence[str], match: Match | None) -> dict[str, float]:
+    if "target" not in own or match is None:
+        return {}
+    values = [number("target", value.strip()) for value in own["target"].split(",")]
+    values = values * len(arms) if len(values) == 1 else values
+    if len(values) != len(arms):
+        rule = f"takes one number for all arms or one for each of the {len(arms)}"
+        raise ConfigError("target", own["target"], rule, f"The arms are: {', '.join(arms)}")
+    for value in values:
+        if not value > 0:
+            raise ConfigError("target", value, "is what the budget is to be, above 0", "Write e.g. target=7.1e9")
+    return dict(zip(arms, values, strict=True))
+
+
+def number(key: str, value: Any) -> float:
+    """A finite number, from a command line or a file.
+
+    Raises:
+        ConfigError: it is none
+    """
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ConfigError(key, value, "is a number", f"Write e.g. {key}=0.01")
+    return found
+
+
+def whole(key: str, value: Any, least: int, rule: str) -> int:
+    """A whole number that is not too small; 2e6 is one.
+
+    Raises:
+        ConfigError: it is none
+    """
+    try:
+        found = number(key, value)
+    except ConfigError:
+        found = math.nan
+    if not found == found // 1 or found < least:
+        raise ConfigError(key, value, f"{rule}, at least {least}", f"Write e.g. {key}={max(least, 3)}")
+    return int(found)

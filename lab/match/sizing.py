@@ -1,0 +1,280 @@
+"""Arms sized to a budget: what was changed, and how far off every budget then is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from omegaconf import DictConfig
+
+import registry
+from blocks.compose import check, compose
+from blocks.decoder import Decoder
+from lab.match import knobs
+from lab.match.budgets import BUDGETS, WORDS, Figures, measure, measure_one, residuals
+from lab.match.knobs import Keys, Knob, Place
+from lab.match.search import Found, UnmovedError, nearest
+from registry import ConfigError
+from training.composition import compose_config
+from training.preflight import composition_of
+
+TOL = 0.005  # of the budget; half a percent, unless said otherwise
+UNSAID = 256  # tokens of a sequence, where the data say nothing of it
+
+
+@dataclass(frozen=True)
+class Match:
+    """What arms are made equal in.
+
+    Args:
+        budget: of ``BUDGETS``
+        by: a knob (lab/match/knobs.py)
+        tol: how far off an arm may be, as a fraction of the budget
+    """
+
+    budget: str
+    by: str
+    tol: float = TOL
+
+    def __post_init__(self) -> None:
+        if self.budget not in BUDGETS:
+            remedy = registry.did_you_mean(self.budget, BUDGETS)
+            raise ConfigError("match", self.budget, "is no budget to match arms in", remedy)
+        if self.by not in knobs.KNOBS and not str(self.by).startswith("model."):
+            remedy = f"{registry.did_you_mean(self.by, knobs.KNOBS)}, or a dotted path such as model.ffn.d_ff"
+            raise ConfigError("by", self.by, "is no knob to size an arm by", remedy)
+        number = isinstance(self.tol, int | float) and not isinstance(self.tol, bool)
+        if not number or not 0 <= self.tol < 1:
+            rule = "is how far off an arm may be, as a fraction of the budget: from 0 to below 1"
+            raise ConfigError("tol", self.tol, rule, f"Write e.g. tol={TOL}")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A composition with a name.
+
+    Args:
+        name: of the arm
+        overrides: what makes it, in Hydra's grammar
+        model: the composition, checked, as plain types
+        written: the model's node as Hydra composed it, which says what an override may name
+        context: T, tokens of a sequence it is trained on
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    model: dict[str, Any]
+    written: dict[str, Any]
+    context: int
+
+
+@dataclass(frozen=True)
+class Sized:
+    """An arm after matching.
+
+    Args:
+        arm: as it was
+        figures: what it costs now
+        match: what it was matched in; None for a baseline, or where nothing is matched
+        target: the number it was to have; None: the baseline's
+        changed: dotted path → what stood there, and what stands there now
+        overrides: what makes it now
+        residual: by how much each figure exceeds the baseline's, as a fraction; that of the budget matched exceeds
+            ``target`` where there is one
+        multiple: of which the number that was searched is one; None where it was left alone
+    """
+
+    arm: Arm
+    figures: Figures
+    match: Match | None = None
+    target: float | None = None
+    changed: dict[str, tuple[int, int]] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    residual: dict[str, float | None] = field(default_factory=dict)
+    multiple: int | None = None
+
+    def as_plain(self, baseline: bool) -> dict[str, Any]:
+        """As it stands in plan.json and in what ``--json`` prints."""
+        match = self.match and {
+            "budget": self.match.budget,
+            "by": self.match.by,
+            "tol": self.match.tol,
+            "target": self.target,
+            "multiple": self.multiple,
+            "changed": {path: list(pair) for path, pair in self.changed.items()},
+            "residual": self.residual,
+        }
+        return {
+            "name": self.arm.name,
+            "baseline": baseline,
+            "overrides": list(self.overrides),
+            "figures": asdict(self.figures),
+            "match": match,
+        }
+
+
+@contextmanager
+def named(arm: str) -> Iterator[None]:
+    """Put an arm's name before the path of a refusal."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"arm {arm}: {error.path}", error.value, error.rule, error.remedy) from None
+
+
+def read_arm(name: str, overrides: Sequence[str], context: int | None = None) -> Arm:
+    """Compose and check an arm.
+
+    Args:
+        name: of the arm
+        overrides: as train.py takes them
+        context: tokens of a sequence; None: data.sequence_length
+
+    Raises:
+        ConfigError: it cannot be composed or built
+    """
+    with named(name):
+        config = compose_config(overrides)
+        return arm_of(name, overrides, config, check(composition_of(registry.to_plain(config.model))), context)
+
+
+def arm_of(
+    name: str, overrides: Sequence[str], config: DictConfig, model: dict[str, Any], context: int | None = None
+) -> Arm:
+    """An arm that has been composed already, into ``config``, and whose model has been checked."""
+    length = config.data.get("sequence_length") if context is None else context
+    return Arm(name, tuple(overrides), model, registry.to_plain(config.model), length or UNSAID)
+
+
+def size(
+    arms: Sequence[Arm],
+    baseline: str,
+    match: Match | None,
+    targets: Mapping[str, float] | None = None,
+    ways: Mapping[str, Match] | None = None,
+) -> list[Sized]:
+    """Size every arm.
+
+    Args:
+        arms: of different names
+        baseline: the name of the arm that the others are made equal to; it is left as it is unless it has a target
+        match: in what, and by what; None leaves all arms as they are
+        targets: arm → what its budget is to be instead of the baseline's
+        ways: arm → how this one is matched, where that is not ``match``
+
+    Returns:
+        as many, in order
+
+    Raises:
+        ConfigError: an arm has no such knob, or does not reach the budget
+    """
+    given, ways = targets or {}, ways or {}
+    first = next(arm for arm in arms if arm.name == baseline)
+    base = _sized(first, ways.get(baseline, match), None, given.get(baseline))
+    goal = asdict(base.figures)
+    found = [
+        base if arm is first else _sized(arm, ways.get(arm.name, match), goal, given.get(arm.name)) for arm in arms
+    ]
+    return [_compared(sized, goal, sized is base) for sized in found]
+
+
+def _compared(sized: Sized, goal: dict[str, Any], is_base: bool) -> Sized:
+    against = dict(goal)
+    if sized.match and sized.target is not None:
+        against[sized.match.budget] = sized.target
+    match = None if is_base and sized.target is None else sized.match
+    return replace(sized, residual=residuals(sized.figures, against), match=match)
+
+
+def _sized(arm: Arm, match: Match | None, goal: Mapping[str, Any] | None, target: float | None) -> Sized:
+    left_alone = Sized(arm, measure(arm.model, arm.context), match, target, overrides=arm.overrides)
+    if match is None or (goal is None and target is None):
+        return left_alone
+    own, wanted = getattr(left_alone.figures, match.budget), target if goal is None else target or goal[match.budget]
+    with named(arm.name):
+        knob = knobs.find(arm.model, match.by)
+        if own is None or wanted is None:
+            rule = "an attention has no new_cache, so its cache cannot be weighed"
+            raise ConfigError("match", match.budget, rule, "Match another budget, or give the block a new_cache")
+        if abs(own / wanted - 1) <= match.tol:
+            return left_alone
+        decoders: dict[int, Decoder] = {}
+        found = _search(arm, knob, match, own, wanted, decoders)
+        off = found.figure / wanted - 1
+        if abs(off) > match.tol:
+            raise _unreached(arm, knob, match, found, off)
+    new = {place: knob.at(found.value)[place.keys] for place in knob.places}
+    new = {place: value for place, value in new.items() if value != place.value}
+    return replace(
+        left_alone,
+        figures=measure(decoders[found.value], arm.context),
+        changed={place.path: (place.value, value) for place, value in new.items()},
+        overrides=(*arm.overrides, *(override(arm.written, place, value) for place, value in new.items())),
+        multiple=found.multiple,
+    )
+
+
+def _search(arm: Arm, knob: Knob, match: Match, own: float, wanted: float, decoders: dict[int, Decoder]) -> Found:
+    """Search; every decoder that was measured is left in ``decoders``, by the knob's value."""
+
+    def figure(value: int) -> float | None:
+        try:
+            decoders[value] = compose(knobs.changed(arm.model, knob.at(value)), device="meta")
+        except ConfigError:  # heads do not divide it, a layout does not come out at it, …
+            return None
+        return measure_one(decoders[value], match.budget, arm.context)
+
+    try:
+        return nearest(figure, knob.value, own, wanted, knob.multiples, match.tol, knob.largest)
+    except UnmovedError:
+        rule = f"does not move {WORDS[match.budget]}"
+        raise ConfigError("by", match.by, rule, _others(arm, match)) from None
+
+
+def _unreached(arm: Arm, knob: Knob, match: Match, found: Found, off: float) -> ConfigError:
+    at = " ".join(f"{place.path}={knob.at(found.value)[place.keys]}" for place in knob.places)
+    nearest_is = f"the nearest is {found.figure:,.0f}, {100 * off:+.3g} % off, at {at}"
+    rule = f"{WORDS[match.budget]} do not come within {100 * match.tol:g} % by {match.by}: {nearest_is}"
+    enough = f"{abs(off) * 1.01:.2g}"
+    return ConfigError("tol", match.tol, rule, f"Write tol={enough}. {_others(arm, match)}")
+
+
+def _others(arm: Arm, match: Match) -> str:
+    """Which other knobs of the arm move the budget."""
+    here = measure_one(arm.model, match.budget, arm.context)
+    moving = [name for name in knobs.knobs_of(arm.model) if name != match.by and _moves(arm, match, name, here)]
+    return (
+        f"Or size it by another knob, which moves them: {', '.join(moving)}" if moving else "No other knob moves them"
+    )
+
+
+def _moves(arm: Arm, match: Match, name: str, here: float | None) -> bool:
+    knob = knobs.find(arm.model, name)
+    for value in (2 * knob.value, knob.value + 1):
+        try:
+            return measure_one(knobs.changed(arm.model, knob.at(value)), match.budget, arm.context) != here
+        except ConfigError:
+            continue
+    return False
+
+
+def override(written: Mapping[str, Any], place: Place, value: int) -> str:
+    """A change as an override that Hydra takes.
+
+    Args:
+        written: the model's node as Hydra composed it
+        place: what is changed
+        value: to what
+    """
+    node: Any = written
+    keys: Keys = place.keys
+    for i, key in enumerate(keys[:-1]):
+        known = range(len(node)) if isinstance(node, list) else node
+        if key not in known:
+            return f"++{place.path}={value}"
+        node = node[key]
+        if isinstance(node, str):  # a bare name has no keys yet
+            return f"++{Place(keys[: i + 1], 0).path}={{name:{node},{keys[-1]}:{value}}}"
+    return f"{'' if keys[-1] in node else '++'}{place.path}={value}"

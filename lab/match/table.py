@@ -1,0 +1,73 @@
+"""Sized arms as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lab.match.budgets import BUDGETS, WORDS
+from lab.match.sizing import Sized
+
+
+def show(table: Table, console: Console | None = None) -> None:
+    """Print a table. Off a terminal it is as wide as it needs to be."""
+    console = console or Console()
+    if not console.is_terminal:
+        wide = console.options.update(width=10_000)
+        console = Console(width=max(console.width, console.measure(table, options=wide).maximum))
+    console.print(table)
+
+
+def arms_table(
+    arms: Sequence[Sized], baseline: str, context: int, more: Mapping[str, Sequence[str]] | None = None
+) -> Table:
+    """A row for each arm: what it is, what was changed, and every budget with how far it is off.
+
+    Args:
+        arms: sized
+        baseline: the name of the arm the others are compared with
+        context: tokens of the sequence that FLOPs were counted for
+        more: further columns, heading → a cell for each arm
+    """
+    matched = {sized.match.budget for sized in arms if sized.match}
+    table = Table(box=box.SIMPLE_HEAD, highlight=False, caption=_note(arms, context), caption_justify="left")
+    table.add_column("arm", no_wrap=True)
+    table.add_column("changed")
+    for budget in BUDGETS:
+        style = "bold" if budget in matched else ""
+        table.add_column(WORDS[budget].replace(" parameters", "\nparameters"), justify="right", header_style=style)
+    for heading in more or {}:
+        table.add_column(heading, justify="right")
+    for i, sized in enumerate(arms):
+        name = f"{sized.arm.name} (baseline)" if sized.arm.name == baseline else sized.arm.name
+        figures = [_cell(sized, budget, sized.arm.name == baseline) for budget in BUDGETS]
+        table.add_row(name, _changed(sized), *figures, *(cells[i] for cells in (more or {}).values()))
+    return table
+
+
+def _changed(sized: Sized) -> str:
+    return "\n".join(f"{path} {old} → {new}" for path, (old, new) in sized.changed.items()) or "nothing"
+
+
+def _cell(sized: Sized, budget: str, is_base: bool) -> str:
+    value, off = getattr(sized.figures, budget), sized.residual.get(budget)
+    if value is None:
+        return "none"
+    written = f"{value:,.0f}"
+    if sized.match and sized.match.budget == budget and sized.target is not None:
+        return f"{written}\n{_percent(off)} of {sized.target:g}"
+    return written if is_base or off is None else f"{written}\n{_percent(off)}"
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:+,.2f} %"
+
+
+def _note(arms: Sequence[Sized], context: int) -> str:
+    ways: list[Any] = [sized.match for sized in arms if sized.match]
+    told = [f"{WORDS[m.budget]} by {m.by}, within {100 * m.tol:g} %" for m in dict.fromkeys(ways)]
+    return f"Matched: {'; '.join(told) or 'nothing'}. FLOPs of a token among {context:,}, attention not halved."

@@ -1,0 +1,412 @@
+"""Ablations: what a definition says, what is planned of it, that all of conf/ablation run, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lab.ablation import __main__ as command
+from lab.ablation import definition, planning
+from lab.ablation.__main__ import main
+from lab.match import request
+from lab.match.budgets import BUDGETS, measure
+from lab.match.knobs import KNOBS
+from registry import REFUSED, ConfigError
+from registry.command import run_command
+from training.composition import compose_config
+from training.preflight import preflight
+from training.run import run
+
+ROOT = Path(__file__).resolve().parents[2]
+MINIMAL = {"about": "a claim", "baseline": "one", "arms": {"one": None, "two": "model/attention=gqa"}}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    """The path of a definition: the smallest there is, with these keys."""
+
+    def make(**keys: Any) -> str:
+        file = tmp_path / "mine.yaml"
+        file.write_text(yaml.safe_dump({k: v for k, v in {**MINIMAL, **keys}.items() if v is not ...}, sort_keys=False))
+        return str(file)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shrunk(small: list[str]) -> list[str]:
+    """Overrides under which a job of a definition takes a second."""
+    return [*small, "model.max_positions=128", "trainer.max_steps=2", "callbacks.report.sample_tokens=0"]
+
+
+@functools.cache
+def composed(overrides: tuple[str, ...], output_dir: str | None) -> Any:
+    return compose_config(overrides, output_dir=output_dir)
+
+
+@pytest.fixture(autouse=True)
+def compose_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To compose takes longest: what plans have in common is composed for all of them."""
+    monkeypatch.setattr(planning, "compose_config", lambda o, output_dir=None: composed(tuple(o), output_dir))
+
+
+# --- definitions ------------------------------------------------------------------------------------------------------
+
+
+def test_definition_says_what_its_file_says(write: Callable[..., str]) -> None:
+    arms = {"one": None, "two": ["a=1", "b=2"], "three": {"overrides": "c=3", "by": "d_expert", "target": 5e6}}
+    more = {"seeds": 2, "tokens": 2e6, "lr": [0.01, 1e-3], "workers": 3, "metric": "m", "direction": "maximize"}
+    file = write(arms=arms, base=["seed=4"], budget={"match": "params", "by": "d_ff", "tol": 0.1}, **more)
+    read = definition.read(file)
+    assert (read.name, read.about, read.base, read.baseline) == ("mine", "a claim", ("seed=4",), "one")
+    assert [arm.overrides for arm in read.arms.values()] == [(), ("a=1", "b=2"), ("c=3",)]
+    assert read.budget and read.budget.budget == "params"
+    three = read.arms["three"]
+    assert three.match and (three.match.budget, three.match.by, three.match.tol) == ("params", "d_expert", 0.1)
+    assert three.target == 5e6 and read.arms["two"].match is None
+    assert (read.seeds, read.tokens, read.lr, read.workers) == ((0, 1), 2_000_000, (0.01, 0.001), 3)
+    assert (read.metric, read.direction) == ("m", "maximize")
+
+
+def test_command_line_counts_more_than_the_file(write: Callable[..., str]) -> None:
+    file = write(budget={"match": "params", "by": "d_ff"}, seeds=1)
+    changes = {"seeds": "[3,5]", "tol": "0.2", "by": "d_model", "lr": "[0.1,0.2]", "baseline": "two", "tokens": "3e6"}
+    read = definition.read(file, changes)
+    assert (read.seeds, read.lr, read.baseline, read.tokens) == ((3, 5), (0.1, 0.2), "two", 3_000_000)
+    assert read.budget and (read.budget.budget, read.budget.by, read.budget.tol) == ("params", "d_model", 0.2)
+
+
+def test_grid_is_every_combination(write: Callable[..., str]) -> None:
+    groups = {"model/attention": ["mha", "gqa"], "optimizer.lr": [0.01, 0.02]}
+    read = definition.read(write(arms=..., baseline=..., grid=groups))
+    assert list(read.arms) == ["mha+0.01", "mha+0.02", "gqa+0.01", "gqa+0.02"] and read.baseline == "mha+0.01"
+    assert read.arms["gqa+0.02"].overrides == ("model/attention=gqa", "optimizer.lr=0.02")
+
+
+RECIPE = {"a": "x=1", "b": ["y=2", "z=3"], "c": "w=4"}
+
+
+def test_leave_one_out_takes_one_change_away_from_all(write: Callable[..., str]) -> None:
+    read = definition.read(write(arms=..., baseline=..., leave_one_out=RECIPE))
+    assert read.baseline == "everything"
+    assert {name: arm.overrides for name, arm in read.arms.items()} == {
+        "everything": ("x=1", "y=2", "z=3", "w=4"),
+        "without a": ("y=2", "z=3", "w=4"),
+        "without b": ("x=1", "w=4"),
+        "without c": ("x=1", "y=2", "z=3"),
+    }
+
+
+def test_staircase_adds_one_change_after_another(write: Callable[..., str]) -> None:
+    read = definition.read(write(arms=..., baseline=..., staircase=RECIPE))
+    assert read.baseline == "start"
+    assert {name: arm.overrides for name, arm in read.arms.items()} == {
+        "start": (),
+        "+ a": ("x=1",),
+        "+ b": ("x=1", "y=2", "z=3"),
+        "+ c": ("x=1", "y=2", "z=3", "w=4"),
+    }
+
+
+def test_generated_arms_stand_beside_written_ones(write: Callable[..., str]) -> None:
+    read = definition.read(write(arms={"mine": "q=1"}, baseline=..., staircase=RECIPE))
+    assert list(read.arms) == ["mine", "start", "+ a", "+ b", "+ c"] and read.baseline == "start"
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_for_every_arm_rate_and_seed(write: Callable[..., str], shrunk: list[str]) -> None:
+    file = write(lr=[0.01, 0.02], seeds=[0, 7], base=["model/norm=layernorm"])
+    plan = planning.make(definition.read(file), shrunk)
+    assert [(j["job"], j["arm"], j["lr"], j["seed"]) for j in plan.jobs] == [
+        (i, arm, lr, seed)
+        for i, (arm, lr, seed) in enumerate((a, r, s) for a in ("one", "two") for r in (0.01, 0.02) for s in (0, 7))
+    ]
+    config = compose_config(plan.jobs[5]["overrides"])
+    assert (config.optimizer.lr, config.seed, config.task_name) == (0.01, 7, "mine")
+    assert (config.model.attention.name, config.model.norm.name) == ("gqa", "layernorm")
+
+
+def test_tokens_become_steps_unless_steps_are_given(write: Callable[..., str], shrunk: list[str]) -> None:
+    without = [o for o in shrunk if not o.startswith("trainer.max_steps")]
+    plan = planning.make(definition.read(write(tokens=1000)), without)
+    assert plan.tokens_per_step == 64 and plan.steps == 15
+    assert all("trainer.max_steps=15" in job["overrides"] for job in plan.jobs)
+    assert planning.make(definition.read(write(tokens=1000)), shrunk).steps == 2
+    of_file = planning.make(definition.read(write(base=["trainer.max_steps=9"]), {"tokens": "1000"}), without)
+    assert of_file.steps == 15  # the command line's tokens count more than the file's steps
+
+
+def test_what_is_ablated_stays_ablated(write: Callable[..., str], shrunk: list[str]) -> None:
+    """An override for all arms does not undo what makes one."""
+    plan = planning.make(definition.read(write()), [*shrunk, "model/attention=mqa"])
+    assert [sized.arm.model["attention"]["name"] for sized in plan.arms] == ["mqa", "gqa"]
+
+
+def test_jobs_are_what_was_matched(write: Callable[..., str], shrunk: list[str]) -> None:
+    arms = {"one": "model/attention=mha", "two": "model/attention=mqa", "three": {"overrides": [], "by": "d_expert"}}
+    file = write(arms=arms, budget={"match": "params", "by": "d_ff", "tol": 0.002})
+    plan = planning.make(definition.read(file), shrunk)
+    plain = json.loads(json.dumps(plan.as_plain(["python", "-m", "x", "a b"])))
+    assert plain["command"] == "python -m x 'a b'" and plain["kind"] == "ablation"
+    assert [arm["baseline"] for arm in plain["arms"]] == [True, False, False]
+    base = plain["arms"][0]["figures"]
+    for arm, job in zip(plain["arms"], plain["jobs"], strict=True):
+        model = preflight(compose_config(job["overrides"], output_dir="."))["model"]
+        assert vars(measure(model, 32)) == arm["figures"]
+        assert abs(arm["figures"]["params"] / base["params"] - 1) <= 0.002
+    assert "model.ffn.shared.d_ff" in plain["arms"][1]["match"]["changed"]
+    assert plain["arms"][2]["match"]["by"] == "d_expert"
+
+
+# --- the definitions that are there -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", definition.names())
+def test_every_definition_plans_and_every_arm_takes_two_steps(name: str, shrunk: list[str], tmp_path: Path) -> None:
+    read = definition.read(name, {"seeds": "1"})
+    plan = planning.make(read, shrunk)
+    for job in plan.jobs:
+        folder = tmp_path / str(job["job"])
+        overrides = [*job["overrides"], "logger=none", "~callbacks.report", "~callbacks.checkpoint"]
+        metrics = run(preflight(compose_config(overrides, output_dir=str(folder))))
+        assert 0 < metrics[read.metric] < 10, job["arm"]
+
+
+@pytest.fixture(scope="module")
+def as_it_stands() -> Callable[[str], planning.Plan]:
+    """The plan of a definition of conf/ablation, made once."""
+    return functools.cache(lambda name: planning.make(definition.read(name)))
+
+
+@pytest.mark.parametrize("name", definition.names())
+def test_every_definition_says_its_claim_and_its_arms_are_matched_as_they_stand(
+    name: str, as_it_stands: Callable[[str], planning.Plan]
+) -> None:
+    text = (definition.FOLDER / f"{name}.yaml").read_text()
+    assert text.startswith("# ") and "arXiv" in text and 20 < len(definition.about(name)) <= 100
+    plan = as_it_stands(name)
+    assert plan.steps * plan.tokens_per_step * len(plan.jobs) < 12e6  # half an hour on two cores
+    budget = plan.definition.budget
+    for sized in plan.arms:
+        off = sized.residual[budget.budget if budget else "params"]
+        assert off is not None and abs(off) <= (budget.tol if budget else 0)
+
+
+def test_deepseek_v2s_four_attentions_are_at_equal_parameters(as_it_stands: Callable[[str], planning.Plan]) -> None:
+    plan = as_it_stands("deepseek_v2_attention")
+    assert [sized.arm.name for sized in plan.arms] == ["mha", "gqa", "mqa", "mla"] and len(plan.jobs) == 12
+    assert max(abs(sized.residual["params"] or 0) for sized in plan.arms) <= 0.005
+    cache = [sized.residual["cache_bytes"] for sized in plan.arms]
+    assert cache == [0.0, -0.75, -0.875, -0.71875]
+
+
+def test_whole_ablation_from_one_command(
+    write: Callable[..., str], shrunk: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    file = write(budget={"match": "params", "by": "d_ff", "tol": 0.01}, workers=2)
+    words = ["lab.ablation", file, *shrunk, f"paths.log_dir={tmp_path}/logs", "seeds=1"]
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (tmp_path / "logs" / "ablation" / "mine").iterdir()
+    plan = json.loads((folder / "plan.json").read_text())
+    assert plan["command"].startswith("python -m lab.ablation ") and len(plan["jobs"]) == 2 == plan["workers"]
+    for job, arm in zip(plan["jobs"], plan["arms"], strict=True):
+        results = json.loads((folder / str(job["job"]) / "results.json").read_text())
+        assert results["status"] == "completed" and results["parameters"] == arm["figures"]["params"]
+    with (folder / "summary.csv").open(newline="") as table:
+        assert len(list(csv.DictReader(table))) == 2
+    assert (folder / "report" / "index.html").is_file() and "report/index.html" in done.stdout
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = run_command(main, words)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_without_a_name_it_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = answer(capsys)
+    assert code == 0
+    for name in definition.names():
+        assert name in out and definition.about(name) in out
+
+
+def test_plan_only_shows_and_writes_and_starts_nothing(
+    write: Callable[..., str], shrunk: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(seeds=3)
+    code, out, _ = answer(capsys, file, *shrunk, f"paths.log_dir={tmp_path}/logs", "--plan-only")
+    assert code == 0
+    assert "one (baseline)" in out and "6 jobs, 2 steps of 64 tokens each" in out and "nothing was started" in out
+    (folder,) = (tmp_path / "logs" / "ablation" / "mine").iterdir()
+    assert [f.name for f in folder.iterdir()] == ["plan.json"]
+
+
+def test_documented_commands_and_keys_are_read(tmp_path: Path) -> None:
+    page = (ROOT / "docs/how-to/ablate.md").read_text()
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"^python -m lab\.(.+)$", page, re.M)]
+    assert {words[0] for words in commands} == {"match", "ablation"} and len(commands) >= 8
+    for program, *words in commands:
+        if program == "match":
+            assert len(request.read(words).arms) > 1
+        elif words:
+            asked = command.read(words)
+            definition.read(asked.name, asked.changes)
+    example = re.search(r"```yaml\n(.*?)```", page, re.S)
+    assert example
+    file = tmp_path / "mine.yaml"
+    file.write_text(example[1])
+    assert list(definition.read(str(file)).arms) == ["mha", "gqa", "wide"]
+    told = [*BUDGETS, *KNOBS, *definition.KNOWN, *definition.OF_BUDGET, *definition.OF_ARM]
+    assert all(re.search(rf"\b{word}\b", page) for word in told)
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
+    "no arms": ({"arms": {}}, [], "arms = ", "needs two"),
+    "one arm": ({"arms": {"one": None}}, [], "arms = one", "needs two"),
+    "no baseline": ({"baseline": ...}, [], "baseline = None", "Name one: one, two"),
+    "baseline that is no arm": ({"baseline": "tow"}, [], "baseline = tow", "Did you mean 'two'"),
+    "unknown key": ({"seed": 3}, [], "seed = 3", "Did you mean 'seeds'"),
+    "unknown key of a budget": ({"budget": {"mach": "params"}}, [], "budget.mach = params", "Did you mean 'match'"),
+    "budget without a knob": ({"budget": {"match": "params"}}, [], "budget.by = None", "by what"),
+    "no such budget": ({"budget": {"match": "parms", "by": "d_ff"}}, [], "match = parms", "Did you mean 'params'"),
+    "no such knob": ({"budget": {"match": "params", "by": "d_f"}}, [], "by = d_f", "Did you mean 'd_ff'"),
+    "negative tol": ({"budget": {"match": "params", "by": "d_ff", "tol": -1}}, [], "tol = -1", "from 0 to below 1"),
+    "no seeds": ({"seeds": 0}, [], "seeds = 0", "at least 1"),
+    "half a seed": ({"seeds": 1.5}, [], "seeds = 1.5", "says how many seeds"),
+    "a seed twice": ({"seeds": [1, 1]}, [], "seeds = [1, 1]", "none twice"),
+    "no tokens": ({"tokens": 0}, [], "tokens = 0", "at least 1"),
+    "tokens of less than a step": ({"tokens": 63}, [], "tokens = 63", "less than one step (64 tokens"),
+    "learning rate of zero": ({"lr": [0.0]}, [], "lr = [0.0]", "above 0"),
+    "no workers": ({"workers": 0}, [], "workers = 0", "at least 1"),
+    "no direction": ({"direction": "up"}, [], "direction = up", "minimize"),
+    "arm that is no list": ({"arms": {"one": None, "two": 3}}, [], "arms.two = 3", "list of overrides"),
+    "arm that is no block": (
+        {"arms": {"one": None, "two": "model/attention=gqaa"}},
+        [],
+        "arm two: model/attention = gqaa",
+        "Did you mean 'gqa'",
+    ),
+    "arm with a key that is not there": (
+        {"arms": {"one": None, "two": "model.attention.n_head=2"}},
+        [],
+        "arm two: model.attention.n_head = 2",
+        "n_heads",
+    ),
+    "arm that cannot be built": (
+        {"arms": {"one": None, "two": "model.attention.n_heads=7"}},
+        [],
+        "arm two: model.attention.n_heads = 7",
+        "",
+    ),
+    "arm without the knob": (
+        {"arms": {"one": None, "two": "model/ffn=swiglu"}, "budget": {"match": "params", "by": "n_experts"}},
+        [],
+        "arm two: by = n_experts",
+        "It has: d_ff",
+    ),
+    "budget out of reach": (
+        {"arms": {"one": None, "two": "model.gating.top_k=2"}, "budget": {"match": "active_params", "by": "n_layers"}},
+        [],
+        "arm two: tol = 0.005",
+        "the nearest is",
+    ),
+    "two arms that are the same": (
+        {"arms": {"one": None, "two": "model/attention=mla"}},
+        [],
+        "arms = two",
+        "the same as arm one",
+    ),
+    "two arms of one name": (
+        {"staircase": {"a": "x=1"}, "arms": {"start": None, "other": "y=1"}},
+        [],
+        "arms = start",
+        "two arms have this name",
+    ),
+    "grid with a value twice": (
+        {"arms": ..., "grid": {"model/attention": ["mha", "mha"]}},
+        [],
+        "grid.model/attention = ",
+        "none twice",
+    ),
+    "target without a budget": (
+        {"arms": {"one": None, "two": {"overrides": "x=1", "target": 5}}},
+        [],
+        "arms.two.target = 5",
+        "beside budget",
+    ),
+    "seed on the command line": ({}, ["seed=3"], "seed = 3", "seeds=[7]"),
+    "key of the file on the command line": ({}, ["arms=x"], "arms = x", "changed in the file"),
+    "run folder": ({}, ["hydra.run.dir=x"], "hydra.run.dir = x", "set by the ablation"),
+    "unknown flag": ({}, ["--plan"], "command line = --plan", "--plan-only"),
+    "second name": ({}, ["other"], "command line = other", "one ablation at a time"),
+    "override that is no key": ({}, ["trainer.max_step=3"], "trainer.max_step = 3", "max_steps"),
+    "what train.py would refuse": ({}, ["trainer.val_check_interval=0"], "arm one: trainer.val_check_interval = 0", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where logs would go."""
+    return tmp_path_factory.mktemp("nothing") / "logs"
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_one_message_and_nothing_is_started(
+    mistake: str,
+    write: Callable[..., str],
+    shrunk: list[str],
+    nowhere: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    keys, words, where, told = MISTAKES[mistake]
+    given = [o for o in shrunk if not o.startswith("trainer.max_steps")]  # tokens say it
+    file = write(**{"tokens": 128, **keys})
+    code, out, err = answer(capsys, file, *given, f"paths.log_dir={nowhere}", *words)
+    assert code == REFUSED and out == "", err
+    assert err.startswith(f"error: {where}") and told in err and len(err.splitlines()) == 3
+    assert not nowhere.exists()
+
+
+def test_name_that_is_none_is_answered_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = answer(capsys, "deepseek_v2_atention")
+    assert code == REFUSED and "Did you mean 'deepseek_v2_attention'" in err
+
+
+def test_train_py_says_who_runs_an_ablation() -> None:
+    with pytest.raises(ConfigError, match=r"python -m lab\.ablation balance_losses"):
+        compose_config(["ablation=balance_losses"])
+
+
+def test_a_name_given_twice_in_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text("baseline: a\narms:\n  a: x=1\n  b: x=2\n  a: x=3\n")
+    with pytest.raises(ConfigError, match="two arms cannot have one name") as refused:
+        definition.read(str(file))
+    assert refused.value.path == f"{file}:5"
+
+
+@pytest.mark.parametrize("text", ["- a\n", "arms: [\n", "", "arms: ${nowhere}\n"])
+def test_file_that_is_no_definition_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError):
+        definition.read(str(file))

@@ -1,0 +1,368 @@
+"""Matched arms: what is counted, where a knob is found, that an arm is as near as it can be, and what is refused."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import registry
+from blocks.compose import check, compose
+from lab.match import __main__ as command
+from lab.match import knobs, request
+from lab.match.__main__ import main
+from lab.match.budgets import BUDGETS, measure, measure_one, residuals
+from lab.match.sizing import Arm, Match, Sized, override, read_arm, size
+from registry import REFUSED, ConfigError, register
+from registry.command import run_command
+from training.composition import compose_config
+from training.preflight import composition_of
+
+ATTENTIONS = ("mha", "gqa", "mqa", "mla")
+LITE = ["model=deepseek_v2_lite", "data.sequence_length=4096"]
+
+
+@functools.cache
+def arm_of(name: str, overrides: tuple[str, ...], context: int | None = None) -> Arm:
+    """To compose takes longer than to match."""
+    return read_arm(name, overrides, context)
+
+
+def matched(base: list[str], match: Match, names: tuple[str, ...] = ATTENTIONS, **more: Any) -> dict[str, Sized]:
+    arms = [arm_of(name, (*base, f"model/attention={name}")) for name in names]
+    return {sized.arm.name: sized for sized in size(arms, names[0], match, **more)}
+
+
+# --- what is counted --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["tiny", "gpt2"])
+def test_figures_are_those_of_the_whole_model_run_at_once(preset: str) -> None:
+    """Identical layers are counted once, which changes nothing."""
+    decoder = compose(compose_config([f"model={preset}"]).model, device="meta")
+    figures = measure(decoder.config, 48)
+    assert figures.params == sum(p.numel() for p in decoder.parameters())
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        decoder(torch.zeros(1, 48, dtype=torch.long, device="meta"))
+    assert figures.flops == 3 * counter.get_total_flops() / 48
+    caches = [sum(cache.nbytes for cache in decoder.new_caches(1, n)) for n in (7, 8)]
+    assert figures.cache_bytes == caches[1] - caches[0]
+
+
+@pytest.mark.parametrize("moe", [False, True])
+def test_one_figure_is_one_of_all(tiny: Callable[..., Any], moe: bool) -> None:
+    model = check(tiny(moe=moe))
+    figures = asdict(measure(model, 32))
+    assert {budget: measure_one(model, budget, 32) for budget in BUDGETS} == figures
+    assert moe == (figures["active_params"] < figures["params"])
+
+
+def test_residual_is_the_share_by_which_a_figure_exceeds_the_goal(tiny: Callable[..., Any]) -> None:
+    figures = measure(check(tiny()), 32)
+    goal = {"params": figures.params * 2, "flops": figures.flops, "active_params": None}
+    found = residuals(figures, goal)
+    assert found == {"params": -0.5, "flops": 0.0, "active_params": None, "cache_bytes": None}
+
+
+# --- where a knob is --------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def model_of(*overrides: str) -> dict[str, Any]:
+    return check(composition_of(registry.to_plain(compose_config(overrides).model)))
+
+
+def where(model: dict[str, Any], name: str) -> dict[str, int]:
+    return {place.path: place.value for place in knobs.find(model, name).places}
+
+
+def test_knobs_stand_where_the_small_preset_has_them() -> None:
+    model = model_of("model=tiny")
+    assert where(model, "d_ff") == {"model.ffn.shared.d_ff": 128, "model.variants.ffn.dense.d_ff": 512}
+    assert where(model, "d_expert") == {"model.experts.d_ff": 64, "model.ffn.shared.d_ff": 128}
+    assert where(model, "n_experts") == {"model.ffn.n_experts": 16}
+    assert where(model, "d_model") == {"model.d_model": 192} and where(model, "n_layers") == {"model.n_layers": 4}
+    assert where(model, "model.gating.top_k") == {"model.gating.top_k": 4}
+    assert knobs.knobs_of(model) == list(knobs.KNOBS)
+
+
+def test_dense_model_has_one_width_and_no_experts() -> None:
+    model = model_of("model=llama2_7b")
+    assert where(model, "d_ff") == {"model.ffn.d_ff": 11008}
+    assert knobs.knobs_of(model) == ["d_ff", "d_model", "n_layers"]
+
+
+def test_a_width_that_a_block_chooses_itself_is_told(tiny: Callable[..., Any]) -> None:
+    for kind in ("swiglu", "geglu", "gelu", "relu2"):
+        model = check(tiny(ffn=kind, d_model=100, attention={"name": "gqa", "n_heads": 2}))
+        (place,) = knobs.find(model, "d_ff").places
+        explicit = knobs.changed(model, {place.keys: place.value})
+        assert measure(explicit, 8) == measure(model, 8)
+        assert measure(knobs.changed(model, {place.keys: place.value + 1}), 8).params > measure(model, 8).params
+
+
+def test_knobs_are_found_in_variants_and_overrides(tiny: Callable[..., Any]) -> None:
+    wide = {"variants": {"ffn": {"wide": {"d_ff": 80}}}, "layout": {"ffn": "ffn*1 wide*1"}, "n_layers": 3}
+    model = check(tiny(**{**wide, "layout": {"ffn": "ffn*2 wide*1"}}, overrides=[{"layers": 0, "ffn": {"d_ff": 56}}]))
+    places = {"model.ffn.d_ff": 40, "model.variants.ffn.wide.d_ff": 80, "model.overrides.0.ffn.d_ff": 56}
+    assert where(model, "d_ff") == places
+    experts = {"ffn": {"name": "moe", "n_experts": 6, "experts": {"name": "swiglu", "d_ff": 12}}}
+    inline = check(tiny(**experts, gating={"name": "softmax_topk"}))
+    assert where(inline, "d_expert") == {"model.ffn.experts.d_ff": 12}
+
+
+def test_dense_and_shared_widths_move_by_as_much_and_experts_keep_their_proportion() -> None:
+    model = model_of("model=tiny")
+    d_ff, d_expert = knobs.find(model, "d_ff"), knobs.find(model, "d_expert")
+    assert list(d_ff.at(192).values()) == [192, 576] and list(d_ff.at(100).values()) == [100, 484]
+    assert list(d_expert.at(96).values()) == [96, 192] and list(d_expert.at(65).values()) == [65, 130]
+
+
+@pytest.mark.parametrize(
+    ("node", "written"),
+    [
+        ("{name:swiglu,d_ff:128}", "model.variants.ffn.other.d_ff=192"),
+        ("{name:swiglu}", "++model.variants.ffn.other.d_ff=192"),
+        ("swiglu", "++model.variants.ffn.other={name:swiglu,d_ff:192}"),
+    ],
+)
+def test_a_change_is_an_override_that_does_it(node: str, written: str) -> None:
+    config = ["model=tiny", f"+model.variants.ffn.other={node}", "model.layout.ffn='dense*1 other*1 ffn*'"]
+    arm = read_arm("a", config)
+    (place,) = [p for p in knobs.find(arm.model, "d_ff").places if "other" in p.path]
+    line = override(arm.written, place, 192)
+    assert line == written
+    assert model_of(*config, line) == check(knobs.changed(arm.model, {place.keys: 192}))
+
+
+def test_a_change_in_a_layers_override_is_written_by_its_number() -> None:
+    config = ["model=tiny", "model.overrides=[{layers:0,ffn:{name:swiglu,d_ff:64}}]"]
+    arm = read_arm("a", config)
+    (place,) = [p for p in knobs.find(arm.model, "d_ff").places if "overrides" in p.path]
+    line = override(arm.written, place, 96)
+    assert line == "model.overrides.0.ffn.d_ff=96"
+    assert model_of(*config, line)["overrides"][0]["ffn"]["d_ff"] == 96
+
+
+# --- arms are as near as can be ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", [["model=tiny"], LITE], ids=["tiny", "v2_lite"])
+@pytest.mark.parametrize(("budget", "tol"), [("params", 0.005), ("active_params", 0.005), ("flops", 0.01)])
+def test_four_attentions_are_matched(base: list[str], budget: str, tol: float) -> None:
+    sizes = matched(base, Match(budget, "d_ff", tol))
+    goal = getattr(sizes["mha"].figures, budget)
+    assert not sizes["mha"].changed and sizes["mha"].match is None
+    for sized in sizes.values():
+        figure = getattr(measure(model_of(*sized.overrides), sized.arm.context), budget)  # what train.py would build
+        assert figure == getattr(sized.figures, budget)
+        assert abs(figure / goal - 1) <= tol
+        assert sized.residual[budget] == figure / goal - 1
+    assert sizes["mqa"].changed and sizes["gqa"].changed
+
+
+def test_v2_lite_is_matched_within_seconds() -> None:
+    arms = [read_arm(name, [*LITE, f"model/attention={name}"]) for name in ("mla_v2_lite", "mha_16", "gqa", "mqa")]
+    measure(arms[0].model, 4096)  # torch imports what it needs of its own
+    start = time.process_time()  # beside other processes the clock on the wall says nothing
+    sized = size(arms, "mla_v2_lite", Match("flops", "d_ff", 0.002))
+    assert time.process_time() - start < 5
+    assert all(arm.changed for arm in sized[1:])
+
+
+def test_layers_behind_deepseek_v2s_comparison_are_found() -> None:
+    """Appendix D.1 prints 6.9B, 6.9B and 7.1B, and no layers."""
+    names = ("mha_32", "gqa_32_8", "mqa_32")
+    targets = dict(zip(names, (6.9e9, 6.9e9, 7.1e9), strict=True))
+    base = ["model=deepseek_7b", "model.n_layers=20"]
+    sizes = matched(base, Match("params", "n_layers", 0.01), names, targets=targets)
+    assert [sized.changed for sized in sizes.values()] == [{"model.n_layers": (20, n)} for n in (30, 34, 37)]
+    presets = [model_of(f"model=ablation_7b_{name}") for name in ("mha", "gqa", "mqa")]
+    assert [sized.figures.params for sized in sizes.values()] == [measure(m, 16).params for m in presets]
+    assert sizes["gqa_32_8"].residual["params"] == sizes["gqa_32_8"].figures.params / 6.9e9 - 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "by"),
+    [
+        ("params", "d_ff"),
+        ("flops", "d_expert"),
+        ("active_params", "d_model"),
+        ("flops", "n_layers"),
+        ("params", "n_experts"),
+        ("active_params", "model.ffn.shared.d_ff"),
+    ],
+)
+def test_no_other_value_of_the_multiple_is_nearer(tiny: Callable[..., Any], budget: str, by: str) -> None:
+    """Against trying every one. Two thirds of the default's layers are wanted, to which no exact number leads."""
+    base = ["model=tiny", "model.d_model=64", "model.n_layers=3", "model.attention.n_heads=2"]
+    arms = [read_arm("small", base), read_arm("other", [*base, "model/attention=mqa", "model.attention.n_heads=2"])]
+    goal = 1.6 * getattr(measure(arms[0].model, 256), budget)
+    sized = size(arms, "small", Match(budget, by, 0.15 if by == "n_layers" else 0.06), {"other": goal})[1]
+    assert sized.multiple is not None
+    knob = knobs.find(arms[1].model, by)
+    reached = abs(getattr(sized.figures, budget) - goal)
+    tried = 0
+    for value in range(sized.multiple, 4 * knob.value, sized.multiple):
+        try:
+            figure = measure_one(knobs.changed(arms[1].model, knob.at(value)), budget, 256)
+        except ConfigError:
+            continue
+        tried += 1
+        assert figure is not None and reached <= abs(figure - goal)
+    assert tried >= 3
+
+
+def test_an_arm_that_is_near_enough_is_left_alone() -> None:
+    sizes = matched(["model=tiny"], Match("params", "d_ff", 0.005), ("mha", "mla"))
+    assert sizes["mla"].changed == {} and 0 < (sizes["mla"].residual["params"] or 0) < 0.005
+    closer = matched(["model=tiny"], Match("params", "d_ff", 0.001), ("mha", "mla"))
+    assert closer["mla"].changed and abs(closer["mla"].residual["params"] or 1) <= 0.001
+
+
+def test_baseline_moves_to_a_target_of_its_own() -> None:
+    sizes = matched(["model=tiny"], Match("params", "d_ff"), ("mha", "mqa"), targets={"mha": 4e6})
+    assert sizes["mha"].changed and sizes["mha"].match and abs(sizes["mha"].figures.params / 4e6 - 1) <= 0.005
+    assert abs(sizes["mqa"].figures.params / sizes["mha"].figures.params - 1) <= 0.005
+
+
+def test_block_that_nobody_here_has_seen_is_matched(temporary_blocks: None) -> None:
+    """Its parameters are counted, not declared."""
+    from torch import Tensor, nn
+
+    from blocks.ffn.base import FFN
+
+    @register("ffn", "doubled")
+    class Doubled(FFN):
+        """Guest.
+
+        Args:
+            d_ff: width
+        """
+
+        def __init__(self, d_model: int, d_ff: int = 100) -> None:
+            super().__init__()
+            self.up, self.again = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_ff)
+            self.down = nn.Linear(d_ff, d_model)
+
+        def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+            return self.down(self.again(self.up(x))), None
+
+    base = ["model=gpt2", "model.n_layers=2"]
+    arms = [read_arm("theirs", base), read_arm("guest", [*base, "model/ffn=doubled"])]
+    sized = size(arms, "theirs", Match("active_params", "d_ff", 0.001))[1]
+    assert sized.residual["active_params"] is not None and abs(sized.residual["active_params"]) <= 0.001
+    assert list(sized.changed) == ["model.ffn.d_ff"]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "read_arm", lambda name, overrides, context: arm_of(name, tuple(overrides), context))
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = run_command(main, words)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_table_says_what_changed_and_how_far_off_every_budget_is(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = answer(capsys, "model=tiny", "model/attention=mha,mqa", "match=params", "by=d_ff")
+    assert code == 0
+    assert "mha (baseline)" in out and "model.ffn.shared.d_ff 128 → 240" in out and "-87.50 %" in out
+    assert "mqa: model=tiny model/attention=mqa model.ffn.shared.d_ff=240 model.variants.ffn.dense.d_ff=624" in out
+
+
+def test_json_says_the_same_in_plain_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("model=tiny", "model/attention=mha,mqa", "match=params", "by=d_ff", "baseline=mqa", "--json")
+    code, out, _ = answer(capsys, *words)
+    arms = {arm["name"]: arm for arm in json.loads(out)["arms"]}
+    assert code == 0 and arms["mqa"]["baseline"] and arms["mqa"]["match"] is None
+    match, figures = arms["mha"]["match"], arms["mha"]["figures"]
+    assert match["residual"]["params"] == figures["params"] / arms["mqa"]["figures"]["params"] - 1
+    assert match["changed"]["model.ffn.shared.d_ff"][0] == 128 and set(match["residual"]) == set(BUDGETS)
+
+
+def test_arms_are_what_a_sweep_would_run() -> None:
+    arms = request.swept(["seed=1", "model/attention=glob(m*,exclude=*_*)", "model.n_layers=2,3"])
+    assert list(arms) == ["mha+2", "mha+3", "mla+2", "mla+3", "mqa+2", "mqa+3"]
+    assert arms["mla+3"] == ["seed=1", "model/attention=mla", "model.n_layers=3"]
+
+
+MISTAKES = {
+    "no such budget": (["match=parms", "by=d_ff"], "match = parms", "Did you mean 'params'"),
+    "no such knob": (["match=params", "by=dff"], "by = dff", "Did you mean 'd_ff'"),
+    "no knob": (["match=params"], "by = None", "by=d_ff"),
+    "no budget": (["by=d_ff"], "by = d_ff", "match=params"),
+    "negative tol": (["match=params", "by=d_ff", "tol=-0.1"], "tol = -0.1", "from 0 to below 1"),
+    "tol that is no number": (["match=params", "by=d_ff", "tol=tight"], "tol = tight", "is a number"),
+    "no such baseline": (["match=params", "by=d_ff", "baseline=mla"], "baseline = mla", "Known: mha, mqa"),
+    "too many targets": (["match=params", "by=d_ff", "target=1e6,2e6,3e6"], "target = ", "one for each of the 2"),
+    "negative target": (["match=params", "by=d_ff", "target=-1e6"], "target = -1000000.0", "above 0"),
+    "no context": (["match=flops", "by=d_ff", "context=0"], "context = 0", "at least 1"),
+    "no such flag": (["--jsn"], "command line = --jsn", "--json"),
+    "no such block": (["model/ffn=swigloo"], "arm mha: model/ffn = swigloo", "swiglu"),
+    "path that is not there": (
+        ["match=params", "by=model.ffn.sharde.d_ff"],
+        "arm mqa: by = model.ffn.sharde.d_ff",
+        "'shared'",
+    ),
+    "path to no number": (["match=params", "by=model.ffn"], "arm mqa: by = model.ffn", "whole number above 0"),
+    "knob that an arm lacks": (
+        ["model/ffn=swiglu", "match=params", "by=n_experts"],
+        "arm mqa: by = n_experts",
+        "It has: d_ff, d_model, n_layers",
+    ),
+    "knob that moves nothing": (
+        ["match=cache_bytes", "by=d_ff"],
+        "arm mqa: by = d_ff",
+        "does not move cache bytes a token",
+    ),
+    "budget out of reach": (
+        ["match=params", "by=n_layers"],
+        "arm mqa: tol = 0.005",
+        "the nearest is 2,726,976, -8.64 % off, at model.n_layers=4",
+    ),
+    "two arms of one name": (["model.n_layers=2,2"], "command line = mha+2", "two arms"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_one_message(capsys: pytest.CaptureFixture[str], composed_once: None, mistake: str) -> None:
+    words, where_it_is, told = MISTAKES[mistake]
+    code, out, err = answer(capsys, "model/attention=mha,mqa", *words)
+    assert code == REFUSED and out == ""
+    assert err.startswith(f"error: {where_it_is}") and told in err and len(err.splitlines()) == 3
+
+
+def test_refusal_names_a_tolerance_that_does(capsys: pytest.CaptureFixture[str], composed_once: None) -> None:
+    words = ["model/attention=mha,mqa", "match=params", "by=n_layers"]
+    _, _, err = answer(capsys, *words)
+    tol = err.partition("Write tol=")[2].partition(".  ")[0].split()[0].rstrip(".")
+    assert answer(capsys, *words, f"tol={tol}")[0] == 0
+
+
+def test_cache_of_a_guest_without_one_cannot_be_matched(
+    temporary_blocks: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from blocks.attention.gqa import GQA
+
+    @register("attention", "forgetful")
+    class Forgetful(GQA):
+        """Guest without a cache."""
+
+        def new_cache(self, *args: Any, **kwargs: Any) -> Any:
+            raise NotImplementedError
+
+    code, _, err = answer(capsys, "model/attention=mha,forgetful", "match=cache_bytes", "by=d_model")
+    assert code == REFUSED and "arm forgetful: match = cache_bytes" in err

@@ -1,0 +1,81 @@
+"""The loss on windows longer than those trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from blocks.kernels.cross_entropy import IGNORED
+from registry import ConfigError
+from training.run import run
+
+LONG = [
+    "callbacks=extrapolation",
+    "model.max_positions=128",
+    "logger=none",
+    "~callbacks.report",
+    "~callbacks.checkpoint",
+]
+YARN = "callbacks.extrapolation.position={name:yarn,factor:4,original_positions:32,pairing:half_split}"
+
+
+@pytest.fixture
+def measured(checked: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, float]]:
+    def figures(*overrides: str) -> dict[str, float]:
+        return run(checked("trainer.max_steps=2", "model/attention=mha", *LONG, *overrides))
+
+    return figures
+
+
+def test_at_the_trained_length_it_is_the_validation_loss(measured: Callable[..., dict[str, float]]) -> None:
+    metrics = measured("callbacks.extrapolation.multiples=[1,4]")
+    assert metrics["extrapolation/loss_1x"] == pytest.approx(metrics["val/loss"], rel=1e-6)
+    assert metrics["extrapolation/loss_4x"] != pytest.approx(metrics["val/loss"], rel=1e-6)
+
+
+def test_longer_windows_are_the_same_tokens(measured: Callable[..., dict[str, float]], monkeypatch: Any) -> None:
+    """Each is scored once, in windows of four times the length."""
+    from training.data.module import TextDataModule
+
+    seen: dict[int, tuple[int, int]] = {}
+    ours = TextDataModule.val_windows
+
+    def noted(self: TextDataModule, length: int) -> Any:
+        batches = list(ours(self, length))
+        targets = torch.cat([batch["targets"] for batch in batches])
+        seen[length] = (targets.shape[1], int((targets != IGNORED).sum()))
+        return batches
+
+    monkeypatch.setattr(TextDataModule, "val_windows", noted)
+    measured("callbacks.extrapolation.multiples=[1,4]")
+    assert seen[32][0] == 32 and seen[128][0] == 128 and seen[32][1] == seen[128][1] > 32
+
+
+def test_another_position_block_takes_over_for_the_longer_windows_alone(
+    measured: Callable[..., dict[str, float]],
+) -> None:
+    own = measured("callbacks.extrapolation.multiples=[1,4]")
+    yarn = measured("callbacks.extrapolation.multiples=[1,4]", YARN)
+    assert yarn["val/loss"] == own["val/loss"]
+    assert yarn["extrapolation/loss_4x"] != own["extrapolation/loss_4x"]
+    unstretched = measured("callbacks.extrapolation.multiples=[1,4]", YARN.replace("factor:4", "factor:1"))
+    assert unstretched["extrapolation/loss_4x"] == pytest.approx(own["extrapolation/loss_4x"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.max_positions=64", "makes windows of 128 tokens, and the model is made for 64"),
+        ("callbacks.extrapolation.multiples=[]", "lists how many times"),
+        ("callbacks.extrapolation.multiples=[0]", "lists how many times"),
+        ("callbacks.extrapolation.position={name:yarm}", "Did you mean 'yarn'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_training(
+    measured: Callable[..., dict[str, float]], override: str, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        measured(override)

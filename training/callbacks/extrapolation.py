@@ -1,0 +1,97 @@
+"""How well a model does on windows longer than those it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from blocks.compose import check, compose
+from blocks.decoder import Decoder
+from blocks.kernels.cross_entropy import IGNORED
+from registry import ConfigError
+from training.causal_lm import CausalLM
+from training.data.module import TextDataModule
+from training.metrics import TokenLoss
+from training.parallel.local import is_distributed
+
+
+class Extrapolation(L.Callback):
+    """Logs ``extrapolation/loss_4x``: the loss on the whole val split in windows four times as long.
+
+    It is measured once, with the final figures. Each token is scored once, the first ones of a window too, so that at
+    1× this is val/loss.
+
+    Args:
+        multiples: of data.sequence_length
+        position: a position block in whose hands the trained weights are measured, such as YaRN after training with
+            RoPE; null for the model's own. val/loss is the model's own in any case
+    """
+
+    def __init__(self, multiples: Sequence[int] = (4,), position: Mapping[str, Any] | None = None) -> None:
+        whole = all(isinstance(m, int) and not isinstance(m, bool) and m >= 1 for m in multiples)
+        if not multiples or not whole:
+            rule = "lists how many times the trained length to measure at"
+            raise ConfigError("callbacks.extrapolation.multiples", list(multiples), rule, "Write [2,4]")
+        self.multiples = tuple(multiples)
+        self.position = None if position is None else dict(position)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse before training what could not be measured after it."""
+        task, data = _of(trainer, pl_module)
+        longest, room = max(self.multiples) * data.sequence_length, task.model_config["max_positions"]
+        if longest > room:
+            rule = f"makes windows of {longest} tokens, and the model is made for {room}"
+            remedy = f"Raise model.max_positions to {longest}, or lower it"
+            raise ConfigError("callbacks.extrapolation.multiples", max(self.multiples), rule, remedy)
+        if self.position is not None:
+            check({**task.model_config, "position": self.position})
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "validate":  # during training val/loss says enough
+            return
+        task, data = _of(trainer, pl_module)
+        decoder = self._decoder(task)
+        for multiple in self.multiples:
+            with trainer.precision_plugin.val_step_context():
+                loss = _loss(decoder, data, multiple * data.sequence_length, task.device)
+            task.log(f"extrapolation/loss_{multiple}x", loss)
+
+    def _decoder(self, task: CausalLM) -> Decoder:
+        trained = task.decoder
+        assert trained is not None
+        if self.position is None:
+            return trained
+        if is_distributed(trained):
+            rule = "is put into a copy of the model, and no rank has all its weights"
+            remedy = "Train on one device, or with ddp"
+            raise ConfigError("callbacks.extrapolation.position", self.position, rule, remedy)
+        other = compose({**trained.config, "position": self.position}, device=task.device)
+        other.load_state_dict(trained.state_dict())  # a position that is trained is in neither or in both
+        return other.to(trained.embedding.weight.dtype).choose_kernels(task.kernels).eval()
+
+
+def _of(trainer: L.Trainer, task: L.LightningModule) -> tuple[CausalLM, TextDataModule]:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(task, CausalLM) or not isinstance(data, TextDataModule):
+        rule = f"measures text, and the task here is {type(task).__name__}"
+        raise ConfigError("callbacks", "extrapolation", rule, "Leave it out, or use task=causal_lm")
+    return task, data
+
+
+def _loss(decoder: Decoder, data: TextDataModule, length: int, device: torch.device) -> Tensor:
+    """Mean loss a token over the val split in windows of ``length``, on all ranks."""
+    metric = TokenLoss().to(device)
+    with torch.no_grad():
+        loader: Iterable[Any] = data.val_windows(length)
+        for batch in loader:
+            given: dict[str, Tensor] = {name: tensor.to(device) for name, tensor in batch.items()}
+            segments = given.get("segments")
+            positions = given["positions"] if segments is not None else None
+            hidden = decoder.hidden(given["tokens"], positions, segments)[0]
+            scored = (given["targets"] != IGNORED).sum()
+            metric.update(decoder.nll(hidden, given["targets"]), scored, given["n_bytes"].sum())
+    return metric.compute()["loss"].float()
