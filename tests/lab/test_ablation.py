@@ -134,8 +134,8 @@ def test_a_job_for_every_arm_rate_and_seed(write: Callable[..., str], shrunk: li
         (i, arm, lr, seed)
         for i, (arm, lr, seed) in enumerate((a, r, s) for a in ("one", "two") for r in (0.01, 0.02) for s in (0, 7))
     ]
-    config = compose_config(plan.jobs[5]["overrides"])
-    assert (config.optimizer.lr, config.seed, config.task_name) == (0.01, 7, "mine")
+    config = compose_config(plan.jobs[7]["overrides"])
+    assert (config.optimizer.lr, config.seed, config.task_name) == (0.02, 7, "mine")
     assert (config.model.attention.name, config.model.norm.name) == ("gqa", "layernorm")
 
 
