@@ -21,7 +21,7 @@ from lab.report import build, svg, terminal
 from lab.report.findings import find
 from lab.report.reading import read
 
-VOID = {"meta", "link", "br", "img", "input", "hr"}
+VOID = {"meta", "link", "br", "img", "input", "hr", "wbr"}
 
 
 class Reader(HTMLParser):
