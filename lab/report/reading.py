@@ -154,6 +154,10 @@ def _plan(directory: Path) -> dict[str, Any]:
         plan = json.loads(file.read_text())
         if not isinstance(plan, dict):
             raise ValueError("it is no mapping")
+        for key, needed in (("jobs", "job"), ("arms", "name")):
+            for entry in plan.get(key) or []:
+                if not isinstance(entry, dict) or needed not in entry or not isinstance(entry.get("overrides"), list):
+                    raise ValueError(f"one of its {key} lacks {needed} or overrides")
         return plan
     except (ValueError, OSError) as error:
         rule = f"cannot be read ({error})"

@@ -76,7 +76,8 @@ def test_unknown_baseline_and_metric(refused: Refused, tmp_path: Path) -> None:
 
 def test_plan_that_cannot_be_read(refused: Refused, tmp_path: Path) -> None:
     grid(tmp_path, {"mha": [2.0], "mla": [1.9]})
-    for text in ("{", json.dumps([1])):
+    nameless = {"jobs": [], "arms": [{"overrides": []}]}
+    for text in ("{", json.dumps([1]), json.dumps(nameless), json.dumps({"jobs": [{"job": 0}]})):
         (tmp_path / "plan.json").write_text(text)
         said = refused(tmp_path)
         assert "plan.json" in said and "cannot be read" in said
