@@ -63,6 +63,14 @@ def job_command(plan: Mapping[str, Any], job: Mapping[str, Any], more: Sequence[
     return [*plan.get("flags", []), *job["overrides"], "hydra.mode=RUN", *more]
 
 
+def name_of(job: Mapping[str, Any]) -> str:
+    """What an ablation calls a job of its plan: arm, seed and, where it is swept, learning rate. Empty in a grid."""
+    if "arm" not in job:
+        return ""
+    rate = "" if job.get("lr") is None else f" lr={job['lr']:g}"
+    return f"{job['arm']} seed={job.get('seed')}{rate}"
+
+
 def is_resumed(sweep: Path) -> bool:
     """Whether this process is to go on with the search of a folder."""
     return os.environ.get(RESUMED) == str(sweep.resolve())

@@ -147,7 +147,7 @@ class _Runner:
         return _Running(job, process, time.monotonic(), start)
 
     def _distinct(self, job: Mapping[str, Any]) -> str:
-        return " ".join(o for o in job["overrides"] if o not in self._common)
+        return plans.name_of(job) or " ".join(o for o in job["overrides"] if o not in self._common)
 
     def _hand_on(self, first: bool, again: int) -> None:
         if first:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.sweep.locks import is_taken
-from lab.sweep.plan import PLAN, RESULTS, read, results_of, write_json
+from lab.sweep.plan import PLAN, RESULTS, name_of, read, results_of, write_json
 
 FIGURES = ("val/loss", "val/bits_per_byte", "test/loss", "speed/tokens_per_second")
 ENDED = ("completed", "pruned", "failed", "diverged")
@@ -37,12 +37,13 @@ def record_failure(
 
 
 def rows_of(sweep: Path) -> list[dict[str, Any]]:
-    """A row for each job, planned or begun: number, status, what distinguishes its overrides, figures, reason.
+    """A row for each job, planned or begun: number, name in an ablation, status, own overrides, figures, reason.
 
     The status of a job is ``completed``, ``pruned``, ``failed``, ``diverged``, ``running``, ``waiting`` (its turn will
     come) or ``unfinished``.
     """
-    planned = _planned(sweep)
+    jobs = {job["job"]: job for job in _planned(sweep)}
+    planned = {number: job["overrides"] for number, job in jobs.items()}
     begun = {int(p.name) for p in sweep.iterdir() if p.name.isdigit()} if sweep.is_dir() else set()
     given = {job: planned.get(job) or _overrides(sweep / str(job)) for job in sorted(begun | set(planned))}
     common = set.intersection(*(set(o) for o in given.values())) if len(given) > 1 else set()
@@ -51,7 +52,7 @@ def rows_of(sweep: Path) -> list[dict[str, Any]]:
     for job, overrides in given.items():
         results = results_of(sweep / str(job)) or _without_results(sweep / str(job), live)
         metrics = results.get("metrics", {})
-        row: dict[str, Any] = {"job": job, "status": results["status"]}
+        row: dict[str, Any] = {"job": job, "name": name_of(jobs.get(job, {})), "status": results["status"]}
         row["overrides"] = " ".join(o for o in overrides if o not in common)
         row |= {"parameters": results.get("parameters"), "active_parameters": results.get("active_parameters")}
         row |= {name: metrics.get(name) for name in FIGURES}
@@ -90,10 +91,8 @@ def best_of(sweep: Path, plan: Mapping[str, Any]) -> tuple[int, float] | None:
     return job, value
 
 
-def _planned(sweep: Path) -> dict[int, list[str]]:
-    if not (sweep / PLAN).exists():
-        return {}
-    return {job["job"]: job["overrides"] for job in read(sweep).get("jobs", [])}
+def _planned(sweep: Path) -> list[dict[str, Any]]:
+    return read(sweep).get("jobs", []) if (sweep / PLAN).exists() else []
 
 
 def _overrides(job: Path) -> list[str]:
@@ -116,13 +115,14 @@ def table_of(rows: list[dict[str, Any]], title: str) -> Table:
     """Fits 80 columns: what differs between jobs, and what came out; reasons of failures stand below."""
     table = Table(title=title, title_justify="left")
     table.add_column("job", justify="right")
-    table.add_column("overrides", overflow="fold")
+    named = all(row.get("name") for row in rows)
+    table.add_column("arm" if named else "overrides", overflow="fold")
     for name in ("val loss", "bits/byte", "active", "tokens/s"):
         table.add_column(name, justify="right", no_wrap=True)
     done = [row["val/loss"] for row in rows if row["status"] == "completed" and row["val/loss"] is not None]
     losses = [loss for loss in done if math.isfinite(loss)]  # no comparison holds for a NaN
     for row in rows:
-        overrides = row["overrides"].replace(" ", "\n")
+        overrides = row["name"] if named else row["overrides"].replace(" ", "\n")
         if row["status"] != "completed":
             style = "red" if row["status"] in ("failed", "diverged", "unfinished") else "dim"
             table.add_row(str(row["job"]), overrides, row["status"], style=style)

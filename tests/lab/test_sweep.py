@@ -12,7 +12,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from lab.sweep.callback import SweepCallback
-from lab.sweep.table import _cell, record_failure, summarise, table_of
+from lab.sweep.plan import write
+from lab.sweep.table import _cell, record_failure, rows_of, summarise, table_of
 
 
 def job(sweep: Path, number: int, overrides: list[str], **results: Any) -> Path:
@@ -84,6 +85,17 @@ def test_table_fits_a_narrow_terminal_and_names_reasons(
 def test_one_job_shows_all_of_its_overrides(tmp_path: Path) -> None:
     job(tmp_path, 0, ["seed=1"], **done(1.0))
     assert summarise(tmp_path)[0]["overrides"] == "seed=1"
+
+
+def test_job_of_an_ablation_is_called_by_its_arm(tmp_path: Path) -> None:
+    jobs = [
+        {"job": i, "overrides": ["model/attention=mla", f"seed={i}"], "arm": "mla", "seed": i, "lr": lr}
+        for i, lr in enumerate((None, 0.01))
+    ]
+    write(tmp_path, {"kind": "ablation", "metric": "val/loss", "direction": "minimize", "jobs": jobs})
+    rows = rows_of(tmp_path)
+    assert [row["name"] for row in rows] == ["mla seed=0", "mla seed=1 lr=0.01"]
+    assert [column.header for column in table_of(rows, "").columns][:2] == ["job", "arm"]
 
 
 @pytest.mark.parametrize("folder", ["", "nowhere"])
