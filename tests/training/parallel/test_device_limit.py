@@ -1,4 +1,4 @@
-"""DeepSeek-V2's device-limited routing: a gate that confines a token to M groups of experts, one a rank, sends M copies."""
+"""Device-limited routing (DeepSeek-V2): a token confined to M groups of experts, one a rank, is sent M times at most."""
 
 from __future__ import annotations
 
