@@ -1,4 +1,4 @@
-"""Device-limited routing (DeepSeek-V2): a token confined to M groups of experts, one a rank, is sent M times at most."""
+"""Device-limited routing (DeepSeek-V2): tokens confined to M groups of experts, one a rank, travel M times at most."""
 
 from __future__ import annotations
 
