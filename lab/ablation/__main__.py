@@ -11,6 +11,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from lab.ablation import definition, planning
 from lab.ablation.planning import Plan
@@ -96,7 +97,7 @@ def _list() -> None:
     table.add_column("python -m lab.ablation", no_wrap=True)
     table.add_column("what it looks at")
     for name in definition.names():
-        table.add_row(name, definition.about(name))
+        table.add_row(Text(name), Text(definition.about(name)))
     show(table)
 
 

@@ -366,3 +366,8 @@ def test_cache_of_a_guest_without_one_cannot_be_matched(
 
     code, _, err = answer(capsys, "model/attention=mha,forgetful", "match=cache_bytes", "by=d_model")
     assert code == REFUSED and "arm forgetful: match = cache_bytes" in err
+
+
+def test_arm_in_brackets_keeps_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = answer(capsys, "model.layout.ffn=[dense,ffn,ffn,ffn],[ffn,dense,ffn,ffn]")
+    assert code == 0 and "[dense,ffn,ffn,ffn] (baseline)" in out
