@@ -86,8 +86,7 @@ def read(arguments: Sequence[str]) -> Request:
 def plan_table(plan: Plan) -> Table:
     """What is going to run: each arm with what was matched, its jobs and their tokens."""
     jobs = {one.arm.name: sum(job["arm"] == one.arm.name for job in plan.jobs) for one in plan.arms}
-    of_job = plan.steps * plan.tokens_per_step
-    tokens = [f"{jobs[one.arm.name] * of_job:,}" if plan.steps > 0 else "by epochs" for one in plan.arms]
+    tokens = [f"{jobs[name] * of:,}" if of is not None else "by epochs" for name, of in plan.tokens.items()]
     more = {"jobs": [str(jobs[one.arm.name]) for one in plan.arms], "tokens": tokens}
     return arms_table(plan.arms, plan.definition.baseline, plan.arms[0].arm.context, more)
 
@@ -121,6 +120,7 @@ def main(arguments: Sequence[str]) -> int:
     d = plan.definition
     show(plan_table(plan))
     steps = f"{plan.steps:,} steps of {plan.tokens_per_step:,} tokens each" if plan.steps > 0 else "steps by epochs"
+    steps += "" if len(set(plan.tokens.values())) == 1 else " in the baseline, and other tokens in some arms"
     print(f"{len(plan.jobs)} jobs, {steps}, {d.workers} at a time; compared by {d.metric}", flush=True)
     directory = Path(plan.log_dir) / "ablation" / d.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
     plans.write(directory, plan.as_plain(["python", "-m", "lab.ablation", *arguments]))

@@ -149,6 +149,16 @@ def test_tokens_become_steps_unless_steps_are_given(write: Callable[..., str], s
     assert of_file.steps == 15  # the command line's tokens count more than the file's steps
 
 
+def test_arms_of_other_batches_see_as_many_tokens(write: Callable[..., str], shrunk: list[str]) -> None:
+    without = [o for o in shrunk if not o.startswith("trainer.max_steps")]
+    plan = planning.make(definition.read(write(tokens=6400, arms={"one": None, "two": "data.batch_size=8"})), without)
+    steps = {job["arm"]: [o for o in job["overrides"] if o.startswith("trainer.max_steps")] for job in plan.jobs}
+    assert steps == {"one": ["trainer.max_steps=100"], "two": ["trainer.max_steps=25"]}
+    assert plan.tokens == {"one": 6400, "two": 6400}
+    with pytest.raises(ConfigError, match="one step of arm two \\(256 tokens"):
+        planning.make(definition.read(write(tokens=128, arms={"one": None, "two": "data.batch_size=8"})), without)
+
+
 def test_what_is_ablated_stays_ablated(write: Callable[..., str], shrunk: list[str]) -> None:
     """An override for all arms does not undo what makes one."""
     plan = planning.make(definition.read(write()), [*shrunk, "model/attention=mqa"])
