@@ -99,7 +99,10 @@ def _planned(sweep: Path) -> list[dict[str, Any]]:
 def _overrides(job: Path) -> list[str]:
     """A job's own overrides, without the checkpoint that it went on from."""
     file = job / ".hydra" / "overrides.yaml"
-    given = [str(o) for o in OmegaConf.load(file)] if file.exists() else []
+    try:
+        given = [str(o) for o in OmegaConf.load(file)] if file.exists() else []
+    except Exception:  # a job that was killed while writing it
+        given = []
     return [o for o in given if not (o.startswith("ckpt_path=") and f"{job.resolve()}/checkpoints" in o)]
 
 
