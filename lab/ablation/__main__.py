@@ -73,9 +73,8 @@ def read(arguments: Sequence[str]) -> Request:
     for word in given:
         key = word.partition("=")[0].lstrip("+~")
         if "." not in key and "/" not in key and key in definition.KNOWN and key not in OWN:
-            raise ConfigError(
-                key, word.partition("=")[2], "is changed in the file of the ablation", f"Copy {name}.yaml"
-            )
+            remedy = f"Copy {name.removesuffix('.yaml')}.yaml"
+            raise ConfigError(key, word.partition("=")[2], "is changed in the file of the ablation", remedy)
         if key == "seed" or key.startswith("hydra.") or word.partition("=")[0] in ("-m", "--multirun"):
             remedy = "Write seeds=[7] for a seed of your own" if key == "seed" else "Leave it out"
             raise ConfigError(key, word.partition("=")[2], "is set by the ablation, for each job", remedy)
@@ -123,7 +122,11 @@ def main(arguments: Sequence[str]) -> int:
     steps += "" if len(set(plan.tokens.values())) == 1 else " in the baseline, and other tokens in some arms"
     print(f"{len(plan.jobs)} jobs, {steps}, {d.workers} at a time; compared by {d.metric}", flush=True)
     directory = Path(plan.log_dir) / "ablation" / d.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
-    plans.write(directory, plan.as_plain(["python", "-m", "lab.ablation", *arguments]))
+    try:
+        plans.write(directory, plan.as_plain(["python", "-m", "lab.ablation", *arguments]))
+    except OSError as error:
+        rule = f"cannot be written ({error.strerror or error})"
+        raise ConfigError("paths.log_dir", str(directory), rule, "Write paths.log_dir=FOLDER, one with room") from None
     if asked.plan_only:
         print(f"{directory / plans.PLAN}: nothing was started. Run it: {resume_command(directory)}", flush=True)
         return 0

@@ -9,6 +9,7 @@ from typing import Any
 
 from lab.ablation.definition import Definition
 from lab.match.sizing import Arm, Sized, arm_of, named, size
+from lab.sweep.plan import quoted
 from registry import ConfigError
 from training.composition import compose_config
 from training.preflight import preflight
@@ -69,7 +70,7 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
         ConfigError: an arm cannot be composed, built or matched, or would not be accepted by train.py
     """
     steps, tokens_per_step, log_dir = _lengths(definition, overrides)
-    told = [f"task_name={definition.name}", *definition.base]
+    told = [f"task_name={quoted(definition.name)}", *definition.base]
     composed = {}
     for name, spec in definition.arms.items():
         composed[name] = _composed(name, [*told, *steps, *overrides, *spec.overrides])
@@ -93,6 +94,7 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
     for lr, rate in _rates(definition):
         if lr is not None:  # an optimizer may take none, or not this one
             _composed(sized[0].arm.name, [*sized[0].overrides, *rate])
+    _refuse_unmeasured(definition, final)
     base, tokens = final[definition.baseline], {name: _tokens(plain) for name, plain in final.items()}
     return Plan(definition, sized, jobs, base["trainer"].get("max_steps", -1), _tokens_per_step(base), tokens, log_dir)
 
@@ -112,6 +114,14 @@ def _refuse_alike(final: dict[str, dict[str, Any]]) -> None:
         if (same := seen.setdefault(repr(plain), name)) != name:
             rule = f"is the same as arm {same}, so it would compare nothing"
             raise ConfigError("arms", name, rule, "Change one of them, or take it out")
+
+
+def _refuse_unmeasured(definition: Definition, final: dict[str, dict[str, Any]]) -> None:
+    """Refuse to compare by a figure of the test split where no arm or not every arm measures it."""
+    for name, plain in final.items():
+        if definition.metric.startswith("test/") and not plain.get("test"):
+            rule = f"is of the test split, and arm {name} has test=false"
+            raise ConfigError("metric", definition.metric, rule, "Write test=true, or metric=val/loss")
 
 
 def _rates(definition: Definition) -> list[tuple[float | None, list[str]]]:
