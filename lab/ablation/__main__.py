@@ -11,6 +11,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from lab.ablation import definition, planning
 from lab.ablation.planning import Plan
@@ -72,9 +73,8 @@ def read(arguments: Sequence[str]) -> Request:
     for word in given:
         key = word.partition("=")[0].lstrip("+~")
         if "." not in key and "/" not in key and key in definition.KNOWN and key not in OWN:
-            raise ConfigError(
-                key, word.partition("=")[2], "is changed in the file of the ablation", f"Copy {name}.yaml"
-            )
+            remedy = f"Copy {name.removesuffix('.yaml')}.yaml"
+            raise ConfigError(key, word.partition("=")[2], "is changed in the file of the ablation", remedy)
         if key == "seed" or key.startswith("hydra.") or word.partition("=")[0] in ("-m", "--multirun"):
             remedy = "Write seeds=[7] for a seed of your own" if key == "seed" else "Leave it out"
             raise ConfigError(key, word.partition("=")[2], "is set by the ablation, for each job", remedy)
@@ -85,8 +85,7 @@ def read(arguments: Sequence[str]) -> Request:
 def plan_table(plan: Plan) -> Table:
     """What is going to run: each arm with what was matched, its jobs and their tokens."""
     jobs = {one.arm.name: sum(job["arm"] == one.arm.name for job in plan.jobs) for one in plan.arms}
-    of_job = plan.steps * plan.tokens_per_step
-    tokens = [f"{jobs[one.arm.name] * of_job:,}" if plan.steps > 0 else "by epochs" for one in plan.arms]
+    tokens = [f"{jobs[name] * of:,}" if of is not None else "by epochs" for name, of in plan.tokens.items()]
     more = {"jobs": [str(jobs[one.arm.name]) for one in plan.arms], "tokens": tokens}
     return arms_table(plan.arms, plan.definition.baseline, plan.arms[0].arm.context, more)
 
@@ -96,7 +95,7 @@ def _list() -> None:
     table.add_column("python -m lab.ablation", no_wrap=True)
     table.add_column("what it looks at")
     for name in definition.names():
-        table.add_row(name, definition.about(name))
+        table.add_row(Text(name), Text(definition.about(name)))
     show(table)
 
 
@@ -120,9 +119,14 @@ def main(arguments: Sequence[str]) -> int:
     d = plan.definition
     show(plan_table(plan))
     steps = f"{plan.steps:,} steps of {plan.tokens_per_step:,} tokens each" if plan.steps > 0 else "steps by epochs"
+    steps += "" if len(set(plan.tokens.values())) == 1 else " in the baseline, and other tokens in some arms"
     print(f"{len(plan.jobs)} jobs, {steps}, {d.workers} at a time; compared by {d.metric}", flush=True)
     directory = Path(plan.log_dir) / "ablation" / d.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
-    plans.write(directory, plan.as_plain(["python", "-m", "lab.ablation", *arguments]))
+    try:
+        plans.write(directory, plan.as_plain(["python", "-m", "lab.ablation", *arguments]))
+    except OSError as error:
+        rule = f"cannot be written ({error.strerror or error})"
+        raise ConfigError("paths.log_dir", str(directory), rule, "Write paths.log_dir=FOLDER, one with room") from None
     if asked.plan_only:
         print(f"{directory / plans.PLAN}: nothing was started. Run it: {resume_command(directory)}", flush=True)
         return 0

@@ -112,6 +112,7 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
     baseline = written.get("baseline", usual)
     if baseline is None:
         raise ConfigError("baseline", None, "the other arms are compared with one", f"Name one: {', '.join(arms)}")
+    baseline = str(baseline)  # names of arms are text, though YAML reads 1 as a number and off as no
     if baseline not in arms:
         raise ConfigError("baseline", baseline, "is the name of an arm", did_you_mean(baseline, arms))
     direction = written.get("direction", "minimize")
@@ -139,10 +140,13 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
 def _written(name: str) -> dict[str, Any]:
     file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not file.is_file():
-        rule = "there is no such ablation in conf/ablation"
+        rule = "there is no such file" if file == Path(name) else "there is no such ablation in conf/ablation"
         raise ConfigError("NAME", name, rule, did_you_mean(name, names(), "Name a YAML file"))
     try:
-        written = OmegaConf.to_container(OmegaConf.create(read_text(file, "NAME")), resolve=False)
+        text = read_text(file, "NAME")
+        if not isinstance(plain := yaml.safe_load(text) or {}, dict):
+            raise ConfigError(str(file), plain, "is a mapping", f"Its keys are: {', '.join(KNOWN)}")
+        written = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", error))
         where = f"{file}:{mark.line + 1}" if mark else str(file)
@@ -152,8 +156,7 @@ def _written(name: str) -> dict[str, Any]:
         ) from None
     except OmegaConfBaseException as error:
         raise ConfigError(str(file), "…", str(error).splitlines()[0], "Mend the file") from None
-    if not isinstance(written, dict):
-        raise ConfigError(str(file), written, "is a mapping", f"Its keys are: {', '.join(KNOWN)}")
+    assert isinstance(written, dict)
     return {str(key): value for key, value in written.items()}
 
 
@@ -260,8 +263,17 @@ def _grid(groups: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     for key, values in groups.items():
         if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
             raise ConfigError(f"grid.{key}", values, "lists values, none twice", "Write model/attention: [mha, gqa]")
-    combinations = itertools.product(*([(key, str(value)) for value in values] for key, values in groups.items()))
+    combinations = itertools.product(*([(key, _in_hydra(value)) for value in values] for key, values in groups.items()))
     return {"+".join(v for _, v in chosen): tuple(f"{k}={v}" for k, v in chosen) for chosen in combinations}
+
+
+def _in_hydra(value: Any) -> str:
+    """A value of YAML in the grammar of overrides."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_in_hydra(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_in_hydra, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _leave_one_out(recipe: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lab.ablation.definition import Definition
 from lab.match.sizing import Arm, Sized, arm_of, named, size
+from lab.sweep.plan import quoted
 from registry import ConfigError
 from training.composition import compose_config
 from training.preflight import preflight
@@ -24,8 +25,9 @@ class Plan:
         definition: it comes from
         arms: matched
         jobs: as they stand in plan.json
-        steps: optimizer steps of a job; -1 where epochs are counted
-        tokens_per_step: of one optimizer step, over all processes
+        steps: optimizer steps of a job of the baseline; -1 where epochs are counted
+        tokens_per_step: of one optimizer step of the baseline, over all processes
+        tokens: arm → that each of its jobs trains on; None where epochs are counted
         log_dir: below which runs leave their folders
     """
 
@@ -34,6 +36,7 @@ class Plan:
     jobs: list[dict[str, Any]]
     steps: int
     tokens_per_step: int
+    tokens: dict[str, int | None]
     log_dir: str
 
     def as_plain(self, command: Sequence[str]) -> dict[str, Any]:
@@ -67,8 +70,12 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
         ConfigError: an arm cannot be composed, built or matched, or would not be accepted by train.py
     """
     steps, tokens_per_step, log_dir = _lengths(definition, overrides)
-    told = [f"task_name={definition.name}", *definition.base, *steps, *overrides]
-    composed = {name: _composed(name, [*told, *spec.overrides]) for name, spec in definition.arms.items()}
+    told = [f"task_name={quoted(definition.name)}", *definition.base]
+    composed = {}
+    for name, spec in definition.arms.items():
+        composed[name] = _composed(name, [*told, *steps, *overrides, *spec.overrides])
+        if steps and (own := _tokens_per_step(composed[name][1])) != tokens_per_step:  # its batches are of another size
+            composed[name] = _composed(name, [*told, *_steps(definition, own, name), *overrides, *spec.overrides])
     arms = [arm for arm, _ in composed.values()]
     targets = {name: spec.target for name, spec in definition.arms.items() if spec.target is not None}
     ways = {name: spec.match for name, spec in definition.arms.items() if spec.match is not None}
@@ -87,8 +94,9 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
     for lr, rate in _rates(definition):
         if lr is not None:  # an optimizer may take none, or not this one
             _composed(sized[0].arm.name, [*sized[0].overrides, *rate])
-    max_steps = final[definition.baseline]["trainer"].get("max_steps", -1)
-    return Plan(definition, sized, jobs, max_steps, tokens_per_step, log_dir)
+    _refuse_unmeasured(definition, final)
+    base, tokens = final[definition.baseline], {name: _tokens(plain) for name, plain in final.items()}
+    return Plan(definition, sized, jobs, base["trainer"].get("max_steps", -1), _tokens_per_step(base), tokens, log_dir)
 
 
 def _composed(name: str, overrides: Sequence[str]) -> tuple[Arm, dict[str, Any]]:
@@ -108,6 +116,14 @@ def _refuse_alike(final: dict[str, dict[str, Any]]) -> None:
             raise ConfigError("arms", name, rule, "Change one of them, or take it out")
 
 
+def _refuse_unmeasured(definition: Definition, final: dict[str, dict[str, Any]]) -> None:
+    """Refuse to compare by a figure of the test split where no arm or not every arm measures it."""
+    for name, plain in final.items():
+        if definition.metric.startswith("test/") and not plain.get("test"):
+            rule = f"is of the test split, and arm {name} has test=false"
+            raise ConfigError("metric", definition.metric, rule, "Write test=true, or metric=val/loss")
+
+
 def _rates(definition: Definition) -> list[tuple[float | None, list[str]]]:
     """Learning rates and the overrides that set them."""
     return [(None, [])] if definition.lr is None else [(lr, [f"optimizer.lr={lr!r}"]) for lr in definition.lr]
@@ -116,11 +132,27 @@ def _rates(definition: Definition) -> list[tuple[float | None, list[str]]]:
 def _lengths(definition: Definition, overrides: Sequence[str]) -> tuple[list[str], int, str]:
     """The override that makes a job see its tokens, tokens of a step, and where logs go."""
     config = compose_config([*definition.base, *overrides])
-    data, trainer = config.data, config.trainer
-    per_step = data.sequence_length * data.batch_size * trainer.get("accumulate_grad_batches", 1)
+    per_step = _tokens_per_step(config)
     if definition.tokens is None or any(o.lstrip("+").startswith(f"{STEPS}=") for o in overrides):
         return [], per_step, config.paths.log_dir
-    if definition.tokens < per_step:
-        rule = f"is less than one step ({per_step:,} tokens: data.batch_size × data.sequence_length)"
-        raise ConfigError("tokens", definition.tokens, rule, f"Write tokens={100 * per_step} or more")
-    return [f"{STEPS}={definition.tokens // per_step}"], per_step, config.paths.log_dir
+    return _steps(definition, per_step), per_step, config.paths.log_dir
+
+
+def _steps(definition: Definition, per_step: int, arm: str = "") -> list[str]:
+    """The override that makes a job see the definition's tokens."""
+    tokens = definition.tokens or 0
+    if tokens < per_step:
+        of = f" of arm {arm}" if arm else ""
+        rule = f"is less than one step{of} ({per_step:,} tokens: data.batch_size × data.sequence_length)"
+        raise ConfigError("tokens", tokens, rule, f"Write tokens={100 * per_step} or more")
+    return [f"{STEPS}={tokens // per_step}"]
+
+
+def _tokens_per_step(config: Mapping[str, Any]) -> int:
+    data, trainer = config["data"], config["trainer"]
+    return int(data["sequence_length"] * data["batch_size"] * trainer.get("accumulate_grad_batches", 1))
+
+
+def _tokens(plain: Mapping[str, Any]) -> int | None:
+    steps = plain["trainer"].get("max_steps", -1)
+    return steps * _tokens_per_step(plain) if steps > 0 else None

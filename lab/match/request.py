@@ -51,7 +51,9 @@ def read(arguments: Sequence[str]) -> Request:
     words = [word for word in arguments if word != "--json"]
     for word in words:
         if word.startswith("-"):
-            raise ConfigError("command line", word, "there is no such flag", did_you_mean(word, ["--json", "--help"]))
+            remedy = did_you_mean(word, ["--json", "--help"])
+            remedy = "Leave it out: arms are swept here anyway" if word in ("-m", "--multirun") else remedy
+            raise ConfigError("command line", word, "there is no such flag", remedy)
         if "=" not in word and not word.startswith("~"):
             raise ConfigError("command line", word, "is no KEY=VALUE", f"Write model={word} for a model")
     own = {key: value for key, _, value in (word.partition("=") for word in words) if key in KEYS}

@@ -198,6 +198,9 @@ def _sized(arm: Arm, match: Match | None, goal: Mapping[str, Any] | None, target
         if own is None or wanted is None:
             rule = "an attention has no new_cache, so its cache cannot be weighed"
             raise ConfigError("match", match.budget, rule, "Match another budget, or give the block a new_cache")
+        if not wanted:
+            remedy = "Match another budget, or give a target"
+            raise ConfigError("match", match.budget, "the baseline has none of it, and nothing is near to none", remedy)
         if abs(own / wanted - 1) <= match.tol:
             return left_alone
         decoders: dict[int, Decoder] = {}
@@ -237,8 +240,8 @@ def _unreached(arm: Arm, knob: Knob, match: Match, found: Found, off: float) -> 
     at = " ".join(f"{place.path}={knob.at(found.value)[place.keys]}" for place in knob.places)
     nearest_is = f"the nearest is {found.figure:,.0f}, {100 * off:+.3g} % off, at {at}"
     rule = f"{WORDS[match.budget]} do not come within {100 * match.tol:g} % by {match.by}: {nearest_is}"
-    enough = f"{abs(off) * 1.01:.2g}"
-    return ConfigError("tol", match.tol, rule, f"Write tol={enough}. {_others(arm, match)}")
+    enough = f"Write tol={abs(off) * 1.01:.2g}. " if abs(off) * 1.01 < 0.99 else ""  # of a tolerance that is one
+    return ConfigError("tol", match.tol, rule, f"{enough}{_others(arm, match)}")
 
 
 def _others(arm: Arm, match: Match) -> str:

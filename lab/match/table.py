@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lab.match.budgets import BUDGETS, WORDS
 from lab.match.sizing import Sized
@@ -45,7 +46,7 @@ def arms_table(
     for i, sized in enumerate(arms):
         name = f"{sized.arm.name} (baseline)" if sized.arm.name == baseline else sized.arm.name
         figures = [_cell(sized, budget, sized.arm.name == baseline) for budget in BUDGETS]
-        table.add_row(name, _changed(sized), *figures, *(cells[i] for cells in (more or {}).values()))
+        table.add_row(Text(name), _changed(sized), *figures, *(cells[i] for cells in (more or {}).values()))
     return table
 
 

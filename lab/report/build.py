@@ -125,7 +125,10 @@ def verdicts(findings: Findings) -> list[dict[str, str]]:
     sign = -1 if findings.sweep.maximize else 1
     told = [(words.tone(f, findings), words.verdict(f, findings), f.comparison) for f in findings.arms]
     told.sort(key=lambda found: (ORDER.index(found[0]), sign * found[2].difference.mean if found[2] else 0.0))
-    return [{"tone": tone, "label": LABELS[tone], "text": text} for tone, text, _ in told]
+    return [
+        {"tone": tone, "label": LABELS[tone] if found or tone != "unknown" else "not compared", "text": text}
+        for tone, text, found in told
+    ]
 
 
 def best_trial(findings: Findings) -> str:
@@ -144,6 +147,8 @@ def method(findings: Findings) -> str:
     if findings.sweep.kind == "search" or not findings.others:
         return ""
     number = findings.comparisons
+    if not any(f.comparison for f in findings.others):
+        return ""  # no seed in common: the verdicts say so
     if not number:
         return "With one seed an arm has no interval: another seed might turn the order round. Run three or more."
     many = f", corrected for {number} comparisons at once (Holm)" if number > 1 else ""

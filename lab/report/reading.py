@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lab.sweep.plan import damage_of
 from registry import ConfigError, did_you_mean
 
 PLAN = "plan.json"
 UNFINISHED = "unfinished"
+MORE_IS_BETTER = ("tokens_per_second", "mfu", "accuracy")  # of all other figures, less
 
 
 @dataclass(frozen=True)
@@ -115,14 +117,16 @@ def read(directory: Path, baseline: str | None = None, metric: str | None = None
     if not runs:
         rule = "holds no jobs (folders 0, 1, 2 …)" if any(directory.iterdir()) else "is empty"
         raise ConfigError("DIR", str(directory), f"{rule}, so it is no sweep's folder", WHERE)
-    arms = _planned_arms(plan, runs) if plan.get("arms") else _found_arms(runs)
+    arms = _planned_arms(plan, runs) if plan.get("arms") and plan.get("jobs") else _found_arms(runs)
     found, maximize, kind = _aim(directory, plan)
-    metric = metric or found
+    if metric and metric != found:  # the plan says nothing of this one
+        found, maximize = metric, metric.rpartition("/")[2] in MORE_IS_BETTER
+    metric = found
     _check_any_figure(directory, runs, metric)
     sweep = Sweep(
         directory,
         kind,
-        plan.get("name") or directory.name,
+        plan.get("name") or directory.resolve().name,
         plan.get("command", ""),
         metric,
         maximize,
@@ -154,10 +158,8 @@ def _plan(directory: Path) -> dict[str, Any]:
         plan = json.loads(file.read_text())
         if not isinstance(plan, dict):
             raise ValueError("it is no mapping")
-        for key, needed in (("jobs", "job"), ("arms", "name")):
-            for entry in plan.get(key) or []:
-                if not isinstance(entry, dict) or needed not in entry or not isinstance(entry.get("overrides"), list):
-                    raise ValueError(f"one of its {key} lacks {needed} or overrides")
+        if wrong := damage_of(plan):
+            raise ValueError(wrong)
         return plan
     except (ValueError, OSError) as error:
         rule = f"cannot be read ({error})"
@@ -187,7 +189,7 @@ def _check_any_figure(directory: Path, runs: Sequence[Run], metric: str) -> None
     logged = {name for run in runs if run.status == "completed" for name in run.metrics}
     if logged and metric not in logged:
         raise ConfigError("--metric", metric, "no run of the sweep logged it", did_you_mean(metric, logged))
-    states = Counter(run.status for run in runs)
+    states = Counter(f"without a finite {metric}" if run.status == "completed" else run.status for run in runs)
     told = ", ".join(f"{count} {status}" for status, count in states.items())
     reasons = Counter(run.reason.splitlines()[0][:200] for run in runs if run.reason and run.status != UNFINISHED)
     why = f"; most often: {reasons.most_common(1)[0][0]}" if reasons else ""
@@ -214,7 +216,7 @@ def _run(number: int, folder: Path | None, job: Mapping[str, Any]) -> Run:
         return Run(number, None, overrides, seed, lr, UNFINISHED, "has not begun")
     status, reason, results = _results(folder)
     curves = _json(folder / "curves.json")
-    curves = curves if isinstance(curves, dict) else {}
+    curves = _whole(curves) if isinstance(curves, dict) else {}
     return Run(
         number,
         folder,
@@ -263,6 +265,17 @@ def _results(folder: Path) -> tuple[str, str, dict[str, Any]]:
     return str(results.get("status", "completed")), str(results.get("reason") or ""), results
 
 
+def _whole(curves: Mapping[str, Any]) -> dict[str, Any]:
+    """Curves without what no run writes: a chart is not worth a report that fails."""
+    kept = {k: v for k, v in curves.items() if isinstance(v, int | float)}
+    kept |= {k: v for k, v in curves.items() if isinstance(v, dict)}
+    for name in ("train", "val"):
+        points = curves.get(name) if isinstance(curves.get(name), list) else []
+        pairs = [p for p in points if isinstance(p, list) and len(p) == 2]
+        kept[name] = [p for p in pairs if all(isinstance(n, int | float) for n in p)]
+    return kept
+
+
 def _figures(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, float]:
     found = {
         "params": results.get("parameters"),
@@ -270,7 +283,7 @@ def _figures(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str,
         "flops": curves.get("flops_per_token"),
         "cache_bytes": curves.get("cache_bytes_per_token"),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
 
 # --- arms -------------------------------------------------------------------------------------------------------------

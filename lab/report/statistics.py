@@ -83,7 +83,7 @@ def ratio_interval(ratios: Sequence[float]) -> Interval:
 def _error(values: Sequence[float]) -> float:
     """Standard error of the mean."""
     n, mean = len(values), math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    return math.hypot(*(v - mean for v in values)) / math.sqrt((n - 1) * n)
 
 
 def compare(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison | None:

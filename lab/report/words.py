@@ -11,6 +11,7 @@ from lab.report.statistics import LEVEL, Comparison, Interval
 
 UNITS = {"loss": "nats", "bits_per_byte": "bits a byte", "tokens_per_second": "tokens/s"}
 MINUS = "−"
+HUGE = 1e12  # from here on digits tell nobody anything
 
 
 def unit(metric: str) -> str:
@@ -20,11 +21,16 @@ def unit(metric: str) -> str:
 
 def plain(value: float | None, decimals: int = 4) -> str:
     """A number with a real minus; a dash for none."""
-    return "–" if value is None else f"{value:z,.{decimals}f}".replace("-", MINUS)
+    return "–" if value is None else _written(value, decimals)
 
 
 def signed(value: float, decimals: int) -> str:
-    return f"{value:+z,.{decimals}f}".replace("-", MINUS)
+    return _written(value, decimals, "+")
+
+
+def _written(value: float, decimals: int, sign: str = "") -> str:
+    how = f"{sign}.3g" if abs(value) >= HUGE else f"{sign}z,.{decimals}f"
+    return format(value, how).replace("-", MINUS)
 
 
 def decimals(half: float | None) -> int:

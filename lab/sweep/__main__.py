@@ -17,7 +17,7 @@ from rich.console import Console
 from lab.sweep import locks
 from lab.sweep import plan as plans
 from lab.sweep.callback import SWEEPER
-from lab.sweep.runner import run_plan
+from lab.sweep.runner import check_can_run, run_plan
 from lab.sweep.table import best_of, rows_of, table_of
 from registry import ConfigError, did_you_mean
 from registry.command import Parser, run_command
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.action == "status":
         show(sweep, plan, given.json)
         return 0
+    check_can_run(sweep, plan, given.workers if given.workers is not None else plan.get("workers") or 1)
     os.close(locks.take_sweep(sweep))  # refuses one that is running before anything is touched
     if plan["kind"] == "search":
         return go_on_with_search(sweep, plan, given.action == "retry", _numbers(given.jobs), given.workers)
@@ -135,6 +136,9 @@ def go_on_with_search(
     if workers is not None:
         remedy = "Leave it out: they are those that the search began with"
         raise ConfigError("--workers", workers, "the jobs of a search are its launcher's", remedy)
+    if lacking := [key for key in ("study", "argv", "cwd", "n_trials") if not plan.get(key) and plan.get(key) != []]:
+        rule = f"lacks {', '.join(lacking)}"
+        raise ConfigError(str(sweep / plans.PLAN), "…", rule, "Start the search anew in another folder")
     if retry:
         ask_again(sweep, plan, jobs)
     dropped = ("hydra.sweep.dir=", "hydra.sweeper.n_trials=")

@@ -55,7 +55,31 @@ def read(directory: Path) -> dict[str, Any]:
     if missing or plan["kind"] not in KINDS or (plan["kind"] != "search" and "jobs" not in plan):
         rule = f"is no plan of a sweep (needs {', '.join(NEEDED)}, and jobs unless it is a search)"
         raise ConfigError(str(file), "…", rule, "Start the sweep anew in another folder")
+    if wrong := damage_of(plan):
+        raise ConfigError(str(file), "…", f"is damaged: {wrong}", "Mend it, or start the sweep anew in another folder")
     return plan
+
+
+def damage_of(plan: Mapping[str, Any]) -> str:
+    """What is wrong with the values of a plan that somebody has edited; empty if nothing is."""
+    for key, kind in (("metric", str), ("direction", str), ("workers", int), ("cwd", str), ("argv", list)):
+        if key in plan and not isinstance(plan[key], kind):
+            return f"{key} is {plan[key]!r}"
+    for key, needed, kind in (("jobs", "job", int), ("arms", "name", str)):
+        entries = plan.get(key) or []
+        if not isinstance(entries, list):
+            return f"{key} is no list"
+        for entry in entries:
+            if not isinstance(entry, dict) or not isinstance(entry.get(needed), kind):
+                return f"one of its {key} lacks {needed}"
+            overrides = entry.get("overrides")
+            if not isinstance(overrides, list) or not all(isinstance(o, str) for o in overrides):
+                return f"one of its {key} lacks overrides"
+            if not isinstance(entry.get("seed") or 0, int) or not isinstance(entry.get("lr") or 0, int | float):
+                return f"one of its {key} has a seed or an lr that is no number"
+    if len({job["job"] for job in plan.get("jobs") or []}) < len(plan.get("jobs") or []):
+        return "two of its jobs have one number"
+    return ""
 
 
 def job_command(plan: Mapping[str, Any], job: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
@@ -98,4 +122,8 @@ def results_of(job: Path) -> dict[str, Any] | None:
         found = json.loads((job / RESULTS).read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and "status" in found else None
+    if not isinstance(found, dict) or "status" not in found:
+        return None
+    given = found.get("metrics")
+    kept = {k: v for k, v in given.items() if isinstance(v, int | float)} if isinstance(given, dict) else {}
+    return {**found, "metrics": kept}

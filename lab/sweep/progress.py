@@ -63,6 +63,7 @@ def ended_line(sweep: Path, plan: Mapping[str, Any], job: int, workers: int) -> 
     value = results.get("metrics", {}).get(plan["metric"])
     status = "done" if results["status"] == "completed" else results["status"]
     said = f"{plan['metric']} {value:.4f}" if value is not None and status == "done" else results.get("reason", "")
+    said = f"logged no {plan['metric']}" if value is None and status == "done" else said
     ended = f"{counted.done + counted.failed}{f'/{counted.total}' if counted.total else ''} ended"
     parts = [f"job {job} {status}: {said}" if said else f"job {job} {status}", ended]
     if (best := best_of(sweep, plan)) is not None:

@@ -50,11 +50,7 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
         rule, remedy = "is a search, whose jobs its sampler chooses", f"Write python -m lab.sweep resume {directory}"
         raise ConfigError("DIR", str(directory), rule, remedy)
     workers = plan.get("workers") or 1 if workers is None else workers
-    if workers < 1:
-        raise ConfigError("workers", workers, "counts jobs at a time", "Write 1 or more")
-    if not Path(plan.get("cwd", ".")).is_dir():
-        rule = "was where the sweep began, and relative paths begin there"
-        raise ConfigError("cwd", plan["cwd"], rule, f"Make it again, or mend cwd in {directory / plans.PLAN}")
+    check_can_run(directory, plan, workers)
     lock = take_sweep(directory)
     try:
         waiting = [j for j in plan["jobs"] if jobs is None or j["job"] in jobs]
@@ -70,6 +66,22 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
         print(f"stopped by {name}. Go on with: {resume_command(directory)}", flush=True)
         return PREEMPTED
     return 0
+
+
+def check_can_run(directory: Path, plan: Mapping[str, Any], workers: int) -> None:
+    """Look before anything is touched.
+
+    Raises:
+        ConfigError: no workers, the folder where the sweep began is gone, or a file is where a job's folder has to be
+    """
+    if workers < 1:
+        raise ConfigError("workers", workers, "counts jobs at a time", "Write 1 or more")
+    if not Path(plan.get("cwd", ".")).is_dir():
+        rule = "was where the sweep began, and relative paths begin there"
+        raise ConfigError("cwd", plan["cwd"], rule, f"Make it again, or mend cwd in {directory / plans.PLAN}")
+    for job in plan.get("jobs") or []:
+        if (folder := directory / str(job["job"])).exists() and not folder.is_dir():
+            raise ConfigError("DIR", str(folder), "is a file where the folder of a job has to be", "Move it away")
 
 
 def resume_command(directory: Path) -> str:

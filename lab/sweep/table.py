@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lab.sweep.locks import is_taken
 from lab.sweep.plan import PLAN, RESULTS, name_of, read, results_of, write_json
@@ -98,7 +99,10 @@ def _planned(sweep: Path) -> list[dict[str, Any]]:
 def _overrides(job: Path) -> list[str]:
     """A job's own overrides, without the checkpoint that it went on from."""
     file = job / ".hydra" / "overrides.yaml"
-    given = [str(o) for o in OmegaConf.load(file)] if file.exists() else []
+    try:
+        given = [str(o) for o in OmegaConf.load(file)] if file.exists() else []
+    except Exception:  # a job that was killed while writing it
+        given = []
     return [o for o in given if not (o.startswith("ckpt_path=") and f"{job.resolve()}/checkpoints" in o)]
 
 
@@ -112,8 +116,11 @@ def _without_results(job: Path, live: bool) -> dict[str, Any]:
 
 
 def table_of(rows: list[dict[str, Any]], title: str) -> Table:
-    """Fits 80 columns: what differs between jobs, and what came out; reasons of failures stand below."""
-    table = Table(title=title, title_justify="left")
+    """Fits 80 columns: what differs between jobs, and what came out; reasons of failures stand below.
+
+    Overrides, reasons and paths are Text, lest rich takes ``trainer=[fsdp,sim]`` for its markup.
+    """
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("job", justify="right")
     named = all(row.get("name") for row in rows)
     table.add_column("arm" if named else "overrides", overflow="fold")
@@ -122,7 +129,7 @@ def table_of(rows: list[dict[str, Any]], title: str) -> Table:
     done = [row["val/loss"] for row in rows if row["status"] == "completed" and row["val/loss"] is not None]
     losses = [loss for loss in done if math.isfinite(loss)]  # no comparison holds for a NaN
     for row in rows:
-        overrides = row["name"] if named else row["overrides"].replace(" ", "\n")
+        overrides = Text(row["name"] if named else row["overrides"].replace(" ", "\n"))
         if row["status"] != "completed":
             style = "red" if row["status"] in ("failed", "diverged", "unfinished") else "dim"
             table.add_row(str(row["job"]), overrides, row["status"], style=style)
@@ -133,7 +140,7 @@ def table_of(rows: list[dict[str, Any]], title: str) -> Table:
         best = bool(losses) and row["val/loss"] == min(losses)
         table.add_row(str(row["job"]), overrides, *cells, style="bold green" if best else "")
     failed = [f"job {row['job']}: {row['reason']}" for row in rows if row["status"] != "completed" and row["reason"]]
-    table.caption = "\n".join(failed) or None
+    table.caption = Text("\n".join(failed)) if failed else None
     table.caption_justify = "left"
     return table
 

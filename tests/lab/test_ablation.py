@@ -94,6 +94,34 @@ def test_grid_is_every_combination(write: Callable[..., str]) -> None:
     assert read.arms["gqa+0.02"].overrides == ("model/attention=gqa", "optimizer.lr=0.02")
 
 
+def test_grid_of_values_that_are_no_words_is_in_hydras_grammar(write: Callable[..., str]) -> None:
+    values = [None, True, {"name": "expert", "alpha": 0.01}, [1, None]]
+    read = definition.read(write(arms=..., baseline=..., grid={"k": values}))
+    assert [arm.overrides for arm in read.arms.values()] == [
+        ("k=null",),
+        ("k=true",),
+        ("k={name:expert,alpha:0.01}",),
+        ("k=[1,null]",),
+    ]
+
+
+def test_names_that_yaml_takes_for_numbers_are_names(write: Callable[..., str]) -> None:
+    read = definition.read(write(arms={1: None, 2: "x=1"}, baseline=1))
+    assert read.baseline == "1" and list(read.arms) == ["1", "2"]
+
+
+@pytest.mark.parametrize(("text", "told"), [("5", "is a mapping"), ("baseline: [a]\narms: {a: x=1, b: y=1}", "an arm")])
+def test_file_that_says_something_else_is_refused(text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        definition.read(str(tmp_path / "mine.yaml"))
+
+
+def test_file_that_is_not_there_is_called_a_file() -> None:
+    with pytest.raises(ConfigError, match="there is no such file"):
+        definition.read("nowhere/mine.yaml")
+
+
 RECIPE = {"a": "x=1", "b": ["y=2", "z=3"], "c": "w=4"}
 
 
@@ -149,10 +177,41 @@ def test_tokens_become_steps_unless_steps_are_given(write: Callable[..., str], s
     assert of_file.steps == 15  # the command line's tokens count more than the file's steps
 
 
+def test_arms_of_other_batches_see_as_many_tokens(write: Callable[..., str], shrunk: list[str]) -> None:
+    without = [o for o in shrunk if not o.startswith("trainer.max_steps")]
+    plan = planning.make(definition.read(write(tokens=6400, arms={"one": None, "two": "data.batch_size=8"})), without)
+    steps = {job["arm"]: [o for o in job["overrides"] if o.startswith("trainer.max_steps")] for job in plan.jobs}
+    assert steps == {"one": ["trainer.max_steps=100"], "two": ["trainer.max_steps=25"]}
+    assert plan.tokens == {"one": 6400, "two": 6400}
+    with pytest.raises(ConfigError, match="one step of arm two \\(256 tokens"):
+        planning.make(definition.read(write(tokens=128, arms={"one": None, "two": "data.batch_size=8"})), without)
+
+
 def test_what_is_ablated_stays_ablated(write: Callable[..., str], shrunk: list[str]) -> None:
     """An override for all arms does not undo what makes one."""
     plan = planning.make(definition.read(write()), [*shrunk, "model/attention=mqa"])
     assert [sized.arm.model["attention"]["name"] for sized in plan.arms] == ["mqa", "gqa"]
+
+
+@pytest.mark.parametrize("name", ["my ablation (1)", "a,b", "it's", "null"])
+def test_file_may_have_any_name(name: str, write: Callable[..., str], shrunk: list[str]) -> None:
+    file = Path(write()).rename(Path(write()).with_name(f"{name}.yaml"))
+    plan = planning.make(definition.read(str(file)), shrunk)
+    assert compose_config(plan.jobs[0]["overrides"]).task_name == name
+
+
+def test_figure_of_a_split_that_is_not_measured_is_refused(write: Callable[..., str], shrunk: list[str]) -> None:
+    with pytest.raises(ConfigError, match="arm one has test=false"):
+        planning.make(definition.read(write(metric="test/loss")), [*shrunk, "test=false"])
+
+
+def test_log_folder_that_cannot_be_made_is_one_message(
+    write: Callable[..., str], shrunk: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    given = [write(), *shrunk, f"paths.log_dir={tmp_path}/file/logs", "--plan-only"]
+    assert run_command(main, given) == REFUSED
+    assert "paths.log_dir" in capsys.readouterr().err
 
 
 def test_jobs_are_what_was_matched(write: Callable[..., str], shrunk: list[str]) -> None:

@@ -19,7 +19,7 @@ from lab.match import __main__ as command
 from lab.match import knobs, request
 from lab.match.__main__ import main
 from lab.match.budgets import BUDGETS, measure, measure_one, residuals
-from lab.match.sizing import Arm, Match, Sized, override, read_arm, size
+from lab.match.sizing import Arm, Match, Sized, _sized, override, read_arm, size
 from registry import REFUSED, ConfigError, register
 from registry.command import run_command
 from training.composition import compose_config
@@ -366,3 +366,23 @@ def test_cache_of_a_guest_without_one_cannot_be_matched(
 
     code, _, err = answer(capsys, "model/attention=mha,forgetful", "match=cache_bytes", "by=d_model")
     assert code == REFUSED and "arm forgetful: match = cache_bytes" in err
+
+
+def test_arm_in_brackets_keeps_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = answer(capsys, "model.layout.ffn=[dense,ffn,ffn,ffn],[ffn,dense,ffn,ffn]")
+    assert code == 0 and "[dense,ffn,ffn,ffn] (baseline)" in out
+
+
+def test_no_tolerance_is_offered_that_would_be_refused(capsys: pytest.CaptureFixture[str], composed_once: None) -> None:
+    words = ["model=tiny", "model/attention=mha,mqa", "match=params", "by=d_ff"]
+    for target in ("10", "1e15"):
+        _, _, err = answer(capsys, *words, f"target={target}")
+        assert "do not come within" in err and "Write tol=" not in err
+
+
+def test_budget_of_which_the_baseline_has_none_is_refused() -> None:
+    arms = [arm_of(name, ("model=tiny", f"model/attention={name}")) for name in ("mha", "mqa")]
+    none = measure(arms[0].model, 8).__class__(1, 1, 1.0, 0)
+    goal = asdict(none)
+    with pytest.raises(ConfigError, match="the baseline has none of it"):
+        _sized(arms[1], Match("cache_bytes", "d_model"), goal, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,7 +78,9 @@ def test_unknown_baseline_and_metric(refused: Refused, tmp_path: Path) -> None:
 def test_plan_that_cannot_be_read(refused: Refused, tmp_path: Path) -> None:
     grid(tmp_path, {"mha": [2.0], "mla": [1.9]})
     nameless = {"jobs": [], "arms": [{"overrides": []}]}
-    for text in ("{", json.dumps([1]), json.dumps(nameless), json.dumps({"jobs": [{"job": 0}]})):
+    seed = {"jobs": [{"job": 0, "overrides": [], "seed": "a"}]}
+    number, five = {"jobs": [{"job": "a", "overrides": []}]}, {"arms": 5}
+    for text in ("{", *map(json.dumps, ([1], nameless, {"jobs": [{"job": 0}]}, seed, number, five, {"metric": None}))):
         (tmp_path / "plan.json").write_text(text)
         said = refused(tmp_path)
         assert "plan.json" in said and "cannot be read" in said
@@ -92,3 +95,8 @@ def test_report_that_cannot_be_written(refused: Refused, tmp_path: Path) -> None
     grid(tmp_path, {"mha": [2.0], "mla": [1.9]})
     (tmp_path / "report").write_text("a file in the way")
     assert "cannot be written" in refused(tmp_path)
+
+
+def test_sweep_in_which_all_diverged_says_so(refused: Refused, tmp_path: Path) -> None:
+    grid(tmp_path, {"mha": [math.nan], "mla": [math.inf]})
+    assert "none of its 2 jobs has a figure (2 without a finite val/loss)" in refused(tmp_path)

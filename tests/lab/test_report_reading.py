@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sweep_folder import ablation, completed, grid, write_job
 
-from lab.report import words
+from lab.report import build, words
 from lab.report.findings import find
 from lab.report.reading import read
 
@@ -143,3 +144,44 @@ def test_trials_of_a_search_are_not_tested_against_each_other(tmp_path: Path) ->
     findings = find(read(tmp_path))
     assert len(findings.arms) == 2 and not findings.comparisons
     assert all(f.comparison is None for f in findings.arms)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"val": None}, {"val": [[1, None], [2, 2.0]]}, {"val": [3]}, {"tokens_per_step": "x"}, {"expert_load": None}],
+    ids=str,
+)
+def test_curves_that_no_run_writes_cost_a_chart_and_not_the_report(damage: dict[str, Any], tmp_path: Path) -> None:
+    grid(tmp_path, {"mha": [2.0, 2.1], "mla": [1.9, 1.8]})
+    file = tmp_path / "0" / "curves.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **damage}))
+    assert build.write(find(read(tmp_path))).is_file()
+
+
+@pytest.mark.parametrize(("metric", "better"), [("speed/tokens_per_second", "mla"), ("test/loss", "mha")])
+def test_another_metric_has_its_own_direction(metric: str, better: str, tmp_path: Path) -> None:
+    """And not that of the plan."""
+    plan = {"kind": "grid", "metric": "val/bits", "direction": "minimize" if "speed" in metric else "maximize"}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    for i, (arm, figure) in enumerate((arm, f + s / 100) for arm, f in (("mha", 1.0), ("mla", 9.0)) for s in range(3)):
+        results = {**completed(2.0), "metrics": {metric: figure}}
+        write_job(tmp_path, i, [f"model/attention={arm}", f"seed={i % 3}"], results)
+    findings = find(read(tmp_path, metric=metric))
+    assert words.tone(findings.arms[1], findings) == ("better" if better == "mla" else "worse")
+
+
+def test_arm_without_a_seed_in_common_is_not_called_one_seed(tmp_path: Path) -> None:
+    findings = find(read(grid(tmp_path, {"mha": [math.nan] * 3, "mla": [1.9, 1.8, 1.7]})))
+    assert [v["label"] for v in build.verdicts(findings)] == ["not compared", "lost"]
+    assert build.method(findings) == ""
+
+
+def test_losses_beyond_all_measure_are_reported(tmp_path: Path) -> None:
+    findings = find(read(grid(tmp_path, {"mha": [1e200, 2.1], "mla": [1.9, 1.95]})))
+    assert "5e+199 ±" in words.verdict(findings.arms[0], findings)
+    build.write(findings)
+
+
+def test_folder_named_by_a_dot_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(grid(tmp_path, {"mha": [2.0], "mla": [1.9]}))
+    assert read(Path(".")).name == tmp_path.name

@@ -131,3 +131,11 @@ def test_hydra_calls_it_when_a_sweep_ends(sweep: Path) -> None:
 )
 def test_numbers_are_short(value: Any, how: str, shown: str) -> None:
     assert _cell(value, how) == shown
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job(tmp_path, 0, ["trainer=[fsdp,sim]"], **done(2.0))
+    record_failure(job(tmp_path, 1, ["trainer=ddp"]), "OSError: nothing at [/tmp/x]")
+    summarise(tmp_path)
+    said = capsys.readouterr().out
+    assert "trainer=[fsdp,sim]" in said and "OSError: nothing at [/tmp/x]" in said

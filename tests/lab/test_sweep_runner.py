@@ -17,6 +17,7 @@ import pytest
 from lab.sweep import locks, runner
 from lab.sweep import plan as plans
 from lab.sweep.__main__ import main
+from lab.sweep.callback import SWEEPER
 from lab.sweep.table import rows_of
 from registry import ConfigError
 
@@ -256,6 +257,9 @@ def test_status_says_what_each_job_has_come_to(
         (["retry", "SWEEP", "--json"], "belongs to status"),
         (["resume", "SWEEP/search"], "keeps nothing to go on from"),
         (["resume", "SWEEP/gone"], "was where the sweep began"),
+        (["retry", "SWEEP/lost", "--workers", "0"], "counts jobs at a time"),
+        (["resume", "SWEEP/blocked"], "is a file where the folder of a job has to be"),
+        (["retry", "SWEEP/bare"], "lacks study, n_trials"),
     ],
 )
 def test_mistake_is_one_message_and_nothing_is_touched(arguments: list[str], told: str, tmp_path: Path) -> None:
@@ -269,9 +273,47 @@ def test_mistake_is_one_message_and_nothing_is_touched(arguments: list[str], tol
     searched = {"kind": "search", "metric": "m", "direction": "minimize", "sweeper": "a.nevergrad.Sweeper"}
     plans.write(sweep / "search", searched)
     make_plan(sweep / "gone", "do=ok loss=1", cwd=str(tmp_path / "away"))
+    make_plan(sweep / "lost", "do=crash")
+    (sweep / "lost" / "0").mkdir()
+    plans.write_json(sweep / "lost" / "0" / plans.RESULTS, {"status": "failed", "reason": "x"})
+    make_plan(sweep / "blocked", "do=ok loss=1")
+    (sweep / "blocked" / "0").write_text("")
+    plans.write(sweep / "bare", {**searched, "sweeper": SWEEPER, "argv": []})
     with pytest.raises(ConfigError, match=told):
         main([a.replace("SWEEP", str(sweep)) for a in arguments])
-    assert statuses(sweep) == ["completed", "unfinished"]
+    assert statuses(sweep) == ["completed", "unfinished"] and statuses(sweep / "lost") == ["failed"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"jobs": 5},
+        {"jobs": [{}]},
+        {"jobs": ["a"]},
+        {"jobs": [{"job": "a", "overrides": []}]},
+        {"jobs": [{"job": 0, "overrides": "a=1"}]},
+        {"jobs": [{"job": 0, "overrides": [1]}]},
+        {"jobs": [{"job": 0, "overrides": [], "seed": "a"}]},
+        {"jobs": [{"job": 0, "overrides": []}] * 2},
+        {"workers": "two"},
+        {"cwd": None},
+        {"metric": None},
+    ],
+    ids=str,
+)
+def test_plan_with_a_value_that_cannot_be_is_damaged(wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is damaged"):
+        main(["status", str(make_plan(tmp_path, "do=ok loss=1", **wrong))])
+
+
+def test_what_was_half_written_does_not_hide_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plans.write(tmp_path, {"kind": "search", "metric": "val/loss", "direction": "minimize"})
+    for n, metrics in enumerate([None, [1], {"val/loss": "low"}, {"val/loss": 2.5}]):
+        (tmp_path / str(n) / ".hydra").mkdir(parents=True)
+        plans.write_json(tmp_path / str(n) / plans.RESULTS, {"status": "completed", "metrics": metrics})
+    (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("a: [b")
+    assert main(["status", str(tmp_path)]) == 0
+    assert "best val/loss: 2.5000 (job 3)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
