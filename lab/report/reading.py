@@ -267,11 +267,10 @@ def _results(folder: Path) -> tuple[str, str, dict[str, Any]]:
 
 def _whole(curves: Mapping[str, Any]) -> dict[str, Any]:
     """Curves without what no run writes: a chart is not worth a report that fails."""
-    kept = {k: v for k, v in curves.items() if isinstance(v, int | float)}
-    kept |= {k: v for k, v in curves.items() if isinstance(v, dict)}
+    kept: dict[str, Any] = {k: v for k, v in curves.items() if isinstance(v, int | float | dict)}
     for name in ("train", "val"):
-        points = curves.get(name) if isinstance(curves.get(name), list) else []
-        pairs = [p for p in points if isinstance(p, list) and len(p) == 2]
+        points = curves.get(name)
+        pairs = [p for p in points if isinstance(p, list) and len(p) == 2] if isinstance(points, list) else []
         kept[name] = [p for p in pairs if all(isinstance(n, int | float) for n in p)]
     return kept
 

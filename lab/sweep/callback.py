@@ -45,8 +45,11 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         sweep = Path(config.hydra.sweep.dir).absolute()
         try:
+            sweep.mkdir(parents=True, exist_ok=True)
+            _held[sweep] = locks.take_sweep(
+                sweep
+            )  # before the plan, which another sweep of this folder may have written
             begin(sweep, config, sys.argv[1:])
-            _held[sweep] = locks.take_sweep(sweep)
             begun.append(sweep)
             (sweep / STOP).unlink(missing_ok=True)
         except ConfigError as error:  # Hydra makes a warning of any Exception of a callback

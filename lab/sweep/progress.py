@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Count:
         """Estimated seconds till all have ended."""
         if self.total is None or self.seconds is None:
             return None
-        return self.seconds * (self.total - self.done - self.failed) / max(workers, 1)
+        return self.seconds * math.ceil((self.total - self.done - self.failed) / max(workers, 1))
 
 
 def count(sweep: Path, plan: Mapping[str, Any]) -> Count:

@@ -89,7 +89,7 @@ class Search(OptunaSweeperImpl):
         self._process_searchspace_config()
         try:
             space, fixed = create_params_from_overrides([*self._parse_sweeper_params_config(), *arguments])
-        except (NotImplementedError, AssertionError) as error:
+        except (NotImplementedError, AssertionError, ValueError) as error:
             remedy = "Write choice(a, b), interval(0, 1), range(1, 9) or tag(log, interval(1e-4, 1e-2))"
             raise ConfigError("hydra.sweeper.params", str(error) or "…", "is no search space", remedy) from None
         space = {**(self.search_space_distributions or {}), **space}
