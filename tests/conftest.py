@@ -26,19 +26,8 @@ MOE = {
 }
 
 
-# Their fixtures train for long: each of these files goes to one worker, where they are made once.
-ONE_WORKER = {"test_agreement", "test_resume", "test_mistakes", "test_plugin", "test_train", "test_init_from"}
-ONE_WORKER |= {"test_fuzz", "test_lm_eval", "test_lab_generate", "test_cache_loss"}
-
-
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # as many workers as cores: more threads would only wait for each other
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.stem in ONE_WORKER:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def _randomise(module: nn.Module, seed: int, scale: float) -> None:
