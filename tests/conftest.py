@@ -261,6 +261,7 @@ def fit(checked: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[...,
 
 # Files whose fixture runs a whole program, once for all of their tests.
 ONE_PROGRAM = {"test_mistakes.py", "test_plugin.py", "test_resume.py", "test_startup.py", "test_train.py"}
+ONE_PROGRAM |= {"test_ablation.py", "test_agreement.py", "test_resuming.py"}
 
 
 @pytest.hookimpl(optionalhook=True)

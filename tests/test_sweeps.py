@@ -141,7 +141,9 @@ def witnesses(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def assert_each_job_had_its_own_processes(told: list[dict[str, Any]], sweep: Path, jobs: int) -> None:
+def assert_each_job_had_its_own_processes(
+    told: list[dict[str, Any]], sweep: Path, jobs: int, launchers: int = 1
+) -> None:
     """Per job: two ranks, in two processes, that trained the same; the second started for this job and by the first."""
     assert jobs_of(sweep) == [str(i) for i in range(jobs)]
     assert len(told) == 2 * jobs
@@ -154,7 +156,7 @@ def assert_each_job_had_its_own_processes(told: list[dict[str, Any]], sweep: Pat
         written = yaml.safe_load((sweep / job / ".hydra" / "overrides.yaml").read_text())
         assert f"optimizer.lr={first['lr']}" in written and f"model/attention={first['attention']}" in written
         assert results_of(sweep / job)["status"] == "completed"
-    assert len({t["pid"] for t in told if t["rank"] == 0}) == 1
+    assert len({t["pid"] for t in told if t["rank"] == 0}) == launchers
     assert len({t["pid"] for t in told if t["rank"] == 1}) == jobs
 
 
@@ -182,18 +184,33 @@ def test_searching_with_two_processes_a_job_trains_each_trial_once(
     assert best["best_value"] == min(results_of(sweep / job)["metrics"]["train/loss"] for job in jobs_of(sweep))
 
 
+MANY = {
+    "ddp": ["trainer=ddp_sim"],
+    "fsdp": ["trainer=[fsdp,sim]"],
+    "ddp, two jobs at a time": ["trainer=ddp_sim", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "fsdp, two jobs at a time": ["trainer=[fsdp,sim]", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("way", MANY)
 def test_sweeping_with_two_processes_a_job_trains_each_once(
+    way: str,
     train_py: Callable[..., subprocess.CompletedProcess[str]],
     tiny_run: list[str],
     guest: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    grid = ["model/attention=mha", "optimizer.lr=0.001,0.002", "trainer=ddp_sim"]
+    if "joblib" in str(MANY[way]):
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    grid = ["model/attention=mha,gqa", "optimizer.lr=0.001,0.002", *MANY[way]]
     witness = "+callbacks.witness._target_=guest_callbacks.Witness"
     done = train_py("-m", *tiny_run, *grid, witness, f"hydra.sweep.dir={tmp_path}/sweep", **guest)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert_each_job_had_its_own_processes(witnesses(tmp_path / "witness"), tmp_path / "sweep", jobs=2)
+    told = witnesses(tmp_path / "witness")
+    assert_each_job_had_its_own_processes(told, tmp_path / "sweep", jobs=4, launchers=1 + ("two" in way))
+    assert len({(t["lr"], t["attention"]) for t in told}) == 4
+    assert [row["status"] for row in rows_of(tmp_path / "sweep")] == ["completed"] * 4
 
 
 @pytest.mark.slow

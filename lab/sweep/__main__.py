@@ -18,6 +18,7 @@ from lab.sweep import locks
 from lab.sweep import plan as plans
 from lab.sweep.callback import SWEEPER
 from lab.sweep.runner import check_can_run, run_plan
+from lab.sweep.study import FILE as STUDY
 from lab.sweep.table import best_of, rows_of, table_of
 from registry import ConfigError, did_you_mean
 from registry.command import Parser, run_command
@@ -128,7 +129,7 @@ def go_on_with_search(
     """Become the process of the search, from where it was.
 
     Raises:
-        ConfigError: a sweeper that keeps nothing, or workers, which are the launcher's
+        ConfigError: a sweeper that keeps nothing, a study that is gone, or workers, which are the launcher's
     """
     if plan.get("sweeper") != SWEEPER:
         rule = f"was made by {plan.get('sweeper')}, which keeps nothing to go on from"
@@ -139,6 +140,9 @@ def go_on_with_search(
     if lacking := [key for key in ("study", "argv", "cwd", "n_trials") if not plan.get(key) and plan.get(key) != []]:
         rule = f"lacks {', '.join(lacking)}"
         raise ConfigError(str(sweep / plans.PLAN), "…", rule, "Start the search anew in another folder")
+    if not plan["study"].get("storage") and rows_of(sweep) and not (sweep / STUDY).exists():
+        rule = "is gone, and with it what the search knows of its trials; their runs are still in their folders"
+        raise ConfigError(str(sweep / STUDY), None, rule, "Put it back, or start the search anew in another folder")
     if retry:
         ask_again(sweep, plan, jobs)
     dropped = ("hydra.sweep.dir=", "hydra.sweeper.n_trials=")

@@ -260,6 +260,8 @@ def test_status_says_what_each_job_has_come_to(
         (["retry", "SWEEP/lost", "--workers", "0"], "counts jobs at a time"),
         (["resume", "SWEEP/blocked"], "is a file where the folder of a job has to be"),
         (["retry", "SWEEP/bare"], "lacks study, n_trials"),
+        (["resume", "SWEEP/lost study"], r"study\.db .*is gone.*their runs are still in their folders"),
+        (["retry", "SWEEP/lost study"], r"study\.db .*is gone"),
     ],
 )
 def test_mistake_is_one_message_and_nothing_is_touched(arguments: list[str], told: str, tmp_path: Path) -> None:
@@ -278,7 +280,10 @@ def test_mistake_is_one_message_and_nothing_is_touched(arguments: list[str], tol
     plans.write_json(sweep / "lost" / "0" / plans.RESULTS, {"status": "failed", "reason": "x"})
     make_plan(sweep / "blocked", "do=ok loss=1")
     (sweep / "blocked" / "0").write_text("")
-    plans.write(sweep / "bare", {**searched, "sweeper": SWEEPER, "argv": []})
+    ours = {**searched, "sweeper": SWEEPER, "argv": []}
+    plans.write(sweep / "bare", ours)
+    plans.write(sweep / "lost study", {**ours, "study": {"name": "s", "storage": None}, "n_trials": 3})
+    (sweep / "lost study" / "0").mkdir()
     with pytest.raises(ConfigError, match=told):
         main([a.replace("SWEEP", str(sweep)) for a in arguments])
     assert statuses(sweep) == ["completed", "unfinished"] and statuses(sweep / "lost") == ["failed"]

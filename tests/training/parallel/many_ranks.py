@@ -133,6 +133,16 @@ class Windows(L.LightningDataModule):
         return DataLoader(self.data, batch_sampler=Order(self.trainer), collate_fn=lambda batch: batch)
 
 
+class Double(CausalLM):
+    """In double precision, which Lightning does not offer where it shards: rounding can then explain no difference."""
+
+    def configure_model(self) -> None:
+        fresh = self.decoder is None
+        super().configure_model()
+        if fresh:
+            self.decoder.double()  # type: ignore[union-attr]
+
+
 class Curve(L.Callback):
     """The loss of each step's global batch, as the task logs it."""
 
@@ -152,6 +162,7 @@ def train(
     optimizer: Any = None,
     task: Mapping[str, Any] | None = None,
     packed: bool = False,
+    double: bool = False,
     ckpt_path: str | None = None,
     save: str | None = None,
     then: Callable[[L.Trainer, CausalLM], Any] | None = None,
@@ -162,7 +173,9 @@ def train(
 
     torch.manual_seed(0)
     curve = Curve()
-    learner = CausalLM(read_model(model), optimizer or AdamW(lr=3e-3), Constant(), **(task or {}))
+    learner = (Double if double else CausalLM)(
+        read_model(model), optimizer or AdamW(lr=3e-3), Constant(), **(task or {})
+    )
     runner = L.Trainer(
         accelerator="cpu",
         devices=devices,
