@@ -28,6 +28,7 @@ from training.data.order import EpochBatches, LineBatches, Order
 from training.data.preflight import check_ranges, too_short
 from training.data.tokenizers.base import Tokenizer
 from training.data.windows import Windows, as_is
+from training.data.workers import forkserver, stay
 
 Batches = DataLoader[dict[str, Tensor]]
 
@@ -181,6 +182,8 @@ class TextDataModule(L.LightningDataModule):
             Windows(self._streams[split], length, self.tokenizer.token_bytes(), places),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            multiprocessing_context=forkserver() if self.num_workers else None,
+            worker_init_fn=stay,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             collate_fn=as_is,  # type: ignore[arg-type]
             **sampling,
