@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +52,41 @@ def test_loader_processes_come_of_a_server_with_one_thread_that_no_signal_to_the
     for one, other in zip(seen, alone.train_dataloader(), strict=True):
         assert torch.equal(one["tokens"], other["tokens"])
     assert all(gone(pid) for pid in pids)  # after their grace, though nobody has dismissed them
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, ROOT)
+from training.data.module import TextDataModule
+from training.data.text import TextFiles
+from training.data.tokenizers.bytes import Bytes
+
+if __name__ == "__main__":
+    data = TextDataModule(TextFiles(sys.argv[1]), Bytes(), 16, 4, num_workers=2, cache_dir=sys.argv[2])
+    data.prepare_data()
+    data.setup("fit")
+    batches = iter(data.train_dataloader())
+    next(batches)
+    print(*[process.pid for process in batches._workers], flush=True)
+    time.sleep(60)
+"""
+
+
+def test_loader_processes_and_their_server_end_when_the_run_is_killed(
+    corpus_file: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(KILLED.replace("ROOT", repr(str(Path(__file__).parents[3]))))
+    command = [sys.executable, str(program), str(corpus_file), str(tmp_path)]
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    pids = [int(pid) for pid in run.stdout.readline().split()]
+    server = parent_of(pids[0])
+    assert len(pids) == 2 and server not in (run.pid, 1)
+    run.kill()
+    run.wait()  # and not for the end of what is written: whoever stays behind could still write
+    assert all(gone(pid) for pid in (*pids, server))
 
 
 def test_where_there_is_no_such_server_the_system_says_how_processes_start(monkeypatch: pytest.MonkeyPatch) -> None:
