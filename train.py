@@ -125,7 +125,11 @@ def pin_children(directory: Path, checkpoint: str | None = None) -> list[str]:
     own = list(config.overrides.task)
     search = kept(config.overrides.hydra)
     found = [f"ckpt_path='{checkpoint}'"] if checkpoint else []
-    sys.argv = [sys.argv[0], *config_flags(sys.argv[1:]), *search, "hydra.mode=RUN", *own, *found]
+    program, main_module = sys.argv[0], sys.modules["__main__"]
+    if main_module.__spec__ is not None and main_module.__file__ != __file__:
+        # A job that joblib or submitit runs: theirs is the module that the launcher would start again.
+        program, main_module.__spec__ = __file__, None
+    sys.argv = [program, *config_flags(sys.argv[1:]), *search, "hydra.mode=RUN", *own, *found]
     with read_write(config):  # type: ignore[arg-type] # typed as its schema, it is a node
         config.run.dir = str(directory)
     return own

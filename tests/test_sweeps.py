@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import signal
@@ -264,7 +265,11 @@ def test_children_are_told_to_run_one_job_and_not_the_sweep(monkeypatch: pytest.
     monkeypatch.setattr(
         sys, "argv", ["train.py", "-m", "--config-dir", "here", "-cn=config", "model/attention=gqa,mha"]
     )
+    launcher = importlib.import_module("json.tool")  # stands for joblib's worker, which a job finds as its main module
+    monkeypatch.setitem(sys.modules, "__main__", launcher)
+    monkeypatch.setattr(launcher, "__spec__", launcher.__spec__)
     assert train.pin_children(tmp_path) == [o for o in given if not o.startswith("hydra.")]
+    assert sys.argv[0] == train.__file__ and launcher.__spec__ is None
     assert sys.argv[1:4] == ["--config-dir", "here", "-cn=config"]
     assert "hydra.mode=RUN" in sys.argv and "hydra.searchpath=[file:///x]" in sys.argv
     assert "-m" not in sys.argv and "model/attention=gqa,mha" not in sys.argv
