@@ -10,6 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+FEW = 64  # rows; a product of more is bound by its arithmetic
+LARGE = (
+    2**21
+)  # bytes of a row's memory; beyond, rows go one by one, so that values find in a CPU's cache what scores read
+
 
 def absorbs(T: int, S: int, latent: int, rope: int, nope: int, value: int) -> bool:
     """Whether T new tokens on S in all (themselves included) cost less absorbed than with keys and values expanded.
@@ -38,10 +43,27 @@ def key_multiple(dtype: torch.dtype, device: torch.device) -> int:
     return 256 if device.type == "cpu" and onednn else 1
 
 
-def by_head(x: Tensor, matrices: Tensor) -> Tensor:
-    """x [B,T,N,I] through a matrix for each head, [N,I,O] → [B,T,N,O]."""
-    rows = torch.bmm(x.flatten(0, 1).transpose(0, 1), matrices.to(x.dtype))
-    return rows.transpose(0, 1).unflatten(0, x.shape[:2])
+def into_latents(q: Tensor, key_up: Tensor) -> Tensor:
+    """Queries [B,T,N,n] through their heads' key matrices [N,n,C] → [B,T,N,C]."""
+    rows = torch.bmm(q.flatten(0, 1).transpose(0, 1), key_up.to(q.dtype))
+    return rows.transpose(0, 1).unflatten(0, q.shape[:2])
+
+
+def out_of_latents(y: Tensor, value_up: Tensor) -> Tensor:
+    """Averages of latents [B,T,N,C] through their heads' value matrices [N,v,C] → [B,T,N,v]."""
+    rows = _times_rows(y.flatten(0, 1).transpose(0, 1), value_up.to(y.dtype))
+    return rows.transpose(0, 1).unflatten(0, y.shape[:2])
+
+
+def _times_rows(rows: Tensor, matrix: Tensor) -> Tensor:
+    """[B,M,K] and [B,N,K] → [B,M,N], the products of each pair of rows.
+
+    On a CPU oneDNN copies a matrix that it is given transposed, and MKL reads it with one thread only: where rows are
+    few, and reading the matrix is all there is to it, they are turned round instead.
+    """
+    if rows.shape[1] > FEW or not rows.is_cpu:
+        return torch.bmm(rows, matrix.transpose(1, 2))
+    return torch.bmm(matrix, rows.transpose(1, 2)).transpose(1, 2).contiguous()
 
 
 def latent_attention(
@@ -60,8 +82,12 @@ def latent_attention(
     Returns:
         [B,T,N,C], each head's average of latents
     """
+    if memory.is_cpu and len(q) > 1 and memory[0].nbytes > LARGE:
+        biases = [None] * len(q) if bias is None else bias.expand(len(q), -1, -1, -1).split(1)
+        each = zip(q.split(1), memory.split(1), biases, strict=True)
+        return torch.cat([latent_attention(q, m, n_keys, latent, scale=scale, bias=b) for q, m, b in each])
     (T, N), M = q.shape[1:3], memory.shape[1]
-    scores = torch.bmm((q * scale).flatten(1, 2), memory.transpose(1, 2)).unflatten(1, (T, N))
+    scores = _times_rows((q * scale).flatten(1, 2), memory).unflatten(1, (T, N))
     if bias is not None:
         scores[..., :n_keys] += bias.transpose(1, 2)
     if n_keys < M:

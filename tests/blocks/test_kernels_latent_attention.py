@@ -11,8 +11,15 @@ from torch import Tensor
 
 from blocks.attention import mla as mla_module
 from blocks.attention.mla import MLA
+from blocks.kernels import latent_attention as latent_module
 from blocks.kernels.attention import causal_attention_reference
-from blocks.kernels.latent_attention import absorbs, by_head, key_multiple, latent_attention
+from blocks.kernels.latent_attention import (
+    absorbs,
+    into_latents,
+    key_multiple,
+    latent_attention,
+    out_of_latents,
+)
 from blocks.kernels.scoring import Scoring
 
 B, N, NOPE, ROPE, VALUE, C = 2, 3, 7, 4, 5, 11
@@ -29,8 +36,8 @@ def both_ways(T: int, S: int, extra: int, dtype: torch.dtype, bias: Tensor | Non
     memory = drawn(B, S + extra, C + ROPE, dtype=dtype, seed=2)
     up = drawn(N, NOPE + VALUE, C, dtype=dtype, seed=3) / C**0.5
     key_up, value_up = up.split((NOPE, VALUE), 1)
-    q = torch.cat((by_head(q_nope, key_up), q_rope), -1)
-    absorbed = by_head(latent_attention(q, memory, S, C, scale=SCALE, bias=bias), value_up.transpose(1, 2))
+    q = torch.cat((into_latents(q_nope, key_up), q_rope), -1)
+    absorbed = out_of_latents(latent_attention(q, memory, S, C, scale=SCALE, bias=bias), value_up)
     latent, k_rope = memory[:, :S].split((C, ROPE), -1)
     k_nope, v = torch.einsum("bsc,nic->bsni", latent, up).split((NOPE, VALUE), -1)
     k = torch.cat((k_nope, k_rope[:, :, None].expand(-1, -1, N, -1)), -1)
@@ -38,8 +45,14 @@ def both_ways(T: int, S: int, extra: int, dtype: torch.dtype, bias: Tensor | Non
     return absorbed, expanded
 
 
+@pytest.fixture(params=[latent_module.LARGE, 0], ids=["batch", "row by row"], autouse=True)
+def large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to go over a batch."""
+    monkeypatch.setattr(latent_module, "LARGE", request.param)
+
+
 @pytest.mark.parametrize("extra", [0, 5])
-@pytest.mark.parametrize(("T", "S"), [(1, 1), (1, 63), (5, 5), (7, 63)])
+@pytest.mark.parametrize(("T", "S"), [(1, 1), (1, 63), (5, 5), (7, 63), (latent_module.FEW // N + 1, 63)])
 @pytest.mark.parametrize(
     ("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 0.06)], ids=str
 )
