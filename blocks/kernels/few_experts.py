@@ -41,13 +41,15 @@ def few_swiglu(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, dow
         return torch.zeros_like(x)
     visited = [(e, len(list(group))) for e, group in groupby(pairs, key=lambda pair: pair[0])]
     chosen, token = torch.tensor([[i, i // k] for _, i in pairs]).unbind(1)
-    rows = x.index_select(0, token)
-    gate, up = _each(rows, gate_up, visited).chunk(2, -1)
-    hidden = F.silu(gate) * up * weights.flatten().index_select(0, chosen).to(gate.dtype)[:, None]
-    return torch.zeros_like(x).index_add_(0, token, _each(hidden, down, visited).to(x.dtype))
+    gate, up = _each(x.index_select(0, token), gate_up, visited).chunk(2, -1)
+    hidden = F.silu(gate).mul_(up).mul_(weights.flatten().index_select(0, chosen)[:, None])
+    return torch.zeros_like(x).index_add_(0, token, _each(hidden, down, visited))
 
 
 def _each(rows: Tensor, weight: Tensor, visited: list[tuple[int, int]]) -> Tensor:
     """Rows sorted by expert through their experts' matrices: [M,K], [E,N,K] → [M,N]."""
-    parts = rows.split([n for _, n in visited])
-    return torch.cat([F.linear(part, weight[e].to(rows.dtype)) for part, (e, _) in zip(parts, visited, strict=True)])
+    out = rows.new_empty(len(rows), weight.shape[1])
+    sizes = [n for _, n in visited]
+    for part, y, (e, _) in zip(rows.split(sizes), out.split(sizes), visited, strict=True):
+        torch.mm(part, weight[e].to(rows.dtype).t(), out=y)
+    return out

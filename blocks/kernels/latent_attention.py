@@ -96,5 +96,7 @@ def latent_attention(
         later = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)[:, None]
         scores[..., n_keys - T : n_keys].masked_fill_(later, float("-inf"))
     wide = torch.promote_types(q.dtype, torch.float32)
-    weights = scores.softmax(-1, dtype=wide).to(memory.dtype)
-    return torch.bmm(weights.flatten(1, 2), memory[..., :latent]).unflatten(1, (T, N))
+    weights, latents = scores.softmax(-1, dtype=wide).to(memory.dtype).flatten(1, 2), memory[..., :latent]
+    # Of a part of each row oneDNN makes a copy if there is a batch, even of one.
+    y = torch.bmm(weights, latents) if len(q) > 1 else torch.mm(weights[0], latents[0])[None]
+    return y.unflatten(1, (T, N))
