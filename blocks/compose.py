@@ -14,6 +14,7 @@ from torch import nn
 import registry
 from blocks.decoder import Decoder, Layer
 from blocks.initialise import initialise
+from blocks.linear import Linear
 from blocks.mtp import MTP
 from blocks.position.base import Position
 from blocks.shape import read
@@ -186,7 +187,7 @@ def _frame(model: Mapping[str, Any]) -> tuple[nn.Embedding, Position, Any, nn.Li
     try:
         # Given a weight, it draws none: to draw normals on the meta device, torch imports its compiler, for a second.
         embedding = nn.Embedding.from_pretrained(torch.empty(V, D), freeze=False)
-        head = None if model["tie_embeddings"] else nn.Linear(D, V, bias=False)
+        head = None if model["tie_embeddings"] else Linear(D, V, bias=False)
     except (RuntimeError, TypeError):  # sizes that no address reaches
         rule = f"no tensor can hold vocab_size × d_model ({D}) numbers"
         raise ConfigError("model.vocab_size", V, rule, "Choose a smaller vocab_size or d_model") from None
@@ -226,7 +227,7 @@ def _depths(model: Mapping[str, Any]) -> list[MTP]:
         norms = [
             _part("norm", {kind: Node(n, f"model.{kind}") for kind, n in nodes.items()}, context) for _ in range(3)
         ]
-        depths.append(MTP(norms[0], norms[1], nn.Linear(2 * D, D, bias=False), layer, norms[2]))
+        depths.append(MTP(norms[0], norms[1], Linear(2 * D, D, bias=False), layer, norms[2]))
     return depths
 
 

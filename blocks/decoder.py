@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from blocks.attention.base import Attention, empty_cache
 from blocks.base import Block
@@ -16,6 +15,7 @@ from blocks.ffn.base import FFN
 from blocks.gating.base import Routing
 from blocks.kernels.choice import choose
 from blocks.kernels.cross_entropy import IGNORED
+from blocks.kernels.few_rows import linear
 from blocks.mtp import MTP
 from blocks.norm.base import Norm
 from blocks.position.base import Position
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [...,D] → [...,V]."""
-        logits, cap = F.linear(hidden, self.output_weight), self.logit_softcap
+        logits, cap = linear(hidden, self.output_weight), self.logit_softcap
         return logits if cap is None else cap * (logits / cap).tanh()
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blocks.attention.base import Attention, even_heads, score_bias
 from blocks.base import Placement
 from blocks.cache import Cache, Ring
 from blocks.kernels.scoring import Scoring
+from blocks.linear import Linear
 from blocks.output_gate.base import OutputGate
 from blocks.position.base import Position
 from blocks.qk_norm.base import QKNorm
@@ -63,10 +64,10 @@ class GQA(Attention):
             raise BlockError("query_scale", query_scale, "has a root to divide by, so it is above 0", "Use head_dim")
         self.head_dim, self.n_kv_heads = H, n_kv_heads
         self.window: int | None = None  # tokens a query sees; all
-        self.query = nn.Linear(d_model, n_heads * H, bias=bias)
-        self.key = nn.Linear(d_model, n_kv_heads * H, bias=bias)
-        self.value = nn.Linear(d_model, n_kv_heads * H, bias=bias)
-        self.output = nn.Linear(n_heads * H, d_model, bias=bias if output_bias is None else output_bias)
+        self.query = Linear(d_model, n_heads * H, bias=bias)
+        self.key = Linear(d_model, n_kv_heads * H, bias=bias)
+        self.value = Linear(d_model, n_kv_heads * H, bias=bias)
+        self.output = Linear(n_heads * H, d_model, bias=bias if output_bias is None else output_bias)
         self.position, self.qk_norm, self.output_gate, self.scores = position, qk_norm, output_gate, scores
         self.scale = position.softmax_scale / (query_scale or H) ** 0.5
 

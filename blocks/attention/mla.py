@@ -11,6 +11,7 @@ from blocks.base import Placement, positive
 from blocks.cache import Cache
 from blocks.kernels.latent_attention import absorbs, into_latents, key_multiple, latent_attention, out_of_latents
 from blocks.kernels.scoring import Scoring
+from blocks.linear import Linear
 from blocks.norm.base import Norm
 from blocks.position.base import Position
 from registry import register
@@ -66,13 +67,13 @@ class MLA(Attention):
         self.nope, self.rope, self.v_head_dim, self.latent = (widths[k] for k in ("nope", "rope", "v", "latent"))
         queries = n_heads * (self.nope + self.rope)
         if q_lora_rank is None:
-            self.query: nn.Module = nn.Linear(d_model, queries, bias=False)
+            self.query: nn.Module = Linear(d_model, queries, bias=False)
         else:
-            down, up = nn.Linear(d_model, q_lora_rank, bias=False), nn.Linear(q_lora_rank, queries, bias=False)
+            down, up = Linear(d_model, q_lora_rank, bias=False), Linear(q_lora_rank, queries, bias=False)
             self.query = nn.Sequential(down, q_norm, up)
-        self.kv_down = nn.Linear(d_model, self.latent + self.rope, bias=False)
-        self.kv_up = nn.Linear(self.latent, n_heads * (self.nope + self.v_head_dim), bias=False)
-        self.output = nn.Linear(n_heads * self.v_head_dim, d_model, bias=False)
+        self.kv_down = Linear(d_model, self.latent + self.rope, bias=False)
+        self.kv_up = Linear(self.latent, n_heads * (self.nope + self.v_head_dim), bias=False)
+        self.output = Linear(n_heads * self.v_head_dim, d_model, bias=False)
         self.scale = position.softmax_scale / (self.nope + self.rope) ** 0.5
 
     @classmethod

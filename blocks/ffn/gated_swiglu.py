@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from blocks.base import Placement
 from blocks.ffn.swiglu import SwiGLU
+from blocks.linear import Linear
 from registry import register
 
 
@@ -20,7 +21,7 @@ class GatedSwiGLU(SwiGLU):
 
     def __init__(self, d_model: int, d_ff: int | None = None) -> None:
         super().__init__(d_model, d_ff)
-        self.token_gate = nn.Linear(d_model, 1, bias=False)
+        self.token_gate = Linear(d_model, 1, bias=False)
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
         return self.token_gate(x).sigmoid() * super().forward(x)[0], None

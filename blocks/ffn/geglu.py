@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from blocks.base import Placement, positive
 from blocks.ffn.base import FFN, rounded_width
+from blocks.linear import Linear
 from registry import register
 
 
@@ -29,9 +30,9 @@ class GEGLU(FFN):
         positive({"d_ff": d_ff})
         width = d_ff or rounded_width(8 * d_model / 3)
         self.approximate = approximate
-        self.gate = nn.Linear(d_model, width, bias=False)
-        self.up = nn.Linear(d_model, width, bias=False)
-        self.down = nn.Linear(width, d_model, bias=False)
+        self.gate = Linear(d_model, width, bias=False)
+        self.up = Linear(d_model, width, bias=False)
+        self.down = Linear(width, d_model, bias=False)
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
         return self.down(F.gelu(self.gate(x), approximate=self.approximate) * self.up(x)), None

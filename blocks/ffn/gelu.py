@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from blocks.base import Placement, positive
 from blocks.ffn.base import FFN
+from blocks.linear import Linear
 from registry import register
 
 
@@ -31,8 +32,8 @@ class GELU(FFN):
         super().__init__()
         positive({"d_ff": d_ff})
         self.approximate = approximate
-        self.up = nn.Linear(d_model, d_ff or 4 * d_model, bias=bias)
-        self.down = nn.Linear(d_ff or 4 * d_model, d_model, bias=bias)
+        self.up = Linear(d_model, d_ff or 4 * d_model, bias=bias)
+        self.down = Linear(d_ff or 4 * d_model, d_model, bias=bias)
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
         return self.down(F.gelu(self.up(x), approximate=self.approximate)), None

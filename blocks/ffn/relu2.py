@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from blocks.base import Placement, positive
 from blocks.ffn.base import FFN
+from blocks.linear import Linear
 from registry import register
 
 
@@ -25,8 +26,8 @@ class ReLU2(FFN):
     def __init__(self, d_model: int, d_ff: int | None = None) -> None:
         super().__init__()
         positive({"d_ff": d_ff})
-        self.up = nn.Linear(d_model, d_ff or 4 * d_model, bias=False)
-        self.down = nn.Linear(d_ff or 4 * d_model, d_model, bias=False)
+        self.up = Linear(d_model, d_ff or 4 * d_model, bias=False)
+        self.down = Linear(d_ff or 4 * d_model, d_model, bias=False)
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
         return self.down(F.relu(self.up(x)).square()), None

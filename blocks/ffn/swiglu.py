@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from blocks.base import Placement, positive
 from blocks.ffn.base import FFN, rounded_width
+from blocks.linear import Linear
 from registry import register
 
 
@@ -25,9 +26,9 @@ class SwiGLU(FFN):
         super().__init__()
         positive({"d_ff": d_ff})
         width = d_ff or rounded_width(8 * d_model / 3)
-        self.gate = nn.Linear(d_model, width, bias=False)
-        self.up = nn.Linear(d_model, width, bias=False)
-        self.down = nn.Linear(width, d_model, bias=False)
+        self.gate = Linear(d_model, width, bias=False)
+        self.up = Linear(d_model, width, bias=False)
+        self.down = Linear(width, d_model, bias=False)
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
         return self.down(self.kernels.gate_silu(self.gate(x), self.up(x))), None

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from blocks.kernels.few_rows import linear
+
 FEW = 64  # pairs; beyond, most experts are visited anyway and grouping in Python costs more than the sort
 
 
@@ -48,8 +50,5 @@ def few_swiglu(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, dow
 
 def _each(rows: Tensor, weight: Tensor, visited: list[tuple[int, int]]) -> Tensor:
     """Rows sorted by expert through their experts' matrices: [M,K], [E,N,K] → [M,N]."""
-    out = rows.new_empty(len(rows), weight.shape[1])
-    sizes = [n for _, n in visited]
-    for part, y, (e, _) in zip(rows.split(sizes), out.split(sizes), visited, strict=True):
-        torch.mm(part, weight[e].to(rows.dtype).t(), out=y)
-    return out
+    parts = rows.split([n for _, n in visited])
+    return torch.cat([linear(part, weight[e].to(rows.dtype)) for part, (e, _) in zip(parts, visited, strict=True)])

@@ -35,13 +35,13 @@ def set_float32_matmul(choice: Matmul) -> str:
         what was set
     """
     if choice == "auto":
-        choice = "medium" if _is_amd() and _error_of_medium() < FULL_FP32 else torch.get_float32_matmul_precision()  # type: ignore[assignment]
+        choice = "medium" if is_amd() and _error_of_medium() < FULL_FP32 else torch.get_float32_matmul_precision()  # type: ignore[assignment]
     torch.set_float32_matmul_precision(choice)
     return choice
 
 
 @functools.cache
-def _is_amd() -> bool:
+def is_amd() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from blocks.base import Placement
+from blocks.linear import Linear
 from blocks.output_gate.base import OutputGate
 from registry import register
 
@@ -16,7 +17,7 @@ class Elementwise(OutputGate):
 
     def __init__(self, d_model: int, n_heads: int, head_dim: int) -> None:
         super().__init__()
-        self.project = nn.Linear(d_model, n_heads * head_dim, bias=False)
+        self.project = Linear(d_model, n_heads * head_dim, bias=False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return y * self.project(x).sigmoid().view_as(y)

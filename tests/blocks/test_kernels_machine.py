@@ -26,7 +26,7 @@ def test_faster_library_is_taken_on_an_amd_that_keeps_full_precision(
     amd: bool, error: float, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_float32_matmul_precision("highest")
-    monkeypatch.setattr(machine, "_is_amd", lambda: amd)
+    monkeypatch.setattr(machine, "is_amd", lambda: amd)
     monkeypatch.setattr(machine, "_error_of_medium", lambda: error)
     assert machine.set_float32_matmul("auto") == expected == torch.get_float32_matmul_precision()
 
