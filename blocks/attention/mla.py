@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from blocks.attention.base import Attention, even_heads, score_bias
 from blocks.base import Placement, positive
 from blocks.cache import Cache
+from blocks.kernels.few_rows import by_mkl, reads_fast
 from blocks.kernels.latent_attention import absorbs, into_latents, key_multiple, latent_attention, out_of_latents
 from blocks.kernels.scoring import Scoring
 from blocks.linear import Linear
@@ -122,9 +124,10 @@ class MLA(Attention):
         (memory,) = cache.append(new, multiple=key_multiple(new.dtype, new.device))
         bias = score_bias(self.position, positions, cache)
         key_up, value_up = self.kv_up.weight.unflatten(0, (self.n_heads, -1)).split((self.nope, self.v_head_dim), 1)
-        q = torch.cat((into_latents(q_nope, key_up), q_rope), -1)
-        y = latent_attention(q, memory, S, self.latent, scale=self.scale, bias=bias)
-        return out_of_latents(y, value_up)
+        with by_mkl() if T == 1 and reads_fast(q_nope) else nullcontext():
+            q = torch.cat((into_latents(q_nope, key_up), q_rope), -1)
+            y = latent_attention(q, memory, S, self.latent, scale=self.scale, bias=bias)
+            return out_of_latents(y, value_up)
 
     def new_cache(
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None

@@ -7,6 +7,8 @@ Asked for y = x Wᵀ with one row, MKL reads W on an AMD processor with one thre
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -34,23 +36,39 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     n, k = weight.shape
     rows = x.reshape(-1, k)
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
+    with by_mkl():
         columns = torch.bmm(weight.view(PARTS, n // PARTS, k), rows.t().expand(PARTS, k, -1))
-    finally:
-        torch.set_float32_matmul_precision(precision)
     y = columns.view(n, -1).t().contiguous().view(*x.shape[:-1], n)
     return y if bias is None else y.add_(bias)
 
 
 def few(x: Tensor, weight: Tensor) -> bool:
-    """Whether the way for a few rows is open, and pays: fp32 on a processor where it was measured, no gradients."""
-    if x.numel() > FEW * x.shape[-1] or torch.is_grad_enabled() or not (x.is_cpu and _pays()):
+    """Whether the way for a few rows is open, and pays."""
+    if x.numel() > FEW * x.shape[-1] or not reads_fast(x) or not x.numel():
         return False
-    single = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    plain = type(weight) in (Tensor, torch.nn.Parameter) and weight.is_contiguous() and not weight.shape[0] % PARTS
-    return single and plain and x.numel() > 0 and not torch.compiler.is_compiling()
+    whole = type(weight) in (Tensor, torch.nn.Parameter) and weight.is_contiguous()
+    return whole and weight.dtype == torch.float32 and not weight.shape[0] % PARTS
+
+
+def reads_fast(x: Tensor) -> bool:
+    """Whether MKL reads matrices faster for rows like these: in fp32, on a processor where that was measured.
+
+    Where gradients or a compiler ask for other things, everything goes its usual way.
+    """
+    if torch.is_grad_enabled() or x.dtype != torch.float32 or not (x.is_cpu and _pays()):
+        return False
+    return not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+
+
+@contextmanager
+def by_mkl() -> Iterator[None]:
+    """Let MKL compute the products of fp32."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 @cache
