@@ -63,12 +63,13 @@ def reads_fast(x: Tensor) -> bool:
 @contextmanager
 def by_mkl() -> Iterator[None]:
     """Let MKL compute the products of fp32."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined] # what set_float32_matmul_precision sets too
+    precision = products.fp32_precision
+    products.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        products.fp32_precision = precision
 
 
 @cache

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 FEW = 64  # rows; a product of more is bound by its arithmetic
-LARGE = (
-    2**21
-)  # bytes of a row's memory; beyond, rows go one by one, so that values find in a CPU's cache what scores read
+LARGE = 2**21  # bytes of a row's memory; beyond, rows go one by one: what scores read, values find in a CPU's cache
 
 
 def absorbs(T: int, S: int, latent: int, rope: int, nope: int, value: int) -> bool:
@@ -39,7 +37,8 @@ def key_multiple(dtype: torch.dtype, device: torch.device) -> int:
     oneDNN, which multiplies low precision on CPUs, and fp32 too where it is allowed to, compiles code for every new
     shape, and each step of decoding has one. MKL does not, and there rounding is only more work.
     """
-    onednn = dtype != torch.float64 and (dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest")
+    exact = torch.backends.mkldnn.matmul.fp32_precision in ("ieee", "none")  # type: ignore[attr-defined]
+    onednn = dtype != torch.float64 and (dtype != torch.float32 or not exact)
     return 256 if device.type == "cpu" and onednn else 1
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -39,6 +43,23 @@ def test_few_rows_are_torchs(n: int, shape: tuple[int, ...], with_bias: bool, pr
     exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     assert got.shape == exact.shape and got.is_contiguous()
     torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+PROGRAM = """
+import torch
+from blocks.kernels import few_rows
+few_rows._pays = lambda: True
+torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # as new programs do; the older function then raises
+with torch.no_grad():
+    few_rows.linear(torch.ones(1, 8), torch.ones(32, 8))
+print(torch.backends.mkldnn.matmul.fp32_precision)
+"""
+
+
+def test_either_way_to_set_the_precision_is_minded(environment: dict[str, str]) -> None:
+    env = {**environment, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True)
+    assert done.stdout == "bf16\n", done.stderr
 
 
 @pytest.mark.parametrize(

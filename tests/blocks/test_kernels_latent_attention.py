@@ -132,10 +132,13 @@ def test_mla_gives_the_same_both_ways(
     torch.testing.assert_close(outputs[0], attention(x, where), rtol=0, atol=bound)
 
 
-def test_keys_are_rounded_where_every_new_shape_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_rounded_where_every_new_shape_is_compiled() -> None:
     cpu, elsewhere = torch.device("cpu"), torch.device("cuda", 0)
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
-    assert [key_multiple(d, cpu) for d in (torch.float64, torch.float32, torch.bfloat16)] == [1, 1, 256]
-    assert key_multiple(torch.bfloat16, elsewhere) == 1
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
-    assert [key_multiple(d, cpu) for d in (torch.float64, torch.float32)] == [1, 256]
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision, single in (("highest", 1), ("medium", 256)):
+            torch.set_float32_matmul_precision(precision)
+            found = [key_multiple(d, cpu) for d in (torch.float64, torch.float32, torch.bfloat16)]
+            assert found == [1, single, 256] and key_multiple(torch.bfloat16, elsewhere) == 1
+    finally:
+        torch.set_float32_matmul_precision(before)
