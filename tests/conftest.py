@@ -97,9 +97,8 @@ def tiny() -> Callable[..., dict[str, Any]]:
     return make
 
 
-@pytest.fixture
-def temporary_blocks() -> Iterator[None]:
-    """Whatever the test registers is gone afterwards, from the catalogue and from Hydra's store."""
+def _temporary_blocks() -> Iterator[None]:
+    """Whatever is registered meanwhile is gone afterwards, from the catalogue and from Hydra's store."""
     registry.load()
     entries = {kind: dict(found) for kind, found in catalogue._entries.items()}
     families = dict(catalogue._families)
@@ -115,6 +114,10 @@ def temporary_blocks() -> Iterator[None]:
             del group[name]
         if not group:
             del store.repo["model"][kind]
+
+
+temporary_blocks = pytest.fixture(_temporary_blocks, name="temporary_blocks")
+blocks_of_the_module = pytest.fixture(_temporary_blocks, scope="module", name="blocks_of_the_module")
 
 
 # transformers in double precision

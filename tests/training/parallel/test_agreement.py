@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from many_ranks import (
     train,
 )
 
-import registry
 from blocks.checkpoint import read_checkpoint
 from blocks.compose import compose
 from training.checkpoints.plugin import SealedCheckpoints
@@ -36,6 +36,7 @@ from training.optimizers.muon import Muon
 from training.parallel import experts
 from training.parallel.arithmetic import held_bytes, traffic
 from training.parallel.dry_run import Meter
+from training.parallel.local import whole
 from training.parallel.plan import regions
 from training.parallel.sizes import Sizes, sizes_of
 
@@ -134,19 +135,19 @@ def checkpoints(folder: Path) -> dict[Any, Any]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def guests() -> Any:
+def guests(blocks_of_the_module: None) -> Iterator[None]:
     sys.path.insert(0, str(ROOT / "tests" / "plugin"))
-    registry.load()
-    for name in [name for name in sys.modules if name.startswith("blockwright_guest")]:
-        del sys.modules[name]  # whoever imported them before may have taken the names away again
+    forget_guests()  # whoever imported them before may have taken the names away again
     import blockwright_guest.noisy_topk
     import blockwright_guest.retention
     import blockwright_guest.xpos  # noqa: F401
 
     yield
     sys.path.remove(str(ROOT / "tests" / "plugin"))
-    for kind, name in (("attention", "retention"), ("gating", "noisy_topk"), ("position", "xpos")):
-        del registry.catalogue._entries[kind][name]
+    forget_guests()
+
+
+def forget_guests() -> None:
     for name in [name for name in sys.modules if name.startswith("blockwright_guest")]:
         del sys.modules[name]
 
@@ -306,3 +307,55 @@ def test_twenty_steps_of_adamw_agree_over_the_whole_grid(guests: None) -> None:
         print(*cell, f"losses {losses:.1e} weights {weights:.1e}")
     assert len(distances) == len(GRID)
     assert all(losses < CLOSE and weights < CLOSE for losses, weights in distances.values())
+
+
+class Restored(L.Callback):
+    """Keeps the weights with which training goes on."""
+
+    def on_train_start(self, trainer: Any, task: Any) -> None:
+        self.weights = {name: whole(t.detach()).clone() for name, t in task.decoder.state_dict().items()}
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    devices, strategy = STRATEGIES.get(name, (1, "auto"))
+    plugins = {} if isinstance(strategy, dict) else {"plugins": [SealedCheckpoints()]}  # which reads folders too
+    return {"devices": devices, "strategy": strategy, **plugins}
+
+
+def save_all(devices: int, folder: Path) -> dict[str, Any]:
+    done = {}
+    for name in [name for name, (n, _) in STRATEGIES.items() if n == devices]:
+        for form in ("file", "folder") if name != "ddp" else ("file",):
+            settings = settings_of(name)
+            if form == "folder":
+                settings["strategy"] = {**settings["strategy"], "sharded_checkpoints": True}
+            path = str(folder / f"{name}.{form}")
+            done[f"{name}.{form}"] = train(BIASED, save=path, **settings, **HALF)["weights"]
+    return done
+
+
+def load_all(names: list[str], folder: Path) -> dict[Any, Any]:
+    done = {}
+    for name in names:
+        for source in sorted(folder.iterdir()):
+            restored = Restored()
+            rest = train(BIASED, ckpt_path=str(source), callbacks=[restored], **settings_of(name), **REST)
+            done[name, source.name] = restored.weights, rest
+    return done
+
+
+@pytest.mark.slow
+def test_whatever_one_strategy_saves_every_other_goes_on_from(guests: None, tmp_path: Path) -> None:
+    """The grid of the resharding above: each form of each strategy under each strategy, and in one process."""
+    saved = {**spawn(2, save_all, 2, tmp_path)[0], **spawn(4, save_all, 4, tmp_path)[0]}
+    names = {n: [name for name, (devices, _) in STRATEGIES.items() if devices == n] for n in (2, 4)}
+    loaded = {n: spawn(n, load_all, names[n], tmp_path)[0] for n in (2, 4)}
+    found = {**loaded[2], **loaded[4], **load_all(["alone"], tmp_path)}
+    reference = train(BIASED, **REST)
+    reference["losses"] = reference["losses"][3:]
+    assert len(saved) == 15 and len(found) == 15 * 9
+    for (name, source), (weights, rest) in found.items():
+        assert weights.keys() == saved[source].keys(), (name, source)
+        assert all(torch.equal(weights[k], saved[source][k]) for k in weights), (name, source)
+        losses, apart = far(rest, reference)
+        assert losses < CLOSE and apart < CLOSE, (name, source, losses, apart)
