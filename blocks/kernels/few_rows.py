@@ -1,9 +1,9 @@
 """Products of a few rows with a matrix, as in decoding, where reading the matrix is all the work.
 
-Asked for y = x Wᵀ with one row on two Zen 4 cores, MKL reads W at 9 GB/s, with one thread, and oneDNN at 7 to 15. The same
-as a batched product of parts of W with the row as their column comes to 20 to 40 GB/s in MKL, if the columns are a view
-of the rows: a copy of them takes another path, at 3.5. So it goes there, in fp32, even where larger products go to oneDNN
-(see machine.py).
+Asked for y = x Wᵀ with one row on two Zen 4 cores, MKL reads W at 9 GB/s, with one thread, and oneDNN at 7 to 15. The
+same as a batched product of parts of W with the row as their column comes to 20 to 40 GB/s in MKL, if the columns are a
+view of the rows: a copy of them takes another path, at 3.5. So it goes there, in fp32, even where larger products go to
+oneDNN (see machine.py).
 """
 
 from __future__ import annotations
