@@ -22,6 +22,7 @@ from blocks.kernels.scoring import Scoring
 SHORTEST, LONGEST = 128, 4096  # tokens
 QUERIES = {torch.bfloat16: 256}  # in a block; low precision has less to fetch for each product
 DEFAULT_QUERIES = 128
+KEPT = 512  # tokens of a sequence whose weights are kept for the way back, less than the rest of a layer keeps
 
 
 class _Block(NamedTuple):
@@ -61,8 +62,11 @@ def _blocks(q: Tensor, segments: Tensor | None, window: int | None) -> list[_Blo
     return found
 
 
-def _weights(q: Tensor, k: Tensor, block: _Block, bias: Tensor | None) -> Tensor:
-    """Scaled queries [N,q,H] on keys [N,k,H] → weights [N,q,k]."""
+def _weights(q: Tensor, k: Tensor, block: _Block, bias: Tensor | None, later: Tensor) -> Tensor:
+    """Scaled queries [N,q,H] on keys [N,k,H] → weights [N,q,k].
+
+    ``later`` [Q,Q] is added to the scores of a block on itself: 0, and -inf where a key comes after the query.
+    """
     scores = torch.bmm(q, k.transpose(1, 2))
     if bias is not None:
         scores += bias[block.sequence % len(bias), :, block.rows, block.keys]
@@ -70,9 +74,13 @@ def _weights(q: Tensor, k: Tensor, block: _Block, bias: Tensor | None) -> Tensor
         scores.masked_fill_(block.hidden, float("-inf"))
     else:
         n = q.shape[1]
-        later = torch.ones(n, n, dtype=torch.bool).triu_(1)
-        scores[:, :, -n:].masked_fill_(later, float("-inf"))
+        scores[:, :, -n:] += later[:n, :n]
     return scores.softmax(-1)
+
+
+def _later(q: Tensor) -> Tensor:
+    size = QUERIES.get(q.dtype, DEFAULT_QUERIES)
+    return q.new_full((size, size), float("-inf")).triu_(1)
 
 
 class _BlockedAttention(torch.autograd.Function):
@@ -84,28 +92,33 @@ class _BlockedAttention(torch.autograd.Function):
     ) -> Tensor:
         q, (k, v) = q.transpose(1, 2).contiguous().mul(scale), (t.transpose(1, 2).contiguous() for t in (k, v))
         y = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
+        later, kept = _later(q), []
         for block in blocks:
             b, rows, keys = block.sequence, block.rows, block.keys
-            weights = _weights(q[b, :, rows], k[b, :, keys], block, bias)
+            weights = _weights(q[b, :, rows], k[b, :, keys], block, bias, later)
             y[b, rows] = torch.bmm(weights, v[b, :, keys]).transpose(0, 1)
-        ctx.save_for_backward(q, k, v, bias)
+            if q.shape[2] <= KEPT:
+                kept.append(weights)
+        ctx.save_for_backward(q, k, v, bias, *kept)
         ctx.scale, ctx.blocks = scale, blocks
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
-        q, k, v, bias = ctx.saved_tensors
+        q, k, v, bias, *kept = ctx.saved_tensors
         grad = grad.transpose(1, 2).contiguous()
         to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for block in ctx.blocks:
+        later = _later(q)
+        for index, block in enumerate(ctx.blocks):
             b, rows, keys = block.sequence, block.rows, block.keys
-            queries, back = q[b, :, rows], grad[b, :, rows]
-            weights = _weights(queries, k[b, :, keys], block, bias)
+            # Of a part of a tensor a product makes a copy: here one for all of them.
+            queries, back, read = (t.contiguous() for t in (q[b, :, rows], grad[b, :, rows], k[b, :, keys]))
+            weights = kept[index] if kept else _weights(queries, read, block, bias, later)
             to_v[b, :, keys] += torch.bmm(weights.transpose(1, 2), back)
-            to_weights = torch.bmm(back, v[b, :, keys].transpose(1, 2))
+            to_weights = torch.bmm(back, v[b, :, keys].contiguous().transpose(1, 2))
             to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
-            torch.bmm(to_scores, k[b, :, keys], out=to_q[b, :, rows])
+            to_q[b, :, rows] = torch.bmm(to_scores, read)
             to_k[b, :, keys] += torch.bmm(to_scores.transpose(1, 2), queries)
         to_q, to_k, to_v = (t.transpose(1, 2) for t in (to_q.mul_(ctx.scale), to_k, to_v))
         return to_q, to_k, to_v, None, None, None

@@ -1,10 +1,9 @@
 """Experts that are SwiGLU networks, in one pass over the tokens of each: the fast path of a CPU.
 
-Time goes where memory does. The tokens of an expert, or of neighbouring experts that have few, are gathered,
-multiplied, activated, weighed and multiplied again while they are in the cache; nothing but the two halves of the
-hidden layer is kept for the way back, which gathers the tokens again. Weight gradients are written in place into the
-stack's: slicing a stack under autograd makes a gradient of the whole stack for every expert. The router's weight
-multiplies the hidden vector, the narrow side.
+The tokens of an expert, or of neighbouring experts that have few, are gathered, multiplied, activated, weighed and
+multiplied again before the next ones; nothing but the two halves of the hidden layer is kept for the way back, which
+gathers the tokens again. Weight gradients are written in place into the stack's: slicing a stack under autograd makes a
+gradient of the whole stack for every expert. The router's weight multiplies the hidden vector, the narrow side.
 
 Experts of one group are padded to the longest of them, so that one batched product serves them all: a product of its
 own for every expert costs more to start than to compute when an expert has some dozen tokens. A padding row repeats
@@ -21,8 +20,10 @@ from torch.nn import functional as F
 
 from blocks.kernels.grouped_matmul import Order, combine, dispatch, grouped_matmul
 
-ROWS = 1024  # at a time: with 512 inputs, what they need stays in a second-level cache of a MiB or two
+ROWS = 8192  # at a time: fewer would fit a second-level cache, but thin products cost more than that saves
 WASTE = 1.3  # rows of a group, with padding, to those without
+SHORT = 256  # rows of an expert, beyond which a product of its own is worth starting
+THIN, WASTE_OF_THIN = 32, 1.6  # so few rows take hardly longer than half of them: reading the matrices is the work
 
 
 class _Group(NamedTuple):
@@ -55,10 +56,10 @@ def _groups(counts: list[int], rounded: bool) -> list[_Group]:
             expert += 1
             continue
         end, longest, total = expert + 1, counts[expert], counts[expert]
-        while end < len(counts):
+        while end < len(counts) and longest <= SHORT:
             length, together = max(longest, counts[end]), total + counts[end]
             padded = (end + 1 - expert) * _length(length, rounded)
-            if padded > ROWS or padded > WASTE * together:
+            if padded > ROWS or padded > (WASTE_OF_THIN if length <= THIN else WASTE) * together:
                 break
             end, longest, total = end + 1, length, together
         add(slice(expert, end), _length(longest, rounded))
@@ -68,7 +69,7 @@ def _groups(counts: list[int], rounded: bool) -> list[_Group]:
 
 def _length(rows: int, rounded: bool) -> int:
     """The next of few lengths: oneDNN compiles a kernel for every new shape, for a millisecond and half a MiB."""
-    multiple = 1 if not rounded else 8 if rows < 128 else 32 if rows < 512 else 64
+    multiple = 1 if not rounded else 8 if rows < 128 else 32 if rows < 512 else 64 if rows < 2048 else 256
     return max(1, -(-rows // multiple) * multiple)
 
 
@@ -113,19 +114,43 @@ def _pad(order: Order, rounded: bool) -> _Padded:
     return _Padded(groups, source, real, real.nonzero()[:, 0])
 
 
+class _Scratch:
+    """Buffers that one group after the other uses. Routing changes at every step, and the lengths with it: blocks of
+    ever new sizes would leave holes in the memory."""
+
+    def __init__(self, like: Tensor, groups: list[_Group]) -> None:
+        longest = max((g.rows.stop - g.rows.start for g in groups), default=1)
+        self.like, self.rows = like, 1 << (longest - 1).bit_length()
+        self.buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, rows: int, width: int) -> Tensor:
+        """[rows,width], of the buffer with that name."""
+        if name not in self.buffers:
+            self.buffers[name] = self.like.new_empty(self.rows, width)
+        return self.buffers[name][:rows]
+
+
+def _room(like: Tensor, rows: int, width: int) -> Tensor:
+    """[rows,width] to be written; the block has one of few sizes, at most a sixteenth larger."""
+    step = max(1, 1 << rows.bit_length() - 5) if rows > 16 else 1
+    return like.new_empty(-(-rows // step) * step, width)[:rows]
+
+
 class _GroupedSwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Order) -> Tensor:
         padded, F_ = _pad(order, _compiles_shapes(x.dtype)), down.shape[2]
         tokens = order.sorted[padded.source] // order.k
         spread = (weights[padded.source] * padded.real)[:, None]
-        halves, rows = x.new_empty(len(tokens), 2 * F_), x.new_empty(len(tokens), x.shape[1])
+        halves, rows = _room(x, len(tokens), 2 * F_), _room(x, len(tokens), x.shape[1])
+        scratch = _Scratch(x, padded.groups)
         for experts, part, length, _ in padded.groups:
-            inputs = x.index_select(0, tokens[part]).unflatten(0, (-1, length))
-            torch.bmm(inputs, gate_up[experts].transpose(1, 2), out=halves[part].unflatten(0, (-1, length)))
+            n = part.stop - part.start
+            inputs = torch.index_select(x, 0, tokens[part], out=scratch("inputs", n, x.shape[1]))
+            torch.bmm(_each(inputs, length), gate_up[experts].transpose(1, 2), out=_each(halves[part], length))
             gate, up = halves[part].split(F_, 1)
-            hidden = F.silu(gate).mul_(up).mul_(spread[part]).unflatten(0, (-1, length))
-            torch.bmm(hidden, down[experts].transpose(1, 2), out=rows[part].unflatten(0, (-1, length)))
+            hidden = torch.ops.aten.silu.out(gate, out=scratch("hidden", n, F_)).mul_(up).mul_(spread[part])
+            torch.bmm(_each(hidden, length), down[experts].transpose(1, 2), out=_each(rows[part], length))
         ctx.save_for_backward(x, spread, gate_up, down, tokens, halves)
         ctx.order, ctx.padded = order, padded
         return _sum_choices(rows, order, padded)
@@ -134,28 +159,37 @@ class _GroupedSwiGLU(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         x, spread, gate_up, down, tokens, halves = ctx.saved_tensors
-        F_ = down.shape[2]
+        D, F_ = down.shape[1:]
         grad_gate_up, grad_down = torch.empty_like(gate_up), torch.empty_like(down)
-        rows, grad_weights = x.new_empty(len(tokens), x.shape[1]), spread.new_empty(len(tokens))
+        rows, grad_weights = _room(x, len(tokens), D), spread.new_empty(len(tokens))
+        scratch = _Scratch(x, ctx.padded.groups)
         for experts, part, length, first in ctx.padded.groups:
-            inputs, grads = (t.index_select(0, tokens[part]).unflatten(0, (-1, length)) for t in (x, grad))
+            n = part.stop - part.start
+            inputs = torch.index_select(x, 0, tokens[part], out=scratch("inputs", n, D))
+            grads = torch.index_select(grad, 0, tokens[part], out=scratch("grads", n, D))
             gate, up = halves[part].split(F_, 1)
-            silu = F.silu(gate)
-            back, hidden = torch.bmm(grads, down[experts]).flatten(0, 1), silu * up
-            torch.sum(back * hidden, 1, out=grad_weights[part])
-            _outer(grads, hidden.mul_(spread[part]).view(-1, length, F_), grad_down[experts], first)
+            both = scratch("both", n, 2 * F_)
+            to_gate, to_up = both.split(F_, 1)
+            silu, back = torch.ops.aten.silu.out(gate, out=scratch("silu", n, F_)), scratch("back", n, F_)
+            torch.bmm(_each(grads, length), down[experts], out=_each(back, length))
+            hidden = torch.mul(silu, up, out=scratch("hidden", n, F_))
+            torch.sum(torch.mul(back, hidden, out=to_gate), 1, out=grad_weights[part])
+            _outer(_each(grads, length), _each(hidden.mul_(spread[part]), length), grad_down[experts], first)
             back.mul_(spread[part])
-            both = torch.empty_like(halves[part])
-            torch.mul(back, silu, out=both[:, F_:])
-            both[:, :F_] = torch.ops.aten.silu_backward(back.mul_(up), gate)
-            both = both.view(-1, length, 2 * F_)
-            _outer(both, inputs, grad_gate_up[experts], first)
-            torch.bmm(both, gate_up[experts], out=rows[part].unflatten(0, (-1, length)))
+            torch.mul(back, silu, out=to_up)
+            torch.ops.aten.silu_backward.grad_input(back.mul_(up), gate, grad_input=to_gate)
+            _outer(_each(both, length), _each(inputs, length), grad_gate_up[experts], first)
+            torch.bmm(_each(both, length), gate_up[experts], out=_each(rows[part], length))
         if not ctx.padded.groups:
             grad_gate_up.zero_()
             grad_down.zero_()
         to_x = _sum_choices(rows, ctx.order, ctx.padded)
         return to_x, grad_weights[ctx.padded.place], grad_gate_up, grad_down, None
+
+
+def _each(rows: Tensor, length: int) -> Tensor:
+    """Rows of a group by expert: [e·length,·] → [e,length,·]."""
+    return rows.view(-1, length, rows.shape[1])
 
 
 def _outer(left: Tensor, right: Tensor, out: Tensor, first: bool) -> None:

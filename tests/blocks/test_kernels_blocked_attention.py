@@ -57,7 +57,11 @@ ASKED = (*ASKED, "documents that come again", "all")
 
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_blocks_and_their_gradients_equal_the_reference(shape: str, asked: str) -> None:
+@pytest.mark.parametrize("kept", [64, 0], ids=["weights kept", "weights computed anew"])
+def test_blocks_and_their_gradients_equal_the_reference(
+    kept: int, shape: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEPT", kept)
     for dtype, tolerance in PRECISIONS:
         given, chosen = inputs(shape, dtype), options(shape, asked, dtype)
         wide = [t.detach().double().requires_grad_() for t in given]

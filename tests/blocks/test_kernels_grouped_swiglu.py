@@ -34,12 +34,14 @@ def inputs(choices: str, dtype: torch.dtype, D: int = 7, F: int = 3) -> list[Ten
 
 
 @pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("short", [256, 0], ids=["together", "each by itself"])
 @pytest.mark.parametrize("rows", [1024, 4], ids=["whole segments", "segments in parts"])
 @pytest.mark.parametrize("choices", CHOICES)
 def test_one_pass_and_its_gradients_equal_the_reference(
-    choices: str, rows: int, rounded: bool, monkeypatch: pytest.MonkeyPatch
+    choices: str, rows: int, short: int, rounded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "ROWS", rows)
+    monkeypatch.setattr(module, "SHORT", short)
     monkeypatch.setattr(module, "_compiles_shapes", lambda dtype: rounded)
     order = order_of(choices)
     for dtype, tolerance in PRECISIONS:
@@ -78,7 +80,7 @@ def test_autocast_lowers_the_products_and_gradients_come_back_wide() -> None:
 
 def test_few_lengths_are_asked_of_a_library_that_compiles_for_each() -> None:
     lengths = {module._length(n, True) for n in range(1, module.ROWS + 1)}
-    assert len(lengths) < 40
+    assert len(lengths) < 80
     assert all(0 <= module._length(n, True) - n < max(8, n / 4) for n in range(1, module.ROWS + 1))
     assert [module._length(n, False) for n in (0, 1, 77)] == [1, 1, 77]
 
