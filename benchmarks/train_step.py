@@ -33,6 +33,7 @@ AT_EQUAL_SETTINGS = {  # ours ÷ a peer, in tokens a second, at the shape `small
 AS_THEY_COME = 2.0  # ours at its best settings ÷ a peer of the family mla_moe as it comes
 OF_PEAK = {("cpu", "small", "mla_moe", "fp32"): 0.62, ("cpu", "small", "mla_moe", "bf16"): 0.5}
 OF_PEAK |= {("cuda", "lite", "mla_moe", "bf16"): 0.3, ("cuda", "lite", "dense", "bf16"): 0.4}
+WARM_STEPS = 2  # experts' rows differ from step to step, and so does the memory that they need
 TURN_SECONDS = 1.0  # a turn takes steps until so much time has been measured
 COLUMNS = (
     *("contender", "settings", "tokens/s", "q1", "q3", "of peak", "ours ÷ it, same settings", "ours at best ÷ it"),
@@ -64,8 +65,8 @@ class TrainStep:
             self._choose()
             if self.contender.compiled:
                 self.model.compile()
-        # What keeps its memory has just been made to give it back, and gets it in a step that does not count.
-        for _ in range(1 if not self.settled or self.contender.tuned else 0):
+        # What keeps its memory has just been made to give it back, and gets it in steps that do not count.
+        for _ in range(WARM_STEPS if self.contender.tuned else 0 if self.settled else 1):
             self._step()
         if not self.settled:
             self.settled = True

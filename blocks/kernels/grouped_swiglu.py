@@ -24,6 +24,7 @@ ROWS = 8192  # at a time: fewer would fit a second-level cache, but thin product
 WASTE = 1.3  # rows of a group, with padding, to those without
 SHORT = 256  # rows of an expert, beyond which a product of its own is worth starting
 THIN, WASTE_OF_THIN = 32, 1.6  # so few rows take hardly longer than half of them: reading the matrices is the work
+_SILU, _SILU_BACKWARD = torch.ops.aten.silu.out, torch.ops.aten.silu_backward.grad_input
 
 
 class _Group(NamedTuple):
@@ -79,7 +80,7 @@ def _compiles_shapes(dtype: torch.dtype) -> bool:
 
 
 class _Padded(NamedTuple):
-    """Rows with padding.
+    """Rows with padding; P is of few sizes, and behind the last group there may be rows of nobody.
 
     groups: in order
     source: [P] sorted place whose pair each row is, or repeats
@@ -107,6 +108,7 @@ def _pad(order: Order, rounded: bool) -> _Padded:
     padded = torch.tensor(lengths)
     starts = ends - counts
     owner = torch.arange(len(lengths)).repeat_interleave(padded)
+    owner = F.pad(owner, (0, _room(len(owner)) - len(owner)), value=len(lengths) - 1)
     inside = torch.arange(len(owner)) - (padded.cumsum(0) - padded)[owner]
     real = inside < counts[owner]
     last = max(0, len(order.sorted) - 1)
@@ -114,9 +116,18 @@ def _pad(order: Order, rounded: bool) -> _Padded:
     return _Padded(groups, source, real, real.nonzero()[:, 0])
 
 
+def _room(rows: int) -> int:
+    """At most a sixteenth more rows, one of few numbers.
+
+    Routing changes at every step, and lengths with it: tensors of ever new sizes leave holes in the memory, and it
+    keeps growing, by pages that the system has to fill with zeros first.
+    """
+    step = max(1, 1 << rows.bit_length() - 5) if rows > 16 else 1
+    return -(-rows // step) * step
+
+
 class _Scratch:
-    """Buffers that one group after the other uses. Routing changes at every step, and the lengths with it: blocks of
-    ever new sizes would leave holes in the memory."""
+    """Buffers that one group after the other uses."""
 
     def __init__(self, like: Tensor, groups: list[_Group]) -> None:
         longest = max((g.rows.stop - g.rows.start for g in groups), default=1)
@@ -130,26 +141,20 @@ class _Scratch:
         return self.buffers[name][:rows]
 
 
-def _room(like: Tensor, rows: int, width: int) -> Tensor:
-    """[rows,width] to be written; the block has one of few sizes, at most a sixteenth larger."""
-    step = max(1, 1 << rows.bit_length() - 5) if rows > 16 else 1
-    return like.new_empty(-(-rows // step) * step, width)[:rows]
-
-
 class _GroupedSwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Order) -> Tensor:
         padded, F_ = _pad(order, _compiles_shapes(x.dtype)), down.shape[2]
         tokens = order.sorted[padded.source] // order.k
         spread = (weights[padded.source] * padded.real)[:, None]
-        halves, rows = _room(x, len(tokens), 2 * F_), _room(x, len(tokens), x.shape[1])
+        halves, rows = x.new_empty(len(tokens), 2 * F_), x.new_empty(len(tokens), x.shape[1])
         scratch = _Scratch(x, padded.groups)
         for experts, part, length, _ in padded.groups:
             n = part.stop - part.start
             inputs = torch.index_select(x, 0, tokens[part], out=scratch("inputs", n, x.shape[1]))
             torch.bmm(_each(inputs, length), gate_up[experts].transpose(1, 2), out=_each(halves[part], length))
             gate, up = halves[part].split(F_, 1)
-            hidden = torch.ops.aten.silu.out(gate, out=scratch("hidden", n, F_)).mul_(up).mul_(spread[part])
+            hidden = _SILU(gate, out=scratch("hidden", n, F_)).mul_(up).mul_(spread[part])
             torch.bmm(_each(hidden, length), down[experts].transpose(1, 2), out=_each(rows[part], length))
         ctx.save_for_backward(x, spread, gate_up, down, tokens, halves)
         ctx.order, ctx.padded = order, padded
@@ -161,7 +166,7 @@ class _GroupedSwiGLU(torch.autograd.Function):
         x, spread, gate_up, down, tokens, halves = ctx.saved_tensors
         D, F_ = down.shape[1:]
         grad_gate_up, grad_down = torch.empty_like(gate_up), torch.empty_like(down)
-        rows, grad_weights = _room(x, len(tokens), D), spread.new_empty(len(tokens))
+        rows, grad_weights = x.new_empty(len(tokens), D), spread.new_empty(len(tokens))
         scratch = _Scratch(x, ctx.padded.groups)
         for experts, part, length, first in ctx.padded.groups:
             n = part.stop - part.start
@@ -170,14 +175,14 @@ class _GroupedSwiGLU(torch.autograd.Function):
             gate, up = halves[part].split(F_, 1)
             both = scratch("both", n, 2 * F_)
             to_gate, to_up = both.split(F_, 1)
-            silu, back = torch.ops.aten.silu.out(gate, out=scratch("silu", n, F_)), scratch("back", n, F_)
+            silu, back = _SILU(gate, out=scratch("silu", n, F_)), scratch("back", n, F_)
             torch.bmm(_each(grads, length), down[experts], out=_each(back, length))
             hidden = torch.mul(silu, up, out=scratch("hidden", n, F_))
             torch.sum(torch.mul(back, hidden, out=to_gate), 1, out=grad_weights[part])
             _outer(_each(grads, length), _each(hidden.mul_(spread[part]), length), grad_down[experts], first)
             back.mul_(spread[part])
             torch.mul(back, silu, out=to_up)
-            torch.ops.aten.silu_backward.grad_input(back.mul_(up), gate, grad_input=to_gate)
+            _SILU_BACKWARD(back.mul_(up), gate, grad_input=to_gate)
             _outer(_each(both, length), _each(inputs, length), grad_gate_up[experts], first)
             torch.bmm(_each(both, length), gate_up[experts], out=_each(rows[part], length))
         if not ctx.padded.groups:
