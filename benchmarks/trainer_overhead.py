@@ -91,6 +91,7 @@ class Trainer:
 
         from benchmarks.step_clock import StepClock
         from training.optimizers.adamw import AdamW
+        from training.preflight import OWN
         from training.run import quieten
         from training.schedulers.constant import Constant
         from training.targets import instantiate
@@ -101,7 +102,8 @@ class Trainer:
         chosen = {k: node for k, node in self.plain["callbacks"].items() if node and k != "report"}
         callbacks = [instantiate(node, f"callbacks.{k}") for k, node in chosen.items()]
         loggers = [instantiate(node, f"logger.{k}") for k, node in self.plain["logger"].items() if node]
-        settings = {**self.plain["trainer"], "max_steps": steps + 2, "limit_val_batches": 0, "val_check_interval": None}
+        given = {k: value for k, value in self.plain["trainer"].items() if k not in OWN}
+        settings = {**given, "max_steps": steps + 2, "limit_val_batches": 0, "val_check_interval": None}
         trainer = instantiate({**settings, "callbacks": [clock, *callbacks], "logger": loggers}, "trainer")
         task = instantiate(self.plain["task"], "task")
         task.recipe, task.schedule = AdamW(), Constant()
