@@ -97,7 +97,7 @@ class _BlockedAttention(torch.autograd.Function):
             b, rows, keys = block.sequence, block.rows, block.keys
             weights = _weights(q[b, :, rows], k[b, :, keys], block, bias, later)
             y[b, rows] = torch.bmm(weights, v[b, :, keys]).transpose(0, 1)
-            if q.shape[2] <= KEPT:
+            if q.shape[2] <= KEPT and any(ctx.needs_input_grad):
                 kept.append(weights)
         ctx.save_for_backward(q, k, v, bias, *kept)
         ctx.scale, ctx.blocks = scale, blocks

@@ -102,6 +102,17 @@ def test_groups_hold_every_row_once_and_little_padding(counts: list[int], rounde
         assert len(groups) < 5 and start == sum(counts)
 
 
+def test_memory_is_of_few_sizes_and_what_lies_behind_the_last_group_is_nobodys() -> None:
+    rooms = [module._room(n) for n in range(1, 20_000)]
+    assert len(set(rooms)) < 200
+    assert all(n <= room <= n + n / 16 for n, room in enumerate(rooms, 1))
+    order = sort_by_expert(torch.randint(0, 3, (4099, 1), generator=torch.Generator().manual_seed(0)), 3)
+    padded = module._pad(order, rounded=False)
+    end = padded.groups[-1].rows.stop
+    assert len(padded.source) == len(padded.real) == module._room(end) > end
+    assert not padded.real[end:].any() and sorted(padded.source[padded.real].tolist()) == list(range(4099))
+
+
 def test_nobodys_rows_end_in_the_last_experts_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_compiles_shapes", lambda dtype: True)
     given = inputs("all to one", torch.float64)
