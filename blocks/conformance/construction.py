@@ -139,10 +139,11 @@ def _tensors(holder: Any) -> list[Tensor]:
 
 
 def flops(setting: Setting) -> None:
-    """FLOPs counted on the meta device are those counted on the CPU (attention by its plain path on both)."""
+    """FLOPs counted on the meta device are those counted on the CPU (attention and experts by plain paths on both: the
+    fast one of a CPU pads experts' rows, by more or less as the process has its products computed)."""
     counts = {}
     for device in ("meta", "cpu"):
-        decoder = compose(setting.model(), device=device).eval()
+        decoder = compose(setting.model(), device=device).choose_kernels({"experts": "grouped"}).eval()
         counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             decoder(tokens(2, 8).to(device))

@@ -466,3 +466,13 @@ def test_command_ends_with_2_and_no_traceback_on_a_users_mistake(
     assert done.returncode == 64
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+def test_flops_do_not_depend_on_how_the_process_has_its_products_computed() -> None:
+    case = next(case for case in cases() if str(case) == "gating/expert_choice: flops")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert case.outcome().status == "passed"
+    finally:
+        torch.set_float32_matmul_precision(before)
