@@ -122,7 +122,7 @@ def _room(rows: int) -> int:
     Routing changes at every step, and lengths with it: tensors of ever new sizes leave holes in the memory, and it
     keeps growing, by pages that the system has to fill with zeros first.
     """
-    step = max(1, 1 << rows.bit_length() - 5) if rows > 16 else 1
+    step = 1 << max(0, rows.bit_length() - 5)
     return -(-rows // step) * step
 
 
