@@ -76,6 +76,21 @@ def test_blocks_and_their_gradients_equal_the_reference(
             torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=4 * tolerance)
 
 
+def test_weights_are_kept_up_to_a_length_and_computed_anew_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: dict[int, list[int]] = {48: [], 47: []}
+
+    for kept, widths in saved.items():
+
+        def note(tensor: Tensor, widths: list[int] = widths) -> Tensor:
+            widths.append(tensor.shape[-1])
+            return tensor
+
+        monkeypatch.setattr(module, "KEPT", kept)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            blocked_attention(*inputs("whole blocks, one KV head", torch.float32), Scoring(0.3))
+    assert sorted(saved[48]) == sorted([*saved[47], 16, 32, 48])  # one sequence: a block's keys up to its end
+
+
 def test_no_key_of_another_document_or_outside_the_window_is_fetched() -> None:
     q = torch.zeros(1, 64, 1, 2)
     plain = module._blocks(q, None, None)
