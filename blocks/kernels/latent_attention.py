@@ -10,8 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from blocks.kernels.few_rows import reads_fast
+
 FEW = 64  # rows; a product of more is bound by its arithmetic
 LARGE = 2**21  # bytes of a row's memory; beyond, rows go one by one: what scores read, values find in a CPU's cache
+PART = 256  # positions; MKL reads a long memory fastest as a batch of its parts, one token's queries against each
 
 
 def absorbs(T: int, S: int, latent: int, rope: int, nope: int, value: int) -> bool:
@@ -54,15 +57,19 @@ def out_of_latents(y: Tensor, value_up: Tensor) -> Tensor:
     return rows.transpose(0, 1).unflatten(0, y.shape[:2])
 
 
-def _times_rows(rows: Tensor, matrix: Tensor) -> Tensor:
-    """[B,M,K] and [B,N,K] → [B,M,N], the products of each pair of rows.
+def _times_rows(rows: Tensor, matrix: Tensor, parts: int = 1) -> Tensor:
+    """[B,M,K] and [B,N,K] → [B,M,N], the products of each pair of rows; by part, which only one matrix has.
 
     On a CPU oneDNN copies a matrix that it is given transposed, and MKL reads it with one thread only: where rows are
     few, and reading the matrix is all there is to it, they are turned round instead.
     """
     if rows.shape[1] > FEW or not rows.is_cpu:
         return torch.bmm(rows, matrix.transpose(1, 2))
-    return torch.bmm(matrix, rows.transpose(1, 2)).transpose(1, 2).contiguous()
+    columns = rows.transpose(1, 2)
+    if parts > 1:
+        by_part = torch.bmm(matrix[0].unflatten(0, (parts, -1)), columns.expand(parts, -1, -1))
+        return by_part.flatten(0, 1).t().contiguous()[None]
+    return torch.bmm(matrix, columns).transpose(1, 2).contiguous()
 
 
 def latent_attention(
@@ -86,7 +93,8 @@ def latent_attention(
         each = zip(q.split(1), memory.split(1), biases, strict=True)
         return torch.cat([latent_attention(q, m, n_keys, latent, scale=scale, bias=b) for q, m, b in each])
     (T, N), M = q.shape[1:3], memory.shape[1]
-    scores = _times_rows((q * scale).flatten(1, 2), memory).unflatten(1, (T, N))
+    parts = M // PART if len(q) == T == 1 and reads_fast(q) and not M % PART else 1
+    scores = _times_rows((q * scale).flatten(1, 2), memory, parts).unflatten(1, (T, N))
     if bias is not None:
         scores[..., :n_keys] += bias.transpose(1, 2)
     if n_keys < M:
@@ -96,6 +104,14 @@ def latent_attention(
         scores[..., n_keys - T : n_keys].masked_fill_(later, float("-inf"))
     wide = torch.promote_types(q.dtype, torch.float32)
     weights, latents = scores.softmax(-1, dtype=wide).to(memory.dtype).flatten(1, 2), memory[..., :latent]
-    # Of a part of each row oneDNN makes a copy if there is a batch, even of one.
-    y = torch.bmm(weights, latents) if len(q) > 1 else torch.mm(weights[0], latents[0])[None]
-    return y.unflatten(1, (T, N))
+    return _average(weights, latents, parts).unflatten(1, (T, N))
+
+
+def _average(weights: Tensor, latents: Tensor, parts: int) -> Tensor:
+    """[B,M,S] and the first columns [B,S,C] of a memory → [B,M,C]; of parts, which only one sequence has, the sum."""
+    if len(weights) > 1:
+        return torch.bmm(weights, latents)
+    if parts == 1:  # of some columns oneDNN makes a copy if there is a batch, even of one
+        return torch.mm(weights[0], latents[0])[None]
+    by_part = weights[0].unflatten(1, (parts, -1)).transpose(0, 1)
+    return torch.bmm(by_part, latents[0].unflatten(0, (parts, -1))).sum(0, keepdim=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blocks.attention import mla as mla_module
 from blocks.attention.mla import MLA
+from blocks.kernels import few_rows
 from blocks.kernels import latent_attention as latent_module
 from blocks.kernels.attention import causal_attention_reference
 from blocks.kernels.latent_attention import (
@@ -60,6 +61,20 @@ def test_absorbed_equals_expanded(T: int, S: int, extra: int, dtype: torch.dtype
     absorbed, expanded = both_ways(T, S, extra, dtype, None)
     assert absorbed.dtype == dtype
     torch.testing.assert_close(absorbed, expanded, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("S", [64, 63, 17])
+def test_parts_of_a_long_memory_give_the_same(S: int, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_rows, "_pays", lambda: True)
+    monkeypatch.setattr(latent_module, "LARGE", 0)
+    monkeypatch.setattr(latent_module, "PART", 16)
+    bias = drawn(B, N, 1, S, dtype=torch.float32, seed=7) if biased else None
+    with torch.inference_mode(), torch.profiler.profile(record_shapes=True) as profile:
+        absorbed, expanded = both_ways(1, S, 64 - S, torch.float32, bias)
+    torch.testing.assert_close(absorbed, expanded, rtol=0, atol=1e-5)
+    products = [e.input_shapes for e in profile.events() if e.name == "aten::bmm"]
+    assert [[4, 16, C + ROPE], [4, C + ROPE, N]] in products and [[4, N, 16], [4, 16, C]] in products
 
 
 @pytest.mark.parametrize("shape", [(1, N), (B, 1), (B, N)])
