@@ -80,8 +80,8 @@ def test_autocast_lowers_the_products_and_gradients_come_back_wide() -> None:
 
 def test_few_lengths_are_asked_of_a_library_that_compiles_for_each() -> None:
     lengths = {module._length(n, True) for n in range(1, module.ROWS + 1)}
-    assert len(lengths) < 80
-    assert all(0 <= module._length(n, True) - n < max(8, n / 4) for n in range(1, module.ROWS + 1))
+    assert len(lengths) <= 160
+    assert all(0 <= module._length(n, True) - n < max(8, n / 16) for n in range(1, module.ROWS + 1))
     assert [module._length(n, False) for n in (0, 1, 77)] == [1, 1, 77]
 
 
