@@ -1,10 +1,11 @@
 """Causal attention of whole sequences on a CPU, a block of queries at a time against the keys that it may see.
 
 Dao et al. 2022 (FlashAttention), arXiv 2205.14135, with whole rows in place of an online softmax: the scores of some
-hundred queries fit the cache. What torch's flash kernel for CPUs does not do, this does: it leaves out blocks above the
-diagonal, outside a window and of other documents at every length; keys and values may differ in width (MLA); products
-go through the matrix library. It loses where sequences are so short that the loop over blocks costs more, and where
-one block's scores outgrow the cache: ``suits`` knows.
+hundred queries fit the cache; short sequences go together, as small products cost more to start. What torch's flash
+kernel for CPUs does not do, this does: it leaves out blocks above the diagonal, outside a window and of other documents
+at every length; keys and values may differ in width (MLA); products go through the matrix library. It loses where
+sequences are so short that the loop over blocks costs more, and where one block's scores outgrow the cache: ``suits``
+knows.
 
 In low precision, scores are rounded to that precision before the softmax, which is computed in fp32, as in eager
 implementations; torch's flash kernel keeps them in fp32.
@@ -20,15 +21,15 @@ from torch import Tensor
 from blocks.kernels.scoring import Scoring
 
 SHORTEST, LONGEST = 128, 4096  # tokens
-QUERIES = {torch.bfloat16: 256}  # in a block; low precision has less to fetch for each product
-DEFAULT_QUERIES = 128
+SCORES = 2**22  # bytes of a block's scores, up to which sequences go together
 KEPT = 512  # tokens of a sequence whose weights are kept for the way back, less than the rest of a layer keeps
 
 
 class _Block(NamedTuple):
-    """Queries ``rows`` of one sequence see keys ``start`` … the last of ``rows``."""
+    """Queries ``rows`` of neighbouring sequences see keys ``start`` … the last of ``rows``."""
 
-    sequence: int
+    sequences: slice
+    heads: slice  # theirs among those of all sequences
     rows: slice
     keys: slice
     hidden: Tensor | None  # [rows,keys], True where a key is not to be seen; None: only those after the query
@@ -41,11 +42,13 @@ def suits(q: Tensor, k: Tensor, scoring: Scoring) -> bool:
 
 
 def _blocks(q: Tensor, segments: Tensor | None, window: int | None) -> list[_Block]:
-    B, T = q.shape[:2]
-    size = QUERIES.get(q.dtype, DEFAULT_QUERIES)
+    B, T, N = q.shape[:3]
+    size = _queries(T)
+    together = max(1, SCORES // (N * size * T * q.element_size())) if segments is None else 1
     positions = torch.arange(T)
     found: list[_Block] = []
-    for sequence in range(B):
+    for sequence in range(0, B, together):
+        behind = min(B, sequence + together)
         for begin in range(0, T, size):
             end, start, hidden = min(begin + size, T), 0, None
             if window is not None:
@@ -58,18 +61,21 @@ def _blocks(q: Tensor, segments: Tensor | None, window: int | None) -> list[_Blo
                 hidden = keys > rows
                 hidden = hidden if window is None else hidden | (keys <= rows - window)
                 hidden = hidden if segments is None else hidden | (ids[begin:end, None] != ids[start:end])
-            found.append(_Block(sequence, slice(begin, end), slice(start, end), hidden))
+            sequences, heads = slice(sequence, behind), slice(sequence * N, behind * N)
+            found.append(_Block(sequences, heads, slice(begin, end), slice(start, end), hidden))
     return found
 
 
 def _weights(q: Tensor, k: Tensor, block: _Block, bias: Tensor | None, later: Tensor) -> Tensor:
-    """Scaled queries [N,q,H] on keys [N,k,H] → weights [N,q,k].
+    """Scaled queries [b·N,q,H] on keys [b·N,k,H] of b sequences → weights [b·N,q,k].
 
     ``later`` [Q,Q] is added to the scores of a block on itself: 0, and -inf where a key comes after the query.
     """
     scores = torch.bmm(q, k.transpose(1, 2))
     if bias is not None:
-        scores += bias[block.sequence % len(bias), :, block.rows, block.keys]
+        own = bias if len(bias) == 1 else bias[block.sequences]
+        by_sequence = scores.unflatten(0, (block.sequences.stop - block.sequences.start, -1))
+        by_sequence += own[:, :, block.rows, block.keys]
     if block.hidden is not None:
         scores.masked_fill_(block.hidden, float("-inf"))
     else:
@@ -78,26 +84,32 @@ def _weights(q: Tensor, k: Tensor, block: _Block, bias: Tensor | None, later: Te
     return scores.softmax(-1)
 
 
+def _queries(T: int) -> int:
+    """Of a block: of a short sequence fewer, since a part of the last keys is computed for nothing."""
+    return 128 if T <= 1024 else 256
+
+
 def _later(q: Tensor) -> Tensor:
-    size = QUERIES.get(q.dtype, DEFAULT_QUERIES)
+    size = _queries(q.shape[1])
     return q.new_full((size, size), float("-inf")).triu_(1)
 
 
 class _BlockedAttention(torch.autograd.Function):
-    """On [B,N,T,·]: heads first, so that what a block fetches lies together."""
+    """On [B·N,T,·]: heads first, so that what a block fetches lies together."""
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, blocks: list[_Block]
     ) -> Tensor:
-        q, (k, v) = q.transpose(1, 2).contiguous().mul(scale), (t.transpose(1, 2).contiguous() for t in (k, v))
-        y = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
+        B, T, N = q.shape[:3]
+        y = q.new_empty(B, T, N, v.shape[-1])
+        q, k, v = _heads_first(q).mul_(scale), _heads_first(k), _heads_first(v)
         later, kept = _later(q), []
         for block in blocks:
-            b, rows, keys = block.sequence, block.rows, block.keys
-            weights = _weights(q[b, :, rows], k[b, :, keys], block, bias, later)
-            y[b, rows] = torch.bmm(weights, v[b, :, keys]).transpose(0, 1)
-            if q.shape[2] <= KEPT and any(ctx.needs_input_grad):
+            _, heads, rows, keys, _ = block
+            weights = _weights(q[heads, rows], k[heads, keys], block, bias, later)
+            y[block.sequences, rows] = torch.bmm(weights, v[heads, keys]).unflatten(0, (-1, N)).transpose(1, 2)
+            if T <= KEPT and any(ctx.needs_input_grad):
                 kept.append(weights)
         ctx.save_for_backward(q, k, v, bias, *kept)
         ctx.scale, ctx.blocks = scale, blocks
@@ -107,21 +119,27 @@ class _BlockedAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q, k, v, bias, *kept = ctx.saved_tensors
-        grad = grad.transpose(1, 2).contiguous()
+        B = len(grad)
+        grad = _heads_first(grad)
         to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         later = _later(q)
         for index, block in enumerate(ctx.blocks):
-            b, rows, keys = block.sequence, block.rows, block.keys
+            _, heads, rows, keys, _ = block
             # Of a part of a tensor a product makes a copy: here one for all of them.
-            queries, back, read = (t.contiguous() for t in (q[b, :, rows], grad[b, :, rows], k[b, :, keys]))
+            queries, back, read = (t.contiguous() for t in (q[heads, rows], grad[heads, rows], k[heads, keys]))
             weights = kept[index] if kept else _weights(queries, read, block, bias, later)
-            to_v[b, :, keys] += torch.bmm(weights.transpose(1, 2), back)
-            to_weights = torch.bmm(back, v[b, :, keys].contiguous().transpose(1, 2))
+            to_v[heads, keys] += torch.bmm(weights.transpose(1, 2), back)
+            to_weights = torch.bmm(back, v[heads, keys].contiguous().transpose(1, 2))
             to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
-            to_q[b, :, rows] = torch.bmm(to_scores, read)
-            to_k[b, :, keys] += torch.bmm(to_scores.transpose(1, 2), queries)
-        to_q, to_k, to_v = (t.transpose(1, 2) for t in (to_q.mul_(ctx.scale), to_k, to_v))
+            to_q[heads, rows] = torch.bmm(to_scores, read)
+            to_k[heads, keys] += torch.bmm(to_scores.transpose(1, 2), queries)
+        to_q, to_k, to_v = (t.unflatten(0, (B, -1)).transpose(1, 2) for t in (to_q.mul_(ctx.scale), to_k, to_v))
         return to_q, to_k, to_v, None, None, None
+
+
+def _heads_first(t: Tensor) -> Tensor:
+    """[B,T,N,·] → [B·N,T,·], a copy."""
+    return t.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(0, 1)
 
 
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:

@@ -19,14 +19,14 @@ SHAPES = {
     "last block is short": (2, 37, 4, 2, 10, 6),
     "whole blocks, one KV head": (1, 48, 3, 1, 5, 9),
     "one token": (3, 1, 2, 2, 4, 4),
+    "three sequences": (3, 20, 2, 2, 4, 4),
 }
 PRECISIONS = [(torch.float64, 1e-12), (torch.float32, 3e-6), (torch.bfloat16, 4e-2)]
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DEFAULT_QUERIES", 16)
-    monkeypatch.setattr(module, "QUERIES", {})
+    monkeypatch.setattr(module, "_queries", lambda T: 16)
 
 
 def inputs(shape: str, dtype: torch.dtype) -> list[Tensor]:
@@ -74,6 +74,21 @@ def test_blocks_and_their_gradients_equal_the_reference(
         got = torch.autograd.grad(y, given, cotangent.to(dtype))
         for one, other in zip(got, torch.autograd.grad(expected, wide, cotangent.to(dtype).double()), strict=True):
             torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=4 * tolerance)
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_sequences_that_go_together_give_the_same(together: int, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, chosen = inputs("three sequences", torch.float64), options("three sequences", asked, torch.float64)
+    monkeypatch.setattr(module, "SCORES", together * 2 * 16 * 20 * 8)
+    starts = {block.sequences.start for block in module._blocks(given[0], chosen.get("segments"), None)}
+    assert len(starts) == (3 if "segments" in chosen else -(-3 // together))
+    y = blocked_attention(*given, Scoring(0.3, **chosen))
+    expected = causal_attention_reference(*given, Scoring(0.3, **chosen))
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+    cotangent = torch.randn_like(y)
+    got, due = (torch.autograd.grad(out, given, cotangent) for out in (y, expected))
+    torch.testing.assert_close(got, due, rtol=0, atol=1e-11)
 
 
 def test_weights_are_kept_up_to_a_length_and_computed_anew_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
