@@ -22,7 +22,7 @@ from blocks.kernels.grouped_matmul import Order, combine, dispatch, grouped_matm
 
 ROWS = 8192  # at a time: fewer would fit a second-level cache, but thin products cost more than that saves
 WASTE = 1.3  # rows of a group, with padding, to those without
-SHORT = 512  # rows of an expert, beyond which a product of its own is worth starting
+SHORT = 448  # rows of an expert, beyond which a product of its own is worth starting
 THIN, WASTE_OF_THIN = 32, 1.6  # so few rows take hardly longer than half of them: reading the matrices is the work
 _SILU, _SILU_BACKWARD = torch.ops.aten.silu.out, torch.ops.aten.silu_backward.grad_input
 
