@@ -13,6 +13,7 @@ implementations; torch's flash kernel keeps them in fp32.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -66,7 +67,9 @@ def _blocks(q: Tensor, segments: Tensor | None, window: int | None) -> list[_Blo
     return found
 
 
-def _weights(q: Tensor, k: Tensor, block: _Block, bias: Tensor | None, later: Tensor) -> Tensor:
+def _weights(
+    q: Tensor, k: Tensor, block: _Block, bias: Tensor | None, later: Tensor, out: Tensor | None = None
+) -> Tensor:
     """Scaled queries [b·N,q,H] on keys [b·N,k,H] of b sequences → weights [b·N,q,k].
 
     ``later`` [Q,Q] is added to the scores of a block on itself: 0, and -inf where a key comes after the query.
@@ -81,7 +84,7 @@ def _weights(q: Tensor, k: Tensor, block: _Block, bias: Tensor | None, later: Te
     else:
         n = q.shape[1]
         scores[:, :, -n:] += later[:n, :n]
-    return scores.softmax(-1)
+    return torch.softmax(scores, -1, out=out)
 
 
 def _queries(T: int) -> int:
@@ -94,52 +97,150 @@ def _later(q: Tensor) -> Tensor:
     return q.new_full((size, size), float("-inf")).triu_(1)
 
 
-class _BlockedAttention(torch.autograd.Function):
-    """On [B·N,T,·]: heads first, so that what a block fetches lies together."""
+def _parts(kept: Tensor, blocks: list[_Block]) -> list[Tensor | None]:
+    """The blocks' weights as views of one memory, or None for each where there is none."""
+    if not len(kept):
+        return [None] * len(blocks)
+    found: list[Tensor | None] = []
+    start = 0
+    for block in blocks:
+        shape = [part.stop - part.start for part in (block.heads, block.rows, block.keys)]
+        found.append(kept[start : start + math.prod(shape)].view(shape))
+        start += math.prod(shape)
+    return found
 
+
+def _room(q: Tensor) -> int:
+    """Numbers that the weights of all blocks are, at most, for q [B,T,N,·]; 0 if they are not to be kept."""
+    B, T, N = q.shape[:3]
+    size = _queries(T)
+    return B * N * sum((min(T, b + size) - b) * min(T, b + size) for b in range(0, T, size)) if T <= KEPT else 0
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, blocks: list[_Block], n_heads: int, kept: Tensor
+) -> Tensor:
+    """Scaled queries, keys and values, heads first → [B,T,N,V]; the weights go to ``kept``, if that has room."""
+    y = q.new_empty(len(q) // n_heads, q.shape[1], n_heads, v.shape[-1])
+    later = _later(q)
+    for block, out in zip(blocks, _parts(kept, blocks), strict=True):
+        sequences, heads, rows, keys, _ = block
+        weights = _weights(q[heads, rows], k[heads, keys], block, bias, later, out)
+        y[sequences, rows] = torch.bmm(weights, v[heads, keys]).unflatten(0, (-1, n_heads)).transpose(1, 2)
+    return y
+
+
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    blocks: list[_Block],
+    scale: float,
+    kept: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries before they were scaled, of keys and values; from that of the result, all heads first."""
+    to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    later = _later(q)
+    for block, weights in zip(blocks, _parts(kept, blocks), strict=True):
+        _, heads, rows, keys, _ = block
+        # Of a part of a tensor a product makes a copy: here one for all of them.
+        queries, back, read = (t.contiguous() for t in (q[heads, rows], grad[heads, rows], k[heads, keys]))
+        weights = _weights(queries, read, block, bias, later) if weights is None else weights
+        to_v[heads, keys] += torch.bmm(weights.transpose(1, 2), back)
+        to_weights = torch.bmm(back, v[heads, keys].contiguous().transpose(1, 2))
+        to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
+        to_q[heads, rows] = torch.bmm(to_scores, read)
+        to_k[heads, keys] += torch.bmm(to_scores.transpose(1, 2), queries)
+    return to_q.mul_(scale), to_k, to_v
+
+
+class _BlockedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, blocks: list[_Block]
     ) -> Tensor:
-        B, T, N = q.shape[:3]
-        y = q.new_empty(B, T, N, v.shape[-1])
+        N, kept = q.shape[2], q.new_empty(_room(q) if any(ctx.needs_input_grad) else 0)
         q, k, v = _heads_first(q).mul_(scale), _heads_first(k), _heads_first(v)
-        later, kept = _later(q), []
-        for block in blocks:
-            _, heads, rows, keys, _ = block
-            weights = _weights(q[heads, rows], k[heads, keys], block, bias, later)
-            y[block.sequences, rows] = torch.bmm(weights, v[heads, keys]).unflatten(0, (-1, N)).transpose(1, 2)
-            if T <= KEPT and any(ctx.needs_input_grad):
-                kept.append(weights)
-        ctx.save_for_backward(q, k, v, bias, *kept)
+        ctx.save_for_backward(q, k, v, bias, kept)
         ctx.scale, ctx.blocks = scale, blocks
-        return y
+        return _forward(q, k, v, bias, blocks, N, kept)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
-        q, k, v, bias, *kept = ctx.saved_tensors
-        B = len(grad)
-        grad = _heads_first(grad)
-        to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        later = _later(q)
-        for index, block in enumerate(ctx.blocks):
-            _, heads, rows, keys, _ = block
-            # Of a part of a tensor a product makes a copy: here one for all of them.
-            queries, back, read = (t.contiguous() for t in (q[heads, rows], grad[heads, rows], k[heads, keys]))
-            weights = kept[index] if kept else _weights(queries, read, block, bias, later)
-            to_v[heads, keys] += torch.bmm(weights.transpose(1, 2), back)
-            to_weights = torch.bmm(back, v[heads, keys].contiguous().transpose(1, 2))
-            to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
-            to_q[heads, rows] = torch.bmm(to_scores, read)
-            to_k[heads, keys] += torch.bmm(to_scores.transpose(1, 2), queries)
-        to_q, to_k, to_v = (t.unflatten(0, (B, -1)).transpose(1, 2) for t in (to_q.mul_(ctx.scale), to_k, to_v))
+        q, k, v, bias, kept = ctx.saved_tensors
+        found = _backward(_heads_first(grad), q, k, v, bias, ctx.blocks, ctx.scale, kept)
+        to_q, to_k, to_v = (_heads_last(t, len(grad)) for t in found)
         return to_q, to_k, to_v, None, None, None
+
+
+@torch.library.custom_op("blockwright::blocked_attention", mutates_args=())
+def _opaque(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    segments: Tensor | None,
+    window: int | None,
+    scale: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """The result and the kept weights, as one operator, into which the compiler does not look."""
+    kept = q.new_empty(_room(q) if keep else 0)
+    first = _heads_first(q).mul_(scale), _heads_first(k), _heads_first(v)
+    return _forward(*first, bias, _blocks(q, segments, window), q.shape[2], kept), kept
+
+
+@_opaque.register_fake
+def _(q, k, v, bias, segments, window, scale, keep):  # type: ignore[no-untyped-def]
+    return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(_room(q) if keep else 0)
+
+
+@torch.library.custom_op("blockwright::blocked_attention_backward", mutates_args=())
+def _opaque_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    segments: Tensor | None,
+    kept: Tensor,
+    window: int | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    first = _heads_first(grad), _heads_first(q).mul_(scale), _heads_first(k), _heads_first(v)
+    found = _backward(*first, bias, _blocks(q, segments, window), scale, kept)
+    to_q, to_k, to_v = (_heads_last(t, len(grad)).contiguous() for t in found)
+    return to_q, to_k, to_v
+
+
+@_opaque_backward.register_fake
+def _(grad, q, k, v, bias, segments, kept, window, scale):  # type: ignore[no-untyped-def]
+    return tuple(t.new_empty(t.shape) for t in (q, k, v))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.window, ctx.scale, _ = inputs
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _opaque_grads(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *_opaque_backward(grad, *ctx.saved_tensors, ctx.window, ctx.scale), *[None] * 5
+
+
+_opaque.register_autograd(_opaque_grads, setup_context=_keep)
 
 
 def _heads_first(t: Tensor) -> Tensor:
     """[B,T,N,·] → [B·N,T,·], a copy."""
     return t.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(0, 1)
+
+
+def _heads_last(t: Tensor, batch: int) -> Tensor:
+    """[B·N,T,·] → [B,T,N,·], a view."""
+    return t.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
@@ -148,5 +249,7 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tens
     if groups > 1:
         k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
     bias = None if scoring.bias is None else scoring.bias.detach().to(q.dtype)
+    if torch.compiler.is_compiling():
+        return _opaque(q, k, v, bias, scoring.segments, scoring.window, scoring.scale, torch.is_grad_enabled())[0]
     blocks = _blocks(q, scoring.segments, scoring.window)
     return _BlockedAttention.apply(q, k, v, bias, scoring.scale, blocks)

@@ -40,7 +40,7 @@ IMPLEMENTATIONS: Mapping[str, Mapping[str, Implementation]] = {
     "rotation": {"fused": rotary.rotate_pairs, "torch": rotary.rotate_pairs_reference},
 }
 EXTRAS = {"liger": "liger_kernel"}  # implementation → package, of those that an extra of their name brings
-BY_HAND = {"segments", "fused", "blocked"}  # what the compiler writes better itself
+BY_HAND = {"fused"}  # what the compiler writes better itself
 
 
 @dataclass(frozen=True)

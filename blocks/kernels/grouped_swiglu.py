@@ -84,12 +84,14 @@ class _Padded(NamedTuple):
 
     groups: in order
     source: [P] sorted place whose pair each row is, or repeats
+    tokens: [P] its token
     real: [P] whether the row is no padding
     place: [M] row of each sorted place
     """
 
     groups: list[_Group]
     source: Tensor
+    tokens: Tensor
     real: Tensor
     place: Tensor
 
@@ -104,7 +106,7 @@ def _pad(order: Order, rounded: bool) -> _Padded:
             lengths[expert] += group.length
     if not len(order.sorted):  # no pair has an expert
         nothing = order.sorted
-        return _Padded([], nothing, nothing.bool(), nothing)
+        return _Padded([], nothing, nothing, nothing.bool(), nothing)
     padded = torch.tensor(lengths)
     starts = ends - counts
     owner = torch.arange(len(lengths)).repeat_interleave(padded)
@@ -113,7 +115,12 @@ def _pad(order: Order, rounded: bool) -> _Padded:
     real = inside < counts[owner]
     last = max(0, len(order.sorted) - 1)
     source = (starts[owner] + torch.minimum(inside, (counts[owner] - 1).clamp(min=0))).clamp(max=last)
-    return _Padded(groups, source, real, real.nonzero()[:, 0])
+    return _Padded(groups, source, order.sorted[source] // order.k, real, real.nonzero()[:, 0])
+
+
+def _spread(weights: Tensor, padded: _Padded) -> Tensor:
+    """Weights of pairs in sorted order → [P,1], of each row; none of padding."""
+    return (weights[padded.source] * padded.real)[:, None]
 
 
 def _room(rows: int) -> int:
@@ -141,55 +148,143 @@ class _Scratch:
         return self.buffers[name][:rows]
 
 
+def _forward(
+    x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Order, padded: _Padded, room: int
+) -> tuple[Tensor, Tensor]:
+    """The tokens' sums [T,D], and the two halves of the hidden layer, [room,2F], that the way back wants."""
+    tokens, F_ = padded.tokens, down.shape[2]
+    spread = _spread(weights, padded)
+    halves, rows = x.new_empty(room, 2 * F_), x.new_empty(len(tokens), x.shape[1])
+    scratch = _Scratch(x, padded.groups)
+    for experts, part, length, _ in padded.groups:
+        n = part.stop - part.start
+        inputs = torch.index_select(x, 0, tokens[part], out=scratch("inputs", n, x.shape[1]))
+        torch.bmm(_each(inputs, length), gate_up[experts].transpose(1, 2), out=_each(halves[part], length))
+        gate, up = halves[part].split(F_, 1)
+        hidden = _SILU(gate, out=scratch("hidden", n, F_)).mul_(up).mul_(spread[part])
+        torch.bmm(_each(hidden, length), down[experts].transpose(1, 2), out=_each(rows[part], length))
+    return _sum_choices(rows, order, padded), halves
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    halves: Tensor,
+    order: Order,
+    padded: _Padded,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, weights, gate_up and down."""
+    tokens, (D, F_) = padded.tokens, down.shape[1:]
+    spread = _spread(weights, padded)
+    grad_gate_up, grad_down = torch.empty_like(gate_up), torch.empty_like(down)
+    rows, grad_weights = x.new_empty(len(tokens), D), spread.new_empty(len(tokens))
+    scratch = _Scratch(x, padded.groups)
+    for experts, part, length, first in padded.groups:
+        n = part.stop - part.start
+        inputs = torch.index_select(x, 0, tokens[part], out=scratch("inputs", n, D))
+        grads = torch.index_select(grad, 0, tokens[part], out=scratch("grads", n, D))
+        gate, up = halves[part].split(F_, 1)
+        both = scratch("both", n, 2 * F_)
+        to_gate, to_up = both.split(F_, 1)
+        silu, back = _SILU(gate, out=scratch("silu", n, F_)), scratch("back", n, F_)
+        torch.bmm(_each(grads, length), down[experts], out=_each(back, length))
+        hidden = torch.mul(silu, up, out=scratch("hidden", n, F_))
+        torch.sum(torch.mul(back, hidden, out=to_gate), 1, out=grad_weights[part])
+        _outer(_each(grads, length), _each(hidden.mul_(spread[part]), length), grad_down[experts], first)
+        back.mul_(spread[part])
+        torch.mul(back, silu, out=to_up)
+        _SILU_BACKWARD(back.mul_(up), gate, grad_input=to_gate)
+        _outer(_each(both, length), _each(inputs, length), grad_gate_up[experts], first)
+        torch.bmm(_each(both, length), gate_up[experts], out=_each(rows[part], length))
+    if not padded.groups:
+        grad_gate_up.zero_()
+        grad_down.zero_()
+    return _sum_choices(rows, order, padded), grad_weights[padded.place], grad_gate_up, grad_down
+
+
 class _GroupedSwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Order) -> Tensor:
-        padded, F_ = _pad(order, _compiles_shapes(x.dtype)), down.shape[2]
-        tokens = order.sorted[padded.source] // order.k
-        spread = (weights[padded.source] * padded.real)[:, None]
-        halves, rows = x.new_empty(len(tokens), 2 * F_), x.new_empty(len(tokens), x.shape[1])
-        scratch = _Scratch(x, padded.groups)
-        for experts, part, length, _ in padded.groups:
-            n = part.stop - part.start
-            inputs = torch.index_select(x, 0, tokens[part], out=scratch("inputs", n, x.shape[1]))
-            torch.bmm(_each(inputs, length), gate_up[experts].transpose(1, 2), out=_each(halves[part], length))
-            gate, up = halves[part].split(F_, 1)
-            hidden = _SILU(gate, out=scratch("hidden", n, F_)).mul_(up).mul_(spread[part])
-            torch.bmm(_each(hidden, length), down[experts].transpose(1, 2), out=_each(rows[part], length))
-        ctx.save_for_backward(x, spread, gate_up, down, tokens, halves)
+        padded = _pad(order, _compiles_shapes(x.dtype))
+        y, halves = _forward(x, weights, gate_up, down, order, padded, len(padded.tokens))
+        ctx.save_for_backward(x, weights, gate_up, down, halves)
         ctx.order, ctx.padded = order, padded
-        return _sum_choices(rows, order, padded)
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        x, spread, gate_up, down, tokens, halves = ctx.saved_tensors
-        D, F_ = down.shape[1:]
-        grad_gate_up, grad_down = torch.empty_like(gate_up), torch.empty_like(down)
-        rows, grad_weights = x.new_empty(len(tokens), D), spread.new_empty(len(tokens))
-        scratch = _Scratch(x, ctx.padded.groups)
-        for experts, part, length, first in ctx.padded.groups:
-            n = part.stop - part.start
-            inputs = torch.index_select(x, 0, tokens[part], out=scratch("inputs", n, D))
-            grads = torch.index_select(grad, 0, tokens[part], out=scratch("grads", n, D))
-            gate, up = halves[part].split(F_, 1)
-            both = scratch("both", n, 2 * F_)
-            to_gate, to_up = both.split(F_, 1)
-            silu, back = _SILU(gate, out=scratch("silu", n, F_)), scratch("back", n, F_)
-            torch.bmm(_each(grads, length), down[experts], out=_each(back, length))
-            hidden = torch.mul(silu, up, out=scratch("hidden", n, F_))
-            torch.sum(torch.mul(back, hidden, out=to_gate), 1, out=grad_weights[part])
-            _outer(_each(grads, length), _each(hidden.mul_(spread[part]), length), grad_down[experts], first)
-            back.mul_(spread[part])
-            torch.mul(back, silu, out=to_up)
-            _SILU_BACKWARD(back.mul_(up), gate, grad_input=to_gate)
-            _outer(_each(both, length), _each(inputs, length), grad_gate_up[experts], first)
-            torch.bmm(_each(both, length), gate_up[experts], out=_each(rows[part], length))
-        if not ctx.padded.groups:
-            grad_gate_up.zero_()
-            grad_down.zero_()
-        to_x = _sum_choices(rows, ctx.order, ctx.padded)
-        return to_x, grad_weights[ctx.padded.place], grad_gate_up, grad_down, None
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        x, weights, gate_up, down, halves = saved
+        return *_backward(grad, x, weights, gate_up, down, halves, ctx.order, ctx.padded), None
+
+
+@torch.library.custom_op("blockwright::grouped_swiglu", mutates_args=())
+def _opaque(
+    x: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    places: Tensor,
+    place: Tensor | None,
+    ends: Tensor,
+    n_tokens: int,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """``_forward`` as one operator, into which the compiler does not look: its loop depends on the routing."""
+    order = Order(places, place, ends, n_tokens, k)
+    padded = _pad(order, _compiles_shapes(x.dtype))
+    return _forward(x, weights, gate_up, down, order, padded, _most_rows(places, ends))
+
+
+@_opaque.register_fake
+def _(x, weights, gate_up, down, places, place, ends, n_tokens, k):  # type: ignore[no-untyped-def]
+    return x.new_empty(n_tokens, x.shape[1]), x.new_empty(_most_rows(places, ends), gate_up.shape[1])
+
+
+@torch.library.custom_op("blockwright::grouped_swiglu_backward", mutates_args=())
+def _opaque_backward(
+    grad: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    halves: Tensor,
+    places: Tensor,
+    place: Tensor | None,
+    ends: Tensor,
+    n_tokens: int,
+    k: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    order = Order(places, place, ends, n_tokens, k)
+    return _backward(grad, x, weights, gate_up, down, halves, order, _pad(order, _compiles_shapes(x.dtype)))
+
+
+@_opaque_backward.register_fake
+def _(grad, x, weights, gate_up, down, halves, places, place, ends, n_tokens, k):  # type: ignore[no-untyped-def]
+    return tuple(t.new_empty(t.shape) for t in (x, weights, gate_up, down))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.n_tokens, ctx.k = inputs
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _opaque_grads(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, weights, gate_up, down, places, place, ends, halves = ctx.saved_tensors
+    given = (grad, x, weights, gate_up, down, halves, places, place, ends, ctx.n_tokens, ctx.k)
+    return *_opaque_backward(*given), *[None] * 5
+
+
+_opaque.register_autograd(_opaque_grads, setup_context=_keep)
+
+
+def _most_rows(places: Tensor, ends: Tensor) -> int:
+    """No padding makes more of them: what is allocated where the routing is not known, though not written to."""
+    return 2 * places.shape[0] + 8 * ends.shape[0]
 
 
 def _each(rows: Tensor, length: int) -> Tensor:
@@ -232,7 +327,10 @@ def grouped_swiglu(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, or
     if torch.is_autocast_enabled(x.device.type):
         low = torch.get_autocast_dtype(x.device.type)
         x, gate_up, down = (t.to(low) if t.dtype == torch.float32 else t for t in (x, gate_up, down))
-    return _GroupedSwiGLU.apply(x, weights.to(x.dtype), gate_up, down, order)
+    weights = weights.to(x.dtype)
+    if torch.compiler.is_compiling():
+        return _opaque(x, weights, gate_up, down, order.sorted, order.place, order.ends, order.n_tokens, order.k)[0]
+    return _GroupedSwiGLU.apply(x, weights, gate_up, down, order)
 
 
 def grouped_swiglu_reference(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Order) -> Tensor:

@@ -103,7 +103,35 @@ def test_weights_are_kept_up_to_a_length_and_computed_anew_beyond(monkeypatch: p
         monkeypatch.setattr(module, "KEPT", kept)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             blocked_attention(*inputs("whole blocks, one KV head", torch.float32), Scoring(0.3))
-    assert sorted(saved[48]) == sorted([*saved[47], 16, 32, 48])  # one sequence: a block's keys up to its end
+    weights = 3 * 16 * (16 + 32 + 48)  # one sequence of three heads: a block's keys up to its end
+    assert saved[48] == [weights if width == 0 else width for width in saved[47]] and 0 in saved[47]
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("kept", [64, 0], ids=["weights kept", "weights computed anew"])
+def test_compiled_it_is_one_operator_and_the_same(kept: int, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEPT", kept)
+    given, chosen = inputs("three sequences", torch.float32), options("three sequences", asked, torch.float32)
+    cotangent = torch.randn(3, 20, 2, 4)
+
+    def run(attend: Any) -> list[Tensor]:
+        y = attend(*given, Scoring(0.3, **chosen))
+        return [y, *torch.autograd.grad(y, given, cotangent)]
+
+    torch._dynamo.reset()
+    compiled = run(torch.compile(blocked_attention, fullgraph=True, backend="aot_eager"))
+    for got, expected in zip(compiled, run(blocked_attention), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("asked", ["plain", "all"])
+def test_the_operator_keeps_the_rules_of_operators(asked: str) -> None:
+    scoring = Scoring(0.3, **options("three sequences", asked, torch.float32))
+    rest = (scoring.bias, scoring.segments, scoring.window, scoring.scale)
+    given = inputs("three sequences", torch.float32)
+    torch.library.opcheck(module._opaque, (*given, *rest, False))
+    if asked == "plain":  # where documents are left out, some of the room for weights is never written to
+        torch.library.opcheck(module._opaque, (*(t.detach() for t in given), *rest, True))
 
 
 def test_no_key_of_another_document_or_outside_the_window_is_fetched() -> None:

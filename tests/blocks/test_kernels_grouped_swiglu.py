@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -68,6 +70,36 @@ def test_expert_without_tokens_gets_a_gradient_of_zero_whatever_was_in_that_memo
         given = inputs("all to one", torch.float32)
         _, _, gate_up, down = torch.autograd.grad(grouped_swiglu(*given, order_of("all to one")).sum(), given)
         assert (gate_up[:4] == 0).all() and (down[:4] == 0).all() and (gate_up[4] != 0).any()
+
+
+@pytest.mark.parametrize("choices", CHOICES)
+def test_compiled_it_is_one_operator_and_the_same(choices: str) -> None:
+    order, given = order_of(choices), inputs(choices, torch.float32)
+    cotangent = torch.randn(order.n_tokens, 7)
+
+    def run(experts: Any) -> list[Tensor]:
+        y = experts(*given, order)
+        return [y, *torch.autograd.grad(y, given, cotangent)]
+
+    torch._dynamo.reset()
+    compiled = run(torch.compile(grouped_swiglu, fullgraph=True, backend="aot_eager"))
+    for got, expected in zip(compiled, run(grouped_swiglu), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("choices", ["two of five", "some to none"])
+def test_the_operator_keeps_the_rules_of_operators(choices: str) -> None:
+    order, given = order_of(choices), inputs(choices, torch.float32)
+    places = (order.sorted, order.place, order.ends, order.n_tokens, order.k)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(module._opaque, (*given, *places), test_utils=checks)
+
+
+@pytest.mark.parametrize("counts", [[3] * 64, [9] * 64, [33] * 8, [0] * 5, [1], [449] * 3, [10, 0, 900]], ids=str)
+def test_no_padding_makes_more_rows_than_a_compiled_operator_has_room_for(counts: list[int]) -> None:
+    most = module._most_rows(torch.empty(sum(counts)), torch.empty(len(counts)))
+    groups = module._groups(counts, True)
+    assert most >= module._room(groups[-1].rows.stop)
 
 
 def test_autocast_lowers_the_products_and_gradients_come_back_wide() -> None:
