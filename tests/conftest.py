@@ -30,6 +30,12 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)  # as many workers as cores: more threads would only wait for each other
 
 
+@pytest.fixture(autouse=True)
+def full_precision_of_products() -> None:
+    """A training sets it for its process, which here goes on to other tests."""
+    torch.set_float32_matmul_precision("highest")
+
+
 def _randomise(module: nn.Module, seed: int, scale: float) -> None:
     """Every parameter random, gains and biases too: a block that forgets one must not pass by luck."""
     generator = torch.Generator().manual_seed(seed)

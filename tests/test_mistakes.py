@@ -36,6 +36,13 @@ class Mistake(NamedTuple):
 
 # What the preflight finds, or Hydra: Lightning is not even imported.
 EARLY = {
+    "misspelt monitor": Mistake(
+        "callbacks.checkpoint.monitor=val/lss", "callbacks.checkpoint.monitor", "Did you mean 'val/loss'"
+    ),
+    "misspelt objective": Mistake("optimized_metric=val_loss", "optimized_metric", "Did you mean 'val/loss'"),
+    "objective of a test that is not made": Mistake(
+        "optimized_metric=test/loss\ntest=false", "optimized_metric", "test=true"
+    ),
     # keys
     "mistyped key": Mistake("model.d_modle=64", "model.d_modle", "Did you mean 'd_model'"),
     "mistyped key of a block": Mistake("model.attention.n_haeds=4", "model.attention.n_haeds", "'n_heads'"),
@@ -207,9 +214,9 @@ LATE = {
 # What shows only when training has begun: still no traceback.
 TOO_LATE = {
     "monitor of nothing": Mistake(
-        "callbacks.checkpoint.monitor=val/lss", "trainer", "could not find the monitored key"
+        "callbacks.checkpoint.monitor=val/accuracy", "trainer", "could not find the monitored key"
     ),
-    "objective that nobody logs": Mistake("optimized_metric=val/lss", "optimized_metric", "Did you mean 'val/loss'"),
+    "objective that nobody logs": Mistake("optimized_metric=val/accuracy", "optimized_metric", "Known: .*val/loss"),
 }
 
 DRIVER = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ ROOT = {
 
 OWN = ("dry_run",)  # keys of trainer that are this project's and not Lightning's
 TASK = "training.causal_lm.CausalLM"
+FIGURES = tuple(f"{stage}/{figure}" for stage in ("val", "test") for figure in ("bits_per_byte", "loss", "perplexity"))
 LEAST = {  # trainer's argument → its least value, and what it is
     "accumulate_grad_batches": (1, "counts batches, and a step needs one"),
     "gradient_clip_val": (0, "is the length to which gradients are cut; below 0 it would turn them round"),
@@ -67,6 +69,7 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
     plain["task"] = {**plain["task"], "model": plain["model"]}
     check_kernels(plain["task"].get("kernels") or {}, "task.kernels")
     _check_fit(plain["model"], plain["data"], check_data(plain["data"]))
+    _check_figures(plain)
     _check_trainer(plain["trainer"])
     derive(plain["trainer"])
     check_ranks(plain)
@@ -145,6 +148,20 @@ def _check_fit(model: dict[str, Any], data: dict[str, Any], vocabulary: int | No
     if isinstance(length, int) and 0 < length <= depth:
         rule = f"predicts tokens beyond the sequence (data.sequence_length = {length})"
         raise ConfigError("model.mtp.depth", depth, rule, "Predict fewer tokens, or lengthen it")
+
+
+def _check_figures(plain: dict[str, Any]) -> None:
+    """A misspelt figure is refused before the training. Callbacks may log others, so only near misses are."""
+    asked = {"optimized_metric": plain["optimized_metric"]}
+    for name, callback in (plain["callbacks"] or {}).items():
+        if isinstance(callback, dict) and "monitor" in callback:
+            asked[f"callbacks.{name}.monitor"] = callback["monitor"]
+    for path, figure in asked.items():
+        near = difflib.get_close_matches(str(figure), FIGURES, n=1, cutoff=0.85)
+        if near and figure not in FIGURES:
+            raise ConfigError(path, figure, "no such value is logged", f"Did you mean {near[0]!r}?")
+        if figure in FIGURES and str(figure).startswith("test/") and not plain["test"]:
+            raise ConfigError(path, figure, "nothing is tested with test=false", "Write test=true, or a figure of val/")
 
 
 def _check_trainer(trainer: dict[str, Any]) -> None:

@@ -54,6 +54,19 @@ def test_checking_imports_no_lightning_and_writes_nothing(tmp_path: Path, small:
     assert not list(tmp_path.iterdir())
 
 
+def test_figures_that_the_task_logs_are_those_that_are_known(tmp_path: Path) -> None:
+    from training.metrics import TokenLoss
+    from training.preflight import FIGURES
+
+    assert set(FIGURES) == {f"{stage}/{name}" for stage in ("val", "test") for name in TokenLoss().compute()}
+
+
+def test_figure_that_a_callback_may_log_is_let_through(checked: Checked) -> None:
+    assert checked("optimized_metric=val/accuracy")["optimized_metric"] == "val/accuracy"
+    assert checked("optimized_metric=test/loss", "test=true")["optimized_metric"] == "test/loss"
+    assert refusal(checked, "optimized_metric=val/los").remedy == "Did you mean 'val/loss'?"
+
+
 def test_batch_is_shared_by_all_processes_of_all_nodes(checked: Checked) -> None:
     checked("trainer=ddp_sim", "data.batch_size=4")
     error = refusal(checked, "trainer=ddp_sim", "data.batch_size=3")
