@@ -54,7 +54,7 @@ def test_checking_imports_no_lightning_and_writes_nothing(tmp_path: Path, small:
     assert not list(tmp_path.iterdir())
 
 
-def test_figures_that_the_task_logs_are_those_that_are_known(tmp_path: Path) -> None:
+def test_figures_that_the_task_logs_are_those_that_are_known() -> None:
     from training.metrics import TokenLoss
     from training.preflight import FIGURES
 
