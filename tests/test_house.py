@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("registry", "blocks", "interop", "training", "lab", "benchmarks")
+PACKAGES = ("blockwright", "registry", "blocks", "interop", "training", "lab", "benchmarks")
 SOURCES = [p for package in PACKAGES for p in (ROOT / package).rglob("*.py")]
 
 

@@ -1,0 +1,58 @@
+# The public names, and where each is defined. blockwright/lazy.py reads this file, type checkers too.
+
+__version__: str
+
+# compose and load models
+from blocks.checkpoint import load_decoder as load
+from blocks.compose import check as check
+from blocks.compose import compose as compose
+from blocks.decoder import Decoder as Decoder
+
+# add blocks
+from registry import BlockError as BlockError
+from registry import Composable as Composable
+from registry import ConfigError as ConfigError
+from registry import RegistrationError as RegistrationError
+from registry import family as family
+from registry import kinds as kinds
+from registry import names as names
+from registry import register as register
+from blocks.base import Block as Block
+from blocks.base import Placement as Placement
+from blocks.conformance import cases as conformance_cases
+
+# the contract of each kind, and what passes between blocks
+from blocks.attention.base import Attention as Attention
+from blocks.balance.base import Balance as Balance
+from blocks.cache import Cache as Cache
+from blocks.dropping.base import Dropping as Dropping
+from blocks.experts.base import Experts as Experts
+from blocks.ffn.base import FFN as FFN
+from blocks.gating.base import Gating as Gating
+from blocks.gating.base import Routing as Routing
+from blocks.norm.base import Norm as Norm
+from blocks.output_gate.base import OutputGate as OutputGate
+from blocks.position.base import Position as Position
+from blocks.qk_norm.base import QKNorm as QKNorm
+from blocks.residual.base import Residual as Residual
+from blocks.scores.base import Scores as Scores
+
+# write text
+from blocks.generate import generate as generate
+from blocks.sample import Sampling as Sampling
+from lab.writer import Request as Request
+from lab.writer import Writer as Writer
+
+# train
+from training.callbacks.finale import Finale as Finale
+from training.causal_lm import CausalLM as CausalLM
+from training.data.corpus import Corpus as Corpus
+from training.data.tokenizers.base import Tokenizer as Tokenizer
+from training.optimizers.base import OptimizerRecipe as OptimizerRecipe
+from training.schedulers.base import Schedule as Schedule
+
+# measure
+from blocks.cost import cache_bytes as cache_bytes
+from blocks.cost import count_parameters as count_parameters
+from blocks.cost import forward_flops_per_token as forward_flops_per_token
+from lab.describe import figures as describe

@@ -1,0 +1,115 @@
+"""``blockwright COMMAND …``: every command of the project under one name.
+
+A command's own module reads its arguments; here is only which module that is. Nothing is imported before it is needed,
+so that ``--help`` and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from registry.command import run_command
+from registry.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand.
+
+    Args:
+        about: what it does, for the list
+        module: the module whose ``main`` takes the arguments
+        prefix: arguments that stand before the user's
+    """
+
+    about: str
+    module: str
+    prefix: tuple[str, ...] = ()
+
+
+TRAIN = "train"
+COMMANDS = {
+    TRAIN: Command(
+        "train a model: KEY=VALUE overrides, -m to sweep; fit|validate|test|predict for Lightning CLI", "train"
+    ),
+    "describe": Command("what models cost: parameters, FLOPs, cache, memory; nothing is allocated", "lab.describe"),
+    "match": Command("size the arms of a comparison to the same cost", "lab.match.__main__"),
+    "ablate": Command("run a matched comparison, from its definition to its report", "lab.ablation.__main__"),
+    "sweep": Command("status, resume or retry a sweep", "lab.sweep.__main__"),
+    "report": Command("write a sweep's results as one page", "lab.report.__main__"),
+    "generate": Command("write text with a trained model", "lab.generate"),
+    "cache-loss": Command("what a quantised cache costs in loss", "lab.cache_loss"),
+    "evaluate": Command("run lm-evaluation-harness on a model (extra lm_eval)", "lab.lm_eval"),
+    "import": Command("a Hugging Face checkpoint → a model here", "interop.hf", ("import",)),
+    "export": Command("a model here → a Hugging Face checkpoint", "interop.hf", ("export",)),
+    "consolidate": Command("a sharded checkpoint → one file", "interop.consolidate"),
+    "blocks": Command("list blocks, their parameters and ranges", "registry.__main__"),
+    "check": Command("test that a block keeps the contract of its kind", "blocks.conformance.__main__"),
+}
+
+
+def usage() -> str:
+    """The text of ``--help``."""
+    width = max(map(len, COMMANDS)) + 2
+    listed = "\n".join(f"  {name:{width}}{command.about}" for name, command in COMMANDS.items())
+    return (
+        "blockwright COMMAND [ARGUMENT …]\n\n"
+        f"{listed}\n\n"
+        "blockwright COMMAND --help describes a command's arguments. Tab completion in bash or zsh:\n"
+        '  eval "$(blockwright --completion)"\n'
+    )
+
+
+def completion() -> str:
+    """A script for bash, and for zsh by its ``bashcompinit``: completes commands, then files."""
+    names = " ".join(COMMANDS)
+    return (
+        '[ -n "$ZSH_VERSION" ] && autoload -U +X bashcompinit && bashcompinit\n'
+        "_blockwright() {\n"
+        '  if [ "$COMP_CWORD" -eq 1 ]; then\n'
+        f'    COMPREPLY=($(compgen -W "{names} --help --version" -- "${{COMP_WORDS[1]}}"))\n'
+        "  else\n"
+        '    COMPREPLY=($(compgen -f -- "${COMP_WORDS[COMP_CWORD]}"))\n'
+        "  fi\n"
+        "}\n"
+        "complete -o nospace -F _blockwright blockwright\n"
+    )
+
+
+def _train(arguments: Sequence[str]) -> None:
+    """Become ``train.py``: Lightning starts further ranks by running ``sys.argv`` again."""
+    train = importlib.import_module("train")
+    sys.argv = [train.__file__ or "train.py", *arguments]
+    sys.modules["__main__"].__spec__ = None  # else its launcher would run `python -m` of what we were started as
+    train.main()
+
+
+def _run(arguments: Sequence[str]) -> int | None:
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(usage(), end="")
+    elif name == "--version":
+        from blockwright import __version__
+
+        print(f"blockwright {__version__}")
+    elif name == "--completion":
+        print(completion(), end="")
+    elif name not in COMMANDS:
+        remedy = did_you_mean(name, COMMANDS)
+        if "=" in name or name in ("-m", "--multirun", "fit", "validate", "test", "predict"):
+            remedy = f"Write: blockwright train {name} …"
+        raise ConfigError("command line", name, "is not a command", remedy)
+    elif name == TRAIN:
+        _train(rest)
+    else:
+        command = COMMANDS[name]
+        return importlib.import_module(command.module).main([*command.prefix, *rest])
+    return None
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run_command(_run))

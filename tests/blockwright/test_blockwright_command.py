@@ -1,0 +1,55 @@
+"""``blockwright COMMAND``: each command reaches its module; what is no command is refused with a remedy."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blockwright.command import COMMANDS, TRAIN, _run, completion, usage
+from registry import ConfigError
+
+
+def test_every_command_has_a_main_and_a_line_of_help() -> None:
+    for name, command in COMMANDS.items():
+        assert f"  {name} " in usage() and command.about
+        spec = importlib.util.find_spec(command.module)
+        assert spec and spec.origin and "def main(" in Path(spec.origin).read_text(), name
+
+
+def test_arguments_reach_the_module(capsys: pytest.CaptureFixture[str]) -> None:
+    _run(["blocks", "attention/mqa"])
+    assert "attention/mqa" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("word", "remedy"),
+    [("descrbe", "Did you mean 'describe'?"), ("model=tiny", "blockwright train model=tiny"), ("fit", "train fit")],
+)
+def test_what_is_no_command_is_refused(word: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        _run([word])
+    assert remedy in told.value.remedy
+
+
+def test_train_becomes_the_script_for_the_ranks_that_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import train
+
+    seen = []
+    monkeypatch.setattr(train, "main", lambda: seen.append((list(sys.argv), sys.modules["__main__"].__spec__)))
+    monkeypatch.setattr(sys, "argv", ["blockwright", TRAIN, "seed=1"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", object(), raising=False)
+    _run([TRAIN, "seed=1"])
+    assert seen == [([train.__file__, "seed=1"], None)]
+
+
+def test_completion_offers_commands_that_begin_so() -> None:
+    bash = shutil.which("bash")
+    assert bash, "bash runs the completion"
+    asked = 'COMP_WORDS=(blockwright de); COMP_CWORD=1; _blockwright; echo "${COMPREPLY[@]}"'
+    done = subprocess.run([bash, "-c", f"{completion()}\n{asked}"], capture_output=True, text=True)
+    assert done.stdout.split() == ["describe"], done.stderr
