@@ -2,7 +2,8 @@
 
 A checkpoint in one file carries its digest in the file's own comment: a file of ``torch.save`` is a zip, whose last
 record may end in one. So file and digest appear, move and vanish together, and every reader of such files reads on.
-A checkpoint that is a folder has a ``manifest.json`` of every file in it.
+A checkpoint that is a folder has a ``manifest.json`` of every file that was written into it. What else lies there (a
+note, ``.DS_Store``, the ``.nfs…`` of a file that is still open elsewhere) is ignored.
 
 A digest tells damage from health, not a friend from a stranger: whoever writes a file can seal it.
 """
@@ -14,7 +15,8 @@ import hashlib
 import json
 import os
 import re
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 MANIFEST = "manifest.json"
@@ -24,6 +26,11 @@ _TRAILER_BYTES = len(b"blockwright-sha256:") + 64
 _END = b"PK\x05\x06"  # of a zip: this record, 22 bytes long, the last two of which count the comment behind it
 _END_BYTES = 22
 _CHUNK = 1 << 22
+_STRAY = re.compile(
+    r"\.nfs[0-9a-f]|\._|\.DS_Store\Z|Thumbs\.db\Z|desktop\.ini\Z"
+)  # not ours, here today and gone tomorrow
+
+Digests = Mapping[str, Mapping[str, int | str]]  # a file's name within its folder → its "bytes" and "sha256"
 
 
 class Damaged(ValueError):  # noqa: N818 - a state of a file
@@ -81,18 +88,46 @@ class Sealing:
         self._file.write(data)
 
 
-def seal_folder(folder: Path) -> None:
-    """Write the manifest of a folder, and everything in it to the disk.
+def seal_folder(folder: Path, digests: Digests | None = None) -> None:
+    """Write the manifest of a folder, and everything that it names to the disk.
+
+    Args:
+        folder: all of whose files are written
+        digests: of its files; null to read and digest every file that the folder holds now, except those that file
+            servers and desktops leave (``.nfs…``, ``.DS_Store``) and may take away again
 
     Raises:
         OSError: it cannot be written
     """
-    files = {name: _told(folder / name) for name in _files(folder)}
+    files = digests_of(folder, files_of(folder)) if digests is None else dict(digests)
     manifest = folder / MANIFEST
     manifest.write_text(_canonical(files))
     for file in [manifest, *(folder / name for name in files)]:
         sync(file)
     sync(folder)
+
+
+def files_of(folder: Path) -> list[str]:
+    """Names of the files below a folder that belong to a checkpoint, its manifest excepted.
+
+    Raises:
+        Damaged: one of them is a link
+    """
+    found = []
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if file.name == MANIFEST or _STRAY.match(file.name):
+            continue
+        if file.is_symlink():
+            raise Damaged(folder, f"is no checkpoint: {name} is a link")
+        if file.is_file():
+            found.append(name)
+    return found
+
+
+def digests_of(folder: Path, names: Iterable[str]) -> Digests:
+    """Size and SHA-256 of some files of a folder, as its manifest holds them."""
+    return {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names}
 
 
 def sync(path: Path) -> None:
@@ -115,8 +150,7 @@ def check(path: Path) -> bool:
         OSError: it cannot be read
     """
     if path.is_dir():
-        stats = [(name, (path / name).stat()) for name in (*_files(path), MANIFEST) if (path / name).is_file()]
-        return _check_folder(path, tuple((n, s.st_ino, s.st_mtime_ns, s.st_ctime_ns, s.st_size) for n, s in stats))
+        return (path / MANIFEST).is_file() and check_files(path, read_manifest(path))
     status = path.stat()
     return _check_file(path, (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size))
 
@@ -139,48 +173,64 @@ def _check_file(path: Path, status: tuple[int, ...]) -> bool:
     return False
 
 
-@functools.lru_cache(maxsize=64)
-def _check_folder(folder: Path, status: tuple[tuple[str | int, ...], ...]) -> bool:
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return False
+def read_manifest(folder: Path) -> Digests:
+    """What a sealed folder says of each of its files, without looking at them.
+
+    Raises:
+        Damaged: the manifest is not what was written
+        OSError: it cannot be read
+    """
     try:
-        text = manifest.read_text()
+        text = (folder / MANIFEST).read_text()
         files = dict(json.loads(text)["files"])
-        whole = text == _canonical(files)
+        whole = text == _canonical(files) and all(_is_entry(name, told) for name, told in files.items())
     except (ValueError, TypeError, KeyError, RecursionError):
         whole = False
     if not whole:
         raise Damaged(folder, f"is damaged: its {MANIFEST} is not what was written")
-    there = set(_files(folder))
-    if strange := sorted(there ^ set(files)):
-        raise Damaged(
-            folder, f"is damaged: {strange[0]} is {'not in its manifest' if strange[0] in there else 'missing'}"
-        )
-    for name, told in files.items():
-        if told != _told(folder / name):
+    return files
+
+
+def check_files(folder: Path, digests: Digests) -> bool:
+    """Hold files of a folder to their digests; other files there are nobody's concern. Remembered as in ``check``.
+
+    Args:
+        folder: a checkpoint
+        digests: of ``read_manifest``, or a part of it
+
+    Returns:
+        True
+
+    Raises:
+        Damaged: a file is missing, a link, or not what was written
+        OSError: one cannot be read
+    """
+    for name, wanted in sorted(digests.items()):
+        file = folder / name
+        if any(path.is_symlink() for path in (file, *file.parents[: len(PurePosixPath(name).parts) - 1])):
+            raise Damaged(folder, f"is no checkpoint: {name} is a link")
+        if not file.is_file():
+            raise Damaged(folder, f"is damaged: {name} is missing")
+        status = file.stat()
+        known = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+        if status.st_size != wanted["bytes"] or _remembered_sha256(file, known) != wanted["sha256"]:
             raise Damaged(folder, f"is damaged: the bytes of {name} are not those that were written")
     return True
 
 
-def _told(file: Path) -> dict[str, int | str]:
-    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+def _is_entry(name: str, told: Mapping[str, int | str]) -> bool:
+    path = PurePosixPath(name)
+    is_inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    return is_inside and set(told) == {"bytes", "sha256"}
 
 
-def _canonical(files: dict[str, dict[str, int | str]]) -> str:
+@functools.lru_cache(maxsize=4096)
+def _remembered_sha256(file: Path, status: tuple[int, ...]) -> str:
+    return _sha256(file)
+
+
+def _canonical(files: Digests) -> str:
     return json.dumps({"files": files, "format": FORMAT}, sort_keys=True, separators=(",", ":"))
-
-
-def _files(folder: Path) -> list[str]:
-    """Every file below a folder but its manifest. Links are not followed, and not allowed."""
-    found = []
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder).as_posix()
-        if file.is_symlink():
-            raise Damaged(folder, f"is no checkpoint: {name} is a link")
-        if file.is_file() and name != MANIFEST:
-            found.append(name)
-    return found
 
 
 def _sha256(path: Path, length: int | None = None) -> str:

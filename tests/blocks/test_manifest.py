@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,45 @@ def test_file_cut_short_is_noticed(sealed: Path, length: int) -> None:
         manifest.check(sealed)
 
 
-def test_folder_with_a_file_too_many_or_too_few_is_noticed(folder: Path) -> None:
-    (folder / "more").write_text("")
-    with pytest.raises(manifest.Damaged, match="more is not in its manifest"):
+@pytest.mark.parametrize("stray", [".nfs0000000000a1b2c3", ".DS_Store", "note.txt", "inner/._x"])
+def test_stray_file_in_a_folder_is_ignored(folder: Path, stray: str) -> None:
+    (folder / stray).write_text("")
+    assert manifest.check(folder)
+
+
+def test_stray_link_in_a_folder_is_ignored(folder: Path) -> None:
+    (folder / "current").symlink_to("/etc/hostname")
+    assert manifest.check(folder)
+
+
+def test_stray_file_that_is_there_at_the_sealing_may_go(folder: Path) -> None:
+    for stray in (".nfs0000000000a1b2c3", ".DS_Store"):
+        (folder / stray).write_text("")
+    manifest.seal_folder(folder)
+    for stray in (".nfs0000000000a1b2c3", ".DS_Store"):
+        (folder / stray).unlink()
+    assert manifest.check(folder)
+
+
+@pytest.mark.parametrize("name", ["meta.pt", "inner/__0_0.distcp"])
+def test_folder_that_lacks_a_file_of_its_manifest_is_damaged(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(manifest.Damaged, match=re.escape(f"{name} is missing")):
         manifest.check(folder)
-    (folder / "more").unlink()
-    (folder / "meta.pt").unlink()
-    with pytest.raises(manifest.Damaged, match=r"meta\.pt is missing"):
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", ""])
+def test_manifest_that_names_a_file_outside_its_folder_is_damaged(folder: Path, name: str) -> None:
+    (folder.parent / "outside").write_text("x")
+    (folder / manifest.MANIFEST).write_text(manifest._canonical({name: {"bytes": 1, "sha256": "0"}}))
+    with pytest.raises(manifest.Damaged, match="is not what was written"):
+        manifest.check(folder)
+
+
+def test_file_below_a_linked_folder_is_refused(folder: Path) -> None:
+    (folder / "inner").rename(folder.parent / "elsewhere")
+    (folder / "inner").symlink_to(folder.parent / "elsewhere")
+    with pytest.raises(manifest.Damaged, match="is a link"):
         manifest.check(folder)
 
 
