@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from registry import ConfigError, did_you_mean
+from registry.arguments import read_arguments
 
 # What one parameter takes while AdamW trains it, in bytes.
 RECIPES = {
@@ -68,43 +69,22 @@ def read(arguments: Sequence[str]) -> Request:
     Raises:
         ConfigError: no model, an unknown option, a value that cannot be
     """
-    words, flags = _flags(arguments)
-    given = {word.partition("=")[0]: word.partition("=")[2] for word in words}
-    models = [name.strip() for name in given.pop("model", "").split(",") if name.strip()]
+    given = read_arguments(arguments, options=(*KEYS, "model"), flags=("--json", "--plot=FILE"))
+    own = dict(given.options)
+    models = [name.strip() for name in own.pop("model", "").split(",") if name.strip()]
     if not models:
         raise ConfigError("model", None, "says which models to describe", "Write e.g. model=deepseek_v2,deepseek_67b")
-    own = {key: given[key] for key in given if key in KEYS}
-    for key in given:
-        owner = key.partition(".")[0]
-        if key not in KEYS and owner in ("cache", "training", "context", "gpus", "against", "models"):
-            raise ConfigError(key, given[key], "there is no such option", did_you_mean(key, [*KEYS, "model"]))
-    overrides = [word for word in words if word.partition("=")[0] not in (*KEYS, "model")]
-    return Request(models, _options(own, models), overrides, _against(own, models), flags["json"], flags["plot"])
+    for key, _, value in (word.partition("=") for word in given.overrides):
+        if key.partition(".")[0] in ("cache", "training", "context", "gpus", "against", "models"):
+            raise ConfigError(key, value, "there is no such option", did_you_mean(key, [*KEYS, "model"]))
+    plot = _plot(given.flags["--plot"]) if "--plot" in given.flags else None
+    return Request(models, _options(own, models), given.overrides, _against(own, models), "--json" in given.flags, plot)
 
 
-def _flags(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    words: list[str] = []
-    flags: dict[str, Any] = {"json": False, "plot": None}
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("-"):
-            words.append(word)
-        elif word == "--json":
-            flags["json"] = True
-        elif word.partition("=")[0] == "--plot":
-            file = word.partition("=")[2] or (rest.pop(0) if rest and "=" not in rest[0] else "")
-            if Path(file).suffix not in PLOTS:
-                raise ConfigError(
-                    "--plot", file, f"names a file ending in {', '.join(PLOTS)}", "Write --plot costs.png"
-                )
-            flags["plot"] = Path(file)
-        else:
-            remedy = did_you_mean(word, ["--json", "--plot", "--help"])
-            raise ConfigError("command line", word, "there is no such flag", remedy)
-    if unset := [word for word in words if "=" not in word and not word.startswith("~")]:
-        raise ConfigError("command line", unset[0], "is no KEY=VALUE", f"Write model={unset[0]} for a model")
-    return words, flags
+def _plot(file: str) -> Path:
+    if Path(file).suffix not in PLOTS:
+        raise ConfigError("--plot", file, f"names a file ending in {', '.join(PLOTS)}", "Write --plot costs.png")
+    return Path(file)
 
 
 def _options(own: Mapping[str, str], models: Sequence[str]) -> list[Options]:

@@ -21,7 +21,8 @@ from lab.report.findings import find
 from lab.report.reading import read as read_sweep
 from lab.sweep import plan as plans
 from lab.sweep.runner import resume_command, run_plan
-from registry import ConfigError, did_you_mean
+from registry import ConfigError
+from registry.arguments import read_arguments
 from registry.command import run_command
 
 USAGE = """\
@@ -57,29 +58,19 @@ def read(arguments: Sequence[str]) -> Request:
     Raises:
         ConfigError: no name, an unknown flag, a word that is no KEY=VALUE
     """
-    words = [word for word in arguments if word != "--plan-only"]
-    for word in words:
-        if word.startswith("-"):
-            remedy = did_you_mean(word, ["--plan-only", "--help"])
-            raise ConfigError("command line", word, "there is no such flag", remedy)
-    plain = [word for word in words if "=" not in word and not word.startswith("~")]
-    if not plain:
+    given = read_arguments(arguments, options=OWN, flags=("--plan-only",), n_names=1)
+    if not given.names:
         raise ConfigError("NAME", None, "says which ablation", f"Known: {', '.join(definition.names())}")
-    name, *others = plain
-    if others:
-        raise ConfigError("command line", others[0], "is no KEY=VALUE", "Run one ablation at a time")
-    given = [word for word in words if word != name]
-    changes = {key: value for key, _, value in (word.partition("=") for word in given) if key in OWN}
-    for word in given:
+    name = given.names[0]
+    for word in given.overrides:
         key = word.partition("=")[0].lstrip("+~")
-        if "." not in key and "/" not in key and key in definition.KNOWN and key not in OWN:
+        if "." not in key and "/" not in key and key in definition.KNOWN:
             remedy = f"Copy {name.removesuffix('.yaml')}.yaml"
             raise ConfigError(key, word.partition("=")[2], "is changed in the file of the ablation", remedy)
-        if key == "seed" or key.startswith("hydra.") or word.partition("=")[0] in ("-m", "--multirun"):
+        if key == "seed" or key.startswith("hydra."):
             remedy = "Write seeds=[7] for a seed of your own" if key == "seed" else "Leave it out"
             raise ConfigError(key, word.partition("=")[2], "is set by the ablation, for each job", remedy)
-    overrides = [word for word in given if word.partition("=")[0] not in OWN]
-    return Request(name, changes, overrides, len(words) < len(arguments))
+    return Request(name, given.options, given.overrides, "--plan-only" in given.flags)
 
 
 def plan_table(plan: Plan) -> Table:

@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 import registry
 from lab.match.sizing import TOL, Match
 from registry import ConfigError, did_you_mean
+from registry.arguments import read_arguments
 from training.composition import CONF, explain
 
 KEYS = ("match", "by", "tol", "baseline", "target", "context")
@@ -48,26 +49,20 @@ def read(arguments: Sequence[str]) -> Request:
     Raises:
         ConfigError: an unknown option, a value that cannot be, an arm named twice
     """
-    words = [word for word in arguments if word != "--json"]
-    for word in words:
-        if word.startswith("-"):
-            remedy = did_you_mean(word, ["--json", "--help"])
-            remedy = "Leave it out: arms are swept here anyway" if word in ("-m", "--multirun") else remedy
-            raise ConfigError("command line", word, "there is no such flag", remedy)
-        if "=" not in word and not word.startswith("~"):
-            raise ConfigError("command line", word, "is no KEY=VALUE", f"Write model={word} for a model")
-    own = {key: value for key, _, value in (word.partition("=") for word in words) if key in KEYS}
-    arms = swept([word for word in words if word.partition("=")[0] not in KEYS])
+    given = read_arguments(arguments, options=KEYS, flags=("--json",))
+    own, arms = given.options, swept(given.overrides)
     match = _match(own)
     targets = _targets(own, list(arms), match)
     if len(arms) == 1 and not targets:
         remedy = "Sweep something: model/attention=mha,gqa,mqa,mla; or give a number: target=7.1e9"
-        raise ConfigError("command line", " ".join(words), "makes one arm, and nothing to match it with", remedy)
+        raise ConfigError(
+            "command line", " ".join(given.overrides), "makes one arm, and nothing to match it with", remedy
+        )
     baseline = own.get("baseline", next(iter(arms)))
     if baseline not in arms:
         raise ConfigError("baseline", baseline, "is the name of an arm", did_you_mean(baseline, arms))
     context = whole("context", own["context"], 1, "is a number of tokens") if "context" in own else None
-    return Request(arms, match, baseline, targets, context, len(words) < len(arguments))
+    return Request(arms, match, baseline, targets, context, "--json" in given.flags)
 
 
 def swept(overrides: Sequence[str]) -> dict[str, list[str]]:

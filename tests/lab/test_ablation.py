@@ -416,7 +416,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
     "key of the file on the command line": ({}, ["arms=x"], "arms = x", "changed in the file"),
     "run folder": ({}, ["hydra.run.dir=x"], "hydra.run.dir = x", "set by the ablation"),
     "unknown flag": ({}, ["--plan"], "command line = --plan", "--plan-only"),
-    "second name": ({}, ["other"], "command line = other", "one ablation at a time"),
+    "second name": ({}, ["other"], "command line = other", "one at a time"),
     "override that is no key": ({}, ["trainer.max_step=3"], "trainer.max_step = 3", "max_steps"),
     "what train.py would refuse": ({}, ["trainer.val_check_interval=0"], "arm one: trainer.val_check_interval = 0", ""),
 }

@@ -1,0 +1,77 @@
+"""Command lines of ``KEY=VALUE`` words: a command's own options, and Hydra overrides for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from registry.errors import ConfigError, did_you_mean
+
+HELP = ("-h", "--help")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A command line, taken apart but not judged.
+
+    Args:
+        options: the command's own ``KEY=VALUE`` words
+        overrides: all other ``KEY=VALUE`` and ``~KEY`` words, as written, for Hydra
+        flags: ``--flag`` → its value; an empty string for one that takes none
+        names: words that are neither
+    """
+
+    options: dict[str, str]
+    overrides: list[str]
+    flags: dict[str, str]
+    names: list[str]
+
+
+def read_arguments(
+    arguments: Sequence[str], *, options: Collection[str], flags: Collection[str], n_names: int = 0
+) -> Arguments:
+    """Take a command line apart.
+
+    Args:
+        arguments: of the command
+        options: keys that belong to the command
+        flags: the flags it has; ``--plot=FILE`` stands for one that takes a value
+        n_names: how many words may be neither a flag nor ``KEY=VALUE``
+
+    Raises:
+        ConfigError: an unknown flag, one without its value, or a word too many that is no ``KEY=VALUE``
+    """
+    takes_value = {flag.partition("=")[0]: "=" in flag for flag in flags}
+    found = Arguments({}, [], {}, [])
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        key, equals, value = word.partition("=")
+        if word.startswith("-"):
+            found.flags[key] = _flag_value(key, value, equals, rest, takes_value)
+        elif not equals and not word.startswith("~"):
+            found.names.append(word)
+        elif key in options:
+            found.options[key] = value
+        else:
+            found.overrides.append(word)
+    if len(found.names) > n_names:
+        word = found.names[n_names]
+        remedy = f"Write model={word} for a model" if not n_names else f"Name one at a time: {found.names[0]}, say"
+        raise ConfigError("command line", word, "is not KEY=VALUE", remedy)
+    return found
+
+
+def _flag_value(key: str, value: str, equals: str, rest: list[str], takes_value: dict[str, bool]) -> str:
+    if key not in takes_value:
+        remedy = "Leave it out: this command runs all values by itself" if key in ("-m", "--multirun") else ""
+        raise ConfigError(
+            "command line", key, "there is no such flag", remedy or did_you_mean(key, [*takes_value, *HELP])
+        )
+    if not takes_value[key]:
+        if equals:
+            raise ConfigError(key, value, "takes no value", f"Write {key}")
+        return ""
+    if not equals and rest and not rest[0].startswith("-") and "=" not in rest[0]:
+        return rest.pop(0)
+    return value
