@@ -97,16 +97,29 @@ def _refuse_untaken(model: Mapping[str, Any], nodes: Mapping[int, dict[str, Any]
     """Refuse a child that blocks may do without, such as a ``qk_norm``, where no block took it: an ablation of nothing.
 
     What some block cannot do without (``gating`` in ``moe``) is held ready for it: a dense ffn may be swapped in and
-    leave it unused.
+    leave it unused. Where every block that would take it says null, that is what was asked for.
     """
     for kind, hosts in _optional_children().items():
         for index, node in ((i, of_layer[kind]) for i, of_layer in nodes.items() if kind in of_layer):
             block = registry.lookup(kind, node["name"]).cls
-            alike = [layers[i] for i, of_layer in nodes.items() if of_layer.get(kind) == node]
-            if not any(isinstance(module, block) for layer in alike for module in layer.modules()):
+            alike = [i for i, of_layer in nodes.items() if of_layer.get(kind) == node]
+            taken = any(isinstance(module, block) for i in alike for module in layers[i].modules())
+            if not taken and not any(_declines(kind, nodes[i]) for i in alike):
                 rule = f"no block of this model takes this {kind}, so it would change nothing"
                 remedy = f"Take it away (model.{kind}=null), or choose a block that takes one: {hosts or 'none'}"
                 raise ConfigError(_written_at(model, kind, node, index), node["name"], rule, remedy)
+
+
+def _declines(kind: str, nodes: Mapping[str, dict[str, Any]]) -> bool:
+    """Whether some block of a layer says null for a child of this kind."""
+    scope = {k: Node(node, f"model.{k}") for k, node in nodes.items()}
+    return any(
+        p.child == kind and given[p.name] is None
+        for part in LAYER_PARTS
+        if part in scope
+        for _, entry, given in registry.walk(part, scope[part], scope)
+        for p in entry.schema.children.values()
+    )
 
 
 def _optional_children() -> dict[str, str]:
@@ -133,6 +146,8 @@ def _check_variants(model: Mapping[str, Any]) -> None:
             own = model.get(kind) or {}
             patches = isinstance(node, Mapping) and "name" not in node
             node = patched({"name": own} if isinstance(own, str) else own, node) if patches else node
+            if node is None:
+                continue
             registry.resolve(kind, Node(node, f"model.variants.{kind}.{name}"))
 
 
@@ -234,7 +249,8 @@ def _depths(model: Mapping[str, Any]) -> list[MTP]:
 def _part(kind: str, nodes: Mapping[str, Node], context: Mapping[str, Any]) -> Any:
     if kind not in nodes:
         known = "|".join(registry.names(kind))
-        raise ConfigError(f"model.{kind}", None, f"a decoder needs a {kind}", f"Add one: +model/{kind}=<{known}>")
+        rule = f"a decoder needs a {kind}, and layer {context['layer_idx']} has none"
+        raise ConfigError(f"model.{kind}", None, rule, f"Add one: +model/{kind}=<{known}>")
     return registry.build(kind, nodes[kind], Scope(nodes, context))
 
 

@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, get_type_hints
 
 import registry
+from blocks.format import FORMAT, current
 from registry import ConfigError, Node, did_you_mean
 from registry.schema import conforms, in_words
 
@@ -30,7 +31,8 @@ class Shape:
         init: ``std`` of the weights, and ``depth_scaled`` (see blocks/initialise.py)
         layout: slot → pattern over the depth (see registry/layout.py)
         variants: slot → name → alternative node, for patterns and overrides to name
-        overrides: list of {layers: selector, slot: node or patch}
+        overrides: list of {layers: selector, slot: node or patch; null for none}
+        format: of the composition, for what saves one (see blocks/format.py)
     """
 
     vocab_size: int
@@ -45,6 +47,7 @@ class Shape:
     layout: dict | None = None
     variants: dict | None = None
     overrides: list | None = None
+    format: int = FORMAT
 
 
 def read(config: Any) -> dict[str, Any]:
@@ -60,6 +63,7 @@ def read(config: Any) -> dict[str, Any]:
     if not isinstance(model, dict):
         raise ConfigError("model", model, "must be a mapping", "Write keys such as d_model and attention under model")
     registry.refuse_targets(model, "model")
+    model = current(model)
     hints, kinds = get_type_hints(Shape), registry.kinds()
     for key, value in model.items():
         if key not in hints and key not in kinds:
@@ -81,7 +85,7 @@ def read(config: Any) -> dict[str, Any]:
     cap = complete["logit_softcap"]
     if cap is not None and not 0 < cap < math.inf:
         raise ConfigError("model.logit_softcap", cap, "bounds the logits, so it is above 0", "Use 30, or null for none")
-    nodes = {kind: model[kind] for kind in kinds if model.get(kind) is not None}
+    nodes = {kind: registry.as_written(kind, model[kind]) for kind in kinds if model.get(kind) is not None}
     for kind, node in nodes.items():
         registry.resolve(kind, Node(node, f"model.{kind}"))
     return {**complete, **nodes}

@@ -1,10 +1,13 @@
 """The names: name → class → typed configuration → built object. Knows no block."""
 
-from registry.build import Node, Scope, build, refuse_targets, resolve, to_plain
+from registry.build import Scope, as_written, build, refuse_targets, resolve, to_plain, walk
 from registry.catalogue import Composable, RegistrationError, family, kinds, load, lookup, names, register
+from registry.children import Node, child_nodes
 from registry.errors import REFUSED, BlockError, ConfigError, did_you_mean
+from registry.schema import INHERIT
 
 __all__ = [
+    "INHERIT",
     "REFUSED",
     "BlockError",
     "Composable",
@@ -12,7 +15,9 @@ __all__ = [
     "Node",
     "RegistrationError",
     "Scope",
+    "as_written",
     "build",
+    "child_nodes",
     "did_you_mean",
     "family",
     "kinds",
@@ -23,4 +28,5 @@ __all__ = [
     "register",
     "resolve",
     "to_plain",
+    "walk",
 ]

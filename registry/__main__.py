@@ -79,7 +79,8 @@ def _show_block(console: Console, entry: catalogue.Entry) -> None:
 
 def _default(p: Parameter) -> str:
     if p.child:
-        return "none" if p.optional else f"model.{p.child}"
+        own = f"model.{p.name if p.optional else p.child}"  # null takes an optional one away
+        return own if not p.optional else f"{own}, if any" if p.name in catalogue.kinds() else "null"
     return "required" if p.required else "null" if p.default is None else str(p.default)
 
 

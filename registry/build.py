@@ -6,7 +6,7 @@ refused wherever they stand, nothing is imported, and no string is evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,18 +14,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from registry import catalogue
+from registry.children import Node, child_nodes
 from registry.errors import BlockError, ConfigError, did_you_mean
-from registry.layout import patched
 from registry.limits import check_text, check_values
-from registry.schema import Parameter
-
-
-@dataclass(frozen=True)
-class Node:
-    """A piece of configuration and where it stands."""
-
-    value: Any
-    path: str
+from registry.schema import INHERIT, Parameter
 
 
 @dataclass(frozen=True)
@@ -95,7 +87,8 @@ def resolve(kind: str, node: Node) -> tuple[catalogue.Entry, dict[str, Any]]:
         node: a name, or a mapping with ``name`` and parameters
 
     Returns:
-        the registered entry, and its parameters: the given ones and the defaults, children as they are written
+        the registered entry, and its parameters: the given ones and the defaults; children as they are written,
+        ``inherit`` where nothing is
 
     Raises:
         ConfigError: unknown name or parameter, wrong type, missing value
@@ -121,9 +114,9 @@ def resolve(kind: str, node: Node) -> tuple[catalogue.Entry, dict[str, Any]]:
 
 
 def _value(entry: catalogue.Entry, p: Parameter, written: Mapping[str, Any], path: str) -> Any:
-    value = written.get(p.name, None if p.child else p.default)
     if p.child:
-        return value
+        return written.get(p.name, INHERIT)
+    value = written.get(p.name, p.default)
     if value is p.default and not p.required:
         return value
     if p.required and (p.name not in written or value == "???"):
@@ -136,11 +129,44 @@ def _value(entry: catalogue.Entry, p: Parameter, written: Mapping[str, Any], pat
     return value
 
 
+def as_written(kind: str, node: Any) -> Any:
+    """A node without the children that it leaves to the model (``inherit``), its own children likewise."""
+    if not isinstance(node, Mapping) or node.get("name") not in catalogue.names(kind):
+        return node
+    children = catalogue.lookup(kind, node["name"]).schema.children
+
+    def child(key: str, value: Any) -> Any:
+        if key not in children:
+            return value
+        inner: Any = children[key].child
+        return [as_written(inner, v) for v in value] if isinstance(value, list) else as_written(inner, value)
+
+    return {k: child(k, v) for k, v in node.items() if not (k in children and v == INHERIT)}
+
+
+def walk(
+    kind: str, node: Node, scope: Mapping[str, Node], parents: tuple[tuple[str, str], ...] = ()
+) -> Iterator[tuple[Node, catalogue.Entry, dict[str, Any]]]:
+    """Every block that ``build`` would make of a node, itself first: where it is written, its entry, its parameters.
+
+    Raises:
+        ConfigError: as ``resolve``
+    """
+    entry, given = resolve(kind, node)
+    yield node, entry, given
+    parents = (*parents, (kind, entry.name))
+    for p in entry.schema.children.values():
+        own = Node(given[p.name], f"{node.path}.{p.name}")
+        for inner in child_nodes(f"{kind} {entry.name!r}", p, own, scope):
+            name = inner.value.get("name") if isinstance(inner.value, Mapping) else inner.value
+            if p.child and (p.child, name) not in parents:  # such a node is refused when it is built
+                yield from walk(p.child, inner, scope, parents)
+
+
 def build(kind: str, node: Node, scope: Scope) -> Any:
     """Build a block and, before it, the children that its constructor asks for.
 
-    A child is looked for outward: in the block's own node under the parameter's name; then in the scope under the
-    parameter's name; then, unless the parameter may be None, in the scope under the child's kind.
+    Where a child is looked up: ``registry.children``.
 
     Raises:
         ConfigError: whatever is wrong with the node or with a child's, with the path where it is written
@@ -171,25 +197,17 @@ def build(kind: str, node: Node, scope: Scope) -> Any:
 def _build_child(
     parent: catalogue.Entry, p: Parameter, own: Node, known: Mapping[str, Any], scope: Scope
 ) -> Any | None:
-    """The child for a parameter, from the nearest node; a list of children from a list of nodes, or from one."""
+    """The child for a parameter, or the list of them; None for none."""
     assert p.child is not None
-    context = {**known, **parent.cls.child_context(p.name, known)}
-    inner = Scope(scope.nodes, context, (*scope.parents, (parent.kind, parent.name)))
-    if p.many and isinstance(own.value, list):
-        return [build(p.child, Node(item, f"{own.path}.{i}"), inner) for i, item in enumerate(own.value)]
-    node: Node | None = own
-    around = scope.nodes.get(p.name) or (None if p.optional else scope.nodes.get(p.child))
-    if own.value is None:
-        node = around
-    elif isinstance(own.value, Mapping) and "name" not in own.value and around is not None:
-        outer = {"name": around.value} if isinstance(around.value, str) else around.value
-        node = Node(patched(outer, own.value), own.path)  # a node without a name patches the one outside
-    if node is None or node.value is None:
-        if p.optional:
-            return None
+    nodes = child_nodes(f"{parent.kind} {parent.name!r}", p, own, scope.nodes)
+    if not nodes and not p.optional and own.value == INHERIT:
         rule = f"{parent.kind} {parent.name!r} needs a {p.child}, and none is selected"
         raise ConfigError(
             f"model.{p.child}", None, rule, f"Add one: +model/{p.child}=<{'|'.join(catalogue.names(p.child))}>"
         )
-    child = build(p.child, node, inner)
-    return [child] if p.many else child
+    if not nodes and own.value != []:
+        return None
+    context = {**known, **parent.cls.child_context(p.name, known)}
+    inner = Scope(scope.nodes, context, (*scope.parents, (parent.kind, parent.name)))
+    children = [build(p.child, node, inner) for node in nodes]
+    return children if p.many else children[0]

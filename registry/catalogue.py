@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from hydra.core.config_store import ConfigStore
 
 from registry.errors import did_you_mean
-from registry.schema import Schema, read_schema
+from registry.schema import INHERIT, Schema, read_schema
 
 ENTRY_POINTS = "blockwright.blocks"
 BUILTIN = {"blocks": "blockwright"}  # package that holds built-in families → the distribution that owns it
@@ -115,6 +115,8 @@ def register(kind: str, name: str) -> Callable[[C], C]:
             raise RegistrationError(f"no family is called {kind!r}. {did_you_mean(kind, _families)}")
         if not _NAME.fullmatch(name):
             raise RegistrationError(f"{name!r} cannot name a block: write lower-case letters, digits and _")
+        if name == INHERIT:
+            raise RegistrationError(f"{name!r} cannot name a block: as a child it means the model's own")
         contract = _families[kind].contract
         if not issubclass(cls, contract):
             raise RegistrationError(f"{_identity(cls)} must derive from {_identity(contract)} to be a {kind}")

@@ -9,6 +9,7 @@
     overrides:                       # afterwards and in order
       - {layers: 0..1, attention: mla}              # a name, or a node with one, replaces
       - {layers: [2, -1], attention: {window: 64}}  # a node without a name patches what the layer has
+      - {layers: 3, qk_norm: null}                  # null: none; here as in a variant
 
 A name means the variant of that name, else the model's own node if that bears it, else the registered block; the
 kind itself (`dense*1 ffn*`) means the model's own node whatever it is, so that swapping it on the command line reaches
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from registry.errors import ConfigError, did_you_mean
+from registry.schema import INHERIT
 
 Node = dict[str, Any]
 
@@ -234,10 +236,10 @@ class _Choices:
 
     kind: str
     own: Node | None
-    variants: dict[str, Node]
+    variants: dict[str, Node | None]
     registered: frozenset[str]
 
-    def named(self, name: str, path: str, value: Any) -> Node:
+    def named(self, name: str, path: str, value: Any) -> Node | None:
         """The node that a name means; `value` is what stands at `path`, for the error."""
         if name in self.variants:
             return self.changed(self.own, self.variants[name], f"model.variants.{self.kind}.{name}")
@@ -250,8 +252,10 @@ class _Choices:
         remedy = did_you_mean(name, known, f"Register a block of kind {self.kind}")
         raise ConfigError(path, value, rule, remedy)
 
-    def changed(self, node: Node | None, change: Any, path: str) -> Node:
-        """The node after a change: one with a name replaces it, one without patches it."""
+    def changed(self, node: Node | None, change: Any, path: str) -> Node | None:
+        """The node after a change: one with a name replaces it, one without patches it, null takes it away."""
+        if change is None:
+            return None
         if isinstance(change, str):
             return self.named(change, path, change)
         change = _node(change, path)
@@ -276,7 +280,7 @@ class _Choices:
         """A pattern that never means the model's own node would make swapping that node a change of nothing."""
         if self.own is None:
             return
-        patches = {name for name, node in self.variants.items() if "name" not in node}
+        patches = {name for name, node in self.variants.items() if node is not None and "name" not in node}
         words = set(re.findall(_NAME, " ".join(map(str, pattern)) if isinstance(pattern, list) else str(pattern)))
         if not words & {self.kind, self.own["name"], *patches}:
             rule = f"the pattern never uses model.{self.kind} ({self.own['name']}), so choosing it would change nothing"
@@ -287,12 +291,13 @@ class _Choices:
 def patched(node: Mapping[str, Any], patch: Mapping[str, Any]) -> Node:
     """The node with the patch merged in.
 
-    A child with a name replaces, as at the top, lest one block's parameters end up in another.
+    A child with a name replaces, as at the top, lest one block's parameters end up in another. A null takes a child
+    away; ``inherit`` leaves it to the model again.
     """
     merged = dict(node)
     for key, value in patch.items():
         under = merged.get(key)
-        under = {"name": under} if isinstance(under, str) else under
+        under = {"name": under} if isinstance(under, str) and under != INHERIT else under
         merges = isinstance(value, Mapping) and "name" not in value
         merged[key] = patched(under, value) if merges and isinstance(under, Mapping) else value
     return merged
@@ -322,13 +327,13 @@ def _optional(value: Any, path: str, example: str, keys: Iterable[str] | None = 
     return {} if value is None else _mapping(value, path, example, keys)
 
 
-def _variants(value: Any, path: str) -> dict[str, Node]:
+def _variants(value: Any, path: str) -> dict[str, Node | None]:
     nodes = _optional(value, path, "{wide: {d_ff: 4096}}")
     for name, node in nodes.items():
         if not isinstance(name, str) or not re.fullmatch(_NAME, name):
             rule = "the name of a variant is one that a pattern can hold"
             raise ConfigError(f"{path}.{name}", node, rule, "Use lower-case letters, digits and _: full_2")
-    return {name: _node(node, f"{path}.{name}") for name, node in nodes.items()}
+    return {name: None if node is None else _node(node, f"{path}.{name}") for name, node in nodes.items()}
 
 
 def _depth(n_layers: Any) -> int:

@@ -21,6 +21,7 @@ from typing import Any, Literal, Union
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+INHERIT = "inherit"  # what a child says when nothing is written for it: the model's own, if any. null means none
 # OmegaConf holds these: to ask it about each parameter takes a twentieth of a second.
 _HELD = {t for plain in (int, float, bool, str) for t in (plain, plain | None)}
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
@@ -191,7 +192,7 @@ def _dataclass(cls: type, name: str, parameters: Mapping[str, Parameter]) -> typ
     fields: list[Any] = [("name", str, field(default=name))]
     for p in parameters.values():
         annotation = Any if p.child else _for_omegaconf(p)
-        default = None if p.child else MISSING if p.required else p.default
+        default = INHERIT if p.child else MISSING if p.required else p.default
         fields.append((p.name, annotation, _field(list(default) if isinstance(default, tuple) else default)))
     made_class = dataclasses.make_dataclass(f"{cls.__name__}Config", fields)
     made_class.__module__, made_class.__qualname__ = cls.__module__, f"{cls.__qualname__}.Config"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import registry
-from blocks.conformance import behaviour, construction, hyperparameters, routing
+from blocks.conformance import behaviour, children, construction, hyperparameters, routing
 from blocks.conformance.alternatives import switched_on
 from blocks.conformance.setting import Setting
 from blocks.conformance.verdict import ExemptError, PromiseError
@@ -29,6 +29,7 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
     "gradients": behaviour.gradients,
     "precision": behaviour.precision,
     "hyper-parameters": hyperparameters.every_hyperparameter,
+    "null children": children.null_children,
     "state dict": construction.state_dict_round_trip,
     "meta build": construction.meta_build,
     "determinism": construction.determinism,

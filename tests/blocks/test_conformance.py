@@ -25,6 +25,7 @@ from blocks.conformance.cases import CHECKS
 from blocks.ffn.base import FFN
 from blocks.gating.softmax_topk import SoftmaxTopK
 from blocks.norm.base import Norm
+from blocks.norm.rmsnorm import RMSNorm
 from blocks.position.base import Position
 from registry import ConfigError, register
 
@@ -256,6 +257,19 @@ class Overplanned(Plain):
         return {**super().parallel_plan(), "projekt.weight": "column"}
 
 
+class NeverBare(Plain):
+    def __init__(self, d_model: int, norm: Norm | None = None) -> None:
+        super().__init__(d_model)
+        self.norm = norm or RMSNorm(d_model)
+
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"dim": known["d_model"]}
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+        return super().forward(self.norm(x))
+
+
 class Doubling(SoftmaxTopK):
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         experts, weights, probs = super().choose(logits)
@@ -287,6 +301,7 @@ BROKEN: list[tuple[str, type, str]] = [
     ("ffn", Idle, "gradients"),
     ("position", RoundedAngles, "precision"),
     ("norm", Epsless, "hyper-parameters"),
+    ("ffn", NeverBare, "null children"),
     ("ffn", Secretive, "state dict"),
     ("position", Tabulated, "meta build"),
     ("ffn", Capricious, "determinism"),

@@ -13,7 +13,9 @@ from registry import (
     Composable,
     ConfigError,
     Node,
+    RegistrationError,
     Scope,
+    as_written,
     build,
     did_you_mean,
     family,
@@ -21,7 +23,9 @@ from registry import (
     register,
     resolve,
     to_plain,
+    walk,
 )
+from registry.layout import patched
 
 BROKEN = {"wrong": RuntimeError("no such luck"), "type": TypeError("odd"), "memory": MemoryError("full")}
 
@@ -134,6 +138,48 @@ def test_child_is_found_in_the_own_node_first() -> None:
 def test_child_is_found_by_the_parameters_name_before_the_kind() -> None:
     hull = made(LINER, engine="steam", spare="sail")
     assert (type(hull.engine).__name__, type(hull.spare).__name__) == ("Steam", "Sail")
+
+
+def test_written_null_means_none_whatever_the_scope_has() -> None:
+    assert made({**LINER, "spare": None}, engine="steam", spare="sail").spare is None
+    assert made({**LINER, "tender": None, "spare": "inherit"}, engine="steam", spare="sail").spare is not None
+
+
+def test_null_is_refused_for_a_child_that_the_block_needs() -> None:
+    error = refusal({**LINER, "engine": None}, engine="steam")
+    assert (error.path, error.value) == ("model.hull.engine", "null")
+    assert "liner" in error.rule and "cannot do without" in error.rule and "Leave it out" in error.remedy
+
+
+def test_inherit_is_the_same_as_leaving_a_child_out() -> None:
+    hull = made({**LINER, "engine": "inherit"}, engine={"name": "steam", "boilers": 5})
+    assert hull.engine.boilers == 5
+    assert refusal({**LINER, "engine": "inherit"}).path == "model.engine"
+    tender = {"name": "barge", "length": 2, "motor": "inherit"}
+    left = {"name": "liner", "length": 7, "tender": {"name": "barge", "length": 2}, "spare": None}
+    assert as_written("hull", {**LINER, "engine": "inherit", "tender": tender, "spare": None}) == left
+
+
+def test_patch_takes_a_child_away_and_gives_it_back() -> None:
+    hull = {**LINER, "spare": {"name": "steam", "boilers": 5}}
+    nodes = {"engine": "sail", "spare": "sail"}
+    assert made(patched(hull, {"spare": None}), **nodes).spare is None
+    assert type(made(patched(hull, {"spare": "inherit"}), **nodes).spare).__name__ == "Sail"
+    few = made(patched({**LINER, "spare": "inherit"}, {"spare": {"boilers": 3}}), engine="sail", spare="steam")
+    assert few.spare.boilers == 3
+
+
+def test_name_that_means_a_missing_child_names_no_block() -> None:
+    with pytest.raises(RegistrationError, match="inherit"):
+        register("engine", "inherit")(Sail)
+
+
+def test_walk_meets_the_blocks_that_build_makes() -> None:
+    scope = {"engine": Node("steam", "model.engine"), "spare": Node("sail", "model.spare")}
+    met = [(n.path, e.name) for n, e, _ in walk("hull", Node({**LINER, "tender": LINER}, "model.hull"), scope)]
+    assert met == [("model.hull", "liner"), ("model.engine", "steam"), ("model.spare", "sail")]
+    met = [e.name for _, e, _ in walk("hull", Node({**LINER, "spare": None}, "model.hull"), scope)]
+    assert met == ["liner", "steam"]
 
 
 def test_optional_child_is_never_found_by_its_kind() -> None:
@@ -251,7 +297,7 @@ def test_default_value_written_out_is_the_default() -> None:
 def test_resolve_gives_parameters_and_leaves_children_as_written() -> None:
     entry, given = resolve("hull", Node({**LINER, "engine": {"boilers": 3}}, "model.hull"))
     assert entry.name == "liner"
-    assert given == {"length": 7, "engine": {"boilers": 3}, "spare": None, "tender": None}
+    assert given == {"length": 7, "engine": {"boilers": 3}, "spare": "inherit", "tender": "inherit"}
 
 
 # --- plain types ------------------------------------------------------------------------------------------------------

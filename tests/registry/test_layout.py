@@ -456,7 +456,6 @@ MISFITS: list[tuple[dict[str, Any], str, Any, str, str]] = [
     ({"variants": {"atention": {}}}, "model.variants.atention", {}, "no key 'atention'", "Did you mean 'attention'?"),
     ({"variants": {"ffn": "dense"}}, "model.variants.ffn", "dense", "a mapping", "{wide"),
     ({"variants": {"ffn": {"dense": 3}}}, "model.variants.ffn.dense", 3, "a mapping", "{name: swiglu"),
-    ({"variants": {"ffn": {"dense": None}}}, "model.variants.ffn.dense", None, "a mapping", "{name: swiglu"),
     (
         {"variants": {"ffn": {"dense": {"name": None}}}},
         "model.variants.ffn.dense.name",
@@ -494,7 +493,6 @@ MISFITS: list[tuple[dict[str, Any], str, Any, str, str]] = [
         "Did you mean 'layers'?",
     ),
     ({"overrides": [{"layers": 0, "fnn": 1}]}, "model.overrides.0.fnn", 1, "no key 'fnn'", "Did you mean 'ffn'?"),
-    ({"overrides": [{"layers": 0, "ffn": None}]}, "model.overrides.0.ffn", None, "a mapping", "{name: swiglu"),
     (
         {"overrides": [{"layers": 0, "ffn": "mo"}]},
         "model.overrides.0.ffn",
@@ -527,6 +525,15 @@ def test_model_that_is_no_mapping_is_refused(model: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         plan(model, KINDS, names)
     assert caught.value.path == "model" and "n_layers" in caught.value.remedy
+
+
+def test_null_takes_a_block_away_in_an_override_and_as_a_variant() -> None:
+    layers = planned(overrides=[{"layers": [0, 2], "ffn": None}])
+    assert [("ffn" in layer) for layer in layers] == [False, True, False, True]
+    layers = planned(variants={"ffn": {"without": None}}, layout={"ffn": "without*1 ffn*"})
+    assert [("ffn" in layer) for layer in layers] == [False, True, True, True]
+    layers = planned(overrides=[{"layers": 0, "attention": {"qk_norm": None}}])
+    assert layers[0]["attention"]["qk_norm"] is None and "qk_norm" not in layers[1]["attention"]
 
 
 def test_empty_sections_are_as_good_as_none() -> None:

@@ -138,7 +138,7 @@ def test_dataclass_has_a_name_defaults_and_missing_values() -> None:
 
     schema = read(init)
     assert dataclasses.asdict(schema.dataclass()) == {
-        "name": "guest", "child": None, "width": MISSING, "eps": 0.1, "sizes": [1, 2], "m": {"a": 1},
+        "name": "guest", "child": "inherit", "width": MISSING, "eps": 0.1, "sizes": [1, 2], "m": {"a": 1},
     }  # fmt: skip
     assert schema.dataclass().sizes is not schema.dataclass().sizes and schema.dataclass().m is not schema.dataclass().m
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import registry
 from registry import ConfigError, Node
-from registry.layout import patched, plan
+from registry.layout import plan
 from training.parallel import recompute
 from training.parallel.sizes import STRATEGY, Sizes, launched, sizes_of
 
@@ -124,30 +124,15 @@ def _blocks(model: Mapping[str, Any]) -> Iterator[Chosen]:
     """Every block that some layer is made of, children included, each once."""
     seen: list[tuple[str, Any]] = []
     for index, nodes in enumerate(plan(model, registry.kinds(), registry.names)):
+        scope = {kind: Node(node, f"model.{kind}") for kind, node in nodes.items()}
         for kind in ("attention", "ffn"):
             if kind in nodes:
-                for chosen in _within(kind, nodes[kind], _path(model, kind, nodes[kind], index), model, nodes):
+                own = Node(nodes[kind], _path(model, kind, nodes[kind], index))
+                for at, entry, given in registry.walk(kind, own, scope):
+                    chosen = Chosen(at.path, entry.kind, entry.name, given)
                     if (chosen.path, chosen.given) not in seen:
                         seen.append((chosen.path, chosen.given))
                         yield chosen
-
-
-def _within(
-    kind: str, value: Any, path: str, model: Mapping[str, Any], nodes: Mapping[str, Any], depth: int = 0
-) -> Iterator[Chosen]:
-    entry, given = registry.resolve(kind, Node(value, path))
-    yield Chosen(path, kind, entry.name, given)
-    for p in entry.schema.children.values():
-        assert p.child is not None
-        own, around = given[p.name], nodes.get(p.name) or (None if p.optional else nodes.get(p.child))
-        if isinstance(own, Mapping) and "name" not in own and around is not None:
-            own = patched(around if isinstance(around, Mapping) else {"name": around}, own)
-        inner = [(own, f"{path}.{p.name}")] if own is not None else [(around, f"model.{p.child}")]
-        if isinstance(own, list):
-            inner = [(item, f"{path}.{p.name}.{i}") for i, item in enumerate(own)]
-        for node, where in inner:
-            if node is not None and depth < 8:
-                yield from _within(p.child, node, where, model, nodes, depth + 1)
 
 
 def _path(model: Mapping[str, Any], kind: str, node: Mapping[str, Any], index: int) -> str:

@@ -1,0 +1,55 @@
+"""The check that a null for a child means none."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import registry
+from blocks.base import Block
+from blocks.compose import check, compose
+from blocks.conformance.alternatives import valid
+from blocks.conformance.setting import Setting
+from blocks.conformance.verdict import ExemptError, must
+from registry import ConfigError
+from registry.schema import Parameter
+
+
+def null_children(setting: Setting) -> None:
+    """A null for a child that the block can do without builds it without, though the model has one; a null for a child
+    that it needs is refused. So an ablation of a child changes the model, or says why it cannot."""
+    children = setting.entry.schema.children
+    if not children:
+        raise ExemptError("it has no children")
+    for p in children.values():
+        if p.optional:
+            _goes_without(setting, p)
+        else:
+            _refuses(setting, p)
+
+
+def _goes_without(setting: Setting, p: Parameter) -> None:
+    node = {k: v for k, v in setting.node().items() if k != p.name}
+    without = {**node, p.name: None}
+    check(setting.model(without))
+    for child in itertools.islice((v for v in valid(setting, without, p) if v is not None), 1):
+        of_the_model = {p.name: child} if p.name in registry.kinds() else {}
+        given = node if of_the_model else {**node, p.name: child}
+        with_it = _size(setting, {**setting.model(given), **of_the_model})
+        none = _size(setting, {**setting.model(without), **of_the_model})
+        must(none < with_it, f"{p.name} is null, and as many blocks are built as with {child['name']}")
+
+
+def _size(setting: Setting, model: dict[str, Any]) -> int:
+    """How many blocks the tested ones are made of."""
+    tested = setting.instances(compose(model, device="meta")).values()
+    return sum(isinstance(module, Block) for block in tested for module in block.modules())
+
+
+def _refuses(setting: Setting, p: Parameter) -> None:
+    try:
+        check(setting.model({**setting.node(), p.name: None}))
+    except ConfigError as refusal:
+        must(refusal.path.endswith(f".{p.name}"), f"null for {p.name} is refused at {refusal.path}")
+        return
+    must(False, f"it needs {p.name}, and a null for it is not refused")
