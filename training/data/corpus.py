@@ -7,7 +7,7 @@ in a package of their own and names the class as ``data.corpus._target_``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 Split = Literal["train", "val", "test"]
@@ -28,6 +28,17 @@ class Corpus(ABC):
         Args:
             split: ``train``, ``val`` or ``test``; a corpus without such a split yields nothing
         """
+
+    def streams(self, split: Split) -> Iterator[Iterable[str]]:
+        """The same documents, each in pieces of text that follow one another, cut anywhere.
+
+        For documents that are too large to be held in memory: override it to read them bit by bit. Each is read to its
+        end, or left, before the next is asked for.
+
+        Args:
+            split: as for ``documents``
+        """
+        return ([text] for text in self.documents(split))
 
     @abstractmethod
     def check(self) -> None:

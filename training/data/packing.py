@@ -17,6 +17,7 @@ import os
 import shutil
 import time
 import uuid
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,7 @@ from training.data.tokenizers.base import Tokenizer, token_dtype
 
 FORMAT = 1  # of the files below; a cache of another format is never read, since it enters the folder's name
 INDEX, VOCABULARY = "index.json", "tokenizer.json"
+INLINE_STARTS = 2**16  # documents of a split whose places the index itself holds; those of more lie in a file beside it
 IGNORED = -100  # what cross-entropy leaves out
 ABANDONED_S = 24 * 3600
 
@@ -194,7 +196,10 @@ def load(folder: Path, eos: int) -> Packed | None:
         vocabulary = json.loads((folder / VOCABULARY).read_text())
         streams: dict[Split, Stream] = {}
         for split in SPLITS:
-            n_tokens, starts = index[split]["n_tokens"], np.array(index[split]["starts"], dtype=np.int64)
+            n_tokens, starts = (
+                index[split]["n_tokens"],
+                _read_starts(index[split]["starts"], folder / f"{split}.starts"),
+            )
             streams[split] = Stream(folder / f"{split}.bin", index["dtype"], starts, n_tokens, eos)
             if streams[split].path.stat().st_size != n_tokens * np.dtype(index["dtype"]).itemsize:
                 return None
@@ -205,29 +210,47 @@ def load(folder: Path, eos: int) -> Packed | None:
 
 def _write(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
     if not tokenizer.fitted:
-        tokenizer.fit(corpus.documents("train"))
+        tokenizer.fit(part for document in corpus.streams("train") for part in tokenizer.parts(document))
     dtype = token_dtype(tokenizer.vocab_size)
     index: dict[str, Any] = {"dtype": np.dtype(dtype).name}
     for split in SPLITS:
-        index[split] = _write_split(corpus.documents(split), tokenizer, folder / f"{split}.bin", dtype)
+        index[split] = _write_split(corpus.streams(split), tokenizer, folder / f"{split}.bin", dtype)
     _write_text(folder / VOCABULARY, json.dumps(tokenizer.to_json()))
     _write_text(folder / INDEX, json.dumps(index))
 
 
 def _write_split(
-    texts: Iterable[str], tokenizer: Tokenizer, path: Path, dtype: type[np.unsignedinteger]
+    documents: Iterable[Iterable[str]], tokenizer: Tokenizer, path: Path, dtype: type[np.unsignedinteger]
 ) -> dict[str, Any]:
-    starts, n_tokens = [], 0
+    """The ids of a split into a file, a part of a document at a time; its entry in the index."""
+    starts, n_tokens = array("q"), 0
+    eos = np.array(tokenizer.eos, dtype=dtype).tobytes()
     with path.open("wb") as file:
-        for text in texts:
-            ids = tokenizer.encode(text)
-            if len(ids) == 0:
-                continue
-            starts.append(n_tokens)
-            file.write(np.append(ids, tokenizer.eos).astype(dtype).tobytes())
-            n_tokens += len(ids) + 1
+        for document in documents:
+            start = n_tokens
+            for part in tokenizer.parts(document):
+                ids = tokenizer.encode(part).astype(dtype, copy=False)
+                file.write(ids.tobytes())
+                n_tokens += len(ids)
+            if n_tokens > start:
+                starts.append(start)
+                file.write(eos)
+                n_tokens += 1
         _to_disk(file)
-    return {"n_tokens": n_tokens, "starts": starts}
+    if len(starts) <= INLINE_STARTS:
+        return {"n_tokens": n_tokens, "starts": starts.tolist()}
+    beside = path.with_suffix(".starts")
+    with beside.open("wb") as file:
+        starts.tofile(file)
+        _to_disk(file)
+    return {"n_tokens": n_tokens, "starts": {"n": len(starts)}}
+
+
+def _read_starts(entry: list[int] | dict[str, int], path: Path) -> Ints:
+    """Where documents begin: from the index, or from the file beside it."""
+    if isinstance(entry, list):
+        return np.array(entry, dtype=np.int64)
+    return np.memmap(path, dtype=np.int64, mode="r", shape=(entry["n"],))
 
 
 def _write_text(path: Path, text: str) -> None:

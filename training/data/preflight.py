@@ -52,7 +52,7 @@ def check(node: Mapping[str, Any]) -> int | None:
     tokenizer = _build("data.tokenizer", node.get("tokenizer"), Tokenizer)
     corpus.check()
     if corpus.is_small():
-        tokenizer.check(corpus.documents("train"))
+        tokenizer.check(part for document in corpus.streams("train") for part in tokenizer.parts(document))
         _long_enough(corpus, node.get("sequence_length", 2))
     return tokenizer.vocab_size
 
@@ -96,8 +96,8 @@ def _long_enough(corpus: Corpus, sequence_length: int) -> None:
     """Refuse a split with fewer bytes than one sequence has tokens: a token is at least a byte, or ends a document."""
     for split in SPLITS:
         most = 0
-        for text in corpus.documents(split):
-            most += len(text.encode()) + 1
+        for document in corpus.streams(split):
+            most += sum(len(text.encode()) for text in document) + 1
             if most > sequence_length:
                 break
         if most <= sequence_length and (most or split == "train"):

@@ -1,7 +1,7 @@
 """Your own text files as a corpus.
 
-Files are read whole, one at a time: this is for corpora of some gigabytes, not for a crawl of the web, which wants a
-streaming corpus (``datasets``, ``litdata``) in a subclass of ``Corpus``.
+Files are read in pieces, in a few passes, so that one of many gigabytes needs no more memory than a small one. A crawl
+of the web wants a corpus that downloads as it goes (``datasets``, ``litdata``), in a subclass of ``Corpus``.
 """
 
 from __future__ import annotations
@@ -12,18 +12,23 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from registry.errors import ConfigError, did_you_mean
 from training.data.corpus import SPLITS, Corpus, Split
+from training.data.pieces import between, documents, line_starts, read
 
 ENOUGH_DOCUMENTS = 10  # below this a held-out document would be too large a part of the text
 QUICK_BYTES = 16 * 2**20  # what `check` is willing to read: about a tenth of a second
 
 
-def assign(n_documents: int, val_fraction: float, test_fraction: float, seed: int) -> list[Split]:
+def assign(n_documents: int, val_fraction: float, test_fraction: float, seed: int) -> npt.NDArray[np.uint8]:
     """Which split each of many documents belongs to: a seeded shuffle, at least one document a wanted split.
 
     Args:
@@ -31,36 +36,26 @@ def assign(n_documents: int, val_fraction: float, test_fraction: float, seed: in
         val_fraction: part of the documents to validate on, 0 for none
         test_fraction: part of the documents to test on, 0 for none
         seed: of the shuffle
+
+    Returns:
+        index into ``SPLITS`` of each document [n_documents]
     """
     n_val, n_test = (max(1, int(n_documents * f)) if f else 0 for f in (val_fraction, test_fraction))
-    parts: list[Split] = ["train"] * n_documents
-    shuffled = random.Random(seed).sample(range(n_documents), n_documents)
-    for i in shuffled[:n_val]:
-        parts[i] = "val"
-    for i in shuffled[n_val : n_val + n_test]:
-        parts[i] = "test"
+    parts = np.zeros(n_documents, dtype=np.uint8)
+    shuffled = _first_of_shuffle(n_documents, n_val + n_test, seed)
+    parts[shuffled[:n_val]] = SPLITS.index("val")
+    parts[shuffled[n_val:]] = SPLITS.index("test")
     return parts
 
 
-def tail(text: str, split: Split, val_fraction: float, test_fraction: float) -> str:
-    """The piece of one document that belongs to a split: train, then val, then test, cut at the starts of lines.
-
-    Args:
-        text: the document
-        split: which piece
-        val_fraction: part of the characters to validate on
-        test_fraction: part of the characters to test on
-    """
-
-    def line_start(fraction: float) -> int:
-        at = round(len(text) * fraction)
-        if not 0 < at < len(text):
-            return at
-        newline = text.find("\n", at - 1)
-        return newline + 1 if newline >= 0 else len(text)
-
-    val, test = line_start(1 - val_fraction - test_fraction), line_start(1 - test_fraction)
-    return {"train": text[:val], "val": text[val:test], "test": text[test:]}[split]
+def _first_of_shuffle(n: int, k: int, seed: int) -> list[int]:
+    """``random.Random(seed).sample(range(n), n)[:k]``, without a list of n."""
+    draw, moved, first = random.Random(seed), dict[int, int](), list[int]()
+    for left in range(n, n - min(k, n), -1):
+        i = draw.randrange(left)
+        first.append(moved.get(i, i))
+        moved[i] = moved.get(left - 1, left - 1)
+    return first
 
 
 class TextFiles(Corpus):
@@ -112,18 +107,27 @@ class TextFiles(Corpus):
         """The documents of a split, files in sorted order.
 
         Raises:
+            ConfigError: as ``streams``
+        """
+        return ("".join(pieces) for pieces in self.streams(split))
+
+    def streams(self, split: Split) -> Iterator[Iterable[str]]:
+        """The documents of a split in pieces, files in sorted order.
+
+        Raises:
             ConfigError: at ``data.corpus.files``, for files that are missing or are not UTF-8; at the split's fraction,
                 when that is not 0 and no text is there for it
         """
-        parts, is_empty = self._parts, True
-        for i, text in enumerate(self._texts()):
+        parts, which, is_empty = self._parts, SPLITS.index(split), True
+        for i, pieces in enumerate(self._texts()):
             if parts is None:
-                text = tail(text, split, self.val_fraction, self.test_fraction)
-            elif parts[i] != split:
+                pieces = between(pieces, *self._tails[i][which : which + 2])
+            elif parts[i] != which:
                 continue
-            if text:
+            first = next(pieces, None)
+            if first is not None:
                 is_empty = False
-                yield text
+                yield chain([first], pieces)
         name = "test_fraction" if split == "test" else "val_fraction"
         if is_empty and (split == "train" or getattr(self, name)):
             raise ConfigError(
@@ -142,14 +146,14 @@ class TextFiles(Corpus):
         if not self._n_bytes:
             raise ConfigError("data.corpus.files", self._shown, "the files hold no text", "Name others")
         if not self.is_small():
-            with self._paths[0].open("rb") as file:
-                decode(file.read(QUICK_BYTES), self._paths[0], is_whole=False)
+            for _ in read(self._paths[0], QUICK_BYTES):
+                pass
             return
-        is_blank = [not text.strip() for text in self._texts()]  # of all, so that every file's encoding is seen
+        is_blank = [not any(map(str.strip, pieces)) for pieces in self._texts()]  # of all: every file is decoded
         if all(is_blank):
             raise ConfigError("data.corpus.files", self._shown, "the files hold only blanks", "Name others")
         for split in SPLITS:
-            next(self.documents(split), None)
+            next(self.streams(split), None)
 
     def is_small(self) -> bool:
         """Up to 16 MB."""
@@ -180,22 +184,32 @@ class TextFiles(Corpus):
     def _n_bytes(self) -> int:
         return sum(path.stat().st_size for path in self._paths)
 
-    def _texts(self) -> Iterator[str]:
+    def _texts(self) -> Iterator[Iterator[str]]:
+        """All documents in pieces; each must be read, or left, before the next is asked for."""
         for path in self._paths:
-            text = decode(path.read_bytes(), path)
             if self.separator is None:
-                yield text
+                yield read(path)
             else:
-                yield from (piece.strip("\n") for piece in text.split(self.separator) if piece.strip())
+                yield from documents(read(path), self.separator)
 
     @cached_property
-    def _parts(self) -> list[Split] | None:
+    def _parts(self) -> npt.NDArray[np.uint8] | None:
         """The split of each document, None where documents are too few and each is cut instead."""
         # Counting documents costs a pass over the text only where a separator decides.
         n = len(self._paths) if self.separator is None else sum(1 for _ in self._texts())
         if n < ENOUGH_DOCUMENTS:
             return None
         return assign(n, self.val_fraction, self.test_fraction, self.split_seed)
+
+    @cached_property
+    def _tails(self) -> list[list[int]]:
+        """Where the train, val and test pieces of each document begin, and where the last ends."""
+        lengths = [sum(map(len, pieces)) for pieces in self._texts()]
+        shares = (1 - self.val_fraction - self.test_fraction, 1 - self.test_fraction)
+        return [
+            [0, *line_starts(pieces, [round(length * share) for share in shares], length), length]
+            for pieces, length in zip(self._texts(), lengths, strict=True)
+        ]
 
 
 def expand(pattern: str) -> list[Path]:
@@ -228,27 +242,3 @@ def expand(pattern: str) -> list[Path]:
     raise ConfigError(
         "data.corpus.files", pattern, rule, did_you_mean(looked_for, near, f"{folder} is empty") + f" (in {folder})"
     )
-
-
-def decode(data: bytes, path: Path, is_whole: bool = True) -> str:
-    """Bytes of a file as text, without a byte-order mark.
-
-    Args:
-        data: the bytes, from the start of the file
-        path: of the file, for the message
-        is_whole: False if ``data`` may end within a character
-
-    Raises:
-        ConfigError: at ``data.corpus.files``, with the offset of the first byte that is not UTF-8
-    """
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        if not is_whole and error.start >= len(data) - 3:
-            return data[: error.start].decode("utf-8").removeprefix("\ufeff")
-        raise ConfigError(
-            "data.corpus.files",
-            str(path),
-            f"the byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8",
-            f"Convert the file, for example: iconv -f LATIN1 -t UTF-8 '{path}'",
-        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -250,3 +251,34 @@ def test_the_format_is_part_of_the_key(small_corpus, monkeypatch):
     before = cache_key(small_corpus.fingerprint(), Bytes())
     monkeypatch.setattr(packing, "FORMAT", packing.FORMAT + 1)
     assert cache_key(small_corpus.fingerprint(), Bytes()) != before
+
+
+def test_a_cache_is_written_as_it_always_was(packed):
+    """Old caches stay in use, and runs on them the same to the last digit."""
+    digest = hashlib.sha256()
+    for file in sorted(packed[1].iterdir()):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    assert digest.hexdigest() == "fc555c6142b8dc9f81078777ecab6117d869cb6a21b4657aeb31fef6db9c3784"
+
+
+def test_where_very_many_documents_begin_lies_in_a_file_of_its_own(tmp_path, small_corpus, monkeypatch):
+    inline = pack(small_corpus, Bytes(), tmp_path, "inline").streams["train"]
+    monkeypatch.setattr(packing, "INLINE_STARTS", 3)
+    beside = pack(small_corpus, Bytes(), tmp_path, "beside").streams["train"]
+    assert (tmp_path / "beside" / "train.starts").stat().st_size == 8 * 7
+    assert (
+        beside.starts.tolist()
+        == inline.starts.tolist()
+        == load(tmp_path / "beside", EOS).streams["train"].starts.tolist()
+    )
+    os.truncate(tmp_path / "beside" / "train.starts", 8)
+    assert load(tmp_path / "beside", EOS) is None
+
+
+def test_a_document_in_pieces_is_one_document(tmp_path, memory):
+    class InPieces(memory):
+        def streams(self, split):
+            return (iter(text) for text in self.documents(split))
+
+    stream = pack(InPieces(["ab", "", "c"]), Bytes(), tmp_path, "key").streams["train"]
+    assert stream.tokens.tolist() == [97, 98, EOS, 99, EOS] and stream.starts.tolist() == [0, 3]

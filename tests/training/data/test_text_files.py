@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import re
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from registry.errors import ConfigError
+from training.data import pieces
 from training.data.corpus import SPLITS
-from training.data.text import TextFiles, assign, decode, tail
+from training.data.text import TextFiles, _first_of_shuffle, assign
 
 
 def write(folder: Path, **texts: str | bytes) -> None:
@@ -94,19 +97,65 @@ def test_the_fingerprint_follows_content_and_options_and_not_the_place(tmp_path)
     assert TextFiles(here).fingerprint() != known
 
 
-@given(st.text("ab\n", max_size=60), st.floats(0, 0.49), st.floats(0, 0.49))
-def test_the_three_tails_are_the_text(text, val, test):
-    pieces = [tail(text, split, val, test) for split in SPLITS]
-    assert "".join(pieces) == text
-    assert all(not before or before.endswith("\n") for before, after in pairwise(pieces) if after)
+def test_a_shuffle_is_the_one_of_the_whole_list():
+    for n, k, seed in ((10, 1, 0), (10, 10, 3), (37, 5, 1), (3000, 300, 2)):
+        assert _first_of_shuffle(n, k, seed) == random.Random(seed).sample(range(n), n)[:k]
 
 
 @given(st.integers(10, 300), st.floats(0, 0.45), st.floats(0, 0.45), st.integers(0, 9))
 def test_every_wanted_split_gets_documents(n, val, test, seed):
-    parts = assign(n, val, test, seed)
+    parts = [SPLITS[part] for part in assign(n, val, test, seed)]
     assert len(parts) == n and "train" in parts
     assert ("val" in parts) == (val > 0) and ("test" in parts) == (test > 0)
     assert parts.count("val") <= max(1, n * val) and parts.count("test") <= max(1, n * test)
+
+
+TEXTS = st.lists(st.text("ab \n|\r\u00e9\u2028\ufeff\U0001f40b", max_size=30), min_size=1, max_size=12)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    TEXTS,
+    st.sampled_from([None, "|", "\n", "ab|", "\u2028"]),
+    st.floats(0, 0.49),
+    st.floats(0, 0.49),
+    st.integers(1, 9),
+)
+def test_reading_in_pieces_divides_text_as_reading_it_whole(tmp_path, monkeypatch, texts, separator, val, test, block):
+    monkeypatch.setattr(pieces, "BLOCK", block)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    write(tmp_path, **{f"t{i:02}": text for i, text in enumerate(texts)})
+    corpus = TextFiles(f"{tmp_path}/*.txt", separator, val, test)
+    for split in SPLITS:
+        found = []
+        with contextlib.suppress(ConfigError):
+            found.extend(corpus.documents(split))
+        assert found == whole(texts, separator, val, test, split)
+
+
+def whole(texts, separator, val, test, split) -> list[str]:
+    """The documents of a split, from texts that are held in memory: the definition."""
+    texts = [text.removeprefix("\ufeff") for text in texts]
+    if separator is not None:
+        texts = [piece.strip("\n") for text in texts for piece in text.split(separator) if piece.strip()]
+    if len(texts) >= 10:
+        texts = [
+            text for text, part in zip(texts, assign(len(texts), val, test, 0), strict=True) if SPLITS[part] == split
+        ]
+    else:
+        texts = [tail(text, split, val, test) for text in texts]
+    return [text for text in texts if text]
+
+
+def tail(text, split, val, test) -> str:
+    def line_start(fraction: float) -> int:
+        at = round(len(text) * fraction)
+        newline = text.find("\n", at - 1)
+        return at if not 0 < at < len(text) else newline + 1 if newline >= 0 else len(text)
+
+    begin, end = line_start(1 - val - test), line_start(1 - test)
+    return {"train": text[:begin], "val": text[begin:end], "test": text[end:]}[split]
 
 
 # ---- mistakes
@@ -157,11 +206,15 @@ def test_bytes_that_are_not_utf8_are_refused_with_file_and_offset(tmp_path):
     assert re.search(r"^data\.corpus\.files = '.*b\.txt': the byte 0xe9 at offset 13 is not UTF-8", message)
 
 
-def test_a_large_file_cut_within_a_character_is_not_called_broken():
-    data = "aé".encode()
-    assert decode(data[:2], Path("a.txt"), is_whole=False) == "a"
-    with pytest.raises(ConfigError, match="offset 1"):
-        decode(data[:2], Path("a.txt"))
+def test_a_character_cut_by_a_block_is_not_called_broken(tmp_path, monkeypatch):
+    write(tmp_path, a="aé\U0001f40b\r\n", b=b"a\xc3", c=b"ab\xe2\x82")
+    for block in range(1, 9):
+        monkeypatch.setattr(pieces, "BLOCK", block)
+        assert "".join(pieces.read(tmp_path / "a.txt")) == "aé\U0001f40b\r\n"
+        assert "".join(pieces.read(tmp_path / "a.txt", 2)) == "a"
+        for name, offset in (("b", 1), ("c", 2)):
+            with pytest.raises(ConfigError, match=f"at offset {offset} is not UTF-8"):
+                list(pieces.read(tmp_path / f"{name}.txt"))
 
 
 def test_a_large_corpus_is_checked_by_its_beginning(tmp_path, monkeypatch):

@@ -121,15 +121,6 @@ def test_any_text_survives_as_bpe(bpe, text):
     assert bpe.token_bytes()[ids].sum() == len(text.encode())
 
 
-@settings(deadline=None)
-@given(st.lists(st.sampled_from(["to", " be", "\n", " ", "x", "'s", "1", "\t"]), max_size=60).map("".join))
-def test_encoding_in_pieces_changes_no_token(bpe, text):
-    whole = bpe.encode(text)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bpe_module, "PIECE", 5)
-        assert bpe.encode(text).tolist() == whole.tolist()
-
-
 @given(st.text(alphabet=sorted(set("".join(TEXTS)))))
 def test_text_of_known_characters_survives_as_chars(text):
     tokenizer = fitted("chars")
@@ -180,3 +171,33 @@ def test_bpe_without_its_package_is_refused_with_the_extra(monkeypatch):
 
 def test_tokens_are_stored_in_two_bytes_while_they_fit():
     assert token_dtype(2**16) is np.uint16 and token_dtype(2**16 + 1) is np.uint32
+
+
+SPACED = st.text("ab \n\t\r1,.'\u4e00\u3002\u00e9\x1c\u00a0\u2028\ufeff", max_size=60)
+
+
+@settings(deadline=None)
+@given(
+    SPACED
+    | st.lists(st.sampled_from(["to", " be", "\n", " ", "x", "'s", "1", "\t", ",", "."]), max_size=60).map("".join),
+    st.integers(1, 7),
+    st.integers(1, 9),
+)
+def test_a_document_in_parts_has_the_ids_of_the_whole(bpe, text, piece, part):
+    for tokenizer in (Bytes(), fitted("chars"), bpe):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bpe_module, "PART", len(text) + 1)
+            whole = tokenizer.encode(text).tolist()
+            patch.setattr(bpe_module, "PART", part)
+            parts = list(tokenizer.parts(text[i : i + piece] for i in range(0, len(text), piece)))
+            assert [i for each in parts for i in tokenizer.encode(each).tolist()] == whole
+            assert "".join(parts) == text and "" not in parts
+
+
+def test_text_without_line_ends_is_cut_too():
+    for text in ("one, two. " * 20_000, "one,two." * 20_000, "\u4e00\u4e01\u3002" * 50_000):
+        assert max(map(len, BPE(300).parts([text]))) < bpe_module.PART + 20
+
+
+def test_a_tokenizer_that_does_not_say_where_to_cut_gets_whole_documents():
+    assert list(Tokenizer.parts(Bytes(), ["a", "", "b"])) == ["ab"] and list(Tokenizer.parts(Bytes(), [])) == []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -59,7 +59,7 @@ class Tokenizer(ABC):
         """Raise the error that ``fit`` would raise on these texts, where that can be known without much work.
 
         Args:
-            texts: documents of the train split
+            texts: documents of the train split, each in its ``parts``
         """
 
     @abstractmethod
@@ -67,11 +67,24 @@ class Tokenizer(ABC):
         """Learn the vocabulary.
 
         Args:
-            texts: documents of the train split, and of no other
+            texts: documents of the train split, and of no other, each in its ``parts``
 
         Raises:
             ConfigError: at ``data.tokenizer.vocab_size``, when the texts do not fit into it
         """
+
+    def parts(self, pieces: Iterable[str]) -> Iterator[str]:
+        """A document that comes in pieces → parts whose ids, one part after the other, are the ids of the document.
+
+        Here the document in one part, which is always right. Override it where a text can be cut, so that a large
+        document is never held whole.
+
+        Args:
+            pieces: of one document, cut anywhere
+        """
+        text = "".join(pieces)
+        if text:
+            yield text
 
     @abstractmethod
     def encode(self, text: str) -> npt.NDArray[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,6 +37,9 @@ class Bytes(Tokenizer):
 
     def fit(self, texts: Iterable[str]) -> None:
         pass
+
+    def parts(self, pieces: Iterable[str]) -> Iterator[str]:
+        yield from pieces
 
     def encode(self, text: str) -> npt.NDArray[Any]:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(token_dtype(self.vocab_size))

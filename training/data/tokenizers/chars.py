@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -48,6 +48,9 @@ class Chars(Tokenizer):
     def fit(self, texts: Iterable[str]) -> None:
         self._characters = self._learn(texts)
 
+    def parts(self, pieces: Iterable[str]) -> Iterator[str]:
+        yield from pieces
+
     def encode(self, text: str) -> npt.NDArray[Any]:
         known, wanted = _code_points(self.characters), _code_points(text)
         place = np.searchsorted(known, wanted).clip(max=len(known) - 1)
@@ -75,7 +78,10 @@ class Chars(Tokenizer):
         return self
 
     def _learn(self, texts: Iterable[str]) -> str:
-        characters = "".join(sorted(set().union(*map(set, texts))))
+        known: set[str] = set()
+        for text in texts:
+            known.update(text)
+        characters = "".join(sorted(known))
         need = max(len(characters), 1) + FIRST
         need_room(self.vocab_size, need, f"the train split has {len(characters)} characters, and two ids are our own")
         return characters or "\n"  # a vocabulary is never empty, so that encode needs no special case
