@@ -23,6 +23,8 @@ import registry
 from hydra_plugins.blockwright_optuna.sweeper import offer
 from registry import REFUSED, ConfigError
 from training import lean
+from training.checkpoints.find import LAST
+from training.checkpoints.places import place_of
 from training.composition import CONF, REFUSALS, explain, is_no_name
 from training.preflight import preflight
 from training.secrets import hidden, read_from_environment
@@ -75,7 +77,8 @@ def _job(cfg: DictConfig, directory: Path) -> float:
     from training.run import run
 
     shown = hidden(plain, read_from_environment(cfg))
-    cli.export(shown, directory)
+    if not _is_child():
+        cli.export(shown, directory)
     config_tree.show(shown, directory, plain["extras"]["print_config"] and not _is_child())
     arguments = pin_children(directory, plain["ckpt_path"])
     before = {name: os.environ.get(name) for name in LAUNCHED}
@@ -85,7 +88,7 @@ def _job(cfg: DictConfig, directory: Path) -> float:
         reset_processes(before)
     if plain["trainer"].get("dry_run"):
         return 0.0
-    last = directory / "checkpoints" / "last.ckpt"
+    last = place_of(plain).checkpoints / LAST
     if last.exists() and not _is_child():
         print(f"Continue: {_continuation(arguments, plain['trainer'].get('max_steps', -1), last)}")
     value = metrics.get(cfg.optimized_metric)
@@ -113,18 +116,19 @@ def pin_children(directory: Path, checkpoint: str | None = None) -> list[str]:
 
     Its launcher runs ``sys.argv`` again for every other rank. In a sweep that would be the whole sweep, with a
     sampler's ranks meeting at different trials. So ``sys.argv`` becomes this job's own overrides, one run and no sweep
-    even where an experiment's file asks for one, Hydra's run directory the job's, and the checkpoint to go on from
-    the one that was found here.
+    even where an experiment's file asks for one, Hydra's run directory the job's, and the checkpoint to resume from
+    the one that was found here, if any: they do not search.
 
     Returns:
         the job's own overrides
     """
     from lab.sweep.callback import config_flags, kept
+    from lab.sweep.plan import quoted
 
     config = HydraConfig.get()
     own = list(config.overrides.task)
     search = kept(config.overrides.hydra)
-    found = [f"ckpt_path='{checkpoint}'"] if checkpoint else []
+    found = ["auto_resume=false", *([f"ckpt_path={quoted(checkpoint)}"] if checkpoint else [])]
     program, main_module = sys.argv[0], sys.modules["__main__"]
     if main_module.__spec__ is not None and main_module.__file__ != __file__:
         # A job that joblib or submitit runs: theirs is the module that the launcher would start again.
@@ -155,9 +159,14 @@ def _is_child() -> bool:
 
 
 def leave_no_folder() -> None:
-    """Under torchrun every rank composes for itself: but for the first, they leave no folder of a run."""
+    """Under torchrun every rank composes for itself: but for the first, they leave no folder of a run.
+
+    A folder that is named is the same for all, who look there for the checkpoint to resume from.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
-        sys.argv += ["hydra.output_subdir=null", f"hydra.run.dir={tempfile.mkdtemp(prefix='blockwright-rank-')}"]
+        sys.argv.append("hydra.output_subdir=null")
+        if not any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
+            sys.argv.append(f"hydra.run.dir={tempfile.mkdtemp(prefix='blockwright-rank-')}")
 
 
 def _refusal(error: Exception, arguments: list[str]) -> ConfigError | None:

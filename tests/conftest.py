@@ -256,13 +256,16 @@ def fit(checked: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[...,
     from training.preflight import OWN
     from training.targets import instantiate
 
-    def train(*overrides: str, callbacks: Sequence[L.Callback] = (), **settings: Any) -> L.Trainer:
+    def train(
+        *overrides: str, callbacks: Sequence[L.Callback] = (), ckpt_path: Path | None = None, **settings: Any
+    ) -> L.Trainer:
         plain = checked(*overrides)
         ours = {k: v for k, v in plain["trainer"].items() if k not in ("_target_", "default_root_dir", *OWN)}
         ours["plugins"] = [instantiate(node, "trainer.plugins") for node in ours["plugins"]]
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
         trainer = L.Trainer(**{**ours, **quiet, **settings}, default_root_dir=tmp_path, callbacks=list(callbacks))
-        trainer.fit(instantiate(plain["task"], "task"), instantiate(plain["data"], "data"))
+        task, data = instantiate(plain["task"], "task"), instantiate(plain["data"], "data")
+        trainer.fit(task, data, ckpt_path=ckpt_path, weights_only=True)
         return trainer
 
     return train

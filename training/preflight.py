@@ -16,16 +16,20 @@ from interop.source import check_init, read_composition
 from registry import ConfigError, did_you_mean, refuse_targets, to_plain
 from registry.layout import patched
 from registry.limits import read_text
-from training.checkpoints.find import good, newest
+from training.checkpoints.optimizer import check_optimizer
+from training.checkpoints.places import refuse_overwriting, settle
+from training.checkpoints.record import past_of, record
+from training.checkpoints.resume import CHANGED, check_changes, resolve_checkpoint
 from training.compiling import check_compiler
 from training.data.preflight import check as check_data
 from training.parallel.refusals import check as check_ranks
 from training.parallel.refusals import derive
-from training.secrets import read_from_environment, refuse_in_model
+from training.secrets import hidden, read_from_environment, refuse_in_model
 from training.targets import check_target, instantiate
 
 ROOT = {
-    *("task_name", "tags", "seed", "ckpt_path", "auto_resume", "init_from", "train", "test", "optimized_metric"),
+    *("task_name", "tags", "seed", "ckpt_path", "auto_resume", "init_from", "train", "test"),
+    *("resume", "optimized_metric"),
     *("model", "data", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "extras"),
 }
 
@@ -41,10 +45,24 @@ LEAST = {  # trainer's argument → its least value, and what it is
 
 
 def preflight(cfg: DictConfig) -> dict[str, Any]:
-    """Check a composed configuration.
+    """Check a composed configuration, and find the checkpoint that the run resumes from.
 
     Returns:
         the same as plain types, the model complete and ``ckpt_path`` a file
+
+    Raises:
+        ConfigError: with the path, the value, the rule and the remedy
+    """
+    plain = check(cfg)
+    _check_start(plain, record(hidden(plain, read_from_environment(cfg))))
+    return plain
+
+
+def check(cfg: DictConfig) -> dict[str, Any]:
+    """Check a composed configuration for itself, without a look at checkpoints or at the folders of its run.
+
+    Returns:
+        the same as plain types, the model complete
 
     Raises:
         ConfigError: with the path, the value, the rule and the remedy
@@ -61,6 +79,9 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError("tags", plain["tags"], "extras.enforce_tags asks for at least one", "Write tags=[mine]")
     if not isinstance(plain["auto_resume"], bool):
         raise ConfigError("auto_resume", plain["auto_resume"], "must be true or false", "Write auto_resume=true")
+    if (changed := (plain["resume"] or {}).get("changed")) not in CHANGED:
+        rule = "says what happens to settings that differ from the checkpoint's"
+        raise ConfigError("resume.changed", changed, rule, f"Write one of {', '.join(CHANGED)}")
     if not isinstance(plain["init_from"], str | None):
         rule = "must be the path of a folder"
         raise ConfigError("init_from", plain["init_from"], rule, "Name the OUT of interop.hf import: init_from=OUT")
@@ -82,12 +103,6 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
     counts_epochs = plain["trainer"].get("max_epochs") not in (None, -1)
     if isinstance(steps, int) and plain["train"] and not (steps == -1 and counts_epochs):
         schedule.check(steps)
-    plain["ckpt_path"] = resolve_checkpoint(plain["ckpt_path"], plain)
-    if plain["ckpt_path"] and plain["task"].get("_target_") == TASK:
-        check_fits(read_checkpoint(plain["ckpt_path"], shapes_only=True), plain["model"], plain["ckpt_path"])
-    _check_start(plain)
-    if not plain["train"] and plain["test"] and plain["ckpt_path"] is None:
-        raise ConfigError("ckpt_path", None, "testing without training needs one", "Write ckpt_path=last or a file")
     return plain
 
 
@@ -121,8 +136,29 @@ def composition_of(model: Any) -> Any:
     return patched(read_composition(Path(folder)), patch)
 
 
-def _check_start(plain: dict[str, Any]) -> None:
-    """Weights to start from must be the model's; a run that goes on has its own."""
+def _check_start(plain: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Find where the run starts: a checkpoint that it resumes from, imported weights, or neither.
+
+    Args:
+        plain: the configuration; its ``ckpt_path`` becomes a file or None
+        ours: its record
+    """
+    place = settle(plain)
+    path = plain["ckpt_path"] = resolve_checkpoint(plain, place, ours)
+    if path and plain["task"].get("_target_") == TASK:
+        checkpoint = read_checkpoint(path, shapes_only=True)
+        check_fits(checkpoint, plain["model"], path)
+        if plain["train"]:
+            check_optimizer(checkpoint, instantiate(plain["optimizer"], "optimizer"), plain["model"], path)
+        check_changes(path, past_of(checkpoint), ours, plain)
+    refuse_overwriting(plain, place)
+    _check_weights(plain)
+    if not plain["train"] and plain["test"] and plain["ckpt_path"] is None:
+        raise ConfigError("ckpt_path", None, "testing without training needs one", "Write ckpt_path=last or a file")
+
+
+def _check_weights(plain: dict[str, Any]) -> None:
+    """Weights to start from must be the model's; a run that resumes has its own."""
     if plain["init_from"] is None:
         return
     if "init_from" not in plain["task"]:
@@ -188,25 +224,3 @@ def _move_compile(plain: dict[str, Any]) -> None:
         raise ConfigError("trainer.compile", True, rule, "Leave it out, or use task=causal_lm")
     check_compiler(str(plain["trainer"].get("accelerator")))
     plain["task"]["compile"] = True
-
-
-def resolve_checkpoint(ckpt_path: Any, plain: dict[str, Any]) -> str | None:
-    """Which checkpoint to go on from.
-
-    ``last``: the newest undamaged one among the runs of this task. A path: itself, or its predecessor if it is
-    damaged. None: none, or with ``auto_resume`` the same as ``last`` if there is any.
-    """
-    auto = plain.get("auto_resume", False)
-    if ckpt_path == "last" or (ckpt_path is None and auto):
-        runs = Path(plain["paths"]["log_dir"]) / plain["task_name"]
-        found = newest(runs)
-        if found is None and not auto:
-            rule = f"no run under {runs} has left a last.ckpt"
-            raise ConfigError("ckpt_path", "last", rule, "Name the file: ckpt_path=RUN/checkpoints/last.ckpt")
-        return str(found) if found else None
-    if ckpt_path is None:
-        return None
-    if not Path(str(ckpt_path)).exists():
-        raise ConfigError("ckpt_path", ckpt_path, "there is no such file", "Write ckpt_path=last, or an existing file")
-    # A damaged one without a predecessor is refused when it is read.
-    return str(good(Path(str(ckpt_path))) or ckpt_path)

@@ -10,6 +10,8 @@ import lightning as L
 import torch
 
 from training.callbacks.finale import Finale
+from training.callbacks.recording import Recording
+from training.checkpoints.record import record
 from training.parallel.dry_run import dry_run
 from training.preflight import OWN
 from training.targets import check_target, instantiate
@@ -42,6 +44,7 @@ def run(plain: dict[str, Any], shown: dict[str, Any] | None = None) -> dict[str,
     loggers = [instantiate(node, f"logger.{k}") for k, node in (plain["logger"] or {}).items() if node]
     data = instantiate(plain["data"], "data")
     task = instantiate(plain["task"], "task")
+    callbacks.append(Recording(record(shown or plain)))
     trainer = instantiate({**node, "callbacks": callbacks, "logger": loggers or False}, "trainer")
     for logger in trainer.loggers:
         logger.log_hyperparams({k: (shown or plain)[k] for k in LOGGED})
@@ -109,7 +112,6 @@ def quieten(ignore: bool) -> None:
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")
     # What is logged comes from torchmetrics, which have summed over the ranks themselves.
     warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True.*")
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")

@@ -12,7 +12,7 @@ from lab.match.sizing import Arm, Sized, arm_of, named, size
 from lab.sweep.plan import quoted
 from registry import ConfigError
 from training.composition import compose_config
-from training.preflight import preflight
+from training.preflight import check
 
 STEPS = "trainer.max_steps"
 
@@ -103,7 +103,7 @@ def _composed(name: str, overrides: Sequence[str]) -> tuple[Arm, dict[str, Any]]
     """An arm, and its whole configuration as train.py would check it before a job."""
     with named(name):
         config = compose_config(overrides, output_dir=".")
-        plain = preflight(config)
+        plain = check(config)
         return arm_of(name, overrides, config, plain["model"]), plain
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from lab.sweep.study import FILE as STUDY
 from lab.sweep.table import best_of, rows_of, table_of
 from registry import ConfigError, did_you_mean
 from registry.command import Parser, run_command
+from training.checkpoints.places import FOLDER
 
 ACTIONS = ("status", "resume", "retry")
 BAD = ("failed", "diverged")
@@ -59,10 +61,31 @@ def main(arguments: Sequence[str]) -> int:
         return run_plan(sweep, given.workers)
     chosen = to_retry(rows_of(sweep), _numbers(given.jobs))
     for job in chosen:
-        results = sweep / str(job) / plans.RESULTS
-        if results.exists():
+        folder = sweep / str(job)
+        if (plans.results_of(folder) or {}).get("status") == "diverged":
+            kept = set_aside(folder)
+            print(
+                f"job {job} diverged: it starts anew, for from its checkpoint it would take the same steps again{kept}"
+            )
+        if (results := folder / plans.RESULTS).exists():
             results.replace(results.with_name(PREVIOUS))
     return run_plan(sweep, given.workers, jobs=chosen if given.jobs else None)
+
+
+def set_aside(job: Path) -> str:
+    """Take the checkpoints of a diverged job out of the way of its next attempt.
+
+    Returns:
+        where they are, to be added to a sentence; empty if there are none
+    """
+    usual = job / FOLDER
+    if not usual.exists():
+        return ""
+    kept = usual.resolve().with_name(f"{usual.resolve().name}.diverged.{time.time_ns()}")  # not of an attempt before
+    usual.resolve().rename(kept)
+    if usual.is_symlink():
+        usual.unlink()
+    return f" (kept: {kept})"
 
 
 def show(sweep: Path, plan: Mapping[str, Any], as_json: bool) -> None:

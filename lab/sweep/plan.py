@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from registry import ConfigError
+from training.checkpoints.places import SWEEP
 
-PLAN, RESULTS = "plan.json", "results.json"
+PLAN, RESULTS = SWEEP, "results.json"
 KINDS = ("ablation", "grid", "search")
 NEEDED = ("kind", "metric", "direction")
 RESUMED = "BLOCKWRIGHT_RESUMED_SWEEP"  # in the environment of a search that goes on: its folder

@@ -137,9 +137,7 @@ class _Runner:
     def _start(self, job: Mapping[str, Any]) -> _Running:
         folder = self.directory / str(job["job"])
         folder.mkdir(parents=True, exist_ok=True)
-        more = [f"hydra.run.dir={plans.quoted(folder)}"]
-        if any(o.startswith("auto_resume=") for o in job["overrides"]):
-            more.append("auto_resume=false")  # that looks at all runs of the task, and not at this job's own
+        more = [f"hydra.run.dir={plans.quoted(folder)}", "auto_resume=false"]  # a file may set it, too
         if (checkpoint := newest(folder)) is not None:
             more.append(f"ckpt_path={plans.quoted(checkpoint)}")
         command = [sys.executable, str(plans.TRAIN), *plans.job_command(self.plan, job, more)]

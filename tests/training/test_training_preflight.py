@@ -14,7 +14,6 @@ import pytest
 
 from blocks.kernels.choice import KERNELS
 from registry import ConfigError
-from training.preflight import resolve_checkpoint
 from training.targets import instantiate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,21 +110,6 @@ def test_part_that_is_taken_away_is_named(checked: Checked) -> None:
     assert error.path == "extras"
 
 
-def test_newest_checkpoint_of_the_task_is_the_last(tmp_path: Path) -> None:
-    plain = {"paths": {"log_dir": str(tmp_path)}, "task_name": "mine"}
-    with pytest.raises(ConfigError, match=r"no run under .*mine has left a last.ckpt"):
-        resolve_checkpoint("last", plain)
-    for age, place in ((30, "mine/runs/a"), (10, "mine/multiruns/b/0"), (20, "mine/runs/c"), (1, "other/runs/d")):
-        folder = tmp_path / place / "checkpoints"
-        folder.mkdir(parents=True)
-        for name in ("last.ckpt", "best.ckpt"):
-            (folder / name).write_text("")
-            os.utime(folder / name, (1e9 - age, 1e9 - age))
-    assert resolve_checkpoint("last", plain) == str(tmp_path / "mine/multiruns/b/0/checkpoints/last.ckpt")
-    assert resolve_checkpoint(None, plain) is None
-    assert resolve_checkpoint(str(tmp_path / "mine/runs/a/checkpoints/best.ckpt"), plain)
-
-
 def test_checkpoint_of_another_model_is_refused_before_the_run(
     checked: Checked, fit: Callable[..., L.Trainer], tmp_path: Path
 ) -> None:
@@ -134,6 +118,29 @@ def test_checkpoint_of_another_model_is_refused_before_the_run(
     error = refusal(checked, "model/attention=mha", f"ckpt_path={tmp_path}/x.ckpt")
     assert error.path == "ckpt_path" and "model.attention" in error.remedy
     checked("model/attention=gqa", "optimizer.lr=0.5", "seed=5", f"ckpt_path={tmp_path}/x.ckpt")
+
+
+def test_weights_of_another_position_are_refused_before_the_run_unless_allowed(
+    checked: Checked, fit: Callable[..., L.Trainer], tmp_path: Path
+) -> None:
+    fit().save_checkpoint(tmp_path / "x.ckpt")
+    other = ["model/position=alibi", f"ckpt_path={tmp_path}/x.ckpt"]
+    error = refusal(checked, *other)
+    assert "model.position was rope, is alibi" in error.rule and "resume.changed=allow" in error.remedy
+    checked(*other, "resume.changed=allow")
+    assert refusal(checked, *other, "resume.changed=perhaps").path == "resume.changed"
+
+
+def test_state_of_another_optimizer_is_refused_before_the_run(
+    checked: Checked, fit: Callable[..., L.Trainer], tmp_path: Path
+) -> None:
+    fit().save_checkpoint(tmp_path / "x.ckpt")
+    error = refusal(checked, "optimizer=adamw", f"ckpt_path={tmp_path}/x.ckpt")
+    assert (error.path, error.value) == ("optimizer", "AdamW") and "muon" in error.rule
+    checked("optimizer.momentum=0.9", f"ckpt_path={tmp_path}/x.ckpt")
+    checked("optimizer=adamw", "train=false", f"ckpt_path={tmp_path}/x.ckpt")
+    fit().save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    assert "no state of a training" in refusal(checked, f"ckpt_path={tmp_path}/weights.ckpt").rule
 
 
 def test_configuration_names_every_kernel_and_a_wish_reaches_the_decoder(checked: Checked) -> None:

@@ -1,10 +1,10 @@
-"""``last.ckpt``: where a run goes on, also after a signal, which ends it at the next step boundary."""
+"""``last.ckpt``: what a run resumes from, also after a signal, which ends it at the next step boundary."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,8 +15,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from registry import ConfigError
-from training.checkpoints.atomic import clean
+from training.checkpoints.atomic import clean, clean_folder
 from training.checkpoints.find import LAST
+from training.checkpoints.places import FOLDER
 from training.checkpoints.saving import save
 from training.stops import SIGNALS, Interrupted
 
@@ -51,8 +52,11 @@ class Interruption(Checkpoint):
         self._owed = False  # whether a validation amid a step has left its save to the end of the step
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero:
-            clean(self._path(trainer).parent.parent.parent)  # what runs beside this one have left when they were killed
+        if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            run = Path(trainer.default_root_dir)
+            clean(run.parent)  # what killed processes have left of the runs beside this one
+            clean_folder(self._path(trainer).parent)
+            _point_at(self._path(trainer).parent, run / FOLDER)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # After Lightning has set its own handlers, which would end the loop without a checkpoint.
@@ -134,7 +138,7 @@ class Interruption(Checkpoint):
     @staticmethod
     def _path(trainer: L.Trainer) -> Path:
         keeper = trainer.checkpoint_callback
-        folder = getattr(keeper, "dirpath", None) or Path(trainer.default_root_dir) / "checkpoints"
+        folder = getattr(keeper, "dirpath", None) or Path(trainer.default_root_dir) / FOLDER
         return Path(folder) / LAST
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -142,6 +146,14 @@ class Interruption(Checkpoint):
             if signal.getsignal(signum) == self._note:  # else Lightning has put back what was there before its own
                 signal.signal(signum, handler)
         self._previous.clear()
+
+
+def _point_at(checkpoints: Path, usual: Path) -> None:
+    """Let a run whose checkpoints are kept elsewhere be found by whoever looks in its folder."""
+    if not usual.exists() and not usual.is_symlink() and checkpoints.resolve() != usual.resolve():
+        with suppress(OSError):  # a file system without links
+            usual.parent.mkdir(parents=True, exist_ok=True)
+            usual.symlink_to(checkpoints.resolve(), target_is_directory=True)
 
 
 @contextmanager

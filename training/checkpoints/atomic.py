@@ -149,7 +149,12 @@ def clean(folder: Path) -> list[Path]:
     Returns:
         what has been removed or put back
     """
-    found = [path for path in folder.glob("*/checkpoints/.*") if _is_abandoned(path)]
+    return [path for checkpoints in folder.glob("*/checkpoints") for path in clean_folder(checkpoints)]
+
+
+def clean_folder(checkpoints: Path) -> list[Path]:
+    """The same in one folder of checkpoints."""
+    found = [path for path in checkpoints.glob(".*") if _is_abandoned(path)]
     for path in found:
         place = path.with_name(LAST)
         if path.suffix == ".old" and path.name.startswith(f".{LAST}.") and not place.exists():

@@ -1,4 +1,4 @@
-"""Which checkpoint to go on from: the newest that is undamaged."""
+"""The newest checkpoints that are undamaged."""
 
 from __future__ import annotations
 
@@ -12,17 +12,27 @@ LAST, PREVIOUS = "last.ckpt", "last.previous.ckpt"
 
 
 def newest(runs: Path) -> Path | None:
-    """The newest good ``last.ckpt``, or its predecessor, among the runs below a folder.
+    """The newest undamaged ``last.ckpt``, or its predecessor, among the runs below a folder.
 
-    A damaged one is told of in a warning, and the next is looked at.
+    A damaged one is skipped with a warning.
     """
+    return first_good(by_age(runs))
+
+
+def by_age(runs: Path) -> list[Path]:
+    """Every ``last.ckpt`` and its predecessor among the runs below a folder, the newest first."""
     found = [*runs.glob(f"**/checkpoints/{LAST}"), *runs.glob(f"**/checkpoints/{PREVIOUS}")]
-    return next(_good(sorted(found, key=_time, reverse=True)), None)
+    return sorted(found, key=_time, reverse=True)
+
+
+def first_good(candidates: Iterable[Path]) -> Path | None:
+    """The first undamaged checkpoint; each damaged one before it is skipped with a warning."""
+    return next(_good(candidates), None)
 
 
 def good(path: Path) -> Path | None:
     """A checkpoint if it is undamaged, else its predecessor if that is, with a warning; None if neither is."""
-    return next(_good([path, path.with_name(PREVIOUS)] if path.name == LAST else [path]), None)
+    return first_good([path, path.with_name(PREVIOUS)] if path.name == LAST else [path])
 
 
 def _good(candidates: Iterable[Path]) -> Iterator[Path]:
@@ -32,7 +42,7 @@ def _good(candidates: Iterable[Path]) -> Iterator[Path]:
                 manifest.check(path)
                 yield path
         except (manifest.Damaged, OSError) as error:
-            warnings.warn(f"checkpoint passed over: {error}", stacklevel=3)
+            warnings.warn(f"checkpoint skipped: {error}", stacklevel=3)
 
 
 def _time(path: Path) -> float:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from blocks import manifest
 from training.checkpoints.atomic import partial_of, put_in_place, refused_if_unwritable
+from training.checkpoints.carry import carry
 from training.checkpoints.plugin import SealedCheckpoints
+from training.checkpoints.record import peek
 
 
 def save(trainer: L.Trainer, path: Path, weights_only: bool | None = False) -> bool:
@@ -70,7 +74,52 @@ def _by_device(scalars: list[Tensor]) -> list[Tensor]:
 
 
 class Keeper(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, saving as ``save`` does; for arguments see there."""
+    """Lightning's ModelCheckpoint, saving as ``save`` does; for arguments see there.
+
+    How this differs from Lightning's: a run that resumes in another folder keeps its best checkpoints and their scores.
+    The files are carried over from the folder of the checkpoint that it resumes from. One that is missing there, or of
+    a later step than that checkpoint, is not of this run's past: it and its score are left out, with a warning.
+    """
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        past = checkpoint["callbacks"].get(self.state_key)
+        if past is None or trainer.state.fn != TrainerFn.FITTING or trainer.fast_dev_run or self.dirpath is None:  # type: ignore[attr-defined]
+            return
+        step = checkpoint["global_step"]
+        found = self._carried(trainer, past["best_k_models"], step) if trainer.is_global_zero else {}
+        self._restore(trainer.strategy.broadcast(found))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing is left to do: see ``on_load_checkpoint``."""
+
+    def _carried(self, trainer: L.Trainer, past: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Path here → score of each best checkpoint of the past that is no later than ``step``, where training is."""
+        found = {}
+        for path, score in past.items():
+            beside = Path(str(trainer.ckpt_path)).parent / Path(path).name
+            old = beside if beside.exists() else Path(path)
+            known, new = peek(old), Path(str(self.dirpath)) / old.name
+            if known is None or known.step > step:
+                what = "cannot be read" if known is None else f"is of step {known.step}"
+                rank_zero_warn(f"{old} {what}: the best checkpoint is searched anew from step {step}")
+                continue
+            try:
+                carry(old, new)
+                found[str(new)] = score
+            except OSError as error:
+                rank_zero_warn(f"{old} could not be carried over to {new.parent} ({error.strerror or error})")
+        return found
+
+    def _restore(self, models: dict[str, Tensor]) -> None:
+        if not models:
+            return
+        best, worst = (min, max) if self.mode == "min" else (max, min)
+        self.best_k_models = models
+        self.best_model_path = best(models, key=models.__getitem__)
+        self.best_model_score = models[self.best_model_path]
+        if len(models) == self.save_top_k:
+            self.kth_best_model_path = worst(models, key=models.__getitem__)
+            self.kth_value = models[self.kth_best_model_path]
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         if not save(trainer, Path(filepath), self.save_weights_only):

@@ -110,3 +110,22 @@ def test_training_that_ends_by_epochs_leaves_one(fit: Fit, tmp_path: Path) -> No
 def test_fast_dev_run_leaves_none(fit: Fit, tmp_path: Path) -> None:
     fit(callbacks=[Interruption()], enable_checkpointing=True, fast_dev_run=True)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_leftovers_are_cleaned_where_the_checkpoints_are_and_nowhere_above(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.callbacks import interruption
+
+    cleaned: list[Path] = []
+    monkeypatch.setattr(interruption, "clean", cleaned.append)
+    monkeypatch.setattr(interruption, "clean_folder", cleaned.append)
+    keeper = ModelCheckpoint(tmp_path / "kept", filename="best")
+    fit("trainer.max_steps=1", callbacks=[keeper, Interruption()], enable_checkpointing=True)
+    assert cleaned == [tmp_path.parent, tmp_path / "kept"]
+
+
+def test_checkpoints_that_are_kept_elsewhere_are_found_from_the_folder_of_the_run(fit: Fit, tmp_path: Path) -> None:
+    keeper = ModelCheckpoint(tmp_path / "kept", filename="best")
+    fit("trainer.max_steps=1", callbacks=[keeper, Interruption()], enable_checkpointing=True)
+    assert (tmp_path / "checkpoints").is_symlink() and saved(tmp_path)["global_step"] == 1

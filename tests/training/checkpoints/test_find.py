@@ -1,4 +1,4 @@
-"""A run goes on from the newest checkpoint that is undamaged, and says which it passed over."""
+"""The newest checkpoint that is undamaged is found, with a word on each that is skipped."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def test_newest_is_the_last_of_the_newest_run(runs: Path) -> None:
     assert newest(runs) == runs / "b" / "checkpoints" / "last.ckpt"
 
 
-def test_damaged_ones_are_passed_over_with_a_warning_each(runs: Path) -> None:
+def test_damaged_ones_are_skipped_with_a_warning_each(runs: Path) -> None:
     damage(runs / "b" / "checkpoints" / "last.ckpt")
-    with pytest.warns(UserWarning, match=r"passed over: .*/b/checkpoints/last\.ckpt is damaged"):
+    with pytest.warns(UserWarning, match=r"skipped: .*/b/checkpoints/last\.ckpt is damaged"):
         assert newest(runs) == runs / "b" / "checkpoints" / "last.previous.ckpt"
     damage(runs / "b" / "checkpoints" / "last.previous.ckpt")
     with pytest.warns(UserWarning, match="is damaged"):
@@ -49,7 +49,7 @@ def test_none_where_there_is_none(tmp_path: Path, runs: Path) -> None:
     assert newest(tmp_path / "nothing") is None
     for file in runs.rglob("*.ckpt"):
         damage(file)
-    with pytest.warns(UserWarning, match="passed over"):
+    with pytest.warns(UserWarning, match="skipped"):
         assert newest(runs) is None
 
 
@@ -57,7 +57,7 @@ def test_named_one_that_is_damaged_gives_way_to_its_predecessor(runs: Path) -> N
     last = runs / "a" / "checkpoints" / "last.ckpt"
     assert good(last) == last
     damage(last)
-    with pytest.warns(UserWarning, match="passed over"):
+    with pytest.warns(UserWarning, match="skipped"):
         assert good(last) == last.with_name("last.previous.ckpt")
 
 
@@ -65,7 +65,7 @@ def test_best_has_no_predecessor(runs: Path) -> None:
     best = runs / "a" / "checkpoints" / "best.ckpt"
     write_file({"step": 3}, best)
     damage(best)
-    with pytest.warns(UserWarning, match="passed over"):
+    with pytest.warns(UserWarning, match="skipped"):
         assert good(best) is None
 
 

@@ -17,6 +17,8 @@ from blocks import manifest
 from blocks.checkpoint import read_file
 from registry import ConfigError
 from training.checkpoints import plugin
+from training.checkpoints.atomic import write_file
+from training.checkpoints.carry import carry
 from training.checkpoints.plugin import SealedCheckpoints
 from training.checkpoints.saving import Keeper, all_finite, save
 
@@ -109,3 +111,82 @@ def test_plugin_reads_data_only_whatever_it_is_asked(tmp_path: Path, monkeypatch
     with pytest.raises(ConfigError, match="is an address"):
         SealedCheckpoints().load_checkpoint("https://host/evil.ckpt", weights_only=False)
     assert not (tmp_path / "ran").exists()
+
+
+def keeper(folder: Path, **more: Any) -> Keeper:
+    return Keeper(folder, "best", monitor="val/loss", every_n_train_steps=None, **more)
+
+
+@pytest.fixture
+def stopped(fit: Fit, tmp_path: Path) -> Path:
+    """A run of two steps with a validation after each, its state saved as last.ckpt beside its best.ckpt."""
+    trainer = fit(
+        "trainer.max_steps=2",
+        callbacks=[keeper(tmp_path / "old")],
+        enable_checkpointing=True,
+        limit_val_batches=1,
+        val_check_interval=1,
+    )
+    save(trainer, tmp_path / "old" / "last.ckpt")
+    return tmp_path / "old" / "last.ckpt"
+
+
+def resume(fit: Fit, last: Path, callback: L.Callback) -> L.Trainer:
+    worse = ("trainer.max_steps=4", "optimizer.lr=3.0", "scheduler=constant")
+    return fit(
+        *worse,
+        callbacks=[callback],
+        ckpt_path=last,
+        enable_checkpointing=True,
+        limit_val_batches=1,
+        val_check_interval=1,
+    )
+
+
+def test_best_checkpoint_and_its_score_survive_a_resume_in_another_folder(
+    fit: Fit, stopped: Path, tmp_path: Path
+) -> None:
+    best = read_file(stopped.with_name("best.ckpt"))
+    callback = keeper(tmp_path / "new")
+    resume(fit, stopped, callback)
+    assert read_file(tmp_path / "new" / "best.ckpt")["global_step"] == best["global_step"] == 2
+    (old,) = best["callbacks"].values()
+    assert callback.best_model_score == callback.kth_value == old["best_model_score"]
+    assert callback.best_model_path == str(tmp_path / "new" / "best.ckpt")
+    assert read_file(stopped.with_name("best.ckpt"))["global_step"] == 2
+
+
+@pytest.mark.parametrize("what", ["missing", "later"])
+def test_best_checkpoint_that_is_not_of_the_past_is_left_out_with_a_warning(
+    what: str, fit: Fit, stopped: Path, tmp_path: Path
+) -> None:
+    best = stopped.with_name("best.ckpt")
+    if what == "missing":
+        best.unlink()
+    else:
+        write_file({**read_file(best), "global_step": 3}, best)
+    callback = keeper(tmp_path / "new")
+    with pytest.warns(UserWarning, match=r"best\.ckpt (cannot be read|is of step 3): the best .* anew from step 2"):
+        resume(fit, stopped, callback)
+    assert read_file(tmp_path / "new" / "best.ckpt")["global_step"] == 3  # the first after the resume
+
+
+def test_carried_checkpoint_is_whole_also_where_there_are_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any) -> None:
+        raise OSError("no links here")
+
+    (tmp_path / "folder.ckpt").mkdir()
+    (tmp_path / "folder.ckpt" / "shard").write_text("x")
+    write_file({"step": 1}, tmp_path / "file.ckpt")
+    for links in (True, False):
+        if not links:
+            monkeypatch.setattr(os, "link", refuses)
+        for name in ("folder.ckpt", "file.ckpt"):
+            carry(tmp_path / name, tmp_path / str(links) / name)
+        assert (tmp_path / str(links) / "folder.ckpt" / "shard").read_text() == "x"
+        assert read_file(tmp_path / str(links) / "file.ckpt") == {"step": 1}
+        assert sorted(os.listdir(tmp_path / str(links))) == ["file.ckpt", "folder.ckpt"]
+    carry(tmp_path / "file.ckpt", tmp_path / "file.ckpt")
+    assert read_file(tmp_path / "file.ckpt") == {"step": 1}

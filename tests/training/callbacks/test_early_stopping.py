@@ -1,0 +1,27 @@
+"""Early stopping goes on counting where it was, with the patience that is configured now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+
+from training.callbacks.early_stopping import EarlyStopping
+from training.callbacks.interruption import Interruption
+
+WORSE = ("optimizer.lr=3.0", "scheduler=constant", "trainer.max_steps=6")
+EACH = {"enable_checkpointing": True, "limit_val_batches": 1, "val_check_interval": 1}
+
+
+def test_resumed_run_keeps_its_count_and_takes_the_patience_of_now(
+    fit: Callable[..., L.Trainer], tmp_path: Path
+) -> None:
+    first = EarlyStopping("val/loss", min_delta=100.0, patience=2)  # nothing is ever an improvement
+    ended = fit(*WORSE, callbacks=[first, Interruption()], **EACH)
+    assert ended.global_step == 3 and first.wait_count == 2
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    same = fit(*WORSE, callbacks=[EarlyStopping("val/loss", min_delta=100.0, patience=2)], ckpt_path=last, **EACH)
+    assert same.global_step == 3  # ended it was, ended it is
+    longer = fit(*WORSE, callbacks=[EarlyStopping("val/loss", min_delta=100.0, patience=3)], ckpt_path=last, **EACH)
+    assert longer.global_step == 4

@@ -1,0 +1,33 @@
+"""A good checkpoint of one folder given a place in another, when a run resumes in a new folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from training.checkpoints.atomic import partial_of
+
+
+def carry(old: Path, new: Path) -> None:
+    """Make ``new`` the same checkpoint as ``old``: linked where the file system can, else copied; whole or not at all.
+
+    Raises:
+        OSError: there is no ``old``, or ``new`` cannot be written
+    """
+    if new.exists() and old.resolve() == new.resolve():
+        return
+    new.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_of(new)
+    if old.is_dir():
+        shutil.copytree(old, partial, copy_function=_link)
+    else:
+        _link(old, partial)
+    os.replace(partial, new)
+
+
+def _link(old: Path | str, new: Path | str) -> None:
+    try:
+        os.link(old, new)  # a checkpoint is replaced and never written into, so two names may share it
+    except OSError:
+        shutil.copyfile(old, new)

@@ -1,0 +1,100 @@
+"""How the settings of a run differ from those that a checkpoint was written with, and which differences matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from training.checkpoints.record import Past
+
+LENGTH = ("trainer.max_steps", "trainer.max_epochs")  # a longer run is still the same run
+# What a model's training looks at and its output does not: everything else of it gives the weights their meaning.
+TRAINING_ONLY = ("model.init", "model.max_positions", "model.mtp.loss_weight")
+TRAINING_ONLY_PARTS = {"balance", "dropping", "bias_step", "bias_until"}
+WIDEST = 48  # characters of a value in a table
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that differs.
+
+    Args:
+        path: of the setting
+        there: its value in the checkpoint
+        here: its value in this run
+    """
+
+    path: str
+    there: Any
+    here: Any
+
+    @property
+    def alters_weights(self) -> bool:
+        """Whether the same weights compute something else under it."""
+        parts = self.path.split(".")
+        training_only = self.path.startswith(TRAINING_ONLY) or TRAINING_ONLY_PARTS & set(parts)
+        return parts[0] == "model" and not training_only
+
+    def __str__(self) -> str:
+        return f"{self.path} was {_shown(self.there)}, is {_shown(self.here)}"
+
+
+def changes(past: Past, ours: Mapping[str, Any]) -> list[Change]:
+    """Every setting that differs, as far as the checkpoint knows its own.
+
+    Args:
+        past: of the checkpoint
+        ours: the record of this run
+    """
+    found = [c for part, there in past.settings.items() for c in _differences(part, there, ours.get(part))]
+    # A checkpoint without a record may be of an older version, which wrote out what was not set.
+    return [c for c in found if past.complete or None not in (c.there, c.here) or _ABSENT not in (c.there, c.here)]
+
+
+def is_same_run(past: Past, ours: Mapping[str, Any]) -> bool:
+    """Whether this run can be the one that wrote a checkpoint: only its length may differ."""
+    return not [change for change in changes(past, ours) if change.path not in LENGTH]
+
+
+def _differences(path: str, there: Any, here: Any) -> Iterator[Change]:
+    if there == here or (_is_empty(there) and _is_empty(here)):
+        return
+    if not isinstance(there, Mapping) or not isinstance(here, Mapping):
+        yield Change(path, there, here)
+        return
+    for key in ("name", "_target_"):  # another block or class: its parameters are others too
+        if there.get(key) != here.get(key):
+            yield Change(path, there.get(key), here.get(key))
+            return
+    for key in {**there, **here}:
+        yield from _differences(f"{path}.{key}", there.get(key, _ABSENT), here.get(key, _ABSENT))
+
+
+def _is_empty(value: Any) -> bool:
+    """``layout: null`` and ``layout: {}`` say the same; a child that is absent and one that is null need not."""
+    return value is None or value in ({}, [])
+
+
+def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "not set"
+    if isinstance(value, Mapping) and set(value) == {"name"}:
+        value = value["name"]
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= WIDEST else f"{text[: WIDEST - 1]}…"
+
+
+def table(found: Sequence[Change]) -> str:
+    """A line for each change: setting, value in the checkpoint, value here."""
+    rows = [("setting", "in the checkpoint", "here")]
+    rows += [(change.path, _shown(change.there), _shown(change.here)) for change in found]
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    return "\n".join(f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)
+
+
+def listed(found: Sequence[Change], most: int = 3) -> str:
+    """The first changes in a sentence."""
+    more = f"; and {len(found) - most} more" if len(found) > most else ""
+    return "; ".join(map(str, found[:most])) + more

@@ -1,0 +1,87 @@
+"""What a checkpoint says about the run that wrote it: the settings that decide its numbers, as plain types.
+
+Left out: everything that changes no number of the training (paths, loggers, reports, workers, kernels, devices).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blocks.sharded import is_folder, read_meta
+
+KEY = "configuration"  # of a checkpoint
+PARTS = ("seed", "init_from", "model", "optimizer", "scheduler", "data", "task", "trainer")
+NOT_OF_DATA = ("num_workers", "eval_batch_size", "eval_windows", "cache_dir")
+NOT_OF_TASK = (
+    *("model", "optimizer", "scheduler", "seed", "init_from"),  # recorded by themselves
+    *("kernels", "compile", "activation_checkpointing"),
+)
+OF_TRAINER = (
+    *("max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
+    *("precision", "limit_train_batches", "overfit_batches"),
+)
+
+
+def record(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Select from a checked configuration what decides the numbers of the training.
+
+    Args:
+        plain: the result of ``preflight``, as it may be written down
+    """
+    found = {part: plain.get(part) for part in PARTS}
+    data, task, trainer = (dict(found[part] or {}) for part in ("data", "task", "trainer"))
+    drop = (*NOT_OF_DATA, "seed") if data.get("seed") == found["seed"] else NOT_OF_DATA
+    found["data"] = {key: value for key, value in data.items() if key not in drop}
+    found["task"] = {key: value for key, value in task.items() if key not in NOT_OF_TASK}
+    found["trainer"] = {key: trainer[key] for key in OF_TRAINER if key in trainer}
+    return found
+
+
+@dataclass(frozen=True)
+class Past:
+    """What is known about the run that wrote a checkpoint.
+
+    Args:
+        settings: its record; of a checkpoint without one, the model and the seed alone
+        complete: whether the checkpoint has a record
+        step: optimizer steps done
+        rate: learning rate of the next step under its schedule, as a fraction of the peak; None if unknown
+    """
+
+    settings: dict[str, Any]
+    complete: bool
+    step: int
+    rate: float | None
+
+
+def past_of(checkpoint: Mapping[str, Any]) -> Past:
+    """What the contents of a checkpoint say about the run that wrote it."""
+    settings = checkpoint.get(KEY)
+    complete = isinstance(settings, dict) and set(PARTS) <= set(settings)
+    if not complete:
+        known = checkpoint.get("hyper_parameters")
+        settings = {key: known[key] for key in ("model", "seed") if key in known} if isinstance(known, dict) else {}
+    step = checkpoint.get("global_step")
+    return Past(settings, complete, step if isinstance(step, int) else 0, _rate(checkpoint.get("lr_schedulers")))  # type: ignore[arg-type]
+
+
+def _rate(schedulers: Any) -> float | None:
+    try:
+        state = schedulers[0]
+        return float(state["_last_lr"][0]) / float(state["base_lrs"][0])
+    except (TypeError, KeyError, IndexError, ValueError, ZeroDivisionError):
+        return None
+
+
+def peek(path: Path) -> Past | None:
+    """What a checkpoint says, read without its tensors and without verifying it; None if it cannot be read."""
+    try:
+        found = read_meta(path) if is_folder(path) else torch.load(path, "cpu", weights_only=True, mmap=True)
+    except Exception:  # torch raises several classes for a truncated, foreign or hostile file
+        return None
+    return past_of(found) if isinstance(found, dict) else None

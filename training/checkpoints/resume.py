@@ -1,0 +1,142 @@
+"""Which checkpoint a run resumes from: one of its own past, or the one that is named; and what has changed since.
+
+Left out: comparing shapes of weights, which is ``blocks.checkpoint.check_fits``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from registry import ConfigError
+from training.checkpoints.changes import Change, changes, is_same_run, listed, table
+from training.checkpoints.find import LAST, PREVIOUS, by_age, first_good, good, newest
+from training.checkpoints.places import FOLDER, Place
+from training.checkpoints.record import Past, peek
+from training.schedulers.base import Schedule
+from training.targets import instantiate
+
+log = logging.getLogger(__name__)
+CHANGED = ("show", "allow")  # of resume.changed
+
+
+def resolve_checkpoint(plain: Mapping[str, Any], place: Place, ours: Mapping[str, Any]) -> str | None:
+    """The checkpoint to resume from, or None for a new run.
+
+    A path: itself, or its predecessor if it is damaged. ``last``: the newest undamaged one that this run has left in
+    its own folders; else, of a run that is no job of a sweep, the newest of a run of this task with the same
+    configuration, else the newest of any. ``auto_resume``: the same, but never one of another configuration.
+
+    Args:
+        plain: the configuration
+        place: the run's folders
+        ours: the record of this run
+
+    Raises:
+        ConfigError: there is none, or ``auto_resume`` finds one of another configuration in this run's own folders
+    """
+    asked, auto = plain["ckpt_path"], plain["auto_resume"]
+    if asked not in (None, "last"):
+        if not Path(str(asked)).exists():
+            raise ConfigError("ckpt_path", asked, "there is no such file", "Write ckpt_path=last, or an existing file")
+        # A damaged one without a predecessor is refused when it is read.
+        return str(good(Path(str(asked))) or asked)
+    if asked is None and not auto:
+        return None
+    folders = dict.fromkeys((place.checkpoints, place.run / FOLDER))
+    found = first_good(folder / name for folder in folders for name in (LAST, PREVIOUS))
+    if found is not None and asked is None:
+        _refuse_another(found, ours)
+    runs = Path(plain["paths"]["log_dir"]) / plain["task_name"]
+    if found is None and not place.in_sweep:
+        found = _among(runs, ours, any_will_do=asked == "last")
+    if found is None and asked == "last":
+        if place.in_sweep:
+            rule = f"{place.checkpoints} holds no last.ckpt, and a job of a sweep resumes only from its own"
+            remedy = f"Resume the sweep: python -m lab.sweep resume {place.run.parent}; or name the file"
+            raise ConfigError("ckpt_path", "last", rule, remedy)
+        rule = f"no run under {runs} has left a last.ckpt"
+        raise ConfigError("ckpt_path", "last", rule, "Name the file: ckpt_path=RUN/checkpoints/last.ckpt")
+    return str(found) if found else None
+
+
+def _refuse_another(found: Path, ours: Mapping[str, Any]) -> None:
+    past = peek(found)
+    if past is not None and not is_same_run(past, ours):
+        rule = f"finds {found} of another configuration ({listed(changes(past, ours))})"
+        remedy = f"Resume it all the same with ckpt_path={found}, or start a new run in another folder"
+        raise ConfigError("auto_resume", True, rule, remedy)
+
+
+def _among(runs: Path, ours: Mapping[str, Any], any_will_do: bool) -> Path | None:
+    """The newest good checkpoint of a run of this configuration among separate runs; else of any, or None."""
+    candidates = by_age(runs)
+    pasts = {path: peek(path) for path in candidates}
+    fits = {path: past is None or is_same_run(past, ours) for path, past in pasts.items()}  # None: looked at as damaged
+    found = first_good(path for path in candidates if fits[path])
+    other = next((path for path in candidates if not fits[path]), None)
+    if other is None or (found and candidates.index(other) > candidates.index(found)):
+        return found
+    past = pasts[other]
+    assert past is not None
+    differs = f"{other}, differs: {listed(changes(past, ours))}"
+    if found:
+        _tell(logging.INFO, f"resumes the newest run of this configuration; a newer one, {differs}")
+        return found
+    if any_will_do:
+        return newest(runs)
+    _tell(logging.WARNING, f"a new run: no run under {runs} has this configuration; the newest, {differs}")
+    return None
+
+
+def check_changes(path: str, past: Past, ours: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    """Show what has changed since a checkpoint was written, and refuse what its weights would not mean.
+
+    Args:
+        path: of the checkpoint
+        past: of the run that wrote it
+        ours: the record of this run
+        plain: the configuration
+
+    Raises:
+        ConfigError: the model computes something else of the same weights, and ``resume.changed`` does not allow it
+    """
+    found = changes(past, ours)
+    altering = [change for change in found if change.alters_weights]
+    if altering and plain["resume"]["changed"] != "allow":
+        rule = f"was trained with a model to which its weights mean something else: {listed(altering)}"
+        remedy = "Compose the same model, or write resume.changed=allow to go on with this one"
+        raise ConfigError("ckpt_path", path, rule, remedy)
+    lines = [] if not found else [f"changed since:\n{table(found)}"]
+    if not past.complete:
+        known = "only its model and seed are compared" if past.settings else "nothing is compared"
+        lines.append(f"the checkpoint holds no configuration, so {known}")
+    if plain["train"] and (rate := _rate(past, found, plain)):
+        lines.append(rate)
+    if lines:
+        _tell(logging.WARNING, "\n".join([f"resumes from {path} at step {past.step}", *lines]))
+
+
+def _rate(past: Past, found: Sequence[Change], plain: Mapping[str, Any]) -> str | None:
+    """What a changed schedule or length does to the learning rate where the run resumes."""
+    steps = plain["trainer"].get("max_steps", -1)
+    schedule = instantiate(plain["scheduler"], "scheduler")
+    if past.rate is None or not isinstance(schedule, Schedule) or not isinstance(steps, int) or past.step >= steps > 0:
+        return None
+    try:
+        now = schedule.factor(past.step, steps)
+    except ZeroDivisionError:  # a schedule with an end, and a training counted in epochs
+        return None
+    if abs(now - past.rate) < 1e-6:
+        return None
+    ends = next((c for c in found if c.path == "trainer.max_steps"), None)
+    why = f"the schedule now ends at step {steps}, there at {ends.there}" if ends else "the schedule is another"
+    return f"learning rate at step {past.step}: {now:.2f} of its peak, in the checkpoint {past.rate:.2f}: {why}"
+
+
+def _tell(level: int, line: str) -> None:
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+        log.log(level, line)
