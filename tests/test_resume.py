@@ -45,6 +45,13 @@ CASES = {
     "balancing bias": Case((BIAS, "model.gating.bias_step=0.05", "trainer.accumulate_grad_batches=2"), at=4, step=3),
 }
 
+REFUSED = {  # each where a run that was stopped has left its checkpoints
+    "new run": (),
+    "automatic start with another seed": ("auto_resume=true", "seed=1"),
+    "another position": ("ckpt_path=last", "model/position=alibi"),
+    "another optimizer": ("ckpt_path=last", "optimizer=adamw"),
+}
+
 GUEST = """
 import os
 
@@ -201,6 +208,18 @@ def said(base: list[str], environment: dict[str, str], folder: Path) -> dict[str
         "ckpt_path=" + str(folder / "often/checkpoints/last.ckpt"),
     ]
     commands.append(["on after damage", goes_on])
+    own = [*base, "task_name=own", f"hydra.run.dir={folder}/own"]
+    commands.append(["own stopped", [*own, *sends(15, 2)]])
+    decoy = [*base, "task_name=own", f"hydra.run.dir={folder}/logs/own/runs/decoy", "seed=1", "trainer.max_steps=1"]
+    commands.append(["decoy", decoy])
+    commands.append(["own on", [*own, "ckpt_path=last"]])
+    scratch = [*base, "task_name=scratch", f"callbacks.checkpoint.dirpath={folder}/scratch"]
+    commands.append(["scratch stopped", [*scratch, "auto_resume=true", *sends(15, 2)]])
+    for name, more in REFUSED.items():
+        commands.append([name, [*scratch, *more]])
+    commands.append(["scratch on", [*scratch, "auto_resume=true", f"hydra.run.dir={folder}/logs/scratch/runs/on"]])
+    on_from_worse = [f"ckpt_path={folder}/worse/checkpoints/last.ckpt", f"hydra.run.dir={folder}/worse_on"]
+    commands.append(["worse on", [*worse[:-1], *on_from_worse, "trainer.max_steps=8"]])
     by_cli = ["fit", "--compose", *base, "task_name=cli"]
     commands.append(["cli stopped", [*by_cli, *sends(signal.SIGTERM, 2)]])
     done = subprocess.run(
@@ -323,6 +342,40 @@ def test_auto_resume_starts_what_is_not_there_and_goes_on_with_what_is(
 ) -> None:
     assert said["auto first"][0] == 75 and said["auto second"][0] == 0, said["auto second"][1]
     assert final(folder / "logs/auto/runs/second") == final(folder / "0" / "whole")
+
+
+def test_run_in_a_folder_resumes_from_that_folder_though_another_of_its_task_is_newer(
+    said: dict[str, tuple[Any, str]], folder: Path
+) -> None:
+    assert said["own stopped"][0] == 75 and said["decoy"][0] == said["own on"][0] == 0, said["own on"][1]
+    assert final(folder / "own") == final(folder / "0" / "whole")
+    for name, value in checkpoint(folder / "0" / "whole")["state_dict"].items():
+        assert torch.equal(checkpoint(folder / "own")["state_dict"][name], value), name
+
+
+def test_run_that_keeps_its_checkpoints_elsewhere_resumes_from_there(
+    said: dict[str, tuple[Any, str]], folder: Path
+) -> None:
+    assert said["scratch stopped"][0] == 75 and said["scratch on"][0] == 0, said["scratch on"][1]
+    assert final(folder / "logs/scratch/runs/on") == final(folder / "0" / "whole")
+    assert checkpoint(folder / "logs/scratch/runs/on")["global_step"] == 6  # found from the folder of the run
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_overwrite_or_misread_a_checkpoint_is_refused_with_one_message(
+    name: str, said: dict[str, tuple[Any, str]], folder: Path
+) -> None:
+    code, text = said[name]
+    assert code == 64 and text.count("error: ") == 1 and "Traceback" not in text, text
+    assert "step=" not in text
+
+
+def test_best_checkpoint_is_that_of_the_whole_run_also_after_a_resume(
+    said: dict[str, tuple[Any, str]], folder: Path
+) -> None:
+    assert said["worse on"][0] == 0, said["worse on"][1]
+    old, new = (folder / run / "checkpoints" / "best.ckpt" for run in ("worse", "worse_on"))
+    assert new.read_bytes() == old.read_bytes()
 
 
 def test_damaged_last_gives_way_to_the_one_before_with_a_warning(
