@@ -14,7 +14,7 @@ from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import yaml
@@ -25,6 +25,10 @@ from blocks.checkpoint import check_fits, read_checkpoint
 from blocks.shape import read
 from interop.source import check_init
 from registry import ConfigError
+from training.callbacks.recording import Recording
+from training.checkpoints.optimizer import check_optimizer
+from training.checkpoints.record import from_cli, past_of, record
+from training.checkpoints.resume import CHANGED, check_changes
 from training.composition import compose_config
 from training.preflight import OWN, TASK, preflight
 from training.run import conclude, leave_processes, quieten
@@ -40,6 +44,7 @@ def to_cli(plain: Mapping[str, Any]) -> dict[str, Any]:
     trainer["logger"] = [_class(v) for v in (plain["logger"] or {}).values() if v] or False
     task, data = _class(plain["task"]), _class(plain["data"])
     settings = {"seed_everything": plain["seed"], "ckpt_path": plain["ckpt_path"], "weights_only": True}
+    settings["resume"] = {"changed": plain["resume"]["changed"]}
     return {**settings, "trainer": trainer, "model": task, "data": data}
 
 
@@ -101,6 +106,12 @@ class FrontDoor(LightningCLI):
             metavar="OVERRIDE",
             help="compose conf/ with these Hydra overrides, and use the result as the configuration",
         )
+        parser.add_argument(
+            "--resume.changed",
+            type=Literal[CHANGED],
+            default=CHANGED[0],
+            help="settings that differ from the checkpoint's; allow: also those that alter what its weights mean",
+        )
         return parser
 
     def _parse_ckpt_path(self) -> None:
@@ -126,6 +137,19 @@ class FrontDoor(LightningCLI):
             if refusal := _refusal_within(error):
                 raise refusal from None
             raise
+
+    def before_fit(self) -> None:
+        """Compare the run with the checkpoint that it resumes from, and record its configuration in its own."""
+        settings = self.config[self.subcommand]
+        plain = from_cli(settings.as_dict())
+        ours = record(plain)
+        if settings.get("ckpt_path") and settings.model.class_path == TASK:
+            path, checkpoint = str(settings.ckpt_path), read_checkpoint(settings.ckpt_path, shapes_only=True)
+            check_optimizer(checkpoint, self.model.recipe, self.model.model_config, path)
+            check_changes(
+                path, past_of(checkpoint), ours, {**plain, "train": True, "resume": settings.resume.as_dict()}
+            )
+        self.trainer.callbacks.append(Recording(ours))  # type: ignore[attr-defined]
 
     def after_fit(self) -> None:
         conclude(self.trainer, self.model, self.datamodule, test=False)

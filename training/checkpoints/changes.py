@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from training.checkpoints.record import Past
+from training.targets import find_target
 
 LENGTH = ("trainer.max_steps", "trainer.max_epochs")  # a longer run is still the same run
 # What a model's training looks at and its output does not: everything else of it gives the weights their meaning.
@@ -69,7 +71,24 @@ def _differences(path: str, there: Any, here: Any) -> Iterator[Change]:
             yield Change(path, there.get(key), here.get(key))
             return
     for key in {**there, **here}:
-        yield from _differences(f"{path}.{key}", there.get(key, _ABSENT), here.get(key, _ABSENT))
+        old, new = there.get(key, _ABSENT), here.get(key, _ABSENT)
+        if (old is _ABSENT) != (new is _ABSENT) and _default(here, key) == (new if old is _ABSENT else old):
+            continue  # one command line writes out defaults and the other need not
+        yield from _differences(f"{path}.{key}", old, new)
+
+
+def _default(node: Mapping[str, Any], key: str) -> Any:
+    """What the class of a ``_target_`` node takes for an argument that is not given.
+
+    Args:
+        node: of this run's configuration, never of a checkpoint's: its class is imported
+        key: the argument
+    """
+    if "_target_" not in node:
+        return _ABSENT
+    found = inspect.signature(find_target(node["_target_"], "")).parameters.get(key)
+    default = _ABSENT if found is None else found.default
+    return list(default) if isinstance(default, tuple) else default
 
 
 def _is_empty(value: Any) -> bool:

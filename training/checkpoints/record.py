@@ -21,25 +21,55 @@ NOT_OF_TASK = (
     *("model", "optimizer", "scheduler", "seed", "init_from"),  # recorded by themselves
     *("kernels", "compile", "activation_checkpointing"),
 )
-OF_TRAINER = (
-    *("max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
-    *("precision", "limit_train_batches", "overfit_batches"),
-)
+OF_TRAINER: dict[str, Any] = {  # argument → its value where none is given
+    "max_steps": -1,
+    "max_epochs": None,
+    "accumulate_grad_batches": 1,
+    "precision": "32-true",
+    "gradient_clip_val": None,
+    "gradient_clip_algorithm": None,
+    "limit_train_batches": None,
+    "overfit_batches": 0.0,
+}
 
 
 def record(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Select from a checked configuration what decides the numbers of the training.
 
     Args:
-        plain: the result of ``preflight``, as it may be written down
+        plain: the result of ``preflight`` or of ``from_cli``, as it may be written down
     """
-    found = {part: plain.get(part) for part in PARTS}
+    found = {part: _listed(plain.get(part)) for part in PARTS}
     data, task, trainer = (dict(found[part] or {}) for part in ("data", "task", "trainer"))
     drop = (*NOT_OF_DATA, "seed") if data.get("seed") == found["seed"] else NOT_OF_DATA
     found["data"] = {key: value for key, value in data.items() if key not in drop}
     found["task"] = {key: value for key, value in task.items() if key not in NOT_OF_TASK}
-    found["trainer"] = {key: trainer[key] for key in OF_TRAINER if key in trainer}
+    given = {key: trainer.get(key) for key in OF_TRAINER}
+    found["trainer"] = {key: OF_TRAINER[key] if value is None else value for key, value in given.items()}
     return found
+
+
+def _listed(value: Any) -> Any:
+    """Without tuples, which one command line makes of a list and the other does not."""
+    if isinstance(value, Mapping):
+        return {key: _listed(inner) for key, inner in value.items()}
+    return [_listed(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def from_cli(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of Lightning CLI in the shape that ``preflight`` gives, as far as ``record`` looks at it."""
+    task, data = _node(settings["model"]), _node(settings["data"])
+    own = {key: task.get(key) for key in ("model", "optimizer", "scheduler", "init_from")}
+    return {**own, "seed": settings["seed_everything"], "data": data, "task": task, "trainer": settings["trainer"]}
+
+
+def _node(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_node(inner) for inner in value]
+    if not isinstance(value, Mapping):
+        return value
+    inner = {key: _node(below) for key, below in value.items()}
+    return {"_target_": inner["class_path"], **(inner.get("init_args") or {})} if "class_path" in inner else inner
 
 
 @dataclass(frozen=True)

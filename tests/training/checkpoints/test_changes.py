@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from training.checkpoints.changes import Change, changes, is_same_run, listed, table
-from training.checkpoints.record import Past, record
+from training.checkpoints.record import Past, from_cli, record
 
 
 def of(there: dict[str, Any], here: dict[str, Any], complete: bool = True) -> list[Change]:
@@ -75,7 +75,7 @@ def test_record_leaves_out_what_changes_no_number() -> None:
     }
     kept = record(plain)
     assert kept["data"] == {"batch_size": 2} and kept["task"] == {"z_loss": 0.0} and "logger" not in kept
-    assert kept["trainer"] == {"max_steps": 3}
+    assert kept["trainer"]["max_steps"] == 3 and not {"devices", "log_every_n_steps"} & set(kept["trainer"])
     assert record({**plain, "data": {"seed": 2}})["data"] == {"seed": 2}  # of its own
 
 
@@ -90,3 +90,22 @@ def test_table_and_sentence_show_both_values() -> None:
     assert lines[1].split() == ["seed", "0", "5"] and lines[2].split() == ["model.tie_embeddings", "true", "null"]
     assert len(lines[3]) < 90
     assert listed(found[:1]) == "seed was 0, is 5" and listed(found).endswith("and 1 more")
+
+
+def test_default_that_one_command_line_writes_out_is_no_change() -> None:
+    cosine = {"_target_": "training.schedulers.warmup_cosine.WarmupCosine", "warmup": 5}
+    assert not of({"scheduler": {**cosine, "min_ratio": 0.1}}, {"scheduler": cosine})
+    assert [str(c) for c in of({"scheduler": cosine}, {"scheduler": {**cosine, "min_ratio": 0.5}})] == [
+        "scheduler.min_ratio was not set, is 0.5"
+    ]
+    settings = {
+        "seed_everything": 1,
+        "model": {"class_path": "x.Task", "init_args": {"model": {"d_model": 8}, "optimizer": None, "z_loss": 0.0}},
+        "data": {"class_path": "x.Data", "init_args": {"seed": 1, "sizes": (1, 2)}},
+        "trainer": {"max_steps": 3},
+    }
+    kept = record(from_cli(settings))
+    assert (
+        kept["seed"] == 1 and kept["model"] == {"d_model": 8} and kept["task"] == {"_target_": "x.Task", "z_loss": 0.0}
+    )
+    assert kept["data"] == {"_target_": "x.Data", "sizes": [1, 2]}

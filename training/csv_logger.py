@@ -1,0 +1,56 @@
+"""``metrics.csv``, which a run that resumes in the same folder continues."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+
+class CSVLogger(LightningCSVLogger):
+    """Lightning's CSVLogger; for arguments see there.
+
+    How this differs from Lightning's: that deletes the file it finds. Here its rows stay, except those that are logged
+    again: the steps between the checkpoint and the end of the run that wrote it.
+    """
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        if self._experiment is None:
+            self._experiment = _Continued(log_dir=self.log_dir)
+        return self._experiment  # type: ignore[return-value]
+
+
+class _Continued(ExperimentWriter):
+    _begun = False
+
+    def _check_log_dir_exists(self) -> None:
+        """What is there stays."""
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        if not self._begun and step is not None:
+            self._drop_later_rows(set(metrics_dict), step)
+        self._begun = True
+        super().log_metrics(metrics_dict, step)
+
+    def _drop_later_rows(self, keys: set[str], step: int) -> None:
+        """Keep the rows of earlier steps, and those of this step that hold other figures."""
+        file = Path(self.metrics_file_path)
+        if not file.is_file():
+            return
+        with file.open(newline="") as opened:
+            rows: list[dict[str, Any]] = [{k: v for k, v in row.items() if v} for row in csv.DictReader(opened)]
+        past = [row for row in rows if (at := int(row["step"])) < step or (at == step and not keys & set(row))]
+        self.metrics_keys = sorted(set().union(*past)) or ["step"]
+        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+        with partial.open("w", newline="") as opened:
+            writer = csv.DictWriter(opened, fieldnames=self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(past)
+        os.replace(partial, file)
