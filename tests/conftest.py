@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import torch
 from hydra.core.config_store import ConfigStore
 from torch import Tensor, nn
+from warm import Warm
 
 import registry
 from blocks.decoder import Decoder
@@ -223,15 +223,22 @@ def environment() -> dict[str, str]:
     return {**clean, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "TERM": "dumb"}
 
 
+@pytest.fixture(scope="session")
+def warm(environment: dict[str, str]) -> Iterator[Warm]:
+    """Starts ``python …`` in a process of its own, without the seconds of its imports."""
+    starts = Warm(environment)
+    yield starts
+    starts.close()
+
+
 @pytest.fixture
-def train_py(environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def train_py(
+    warm: Warm, environment: dict[str, str], tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """``python train.py ARGUMENTS`` in a folder that is not the checkout."""
 
     def call(*arguments: str, cwd: Path = tmp_path, **variables: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(TRAIN), *arguments]
-        return subprocess.run(
-            command, cwd=cwd, env={**environment, **variables}, capture_output=True, text=True, timeout=300
-        )
+        return warm.run(str(TRAIN), *arguments, cwd=cwd, env={**environment, **variables})
 
     return call
 
@@ -269,23 +276,3 @@ def fit(checked: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[...,
         return trainer
 
     return train
-
-
-# Files whose fixture runs a whole program, once for all of their tests.
-ONE_PROGRAM = {"test_mistakes.py", "test_plugin.py", "test_resume.py", "test_startup.py", "test_train.py"}
-ONE_PROGRAM |= {"test_ablation.py", "test_agreement.py", "test_resuming.py"}
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Under ``-n``, keep the tests of such a file on one worker, lest each worker runs the program anew."""
-    if config.getoption("dist") != "load":
-        return None
-    from xdist.scheduler import LoadScopeScheduling
-
-    class OneProgramOneWorker(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return file if Path(file).name in ONE_PROGRAM else nodeid
-
-    return OneProgramOneWorker(config, log)

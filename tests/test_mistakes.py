@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+pytestmark = pytest.mark.xdist_group("mistakes")  # its fixture runs a whole program, once
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

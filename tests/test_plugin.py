@@ -21,6 +21,9 @@ from typing import Any
 
 import pytest
 import torch
+from warm import Warm
+
+pytestmark = pytest.mark.xdist_group("plugin")  # its fixture runs a whole program, once
 
 ROOT = Path(__file__).resolve().parent.parent
 GUEST = Path(__file__).resolve().parent / "plugin"
@@ -59,16 +62,11 @@ def install(site: Path, project: dict[str, Any]) -> None:
     (info / "entry_points.txt").write_text("\n".join(["[blockwright.blocks]", *lines, ""]))
 
 
-def run(commands: dict[str, list[str]], site: Path, environment: dict[str, str], cwd: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input=json.dumps(commands),
-        cwd=cwd,
-        env={**environment, "PYTHONPATH": f"{ROOT}:{site}"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def run(
+    warm: Warm, commands: dict[str, list[str]], site: Path, environment: dict[str, str], cwd: Path
+) -> dict[str, Any]:
+    there = {**environment, "PYTHONPATH": str(site)}
+    done = warm.run("-c", DRIVER, input=json.dumps(commands), cwd=cwd, env=there)
     assert done.returncode == 0, done.stderr
     outcomes = {name: (code, said) for name, code, said in map(json.loads, done.stdout.splitlines())}
     return {**outcomes, "warnings": done.stderr + "".join(said for _, said in outcomes.values())}
@@ -91,9 +89,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def said(small: list[str], site: Path, environment: dict[str, str], folder: Path) -> dict[str, Any]:
+def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], folder: Path) -> dict[str, Any]:
     guests = ["model/attention=retention", "model/position=xpos", "model/gating=noisy_topk"]
-    quick = [*small, "logger=none", "callbacks.report.sample_tokens=0"]
+    quick = [*small, "logger=none", "callbacks.report.sample_tokens=0", "callbacks.throughput=null"]
     sweep = ["trainer.max_steps=2", "trainer.val_check_interval=2", f"hydra.sweep.dir={folder}/sweep"]
     commands = {
         "catalogue": ["registry"],
@@ -105,7 +103,7 @@ def said(small: list[str], site: Path, environment: dict[str, str], folder: Path
         "its own rule": [*quick, *guests, "model.gating.noise=-1", f"hydra.run.dir={folder}/x"],
         "sweep": ["-m", *quick, *sweep, "model/attention=glob(*,exclude=*_*)"],
     }
-    return run(commands, site, environment, folder)
+    return run(warm, commands, site, environment, folder)
 
 
 def test_guest_is_in_the_catalogue_with_its_provider(said: dict[str, Any]) -> None:
@@ -180,16 +178,11 @@ def test_conformance(case):
 
 
 def test_guest_proves_its_blocks_by_the_kit_in_its_own_tests(
-    site: Path, environment: dict[str, str], tmp_path: Path
+    site: Path, warm: Warm, environment: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "test_guest.py").write_text(CONFORMANCE)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "test_guest.py"],
-        cwd=tmp_path,
-        env={**environment, "PYTHONPATH": f"{ROOT}:{site}"},
-        capture_output=True,
-        text=True,
-    )
+    command = ["-m", "pytest", "-p", "no:cacheprovider", "-rs", "test_guest.py"]
+    done = warm.run(*command, cwd=tmp_path, env={**environment, "PYTHONPATH": str(site)})
     assert done.returncode == 0, done.stdout + done.stderr
     passed, skipped = (int(re.search(rf"(\d+) {word}", done.stdout)[1]) for word in ("passed", "skipped"))  # type: ignore[index]
     assert passed > 40
@@ -208,7 +201,7 @@ def test_nothing_here_names_the_guest() -> None:
 
 @pytest.fixture(scope="module")
 def among_bad_company(
-    small: list[str], site: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    small: list[str], site: Path, warm: Warm, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """The guest beside a plug-in that takes a taken name, one that cannot be imported, and one that is not there."""
     crowd = tmp_path_factory.mktemp("crowd")
@@ -226,9 +219,8 @@ def among_bad_company(
         install(crowd, {"name": f"the-{name}", "version": "1.0", "entry-points": points})
     out = crowd / "run"
     swap = ["model/attention=mha", "model/position=xpos", "trainer.max_steps=2", "callbacks.report.sample_tokens=0"]
-    return run(
-        {"catalogue": ["registry"], "trains": [*small, *swap, f"hydra.run.dir={out}"]}, crowd, environment, crowd
-    )
+    commands = {"catalogue": ["registry"], "trains": [*small, *swap, f"hydra.run.dir={out}"]}
+    return run(warm, commands, crowd, environment, crowd)
 
 
 def test_clash_of_names_names_both_owners(among_bad_company: dict[str, Any]) -> None:

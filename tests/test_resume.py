@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from warm import Warm
+
+pytestmark = pytest.mark.xdist_group("resume")  # its fixture runs a whole program, once
 
 ROOT = Path(__file__).resolve().parent.parent
 BIAS = "model/gating=sigmoid_bias"
@@ -100,8 +102,11 @@ import train
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
+from lab import run_report
 
 Hydra.get_mode = lambda *_, **__: RunMode.RUN  # else it composes everything once more to learn that
+run_report.plot_losses = run_report.plot_expert_load = lambda *_: None  # a quarter of the time of a run this short
+
 
 def damage(file):
     with open(file, "r+b") as opened:
@@ -137,7 +142,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(small: list[str], folder: Path) -> list[str]:
-    quick = ["logger=none", "trainer.val_check_interval=5", "callbacks.report.sample_tokens=0"]
+    quick = ["logger=none", "trainer.val_check_interval=5"]
+    quick += ["callbacks.report.sample_tokens=0", "callbacks.throughput=null"]
     return [*small, *quick, f"paths.log_dir={folder}/logs"]
 
 
@@ -151,7 +157,7 @@ def sends_of(case: Case) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def said(base: list[str], environment: dict[str, str], folder: Path) -> dict[str, tuple[Any, str]]:
+def said(base: list[str], warm: Warm, environment: dict[str, str], folder: Path) -> dict[str, tuple[Any, str]]:
     """Each case three times: never stopped; stopped; gone on with. All in one process."""
     commands = []
     for i, case in enumerate(CASES.values()):
@@ -222,15 +228,8 @@ def said(base: list[str], environment: dict[str, str], folder: Path) -> dict[str
     commands.append(["worse on", [*worse[:-1], *on_from_worse, "trainer.max_steps=8"]])
     by_cli = ["fit", "--compose", *base, "task_name=cli"]
     commands.append(["cli stopped", [*by_cli, *sends(signal.SIGTERM, 2)]])
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input=json.dumps(commands),
-        cwd=folder,
-        env={**environment, "PYTHONPATH": f"{ROOT}:{folder}"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    there = {**environment, "PYTHONPATH": str(folder)}
+    done = warm.run("-c", DRIVER, input=json.dumps(commands), cwd=folder, env=there, timeout=500)
     assert done.returncode == 0, done.stderr
     return {name: (code, text) for name, code, text in map(json.loads, done.stdout.splitlines())}
 
@@ -401,33 +400,17 @@ def test_second_ctrl_c_stops_at_once_and_saves_nothing(said: dict[str, tuple[Any
 
 
 def test_signal_from_outside_ends_the_process_with_its_code(
-    base: list[str], environment: dict[str, str], folder: Path
+    base: list[str], warm: Warm, environment: dict[str, str], folder: Path
 ) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *base,
-        "trainer.max_steps=100000",
-        f"hydra.run.dir={folder}/outside",
-    ]
-    process = subprocess.Popen(
-        [*command, "trainer.val_check_interval=100000", "data.corpus.val_fraction=0"],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("step=3 "):
-            break
+    long = ["trainer.max_steps=100000", "trainer.val_check_interval=100000", "data.corpus.val_fraction=0"]
+    command = [str(ROOT / "train.py"), *base, *long, f"hydra.run.dir={folder}/outside"]
+    process = warm.start(*command, cwd=folder, env=environment, merge=True)
+    while "\nstep=3 " not in process.read():
+        assert process.poll() is None, process.read()
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     sent = time.monotonic()
-    lines.append(process.communicate(timeout=120)[0])
-    text = "".join(lines)
+    text, _ = process.communicate(timeout=120)
     assert process.returncode == 75, text
     assert time.monotonic() - sent < 60
     told = re.search(r"stopped by SIGTERM after step (\d+)\. Continue .* ckpt_path=(\S+)", text)

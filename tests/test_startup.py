@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("startup")  # its fixture runs a whole program, once
+
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = 3.0  # CPU-seconds, of which torch alone is one and a half
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from warm import Running, Warm
 
 GUEST = """
 import json
@@ -71,7 +72,8 @@ def guest(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def tiny_run(small: list[str]) -> list[str]:
-    return [*small, "trainer.max_steps=4", "trainer.val_check_interval=4", "callbacks.report.sample_tokens=0"]
+    quick = ["callbacks.report.sample_tokens=0", "callbacks.throughput=null", "logger=none"]
+    return [*small, *quick, "trainer.max_steps=4", "trainer.val_check_interval=4"]
 
 
 def test_sweep_is_one_job_each_and_one_table(
@@ -300,33 +302,32 @@ def test_processes_of_a_failed_run_are_ended_and_no_longer_watched() -> None:
 
 # Sweeps that are killed
 
-Start = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., Running]
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def start(environment: dict[str, str], tmp_path: Path) -> Start:
+def start(warm: Warm, environment: dict[str, str], tmp_path: Path) -> Start:
     """``python train.py -m ARGUMENTS`` in a process group of its own, which is running when this returns."""
 
-    def call(*arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(ROOT / "train.py"), "-m", *arguments]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload]
+    def call(*arguments: str) -> Running:
+        return warm.start(str(ROOT / "train.py"), "-m", *arguments, cwd=tmp_path, env=environment, merge=True)
 
     return call
 
 
 @pytest.fixture
-def lab_sweep(environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def lab_sweep(
+    warm: Warm, environment: dict[str, str], tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "lab.sweep", *arguments]
         there = {**environment, "PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, cwd=tmp_path, env=there, capture_output=True, text=True, timeout=900)
+        return warm.run("-m", "lab.sweep", *arguments, cwd=tmp_path, env=there, timeout=900)
 
     return call
 
 
-def until_saved(job: Path, process: subprocess.Popen[str]) -> None:
+def until_saved(job: Path, process: Running) -> None:
     """Wait till a job is in the middle of training, its checkpoint written."""
     end = time.monotonic() + 900
     while not (job / "checkpoints" / "last.ckpt").exists() or (job / "results.json").exists():
@@ -335,7 +336,7 @@ def until_saved(job: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-def kill(process: subprocess.Popen[str]) -> str:
+def kill(process: Running) -> str:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     return process.communicate()[0]

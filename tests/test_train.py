@@ -9,7 +9,6 @@ import csv
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from warm import Warm
 
-ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.xdist_group("train")  # its fixture runs a whole program, once
 
 DRIVER = """
 import contextlib, io, json, pathlib, shutil, sys, traceback
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def doors(small: list[str], environment: dict[str, str], folder: Path) -> dict[str, dict[str, Any]]:
+def doors(small: list[str], warm: Warm, environment: dict[str, str], folder: Path) -> dict[str, dict[str, Any]]:
     """What each command said."""
     choice = [*small, "model/attention=gqa", f"paths.log_dir={folder}/logs"]
     last = f"{folder}/run/checkpoints/last.ckpt"
@@ -91,15 +91,7 @@ def doors(small: list[str], environment: dict[str, str], folder: Path) -> dict[s
         "no checkpoint": ["validate", "--compose", *choice, "--ckpt_path", "nope.ckpt"],
         "another model's checkpoint": ["validate", "--compose", *choice, "model.d_model=32", "--ckpt_path", last],
     }
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input=json.dumps(commands),
-        cwd=folder,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = warm.run("-c", DRIVER, input=json.dumps(commands), cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
     return {outcome["name"]: outcome for outcome in map(json.loads, done.stdout.splitlines())}
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 import unittest
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from warm import Warm
 
 from blocks.attention.base import Attention
 from blocks.attention.gqa import GQA
@@ -32,7 +31,12 @@ from registry import ConfigError, register
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-@pytest.mark.parametrize("case", cases(), ids=str)
+def of_one_worker(case: Case) -> Any:
+    """All checks of a block on one worker of xdist: they share its decoder."""
+    return pytest.param(case, id=str(case), marks=pytest.mark.xdist_group(f"{case.kind} {case.name}"))
+
+
+@pytest.mark.parametrize("case", map(of_one_worker, cases()))
 def test_every_registered_block_keeps_every_promise(case: Case) -> None:
     outcome = case.outcome()
     assert outcome.status != "failed", outcome.reason
@@ -474,10 +478,9 @@ def test_command_prints_a_row_for_each_block_and_fails_if_one_does(
 
 @pytest.mark.parametrize("arguments", [["norm/rmsnorn"], ["norm", "ffn"]])
 def test_command_ends_with_2_and_no_traceback_on_a_users_mistake(
-    arguments: list[str], environment: dict[str, str]
+    arguments: list[str], warm: Warm, environment: dict[str, str]
 ) -> None:
-    command = [sys.executable, "-m", "blocks.conformance", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = warm.run("-m", "blocks.conformance", *arguments, cwd=ROOT, env=environment)
     assert done.returncode == 64
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr

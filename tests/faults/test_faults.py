@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import Warm
 
 CAMPAIGN = Path(__file__).with_name("campaign.py")
 needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting needs root")
 
 
 @pytest.fixture
-def campaign(environment: dict[str, str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def campaign(warm: Warm, environment: dict[str, str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Runs a campaign in a process of its own, for it forks; gives its figures."""
     import json
 
     def run(name: str, n: int, seconds: int = 900, folder: Path = tmp_path) -> dict[str, Any]:
-        command = [sys.executable, str(CAMPAIGN), name, str(n), str(folder)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
+        command = [str(CAMPAIGN), name, str(n), str(folder)]
+        done = warm.run(*command, cwd=tmp_path, env=environment, timeout=seconds)
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout.splitlines()[-1].partition(" ")[2])
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from warm import Warm
 
 from interop.hf import main
 from interop.importing import import_folder
@@ -315,12 +316,11 @@ def test_exporting_without_safetensors_names_the_extra(
 
 
 def test_program_ends_with_code_2_and_without_a_traceback(
-    single: Path, tmp_path: Path, environment: dict[str, str]
+    single: Path, tmp_path: Path, warm: Warm, environment: dict[str, str]
 ) -> None:
     settings(single, model_type="bert")
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "interop.hf", "import", str(single), str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    command = ["-m", "interop.hf", "import", str(single), str(tmp_path / "out")]
+    done = warm.run(*command, cwd=Path(__file__).resolve().parents[2], env=environment)
     assert done.returncode == 64 and done.stdout == ""
     assert done.stderr.startswith("error: config.json: model_type = bert") and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()

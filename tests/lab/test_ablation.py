@@ -7,14 +7,13 @@ import functools
 import json
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from warm import Warm
 
 from lab.ablation import __main__ as command
 from lab.ablation import definition, planning
@@ -27,6 +26,8 @@ from registry.command import run_command
 from training.composition import compose_config
 from training.preflight import preflight
 from training.run import run
+
+pytestmark = pytest.mark.xdist_group("ablation")  # its fixture runs a whole program, once
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIMAL = {"about": "a claim", "baseline": "one", "arms": {"one": None, "two": "model/attention=gqa"}}
@@ -273,13 +274,11 @@ def test_deepseek_v2s_four_attentions_are_at_equal_parameters(as_it_stands: Call
 
 
 def test_whole_ablation_from_one_command(
-    write: Callable[..., str], shrunk: list[str], environment: dict[str, str], tmp_path: Path
+    write: Callable[..., str], shrunk: list[str], warm: Warm, environment: dict[str, str], tmp_path: Path
 ) -> None:
     file = write(budget={"match": "params", "by": "d_ff", "tol": 0.01}, workers=2)
     words = ["lab.ablation", file, *shrunk, f"paths.log_dir={tmp_path}/logs", "seeds=1"]
-    done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = warm.run("-m", *words, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (tmp_path / "logs" / "ablation" / "mine").iterdir()
     plan = json.loads((folder / "plan.json").read_text())

@@ -19,6 +19,8 @@ from lab.cache_loss import losses, main, mean_loss
 from registry import ConfigError
 from training.data.tokenizers.bytes import Bytes
 
+pytestmark = pytest.mark.xdist_group("cache_loss")  # its fixture is slow to set up
+
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 12
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from warm import Warm
 
 from blocks.attention.base import Attention
 from blocks.cost import deepseek_moe_flops
@@ -405,9 +406,8 @@ def test_the_largest_model_takes_seconds_and_little_memory_and_no_lightning(envi
     assert int(kilobytes) < 1.5e6 and lightning == "False"
 
 
-def test_refusal_is_a_message_and_not_a_traceback(environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "lab.describe", "model=deepsek_v2"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+def test_refusal_is_a_message_and_not_a_traceback(warm: Warm, environment: dict[str, str]) -> None:
+    done = warm.run("-m", "lab.describe", "model=deepsek_v2", cwd=ROOT, env=environment)
     assert done.returncode == 64 and done.stdout == ""
     assert done.stderr.startswith("error: model = deepsek_v2") and "Traceback" not in done.stderr
 

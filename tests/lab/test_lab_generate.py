@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from warm import Warm
 
 from blocks.compose import compose
 from blocks.generate import generate
@@ -21,6 +21,8 @@ from lab.generate import main
 from lab.writer import Request, Writer
 from registry import ConfigError
 from training.data.tokenizers.bytes import Bytes
+
+pytestmark = pytest.mark.xdist_group("lab_generate")  # its fixture is slow to set up
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -190,9 +192,8 @@ def test_attention_without_a_cache_is_refused(writer: Writer, monkeypatch: pytes
         writer.write("x")
 
 
-def test_command_refuses_without_a_traceback(environment: dict[str, str]) -> None:
-    call = [sys.executable, "-m", "lab.generate", "nowhere", "--prompt", "x"]
-    done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
+def test_command_refuses_without_a_traceback(warm: Warm, environment: dict[str, str]) -> None:
+    done = warm.run("-m", "lab.generate", "nowhere", "--prompt", "x", cwd=ROOT, env=environment)
     assert done.returncode == 64 and not done.stdout
     assert done.stderr.startswith("error: MODEL = nowhere") and "Traceback" not in done.stderr
 

@@ -23,6 +23,8 @@ from lab.lm_eval import Blockwright
 from registry import ConfigError
 from training.data.tokenizers.bytes import Bytes
 
+pytestmark = pytest.mark.xdist_group("lm_eval")  # its fixture is slow to set up
+
 QUESTIONS = [
     {"question": "What is black?", "choices": ["Night", "Snow at noon"], "answer": 0},
     {"question": "Who was it?", "choices": ["Nobody", "A", "Somebody else"], "answer": 2},

@@ -21,6 +21,8 @@ from lab.report import build, svg, terminal
 from lab.report.findings import find
 from lab.report.reading import read
 
+pytestmark = pytest.mark.xdist_group("report_page")  # its fixture is slow to set up
+
 VOID = {"meta", "link", "br", "img", "input", "hr", "wbr"}
 
 

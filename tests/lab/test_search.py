@@ -20,6 +20,8 @@ pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
 from lab.sweep.search import Search, check_space, consecutive
 from lab.sweep.study import open_study
 
+pytestmark = pytest.mark.xdist_group("search")  # its fixture is slow to set up
+
 SAMPLER = {"_target_": "optuna.samplers.TPESampler", "seed": 0, "n_startup_trials": 2}
 SPACE = ["x=interval(0.0, 1.0)", "name=choice(a, b, c)"]
 

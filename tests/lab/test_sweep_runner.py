@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import Running, Warm
 
 from lab.sweep import locks, runner
 from lab.sweep import plan as plans
@@ -72,10 +71,10 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def started(stand_in: Path, tmp_path: Path) -> Callable[[Path], subprocess.Popen[str]]:
+def started(stand_in: Path, warm: Warm, environment: dict[str, str]) -> Callable[[Path], Running]:
     """``run_plan`` of a folder in a process of its own."""
 
-    def start(sweep: Path) -> subprocess.Popen[str]:
+    def start(sweep: Path) -> Running:
         code = f"""
 import sys
 from pathlib import Path
@@ -83,7 +82,7 @@ from lab.sweep import plan as plans, runner
 plans.TRAIN = Path({str(stand_in)!r})
 sys.exit(runner.run_plan(Path({str(sweep)!r})))
 """
-        return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        return warm.start("-c", code, cwd=ROOT, env=environment)
 
     return start
 
@@ -171,7 +170,7 @@ def test_job_runs_where_the_sweep_began_with_its_share_of_the_cores(
 
 
 def test_stopped_jobs_save_and_go_on_from_their_own_checkpoints(
-    started: Callable[[Path], subprocess.Popen[str]], tmp_path: Path
+    started: Callable[[Path], Running], tmp_path: Path
 ) -> None:
     from training.checkpoints.atomic import write_file
 
@@ -196,13 +195,13 @@ def test_stopped_jobs_save_and_go_on_from_their_own_checkpoints(
 
 
 def test_job_that_outlives_its_runner_keeps_the_sweep_locked(
-    started: Callable[[Path], subprocess.Popen[str]], tmp_path: Path
+    started: Callable[[Path], Running], tmp_path: Path
 ) -> None:
     sweep = make_plan(tmp_path / "sweep", "do=wait loss=3")
     process = started(sweep)
     until(lambda: (sweep / "0" / "waits").exists())
-    process.kill()
-    process.wait()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     with pytest.raises(ConfigError, match="still running"):
         main(["resume", str(sweep)])
     (sweep / "go").touch()

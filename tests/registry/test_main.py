@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 import registry
 from blocks.norm.base import Norm
@@ -103,10 +102,11 @@ def test_unknown_name_is_refused_with_the_nearest(argument: str, meant: str) -> 
     assert meant in caught.value.remedy
 
 
-def test_command_prints_and_returns_zero_and_a_mistake_64_without_a_traceback() -> None:
+def test_command_prints_and_returns_zero_and_a_mistake_64_without_a_traceback(
+    warm: Warm, environment: dict[str, str]
+) -> None:
     good, bad = (
-        subprocess.run([sys.executable, "-m", "registry", what], cwd=ROOT, capture_output=True, text=True)
-        for what in ("attention/mla", "attention/mlaa")
+        warm.run("-m", "registry", what, cwd=ROOT, env=environment) for what in ("attention/mla", "attention/mlaa")
     )
     assert good.returncode == 0 and "kv_lora_rank" in good.stdout and not good.stderr
     assert bad.returncode == 64 and not bad.stdout

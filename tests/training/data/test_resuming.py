@@ -20,6 +20,8 @@ from registry.errors import ConfigError
 from training.data.tokenizers.bytes import Bytes
 from training.data.tokenizers.chars import Chars
 
+pytestmark = pytest.mark.xdist_group("resuming")  # its fixture runs a whole program, once
+
 
 class KilledError(Exception):
     pass

@@ -40,6 +40,8 @@ from training.parallel.local import whole
 from training.parallel.plan import regions
 from training.parallel.sizes import Sizes, sizes_of
 
+pytestmark = pytest.mark.xdist_group("agreement")  # its fixture runs a whole program, once
+
 ROOT = Path(__file__).parent.parent.parent.parent
 CLOSE = 1e-5  # relative, fp32
 STRATEGIES: dict[str, tuple[int, Any]] = {

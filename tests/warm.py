@@ -1,0 +1,190 @@
+"""``python …`` without its imports: forked from a process that has loaded torch, Lightning and this project.
+
+Each command has a process of its own, with its exit code, output, folder, environment and signals. It saves the five
+CPU seconds that a new interpreter spends on imports. ``Warm`` is what tests use; run as a program, this file is the
+process that forks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+LOADED = ("torch", "matplotlib.figure", "train", "training.cli", "training.run", "lab.run_report", "lab.sweep.__main__")
+LOADED += ("lab.sweep.search",)
+
+
+class Running:
+    """A command at work, in a process group of its own; like ``subprocess.Popen``.
+
+    Attributes:
+        pid: of its process
+        returncode: its exit code, or minus the signal that ended it; None while it runs
+    """
+
+    def __init__(self, warm: Warm, pid: int, said: tempfile.TemporaryDirectory[str], merged: bool) -> None:
+        self._warm, self.pid, self._said = warm, pid, said
+        self._out, self._err = (Path(said.name, "out"), Path(said.name, "out" if merged else "err"))
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Its return code, or None while it runs."""
+        if self.returncode is None:
+            self.returncode = self._warm._ask({"poll": self.pid})
+        return self.returncode
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        """What it wrote to stdout and stderr, once it has ended; after ``timeout`` seconds it is killed.
+
+        Raises:
+            subprocess.TimeoutExpired: it was
+        """
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                os.killpg(self.pid, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(str(self.pid), timeout, self._out.read_text(), self._err.read_text())
+            time.sleep(0.02)
+        return self._out.read_text(), self._err.read_text()
+
+    def read(self) -> str:
+        """What it has written to stdout so far."""
+        return self._out.read_text()
+
+
+class Warm:
+    """Starts commands. A command is what follows ``python``: ``FILE …``, ``-m MODULE …`` or ``-c CODE …``.
+
+    Args:
+        environment: of the process that forks; its threads of OpenMP are the commands'
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._server = subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment, text=True, **pipes)
+
+    def _ask(self, request: dict[str, Any]) -> Any:
+        assert self._server.stdin and self._server.stdout
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())
+
+    def start(
+        self, *arguments: str, cwd: Path, env: Mapping[str, str], input: str = "", merge: bool = False
+    ) -> Running:
+        """Start a command.
+
+        Args:
+            input: its stdin
+            merge: whether stderr goes where stdout goes
+        """
+        said = tempfile.TemporaryDirectory(prefix="blockwright-said-")
+        Path(said.name, "in").write_text(input)
+        for name in ("out", "err"):  # for who reads before the command has written
+            Path(said.name, name).touch()
+        files = {"in": f"{said.name}/in", "out": f"{said.name}/out", "err": f"{said.name}/{'out' if merge else 'err'}"}
+        pid = self._ask({"arguments": arguments, "cwd": str(cwd), "env": dict(env), **files})
+        return Running(self, pid, said, merge)
+
+    def run(self, *arguments: str, timeout: float = 300, **given: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; arguments as of ``start``."""
+        process = self.start(*arguments, **given)
+        out, err = process.communicate(timeout)
+        assert process.returncode is not None
+        return subprocess.CompletedProcess(list(arguments), process.returncode, out, err)
+
+    def close(self) -> None:
+        """End the process that forks."""
+        assert self._server.stdin
+        self._server.stdin.close()
+        self._server.wait()
+
+
+def _serve() -> dict[str, Any] | None:
+    """Fork for each command that is asked for. In the fork, what was asked; None at the end."""
+    while line := sys.stdin.readline():
+        request = json.loads(line)
+        if "poll" in request:
+            pid, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        else:
+            answer = os.fork()
+            if not answer:
+                return request
+        print(json.dumps(answer), flush=True)
+    return None
+
+
+def _become(request: dict[str, Any]) -> int:
+    """Be ``python ARGUMENTS``; its exit code."""
+    os.setsid()
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    for number, name, flags in ((0, "in", os.O_RDONLY), (1, "out", mode), (2, "err", mode)):
+        file = os.open(request[name], flags, 0o600)
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 # the old one may hold more of what was asked for
+    first, *rest = request["arguments"]
+    beside = {"-m": request["cwd"], "-c": request["cwd"]}.get(first, str(Path(first).parent))
+    sys.path[:1] = [beside, *filter(None, request["env"].get("PYTHONPATH", "").split(":"))]
+    sys.argv = rest if first == "-m" else [first, *rest] if first != "-c" else [first, *rest[1:]]
+    try:
+        if first == "-m":
+            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        elif first == "-c":
+            exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            runpy.run_path(first, run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, int | None):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _end(code: int) -> None:
+    """End as an interpreter does, but for taking apart every module, which would copy all of the memory first."""
+    threading._shutdown()  # type: ignore[attr-defined] # waits for threads
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+    for name in LOADED:
+        with suppress(ImportError):  # of an extra; a command that needs it says so itself
+            importlib.import_module(name)
+    importlib.import_module("torch").set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # what a collection would touch, every fork would copy
+    if asked := _serve():
+        _end(_become(asked))
