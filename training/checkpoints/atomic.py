@@ -2,7 +2,7 @@
 
 It is written beside its place (a rename is atomic within one file system only), brought to the disk, read back, and
 renamed. ``last.ckpt`` keeps its predecessor as ``last.previous.ckpt``. A kill leaves a ``.partial`` at worst, which the
-next start removes.
+next start removes; that its writer has ended is known by a lock (see training/claims.py, also for NFS).
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,9 @@ import torch
 from blocks import manifest
 from registry import ConfigError
 from training.checkpoints.find import LAST, PREVIOUS
+from training.claims import OWNER, claimed, forget, is_abandoned, new_owner, remove_old_locks
 
-ABANDONED_S = 24 * 3600  # after which a partial of another machine, whose processes cannot be seen, is nobody's
+_LEFT = re.compile(rf"\..+?(?:\.({OWNER})|-\d+)\.(?:partial|old)(?:\.|\Z)")  # a strategy may add to it; -1234 is older
 
 
 def write_file(checkpoint: dict[str, Any], path: Path) -> None:
@@ -34,7 +33,6 @@ def write_file(checkpoint: dict[str, Any], path: Path) -> None:
     """
     partial = partial_of(path)
     with refused_if_unwritable(path, partial):
-        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             sealing = manifest.Sealing(file)
             torch.save(checkpoint, sealing)  # type: ignore[arg-type] # it asks for write and flush only
@@ -57,14 +55,15 @@ def put_in_place(partial: Path, path: Path) -> None:
         OSError
     """
     manifest.check(partial)
-    old = path.with_name(f".{path.name}.{_owner()}.old")
+    owner = _owner_of(partial) or new_owner()
+    old = path.with_name(f".{path.name}.{owner}.old")
     if path.exists() and (path.name == LAST or path.is_dir() or partial.is_dir()):
         _set_aside(path, old, link=path.is_file() and partial.is_file())
     os.replace(partial, path)
     if path.name == LAST and old.exists():
         previous = path.with_name(PREVIOUS)
         if previous.is_dir() or old.is_dir():  # never half of a folder under its name
-            _set_aside(previous, trash := previous.with_name(f".{PREVIOUS}.{_owner()}.old"))
+            _set_aside(previous, trash := previous.with_name(f".{PREVIOUS}.{owner}.old"))
             os.replace(old, previous)
             _remove(trash)
         else:
@@ -96,27 +95,34 @@ def _remove(path: Path) -> None:
 
 
 def partial_of(path: Path) -> Path:
-    """Where a checkpoint is written before it has its name: beside it, with the writer's machine and process."""
-    return path.with_name(f".{path.name}.{_owner()}.partial")
+    """Where a checkpoint is written before it has its name: beside it, under a new name at each call."""
+    return path.with_name(f".{path.name}.{new_owner()}.partial")
 
 
-def _owner() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}"
+def _owner_of(path: Path) -> str | None:
+    left = _LEFT.match(path.name)
+    return left[1] if left else None
 
 
 @contextmanager
 def refused_if_unwritable(path: Path, partial: Path, owns: bool = True) -> Iterator[None]:
     """Turn what a full or broken disk raises into a refusal, and leave nothing of a checkpoint that is not whole.
 
+    Inside, ``clean`` of another process leaves the partial alone.
+
     Args:
         path: of the checkpoint
         partial: where it is being written
-        owns: whether this process is the one to remove what is left there
+        owns: whether this process is the one to claim the partial, and to remove what is left of it
 
     Raises:
         ConfigError
     """
+    claim = ExitStack()
     try:
+        if owns:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            claim.enter_context(claimed(partial.parent, _owner_of(partial) or new_owner()))
         yield
     except manifest.Damaged as error:
         reason = f"what was read back is not what was written: {error.reason}"
@@ -133,6 +139,7 @@ def refused_if_unwritable(path: Path, partial: Path, owns: bool = True) -> Itera
     finally:
         if owns:
             _remove(partial)
+        claim.close()
 
 
 def _forget_cached(descriptor: int) -> None:
@@ -154,32 +161,13 @@ def clean(folder: Path) -> list[Path]:
 
 def clean_folder(checkpoints: Path) -> list[Path]:
     """The same in one folder of checkpoints."""
-    found = [path for path in checkpoints.glob(".*") if _is_abandoned(path)]
+    left = [path for path in checkpoints.glob(".*") if _LEFT.match(path.name)]
+    found = [path for path in left if is_abandoned(path, _owner_of(path))]
     for path in found:
         place = path.with_name(LAST)
         if path.suffix == ".old" and path.name.startswith(f".{LAST}.") and not place.exists():
             os.replace(path, place)
         _remove(path)
+        forget(path.parent, _owner_of(path))
+    remove_old_locks(checkpoints)
     return found
-
-
-def _is_abandoned(path: Path) -> bool:
-    owner = re.match(r"\..+?-(\d+)\.(?:partial|old)(?:\.|$)", path.name)  # what a strategy writes there may add to it
-    if owner is None:
-        return False
-    if path.name[: owner.start(1) - 1].endswith(f".{socket.gethostname()}"):
-        return not _is_alive(int(owner[1]))
-    try:
-        return time.time() - path.stat().st_mtime > ABANDONED_S
-    except FileNotFoundError:
-        return False
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from registry.errors import ConfigError
-from training.data import packing
+from training.data import packing, ranks
 from training.data.corpus import SPLITS, Corpus, Split
 from training.data.order import EpochBatches, LineBatches, Order
 from training.data.preflight import check_ranges, too_short
@@ -74,6 +73,8 @@ class TextDataModule(L.LightningDataModule):
         check_ranges({name: getattr(self, name) for name in ("sequence_length", "batch_size", "eval_batch_size")})
         check_ranges({"eval_windows": eval_windows, "num_workers": num_workers, "seed": seed})
         self._key: str | None = None
+        self._read_fingerprint: str | None = None  # as this process or another of its run has read it
+        self._failure: Exception | None = None  # of prepare_data, until all processes are told
         self._streams: dict[Split, packing.Stream] = {}
         self._batches = 0
 
@@ -83,21 +84,29 @@ class TextDataModule(L.LightningDataModule):
         """Tokenise the corpus into the cache, if it is not there. Lightning calls this on one process of a node.
 
         Raises:
-            ConfigError: of the corpus, of the tokenizer, or at ``data.cache_dir``
+            ConfigError: of the corpus, of the tokenizer, or at ``data.cache_dir``. With several processes ``setup``
+                raises it instead, on all of them, so that none waits for one that has ended
         """
-        self.corpus.check()
-        self._pack()
+        try:
+            self.corpus.check()
+            self._pack()
+        except Exception as error:
+            if not ranks.are_several():
+                raise
+            self._failure = error
 
     def setup(self, stage: str | None = None) -> None:
-        """Map the cached tokens, on every process.
+        """Map the cached tokens, on every process. Those that have not prepared them read no text.
 
         Args:
             stage: Lightning's name of what is to run; all splits are mapped whatever it is, which costs nothing
 
         Raises:
-            ConfigError: at ``data.sequence_length`` for a split shorter than a sequence; at ``data.batch_size`` or
-                ``data.eval_batch_size`` for a batch that the processes cannot share, or that the train split lacks
+            ConfigError: what ``prepare_data`` met on any process; at ``data.sequence_length`` for a split shorter than
+                a sequence; at ``data.batch_size`` or ``data.eval_batch_size`` for a batch that the processes cannot
+                share, or that the train split lacks
         """
+        self._listen()
         packed = self._pack()
         if not self.tokenizer.fitted:
             self.tokenizer = type(self.tokenizer).from_json(packed.vocabulary)
@@ -119,9 +128,23 @@ class TextDataModule(L.LightningDataModule):
         """The order of the training windows; needs ``setup``."""
         return Order(self._streams["train"].n_tokens, self.sequence_length, self.batch_size, self.seed)
 
-    @cached_property
+    def _listen(self) -> None:
+        """Hear the fingerprint of the text from the process of this node that has read it, or why there is none."""
+        if self.trainer is None or not ranks.are_several():
+            return
+        error, self._failure = self._failure, None
+        failure = None if error is None else ranks.as_refusal(error)
+        try:
+            told = ranks.exchange(ranks.Word(self.trainer.node_rank, self._read_fingerprint, failure))
+        except ConfigError as refusal:
+            raise refusal from error
+        self._read_fingerprint = told
+
+    @property
     def _corpus_fingerprint(self) -> str:
-        return self.corpus.fingerprint()  # reads all the text: once, not at every checkpoint
+        if self._read_fingerprint is None:
+            self._read_fingerprint = self.corpus.fingerprint()  # reads all the text: once, not at every checkpoint
+        return self._read_fingerprint
 
     def _pack(self) -> packing.Packed:
         if self._key is None:  # before the tokenizer is fitted, so that every process and run finds the same name

@@ -14,9 +14,8 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-import time
-import uuid
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from registry.errors import ConfigError
+from training.claims import OWNER, alone, claimed, forget, is_abandoned, new_owner, remove_old_locks
 from training.data.corpus import SPLITS, Corpus, Split
 from training.data.tokenizers.base import Tokenizer, token_dtype
 
@@ -35,7 +35,6 @@ FORMAT = 1  # of the files below; a cache of another format is never read, since
 INDEX, VOCABULARY = "index.json", "tokenizer.json"
 INLINE_STARTS = 2**16  # documents of a split whose places the index itself holds; those of more lie in a file beside it
 IGNORED = -100  # what cross-entropy leaves out
-ABANDONED_S = 24 * 3600
 
 Ints = npt.NDArray[np.int64]
 
@@ -146,8 +145,10 @@ def cache_key(corpus_fingerprint: str, tokenizer: Tokenizer) -> str:
 def pack(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path, key: str) -> Packed:
     """The tokens of a corpus, from the cache, or made now.
 
-    Several processes may call this at once, on one file system, and any may be killed: each writes to a folder of its
-    own, which gets its name when it is whole. A folder whose files are missing or too short is made anew.
+    Several processes may call this at once, on one file system, and any may be killed: one builds, the others wait for
+    it (training/claims.py says on which file systems). Each builder writes to a folder of its own, which gets its name
+    when it is whole, so that two that did not see each other do no harm. A folder whose files are missing or too short
+    is made anew.
 
     Args:
         corpus: the text
@@ -162,23 +163,30 @@ def pack(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path, key: str) -> Pac
     found = load(folder, tokenizer.eos)
     if found:
         return found
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        _sweep(cache_dir)
-        mine = _aside(folder)
-        mine.mkdir()
-    except OSError as error:
-        raise ConfigError(
-            "data.cache_dir",
-            str(cache_dir),
-            f"the token cache cannot be written here ({error.strerror})",
-            "Name a folder of yours on a disk with room: data.cache_dir=…",
-        ) from error
-    try:
-        _write(corpus, tokenizer, mine)
-        _publish(mine, folder, tokenizer.eos)
-    finally:
-        shutil.rmtree(mine, ignore_errors=True)
+    with contextlib.ExitStack() as held:
+        owner = new_owner()
+        mine = _aside(folder, owner)
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            _sweep(cache_dir)
+            held.enter_context(alone(cache_dir / f".{key}.lock", "preparing the same text"))
+            found = load(folder, tokenizer.eos)
+            if found:
+                return found
+            held.enter_context(claimed(cache_dir, owner))
+            mine.mkdir()
+        except OSError as error:
+            raise ConfigError(
+                "data.cache_dir",
+                str(cache_dir),
+                f"the token cache cannot be written here ({error.strerror})",
+                "Name a folder of yours on a disk with room: data.cache_dir=…",
+            ) from error
+        try:
+            _write(corpus, tokenizer, mine)
+            _publish(mine, folder, tokenizer.eos)
+        finally:
+            shutil.rmtree(mine, ignore_errors=True)
     packed = load(folder, tokenizer.eos)
     assert packed, f"{folder} was written and cannot be read"
     return packed
@@ -264,9 +272,9 @@ def _to_disk(file: Any) -> None:
     os.fsync(file.fileno())  # else a power cut after the rename leaves files of the right length, full of zeros
 
 
-def _aside(folder: Path) -> Path:
+def _aside(folder: Path, owner: str) -> Path:
     """A name of nobody else's beside a cache folder, where ``_sweep`` finds it if its owner is killed."""
-    return folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+    return folder.parent / f".{folder.name}.{owner}"
 
 
 def _publish(mine: Path, folder: Path, eos: int) -> None:
@@ -280,18 +288,18 @@ def _publish(mine: Path, folder: Path, eos: int) -> None:
                 raise
         if load(folder, eos):
             return
-        broken = _aside(folder)
+        broken = _aside(folder, new_owner())
         with contextlib.suppress(FileNotFoundError):  # another process may just have done the same
             folder.rename(broken)
             shutil.rmtree(broken, ignore_errors=True)
 
 
 def _sweep(cache_dir: Path) -> None:
-    """Remove what killed writers left behind, a day later at the earliest."""
+    """Remove what killed writers left behind."""
     for path in cache_dir.glob(".*.*"):
-        try:
-            is_abandoned = path.is_dir() and time.time() - path.stat().st_mtime > ABANDONED_S
-        except FileNotFoundError:
-            continue
-        if is_abandoned:
+        written_by = re.search(rf"\.({OWNER})\Z", path.name)
+        owner = written_by[1] if written_by else None
+        if path.is_dir() and is_abandoned(path, owner):
             shutil.rmtree(path, ignore_errors=True)
+            forget(cache_dir, owner)
+    remove_old_locks(cache_dir)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +15,9 @@ import torch
 from blocks import manifest
 from blocks.checkpoint import read_file
 from registry import ConfigError
+from training import claims
 from training.checkpoints import atomic
-from training.checkpoints.atomic import clean, partial_of, put_in_place, write_file
+from training.checkpoints.atomic import clean, partial_of, put_in_place, refused_if_unwritable, write_file
 
 
 def step(path: Path) -> int:
@@ -99,36 +99,72 @@ def test_full_disk_is_one_refusal_and_leaves_the_last_good_one(
     assert step(tmp_path / "last.ckpt") == 1 and os.listdir(tmp_path) == ["last.ckpt"]
 
 
-@pytest.fixture(scope="module")
-def dead() -> str:
-    """Machine and number of a process that is no more."""
-    done = subprocess.run([sys.executable, "-S", "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    return f"{socket.gethostname()}-{done.stdout.strip()}"
+def dead(folder: Path) -> str:
+    """An owner that this kernel has seen ending amid its writing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = claims.new_owner()
+    (folder / f".{owner}.lock").touch()
+    return owner
 
 
-def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path: Path, dead: str) -> None:
+def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoints"
     write_file({"step": 1}, folder / "last.ckpt")
-    (folder / f".last.ckpt.{dead}.partial").write_text("half")
-    (folder / f".shards.ckpt.{dead}.partial.part").mkdir()
-    mine = partial_of(folder / "last.ckpt")
-    mine.write_text("being written")
-    elsewhere = folder / ".last.ckpt.another-machine-17.partial"
+    (folder / f".last.ckpt.{dead(folder)}.partial").write_text("half")
+    (folder / f".shards.ckpt.{dead(folder)}.partial.part").mkdir()
+    elsewhere = folder / ".last.ckpt.another-machine-01234567-0123456789ab.partial"
     elsewhere.write_text("perhaps being written")
-    old = folder / ".best.ckpt.another-machine-18.partial"
-    old.write_text("surely not")
-    os.utime(old, (0, 0))
-    removed = clean(tmp_path)
-    assert len(removed) == 3
-    assert set(folder.iterdir()) == {folder / "last.ckpt", mine, elsewhere}
+    for name in (".best.ckpt.another-machine-01234567-ba9876543210.partial", ".best.ckpt.older-version-18.partial"):
+        (folder / name).write_text("surely not")
+        os.utime(folder / name, (0, 0))
+    foreign = folder / ".notes.old"
+    foreign.write_text("somebody's")
+    os.utime(foreign, (0, 0))
+    mine = partial_of(folder / "last.ckpt")
+    with refused_if_unwritable(folder / "last.ckpt", mine):
+        mine.write_text("being written")
+        os.utime(mine, (0, 0))
+        assert len(clean(tmp_path)) == 4
+        assert {p for p in folder.iterdir() if p.suffix != ".lock"} == {folder / "last.ckpt", mine, elsewhere, foreign}
+    assert set(folder.iterdir()) == {folder / "last.ckpt", elsewhere, foreign}
 
 
-def test_checkpoint_that_was_being_replaced_gets_its_place_back(tmp_path: Path, dead: str) -> None:
+def test_writer_in_another_pid_namespace_keeps_its_partial(tmp_path: Path) -> None:
+    """A container of the same host name, whose process numbers mean nothing here; once it is killed, it is cleaned."""
+    folder = tmp_path / "run" / "checkpoints"
+    code = f"""
+import pathlib, time
+from training.claims import claimed, new_owner
+folder, owner = pathlib.Path({str(folder)!r}), new_owner()
+folder.mkdir(parents=True)
+with claimed(folder, owner):
+    (folder / f".last.ckpt.{{owner}}.partial").write_text("half")
+    (folder / f".last.ckpt.{{owner}}.old").write_text("the one before")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+    unshare = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        unshare = []  # not allowed here: then a process of this namespace
+    command = [*unshare, sys.executable, "-c", code]
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3])
+    try:
+        assert writer.stdout is not None and writer.stdout.readline() == b"writing\n"
+        assert clean(tmp_path) == []
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert len(clean(tmp_path)) == 2
+    assert os.listdir(folder) == ["last.ckpt"] and (folder / "last.ckpt").read_text() == "the one before"
+
+
+def test_checkpoint_that_was_being_replaced_gets_its_place_back(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoints"
     write_file({"step": 1}, folder / "last.ckpt")
-    os.replace(folder / "last.ckpt", folder / f".last.ckpt.{dead}.old")
+    os.replace(folder / "last.ckpt", folder / f".last.ckpt.{dead(folder)}.old")
     clean(tmp_path)
     assert step(folder / "last.ckpt") == 1
-    write_file({"step": 2}, folder / f".last.ckpt.{dead}.old")
+    write_file({"step": 2}, tmp_path / "x.ckpt")
+    os.replace(tmp_path / "x.ckpt", folder / f".last.ckpt.{dead(folder)}.old")
     clean(tmp_path)
     assert step(folder / "last.ckpt") == 1 and os.listdir(folder) == ["last.ckpt"]

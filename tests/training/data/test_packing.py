@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.errors import ConfigError
+from training import claims
 from training.data import packing
 from training.data.packing import Stream, cache_key, cut, line, load, pack, ring
 from training.data.tokenizers.bpe import BPE
@@ -197,6 +198,8 @@ def _pack_slowly(corpus, folder, key, barrier):
             time.sleep(0.01)
             return super().encode(text)
 
+    write = packing._write
+    packing._write = lambda *given: ((folder / f"built{os.getpid()}").touch(), write(*given))
     barrier.wait()
     packed = pack(corpus, Slow(), folder, key)
     assert packed.streams["train"].tokens.shape == (1057,)
@@ -213,17 +216,32 @@ def test_writers_at_once_make_one_good_cache(tmp_path, small_corpus):
     for writer in writers:
         writer.join(30)
     assert [writer.exitcode for writer in writers] == [0] * 4
-    assert [path.name for path in tmp_path.iterdir()] == ["key"]
     assert load(tmp_path / "key", EOS)
+    assert sorted(path.name[:5] for path in tmp_path.iterdir()) == ["built", "key"]  # one builds, the others wait
 
 
-def test_what_a_killed_writer_left_is_swept_a_day_later(tmp_path, small_corpus):
-    for name, age in ((".key.old", 2), (".key.new", 0)):
+def test_what_a_killed_writer_left_is_swept(tmp_path, small_corpus):
+    dead, living = claims.new_owner(), claims.new_owner()
+    (tmp_path / f".{dead}.lock").touch()
+    names = {f".key.{dead}": 0, f".key.{living}": 9, ".key.other-01234567-0123456789ab": 0, ".key.older": 2}
+    for name, age in names.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.bin").write_bytes(b"half")
-        os.utime(tmp_path / name, (time.time() - age * 86400,) * 2)
+        for path in (tmp_path / name / "train.bin", tmp_path / name):
+            os.utime(path, (time.time() - age * 86400,) * 2)
+    with claims.claimed(tmp_path, living):
+        pack(small_corpus, Bytes(), tmp_path, "key")
+    assert {path.name for path in tmp_path.iterdir()} == {"key", f".key.{living}", ".key.other-01234567-0123456789ab"}
+
+
+def test_a_cache_that_has_been_in_the_making_for_days_stays(tmp_path, small_corpus):
+    """The folder does not change while its files grow."""
+    making = tmp_path / ".key.older"
+    making.mkdir()
+    (making / "train.bin").write_bytes(b"half, and growing")
+    os.utime(making, (time.time() - 3 * 86400,) * 2)
     pack(small_corpus, Bytes(), tmp_path, "key")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".key.new", "key"]
+    assert making.exists()
 
 
 def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path, small_corpus):
