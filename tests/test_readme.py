@@ -48,10 +48,20 @@ def test_python_example_runs() -> None:
     assert names["logits"].shape == (2, 100, 256)
 
 
-def test_ci_runs_the_second_command() -> None:
+def test_ci_sets_up_and_tests_as_the_second_command_does() -> None:
     commands = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
-    assert len(commands) == 2 and commands[0].endswith("train.py") and commands[1].endswith("pytest -n 2")
-    assert "README.md" in (ROOT / ".ci" / "run").read_text()
+    assert len(commands) == 2 and commands[0].endswith("train.py")
+    set_up, _, tests = commands[1].rpartition(" && ")
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert set_up in lines and f"{tests} || failed=1" in lines
+
+
+def test_ci_runs_every_check_and_the_tests_last() -> None:
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    checks = [line.removesuffix(" || failed=1") for line in lines if line.endswith(" || failed=1")]
+    tools = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "lint-imports --no-cache", "-m pytest -n 2"]
+    assert [check.endswith(tool) for check, tool in zip(checks, tools, strict=True)] == [True] * 5
+    assert lines[-1] == "exit $failed"
 
 
 def test_house_fits_two_screens() -> None:

@@ -121,17 +121,26 @@ class Warm:
 
 
 def _serve() -> dict[str, Any] | None:
-    """Fork for each command that is asked for. In the fork, what was asked; None at the end."""
+    """Fork for each command that is asked for. In the fork, what was asked; None at the end.
+
+    Commands that still run at the end, because their test has failed, are killed.
+    """
+    running: set[int] = set()
     while line := sys.stdin.readline():
         request = json.loads(line)
         if "poll" in request:
             pid, status = os.waitpid(request["poll"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
+            running.discard(pid)
         else:
             answer = os.fork()
             if not answer:
                 return request
+            running.add(answer)
         print(json.dumps(answer), flush=True)
+    for pid in running:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
     return None
 
 
