@@ -46,7 +46,8 @@ class _Continued(ExperimentWriter):
             return
         with file.open(newline="") as opened:
             rows: list[dict[str, Any]] = [{k: v for k, v in row.items() if v} for row in csv.DictReader(opened)]
-        past = [row for row in rows if (at := int(row["step"])) < step or (at == step and not keys & set(row))]
+        again = keys - {"epoch"}
+        past = [row for row in rows if (at := int(row["step"])) < step or (at == step and not again & set(row))]
         self.metrics_keys = sorted(set().union(*past)) or ["step"]
         partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
         with partial.open("w", newline="") as opened:

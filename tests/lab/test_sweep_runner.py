@@ -220,6 +220,34 @@ def test_retry_runs_what_failed_again_and_keeps_what_it_said(stand_in: Path, tmp
     assert [len(calls(sweep / n)) for n in "0123"] == [1, 3, 2, 1]
 
 
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["in its folder", "kept elsewhere"])
+def test_retried_job_that_diverged_starts_anew_and_one_that_failed_resumes(
+    elsewhere: bool, stand_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from training.checkpoints.atomic import write_file
+
+    sweep = make_plan(tmp_path / "sweep", "do=crash", "do=diverge")
+    runner.run_plan(sweep)
+    for job in "01":
+        kept = tmp_path / "kept" / job if elsewhere else sweep / job / "checkpoints"
+        write_file({"a": 1}, kept / "last.ckpt")
+        if elsewhere:
+            (sweep / job / "checkpoints").symlink_to(kept)
+    assert main(["retry", str(sweep)]) == 0
+    assert any(a.startswith("ckpt_path=") for a in calls(sweep / "0")[1]["argv"])
+    assert not any(a.startswith("ckpt_path=") for a in calls(sweep / "1")[1]["argv"])
+    assert "job 1 diverged: it starts anew" in capsys.readouterr().out
+    assert not (sweep / "1" / "checkpoints").is_symlink() and not kept.exists()
+    (aside,) = kept.parent.glob(f"{kept.name}.diverged.*")
+    assert (aside / "last.ckpt").is_file()
+
+
+def test_job_resumes_from_its_own_folder_whatever_a_file_says(stand_in: Path, tmp_path: Path) -> None:
+    sweep = make_plan(tmp_path / "sweep", "do=ok loss=3")
+    runner.run_plan(sweep)
+    assert "auto_resume=false" in calls(sweep / "0")[0]["argv"]
+
+
 def test_status_says_what_each_job_has_come_to(
     stand_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,13 +21,23 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_rows_of_the_past_stay_and_those_logged_again_are_there_once(tmp_path: Path) -> None:
-    first = [(1, {"train/loss": 3.0}), (2, {"train/loss": 2.0}), (2, {"val/loss": 2.5}), (3, {"train/loss": 9.0})]
+    first = [
+        (1, {"train/loss": 3.0}),
+        (2, {"train/loss": 2.0}),
+        (2, {"epoch": 0, "val/loss": 2.5}),
+        (3, {"train/loss": 9.0}),
+    ]
     log(tmp_path, *first)
-    log(tmp_path, (2, {"train/loss": 2.0}), (3, {"train/loss": 1.0}), (3, {"val/loss": 1.5, "val/perplexity": 4.0}))
+    log(
+        tmp_path,
+        (2, {"epoch": 0, "train/loss": 2.0}),
+        (3, {"train/loss": 1.0}),
+        (3, {"val/loss": 1.5, "val/perplexity": 4.0}),
+    )
     assert rows(tmp_path) == [
         {"step": "1", "train/loss": "3.0"},
-        {"step": "2", "val/loss": "2.5"},
-        {"step": "2", "train/loss": "2.0"},
+        {"epoch": "0", "step": "2", "val/loss": "2.5"},
+        {"epoch": "0", "step": "2", "train/loss": "2.0"},
         {"step": "3", "train/loss": "1.0"},
         {"step": "3", "val/loss": "1.5", "val/perplexity": "4.0"},
     ]
