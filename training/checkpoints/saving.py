@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from blocks import manifest
+from training.checkpoints import together
 from training.checkpoints.atomic import partial_of, put_in_place, refused_if_unwritable
 from training.checkpoints.carry import carry
 from training.checkpoints.plugin import SealedCheckpoints
@@ -24,7 +25,8 @@ def save(trainer: L.Trainer, path: Path, weights_only: bool | None = False) -> b
     """Save the state of training; to be called on all ranks.
 
     A strategy that leaves files to the trainer's CheckpointIO has them written whole there. One that writes a format
-    of its own (a folder of shards, say) writes beside the place, and rank 0 seals and renames.
+    of its own (a folder of shards, say) writes beside the place; each rank digests its share, and rank 0 seals and
+    renames.
 
     Returns:
         whether it was saved: weights that are no finite numbers are not
@@ -43,12 +45,14 @@ def save(trainer: L.Trainer, path: Path, weights_only: bool | None = False) -> b
     with refused_if_unwritable(path, partial, owns=trainer.is_global_zero):
         path.parent.mkdir(parents=True, exist_ok=True)
         trainer.save_checkpoint(partial, weights_only)
+        if trainer.is_global_zero and isinstance(strategy.checkpoint_io, SealedCheckpoints):
+            strategy.checkpoint_io.wait()
+        is_folder = strategy.broadcast(partial.is_dir())
+        digests = together.seal(partial) if is_folder else None
         if trainer.is_global_zero:
-            if isinstance(strategy.checkpoint_io, SealedCheckpoints):
-                strategy.checkpoint_io.wait()
-            if partial.is_dir():
-                manifest.seal_folder(partial)
-            put_in_place(partial, path)
+            if digests is not None:
+                manifest.seal_folder(partial, digests)
+            put_in_place(partial, path, verify=not is_folder)
     strategy.barrier("checkpoint in place")
     return True
 

@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from blocks import manifest
 from blocks.checkpoint import read_file
 from blocks.sharded import META, MODEL, join, outline, read_meta, read_tensors, split
+from registry import ConfigError
+from training.checkpoints import together
 from training.parallel.local import own_part, plain, whole
 
 PART = ".part"  # a folder is written under this suffix, and renamed when it is whole
@@ -75,7 +78,15 @@ def load_folder(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) 
 
     Returns:
         what is neither, as Lightning wants it
+
+    Raises:
+        ConfigError: it is damaged; on all ranks, of which each reads a share to find out
     """
+    try:
+        together.check(path)
+    except manifest.Damaged as error:
+        rule = f"cannot be loaded safely ({error.reason})"
+        raise ConfigError("ckpt_path", str(path), rule, "Use the one before it (last.previous.ckpt)") from None
     meta = read_meta(path)
     wanted = {f"{MODEL}{name}": tensor.detach() for name, tensor in module.state_dict().items()}
     found = outline(path) if optimizers else {}
