@@ -20,7 +20,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
 import registry
-from hydra_plugins.blockwright_optuna.sweeper import offer
 from registry import REFUSED, ConfigError
 from training import lean
 from training.checkpoints.find import LAST
@@ -208,7 +207,6 @@ def main() -> None:
                 cli.main(arguments)
             else:
                 leave_no_folder()
-                offer()
                 hydra_main()
     except Interrupted as stop:
         print(f"\n{stop}. {_how_to_go_on(stop, arguments)}", flush=True)

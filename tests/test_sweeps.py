@@ -121,7 +121,7 @@ OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.direction=minimize", "hydra.swe
 def test_diverged_or_failed_trial_does_not_end_a_search(
     train_py: Callable[..., subprocess.CompletedProcess[str]], tiny_run: list[str], tmp_path: Path
 ) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    pytest.importorskip("optuna")
     grid = ["hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=4"]  # so that every pair is surely tried
     space = ["optimizer.lr=choice(0.001,1e30)", "model.attention.n_heads=choice(8,7)"]
     done = train_py("-m", *tiny_run, *OPTUNA, *grid, *space, f"hydra.sweep.dir={tmp_path}/sweep")
@@ -169,7 +169,7 @@ def test_searching_with_two_processes_a_job_trains_each_trial_once(
     guest: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    pytest.importorskip("optuna")
     # The file, not -m, says that this is a sweep: each child reads that file too.
     search = ["hparams_search=optuna", "hydra.sweeper.n_trials=2", "optimized_metric=train/loss"]
     witness = "+callbacks.witness._target_=guest_callbacks.Witness"
@@ -359,7 +359,7 @@ def test_killed_search_goes_on_with_no_trial_lost_or_repeated(
     tiny_run: list[str],
     tmp_path: Path,
 ) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    pytest.importorskip("optuna")
     sweep = tmp_path / "sweep"
     search = ["hparams_search=pruning", "hydra.sweeper.n_trials=4", f"hydra.sweep.dir={sweep}"]
     process = start(*tiny_run, *SAVING, *search)
@@ -419,7 +419,7 @@ def test_search_with_a_typo_is_refused_before_its_first_trial(
     tiny_run: list[str],
     tmp_path: Path,
 ) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    pytest.importorskip("optuna")
     search = ["model/attention=choice(mla,gqaa)", f"hydra.sweep.dir={tmp_path}/sweep"]
     done = train_py("-m", *tiny_run, *OPTUNA, *search)
     assert done.returncode == 64 and "Did you mean 'gqa'" in done.stderr and "Traceback" not in done.stderr
@@ -443,7 +443,7 @@ def test_example_of_a_search_runs(
     name: str, train_py: Callable[..., subprocess.CompletedProcess[str]], tiny_run: list[str], tmp_path: Path
 ) -> None:
     if "optuna" in (ROOT / "conf" / "hparams_search" / f"{name}.yaml").read_text():
-        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+        pytest.importorskip("optuna")
     if name == "optuna_joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     short = ["trainer.max_steps=2", "trainer.val_check_interval=1", f"hydra.sweep.dir={tmp_path}/sweep"]
@@ -473,7 +473,7 @@ def test_killed_search_of_twelve_trials_is_the_one_that_never_stopped(
     tiny_run: list[str],
     tmp_path: Path,
 ) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    pytest.importorskip("optuna")
     if way == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     sweep, whole = tmp_path / "sweep", tmp_path / "whole"

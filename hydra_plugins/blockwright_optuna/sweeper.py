@@ -1,30 +1,38 @@
-"""``hydra/sweeper=optuna``: the settings of Hydra's own plug-in, and a search that can be gone on with.
+"""``hydra/sweeper=optuna``: a search by Optuna that can be resumed.
 
-Hydra imports this at every start, so the search itself is imported when there is one.
+Hydra imports this module at every start, so the search itself, and Optuna with it, is imported when there is one.
 """
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+from hydra_plugins.blockwright_optuna._options import store
+from registry import ConfigError
 
 
 class ResumableOptunaSweeper(Sweeper):
     """See lab/sweep/search.py.
 
     Args:
-        settings: those of Hydra's own plug-in for Optuna
+        settings: those of ``hydra_plugins.blockwright_optuna._options.OptunaSweeper``
+
+    Raises:
+        ConfigError: Optuna is not installed
     """
 
     def __init__(self, **settings: Any) -> None:
-        from lab.sweep.search import Search
-
+        try:
+            from lab.sweep.search import Search
+        except ModuleNotFoundError as error:
+            if error.name != "optuna":
+                raise
+            remedy = "pip install 'blockwright[optuna]', or leave it out for a grid"
+            raise ConfigError("hydra/sweeper", "optuna", "needs Optuna, which is not installed", remedy) from None
         self.search = Search(**settings)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -34,13 +42,4 @@ class ResumableOptunaSweeper(Sweeper):
         self.search.sweep(arguments)
 
 
-def offer() -> None:
-    """Take the place of Hydra's own plug-in under its name, where that is installed (the extra ``optuna``)."""
-    if not find_spec("hydra_plugins.hydra_optuna_sweeper"):
-        return
-    Plugins.instance()  # they bring their options when Hydra first looks for them; this one is to come after
-    from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf
-
-    target = f"{ResumableOptunaSweeper.__module__}.{ResumableOptunaSweeper.__qualname__}"
-    node = OptunaSweeperConf(_target_=target)
-    ConfigStore.instance().store("optuna", node, group="hydra/sweeper", provider="blockwright")
+store()

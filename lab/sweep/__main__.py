@@ -7,7 +7,6 @@ import math
 import os
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -186,9 +185,7 @@ def ask_again(sweep: Path, plan: dict[str, Any], jobs: Sequence[int] | None) -> 
     study = open_study(sweep, plan)
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
     for job in chosen:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".* is experimental")  # and is what Optuna is told of since 2020
-            study.enqueue_trial(trials[job].params)
+        study.enqueue_trial(trials[job].params)
         results = plans.results_of(sweep / str(job)) or {}
         again = max(trial.number for trial in study.get_trials(deepcopy=False))
         told = {**results, "retried_as": again, "reason": f"{results.get('reason', '')}; tried again as job {again}"}

@@ -5,8 +5,8 @@ disk is told, one that was running runs again with the same parameters from its 
 function of the sampler's seed, the number of the trial and the results so far, so the search is the one that never
 stopped.
 
-How this differs from Hydra's own plug-in, whose settings and search spaces these are: that keeps one random generator
-for the whole search, which a second process would start anew; it numbers jobs by itself; it knows of no pruned trial.
+How this differs from Hydra's plug-in for Optuna, whose settings these are: that keeps one random generator for the
+whole search, which a second process would restart; it numbers jobs by itself; it does not handle pruned trials.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from typing import Any
 
 import numpy as np
 import optuna
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
+from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
-from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
 from omegaconf import DictConfig, OmegaConf
-from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lab.sweep import plan as plans
+from lab.sweep.space import Space, choices, ends, read_space, suggest
 from lab.sweep.study import open_study
 from lab.sweep.table import record_failure
 from registry import ConfigError, did_you_mean
@@ -37,31 +38,42 @@ from training.targets import check_target
 log = logging.getLogger(__name__)
 OWNER = "blockwright_sweep"  # attribute of a trial: the folder that it belongs to, where searches share a study
 CHECKED = ("trainer", "callbacks", "logger")
-Space = dict[str, BaseDistribution]
 
 
-class Search(OptunaSweeperImpl):
-    """A search.
+class Search:
+    """A search; the arguments are described in hydra_plugins/blockwright_optuna/_options.py."""
 
-    Args:
-        settings: those of Hydra's own plug-in
-    """
+    def __init__(
+        self,
+        sampler: Any,
+        direction: Any = "minimize",
+        storage: str | None = None,
+        study_name: str | None = None,
+        n_trials: int = 20,
+        n_jobs: int = 1,
+        params: Mapping[str, str] | None = None,
+    ) -> None:
+        self.sampler, self.direction, self.params = sampler, direction, params or {}
+        self.storage, self.study_name = storage, study_name  # of the study, which the plan of the sweep names
+        self.n_trials, self.n_jobs = n_trials, n_jobs
+        self.launcher: Any = None
+        self.hydra_context: HydraContext | None = None
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-
-    def setup(self, *, config: DictConfig, **context: Any) -> None:
-        super().setup(config=config, **context)
-        self.folder = Path(self.sweep_dir).absolute()
+    def setup(self, *, config: DictConfig, hydra_context: HydraContext, task_function: TaskFunction) -> None:
+        self.config, self.hydra_context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            config=config, hydra_context=hydra_context, task_function=task_function
+        )
+        self.folder = Path(config.hydra.sweep.dir).absolute()
         for key, what in (("n_trials", "trials, and a search needs one"), ("n_jobs", "trials at a time")):
             if (value := getattr(self, key)) < 1:
                 remedy = f"Write hydra.sweeper.{key}=1 or more"
                 raise ConfigError(f"hydra.sweeper.{key}", value, f"counts {what}", remedy)
         self.resumed = plans.is_resumed(self.folder)
-        direction = self._get_directions()
-        if len(direction) != 1 or direction[0] not in ("minimize", "maximize"):
+        if self.direction not in ("minimize", "maximize"):
             rule = "a run returns one figure, optimized_metric, which a search minimizes or maximizes"
-            raise ConfigError("hydra.sweeper.direction", direction, rule, "Write hydra.sweeper.direction=minimize")
+            remedy = "Write hydra.sweeper.direction=minimize"
+            raise ConfigError("hydra.sweeper.direction", self.direction, rule, remedy)
 
     def sweep(self, arguments: list[str]) -> None:
         """Search.
@@ -72,12 +84,16 @@ class Search(OptunaSweeperImpl):
         Raises:
             ConfigError: the space is empty, or cannot be composed
         """
-        space, fixed = self._space(arguments)
+        given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        space, fixed = read_space(given, self.hydra_context.config_loader if self.hydra_context else None)
+        if not space:
+            remedy = "Write optimizer.lr='tag(log, interval(1e-3, 1e-2))', say, or hparams_search=optuna"
+            raise ConfigError("hydra.sweeper.params", {}, "leaves nothing to search", remedy)
         if not self.resumed:
             check_space(self._composed, space, fixed)
         if self._is_grid():
-            self._grid = {name: self._to_grid_sampler_choices(each) for name, each in space.items()}
-            self.n_trials = min(self.n_trials, math.prod(len(choices) for choices in self._grid.values()))
+            self._grid = {name: choices(each) for name, each in space.items()}
+            self.n_trials = min(self.n_trials, math.prod(map(len, self._grid.values())))
         self.plan = {**plans.read(self.folder), "n_trials": self.n_trials}
         plans.write(self.folder, self.plan)
         open_study(self.folder, self.plan)
@@ -85,22 +101,8 @@ class Search(OptunaSweeperImpl):
             self._run([(trial.number, self._overrides(trial, space, fixed)) for trial in trials])
         self._conclude()
 
-    def _space(self, arguments: list[str]) -> tuple[dict[str, BaseDistribution], dict[str, Any]]:
-        self._process_searchspace_config()
-        try:
-            space, fixed = create_params_from_overrides([*self._parse_sweeper_params_config(), *arguments])
-        except (NotImplementedError, AssertionError, ValueError) as error:
-            remedy = "Write choice(a, b), interval(0, 1), range(1, 9) or tag(log, interval(1e-4, 1e-2))"
-            raise ConfigError("hydra.sweeper.params", str(error) or "…", "is no search space", remedy) from None
-        space = {**(self.search_space_distributions or {}), **space}
-        space = {name: each for name, each in space.items() if name not in fixed}
-        if not space and self.custom_search_space_extender is None:
-            remedy = "Write optimizer.lr='tag(log, interval(1e-3, 1e-2))', say, or hparams_search=optuna"
-            raise ConfigError("hydra.sweeper.params", {}, "leaves nothing to search", remedy)
-        return space, fixed
-
     def _composed(self, overrides: list[str]) -> DictConfig:
-        assert self.hydra_context is not None and self.config is not None
+        assert self.hydra_context is not None
         return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
 
     def _is_grid(self) -> bool:
@@ -110,7 +112,6 @@ class Search(OptunaSweeperImpl):
         """The sampler of one trial, which draws what it would have drawn in a search that never stopped."""
         if self._is_grid():
             return self.sampler(self._grid)
-        assert self.config is not None
         node = self.config.hydra.sweeper.sampler
         seed = node.get("seed")
         own = {} if seed is None else {"seed": int(np.random.SeedSequence([seed, number]).generate_state(1)[0])}
@@ -150,12 +151,12 @@ class Search(OptunaSweeperImpl):
         trial.set_user_attr(OWNER, str(self.folder))
         return trial
 
-    def _overrides(self, trial: Trial, space: Space, fixed: dict[str, Any]) -> list[str]:
+    def _overrides(self, trial: Trial, space: Space, fixed: Mapping[str, str]) -> list[str]:
         """The overrides of a trial, whose parameters are in the storage before it runs."""
-        (given,) = self._configure_trials([trial], space, fixed)
-        order = {name: i for i, name in enumerate([*space, *fixed])}  # a storage has another
-        given = sorted(given, key=lambda override: order.get(override.partition("=")[0], -1))
-        return [*given, *self._own_checkpoint(trial.number)]
+        drawn = {key: suggest(trial, key, each) for key, each in space.items()}
+        for key, value in fixed.items():
+            trial.set_user_attr(key, value)
+        return [*(f"{key}={value}" for key, value in {**drawn, **fixed}.items()), *self._own_checkpoint(trial.number)]
 
     def _tell_from_disk(self, number: int) -> bool:
         """Tell the study of a trial that had ended when the search was killed; whether it had."""
@@ -167,7 +168,6 @@ class Search(OptunaSweeperImpl):
         return True
 
     def _run(self, jobs: list[tuple[int, list[str]]]) -> None:
-        assert self.launcher is not None
         for group in consecutive(jobs):
             returns = self.launcher.launch([given for _, given in group], initial_job_idx=group[0][0])
             for (number, _), returned in zip(group, returns, strict=True):
@@ -234,15 +234,15 @@ def check_space(composed: Any, space: Space, fixed: Mapping[str, Any]) -> None:
     Raises:
         ConfigError, or what Hydra raises: an unknown key or option, a value of another type, an unknown pruner
     """
-    choices = {name: _edges(distribution) for name, distribution in space.items()}
-    first = {**{name: values[0] for name, values in choices.items()}, **fixed}
+    tried = {name: ends(distribution) for name, distribution in space.items()}
+    first = {**{name: values[0] for name, values in tried.items()}, **fixed}
     config = composed([f"{name}={value}" for name, value in first.items()])
     _check_pruners(config)
     for part in CHECKED:
         check_target(
             OmegaConf.to_container(config.get(part) or OmegaConf.create({}), resolve=False), part, skip=SKIPPED
         )
-    for name, values in choices.items():
+    for name, values in tried.items():
         for value in values[1:]:
             composed([f"{key}={v}" for key, v in {**first, name: value}.items()])
 
@@ -257,10 +257,3 @@ def _check_pruners(config: DictConfig) -> None:
         module, _, pruner = str(OmegaConf.select(config, path)).rpartition(".")
         if module == "optuna.pruners" and pruner not in known:
             raise ConfigError(path, f"{module}.{pruner}", "Optuna has no such pruner", did_you_mean(pruner, known))
-
-
-def _edges(distribution: BaseDistribution) -> list[Any]:
-    """All choices, or the ends of an interval."""
-    if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
-    return [distribution.low, distribution.high]  # type: ignore[attr-defined]

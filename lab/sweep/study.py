@@ -46,10 +46,8 @@ def open_study(sweep: Path, plan: Mapping[str, Any], checked: bool = False, **se
             **settings,
         )
     except Exception as error:  # of SQLAlchemy, its drivers, alembic and Optuna, which have no common base
-        import sqlalchemy
-
         rule = f"cannot be opened ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-        remedy = "Leave it out for a file in the sweep's folder, or mend the address"
-        if int(sqlalchemy.__version__.partition(".")[0]) >= 2:
-            remedy = "Optuna 2 needs an older SQLAlchemy: pip install 'sqlalchemy<2' 'alembic<1.19'"
+        remedy = "Leave it out for a file in the sweep's folder, or correct the address"
+        if "upgrade" in str(error):  # written by an older Optuna
+            remedy = f"It is of an older Optuna: optuna storage upgrade --storage {asked or url}"
         raise ConfigError("hydra.sweeper.storage", asked or FILE, rule, remedy) from error

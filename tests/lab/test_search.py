@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from lab.sweep import plan as plans
 from registry import ConfigError
 
-pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+pytest.importorskip("optuna")
 from lab.sweep.search import Search, check_space, consecutive
 from lab.sweep.study import open_study
 
@@ -74,9 +74,6 @@ def search(sweep: Path, launcher: Launcher, n_trials: int = 7, n_jobs: int = 2, 
         "study_name": None,
         "n_trials": n_trials,
         "n_jobs": n_jobs,
-        "max_failure_rate": 0.0,
-        "search_space": None,
-        "custom_search_space": None,
         "params": None,
         **more,
     }
@@ -194,7 +191,7 @@ def test_space_that_is_none_is_refused(sweep: Path, arguments: list[str], told: 
 
 
 def test_every_choice_is_composed_before_the_first_trial() -> None:
-    from optuna.distributions import CategoricalDistribution, UniformDistribution
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     seen: list[list[str]] = []
 
@@ -202,16 +199,16 @@ def test_every_choice_is_composed_before_the_first_trial() -> None:
         seen.append(overrides)
         return OmegaConf.create({})
 
-    check_space(composed, {"a": CategoricalDistribution(["p", "q"]), "b": UniformDistribution(0, 1)}, {"c": "3"})
+    check_space(composed, {"a": CategoricalDistribution(["p", "q"]), "b": FloatDistribution(0, 1)}, {"c": "3"})
     assert seen == [["a=p", "b=0.0", "c=3"], ["a=q", "b=0.0", "c=3"], ["a=p", "b=1.0", "c=3"]]
 
 
 def test_unknown_pruner_is_refused_before_the_first_trial() -> None:
-    from optuna.distributions import UniformDistribution
+    from optuna.distributions import FloatDistribution
 
     node = {"callbacks": {"pruning": {"pruner": {"_target_": "optuna.pruners.MedianPrunner"}}}}
     with pytest.raises(ConfigError, match="Did you mean 'MedianPruner'"):
-        check_space(lambda overrides: OmegaConf.create(node), {"b": UniformDistribution(0, 1)}, {})
+        check_space(lambda overrides: OmegaConf.create(node), {"b": FloatDistribution(0, 1)}, {})
 
 
 def test_jobs_that_do_not_follow_each_other_are_launched_apart() -> None:
