@@ -6,30 +6,43 @@ our composition, ``write`` puts what the built decoder shows into their configur
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from pathlib import Path
 from typing import Any, Protocol
 
 from blocks.decoder import Decoder
-from registry import ConfigError
+from registry import ConfigError, did_you_mean
 
 REQUIRED = object()
-MAX_BYTES = 32_000_000  # of a JSON file; the index of the largest checkpoints has a third of it
 
-# What these say has no influence on the logits: bookkeeping, training, generation, and what other keys decide.
-HARMLESS = {
-    *("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache", "auto_map"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "_name_or_path", "initializer_range", "quantization_config"),
-    *("attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "pretraining_tp", "output_router_logits"),
-    *("router_aux_loss_coef", "router_jitter_noise", "aux_loss_alpha", "seq_aux", "ep_size", "task_specific_params"),
-    *("output_attentions", "output_hidden_states", "return_dict", "chunk_size_feed_forward", "problem_type"),
-    *("id2label", "label2id", "is_encoder_decoder", "cache_implementation", "_attn_implementation", "is_decoder"),
-    *("is_llama_config", "rope_interleaved", "bos_token", "eos_token"),
+PROVENANCE = "where the file came from, and marks of the tools that wrote it"
+STORAGE = "how the tensors were stored, which they say themselves"
+TRAINING = "training only"
+GENERATION = "defaults of generation, which generation_config.json repeats"
+OUTPUTS = "what transformers returns, not what the model computes"
+
+_IDLE = {
+    PROVENANCE: """architectures auto_map transformers_version _name_or_path _model_name_or_path name_or_path
+        _commit_hash tokenizer_class unsloth_fixed unsloth_version finetuning_task is_llama_config rope_interleaved""",
+    STORAGE: "torch_dtype dtype",
+    TRAINING: """initializer_range attention_dropout resid_pdrop embd_pdrop attn_pdrop pretraining_tp
+        output_router_logits router_aux_loss_coef router_jitter_noise aux_loss_alpha seq_aux ep_size""",
+    GENERATION: """bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id bos_token eos_token
+        use_cache cache_implementation max_length min_length max_new_tokens do_sample early_stopping num_beams
+        num_beam_groups num_return_sequences temperature top_k top_p min_p typical_p repetition_penalty length_penalty
+        diversity_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size prefix bad_words_ids suppress_tokens
+        begin_suppress_tokens forced_bos_token_id forced_eos_token_id remove_invalid_values
+        exponential_decay_length_penalty task_specific_params""",
+    OUTPUTS: """output_attentions output_hidden_states output_scores return_dict return_dict_in_generate problem_type
+        id2label label2id torchscript chunk_size_feed_forward is_encoder_decoder is_decoder _attn_implementation
+        _attn_implementation_autoset""",
 }
+# Keys that change nothing in the logits of any family, and why. Any other key is read, refused, or ignored by name.
+IDLE = {key: reason for reason, keys in _IDLE.items() for key in keys.split()}
+# Read here and nowhere in a family's table.
+ALWAYS_READ = {"model_type", "quantization_config"}
 
 
 class Config:
@@ -38,18 +51,26 @@ class Config:
     Args:
         values: the contents
         mtp: whether heads of multi-token prediction are wanted, if there are any
+        ignored: keys that the user says change nothing
     """
 
-    def __init__(self, values: Mapping[str, Any], mtp: bool = False) -> None:
-        self.values, self.mtp, self.taken = dict(values), mtp, set[str]()
+    def __init__(self, values: Mapping[str, Any], mtp: bool = False, ignored: Collection[str] = ()) -> None:
+        self.values, self.mtp, self.ignored = dict(values), mtp, frozenset(ignored)
+        self.taken = set(ALWAYS_READ)
 
     def take(self, *names: str, kind: type | None = None, default: Any = REQUIRED) -> Any:
         """The value of the first of ``names`` that is there, else the default.
 
         Raises:
-            ConfigError: none is there and there is no default, or the value is of another type
+            ConfigError: none is there and there is no default, the value is of another type, or two names contradict
+                each other
         """
         self.taken.update(names)
+        given = [name for name in names if self.values.get(name) is not None]
+        for name in given[1:]:
+            if self.values[name] != self.values[given[0]]:
+                rule = f"contradicts {given[0]} = {self.values[given[0]]}"
+                raise refusal(name, self.values[name], rule, "Keep the one that the model was trained with")
         for name in names:
             value = self.values.get(name)
             if value is None:
@@ -64,11 +85,18 @@ class Config:
         return default
 
     def refuse_unread(self, family: str) -> None:
-        """Refuse a key that nobody has read and that says something."""
+        """Refuse a key that nobody has read and that says something, and one that cannot be ignored."""
+        for name in sorted(self.ignored):
+            if name in self.taken & self.values.keys():
+                rule = f"{family} is read with this setting: without it the model would compute something else"
+                raise ConfigError("--ignore", name, rule, f"Leave out --ignore {name}")
+            if name not in self.values:
+                unread = [key for key in self.values if key not in self.taken | IDLE.keys()]
+                raise ConfigError("--ignore", name, "config.json has no such key", did_you_mean(name, unread))
         for name, value in self.values.items():
-            if name not in self.taken | HARMLESS and value not in (None, False, "", [], {}):
+            if name not in self.taken | IDLE.keys() | self.ignored and value not in (None, False, "", [], {}):
                 rule = f"{family} is read without this setting, so its influence would be lost"
-                raise refusal(name, value, rule, "If it changes nothing in the computation, take it out of config.json")
+                raise refusal(name, value, rule, f"If you know that it changes no logit, add --ignore {name}")
 
 
 def refusal(key: str, value: Any, rule: str, remedy: str) -> ConfigError:
@@ -86,28 +114,6 @@ def number(key: str, value: Any) -> float:
         rule = "must be a finite number and not negative"
         raise refusal(key, value, rule, "Mend the value in config.json")
     return float(value)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a mapping.
-
-    Raises:
-        ConfigError: there is none, or it cannot be read
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"longer than {MAX_BYTES:,} bytes")
-        values = json.loads(data.decode())
-    except FileNotFoundError:
-        raise ConfigError(str(path), None, "there is no such file", "Name the folder of a whole checkpoint") from None
-    except (OSError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(str(path), "…", f"cannot be read as JSON ({reason})", "Fetch the file again") from None
-    if not isinstance(values, dict):
-        raise ConfigError(str(path), type(values).__name__, "must hold a mapping", "Fetch the file again")
-    return values
 
 
 class Setting(Protocol):

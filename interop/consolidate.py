@@ -1,8 +1,9 @@
 """A checkpoint of training, one file or many ranks' shares, as safetensors: ``python -m interop.consolidate RUN OUT``.
 
 OUT gets the composition (``model.yaml``), the weights under our names (``model.safetensors``, from which
-``init_from=OUT model=pretrained`` starts) and what the optimizer knows of each (``optimizer.safetensors``, by
-``<parameter>.<name>``). ``--checkpoint`` adds ``last.ckpt``, one file from which any number of processes goes on.
+``init_from=OUT model=pretrained`` starts), the tokenizer's files and ``origin.json`` as an import leaves them, and what
+the optimizer knows of each weight (``optimizer.safetensors``, by ``<parameter>.<name>``). ``--checkpoint`` adds
+``last.ckpt``, one file from which any number of processes resumes.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from torch import Tensor
 
 import registry
 from blocks.checkpoint import PREFIX, read_checkpoint
+from interop import origin, tokenizer
 from interop.folder import whole
 from interop.shards import ready, save, write_shards
-from interop.source import COMPOSITION
+from interop.source import COMPOSITION, tokenizer_state
 from registry.command import Parser, run_command
 
 OPTIMIZER = "optimizer"
@@ -39,10 +41,16 @@ def consolidate(source: Path, out: Path, *, checkpoint: bool = False) -> None:
         ConfigError: the source is damaged, or cannot be written
     """
     last = source / "checkpoints" / "last.ckpt"
-    found = read_checkpoint(last if last.exists() else source)
+    checkpoint_file = last if last.exists() else source
+    found = read_checkpoint(checkpoint_file)
     weights = {k.removeprefix(PREFIX): v for k, v in found["state_dict"].items() if k.startswith(PREFIX)}
+    model, words = found["hyper_parameters"]["model"], tokenizer_state(found)
+    came_from = origin.check(found.get("origin", {}), str(checkpoint_file))
     with whole(out) as folder:
-        model = found["hyper_parameters"]["model"]
+        if words and words.get("kind") in tokenizer.KINDS:
+            tokenizer.write(words, folder, model["max_positions"])
+        if came_from:
+            origin.write(came_from, folder)
         (folder / COMPOSITION).write_text(yaml.safe_dump(model, sort_keys=False), encoding="utf-8")
         write_shards(folder, {name: ready(tensor.contiguous()) for name, tensor in weights.items()}, MAX_BYTES)
         states = _optimizer_tensors(found)

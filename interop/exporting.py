@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from blocks.compose import compose
 from blocks.decoder import Decoder
-from interop import tokenizer
+from interop import companions, origin, tokenizer
+from interop.config import GENERATION, IDLE, TRAINING
 from interop.families.catalogue import FAMILIES, WRITTEN
 from interop.family import Family, UnlikeError
 from interop.folder import dump_json, whole
-from interop.importing import TOKENIZER_FILES
+from interop.importing import VOCABULARIES, copy_files
 from interop.names import Link, links
 from interop.own import OWN
 from interop.shards import Outgoing, write_shards
@@ -24,6 +24,8 @@ from interop.source import Source, open_source
 from registry import ConfigError, did_you_mean
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Keys of the config.json that a model came from, which say nothing of the composition and are kept for other programs.
+KEPT = {key for key, reason in IDLE.items() if reason in (TRAINING, GENERATION)} - {*IDS, "initializer_range"}
 
 
 def export_folder(
@@ -31,7 +33,7 @@ def export_folder(
     out: Path,
     *,
     family: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["original"] | None = None,
     max_bytes: int = 5 * 10**9,
 ) -> tuple[str, str | None]:
     """Export a model.
@@ -40,7 +42,7 @@ def export_folder(
         path: a run's folder, a checkpoint of training, or an imported folder
         out: folder to be made; must not exist, or be empty
         family: the model_type to export as; None finds one
-        dtype: of the parameters; None keeps what is stored
+        dtype: of the parameters; None keeps what is stored, ``original`` takes the one in which they were published
         max_bytes: of one shard
 
     Returns:
@@ -52,15 +54,38 @@ def export_folder(
     source = open_source(path)
     decoder = compose(source.model, device="meta")
     found, values, why = recognise(decoder, family, source.origin)
-    ids = _ids(source)
+    wanted = _published_dtype(source.origin) if dtype == "original" else dtype
+    values = {**_kept(source.origin, found), **values, **_ids(source)}
     with whole(out) as folder:
-        tensors = outgoing(found, decoder, source.tensors, dtype)
+        tensors = outgoing(found, decoder, source.tensors, wanted)
         write_shards(folder, tensors, max_bytes)
-        kept = dtype or source.tensors["embedding.weight"].dtype
-        dump_json(folder / "config.json", {**values, **ids, "dtype": str(kept).removeprefix("torch.")})
-        dump_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
-        _write_tokenizer(source, folder)
+        stored = str(wanted or source.tensors["embedding.weight"].dtype).removeprefix("torch.")
+        # torch_dtype is where transformers before 5 looks for it.
+        dump_json(folder / "config.json", {**values, "dtype": stored, "torch_dtype": stored})
+        _write_tokenizer(source, folder, decoder.config["max_positions"])
+        dump_json(folder / companions.GENERATION, _generation(folder, _ids(source)))
+        origin.write_licences(source.origin, folder)
     return found.model_type, why
+
+
+def _published_dtype(origin: Mapping[str, Any]) -> torch.dtype:
+    """The dtype in which the parameters were published.
+
+    Raises:
+        ConfigError: at ``--dtype``, when its config.json does not say
+    """
+    config = origin.get("config", {})
+    word = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    if word not in ("float32", "bfloat16", "float16", "float64"):
+        rule = f"the checkpoint that it came from names no dtype ({word})"
+        raise ConfigError("--dtype", "original", rule, "Write float32, bfloat16 or float16")
+    return getattr(torch, word)
+
+
+def _kept(came_from: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """Idle keys of the original config.json, if the model is still of that family."""
+    config = came_from.get("config", {}) if came_from.get("model_type") == family.model_type else {}
+    return {key: value for key, value in config.items() if key in KEPT}
 
 
 def recognise(
@@ -128,18 +153,29 @@ def _maker(group: list[Link], tensors: Mapping[str, Tensor], shape: tuple[int, .
 
 
 def _ids(source: Source) -> dict[str, Any]:
-    """Special tokens: of the model it came from, or of the tokenizer it was trained with."""
+    """Special tokens: of the tokenizer it was trained with, or of the model it came from."""
     if source.tokenizer is not None:
-        eos = tokenizer.eos_id(source.tokenizer)
-        return {"bos_token_id": eos, "eos_token_id": eos}
+        return tokenizer.special(source.tokenizer).ids()
     config = source.origin.get("config", {})
     return {key: config[key] for key in IDS if key in config} or dict.fromkeys(IDS[:2])
 
 
-def _write_tokenizer(source: Source, folder: Path) -> None:
+def _generation(folder: Path, ids: Mapping[str, Any]) -> dict[str, Any]:
+    """generation_config.json: the one that the model came with, and every id that it does not name."""
+    written = companions.read(folder)
+    found = companions.values(written, companions.GENERATION) or {"_from_model_config": True}
+    ends = [*_listed(found.get("eos_token_id")), *_listed(ids.get("eos_token_id"))]
+    together = list(dict.fromkeys(ends))
+    return {**ids, **found, "eos_token_id": together[0] if len(together) == 1 else together or None}
+
+
+def _listed(ids: Any) -> list[Any]:
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def _write_tokenizer(source: Source, folder: Path, max_positions: int) -> None:
     if source.tokenizer is not None:
-        tokenizer.write(source.tokenizer, folder)
+        tokenizer.write(source.tokenizer, folder, max_positions)
     elif source.folder is not None:
-        for name in TOKENIZER_FILES:
-            if (source.folder / name).is_file():
-                shutil.copyfile(source.folder / name, folder / name)
+        companions.write(companions.read(source.folder), folder)
+        copy_files(VOCABULARIES, source.folder, folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,17 +43,20 @@ class Family:
     left_out: tuple[str, ...] = ()
     prefix: str = "model."
 
-    def composition(self, values: Mapping[str, Any], mtp: bool = False) -> dict[str, Any]:
+    def composition(
+        self, values: Mapping[str, Any], mtp: bool = False, ignored: Collection[str] = ()
+    ) -> dict[str, Any]:
         """The composition that a config.json describes.
 
         Args:
             values: its contents
             mtp: whether to keep heads of multi-token prediction
+            ignored: keys that the user says change nothing
 
         Raises:
             ConfigError: a key is missing or wrong, or says something that nothing here computes
         """
-        config, model = Config(values, mtp), copy.deepcopy(dict(self.template))
+        config, model = Config(values, mtp, ignored), copy.deepcopy(dict(self.template))
         std = config.take("initializer_range", kind=float, default=0.02)
         model["init"] = {"std": std}
         for setting in self.settings:

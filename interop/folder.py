@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""Folders of checkpoints: JSON files of a limited size, and a folder that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 
 from registry import ConfigError
 
-ORIGIN = "origin.json"  # in an imported folder: the model_type and config.json it came from
+ORIGIN = "origin.json"  # of an imported folder, see interop/origin.py
+MAX_BYTES = 32_000_000  # of a JSON file; the index of the largest checkpoints has a third of it
 
 
 @contextmanager
@@ -36,6 +37,28 @@ def whole(out: Path) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds a mapping.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"longer than {MAX_BYTES:,} bytes")
+        values = json.loads(data.decode())
+    except FileNotFoundError:
+        raise ConfigError(str(path), None, "there is no such file", "Name the folder of a whole checkpoint") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(str(path), "…", f"cannot be read as JSON ({reason})", "Fetch the file again") from None
+    if not isinstance(values, dict):
+        raise ConfigError(str(path), type(values).__name__, "must hold a mapping", "Fetch the file again")
+    return values
 
 
 def dump_json(path: Path, values: Any) -> None:

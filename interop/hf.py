@@ -33,12 +33,15 @@ def _parser() -> Parser:
     into.add_argument("source", metavar="DIR", type=Path, help="config.json, *.safetensors, tokenizer files")
     into.add_argument("out", metavar="OUT", type=Path, help="must not exist, or be empty")
     into.add_argument("--mtp", action="store_true", help="import heads of multi-token prediction (DeepSeek-V3)")
+    help_ignore = "an unknown key of config.json that changes no logit; again for several; origin.json records it"
+    into.add_argument("--ignore", action="append", default=[], metavar="KEY", help=help_ignore)
     out = commands.add_parser("export", help="a model of ours → a folder that transformers and vLLM load")
     out.add_argument("source", metavar="RUN", type=Path, help="a run's folder, a *.ckpt, or an imported folder")
     out.add_argument("out", metavar="DIR", type=Path, help="must not exist, or be empty")
     out.add_argument("--family", help="the model_type to write; found if left out")
-    for command in (into, out):
-        command.add_argument("--dtype", choices=DTYPES, help="of the parameters; as stored if left out")
+    for command, choices in ((into, DTYPES), (out, (*DTYPES, "original"))):
+        original = "; original: as published" if command is out else ""
+        command.add_argument("--dtype", choices=choices, help=f"of the parameters; as stored if left out{original}")
         command.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="e.g. 5GB, 200MB")
     return parser
 
@@ -50,11 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> None:
     given = _parser().parse_args(arguments)
-    dtype = DTYPES[given.dtype] if given.dtype else None
+    dtype = DTYPES.get(given.dtype, given.dtype)
     registry.load()
     if given.command == "import":
-        found = import_folder(given.source, given.out, dtype=dtype, mtp=given.mtp, max_bytes=given.max_shard_size)
+        options = {"dtype": dtype, "mtp": given.mtp, "max_bytes": given.max_shard_size, "ignored": given.ignore}
+        found = import_folder(given.source, given.out, **options)
         print(f"Imported a {found} into {given.out}.")
+        for key in given.ignore:
+            print(f"Ignored {key} of config.json: if it changes the computation, so does this import.")
         print(f"Fine-tune it: python train.py init_from={given.out} model=pretrained")
         return
     written, why = export_folder(

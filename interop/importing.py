@@ -7,7 +7,7 @@ read one after the other, each tensor into its place, so that memory peaks at th
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from blocks.compose import compose
 from blocks.shape import read
-from interop.config import read_json, refusal
+from interop import companions, origin
+from interop.config import IDLE, refusal
 from interop.families.catalogue import FAMILIES
 from interop.family import Family
-from interop.folder import ORIGIN, dump_json, whole
+from interop.folder import read_json, whole
 from interop.fp8 import SUFFIX, block_size, dequantise, is_fp8, scale_of
 from interop.names import Link, Row, links
 from interop.own import OWN
@@ -30,14 +31,18 @@ from registry import ConfigError, did_you_mean
 # Some checkpoints of a tied embedding hold the head all the same.
 HEAD = Row("embedding.weight", "lm_head.weight", copy_of="embedding.weight")
 
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "vocab.json"),
-    *("merges.txt", "added_tokens.json", "chat_template.json", "chat_template.jinja", "generation_config.json"),
-)
+# Vocabularies, of which only the first is read here; further files of a tokenizer: interop/companions.py.
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
 def import_folder(
-    source: Path, out: Path, *, dtype: torch.dtype | None = None, mtp: bool = False, max_bytes: int = 5 * 10**9
+    source: Path,
+    out: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    mtp: bool = False,
+    max_bytes: int = 5 * 10**9,
+    ignored: Collection[str] = (),
 ) -> str:
     """Import a checkpoint.
 
@@ -47,6 +52,7 @@ def import_folder(
         dtype: of the parameters; None keeps what is stored (FP8 becomes bf16)
         mtp: whether to import heads of multi-token prediction
         max_bytes: of one shard of ours
+        ignored: unknown keys of config.json that the user says change nothing; recorded in origin.json
 
     Returns:
         the model_type that was recognised
@@ -58,24 +64,34 @@ def import_folder(
     family = find(values)
     shards = Shards(source)
     _check_depth(values, len(shards.entries))
-    model = family.composition(values, mtp)
+    model = family.composition(values, mtp, ignored)
+    files, licences = companions.read(source), origin.licences(source)
     with torch.device("meta"):
         decoder = compose(model, device="meta")
     ours = decoder.state_dict()
     found = _pair(family, shards, ours, len(decoder.layers))
     kept = {name for name, _ in decoder.named_buffers()}  # biases of gates, never rounded
     dtypes = _dtypes(found, shards, ours, dtype, kept)
+    idle, skipped = {key: IDLE[key] for key in values if key in IDLE}, {key: values[key] for key in ignored}
+    came_from = {"model_type": family.model_type, "config": values, "idle": idle, "ignored": skipped}
+    came_from = origin.check({**came_from, "licences": licences}, str(source))
     with whole(out) as folder:
         tensors = fill(found, shards, ours, dtypes, block_size(values))
         outgoing = {name: ready(tensor) for name, tensor in tensors.items()}
         write_shards(folder, outgoing, max_bytes)
         head = f"# Imported from a checkpoint of {family.model_type}.\n"
         (folder / "model.yaml").write_text(head + yaml.safe_dump(read(model), sort_keys=False))
-        dump_json(folder / ORIGIN, {"model_type": family.model_type, "config": values})
-        for name in TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
+        origin.write(came_from, folder)
+        companions.write(files, folder)
+        copy_files((*VOCABULARIES, "README.md"), source, folder)
     return family.model_type
+
+
+def copy_files(names: Iterable[str], source: Path, folder: Path) -> None:
+    """Copy those of the files that are there."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def find(values: Mapping[str, Any]) -> Family:

@@ -119,7 +119,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def _read_windows(config: Config, model: dict[str, Any]) -> None:
-    window = config.take("sliding_window", kind=int)
+    window = config.take("sliding_window", "sliding_window_size", kind=int)
     alternating = [(SLIDING, FULL)[i % 2] for i in range(model["n_layers"])]
     types = config.take("layer_types", kind=list, default=alternating)
     if len(types) != model["n_layers"] or not all(t in (FULL, SLIDING) for t in types):
@@ -140,7 +140,7 @@ WINDOWS = Part(_read_windows, _write_windows)  # some layers see all, others the
 
 
 def _read_unused_window(config: Config, model: dict[str, Any]) -> None:
-    config.take("sliding_window", "max_window_layers", "use_sliding_window", default=None)
+    config.taken |= {"sliding_window", "max_window_layers", "use_sliding_window"}
     if config.values.get("use_sliding_window"):
         rule = "windows in the upper layers only are not read"
         raise refusal("use_sliding_window", True, rule, "Published checkpoints of this family leave it off")
@@ -174,6 +174,6 @@ MIXTURE: dict[str, Any] = {
     "gating": {"name": "softmax_topk"},
     "experts": {"name": "swiglu"},
 }
-TOP_K = Key("num_experts_per_tok", "gating.top_k", "sparse.ffn.gating.top_k")
+TOP_K = Key("num_experts_per_tok", "gating.top_k", "sparse.ffn.gating.top_k", also=("experts_per_token",))
 RENORMALISE = Key("norm_topk_prob", "gating.renormalise", "sparse.ffn.gating.renormalise", bool, default=False)
 GELU_TANH = Choice("hidden_activation", "ffn.name", lambda decoder: "geglu", {"gelu_pytorch_tanh": "geglu"})

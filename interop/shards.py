@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interop.config import read_json
+from interop.folder import read_json
 from registry import ConfigError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"

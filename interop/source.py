@@ -14,8 +14,7 @@ from blocks.checkpoint import PREFIX, read_checkpoint
 from blocks.compose import check, compose
 from blocks.decoder import Decoder
 from blocks.sharded import is_folder
-from interop.config import read_json
-from interop.folder import ORIGIN
+from interop import origin
 from interop.shards import Shards
 from registry import ConfigError
 from registry.limits import read_text
@@ -32,7 +31,7 @@ class Source:
         tensors: our names → weights
         tokenizer: state of the tokenizer it was trained with, in plain types; None if it has none or has files
         folder: where tokenizer files may lie; None for a run
-        origin: model_type and config.json that it was imported from
+        origin: what it was imported from, or what a run started from; see interop/origin.py
     """
 
     model: dict[str, Any]
@@ -64,8 +63,13 @@ def _trained(file: Path) -> Source:
     weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
     model = check(checkpoint["hyper_parameters"]["model"])
     _check_shapes(model, {name: tuple(weight.shape) for name, weight in weights.items()}, file)
-    data = next((v for v in checkpoint.values() if isinstance(v, dict) and "tokenizer" in v), {})
-    return Source(model, weights, data.get("tokenizer"))
+    came_from = origin.check(checkpoint.get("origin", {}), str(file))
+    return Source(model, weights, tokenizer_state(checkpoint), origin=came_from)
+
+
+def tokenizer_state(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state of the tokenizer that a checkpoint was trained with, from its data module; None if it has none."""
+    return next((v["tokenizer"] for v in checkpoint.values() if isinstance(v, dict) and "tokenizer" in v), None)
 
 
 def _imported(folder: Path) -> Source:
@@ -73,8 +77,7 @@ def _imported(folder: Path) -> Source:
     model = read_composition(folder)
     _check_shapes(model, _shapes(shards), folder)
     tensors = dict(shards.read(shards.entries))
-    origin = read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
-    return Source(model, tensors, None, folder, origin)
+    return Source(model, tensors, None, folder, origin.read(folder))
 
 
 def read_composition(folder: Path) -> dict[str, Any]:

@@ -11,38 +11,58 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from interop import companions
 from interop.folder import dump_json
+from interop.special import Special
 from registry import ConfigError, did_you_mean
 
 EOS, UNKNOWN = "<|endoftext|>", "<|unknown|>"
+COMPANIONS, SPECIAL = "companions", "special"  # keys of a pretrained tokenizer's state
 
 
-def eos_id(state: Mapping[str, Any]) -> int | None:
-    """The id that ends a document."""
-    ends = {"bytes": lambda: 256, "chars": lambda: 1, "bpe": lambda: state["vocab_size"] - 1}
-    return ends.get(state["kind"], lambda: state.get("eos"))()
+def special(state: Mapping[str, Any]) -> Special:
+    """The special tokens of a tokenizer. With ours, the token that ends a document also begins the next.
+
+    Raises:
+        ConfigError: the state of a pretrained one is damaged
+    """
+    if SPECIAL in state:
+        return Special.from_json(state[SPECIAL], "data.tokenizer")
+    if state["kind"] not in OURS:
+        return Special(None, (state["eos"],) if type(state.get("eos")) is int else ())
+    eos = {"bytes": lambda: 256, "chars": lambda: 1, "bpe": lambda: state["vocab_size"] - 1}[state["kind"]]()
+    return Special(eos, (eos,), None, 0 if state["kind"] == "chars" else None)
 
 
-def write(state: Mapping[str, Any], folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json.
+def write(state: Mapping[str, Any], folder: Path, max_positions: int | None = None) -> None:
+    """Write tokenizer.json, tokenizer_config.json, and what a pretrained tokenizer had beside them.
 
     Args:
         state: as ``Tokenizer.to_json`` gave it: ``kind`` and what that kind needs
         folder: exists
+        max_positions: the longest sequence of the model, for settings that do not say
 
     Raises:
-        ConfigError: a kind that has no such form
+        ConfigError: a kind that has no such form, or a damaged state
     """
     if state["kind"] not in KINDS:
         raise ConfigError(
             "data.tokenizer", state["kind"], "has no form as tokenizer.json", did_you_mean(state["kind"], KINDS)
         )
     engine = KINDS[state["kind"]](state)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    special = [token["content"] for token in engine["added_tokens"] if token["special"]]
-    ends = {"eos_token": EOS, "bos_token": EOS} if EOS in special else {}
+    files = companions.check(state.get(COMPANIONS, {}), "data.tokenizer")
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    if max_positions is not None:
+        settings["model_max_length"] = max_positions
+    if state["kind"] in OURS:
+        settings |= {"eos_token": EOS, "bos_token": EOS}
+    if state["kind"] == "chars":
+        settings["unk_token"] = UNKNOWN
+    if companions.SETTINGS in files:
+        settings = {}
+    settings |= {**state.get("config", {}), **companions.values(files, companions.SETTINGS)}
     dump_json(folder / "tokenizer.json", engine)
-    dump_json(folder / "tokenizer_config.json", {**settings, **ends, **state.get("config", {})})
+    companions.write({**files, companions.SETTINGS: json.dumps(settings, indent=2, ensure_ascii=False)}, folder)
 
 
 def _bytes(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,12 +94,8 @@ def _pretrained(state: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(state["tokenizers"])
 
 
-KINDS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-    "bytes": _bytes,
-    "chars": _chars,
-    "bpe": _bpe,
-    "pretrained": _pretrained,
-}
+OURS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"bytes": _bytes, "chars": _chars, "bpe": _bpe}
+KINDS = {**OURS, "pretrained": _pretrained}
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from blocks.generate import Continuations
 from blocks.sample import Sampling
 from blocks.text_stream import TextStream
 from interop.source import build, open_source
-from lab.writer import DTYPES, tokenizer_of
-from registry import REFUSED, ConfigError, did_you_mean
+from lab.writer import DTYPES, begin, tokenizer_of
+from registry import REFUSED, BlockError, ConfigError, did_you_mean
 
 try:
     from lm_eval.api.instance import Instance
@@ -36,7 +37,9 @@ except ImportError as error:
     print(missing.render(), file=sys.stderr)
     sys.exit(REFUSED)
 
-GENERATION = {"until", "max_gen_toks", "do_sample", "temperature", "top_k"}
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the harness's names, by priority
+SAMPLING = tuple(Sampling.__dataclass_fields__)
+GENERATION = {"until", "do_sample", *LENGTHS, *SAMPLING}
 Scored = tuple[tuple[str, str] | None, list[int], list[int]]  # what is asked, tokens of the context, tokens to score
 
 
@@ -52,7 +55,7 @@ class Blockwright(TemplateLM):
         max_gen_toks: tokens generated at most, where the task does not say
         dtype: in which to compute
         device: on which to compute; the harness asks for cuda:0 anywhere, which is the CPU where there is none
-        add_bos_token: whether every context begins with bos_token_id of the imported config.json
+        add_bos_token: whether every context begins with the token that begins a document
         seed: of what is sampled
     """
 
@@ -90,9 +93,9 @@ class Blockwright(TemplateLM):
         self.decoder = build(source, dtype=getattr(torch, dtype), device=self._device)
         self.max_length = max_length or self.decoder.config["max_positions"]
         self.max_gen_toks, self.seed = max_gen_toks, seed
-        bos = source.origin.get("config", {}).get("bos_token_id")
-        self._prefix = self.words.eos if bos is None else bos
-        self._in_front = [self._prefix] if add_bos_token else []
+        self._prefix = self.words.eos if self.words.bos is None else self.words.bos
+        asked = "model_args.add_bos_token"
+        self._in_front = [begin(self.words, asked, "Leave add_bos_token out")] if add_bos_token else []
 
     @classmethod
     def create_from_arg_obj(
@@ -162,7 +165,7 @@ class Blockwright(TemplateLM):
 
     @torch.inference_mode()
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """A continuation of each context, up to the first of the strings that end it."""
+        """A continuation of each context, up to an end token of the model or the first of the strings that end it."""
         texts = []
         for request in requests:
             context, settings = request.args
@@ -175,15 +178,13 @@ class Blockwright(TemplateLM):
         return texts
 
     def _continue(self, context: str, settings: dict[str, Any]) -> str:
-        until = settings.get("until") or []
-        until = [until] if isinstance(until, str) else list(until)
-        room = min(_count("max_gen_toks", settings.get("max_gen_toks", self.max_gen_toks), 0), self.max_length - 1)
-        top_k = None if settings.get("top_k") is None else _count("top_k", settings["top_k"], 1)
-        drawn = settings.get("do_sample", _temperature(settings, 0.0) > 0)
-        temperature = _temperature(settings, 1.0) if drawn else 0.0
+        until, sampling = _until(settings), _sampling(settings)
+        asked = next((name for name in LENGTHS if settings.get(name) is not None), None)
+        most = self.max_gen_toks if asked is None else _count(f"generation_kwargs.{asked}", settings[asked], 0)
+        room = min(most, self.max_length - 1)
         tokens = (self.tok_encode(context) or [self._prefix])[-(self.max_length - room) :]
-        sampling = Sampling(temperature, top_k)
-        rows = Continuations(self.decoder, [tokens], room, sampling, seed=self.seed, stop_tokens={self.words.eos})
+        ends = self.words.stop_tokens(until)
+        rows = Continuations(self.decoder, [tokens], room, sampling, seed=self.seed, stop_tokens=ends)
         text, pieces = TextStream(self.words.decode, until), []
         for (token,) in rows:
             assert token is not None
@@ -206,12 +207,32 @@ def _count(name: str, value: Any, least: int) -> int:
     return int(text)
 
 
-def _temperature(settings: dict[str, Any], default: float) -> float:
-    value = settings.get("temperature", default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        rule = "divides the logits, so it is a finite number and not negative"
-        raise ConfigError("generation_kwargs.temperature", value, rule, "Write 1.0, or 0 for the likeliest token")
-    return value
+def _until(settings: dict[str, Any]) -> list[str]:
+    """The strings that end a text."""
+    given = settings.get("until")
+    until = [given] if isinstance(given, str) else [] if given is None else given
+    if not isinstance(until, list | tuple) or not all(isinstance(stop, str) for stop in until):
+        rule = "must be a string, or a list of them"
+        raise ConfigError("generation_kwargs.until", given, rule, 'Write e.g. until: ["\\n\\n"]')
+    return list(until)
+
+
+def _sampling(settings: dict[str, Any]) -> Sampling:
+    """How tokens are drawn: greedily, unless ``do_sample`` or a temperature above 0 asks for more."""
+    given = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
+    drawn = settings.get("do_sample")
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int if name == "top_k" else int | float):
+            kind = "a whole number" if name == "top_k" else "a number"
+            raise ConfigError(f"generation_kwargs.{name}", value, f"must be {kind}", f"Write e.g. {name}=1")
+    if not isinstance(drawn, bool | None):
+        raise ConfigError("generation_kwargs.do_sample", drawn, "must be true or false", "Write do_sample=true")
+    try:
+        sampling = Sampling(**given)
+    except BlockError as error:
+        raise ConfigError(f"generation_kwargs.{error.parameter}", error.value, error.rule, error.remedy) from None
+    greedy = not drawn if drawn is not None else not given.get("temperature")
+    return replace(sampling, temperature=0.0) if greedy else sampling
 
 
 def _score(logits: Tensor, targets: list[int]) -> tuple[float, bool]:

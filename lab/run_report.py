@@ -133,7 +133,8 @@ class RunReport(Finale):
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         assert task.decoder is not None
         room = task.decoder.config["max_positions"]
-        prompt = torch.tensor([[tokenizer.eos]], device=task.device)
+        begin = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
+        prompt = torch.tensor([[begin]], device=task.device)
         task.decoder.eval()
         count = min(self.sample_tokens, room - 1)
         tokens = generate(task.decoder, prompt, count, temperature=self.temperature, seed=task.seed)

@@ -36,7 +36,7 @@ class Request:
     Args:
         new_tokens: how many to add at most; a document that ends sooner ends the text
         sampling: how they are drawn
-        stops: strings that end a text, and are not part of it
+        stops: strings that end a text, and are not part of it; the word of a special token stands for that token
         seed: prompt i draws from seed + i, so it gives the same text whatever the others are
         bits: of the caches' numbers, 8, 6 or 4; None for exact ones
         bos: whether every prompt begins with the token that begins a document
@@ -51,17 +51,15 @@ class Request:
 
 
 class Writer:
-    """A model, its tokenizer, and what ends a text.
+    """A model and its tokenizer, which says what begins a document (``bos``) and what ends a text (``ends``).
 
     Args:
         decoder: in evaluation mode
         words: its tokenizer
-        bos: the token that begins a document
-        ends: tokens that end one
     """
 
-    def __init__(self, decoder: Decoder, words: Tokenizer, bos: int, ends: frozenset[int]) -> None:
-        self.decoder, self.words, self.bos, self.ends = decoder, words, bos, ends
+    def __init__(self, decoder: Decoder, words: Tokenizer) -> None:
+        self.decoder, self.words = decoder, words
 
     @classmethod
     def open(cls, path: str | Path, *, dtype: str = "float32", device: str | None = None) -> Writer:
@@ -84,12 +82,8 @@ class Writer:
             raise ConfigError("MODEL", str(path), "there is no such file or folder", remedy)
         registry.load()
         source = open_source(folder)
-        words, config = tokenizer_of(source, folder), source.origin.get("config", {})
-        decoder = build(source, dtype=getattr(torch, dtype), device=where)
-        known, named = decoder.config["vocab_size"], config.get("eos_token_id")
-        ends = {words.eos, *(named if isinstance(named, list) else [] if named is None else [named])}
-        bos = words.eos if config.get("bos_token_id") is None else config["bos_token_id"]
-        return cls(decoder, words, bos, frozenset(end for end in ends if end < known))
+        words = tokenizer_of(source, folder)
+        return cls(build(source, dtype=getattr(torch, dtype), device=where), words)
 
     def write(
         self,
@@ -172,7 +166,7 @@ class Writer:
                 request.new_tokens,
                 request.sampling,
                 seed=request.seed,
-                stop_tokens=self.ends,
+                stop_tokens=self.words.stop_tokens(request.stops),
                 bits=request.bits,
             )
         except BlockError as error:
@@ -185,9 +179,10 @@ class Writer:
         """The ids of a prompt.
 
         Raises:
-            ConfigError: there are none, or the model does not know one
+            ConfigError: there are none, the model does not know one, or it has no token that begins a document
         """
-        ids = [*([self.bos] if bos else []), *self.words.encode(prompt).tolist()]
+        front = [begin(self.words, "--bos", "Leave --bos out, and write a prompt")] if bos else []
+        ids = [*front, *self.words.encode(prompt).tolist()]
         if not ids:
             remedy = "Write some text, or begin a document: --bos"
             raise ConfigError("--prompt", prompt, "is empty, and a model continues at least one token", remedy)
@@ -224,6 +219,18 @@ def tokenizer_of(source: Source, folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").is_file():
         return Pretrained(str(folder / "tokenizer.json"))
     raise ConfigError("path", str(folder), "has no tokenizer", "Copy the model's tokenizer.json there")
+
+
+def begin(words: Tokenizer, option: str, remedy: str) -> int:
+    """The token that begins a document.
+
+    Raises:
+        ConfigError: at the option that asks for it: the model has none
+    """
+    if words.bos is None:
+        rule = "this model has no token that begins a document: none of its files names a bos_token"
+        raise ConfigError(option, True, rule, remedy)
+    return words.bos
 
 
 def at_its_option(error: BlockError) -> ConfigError:

@@ -20,6 +20,7 @@ from blocks.initialise import stable_seed
 from blocks.kernels import choice
 from blocks.kernels.cross_entropy import IGNORED
 from blocks.shape import read
+from interop import origin
 from interop.source import load_part, load_weights
 from registry import ConfigError
 from training.cadence import logs_now
@@ -86,6 +87,7 @@ class CausalLM(L.LightningModule):
             {f"{stage}_loss": TokenLoss(stage == "train", only_finite=stage == "train") for stage in STAGES}
         )
         self.loads = nn.ModuleDict()
+        self.origin: dict[str, Any] = {}  # of the weights; see interop/origin.py
         self._step_load: dict[str, Tensor] = {}
         self._settings: list[dict[str, Any]] = []  # of the optimizer's groups, as configured
         self.expert_shares: dict[str, Tensor] = {}  # layer → share of choices of each expert, when last logged
@@ -101,6 +103,8 @@ class CausalLM(L.LightningModule):
                 self.loads[f"{stage}_load"] = nn.ModuleDict(loads)
 
     def _build(self) -> Decoder:
+        if self.init_from is not None:
+            self.origin = origin.read(Path(self.init_from))
         sharding = getattr(self._trainer and self._trainer.strategy, "sharding", None)
         if sharding is not None:
             fill = None if self.init_from is None else partial(load_part, folder=Path(self.init_from))
@@ -119,11 +123,17 @@ class CausalLM(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what it takes to read this: the distributions of guest blocks, and whose state the optimizer keeps."""
         checkpoint["distributions"] = distributions(self.model_config)
+        if self.origin:
+            checkpoint["origin"] = self.origin
         names = {id(parameter): name for name, parameter in self._decoder().named_parameters()}
         checkpoint["optimizer_parameters"] = [
             [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
             for optimizer in self.trainer.optimizers
         ]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember where the weights first came from: a resumed run does not read ``init_from`` again."""
+        self.origin = checkpoint.get("origin", {})
 
     def on_train_start(self) -> None:
         """Give the optimizer the settings of this run: a checkpoint restores those of the run that wrote it."""

@@ -5,7 +5,7 @@ Read from bf16 checkpoints; the released MXFP4 blocks (``*_blocks``, ``*_scales`
 
 from torch import Tensor
 
-from interop.config import Fixed, Key
+from interop.config import Fixed, Key, Unused
 from interop.family import Family
 from interop.llama_like import (
     ATTENTION,
@@ -54,6 +54,7 @@ GPT_OSS = Family(
         Key("swiglu_limit", "experts.limit", "sparse.ffn.experts.limit", float, 7.0),
         Key("swiglu_alpha", "experts.alpha", "sparse.ffn.experts.alpha", float, 1.702),
         Fixed("attention_bias", True),
+        Unused("initial_context_length"),  # YaRN's original_max_position_embeddings says it
     ),
     names=(
         *(*FRAME, *PRENORM, *ATTENTION),

@@ -64,6 +64,8 @@ def test_trained_run_is_loaded_by_transformers_with_its_tokenizer(
     task = trainer.lightning_module.eval()
     torch.testing.assert_close(model(ids[:, :60]).logits, task(ids[:, :60]), rtol=0, atol=1e-5)
     assert model.generation_config.eos_token_id == words.eos_token_id == ours.eos
+    assert words.model_max_length == model.config.max_position_embeddings
+    assert words.unk_token_id == (0 if tokenizer == "chars" else None)
     assert (tmp_path / "hf" / "model.safetensors.index.json").is_file()
 
 

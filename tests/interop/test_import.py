@@ -174,3 +174,58 @@ def test_gpt2_of_old_without_prefix_and_with_masks_is_read(
     save_file({**old, "h.0.attn.bias": torch.ones(1, 1, 64, 64), "h.1.attn.masked_bias": torch.tensor(-1e4)}, file)
     import_folder(folder, tmp_path / "old")
     assert torch.equal(load(tmp_path / "old")(tokens), load(tmp_path / "new")(tokens))
+
+
+def changed(folder: Path, **values: object) -> Path:
+    """A checkpoint whose config.json says more."""
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    return folder
+
+
+def test_unknown_key_is_refused_until_it_is_ignored_by_name(
+    checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = changed(checkpoint("llama"), colour="blue", shade=3)
+    assert main(["import", str(folder), str(tmp_path / "out")]) == 64
+    assert "--ignore colour" in capsys.readouterr().err
+    assert main(["import", str(folder), str(tmp_path / "out"), "--ignore", "colour", "--ignore", "shade"]) == 0
+    said = capsys.readouterr().out
+    assert "Ignored colour of config.json" in said and "Ignored shade of config.json" in said
+    assert json.loads((tmp_path / "out" / "origin.json").read_text())["ignored"] == {"colour": "blue", "shade": 3}
+
+
+def test_keys_that_change_nothing_anywhere_pass_and_origin_says_why(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    marks = {"_model_name_or_path": "a/b", "unsloth_fixed": True, "_attn_implementation_autoset": True}
+    import_folder(changed(checkpoint("llama"), **marks, temperature=0.6, suppress_tokens=[1]), tmp_path / "out")
+    idle = json.loads((tmp_path / "out" / "origin.json").read_text())["idle"]
+    assert idle["_model_name_or_path"].startswith("where the file came from")
+    assert idle["temperature"].startswith("defaults of generation") and marks.keys() <= idle.keys()
+    assert not {"vocab_size", "rms_norm_eps"} & idle.keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("rms_norm_eps", "the model would compute something else"),
+        ("quantization_config", "the model would compute something else"),
+        ("color", "no such key Did you mean 'colour'"),
+    ],
+)
+def test_key_that_decides_the_computation_or_is_not_there_cannot_be_ignored(
+    key: str, says: str, checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = changed(checkpoint("llama"), colour="blue", quantization_config={"quant_method": "fp8"})
+    assert main(["import", str(folder), str(tmp_path / "out"), "--ignore", key]) == 64
+    said = capsys.readouterr().err
+    assert f"error: --ignore = {key}\n" in said and says in " ".join(said.replace("remedy:", "").split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_names_of_one_setting_must_agree(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    folder = changed(checkpoint("gpt_oss"), experts_per_token=2, initial_context_length=4096)
+    import_folder(folder, tmp_path / "out")
+    with pytest.raises(ConfigError, match="contradicts num_experts_per_tok = 2"):
+        import_folder(changed(folder, experts_per_token=4), tmp_path / "no")

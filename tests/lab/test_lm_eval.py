@@ -19,6 +19,7 @@ from torch import Tensor
 from blocks.compose import compose
 from blocks.decoder import Decoder
 from blocks.generate import generate
+from blocks.sample import Sampling
 from lab.lm_eval import Blockwright
 from registry import ConfigError
 from training.data.tokenizers.bytes import Bytes
@@ -156,6 +157,37 @@ def test_generation_is_greedy_and_ends_before_the_first_stop(model: Blockwright)
     assert cut == min(whole.split(whole[5])[0], whole.split(whole[9])[0], key=len)
 
 
+def test_generation_ends_at_every_end_token(model: Blockwright, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, words = "To be, or", Bytes()
+    tokens = generate(model.decoder, torch.tensor([words.encode(context).tolist()]), 20, temperature=0)[0]
+    new = tokens[len(context) :].tolist()
+    monkeypatch.setattr(Bytes, "ends", frozenset({256, new[4]}))
+    [text] = model.generate_until(ask("generate_until", (context, {"max_gen_toks": 20})))
+    assert text == words.decode(new[: new.index(new[4])])
+
+
+def test_generation_takes_every_field_of_sampling_and_every_name_of_the_length(
+    model: Blockwright, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lab import lm_eval
+
+    seen: list[Any] = []
+    continuations = lm_eval.Continuations
+
+    def spy(*args: Any, **options: Any) -> Any:
+        seen[:] = args[2:4]
+        return continuations(*args, **options)
+
+    monkeypatch.setattr(lm_eval, "Continuations", spy)
+    fields = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2}
+    assert fields.keys() == Sampling.__dataclass_fields__.keys()
+    for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"):
+        model.generate_until(ask("generate_until", ("a", {**fields, name: 3})))
+        assert seen == [3, Sampling(**fields)]
+    model.generate_until(ask("generate_until", ("a", {**fields, "do_sample": False})))
+    assert seen[1] == Sampling(**{**fields, "temperature": 0.0})
+
+
 def test_unknown_setting_of_generation_is_refused(model: Blockwright) -> None:
     with pytest.raises(ConfigError, match=r"generation_kwargs\.num_beams"):
         model.generate_until(ask("generate_until", ("a", {"num_beams": 4})))
@@ -188,10 +220,21 @@ def test_option_that_cannot_be_is_refused_by_name(name: str, value: Any, run: Pa
     assert refused.value.path == {"path": "ckpt_path"}.get(name, name)
 
 
-@pytest.mark.parametrize("name", ["max_gen_toks", "top_k", "temperature"])
-def test_setting_of_generation_that_cannot_be_is_refused(name: str, model: Blockwright) -> None:
-    with pytest.raises(ConfigError, match=name):
-        model.generate_until(ask("generate_until", ("a", {"max_gen_toks": 2, "do_sample": True, name: -1})))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, -1) for name in ("max_gen_toks", "max_tokens", "top_k", "temperature", "min_p")),
+        *(("until", value) for value in (5, [None])),
+        *(("top_p", value) for value in (0, "most", True)),
+        ("top_k", 2.5),
+        ("repetition_penalty", 0),
+        ("do_sample", "yes"),
+    ],
+)
+def test_setting_of_generation_that_cannot_be_is_refused(name: str, value: Any, model: Blockwright) -> None:
+    with pytest.raises(ConfigError) as refused:
+        model.generate_until(ask("generate_until", ("a", {"do_sample": True, name: value})))
+    assert refused.value.path == f"generation_kwargs.{name}"
 
 
 def test_missing_harness_names_the_extra(tmp_path: Path, environment: dict[str, str]) -> None:

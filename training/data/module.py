@@ -25,7 +25,7 @@ from training.data import packing, ranks
 from training.data.corpus import SPLITS, Corpus, Split
 from training.data.order import EpochBatches, LineBatches, Order
 from training.data.preflight import check_ranges, too_short
-from training.data.tokenizers.base import Tokenizer
+from training.data.tokenizers.base import Tokenizer, vocabulary_of
 from training.data.windows import Windows, as_is
 from training.data.workers import forkserver, stay
 
@@ -265,7 +265,7 @@ class TextDataModule(L.LightningDataModule):
             ConfigError: at ``data.tokenizer``, when the checkpoint's ids mean other text than the ids here
         """
         theirs = {"kind": None, "vocab_size": None, **state_dict["tokenizer"]}
-        if theirs != self.tokenizer.to_json():
+        if vocabulary_of(theirs) != vocabulary_of(self.tokenizer.to_json()):
             raise ConfigError(
                 "data.tokenizer",
                 f"{self.tokenizer.kind}, vocab_size {self.tokenizer.vocab_size}",

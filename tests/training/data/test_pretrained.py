@@ -93,8 +93,8 @@ def test_exported_run_has_the_tokenizer_it_was_trained_with(file: Path, tmp_path
     out.mkdir()
     interop_tokenizer.write(ours.to_json(), out)
     assert json.loads((out / "tokenizer.json").read_text()) == json.loads(file.read_text())
-    assert json.loads((out / "tokenizer_config.json").read_text())["eos_token"] == EOS
-    assert interop_tokenizer.eos_id(ours.to_json()) == ours.eos
+    assert json.loads((out / "tokenizer_config.json").read_text())["eos_token"] == {"content": EOS}
+    assert interop_tokenizer.special(ours.to_json()).ends[0] == ours.eos
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", '{"model": 3}'])
@@ -120,3 +120,74 @@ def test_vocabulary_smaller_than_the_file_is_refused(file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         Pretrained(str(file), vocab_size=10)
     assert caught.value.path == "data.tokenizer.vocab_size"
+
+
+@pytest.mark.parametrize(
+    ("files", "bos", "ends"),
+    [
+        ({"tokenizer_config.json": {"eos_token": "a", "bos_token": {"content": "b"}}}, "b", ["a"]),
+        ({"special_tokens_map.json": {"eos_token": {"content": "a"}, "bos_token": "b"}}, "b", ["a"]),
+        ({"generation_config.json": {"eos_token_id": ["a", "c"], "bos_token_id": "b"}}, "b", ["a", "c"]),
+        ({"config.json": {"eos_token_id": "a"}}, None, ["a"]),  # GPT-2 names its end token nowhere else
+        ({"origin.json": {"config": {"eos_token_id": ["a"], "bos_token_id": "b"}}}, "b", ["a"]),
+        ({"tokenizer_config.json": {"eos_token": "a", "extra_special_tokens": {"eot_token": "c"}}}, None, ["a", "c"]),
+        (
+            {"tokenizer_config.json": {"eos_token": "a"}, "generation_config.json": {"eos_token_id": ["b", "a"]}}
+            | {"config.json": {"eos_token_id": "c"}},
+            None,
+            ["a", "b", "c"],
+        ),
+    ],
+    ids=str,
+)
+def test_special_tokens_are_gathered_from_every_file_that_names_one(
+    files: dict[str, dict[str, object]], bos: str | None, ends: list[str], tmp_path: Path
+) -> None:
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    ids = Engine.from_file(str(tmp_path / "tokenizer.json")).get_vocab()
+
+    def numbered(key: str, value: object) -> object:
+        if isinstance(value, dict):
+            return {k: numbered(k, v) for k, v in value.items()}
+        words = value if isinstance(value, list) else [value]
+        found = [ids[word] if key.endswith("_id") else word for word in words]
+        return found if isinstance(value, list) else found[0]
+
+    for name, values in files.items():
+        (tmp_path / name).write_text(json.dumps(numbered("", values)))
+    ours = Pretrained(str(tmp_path / "tokenizer.json"))
+    assert ours.bos == (None if bos is None else ids[bos])
+    assert ours.eos == ids[ends[0]] and ours.ends == {ids[end] for end in ends}
+    again = rebuild(json.loads(json.dumps(ours.to_json())))
+    assert (again.bos, again.ends, again.special_words) == (ours.bos, ours.ends, ours.special_words)
+
+
+def test_token_that_ends_a_turn_ends_a_text_wherever_it_is_listed(tmp_path: Path) -> None:
+    engine = byte_level()
+    engine.add_special_tokens(["<|im_end|>"])
+    engine.add_tokens(["<|eot_id|>"])  # a plain word, whatever it looks like
+    engine.save(str(tmp_path / "tokenizer.json"))
+    ours = Pretrained(str(tmp_path / "tokenizer.json"), eos=EOS)
+    assert ours.ends == {ours.eos, engine.token_to_id("<|im_end|>")}
+
+
+@pytest.mark.parametrize("eos", ["x", [True], [-1], {"a": 1}])
+def test_end_token_that_is_no_id_is_refused(eos: object, file: Path) -> None:
+    (file.parent / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    with pytest.raises(ConfigError, match="must be an id") as refused:
+        Pretrained(str(file))
+    assert refused.value.path == "generation_config.json: eos_token_id"
+
+
+def test_damaged_settings_beside_it_are_refused(file: Path) -> None:
+    (file.parent / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read as JSON") as refused:
+        Pretrained(str(file))
+    assert "tokenizer_config.json" in refused.value.path
+
+
+def test_cache_of_tokens_does_not_depend_on_a_template(file: Path) -> None:
+    before = Pretrained(str(file)).fingerprint()
+    (file.parent / "chat_template.jinja").write_text("{{ messages }}")
+    after = Pretrained(str(file))
+    assert after.companions["chat_template.jinja"] == "{{ messages }}" and after.fingerprint() == before

@@ -9,18 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from interop.tokenizer import COMPANIONS, SPECIAL
 from registry.errors import ConfigError
 
 
 def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:
     """The smallest dtype, of two, that holds every id: tokens are stored on disk in it."""
     return np.uint16 if vocab_size <= 2**16 else np.uint32
+
+
+def vocabulary_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a tokenizer's state that decides ids and text, without what is kept for generation and export."""
+    return {key: value for key, value in state.items() if key not in (COMPANIONS, SPECIAL)}
 
 
 def need_room(vocab_size: int, least: int, why: str) -> None:
@@ -48,6 +54,29 @@ class Tokenizer(ABC):
     kind: ClassVar[str]
     vocab_size: int
     eos: int
+
+    @property
+    def bos(self) -> int | None:
+        """The id that begins a document, by default the one that ends the document before; None if there is none."""
+        return self.eos
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Ids that end a generated text: ``eos``, and whatever else the model was taught to end a turn with."""
+        return frozenset({self.eos})
+
+    @property
+    def special_words(self) -> Mapping[str, int]:
+        """Words that stand for one special token each. ``encode`` and ``decode`` never give them."""
+        return {}
+
+    def stop_tokens(self, stops: Iterable[str] = ()) -> frozenset[int]:
+        """Ids at which generation stops: ``ends``, and special tokens among the stop strings, which no text spells.
+
+        Args:
+            stops: strings that end a text
+        """
+        return self.ends | {self.special_words[stop] for stop in stops if stop in self.special_words}
 
     @property
     @abstractmethod
@@ -115,5 +144,5 @@ class Tokenizer(ABC):
         """The tokenizer that ``to_json`` described."""
 
     def fingerprint(self) -> str:
-        """Hexadecimal digest of the state: of the vocabulary if fitted, else of what ``fit`` will be told."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        """Hexadecimal digest of the vocabulary if fitted, else of what ``fit`` will be told."""
+        return hashlib.sha256(json.dumps(vocabulary_of(self.to_json()), sort_keys=True).encode()).hexdigest()

@@ -1,9 +1,9 @@
-"""Somebody else's tokenizer: a ``tokenizer.json``, run by Hugging Face's ``tokenizers`` (extra ``hf``)."""
+"""A pretrained tokenizer: a ``tokenizer.json``, run by Hugging Face's ``tokenizers`` (extra ``hf``)."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from interop.tokenizer import byte_alphabet
+from interop import companions
+from interop.special import model_config, resolve
+from interop.tokenizer import COMPANIONS, SPECIAL, byte_alphabet, special
 from registry.errors import ConfigError, did_you_mean
 from training.data.tokenizers.base import Tokenizer, need_room, token_dtype
 
@@ -29,16 +31,20 @@ class Pretrained(Tokenizer):
     Special tokens are never found in a text, whatever it spells: its words are encoded as ordinary ones, and no token
     is put around it. A document is encoded as a whole, so a long one takes about a hundred bytes of memory a token.
 
+    The files beside it (settings, chat template, generation_config.json; interop/companions.py lists them) are part of
+    its state, and with them every special token: they stay with the model in checkpoints and when it is exported.
+
     Bytes of a token are counted on its own spelling. Tokenizers that put a blank in front of a text count that too.
 
     Args:
         file: path of tokenizer.json
-        eos: the word of the vocabulary that ends a document; null for ``eos_token`` of tokenizer_config.json beside it
+        eos: the word of the vocabulary that ends a document; null for ``eos_token`` of the files beside it, or the
+            first ``eos_token_id`` of generation_config.json or config.json
         vocab_size: ids; null for as many as the file has, more to pad the vocabulary
 
     Raises:
         ConfigError: at ``data.tokenizer.file``, when it cannot be read; at ``data.tokenizer.eos``, when nothing ends a
-            document; at ``data.tokenizer.vocab_size``, when the file has more ids
+            document; at ``data.tokenizer.vocab_size``, when the file has more ids; at a file beside it that is damaged
     """
 
     kind: ClassVar[str] = "pretrained"
@@ -54,14 +60,25 @@ class Pretrained(Tokenizer):
         except Exception as error:  # the library raises plain Exception for what it cannot parse
             rule = f"cannot be read as a tokenizer.json ({error})"
             raise ConfigError("data.tokenizer.file", file, rule, "Name the tokenizer.json of the model") from None
-        self._eos_word = eos or _eos_beside(path)
-        if self._eos_word not in words:
+        self.companions = companions.read(path.parent)
+        special = resolve(self.companions, model_config(path.parent), words, self.special_words, eos)
+        self.special = replace(special, ends=tuple(i for i in special.ends if i in words.values()))
+        if (eos and eos not in words) or not self.special.ends:
             rule = "a word of the vocabulary must end a document"
-            raise ConfigError("data.tokenizer.eos", self._eos_word, rule, did_you_mean(self._eos_word, self._special))
-        self.eos = words[self._eos_word]
+            raise ConfigError("data.tokenizer.eos", eos, rule, did_you_mean(eos, self.special_words))
+        self.eos = self.special.ends[0]
+        self._eos_word = next(word for word, i in words.items() if i == self.eos)
         need = max(words.values()) + 1
         self.vocab_size = need if vocab_size is None else vocab_size
         need_room(self.vocab_size, need, f"{path.name} has {need} ids")
+
+    @property
+    def bos(self) -> int | None:
+        return self.special.bos
+
+    @property
+    def ends(self) -> frozenset[int]:
+        return frozenset(self.special.ends)
 
     @property
     def fitted(self) -> bool:
@@ -85,19 +102,20 @@ class Pretrained(Tokenizer):
         n = np.zeros(self.vocab_size, dtype=np.int64)
         by_bytes = "ByteLevel" in self._state
         for word, i in self._words.items():
-            n[i] = 0 if word in self._special else _spelt_bytes(word, by_bytes)
+            n[i] = 0 if word in self.special_words else _spelt_bytes(word, by_bytes)
         return n
 
     def to_json(self) -> dict[str, Any]:
         config = {"eos_token": self._eos_word}
         state = {"kind": self.kind, "vocab_size": self.vocab_size, "eos": self.eos, "config": config}
-        return {**state, "tokenizers": self._state}
+        return {**state, "tokenizers": self._state, SPECIAL: asdict(self.special), COMPANIONS: self.companions}
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> Pretrained:
         self = cls.__new__(cls)
         self.vocab_size, self.eos, self._state = state["vocab_size"], state["eos"], state["tokenizers"]
         self._eos_word = state["config"]["eos_token"]
+        self.special, self.companions = special(state), companions.check(state.get(COMPANIONS, {}), "data.tokenizer")
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,18 +136,9 @@ class Pretrained(Tokenizer):
         return self._engine.get_vocab(with_added_tokens=True)
 
     @cached_property
-    def _special(self) -> set[str]:
-        return {token.content for token in self._engine.get_added_tokens_decoder().values() if token.special}
-
-
-def _eos_beside(path: Path) -> str | None:
-    """``eos_token`` of the tokenizer_config.json in the same folder."""
-    file = path.with_name("tokenizer_config.json")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")).get("eos_token")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return found.get("content") if isinstance(found, dict) else found
+    def special_words(self) -> dict[str, int]:
+        tokens = self._engine.get_added_tokens_decoder()
+        return {token.content: i for i, token in tokens.items() if token.special}
 
 
 _BYTES = frozenset(byte_alphabet())

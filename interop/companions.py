@@ -1,0 +1,97 @@
+"""The text files beside a tokenizer.json: its settings, chat templates, and the settings of generation.
+
+They stay with a model through fine-tuning and export. All of them are data: a chat template is kept, never run. A
+checkpoint may come from a stranger, so only the file names below are ever written, and at most ``MAX_BYTES`` in all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from interop.folder import dump_json
+from registry import ConfigError
+
+SETTINGS, SPECIAL, GENERATION = "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"
+NAMES = (SETTINGS, SPECIAL, GENERATION, "added_tokens.json", "chat_template.json", "chat_template.jinja")
+TEMPLATES = "additional_chat_templates"
+TEMPLATE = re.compile(rf"{TEMPLATES}/[A-Za-z0-9_][A-Za-z0-9_.-]*\.jinja")
+MAX_BYTES = 8 * 2**20  # of all of them; the largest published settings have a tenth of it
+
+# Paths of another machine, and code that is never copied: without it transformers would ask for trust_remote_code.
+NOT_EXPORTED = ("auto_map", "name_or_path", "tokenizer_file", "special_tokens_map_file")
+
+
+def read(folder: Path) -> dict[str, str]:
+    """The files of a folder: name → text.
+
+    Raises:
+        ConfigError: one of them is no text, or no JSON where its name says so, or all are too long
+    """
+    templates = sorted(f"{TEMPLATES}/{file.name}" for file in (folder / TEMPLATES).glob("*.jinja"))
+    found: dict[str, str] = {}
+    for name in (*NAMES, *(name for name in templates if TEMPLATE.fullmatch(name))):
+        if (folder / name).is_file():
+            found[name] = _text(folder / name)
+    return check(found, str(folder))
+
+
+def check(files: Any, where: str) -> dict[str, str]:
+    """Files as a checkpoint holds them, refused unless names and texts are ones that ``read`` gives.
+
+    Raises:
+        ConfigError: at ``where``
+    """
+    if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
+        raise ConfigError(where, type(files).__name__, "must map file names to texts", "Use a checkpoint of train.py")
+    for name in files:
+        if name not in NAMES and not TEMPLATE.fullmatch(str(name)):
+            rule = "is no file that belongs to a tokenizer"
+            raise ConfigError(where, str(name)[:100], rule, "Do not trust this checkpoint")
+    size = sum(len(text.encode(errors="replace")) for text in files.values())
+    if size > MAX_BYTES:
+        rule = f"the files beside tokenizer.json have {size:,} bytes, more than {MAX_BYTES:,}"
+        raise ConfigError(where, ", ".join(files), rule, "Shorten or remove the longest of them")
+    for name in files:
+        values(files, name, where)
+    return dict(files)
+
+
+def values(files: Mapping[str, str], name: str, where: str = "tokenizer") -> dict[str, Any]:
+    """The contents of a JSON file; empty if there is none.
+
+    Raises:
+        ConfigError: it holds no mapping
+    """
+    if name not in files or not name.endswith(".json"):
+        return {}
+    try:
+        found = json.loads(files[name])
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: {name}", "…", f"cannot be read as JSON ({error})", "Fetch it again") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: {name}", type(found).__name__, "must hold a mapping", "Fetch it again")
+    return found
+
+
+def write(files: Mapping[str, str], folder: Path) -> None:
+    """Write checked files, the tokenizer's settings without what means nothing on another machine."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    settings = values(files, SETTINGS)
+    if settings.keys() & set(NOT_EXPORTED):
+        dump_json(folder / SETTINGS, {key: value for key, value in settings.items() if key not in NOT_EXPORTED})
+
+
+def _text(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_BYTES + 1)
+        return data.decode()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(str(file), "…", f"cannot be read ({reason})", "Fetch it again, or remove it") from None
