@@ -19,7 +19,7 @@ SETTINGS, SPECIAL, GENERATION = "tokenizer_config.json", "special_tokens_map.jso
 NAMES = (SETTINGS, SPECIAL, GENERATION, "added_tokens.json", "chat_template.json", "chat_template.jinja")
 TEMPLATES = "additional_chat_templates"
 TEMPLATE = re.compile(rf"{TEMPLATES}/[A-Za-z0-9_][A-Za-z0-9_.-]*\.jinja")
-MAX_BYTES = 8 * 2**20  # of all of them; the largest published settings have a tenth of it
+MAX_BYTES = 8 * 2**20  # of all of them together
 
 # Paths of another machine, and code that is never copied: without it transformers would ask for trust_remote_code.
 NOT_EXPORTED = ("auto_map", "name_or_path", "tokenizer_file", "special_tokens_map_file")
