@@ -209,9 +209,11 @@ def test_consolidated_run_keeps_its_tokenizer_and_origin(
     assert ours.chat_template == theirs.chat_template
 
 
-def test_resumed_run_keeps_the_origin_and_takes_another_template(run: Path, settings: list[str]) -> None:
+def test_resumed_run_keeps_the_origin_and_takes_another_template(
+    run: Path, settings: list[str], tmp_path: Path
+) -> None:
     last = run / "checkpoints" / "last.ckpt"
-    plain = preflight(compose_config([*settings, f"ckpt_path={last}"], output_dir=str(run)))
+    plain = preflight(compose_config([*settings, f"ckpt_path={last}"], output_dir=str(tmp_path)))
     checkpoint, task, data = read_checkpoint(last), instantiate(plain["task"], "task"), instantiate(plain["data"], "d")
     task.on_load_checkpoint(checkpoint)
     assert task.origin["model_type"] == "mistral" and task.init_from is None
