@@ -17,6 +17,7 @@ from blocks.initialise import initialise
 from blocks.linear import Linear
 from blocks.mtp import MTP
 from blocks.position.base import Position
+from blocks.precision import built_in_full_precision
 from blocks.shape import read
 from registry import ConfigError, Node, Scope
 from registry.layout import patched, plan
@@ -178,9 +179,12 @@ def compose(config: Any, *, device: torch.device | str = "cpu", seed: int = 0) -
 
 def assemble(model: Mapping[str, Any]) -> Decoder:
     """The decoder of a checked configuration, on the device in force, with whatever its constructors leave in it."""
-    embedding, position, norm, head = _frame(model)
-    layers = [_layer(model, nodes, index) for index, nodes in enumerate(_plan(model))]
-    return Decoder(model, embedding, position, layers, norm, head, _depths(model))
+    dtype = torch.get_default_dtype()
+    with built_in_full_precision():  # blocks are cast as a whole: what keeps its dtype is never born in a low one
+        embedding, position, norm, head = _frame(model)
+        layers = [_layer(model, nodes, index) for index, nodes in enumerate(_plan(model))]
+        decoder = Decoder(model, embedding, position, layers, norm, head, _depths(model))
+    return decoder if dtype == torch.float32 else decoder.to(dtype)
 
 
 def _plan(model: Mapping[str, Any]) -> list[dict[str, dict[str, Any]]]:

@@ -16,7 +16,7 @@ from blocks.gating.base import Routing
 from blocks.kernels.choice import choose
 from blocks.kernels.cross_entropy import IGNORED
 from blocks.kernels.few_rows import linear
-from blocks.mtp import MTP
+from blocks.mtp import MTP, later_targets
 from blocks.norm.base import Norm
 from blocks.position.base import Position
 from blocks.residual.base import Residual
@@ -180,14 +180,13 @@ class Decoder(nn.Module):
         routings: list[Routing | None] = []
         for k, depth in enumerate(self.mtp, start=1):
             if tokens.shape[1] <= k:  # no token has one k places after it
-                losses.append((torch.zeros((), device=hidden.device), torch.zeros_like(targets[0, 0])))
+                zero = torch.zeros((), dtype=torch.float32, device=hidden.device)
+                losses.append((zero, torch.zeros_like(targets[0, 0])))
                 routings.append(None)
                 continue
             # Depth k pairs the state of token i with the embedding of token i+k, and predicts token i+k+1.
             later, inner = tokens[:, k:], None if segments is None else segments[:, :-k]
-            aim = targets[:, k:]
-            if segments is not None:
-                aim = aim.masked_fill(segments[:, k:] != segments[:, :-k], IGNORED)
+            aim = later_targets(targets, segments, k)
             embedded = self.embed(later, positions[:, k:])
             hidden, routing = depth(embedded, hidden[:, : later.shape[1]], later, positions[:, :-k], inner)
             losses.append((self.nll(hidden, aim), (aim != IGNORED).sum()))

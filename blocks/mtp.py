@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from blocks.gating.base import Routing
+from blocks.kernels.cross_entropy import IGNORED
 from blocks.norm.base import Norm
+
+
+def later_targets(targets: Tensor, segments: Tensor | None, k: int) -> Tensor:
+    """What depth k predicts: targets [B,T] and document ids [B,T] → [B,T−k], −100 across documents."""
+    aim = targets[:, k:]
+    return aim if segments is None else aim.masked_fill(segments[:, k:] != segments[:, :-k], IGNORED)
 
 
 class MTP(nn.Module):

@@ -19,19 +19,21 @@ from blocks.guests import distributions
 from blocks.initialise import stable_seed
 from blocks.kernels import choice
 from blocks.kernels.cross_entropy import IGNORED
+from blocks.mtp import later_targets
 from blocks.shape import read
 from interop import origin
 from interop.source import load_part, load_weights
 from registry import ConfigError
-from training.cadence import logs_now
-from training.metrics import ExpertLoad, TokenLoss
+from training.cadence import logs_now, validate_by_steps
+from training.metrics import ExpertLoad, Sums, TokenLoss
 from training.optimizers.base import OptimizerRecipe
 from training.parallel.build import build
 from training.parallel.clipping import clip
-from training.parallel.local import is_distributed
+from training.parallel.local import is_distributed, is_low
 from training.parallel.ranks import DataRanks, balance_over, data_ranks
 from training.parallel.recompute import Recompute, check, recompute
 from training.schedulers.base import Schedule
+from training.step_mean import StepMean
 
 Batch = dict[str, Tensor]
 STAGES = ("train", "val", "test")
@@ -40,8 +42,10 @@ STAGES = ("train", "val", "test")
 class CausalLM(L.LightningModule):
     """A decoder composed from a configuration, trained on the next token.
 
-    The loss is the mean over all scored tokens of the step's batch on all ranks, plus the balance losses that the
-    gating blocks report and the loss of multi-token prediction. Validation counts the text only.
+    The loss of an optimizer step is the mean over all of its scored tokens, of all micro-batches on all ranks, plus
+    the loss of multi-token prediction, each depth a mean over the tokens that it scores, plus the balance losses of
+    the gating blocks. A balance loss is computed for each micro-batch and averaged over them by their sequences;
+    see docs/how-to/scale.md. Validation counts the text only.
 
     Args:
         model: composition of the decoder, as plain types (the ``model`` node)
@@ -82,12 +86,13 @@ class CausalLM(L.LightningModule):
         # Plain types only: a checkpoint must load under weights_only=True and rebuild its model with no YAML at hand.
         self.save_hyperparameters({"model": self.model_config, "seed": seed})
         self.decoder: Decoder | None = None
-        # What training has summed since it last logged is in checkpoints: a run gone on with logs what it would have.
+        # Checkpoints hold what training has summed since it last logged: a resumed run logs what it would have.
         self.losses = nn.ModuleDict(
             {f"{stage}_loss": TokenLoss(stage == "train", only_finite=stage == "train") for stage in STAGES}
         )
         self.loads = nn.ModuleDict()
         self.origin: dict[str, Any] = {}  # of the weights; see interop/origin.py
+        self._step = StepMean(self._counts)
         self._step_load: dict[str, Tensor] = {}
         self._settings: list[dict[str, Any]] = []  # of the optimizer's groups, as configured
         self.expert_shares: dict[str, Tensor] = {}  # layer → share of choices of each expert, when last logged
@@ -121,10 +126,16 @@ class CausalLM(L.LightningModule):
         return self._decoder()(tokens)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what it takes to read this: the distributions of guest blocks, and whose state the optimizer keeps."""
+        """Say what it takes to read this: the distributions of guest blocks, and whose state the optimizer keeps.
+
+        What training has summed since it last logged is written as the sum over all ranks.
+        """
         checkpoint["distributions"] = distributions(self.model_config)
         if self.origin:
             checkpoint["origin"] = self.origin
+        for path, metric in self._sums():
+            for name in metric.state_dict():
+                checkpoint["state_dict"][f"{path}.{name}"] = self._ranks().sum(getattr(metric, name))
         names = {id(parameter): name for name, parameter in self._decoder().named_parameters()}
         checkpoint["optimizer_parameters"] = [
             [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
@@ -137,6 +148,11 @@ class CausalLM(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Give the optimizer the settings of this run: a checkpoint restores those of the run that wrote it."""
+        if self._ranks().index:  # a checkpoint's sums are those of all ranks: the first keeps them
+            for _, metric in self._sums():
+                metric.reset()
+        self._step.end()
+        validate_by_steps(self.trainer, self.trainer.global_step)
         scheduler = cast(LambdaLR, self.trainer.lr_scheduler_configs[0].scheduler)
         scheduler.base_lrs = [settings["lr"] for settings in self._settings]
         for group, settings, factor in zip(
@@ -160,6 +176,8 @@ class CausalLM(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # The state of the generator is a function of where training stands: a resumed run draws what it would have.
         torch.manual_seed(stable_seed(self.seed, f"{self.current_epoch}/{batch_idx}/{self._ranks().index}"))
+        self._step.begin(self.trainer, batch, self._ranks(), self.device)
+        validate_by_steps(self.trainer, self.trainer.global_step + 1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         hidden, total, z, tokens, routings = self._predict(batch, self.z_loss)
@@ -168,34 +186,40 @@ class CausalLM(L.LightningModule):
         if len(self._decoder().mtp):
             losses["mtp"], further = self._predict_further(batch, hidden)
             routings = [*routings, *further]
+        share = self._step.share(len(batch["tokens"]), "sequences")
         for layer, routing in self._routed(routings):
             self._load("train", layer).update(routing.load)
             self._step_load[layer] = self._step_load.get(layer, 0) + routing.load
             for name, value in routing.losses.items():
-                losses[name] = losses.get(name, 0) + value
+                losses[name] = losses.get(name, 0) + value * share
+        logit_z = {"logit_z": self._step.mean(self.z_loss * z, "tokens")} if self.z_loss else {}
+        self._step.record({**losses, **logit_z}, self.trainer.accumulate_grad_batches)
         if logs_now(self.trainer):
-            self._log_training({**losses, "logit_z": self.z_loss * z / tokens} if self.z_loss else losses)
-        # The mean over the tokens of all ranks: strategies average gradients over ranks, whose counts may differ.
-        ranks = self._ranks()
-        mean = total * (ranks.number / ranks.sum(tokens))
-        return mean + sum(losses.values(), torch.zeros((), device=total.device))
+            self._log_training()
+        return self._step.mean(total, "tokens") + sum(losses.values(), torch.zeros_like(total))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let every gate see the load of all micro-batches on all ranks, once.
 
-        A step that was skipped, its gradients taken away, moves no gate either.
+        A step that was skipped moves no gate either: its gradients were taken away, or they overflowed in fp16, and
+        the scaler did not step but lowered its scale.
         """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = scaler.get_scale() if scaler else 1.0
         super().optimizer_step(*args, **kwargs)
-        stepped = any(p.grad is not None for p in self.parameters())
+        overflowed = scaler is not None and scaler.get_scale() < scale
+        stepped = not overflowed and any(p.grad is not None for p in self.parameters())
         for layer, gate in self._gates().items():
             if layer in self._step_load and stepped:
                 gate.update(self._ranks().sum(self._step_load[layer]))
         self._step_load.clear()
+        self._step.end()
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        if gradient_clip_val and is_distributed(self._decoder()):  # Lightning's own cannot mix meshes
+        # Lightning's own cannot mix meshes, and rounds the norm to the precision of the gradients.
+        if gradient_clip_val and (is_distributed(self._decoder()) or is_low(self._decoder())):
             clip(self._decoder().parameters(), float(gradient_clip_val), gradient_clip_algorithm or "norm")
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -251,9 +275,16 @@ class CausalLM(L.LightningModule):
         decoder, segments = self._decoder(), batch.get("segments")
         positions = batch["positions"] if segments is not None else batch["positions"][:1]
         depths, routings = decoder.mtp_nll(hidden, batch["tokens"], batch["targets"], positions, segments)
-        ranks = self._ranks()
-        means = [nll * ranks.number / ranks.sum(n).clamp(min=1) for nll, n in depths]
+        means = [self._step.mean(nll, f"mtp{k}") for k, (nll, _) in enumerate(depths, start=1)]
         return self.model_config["mtp"]["loss_weight"] * torch.stack(means).mean(), routings
+
+    def _counts(self, batch: Batch) -> dict[str, Tensor]:
+        """What the terms of the loss are means over: scored tokens, of each depth too, and sequences."""
+        targets, segments = batch["targets"], batch.get("segments")
+        counts = {"tokens": (targets != IGNORED).sum(), "sequences": targets.new_tensor(len(targets))}
+        for k in range(1, len(self._decoder().mtp) + 1):
+            counts[f"mtp{k}"] = (later_targets(targets, segments, k) != IGNORED).sum()
+        return counts
 
     def _begin(self, stage: str) -> None:
         self._loss(stage).reset()
@@ -272,24 +303,28 @@ class CausalLM(L.LightningModule):
             self.log(f"{stage}/{name}", value.float(), prog_bar=name == "loss")
         self._log_loads(stage)
 
-    def _log_training(self, losses: dict[str, Tensor]) -> None:
-        """The means since the last time, and the balance losses of this batch."""
+    def _log_training(self) -> None:
+        """The means since the last time, and the further terms of this step's loss."""
         metric = self._loss("train")
         values = metric.compute()
         metric.reset()
         self.log("train/loss", values["loss"].float(), prog_bar=True)
         self.log("train/bits_per_byte", values["bits_per_byte"].float())
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
+        self.log_dict({f"train/{name}": value for name, value in self._step.figures(self._ranks()).items()})
         self._log_loads("train")
 
     def _log_loads(self, stage: str) -> None:
         for layer in self._gates(further=stage == "train"):
             metric = self._load(stage, layer)
-            self.expert_shares[layer] = metric.shares().float().cpu()
             values = metric.compute()
+            self.expert_shares[layer] = values.pop("shares").float().cpu()
             self.log_dict({f"{stage}_load/layer{layer}/{name}": value.float() for name, value in values.items()})
             metric.reset()
+
+    def _sums(self) -> list[tuple[str, Sums]]:
+        """The metrics that checkpoints hold, which are those of training, by path."""
+        return [(path, m) for path, m in self.named_modules() if isinstance(m, Sums) and m.state_dict()]
 
     def _ranks(self) -> DataRanks:
         return DataRanks() if self._trainer is None else data_ranks(self._trainer)

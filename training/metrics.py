@@ -1,15 +1,44 @@
-"""What is measured of a language model and of its experts, summed exactly over batches and ranks."""
+"""What is measured of a language model and of its experts, summed exactly over batches and ranks.
+
+Sums are fp64 whatever the precision of training, and lie on the CPU where the device has no fp64.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+WITHOUT_FP64 = ("mps",)  # types of devices
 
-class TokenLoss(Metric):
+
+class Sums(Metric):
+    """A metric whose states are fp64 sums: casting the module around it moves them and rounds nothing."""
+
+    full_state_update = False
+
+    def add_sum(self, name: str, shape: Sequence[int] = (), persistent: bool = False) -> None:
+        """Add a state that starts at zero and is summed over ranks; checkpoints hold it if ``persistent``."""
+        self.add_state(name, torch.zeros(tuple(shape), dtype=torch.float64), "sum", persistent)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Sums:
+        def move(tensor: Tensor) -> Tensor:
+            device = fn(torch.empty(0, dtype=torch.float32, device=tensor.device)).device
+            return tensor if device.type in WITHOUT_FP64 else tensor.to(device)
+
+        super()._apply(move, exclude_state)
+        return self
+
+    def _wide(self, value: Tensor) -> Tensor:
+        """A value as it can be added to the sums: without its graph, in their dtype and on their device."""
+        state = getattr(self, next(iter(self._defaults)))
+        return value.detach().to(state.device).to(state.dtype)  # one by one: the value's device may have no fp64
+
+
+class TokenLoss(Sums):
     """Mean loss per token, perplexity and bits per byte over everything it was given.
 
     Sums are kept, not means of means: batches of different length count by their tokens.
@@ -19,7 +48,6 @@ class TokenLoss(Metric):
         only_finite: leave out batches whose loss is no finite number, such as those of steps that are skipped
     """
 
-    full_state_update = False
     nats: Tensor
     tokens: Tensor
     bytes: Tensor
@@ -28,12 +56,13 @@ class TokenLoss(Metric):
         super().__init__()
         self.only_finite = only_finite
         for name in ("nats", "tokens", "bytes"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=persistent)
+            self.add_sum(name, persistent=persistent)
 
     def update(self, nll: Tensor, tokens: Tensor, n_bytes: Tensor) -> None:
         """Summed negative log-likelihood in nats of so many scored tokens, which stand for so many bytes of text."""
-        counts = nll.detach().isfinite() if self.only_finite else torch.ones_like(nll, dtype=torch.bool)
-        self.nats += torch.where(counts, nll.detach(), 0)
+        nll, tokens, n_bytes = (self._wide(value) for value in (nll, tokens, n_bytes))
+        counts = nll.isfinite() if self.only_finite else torch.ones_like(nll, dtype=torch.bool)
+        self.nats += torch.where(counts, nll, 0)
         self.tokens += tokens * counts
         self.bytes += n_bytes * counts
 
@@ -43,35 +72,31 @@ class TokenLoss(Metric):
         return {"loss": loss, "perplexity": loss.exp(), "bits_per_byte": bits_per_byte}
 
 
-class ExpertLoad(Metric):
+class ExpertLoad(Sums):
     """How evenly the experts of one layer are loaded.
 
     max_violation: load of the busiest expert over the mean load, minus 1 (0 is even; Wang et al. 2024, MaxVio)
     entropy: of the shares, divided by ln E (1 is even)
     busiest: share of all choices that went to the busiest expert
+    shares: of all choices that went to each expert, [E]
 
     Args:
         n_experts: E
         persistent: as in ``TokenLoss``
     """
 
-    full_state_update = False
     load: Tensor
 
     def __init__(self, n_experts: int, persistent: bool = False) -> None:
         super().__init__()
-        zeros = torch.zeros(n_experts, dtype=torch.float64)
-        self.add_state("load", zeros, dist_reduce_fx="sum", persistent=persistent)
+        self.add_sum("load", (n_experts,), persistent)
 
     def update(self, load: Tensor) -> None:
         """Choices that went to each expert, [E]."""
-        self.load += load
-
-    def shares(self) -> Tensor:
-        """[E], of this rank's choices."""
-        return self.load / self.load.sum().clamp(min=1)
+        self.load += self._wide(load)
 
     def compute(self) -> dict[str, Tensor]:
         shares = self.load / self.load.sum().clamp(min=1)
         entropy = -(shares * shares.clamp(min=1e-12).log()).sum() / math.log(max(2, len(shares)))
-        return {"max_violation": shares.max() * len(shares) - 1, "entropy": entropy, "busiest": shares.max()}
+        busiest = shares.max()
+        return {"max_violation": busiest * len(shares) - 1, "entropy": entropy, "busiest": busiest, "shares": shares}

@@ -45,7 +45,8 @@ class DeviceBudget(Dropping):
     def forward(self, routing: Routing, shape: tuple[int, int]) -> Routing:
         if not self.training or routing.experts.is_meta:
             return routing
-        whole = (torch.rand(shape[0], device=routing.experts.device) < self.exempt).repeat_interleave(shape[1])
+        draws = torch.rand(shape[0], dtype=torch.float32, device=routing.experts.device)
+        whole = (draws < self.exempt).repeat_interleave(shape[1])
         kept = self.within_budget(routing, whole)
         experts = routing.experts.masked_fill(~kept, self.n_experts)
         pairs = int((experts < self.n_experts).sum())

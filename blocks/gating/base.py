@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from blocks.balance.base import Balance
 from blocks.base import Block, Placement
+from blocks.precision import KeepsDtype
 from registry import BlockError, family
 
 Masked = Literal["exclude", "zero"]
@@ -36,11 +37,12 @@ class Routing(NamedTuple):
 
 
 @family("gating", context=("n_experts", "vocab_size"))
-class Gating(Block):
+class Gating(KeepsDtype, Block):
     """Routes tokens.
 
     State that changes between steps is a buffer, moved by ``update`` once an optimizer step, never in ``forward``,
-    which activation checkpointing may run twice.
+    which activation checkpointing may run twice. Buffers keep their dtype when the model is cast: routing state in
+    bfloat16 would lose its small steps.
     """
 
     def __init__(self, n_experts: int, top_k: int) -> None:
@@ -101,8 +103,9 @@ class LinearGating(Gating):
 
 def count(experts: Tensor, n_experts: int) -> Tensor:
     """Choices [T,k] → how many tokens chose each expert, [E] fp32."""
-    load = torch.zeros(n_experts + 1, device=experts.device)  # the last place is that of no expert
-    return load.scatter_add_(0, experts.flatten(), torch.ones(experts.numel(), device=experts.device))[:n_experts]
+    one = torch.ones(experts.numel(), dtype=torch.float32, device=experts.device)
+    load = one.new_zeros(n_experts + 1)  # the last place is that of no expert
+    return load.scatter_add_(0, experts.flatten(), one)[:n_experts]
 
 
 def keep_groups(scores: Tensor, group_scores: Tensor, top_groups: int, fill: float = float("-inf")) -> Tensor:

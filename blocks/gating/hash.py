@@ -33,6 +33,6 @@ class Hash(Gating):
             rule = "routes by the tokens' ids, which this caller does not pass on"
             raise BlockError("gating", "hash", rule, "Call the ffn with tokens, as the decoder does")
         experts = self.table[tokens.flatten()]
-        weights = torch.full(experts.shape, 1 / self.top_k, device=x.device)
-        probs = torch.zeros(len(experts), self.n_experts, device=x.device).scatter_add(1, experts, weights)
+        weights = torch.full(experts.shape, 1 / self.top_k, dtype=torch.float32, device=x.device)
+        probs = weights.new_zeros(len(experts), self.n_experts).scatter_add(1, experts, weights)
         return Routing(experts, weights, probs, {}, count(experts, self.n_experts))

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -62,7 +62,7 @@ class SigmoidBias(LinearGating):
         self.n_groups, self.top_groups, self.fill = n_groups, top_groups, FILL[masked]
         self.renormalise, self.scaling = renormalise, scaling
         self.bias_step, self.bias_until = bias_step, bias_until
-        self.register_buffer("bias", torch.zeros(n_experts))
+        self.register_buffer("bias", torch.zeros(n_experts, dtype=torch.float32))
         self.register_buffer("moved", torch.zeros((), dtype=torch.long))
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,14 +77,6 @@ class SigmoidBias(LinearGating):
         if self.renormalise:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return experts, weights * self.scaling, probs
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SigmoidBias:
-        """Moves the bias with the module, but never rounds it: beside a bias in bf16 its steps would vanish."""
-        bias = self.bias
-        super()._apply(fn, recurse)
-        if self.bias.dtype != bias.dtype:
-            self.bias = bias.to(self.bias.device)
-        return self
 
     @torch.no_grad()
     def update(self, load: Tensor) -> None:

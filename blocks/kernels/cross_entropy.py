@@ -71,8 +71,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        by_hidden = None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype)
-        by_weight = None if grad_weight is None else (grad_weight * grad.to(grad_weight.dtype)).to(ctx.dtype)
+        by_hidden = None if grad_hidden is None else grad_hidden * grad
+        by_weight = None if grad_weight is None else (grad_weight * grad).to(ctx.dtype)
         return by_hidden, by_weight, None, None, None, None, None
 
 

@@ -45,7 +45,8 @@ def few_swiglu(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, dow
     chosen, token = torch.tensor([[i, i // k] for _, i in pairs]).unbind(1)
     gate, up = _each(x.index_select(0, token), gate_up, visited).chunk(2, -1)
     hidden = F.silu(gate).mul_(up).mul_(weights.flatten().index_select(0, chosen)[:, None])
-    return torch.zeros_like(x).index_add_(0, token, _each(hidden, down, visited))
+    answers = _each(hidden, down, visited).to(x.dtype)  # autocast leaves them in its own
+    return torch.zeros_like(x).index_add_(0, token, answers)
 
 
 def _each(rows: Tensor, weight: Tensor, visited: list[tuple[int, int]]) -> Tensor:

@@ -36,7 +36,9 @@ def flex_causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> 
         q.transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),
-        score_mod=_score_mod(bias, None if softcap is None else torch.full((), softcap, device=q.device)),
+        score_mod=_score_mod(
+            bias, None if softcap is None else torch.full((), softcap, dtype=torch.float32, device=q.device)
+        ),
         block_mask=_block_mask(T, S, q.device, segments, window),
         scale=scale,
         enable_gqa=k.shape[2] != q.shape[2],

@@ -46,8 +46,6 @@ class DeadExperts(L.Callback):
         passed, self._last = trainer.global_step - self._last, trainer.global_step
         dead, told = 0, any(self._told.values())
         for layer, shares in pl_module.expert_shares.items():
-            if trainer.world_size > 1:
-                shares = trainer.strategy.reduce(shares.to(pl_module.device), reduce_op="mean")
             dead += self.look(layer, shares, passed, trainer.global_step)
         if dead or told:  # 0 once, when the last has come back
             pl_module.log("train_load/dead_experts", float(dead))

@@ -21,6 +21,11 @@ QUANTITIES = ("loss", "gradient norm")
 LEAST_SPREAD = 1e-3  # of the mean, below which a spread is none: a loss that hardly moves has no outliers
 
 
+def _overflows(values: dict[str, float]) -> bool:
+    """Whether the gradient alone is no number, as when a scaled one exceeds the range of fp16."""
+    return math.isfinite(values["loss"]) and not math.isfinite(values["gradient norm"])
+
+
 class Guard(L.Callback):
     """Skips an optimizer step on all ranks alike when its loss or gradient norm is bad, says so, and gives up in time.
 
@@ -32,8 +37,11 @@ class Guard(L.Callback):
     How this differs from OLMo's: the decision is made before the step and not inside the optimizer, so any optimizer
     does; a value that is far out but finite enters the window, so that a level that has changed is soon believed.
 
-    The loss is its mean over all ranks, and the norm that of the whole gradient, so every rank sees the same numbers.
-    Reading them waits for the device once a step.
+    The loss is its mean over all micro-batches and ranks, and the norm that of the whole gradient, so every rank sees
+    the same numbers. Reading them waits for the device once a step.
+
+    Under fp16, gradients that overflow are left to the gradient scaler, which skips the step and lowers its scale;
+    they count against ``patience`` once the scale has come down to 1.
 
     Args:
         window: steps that a value is compared with
@@ -63,11 +71,15 @@ class Guard(L.Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         # Before clipping, and after the gradients have been averaged over ranks and micro-batches.
         loss, self._loss = self._loss, 0.0
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
         norm = total_norm(pl_module.parameters())
         both = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=pl_module.device) for v in (loss, norm)])
         if trainer.world_size > 1:
             both = trainer.strategy.reduce(both, reduce_op="mean")
-        reason = self.judge(dict(zip(QUANTITIES, both.tolist(), strict=True)))
+        values = dict(zip(QUANTITIES, both.tolist(), strict=True))
+        if scaler and scaler.get_scale() > 1 and _overflows(values):
+            return
+        reason = self.judge(values)
         self.in_a_row = self.in_a_row + 1 if reason else 0
         if reason:
             self.skipped += 1

@@ -21,7 +21,7 @@ class Throughput(L.Callback):
     precision of the weights, on as many devices as there are processes.
 
     Args:
-        warmup: steps left out of the first figure
+        warmup: optimizer steps left out of the first figure
     """
 
     def __init__(self, warmup: int = 2) -> None:
@@ -45,8 +45,8 @@ class Throughput(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._steps_seen += 1
-        if self._steps_seen <= self.warmup:
+        if self._steps_seen < self.warmup:
+            self._steps_seen += not trainer.fit_loop._should_accumulate()
             self._since, self._tokens = time.perf_counter(), 0
             return
         tokens = batch["tokens"]

@@ -21,7 +21,7 @@ from blocks.decoder import Decoder
 from blocks.gating.base import Gating
 from blocks.initialise import initialise
 from training.parallel.experts import share_out
-from training.parallel.local import plain
+from training.parallel.local import is_low, plain
 from training.parallel.meshes import Meshes
 from training.parallel.plan import regions
 from training.parallel.recompute import Recompute, recompute
@@ -54,7 +54,7 @@ class Sharding:
         meshes = self.meshes
         mesh = meshes.expert_sharding if routed else meshes.sharding
         low = None if wide else self.low
-        precision = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None)
+        precision = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low or is_low(module) else None)
         options: dict[str, Any] = {"offload_policy": CPUOffloadPolicy()} if self.cpu_offload else {}
         if routed:
             options["shard_placement_fn"] = _beside_experts(mesh.size(-1))

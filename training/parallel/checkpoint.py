@@ -22,6 +22,7 @@ from blocks.checkpoint import read_file
 from blocks.sharded import META, MODEL, join, outline, read_meta, read_tensors, split
 from registry import ConfigError
 from training.checkpoints import together
+from training.metrics import Sums
 from training.parallel.local import own_part, plain, whole
 
 PART = ".part"  # a folder is written under this suffix, and renamed when it is whole
@@ -93,6 +94,7 @@ def load_folder(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) 
     for i, optimizer in enumerate(optimizers):
         wanted |= _blank(i, optimizer, found)
     read_tensors(path, wanted, alone=False)
+    _fill_sums(module, {name.removeprefix(MODEL): t for name, t in wanted.items() if name.startswith(MODEL)})
     for i, optimizer in enumerate(optimizers):
         optimizer.load_state_dict(join(i, meta["optimizer_states"][i], wanted))
     return {k: v for k, v in meta.items() if k != "optimizer_states"}
@@ -102,8 +104,10 @@ def load_file(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) ->
     """The same from one file, of which each rank reads what it needs."""
     checkpoint = read_file(path, mapped=True)
     with torch.no_grad():
-        for name, tensor in module.state_dict().items():
+        state = module.state_dict()
+        for name, tensor in state.items():
             _fill(tensor, checkpoint["state_dict"][name])
+        _fill_sums(module, state)
     for optimizer, state in zip(optimizers, checkpoint.get("optimizer_states", []), strict=False):
         parameters = _parameters(optimizer)
         own = {i: _like(values, parameters[i]) for i, values in state["state"].items()}
@@ -138,6 +142,13 @@ def _like(values: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
         else value
         for name, value in values.items()
     }
+
+
+def _fill_sums(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give metrics their sums: what their ``state_dict`` hands out to be filled is a copy."""
+    for path, metric in module.named_modules():
+        if isinstance(metric, Sums):
+            metric.load_state_dict({name: state[f"{path}.{name}"] for name in metric.state_dict()})
 
 
 def _fill(tensor: Tensor, whole: Tensor) -> None:

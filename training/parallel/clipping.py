@@ -14,7 +14,7 @@ from training.parallel.local import plain
 
 
 def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The 2-norm of all gradients together, the same on every rank.
+    """The 2-norm of all gradients together, the same on every rank; fp32 at least.
 
     Each rank sums the squares that it holds, divided by the number of ranks that hold the same, and one sum over the
     world adds them up: whatever the meshes are.
@@ -22,17 +22,25 @@ def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    world = dist.get_world_size() if any(isinstance(g, DTensor) for g in gradients) else 1
+    if not any(isinstance(g, DTensor) for g in gradients):
+        return _norm(gradients)
+    world = dist.get_world_size()
     by_copies: dict[float, list[Tensor]] = {}
     for gradient in gradients:
         by_copies.setdefault(world / _pieces(gradient), []).append(plain(gradient).detach())
-    squares = [torch.nn.utils.get_total_norm(alike).double().square() / copies for copies, alike in by_copies.items()]
+    squares = [_norm(alike).double().square() / copies for copies, alike in by_copies.items()]
     total = torch.stack(squares).sum()
     if world > 1:
         device = next(g.device_mesh.device_type for g in gradients if isinstance(g, DTensor))
         total = total.to(device)  # offloaded gradients lie on the CPU, where a GPU's process group cannot add
         dist.all_reduce(total)
     return total.sqrt().float()
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """The 2-norm of plain tensors together, at least in fp32 whatever their dtype."""
+    norms = torch._foreach_norm(gradients, 2.0, torch.promote_types(gradients[0].dtype, torch.float32))
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float, algorithm: str = "norm") -> None:

@@ -79,6 +79,11 @@ def is_distributed(module: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in module.parameters())
 
 
+def is_low(module: nn.Module) -> bool:
+    """Whether a module's weights have fewer than 32 bits."""
+    return any(p.is_floating_point() and p.itemsize < 4 for p in module.parameters())
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor that may be distributed; every rank has to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -144,13 +144,14 @@ class Double(CausalLM):
 
 
 class Curve(L.Callback):
-    """The loss of each step's global batch, as the task logs it."""
+    """The loss of each optimizer step, as the task logs it."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
 
     def on_train_batch_end(self, trainer: Any, task: Any, *_: Any) -> None:
-        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+        if not trainer.fit_loop._should_accumulate():
+            self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
 
 def train(
