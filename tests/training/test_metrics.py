@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from training import metrics
 from training.metrics import ExpertLoad, TokenLoss
 
 
@@ -92,3 +93,26 @@ def test_sums_are_in_checkpoints_when_asked(persistent: bool) -> None:
         again.load_state_dict(loss.state_dict())
         other.load_state_dict(load.state_dict())
         assert again.compute() == loss.compute() and figures(other) == figures(load)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_are_exact_in_a_module_cast_to_half_precision(dtype: torch.dtype) -> None:
+    loss, load = TokenLoss(), ExpertLoad(2)
+    torch.nn.ModuleList([loss, load]).to(dtype)
+    for metric in (loss, load):
+        metric.reset()
+    for _ in range(600):
+        loss.update(number(1.5), number(201), number(3))
+        load.update(torch.tensor([201.0, 1.0]))
+    assert (float(loss.nats), float(loss.tokens), float(loss.bytes)) == (900, 120600, 1800)
+    assert load.load.tolist() == [120600, 600]
+
+
+def test_sums_stay_on_the_cpu_beside_a_device_without_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = TokenLoss()
+    monkeypatch.setattr(metrics, "WITHOUT_FP64", ("meta",))
+    torch.nn.ModuleList([metric]).to("meta")
+    metric.update(number(6.0), number(2), number(4))
+    metric.reset()
+    metric.update(number(6.0), number(3), number(4))
+    assert metric.nats.device.type == "cpu" and float(metric.compute()["loss"]) == 2
