@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from blocks.kernels.choice import Kernels
-from registry import BlockError, Composable
+from registry import Composable
 
 Placement = Literal["column", "row", "expert", "replicate"]
 
@@ -47,14 +47,3 @@ class Block(nn.Module, Composable):
         dimension, ``replicate`` nothing. Own are the parameters that belong to no block inside this one.
         """
         return {}
-
-
-def positive(parameters: Mapping[str, float | None]) -> None:
-    """Refuse parameters that are 0, negative or not a number; None, which stands for a default, passes.
-
-    Raises:
-        BlockError: for the first of them
-    """
-    for name, value in parameters.items():
-        if value is not None and not value > 0:
-            raise BlockError(name, value, "must be greater than 0", "Write a positive number, or leave the default")

@@ -17,6 +17,8 @@ from blocks.compose import compose
 from blocks.cost import count_parameters
 from blocks.generate import generate
 from lab import curves
+from registry.enforcing import enforced
+from registry.ranges import NonNegative, Whole
 from training.cadence import logs_now
 from training.callbacks.finale import Finale
 from training.causal_lm import CausalLM
@@ -33,6 +35,7 @@ SHOWN = (
 )
 
 
+@enforced("callbacks.report")
 class RunReport(Finale):
     """Writes results.json, curves.json, loss.png, expert_load.png and sample.txt, and shows them.
 
@@ -45,7 +48,7 @@ class RunReport(Finale):
         temperature: of the sampling
     """
 
-    def __init__(self, directory: str, sample_tokens: int = 400, temperature: float = 0.8) -> None:
+    def __init__(self, directory: str, sample_tokens: Whole = 400, temperature: NonNegative = 0.8) -> None:
         self.directory = Path(directory)
         self.sample_tokens, self.temperature = sample_tokens, temperature
         self.train: list[tuple[int, float]] = []

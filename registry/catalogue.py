@@ -24,7 +24,8 @@ from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 
-from registry.errors import did_you_mean
+from registry.enforcing import enforced
+from registry.errors import BlockError, did_you_mean
 from registry.schema import INHERIT, Schema, read_schema
 
 ENTRY_POINTS = "blockwright.blocks"
@@ -126,6 +127,7 @@ def register(kind: str, name: str) -> Callable[[C], C]:
             schema = read_schema(cls, name, _families[kind].context, kinds)
         except TypeError as error:
             raise RegistrationError(str(error)) from None
+        enforced(BlockError)(cls)
         entry = Entry(kind, name, cls, schema, provider)
         old = _entries[kind].get(name)
         if old and _identity(old.cls) != _identity(cls):

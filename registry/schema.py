@@ -11,19 +11,23 @@ import copy
 import dataclasses
 import functools
 import inspect
+import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from registry import ranges
+from registry.ranges import numbers, parts, within
+
 INHERIT = "inherit"  # what a child says when nothing is written for it: the model's own, if any. null means none
 # OmegaConf holds these: to ask it about each parameter takes a twentieth of a second.
-_HELD = {t for plain in (int, float, bool, str) for t in (plain, plain | None)}
+_HELD = {t for plain in (int, float, str) for t in (plain, plain | None)}
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
 
 
@@ -33,7 +37,8 @@ class Parameter:
 
     Args:
         name: as in the signature
-        hint: the annotation, resolved
+        hint: the annotation, resolved, without ranges
+        annotation: the whole of it (see registry/ranges.py)
         default: its default, or ``inspect.Parameter.empty`` when a value is required
         child: the kind of block it receives, or None when it receives a plain value; a ``list[Contract]`` receives
             a list of blocks of that kind
@@ -42,6 +47,7 @@ class Parameter:
 
     name: str
     hint: Any
+    annotation: Any
     default: Any
     child: str | None
     description: str
@@ -63,12 +69,11 @@ class Parameter:
     @property
     def type(self) -> str:
         """The annotation as one reads it in the catalogue."""
-        text = self.hint.__name__ if isinstance(self.hint, type) else str(self.hint)
-        return re.sub(r"\b(?:\w+\.)+(?=\w)", "", text).replace("NoneType", "None")
+        return _shown(self.annotation)
 
     def fault(self, value: Any) -> str | None:
         """The rule that ``value`` breaks, or None when it conforms to the annotation."""
-        return None if conforms(value, self.hint) else f"must be {in_words(self.hint)}"
+        return None if conforms(value, self.annotation) else fault(value, self.annotation)
 
 
 @dataclass(frozen=True)
@@ -93,26 +98,30 @@ class Schema:
 
 
 def conforms(value: Any, hint: Any) -> bool:
-    """Whether a plain value (as YAML gives it) is of an annotation. An int is a float; a bool is not an int."""
+    """Whether a plain value (as YAML gives it) is of an annotation. An int is a float; a bool is not an int.
+
+    A float is finite, unless the annotation says otherwise (registry/ranges.py).
+    """
+    hint, more = parts(hint)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return any(value == a and type(value) is type(a) for a in args)
     if origin in (Union, types.UnionType):
         return any(conforms(value, a) for a in args)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and within(value, more)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and within(value, more)
     if hint in (bool, str, type(None)):
         return isinstance(value, hint)
-    if (origin or hint) in (list, tuple):
-        return isinstance(value, list | tuple) and _items_conform(value, hint)
+    if (origin or hint) in (list, tuple, Sequence):
+        return isinstance(value, Sequence) and not isinstance(value, str) and _items_conform(value, hint)
     if (origin or hint) is dict:
         return isinstance(value, Mapping)
     return True  # an annotation of the guest's own: its constructor judges
 
 
-def _items_conform(value: list | tuple, hint: Any) -> bool:
+def _items_conform(value: Sequence[Any], hint: Any) -> bool:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if not args:
         return True
@@ -121,16 +130,36 @@ def _items_conform(value: list | tuple, hint: Any) -> bool:
     return all(conforms(v, args[0]) for v in value)
 
 
+def fault(value: Any, hint: Any) -> str:
+    """The rule that a value breaks which does not conform to an annotation."""
+    finite = ", and finite" if isinstance(value, float) and not math.isfinite(value) else ""
+    return f"must be {in_words(hint)}{finite}"
+
+
 def in_words(hint: Any) -> str:
-    """An annotation as a person says it: ``int | None`` → "an integer or null"."""
+    """An annotation in words: ``int | None`` → "an integer or null", ``Count`` → "an integer of at least 1"."""
+    hint, more = parts(hint)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin in (Union, types.UnionType):
         return " or ".join(in_words(a) for a in args)
-    if origin in (list, tuple):
-        return "a list of " + ", ".join(_WORDS.get(a, str(a)) for a in args if a is not Ellipsis)
-    return _WORDS.get(hint, "a list" if hint in (list, tuple) else "a mapping" if hint is dict else str(hint))
+    if origin in (list, tuple, Sequence):
+        return "a list of " + ", ".join(in_words(a) for a in args if a is not Ellipsis)
+    words = _WORDS.get(hint, "a list" if hint in (list, tuple) else "a mapping" if hint is dict else str(hint))
+    return words + ranges.in_words(more)
+
+
+def _shown(hint: Any) -> str:
+    """An annotation as the catalogue has it: ``int | None``, ``float > 0``."""
+    hint, more = parts(hint)
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return " | ".join(_shown(part) for part in typing.get_args(hint))
+    text = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+    if any(within_it for _, within_it in numbers(hint)):  # a list of numbers with ranges
+        inner = ", ".join("..." if part is Ellipsis else _shown(part) for part in typing.get_args(hint))
+        text = f"{typing.get_origin(hint).__name__}[{inner}]"
+    return re.sub(r"\b(?:\w+\.)+(?=\w)", "", text).replace("NoneType", "None") + ranges.in_signs(more)
 
 
 def read_schema(cls: type, name: str, context: frozenset[str], kinds: Mapping[type, str]) -> Schema:
@@ -147,7 +176,8 @@ def read_schema(cls: type, name: str, context: frozenset[str], kinds: Mapping[ty
     """
     documented = _documented(cls)
     constructor = inspect.getattr_static(cls, "__init__")
-    hints = typing.get_type_hints(constructor)  # resolves postponed annotations
+    hints = typing.get_type_hints(constructor, include_extras=True)  # resolves postponed annotations
+    plain = typing.get_type_hints(constructor)
     parameters, used = {}, set()
     for p in list(inspect.signature(constructor).parameters.values())[1:]:
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
@@ -157,8 +187,9 @@ def read_schema(cls: type, name: str, context: frozenset[str], kinds: Mapping[ty
         if p.name in context:
             used.add(p.name)
             continue
-        hint = hints.get(p.name, Any)
-        parameters[p.name] = Parameter(p.name, hint, p.default, _child_kind(hint, kinds), documented.get(p.name, ""))
+        hint, annotation = plain.get(p.name, Any), hints.get(p.name, Any)
+        child, description = _child_kind(hint, kinds), documented.get(p.name, "")
+        parameters[p.name] = Parameter(p.name, hint, annotation, p.default, child, description)
     summary = (inspect.getdoc(cls) or "").partition("\n\n")[0].replace("\n", " ")
     return Schema(parameters, frozenset(used), _dataclass(cls, name, parameters), summary)
 
@@ -206,9 +237,14 @@ def _field(default: Any) -> Any:
 
 
 def _for_omegaconf(p: Parameter) -> Any:
-    """The annotation as OmegaConf can hold it: itself when it can, else Any."""
+    """The annotation as OmegaConf can hold it: itself when it can, else Any.
+
+    A bool is left to ``Parameter.fault``: OmegaConf would take 2 and "on" for true.
+    """
     if p.hint in _HELD:
         return p.hint
+    if p.hint in (bool, bool | None):
+        return Any
     plain = Any if typing.get_origin(p.hint) in (Literal, tuple) else p.hint
     sample = field(default=MISSING)
     try:

@@ -23,7 +23,8 @@ from blocks.mtp import later_targets
 from blocks.shape import read
 from interop import origin
 from interop.source import load_part, load_weights
-from registry import ConfigError
+from registry.enforcing import enforced
+from registry.ranges import NonNegative, Whole
 from training.cadence import logs_now, validate_by_steps
 from training.metrics import ExpertLoad, Sums, TokenLoss
 from training.optimizers.base import OptimizerRecipe
@@ -39,6 +40,7 @@ Batch = dict[str, Tensor]
 STAGES = ("train", "val", "test")
 
 
+@enforced("task")
 class CausalLM(L.LightningModule):
     """A decoder composed from a configuration, trained on the next token.
 
@@ -67,18 +69,16 @@ class CausalLM(L.LightningModule):
         model: dict[str, Any],
         optimizer: OptimizerRecipe,
         scheduler: Schedule,
-        seed: int = 0,
+        seed: Whole = 0,
         init_from: str | None = None,
         activation_checkpointing: Recompute = "none",
         kernels: dict[str, str] | None = None,
-        z_loss: float = 0.0,
+        z_loss: NonNegative = 0.0,
         compile: bool = False,
     ) -> None:
         super().__init__()
         check(activation_checkpointing)
         self.activation_checkpointing: Recompute = activation_checkpointing
-        if not 0 <= z_loss < math.inf:
-            raise ConfigError("task.z_loss", z_loss, "is a weight, so not below 0", "Write 0 for none; PaLM has 1e-4")
         self.z_loss, self.compiled = z_loss, compile
         self.model_config = read(model)
         self.recipe, self.schedule, self.seed, self.init_from = optimizer, scheduler, seed, init_from
@@ -256,7 +256,7 @@ class CausalLM(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _predict(
-        self, batch: Batch, z_loss: float = 0.0
+        self, batch: Batch, z_loss: NonNegative = 0.0
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Routing | None]]:
         """Hidden states, summed nll plus z_loss · z, z = Σ log² Z, number of scored tokens, routing of each layer."""
         decoder, segments = self._decoder(), batch.get("segments")

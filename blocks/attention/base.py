@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blocks.base import Block, positive
+from blocks.base import Block
 from blocks.cache import Cache
 from blocks.position.base import Position
 from registry import BlockError, family
@@ -25,7 +25,6 @@ class Attention(Block):
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
-        positive({name: known.get(name) for name in ("n_heads", "head_dim")})
         return {"head_dim": known.get("head_dim") or even_heads(known["d_model"], known.get("n_heads", 1))}
 
     def forward(

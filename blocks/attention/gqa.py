@@ -16,6 +16,7 @@ from blocks.position.base import Position
 from blocks.qk_norm.base import QKNorm
 from blocks.scores.base import Scores
 from registry import BlockError, register
+from registry.ranges import Count, Positive
 
 
 @register("attention", "gqa")
@@ -45,23 +46,21 @@ class GQA(Attention):
         self,
         d_model: int,
         position: Position,
-        n_heads: int = 8,
-        n_kv_heads: int = 2,
-        head_dim: int | None = None,
+        n_heads: Count = 8,
+        n_kv_heads: Count = 2,
+        head_dim: Count | None = None,
         bias: bool = False,
         output_bias: bool | None = None,
-        query_scale: float | None = None,
+        query_scale: Positive | None = None,
         qk_norm: QKNorm | None = None,
         output_gate: OutputGate | None = None,
         scores: Scores | None = None,
     ) -> None:
         super().__init__()
         H = head_dim or even_heads(d_model, n_heads)
-        if n_kv_heads < 1 or n_heads % n_kv_heads:
+        if n_heads % n_kv_heads:
             rule = f"must divide n_heads ({n_heads})"
             raise BlockError("n_kv_heads", n_kv_heads, rule, "Use 1 for one shared head, n_heads for none shared")
-        if query_scale is not None and not query_scale > 0:
-            raise BlockError("query_scale", query_scale, "has a root to divide by, so it is above 0", "Use head_dim")
         self.head_dim, self.n_kv_heads = H, n_kv_heads
         self.window: int | None = None  # tokens a query sees; all
         self.query = Linear(d_model, n_heads * H, bias=bias)

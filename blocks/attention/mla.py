@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from blocks.attention.base import Attention, even_heads, score_bias
-from blocks.base import Placement, positive
+from blocks.base import Placement
 from blocks.cache import Cache
 from blocks.kernels.few_rows import by_mkl, reads_fast
 from blocks.kernels.latent_attention import absorbs, into_latents, key_multiple, latent_attention, out_of_latents
@@ -17,6 +17,7 @@ from blocks.linear import Linear
 from blocks.norm.base import Norm
 from blocks.position.base import Position
 from registry import register
+from registry.ranges import Count
 
 
 @register("attention", "mla")
@@ -56,12 +57,12 @@ class MLA(Attention):
         position: Position,
         q_norm: Norm,
         kv_norm: Norm,
-        n_heads: int = 8,
-        kv_lora_rank: int | None = None,
-        q_lora_rank: int | None = None,
-        qk_nope_head_dim: int | None = None,
-        qk_rope_head_dim: int | None = None,
-        v_head_dim: int | None = None,
+        n_heads: Count = 8,
+        kv_lora_rank: Count | None = None,
+        q_lora_rank: Count | None = None,
+        qk_nope_head_dim: Count | None = None,
+        qk_rope_head_dim: Count | None = None,
+        v_head_dim: Count | None = None,
     ) -> None:
         super().__init__()
         widths = _widths(locals())
@@ -151,8 +152,6 @@ def _widths(known: Mapping[str, Any]) -> dict[str, int]:
         "v": known["v_head_dim"],
         "latent": known["kv_lora_rank"],
     }
-    own = ("n_heads", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-    positive({name: known[name] for name in own})
     if all(given.values()):
         return given
     head = even_heads(known["d_model"], known["n_heads"])

@@ -10,6 +10,7 @@ from blocks.position.base import Position
 from blocks.qk_norm.base import QKNorm
 from blocks.scores.base import Scores
 from registry import register
+from registry.ranges import Count, Positive
 
 
 @register("attention", "mqa")
@@ -35,11 +36,11 @@ class MQA(GQA):
         self,
         d_model: int,
         position: Position,
-        n_heads: int = 8,
-        head_dim: int | None = None,
+        n_heads: Count = 8,
+        head_dim: Count | None = None,
         bias: bool = False,
         output_bias: bool | None = None,
-        query_scale: float | None = None,
+        query_scale: Positive | None = None,
         qk_norm: QKNorm | None = None,
         output_gate: OutputGate | None = None,
         scores: Scores | None = None,

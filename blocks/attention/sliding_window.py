@@ -5,7 +5,8 @@ from blocks.output_gate.base import OutputGate
 from blocks.position.base import Position
 from blocks.qk_norm.base import QKNorm
 from blocks.scores.base import Scores
-from registry import BlockError, register
+from registry import register
+from registry.ranges import Count, Positive
 
 
 @register("attention", "sliding_window")
@@ -37,13 +38,13 @@ class SlidingWindow(GQA):
         self,
         d_model: int,
         position: Position,
-        n_heads: int = 8,
-        n_kv_heads: int = 2,
-        window: int | None = 4096,
-        head_dim: int | None = None,
+        n_heads: Count = 8,
+        n_kv_heads: Count = 2,
+        window: Count | None = 4096,
+        head_dim: Count | None = None,
         bias: bool = False,
         output_bias: bool | None = None,
-        query_scale: float | None = None,
+        query_scale: Positive | None = None,
         qk_norm: QKNorm | None = None,
         output_gate: OutputGate | None = None,
         scores: Scores | None = None,
@@ -61,8 +62,4 @@ class SlidingWindow(GQA):
             output_gate,
             scores,
         )
-        if window is not None and window < 1:
-            raise BlockError(
-                "window", window, "a token sees itself at least", "Write 1 or more, or null for all tokens"
-            )
         self.window = window

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from blocks.balance.base import Balance, check_devices, shares
 from registry import BlockError, register
+from registry.ranges import Count, NonNegative
 
 
 @register("balance", "communication")
@@ -25,7 +26,7 @@ class CommunicationBalance(Balance):
     """
 
     def __init__(
-        self, n_experts: int, top_k: int, n_devices: int = 8, top_devices: int = 3, alpha: float = 0.02
+        self, n_experts: int, top_k: int, n_devices: Count = 8, top_devices: Count = 3, alpha: NonNegative = 0.02
     ) -> None:
         super().__init__()
         check_devices(n_experts, n_devices)

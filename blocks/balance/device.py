@@ -4,6 +4,7 @@ from torch import Tensor
 
 from blocks.balance.base import Balance, check_devices, choices, shares
 from registry import register
+from registry.ranges import Count, NonNegative
 
 
 @register("balance", "device")
@@ -21,7 +22,7 @@ class DeviceBalance(Balance):
         alpha: weight of the loss; 0.05 in V2
     """
 
-    def __init__(self, n_experts: int, top_k: int, n_devices: int = 8, alpha: float = 0.05) -> None:
+    def __init__(self, n_experts: int, top_k: int, n_devices: Count = 8, alpha: NonNegative = 0.05) -> None:
         super().__init__()
         check_devices(n_experts, n_devices)
         self.n_experts, self.top_k, self.n_devices, self.alpha = n_experts, top_k, n_devices, alpha

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from blocks.balance.base import Balance, choices, shares
 from registry import register
+from registry.ranges import NonNegative
 
 
 @register("balance", "expert")
@@ -21,7 +22,7 @@ class ExpertBalance(Balance):
         alpha: weight of the loss; 0.003 in V2, 0.001 in V2-Lite, 0.0001 in V3
     """
 
-    def __init__(self, n_experts: int, top_k: int, alpha: float = 0.003) -> None:
+    def __init__(self, n_experts: int, top_k: int, alpha: NonNegative = 0.003) -> None:
         super().__init__()
         self.n_experts, self.top_k, self.alpha = n_experts, top_k, alpha
 

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from blocks.balance.base import Balance, choices, shares
 from registry import register
+from registry.ranges import NonNegative
 
 
 @register("balance", "hf_expert")
@@ -20,7 +21,7 @@ class HFExpertBalance(Balance):
         alpha: weight of the loss; 0.001 in Qwen3-MoE's configuration, 0.01 in OLMoE's, 0.02 in Mixtral's
     """
 
-    def __init__(self, alpha: float = 0.001) -> None:
+    def __init__(self, alpha: NonNegative = 0.001) -> None:
         super().__init__()
         self.alpha = alpha
 

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from blocks.balance.base import Balance
 from registry import register
+from registry.ranges import NonNegative
 
 
 @register("balance", "z_loss")
@@ -17,7 +18,7 @@ class RouterZLoss(Balance):
         alpha: weight of the loss; 0.001 in ST-MoE and OLMoE
     """
 
-    def __init__(self, alpha: float = 0.001) -> None:
+    def __init__(self, alpha: NonNegative = 0.001) -> None:
         super().__init__()
         self.alpha = alpha
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from blocks.dropping.base import Dropping
 from blocks.gating.base import Routing
 from registry import BlockError, register
+from registry.ranges import Count, Fraction, Positive
 
 
 @register("dropping", "device_budget")
@@ -31,15 +32,11 @@ class DeviceBudget(Dropping):
 
     causal: ClassVar[bool] = False  # in training, later tokens of higher affinity take the places of earlier ones
 
-    def __init__(self, n_experts: int, n_devices: int = 1, capacity: float = 1.0, exempt: float = 0.1) -> None:
+    def __init__(self, n_experts: int, n_devices: Count = 1, capacity: Positive = 1.0, exempt: Fraction = 0.1) -> None:
         super().__init__()
-        if n_devices < 1 or n_experts % n_devices:
+        if n_experts % n_devices:
             remedy = "Choose a divisor of the number of experts"
             raise BlockError("n_devices", n_devices, f"must divide n_experts ({n_experts})", remedy)
-        if not capacity > 0:
-            raise BlockError("capacity", capacity, "must be greater than 0", "Use 1.0 for the mean load")
-        if not 0 <= exempt <= 1:
-            raise BlockError("exempt", exempt, "is a share of the sequences, between 0 and 1", "Use 0.1")
         self.n_experts, self.n_devices, self.capacity, self.exempt = n_experts, n_devices, capacity, exempt
 
     def forward(self, routing: Routing, shape: tuple[int, int]) -> Routing:

@@ -5,11 +5,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Placement, positive
+from blocks.base import Placement
 from blocks.experts.base import Experts
 from blocks.gating.base import Routing
 from blocks.kernels.grouped_matmul import combine, dispatch, grouped_matmul, sort_by_expert
 from registry import register
+from registry.ranges import Count, NonNegative, Positive
 
 
 @register("experts", "clamped_swiglu")
@@ -30,9 +31,10 @@ class ClampedSwiGLUExperts(Experts):
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("down",)
 
-    def __init__(self, d_model: int, n_experts: int, d_ff: int, limit: float = 7.0, alpha: float = 1.702) -> None:
+    def __init__(
+        self, d_model: int, n_experts: int, d_ff: Count, limit: Positive = 7.0, alpha: NonNegative = 1.702
+    ) -> None:
         super().__init__()
-        positive({"d_ff": d_ff, "limit": limit})
         self.n_experts, self.limit, self.alpha = n_experts, limit, alpha
         self.gate_up = nn.Parameter(torch.empty(n_experts, 2 * d_ff, d_model))
         self.gate_up_bias = nn.Parameter(torch.empty(n_experts, 2 * d_ff))

@@ -5,11 +5,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Placement, positive
+from blocks.base import Placement
 from blocks.experts.base import Experts
 from blocks.gating.base import Routing
 from blocks.kernels.experts import Choices
 from registry import register
+from registry.ranges import Count
 
 
 @register("experts", "swiglu")
@@ -27,9 +28,8 @@ class SwiGLUExperts(Experts):
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("down",)
 
-    def __init__(self, d_model: int, n_experts: int, d_ff: int) -> None:
+    def __init__(self, d_model: int, n_experts: int, d_ff: Count) -> None:
         super().__init__()
-        positive({"d_ff": d_ff})
         self.n_experts = n_experts
         self.gate_up = nn.Parameter(torch.empty(n_experts, 2 * d_ff, d_model))
         self.down = nn.Parameter(torch.empty(n_experts, d_model, d_ff))

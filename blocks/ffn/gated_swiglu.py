@@ -6,6 +6,7 @@ from blocks.base import Placement
 from blocks.ffn.swiglu import SwiGLU
 from blocks.linear import Linear
 from registry import register
+from registry.ranges import Count
 
 
 @register("ffn", "gated_swiglu")
@@ -19,7 +20,7 @@ class GatedSwiGLU(SwiGLU):
         d_ff: F, hidden width; null is 8/3 of d_model, rounded up to a multiple of 64
     """
 
-    def __init__(self, d_model: int, d_ff: int | None = None) -> None:
+    def __init__(self, d_model: int, d_ff: Count | None = None) -> None:
         super().__init__(d_model, d_ff)
         self.token_gate = Linear(d_model, 1, bias=False)
 

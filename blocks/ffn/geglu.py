@@ -5,10 +5,11 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.base import Placement, positive
+from blocks.base import Placement
 from blocks.ffn.base import FFN, rounded_width
 from blocks.linear import Linear
 from registry import register
+from registry.ranges import Count
 
 
 @register("ffn", "geglu")
@@ -25,9 +26,8 @@ class GEGLU(FFN):
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("down.weight",)
 
-    def __init__(self, d_model: int, d_ff: int | None = None, approximate: Literal["tanh", "none"] = "tanh") -> None:
+    def __init__(self, d_model: int, d_ff: Count | None = None, approximate: Literal["tanh", "none"] = "tanh") -> None:
         super().__init__()
-        positive({"d_ff": d_ff})
         width = d_ff or rounded_width(8 * d_model / 3)
         self.approximate = approximate
         self.gate = Linear(d_model, width, bias=False)

@@ -5,10 +5,11 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.base import Placement, positive
+from blocks.base import Placement
 from blocks.ffn.base import FFN
 from blocks.linear import Linear
 from registry import register
+from registry.ranges import Count
 
 
 @register("ffn", "gelu")
@@ -27,10 +28,9 @@ class GELU(FFN):
     residual_outputs: ClassVar[tuple[str, ...]] = ("down.weight",)
 
     def __init__(
-        self, d_model: int, d_ff: int | None = None, bias: bool = False, approximate: Literal["tanh", "none"] = "tanh"
+        self, d_model: int, d_ff: Count | None = None, bias: bool = False, approximate: Literal["tanh", "none"] = "tanh"
     ) -> None:
         super().__init__()
-        positive({"d_ff": d_ff})
         self.approximate = approximate
         self.up = Linear(d_model, d_ff or 4 * d_model, bias=bias)
         self.down = Linear(d_ff or 4 * d_model, d_model, bias=bias)

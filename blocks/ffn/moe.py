@@ -6,7 +6,8 @@ from blocks.dropping.base import Dropping
 from blocks.experts.base import Experts
 from blocks.ffn.base import FFN
 from blocks.gating.base import Gating, Routing
-from registry import BlockError, register
+from registry import register
+from registry.ranges import Count
 
 
 @register("ffn", "moe")
@@ -28,13 +29,11 @@ class MoE(FFN):
         self,
         gating: Gating,
         experts: Experts,
-        n_experts: int = 8,
+        n_experts: Count = 8,
         shared: FFN | None = None,
         dropping: Dropping | None = None,
     ) -> None:
         super().__init__()
-        if n_experts < 1:
-            raise BlockError("n_experts", n_experts, "must be at least 1", "Use a dense ffn for none: model/ffn=swiglu")
         self.gating, self.experts, self.shared, self.dropping = gating, experts, shared, dropping
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Routing]:

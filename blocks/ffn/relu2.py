@@ -5,10 +5,11 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.base import Placement, positive
+from blocks.base import Placement
 from blocks.ffn.base import FFN
 from blocks.linear import Linear
 from registry import register
+from registry.ranges import Count
 
 
 @register("ffn", "relu2")
@@ -23,9 +24,8 @@ class ReLU2(FFN):
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("down.weight",)
 
-    def __init__(self, d_model: int, d_ff: int | None = None) -> None:
+    def __init__(self, d_model: int, d_ff: Count | None = None) -> None:
         super().__init__()
-        positive({"d_ff": d_ff})
         self.up = Linear(d_model, d_ff or 4 * d_model, bias=False)
         self.down = Linear(d_ff or 4 * d_model, d_model, bias=False)
 

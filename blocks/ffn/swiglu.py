@@ -4,10 +4,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from blocks.base import Placement, positive
+from blocks.base import Placement
 from blocks.ffn.base import FFN, rounded_width
 from blocks.linear import Linear
 from registry import register
+from registry.ranges import Count
 
 
 @register("ffn", "swiglu")
@@ -22,9 +23,8 @@ class SwiGLU(FFN):
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("down.weight",)
 
-    def __init__(self, d_model: int, d_ff: int | None = None) -> None:
+    def __init__(self, d_model: int, d_ff: Count | None = None) -> None:
         super().__init__()
-        positive({"d_ff": d_ff})
         width = d_ff or rounded_width(8 * d_model / 3)
         self.gate = Linear(d_model, width, bias=False)
         self.up = Linear(d_model, width, bias=False)

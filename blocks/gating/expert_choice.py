@@ -8,6 +8,7 @@ from torch import Tensor
 from blocks.balance.base import Balance
 from blocks.gating.base import LinearGating
 from registry import register
+from registry.ranges import Count
 
 
 @register("gating", "expert_choice")
@@ -29,7 +30,7 @@ class ExpertChoice(LinearGating):
 
     causal: ClassVar[bool] = False
 
-    def __init__(self, d_model: int, n_experts: int, top_k: int = 2, balance: list[Balance] | None = None) -> None:
+    def __init__(self, d_model: int, n_experts: int, top_k: Count = 2, balance: list[Balance] | None = None) -> None:
         super().__init__(d_model, n_experts, top_k, balance)
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

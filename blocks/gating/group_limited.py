@@ -5,6 +5,7 @@ from torch import Tensor
 from blocks.balance.base import Balance
 from blocks.gating.base import LinearGating, check_groups, keep_groups
 from registry import register
+from registry.ranges import Count, Positive
 
 
 @register("gating", "group_limited")
@@ -31,11 +32,11 @@ class GroupLimited(LinearGating):
         self,
         d_model: int,
         n_experts: int,
-        top_k: int = 2,
-        n_groups: int = 4,
-        top_groups: int = 2,
+        top_k: Count = 2,
+        n_groups: Count = 4,
+        top_groups: Count = 2,
         renormalise: bool = False,
-        scaling: float = 1.0,
+        scaling: Positive = 1.0,
         balance: list[Balance] | None = None,
     ) -> None:
         super().__init__(d_model, n_experts, top_k, balance)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from blocks.gating.base import Gating, Routing, count
 from registry import BlockError, register
+from registry.ranges import Count
 
 
 @register("gating", "hash")
@@ -21,7 +22,7 @@ class Hash(Gating):
 
     table: Tensor
 
-    def __init__(self, n_experts: int, vocab_size: int, top_k: int = 1) -> None:
+    def __init__(self, n_experts: int, vocab_size: int, top_k: Count = 1) -> None:
         super().__init__(n_experts, top_k)
         self.register_buffer("table", torch.zeros(vocab_size, top_k, dtype=torch.long))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from blocks.balance.base import Balance
 from blocks.gating.base import FILL, LinearGating, Masked, check_groups, keep_groups
 from registry import register
+from registry.ranges import Count, NonNegative, Positive, Whole
 
 
 @register("gating", "sigmoid_bias")
@@ -47,14 +48,14 @@ class SigmoidBias(LinearGating):
         self,
         d_model: int,
         n_experts: int,
-        top_k: int = 2,
-        n_groups: int = 1,
-        top_groups: int = 1,
+        top_k: Count = 2,
+        n_groups: Count = 1,
+        top_groups: Count = 1,
         renormalise: bool = True,
-        scaling: float = 1.0,
+        scaling: Positive = 1.0,
         masked: Masked = "exclude",
-        bias_step: float = 0.001,
-        bias_until: int | None = None,
+        bias_step: NonNegative = 0.001,
+        bias_until: Whole | None = None,
         balance: list[Balance] | None = None,
     ) -> None:
         super().__init__(d_model, n_experts, top_k, balance)

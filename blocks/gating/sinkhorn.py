@@ -7,7 +7,8 @@ from torch import Tensor
 
 from blocks.balance.base import Balance
 from blocks.gating.base import LinearGating
-from registry import BlockError, register
+from registry import register
+from registry.ranges import Count
 
 
 @register("gating", "sinkhorn")
@@ -34,13 +35,11 @@ class Sinkhorn(LinearGating):
         self,
         d_model: int,
         n_experts: int,
-        top_k: int = 1,
-        iterations: int = 8,
+        top_k: Count = 1,
+        iterations: Count = 8,
         balance: list[Balance] | None = None,
     ) -> None:
         super().__init__(d_model, n_experts, top_k, balance)
-        if iterations < 1:
-            raise BlockError("iterations", iterations, "must be at least 1", "Use 8")
         self.iterations = iterations
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

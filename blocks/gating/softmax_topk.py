@@ -5,6 +5,7 @@ from torch import Tensor
 from blocks.balance.base import Balance
 from blocks.gating.base import LinearGating
 from registry import register
+from registry.ranges import Count, Positive
 
 
 @register("gating", "softmax_topk")
@@ -26,9 +27,9 @@ class SoftmaxTopK(LinearGating):
         self,
         d_model: int,
         n_experts: int,
-        top_k: int = 2,
+        top_k: Count = 2,
         renormalise: bool = False,
-        scaling: float = 1.0,
+        scaling: Positive = 1.0,
         balance: list[Balance] | None = None,
     ) -> None:
         super().__init__(d_model, n_experts, top_k, balance)

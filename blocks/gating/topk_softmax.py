@@ -5,6 +5,7 @@ from torch import Tensor
 from blocks.balance.base import Balance
 from blocks.gating.base import LinearGating
 from registry import register
+from registry.ranges import Count
 
 
 @register("gating", "topk_softmax")
@@ -25,7 +26,7 @@ class TopKSoftmax(LinearGating):
         self,
         d_model: int,
         n_experts: int,
-        top_k: int = 2,
+        top_k: Count = 2,
         bias: bool = False,
         balance: list[Balance] | None = None,
     ) -> None:

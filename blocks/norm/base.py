@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from blocks.base import Block
-from registry import BlockError, family
+from registry import family
 
 
 @family("norm", context=("dim",))
@@ -17,14 +15,3 @@ class Norm(Block):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., dim] → [..., dim], same dtype."""
         raise NotImplementedError
-
-
-def above_zero(eps: float) -> float:
-    """An eps that keeps the root real and the quotient finite.
-
-    Raises:
-        BlockError
-    """
-    if not 0 < eps < math.inf:
-        raise BlockError("eps", eps, "is added under a root, so it is finite and above 0", "Write 1e-5 or 1e-6")
-    return eps

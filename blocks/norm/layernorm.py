@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blocks.base import Placement
-from blocks.norm.base import Norm, above_zero
+from blocks.norm.base import Norm
 from registry import register
+from registry.ranges import Positive
 
 
 @register("norm", "layernorm")
@@ -20,9 +21,9 @@ class LayerNorm(Norm):
         bias: whether the shift b is learned; published decoders from PaLM on leave it out
     """
 
-    def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True) -> None:
+    def __init__(self, dim: int, eps: Positive = 1e-5, bias: bool = True) -> None:
         super().__init__()
-        self.eps = above_zero(eps)
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
 

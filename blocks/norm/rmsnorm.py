@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from blocks.base import Placement
-from blocks.norm.base import Norm, above_zero
+from blocks.norm.base import Norm
 from registry import register
+from registry.ranges import Positive
 
 
 @register("norm", "rmsnorm")
@@ -21,9 +22,9 @@ class RMSNorm(Norm):
         eps: added to the mean square; 1e-6 in DeepSeek, 1e-5 in Llama-2
     """
 
-    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+    def __init__(self, dim: int, eps: Positive = 1e-6) -> None:
         super().__init__()
-        self.eps = above_zero(eps)
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from blocks.base import Placement
-from blocks.norm.base import Norm, above_zero
+from blocks.norm.base import Norm
 from registry import register
+from registry.ranges import Positive
 
 
 @register("norm", "rmsnorm1p")
@@ -19,9 +20,9 @@ class RMSNorm1p(Norm):
         eps: added to the mean square; 1e-6 in Gemma
     """
 
-    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+    def __init__(self, dim: int, eps: Positive = 1e-6) -> None:
         super().__init__()
-        self.eps = above_zero(eps)
+        self.eps = eps
         self.weight = nn.Parameter(torch.zeros(dim))
 
     def reset_parameters(self) -> None:

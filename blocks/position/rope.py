@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blocks.base import positive
 from blocks.kernels.rotary import base_frequencies, rotary_width, turn
 from blocks.position.base import Position
 from registry import register
+from registry.ranges import Positive, Share
 
 
 @register("position", "rope")
@@ -30,12 +30,11 @@ class RoPE(Position):
     def __init__(
         self,
         head_dim: int,
-        theta: float = 10000.0,
-        rotary_fraction: float = 1.0,
+        theta: Positive = 10000.0,
+        rotary_fraction: Share = 1.0,
         pairing: Literal["half_split", "interleaved"] = "half_split",
     ) -> None:
         super().__init__()
-        positive({"theta": theta})
         self.rotary_dim = rotary_width(head_dim, rotary_fraction)
         self.theta = theta
         self.interleaved = pairing == "interleaved"

@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blocks.base import positive
 from blocks.kernels.rotary import base_frequencies, rotary_width, turn
 from blocks.position.base import Position
-from registry import BlockError, register
+from registry import register
+from registry.ranges import Positive, Share, Stretch
 
 
 @register("position", "rope_linear")
@@ -29,15 +29,12 @@ class LinearRoPE(Position):
     def __init__(
         self,
         head_dim: int,
-        theta: float = 10000.0,
-        factor: float = 4.0,
-        rotary_fraction: float = 1.0,
+        theta: Positive = 10000.0,
+        factor: Stretch = 4.0,
+        rotary_fraction: Share = 1.0,
         pairing: Literal["half_split", "interleaved"] = "half_split",
     ) -> None:
         super().__init__()
-        positive({"theta": theta})
-        if not factor >= 1:
-            raise BlockError("factor", factor, "stretches the context, so it is at least 1", "Use 1 for plain RoPE")
         self.rotary_dim = rotary_width(head_dim, rotary_fraction)
         self.theta, self.factor, self.interleaved = theta, factor, pairing == "interleaved"
 

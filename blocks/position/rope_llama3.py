@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blocks.base import positive
 from blocks.kernels.rotary import base_frequencies, rotary_width, turn
 from blocks.position.base import Position
 from registry import BlockError, register
+from registry.ranges import Count, Positive, Share, Stretch
 
 
 @register("position", "rope_llama3")
@@ -36,18 +36,15 @@ class Llama3RoPE(Position):
     def __init__(
         self,
         head_dim: int,
-        theta: float = 500000.0,
-        factor: float = 8.0,
-        low_freq_factor: float = 1.0,
-        high_freq_factor: float = 4.0,
-        original_positions: int = 8192,
-        rotary_fraction: float = 1.0,
+        theta: Positive = 500000.0,
+        factor: Stretch = 8.0,
+        low_freq_factor: Positive = 1.0,
+        high_freq_factor: Positive = 4.0,
+        original_positions: Count = 8192,
+        rotary_fraction: Share = 1.0,
         pairing: Literal["half_split", "interleaved"] = "half_split",
     ) -> None:
         super().__init__()
-        positive({"theta": theta, "low_freq_factor": low_freq_factor, "original_positions": original_positions})
-        if not factor >= 1:
-            raise BlockError("factor", factor, "stretches the context, so it is at least 1", "Use 1 for plain RoPE")
         if not high_freq_factor > low_freq_factor:
             rule = f"must be above low_freq_factor ({low_freq_factor})"
             raise BlockError("high_freq_factor", high_freq_factor, rule, "Use 1 and 4, as Llama-3.1")

@@ -5,9 +5,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from blocks.base import positive
 from blocks.position.base import Position
 from registry import BlockError, register
+from registry.ranges import Positive
 
 
 @register("position", "sinusoidal")
@@ -25,9 +25,8 @@ class Sinusoidal(Position):
 
     place: ClassVar[Literal["attention", "embedding"]] = "embedding"
 
-    def __init__(self, d_model: int, theta: float = 10000.0, scale: float = 0.02) -> None:
+    def __init__(self, d_model: int, theta: Positive = 10000.0, scale: Positive = 0.02) -> None:
         super().__init__()
-        positive({"theta": theta})
         if d_model % 2:
             raise BlockError("d_model", d_model, "sines and cosines come in pairs", "Choose an even d_model")
         self.d_model, self.theta, self.scale = d_model, theta, scale

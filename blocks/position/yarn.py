@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Gt
 from torch import Tensor
 
-from blocks.base import positive
 from blocks.kernels.rotary import base_frequencies, rotary_width, turn
 from blocks.position.base import Position
-from registry import BlockError, register
+from registry import register
+from registry.ranges import Count, NonNegative, Positive, Share, Stretch
 
 
 @register("position", "yarn")
@@ -42,23 +43,18 @@ class YaRN(Position):
     def __init__(
         self,
         head_dim: int,
-        theta: float = 10000.0,
-        factor: float = 40.0,
-        original_positions: int = 4096,
-        beta_fast: float = 32.0,
-        beta_slow: float = 1.0,
-        mscale: float = 1.0,
-        mscale_all_dim: float = 1.0,
-        rotary_fraction: float = 1.0,
+        theta: Annotated[float, Gt(1)] = 10000.0,
+        factor: Stretch = 40.0,
+        original_positions: Count = 4096,
+        beta_fast: Positive = 32.0,
+        beta_slow: Positive = 1.0,
+        mscale: NonNegative = 1.0,
+        mscale_all_dim: NonNegative = 1.0,
+        rotary_fraction: Share = 1.0,
         pairing: Literal["half_split", "interleaved"] = "interleaved",
         truncate: bool = True,
     ) -> None:
         super().__init__()
-        positive({"original_positions": original_positions, "beta_fast": beta_fast, "beta_slow": beta_slow})
-        if not theta > 1:
-            raise BlockError("theta", theta, "pairs must turn at different speeds, so it is above 1", "Use e.g. 10000")
-        if not factor >= 1:
-            raise BlockError("factor", factor, "stretches the context, so it is at least 1", "Use 1 for plain RoPE")
         self.rotary_dim = rotary_width(head_dim, rotary_fraction)
         self.theta, self.factor, self.original_positions = theta, factor, original_positions
         self.beta_fast, self.beta_slow = beta_fast, beta_slow

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.base import positive
 from blocks.kernels.scoring import Scoring
 from blocks.scores.base import Scores
 from registry import register
+from registry.ranges import Positive
 
 
 @register("scores", "softcap")
@@ -20,9 +20,8 @@ class Softcap(Scores):
         cap: bound of the scores; 50 in Gemma-2
     """
 
-    def __init__(self, cap: float = 50.0) -> None:
+    def __init__(self, cap: Positive = 50.0) -> None:
         super().__init__()
-        positive({"cap": cap})
         self.cap = cap
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import registry
-from blocks.base import Block, Placement, positive
-from registry import BlockError
+from blocks.base import Block, Placement
 
 CONTEXT = {"dim": 48, "head_dim": 12, "n_heads": 4, "n_experts": 8, "top_k": 2, "n_kv_heads": 2, "vocab_size": 61}
 AROUND = {"gating": "softmax_topk", "experts": {"name": "swiglu", "d_ff": 12}}
@@ -73,14 +72,3 @@ def test_block_built_on_the_meta_device_has_the_same_parameters(
             )
         assert {n: p.shape for n, p in ghost.state_dict().items()} == {n: p.shape for n, p in real.state_dict().items()}
         assert all(p.is_meta for p in ghost.state_dict().values())
-
-
-@pytest.mark.parametrize("value", [0, -1, 0.0, float("nan")])
-def test_positive_refuses_what_is_not(value: float) -> None:
-    with pytest.raises(BlockError) as caught:
-        positive({"fine": 1, "none": None, "wrong": value})
-    assert caught.value.parameter == "wrong"
-
-
-def test_positive_lets_numbers_and_none_pass() -> None:
-    positive({"one": 1, "small": 1e-30, "none": None})

@@ -276,7 +276,11 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"residual": {"name": "prenorm", "ffn_norm": {"epss": 1}}}, "model.residual.ffn_norm.epss", "'eps'"),
     ({"ffn": "moe"}, "model.gating", "+model/gating="),
     ({"ffn": "moe", "gating": "softmax_topk"}, "model.experts", "+model/experts="),
-    ({"ffn": "moe", "gating": "softmax_topk", "experts": "swiglu"}, "model.experts.d_ff", "model.experts.d_ff=<int>"),
+    (
+        {"ffn": "moe", "gating": "softmax_topk", "experts": "swiglu"},
+        "model.experts.d_ff",
+        "model.experts.d_ff=<int ≥ 1>",
+    ),
     ({"gating": {"name": "softmax_topk", "topk": 2}}, "model.gating.topk", "'top_k'"),  # even where no layer uses it
     ({"attention": "mla", "qk_norm": "per_head"}, "model.qk_norm", "attention gqa|mha"),
     ({"attention": "mla", "scores": {"name": "softcap", "cap": 3.0}}, "model.scores", "model.scores=null"),

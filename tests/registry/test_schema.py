@@ -147,10 +147,12 @@ def test_omegaconf_holds_types_where_it_can() -> None:
     def init(self, a: int = 1, b: float | None = None, c: Literal["x", "y"] = "x", d: bool = False) -> None: ...
 
     node = OmegaConf.structured(read(init).dataclass)
-    for key, wrong in (("a", "wide"), ("b", "wide"), ("d", "perhaps")):
-        with pytest.raises(Exception, match=r"could not be converted|not a valid bool"):
+    for key, wrong in (("a", "wide"), ("b", "wide")):
+        with pytest.raises(Exception, match="could not be converted"):
             node[key] = wrong
     node.c = "z"  # beyond OmegaConf: the builder refuses it
+    node.d = 2  # and this it would take for true
+    assert node.d == 2
     with pytest.raises(Exception, match="not in"):
         node.e = 1
 
@@ -160,7 +162,7 @@ def signatures(draw: st.DrawFn) -> list[tuple[str, Any, Any]]:
     """Names, annotations and defaults of constructors one might write."""
     values: dict[Any, st.SearchStrategy] = {
         int: st.integers(-(2**31), 2**31),
-        float: st.floats(allow_nan=False) | st.integers(-9, 9).map(float),
+        float: st.floats(allow_nan=False, allow_infinity=False) | st.integers(-9, 9).map(float),
         bool: st.booleans(),
         str: st.text("abc_ ", max_size=5),
         (int | None): st.none() | st.integers(0, 9),
@@ -231,7 +233,7 @@ def test_any_signature_makes_a_node_that_comes_back_whole_and_conforms(signature
         (1.5, float, True),
         (True, float, False),
         ("1.5", float, False),
-        (float("nan"), float, True),
+        (float("nan"), float, False),
         (True, bool, True),
         (1, bool, False),
         ("true", bool, False),

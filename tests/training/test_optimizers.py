@@ -523,7 +523,7 @@ def test_a_group_added_later_is_refused() -> None:
         ("adamw", {"eps": 0.0}, "optimizer.eps"),
         ("adamw", {"betas": [0.9]}, "optimizer.betas"),
         ("adamw", {"betas": 0.9}, "optimizer.betas"),
-        ("adamw", {"betas": [0.9, 1.0]}, "optimizer.betas[1]"),
+        ("adamw", {"betas": [0.9, 1.0]}, "optimizer.betas"),
         ("muon", {"momentum": 1.0}, "optimizer.momentum"),
         ("muon", {"ns_steps": 0}, "optimizer.ns_steps"),
         ("muon", {"ns_steps": 2.5}, "optimizer.ns_steps"),

@@ -8,11 +8,13 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from registry import ConfigError
+from registry.enforcing import enforced
+from registry.ranges import Count, ProperFraction
 from training.cadence import logs_now
 from training.causal_lm import CausalLM
 
 
+@enforced("callbacks.experts")
 class DeadExperts(L.Callback):
     """Warns of experts whose load stays below a share of what is fair, and of routers that leave half of them so.
 
@@ -24,12 +26,7 @@ class DeadExperts(L.Callback):
         steps: optimizer steps that it must have been idle for to be called dead
     """
 
-    def __init__(self, below: float = 0.01, steps: int = 200) -> None:
-        if not 0 < below < 1:
-            rule = "is a part of the fair share, between 0 and 1"
-            raise ConfigError("callbacks.experts.below", below, rule, "Write 0.01")
-        if steps < 1:
-            raise ConfigError("callbacks.experts.steps", steps, "counts optimizer steps", "Write 200")
+    def __init__(self, below: ProperFraction = 0.01, steps: Count = 200) -> None:
         self.below, self.steps = below, steps
         self._idle: dict[str, list[int]] = {}  # layer → steps that each expert has been idle for
         self._last = 0

@@ -13,12 +13,15 @@ from blocks.compose import check, compose
 from blocks.decoder import Decoder
 from blocks.kernels.cross_entropy import IGNORED
 from registry import ConfigError
+from registry.enforcing import enforced
+from registry.ranges import Count
 from training.causal_lm import CausalLM
 from training.data.module import TextDataModule
 from training.metrics import TokenLoss
 from training.parallel.local import is_distributed
 
 
+@enforced("callbacks.extrapolation")
 class Extrapolation(L.Callback):
     """Logs ``extrapolation/loss_4x``: the loss on the whole val split in windows four times as long.
 
@@ -31,9 +34,8 @@ class Extrapolation(L.Callback):
             RoPE; null for the model's own. val/loss is the model's own in any case
     """
 
-    def __init__(self, multiples: Sequence[int] = (4,), position: Mapping[str, Any] | None = None) -> None:
-        whole = all(isinstance(m, int) and not isinstance(m, bool) and m >= 1 for m in multiples)
-        if not multiples or not whole:
+    def __init__(self, multiples: Sequence[Count] = (4,), position: Mapping[str, Any] | None = None) -> None:
+        if not multiples:
             rule = "lists how many times the trained length to measure at"
             raise ConfigError("callbacks.extrapolation.multiples", list(multiples), rule, "Write [2,4]")
         self.multiples = tuple(multiples)

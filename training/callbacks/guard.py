@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
+from annotated_types import Ge
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from registry import ConfigError
+from registry.enforcing import enforced
+from registry.ranges import Count, Positive
 from training.cadence import logs_now
 from training.parallel.clipping import total_norm
 from training.stops import Diverged
@@ -26,6 +28,7 @@ def _overflows(values: dict[str, float]) -> bool:
     return math.isfinite(values["loss"]) and not math.isfinite(values["gradient norm"])
 
 
+@enforced("callbacks.guard")
 class Guard(L.Callback):
     """Skips an optimizer step on all ranks alike when its loss or gradient norm is bad, says so, and gives up in time.
 
@@ -49,16 +52,9 @@ class Guard(L.Callback):
         patience: skipped steps in a row after which training is given up
     """
 
-    def __init__(self, window: int = 128, sigmas: float | None = 6.0, patience: int = 10) -> None:
-        for name, value, least in (("window", window, 2), ("patience", patience, 1)):
-            if value < least:
-                rule = f"counts steps, at least {least}"
-                raise ConfigError(
-                    f"callbacks.guard.{name}", value, rule, f"Write callbacks.guard.{name}={least} or more"
-                )
-        if sigmas is not None and not 0 < sigmas < math.inf:
-            rule = "counts standard deviations, so it is above 0"
-            raise ConfigError("callbacks.guard.sigmas", sigmas, rule, "Write 6, or null for finiteness only")
+    def __init__(
+        self, window: Annotated[int, Ge(2)] = 128, sigmas: Positive | None = 6.0, patience: Count = 10
+    ) -> None:
         self.window, self.sigmas, self.patience = window, sigmas, patience
         self._seen = {name: deque[float](maxlen=window) for name in QUANTITIES}
         self._loss: Tensor | float = 0.0  # of the step's micro-batches so far

@@ -14,7 +14,8 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from registry import ConfigError
+from registry.enforcing import enforced
+from registry.ranges import Count
 from training.checkpoints.atomic import clean, clean_folder
 from training.checkpoints.find import LAST
 from training.checkpoints.places import FOLDER
@@ -22,6 +23,7 @@ from training.checkpoints.saving import save
 from training.stops import SIGNALS, Interrupted
 
 
+@enforced("callbacks.interruption")
 class Interruption(Checkpoint):
     """Keeps ``last.ckpt`` the newest state: of each validation, of the last step, and of the step at which to stop.
 
@@ -40,10 +42,7 @@ class Interruption(Checkpoint):
         every_n_steps: optimizer steps between further saves; null for none
     """
 
-    def __init__(self, every_n_steps: int | None = None) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            rule = "counts optimizer steps between saves"
-            raise ConfigError("callbacks.interruption.every_n_steps", every_n_steps, rule, "Write 100, or null")
+    def __init__(self, every_n_steps: Count | None = None) -> None:
         self.every_n_steps = every_n_steps
         self._signum: int | None = None
         self._previous: dict[int, Any] = {}

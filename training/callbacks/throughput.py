@@ -9,10 +9,13 @@ import lightning as L
 import torch
 
 from blocks.cost import forward_flops_per_token
+from registry.enforcing import enforced
+from registry.ranges import Whole
 from training.cadence import logs_now
 from training.causal_lm import CausalLM
 
 
+@enforced("callbacks.throughput")
 class Throughput(L.Callback):
     """Logs ``speed/tokens_per_second`` and ``speed/mfu``.
 
@@ -24,7 +27,7 @@ class Throughput(L.Callback):
         warmup: optimizer steps left out of the first figure
     """
 
-    def __init__(self, warmup: int = 2) -> None:
+    def __init__(self, warmup: Whole = 2) -> None:
         self.warmup = warmup
         self._tokens = 0
         self._since = 0.0

@@ -20,11 +20,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from registry.enforcing import enforced
 from registry.errors import ConfigError
+from registry.ranges import Count, Whole
 from training.data import packing, ranks
 from training.data.corpus import SPLITS, Corpus, Split
 from training.data.order import EpochBatches, LineBatches, Order
-from training.data.preflight import check_ranges, too_short
+from training.data.preflight import Length, too_short
 from training.data.tokenizers.base import Tokenizer, vocabulary_of
 from training.data.windows import Windows, as_is
 from training.data.workers import forkserver, stay
@@ -32,6 +34,7 @@ from training.data.workers import forkserver, stay
 Batches = DataLoader[dict[str, Tensor]]
 
 
+@enforced("data")
 class TextDataModule(L.LightningDataModule):
     """Next-token batches from a corpus of text.
 
@@ -56,12 +59,12 @@ class TextDataModule(L.LightningDataModule):
         self,
         corpus: Corpus,
         tokenizer: Tokenizer,
-        sequence_length: int = 256,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        eval_windows: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
+        sequence_length: Length = 256,
+        batch_size: Count = 16,
+        eval_batch_size: Count | None = None,
+        eval_windows: Count | None = None,
+        num_workers: Whole = 0,
+        seed: Whole = 0,
         cache_dir: str = "data/cache",
     ) -> None:
         super().__init__()
@@ -70,8 +73,6 @@ class TextDataModule(L.LightningDataModule):
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.eval_windows, self.num_workers, self.seed = eval_windows, num_workers, seed
         self.cache_dir = Path(cache_dir).expanduser()
-        check_ranges({name: getattr(self, name) for name in ("sequence_length", "batch_size", "eval_batch_size")})
-        check_ranges({"eval_windows": eval_windows, "num_workers": num_workers, "seed": seed})
         self._key: str | None = None
         self._read_fingerprint: str | None = None  # as this process or another of its run has read it
         self._failure: Exception | None = None  # of prepare_data, until all processes are told

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from registry.errors import ConfigError, did_you_mean
+from registry.ranges import Count, Whole
+from registry.schema import conforms, fault
 from training.data.corpus import SPLITS, Corpus
 from training.data.tokenizers.base import Tokenizer
 
 MODULE = "training.data.module.TextDataModule"
 
-# The module's own arguments: the least value, and (NULLABLE) whether null means something.
-LEAST: dict[str, int] = {
-    "sequence_length": 2,
-    "batch_size": 1,
-    "eval_batch_size": 1,
-    "eval_windows": 1,
-    "num_workers": 0,
-    "seed": 0,
+Length = Annotated[int, Ge(2)]  # of a window: a token, and one to predict
+# Arguments of the module that are numbers; it declares them so too, but to ask it takes Lightning.
+RANGES: dict[str, Any] = {
+    "sequence_length": Length,
+    "batch_size": Count,
+    "eval_batch_size": Count | None,
+    "eval_windows": Count | None,
+    "num_workers": Whole,
+    "seed": Whole,
 }
-NULLABLE = {"eval_batch_size", "eval_windows"}
-ARGUMENTS = {"corpus", "tokenizer", "cache_dir", *LEAST}
+ARGUMENTS = {"corpus", "tokenizer", "cache_dir", *RANGES}
 HYDRA_KEYS = {"_target_", "_convert_", "_recursive_", "_partial_"}
 
 
@@ -47,7 +51,9 @@ def check(node: Mapping[str, Any]) -> int | None:
         return None
     _known_keys("data", node, ARGUMENTS)
     _no_missing("data", node)
-    check_ranges(node)
+    for key, hint in RANGES.items():
+        if key in node and not conforms(node[key], hint):
+            raise ConfigError(f"data.{key}", node[key], fault(node[key], hint), f"Write data.{key}=<another>")
     corpus = _build("data.corpus", node.get("corpus"), Corpus)
     tokenizer = _build("data.tokenizer", node.get("tokenizer"), Tokenizer)
     corpus.check()
@@ -55,24 +61,6 @@ def check(node: Mapping[str, Any]) -> int | None:
         tokenizer.check(part for document in corpus.streams("train") for part in tokenizer.parts(document))
         _long_enough(corpus, node.get("sequence_length", 2))
     return tokenizer.vocab_size
-
-
-def check_ranges(values: Mapping[str, Any]) -> None:
-    """Refuse numbers of the data module that are no integers or too small.
-
-    Args:
-        values: by argument name; absent ones have their defaults
-
-    Raises:
-        ConfigError: at ``data.<key>``
-    """
-    for key, least in LEAST.items():
-        value = values.get(key, least)
-        if value is None and key in NULLABLE:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            hint = f"Set data.{key}={least} or more" + (", or null" if key in NULLABLE else "")
-            raise ConfigError(f"data.{key}", value, f"an integer of at least {least} is needed", hint)
 
 
 def too_short(split: str, n_tokens: int, sequence_length: int) -> ConfigError:

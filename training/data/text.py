@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from registry.enforcing import enforced
 from registry.errors import ConfigError, did_you_mean
+from registry.ranges import BelowOne, Whole
 from training.data.corpus import SPLITS, Corpus, Split
 from training.data.pieces import between, documents, line_starts, read
 
@@ -58,6 +60,7 @@ def _first_of_shuffle(n: int, k: int, seed: int) -> list[int]:
     return first
 
 
+@enforced("data.corpus")
 class TextFiles(Corpus):
     """UTF-8 text files; each is one document, or several if a separator stands between them.
 
@@ -78,19 +81,14 @@ class TextFiles(Corpus):
         self,
         files: str | list[str],
         separator: str | None = None,
-        val_fraction: float = 0.05,
-        test_fraction: float = 0.05,
-        split_seed: int = 0,
+        val_fraction: BelowOne = 0.05,
+        test_fraction: BelowOne = 0.05,
+        split_seed: Whole = 0,
     ) -> None:
         self.files = [files] if isinstance(files, str) else [str(name) for name in files]
         self.separator = separator
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.split_seed = split_seed
-        for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            if not 0 <= value < 1:
-                raise ConfigError(
-                    f"data.corpus.{name}", value, "a fraction lies in [0, 1)", "Take 0.05, or 0 for no such split"
-                )
         if val_fraction + test_fraction >= 1:
             raise ConfigError(
                 "data.corpus.val_fraction",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from training.optimizers.base import OptimizerRecipe, Weight, betas_of, number, weights
+from registry.ranges import BelowOne, NonNegative, Positive
+from training.optimizers.base import OptimizerRecipe, Weight, weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,16 +37,14 @@ class AdamW(OptimizerRecipe):
 
     def __init__(
         self,
-        lr: float = 4.2e-4,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.1,
-        eps: float = 1e-8,
+        lr: Positive = 4.2e-4,
+        betas: tuple[BelowOne, BelowOne] = (0.9, 0.95),
+        weight_decay: NonNegative = 0.1,
+        eps: Positive = 1e-8,
         fused: bool | None = None,
     ) -> None:
-        self.lr = number("lr", lr, above=0.0)
-        self.betas = betas_of(betas)
-        self.weight_decay = number("weight_decay", weight_decay, at_least=0.0)
-        self.eps = number("eps", eps, above=0.0)
+        self.lr, self.weight_decay, self.eps = float(lr), float(weight_decay), float(eps)
+        self.betas = (float(betas[0]), float(betas[1]))
         self.fused = fused
 
     def build(self, module: nn.Module) -> Optimizer:

@@ -8,12 +8,12 @@ Left out: learning rates per layer or per depth, and schedules (`training/schedu
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from registry.enforcing import enforced
 from registry.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,14 @@ Kind = Literal["matrix", "filter", "table", "vector"]
 
 
 class OptimizerRecipe(ABC):
-    """How to make the optimizer of a model. A leaf takes plain values, so YAML and the command line can make one."""
+    """How to make the optimizer of a model. A leaf takes plain values, so YAML and the command line can make one.
+
+    A number outside of the range of its annotation is refused with a ConfigError (registry/ranges.py).
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        enforced("optimizer")(cls)
 
     @abstractmethod
     def build(self, module: nn.Module) -> Optimizer:
@@ -107,24 +114,3 @@ def _strictest(kinds: Iterator[Kind]) -> Kind:
     """Of several roles of one shared parameter, the one that allows least."""
     order: tuple[Kind, ...] = ("table", "vector", "filter", "matrix")
     return min(kinds, key=order.index)
-
-
-def number(
-    name: str, value: Any, *, above: float = -math.inf, at_least: float = -math.inf, below: float = math.inf
-) -> float:
-    """`value` as a float, or a ConfigError at `optimizer.<name>` that names the bounds it broke."""
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    if plain and above < value < below and value >= at_least:
-        return float(value)
-    bounds = {"above": above, "at least": at_least, "below": below}
-    rule = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
-    raise ConfigError(f"optimizer.{name}", value, f"must be a number {rule}", f"Write optimizer.{name}=NUMBER")
-
-
-def betas_of(values: Any) -> tuple[float, float]:
-    """The two decay rates of Adam's moments, each in [0, 1), as a tuple: YAML hands over a list."""
-    pair = list(values) if hasattr(values, "__iter__") and not isinstance(values, str) else []
-    if len(pair) != 2:
-        raise ConfigError("optimizer.betas", values, "must be two numbers", "Write optimizer.betas=[0.9,0.95]")
-    first, second = (number(f"betas[{i}]", beta, at_least=0.0, below=1.0) for i, beta in enumerate(pair))
-    return first, second

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Ge, Le
 
 from registry.errors import ConfigError, did_you_mean
+from registry.ranges import BelowOne, NonNegative, Positive
 from training.optimizers.adamw import torch_adamw
-from training.optimizers.base import OptimizerRecipe, Weight, betas_of, number, weights
+from training.optimizers.base import OptimizerRecipe, Weight, weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,29 +51,22 @@ class Muon(OptimizerRecipe):
 
     def __init__(
         self,
-        lr: float = 4.2e-4,
-        momentum: float = 0.95,
-        weight_decay: float = 0.1,
-        ns_steps: int = 5,
+        lr: Positive = 4.2e-4,
+        momentum: BelowOne = 0.95,
+        weight_decay: NonNegative = 0.1,
+        ns_steps: Annotated[int, Ge(1), Le(99)] = 5,
         adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw",
-        adamw_lr: float | None = None,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
+        adamw_lr: Positive | None = None,
+        betas: tuple[BelowOne, BelowOne] = (0.9, 0.95),
+        eps: Positive = 1e-8,
         adamw_names: Sequence[str] = ("embedding", "head", "gating"),
         ns_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         fused: bool | None = None,
     ) -> None:
-        self.lr = number("lr", lr, above=0.0)
-        self.momentum = number("momentum", momentum, at_least=0.0, below=1.0)
-        self.weight_decay = number("weight_decay", weight_decay, at_least=0.0)
-        if not isinstance(ns_steps, int) or not 1 <= ns_steps < 100:
-            raise ConfigError(
-                "optimizer.ns_steps", ns_steps, "must be a whole number from 1 to 99", "Write optimizer.ns_steps=5"
-            )
+        self.lr, self.momentum, self.weight_decay = float(lr), float(momentum), float(weight_decay)
         self.ns_steps = ns_steps
         self.adjust_lr_fn = _one_of("adjust_lr_fn", adjust_lr_fn, ("match_rms_adamw", "original"))
-        self.betas = betas_of(betas)
-        self.eps = number("eps", eps, above=0.0)
+        self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)
         self.adamw_names = tuple(adamw_names)
         self.ns_dtype = _one_of("ns_dtype", ns_dtype, ("auto", "float32", "bfloat16"))
         self.fused = fused
@@ -81,7 +77,7 @@ class Muon(OptimizerRecipe):
                 "adjust_lr_fn=original gives matrices a learning rate that is far too large for AdamW",
                 "Write optimizer.adamw_lr=3e-4, or optimizer.adjust_lr_fn=match_rms_adamw",
             )
-        self.adamw_lr = self.lr if adamw_lr is None else number("adamw_lr", adamw_lr, above=0.0)
+        self.adamw_lr = self.lr if adamw_lr is None else float(adamw_lr)
 
     def build(self, module: nn.Module) -> Optimizer:
         from training.optimizers.combined import CombinedOptimizer

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies.strategy import Strategy
 from torch.optim import Optimizer
 
 from registry import ConfigError
+from registry.ranges import Count, Positive
 from training.parallel.build import Sharding
 from training.parallel.checkpoint import gather, load_file, load_folder, save_folder
 from training.parallel.meshes import Meshes, make_meshes
@@ -42,14 +43,14 @@ class Parallel(ModelParallelStrategy):
 
     def __init__(
         self,
-        replicate: int = 1,
-        shard: int | Literal["auto"] = "auto",
-        tensor: int = 1,
-        expert: int = 1,
+        replicate: Count = 1,
+        shard: Count | Literal["auto"] = "auto",
+        tensor: Count = 1,
+        expert: Count = 1,
         cpu_offload: bool = False,
         sharded_checkpoints: bool = False,
         process_group_backend: str | None = None,
-        timeout: float | None = None,
+        timeout: Positive | None = None,
     ) -> None:
         patience = default_pg_timeout if timeout is None else timedelta(seconds=timeout)
         super().__init__(1, 1, sharded_checkpoints, process_group_backend, patience)

@@ -12,9 +12,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from registry.enforcing import enforced
 from registry.errors import ConfigError
+from registry.ranges import Count, ProperFraction
+
+Span = Count | ProperFraction  # optimizer steps, or a part of the training
 
 
 class Schedule(ABC):
@@ -25,12 +29,18 @@ class Schedule(ABC):
 
     Args:
         warmup: length of the warm-up: a number of optimizer steps (1: none), or a fraction of `max_steps` in (0, 1)
+
+    A number outside of the range of its annotation is refused with a ConfigError (registry/ranges.py).
     """
 
     needs_end: ClassVar[bool] = True  # whether the factor after the warm-up depends on max_steps
 
-    def __init__(self, warmup: int | float) -> None:
-        self.warmup = span("warmup", warmup)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        enforced("scheduler")(cls)
+
+    def __init__(self, warmup: Span) -> None:
+        self.warmup = warmup
 
     def factor(self, step: int, max_steps: int) -> float:
         """The multiplier on the peak learning rate at optimizer step `step`; past the end that of the last step."""
@@ -75,28 +85,3 @@ class Schedule(ABC):
 def steps_of(length: int | float, max_steps: int) -> int:
     """A length in steps: as it is, or the rounded fraction of `max_steps`."""
     return length if isinstance(length, int) else round(length * max_steps)
-
-
-def span(name: str, value: Any) -> int | float:
-    """`value` if it is a length: steps, an int of at least 1, or a fraction, a float between 0 and 1."""
-    steps = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if not steps and not (isinstance(value, float) and 0 < value < 1):
-        raise ConfigError(
-            f"scheduler.{name}",
-            value,
-            "must be a number of steps, 1 or more, or a fraction of the training between 0 and 1",
-            f"Write scheduler.{name}=1 for none, scheduler.{name}=2000 for steps, scheduler.{name}=0.02 for a fraction",
-        )
-    return value
-
-
-def ratio(name: str, value: Any) -> float:
-    """`value` as a float if it lies in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ConfigError(
-            f"scheduler.{name}",
-            value,
-            "must be a fraction of the peak learning rate, between 0 and 1",
-            f"Write for example scheduler.{name}=0.1",
-        )
-    return float(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training.schedulers.base import Schedule
+from training.schedulers.base import Schedule, Span
 
 
 class Constant(Schedule):
@@ -17,7 +17,7 @@ class Constant(Schedule):
 
     needs_end = False
 
-    def __init__(self, warmup: int | float = 0.02) -> None:
+    def __init__(self, warmup: Span = 0.02) -> None:
         super().__init__(warmup)
 
     def after_warmup(self, step: int, max_steps: int) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from training.schedulers.base import Schedule, ratio
+from registry.ranges import Fraction
+from training.schedulers.base import Schedule, Span
 
 
 class WarmupCosine(Schedule):
@@ -24,9 +25,9 @@ class WarmupCosine(Schedule):
     on N everywhere: a run that is stopped early has not been annealed (`WarmupStableDecay` has).
     """
 
-    def __init__(self, warmup: int | float = 0.02, min_ratio: float = 0.1) -> None:
+    def __init__(self, warmup: Span = 0.02, min_ratio: Fraction = 0.1) -> None:
         super().__init__(warmup)
-        self.min_ratio = ratio("min_ratio", min_ratio)
+        self.min_ratio = float(min_ratio)
 
     def after_warmup(self, step: int, max_steps: int) -> float:
         warmup = self.warmup_steps(max_steps)

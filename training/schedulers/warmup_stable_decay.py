@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Literal
 
 from registry.errors import ConfigError, did_you_mean
-from training.schedulers.base import Schedule, ratio, span, steps_of
+from registry.ranges import Fraction
+from training.schedulers.base import Schedule, Span, steps_of
 
 SHAPES: dict[str, Callable[[float], float]] = {  # from 1 at t = 0 to 0 at t = 1
     "linear": lambda t: 1 - t,
@@ -38,14 +39,14 @@ class WarmupStableDecay(Schedule):
 
     def __init__(
         self,
-        warmup: int | float = 0.02,
-        decay: int | float = 0.2,
-        min_ratio: float = 0.0,
+        warmup: Span = 0.02,
+        decay: Span = 0.2,
+        min_ratio: Fraction = 0.0,
         shape: Literal["sqrt", "linear", "cosine"] = "sqrt",
     ) -> None:
         super().__init__(warmup)
-        self.decay = span("decay", decay)
-        self.min_ratio = ratio("min_ratio", min_ratio)
+        self.decay = decay
+        self.min_ratio = float(min_ratio)
         if shape not in SHAPES:
             raise ConfigError("scheduler.shape", shape, "must be a known shape of decay", did_you_mean(shape, SHAPES))
         self.shape = shape

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 from registry.errors import ConfigError
-from training.schedulers.base import Schedule, ratio, steps_of
+from registry.ranges import Fraction, ProperFraction
+from training.schedulers.base import Schedule, Span, steps_of
 
 
 class WarmupStepDecay(Schedule):
@@ -26,11 +26,11 @@ class WarmupStepDecay(Schedule):
     """
 
     def __init__(
-        self, warmup: int | float = 2000, milestones: Sequence[float] = (0.6, 0.9), gamma: float = 0.316
+        self, warmup: Span = 2000, milestones: Sequence[ProperFraction] = (0.6, 0.9), gamma: Fraction = 0.316
     ) -> None:
         super().__init__(warmup)
-        self.milestones = _rising_fractions(milestones)
-        self.gamma = ratio("gamma", gamma)
+        self.milestones = _rising(milestones)
+        self.gamma = float(gamma)
 
     def after_warmup(self, step: int, max_steps: int) -> float:
         passed = sum(step >= steps_of(milestone, max_steps) for milestone in self.milestones)
@@ -48,14 +48,9 @@ class WarmupStepDecay(Schedule):
             )
 
 
-def _rising_fractions(milestones: Any) -> tuple[float, ...]:
-    values = tuple(milestones) if hasattr(milestones, "__iter__") else (milestones,)
-    in_range = all(isinstance(value, float) and 0 < value < 1 for value in values)
-    if not in_range or any(later <= earlier for earlier, later in pairwise(values)):
+def _rising(milestones: Sequence[float]) -> tuple[float, ...]:
+    if any(later <= earlier for earlier, later in pairwise(milestones)):
         raise ConfigError(
-            "scheduler.milestones",
-            milestones,
-            "must be rising fractions of the training between 0 and 1",
-            "Write for example scheduler.milestones=[0.6,0.9]",
+            "scheduler.milestones", milestones, "must rise", "Write for example scheduler.milestones=[0.6,0.9]"
         )
-    return values
+    return tuple(milestones)

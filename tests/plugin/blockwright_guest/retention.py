@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from blocks.attention.base import Attention, even_heads
 from blocks.position.base import Position
 from registry import register
+from registry.ranges import Positive
 
 
 @register("attention", "retention")
@@ -22,7 +23,7 @@ class Retention(Attention):
 
     residual_outputs = ("output.weight",)
 
-    def __init__(self, d_model: int, position: Position, n_heads: int = 8, first_decay: float = 5.0) -> None:
+    def __init__(self, d_model: int, position: Position, n_heads: int = 8, first_decay: Positive = 5.0) -> None:
         super().__init__()
         self.head_dim, self.n_heads, self.first_decay = even_heads(d_model, n_heads), n_heads, first_decay
         self.query, self.key, self.value, self.output = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))

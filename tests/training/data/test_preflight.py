@@ -63,7 +63,7 @@ def test_a_right_configuration_passes_and_leaves_nothing_on_disk(node, tmp_path)
     ],
 )
 def test_a_number_out_of_range_is_refused(node, key, value):
-    assert re.search(rf"^data\.{key} = {value!r}: an integer of at least", refusal({**node, key: value}))
+    assert re.search(rf"^data\.{key} = {value!r}: must be an integer of at least", refusal({**node, key: value}))
 
 
 def test_a_misspelt_key_is_refused_with_the_nearest_name(node):
@@ -83,7 +83,7 @@ def test_errors_of_the_corpus_come_out_as_they_are(node, tmp_path):
     node["corpus"]["files"] = f"{tmp_path}/b.txt"
     assert re.search(r"^data\.corpus\.files = .*Did you mean 'a.txt'", refusal(node))
     node["corpus"] |= {"files": f"{tmp_path}/a.txt", "val_fraction": 1.5}
-    assert refusal(node).startswith("data.corpus.val_fraction = 1.5: a fraction lies in [0, 1)")
+    assert refusal(node).startswith("data.corpus.val_fraction = 1.5: must be a number of at least 0 and below 1")
 
 
 def test_errors_of_the_tokenizer_come_out_as_they_are(node):
@@ -111,7 +111,7 @@ def test_what_is_no_corpus_or_tokenizer_is_refused_and_not_called(node, key, bad
 
 def test_a_value_of_a_wrong_type_is_refused_with_what_it_said(node):
     node["corpus"]["val_fraction"] = "much"
-    assert re.search(r"^data\.corpus = .*cannot be built: .*'str'", refusal(node))
+    assert re.search(r"^data\.corpus\.val_fraction = 'much': must be a number", refusal(node))
 
 
 def test_another_data_module_is_left_alone():

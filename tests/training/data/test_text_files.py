@@ -233,7 +233,7 @@ def test_a_large_corpus_is_checked_by_its_beginning(tmp_path, monkeypatch):
 @pytest.mark.parametrize("fraction", [-0.1, 1, 2.0])
 @pytest.mark.parametrize("name", ["val_fraction", "test_fraction"])
 def test_a_fraction_outside_0_to_1_is_refused(name, fraction):
-    assert re.search(rf"^data\.corpus\.{name} = .*\[0, 1\)", refusal("a.txt", **{name: fraction}))
+    assert re.search(rf"^data\.corpus\.{name} = .*at least 0 and below 1", refusal("a.txt", **{name: fraction}))
 
 
 def test_fractions_that_leave_nothing_to_train_on_are_refused(tmp_path):

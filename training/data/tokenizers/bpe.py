@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from interop.tokenizer import byte_alphabet
 from registry.errors import ConfigError
+from registry.ranges import Count
 from training.data.tokenizers.base import Tokenizer, need_room, token_dtype
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class BPE(Tokenizer):
 
     kind: ClassVar[str] = "bpe"
 
-    def __init__(self, vocab_size: int = 4096) -> None:
+    def __init__(self, vocab_size: Count = 4096) -> None:
         need_room(vocab_size, 257, "256 bytes and the end of a document need 257 ids")
         if importlib.util.find_spec("tokenizers") is None:
             raise ConfigError(

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from registry.ranges import Count
 from training.data.tokenizers.base import Tokenizer, need_room, token_dtype
 
 
@@ -23,7 +24,7 @@ class Bytes(Tokenizer):
 
     kind: ClassVar[str] = "bytes"
 
-    def __init__(self, vocab_size: int = 257) -> None:
+    def __init__(self, vocab_size: Count = 257) -> None:
         need_room(vocab_size, 257, "256 bytes and the end of a document need 257 ids")
         self.vocab_size = vocab_size
         self.eos = 256

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from registry.ranges import Count
 from training.data.tokenizers.base import Tokenizer, need_room, token_dtype
 
 UNKNOWN, EOS, FIRST = 0, 1, 2
@@ -25,7 +26,7 @@ class Chars(Tokenizer):
 
     kind: ClassVar[str] = "chars"
 
-    def __init__(self, vocab_size: int = 128) -> None:
+    def __init__(self, vocab_size: Count = 128) -> None:
         need_room(vocab_size, FIRST + 1, "the unknown character, the end of a document and one character need 3 ids")
         self.vocab_size = vocab_size
         self.eos = EOS

@@ -15,6 +15,7 @@ from interop import companions
 from interop.special import model_config, resolve
 from interop.tokenizer import COMPANIONS, SPECIAL, byte_alphabet, special
 from registry.errors import ConfigError, did_you_mean
+from registry.ranges import Count
 from training.data.tokenizers.base import Tokenizer, need_room, token_dtype
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Pretrained(Tokenizer):
 
     kind: ClassVar[str] = "pretrained"
 
-    def __init__(self, file: str, eos: str | None = None, vocab_size: int | None = None) -> None:
+    def __init__(self, file: str, eos: str | None = None, vocab_size: Count | None = None) -> None:
         if importlib.util.find_spec("tokenizers") is None:
             rule = "a tokenizer.json needs the package tokenizers, which is not installed"
             raise ConfigError("data.tokenizer", "pretrained", rule, "Install it: pip install 'blockwright[hf]'")

@@ -1,0 +1,57 @@
+"""Constructors that hold their callers to the ranges of their annotations, from Python as from a configuration."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from registry.errors import ConfigError
+from registry.ranges import numbers
+from registry.schema import conforms, fault
+
+T = TypeVar("T", bound=type)
+Refuse = Callable[[str, Any, str, str], Exception]  # parameter, value, rule, remedy → the exception
+
+
+def enforced(refuse: Refuse | str) -> Callable[[T], T]:
+    """Have the constructor of a class refuse numbers that its annotations exclude. What is no number is not checked.
+
+    Args:
+        refuse: makes the exception; or the path in a configuration under which a ConfigError names the parameter
+    """
+    path = refuse
+    make: Refuse = (lambda name, *told: ConfigError(f"{path}.{name}", *told)) if isinstance(refuse, str) else refuse
+
+    def enforce(cls: T) -> T:
+        constructor = cls.__init__  # type: ignore[misc]
+        if not hasattr(constructor, "_enforced"):
+            cls.__init__ = _enforcing(constructor, make)  # type: ignore[misc]
+        return cls
+
+    return enforce
+
+
+def _enforcing(constructor: Any, refuse: Refuse) -> Any:
+    signature = inspect.signature(constructor)
+
+    @functools.cache
+    def hints() -> dict[str, Any]:
+        found = typing.get_type_hints(constructor, include_extras=True)
+        return {name: hint for name, hint in found.items() if any(numbers(hint))}
+
+    @functools.wraps(constructor)
+    def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            given = signature.bind(self, *args, **kwargs).arguments
+        except TypeError:  # Python's own account follows
+            given = {}
+        for name, value in given.items():
+            if name in hints() and not conforms(value, hints()[name]):
+                raise refuse(name, value, fault(value, hints()[name]), "Write another, or leave it out for the default")
+        constructor(self, *args, **kwargs)
+
+    construct._enforced = True  # type: ignore[attr-defined]
+    return construct

@@ -1,0 +1,76 @@
+"""Which numbers a parameter accepts, as its annotation says: ``n_heads: Count``, ``eps: Positive``.
+
+The bounds are those of the library annotated-types, so a plug-in may write ``Annotated[int, Ge(2)]`` as well as a name
+of this file. A float is finite unless its annotation holds ``UNBOUNDED``. Annotations are held to wherever a
+configuration is read (``registry.schema``, ``training.targets``), and by constructors that are called from Python
+(``registry.enforcing``). Left out: rules between two parameters, which only the constructor can know.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, Lt
+
+UNBOUNDED = "may be infinite"
+
+Count = Annotated[int, Ge(1)]  # 1, 2, 3, …
+Whole = Annotated[int, Ge(0)]  # 0, 1, 2, …
+Number = Annotated[float, "any finite number"]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Stretch = Annotated[float, Ge(1)]  # a factor that shortens nothing
+Fraction = Annotated[float, Ge(0), Le(1)]  # a part of a whole, none of it to all of it
+Share = Annotated[float, Gt(0), Le(1)]  # a part of a whole that is not nothing
+BelowOne = Annotated[float, Ge(0), Lt(1)]
+ProperFraction = Annotated[float, Gt(0), Lt(1)]
+
+_SIGNS = {Ge: ("≥", "at least"), Gt: (">", "above"), Le: ("≤", "at most"), Lt: ("<", "below")}
+_HELD = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
+
+
+def parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """An annotation without what ``Annotated`` adds to it, and what that is."""
+    if typing.get_origin(hint) is not Annotated:
+        return hint, ()
+    plain, *more = typing.get_args(hint)
+    return plain, tuple(more)
+
+
+def within(value: float, more: tuple[Any, ...]) -> bool:
+    """Whether a number is finite, where it has to be, and keeps the bounds that ``Annotated`` adds."""
+    if isinstance(value, float) and not math.isfinite(value) and (math.isnan(value) or UNBOUNDED not in more):
+        return False
+    return all(_HELD[kind](value, limit) for kind, limit in _bounds(more))
+
+
+def in_signs(more: tuple[Any, ...]) -> str:
+    """Bounds as the catalogue shows them, `` ≥ 1`` or `` in [0, 1)``; empty for none."""
+    bounds = sorted(_bounds(more), key=lambda bound: bound[0] in (Le, Lt))
+    if len(bounds) != 2:
+        return "".join(f" {_SIGNS[kind][0]} {limit:g}" for kind, limit in bounds)
+    (low, least), (high, most) = bounds
+    return f" in {'[' if low is Ge else '('}{least:g}, {most:g}{']' if high is Le else ')'}"
+
+
+def in_words(more: tuple[Any, ...]) -> str:
+    """Bounds as a message says them, `` of at least 0 and below 1``; empty for none."""
+    words = " and ".join(f"{_SIGNS[kind][1]} {limit:g}" for kind, limit in _bounds(more))
+    return f" {'of ' if words.startswith('at') else ''}{words}" if words else ""
+
+
+def numbers(hint: Any) -> Iterator[tuple[type, tuple[Any, ...]]]:
+    """Every ``int`` and ``float`` within an annotation, and what ``Annotated`` adds to it."""
+    plain, more = parts(hint)
+    if plain in (int, float):
+        yield plain, more
+    for part in typing.get_args(plain) if typing.get_origin(plain) is not typing.Literal else ():
+        yield from numbers(part)
+
+
+def _bounds(more: tuple[Any, ...]) -> list[tuple[type, Any]]:
+    return [(type(b), getattr(b, type(b).__name__.lower())) for b in more if type(b) in _SIGNS]
