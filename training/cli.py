@@ -57,6 +57,16 @@ def _class(node: Any) -> Any:
     return {"class_path": node["_target_"], "init_args": inner} if "_target_" in node else inner
 
 
+def _named_checkpoint(arguments: list[str]) -> str | None:
+    """The value of ``--ckpt_path``, or None."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--ckpt_path="):
+            return argument.partition("=")[2]
+        if argument == "--ckpt_path":
+            return arguments[i + 1] if i + 1 < len(arguments) else None
+    return None
+
+
 class ComposeAction(Action):
     """``--compose model=x model/attention=gqa …``: a Hydra composition used as the configuration."""
 
@@ -65,6 +75,8 @@ class ComposeAction(Action):
     ) -> None:
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S_%f")
         cfg = compose_config(values, output_dir=f"${{paths.log_dir}}/${{task_name}}/cli/{stamp}")
+        if (checkpoint := _named_checkpoint(sys.argv)) is not None:
+            cfg.ckpt_path = checkpoint  # which the checks of what is resumed and overwritten have to know
         plain = preflight(cfg)
         _taken.update(read_from_environment(cfg))
         text = yaml.safe_dump(to_cli(plain), sort_keys=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,7 @@ def _rate(past: Past, found: Sequence[Change], plain: Mapping[str, Any]) -> str 
     return f"learning rate at step {past.step}: {now:.2f} of its peak, in the checkpoint {past.rate:.2f}: {why}"
 
 
+@lru_cache(maxsize=1)  # Lightning CLI compares twice: what it composes, and what it then runs
 def _tell(level: int, line: str) -> None:
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
         log.log(level, line)
