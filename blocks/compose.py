@@ -253,7 +253,7 @@ def _depths(model: Mapping[str, Any]) -> list[MTP]:
 def _part(kind: str, nodes: Mapping[str, Node], context: Mapping[str, Any]) -> Any:
     if kind not in nodes:
         known = "|".join(registry.names(kind))
-        rule = f"a decoder needs a {kind}, and layer {context['layer_idx']} has none"
+        rule = f"a decoder needs a block of kind {kind!r}, and layer {context['layer_idx']} has none"
         raise ConfigError(f"model.{kind}", None, rule, f"Add one: +model/{kind}=<{known}>")
     return registry.build(kind, nodes[kind], Scope(nodes, context))
 

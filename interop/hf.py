@@ -58,7 +58,7 @@ def _run(arguments: Sequence[str]) -> None:
     if given.command == "import":
         options = {"dtype": dtype, "mtp": given.mtp, "max_bytes": given.max_shard_size, "ignored": given.ignore}
         found = import_folder(given.source, given.out, **options)
-        print(f"Imported a {found} into {given.out}.")
+        print(f"Imported {given.source} (model_type {found}) into {given.out}.")
         for key in given.ignore:
             print(f"Ignored {key} of config.json: if it changes the computation, so does this import.")
         print(f"Fine-tune it: python train.py init_from={given.out} model=pretrained")

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from blocks.kernels.quantise import BITS
 from lab.writer import Writer
 from registry import BlockError, ConfigError
 from registry.command import Parser, run_command
+from registry.printing import show
 from training.targets import instantiate
 
 Window = tuple[Tensor, Tensor]  # tokens [B,T], and for each the one after it
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str]) -> None:
     if words.json:
         print(json.dumps({"model": words.model, "tokens": scored, "caches": rows}, indent=1))
     else:
-        Console().print(table(rows, scored))
+        show(table(rows, scored))
 
 
 def table(rows: Sequence[dict[str, Any]], scored: int) -> Table:

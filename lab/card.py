@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from blocks.cost import FAMILIES, cache_bytes
 from blocks.decoder import Decoder
-from registry import ConfigError
+from registry import ConfigError, printing
 
 
 def _exact(value: float) -> str:
@@ -115,12 +114,8 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def show(document: Mapping[str, Any]) -> None:
-    """Print the card. Off a terminal it is as wide as it needs to be: a line for each figure, never folded."""
-    card = table(document)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=console.measure(card, options=console.options.update(width=10_000)).maximum)
-    console.print(card)
+    """Print the card."""
+    printing.show(table(document))
 
 
 def table(document: Mapping[str, Any]) -> Table:

@@ -9,14 +9,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
 
 from blocks.compose import compose
 from blocks.cost import count_parameters
 from blocks.generate import generate
 from lab import curves
+from registry import printing
 from registry.enforcing import enforced
 from registry.ranges import NonNegative, Whole
 from training.cadence import logs_now
@@ -29,6 +28,8 @@ SHOWN = (
     ("val/perplexity", "validation perplexity", ""),
     ("val/bits_per_byte", "validation bits per byte", ""),
     ("test/loss", "test loss", "nats a token"),
+    ("test/perplexity", "test perplexity", ""),
+    ("test/bits_per_byte", "test bits per byte", ""),
     ("train/loss", "last training loss", "nats a token"),
     ("speed/tokens_per_second", "speed", "tokens/s"),
     ("speed/mfu", "model FLOPs utilisation", "of measured peak"),
@@ -111,25 +112,22 @@ class RunReport(Finale):
             plot_losses(self.train, [*self.val, *final], self.directory / "loss.png")
         if task.expert_shares:
             plot_expert_load(task.expert_shares, self.directory / "expert_load.png")
-        console = Console()
-        console.print(results_table(results))
+        printing.show(results_table(results))
         if self.sample_tokens and spread:
-            console.print("no sampled text: no rank has the whole model; see python -m lab.generate", highlight=False)
+            print("no sampled text: no rank has the whole model; see python -m lab.generate")
         elif self.sample_tokens:
-            self._show_sample(trainer, task, console)
+            self._show_sample(trainer, task)
         drawn = [f.name for f in sorted(self.directory.glob("*.png"))]
-        console.print(
-            f"{self.directory}: results.json, {curves.FILE}, {', '.join(drawn)}", highlight=False, soft_wrap=True
-        )
+        print(f"{self.directory}: {', '.join(['results.json', curves.FILE, *drawn])}")
 
-    def _show_sample(self, trainer: L.Trainer, task: CausalLM, console: Console) -> None:
+    def _show_sample(self, trainer: L.Trainer, task: CausalLM) -> None:
         try:
             text = self._sample(trainer, task)
         except NotImplementedError:  # a guest's attention may have no cache, and its figures count all the same
-            console.print("no sampled text: an attention of this model has no new_cache", highlight=False)
+            print("no sampled text: an attention of this model has no new_cache")
             return
         (self.directory / "sample.txt").write_text(text)
-        console.print(Panel(text, title=f"sampled at temperature {self.temperature:g}", highlight=False))
+        printing.show_text(text, f"sampled at temperature {self.temperature:g}")
 
     def _sample(self, trainer: L.Trainer, task: CausalLM) -> str:
         """What the model writes at the start of a document."""
@@ -146,7 +144,7 @@ class RunReport(Finale):
 
 def results_table(results: dict[str, Any]) -> Table:
     """The figures of one run."""
-    table = Table("", "", "unit", title="results", title_justify="left")
+    table = Table("figure", "value", "unit", title="results", title_justify="left")
     table.add_row("parameters", f"{results['parameters']:,}", f"{results['active_parameters']:,} active")
     table.add_row("optimizer steps", f"{results['steps']:,}", f"{results['fit_seconds']:.0f} s of training")
     for key, label, unit in SHOWN:

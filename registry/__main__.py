@@ -6,13 +6,13 @@ import fnmatch
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from registry import catalogue
 from registry.command import run_command
 from registry.errors import ConfigError, did_you_mean
+from registry.printing import console, show
 from registry.schema import Parameter
 
 
@@ -22,7 +22,6 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: there is no such kind or block
     """
-    console = Console()
     if arguments == ["--markdown"]:
         print(markdown())
         return
@@ -36,9 +35,9 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(kind, pattern, f"no {kind} is registered under this name", known)
     if pattern:
         for k, n in found:
-            _show_block(console, catalogue.lookup(k, n))
+            _show_block(catalogue.lookup(k, n))
     else:
-        _show_family(console, found, with_parameters=len(kinds) == 1)
+        _show_family(found, with_parameters=len(kinds) == 1)
 
 
 def markdown() -> str:
@@ -49,8 +48,11 @@ def markdown() -> str:
     return "\n".join(rows)
 
 
-def _show_family(console: Console, found: list[tuple[str, str]], with_parameters: bool) -> None:
-    table = Table("model/<kind>=<name>", "what it is", *(["parameters"] if with_parameters else []), "provider")
+def _show_family(found: list[tuple[str, str]], with_parameters: bool) -> None:
+    table = Table()
+    table.add_column("model/<kind>=<name>", no_wrap=True)
+    for heading in ("provider", "what it is", *(["parameters"] if with_parameters else [])):
+        table.add_column(heading)
     last = None
     for kind, name in found:
         entry = catalogue.lookup(kind, name)
@@ -58,23 +60,30 @@ def _show_family(console: Console, found: list[tuple[str, str]], with_parameters
             table.add_section()
         last = kind
         parameters = ", ".join(f"{p.name}={_default(p)}" for p in entry.schema.parameters.values())
-        cells = [entry.schema.summary, *([parameters] if with_parameters else []), entry.provider]
+        cells = [entry.provider, entry.schema.summary, *([parameters] if with_parameters else [])]
         table.add_row(f"{kind}/[bold]{name}[/]", *map(escape, cells))
-    console.print(table)
+    show(table)
 
 
-def _show_block(console: Console, entry: catalogue.Entry) -> None:
-    console.print(f"[bold]{entry.kind}/{entry.name}[/]  {escape(entry.schema.summary)}", highlight=False)
-    console.print(f"{entry.cls.__module__}.{entry.cls.__qualname__}, provided by {entry.provider}", highlight=False)
-    table = Table("parameter", "type", "default", "meaning")
+def _show_block(entry: catalogue.Entry) -> None:
+    out = console()
+    out.print(f"[bold]{entry.kind}/{entry.name}[/]  {escape(entry.schema.summary)}")
+    out.print(f"{entry.cls.__module__}.{entry.cls.__qualname__}, provided by {entry.provider}")
+    table = Table()
+    table.add_column("parameter", no_wrap=True)
+    for heading in ("type", "default", "meaning"):
+        table.add_column(heading)
     for p in entry.schema.parameters.values():
         table.add_row(p.name, *map(escape, (p.type, _default(p), p.description)))
-    console.print(table if entry.schema.parameters else "It takes no parameters.")
+    if entry.schema.parameters:
+        show(table)
+    else:
+        out.print("It takes no parameters.")
     told = ", ".join(sorted(entry.schema.context)) or "nothing"
-    console.print(f"supplied by the composer: {told}", highlight=False)
+    out.print(f"supplied by the composer: {told}")
     names = [n for n, p in entry.schema.parameters.items() if not p.child]
     example = f" model.{entry.kind}.{names[0]}=…" if names else ""
-    console.print(f"python train.py model/{entry.kind}={entry.name}{example}", highlight=False)
+    out.print(f"python train.py model/{entry.kind}={entry.name}{example}", soft_wrap=True)
 
 
 def _default(p: Parameter) -> str:

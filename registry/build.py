@@ -201,7 +201,7 @@ def _build_child(
     assert p.child is not None
     nodes = child_nodes(f"{parent.kind} {parent.name!r}", p, own, scope.nodes)
     if not nodes and not p.optional and own.value == INHERIT:
-        rule = f"{parent.kind} {parent.name!r} needs a {p.child}, and none is selected"
+        rule = f"{parent.kind} {parent.name!r} needs a block of kind {p.child!r}, and none is selected"
         raise ConfigError(
             f"model.{p.child}", None, rule, f"Add one: +model/{p.child}=<{'|'.join(catalogue.names(p.child))}>"
         )

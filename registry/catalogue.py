@@ -120,7 +120,7 @@ def register(kind: str, name: str) -> Callable[[C], C]:
             raise RegistrationError(f"{name!r} cannot name a block: as a child it means the model's own")
         contract = _families[kind].contract
         if not issubclass(cls, contract):
-            raise RegistrationError(f"{_identity(cls)} must derive from {_identity(contract)} to be a {kind}")
+            raise RegistrationError(f"{_identity(cls)} must derive from {_identity(contract)}, the contract of {kind}")
         provider = _provider.get() or BUILTIN.get(cls.__module__.partition(".")[0]) or cls.__module__.partition(".")[0]
         kinds = {f.contract: f.kind for f in _families.values()}
         try:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
+
+from registry.printing import console
 
 PARTS = ("model", "data", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "extras")
 
@@ -22,9 +23,9 @@ def show(plain: Mapping[str, Any], directory: Path, print_config: bool) -> None:
             value = {k: v for k, v in value.items() if k not in ("model", "optimizer", "scheduler")}
         _grow(tree, key, value)
     if print_config:
-        Console().print(tree)
+        console().print(tree)
     with (directory / "config_tree.log").open("w") as file:
-        Console(file=file, width=120).print(tree)
+        console(file).print(tree)
 
 
 def _grow(tree: Tree, key: str, value: Any) -> None:

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from blocks.conformance.cases import CHECKS, Case, Outcome, chosen
 from registry import ConfigError
 from registry.command import run_command
+from registry.printing import console, show
 
 MARKS = {"passed": "[green]✓[/]", "failed": "[bold red]failed[/]", "not applicable": "[dim]–[/]"}
 
@@ -29,30 +29,33 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) > 1:
         rule = "takes one pattern of blocks to check"
         raise ConfigError("arguments", " ".join(arguments), rule, "Write e.g. attention, attention/mla or 'gating/*'")
-    blocks, console = chosen(arguments[0] if arguments else "*"), Console()
+    blocks, out = chosen(arguments[0] if arguments else "*"), console()
     outcomes = {}
     for kind, name in blocks:
-        with console.status(f"{kind}/{name}"):
+        with out.status(f"{kind}/{name}"):
             outcomes[f"{kind}/{name}"] = {check: Case(kind, name, check).outcome() for check in CHECKS}
     if len(blocks) == 1:
-        _show_one(console, *blocks[0], outcomes["/".join(blocks[0])])
+        _show_one(*blocks[0], outcomes["/".join(blocks[0])])
     else:
-        _show_many(console, outcomes)
+        _show_many(outcomes)
     failed = sum(o.status == "failed" for of_block in outcomes.values() for o in of_block.values())
-    console.print(f"{len(blocks)} blocks, {len(CHECKS)} checks: {failed or 'none'} failed", highlight=False)
+    out.print(f"{len(blocks)} blocks, {len(CHECKS)} checks: {failed or 'none'} failed")
     return 1 if failed else 0
 
 
-def _show_one(console: Console, kind: str, name: str, outcomes: dict[str, Outcome]) -> None:
+def _show_one(kind: str, name: str, outcomes: dict[str, Outcome]) -> None:
     table = Table("check", "", "promise, or why not", title=f"{kind}/{name}")
     for check, outcome in outcomes.items():
         table.add_row(check, MARKS[outcome.status], escape(outcome.reason or Case(kind, name, check).promise))
-    console.print(table)
+    show(table)
 
 
-def _show_many(console: Console, outcomes: dict[str, dict[str, Outcome]]) -> None:
+def _show_many(outcomes: dict[str, dict[str, Outcome]]) -> None:
     """A row for each block; what is not passed is told with its reason, once for the checks that share it."""
-    table = Table("block", "passed", "failed", "not applicable")
+    table = Table()
+    table.add_column("block", no_wrap=True)
+    for heading in ("passed", "failed", "not applicable"):
+        table.add_column(heading)
     last = None
     for block, of_block in outcomes.items():
         kind = block.partition("/")[0]
@@ -62,7 +65,7 @@ def _show_many(console: Console, outcomes: dict[str, dict[str, Outcome]]) -> Non
         told = [_told(of_block, status) for status in ("failed", "not applicable")]
         passed = sum(o.status == "passed" for o in of_block.values())
         table.add_row(block, f"[green]{passed}[/]", f"[red]{escape(told[0])}[/]", f"[dim]{escape(told[1])}[/]")
-    console.print(table)
+    show(table)
 
 
 def _told(outcomes: dict[str, Outcome], status: str) -> str:
@@ -70,7 +73,7 @@ def _told(outcomes: dict[str, Outcome], status: str) -> str:
     for check, outcome in outcomes.items():
         if outcome.status == status:
             reasons.setdefault(outcome.reason, []).append(check)
-    return "\n".join(f"{', '.join(checks)}: {reason}" for reason, checks in reasons.items())
+    return ";\n".join(f"{', '.join(checks)}: {reason}" for reason, checks in reasons.items())
 
 
 if __name__ == "__main__":

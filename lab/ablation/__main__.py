@@ -15,7 +15,7 @@ from rich.text import Text
 
 from lab.ablation import definition, planning
 from lab.ablation.planning import Plan
-from lab.match.table import arms_table, show
+from lab.match.table import arms_table
 from lab.report import build, terminal
 from lab.report.findings import find
 from lab.report.reading import read as read_sweep
@@ -24,6 +24,7 @@ from lab.sweep.runner import resume_command, run_plan
 from registry import ConfigError
 from registry.arguments import read_arguments
 from registry.command import run_command
+from registry.printing import show
 
 USAGE = """\
 python -m lab.ablation                                      what there is in conf/ablation

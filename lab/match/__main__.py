@@ -13,8 +13,9 @@ from dataclasses import asdict
 
 from lab.match import request
 from lab.match.sizing import read_arm, size
-from lab.match.table import arms_table, show
+from lab.match.table import arms_table
 from registry.command import run_command
+from registry.printing import show
 
 USAGE = """\
 python -m lab.match [HYDRA OVERRIDE …] match=BUDGET by=KNOB [OPTION=VALUE …] [--json]

@@ -6,21 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lab.match.budgets import BUDGETS, WORDS
 from lab.match.sizing import Sized
-
-
-def show(table: Table, console: Console | None = None) -> None:
-    """Print a table. Off a terminal it is as wide as it needs to be."""
-    console = console or Console()
-    if not console.is_terminal:
-        wide = console.options.update(width=10_000)
-        console = Console(width=max(console.width, console.measure(table, options=wide).maximum))
-    console.print(table)
 
 
 def arms_table(
@@ -51,7 +41,7 @@ def arms_table(
 
 
 def _changed(sized: Sized) -> str:
-    return "\n".join(f"{path} {old} → {new}" for path, (old, new) in sized.changed.items()) or "nothing"
+    return ",\n".join(f"{path} {old} → {new}" for path, (old, new) in sized.changed.items()) or "nothing"
 
 
 def _cell(sized: Sized, budget: str, is_base: bool) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
-from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from lab.report import build, words
 from lab.report.findings import Findings
+from registry import printing
 
 STYLES = {
     "better": "bold green",
@@ -24,18 +24,24 @@ STYLES = {
 }
 
 
-def show(findings: Findings, page: Path, console: Console | None = None) -> None:
-    """Verdicts, and where the page lies."""
-    console = console or Console()
-    console.print(f"[bold]{escape(findings.sweep.name)}[/]  {escape(findings.sweep.metric)}", highlight=False)
+def show(findings: Findings, page: Path, file: IO[str] | None = None) -> None:
+    """Verdicts, and where the page lies.
+
+    Args:
+        findings: of the sweep
+        page: of its report
+        file: to print to; None for standard output
+    """
+    console = printing.console(file)
+    console.print(f"[bold]{escape(findings.sweep.name)}[/]  {escape(findings.sweep.metric)}")
     if state := words.state(findings):
-        console.print(Padding(Text(state, style="yellow"), (0, 0, 1, 0)))
+        console.print(Text(f"{state}\n", style="yellow"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for found in build.verdicts(findings):
         table.add_row(Text(found["label"], style=STYLES[found["tone"]]), Text(found["text"]))
-    console.print(table)
+    printing.show(table, file)
     if method := build.method(findings):
-        console.print(Padding(Text(method, style="dim"), (1, 0)))
-    console.print(str(page), highlight=False, soft_wrap=True)
+        console.print(Text(f"\n{method}\n", style="dim"))
+    console.print(str(page), soft_wrap=True)

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from lab.sweep import locks
 from lab.sweep import plan as plans
 from lab.sweep.callback import SWEEPER
@@ -22,6 +20,7 @@ from lab.sweep.study import FILE as STUDY
 from lab.sweep.table import best_of, rows_of, table_of
 from registry import ConfigError, did_you_mean
 from registry.command import Parser, run_command
+from registry.printing import show as print_table
 from training.checkpoints.places import FOLDER
 
 ACTIONS = ("status", "resume", "retry")
@@ -101,7 +100,7 @@ def show(sweep: Path, plan: Mapping[str, Any], as_json: bool) -> None:
         print(json.dumps(_finite(told), indent=1))
         return
     if rows:
-        Console().print(table_of(rows, f"{plan['kind']} {plan.get('name', '')}: {sweep}"))
+        print_table(table_of(rows, f"{plan['kind']} {plan.get('name', '')}: {sweep}"))
     said = ", ".join(f"{number} {status}" for status, number in counts.items()) or "no job has begun"
     print(f"{'running' if running else 'not running'}: {said}")
     if best is not None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lab.sweep.locks import is_taken
 from lab.sweep.plan import PLAN, RESULTS, name_of, read, results_of, write_json
+from registry.printing import show
 
 FIGURES = ("val/loss", "val/bits_per_byte", "test/loss", "speed/tokens_per_second")
 ENDED = ("completed", "pruned", "failed", "diverged")
@@ -74,7 +74,7 @@ def summarise(sweep: Path) -> list[dict[str, Any]]:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        Console().print(table_of(rows, f"{len(rows)} jobs: {sweep}/summary.csv"))
+        show(table_of(rows, f"{len(rows)} jobs: {sweep}/summary.csv"))
     return rows
 
 

@@ -8,13 +8,13 @@ import random
 import re
 import shutil
 from html.parser import HTMLParser
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
 from xml.etree import ElementTree as ET
 
 import pytest
-from rich.console import Console
 from sweep_folder import ablation, completed, falling, grid, write_job
 
 from lab.report import build, svg, terminal
@@ -158,13 +158,25 @@ def test_matching_is_shown_in_every_budget(page: Reader, sweep: Path) -> None:
     assert "−71.88 %" in page.text and "+2.00 %" in page.text
 
 
-def test_terminal_shows_the_verdicts(sweep: Path) -> None:
-    console = Console(width=80, record=True, file=(sweep / "said").open("w"))
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_terminal_shows_the_verdicts(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"COLUMNS": "80", "TERM": "xterm", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
     findings = find(read(sweep))
-    terminal.show(findings, sweep / "report" / "index.html", console)
-    said = console.export_text()
-    assert max(map(len, said.splitlines()[:-1])) <= 80 and said.rstrip().endswith("report/index.html")
-    assert "broken <b>&" in said and "no difference" in said and "corrected for" in said
+    piped, terminal_of_80 = StringIO(), Terminal()
+    for file in (piped, terminal_of_80):
+        terminal.show(findings, sweep / "report" / "index.html", file)
+    for said in (piped.getvalue(), terminal_of_80.getvalue()):
+        assert said.rstrip().endswith("report/index.html")
+        assert "broken <b>&" in said and "no difference" in said and "corrected for" in said
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", terminal_of_80.getvalue())  # bold and colour
+    assert max(map(len, shown.splitlines()[:-1])) <= 80
+    verdicts = [found["text"] for found in build.verdicts(findings)]
+    assert all(verdict in piped.getvalue() for verdict in verdicts)  # each in one line
 
 
 def test_half_a_sweep_says_so_on_top(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_malformed_name_is_refused(name: str) -> None:
 
 
 def test_class_outside_the_contract_is_refused() -> None:
-    with pytest.raises(RegistrationError, match=r"must derive from blocks\.ffn\.base\.FFN to be a ffn"):
+    with pytest.raises(RegistrationError, match=r"must derive from blocks\.ffn\.base\.FFN, the contract of ffn"):
         register("ffn", "plain")(Plain)
     assert "plain" not in registry.names("ffn")
 

@@ -8,12 +8,12 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from blocks.compose import compose
+from registry.printing import show
 from training.parallel.arithmetic import held_bytes, whole_regions
 from training.parallel.local import plain
 from training.parallel.ranks import data_ranks
@@ -149,7 +149,6 @@ def _show(rows: list[dict[str, int]], sizes: Sizes, model: Mapping[str, Any], re
     for rank, row in enumerate(rows):
         table.add_row(str(rank), *(f"{row[name] / 1e6:,.2f}" for name in COLUMNS))
     table.add_row("plan", *(f"{plan[name] / 1e6:,.2f}" if name in plan else "" for name in COLUMNS))
-    console = Console()
-    console.print(table)
+    show(table)
     for name in whole_regions(decoder, sizes):
-        console.print(f"{name} cannot be split by heads: every rank of a tensor group computes it whole")
+        print(f"{name} cannot be split by heads: every rank of a tensor group computes it whole")

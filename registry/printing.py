@@ -1,0 +1,80 @@
+"""One way for every command to print: framed on a terminal, complete plain lines when piped or written to a file.
+
+Where there is no terminal, rich assumes 80 columns, or ``COLUMNS``, and cuts names with "…". Here nothing is cut or
+folded off a terminal, and a row of a table is one line, so that ``grep``, ``sort`` and ``awk`` see all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import IO, Any
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+UNLIMITED = 1_000_000  # columns; rich wants a number
+
+
+def console(file: IO[str] | None = None) -> Console:
+    """Where to print lines: a terminal has its width, anything else has as much as a line needs.
+
+    Args:
+        file: None for standard output
+    """
+    made = Console(file=file, highlight=False)
+    return made if made.file.isatty() else Console(file=file, highlight=False, width=UNLIMITED)
+
+
+def show(table: Table, file: IO[str] | None = None) -> None:
+    """Print a table: framed on a terminal, else as ``lines`` has it.
+
+    Args:
+        table: of texts
+        file: None for standard output
+    """
+    out = console(file)
+    if out.file.isatty():
+        out.print(table)
+    else:
+        print(*lines(table), sep="\n", file=out.file)
+
+
+def show_text(text: str, title: str, file: IO[str] | None = None) -> None:
+    """Print a text under its title, in a box on a terminal."""
+    out = console(file)
+    if out.file.isatty():
+        out.print(Panel(Text(text), title=title))
+    else:
+        print(f"{title}:\n{text}", file=out.file)
+
+
+def lines(table: Table) -> Iterator[str]:
+    """A table as plain text: title, header, a line for each row with its columns aligned, caption."""
+    rows = [[_plain(cell) for cell in row] for row in zip(*(column.cells for column in table.columns), strict=True)]
+    header = [_plain(column.header) for column in table.columns]
+    if table.show_header and any(header):
+        rows.insert(0, header)
+    if table.title:
+        yield _text(table.title)
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = []
+        for cell, width, column in zip(row, widths, table.columns, strict=True):
+            room = " " * (width - cell_len(cell))
+            cells.append(room + cell if column.justify == "right" else cell + room)
+        yield "  ".join(cells).rstrip()
+    if table.caption:
+        yield _text(table.caption)
+
+
+def _plain(cell: Any) -> str:
+    """The text of a cell in one line."""
+    first, *more = _text(cell).splitlines() or [""]
+    return " ".join([first.rstrip(), *(line.strip() for line in more)])
+
+
+def _text(cell: Any) -> str:
+    return Text.from_markup(cell).plain if isinstance(cell, str) else str(cell)
