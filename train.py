@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -21,10 +22,10 @@ from omegaconf import DictConfig, read_write
 
 import registry
 from registry import REFUSED, ConfigError
-from training import lean
+from training import figures, lean
 from training.checkpoints.find import LAST
 from training.checkpoints.places import place_of
-from training.composition import CONF, REFUSALS, explain, is_no_name
+from training.composition import CONF, REFUSALS, explain, is_no_name, refuse_empty
 from training.preflight import preflight
 from training.secrets import hidden, read_from_environment
 from training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, stoppable
@@ -41,7 +42,7 @@ def hydra_main(cfg: DictConfig) -> float | None:
     directory = Path(HydraConfig.get().runtime.output_dir)
     value, figures = _worst(), None
     try:
-        return _job(cfg, directory)
+        return _job(cfg, directory, sweeping)
     except Interrupted:
         from lab.sweep.callback import release
 
@@ -70,8 +71,11 @@ def hydra_main(cfg: DictConfig) -> float | None:
     return value
 
 
-def _job(cfg: DictConfig, directory: Path) -> float:
-    plain = preflight(cfg)
+def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
+    refuse_empty(cfg, list(HydraConfig.get().overrides.task))
+    plain = preflight(cfg, compared=sweeping)
+    if (note := figures.left_out(plain)) and not _is_child():
+        print(note, file=sys.stderr)
     from training import cli, config_tree
     from training.run import run
 
@@ -93,7 +97,12 @@ def _job(cfg: DictConfig, directory: Path) -> float:
     value = metrics.get(cfg.optimized_metric)
     if value is None:
         known = registry.did_you_mean(cfg.optimized_metric, metrics)
-        raise ConfigError("optimized_metric", cfg.optimized_metric, "no such value was logged", known)
+        missing = ConfigError("optimized_metric", cfg.optimized_metric, "no such value was logged", known)
+        if sweeping:
+            raise missing
+        if cfg.optimized_metric not in (note or "") and not _is_child():  # what was trained counts all the same
+            print(f"warning: {missing}", file=sys.stderr)
+        return None
     return value if math.isfinite(value) else _worst()
 
 
@@ -178,6 +187,14 @@ def _refusal(error: Exception, arguments: list[str]) -> ConfigError | None:
         return ConfigError(
             "trainer", "…", str(error), "Look at trainer, callbacks and logger: python train.py --cfg job"
         )
+    if isinstance(error, ValueError) and "`val_check_interval`" in str(error):  # how long an epoch is, Lightning knows
+        remedy = "Write fewer steps, or trainer.check_val_every_n_epoch=null, which counts steps across epochs"
+        return ConfigError("trainer.val_check_interval", "…", str(error).strip().partition(". ")[0], remedy)
+    if isinstance(error, RuntimeError) and (
+        found := re.match(r"Early stopping conditioned on metric `([^`]+)`", str(error))
+    ):
+        remedy = "Name one that is: callbacks.early_stopping.monitor=val/loss"
+        return ConfigError("callbacks.early_stopping.monitor", found[1], "no such value was logged", remedy)
     return None
 
 

@@ -42,8 +42,18 @@ EARLY = {
         "callbacks.checkpoint.monitor=val/lss", "callbacks.checkpoint.monitor", "Did you mean 'val/loss'"
     ),
     "misspelt objective": Mistake("optimized_metric=val_loss", "optimized_metric", "Did you mean 'val/loss'"),
-    "objective of a test that is not made": Mistake(
-        "optimized_metric=test/loss\ntest=false", "optimized_metric", "test=true"
+    "objective of a sweep that nothing measures": Mistake(
+        "-m\nseed=0,1\noptimized_metric=test/loss\ntest=false", "optimized_metric", "because of test=false"
+    ),
+    "objective of a search that nothing measures": Mistake(
+        "-m\nhydra/sweeper=optuna\noptimizer.lr=choice(0.1,0.2)\ndata.corpus.val_fraction=0",
+        "optimized_metric",
+        r"because of data\.corpus\.val_fraction=0",
+    ),
+    "early stopping by what is not measured": Mistake(
+        "callbacks=[default,early_stopping]\n+trainer.limit_val_batches=0",
+        "callbacks.early_stopping.monitor",
+        r"because of trainer\.limit_val_batches=0",
     ),
     # keys
     "mistyped key": Mistake("model.d_modle=64", "model.d_modle", "Did you mean 'd_model'"),
@@ -124,7 +134,7 @@ EARLY = {
     # many processes
     "GPU that is not there": Mistake("trainer=fsdp", "trainer.accelerator", r"no GPU.*trainer=\[fsdp,sim\]"),
     "half a trainer": Mistake("trainer=[ddp_sim,sim]\n~trainer._target_", "trainer", r"'trainer=\[fsdp,sim\]'"),
-    "torch's older FSDP": Mistake("+trainer.strategy=fsdp", "trainer.strategy", "older FSDP.*trainer=fsdp"),
+    "torch's older FSDP": Mistake("trainer.strategy=fsdp", "trainer.strategy", "older FSDP.*trainer=fsdp"),
     "package for a strategy": Mistake("trainer=deepspeed", "trainer.strategy", r"blockwright\[deepspeed\]"),
     "world that is not filled": Mistake(
         "trainer=[fsdp,sim]\ntrainer.strategy.shard=3", "trainer.strategy.shard", "do not fill the world of 2"
@@ -173,6 +183,14 @@ EARLY = {
         "task.activation_checkpointing=some", "task.activation_checkpointing", "none, selective, full"
     ),
     "seed that is no number": Mistake("seed=abc", "seed", "must be an integer"),
+    "seed that no generator takes": Mistake("seed=5000000000", "seed", "from 0 to 4,294,967,295"),
+    "word that is no switch": Mistake("test=no", "test", "true or false.*test=false"),
+    "empty mapping over another": Mistake("model.layout={}", "model.layout", "change nothing.*model.layout=null"),
+    "strategy that starts no commands": Mistake("trainer.strategy=ddp_spawn", "trainer.strategy", "strategy=ddp"),
+    "batch that two processes cannot share, by count alone": Mistake(
+        "trainer.devices=2\ndata.batch_size=3", "data.batch_size", "Set data.batch_size=4"
+    ),
+    "no such device": Mistake("trainer.accelerator=gpux", "trainer.accelerator", "Did you mean 'gpu'"),
     "no tags where tags are asked for": Mistake("tags=[]\nextras.enforce_tags=true", "tags", r"tags=\[mine\]"),
     # files
     "corpus not named": Mistake("data.corpus.files=???", "data.corpus.files", "a value is required"),
@@ -191,7 +209,8 @@ EARLY = {
     "auto_resume that is no switch": Mistake("auto_resume=last", "auto_resume", "true or false"),
     "address for a checkpoint": Mistake("ckpt_path='https://host/x.ckpt'", "ckpt_path", "no such file"),
     "no run to go on with": Mistake("ckpt_path=last\ntask_name=nobody", "ckpt_path", "has left a last.ckpt"),
-    "nothing to test": Mistake("train=false\ntest=true", "ckpt_path", "testing without training"),
+    "random weights to test": Mistake("train=false\ntest=true", "ckpt_path", "random weights"),
+    "random weights to validate": Mistake("train=false\ntest=false", "ckpt_path", "init_from=OUT"),
     # grammar
     "no override at all": Mistake("gqa", "command line", "Write key=value"),
     "two equals signs": Mistake("a=b=c", "command line", "cannot be read as an override"),
@@ -201,7 +220,6 @@ EARLY = {
 LATE = {
     "wrong type for the trainer": Mistake("trainer.max_steps=abc", "trainer.max_steps", "must be an integer"),
     "+key of the trainer": Mistake("+trainer.max_stepz=4", "trainer.max_stepz", "Did you mean 'max_steps'"),
-    "no such device": Mistake("trainer.accelerator=gpux", "trainer", "invalid accelerator name"),
     "no such precision": Mistake("trainer.precision=17", "trainer.precision", "bf16-mixed"),
     "wrong type for a callback": Mistake(
         "callbacks.report.sample_tokens=many", "callbacks.report.sample_tokens", "int"
@@ -218,7 +236,16 @@ TOO_LATE = {
     "monitor of nothing": Mistake(
         "callbacks.checkpoint.monitor=val/accuracy", "trainer", "could not find the monitored key"
     ),
-    "objective that nobody logs": Mistake("optimized_metric=val/accuracy", "optimized_metric", "Known: .*val/loss"),
+    "early stopping by what nobody logs": Mistake(
+        "callbacks=[default,early_stopping]\ncallbacks.early_stopping.monitor=val/accuracy",
+        "callbacks.early_stopping.monitor",
+        "no such value was logged",
+    ),
+    "validation less often than once an epoch of them": Mistake(
+        "trainer.check_val_every_n_epoch=1\ntrainer.val_check_interval=100000",
+        "trainer.val_check_interval",
+        "check_val_every_n_epoch=null",
+    ),
 }
 
 DRIVER = """

@@ -20,6 +20,7 @@ from registry import ConfigError, did_you_mean
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what composing raises for a user's mistake
+_EMPTY = re.compile(r"\+{0,2}([^=~@]+)=\s*\{\s*\}\s*")
 _TYPES = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "String": "a string"}
 
 
@@ -36,13 +37,41 @@ def compose_config(overrides: Sequence[str], *, output_dir: str | None = None) -
     registry.load()
     extra = [f"paths.output_dir={output_dir}"] if output_dir else []
     try:
-        return _compose([*extra, *overrides])
+        composed = _compose([*extra, *overrides])
     except REFUSALS as error:
         raise explain(error, overrides) from None
     except ValueError as error:
         if is_no_name(error):
             raise explain(error, overrides) from None
         raise
+    refuse_empty(composed, overrides)
+    return composed
+
+
+def refuse_empty(composed: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse ``key={}`` for a mapping that is not empty: Hydra merges mappings, so it would change nothing.
+
+    Args:
+        composed: what the overrides were composed to
+        overrides: in Hydra's grammar
+
+    Raises:
+        ConfigError
+    """
+    for override in overrides:
+        if written := _EMPTY.fullmatch(override):
+            there = OmegaConf.select(composed, written[1])
+            if isinstance(there, DictConfig) and len(there):
+                rule = f"is merged with what is there ({', '.join(map(str, there))}), so it would change nothing"
+                raise ConfigError(written[1], "{}", rule, _instead_of_empty(written[1])) from None
+
+
+def _instead_of_empty(path: str) -> str:
+    """What to write for a mapping that is to be another, or none."""
+    group = path.replace(".", "/")
+    if options := sorted({*_options(group), *registry.names(path.rpartition(".")[2])}):
+        return f"Choose another: {group}=<{'|'.join(options)}>"
+    return f"For none of it write {path}=null, or change its keys one by one"
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
@@ -57,7 +86,7 @@ def explain(error: BaseException, overrides: Sequence[str]) -> ConfigError:
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
     text = "\n".join(str(e) for e in chain)
-    for reading in (_unreadable, _unparsed, _no_name, _no_option, _no_group, _unknown_key, _wrong_type):
+    for reading in (_unreadable, _unparsed, _no_name, _no_option, _no_group, _there_already, _unknown_key, _wrong_type):
         found = reading(error, text, overrides)
         if found:
             return found
@@ -128,6 +157,15 @@ def _no_group(error: BaseException, text: str, overrides: Sequence[str]) -> Conf
     if group.startswith("model/") and kind in registry.kinds():
         return ConfigError(group, value, rule, f"Add it: +{group}={value}")
     return ConfigError(group, value, rule, did_you_mean(group, _groups()))
+
+
+def _there_already(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    found = re.search(r"Could not append to config\. An item is already at '([^']+)'", text)
+    if not found:
+        return None
+    override = next((o for o in overrides if o.startswith(f"+{found[1]}=")), f"+{found[1]}=…")
+    rule = "+ adds a setting, and this one is there already"
+    return ConfigError(found[1], override.partition("=")[2], rule, f"Leave out the +: {override[1:]}")
 
 
 def _unknown_key(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:

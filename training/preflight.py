@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from interop.source import check_init, read_composition
 from registry import ConfigError, did_you_mean, refuse_targets, to_plain
 from registry.layout import patched
 from registry.limits import read_text
+from training import figures, trainer_settings
 from training.checkpoints.optimizer import check_optimizer
 from training.checkpoints.places import refuse_overwriting, settle
 from training.checkpoints.record import past_of, record
@@ -35,17 +35,24 @@ ROOT = {
 
 OWN = ("dry_run",)  # keys of trainer that are this project's and not Lightning's
 TASK = "training.causal_lm.CausalLM"
-FIGURES = tuple(f"{stage}/{figure}" for stage in ("val", "test") for figure in ("bits_per_byte", "loss", "perplexity"))
-LEAST = {  # trainer's argument → its least value, and what it is
-    "accumulate_grad_batches": (1, "counts batches, and a step needs one"),
-    "gradient_clip_val": (0, "is the length to which gradients are cut; below 0 it would turn them round"),
-    "log_every_n_steps": (0, "counts steps; 0 never logs"),
-    "max_steps": (-1, "counts optimizer steps; -1 leaves the end to trainer.max_epochs"),
-}
+MAX_SEED = 2**32 - 1  # what NumPy's generators take
+SWITCHES = (
+    "train",
+    "test",
+    "auto_resume",
+    "extras.print_config",
+    "extras.ignore_warnings",
+    "extras.enforce_tags",
+    "trainer.dry_run",
+)
 
 
-def preflight(cfg: DictConfig) -> dict[str, Any]:
+def preflight(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
     """Check a composed configuration, and find the checkpoint that the run resumes from.
+
+    Args:
+        cfg: as composed
+        compared: whether other runs are compared with this one by its ``optimized_metric``
 
     Returns:
         the same as plain types, the model complete and ``ckpt_path`` a file
@@ -53,13 +60,17 @@ def preflight(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: with the path, the value, the rule and the remedy
     """
-    plain = check(cfg)
+    plain = check(cfg, compared)
     _check_start(plain, record(hidden(plain, read_from_environment(cfg))))
     return plain
 
 
-def check(cfg: DictConfig) -> dict[str, Any]:
+def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
     """Check a composed configuration for itself, without a look at checkpoints or at the folders of its run.
+
+    Args:
+        cfg: as composed
+        compared: as in ``preflight``
 
     Returns:
         the same as plain types, the model complete
@@ -73,12 +84,10 @@ def check(cfg: DictConfig) -> dict[str, Any]:
             raise ConfigError(key, value, "there is no such setting", did_you_mean(key, ROOT))
     for key in sorted(ROOT - set(plain)):
         raise ConfigError(key, None, "every run has this setting", f"Leave out what takes it away (~{key}, say)")
-    if not isinstance(plain["seed"], int):
-        raise ConfigError("seed", plain["seed"], "must be an integer", "Write seed=0")
+    check_seed(plain["seed"])
+    _check_switches(plain)
     if plain["extras"].get("enforce_tags") and not plain["tags"]:
         raise ConfigError("tags", plain["tags"], "extras.enforce_tags asks for at least one", "Write tags=[mine]")
-    if not isinstance(plain["auto_resume"], bool):
-        raise ConfigError("auto_resume", plain["auto_resume"], "must be true or false", "Write auto_resume=true")
     if (changed := (plain["resume"] or {}).get("changed")) not in CHANGED:
         rule = "says what happens to settings that differ from the checkpoint's"
         raise ConfigError("resume.changed", changed, rule, f"Write one of {', '.join(CHANGED)}")
@@ -90,8 +99,8 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     plain["task"] = {**plain["task"], "model": plain["model"]}
     check_kernels(plain["task"].get("kernels") or {}, "task.kernels")
     _check_fit(plain["model"], plain["data"], check_data(plain["data"]))
-    _check_figures(plain)
-    _check_trainer(plain["trainer"])
+    figures.check(plain, compared)
+    trainer_settings.check(plain["trainer"], plain["train"])
     derive(plain["trainer"])
     check_ranks(plain)
     _move_compile(plain)
@@ -104,6 +113,45 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     if isinstance(steps, int) and plain["train"] and not (steps == -1 and counts_epochs):
         schedule.check(steps)
     return plain
+
+
+def check_seed(seed: Any, path: str = "seed") -> None:
+    """Refuse a seed that the generators do not take.
+
+    Raises:
+        ConfigError
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise ConfigError(path, seed, f"must be an integer from 0 to {MAX_SEED:,}", f"Write {path}=0")
+
+
+def refuse_random_weights(ckpt_path: Any, init_from: Any) -> None:
+    """Without training, there must be weights to measure.
+
+    Raises:
+        ConfigError
+    """
+    if ckpt_path is None and init_from is None:
+        rule = "without training, only the random weights of the start would be measured"
+        remedy = "Write ckpt_path=last or a file; or init_from=OUT for the weights of an imported model"
+        raise ConfigError("ckpt_path", None, rule, remedy)
+
+
+def _check_switches(plain: dict[str, Any]) -> None:
+    """Text such as ``no`` would count as true."""
+    for path in SWITCHES:
+        part, _, key = path.rpartition(".")
+        value = (plain[part] if part else plain).get(key, False)
+        if not isinstance(value, bool):
+            raise ConfigError(path, value, "must be true or false", f"Write {path}=true or {path}=false")
+    if not isinstance(plain["task_name"], str) or not plain["task_name"].strip("./ "):
+        rule = "names the folder of the runs"
+        raise ConfigError("task_name", plain["task_name"], rule, "Write a word: task_name=mine")
+    if not isinstance(plain["optimized_metric"], str):
+        rule = "names the figure that runs are compared by"
+        raise ConfigError("optimized_metric", plain["optimized_metric"], rule, "Write optimized_metric=val/loss")
+    if plain["tags"] is not None and not isinstance(plain["tags"], list):
+        raise ConfigError("tags", plain["tags"], "must be a list of words", "Write tags=[mine]")
 
 
 def _resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -153,8 +201,8 @@ def _check_start(plain: dict[str, Any], ours: dict[str, Any]) -> None:
         check_changes(path, past_of(checkpoint), ours, plain)
     refuse_overwriting(plain, place)
     _check_weights(plain)
-    if not plain["train"] and plain["test"] and plain["ckpt_path"] is None:
-        raise ConfigError("ckpt_path", None, "testing without training needs one", "Write ckpt_path=last or a file")
+    if not (plain["train"] or plain["trainer"].get("dry_run")):
+        refuse_random_weights(path, plain["init_from"])
 
 
 def _check_weights(plain: dict[str, Any]) -> None:
@@ -184,32 +232,6 @@ def _check_fit(model: dict[str, Any], data: dict[str, Any], vocabulary: int | No
     if isinstance(length, int) and 0 < length <= depth:
         rule = f"predicts tokens beyond the sequence (data.sequence_length = {length})"
         raise ConfigError("model.mtp.depth", depth, rule, "Predict fewer tokens, or lengthen it")
-
-
-def _check_figures(plain: dict[str, Any]) -> None:
-    """A misspelt figure is refused before the training. Callbacks may log others, so only near misses are."""
-    asked = {"optimized_metric": plain["optimized_metric"]}
-    for name, callback in (plain["callbacks"] or {}).items():
-        if isinstance(callback, dict) and "monitor" in callback:
-            asked[f"callbacks.{name}.monitor"] = callback["monitor"]
-    for path, figure in asked.items():
-        near = difflib.get_close_matches(str(figure), FIGURES, n=1, cutoff=0.85)
-        if near and figure not in FIGURES:
-            raise ConfigError(path, figure, "no such value is logged", f"Did you mean {near[0]!r}?")
-        if figure in FIGURES and str(figure).startswith("test/") and not plain["test"]:
-            raise ConfigError(path, figure, "nothing is tested with test=false", "Write test=true, or a figure of val/")
-
-
-def _check_trainer(trainer: dict[str, Any]) -> None:
-    """Numbers that Lightning takes and then divides by, or that turn the gradient round."""
-    for key, (least, rule) in LEAST.items():
-        value = trainer.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool) and not value >= least:
-            raise ConfigError(f"trainer.{key}", value, rule, f"Write trainer.{key}={least} or more")
-    interval = trainer.get("val_check_interval")
-    if isinstance(interval, int | float) and not isinstance(interval, bool) and not interval > 0:
-        rule, remedy = "counts steps between validations", "Write a number of steps, or null for none"
-        raise ConfigError("trainer.val_check_interval", interval, rule, remedy)
 
 
 def _move_compile(plain: dict[str, Any]) -> None:

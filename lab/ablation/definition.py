@@ -20,6 +20,7 @@ from lab.match.sizing import TOL, Match
 from registry import ConfigError, did_you_mean
 from registry.limits import read_text
 from training.composition import CONF
+from training.preflight import check_seed
 
 FOLDER = CONF / "ablation"
 GENERATORS = ("grid", "leave_one_out", "staircase")
@@ -180,6 +181,8 @@ def _seeds(value: Any) -> tuple[int, ...]:
             raise ConfigError("seeds", value, f"are at most {MAX_SEEDS}", "To name one seed, write seeds=[1234]")
         return tuple(range(count))
     seeds = tuple(whole("seeds", seed, 0, "lists whole numbers") for seed in value)
+    for seed in seeds:
+        check_seed(seed, "seeds")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError("seeds", value, "lists one seed or more, none twice", "Write seeds=3 or seeds=[0,1,2]")
     return seeds

@@ -11,6 +11,7 @@ from lab.ablation.definition import Definition
 from lab.match.sizing import Arm, Sized, arm_of, named, size
 from lab.sweep.plan import quoted
 from registry import ConfigError
+from training import figures
 from training.composition import compose_config
 from training.preflight import check
 
@@ -117,11 +118,10 @@ def _refuse_alike(final: dict[str, dict[str, Any]]) -> None:
 
 
 def _refuse_unmeasured(definition: Definition, final: dict[str, dict[str, Any]]) -> None:
-    """Refuse to compare by a figure of the test split where no arm or not every arm measures it."""
+    """Refuse to compare by a figure that not every arm measures."""
     for name, plain in final.items():
-        if definition.metric.startswith("test/") and not plain.get("test"):
-            rule = f"is of the test split, and arm {name} has test=false"
-            raise ConfigError("metric", definition.metric, rule, "Write test=true, or metric=val/loss")
+        with named(name):
+            figures.refuse_unmeasured("metric", definition.metric, plain)
 
 
 def _rates(definition: Definition) -> list[tuple[float | None, list[str]]]:

@@ -25,6 +25,7 @@ from lab.sweep import plan as plans
 from lab.sweep.progress import ended_line
 from lab.sweep.table import summarise
 from registry import REFUSED, ConfigError
+from training import figures
 from training.stops import SIGNALS, Interrupted, stop_at_once
 
 _held: dict[Path, int] = {}  # locks of this process, which would be other files' numbers in a launcher's worker
@@ -144,6 +145,7 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
     }
     if is_grid:
         plan["jobs"] = grid_of(sweeper, list(config.hydra.overrides.task))
+        check_first(config, plan["jobs"])
     else:
         plan |= {"argv": [*flags, *config.hydra.overrides.hydra, *config.hydra.overrides.task]}
         plan |= {"sweeper": sweeper.get("_target_"), "n_trials": sweeper.get("n_trials")}
@@ -152,6 +154,20 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
         name = sweeper.get("study_name") or f"{config.task_name}-{sweep.name}"
         plan["study"] = {"name": name, "storage": raw.get("storage")}  # type: ignore[union-attr]
     plans.write(sweep, plan)
+
+
+def check_first(config: DictConfig, jobs: list[dict[str, Any]]) -> None:
+    """Refuse a grid whose first job will not have the figure that jobs are compared by; the others look themselves.
+
+    Raises:
+        ConfigError
+    """
+    if jobs:
+        try:
+            first = GlobalHydra.instance().config_loader().load_sweep_config(config, jobs[0]["overrides"])
+        except Exception:  # what cannot be composed is a row of the table, with its reason
+            return
+        figures.check_composed(first)
 
 
 def grid_of(sweeper: DictConfig, overrides: list[str]) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ from lab.sweep.space import Space, choices, ends, read_space, suggest
 from lab.sweep.study import open_study
 from lab.sweep.table import record_failure
 from registry import ConfigError, did_you_mean
+from training import figures
 from training.checkpoints.find import newest
 from training.targets import check_target
 
@@ -237,6 +238,7 @@ def check_space(composed: Any, space: Space, fixed: Mapping[str, Any]) -> None:
     tried = {name: ends(distribution) for name, distribution in space.items()}
     first = {**{name: values[0] for name, values in tried.items()}, **fixed}
     config = composed([f"{name}={value}" for name, value in first.items()])
+    figures.check_composed(config)
     _check_pruners(config)
     for part in CHECKED:
         check_target(

@@ -103,7 +103,13 @@ REFUSED = {
     "model/atention=mla": ("model/atention", "there is no such group", "'model/attention'"),
     "model/balance=expert": ("model/balance", "selects nothing", "+model/balance=expert"),
     "callbacks=[default,x]": ("callbacks", "is no option", "early_stopping"),
-    "trainer.strategy=ddp": ("trainer.strategy", "no 'strategy'", "+trainer.strategy=ddp"),
+    "trainer.max_time=1": ("trainer.max_time", "no 'max_time'", "+trainer.max_time=1"),
+    "+trainer.strategy=ddp": ("trainer.strategy", "is there already", "Leave out the +: trainer.strategy=ddp"),
+    "model.layout={}": ("model.layout", "(ffn), so it would change nothing", "model.layout=null"),
+    "++model.variants={ }": ("model.variants", "change nothing", "model.variants=null"),
+    "model.attention={}": ("model.attention", "change nothing", "model/attention=<gqa|mha"),
+    "callbacks.report={}": ("callbacks.report", "change nothing", "callbacks.report=null"),
+    "callbacks={}": ("callbacks", "change nothing", "Choose another: callbacks=<checkpoint|default"),
     "optimizer=null": ("optimizer", "name of one of its files", "adamw"),
     "a=b=c": ("command line", "cannot be read", "quoted"),
     "~nothing": ("configuration", "'nothing' does not exist", "--help"),
@@ -128,3 +134,8 @@ def test_refusal_shows_the_value_at_fault_and_not_the_whole_command_line() -> No
         with pytest.raises(ConfigError) as caught:
             compose_config(["seed=1", override], output_dir="x")
         assert caught.value.value == value
+
+
+def test_empty_mapping_where_nothing_is_means_what_it_says() -> None:
+    assert compose_config(["+model.balance={}", "logger=none", "logger={}"], output_dir="x").logger == {}
+    assert compose_config(["+model.overrides=[]"], output_dir="x").model.overrides == []

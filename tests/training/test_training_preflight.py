@@ -14,6 +14,7 @@ import pytest
 
 from blocks.kernels.choice import KERNELS
 from registry import ConfigError
+from training.preflight import check_seed
 from training.targets import instantiate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,19 +54,6 @@ def test_checking_imports_no_lightning_and_writes_nothing(tmp_path: Path, small:
     assert not list(tmp_path.iterdir())
 
 
-def test_figures_that_the_task_logs_are_those_that_are_known() -> None:
-    from training.metrics import TokenLoss
-    from training.preflight import FIGURES
-
-    assert set(FIGURES) == {f"{stage}/{name}" for stage in ("val", "test") for name in TokenLoss().compute()}
-
-
-def test_figure_that_a_callback_may_log_is_let_through(checked: Checked) -> None:
-    assert checked("optimized_metric=val/accuracy")["optimized_metric"] == "val/accuracy"
-    assert checked("optimized_metric=test/loss", "test=true")["optimized_metric"] == "test/loss"
-    assert refusal(checked, "optimized_metric=val/los").remedy == "Did you mean 'val/loss'?"
-
-
 def test_batch_is_shared_by_all_processes_of_all_nodes(checked: Checked) -> None:
     checked("trainer=ddp_sim", "data.batch_size=4")
     error = refusal(checked, "trainer=ddp_sim", "data.batch_size=3")
@@ -89,6 +77,38 @@ def test_validation_interval_is_a_number_of_steps(checked: Checked, interval: st
 )
 def test_number_of_the_trainer_has_a_least_value(checked: Checked, key: str, value: float) -> None:
     assert refusal(checked, f"trainer.{key}={value}").path == f"trainer.{key}"
+
+
+@pytest.mark.parametrize("seed", [5_000_000_000, 2**32, -1, "abc", 1.0, True, None])
+def test_seed_is_one_that_every_generator_takes(seed: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_seed(seed)
+    assert (caught.value.path, caught.value.value) == ("seed", seed)
+    check_seed(0)
+    check_seed(2**32 - 1)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train=maybe",
+        "test=no",
+        "extras.print_config=no",
+        "trainer.dry_run=no",
+        "task_name=''",
+        "task_name=null",
+        "tags=abc",
+        "optimized_metric=null",
+    ],
+)
+def test_setting_at_the_top_is_what_it_has_to_be(checked: Checked, override: str) -> None:
+    assert refusal(checked, override).path == override.partition("=")[0]
+
+
+def test_without_training_something_trained_is_measured(checked: Checked) -> None:
+    for test in ("true", "false"):
+        assert refusal(checked, "train=false", f"test={test}").path == "ckpt_path"
+    checked("train=false", "trainer.dry_run=true")
 
 
 def test_training_counted_in_epochs_needs_no_number_of_steps(checked: Checked) -> None:

@@ -40,7 +40,7 @@ def check(plain: Mapping[str, Any]) -> None:
     check_machine(trainer)
     strategy, world = trainer.get("strategy"), world_of(trainer)
     if not isinstance(strategy, Mapping):
-        if str(strategy).startswith("ddp") and world:
+        if world and (strategy in (None, "auto") or str(strategy).startswith("ddp")):  # auto is ddp for several
             _check_batches(plain["data"], world)
         return
     if strategy.get("_target_") != STRATEGY:

@@ -1,0 +1,108 @@
+"""Which figures a run will have, known before it starts: nothing trains for hours towards a figure it cannot have."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from registry import ConfigError
+
+STAGES = ("val", "test")
+FIGURES = tuple(f"{stage}/{figure}" for stage in STAGES for figure in ("bits_per_byte", "loss", "perplexity"))
+KEEPERS = ("Keeper", "ModelCheckpoint")  # without their figure they keep no best checkpoint, and training goes on
+
+
+def check(plain: Mapping[str, Any], compared: bool = False) -> None:
+    """Refuse figures that are misspelt, and those that something depends on and that will not be measured.
+
+    Callbacks may log further figures, so of unknown names only near misses are refused.
+
+    Args:
+        plain: a composed configuration
+        compared: whether other runs are compared with this one by ``optimized_metric``, as in a sweep
+
+    Raises:
+        ConfigError: at the figure
+    """
+    for path, figure in _asked(plain).items():
+        near = difflib.get_close_matches(str(figure), FIGURES, n=1, cutoff=0.85)
+        if near and figure not in FIGURES:
+            raise ConfigError(path, figure, "no such value is logged", f"Did you mean {near[0]!r}?")
+        if path in _needed(plain, compared):
+            refuse_unmeasured(path, figure, plain)
+
+
+def check_composed(config: DictConfig) -> None:
+    """The same for the first run of a sweep, before anything else is known of it.
+
+    Args:
+        config: as composed; what refers to something else is let through
+
+    Raises:
+        ConfigError: at the figure
+    """
+    parts = ("optimized_metric", "callbacks", "test", "data", "trainer")
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    check({part: plain[part] for part in parts}, compared=True)
+
+
+def refuse_unmeasured(path: str, figure: Any, plain: Mapping[str, Any]) -> None:
+    """Refuse a figure that this run will not measure.
+
+    Args:
+        path: where it is asked for
+        figure: its name
+        plain: a composed configuration
+
+    Raises:
+        ConfigError: at ``path``
+    """
+    if (reason := _unmeasured(plain).get(str(figure).partition("/")[0])) and figure in FIGURES:
+        rule = f"will not be measured, because of {reason}"
+        raise ConfigError(path, figure, rule, "Change that, or name a figure that is measured")
+
+
+def left_out(plain: Mapping[str, Any]) -> str | None:
+    """One line on the figures that were asked for and that this run goes without; None if it has all of them."""
+    missing = _unmeasured(plain)
+    told = [
+        f"{path}={figure} ({missing[stage]})"
+        for path, figure in _asked(plain).items()
+        if figure in FIGURES and (stage := figure.partition("/")[0]) in missing
+    ]
+    return f"note: not measured in this run: {', '.join(told)}" if told else None
+
+
+def _asked(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Path → figure, wherever one is named."""
+    asked = {"optimized_metric": plain["optimized_metric"]}
+    for name, callback in (plain["callbacks"] or {}).items():
+        if isinstance(callback, Mapping) and "monitor" in callback:
+            asked[f"callbacks.{name}.monitor"] = callback["monitor"]
+    return asked
+
+
+def _needed(plain: Mapping[str, Any], compared: bool) -> set[str]:
+    """Paths of the figures that something cannot do without: a comparison, or a callback that acts on it."""
+    callbacks = (plain["callbacks"] or {}).items()
+    acting = {
+        f"callbacks.{name}.monitor"
+        for name, callback in callbacks
+        if isinstance(callback, Mapping) and not str(callback.get("_target_")).endswith(KEEPERS)
+    }
+    return acting | ({"optimized_metric"} if compared else set())
+
+
+def _unmeasured(plain: Mapping[str, Any]) -> dict[str, str]:
+    """Stage → the setting because of which it measures nothing."""
+    missing = {} if plain["test"] else {"test": "test=false"}
+    for stage in STAGES:
+        for path, holder in (("data.corpus", plain["data"].get("corpus")), ("trainer", plain["trainer"])):
+            key = f"{stage}_fraction" if path == "data.corpus" else f"limit_{stage}_batches"
+            value = (holder or {}).get(key)
+            if isinstance(value, int | float) and not isinstance(value, bool) and value == 0:
+                missing.setdefault(stage, f"{path}.{key}={value:g}")
+    return missing
