@@ -102,9 +102,9 @@ def test_both_doors_start_from_it_and_a_resumed_run_does_not_read_it_again(
     hydra = train_py(*settings, *start, logs, f"hydra.run.dir={tmp_path / 'hydra'}")
     assert hydra.returncode == 0, hydra.stderr
     first = losses(tmp_path / "hydra")
-    cli = train_py("fit", "--config", str(tmp_path / "hydra" / "lightning_cli.yaml"))
+    cli = train_py("fit", "--config", str(tmp_path / "hydra" / "lightning_cli.yaml"), f"--run_dir={tmp_path / 'cli'}")
     assert cli.returncode == 0, cli.stderr
-    assert len(first) == 3 and losses(tmp_path / "hydra") == first
+    assert len(first) == 3 and losses(tmp_path / "cli") == losses(tmp_path / "hydra") == first
     weights = imported / "model.safetensors"
     kept = weights.read_bytes()
     weights.unlink()

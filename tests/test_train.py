@@ -21,7 +21,7 @@ from warm import Warm
 pytestmark = pytest.mark.xdist_group("train")  # its fixture runs a whole program, once
 
 DRIVER = """
-import contextlib, io, json, pathlib, shutil, sys, traceback
+import contextlib, io, json, pathlib, shutil, sys, traceback, zlib
 import train
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -42,10 +42,9 @@ for name, arguments in json.load(sys.stdin).items():
         except BaseException:
             traceback.print_exc()
             code = "raised"
-    results = pathlib.Path("run/results.json")
-    if results.exists():  # "config" writes it anew
-        shutil.copy(results, f"{name}.json")
-    print(json.dumps({"name": name, "code": code or 0, "out": out.getvalue(), "err": err.getvalue()}))
+    files = [p for p in pathlib.Path("run").rglob("*") if p.is_file() and p.name != "train.log"]
+    run = {str(p): zlib.crc32(p.read_bytes()) for p in files}
+    print(json.dumps({"name": name, "code": code or 0, "out": out.getvalue(), "err": err.getvalue(), "run": run}))
 """
 
 
@@ -57,18 +56,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def doors(small: list[str], warm: Warm, environment: dict[str, str], folder: Path) -> dict[str, dict[str, Any]]:
     """What each command said."""
-    choice = [*small, "model/attention=gqa", f"paths.log_dir={folder}/logs"]
-    last = f"{folder}/run/checkpoints/last.ckpt"
+    # More validation text than data.eval_windows: what looks at a part of it has other figures.
+    choice = [*small, "model/attention=gqa", f"paths.log_dir={folder}/logs", "data.corpus.val_fraction=0.3"]
+    last, file = f"{folder}/run/checkpoints/last.ckpt", f"{folder}/run/lightning_cli.yaml"
     bare = [o for o in choice if not o.startswith(("callbacks.", "trainer."))]
     commands = {
         "hydra": [*choice, f"hydra.run.dir={folder}/run"],
         "compose": ["fit", "--compose", *choice, "task_name=compose"],
-        "config": ["fit", "--config", f"{folder}/run/lightning_cli.yaml", "--trainer.default_root_dir", f"{folder}/x"],
+        "config": ["fit", "--config", file],
         "print": ["fit", "--compose", *choice, "--print_config"],
         "help": ["fit", "--help"],
-        "validate": ["validate", "--compose", *choice, "--ckpt_path", last],
-        "predict": ["predict", "--compose", *choice, "--ckpt_path", last],
-        "validate anew": ["validate", "--compose", *choice],
+        "validate": ["validate", "--compose", *choice, "--ckpt_path", last, "--run_dir", f"{folder}/validate"],
+        "validate config": [
+            "validate",
+            "--config",
+            file,
+            "--ckpt_path",
+            last,
+            "--run_dir",
+            f"{folder}/validate config",
+        ],
+        "test config": ["test", "--config", file, "--ckpt_path", last, "--run_dir", f"{folder}/test config"],
+        "predict": ["predict", "--config", file, "--ckpt_path", last, "--run_dir", f"{folder}/predict"],
+        "no validation": [
+            *(*choice, "data.corpus.val_fraction=0", "optimized_metric=val/accuracy", "callbacks.report=null"),
+            *(f"hydra.run.dir={folder}/blind", "callbacks.progress=null", "trainer.max_steps=2"),
+        ],
         "go on": [
             *choice,
             f"hydra.run.dir={folder}/on",
@@ -80,6 +93,10 @@ def doors(small: list[str], warm: Warm, environment: dict[str, str], folder: Pat
             *("fit", "--compose", *choice, "task_name=on", "trainer.max_steps=8", "optimizer.lr=0.01"),
             *("--ckpt_path", last),
         ],
+        "go on by config": [
+            *("fit", "--config", file, "--ckpt_path", last, "--trainer.max_steps=8"),
+            *("--run_dir", f"{folder}/further"),
+        ],
         "test only": [*choice, f"hydra.run.dir={folder}/only", f"ckpt_path={last}", "train=false", "test=true"],
         "debug fdr": [*bare, "debug=fdr", f"hydra.run.dir={folder}/fdr"],
         "debug overfit": [*bare, "debug=overfit", "trainer.max_steps=60", f"hydra.run.dir={folder}/overfit"],
@@ -90,6 +107,12 @@ def doors(small: list[str], warm: Warm, environment: dict[str, str], folder: Pat
         "value refused by the data": ["fit", "--compose", *choice, "--data.batch_size=0"],
         "no checkpoint": ["validate", "--compose", *choice, "--ckpt_path", "nope.ckpt"],
         "another model's checkpoint": ["validate", "--compose", *choice, "model.d_model=32", "--ckpt_path", last],
+        "random weights": ["validate", "--compose", *choice],
+        "folder of a run": ["fit", "--config", file, "--run_dir", f"{folder}/run"],
+        "checkpoints of a run": [
+            *("fit", "--compose", *choice, f"callbacks.checkpoint.dirpath={folder}/run/checkpoints"),
+        ],
+        "seed out of range": ["fit", "--compose", *choice, "--seed_everything=5000000000"],
     }
     done = warm.run("-c", DRIVER, input=json.dumps(commands), cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
@@ -131,13 +154,9 @@ def test_run_leaves_everything_a_person_needs(doors: dict[str, dict[str, Any]], 
 def test_three_doors_give_the_same_figures_to_the_last_digit(doors: dict[str, dict[str, Any]], folder: Path) -> None:
     for door in ("hydra", "compose", "config"):
         assert doors[door]["code"] == 0, doors[door]["err"]
-    by_hydra = metrics_of(folder / "hydra.json")
+    by_hydra = metrics_of(folder / "run" / "results.json")
     assert by_hydra == metrics_of(only(folder / "logs" / "compose" / "cli") / "results.json")
-    assert by_hydra == metrics_of(folder / "config.json")
-    seconds = [
-        json.loads((folder / f"{door}.json").read_text())["metrics"]["speed/mfu"] for door in ("hydra", "config")
-    ]
-    assert seconds[0] != seconds[1]  # it was written anew
+    assert by_hydra == metrics_of(only(folder / "logs" / "train" / "cli") / "results.json")
     assert {"train/loss", "val/loss", "val/bits_per_byte", "train/expert_balance"} <= set(by_hydra)
     printed = re.findall(r"^step=\d+ val/loss=\S+", doors["hydra"]["out"], re.M)
     assert len(printed) == 3
@@ -151,11 +170,28 @@ def test_three_doors_give_the_same_figures_to_the_last_digit(doors: dict[str, di
 
 def test_exported_file_holds_no_hydra(doors: dict[str, dict[str, Any]], folder: Path) -> None:
     text = (folder / "run" / "lightning_cli.yaml").read_text()
-    assert doors and "_target_" not in text and "${" not in text
+    assert doors and "_target_" not in text and "${" not in text.replace("${run_dir}", "").replace("${now}", "")
     written = yaml.safe_load(text)
     assert written["model"]["class_path"] == "training.causal_lm.CausalLM"
     assert written["model"]["init_args"]["model"]["attention"]["name"] == "gqa"
     assert written["weights_only"] is True
+
+
+def test_exported_file_does_not_name_the_folder_of_its_run(doors: dict[str, dict[str, Any]], folder: Path) -> None:
+    again = only(folder / "logs" / "train" / "cli")
+    for run in (folder / "run", again, folder / "validate config"):
+        text = (run / "lightning_cli.yaml").read_text()
+        assert doors and str(run) not in text and text.count("${run_dir}") >= 5, run
+        new = folder if run.name == "validate config" else folder / "logs" / "train" / "cli"
+        assert yaml.safe_load(text)["run_dir"] == f"{new}/${{now}}"  # a folder beside it, if one was named
+    left = {p.relative_to(again).as_posix() for p in again.rglob("*") if p.is_file()}
+    assert left >= {"results.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "csv/metrics.csv"}
+
+
+def test_run_that_is_repeated_resumed_or_measured_stays_as_it_is(doors: dict[str, dict[str, Any]]) -> None:
+    whole = doors["hydra"]["run"]
+    assert len(whole) > 10
+    assert [name for name, door in doors.items() if door["run"] != whole] == []
 
 
 def test_printed_configuration_is_the_composed_one(doors: dict[str, dict[str, Any]]) -> None:
@@ -171,17 +207,46 @@ def test_help_of_the_cli_names_its_way_to_compose(doors: dict[str, dict[str, Any
 
 
 def test_validating_a_checkpoint_gives_the_figures_of_its_run(doors: dict[str, dict[str, Any]], folder: Path) -> None:
-    assert doors["validate"]["code"] == 0, doors["validate"]["err"]
-    # The run ended with all held-out text, `validate` looks at data.eval_windows of it: here the same, for it is short.
-    wanted = metrics_of(folder / "run" / "results.json")["val/loss"]
-    (found,) = re.findall(r"val/loss=(\S+)", doors["validate"]["out"])
-    assert float(found) == pytest.approx(wanted, rel=1e-5)
-    (fresh,) = re.findall(r"val/loss=(\S+)", doors["validate anew"]["out"])
-    assert float(fresh) > wanted + 0.5
+    wanted = {k: v for k, v in metrics_of(folder / "run" / "results.json").items() if k.startswith("val/")}
+    during = logged(folder / "run", "val/loss")
+    assert during[1] != during[2] == wanted["val/loss"]  # the last step's, on a part of the text and on all of it
+    for door in ("validate", "validate config"):
+        assert doors[door]["code"] == 0, doors[door]["err"]
+        found = metrics_of(folder / door / "results.json")
+        assert {k: v for k, v in found.items() if k.startswith("val/")} == wanted
+        assert json.loads((folder / door / "results.json").read_text())["steps"] == 6
+        assert logged(folder / door, "val/loss") == [wanted["val/loss"]]
+        assert re.search(rf"^validation loss +{wanted['val/loss']:.6g} ", doors[door]["out"], re.M)
 
 
-def test_predicting_runs(doors: dict[str, dict[str, Any]]) -> None:
+def test_testing_a_checkpoint_prints_and_keeps_its_figures(doors: dict[str, dict[str, Any]], folder: Path) -> None:
+    assert doors["test config"]["code"] == 0, doors["test config"]["err"]
+    found = metrics_of(folder / "test config" / "results.json")
+    assert found["test/loss"] == metrics_of(folder / "only" / "results.json")["test/loss"]
+    assert not any(name.startswith("val/") for name in found)
+    assert re.search(rf"^test loss +{found['test/loss']:.6g} ", doors["test config"]["out"], re.M)
+
+
+def test_predicting_writes_the_next_tokens_of_all_windows(doors: dict[str, dict[str, Any]], folder: Path) -> None:
     assert doors["predict"]["code"] == 0, doors["predict"]["err"]
+    lines = list(map(json.loads, (folder / "predict" / "predictions.jsonl").read_text().splitlines()))
+    pairs = [(t, p) for line in lines for t, p in zip(line["targets"], line["predicted"], strict=True)]
+    right = sum(t == p for t, p in pairs)
+    assert len(pairs) > 100 and 0 < right < len(pairs) and all(isinstance(line["text"], str) for line in lines)
+    assert f"predicted right: {100 * right / len(pairs):.2f} % of {len(pairs)}" in doors["predict"]["out"]
+
+
+def test_run_without_validation_says_what_it_does_not_measure_and_ends_well(
+    doors: dict[str, dict[str, Any]], folder: Path
+) -> None:
+    ended = doors["no validation"]
+    assert ended["code"] == 0, ended["err"]
+    said = [line for line in ended["err"].splitlines() if line.startswith(("note:", "warning:"))]
+    assert "callbacks.checkpoint.monitor=val/loss (data.corpus.val_fraction=0)" in said[0]
+    assert "optimized_metric = 'val/accuracy': no such value was logged" in said[1] and len(said) == 2
+    assert (folder / "blind" / "checkpoints" / "last.ckpt").exists()
+    assert "\r" not in ended["out"] + ended["err"]  # Lightning's own progress bar
+    assert re.search(r"^train/loss +\d", ended["out"], re.M)  # where no callback shows the figures
 
 
 def test_testing_without_training_measures_the_checkpoint(doors: dict[str, dict[str, Any]], folder: Path) -> None:
@@ -205,6 +270,15 @@ def test_settings_on_the_command_line_win_over_a_checkpoint(
     assert checkpoint["global_step"] == 8
 
 
+def test_run_that_is_resumed_from_its_file_goes_on_in_a_new_folder(
+    doors: dict[str, dict[str, Any]], folder: Path
+) -> None:
+    assert doors["go on by config"]["code"] == 0, doors["go on by config"]["err"]
+    run = folder / "further"
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
+    assert len(logged(run, "train/lr")) == 2
+
+
 def test_debug_run_of_one_batch_ends_well(doors: dict[str, dict[str, Any]], folder: Path) -> None:
     assert doors["debug fdr"]["code"] == 0, doors["debug fdr"]["err"]
     assert not list((folder / "fdr").rglob("*.ckpt"))
@@ -214,8 +288,8 @@ def test_debug_run_on_three_batches_learns_them_by_heart(doors: dict[str, dict[s
     assert doors["debug overfit"]["code"] == 0, doors["debug overfit"]["err"]
     (file,) = (folder / "overfit").rglob("*.ckpt")
     nll = torch.load(file, weights_only=True)["state_dict"]
-    assert nll  # its loss is checked where it can be read: in training's own progress
-    last = re.findall(r"train/loss[:=]\s*(\d+\.\d+)", doors["debug overfit"]["out"])[-1]
+    assert nll  # its loss is checked where it can be read: among the final figures
+    last = re.findall(r"^train/loss +(\d\S+)", doors["debug overfit"]["out"], re.M)[-1]
     assert float(last) < 0.5
 
 
@@ -225,6 +299,10 @@ MISTAKES = {
     "value refused by the data": "data.batch_size",
     "no checkpoint": "ckpt_path",
     "another model's checkpoint": "ckpt_path",
+    "random weights": "ckpt_path",
+    "folder of a run": "run_dir",
+    "checkpoints of a run": "callbacks.checkpoint.dirpath",
+    "seed out of range": "seed_everything",
 }
 
 
@@ -259,10 +337,10 @@ def test_printed_continuation_is_a_command_that_composes(doors: dict[str, dict[s
 def test_real_command_line_repeats_a_run_from_its_file(
     doors: dict[str, dict[str, Any]], folder: Path, train_py: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    before = metrics_of(folder / "run" / "results.json")
-    done = train_py("fit", "--config", str(folder / "run" / "lightning_cli.yaml"))
+    again = folder / "again"
+    done = train_py("fit", "--config", str(folder / "run" / "lightning_cli.yaml"), f"--run_dir={again}")
     assert done.returncode == 0, done.stderr
-    assert metrics_of(folder / "run" / "results.json") == before
+    assert metrics_of(again / "results.json") == metrics_of(folder / "run" / "results.json")
 
 
 @pytest.mark.slow

@@ -2,17 +2,15 @@
 
 ``to_cli`` maps a composed configuration onto the CLI's names; nothing is configured twice. Values that live inside
 the composition are changed through ``--compose`` (Hydra overrides): Lightning CLI replaces a nested dictionary as a
-whole when one key of it is given. Left out: subcommands of the tuner.
+whole when one key of it is given. Every command writes into a folder of its own (training/placeholders.py), so a run
+that is repeated, resumed or measured stays as it is. Left out: subcommands of the tuner.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,27 +23,35 @@ from blocks.checkpoint import check_fits, read_checkpoint
 from blocks.shape import read
 from interop.source import check_init
 from registry import ConfigError
+from training import figures, placeholders
 from training.callbacks.recording import Recording
 from training.checkpoints.optimizer import check_optimizer
 from training.checkpoints.record import from_cli, past_of, record
 from training.checkpoints.resume import CHANGED, check_changes
 from training.composition import compose_config
-from training.preflight import OWN, TASK, preflight
-from training.run import conclude, leave_processes, quieten
+from training.predictions import Predictions
+from training.preflight import OWN, TASK, check_seed, preflight, refuse_random_weights
+from training.run import conclude, leave_processes, measure, no_bar, quieten
 from training.secrets import hidden, read_from_environment
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
+FILE = "lightning_cli.yaml"  # in the folder of a run: its configuration, for ``--config``
 
 
 def to_cli(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A checked configuration → a Lightning CLI configuration: ``_target_`` becomes class_path and init_args."""
+    """A checked configuration → a Lightning CLI configuration: ``_target_`` becomes class_path and init_args.
+
+    Paths in the run's folder begin with ``${run_dir}`` instead, which each use of the configuration chooses anew.
+    """
     trainer = {k: _class(v) for k, v in plain["trainer"].items() if k not in ("_target_", *OWN)}
     trainer["callbacks"] = [_class(v) for v in (plain["callbacks"] or {}).values() if v]
     trainer["logger"] = [_class(v) for v in (plain["logger"] or {}).values() if v] or False
     task, data = _class(plain["task"]), _class(plain["data"])
     settings = {"seed_everything": plain["seed"], "ckpt_path": plain["ckpt_path"], "weights_only": True}
     settings["resume"] = {"changed": plain["resume"]["changed"]}
-    return {**settings, "trainer": trainer, "model": task, "data": data}
+    parts = {**settings, "trainer": trainer, "model": task, "data": data}
+    new = placeholders.template(plain["paths"]["log_dir"], plain["task_name"])
+    return {"run_dir": new, **placeholders.portable(parts, plain["paths"]["output_dir"])}
 
 
 def _class(node: Any) -> Any:
@@ -73,37 +79,26 @@ class ComposeAction(Action):
     def __call__(
         self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
     ) -> None:
-        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S_%f")
-        cfg = compose_config(values, output_dir=f"${{paths.log_dir}}/${{task_name}}/cli/{stamp}")
+        cfg = compose_config(values, output_dir=placeholders.ANY)
         if (checkpoint := _named_checkpoint(sys.argv)) is not None:
             cfg.ckpt_path = checkpoint  # which the checks of what is resumed and overwritten have to know
         plain = preflight(cfg)
-        _taken.update(read_from_environment(cfg))
-        text = yaml.safe_dump(to_cli(plain), sort_keys=False)
+        if note := figures.left_out(plain):
+            print(note, file=sys.stderr)
+        shown = hidden(plain, read_from_environment(cfg))
+        text = yaml.safe_dump(to_cli(shown), sort_keys=False)
         ActionConfigFile.apply_config(parser, namespace, "config", text)
         namespace.pop(self.dest, None)
 
 
-_taken: dict[str, str] = {}  # what the configuration in use has from the environment
-
-
 class Saved(SaveConfigCallback):
-    """Lightning's copy of the configuration in the run's folder, without what came from the environment."""
+    """The configuration in the run's folder, as portable as it was given: the folder and secrets are not spelt out."""
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        file = Path(trainer.log_dir or ".") / self.config_filename
-        if trainer.is_global_zero and _taken and file.is_file():
-            file.write_text(hidden(file.read_text(), _taken))
-
-
-def _fetch(settings: Any) -> None:
-    """Put values of the environment where ``lightning_cli.yaml`` says ``${oc.env:NAME}``."""
-    for key, value in list(settings.items()):
-        named = re.fullmatch(r"\$\{oc\.env:(\w+)\}", value) if isinstance(value, str) else None
-        if named and named[1] in os.environ:
-            settings[key] = os.environ[named[1]]
-            _taken[os.environ[named[1]]] = value
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / FILE).exists():  # else it is this run's own, which resumes here
+            (folder / FILE).write_text(self.parser.dump(self.config, skip_none=False))
 
 
 class FrontDoor(LightningCLI):
@@ -124,31 +119,58 @@ class FrontDoor(LightningCLI):
             default=CHANGED[0],
             help="settings that differ from the checkpoint's; allow: also those that alter what its weights mean",
         )
+        parser.add_argument(
+            "--run_dir",
+            type=str,
+            default=placeholders.template("logs", "train"),
+            help="folder of this run: a new one, or that of the run that --ckpt_path resumes; ${now} is the time",
+        )
         return parser
+
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool) and seed is not None:
+            check_seed(seed, "seed_everything")
+        super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets a checkpoint's hyper-parameters win over the command line; here the command line is right."""
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
-        _fetch(settings)
         given = settings.model.get("init_args", {})
+        if self.subcommand != "fit":
+            refuse_random_weights(settings.get("ckpt_path"), given.get("init_from"))
         if settings.get("ckpt_path"):
             checkpoint = read_checkpoint(settings.ckpt_path, shapes_only=True)
             if given.get("init_from"):
-                given["init_from"] = None  # a run that goes on has its own weights
+                given["init_from"] = None  # a resumed run has its own weights
             if "model" in given and settings.model.class_path == TASK:
                 check_fits(checkpoint, read(given["model"]), settings.ckpt_path)
         elif given.get("init_from") and settings.model.class_path == TASK:
             check_init(Path(given["init_from"]), read(given["model"]))
 
     def instantiate_classes(self) -> None:
+        """Build everything with the folder and the secrets in their places; what is saved keeps the placeholders."""
+        self._written = self.config
+        settings = self.config[self.subcommand]
+        self.config = self.config.clone()
+        run_dir = placeholders.choose(settings.run_dir, settings.get("ckpt_path") if self.subcommand == "fit" else None)
+        self.config[self.subcommand] = placeholders.filled(settings.clone(), run_dir)
+        settings.run_dir = placeholders.beside(settings.run_dir)
         try:
             super().instantiate_classes()
         except ValueError as error:
             if refusal := _refusal_within(error):
                 raise refusal from None
             raise
+        placeholders.refuse_to_overwrite(self.trainer, settings.get("ckpt_path"))
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        self.config = self._written  # of which the trainer's callback saves a copy
+        given = self._get(self.config_init, "trainer")
+        quiet = no_bar(given.get("callbacks") or []) if given.get("enable_progress_bar") is None else {}
+        return super().instantiate_trainer(**quiet, **kwargs)
 
     def before_fit(self) -> None:
         """Compare the run with the checkpoint that it resumes from, and record its configuration in its own."""
@@ -165,6 +187,20 @@ class FrontDoor(LightningCLI):
 
     def after_fit(self) -> None:
         conclude(self.trainer, self.model, self.datamodule, test=False)
+
+    def validate(self, model: Any, datamodule: Any, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Measure a checkpoint on all of the validation text."""
+        measure(self.trainer, model, datamodule, ("validate",), ckpt_path)
+
+    def test(self, model: Any, datamodule: Any, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Measure a checkpoint on all of the test text."""
+        measure(self.trainer, model, datamodule, ("test",), ckpt_path)
+
+    def predict(self, model: Any, datamodule: Any, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Write the likeliest next token after each one of the test text."""
+        datamodule.eval_windows = None
+        self.trainer.callbacks.append(Predictions(self.trainer.default_root_dir))  # type: ignore[attr-defined]
+        self.trainer.predict(model, datamodule, return_predictions=False, ckpt_path=ckpt_path, weights_only=True)
 
 
 def _refusal_within(error: BaseException) -> ConfigError | None:
@@ -187,7 +223,6 @@ def main(arguments: list[str]) -> None:
         arguments = [arguments[0], "--compose", *arguments[1:]]
     quieten(ignore=False)
     sys.argv = [sys.argv[0], *arguments]
-    _taken.clear()
     try:
         FrontDoor(
             L.LightningModule,
@@ -196,7 +231,7 @@ def main(arguments: list[str]) -> None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             save_config_callback=Saved,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={"parser_mode": "yaml"},
         )
     finally:
@@ -204,7 +239,7 @@ def main(arguments: list[str]) -> None:
 
 
 def export(plain: Mapping[str, Any], directory: Path) -> Path:
-    """Write ``lightning_cli.yaml``, from which ``fit --config`` repeats the run without Hydra."""
-    path = directory / "lightning_cli.yaml"
+    """Write ``lightning_cli.yaml``, from which ``fit --config`` repeats the run in a new folder, without Hydra."""
+    path = directory / FILE
     path.write_text(yaml.safe_dump(to_cli(plain), sort_keys=False))
     return path

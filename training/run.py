@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ProgressBar
+from rich.table import Table
 
+from blocks.checkpoint import read_checkpoint
+from registry.printing import show
 from training.callbacks.finale import Finale
 from training.callbacks.recording import Recording
 from training.checkpoints.record import record
@@ -45,7 +51,8 @@ def run(plain: dict[str, Any], shown: dict[str, Any] | None = None) -> dict[str,
     data = instantiate(plain["data"], "data")
     task = instantiate(plain["task"], "task")
     callbacks.append(Recording(record(shown or plain)))
-    trainer = instantiate({**node, "callbacks": callbacks, "logger": loggers or False}, "trainer")
+    node = {**no_bar(callbacks), **node, "callbacks": callbacks, "logger": loggers or False}
+    trainer = instantiate(node, "trainer")
     for logger in trainer.loggers:
         logger.log_hyperparams({k: (shown or plain)[k] for k in LOGGED})
     try:
@@ -56,6 +63,16 @@ def run(plain: dict[str, Any], shown: dict[str, Any] | None = None) -> dict[str,
     except BaseException:
         _dismiss(trainer)
         raise
+
+
+def no_bar(callbacks: Sequence[Any]) -> dict[str, bool]:
+    """Arguments of the trainer that keep Lightning's own progress bar out of pipes and files.
+
+    Args:
+        callbacks: of the trainer; one that shows progress is left to itself
+    """
+    shows = sys.stdout.isatty() or any(isinstance(callback, ProgressBar) for callback in callbacks)
+    return {} if shows else {"enable_progress_bar": False}
 
 
 def leave_processes() -> None:
@@ -88,18 +105,61 @@ def conclude(
     Validation during training may look at a part of the text (``data.eval_windows``); these figures never do.
     """
     metrics = _numbers(trainer)
-    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        data.eval_windows = None  # type: ignore[attr-defined]
-        trainer.validate(task, data, ckpt_path=ckpt_path, weights_only=True, verbose=False)
-        metrics |= _numbers(trainer)
-        if test:
-            trainer.test(task, data, ckpt_path=ckpt_path, weights_only=True, verbose=False)
-            metrics |= _numbers(trainer)
-    if trainer.is_global_zero:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Finale):
-                callback.on_conclusion(trainer, task, metrics)
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return _tell(trainer, task, metrics)
+    return measure(trainer, task, data, ("validate", "test") if test else ("validate",), ckpt_path, metrics)
+
+
+def measure(
+    trainer: L.Trainer,
+    task: L.LightningModule,
+    data: L.LightningDataModule,
+    commands: Sequence[str],
+    ckpt_path: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Measure on all of the text, tell every Finale, and print the figures if there is none.
+
+    Args:
+        trainer: as configured
+        task: to measure
+        data: its windows are all looked at, whatever ``eval_windows`` says
+        commands: of the trainer: ``validate``, ``test``
+        ckpt_path: whose weights to measure, and at whose step to log; None for the weights that the task has
+        metrics: figures known already
+
+    Returns:
+        ``metrics`` and those that were measured
+    """
+    data.eval_windows = None  # type: ignore[attr-defined]
+    if ckpt_path is not None:
+        _stand_at(trainer, ckpt_path)
+    found = dict(metrics or {})
+    for command in commands:
+        getattr(trainer, command)(task, data, ckpt_path=ckpt_path, weights_only=True, verbose=False)
+        found |= _numbers(trainer)
+    return _tell(trainer, task, found)
+
+
+def _tell(trainer: L.Trainer, task: L.LightningModule, metrics: dict[str, float]) -> dict[str, float]:
+    if not trainer.is_global_zero:
+        return metrics
+    told = [callback for callback in trainer.callbacks if isinstance(callback, Finale)]  # type: ignore[attr-defined]
+    for callback in told:
+        callback.on_conclusion(trainer, task, metrics)
+    if not told:
+        table = Table("figure", "value")
+        for name, value in metrics.items():
+            table.add_row(name, f"{value:.9g}")
+        show(table)
     return metrics
+
+
+def _stand_at(trainer: L.Trainer, ckpt_path: str) -> None:
+    """Count from where a checkpoint was written: figures of it are logged at its step and not at 0."""
+    loops = read_checkpoint(ckpt_path, shapes_only=True).get("loops") or {}
+    if "fit_loop" in loops:
+        trainer.fit_loop.load_state_dict(loops["fit_loop"])
 
 
 def _numbers(trainer: L.Trainer) -> dict[str, float]:

@@ -1,0 +1,113 @@
+"""What a kept configuration leaves open: the folder of the run (``${run_dir}``) and secrets (``${oc.env:NAME}``).
+
+So every command that uses the configuration writes into a folder of its own and never back into the old run, and the
+file can be moved to another machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import Namespace
+
+from registry import ConfigError
+
+RUN_DIR, NOW = "${run_dir}", "${now}"
+SECRET = re.compile(r"\$\{oc\.env:(\w+)\}")
+ANY = "/run_dir"  # the folder of a composition that has none yet; ``portable`` takes it out again
+KEPT = ("lightning_cli.yaml", "checkpoints")  # what a run leaves in its folder
+
+
+def template(log_dir: str, task_name: str) -> str:
+    """Where new runs of a task go: ``logs/train/cli/${now}``."""
+    return f"{log_dir}/{task_name}/cli/{NOW}"
+
+
+def portable(value: Any, folder: str) -> Any:
+    """Plain values, with ``${run_dir}`` for a folder wherever a text names it or what lies in it."""
+    named = re.compile(rf"(?<![\w.-]){re.escape(folder.rstrip('/'))}(?=/|$)")
+    return _texts(value, lambda text: named.sub(RUN_DIR, text))
+
+
+def choose(run_dir: str, resumed: str | None = None) -> str:
+    """The folder of this run, and the same for the processes that it starts.
+
+    Args:
+        run_dir: as configured; ``${now}`` in it becomes the time
+        resumed: the checkpoint that training resumes from, whose run may go on in its own folder
+
+    Raises:
+        ConfigError: something is there already
+    """
+    chosen = run_dir.replace(NOW, f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}")
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+        folder = Path(chosen)
+        free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+        own = resumed is not None and Path(resumed).resolve().parent.parent == folder.resolve()
+        if not free and not own:
+            rule = "is the folder of a new run, and something is there already"
+            raise ConfigError("run_dir", chosen, rule, "Leave out --run_dir, or name a folder that is new or empty")
+        sys.argv.append(f"--run_dir={chosen}")  # Lightning starts the other processes with these arguments
+    return chosen
+
+
+def beside(run_dir: str) -> str:
+    """Where a configuration that is used again writes, if this run's folder was named: a new one beside it."""
+    return run_dir if NOW in run_dir else f"{Path(run_dir).parent}/{NOW}"
+
+
+def filled(settings: Namespace, run_dir: str) -> Namespace:
+    """A configuration with a folder in place of ``${run_dir}``, and secrets from the environment in theirs.
+
+    A file of before there were placeholders names the folder of the run that wrote it, which is replaced likewise.
+
+    Args:
+        settings: of a subcommand
+        run_dir: the folder
+    """
+    old = settings.trainer.get("default_root_dir")
+    if old is None:
+        settings.trainer.default_root_dir = RUN_DIR
+    elif any((Path(old) / kept).exists() for kept in KEPT):
+        settings = portable(settings, str(old))
+    return _texts(settings, lambda text: SECRET.sub(_from_environment, text.replace(RUN_DIR, run_dir)))
+
+
+def _from_environment(found: re.Match[str]) -> str:
+    return os.environ.get(found[1], found[0])
+
+
+def refuse_to_overwrite(trainer: L.Trainer, ckpt_path: str | None) -> None:
+    """Refuse to keep checkpoints where those of another run are.
+
+    Args:
+        trainer: with its callbacks
+        ckpt_path: the checkpoint to resume from, whose run may go on in its own folder
+
+    Raises:
+        ConfigError
+    """
+    folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+    if not folder or not any(Path(folder).glob("*.ckpt")):
+        return
+    if ckpt_path is None or Path(ckpt_path).resolve().parent != Path(folder).resolve():
+        rule = "holds the checkpoints of another run, which this one would overwrite"
+        raise ConfigError("checkpoint.dirpath", str(folder), rule, f"Name another folder in the file, or {RUN_DIR}")
+
+
+def _texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Plain values and namespaces with every text in them changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Namespace):
+        return Namespace(**{key: _texts(inner, change) for key, inner in vars(value).items()})
+    if isinstance(value, Mapping):
+        return {key: _texts(inner, change) for key, inner in value.items()}
+    return [_texts(inner, change) for inner in value] if isinstance(value, list) else value

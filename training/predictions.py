@@ -1,0 +1,56 @@
+"""What ``train.py predict`` leaves: the likeliest next token after each token of the test text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import IO, Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from blocks.kernels.cross_entropy import IGNORED
+
+
+class Predictions(L.Callback):
+    """Writes a line of JSON for each window, and says how many predictions were right.
+
+    A line holds ``targets`` and ``predicted`` (ids of the same length) and ``text``, the predictions decoded. Ranks
+    after the first write files of their own: predictions.1.jsonl.
+
+    Args:
+        folder: of the run
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self._file: IO[str] | None = None
+        self._scored = self._right = 0
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rank = f".{trainer.global_rank}" if trainer.global_rank else ""
+        self._file = (self.folder / f"predictions{rank}.jsonl").open("w")
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        assert self._file is not None
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        for targets, predicted in zip(batch["targets"], outputs, strict=True):
+            scored = targets != IGNORED
+            if scored.any():
+                line = {"targets": targets[scored].tolist(), "predicted": predicted[scored].tolist()}
+                self._file.write(json.dumps({**line, "text": tokenizer.decode(line["predicted"])}) + "\n")
+            self._scored += int(scored.sum())
+            self._right += int((targets == predicted)[scored].sum())
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert self._file is not None
+        self._file.close()
+        counts: Tensor = torch.tensor([self._scored, self._right], dtype=torch.float64, device=pl_module.device)
+        scored, right = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        if trainer.is_global_zero:
+            share = f"{100 * right / scored:.2f} % of {scored:,.0f}" if scored else "none, for there is no test text"
+            print(f"{self._file.name}: next tokens predicted right: {share}")
