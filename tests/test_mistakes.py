@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -338,7 +339,7 @@ def arguments_of(small: list[str], folder: Path) -> Callable[[Mistake], list[str
         places = [
             "--config-dir",
             str(folder / "conf"),
-            f"hydra.run.dir={folder}/run",
+            f"hydra.run.dir={folder}/run/{zlib.crc32(mistake.given.encode())}",  # some begin to train
             f"hydra.sweep.dir={folder}/sweep",
         ]
         return [*flags, *places, *small, *(g for g in given if g not in flags)]

@@ -119,7 +119,7 @@ def test_guest_parameters_are_explained(said: dict[str, Any]) -> None:
     code, text = said["block"]
     assert code == 0
     assert "blockwright_guest.noisy_topk.NoisyTopK, provided by blockwright-guest" in text
-    assert re.search(r"noise +│ float +│ 1.0 +│ factor on the noise", text)
+    assert re.search(r"noise +float +1\.0 +factor on the noise", text)
 
 
 def test_guest_is_in_the_help(said: dict[str, Any]) -> None:

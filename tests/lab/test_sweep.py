@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import csv
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from lab.sweep.callback import SweepCallback
 from lab.sweep.plan import write
@@ -75,11 +77,14 @@ def test_table_fits_a_narrow_terminal_and_names_reasons(
     sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    summarise(sweep)
-    said = capsys.readouterr().out
-    assert max(map(len, said.splitlines())) <= 80
-    assert "5 jobs" in said and "job 3: RuntimeError: no, it said," in said and "job 10: no results.json" in said
-    assert "model/attention=gqa" in said and "2.5000" in said
+    rows, terminal = summarise(sweep), StringIO()
+    Console(file=terminal, width=80).print(table_of(rows, "5 jobs"))
+    piped = capsys.readouterr().out
+    assert max(map(len, terminal.getvalue().splitlines())) <= 80
+    for said in (piped, terminal.getvalue()):
+        assert "5 jobs" in said and "job 3: RuntimeError: no, it said," in said and "job 10: no results.json" in said
+        assert "model/attention=gqa" in said and "2.5000" in said
+    assert f"{sweep}/summary.csv" in piped
 
 
 def test_one_job_shows_all_of_its_overrides(tmp_path: Path) -> None:
