@@ -126,6 +126,11 @@ def weights(file: Path) -> dict[str, Any]:
     return torch.load(file, weights_only=True)["state_dict"]
 
 
+def rate(file: Path) -> str:
+    """Learning rate of a run: a search draws the order of its trials."""
+    return str(torch.load(file, weights_only=True)["configuration"]["optimizer"]["lr"])
+
+
 def lasts(door: str, folder: Path) -> list[Path]:
     return [folder / run / "checkpoints" / "last.ckpt" for run in DOORS[door].runs] or [cli_last(folder)]
 
@@ -148,8 +153,8 @@ def digest(file: Path) -> str:
 
 
 def assert_whole(files: list[Path], whole: dict[str, Any]) -> None:
-    trained = [weights(file) for file in files]
-    for ours, theirs in zip(trained, whole.values(), strict=False):
+    for file in files:
+        ours, theirs = weights(file), whole[rate(file)]
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
