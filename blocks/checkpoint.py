@@ -11,6 +11,7 @@ import torch
 from blocks import guests, manifest, sharded
 from blocks.compose import compose
 from blocks.decoder import Decoder
+from blocks.shape import reread
 from registry import ConfigError
 
 PREFIX = "decoder."
@@ -118,7 +119,7 @@ def check_fits(checkpoint: dict[str, Any], model: dict[str, Any], path: str | Pa
     ours = {k: tuple(v.shape) for k, v in compose(model, device="meta").state_dict().items()}
     unlike = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     if unlike:
-        old = checkpoint["hyper_parameters"]["model"]
+        old = reread(checkpoint["hyper_parameters"]["model"])
         changed = ", ".join(f"model.{key}" for key in {**old, **model} if old.get(key) != model.get(key))
         shapes = f"{theirs.get(unlike[0], 'missing')} there and {ours.get(unlike[0], 'missing')} here"
         rule = f"was trained with another model: {unlike[0]} is {shapes}"

@@ -91,6 +91,14 @@ def read(config: Any) -> dict[str, Any]:
     return {**complete, **nodes}
 
 
+def reread(model: Any) -> Any:
+    """A saved composition as this version would save it, to compare with; as it is, where it cannot be read here."""
+    try:
+        return read(model)
+    except ConfigError:
+        return model
+
+
 def _init(given: Mapping[str, Any]) -> dict[str, Any]:
     complete = {"std": 0.006, "depth_scaled": False}
     for key, value in given.items():

@@ -10,6 +10,7 @@ import pytest
 from blocks.compose import check, compose
 from blocks.decoder import Decoder
 from blocks.format import FORMAT, OF_FORMAT_1
+from blocks.shape import reread
 from registry import ConfigError
 from training.composition import compose_config
 
@@ -89,6 +90,7 @@ def test_composition_of_an_older_version_keeps_its_meaning() -> None:
     assert old.keys() >= OF_FORMAT_1 and "format" not in old
     assert norms(old) == ["PerHead", "PerHead"]
     assert check(old) == check(SMALL)  # so a run of the older version goes on as the same model
+    assert reread(old) == check(SMALL) and reread({"attention": "of_a_stranger"}) == {"attention": "of_a_stranger"}
     patch = {"variants": {"attention": {"plain": {"qk_norm": None}}}, "layout": {"attention": "plain attention"}}
     assert norms(of_format_1(**patch)) == ["PerHead", "PerHead"]
     assert norms({**old, "attention": NULL, "format": FORMAT}) == ["NoneType", "NoneType"]

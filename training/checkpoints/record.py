@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from blocks.shape import reread
 from blocks.sharded import is_folder, read_meta
 
 KEY = "configuration"  # of a checkpoint
@@ -96,6 +97,8 @@ def past_of(checkpoint: Mapping[str, Any]) -> Past:
     if not complete:
         known = checkpoint.get("hyper_parameters")
         settings = {key: known[key] for key in ("model", "seed") if key in known} if isinstance(known, dict) else {}
+    if "model" in settings:  # type: ignore[operator] # a mapping by now
+        settings = {**settings, "model": reread(settings["model"])}  # type: ignore[dict-item, index]
     step = checkpoint.get("global_step")
     return Past(settings, complete, step if isinstance(step, int) else 0, _rate(checkpoint.get("lr_schedulers")))  # type: ignore[arg-type]
 
