@@ -22,6 +22,7 @@ from omegaconf import DictConfig, read_write
 
 import registry
 from registry import REFUSED, ConfigError
+from registry.hydra import include_config_dir
 from training import figures, lean
 from training.checkpoints.find import LAST
 from training.checkpoints.places import place_of
@@ -224,6 +225,7 @@ def main() -> None:
                 cli.main(arguments)
             else:
                 leave_no_folder()
+                include_config_dir(arguments)
                 hydra_main()
     except Interrupted as stop:
         print(f"\n{stop}. {_how_to_go_on(stop, arguments)}", flush=True)

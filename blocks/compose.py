@@ -19,7 +19,7 @@ from blocks.mtp import MTP
 from blocks.position.base import Position
 from blocks.precision import built_in_full_precision
 from blocks.shape import read
-from registry import ConfigError, Node, Scope
+from registry import ConfigError, Node, Scope, presets
 from registry.layout import patched, plan
 
 LAYER_PARTS = ("attention", "ffn", "residual")  # what a layer is made of; every other kind is somebody's child
@@ -150,6 +150,21 @@ def _check_variants(model: Mapping[str, Any]) -> None:
             if node is None:
                 continue
             registry.resolve(kind, Node(node, f"model.variants.{kind}.{name}"))
+
+
+def preset(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The composition of a published model, or of a preset of your own: what ``compose`` takes.
+
+    ``compose(preset("deepseek_v2_lite", {"n_layers": 4, "attention": "gqa"}))`` has the preset's other values.
+
+    Args:
+        name: a preset's name (registry/presets.py)
+        changes: keys of a model; a block without a ``name`` changes values of the preset's, one with replaces it
+
+    Raises:
+        ConfigError: there is no such preset, or its file cannot be read
+    """
+    return patched(presets.read(name), changes or {})
 
 
 def compose(config: Any, *, device: torch.device | str = "cpu", seed: int = 0) -> Decoder:

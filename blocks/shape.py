@@ -8,8 +8,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, get_type_hints
 
 import registry
-from blocks.format import FORMAT, current
-from registry import ConfigError, Node, did_you_mean
+from registry import ConfigError, Node, did_you_mean, presets
+from registry.format import FORMAT, current
 from registry.schema import conforms, in_words
 
 MAX_MTP = 64
@@ -32,7 +32,7 @@ class Shape:
         layout: slot → pattern over the depth (see registry/layout.py)
         variants: slot → name → alternative node, for patterns and overrides to name
         overrides: list of {layers: selector, slot: node or patch; null for none}
-        format: of the composition, for what saves one (see blocks/format.py)
+        format: of the composition, for what saves one (see registry/format.py)
     """
 
     vocab_size: int
@@ -63,7 +63,7 @@ def read(config: Any) -> dict[str, Any]:
     if not isinstance(model, dict):
         raise ConfigError("model", model, "must be a mapping", "Write keys such as d_model and attention under model")
     registry.refuse_targets(model, "model")
-    model = current(model)
+    model = current(presets.inherited(model))
     hints, kinds = get_type_hints(Shape), registry.kinds()
     for key, value in model.items():
         if key not in hints and key not in kinds:

@@ -6,6 +6,7 @@ __version__: str
 from blocks.checkpoint import load_decoder as load
 from blocks.compose import check as check
 from blocks.compose import compose as compose
+from blocks.compose import preset as preset
 from blocks.decoder import Decoder as Decoder
 
 # add blocks

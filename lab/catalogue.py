@@ -22,15 +22,14 @@ from blocks.compose import compose
 from blocks.cost import cache_bytes, count_parameters
 from blocks.decoder import Decoder
 from blocks.gating.base import Gating
-from lab.models import load
-from registry import ConfigError
+from registry import ConfigError, presets
 from registry.command import run_command
-from training.composition import CONF
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "catalogue.md"
 REMEDY = "python -m lab.catalogue > docs/catalogue.md"
 
 D_MODEL, LENGTH, VOCABULARY = 64, 12, 61
+BYTES = 257  # vocabulary of the default tokenizer, for a preset that leaves it to the tokenizer
 # What blocks are given, if they have a parameter of this name; all others keep their defaults.
 SETTING = {"n_heads": 4, "d_ff": 128, "n_experts": 8, "window": 8, "n_devices": 4}
 DENSE: dict[str, Any] = {
@@ -269,10 +268,8 @@ def _remembered(decoder: Decoder) -> str:
 
 def _presets() -> list[str]:
     rows = []
-    for name in sorted(
-        path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in ("base", "file", "pretrained")
-    ):
-        decoder = load(name)
+    for name in presets.names():
+        decoder = compose({"vocab_size": BYTES, **presets.read(name)}, device="meta")
         counted = count_parameters(decoder)
         remembered = (cache_bytes(decoder, 2, torch.float32) - cache_bytes(decoder, 1, torch.float32)) // 4
         figures = (counted.total, counted.active, counted.active - counted.embedding, remembered)
@@ -282,8 +279,8 @@ def _presets() -> list[str]:
 
 
 def _described(preset: str) -> str:
-    """The comment on top of a preset's file, its arXiv numbers as links."""
-    first = (CONF / "model" / f"{preset}.yaml").read_text().splitlines()[0].lstrip("# ").rstrip(".")
+    """A preset's summary, its arXiv numbers as links."""
+    first = presets.find(preset).summary.rstrip(".")
     return re.sub(r"arXiv \d{4}\.\d{4,5}", lambda found: _link(found[0]), first)
 
 

@@ -28,7 +28,7 @@ from registry.command import run_command
 USAGE = """\
 python -m lab.describe model=NAME[,NAME…] [OPTION=VALUE …] [HYDRA OVERRIDE …] [--json] [--plot FILE.png|.svg|.pdf]
 
-model              presets of conf/model, runs (logs/…), checkpoints (*.ckpt) or compositions (*.yaml), side by side
+model              presets, runs (logs/…), checkpoints (*.ckpt) or compositions (*.yaml), side by side
 context            tokens of the sequence that FLOPs are counted for; default 4096, or fewer if a model must
 cache.context      tokens the cache is weighed at; default: context
 cache.bits         bits that one number of the cache takes; default 16

@@ -1,15 +1,16 @@
-"""``python -m registry [KIND[/NAME]]``: what there is to swap, and its parameters; ``--markdown`` for the README."""
+"""``python -m registry [KIND[/NAME]]``: blocks and their parameters; ``model[/NAME]``: presets; ``--markdown``."""
 
 from __future__ import annotations
 
 import fnmatch
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
 from rich.table import Table
 
-from registry import catalogue
+from registry import catalogue, presets
 from registry.command import run_command
 from registry.errors import ConfigError, did_you_mean
 from registry.printing import console, show
@@ -17,13 +18,16 @@ from registry.schema import Parameter
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the catalogue, a family of it, or one block; names may hold wildcards (``attention/m*``).
+    """Print the catalogue, a family of it, one block, or with ``model`` the presets; ``attention/m*`` may be written.
 
     Raises:
         ConfigError: there is no such kind or block
     """
     if arguments == ["--markdown"]:
         print(markdown())
+        return
+    if arguments and arguments[0].partition("/")[0] == "model":
+        _show_presets(arguments[0].partition("/")[2] or "*")
         return
     kind, _, pattern = (arguments[0] if arguments else "*").strip("/").partition("/")
     kinds = fnmatch.filter(catalogue.kinds(), kind)
@@ -41,11 +45,30 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def markdown() -> str:
-    """The names one may swap, as the README's table."""
-    rows = ["| `model/<kind>=` | names |", "|---|---|"]
-    for kind in catalogue.kinds():
-        rows.append(f"| `{kind}` | {' '.join(f'`{name}`' for name in catalogue.names(kind))} |")
+    """The names one may swap, and those of whole models by family, as the README's tables."""
+    blocks = {f"`{kind}`": catalogue.names(kind) for kind in catalogue.kinds()}
+    models: dict[str, list[str]] = {}
+    for name in presets.names():
+        family = re.match("[a-z]*", name)
+        models.setdefault(family[0] if family else name, []).append(name)
+    return f"{_rows('`model/<kind>=`', 'names', blocks)}\n\n{_rows('whole models', '`model=`', models)}"
+
+
+def _rows(key: str, names: str, of: Mapping[str, Sequence[str]]) -> str:
+    rows = [f"| {key} | {names} |", "|---|---|"]
+    rows += [f"| {title} | {' '.join(f'`{name}`' for name in listed)} |" for title, listed in of.items()]
     return "\n".join(rows)
+
+
+def _show_presets(pattern: str) -> None:
+    found = fnmatch.filter(presets.names(), pattern)
+    if not found:
+        raise ConfigError("model", pattern, "there is no such preset", did_you_mean(pattern, presets.names()))
+    table = Table("model=<name>", "provider", "what it is")
+    for name in found:
+        preset = presets.find(name)
+        table.add_row(f"[bold]{name}[/]", escape(preset.owner), escape(preset.summary))
+    show(table)
 
 
 def _show_family(found: list[tuple[str, str]], with_parameters: bool) -> None:

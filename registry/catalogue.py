@@ -1,8 +1,9 @@
 """The names: which families of blocks there are, which blocks each holds, and who provides them.
 
 ``@family`` declares a contract (a base class) and the kind it stands for; ``@register`` puts a class into a family
-under a name, after which Hydra knows it as the typed option ``model/<kind>=<name>``. Built-ins are imported from the
-packages of ``BUILTIN``; guests come from installed distributions through the entry-point group ``blockwright.blocks``.
+under a name, which Hydra knows as the typed option ``model/<kind>=<name>`` (registry/hydra.py). Built-ins are imported
+from the packages of ``BUILTIN``; plug-ins come from installed distributions through the entry-point group
+``blockwright.blocks``.
 Left out on purpose: registering from a path or a string found in a configuration. Only installed code has names.
 """
 
@@ -21,8 +22,6 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
-
-from hydra.core.config_store import ConfigStore
 
 from registry.enforcing import enforced
 from registry.errors import BlockError, did_you_mean
@@ -135,7 +134,6 @@ def register(kind: str, name: str) -> Callable[[C], C]:
                 f"{kind} {name!r} is already registered by {old.owner}; {entry.owner} must pick another name"
             )
         _entries[kind][name] = entry
-        ConfigStore.instance().store(group=f"model/{kind}", name=name, node=entry.schema.dataclass, provider=provider)
         return cls
 
     return put

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra.core.config_store import ConfigStore
 from torch import Tensor, nn
 from warm import Warm
 
@@ -104,22 +103,14 @@ def tiny() -> Callable[..., dict[str, Any]]:
 
 
 def _temporary_blocks() -> Iterator[None]:
-    """Whatever is registered meanwhile is gone afterwards, from the catalogue and from Hydra's store."""
+    """Whatever is registered meanwhile is gone afterwards."""
     registry.load()
     entries = {kind: dict(found) for kind, found in catalogue._entries.items()}
     families = dict(catalogue._families)
-    store = ConfigStore.instance()
-    repo = copy.deepcopy({kind: set(store.repo.get("model", {}).get(kind, {})) for kind in store.repo.get("model", {})})
     yield
     for found, before in ((catalogue._entries, entries), (catalogue._families, families)):
         found.clear()
         found.update(before)
-    for kind in list(store.repo.get("model", {})):
-        group = store.repo["model"][kind]
-        for name in [n for n in group if n not in repo.get(kind, ())]:
-            del group[name]
-        if not group:
-            del store.repo["model"][kind]
 
 
 temporary_blocks = pytest.fixture(_temporary_blocks, name="temporary_blocks")

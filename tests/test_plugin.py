@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from warm import Warm
 
 pytestmark = pytest.mark.xdist_group("plugin")  # its fixture runs a whole program, once
@@ -57,9 +58,8 @@ def install(site: Path, project: dict[str, Any]) -> None:
     info.mkdir(parents=True)
     head = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
     (info / "METADATA").write_text(head)
-    points = project["entry-points"]["blockwright.blocks"]
-    lines = [f"{name} = {value}" for name, value in points.items()]
-    (info / "entry_points.txt").write_text("\n".join(["[blockwright.blocks]", *lines, ""]))
+    groups = [[f"[{group}]", *map(" = ".join, points.items())] for group, points in project["entry-points"].items()]
+    (info / "entry_points.txt").write_text("\n\n".join(map("\n".join, groups)) + "\n")
 
 
 def run(
@@ -98,6 +98,8 @@ def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], 
         "block": ["registry", "gating/noisy_topk"],
         "help": ["--help"],
         "trains": [*quick, *guests, "model.attention.first_decay=4", f"hydra.run.dir={folder}/run"],
+        "preset": ["model=retentive_tiny", "model/position=of/tiny", "--cfg", "job", "--package", "model"],
+        "presets": ["registry", "model/ret*"],
         "wrong type": [*quick, *guests, "model.attention.first_decay=slow", f"hydra.run.dir={folder}/x"],
         "unknown parameter": [*quick, *guests, "+model.position.widow=3", f"hydra.run.dir={folder}/x"],
         "its own rule": [*quick, *guests, "model.gating.noise=-1", f"hydra.run.dir={folder}/x"],
@@ -140,6 +142,16 @@ def test_guest_trains_on_the_command_line(said: dict[str, Any], folder: Path) ->
     assert (model["position"]["name"], model["gating"]["name"]) == ("xpos", "noisy_topk")
     assert "decoder.layers.1.ffn.gating.noise_bias" in checkpoint["state_dict"]
     assert json.loads((folder / "run" / "results.json").read_text())["status"] == "completed"
+
+
+def test_preset_of_the_guest_is_a_model_like_any_other(said: dict[str, Any]) -> None:
+    code, text = said["preset"]
+    assert code == 0, text
+    model = yaml.safe_load(text)
+    assert (model["attention"]["name"], model["attention"]["first_decay"]) == ("retention", 4)
+    assert (model["position"]["name"], model["d_model"]) == ("rope", 192)
+    code, text = said["presets"]
+    assert code == 0 and re.search(r"retentive_tiny .*blockwright-guest.*Retention in place of attention", text)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +200,7 @@ def test_guest_proves_its_blocks_by_the_kit_in_its_own_tests(
     assert passed > 40
     assert "its attention keeps no cache" in done.stdout
     assert "nothing in it routes tokens" in done.stdout
-    assert skipped < 10
+    assert skipped < 13
 
 
 def test_nothing_here_names_the_guest() -> None:
@@ -196,7 +208,7 @@ def test_nothing_here_names_the_guest() -> None:
         for file in (ROOT / package).rglob("*"):
             if file.suffix in (".py", ".yaml"):
                 text = file.read_text()
-                assert not re.search(r"blockwright_guest|\bretention\b|noisy_topk|\bxpos\b", text), file
+                assert not re.search(r"blockwright_guest|\bretention\b|retentive|noisy_topk|\bxpos\b", text), file
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The published models of conf/model/: their structure, and every variant as a choice. Sizes: lab/test_describe.py."""
+"""The published models of conf/preset/: their structure, and what one may swap in them. Sizes: lab/test_describe.py."""
 
 from __future__ import annotations
 
@@ -11,97 +11,144 @@ import torch
 from omegaconf import OmegaConf
 
 import registry
-from blocks.compose import check, compose
+from blocks.compose import check, compose, preset
 from blocks.decoder import Decoder
-from registry import Node
+from lab.match.request import swept
+from registry import ConfigError, Node, presets
 from training.composition import CONF, compose_config
+from training.renamed import RENAMED
 
-MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml") if p.stem not in ("base", "file", "pretrained"))
-VARIANTS = sorted((p.parent.name, p.stem) for p in (CONF / "model").glob("*/*.yaml"))
+BYTES = 257  # vocabulary of the tokenizer that tiny is trained with: its preset leaves that to the tokenizer
+FILES = sorted(presets.BUILTIN.glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
-def preset() -> Callable[..., Decoder]:
-    built: dict[tuple[str, ...], Decoder] = {}
+def decoder() -> Callable[[str], Decoder]:
+    built: dict[str, Decoder] = {}
 
-    def build(*overrides: str) -> Decoder:
-        if overrides not in built:
-            built[overrides] = compose(compose_config(overrides).model, device="meta")
-        return built[overrides]
+    def build(name: str) -> Decoder:
+        if name not in built:
+            built[name] = compose({"vocab_size": BYTES, **preset(name)}, device="meta")
+        return built[name]
 
     return build
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_preset_composes_within_seconds_and_runs(preset: Callable[..., Decoder], model: str) -> None:
+@pytest.mark.parametrize("name", [file.stem for file in FILES])
+def test_preset_composes_within_seconds_and_runs(decoder: Callable[[str], Decoder], name: str) -> None:
     start = time.perf_counter()
-    decoder = preset(f"model={model}")
+    built = decoder(name)
     assert time.perf_counter() - start < 10
-    logits = decoder(torch.zeros(1, 3, dtype=torch.long, device="meta"))
-    assert logits.shape == (1, 3, decoder.config["vocab_size"])
+    logits = built(torch.zeros(1, 3, dtype=torch.long, device="meta"))
+    assert logits.shape == (1, 3, built.config["vocab_size"])
 
 
-def test_v2_lite_has_one_dense_layer_and_yarn_everywhere(preset: Callable[..., Decoder]) -> None:
-    layers = preset("model=deepseek_v2_lite").layers
+def test_v2_lite_has_one_dense_layer_and_yarn_everywhere(decoder: Callable[[str], Decoder]) -> None:
+    layers = decoder("deepseek_v2_lite").layers
     assert [type(layer.ffn).__name__ for layer in layers] == ["SwiGLU"] + ["MoE"] * 26
     assert [layer.attention.scale for layer in layers] == [pytest.approx(0.1147213868)] * 27
     gate = layers[1].ffn.gating
     assert (gate.top_k, gate.renormalise, gate.scaling, gate.balance[0].alpha) == (6, False, 1.0, 0.001)
 
 
-def test_v2_routes_as_published(preset: Callable[..., Decoder]) -> None:
-    gate = preset("model=deepseek_v2").layers[-1].ffn.gating
+def test_v2_routes_as_published(decoder: Callable[[str], Decoder]) -> None:
+    gate = decoder("deepseek_v2").layers[-1].ffn.gating
     assert (gate.top_k, gate.n_groups, gate.top_groups, gate.scaling, gate.balance[0].alpha) == (6, 8, 3, 16.0, 0.003)
 
 
 # --- the files --------------------------------------------------------------------------------------------------------
 
 
-def test_no_file_bears_a_registered_blocks_name() -> None:
-    """It would shadow the typed option, and with it the block's schema."""
-    assert not [(kind, name) for kind, name in VARIANTS if name in registry.names(kind)]
+def test_conf_holds_no_variant_of_a_block_and_no_yaml_of_a_registered_name() -> None:
+    assert {p.relative_to(CONF / "model").as_posix() for p in (CONF / "model").rglob("*.yaml")} == {
+        f"{name}.yaml" for name in presets.RESERVED
+    }
 
 
-def test_every_folder_of_variants_is_a_kind() -> None:
-    assert {kind for kind, _ in VARIANTS} <= set(registry.kinds())
-
-
-@pytest.mark.parametrize(("kind", "name"), VARIANTS, ids=lambda v: v)
-def test_variant_inherits_a_registered_block_and_keeps_its_schema(kind: str, name: str) -> None:
-    selected = kind in compose_config(["model=tiny"]).model
-    node = compose_config(["model=tiny", f"{'' if selected else '+'}model/{kind}={name}"]).model[kind]
-    plain = OmegaConf.to_container(node, resolve=True)
-    entry, given = registry.resolve(kind, Node(plain, f"model.{kind}"))
-    assert entry.name == plain["name"] and plain["name"] != name
-    written = OmegaConf.load(CONF / "model" / kind / f"{name}.yaml")
-    for key, value in written.items():
-        if key != "defaults":
-            assert given[key] == (OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
-
-
-@pytest.mark.parametrize("path", sorted((CONF / "model").rglob("*.yaml")), ids=lambda p: p.stem)
-def test_leaf_is_about_a_dozen_lines(path: Path) -> None:
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_a_model_is_a_screenful_that_says_what_it_is(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 18
+    assert len(presets.find(path.stem).summary) > 20
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_body_of_a_preset_holds_no_blocks_own_keys(model: str) -> None:
-    """Else swapping that block breaks the preset."""
-    written = OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{model}.yaml"))
-    assert not set(written) & set(registry.kinds())
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_text_of_a_preset_is_what_compose_takes(path: Path) -> None:
+    text = path.read_text()
+    text += "" if "vocab_size" in preset(path.stem) else f"\nvocab_size: {BYTES}\n"
+    assert check(text) == check({"vocab_size": BYTES, **preset(path.stem)})
+
+
+def test_former_names_of_variants_name_the_part_of_a_preset_that_replaces_them() -> None:
+    assert len(RENAMED) == 58
+    for option, part in RENAMED.items():
+        kind, name = option.split("/")[1:]
+        assert name not in registry.names(kind)
+        assert part.removeprefix("of/") in presets.names(kind)
+
+
+def test_former_name_of_a_variant_is_refused_with_the_new_one() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_config(["model=deepseek_v2_lite", "model/attention=mla_v2_lite"])
+    assert (caught.value.path, caught.value.value) == ("model/attention", "mla_v2_lite")
+    assert "Write model/attention=of/deepseek_v2_lite" in caught.value.remedy
+
+
+# --- swapping ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("attention", registry.names("attention"))
 @pytest.mark.parametrize("position", registry.names("position"))
 def test_every_attention_and_position_can_be_swapped_into_the_small_preset(attention: str, position: str) -> None:
-    check(compose_config(["model=tiny", f"model/attention={attention}", f"model/position={position}"]).model)
+    check(preset("tiny", {"vocab_size": BYTES, "attention": {"name": attention}, "position": {"name": position}}))
 
 
 @pytest.mark.parametrize(
     ("kind", "name"), [(k, n) for k in ("gating", "norm", "residual", "ffn") for n in registry.names(k)]
 )
 def test_every_other_block_can_be_swapped_into_the_small_preset(kind: str, name: str) -> None:
-    check(compose_config(["model=tiny", f"model/{kind}={name}"]).model)
+    check(preset("tiny", {"vocab_size": BYTES, kind: {"name": name}}))
+
+
+def test_swap_on_the_command_line_leaves_nothing_of_the_presets_own_block() -> None:
+    model = compose_config(["model=deepseek_v2_lite", "model/attention=gqa"]).model
+    entry = registry.lookup("attention", "gqa")
+    assert set(model.attention) == {"name", *entry.schema.parameters}
+    assert check(model)["attention"]["n_heads"] == entry.schema.parameters["n_heads"].default
+    assert model.position.name == "yarn" and model.gating.top_k == 6  # the others stay
+
+
+def test_value_of_a_preset_changes_on_the_command_line_and_the_rest_stays() -> None:
+    model = compose_config(["model=deepseek_v2_lite", "model.attention.n_heads=4"]).model
+    assert (model.attention.name, model.attention.n_heads, model.attention.kv_lora_rank) == ("mla", 4, 512)
+
+
+def test_block_of_another_preset_can_be_borrowed_and_changed() -> None:
+    borrowed = ["model/attention=of/deepseek_v2_lite", "model.attention.n_heads=4"]
+    model = compose_config(["model=llama3_1_8b", *borrowed]).model
+    expected = registry.resolve("attention", Node(preset("deepseek_v2_lite")["attention"], "model.attention"))[1]
+    assert OmegaConf.to_container(model.attention) == {"name": "mla", **expected, "n_heads": 4}
+    assert model.d_model == 4096 and model.position.name == "rope_llama3"
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "rule"),
+    [
+        ("model.attention.n_haeds=4", "model.attention.n_haeds", "MLA's parameters"),
+        ("model.attention.n_heads=x", "model.attention.n_heads", "must be an integer"),
+        ("model/attention=of/deepsek_v2", "model/attention", "no preset of this name has a block of kind attention"),
+        ("+model/qk_norm=of/tiny", "model/qk_norm", "no preset of this name has a block of kind qk_norm"),
+        ("preset=gpt2", "preset", "a model is chosen by name"),
+    ],
+)
+def test_wrong_change_of_a_preset_is_refused(override: str, path: str, rule: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_config(["model=deepseek_v2_lite", override])
+    assert caught.value.path == path and rule in caught.value.rule and caught.value.remedy
+
+
+def test_sweep_over_every_option_of_a_kind_means_the_registered_blocks() -> None:
+    for kind in ("attention", "gating"):
+        assert list(swept([f"model/{kind}=glob(*)"])) == registry.names(kind)
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)

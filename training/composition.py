@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 import registry
 from blocks.shape import Shape
-from registry import ConfigError, did_you_mean
+from registry import ConfigError, did_you_mean, presets
+from training.renamed import RENAMED
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what composing raises for a user's mistake
@@ -137,6 +138,17 @@ def _no_option(error: BaseException, text: str, overrides: Sequence[str]) -> Con
     if not found:
         return None
     group, _, option = found[1].rpartition("/")
+    if found[1] in RENAMED:
+        value = RENAMED[found[1]]
+        rule = "is now a part of a preset, and no option of its own"
+        return ConfigError(group, option, rule, f"Write {group}={value}, or the block by its name and its values")
+    if group.endswith("/of"):  # model/<kind>/of/NAME
+        kind = group.split("/")[1]
+        rule, known = (
+            f"no preset of this name has a block of kind {kind}",
+            [f"of/{name}" for name in presets.names(kind)],
+        )
+        return ConfigError(f"model/{kind}", f"of/{option}", rule, did_you_mean(f"of/{option}", known))
     options = (error.options if isinstance(error, MissingConfigException) else None) or _options(group)
     if not options:
         return ConfigError(group or option, option, "there is no such group or file", "See: python train.py --help")
@@ -153,6 +165,8 @@ def _no_group(error: BaseException, text: str, overrides: Sequence[str]) -> Conf
     if group == "ablation":
         rule = "is a comparison of many runs, and no part of one"
         return ConfigError(group, value, rule, f"Write: python -m lab.ablation {value}")
+    if group == "preset":
+        return ConfigError(group, value, "is where presets lie, and a model is chosen by name", f"Write model={value}")
     rule = "the composition selects nothing for this group, so there is nothing to replace"
     if group.startswith("model/") and kind in registry.kinds():
         return ConfigError(group, value, rule, f"Add it: +{group}={value}")
@@ -231,7 +245,8 @@ def _siblings(path: str, overrides: Sequence[str]) -> list[str]:
 
 
 def _options(group: str) -> list[str]:
-    return sorted(p.stem for p in (CONF / group).glob("*.yaml")) if group else []
+    files = [p.stem for p in (CONF / group).glob("*.yaml")] if group else []
+    return sorted([*files, *presets.names()] if group == "model" else files)
 
 
 def _groups() -> list[str]:

@@ -12,7 +12,7 @@ from blocks.checkpoint import check_fits, read_checkpoint
 from blocks.compose import check as check_model
 from blocks.kernels.choice import check as check_kernels
 from interop.source import check_init, read_composition
-from registry import ConfigError, did_you_mean, refuse_targets, to_plain
+from registry import ConfigError, did_you_mean, presets, refuse_targets, to_plain
 from registry.layout import patched
 from registry.limits import read_text
 from training import figures, trainer_settings
@@ -174,7 +174,7 @@ def composition_of(model: Any) -> Any:
         if not isinstance(found, dict):
             raise ConfigError("model.file", model["file"], "holds no mapping", "Name a YAML file of a model")
         refuse_targets(found, "model")
-        return patched(found, patch)
+        return patched(presets.inherited(found), patch)
     if not isinstance(model, dict) or "pretrained" not in model:
         return model
     folder, patch = model["pretrained"], {k: v for k, v in model.items() if k != "pretrained"}

@@ -21,12 +21,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import registry
-from blocks.compose import check, compose
+from blocks.compose import check, compose, preset
 from blocks.decoder import Decoder
-from registry import ConfigError
+from registry import ConfigError, presets
 from registry.layout import expand
 from registry.schema import Parameter
-from training.composition import CONF, compose_config
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
 FUZZ = settings(
@@ -209,9 +208,6 @@ def test_any_text_is_refused_or_read(text: str) -> None:
         assert error.path.startswith("model") and error.remedy
 
 
-PRESETS = sorted(p.stem for p in (CONF / "model").glob("*.yaml") if p.stem not in ("base", "file", "pretrained"))
-
-
 def mutated(value: Any, draw: random.Random) -> Any:
     """A composition with one thing changed: a value, a key, something gone, something twice."""
     if isinstance(value, dict) and value:
@@ -232,11 +228,11 @@ def mutated(value: Any, draw: random.Random) -> Any:
     return draw.choice(ODD)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_any_change_to_a_preset_composes_or_is_refused(preset: str, composed: dict[str, Any]) -> None:
-    draw = random.Random(preset if not EXAMPLES else None)
+@pytest.mark.parametrize("name", presets.names())
+def test_any_change_to_a_preset_composes_or_is_refused(name: str, composed: dict[str, Any]) -> None:
+    draw = random.Random(name if not EXAMPLES else None)
     for _ in range(max(4, EXAMPLES // 500)):
-        model, started = mutated(composed[preset], draw), time.process_time()
+        model, started = mutated(composed[name], draw), time.process_time()
         try:
             check(yaml.safe_dump(model) if draw.random() < 0.2 else model)
         except ConfigError as error:
@@ -246,13 +242,13 @@ def test_any_change_to_a_preset_composes_or_is_refused(preset: str, composed: di
 
 @pytest.fixture(scope="module")
 def composed() -> dict[str, Any]:
-    return {name: check(compose_config([f"model={name}"]).model) for name in PRESETS}
+    return {name: check(preset(name, {"vocab_size": 256})) for name in presets.names()}
 
 
 def test_every_yaml_of_conf_survives_damage(tmp_path: Path) -> None:
     """A file cut short or with a byte of another is YAML or is refused; reading it does nothing else."""
     draw = random.Random(0)
-    for file in sorted((CONF / "model").rglob("*.yaml")):
+    for file in sorted(presets.BUILTIN.glob("*.yaml")):
         text = file.read_text()
         for damaged in (
             text[: draw.randrange(1, len(text))],

@@ -1,4 +1,4 @@
-"""The presets of conf/model against the published config.json: the same model, read from either.
+"""The presets against the published config.json: the same model, read from either.
 
 The numbers below are those of the released files, reduced to four layers on both sides.
 """
@@ -14,10 +14,9 @@ from blocks.decoder import Decoder
 from interop.exporting import recognise
 from interop.fingerprint import difference
 from interop.importing import find
-from training.composition import CONF, compose_config
+from registry import presets
 
 LAYERS = 4
-NO_PRESETS = ("base", "file", "pretrained")
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None}
 V2 = {
     "model_type": "deepseek_v2",
@@ -223,7 +222,7 @@ WRITTEN_AS = {
 
 def preset(name: str) -> Decoder:
     """A preset with four layers, on the meta device."""
-    return compose(compose_config([f"model={name}", f"model.n_layers={LAYERS}"]).model, device="meta")
+    return compose({"vocab_size": 256, **presets.read(name), "n_layers": LAYERS}, device="meta")
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -232,7 +231,7 @@ def test_published_config_describes_the_preset(name: str) -> None:
     assert difference(preset(name), compose(find(values).composition(values), device="meta")) is None
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in (CONF / "model").glob("*.yaml") if p.stem not in NO_PRESETS))
+@pytest.mark.parametrize("name", presets.names())
 def test_every_published_preset_is_exported_under_its_name(name: str) -> None:
     family, _, why = recognise(preset(name), None, {})
     known = max((prefix for prefix in WRITTEN_AS if name.startswith(prefix)), key=len, default=None)

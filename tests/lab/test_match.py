@@ -169,24 +169,25 @@ def test_four_attentions_are_matched(base: list[str], budget: str, tol: float) -
 
 
 def test_v2_lite_is_matched_within_seconds() -> None:
-    arms = [read_arm(name, [*LITE, f"model/attention={name}"]) for name in ("mla_v2_lite", "mha_16", "gqa", "mqa")]
+    names = ("of/deepseek_v2_lite", "of/deepseek_moe_16b", "gqa", "mqa")
+    arms = [read_arm(name, [*LITE, f"model/attention={name}"]) for name in names]
     measure(arms[0].model, 4096)  # torch imports what it needs of its own
     start = time.process_time()  # beside other processes the clock on the wall says nothing
-    sized = size(arms, "mla_v2_lite", Match("flops", "d_ff", 0.002))
+    sized = size(arms, names[0], Match("flops", "d_ff", 0.002))
     assert time.process_time() - start < 5
     assert all(arm.changed for arm in sized[1:])
 
 
 def test_layers_behind_deepseek_v2s_comparison_are_found() -> None:
     """Appendix D.1 prints 6.9B, 6.9B and 7.1B, and no layers."""
-    names = ("mha_32", "gqa_32_8", "mqa_32")
+    names = ("of/deepseek_7b", "of/ablation_7b_gqa", "of/ablation_7b_mqa")
     targets = dict(zip(names, (6.9e9, 6.9e9, 7.1e9), strict=True))
     base = ["model=deepseek_7b", "model.n_layers=20"]
     sizes = matched(base, Match("params", "n_layers", 0.01), names, targets=targets)
     assert [sized.changed for sized in sizes.values()] == [{"model.n_layers": (20, n)} for n in (30, 34, 37)]
     presets = [model_of(f"model=ablation_7b_{name}") for name in ("mha", "gqa", "mqa")]
     assert [sized.figures.params for sized in sizes.values()] == [measure(m, 16).params for m in presets]
-    assert sizes["gqa_32_8"].residual["params"] == sizes["gqa_32_8"].figures.params / 6.9e9 - 1
+    assert sizes[names[1]].residual["params"] == sizes[names[1]].figures.params / 6.9e9 - 1
 
 
 @pytest.mark.parametrize(

@@ -94,12 +94,24 @@ def test_wildcards_select(show: Callable[..., str], pattern: str, there: list[st
 
 @pytest.mark.parametrize(
     ("argument", "meant"),
-    [("atention", "'attention'"), ("attention/mlaa", "'mla'"), ("attention/z*", "mla"), ("norm/gqa", "rmsnorm")],
+    [
+        ("atention", "'attention'"),
+        ("attention/mlaa", "'mla'"),
+        ("attention/z*", "mla"),
+        ("norm/gqa", "rmsnorm"),
+        ("model/gtp2", "'gpt2'"),
+    ],
 )
 def test_unknown_name_is_refused_with_the_nearest(argument: str, meant: str) -> None:
     with pytest.raises(ConfigError) as caught:
         main([argument])
     assert meant in caught.value.remedy
+
+
+def test_models_are_listed_with_what_they_are(show: Callable[..., str]) -> None:
+    printed = show("model/deepseek_v*")
+    assert "deepseek_v2_5" in printed and "V2 with the softmax's temperature" in printed and "gpt2" not in printed
+    assert "gpt2" in show("model")
 
 
 def test_command_prints_and_returns_zero_and_a_mistake_64_without_a_traceback(

@@ -9,17 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from blocks.compose import check, compose
+from blocks.compose import check, compose, preset
 from blocks.decoder import Decoder
 from blocks.kernels import blocked_attention
-from registry import ConfigError
+from registry import ConfigError, presets
 from training.compiling import check_compiler, compile_layers, run_as_written
-from training.composition import CONF, compose_config
 
-MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml") if p.stem not in ("base", "file", "pretrained"))
 FEW = ("gpt_oss_20b", "deepseek_v3")  # sinks, windows, biases and clamps; latent attention, groups, balancing bias
 # Every number of a preset that says how large something is, made small; what it is made of stays.
 SMALL = {
@@ -55,8 +52,7 @@ def shrunken(model: str) -> dict[str, Any]:
             return {k: SMALL[k] if k in SMALL and isinstance(v, int) else shrunk(v) for k, v in node.items()}
         return [shrunk(v) for v in node] if isinstance(node, list) else node
 
-    plain = OmegaConf.to_container(compose_config([f"model={model}"]).model, resolve=True)
-    return check(shrunk(plain))
+    return check(shrunk(preset(model, {"vocab_size": SMALL["vocab_size"]})))
 
 
 def loss_and_gradients(decoder: Decoder, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -78,7 +74,9 @@ def fresh() -> Iterator[None]:
     torch._dynamo.config.recompile_limit = limit
 
 
-@pytest.mark.parametrize("model", [pytest.param(m, marks=[] if m in FEW else pytest.mark.slow) for m in MODELS])
+@pytest.mark.parametrize(
+    "model", [pytest.param(m, marks=[] if m in FEW else pytest.mark.slow) for m in presets.names()]
+)
 def test_layers_of_a_preset_compile_without_a_break_to_the_same_loss_and_gradients(
     fresh: None, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-import registry
 from registry import ConfigError
 from training.composition import CONF, compose_config
 from training.preflight import OWN, preflight
@@ -79,12 +78,6 @@ def test_every_file_of_conf_is_an_option_of_a_group_or_the_root() -> None:
     for file in CONF.rglob("*.yaml"):
         assert isinstance(yaml.safe_load(file.read_text()), dict | None), file
         assert file.name == "config.yaml" or file.parent != CONF
-
-
-@pytest.mark.parametrize("kind", registry.kinds())
-def test_registered_block_needs_no_file(kind: str) -> None:
-    files = {p.stem for p in (CONF / "model" / kind).glob("*.yaml")}
-    assert not files & set(registry.names(kind))
 
 
 def test_later_override_wins_and_the_output_folder_is_told(tmp_path: Path) -> None:

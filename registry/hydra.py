@@ -1,0 +1,117 @@
+"""What the registry offers to Hydra; hydra_plugins/blockwright_registry/ is where Hydra finds this.
+
+* ``model/<kind>=NAME``: a registered block, its parameters typed
+* ``model=NAME``: a preset, which selects its blocks by groups, so that each can be swapped
+* ``model/<kind>=of/NAME``: a preset's block with its values, typed likewise. Only these have a ``/`` in their name, so
+  a sweep over ``glob(*)`` means registered blocks and nothing else.
+
+A node is made when it is selected: the start of a program reads no preset but its own.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+
+from registry import catalogue, presets
+from registry.build import resolve
+from registry.children import Node
+
+BASE = "base"  # conf/model/base.yaml: the keys of a model that are no block
+
+
+def include_config_dir(arguments: Sequence[str]) -> None:
+    """Find the presets of ``--config-dir DIR``, in DIR/preset, here and in the processes that a run starts."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, _, folder = argument.partition("=")
+        if flag in ("--config-dir", "-cd") and (folder or following):
+            presets.include(Path(folder or following) / "preset")
+
+
+class RegistrySource(ConfigSource):
+    """Registered blocks and presets, as if they were files of the group ``model``."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "blockwright"
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        match _parts(config_path):
+            case ["model"]:
+                return True
+            case ["model", kind] | ["model", kind, "of"]:
+                return kind in catalogue.kinds()
+        return False
+
+    def is_config(self, config_path: str) -> bool:
+        return _maker(config_path) is not None
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        make = _maker(config_path)
+        assert make is not None
+        return ConfigResult(self.provider, self.full_path(), make(), {"package": None})
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> builtins.list[str]:
+        """Options of a group. ``of`` is left out of the groups, or --help would list every preset once a kind."""
+        groups: list[str] = []
+        options: list[str] = []
+        match _parts(config_path):
+            case ["model"]:
+                groups, options = catalogue.kinds(), presets.names()
+            case ["model", kind]:
+                options = catalogue.names(kind)
+            case ["model", kind, "of"]:
+                options = presets.names(kind)
+        if results_filter is None:
+            return sorted({*groups, *options})
+        return groups if results_filter == ObjectType.GROUP else options
+
+
+class RegistrySearchPath(SearchPathPlugin):
+    """Puts the registry after the configuration's own folder, whose files come first."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append(provider="blockwright", path=f"{RegistrySource.scheme()}://")
+
+
+def _parts(config_path: str) -> list[str]:
+    return config_path.removesuffix(".yaml").strip("/").split("/")
+
+
+def _maker(config_path: str) -> Callable[[], DictConfig] | None:
+    """What makes the node at a path, or None where there is none."""
+    match _parts(config_path):
+        case ["model", name] if name in presets.names():
+            return lambda: _model(name)
+        case ["model", kind, name] if name in catalogue.names(kind):
+            return lambda: OmegaConf.structured(catalogue.lookup(kind, name).schema.dataclass)
+        case ["model", kind, "of", name] if kind in catalogue.kinds() and name in presets.names():
+            node = presets.read(name).get(kind)
+            return None if node is None else lambda: _part(kind, node)
+    return None
+
+
+def _model(name: str) -> DictConfig:
+    """A preset: its blocks as selections, and its other keys over those of every model."""
+    model = presets.read(name)
+    chosen = [kind for kind in catalogue.kinds() if model.get(kind) is not None]
+    own = {key: value for key, value in model.items() if key not in catalogue.kinds()}
+    return OmegaConf.create({"defaults": [BASE, *({kind: f"of/{name}"} for kind in chosen), "_self_"], **own})
+
+
+def _part(kind: str, node: Any) -> DictConfig:
+    """A preset's block, its values checked and typed as the registered block's are."""
+    entry, _ = resolve(kind, Node(node, f"model.{kind}"))
+    typed = OmegaConf.structured(entry.schema.dataclass)
+    return typed if isinstance(node, str) else OmegaConf.merge(typed, node)  # type: ignore[return-value]

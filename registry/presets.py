@@ -1,0 +1,184 @@
+"""Whole models by name: a preset is a composition in a file of its own, ``NAME.yaml``.
+
+Built-in presets lie in conf/preset/. A plug-in offers a package folder of YAML files through the entry-point group
+``blockwright.presets``, and the environment variable ``BLOCKWRIGHT_PRESETS`` names folders of the user's. Wherever it
+comes from, a preset is data: it is held to the limits of ``registry.limits``, and names registered blocks only.
+
+    inherits: llama2_7b        # another preset, which the rest of the file patches:
+    n_layers: 40               # a value replaces
+    attention: {n_heads: 40}   # a node without a name patches, a node with one replaces
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from registry.build import refuse_targets, to_plain
+from registry.errors import ConfigError, did_you_mean
+from registry.format import current
+from registry.layout import patched
+from registry.limits import read_text
+
+ENTRY_POINTS = "blockwright.presets"
+VARIABLE = "BLOCKWRIGHT_PRESETS"
+BUILTIN = Path(__file__).resolve().parent.parent / "conf" / "preset"
+RESERVED = frozenset({"base", "file", "pretrained"})  # options of ``model`` that conf/model/ has
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One preset.
+
+    Args:
+        name: what ``model=`` takes
+        file: its YAML file
+        owner: the distribution that provides it, or the user's folder
+    """
+
+    name: str
+    file: Path
+    owner: str
+
+    @property
+    def summary(self) -> str:
+        """The comment on top of its file."""
+        first = read_text(self.file, "model").partition("\n")[0]
+        return first.lstrip("# ").rstrip() if first.startswith("#") else ""
+
+
+def include(folder: Path) -> None:
+    """Add a folder, if it exists, to those in which this process and the ones it starts look for presets."""
+    if folder.is_dir():
+        known = os.environ.get(VARIABLE)
+        os.environ[VARIABLE] = os.pathsep.join(filter(None, [known, str(folder.resolve())]))
+
+
+def names(kind: str | None = None) -> list[str]:
+    """Every preset, or every one that has a block of this kind, in alphabetical order."""
+    return sorted(name for name in _known() if kind is None or read(name).get(kind) is not None)
+
+
+def find(name: str) -> Preset:
+    """The preset of a name.
+
+    Raises:
+        ConfigError: there is none, or there are several
+    """
+    found = _known().get(name)
+    if not found:
+        raise ConfigError("model", name, "there is no such preset", did_you_mean(name, names()))
+    if len(found) > 1:
+        owners = " and ".join(f"{preset.owner} ({preset.file})" for preset in found)
+        raise ConfigError("model", name, f"several presets have this name, of {owners}", "Rename or remove one of them")
+    return found[0]
+
+
+def read(name: str) -> dict[str, Any]:
+    """The composition of a preset, what it inherits included.
+
+    Returns:
+        plain values, the caller's to change
+
+    Raises:
+        ConfigError: there is no such preset, its file cannot be read, or it inherits itself
+    """
+    return copy.deepcopy(_read(name, ()))
+
+
+def inherited(model: Mapping[str, Any], heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A composition without ``inherits``: the preset that it names, patched by the rest.
+
+    Args:
+        model: plain values
+        heirs: presets that inherit this composition, the last of them directly
+
+    Raises:
+        ConfigError: it inherits itself, or what is not there
+    """
+    patch = {key: value for key, value in model.items() if key != "inherits"}
+    if "inherits" not in model:
+        return patch
+    parent = model["inherits"]
+    if not isinstance(parent, str):
+        raise ConfigError("model.inherits", parent, "must be the name of a preset", "Write e.g. inherits: llama2_7b")
+    return patched(_read(parent, heirs), patch)
+
+
+def _read(name: str, heirs: tuple[str, ...]) -> dict[str, Any]:
+    if name in heirs:
+        chain = " → ".join((*heirs, name))
+        raise ConfigError("model.inherits", name, f"the preset inherits itself ({chain})", "Write its values out")
+    preset = find(name)
+    try:
+        model = _parsed(read_text(preset.file, "model"))
+    except ConfigError as error:
+        rule = f"{error.rule} (preset {name}, {preset.file})"
+        raise ConfigError(error.path, error.value, rule, error.remedy) from None
+    return inherited(model, (*heirs, name))
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str) -> dict[str, Any]:
+    """The text of a preset, in today's format; cached, for Hydra asks for each of its parts."""
+    model = to_plain(text)
+    if not isinstance(model, dict):
+        raise ConfigError("model", model, "must be a mapping", "Write keys such as d_model and attention")
+    refuse_targets(model, "model")
+    if "defaults" in model:
+        rule = "a preset is a composition and has no defaults list"
+        raise ConfigError("model.defaults", model["defaults"], rule, "Write inherits: NAME, then what differs from it")
+    return current(model)
+
+
+def _known() -> dict[str, list[Preset]]:
+    found: dict[str, list[Preset]] = {}
+    for folder, owner in _folders().items():
+        for file in folder.glob("*.yaml"):
+            if file.stem in RESERVED:
+                rule = f"model={file.stem} is blockwright's own, so no preset can have this name"
+                raise ConfigError("model", str(file), rule, "Rename the file")
+            found.setdefault(file.stem, []).append(Preset(file.stem, file, owner))
+    return found
+
+
+def _folders() -> dict[Path, str]:
+    """Folder → owner, each once."""
+    found = {BUILTIN: "blockwright", **_of_plugins()}
+    for name in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
+        folder = Path(name).expanduser().resolve()
+        if not folder.is_dir():
+            raise ConfigError(VARIABLE, name, "there is no such folder", "Name folders that hold NAME.yaml files")
+        found.setdefault(folder, "you")
+    return found
+
+
+@functools.cache
+def _of_plugins() -> dict[Path, str]:
+    return {
+        folder.resolve(): point.dist.name if point.dist else point.value
+        for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name)
+        for folder in _of_plugin(point)
+    }
+
+
+def _of_plugin(point: EntryPoint) -> list[Path]:
+    """The folders of the package that an entry point names; one that cannot be found warns and stops nothing."""
+    try:
+        spec = importlib.util.find_spec(point.value)
+        reason = "it is no package"
+    except Exception as error:  # finding it imports its parent, and a plug-in's import may fail in any way
+        spec, reason = None, f"{type(error).__name__}: {error}"
+    if spec is None or not spec.submodule_search_locations:
+        owner = point.dist.name if point.dist else point.value
+        warnings.warn(f"presets {point.value!r} of {owner} cannot be found: {reason}", stacklevel=2)
+        return []
+    return [Path(place) for place in spec.submodule_search_locations]

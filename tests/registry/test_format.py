@@ -1,0 +1,122 @@
+"""A null for a child means none; a composition saved when it did not keeps its meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from blocks.compose import check, compose
+from blocks.decoder import Decoder
+from blocks.shape import reread
+from registry import ConfigError
+from registry.format import FORMAT, OF_FORMAT_1
+from training.composition import compose_config
+
+SMALL = {
+    "vocab_size": 61,
+    "d_model": 48,
+    "n_layers": 2,
+    "position": "rope",
+    "ffn": "swiglu",
+    "norm": "rmsnorm",
+    "residual": "prenorm",
+    "attention": {"name": "gqa", "n_heads": 4},
+    "qk_norm": "per_head",
+}
+NULL = {"name": "gqa", "n_heads": 4, "qk_norm": None}
+
+
+def norms(model: Any) -> list[str]:
+    """Of each layer, the name of what normalises queries and keys."""
+    decoder: Decoder = compose(model, device="meta")
+    return [type(layer.attention.qk_norm).__name__ for layer in decoder.layers]  # type: ignore[union-attr]
+
+
+def of_format_1(**changes: Any) -> dict[str, Any]:
+    """A composition as it was saved before formats were marked: complete, with a null where nothing was written."""
+    saved = {key: value for key, value in check({**SMALL, **changes}).items() if key != "format"}
+    return {**saved, "attention": {"name": "gqa", "n_heads": 4, "qk_norm": None, "scores": None, "position": None}}
+
+
+def test_null_child_is_none_in_text_in_a_variant_and_in_a_layer() -> None:
+    assert norms(SMALL) == ["PerHead", "PerHead"]
+    assert norms({**SMALL, "attention": NULL}) == ["NoneType", "NoneType"]
+    variants = {"variants": {"attention": {"plain": {"qk_norm": None}}}, "layout": {"attention": "plain attention"}}
+    assert norms({**SMALL, **variants}) == ["NoneType", "PerHead"]
+    assert norms({**SMALL, "overrides": [{"layers": 1, "attention": {"qk_norm": None}}]}) == ["PerHead", "NoneType"]
+    assert norms({**SMALL, "overrides": [{"layers": 1, "qk_norm": None}]}) == ["PerHead", "NoneType"]
+    back = [{"layers": 1, "attention": {"qk_norm": "inherit"}}]
+    assert norms({**SMALL, "attention": NULL, "overrides": back}) == ["NoneType", "PerHead"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "child"),
+    [
+        (["model=qwen3_8b", "model.attention.qk_norm=null"], "qk_norm"),
+        (["model=gpt_oss_20b", "model.attention.scores=null"], "scores"),
+        (["model=gemma2_9b", "model.attention.scores=null"], "scores"),
+        (["model=olmo2_7b", "model.attention.qk_norm=null"], "qk_norm"),
+        (["model=qwen3_8b", "model.overrides=[{layers: 0, attention: {qk_norm: null}}]"], "qk_norm"),
+        (["model=qwen3_8b", "model.qk_norm=null"], "qk_norm"),
+        (["+model.balance.name=expert", "model.gating.balance=null"], "balance"),
+    ],
+    ids=" ".join,
+)
+def test_null_on_the_command_line_takes_a_child_of_a_preset_away(overrides: list[str], child: str) -> None:
+    decoder = compose(compose_config(overrides).model, device="meta")
+    last = decoder.layers[0 if "overrides" in overrides[1] else -1]
+    holder: Any = last.ffn.gating if child == "balance" else last.attention
+    assert not getattr(holder, child)
+
+
+def test_null_for_a_child_that_a_block_needs_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(compose_config(["model.ffn.gating=null"]).model)
+    assert (caught.value.path, caught.value.value) == ("model.ffn.gating", "null")
+
+
+def test_saved_composition_says_null_where_it_was_written_and_nothing_where_it_was_not() -> None:
+    assert check({**SMALL, "attention": {**NULL, "scores": "inherit"}})["attention"] == NULL
+    composed = check(compose_config(["model=qwen3_8b"]).model)
+    assert composed["format"] == FORMAT
+    assert composed["attention"].keys().isdisjoint(("qk_norm", "scores", "position"))
+    assert check(composed) == composed
+
+
+def test_composition_of_an_older_version_keeps_its_meaning() -> None:
+    old = of_format_1()
+    assert old.keys() >= OF_FORMAT_1 and "format" not in old
+    assert norms(old) == ["PerHead", "PerHead"]
+    assert check(old) == check(SMALL)  # so a run of the older version goes on as the same model
+    assert reread(old) == check(SMALL) and reread({"attention": "of_a_stranger"}) == {"attention": "of_a_stranger"}
+    patch = {"variants": {"attention": {"plain": {"qk_norm": None}}}, "layout": {"attention": "plain attention"}}
+    assert norms(of_format_1(**patch)) == ["PerHead", "PerHead"]
+    assert norms({**old, "attention": NULL, "format": FORMAT}) == ["NoneType", "NoneType"]
+
+
+def test_composition_of_a_newer_version_is_refused() -> None:
+    for written in (FORMAT + 1, 1, "2", True):
+        with pytest.raises(ConfigError, match="format"):
+            check({**SMALL, "format": written})
+
+
+def ablations() -> dict[str, list[str]]:
+    """Every override of conf/ablation that takes something away."""
+    import yaml
+
+    from training.composition import CONF
+
+    def words(value: Any) -> list[str]:
+        inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else []
+        return [value] if isinstance(value, str) else [word for item in inner for word in words(item)]
+
+    files = {file.stem: words(yaml.safe_load(file.read_text())) for file in (CONF / "ablation").glob("*.yaml")}
+    return {f"{name}: {o}": [o] for name, found in files.items() for o in found if o.endswith("=null")}
+
+
+@pytest.mark.parametrize("override", ablations().values(), ids=ablations())
+def test_ablation_that_takes_a_child_away_changes_the_model(override: list[str]) -> None:
+    with_it, without = (compose(compose_config(o).model, device="meta") for o in ([], override))
+    assert [type(m) for m in with_it.modules()] != [type(m) for m in without.modules()]
