@@ -18,7 +18,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 
 import registry
 from registry import REFUSED, ConfigError
@@ -73,7 +73,7 @@ def hydra_main(cfg: DictConfig) -> float | None:
 
 
 def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
-    refuse_empty(cfg, list(HydraConfig.get().overrides.task))
+    refuse_empty(cfg, _overrides())
     plain = preflight(cfg, compared=sweeping)
     if (note := figures.left_out(plain)) and not _is_child():
         print(note, file=sys.stderr)
@@ -107,6 +107,11 @@ def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
     return value if math.isfinite(value) else _worst()
 
 
+def _overrides() -> list[str]:
+    """The job's own, as they were written: ``${…}`` in one is the configuration's to resolve."""
+    return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # type: ignore[return-value]
+
+
 def _continuation(arguments: list[str], steps: int, checkpoint: Path) -> str:
     """The command that trains on from a finished run, for twice its steps."""
     kept = [o for o in arguments if not o.startswith(("ckpt_path=", "trainer.max_steps="))]
@@ -135,7 +140,7 @@ def pin_children(directory: Path, checkpoint: str | None = None) -> list[str]:
     from lab.sweep.plan import quoted
 
     config = HydraConfig.get()
-    own = list(config.overrides.task)
+    own = _overrides()
     search = kept(config.overrides.hydra)
     found = ["auto_resume=false", *([f"ckpt_path={quoted(checkpoint)}"] if checkpoint else [])]
     program, main_module = sys.argv[0], sys.modules["__main__"]

@@ -103,7 +103,7 @@ EARLY = {
     "wrong type for the optimizer": Mistake("optimizer.lr=fast", "optimizer.lr", "must be a number"),
     "missing value": Mistake("model.d_model=???", "model.d_model", "is required"),
     "missing parameter of a block": Mistake("model/experts=swiglu", "model.experts.d_ff", "hidden width"),
-    "negative size": Mistake("model.experts.d_ff=-5", "model.experts.d_ff", "greater than 0"),
+    "negative size": Mistake("model.experts.d_ff=-5", "model.experts.d_ff", "at least 1"),
     "heads that do not divide the width": Mistake(
         "model.attention.n_heads=7", "model.attention.n_heads", r"must divide d_model \(64\).*is 8"
     ),
@@ -227,7 +227,7 @@ LATE = {
     ),
     "no such class": Mistake("+callbacks.x._target_=nope.Nope", "callbacks.x._target_", "No module named 'nope'"),
     "package not installed": Mistake("logger=wandb", "logger.wandb", r"pip install 'blockwright\[wandb\]'"),
-    "z-loss that rewards": Mistake("task.z_loss=-0.1", "task.z_loss", "not below 0.*1e-4"),
+    "z-loss that rewards": Mistake("task.z_loss=-0.1", "task.z_loss", "at least 0"),
     "+key of the task": Mistake("+task.lr=3", "task.lr", "no argument 'lr'"),
     "batch larger than the corpus": Mistake("data.batch_size=5000", "data.batch_size", "has only"),
 }
@@ -340,7 +340,7 @@ def arguments_of(small: list[str], folder: Path) -> Callable[[Mistake], list[str
             "--config-dir",
             str(folder / "conf"),
             f"hydra.run.dir={folder}/run/{zlib.crc32(mistake.given.encode())}",  # some begin to train
-            f"hydra.sweep.dir={folder}/sweep",
+            f"hydra.sweep.dir={folder}/sweep/{zlib.crc32(mistake.given.encode())}",
         ]
         return [*flags, *places, *small, *(g for g in given if g not in flags)]
 

@@ -100,7 +100,7 @@ REFUSED = {
     "+trainer.strategy=ddp": ("trainer.strategy", "is there already", "Leave out the +: trainer.strategy=ddp"),
     "model.layout={}": ("model.layout", "(ffn), so it would change nothing", "model.layout=null"),
     "++model.variants={ }": ("model.variants", "change nothing", "model.variants=null"),
-    "model.attention={}": ("model.attention", "change nothing", "model/attention=<gqa|mha"),
+    "model.attention={}": ("model.attention", "change nothing", "model/attention=<gqa|"),
     "callbacks.report={}": ("callbacks.report", "change nothing", "callbacks.report=null"),
     "callbacks={}": ("callbacks", "change nothing", "Choose another: callbacks=<checkpoint|default"),
     "optimizer=null": ("optimizer", "name of one of its files", "adamw"),
