@@ -46,7 +46,7 @@ from lab.writer import Writer as Writer
 
 # train
 from training.callbacks.finale import Finale as Finale
-from training.causal_lm import CausalLM as CausalLM
+from training.tasks.causal_lm import CausalLM as CausalLM
 from training.data.corpus import Corpus as Corpus
 from training.data.tokenizers.base import Tokenizer as Tokenizer
 from training.optimizers.base import OptimizerRecipe as OptimizerRecipe

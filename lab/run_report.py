@@ -20,8 +20,8 @@ from registry.enforcing import enforced
 from registry.ranges import NonNegative, Whole
 from training.cadence import logs_now
 from training.callbacks.finale import Finale
-from training.causal_lm import CausalLM
 from training.parallel.local import is_distributed
+from training.tasks.base import Task
 
 SHOWN = (
     ("val/loss", "validation loss", "nats a token"),
@@ -89,7 +89,7 @@ class RunReport(Finale):
             self._write_curves(trainer, pl_module)
 
     def _write_curves(self, trainer: L.Trainer, task: L.LightningModule, final: curves.Curve = ()) -> None:
-        if not trainer.is_global_zero or not isinstance(task, CausalLM):
+        if not trainer.is_global_zero or not isinstance(task, Task):
             return
         if self._costs is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
@@ -99,7 +99,7 @@ class RunReport(Finale):
         curves.write(self.directory, self.train, self.val or final, tokens, self._costs, task.expert_shares)
 
     def on_conclusion(self, trainer: L.Trainer, task: L.LightningModule, metrics: dict[str, float]) -> None:
-        assert isinstance(task, CausalLM) and task.decoder is not None
+        assert isinstance(task, Task) and task.decoder is not None
         self.directory.mkdir(parents=True, exist_ok=True)
         spread = is_distributed(task.decoder)  # over ranks, of which only the first is here
         counts = count_parameters(compose(task.model_config, device="meta") if spread else task.decoder)
@@ -120,7 +120,7 @@ class RunReport(Finale):
         drawn = [f.name for f in sorted(self.directory.glob("*.png"))]
         print(f"{self.directory}: {', '.join(['results.json', curves.FILE, *drawn])}")
 
-    def _show_sample(self, trainer: L.Trainer, task: CausalLM) -> None:
+    def _show_sample(self, trainer: L.Trainer, task: Task) -> None:
         try:
             text = self._sample(trainer, task)
         except NotImplementedError:  # a guest's attention may have no cache, and its figures count all the same
@@ -129,7 +129,7 @@ class RunReport(Finale):
         (self.directory / "sample.txt").write_text(text)
         printing.show_text(text, f"sampled at temperature {self.temperature:g}")
 
-    def _sample(self, trainer: L.Trainer, task: CausalLM) -> str:
+    def _sample(self, trainer: L.Trainer, task: Task) -> str:
         """What the model writes at the start of a document."""
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         assert task.decoder is not None

@@ -172,7 +172,7 @@ def test_exported_file_holds_no_hydra(doors: dict[str, dict[str, Any]], folder: 
     text = (folder / "run" / "lightning_cli.yaml").read_text()
     assert doors and "_target_" not in text and "${" not in text.replace("${run_dir}", "").replace("${now}", "")
     written = yaml.safe_load(text)
-    assert written["model"]["class_path"] == "training.causal_lm.CausalLM"
+    assert written["model"]["class_path"] == "training.tasks.causal_lm.CausalLM"
     assert written["model"]["init_args"]["model"]["attention"]["name"] == "gqa"
     assert written["weights_only"] is True
 

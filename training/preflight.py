@@ -34,7 +34,7 @@ ROOT = {
 }
 
 OWN = ("dry_run",)  # keys of trainer that are this project's and not Lightning's
-TASK = "training.causal_lm.CausalLM"
+TASK = "training.tasks.causal_lm.CausalLM"
 MAX_SEED = 2**32 - 1  # what NumPy's generators take
 SWITCHES = (
     "train",

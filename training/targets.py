@@ -6,6 +6,7 @@ configuration only; what is checked here is for the person who mistyped a key.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import typing
 from collections.abc import Mapping
@@ -44,13 +45,8 @@ def check_target(node: Any, path: str, skip: tuple[str, ...] = ()) -> None:
 
 def _check_arguments(node: Mapping[str, Any], path: str, skip: tuple[str, ...]) -> None:
     target = find_target(node["_target_"], path)
-    function = target.__init__ if inspect.isclass(target) else target
-    parameters = {k: p for k, p in inspect.signature(target).parameters.items() if k != "self"}
+    parameters, hints = _signature(target)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except Exception:  # annotations that only their own module can resolve
-        hints = {}
     for key, value in node.items():
         if key in HYDRA_KEYS or key in skip:
             continue
@@ -68,6 +64,23 @@ def _check_arguments(node: Mapping[str, Any], path: str, skip: tuple[str, ...]) 
         for key, p in parameters.items():
             if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and key not in node:
                 raise ConfigError(f"{path}.{key}", None, "is required", f"Give a value: +{path}.{key}=…")
+
+
+def _signature(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+    """Parameters and annotations by name; of a constructor that hands ``**settings`` on, also its base class's."""
+    classes = target.__mro__ if inspect.isclass(target) else ()
+    constructors = [vars(c)["__init__"] for c in classes if "__init__" in vars(c)]
+    parameters: dict[str, inspect.Parameter] = {}
+    hints: dict[str, Any] = {}
+    for function in constructors or [target]:
+        own = {k: p for k, p in inspect.signature(function).parameters.items() if k != "self"}
+        handed_on = {k for k, p in parameters.items() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        parameters = {**own, **{k: p for k, p in parameters.items() if k not in handed_on}}
+        with contextlib.suppress(Exception):  # annotations that only their own module can resolve
+            hints = {**typing.get_type_hints(function, include_extras=True), **hints}
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+            break
+    return parameters, hints
 
 
 def find_target(dotted: str, path: str) -> Any:

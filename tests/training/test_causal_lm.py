@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader
 
 from blocks.compose import compose
 from registry import ConfigError
-from training.causal_lm import CausalLM
 from training.optimizers.adamw import AdamW
 from training.schedulers.base import Schedule
 from training.schedulers.constant import Constant
 from training.schedulers.warmup_cosine import WarmupCosine
 from training.schedulers.warmup_stable_decay import WarmupStableDecay
 from training.schedulers.warmup_step_decay import WarmupStepDecay
+from training.tasks.causal_lm import CausalLM
+from training.tasks.routing import gates_of
 
 Batch = dict[str, Tensor]
 BIASED = {"name": "sigmoid_bias", "top_k": 2, "bias_step": 0.125, "balance": {"name": "expert", "alpha": 0.01}}
@@ -218,7 +219,7 @@ def test_loads_of_validation_and_of_training_are_kept_apart(make_task: Callable[
 def loads_of(task: CausalLM) -> list[Tensor]:
     """Filled with the load of every micro-batch that the gate sees."""
     seen: list[Tensor] = []
-    for gate in task._gates().values():
+    for gate in gates_of(task.model).values():
         gate.register_forward_hook(lambda module, inputs, routing: seen.append(routing.load.clone()))
     return seen
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from training.callbacks.guard import Guard
-from training.causal_lm import CausalLM
 from training.lookahead import Lookahead
 from training.optimizers.base import OptimizerRecipe
 from training.schedulers.constant import Constant
+from training.tasks.causal_lm import CausalLM
 
 Batch = dict[str, Tensor]
 ROWS, LENGTH = 16, 12

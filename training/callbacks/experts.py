@@ -11,7 +11,7 @@ from torch import Tensor
 from registry.enforcing import enforced
 from registry.ranges import Count, ProperFraction
 from training.cadence import logs_now
-from training.causal_lm import CausalLM
+from training.tasks.base import Task
 
 
 @enforced("callbacks.experts")
@@ -38,7 +38,7 @@ class DeadExperts(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not logs_now(trainer) or not isinstance(pl_module, CausalLM):
+        if not logs_now(trainer) or not isinstance(pl_module, Task):
             return
         passed, self._last = trainer.global_step - self._last, trainer.global_step
         dead, told = 0, any(self._told.values())

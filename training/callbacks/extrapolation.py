@@ -15,10 +15,10 @@ from blocks.kernels.cross_entropy import IGNORED
 from registry import ConfigError
 from registry.enforcing import enforced
 from registry.ranges import Count
-from training.causal_lm import CausalLM
 from training.data.module import TextDataModule
 from training.metrics import TokenLoss
 from training.parallel.local import is_distributed
+from training.tasks.base import Task
 
 
 @enforced("callbacks.extrapolation")
@@ -62,7 +62,7 @@ class Extrapolation(L.Callback):
                 loss = _loss(decoder, data, multiple * data.sequence_length, task.device)
             task.log(f"extrapolation/loss_{multiple}x", loss)
 
-    def _decoder(self, task: CausalLM) -> Decoder:
+    def _decoder(self, task: Task) -> Decoder:
         trained = task.decoder
         assert trained is not None
         if self.position is None:
@@ -76,9 +76,9 @@ class Extrapolation(L.Callback):
         return other.to(trained.embedding.weight.dtype).choose_kernels(task.kernels).eval()
 
 
-def _of(trainer: L.Trainer, task: L.LightningModule) -> tuple[CausalLM, TextDataModule]:
+def _of(trainer: L.Trainer, task: L.LightningModule) -> tuple[Task, TextDataModule]:
     data = trainer.datamodule  # type: ignore[attr-defined]
-    if not isinstance(task, CausalLM) or not isinstance(data, TextDataModule):
+    if not isinstance(task, Task) or not isinstance(data, TextDataModule):
         rule = f"measures text, and the task here is {type(task).__name__}"
         raise ConfigError("callbacks", "extrapolation", rule, "Leave it out, or use task=causal_lm")
     return task, data

@@ -12,7 +12,7 @@ from blocks.cost import forward_flops_per_token
 from registry.enforcing import enforced
 from registry.ranges import Whole
 from training.cadence import logs_now
-from training.causal_lm import CausalLM
+from training.tasks.base import Task
 
 
 @enforced("callbacks.throughput")
@@ -56,7 +56,7 @@ class Throughput(L.Callback):
         readers = (trainer.distributed_sampler_kwargs or {"num_replicas": 1})["num_replicas"]
         self._tokens += tokens.numel() * readers
         if logs_now(trainer):
-            if self._flops is None and isinstance(pl_module, CausalLM):
+            if self._flops is None and isinstance(pl_module, Task):
                 self._flops = 3 * forward_flops_per_token(pl_module.model_config, tokens.shape[1])
             rate = self._tokens / (time.perf_counter() - self._since)
             pl_module.log("speed/tokens_per_second", rate, prog_bar=True)

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from blocks.kernels.cross_entropy import IGNORED
-from training.causal_lm import CausalLM
 from training.optimizers.adamw import AdamW
 from training.optimizers.base import OptimizerRecipe
 from training.schedulers.constant import Constant
+from training.tasks.causal_lm import CausalLM
 
 VOCABULARY, LENGTH, WINDOWS, BATCHES = 40, 12, 8, 4
 LEAST = 1e-2

@@ -12,12 +12,13 @@ from many_ranks import BIASED, DEEPSEEK, IGNORED, LENGTH, MTP, VOCABULARY, Desce
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from training.causal_lm import CausalLM
 from training.metrics import ExpertLoad, TokenLoss
 from training.optimizers.adamw import AdamW
 from training.parallel.local import whole
 from training.parallel.strategy import Parallel
 from training.schedulers.constant import Constant
+from training.tasks.causal_lm import CausalLM
+from training.tasks.routing import gates_of
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 GATES = {"softmax": DEEPSEEK, "sigmoid_bias": BIASED.replace("bias_step: 0.05", "bias_step: 0.001")}
@@ -68,7 +69,7 @@ class Given(L.Callback):
         self.nll: list[tuple[float, float]] = []
         self.loads: list[Tensor] = []
         self.moved: list[Tensor] = []
-        self.gates = [gate for gate in task._gates().values() if hasattr(gate, "bias")]
+        self.gates = [gate for gate in gates_of(task.model).values() if hasattr(gate, "bias")]
         for gate in self.gates:
             gate.bias.fill_(0.5)
         self.expected = [gate.bias.clone() for gate in self.gates]

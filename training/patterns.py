@@ -1,0 +1,33 @@
+"""Patterns of parameter names: ``attention``, ``layers.0``, ``*.bias``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from registry import ConfigError, did_you_mean
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a pattern matches a parameter's name, or whole parts of it.
+
+    Args:
+        name: ``layers.0.attention.query.weight``
+        pattern: a shell pattern of the whole name, or of consecutive parts of it between dots
+    """
+    return any(fnmatchcase(name, p) for p in (pattern, f"{pattern}.*", f"*.{pattern}", f"*.{pattern}.*"))
+
+
+def matching(names: Iterable[str], patterns: Sequence[str], path: str) -> list[str]:
+    """The names that any of the patterns matches.
+
+    Raises:
+        ConfigError: a pattern matches none of them
+    """
+    names = list(names)
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
+            parts = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
+            rule = "matches no parameter of the model"
+            raise ConfigError(path, pattern, rule, did_you_mean(str(pattern), parts))
+    return [name for name in names if any(matches(name, pattern) for pattern in patterns)]

@@ -1,0 +1,353 @@
+"""A task without its loss: all that training a decoder takes, whatever it is trained on."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, cast
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from blocks.compose import compose
+from blocks.decoder import Decoder
+from blocks.gating.base import Routing
+from blocks.guests import distributions
+from blocks.initialise import stable_seed
+from blocks.kernels import choice
+from blocks.shape import read
+from interop import origin
+from interop.source import load_part, load_weights
+from registry.enforcing import enforced
+from registry.ranges import Whole
+from training.cadence import logs_now, validate_by_steps
+from training.metrics import Sums, TokenLoss
+from training.optimizers.base import OptimizerRecipe
+from training.parallel.build import build
+from training.parallel.clipping import clip
+from training.parallel.local import is_distributed, is_low
+from training.parallel.ranks import DataRanks, balance_over, data_ranks
+from training.parallel.recompute import Recompute, check, recompute
+from training.patterns import matching
+from training.schedulers.base import Schedule
+from training.tasks.routing import RoutingLoads, balance_losses
+from training.tasks.step_mean import StepMean
+
+Batch = dict[str, Tensor]
+STAGES = ("train", "val", "test")
+
+
+class Scored(NamedTuple):
+    """What a task makes of one micro-batch.
+
+    Args:
+        total: the objective, a sum over ``count``, with its gradient
+        count: how much was scored (tokens, pairs, …): ``total / count`` is the loss
+        logged: the sum that is logged as the loss, where that is not ``total``
+        terms: further terms of the loss, each a mean of the step already (``Task.step.mean``), with its gradient
+        figures: parts of ``total`` to be logged by themselves, means of the step too; not added to the loss
+        routings: of each layer, None where none routes: their balance losses and loads are the base class's business
+    """
+
+    total: Tensor
+    count: Tensor
+    logged: Tensor | None = None
+    terms: Mapping[str, Tensor] = {}
+    figures: Mapping[str, Tensor] = {}
+    routings: Sequence[Routing | None] = ()
+
+
+@enforced("task")
+class Task(L.LightningModule):
+    """A decoder composed from a configuration, and how it is trained. A subclass says on what: ``objective``.
+
+    The loss of an optimizer step is a mean over everything that it scores, in all micro-batches on all ranks, plus
+    further terms, each a mean of its own, plus the balance losses of the gating blocks. A balance loss is computed for
+    each micro-batch and averaged over them by their sequences; see docs/how-to/scale.md.
+
+    Args:
+        model: composition of the decoder, as plain types (the ``model`` node)
+        optimizer: recipe of the optimizer
+        scheduler: factor on the learning rate over the steps
+        seed: of the initial weights and of every random draw of training
+        init_from: folder of an imported checkpoint whose weights to start from; null for random ones. A resumed run
+            has those of its checkpoint instead
+        activation_checkpointing: ``full``: layers keep their input alone and compute the rest again for the gradient;
+            ``selective``: feed-forward blocks alone do; ``none``
+        kernels: kernel → implementation, where the automatic choice for the device is not wanted
+        compile: whether layers are compiled for training, and for validation within it; ``trainer.compile`` sets it
+        frozen: parts that are not trained, by patterns of parameter names: ``attention``, ``layers.0``, ``*.bias``.
+            They have no gradient and no optimizer state; a frozen gate keeps its bias
+
+    Class attributes:
+        figures: what a validation logs, as ``val/<name>``; a test as ``test/<name>``
+        reads: what a batch must hold
+    """
+
+    figures: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "bits_per_byte")
+    reads: ClassVar[tuple[str, ...]] = ("tokens", "targets")
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        optimizer: OptimizerRecipe,
+        scheduler: Schedule,
+        seed: Whole = 0,
+        init_from: str | None = None,
+        activation_checkpointing: Recompute = "none",
+        kernels: dict[str, str] | None = None,
+        compile: bool = False,
+        frozen: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        check(activation_checkpointing)
+        self.activation_checkpointing: Recompute = activation_checkpointing
+        self.compiled, self.frozen = compile, tuple(frozen)
+        self.model_config = read(model)
+        self.recipe, self.schedule, self.seed, self.init_from = optimizer, scheduler, seed, init_from
+        self.kernels = choice.check(kernels or {}, "task.kernels")
+        # Plain types only: a checkpoint must load under weights_only=True and rebuild its model with no YAML at hand.
+        self.save_hyperparameters({"model": self.model_config, "seed": seed})
+        self.decoder: Decoder | None = None
+        # Running sums are checkpointed, so a resumed run logs the same values.
+        self.losses = nn.ModuleDict(
+            {f"{stage}_loss": TokenLoss(stage == "train", only_finite=stage == "train") for stage in STAGES}
+        )
+        self.loads = RoutingLoads()
+        self.origin: dict[str, Any] = {}  # of the weights; see interop/origin.py
+        self.step = StepMean(self.counts)
+        self._settings: list[dict[str, Any]] = []  # of the optimizer's groups, as configured
+
+    # --- what a task says -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def objective(self, batch: Batch, stage: str) -> Scored:
+        """Score a micro-batch.
+
+        Args:
+            batch: as the data module gives it
+            stage: ``train``, ``val`` or ``test``; in the last two only ``total``, ``count``, ``logged`` and
+                ``routings`` are read
+        """
+
+    @abstractmethod
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """What the terms of the loss are means over: name → how many there are in a batch, an integer tensor.
+
+        Asked before the step's first forward pass, of all of its batches. ``"total"`` counts what ``Scored.count``
+        does; ``"sequences"`` weighs balance losses.
+        """
+
+    # --- the model ------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build the decoder: on the meta device first, then materialised (Lightning may call this twice)."""
+        if self.decoder is None:
+            self.decoder = self._build().choose_kernels(self.kernels)
+            freeze(self.decoder, self.frozen)
+            balance_over(self.decoder, self.ranks())
+            self.loads.fill(self.decoder, STAGES)
+
+    def _build(self) -> Decoder:
+        if self.init_from is not None:
+            self.origin = origin.read(Path(self.init_from))
+        sharding = getattr(self._trainer and self._trainer.strategy, "sharding", None)
+        if sharding is not None:
+            fill = None if self.init_from is None else partial(load_part, folder=Path(self.init_from))
+            return build(self.model_config, self.seed, sharding, self.activation_checkpointing, fill)
+        decoder = compose(self.model_config, seed=self.seed)
+        if self.init_from is not None:
+            load_weights(decoder, Path(self.init_from))
+        for layer in [*decoder.layers, *decoder.mtp]:
+            recompute(layer, self.activation_checkpointing)
+        return decoder
+
+    @property
+    def model(self) -> Decoder:
+        """The decoder, once ``configure_model`` has run."""
+        assert self.decoder is not None, "configure_model has not run"
+        return self.decoder
+
+    @property
+    def expert_shares(self) -> dict[str, Tensor]:
+        """Layer → share of choices of each expert, when last logged."""
+        return self.loads.shares
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [B,T] → logits [B,T,V]."""
+        return self.model(tokens)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The likeliest next token after each, [B,T]."""
+        return self(batch["tokens"]).argmax(-1)
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        if self.compiled:
+            from training.compiling import compile_layers
+
+            compile_layers(self.model)
+
+    def on_fit_end(self) -> None:
+        if self.compiled:
+            from training.compiling import run_as_written
+
+            run_as_written(self.model)
+
+    def on_train_start(self) -> None:
+        """Give the optimizer the settings of this run: a checkpoint restores those of the run that wrote it."""
+        if self.ranks().index:  # a checkpoint's sums are those of all ranks: the first keeps them
+            for _, metric in self._sums():
+                metric.reset()
+        self.step.end()
+        validate_by_steps(self.trainer, self.trainer.global_step)
+        scheduler = cast(LambdaLR, self.trainer.lr_scheduler_configs[0].scheduler)
+        scheduler.base_lrs = [settings["lr"] for settings in self._settings]
+        for group, settings, factor in zip(
+            self.trainer.optimizers[0].param_groups, self._settings, scheduler.lr_lambdas, strict=True
+        ):
+            peak = settings["lr"]
+            group.update(settings, initial_lr=peak, lr=peak * factor(scheduler.last_epoch))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # The state of the generator is a function of where training stands: a resumed run draws what it would have.
+        torch.manual_seed(stable_seed(self.seed, f"{self.current_epoch}/{batch_idx}/{self.ranks().index}"))
+        self.step.begin(self.trainer, batch, self.ranks(), self.device)
+        validate_by_steps(self.trainer, self.trainer.global_step + 1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        scored = self.objective(batch, "train")
+        self._measure("train", scored, batch)
+        terms = dict(scored.terms)
+        share = self.step.share(len(next(iter(batch.values()))), "sequences")
+        terms |= {name: value * share for name, value in balance_losses(scored.routings).items()}
+        self.step.record({**terms, **scored.figures}, self.trainer.accumulate_grad_batches)
+        if logs_now(self.trainer):
+            self._log_training()
+        return self.step.mean(scored.total, "total") + sum(terms.values(), torch.zeros_like(scored.total))
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let every gate see the load of all micro-batches on all ranks, once.
+
+        A step that was skipped moves no gate either: its gradients were taken away, or they overflowed in fp16, and
+        the scaler did not step but lowered its scale.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = scaler.get_scale() if scaler else 1.0
+        super().optimizer_step(*args, **kwargs)
+        overflowed = scaler is not None and scaler.get_scale() < scale
+        stepped = not overflowed and any(p.grad is not None for p in self.parameters())
+        self.loads.end_step(self.model, self.ranks(), stepped)
+        self.step.end()
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        # Lightning's own cannot mix meshes, and rounds the norm to the precision of the gradients.
+        if gradient_clip_val and (is_distributed(self.model) or is_low(self.model)):
+            clip(self.model.parameters(), float(gradient_clip_val), gradient_clip_algorithm or "norm")
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def configure_optimizers(self) -> Any:
+        steps = self.trainer.estimated_stepping_batches
+        steps = int(steps) if math.isfinite(steps) else -1  # without an end, which some schedules bear
+        self.schedule.check(steps)
+        optimizer = self.recipe.build(self.model)
+        self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # --- measuring ------------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._begin("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._begin("test")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._measure("val", self.objective(batch, "val"), batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._measure("test", self.objective(batch, "test"), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._conclude("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._conclude("test")
+
+    def _begin(self, stage: str) -> None:
+        self._loss(stage).reset()
+        self.loads.reset(stage)
+
+    def _measure(self, stage: str, scored: Scored, batch: Batch) -> None:
+        total = scored.total.detach() if scored.logged is None else scored.logged
+        n_bytes = batch["n_bytes"].sum() if "n_bytes" in batch else torch.zeros_like(scored.count)
+        self._loss(stage).update(total, scored.count, n_bytes)
+        self.loads.add(stage, scored.routings)
+
+    def _conclude(self, stage: str) -> None:
+        for name, value in self._loss(stage).compute().items():
+            self.log(f"{stage}/{name}", value.float(), prog_bar=name == "loss")
+        self.log_dict(self.loads.figures(stage))
+
+    def _log_training(self) -> None:
+        """The means since the last time, and the further terms of this step's loss."""
+        metric = self._loss("train")
+        values = metric.compute()
+        metric.reset()
+        for name in ("loss", "bits_per_byte"):
+            if name in values:
+                self.log(f"train/{name}", values[name].float(), prog_bar=name == "loss")
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log_dict({f"train/{name}": value for name, value in self.step.figures(self.ranks()).items()})
+        self.log_dict(self.loads.figures("train"))
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what loading needs: plug-in packages, optimizer parameter names, sums over all ranks."""
+        checkpoint["distributions"] = distributions(self.model_config)
+        for path, metric in self._sums():
+            for name in metric.state_dict():
+                checkpoint["state_dict"][f"{path}.{name}"] = self.ranks().sum(getattr(metric, name))
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        checkpoint["optimizer_parameters"] = [
+            [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+            for optimizer in self.trainer.optimizers
+        ]
+        if self.origin:
+            checkpoint["origin"] = self.origin
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.origin = checkpoint.get("origin", {})
+
+    def _sums(self) -> list[tuple[str, Sums]]:
+        """The metrics that checkpoints hold, which are those of training, by path."""
+        return [(path, m) for path, m in self.named_modules() if isinstance(m, Sums) and m.state_dict()]
+
+    def ranks(self) -> DataRanks:
+        """The ranks that read different data."""
+        return DataRanks() if self._trainer is None else data_ranks(self._trainer)
+
+    def _loss(self, stage: str) -> TokenLoss:
+        return cast(TokenLoss, self.losses[f"{stage}_loss"])
+
+
+def freeze(decoder: nn.Module, patterns: Sequence[str]) -> None:
+    """Take the parameters that any pattern matches out of training.
+
+    Raises:
+        ConfigError: a pattern matches no parameter
+    """
+    parameters = dict(decoder.named_parameters())
+    for name in matching(parameters, patterns, "task.frozen"):
+        parameters[name].requires_grad_(False)

@@ -1,0 +1,61 @@
+"""The task of causal language modelling: predict each next token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blocks.gating.base import Routing
+from registry.enforcing import enforced
+from registry.ranges import NonNegative
+from training.objectives.next_token import count_each_depth, count_scored
+from training.tasks.base import Batch, Scored, Task
+
+
+@enforced("task")
+class CausalLM(Task):
+    """Predicts each next token; validation counts the text only.
+
+    To the mean over all scored tokens come the loss of multi-token prediction, each depth a mean over the tokens that
+    it scores, and the balance losses.
+
+    Args:
+        z_loss: weight of the mean of log² Z, Z the sum of the exponentials of a token's logits; 0 for none. PaLM has
+            1e-4. The depths of multi-token prediction go without
+        settings: those of ``Task``
+    """
+
+    reads = ("tokens", "targets", "positions", "n_bytes")
+
+    def __init__(self, *args: Any, z_loss: NonNegative = 0.0, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.z_loss = z_loss
+
+    def objective(self, batch: Batch, stage: str) -> Scored:
+        decoder, segments, train = self.model, batch.get("segments"), stage == "train"
+        z_loss = self.z_loss if train else 0.0
+        # One document a row starts at position 0 everywhere: shared positions are cheaper to rotate by.
+        hidden, routings = decoder.hidden(
+            batch["tokens"], batch["positions"] if segments is not None else None, segments
+        )
+        total, z = decoder.nll_and_z(hidden, batch["targets"], z_loss)
+        terms: dict[str, Tensor] = {}
+        if train and len(decoder.mtp):
+            terms["mtp"], further = self._predict_further(batch, hidden)
+            routings = [*routings, *further]
+        figures = {"logit_z": self.step.mean(z_loss * z, "total")} if z_loss else {}
+        logged = total.detach() - z_loss * z
+        return Scored(total, count_scored(batch["targets"]), logged, terms, figures, routings)
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return count_each_depth(batch["targets"], batch.get("segments"), len(self.model.mtp))
+
+    def _predict_further(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, list[Routing | None]]:
+        """The weighted loss of multi-token prediction, a mean over its depths, and the routing of their layers."""
+        segments = batch.get("segments")
+        positions = batch["positions"] if segments is not None else batch["positions"][:1]
+        depths, routings = self.model.mtp_nll(hidden, batch["tokens"], batch["targets"], positions, segments)
+        means = [self.step.mean(nll, f"mtp{k}") for k, (nll, _) in enumerate(depths, start=1)]
+        return self.model_config["mtp"]["loss_weight"] * torch.stack(means).mean(), routings

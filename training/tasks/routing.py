@@ -1,0 +1,97 @@
+"""What a task does about routed experts: balance losses, loads to log, and gates that learn from the step's load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from blocks.decoder import Decoder
+from blocks.gating.base import Gating, Routing
+from training.metrics import ExpertLoad
+from training.parallel.ranks import DataRanks
+
+Routings = Sequence[Routing | None]
+
+
+class RoutingLoads(nn.ModuleDict):
+    """The loads of all experts: summed for logging, stage by stage, and over the optimizer step in progress.
+
+    Attributes:
+        shares: layer → share of choices of each expert, [E], when last logged
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shares: dict[str, Tensor] = {}
+        self._step: dict[str, Tensor] = {}
+
+    def fill(self, decoder: Decoder, stages: Sequence[str]) -> None:
+        """Keep a metric for each layer that routes. Those of multi-token prediction route in training only."""
+        gates = gates_of(decoder)
+        for stage in stages:
+            layers = [k for k in gates if stage == "train" or int(k) < len(decoder.layers)]
+            loads = {k: ExpertLoad(gates[k].n_experts, stage == "train") for k in layers}
+            self[f"{stage}_load"] = nn.ModuleDict(loads)
+
+    def add(self, stage: str, routings: Routings) -> None:
+        """Add the loads of a micro-batch to those that are logged, and in training to those of the step."""
+        for layer, routing in routed(routings):
+            self._metrics(stage)[layer].update(routing.load)
+            if stage == "train":
+                self._step[layer] = self._step.get(layer, 0) + routing.load
+
+    def end_step(self, decoder: Decoder, ranks: DataRanks, stepped: bool) -> None:
+        """Show every trained gate the load of the step on all ranks, if it was taken, and begin the next."""
+        for layer, gate in gates_of(decoder).items():
+            if layer in self._step and stepped and is_trained(gate):
+                gate.update(ranks.sum(self._step[layer]))
+        self._step.clear()
+
+    def figures(self, stage: str) -> dict[str, Tensor]:
+        """What is logged of a stage since the last time, by name; begins anew."""
+        figures: dict[str, Tensor] = {}
+        for layer, metric in self._metrics(stage).items():
+            values = metric.compute()
+            self.shares[layer] = values.pop("shares").float().cpu()
+            figures |= {f"{stage}_load/layer{layer}/{name}": value.float() for name, value in values.items()}
+            metric.reset()
+        return figures
+
+    def reset(self, stage: str) -> None:
+        for metric in self._metrics(stage).values():
+            metric.reset()
+
+    def _metrics(self, stage: str) -> dict[str, ExpertLoad]:
+        return cast(dict[str, ExpertLoad], dict(cast(nn.ModuleDict, self[f"{stage}_load"]).items()))
+
+
+def gates_of(decoder: Decoder) -> dict[str, Gating]:
+    """Index of each layer that routes → its gate; layers of multi-token prediction count on from the others."""
+    found = {}
+    for i, layer in enumerate([*decoder.layers, *(depth.layer for depth in decoder.mtp)]):
+        gates = [m for m in layer.modules() if isinstance(m, Gating)]
+        if gates:
+            found[str(i)] = gates[0]
+    return found
+
+
+def is_trained(gate: Gating) -> bool:
+    """Whether any of its parameters is trained, or it has none."""
+    parameters = list(gate.parameters())
+    return not parameters or any(p.requires_grad for p in parameters)
+
+
+def routed(routings: Routings) -> Iterator[tuple[str, Routing]]:
+    """Index of each layer that routed, and how."""
+    return ((str(i), routing) for i, routing in enumerate(routings) if routing is not None)
+
+
+def balance_losses(routings: Routings) -> dict[str, Tensor]:
+    """The balance losses of a micro-batch, summed over layers, by name."""
+    losses: dict[str, Tensor] = {}
+    for _, routing in routed(routings):
+        for name, value in routing.losses.items():
+            losses[name] = losses.get(name, 0) + value
+    return losses
