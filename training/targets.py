@@ -68,7 +68,7 @@ def _check_arguments(node: Mapping[str, Any], path: str, skip: tuple[str, ...]) 
 
 def _signature(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     """Parameters and annotations by name; of a constructor that hands ``**settings`` on, also its base class's."""
-    classes = target.__mro__ if inspect.isclass(target) else ()
+    classes = target.__mro__[:-1] if inspect.isclass(target) else ()
     constructors = [vars(c)["__init__"] for c in classes if "__init__" in vars(c)]
     parameters: dict[str, inspect.Parameter] = {}
     hints: dict[str, Any] = {}

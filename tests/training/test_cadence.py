@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from registry import ConfigError
 from training.cadence import logs_now
-from training.causal_lm import CausalLM
 from training.optimizers.adamw import AdamW
 from training.schedulers.constant import Constant
+from training.tasks.causal_lm import CausalLM
 
 
 class Steps(L.Callback):

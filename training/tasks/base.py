@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import lightning as L
 import torch
@@ -42,7 +43,8 @@ Batch = dict[str, Tensor]
 STAGES = ("train", "val", "test")
 
 
-class Scored(NamedTuple):
+@dataclass(frozen=True)
+class Scored:
     """What a task makes of one micro-batch.
 
     Args:
@@ -57,8 +59,8 @@ class Scored(NamedTuple):
     total: Tensor
     count: Tensor
     logged: Tensor | None = None
-    terms: Mapping[str, Tensor] = {}
-    figures: Mapping[str, Tensor] = {}
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
     routings: Sequence[Routing | None] = ()
 
 
