@@ -18,6 +18,7 @@ LONG = [
     "logger=none",
     "~callbacks.report",
     "~callbacks.checkpoint",
+    "~callbacks.interruption",
 ]
 YARN = "callbacks.extrapolation.position={name:yarn,factor:4,original_positions:32,pairing:half_split}"
 
