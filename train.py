@@ -134,23 +134,23 @@ def pin_children(directory: Path, checkpoint: str | None = None) -> list[str]:
     the one that was found here, if any: they do not search.
 
     Returns:
-        the job's own overrides
+        what a command of this job alone takes: where its configuration is, and its overrides
     """
     from lab.sweep.callback import config_flags, kept
     from lab.sweep.plan import quoted
 
     config = HydraConfig.get()
     own = _overrides()
-    search = kept(config.overrides.hydra)
+    where = [*config_flags(sys.argv[1:]), *kept(config.overrides.hydra)]
     found = ["auto_resume=false", *([f"ckpt_path={quoted(checkpoint)}"] if checkpoint else [])]
     program, main_module = sys.argv[0], sys.modules["__main__"]
     if main_module.__spec__ is not None and main_module.__file__ != __file__:
         # A job that joblib or submitit runs: theirs is the module that the launcher would start again.
         program, main_module.__spec__ = __file__, None
-    sys.argv = [program, *config_flags(sys.argv[1:]), *search, "hydra.mode=RUN", *own, *found]
+    sys.argv = [program, *where, "hydra.mode=RUN", *own, *found]
     with read_write(config):  # type: ignore[arg-type] # typed as its schema, it is a node
         config.run.dir = str(directory)
-    return own
+    return [*where, *own]
 
 
 def reset_processes(before: dict[str, str | None]) -> None:
