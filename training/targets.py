@@ -61,7 +61,7 @@ def _check_arguments(node: Mapping[str, Any], path: str, skip: tuple[str, ...]) 
         if checked and not conforms(value, hints[key]):
             raise ConfigError(f"{path}.{key}", value, fault(value, hints[key]), f"{node['_target_']} declares it so")
     if not node.get("_partial_"):
-        for key, p in parameters.items():
+        for key, p in inspect.signature(target).parameters.items():  # a base class's, its own constructor may supply
             if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and key not in node:
                 raise ConfigError(f"{path}.{key}", None, "is required", f"Give a value: +{path}.{key}=…")
 
