@@ -15,10 +15,10 @@ import registry
 from blocks.decoder import Decoder, Layer
 from blocks.initialise import initialise
 from blocks.linear import Linear
+from blocks.model_config import read
 from blocks.mtp import MTP
 from blocks.position.base import Position
 from blocks.precision import built_in_full_precision
-from blocks.shape import read
 from registry import ConfigError, Node, Scope, presets
 from registry.layout import patched, plan
 

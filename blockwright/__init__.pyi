@@ -3,7 +3,7 @@
 __version__: str
 
 # compose and load models
-from blocks.checkpoint import load_decoder as load
+from blocks.checkpoint.load import load_decoder as load
 from blocks.compose import check as check
 from blocks.compose import compose as compose
 from blocks.compose import preset as preset
@@ -39,8 +39,8 @@ from blocks.residual.base import Residual as Residual
 from blocks.scores.base import Scores as Scores
 
 # write text
-from blocks.generate import generate as generate
-from blocks.sample import Sampling as Sampling
+from blocks.generation.generate import generate as generate
+from blocks.generation.sample import Sampling as Sampling
 from lab.writer import Request as Request
 from lab.writer import Writer as Writer
 

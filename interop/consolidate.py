@@ -18,7 +18,7 @@ import yaml
 from torch import Tensor
 
 import registry
-from blocks.checkpoint import PREFIX, read_checkpoint
+from blocks.checkpoint.read import PREFIX, read_checkpoint
 from interop import origin, tokenizer
 from interop.folder import whole
 from interop.shards import ready, save, write_shards

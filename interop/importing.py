@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor
 
 from blocks.compose import compose
-from blocks.shape import read
+from blocks.model_config import read
 from interop import companions, origin
 from interop.config import IDLE, refusal
 from interop.families.catalogue import FAMILIES

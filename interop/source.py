@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blocks.checkpoint import PREFIX, read_checkpoint
+from blocks.checkpoint.read import PREFIX, read_checkpoint
+from blocks.checkpoint.sharded import is_folder
 from blocks.compose import check, compose
 from blocks.decoder import Decoder
-from blocks.sharded import is_folder
 from interop import origin
 from interop.shards import Shards
 from registry import ConfigError

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from blocks.generation.sample import Sampling
 from blocks.kernels.machine import keep_freed_memory, set_float32_matmul
 from blocks.kernels.quantise import BITS
-from blocks.sample import Sampling
 from lab.writer import DTYPES, Request, Writer, at_its_option
 from registry import BlockError, ConfigError
 from registry.command import Parser, run_command

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 import registry
-from blocks.generate import Continuations
-from blocks.sample import Sampling
-from blocks.text_stream import TextStream
+from blocks.generation.generate import Continuations
+from blocks.generation.sample import Sampling
+from blocks.generation.text_stream import TextStream
 from interop.source import build, open_source
 from lab.writer import DTYPES, begin, tokenizer_of
 from registry import REFUSED, BlockError, ConfigError, did_you_mean

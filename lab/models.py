@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import registry
-from blocks.checkpoint import read_checkpoint
+from blocks.checkpoint.read import read_checkpoint
 from blocks.compose import compose
 from blocks.decoder import Decoder
 from registry import ConfigError

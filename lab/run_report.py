@@ -13,7 +13,7 @@ from rich.table import Table
 
 from blocks.compose import compose
 from blocks.cost import count_parameters
-from blocks.generate import generate
+from blocks.generation.generate import generate
 from lab import curves
 from registry import printing
 from registry.enforcing import enforced

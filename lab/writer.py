@@ -17,9 +17,9 @@ import torch
 
 import registry
 from blocks.decoder import Decoder
-from blocks.generate import Continuations
-from blocks.sample import Sampling
-from blocks.text_stream import TextStream
+from blocks.generation.generate import Continuations
+from blocks.generation.sample import Sampling
+from blocks.generation.text_stream import TextStream
 from interop.source import Source, build, open_source
 from registry import BlockError, ConfigError, did_you_mean
 from training.data.tokenizers.base import Tokenizer

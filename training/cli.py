@@ -19,8 +19,9 @@ import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from blocks.checkpoint import check_fits, read_checkpoint
-from blocks.shape import read
+from blocks.checkpoint.fits import check_fits
+from blocks.checkpoint.read import read_checkpoint
+from blocks.model_config import read
 from interop.source import check_init
 from registry import ConfigError
 from training import figures, placeholders

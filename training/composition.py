@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import registry
-from blocks.shape import Shape
+from blocks.model_config import ModelConfig
 from registry import ConfigError, did_you_mean, presets
 from training.renamed import RENAMED
 
@@ -224,7 +224,7 @@ def _parameters(owner: str | None, kind: Sequence[str]) -> list[str]:
 
 def _model_keys(path: str) -> list[str]:
     """What may stand beside a key of the model itself, likewise."""
-    return [f.name for f in fields(Shape)] + registry.kinds() if path.rpartition(".")[0] == "model" else []
+    return [f.name for f in fields(ModelConfig)] + registry.kinds() if path.rpartition(".")[0] == "model" else []
 
 
 def _selections(overrides: Sequence[str]) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from blocks.checkpoint import check_fits, read_checkpoint
+from blocks.checkpoint.fits import check_fits
+from blocks.checkpoint.read import read_checkpoint
 from blocks.compose import check as check_model
 from blocks.kernels.choice import check as check_kernels
 from interop.source import check_init, read_composition

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ProgressBar
 from rich.table import Table
 
-from blocks.checkpoint import read_checkpoint
+from blocks.checkpoint.read import read_checkpoint
 from registry.printing import show
 from training.callbacks.finale import Finale
 from training.callbacks.recording import Recording

@@ -15,7 +15,7 @@ import registry
 from blocks import compose as module
 from blocks.compose import check, compose
 from blocks.decoder import Decoder
-from blocks.shape import read
+from blocks.model_config import read
 from registry import ConfigError
 
 TOKENS = torch.arange(21)[None] % 61

@@ -22,8 +22,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 import torch  # noqa: E402
 from tools import fill, flip, forked, killed, random_bits, small_disk  # noqa: E402
 
-from blocks import manifest  # noqa: E402
-from blocks.checkpoint import read_file  # noqa: E402
+from blocks.checkpoint import manifest  # noqa: E402
+from blocks.checkpoint.read import read_file  # noqa: E402
 from interop.shards import Shards, ready, write_shards  # noqa: E402
 from registry import ConfigError  # noqa: E402
 from training.checkpoints.atomic import clean, partial_of, put_in_place, write_file  # noqa: E402

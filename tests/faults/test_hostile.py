@@ -21,7 +21,8 @@ import yaml
 from safetensors.torch import save_file
 
 import registry
-from blocks.checkpoint import load_decoder, read_checkpoint
+from blocks.checkpoint.load import load_decoder
+from blocks.checkpoint.read import read_checkpoint
 from blocks.compose import check, compose
 from interop.importing import import_folder
 from interop.source import open_source, read_composition

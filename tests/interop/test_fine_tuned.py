@@ -16,7 +16,7 @@ from lm_eval.api.instance import Instance
 from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, pre_tokenizers
 
-from blocks.checkpoint import read_checkpoint
+from blocks.checkpoint.read import read_checkpoint
 from interop import companions, consolidate, exporting, importing
 from interop.hf import main
 from lab.lm_eval import Blockwright

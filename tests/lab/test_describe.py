@@ -328,7 +328,7 @@ def test_a_file_of_a_composition_and_a_checkpoint_are_described_too(
 ) -> None:
     from omegaconf import OmegaConf
 
-    from blocks.shape import read as read_model
+    from blocks.model_config import read as read_model
 
     (tmp_path / "own.yaml").write_text(OmegaConf.to_yaml(tiny()))
     run = tmp_path / "run" / "checkpoints"

@@ -14,8 +14,8 @@ import torch
 from warm import Warm
 
 from blocks.compose import compose
-from blocks.generate import generate
-from blocks.sample import Sampling
+from blocks.generation.generate import generate
+from blocks.generation.sample import Sampling
 from lab import generate as command
 from lab.generate import main
 from lab.writer import Request, Writer

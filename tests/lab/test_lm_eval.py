@@ -18,8 +18,8 @@ from torch import Tensor
 
 from blocks.compose import compose
 from blocks.decoder import Decoder
-from blocks.generate import generate
-from blocks.sample import Sampling
+from blocks.generation.generate import generate
+from blocks.generation.sample import Sampling
 from lab.lm_eval import Blockwright
 from registry import ConfigError
 from training.data.tokenizers.bytes import Bytes

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from blocks.compose import compose
 from blocks.decoder import Decoder
-from blocks.generate import generate
+from blocks.generation.generate import generate
 from interop.deepseek_like import NAMES
 from interop.families.catalogue import FAMILIES
 from interop.llama_like import ATTENTION, EXPERTS, FRAME, LAYER, PRENORM, ROUTER

@@ -9,7 +9,7 @@ import pytest
 
 from blocks.compose import check, compose
 from blocks.decoder import Decoder
-from blocks.shape import reread
+from blocks.model_config import reread
 from registry import ConfigError
 from registry.format import FORMAT, OF_FORMAT_1
 from training.composition import compose_config

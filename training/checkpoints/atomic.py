@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from blocks import manifest
+from blocks.checkpoint import manifest
 from registry import ConfigError
 from training.checkpoints.find import LAST, PREVIOUS
 from training.claims import OWNER, claimed, forget, is_abandoned, new_owner, remove_old_locks

@@ -16,7 +16,7 @@ def check_optimizer(checkpoint: Mapping[str, Any], recipe: Any, model: Mapping[s
     """Refuse to train on with an optimizer that the checkpoint holds no state of.
 
     Args:
-        checkpoint: of ``blocks.checkpoint.read_checkpoint``
+        checkpoint: of ``blocks.checkpoint.read.read_checkpoint``
         recipe: of this run; anything that is no OptimizerRecipe is not looked at
         model: a composition that fits the weights
         path: of the checkpoint, for the message

@@ -11,8 +11,8 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch.utils._pytree import tree_map_only
 
-from blocks.checkpoint import read_file
-from blocks.sharded import is_folder, read_folder
+from blocks.checkpoint.read import read_file
+from blocks.checkpoint.sharded import is_folder, read_folder
 from training.checkpoints.atomic import write_file
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from blocks.shape import reread
-from blocks.sharded import is_folder, read_meta
+from blocks.checkpoint.sharded import is_folder, read_meta
+from blocks.model_config import reread
 
 KEY = "configuration"  # of a checkpoint
 PARTS = ("seed", "init_from", "model", "optimizer", "scheduler", "data", "task", "trainer")

@@ -1,6 +1,6 @@
 """Which checkpoint a run resumes from: one of its own past, or the one that is named; and what has changed since.
 
-Left out: comparing shapes of weights, which is ``blocks.checkpoint.check_fits``.
+Left out: comparing shapes of weights, which is ``blocks.checkpoint.fits.check_fits``.
 """
 
 from __future__ import annotations

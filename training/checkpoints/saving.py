@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from blocks import manifest
+from blocks.checkpoint import manifest
 from training.checkpoints import together
 from training.checkpoints.atomic import partial_of, put_in_place, refused_if_unwritable
 from training.checkpoints.carry import carry

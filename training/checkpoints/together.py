@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from blocks import manifest
+from blocks.checkpoint import manifest
 
 _WRITTEN_BY = re.compile(r"__(\d+)_")  # how torch.distributed.checkpoint names a rank's files
 

@@ -1,7 +1,7 @@
 """Checkpoints of a run on many ranks: one file of whole tensors, or a folder of shares. Either loads anywhere.
 
 Both have the layout of a single process's checkpoint: the optimizer numbers its parameters as it does there, since
-recipes order them by the model alone. See blocks/sharded.py for the folder.
+recipes order them by the model alone. See blocks/checkpoint/sharded.py for the folder.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from blocks import manifest
-from blocks.checkpoint import read_file
-from blocks.sharded import META, MODEL, join, outline, read_meta, read_tensors, split
+from blocks.checkpoint import manifest
+from blocks.checkpoint.read import read_file
+from blocks.checkpoint.sharded import META, MODEL, join, outline, read_meta, read_tensors, split
 from registry import ConfigError
 from training.checkpoints import together
 from training.metrics import Sums

@@ -18,10 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from blocks.compose import compose
 from blocks.decoder import Decoder
 from blocks.gating.base import Routing
-from blocks.guests import distributions
 from blocks.initialise import stable_seed
 from blocks.kernels import choice
-from blocks.shape import read
+from blocks.model_config import read
+from blocks.plugins import distributions
 from interop import origin
 from interop.source import load_part, load_weights
 from registry.enforcing import enforced

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from blocks import manifest
-from blocks.checkpoint import read_file
+from blocks.checkpoint import manifest
+from blocks.checkpoint.read import read_file
 from registry import ConfigError
 from training import claims
 from training.checkpoints import atomic

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blocks import manifest
+from blocks.checkpoint import manifest
 from training.checkpoints.atomic import write_file
 from training.checkpoints.find import good, newest
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from blocks import manifest
-from blocks.checkpoint import read_file
+from blocks.checkpoint import manifest
+from blocks.checkpoint.read import read_file
 from registry import ConfigError
 from training.checkpoints import plugin
 from training.checkpoints.atomic import write_file

@@ -28,7 +28,7 @@ from many_ranks import (
     train,
 )
 
-from blocks.checkpoint import read_checkpoint
+from blocks.checkpoint.read import read_checkpoint
 from blocks.compose import compose
 from training.checkpoints.plugin import SealedCheckpoints
 from training.optimizers.adamw import AdamW

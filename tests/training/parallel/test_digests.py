@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 from many_ranks import spawn
 
-from blocks import manifest
+from blocks.checkpoint import manifest
 from training.checkpoints import together
 
 

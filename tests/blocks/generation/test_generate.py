@@ -12,8 +12,8 @@ from torch import Tensor
 import registry
 from blocks.compose import compose
 from blocks.decoder import Decoder
-from blocks.generate import Continuations, generate
-from blocks.sample import Sampling
+from blocks.generation.generate import Continuations, generate
+from blocks.generation.sample import Sampling
 from registry import BlockError
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blocks.cache import Cache
 from blocks.decoder import Decoder
-from blocks.sample import Sampling, sample
+from blocks.generation.sample import Sampling, sample
 from registry import BlockError
 
 CHUNK = 8192  # tokens of a prompt that go through the decoder at once

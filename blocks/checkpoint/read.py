@@ -1,4 +1,4 @@
-"""From a checkpoint file back to a decoder and its tokenizer, with no YAML at hand and no code of the file's run."""
+"""Read a checkpoint, a file or a folder, without running any code that it holds."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 
-from blocks import guests, manifest, sharded
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.shape import reread
+from blocks import plugins
+from blocks.checkpoint import manifest, sharded
 from registry import ConfigError
 
 PREFIX = "decoder."
@@ -37,7 +35,7 @@ def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> dict[str,
         raise ConfigError("ckpt_path", str(path), "holds no model composition", "Use a checkpoint of train.py")
     if not isinstance(weights, dict) or not all(_is_entry(k, w) for k, w in weights.items()):
         raise ConfigError("ckpt_path", str(path), "holds no weights by name", "Use a checkpoint of train.py")
-    guests.check(found.get("distributions"), str(path))
+    plugins.check(found.get("distributions"), str(path))
     return checkpoint
 
 
@@ -100,40 +98,3 @@ def _reason(error: Exception) -> str:
     advice = ("Weights only load failed", "Please file an issue", "(1)", "(2)", "Check the documentation")
     lines = [line.strip().removeprefix("WeightsUnpickler error: ") for line in str(error).splitlines()]
     return next((line for line in lines if line and not line.startswith(advice)), type(error).__name__)
-
-
-def check_fits(checkpoint: dict[str, Any], model: dict[str, Any], path: str | Path) -> None:
-    """Refuse a checkpoint whose weights are not those of a model, before either is in the way.
-
-    Args:
-        checkpoint: of ``read_checkpoint``
-        model: a composition
-        path: of the file, for the message
-
-    Raises:
-        ConfigError: names the first weight that differs, and the parts of the composition that do
-    """
-    theirs = {
-        k.removeprefix(PREFIX): tuple(v.shape) for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)
-    }
-    ours = {k: tuple(v.shape) for k, v in compose(model, device="meta").state_dict().items()}
-    unlike = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
-    if unlike:
-        old = reread(checkpoint["hyper_parameters"]["model"])
-        changed = ", ".join(f"model.{key}" for key in {**old, **model} if old.get(key) != model.get(key))
-        shapes = f"{theirs.get(unlike[0], 'missing')} there and {ours.get(unlike[0], 'missing')} here"
-        rule = f"was trained with another model: {unlike[0]} is {shapes}"
-        raise ConfigError("ckpt_path", str(path), rule, f"Compose the same model (other now: {changed}), or start anew")
-
-
-def load_decoder(path: str | Path, *, device: torch.device | str = "cpu") -> Decoder:
-    """Rebuild the decoder of a checkpoint, in evaluation mode.
-
-    Raises:
-        ConfigError: the file cannot be read safely, or its composition names a block that is not registered here
-    """
-    checkpoint = read_checkpoint(path)
-    decoder = compose(checkpoint["hyper_parameters"]["model"], device=device)
-    weights = checkpoint["state_dict"]
-    decoder.load_state_dict({k.removeprefix(PREFIX): v for k, v in weights.items() if k.startswith(PREFIX)})
-    return decoder.eval()

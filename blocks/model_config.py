@@ -16,7 +16,7 @@ MAX_MTP = 64
 
 
 @dataclass
-class Shape:
+class ModelConfig:
     """The keys of a model that are no block: everything else in its node is a kind (``attention``, ``ffn``, …).
 
     Args:
@@ -64,13 +64,13 @@ def read(config: Any) -> dict[str, Any]:
         raise ConfigError("model", model, "must be a mapping", "Write keys such as d_model and attention under model")
     registry.refuse_targets(model, "model")
     model = current(presets.inherited(model))
-    hints, kinds = get_type_hints(Shape), registry.kinds()
+    hints, kinds = get_type_hints(ModelConfig), registry.kinds()
     for key, value in model.items():
         if key not in hints and key not in kinds:
             known = did_you_mean(key, [*hints, *kinds])
             raise ConfigError(f"model.{key}", value, "a model has no such key", known)
     complete: dict[str, Any] = {}
-    for f in fields(Shape):
+    for f in fields(ModelConfig):
         default = f.default_factory() if f.default_factory is not MISSING else f.default
         value = model.get(f.name, default)
         if value is MISSING or value == "???":

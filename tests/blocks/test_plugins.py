@@ -1,4 +1,4 @@
-"""A checkpoint names the distributions of its guest blocks, and is refused where they are missing."""
+"""A checkpoint names the distributions of its plug-in blocks, and is refused where they are missing."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from typing import Any
 import pytest
 
 import registry
-from blocks import guests
+from blocks import plugins
 from blocks.norm.rmsnorm import RMSNorm
 from registry import ConfigError
 
 
 @pytest.fixture
-def with_guest(temporary_blocks: None, tiny: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+def with_plugin(temporary_blocks: None, tiny: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     """A model with a norm of somebody else's."""
     registry.register("norm", "strange_norm")(type("StrangeNorm", (RMSNorm,), {"__module__": "strangers.norms"}))
     return tiny(norm="strange_norm")
 
 
-def test_guests_are_named_with_where_they_come_from(with_guest: dict[str, Any]) -> None:
-    assert guests.distributions(with_guest) == {"strangers": {"version": None, "blocks": ["norm/strange_norm"]}}
+def test_plugins_are_named_with_where_they_come_from(with_plugin: dict[str, Any]) -> None:
+    assert plugins.distributions(with_plugin) == {"strangers": {"version": None, "blocks": ["norm/strange_norm"]}}
 
 
 def test_built_in_blocks_need_no_distribution(tiny: Callable[..., dict[str, Any]]) -> None:
-    assert guests.distributions(tiny(moe=True)) == {}
+    assert plugins.distributions(tiny(moe=True)) == {}
 
 
-def test_checkpoint_is_read_where_its_guests_are(with_guest: dict[str, Any]) -> None:
-    guests.check(guests.distributions(with_guest), "x.ckpt")
+def test_checkpoint_is_read_where_its_plugins_are(with_plugin: dict[str, Any]) -> None:
+    plugins.check(plugins.distributions(with_plugin), "x.ckpt")
 
 
-def test_missing_guest_is_refused_with_the_distribution_to_install() -> None:
+def test_missing_plugin_is_refused_with_the_distribution_to_install() -> None:
     told = {"strangers": {"version": "1.2", "blocks": ["norm/strange_norm"]}}
     with pytest.raises(ConfigError) as caught:
-        guests.check(told, "x.ckpt")
+        plugins.check(told, "x.ckpt")
     assert caught.value.value == "x.ckpt" and "norm/strange_norm of strangers 1.2" in caught.value.rule
     assert "pip install 'strangers==1.2'" in caught.value.remedy
 
 
 def test_older_checkpoint_names_none() -> None:
-    guests.check(None, "x.ckpt")
+    plugins.check(None, "x.ckpt")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from blocks import manifest
-from blocks.checkpoint import read_checkpoint, read_file
+from blocks.checkpoint import manifest
+from blocks.checkpoint.read import read_checkpoint, read_file
 from registry import ConfigError
 
 STATE = {"weights": torch.arange(64.0), "step": 7, "names": ["a", "b"]}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.sample import Sampling, candidates, sample
+from blocks.generation.sample import Sampling, candidates, sample
 from registry import BlockError
 
 LOGITS = torch.tensor([1.0, 0.0, -1.0, 2.0])

@@ -11,7 +11,9 @@ import lightning as L
 import pytest
 import torch
 
-from blocks.checkpoint import check_fits, load_decoder, read_checkpoint
+from blocks.checkpoint.fits import check_fits
+from blocks.checkpoint.load import load_decoder
+from blocks.checkpoint.read import read_checkpoint
 from blocks.compose import compose
 from registry import ConfigError
 

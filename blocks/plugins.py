@@ -1,4 +1,4 @@
-"""Which distributions a composition's blocks come from: a checkpoint names them, and is refused without them."""
+"""Record which plug-in packages a model needs; refuse a checkpoint when one is missing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def distributions(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def check(wanted: Any, path: str) -> None:
-    """Refuse a checkpoint whose guest blocks are not here.
+    """Refuse a checkpoint that needs plug-in blocks which are not installed.
 
     Args:
         wanted: what ``distributions`` said when it was written; None of an older checkpoint

@@ -1,0 +1,35 @@
+"""Whether the weights of a checkpoint are those of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from blocks.checkpoint.read import PREFIX
+from blocks.compose import compose
+from blocks.model_config import reread
+from registry import ConfigError
+
+
+def check_fits(checkpoint: dict[str, Any], model: dict[str, Any], path: str | Path) -> None:
+    """Refuse a checkpoint whose weights are not those of a model, before either is in the way.
+
+    Args:
+        checkpoint: of ``read_checkpoint``
+        model: a composition
+        path: of the file, for the message
+
+    Raises:
+        ConfigError: names the first weight that differs, and the parts of the composition that do
+    """
+    theirs = {
+        k.removeprefix(PREFIX): tuple(v.shape) for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)
+    }
+    ours = {k: tuple(v.shape) for k, v in compose(model, device="meta").state_dict().items()}
+    unlike = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    if unlike:
+        old = reread(checkpoint["hyper_parameters"]["model"])
+        changed = ", ".join(f"model.{key}" for key in {**old, **model} if old.get(key) != model.get(key))
+        shapes = f"{theirs.get(unlike[0], 'missing')} there and {ours.get(unlike[0], 'missing')} here"
+        rule = f"was trained with another model: {unlike[0]} is {shapes}"
+        raise ConfigError("ckpt_path", str(path), rule, f"Compose the same model (other now: {changed}), or start anew")

@@ -1,0 +1,24 @@
+"""From a checkpoint back to a decoder, with no configuration at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from blocks.checkpoint.read import PREFIX, read_checkpoint
+from blocks.compose import compose
+from blocks.decoder import Decoder
+
+
+def load_decoder(path: str | Path, *, device: torch.device | str = "cpu") -> Decoder:
+    """Rebuild the decoder of a checkpoint, in evaluation mode.
+
+    Raises:
+        ConfigError: the file cannot be read safely, or its composition names a block that is not registered here
+    """
+    checkpoint = read_checkpoint(path)
+    decoder = compose(checkpoint["hyper_parameters"]["model"], device=device)
+    weights = checkpoint["state_dict"]
+    decoder.load_state_dict({k.removeprefix(PREFIX): v for k, v in weights.items() if k.startswith(PREFIX)})
+    return decoder.eval()
