@@ -61,13 +61,16 @@ def _check_arguments(node: Mapping[str, Any], path: str, skip: tuple[str, ...]) 
         if checked and not conforms(value, hints[key]):
             raise ConfigError(f"{path}.{key}", value, fault(value, hints[key]), f"{node['_target_']} declares it so")
     if not node.get("_partial_"):
-        for key, p in inspect.signature(target).parameters.items():  # a base class's, its own constructor may supply
+        for key, p in parameters.items():
             if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and key not in node:
                 raise ConfigError(f"{path}.{key}", None, "is required", f"Give a value: +{path}.{key}=…")
 
 
 def _signature(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
-    """Parameters and annotations by name; of a constructor that hands ``**settings`` on, also its base class's."""
+    """Parameters and annotations by name; a constructor that takes ``*args, **settings`` has its base class's too.
+
+    One that takes ``**kwargs`` alone hands them elsewhere: Lightning's TensorBoardLogger does.
+    """
     classes = target.__mro__[:-1] if inspect.isclass(target) else ()
     constructors = [vars(c)["__init__"] for c in classes if "__init__" in vars(c)]
     parameters: dict[str, inspect.Parameter] = {}
@@ -78,7 +81,8 @@ def _signature(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any
         parameters = {**own, **{k: p for k, p in parameters.items() if k not in handed_on}}
         with contextlib.suppress(Exception):  # annotations that only their own module can resolve
             hints = {**typing.get_type_hints(function, include_extras=True), **hints}
-        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+        kinds = {p.kind for p in own.values()}
+        if not {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} <= kinds:
             break
     return parameters, hints
 

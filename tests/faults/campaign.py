@@ -26,7 +26,7 @@ from blocks.checkpoint import manifest  # noqa: E402
 from blocks.checkpoint.read import read_file  # noqa: E402
 from interop.shards import Shards, ready, write_shards  # noqa: E402
 from registry import ConfigError  # noqa: E402
-from training.checkpoints.atomic import clean, partial_of, put_in_place, write_file  # noqa: E402
+from training.checkpoints.atomic import clean, partial_of, put_in_place, refused_if_unwritable, write_file  # noqa: E402
 from training.checkpoints.find import newest  # noqa: E402
 
 Figures = dict[str, Any]
@@ -52,7 +52,9 @@ def kills(folder: Path, n: int) -> Figures:
         figures["damaged at a final path"] += sum(_is_damaged(path) for path in there)
         figures["amid a save"] += any(last.parent.glob(".*")) if last.parent.exists() else 0
         clean(folder)
-        figures["left over"] += len(list(last.parent.glob(".*"))) if last.parent.exists() else 0
+        # An empty lock of a process killed before it wrote anything is removed a day later: training/claims.py.
+        left = [path for path in last.parent.glob(".*") if path.suffix != ".lock"] if last.parent.exists() else []
+        figures["left over"] += len(left)
         found = newest(folder)
         figures["saves"] += bool(found)
         figures["nothing to load"] += bool(there) and (found is None or not _loads(found))
@@ -68,11 +70,12 @@ def _saves(last: Path, as_folder: bool) -> None:
             write_file(state, last)
             continue
         partial = partial_of(last)
-        partial.mkdir(parents=True)
-        for rank in (0, 1):
-            torch.save(state, partial / f"__{rank}_0.distcp")
-        manifest.seal_folder(partial)
-        put_in_place(partial, last)
+        with refused_if_unwritable(last, partial):  # claims it, as training/checkpoints/saving.py does
+            partial.mkdir()
+            for rank in (0, 1):
+                torch.save(state, partial / f"__{rank}_0.distcp")
+            manifest.seal_folder(partial)
+            put_in_place(partial, last)
 
 
 def _is_damaged(path: Path) -> bool:

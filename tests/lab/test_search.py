@@ -23,6 +23,7 @@ from lab.sweep.study import open_study
 pytestmark = pytest.mark.xdist_group("search")  # its fixture is slow to set up
 
 SAMPLER = {"_target_": "optuna.samplers.TPESampler", "seed": 0, "n_startup_trials": 2}
+CONFIG = {"optimized_metric": "val/loss", "callbacks": {}, "test": False, "data": {}, "trainer": {}}  # of a trial
 SPACE = ["x=interval(0.0, 1.0)", "name=choice(a, b, c)"]
 
 
@@ -81,7 +82,7 @@ def search(sweep: Path, launcher: Launcher, n_trials: int = 7, n_jobs: int = 2, 
     made.config = OmegaConf.create({"hydra": {"sweeper": {"sampler": SAMPLER}}})
     made.folder, made.launcher = sweep, launcher
     made.resumed = plans.is_resumed(sweep)
-    made._composed = lambda overrides: OmegaConf.create({})  # type: ignore[method-assign]
+    made._composed = lambda overrides: OmegaConf.create(CONFIG)  # type: ignore[method-assign]
     return made
 
 
@@ -197,7 +198,7 @@ def test_every_choice_is_composed_before_the_first_trial() -> None:
 
     def composed(overrides: list[str]) -> Any:
         seen.append(overrides)
-        return OmegaConf.create({})
+        return OmegaConf.create(CONFIG)
 
     check_space(composed, {"a": CategoricalDistribution(["p", "q"]), "b": FloatDistribution(0, 1)}, {"c": "3"})
     assert seen == [["a=p", "b=0.0", "c=3"], ["a=q", "b=0.0", "c=3"], ["a=p", "b=1.0", "c=3"]]
@@ -206,7 +207,7 @@ def test_every_choice_is_composed_before_the_first_trial() -> None:
 def test_unknown_pruner_is_refused_before_the_first_trial() -> None:
     from optuna.distributions import FloatDistribution
 
-    node = {"callbacks": {"pruning": {"pruner": {"_target_": "optuna.pruners.MedianPrunner"}}}}
+    node = {**CONFIG, "callbacks": {"pruning": {"pruner": {"_target_": "optuna.pruners.MedianPrunner"}}}}
     with pytest.raises(ConfigError, match="Did you mean 'MedianPruner'"):
         check_space(lambda overrides: OmegaConf.create(node), {"b": FloatDistribution(0, 1)}, {})
 

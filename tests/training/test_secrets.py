@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from jsonargparse import Namespace
 from omegaconf import OmegaConf
 
 from registry import ConfigError
 from training import cli, config_tree
 from training.composition import compose_config
+from training.placeholders import filled
 from training.preflight import preflight
 from training.run import run
 from training.secrets import hidden, read_from_environment
@@ -65,7 +65,9 @@ def test_no_file_of_a_run_holds_it(small: list[str], tmp_path: Path, monkeypatch
     assert not holding
 
 
-def test_exported_configuration_fetches_it_again(checked: Callable[..., dict[str, Any]]) -> None:
-    settings = {"trainer.logger.key": "${oc.env:SOME_KEY}", "other": "${oc.env:NONE_SUCH}"}
-    cli._fetch(settings)
-    assert settings == {"trainer.logger.key": "s3cr3t-value", "other": "${oc.env:NONE_SUCH}"}
+def test_exported_configuration_fetches_it_again() -> None:
+    trainer = Namespace(
+        default_root_dir="${run_dir}", logger=[{"key": "${oc.env:SOME_KEY}"}], other="${oc.env:NONE_SUCH}"
+    )
+    found = filled(Namespace(trainer=trainer), "here").trainer
+    assert found.logger == [{"key": "s3cr3t-value"}] and found.other == "${oc.env:NONE_SUCH}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from registry.ranges import BelowOne, NonNegative, Positive
-from training.optimizers.base import OptimizerRecipe, Weight, weights
+from training.optimizers.base import Multipliers, OptimizerRecipe, Weight, check_multipliers, multiplied, weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +30,7 @@ class AdamW(OptimizerRecipe):
             convolution filters, never on norms, biases, embeddings or learned positions
         eps: ε, added to the root of the second moment
         fused: one kernel for the whole step. None: where every parameter's device has it
+        multipliers: pattern of parameter names → factor on lr: `{attention: 0.1}`
 
     The defaults are those of DeepSeek's reports (β 0.9 / 0.95, λ 0.1); torch's own are β₂ 0.999 and λ 0.01 on
     *every* parameter. DeepSeek does not say which tensors are decayed: the split here is the usual one.
@@ -42,13 +43,17 @@ class AdamW(OptimizerRecipe):
         weight_decay: NonNegative = 0.1,
         eps: Positive = 1e-8,
         fused: bool | None = None,
+        multipliers: Multipliers | None = None,
     ) -> None:
+        self.multipliers = multipliers
         self.lr, self.weight_decay, self.eps = float(lr), float(weight_decay), float(eps)
         self.betas = (float(betas[0]), float(betas[1]))
         self.fused = fused
 
     def build(self, module: nn.Module) -> Optimizer:
-        return torch_adamw(weights(module), self.lr, self.betas, self.weight_decay, self.eps, self.fused)
+        found = weights(module)
+        check_multipliers(found, self.multipliers)
+        return torch_adamw(found, self.lr, self.betas, self.weight_decay, self.eps, self.fused, self.multipliers)
 
 
 def torch_adamw(
@@ -58,13 +63,14 @@ def torch_adamw(
     weight_decay: float,
     eps: float,
     fused: bool | None,
+    multipliers: Multipliers | None = None,
     prefix: str = "",
 ) -> Optimizer:
     """torch's AdamW over `found`, its groups named with `prefix`; the rest as in the recipe `AdamW`."""
     from training.optimizers.local_adamw import LocalAdamW
 
     parameters = [weight.parameter for weight in found]
-    groups = _decay_groups(found, weight_decay, prefix)
+    groups = multiplied(_decay_groups(found, weight_decay, prefix), found, lr, multipliers)
     optimizer = LocalAdamW(groups, lr=lr, betas=betas, eps=eps, fused=_fused(parameters, fused))
     # A fused step offers to undo the scaling of mixed precision itself. Lightning then refuses to clip, since it would
     # clip scaled gradients, even in bf16-mixed where nothing is scaled. Without the offer the scaler undoes it first.

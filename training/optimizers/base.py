@@ -3,23 +3,26 @@
 A recipe is configuration: plain values, checked when it is made, long before there is a model. `build` turns it into a
 `torch.optim.Optimizer` for one model. Making a recipe imports neither torch nor Lightning.
 
-Left out: learning rates per layer or per depth, and schedules (`training/schedulers`).
+Left out: schedules (`training/schedulers`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from registry.enforcing import enforced
 from registry.errors import ConfigError
+from registry.ranges import Positive
+from training.patterns import matches, matching
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+Multipliers = Mapping[str, Positive]  # pattern of parameter names (training/patterns.py) → factor on the learning rate
 Kind = Literal["matrix", "filter", "table", "vector"]
 
 
@@ -114,3 +117,41 @@ def _strictest(kinds: Iterator[Kind]) -> Kind:
     """Of several roles of one shared parameter, the one that allows least."""
     order: tuple[Kind, ...] = ("table", "vector", "filter", "matrix")
     return min(kinds, key=order.index)
+
+
+def check_multipliers(found: Sequence[Weight], multipliers: Multipliers | None) -> None:
+    """Refuse a pattern that matches no weight of a model.
+
+    Raises:
+        ConfigError
+    """
+    names = [name for weight in found for name in weight.names]
+    for pattern in multipliers or {}:
+        matching(names, [pattern], "optimizer.multipliers")
+
+
+def multiplied(
+    groups: Sequence[dict[str, Any]], found: Sequence[Weight], lr: float, multipliers: Multipliers | None
+) -> list[dict[str, Any]]:
+    """Split parameter groups by the multiplier of the learning rate; without multipliers they are as given.
+
+    Args:
+        groups: each with `params` and `name`
+        found: the weights in them
+        lr: peak learning rate of a multiplier of 1
+        multipliers: the last pattern that matches a weight counts
+    """
+    if not multipliers:
+        return list(groups)
+    factors = {weight.parameter: _factor(weight, multipliers) for weight in found}
+    return [
+        {**group, "params": params, "lr": lr * factor, "name": group["name"] + (f"_x{factor:g}" if factor != 1 else "")}
+        for group in groups
+        for factor in sorted({factors[p] for p in group["params"]}, reverse=True)
+        if (params := [p for p in group["params"] if factors[p] == factor])
+    ]
+
+
+def _factor(weight: Weight, multipliers: Multipliers) -> float:
+    hits = [factor for pattern, factor in multipliers.items() if any(matches(name, pattern) for name in weight.names)]
+    return float(hits[-1]) if hits else 1.0

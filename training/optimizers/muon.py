@@ -10,7 +10,7 @@ from annotated_types import Ge, Le
 from registry.errors import ConfigError, did_you_mean
 from registry.ranges import BelowOne, NonNegative, Positive
 from training.optimizers.adamw import torch_adamw
-from training.optimizers.base import OptimizerRecipe, Weight, weights
+from training.optimizers.base import Multipliers, OptimizerRecipe, Weight, check_multipliers, multiplied, weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +43,7 @@ class Muon(OptimizerRecipe):
         adamw_names: module names, whole parts of a dotted path, whose matrices AdamW takes
         ns_dtype: what Newton–Schulz computes in: float32, bfloat16, or auto: bfloat16 but on a CPU without units for it
         fused: AdamW's kernel, as in the recipe `AdamW`
+        multipliers: pattern of parameter names → factor on lr or adamw_lr: `{attention: 0.1}`
 
     How this differs from others: `torch.optim.Muon` takes no expert stacks and no other parameters, and leaves two
     optimizers to step; here it is one, with one state. Jordan's recipe does not decay; Moonshot's does, as here.
@@ -62,7 +63,9 @@ class Muon(OptimizerRecipe):
         adamw_names: Sequence[str] = ("embedding", "head", "gating"),
         ns_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         fused: bool | None = None,
+        multipliers: Multipliers | None = None,
     ) -> None:
+        self.multipliers = multipliers
         self.lr, self.momentum, self.weight_decay = float(lr), float(momentum), float(weight_decay)
         self.ns_steps = ns_steps
         self.adjust_lr_fn = _one_of("adjust_lr_fn", adjust_lr_fn, ("match_rms_adamw", "original"))
@@ -84,13 +87,15 @@ class Muon(OptimizerRecipe):
         from training.optimizers.stacked_muon import StackedMuon
 
         found = weights(module)
+        check_multipliers(found, self.multipliers)
         hidden = [weight for weight in found if self.orthogonalizes(weight)]
         rest = [weight for weight in found if not self.orthogonalizes(weight)]
         parts: list[Optimizer] = []
         if hidden:
+            group = {"params": [weight.parameter for weight in hidden], "name": "muon"}
             parts.append(
                 StackedMuon(
-                    [{"params": [weight.parameter for weight in hidden], "name": "muon"}],
+                    multiplied([group], hidden, self.lr, self.multipliers),
                     lr=self.lr,
                     weight_decay=self.weight_decay,
                     momentum=self.momentum,
@@ -100,7 +105,7 @@ class Muon(OptimizerRecipe):
                 )
             )
         if rest:
-            settings = (self.adamw_lr, self.betas, self.weight_decay, self.eps, self.fused)
+            settings = (self.adamw_lr, self.betas, self.weight_decay, self.eps, self.fused, self.multipliers)
             parts.append(torch_adamw(rest, *settings, prefix="adamw_"))
         return CombinedOptimizer(parts)
 
