@@ -31,9 +31,10 @@ from training.checkpoints.record import from_cli, past_of, record
 from training.checkpoints.resume import CHANGED, check_changes
 from training.composition import compose_config
 from training.predictions import Predictions
-from training.preflight import OWN, TASK, check_seed, preflight, refuse_random_weights
+from training.preflight import OWN, check_seed, preflight, refuse_random_weights
 from training.run import conclude, leave_processes, measure, no_bar, quieten
 from training.secrets import hidden, read_from_environment
+from training.tasks.lookup import is_task
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 FILE = "lightning_cli.yaml"  # in the folder of a run: its configuration, for ``--config``
@@ -146,9 +147,9 @@ class FrontDoor(LightningCLI):
             checkpoint = read_checkpoint(settings.ckpt_path, shapes_only=True)
             if given.get("init_from"):
                 given["init_from"] = None  # a resumed run has its own weights
-            if "model" in given and settings.model.class_path == TASK:
+            if "model" in given and is_task(settings.model.class_path):
                 check_fits(checkpoint, read(given["model"]), settings.ckpt_path)
-        elif given.get("init_from") and settings.model.class_path == TASK:
+        elif given.get("init_from") and is_task(settings.model.class_path):
             check_init(Path(given["init_from"]), read(given["model"]))
 
     def instantiate_classes(self) -> None:
@@ -178,7 +179,7 @@ class FrontDoor(LightningCLI):
         settings = self.config[self.subcommand]
         plain = from_cli(settings.as_dict())
         ours = record(plain)
-        if settings.get("ckpt_path") and settings.model.class_path == TASK:
+        if settings.get("ckpt_path") and is_task(settings.model.class_path):
             path, checkpoint = str(settings.ckpt_path), read_checkpoint(settings.ckpt_path, shapes_only=True)
             check_optimizer(checkpoint, self.model.recipe, self.model.model_config, path)
             check_changes(

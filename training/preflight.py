@@ -27,6 +27,7 @@ from training.parallel.refusals import check as check_ranks
 from training.parallel.refusals import derive
 from training.secrets import hidden, read_from_environment, refuse_in_model
 from training.targets import check_target, instantiate
+from training.tasks.lookup import is_task
 
 ROOT = {
     *("task_name", "tags", "seed", "ckpt_path", "auto_resume", "init_from", "train", "test"),
@@ -35,7 +36,6 @@ ROOT = {
 }
 
 OWN = ("dry_run",)  # keys of trainer that are this project's and not Lightning's
-TASK = "training.tasks.causal_lm.CausalLM"
 MAX_SEED = 2**32 - 1  # what NumPy's generators take
 SWITCHES = (
     "train",
@@ -194,7 +194,7 @@ def _check_start(plain: dict[str, Any], ours: dict[str, Any]) -> None:
     """
     place = settle(plain)
     path = plain["ckpt_path"] = resolve_checkpoint(plain, place, ours)
-    if path and plain["task"].get("_target_") == TASK:
+    if path and is_task(plain["task"].get("_target_")):
         checkpoint = read_checkpoint(path, shapes_only=True)
         check_fits(checkpoint, plain["model"], path)
         if plain["train"]:
@@ -242,7 +242,7 @@ def _move_compile(plain: dict[str, Any]) -> None:
         raise ConfigError("trainer.compile", asked, "must be true or false", "Write trainer.compile=true")
     if not asked:
         return
-    if plain["task"].get("_target_") != TASK:
+    if not is_task(plain["task"].get("_target_")):
         rule = f"the task {plain['task'].get('_target_')} compiles nothing"
         raise ConfigError("trainer.compile", True, rule, "Leave it out, or use task=causal_lm")
     check_compiler(str(plain["trainer"].get("accelerator")))

@@ -1,0 +1,23 @@
+"""A task in ten lines: predict the token before each."""
+
+import torch
+
+from blockwright import Scored, Task
+
+
+def previous(batch):
+    """The token before each, −100 where none is scored: at the first, and where the data scores none."""
+    before = torch.cat([torch.full_like(batch["tokens"][:, :1], -100), batch["tokens"][:, :-1]], dim=1)
+    return before.masked_fill(batch["targets"] == -100, -100)
+
+
+class PreviousToken(Task):
+    """Predicts the previous token; a causal model reads it off what it has seen."""
+
+    def objective(self, batch, stage):
+        hidden, routings = self.model.hidden(batch["tokens"])
+        targets = previous(batch)
+        return Scored(self.model.nll(hidden, targets), (targets != -100).sum(), routings=routings)
+
+    def counts(self, batch):
+        return {"total": (previous(batch) != -100).sum(), "sequences": torch.tensor(len(batch["tokens"]))}

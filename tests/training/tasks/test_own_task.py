@@ -1,0 +1,59 @@
+"""Somebody else's task of ten lines (tests/plugin) trains, logs, resumes and is reported like ours."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry import ConfigError
+from training.run import run
+
+PLUGIN = Path(__file__).resolve().parents[2] / "plugin"
+OWN = ["task=base", "task._target_=blockwright_guest.previous_token.PreviousToken"]
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch, checked: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    monkeypatch.syspath_prepend(str(PLUGIN))
+    return lambda *overrides: checked(*OWN, "logger=csv", "callbacks.report.sample_tokens=0", *overrides)
+
+
+def test_it_trains_logs_resumes_and_is_reported(own: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    whole = run(own("trainer.max_steps=6"))
+    rows = [row for row in csv.DictReader(next(tmp_path.rglob("metrics.csv")).open()) if row.get("train/loss")]
+    assert len(rows) == 6 and float(rows[-1]["train/loss"]) < float(rows[0]["train/loss"])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["status"] == "completed" and results["metrics"]["val/loss"] == whole["val/loss"] > 0
+    assert (tmp_path / "run" / "loss.png").exists()
+    on = run(own("trainer.max_steps=8", f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"))
+    assert on["val/loss"] < whole["val/loss"]
+
+
+def test_misspelt_setting_of_it_is_refused(own: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'frozen'"):
+        run(own("+task.frozzen=[attention]"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["[ddp,sim]", "[fsdp,sim]"])
+def test_it_is_trained_on_several_ranks_as_on_one(
+    trainer: str, train_py: Callable[..., Any], small: list[str], tmp_path: Path
+) -> None:
+    losses = []
+    for where in ("default", trainer):
+        folder = tmp_path / where
+        quiet = [
+            "logger=none",
+            "callbacks.report.sample_tokens=0",
+            f"hydra.run.dir='{folder}'",
+            "data.batch_size=4",
+        ]
+        done = train_py(*small, *OWN, *quiet, f"trainer={where}", "trainer.max_steps=4", PYTHONPATH=str(PLUGIN))
+        assert done.returncode == 0, done.stderr
+        losses.append(json.loads((folder / "results.json").read_text())["metrics"]["val/loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

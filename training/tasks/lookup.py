@@ -1,0 +1,19 @@
+"""Whether a configured task is one of this project's, known by its class and not by its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from training.targets import find_target
+
+
+def is_task(dotted: Any) -> bool:
+    """Whether a ``_target_`` is a subclass of ``Task``: it has a composed model, weights to start from, checkpoints.
+
+    Raises:
+        ConfigError: it cannot be imported
+    """
+    from training.tasks.base import Task  # with Lightning, which a refusal can do without
+
+    target = find_target(str(dotted), "task")
+    return isinstance(target, type) and issubclass(target, Task)
