@@ -156,7 +156,7 @@ def assert_whole(files: list[Path], whole: dict[str, Any]) -> None:
     for file in files:
         ours, theirs = weights(file), whole[rate(file)]
         assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == [], file
 
 
 @pytest.mark.parametrize("stop", STOPS)
@@ -203,7 +203,10 @@ def test_resumed_it_is_the_run_that_never_stopped_or_one_message(
     assert {file: digest(file) for file in before} == before
 
     # The same.
-    done = call(DOORS[door].resume(folder, base), folder)
+    resume = DOORS[door].resume(folder, base)
+    if (door, stop) == ("ablation", "kill"):  # its runner lives on, and the job that was killed has failed
+        resume = ["retry" if word == "resume" else word for word in resume]
+    done = call(resume, folder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert_whole(lasts(door, folder), whole)
     if stranger:
