@@ -1,4 +1,4 @@
-"""A task in ten lines: predict the token before each."""
+"""A task in ten lines: docs/how-to/add-a-task.md."""
 
 import torch
 
@@ -12,7 +12,7 @@ def previous(batch):
 
 
 class PreviousToken(Task):
-    """Predicts the previous token; a causal model reads it off what it has seen."""
+    """Predicts the previous token."""
 
     def objective(self, batch, stage):
         hidden, routings = self.model.hidden(batch["tokens"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 from registry import ConfigError
 from training.run import run
 
-PLUGIN = Path(__file__).resolve().parents[2] / "plugin"
+ROOT = Path(__file__).resolve().parents[3]
+PLUGIN = ROOT / "tests" / "plugin"
 OWN = ["task=base", "task._target_=blockwright_guest.previous_token.PreviousToken"]
 
 
@@ -37,6 +39,12 @@ def test_it_trains_logs_resumes_and_is_reported(own: Callable[..., dict[str, Any
 def test_misspelt_setting_of_it_is_refused(own: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'frozen'"):
         run(own("+task.frozzen=[attention]"))
+
+
+def test_page_on_adding_a_task_shows_this_one() -> None:
+    page = (ROOT / "docs" / "how-to" / "add-a-task.md").read_text()
+    code = re.search(r"```python\n# .*?\n(.*?)```", page, re.S)
+    assert code and (PLUGIN / "blockwright_guest" / "previous_token.py").read_text().endswith(code[1])
 
 
 @pytest.mark.slow
