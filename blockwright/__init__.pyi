@@ -14,6 +14,7 @@ from registry import BlockError as BlockError
 from registry import Composable as Composable
 from registry import ConfigError as ConfigError
 from registry import RegistrationError as RegistrationError
+from registry import SameAs as SameAs
 from registry import family as family
 from registry import kinds as kinds
 from registry import names as names

@@ -4,6 +4,7 @@ from registry.build import Scope, as_written, build, refuse_targets, resolve, to
 from registry.catalogue import Composable, RegistrationError, family, kinds, load, lookup, names, register
 from registry.children import Node, child_nodes
 from registry.errors import REFUSED, BlockError, ConfigError, did_you_mean
+from registry.fixes import SameAs
 from registry.schema import INHERIT
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ConfigError",
     "Node",
     "RegistrationError",
+    "SameAs",
     "Scope",
     "as_written",
     "build",

@@ -98,7 +98,9 @@ def _show_block(entry: catalogue.Entry) -> None:
         table.add_column(heading)
     for p in entry.schema.parameters.values():
         table.add_row(p.name, *map(escape, (p.type, _default(p), p.description)))
-    if entry.schema.parameters:
+    for p in entry.schema.fixed.values():
+        table.add_row(p.name, *map(escape, ("fixed", _default(p), p.description)))
+    if table.row_count:
         show(table)
     else:
         out.print("It takes no parameters.")

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from registry import catalogue
 from registry.children import Node, child_nodes
 from registry.errors import BlockError, ConfigError, did_you_mean
+from registry.fixes import fixed_values
 from registry.limits import check_text, check_values
 from registry.schema import INHERIT, Parameter
 
@@ -105,12 +106,23 @@ def resolve(kind: str, node: Node) -> tuple[catalogue.Entry, dict[str, Any]]:
     known = entry.schema.parameters
     for key in written:
         if key != "name" and key not in known:
+            if key in entry.schema.fixed:
+                raise fixed(entry, key, written[key], node.path)
             told = " (it is supplied by the composer)" if key in entry.schema.context else ""
             rule = f"{kind} {name!r} has no parameter {key!r}{told}"
             raise ConfigError(
                 f"{node.path}.{key}", written[key], rule, did_you_mean(key, known, "It takes no parameters")
             )
     return entry, {p.name: _value(entry, p, written, node.path) for p in known.values()}
+
+
+def fixed(entry: catalogue.Entry, key: str, value: Any, path: str) -> ConfigError:
+    """The refusal of a value for a parameter that is fixed under the name of the block."""
+    held = entry.schema.fixed[key].default
+    free = [n for n in catalogue.names(entry.kind) if key in catalogue.lookup(entry.kind, n).schema.parameters]
+    rule = f"{entry.kind} {entry.name!r} fixes {key} to {'null' if held is None else held}"
+    remedy = f"Leave it out, or choose a block that takes it: {', '.join(free)}" if free else "Leave it out"
+    return ConfigError(f"{path}.{key}", value, rule, remedy)
 
 
 def _value(entry: catalogue.Entry, p: Parameter, written: Mapping[str, Any], path: str) -> Any:
@@ -176,6 +188,7 @@ def build(kind: str, node: Node, scope: Scope) -> Any:
         chain = " → ".join(f"{k} {n}" for k, n in (*scope.parents, (kind, entry.name)))
         raise ConfigError(node.path, entry.name, f"would contain itself ({chain})", "Give the inner block explicitly")
     known = {**scope.context, **{k: v for k, v in given.items() if k not in entry.schema.children}}
+    known |= fixed_values({name: p.default for name, p in entry.schema.fixed.items()}, known)
     try:
         built = {
             p.name: _build_child(entry, p, Node(given[p.name], f"{node.path}.{p.name}"), known, scope)

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from registry.enforcing import enforced
 from registry.errors import BlockError, did_you_mean
+from registry.fixes import fix
 from registry.schema import INHERIT, Schema, read_schema
 
 ENTRY_POINTS = "blockwright.blocks"
@@ -102,12 +103,19 @@ def family(kind: str, *, context: tuple[str, ...] = ()) -> Callable[[C], C]:
     return declare
 
 
-def register(kind: str, name: str) -> Callable[[C], C]:
+def register(kind: str, name: str, *, fixes: Mapping[str, Any] | None = None) -> Callable[[C], C]:
     """Put the decorated class into the family ``kind`` under ``name``; its ``__init__`` signature is its schema.
+
+    Args:
+        kind: a family
+        name: what ``model/<kind>=`` takes
+        fixes: parameters of the inherited constructor that this name does not leave open → their values, or
+            ``SameAs`` another parameter (registry/fixes.py)
 
     Raises:
         RegistrationError: unknown kind, a name that is taken or malformed, a class that does not keep the family's
-            contract, or a constructor with ``*args`` or ``**kwargs`` (a misspelt key would vanish in it)
+            contract, a parameter that cannot be fixed, or a constructor with ``*args`` or ``**kwargs`` (a misspelt
+            key would vanish in it)
     """
 
     def put(cls: C) -> C:
@@ -123,6 +131,8 @@ def register(kind: str, name: str) -> Callable[[C], C]:
         provider = _provider.get() or BUILTIN.get(cls.__module__.partition(".")[0]) or cls.__module__.partition(".")[0]
         kinds = {f.contract: f.kind for f in _families.values()}
         try:
+            if fixes:
+                fix(cls, fixes)
             schema = read_schema(cls, name, _families[kind].context, kinds)
         except TypeError as error:
             raise RegistrationError(str(error)) from None

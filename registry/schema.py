@@ -82,12 +82,14 @@ class Schema:
 
     Args:
         parameters: the configurable ones by name, children included
+        fixed: those that are fixed under this name; their ``default`` is the value (see registry/fixes.py)
         context: the parameters of the constructor that the composer or the parent supplies
         dataclass: the typed node that Hydra composes with
         summary: first sentence of the class's docstring
     """
 
     parameters: Mapping[str, Parameter]
+    fixed: Mapping[str, Parameter]
     context: frozenset[str]
     dataclass: type
     summary: str
@@ -174,10 +176,15 @@ def read_schema(cls: type, name: str, context: frozenset[str], kinds: Mapping[ty
     Raises:
         TypeError: the constructor takes ``*args`` or ``**kwargs``
     """
-    documented = _documented(cls)
+    documented = {name: said for base in reversed(cls.__mro__) for name, said in _documented(base).items()}
     constructor = inspect.getattr_static(cls, "__init__")
     hints = typing.get_type_hints(constructor, include_extras=True)  # resolves postponed annotations
     plain = typing.get_type_hints(constructor)
+
+    def parameter(name: str, default: Any) -> Parameter:
+        hint, annotation = plain.get(name, Any), hints.get(name, Any)
+        return Parameter(name, hint, annotation, default, _child_kind(hint, kinds), documented.get(name, ""))
+
     parameters, used = {}, set()
     for p in list(inspect.signature(constructor).parameters.values())[1:]:
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
@@ -187,11 +194,15 @@ def read_schema(cls: type, name: str, context: frozenset[str], kinds: Mapping[ty
         if p.name in context:
             used.add(p.name)
             continue
-        hint, annotation = plain.get(p.name, Any), hints.get(p.name, Any)
-        child, description = _child_kind(hint, kinds), documented.get(p.name, "")
-        parameters[p.name] = Parameter(p.name, hint, annotation, p.default, child, description)
+        parameters[p.name] = parameter(p.name, p.default)
+    fixed = {name: parameter(name, value) for name, value in fixed_by(constructor).items()}
     summary = (inspect.getdoc(cls) or "").partition("\n\n")[0].replace("\n", " ")
-    return Schema(parameters, frozenset(used), _dataclass(cls, name, parameters), summary)
+    return Schema(parameters, fixed, frozenset(used), _dataclass(cls, name, parameters), summary)
+
+
+def fixed_by(constructor: Any) -> Mapping[str, Any]:
+    """The parameters that a constructor passes on with a fixed value (registry/fixes.py), and these values."""
+    return getattr(constructor, "_fixes", {})
 
 
 def _child_kind(hint: Any, kinds: Mapping[type, str]) -> str | None:

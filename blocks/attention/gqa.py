@@ -1,108 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
-
-from blocks.attention.base import Attention, even_heads, score_bias
-from blocks.base import Placement
-from blocks.cache import Cache, Ring
-from blocks.kernels.scoring import Scoring
-from blocks.linear import Linear
-from blocks.output_gate.base import OutputGate
-from blocks.position.base import Position
-from blocks.qk_norm.base import QKNorm
-from blocks.scores.base import Scores
-from registry import BlockError, register
-from registry.ranges import Count, Positive
+from blocks.attention.grouped import GroupedAttention
+from registry import register
 
 
-@register("attention", "gqa")
-class GQA(Attention):
+@register("attention", "gqa", fixes={"window": None})
+class GQA(GroupedAttention):
     """Grouped-query attention: several query heads share one head of keys and values.
 
     Ainslie et al. 2023, arXiv 2305.13245: q_n = W_q,n x, k_g = W_k,g x, v_g = W_v,g x with g = ⌊n K/N⌋;
     y = W_o [softmax(q_n k_gᵀ/√H) v_g]_n. Query, key and value projections are three matrices, as in Llama's
     checkpoints; GPT-2 stores them as one. The cache keeps 2·K·H numbers a token.
-
-    Args:
-        n_heads: N, query heads
-        n_kv_heads: K, heads of keys and values; divides n_heads
-        head_dim: H, width of a head; null is d_model / n_heads
-        bias: whether the projections of queries, keys and values add a bias (GPT-2, Qwen2, gpt-oss)
-        output_bias: whether the output projection adds one; null as ``bias``. Qwen2 has none
-        query_scale: what scores are divided by the root of; null is head_dim. Gemma-2 27B has d_model / n_heads
-        position: turns queries and keys, or shifts scores
-        qk_norm: normalises queries and keys before they are turned; null for none
-        output_gate: weighs what the heads found; null for none
-        scores: what takes the place of the plain softmax; null for none
     """
-
-    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
-
-    def __init__(
-        self,
-        d_model: int,
-        position: Position,
-        n_heads: Count = 8,
-        n_kv_heads: Count = 2,
-        head_dim: Count | None = None,
-        bias: bool = False,
-        output_bias: bool | None = None,
-        query_scale: Positive | None = None,
-        qk_norm: QKNorm | None = None,
-        output_gate: OutputGate | None = None,
-        scores: Scores | None = None,
-    ) -> None:
-        super().__init__()
-        H = head_dim or even_heads(d_model, n_heads)
-        if n_heads % n_kv_heads:
-            rule = f"must divide n_heads ({n_heads})"
-            raise BlockError("n_kv_heads", n_kv_heads, rule, "Use 1 for one shared head, n_heads for none shared")
-        self.head_dim, self.n_kv_heads = H, n_kv_heads
-        self.window: int | None = None  # tokens a query sees; all
-        self.query = Linear(d_model, n_heads * H, bias=bias)
-        self.key = Linear(d_model, n_kv_heads * H, bias=bias)
-        self.value = Linear(d_model, n_kv_heads * H, bias=bias)
-        self.output = Linear(n_heads * H, d_model, bias=bias if output_bias is None else output_bias)
-        self.position, self.qk_norm, self.output_gate, self.scores = position, qk_norm, output_gate, scores
-        self.scale = position.softmax_scale / (query_scale or H) ** 0.5
-
-    @classmethod
-    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
-        # Multi-head attention has as many KV heads as heads, multi-query one: neither says so in its own parameters.
-        return {**super().child_context(child, known), "n_kv_heads": cls.kv_heads(known)}
-
-    @classmethod
-    def kv_heads(cls, known: Mapping[str, Any]) -> int:
-        """K, given the parameters."""
-        return known["n_kv_heads"]
-
-    def forward(
-        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:
-        q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value))
-        q, k = (q, k) if self.qk_norm is None else self.qk_norm(q, k)
-        q, k = self.position.rotate(q, k, positions)
-        k, v = (k, v) if cache is None else cache.append(k, v)
-        bias = score_bias(self.position, positions, cache)
-        attend = self.scores or self.kernels.attend
-        y = attend(q, k, v, Scoring(self.scale, bias, segments, self.window))
-        y = y if self.output_gate is None else self.output_gate(x, y)
-        return self.output(y.flatten(-2))
-
-    def new_cache(
-        self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
-    ) -> Cache:
-        slots = dict.fromkeys(("k", "v"), (self.n_kv_heads, self.head_dim))
-        if self.window is not None and self.window < length:
-            return Ring(batch, self.window, slots, dtype, device, bits=bits)
-        return Cache(batch, length, slots, dtype, device, bits=bits)
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        split: dict[str, Placement] = {f"{name}.weight": "column" for name in ("query", "key", "value")}
-        biases: dict[str, Placement] = {f"{name}.bias": "column" for name in ("query", "key", "value")}
-        split |= biases if self.query.bias is not None else {}
-        return {**split, "output.weight": "row", **({} if self.output.bias is None else {"output.bias": "replicate"})}

@@ -1,0 +1,69 @@
+"""A block that is another block with some parameters fixed: ``register("attention", "mqa", fixes={"n_kv_heads": 1})``.
+
+The class derives from the other and says in its docstring what it is. It needs no constructor of its own: its
+constructor is the inherited one without the fixed parameters, in a configuration as in Python.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from registry.errors import did_you_mean
+from registry.schema import conforms, fault, fixed_by
+
+
+@dataclass(frozen=True)
+class SameAs:
+    """The value of a fixed parameter that is whatever another parameter is: ``{"n_kv_heads": SameAs("n_heads")}``."""
+
+    parameter: str
+
+    def __str__(self) -> str:
+        return self.parameter
+
+
+def fix(cls: type, fixes: Mapping[str, Any]) -> None:
+    """Take the parameters that are fixed out of the constructor of a class, which passes their values on.
+
+    Args:
+        cls: derives from the class whose constructor takes them
+        fixes: parameter → its value, or ``SameAs`` another parameter
+
+    Raises:
+        TypeError: no such parameter, a value that its annotation excludes, or a class that is a block already
+    """
+    if "Config" in vars(cls):
+        raise TypeError(f"{cls.__qualname__} is registered under another name: derive a class, and fix that one's")
+    constructor = cls.__init__  # type: ignore[misc]
+    signature = inspect.signature(constructor)
+    hints = typing.get_type_hints(constructor, include_extras=True)
+    left = {name: p for name, p in signature.parameters.items() if name not in fixes}
+    for name, value in fixes.items():
+        if name not in signature.parameters:
+            raise TypeError(f"{cls.__qualname__} has no parameter {name!r} to fix. {did_you_mean(name, left)}")
+        if isinstance(value, SameAs):
+            if value.parameter not in left:
+                raise TypeError(f"{cls.__qualname__} fixes {name} to {value}, which is no parameter that is left")
+        elif not conforms(value, hints.get(name, Any)):
+            raise TypeError(f"{cls.__qualname__} fixes {name} to {value!r}: it {fault(value, hints[name])}")
+    remaining = signature.replace(parameters=list(left.values()))
+
+    @functools.wraps(constructor)
+    def construct(*args: Any, **kwargs: Any) -> None:
+        given = remaining.bind(*args, **kwargs)
+        given.apply_defaults()
+        constructor(**given.arguments, **fixed_values(fixes, given.arguments))
+
+    construct.__signature__ = remaining  # type: ignore[attr-defined]
+    construct._fixes = {**fixed_by(constructor), **fixes}  # type: ignore[attr-defined]
+    cls.__init__ = construct  # type: ignore[misc]
+
+
+def fixed_values(fixes: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fixed parameters → their values, given the other parameters."""
+    return {name: given[value.parameter] if isinstance(value, SameAs) else value for name, value in fixes.items()}
