@@ -8,25 +8,40 @@ from pathlib import Path
 
 import pytest
 
+from blockwright.command import COMMANDS
 from registry.__main__ import markdown
 from training.composition import compose_config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-SENTENCES = re.findall(r"^python train\.py (.+)$", README, re.M)
+EXAMPLES = re.findall(r"^python train\.py (.+)$", README, re.M)
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def words(sentence: str) -> list[str]:
-    return shlex.split(sentence, comments=True)
+def words(example: str) -> list[str]:
+    return shlex.split(example, comments=True)
 
 
-@pytest.mark.parametrize("sentence", [s for s in SENTENCES if words(s)[0] not in ("fit", "-m")])
-def test_sentence_composes(sentence: str, tmp_path: Path) -> None:
-    compose_config(words(sentence), output_dir=str(tmp_path))
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if words(e)[0] not in ("fit", "-m")])
+def test_example_composes(example: str, tmp_path: Path) -> None:
+    compose_config(words(example), output_dir=str(tmp_path))
 
 
-def test_sweeps_and_the_cli_are_among_the_sentences() -> None:
-    assert {words(s)[0] for s in SENTENCES} >= {"-m", "fit"}
+def test_sweeps_and_the_cli_are_among_the_examples() -> None:
+    assert {words(e)[0] for e in EXAMPLES} >= {"-m", "fit"}
+
+
+def test_documents_use_commands_that_exist() -> None:
+    used = {name for d in DOCUMENTS for name in re.findall(r"^blockwright ([a-z-]+)", d.read_text(), re.M)}
+    assert used and used <= set(COMMANDS)
+
+
+def test_documents_link_to_files_that_exist() -> None:
+    for document in DOCUMENTS:
+        text = re.sub(r"```.*?```", "", document.read_text(), flags=re.S)
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)|src=\"([^\"]+)\"", text):
+            path = "".join(target)
+            assert "://" in path or (document.parent / path).exists(), f"{document}: {path}"
 
 
 def test_tables_of_blocks_and_models_are_current() -> None:
@@ -58,5 +73,5 @@ def test_ci_runs_every_check_and_the_tests_last() -> None:
     assert lines[-1] == "exit $failed"
 
 
-def test_house_fits_two_screens() -> None:
-    assert len(README.splitlines()) <= 125
+def test_readme_fits_two_screens() -> None:
+    assert len(README.splitlines()) <= 140
