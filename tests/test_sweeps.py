@@ -341,7 +341,13 @@ def until_saved(job: Path, process: Running) -> None:
 def kill(process: Running) -> str:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    return process.communicate()[0]
+    said = process.communicate()[0]
+    until = time.monotonic() + 30
+    with suppress(ProcessLookupError):  # a launcher's workers hold locks until they too are gone
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(0.02)
+    return said
 
 
 def told(sweep: Path) -> list[tuple[int, str, float | None, dict[str, Any]]]:
