@@ -23,12 +23,13 @@ from omegaconf import DictConfig, OmegaConf, read_write
 import registry
 from registry import REFUSED, ConfigError
 from registry.hydra import include_config_dir
-from training import figures, lean
 from training.checkpoints.find import LAST
 from training.checkpoints.places import place_of
-from training.composition import CONF, REFUSALS, explain, is_no_name, refuse_empty
-from training.preflight import preflight
-from training.secrets import hidden, read_from_environment
+from training.configuration import figures
+from training.configuration.composing import CONF, REFUSALS, explain, is_no_name, refuse_empty
+from training.configuration.secrets import hidden, read_from_environment
+from training.entry import lean
+from training.entry.preflight import preflight
 from training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, stoppable
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -77,8 +78,9 @@ def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
     plain = preflight(cfg, compared=sweeping)
     if (note := figures.left_out(plain)) and not _is_child():
         print(note, file=sys.stderr)
-    from training import cli, config_tree
-    from training.run import run
+    from training.configuration import config_tree
+    from training.entry import cli
+    from training.entry.run import run
 
     shown = hidden(plain, read_from_environment(cfg))
     if not _is_child():
@@ -159,7 +161,7 @@ def reset_processes(before: dict[str, str | None]) -> None:
     Args:
         before: what the variables that Lightning's launcher sets were before it did
     """
-    from training.run import leave_processes
+    from training.entry.run import leave_processes
 
     leave_processes()
     for name, value in before.items():
@@ -225,7 +227,7 @@ def main() -> None:
         with stoppable():
             registry.load()
             if arguments and arguments[0] in SUBCOMMANDS:
-                from training import cli
+                from training.entry import cli
 
                 cli.main(arguments)
             else:

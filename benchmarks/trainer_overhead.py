@@ -72,8 +72,8 @@ class Trainer:
     """The job of training as ``train.py`` does: the configured callbacks and loggers, Lightning's Trainer."""
 
     def __init__(self, shape: str, device: str) -> None:
-        from training.composition import compose_config
-        from training.preflight import preflight
+        from training.configuration.composing import compose_config
+        from training.entry.preflight import preflight
 
         self.shape = SHAPES[shape]
         self.folder = tempfile.TemporaryDirectory()  # as long as the process lives
@@ -90,11 +90,11 @@ class Trainer:
         from torch.utils.data import DataLoader
 
         from benchmarks.step_clock import StepClock
+        from training.configuration.instantiate import instantiate
+        from training.entry.preflight import OWN
+        from training.entry.run import quieten
         from training.optimizers.adamw import AdamW
-        from training.preflight import OWN
-        from training.run import quieten
         from training.schedulers.constant import Constant
-        from training.targets import instantiate
 
         quieten(ignore=True)
         clock = StepClock(first=1, last=steps + 1)

@@ -27,7 +27,7 @@ from lab.writer import Writer
 from registry import BlockError, ConfigError
 from registry.command import Parser, run_command
 from registry.printing import show
-from training.targets import instantiate
+from training.configuration.instantiate import instantiate
 
 Window = tuple[Tensor, Tensor]  # tokens [B,T], and for each the one after it
 CHUNK = 32  # tokens that go through the caches at once; what is read does not depend on it

@@ -14,7 +14,7 @@ from blocks.checkpoint.read import read_checkpoint
 from blocks.compose import compose
 from blocks.decoder import Decoder
 from registry import ConfigError
-from training.composition import compose_config
+from training.configuration.composing import compose_config
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Decoder:

@@ -2,8 +2,9 @@
 
 The bounds are those of the library annotated-types, so a plug-in may write ``Annotated[int, Ge(2)]`` as well as a name
 of this file. A float is finite unless its annotation holds ``UNBOUNDED``. Annotations are held to wherever a
-configuration is read (``registry.schema``, ``training.targets``), and by constructors that are called from Python
-(``registry.enforcing``). Left out: rules between two parameters, which only the constructor can know.
+configuration is read (``registry.schema``, ``training.configuration.instantiate``), and by constructors that are
+called from Python (``registry.enforcing``). Left out: rules between two parameters, which only the constructor can
+know.
 """
 
 from __future__ import annotations

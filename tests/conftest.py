@@ -236,9 +236,9 @@ def train_py(
 
 @pytest.fixture
 def checked(small: list[str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """The small run with overrides, composed and through the preflight: what ``training.run.run`` takes."""
-    from training.composition import compose_config
-    from training.preflight import preflight
+    """The small run with overrides, composed and through the preflight: what ``training.entry.run.run`` takes."""
+    from training.configuration.composing import compose_config
+    from training.entry.preflight import preflight
 
     def make(*overrides: str) -> dict[str, Any]:
         return preflight(compose_config([*small, *overrides], output_dir=str(tmp_path / "run")))
@@ -251,8 +251,8 @@ def fit(checked: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[...,
     """Trains the small run in this process, with no callbacks but the ones given, and hands back the trainer."""
     import lightning as L
 
-    from training.preflight import OWN
-    from training.targets import instantiate
+    from training.configuration.instantiate import instantiate
+    from training.entry.preflight import OWN
 
     def train(
         *overrides: str, callbacks: Sequence[L.Callback] = (), ckpt_path: Path | None = None, **settings: Any

@@ -16,9 +16,9 @@ from interop.exporting import export_folder
 from interop.importing import import_folder
 from interop.source import load
 from registry import ConfigError
-from training.composition import compose_config
-from training.preflight import preflight
-from training.targets import instantiate
+from training.configuration.composing import compose_config
+from training.configuration.instantiate import instantiate
+from training.entry.preflight import preflight
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

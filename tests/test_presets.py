@@ -15,8 +15,8 @@ from blocks.compose import check, compose, preset
 from blocks.decoder import Decoder
 from lab.match.request import swept
 from registry import ConfigError, Node, presets
-from training.composition import CONF, compose_config
-from training.renamed import RENAMED
+from training.configuration.composing import CONF, compose_config
+from training.configuration.renamed import RENAMED
 
 BYTES = 257  # vocabulary of the tokenizer that tiny is trained with: its preset leaves that to the tokenizer
 FILES = sorted(presets.BUILTIN.glob("*.yaml"))

@@ -10,7 +10,7 @@ import pytest
 
 from blockwright.command import COMMANDS
 from registry.__main__ import markdown
-from training.composition import compose_config
+from training.configuration.composing import compose_config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -257,7 +257,7 @@ def test_children_are_told_to_run_one_job_and_not_the_sweep(monkeypatch: pytest.
 
     import registry
     import train
-    from training.composition import CONF
+    from training.configuration.composing import CONF
 
     registry.load()
     given = ["experiment=attention_ablation", "model/attention=gqa", "hydra.searchpath=[file:///x]", "seed=3"]
@@ -292,7 +292,7 @@ def test_launcher_variables_are_what_they_were_before_the_job(monkeypatch: pytes
 def test_processes_of_a_failed_run_are_ended_and_no_longer_watched() -> None:
     from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 
-    from training.run import _dismiss
+    from training.entry.run import _dismiss
 
     children = [subprocess.Popen([sys.executable, "-c", code]) for code in ("import time; time.sleep(60)", "exit(1)")]
     children[1].wait()

@@ -324,7 +324,7 @@ def test_argument_the_cli_has_not_is_named_without_a_traceback(doors: dict[str, 
 def test_printed_continuation_is_a_command_that_composes(doors: dict[str, dict[str, Any]]) -> None:
     import shlex
 
-    from training.composition import compose_config
+    from training.configuration.composing import compose_config
 
     (line,) = re.findall(r"^Continue: python train\.py (.+)$", doors["hydra"]["out"], re.M)
     words = shlex.split(line)

@@ -26,7 +26,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-LOADED = ("torch", "matplotlib.figure", "train", "training.cli", "training.run", "lab.run_report", "lab.sweep.__main__")
+LOADED = (
+    "torch",
+    "matplotlib.figure",
+    "train",
+    "training.entry.cli",
+    "training.entry.run",
+    "lab.run_report",
+    "lab.sweep.__main__",
+)
 LOADED += ("lab.sweep.search",)
 
 

@@ -19,8 +19,8 @@ from lab.match.request import number, whole
 from lab.match.sizing import TOL, Match
 from registry import ConfigError, did_you_mean
 from registry.limits import read_text
-from training.composition import CONF
-from training.preflight import check_seed
+from training.configuration.composing import CONF
+from training.entry.preflight import check_seed
 
 FOLDER = CONF / "ablation"
 GENERATORS = ("grid", "leave_one_out", "staircase")

@@ -11,9 +11,9 @@ from lab.ablation.definition import Definition
 from lab.match.sizing import Arm, Sized, arm_of, named, size
 from lab.sweep.plan import quoted
 from registry import ConfigError
-from training import figures
-from training.composition import compose_config
-from training.preflight import check
+from training.configuration import figures
+from training.configuration.composing import compose_config
+from training.entry.preflight import check
 
 STEPS = "trainer.max_steps"
 

@@ -17,8 +17,8 @@ from lab.match.budgets import BUDGETS, WORDS, Figures, measure, measure_one, res
 from lab.match.knobs import Keys, Knob, Place
 from lab.match.search import Found, UnmovedError, nearest
 from registry import ConfigError
-from training.composition import compose_config
-from training.preflight import composition_of
+from training.configuration.composing import compose_config
+from training.entry.preflight import composition_of
 
 TOL = 0.005  # of the budget; half a percent, unless said otherwise
 UNSAID = 256  # tokens of a sequence, where the data say nothing of it

@@ -25,7 +25,7 @@ from lab.sweep import plan as plans
 from lab.sweep.progress import ended_line
 from lab.sweep.table import summarise
 from registry import REFUSED, ConfigError
-from training import figures
+from training.configuration import figures
 from training.stops import SIGNALS, Interrupted, stop_at_once
 
 _held: dict[Path, int] = {}  # locks of this process, which would be other files' numbers in a launcher's worker

@@ -32,9 +32,9 @@ from lab.sweep.space import Space, choices, ends, read_space, suggest
 from lab.sweep.study import open_study
 from lab.sweep.table import record_failure
 from registry import ConfigError, did_you_mean
-from training import figures
 from training.checkpoints.find import newest
-from training.targets import check_target
+from training.configuration import figures
+from training.configuration.instantiate import check_target
 
 log = logging.getLogger(__name__)
 OWNER = "blockwright_sweep"  # attribute of a trial: the folder that it belongs to, where searches share a study

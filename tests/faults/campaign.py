@@ -229,8 +229,8 @@ class Poison(L.Callback):
 def train(folder: Path, *overrides: str) -> tuple[int, float]:
     """``train.py`` in a forked process, which finds everything imported: exit code and seconds."""
     import train as door
-    import training.cli
-    import training.run  # noqa: F401
+    import training.entry.cli
+    import training.entry.run  # noqa: F401
 
     def work() -> int:
         log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -28,8 +28,8 @@ from interop.importing import import_folder
 from interop.source import open_source, read_composition
 from registry import ConfigError, RegistrationError
 from training.checkpoints.plugin import SealedCheckpoints
-from training.composition import compose_config
-from training.preflight import preflight
+from training.configuration.composing import compose_config
+from training.entry.preflight import preflight
 
 SECRET = "hunter2-hunter2"
 MODEL: dict[str, Any] = {

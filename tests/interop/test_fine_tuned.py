@@ -22,9 +22,9 @@ from interop.hf import main
 from lab.lm_eval import Blockwright
 from lab.writer import Writer
 from registry import ConfigError
-from training.composition import compose_config
-from training.preflight import preflight
-from training.targets import instantiate
+from training.configuration.composing import compose_config
+from training.configuration.instantiate import instantiate
+from training.entry.preflight import preflight
 
 pytestmark = pytest.mark.xdist_group("fine_tuned")  # its fixture trains a run, once
 

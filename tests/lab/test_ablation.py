@@ -23,9 +23,9 @@ from lab.match.budgets import BUDGETS, measure
 from lab.match.knobs import KNOBS
 from registry import REFUSED, ConfigError
 from registry.command import run_command
-from training.composition import compose_config
-from training.preflight import preflight
-from training.run import run
+from training.configuration.composing import compose_config
+from training.entry.preflight import preflight
+from training.entry.run import run
 
 pytestmark = pytest.mark.xdist_group("ablation")  # its fixture runs a whole program, once
 

@@ -17,7 +17,7 @@ from blocks.compose import compose
 from blocks.cost import cache_bytes, forward_flops_per_token
 from lab import curves
 from lab.run_report import RunReport, plot_expert_load, plot_losses, results_table
-from training.run import run
+from training.entry.run import run
 from training.stops import Interrupted
 from training.tasks.causal_lm import CausalLM
 

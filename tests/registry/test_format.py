@@ -12,7 +12,7 @@ from blocks.decoder import Decoder
 from blocks.model_config import reread
 from registry import ConfigError
 from registry.format import FORMAT, OF_FORMAT_1
-from training.composition import compose_config
+from training.configuration.composing import compose_config
 
 SMALL = {
     "vocab_size": 61,
@@ -106,7 +106,7 @@ def ablations() -> dict[str, list[str]]:
     """Every override of conf/ablation that takes something away."""
     import yaml
 
-    from training.composition import CONF
+    from training.configuration.composing import CONF
 
     def words(value: Any) -> list[str]:
         inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else []

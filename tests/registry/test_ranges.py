@@ -120,7 +120,7 @@ SMALL |= {"attention": "gqa", "position": "rope", "experts": {"name": "swiglu", 
 def test_value_that_no_block_can_use_is_refused_on_the_command_line(
     kind: str, name: str, parameter: str, value: Any
 ) -> None:
-    from training.composition import compose_config
+    from training.configuration.composing import compose_config
 
     path = f"model.{kind}.{parameter}" if kind != "balance" else f"model.gating.balance.{parameter}"
     written = f"'{value}'" if isinstance(value, str) else value

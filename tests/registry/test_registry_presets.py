@@ -14,8 +14,8 @@ import pytest
 from blocks.compose import check, preset
 from registry import ConfigError, presets
 from registry.limits import MAX_BYTES
-from training.composition import compose_config
-from training.preflight import composition_of
+from training.configuration.composing import compose_config
+from training.entry.preflight import composition_of
 
 SMALL = "vocab_size: 61\nd_model: 48\nn_layers: 2\nattention: {n_heads: 4}\n"
 

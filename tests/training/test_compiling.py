@@ -107,7 +107,7 @@ def test_run_compiles_its_layers_for_training_alone(
 ) -> None:
     compiled: list[Any] = []
     monkeypatch.setattr(torch, "compile", lambda f, **kwargs: compiled.append((f.__self__, kwargs)) or f)
-    monkeypatch.setattr("training.preflight.check_compiler", lambda accelerator: None)
+    monkeypatch.setattr("training.entry.preflight.check_compiler", lambda accelerator: None)
     task = fit("trainer.compile=true", "trainer.max_steps=1").lightning_module
     assert [layer for layer, _ in compiled] == list(task.decoder.layers)
     assert all(settings["dynamic"] is False for _, settings in compiled)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.checkpoints.record import Past
-from training.targets import find_target
+from training.configuration.instantiate import find_target
 
 LENGTH = ("trainer.max_steps", "trainer.max_epochs")  # a longer run is still the same run
 # What a model's training looks at and its output does not: everything else of it gives the weights their meaning.

@@ -17,8 +17,8 @@ from training.checkpoints.changes import Change, changes, is_same_run, listed, t
 from training.checkpoints.find import LAST, PREVIOUS, by_age, first_good, good, newest
 from training.checkpoints.places import FOLDER, Place
 from training.checkpoints.record import Past, peek
+from training.configuration.instantiate import instantiate
 from training.schedulers.base import Schedule
-from training.targets import instantiate
 
 log = logging.getLogger(__name__)
 CHANGED = ("show", "allow")  # of resume.changed

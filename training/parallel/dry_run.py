@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from blocks.compose import compose
 from registry.printing import show
+from training.configuration.instantiate import instantiate
 from training.parallel.arithmetic import held_bytes, whole_regions
 from training.parallel.local import plain
 from training.parallel.ranks import data_ranks
 from training.parallel.sizes import Sizes
-from training.targets import instantiate
 
 STEPS = 3
 COLUMNS = ("parameters", "gradients", "optimizer", "activations")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from training.targets import find_target
+from training.configuration.instantiate import find_target
 
 
 def is_task(dotted: Any) -> bool:

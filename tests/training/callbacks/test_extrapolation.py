@@ -10,7 +10,7 @@ import torch
 
 from blocks.kernels.cross_entropy import IGNORED
 from registry import ConfigError
-from training.run import run
+from training.entry.run import run
 
 LONG = [
     "callbacks=extrapolation",

@@ -10,7 +10,7 @@ import lightning as L
 import pytest
 
 from training.callbacks.finale import Finale
-from training.run import conclude, run
+from training.entry.run import conclude, run
 
 
 class Hears(Finale):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from training.callbacks import machine
-from training.run import run
+from training.entry.run import run
 
 
 @pytest.fixture(autouse=True)

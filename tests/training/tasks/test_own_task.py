@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from registry import ConfigError
-from training.run import run
+from training.entry.run import run
 
 ROOT = Path(__file__).resolve().parents[3]
 PLUGIN = ROOT / "tests" / "plugin"

@@ -18,9 +18,9 @@ from registry.printing import show
 from training.callbacks.finale import Finale
 from training.callbacks.recording import Recording
 from training.checkpoints.record import record
+from training.configuration.instantiate import check_target, instantiate
+from training.entry.preflight import OWN
 from training.parallel.dry_run import dry_run
-from training.preflight import OWN
-from training.targets import check_target, instantiate
 
 LOGGED = ("task_name", "seed", "model", "optimizer", "scheduler", "data")
 

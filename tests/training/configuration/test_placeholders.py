@@ -13,7 +13,8 @@ import yaml
 from jsonargparse import Namespace
 
 from registry import ConfigError
-from training import cli, placeholders
+from training.configuration import placeholders
+from training.entry import cli
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from jsonargparse import Namespace
 from omegaconf import OmegaConf
 
 from registry import ConfigError
-from training import cli, config_tree
-from training.composition import compose_config
-from training.placeholders import filled
-from training.preflight import preflight
-from training.run import run
-from training.secrets import hidden, read_from_environment
+from training.configuration import config_tree
+from training.configuration.composing import compose_config
+from training.configuration.placeholders import filled
+from training.configuration.secrets import hidden, read_from_environment
+from training.entry import cli
+from training.entry.preflight import preflight
+from training.entry.run import run
 
 
 @pytest.fixture(autouse=True)

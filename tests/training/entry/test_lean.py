@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
 import sys
-from training.lean import import_torchmetrics_as_needed
+from training.entry.lean import import_torchmetrics_as_needed
 import_torchmetrics_as_needed()
 import lightning
 import training.metrics

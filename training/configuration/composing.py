@@ -17,9 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 import registry
 from blocks.model_config import ModelConfig
 from registry import ConfigError, did_you_mean, presets
-from training.renamed import RENAMED
+from training.configuration.renamed import RENAMED
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what composing raises for a user's mistake
 _EMPTY = re.compile(r"\+{0,2}([^=~@]+)=\s*\{\s*\}\s*")
 _TYPES = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "String": "a string"}

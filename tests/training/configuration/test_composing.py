@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from registry import ConfigError
-from training.composition import CONF, compose_config
-from training.preflight import OWN, preflight
-from training.targets import check_target
+from training.configuration.composing import CONF, compose_config
+from training.configuration.instantiate import check_target
+from training.entry.preflight import OWN, preflight
 
 
 def options(group: str) -> list[str]:

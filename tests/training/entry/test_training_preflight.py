@@ -14,10 +14,10 @@ import pytest
 
 from blocks.kernels.choice import KERNELS
 from registry import ConfigError
-from training.preflight import check_seed
-from training.targets import instantiate
+from training.configuration.instantiate import instantiate
+from training.entry.preflight import check_seed
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 Checked = Callable[..., dict[str, Any]]
 
 
@@ -46,7 +46,8 @@ def test_model_is_complete_and_the_task_has_the_same(checked: Checked) -> None:
 
 def test_checking_imports_no_lightning_and_writes_nothing(tmp_path: Path, small: list[str]) -> None:
     program = (
-        "import sys; from training.composition import compose_config; from training.preflight import preflight;"
+        "import sys; from training.configuration.composing import compose_config;"
+        "from training.entry.preflight import preflight;"
         "preflight(compose_config(sys.argv[1:], output_dir='out')); sys.exit('lightning' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -16,17 +16,17 @@ from interop.source import check_init, read_composition
 from registry import ConfigError, did_you_mean, presets, refuse_targets, to_plain
 from registry.layout import patched
 from registry.limits import read_text
-from training import figures, trainer_settings
 from training.checkpoints.optimizer import check_optimizer
 from training.checkpoints.places import refuse_overwriting, settle
 from training.checkpoints.record import past_of, record
 from training.checkpoints.resume import CHANGED, check_changes, resolve_checkpoint
 from training.compiling import check_compiler
+from training.configuration import figures, trainer_settings
+from training.configuration.instantiate import check_target, instantiate
+from training.configuration.secrets import hidden, read_from_environment, refuse_in_model
 from training.data.preflight import check as check_data
 from training.parallel.refusals import check as check_ranks
 from training.parallel.refusals import derive
-from training.secrets import hidden, read_from_environment, refuse_in_model
-from training.targets import check_target, instantiate
 from training.tasks.lookup import is_task
 
 ROOT = {

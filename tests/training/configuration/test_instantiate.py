@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from registry import ConfigError
-from training.targets import check_target, find_target, instantiate
+from training.configuration.instantiate import check_target, find_target, instantiate
 
 HERE = __name__
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from registry import ConfigError
-from training import figures
-from training.composition import compose_config
-from training.preflight import preflight
+from training.configuration import figures
+from training.configuration.composing import compose_config
+from training.entry.preflight import preflight
 
 Checked = Callable[..., dict[str, Any]]
 

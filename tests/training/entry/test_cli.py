@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from registry import ConfigError
-from training import cli
+from training.entry import cli
 
 
 def test_target_becomes_class_path_at_every_depth() -> None:

@@ -2,7 +2,7 @@
 
 ``to_cli`` maps a composed configuration onto the CLI's names; nothing is configured twice. Values that live inside
 the composition are changed through ``--compose`` (Hydra overrides): Lightning CLI replaces a nested dictionary as a
-whole when one key of it is given. Every command writes into a folder of its own (training/placeholders.py), so a run
+whole when one key of it is given. Every command writes into a folder of its own (see placeholders.py), so a run
 that is repeated, resumed or measured stays as it is. Left out: subcommands of the tuner.
 """
 
@@ -24,16 +24,16 @@ from blocks.checkpoint.read import read_checkpoint
 from blocks.model_config import read
 from interop.source import check_init
 from registry import ConfigError
-from training import figures, placeholders
+from training.callbacks.predictions import Predictions
 from training.callbacks.recording import Recording
 from training.checkpoints.optimizer import check_optimizer
 from training.checkpoints.record import from_cli, past_of, record
 from training.checkpoints.resume import CHANGED, check_changes
-from training.composition import compose_config
-from training.predictions import Predictions
-from training.preflight import OWN, check_seed, preflight, refuse_random_weights
-from training.run import conclude, leave_processes, measure, no_bar, quieten
-from training.secrets import hidden, read_from_environment
+from training.configuration import figures, placeholders
+from training.configuration.composing import compose_config
+from training.configuration.secrets import hidden, read_from_environment
+from training.entry.preflight import OWN, check_seed, preflight, refuse_random_weights
+from training.entry.run import conclude, leave_processes, measure, no_bar, quieten
 from training.tasks.lookup import is_task
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")

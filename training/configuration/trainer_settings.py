@@ -1,6 +1,6 @@
 """Settings of Lightning's Trainer that it takes and then fails on, or that mean something else than they say.
 
-Types and names of arguments are checked against the Trainer's own signature (training/targets.py); here are ranges and
+Types and names of arguments are checked against the Trainer's own signature (instantiate.py); here are ranges and
 names of values, which no annotation holds, so that a mistake is a message and not a traceback of Lightning's.
 """
 
