@@ -47,7 +47,7 @@ from lab.writer import Writer as Writer
 
 # train
 from training.callbacks.finale import Finale as Finale
-from training.tasks.base import Scored as Scored
+from training.tasks.scored import Scored as Scored
 from training.tasks.base import Task as Task
 from training.tasks.causal_lm import CausalLM as CausalLM
 from training.data.corpus import Corpus as Corpus

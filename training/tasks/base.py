@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -17,7 +16,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from blocks.compose import compose
 from blocks.decoder import Decoder
-from blocks.gating.base import Routing
 from blocks.initialise import stable_seed
 from blocks.kernels import choice
 from blocks.model_config import read
@@ -34,34 +32,14 @@ from training.parallel.clipping import clip
 from training.parallel.local import is_distributed, is_low
 from training.parallel.ranks import DataRanks, balance_over, data_ranks
 from training.parallel.recompute import Recompute, check, recompute
-from training.patterns import matching
 from training.schedulers.base import Schedule
+from training.tasks.frozen import freeze
 from training.tasks.routing import RoutingLoads, balance_losses
+from training.tasks.scored import Scored
 from training.tasks.step_mean import StepMean
 
 Batch = dict[str, Tensor]
 STAGES = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a task makes of one micro-batch.
-
-    Args:
-        total: the objective, a sum over ``count``, with its gradient
-        count: how much was scored (tokens, pairs, …): ``total / count`` is the loss
-        logged: the sum that is logged as the loss, where that is not ``total``
-        terms: further terms of the loss, each a mean of the step already (``Task.step.mean``), with its gradient
-        figures: parts of ``total`` to be logged by themselves, means of the step too; not added to the loss
-        routings: of each layer, None where none routes: their balance losses and loads are the base class's business
-    """
-
-    total: Tensor
-    count: Tensor
-    logged: Tensor | None = None
-    terms: Mapping[str, Tensor] = field(default_factory=dict)
-    figures: Mapping[str, Tensor] = field(default_factory=dict)
-    routings: Sequence[Routing | None] = ()
 
 
 @enforced("task")
@@ -342,14 +320,3 @@ class Task(L.LightningModule):
 
     def _loss(self, stage: str) -> TokenLoss:
         return cast(TokenLoss, self.losses[f"{stage}_loss"])
-
-
-def freeze(decoder: nn.Module, patterns: Sequence[str]) -> None:
-    """Take the parameters that any pattern matches out of training.
-
-    Raises:
-        ConfigError: a pattern matches no parameter
-    """
-    parameters = dict(decoder.named_parameters())
-    for name in matching(parameters, patterns, "task.frozen"):
-        parameters[name].requires_grad_(False)

@@ -11,7 +11,8 @@ from blocks.gating.base import Routing
 from registry.enforcing import enforced
 from registry.ranges import NonNegative
 from training.objectives.next_token import count_each_depth, count_scored
-from training.tasks.base import Batch, Scored, Task
+from training.tasks.base import Batch, Task
+from training.tasks.scored import Scored
 
 
 @enforced("task")

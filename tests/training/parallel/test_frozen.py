@@ -13,7 +13,7 @@ from registry import ConfigError
 from training.optimizers.adamw import AdamW
 from training.optimizers.muon import Muon
 from training.patterns import matches, matching
-from training.tasks.base import freeze
+from training.tasks.frozen import freeze
 from training.tasks.routing import gates_of
 
 STEPS = 20
