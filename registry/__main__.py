@@ -30,9 +30,9 @@ def main(arguments: Sequence[str]) -> None:
         _show_presets(arguments[0].partition("/")[2] or "*")
         return
     kind, _, pattern = (arguments[0] if arguments else "*").strip("/").partition("/")
-    kinds = fnmatch.filter(catalogue.kinds(), kind)
+    kinds = [family.kind for family in catalogue.families() if fnmatch.fnmatchcase(family.kind, kind)]
     if not kinds:
-        raise ConfigError("kind", kind, "there is no such kind of block", did_you_mean(kind, catalogue.kinds()))
+        raise ConfigError("kind", kind, "there is no such kind of block", did_you_mean(kind, catalogue.kinds(None)))
     found = [(k, n) for k in kinds for n in catalogue.names(k, pattern or "*")]
     if not found:
         known = did_you_mean(pattern, [n for k in kinds for n in catalogue.names(k)])
@@ -46,12 +46,16 @@ def main(arguments: Sequence[str]) -> None:
 
 def markdown() -> str:
     """The names one may swap, and those of whole models by family, as the README's tables."""
-    blocks = {f"`{kind}`": catalogue.names(kind) for kind in catalogue.kinds()}
+    roots = sorted({family.root for family in catalogue.families()}, key=lambda root: (root != "model", root))
+    tables = [
+        _rows(f"`{root}/<kind>=`", "names", {f"`{kind}`": catalogue.names(kind) for kind in catalogue.kinds(root)})
+        for root in roots
+    ]
     models: dict[str, list[str]] = {}
     for name in presets.names():
         family = re.match("[a-z]*", name)
         models.setdefault(family[0] if family else name, []).append(name)
-    return f"{_rows('`model/<kind>=`', 'names', blocks)}\n\n{_rows('whole models', '`model=`', models)}"
+    return "\n\n".join([*tables, _rows("whole models", "`model=`", models)])
 
 
 def _rows(key: str, names: str, of: Mapping[str, Sequence[str]]) -> str:
@@ -73,7 +77,8 @@ def _show_presets(pattern: str) -> None:
 
 def _show_family(found: list[tuple[str, str]], with_parameters: bool) -> None:
     table = Table()
-    table.add_column("model/<kind>=<name>", no_wrap=True)
+    roots = {catalogue.find_family(kind).root for kind, _ in found}
+    table.add_column(f"{'<root>' if len(roots) > 1 else min(roots)}/<kind>=<name>", no_wrap=True)
     for heading in ("provider", "what it is", *(["parameters"] if with_parameters else [])):
         table.add_column(heading)
     last = None
@@ -84,7 +89,8 @@ def _show_family(found: list[tuple[str, str]], with_parameters: bool) -> None:
         last = kind
         parameters = ", ".join(f"{p.name}={_default(p)}" for p in entry.schema.parameters.values())
         cells = [entry.provider, entry.schema.summary, *([parameters] if with_parameters else [])]
-        table.add_row(f"{kind}/[bold]{name}[/]", *map(escape, cells))
+        group = catalogue.find_family(kind).group if len(roots) > 1 else kind
+        table.add_row(f"{group}/[bold]{name}[/]", *map(escape, cells))
     show(table)
 
 
@@ -107,14 +113,16 @@ def _show_block(entry: catalogue.Entry) -> None:
     told = ", ".join(sorted(entry.schema.context)) or "nothing"
     out.print(f"supplied by the composer: {told}")
     names = [n for n, p in entry.schema.parameters.items() if not p.child]
-    example = f" model.{entry.kind}.{names[0]}=…" if names else ""
-    out.print(f"python train.py model/{entry.kind}={entry.name}{example}", soft_wrap=True)
+    family = catalogue.find_family(entry.kind)
+    example = f" {family.path}.{names[0]}=…" if names else ""
+    out.print(f"python train.py {family.group}={entry.name}{example}", soft_wrap=True)
 
 
 def _default(p: Parameter) -> str:
     if p.child:
-        own = f"model.{p.name if p.optional else p.child}"  # null takes an optional one away
-        return own if not p.optional else f"{own}, if any" if p.name in catalogue.kinds() else "null"
+        root = catalogue.find_family(p.child).root
+        own = f"{root}.{p.name if p.optional else p.child}"  # null takes an optional one away
+        return own if not p.optional else f"{own}, if any" if p.name in catalogue.kinds(root) else "null"
     return "required" if p.required else "null" if p.default is None else str(p.default)
 
 

@@ -97,7 +97,9 @@ def resolve(kind: str, node: Node) -> tuple[catalogue.Entry, dict[str, Any]]:
     written = {"name": node.value} if isinstance(node.value, str) else node.value
     if not isinstance(written, Mapping) or "name" not in written:
         rule, options = f"must name a registered {kind}", ", ".join(catalogue.names(kind))
-        raise ConfigError(node.path, node.value, rule, f"Select one of: {options}, e.g. model/{kind}=<name>")
+        raise ConfigError(
+            node.path, node.value, rule, f"Select one of: {options}, e.g. {catalogue.find_family(kind).group}=<name>"
+        )
     name: Any = written["name"]
     if name not in catalogue.names(kind):
         rule, remedy = f"no {kind} is registered under this name", did_you_mean(name, catalogue.names(kind))
@@ -215,9 +217,9 @@ def _build_child(
     nodes = child_nodes(f"{parent.kind} {parent.name!r}", p, own, scope.nodes)
     if not nodes and not p.optional and own.value == INHERIT:
         rule = f"{parent.kind} {parent.name!r} needs a block of kind {p.child!r}, and none is selected"
-        raise ConfigError(
-            f"model.{p.child}", None, rule, f"Add one: +model/{p.child}=<{'|'.join(catalogue.names(p.child))}>"
-        )
+        family = catalogue.find_family(p.child)
+        remedy = f"Add one: +{family.group}=<{'|'.join(catalogue.names(p.child))}>"
+        raise ConfigError(family.path, None, rule, remedy)
     if not nodes and own.value != []:
         return None
     context = {**known, **parent.cls.child_context(p.name, known)}

@@ -1,9 +1,9 @@
 """The names: which families of blocks there are, which blocks each holds, and who provides them.
 
 ``@family`` declares a contract (a base class) and the kind it stands for; ``@register`` puts a class into a family
-under a name, which Hydra knows as the typed option ``model/<kind>=<name>`` (registry/hydra.py). Built-ins are imported
-from the packages of ``BUILTIN``; plug-ins come from installed distributions through the entry-point group
-``blockwright.blocks``.
+under a name, which Hydra knows as the typed option ``<root>/<kind>=<name>`` (registry/hydra.py): for a part of a model,
+``model/<kind>=<name>``. Built-ins are imported from the packages of ``BUILTIN``; plug-ins come from installed
+distributions through the entry-point group ``blockwright.blocks``.
 Left out on purpose: registering from a path or a string found in a configuration. Only installed code has names.
 """
 
@@ -60,11 +60,29 @@ class Composable:
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of block: its contract and the names that are told to its blocks rather than configured."""
+    """A kind of block.
+
+    Args:
+        kind: its name
+        contract: the base class of its blocks
+        context: names that are supplied to its blocks rather than configured
+        root: the part of the configuration that it belongs to
+    """
 
     kind: str
     contract: type[Composable]
     context: frozenset[str]
+    root: str
+
+    @property
+    def group(self) -> str:
+        """The Hydra group of its blocks."""
+        return f"{self.root}/{self.kind}"
+
+    @property
+    def path(self) -> str:
+        """Where the chosen block stands in a configuration."""
+        return f"{self.root}.{self.kind}"
 
 
 @dataclass(frozen=True)
@@ -82,12 +100,14 @@ class Entry:
         return f"{self.provider} ({self.cls.__module__}.{self.cls.__qualname__})"
 
 
-def family(kind: str, *, context: tuple[str, ...] = ()) -> Callable[[C], C]:
+def family(kind: str, *, context: tuple[str, ...] = (), root: str = "model") -> Callable[[C], C]:
     """Declare the decorated class as the contract of ``kind``.
 
     Args:
-        kind: name of the family, also its Hydra group ``model/<kind>``
+        kind: name of the family, unlike that of any other, whatever its root
         context: constructor parameters that a parent or the composer supplies, beyond ``SHARED_CONTEXT``
+        root: part of the configuration that its blocks belong to. With ``root="task"``, the kind ``reward`` is the
+            Hydra group ``task/reward``, and its blocks are no part of a model
     """
 
     def declare(contract: C) -> C:
@@ -96,7 +116,9 @@ def family(kind: str, *, context: tuple[str, ...] = ()) -> Callable[[C], C]:
         old = _families.get(kind)
         if old and _identity(old.contract) != _identity(contract):
             raise RegistrationError(f"kind {kind!r} already has the contract {_identity(old.contract)}")
-        _families[kind] = Family(kind, contract, SHARED_CONTEXT | set(context))
+        if bad := next((name for name in (kind, root) if not _NAME.fullmatch(name)), None):
+            raise RegistrationError(f"{bad!r} cannot name a group: write lower-case letters, digits and _")
+        _families[kind] = Family(kind, contract, SHARED_CONTEXT | set(context), root)
         _entries.setdefault(kind, {})
         return contract
 
@@ -108,7 +130,7 @@ def register(kind: str, name: str, *, fixes: Mapping[str, Any] | None = None) ->
 
     Args:
         kind: a family
-        name: what ``model/<kind>=`` takes
+        name: what ``<root>/<kind>=`` takes
         fixes: parameters of the inherited constructor that this name does not leave open → their values, or
             ``SameAs`` another parameter (registry/fixes.py)
 
@@ -155,11 +177,17 @@ def _identity(cls: type) -> str:
 
 @functools.cache
 def load() -> None:
-    """Import the built-in families, then every installed plug-in. A plug-in that fails warns and stops nothing."""
+    """Import the built-in families, then every installed plug-in. A plug-in that fails warns and stops nothing.
+
+    A folder is a family if its base.py declares one; what else lies in a package is left alone.
+    """
     for package in BUILTIN:
-        for contract in Path(importlib.import_module(package).__file__ or "").parent.glob("*/base.py"):  # one a family
-            for block in pkgutil.iter_modules([str(contract.parent)], f"{package}.{contract.parent.name}."):
-                importlib.import_module(block.name)
+        for base in sorted(Path(importlib.import_module(package).__file__ or "").parent.glob("*/base.py")):
+            room = f"{package}.{base.parent.name}"
+            importlib.import_module(f"{room}.base")
+            if any(family.contract.__module__ == f"{room}.base" for family in _families.values()):
+                for block in pkgutil.iter_modules([str(base.parent)], f"{room}."):
+                    importlib.import_module(block.name)
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
         _load_plugin(point)
 
@@ -183,10 +211,26 @@ def _provided_by(owner: str) -> Iterator[None]:
         _provider.reset(token)
 
 
-def kinds() -> list[str]:
-    """Every family, in alphabetical order."""
+def kinds(root: str | None = "model") -> list[str]:
+    """The families of a part of the configuration, or with None all of them, in alphabetical order."""
     load()
-    return sorted(_families)
+    return sorted(kind for kind, family in _families.items() if root in (None, family.root))
+
+
+def families() -> list[Family]:
+    """All families, in alphabetical order of their groups."""
+    load()
+    return sorted(_families.values(), key=lambda family: family.group)
+
+
+def find_family(kind: str) -> Family:
+    """The family of a kind.
+
+    Raises:
+        KeyError: no such kind
+    """
+    load()
+    return _families[kind]
 
 
 def names(kind: str, pattern: str = "*") -> list[str]:

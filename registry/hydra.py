@@ -1,6 +1,7 @@
 """What the registry offers to Hydra; hydra_plugins/blockwright_registry/ is where Hydra finds this.
 
-* ``model/<kind>=NAME``: a registered block, its parameters typed
+* ``<root>/<kind>=NAME``: a registered block, its parameters typed. The root of most kinds is ``model``; the decorator
+  ``@family`` names that of others
 * ``model=NAME``: a preset, which selects its blocks by groups, so that each can be swapped
 * ``model/<kind>=of/NAME``: a preset's block with its values, typed likewise. Only these have a ``/`` in their name, so
   a sweep over ``glob(*)`` means registered blocks and nothing else.
@@ -37,7 +38,7 @@ def include_config_dir(arguments: Sequence[str]) -> None:
 
 
 class RegistrySource(ConfigSource):
-    """Registered blocks and presets, as if they were files of the group ``model``."""
+    """Registered blocks and presets, as if they were files."""
 
     @staticmethod
     def scheme() -> str:
@@ -48,10 +49,12 @@ class RegistrySource(ConfigSource):
 
     def is_group(self, config_path: str) -> bool:
         match _parts(config_path):
-            case ["model"]:
-                return True
-            case ["model", kind] | ["model", kind, "of"]:
+            case ["model", kind, "of"]:
                 return kind in catalogue.kinds()
+            case [root]:
+                return bool(catalogue.kinds(root))
+            case [root, kind]:
+                return kind in catalogue.kinds(root)
         return False
 
     def is_config(self, config_path: str) -> bool:
@@ -67,12 +70,12 @@ class RegistrySource(ConfigSource):
         groups: list[str] = []
         options: list[str] = []
         match _parts(config_path):
-            case ["model"]:
-                groups, options = catalogue.kinds(), presets.names()
-            case ["model", kind]:
-                options = catalogue.names(kind)
             case ["model", kind, "of"]:
                 options = presets.names(kind)
+            case [root]:
+                groups, options = catalogue.kinds(root), presets.names() if root == "model" else []
+            case [root, kind] if kind in catalogue.kinds(root):
+                options = catalogue.names(kind)
         if results_filter is None:
             return sorted({*groups, *options})
         return groups if results_filter == ObjectType.GROUP else options
@@ -94,7 +97,7 @@ def _maker(config_path: str) -> Callable[[], DictConfig] | None:
     match _parts(config_path):
         case ["model", name] if name in presets.names():
             return lambda: _model(name)
-        case ["model", kind, name] if name in catalogue.names(kind):
+        case [root, kind, name] if kind in catalogue.kinds(root) and name in catalogue.names(kind):
             return lambda: OmegaConf.structured(catalogue.lookup(kind, name).schema.dataclass)
         case ["model", kind, "of", name] if kind in catalogue.kinds() and name in presets.names():
             node = presets.read(name).get(kind)

@@ -72,6 +72,9 @@ EARLY = {
     "parameter of the block before": Mistake(
         "model/attention=mha\nmodel.attention.kv_lora_rank=4", "model.attention.kv_lora_rank", "MHA"
     ),
+    "parameter that the name fixes": Mistake(
+        "model/attention=mqa\nmodel.attention.n_kv_heads=2", "model.attention.n_kv_heads", "fixes n_kv_heads to 1.*gqa"
+    ),
     "child that no block takes": Mistake("+model/qk_norm=per_head", "model.qk_norm", r"model\.qk_norm=null.*gqa\|mha"),
     "argument the trainer has not": Mistake("trainer.max_stepz=4", "trainer.max_stepz", "Did you mean 'max_steps'"),
     "argument of the trainer that no file lists": Mistake(

@@ -17,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 import registry
 from blocks.model_config import ModelConfig
 from registry import ConfigError, did_you_mean, presets
+from registry.build import fixed
+from registry.catalogue import Entry
 from training.configuration.renamed import RENAMED
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -161,14 +163,13 @@ def _no_group(error: BaseException, text: str, overrides: Sequence[str]) -> Conf
         return None
     group = found[1]
     value = next((o.partition("=")[2] for o in overrides if o.partition("=")[0] == group), None)
-    kind = group.rpartition("/")[2]
     if group == "ablation":
         rule = "is a comparison of many runs, and no part of one"
         return ConfigError(group, value, rule, f"Write: python -m lab.ablation {value}")
     if group == "preset":
         return ConfigError(group, value, "is where presets lie, and a model is chosen by name", f"Write model={value}")
     rule = "the composition selects nothing for this group, so there is nothing to replace"
-    if group.startswith("model/") and kind in registry.kinds():
+    if group in _kinds():
         return ConfigError(group, value, rule, f"Add it: +{group}={value}")
     return ConfigError(group, value, rule, did_you_mean(group, _groups()))
 
@@ -196,6 +197,9 @@ def _unknown_key(error: BaseException, text: str, overrides: Sequence[str]) -> C
         return ConfigError(path, value, "there is no such group", did_you_mean(path, _groups()))
     parts = path.split(".")
     path = ".".join(parts[: parts.index(key) + 1]) if key in parts else path  # nothing below it is known either
+    for block in _blocks(owner, parts[-2:-1]):
+        if key in block.schema.fixed:
+            return fixed(block, key, value, path.rpartition(".")[0])
     holder = owner.removesuffix("Config") + "'s parameters" if owner else path.rpartition(".")[0] or "the configuration"
     siblings = _parameters(owner, parts[-2:-1]) or _model_keys(path) or _siblings(path, overrides)
     file = re.search(r"In '([^']+)'", text)
@@ -218,8 +222,13 @@ def _wrong_type(error: BaseException, text: str, overrides: Sequence[str]) -> Co
 
 def _parameters(owner: str | None, kind: Sequence[str]) -> list[str]:
     """What the block whose schema has this name takes, which spares composing once more."""
+    return [key for block in _blocks(owner, kind) for key in ("name", *block.schema.parameters)]
+
+
+def _blocks(owner: str | None, kind: Sequence[str]) -> list[Entry]:
+    """The blocks of a kind whose schema has this name."""
     blocks = [registry.lookup(k, name) for k in kind for name in registry.names(k)]
-    return [key for b in blocks if b.schema.dataclass.__name__ == owner for key in ("name", *b.schema.parameters)]
+    return [block for block in blocks if block.schema.dataclass.__name__ == owner]
 
 
 def _model_keys(path: str) -> list[str]:
@@ -251,4 +260,8 @@ def _options(group: str) -> list[str]:
 
 def _groups() -> list[str]:
     files = {p.parent.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml")} - {"."}
-    return sorted(files | {f"model/{kind}" for kind in registry.kinds()})
+    return sorted({*files, *_kinds()})
+
+
+def _kinds() -> list[str]:
+    return [family.group for family in registry.families()]
