@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from blocks.checkpoint.fits import check_fits
 from blocks.checkpoint.read import read_checkpoint
 from blocks.compose import check as check_model
+from blocks.compose import compose
 from blocks.kernels.choice import check as check_kernels
 from interop.source import check_init, read_composition
 from registry import ConfigError, did_you_mean, presets, refuse_targets, to_plain
@@ -27,6 +28,7 @@ from training.configuration.secrets import hidden, read_from_environment, refuse
 from training.data.preflight import check as check_data
 from training.parallel.refusals import check as check_ranks
 from training.parallel.refusals import derive
+from training.patterns import matching
 from training.tasks.lookup import is_task
 
 ROOT = {
@@ -107,6 +109,7 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
     _move_compile(plain)
     check_target(plain["optimizer"], "optimizer")
     instantiate(plain["optimizer"], "optimizer")
+    _check_patterns(plain)
     check_target(plain["scheduler"], "scheduler")
     schedule = instantiate(plain["scheduler"], "scheduler")
     steps = plain["trainer"].get("max_steps", -1)
@@ -217,6 +220,15 @@ def _check_weights(plain: dict[str, Any]) -> None:
         plain["task"]["init_from"] = None
     else:
         check_init(Path(plain["init_from"]), plain["model"])
+
+
+def _check_patterns(plain: dict[str, Any]) -> None:
+    """Patterns of parameter names must match some of the model's, which are read off it on the meta device."""
+    frozen, multipliers = plain["task"].get("frozen"), plain["optimizer"].get("multipliers")
+    if frozen or multipliers:
+        names = [name for name, _ in compose(plain["model"], device="meta").named_parameters()]
+        matching(names, frozen or [], "task.frozen")
+        matching(names, list(multipliers or {}), "optimizer.multipliers")
 
 
 def _check_fit(model: dict[str, Any], data: dict[str, Any], vocabulary: int | None) -> None:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from registry.ranges import BelowOne, NonNegative, Positive
-from training.optimizers.base import Multipliers, OptimizerRecipe, Weight, check_multipliers, multiplied, weights
+from training.optimizers.base import (
+    Multipliers,
+    OptimizerRecipe,
+    Weight,
+    check_multipliers,
+    factors_of,
+    multiplied,
+    weights,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +54,7 @@ class AdamW(OptimizerRecipe):
         fused: bool | None = None,
         multipliers: Multipliers | None = None,
     ) -> None:
-        self.multipliers = multipliers
+        self.multipliers = factors_of(multipliers)
         self.lr, self.weight_decay, self.eps = float(lr), float(weight_decay), float(eps)
         self.betas = (float(betas[0]), float(betas[1]))
         self.fused = fused
@@ -63,7 +72,7 @@ def torch_adamw(
     weight_decay: float,
     eps: float,
     fused: bool | None,
-    multipliers: Multipliers | None = None,
+    multipliers: Multipliers = MappingProxyType({}),
     prefix: str = "",
 ) -> Optimizer:
     """torch's AdamW over `found`, its groups named with `prefix`; the rest as in the recipe `AdamW`."""

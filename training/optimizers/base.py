@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from registry.enforcing import enforced
 from registry.errors import ConfigError
 from registry.ranges import Positive
+from registry.schema import conforms, fault
 from training.patterns import matches, matching
 
 if TYPE_CHECKING:
@@ -119,19 +120,32 @@ def _strictest(kinds: Iterator[Kind]) -> Kind:
     return min(kinds, key=order.index)
 
 
-def check_multipliers(found: Sequence[Weight], multipliers: Multipliers | None) -> None:
+def factors_of(multipliers: Multipliers | None) -> dict[str, float]:
+    """Multipliers as a recipe keeps them.
+
+    Raises:
+        ConfigError: one that is no number above 0, and finite
+    """
+    for pattern, factor in (multipliers or {}).items():
+        if not conforms(factor, Positive):
+            remedy = "Write e.g. 0.1; task.frozen takes a part out of training"
+            raise ConfigError(f"optimizer.multipliers.{pattern}", factor, fault(factor, Positive), remedy)
+    return {str(pattern): float(factor) for pattern, factor in (multipliers or {}).items()}
+
+
+def check_multipliers(found: Sequence[Weight], multipliers: Multipliers) -> None:
     """Refuse a pattern that matches no weight of a model.
 
     Raises:
         ConfigError
     """
     names = [name for weight in found for name in weight.names]
-    for pattern in multipliers or {}:
+    for pattern in multipliers:
         matching(names, [pattern], "optimizer.multipliers")
 
 
 def multiplied(
-    groups: Sequence[dict[str, Any]], found: Sequence[Weight], lr: float, multipliers: Multipliers | None
+    groups: Sequence[dict[str, Any]], found: Sequence[Weight], lr: float, multipliers: Multipliers
 ) -> list[dict[str, Any]]:
     """Split parameter groups by the multiplier of the learning rate; without multipliers they are as given.
 

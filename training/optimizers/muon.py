@@ -10,7 +10,15 @@ from annotated_types import Ge, Le
 from registry.errors import ConfigError, did_you_mean
 from registry.ranges import BelowOne, NonNegative, Positive
 from training.optimizers.adamw import torch_adamw
-from training.optimizers.base import Multipliers, OptimizerRecipe, Weight, check_multipliers, multiplied, weights
+from training.optimizers.base import (
+    Multipliers,
+    OptimizerRecipe,
+    Weight,
+    check_multipliers,
+    factors_of,
+    multiplied,
+    weights,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,7 +73,7 @@ class Muon(OptimizerRecipe):
         fused: bool | None = None,
         multipliers: Multipliers | None = None,
     ) -> None:
-        self.multipliers = multipliers
+        self.multipliers = factors_of(multipliers)
         self.lr, self.momentum, self.weight_decay = float(lr), float(momentum), float(weight_decay)
         self.ns_steps = ns_steps
         self.adjust_lr_fn = _one_of("adjust_lr_fn", adjust_lr_fn, ("match_rms_adamw", "original"))

@@ -85,6 +85,19 @@ def test_pattern_that_matches_nothing_is_refused(recipe: Any) -> None:
         freeze(decoder, ["atention"])
 
 
+@pytest.mark.parametrize("factor", [0, -1, float("nan"), float("inf"), "slow", True])
+@pytest.mark.parametrize("recipe", [AdamW, Muon])
+def test_multiplier_that_is_no_positive_number_is_refused(recipe: Any, factor: Any) -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.multipliers\.attention"):
+        recipe(multipliers={"attention": factor})
+
+
+@pytest.mark.parametrize("override", ["task.frozen=[atention]", "optimizer.multipliers={atention:0.1}"])
+def test_pattern_that_matches_nothing_is_refused_before_training(override: str, checked: Any) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'attention'"):
+        checked(override)
+
+
 @pytest.mark.parametrize("recipe", [AdamW, Muon])
 def test_multiplier_scales_the_learning_rate_of_what_it_names_alone(recipe: Any) -> None:
     decoder = compose(read_model(BIASED))
