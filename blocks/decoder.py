@@ -120,10 +120,14 @@ class Decoder(nn.Module):
         logits, cap = linear(hidden, self.output_weight), self.logit_softcap
         return logits if cap is None else cap * (logits / cap).tanh()
 
+    def look_up(self, tokens: Tensor) -> Tensor:
+        """Token ids [B,T] → their embeddings [B,T,D], scaled where the model scales them."""
+        x = self.embedding(tokens)
+        return x * self.embedding_scale if self.embedding_scale != 1.0 else x
+
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Token ids [B,T] at positions [B|1,T] → what the first layer gets, [B,T,D]."""
-        x = self.embedding(tokens)
-        return self.position.embed(x * self.embedding_scale if self.embedding_scale != 1.0 else x, positions)
+        return self.position.embed(self.look_up(tokens), positions)
 
     def hidden(
         self,
@@ -131,21 +135,24 @@ class Decoder(nn.Module):
         positions: Tensor | None = None,
         segments: Tensor | None = None,
         caches: Sequence[Cache] | None = None,
+        embedded: Tensor | None = None,
     ) -> tuple[Tensor, list[Routing | None]]:
         """Everything but the head.
 
         Args:
-            tokens: [B,T] int64
+            tokens: [B,T] int64. With ``embedded`` they are not looked up, but a gate that routes by id reads them
             positions: [B|1,T] of each token in its document; None counts on from what the caches hold
             segments: [B,T] document ids of packed sequences
             caches: one a layer, from ``new_caches``; the tokens are appended to them
+            embedded: [B,T,D] in place of ``look_up(tokens)``, e.g. with an image's patches where its placeholders
+                stand. Positions are added to it; it is not scaled, since only ``look_up`` scales
 
         Returns:
             hidden states [B,T,D] and, for each layer, how it routed the tokens (None for a dense one)
         """
         if positions is None:
             positions = _next_positions(tokens, caches[0] if caches else None)
-        x = self.embed(tokens, positions)
+        x = self.position.embed(self.look_up(tokens) if embedded is None else embedded, positions)
         routings: list[Routing | None] = []
         for i, layer in enumerate(self.layers):
             x, routing = layer(x, tokens, positions, segments, caches[i] if caches else None)
@@ -192,11 +199,6 @@ class Decoder(nn.Module):
             losses.append((self.nll(hidden, aim), (aim != IGNORED).sum()))
             routings.append(routing)
         return losses, routings
-
-    def drop_mtp(self) -> Decoder:
-        """Take multi-token prediction off: what generates text does not use it."""
-        self.mtp, self.config = nn.ModuleList(), {**self.config, "mtp": None}
-        return self
 
     def new_caches(
         self, batch: int, length: int, bits: int | None = None, padding: Tensor | None = None

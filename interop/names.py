@@ -130,11 +130,6 @@ def expert_up(ours: Tensor, expert: int) -> Tensor:
 TRANSPOSED = Form(lambda theirs: theirs.mT if theirs.ndim > 1 else theirs, lambda shape: (*shape[:-2], *shape[:-3:-1]))
 
 
-def one_of(parts: int, n: int) -> Form:
-    """Ours is the n-th of ``parts`` that are fused along the outputs."""
-    return Form(lambda theirs: theirs.chunk(parts)[n], lambda shape: (parts * shape[0], *shape[1:]))
-
-
 def third(n: int) -> Form:
     """Ours is the n-th of three that are fused along the outputs of a transposed matrix, or of its bias."""
     return Form(lambda theirs: theirs.t().chunk(3)[n], lambda shape: (*shape[1:], 3 * shape[0]))

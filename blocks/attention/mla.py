@@ -65,9 +65,9 @@ class MLA(Attention):
         v_head_dim: Count | None = None,
     ) -> None:
         super().__init__()
-        widths = _widths(locals())
+        widths = _widths(d_model, n_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank)
         self.n_heads, self.position, self.kv_norm = n_heads, position, kv_norm
-        self.nope, self.rope, self.v_head_dim, self.latent = (widths[k] for k in ("nope", "rope", "v", "latent"))
+        self.nope, self.rope, self.v_head_dim, self.latent = widths
         queries = n_heads * (self.nope + self.rope)
         if q_lora_rank is None:
             self.query: nn.Module = Linear(d_model, queries, bias=False)
@@ -81,9 +81,10 @@ class MLA(Attention):
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
-        widths = _widths(known)
-        norms = {"q_norm": known["q_lora_rank"] or 1, "kv_norm": widths["latent"]}
-        return {"dim": norms[child]} if child in norms else {"head_dim": widths["rope"]}
+        given = ("d_model", "n_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
+        _nope, rope, _value, latent = _widths(*(known[name] for name in given))
+        norms = {"q_norm": known["q_lora_rank"] or 1, "kv_norm": latent}
+        return {"dim": norms[child]} if child in norms else {"head_dim": rope}
 
     def forward(
         self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
@@ -144,16 +145,11 @@ class MLA(Attention):
         return {**query, "kv_down.weight": "replicate", "kv_up.weight": "column", "output.weight": "row"}
 
 
-def _widths(known: Mapping[str, Any]) -> dict[str, int]:
-    """The four widths, with the paper's ratios to a head of d_model / n_heads where none is given."""
-    given = {
-        "nope": known["qk_nope_head_dim"],
-        "rope": known["qk_rope_head_dim"],
-        "v": known["v_head_dim"],
-        "latent": known["kv_lora_rank"],
-    }
-    if all(given.values()):
-        return given
-    head = even_heads(known["d_model"], known["n_heads"])
-    defaults = {"nope": head, "rope": max(2, head // 4 * 2), "v": head, "latent": 4 * head}
-    return {k: given[k] or defaults[k] for k in given}
+def _widths(
+    d_model: int, n_heads: int, nope: int | None, rope: int | None, value: int | None, latent: int | None
+) -> tuple[int, int, int, int]:
+    """The four widths, with the paper's ratios to a head of d_model / n_heads where one is not given."""
+    if nope and rope and value and latent:
+        return nope, rope, value, latent
+    head = even_heads(d_model, n_heads)
+    return nope or head, rope or max(2, head // 4 * 2), value or head, latent or 4 * head

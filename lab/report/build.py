@@ -13,8 +13,7 @@ from typing import Any
 
 from lab.report import charts, costs, tables, words
 from lab.report.figure import Figure
-from lab.report.findings import Findings, find
-from lab.report.reading import read
+from lab.report.findings import Findings
 from lab.report.svg import CSS
 from lab.report.tables import Cell, Table
 from registry import ConfigError
@@ -43,23 +42,6 @@ class Section:
     figures: list[Figure]
     tables: list[Table]
     lead: str = ""
-
-
-def write_report(directory: Path, baseline: str | None = None, metric: str | None = None) -> Path:
-    """Report a sweep, finished or not.
-
-    Args:
-        directory: of the sweep
-        baseline: arm to compare with; None for the plan's, or the first
-        metric: to compare by; None for the sweep's own
-
-    Returns:
-        the page, ``directory/report/index.html``
-
-    Raises:
-        ConfigError: there is nothing to report
-    """
-    return write(find(read(directory, baseline, metric)))
 
 
 def write(findings: Findings) -> Path:

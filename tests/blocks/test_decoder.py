@@ -85,6 +85,30 @@ def test_nll_is_the_cross_entropy_of_the_logits(decoder: Decoder) -> None:
     torch.testing.assert_close(decoder.nll(hidden, targets), expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_embeddings_in_place_of_tokens_give_the_same(tiny: Callable[..., Any], scaled: bool, position: str) -> None:
+    decoder = compose(tiny(moe=True, scale_embeddings=scaled, position=position, gating={"name": "hash", "top_k": 2}))
+    embedded, positions = decoder.look_up(tokens()), torch.arange(21)[None]
+    assert torch.equal(decoder.hidden(tokens(), embedded=embedded)[0], decoder.hidden(tokens())[0])
+    assert torch.equal(decoder.position.embed(embedded, positions), decoder.embed(tokens(), positions))
+    caches = decoder.new_caches(2, 21)
+    parts = zip(tokens().split(7, 1), embedded.split(7, 1), strict=True)
+    stepped = [decoder.hidden(part, caches=caches, embedded=x)[0] for part, x in parts]
+    torch.testing.assert_close(torch.cat(stepped, 1), decoder.hidden(tokens())[0], rtol=1e-4, atol=1e-5)
+
+
+def test_embeddings_may_be_of_something_else_and_get_a_gradient(tiny: Callable[..., Any]) -> None:
+    decoder = compose(tiny())
+    patches = decoder.look_up(tokens()).detach()
+    patches[:, :4] += 1.0
+    patches.requires_grad_()
+    hidden, _ = decoder.hidden(tokens(), embedded=patches)
+    assert not torch.equal(hidden, decoder.hidden(tokens())[0])
+    hidden.sum().backward()
+    assert patches.grad is not None and patches.grad[:, :4].abs().sum() > 0 and decoder.embedding.weight.grad is None
+
+
 def test_every_parameter_learns_from_the_loss(decoder: Decoder) -> None:
     hidden, _ = decoder.hidden(tokens())
     decoder.nll(hidden, tokens().roll(-1, 1)).backward()

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from sweep_folder import ablation, grid
 
-from lab.report.build import write_report
+from lab.report.build import write
+from lab.report.findings import find
+from lab.report.reading import read
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
@@ -34,7 +36,7 @@ def browser() -> Iterator[Any]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     long = {f"a_name_without_any_space_that_goes_on_and_on_{i}": [2.0 + 0.01 * i, 2.1] for i in range(12)}
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
-    return [write_report(ablation(folders[0])), write_report(grid(folders[1], long))]
+    return [write(find(read(folder))) for folder in (ablation(folders[0]), grid(folders[1], long))]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

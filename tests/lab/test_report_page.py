@@ -56,7 +56,7 @@ class Reader(HTMLParser):
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = ablation(tmp_path_factory.mktemp("page"))
-    build.write_report(folder)
+    build.write(find(read(folder)))
     return folder
 
 
@@ -180,7 +180,7 @@ def test_terminal_shows_the_verdicts(sweep: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_half_a_sweep_says_so_on_top(tmp_path: Path) -> None:
-    file = build.write_report(grid(tmp_path, {"mha": [2.0, 2.1], "mla": [1.9, None], "gqa": [None, None]}))
+    file = build.write(find(read(grid(tmp_path, {"mha": [2.0, 2.1], "mla": [1.9, None], "gqa": [None, None]}))))
     page = file.read_text()
     assert page.index("Not finished: 3 of 6 runs have no result yet") < page.index("<main>")
     assert "gqa has no result yet." in page and "One seed: cannot say whether mla differs" in page
@@ -191,7 +191,7 @@ def test_search_shows_its_best_trial_first(tmp_path: Path) -> None:
         write_job(tmp_path, i, [f"optimizer.lr=0.0{i + 1}"], completed(loss), falling(loss, random.Random(i)))
     plan = {"kind": "search", "name": "rates", "metric": "val/loss", "direction": "minimize"}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    reader = Reader(build.write_report(tmp_path).read_text())
+    reader = Reader(build.write(find(read(tmp_path))).read_text())
     assert "Trial 3 of 5 is the best: val/loss 1.7500 with lr=0.04" in reader.text
     assert (tmp_path / "report" / "search.svg").exists() and "baseline" not in reader.text
 
@@ -207,7 +207,7 @@ def test_rates_are_shown_where_they_were_swept(tmp_path: Path) -> None:
     arms = [{"name": n, "baseline": n == "mha", "overrides": [], "figures": {}, "match": None} for n in ("mha", "mla")]
     plan = {"kind": "ablation", "name": "x", "metric": "val/loss", "direction": "minimize", "jobs": jobs, "arms": arms}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    text = Reader(build.write_report(tmp_path).read_text()).text
+    text = Reader(build.write(find(read(tmp_path))).read_text()).text
     assert "0.03 (edge: try further)" in text and "Each arm is taken at its best learning rate" in text
     assert (tmp_path / "report" / "learning-rates.svg").exists()
     assert not (tmp_path / "report" / "loss-over-tokens.svg").exists()  # no run left curves
@@ -217,9 +217,9 @@ def test_older_report_is_replaced(tmp_path: Path) -> None:
     grid(tmp_path, {"mha": [2.0], "mla": [1.9]})
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "experts-9.svg").write_text("old")
-    build.write_report(tmp_path)
+    build.write(find(read(tmp_path)))
     shutil.rmtree(tmp_path / "1")
-    build.write_report(tmp_path)
+    build.write(find(read(tmp_path)))
     left = {file.name for file in (tmp_path / "report").iterdir()}
     assert "experts-9.svg" not in left and not [name for name in left if name.endswith(".partial")]
     assert "mla" not in Reader((tmp_path / "report" / "index.html").read_text()).text

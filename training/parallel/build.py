@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import Shard
 
 from blocks.compose import assemble, check
 from blocks.decoder import Decoder
@@ -130,8 +130,3 @@ def _beside_experts(ranks: int) -> Callable[[nn.Parameter], Shard | None]:
         return Shard(1) if local.ndim > 1 and local.shape[1] % ranks == 0 else None
 
     return place
-
-
-def local_bytes(module: nn.Module) -> int:
-    """Bytes of parameters that this rank holds."""
-    return sum(plain(p).numel() * p.element_size() for p in module.parameters() if isinstance(p, DTensor))

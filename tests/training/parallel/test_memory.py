@@ -14,7 +14,7 @@ PROGRAM = """
 import json, resource, sys
 import torch
 import torch.distributed as dist
-from training.parallel.build import Sharding, build, local_bytes
+from training.parallel.build import Sharding, build
 from training.parallel.meshes import make_meshes
 from training.parallel.sizes import Sizes
 
