@@ -1,4 +1,4 @@
-"""A checkpoint of training, one file or many ranks' shares, as safetensors: ``python -m interop.consolidate RUN OUT``.
+"""A checkpoint of training, one file or many ranks' shares, as safetensors: ``blockwright consolidate RUN OUT``.
 
 OUT gets the composition (``model.yaml``), the weights under our names (``model.safetensors``, from which
 ``init_from=OUT model=pretrained`` starts), the tokenizer's files and ``origin.json`` as an import leaves them, and what
@@ -78,10 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    parser = Parser(prog="python -m interop.consolidate", description=__doc__)
+    parser = Parser(prog="blockwright consolidate", description=__doc__)
     parser.add_argument("source", metavar="RUN", type=Path, help="a run's folder, or a checkpoint: a file or a folder")
     parser.add_argument("out", metavar="OUT", type=Path, help="must not exist, or be empty")
-    parser.add_argument("--checkpoint", action="store_true", help="also write last.ckpt, one file to go on from")
+    parser.add_argument("--checkpoint", action="store_true", help="also write last.ckpt, one file to resume from")
     given = parser.parse_args(arguments)
     registry.load()
     consolidate(given.source, given.out, checkpoint=given.checkpoint)

@@ -27,18 +27,18 @@ def _size(text: str) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m interop.hf", description=__doc__)
+    parser = Parser(prog="blockwright", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    into = commands.add_parser("import", help="a folder of Hugging Face's → a folder of ours")
+    into = commands.add_parser("import", help="Hugging Face folder → Blockwright folder")
     into.add_argument("source", metavar="DIR", type=Path, help="config.json, *.safetensors, tokenizer files")
     into.add_argument("out", metavar="OUT", type=Path, help="must not exist, or be empty")
     into.add_argument("--mtp", action="store_true", help="import heads of multi-token prediction (DeepSeek-V3)")
     help_ignore = "an unknown key of config.json that changes no logit; again for several; origin.json records it"
     into.add_argument("--ignore", action="append", default=[], metavar="KEY", help=help_ignore)
-    out = commands.add_parser("export", help="a model of ours → a folder that transformers and vLLM load")
+    out = commands.add_parser("export", help="Blockwright model → a folder that transformers and vLLM load")
     out.add_argument("source", metavar="RUN", type=Path, help="a run's folder, a *.ckpt, or an imported folder")
     out.add_argument("out", metavar="DIR", type=Path, help="must not exist, or be empty")
-    out.add_argument("--family", help="the model_type to write; found if left out")
+    out.add_argument("--family", help="the model_type to write; default: detected")
     for command, choices in ((into, DTYPES), (out, (*DTYPES, "original"))):
         original = "; original: as published" if command is out else ""
         command.add_argument("--dtype", choices=choices, help=f"of the parameters; as stored if left out{original}")
@@ -69,7 +69,7 @@ def _run(arguments: Sequence[str]) -> None:
     print(f"Exported to {given.out} as model_type {written!r}.")
     if why:
         print(f"No family of transformers describes this composition ({why}), so it has our own config and names;")
-        print("python -m interop.hf import reads it back.")
+        print("blockwright import reads it back.")
 
 
 if __name__ == "__main__":

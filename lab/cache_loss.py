@@ -1,4 +1,4 @@
-"""``python -m lab.cache_loss RUN [--text FILE …]``: what quantised caches cost in perplexity on a run's own text.
+"""``blockwright cache-loss RUN [--text FILE …]``: what quantised caches cost in perplexity on a run's own text.
 
 Every window goes through the caches in chunks, as when decoding: each token is predicted from what the caches give back
 of those before it. So the figures are those of text that is generated at these bits. Left out: windows that hold the
@@ -125,7 +125,7 @@ def text_windows(writer: Writer, files: Sequence[Path], length: int, most: int |
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m lab.cache_loss", description=__doc__)
+    parser = Parser(prog="blockwright cache-loss", description=__doc__)
     parser.add_argument(
         "model", metavar="MODEL", help="a run's folder; with --text also a *.ckpt or an imported folder"
     )

@@ -230,7 +230,7 @@ def markdown() -> str:
         f"Every block of this distribution, measured and tried out at d_model {D_MODEL}"
         + "".join(f", {key} {value}" for key, value in SETTING.items()),
         "and else by default. Parameters are those of the block with its children. Choose one with",
-        "`model/<kind>=<name>`; `python -m registry KIND/NAME` lists what it takes, guests included.",
+        "`model/<kind>=<name>`; `blockwright blocks KIND/NAME` lists its parameters, plug-ins included.",
     ]
     for kind in registry.kinds():
         if names := builtin(kind):

@@ -1,4 +1,4 @@
-"""``python -m lab.describe model=A,B,… [OVERRIDE …] [--json] [--plot FILE]``: what models cost, before any is built.
+"""``blockwright describe model=A,B,… [OVERRIDE …] [--json] [--plot FILE]``: what models cost, before any is built.
 
 Everything is measured on the meta device (blocks/cost.py), so it is right for guests' blocks; nothing is allocated.
 Left out: activations, optimizer states other than AdamW's, the memory of communication.
@@ -26,7 +26,7 @@ from registry import BlockError
 from registry.command import run_command
 
 USAGE = """\
-python -m lab.describe model=NAME[,NAME…] [OPTION=VALUE …] [HYDRA OVERRIDE …] [--json] [--plot FILE.png|.svg|.pdf]
+blockwright describe model=NAME[,NAME…] [OPTION=VALUE …] [HYDRA OVERRIDE …] [--json] [--plot FILE.png|.svg|.pdf]
 
 model              presets, runs (logs/…), checkpoints (*.ckpt) or compositions (*.yaml), side by side
 context            tokens of the sequence that FLOPs are counted for; default 4096, or fewer if a model must

@@ -1,4 +1,4 @@
-"""``python -m lab.generate MODEL --prompt TEXT …``: what a model writes. From Python: lab/writer.py.
+"""``blockwright generate MODEL --prompt TEXT …``: what a model writes. From Python: lab/writer.py.
 
 ``MODEL`` is a run's folder, a checkpoint or an imported folder.
 """
@@ -21,15 +21,15 @@ from registry.command import Parser, run_command
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python -m lab.generate",
-        description="What a model writes: streamed to a terminal, as plain text elsewhere.",
+        prog="blockwright generate",
+        description="Generate text: streamed to a terminal, plain text elsewhere.",
     )
     parser.add_argument("model", metavar="MODEL", help="a run's folder, a *.ckpt, or the OUT of interop.hf import")
     parser.add_argument("--prompt", action="append", default=[], help="text to continue; again for several at once")
     parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="default 200")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest; default 0.8")
     parser.add_argument("--top-k", type=int, metavar="K", help="among the K likeliest only")
-    parser.add_argument("--top-p", type=float, metavar="P", help="among the fewest whose probabilities add up to P")
+    parser.add_argument("--top-p", type=float, metavar="P", help="smallest set of tokens whose probability sums to P")
     parser.add_argument(
         "--min-p", type=float, metavar="P", help="among those at least P times as likely as the likeliest"
     )

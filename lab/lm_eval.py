@@ -242,12 +242,17 @@ def _score(logits: Tensor, targets: list[int]) -> tuple[float, bool]:
     return float(nats), bool((logits.argmax(-1) == wanted).all())
 
 
-def main() -> None:
-    """The harness's own command line, with our model for its default."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The harness's own command line, which reads ``sys.argv``, with our model as its default.
+
+    Args:
+        arguments: None for those of the process
+    """
     from lm_eval.__main__ import cli_evaluate
 
-    if not any(argument.split("=")[0] in ("--model", "-M", "-h", "--help") for argument in sys.argv[1:]):
-        sys.argv[1:] = [*sys.argv[1:], "--model", "blockwright"]
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    ours = not any(a.split("=")[0] in ("--model", "-M", "-h", "--help") for a in given)
+    sys.argv[1:] = [*given, "--model", "blockwright"] if ours else given
     try:
         cli_evaluate()
     except ConfigError as error:

@@ -16,6 +16,16 @@ from registry.errors import ConfigError, did_you_mean
 from registry.printing import console, show
 from registry.schema import Parameter
 
+USAGE = """\
+blockwright blocks [KIND[/NAME] | model[/NAME]]
+
+                 every registered block, by kind
+KIND             the blocks of one kind, with their parameters: attention
+KIND/NAME        one block: type, default, range and meaning of each parameter. Wildcards work: 'attention/m*'
+model[/NAME]     the presets
+--markdown       the README's tables of blocks and presets
+"""
+
 
 def main(arguments: Sequence[str]) -> None:
     """Print the catalogue, a family of it, one block, or with ``model`` the presets; ``attention/m*`` may be written.
@@ -23,6 +33,9 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: there is no such kind or block
     """
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE, end="")
+        return
     if arguments == ["--markdown"]:
         print(markdown())
         return

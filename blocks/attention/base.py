@@ -17,7 +17,7 @@ from registry import BlockError, family
 
 @family("attention")
 class Attention(Block):
-    """Causal mixing of tokens. A guest derives from this, takes ``position: Position`` if it wants one, and is done.
+    """Causal mixing of tokens. Derive from it to add one; take ``position: Position`` if it needs one.
 
     ``child_context`` tells the position child how wide the queries and keys are that it turns, and how many heads'
     scores it may shift. A block whose rotated width is not ``head_dim`` overrides it, as ``mla`` does.
@@ -49,7 +49,7 @@ class Attention(Block):
         """An empty memory of ``length`` tokens; its bytes are this attention's KV figure.
 
         Args:
-            bits: 8, 6 or 4 bits a number instead of ``dtype``. A guest may leave this parameter out: its caches are
+            bits: 8, 6 or 4 bits a number instead of ``dtype``. A plug-in may leave this parameter out: its caches are
                 then exact only
         """
         raise NotImplementedError
@@ -58,7 +58,7 @@ class Attention(Block):
 def empty_cache(
     attention: Attention, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None
 ) -> Cache:
-    """``new_cache`` of any attention, a guest's that knows of no bits too.
+    """``new_cache`` of any attention, also of a plug-in without the parameter ``bits``.
 
     Raises:
         BlockError: bits are asked of one that has none

@@ -15,6 +15,12 @@ from registry.command import run_command
 from registry.printing import console, show
 
 MARKS = {"passed": "[green]✓[/]", "failed": "[bold red]failed[/]", "not applicable": "[dim]–[/]"}
+USAGE = """\
+blockwright check [KIND[/NAME]]
+
+Build small decoders around a block and test what every block promises: shapes, causality, caches, gradients, precision,
+parallel plans and more. Without an argument, all blocks. Wildcards work: 'gating/*'. Exit code 1 if a check fails.
+"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,6 +32,9 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: there is no such kind or block
     """
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE, end="")
+        return 0
     if len(arguments) > 1:
         rule = "takes one pattern of blocks to check"
         raise ConfigError("arguments", " ".join(arguments), rule, "Write e.g. attention, attention/mla or 'gating/*'")

@@ -1,4 +1,4 @@
-"""``python -m lab.ablation NAME``: a matched comparison, from its definition to its report."""
+"""``blockwright ablate NAME``: a matched comparison, from its definition to its report."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from registry.command import run_command
 from registry.printing import show
 
 USAGE = """\
-python -m lab.ablation                                      what there is in conf/ablation
-python -m lab.ablation NAME [KEY=VALUE …] [OVERRIDE …] [--plan-only]
+blockwright ablate                                      list conf/ablation
+blockwright ablate NAME [KEY=VALUE …] [OVERRIDE …] [--plan-only]
 
 NAME       a file of conf/ablation, or the path of one
 seeds      how many, or which: seeds=3, seeds=[1,2,3]

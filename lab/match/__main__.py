@@ -1,4 +1,4 @@
-"""``python -m lab.match SWEEP match=BUDGET by=KNOB``: arms of a comparison, sized to cost the same.
+"""``blockwright match SWEEP match=BUDGET by=KNOB``: arms of a comparison, sized to cost the same.
 
 Nothing is trained and nothing allocated: everything is measured on the meta device.
 """
@@ -18,7 +18,7 @@ from registry.command import run_command
 from registry.printing import show
 
 USAGE = """\
-python -m lab.match [HYDRA OVERRIDE …] match=BUDGET by=KNOB [OPTION=VALUE …] [--json]
+blockwright match [HYDRA OVERRIDE …] match=BUDGET by=KNOB [OPTION=VALUE …] [--json]
 
 Arms are written as train.py -m takes them: model=tiny model/attention=mha,gqa,mqa,mla. Without match they are only
 compared.

@@ -1,4 +1,4 @@
-"""``python -m lab.report DIR``: what a sweep has found, as one page."""
+"""``blockwright report DIR``: what a sweep has found, as one page."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: there is nothing to report
     """
-    parser = Parser(
-        prog="python -m lab.report", description="Write DIR/report/: what a sweep or an ablation has found."
-    )
+    parser = Parser(prog="blockwright report", description="Write DIR/report/: what a sweep or an ablation has found.")
     parser.add_argument("directory", metavar="DIR", type=Path, help="folder of a sweep: logs/*/multiruns/…")
     parser.add_argument("--baseline", metavar="NAME", help="arm that the others are compared with")
     parser.add_argument("--metric", metavar="NAME", help="what they are compared by, as in results.json: test/loss")

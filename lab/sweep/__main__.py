@@ -1,4 +1,4 @@
-"""``python -m lab.sweep status|resume|retry DIR``: what a sweep has come to, and how it goes on."""
+"""``blockwright sweep status|resume|retry DIR``: show, resume or retry a sweep."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: no such action, no sweep, one that is still running, or no such jobs
     """
-    parser = Parser(prog="python -m lab.sweep", description=__doc__)
+    parser = Parser(prog="blockwright sweep", description=__doc__)
     parser.add_argument("action", help="status: a table; resume: run what is unfinished; retry: and what failed")
     parser.add_argument("dir", metavar="DIR", type=Path, help="folder of a sweep or an ablation")
     parser.add_argument("--json", action="store_true", help="status for programs")

@@ -322,8 +322,8 @@ def test_plan_only_shows_and_writes_and_starts_nothing(
 
 def test_documented_commands_and_keys_are_read(tmp_path: Path) -> None:
     page = (ROOT / "docs/how-to/ablate.md").read_text()
-    commands = [shlex.split(line, comments=True) for line in re.findall(r"^python -m lab\.(.+)$", page, re.M)]
-    assert {words[0] for words in commands} == {"match", "ablation"} and len(commands) >= 8
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"^blockwright (.+)$", page, re.M)]
+    assert {words[0] for words in commands} == {"match", "ablate"} and len(commands) >= 8
     for program, *words in commands:
         if program == "match":
             assert len(request.read(words).arms) > 1

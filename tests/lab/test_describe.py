@@ -425,9 +425,9 @@ def test_commands_of_the_page_run(capsys: pytest.CaptureFixture[str], tmp_path: 
     import shlex
 
     page = (ROOT / "docs/how-to/cost-card.md").read_text()
-    commands = [line for line in page.splitlines() if line.startswith("python -m lab.describe model=")]
+    commands = [line for line in page.splitlines() if line.startswith("blockwright describe model=")]
     assert len(commands) >= 4
     monkeypatch.chdir(tmp_path)
     for command in commands:
-        main(shlex.split(command, comments=True)[3:])
+        main(shlex.split(command, comments=True)[2:])
         assert capsys.readouterr().out
