@@ -288,7 +288,6 @@ Hydra.get_mode = lambda *_, **__: RunMode.MULTIRUN if "-m" in sys.argv else RunM
 
 for name, arguments in json.load(sys.stdin).items():
     GlobalHydra.instance().clear()
-    train._refusals.clear()
     sys.argv = ["train.py", *arguments]
     said, code, start = io.StringIO(), 0, time.process_time()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

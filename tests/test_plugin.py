@@ -37,7 +37,6 @@ from hydra.core.global_hydra import GlobalHydra
 
 for name, arguments in json.load(sys.stdin).items():
     GlobalHydra.instance().clear()
-    train._refusals.clear()
     sys.argv = ["train.py", *arguments]
     said, code = io.StringIO(), 0
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

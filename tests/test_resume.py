@@ -118,7 +118,6 @@ def damage(file):
 
 for name, arguments in json.load(sys.stdin):
     GlobalHydra.instance().clear()
-    train._refusals.clear()
     sys.argv = ["train.py", *arguments]
     said, code = io.StringIO(), 0
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

@@ -256,8 +256,9 @@ def test_children_are_told_to_run_one_job_and_not_the_sweep(monkeypatch: pytest.
     from hydra.core.hydra_config import HydraConfig
 
     import registry
-    import train
     from training.configuration.composing import CONF
+    from training.entry.ranks import pin_children
+    from training.jobs import TRAIN
 
     registry.load()
     given = ["experiment=attention_ablation", "model/attention=gqa", "hydra.searchpath=[file:///x]", "seed=3"]
@@ -270,10 +271,10 @@ def test_children_are_told_to_run_one_job_and_not_the_sweep(monkeypatch: pytest.
     launcher = importlib.import_module("json.tool")  # stands for joblib's worker, which a job finds as its main module
     monkeypatch.setitem(sys.modules, "__main__", launcher)
     monkeypatch.setattr(launcher, "__spec__", launcher.__spec__)
-    command = train.pin_children(tmp_path)  # also the printed one that trains on
+    command = pin_children(tmp_path)  # also the printed one that trains on
     assert command[:4] == ["--config-dir", "here", "-cn=config", "hydra.searchpath=[file:///x]"]
     assert command[4:] == [o for o in given if not o.startswith("hydra.")]
-    assert sys.argv[0] == train.__file__ and launcher.__spec__ is None
+    assert sys.argv[0] == str(TRAIN) and launcher.__spec__ is None
     assert sys.argv[1:4] == ["--config-dir", "here", "-cn=config"]
     assert "hydra.mode=RUN" in sys.argv and "hydra.searchpath=[file:///x]" in sys.argv
     assert "-m" not in sys.argv and "model/attention=gqa,mha" not in sys.argv
@@ -281,11 +282,11 @@ def test_children_are_told_to_run_one_job_and_not_the_sweep(monkeypatch: pytest.
 
 
 def test_launcher_variables_are_what_they_were_before_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    import train
+    from training.entry.ranks import reset_processes
 
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("MASTER_PORT", "1234")
-    train.reset_processes({"LOCAL_RANK": None, "MASTER_PORT": "29500"})
+    reset_processes({"LOCAL_RANK": None, "MASTER_PORT": "29500"})
     assert "LOCAL_RANK" not in os.environ and os.environ["MASTER_PORT"] == "29500"
 
 

@@ -31,7 +31,6 @@ Hydra.get_mode = lambda *_, **__: RunMode.RUN  # else it composes everything onc
 
 for name, arguments in json.load(sys.stdin).items():
     GlobalHydra.instance().clear()
-    train._refusals.clear()
     sys.argv = ["train.py", *arguments]
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -9,10 +9,10 @@ from typing import Any
 
 from lab.ablation.definition import Definition
 from lab.match.sizing import Arm, Sized, arm_of, named, size
-from lab.sweep.plan import quoted
 from registry import ConfigError
 from training.configuration import figures
 from training.configuration.composing import compose_config
+from training.configuration.overrides import quoted
 from training.entry.preflight import check
 
 STEPS = "trainer.max_steps"

@@ -21,7 +21,10 @@ from lab.sweep.table import best_of, rows_of, table_of
 from registry import ConfigError, did_you_mean
 from registry.command import Parser, run_command
 from registry.printing import show as print_table
+from training import jobs as training_jobs
 from training.checkpoints.places import FOLDER
+from training.configuration.overrides import quoted
+from training.jobs import RESULTS, results_of, write_json
 
 ACTIONS = ("status", "resume", "retry")
 BAD = ("failed", "diverged")
@@ -60,12 +63,12 @@ def main(arguments: Sequence[str]) -> int:
     chosen = to_retry(rows_of(sweep), _numbers(given.jobs))
     for job in chosen:
         folder = sweep / str(job)
-        if (plans.results_of(folder) or {}).get("status") == "diverged":
+        if (results_of(folder) or {}).get("status") == "diverged":
             kept = set_aside(folder)
             print(
                 f"job {job} diverged: it starts anew, for from its checkpoint it would take the same steps again{kept}"
             )
-        if (results := folder / plans.RESULTS).exists():
+        if (results := folder / RESULTS).exists():
             results.replace(results.with_name(PREVIOUS))
     return run_plan(sweep, given.workers, jobs=chosen if given.jobs else None)
 
@@ -168,12 +171,12 @@ def go_on_with_search(
         ask_again(sweep, plan, jobs)
     dropped = ("hydra.sweep.dir=", "hydra.sweeper.n_trials=")
     argv = [a for a in plan["argv"] if not a.lstrip("+").startswith(dropped)]
-    more = [f"hydra.sweep.dir={plans.quoted(sweep)}", "hydra.mode=MULTIRUN"]
+    more = [f"hydra.sweep.dir={quoted(sweep)}", "hydra.mode=MULTIRUN"]
     more += [f"hydra.sweeper.n_trials={plan['n_trials']}"]
     os.chdir(plan["cwd"])
     sys.stdout.flush()
     environment = {**os.environ, plans.RESUMED: str(sweep)}
-    os.execve(sys.executable, [sys.executable, str(plans.TRAIN), *argv, *more], environment)
+    os.execve(sys.executable, [sys.executable, str(training_jobs.TRAIN), *argv, *more], environment)
 
 
 def ask_again(sweep: Path, plan: dict[str, Any], jobs: Sequence[int] | None) -> None:
@@ -185,16 +188,16 @@ def ask_again(sweep: Path, plan: dict[str, Any], jobs: Sequence[int] | None) -> 
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
     for job in chosen:
         study.enqueue_trial(trials[job].params)
-        results = plans.results_of(sweep / str(job)) or {}
+        results = results_of(sweep / str(job)) or {}
         again = max(trial.number for trial in study.get_trials(deepcopy=False))
         told = {**results, "retried_as": again, "reason": f"{results.get('reason', '')}; tried again as job {again}"}
         plan["n_trials"] += 1
         plans.write(sweep, plan)
-        plans.write_json(sweep / str(job) / plans.RESULTS, told)
+        write_json(sweep / str(job) / RESULTS, told)
 
 
 def _is_bad(job: Path) -> bool:
-    results = plans.results_of(job)
+    results = results_of(job)
     return results is not None and results["status"] in BAD and "retried_as" not in results
 
 

@@ -26,15 +26,14 @@ from lab.sweep.progress import ended_line
 from lab.sweep.table import summarise
 from registry import REFUSED, ConfigError
 from training.configuration import figures
+from training.configuration.overrides import config_flags, kept
+from training.jobs import RESULTS, begun, held, release, results_of, write_json
 from training.stops import SIGNALS, Interrupted, stop_at_once
 
-_held: dict[Path, int] = {}  # locks of this process, which would be other files' numbers in a launcher's worker
-begun: list[Path] = []  # the folder of the multirun that this process makes
 STOP = ".stop"  # in a sweep's folder: begin no further job
 PATIENCE_S = 120  # that jobs have for their last step and its checkpoint
 SUBDIR = "${hydra.job.num}"
 SWEEPER = "hydra_plugins.blockwright_optuna.sweeper.ResumableOptunaSweeper"
-CONFIG_FLAGS = ("--config-name", "-cn", "--config-dir", "-cd", "--config-path", "-cp")
 
 
 class SweepCallback(Callback):
@@ -47,7 +46,7 @@ class SweepCallback(Callback):
         sweep = Path(config.hydra.sweep.dir).absolute()
         try:
             sweep.mkdir(parents=True, exist_ok=True)
-            _held[sweep] = locks.take_sweep(
+            held[sweep] = locks.take_sweep(
                 sweep
             )  # before the plan, which another sweep of this folder may have written
             begin(sweep, config, sys.argv[1:])
@@ -67,7 +66,7 @@ class SweepCallback(Callback):
         if (folder.parent / plans.PLAN).exists():
             lock = locks.take(folder)
             if lock is not None:  # else this is another rank of the job, whose first one has it
-                _held[folder] = lock
+                held[folder] = lock
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         folder = Path(config.hydra.runtime.output_dir)
@@ -76,19 +75,13 @@ class SweepCallback(Callback):
             return
         plan = plans.read(folder.parent)
         value = job_return._return_value
-        if plans.results_of(folder) is None and isinstance(value, int | float):  # a run without callbacks.report
+        if results_of(folder) is None and isinstance(value, int | float):  # a run without callbacks.report
             metrics = {plan["metric"]: float(value)}
-            plans.write_json(folder / plans.RESULTS, {"status": "completed", "metrics": metrics})
+            write_json(folder / RESULTS, {"status": "completed", "metrics": metrics})
         print(ended_line(folder.parent, plan, int(folder.name), plan["workers"]), flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         summarise(Path(config.hydra.sweep.dir))
-
-
-def release(folder: Path) -> None:
-    """Let go of a job's lock, if this process has it: a launcher's worker may live on."""
-    if (lock := _held.pop(folder, None)) is not None:
-        os.close(lock)
 
 
 def stop_jobs(signum: int, frame: FrameType | None) -> None:
@@ -195,19 +188,3 @@ def workers_of(config: DictConfig) -> int:
     if asked < 0:
         return max(1, (os.cpu_count() or 1) + 1 + asked)
     return min(asked, sweeper.get("n_jobs") or asked)
-
-
-def config_flags(arguments: list[str]) -> list[str]:
-    """Those of Hydra's options that say where its configuration is."""
-    found: list[str] = []
-    for i, argument in enumerate(arguments):
-        if argument in CONFIG_FLAGS:
-            found += arguments[i : i + 2]
-        elif argument.startswith(tuple(f"{flag}=" for flag in CONFIG_FLAGS)):
-            found.append(argument)
-    return found
-
-
-def kept(overrides: list[str]) -> list[str]:
-    """Those overrides of Hydra's own configuration that a job needs when it runs by itself."""
-    return [o for o in overrides if o.lstrip("+").startswith("hydra.searchpath")]

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from registry import ConfigError
 from training.checkpoints.places import SWEEP
+from training.jobs import write_json
 
-PLAN, RESULTS = SWEEP, "results.json"
+PLAN = SWEEP
 KINDS = ("ablation", "grid", "search")
 NEEDED = ("kind", "metric", "direction")
 RESUMED = "BLOCKWRIGHT_RESUMED_SWEEP"  # in the environment of a search that goes on: its folder
-TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
 
 def write(directory: Path, plan: Mapping[str, Any]) -> None:
@@ -99,32 +98,3 @@ def name_of(job: Mapping[str, Any]) -> str:
 def is_resumed(sweep: Path) -> bool:
     """Whether this process is to go on with the search of a folder."""
     return os.environ.get(RESUMED) == str(sweep.resolve())
-
-
-def quoted(value: Path | str) -> str:
-    """A path as Hydra's grammar of overrides takes it, whatever characters it has."""
-    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(value))
-    return f"'{escaped}'"
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    with partial.open("w") as stream:
-        stream.write(json.dumps(content, indent=1))
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, file)
-
-
-def results_of(job: Path) -> dict[str, Any] | None:
-    """What a job has left; None while it is unfinished, or if it was killed while writing that."""
-    try:
-        found = json.loads((job / RESULTS).read_text())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(found, dict) or "status" not in found:
-        return None
-    given = found.get("metrics")
-    kept = {k: v for k, v in given.items() if isinstance(v, int | float)} if isinstance(given, dict) else {}
-    return {**found, "metrics": kept}

@@ -17,9 +17,12 @@ from typing import Any
 from lab.sweep import plan as plans
 from lab.sweep.locks import take_sweep
 from lab.sweep.progress import Display
-from lab.sweep.table import record_failure, summarise
+from lab.sweep.table import summarise
 from registry import REFUSED, ConfigError
+from training import jobs
 from training.checkpoints.find import newest
+from training.configuration.overrides import quoted
+from training.jobs import RESULTS, record_failure, results_of, write_json
 from training.stops import DIVERGED, PREEMPTED, SIGNALS
 
 LOG = "job.log"
@@ -54,7 +57,7 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
     lock = take_sweep(directory)
     try:
         waiting = [j for j in plan["jobs"] if jobs is None or j["job"] in jobs]
-        waiting = [j for j in waiting if plans.results_of(directory / str(j["job"])) is None]
+        waiting = [j for j in waiting if results_of(directory / str(j["job"])) is None]
         with _noted() as signals, Display(directory, plan, workers) as display:
             display.say(f"{directory}: {len(waiting)} of {len(plan['jobs'])} jobs to run, {workers} at a time")
             _Runner(directory, plan, workers, lock, display).run(waiting, signals)
@@ -137,10 +140,10 @@ class _Runner:
     def _start(self, job: Mapping[str, Any]) -> _Running:
         folder = self.directory / str(job["job"])
         folder.mkdir(parents=True, exist_ok=True)
-        more = [f"hydra.run.dir={plans.quoted(folder)}", "auto_resume=false"]  # a file may set it, too
+        more = [f"hydra.run.dir={quoted(folder)}", "auto_resume=false"]  # a file may set it, too
         if (checkpoint := newest(folder)) is not None:
-            more.append(f"ckpt_path={plans.quoted(checkpoint)}")
-        command = [sys.executable, str(plans.TRAIN), *plans.job_command(self.plan, job, more)]
+            more.append(f"ckpt_path={quoted(checkpoint)}")
+        command = [sys.executable, str(jobs.TRAIN), *plans.job_command(self.plan, job, more)]
         with (folder / LOG).open("ab") as log:
             process = subprocess.Popen(
                 command,
@@ -171,9 +174,9 @@ class _Runner:
     def _end(self, one: _Running, stopping: bool) -> None:
         number, code = one.job["job"], one.process.returncode
         folder = self.directory / str(number)
-        results = plans.results_of(folder)
+        results = results_of(folder)
         if code == 0 and results is None:
-            plans.write_json(folder / plans.RESULTS, {"status": "completed", "metrics": {}})
+            write_json(folder / RESULTS, {"status": "completed", "metrics": {}})
         elif code == PREEMPTED or (stopping and code not in (0, DIVERGED, REFUSED)):
             self.display.say(f"job {number} stopped, and will go on where it was")
             return

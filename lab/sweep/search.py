@@ -30,11 +30,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from lab.sweep import plan as plans
 from lab.sweep.space import Space, choices, ends, read_space, suggest
 from lab.sweep.study import open_study
-from lab.sweep.table import record_failure
 from registry import ConfigError, did_you_mean
 from training.checkpoints.find import newest
 from training.configuration import figures
 from training.configuration.instantiate import check_target
+from training.configuration.overrides import quoted
+from training.jobs import record_failure, results_of
 
 log = logging.getLogger(__name__)
 OWNER = "blockwright_sweep"  # attribute of a trial: the folder that it belongs to, where searches share a study
@@ -161,7 +162,7 @@ class Search:
 
     def _tell_from_disk(self, number: int) -> bool:
         """Tell the study of a trial that had ended when the search was killed; whether it had."""
-        results = plans.results_of(self.folder / str(number))
+        results = results_of(self.folder / str(number))
         if results is None:
             return False
         value = results.get("metrics", {}).get(self.plan["metric"])
@@ -177,7 +178,7 @@ class Search:
     def _own_checkpoint(self, number: int) -> list[str]:
         folder = self.folder / str(number)
         found = newest(folder) if self.resumed and folder.is_dir() else None
-        return [f"ckpt_path={plans.quoted(found)}"] if found else []
+        return [f"ckpt_path={quoted(found)}"] if found else []
 
     def _value(self, number: int, returned: JobReturn) -> float | None:
         try:
@@ -188,7 +189,7 @@ class Search:
 
     def _tell(self, number: int, value: float | None) -> None:
         """Tell a trial's value once; None or no number is the worst there is, a pruned trial its last value."""
-        results = plans.results_of(self.folder / str(number)) or {}
+        results = results_of(self.folder / str(number)) or {}
         worst = -math.inf if self.plan["direction"] == "maximize" else math.inf
         told: dict[str, Any] = {"values": worst if value is None or math.isnan(value) else value}
         if results.get("status") == "pruned":

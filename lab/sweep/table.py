@@ -13,28 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lab.sweep.locks import is_taken
-from lab.sweep.plan import PLAN, RESULTS, name_of, read, results_of, write_json
+from lab.sweep.plan import PLAN, name_of, read
 from registry.printing import show
+from training.jobs import RESULTS, results_of
 
 FIGURES = ("val/loss", "val/bits_per_byte", "test/loss", "speed/tokens_per_second")
 ENDED = ("completed", "pruned", "failed", "diverged")
-
-
-def record_failure(
-    directory: Path, reason: str, status: str = "failed", metrics: Mapping[str, float] | None = None
-) -> None:
-    """Leave the row of a job that ended before its time where ``summarise`` finds it, with the figures it had.
-
-    Args:
-        directory: of the job
-        reason: what a person is to read
-        status: ``failed``, ``diverged`` or ``pruned``
-        metrics: figures to add
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    figures = results_of(directory) or {}
-    more = {"metrics": {**figures.get("metrics", {}), **metrics}} if metrics else {}
-    write_json(directory / RESULTS, {**figures, **more, "status": status, "reason": reason})
 
 
 def rows_of(sweep: Path) -> list[dict[str, Any]]:

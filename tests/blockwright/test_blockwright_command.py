@@ -21,7 +21,8 @@ def test_every_command_has_a_main_and_a_line_of_help() -> None:
     for name, command in COMMANDS.items():
         assert f"  {name} " in usage() and command.about
         spec = importlib.util.find_spec(command.module)
-        assert spec and spec.origin and "def main(" in Path(spec.origin).read_text(), name
+        source = Path(spec.origin).read_text() if spec and spec.origin else ""
+        assert "def main(" in source or "import main\n" in source, name
 
 
 def test_arguments_reach_the_module(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from lab.sweep import plan as plans
 from registry import ConfigError
+from training.jobs import RESULTS, write_json
 
 pytest.importorskip("optuna")
 from lab.sweep.search import Search, check_space, consecutive
@@ -63,7 +64,7 @@ class Launcher:
             study = open_study(self.sweep, plans.read(self.sweep), checked=True)
             study._storage.set_trial_intermediate_value(study.trials[number]._trial_id, 1, value)
             results["status"] = "pruned"
-        plans.write_json(folder / plans.RESULTS, results)
+        write_json(folder / RESULTS, results)
         return value
 
 
@@ -255,7 +256,8 @@ def test_retried_trial_is_a_new_job_with_the_same_parameters(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from lab.sweep.__main__ import ask_again
-    from lab.sweep.table import record_failure, rows_of
+    from lab.sweep.table import rows_of
+    from training.jobs import record_failure
 
     class Failing(Launcher):
         def run(self, number: int, given: dict[str, str]) -> float:

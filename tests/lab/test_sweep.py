@@ -15,7 +15,8 @@ from rich.console import Console
 
 from lab.sweep.callback import SweepCallback
 from lab.sweep.plan import write
-from lab.sweep.table import _cell, record_failure, rows_of, summarise, table_of
+from lab.sweep.table import _cell, rows_of, summarise, table_of
+from training.jobs import record_failure
 
 
 def job(sweep: Path, number: int, overrides: list[str], **results: Any) -> Path:

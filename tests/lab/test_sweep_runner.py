@@ -19,6 +19,8 @@ from lab.sweep.__main__ import main
 from lab.sweep.callback import SWEEPER
 from lab.sweep.table import rows_of
 from registry import ConfigError
+from training.configuration.overrides import quoted
+from training.jobs import RESULTS, results_of, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = """
@@ -66,7 +68,7 @@ def make_plan(sweep: Path, *jobs: str, **more: Any) -> Path:
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "stand_in.py"
     file.write_text(STAND_IN)
-    monkeypatch.setattr(plans, "TRAIN", file)
+    monkeypatch.setattr("training.jobs.TRAIN", file)
     return file
 
 
@@ -78,8 +80,9 @@ def started(stand_in: Path, warm: Warm, environment: dict[str, str]) -> Callable
         code = f"""
 import sys
 from pathlib import Path
-from lab.sweep import plan as plans, runner
-plans.TRAIN = Path({str(stand_in)!r})
+from lab.sweep import runner
+from training import jobs
+jobs.TRAIN = Path({str(stand_in)!r})
 sys.exit(runner.run_plan(Path({str(sweep)!r})))
 """
         return warm.start("-c", code, cwd=ROOT, env=environment)
@@ -294,7 +297,7 @@ def test_status_says_what_each_job_has_come_to(
 def test_mistake_is_one_message_and_nothing_is_touched(arguments: list[str], told: str, tmp_path: Path) -> None:
     sweep = make_plan(tmp_path, "do=ok loss=1", "do=crash")
     (sweep / "0").mkdir()
-    plans.write_json(sweep / "0" / plans.RESULTS, {"status": "completed", "metrics": {"val/loss": 1.0}})
+    write_json(sweep / "0" / RESULTS, {"status": "completed", "metrics": {"val/loss": 1.0}})
     for name, content in {"empty": None, "damaged": "{", "other": '{"kind": "walk"}'}.items():
         (sweep / name).mkdir()
         if content is not None:
@@ -304,7 +307,7 @@ def test_mistake_is_one_message_and_nothing_is_touched(arguments: list[str], tol
     make_plan(sweep / "gone", "do=ok loss=1", cwd=str(tmp_path / "away"))
     make_plan(sweep / "lost", "do=crash")
     (sweep / "lost" / "0").mkdir()
-    plans.write_json(sweep / "lost" / "0" / plans.RESULTS, {"status": "failed", "reason": "x"})
+    write_json(sweep / "lost" / "0" / RESULTS, {"status": "failed", "reason": "x"})
     make_plan(sweep / "blocked", "do=ok loss=1")
     (sweep / "blocked" / "0").write_text("")
     ours = {**searched, "sweeper": SWEEPER, "argv": []}
@@ -342,7 +345,7 @@ def test_what_was_half_written_does_not_hide_the_rest(tmp_path: Path, capsys: py
     plans.write(tmp_path, {"kind": "search", "metric": "val/loss", "direction": "minimize"})
     for n, metrics in enumerate([None, [1], {"val/loss": "low"}, {"val/loss": 2.5}]):
         (tmp_path / str(n) / ".hydra").mkdir(parents=True)
-        plans.write_json(tmp_path / str(n) / plans.RESULTS, {"status": "completed", "metrics": metrics})
+        write_json(tmp_path / str(n) / RESULTS, {"status": "completed", "metrics": metrics})
     (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("a: [b")
     assert main(["status", str(tmp_path)]) == 0
     assert "best val/loss: 2.5000 (job 3)" in capsys.readouterr().out
@@ -354,10 +357,10 @@ def test_what_was_half_written_does_not_hide_the_rest(tmp_path: Path, capsys: py
 def test_path_with_odd_characters_is_one_override(path: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    (parsed,) = OverridesParser.create().parse_overrides([f"hydra.run.dir={plans.quoted(path)}"])
+    (parsed,) = OverridesParser.create().parse_overrides([f"hydra.run.dir={quoted(path)}"])
     assert parsed.value() == path
 
 
 def test_half_written_results_are_none(tmp_path: Path) -> None:
-    (tmp_path / plans.RESULTS).write_text('{"status": "comp')
-    assert plans.results_of(tmp_path) is None
+    (tmp_path / RESULTS).write_text('{"status": "comp')
+    assert results_of(tmp_path) is None

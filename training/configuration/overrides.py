@@ -1,0 +1,30 @@
+"""Overrides and options of Hydra's command line that are handed on to another process."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+CONFIG_FLAGS = ("--config-name", "-cn", "--config-dir", "-cd", "--config-path", "-cp")
+
+
+def config_flags(arguments: list[str]) -> list[str]:
+    """Those of Hydra's options that say where its configuration is."""
+    found: list[str] = []
+    for i, argument in enumerate(arguments):
+        if argument in CONFIG_FLAGS:
+            found += arguments[i : i + 2]
+        elif argument.startswith(tuple(f"{flag}=" for flag in CONFIG_FLAGS)):
+            found.append(argument)
+    return found
+
+
+def kept(overrides: list[str]) -> list[str]:
+    """Those overrides of Hydra's own configuration that a job needs when it runs by itself."""
+    return [o for o in overrides if o.lstrip("+").startswith("hydra.searchpath")]
+
+
+def quoted(value: Path | str) -> str:
+    """A path as Hydra's grammar of overrides takes it, whatever characters it has."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(value))
+    return f"'{escaped}'"

@@ -1,0 +1,106 @@
+"""One job that Hydra has composed: check it, run it, and say how it ended."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+import registry
+from registry import ConfigError
+from training.checkpoints.find import LAST
+from training.checkpoints.places import place_of
+from training.configuration import config_tree, figures
+from training.configuration.composing import refuse_empty
+from training.configuration.secrets import hidden, read_from_environment
+from training.entry.preflight import preflight
+from training.entry.ranks import LAUNCHED, is_child, overrides, pin_children, reset_processes
+from training.jobs import record_failure, release
+from training.stops import Diverged, Interrupted, Pruned
+
+refused: list[ConfigError] = []  # by the one job of this process; Hydra would make a traceback of an exception
+
+
+def hydra_job(cfg: DictConfig) -> float | None:
+    """One job. In a sweep a failure becomes a row of the table and the worst possible value, not the end."""
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    value, figures = _worst(), None
+    try:
+        return _job(cfg, directory, sweeping)
+    except Interrupted:
+        release(directory)
+        raise
+    except ConfigError as error:
+        if not sweeping:
+            refused.append(error)
+            return None
+        status, reason = "failed", str(error)
+    except Diverged as error:
+        if not sweeping:
+            raise
+        status, reason = "diverged", str(error)
+    except Pruned as stop:
+        if not sweeping:
+            raise
+        status, reason, value, figures = "pruned", str(stop), stop.value, {stop.monitor: stop.value}
+    except Exception as error:
+        if not sweeping:
+            raise
+        status, reason = "failed", f"{type(error).__name__}: {error}"
+    record_failure(directory, reason, status, figures)
+    return value
+
+
+def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
+    refuse_empty(cfg, overrides())
+    plain = preflight(cfg, compared=sweeping)
+    if (note := figures.left_out(plain)) and not is_child():
+        print(note, file=sys.stderr)
+    from training.entry import cli
+    from training.entry.run import run
+
+    shown = hidden(plain, read_from_environment(cfg))
+    if not is_child():
+        cli.export(shown, directory)
+    config_tree.show(shown, directory, plain["extras"]["print_config"] and not is_child())
+    arguments = pin_children(directory, plain["ckpt_path"])
+    before = {name: os.environ.get(name) for name in LAUNCHED}
+    try:
+        metrics = run(plain, shown)
+    finally:
+        reset_processes(before)
+    if plain["trainer"].get("dry_run"):
+        return 0.0
+    last = place_of(plain).checkpoints / LAST
+    if last.exists() and not is_child():
+        print(f"Continue: {_continuation(arguments, plain['trainer'].get('max_steps', -1), last)}")
+    value = metrics.get(cfg.optimized_metric)
+    if value is None:
+        known = registry.did_you_mean(cfg.optimized_metric, metrics)
+        missing = ConfigError("optimized_metric", cfg.optimized_metric, "no such value was logged", known)
+        if sweeping:
+            raise missing
+        if cfg.optimized_metric not in (note or "") and not is_child():  # what was trained counts all the same
+            print(f"warning: {missing}", file=sys.stderr)
+        return None
+    return value if math.isfinite(value) else _worst()
+
+
+def _continuation(arguments: list[str], steps: int, checkpoint: Path) -> str:
+    """The command that trains on from a finished run, for twice its steps."""
+    kept = [o for o in arguments if not o.startswith(("ckpt_path=", "trainer.max_steps="))]
+    longer = [f"trainer.max_steps={2 * steps}"] if steps > 0 else []
+    return shlex.join(["python", "train.py", *kept, *longer, f"ckpt_path={checkpoint}"])
+
+
+def _worst() -> float:
+    """What a sweeper is told of a job that failed or diverged; some cannot bear a NaN."""
+    direction = HydraConfig.get().sweeper.get("direction", "minimize")
+    return -math.inf if "maximize" in str(direction) else math.inf

@@ -1,0 +1,91 @@
+"""``python train.py``: Hydra on KEY=VALUE overrides, or Lightning CLI; every mistake ends as one message."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+
+import hydra
+from hydra.core.config_store import ConfigStore
+
+import registry
+from registry import REFUSED, ConfigError
+from registry.hydra import include_config_dir
+from training.configuration.composing import CONF, REFUSALS, explain, is_no_name
+from training.entry import lean
+from training.entry.hydra_job import hydra_job, refused
+from training.entry.ranks import leave_no_folder
+from training.jobs import begun
+from training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, stoppable
+
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+
+
+def main() -> None:
+    """Run, and turn every mistake of the user's into one message and an exit code."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises here instead of printing its own account
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined] # it hands out copies; --help needs 170
+    lean.import_torchmetrics_as_needed()
+    arguments = sys.argv[1:]
+    refused.clear()
+    try:
+        with stoppable():
+            registry.load()
+            if arguments and arguments[0] in SUBCOMMANDS:
+                from training.entry import cli
+
+                cli.main(arguments)
+            else:
+                leave_no_folder()
+                include_config_dir(arguments)
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(hydra_job)()
+    except Interrupted as stop:
+        print(f"\n{stop}. {_how_to_go_on(stop, arguments)}", flush=True)
+        sys.exit(PREEMPTED)
+    except Pruned:  # another rank of a trial, whose first one tells of it
+        sys.exit(0)
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(DIVERGED)
+    except SystemExit as end:  # what cannot even be parsed is refused like anything else
+        sys.exit(REFUSED if end.code == 2 else end.code)
+    except Exception as error:
+        refusal = refusal_of(error, arguments)
+        if refusal is None:
+            raise
+        refused.append(refusal)
+    if refused:
+        print(refused[0].render(), file=sys.stderr)
+        sys.exit(REFUSED)
+
+
+def refusal_of(error: Exception, arguments: list[str]) -> ConfigError | None:
+    """What the user is told of an exception that is a mistake of theirs; None for any other exception."""
+    if isinstance(error, ConfigError):
+        return error
+    if isinstance(error, REFUSALS) or is_no_name(error):
+        return explain(error, [a for a in arguments if not a.startswith("-")])
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's word for it
+        return ConfigError(
+            "trainer", "…", str(error), "Look at trainer, callbacks and logger: python train.py --cfg job"
+        )
+    if isinstance(error, ValueError) and "`val_check_interval`" in str(error):  # how long an epoch is, Lightning knows
+        remedy = "Write fewer steps, or trainer.check_val_every_n_epoch=null, which counts steps across epochs"
+        return ConfigError("trainer.val_check_interval", "…", str(error).strip().partition(". ")[0], remedy)
+    if isinstance(error, RuntimeError) and (
+        found := re.match(r"Early stopping conditioned on metric `([^`]+)`", str(error))
+    ):
+        remedy = "Name one that is: callbacks.early_stopping.monitor=val/loss"
+        return ConfigError("callbacks.early_stopping.monitor", found[1], "no such value was logged", remedy)
+    return None
+
+
+def _how_to_go_on(stop: Interrupted, arguments: list[str]) -> str:
+    if begun:
+        return f"Go on with: {shlex.join(['python', '-m', 'lab.sweep', 'resume', str(begun[0])])}"
+    if stop.checkpoint is None:
+        return "Nothing is lost that a checkpoint does not hold: start the same command again"
+    option = "--ckpt_path=" if arguments[:1] and arguments[0] in SUBCOMMANDS else "ckpt_path="
+    return f"Continue with the same command and {option}{stop.checkpoint}"

@@ -1,0 +1,60 @@
+"""A job of a sweep: the figures it leaves, and what its process holds for the sweep."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = "results.json"  # in the folder of a job
+TRAIN = Path(__file__).resolve().parents[1] / "train.py"  # the command that runs a job
+held: dict[Path, int] = {}  # folder → descriptor of its lock: of this process, and meaningless in another
+begun: list[Path] = []  # the folder of the multirun that this process makes
+
+
+def release(folder: Path) -> None:
+    """Let go of a job's lock, if this process has it: a launcher's worker may live on."""
+    if (lock := held.pop(folder, None)) is not None:
+        os.close(lock)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    with partial.open("w") as stream:
+        stream.write(json.dumps(content, indent=1))
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, file)
+
+
+def results_of(job: Path) -> dict[str, Any] | None:
+    """What a job has left; None while it is unfinished, or if it was killed while writing that."""
+    try:
+        found = json.loads((job / RESULTS).read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(found, dict) or "status" not in found:
+        return None
+    given = found.get("metrics")
+    kept = {k: v for k, v in given.items() if isinstance(v, int | float)} if isinstance(given, dict) else {}
+    return {**found, "metrics": kept}
+
+
+def record_failure(
+    directory: Path, reason: str, status: str = "failed", metrics: Mapping[str, float] | None = None
+) -> None:
+    """Leave the row of a job that ended before its time where ``summarise`` finds it, with the figures it had.
+
+    Args:
+        directory: of the job
+        reason: what a person is to read
+        status: ``failed``, ``diverged`` or ``pruned``
+        metrics: figures to add
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    figures = results_of(directory) or {}
+    more = {"metrics": {**figures.get("metrics", {}), **metrics}} if metrics else {}
+    write_json(directory / RESULTS, {**figures, **more, "status": status, "reason": reason})
