@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("blockwright", "registry", "blocks", "interop", "training", "lab", "benchmarks")
 AVOIDED = re.compile(
@@ -25,6 +27,13 @@ def test_nothing_below_imports_the_front_door() -> None:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not any(n.partition(".")[0] == "train" for n in names), source
+
+
+@pytest.mark.xdist_group("house")
+def test_tests_of_a_group_run_on_one_worker(request: pytest.FixtureRequest) -> None:
+    """Where pytest and pytest-xdist do not fit together, the groups are ignored and costly fixtures run once a worker."""
+    if hasattr(request.config, "workerinput"):
+        assert request.node.nodeid.endswith("@house")
 
 
 def test_init_files_hold_no_code() -> None:

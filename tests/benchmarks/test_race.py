@@ -9,6 +9,8 @@ import pytest
 from benchmarks.race import Entry, Race
 from benchmarks.statistics import paired, spread
 
+pytestmark = pytest.mark.xdist_group("race")  # its fixture runs a whole race, once
+
 ROUNDS = 3
 
 

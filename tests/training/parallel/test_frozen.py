@@ -16,6 +16,8 @@ from training.patterns import matches, matching
 from training.tasks.frozen import freeze
 from training.tasks.routing import gates_of
 
+pytestmark = pytest.mark.xdist_group("frozen")  # its fixture trains on two ranks, once
+
 STEPS = 20
 FROZEN = ["attention", "gating"]
 STRATEGIES: dict[str, dict[str, Any]] = {

@@ -20,6 +20,8 @@ from training.schedulers.constant import Constant
 from training.tasks.causal_lm import CausalLM
 from training.tasks.routing import gates_of
 
+pytestmark = pytest.mark.xdist_group("precision_matrix")  # its fixture trains on two ranks, once
+
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 GATES = {"softmax": DEEPSEEK, "sigmoid_bias": BIASED.replace("bias_step: 0.05", "bias_step: 0.001")}
 STRATEGIES = {"ddp": lambda: "ddp", "fsdp": Parallel}
