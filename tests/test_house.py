@@ -31,7 +31,7 @@ def test_nothing_below_imports_the_front_door() -> None:
 
 @pytest.mark.xdist_group("house")
 def test_tests_of_a_group_run_on_one_worker(request: pytest.FixtureRequest) -> None:
-    """Where pytest and pytest-xdist do not fit together, the groups are ignored and costly fixtures run once a worker."""
+    """Some versions of pytest make xdist ignore the groups, so that each worker runs each costly fixture."""
     if hasattr(request.config, "workerinput"):
         assert request.node.nodeid.endswith("@house")
 
