@@ -447,7 +447,7 @@ def test_every_example_of_a_search_is_run_here() -> None:
     assert {*EXAMPLES, "pruning"} == {file.stem for file in (ROOT / "conf" / "hparams_search").glob("*.yaml")}
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "optuna_joblib")) for n in EXAMPLES])
 def test_example_of_a_search_runs(
     name: str, train_py: Callable[..., subprocess.CompletedProcess[str]], tiny_run: list[str], tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ from blocks.compose import compose
 from blocks.decoder import Decoder
 from blocks.generation.generate import generate
 from blocks.generation.sample import Sampling
-from lab.lm_eval import Blockwright
+from lab.lm_eval import Blockwright, main
 from registry import ConfigError
 from training.data.tokenizers.bytes import Bytes
 
@@ -254,6 +254,14 @@ def test_command_line_evaluates_a_run(run: Path, tasks: Path, environment: dict[
     done = subprocess.run([*command, *options], cwd=tasks, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "local_choice" in done.stdout and "acc" in done.stdout
-    wrong = [a.replace(str(run), "/nowhere") for a in command]
-    done = subprocess.run([*wrong, *options], cwd=tasks, env=variables, capture_output=True, text=True)
-    assert done.returncode == 64 and "error: " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_command_line_refuses_a_run_that_is_not_there(
+    tasks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lm_eval"])  # which the harness reads
+    options = ["--tasks", "local_choice", "--include_path", str(tasks), "--batch_size", "2"]
+    with pytest.raises(SystemExit, match=r"^64$"):
+        main(["--model_args", "path=/nowhere,max_length=64", *options])
+    said = capsys.readouterr().err
+    assert "error: " in said and "Traceback" not in said
