@@ -1,7 +1,7 @@
-"""The text files beside a tokenizer.json: its settings, chat templates, and the settings of generation.
+"""The text files beside a tokenizer.json: tokenizer settings, chat templates, generation defaults.
 
-They stay with a model through fine-tuning and export. All of them are data: a chat template is kept, never run. A
-checkpoint may come from a stranger, so only the file names below are ever written, and at most ``MAX_BYTES`` in all.
+They stay with a model through fine-tuning and export. All of them are data: a chat template is stored, never run.
+Checkpoints are untrusted, so only the file names below are written, and at most ``MAX_BYTES`` in total.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ SETTINGS, SPECIAL, GENERATION = "tokenizer_config.json", "special_tokens_map.jso
 NAMES = (SETTINGS, SPECIAL, GENERATION, "added_tokens.json", "chat_template.json", "chat_template.jinja")
 TEMPLATES = "additional_chat_templates"
 TEMPLATE = re.compile(rf"{TEMPLATES}/[A-Za-z0-9_][A-Za-z0-9_.-]*\.jinja")
-MAX_BYTES = 8 * 2**20  # of all of them together
+MAX_BYTES = 8 * 2**20  # total
 
-# Paths of another machine, and code that is never copied: without it transformers would ask for trust_remote_code.
+# Paths of another machine, and remote code, which is not copied: transformers would ask for trust_remote_code.
 NOT_EXPORTED = ("auto_map", "name_or_path", "tokenizer_file", "special_tokens_map_file")
 
 
 def read(folder: Path) -> dict[str, str]:
-    """The files of a folder: name → text.
+    """Read the companion files of a folder: name → text.
 
     Raises:
-        ConfigError: one of them is no text, or no JSON where its name says so, or all are too long
+        ConfigError: a file is not text, a .json file is not JSON, or all together are too long
     """
     templates = sorted(f"{TEMPLATES}/{file.name}" for file in (folder / TEMPLATES).glob("*.jinja"))
     found: dict[str, str] = {}
@@ -40,16 +40,16 @@ def read(folder: Path) -> dict[str, str]:
 
 
 def check(files: Any, where: str) -> dict[str, str]:
-    """Files as a checkpoint holds them, refused unless names and texts are ones that ``read`` gives.
+    """Validate the companion files in a checkpoint: names and texts that ``read`` could have returned.
 
     Raises:
-        ConfigError: at ``where``
+        ConfigError: at the path ``where``
     """
     if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
         raise ConfigError(where, type(files).__name__, "must map file names to texts", "Use a checkpoint of train.py")
     for name in files:
         if name not in NAMES and not TEMPLATE.fullmatch(str(name)):
-            rule = "is no file that belongs to a tokenizer"
+            rule = "is not a tokenizer file"
             raise ConfigError(where, str(name)[:100], rule, "Do not trust this checkpoint")
     size = sum(len(text.encode(errors="replace")) for text in files.values())
     if size > MAX_BYTES:
@@ -61,10 +61,10 @@ def check(files: Any, where: str) -> dict[str, str]:
 
 
 def values(files: Mapping[str, str], name: str, where: str = "tokenizer") -> dict[str, Any]:
-    """The contents of a JSON file; empty if there is none.
+    """The contents of a JSON file, which must be a mapping; empty if there is none.
 
     Raises:
-        ConfigError: it holds no mapping
+        ConfigError: it is not a mapping
     """
     if name not in files or not name.endswith(".json"):
         return {}
@@ -78,7 +78,7 @@ def values(files: Mapping[str, str], name: str, where: str = "tokenizer") -> dic
 
 
 def write(files: Mapping[str, str], folder: Path) -> None:
-    """Write checked files, the tokenizer's settings without what means nothing on another machine."""
+    """Write validated files; tokenizer settings without the keys that apply to one machine only."""
     for name, text in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
-"""``config.json`` read with care: every key is understood, known to be without influence, or refused by its name.
+"""Strict reading of ``config.json``: every key is translated, known to have no effect, or refused by name.
 
-A family's settings are rows of one table, and each row works in both directions: ``read`` puts a value of theirs into
-our composition, ``write`` puts what the built decoder shows into their configuration.
+A family's settings are rows of one table that work in both directions: ``read`` puts a value of config.json into the
+composition, ``write`` puts what the built decoder has into config.json.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from registry import ConfigError, did_you_mean
 
 REQUIRED = object()
 
-PROVENANCE = "where the file came from, and marks of the tools that wrote it"
-STORAGE = "how the tensors were stored, which they say themselves"
+PROVENANCE = "origin of the file, and marks of the tools that wrote it"
+STORAGE = "storage dtype, which the tensors carry themselves"
 TRAINING = "training only"
-GENERATION = "defaults of generation, which generation_config.json repeats"
+GENERATION = "generation defaults, repeated in generation_config.json"
 OUTPUTS = "what transformers returns, not what the model computes"
 
 _IDLE = {
@@ -39,19 +39,19 @@ _IDLE = {
         id2label label2id torchscript chunk_size_feed_forward is_encoder_decoder is_decoder _attn_implementation
         _attn_implementation_autoset""",
 }
-# Keys that change nothing in the logits of any family, and why. Any other key is read, refused, or ignored by name.
+# Keys that change no logit of any family, and why. Any other key is translated, refused, or ignored on request.
 IDLE = {key: reason for reason, keys in _IDLE.items() for key in keys.split()}
-# Read here and nowhere in a family's table.
+# Read here, never in a family's table.
 ALWAYS_READ = {"model_type", "quantization_config"}
 
 
 class Config:
-    """The contents of a config.json, and which of its keys have been read. A null is as good as an absent key.
+    """The contents of a config.json, recording which keys have been read. Null counts as absent.
 
     Args:
         values: the contents
-        mtp: whether heads of multi-token prediction are wanted, if there are any
-        ignored: keys that the user says change nothing
+        mtp: whether to keep multi-token prediction heads
+        ignored: keys that the user declares to have no effect
     """
 
     def __init__(self, values: Mapping[str, Any], mtp: bool = False, ignored: Collection[str] = ()) -> None:
@@ -59,11 +59,11 @@ class Config:
         self.taken = set(ALWAYS_READ)
 
     def take(self, *names: str, kind: type | None = None, default: Any = REQUIRED) -> Any:
-        """The value of the first of ``names`` that is there, else the default.
+        """The value of the first of ``names`` that is present, else the default.
 
         Raises:
-            ConfigError: none is there and there is no default, the value is of another type, or two names contradict
-                each other
+            ConfigError: the key is required and missing, the value has the wrong type, or two names contradict each
+                other
         """
         self.taken.update(names)
         given = [name for name in names if self.values.get(name) is not None]
@@ -78,41 +78,41 @@ class Config:
             if kind is float:
                 return number(name, value)
             if kind is not None and type(value) is not kind:
-                raise refusal(name, value, f"must be of type {kind.__name__}", "Mend the value in config.json")
+                raise refusal(name, value, f"must be of type {kind.__name__}", "Correct the value in config.json")
             return value
         if default is REQUIRED:
-            raise refusal(names[0], None, "is required", "Use a config.json that says it")
+            raise refusal(names[0], None, "is required", "Use a config.json that has it")
         return default
 
     def refuse_unread(self, family: str) -> None:
-        """Refuse a key that nobody has read and that says something, and one that cannot be ignored."""
+        """Refuse a key with a value that was not read, and an ``ignored`` key that cannot be ignored."""
         for name in sorted(self.ignored):
             if name in self.taken & self.values.keys():
-                rule = f"{family} is read with this setting: without it the model would compute something else"
+                rule = f"{family} reads this setting: without it the model would compute something else"
                 raise ConfigError("--ignore", name, rule, f"Leave out --ignore {name}")
             if name not in self.values:
                 unread = [key for key in self.values if key not in self.taken | IDLE.keys()]
                 raise ConfigError("--ignore", name, "config.json has no such key", did_you_mean(name, unread))
         for name, value in self.values.items():
             if name not in self.taken | IDLE.keys() | self.ignored and value not in (None, False, "", [], {}):
-                rule = f"{family} is read without this setting, so its influence would be lost"
+                rule = f"{family} does not read this setting, so its effect would be lost"
                 raise refusal(name, value, rule, f"If you know that it changes no logit, add --ignore {name}")
 
 
 def refusal(key: str, value: Any, rule: str, remedy: str) -> ConfigError:
-    """A refusal of a key of config.json."""
+    """A ConfigError for a key of config.json."""
     return ConfigError(f"config.json: {key}", value, rule, remedy)
 
 
 def number(key: str, value: Any) -> float:
-    """A number of config.json, none of which is negative in any family: JSON has integers that no float holds, and NaN.
+    """Check that a number is finite and not negative, as all numbers of config.json must be.
 
     Raises:
-        ConfigError: it is none, or negative, or not finite
+        ConfigError: not a number, negative, NaN, infinite, or an integer beyond float range
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
         rule = "must be a finite number and not negative"
-        raise refusal(key, value, rule, "Mend the value in config.json")
+        raise refusal(key, value, rule, "Correct the value in config.json")
     return float(value)
 
 
@@ -120,23 +120,23 @@ class Setting(Protocol):
     """A row of a family's table of settings."""
 
     def read(self, config: Config, model: dict[str, Any]) -> None:
-        """Take a part of config.json into a composition."""
+        """Read from config.json into a composition."""
 
     def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
-        """Say a part of a built decoder in the words of config.json."""
+        """Write from a built decoder into config.json."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """A number or a switch that both know.
+    """A number or switch that exists on both sides.
 
     Args:
-        theirs: key of config.json
+        theirs: key in config.json
         ours: path in the composition
-        shown: where the built decoder shows it, see ``show``
+        shown: where the built decoder has it, see ``show``
         kind: type of the value
-        default: what an absent key means, or a function of the Config that says so
-        also: further names under which it is found, but not written
+        default: the meaning of an absent key, or a function of the Config that returns it
+        also: other keys under which it is read but not written
     """
 
     theirs: str
@@ -156,14 +156,14 @@ class Key:
 
 @dataclass(frozen=True)
 class Choice:
-    """A word of theirs that stands for a value of ours.
+    """A string in config.json that stands for a value of ours.
 
     Args:
-        theirs: key of config.json
+        theirs: key in config.json
         ours: path in the composition
-        shown: where the built decoder shows it
-        words: their word → our value; of several words for one value, the first is written
-        default: their word when the key is absent
+        shown: where the built decoder has it
+        words: their string → our value; of several strings for one value, the first is written
+        default: their string when the key is absent
     """
 
     theirs: str
@@ -175,7 +175,7 @@ class Choice:
     def read(self, config: Config, model: dict[str, Any]) -> None:
         word = config.take(self.theirs, default=self.default)
         if not isinstance(word, str) or word not in self.words:
-            raise refusal(self.theirs, word, "is none that we have", f"Known: {', '.join(self.words)}")
+            raise refusal(self.theirs, word, "is not supported", f"Known: {', '.join(self.words)}")
         put(model, self.ours, self.words[word])
 
     def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
@@ -185,12 +185,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Fixed:
-    """A setting that has one value here: any other is refused, and this one is written.
+    """A setting with one supported value; any other is refused.
 
     Args:
-        theirs: key of config.json
-        value: the one it may have; an absent key is taken to mean it
-        also: other values that mean the same
+        theirs: key in config.json
+        value: the supported value, also the meaning of an absent key
+        also: equivalent values
         written: whether to write it
     """
 
@@ -203,7 +203,7 @@ class Fixed:
         value = config.take(self.theirs, default=self.value)
         if not any(value == allowed and type(value) is type(allowed) for allowed in (self.value, *self.also)):
             remedy = "Checkpoints with another value cannot be imported"
-            raise refusal(self.theirs, value, f"must be {self.value!r}: nothing here computes the other", remedy)
+            raise refusal(self.theirs, value, f"must be {self.value!r}: the other is not implemented", remedy)
 
     def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
         if self.written:
@@ -212,7 +212,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Unused:
-    """A setting that says nothing about this composition, whatever its value: neither kept nor written."""
+    """A setting that does not apply to this composition, whatever its value: ignored on read, not written."""
 
     theirs: str
 
@@ -225,7 +225,7 @@ class Unused:
 
 @dataclass(frozen=True)
 class Part:
-    """Several keys that only make sense together: a pair of functions."""
+    """Several keys that belong together, translated by a pair of functions."""
 
     reader: Callable[[Config, dict[str, Any]], None]
     writer: Callable[[Decoder, dict[str, Any]], None]
@@ -244,12 +244,13 @@ def put(model: dict[str, Any], path: str, value: Any) -> None:
 
 
 def show(decoder: Decoder, place: str | Callable[[Decoder], Any]) -> Any:
-    """An attribute of a built decoder by its dotted path, or what a function finds.
+    """An attribute of a built decoder by its dotted path, or the result of a function.
 
-    The first word may be ``first`` (layer 0), ``dense`` or ``sparse`` (the first layer without or with routed experts).
+    The first segment may be ``first`` (layer 0), ``dense`` or ``sparse`` (the first layer without or with routed
+    experts).
 
     Raises:
-        AttributeError: this decoder has no such thing
+        AttributeError: this decoder has no such attribute
     """
     if callable(place):
         return place(decoder)

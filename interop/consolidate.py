@@ -1,9 +1,9 @@
-"""A checkpoint of training, one file or many ranks' shares, as safetensors: ``blockwright consolidate RUN OUT``.
+"""Convert a training checkpoint, single file or sharded, to safetensors: ``blockwright consolidate RUN OUT``.
 
-OUT gets the composition (``model.yaml``), the weights under our names (``model.safetensors``, from which
-``init_from=OUT model=pretrained`` starts), the tokenizer's files and ``origin.json`` as an import leaves them, and what
-the optimizer knows of each weight (``optimizer.safetensors``, by ``<parameter>.<name>``). ``--checkpoint`` adds
-``last.ckpt``, one file from which any number of processes resumes.
+OUT gets the composition (``model.yaml``), the weights under our names (``model.safetensors``; start from them with
+``init_from=OUT model=pretrained``), the tokenizer's files, ``origin.json`` as an import writes it, and the optimizer
+state of each weight (``optimizer.safetensors``, by ``<parameter>.<name>``). ``--checkpoint`` adds ``last.ckpt``, one
+file from which any number of processes resumes.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ MAX_BYTES = 5 * 10**9
 
 
 def consolidate(source: Path, out: Path, *, checkpoint: bool = False) -> None:
-    """Write a folder of safetensors.
+    """Write a safetensors folder.
 
     Args:
         source: a run's folder, or a checkpoint
-        out: folder to be made; must not exist, or be empty
+        out: folder to create; must not exist, or be empty
         checkpoint: whether to write ``last.ckpt`` too
 
     Raises:
-        ConfigError: the source is damaged, or cannot be written
+        ConfigError: the source is damaged, or the folder cannot be written
     """
     last = source / "checkpoints" / "last.ckpt"
     checkpoint_file = last if last.exists() else source
@@ -73,7 +73,7 @@ def _optimizer_tensors(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; a refusal is printed as one message, and the exit code is 64."""
+    """Run the command. A refusal prints one message and returns 64."""
     return run_command(_run, arguments)
 
 

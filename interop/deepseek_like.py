@@ -1,4 +1,4 @@
-"""What the DeepSeek families share: latent attention, leading dense layers, shared experts, the three gates."""
+"""Rows shared by the DeepSeek families: latent attention, leading dense layers, shared experts, three gates."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ BEHIND = "model.layers.{n+i}."
 
 
 def _behind(row: Row) -> Row:
-    """The row of a layer, for the layer of a head of multi-token prediction."""
+    """A layer's row, for the layer of a multi-token prediction head."""
     ours, theirs = row.ours.replace("layers.{i}.", "mtp.{i}.layer."), row.theirs.replace(LAYER, BEHIND)
     return Row(ours, theirs, row.part, row.form)
 
 
-# A head k of multi-token prediction is the layer n + k, and repeats the embedding and the head of the model.
+# Multi-token prediction head k is layer n + k, and repeats the embedding and the output head.
 PREDICTION = (
     *map(_behind, LAYERS),
     Row("mtp.{i}.embedding_norm.weight", BEHIND + "enorm.weight"),
@@ -66,7 +66,7 @@ WITHOUT_PREDICTION = (r"model\.layers\.{behind}\..*",)
 
 # ---- settings --------------------------------------------------------------------------------------------------------
 
-LATENT_NORM = {"name": "rmsnorm", "eps": 1e-6}  # in every implementation, whatever rms_norm_eps says
+LATENT_NORM = {"name": "rmsnorm", "eps": 1e-6}  # fixed in every implementation; rms_norm_eps does not apply
 TEMPLATE: dict[str, Any] = {**MIXTURE, "attention": {"name": "mla", "q_norm": LATENT_NORM, "kv_norm": LATENT_NORM}}
 
 
@@ -97,7 +97,7 @@ MLA = (
 
 
 def _read_layers(config: Config, model: dict[str, Any]) -> None:
-    """Leading dense layers, and the shared experts as one network of their summed width."""
+    """Leading dense layers; shared experts become one network of their total width."""
     width, leading = config.take("moe_intermediate_size", kind=int), config.take("first_k_dense_replace", default=0)
     shared = config.take("n_shared_experts", kind=int, default=0)
     model["ffn"]["shared"] = {"name": "swiglu", "d_ff": shared * width} if shared else None
@@ -140,19 +140,19 @@ def gate(read_as: tuple[str, ...], written: tuple[str, ...], renormalised: bool)
     """The settings of the gate.
 
     Args:
-        read_as: values of topk_method that are read; the first is meant by an absent key
-        written: those that are written; a decoder with another gate is of another family
+        read_as: accepted values of topk_method; the first is the default
+        written: values that are written; a decoder with another gate belongs to another family
         renormalised: norm_topk_prob when the key is absent
     """
 
     def read(config: Config, model: dict[str, Any]) -> None:
         method = config.take("topk_method", default=read_as[0])
         if method not in read_as:
-            raise refusal("topk_method", method, "is none that we have", f"Known: {', '.join(read_as)}")
+            raise refusal("topk_method", method, "is not supported", f"Known: {', '.join(read_as)}")
         name, scoring = GATES[method]
         given = config.take("scoring_func", default=scoring)
         if given != scoring:
-            raise refusal("scoring_func", given, f"topk_method {method!r} goes with {scoring!r}", f"Write {scoring}")
+            raise refusal("scoring_func", given, f"topk_method {method!r} requires {scoring!r}", f"Write {scoring}")
         model["gating"] |= {"name": name, **_weights(config, method, renormalised), **_groups(config, method)}
 
     def write(decoder: Decoder, config: dict[str, Any]) -> None:
@@ -166,9 +166,9 @@ def gate(read_as: tuple[str, ...], written: tuple[str, ...], renormalised: bool)
 
 
 def _weights(config: Config, method: str, renormalised: bool) -> dict[str, Any]:
-    """Whether the weights are renormalised, and their factor.
+    """Whether to renormalise the weights, and their factor.
 
-    The code released with V2 scales only weights that it has not renormalised; V3's scales all.
+    V2's released code scales weights only where it does not renormalise; V3's scales them always.
     """
     renormalise = config.take("norm_topk_prob", kind=bool, default=renormalised)
     scaling = config.take("routed_scaling_factor", kind=float, default=1.0)

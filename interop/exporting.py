@@ -1,4 +1,4 @@
-"""From a model of ours to a folder that ``transformers`` and vLLM load."""
+"""Export a model to a folder that ``transformers`` and vLLM load."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from interop.source import Source, open_source
 from registry import ConfigError, did_you_mean
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Keys of the config.json that a model came from, which say nothing of the composition and are kept for other programs.
+# Keys of the original config.json without effect on the composition, kept for other programs.
 KEPT = {key for key, reason in IDLE.items() if reason in (TRAINING, GENERATION)} - {*IDS, "initializer_range"}
 
 
@@ -39,17 +39,17 @@ def export_folder(
     """Export a model.
 
     Args:
-        path: a run's folder, a checkpoint of training, or an imported folder
-        out: folder to be made; must not exist, or be empty
-        family: the model_type to export as; None finds one
-        dtype: of the parameters; None keeps what is stored, ``original`` takes the one in which they were published
-        max_bytes: of one shard
+        path: a run's folder, a training checkpoint, or an imported folder
+        out: folder to create; must not exist, or be empty
+        family: the model_type to export as; None detects one
+        dtype: of the parameters; None keeps the stored one, ``original`` uses the published one
+        max_bytes: per shard
 
     Returns:
-        the model_type written, and, if that is our own, why no other fits
+        the model_type written, and, if that is our own, why no other family fits
 
     Raises:
-        ConfigError: the source is damaged, or is not of the family asked for; nothing has been written
+        ConfigError: the source is damaged, or is not of the requested family; nothing has been written
     """
     source = open_source(path)
     decoder = compose(source.model, device="meta")
@@ -60,7 +60,7 @@ def export_folder(
         tensors = outgoing(found, decoder, source.tensors, wanted)
         write_shards(folder, tensors, max_bytes)
         stored = str(wanted or source.tensors["embedding.weight"].dtype).removeprefix("torch.")
-        # torch_dtype is where transformers before 5 looks for it.
+        # transformers before 5 looks for torch_dtype.
         dump_json(folder / "config.json", {**values, "dtype": stored, "torch_dtype": stored})
         _write_tokenizer(source, folder, decoder.config["max_positions"])
         dump_json(folder / companions.GENERATION, _generation(folder, _ids(source)))
@@ -72,18 +72,18 @@ def _published_dtype(origin: Mapping[str, Any]) -> torch.dtype:
     """The dtype in which the parameters were published.
 
     Raises:
-        ConfigError: at ``--dtype``, when its config.json does not say
+        ConfigError: at ``--dtype``, when the original config.json has none
     """
     config = origin.get("config", {})
     word = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
     if word not in ("float32", "bfloat16", "float16", "float64"):
-        rule = f"the checkpoint that it came from names no dtype ({word})"
+        rule = f"the original checkpoint names no dtype ({word})"
         raise ConfigError("--dtype", "original", rule, "Write float32, bfloat16 or float16")
     return getattr(torch, word)
 
 
 def _kept(came_from: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """Idle keys of the original config.json, if the model is still of that family."""
+    """Keys without effect from the original config.json, if the model still belongs to that family."""
     config = came_from.get("config", {}) if came_from.get("model_type") == family.model_type else {}
     return {key: value for key, value in config.items() if key in KEPT}
 
@@ -91,19 +91,19 @@ def _kept(came_from: Mapping[str, Any], family: Family) -> dict[str, Any]:
 def recognise(
     decoder: Decoder, wanted: str | None, origin: Mapping[str, Any]
 ) -> tuple[Family, dict[str, Any], str | None]:
-    """The family of a decoder and its config.json; our own family, and the reason, when no other describes it.
+    """Find the family of a decoder and its config.json, falling back to our own format with the reason.
 
     Args:
         decoder: on the meta device
-        wanted: a model_type that the user insists on
-        origin: what the model was imported from; tried first
+        wanted: a model_type required by the user
+        origin: the origin of the model; its family is tried first
 
     Raises:
-        ConfigError: it is not of the family that was asked for
+        ConfigError: it is not of the requested family
     """
     known = {**FAMILIES, OWN.model_type: OWN}
     if wanted is not None and wanted not in known:
-        raise ConfigError("--family", wanted, "is no family that is known here", did_you_mean(wanted, known))
+        raise ConfigError("--family", wanted, "is not a known family", did_you_mean(wanted, known))
     first = known.get(str(origin.get("model_type")))
     candidates = [first, *WRITTEN] if first else [*WRITTEN]
     if wanted:
@@ -118,7 +118,7 @@ def recognise(
             reasons[family.model_type] = error
     if wanted:
         rule = f"does not describe this model ({reasons[wanted]})"
-        raise ConfigError("--family", wanted, rule, "Leave --family out: the nearest fitting one is found, or our own")
+        raise ConfigError("--family", wanted, rule, "Leave --family out to detect one, or our own")
     closest = next(
         (name for name, reason in reasons.items() if isinstance(reason, UnlikeError)), candidates[0].model_type
     )
@@ -128,7 +128,7 @@ def recognise(
 def outgoing(
     family: Family, decoder: Decoder, tensors: Mapping[str, Tensor], dtype: torch.dtype | None
 ) -> dict[str, Outgoing]:
-    """Their tensors by name, each to be made from ours when it is written."""
+    """Their tensors by name, each made from ours when it is written."""
     wanted: dict[str, list[Link]] = {}
     for link in links(family.names, {name: tensors[name] for name in decoder.state_dict()}, len(decoder.layers)):
         wanted.setdefault(link.theirs, []).append(link)
@@ -153,7 +153,7 @@ def _maker(group: list[Link], tensors: Mapping[str, Tensor], shape: tuple[int, .
 
 
 def _ids(source: Source) -> dict[str, Any]:
-    """Special tokens: of the tokenizer it was trained with, or of the model it came from."""
+    """Special tokens, from the tokenizer of the run or from the original model."""
     if source.tokenizer is not None:
         return tokenizer.special(source.tokenizer).ids()
     config = source.origin.get("config", {})
@@ -161,7 +161,7 @@ def _ids(source: Source) -> dict[str, Any]:
 
 
 def _generation(folder: Path, ids: Mapping[str, Any]) -> dict[str, Any]:
-    """generation_config.json: the one that the model came with, and every id that it does not name."""
+    """generation_config.json: the original one, completed with missing ids."""
     written = companions.read(folder)
     found = companions.values(written, companions.GENERATION) or {"_from_model_config": True}
     ends = [*_listed(found.get("eos_token_id")), *_listed(ids.get("eos_token_id"))]

@@ -1,4 +1,4 @@
-"""What a family of foreign checkpoints is: a table of settings and a table of names."""
+"""A family of foreign checkpoints: a table of settings and a table of names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from registry import ConfigError
 
 
 class UnlikeError(LookupError):
-    """A family has a place for everything that a decoder is made of, and yet describes another."""
+    """Every part of the decoder exists in this family, but the family's config.json describes another model."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Family:
     """One ``model_type``, as data.
 
     Args:
-        model_type: the word for it in config.json
-        architecture: their class
+        model_type: its value in config.json
+        architecture: name of the class in transformers
         template: the composition before any setting is read
         settings: rows between config.json and the composition
         names: rows between their tensors and ours
-        left_out: regular expressions of tensors of theirs that hold nothing of the model (tables, masks) or that are
-            left out on purpose; ``{behind}`` in them is the number of any layer behind the last one
-        prefix: what every name but the head's begins with; checkpoints without it are read too
+        left_out: regular expressions of their tensors without model content (tables, masks) or left out on purpose;
+            ``{behind}`` in them is the number of any layer after the last one
+        prefix: start of every name but the output head's; checkpoints without it are read too
     """
 
     model_type: str
@@ -50,11 +50,11 @@ class Family:
 
         Args:
             values: its contents
-            mtp: whether to keep heads of multi-token prediction
-            ignored: keys that the user says change nothing
+            mtp: whether to keep multi-token prediction heads
+            ignored: keys that the user declares to have no effect
 
         Raises:
-            ConfigError: a key is missing or wrong, or says something that nothing here computes
+            ConfigError: a key is missing, wrong, or has a value that is not supported
         """
         config, model = Config(values, mtp, ignored), copy.deepcopy(dict(self.template))
         std = config.take("initializer_range", kind=float, default=0.02)
@@ -65,10 +65,10 @@ class Family:
         return model
 
     def config(self, decoder: Decoder) -> dict[str, Any]:
-        """The config.json of a decoder that is of this family.
+        """The config.json of a decoder of this family.
 
         Raises:
-            LookupError: it is not, and in which respect
+            LookupError: the decoder is not of this family, and why
         """
         values: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
         try:
@@ -83,6 +83,6 @@ class Family:
         return values
 
     def leaves_out(self, name: str, n_layers: int) -> bool:
-        """Whether a tensor of theirs that no row reads may be there."""
+        """Whether a tensor of theirs that no row reads is allowed."""
         behind = "|".join(str(n_layers + k) for k in range(8))
         return any(re.fullmatch(pattern.replace("{behind}", f"({behind})"), name) for pattern in self.left_out)

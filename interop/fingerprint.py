@@ -1,7 +1,7 @@
-"""What two decoders compute, compared without running them.
+"""Compare what two decoders compute, without running them.
 
-Compositions are compared as built, on the meta device: two texts that differ (a default written out, ``mha`` for
-``gqa`` with as many heads, a number in a variant) may well build the same thing.
+Compositions are compared as built, on the meta device: different texts (a default written out, ``mha`` for ``gqa``
+with as many heads, a number in a variant) may build the same model.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch import nn
 
 from blocks.decoder import Decoder
 
-# Without influence on what a trained model computes: attributes, and children.
+# Attributes and children without effect on what a trained model computes.
 TRAINING = {"training", "bias_step", "bias_until"}
 OF_TRAINING = {"balance", "dropping"}
 
 
 def traits(decoder: Decoder) -> dict[str, Any]:
-    """Everything about a decoder that decides its output beside the weights: classes, numbers, shapes."""
+    """Everything but the weights that determines a decoder's output: classes, numbers, shapes."""
     found: dict[str, Any] = {}
     for name, module in decoder.named_modules():
         if OF_TRAINING & set(name.split(".")):
@@ -33,9 +33,9 @@ def traits(decoder: Decoder) -> dict[str, Any]:
 
 
 def _computes(module: nn.Module) -> str:
-    """The class whose methods run: a subclass that has only a constructor of its own computes what its parent does.
+    """The class whose methods run: a subclass that only defines a constructor computes what its parent does.
 
-    ``forward`` alone does not tell: gates differ in ``choose``, positions in ``rotate``.
+    ``forward`` alone is not enough: gates differ in ``choose``, positions in ``rotate``.
     """
     owner = next(cls for cls in type(module).__mro__ if any(_is_method(k, v) for k, v in vars(cls).items()))
     return f"{owner.__module__}.{owner.__qualname__}"
@@ -46,7 +46,7 @@ def _is_method(name: str, value: object) -> bool:
 
 
 def difference(a: Decoder, b: Decoder) -> str | None:
-    """The first thing in which two decoders differ, in words; None if they compute the same."""
+    """The first difference between two decoders, as text; None if they compute the same."""
     ours, theirs = traits(a), traits(b)
     for key in {**ours, **theirs}:
         if ours.get(key) != theirs.get(key):

@@ -1,4 +1,4 @@
-"""Folders of checkpoints: JSON files of a limited size, and a folder that appears whole or not at all."""
+"""Checkpoint folders: JSON files of limited size, and folders written atomically."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 from registry import ConfigError
 
 ORIGIN = "origin.json"  # of an imported folder, see interop/origin.py
-MAX_BYTES = 32_000_000  # of a JSON file; the index of the largest checkpoints has a third of it
+MAX_BYTES = 32_000_000  # of a JSON file; the largest known index has a third of it
 
 
 @contextmanager
 def whole(out: Path) -> Iterator[Path]:
-    """A temporary folder beside ``out``, which takes its place at the end; after an error nothing is left of it.
+    """A temporary folder beside ``out``, renamed to ``out`` at the end and removed after an error.
 
     Raises:
-        ConfigError: ``out`` is there and not empty, or cannot be written
+        ConfigError: ``out`` exists and is not empty, or cannot be written
     """
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise ConfigError("OUT", str(out), "is there already", "Name a folder that does not exist, or an empty one")
+        raise ConfigError("OUT", str(out), "exists already", "Name a folder that does not exist, or an empty one")
     temporary = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.partial")
     try:
         temporary.mkdir(parents=True)
@@ -40,10 +40,10 @@ def whole(out: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a mapping.
+    """Read a JSON file that holds a mapping.
 
     Raises:
-        ConfigError: there is none, or it cannot be read
+        ConfigError: missing or unreadable
     """
     try:
         with path.open("rb") as file:
@@ -52,7 +52,9 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError(f"longer than {MAX_BYTES:,} bytes")
         values = json.loads(data.decode())
     except FileNotFoundError:
-        raise ConfigError(str(path), None, "there is no such file", "Name the folder of a whole checkpoint") from None
+        raise ConfigError(
+            str(path), None, "there is no such file", "Name the folder of a complete checkpoint"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(str(path), "…", f"cannot be read as JSON ({reason})", "Fetch the file again") from None
@@ -62,5 +64,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def dump_json(path: Path, values: Any) -> None:
-    """Write JSON as people read it."""
+    """Write indented JSON."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

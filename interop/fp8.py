@@ -1,4 +1,4 @@
-"""FP8 weights of DeepSeek-V3's kind: float8_e4m3fn, with one scale for each block of 128 × 128."""
+"""DeepSeek-V3's FP8 weights: float8_e4m3fn with one scale per block of 128 × 128."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ SUFFIX = "_scale_inv"
 
 
 def block_size(values: Mapping[str, Any]) -> tuple[int, int]:
-    """Rows and columns that share a scale, as config.json says.
+    """Rows and columns that share a scale, from config.json.
 
     Raises:
-        ConfigError: the weights are quantised in another way
+        ConfigError: another kind of quantisation
     """
     quantisation = values.get("quantization_config") or {}
     method = quantisation.get("quant_method", "fp8") if isinstance(quantisation, dict) else quantisation
     if method != "fp8":
-        rule = "is a quantisation that is not read here"
+        rule = "is a quantisation that is not supported"
         raise refusal("quantization_config.quant_method", method, rule, "Use a bf16 checkpoint, or FP8 blocks")
     size = quantisation.get("weight_block_size") or [128, 128]
     if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):
-        raise refusal("quantization_config.weight_block_size", size, "must be two numbers", "Mend it: [128, 128]")
+        raise refusal("quantization_config.weight_block_size", size, "must be two numbers", "Write [128, 128]")
     return size[0], size[1]
 
 
@@ -43,7 +43,7 @@ def scale_of(shards: Shards, name: str, block: tuple[int, int]) -> Tensor:
     """The scales of an FP8 weight.
 
     Raises:
-        ConfigError: there are none, or they have another shape
+        ConfigError: they are missing or have the wrong shape
     """
     entry, scale = shards.entries[name], shards.entries.get(name + SUFFIX)
     where = str(shards.folder / entry.file)
@@ -51,7 +51,7 @@ def scale_of(shards: Shards, name: str, block: tuple[int, int]) -> Tensor:
         raise ConfigError(where, name, f"is stored in FP8, and {name}{SUFFIX} is missing", "Fetch the checkpoint again")
     need = tuple(-(-n // size) for n, size in zip(entry.shape, block, strict=False))
     if scale.shape != need or len(entry.shape) != 2:
-        rule = f"must have shape {need}: a scale for each block of {block[0]} × {block[1]} of {name} {entry.shape}"
+        rule = f"must have shape {need}: one scale per block of {block[0]} × {block[1]} of {name} {entry.shape}"
         raise ConfigError(str(shards.folder / scale.file), scale.shape, rule, "Fetch the checkpoint again")
     return shards.one(name + SUFFIX)
 

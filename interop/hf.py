@@ -1,4 +1,4 @@
-"""Checkpoints from and for others: ``python -m interop.hf import DIR OUT``, ``python -m interop.hf export RUN DIR``."""
+"""Convert Hugging Face checkpoints: ``python -m interop.hf import DIR OUT``, ``… export RUN DIR``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _size(text: str) -> int:
     """``5GB``, ``200MB``, ``1000`` → bytes."""
     match = re.fullmatch(r"(\d+)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
     if not match or not int(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 5GB or 200MB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 5GB or 200MB")
     return int(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")
 
 
@@ -47,7 +47,7 @@ def _parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; a refusal is printed as one message, and the exit code is 64."""
+    """Run a command. A refusal prints one message and returns 64."""
     return run_command(_run, arguments)
 
 
@@ -60,7 +60,7 @@ def _run(arguments: Sequence[str]) -> None:
         found = import_folder(given.source, given.out, **options)
         print(f"Imported {given.source} (model_type {found}) into {given.out}.")
         for key in given.ignore:
-            print(f"Ignored {key} of config.json: if it changes the computation, so does this import.")
+            print(f"Ignored {key} of config.json: if it changes the computation, the import is wrong.")
         print(f"Fine-tune it: python train.py init_from={given.out} model=pretrained")
         return
     written, why = export_folder(

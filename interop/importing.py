@@ -1,7 +1,7 @@
-"""From a folder of Hugging Face's to a folder of ours: ``model.yaml``, our names in safetensors, tokenizer files.
+"""Import a Hugging Face folder into ours: ``model.yaml``, safetensors under our names, tokenizer files.
 
-Everything that headers tell is checked before a weight is read: names, shapes, dtypes, all shards. Then shards are
-read one after the other, each tensor into its place, so that memory peaks at the model and one shard.
+Everything in the headers is checked before a weight is read: names, shapes, dtypes, presence of all shards. Shards are
+then read one after the other, each tensor into its place, so peak memory is the model and one shard.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from interop.own import OWN
 from interop.shards import Shards, ready, write_shards
 from registry import ConfigError, did_you_mean
 
-# Some checkpoints of a tied embedding hold the head all the same.
+# Some checkpoints with a tied embedding store the head too.
 HEAD = Row("embedding.weight", "lm_head.weight", copy_of="embedding.weight")
 
-# Vocabularies, of which only the first is read here; further files of a tokenizer: interop/companions.py.
+# Vocabulary files, of which the first is read; a tokenizer's other files: interop/companions.py.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
@@ -48,17 +48,17 @@ def import_folder(
 
     Args:
         source: folder with config.json and safetensors
-        out: folder to be made; must not exist, or be empty
-        dtype: of the parameters; None keeps what is stored (FP8 becomes bf16)
-        mtp: whether to import heads of multi-token prediction
-        max_bytes: of one shard of ours
-        ignored: unknown keys of config.json that the user says change nothing; recorded in origin.json
+        out: folder to create; must not exist, or be empty
+        dtype: of the parameters; None keeps the stored one (FP8 becomes bf16)
+        mtp: whether to import multi-token prediction heads
+        max_bytes: per shard written
+        ignored: unknown keys of config.json that the user declares to have no effect; recorded in origin.json
 
     Returns:
-        the model_type that was recognised
+        the model_type found
 
     Raises:
-        ConfigError: anything about the checkpoint or the folders is wrong; nothing has been written
+        ConfigError: the checkpoint or a folder is unusable; nothing has been written
     """
     values = read_json(source / "config.json")
     family = find(values)
@@ -70,7 +70,7 @@ def import_folder(
         decoder = compose(model, device="meta")
     ours = decoder.state_dict()
     found = _pair(family, shards, ours, len(decoder.layers))
-    kept = {name for name, _ in decoder.named_buffers()}  # biases of gates, never rounded
+    kept = {name for name, _ in decoder.named_buffers()}  # gate biases, never rounded
     dtypes = _dtypes(found, shards, ours, dtype, kept)
     idle, skipped = {key: IDLE[key] for key in values if key in IDLE}, {key: values[key] for key in ignored}
     came_from = {"model_type": family.model_type, "config": values, "idle": idle, "ignored": skipped}
@@ -88,23 +88,21 @@ def import_folder(
 
 
 def copy_files(names: Iterable[str], source: Path, folder: Path) -> None:
-    """Copy those of the files that are there."""
+    """Copy those of the files that exist."""
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 
 
 def find(values: Mapping[str, Any]) -> Family:
-    """The family that a config.json names.
+    """The family named by a config.json.
 
     Raises:
-        ConfigError: none of ours
+        ConfigError: it is unknown
     """
     model_type, known = values.get("model_type"), {**FAMILIES, OWN.model_type: OWN}
     if not isinstance(model_type, str) or model_type not in known:
-        raise refusal(
-            "model_type", model_type, "is no architecture that is known here", did_you_mean(model_type, known)
-        )
+        raise refusal("model_type", model_type, "is not a known architecture", did_you_mean(model_type, known))
     return known[model_type]
 
 
@@ -112,7 +110,7 @@ DEPTHS = ("num_hidden_layers", "n_layer", "num_nextn_predict_layers")
 
 
 def _check_depth(values: Mapping[str, Any], n_tensors: int) -> None:
-    """Refuse a depth that the tensors cannot have, before anything is made for each layer."""
+    """Refuse a depth that contradicts the number of tensors, before anything is allocated per layer."""
     own = values.get("composition")
     depths = {key: values.get(key) for key in DEPTHS}
     if isinstance(own, dict):
@@ -121,12 +119,12 @@ def _check_depth(values: Mapping[str, Any], n_tensors: int) -> None:
         depths |= {"composition.n_layers": own.get("n_layers"), "composition.mtp.depth": further.get("depth")}
     for key, depth in depths.items():
         if isinstance(depth, int) and depth > n_tensors:
-            rule = f"is no depth of a checkpoint of {n_tensors} tensors"
+            rule = f"cannot be the depth of a checkpoint of {n_tensors} tensors"
             raise refusal(key, depth, rule, "Fetch config.json and the shards again")
 
 
 def _pair(family: Family, shards: Shards, ours: Mapping[str, Tensor], n_layers: int) -> list[Link]:
-    """Who fills whom, every name and shape of the headers checked."""
+    """Match their tensors with ours, checking every name and shape in the headers."""
     prefix = family.prefix
     bare = bool(prefix) and not any(name.startswith(prefix) for name in shards.entries)
     found: list[Link] = []
@@ -157,20 +155,20 @@ def _refuse_extra(family: Family, shards: Shards, used: set[str], n_layers: int,
             continue
         where = str(shards.folder / entry.file)
         raise ConfigError(
-            where, name, f"has no place in a {family.model_type} of this config.json", "Use its own config"
+            where, name, f"is not a parameter of {family.model_type} with this config.json", "Use its own config"
         )
 
 
 def _dtypes(
     found: list[Link], shards: Shards, ours: Mapping[str, Tensor], dtype: torch.dtype | None, kept: set[str]
 ) -> dict[str, torch.dtype]:
-    """The dtype of each tensor of ours: the one asked for, else the widest of what fills it."""
+    """The dtype of each of our tensors: the requested one, else the widest of its sources."""
     chosen: dict[str, torch.dtype] = {}
     for link in found:
         stored = shards.entries[link.theirs].dtype
         if stored.is_floating_point != ours[link.ours].dtype.is_floating_point:
             where = f"{shards.folder / shards.entries[link.theirs].file}: {link.theirs}"
-            raise ConfigError(where, stored, "is no dtype of weights", "Use a checkpoint that is not quantised")
+            raise ConfigError(where, stored, "is not a dtype of weights", "Use a checkpoint that is not quantised")
         stored = torch.bfloat16 if is_fp8(stored) else stored
         wanted = dtype if dtype is not None and link.ours not in kept else stored
         chosen[link.ours] = torch.promote_types(chosen.get(link.ours, wanted), wanted)
@@ -187,7 +185,7 @@ def fill(
     """Our tensors, read from the shards one tensor at a time.
 
     Raises:
-        ConfigError: a value is not finite, or what theirs repeats is not equal
+        ConfigError: a value is not finite, or a repeated tensor is not equal to the original
     """
     made = {name: torch.empty(tensor.shape, dtype=dtypes[name]) for name, tensor in ours.items() if name in dtypes}
     made |= {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in ours.items() if name not in made}
@@ -203,8 +201,8 @@ def fill(
     for name, tensor in shards.read(copies):
         for link in copies[name]:
             if not torch.equal(link.part(made[link.ours]), link.row.form.view(tensor).to(dtypes[link.ours])):
-                rule = f"must repeat {link.ours}, which it shares in our model"
-                remedy = "Import it without heads of multi-token prediction"
+                rule = f"must equal {link.ours}, with which our model shares it"
+                remedy = "Import it without multi-token prediction heads"
                 remedy = "Set tie_word_embeddings to false in config.json" if link.row is HEAD else remedy
                 raise ConfigError(str(shards.folder), name, rule, remedy)
     return made

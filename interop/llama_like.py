@@ -1,4 +1,4 @@
-"""What most families share, since most of them began as Llama: rows of settings and of names."""
+"""Rows of settings and names that most families share, having started from Llama."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EXPERTS = (
     Row("layers.{i}.ffn.experts.gate_up", LAYER + "mlp.experts.{e}.up_proj.weight", expert_up),
     Row("layers.{i}.ffn.experts.down", LAYER + "mlp.experts.{e}.down_proj.weight", one_expert),
 )
-TABLES = (r".*rotary_emb\.inv_freq",)  # of the rotary frequencies, in checkpoints of old
+TABLES = (r".*rotary_emb\.inv_freq",)  # rotary frequencies, in old checkpoints
 
 # ---- settings --------------------------------------------------------------------------------------------------------
 
@@ -60,7 +60,7 @@ WIDTH = Key("intermediate_size", "ffn.d_ff", "first.ffn.gate.out_features")
 
 
 def tied(default: bool = False) -> Key:
-    """Whether the head is the embedding; ``default`` is what the family means by an absent key."""
+    """Whether the head is tied to the embedding; ``default`` is the family's meaning of an absent key."""
     return Key("tie_word_embeddings", "tie_embeddings", lambda decoder: decoder.head is None, bool, default)
 
 
@@ -77,7 +77,7 @@ def _every_head(config: Config) -> int:
 HEADS = (
     Key("num_attention_heads", "attention.n_heads", n_heads),
     Key("num_key_value_heads", "attention.n_kv_heads", "first.attention.n_kv_heads", default=_every_head),
-    Key("head_dim", "attention.head_dim", "first.attention.head_dim", default=None),  # d_model / n_heads to both
+    Key("head_dim", "attention.head_dim", "first.attention.head_dim", default=None),  # default: d_model / n_heads
 )
 
 
@@ -91,15 +91,15 @@ def _write_even_heads(decoder: Decoder, config: dict[str, Any]) -> None:
         config["head_dim"] = width
 
 
-EVEN_HEADS = (*HEADS[:2], Part(_read_even_heads, _write_even_heads))  # of families without the key
+EVEN_HEADS = (*HEADS[:2], Part(_read_even_heads, _write_even_heads))  # for families without the key
 
 
 def _refuse_uneven(decoder: Decoder, config: dict[str, Any]) -> None:
     if config["hidden_size"] % config["num_attention_heads"]:
-        raise AttributeError("transformers refuses a hidden_size that its heads do not divide, whatever head_dim says")
+        raise AttributeError("transformers requires a hidden_size divisible by the number of heads, despite head_dim")
 
 
-DIVIDED = Part(lambda config, model: None, _refuse_uneven)  # of families whose configuration insists on it
+DIVIDED = Part(lambda config, model: None, _refuse_uneven)  # for families whose configuration requires it
 
 # ---- sliding windows -------------------------------------------------------------------------------------------------
 
@@ -124,7 +124,7 @@ def _read_windows(config: Config, model: dict[str, Any]) -> None:
     types = config.take("layer_types", kind=list, default=alternating)
     if len(types) != model["n_layers"] or not all(t in (FULL, SLIDING) for t in types):
         rule = f"must name {FULL} or {SLIDING} for each of the {model['n_layers']} layers"
-        raise refusal("layer_types", types, rule, "Mend the list in config.json")
+        raise refusal("layer_types", types, rule, "Correct the list in config.json")
     model["attention"] |= {"name": "sliding_window", "window": window}
     model["variants"] = {"attention": {"full": {"window": None}}}
     model["layout"] = {"attention": ["full" if t == FULL else "attention" for t in types]}
@@ -136,13 +136,13 @@ def _write_windows(decoder: Decoder, config: dict[str, Any]) -> None:
     config["sliding_window"] = next((w for w in windows if w is not None), decoder.config["max_positions"])
 
 
-WINDOWS = Part(_read_windows, _write_windows)  # some layers see all, others the latest tokens
+WINDOWS = Part(_read_windows, _write_windows)  # full attention in some layers, windows in others
 
 
 def _read_unused_window(config: Config, model: dict[str, Any]) -> None:
     config.taken |= {"sliding_window", "max_window_layers", "use_sliding_window"}
     if config.values.get("use_sliding_window"):
-        rule = "windows in the upper layers only are not read"
+        rule = "windows in the upper layers only are not supported"
         raise refusal("use_sliding_window", True, rule, "Published checkpoints of this family leave it off")
     types = config.take("layer_types", kind=list, default=[])
     if any(t != FULL for t in types):
@@ -153,7 +153,7 @@ def _write_unused_window(decoder: Decoder, config: dict[str, Any]) -> None:
     config |= {"use_sliding_window": False, "sliding_window": None}
 
 
-UNUSED_WINDOW = Part(_read_unused_window, _write_unused_window)  # a setting that released checkpoints leave off
+UNUSED_WINDOW = Part(_read_unused_window, _write_unused_window)  # off in released checkpoints
 
 # ---- mixtures of experts ---------------------------------------------------------------------------------------------
 

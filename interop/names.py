@@ -1,7 +1,7 @@
-"""Parameter names of theirs and ours, and how a tensor of theirs lies in one of ours.
+"""Tables of parameter names: which part of our tensor equals which view of theirs.
 
-A row says that a *part* of our tensor holds the same numbers as a *view* of theirs. Both are views without a copy, so
-the same row fills our tensor on import and theirs on export, and what goes there and back is the same to the bit.
+A row maps a *part* of our tensor to a *view* of theirs. Both are views without a copy, so one row fills our tensor on
+import and theirs on export, and a round trip is bit-exact.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Form:
-    """How a tensor of theirs is laid out.
+    """Layout of one of their tensors.
 
     Args:
         view: brings theirs into our order, without copying
@@ -31,18 +31,18 @@ class Form:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table of names.
+    """One row of a table of names.
 
-    Placeholders: ``{i}`` a layer, ``{n+i}`` the i-th layer behind the last one, ``{e}`` an expert, ``{name}`` any name;
+    Placeholders: ``{i}`` a layer, ``{n+i}`` the i-th layer after the last one, ``{e}`` an expert, ``{name}`` any name;
     a final ``*`` is ``weight`` or ``bias``, the same on both sides.
 
     Args:
         ours: pattern of our names
-        theirs: pattern of theirs; empty for what only we keep, a state of training that starts at 0
-        part: which part of our tensor it is, given the tensor and the expert
-        form: how their tensor is laid out
-        copy_of: theirs repeats this tensor of ours, once for every tensor that ``ours`` matches; what stands there must
-            be equal to it, and may be missing
+        theirs: pattern of theirs; empty for training state that only we keep, which starts at 0
+        part: selects the part of our tensor, given the tensor and the expert
+        form: layout of their tensor
+        copy_of: theirs repeats this tensor of ours, once for every tensor that ``ours`` matches; the copy must be equal
+            to it, and may be missing
     """
 
     ours: str
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Link:
-    """A row at work: one tensor of theirs and (a part of) one of ours."""
+    """A row applied: one tensor of theirs and (a part of) one of ours."""
 
     theirs: str
     ours: str
@@ -62,7 +62,7 @@ class Link:
     expert: int
 
     def part(self, ours: Tensor) -> Tensor:
-        """The part of our tensor that is meant, a view."""
+        """The part of our tensor, a view."""
         return self.row.part(ours, self.expert)
 
     def shape(self, ours: Tensor) -> Shape:
@@ -71,15 +71,15 @@ class Link:
 
 
 def links(rows: Sequence[Row], ours: Mapping[str, Tensor], n_layers: int) -> Iterator[Link]:
-    """Every pair of tensors, in the order of ours.
+    """Every pair of tensors, in our order.
 
     Args:
         rows: the table
-        ours: our tensors by name; meta tensors will do
+        ours: our tensors by name; may be on the meta device
         n_layers: depth of the decoder
 
     Raises:
-        LookupError: a tensor of ours has no name among theirs
+        LookupError: a tensor of ours has no counterpart
     """
     for name, tensor in ours.items():
         found = False
@@ -96,7 +96,7 @@ def links(rows: Sequence[Row], ours: Mapping[str, Tensor], n_layers: int) -> Ite
 
 
 def _repeats(row: Row, ours: Tensor) -> int:
-    """How many tensors of theirs make up one of ours."""
+    """How many of their tensors make up one of ours."""
     return ours.shape[0] if "{e}" in row.theirs else len(row.theirs[:1])
 
 
@@ -131,5 +131,5 @@ TRANSPOSED = Form(lambda theirs: theirs.mT if theirs.ndim > 1 else theirs, lambd
 
 
 def third(n: int) -> Form:
-    """Ours is the n-th of three that are fused along the outputs of a transposed matrix, or of its bias."""
+    """Ours is the n-th of three fused along the outputs of a transposed matrix, or of its bias."""
     return Form(lambda theirs: theirs.t().chunk(3)[n], lambda shape: (*shape[1:], 3 * shape[0]))

@@ -1,8 +1,8 @@
-"""Where a model came from: ``origin.json`` of an imported folder, and a part of the checkpoints of runs from there.
+"""Origin of a model: ``origin.json`` of an imported folder, kept in the checkpoints of runs that start from it.
 
-It holds ``model_type`` and ``config`` (the config.json as published), ``idle`` (its keys that change nothing here, each
-with the reason), ``ignored`` (keys passed over at the user's request) and ``licences`` (texts, files of their own in
-a folder).
+It holds ``model_type``, ``config`` (the published config.json), ``idle`` (its keys without effect here, each with the
+reason), ``ignored`` (keys ignored at the user's request) and ``licences`` (texts, stored as files of their own in a
+folder).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from interop.folder import ORIGIN, dump_json, read_json
 from registry import ConfigError
 
-MAX_BYTES = 2**20  # as JSON, licences included: it is part of every checkpoint
+MAX_BYTES = 2**20  # as JSON with licences: it is part of every checkpoint
 LICENCE = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[A-Za-z0-9_.-]{0,40}", re.IGNORECASE)
 
 
@@ -24,7 +24,7 @@ def read(folder: Path) -> dict[str, Any]:
     """The origin of an imported folder; empty if it has none.
 
     Raises:
-        ConfigError: it cannot be read
+        ConfigError: it is unreadable
     """
     if not (folder / ORIGIN).is_file():
         return {}
@@ -32,16 +32,16 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def licences(folder: Path) -> dict[str, str]:
-    """File name → text of the licences in a folder, README files left out: they describe the weights that lie there."""
+    """File name → licence text. README files are left out: they describe the weights in the folder."""
     files = (file for file in sorted(folder.iterdir()) if LICENCE.fullmatch(file.name) and file.is_file())
     return {file.name: file.read_bytes()[:MAX_BYTES].decode(errors="replace") for file in files}
 
 
 def check(origin: Any, where: str) -> dict[str, Any]:
-    """An origin from a file or a checkpoint, as plain JSON of a limited size.
+    """Validate an origin from a file or a checkpoint: plain JSON of limited size.
 
     Raises:
-        ConfigError: at ``where``
+        ConfigError: at the path ``where``
     """
     remedy = "Import the checkpoint again, or remove it from the folder"
     try:
@@ -66,6 +66,6 @@ def write(origin: Mapping[str, Any], folder: Path) -> None:
 
 
 def write_licences(origin: Mapping[str, Any], folder: Path) -> None:
-    """Write the licences alone."""
+    """Write the licences only."""
     for name, text in origin.get("licences", {}).items():
         (folder / name).write_text(text, encoding="utf-8")

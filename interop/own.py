@@ -1,4 +1,4 @@
-"""Our own form of checkpoint: the composition in config.json, our names, for what no known family describes."""
+"""Our own checkpoint format, for models no known family describes: the composition in config.json, our names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODEL_TYPE = "blockwright"
 
 @dataclass(frozen=True)
 class Composition:
-    """The whole composition under one key. Only registered names build anything, here as everywhere."""
+    """The whole composition under one key. As everywhere, only registered names build anything."""
 
     def read(self, config: Config, model: dict[str, Any]) -> None:
         given = config.take("composition", kind=dict)

@@ -1,7 +1,7 @@
 """Rotary positions: ``rope_theta`` and ``rope_scaling``, or ``rope_parameters``, ↔ our position node.
 
-Weights stay as they are stored. Which dimensions form a pair is a parameter of our block (``pairing``), so nothing is
-permuted on the way in, and the way out gives the same bits.
+Weights stay as stored. Which dimensions form a pair is a parameter of our block (``pairing``), so nothing is permuted
+and a round trip is bit-exact.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
 }
-SHARPENED = {"mscale": "mscale", "mscale_all_dim": "mscale_all_dim"}  # by DeepSeek's rule, which others do not follow
-PLAIN = {"mscale": 1.0, "mscale_all_dim": 0.0}  # YaRN as everybody else has it: amplitude only
+SHARPENED = {"mscale": "mscale", "mscale_all_dim": "mscale_all_dim"}  # DeepSeek's rule only
+PLAIN = {"mscale": 1.0, "mscale_all_dim": 0.0}  # YaRN elsewhere: amplitude only
 
 
 def rope(pairing: Literal["half_split", "interleaved"], sharpened: bool = False) -> Part:
@@ -46,7 +46,7 @@ def rope(pairing: Literal["half_split", "interleaved"], sharpened: bool = False)
 
     Args:
         pairing: which dimensions of the stored projections form a pair
-        sharpened: whether YaRN follows DeepSeek's rule for the softmax (mscale, mscale_all_dim)
+        sharpened: whether YaRN follows DeepSeek's softmax rule (mscale, mscale_all_dim)
     """
 
     def read(config: Config, model: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ def rope(pairing: Literal["half_split", "interleaved"], sharpened: bool = False)
     def write(decoder: Decoder, config: dict[str, Any]) -> None:
         config["rope_parameters"] = _parameters(decoder, sharpened)
         scaling = {k: v for k, v in config["rope_parameters"].items() if k != "rope_theta"}
-        config["rope_theta"] = config["rope_parameters"]["rope_theta"]  # where transformers before 5 looks for them
+        config["rope_theta"] = config["rope_parameters"]["rope_theta"]  # read by transformers before 5
         config["rope_scaling"] = None if scaling["rope_type"] == "default" else scaling
 
     return Part(read, write)
@@ -75,19 +75,19 @@ def _node(config: Config, sharpened: bool) -> dict[str, Any]:
     kind = given.pop("rope_type", given.pop("type", "default"))
     given.pop("type", None)
     if not isinstance(kind, str) or kind not in KINDS:
-        raise refusal(f"{where}.rope_type", kind, "is none that we have", f"Known: {', '.join(KINDS)}")
+        raise refusal(f"{where}.rope_type", kind, "is not supported", f"Known: {', '.join(KINDS)}")
     name, keys = KINDS[kind]
     keys = {**keys, **SHARPENED} if kind == "yarn" and sharpened else keys
     theta, fraction = given.pop("rope_theta", theta), given.pop("partial_rotary_factor", fraction)
     node = {"name": name, "theta": number(f"{where}.rope_theta", theta)}
     if fraction != 1.0:
-        rule = "must be 1: no family that is known here turns a part of a head only"
-        raise refusal(f"{where}.partial_rotary_factor", fraction, rule, "Checkpoints with another value are not read")
+        rule = "must be 1: no known family rotates only a part of a head"
+        raise refusal(f"{where}.partial_rotary_factor", fraction, rule, "Other values are not supported")
     if "original_max_position_embeddings" in keys:
         given.setdefault("original_max_position_embeddings", config.take("max_position_embeddings", kind=int))
     for key, value in given.items():
         if key not in keys:
-            rule = f"rotary positions of type {kind!r} are read without it"
+            rule = f"rotary positions of type {kind!r} do not use it"
             raise refusal(f"{where}.{key}", value, rule, f"Known: {', '.join(keys) or 'rope_theta'}")
         ours = keys[key]
         node[ours] = value if ours in ("truncate", "original_positions") else number(f"{where}.{key}", value)
@@ -95,7 +95,7 @@ def _node(config: Config, sharpened: bool) -> dict[str, Any]:
 
 
 def _temperature(given: dict[str, Any]) -> dict[str, float]:
-    """What DeepSeek's code means by absent keys: m = 1, and no change of the softmax."""
+    """DeepSeek's meaning of absent keys: m = 1, softmax unchanged."""
     return {"mscale": given.get("mscale", 1.0), "mscale_all_dim": given.get("mscale_all_dim", 0.0)}
 
 

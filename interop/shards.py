@@ -1,9 +1,9 @@
-"""Checkpoints of safetensors: read tensor by tensor with nothing believed, written in shards with an index.
+"""Safetensors checkpoints: validated and read tensor by tensor, written in shards with an index.
 
-Only safetensors are opened. A pickle could run what it likes, so ``.bin``, ``.pt`` and ``.pth`` are refused unread.
+Only safetensors are opened. A pickle can run code, so ``.bin``, ``.pt`` and ``.pth`` are refused unread.
 
-What is written here carries a SHA-256 of every tensor in the header's metadata, where other readers pass over it. It is
-checked when the tensor is read, and not before: a rank that needs a share of a large model reads that share.
+Files written here carry a SHA-256 of every tensor in the header's metadata, which other readers ignore. It is checked
+only when the tensor is read: a rank that needs a part of a large model reads just that part.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor as its shard's header tells of it."""
+    """A tensor as described by its shard's header."""
 
     file: str
     shape: tuple[int, ...]
@@ -50,8 +50,8 @@ class Shards:
         folder: holds ``model.safetensors``, or shards and their index
 
     Raises:
-        ConfigError: no safetensors there, a shard that is missing, cut short, no safetensors or not as the index says,
-            an index that points out of the folder
+        ConfigError: no safetensors, a shard missing, truncated, not safetensors or contradicting the index, or an index
+            that points outside the folder
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,12 +69,12 @@ class Shards:
             for name, entry in self._header(file).items():
                 if listed is not None and listed.get(name) != file:
                     where = listed.get(name, "nowhere")
-                    rule = f"stands in {file}, while {INDEX} says {where}"
+                    rule = f"is in {file}, but {INDEX} names {where}"
                     raise ConfigError(str(folder), name, rule, "Fetch the index and the shards again, from one place")
                 self.entries[name] = entry
         for name, file in (listed or {}).items():
             if name not in self.entries:
-                raise ConfigError(str(folder / file), name, f"{INDEX} says it is here, and it is not", "Fetch it again")
+                raise ConfigError(str(folder / file), name, f"is missing, but {INDEX} lists it", "Fetch it again")
 
     def _header(self, file: str) -> dict[str, Entry]:
         with self._open(file) as shard:
@@ -87,7 +87,7 @@ class Shards:
     def _dtype(self, file: str, name: str, word: str) -> torch.dtype:
         if word in DTYPES:
             return DTYPES[word]
-        rule = f"is stored as {word}; what is read here is {', '.join(DTYPES)}"
+        rule = f"is stored as {word}; supported are {', '.join(DTYPES)}"
         raise ConfigError(
             str(self.folder / file), name, rule, "Use a checkpoint that is not quantised, or in FP8 blocks"
         )
@@ -97,22 +97,22 @@ class Shards:
 
         path = self.folder / file
         if not _is_file(path):
-            raise ConfigError(str(path), None, "this shard is missing", "Fetch it again, with all of its neighbours")
+            raise ConfigError(str(path), None, "this shard is missing", "Fetch all shards again")
         try:
             return safe_open(path, framework="pt", device="cpu")
         except (SafetensorError, OSError, ValueError) as error:
             with path.open("rb") as opened:
                 start = opened.read(4)
             if start.startswith((b"PK", b"\x80")):
-                raise ConfigError(str(path), "…", "is a pickle, whatever its name", CONVERT) from None
+                raise ConfigError(str(path), "…", "is a pickle, despite its name", CONVERT) from None
             rule = f"cannot be read as safetensors ({error})"
-            raise ConfigError(str(path), "…", rule, "The file is cut short or no safetensors: fetch it again") from None
+            raise ConfigError(str(path), "…", rule, "Truncated, or not safetensors: fetch it again") from None
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of these names, shard by shard, one in memory at a time.
+        """Read the tensors of these names, shard by shard, one in memory at a time.
 
         Raises:
-            ConfigError: one of them holds NaN or infinity
+            ConfigError: a tensor contains NaN or infinity
         """
         wanted = set(names)
         by_file: dict[str, list[str]] = {}
@@ -125,7 +125,7 @@ class Shards:
                     yield name, self._checked(shard, name)
 
     def one(self, name: str) -> Tensor:
-        """One small tensor. The file it lies in stays open for the next: scales are read in the order of weights."""
+        """Read one small tensor. Its file stays open: scales are read in the order of the weights."""
         file = self.entries[name].file
         if self._kept is None or self._kept[0] != file:
             self._kept = (file, self._open(file))
@@ -136,10 +136,10 @@ class Shards:
         told = self.digests.get(name)
         if told is not None and told != digest(name, tensor):
             where = str(self.folder / self.entries[name].file)
-            raise ConfigError(where, name, "is damaged: its bytes are not those that were written", "Fetch it again")
+            raise ConfigError(where, name, "is damaged: its bytes do not match their digest", "Fetch it again")
         if not torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all():
             where = str(self.folder / self.entries[name].file)
-            rule = "holds values that are no finite numbers"
+            rule = "contains values that are not finite"
             raise ConfigError(where, name, rule, "Fetch it again; this one is damaged")
         return tensor
 
@@ -153,10 +153,10 @@ def digest(name: str, tensor: Tensor) -> str:
 
 
 def _told(file: Path, shard: Any) -> dict[str, str]:
-    """The digests that a shard tells of its tensors; none if it was not written here.
+    """The digests stored in a shard; none if it was not written here.
 
     Raises:
-        ConfigError: they are not of the tensors in it
+        ConfigError: they belong to other tensors
     """
     text = (shard.metadata() or {}).get(DIGESTS)
     if text is None:
@@ -167,14 +167,14 @@ def _told(file: Path, shard: Any) -> dict[str, str]:
     except (ValueError, RecursionError):
         fits = False
     if not fits:
-        raise ConfigError(str(file), "…", "is damaged: its digests are not of the tensors in it", "Fetch it again")
+        raise ConfigError(str(file), "…", "is damaged: its digests do not belong to its tensors", "Fetch it again")
     return told
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # an impossible file name
         return False
 
 
@@ -185,7 +185,7 @@ def _need_safetensors() -> None:
     try:
         import safetensors  # noqa: F401
     except ImportError:
-        rule = "reading and writing checkpoints needs the package safetensors, which is not installed"
+        rule = "safetensors is not installed, and reading and writing checkpoints needs it"
         raise ConfigError("interop", None, rule, "Install it: pip install 'blockwright[hf]'") from None
 
 
@@ -196,10 +196,10 @@ def _listed(index: Path) -> dict[str, str]:
         raise ConfigError(str(index), found, "must hold a weight_map of names and files", "Fetch the index again")
     for file in found.values():
         if Path(file).name != file or "\\" in file or file in ("", ".", ".."):
-            rule = "points out of the checkpoint's folder"
+            rule = "points outside the checkpoint's folder"
             raise ConfigError(f"{index}: weight_map", file, rule, "Do not trust this checkpoint")
         if not file.endswith(".safetensors"):
-            raise ConfigError(f"{index}: weight_map", file, "names a file that is no safetensors", CONVERT)
+            raise ConfigError(f"{index}: weight_map", file, "names a file that is not safetensors", CONVERT)
     return found
 
 
@@ -217,28 +217,28 @@ def _nothing_to_read(folder: Path) -> ConfigError:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A tensor to be written, made when its shard's turn has come."""
+    """A tensor to be written, made only when its shard is written."""
 
     nbytes: int
     make: Callable[[], Tensor]
 
 
 def ready(tensor: Tensor) -> Outgoing:
-    """A tensor that is there."""
+    """Wrap a tensor that already exists."""
     return Outgoing(tensor.nbytes, lambda: tensor)
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Outgoing], max_bytes: int) -> None:
-    """Write tensors in order, in shards of at most ``max_bytes`` or of one tensor, and an index if there are several.
+    """Write tensors in order, in shards of at most ``max_bytes`` or one tensor, with an index if there are several.
 
     Args:
-        folder: exists
+        folder: must exist
         tensors: by name
-        max_bytes: of a shard
+        max_bytes: per shard
 
     Raises:
-        ConfigError: a value is no finite number, in training or in the dtype asked for
-        OSError: there is no room, or another reason why a file cannot be written
+        ConfigError: a value is not finite, from training or from the conversion to the requested dtype
+        OSError: no space left, or a file cannot be written for another reason
     """
     groups = _grouped(tensors, max_bytes)
     weight_map: dict[str, str] = {}
@@ -259,7 +259,7 @@ def save(tensors: dict[str, Tensor], file: Path) -> None:
     """Write tensors with their digests to one file.
 
     Raises:
-        OSError: there is no room, or another reason why it cannot be written
+        OSError: no space left, or it cannot be written for another reason
     """
     _need_safetensors()
     from safetensors import SafetensorError
@@ -274,7 +274,7 @@ def save(tensors: dict[str, Tensor], file: Path) -> None:
 
 def _finite(name: str, tensor: Tensor) -> Tensor:
     if not torch.isfinite(tensor).all():
-        rule = f"holds values that are no finite numbers in {str(tensor.dtype).removeprefix('torch.')}"
+        rule = f"contains values that are not finite in {str(tensor.dtype).removeprefix('torch.')}"
         raise ConfigError(
             "weights", name, rule, "Choose a wider --dtype, or a checkpoint from before training diverged"
         )

@@ -1,4 +1,4 @@
-"""A model of ours from wherever it lies: a run's folder, a checkpoint of training, an imported folder."""
+"""Open a model of ours: a run's folder, a training checkpoint, or an imported folder."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Source:
     """A model with weights.
 
     Args:
-        model: its composition, checked
+        model: its composition, validated
         tensors: our names → weights
-        tokenizer: state of the tokenizer it was trained with, in plain types; None if it has none or has files
-        folder: where tokenizer files may lie; None for a run
-        origin: what it was imported from, or what a run started from; see interop/origin.py
+        tokenizer: state of its tokenizer as plain data; None if it has none or has files
+        folder: where tokenizer files may be; None for a run
+        origin: origin of the imported model that it is or started from; see interop/origin.py
     """
 
     model: dict[str, Any]
@@ -42,10 +42,10 @@ class Source:
 
 
 def open_source(path: Path) -> Source:
-    """Find out what ``path`` is, and read it.
+    """Detect what ``path`` is, and read it.
 
     Raises:
-        ConfigError: it is nothing of the kind, or damaged
+        ConfigError: none of these, or damaged
     """
     if (path / COMPOSITION).is_file():
         return _imported(path)
@@ -68,7 +68,7 @@ def _trained(file: Path) -> Source:
 
 
 def tokenizer_state(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The state of the tokenizer that a checkpoint was trained with, from its data module; None if it has none."""
+    """The state of the tokenizer in a checkpoint, from its data module; None if there is none."""
     return next((v["tokenizer"] for v in checkpoint.values() if isinstance(v, dict) and "tokenizer" in v), None)
 
 
@@ -84,7 +84,7 @@ def read_composition(folder: Path) -> dict[str, Any]:
     """The composition of an imported folder.
 
     Raises:
-        ConfigError: there is none, or it cannot be right
+        ConfigError: missing or invalid
     """
     file = folder / COMPOSITION
     if not file.is_file():
@@ -95,11 +95,11 @@ def read_composition(folder: Path) -> dict[str, Any]:
 
 
 def check_init(folder: Path, model: Mapping[str, Any]) -> None:
-    """Refuse to start a model from weights that are not its own, from their headers alone.
+    """Refuse weights that do not fit the model, reading headers only.
 
     Args:
-        folder: an imported one
-        model: the composition that is to start from it
+        folder: an imported folder
+        model: the composition to initialise
 
     Raises:
         ConfigError: at ``init_from``
@@ -112,14 +112,14 @@ def load_weights(decoder: Decoder, folder: Path) -> None:
     """Copy the weights of an imported folder into a decoder, one tensor at a time, in the decoder's own dtype.
 
     Raises:
-        ConfigError: the folder is damaged, or they do not fit
+        ConfigError: the folder is damaged, or the weights do not fit
     """
     _check_shapes(decoder.config, _shapes(Shards(folder)), folder)
     load_part(decoder, folder, "")
 
 
 def load_part(part: nn.Module, folder: Path, prefix: str) -> None:
-    """The same for a part of a decoder, whose names there begin with ``prefix``; that they fit is known."""
+    """Like ``load_weights``, for a part of a decoder under the name ``prefix``, already known to fit."""
     shards, own = Shards(folder), part.state_dict()
     with torch.no_grad():
         for name, tensor in shards.read([name for name in shards.entries if name.startswith(prefix)]):
@@ -130,13 +130,13 @@ def load(path: Path, *, dtype: torch.dtype = torch.float32, device: torch.device
     """A decoder in evaluation mode, with its weights, from a run, a checkpoint or an imported folder.
 
     Raises:
-        ConfigError
+        ConfigError: as for ``open_source``, or the weights do not fit
     """
     return build(open_source(path), dtype=dtype, device=device)
 
 
 def build(source: Source, *, dtype: torch.dtype, device: torch.device | str) -> Decoder:
-    """The decoder of a source, in evaluation mode."""
+    """Build the decoder of a source, in evaluation mode."""
     decoder = compose(source.model, device="meta").to_empty(device="cpu").to(dtype)
     decoder.load_state_dict(dict(source.tensors))
     return decoder.to(device).eval()
@@ -151,7 +151,5 @@ def _check_shapes(model: Mapping[str, Any], theirs: Mapping[str, tuple[int, ...]
     unlike = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     if unlike:
         name = unlike[0]
-        rule = (
-            f"holds other weights: {name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here"
-        )
+        rule = f"has other weights: {name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here"
         raise ConfigError("init_from", str(where), rule, "Add model=pretrained to take the composition from there too")

@@ -1,4 +1,4 @@
-"""The special tokens of a model, gathered from every file that names one."""
+"""The special tokens of a model, collected from every file that names one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from interop.companions import GENERATION, SETTINGS, SPECIAL, values
 from interop.folder import ORIGIN, read_json
 from registry import ConfigError
 
-# Words that end a turn of a conversation. Some published chat models list them nowhere among their end tokens.
+# End-of-turn tokens. Some published chat models list them nowhere among their end tokens.
 TURNS = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>")
 
 
@@ -21,9 +21,9 @@ class Special:
 
     Args:
         bos: begins a document
-        ends: each of them ends a text; the first ends a document in training
-        pad: fills rows of a batch
-        unk: stands for what the vocabulary lacks
+        ends: each ends a text; the first ends a document in training
+        pad: fills batch rows
+        unk: replaces what the vocabulary lacks
     """
 
     bos: int | None = None
@@ -33,10 +33,10 @@ class Special:
 
     @classmethod
     def from_json(cls, state: Any, where: str) -> Special:
-        """What ``dataclasses.asdict`` gave, as a checkpoint holds it.
+        """From the output of ``dataclasses.asdict``, as stored in a checkpoint.
 
         Raises:
-            ConfigError: at ``where``, for anything else
+            ConfigError: at the path ``where``, for anything else
         """
         given = {**state, "ends": tuple(state.get("ends", ()))} if isinstance(state, dict) else {}
         single = [given.get(name) for name in ("bos", "pad", "unk")]
@@ -48,7 +48,7 @@ class Special:
         return cls(**given)
 
     def ids(self) -> dict[str, Any]:
-        """The same in the words of config.json: one end token as a number, several as a list."""
+        """In the format of config.json: one end token as a number, several as a list."""
         ends = self.ends[0] if len(self.ends) == 1 else list(self.ends) or None
         padding = {} if self.pad is None else {"pad_token_id": self.pad}
         return {"bos_token_id": self.bos, "eos_token_id": ends, **padding}
@@ -63,18 +63,19 @@ def resolve(
 ) -> Special:
     """The special tokens that a tokenizer's files and its model's config.json name.
 
-    A word of tokenizer_config.json or special_tokens_map.json comes before an id of generation_config.json, and that
-    before one of config.json. End tokens are the union of all, and of ``TURNS`` where those are special tokens.
+    A token named in tokenizer_config.json or special_tokens_map.json takes precedence over an id in
+    generation_config.json, and that over one in config.json. End tokens are the union of all, and of ``TURNS`` where
+    those are special tokens.
 
     Args:
-        files: of ``companions.read``
-        model: config.json, or as much of it as there is
+        files: from ``companions.read``
+        model: config.json, possibly incomplete
         words: the vocabulary, added tokens included → ids
-        special_words: those that are special tokens
-        eos: a word that ends a document whatever the files say
+        special_words: which of them are special tokens
+        eos: the token that ends a document, overriding the files
 
     Raises:
-        ConfigError: an id is no whole number
+        ConfigError: an id is not an integer
     """
     settings, mapped, generation = (values(files, name) for name in (SETTINGS, SPECIAL, GENERATION))
     further = settings.get("extra_special_tokens")
@@ -100,10 +101,10 @@ def resolve(
 
 
 def model_config(folder: Path) -> dict[str, Any]:
-    """The config.json of the model that a tokenizer's folder belongs to, imported or not; empty if there is none.
+    """The config.json of the model in a tokenizer's folder, imported or not; empty if there is none.
 
     Raises:
-        ConfigError: it cannot be read
+        ConfigError: it is unreadable
     """
     if (folder / ORIGIN).is_file():
         found = read_json(folder / ORIGIN).get("config")

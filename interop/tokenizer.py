@@ -1,7 +1,7 @@
-"""Our tokenizers as ``tokenizer.json``, from the plain state that a checkpoint holds of them.
+"""Write our tokenizers as ``tokenizer.json``, from their plain state in a checkpoint.
 
-The end of a document becomes a special token; ids that nothing uses become entries that no text can spell, so that
-every id keeps its number. Given the same text, without the words of special tokens, both sides give the same ids.
+The end of a document becomes a special token; unused ids become entries that no text can match, so every id keeps its
+number. For text without special tokens both sides give the same ids.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COMPANIONS, SPECIAL = "companions", "special"  # keys of a pretrained tokenizer'
 
 
 def special(state: Mapping[str, Any]) -> Special:
-    """The special tokens of a tokenizer. With ours, the token that ends a document also begins the next.
+    """The special tokens of a tokenizer. In ours, the token that ends a document also begins the next.
 
     Raises:
         ConfigError: the state of a pretrained one is damaged
@@ -35,19 +35,19 @@ def special(state: Mapping[str, Any]) -> Special:
 
 
 def write(state: Mapping[str, Any], folder: Path, max_positions: int | None = None) -> None:
-    """Write tokenizer.json, tokenizer_config.json, and what a pretrained tokenizer had beside them.
+    """Write tokenizer.json, tokenizer_config.json and the companion files of a pretrained tokenizer.
 
     Args:
-        state: as ``Tokenizer.to_json`` gave it: ``kind`` and what that kind needs
-        folder: exists
-        max_positions: the longest sequence of the model, for settings that do not say
+        state: from ``Tokenizer.to_json``: ``kind`` and what that kind needs
+        folder: must exist
+        max_positions: longest sequence of the model, for settings without one
 
     Raises:
-        ConfigError: a kind that has no such form, or a damaged state
+        ConfigError: a kind without such a form, or a damaged state
     """
     if state["kind"] not in KINDS:
         raise ConfigError(
-            "data.tokenizer", state["kind"], "has no form as tokenizer.json", did_you_mean(state["kind"], KINDS)
+            "data.tokenizer", state["kind"], "cannot be written as tokenizer.json", did_you_mean(state["kind"], KINDS)
         )
     engine = KINDS[state["kind"]](state)
     files = companions.check(state.get(COMPANIONS, {}), "data.tokenizer")
@@ -66,14 +66,14 @@ def write(state: Mapping[str, Any], folder: Path, max_positions: int | None = No
 
 
 def _bytes(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Byte-level BPE without a merge."""
+    """Byte-level BPE without merges."""
     vocabulary = {character: byte for byte, character in enumerate(byte_alphabet())}
     model = {"type": "BPE", "vocab": _filled(vocabulary, state["vocab_size"], {EOS: 256}), "merges": []}
     return _engine(model, _BYTE_LEVEL, _BYTE_LEVEL, {EOS: 256})
 
 
 def _chars(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A word of each character."""
+    """One token per character."""
     special = {UNKNOWN: 0, EOS: 1}
     vocabulary = {character: i + 2 for i, character in enumerate(state["characters"])}
     model = {"type": "WordLevel", "vocab": _filled(vocabulary, state["vocab_size"], special), "unk_token": UNKNOWN}
@@ -82,7 +82,7 @@ def _chars(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bpe(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The trained engine, and the end of a document above its vocabulary."""
+    """The trained engine, with the end of a document after its vocabulary."""
     engine = json.loads(state["tokenizers"])
     end = {EOS: state["vocab_size"] - 1}
     model = {**engine["model"], "vocab": _filled(engine["model"]["vocab"], state["vocab_size"], end)}
@@ -90,7 +90,7 @@ def _bpe(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pretrained(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Somebody else's, as it is."""
+    """A pretrained tokenizer, unchanged."""
     return json.loads(state["tokenizers"])
 
 
@@ -117,14 +117,14 @@ def _engine(
 
 
 def _filled(vocabulary: Mapping[str, int], size: int, special: Mapping[str, int]) -> dict[str, int]:
-    """The vocabulary with special tokens and, up to ``size``, an entry for every id that nothing uses."""
+    """The vocabulary with special tokens and, up to ``size``, an entry for every unused id."""
     found = {**vocabulary, **special}
     taken = set(found.values())
     return {**found, **{f"<|unused {i}|>": i for i in range(size) if i not in taken}}
 
 
 def byte_alphabet() -> list[str]:
-    """The printable character that byte-level BPE writes for each byte: itself, else one from U+0100 on."""
+    """The printable character that byte-level BPE uses for each byte: itself, else one from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     spare = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]

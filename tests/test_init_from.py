@@ -71,7 +71,7 @@ def test_composition_comes_from_there_and_may_be_patched(
     ("overrides", "path", "words"),
     [
         (["init_from=OUT"], "init_from", "Add model=pretrained"),  # the default model is another
-        (["init_from=OUT", "model=pretrained", "+model.attention.n_heads=16"], "init_from", "holds other weights"),
+        (["init_from=OUT", "model=pretrained", "+model.attention.n_heads=16"], "init_from", "has other weights"),
         (["init_from=OUT", "model=pretrained", "+model.attention.n_haeds=4"], "model.attention.n_haeds", "n_heads"),
         (["model=pretrained"], "init_from", "none is named"),
         (["init_from=/nowhere", "model=pretrained"], "init_from", "holds no model.yaml"),

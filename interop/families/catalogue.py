@@ -24,5 +24,5 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
-# Of several that describe the same decoder, the first gives its name on export.
+# Where several describe the same decoder, export uses the first.
 WRITTEN = (*FAMILIES.values(), MIXTRAL_BY_LOGITS)

@@ -1,6 +1,6 @@
 """DeepSeekMoE-16B, and the language model of DeepSeek-VL2 tiny: Llama's attention, DeepSeek's experts.
 
-transformers has no class for it; the released code comes with the checkpoint, and is never run here.
+transformers has no class for it; the released remote code is never run here.
 """
 
 from interop.config import Fixed, Unused

@@ -1,8 +1,8 @@
 """DeepSeek-V2, V2-Lite and V2.5, and the language models of VL2 small and base.
 
-transformers never renormalises in this family, whatever ``norm_topk_prob`` says; no released V2 asks for it. What asks
-is read as the released code means it, and is not written. A sigmoid gate (``noaux_tc``, VL2 base) is read here but
-written as deepseek_v3, whose class in transformers has it.
+transformers never renormalises in this family, whatever ``norm_topk_prob`` is, and no released V2 sets it. A checkpoint
+that sets it is read as the released code means it, and cannot be exported. A sigmoid gate (``noaux_tc``, VL2 base) is
+read here but exported as deepseek_v3, whose class in transformers has it.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from interop.rope import rope
 
 def _refuse_renormalised(decoder: Decoder, config: dict[str, Any]) -> None:
     if config["norm_topk_prob"]:
-        raise AttributeError("transformers does not renormalise the weights of experts in this family")
+        raise AttributeError("transformers does not renormalise expert weights in this family")
 
 
 DEEPSEEK_V2 = Family(

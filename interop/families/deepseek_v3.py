@@ -1,6 +1,6 @@
-"""DeepSeek-V3: the bias of the choice is a tensor, and heads of multi-token prediction follow the layers.
+"""DeepSeek-V3: the bias of expert selection is a tensor, and multi-token prediction heads follow the layers.
 
-Those heads are left out unless they are asked for (``--mtp``).
+The heads are imported only on request (``--mtp``).
 """
 
 from interop.config import Fixed

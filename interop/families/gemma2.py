@@ -1,4 +1,4 @@
-"""Gemma 2: gains stored minus one, norms around each mixer, soft caps, scaled embeddings, windows in turns."""
+"""Gemma 2: gains stored minus one, norms around each mixer, soft caps, scaled embeddings, alternating windows."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ NORMS = {
 
 
 def _read_caps(config: Config, model: dict[str, Any]) -> None:
-    """Soft caps, of which null is none."""
+    """Soft caps; null means none."""
     cap = config.take("attn_logit_softcapping", kind=float, default=None)
     if cap is not None:
         model["attention"]["scores"] = {"name": "softcap", "cap": cap}
@@ -65,7 +65,7 @@ GEMMA2 = Family(
         Key("query_pre_attn_scalar", "attention.query_scale", _query_scale),
         Fixed("attention_bias", False),
         Fixed("use_bidirectional_attention", None, also=(False,)),
-        Fixed("hidden_act", "gelu_pytorch_tanh", also=("gelu",), written=False),  # the old key, which nobody reads
+        Fixed("hidden_act", "gelu_pytorch_tanh", also=("gelu",), written=False),  # the old key, no longer read
     ),
     names=(
         *FRAME,

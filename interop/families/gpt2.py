@@ -1,4 +1,4 @@
-"""GPT-2: matrices stored (in, out), queries, keys and values fused into one."""
+"""GPT-2: matrices stored (in, out); queries, keys and values fused."""
 
 from blocks.decoder import Decoder
 from interop.config import Choice, Fixed, Key, Unused

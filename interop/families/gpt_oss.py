@@ -1,6 +1,6 @@
 """gpt-oss: biases everywhere, learned sinks, windows in every other layer, experts fused and transposed.
 
-Read from bf16 checkpoints; the released MXFP4 blocks (``*_blocks``, ``*_scales``) are not unpacked here.
+Read from bf16 checkpoints; MXFP4 blocks as released (``*_blocks``, ``*_scales``) are not supported.
 """
 
 from torch import Tensor
@@ -30,11 +30,11 @@ MLP, EXPERTS = "layers.{i}.ffn.", LAYER + "mlp.experts."
 
 
 def halves(ours: Tensor, expert: int) -> Tensor:
-    """[E,2F,…] → [E,2,F,…]: gate rows, then rows of the up-projection."""
+    """[E,2F,…] → [E,2,F,…]: gate rows, then up rows."""
     return ours.unflatten(1, (2, -1))
 
 
-# Theirs are the outputs of one projection, gate and up in turns: [E,D,2F] for the matrix, [E,2F] for the bias.
+# Theirs interleave gate and up outputs of one projection: [E,D,2F] for the matrix, [E,2F] for the bias.
 IN_TURNS = Form(lambda theirs: theirs.unflatten(-1, (-1, 2)).permute(0, 3, 2, 1), lambda s: (s[0], s[3], 2 * s[2]))
 BIAS_IN_TURNS = Form(lambda theirs: theirs.unflatten(-1, (-1, 2)).mT, lambda s: (s[0], 2 * s[2]))
 
@@ -54,7 +54,7 @@ GPT_OSS = Family(
         Key("swiglu_limit", "experts.limit", "sparse.ffn.experts.limit", float, 7.0),
         Key("swiglu_alpha", "experts.alpha", "sparse.ffn.experts.alpha", float, 1.702),
         Fixed("attention_bias", True),
-        Unused("initial_context_length"),  # YaRN's original_max_position_embeddings says it
+        Unused("initial_context_length"),  # repeated in YaRN's original_max_position_embeddings
     ),
     names=(
         *(*FRAME, *PRENORM, *ATTENTION),

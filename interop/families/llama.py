@@ -1,4 +1,4 @@
-"""Llama 2 and 3, and what shares their checkpoint (DeepSeek 7B and 67B)."""
+"""Llama 2 and 3, and models with their checkpoint format (DeepSeek 7B and 67B)."""
 
 from blocks.decoder import Decoder
 from interop.config import Fixed, Key, show

@@ -1,4 +1,4 @@
-"""Mistral 7B: Llama's checkpoint, and a window on the attention in the first release."""
+"""Mistral 7B: Llama's checkpoint format, with an attention window in the first release."""
 
 from interop.family import Family
 from interop.llama_like import (

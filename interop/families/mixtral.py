@@ -54,5 +54,5 @@ MIXTRAL = Family(
     left_out=TABLES,
 )
 
-# The order of the paper, top-k and then softmax, gives the same weights.
+# The paper's order, top-k before softmax, gives the same weights.
 MIXTRAL_BY_LOGITS = replace(MIXTRAL, template={**MIXTURE, "gating": {"name": "topk_softmax"}})

@@ -1,4 +1,4 @@
-"""OLMo 2: norms behind the mixers, and one over the whole of the queries and of the keys."""
+"""OLMo 2: norms after the mixers, and one over all queries and one over all keys."""
 
 from interop.config import Fixed
 from interop.family import Family

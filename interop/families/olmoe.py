@@ -1,4 +1,4 @@
-"""OLMoE: routed experts in every layer, a norm over the whole of the queries and of the keys."""
+"""OLMoE: routed experts in every layer; one norm over all queries, one over all keys."""
 
 from interop.config import Fixed, Key, Unused
 from interop.family import Family

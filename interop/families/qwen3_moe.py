@@ -1,4 +1,4 @@
-"""Qwen3-30B-A3B and its like: routed experts in every layer."""
+"""Qwen3-30B-A3B and its kind: routed experts in every layer."""
 
 from interop.config import Fixed, Key, Unused
 from interop.family import Family

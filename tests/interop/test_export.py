@@ -173,7 +173,7 @@ def test_family_that_is_insisted_on_must_describe_the_model(
 ) -> None:
     path = saved(tiny())
     assert export_folder(path, tmp_path / "mistral", family="mistral") == ("mistral", None)
-    for family, word in (("gpt2", "does not describe this model"), ("lama", "no family that is known here")):
+    for family, word in (("gpt2", "does not describe this model"), ("lama", "not a known family")):
         with pytest.raises(ConfigError, match=word):
             export_folder(path, tmp_path / "no", family=family)
     assert not (tmp_path / "no").exists()
@@ -197,7 +197,7 @@ def test_dtype_and_size_of_shards_are_the_ones_asked_for(
 @pytest.mark.parametrize("size", ["0", "big", "-5GB", "5 apples"])
 def test_size_that_is_none_is_refused(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(tmp_path), str(tmp_path / "hf"), f"--max-shard-size={size}"]) == 64
-    assert f"{size!r} is no size; write 5GB or 200MB" in capsys.readouterr().err
+    assert f"{size!r} is not a size; write 5GB or 200MB" in capsys.readouterr().err
 
 
 def test_difference_is_none_for_the_same_and_names_what_differs(tiny: Tiny) -> None:

@@ -229,8 +229,8 @@ def test_resumed_run_keeps_the_origin_and_takes_another_template(
 @pytest.mark.parametrize(
     ("part", "value", "says"),
     [
-        ("companions", {"../../stolen.json": "{}"}, "no file that belongs to a tokenizer"),
-        ("companions", {"additional_chat_templates/../x.jinja": ""}, "no file that belongs to a tokenizer"),
+        ("companions", {"../../stolen.json": "{}"}, "not a tokenizer file"),
+        ("companions", {"additional_chat_templates/../x.jinja": ""}, "not a tokenizer file"),
         ("companions", {"tokenizer_config.json": 5}, "must map file names to texts"),
         ("companions", {"tokenizer_config.json": "[" * 10**5}, "cannot be read as JSON"),
         ("companions", {"chat_template.jinja": "x" * (companions.MAX_BYTES + 1)}, "bytes, more than"),

@@ -126,7 +126,7 @@ def test_fp8_weight_without_its_scales_is_refused(damage: str, checkpoint: Calla
         tensors[name + "_scale_inv"] = torch.ones(1, 1)
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(
-        ConfigError, match={"missing": "is missing", "shape": "a scale for each", "nan": "finite"}[damage]
+        ConfigError, match={"missing": "is missing", "shape": "one scale per", "nan": "finite"}[damage]
     ):
         import_folder(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -201,8 +201,8 @@ def test_keys_that_change_nothing_anywhere_pass_and_origin_says_why(
     marks = {"_model_name_or_path": "a/b", "unsloth_fixed": True, "_attn_implementation_autoset": True}
     import_folder(changed(checkpoint("llama"), **marks, temperature=0.6, suppress_tokens=[1]), tmp_path / "out")
     idle = json.loads((tmp_path / "out" / "origin.json").read_text())["idle"]
-    assert idle["_model_name_or_path"].startswith("where the file came from")
-    assert idle["temperature"].startswith("defaults of generation") and marks.keys() <= idle.keys()
+    assert idle["_model_name_or_path"].startswith("origin of the file")
+    assert idle["temperature"].startswith("generation defaults") and marks.keys() <= idle.keys()
     assert not {"vocab_size", "rms_norm_eps"} & idle.keys()
 
 

@@ -94,7 +94,7 @@ def test_missing_tensor(single: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 def test_extra_tensor(single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(single / "model.safetensors", lambda t: t.update({"model.layers.0.adapter.weight": torch.ones(3)}))
     said = refused(single, tmp_path, capsys)
-    assert "model.layers.0.adapter.weight" in said and "has no place in a llama" in said
+    assert "model.layers.0.adapter.weight" in said and "is not a parameter of llama" in said
 
 
 def test_tensor_that_the_index_promises_elsewhere(
@@ -113,7 +113,7 @@ def test_tensor_that_the_index_promises_elsewhere(
 def test_non_finite_tensor(value: float, single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(single / "model.safetensors", lambda t: t["model.layers.3.mlp.down_proj.weight"].view(-1)[7].fill_(value))
     said = refused(single, tmp_path, capsys)
-    assert "model.layers.3.mlp.down_proj.weight" in said and "no finite numbers" in said
+    assert "model.layers.3.mlp.down_proj.weight" in said and "not finite" in said
 
 
 @pytest.mark.parametrize("model_type", ["bert", "llamma", None, 3])
@@ -134,7 +134,7 @@ def test_index_that_points_out_of_the_folder(
     index = json.loads(file.read_text())
     index["weight_map"]["model.norm.weight"] = place
     file.write_text(json.dumps(index))
-    assert "points out of the checkpoint's folder" in refused(sharded, tmp_path, capsys)
+    assert "points outside the checkpoint's folder" in refused(sharded, tmp_path, capsys)
 
 
 class Hostile:
@@ -156,7 +156,7 @@ def test_pickle_in_place_of_safetensors_is_refused_and_runs_nothing(
         torch.save({"x": Hostile(ran)}, file)
     else:
         file.write_bytes(pickle.dumps(Hostile(ran)))
-    assert "is a pickle, whatever its name" in refused(single, tmp_path, capsys)
+    assert "is a pickle, despite its name" in refused(single, tmp_path, capsys)
     file.rename(single / "pytorch_model.bin")
     said = refused(single, tmp_path, capsys)
     assert "holds pickled weights only" in said and "Loading a pickle can run code" in said
@@ -168,7 +168,7 @@ def test_index_that_names_a_pickle(sharded: Path, tmp_path: Path, capsys: pytest
     index = json.loads(file.read_text())
     index["weight_map"]["model.norm.weight"] = "pytorch_model.bin"
     file.write_text(json.dumps(index))
-    assert "names a file that is no safetensors" in refused(sharded, tmp_path, capsys)
+    assert "names a file that is not safetensors" in refused(sharded, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "\x00", "[" * 100_000])
@@ -267,7 +267,7 @@ def test_old_keys_mean_what_the_new_ones_do(single: Path, tmp_path: Path) -> Non
 def test_destination_in_use_is_left_alone(single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    assert "is there already" in refused(single, tmp_path, capsys)
+    assert "exists already" in refused(single, tmp_path, capsys)
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
 
@@ -300,7 +300,7 @@ def test_number_that_the_dtype_asked_for_cannot_hold(
         source = tmp_path / "ours"
     assert main([command, str(source), str(tmp_path / "half"), "--dtype", "float16"]) == 64
     said = capsys.readouterr().err
-    assert "norm.weight" in said and "no finite numbers in float16" in said and not (tmp_path / "half").exists()
+    assert "norm.weight" in said and "not finite in float16" in said and not (tmp_path / "half").exists()
 
 
 def test_exporting_without_safetensors_names_the_extra(

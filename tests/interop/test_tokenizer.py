@@ -68,6 +68,6 @@ def test_every_id_keeps_its_number(both: tuple[Tokenizer, transformers.PreTraine
 
 
 def test_kind_of_a_guest_has_no_such_form(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no form as tokenizer\.json"):
+    with pytest.raises(ConfigError, match=r"cannot be written as tokenizer\.json"):
         tokenizer.write({"kind": "morse", "vocab_size": 9}, tmp_path)
     assert not list(tmp_path.iterdir())
