@@ -125,9 +125,7 @@ def test_fp8_weight_without_its_scales_is_refused(damage: str, checkpoint: Calla
         tensors[name] = torch.full_like(tensors[name].float(), float("nan")).to(torch.float8_e4m3fn)
         tensors[name + "_scale_inv"] = torch.ones(1, 1)
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(
-        ConfigError, match={"missing": "is missing", "shape": "one scale per", "nan": "finite"}[damage]
-    ):
+    with pytest.raises(ConfigError, match={"missing": "is missing", "shape": "one scale per", "nan": "finite"}[damage]):
         import_folder(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
