@@ -14,6 +14,7 @@ import torch
 
 from blocks.checkpoint.sharded import is_folder, read_meta
 from blocks.model_config import reread
+from training.configuration.renamed import with_moved
 
 KEY = "configuration"  # of a checkpoint
 PARTS = ("seed", "init_from", "model", "optimizer", "scheduler", "data", "task", "trainer")
@@ -60,7 +61,8 @@ def _listed(value: Any) -> Any:
 def from_cli(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration of Lightning CLI in the shape that ``preflight`` gives, as far as ``record`` looks at it."""
     task, data = _node(settings["model"]), _node(settings["data"])
-    own = {key: task.get(key) for key in ("model", "optimizer", "scheduler", "init_from")}
+    own = {key: task.get(key) for key in ("optimizer", "scheduler", "init_from")}
+    own["model"] = reread(task.get("model"))  # a file may hold an older format
     return {**own, "seed": settings["seed_everything"], "data": data, "task": task, "trainer": settings["trainer"]}
 
 
@@ -100,7 +102,9 @@ def past_of(checkpoint: Mapping[str, Any]) -> Past:
     if "model" in settings:  # type: ignore[operator] # a mapping by now
         settings = {**settings, "model": reread(settings["model"])}  # type: ignore[dict-item, index]
     step = checkpoint.get("global_step")
-    return Past(settings, complete, step if isinstance(step, int) else 0, _rate(checkpoint.get("lr_schedulers")))  # type: ignore[arg-type]
+    return Past(
+        with_moved(settings), complete, step if isinstance(step, int) else 0, _rate(checkpoint.get("lr_schedulers"))
+    )
 
 
 def _rate(schedulers: Any) -> float | None:

@@ -66,7 +66,8 @@ def beside(run_dir: str) -> str:
 def filled(settings: Namespace, run_dir: str) -> Namespace:
     """A configuration with a folder in place of ``${run_dir}``, and secrets from the environment in theirs.
 
-    A file of before there were placeholders names the folder of the run that wrote it, which is replaced likewise.
+    A file of before there were placeholders names the folder of the run that wrote it, where the trainer is to write;
+    that is replaced likewise. A checkpoint in it that is read stays.
 
     Args:
         settings: of a subcommand
@@ -76,7 +77,7 @@ def filled(settings: Namespace, run_dir: str) -> Namespace:
     if old is None:
         settings.trainer.default_root_dir = RUN_DIR
     elif any((Path(old) / kept).exists() for kept in KEPT):
-        settings = portable(settings, str(old))
+        settings.trainer = portable(settings.trainer, str(old))
     return _texts(settings, lambda text: SECRET.sub(_from_environment, text.replace(RUN_DIR, run_dir)))
 
 

@@ -1,6 +1,13 @@
-"""Options that other options have replaced: parts of published models once had files and names of their own."""
+"""Names of older versions and what they are called now: options of groups, and classes that have moved.
+
+Parts of published models once had files and names of their own. Classes are named by configurations that runs of older
+versions have left, as files and in checkpoints.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 # A preset → the former options of model/<kind> that held its parts.
 _PARTS = {
@@ -32,3 +39,16 @@ _PARTS = {
     "tiny": "ffn/moe_tiny gating/softmax_topk_tiny experts/swiglu_64",
 }
 RENAMED = {f"model/{part}": f"of/{preset}" for preset, parts in _PARTS.items() for part in parts.split()}
+
+MOVED = {"training.causal_lm.CausalLM": "training.tasks.causal_lm.CausalLM"}
+
+
+def with_moved(value: Any) -> Any:
+    """Plain values with the present path of every class that has moved, where a node names its class."""
+    if isinstance(value, Mapping):
+        return {k: _moved(v) if k in ("_target_", "class_path") else with_moved(v) for k, v in value.items()}
+    return [with_moved(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _moved(dotted: Any) -> Any:
+    return MOVED.get(dotted, dotted) if isinstance(dotted, str) else dotted

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import lightning as L
 import yaml
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from blocks.checkpoint.fits import check_fits
@@ -31,6 +31,7 @@ from training.checkpoints.record import from_cli, past_of, record
 from training.checkpoints.resume import CHANGED, check_changes
 from training.configuration import figures, placeholders
 from training.configuration.composing import compose_config
+from training.configuration.renamed import with_moved
 from training.configuration.secrets import hidden, read_from_environment
 from training.entry.preflight import OWN, check_seed, preflight, refuse_random_weights
 from training.entry.run import conclude, leave_processes, measure, no_bar, quieten
@@ -38,6 +39,8 @@ from training.tasks.lookup import is_task
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 FILE = "lightning_cli.yaml"  # in the folder of a run: its configuration, for ``--config``
+MODE = "settings"  # of the parser: YAML in which a class may still have the path that it had in an older version
+set_loader(MODE, lambda text: with_moved(get_loader("yaml")(text)), exceptions=(yaml.YAMLError,))
 
 
 def to_cli(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,7 +237,7 @@ def main(arguments: list[str]) -> None:
             auto_configure_optimizers=False,
             save_config_callback=Saved,
             save_config_kwargs={"save_to_log_dir": False},
-            parser_kwargs={"parser_mode": "yaml"},
+            parser_kwargs={"parser_mode": MODE},
         )
     finally:
         leave_processes()

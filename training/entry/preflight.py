@@ -24,6 +24,7 @@ from training.checkpoints.resume import CHANGED, check_changes, resolve_checkpoi
 from training.compiling import check_compiler
 from training.configuration import figures, trainer_settings
 from training.configuration.instantiate import check_target, instantiate
+from training.configuration.renamed import with_moved
 from training.configuration.secrets import hidden, read_from_environment, refuse_in_model
 from training.data.preflight import check as check_data
 from training.parallel.refusals import check as check_ranks
@@ -160,7 +161,7 @@ def _check_switches(plain: dict[str, Any]) -> None:
 
 def _resolved(cfg: DictConfig) -> dict[str, Any]:
     try:
-        return OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # type: ignore[return-value]
+        return with_moved(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
     except OmegaConfBaseException as error:
         path = error.full_key or "configuration"
         reason = str(error).splitlines()[0]

@@ -1,0 +1,52 @@
+"""What runs of older versions have left is taken as it is: their configuration, under names that have changed since."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from training.checkpoints.record import PARTS, past_of
+from training.configuration.renamed import MOVED, with_moved
+
+HERE = Path(__file__).parent
+
+
+def test_class_that_has_moved_is_found_where_a_node_names_it_and_nowhere_else() -> None:
+    (old, new), *_ = MOVED.items()
+    given = {"model": {"class_path": old, "init_args": {"text": old}}, "x": [{"_target_": old}], "y": ["z", None, 3]}
+    assert with_moved(given) == {
+        "model": {"class_path": new, "init_args": {"text": old}},
+        "x": [{"_target_": new}],
+        "y": ["z", None, 3],
+    }
+
+
+def test_old_configuration_of_hydra_is_composed(checked: Callable[..., dict[str, Any]]) -> None:
+    plain = checked("task._target_=training.causal_lm.CausalLM")
+    assert plain["task"]["_target_"] == "training.tasks.causal_lm.CausalLM"
+
+
+def test_old_checkpoint_is_of_the_same_task() -> None:
+    settings = {**dict.fromkeys(PARTS), "task": {"_target_": "training.causal_lm.CausalLM"}}
+    assert past_of({"configuration": settings}).settings["task"] == {"_target_": "training.tasks.causal_lm.CausalLM"}
+
+
+def test_old_exported_file_trains_and_resumes(
+    train_py: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, corpus_file: Path
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    text = (HERE / "old_lightning_cli.yaml").read_text()
+    for word, value in {"FOLDER": old, "CORPUS": corpus_file, "CACHE": tmp_path}.items():
+        text = text.replace(word, str(value))
+    file = tmp_path / "lightning_cli.yaml"
+    file.write_text(text)
+    first = train_py("fit", "--config", str(file), f"--run_dir={old}")
+    assert first.returncode == 0 and "step=2" in first.stdout, first.stderr
+    assert "warning" not in first.stderr.lower()
+    # The file names the folder `old`, which holds a run by now: it writes elsewhere, and still reads its checkpoint.
+    checkpoint = f"--ckpt_path={old}/checkpoints/best.ckpt"
+    further = train_py("fit", "--config", str(file), f"--run_dir={new}", checkpoint, "--trainer.max_steps=4")
+    assert further.returncode == 0 and "step=4" in further.stdout, further.stderr
+    assert (new / "checkpoints/best.ckpt").exists()
