@@ -1,4 +1,4 @@
-"""State that keeps its dtype, whatever precision the model around it is cast to.
+"""State that keeps its dtype, whatever precision the model around it is cast to; products that keep theirs.
 
 A trainer casts the whole model (``module.to(torch.bfloat16)``) and builds it under a low default dtype. Weights are
 meant to follow. State that sums or counts is not: in bfloat16, 256 + 1 is 256, and a bias of 0.5 cannot move by 0.001.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class KeepsDtype(nn.Module):
@@ -35,3 +37,35 @@ def built_in_full_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(default)
+
+
+def full_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b of fp32 [T,K] and [N,K], which a GPU that may round products to TF32 does not round either."""
+    if x.device.type != "cuda":
+        return F.linear(x, weight, bias)
+    y = _full_product(x, weight.t())
+    return y if bias is None else y + bias
+
+
+@torch.library.custom_op("blockwright::full_product", mutates_args=())
+def _full_product(a: Tensor, b: Tensor) -> Tensor:
+    """a b, as one operator: a compiler that met the setting would have to break its graph."""
+    products = torch.backends.cuda.matmul
+    precision, products.fp32_precision = products.fp32_precision, "ieee"
+    try:
+        return torch.mm(a, b)
+    finally:
+        products.fp32_precision = precision
+
+
+@_full_product.register_fake
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    a, b = ctx.saved_tensors
+    return _full_product(grad, b.t()), _full_product(a.t(), grad)
+
+
+_full_product.register_autograd(_gradients, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))

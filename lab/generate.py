@@ -73,9 +73,9 @@ def main(arguments: Sequence[str]) -> None:
     """
     words, request = read(arguments)
     prompts = words.prompt or [""]
-    set_float32_matmul("auto")
     keep_freed_memory()
     writer = Writer.open(words.model, dtype=words.dtype, device=words.device)
+    set_float32_matmul("auto", writer.decoder.output_weight.device.type)
     if words.json:
         print(json.dumps(document(writer, words.model, prompts, request), indent=1, ensure_ascii=False))
     else:

@@ -6,11 +6,10 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from blocks.balance.base import Balance
 from blocks.base import Block, Placement
-from blocks.precision import KeepsDtype
+from blocks.precision import KeepsDtype, full_linear
 from registry import BlockError, family
 
 Masked = Literal["exclude", "zero"]
@@ -92,7 +91,7 @@ class LinearGating(Gating):
         device = "cpu" if x.is_meta else x.device.type  # autocast does not know the meta device
         with torch.autocast(device, enabled=False):
             bias = None if self.logit_bias is None else self.logit_bias.float()
-            logits = F.linear(x.flatten(0, -2).float(), self.weight.float(), bias)
+            logits = full_linear(x.flatten(0, -2).float(), self.weight.float(), bias)
             experts, weights, probs = self.choose(logits)
         losses: dict[str, Tensor] = {}
         for balance in self.balance:

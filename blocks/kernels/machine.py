@@ -4,7 +4,8 @@
 ``torch.set_float32_matmul_precision("medium")`` it asks oneDNN instead, up to twice as fast there. The setting also
 *allows* bf16 inside, and processors with matrix units (AMX) use it, so ``auto`` takes it only on an AMD processor, and
 only after a product of this machine has shown full fp32 accuracy. The decision is by what the machine is and not by a
-stop-watch: a run repeats to the bit.
+stop-watch: a run repeats to the bit. What the CPU is decides nothing on a GPU: there ``auto`` multiplies in full fp32 on
+every host, and who wants TF32 writes ``high``.
 
 **Whether freed memory goes back to the system.** glibc returns every large tensor and gets zeroed pages for the next,
 10 to 20 times slower than memory that was kept. Keeping it costs nothing but a larger resident size between steps.
@@ -25,18 +26,23 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 _MOST = 2**31 - 1
 
 
-def set_float32_matmul(choice: Matmul) -> str:
-    """Choose the library of fp32 products.
+def set_float32_matmul(choice: Matmul, device_type: str = "cpu") -> str:
+    """Choose how fp32 matrices are multiplied.
 
     Args:
         choice: a value of ``torch.set_float32_matmul_precision``, or ``auto``
+        device_type: of the device that computes
 
     Returns:
         what was set
     """
-    if choice == "auto":
-        choice = "medium" if is_amd() and _error_of_medium() < FULL_FP32 else torch.get_float32_matmul_precision()  # type: ignore[assignment]
+    automatic = choice == "auto"
+    if automatic:
+        faster = device_type == "cpu" and is_amd() and _error_of_medium() < FULL_FP32
+        choice = "medium" if faster else "highest"
     torch.set_float32_matmul_precision(choice)
+    if automatic:  # "medium" is meant for the CPU, and would let a GPU round to TF32
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
     return choice
 
 

@@ -31,6 +31,19 @@ def test_faster_library_is_taken_on_an_amd_that_keeps_full_precision(
     assert machine.set_float32_matmul("auto") == expected == torch.get_float32_matmul_precision()
 
 
+@pytest.mark.parametrize("amd", [True, False])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_gpu_multiplies_alike_on_every_host(amd: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "is_amd", lambda: amd)
+    monkeypatch.setattr(machine, "_error_of_medium", lambda: 4e-7)
+    torch.set_float32_matmul_precision("high")  # what an earlier job of the process has left
+    machine.set_float32_matmul("auto", device)
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    on_cpu = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    assert on_cpu == ("bf16" if amd and device == "cpu" else "ieee")
+    torch.get_float32_matmul_precision()  # raises where old and new settings contradict each other
+
+
 def test_explicit_choice_is_set() -> None:
     assert machine.set_float32_matmul("high") == "high" == torch.get_float32_matmul_precision()
 

@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 
+from blocks import precision
 from blocks.compose import compose
 from blocks.gating.base import count
 from blocks.gating.sigmoid_bias import SigmoidBias
+from blocks.gating.softmax_topk import SoftmaxTopK
 
 GATING = {"name": "sigmoid_bias", "top_k": 2, "bias_step": 0.001}
 
@@ -55,3 +60,44 @@ def test_weights_start_from_the_same_numbers_in_bf16(in_bf16: None, tiny: Callab
     torch.set_default_dtype(torch.float32)
     for (name, a), b in zip(low.state_dict().items(), compose(tiny(moe=True)).state_dict().values(), strict=True):
         assert torch.equal(a, b.to(a.dtype)), name
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_router_on_a_gpu_multiplies_by_the_product_that_is_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reached(Exception):
+        pass
+
+    def reached(a: Tensor, b: Tensor) -> Tensor:
+        raise Reached
+
+    monkeypatch.setattr(precision, "_full_product", reached)
+    with FakeTensorMode(), torch.device("cuda"), torch.no_grad(), pytest.raises(Reached):
+        SoftmaxTopK(d_model=16, n_experts=8, top_k=2)(torch.empty(2, 5, 16))
+
+
+def test_product_of_a_router_is_not_rounded_forward_or_back_and_leaves_the_setting(
+    tf32: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def mm(a: Tensor, b: Tensor) -> Tensor:
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        return a @ b
+
+    monkeypatch.setattr(torch, "mm", mm)
+    x, weight = (torch.randn(*shape, requires_grad=True) for shape in ((5, 16), (8, 16)))
+
+    def gradients(y: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(y.square().sum(), (x, weight))
+
+    found = gradients(precision._full_product(x, weight.t()))
+    assert seen == ["ieee"] * 3 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    for got, right in zip(found, gradients(F.linear(x, weight)), strict=True):
+        torch.testing.assert_close(got, right)

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings of the process are the command's own affair."""
-    monkeypatch.setattr(command, "set_float32_matmul", lambda choice: None)
+    monkeypatch.setattr(command, "set_float32_matmul", lambda *choice: None)
     monkeypatch.setattr(command, "keep_freed_memory", lambda: None)
 
 

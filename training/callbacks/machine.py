@@ -14,7 +14,7 @@ class Machine(L.Callback):
 
     Args:
         float32_matmul: as ``torch.set_float32_matmul_precision`` takes it, or ``auto``: the fastest that keeps full
-            precision on this machine
+            precision on this machine, never TF32. Routers keep full precision whatever is set
         keep_memory: whether freed memory stays with the process
     """
 
@@ -23,6 +23,6 @@ class Machine(L.Callback):
         self.keep_memory = keep_memory
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        set_float32_matmul(self.float32_matmul)
+        set_float32_matmul(self.float32_matmul, trainer.strategy.root_device.type)
         if self.keep_memory:
             keep_freed_memory()
