@@ -169,20 +169,26 @@ class Decoder(nn.Module):
         return self.kernels.nll_and_z(*given, softcap=self.logit_softcap, z_loss=z_loss)
 
     def mtp_nll(
-        self, hidden: Tensor, tokens: Tensor, targets: Tensor, positions: Tensor, segments: Tensor | None = None
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        targets: Tensor,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
     ) -> tuple[list[tuple[Tensor, Tensor]], list[Routing | None]]:
         """What multi-token prediction loses.
 
         Args:
             hidden: [B,T,D] of the main model
             tokens, targets: [B,T]; the target of a token is the one after it
-            positions: [B|1,T]
+            positions: [B|1,T]; None counts from 0
             segments: [B,T]; nothing is predicted across documents
 
         Returns:
             for each depth, the summed nll in nats and the number of scored targets, 0 and 0 where the sequence ends
             before it; how its layer routed
         """
+        positions = _next_positions(tokens, None) if positions is None else positions
         losses: list[tuple[Tensor, Tensor]] = []
         routings: list[Routing | None] = []
         for k, depth in enumerate(self.mtp, start=1):

@@ -91,9 +91,7 @@ def _loss(decoder: Decoder, data: TextDataModule, length: int, device: torch.dev
         loader: Iterable[Any] = data.val_windows(length)
         for batch in loader:
             given: dict[str, Tensor] = {name: tensor.to(device) for name, tensor in batch.items()}
-            segments = given.get("segments")
-            positions = given["positions"] if segments is not None else None
-            hidden = decoder.hidden(given["tokens"], positions, segments)[0]
+            hidden = decoder.hidden(given["tokens"], given.get("positions"), given.get("segments"))[0]
             scored = (given["targets"] != IGNORED).sum()
             metric.update(decoder.nll(hidden, given["targets"]), scored, given["n_bytes"].sum())
     return metric.compute()["loss"].float()

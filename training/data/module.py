@@ -38,8 +38,8 @@ Batches = DataLoader[dict[str, Tensor]]
 class TextDataModule(L.LightningDataModule):
     """Next-token batches from a corpus of text.
 
-    A batch is a dictionary of int64 tensors: ``tokens``, ``targets`` (−100 where nothing is to be predicted) and
-    ``positions`` [B, T], ``n_bytes`` [B] (UTF-8 bytes of the predicted text), and ``segments`` [B, T] where a window
+    A batch is a dictionary of int64 tensors: ``tokens``, ``targets`` (−100 where nothing is to be predicted) [B, T],
+    ``n_bytes`` [B] (UTF-8 bytes of the predicted text), and ``segments`` and ``positions`` [B, T] where a window
     holds more than one document. Rows may be all −100 in the last batch of an evaluation on several processes: a
     loss must be summed and divided by the count, since the mean over such a row is not a number.
 

@@ -34,13 +34,14 @@ class Windows(Dataset[dict[str, Tensor]]):
             offsets: first tokens [B], −1 for an empty window
 
         Returns:
-            tokens, targets, positions [B, T] and n_bytes [B], all int64, as ``packing.cut`` describes them; and
-            segments [B, T], only if some window holds more than one document: without it attention is plainly causal
+            tokens, targets [B, T] and n_bytes [B], all int64, as ``packing.cut`` describes them; and segments and
+            positions [B, T], only if some window holds more than one document: without them attention is plainly
+            causal, and all rows count from 0, by one row of positions
         """
         places = self.places(np.array(offsets, dtype=np.int64), self.sequence_length + 1, self.stream.n_tokens)
         batch = cut(self.stream, places, self.token_bytes)
         if not batch["segments"].any():
-            del batch["segments"]
+            del batch["segments"], batch["positions"]
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     # A loader that is given lists as its items, and no batch sampler, asks this way.

@@ -54,9 +54,8 @@ class _Random(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         draw = torch.Generator().manual_seed(index)
         tokens = torch.randint(self.vocab_size, self.shape, generator=draw)
-        positions = torch.arange(self.shape[1] - 1).expand(self.shape[0], -1)
         n_bytes = torch.full((self.shape[0],), self.shape[1] - 1)
-        return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "positions": positions, "n_bytes": n_bytes}
+        return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "n_bytes": n_bytes}
 
 
 class Meter(L.Callback):

@@ -28,7 +28,7 @@ class CausalLM(Task):
         settings: those of ``Task``
     """
 
-    reads = ("tokens", "targets", "positions", "n_bytes")
+    reads = ("tokens", "targets", "n_bytes")
 
     def __init__(self, *args: Any, z_loss: NonNegative = 0.0, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -37,10 +37,7 @@ class CausalLM(Task):
     def objective(self, batch: Batch, stage: str) -> Scored:
         decoder, segments, train = self.model, batch.get("segments"), stage == "train"
         z_loss = self.z_loss if train else 0.0
-        # One document a row starts at position 0 everywhere: shared positions are cheaper to rotate by.
-        hidden, routings = decoder.hidden(
-            batch["tokens"], batch["positions"] if segments is not None else None, segments
-        )
+        hidden, routings = decoder.hidden(batch["tokens"], batch.get("positions"), segments)
         total, z = decoder.nll_and_z(hidden, batch["targets"], z_loss)
         terms: dict[str, Tensor] = {}
         if train and len(decoder.mtp):
@@ -55,8 +52,7 @@ class CausalLM(Task):
 
     def _predict_further(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, list[Routing | None]]:
         """The weighted loss of multi-token prediction, a mean over its depths, and the routing of their layers."""
-        segments = batch.get("segments")
-        positions = batch["positions"] if segments is not None else batch["positions"][:1]
-        depths, routings = self.model.mtp_nll(hidden, batch["tokens"], batch["targets"], positions, segments)
+        given = (batch["tokens"], batch["targets"], batch.get("positions"), batch.get("segments"))
+        depths, routings = self.model.mtp_nll(hidden, *given)
         means = [self.step.mean(nll, f"mtp{k}") for k, (nll, _) in enumerate(depths, start=1)]
         return self.model_config["mtp"]["loss_weight"] * torch.stack(means).mean(), routings

@@ -51,20 +51,18 @@ def as_rank(data: TextDataModule, rank: int, world_size: int, uses_lightnings_sa
 
 def test_a_batch_holds_windows_of_the_stream(ready):
     batch = next(iter(ready().train_dataloader()))
-    assert set(batch) >= {"tokens", "targets", "positions", "n_bytes"}
-    for name in ("tokens", "targets", "positions"):
+    assert set(batch) >= {"tokens", "targets", "n_bytes"}
+    for name in ("tokens", "targets"):
         assert batch[name].shape == (4, 16) and batch[name].dtype == torch.int64
     assert batch["n_bytes"].shape == (4,) and batch["n_bytes"].dtype == torch.int64
     counted = batch["targets"] != -100
     assert (batch["tokens"][:, 1:][counted[:, :-1]] == batch["targets"][:, :-1][counted[:, :-1]]).all()
 
 
-def test_segments_are_given_only_when_a_window_holds_two_documents(ready):
+def test_segments_and_positions_are_given_only_when_a_window_holds_two_documents(ready):
     for batch in ready().train_dataloader():
         has_two = (batch["tokens"][:, :-1] == EOS).any()
-        assert ("segments" in batch) == has_two
-        if not has_two:
-            assert (batch["positions"] == torch.arange(16)).all()
+        assert ("segments" in batch) == ("positions" in batch) == has_two
 
 
 def test_an_epoch_covers_the_train_split_and_every_epoch_is_as_long(ready):

@@ -122,6 +122,26 @@ def test_loss_is_the_mean_over_scored_tokens_plus_the_balance(
         assert float(trainer.callback_metrics["train/expert_balance"]) == pytest.approx(balance, rel=1e-5)
 
 
+@pytest.mark.parametrize("offset", [None, 3])
+def test_positions_count_whether_or_not_there_are_segments(
+    make_task: Callable[..., CausalLM], tmp_path: Path, offset: int | None
+) -> None:
+    """Windows that begin in the middle, or leave places out (PoSE), and batches that leave positions out."""
+    task, given, watch = make_task(mtp={"depth": 1}), batch(1, packed=False), Watch()
+    plain = {name: tensor for name, tensor in given.items() if name != "positions"}
+    if offset is not None:
+        given["positions"] = given["positions"] + offset * (torch.arange(12) > 5)
+    asked = plain if offset is None else given
+    trainer = train(task, [asked], tmp_path, callbacks=[watch])
+    loss, _ = by_hand(task.model_config, given)
+    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(loss, rel=1e-6)
+    decoder = compose(task.model_config, seed=0)
+    hidden, _ = decoder.hidden(given["tokens"], given["positions"])
+    ((nll, count),), _ = decoder.mtp_nll(hidden, given["tokens"], given["targets"], given["positions"])
+    depth = task.model_config["mtp"]["loss_weight"] * float(nll / count)
+    assert watch.losses == pytest.approx([loss + depth], rel=1e-6)
+
+
 def test_z_loss_is_trained_on_and_logged_by_itself(make_task: Callable[..., CausalLM], tmp_path: Path) -> None:
     task, given, watch = make_task(), batch(1, packed=False), Watch()
     task.z_loss = 0.1
