@@ -4,8 +4,8 @@
 ``torch.set_float32_matmul_precision("medium")`` it asks oneDNN instead, up to twice as fast there. The setting also
 *allows* bf16 inside, and processors with matrix units (AMX) use it, so ``auto`` takes it only on an AMD processor, and
 only after a product of this machine has shown full fp32 accuracy. The decision is by what the machine is and not by a
-stop-watch: a run repeats to the bit. What the CPU is decides nothing on a GPU: there ``auto`` multiplies in full fp32 on
-every host, and who wants TF32 writes ``high``.
+stop-watch: a run repeats to the bit. What the CPU is decides nothing on a GPU: there ``auto`` is full fp32 on every
+host, and ``high`` allows TF32.
 
 **Whether freed memory goes back to the system.** glibc returns every large tensor and gets zeroed pages for the next,
 10 to 20 times slower than memory that was kept. Keeping it costs nothing but a larger resident size between steps.

@@ -71,14 +71,14 @@ def tf32() -> Iterator[None]:
 
 
 def test_router_on_a_gpu_multiplies_by_the_product_that_is_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Reached(Exception):
+    class ReachedError(Exception):
         pass
 
     def reached(a: Tensor, b: Tensor) -> Tensor:
-        raise Reached
+        raise ReachedError
 
     monkeypatch.setattr(precision, "_full_product", reached)
-    with FakeTensorMode(), torch.device("cuda"), torch.no_grad(), pytest.raises(Reached):
+    with FakeTensorMode(), torch.device("cuda"), torch.no_grad(), pytest.raises(ReachedError):
         SoftmaxTopK(d_model=16, n_experts=8, top_k=2)(torch.empty(2, 5, 16))
 
 
