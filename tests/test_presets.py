@@ -15,7 +15,8 @@ from blocks.compose import check, compose, preset
 from blocks.decoder import Decoder
 from lab.match.request import swept
 from registry import ConfigError, Node, presets
-from training.configuration.composing import CONF, compose_config
+from training.configuration.composing import compose_config
+from training.configuration.conf import CONF
 from training.configuration.renamed import RENAMED
 
 BYTES = 257  # vocabulary of the tokenizer that tiny is trained with: its preset leaves that to the tokenizer

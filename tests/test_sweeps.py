@@ -256,7 +256,7 @@ def test_children_are_told_to_run_one_job_and_not_the_sweep(monkeypatch: pytest.
     from hydra.core.hydra_config import HydraConfig
 
     import registry
-    from training.configuration.composing import CONF
+    from training.configuration.conf import CONF
     from training.entry.ranks import pin_children
     from training.jobs import TRAIN
 

@@ -19,7 +19,7 @@ from lab.match.request import number, whole
 from lab.match.sizing import TOL, Match
 from registry import ConfigError, did_you_mean
 from registry.limits import read_text
-from training.configuration.composing import CONF
+from training.configuration.conf import CONF
 from training.entry.preflight import check_seed
 
 FOLDER = CONF / "ablation"

@@ -17,7 +17,8 @@ import registry
 from lab.match.sizing import TOL, Match
 from registry import ConfigError, did_you_mean
 from registry.arguments import read_arguments
-from training.configuration.composing import CONF, explain
+from training.configuration.conf import CONF
+from training.configuration.refusals import explain
 
 KEYS = ("match", "by", "tol", "baseline", "target", "context")
 

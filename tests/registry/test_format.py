@@ -106,7 +106,7 @@ def ablations() -> dict[str, list[str]]:
     """Every override of conf/ablation that takes something away."""
     import yaml
 
-    from training.configuration.composing import CONF
+    from training.configuration.conf import CONF
 
     def words(value: Any) -> list[str]:
         inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else []

@@ -17,7 +17,7 @@ from registry import ConfigError
 from training.checkpoints.find import LAST
 from training.checkpoints.places import place_of
 from training.configuration import config_tree, figures
-from training.configuration.composing import refuse_empty
+from training.configuration.refusals import refuse_empty
 from training.configuration.secrets import hidden, read_from_environment
 from training.entry.preflight import preflight
 from training.entry.ranks import LAUNCHED, is_child, overrides, pin_children, reset_processes

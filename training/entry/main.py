@@ -13,7 +13,8 @@ from hydra.core.config_store import ConfigStore
 import registry
 from registry import REFUSED, ConfigError
 from registry.hydra import include_config_dir
-from training.configuration.composing import CONF, REFUSALS, explain, is_no_name
+from training.configuration.conf import CONF
+from training.configuration.refusals import REFUSALS, explain, is_no_name
 from training.entry import lean
 from training.entry.hydra_job import hydra_job, refused
 from training.entry.ranks import leave_no_folder

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from registry import ConfigError
-from training.configuration.composing import CONF, compose_config
+from training.configuration.composing import compose_config
+from training.configuration.conf import CONF
 from training.configuration.instantiate import check_target
 from training.entry.preflight import OWN, preflight
 

@@ -1,0 +1,39 @@
+"""conf/: where it lies, its groups and their options, and its composition by Hydra outside ``@hydra.main``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+import registry
+from registry import presets
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """What Hydra makes of conf/ and these overrides, or raises of them."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose("config", overrides=list(overrides))
+
+
+def options(group: str) -> list[str]:
+    """The files of a group, presets among those of ``model``; without the blocks, which need none."""
+    files = [p.stem for p in (CONF / group).glob("*.yaml")] if group else []
+    return sorted([*files, *presets.names()] if group == "model" else files)
+
+
+def groups() -> list[str]:
+    """Every group, those of blocks too."""
+    files = {p.parent.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml")} - {"."}
+    return sorted({*files, *of_blocks()})
+
+
+def of_blocks() -> list[str]:
+    """The groups whose options are registered blocks."""
+    return [family.group for family in registry.families()]

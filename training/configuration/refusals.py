@@ -1,0 +1,216 @@
+"""Hydra's refusals in this project's words, and the one that Hydra does not make."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import registry
+from blocks.model_config import ModelConfig
+from registry import ConfigError, did_you_mean, presets
+from registry.build import fixed
+from registry.catalogue import Entry
+from training.configuration.conf import composed, groups, of_blocks, options
+from training.configuration.renamed import RENAMED
+
+REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what composing raises for a user's mistake
+_EMPTY = re.compile(r"\+{0,2}([^=~@]+)=\s*\{\s*\}\s*")
+_TYPES = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "String": "a string"}
+
+
+def explain(error: BaseException, overrides: Sequence[str]) -> ConfigError:
+    """A Hydra or OmegaConf exception → path, value, rule, remedy."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    text = "\n".join(str(e) for e in chain)
+    for reading in (_unreadable, _unparsed, _no_name, _no_option, _no_group, _there_already, _unknown_key, _wrong_type):
+        found = reading(error, text, overrides)
+        if found:
+            return found
+    noise = ("full_key:", "object_type=", "To append to your")
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(noise)]
+    at_fault = next((o for o in overrides if o.partition("=")[0].lstrip("~+") in lines[0]), " ".join(overrides))
+    rule = ": ".join(line.rstrip(".:") for line in lines[:2])
+    return ConfigError("configuration", at_fault, rule, "Look at: python train.py --help")
+
+
+def _unreadable(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    if not isinstance(error, yaml.YAMLError):
+        return None
+    mark = getattr(error, "problem_mark", None)
+    where = f"{mark.name}:{mark.line + 1}" if mark else "configuration"
+    rule = f"is no YAML ({getattr(error, 'problem', None) or text.splitlines()[0]})"
+    return ConfigError(where, "…", rule, "Mend that line; quote values that hold braces, colons or ${…} in {…}")
+
+
+def _unparsed(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    if not isinstance(error, OverrideParseException):
+        return None
+    rule = f"cannot be read as an override ({text.splitlines()[0]})"
+    remedy = "Write key=value; what holds spaces, brackets, commas or ~ is quoted twice: 'key=\"a, b\"'"
+    return ConfigError("command line", error.override, rule, remedy)
+
+
+def _no_name(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    if not is_no_name(error):
+        return None
+    for override in overrides:
+        group, _, value = override.partition("=")
+        known = options(group)
+        if known and value not in known:
+            rule = "a group is set to the name of one of its files"
+            return ConfigError(group, value, rule, did_you_mean(value, known))
+    return None
+
+
+def is_no_name(error: BaseException) -> bool:
+    """Whether Hydra was given ``model=null`` or ``model=3``, for which it has no exception of its own."""
+    return isinstance(error, ValueError) and str(error).startswith("Config group override must be a string")
+
+
+def _no_option(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    found = re.search(r"Could not (?:find|load) '([^']+)'", text)
+    if not found:
+        return None
+    group, _, option = found[1].rpartition("/")
+    if found[1] in RENAMED:
+        value = RENAMED[found[1]]
+        rule = "is now a part of a preset, and no option of its own"
+        return ConfigError(group, option, rule, f"Write {group}={value}, or the block by its name and its values")
+    if group.endswith("/of"):  # model/<kind>/of/NAME
+        kind = group.split("/")[1]
+        rule, known = f"no preset of this name has a block of kind {kind}", [f"of/{n}" for n in presets.names(kind)]
+        return ConfigError(f"model/{kind}", f"of/{option}", rule, did_you_mean(f"of/{option}", known))
+    known = list((error.options if isinstance(error, MissingConfigException) else None) or options(group))
+    if not known:
+        return ConfigError(group or option, option, "there is no such group or file", "See: python train.py --help")
+    return ConfigError(group, option, f"is no option of {group}", did_you_mean(option, known))
+
+
+def _no_group(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    found = re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text)
+    if not found:
+        return None
+    group = found[1]
+    value = next((o.partition("=")[2] for o in overrides if o.partition("=")[0] == group), None)
+    if group == "ablation":
+        rule = "is a comparison of many runs, and no part of one"
+        return ConfigError(group, value, rule, f"Write: blockwright ablate {value}")
+    if group == "preset":
+        return ConfigError(group, value, "is where presets lie, and a model is chosen by name", f"Write model={value}")
+    rule = "the composition selects nothing for this group, so there is nothing to replace"
+    if group in of_blocks():
+        return ConfigError(group, value, rule, f"Add it: +{group}={value}")
+    return ConfigError(group, value, rule, did_you_mean(group, groups()))
+
+
+def _there_already(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    found = re.search(r"Could not append to config\. An item is already at '([^']+)'", text)
+    if not found:
+        return None
+    override = next((o for o in overrides if o.startswith(f"+{found[1]}=")), f"+{found[1]}=…")
+    rule = "+ adds a setting, and this one is there already"
+    return ConfigError(found[1], override.partition("=")[2], rule, f"Leave out the +: {override[1:]}")
+
+
+def _unknown_key(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    found = re.search(r"Key '([^']+)' (?:is not in struct|not in '([^']+)')", text)
+    if not found:
+        return None
+    key, owner = found[1], found[2]
+    where = re.search(r"full_key: (\S+)", text)
+    path = where[1] if where else key
+    if override := re.search(r"Could not override '([^']+)'", text):
+        path = override[1]
+    value = next((o.partition("=")[2] for o in overrides if o.lstrip("+").partition("=")[0] == path), None)
+    if "/" in path:
+        return ConfigError(path, value, "there is no such group", did_you_mean(path, groups()))
+    parts = path.split(".")
+    path = ".".join(parts[: parts.index(key) + 1]) if key in parts else path  # nothing below it is known either
+    for block in _blocks(owner, parts[-2:-1]):
+        if key in block.schema.fixed:
+            return fixed(block, key, value, path.rpartition(".")[0])
+    holder = owner.removesuffix("Config") + "'s parameters" if owner else path.rpartition(".")[0] or "the configuration"
+    siblings = _parameters(owner, parts[-2:-1]) or _model_keys(path) or _siblings(path, overrides)
+    file = re.search(r"In '([^']+)'", text)
+    rule = f"there is no {key!r} in {holder}" + (f", where {file[1]}.yaml writes it" if file else "")
+    remedy = did_you_mean(key, siblings, "See: python train.py --cfg job")
+    if "_target_" in siblings:  # the file need not name every argument of the class
+        remedy += f". For an argument of its class that is not listed: +{path}={value}"
+    return ConfigError(path, "…" if value is None else value, rule, remedy)
+
+
+def _wrong_type(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    found = re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", text)
+    if not found:
+        return None
+    where = re.search(r"full_key: (\S+)", text) or re.search(r"merging override ([^\s=]+)", text)
+    path = where[1] if where else "configuration"
+    rule = f"must be {_TYPES.get(found[2], found[2])}"
+    return ConfigError(path, found[1], rule, f"Write {path}=<{_TYPES.get(found[2], found[2])}>")
+
+
+def _parameters(owner: str | None, kind: Sequence[str]) -> list[str]:
+    """What the block whose schema has this name takes, which spares composing once more."""
+    return [key for block in _blocks(owner, kind) for key in ("name", *block.schema.parameters)]
+
+
+def _blocks(owner: str | None, kind: Sequence[str]) -> list[Entry]:
+    """The blocks of a kind whose schema has this name."""
+    blocks = [registry.lookup(k, name) for k in kind for name in registry.names(k)]
+    return [block for block in blocks if block.schema.dataclass.__name__ == owner]
+
+
+def _model_keys(path: str) -> list[str]:
+    """What may stand beside a key of the model itself, likewise."""
+    return [f.name for f in fields(ModelConfig)] + registry.kinds() if path.rpartition(".")[0] == "model" else []
+
+
+def _selections(overrides: Sequence[str]) -> list[str]:
+    """The overrides that choose options, which compose even when a value override does not."""
+    return [o for o in overrides if "." not in o.partition("=")[0]]
+
+
+def _siblings(path: str, overrides: Sequence[str]) -> list[str]:
+    """Keys beside the last of ``path`` in the composition as far as it composes."""
+    for attempt in (_selections(overrides), []):
+        try:
+            node = OmegaConf.select(composed(attempt), path.rpartition(".")[0] or "")
+        except (HydraException, OmegaConfBaseException):
+            continue
+        if isinstance(node, DictConfig):
+            return [str(k) for k in node]
+    return []
+
+
+def refuse_empty(found: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse ``key={}`` for a mapping that is not empty: Hydra merges mappings, so it would change nothing.
+
+    Args:
+        found: what the overrides were composed to
+        overrides: in Hydra's grammar
+
+    Raises:
+        ConfigError
+    """
+    for override in overrides:
+        if written := _EMPTY.fullmatch(override):
+            there = OmegaConf.select(found, written[1])
+            if isinstance(there, DictConfig) and len(there):
+                rule = f"is merged with what is there ({', '.join(map(str, there))}), so it would change nothing"
+                raise ConfigError(written[1], "{}", rule, _instead_of_empty(written[1])) from None
+
+
+def _instead_of_empty(path: str) -> str:
+    """What to write for a mapping that is to be another, or none."""
+    group = path.replace(".", "/")
+    if known := sorted({*options(group), *registry.names(path.rpartition(".")[2])}):
+        return f"Choose another: {group}=<{'|'.join(known)}>"
+    return f"For none of it write {path}=null, or change its keys one by one"
