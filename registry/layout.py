@@ -25,209 +25,15 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from registry.errors import ConfigError, did_you_mean
+from registry.pattern import NAME, expand, select
 from registry.schema import INHERIT
 
 Node = dict[str, Any]
 
 MAX_LAYERS = 10_000
-MAX_NESTING = 16
-_FILL = 0  # as a count no repeat can have, it also makes the filler weigh nothing among the fixed layers
-_NAME = r"[a-z][a-z0-9_]*"
-_TOKEN = re.compile(
-    rf"""(?P<name>{_NAME})
-    | (?P<before>[0-9]+)\*
-    | \*(?P<after>[0-9]+)(?!\w)
-    | (?P<fill>\*)(?=[\s,)]|\Z)     # a star glued to what follows is a typo: `a*b`, `a*3b`
-    | (?P<open>\() | (?P<close>\))
-    | [\s,]+
-    | (?P<unreadable>.+)""",
-    re.VERBOSE | re.DOTALL,
-)
-_RANGE = re.compile(r"\s*(-?[0-9]{1,9})\s*\.\.\s*(-?[0-9]{1,9})\s*")
-
-
-class _Part(NamedTuple):
-    """A name or a group, how many layers that is, and how often it stands: measured before anything is spelt out."""
-
-    unit: str | list[_Part]
-    size: int
-    times: int
-
-
-class _Parser:
-    """Recursive descent: sequence = part+; part = [count*] unit | unit [*count | *]; unit = name | ( sequence )."""
-
-    def __init__(self, pattern: Any, n_layers: int, path: str) -> None:
-        self.pattern, self.n_layers, self.path = pattern, n_layers, path
-        self.tokens: list[tuple[str, str]] = []  # a stack of (kind, text): the next one is the last
-
-    def refusal(self, what: str, remedy: str) -> ConfigError:
-        rule = f"a pattern names n_layers = {self.n_layers} layers, {what}"
-        return ConfigError(self.path, self.pattern, rule, remedy)
-
-    def parse(self) -> list[_Part]:
-        """The parts, entry by entry: no group reaches from one entry of a list into the next."""
-        entries = [self.pattern] if isinstance(self.pattern, str) else self.pattern
-        if not isinstance(entries, Sequence) or not entries or not all(isinstance(entry, str) for entry in entries):
-            remedy = "Write 'linear*3 full' or [linear, full]; quote a name that YAML takes for something else, like on"
-            raise self.refusal("as text or as a list of texts", remedy)
-        longest = 500 + 50 * self.n_layers
-        if sum(len(entry) + 1 for entry in entries) > longest:
-            self.pattern = f"{self.pattern!s:.60}..."  # an error fits on a screen
-            raise self.refusal(f"in at most {longest} characters", "Repeat with name*3 or (a b)*3")
-        return [part for entry in entries for part in self._entry(entry)]
-
-    def _entry(self, text: str) -> list[_Part]:
-        tokens = [(match.lastgroup, match[match.lastgroup]) for match in _TOKEN.finditer(text) if match.lastgroup]
-        self.tokens = tokens[::-1]
-        if tokens and tokens[-1][0] == "unreadable":
-            remedy = "Write names like full_2, in lower case and apart from each other: 'linear*3 full', 'dense moe*'"
-            raise self.refusal(f"and {tokens[-1][1][:20]!r} cannot be read", remedy)
-        parts = self._sequence(nesting=0)
-        if self.tokens:
-            raise self.refusal("but a ')' closes nothing", "Drop it, or open its group with '('")
-        return parts
-
-    def _take(self, kind: str) -> str | None:
-        """Use up the next token if it is of this kind."""
-        return self.tokens.pop()[1] if self.tokens and self.tokens[-1][0] == kind else None
-
-    def _sequence(self, nesting: int) -> list[_Part]:
-        if nesting > MAX_NESTING:
-            raise self.refusal(f"in groups at most {MAX_NESTING} deep", "Drop parentheses")
-        parts = [self._part(nesting)]
-        while self.tokens and self.tokens[-1][0] != "close":
-            parts.append(self._part(nesting))
-        return parts
-
-    def _part(self, nesting: int) -> _Part:
-        before = self._take("before")
-        unit = self._unit(nesting)
-        size = 1 if isinstance(unit, str) else _fixed(unit)
-        digits = before or self._take("after")
-        if digits:
-            return _Part(unit, size, self._count(digits))
-        if not self._take("fill"):
-            return _Part(unit, size, 1)
-        if nesting:
-            raise self.refusal("but a bare * in a group has no room of its own to fill", "Write a count there: name*3")
-        return _Part(unit, size, _FILL)
-
-    def _unit(self, nesting: int) -> str | list[_Part]:
-        name = self._take("name")
-        if name:
-            return name
-        if not self._take("open"):
-            found = f"{self.tokens[-1][1]!r:.20} stands" if self.tokens else "nothing stands"
-            raise self.refusal(f"but {found} where a name is due", "Write name, name*3, name* or (a b)*3 there")
-        group = self._sequence(nesting + 1)
-        if not self._take("close"):
-            raise self.refusal("but a '(' is never closed", "Close its group with ')'")
-        return group
-
-    def _count(self, digits: str) -> int:
-        # Judged by its length first: Python refuses to convert a number of some thousand digits.
-        if len(digits) > 9 or not 1 <= int(digits) <= self.n_layers:
-            remedy = f"Repeat 1 to {self.n_layers} times, or end the part in a bare * to fill what is left"
-            raise self.refusal(f"but a part is to stand {digits:.20} times", remedy)
-        return int(digits)
-
-
-def _fixed(parts: Iterable[_Part]) -> int:
-    return sum(part.size * part.times for part in parts)
-
-
-def _spell(parts: Iterable[_Part]) -> list[str]:
-    spelt: list[str] = []
-    for unit, _, times in parts:
-        spelt += ([unit] if isinstance(unit, str) else _spell(unit)) * times
-    return spelt
-
-
-def expand(pattern: str | Sequence[str], n_layers: int, path: str) -> list[str]:
-    """Spell a pattern out.
-
-    Args:
-        pattern: text in the language above, or a list of such texts
-        n_layers: the depth, at least 1
-        path: where the pattern stands, for the error
-
-    Returns:
-        One name a layer, n_layers of them.
-
-    Raises:
-        ConfigError: the pattern cannot be read or does not come out at n_layers; no big list has been made by then.
-    """
-    parser = _Parser(pattern, n_layers, path)
-    parts = parser.parse()
-    fixed, fillers = _fixed(parts), [part for part in parts if part.times == _FILL]
-    if len(fillers) > 1:
-        raise parser.refusal(
-            "and only one part can fill what is left", "Keep one bare *, give the others a count: name*3"
-        )
-    if fixed > n_layers:
-        raise parser.refusal(f"but this one names {fixed}", f"Take {fixed - n_layers} off, or raise n_layers")
-    if not fillers:  # to tile is to be one group that fills
-        parts = fillers = [_Part(parts, fixed, _FILL)]
-        fixed = 0
-    size, room = fillers[0].size, n_layers - fixed
-    times, odd = divmod(room, size)
-    # Only a single name may fill nothing. A period that is cut off, or is not there at all, is another model.
-    if odd or (size > 1 and not times):
-        fits = [n_layers - odd] * (times > 0) + [n_layers - odd + size]
-        remedy = f"Let a single name end in a bare * to fill any room, or set n_layers to {' or '.join(map(str, fits))}"
-        raise parser.refusal(f"but {size} at a time cannot fill {room} of them", remedy)
-    return _spell(part._replace(times=times) if part.times == _FILL else part for part in parts)
-
-
-def select(selector: int | str | Sequence[int | str], n_layers: int, path: str) -> list[int]:
-    """Find the layers that an override is for.
-
-    Args:
-        selector: a layer (-1 is the last), ``"a..b"`` with both ends, or a list of these
-        n_layers: the depth, at least 1
-        path: where the selector stands, for the error
-
-    Returns:
-        Layer indices from 0, ascending, each once.
-
-    Raises:
-        ConfigError: it selects nothing, or a layer that is not there.
-    """
-
-    def refusal(what: str, remedy: str) -> ConfigError:
-        return ConfigError(path, selector, f"n_layers = {n_layers} has layers 0..{n_layers - 1}, {what}", remedy)
-
-    def layer(index: int) -> int:
-        if not -n_layers <= index < n_layers:
-            remedy = (
-                f"Write 0 to {n_layers - 1}, or -1 for the last; a range is a..b, for YAML reads 1:4 as the number 64"
-            )
-            raise refusal(f"and {index} is none of them", remedy)
-        return index % n_layers
-
-    def layers(item: Any) -> Iterable[int]:
-        if isinstance(item, int) and not isinstance(item, bool):
-            return [layer(item)]
-        ends = _RANGE.fullmatch(item) if isinstance(item, str) else None
-        if not ends:
-            remedy = "Write a layer, 3 or -1, a range with both ends, 0..2, or a list of these"
-            if isinstance(item, str) and ":" in item:
-                remedy = "Write a..b, with both ends: YAML takes some of a:b for a number (1:4 is 64)"
-            raise refusal(f"and {item!r:.40} selects none", remedy)
-        first, last = (layer(int(end)) for end in ends.groups())
-        if first > last:
-            raise refusal(f"and {item!r} runs backwards, from {first} to {last}", f"Write {last}..{first}")
-        return range(first, last + 1)
-
-    items = selector if isinstance(selector, Sequence) and not isinstance(selector, str) else [selector]
-    chosen = sorted({index for item in items for index in layers(item)})
-    if not chosen:
-        raise refusal("and an empty list selects none", "Name a layer, or drop the override")
-    return chosen
 
 
 @dataclass(frozen=True)
@@ -281,7 +87,7 @@ class _Choices:
         if self.own is None:
             return
         patches = {name for name, node in self.variants.items() if node is not None and "name" not in node}
-        words = set(re.findall(_NAME, " ".join(map(str, pattern)) if isinstance(pattern, list) else str(pattern)))
+        words = set(re.findall(NAME, " ".join(map(str, pattern)) if isinstance(pattern, list) else str(pattern)))
         if not words & {self.kind, self.own["name"], *patches}:
             rule = f"the pattern never uses model.{self.kind} ({self.own['name']}), so choosing it would change nothing"
             remedy = f"Write {self.kind} in the pattern where model.{self.kind} is meant, e.g. dense*1 {self.kind}*"
@@ -330,7 +136,7 @@ def _optional(value: Any, path: str, example: str, keys: Iterable[str] | None = 
 def _variants(value: Any, path: str) -> dict[str, Node | None]:
     nodes = _optional(value, path, "{wide: {d_ff: 4096}}")
     for name, node in nodes.items():
-        if not isinstance(name, str) or not re.fullmatch(_NAME, name):
+        if not isinstance(name, str) or not re.fullmatch(NAME, name):
             rule = "the name of a variant is one that a pattern can hold"
             raise ConfigError(f"{path}.{name}", node, rule, "Use lower-case letters, digits and _: full_2")
     return {name: None if node is None else _node(node, f"{path}.{name}") for name, node in nodes.items()}

@@ -24,7 +24,7 @@ import registry
 from blocks.compose import check, compose, preset
 from blocks.decoder import Decoder
 from registry import ConfigError, presets
-from registry.layout import expand
+from registry.pattern import expand
 from registry.schema import Parameter
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
