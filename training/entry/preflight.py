@@ -82,7 +82,7 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
     Raises:
         ConfigError: with the path, the value, the rule and the remedy
     """
-    plain = _resolved(cfg)
+    plain = {"resume": {"changed": CHANGED[0]}, **_resolved(cfg)}  # older versions had no such key
     for key, value in plain.items():
         if key not in ROOT:
             raise ConfigError(key, value, "there is no such setting", did_you_mean(key, ROOT))

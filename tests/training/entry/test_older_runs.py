@@ -24,7 +24,8 @@ def test_class_that_has_moved_is_found_where_a_node_names_it_and_nowhere_else() 
 
 
 def test_old_configuration_of_hydra_is_composed(checked: Callable[..., dict[str, Any]]) -> None:
-    plain = checked("task._target_=training.causal_lm.CausalLM")
+    plain = checked("task._target_=training.causal_lm.CausalLM", "~resume")
+    assert plain["resume"] == {"changed": "show"}
     assert plain["task"]["_target_"] == "training.tasks.causal_lm.CausalLM"
 
 
