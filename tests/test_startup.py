@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from blockwright.command import COMMANDS as SUBCOMMANDS
 
 pytestmark = pytest.mark.xdist_group("startup")  # its fixture runs a whole program, once
 
@@ -23,6 +26,36 @@ COMMANDS = {
     "refusal by Hydra": (["train.py", "model.d_modle=64"], 64),
     "refused swap": (["train.py", "model/attention=mlaa"], 64),
 }
+
+
+SLOW = {"lightning", "pytorch_lightning", "torchmetrics", "torch._dynamo", "matplotlib", "tensorboard", "sympy"}
+WITHOUT_TORCH = ("blocks", "report", "sweep")
+
+# The help of every command, each in a fork of a process that has torch already, if the command needs it.
+HELP = """
+import contextlib, io, json, os, sys, time, traceback
+from blockwright.command import _run
+
+def answer(name):
+    said, code, start = io.StringIO(), None, time.process_time()
+    sys.argv = ["blockwright", name, "--help"]
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            code = _run([name, "--help"]) or 0
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+    print(json.dumps([name, code, said.getvalue(), time.process_time() - start, sorted(sys.modules)]), flush=True)
+    os._exit(0)
+
+for names in json.loads(sys.argv[1]):
+    for name in names:
+        if not os.fork():
+            answer(name)
+        os.wait()
+    import torch
+"""
 
 
 @dataclass
@@ -80,8 +113,7 @@ def test_answers_within_its_budget(
 @pytest.mark.parametrize("name", COMMANDS)
 def test_imports_torch_but_neither_lightning_nor_the_compiler(name: str, ask: Callable[[str], Answer]) -> None:
     assert "torch" in ask(name).imported
-    slow = {"lightning", "pytorch_lightning", "torchmetrics", "torch._dynamo", "matplotlib", "tensorboard", "sympy"}
-    assert not ask(name).imported & slow
+    assert not ask(name).imported & SLOW
 
 
 def test_catalogue_of_blocks_needs_no_hydra(ask: Callable[[str], Answer]) -> None:
@@ -103,3 +135,18 @@ def test_help_lists_the_blocks_and_the_other_door(ask: Callable[[str], Answer]) 
 def test_refused_configuration_leaves_nothing_of_a_run_behind(ask: Callable[[str], Answer]) -> None:
     left = {p.name for p in ask("refusal").folder.iterdir()}
     assert left <= {".hydra", "train.log"}  # Hydra's own, made before any check
+
+
+def test_help_of_every_command_needs_no_model(environment: dict[str, str]) -> None:
+    order = [WITHOUT_TORCH, [name for name in SUBCOMMANDS if name not in WITHOUT_TORCH]]
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, json.dumps(order)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    answers = {name: rest for name, *rest in map(json.loads, done.stdout.splitlines())}
+    assert answers.keys() == SUBCOMMANDS.keys(), done.stderr
+    own_names = {"train": "train.py KEY=VALUE", "evaluate": "lm-eval"}
+    for name, (code, said, seconds, imported) in answers.items():
+        assert code == 0 and own_names.get(name, f"blockwright {name}") in said, (name, said)
+        assert not SLOW & set(imported), name
+        assert name not in WITHOUT_TORCH or "torch" not in imported, name
+        assert seconds < BUDGET / 2, name  # torch takes the other half

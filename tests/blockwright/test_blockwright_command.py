@@ -9,12 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from warm import Warm
 
 from blockwright.command import COMMANDS, TRAIN, _run, completion, usage
 from registry import ConfigError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_command_has_a_main_and_a_line_of_help() -> None:
@@ -57,10 +54,3 @@ def test_completion_offers_commands_that_begin_so() -> None:
     asked = 'COMP_WORDS=(blockwright de); COMP_CWORD=1; _blockwright; echo "${COMPREPLY[@]}"'
     done = subprocess.run([bash, "-c", f"{completion()}\n{asked}"], capture_output=True, text=True)
     assert done.stdout.split() == ["describe"], done.stderr
-
-
-@pytest.mark.parametrize("name", ["blocks", "check", "describe", "sweep", "import", "evaluate"])
-def test_help_of_a_command_describes_it(name: str, warm: Warm, environment: dict[str, str], tmp_path: Path) -> None:
-    run = warm.run("-m", "blockwright", name, "--help", cwd=tmp_path, env={**environment, "PYTHONPATH": str(ROOT)})
-    assert run.returncode == 0, run.stderr
-    assert (f"blockwright {name}" if name != "evaluate" else "lm-eval") in run.stdout
