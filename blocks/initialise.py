@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,32 +22,62 @@ from torch import Tensor, nn
 from blocks.base import Block
 
 
+class Draw(NamedTuple):
+    """A parameter that starts as normal numbers, their standard deviation, and the seed of its generator."""
+
+    parameter: nn.Parameter
+    std: float
+    seed: int
+
+
 @torch.no_grad()
 def initialise(model: nn.Module, *, std: float, depth_scaled: bool, n_layers: int, seed: int, prefix: str = "") -> None:
-    """Fill every parameter and buffer of ``model`` by the rule.
+    """Fill every parameter and buffer of ``model`` by the rule, but for what is still on the meta device.
 
     Args:
-        model: a materialised module
+        model: a module
         std: standard deviation of the normal draws
         depth_scaled: whether what writes into the residual stream starts smaller, by 1/√(2·n_layers)
         n_layers: depth of the decoder
         seed: of the run
         prefix: what stands before the names of ``model`` where it is a part of a decoder: ``layers.3.``
     """
-    blocks = [(name, m) for name, m in model.named_modules() if isinstance(m, Block)]
-    outputs = {f"{name}.{output}".lstrip(".") for name, block in blocks for output in block.residual_outputs}
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-        else:
-            shrink = math.sqrt(2 * n_layers) if depth_scaled and name in outputs else 1.0
-            _draw(parameter, std / shrink, stable_seed(seed, prefix + name))
+    for draw in draws(model, std=std, depth_scaled=depth_scaled, n_layers=n_layers, seed=seed, prefix=prefix):
+        if not draw.parameter.is_meta:
+            _draw(*draw)
     for buffer in model.buffers():
         buffer.zero_()
-    for name, block in blocks:
+    for name, block in _blocks(model):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stable_seed(seed, (prefix + name).rstrip(".")))
             block.reset_parameters()
+
+
+def draws(
+    model: nn.Module, *, std: float, depth_scaled: bool, n_layers: int, seed: int, prefix: str = ""
+) -> Iterator[Draw]:
+    """What the rule draws; arguments as in ``initialise``."""
+    outputs = {f"{name}.{output}".lstrip(".") for name, block in _blocks(model) for output in block.residual_outputs}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2:
+            shrink = math.sqrt(2 * n_layers) if depth_scaled and name in outputs else 1.0
+            yield Draw(parameter, std / shrink, stable_seed(seed, prefix + name))
+
+
+def suited(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that the rule draws and no block sets afterwards."""
+    left: set[nn.Parameter] = set()
+    for _, block in _blocks(model):
+        if type(block).reset_parameters is not Block.reset_parameters:
+            left |= set(block.parameters())
+    return [p for p in model.parameters() if p.ndim >= 2 and p not in left]
+
+
+def _blocks(model: nn.Module) -> list[tuple[str, Block]]:
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, Block)]
 
 
 def stable_seed(seed: int, name: str) -> int:

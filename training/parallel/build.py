@@ -1,8 +1,9 @@
 """A decoder built for a parallel run: on the meta device, then part by part, so that no rank ever holds it whole.
 
-Each layer is materialised on the CPU, initialised by the one rule (which gives every tensor the same numbers at any
-world size), cut by tensor and expert parallelism as its blocks' plans say, and handed to FSDP2, before the next is.
-What stands around the layers comes last. A rank holds its share and one such part at a time.
+Each layer is cut by tensor and expert parallelism as its blocks' plans say, and handed to FSDP2; then its rank draws
+what it holds, by the one rule, which gives every tensor the same numbers at any world size. What stands around the
+layers comes last. Only what a block sets itself, and weights that are there already, are whole on a rank before they are
+cut, a layer at a time.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from torch.distributed.tensor import Shard
 from blocks.compose import assemble, check
 from blocks.decoder import Decoder
 from blocks.gating.base import Gating
-from blocks.initialise import initialise
+from blocks.initialise import draws, initialise, suited
+from blocks.skipping import draw_part
 from training.parallel.experts import share_out
-from training.parallel.local import is_low, plain
+from training.parallel.local import is_low, own_place, plain
 from training.parallel.meshes import Meshes
 from training.parallel.plan import regions
 from training.parallel.recompute import Recompute, recompute
@@ -81,7 +83,9 @@ def build(
     rule = {**model["init"], "n_layers": model["n_layers"], "seed": seed}
 
     def materialise(part: nn.Module, prefix: str) -> None:
-        part.to_empty(device="cpu")
+        """All but what each rank draws for itself once it is cut."""
+        later = set(suited(part)) if fill is None else set()
+        part._apply(lambda t: t if t in later else torch.empty_like(t, device="cpu"))
         initialise(part, prefix=prefix, **rule)
         if fill is not None:
             fill(part, prefix=prefix)
@@ -91,13 +95,27 @@ def build(
         _split(part, sharding, model["d_model"])
         recompute(part, how)
         sharding.shard(part)
+        _draw_own(part, sharding, {**rule, "prefix": prefix})
     for prefix, part in decoder.named_children():
         if prefix not in ("layers", "mtp"):
             materialise(part, f"{prefix}.")
     sharding.shard(decoder)
+    _draw_own(decoder, sharding, rule)
     # Training calls this and not forward. What it gathers stays until the backward pass: ``nll`` needs the head.
     register_fsdp_forward_method(decoder, "hidden")
     return decoder
+
+
+@torch.no_grad()
+def _draw_own(part: nn.Module, sharding: Sharding, rule: Mapping[str, Any]) -> None:
+    """Give this rank's part of each weight that is still on the meta device its memory and its numbers."""
+    device = "cpu" if sharding.cpu_offload else sharding.meshes.device_type
+    missing = [name for name, p in part.named_parameters() if p.is_meta]
+    part._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)
+    own = {id(part.get_parameter(name)) for name in missing}
+    for parameter, std, seed in draws(part, **rule):
+        if id(parameter) in own:
+            draw_part(plain(parameter), parameter.shape, own_place(parameter)[1], std, seed)
 
 
 def _stack(decoder: Decoder) -> Iterator[tuple[str, nn.Module]]:

@@ -24,15 +24,26 @@ def distribute(part: Part, mesh: DeviceMesh) -> None:
 
 def own_part(whole: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> DTensor:
     """A tensor that every rank has → the distributed one, without asking another rank."""
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
     if all(isinstance(p, Replicate) for p in placements):
         local = whole
     else:
-        shape, offset = compute_local_shape_and_global_offset(whole.shape, mesh, placements)
+        shape, offset = own_place(whole, mesh, placements)
         local = whole[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))].clone()
-    local = local.to(mesh.device_type)
+    local = local if local.is_meta else local.to(mesh.device_type)
     return DTensor.from_local(local, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride())
+
+
+def own_place(
+    tensor: Tensor, mesh: DeviceMesh | None = None, placements: Sequence[Placement] | None = None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape of this rank's part of a tensor, and where in it the part begins; by default as it is distributed."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    if isinstance(tensor, DTensor):
+        mesh, placements = mesh or tensor.device_mesh, placements or tensor.placements
+    if mesh is None or placements is None:
+        return tuple(tensor.shape), (0,) * tensor.ndim
+    return compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
 
 
 @contextmanager
