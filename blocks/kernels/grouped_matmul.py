@@ -3,7 +3,7 @@
 ``dispatch`` orders (token, choice) pairs by expert; ``grouped_matmul`` multiplies each expert's contiguous rows by
 its matrix; ``combine`` adds a token's k results. Dispatch and combine are each other's adjoint, and written as such:
 both directions are gathers, with no scattered addition, so sums have one order and runs repeat to the bit. Where
-some pairs have no expert (tokens dropped, or experts that choose), both are the plain gather and scattered addition.
+some pairs have no expert (tokens dropped, or experts that choose), ``take`` and ``add_up`` do the same for any rows.
 """
 
 from __future__ import annotations
@@ -77,15 +77,58 @@ class _Combine(torch.autograd.Function):
 def dispatch(x: Tensor, order: Order) -> Tensor:
     """Tokens [T,D] → [M,D], a copy for each choice, sorted by expert."""
     if order.place is None:
-        return x.index_select(0, order.sorted // order.k)
+        return take(x, order.sorted // order.k)
     return _Dispatch.apply(x, order)
 
 
 def combine(rows: Tensor, order: Order) -> Tensor:
     """Sorted rows [M,D] → [T,D], the sum over each token's choices."""
     if order.place is None:
-        return rows.new_zeros(order.n_tokens, rows.shape[1]).index_add(0, order.sorted // order.k, rows)
+        return add_up(rows, order.sorted // order.k, order.n_tokens)
     return _Combine.apply(rows, order)
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, token: Tensor) -> Tensor:
+        ctx.token, ctx.n_tokens = token, len(x)
+        return x.index_select(0, token)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return add_up(grad, ctx.token, ctx.n_tokens), None
+
+
+class _AddUp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, token: Tensor, n_tokens: int) -> Tensor:
+        ctx.token = token
+        return sum_in_order(rows, token, n_tokens)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.index_select(0, ctx.token), None, None
+
+
+def take(x: Tensor, token: Tensor) -> Tensor:
+    """Rows [M,D] of x [T,D] by number [M]; the adjoint of ``add_up``."""
+    return _Take.apply(x, token)
+
+
+def add_up(rows: Tensor, token: Tensor, n_tokens: int) -> Tensor:
+    """Rows [M,D] that belong to tokens [M] → [T,D], the sum of each token's."""
+    if rows.device.type == "cuda":
+        return _AddUp.apply(rows, token, n_tokens)
+    return rows.new_zeros(n_tokens, rows.shape[1]).index_add(0, token, rows)
+
+
+def sum_in_order(rows: Tensor, token: Tensor, n_tokens: int) -> Tensor:
+    """``add_up`` where ``index_add`` adds by atomics, in another order each time and in the dtype of the rows: one order,
+    and fp32 at least."""
+    counts = torch.zeros(n_tokens, dtype=torch.int64, device=rows.device).scatter_add_(0, token, torch.ones_like(token))
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    of_token = rows.index_select(0, token.argsort(stable=True)).to(wide)
+    return torch.segment_reduce(of_token, "sum", lengths=counts, unsafe=True).to(rows.dtype)
 
 
 def grouped_matmul(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from blocks.kernels.grouped_matmul import (
     Order,
+    _AddUp,
+    add_up,
     combine,
     dispatch,
     grouped_matmul,
     grouped_matmul_reference,
     sort_by_expert,
+    sum_in_order,
+    take,
 )
 
 COUNTS = {
@@ -173,3 +180,36 @@ def test_compiled_grouped_matmul_has_no_graph_break_and_the_same_gradients(dtype
     compiled = run(torch.compile(grouped_matmul, fullgraph=True, backend="aot_eager"))
     for got, expected in zip(compiled, run(grouped_matmul_reference), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
+
+
+def test_rows_are_added_in_one_order_and_in_fp32_where_index_add_would_use_atomics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    token = torch.randint(7, (40,), generator=generator)
+    token[token == 3] = 2  # a token without rows
+    rows = torch.randn(40, 5, generator=generator).to(torch.bfloat16)
+    exact = torch.zeros(7, 5, dtype=torch.float64).index_add(0, token, rows.double())
+    found = sum_in_order(rows, token, 7)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, exact.to(torch.bfloat16))
+
+
+def test_taking_and_adding_up_are_each_others_adjoint() -> None:
+    token = torch.tensor([2, 0, 2, 2, 1])
+    x, rows, g, h = (torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (4, 5, 5, 4))
+    (to_x,) = torch.autograd.grad(take(x, token), x, g)
+    torch.testing.assert_close(to_x, add_up(g, token, 4))
+    (to_rows,) = torch.autograd.grad(_AddUp.apply(rows, token, 4), rows, h)
+    torch.testing.assert_close(to_rows, take(h, token))
+
+
+def test_no_sum_on_a_gpu_goes_by_atomics() -> None:
+    ran: list[str] = []
+
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            ran.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    with FakeTensorMode(), Operators(), torch.no_grad():
+        rows, token = torch.empty(5, 3, device="cuda"), torch.empty(5, dtype=torch.int64, device="cuda")
+        assert add_up(rows, token, 4).shape == (4, 3)
+    assert "aten::segment_reduce" in ran and not any("index_add" in name for name in ran)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from blocks.gating.base import Routing
+from blocks.kernels.grouped_matmul import add_up, take
 from registry import ConfigError
 from training.parallel.collectives import enter, exchange, exchange_counts, leave
 from training.parallel.local import distribute, localised
@@ -46,9 +47,9 @@ def share_out(region: Region, mesh: DeviceMesh) -> None:
     # of them is meant.
     share = 1 / here.ranks
 
-    def compute(rows: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+    def compute(rows: Tensor, experts: Tensor, weights: Tensor, pairs: int) -> Tensor:
         with localised(region.parts, share):
-            return _compute(inner, rows, experts, weights, here.held)
+            return _compute(inner, rows, experts, weights, here.held, pairs)
 
     def forward(x: Tensor, routing: Routing) -> Tensor:
         weights = routing.weights
@@ -88,30 +89,36 @@ class Whereabouts:
 
 
 def _dispatch(x: Tensor, experts: Tensor, weights: Tensor, here: Whereabouts, compute: Any) -> Tensor:
-    """x [T,D], experts and weights [T,k] → Σ weight · expert(x) over the experts that ``find`` knows, [T,D]."""
+    """x [T,D], experts and weights [T,k] → Σ weight · expert(x) over the experts that ``find`` knows, [T,D].
+
+    The host waits for the device once: for the numbers of rows that leave and arrive, and of what they ask for.
+    """
     rank, number = here.find(experts)
     if here.expert is None:
-        return compute(x, number.masked_fill(rank == here.ranks, here.held), weights)
+        elsewhere = rank == here.ranks
+        return compute(x, number.masked_fill(elsewhere, here.held), weights, rank.numel() - int(elsewhere.sum()))
     n, group = here.ranks, here.expert.get_group()
     reached = torch.zeros(len(x), n + 1, dtype=torch.bool, device=x.device).scatter_(1, rank, True)[:, :n]
-    to, token = reached.t().nonzero(as_tuple=True)  # sorted by rank, then by token
+    asked_of = torch.zeros(n + 1, dtype=torch.int64, device=x.device)
+    asked_of.scatter_add_(0, rank.flatten(), torch.ones_like(rank).flatten())
+    counts = torch.stack((reached.sum(0), asked_of[:n]), 1)
+    sent, received, pairs = torch.cat((counts[:, :1], exchange_counts(counts, group)), 1).t().tolist()
+    rows = (~reached.t()).flatten().to(torch.uint8).argsort(stable=True)[: sum(sent)]  # by rank, then by token
+    to, token = rows // len(x), rows % len(x)
     absent = rank[token] != to[:, None]
     numbers, order = number[token].masked_fill(absent, here.held).sort(1)
-    shares = weights[token].gather(1, order).masked_fill(numbers == here.held, 0)
+    shares = take(weights, token).gather(1, order).masked_fill(numbers == here.held, 0)
     width = min(numbers.shape[1], here.held)  # a rank cannot be asked for more experts than it holds
-    counts = reached.sum(0)
-    sent, received = counts.tolist(), exchange_counts(counts, group).tolist()
     note = torch.cat((numbers[:, :width].float(), shares[:, :width].float()), 1)
-    rows, note = exchange(x.index_select(0, token), received, sent, group), exchange(note, received, sent, group)
+    rows, note = exchange(take(x, token), received, sent, group), exchange(note, received, sent, group)
     asked, share = note.chunk(2, 1)
-    answers = compute(rows, asked.detach().round().long(), share)
-    back = exchange(answers, sent, received, group)
-    return torch.zeros_like(x).index_add(0, token, back)
+    answers = compute(rows, asked.detach().round().long(), share, sum(pairs))
+    return add_up(exchange(answers, sent, received, group).to(x.dtype), token, len(x))
 
 
-def _compute(inner: Any, rows: Tensor, experts: Tensor, weights: Tensor, held: int) -> Tensor:
-    """The sum over the real entries of ``experts`` [R,k], those below ``held``, for each row."""
-    pairs, nothing = int((experts < held).sum()), weights.new_zeros(())
+def _compute(inner: Any, rows: Tensor, experts: Tensor, weights: Tensor, held: int, pairs: int) -> Tensor:
+    """The sum over the real entries of ``experts`` [R,k], those below ``held`` and ``pairs`` in number, for each row."""
+    nothing = weights.new_zeros(())
     if pairs:
         real = None if pairs == experts.numel() else pairs
         return inner(rows, Routing(experts, weights, nothing, {}, nothing, real))

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from many_ranks import DEEPSEEK, DENSE, GPT, MOE, read_model, spawn
 
 from blocks.compose import compose
-from many_ranks import DEEPSEEK, DENSE, GPT, MOE, read_model, spawn
 
 SIZES = [{"shard": 4}, {"shard": 2, "tensor": 2}, {"shard": 4, "expert": 2}, {"shard": 2, "tensor": 2, "expert": 2}]
 pytestmark = pytest.mark.xdist_group("own_draws")
