@@ -1,9 +1,10 @@
 """Drawing a part of a tensor's normal numbers without the rest: the same numbers, to the bit.
 
-torch draws on a CPU from a Mersenne Twister (Matsumoto and Nishimura 1998, MT19937), one 32-bit word a number, and turns
-each 16 words in a row into 16 normal numbers. A rank that holds a part of a weight therefore begins at the words of that
-part. Its words n … n+623 are sums, over GF(2), of the first 20,560 ones, by the coefficients of tⁿ modulo the generator's
-characteristic polynomial (Haramoto et al. 2008, "Efficient jump ahead for F2-linear random number generators").
+torch draws on a CPU from a Mersenne Twister (Matsumoto and Nishimura 1998, MT19937), one 32-bit word a number, and
+turns each 16 words in a row into 16 normal numbers. A rank that holds a part of a weight therefore begins at the words
+of that part. The words n … n+623 are sums, over GF(2), of the first 20,560 ones, by the coefficients of tⁿ modulo the
+generator's characteristic polynomial (Haramoto et al. 2008, "Efficient jump ahead for F2-linear random number
+generators").
 """
 
 from __future__ import annotations

@@ -123,8 +123,8 @@ def add_up(rows: Tensor, token: Tensor, n_tokens: int) -> Tensor:
 
 
 def sum_in_order(rows: Tensor, token: Tensor, n_tokens: int) -> Tensor:
-    """``add_up`` where ``index_add`` adds by atomics, in another order each time and in the dtype of the rows: one order,
-    and fp32 at least."""
+    """``add_up`` where ``index_add`` adds by atomics, in an order that changes and in the dtype of the rows: in one
+    order, and in fp32 at least."""
     counts = torch.zeros(n_tokens, dtype=torch.int64, device=rows.device).scatter_add_(0, token, torch.ones_like(token))
     wide = torch.promote_types(rows.dtype, torch.float32)
     of_token = rows.index_select(0, token.argsort(stable=True)).to(wide)

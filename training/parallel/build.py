@@ -2,8 +2,8 @@
 
 Each layer is cut by tensor and expert parallelism as its blocks' plans say, and handed to FSDP2; then its rank draws
 what it holds, by the one rule, which gives every tensor the same numbers at any world size. What stands around the
-layers comes last. Only what a block sets itself, and weights that are there already, are whole on a rank before they are
-cut, a layer at a time.
+layers comes last. Only what a block sets itself, and weights that are there already, are whole on a rank before they
+are cut, a layer at a time.
 """
 
 from __future__ import annotations

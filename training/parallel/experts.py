@@ -117,7 +117,7 @@ def _dispatch(x: Tensor, experts: Tensor, weights: Tensor, here: Whereabouts, co
 
 
 def _compute(inner: Any, rows: Tensor, experts: Tensor, weights: Tensor, held: int, pairs: int) -> Tensor:
-    """The sum over the real entries of ``experts`` [R,k], those below ``held`` and ``pairs`` in number, for each row."""
+    """For each row the sum over the real entries of ``experts`` [R,k], those below ``held``, ``pairs`` in number."""
     nothing = weights.new_zeros(())
     if pairs:
         real = None if pairs == experts.numel() else pairs
