@@ -8,13 +8,20 @@ are cut, a layer at a time.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import Shard
 
 from blocks.compose import assemble, check
@@ -101,6 +108,7 @@ def build(
             materialise(part, f"{prefix}.")
     sharding.shard(decoder)
     _draw_own(decoder, sharding, rule)
+    _fetch_ahead(decoder)
     # Training calls this and not forward. What it gathers stays until the backward pass: ``nll`` needs the head.
     register_fsdp_forward_method(decoder, "hidden")
     return decoder
@@ -116,6 +124,19 @@ def _draw_own(part: nn.Module, sharding: Sharding, rule: Mapping[str, Any]) -> N
     for parameter, std, seed in draws(part, **rule):
         if id(parameter) in own:
             draw_part(plain(parameter), parameter.shape, own_place(parameter)[1], std, seed)
+
+
+def _fetch_ahead(decoder: Decoder) -> None:
+    """Gather each layer's weights, those of its experts and gates too, while the layer before it computes.
+
+    FSDP2 by itself gathers what lies inside a layer when it is reached, and a host that waits for the numbers of routed
+    tokens reaches it late. Depths of multi-token prediction are left to that: not every pass comes to them.
+    """
+    groups: list[list[Any]] = [[m for m in layer.modules() if isinstance(m, FSDPModule)] for layer in decoder.layers]
+    cast(Any, decoder).set_modules_to_forward_prefetch(groups[0])
+    for before, after in itertools.pairwise(groups):
+        before[0].set_modules_to_forward_prefetch(after)
+        after[0].set_modules_to_backward_prefetch(before)
 
 
 def _stack(decoder: Decoder) -> Iterator[tuple[str, nn.Module]]:

@@ -6,11 +6,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning as L
 import torch
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.strategy import Strategy
+from torch import nn
 from torch.optim import Optimizer
 
 from registry import ConfigError
@@ -18,9 +20,11 @@ from registry.ranges import Count, Positive
 from training.parallel.build import Sharding
 from training.parallel.checkpoint import gather, load_file, load_folder, save_folder
 from training.parallel.meshes import Meshes, make_meshes
-from training.parallel.sizes import sizes_of
+from training.parallel.sizes import Sizes, sizes_of
 
 LOW = {"bf16-mixed": torch.bfloat16}  # precision of the trainer → what FSDP2 gathers weights in
+FEW = 8  # ranks that share weights, up to which a checkpoint is one file by itself
+LARGE = 64 * 10**9  # bytes of such a file: weights and Adam's two averages of 5.3 billion parameters
 
 
 class Parallel(ModelParallelStrategy):
@@ -36,7 +40,8 @@ class Parallel(ModelParallelStrategy):
         tensor: neighbouring ranks that split heads and hidden widths; keep them inside a machine
         expert: of the shard ranks, how many share out the experts; tokens travel to them
         cpu_offload: keep shards and optimizer state in the host's memory, and step there
-        sharded_checkpoints: write a folder to which every rank adds its share; else one file, written by rank 0
+        sharded_checkpoints: write a folder to which every rank adds its share; else one file, written by rank 0, which
+            then needs memory for all of it. null is a folder where more than 8 ranks share the weights
         process_group_backend: null is nccl on GPUs, gloo on CPUs
         timeout: seconds after which a rank that waits for another gives up; null is torch's half an hour
     """
@@ -48,12 +53,13 @@ class Parallel(ModelParallelStrategy):
         tensor: Count = 1,
         expert: Count = 1,
         cpu_offload: bool = False,
-        sharded_checkpoints: bool = False,
+        sharded_checkpoints: bool | None = None,
         process_group_backend: str | None = None,
         timeout: Positive | None = None,
     ) -> None:
         patience = default_pg_timeout if timeout is None else timedelta(seconds=timeout)
-        super().__init__(1, 1, sharded_checkpoints, process_group_backend, patience)
+        super().__init__(1, 1, bool(sharded_checkpoints), process_group_backend, patience)
+        self._folder = sharded_checkpoints
         self._given = {"replicate": replicate, "shard": shard, "tensor": tensor, "expert": expert}
         self.cpu_offload = cpu_offload
         self.meshes: Meshes | None = None
@@ -63,8 +69,14 @@ class Parallel(ModelParallelStrategy):
         if self.meshes is None:
             self.meshes = make_meshes(sizes_of(self._given, self.world_size), self.root_device.type)
         self._device_mesh = self.meshes.dense
+        self._save_distributed_checkpoint = writes_folder(self._folder, self.meshes.sizes)
         assert self.lightning_module is not None
         self.lightning_module._device_mesh = self._device_mesh
+
+    def setup(self, trainer: L.Trainer) -> None:
+        if trainer.checkpoint_callbacks and not self._save_distributed_checkpoint:
+            refuse_large_file(trainer.lightning_module)
+        super().setup(trainer)
 
     @property
     def sharding(self) -> Sharding:
@@ -114,3 +126,21 @@ class Parallel(ModelParallelStrategy):
         except KeyError as error:
             rule = f"does not hold what this run needs ({error})"
             raise ConfigError("ckpt_path", str(path), rule, "Go on with the same model and optimizer") from None
+
+
+def writes_folder(asked: bool | None, sizes: Sizes) -> bool:
+    """Whether checkpoints are folders."""
+    return sizes.shard > FEW if asked is None else asked
+
+
+def refuse_large_file(module: nn.Module) -> None:
+    """Refuse to gather, tensor by tensor on each GPU and all in rank 0's memory, a model that is too large for that.
+
+    Raises:
+        ConfigError
+    """
+    size = 3 * sum(p.numel() * p.element_size() for p in module.parameters())
+    if size > LARGE:
+        rule = f"one file would hold {size / 1e9:,.0f} GB of weights and optimizer states in rank 0's memory"
+        remedy = "Write trainer.strategy.sharded_checkpoints=true"
+        raise ConfigError("trainer.strategy.sharded_checkpoints", False, rule, remedy)
