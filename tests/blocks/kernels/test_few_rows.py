@@ -57,7 +57,7 @@ print(torch.backends.mkldnn.matmul.fp32_precision)
 
 
 def test_either_way_to_set_the_precision_is_minded(environment: dict[str, str]) -> None:
-    env = {**environment, "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = {**environment, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True)
     assert done.stdout == "bf16\n", done.stderr
 

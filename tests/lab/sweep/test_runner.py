@@ -22,7 +22,7 @@ from registry import ConfigError
 from training.configuration.overrides import quoted
 from training.jobs import RESULTS, results_of, write_json
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 STAND_IN = """
 import json, os, signal, sys, time
 from pathlib import Path

@@ -29,7 +29,7 @@ from training.entry.run import run
 
 pytestmark = pytest.mark.xdist_group("ablation")  # its fixture runs a whole program, once
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MINIMAL = {"about": "a claim", "baseline": "one", "arms": {"one": None, "two": "model/attention=gqa"}}
 
 
