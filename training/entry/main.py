@@ -15,7 +15,6 @@ from registry import REFUSED, ConfigError
 from registry.hydra import include_config_dir
 from training.configuration.conf import CONF
 from training.configuration.refusals import REFUSALS, explain, is_no_name
-from training.entry import lean
 from training.entry.hydra_job import hydra_job, refused
 from training.entry.ranks import leave_no_folder
 from training.jobs import begun
@@ -27,8 +26,9 @@ SUBCOMMANDS = ("fit", "validate", "test", "predict")
 def main() -> None:
     """Run, and turn every mistake of the user's into one message and an exit code."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises here instead of printing its own account
-    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined] # it hands out copies; --help needs 170
-    lean.import_torchmetrics_as_needed()
+    # Hydra copies the whole store, though it only reads it, for each of the 200 groups that --help lists: 0.6 CPU-s of
+    # 2.9, where help may take 3 (tests/test_startup.py). What the store hands out is a copy in any case.
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
     arguments = sys.argv[1:]
     refused.clear()
     try:
