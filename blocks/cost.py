@@ -132,7 +132,7 @@ MANY = 80_640  # tokens; a multiple of every usual number of experts, so that an
 def _idle_experts(decoder: Decoder) -> int:
     groups = alike(decoder.layers)
     meta = decoder if decoder.embedding.weight.is_meta else compose(decoder.config, device="meta")
-    probe, n_tokens = _with_layers(meta, [group[0] for group in groups]), 1
+    probe, n_tokens = with_layers(meta, [group[0] for group in groups]), 1
     routings = _routings(probe, n_tokens)
     if any(routing is not None and routing.pairs is not None for routing in routings):
         n_tokens = MANY  # how many visits a token makes is an average, and one token shows none
@@ -182,7 +182,7 @@ def _signature(layer: nn.Module) -> tuple[Any, ...]:
     return repr(settings), tuple(shapes)
 
 
-def _with_layers(decoder: Decoder, indices: Sequence[int]) -> Decoder:
+def with_layers(decoder: Decoder, indices: Sequence[int]) -> Decoder:
     """The decoder with none but these layers; shares every module."""
     probe = copy.copy(decoder)
     probe._modules = {**decoder._modules, "layers": nn.ModuleList(decoder.layers[i] for i in indices)}
@@ -208,7 +208,7 @@ def forward_flops_per_token(model: Mapping[str, Any] | Decoder, length: int) -> 
 
 def _flops(decoder: Decoder, indices: Sequence[int], length: int) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        _with_layers(decoder, indices)(torch.zeros(1, length, dtype=torch.long, device="meta"))
+        with_layers(decoder, indices)(torch.zeros(1, length, dtype=torch.long, device="meta"))
     return counter.get_total_flops()
 
 

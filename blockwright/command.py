@@ -36,6 +36,7 @@ COMMANDS = {
         "train a model: KEY=VALUE overrides, -m to sweep; fit|validate|test|predict for Lightning CLI", "train"
     ),
     "describe": Command("what models cost: parameters, FLOPs, cache, memory; nothing is allocated", "lab.describe"),
+    "plan": Command("how to spread a training over GPUs: step time, memory, traffic, cost", "lab.plan.__main__"),
     "match": Command("size the arms of a comparison to the same cost", "lab.match.__main__"),
     "ablate": Command("run a matched comparison, from its definition to its report", "lab.ablation.__main__"),
     "sweep": Command("status, resume or retry a sweep", "lab.sweep.__main__"),

@@ -27,7 +27,7 @@ def _scaled(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _bytes(value: float) -> str:
+def in_bytes(value: float) -> str:
     """Binary prefixes, as memory is sold: 8.438 GiB."""
     for size, prefix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if value >= size:
@@ -64,9 +64,9 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
         ("  bytes at these bits", "cache.bytes_per_token.at_bits", _exact),
         ("  as stored, with scales", "cache.bytes_per_token.stored", _exact),
         ("tokens cached", "cache.context", _text),
-        ("  bytes in bf16", "cache.bytes_at_context.bf16", _bytes),
-        ("  bytes at the bits chosen", "cache.bytes_at_context.at_bits", _bytes),
-        ("  as stored, with scales", "cache.bytes_at_context.stored", _bytes),
+        ("  bytes in bf16", "cache.bytes_at_context.bf16", in_bytes),
+        ("  bytes at the bits chosen", "cache.bytes_at_context.at_bits", in_bytes),
+        ("  as stored, with scales", "cache.bytes_at_context.stored", in_bytes),
     ),
     (
         ("kernels, here", "kernels.device", _text),
@@ -78,18 +78,18 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
         ("  rotation", "kernels.rotation", _text),
     ),
     (
-        ("weights, fp32", "weights.bytes.fp32", _bytes),
-        ("  bf16", "weights.bytes.bf16", _bytes),
-        ("  fp8", "weights.bytes.fp8", _bytes),
+        ("weights, fp32", "weights.bytes.fp32", in_bytes),
+        ("  bf16", "weights.bytes.bf16", in_bytes),
+        ("  fp8", "weights.bytes.fp8", in_bytes),
         ("training state: recipe", "training.recipe", _text),
         ("  bytes a parameter", "training.bytes_per_parameter", _text),
-        ("  weights", "training.bytes.weights", _bytes),
-        ("  gradients", "training.bytes.gradients", _bytes),
-        ("  master weights", "training.bytes.master_weights", _bytes),
-        ("  AdamW moments", "training.bytes.moments", _bytes),
-        ("  total", "training.bytes.total", _bytes),
+        ("  weights", "training.bytes.weights", in_bytes),
+        ("  gradients", "training.bytes.gradients", in_bytes),
+        ("  master weights", "training.bytes.master_weights", in_bytes),
+        ("  AdamW moments", "training.bytes.moments", in_bytes),
+        ("  total", "training.bytes.total", in_bytes),
         ("  GPUs", "training.gpus", _text),
-        ("  a GPU, evenly sharded", "training.bytes_per_gpu", _bytes),
+        ("  a GPU, evenly sharded", "training.bytes_per_gpu", in_bytes),
     ),
 )
 # What was chosen, not measured.

@@ -7,12 +7,13 @@ reduce-scatter takes in, what an all-reduce goes over.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from blocks.cost import alike, with_layers
 from blocks.decoder import Decoder
 from blocks.gating.base import Gating
 from training.optimizers.base import OptimizerRecipe
@@ -23,38 +24,85 @@ from training.parallel.tensor import divisible
 
 @dataclass(frozen=True)
 class Holding:
-    """How one parameter is spread: ``gathered`` numbers are computed with on a rank, ``held`` of them kept there.
+    """How one parameter is spread: ``gathered`` numbers are computed with on a rank, before FSDP2 spreads them further.
 
+    name: one of its names; of alike layers the first stands for all
     group: what FSDP2 gathers it with: a layer, the experts of a layer, or the root
     routed: whether it belongs to experts
+    times: how many parameters of the decoder it stands for
     """
 
     name: str
     group: str
     gathered: int
-    held: int
     routed: bool
+    times: int
+
+    def held(self, sizes: Sizes) -> int:
+        """Numbers that a rank keeps of each."""
+        return math.ceil(self.gathered / self.shards(sizes))
+
+    def shards(self, sizes: Sizes) -> int:
+        """Ranks over which FSDP2 spreads what is gathered."""
+        return sizes.shard // sizes.expert if self.routed and sizes.expert > 1 else sizes.shard
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A block whose input and output travel.
+
+    names: of all the blocks it stands for
+    routed: whether it is a stack of experts
+    top_k: of its gate
+    slots: of those, how many one rank can be asked for
+    replicated: numbers of parameters that every rank of a tensor group holds
+    """
+
+    names: tuple[str, ...]
+    routed: bool
+    top_k: int
+    slots: int
+    replicated: int
 
 
 def holdings(decoder: Decoder, sizes: Sizes) -> list[Holding]:
-    """The spread of every parameter of a decoder, which may lie on the meta device."""
+    """The spread of every parameter of a decoder, which may lie on the meta device; alike layers are looked at once."""
+    probe, groups = _distinct(decoder)
     cut = {
-        id(part.parameter): (part.placement, region)
-        for region in _split_regions(decoder, sizes)
-        for part in region.parts
+        id(part.parameter): (part.placement, region) for region in _split_regions(probe, sizes) for part in region.parts
     }
     found = []
-    for name, parameter in decoder.named_parameters():
+    for name, parameter in probe.named_parameters():
         placement, region = cut.get(id(parameter), ("replicate", None))
         routed = placement == "expert"
-        apart = routed and sizes.expert > 1
         ranks = sizes.expert * sizes.tensor if routed else sizes.tensor if placement in ("column", "row") else 1
-        shards = sizes.shard // sizes.expert if apart else sizes.shard
         group = ".".join(name.split(".")[:2]) if name.startswith(("layers.", "mtp.")) else "root"
-        gathered = parameter.numel() // ranks
-        group = f"{region.name}" if apart and region else group
-        found.append(Holding(name, group, gathered, math.ceil(gathered / shards), routed))
+        group = f"{region.name}" if routed and sizes.expert > 1 and region else group
+        times = len(groups[int(name.split(".")[1])]) if name.startswith("layers.") else 1
+        found.append(Holding(name, group, parameter.numel() // ranks, routed, times))
     return found
+
+
+def crossings(decoder: Decoder, sizes: Sizes) -> list[Crossing]:
+    """The blocks that tensor or expert parallelism splits; of alike layers the first stands for all."""
+    probe, groups = _distinct(decoder)
+    gates = {name.rpartition(".")[0]: m for name, m in probe.named_modules() if isinstance(m, Gating)}
+    found = []
+    for region in _split_regions(probe, sizes):
+        top_k, names = _top_k(region, gates), [region.name]
+        if region.name.startswith("layers."):
+            _, index, rest = region.name.split(".", 2)
+            names = [f"layers.{i}.{rest}" for i in groups[int(index)]]
+        slots = min(top_k, region.parts[0].parameter.shape[0] // (sizes.expert * sizes.tensor)) if region.routed else 0
+        replicated = sum(p.parameter.numel() for p in region.parts if p.placement == "replicate")
+        found.append(Crossing(tuple(names), region.routed, top_k, slots, replicated))
+    return found
+
+
+def _distinct(decoder: Decoder) -> tuple[Decoder, list[list[int]]]:
+    """The decoder with one of each of its layers, and which layers each stands for."""
+    groups = alike(decoder.layers)
+    return with_layers(decoder, [group[0] for group in groups]), groups
 
 
 def _split_regions(decoder: Decoder, sizes: Sizes) -> list[Region]:
@@ -77,24 +125,23 @@ def held_bytes(decoder: Decoder, sizes: Sizes, recipe: OptimizerRecipe) -> dict[
         sizes: of the run
         recipe: of the optimizer; its state is counted in a step on the meta device
     """
-    spread = {holding.name: holding for holding in holdings(decoder, sizes)}
-    numbers = sum(h.held for h in spread.values())
-    state = 0.0
-    for name, factor in _state_factors(decoder, recipe).items():
-        state += spread[name].held * factor
+    spread, factors = holdings(decoder, sizes), state_factors(decoder, recipe)
+    numbers = sum(h.held(sizes) * h.times for h in spread)
+    state = sum(h.held(sizes) * h.times * factors[h.name] for h in spread)
     return {"parameters": 4 * numbers, "gradients": 4 * numbers, "optimizer": round(4 * state)}
 
 
-def _state_factors(decoder: Decoder, recipe: OptimizerRecipe) -> dict[str, float]:
-    """Parameter → numbers that the optimizer keeps for each of its own."""
-    optimizer = recipe.build(decoder)
-    for parameter in decoder.parameters():
+def state_factors(decoder: Decoder, recipe: OptimizerRecipe) -> dict[str, float]:
+    """Name of each ``Holding`` → numbers that the optimizer keeps for each of its own."""
+    probe, _ = _distinct(decoder)
+    optimizer = recipe.build(probe)
+    for parameter in probe.parameters():
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
     factors = {}
-    for name, parameter in decoder.named_parameters():
-        alike = [v for v in optimizer.state[parameter].values() if getattr(v, "shape", None) == parameter.shape]
-        factors[name], parameter.grad = float(len(alike)), None
+    for name, parameter in probe.named_parameters():
+        same = [v for v in optimizer.state[parameter].values() if getattr(v, "shape", None) == parameter.shape]
+        factors[name], parameter.grad = float(len(same)), None
     return factors
 
 
@@ -113,25 +160,38 @@ def traffic(decoder: Decoder, sizes: Sizes, tokens: int, copies: Mapping[str, fl
         copies: rows that a rank sends and receives (their mean) for a layer, by the name of its experts; or one number
             for all
     """
-    spread, width = holdings(decoder, sizes), decoder.config["d_model"]
-    total = dict.fromkeys(("all_gather", "reduce_scatter", "all_reduce", "all_to_all"), 0.0)
+    weights = weight_numbers(holdings(decoder, sizes), sizes)
+    states = token_numbers(crossings(decoder, sizes), sizes, decoder.config["d_model"], tokens, copies)
+    return {kind: 4 * (weights[kind] + states[kind]) for kind in COLLECTIVES}
+
+
+COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all")
+
+
+def weight_numbers(spread: Iterable[Holding], sizes: Sizes) -> dict[str, float]:
+    """Collective → numbers of weights and their gradients that travel in a micro-batch, as ``traffic`` says."""
+    total = dict.fromkeys(COLLECTIVES, 0.0)
     for h in spread:
-        apart = h.routed and sizes.expert > 1
-        if (sizes.shard // sizes.expert if apart else sizes.shard) > 1:
-            total["all_gather"] += 4 * h.gathered * (1 if h.group == "root" else 2)
-            total["reduce_scatter"] += 4 * h.gathered
+        if h.shards(sizes) > 1:
+            total["all_gather"] += h.times * h.gathered * (1 if h.group == "root" else 2)
+            total["reduce_scatter"] += h.times * h.gathered
         if sizes.replicate > 1:
-            total["all_reduce"] += 4 * h.held
-    gates = {name.rpartition(".")[0]: m for name, m in decoder.named_modules() if isinstance(m, Gating)}
-    for region in _split_regions(decoder, sizes):
-        top_k = _top_k(region, gates)
+            total["all_reduce"] += h.times * h.held(sizes)
+    return total
+
+
+def token_numbers(
+    crossed: Sequence[Crossing], sizes: Sizes, d_model: int, tokens: float, copies: Mapping[str, float] | float = 0.0
+) -> dict[str, float]:
+    """Collective → numbers of hidden states and their gradients that travel in a micro-batch, as ``traffic`` says."""
+    total = dict.fromkeys(COLLECTIVES, 0.0)
+    for c in crossed:
         if sizes.tensor > 1:
-            total["all_reduce"] += 4 * tokens * (2 * width + (top_k if region.routed else 0))
-            total["all_reduce"] += 4 * sum(p.parameter.numel() for p in region.parts if p.placement == "replicate")
-        if region.routed and sizes.expert > 1:
-            slots = min(top_k, region.parts[0].parameter.shape[0] // (sizes.expert * sizes.tensor))
-            rows = copies.get(region.name, 0.0) if isinstance(copies, Mapping) else copies
-            total["all_to_all"] += 4 * rows * (4 * width + 4 * slots)
+            a_token = 2 * d_model + (c.top_k if c.routed else 0)
+            total["all_reduce"] += len(c.names) * (tokens * a_token + c.replicated)
+        if c.routed and sizes.expert > 1:
+            rows = sum(copies.get(n, 0.0) for n in c.names) if isinstance(copies, Mapping) else copies * len(c.names)
+            total["all_to_all"] += rows * (4 * d_model + 4 * c.slots)
     return total
 
 

@@ -54,10 +54,30 @@ def check(plain: Mapping[str, Any]) -> None:
     if world is None:
         return
     sizes = sizes_of(strategy, world)
+    check_sizes(model, sizes)
+    check_groups(model, sizes)
+    _check_batches(plain["data"], sizes.data)
+
+
+def check_sizes(model: Mapping[str, Any], sizes: Sizes) -> None:
+    """Refuse sizes that heads, widths or experts of a complete composition do not divide by.
+
+    Raises:
+        ConfigError
+    """
     chosen = list(_blocks(model))
     _check_tensor(chosen, sizes)
     _check_expert(chosen, sizes)
-    _check_batches(plain["data"], sizes.data)
+
+
+def check_groups(model: Mapping[str, Any], sizes: Sizes) -> None:
+    """Refuse what a complete composition says of devices and is not true of the ranks that hold its experts.
+
+    Raises:
+        ConfigError
+    """
+    if sizes.expert > 1:
+        _check_groups(list(_blocks(model)), sizes.expert)
 
 
 def check_machine(trainer: Mapping[str, Any]) -> None:
@@ -170,8 +190,6 @@ def _check_expert(chosen: list[Chosen], sizes: Sizes) -> None:
             rule = f"must divide by the ranks that share them out (trainer.strategy: expert × tensor = {ranks})"
             divisors = ", ".join(str(n) for n in range(1, value + 1) if value % n == 0 and n <= 512)
             raise ConfigError(f"{block.path}.n_experts", value, rule, f"Let expert × tensor be one of {divisors}")
-    if sizes.expert > 1:
-        _check_groups(chosen, sizes.expert)
 
 
 def _check_groups(chosen: list[Chosen], ranks: int) -> None:

@@ -1,0 +1,90 @@
+"""How many tokens a node generates in a second at most: weights and caches fill its memory, and each token reads both.
+
+One step of decoding is a new token of every sequence. It reads all weights (with so many sequences every expert is
+visited) and all caches; products take the time of the slower of reading and computing, attention likewise. The batch is
+what the memory holds beside the weights. Left out: prefill, links between the GPUs, sequences of unequal length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from blocks.cost import alike, cache_bytes, count_parameters, with_layers
+from blocks.decoder import Decoder
+from lab.plan.hardware import Coefficients, Hardware
+from lab.plan.memory import USABLE
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The best a node does.
+
+    Args:
+        batch: sequences at once
+        weights, caches: bytes, of all GPUs
+        products, attention: seconds of a step, each by what it waits for (``reads`` or ``computes``)
+        tokens_per_second: of the node
+    """
+
+    batch: int
+    weights: float
+    caches: float
+    products: dict[str, float]
+    attention: dict[str, float]
+
+    @property
+    def seconds(self) -> float:
+        return max(self.products.values()) + max(self.attention.values())
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.batch / self.seconds
+
+
+def generation(
+    decoder: Decoder,
+    hardware: Hardware,
+    fitted: Coefficients,
+    *,
+    gpus: int = 8,
+    context: int = 4096,
+    weight_bits: float = 16,
+    cache_bits: float = 16,
+) -> Generation:
+    """The throughput at the largest batch.
+
+    Args:
+        decoder: on the meta device
+        context: tokens in each cache, on average
+        weight_bits, cache_bits: of a number
+    """
+    counted = count_parameters(decoder)
+    weights = (counted.total - counted.families["mtp"]) * weight_bits / 8
+    cache = cache_bytes(decoder, context, torch.float32) / 4 * cache_bits / 8
+    batch = int((USABLE * gpus * hardware.memory - weights) // cache)
+    short, long = (_flops(decoder, n) for n in (1, context))
+    peak, faster = gpus * hardware.bf16 * hardware.sustained * fitted.dense, fitted.fp8 if weight_bits <= 8 else 1.0
+    read = gpus * hardware.hbm
+    products = {"reads": weights / read, "computes": batch * short / (peak * faster)}
+    attention = {"reads": batch * cache / read, "computes": batch * (long - short) / peak}
+    return Generation(batch, weights, batch * cache, products, attention)
+
+
+def _flops(decoder: Decoder, context: int) -> int:
+    """Of one token that is decoded behind ``context`` − 1 others; alike layers are counted once."""
+    around = _decoded(with_layers(decoder, []), context)
+    layers = [(len(group), with_layers(decoder, group[:1])) for group in alike(decoder.layers)]
+    return around + sum(times * (_decoded(probe, context) - around) for times, probe in layers)
+
+
+def _decoded(decoder: Decoder, context: int) -> int:
+    caches = decoder.new_caches(1, context)
+    for cache in caches:
+        cache.length = context - 1
+    token, place = (torch.full((1, 1), n, dtype=torch.long, device="meta") for n in (0, context - 1))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        decoder(token, place, caches=caches)
+    return counter.get_total_flops()

@@ -1,0 +1,75 @@
+"""``blockwright plan``: what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lab.plan.__main__ import main
+from registry import ConfigError
+from registry.command import run_command
+
+ASKED = ["model=deepseek_v2_lite", "model.n_layers=4", "gpus=8", "gpu=h100", "tensor=1", "pipeline=1", "context=1"]
+
+
+def test_the_plan_is_plain_lines_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*ASKED, "tokens=1e12", "price.gpu_hour=2", "--explain"])
+    out = capsys.readouterr().out
+    lines = {line[:22].strip(): line for line in out.splitlines()}
+    assert "best" in lines["against the best"] and "tie" in lines["against the best"]
+    assert "slower by, s" in lines and "GPU-hours" in lines and "money" in lines and "all to all" in lines
+    assert "dense products" in out and "█" not in out and "…" not in out
+    assert "blockwright train model=deepseek_v2_lite model.n_layers=4 trainer=fsdp" in out
+
+
+def test_json_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*ASKED, "tokens=1e12", "price.gpu_hour=2", "price.kwh=0.1", "power.overhead=1.5", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["job"] == {"gpus": 8, "batch": 64, "length": 4096, "precision": "bf16"}
+    best = found["layouts"][0]
+    assert sum(best["seconds"].values()) == pytest.approx(best["step_seconds"])
+    assert best["tokens_per_second_and_gpu"] == pytest.approx(64 * 4096 / 8 / best["step_seconds"])
+    assert best["gpu_hours"] == pytest.approx(1e12 / best["tokens_per_second_and_gpu"] / 3600)
+    assert best["kwh"] == pytest.approx(best["gpu_hours"] * 0.7 * 1.5)
+    assert best["money"] == pytest.approx(2 * best["gpu_hours"] + 0.1 * best["kwh"])
+    assert best["tie"] and best["slower_than_best"] == 0
+    for other in found["layouts"][1:]:
+        assert other["tie"] == (other["slower_than_best"] <= 0.12)
+
+
+def test_generation_says_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["model=deepseek_v2_lite", "gpus=1", "gpu=h100", "length=2048", "cache.bits=6", "--generation"])
+    out = capsys.readouterr().out
+    assert "1 h100, 2,048 tokens in each cache, 16-bit weights, 6-bit caches" in out
+    assert "attention, if it computes" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["gpus=8", "gpu=h100"], "model = None: every plan needs it"),
+        (["model=tiny", "gpu=h100"], "gpus = None"),
+        (["model=tiny", "gpus=8", "gpu=h10"], "Did you mean 'h100'"),
+        (["model=tiny", "gpus=0", "gpu=h100"], "gpus = '0'"),
+        (["model=tiny", "gpus=8", "gpu=h100", "token=1e9"], "there is no such option"),
+        (["model=tiny", "gpus=8", "gpu=h100", "price.kwh=-1"], "is above 0"),
+        (["model=tiny", "gpus=8", "gpu=h100", "recompute=some"], "is one of none, selective, full"),
+        (["model=tiny", "gpus=8", "gpu=h100", "precision=fp4"], "is one of bf16, fp8"),
+        (["model=tiny", "gpus=8", "gpu=h100", "length=100000"], "longer than the model is made for"),
+        (["model=tiny", "gpus=8", "gpu=h100", "--explian"], "there is no such flag"),
+        (["--published", "gpus=8"], "takes nothing beside it"),
+        (["model=tiny", "gpus=7", "gpu=h100", "batch=3"], "no layout divides"),
+    ],
+)
+def test_mistakes_are_refused_with_one_message(arguments: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        main(arguments)
+    assert said in str(error.value)
+
+
+def test_a_refusal_is_exit_code_64_and_help_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(main, ["model=tiny", "gpus=8", "gpu=nothing"]) == 64
+    assert capsys.readouterr().err.count("error:") == 1
+    assert run_command(main, ["--help"]) == 0
+    assert capsys.readouterr().out.startswith("blockwright plan")
