@@ -20,6 +20,7 @@ from torch import Tensor
 
 from interop.folder import read_json
 from registry import ConfigError
+from registry.extras import require
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DIGESTS = "blockwright-sha256"  # in the metadata of a header: JSON of tensor → digest
@@ -55,7 +56,7 @@ class Shards:
     """
 
     def __init__(self, folder: Path) -> None:
-        _need_safetensors()
+        require("hf", "safetensors", path="interop")
         self.folder = folder
         index = folder / INDEX
         listed = _listed(index) if index.is_file() else None
@@ -181,14 +182,6 @@ def _is_file(path: Path) -> bool:
 CONVERT = "Loading a pickle can run code. Get the safetensors of this model, or convert it where you trust it"
 
 
-def _need_safetensors() -> None:
-    try:
-        import safetensors  # noqa: F401
-    except ImportError:
-        rule = "safetensors is not installed, and reading and writing checkpoints needs it"
-        raise ConfigError("interop", None, rule, "Install it: pip install 'blockwright[hf]'") from None
-
-
 def _listed(index: Path) -> dict[str, str]:
     """The index: tensor → file, every file a plain name within the folder."""
     found = read_json(index).get("weight_map")
@@ -261,7 +254,7 @@ def save(tensors: dict[str, Tensor], file: Path) -> None:
     Raises:
         OSError: no space left, or it cannot be written for another reason
     """
-    _need_safetensors()
+    require("hf", "safetensors", path="interop")
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

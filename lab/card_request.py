@@ -9,6 +9,7 @@ from typing import Any
 
 from registry import ConfigError, did_you_mean
 from registry.arguments import read_arguments
+from registry.extras import require
 
 # What one parameter takes while AdamW trains it, in bytes.
 RECIPES = {
@@ -84,6 +85,7 @@ def read(arguments: Sequence[str]) -> Request:
 def _plot(file: str) -> Path:
     if Path(file).suffix not in PLOTS:
         raise ConfigError("--plot", file, f"names a file ending in {', '.join(PLOTS)}", "Write --plot costs.png")
+    require("lab", "matplotlib", path="--plot", value=file)
     return Path(file)
 
 

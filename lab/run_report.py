@@ -17,6 +17,7 @@ from blocks.generation.generate import generate
 from lab import curves
 from registry import printing
 from registry.enforcing import enforced
+from registry.extras import require
 from registry.ranges import NonNegative, Whole
 from training.cadence import logs_now
 from training.callbacks.finale import Finale
@@ -50,6 +51,7 @@ class RunReport(Finale):
     """
 
     def __init__(self, directory: str, sample_tokens: Whole = 400, temperature: NonNegative = 0.8) -> None:
+        require("lab", "matplotlib", path="callbacks.report")  # now, not when the curves are drawn after the training
         self.directory = Path(directory)
         self.sample_tokens, self.temperature = sample_tokens, temperature
         self.train: list[tuple[int, float]] = []

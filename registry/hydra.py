@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ BASE = "base"  # conf/model/base.yaml: the keys of a model that are no block
 
 def include_config_dir(arguments: Sequence[str]) -> None:
     """Find the presets of ``--config-dir DIR``, in DIR/preset, here and in the processes that a run starts."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in pairwise([*arguments, ""]):
         flag, _, folder = argument.partition("=")
         if flag in ("--config-dir", "-cd") and (folder or following):
             presets.include(Path(folder or following) / "preset")

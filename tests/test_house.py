@@ -23,10 +23,7 @@ SOURCES = [p for package in PACKAGES for p in (ROOT / package).rglob("*.py")]
 
 def test_nothing_below_imports_the_front_door() -> None:
     for source in SOURCES:
-        for node in ast.walk(ast.parse(source.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not any(n.partition(".")[0] == "train" for n in names), source
+        assert "train" not in _imported(ast.parse(source.read_text())), source
 
 
 @pytest.mark.xdist_group("house")
@@ -34,6 +31,23 @@ def test_tests_of_a_group_run_on_one_worker(request: pytest.FixtureRequest) -> N
     """Some versions of pytest make xdist ignore the groups, so that each worker runs each costly fixture."""
     if hasattr(request.config, "workerinput"):
         assert request.node.nodeid.endswith("@house")
+
+
+def _imported(tree: ast.AST) -> set[str]:
+    """Top-level packages."""
+    nodes = list(ast.walk(tree))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    return {name.partition(".")[0] for name in names}
+
+
+def test_core_imports_nothing_that_an_extra_brings() -> None:
+    heavy = {"matplotlib", "scipy", "jinja2", "tensorboard"}
+    for source in SOURCES:
+        tree = ast.parse(source.read_text())
+        at_start = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        below = source.relative_to(ROOT).parts[0] in ("lab", "benchmarks")
+        assert not heavy & _imported(at_start if below else tree), source
 
 
 def test_init_files_hold_no_code() -> None:

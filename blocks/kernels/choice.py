@@ -6,7 +6,6 @@ a configuration may name another one (``task.kernels.experts=grouped``). All com
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -18,6 +17,7 @@ from blocks.kernels import attention, cross_entropy, elementwise, experts, rotar
 from blocks.kernels.experts import Choices
 from blocks.kernels.scoring import Scoring
 from registry import ConfigError, did_you_mean
+from registry.extras import require
 
 AUTO = "auto"
 Implementation = Callable[..., Any]
@@ -128,9 +128,8 @@ def check(wishes: Mapping[str, Any], path: str) -> dict[str, str]:
         if name not in known:
             rule = f"{kernel} has no such implementation ({', '.join(known)})"
             raise ConfigError(f"{path}.{kernel}", name, rule, did_you_mean(str(name), known))
-        if name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None:
-            rule = f"needs the package {EXTRAS[name]}, which is not installed, and a GPU"
-            raise ConfigError(f"{path}.{kernel}", name, rule, f"pip install 'blockwright[{name}]'")
+        if name in EXTRAS:
+            require(name, EXTRAS[name], path=f"{path}.{kernel}", value=name, otherwise="which needs a GPU")
     return dict(wishes)
 
 

@@ -107,6 +107,7 @@ def main(arguments: Sequence[str]) -> int:
         _list()
         return 0
     asked = read(arguments)
+    build.need_packages()
     plan = planning.make(definition.read(asked.name, asked.changes), asked.overrides)
     d = plan.definition
     show(plan_table(plan))

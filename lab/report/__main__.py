@@ -23,6 +23,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--baseline", metavar="NAME", help="arm that the others are compared with")
     parser.add_argument("--metric", metavar="NAME", help="what they are compared by, as in results.json: test/loss")
     given = parser.parse_args(arguments)
+    build.need_packages()
     findings = find(read(given.directory, given.baseline, given.metric))
     terminal.show(findings, build.write(findings))
 

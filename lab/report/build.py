@@ -17,6 +17,7 @@ from lab.report.findings import Findings
 from lab.report.svg import CSS
 from lab.report.tables import Cell, Table
 from registry import ConfigError
+from registry.extras import require
 
 HERE = Path(__file__).parent
 KINDS = {"ablation": "Ablation", "grid": "Sweep", "search": "Search"}
@@ -42,6 +43,15 @@ class Section:
     figures: list[Figure]
     tables: list[Table]
     lead: str = ""
+
+
+def need_packages() -> None:
+    """Refuse to begin what ends in a report that cannot be written.
+
+    Raises:
+        ConfigError: a package of the extra ``lab`` is missing
+    """
+    require("lab", "jinja2", "matplotlib", "scipy", path="lab.report")
 
 
 def write(findings: Findings) -> Path:

@@ -323,6 +323,12 @@ def test_plot_draws_families_and_cache(capsys: pytest.CaptureFixture[str], tmp_p
     assert written[:4] == b"\x89PNG" if name.endswith("png") else b"<svg" in written
 
 
+def test_plot_without_matplotlib_is_refused_before_anything_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match=r"--plot = 'a\.png'.*pip install 'blockwright\[lab\]'"):
+        read(["model=gpt2", "--plot", "a.png"])
+
+
 def test_a_file_of_a_composition_and_a_checkpoint_are_described_too(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny: Callable[..., dict[str, Any]]
 ) -> None:

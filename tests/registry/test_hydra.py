@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 import registry
 from registry import Node, presets
-from registry.hydra import RegistrySource
+from registry.hydra import RegistrySource, include_config_dir
 
 SOURCE = RegistrySource("blockwright", "blockwright://")
 
@@ -60,3 +60,23 @@ def test_listing_reads_no_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     for group in ("model", *(f"model/{kind}" for kind in registry.kinds())):
         options(group)
         SOURCE.list(group, ObjectType.GROUP)
+
+
+@pytest.mark.parametrize(
+    "arguments, found",
+    [
+        ([], []),
+        (["seed=1"], []),
+        (["--config-dir", "mine"], ["mine/preset"]),
+        (["--config-dir=mine"], ["mine/preset"]),
+        (["-cd", "mine", "seed=1"], ["mine/preset"]),
+        (["--config-dir"], []),
+    ],
+)
+def test_folder_of_the_users_own_presets_is_read_off_the_command_line(
+    arguments: list[str], found: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    included: list[str] = []
+    monkeypatch.setattr(presets, "include", lambda folder: included.append(folder.as_posix()))
+    include_config_dir(arguments)
+    assert included == found

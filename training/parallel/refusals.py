@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import registry
 from registry import ConfigError, Node
+from registry.extras import require
 from registry.layout import plan
 from training.parallel import recompute
 from training.parallel.sizes import STRATEGY, Sizes, launched, sizes_of
@@ -97,11 +97,7 @@ def check_machine(trainer: Mapping[str, Any]) -> None:
             "trainer.strategy", name, rule, "Write trainer=fsdp, which is FSDP2, on CPUs 'trainer=[fsdp,sim]'"
         )
     if name.startswith("deepspeed"):
-        if importlib.util.find_spec("deepspeed") is None:
-            rule = "needs a package that is not installed (deepspeed)"
-            raise ConfigError(
-                "trainer.strategy", name, rule, "pip install 'blockwright[deepspeed]', or write trainer=fsdp"
-            )
+        require("deepspeed", "deepspeed", path="trainer.strategy", value=name, otherwise="or write trainer=fsdp")
         if not gpus:
             raise ConfigError(
                 "trainer.strategy", name, "needs a GPU, and torch sees none", "Write 'trainer=[fsdp,sim]'"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sweep_folder import completed, grid, write_job
 
+from lab.ablation.__main__ import main as ablate
 from lab.report.__main__ import main
 from registry import REFUSED
 from registry.command import run_command
@@ -100,3 +103,14 @@ def test_report_that_cannot_be_written(refused: Refused, tmp_path: Path) -> None
 def test_sweep_in_which_all_diverged_says_so(refused: Refused, tmp_path: Path) -> None:
     grid(tmp_path, {"mha": [math.nan], "mla": [math.inf]})
     assert "none of its 2 jobs has a figure (2 without a finite val/loss)" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("command, arguments", [(main, ["DIR"]), (ablate, ["deepseek_v2_attention"])])
+def test_without_its_packages_a_report_is_refused_before_a_run_is(
+    command: Callable[..., Any], arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("matplotlib", "scipy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert run_command(command, arguments) == REFUSED
+    said = capsys.readouterr().err
+    assert "(matplotlib, scipy)" in said and "pip install 'blockwright[lab]'" in said

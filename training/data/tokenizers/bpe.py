@@ -5,7 +5,6 @@ The end of a document is an id of ours above the trained vocabulary, unknown to 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from interop.tokenizer import byte_alphabet
-from registry.errors import ConfigError
+from registry.extras import require
 from registry.ranges import Count
 from training.data.tokenizers.base import Tokenizer, need_room, token_dtype
 
@@ -51,13 +50,7 @@ class BPE(Tokenizer):
 
     def __init__(self, vocab_size: Count = 4096) -> None:
         need_room(vocab_size, 257, "256 bytes and the end of a document need 257 ids")
-        if importlib.util.find_spec("tokenizers") is None:
-            raise ConfigError(
-                "data.tokenizer",
-                "bpe",
-                "byte-pair encoding needs the package tokenizers, which is not installed",
-                "Install it: pip install 'blockwright[bpe]', or use data/tokenizer=bytes",
-            )
+        require("bpe", "tokenizers", path="data.tokenizer", value="bpe", otherwise="or use data/tokenizer=bytes")
         self.vocab_size = vocab_size
         self.eos = vocab_size - 1
         self._state: str | None = None  # the library's own JSON; its objects are made from it when needed

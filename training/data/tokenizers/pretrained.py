@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from interop import companions
 from interop.special import model_config, resolve
 from interop.tokenizer import COMPANIONS, SPECIAL, byte_alphabet, special
 from registry.errors import ConfigError, did_you_mean
+from registry.extras import require
 from registry.ranges import Count
 from training.data.tokenizers.base import Tokenizer, need_room, token_dtype
 
@@ -51,9 +51,7 @@ class Pretrained(Tokenizer):
     kind: ClassVar[str] = "pretrained"
 
     def __init__(self, file: str, eos: str | None = None, vocab_size: Count | None = None) -> None:
-        if importlib.util.find_spec("tokenizers") is None:
-            rule = "a tokenizer.json needs the package tokenizers, which is not installed"
-            raise ConfigError("data.tokenizer", "pretrained", rule, "Install it: pip install 'blockwright[hf]'")
+        require("hf", "tokenizers", path="data.tokenizer", value="pretrained")
         path = Path(file).expanduser()
         try:
             self._state = path.read_text(encoding="utf-8")

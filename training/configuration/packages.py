@@ -1,0 +1,41 @@
+"""Callbacks and loggers of the default run whose packages extras bring, refused before any of them is imported.
+
+Those of other loggers are refused when these are built, which is before training too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from registry import ConfigError
+from registry.extras import has_package
+
+NEEDS = {  # class → extra, packages of which it needs one
+    "lab.run_report.RunReport": ("lab", ("matplotlib",)),
+    "lightning.pytorch.loggers.TensorBoardLogger": ("tensorboard", ("tensorboard", "tensorboardX")),
+}
+
+
+def check(plain: Mapping[str, Any]) -> None:
+    """Refuse callbacks and loggers without their packages, all in one message.
+
+    Args:
+        plain: a configuration
+
+    Raises:
+        ConfigError: with the extras to install
+    """
+    lacking: dict[str, tuple[str, str, str]] = {}
+    for part in ("callbacks", "logger"):
+        for name, node in (plain[part] or {}).items():
+            target = node.get("_target_") if isinstance(node, Mapping) else None
+            extra, packages = NEEDS.get(str(target), ("", ()))
+            if extra and not any(map(has_package, packages)):
+                lacking[f"{part}.{name}"] = (str(target), extra, packages[0])
+    if lacking:
+        targets, extras, packages = zip(*lacking.values(), strict=True)
+        rule = f"needs a package that is not installed ({', '.join(packages)})"
+        leave = " ".join(f"{path}=null" for path in lacking)
+        remedy = f"pip install 'blockwright[{','.join(extras)}]', or leave it out: {leave}"
+        raise ConfigError(" and ".join(lacking), ", ".join(targets), rule, remedy)
