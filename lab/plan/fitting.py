@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import least_squares
 
 import registry
 from blocks.compose import compose
@@ -28,6 +27,7 @@ from lab.plan.table import markdown
 from registry import presets
 from registry.arguments import read_arguments
 from registry.command import run_command
+from registry.extras import require
 from registry.limits import read_text
 from training.configuration.conf import CONF
 
@@ -130,7 +130,14 @@ def error(run: Run, fitted: Coefficients, device: Hardware | None = None) -> flo
 
 
 def fit(runs: Sequence[Run]) -> Coefficients:
-    """The coefficients of the runs marked for it."""
+    """The coefficients of the runs marked for it.
+
+    Raises:
+        ConfigError: SciPy is not installed
+    """
+    require("lab", "scipy", path="lab.plan.fitting")
+    from scipy.optimize import least_squares
+
     chosen = [run for run in runs if run.row.get("fit") is True]
     start, least, most = (np.log([START[f.name][i] for f in fields(Coefficients)]) for i in range(3))
 
