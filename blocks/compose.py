@@ -20,6 +20,7 @@ from blocks.mtp import MTP
 from blocks.position.base import Position
 from blocks.precision import built_in_full_precision
 from registry import ConfigError, Node, Scope, presets
+from registry.build import add_one
 from registry.layout import patched, plan
 
 LAYER_PARTS = ("attention", "ffn", "residual")  # what a layer is made of; every other kind is somebody's child
@@ -267,9 +268,8 @@ def _depths(model: Mapping[str, Any]) -> list[MTP]:
 
 def _part(kind: str, nodes: Mapping[str, Node], context: Mapping[str, Any]) -> Any:
     if kind not in nodes:
-        known = "|".join(registry.names(kind))
         rule = f"a decoder needs a block of kind {kind!r}, and layer {context['layer_idx']} has none"
-        raise ConfigError(f"model.{kind}", None, rule, f"Add one: +model/{kind}=<{known}>")
+        raise ConfigError(f"model.{kind}", None, rule, add_one(f"model/{kind}", kind))
     return registry.build(kind, nodes[kind], Scope(nodes, context))
 
 

@@ -39,7 +39,7 @@ def read_arguments(
         n_names: how many words may be neither a flag nor ``KEY=VALUE``
 
     Raises:
-        ConfigError: an unknown flag, one without its value, or a word too many that is no ``KEY=VALUE``
+        ConfigError: an unknown flag, an option twice or without its value, or a word too many that is no ``KEY=VALUE``
     """
     takes_value = {flag.partition("=")[0]: "=" in flag for flag in flags}
     found = Arguments({}, [], {}, [])
@@ -52,11 +52,15 @@ def read_arguments(
         elif not equals and not word.startswith("~"):
             found.names.append(word)
         elif key in options:
+            if key in found.options:
+                raise ConfigError(key, value, f"is given twice, {found.options[key]} before", "Leave one of them out")
             found.options[key] = value
         else:
             found.overrides.append(word)
     if len(found.names) > n_names:
         word = found.names[n_names]
+        if word in options:
+            raise ConfigError("command line", word, "has no value", f"Write {word}=VALUE")
         remedy = f"Write model={word} for a model" if not n_names else f"Name one at a time: {found.names[0]}, say"
         raise ConfigError("command line", word, "is not KEY=VALUE", remedy)
     return found

@@ -59,12 +59,17 @@ def to_plain(config: Any, path: str = "model") -> Any:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         where = path if not key else key if own else f"{path}.{key}"
-        raise ConfigError(where, "…", str(error).splitlines()[0], "Mend the value or the interpolation") from None
+        raise ConfigError(where, "…", str(error).splitlines()[0], "Fix the value or the interpolation") from None
     except ConfigError:
         raise
     except Exception as error:  # YAML's own errors, of several unrelated classes
-        raise ConfigError(path, "…", f"cannot be read as YAML ({error})", "Mend the text") from None
+        raise ConfigError(path, "…", f"cannot be read as YAML ({_reason(error)})", "Fix the text") from None
     return config
+
+
+def _reason(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else " ".join(str(error).split())
 
 
 def refuse_targets(value: Any, path: str) -> None:
@@ -209,6 +214,11 @@ def build(kind: str, node: Node, scope: Scope) -> Any:
         raise ConfigError(node.path, set_values, rule, "Check its parameters") from error
 
 
+def add_one(group: str, kind: str) -> str:
+    """The remedy where a block is missing."""
+    return f"Add one: +{group}=<{'|'.join(catalogue.names(kind))}>; without the + where a preset has one"
+
+
 def _build_child(
     parent: catalogue.Entry, p: Parameter, own: Node, known: Mapping[str, Any], scope: Scope
 ) -> Any | None:
@@ -218,8 +228,7 @@ def _build_child(
     if not nodes and not p.optional and own.value == INHERIT:
         rule = f"{parent.kind} {parent.name!r} needs a block of kind {p.child!r}, and none is selected"
         family = catalogue.find_family(p.child)
-        remedy = f"Add one: +{family.group}=<{'|'.join(catalogue.names(p.child))}>"
-        raise ConfigError(family.path, None, rule, remedy)
+        raise ConfigError(family.path, None, rule, add_one(family.group, p.child))
     if not nodes and own.value != []:
         return None
     context = {**known, **parent.cls.child_context(p.name, known)}

@@ -44,7 +44,7 @@ def child_nodes(parent: str, p: Parameter, own: Node, scope: Mapping[str, Node])
     if own.value is None:
         if not p.optional:
             remedy = f"Leave it out for the model's own {p.child}, or name a registered one"
-            raise ConfigError(own.path, "null", f"{parent} cannot do without a {p.child}", remedy)
+            raise ConfigError(own.path, "null", f"{parent} cannot do without a block of kind {p.child}", remedy)
         return []
     if p.many and isinstance(own.value, list):
         return [Node(item, f"{own.path}.{i}") for i, item in enumerate(own.value)]

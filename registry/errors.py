@@ -28,7 +28,8 @@ class ConfigError(ValueError):
 
     def render(self) -> str:
         """The refusal as a person reads it in a terminal."""
-        value = str(self.value) if len(str(self.value)) <= 200 else f"{str(self.value)[:200]}…"
+        value = "null" if self.value is None else str(self.value)
+        value = value if len(value) <= 200 else f"{value[:200]}…"
         return f"error: {self.path} = {value}\n  rule:   {self.rule}\n  remedy: {self.remedy}"
 
 

@@ -45,7 +45,8 @@ def fix(cls: type, fixes: Mapping[str, Any]) -> None:
     left = {name: p for name, p in signature.parameters.items() if name not in fixes}
     for name, value in fixes.items():
         if name not in signature.parameters:
-            raise TypeError(f"{cls.__qualname__} has no parameter {name!r} to fix. {did_you_mean(name, left)}")
+            known = did_you_mean(name, left.keys() - {"self"})
+            raise TypeError(f"{cls.__qualname__} has no parameter {name!r} to fix. {known}")
         if isinstance(value, SameAs):
             if value.parameter not in left:
                 raise TypeError(f"{cls.__qualname__} fixes {name} to {value}, which is no parameter that is left")

@@ -53,6 +53,9 @@ class _Choices:
             return self.own
         if name in self.registered:
             return {"name": name}
+        if name == self.kind:
+            rule, remedy = f"means model.{name} by {name!r}, and the model has none", f"Choose one: model/{name}=NAME"
+            raise ConfigError(path, value, rule, remedy)
         rule = f"{name!r} is neither in model.variants.{self.kind} nor a registered {self.kind} block"
         known = {*self.variants, *self.registered, *([self.kind] if self.own else [])}
         remedy = did_you_mean(name, known, f"Register a block of kind {self.kind}")

@@ -64,21 +64,32 @@ def include(folder: Path) -> None:
 
 def names(kind: str | None = None) -> list[str]:
     """Every preset, or every one that has a block of this kind, in alphabetical order."""
-    return sorted(name for name in _known() if kind is None or read(name).get(kind) is not None)
+    return sorted(name for name in _known() if kind is None or _has(name, kind))
 
 
-def find(name: str) -> Preset:
+def _has(name: str, kind: str) -> bool:
+    try:
+        return _read(name, ()).get(kind) is not None
+    except ConfigError:  # raised again where it is chosen
+        return False
+
+
+def find(name: str, path: str = "model") -> Preset:
     """The preset of a name.
+
+    Args:
+        name: of the preset
+        path: where it is named, for the error
 
     Raises:
         ConfigError: there is none, or there are several
     """
     found = _known().get(name)
     if not found:
-        raise ConfigError("model", name, "there is no such preset", did_you_mean(name, names()))
+        raise ConfigError(path, name, "there is no such preset", did_you_mean(name, _known()))
     if len(found) > 1:
         owners = " and ".join(f"{preset.owner} ({preset.file})" for preset in found)
-        raise ConfigError("model", name, f"several presets have this name, of {owners}", "Rename or remove one of them")
+        raise ConfigError(path, name, f"several presets have this name, of {owners}", "Rename or remove one of them")
     return found[0]
 
 
@@ -110,14 +121,14 @@ def inherited(model: Mapping[str, Any], heirs: tuple[str, ...] = ()) -> dict[str
     parent = model["inherits"]
     if not isinstance(parent, str):
         raise ConfigError("model.inherits", parent, "must be the name of a preset", "Write e.g. inherits: llama2_7b")
-    return patched(_read(parent, heirs), patch)
+    return patched(_read(parent, heirs, "model.inherits"), patch)
 
 
-def _read(name: str, heirs: tuple[str, ...]) -> dict[str, Any]:
+def _read(name: str, heirs: tuple[str, ...], path: str = "model") -> dict[str, Any]:
     if name in heirs:
         chain = " → ".join((*heirs, name))
         raise ConfigError("model.inherits", name, f"the preset inherits itself ({chain})", "Write its values out")
-    preset = find(name)
+    preset = find(name, path)
     try:
         model = _parsed(read_text(preset.file, "model"))
     except ConfigError as error:

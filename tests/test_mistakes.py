@@ -95,6 +95,19 @@ EARLY = {
     ),
     "group set to null": Mistake("trainer=null", "trainer", "Known: ddp, ddp_sim, deepspeed, default, fsdp"),
     "group taken away": Mistake("~logger", "logger", "every run has this setting"),
+    "group that is chosen already": Mistake("+model/attention=gqa", "model/attention", "Leave out the +"),
+    "unknown task": Mistake("task=causal_ml", "task", "Did you mean 'causal_lm'"),
+    "part of a preset that has none": Mistake(
+        "model/gating=of/llama2_7b", "model/gating", "no preset of this name has a block of kind gating"
+    ),
+    # presets
+    "presets that inherit each other": Mistake("model=circle", "model.inherits", "circle → wheel → circle"),
+    "unknown preset to inherit": Mistake("model=orphan", "model.inherits", "Did you mean 'llama2_7b'"),
+    "key in a preset": Mistake("model=misspelt", "model.d_modle", "Did you mean 'd_model'"),
+    "preset that is a list": Mistake("model=listed", "model", r"must be a mapping .*listed\.yaml"),
+    "class in a preset": Mistake("model=foreign", "model.attention._target_", r"dotted path .*foreign\.yaml"),
+    "preset that is no YAML": Mistake("model=broken", "model", r"line 2: .*broken\.yaml.*Fix"),
+    "format of a later version": Mistake("model.format=3", "model.format", "does not read.*its own: 2"),
     "no family selected": Mistake("~model.attention", "model.attention", r"\+model/attention=<gqa\|mha"),
     "foreign class in a model": Mistake(
         "+model.attention._target_=os.system", "model.attention._target_", "never a class by its dotted path"
@@ -113,6 +126,16 @@ EARLY = {
     "more experts a token than there are": Mistake("model.gating.top_k=99", "model.gating.top_k", "more experts"),
     "layout that does not fit": Mistake("model.layout.ffn='dense*2 ffn'", "model.layout.ffn", "but this one names 3"),
     "layout of a billion layers": Mistake("model.layout.ffn='ffn*999999999'", "model.layout.ffn", "999999999 times"),
+    "null for what a decoder needs": Mistake("model.norm=null", "model.norm", r"layer 0 has none.*\+model/norm=<"),
+    "null for what a block needs": Mistake("model.ffn.experts=null", "model.ffn.experts", "without a block of kind ex"),
+    "null for what a layout names": Mistake("model.ffn=null", "model.layout.ffn", "the model has none.*model/ffn=NAME"),
+    "pattern of no parameter": Mistake("task.frozen=[gatign]", "task.frozen", "matches no.*Did you mean 'gating'"),
+    "pattern that is no list": Mistake("task.frozen=embedding", "task.frozen", r"a list.*task\.frozen=\[embedding\]"),
+    "number for a list of patterns": Mistake("task.frozen=3", "task.frozen", "must be a list of patterns"),
+    "multiplier below 0": Mistake(
+        "optimizer.multipliers={attention: -1}", "optimizer.multipliers.attention", "above 0.*task.frozen"
+    ),
+    "multipliers that are a list": Mistake("optimizer.multipliers=[1]", "optimizer.multipliers", "maps patterns"),
     "override of a layer that is not there": Mistake(
         "model.overrides=[{layers: 9, attention: mha}]", "model.overrides.0.layers", "9 is none of them"
     ),
@@ -232,6 +255,7 @@ LATE = {
     "package not installed": Mistake("logger=wandb", "logger.wandb", r"pip install 'blockwright\[wandb\]'"),
     "z-loss that rewards": Mistake("task.z_loss=-0.1", "task.z_loss", "at least 0"),
     "+key of the task": Mistake("+task.lr=3", "task.lr", "no argument 'lr'"),
+    "null for a folder": Mistake("data.cache_dir=null", "data.cache_dir", "must be a string"),
     "batch larger than the corpus": Mistake("data.batch_size=5000", "data.batch_size", "has only"),
 }
 
@@ -250,6 +274,16 @@ TOO_LATE = {
         "trainer.val_check_interval",
         "check_val_every_n_epoch=null",
     ),
+}
+
+PRESETS = {
+    "circle": "inherits: wheel\n",
+    "wheel": "inherits: circle\n",
+    "orphan": "inherits: llama2_7\n",
+    "misspelt": "inherits: tiny\nd_modle: 64\n",
+    "listed": "- d_model\n",
+    "foreign": "inherits: tiny\nattention: {_target_: os.system}\n",
+    "broken": "d_model: {3\n",
 }
 
 DRIVER = """
@@ -319,10 +353,12 @@ def _files(folder: Path) -> None:
     (folder / "latin.txt").write_bytes("café\n".encode("latin-1") * 100)
     torch.save({"hyper_parameters": {"model": {}}, "x": Hostile(folder / "ran")}, folder / "evil.ckpt")
     (folder / "cut.ckpt").write_bytes((folder / "evil.ckpt").read_bytes()[:-100])
-    for group in ("experiment", "model/attention"):
+    for group in ("experiment", "model/attention", "preset"):
         (folder / "conf" / group).mkdir(parents=True)
     (folder / "conf/model/attention/misspelt.yaml").write_text("defaults: [mla, _self_]\nn_haeds: 3\n")
     (folder / "conf/experiment/misspelt.yaml").write_text("# @package _global_\nmodel: {d_modle: 64}\n")
+    for name, text in PRESETS.items():
+        (folder / f"conf/preset/{name}.yaml").write_text(text)
     (folder / "conf/experiment/broken.yaml").write_text("# @package _global_\nmodel: {d_model: 64\n")
 
 

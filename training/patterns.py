@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from registry import ConfigError, did_you_mean
+from registry.schema import conforms
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -22,12 +23,14 @@ def matching(names: Iterable[str], patterns: Sequence[str], path: str) -> list[s
     """The names that any of the patterns matches.
 
     Raises:
-        ConfigError: a pattern matches none of them
+        ConfigError: they are no list of patterns, or one matches none of the names
     """
+    if not conforms(patterns, list[str]):
+        raise ConfigError(path, patterns, "must be a list of patterns of names", f"Write {path}=[embedding]")
     names = list(names)
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
             parts = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
             rule = "matches no parameter of the model"
-            raise ConfigError(path, pattern, rule, did_you_mean(str(pattern), parts))
+            raise ConfigError(path, pattern, rule, did_you_mean(pattern, parts))
     return [name for name in names if any(matches(name, pattern) for pattern in patterns)]

@@ -30,6 +30,8 @@ def test_value_of_a_flag_is_no_option() -> None:
         (["-m"], "-m", "runs all values by itself"),
         (["--json=yes"], "yes", "Write --json"),
         (["one", "two"], "two", "one at a time"),
+        (["one", "by"], "by", "Write by=VALUE"),
+        (["by=d_ff", "by=d_model"], "d_model", "Leave one of them out"),
     ],
 )
 def test_wrong_word_is_refused_with_a_remedy(arguments: list[str], where: str, remedy: str) -> None:

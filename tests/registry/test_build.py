@@ -194,9 +194,8 @@ def test_needed_child_is_found_by_its_kind() -> None:
 
 def test_missing_child_is_asked_for_with_its_options() -> None:
     error = refusal(LINER)
-    assert (
-        error.path == "model.engine" and "liner" in error.rule and error.remedy == "Add one: +model/engine=<sail|steam>"
-    )
+    assert error.path == "model.engine" and "liner" in error.rule
+    assert error.remedy == "Add one: +model/engine=<sail|steam>; without the + where a preset has one"
 
 
 def test_node_without_a_name_patches_the_one_outside() -> None:

@@ -30,7 +30,7 @@ def explain(error: BaseException, overrides: Sequence[str]) -> ConfigError:
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
     text = "\n".join(str(e) for e in chain)
-    for reading in (_unreadable, _unparsed, _no_name, _no_option, _no_group, _there_already, _unknown_key, _wrong_type):
+    for reading in READINGS:
         found = reading(error, text, overrides)
         if found:
             return found
@@ -47,7 +47,7 @@ def _unreadable(error: BaseException, text: str, overrides: Sequence[str]) -> Co
     mark = getattr(error, "problem_mark", None)
     where = f"{mark.name}:{mark.line + 1}" if mark else "configuration"
     rule = f"is no YAML ({getattr(error, 'problem', None) or text.splitlines()[0]})"
-    return ConfigError(where, "…", rule, "Mend that line; quote values that hold braces, colons or ${…} in {…}")
+    return ConfigError(where, "…", rule, "Fix that line; quote values that hold braces, colons or ${…} in {…}")
 
 
 def _unparsed(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
@@ -120,6 +120,15 @@ def _there_already(error: BaseException, text: str, overrides: Sequence[str]) ->
     return ConfigError(found[1], override.partition("=")[2], rule, f"Leave out the +: {override[1:]}")
 
 
+def _chosen_already(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    found = re.search(r"Multiple values for ([^\s.]+)\. To override", text)
+    if not found:
+        return None
+    value = next((o.partition("=")[2] for o in overrides if o.startswith(f"+{found[1]}=")), "…")
+    rule = "+ adds a group, and one of its options is chosen already"
+    return ConfigError(found[1], value, rule, f"Leave out the +: {found[1]}={value}")
+
+
 def _unknown_key(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
     found = re.search(r"Key '([^']+)' (?:is not in struct|not in '([^']+)')", text)
     if not found:
@@ -155,6 +164,12 @@ def _wrong_type(error: BaseException, text: str, overrides: Sequence[str]) -> Co
     path = where[1] if where else "configuration"
     rule = f"must be {_TYPES.get(found[2], found[2])}"
     return ConfigError(path, found[1], rule, f"Write {path}=<{_TYPES.get(found[2], found[2])}>")
+
+
+READINGS = (
+    *(_unreadable, _unparsed, _no_name, _no_option, _no_group),
+    *(_there_already, _chosen_already, _unknown_key, _wrong_type),
+)
 
 
 def _parameters(owner: str | None, kind: Sequence[str]) -> list[str]:

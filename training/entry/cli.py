@@ -8,8 +8,9 @@ that is repeated, resumed or measured stays as it is. Left out: subcommands of t
 
 from __future__ import annotations
 
+import re
 import sys
-from argparse import Action, ArgumentParser, Namespace
+from argparse import Action, ArgumentError, ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -68,12 +69,12 @@ def _class(node: Any) -> Any:
     return {"class_path": node["_target_"], "init_args": inner} if "_target_" in node else inner
 
 
-def _named_checkpoint(arguments: list[str]) -> str | None:
-    """The value of ``--ckpt_path``, or None."""
+def _value_of(option: str, arguments: list[str]) -> str | None:
+    """What an option such as ``--ckpt_path`` is given, or None."""
     for i, argument in enumerate(arguments):
-        if argument.startswith("--ckpt_path="):
+        if argument.startswith(f"{option}="):
             return argument.partition("=")[2]
-        if argument == "--ckpt_path":
+        if argument == option:
             return arguments[i + 1] if i + 1 < len(arguments) else None
     return None
 
@@ -85,7 +86,7 @@ class ComposeAction(Action):
         self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
     ) -> None:
         cfg = compose_config(values, output_dir=placeholders.ANY)
-        if (checkpoint := _named_checkpoint(sys.argv)) is not None:
+        if (checkpoint := _value_of("--ckpt_path", sys.argv)) is not None:
             cfg.ckpt_path = checkpoint  # which the checks of what is resumed and overwritten have to know
         plain = preflight(cfg)
         if note := figures.left_out(plain):
@@ -237,10 +238,20 @@ def main(arguments: list[str]) -> None:
             auto_configure_optimizers=False,
             save_config_callback=Saved,
             save_config_kwargs={"save_to_log_dir": False},
-            parser_kwargs={"parser_mode": MODE},
+            parser_kwargs={"parser_mode": MODE, "exit_on_error": False},
         )
+    except ArgumentError as error:
+        raise _unparsed(error, arguments) from None
     finally:
         leave_processes()
+
+
+def _unparsed(error: ArgumentError, arguments: list[str]) -> ConfigError:
+    """A command line that jsonargparse does not take: `Parser key "KEY": REASON`, or a reason alone."""
+    key, reason = re.fullmatch(r'(?:Parser key "([^"]+)":)?(.*)', str(error), re.DOTALL).groups()  # type: ignore[union-attr]
+    path = f"--{key}" if key else "command line"
+    given = _value_of(path, arguments) or " ".join(arguments)
+    return ConfigError(path, given, " ".join(reason.split()), f"See: python train.py {arguments[0]} --help")
 
 
 def export(plain: Mapping[str, Any], directory: Path) -> Path:

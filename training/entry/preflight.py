@@ -166,7 +166,7 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         path = error.full_key or "configuration"
         reason = str(error).splitlines()[0]
-        raise ConfigError(path, "…", reason, "Mend the value that the interpolation points at") from None
+        raise ConfigError(path, "…", reason, "Fix the value that the interpolation points at") from None
 
 
 def composition_of(model: Any) -> Any:
@@ -227,9 +227,9 @@ def _check_weights(plain: dict[str, Any]) -> None:
 def _check_patterns(plain: dict[str, Any]) -> None:
     """Patterns of parameter names must match some of the model's, which are read off it on the meta device."""
     frozen, multipliers = plain["task"].get("frozen"), plain["optimizer"].get("multipliers")
-    if frozen or multipliers:
+    if frozen not in (None, []) or multipliers:
         names = [name for name, _ in compose(plain["model"], device="meta").named_parameters()]
-        matching(names, frozen or [], "task.frozen")
+        matching(names, [] if frozen is None else frozen, "task.frozen")
         matching(names, list(multipliers or {}), "optimizer.multipliers")
 
 

@@ -39,7 +39,7 @@ def run(plain: dict[str, Any], shown: dict[str, Any] | None = None) -> dict[str,
         ConfigError: an argument of the trainer, a callback, a logger, the data or the task is wrong
         Interrupted: stopped by a signal, after saving
     """
-    for part in ("trainer", "callbacks", "logger", "task"):
+    for part in ("trainer", "callbacks", "logger", "data", "task"):
         check_target(plain[part] or {}, part, skip=("model", "optimizer", "scheduler", *OWN))
     quieten(plain["extras"].get("ignore_warnings", False))
     node = {key: value for key, value in plain["trainer"].items() if key not in OWN}

@@ -124,8 +124,11 @@ def factors_of(multipliers: Multipliers | None) -> dict[str, float]:
     """Multipliers as a recipe keeps them.
 
     Raises:
-        ConfigError: one that is no number above 0, and finite
+        ConfigError: no mapping, or one that is no number above 0, and finite
     """
+    if not isinstance(multipliers, Mapping | None):
+        rule = "maps patterns of parameter names to factors of the learning rate"
+        raise ConfigError("optimizer.multipliers", multipliers, rule, "Write optimizer.multipliers={embedding: 0.1}")
     for pattern, factor in (multipliers or {}).items():
         if not conforms(factor, Positive):
             remedy = "Write e.g. 0.1; task.frozen takes a part out of training"

@@ -342,11 +342,11 @@ def test_documented_commands_and_keys_are_read(tmp_path: Path) -> None:
 MISTAKES: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
     "no arms": ({"arms": {}}, [], "arms = ", "needs two"),
     "one arm": ({"arms": {"one": None}}, [], "arms = one", "needs two"),
-    "no baseline": ({"baseline": ...}, [], "baseline = None", "Name one: one, two"),
+    "no baseline": ({"baseline": ...}, [], "baseline = null", "Name one: one, two"),
     "baseline that is no arm": ({"baseline": "tow"}, [], "baseline = tow", "Did you mean 'two'"),
     "unknown key": ({"seed": 3}, [], "seed = 3", "Did you mean 'seeds'"),
     "unknown key of a budget": ({"budget": {"mach": "params"}}, [], "budget.mach = params", "Did you mean 'match'"),
-    "budget without a knob": ({"budget": {"match": "params"}}, [], "budget.by = None", "by what"),
+    "budget without a knob": ({"budget": {"match": "params"}}, [], "budget.by = null", "by what"),
     "no such budget": ({"budget": {"match": "parms", "by": "d_ff"}}, [], "match = parms", "Did you mean 'params'"),
     "no such knob": ({"budget": {"match": "params", "by": "d_f"}}, [], "by = d_f", "Did you mean 'd_ff'"),
     "negative tol": ({"budget": {"match": "params", "by": "d_ff", "tol": -1}}, [], "tol = -1", "from 0 to below 1"),

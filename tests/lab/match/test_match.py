@@ -303,7 +303,7 @@ def test_arms_are_what_a_sweep_would_run() -> None:
 MISTAKES = {
     "no such budget": (["match=parms", "by=d_ff"], "match = parms", "Did you mean 'params'"),
     "no such knob": (["match=params", "by=dff"], "by = dff", "Did you mean 'd_ff'"),
-    "no knob": (["match=params"], "by = None", "by=d_ff"),
+    "no knob": (["match=params"], "by = null", "by=d_ff"),
     "no budget": (["by=d_ff"], "by = d_ff", "match=params"),
     "negative tol": (["match=params", "by=d_ff", "tol=-0.1"], "tol = -0.1", "from 0 to below 1"),
     "tol that is no number": (["match=params", "by=d_ff", "tol=tight"], "tol = tight", "is a number"),

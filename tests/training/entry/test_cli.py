@@ -81,6 +81,35 @@ def test_default_composition_is_used_where_none_is_given(
     assert seen == [wanted]
 
 
+@pytest.mark.parametrize(
+    ("words", "path", "value", "rule"),
+    [
+        (["--config", "{tmp}/nope.yaml"], "--config", "{tmp}/nope.yaml", "File does not exist: '{tmp}/nope.yaml'"),
+        (["--config={tmp}/empty.yaml", "--nope"], "command line", "fit --config={tmp}/empty.yaml --nope", "--nope"),
+        (
+            ["--config={tmp}/empty.yaml", "--trainer.max_steps=abc"],
+            *("--trainer.max_steps", "abc", "Expected a <class 'int'>. Got value: abc"),
+        ),
+    ],
+)
+def test_argument_that_is_not_taken_is_one_message_and_no_usage(
+    words: list[str],
+    path: str,
+    value: str,
+    rule: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty.yaml").write_text("{}\n")
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(ConfigError) as caught:
+        cli.main(["fit", *(word.replace("{tmp}", str(tmp_path)) for word in words)])
+    assert (caught.value.path, caught.value.value) == (path, value.replace("{tmp}", str(tmp_path)))
+    assert rule.replace("{tmp}", str(tmp_path)) in caught.value.rule and "fit --help" in caught.value.remedy
+    assert capsys.readouterr().err == ""
+
+
 def test_refusal_is_found_within_other_errors() -> None:
     refusal = ConfigError("data.batch_size", 0, "rule", "remedy")
     try:
