@@ -1,7 +1,7 @@
-"""What every block answers, whatever its family.
+"""The interface of every block.
 
-Shape legend of all docstrings here: B batch, T time, S keys seen, D model width, N query heads, K KV heads, H head
-width, R rotated width, C latent width, E experts, k experts a token, F hidden width, V vocabulary.
+Shape legend of all docstrings here: B batch, T time, S keys, D model width, N query heads, K KV heads, H head width,
+R rotated width, C latent width, E experts, k experts per token, F hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ Placement = Literal["column", "row", "expert", "replicate"]
 
 
 class Block(nn.Module, Composable):
-    """Base of every family's contract: an ``nn.Module`` that describes itself as data.
+    """Base class of every contract: an ``nn.Module`` that describes itself as data.
 
     Class attributes:
-        residual_outputs: qualified names of the parameters whose product is added to the residual stream; the
-            depth-scaled initialisation shrinks exactly these
-        causal: whether what it does for a token is the same whatever tokens follow; False for gates that choose over
-            the whole batch
-        conformance_settings: parameters that its conformance checks are to use, where the defaults leave another
-            parameter without effect; small values
+        residual_outputs: qualified names of the parameters whose product is added to the residual stream; depth-scaled
+            initialisation shrinks exactly these
+        causal: whether a token's output is independent of later tokens; False for gates that choose over the whole
+            batch
+        conformance_settings: parameter values for its conformance checks, small, and such that every parameter has an
+            effect
 
     Attributes:
-        kernels: the implementations it computes through; the decoder it is built into sets them
+        kernels: the kernel implementations it uses; set by the decoder that contains it
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ()
@@ -38,12 +38,12 @@ class Block(nn.Module, Composable):
     kernels: Kernels = Kernels()
 
     def reset_parameters(self) -> None:
-        """Set own parameters and buffers that the decoder's initialisation rule does not suit; called after it."""
+        """Set own parameters and buffers where the decoder's initialisation rule does not fit; called after it."""
 
     def parallel_plan(self) -> dict[str, Placement]:
-        """How each own parameter is split over a tensor- or expert-parallel group; every one is named.
+        """How each own parameter is split over a tensor- or expert-parallel group; every one must be named.
 
         ``column`` splits a matrix (out, in) by its outputs, ``row`` by its inputs, ``expert`` a stack by its first
-        dimension, ``replicate`` nothing. Own are the parameters that belong to no block inside this one.
+        dimension, ``replicate`` nothing. Own parameters are those that belong to no block inside this one.
         """
         return {}

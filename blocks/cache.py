@@ -1,8 +1,8 @@
-"""What an attention remembers between tokens: named buffers of fixed length, exact or quantised, filled from the front.
+"""KV caches: named buffers of fixed length, exact or quantised, filled from the front.
 
-``Cache`` keeps every token, ``Ring`` the last of them. In a batch of rows of unequal length the shorter are padded in
-front, so that all rows grow together and every kernel sees one length; ``padding`` says how many tokens of each row
-stand for nothing. Left out: rows that come and go, pages shared between sequences.
+``Cache`` keeps every token, ``Ring`` the last ones. In a batch of rows of unequal length the shorter are padded on the
+left, so that all rows grow together and kernels see one length; ``padding`` counts each row's padding tokens. Not
+supported: rows that join or leave, pages shared between sequences.
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ from torch import Tensor
 from blocks.kernels.quantise import BITS, code_bytes, dequantise, group_sizes, quantise
 from registry import BlockError
 
-Where = slice | Tensor  # places along the length
+Where = slice | Tensor  # indices along the length
 
 
 class Exact:
-    """Numbers as they are, [B,length,*shape]."""
+    """Unquantised values, [B,length,*shape]."""
 
     def __init__(self, batch: int, length: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
         self.numbers = torch.zeros(batch, length, *shape, dtype=dtype, device=device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is held, by the suffix of its name."""
+        """The tensors held, by name suffix."""
         return {"": self.numbers}
 
     def write(self, where: Where, values: Tensor) -> None:
-        """Keep values [B,T,*shape] at T places."""
+        """Store values [B,T,*shape] at T indices."""
         self.numbers[:, where] = self.rounded(values)
 
     def read(self, where: Where) -> Tensor:
-        """[B,S,*shape] of S places; a view if they are a slice."""
+        """Values [B,S,*shape] at S indices; a view for a slice."""
         return self.numbers[:, where]
 
     def rounded(self, values: Tensor) -> Tensor:
-        """What reading would give of values just written."""
+        """What ``read`` would return for values just written."""
         return values.to(self.numbers.dtype)
 
 
 class Quantised:
-    """Codes of 8, 6 or 4 bits, packed, and bf16 scales (see blocks/kernels/quantise.py).
+    """Packed codes of 8, 6 or 4 bits and bf16 scales (see blocks/kernels/quantise.py).
 
     Args:
-        shape: of what is kept for one token
-        dtype: in which it is read
-        bits: a number
-        parts: widths across which no scale is shared; they add up to the shape's numbers
+        shape: of the values of one token
+        dtype: dtype of what ``read`` returns
+        bits: per number
+        parts: widths of the parts that share no scale; they sum to the numbers in shape
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Quantised:
         parts: Sequence[int],
     ) -> None:
         if bits not in BITS:
-            rule = "a quantised cache has 8, 6 or 4 bits a number"
+            rule = "a quantised cache has 8, 6 or 4 bits per number"
             raise BlockError("bits", bits, rule, "Choose one, or leave it out for an exact cache")
         self.shape, self.dtype, self.bits, self.sizes = tuple(shape), dtype, bits, group_sizes(parts)
         held = code_bytes(prod(shape), bits)
@@ -71,19 +71,19 @@ class Quantised:
         self.scales = torch.zeros(batch, length, len(self.sizes), dtype=torch.bfloat16, device=device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is held, by the suffix of its name."""
+        """The tensors held, by name suffix."""
         return {".codes": self.codes, ".scales": self.scales}
 
     def write(self, where: Where, values: Tensor) -> None:
-        """Keep values [B,T,*shape] at T places."""
+        """Store values [B,T,*shape] at T indices."""
         self.codes[:, where], self.scales[:, where] = quantise(values.flatten(2), self.bits, self.sizes)
 
     def read(self, where: Where) -> Tensor:
-        """[B,S,*shape] of S places; nothing else is dequantised."""
+        """Values [B,S,*shape] at S indices; only these are dequantised."""
         return self._numbers(self.codes[:, where], self.scales[:, where])
 
     def rounded(self, values: Tensor) -> Tensor:
-        """What reading would give of values just written."""
+        """What ``read`` would return for values just written."""
         return self._numbers(*quantise(values.flatten(2), self.bits, self.sizes))
 
     def _numbers(self, codes: Tensor, scales: Tensor) -> Tensor:
@@ -91,20 +91,20 @@ class Quantised:
 
 
 class Cache:
-    """Every token, in buffers of its own for each thing remembered.
+    """A cache of every token, with separate buffers for each slot.
 
     Args:
         batch: rows
-        length: tokens there is room for
-        slots: name → shape of what is kept for one token
+        length: capacity in tokens
+        slots: name → shape of the values of one token
         dtype, device: of the buffers; quantised ones are read in that dtype
-        bits: 8, 6 or 4 to quantise; None keeps numbers as they are
-        parts: name → widths of a slot across which no quantisation scale is shared; its last dimension, unless said
+        bits: 8, 6 or 4 to quantise; None for exact values
+        parts: name → widths of the parts of a slot that share no quantisation scale; default: its last dimension
 
     Attributes:
         length: tokens stored so far
-        padding: [B] tokens in front of each row that stand for nothing; None for none. Shared by the caches of a batch,
-            and no part of ``nbytes``
+        padding: [B] padding tokens at the start of each row; None for none. Shared by the caches of a batch, and not
+            counted in ``nbytes``
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory held, whatever part of it is filled."""
+        """Bytes of memory held, filled or not."""
         return sum(b.nbytes for b in self.buffers.values())
 
     def append(self, *new: Tensor, multiple: int = 1) -> tuple[Tensor, ...]:
@@ -144,14 +144,14 @@ class Cache:
 
         Args:
             new: [B,T,…] for each slot, in the order of ``slots``
-            multiple: what the length of the answer is rounded up to where there is room; what lies behind the stored
-                tokens is finite and means nothing. Kernels compiled for each new length meet fewer of them
+            multiple: round the returned length up to a multiple, if there is room, so that compiled kernels see fewer
+                lengths; the extra values after the stored tokens are finite and meaningless
 
         Returns:
             [B,length,…] for each slot: everything stored so far, the new tokens last
 
         Raises:
-            BlockError: there is no room for them
+            BlockError: the cache is full
         """
         start, end = self.length, self.length + new[0].shape[1]
         if end > self.room:
@@ -163,7 +163,7 @@ class Cache:
         return tuple(store.read(seen) for store in self.stores.values())
 
     def indices(self, device: torch.device) -> Tensor:
-        """[S]: where in their rows the tokens stand that ``append`` returned last, padding counted."""
+        """[S]: indices in their rows of the tokens that ``append`` returned last, padding included."""
         return torch.arange(self.length, device=device)
 
     def positions(self, device: torch.device) -> Tensor:
@@ -174,7 +174,7 @@ class Cache:
     def padding_bias(self, n_new: int) -> Tensor | None:
         """[B,1,T,S] to be added to the scores of the last ``n_new`` tokens: −∞ on padding. None if there is none.
 
-        Padding itself sees padding, lest its softmax be of nothing; nobody sees what comes of it.
+        Padding sees padding, so that its softmax is over something; its result is not used.
         """
         if self.padding is None:
             return None
@@ -185,24 +185,24 @@ class Cache:
 
 
 class Ring(Cache):
-    """The last ``length`` tokens only, for a window of that many: a new token takes the place of the oldest.
+    """A cache of the last ``length`` tokens, for a window of that many: a new token overwrites the oldest.
 
-    It never fills up. One new token is answered with the buffers as they lie, in no order of time: attention does not
-    mind, and ``indices`` says which is which. Several are answered in order, each with the window before it.
+    It never fills up. For one new token ``append`` returns the buffers as stored, not in time order, which does not
+    matter to attention; ``indices`` gives the order. Several tokens are returned in order, with the window before them.
     """
 
-    _answered: int | None = 0  # tokens of the last answer, in order of time; None: the buffers as they lay
+    _answered: int | None = 0  # number of tokens last returned, in time order; None: buffers as stored
 
     def append(self, *new: Tensor, multiple: int = 1) -> tuple[Tensor, ...]:
         """Store T more tokens.
 
         Args:
             new: [B,T,…] for each slot, in the order of ``slots``
-            multiple: taken for the contract's sake; a ring's answers soon have one length
+            multiple: ignored; a ring's lengths soon repeat
 
         Returns:
-            [B,S,…] for each slot: T = 1, the tokens held, the new one among them; else the new tokens and, before
-            them, what the first of them sees, S ≤ T + length − 1
+            [B,S,…] for each slot: for T = 1 the tokens held, including the new one; else the new tokens, preceded by
+            those the first of them sees, S ≤ T + length − 1
         """
         n_new = new[0].shape[1]
         start, self.length = self.length, self.length + n_new

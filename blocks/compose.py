@@ -1,4 +1,4 @@
-"""The one place where a model configuration becomes a decoder."""
+"""Build a decoder from a model configuration."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from registry import ConfigError, Node, Scope, presets
 from registry.build import add_one
 from registry.layout import patched, plan
 
-LAYER_PARTS = ("attention", "ffn", "residual")  # what a layer is made of; every other kind is somebody's child
-MAX_PARAMETERS = 10**14  # a hundred times the largest model there is
-MAX_DISTINCT = 256  # layers of one model that are all different
+LAYER_PARTS = ("attention", "ffn", "residual")  # the parts of a layer; every other kind is a child
+MAX_PARAMETERS = 10**14  # a hundred times the largest known model
+MAX_DISTINCT = 256  # distinct layers of one model
 
 
 def check(config: Any) -> dict[str, Any]:
-    """``read``, and build one of each distinct layer on the meta device: everything a block refuses, without memory.
+    """``read``, and build one of each distinct layer on the meta device: all checks of the blocks, without memory.
 
     Raises:
         ConfigError
@@ -39,7 +39,7 @@ def check(config: Any) -> dict[str, Any]:
         raise _too_many_changes()
     distinct: list[dict[str, Any]] = []
     layers: dict[int, Layer] = {}
-    alike: list[int] = []  # how many layers each of the distinct ones stands for
+    alike: list[int] = []  # how many layers equal each distinct one
     with torch.device("meta"):
         around = [part for part in _frame(model) if part is not None]
         for index, nodes in enumerate(_plan(model)):
@@ -84,22 +84,22 @@ def _check_room(decoder: Decoder, device: torch.device) -> None:
 
 
 def _room(device: torch.device) -> float:
-    """Bytes of memory that a device has in all; infinite where nobody tells."""
+    """Total memory of a device in bytes; inf if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     if device.type != "cpu" or not hasattr(os, "sysconf"):
         return math.inf
-    limit = Path("/sys/fs/cgroup/memory.max")  # of a container, which may be less than the machine's
-    told = limit.read_text().strip() if limit.is_file() else ""
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's limit, if lower
+    text = limit.read_text().strip() if limit.is_file() else ""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(whole, int(told)) if told.isdigit() else whole
+    return min(whole, int(text)) if text.isdigit() else whole
 
 
 def _refuse_untaken(model: Mapping[str, Any], nodes: Mapping[int, dict[str, Any]], layers: Mapping[int, Layer]) -> None:
-    """Refuse a child that blocks may do without, such as a ``qk_norm``, where no block took it: an ablation of nothing.
+    """Refuse an optional child (e.g. ``qk_norm``) that no block uses: an ablation of it would change nothing.
 
-    What some block cannot do without (``gating`` in ``moe``) is held ready for it: a dense ffn may be swapped in and
-    leave it unused. Where every block that would take it says null, that is what was asked for.
+    A child that some block requires (``gating`` in ``moe``) may stay unused: a dense ffn may be swapped in. So may one
+    that every block which could take it sets to null.
     """
     for kind, hosts in _optional_children().items():
         for index, node in ((i, of_layer[kind]) for i, of_layer in nodes.items() if kind in of_layer):
@@ -108,12 +108,12 @@ def _refuse_untaken(model: Mapping[str, Any], nodes: Mapping[int, dict[str, Any]
             taken = any(isinstance(module, block) for i in alike for module in layers[i].modules())
             if not taken and not any(_declines(kind, nodes[i]) for i in alike):
                 rule = f"no block of this model takes this {kind}, so it would change nothing"
-                remedy = f"Take it away (model.{kind}=null), or choose a block that takes one: {hosts or 'none'}"
+                remedy = f"Remove it (model.{kind}=null), or choose a block that takes one: {hosts or 'none'}"
                 raise ConfigError(_written_at(model, kind, node, index), node["name"], rule, remedy)
 
 
 def _declines(kind: str, nodes: Mapping[str, dict[str, Any]]) -> bool:
-    """Whether some block of a layer says null for a child of this kind."""
+    """Whether some block of a layer sets a child of this kind to null."""
     scope = {k: Node(node, f"model.{k}") for k, node in nodes.items()}
     return any(
         p.child == kind and given[p.name] is None
@@ -125,7 +125,7 @@ def _declines(kind: str, nodes: Mapping[str, dict[str, Any]]) -> bool:
 
 
 def _optional_children() -> dict[str, str]:
-    """Kinds that every block which takes one can do without → these blocks, as text."""
+    """Kinds that are optional for every block that takes one → these blocks, as text."""
     taken: dict[str, list[tuple[str, str, bool]]] = {kind: [] for kind in registry.kinds() if kind not in LAYER_PARTS}
     for host in registry.kinds():
         for name in registry.names(host):
@@ -142,7 +142,7 @@ def _optional_children() -> dict[str, str]:
 
 
 def _check_variants(model: Mapping[str, Any]) -> None:
-    """Hold variants that no layer uses to their schemas too: a typo in them waits for whoever names them."""
+    """Check variants that no layer uses too, so that a typo in them is found now."""
     for kind, variants in (model["variants"] or {}).items():
         for name, node in (variants or {}).items():
             own = model.get(kind) or {}
@@ -154,13 +154,13 @@ def _check_variants(model: Mapping[str, Any]) -> None:
 
 
 def preset(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The composition of a published model, or of a preset of your own: what ``compose`` takes.
+    """The composition of a published model, or of a preset of your own, in the form that ``compose`` takes.
 
     ``compose(preset("deepseek_v2_lite", {"n_layers": 4, "attention": "gqa"}))`` has the preset's other values.
 
     Args:
         name: a preset's name (registry/presets.py)
-        changes: keys of a model; a block without a ``name`` changes values of the preset's, one with replaces it
+        changes: keys of a model; a block without a ``name`` changes values of the preset's block, one with replaces it
 
     Raises:
         ConfigError: there is no such preset, or its file cannot be read
@@ -171,8 +171,8 @@ def preset(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any
 def compose(config: Any, *, device: torch.device | str = "cpu", seed: int = 0) -> Decoder:
     """Build a decoder from a configuration.
 
-    The whole of it is checked before any memory is allocated, built on the meta device, then materialised and
-    initialised by the model's rule.
+    The configuration is checked before any memory is allocated, built on the meta device, then materialised and
+    initialised.
 
     Args:
         config: YAML text, a mapping or an OmegaConf node; only registered names build anything
@@ -194,9 +194,9 @@ def compose(config: Any, *, device: torch.device | str = "cpu", seed: int = 0) -
 
 
 def assemble(model: Mapping[str, Any]) -> Decoder:
-    """The decoder of a checked configuration, on the device in force, with whatever its constructors leave in it."""
+    """Build a checked configuration on the current default device, without the initialisation rule."""
     dtype = torch.get_default_dtype()
-    with built_in_full_precision():  # blocks are cast as a whole: what keeps its dtype is never born in a low one
+    with built_in_full_precision():  # what keeps its dtype must start in fp32; the rest is cast later
         embedding, position, norm, head = _frame(model)
         layers = [_layer(model, nodes, index) for index, nodes in enumerate(_plan(model))]
         decoder = Decoder(model, embedding, position, layers, norm, head, _depths(model))
@@ -212,7 +212,7 @@ def _context(model: Mapping[str, Any], layer_idx: int) -> dict[str, Any]:
 
 
 def _frame(model: Mapping[str, Any]) -> tuple[nn.Embedding, Position, Any, nn.Linear | None]:
-    """What stands around the layers: embedding, embedding position, final norm, head."""
+    """The parts around the layers: embedding, embedding position, final norm, head."""
     V, D = model["vocab_size"], model["d_model"]
     context = {**_context(model, 0), "dim": D, "head_dim": D, "n_heads": 1}
     nodes = {kind: Node(model[kind], f"model.{kind}") for kind in registry.kinds() if kind in model}
@@ -220,10 +220,10 @@ def _frame(model: Mapping[str, Any]) -> tuple[nn.Embedding, Position, Any, nn.Li
     placed = position if position and _place(position) == "embedding" else Node("none", "model.position")
     norm = _part("norm", nodes, context)
     try:
-        # Given a weight, it draws none: to draw normals on the meta device, torch imports its compiler, for a second.
+        # Passing a weight skips the random draw, for which torch on the meta device imports its compiler (one second).
         embedding = nn.Embedding.from_pretrained(torch.empty(V, D), freeze=False)
         head = None if model["tie_embeddings"] else Linear(D, V, bias=False)
-    except (RuntimeError, TypeError):  # sizes that no address reaches
+    except (RuntimeError, TypeError):  # sizes beyond the address space
         rule = f"no tensor can hold vocab_size × d_model ({D}) numbers"
         raise ConfigError("model.vocab_size", V, rule, "Choose a smaller vocab_size or d_model") from None
     return embedding, registry.build("position", placed, Scope(nodes, context)), norm, head
@@ -240,7 +240,7 @@ def _layer(model: Mapping[str, Any], nodes: Mapping[str, dict[str, Any]], index:
     position = placed.get("position")
     if position and _place(position) == "embedding":
         if position.path != "model.position":
-            rule = "works on the embeddings, below all layers, so no single layer can choose it"
+            rule = "works on the embeddings, below all layers, so it cannot be set for single layers"
             raise ConfigError(position.path, position.value["name"], rule, "Set it as model.position, for all layers")
         placed["position"] = Node("none", "model.position")
     layer = Layer(**{kind: _part(kind, placed, context) for kind in LAYER_PARTS})
@@ -254,7 +254,7 @@ def _layer(model: Mapping[str, Any], nodes: Mapping[str, dict[str, Any]], index:
 
 
 def _depths(model: Mapping[str, Any]) -> list[MTP]:
-    """Multi-token prediction: each depth with a layer built as the last one."""
+    """Multi-token prediction depths, each with a layer built like the last one."""
     nodes, D, depths = _plan(model)[-1], model["d_model"], []
     for k in range((model["mtp"] or {"depth": 0})["depth"]):
         layer = _layer(model, nodes, model["n_layers"] + k)
@@ -274,7 +274,7 @@ def _part(kind: str, nodes: Mapping[str, Node], context: Mapping[str, Any]) -> A
 
 
 def _written_at(model: Mapping[str, Any], kind: str, node: Mapping[str, Any], index: int) -> str:
-    """Where the node of a layer was written, for error messages."""
+    """Configuration path of a layer's node, for error messages."""
     own = model.get(kind)
     if node == own or node == {"name": own}:
         return f"model.{kind}"

@@ -1,8 +1,8 @@
-"""What a composition costs, measured on the meta device: right for blocks that nobody here has seen.
+"""Cost of a composition, measured on the meta device: correct for unknown plug-in blocks too.
 
-Parameters are counted by walking the modules: a block belongs to the family whose contract it keeps. FLOPs are counted
-by torch while the decoder runs, caches are made and weighed. Identical layers are measured once.
-Left out: activations, communication, and what a fast kernel saves (a causal or windowed mask halves nothing here).
+Parameters are counted by walking the modules: a block belongs to the family of its contract. FLOPs are counted by torch
+while the decoder runs; caches are made and their bytes added up. Identical layers are measured once.
+Not counted: activations, communication, savings of fast kernels (a causal or windowed mask halves nothing here).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from blocks.gating.base import Gating, Routing
 from blocks.norm.base import Norm
 from blocks.position.base import Position
 
-# Every parameter of a decoder is of one of these: what it is in, outermost first, so that MLA's norms are attention's.
+# Every parameter belongs to one of these, by its outermost module: MLA's norms count as attention.
 FAMILIES = (
     "embedding",
     "position",
@@ -47,7 +47,7 @@ _CONTRACTS: tuple[tuple[type, str], ...] = (
     (Position, "position"),
     (Norm, "norms"),
 )
-_OPEN = ("other", "mixture")  # families whose parts may be of another one
+_OPEN = ("other", "mixture")  # families whose parts may belong to another
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class Parameters:
     """Parameter counts of a decoder.
 
     Args:
-        total: all of them
-        active: those that one token passes at inference: all, with k of E routed experts, without the modules that
-            only multi-token prediction uses
-        embedding: the input embedding's, counted in both of the above; a tied head's matrix is this one
-        head: the output head's, counted in both; 0 when tied
+        total: all
+        active: those that one token uses at inference: all, with k of E routed experts, without multi-token prediction
+            modules
+        embedding: the input embedding's, included above; a tied head's matrix is this one
+        head: the output head's, included above; 0 when tied
         families: family → its parameters; their sum is ``total``
-        idle_experts: parameters of routed experts that a token does not visit
+        idle_experts: parameters of routed experts that a token does not use
     """
 
     total: int
@@ -73,13 +73,13 @@ class Parameters:
 
     @property
     def active_ffn(self) -> int:
-        """Those of feed-forward blocks that one token passes, without their routers."""
+        """Parameters of feed-forward blocks that one token uses, without routers."""
         parts = ("routed_experts", "shared_experts", "dense_ffn")
         return sum(self.families[part] for part in parts) - self.idle_experts
 
 
 def count_parameters(decoder: Decoder) -> Parameters:
-    """Count; the share of experts a token visits is read off an actual routing."""
+    """Count parameters; the share of experts that a token uses is read off an actual routing."""
     families = count_families(decoder)
     idle = _idle_experts(decoder)
     total = sum(families.values())
@@ -88,7 +88,7 @@ def count_parameters(decoder: Decoder) -> Parameters:
 
 
 def count_families(decoder: Decoder) -> dict[str, int]:
-    """Parameters of each of ``FAMILIES``; a shared tensor counts once, where it is first met."""
+    """Parameters of each of ``FAMILIES``; a shared tensor counts once, where it occurs first."""
     counts: Counter[str] = Counter()
     seen: set[int] = set()
     ends = {"embedding": "embedding", "head": "head", "mtp": "mtp"}
@@ -116,7 +116,7 @@ def _count_own(module: nn.Module, family: str, counts: Counter[str], seen: set[i
 
 
 def _family(module: nn.Module, around: str) -> str:
-    """The family of a module in one of family ``around``."""
+    """The family of a module inside one of family ``around``."""
     if around not in _OPEN:
         return around
     if isinstance(module, FFN):
@@ -126,7 +126,7 @@ def _family(module: nn.Module, around: str) -> str:
     return next((family for contract, family in _CONTRACTS if isinstance(module, contract)), around)
 
 
-MANY = 80_640  # tokens; a multiple of every usual number of experts, so that an even share of them is a whole number
+MANY = 80_640  # tokens; divisible by every usual number of experts
 
 
 def _idle_experts(decoder: Decoder) -> int:
@@ -135,7 +135,7 @@ def _idle_experts(decoder: Decoder) -> int:
     probe, n_tokens = with_layers(meta, [group[0] for group in groups]), 1
     routings = _routings(probe, n_tokens)
     if any(routing is not None and routing.pairs is not None for routing in routings):
-        n_tokens = MANY  # how many visits a token makes is an average, and one token shows none
+        n_tokens = MANY  # experts per token is an average, which one token cannot show
         routings = _routings(probe, n_tokens)
     pairs = zip(groups, routings, strict=True)
     return sum(len(group) * _idle(decoder.layers[group[0]], routing, n_tokens) for group, routing in pairs)
@@ -159,9 +159,9 @@ def _idle(layer: nn.Module, routing: Routing | None, n_tokens: int) -> int:
 
 
 def alike(layers: Sequence[nn.Module] | nn.ModuleList) -> list[list[int]]:
-    """Indices of the layers in groups that cost the same: same classes, same shapes, same settings.
+    """Groups of layers (indices) with equal cost: same classes, shapes and settings.
 
-    A block that keeps its ``layer_idx``, or anything else that differs, is in no one's group.
+    A block that stores its ``layer_idx``, or differs in anything else, is alone in its group.
     """
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, layer in enumerate(layers):
@@ -183,7 +183,7 @@ def _signature(layer: nn.Module) -> tuple[Any, ...]:
 
 
 def with_layers(decoder: Decoder, indices: Sequence[int]) -> Decoder:
-    """The decoder with none but these layers; shares every module."""
+    """The decoder with these layers only; shares every module."""
     probe = copy.copy(decoder)
     probe._modules = {**decoder._modules, "layers": nn.ModuleList(decoder.layers[i] for i in indices)}
     return probe
@@ -193,7 +193,7 @@ def with_layers(decoder: Decoder, indices: Sequence[int]) -> Decoder:
 
 
 def forward_flops_per_token(model: Mapping[str, Any] | Decoder, length: int) -> float:
-    """FLOPs of the forward pass with the head, for one token of a sequence of ``length``; attention not halved for
+    """FLOPs of the forward pass with the head, per token of a sequence of ``length``; attention not halved for
     causality, a multiplication and an addition counted as two.
 
     Args:
@@ -213,25 +213,25 @@ def _flops(decoder: Decoder, indices: Sequence[int], length: int) -> int:
 
 
 def ffn_ratio(decoder: Decoder, counted: Parameters) -> float:
-    """ρ: a layer's active feed-forward parameters, in units of the standard block of its width, averaged over layers.
+    """ρ: active feed-forward parameters per layer, relative to a standard block of the model's width.
 
-    The standard is a SwiGLU of 8/3 d_model, rounded up to a multiple of 256 as the published models are, so that
-    DeepSeek 7B, 67B and Llama-2 7B have ρ = 1.
+    The standard is a SwiGLU of 8/3 d_model, rounded up to a multiple of 256 as in published models: DeepSeek 7B,
+    67B and Llama-2 7B have ρ = 1.
     """
     d_model, n_layers = decoder.config["d_model"], len(decoder.layers)
     return counted.active_ffn / (n_layers * 3 * d_model * rounded_width(8 * d_model / 3, 256))
 
 
 def deepseek_moe_flops(n_layers: int, d_model: int, vocab_size: int, ffn_ratio: float, length: int) -> float:
-    """Training FLOPs of one sequence by the formula behind the figures that DeepSeekMoE prints.
+    """Training FLOPs of one sequence, by the formula behind DeepSeekMoE's figures.
 
     arXiv 2401.06066: T · [L d² (24 + 48ρ) + 12 L d T + 6 V d]: forward and backward, attention not causal, every
-    attention taken for full MHA, routers left out. For what *this* composition computes, see
+    attention counted as full MHA, routers left out. For what *this* composition computes, see
     ``forward_flops_per_token``. The paper's 145B takes ρ in units of exactly 8/3 d.
 
     Args:
         n_layers, d_model, vocab_size: L, d, V
-        ffn_ratio: ρ, active feed-forward width in units of a standard block
+        ffn_ratio: ρ, active feed-forward width relative to a standard block
         length: T, tokens
     """
     layers = n_layers * d_model**2 * (24 + 48 * ffn_ratio)
@@ -242,14 +242,14 @@ def deepseek_moe_flops(n_layers: int, d_model: int, vocab_size: int, ffn_ratio: 
 
 
 def cache_bytes(decoder: Decoder, length: int, dtype: torch.dtype, bits: int | None = None) -> int:
-    """Bytes of all caches of one sequence of ``length`` tokens, weighed on the meta device.
+    """Bytes of all caches of one sequence of ``length`` tokens, measured on the meta device.
 
     Args:
-        bits: 8, 6 or 4 for quantised caches, their scales included; None for numbers of ``dtype``
+        bits: 8, 6 or 4 for quantised caches, scales included; None for numbers of ``dtype``
 
     Raises:
         NotImplementedError: an attention of this decoder has no ``new_cache``
-        BlockError: one has no cache of these bits
+        BlockError: one has no cache with these bits
     """
     total, of_one = 0, (1, length, dtype, torch.device("meta"), bits)
     for group in alike(decoder.layers):

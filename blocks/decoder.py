@@ -1,4 +1,4 @@
-"""The decoder: embeddings → layers → norm → head, made of built parts. Knows no names."""
+"""The decoder: embeddings → layers → norm → head, assembled from built parts. Knows no block names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from registry import BlockError
 
 
 class Layer(nn.Module):
-    """One attention and one feed-forward block, wired by a residual block."""
+    """One attention and one feed-forward block, connected by a residual block."""
 
     def __init__(self, attention: Attention, ffn: FFN, residual: Residual) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Layer(nn.Module):
         segments: Tensor | None = None,
         cache: Cache | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        """x [B,T,D] of token ids [B,T] → [B,T,D], and the routing of its tokens if the ffn routes any."""
+        """x [B,T,D] of token ids [B,T] → [B,T,D], and the routing of the tokens if the ffn routes."""
         routing: Routing | None = None
 
         def attend(h: Tensor) -> Tensor:
@@ -56,13 +56,13 @@ class Decoder(nn.Module):
     """A decoder-only language model.
 
     Args:
-        config: the composition it is made from, as plain types; a checkpoint that holds it rebuilds the model
+        config: its composition as plain data; a checkpoint rebuilds the model from it
         embedding: [V,D]
-        position: what is added to the embeddings (a block that does nothing, for rotary and the like)
+        position: added to the embeddings (a block that does nothing, for rotary and similar)
         layers: in order of depth
         norm: after the last layer
         head: [V,D] output projection; None ties it to the embedding
-        mtp: depths of multi-token prediction, used by ``mtp_nll`` alone
+        mtp: multi-token prediction depths, used by ``mtp_nll`` only
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class Decoder(nn.Module):
         self.layers, self.mtp = nn.ModuleList(layers), nn.ModuleList(mtp)
         self.choose_kernels()
 
-    def choose_kernels(self, wishes: Mapping[str, str] | None = None) -> Decoder:
-        """Choose, for the device that the weights are on, how everything is computed; kept when they move.
+    def choose_kernels(self, overrides: Mapping[str, str] | None = None) -> Decoder:
+        """Choose kernels for the device of the weights; repeated when they move.
 
         Args:
-            wishes: kernel → implementation where the automatic choice is not wanted (blocks/kernels/choice.py)
+            overrides: kernel → implementation, instead of the automatic choice (blocks/kernels/choice.py)
         """
-        self._wishes = dict(wishes or {})
-        self.kernels = choose(self.embedding.weight.device, self._wishes)
+        self._kernel_overrides = dict(overrides or {})
+        self.kernels = choose(self.embedding.weight.device, self._kernel_overrides)
         for module in self.modules():
             if isinstance(module, Block):
                 module.kernels = self.kernels
@@ -98,11 +98,11 @@ class Decoder(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Decoder:
         super()._apply(fn, recurse)  # .to(), .cuda(), .to_empty(): another device has other kernels
-        return self.choose_kernels(self._wishes)
+        return self.choose_kernels(self._kernel_overrides)
 
     @property
     def output_weight(self) -> Tensor:
-        """[V,D], the head's matrix or, tied, the embedding's."""
+        """[V,D], the head's matrix or, if tied, the embedding's."""
         return self.embedding.weight if self.head is None else self.head.weight
 
     def forward(
@@ -121,12 +121,12 @@ class Decoder(nn.Module):
         return logits if cap is None else cap * (logits / cap).tanh()
 
     def look_up(self, tokens: Tensor) -> Tensor:
-        """Token ids [B,T] → their embeddings [B,T,D], scaled where the model scales them."""
+        """Token ids [B,T] → embeddings [B,T,D], scaled if the model scales them."""
         x = self.embedding(tokens)
         return x * self.embedding_scale if self.embedding_scale != 1.0 else x
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Token ids [B,T] at positions [B|1,T] → what the first layer gets, [B,T,D]."""
+        """Token ids [B,T] at positions [B|1,T] → input of the first layer, [B,T,D]."""
         return self.position.embed(self.look_up(tokens), positions)
 
     def hidden(
@@ -140,15 +140,15 @@ class Decoder(nn.Module):
         """Everything but the head.
 
         Args:
-            tokens: [B,T] int64. With ``embedded`` they are not looked up, but a gate that routes by id reads them
-            positions: [B|1,T] of each token in its document; None counts on from what the caches hold
+            tokens: [B,T] int64. With ``embedded`` they are not looked up, but gates that route by id read them
+            positions: [B|1,T] of each token in its document; None continues from the caches
             segments: [B,T] document ids of packed sequences
-            caches: one a layer, from ``new_caches``; the tokens are appended to them
-            embedded: [B,T,D] in place of ``look_up(tokens)``, e.g. with an image's patches where its placeholders
-                stand. Positions are added to it; it is not scaled, since only ``look_up`` scales
+            caches: one per layer, from ``new_caches``; the tokens are appended to them
+            embedded: [B,T,D] in place of ``look_up(tokens)``, e.g. with image patches at their placeholders. Positions
+                are added to it; it is not scaled, since only ``look_up`` scales
 
         Returns:
-            hidden states [B,T,D] and, for each layer, how it routed the tokens (None for a dense one)
+            hidden states [B,T,D] and, for each layer, the routing of the tokens (None for a dense one)
         """
         if positions is None:
             positions = _next_positions(tokens, caches[0] if caches else None)
@@ -164,7 +164,7 @@ class Decoder(nn.Module):
         return self.nll_and_z(hidden, targets)[0]
 
     def nll_and_z(self, hidden: Tensor, targets: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
-        """``nll`` plus z_loss · Σ log² Z over scored tokens, and that sum by itself, without gradient."""
+        """``nll`` plus z_loss · Σ log² Z over scored tokens, and that sum alone, without gradient."""
         given = (hidden.flatten(0, 1), self.output_weight, targets.flatten())
         return self.kernels.nll_and_z(*given, softcap=self.logit_softcap, z_loss=z_loss)
 
@@ -176,23 +176,23 @@ class Decoder(nn.Module):
         positions: Tensor | None = None,
         segments: Tensor | None = None,
     ) -> tuple[list[tuple[Tensor, Tensor]], list[Routing | None]]:
-        """What multi-token prediction loses.
+        """Loss of multi-token prediction.
 
         Args:
             hidden: [B,T,D] of the main model
-            tokens, targets: [B,T]; the target of a token is the one after it
+            tokens, targets: [B,T]; the target of a token is the next one
             positions: [B|1,T]; None counts from 0
             segments: [B,T]; nothing is predicted across documents
 
         Returns:
-            for each depth, the summed nll in nats and the number of scored targets, 0 and 0 where the sequence ends
-            before it; how its layer routed
+            for each depth, the summed nll in nats and the number of scored targets, both 0 for sequences too short for
+            it, and the routing of its layer
         """
         positions = _next_positions(tokens, None) if positions is None else positions
         losses: list[tuple[Tensor, Tensor]] = []
         routings: list[Routing | None] = []
         for k, depth in enumerate(self.mtp, start=1):
-            if tokens.shape[1] <= k:  # no token has one k places after it
+            if tokens.shape[1] <= k:  # too short for this depth
                 zero = torch.zeros((), dtype=torch.float32, device=hidden.device)
                 losses.append((zero, torch.zeros_like(targets[0, 0])))
                 routings.append(None)
@@ -209,15 +209,15 @@ class Decoder(nn.Module):
     def new_caches(
         self, batch: int, length: int, bits: int | None = None, padding: Tensor | None = None
     ) -> list[Cache]:
-        """An empty memory of ``length`` tokens for each layer, in the embedding's dtype and on its device.
+        """An empty cache for ``length`` tokens per layer, in the embedding's dtype and on its device.
 
         Args:
-            bits: 8, 6 or 4 to keep numbers quantised; None keeps them as they are
-            padding: [B] tokens in front of each row that stand for nothing, counted in ``length``: rows of unequal
-                length, padded on the left, give what each gives alone
+            bits: 8, 6 or 4 for quantised caches; None for exact ones
+            padding: [B] padding tokens at the start of each row, counted in ``length``: rows of unequal length, padded
+                on the left, give what each gives alone
 
         Raises:
-            BlockError: ``bits`` are none of these, or a guest's attention has caches without bits or padding
+            BlockError: unknown ``bits``, or a plug-in's attention has caches without bits or padding
             NotImplementedError: an attention of this decoder has no ``new_cache``
         """
         like = self.embedding.weight
@@ -226,15 +226,15 @@ class Decoder(nn.Module):
         if padding is not None:
             for cache in caches:
                 if not isinstance(cache, Cache):
-                    rule = f"{type(cache).__name__} is no blocks.cache.Cache, and knows of no padding"
+                    rule = f"{type(cache).__name__} is not a blocks.cache.Cache, and does not support padding"
                     raise BlockError("padding", padding.tolist(), rule, "Give rows of one length")
                 cache.padding = padding
         return caches
 
 
 def _next_positions(tokens: Tensor, cache: Cache | None) -> Tensor:
-    """[B|1,T]: where tokens [B,T] stand, counting on from what a cache holds and leaving its padding out."""
+    """[B|1,T]: positions of tokens [B,T], continuing after those in a cache and not counting its padding."""
     past = 0 if cache is None else cache.length
     positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
-    padding = cache.padding if isinstance(cache, Cache) else None  # a guest's cache may be of its own kind
+    padding = cache.padding if isinstance(cache, Cache) else None  # a plug-in's cache may be of its own class
     return positions if padding is None else (positions - padding[:, None]).clamp(min=0)

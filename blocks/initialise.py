@@ -1,12 +1,12 @@
-"""The rule by which a decoder's weights start, the same at any world size and for any neighbour.
+"""Weight initialisation, independent of world size and of the other blocks.
 
 Tensors of two dimensions and more ~ N(0, std²): matrices, embeddings, expert stacks (DeepSeek's papers: std 0.006;
-the released Hugging Face configurations say 0.02). With ``depth_scaled``, those that write into the residual stream
+the released Hugging Face configurations: 0.02). With ``depth_scaled``, those that write into the residual stream
 get std/√(2·n_layers), as in GPT-2. One-dimensional tensors: biases 0, all others (gains) 1. Buffers: 0. Then
-``Block.reset_parameters`` may set what the rule does not suit.
+``Block.reset_parameters`` may override this.
 
-Every tensor is drawn from a generator of its own, seeded by the run's seed and the tensor's name. Swapping one block
-therefore leaves every other weight as it was, to the bit: an ablation compares blocks, not draws.
+Every tensor has its own generator, seeded by the run's seed and the tensor's name. Swapping one block therefore leaves
+every other weight bit-identical: an ablation compares blocks, not random draws.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from blocks.base import Block
 
 
 class Draw(NamedTuple):
-    """A parameter that starts as normal numbers, their standard deviation, and the seed of its generator."""
+    """A normally distributed parameter, its standard deviation, and the seed of its generator."""
 
     parameter: nn.Parameter
     std: float
@@ -32,15 +32,15 @@ class Draw(NamedTuple):
 
 @torch.no_grad()
 def initialise(model: nn.Module, *, std: float, depth_scaled: bool, n_layers: int, seed: int, prefix: str = "") -> None:
-    """Fill every parameter and buffer of ``model`` by the rule, but for what is still on the meta device.
+    """Initialise every parameter and buffer of ``model``, except those still on the meta device.
 
     Args:
         model: a module
         std: standard deviation of the normal draws
-        depth_scaled: whether what writes into the residual stream starts smaller, by 1/√(2·n_layers)
+        depth_scaled: whether weights that write into the residual stream are scaled by 1/√(2·n_layers)
         n_layers: depth of the decoder
         seed: of the run
-        prefix: what stands before the names of ``model`` where it is a part of a decoder: ``layers.3.``
+        prefix: of the names in ``model`` where it is a part of a decoder: ``layers.3.``
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
@@ -59,7 +59,7 @@ def initialise(model: nn.Module, *, std: float, depth_scaled: bool, n_layers: in
 def draws(
     model: nn.Module, *, std: float, depth_scaled: bool, n_layers: int, seed: int, prefix: str = ""
 ) -> Iterator[Draw]:
-    """What the rule draws; arguments as in ``initialise``."""
+    """The draws of the rule; arguments as in ``initialise``."""
     outputs = {f"{name}.{output}".lstrip(".") for name, block in _blocks(model) for output in block.residual_outputs}
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
@@ -86,7 +86,7 @@ def stable_seed(seed: int, name: str) -> int:
 
 
 def _draw(parameter: Tensor, std: float, seed: int) -> None:
-    """Drawn on the CPU in fp32, so that every device and precision starts from the same numbers."""
+    """Draw on the CPU in fp32, so that every device and precision starts from the same numbers."""
     in_place = parameter.device.type == "cpu" and parameter.dtype == torch.float32
     drawn = parameter if in_place else torch.empty(parameter.shape, dtype=torch.float32)
     drawn.normal_(0.0, std, generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""The linear map of every block."""
+"""The linear layer of every block."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from blocks.kernels.few_rows import linear
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear``, which decodes faster on some processors: see blocks/kernels/few_rows.py."""
+    """``torch.nn.Linear`` with faster decoding on some processors: see blocks/kernels/few_rows.py."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:  # where there is nothing to draw, and drawing it takes most of a model's assembly

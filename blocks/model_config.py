@@ -1,4 +1,4 @@
-"""What a model configuration says, checked against what it may say. Builds nothing; blocks/compose.py does."""
+"""The schema of a model configuration. Builds nothing; blocks/compose.py does."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ MAX_MTP = 64
 
 @dataclass
 class ModelConfig:
-    """The keys of a model that are no block: everything else in its node is a kind (``attention``, ``ffn``, …).
+    """The keys of a model that are not blocks; all others are kinds (``attention``, ``ffn``, …).
 
     Args:
-        vocab_size: V, tokens the model knows; at least the tokenizer's
+        vocab_size: V, at least the tokenizer's vocabulary
         d_model: D, width of the residual stream
         n_layers: depth
-        max_positions: longest sequence in tokens that the model is made for; ``learned`` positions allocate it
+        max_positions: longest sequence in tokens; ``learned`` positions allocate it
         tie_embeddings: whether the output head is the embedding matrix
         scale_embeddings: whether embeddings are multiplied by √d_model, as in Gemma
-        logit_softcap: bound that a tanh keeps the output logits within; 30 in Gemma-2
-        mtp: ``depth`` of multi-token prediction and ``loss_weight``, its share in the training loss (see blocks/mtp.py)
+        logit_softcap: bound of the output logits, by a tanh; 30 in Gemma-2
+        mtp: ``depth`` of multi-token prediction and ``loss_weight``, its weight in the loss (see blocks/mtp.py)
         init: ``std`` of the weights, and ``depth_scaled`` (see blocks/initialise.py)
         layout: slot → pattern over the depth (see registry/layout.py)
-        variants: slot → name → alternative node, for patterns and overrides to name
+        variants: slot → name → alternative node, used by patterns and overrides
         overrides: list of {layers: selector, slot: node or patch; null for none}
-        format: of the composition, for what saves one (see registry/format.py)
+        format: version of the saved composition (see registry/format.py)
     """
 
     vocab_size: int
@@ -51,7 +51,7 @@ class ModelConfig:
 
 
 def read(config: Any) -> dict[str, Any]:
-    """Check a model configuration and bring it to plain, complete types. Builds nothing.
+    """Validate a model configuration and convert it to complete plain data. Builds nothing.
 
     Args:
         config: YAML text, a mapping or an OmegaConf node
@@ -92,7 +92,7 @@ def read(config: Any) -> dict[str, Any]:
 
 
 def reread(model: Any) -> Any:
-    """A saved composition as this version would save it, to compare with; as it is, where it cannot be read here."""
+    """A saved composition as this version would save it, for comparison; unchanged if this version cannot read it."""
     try:
         return read(model)
     except ConfigError:

@@ -1,4 +1,4 @@
-"""Multi-token prediction: further small decoders that learn to predict further tokens, and can be taken off."""
+"""Multi-token prediction: additional modules trained to predict later tokens, removable afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from blocks.norm.base import Norm
 
 
 def later_targets(targets: Tensor, segments: Tensor | None, k: int) -> Tensor:
-    """What depth k predicts: targets [B,T] and document ids [B,T] → [B,T−k], −100 across documents."""
+    """Targets of depth k: targets [B,T] and document ids [B,T] → [B,T−k], −100 across documents."""
     aim = targets[:, k:]
     return aim if segments is None else aim.masked_fill(segments[:, k:] != segments[:, :-k], IGNORED)
 
@@ -24,14 +24,14 @@ class MTP(nn.Module):
 
     The order inside the concatenation is that of the released weights (``eh_proj``): embedding first, where the paper's
     equation has the hidden state first. h_i of depth 1 is the main model's state after its final norm, which is what
-    vLLM and transformers feed; the paper does not say. What depth k hands to depth k + 1 is normalised too.
+    vLLM and transformers use; the paper does not specify it. The input of depth k + 1 from depth k is normalised too.
 
     Args:
         embedding_norm: of the embedding, ``enorm``
         hidden_norm: of the hidden state, ``hnorm``
         project: [D,2D], ``eh_proj``
-        layer: one decoder layer, built as the last of the main model
-        norm: in front of the head, ``shared_head.norm``
+        layer: one decoder layer, built like the last of the main model
+        norm: before the head, ``shared_head.norm``
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from registry.catalogue import BUILTIN
 
 
 def distributions(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Distribution → its version and the blocks of the composition that it provides; the project's own left out."""
+    """Distribution → its version and the blocks of the composition that it provides, without this project."""
     words = set(_words(model))
     found: dict[str, dict[str, Any]] = {}
     for kind in registry.kinds():
@@ -26,14 +26,14 @@ def distributions(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def check(wanted: Any, path: str) -> None:
-    """Refuse a checkpoint that needs plug-in blocks which are not installed.
+    """Refuse a checkpoint that needs plug-in blocks that are not installed.
 
     Args:
-        wanted: what ``distributions`` said when it was written; None of an older checkpoint
-        path: of the checkpoint, for the message
+        wanted: the result of ``distributions`` stored in it; None for older checkpoints
+        path: of the checkpoint, for the error message
 
     Raises:
-        ConfigError: names the distribution
+        ConfigError: names the missing distribution
     """
     for provider, entry in (wanted or {}).items():
         for block in entry["blocks"]:
@@ -55,7 +55,7 @@ def _version(provider: str) -> str | None:
 
 
 def _words(value: Any) -> Iterator[str]:
-    """Every word in the texts of a composition: names stand alone, or in a pattern of layers."""
+    """Every word in the strings of a composition: block names occur alone, or in a pattern of layers."""
     if isinstance(value, Mapping):
         for inner in value.values():
             yield from _words(inner)

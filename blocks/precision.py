@@ -1,7 +1,7 @@
-"""State that keeps its dtype, whatever precision the model around it is cast to; products that keep theirs.
+"""State that keeps its dtype when the model is cast, and products that keep theirs.
 
-A trainer casts the whole model (``module.to(torch.bfloat16)``) and builds it under a low default dtype. Weights are
-meant to follow. State that sums or counts is not: in bfloat16, 256 + 1 is 256, and a bias of 0.5 cannot move by 0.001.
+A trainer casts the whole model (``module.to(torch.bfloat16)``) and builds it under a low default dtype. Weights should
+follow. Sums and counters should not: in bfloat16, 256 + 1 is 256, and a bias of 0.5 cannot change by 0.001.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class KeepsDtype(nn.Module):
 
 @contextmanager
 def built_in_full_precision() -> Iterator[None]:
-    """Inside, tensors made without a dtype are fp32, whatever default dtype is in force."""
+    """Context in which tensors made without a dtype are fp32, whatever the default dtype."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -40,7 +40,7 @@ def built_in_full_precision() -> Iterator[None]:
 
 
 def full_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b of fp32 [T,K] and [N,K], which a GPU that may round products to TF32 does not round either."""
+    """x Wᵀ + b of fp32 [T,K] and [N,K], in full precision even on a GPU set to TF32."""
     if x.device.type != "cuda":
         return F.linear(x, weight, bias)
     y = _full_product(x, weight.t())
@@ -49,7 +49,7 @@ def full_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 @torch.library.custom_op("blockwright::full_product", mutates_args=())
 def _full_product(a: Tensor, b: Tensor) -> Tensor:
-    """a b, as one operator: a compiler that met the setting would have to break its graph."""
+    """a b as one operator: a compiler would break its graph at the setting."""
     products = torch.backends.cuda.matmul
     precision, products.fp32_precision = products.fp32_precision, "ieee"
     try:

@@ -1,7 +1,7 @@
-"""Drawing a part of a tensor's normal numbers without the rest: the same numbers, to the bit.
+"""Draw a part of a tensor's normal numbers without the rest, bit-identical to the whole draw.
 
-torch draws on a CPU from a Mersenne Twister (Matsumoto and Nishimura 1998, MT19937), one 32-bit word a number, and
-turns each 16 words in a row into 16 normal numbers. A rank that holds a part of a weight therefore begins at the words
+On a CPU torch draws from a Mersenne Twister (Matsumoto and Nishimura 1998, MT19937), one 32-bit word per number, and
+converts each 16 consecutive words to 16 normal numbers. A rank with a part of a weight therefore starts at the words of
 of that part. The words n … n+623 are sums, over GF(2), of the first 20,560 ones, by the coefficients of tⁿ modulo the
 generator's characteristic polynomial (Haramoto et al. 2008, "Efficient jump ahead for F2-linear random number
 generators").
@@ -15,20 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 16  # numbers that torch makes together
+BLOCK = 16  # numbers converted together by torch
 _N, _M, _TWIST = 624, 397, 0x9908B0DF  # of MT19937, as _DEGREE = 32 · 624 − 31 is
 _DEGREE = 19937
 _HEAD = 24  # bytes of a generator's state before its words: seed, places
-_CHUNK = 2**22  # numbers drawn at once where not all are kept
+_CHUNK = 2**22  # numbers per draw when not all are kept
 
 
 def draw_part(part: Tensor, shape: torch.Size, offset: tuple[int, ...], std: float, seed: int) -> None:
-    """Fill ``part`` with what ``torch.empty(shape).normal_(0, std)`` under this seed has there.
+    """Fill ``part`` with the numbers that ``torch.empty(shape).normal_(0, std)`` with this seed has there.
 
     Args:
         part: any dtype, on any device
         shape: of the whole tensor
-        offset: of the part in it, one number a dimension
+        offset: of the part in it, one number per dimension
         std: standard deviation
         seed: of the generator
     """
@@ -45,7 +45,7 @@ def draw_part(part: Tensor, shape: torch.Size, offset: tuple[int, ...], std: flo
 
 
 def skip(generator: torch.Generator, n: int) -> None:
-    """Bring a freshly seeded generator of the CPU to where it is after n words."""
+    """Advance a freshly seeded CPU generator by n words."""
     if n:
         state = generator.get_state()
         words = state.numpy()[_HEAD : _HEAD + 8 * _N].view(np.uint64)
@@ -55,7 +55,7 @@ def skip(generator: torch.Generator, n: int) -> None:
 
 
 def _sequence(first: np.ndarray) -> np.ndarray:
-    """The generator's words 0 … 20,560 before they are tempered, from the first 624."""
+    """The generator's words 0 … 20,560 before tempering, from the first 624."""
     x = np.concatenate((first, np.empty(_DEGREE, np.uint32)))
     for i in range(_N, len(x), _N - _M):
         end = min(i + _N - _M, len(x))
@@ -67,7 +67,7 @@ def _sequence(first: np.ndarray) -> np.ndarray:
 
 @cache
 def _terms(n: int) -> np.ndarray:
-    """The powers of t that tⁿ is the sum of, modulo the characteristic polynomial."""
+    """The powers of t whose sum is tⁿ modulo the characteristic polynomial."""
     modulus, power = _characteristic(), 1
     for bit in f"{n:b}":
         power = int("0".join(f"{power:b}"), 2) << int(bit)  # over GF(2), a square is its terms squared
@@ -87,7 +87,7 @@ def _characteristic() -> int:
 
 @cache
 def _skips() -> bool:
-    """Whether torch draws as this module has it; another version might not."""
+    """Whether torch draws as assumed here; another version might not."""
     one, other = (torch.Generator().manual_seed(1) for _ in range(2))
     skip(one, 3 * BLOCK)
     return torch.equal(torch.randn(BLOCK, generator=one), torch.randn(4 * BLOCK, generator=other)[-BLOCK:])

@@ -40,7 +40,7 @@ def entry(name: str, value: Any) -> str:
 
 
 def signature(value: Any) -> str:
-    """The parameters, annotations without their modules; nothing for a class that is built for its user."""
+    """The parameters with annotations without modules; nothing for classes the user does not construct."""
     own = "__init__" in vars(value) if inspect.isclass(value) else True
     return re.sub(r"\b(?:\w+\.)+(?=[A-Za-z]\w*)", "", str(inspect.signature(value))).replace("'", "") if own else ""
 
@@ -55,7 +55,7 @@ def markdown() -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the page; with ``--check``, say whether docs/api.md is current."""
+    """Print the page; with ``--check``, report whether docs/api.md is current."""
     if list(arguments) == ["--check"]:
         current = PAGE.is_file() and PAGE.read_text() == markdown()
         print("docs/api.md is current" if current else "docs/api.md is stale: python -m blockwright.api > docs/api.md")

@@ -1,7 +1,7 @@
 """``blockwright COMMAND …``: every command of the project under one name.
 
-A command's own module reads its arguments; here is only which module that is. Nothing is imported before it is needed,
-so that ``--help`` and completion answer at once.
+Maps each command to the module that reads its arguments. Nothing is imported before it is needed, so that ``--help``
+and completion are fast.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Command:
     Args:
         about: what it does, for the list
         module: the module whose ``main`` takes the arguments
-        prefix: arguments that stand before the user's
+        prefix: arguments inserted before the user's
     """
 
     about: str
@@ -81,10 +81,10 @@ def completion() -> str:
 
 
 def _train(arguments: Sequence[str]) -> None:
-    """Become ``train.py``: Lightning starts further ranks by running ``sys.argv`` again."""
+    """Run as ``train.py``: Lightning starts further ranks by running ``sys.argv`` again."""
     train = importlib.import_module("train")
     sys.argv = [train.__file__ or "train.py", *arguments]
-    sys.modules["__main__"].__spec__ = None  # else its launcher would run `python -m` of what we were started as
+    sys.modules["__main__"].__spec__ = None  # else Lightning's launcher would rerun `python -m blockwright`
     train.main()
 
 

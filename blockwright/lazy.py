@@ -1,6 +1,6 @@
-"""The public names, imported when first used: ``import blockwright`` itself loads neither torch nor Lightning.
+"""Lazy imports of the public names: ``import blockwright`` itself loads neither torch nor Lightning.
 
-The table of names is the stub ``__init__.pyi``, which type checkers read too, so there is one list.
+The table of names is the stub ``__init__.pyi``, also read by type checkers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
 
     Args:
         package: its ``__name__``
-        file: its ``__file__``; the stub lies beside it
+        file: its ``__file__``; the stub is beside it
     """
     names = read_stub(Path(file).with_suffix(".pyi"))
     public = ["__version__", *sorted(names)]
@@ -41,7 +41,7 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, original = names[name]
         value = getattr(importlib.import_module(module), original)
-        setattr(sys.modules[package], name, value)  # the next access finds it without asking here
+        setattr(sys.modules[package], name, value)  # cached for the next access
         return value
 
     return load, lambda: public, public

@@ -79,7 +79,7 @@ class Shards:
 
     def _header(self, file: str) -> dict[str, Entry]:
         with self._open(file) as shard:
-            self.digests |= _told(self.folder / file, shard)
+            self.digests |= _digests_in(self.folder / file, shard)
             slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118 # it is no mapping
             return {
                 n: Entry(file, tuple(s.get_shape()), self._dtype(file, n, s.get_dtype())) for n, s in slices.items()
@@ -134,8 +134,8 @@ class Shards:
 
     def _checked(self, shard: Any, name: str) -> Tensor:
         tensor = shard.get_tensor(name)
-        told = self.digests.get(name)
-        if told is not None and told != digest(name, tensor):
+        stored = self.digests.get(name)
+        if stored is not None and stored != digest(name, tensor):
             where = str(self.folder / self.entries[name].file)
             raise ConfigError(where, name, "is damaged: its bytes do not match their digest", "Fetch it again")
         if not torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all():
@@ -153,7 +153,7 @@ def digest(name: str, tensor: Tensor) -> str:
     return found.hexdigest()
 
 
-def _told(file: Path, shard: Any) -> dict[str, str]:
+def _digests_in(file: Path, shard: Any) -> dict[str, str]:
     """The digests stored in a shard; none if it was not written here.
 
     Raises:
@@ -163,13 +163,13 @@ def _told(file: Path, shard: Any) -> dict[str, str]:
     if text is None:
         return {}
     try:
-        told = json.loads(text)
-        fits = isinstance(told, dict) and set(told) == set(shard.keys())
+        stored = json.loads(text)
+        fits = isinstance(stored, dict) and set(stored) == set(shard.keys())
     except (ValueError, RecursionError):
         fits = False
     if not fits:
         raise ConfigError(str(file), "…", "is damaged: its digests do not belong to its tensors", "Fetch it again")
-    return told
+    return stored
 
 
 def _is_file(path: Path) -> bool:

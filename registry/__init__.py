@@ -1,4 +1,4 @@
-"""The names: name → class → typed configuration → built object. Knows no block."""
+"""Registry: name → class → typed configuration → built object. Knows no block."""
 
 from registry.build import Scope, as_written, build, refuse_targets, resolve, to_plain, walk
 from registry.catalogue import Composable, RegistrationError, families, family, kinds, load, lookup, names, register

@@ -28,7 +28,7 @@ model[/NAME]     the presets
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the catalogue, a family of it, one block, or with ``model`` the presets; ``attention/m*`` may be written.
+    """Print the catalogue, one kind, one block, or with ``model`` the presets; wildcards as in ``attention/m*``.
 
     Raises:
         ConfigError: there is no such kind or block
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def markdown() -> str:
-    """The names one may swap, and those of whole models by family, as the README's tables."""
+    """The names to swap and the whole models by family, as the README's tables."""
     roots = sorted({family.root for family in catalogue.families()}, key=lambda root: (root != "model", root))
     tables = [
         _rows(f"`{root}/<kind>=`", "names", {f"`{kind}`": catalogue.names(kind) for kind in catalogue.kinds(root)})
@@ -123,8 +123,8 @@ def _show_block(entry: catalogue.Entry) -> None:
         show(table)
     else:
         out.print("It takes no parameters.")
-    told = ", ".join(sorted(entry.schema.context)) or "nothing"
-    out.print(f"supplied by the composer: {told}")
+    supplied = ", ".join(sorted(entry.schema.context)) or "nothing"
+    out.print(f"supplied by the composer: {supplied}")
     names = [n for n, p in entry.schema.parameters.items() if not p.child]
     family = catalogue.find_family(entry.kind)
     example = f" {family.path}.{names[0]}=…" if names else ""
@@ -134,7 +134,7 @@ def _show_block(entry: catalogue.Entry) -> None:
 def _default(p: Parameter) -> str:
     if p.child:
         root = catalogue.find_family(p.child).root
-        own = f"{root}.{p.name if p.optional else p.child}"  # null takes an optional one away
+        own = f"{root}.{p.name if p.optional else p.child}"  # null removes an optional one
         return own if not p.optional else f"{own}, if any" if p.name in catalogue.kinds(root) else "null"
     return "required" if p.required else "null" if p.default is None else str(p.default)
 

@@ -1,4 +1,4 @@
-"""Command lines of ``KEY=VALUE`` words: a command's own options, and Hydra overrides for everything else."""
+"""Parse command lines of ``KEY=VALUE`` arguments: a command's own options, and Hydra overrides for everything else."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ HELP = ("-h", "--help")
 
 @dataclass(frozen=True)
 class Arguments:
-    """A command line, taken apart but not judged.
+    """A parsed command line.
 
     Args:
-        options: the command's own ``KEY=VALUE`` words
-        overrides: all other ``KEY=VALUE`` and ``~KEY`` words, as written, for Hydra
-        flags: ``--flag`` → its value; an empty string for one that takes none
-        names: words that are neither
+        options: the command's own ``KEY=VALUE`` arguments
+        overrides: all other ``KEY=VALUE`` and ``~KEY`` arguments, unchanged, for Hydra
+        flags: ``--flag`` → its value; empty for a flag without one
+        names: all other arguments
     """
 
     options: dict[str, str]
@@ -30,16 +30,16 @@ class Arguments:
 def read_arguments(
     arguments: Sequence[str], *, options: Collection[str], flags: Collection[str], n_names: int = 0
 ) -> Arguments:
-    """Take a command line apart.
+    """Parse a command line.
 
     Args:
         arguments: of the command
-        options: keys that belong to the command
-        flags: the flags it has; ``--plot=FILE`` stands for one that takes a value
-        n_names: how many words may be neither a flag nor ``KEY=VALUE``
+        options: keys of the command's own options
+        flags: the command's flags; ``--plot=FILE`` for one that takes a value
+        n_names: maximum number of arguments that are neither a flag nor ``KEY=VALUE``
 
     Raises:
-        ConfigError: an unknown flag, an option twice or without its value, or a word too many that is no ``KEY=VALUE``
+        ConfigError: an unknown flag, an option given twice or without its value, or too many other arguments
     """
     takes_value = {flag.partition("=")[0]: "=" in flag for flag in flags}
     found = Arguments({}, [], {}, [])
@@ -68,7 +68,7 @@ def read_arguments(
 
 def _flag_value(key: str, value: str, equals: str, rest: list[str], takes_value: dict[str, bool]) -> str:
     if key not in takes_value:
-        remedy = "Leave it out: this command runs all values by itself" if key in ("-m", "--multirun") else ""
+        remedy = "Leave it out: this command already runs all values" if key in ("-m", "--multirun") else ""
         raise ConfigError(
             "command line", key, "there is no such flag", remedy or did_you_mean(key, [*takes_value, *HELP])
         )

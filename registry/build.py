@@ -1,7 +1,7 @@
-"""A configuration node → a block: strict keys, strict types, children found by scope, every refusal with its path.
+"""Build a block from a configuration node: strict keys and types, children found by scope, errors with their path.
 
-Only registered names build anything here. A node may come from a stranger: ``_target_`` and its relatives are
-refused wherever they stand, nothing is imported, and no string is evaluated.
+Only registered names build anything. A node may be untrusted: ``_target_`` and its relatives are refused anywhere in
+it, nothing is imported, and no string is evaluated.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from registry.schema import INHERIT, Parameter
 
 @dataclass(frozen=True)
 class Scope:
-    """What a block's children are looked up in, outside the block's own node.
+    """Where a block's children are looked up outside its own node.
 
     Args:
-        nodes: parameter name or kind → the node that holds there
-        context: what the composer knows (``d_model``, ``layer_idx``, …)
-        parents: kinds and names already being built, outermost first
+        nodes: parameter name or kind → the node in effect
+        context: values of the composer (``d_model``, ``layer_idx``, …)
+        parents: kinds and names of the blocks being built, outermost first
     """
 
     nodes: Mapping[str, Node]
@@ -39,11 +39,11 @@ class Scope:
 def to_plain(config: Any, path: str = "model") -> Any:
     """YAML text, an OmegaConf node or a mapping → dicts, lists and scalars, within the limits of ``registry.limits``.
 
-    An OmegaConf node is the project's own, and its interpolations are resolved. Text and mappings may come from
-    anywhere: they are data, and hold none.
+    An OmegaConf node comes from this project, and its interpolations are resolved. Text and mappings may be untrusted:
+    interpolations in them are refused.
 
     Raises:
-        ConfigError: the YAML cannot be read, is too much, or refers to something; an interpolation cannot be resolved
+        ConfigError: unreadable or oversized YAML, interpolations in data, or an interpolation that cannot be resolved
     """
     own = isinstance(config, DictConfig | ListConfig)
     try:
@@ -86,15 +86,15 @@ def refuse_targets(value: Any, path: str) -> None:
 
 
 def resolve(kind: str, node: Node) -> tuple[catalogue.Entry, dict[str, Any]]:
-    """Check a node against the schema of the block it names.
+    """Validate a node against the schema of the block it names.
 
     Args:
         kind: the family the block must be of
         node: a name, or a mapping with ``name`` and parameters
 
     Returns:
-        the registered entry, and its parameters: the given ones and the defaults; children as they are written,
-        ``inherit`` where nothing is
+        the registered entry, and its parameters: given ones and defaults; children unresolved, ``inherit`` if not
+        given
 
     Raises:
         ConfigError: unknown name or parameter, wrong type, missing value
@@ -115,8 +115,8 @@ def resolve(kind: str, node: Node) -> tuple[catalogue.Entry, dict[str, Any]]:
         if key != "name" and key not in known:
             if key in entry.schema.fixed:
                 raise fixed(entry, key, written[key], node.path)
-            told = " (it is supplied by the composer)" if key in entry.schema.context else ""
-            rule = f"{kind} {name!r} has no parameter {key!r}{told}"
+            hint = " (it is supplied by the composer)" if key in entry.schema.context else ""
+            rule = f"{kind} {name!r} has no parameter {key!r}{hint}"
             raise ConfigError(
                 f"{node.path}.{key}", written[key], rule, did_you_mean(key, known, "It takes no parameters")
             )
@@ -124,7 +124,7 @@ def resolve(kind: str, node: Node) -> tuple[catalogue.Entry, dict[str, Any]]:
 
 
 def fixed(entry: catalogue.Entry, key: str, value: Any, path: str) -> ConfigError:
-    """The refusal of a value for a parameter that is fixed under the name of the block."""
+    """The error for a value of a parameter that is fixed in a registration."""
     held = entry.schema.fixed[key].default
     free = [n for n in catalogue.names(entry.kind) if key in catalogue.lookup(entry.kind, n).schema.parameters]
     rule = f"{entry.kind} {entry.name!r} fixes {key} to {'null' if held is None else held}"
@@ -139,7 +139,7 @@ def _value(entry: catalogue.Entry, p: Parameter, written: Mapping[str, Any], pat
     if value is p.default and not p.required:
         return value
     if p.required and (p.name not in written or value == "???"):
-        needed = f"{entry.kind} {entry.name!r} needs it: {p.description or p.type}"
+        needed = f"{entry.kind} {entry.name!r} requires it: {p.description or p.type}"
         raise ConfigError(f"{path}.{p.name}", "???", needed, f"Give a value: {path}.{p.name}=<{p.type}>")
     rule = p.fault(value)
     if rule:
@@ -149,7 +149,7 @@ def _value(entry: catalogue.Entry, p: Parameter, written: Mapping[str, Any], pat
 
 
 def as_written(kind: str, node: Any) -> Any:
-    """A node without the children that it leaves to the model (``inherit``), its own children likewise."""
+    """A node without children that are ``inherit``, recursively."""
     if not isinstance(node, Mapping) or node.get("name") not in catalogue.names(kind):
         return node
     children = catalogue.lookup(kind, node["name"]).schema.children
@@ -166,7 +166,7 @@ def as_written(kind: str, node: Any) -> Any:
 def walk(
     kind: str, node: Node, scope: Mapping[str, Node], parents: tuple[tuple[str, str], ...] = ()
 ) -> Iterator[tuple[Node, catalogue.Entry, dict[str, Any]]]:
-    """Every block that ``build`` would make of a node, itself first: where it is written, its entry, its parameters.
+    """Every block that ``build`` would make of a node, itself first: its path, its entry, its parameters.
 
     Raises:
         ConfigError: as ``resolve``
@@ -178,17 +178,17 @@ def walk(
         own = Node(given[p.name], f"{node.path}.{p.name}")
         for inner in child_nodes(f"{kind} {entry.name!r}", p, own, scope):
             name = inner.value.get("name") if isinstance(inner.value, Mapping) else inner.value
-            if p.child and (p.child, name) not in parents:  # such a node is refused when it is built
+            if p.child and (p.child, name) not in parents:  # build refuses such a node
                 yield from walk(p.child, inner, scope, parents)
 
 
 def build(kind: str, node: Node, scope: Scope) -> Any:
-    """Build a block and, before it, the children that its constructor asks for.
+    """Build a block and, before it, the children that its constructor takes.
 
     Where a child is looked up: ``registry.children``.
 
     Raises:
-        ConfigError: whatever is wrong with the node or with a child's, with the path where it is written
+        ConfigError: any error in the node or a child's, with the path where it is written
     """
     entry, given = resolve(kind, node)
     if (kind, entry.name) in scope.parents:
@@ -201,14 +201,14 @@ def build(kind: str, node: Node, scope: Scope) -> Any:
             p.name: _build_child(entry, p, Node(given[p.name], f"{node.path}.{p.name}"), known, scope)
             for p in entry.schema.children.values()
         }
-        told = {k: scope.context[k] for k in entry.schema.context if k in scope.context}
-        return entry.cls(**{**given, **built, **told})
+        supplied = {k: scope.context[k] for k in entry.schema.context if k in scope.context}
+        return entry.cls(**{**given, **built, **supplied})
     except BlockError as error:
         path = node.path if error.parameter in scope.context else f"{node.path}.{error.parameter}"
         raise ConfigError(path, error.value, error.rule, error.remedy) from None
     except ConfigError:
         raise
-    except Exception as error:  # a guest's constructor: its message must reach the user with a path, not a traceback
+    except Exception as error:  # a plug-in's constructor: report its message with a path, not a traceback
         rule = f"{kind} {entry.name!r} of {entry.provider} cannot be built: {type(error).__name__}: {error}"
         set_values = {k: v for k, v in given.items() if v is not None}
         raise ConfigError(node.path, set_values, rule, "Check its parameters") from error
@@ -222,11 +222,11 @@ def add_one(group: str, kind: str) -> str:
 def _build_child(
     parent: catalogue.Entry, p: Parameter, own: Node, known: Mapping[str, Any], scope: Scope
 ) -> Any | None:
-    """The child for a parameter, or the list of them; None for none."""
+    """The child for a parameter, a list of them, or None."""
     assert p.child is not None
     nodes = child_nodes(f"{parent.kind} {parent.name!r}", p, own, scope.nodes)
     if not nodes and not p.optional and own.value == INHERIT:
-        rule = f"{parent.kind} {parent.name!r} needs a block of kind {p.child!r}, and none is selected"
+        rule = f"{parent.kind} {parent.name!r} requires a block of kind {p.child!r}, and none is selected"
         family = catalogue.find_family(p.child)
         raise ConfigError(family.path, None, rule, add_one(family.group, p.child))
     if not nodes and own.value != []:

@@ -1,10 +1,10 @@
-"""The names: which families of blocks there are, which blocks each holds, and who provides them.
+"""The catalogue: families of blocks, the registered blocks of each, and their providers.
 
-``@family`` declares a contract (a base class) and the kind it stands for; ``@register`` puts a class into a family
-under a name, which Hydra knows as the typed option ``<root>/<kind>=<name>`` (registry/hydra.py): for a part of a model,
+``@family`` declares a contract (a base class) and its kind; ``@register`` adds a class to a family under a name, which
+Hydra knows as the typed option ``<root>/<kind>=<name>`` (registry/hydra.py): for a part of a model,
 ``model/<kind>=<name>``. Built-ins are imported from the packages of ``BUILTIN``; plug-ins come from installed
-distributions through the entry-point group ``blockwright.blocks``.
-Left out on purpose: registering from a path or a string found in a configuration. Only installed code has names.
+distributions through the entry-point group ``blockwright.blocks``. Only installed code registers names: nothing is
+registered from a path or string in a configuration.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from registry.schema import INHERIT, Schema, read_schema
 
 ENTRY_POINTS = "blockwright.blocks"
 BUILTIN = {"blocks": "blockwright"}  # package that holds built-in families → the distribution that owns it
-SHARED_CONTEXT = frozenset({"d_model", "n_layers", "layer_idx"})  # what the composer tells every block
+SHARED_CONTEXT = frozenset({"d_model", "n_layers", "layer_idx"})  # supplied to every block by the composer
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _families: dict[str, Family] = {}
@@ -41,18 +41,18 @@ C = TypeVar("C", bound=type)
 
 
 class RegistrationError(TypeError):
-    """A class that cannot become a block under this name: the programmer's mistake, not the user's."""
+    """A class that cannot be registered under this name: a programming error, not the user's."""
 
 
 class Composable:
-    """Base of every contract: what a block tells the children that are built for it."""
+    """Base class of every contract: the context that a block passes to its children."""
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Values that the child in parameter ``child`` is built with, besides the parent's own context.
+        """Values supplied to the child in parameter ``child``, in addition to the parent's context.
 
         Args:
-            child: name of the parent's parameter that receives the child
+            child: name of the parent's parameter
             known: the context of the parent and the parent's own parameters
         """
         return {}
@@ -65,8 +65,8 @@ class Family:
     Args:
         kind: its name
         contract: the base class of its blocks
-        context: names that are supplied to its blocks rather than configured
-        root: the part of the configuration that it belongs to
+        context: parameters supplied to its blocks, not configured
+        root: the part of the configuration it belongs to
     """
 
     kind: str
@@ -81,7 +81,7 @@ class Family:
 
     @property
     def path(self) -> str:
-        """Where the chosen block stands in a configuration."""
+        """Configuration path of the chosen block."""
         return f"{self.root}.{self.kind}"
 
 
@@ -104,10 +104,10 @@ def family(kind: str, *, context: tuple[str, ...] = (), root: str = "model") -> 
     """Declare the decorated class as the contract of ``kind``.
 
     Args:
-        kind: name of the family, unlike that of any other, whatever its root
+        kind: name of the family, unique over all roots
         context: constructor parameters that a parent or the composer supplies, beyond ``SHARED_CONTEXT``
         root: part of the configuration that its blocks belong to. With ``root="task"``, the kind ``reward`` is the
-            Hydra group ``task/reward``, and its blocks are no part of a model
+            Hydra group ``task/reward``, and its blocks are not part of a model
     """
 
     def declare(contract: C) -> C:
@@ -126,23 +126,23 @@ def family(kind: str, *, context: tuple[str, ...] = (), root: str = "model") -> 
 
 
 def register(kind: str, name: str, *, fixes: Mapping[str, Any] | None = None) -> Callable[[C], C]:
-    """Put the decorated class into the family ``kind`` under ``name``; its ``__init__`` signature is its schema.
+    """Register the decorated class in the family ``kind`` under ``name``; its ``__init__`` signature is its schema.
 
     Args:
         kind: a family
         name: what ``<root>/<kind>=`` takes
-        fixes: parameters of the inherited constructor that this name does not leave open → their values, or
-            ``SameAs`` another parameter (registry/fixes.py)
+        fixes: parameters of the inherited constructor that this name fixes → their values, or ``SameAs`` another
+            parameter (registry/fixes.py)
 
     Raises:
-        RegistrationError: unknown kind, a name that is taken or malformed, a class that does not keep the family's
-            contract, a parameter that cannot be fixed, or a constructor with ``*args`` or ``**kwargs`` (a misspelt
-            key would vanish in it)
+        RegistrationError: unknown kind, a name that is taken or malformed, a class that does not derive from the
+            contract, a parameter that cannot be fixed, or a constructor with ``*args`` or ``**kwargs`` (which would
+            swallow a misspelt key)
     """
 
     def put(cls: C) -> C:
         if kind not in _families:
-            raise RegistrationError(f"no family is called {kind!r}. {did_you_mean(kind, _families)}")
+            raise RegistrationError(f"there is no family {kind!r}. {did_you_mean(kind, _families)}")
         if not _NAME.fullmatch(name):
             raise RegistrationError(f"{name!r} cannot name a block: write lower-case letters, digits and _")
         if name == INHERIT:
@@ -177,9 +177,9 @@ def _identity(cls: type) -> str:
 
 @functools.cache
 def load() -> None:
-    """Import the built-in families, then every installed plug-in. A plug-in that fails warns and stops nothing.
+    """Import the built-in families, then every installed plug-in. A plug-in that fails to import only causes a warning.
 
-    A folder is a family if its base.py declares one; what else lies in a package is left alone.
+    A folder is a family if its base.py declares one; other folders are ignored.
     """
     for package in BUILTIN:
         for base in sorted(Path(importlib.import_module(package).__file__ or "").parent.glob("*/base.py")):
@@ -197,7 +197,7 @@ def _load_plugin(point: EntryPoint) -> None:
     try:
         with _provided_by(owner):
             point.load()
-    except Exception as error:  # a guest's import may fail in any way, and the others must still be there
+    except Exception as error:  # a plug-in's import may fail in any way; the others must still load
         reason = f"{type(error).__name__}: {error}"
         warnings.warn(f"block plug-in {point.name!r} of {owner} did not load: {reason}", stacklevel=3)
 
@@ -212,7 +212,7 @@ def _provided_by(owner: str) -> Iterator[None]:
 
 
 def kinds(root: str | None = "model") -> list[str]:
-    """The families of a part of the configuration, or with None all of them, in alphabetical order."""
+    """The kinds of a part of the configuration, or with None all of them, in alphabetical order."""
     load()
     return sorted(kind for kind, family in _families.items() if root in (None, family.root))
 

@@ -1,10 +1,10 @@
-"""Which nodes a block's children are built from: its own, the model's, or none.
+"""Resolve the nodes of a block's children: the block's own, the model's, or none.
 
-For a parameter that receives a child, three things can be written:
+For a parameter that takes a child, there are three forms:
 
-    qk_norm: per_head      this block; a mapping without a name patches the one outside
-    qk_norm: null          none, whatever the model has; refused where the block cannot do without
-    qk_norm: inherit       the model's own, if any: the same as leaving the key out
+    qk_norm: per_head      this block; a mapping without a name patches the outer one
+    qk_norm: null          none, even if the model has one; refused if the block requires it
+    qk_norm: inherit       the model's, if any: the same as omitting the key
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from registry.schema import INHERIT, Parameter
 
 @dataclass(frozen=True)
 class Node:
-    """A piece of configuration and where it stands."""
+    """A node of the configuration and its path."""
 
     value: Any
     path: str
 
 
 def child_nodes(parent: str, p: Parameter, own: Node, scope: Mapping[str, Node]) -> list[Node]:
-    """The nodes of the children for a parameter: one, several for a list, empty for none.
+    """The nodes of a parameter's children: one, several for a list, empty for none.
 
-    A child is looked up outward: in the block's own node; then in the scope under the parameter's name; then, unless
-    the parameter may be None, in the scope under the child's kind.
+    A child is looked up outward: in the block's own node; then in the scope by the parameter's name; then, unless the
+    parameter may be None, in the scope by the child's kind.
 
     Args:
-        parent: kind and name of the block, for the error
-        p: a parameter that receives a child
-        own: what the block's node says for it; ``inherit`` where it says nothing
-        scope: parameter name or kind → the node that holds there
+        parent: kind and name of the block, for the error message
+        p: a parameter that takes a child
+        own: its value in the block's node; ``inherit`` if absent
+        scope: parameter name or kind → the node in effect
 
     Raises:
-        ConfigError: null for a child that the block needs
+        ConfigError: null for a required child
     """
     if own.value is None:
         if not p.optional:
             remedy = f"Leave it out for the model's own {p.child}, or name a registered one"
-            raise ConfigError(own.path, "null", f"{parent} cannot do without a block of kind {p.child}", remedy)
+            raise ConfigError(own.path, "null", f"{parent} requires a block of kind {p.child}", remedy)
         return []
     if p.many and isinstance(own.value, list):
         return [Node(item, f"{own.path}.{i}") for i, item in enumerate(own.value)]

@@ -1,4 +1,4 @@
-"""What every command line here does with arguments that are wrong, an interruption, and a reader that has gone."""
+"""Shared behaviour of all command lines: wrong arguments, interruption, broken pipes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INTERRUPTED = 130  # 128 + SIGINT
 
 
 class Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` whose refusals are ``ConfigError``, and which takes no option for another's beginning."""
+    """An ``ArgumentParser`` that raises ``ConfigError`` and accepts no abbreviated options."""
 
     def __init__(self, *, prog: str, description: str | None = None) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
@@ -30,11 +30,11 @@ def run_command(command: Callable[[Sequence[str]], int | None], arguments: Seque
     """Run a command.
 
     Args:
-        command: takes the arguments, may return an exit code, and raises ``ConfigError`` for a mistake in them
+        command: takes the arguments, may return an exit code, and raises ``ConfigError`` for wrong arguments
         arguments: None for those of the process
 
     Returns:
-        the exit code; a mistake has been told as one message
+        the exit code; a ``ConfigError`` is printed as one message
     """
     try:
         code = command(sys.argv[1:] if arguments is None else arguments) or 0
@@ -45,6 +45,6 @@ def run_command(command: Callable[[Sequence[str]], int | None], arguments: Seque
         return REFUSED
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read us has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -1,4 +1,4 @@
-"""Constructors that hold their callers to the ranges of their annotations, from Python as from a configuration."""
+"""Constructors that check the ranges in their annotations when called from Python too."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Refuse = Callable[[str, Any, str, str], Exception]  # parameter, value, rule, re
 
 
 def enforced(refuse: Refuse | str) -> Callable[[T], T]:
-    """Have the constructor of a class refuse numbers that its annotations exclude. What is no number is not checked.
+    """Make the constructor of a class refuse numbers outside its annotations. Other types are not checked.
 
     Args:
-        refuse: makes the exception; or the path in a configuration under which a ConfigError names the parameter
+        refuse: creates the exception; or the configuration path under which a ConfigError names the parameter
     """
     path = refuse
-    make: Refuse = (lambda name, *told: ConfigError(f"{path}.{name}", *told)) if isinstance(refuse, str) else refuse
+    make: Refuse = (lambda name, *rest: ConfigError(f"{path}.{name}", *rest)) if isinstance(refuse, str) else refuse
 
     def enforce(cls: T) -> T:
         constructor = cls.__init__  # type: ignore[misc]
@@ -46,7 +46,7 @@ def _enforcing(constructor: Any, refuse: Refuse) -> Any:
     def construct(self: Any, *args: Any, **kwargs: Any) -> None:
         try:
             given = signature.bind(self, *args, **kwargs).arguments
-        except TypeError:  # Python's own account follows
+        except TypeError:  # Python's own error follows
             given = {}
         for name, value in given.items():
             if name in hints() and not conforms(value, hints()[name]):

@@ -1,4 +1,4 @@
-"""What a user's mistake looks like: the path, the value, the rule, the remedy, without a traceback."""
+"""Errors of the user: path, value, rule and remedy, without a traceback."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-REFUSED = 64  # what a command that refuses its configuration tells the shell (EX_USAGE of sysexits.h)
+REFUSED = 64  # exit code for a refused configuration (EX_USAGE of sysexits.h)
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be right, refused before anything is built.
+    """An invalid configuration, refused before anything is built.
 
     Args:
-        path: where the value stands, as one would write it on the command line (``model.attention.n_heads``)
-        value: what was found there
-        rule: what had to hold, as a sentence without a full stop
+        path: where the value is, as written on the command line (``model.attention.n_heads``)
+        value: the value found
+        rule: the violated rule, as a sentence without a full stop
         remedy: what to write instead
     """
 
@@ -27,19 +27,19 @@ class ConfigError(ValueError):
         return f"{self.path} = {self.value!r}: {self.rule}. {self.remedy}"
 
     def render(self) -> str:
-        """The refusal as a person reads it in a terminal."""
+        """The error as printed in a terminal."""
         value = "null" if self.value is None else str(self.value)
         value = value if len(value) <= 200 else f"{value[:200]}…"
         return f"error: {self.path} = {value}\n  rule:   {self.rule}\n  remedy: {self.remedy}"
 
 
 class BlockError(ValueError):
-    """What a block's constructor raises about its own parameter; the builder turns it into a ConfigError with the path.
+    """Raised by a block's constructor about its own parameter; the builder turns it into a ConfigError with the path.
 
     Args:
         parameter: name of the offending parameter of the block
         value: what was passed
-        rule: what had to hold, as a sentence without a full stop
+        rule: the violated rule, as a sentence without a full stop
         remedy: what to write instead
     """
 
@@ -52,7 +52,7 @@ class BlockError(ValueError):
 
 
 def did_you_mean(word: Any, known: Iterable[str], otherwise: str = "") -> str:
-    """A remedy: the nearest known name if one is near, then all of them."""
+    """A remedy: the nearest known name, if any is near, then all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}? " if near else ""

@@ -1,7 +1,7 @@
-"""A block that is another block with some parameters fixed: ``register("attention", "mqa", fixes={"n_kv_heads": 1})``.
+"""Register a block as another one with parameters fixed: ``register("attention", "mqa", fixes={"n_kv_heads": 1})``.
 
-The class derives from the other and says in its docstring what it is. It needs no constructor of its own: its
-constructor is the inherited one without the fixed parameters, in a configuration as in Python.
+The class derives from the other one and describes itself in its docstring. It needs no constructor: its constructor is
+the inherited one without the fixed parameters, in a configuration and in Python.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from registry.schema import conforms, fault, fixed_by
 
 @dataclass(frozen=True)
 class SameAs:
-    """The value of a fixed parameter that is whatever another parameter is: ``{"n_kv_heads": SameAs("n_heads")}``."""
+    """The value of a fixed parameter that equals another parameter: ``{"n_kv_heads": SameAs("n_heads")}``."""
 
     parameter: str
 
@@ -28,14 +28,14 @@ class SameAs:
 
 
 def fix(cls: type, fixes: Mapping[str, Any]) -> None:
-    """Take the parameters that are fixed out of the constructor of a class, which passes their values on.
+    """Remove fixed parameters from the constructor of a class, which then passes their values.
 
     Args:
         cls: derives from the class whose constructor takes them
         fixes: parameter → its value, or ``SameAs`` another parameter
 
     Raises:
-        TypeError: no such parameter, a value that its annotation excludes, or a class that is a block already
+        TypeError: no such parameter, a value outside its annotation, or a class that is already registered
     """
     if "Config" in vars(cls):
         raise TypeError(f"{cls.__qualname__} is registered under another name: derive a class, and fix that one's")
@@ -49,7 +49,7 @@ def fix(cls: type, fixes: Mapping[str, Any]) -> None:
             raise TypeError(f"{cls.__qualname__} has no parameter {name!r} to fix. {known}")
         if isinstance(value, SameAs):
             if value.parameter not in left:
-                raise TypeError(f"{cls.__qualname__} fixes {name} to {value}, which is no parameter that is left")
+                raise TypeError(f"{cls.__qualname__} fixes {name} to {value}, not one of the remaining parameters")
         elif not conforms(value, hints.get(name, Any)):
             raise TypeError(f"{cls.__qualname__} fixes {name} to {value!r}: it {fault(value, hints[name])}")
     remaining = signature.replace(parameters=list(left.values()))

@@ -1,7 +1,7 @@
-"""The version of the language that a composition is saved in, and what became of the older one.
+"""Format version of saved compositions, and conversion of the older one.
 
-Format 2: a null for a child means none. In format 1, which was not marked, it meant that nothing was written, and every
-composition was completed with such nulls before it was saved.
+Format 2: null for a child means none. In format 1, which has no version number, it meant "not set", and compositions
+were saved with all such nulls filled in.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from registry.errors import ConfigError
 from registry.schema import INHERIT
 
 FORMAT = 2
-# A composition of format 1 was saved complete: with all of these. Who writes one by hand leaves most of them out.
+# A saved composition of format 1 has all of these keys; one written by hand lacks most of them.
 OF_FORMAT_1 = {
     *("vocab_size", "d_model", "n_layers", "max_positions", "tie_embeddings", "scale_embeddings", "logit_softcap"),
     *("mtp", "init", "layout", "variants", "overrides"),
@@ -22,22 +22,22 @@ OF_FORMAT_1 = {
 
 
 def current(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A composition in today's format: one of format 1 keeps its meaning, its nulls for children become ``inherit``.
+    """Convert a composition to the current format: in format 1, nulls for children become ``inherit``.
 
     Raises:
-        ConfigError: it is of a format that this version does not know
+        ConfigError: an unknown format
     """
     written = model.get("format")
     if written is None and model.keys() >= OF_FORMAT_1:
         return {**{key: _value(key, value) for key, value in model.items()}, "format": FORMAT}
     if written not in (None, FORMAT) or isinstance(written, bool):
-        rule = f"is a format of compositions that this version does not read (its own: {FORMAT})"
+        rule = f"is a composition format unknown to this version (its own: {FORMAT})"
         raise ConfigError("model.format", written, rule, "Leave it out, or use the version that saved the composition")
     return dict(model)
 
 
 def _value(key: str, value: Any) -> Any:
-    """The value of a key of the model: a kind's node, its variants, or the overrides."""
+    """Convert the value of a key of the model: a kind's node, its variants, or the overrides."""
     if key == "variants" and isinstance(value, Mapping):
         return {kind: {n: _node(kind, v) for n, v in (named or {}).items()} for kind, named in value.items()}
     if key == "overrides" and isinstance(value, list):
@@ -46,7 +46,7 @@ def _value(key: str, value: Any) -> Any:
 
 
 def _node(kind: str, node: Any) -> Any:
-    """A node or a patch of a kind, whose block may be of any name."""
+    """Convert a node or patch of a kind, whatever its block."""
     if not isinstance(node, Mapping):
         return node
     of_block = [node["name"]] if node.get("name") in catalogue.names(kind) else catalogue.names(kind)

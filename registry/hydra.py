@@ -1,12 +1,12 @@
-"""What the registry offers to Hydra; hydra_plugins/blockwright_registry/ is where Hydra finds this.
+"""Blocks and presets as Hydra options; Hydra finds this through hydra_plugins/blockwright_registry/.
 
-* ``<root>/<kind>=NAME``: a registered block, its parameters typed. The root of most kinds is ``model``; the decorator
-  ``@family`` names that of others
+* ``<root>/<kind>=NAME``: a registered block with typed parameters. The root of most kinds is ``model``; ``@family``
+  names that of others
 * ``model=NAME``: a preset, which selects its blocks by groups, so that each can be swapped
 * ``model/<kind>=of/NAME``: a preset's block with its values, typed likewise. Only these have a ``/`` in their name, so
-  a sweep over ``glob(*)`` means registered blocks and nothing else.
+  a sweep over ``glob(*)`` covers registered blocks only.
 
-A node is made when it is selected: the start of a program reads no preset but its own.
+Nodes are made when selected: a program reads no preset but its own.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from registry import catalogue, presets
 from registry.build import resolve
 from registry.children import Node
 
-BASE = "base"  # conf/model/base.yaml: the keys of a model that are no block
+BASE = "base"  # conf/model/base.yaml: the keys of a model that are not blocks
 
 
 def include_config_dir(arguments: Sequence[str]) -> None:
-    """Find the presets of ``--config-dir DIR``, in DIR/preset, here and in the processes that a run starts."""
+    """Add the presets of ``--config-dir DIR``, in DIR/preset, for this process and those a run starts."""
     for argument, following in pairwise([*arguments, ""]):
         flag, _, folder = argument.partition("=")
         if flag in ("--config-dir", "-cd") and (folder or following):
@@ -39,7 +39,7 @@ def include_config_dir(arguments: Sequence[str]) -> None:
 
 
 class RegistrySource(ConfigSource):
-    """Registered blocks and presets, as if they were files."""
+    """Registered blocks and presets as a Hydra config source."""
 
     @staticmethod
     def scheme() -> str:
@@ -67,7 +67,7 @@ class RegistrySource(ConfigSource):
         return ConfigResult(self.provider, self.full_path(), make(), {"package": None})
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> builtins.list[str]:
-        """Options of a group. ``of`` is left out of the groups, or --help would list every preset once a kind."""
+        """Options of a group. Groups omit ``of``, or --help would list every preset once per kind."""
         groups: list[str] = []
         options: list[str] = []
         match _parts(config_path):
@@ -83,7 +83,7 @@ class RegistrySource(ConfigSource):
 
 
 class RegistrySearchPath(SearchPathPlugin):
-    """Puts the registry after the configuration's own folder, whose files come first."""
+    """Puts the registry after the configuration's own folder, whose files take precedence."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append(provider="blockwright", path=f"{RegistrySource.scheme()}://")
@@ -94,7 +94,7 @@ def _parts(config_path: str) -> list[str]:
 
 
 def _maker(config_path: str) -> Callable[[], DictConfig] | None:
-    """What makes the node at a path, or None where there is none."""
+    """A function that makes the node at a path, or None."""
     match _parts(config_path):
         case ["model", name] if name in presets.names():
             return lambda: _model(name)
@@ -107,7 +107,7 @@ def _maker(config_path: str) -> Callable[[], DictConfig] | None:
 
 
 def _model(name: str) -> DictConfig:
-    """A preset: its blocks as selections, and its other keys over those of every model."""
+    """A preset: its blocks as selections, and its other keys over the base configuration."""
     model = presets.read(name)
     chosen = [kind for kind in catalogue.kinds() if model.get(kind) is not None]
     own = {key: value for key, value in model.items() if key not in catalogue.kinds()}
@@ -115,7 +115,7 @@ def _model(name: str) -> DictConfig:
 
 
 def _part(kind: str, node: Any) -> DictConfig:
-    """A preset's block, its values checked and typed as the registered block's are."""
+    """A preset's block, validated and typed like the registered block."""
     entry, _ = resolve(kind, Node(node, f"model.{kind}"))
     typed = OmegaConf.structured(entry.schema.dataclass)
     return typed if isinstance(node, str) else OmegaConf.merge(typed, node)  # type: ignore[return-value]

@@ -1,22 +1,22 @@
-"""Which layer gets which block: one line of YAML a kind.
+"""Layout: which layer gets which block, in one line of YAML per kind.
 
     layout:
-      attention: linear*3 full       # no bare star: tiles the depth, which it must divide     L L L F L L L F
-      ffn: dense moe*                # one bare star fills what is left, be it nothing         D M M M M M M M
-      norm: rms (layer rms*2)* rms   # a group repeats or fills; it fills whole or is refused  R L R R L R R R
-      residual: [pre*4, post*4]      # a list is the same language, an entry at a time; so are n_layers names
-    variants: {ffn: {dense: {name: swiglu, d_ff: 512}, wide: {d_ff: 4096}}}   # bears a name: stands alone; else a patch
-    overrides:                       # afterwards and in order
+      attention: linear*3 full       # no bare star: repeats over the depth, which it must divide  L L L F L L L F
+      ffn: dense moe*                # one bare star fills the rest, even if empty                 D M M M M M M M
+      norm: rms (layer rms*2)* rms   # a group repeats or fills; it must fit a whole number of times  R L R R L R R R
+      residual: [pre*4, post*4]      # a list is the same language, one part per entry; so are n_layers names
+    variants: {ffn: {dense: {name: swiglu, d_ff: 512}, wide: {d_ff: 4096}}}   # with a name: a node; without: a patch
+    overrides:                       # applied afterwards, in order
       - {layers: 0..1, attention: mla}              # a name, or a node with one, replaces
-      - {layers: [2, -1], attention: {window: 64}}  # a node without a name patches what the layer has
-      - {layers: 3, qk_norm: null}                  # null: none; here as in a variant
+      - {layers: [2, -1], attention: {window: 64}}  # a node without a name patches the layer's node
+      - {layers: 3, qk_norm: null}                  # null: none; likewise in a variant
 
-A name means the variant of that name, else the model's own node if that bears it, else the registered block; the
-kind itself (`dense*1 ffn*`) means the model's own node whatever it is, so that swapping it on the command line reaches
-every layer. A pattern that leaves a chosen own node unused is refused: an ablation that swaps it would compare nothing.
-`3*full` is `full*3`, commas are spaces. A range is `0..1` and takes in both ends: YAML 1.1 reads 1:4 as 64.
-Left out on purpose: parameters inside a pattern (a variant has them), two fillers (where they meet would be a guess), a
-filler inside a group, a period that is cut off, and any say in what a node's keys mean: that is for the builder.
+A name means the variant of that name, else the model's own node if it has that name, else the registered block; the
+kind itself (`dense*1 ffn*`) means the model's own node whatever its name, so that swapping it on the command line
+reaches every layer. A pattern that does not use a chosen own node is refused: swapping it would change nothing.
+`3*full` is `full*3`, commas are spaces. A range `0..1` includes both ends: YAML 1.1 reads 1:4 as 64.
+Not supported: parameters inside a pattern (use a variant), two fillers (their border would be ambiguous), a filler
+inside a group, an incomplete period. The meaning of a node's keys is left to the builder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_LAYERS = 10_000
 
 @dataclass(frozen=True)
 class _Choices:
-    """What a name can mean for one kind in this model."""
+    """The meaning of names for one kind in this model."""
 
     kind: str
     own: Node | None
@@ -46,7 +46,7 @@ class _Choices:
     registered: frozenset[str]
 
     def named(self, name: str, path: str, value: Any) -> Node | None:
-        """The node that a name means; `value` is what stands at `path`, for the error."""
+        """The node that a name means; `value` is the value at `path`, for the error."""
         if name in self.variants:
             return self.changed(self.own, self.variants[name], f"model.variants.{self.kind}.{name}")
         if self.own and name in (self.kind, self.own["name"]):
@@ -62,7 +62,7 @@ class _Choices:
         raise ConfigError(path, value, rule, remedy)
 
     def changed(self, node: Node | None, change: Any, path: str) -> Node | None:
-        """The node after a change: one with a name replaces it, one without patches it, null takes it away."""
+        """The node after a change: one with a name replaces it, one without patches it, null removes it."""
         if change is None:
             return None
         if isinstance(change, str):
@@ -71,7 +71,7 @@ class _Choices:
         if "name" in change:
             return change
         if node is None:
-            rule = f"a node without a name patches the {self.kind} that is there, and there is none"
+            rule = f"a node without a name patches the existing {self.kind}, but there is none"
             raise ConfigError(path, change, rule, f"Give it a name, or set model.{self.kind}")
         return patched(node, change)
 
@@ -86,7 +86,7 @@ class _Choices:
         return [meaning[name] for name in spelt]
 
     def _refuse_unused(self, pattern: Any, path: str) -> None:
-        """A pattern that never means the model's own node would make swapping that node a change of nothing."""
+        """Refuse a pattern that never uses the model's own node, since swapping that node would change nothing."""
         if self.own is None:
             return
         patches = {name for name, node in self.variants.items() if node is not None and "name" not in node}
@@ -100,8 +100,8 @@ class _Choices:
 def patched(node: Mapping[str, Any], patch: Mapping[str, Any]) -> Node:
     """The node with the patch merged in.
 
-    A child with a name replaces, as at the top, lest one block's parameters end up in another. A null takes a child
-    away; ``inherit`` leaves it to the model again.
+    A child with a name replaces, as at the top, so that parameters of two blocks do not mix. A null removes a child;
+    ``inherit`` leaves it to the model again.
     """
     merged = dict(node)
     for key, value in patch.items():
@@ -123,9 +123,9 @@ def _node(value: Any, path: str, must_have_name: bool = False) -> Node:
 
 
 def _mapping(value: Any, path: str, example: str, keys: Iterable[str] | None = None) -> Mapping[str, Any]:
-    """The value, which is a mapping with none but these keys."""
+    """The value, checked to be a mapping with no keys but these."""
     if not isinstance(value, Mapping):
-        raise ConfigError(path, value, f"{path} is a mapping", f"Write {example}")
+        raise ConfigError(path, value, f"{path} must be a mapping", f"Write {example}")
     for key in value:
         if keys is not None and key not in keys:
             raise ConfigError(f"{path}.{key}", value[key], f"{path} has no key {key!r}", did_you_mean(key, keys))
@@ -140,14 +140,14 @@ def _variants(value: Any, path: str) -> dict[str, Node | None]:
     nodes = _optional(value, path, "{wide: {d_ff: 4096}}")
     for name, node in nodes.items():
         if not isinstance(name, str) or not re.fullmatch(NAME, name):
-            rule = "the name of a variant is one that a pattern can hold"
+            rule = "the name of a variant must be usable in a pattern"
             raise ConfigError(f"{path}.{name}", node, rule, "Use lower-case letters, digits and _: full_2")
     return {name: None if node is None else _node(node, f"{path}.{name}") for name, node in nodes.items()}
 
 
 def _depth(n_layers: Any) -> int:
     if isinstance(n_layers, bool) or not isinstance(n_layers, int) or not 1 <= n_layers <= MAX_LAYERS:
-        rule = f"n_layers is an integer from 1 to {MAX_LAYERS}"
+        rule = f"n_layers must be an integer from 1 to {MAX_LAYERS}"
         raise ConfigError("model.n_layers", n_layers, rule, "Write how many layers the decoder has")
     return n_layers
 
@@ -155,19 +155,19 @@ def _depth(n_layers: Any) -> int:
 def plan(
     model: Mapping[str, Any], kinds: Sequence[str], names: Callable[[str], Iterable[str]]
 ) -> list[dict[str, dict[str, Any]]]:
-    """Work out the nodes of every layer: the model's own, then the layout, then the overrides.
+    """Compute the nodes of every layer: the model's own, then the layout, then the overrides.
 
     Args:
-        model: n_layers, a node for each kind (or a bare name, or nothing), and maybe layout, variants and overrides;
-            plain Python types, left as they are
-        kinds: the kinds of which a layer has one each, as attention and ffn
+        model: n_layers, a node for each kind (or a bare name, or nothing), and optionally layout, variants and
+            overrides; plain Python types, not modified
+        kinds: the kinds of which each layer has one, such as attention and ffn
         names: the registered names of a kind
 
     Returns:
-        For each layer, kind -> node. Each node has a name and is the caller's to change. A kind nobody chose is absent.
+        For each layer, kind -> node. Each node has a name and may be modified. Kinds without a node are absent.
 
     Raises:
-        ConfigError: at the exact path of what cannot be right.
+        ConfigError: at the exact path of the invalid value.
     """
     model = _mapping(model, "model", "{n_layers: 2, ffn: swiglu}")
     n_layers = _depth(model.get("n_layers"))
@@ -180,7 +180,7 @@ def plan(
         choices[kind] = _Choices(kind, own, named, frozenset(names(kind)))
     columns = {kind: choice.column(layout.get(kind), n_layers) for kind, choice in choices.items()}
     _override(columns, model.get("overrides"), choices, n_layers)
-    # Until here layers share nodes, for no step changes one in place. A caller may.
+    # Until here layers share nodes, since no step modifies one in place. A caller may.
     return [
         {kind: copy.deepcopy(node) for kind, column in columns.items() if (node := column[layer]) is not None}
         for layer in range(n_layers)
@@ -194,13 +194,13 @@ def _override(
     example = "{layers: 0..1, attention: mla}"
     overrides = [] if overrides is None else overrides
     if not isinstance(overrides, Sequence) or isinstance(overrides, str):
-        raise ConfigError("model.overrides", overrides, "model.overrides is a list of mappings", f"Write [{example}]")
+        raise ConfigError("model.overrides", overrides, "model.overrides must be a list of mappings", f"Write [{example}]")
     for i, override in enumerate(overrides):
         path = f"model.overrides.{i}"
         changes = dict(_mapping(override, path, example, ["layers", *choices]))
         selector = changes.pop("layers", None)
         if selector is None:
-            rule = f"an override says which of the n_layers = {n_layers} layers it is for"
+            rule = f"an override must select some of the n_layers = {n_layers} layers"
             raise ConfigError(f"{path}.layers", None, rule, "Write layers: -1, layers: 0..1 or layers: [0, -1]")
         for layer in select(selector, n_layers, f"{path}.layers"):
             for kind, change in changes.items():

@@ -1,7 +1,7 @@
-"""How much a configuration may be before anything is made of it: a model from a stranger is data, and not too much.
+"""Limits on the size of a configuration, checked before anything is built, since models may be untrusted.
 
-Sizes are those of the whole, aliases and shared nodes spelt out: ten lines of YAML can stand for a billion values, and
-so can a pickled dictionary that holds one list many times.
+Sizes count expanded aliases and shared nodes: ten lines of YAML can stand for a billion values, and so can a pickled
+dictionary that holds one list many times.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import yaml
 
 from registry.errors import ConfigError
 
-MAX_BYTES = 100_000  # of text; the largest preset here has a fiftieth of that
+MAX_BYTES = 100_000  # of text; 50 times the largest preset here
 MAX_NODES = 10_000  # values, keys included
 MAX_DEPTH = 32  # of nesting
-MAX_INTEGER = 2**53  # which a float still holds; beyond it, no size of a tensor lies
+MAX_INTEGER = 2**53  # exact in a float, and larger than any tensor
 MAX_TEXT = 100_000  # characters of one string
 
 _OPENS = re.compile(rf"(?:[\[{{]\s*){{{MAX_DEPTH + 1}}}")
@@ -26,17 +26,17 @@ _Item = tuple[str, int, Any]  # path, depth, value
 
 
 def read_text(file: Path, path: str) -> str:
-    """The text of a configuration file, unless it is too long to be one.
+    """The text of a configuration file of limited size.
 
     Args:
-        file: where it lies
-        path: where it is named, for the error
+        file: the file
+        path: configuration path that names it, for the error message
 
     Raises:
-        ConfigError: it cannot be read as text, or is too long
+        ConfigError: unreadable, or too long
     """
     try:
-        with file.open("rb") as opened:  # a device or a pipe has no size to ask for
+        with file.open("rb") as opened:  # a device or pipe reports no size
             data = opened.read(MAX_BYTES + 1)
         text = data.decode()
     except (OSError, ValueError) as error:
@@ -48,21 +48,21 @@ def read_text(file: Path, path: str) -> str:
 
 
 def check_text(text: str, path: str) -> None:
-    """Refuse YAML that is too long, too deep, or stands for too much.
+    """Refuse YAML that is too long, too deep, or expands to too many values.
 
     Args:
         text: YAML
-        path: where it stands, for the error
+        path: configuration path, for the error message
 
     Raises:
         ConfigError
-        yaml.YAMLError: it is no YAML
+        yaml.YAMLError: not YAML
     """
     if len(text.encode(errors="surrogatepass")) > MAX_BYTES:
         raise ConfigError(
             path, f"{text[:60]}…", f"is longer than {MAX_BYTES:,} bytes", "Use layout patterns and variants"
         )
-    if _OPENS.search(text):  # known without the parser, which reads far ahead after each of them
+    if _OPENS.search(text):  # checked before parsing: the parser reads far ahead after each
         raise _too_deep(path)
     try:
         root = yaml.compose(text, yaml.SafeLoader)
@@ -73,9 +73,9 @@ def check_text(text: str, path: str) -> None:
 
 
 def _measure(node: yaml.Node, path: str, sizes: dict[int, int], above: tuple[int, ...]) -> int:
-    """Values that a node stands for; measured once, however often it is named."""
+    """Number of values that a node expands to; measured once per node."""
     if id(node) in above:
-        raise ConfigError(path, "…", "holds itself (an alias within its own anchor)", "Write the value out")
+        raise ConfigError(path, "…", "contains itself (an alias within its own anchor)", "Write the value out")
     if len(above) > MAX_DEPTH:
         raise _too_deep(path)
     if id(node) not in sizes:
@@ -91,13 +91,13 @@ def _measure(node: yaml.Node, path: str, sizes: dict[int, int], above: tuple[int
 
 
 def check_values(value: Any, path: str, *, data: bool = True) -> None:
-    """Refuse plain values that are too many, too deep or too large, and what is no plain value.
+    """Refuse plain values that are too many, too deep or too large, and any other types.
 
     Args:
         value: dictionaries, lists and scalars
-        path: where it stands, for the error
-        data: whether it comes from outside and must say everything itself: ``${…}`` is then refused, for it could read
-            the environment, or grow without end
+        path: configuration path, for the error message
+        data: whether it comes from outside: ``${…}`` is then refused, since it could read the environment, or grow
+            without bound
 
     Raises:
         ConfigError
@@ -126,19 +126,19 @@ def check_values(value: Any, path: str, *, data: bool = True) -> None:
             raise ConfigError(where, f"{item:.3e}" if abs(item) < 10**300 else "…", _LARGE, "Write a smaller number")
 
 
-_LARGE = f"is larger than any size or count can be ({MAX_INTEGER:,})"
+_LARGE = f"is larger than any possible size or count ({MAX_INTEGER:,})"
 
 
 def _check_text_value(text: str, path: str, data: bool) -> None:
     if len(text) > MAX_TEXT:
         raise ConfigError(path, f"{text[:60]}…", f"is longer than {MAX_TEXT:,} characters", "Write less")
     if data and "${" in text:
-        rule = "refers to something else, and a model that comes as text or data says everything itself"
+        rule = "is an interpolation, which a model given as text or data may not contain"
         raise ConfigError(path, text[:200], rule, "Write the value out; ${…} works in the project's own conf/")
 
 
 def _too_many(path: str) -> ConfigError:
-    rule = f"stands for more than {MAX_NODES:,} values, its aliases spelt out"
+    rule = f"expands to more than {MAX_NODES:,} values"
     return ConfigError(path, "…", rule, "Use fewer aliases (*name)")
 
 

@@ -1,4 +1,4 @@
-"""Which layers: a pattern names each one's block, a selector picks some by their number. The language: layout.py."""
+"""Parse layer patterns (one block name per layer) and layer selectors. The language is described in layout.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from registry.errors import ConfigError
 
 NAME = r"[a-z][a-z0-9_]*"
 MAX_NESTING = 16
-_FILL = 0  # as a count no repeat can have, it also makes the filler weigh nothing among the fixed layers
+_FILL = 0  # no valid repeat count, and contributes no fixed layers
 _TOKEN = re.compile(
     rf"""(?P<name>{NAME})
     | (?P<before>[0-9]+)\*
@@ -25,7 +25,7 @@ _RANGE = re.compile(r"\s*(-?[0-9]{1,9})\s*\.\.\s*(-?[0-9]{1,9})\s*")
 
 
 class _Part(NamedTuple):
-    """A name or a group, how many layers that is, and how often it stands: measured before anything is spelt out."""
+    """A name or a group, its number of layers, and its repeats: measured before expansion."""
 
     unit: str | list[_Part]
     size: int
@@ -37,21 +37,21 @@ class _Parser:
 
     def __init__(self, pattern: Any, n_layers: int, path: str) -> None:
         self.pattern, self.n_layers, self.path = pattern, n_layers, path
-        self.tokens: list[tuple[str, str]] = []  # a stack of (kind, text): the next one is the last
+        self.tokens: list[tuple[str, str]] = []  # (kind, text), a stack with the next token last
 
     def refusal(self, what: str, remedy: str) -> ConfigError:
         rule = f"a pattern names n_layers = {self.n_layers} layers, {what}"
         return ConfigError(self.path, self.pattern, rule, remedy)
 
     def parse(self) -> list[_Part]:
-        """The parts, entry by entry: no group reaches from one entry of a list into the next."""
+        """The parts of all entries: groups do not span entries of a list."""
         entries = [self.pattern] if isinstance(self.pattern, str) else self.pattern
         if not isinstance(entries, Sequence) or not entries or not all(isinstance(entry, str) for entry in entries):
             remedy = "Write 'linear*3 full' or [linear, full]; quote a name that YAML takes for something else, like on"
             raise self.refusal("as text or as a list of texts", remedy)
         longest = 500 + 50 * self.n_layers
         if sum(len(entry) + 1 for entry in entries) > longest:
-            self.pattern = f"{self.pattern!s:.60}..."  # an error fits on a screen
+            self.pattern = f"{self.pattern!s:.60}..."  # keep errors short
             raise self.refusal(f"in at most {longest} characters", "Repeat with name*3 or (a b)*3")
         return [part for entry in entries for part in self._entry(entry)]
 
@@ -67,7 +67,7 @@ class _Parser:
         return parts
 
     def _take(self, kind: str) -> str | None:
-        """Use up the next token if it is of this kind."""
+        """Consume the next token if it is of this kind."""
         return self.tokens.pop()[1] if self.tokens and self.tokens[-1][0] == kind else None
 
     def _sequence(self, nesting: int) -> list[_Part]:
@@ -96,18 +96,18 @@ class _Parser:
         if name:
             return name
         if not self._take("open"):
-            found = f"{self.tokens[-1][1]!r:.20} stands" if self.tokens else "nothing stands"
-            raise self.refusal(f"but {found} where a name is due", "Write name, name*3, name* or (a b)*3 there")
+            found = f"{self.tokens[-1][1]!r:.20} is" if self.tokens else "nothing is"
+            raise self.refusal(f"but {found} where a name is expected", "Write name, name*3, name* or (a b)*3 there")
         group = self._sequence(nesting + 1)
         if not self._take("close"):
             raise self.refusal("but a '(' is never closed", "Close its group with ')'")
         return group
 
     def _count(self, digits: str) -> int:
-        # Judged by its length first: Python refuses to convert a number of some thousand digits.
+        # Check the length first: Python refuses to convert numbers with thousands of digits.
         if len(digits) > 9 or not 1 <= int(digits) <= self.n_layers:
             remedy = f"Repeat 1 to {self.n_layers} times, or end the part in a bare * to fill what is left"
-            raise self.refusal(f"but a part is to stand {digits:.20} times", remedy)
+            raise self.refusal(f"but a part is repeated {digits:.20} times", remedy)
         return int(digits)
 
 
@@ -123,18 +123,18 @@ def _spell(parts: Iterable[_Part]) -> list[str]:
 
 
 def expand(pattern: str | Sequence[str], n_layers: int, path: str) -> list[str]:
-    """Spell a pattern out.
+    """Expand a pattern.
 
     Args:
         pattern: text in the language above, or a list of such texts
         n_layers: the depth, at least 1
-        path: where the pattern stands, for the error
+        path: configuration path of the pattern, for the error
 
     Returns:
-        One name a layer, n_layers of them.
+        One name per layer, n_layers of them.
 
     Raises:
-        ConfigError: the pattern cannot be read or does not come out at n_layers; no big list has been made by then.
+        ConfigError: the pattern is invalid or does not give n_layers; checked before any long list is built.
     """
     parser = _Parser(pattern, n_layers, path)
     parts = parser.parse()
@@ -145,12 +145,12 @@ def expand(pattern: str | Sequence[str], n_layers: int, path: str) -> list[str]:
         )
     if fixed > n_layers:
         raise parser.refusal(f"but this one names {fixed}", f"Take {fixed - n_layers} off, or raise n_layers")
-    if not fillers:  # to tile is to be one group that fills
+    if not fillers:  # tiling is one group that fills
         parts = fillers = [_Part(parts, fixed, _FILL)]
         fixed = 0
     size, room = fillers[0].size, n_layers - fixed
     times, odd = divmod(room, size)
-    # Only a single name may fill nothing. A period that is cut off, or is not there at all, is another model.
+    # Only a single name may fill zero layers. An incomplete or missing period would be another model.
     if odd or (size > 1 and not times):
         fits = [n_layers - odd] * (times > 0) + [n_layers - odd + size]
         remedy = f"Let a single name end in a bare * to fill any room, or set n_layers to {' or '.join(map(str, fits))}"
@@ -159,18 +159,18 @@ def expand(pattern: str | Sequence[str], n_layers: int, path: str) -> list[str]:
 
 
 def select(selector: int | str | Sequence[int | str], n_layers: int, path: str) -> list[int]:
-    """Find the layers that an override is for.
+    """The layers selected by an override.
 
     Args:
         selector: a layer (-1 is the last), ``"a..b"`` with both ends, or a list of these
         n_layers: the depth, at least 1
-        path: where the selector stands, for the error
+        path: configuration path of the selector, for the error
 
     Returns:
         Layer indices from 0, ascending, each once.
 
     Raises:
-        ConfigError: it selects nothing, or a layer that is not there.
+        ConfigError: it selects nothing, or a layer that does not exist.
     """
 
     def refusal(what: str, remedy: str) -> ConfigError:
@@ -179,9 +179,9 @@ def select(selector: int | str | Sequence[int | str], n_layers: int, path: str) 
     def layer(index: int) -> int:
         if not -n_layers <= index < n_layers:
             remedy = (
-                f"Write 0 to {n_layers - 1}, or -1 for the last; a range is a..b, for YAML reads 1:4 as the number 64"
+                f"Write 0 to {n_layers - 1}, or -1 for the last; a range is a..b, since YAML reads 1:4 as the number 64"
             )
-            raise refusal(f"and {index} is none of them", remedy)
+            raise refusal(f"and {index} is not one of them", remedy)
         return index % n_layers
 
     def layers(item: Any) -> Iterable[int]:
@@ -191,7 +191,7 @@ def select(selector: int | str | Sequence[int | str], n_layers: int, path: str) 
         if not ends:
             remedy = "Write a layer, 3 or -1, a range with both ends, 0..2, or a list of these"
             if isinstance(item, str) and ":" in item:
-                remedy = "Write a..b, with both ends: YAML takes some of a:b for a number (1:4 is 64)"
+                remedy = "Write a..b, with both ends: YAML reads some a:b as a number (1:4 is 64)"
             raise refusal(f"and {item!r:.40} selects none", remedy)
         first, last = (layer(int(end)) for end in ends.groups())
         if first > last:

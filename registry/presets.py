@@ -1,8 +1,8 @@
-"""Whole models by name: a preset is a composition in a file of its own, ``NAME.yaml``.
+"""Presets: whole models by name, each a composition in its own file, ``NAME.yaml``.
 
-Built-in presets lie in conf/preset/. A plug-in offers a package folder of YAML files through the entry-point group
-``blockwright.presets``, and the environment variable ``BLOCKWRIGHT_PRESETS`` names folders of the user's. Wherever it
-comes from, a preset is data: it is held to the limits of ``registry.limits``, and names registered blocks only.
+Built-in presets are in conf/preset/. A plug-in offers a package folder of YAML files through the entry-point group
+``blockwright.presets``, and the environment variable ``BLOCKWRIGHT_PRESETS`` names folders of the user. Presets are
+data from any source: they are subject to ``registry.limits``, and name registered blocks only.
 
     inherits: llama2_7b        # another preset, which the rest of the file patches:
     n_layers: 40               # a value replaces
@@ -31,7 +31,7 @@ from registry.limits import read_text
 ENTRY_POINTS = "blockwright.presets"
 VARIABLE = "BLOCKWRIGHT_PRESETS"
 BUILTIN = Path(__file__).resolve().parent.parent / "conf" / "preset"
-RESERVED = frozenset({"base", "file", "pretrained"})  # options of ``model`` that conf/model/ has
+RESERVED = frozenset({"base", "file", "pretrained"})  # options of ``model`` in conf/model/
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,20 @@ class Preset:
 
     @property
     def summary(self) -> str:
-        """The comment on top of its file."""
+        """The comment at the top of its file."""
         first = read_text(self.file, "model").partition("\n")[0]
         return first.lstrip("# ").rstrip() if first.startswith("#") else ""
 
 
 def include(folder: Path) -> None:
-    """Add a folder, if it exists, to those in which this process and the ones it starts look for presets."""
+    """Add a folder, if it exists, to the preset folders of this process and the ones it starts."""
     if folder.is_dir():
         known = os.environ.get(VARIABLE)
         os.environ[VARIABLE] = os.pathsep.join(filter(None, [known, str(folder.resolve())]))
 
 
 def names(kind: str | None = None) -> list[str]:
-    """Every preset, or every one that has a block of this kind, in alphabetical order."""
+    """All presets, or those with a block of this kind, in alphabetical order."""
     return sorted(name for name in _known() if kind is None or _has(name, kind))
 
 
@@ -75,7 +75,7 @@ def _has(name: str, kind: str) -> bool:
 
 
 def find(name: str, path: str = "model") -> Preset:
-    """The preset of a name.
+    """The preset with this name.
 
     Args:
         name: of the preset
@@ -94,10 +94,10 @@ def find(name: str, path: str = "model") -> Preset:
 
 
 def read(name: str) -> dict[str, Any]:
-    """The composition of a preset, what it inherits included.
+    """The composition of a preset, with ``inherits`` resolved.
 
     Returns:
-        plain values, the caller's to change
+        plain values, which the caller may change
 
     Raises:
         ConfigError: there is no such preset, its file cannot be read, or it inherits itself
@@ -106,14 +106,14 @@ def read(name: str) -> dict[str, Any]:
 
 
 def inherited(model: Mapping[str, Any], heirs: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A composition without ``inherits``: the preset that it names, patched by the rest.
+    """Resolve ``inherits`` of a composition: the preset that it names, patched by the rest.
 
     Args:
         model: plain values
-        heirs: presets that inherit this composition, the last of them directly
+        heirs: presets that inherit this composition, the direct one last
 
     Raises:
-        ConfigError: it inherits itself, or what is not there
+        ConfigError: it inherits itself, or a preset that does not exist
     """
     patch = {key: value for key, value in model.items() if key != "inherits"}
     if "inherits" not in model:
@@ -139,7 +139,7 @@ def _read(name: str, heirs: tuple[str, ...], path: str = "model") -> dict[str, A
 
 @functools.lru_cache(maxsize=64)
 def _parsed(text: str) -> dict[str, Any]:
-    """The text of a preset, in today's format; cached, for Hydra asks for each of its parts."""
+    """Parse a preset and convert it to the current format; cached, since Hydra asks for each part."""
     model = to_plain(text)
     if not isinstance(model, dict):
         raise ConfigError("model", model, "must be a mapping", "Write keys such as d_model and attention")
@@ -182,11 +182,11 @@ def _of_plugins() -> dict[Path, str]:
 
 
 def _of_plugin(point: EntryPoint) -> list[Path]:
-    """The folders of the package that an entry point names; one that cannot be found warns and stops nothing."""
+    """The folders of the package that an entry point names; a missing one only causes a warning."""
     try:
         spec = importlib.util.find_spec(point.value)
-        reason = "it is no package"
-    except Exception as error:  # finding it imports its parent, and a plug-in's import may fail in any way
+        reason = "it is not a package"
+    except Exception as error:  # imports the parent package, which may fail in any way
         spec, reason = None, f"{type(error).__name__}: {error}"
     if spec is None or not spec.submodule_search_locations:
         owner = point.dist.name if point.dist else point.value

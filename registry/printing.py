@@ -1,7 +1,7 @@
-"""One way for every command to print: framed on a terminal, complete plain lines when piped or written to a file.
+"""Printing for all commands: framed on a terminal, complete plain lines when piped or written to a file.
 
-Where there is no terminal, rich assumes 80 columns, or ``COLUMNS``, and cuts names with "…". Here nothing is cut or
-folded off a terminal, and a row of a table is one line, so that ``grep``, ``sort`` and ``awk`` see all of it.
+Without a terminal, rich assumes 80 columns, or ``COLUMNS``, and truncates names with "…". Here nothing is truncated or
+wrapped off a terminal, and a table row is one line, so that ``grep``, ``sort`` and ``awk`` see all of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ UNLIMITED = 1_000_000  # columns; rich wants a number
 
 
 def console(file: IO[str] | None = None) -> Console:
-    """Where to print lines: a terminal has its width, anything else has as much as a line needs.
+    """A console for lines: a terminal has its width, anything else is unlimited.
 
     Args:
         file: None for standard output
@@ -29,7 +29,7 @@ def console(file: IO[str] | None = None) -> Console:
 
 
 def show(table: Table, file: IO[str] | None = None) -> None:
-    """Print a table: framed on a terminal, else as ``lines`` has it.
+    """Print a table: framed on a terminal, else as ``lines``.
 
     Args:
         table: of texts
@@ -52,7 +52,7 @@ def show_text(text: str, title: str, file: IO[str] | None = None) -> None:
 
 
 def lines(table: Table) -> Iterator[str]:
-    """A table as plain text: title, header, a line for each row with its columns aligned, caption."""
+    """A table as plain text: title, header, a line per row with aligned columns, caption."""
     rows = [[_plain(cell) for cell in row] for row in zip(*(column.cells for column in table.columns), strict=True)]
     header = [_plain(column.header) for column in table.columns]
     if table.show_header and any(header):

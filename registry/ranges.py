@@ -1,10 +1,9 @@
-"""Which numbers a parameter accepts, as its annotation says: ``n_heads: Count``, ``eps: Positive``.
+"""Number ranges in annotations: ``n_heads: Count``, ``eps: Positive``.
 
-The bounds are those of the library annotated-types, so a plug-in may write ``Annotated[int, Ge(2)]`` as well as a name
-of this file. A float is finite unless its annotation holds ``UNBOUNDED``. Annotations are held to wherever a
-configuration is read (``registry.schema``, ``training.configuration.instantiate``), and by constructors that are
-called from Python (``registry.enforcing``). Left out: rules between two parameters, which only the constructor can
-know.
+The bounds are those of the library annotated-types, so a plug-in may also write ``Annotated[int, Ge(2)]``. A float must
+be finite unless its annotation has ``UNBOUNDED``. Annotations are checked wherever a configuration is read
+(``registry.schema``, ``training.configuration.instantiate``), and by constructors called from Python
+(``registry.enforcing``). Rules between two parameters are left to the constructor.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ Whole = Annotated[int, Ge(0)]  # 0, 1, 2, …
 Number = Annotated[float, "any finite number"]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
-Stretch = Annotated[float, Ge(1)]  # a factor that shortens nothing
-Fraction = Annotated[float, Ge(0), Le(1)]  # a part of a whole, none of it to all of it
-Share = Annotated[float, Gt(0), Le(1)]  # a part of a whole that is not nothing
+Stretch = Annotated[float, Ge(1)]  # a factor of at least 1
+Fraction = Annotated[float, Ge(0), Le(1)]  # 0 to 1, both included
+Share = Annotated[float, Gt(0), Le(1)]  # above 0, up to 1
 BelowOne = Annotated[float, Ge(0), Lt(1)]
 ProperFraction = Annotated[float, Gt(0), Lt(1)]
 
@@ -35,7 +34,7 @@ _HELD = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
 
 
 def parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """An annotation without what ``Annotated`` adds to it, and what that is."""
+    """Split an annotation into its type and the metadata of ``Annotated``."""
     if typing.get_origin(hint) is not Annotated:
         return hint, ()
     plain, *more = typing.get_args(hint)
@@ -43,14 +42,14 @@ def parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def within(value: float, more: tuple[Any, ...]) -> bool:
-    """Whether a number is finite, where it has to be, and keeps the bounds that ``Annotated`` adds."""
+    """Whether a number is finite, where required, and within the bounds in ``more``."""
     if isinstance(value, float) and not math.isfinite(value) and (math.isnan(value) or UNBOUNDED not in more):
         return False
     return all(_HELD[kind](value, limit) for kind, limit in _bounds(more))
 
 
 def in_signs(more: tuple[Any, ...]) -> str:
-    """Bounds as the catalogue shows them, `` ≥ 1`` or `` in [0, 1)``; empty for none."""
+    """Bounds for the catalogue, `` ≥ 1`` or `` in [0, 1)``; empty for none."""
     bounds = sorted(_bounds(more), key=lambda bound: bound[0] in (Le, Lt))
     if len(bounds) != 2:
         return "".join(f" {_SIGNS[kind][0]} {limit:g}" for kind, limit in bounds)
@@ -59,13 +58,13 @@ def in_signs(more: tuple[Any, ...]) -> str:
 
 
 def in_words(more: tuple[Any, ...]) -> str:
-    """Bounds as a message says them, `` of at least 0 and below 1``; empty for none."""
+    """Bounds for messages, `` of at least 0 and below 1``; empty for none."""
     words = " and ".join(f"{_SIGNS[kind][1]} {limit:g}" for kind, limit in _bounds(more))
     return f" {'of ' if words.startswith('at') else ''}{words}" if words else ""
 
 
 def numbers(hint: Any) -> Iterator[tuple[type, tuple[Any, ...]]]:
-    """Every ``int`` and ``float`` within an annotation, and what ``Annotated`` adds to it."""
+    """Every ``int`` and ``float`` in an annotation, with its ``Annotated`` metadata."""
     plain, more = parts(hint)
     if plain in (int, float):
         yield plain, more

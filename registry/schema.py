@@ -1,8 +1,8 @@
-"""A block's ``__init__`` signature read as its configuration: names, types, defaults, choices, children.
+"""A block's ``__init__`` signature as its configuration schema: names, types, defaults, choices, children.
 
-The same reading gives the typed dataclass that Hydra composes with, the table that ``python -m registry`` prints and
-the check that the builder makes. OmegaConf 2.3 cannot express every annotation (``Literal``, unions of containers):
-such a field is widened in the dataclass and held to the full annotation by ``Parameter.fault``.
+It yields the typed dataclass that Hydra composes with, the table of ``python -m registry`` and the builder's check.
+OmegaConf 2.3 cannot express every annotation (``Literal``, unions of containers): such a field is widened in the
+dataclass and checked against the full annotation by ``Parameter.fault``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 from registry import ranges
 from registry.ranges import numbers, parts, within
 
-INHERIT = "inherit"  # what a child says when nothing is written for it: the model's own, if any. null means none
-# OmegaConf holds these: to ask it about each parameter takes a twentieth of a second.
+INHERIT = "inherit"  # default of a child: the model's, if any. null means none
+# OmegaConf supports these: asking it about each parameter takes 50 ms.
 _HELD = {t for plain in (int, float, str) for t in (plain, plain | None)}
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
 
@@ -38,10 +38,10 @@ class Parameter:
     Args:
         name: as in the signature
         hint: the annotation, resolved, without ranges
-        annotation: the whole of it (see registry/ranges.py)
-        default: its default, or ``inspect.Parameter.empty`` when a value is required
-        child: the kind of block it receives, or None when it receives a plain value; a ``list[Contract]`` receives
-            a list of blocks of that kind
+        annotation: the full annotation (see registry/ranges.py)
+        default: its default, or ``inspect.Parameter.empty`` if required
+        child: the kind of block it takes, or None for a plain value; a ``list[Contract]`` takes a list of blocks of
+            that kind
         description: its line in the docstring's ``Args``
     """
 
@@ -58,7 +58,7 @@ class Parameter:
 
     @property
     def optional(self) -> bool:
-        """Whether None is a value of it."""
+        """Whether it accepts None."""
         return type(None) in typing.get_args(self.hint)
 
     @property
@@ -68,22 +68,22 @@ class Parameter:
 
     @property
     def type(self) -> str:
-        """The annotation as one reads it in the catalogue."""
+        """The annotation as shown in the catalogue."""
         return _shown(self.annotation)
 
     def fault(self, value: Any) -> str | None:
-        """The rule that ``value`` breaks, or None when it conforms to the annotation."""
+        """The rule that ``value`` breaks, or None if it matches the annotation."""
         return None if conforms(value, self.annotation) else fault(value, self.annotation)
 
 
 @dataclass(frozen=True)
 class Schema:
-    """What one may write in a block's node, and what the composer adds.
+    """The configurable parameters of a block, and those supplied by the composer.
 
     Args:
-        parameters: the configurable ones by name, children included
-        fixed: those that are fixed under this name; their ``default`` is the value (see registry/fixes.py)
-        context: the parameters of the constructor that the composer or the parent supplies
+        parameters: configurable ones by name, children included
+        fixed: those fixed by the registration; their ``default`` is the value (see registry/fixes.py)
+        context: constructor parameters that the composer or the parent supplies
         dataclass: the typed node that Hydra composes with
         summary: first sentence of the class's docstring
     """
@@ -100,9 +100,9 @@ class Schema:
 
 
 def conforms(value: Any, hint: Any) -> bool:
-    """Whether a plain value (as YAML gives it) is of an annotation. An int is a float; a bool is not an int.
+    """Whether a plain value (from YAML) matches an annotation. An int is a float; a bool is not an int.
 
-    A float is finite, unless the annotation says otherwise (registry/ranges.py).
+    A float must be finite, unless the annotation allows otherwise (registry/ranges.py).
     """
     hint, more = parts(hint)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -120,7 +120,7 @@ def conforms(value: Any, hint: Any) -> bool:
         return isinstance(value, Sequence) and not isinstance(value, str) and _items_conform(value, hint)
     if (origin or hint) is dict:
         return isinstance(value, Mapping)
-    return True  # an annotation of the guest's own: its constructor judges
+    return True  # a plug-in's own annotation: its constructor decides
 
 
 def _items_conform(value: Sequence[Any], hint: Any) -> bool:
@@ -133,13 +133,13 @@ def _items_conform(value: Sequence[Any], hint: Any) -> bool:
 
 
 def fault(value: Any, hint: Any) -> str:
-    """The rule that a value breaks which does not conform to an annotation."""
+    """The rule broken by a value that does not match an annotation."""
     finite = ", and finite" if isinstance(value, float) and not math.isfinite(value) else ""
     return f"must be {in_words(hint)}{finite}"
 
 
 def in_words(hint: Any) -> str:
-    """An annotation in words: ``int | None`` → "an integer or null", ``Count`` → "an integer of at least 1"."""
+    """Human-readable type name: ``int | None`` → "an integer or null", ``Count`` → "an integer of at least 1"."""
     hint, more = parts(hint)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
@@ -153,7 +153,7 @@ def in_words(hint: Any) -> str:
 
 
 def _shown(hint: Any) -> str:
-    """An annotation as the catalogue has it: ``int | None``, ``float > 0``."""
+    """An annotation as shown in the catalogue: ``int | None``, ``float > 0``."""
     hint, more = parts(hint)
     if typing.get_origin(hint) in (Union, types.UnionType):
         return " | ".join(_shown(part) for part in typing.get_args(hint))
@@ -170,13 +170,13 @@ def read_schema(cls: type, name: str, context: frozenset[str], kinds: Mapping[ty
     Args:
         cls: the block's class
         name: the name it is registered under; becomes the ``name`` key of its node
-        context: names that are supplied by the composer and never configured
-        kinds: contract class → kind, by which a parameter is known as a child
+        context: parameters supplied by the composer, never configured
+        kinds: contract class → kind; a parameter with such an annotation is a child
 
     Raises:
         TypeError: the constructor takes ``*args`` or ``**kwargs``
     """
-    documented = {name: said for base in reversed(cls.__mro__) for name, said in _documented(base).items()}
+    documented = {name: text for base in reversed(cls.__mro__) for name, text in _documented(base).items()}
     constructor = inspect.getattr_static(cls, "__init__")
     hints = typing.get_type_hints(constructor, include_extras=True)  # resolves postponed annotations
     plain = typing.get_type_hints(constructor)
@@ -189,7 +189,7 @@ def read_schema(cls: type, name: str, context: frozenset[str], kinds: Mapping[ty
     for p in list(inspect.signature(constructor).parameters.values())[1:]:
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             raise TypeError(
-                f"{cls.__qualname__}.__init__ takes *{p.name}: name every parameter, or typos are swallowed"
+                f"{cls.__qualname__}.__init__ takes *{p.name}: name every parameter, so that typos are refused"
             )
         if p.name in context:
             used.add(p.name)
@@ -201,7 +201,7 @@ def read_schema(cls: type, name: str, context: frozenset[str], kinds: Mapping[ty
 
 
 def fixed_by(constructor: Any) -> Mapping[str, Any]:
-    """The parameters that a constructor passes on with a fixed value (registry/fixes.py), and these values."""
+    """The parameters that a constructor passes with a fixed value (registry/fixes.py), and these values."""
     return getattr(constructor, "_fixes", {})
 
 
@@ -215,7 +215,7 @@ def _child_kind(hint: Any, kinds: Mapping[type, str]) -> str | None:
 
 
 def _documented(cls: type) -> dict[str, str]:
-    """The ``Args`` section of a docstring: parameter → its sentence, continuation lines joined."""
+    """The ``Args`` section of a docstring: parameter → its text, continuation lines joined."""
     doc = inspect.getdoc(cls) or ""
     section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", doc, re.M)
     found: dict[str, str] = {}
@@ -230,7 +230,7 @@ def _documented(cls: type) -> dict[str, str]:
 
 
 def _dataclass(cls: type, name: str, parameters: Mapping[str, Parameter]) -> type:
-    """The typed Hydra node. Reachable as ``module.Class.Config``, or a composed configuration could not be pickled."""
+    """The typed Hydra node, reachable as ``module.Class.Config`` so that composed configurations can be pickled."""
     fields: list[Any] = [("name", str, field(default=name))]
     for p in parameters.values():
         annotation = Any if p.child else _for_omegaconf(p)
@@ -248,9 +248,9 @@ def _field(default: Any) -> Any:
 
 
 def _for_omegaconf(p: Parameter) -> Any:
-    """The annotation as OmegaConf can hold it: itself when it can, else Any.
+    """The annotation, if OmegaConf supports it, else Any.
 
-    A bool is left to ``Parameter.fault``: OmegaConf would take 2 and "on" for true.
+    A bool is left to ``Parameter.fault``: OmegaConf would convert 2 and "on" to true.
     """
     if p.hint in _HELD:
         return p.hint

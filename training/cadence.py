@@ -1,6 +1,6 @@
-"""When to log and when to validate: both count optimizer steps, where Lightning counts batches.
+"""When to log and validate, counted in optimizer steps, where Lightning counts batches.
 
-Steps are counted over the whole run and not within an epoch, so that a resumed run logs when it would have.
+Steps are counted over the whole run, not within an epoch, so that a resumed run logs at the same steps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NEVER = sys.maxsize  # batches
 
 
 def logs_now(trainer: L.Trainer) -> bool:
-    """Whether the batch in progress, or just done, ends an optimizer step to log at: every ``log_every_n_steps``-th."""
+    """Whether the batch in progress, or just done, ends an optimizer step to log: every ``log_every_n_steps``-th."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     loop = trainer.fit_loop.epoch_loop
     step = loop.automatic_optimization.optim_progress.optimizer.step.total.ready
@@ -24,20 +24,20 @@ def logs_now(trainer: L.Trainer) -> bool:
 
 
 def validate_by_steps(trainer: L.Trainer, step: int) -> None:
-    """Let Lightning validate after the batch in progress, or just done, if ``val_check_interval`` steps have passed.
+    """Make Lightning validate after the current batch if ``val_check_interval`` steps have passed.
 
-    An interval in steps is no fixed number of batches, since the last step of an epoch may hold fewer. With
-    ``check_val_every_n_epoch`` the interval counts from the beginning of the epoch; a fraction is one of its steps.
+    An interval in steps is not a fixed number of batches, since the last step of an epoch may have fewer. With
+    ``check_val_every_n_epoch`` the interval counts from the start of the epoch; a fraction is a fraction of its steps.
 
     Args:
         trainer: at the start of a batch, or of training
-        step: optimizer steps of the run when that batch is done, if it ends a step
+        step: optimizer steps of the run after the current batch, if it ends a step
 
     Raises:
         ConfigError: an epoch has fewer steps than the interval
     """
     interval, loop = trainer.val_check_interval, trainer.fit_loop.epoch_loop
-    if trainer.val_check_batch in (None, math.inf):  # counted in time, or once an epoch whose length nobody knows
+    if trainer.val_check_batch in (None, math.inf):  # counted in time, or once per epoch of unknown length
         return
     if trainer.check_val_every_n_epoch is not None:
         a_step, batches = trainer.accumulate_grad_batches, trainer.num_training_batches

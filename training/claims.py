@@ -1,15 +1,15 @@
-"""Who is still writing: locks that the kernel releases when their process ends, however it ends.
+"""Locks that show whether a writer is alive: the kernel releases them when the process ends, for any reason.
 
-A process id says nothing across containers, which may share a host name and a folder but not their processes, nor
-across machines; and a folder's time of change stands still while the files in it grow. So a writer holds an ``flock``
-on a small file beside what it writes, for as long as it writes, and others test that lock.
+A process id is meaningless across containers, which may share a host name and a folder but not their processes, and
+across machines; and a folder's modification time does not change while its files grow. So a writer holds an ``flock``
+on a small file beside what it writes, as long as it writes, and others test that lock.
 
-* Local disks, and containers of one machine: the lock is decisive, in every pid namespace.
-* NFS on Linux: ``flock`` is passed on to the server, so writers on other machines are seen as well, and a lock goes
-  with its machine when the server notices that it has gone (v4: when its lease ends). Mounted with ``nolock`` or
-  ``local_lock=flock``, machines do not see one another's locks. Hence a free lock is believed only if this very
-  kernel (by its boot id) gave it; else nothing counts as abandoned until no file of it has changed for a day.
-* A file system without locks: that rule of a day alone.
+* Local disks, and containers on one machine: the lock is decisive, in every pid namespace.
+* NFS on Linux: ``flock`` is forwarded to the server, so writers on other machines are seen too, and a lock is released
+  when the server notices that its machine is gone (v4: when its lease ends). Mounted with ``nolock`` or
+  ``local_lock=flock``, machines do not see each other's locks. Hence a free lock counts only if this kernel (by its
+  boot id) granted it; otherwise nothing counts as abandoned until none of its files has changed for a day.
+* File systems without locks: only that rule of a day.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ABANDONED_S = 24 * 3600
-OWNER = r"[A-Za-z0-9-]+-[0-9a-f]{8}-[0-9a-f]{12}"  # what new_owner gives: host, kernel, something unique
+OWNER = r"[A-Za-z0-9-]+-[0-9a-f]{8}-[0-9a-f]{12}"  # of new_owner: host, kernel, unique id
 _LOCK = re.compile(rf"\.({OWNER})\.lock\Z")
 _log = logging.getLogger(__name__)
 
 
 def new_owner() -> str:
-    """A name for one act of writing, unlike any other's, to be part of the names of what is written."""
+    """A unique name for one writer, used in the names of the files it writes."""
     host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64]
     return f"{host}-{_kernel()}-{uuid.uuid4().hex[:12]}"
 
 
 @contextlib.contextmanager
 def claimed(folder: Path, owner: str) -> Iterator[None]:
-    """Inside, what bears the owner's name in a folder is alive; to be entered before any of it is there.
+    """Context in which files with the owner's name in a folder count as in use; enter it before creating any.
 
     Raises:
         OSError: the folder cannot be written
@@ -47,7 +47,7 @@ def claimed(folder: Path, owner: str) -> Iterator[None]:
     lock = _lock(folder, owner)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
+        with contextlib.suppress(OSError):  # no locks on this file system
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
@@ -57,13 +57,13 @@ def claimed(folder: Path, owner: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(lock: Path, doing: str) -> Iterator[None]:
-    """Wait until no other process is inside for the same lock file; where a file system has no locks, do not wait.
+    """Wait until no other process is inside for the same lock file; without file locks, do not wait.
 
-    Now and then two get in, when one comes as another leaves, so the work inside must bear that.
+    Rarely two get in, when one arrives as another leaves, so the work inside must tolerate that.
 
     Args:
-        lock: made, and removed at the end
-        doing: what the other process does, to tell a person who waits for it
+        lock: created, and removed at the end
+        doing: what the other process does, for the log message of a waiting process
     """
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -81,11 +81,11 @@ def alone(lock: Path, doing: str) -> Iterator[None]:
 
 
 def is_abandoned(path: Path, owner: str | None) -> bool:
-    """Whether whoever wrote a file or folder has ended, as far as can be known.
+    """Whether the writer of a file or folder has ended, as far as can be known.
 
     Args:
-        path: what was written, in the folder that was claimed
-        owner: in whose name; None if it bears none, as with older versions
+        path: what was written, in the claimed folder
+        owner: its writer; None if the name has none, as with older versions
     """
     is_free = _is_free(_lock(path.parent, owner)) if owner else None
     if is_free is False:
@@ -96,13 +96,13 @@ def is_abandoned(path: Path, owner: str | None) -> bool:
 
 
 def forget(folder: Path, owner: str | None) -> None:
-    """Remove the lock of an owner whose work has been removed."""
+    """Remove the lock of an owner whose files have been removed."""
     if owner:
         _lock(folder, owner).unlink(missing_ok=True)
 
 
 def remove_old_locks(folder: Path) -> None:
-    """Remove locks that nobody has held for a day: of processes that were killed before they wrote anything."""
+    """Remove locks that nobody has held for a day, of processes killed before they wrote anything."""
     for lock in folder.glob(".*.lock"):
         if _LOCK.match(lock.name) and _is_free(lock) and time.time() - _changed(lock) > ABANDONED_S:
             lock.unlink(missing_ok=True)
@@ -113,7 +113,7 @@ def _lock(folder: Path, owner: str) -> Path:
 
 
 def _is_free(lock: Path) -> bool | None:
-    """None where that cannot be known."""
+    """Whether a lock is free; None if unknown."""
     try:
         descriptor = os.open(lock, os.O_RDWR)
     except OSError:
@@ -130,7 +130,7 @@ def _is_free(lock: Path) -> bool | None:
 
 
 def _changed(path: Path) -> float:
-    """When anything of a file or folder last changed; now, for one that is vanishing."""
+    """Last modification time of anything in a file or folder; now, if it is being removed."""
     try:
         return max(each.lstat().st_mtime for each in (path, *path.rglob("*")))
     except FileNotFoundError:
@@ -138,7 +138,7 @@ def _changed(path: Path) -> float:
 
 
 def _kernel() -> str:
-    """Of the running kernel, 8 hexadecimal digits: the same in all containers of a machine, until it boots anew."""
+    """The running kernel as 8 hexadecimal digits: equal in all containers of a machine until it reboots."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
     except OSError:  # not Linux

@@ -1,4 +1,4 @@
-"""``trainer.compile=true``: each layer's forward compiled by itself."""
+"""``trainer.compile=true``: compile each layer's forward separately."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from registry import ConfigError
 
 
 def check_compiler(accelerator: str) -> None:
-    """Refuse to compile for a CPU where nothing compiles C++; a GPU's kernels are Triton's.
+    """Refuse to compile for a CPU without a C++ compiler; a GPU's kernels are Triton's.
 
     Raises:
         ConfigError
@@ -25,27 +25,27 @@ def check_compiler(accelerator: str) -> None:
 
 
 def compile_layers(decoder: Decoder, *, backend: str = "inductor", fullgraph: bool = False) -> None:
-    """Put ``torch.compile`` around the forward of every layer, those of multi-token prediction included.
+    """Apply ``torch.compile`` to the forward of every layer, multi-token prediction included.
 
-    Layers, and not the decoder: layers that are alike share one graph, so that deep models compile no longer than
-    shallow ones, and what a strategy hooks onto a layer (sharding, recomputation) stays outside of the graph. The
-    layer's parameters keep their names. Shapes are taken as constants: training has few.
+    Layers, not the decoder: equal layers share one graph, so that deep models compile no longer than shallow ones, and
+    a strategy's hooks on a layer (sharding, recomputation) stay outside the graph. Parameter names do not change.
+    Shapes are treated as constants: training has few.
 
     Args:
         backend: of torch.compile
         fullgraph: raise where the graph would break
     """
     layers = list(_layers(decoder))
-    import torch._dynamo.config as dynamo  # two seconds to import, for those who compile
+    import torch._dynamo.config as dynamo  # imported here: takes two seconds
 
-    # One graph for each kind of layer, with and without gradients, for training's shape and validation's.
+    # One graph per kind of layer, with and without gradients, for the shapes of training and validation.
     dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * len(layers))
     for layer in layers:
         layer.forward = torch.compile(layer.forward, dynamic=False, backend=backend, fullgraph=fullgraph)  # type: ignore[method-assign]
 
 
 def run_as_written(decoder: Decoder) -> None:
-    """Undo ``compile_layers``: generation, whose shapes change with every token, would compile without end."""
+    """Undo ``compile_layers``: generation, whose shapes change with every token, would recompile each time."""
     for layer in _layers(decoder):
         vars(layer).pop("forward", None)
 

@@ -1,4 +1,4 @@
-"""``metrics.csv``, which a run that resumes in the same folder continues."""
+"""``metrics.csv``, continued by a run that resumes in the same folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 
 class CSVLogger(LightningCSVLogger):
-    """Lightning's CSVLogger; for arguments see there.
+    """Lightning's CSVLogger, with the same arguments.
 
-    How this differs from Lightning's: that deletes the file it finds. Here its rows stay, except those that are logged
-    again: the steps between the checkpoint and the end of the run that wrote it.
+    How this differs from Lightning's: that one deletes an existing file. Here its rows stay, except those logged again:
+    the steps between the checkpoint and the end of the previous run.
     """
 
     @property
@@ -31,7 +31,7 @@ class _Continued(ExperimentWriter):
     _begun = False
 
     def _check_log_dir_exists(self) -> None:
-        """What is there stays."""
+        """Keep existing files."""
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         if not self._begun and step is not None:
@@ -40,7 +40,7 @@ class _Continued(ExperimentWriter):
         super().log_metrics(metrics_dict, step)
 
     def _drop_later_rows(self, keys: set[str], step: int) -> None:
-        """Keep the rows of earlier steps, and those of this step that hold other figures."""
+        """Keep rows of earlier steps, and rows of this step with other figures."""
         file = Path(self.metrics_file_path)
         if not file.is_file():
             return

@@ -1,4 +1,4 @@
-"""A job of a sweep: the figures it leaves, and what its process holds for the sweep."""
+"""A job of a sweep: its result files, and the locks its process holds for the sweep."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 RESULTS = "results.json"  # in the folder of a job
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"  # the command that runs a job
-held: dict[Path, int] = {}  # folder → descriptor of its lock: of this process, and meaningless in another
-begun: list[Path] = []  # the folder of the multirun that this process makes
+held: dict[Path, int] = {}  # folder → descriptor of its lock, in this process
+begun: list[Path] = []  # the folder of this process's multirun
 
 
 def release(folder: Path) -> None:
-    """Let go of a job's lock, if this process has it: a launcher's worker may live on."""
+    """Release a job's lock, if this process holds it: a launcher's worker may live on."""
     if (lock := held.pop(folder, None)) is not None:
         os.close(lock)
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     with partial.open("w") as stream:
         stream.write(json.dumps(content, indent=1))
@@ -31,7 +31,7 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def results_of(job: Path) -> dict[str, Any] | None:
-    """What a job has left; None while it is unfinished, or if it was killed while writing that."""
+    """The results of a job; None while it is unfinished, or if it was killed while writing them."""
     try:
         found = json.loads((job / RESULTS).read_text())
     except (OSError, ValueError):
@@ -46,11 +46,11 @@ def results_of(job: Path) -> dict[str, Any] | None:
 def record_failure(
     directory: Path, reason: str, status: str = "failed", metrics: Mapping[str, float] | None = None
 ) -> None:
-    """Leave the row of a job that ended before its time where ``summarise`` finds it, with the figures it had.
+    """Write the result of a job that ended early where ``summarise`` finds it, with the figures it had.
 
     Args:
         directory: of the job
-        reason: what a person is to read
+        reason: human-readable
         status: ``failed``, ``diverged`` or ``pruned``
         metrics: figures to add
     """

@@ -1,7 +1,7 @@
-"""The micro-batches of an optimizer step that are still to come, read before their turn.
+"""Read the remaining micro-batches of an optimizer step ahead of time.
 
-Only a step's own micro-batches are read ahead, and all of them are trained on before the step ends: a checkpoint
-between steps finds the loaders where training stands.
+Only a step's own micro-batches are read ahead, and all of them are trained on before the step ends, so a checkpoint
+between steps finds the loaders at the right position.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import lightning as L
 
 
 class Lookahead(Iterator[Any]):
-    """An iterator whose next items can be looked at without taking them."""
+    """An iterator whose next items can be inspected without consuming them."""
 
     def __init__(self, items: Iterator[Any]) -> None:
         self.items = items
@@ -24,7 +24,7 @@ class Lookahead(Iterator[Any]):
         return self._held.popleft() if self._held else next(self.items)
 
     def ahead(self, number: int) -> list[Any]:
-        """The next ``number`` items, or as many as there are."""
+        """The next ``number`` items, or fewer at the end."""
         while len(self._held) < number:
             try:
                 self._held.append(next(self.items))
@@ -34,14 +34,14 @@ class Lookahead(Iterator[Any]):
 
 
 def micro_batches_to_come(trainer: L.Trainer) -> list[Any]:
-    """The step's batches after the one in progress, as the loader gives them: on the CPU."""
+    """The step's batches after the current one, as returned by the loader, on the CPU."""
     loop = trainer.fit_loop
     done, size = loop.epoch_loop.batch_progress.current.ready, trainer.accumulate_grad_batches
     left = min(-done % size, loop.max_batches - done)  # the last step of an epoch may have fewer
     fetcher: Any = loop._data_fetcher
     if left <= 0 or fetcher is None:
         return []
-    fetched = list(getattr(fetcher, "batches", []))  # what Lightning holds of a loader without a length
+    fetched = list(getattr(fetcher, "batches", []))  # prefetched by Lightning from a loader without a length
     if not isinstance(fetcher.iterator, Lookahead):  # a new one every epoch
         fetcher.iterator = Lookahead(fetcher.iterator)
     items = [*fetched, *fetcher.iterator.ahead(int(left) - len(fetched))]

@@ -1,6 +1,6 @@
-"""What is measured of a language model and of its experts, summed exactly over batches and ranks.
+"""Metrics of a language model and its experts, summed exactly over batches and ranks.
 
-Sums are fp64 whatever the precision of training, and lie on the CPU where the device has no fp64.
+Sums are fp64 whatever the precision of training, and kept on the CPU if the device has no fp64.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ WITHOUT_FP64 = ("mps",)  # types of devices
 
 
 class Sums(Metric):
-    """A metric whose states are fp64 sums: casting the module around it moves them and rounds nothing."""
+    """A metric whose states are fp64 sums: casting the module moves them without rounding."""
 
     full_state_update = False
 
     def add_sum(self, name: str, shape: Sequence[int] = (), persistent: bool = False) -> None:
-        """Add a state that starts at zero and is summed over ranks; checkpoints hold it if ``persistent``."""
+        """Add a state that starts at zero and is summed over ranks; stored in checkpoints if ``persistent``."""
         self.add_state(name, torch.zeros(tuple(shape), dtype=torch.float64), "sum", persistent)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Sums:
@@ -33,19 +33,19 @@ class Sums(Metric):
         return self
 
     def _wide(self, value: Tensor) -> Tensor:
-        """A value as it can be added to the sums: without its graph, in their dtype and on their device."""
+        """A value converted for adding to the sums: detached, in their dtype and on their device."""
         state = getattr(self, next(iter(self._defaults)))
-        return value.detach().to(state.device).to(state.dtype)  # one by one: the value's device may have no fp64
+        return value.detach().to(state.device).to(state.dtype)  # in two steps: the value's device may have no fp64
 
 
 class TokenLoss(Sums):
-    """Mean loss per token, perplexity and bits per byte over everything it was given.
+    """Mean loss per token, perplexity and bits per byte over everything added.
 
     Sums are kept, not means of means: batches of different length count by their tokens.
 
     Args:
-        persistent: whether checkpoints hold the sums, for a metric that is being filled when they are written
-        only_finite: leave out batches whose loss is no finite number, such as those of steps that are skipped
+        persistent: whether checkpoints store the sums, for a metric that is in use when they are written
+        only_finite: leave out batches with a non-finite loss, such as those of skipped steps
     """
 
     nats: Tensor
@@ -59,7 +59,7 @@ class TokenLoss(Sums):
             self.add_sum(name, persistent=persistent)
 
     def update(self, nll: Tensor, tokens: Tensor, n_bytes: Tensor) -> None:
-        """Summed negative log-likelihood in nats of so many scored tokens, which stand for so many bytes of text."""
+        """Add the summed negative log-likelihood in nats of scored tokens, their number, and their bytes of text."""
         nll, tokens, n_bytes = (self._wide(value) for value in (nll, tokens, n_bytes))
         counts = nll.isfinite() if self.only_finite else torch.ones_like(nll, dtype=torch.bool)
         self.nats += torch.where(counts, nll, 0)
@@ -73,12 +73,12 @@ class TokenLoss(Sums):
 
 
 class ExpertLoad(Sums):
-    """How evenly the experts of one layer are loaded.
+    """Load balance of one layer's experts.
 
     max_violation: load of the busiest expert over the mean load, minus 1 (0 is even; Wang et al. 2024, MaxVio)
     entropy: of the shares, divided by ln E (1 is even)
-    busiest: share of all choices that went to the busiest expert
-    shares: of all choices that went to each expert, [E]
+    busiest: share of all choices of the busiest expert
+    shares: each expert's share of all choices, [E]
 
     Args:
         n_experts: E
@@ -92,7 +92,7 @@ class ExpertLoad(Sums):
         self.add_sum("load", (n_experts,), persistent)
 
     def update(self, load: Tensor) -> None:
-        """Choices that went to each expert, [E]."""
+        """Add the number of choices of each expert, [E]."""
         self.load += self._wide(load)
 
     def compute(self) -> dict[str, Tensor]:

@@ -14,13 +14,13 @@ def matches(name: str, pattern: str) -> bool:
 
     Args:
         name: ``layers.0.attention.query.weight``
-        pattern: a shell pattern of the whole name, or of consecutive parts of it between dots
+        pattern: a shell pattern for the whole name, or for consecutive parts of it between dots
     """
     return any(fnmatchcase(name, p) for p in (pattern, f"{pattern}.*", f"*.{pattern}", f"*.{pattern}.*"))
 
 
 def matching(names: Iterable[str], patterns: Sequence[str], path: str) -> list[str]:
-    """The names that any of the patterns matches.
+    """The names that match any of the patterns.
 
     Raises:
         ConfigError: they are no list of patterns, or one matches none of the names

@@ -1,6 +1,6 @@
-"""How a run may end other than by being done: by request, or because it diverged. And what the shell is told.
+"""Ways in which a run ends early, by request or by divergence, and their exit codes.
 
-Kept free of Lightning: a refusal must not wait for it.
+Free of Lightning imports, so that refusals stay fast.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 from types import FrameType
 
 PREEMPTED = 75  # stopped by request: the same command may be tried again (EX_TEMPFAIL of sysexits.h)
-DIVERGED = 70  # the numbers went bad: the same command would end there again (EX_SOFTWARE)
+DIVERGED = 70  # diverged: the same command would diverge again (EX_SOFTWARE)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # each asks a run to stop
 
 
 class Interrupted(BaseException):
-    """A run stopped on request, its checkpoint written. No error: nobody's ``except Exception`` may swallow it.
+    """A run stopped on request, its checkpoint written. Not an ``Exception``, so that no handler swallows it.
 
     Args:
         checkpoint: to continue from; None when training had not begun
@@ -31,15 +31,15 @@ class Interrupted(BaseException):
         super().__init__(f"stopped by {signal.Signals(signum).name} {when}")
 
     def __reduce__(self) -> tuple[type[Interrupted], tuple[Path | None, int, int]]:
-        return type(self), (self.checkpoint, self.step, self.signum)  # out of a launcher's worker
+        return type(self), (self.checkpoint, self.step, self.signum)  # pickled by a launcher's worker
 
 
-class Diverged(Exception):  # noqa: N818 - what became of the numbers
-    """Training was given up, its checkpoints left as they were.
+class Diverged(Exception):  # noqa: N818 - an outcome
+    """Training was given up; its checkpoints are unchanged.
 
     Args:
         step: optimizer steps done
-        reason: what was seen
+        reason: what was observed
     """
 
     def __init__(self, step: int, reason: str) -> None:
@@ -47,8 +47,8 @@ class Diverged(Exception):  # noqa: N818 - what became of the numbers
         super().__init__(f"diverged at step {step}: {reason}")
 
 
-class Pruned(Exception):  # noqa: N818 - what became of the trial
-    """A trial of a search was ended early, for others did better.
+class Pruned(Exception):  # noqa: N818 - an outcome
+    """A trial of a search was stopped early because others did better.
 
     Args:
         step: optimizer steps done
@@ -63,9 +63,9 @@ class Pruned(Exception):  # noqa: N818 - what became of the trial
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """While data are built or a model is evaluated, a signal stops at once: there is nothing to save.
+    """Context in which a signal stops at once, while data are built or a model is evaluated: there is nothing to save.
 
-    Training replaces these handlers by its own, which let the step end.
+    Training replaces these handlers by its own, which finish the step.
 
     Raises:
         Interrupted

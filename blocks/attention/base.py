@@ -17,10 +17,10 @@ from registry import BlockError, family
 
 @family("attention")
 class Attention(Block):
-    """Causal mixing of tokens. Derive from it to add one; take ``position: Position`` if it needs one.
+    """Causal mixing of tokens: the base class of every attention. Take ``position: Position`` to use positions.
 
-    ``child_context`` tells the position child how wide the queries and keys are that it turns, and how many heads'
-    scores it may shift. A block whose rotated width is not ``head_dim`` overrides it, as ``mla`` does.
+    ``child_context`` gives the position child the width of the queries and keys that it rotates, and the number of
+    heads whose scores it may bias. A block whose rotated width is not ``head_dim`` overrides it, as ``mla`` does.
     """
 
     @classmethod
@@ -30,13 +30,13 @@ class Attention(Block):
     def forward(
         self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
-        """Mix.
+        """Mix tokens.
 
         Args:
             x: [B,T,D]
             positions: [B|1,T] of each token in its document
             segments: [B,T] document ids of packed sequences; tokens of different documents never see each other
-            cache: what was remembered of the tokens before these T; they are appended to it
+            cache: keys and values of the tokens before these T, which are appended to it
 
         Returns:
             [B,T,D]
@@ -46,10 +46,10 @@ class Attention(Block):
     def new_cache(
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
     ) -> Cache:
-        """An empty memory of ``length`` tokens; its bytes are this attention's KV figure.
+        """An empty cache for ``length`` tokens; its bytes are the KV cost of this attention.
 
         Args:
-            bits: 8, 6 or 4 bits a number instead of ``dtype``. A plug-in may leave this parameter out: its caches are
+            bits: 8, 6 or 4 bits per number instead of ``dtype``. A plug-in may omit this parameter: its caches are
                 then exact only
         """
         raise NotImplementedError
@@ -58,10 +58,10 @@ class Attention(Block):
 def empty_cache(
     attention: Attention, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None
 ) -> Cache:
-    """``new_cache`` of any attention, also of a plug-in without the parameter ``bits``.
+    """``new_cache`` of any attention, also of a plug-in's without the parameter ``bits``.
 
     Raises:
-        BlockError: bits are asked of one that has none
+        BlockError: bits are requested from an attention without them
     """
     if bits is None:
         return attention.new_cache(batch, length, dtype, device)
@@ -72,28 +72,28 @@ def empty_cache(
 
 
 def score_bias(position: Position, positions: Tensor, cache: Cache | None) -> Tensor | None:
-    """What is added to scores, [B|1,N|1,T,S]: the position's shift, and −∞ on a cache's padding; None for nothing.
+    """Additive score bias [B|1,N|1,T,S]: the position's bias, and −∞ on a cache's padding; None if there is neither.
 
     Args:
         positions: [B|1,T] of the queries
-        cache: whose last ``append`` gave the keys; None if keys are those of the queries' tokens
+        cache: the cache whose last ``append`` gave the keys; None if the keys are those of the queries' tokens
     """
     if cache is None:
         return position.bias(positions, positions)
-    shifts = type(position).bias is not Position.bias  # else a tensor as long as the cache would be made for nothing
+    shifts = type(position).bias is not Position.bias  # avoids a tensor as long as the cache
     bias = position.bias(positions, cache.positions(positions.device)) if shifts else None
     padding = cache.padding_bias(positions.shape[1])
     return padding if bias is None else bias if padding is None else bias + padding
 
 
 def even_heads(d_model: int, n_heads: int) -> int:
-    """Width of a head when the model's width is shared out evenly.
+    """Width of a head when d_model is divided evenly.
 
     Raises:
-        BlockError: it cannot be
+        BlockError: n_heads does not divide d_model
     """
     if n_heads < 1 or d_model % n_heads:
-        around = range(max(1, n_heads - 1000), n_heads + 1000)  # an absurd width must not be searched to its end
+        around = range(max(1, n_heads - 1000), n_heads + 1000)  # bounds the search for an absurd width
         near = min((n for n in around if d_model % n == 0), key=lambda n: abs(n - n_heads), default=1)
         rule = f"must divide d_model ({d_model})"
         raise BlockError("n_heads", n_heads, rule, f"The nearest number that does is {near}; or set the head's width")

@@ -10,5 +10,5 @@ class GQA(GroupedAttention):
 
     Ainslie et al. 2023, arXiv 2305.13245: q_n = W_q,n x, k_g = W_k,g x, v_g = W_v,g x with g = ⌊n K/N⌋;
     y = W_o [softmax(q_n k_gᵀ/√H) v_g]_n. Query, key and value projections are three matrices, as in Llama's
-    checkpoints; GPT-2 stores them as one. The cache keeps 2·K·H numbers a token.
+    checkpoints; GPT-2 stores them as one. The cache holds 2·K·H numbers per token.
     """

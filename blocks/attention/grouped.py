@@ -19,22 +19,20 @@ from registry.ranges import Count, Positive
 
 
 class GroupedAttention(Attention):
-    """Groups of query heads that share a head of keys and values, over all tokens or a window of the last ones.
-
-    The names ``gqa``, ``mha``, ``mqa`` and ``sliding_window`` each leave a part of this to choose.
+    """Grouped-query attention, full or windowed: the shared base of ``gqa``, ``mha``, ``mqa`` and ``sliding_window``.
 
     Args:
         n_heads: N, query heads
-        n_kv_heads: K, heads of keys and values; divides n_heads
-        window: tokens a query sees, itself included; null for all
+        n_kv_heads: K, key and value heads; divides n_heads
+        window: number of last tokens a query sees, itself included; null for all
         head_dim: H, width of a head; null is d_model / n_heads
-        bias: whether the projections of queries, keys and values add a bias (GPT-2, Qwen2, gpt-oss)
-        output_bias: whether the output projection adds one; null as ``bias``. Qwen2 has none
-        query_scale: what scores are divided by the root of; null is head_dim. Gemma-2 27B has d_model / n_heads
-        position: turns queries and keys, or shifts scores
-        qk_norm: normalises queries and keys before they are turned; null for none
-        output_gate: weighs what the heads found; null for none
-        scores: what takes the place of the plain softmax; null for none
+        bias: whether the query, key and value projections add a bias (GPT-2, Qwen2, gpt-oss)
+        output_bias: whether the output projection adds one; null: as ``bias``. Qwen2 has none
+        query_scale: scores are divided by its square root; null is head_dim. Gemma-2 27B has d_model / n_heads
+        position: rotates queries and keys, or biases scores
+        qk_norm: normalises queries and keys before rotation; null for none
+        output_gate: gates the heads' outputs; null for none
+        scores: replaces the plain softmax; null for none
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)

@@ -9,5 +9,5 @@ class MHA(GQA):
     """Multi-head attention: every head has its own queries, keys and values.
 
     Vaswani et al. 2017, arXiv 1706.03762: y = W_o [softmax(q_n k_nᵀ/√H) v_n]_n. It is ``gqa`` with as many KV heads as
-    query heads. The cache keeps 2·N·H numbers a token.
+    query heads. The cache holds 2·N·H numbers per token.
     """

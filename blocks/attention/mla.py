@@ -22,31 +22,31 @@ from registry.ranges import Count
 
 @register("attention", "mla")
 class MLA(Attention):
-    """Multi-head latent attention: keys and values are expanded from one small latent, which is all that is cached.
+    """Multi-head latent attention: keys and values are expanded from one small latent, the only thing cached.
 
     DeepSeek-AI 2024 (DeepSeek-V2), arXiv 2405.04434, §2.1. With heads n of N:
     [c; k_rope] = W_kv_down x, [k_n; v_n] = W_kv_up,n norm(c), [q_n; q_rope,n] = W_q,n x (or, compressed,
     W_q_up,n norm(W_q_down x)); k_n ← [k_n; rot(k_rope)], q_n ← [q_n; rot(q_rope,n)];
     y = W_o [softmax(q_n k_nᵀ / √(nope + rope)) v_n]_n.
 
-    Position is decoupled: it turns a separate part of each query and one key part shared by all heads, so that the
-    latent stays free of it. The norms on the two latents are in the paper's text though not in its equations, and in
-    every released checkpoint. The order inside heads and projections is that of the checkpoints: [nope | rope],
-    [latent | rope], [k | v]. Position blocks that do not turn anything leave the rope part as plain extra width.
-    The cache keeps (C + R) numbers a token, 4.5 heads' worth in the paper, side by side. Few new tokens on a long past
-    are computed absorbed (the paper's appendix C; blocks/kernels/latent_attention.py): W_kv_up goes into query and
-    output, and nothing is expanded. Many are computed as the formula says, from keys and values expanded anew.
+    Position is decoupled: it rotates a separate part of each query and one key part shared by all heads, so the latent
+    stays position-free. The norms on the two latents are in the paper's text but not in its equations, and in every
+    released checkpoint. The order inside heads and projections is that of the checkpoints: [nope | rope],
+    [latent | rope], [k | v]. With position blocks that do not rotate, the rope part is plain extra width.
+    The cache holds C + R numbers per token, 4.5 heads' worth in the paper. Few new tokens on a long past are computed
+    absorbed (the paper's appendix C; blocks/kernels/latent_attention.py): W_kv_up is folded into query and output, and
+    nothing is expanded. Many are computed as in the formula, expanding the cached latents each time.
 
     Args:
         n_heads: N, heads
-        kv_lora_rank: C, width of the latent of keys and values; null is 4 head widths, the paper's ratio
-        q_lora_rank: width of the queries' latent; null leaves queries uncompressed, as in V2-Lite
+        kv_lora_rank: C, width of the key-value latent; null is 4 head widths, the paper's ratio
+        q_lora_rank: width of the query latent; null leaves queries uncompressed, as in V2-Lite
         qk_nope_head_dim: width of a head's part without position; null is d_model / n_heads
         qk_rope_head_dim: R, width of a head's part with position; null is half a head width, the paper's ratio
         v_head_dim: width of a head's value; null is d_model / n_heads
-        q_norm: norm on the queries' latent, used with q_lora_rank
-        kv_norm: norm on the latent of keys and values
-        position: turns the rope parts, or shifts scores
+        q_norm: norm of the query latent, used with q_lora_rank
+        kv_norm: norm of the key-value latent
+        position: rotates the rope parts, or biases scores
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
@@ -117,7 +117,7 @@ class MLA(Attention):
         return self.kernels.attend(q, k, v, Scoring(self.scale, bias, segments))
 
     def _remembering(self, q_nope: Tensor, q_rope: Tensor, new: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """Attention over a cache and the new tokens' latents and turned keys [B,T,C+R], the cheaper way."""
+        """Attention over a cache and the new tokens' latents and rotated keys [B,T,C+R], the cheaper way."""
         T, S = new.shape[1], cache.length + new.shape[1]
         if not absorbs(T, S, self.latent, self.rope, self.nope, self.v_head_dim):
             latent, k_rope = cache.append(new)[0].split((self.latent, self.rope), -1)
@@ -134,7 +134,7 @@ class MLA(Attention):
     def new_cache(
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
     ) -> Cache:
-        apart = (self.latent, self.rope)  # turned keys are of another size than normalised latents
+        apart = (self.latent, self.rope)  # rotated keys differ in scale from normalised latents
         slots, parts = {"latent": (sum(apart),)}, {"latent": apart}
         return Cache(batch, length, slots, dtype, device, bits=bits, parts=parts)
 
@@ -148,7 +148,7 @@ class MLA(Attention):
 def _widths(
     d_model: int, n_heads: int, nope: int | None, rope: int | None, value: int | None, latent: int | None
 ) -> tuple[int, int, int, int]:
-    """The four widths, with the paper's ratios to a head of d_model / n_heads where one is not given."""
+    """The four widths; those not given follow the paper's ratios to a head of d_model / n_heads."""
     if nope and rope and value and latent:
         return nope, rope, value, latent
     head = even_heads(d_model, n_heads)

@@ -9,8 +9,8 @@ from registry import register
 class MQA(GQA):
     """Multi-query attention: all query heads share one head of keys and values.
 
-    Shazeer 2019, arXiv 1911.02150: y = W_o [softmax(q_n kᵀ/√H) v]_n. It is ``gqa`` with one KV head. The cache keeps
-    2·H numbers a token.
+    Shazeer 2019, arXiv 1911.02150: y = W_o [softmax(q_n kᵀ/√H) v]_n. It is ``gqa`` with one KV head. The cache holds
+    2·H numbers per token.
     """
 
     def parallel_plan(self) -> dict[str, Placement]:

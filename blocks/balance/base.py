@@ -17,21 +17,21 @@ def _same(counts: Tensor) -> Tensor:
 
 @family("balance", context=("n_experts", "top_k"))
 class Balance(Block):
-    """Reports weighted losses; counts of tokens carry no gradient, so it flows through the affinities alone.
+    """Returns weighted losses. Token counts carry no gradient, so it flows through the affinities only.
 
-    A loss whose counts are those of the whole batch passes them through ``mean_over_ranks``, by which training on
-    several ranks averages them; losses of each sequence need not.
+    A loss with counts of the whole batch passes them through ``mean_over_ranks``, which multi-rank training sets to
+    average them; per-sequence losses need not.
     """
 
     mean_over_ranks: Callable[[Tensor], Tensor] = staticmethod(_same)
 
     def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        """What uneven routing costs.
+        """The losses of this routing.
 
         Args:
             probs: [B,T,E] affinities of B sequences, before any selection bias or group mask
             experts: [B,T,k] the choices made
-            logits: [B,T,E] what the affinities were made from
+            logits: [B,T,E] the inputs of the affinities
 
         Returns:
             name → scalar, already weighted
@@ -40,9 +40,9 @@ class Balance(Block):
 
 
 def choices(experts: Tensor, probs: Tensor) -> Tensor:
-    """How many tokens of each sequence chose each expert, [B,E] in the dtype of probs.
+    """Tokens of each sequence that chose each expert, [B,E] in the dtype of probs.
 
-    Entries of E, no expert, are not counted.
+    Entries equal to E (no expert) are not counted.
 
     Args:
         experts: [B,T,k], or [T,k] for one sequence
@@ -59,7 +59,7 @@ def shares(probs: Tensor) -> Tensor:
 
 
 def check_devices(n_experts: int, n_devices: int) -> None:
-    """Refuse devices that cannot hold equal numbers of experts.
+    """Refuse a number of devices that does not divide the experts.
 
     Raises:
         BlockError

@@ -10,17 +10,17 @@ from registry.ranges import Count, NonNegative
 
 @register("balance", "communication")
 class CommunicationBalance(Balance):
-    """Communication balance loss of each sequence: evens out how many tokens each device receives.
+    """Communication balance loss of each sequence: balances how many tokens each device receives.
 
     DeepSeek-V2, arXiv 2405.04434, eq. 29: α Σ_d f''_d P''_d with f''_d = D/(M T) · #(tokens sent to device d) and
     P''_d = Σ P_i over its experts. A token with several experts on one device is sent there once. Devices hold
-    neighbouring experts, equally many each. Use it beside ``group_limited`` gating of as many groups, whose
-    ``top_groups`` is M: then every token reaches at most M devices.
+    equal, contiguous ranges of experts. Use it with ``group_limited`` gating of as many groups, whose ``top_groups``
+    is M: then every token reaches at most M devices.
 
     The released V2 code has no such loss; this is the paper's formula.
 
     Args:
-        n_devices: D, devices the experts are spread over; 8 in V2
+        n_devices: D, devices that share the experts; 8 in V2
         top_devices: M, devices a token may reach; 3 in V2
         alpha: weight of the loss; 0.02 in V2
     """
@@ -36,7 +36,7 @@ class CommunicationBalance(Balance):
         self.n_devices, self.top_devices, self.alpha = n_devices, top_devices, alpha
 
     def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        device_of = experts // (probs.shape[-1] // self.n_devices)  # an entry of E, no expert, is sent to nobody: D
+        device_of = experts // (probs.shape[-1] // self.n_devices)  # E, no expert, becomes D, no device
         reached = torch.zeros(*experts.shape[:2], self.n_devices + 1, dtype=probs.dtype, device=probs.device)
         reached = reached.scatter(-1, device_of, 1.0)[..., : self.n_devices]
         f = reached.sum(1) * (self.n_devices / (self.top_devices * probs.shape[1]))

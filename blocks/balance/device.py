@@ -9,16 +9,16 @@ from registry.ranges import Count, NonNegative
 
 @register("balance", "device")
 class DeviceBalance(Balance):
-    """Device-level balance loss of each sequence: evens out the work of the devices that hold the experts.
+    """Device-level balance loss of each sequence: balances the load of the devices that hold the experts.
 
     DeepSeek-V2, arXiv 2405.04434, eq. 26: α Σ_d f'_d P'_d with f'_d the mean of f_i over the experts of device d and
-    P'_d the sum of their P_i; f and P as in ``expert``. Devices hold neighbouring experts, equally many each. A device
-    here is a group of experts in the formula, whatever the run is spread over. Perfectly even routing gives α.
+    P'_d the sum of their P_i; f and P as in ``expert``. Devices hold equal, contiguous ranges of experts. A device here
+    is a group of experts in the formula, whatever the run is distributed over. Perfectly even routing gives α.
 
     The released V2 code has no such loss; this is the paper's formula.
 
     Args:
-        n_devices: D, devices the experts are spread over; 8 in V2
+        n_devices: D, devices that share the experts; 8 in V2
         alpha: weight of the loss; 0.05 in V2
     """
 

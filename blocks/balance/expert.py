@@ -13,8 +13,8 @@ class ExpertBalance(Balance):
 
     DeepSeek-V2, arXiv 2405.04434, eq. 23: α Σ_i f_i P_i with f_i = E/(k T) · #(tokens of the sequence that chose i) and
     P_i = mean_t s_i,t / Σ_j s_j,t. The division changes nothing for softmax affinities and makes it V3's
-    sequence-wise loss for sigmoid ones. f counts the choices actually made, as V2's released code does; V3's paper
-    prints f with the choices that the affinities without the bias would have made.
+    sequence-wise loss for sigmoid ones. f counts the choices made, as in V2's released code; V3's paper defines f by
+    the choices that the affinities without the bias would have made.
 
     Perfectly even routing gives α. Hugging Face's loss for Mixtral, Qwen3-MoE and OLMoE is ``hf_expert``.
 

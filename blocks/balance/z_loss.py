@@ -9,10 +9,10 @@ from registry.ranges import NonNegative
 
 @register("balance", "z_loss")
 class RouterZLoss(Balance):
-    """Router z-loss: keeps the router's logits small, where fp32 softmax and low-precision activations are accurate.
+    """Router z-loss: keeps router logits small, where fp32 softmax and low-precision activations are accurate.
 
-    Zoph et al. 2022 (ST-MoE), arXiv 2202.08906, eq. 5: α mean_t (log Σ_i exp z_i,t)². It evens out no load; it stands
-    here because gates report it as they report balance losses.
+    Zoph et al. 2022 (ST-MoE), arXiv 2202.08906, eq. 5: α mean_t (log Σ_i exp z_i,t)². It balances no load; it is a
+    block of this kind because gates handle it like a balance loss.
 
     Args:
         alpha: weight of the loss; 0.001 in ST-MoE and OLMoE

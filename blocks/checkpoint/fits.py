@@ -1,4 +1,4 @@
-"""Whether the weights of a checkpoint are those of a model."""
+"""Check that the weights of a checkpoint fit a model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from registry import ConfigError
 
 
 def check_fits(checkpoint: dict[str, Any], model: dict[str, Any], path: str | Path) -> None:
-    """Refuse a checkpoint whose weights are not those of a model, before either is in the way.
+    """Refuse a checkpoint whose weights do not fit a model, before either is allocated.
 
     Args:
-        checkpoint: of ``read_checkpoint``
+        checkpoint: from ``read_checkpoint``
         model: a composition
-        path: of the file, for the message
+        path: of the file, for the error message
 
     Raises:
         ConfigError: names the first weight that differs, and the parts of the composition that do
@@ -32,4 +32,6 @@ def check_fits(checkpoint: dict[str, Any], model: dict[str, Any], path: str | Pa
         changed = ", ".join(f"model.{key}" for key in {**old, **model} if old.get(key) != model.get(key))
         shapes = f"{theirs.get(unlike[0], 'missing')} there and {ours.get(unlike[0], 'missing')} here"
         rule = f"was trained with another model: {unlike[0]} is {shapes}"
-        raise ConfigError("ckpt_path", str(path), rule, f"Compose the same model (other now: {changed}), or start anew")
+        raise ConfigError(
+            "ckpt_path", str(path), rule, f"Compose the same model (other now: {changed}), or start afresh"
+        )

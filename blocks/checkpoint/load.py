@@ -1,4 +1,4 @@
-"""From a checkpoint back to a decoder, with no configuration at hand."""
+"""Rebuild a decoder from a checkpoint alone."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What the bytes of a checkpoint should be: a SHA-256 that travels with them, and is checked before they are believed.
+"""SHA-256 digests of checkpoints, stored with them and checked before they are read.
 
-A checkpoint in one file carries its digest in the file's own comment: a file of ``torch.save`` is a zip, whose last
-record may end in one. So file and digest appear, move and vanish together, and every reader of such files reads on.
-A checkpoint that is a folder has a ``manifest.json`` of every file that was written into it. What else lies there (a
-note, ``.DS_Store``, the ``.nfs…`` of a file that is still open elsewhere) is ignored.
+A single-file checkpoint carries its digest in the file's comment: a file of ``torch.save`` is a zip, whose last record
+may end in a comment. So file and digest are created, moved and deleted together, and other readers are unaffected.
+A checkpoint folder has a ``manifest.json`` of every file written to it. Other files in it (a note, ``.DS_Store``, the
+``.nfs…`` of a file that is still open elsewhere) are ignored.
 
-A digest tells damage from health, not a friend from a stranger: whoever writes a file can seal it.
+The digest detects corruption; it does not authenticate the author.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ MANIFEST = "manifest.json"
 FORMAT = "blockwright-checkpoint-1"
 _TRAILER = re.compile(rb"blockwright-sha256:([0-9a-f]{64})\Z")
 _TRAILER_BYTES = len(b"blockwright-sha256:") + 64
-_END = b"PK\x05\x06"  # of a zip: this record, 22 bytes long, the last two of which count the comment behind it
+_END = b"PK\x05\x06"  # zip end record: 22 bytes, the last two count the comment after it
 _END_BYTES = 22
 _CHUNK = 1 << 22
 _STRAY = re.compile(
     r"\.nfs[0-9a-f]|\._|\.DS_Store\Z|Thumbs\.db\Z|desktop\.ini\Z"
-)  # not ours, here today and gone tomorrow
+)  # files of the system, which come and go
 
 Digests = Mapping[str, Mapping[str, int | str]]  # a file's name within its folder → its "bytes" and "sha256"
 
 
 class Damaged(ValueError):  # noqa: N818 - a state of a file
-    """A checkpoint that is not what was written.
+    """A checkpoint that differs from what was written.
 
     Args:
         path: the file or folder
-        reason: what was found, as the end of a sentence that begins with the path
+        reason: what was found, continuing a sentence that begins with the path
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -47,7 +47,7 @@ class Damaged(ValueError):  # noqa: N818 - a state of a file
 
 
 class Sealing:
-    """A file-like object that ``torch.save`` writes a zip to, and that ends it with the digest of all before.
+    """A file-like object for ``torch.save`` that appends the digest of everything written before.
 
     Args:
         file: opened for writing in binary
@@ -57,7 +57,7 @@ class Sealing:
         self._file, self._digest, self._held = file, hashlib.sha256(), b""
 
     def write(self, data: bytes | memoryview) -> int:
-        """Pass data on, the last two bytes held back: they will have to count the comment."""
+        """Write data through, holding back the last two bytes, which will count the comment."""
         view = memoryview(data).cast("B")
         if len(view) >= 2:
             self._pass(self._held)
@@ -73,10 +73,10 @@ class Sealing:
         self._file.flush()
 
     def seal(self) -> None:
-        """End the file.
+        """Write the digest and end the file.
 
         Raises:
-            ValueError: what was written is no zip, or has a comment of its own
+            ValueError: what was written is not a zip, or already has a comment
         """
         if self._held != b"\0\0":
             raise ValueError("only a zip without a comment can be sealed")
@@ -89,12 +89,12 @@ class Sealing:
 
 
 def seal_folder(folder: Path, digests: Digests | None = None) -> None:
-    """Write the manifest of a folder, and everything that it names to the disk.
+    """Write the manifest of a folder, and sync all files it names to disk.
 
     Args:
-        folder: all of whose files are written
-        digests: of its files; null to read and digest every file that the folder holds now, except those that file
-            servers and desktops leave (``.nfs…``, ``.DS_Store``) and may take away again
+        folder: with all its files written
+        digests: of its files; null to digest every file in the folder, except those that file servers and desktops
+            leave (``.nfs…``, ``.DS_Store``) and may remove again
 
     Raises:
         OSError: it cannot be written
@@ -108,10 +108,10 @@ def seal_folder(folder: Path, digests: Digests | None = None) -> None:
 
 
 def files_of(folder: Path) -> list[str]:
-    """Names of the files below a folder that belong to a checkpoint, its manifest excepted.
+    """Names of the files below a folder that belong to a checkpoint, without its manifest.
 
     Raises:
-        Damaged: one of them is a link
+        Damaged: a file is a link
     """
     found = []
     for file in sorted(folder.rglob("*")):
@@ -119,19 +119,19 @@ def files_of(folder: Path) -> list[str]:
         if file.name == MANIFEST or _STRAY.match(file.name):
             continue
         if file.is_symlink():
-            raise Damaged(folder, f"is no checkpoint: {name} is a link")
+            raise Damaged(folder, f"is not a checkpoint: {name} is a link")
         if file.is_file():
             found.append(name)
     return found
 
 
 def digests_of(folder: Path, names: Iterable[str]) -> Digests:
-    """Size and SHA-256 of some files of a folder, as its manifest holds them."""
+    """Size and SHA-256 of files in a folder, in the format of its manifest."""
     return {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names}
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what the file system knows of a file or a folder."""
+    """fsync a file or folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -140,13 +140,13 @@ def sync(path: Path) -> None:
 
 
 def check(path: Path) -> bool:
-    """Hold a checkpoint to its digest. The answer is remembered for as long as the file's time and size are the same.
+    """Verify a checkpoint's digest. The result is cached while the file's time and size are unchanged.
 
     Returns:
-        whether it has one; a file of another program, or of an older version, has none
+        whether it has one; files of other programs or older versions have none
 
     Raises:
-        Damaged: it is not what was written
+        Damaged: it differs from what was written
         OSError: it cannot be read
     """
     if path.is_dir():
@@ -161,67 +161,67 @@ def _check_file(path: Path, status: tuple[int, ...]) -> bool:
     with path.open("rb") as file:
         starts_as_zip = file.read(2) == b"PK"
         file.seek(max(0, size - _TRAILER_BYTES))
-        told = _TRAILER.search(file.read())
+        trailer = _TRAILER.search(file.read())
         file.seek(max(0, size - _END_BYTES))
         end = file.read()
-    if told:
-        if _sha256(path, size - _TRAILER_BYTES) != told[1].decode():
-            raise Damaged(path, "is damaged: its bytes are not those that were written")
+    if trailer:
+        if _sha256(path, size - _TRAILER_BYTES) != trailer[1].decode():
+            raise Damaged(path, "is damaged: its bytes do not match its digest")
         return True
     if starts_as_zip and not (end.startswith(_END) and end.endswith(b"\0\0")):
-        raise Damaged(path, "is damaged: it is cut short, or its end is not what was written")
+        raise Damaged(path, "is damaged: it is truncated, or its end was changed")
     return False
 
 
 def read_manifest(folder: Path) -> Digests:
-    """What a sealed folder says of each of its files, without looking at them.
+    """The manifest of a sealed folder; its files are not read.
 
     Raises:
-        Damaged: the manifest is not what was written
+        Damaged: the manifest differs from what was written
         OSError: it cannot be read
     """
     try:
         text = (folder / MANIFEST).read_text()
         files = dict(json.loads(text)["files"])
-        whole = text == _canonical(files) and all(_is_entry(name, told) for name, told in files.items())
+        whole = text == _canonical(files) and all(_is_entry(name, entry) for name, entry in files.items())
     except (ValueError, TypeError, KeyError, RecursionError):
         whole = False
     if not whole:
-        raise Damaged(folder, f"is damaged: its {MANIFEST} is not what was written")
+        raise Damaged(folder, f"is damaged: its {MANIFEST} was changed")
     return files
 
 
 def check_files(folder: Path, digests: Digests) -> bool:
-    """Hold files of a folder to their digests; other files there are nobody's concern. Remembered as in ``check``.
+    """Verify files of a folder against their digests, ignoring other files. Cached as in ``check``.
 
     Args:
         folder: a checkpoint
-        digests: of ``read_manifest``, or a part of it
+        digests: from ``read_manifest``, or a part of it
 
     Returns:
         True
 
     Raises:
-        Damaged: a file is missing, a link, or not what was written
-        OSError: one cannot be read
+        Damaged: a file is missing, a link, or differs from what was written
+        OSError: a file cannot be read
     """
     for name, wanted in sorted(digests.items()):
         file = folder / name
         if any(path.is_symlink() for path in (file, *file.parents[: len(PurePosixPath(name).parts) - 1])):
-            raise Damaged(folder, f"is no checkpoint: {name} is a link")
+            raise Damaged(folder, f"is not a checkpoint: {name} is a link")
         if not file.is_file():
             raise Damaged(folder, f"is damaged: {name} is missing")
         status = file.stat()
         known = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
         if status.st_size != wanted["bytes"] or _remembered_sha256(file, known) != wanted["sha256"]:
-            raise Damaged(folder, f"is damaged: the bytes of {name} are not those that were written")
+            raise Damaged(folder, f"is damaged: the bytes of {name} do not match its digest")
     return True
 
 
-def _is_entry(name: str, told: Mapping[str, int | str]) -> bool:
+def _is_entry(name: str, entry: Mapping[str, int | str]) -> bool:
     path = PurePosixPath(name)
     is_inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
-    return is_inside and set(told) == {"bytes", "sha256"}
+    return is_inside and set(entry) == {"bytes", "sha256"}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -234,7 +234,7 @@ def _canonical(files: Digests) -> str:
 
 
 def _sha256(path: Path, length: int | None = None) -> str:
-    """Of the first ``length`` bytes of a file, or of all."""
+    """SHA-256 of the first ``length`` bytes of a file, or of all."""
     digest, left = hashlib.sha256(), path.stat().st_size if length is None else length
     with path.open("rb", buffering=0) as file:
         while left > 0 and (chunk := file.read(min(_CHUNK, left))):

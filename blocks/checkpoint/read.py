@@ -1,4 +1,4 @@
-"""Read a checkpoint, a file or a folder, without running any code that it holds."""
+"""Read a checkpoint file or folder without running any code in it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ PREFIX = "decoder."
 
 
 def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> dict[str, Any]:
-    """The contents of a checkpoint, a file or a folder of many ranks' shares, loaded under ``weights_only=True``.
+    """The contents of a checkpoint, a file or a sharded folder, loaded under ``weights_only=True``.
 
     Args:
         path: of the file or folder
-        shapes_only: whether tensors of a folder may lie on the meta device, unread, and its optimizers be left out; a
-            file's are read when they are touched
+        shapes_only: leave tensors of a folder unread on the meta device, and its optimizers out; tensors of a file are
+            memory-mapped
 
     Raises:
-        ConfigError: there is no such file, it cannot be read, it holds more than plain types and tensors, or blocks
-            that it names are not installed
+        ConfigError: there is no such file, it cannot be read, it contains more than plain types and tensors, or its
+            blocks are not installed
     """
     folder = sharded.is_folder(Path(path))
     checkpoint = _read_folder(Path(path), shapes_only) if folder else read_file(path, mapped=True)
@@ -57,26 +57,26 @@ def _read_folder(folder: Path, shapes_only: bool) -> dict[str, Any]:
 
 
 def read_file(path: str | Path, *, map_location: Any = "cpu", mapped: bool = False) -> Any:
-    """What a file of ``torch.save`` holds, if it is undamaged and holds tensors and plain types only.
+    """The contents of a ``torch.save`` file, if it is undamaged and contains tensors and plain types only.
 
     Args:
         path: of a file on this machine
-        map_location: as of ``torch.load``
-        mapped: whether tensors stay on the disk until they are touched
+        map_location: as in ``torch.load``
+        mapped: whether to memory-map the tensors
 
     Raises:
-        ConfigError: an address, no such file, damaged, or more than tensors and plain types
+        ConfigError: a URL, no such file, damaged, or more than tensors and plain types
     """
     file = Path(path)
     if "://" in str(path):
-        rule = "is an address, and checkpoints are read from this machine's disks only"
+        rule = "is a URL, but checkpoints are read from local disks only"
         raise ConfigError("ckpt_path", str(path), rule, "Fetch the file, compare its digest, and name it")
     if not file.is_file():
         remedy = "Name a *.ckpt under logs/; `last` works for train.py KEY=VALUE … and within --compose"
-        raise ConfigError("ckpt_path", str(path), "is no checkpoint file", remedy)
+        raise ConfigError("ckpt_path", str(path), "is not a checkpoint file", remedy)
     try:
         manifest.check(file)
-        # Never left to torch's default, which an environment variable may turn to unpickling whatever is there.
+        # Never left to torch's default: an environment variable may turn it to unrestricted unpickling.
         mmap = mapped and zipfile.is_zipfile(file)
         return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
     except manifest.Damaged as error:
@@ -94,7 +94,7 @@ def _is_entry(name: Any, weight: Any) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What torch found, without its advice, which is to load the file unsafely."""
+    """torch's error message, without its advice to load the file unsafely."""
     advice = ("Weights only load failed", "Please file an issue", "(1)", "(2)", "Check the documentation")
     lines = [line.strip().removeprefix("WeightsUnpickler error: ") for line in str(error).splitlines()]
     return next((line for line in lines if line and not line.startswith(advice)), type(error).__name__)

@@ -1,8 +1,8 @@
-"""A checkpoint that is a folder: every rank's share of the tensors, as torch.distributed.checkpoint writes them.
+"""Sharded checkpoints: a folder with every rank's tensors, as torch.distributed.checkpoint writes them.
 
-Beside its files lies ``meta.pt`` with all that is no tensor of the model or of an optimizer. Keys of tensors are
-``state_dict.<name>`` and ``optimizer.<which>.<parameter>.<name>``. torch reads the index ``.metadata`` with an open
-pickle, which would run code of a hostile file; here only the classes that an index is made of may come out of it.
+``meta.pt`` in it holds everything but the tensors of the model and the optimizers. Tensor keys are
+``state_dict.<name>`` and ``optimizer.<which>.<parameter>.<name>``. torch reads the index ``.metadata`` with an
+unrestricted pickle, which could run code; here only the classes that an index consists of may be unpickled.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ _CLASSES = {
 
 
 def is_folder(path: Path) -> bool:
-    """Whether ``path`` is a checkpoint of this kind."""
+    """Whether ``path`` is a sharded checkpoint."""
     return (path / INDEX).is_file() and (path / META).is_file()
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """All that is no tensor, loaded under ``weights_only=True``."""
+    """Everything that is not a tensor, loaded under ``weights_only=True``."""
     return torch.load(folder / META, map_location="cpu", weights_only=True)
 
 
 def read_index(folder: Path) -> Any:
-    """The index: which tensors there are, their shapes, and which file holds which part.
+    """The index: names and shapes of the tensors, and which file holds which part.
 
     Raises:
-        pickle.UnpicklingError: it holds anything else
+        pickle.UnpicklingError: it contains anything else
     """
     index = _Unpickler(io.BytesIO((folder / INDEX).read_bytes())).load()
     if any(Path(info.relative_path).name != str(info.relative_path) for info in index.storage_data.values()):
@@ -57,7 +57,7 @@ def read_index(folder: Path) -> Any:
 
 
 def outline(folder: Path) -> dict[str, Tensor]:
-    """Key → a tensor on the meta device, of the shape and dtype in the index."""
+    """Key → a meta tensor with the shape and dtype in the index."""
     entries = read_index(folder).state_dict_metadata.items()
     return {
         key: torch.empty(e.size, dtype=e.properties.dtype, device="meta") for key, e in entries if hasattr(e, "size")
@@ -65,11 +65,11 @@ def outline(folder: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(folder: Path, into: dict[str, Tensor], alone: bool = True) -> None:
-    """Fill tensors in place, distributed ones too, whatever number of ranks wrote the folder.
+    """Fill tensors in place, distributed ones too, whatever the number of ranks that wrote the folder.
 
     Args:
         into: key → tensor
-        alone: whether this process reads for itself; else all ranks call this, and share out the reading
+        alone: whether this process reads by itself; else all ranks must call this, and share the reading
     """
     import torch.distributed.checkpoint as dcp
 
@@ -79,10 +79,10 @@ def read_tensors(folder: Path, into: dict[str, Tensor], alone: bool = True) -> N
 
 
 def read_folder(folder: Path, optimizers: bool = True) -> dict[str, Any]:
-    """The whole of a checkpoint in this process's memory, as one file would hold it.
+    """The whole checkpoint in this process's memory, with the structure of a single-file one.
 
     Raises:
-        ConfigError: it is damaged, or holds more than plain types and tensors
+        ConfigError: it is damaged, or contains more than plain types and tensors
     """
     try:
         meta, found = read_meta(folder), outline(folder)
@@ -101,7 +101,7 @@ def read_folder(folder: Path, optimizers: bool = True) -> dict[str, Any]:
 
 
 def split(which: int, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The state of an optimizer → the same without its tensors, and key → tensor."""
+    """An optimizer's state → the same without its tensors, and key → tensor."""
     tensors = {
         f"{OPTIMIZER}{which}.{parameter}.{name}": value
         for parameter, values in state["state"].items()
@@ -116,7 +116,7 @@ def split(which: int, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
 
 
 def join(which: int, state: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """What ``split`` took apart."""
+    """The inverse of ``split``."""
     whole = {parameter: dict(values) for parameter, values in state["state"].items()}
     prefix = f"{OPTIMIZER}{which}."
     for key, tensor in tensors.items():
@@ -129,7 +129,7 @@ def join(which: int, state: dict[str, Any], tensors: dict[str, Tensor]) -> dict[
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name not in _CLASSES.get(module, ()):
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in an index")
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in an index")
         return super().find_class(module, name)
 
 
@@ -153,6 +153,6 @@ def _planner() -> Any:
 
     class Planner(DefaultLoadPlanner):
         def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
-            raise pickle.UnpicklingError(f"{read_item.dest_index.fqn} is no tensor")
+            raise pickle.UnpicklingError(f"{read_item.dest_index.fqn} is not a tensor")
 
     return Planner(flatten_state_dict=False, flatten_sharded_tensors=False)

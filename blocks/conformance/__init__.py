@@ -1,4 +1,4 @@
-"""The checks that any block must pass, for this project and for guests: ``python -m blocks.conformance``, ``cases``."""
+"""Checks that every block must pass, for this project and plug-ins: ``python -m blocks.conformance``, ``cases``."""
 
 from blocks.conformance.cases import Case, Outcome, PromiseError, cases
 

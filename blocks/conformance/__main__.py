@@ -1,4 +1,4 @@
-"""``python -m blocks.conformance [KIND[/NAME]]``: whether blocks keep what every block promises."""
+"""``python -m blocks.conformance [KIND[/NAME]]``: run the conformance checks of blocks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ parallel plans and more. Without an argument, all blocks. Wildcards work: 'gatin
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check the blocks that the pattern means, all by default; names may hold wildcards (``attention/m*``).
+    """Check the blocks that match the pattern, by default all; names may have wildcards (``attention/m*``).
 
     Returns:
         1 if any check failed, else 0
@@ -60,7 +60,7 @@ def _show_one(kind: str, name: str, outcomes: dict[str, Outcome]) -> None:
 
 
 def _show_many(outcomes: dict[str, dict[str, Outcome]]) -> None:
-    """A row for each block; what is not passed is told with its reason, once for the checks that share it."""
+    """A row per block; results other than passed with their reason, given once for checks that share it."""
     table = Table()
     table.add_column("block", no_wrap=True)
     for heading in ("passed", "failed", "not applicable"):
@@ -71,13 +71,13 @@ def _show_many(outcomes: dict[str, dict[str, Outcome]]) -> None:
         if last not in (None, kind):
             table.add_section()
         last = kind
-        told = [_told(of_block, status) for status in ("failed", "not applicable")]
+        others = [_listed(of_block, status) for status in ("failed", "not applicable")]
         passed = sum(o.status == "passed" for o in of_block.values())
-        table.add_row(block, f"[green]{passed}[/]", f"[red]{escape(told[0])}[/]", f"[dim]{escape(told[1])}[/]")
+        table.add_row(block, f"[green]{passed}[/]", f"[red]{escape(others[0])}[/]", f"[dim]{escape(others[1])}[/]")
     show(table)
 
 
-def _told(outcomes: dict[str, Outcome], status: str) -> str:
+def _listed(outcomes: dict[str, Outcome], status: str) -> str:
     reasons: dict[str, list[str]] = {}
     for check, outcome in outcomes.items():
         if outcome.status == status:
@@ -86,5 +86,5 @@ def _told(outcomes: dict[str, Outcome], status: str) -> str:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # tiny tensors: more threads would only wait for each other
+    torch.set_num_threads(1)  # more threads slow down tiny tensors
     sys.exit(run_command(main))

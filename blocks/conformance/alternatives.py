@@ -1,4 +1,4 @@
-"""Other values of a block's parameters, found from its schema, and the node that has every option switched on."""
+"""Other values of a block's parameters, found from its schema, and a node with every option enabled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Node = dict[str, Any]
 
 
 def switched_on(setting: Setting) -> Node:
-    """The block's node with a value for each parameter that is null or false in it, where the block accepts one."""
+    """The block's node with a value for each parameter that is null or false, where the block accepts one."""
     node = setting.node()
     for p in setting.entry.schema.parameters.values():
         if not p.required and (p.optional or not p.child) and node.get(p.name, p.default) in (None, False):
@@ -28,7 +28,7 @@ def switched_on(setting: Setting) -> Node:
 
 
 def valid(setting: Setting, node: Node, p: Parameter) -> Iterator[Any]:
-    """Other values that the block accepts, beside what else the node says."""
+    """Other values that the block accepts, given the rest of the node."""
     for value in alternatives(p, node.get(p.name, None if p.required else p.default)):
         try:
             check(setting.model({**node, p.name: value}))
@@ -38,7 +38,7 @@ def valid(setting: Setting, node: Node, p: Parameter) -> Iterator[Any]:
 
 
 def alternatives(p: Parameter, value: Any) -> Iterator[Any]:
-    """Values of a parameter other than this one that conform to its annotation, likely ones first."""
+    """Values of a parameter other than this one that match its annotation, likely ones first."""
     if p.child:
         candidates: Iterator[Any] = itertools.chain(_children(p.child), [None] if p.optional else [])
     else:
@@ -52,7 +52,7 @@ def alternatives(p: Parameter, value: Any) -> Iterator[Any]:
 
 
 def _children(kind: str) -> Iterator[Node]:
-    """Nodes of the blocks of a kind, then the same with other values of their own parameters: a kind may have one."""
+    """Nodes of the blocks of a kind, then with other values of their parameters: a kind may have only one block."""
     usual = [filled(registry.lookup(kind, name)) for name in registry.names(kind)]
     yield from usual
     for node in usual:

@@ -1,4 +1,4 @@
-"""Checks of what a block does to tokens. Bounds are on the decoder's normalised hidden states, which are about 1."""
+"""Checks of a block's computation. Bounds apply to the decoder's normalised hidden states, which are about 1."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from blocks.decoder import Decoder
 from blocks.kernels.quantise import BITS
 from registry import BlockError
 
-BOUND = 1e-5  # fp32, two layers: sums in another order differ by about 1e-6
-KEEPS_SHAPE = ("attention", "ffn", "experts", "norm", "residual")  # contracts whose output is as the input is
-CACHED = ("attention", "position", "scores")  # kinds that what a cache gives back goes through
-BF16_BOUND = 0.08  # of a token's norm: some twenty roundings of 0.4 % each, not all in one direction
+BOUND = 1e-5  # fp32, two layers: another order of summation differs by about 1e-6
+KEEPS_SHAPE = ("attention", "ffn", "experts", "norm", "residual")  # contracts whose output has the input's shape
+CACHED = ("attention", "position", "scores")  # kinds that process what a cache returns
+BF16_BOUND = 0.08  # of a token's norm: about twenty roundings of 0.4 % each, in random directions
 
 
 def states(decoder: Decoder, ids: Tensor, positions: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
-    """Hidden states [B,T,D] without gradients; a block that draws noise draws the same at every call."""
+    """Hidden states [B,T,D] without gradients; a block that draws noise draws the same in every call."""
     torch.manual_seed(0)
     with torch.no_grad():
         return decoder.hidden(ids, positions, segments)[0]
 
 
 def shape_and_dtype(setting: Setting) -> None:
-    """Tokens [B,T] give [B,T,D] in the model's own dtype, fp32 and bf16; so does the block, if its contract says so."""
+    """Tokens [B,T] give [B,T,D] in the model's dtype, fp32 and bf16; so does the block, if its contract says so."""
     for dtype in (torch.float32, torch.bfloat16):
         decoder, ids, D = setting.decoder(dtype=dtype), tokens(2, 7), MODEL["d_model"]
         with watched(setting.instances(decoder).values()) as seen:
@@ -41,7 +41,7 @@ def shape_and_dtype(setting: Setting) -> None:
 
 
 def causality(setting: Setting) -> None:
-    """Changing tokens from t on leaves all before t as they were, within 1e-5, in training and in evaluation."""
+    """Changing tokens from t on leaves outputs before t unchanged, within 1e-5, in training and in evaluation."""
     decoder, ids = setting.decoder(), tokens(2, 9)
     for training in (False, True):
         decoder.train(training)
@@ -55,7 +55,7 @@ def causality(setting: Setting) -> None:
 
 
 def stepping(setting: Setting) -> None:
-    """With a cache, token by token and in chunks of any length give what one pass over all gives, within 1e-5."""
+    """With a cache, token by token and in chunks of any length equal one pass over all tokens, within 1e-5."""
     decoder, ids = setting.decoder(), tokens(2, 12)
     whole = states(decoder, ids)
     for chunks in ([1] * 12, [5, 1, 4, 2], [12], [1, 8, 1, 2]):  # some longer than the window of a block that has one
@@ -64,8 +64,8 @@ def stepping(setting: Setting) -> None:
 
 
 def ragged_rows(setting: Setting) -> None:
-    """With a cache, rows of unequal length that are padded in front give what each gives by itself, within 1e-5. An
-    attention that uses ``score_bias`` of blocks/attention/base.py keeps this."""
+    """With a cache, rows of unequal length padded on the left equal each row alone, within 1e-5. Attentions that use
+    ``score_bias`` of blocks/attention/base.py satisfy this."""
     _needs_caches(setting)
     decoder, ids, padding = setting.decoder(), tokens(3, 12), (1, 9, 4)
     for chunks in ([12], [7, 1, 4], [1] * 12):
@@ -76,9 +76,8 @@ def ragged_rows(setting: Setting) -> None:
 
 
 def quantised_caches(setting: Setting) -> None:
-    """In caches of 8, 6 and 4 bits tokens one by one give what all at once give, within 1e-5 of its norm for the median
-    token, since a number between two codes falls either way; and what 8 bits give is off by at most 8 % for the median
-    token: no more than bf16 is."""
+    """With caches of 8, 6 and 4 bits, token by token equals one pass, within 1e-5 of the median token's norm (a value
+    between two codes may round either way); and 8 bits are off by at most 8 % of it, as much as bf16 may be."""
     _needs_caches(setting)
     decoder, ids = setting.decoder(), tokens(2, 12)
     exact = states(decoder, ids)
@@ -91,13 +90,13 @@ def quantised_caches(setting: Setting) -> None:
 
 
 def _median_off(found: Tensor, right: Tensor) -> float:
-    """Distance of states [B,T,D], of the median token, as a fraction of its norm."""
+    """Distance between states [B,T,D] relative to their norm, for the median token."""
     return ((found - right).norm(dim=-1) / right.norm(dim=-1)).median().item()
 
 
 def _needs_caches(setting: Setting) -> None:
     if setting.kind not in CACHED:
-        raise ExemptError("what a cache gives back does not go through it")
+        raise ExemptError("it does not process what a cache returns")
 
 
 def _in_chunks(
@@ -107,14 +106,14 @@ def _in_chunks(
         caches = decoder.new_caches(ids.shape[0], ids.shape[1], bits, padding)
     except NotImplementedError:
         raise ExemptError("its attention keeps no cache") from None
-    except BlockError as error:  # of an attention with caches of another kind
+    except BlockError as error:  # an attention with another class of caches
         raise ExemptError(error.rule) from None
     with torch.no_grad():
         return torch.cat([decoder.hidden(part, caches=caches)[0] for part in ids.split(chunks, 1)], 1)
 
 
 def packing(setting: Setting) -> None:
-    """Documents packed into one row, told apart by segments, give what each gives by itself, within 1e-5."""
+    """Documents packed into one row, separated by segments, equal each document alone, within 1e-5."""
     decoder, lengths = setting.decoder(), (5, 1, 7)
     documents = [tokens(1, n, seed=n) for n in lengths]
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
@@ -125,7 +124,7 @@ def packing(setting: Setting) -> None:
 
 
 def batch_invariance(setting: Setting) -> None:
-    """A row by itself gives what it gives in a batch, within 1e-5."""
+    """A row alone equals the same row in a batch, within 1e-5."""
     decoder, ids = setting.decoder(), tokens(3, 8)
     together = states(decoder, ids)
     for i in range(3):
@@ -133,7 +132,7 @@ def batch_invariance(setting: Setting) -> None:
 
 
 def padding_invariance(setting: Setting) -> None:
-    """Tokens appended on the right leave all before them as they were, within 1e-5."""
+    """Tokens appended on the right leave outputs before them unchanged, within 1e-5."""
     decoder, ids = setting.decoder(), tokens(2, 11)
     longer = states(decoder, ids)
     for length in (8, 10):
@@ -141,7 +140,7 @@ def padding_invariance(setting: Setting) -> None:
 
 
 def gradients(setting: Setting) -> None:
-    """The training loss, balance losses included, has a finite gradient that is not zero in every parameter."""
+    """The training loss, balance losses included, has a finite, non-zero gradient in every parameter."""
     decoder, ids = setting.decoder().train(), tokens(2, 12)
     torch.manual_seed(0)
     hidden, routings = decoder.hidden(ids[:, :-1])
@@ -151,13 +150,12 @@ def gradients(setting: Setting) -> None:
         grad = parameter.grad
         must(grad is not None, f"{name} gets no gradient")
         must(bool(torch.isfinite(grad).all()), f"{name} gets a gradient that is not finite")  # type: ignore[arg-type]
-        must(bool((grad != 0).any()), f"{name} gets a gradient of nothing but zeros")  # type: ignore[union-attr]
+        must(bool((grad != 0).any()), f"{name} gets a gradient of zeros")  # type: ignore[union-attr]
 
 
 def precision(setting: Setting) -> None:
-    """bf16 differs from fp32 on the same weights by at most 8 % of a token's norm, for the median token, at positions
-    around 200, where angles computed in bf16 would be off by half a radian. The median: a near tie between experts may
-    fall the other way for some token."""
+    """bf16 differs from fp32 with the same weights by at most 8 % of a token's norm, for the median token (a near tie
+    between experts may change sides), at positions around 200, where bf16 angles would be off by half a radian."""
     low, ids, positions = setting.decoder(dtype=torch.bfloat16), tokens(2, 24), torch.arange(200, 224)[None]
     exact = states(setting.decoder(dtype=torch.bfloat16).float(), ids, positions)
     off = (states(low, ids, positions).float() - exact).norm(dim=-1) / exact.norm(dim=-1)

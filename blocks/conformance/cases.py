@@ -1,4 +1,4 @@
-"""Which checks there are, and one case for each block and check: for pytest, and for the command line."""
+"""The list of checks, and one case per block and check, for pytest and the command line."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
     "routing": routing.routing_contract,
     "balance": routing.balance_gradients,
 }
-# A block that says ``causal = False`` may break these; whether it does is seen all the same.
+# Blocks with ``causal = False`` may break these; they are run all the same.
 OF_CAUSAL_BLOCKS = ("causality", "stepping", "ragged rows", "packing", "batch invariance", "padding invariance")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a check ended.
+    """Result of a check.
 
     Args:
         status: passed, failed or not applicable
-        reason: why it is not passed
+        reason: why it did not pass
     """
 
     status: Literal["passed", "failed", "not applicable"]
@@ -70,15 +70,15 @@ class Case:
 
     @property
     def promise(self) -> str:
-        """What the check holds a block to."""
+        """What the check requires of a block."""
         return " ".join((inspect.getdoc(CHECKS[self.check]) or "").split())
 
     def run(self) -> None:
-        """Hold the block to it.
+        """Run the check.
 
         Raises:
             PromiseError: an AssertionError whose message says what was seen
-            unittest.SkipTest: it does not apply, as pytest understands
+            unittest.SkipTest: it does not apply
         """
         outcome = self.outcome()
         if outcome.status == "failed":
@@ -87,13 +87,13 @@ class Case:
             raise unittest.SkipTest(outcome.reason)
 
     def outcome(self) -> Outcome:
-        """Run the check, on the block as it is by default and with its options switched on.
+        """Run the check on the block with its defaults and with its options enabled.
 
-        Whatever a block raises in it is its failure.
+        Any exception in the block is a failure.
         """
         usual = Setting(self.kind, self.name)
         outcome = self._outcome(usual)
-        if outcome.status == "failed" or self.check == "hyper-parameters":  # which goes through the values itself
+        if outcome.status == "failed" or self.check == "hyper-parameters":  # which varies the values itself
             return outcome
         more = _switched_on((usual.entry.cls,), self.kind, self.name)
         if more is None:
@@ -120,13 +120,13 @@ class Case:
 
 @functools.lru_cache(maxsize=8)
 def _switched_on(tested: Hashable, kind: str, name: str) -> dict[str, Any] | None:
-    """The node with every option of the block switched on; None when it has none."""
+    """The node with every option of the block enabled; None if it has none."""
     node = switched_on(Setting(kind, name))
     return None if node == Setting(kind, name).node() else node
 
 
 def cases(pattern: str = "*") -> list[Case]:
-    """The cases of the blocks that ``KIND`` or ``KIND/NAME`` means; both may hold shell wildcards.
+    """The cases of the blocks that match ``KIND`` or ``KIND/NAME``, with shell wildcards.
 
     In a test file of a plug-in::
 
@@ -141,7 +141,7 @@ def cases(pattern: str = "*") -> list[Case]:
 
 
 def chosen(pattern: str) -> list[tuple[str, str]]:
-    """Kind and name of each block that a pattern means.
+    """Kind and name of each block that matches a pattern.
 
     Raises:
         ConfigError: there is no such kind or block

@@ -1,4 +1,4 @@
-"""The check that a null for a child means none."""
+"""The check that null for a child means none."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from registry.schema import Parameter
 
 
 def null_children(setting: Setting) -> None:
-    """A null for a child that the block can do without builds it without, though the model has one; a null for a child
-    that it needs is refused. So an ablation of a child changes the model, or says why it cannot."""
+    """Null for an optional child builds the block without it, even if the model has one; null for a required child is
+    refused. So an ablation of a child changes the model, or is refused."""
     children = setting.entry.schema.children
     if not children:
         raise ExemptError("it has no children")
@@ -37,11 +37,11 @@ def _goes_without(setting: Setting, p: Parameter) -> None:
         given = node if of_the_model else {**node, p.name: child}
         with_it = _size(setting, {**setting.model(given), **of_the_model})
         none = _size(setting, {**setting.model(without), **of_the_model})
-        must(none < with_it, f"{p.name} is null, and as many blocks are built as with {child['name']}")
+        must(none < with_it, f"{p.name} is null, but as many blocks are built as with {child['name']}")
 
 
 def _size(setting: Setting, model: dict[str, Any]) -> int:
-    """How many blocks the tested ones are made of."""
+    """The number of blocks inside the tested ones."""
     tested = setting.instances(compose(model, device="meta")).values()
     return sum(isinstance(module, Block) for block in tested for module in block.modules())
 

@@ -27,7 +27,7 @@ from registry import BlockError
 
 
 def state_dict_round_trip(setting: Setting) -> None:
-    """Weights and buffers, saved and loaded into a model of another seed, bring its outputs back to the bit."""
+    """Weights and buffers, saved and loaded into a model of another seed, restore its outputs bit for bit."""
     decoder, ids = setting.decoder(), tokens(2, 8)
     move_gates(decoder)
     file = io.BytesIO()
@@ -40,15 +40,15 @@ def state_dict_round_trip(setting: Setting) -> None:
 
 
 def move_gates(decoder: Decoder) -> None:
-    """Let gates move the state that changes between steps, as if every second expert had got all tokens."""
+    """Update the gates' state that changes between steps, as if every second expert had got all tokens."""
     for gate in decoder.modules():
         if isinstance(gate, Gating):
             gate.update(torch.arange(gate.n_experts) % 2.0)
 
 
 def meta_build(setting: Setting) -> None:
-    """Built on the meta device, materialised and initialised, a model equals one built directly, to the bit; and no
-    buffer that the constructor fills is lost (what ``reset_parameters`` does not restore starts at 0)."""
+    """A model built on the meta device, materialised and initialised is bit-identical to one built directly, and no
+    buffer filled by the constructor is lost (what ``reset_parameters`` does not restore becomes 0)."""
     model = check(setting.model())
     rule = {**model["init"], "n_layers": model["n_layers"], "seed": 0}
     direct = _built_directly(model)
@@ -70,10 +70,10 @@ def meta_build(setting: Setting) -> None:
 
 
 def _built_directly(model: dict[str, Any]) -> Decoder:
-    """On the CPU, what no constructor fills being NaN."""
+    """Build on the CPU, with NaN in everything that no constructor fills."""
     before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     _seed_all(0)
-    torch.use_deterministic_algorithms(True)  # under which torch.empty is NaN
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
     try:
         return assemble(model)
     finally:
@@ -86,7 +86,7 @@ def _seed_all(seed: int) -> None:
 
 
 def determinism(setting: Setting) -> None:
-    """The same seed gives the same weights and outputs to the bit, whatever was drawn before."""
+    """The same seed gives bit-identical weights and outputs, whatever was drawn before."""
     ids, seen = tokens(2, 8), []
     for drawn in (0, 1):
         _seed_all(drawn)
@@ -100,8 +100,8 @@ def determinism(setting: Setting) -> None:
 
 
 def allocation(setting: Setting) -> None:
-    """What the cost card says is what the objects hold: parameters, and bytes of the cache, empty and
-    filled, exact and quantised."""
+    """The cost card equals what the objects hold: parameters, and bytes of the cache, empty and filled, exact and
+    quantised."""
     decoder, ghost = compose(setting.model()).eval(), compose(setting.model(), device="meta")
     held = sum(t.untyped_storage().nbytes() for t in _one_a_storage(decoder.parameters()))
     counted = count_parameters(ghost).total * 4
@@ -120,8 +120,8 @@ def allocation(setting: Setting) -> None:
 def _weigh(caches: Iterable[Any], promised: Iterable[int], state: str) -> None:
     for cache, expected in zip(caches, promised, strict=True):
         held = sum(t.untyped_storage().nbytes() for t in _one_a_storage(_tensors(cache)))
-        must(held == cache.nbytes, f"{state} cache holds {held:,} bytes, and says {cache.nbytes:,}")
-        must(held == expected, f"{state} cache holds {held:,} bytes; on the meta device it said {expected:,}")
+        must(held == cache.nbytes, f"{state} cache holds {held:,} bytes, but reports {cache.nbytes:,}")
+        must(held == expected, f"{state} cache holds {held:,} bytes; on the meta device it reported {expected:,}")
 
 
 def _one_a_storage(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -129,7 +129,7 @@ def _one_a_storage(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _tensors(holder: Any) -> list[Tensor]:
-    """Every tensor that an object holds, in attributes and containers."""
+    """Every tensor in an object's attributes and containers."""
     if isinstance(holder, Tensor):
         return [holder]
     inner = holder.values() if isinstance(holder, Mapping) else holder
@@ -139,8 +139,8 @@ def _tensors(holder: Any) -> list[Tensor]:
 
 
 def flops(setting: Setting) -> None:
-    """FLOPs counted on the meta device are those counted on the CPU (attention and experts by plain paths on both: the
-    fast one of a CPU pads experts' rows, by more or less as the process has its products computed)."""
+    """FLOPs counted on the meta device equal those on the CPU (with plain attention and experts on both: the CPU's fast
+    path pads the experts' rows, depending on the process's matmul backend)."""
     counts = {}
     for device in ("meta", "cpu"):
         decoder = compose(setting.model(), device=device).choose_kernels({"experts": "grouped"}).eval()
@@ -169,13 +169,13 @@ def compiling(setting: Setting) -> None:
 
 
 def parallel_plan(setting: Setting) -> None:
-    """The plan places every own parameter (``replicate`` where none is split) and names nothing else; what is placed
-    has the dimensions that its placement splits."""
+    """The plan places every own parameter (``replicate`` if not split) and nothing else, and every parameter has the
+    dimensions that its placement splits."""
     needs = {"column": 1, "row": 2, "expert": 2, "replicate": 0}
     for block in setting.instances(compose(setting.model(), device="meta")).values():
         own, plan = dict(own_parameters(block)), block.parallel_plan()
         for name in plan.keys() - own.keys():
-            must(False, f"it places {name}, which is no parameter of its own")
+            must(False, f"it places {name}, which is not a parameter of its own")
         for name in own.keys() - plan.keys():
             must(False, f"it does not place {name}: name it, as 'replicate' if it is not split")
         for name, placement in plan.items():

@@ -1,4 +1,4 @@
-"""The check that no hyper-parameter is a dummy: an ablation over one that changes nothing is a false result."""
+"""The check that every hyper-parameter has an effect: an ablation over one without effect is a false result."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from blocks.conformance.verdict import ExemptError, must
 from blocks.decoder import Decoder
 from registry.schema import Parameter
 
-MANY = 12  # values of a parameter that are tried by themselves
-FEW = 5  # values of a parameter that are tried where two are changed
+MANY = 12  # values tried per parameter, alone
+FEW = 5  # values tried per parameter, in pairs
 
 
 def every_hyperparameter(setting: Setting) -> None:
-    """Of each parameter of the schema, children included, some other valid value changes the outputs, the losses, the
-    gradients, the state, the number of parameters or the bytes of the cache. Values are tried by themselves, then
-    beside another value of each other parameter: a limit on groups shows only where there are groups."""
+    """For each parameter of the schema, children included, some other valid value changes the outputs, losses,
+    gradients, state, parameter count or cache bytes. Values are tried alone, then together with another value of each
+    other parameter: a limit on groups has an effect only where there are groups."""
     parameters = setting.entry.schema.parameters
     if not parameters:
         raise ExemptError("it has no parameters")
     for p in parameters.values():
         if not _matters(setting, p):
             found = any(True for _ in valid(setting, setting.node(), p))
-            must(found, f"no other valid value of {p.name} was found: name its values by Literal")
+            must(found, f"no other valid value of {p.name} was found: declare its values with Literal")
             must(False, f"{p.name} changes nothing, whatever its value")
 
 
 def _matters(setting: Setting, p: Parameter) -> bool:
-    """Whether two values of it give different models, all else being the same."""
+    """Whether two values of it give different models, all else being equal."""
     usual = setting.node()
     for node, few in itertools.chain([(usual, MANY)], ((node, FEW) for node in _beside(setting, usual, p))):
         base = _trace(setting, node)
@@ -55,7 +55,7 @@ def _beside(setting: Setting, usual: Node, p: Parameter) -> Iterator[Node]:
 
 
 def _trace(setting: Setting, node: Mapping[str, Any]) -> list[Any]:
-    """Everything in which two models may differ that their user would see."""
+    """Everything in which two models may visibly differ."""
     decoder, ids = setting.decoder(node), tokens(2, 13)
     seen: list[Any] = [[tuple(p.shape) for p in decoder.parameters()], _cache_bytes(decoder), states(decoder, ids)]
     torch.manual_seed(0)
@@ -76,7 +76,7 @@ def _cache_bytes(decoder: Decoder) -> int | None:
 
 
 def _same(one: list[Any], other: list[Any]) -> bool:
-    """Whether two traces are equal. Values that are not finite prove nothing, so they count as no difference."""
+    """Whether two traces are equal. Non-finite values prove nothing, so they count as equal."""
     finite = all(bool(torch.isfinite(t).all()) for t in other if isinstance(t, Tensor) and t.is_floating_point())
     return not finite or (len(one) == len(other) and all(map(_equal, one, other)))
 

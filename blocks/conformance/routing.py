@@ -13,14 +13,14 @@ from blocks.gating.base import Gating, Routing
 
 
 def routing_contract(setting: Setting) -> None:
-    """A gate's Routing is what its contract says: experts [T,k] in range (E: no expert, with weight 0) and none twice,
+    """A gate's Routing keeps its contract: experts [T,k] in range (E: no expert, with weight 0) without repetition,
     weights [T,k] and probs [T,E] finite and fp32 in any model, load [E] the count of the choices, without gradient,
     losses finite scalars; in training and in evaluation."""
     for dtype in (torch.float32, torch.bfloat16):
         decoder = setting.decoder(dtype=dtype)
         gates = [m for m in decoder.modules() if isinstance(m, Gating)]
         if not gates:
-            raise ExemptError("nothing in it routes tokens")
+            raise ExemptError("it does not route tokens")
         for training in (True, False):
             with watched(gates) as seen:
                 decoder.train(training).hidden(tokens(2, 7))
@@ -39,27 +39,27 @@ def _check_routing(gate: Gating, routing: Routing, T: int) -> None:
         must(tensor.dtype == torch.float32, f"{name} are {tensor.dtype}, not fp32")
         must(bool(torch.isfinite(tensor).all()), f"{name} are not all finite")
     must(bool(((experts >= 0) & (experts <= E)).all()), f"experts lie outside 0 … {E - 1}, and {E} for none")
-    must(bool((weights[experts == E] == 0).all()), "an entry for no expert has a weight that is not 0")
+    must(bool((weights[experts == E] == 0).all()), "an entry for no expert has a non-zero weight")
     counts = torch.bincount(experts.flatten(), minlength=E + 1)[:E]
     must(load.shape == (E,) and torch.equal(load, counts.float()), "load is not the count of the experts chosen")
     must(not load.requires_grad, "load carries a gradient")
     real = int(counts.sum())
     promised = experts.numel() if routing.pairs is None else routing.pairs
-    must(real == promised, f"{real} entries of experts are real ones, and pairs says {promised}")
+    must(real == promised, f"{real} entries of experts are below E, but pairs is {promised}")
     ordered = experts.sort(1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] < E)
     must(not twice.any(), "a token goes to one expert twice")
     for name, loss in losses.items():
-        must(loss.ndim == 0 and bool(torch.isfinite(loss)), f"the loss {name} is no finite scalar")
+        must(loss.ndim == 0 and bool(torch.isfinite(loss)), f"the loss {name} is not a finite scalar")
 
 
 def balance_gradients(setting: Setting) -> None:
-    """Balance losses differentiate only through the affinities (and the logits they are made from): with these
-    detached nothing carries a gradient, with them the router gets a finite one that is not zero."""
+    """Balance losses differentiate only through the affinities (and their logits): with these detached nothing carries
+    a gradient, with them the router gets a finite, non-zero one."""
     decoder = _balanced(setting).train()
     balances = [m for m in decoder.modules() if isinstance(m, Balance)]
     if not balances:
-        raise ExemptError("nothing in it has a balance loss")
+        raise ExemptError("it has no balance loss")
     with watched(balances) as seen:
         decoder.hidden(tokens(2, 12))
     for balance, given, losses in seen:
@@ -67,7 +67,7 @@ def balance_gradients(setting: Setting) -> None:
             must(not loss.requires_grad, f"{name} has a gradient that does not come from the affinities")
         inputs = [t.detach().requires_grad_(t.is_floating_point()) for t in given]
         fresh = balance(*inputs)
-        must(bool(fresh) and fresh.keys() == losses.keys(), "it reports other losses when called again")
+        must(bool(fresh) and fresh.keys() == losses.keys(), "it returns other losses when called again")
         floats = [t for t in inputs if t.requires_grad]
         grads = torch.autograd.grad(torch.stack([*fresh.values()]).sum(), floats, allow_unused=True)
         reached = [g for g in grads if g is not None]
@@ -77,7 +77,7 @@ def balance_gradients(setting: Setting) -> None:
 
 
 def _balanced(setting: Setting) -> Decoder:
-    """The block's decoder; a gate that takes a balance loss and has none by default gets one."""
+    """The block's decoder; a gate that takes a balance loss but has none by default gets one."""
     losses = [filled(registry.lookup("balance", name)) for name in registry.names("balance")[:1]]
     children = [p.name for p in setting.entry.schema.children.values() if p.child == "balance"]
     return setting.decoder({**dict(zip(children, losses, strict=False)), **setting.node()})

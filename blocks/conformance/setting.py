@@ -1,8 +1,8 @@
-"""Where a block is tested: a small decoder that holds it, put together from what the registry says of it.
+"""The small decoder in which a block is tested, put together from its registration.
 
 No tested block is known by name. A block's required parameters are filled from a table by parameter name, else by type;
-a block that needs something particular says so in ``conformance_settings``. A kind that no decoder asks for by itself
-(experts, balance, …) is placed in the first registered block that takes it as a child.
+special needs are declared in ``conformance_settings``. A kind that a decoder does not require (experts, balance, …) is
+placed in the first registered block that takes it as a child.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ MODEL: dict[str, Any] = {
     "max_positions": 256,
     "init": {"std": 0.2, "depth_scaled": False},  # keeps activations near 1 at this width
 }
-# What surrounds the tested block; of these kinds every decoder has one.
+# Blocks around the tested one; every decoder has one of each of these kinds.
 FRAME = {"attention": "gqa", "position": "rope", "ffn": "swiglu", "norm": "rmsnorm", "residual": "prenorm"}
-# What a mixture of experts is made of, when the tested block is a part of one.
+# Parts of a mixture of experts, for testing one of them.
 PARTS = {"gating": "softmax_topk", "experts": "swiglu"}
-# Sizes by parameter name; defaults are for real models, and would be slow or do nothing in a small one.
+# Sizes by parameter name; defaults are for real models, and would be slow or have no effect in a small one.
 SIZES = {"d_ff": 24, "n_heads": 4, "n_experts": 8, "n_devices": 4, "window": 5}
 REQUIRED = {"top_k": 2, "factor": 4.0, "top_devices": 2, "n_groups": 4, "top_groups": 2}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A registered block, and the decoders it is tested in.
+    """A registered block, and the decoders in which it is tested.
 
     Args:
-        kind, name: as it is registered
-        written: its node; None for a small one of its own defaults
+        kind, name: as registered
+        written: its node; None for a small one with default values
     """
 
     kind: str
@@ -69,24 +69,24 @@ class Setting:
         return {**placed(self.kind, dict(node or self.node())), "n_layers": n_layers}
 
     def decoder(self, node: Mapping[str, Any] | None = None, *, dtype: torch.dtype = torch.float32) -> Decoder:
-        """A decoder of the caller's own, in evaluation mode. Gains and biases are moved off their initial values."""
+        """A new decoder in evaluation mode. Gains and biases are moved off their initial values."""
         return copy.deepcopy(_prototype(json.dumps(self.model(node)), (self.entry.cls,))).to(dtype).eval()
 
     def instances(self, decoder: Decoder) -> dict[str, Block]:
-        """Where in the decoder the tested block stands: qualified name → block."""
+        """The instances of the tested block in the decoder: qualified name → block."""
         found = {n: m for n, m in decoder.named_modules() if type(m) is self.entry.cls and isinstance(m, Block)}
-        must(bool(found), f"the decoder built for it holds no {self.kind} {self.name!r}")
+        must(bool(found), f"the decoder built for it contains no {self.kind} {self.name!r}")
         return found
 
     @property
     def causal(self) -> bool:
-        """Whether nothing in its decoder says that later tokens may matter."""
+        """Whether no block in its decoder declares that later tokens may matter."""
         return all(m.causal for m in self.decoder().modules() if isinstance(m, Block))
 
 
 @functools.lru_cache(maxsize=64)
 def _prototype(model: str, tested: tuple[type]) -> Decoder:
-    """Built once for each configuration; a name may come to stand for another class, in a notebook or a test."""
+    """Cached per configuration and class: a name may be registered again, in a notebook or a test."""
     decoder = compose(json.loads(model))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -103,7 +103,7 @@ def tokens(batch: int, length: int, seed: int = 0) -> Tensor:
 
 @contextmanager
 def watched(modules: Iterable[nn.Module]) -> Iterator[list[tuple[Any, tuple[Tensor, ...], Any]]]:
-    """Notes (module, inputs, output) of every call of the modules, while it lasts."""
+    """Records (module, inputs, output) of every call of the modules."""
     seen: list[tuple[Any, tuple[Tensor, ...], Any]] = []
     handles = [m.register_forward_hook(lambda m, given, got: seen.append((m, given, got))) for m in modules]
     try:
@@ -114,7 +114,7 @@ def watched(modules: Iterable[nn.Module]) -> Iterator[list[tuple[Any, tuple[Tens
 
 
 def filled(entry: Entry) -> dict[str, Any]:
-    """A small node of a block: its required parameters, its sizes, and what it declares in ``conformance_settings``."""
+    """A small node of a block: its required parameters, its sizes, and its ``conformance_settings``."""
     known = {**REQUIRED, **SIZES}
     node: dict[str, Any] = {"name": entry.name, **entry.cls.conformance_settings}  # type: ignore[attr-defined]
     for p in entry.schema.parameters.values():
@@ -122,7 +122,7 @@ def filled(entry: Entry) -> dict[str, Any]:
             continue
         if p.child:
             inner = {**FRAME, **PARTS}.get(p.child)
-            if p.required and p.child == entry.kind and inner:  # looked for outward, it would find itself
+            if p.required and p.child == entry.kind and inner:  # by outward search it would find itself
                 node[p.name] = filled(registry.lookup(p.child, inner))
         elif p.name in SIZES and p.fault(SIZES[p.name]) is None:
             node[p.name] = SIZES[p.name]
@@ -151,10 +151,10 @@ def placed(kind: str, node: dict[str, Any]) -> dict[str, Any]:
 
 
 def host_of(kind: str) -> tuple[Entry, str]:
-    """The block that receives a child of this kind, and in which parameter; the usual ones are preferred.
+    """The block that takes a child of this kind, and its parameter; usual blocks are preferred.
 
     Raises:
-        ConfigError: no block does
+        ConfigError: there is none
     """
     usual = {**FRAME, **PARTS}
     entries = [registry.lookup(k, n) for k in registry.kinds() for n in registry.names(k) if k != kind]

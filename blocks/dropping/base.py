@@ -1,4 +1,4 @@
-"""The contract of ``dropping``: take tokens back from overloaded experts, in training. A child of ``ffn/moe``."""
+"""The contract of ``dropping``: drop tokens of overloaded experts, in training. A child of ``ffn/moe``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from registry import family
 
 @family("dropping", context=("n_experts",))
 class Dropping(Block):
-    """Turns a routing into one in which some entries are E, no expert, with weight 0."""
+    """Replaces entries of a routing by E, no expert, with weight 0."""
 
     def forward(self, routing: Routing, shape: tuple[int, int]) -> Routing:
-        """A routing of ``shape`` (B, T) tokens → one with fewer pairs; in evaluation the same one."""
+        """A routing of ``shape`` (B, T) tokens → one with fewer pairs; unchanged in evaluation."""
         raise NotImplementedError

@@ -14,23 +14,23 @@ from registry.ranges import Count, Fraction, Positive
 
 @register("dropping", "device_budget")
 class DeviceBudget(Dropping):
-    """Each device takes at most its budget of tokens; those of lowest affinity are dropped. Training only.
+    """Each device takes at most its budget of tokens; those with the lowest affinity are dropped. Training only.
 
     DeepSeek-V2, arXiv 2405.04434, §2.2.4: the budget of a device is ``capacity`` times the mean load,
-    capacity · k T / D pairs of token and expert over the batch; on each device the pairs of lowest affinity go until it
-    is met; those of about a tenth of the sequences are never dropped, so that evaluation, which drops nothing, stays
-    familiar. Dropped pairs add nothing to the token's output, and the remaining weights are left as they are.
+    capacity · k T / D (token, expert) pairs over the batch; on each device the pairs with the lowest affinity are
+    dropped until it is met; about a tenth of the sequences are exempt, so that evaluation, which drops nothing, stays
+    familiar. Dropped pairs add nothing to a token's output; the remaining weights are unchanged.
 
-    Exempt sequences are drawn anew for each batch, and count towards the budget first. Experts are dealt to devices
-    in neighbouring groups of equal size. The budget is that of the tokens this process sees.
+    Exempt sequences are drawn for each batch, and count towards the budget first. Devices hold equal, contiguous ranges
+    of experts. The budget is that of this process's tokens.
 
     Args:
-        n_devices: D, devices the experts are spread over; 8 in V2
+        n_devices: D, devices that share the experts; 8 in V2
         capacity: budget over mean load; 1.0 in V2
-        exempt: chance of a sequence to be kept whole; 0.1 in V2
+        exempt: probability that a sequence is exempt; 0.1 in V2
     """
 
-    causal: ClassVar[bool] = False  # in training, later tokens of higher affinity take the places of earlier ones
+    causal: ClassVar[bool] = False  # in training, later tokens with higher affinity displace earlier ones
 
     def __init__(self, n_experts: int, n_devices: Count = 1, capacity: Positive = 1.0, exempt: Fraction = 0.1) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class DeviceBudget(Dropping):
         return routing._replace(experts=experts, weights=routing.weights * kept, pairs=pairs)
 
     def within_budget(self, routing: Routing, whole: Tensor) -> Tensor:
-        """Which pairs stay, [T,k]; ``whole`` [T] marks the tokens that are never dropped."""
+        """Which pairs to keep, [T,k]; ``whole`` [T] marks tokens that are never dropped."""
         experts, E = routing.experts, self.n_experts
         pairs = experts.numel() if routing.pairs is None else routing.pairs
         budget = math.ceil(self.capacity * pairs / self.n_devices)

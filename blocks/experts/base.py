@@ -1,4 +1,4 @@
-"""The contract of ``experts``: many small feed-forward networks, each applied to the tokens routed to it."""
+"""The contract of ``experts``: feed-forward networks, each applied to the tokens routed to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from registry import family
 
 @family("experts", context=("n_experts",))
 class Experts(Block):
-    """Weights are stacked (E, …): a checkpoint is whole, and expert parallelism is a split of the first dimension.
+    """Weights are stacked (E, …), so a checkpoint has one tensor for all and expert parallelism splits dimension 0.
 
     Dropless: every token reaches every expert in its routing.
     """

@@ -15,13 +15,13 @@ from registry.ranges import Count, NonNegative, Positive
 
 @register("experts", "clamped_swiglu")
 class ClampedSwiGLUExperts(Experts):
-    """gpt-oss's experts: SwiGLU networks with biases, a clamp, a sharper gate and a one added to the linear half.
+    """gpt-oss's experts: SwiGLU with biases, a clamp, a sharper gate and a one added to the linear half.
 
     OpenAI 2025 (gpt-oss), arXiv 2508.10925: [g; u] = W_gate_up,e x + b_gate_up,e; g ← min(g, limit),
     u ← clamp(u, ±limit); y = Σ_k w_k (W_down,e (g σ(alpha g) ⊙ (u + 1)) + b_down,e).
 
-    Gate rows come first in ``gate_up``, then up rows, as in all experts here; the released weights interleave them and
-    are transposed. The router's weight is applied to the hidden vector and to the output's bias.
+    ``gate_up`` holds gate rows, then up rows, as in all experts here; the released weights interleave them and are
+    transposed. The router's weight is applied to the hidden vector and to the output bias.
 
     Args:
         d_ff: F, hidden width of one expert

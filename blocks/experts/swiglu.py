@@ -15,12 +15,12 @@ from registry.ranges import Count
 
 @register("experts", "swiglu")
 class SwiGLUExperts(Experts):
-    """Experts that are SwiGLU networks of their own.
+    """SwiGLU networks as routed experts.
 
     Shazeer 2020, arXiv 2002.05202; Dai et al. 2024, arXiv 2401.06066:
     y = Σ_k w_k W_down,e (silu(W_gate,e x) ⊙ W_up,e x).
-    Gate and up stand in one tensor, gate rows first, as transformers stores them; the router's weight is applied to the
-    hidden vector, the narrow side. No expert is a module of its own, and no token is dropped.
+    ``gate_up`` holds gate rows, then up rows, as transformers stores them; the router's weight is applied to the hidden
+    vector, the narrow side. Experts are not separate modules, and no token is dropped.
 
     Args:
         d_ff: F, hidden width of one expert

@@ -1,4 +1,4 @@
-"""The contract of ``ffn``: transform each token by itself."""
+"""The contract of ``ffn``: transform each token independently."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class FFN(Block):
     """A feed-forward block, dense or a mixture of experts."""
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Routing | None]:
-        """Transform.
+        """Transform each token.
 
         Args:
             x: [B,T,D]
             tokens: [B,T] ids, for gates that route by them; the decoder always passes them
 
         Returns:
-            [B,T,D], and how the tokens were routed (None when dense)
+            [B,T,D], and the routing of the tokens (None when dense)
         """
         raise NotImplementedError
 
 
 def rounded_width(exact: float, multiple: int = 64) -> int:
-    """The next multiple, as matmul units like it."""
+    """``exact`` rounded up to a multiple, which matmul units prefer."""
     return -int(-exact // multiple) * multiple

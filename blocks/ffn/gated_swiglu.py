@@ -11,7 +11,7 @@ from registry.ranges import Count
 
 @register("ffn", "gated_swiglu")
 class GatedSwiGLU(SwiGLU):
-    """SwiGLU whose output is weighed by a learned scalar gate for each token.
+    """SwiGLU whose output is scaled by a learned scalar gate per token.
 
     Qwen2-MoE's shared expert, arXiv 2407.10671: y = σ(w · x) W_down (silu(W_gate x) ⊙ W_up x). As ``shared`` of ``moe``
     it is the gated shared expert; DeepSeek's shared experts are a plain ``swiglu``.

@@ -16,12 +16,12 @@ from registry.ranges import Count
 class GEGLU(FFN):
     """Gated feed-forward network with a GELU gate.
 
-    Shazeer 2020, arXiv 2002.05202: y = W_down (gelu(W_gate x) ⊙ W_up x). No biases. Gemma's, with the tanh
+    Shazeer 2020, arXiv 2002.05202: y = W_down (gelu(W_gate x) ⊙ W_up x). No biases. As in Gemma, with the tanh
     approximation.
 
     Args:
         d_ff: F, hidden width; null is 8/3 of d_model, rounded up to a multiple of 64
-        approximate: ``tanh`` as Gemma, ``none`` for the exact Gaussian
+        approximate: ``tanh`` as in Gemma, ``none`` for the exact GELU
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("down.weight",)

@@ -17,12 +17,12 @@ class GELU(FFN):
     """Two-layer feed-forward network with GELU.
 
     Hendrycks & Gimpel 2016, arXiv 1606.08415: y = W_down gelu(W_up x). GPT-2 adds biases and uses the tanh
-    approximation, which is off the exact function by up to 5e-4.
+    approximation, which deviates by up to 5e-4.
 
     Args:
         d_ff: F, hidden width; null is 4 d_model
         bias: whether both layers add a bias
-        approximate: ``tanh`` as GPT-2, ``none`` for the exact Gaussian
+        approximate: ``tanh`` as in GPT-2, ``none`` for the exact GELU
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("down.weight",)

@@ -12,17 +12,17 @@ from registry.ranges import Count
 
 @register("ffn", "moe")
 class MoE(FFN):
-    """Mixture of experts: routed experts, and shared ones that every token passes.
+    """Mixture of experts: routed experts, and shared ones applied to every token.
 
     Dai et al. 2024 (DeepSeekMoE), arXiv 2401.06066: y = shared(x) + Σ_{i chosen} g_i expert_i(x). Shared experts are
-    one network of their summed width, which computes the same as several; their output is added ungated.
+    one network of their total width, which computes the same as several; their output is added ungated.
 
     Args:
         n_experts: E, routed experts
         gating: chooses experts for each token
         experts: the routed experts
         shared: a dense ffn for every token, e.g. ``{name: swiglu, d_ff: 2816}`` for two of width 1408; null for none
-        dropping: takes tokens back from overloaded experts in training; null: no token is dropped
+        dropping: drops tokens of overloaded experts in training; null for none
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The contract of ``gating``: choose experts for each token, and say how evenly."""
+"""The contract of ``gating``: choose experts for each token, and report the load."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from blocks.precision import KeepsDtype, full_linear
 from registry import BlockError, family
 
 Masked = Literal["exclude", "zero"]
-FILL = {"exclude": float("-inf"), "zero": 0.0}  # what becomes of scores outside the kept groups
+FILL = {"exclude": float("-inf"), "zero": 0.0}  # value of scores outside the kept groups
 
 
 class Routing(NamedTuple):
-    """Where tokens go. T counts all tokens of the batch.
+    """Expert assignment of T tokens, all those of the batch.
 
-    experts: [T,k] int64, the chosen experts of each token; E stands for no expert
-    weights: [T,k] fp32, what each chosen expert's output is multiplied by; gradients flow to the router through it
-    probs: [T,E] fp32, the affinities before any selection bias or group mask
-    losses: name → scalar, already weighted, to be added to the training loss
-    load: [E] fp32, tokens that chose each expert (no gradient)
-    pairs: how many entries of ``experts`` are real ones; None: all of them, T·k
+    experts: [T,k] int64, the experts chosen for each token; the value E means no expert
+    weights: [T,k] fp32, factors on the experts' outputs; the router's gradient flows through them
+    probs: [T,E] fp32, affinities before any selection bias or group mask
+    losses: name → scalar, already weighted, added to the training loss
+    load: [E] fp32, tokens per expert (no gradient)
+    pairs: how many entries of ``experts`` are below E; None: all T·k
     """
 
     experts: Tensor
@@ -39,7 +39,7 @@ class Routing(NamedTuple):
 class Gating(KeepsDtype, Block):
     """Routes tokens.
 
-    State that changes between steps is a buffer, moved by ``update`` once an optimizer step, never in ``forward``,
+    State that changes between steps is a buffer, changed by ``update`` once per optimizer step, never in ``forward``,
     which activation checkpointing may run twice. Buffers keep their dtype when the model is cast: routing state in
     bfloat16 would lose its small steps.
     """
@@ -47,25 +47,25 @@ class Gating(KeepsDtype, Block):
     def __init__(self, n_experts: int, top_k: int) -> None:
         super().__init__()
         if not 1 <= top_k <= n_experts:
-            rule = f"a token goes to between 1 and n_experts ({n_experts}) experts"
+            rule = f"must be between 1 and n_experts ({n_experts})"
             raise BlockError("top_k", top_k, rule, "Lower top_k, or give the ffn more experts (model.ffn.n_experts)")
         self.n_experts, self.top_k = n_experts, top_k
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> Routing:
-        """x [B,T,D], or [T,D] for one sequence, and the ids of its tokens → a routing of all of them, in order.
+        """Route x, [B,T,D] or [T,D] for one sequence, with the ids of its tokens; the routing has all tokens in order.
 
-        Sequences are told apart because some balance losses are means over sequences.
+        The batch dimension matters because some balance losses are means over sequences.
         """
         raise NotImplementedError
 
     def update(self, load: Tensor) -> None:
-        """Called once an optimizer step with the tokens each expert got in all of its batches, [E]."""
+        """Update state after an optimizer step; ``load`` [E] counts each expert's tokens over all its micro-batches."""
 
 
 class LinearGating(Gating):
     """Gates with a learned router: logits = W x (+ b). Subclasses turn logits into ``choose``.
 
-    Router arithmetic is fp32 whatever the model's precision.
+    The router computes in fp32 whatever the model's precision.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class LinearGating(Gating):
         return {"weight": "replicate", **({} if self.logit_bias is None else {"logit_bias": "replicate"})}
 
     def pairs(self, n_tokens: int) -> int | None:
-        """How many (token, expert) pairs ``choose`` makes of T tokens; None: T·k."""
+        """Number of (token, expert) pairs that ``choose`` makes of T tokens; None: T·k."""
         return None
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> Routing:
@@ -103,7 +103,7 @@ class LinearGating(Gating):
 def count(experts: Tensor, n_experts: int) -> Tensor:
     """Choices [T,k] → how many tokens chose each expert, [E] fp32."""
     one = torch.ones(experts.numel(), dtype=torch.float32, device=experts.device)
-    load = one.new_zeros(n_experts + 1)  # the last place is that of no expert
+    load = one.new_zeros(n_experts + 1)  # the last entry counts "no expert"
     return load.scatter_add_(0, experts.flatten(), one)[:n_experts]
 
 
@@ -116,7 +116,7 @@ def keep_groups(scores: Tensor, group_scores: Tensor, top_groups: int, fill: flo
 
 
 def check_groups(n_experts: int, n_groups: int, top_groups: int, top_k: int) -> None:
-    """Refuse groups that do not divide the experts, or that leave a token fewer than top_k to choose from.
+    """Refuse groups that do not divide the experts, or that leave a token fewer than top_k experts.
 
     Raises:
         BlockError

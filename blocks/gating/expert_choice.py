@@ -13,19 +13,19 @@ from registry.ranges import Count
 
 @register("gating", "expert_choice")
 class ExpertChoice(LinearGating):
-    """Experts choose tokens instead of tokens experts: the load is even by construction.
+    """Experts choose tokens, instead of tokens experts: the load is even by construction.
 
     Zhou et al. 2022, arXiv 2202.09368: S = softmax(W x) over experts, [T,E]; each expert takes the k T / E tokens of
     the batch that have the highest S in its column, with S as weight. A token is taken by any number of experts, k on
-    average, or by none.
+    highest S in its column, with S as weight. A token is chosen by any number of experts, k on average, or by none.
 
     Which tokens an expert takes depends on all tokens of the batch, later ones included: a language model trained with
     it sees a little of the future in its training loss, and generates under another rule than it was trained with. It
     is here as the comparison that papers make, not for serving.
 
     Args:
-        top_k: k, experts a token on average (the paper's capacity factor)
-        balance: losses, one or a list; null for none, since the load is even anyway
+        top_k: k, experts per token on average (the paper's capacity factor)
+        balance: balance losses, one or a list; null for none, since the load is even anyway
     """
 
     causal: ClassVar[bool] = False
@@ -37,7 +37,7 @@ class ExpertChoice(LinearGating):
         probs, E = logits.softmax(-1), self.n_experts
         taken = probs.topk(self._capacity(len(probs)), dim=0).indices  # [c,E]
         chosen = torch.zeros_like(probs, dtype=torch.bool).scatter(0, taken, True)
-        experts = torch.where(chosen, torch.arange(E, device=probs.device), E)  # a column an expert, E where not taken
+        experts = torch.where(chosen, torch.arange(E, device=probs.device), E)  # a column per expert, E: not chosen
         return experts, probs * chosen, probs
 
     def _capacity(self, n_tokens: int) -> int:

@@ -10,22 +10,22 @@ from registry.ranges import Count, Positive
 
 @register("gating", "group_limited")
 class GroupLimited(LinearGating):
-    """Softmax gate whose choice is confined to the best groups of experts, so that a token reaches few devices.
+    """Softmax gate restricted to the best groups of experts, so that a token reaches few devices.
 
     DeepSeek-V2, arXiv 2405.04434, §2.2.2 (device-limited routing): s = softmax(W x); a group's score is its highest
     s_i; the ``top_groups`` best groups are kept; g_i = scaling · s_i for the k highest s_i in them.
 
-    Experts of other groups are masked with −inf. The released code masks with 0, which chooses the same: affinities
-    are positive, and where one underflows to 0 its expert adds nothing. V2 does not renormalise. Its released code,
-    told to, leaves ``scaling`` out; here, as in V3, both apply, so set 1 for that.
+    Experts of other groups are masked with −inf. The released code masks with 0, with the same choice: affinities are
+    positive, and an expert whose affinity underflows to 0 adds nothing. V2 does not renormalise. Where its released
+    code does, it skips ``scaling``; here, as in V3, both apply, so set 1 for that.
 
     Args:
-        top_k: k, experts a token
-        n_groups: groups of equal size, neighbours in the expert index; 8 in V2, one a device
+        top_k: k, experts per token
+        n_groups: groups of equal size, contiguous in the expert index; 8 in V2, one per device
         top_groups: groups a token may reach; 3 in V2
         renormalise: whether the chosen weights are divided by their sum
         scaling: factor on the weights; 16 in V2
-        balance: losses that even out the load, one or a list; null for none
+        balance: balance losses, one or a list; null for none
     """
 
     def __init__(

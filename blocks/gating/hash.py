@@ -10,14 +10,14 @@ from registry.ranges import Count
 
 @register("gating", "hash")
 class Hash(Gating):
-    """Experts by the token's id: a fixed random table, nothing learned.
+    """Experts by token id: a fixed random table, nothing learned.
 
     Roller et al. 2021 (Hash Layers), arXiv 2106.04426: token v goes to the k experts in row v of a table drawn once,
-    each with weight 1/k. It is the paper's random hash; its balanced one deals experts out by the tokens' frequency,
-    which a model does not know. The baseline "Hash Layer" of DeepSeekMoE's paper.
+    each with weight 1/k. This is the paper's random hash; its balanced one assigns experts by token frequency, which a
+    model does not know. It is the baseline "Hash Layer" of DeepSeekMoE's paper.
 
     Args:
-        top_k: k, experts a token
+        top_k: k, experts per token
     """
 
     table: Tensor
@@ -31,7 +31,7 @@ class Hash(Gating):
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> Routing:
         if tokens is None:
-            rule = "routes by the tokens' ids, which this caller does not pass on"
+            rule = "routes by the tokens' ids, which this caller does not pass"
             raise BlockError("gating", "hash", rule, "Call the ffn with tokens, as the decoder does")
         experts = self.table[tokens.flatten()]
         weights = torch.full(experts.shape, 1 / self.top_k, dtype=torch.float32, device=x.device)

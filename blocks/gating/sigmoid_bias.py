@@ -14,35 +14,35 @@ from registry.ranges import Count, NonNegative, Positive, Whole
 
 @register("gating", "sigmoid_bias")
 class SigmoidBias(LinearGating):
-    """Sigmoid gate balanced by a bias on the choice instead of by a loss.
+    """Sigmoid gate balanced by a bias on the selection instead of a loss.
 
     DeepSeek-V3, arXiv 2412.19437, §2.1.2; Wang et al. 2024, arXiv 2408.15664: s = sigmoid(W x); choose by s + b (within
     the best groups: a group's score is the sum of its two highest s + b); weights are s at the chosen experts, without
     the bias, divided by their sum, times ``scaling``. After each optimizer step b_i −= γ if expert i got more than the
     mean load, b_i += γ if less, for the first ``bias_until`` steps.
 
-    The bias is a buffer: it has no gradient, and moves once a step over all micro-batches. Experts outside the kept
+    The bias is a buffer: it has no gradient, and changes once per step over all micro-batches. Experts outside the kept
     groups are excluded, as in DeepSeek's inference code; its Hugging Face code gives them a score of 0 (``masked:
-    zero``) and may choose them where biased scores in the kept groups are negative. V3 needs 2 experts a group;
-    here groups of one are scored by that one.
+    zero``) and may choose them where biased scores in the kept groups are negative. V3 needs 2 experts per group; here
+    the score of a group of one is that of its expert.
 
     Args:
-        top_k: k, experts a token
-        n_groups: groups of equal size, neighbours in the expert index; 1 switches the group limit off
+        top_k: k, experts per token
+        n_groups: groups of equal size, contiguous in the expert index; 1 disables the group limit
         top_groups: groups a token may reach
         renormalise: whether the chosen weights are divided by their sum
         scaling: factor on the weights; 2.5 in V3
         masked: whether scores outside the kept groups are excluded, or count as zero
-        bias_step: γ, how far the bias moves a step; 0.001 in V3
-        bias_until: optimizer steps after which the bias rests, as in V3's last 500B tokens; null for never
-        balance: losses that even out the load besides, one or a list; null for none
+        bias_step: γ, change of the bias per step; 0.001 in V3
+        bias_until: optimizer steps after which the bias is frozen, as in V3's last 500B tokens; null for never
+        balance: additional balance losses, one or a list; null for none
     """
 
     # Fills differ where biased scores are negative and no other expert is left in the kept groups.
     conformance_settings: ClassVar[Mapping[str, Any]] = {"top_k": 4, "n_groups": 4, "top_groups": 2, "bias_step": 1.0}
 
     bias: Tensor
-    moved: Tensor  # steps the bias has made: a checkpoint goes on counting
+    moved: Tensor  # number of bias updates; a resumed run continues the count
 
     def __init__(
         self,

@@ -13,20 +13,20 @@ from registry.ranges import Count
 
 @register("gating", "sinkhorn")
 class Sinkhorn(LinearGating):
-    """Balanced assignment of the batch's tokens during training, by Sinkhorn's iteration; plain top-k afterwards.
+    """Balanced assignment of the batch's tokens by Sinkhorn iterations during training; plain top-k in evaluation.
 
-    Clark et al. 2022 (S-BASE), arXiv 2202.01169: exp(W x), [T,E], is scaled in turn to rows that sum to 1/T and columns
-    that sum to 1/E; the k highest entries of a row are its experts. Weights are the unscaled affinities there: their
-    softmax over experts, or, for k = 1, their sigmoid, as in Megatron-LM.
+    Clark et al. 2022 (S-BASE), arXiv 2202.01169: exp(W x), [T,E], is scaled alternately to rows that sum to 1/T and
+    columns that sum to 1/E; the k highest entries of a row are its experts. Weights are the unscaled affinities there:
+    their softmax over experts, or, for k = 1, their sigmoid, as in Megatron-LM.
 
-    The scaling carries no gradient. It looks at the whole batch, so in training the choice for a token depends on later
-    ones; in evaluation it is the k highest logits, which is causal. A fixed number of iterations stands for the
-    tolerance of other implementations: it has no data-dependent loop.
+    The scaling carries no gradient. It uses the whole batch, so in training the choice for a token depends on later
+    ones; in evaluation it is the k highest logits, which is causal. The number of iterations is fixed, without the
+    tolerance of other implementations, which needs a data-dependent loop.
 
     Args:
-        top_k: k, experts a token
-        iterations: of Sinkhorn's scaling
-        balance: losses that even out the load besides, one or a list; null for none
+        top_k: k, experts per token
+        iterations: of the scaling
+        balance: additional balance losses, one or a list; null for none
     """
 
     causal: ClassVar[bool] = False
@@ -50,7 +50,7 @@ class Sinkhorn(LinearGating):
 
 
 def balanced(logits: Tensor, iterations: int) -> Tensor:
-    """log of exp(logits), [T,E], scaled so that every column has the same sum and every row too, nearly."""
+    """log of exp(logits), [T,E], scaled so that all columns have nearly the same sum, and all rows too."""
     rows, columns = torch.zeros_like(logits[:, :1]), torch.zeros_like(logits[:1])
     for _ in range(iterations):
         columns = -(logits + rows).logsumexp(0, keepdim=True)

@@ -14,13 +14,13 @@ class SoftmaxTopK(LinearGating):
 
     Dai et al. 2024 (DeepSeekMoE), arXiv 2401.06066: s = softmax(W x); g_i = s_i for the k highest s_i, else 0.
     Also V2-Lite's gate and, renormalised, Qwen3-MoE's; Mixtral's softmax over the top-k logits equals the renormalised
-    form. ``scaling`` is applied whether or not weights are renormalised, as in V3; V2's remote code skips it then.
+    form. ``scaling`` applies whether or not weights are renormalised, as in V3; V2's remote code skips it then.
 
     Args:
-        top_k: k, experts a token
+        top_k: k, experts per token
         renormalise: whether the chosen weights are divided by their sum
         scaling: factor on the weights
-        balance: losses that even out the load, one or a list; null for none
+        balance: balance losses, one or a list; null for none
     """
 
     def __init__(

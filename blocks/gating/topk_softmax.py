@@ -10,16 +10,16 @@ from registry.ranges import Count
 
 @register("gating", "topk_softmax")
 class TopKSoftmax(LinearGating):
-    """The k highest logits, then a softmax over these alone.
+    """The k highest logits, then a softmax over them.
 
     Shazeer et al. 2017, arXiv 1701.06538; gpt-oss; Mixtral, arXiv 2401.04088: g = softmax of the k highest
-    z = W x + b, so weights sum to 1. Equals ``softmax_topk`` with ``renormalise``. The affinities that balance losses
-    see are those of a softmax over all experts, as in Hugging Face's Mixtral.
+    z = W x + b, so weights sum to 1. Equals ``softmax_topk`` with ``renormalise``. Balance losses use the affinities of
+    a softmax over all experts, as in Hugging Face's Mixtral.
 
     Args:
-        top_k: k, experts a token
+        top_k: k, experts per token
         bias: whether the router adds a learned bias, as in gpt-oss
-        balance: losses that even out the load, one or a list; null for none
+        balance: balance losses, one or a list; null for none
     """
 
     def __init__(

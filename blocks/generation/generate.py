@@ -1,7 +1,7 @@
-"""Continue prompts: prefill the caches, then decode a token at a time.
+"""Continue prompts: prefill the caches, then decode token by token.
 
-``generate`` is the simple case, prompts of one length in a tensor. ``Continuations`` takes prompts of any lengths and
-hands tokens out as they come. Left out: rows that join later (every batch starts together), speculative decoding.
+``generate`` is the simple case, prompts of equal length in a tensor. ``Continuations`` takes prompts of any length and
+yields tokens as they are sampled. Not supported: rows that join later, speculative decoding.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from blocks.decoder import Decoder
 from blocks.generation.sample import Sampling, sample
 from registry import BlockError
 
-CHUNK = 8192  # tokens of a prompt that go through the decoder at once
-SCORES = 2**24  # of padded rows, whose mask is held: at most so many at once
+CHUNK = 8192  # prompt tokens per forward pass
+SCORES = 2**24  # upper bound of the materialised mask of padded rows
 
 
 @torch.inference_mode()
@@ -30,7 +30,7 @@ def generate(
     top_k: int | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Sample a continuation of prompts that are equally long.
+    """Sample continuations of prompts of equal length.
 
     Args:
         decoder: in evaluation mode
@@ -48,30 +48,30 @@ def generate(
 
 
 class Continuations:
-    """Rows of one batch, continued a token at a time: an iterator over what each got, None for one that has ended.
+    """A batch of rows continued token by token: an iterator over each row's new token, None for rows that have ended.
 
     ::
 
         for tokens in Continuations(decoder, [[5, 3], [7]], 20, stop_tokens={0}):
             ...  # [17, 4], then [2, None], …
 
-    Rows of unequal length are padded on the left (see blocks/cache.py), and give what each gives alone. A row draws
-    from a generator of its own, so what it draws does not depend on the others either; rows that have ended are still
+    Rows of unequal length are padded on the left (see blocks/cache.py), and give what each gives alone. Each row has
+    its own random generator, so its draws do not depend on the others. Ended rows are computed until the last one ends.
     computed until the last one has.
 
     Args:
         decoder: in evaluation mode
         prompts: token ids of each row, at least one
         new_tokens: how many to add to each at most
-        sampling: how they are drawn
+        sampling: sampling parameters
         seed: row i draws from seed + i
-        stop_tokens: tokens that end a row, and are not handed out
-        bits: of the caches' numbers, 8, 6 or 4; None for exact ones
-        chunk: tokens of the prompts that go through the decoder at once: long ones take less memory in pieces. None
-            for 8192, fewer where padding is masked
+        stop_tokens: tokens that end a row; not returned
+        bits: of the caches, 8, 6 or 4; None for exact ones
+        chunk: prompt tokens per forward pass: smaller chunks of long prompts take less memory. None for 8192, fewer
+            where padding is masked
 
     Raises:
-        BlockError: a prompt is empty, or positions do not reach as far
+        BlockError: a prompt is empty, or longer than the model's positions
     """
 
     def __init__(
@@ -100,11 +100,11 @@ class Continuations:
         most = SCORES // (len(prompts) * longest) if unequal else CHUNK
         self.chunk = chunk or max(64, min(CHUNK, most))
         padding = torch.tensor([longest - len(row) for row in prompts], device=device) if unequal else None
-        # The last token is handed out and never read.
+        # The last token is returned and never read.
         self._caches = decoder.new_caches(len(prompts), max(longest + new_tokens - 1, 1), bits, padding)
 
     def _tokens_of(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """[B,V] whether a token stands in the row."""
+        """[B,V] whether a token occurs in the row."""
         seen = torch.zeros(len(prompts), len(self.decoder.output_weight), dtype=torch.bool, device=self._pending.device)
         for row, tokens in zip(seen, prompts, strict=True):
             row[list(tokens)] = True
@@ -130,14 +130,14 @@ class Continuations:
         return [None if over else token for over, token in zip(self.ended, tokens, strict=True)]
 
     def end(self, row: int) -> None:
-        """Hand out no more tokens of a row: its text has come to a stop."""
+        """Stop a row whose text has ended."""
         self.ended[row] = True
 
 
 def prefill(decoder: Decoder, tokens: Tensor, caches: Sequence[Cache], chunk: int = CHUNK) -> Tensor:
-    """Tokens [B,T] into the caches, ``chunk`` at a time → fp32 logits of what follows the last, [B,V].
+    """Feed tokens [B,T] into the caches in chunks → fp32 logits for the token after the last, [B,V].
 
-    The head sees the last token alone: logits of a long prompt would be larger than everything else.
+    The head is applied to the last token only: logits of a long prompt would be larger than everything else.
     """
     for part in tokens.split(chunk, 1):
         hidden, _routings = decoder.hidden(part, caches=caches)
@@ -145,7 +145,7 @@ def prefill(decoder: Decoder, tokens: Tensor, caches: Sequence[Cache], chunk: in
 
 
 def check_lengths(decoder: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
-    """Refuse what cannot be continued, before anything is computed.
+    """Refuse prompts that cannot be continued, before anything is computed.
 
     Raises:
         BlockError: no prompts, an empty one, or more tokens than there are positions
@@ -154,7 +154,7 @@ def check_lengths(decoder: Decoder, prompts: Sequence[Sequence[int]], new_tokens
         rule = "a model continues at least one token"
         raise BlockError("prompt", "", rule, "Write a prompt, or begin with the token that ends a document")
     if new_tokens < 0:
-        raise BlockError("new_tokens", new_tokens, "counts the tokens to add", "Write 0 or more")
+        raise BlockError("new_tokens", new_tokens, "must be at least 0", "Write 0 or more")
     total, limit = max(map(len, prompts)) + new_tokens, decoder.position.limit
     if limit is not None and total > limit:
         rule = f"the prompt and new tokens are {total}, and the model has positions for {limit}"

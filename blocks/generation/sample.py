@@ -14,19 +14,19 @@ from registry import BlockError
 
 @dataclass(frozen=True)
 class Sampling:
-    """What logits go through before a token is drawn from their softmax, in this order.
+    """Transformations of the logits before sampling from their softmax, in this order.
 
-    Fields have transformers' names and meanings, and are applied in its order.
+    Names, meanings and order are those of transformers.
 
     Args:
-        repetition_penalty: tokens that stand in the row already have a positive logit divided by it, a negative one
-            multiplied (Keskar et al. 2019, arXiv 1909.05858); 1 changes nothing
-        temperature: divides the logits; 0 takes the likeliest token, whatever the following say
-        top_k: keeps the k likeliest; None keeps all
-        top_p: keeps the fewest likeliest whose probabilities add up to it (Holtzman et al. 2020, arXiv 1904.09751);
+        repetition_penalty: divides positive and multiplies negative logits of tokens that occur in the row (Keskar et
+            al. 2019, arXiv 1909.05858); 1 changes nothing
+        temperature: divides the logits; 0 takes the likeliest token, ignoring the following
+        top_k: keep the k likeliest tokens; None keeps all
+        top_p: keep the smallest set of tokens whose probability sums to at least this (Holtzman et al. 2020, arXiv
+            1904.09751); None keeps all
+        min_p: keep tokens at least this fraction as likely as the likeliest (Nguyen et al. 2024, arXiv 2407.01082);
             None keeps all
-        min_p: keeps tokens at least this times as likely as the likeliest (Nguyen et al. 2024, arXiv 2407.01082); None
-            keeps all
 
     Raises:
         BlockError: a field is out of its range
@@ -62,13 +62,13 @@ def sample(
     generators: Sequence[torch.Generator],
     seen: Tensor | None = None,
 ) -> Tensor:
-    """Draw a token for each row.
+    """Sample a token for each row.
 
     Args:
         logits: [B,V]
         sampling: how
-        generators: one for each row: what a row draws does not depend on the others
-        seen: [B,V] whether a token stands in the row; needed for a repetition penalty
+        generators: one per row, so that rows are independent of each other
+        seen: [B,V] whether a token occurs in the row; needed for a repetition penalty
 
     Returns:
         [B]
@@ -84,14 +84,14 @@ def sample(
 
 
 def candidates(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Logits [B,V] with −∞ for every token that may not be drawn; the likeliest always may."""
+    """Logits [B,V] with −∞ for every excluded token; the likeliest is never excluded."""
     if sampling.top_k is not None:
         kth = logits.topk(min(sampling.top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -math.inf)
     if sampling.top_p is not None and sampling.top_p < 1:
         ordered, order = logits.sort(-1, descending=True)
         probabilities = ordered.softmax(-1)
-        enough = probabilities.cumsum(-1) - probabilities >= sampling.top_p  # those before it are enough without it
+        enough = probabilities.cumsum(-1) - probabilities >= sampling.top_p  # the tokens before it suffice
         logits = logits.masked_fill(enough.scatter(-1, order, enough), -math.inf)
     if sampling.min_p is not None:
         least = logits.amax(-1, keepdim=True) + math.log(max(sampling.min_p, 1e-300))

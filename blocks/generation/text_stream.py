@@ -1,33 +1,33 @@
-"""Tokens that come one at a time as text that can be shown: no broken characters, nothing of a string that ends it."""
+"""Streaming detokenisation: token by token to displayable text, without broken characters or parts of a stop string."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-BROKEN = "\ufffd"  # what a decoder writes for bytes that are no character yet
+BROKEN = "\ufffd"  # written by a decoder for an incomplete character
 
 
 class TextStream:
-    """The text of one row, as far as it is certain.
+    """The text of one row, as far as it is final.
 
-    A token may hold a part of a character, and what a token's text is may depend on those before it. So the decoder is
-    given the last tokens that made whole characters and all since: what that adds is new. Text is held back while it
-    may turn out to be the beginning of a stop.
+    A token may hold part of a character, and its text may depend on the tokens before it. So the tokenizer decodes the
+    tokens of the last complete characters and all since; what they add is new. Text that may be the beginning of a stop
+    string is held back.
 
     Args:
-        decode: tokens → text, as a tokenizer does it
-        stops: strings that end the text; neither they nor anything behind them is part of it
+        decode: tokens → text, by a tokenizer
+        stops: strings that end the text; it excludes them and everything after
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()) -> None:
         self.decode, self.stops = decode, [stop for stop in stops if stop]
         self.ended = False
         self._tokens: list[int] = []
-        self._shown, self._read = 0, 0  # tokens from _shown to _read made the last whole characters
+        self._shown, self._read = 0, 0  # tokens _shown to _read gave the last whole characters
         self._held = ""
 
     def push(self, token: int) -> str:
-        """One more token → what it adds to the text, perhaps nothing. ``ended`` says whether that was a stop."""
+        """Add a token and return the new text, possibly none. ``ended`` becomes true at a stop string."""
         self._tokens.append(token)
         new = self._new_text()
         if new.endswith(BROKEN):
@@ -36,7 +36,7 @@ class TextStream:
         return self._released(new)
 
     def close(self) -> str:
-        """What was held back, when no more tokens come."""
+        """Return the text held back, at the end of the tokens."""
         if self.ended:
             return ""
         new = self._new_text()
@@ -46,7 +46,7 @@ class TextStream:
         return text
 
     def _new_text(self) -> str:
-        """What the tokens since the last whole character add."""
+        """Text added by the tokens since the last whole character."""
         known = self.decode(self._tokens[self._shown : self._read])
         return self.decode(self._tokens[self._shown :])[len(known) :]
 
@@ -56,7 +56,7 @@ class TextStream:
         if found:
             self.ended, self._held = True, ""
             return text[: min(found)]
-        # The longest end of the text with which a stop may begin.
+        # The longest suffix of the text that begins a stop string.
         held = max((n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

@@ -1,4 +1,4 @@
-"""Causal scaled-dot-product attention: the fast path, and the slow one that says what it computes."""
+"""Causal scaled-dot-product attention: fast implementations and a reference."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from blocks.kernels.scoring import Scoring
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
-    """Attention of the last T of S positions on all that came before them.
+    """Attention of the last T of S positions on all previous ones.
 
     Args:
         q: [B,T,N,H]
-        k: [B,S,K,H], S ≥ T; N is a multiple of K, and each KV head serves N/K neighbouring query heads
+        k: [B,S,K,H], S ≥ T; N is a multiple of K, and each KV head serves N/K adjacent query heads
         v: [B,S,K,V]
-        scoring: how scores are formed
+        scoring: computation of the scores
 
     Returns:
         [B,T,N,V]
     """
     scale, bias, segments, window, sinks, softcap = scoring
-    if softcap is not None:  # no fused path of torch has it
+    if softcap is not None:  # not supported by torch's fused kernels
         return causal_attention_reference(q, k, v, scoring)
     T, S, V = q.shape[1], k.shape[1], v.shape[-1]
-    # The flash paths want one width: zero columns change neither scores nor, once cut off, the result.
+    # Flash kernels need equal widths: zero columns change neither scores nor, once removed, the result.
     if q.shape[-1] > V:
         v = F.pad(v, (0, q.shape[-1] - V))
     elif q.shape[-1] < V:
@@ -37,7 +37,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tenso
     mask = None if plain and (S == T or T == 1) else visible(T, S, q.device, segments, window)
     if bias is not None:
         mask = bias.to(q.dtype).masked_fill(~mask, float("-inf"))  # type: ignore[operator]
-    if sinks is not None:  # one more key and value, of zeros, whose score is the sink
+    if sinks is not None:  # an extra zero key and value with the sink as score
         k, v, mask = F.pad(k, (0, 0, 0, 0, 0, 1)), F.pad(v, (0, 0, 0, 0, 0, 1)), _with_sinks(mask, sinks, q)
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),
@@ -52,18 +52,18 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tenso
 
 
 def causal_attention_on_cpu(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
-    """The same: block by block where that can be done and is faster."""
+    """``causal_attention``, blocked where possible and faster."""
     return (blocked_attention if suits(q, k, scoring) else causal_attention)(q, k, v, scoring)
 
 
 def causal_attention_on_gpu(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
-    """The same: FlexAttention for whatever is no plain causal mask, unless a bias is to be learnt."""
+    """``causal_attention`` with FlexAttention for anything but a plain causal mask, unless the bias needs a gradient."""
     usual = scoring.plain or scoring.learns_bias or q.shape[1] == 1
     return (causal_attention if usual else flex_causal_attention)(q, k, v, scoring)
 
 
 def _with_sinks(mask: Tensor | None, sinks: Tensor, q: Tensor) -> Tensor:
-    """What is added to the scores, [B|1,N,T,S+1]; the last column is the sinks'."""
+    """Additive scores [B|1,N,T,S+1] with the sinks as last column."""
     assert mask is not None
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, float("-inf"))
@@ -74,7 +74,7 @@ def _with_sinks(mask: Tensor | None, sinks: Tensor, q: Tensor) -> Tensor:
 
 
 def visible(T: int, S: int, device: torch.device, segments: Tensor | None = None, window: int | None = None) -> Tensor:
-    """Which key each query may see: [1,1,T,S] or, with segments, [B,1,T,S] booleans."""
+    """Which keys each query may see: [1,1,T,S] or, with segments, [B,1,T,S] booleans."""
     queries, keys = torch.arange(S - T, S, device=device)[:, None], torch.arange(S, device=device)
     mask = (keys <= queries)[None, None]
     if window is not None:
@@ -85,7 +85,7 @@ def visible(T: int, S: int, device: torch.device, segments: Tensor | None = None
 
 
 def causal_attention_reference(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
-    """The same, written as the definition: scores, mask, softmax, average; one KV head copied for each query head."""
+    """The definition: scores, mask, softmax, average; one KV head copied for each query head."""
     scale, bias, segments, window, sinks, softcap = scoring
     groups = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)

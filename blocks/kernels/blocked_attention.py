@@ -1,11 +1,10 @@
-"""Causal attention of whole sequences on a CPU, a block of queries at a time against the keys that it may see.
+"""Causal attention of whole sequences on a CPU, one block of queries at a time against the keys it may see.
 
-Dao et al. 2022 (FlashAttention), arXiv 2205.14135, with whole rows in place of an online softmax: the scores of some
-hundred queries fit the cache; short sequences go together, as small products cost more to start. What torch's flash
-kernel for CPUs does not do, this does: it leaves out blocks above the diagonal, outside a window and of other documents
-at every length; keys and values may differ in width (MLA); products go through the matrix library. It loses where
-sequences are so short that the loop over blocks costs more, and where one block's scores outgrow the cache: ``suits``
-knows.
+Dao et al. 2022 (FlashAttention), arXiv 2205.14135, with whole rows instead of an online softmax: the scores of some
+hundred queries fit the cache; short sequences are batched, as small products have overhead. Unlike torch's flash
+kernel for CPUs it skips blocks above the diagonal, outside a window and of other documents at every length; keys and
+values may differ in width (MLA); products use the matrix library. It is slower for sequences so short that the loop
+over blocks dominates, and where a block's scores exceed the cache: see ``suits``.
 
 In low precision, scores are rounded to that precision before the softmax, which is computed in fp32, as in eager
 implementations; torch's flash kernel keeps them in fp32.
@@ -22,22 +21,22 @@ from torch import Tensor
 from blocks.kernels.scoring import Scoring
 
 SHORTEST, LONGEST = 128, 4096  # tokens
-SCORES = 2**22  # bytes of a block's scores, up to which sequences go together
-KEPT = 512  # tokens of a sequence whose weights are kept for the way back, less than the rest of a layer keeps
+SCORES = 2**22  # bytes of a block's scores, the limit of batching sequences
+KEPT = 512  # longest sequence whose weights are kept for the backward pass, less memory than the rest of a layer
 
 
 class _Block(NamedTuple):
-    """Queries ``rows`` of neighbouring sequences see keys ``start`` … the last of ``rows``."""
+    """Queries ``rows`` of adjacent sequences, which see keys from ``start`` to the last of ``rows``."""
 
     sequences: slice
-    heads: slice  # theirs among those of all sequences
+    heads: slice  # their heads among those of all sequences
     rows: slice
     keys: slice
-    hidden: Tensor | None  # [rows,keys], True where a key is not to be seen; None: only those after the query
+    hidden: Tensor | None  # [rows,keys], True for masked keys; None: causal only
 
 
 def suits(q: Tensor, k: Tensor, scoring: Scoring) -> bool:
-    """Whether this can be done here, and is the faster way: whole sequences of middling length, on a CPU."""
+    """Whether this implementation works and is faster here: whole sequences of medium length, on a CPU."""
     T, can = q.shape[1], scoring.sinks is None and scoring.softcap is None and not scoring.learns_bias
     return can and q.device.type == "cpu" and k.shape[1] == T and SHORTEST <= T <= LONGEST
 
@@ -54,7 +53,7 @@ def _blocks(q: Tensor, segments: Tensor | None, window: int | None) -> list[_Blo
             end, start, hidden = min(begin + size, T), 0, None
             if window is not None:
                 start = max(0, begin - window + 1)
-            if segments is not None:  # from the first token of any document that these queries are of
+            if segments is not None:  # from the first token of any of these queries' documents
                 ids = segments[sequence]
                 start = max(start, int(torch.isin(ids[:end], ids[begin:end]).int().argmax()))
             if window is not None or segments is not None:
@@ -72,7 +71,7 @@ def _weights(
 ) -> Tensor:
     """Scaled queries [b·N,q,H] on keys [b·N,k,H] of b sequences → weights [b·N,q,k].
 
-    ``later`` [Q,Q] is added to the scores of a block on itself: 0, and -inf where a key comes after the query.
+    ``later`` [Q,Q] is added to a block's scores on itself: 0, and -inf where a key comes after the query.
     """
     scores = torch.bmm(q, k.transpose(1, 2))
     if bias is not None:
@@ -88,7 +87,7 @@ def _weights(
 
 
 def _queries(T: int) -> int:
-    """Of a block: of a short sequence fewer, since a part of the last keys is computed for nothing."""
+    """Queries per block: fewer for short sequences, since part of the last keys is computed in vain."""
     return 128 if T <= 1024 else 256
 
 
@@ -98,7 +97,7 @@ def _later(q: Tensor) -> Tensor:
 
 
 def _parts(kept: Tensor, blocks: list[_Block]) -> list[Tensor | None]:
-    """The blocks' weights as views of one memory, or None for each where there is none."""
+    """The blocks' weights as views of one buffer, or None for each if it is empty."""
     if not len(kept):
         return [None] * len(blocks)
     found: list[Tensor | None] = []
@@ -111,7 +110,7 @@ def _parts(kept: Tensor, blocks: list[_Block]) -> list[Tensor | None]:
 
 
 def _room(q: Tensor) -> int:
-    """Numbers that the weights of all blocks are, at most, for q [B,T,N,·]; 0 if they are not to be kept."""
+    """Upper bound of the number of weights of all blocks, for q [B,T,N,·]; 0 if they are not kept."""
     B, T, N = q.shape[:3]
     size = _queries(T)
     return B * N * sum((min(T, b + size) - b) * min(T, b + size) for b in range(0, T, size)) if T <= KEPT else 0
@@ -120,7 +119,7 @@ def _room(q: Tensor) -> int:
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, blocks: list[_Block], n_heads: int, kept: Tensor
 ) -> Tensor:
-    """Scaled queries, keys and values, heads first → [B,T,N,V]; the weights go to ``kept``, if that has room."""
+    """Scaled queries, keys and values, heads first → [B,T,N,V]; stores weights in ``kept``, if it has room."""
     y = q.new_empty(len(q) // n_heads, q.shape[1], n_heads, v.shape[-1])
     later = _later(q)
     for block, out in zip(blocks, _parts(kept, blocks), strict=True):
@@ -140,12 +139,12 @@ def _backward(
     scale: float,
     kept: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries before they were scaled, of keys and values; from that of the result, all heads first."""
+    """Gradients of unscaled queries, keys and values, from that of the result, all heads first."""
     to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     later = _later(q)
     for block, weights in zip(blocks, _parts(kept, blocks), strict=True):
         _, heads, rows, keys, _ = block
-        # Of a part of a tensor a product makes a copy: here one for all of them.
+        # A product copies a non-contiguous operand: one copy here for all of them.
         queries, back, read = (t.contiguous() for t in (q[heads, rows], grad[heads, rows], k[heads, keys]))
         weights = _weights(queries, read, block, bias, later) if weights is None else weights
         to_v[heads, keys] += torch.bmm(weights.transpose(1, 2), back)
@@ -187,7 +186,7 @@ def _opaque(
     scale: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The result and the kept weights, as one operator, into which the compiler does not look."""
+    """The result and the kept weights, as one operator, opaque to the compiler."""
     kept = q.new_empty(_room(q) if keep else 0)
     first = _heads_first(q).mul_(scale), _heads_first(k), _heads_first(v)
     return _forward(*first, bias, _blocks(q, segments, window), q.shape[2], kept), kept
@@ -244,7 +243,7 @@ def _heads_last(t: Tensor, batch: int) -> Tensor:
 
 
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
-    """``causal_attention`` of whole sequences; the bias gets no gradient, and there are no sinks and no cap."""
+    """``causal_attention`` of whole sequences, without sinks or cap, and without a gradient of the bias."""
     groups = q.shape[2] // k.shape[2]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)

@@ -1,7 +1,7 @@
-"""Which implementation computes each kernel: chosen once, when a decoder is built or moved, and shown in the cost card.
+"""Choice of kernel implementations: made when a decoder is built or moved, and shown in the cost card.
 
-Every block holds a ``Kernels`` and computes through it. The automatic choice is by device, dtype and what is installed;
-a configuration may name another one (``task.kernels.experts=grouped``). All compute the same.
+Every block computes through a ``Kernels``. The automatic choice depends on device, dtype and installed packages; a
+configuration may override it (``task.kernels.experts=grouped``). All implementations compute the same.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ IMPLEMENTATIONS: Mapping[str, Mapping[str, Implementation]] = {
     "experts": {"segments": experts.swiglu_experts_on_cpu, "grouped": experts.swiglu_experts},
     "cross_entropy": {
         "chunked": cross_entropy.linear_cross_entropy,
-        "liger": cross_entropy.liger_cross_entropy,  # never by itself: see its docstring
+        "liger": cross_entropy.liger_cross_entropy,  # never chosen automatically: see its docstring
         "reference": cross_entropy.linear_cross_entropy_reference,
     },
     "rms_norm": {"fused": elementwise.rms_norm, "torch": elementwise.rms_norm_torch},
     "gated_silu": {"fused": elementwise.gated_silu, "torch": elementwise.gated_silu_reference},
     "rotation": {"fused": rotary.rotate_pairs, "torch": rotary.rotate_pairs_reference},
 }
-EXTRAS = {"liger": "liger_kernel"}  # implementation → package, of those that an extra of their name brings
-BY_HAND = {"fused"}  # what the compiler writes better itself
+EXTRAS = {"liger": "liger_kernel"}  # implementation → package, installed by the extra with its name
+BY_HAND = {"fused"}  # left to the compiler when compiling
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The name of an implementation for each kernel; ``auto`` decides anew at every call, by the tensors' device.
+    """Implementation names by kernel; ``auto`` decides at every call, by the tensors' device.
 
     Args:
         attention: scaled-dot-product attention
@@ -107,16 +107,16 @@ BEST = {
 
 
 def best(device_type: str) -> Kernels:
-    """The automatic choice on a type of device."""
+    """The automatic choice for a type of device."""
     return BEST.get(device_type, ELSEWHERE)
 
 
 def check(wishes: Mapping[str, Any], path: str) -> dict[str, str]:
-    """Wishes of a configuration, as they are.
+    """Validate the overrides of a configuration, and return them.
 
     Args:
         wishes: kernel → implementation, or ``auto``
-        path: of the node, for messages
+        path: of the node, for error messages
 
     Raises:
         ConfigError: there is no such kernel or implementation
@@ -134,11 +134,11 @@ def check(wishes: Mapping[str, Any], path: str) -> dict[str, str]:
 
 
 def choose(device: torch.device, wishes: Mapping[str, str] | None = None) -> Kernels:
-    """What runs on a device.
+    """The kernels for a device.
 
     Args:
         device: where the weights are
-        wishes: kernel → implementation, checked
+        overrides: kernel → implementation, validated
     """
     return replace(best(device.type), **{k: name for k, name in (wishes or {}).items() if name != AUTO})
 

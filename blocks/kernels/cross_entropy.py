@@ -1,6 +1,6 @@
-"""Next-token loss from hidden states: the logits of all tokens, or of all a long vocabulary, are never held at once.
+"""Next-token loss from hidden states, without materialising all logits.
 
-Left out: label smoothing, weights of classes, gradients of gradients.
+Not supported: label smoothing, class weights, second derivatives.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-IGNORED = -100  # a target that is not scored, as torch's own cross entropy has it
-CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MiB of fp32
-GPU_CHUNKS = 16  # times as many on a GPU, which smaller products would leave idle
-ROWS = 128  # tokens of fp32, or twice as many of bf16, below which a chunk is too thin: the vocabulary is cut as well
-BLOCK_ROWS = 512  # tokens of a chunk that is cut both ways
+IGNORED = -100  # an unscored target, as in torch's cross entropy
+CHUNK_ELEMENTS = 1 << 22  # logits per chunk: 16 MiB of fp32
+GPU_CHUNKS = 16  # larger chunks on a GPU, to use it fully
+ROWS = 128  # minimum tokens per chunk in fp32, twice that in bf16; below, the vocabulary is split too
+BLOCK_ROWS = 512  # tokens per chunk when the vocabulary is split
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Gradients are formed chunk by chunk in the forward pass, while the chunk's logits are at hand.
+    """Gradients are computed chunk by chunk in the forward pass, while the chunk's logits are available.
 
-    A chunk is some tokens against the vocabulary. Where that would leave too few tokens, it is some tokens against
-    blocks of the vocabulary: first the sum of exponentials over all blocks, then the logits again for the gradient,
-    last block first, whose logits are still there. Three products instead become four.
+    A chunk is some tokens against the vocabulary. If that would leave too few tokens, it is some tokens against blocks
+    of the vocabulary: first the sum of exponentials over all blocks, then the logits again for the gradient, starting
+    with the last block, whose logits still exist. Four products instead of three.
 
-    What scales a token's gradient (its weight) is multiplied in where tensors are D wide, not V.
+    Token weights are multiplied in where tensors are D wide, not V.
     """
 
     @staticmethod
@@ -47,7 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         share = (targets != IGNORED).to(wide)
         share = share if weights is None else share * weights.to(wide)
         grad_hidden = torch.empty_like(hidden) if learn[0] else None
-        # Summed over chunks in single precision; where there is one chunk, the product itself has done so.
+        # Accumulated over chunks in fp32; for a single chunk the product itself has done so.
         sums = weight.dtype if rows >= tokens else wide
         grad_weight = torch.empty_like(weight, dtype=sums) if learn[1] else None
         total, z = (torch.zeros((), dtype=wide, device=hidden.device) for _ in range(2))
@@ -77,24 +77,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _Chunk:
-    """The logits of some tokens against a block of the vocabulary, in buffers that every chunk uses anew.
+    """The logits of some tokens against a block of the vocabulary, in buffers reused by every chunk.
 
     Args:
-        hidden: [T,D], of which the chunks are parts
-        rows, columns: how large a chunk is at most
+        hidden: [T,D], from which chunks are taken
+        rows, columns: maximum size of a chunk
         softcap: bound of the logits
     """
 
     def __init__(self, hidden: Tensor, rows: int, columns: int, softcap: float | None) -> None:
         wide = _wide(hidden)
         self.softcap = softcap
-        self.product = hidden.new_empty(rows * columns)  # as the matrix product leaves it, and as the next one takes it
+        self.product = hidden.new_empty(rows * columns)  # dtype of the matrix products
         self.scores = self.product if hidden.dtype == wide else hidden.new_empty(rows * columns, dtype=wide)
         self.tanh = None if softcap is None else torch.empty_like(self.scores)
 
     def normalise(self, part: Tensor, aim: Tensor, blocks: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
-        """log Σ exp of the logits over each block, and the logit of the target, all [R]; leaves the last block's
-        probabilities, as if there were no other block."""
+        """log Σ exp of the logits over each block, and the logit of the target, all [R]; the buffer then holds the last
+        block's probabilities, normalised over that block only."""
         norms: list[Tensor] = []
         at_aim = torch.zeros(len(part), dtype=self.scores.dtype, device=part.device)
         first = 0
@@ -119,12 +119,12 @@ class _Chunk:
         grad_weight: Tensor | None,
         fresh: bool,
     ) -> None:
-        """Write the gradient by hidden states, and add the one by the weight (``fresh``: write it).
+        """Write the gradient with respect to hidden states, and add that of the weight (``fresh``: write it).
 
         d/dlogits = w [(1 + 2 z_loss log Z) softmax − onehot(target)] for each token.
         """
         shared = (part * share[:, None]).to(part.dtype)
-        # Over several blocks, the sum of bf16 products is kept in single precision.
+        # Over several blocks, the sum of bf16 products is accumulated in fp32.
         several = len(blocks) > 1 and grad_hidden is not None
         by_hidden = torch.empty_like(grad_hidden, dtype=self.scores.dtype) if several else grad_hidden  # type: ignore[arg-type]
         first = sum(map(len, blocks))
@@ -169,9 +169,9 @@ class _Chunk:
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """Turn logits [R,V] into probabilities where they lie; returns log Σ exp, [R].
+    """Convert logits [R,V] to probabilities in place; returns log Σ exp, [R].
 
-    The largest probability is 1 / Σ exp(logit − largest logit), so the sum need not be formed once more.
+    The largest probability is 1 / Σ exp(logit − largest logit), so the sum need not be computed again.
     """
     largest = scores.amax(-1)
     torch.softmax(scores, -1, out=scores)
@@ -179,14 +179,14 @@ def _softmax(scores: Tensor) -> Tensor:
 
 
 def _within(aim: Tensor, first: int, length: int) -> tuple[Tensor, Tensor]:
-    """Column of each target in a block that begins at ``first``, [R,1], and whether it lies there, [R]."""
+    """Column of each target in a block starting at ``first``, [R,1], and whether it is in the block, [R]."""
     column = aim - first
     inside = (column >= 0) & (column < length)
     return column.clamp(0, length - 1)[:, None], inside
 
 
 def _product(a: Tensor, b: Tensor, into: Tensor, fresh: bool) -> None:
-    """into ← a b, or into + a b; in the precision of ``into``."""
+    """into ← a b, or into += a b; in the precision of ``into``."""
     if into.dtype == a.dtype:
         into.addmm_(a, b, beta=0 if fresh else 1)
     elif fresh:
@@ -196,10 +196,10 @@ def _product(a: Tensor, b: Tensor, into: Tensor, fresh: bool) -> None:
 
 
 def chunk_shape(tokens: int, vocabulary: int, like: Tensor) -> tuple[int, int]:
-    """How many tokens, and how much of the vocabulary, a chunk holds; ``like`` has the device and dtype."""
+    """Tokens and vocabulary columns of a chunk; ``like`` has the device and dtype."""
     elements = CHUNK_ELEMENTS * (1 if like.device.type == "cpu" else GPU_CHUNKS)
     rows = elements // vocabulary
-    # A sum of bf16 products over chunks is one more pass over [V,D] for each: fewer, larger chunks.
+    # Accumulating bf16 products over chunks is one more pass over [V,D] for each: use fewer, larger chunks.
     if rows >= min(tokens, ROWS if like.dtype == _wide(like) else 2 * ROWS):
         return max(1, min(tokens, rows)), vocabulary
     rows = max(1, min(tokens, BLOCK_ROWS, elements))
@@ -223,19 +223,19 @@ def linear_cross_entropy(
 
     Σ_t w_t (log Z_t − logit_t[target] + z_loss · log² Z_t), Z_t = Σ_v exp(logit_t[v])
 
-    The second part keeps log Z near 0; PaLM, arXiv 2204.02311 §5, has z_loss = 1e-4. Sums over the vocabulary and over
-    tokens are in single precision at least.
+    The z_loss term keeps log Z near 0; PaLM, arXiv 2204.02311 §5, has z_loss = 1e-4. Sums over the vocabulary and over
+    tokens are at least fp32.
 
     Args:
         hidden: [T,D]
         weight: [V,D], the output head
-        targets: [T] int64; ``IGNORED`` where nothing is to be predicted
-        softcap: bound that a tanh keeps the logits within
+        targets: [T] int64; ``IGNORED`` for unscored tokens
+        softcap: bound of the logits, by a tanh
         z_loss: weight of log² Z
-        weights: [T] of each token in the sum; no gradient reaches them; None for 1
+        weights: [T], weight of each token in the sum, without gradient; None for 1
 
     Returns:
-        the sum in nats, and Σ_t w_t log² Z_t by itself, without gradient: scalars, fp32 (fp64 for fp64 input)
+        the sum in nats, and Σ_t w_t log² Z_t alone, without gradient: scalars, fp32 (fp64 for fp64 input)
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -256,8 +256,8 @@ def liger_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """``linear_cross_entropy`` by Liger's Triton kernels (Hsu et al. 2024, arXiv 2410.10989; extra ``liger``).
 
-    It knows no weights of tokens: with them, this is the chunked one. Not run by this project so far, for want of a
-    GPU; only its arguments are checked.
+    Liger has no token weights: with them, this falls back to the chunked one. Not yet run on a GPU by this project;
+    only its arguments are tested.
     """
     if weights is not None:
         return linear_cross_entropy(hidden, weight, targets, softcap, z_loss=z_loss, weights=weights)
@@ -274,7 +274,7 @@ def liger_cross_entropy(
         return_z_loss=True,
         accum_dtype=torch.float32,
     )
-    z = found.z_loss.detach() / z_loss if z_loss else torch.zeros_like(found.loss)  # it tells z_loss · Σ log² Z
+    z = found.z_loss.detach() / z_loss if z_loss else torch.zeros_like(found.loss)  # Liger returns z_loss · Σ log² Z
     return found.loss, z
 
 
@@ -287,7 +287,7 @@ def linear_cross_entropy_reference(
     z_loss: float = 0.0,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The same with all logits at once."""
+    """``linear_cross_entropy`` with all logits at once."""
     logits = (hidden @ weight.t()).to(_wide(hidden))
     logits = logits if softcap is None else softcap * (logits / softcap).tanh()
     losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")

@@ -1,7 +1,7 @@
-"""What lies between the matrix products: norms and gates, each one autograd function with few passes over memory.
+"""Norms and gates as single autograd functions, with few passes over memory.
 
-Eager PyTorch on a CPU makes one pass and one temporary for every multiplication in a formula. These work in place where
-they may, lean on torch's own fused backward passes, and keep only what cannot be had again cheaply.
+Eager PyTorch on a CPU makes one pass and one temporary for every multiplication in a formula. These work in place
+where possible, use torch's fused backward passes, and save only what is expensive to recompute.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 
 def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x normalised, and 1 / sqrt(mean(x²) + eps)."""
+    """Normalised x, and 1 / sqrt(mean(x²) + eps)."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -31,8 +31,8 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        # torch's layer norm has a fused backward. Told that the mean is 0, it is that of this norm but for the mean of
-        # the incoming gradient, which it takes off and is put back here.
+        # torch's fused layer norm backward with mean 0 is that of this norm, except that it subtracts the mean of the
+        # incoming gradient, which is added back here.
         x, weight, inverse = ctx.saved_tensors
         wide = weight.to(inverse.dtype)
         grad_x, grad_weight, _ = torch.ops.aten.native_layer_norm_backward(
@@ -43,24 +43,24 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x²) + eps) · weight over the last dimension; fp32 inside (fp64 for fp64), rounded once.
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension; computed in fp32 (fp64 for fp64), rounded once.
 
     Args:
         x: [..., D]
         weight: [D]
         eps: added to the mean square
     """
-    # Without gradients the function's bookkeeping costs as much as its arithmetic on the one token of a decoding step.
+    # Without gradients, the autograd function's overhead equals its arithmetic for the one token of a decoding step.
     return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normalised(x, weight, eps)[0]
 
 
 def rms_norm_torch(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The same by torch's operator, fused on a GPU and by the compiler."""
-    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)  # mixed dtypes have no fused path
+    """``rms_norm`` by torch's operator, fused on a GPU and by the compiler."""
+    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)  # mixed dtypes have no fused kernel
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The same, as the formula has it."""
+    """``rms_norm`` as in the formula."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide / (wide.square().mean(-1, keepdim=True) + eps).sqrt() * weight).to(x.dtype)
 
@@ -79,10 +79,10 @@ class _GatedSiLU(torch.autograd.Function):
 
 
 def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) ⊙ up, both [..., F]: the hidden layer of SwiGLU, of which only the two halves are kept."""
+    """silu(gate) ⊙ up, both [..., F]: the hidden layer of SwiGLU, saving only the two inputs."""
     return _GatedSiLU.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)
 
 
 def gated_silu_reference(gate: Tensor, up: Tensor) -> Tensor:
-    """The same in plain terms, which a compiler fuses."""
+    """``gated_silu`` in plain operations, which a compiler fuses."""
     return F.silu(gate) * up

@@ -1,4 +1,4 @@
-"""Σ over a token's chosen experts of weight · SwiGLU_e(x): from choices to outputs, on a CPU and elsewhere."""
+"""Σ over a token's chosen experts of weight · SwiGLU_e(x), on a CPU and on other devices."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from blocks.kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_referen
 
 
 class Choices(NamedTuple):
-    """Which experts each token goes to, and how much each counts.
+    """Expert choices of each token.
 
-    experts: [T,k] int64; E stands for no expert
+    experts: [T,k] int64; E means no expert
     weights: [T,k]
-    pairs: how many entries of ``experts`` are real ones; None: all of them
+    pairs: how many entries of ``experts`` are below E; None: all
     """
 
     experts: Tensor
@@ -25,12 +25,12 @@ class Choices(NamedTuple):
 
 
 def swiglu_experts_on_cpu(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
-    """Expert by expert: those visited by a few tokens, or all in one pass over their sorted tokens.
+    """For few pairs, one expert at a time; else in one pass over the sorted tokens.
 
     Args:
         x: [T,D]
         choices: of its tokens
-        gate_up: [E,2F,D], the gate's rows first
+        gate_up: [E,2F,D], gate rows first
         down: [E,D,F]
 
     Returns:
@@ -43,7 +43,7 @@ def swiglu_experts_on_cpu(x: Tensor, choices: Choices, gate_up: Tensor, down: Te
 
 
 def swiglu_experts(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
-    """The same by grouped products, which no number has to leave the device for."""
+    """The same with grouped products, without synchronising with the device."""
     order, weights = _sorted(choices, len(gate_up))
     return grouped_swiglu_reference(x, weights, gate_up.to(x.dtype), down.to(x.dtype), order)
 

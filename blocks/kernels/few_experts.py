@@ -1,8 +1,8 @@
-"""Experts of a few tokens, as when decoding: no sort and no grouped product, only the matrices that are visited.
+"""Experts for a few tokens, as in decoding: no sort and no grouped product, only the chosen experts' matrices.
 
-With a handful of (token, choice) pairs the time goes into reading weights and starting operators. Grouped products
-start one for every expert, visited or not; here experts that nobody chose cost nothing. On CPU: elsewhere the routing
-would have to be fetched from the device first.
+With few (token, choice) pairs, time goes into reading weights and launching operators. Grouped products launch one per
+expert, chosen or not; here unchosen experts cost nothing. CPU only: elsewhere the routing would have to be copied from
+the device first.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from blocks.kernels.few_rows import linear
 
-FEW = 64  # pairs; beyond, most experts are visited anyway and grouping in Python costs more than the sort
+FEW = 64  # pairs; with more, most experts are chosen and a Python loop costs more than the sort
 
 
 def few(experts: Tensor) -> bool:
-    """Whether choices [T,k] are few enough, and nothing (gradients, a compiler, another device) needs the usual way."""
+    """Whether choices [T,k] are few, and nothing (gradients, a compiler, another device) requires the general path."""
     usual = torch.is_grad_enabled() or torch.compiler.is_compiling() or experts.device.type != "cpu"
     return not usual and experts.numel() <= FEW
 
@@ -29,7 +29,7 @@ def few_swiglu(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, dow
 
     Args:
         x: [T,D]
-        experts: [T,k]; entries of E stand for no expert
+        experts: [T,k]; E means no expert
         weights: [T,k]
         gate_up: [E,2F,D], gate rows first
         down: [E,D,F]
@@ -45,7 +45,7 @@ def few_swiglu(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, dow
     chosen, token = torch.tensor([[i, i // k] for _, i in pairs]).unbind(1)
     gate, up = _each(x.index_select(0, token), gate_up, visited).chunk(2, -1)
     hidden = F.silu(gate).mul_(up).mul_(weights.flatten().index_select(0, chosen)[:, None])
-    answers = _each(hidden, down, visited).to(x.dtype)  # autocast leaves them in its own
+    answers = _each(hidden, down, visited).to(x.dtype)  # autocast returns its own dtype
     return torch.zeros_like(x).index_add_(0, token, answers)
 
 

@@ -1,10 +1,10 @@
-"""Causal attention by FlexAttention, for what scaled-dot-product attention has no fused path for on a GPU.
+"""Causal attention by FlexAttention, for cases without a fused scaled-dot-product kernel on a GPU.
 
-Dong et al. 2024, arXiv 2412.05496. Scores may be shifted by a bias, squeezed by a soft cap and joined by sinks; windows
-and the borders of documents become a block mask, whose empty blocks are never computed. Not run on a GPU by this
-project so far: its parity is tested in eager mode on a CPU, where it holds all scores and serves for nothing else.
+Dong et al. 2024, arXiv 2412.05496. Scores may have a bias, a soft cap and sinks; windows and document borders become a
+block mask, whose empty blocks are skipped. Not yet run on a GPU by this project: parity is tested in eager mode on a
+CPU, where it materialises all scores and is of no other use.
 
-Left out: gradients of a bias that does not come from the head and the distance alone (``bias`` is read, not learnt).
+Not supported: gradients of the bias.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch.nn import functional as F
 
 from blocks.kernels.scoring import Scoring
 
-KEPT = 16  # block masks of shapes and windows that are remembered
+KEPT = 16  # cached block masks, by shape and window
 
 
 def flex_causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
-    """Attention of the last T of S positions on all that came before them; arguments as in ``causal_attention``.
+    """Attention of the last T of S positions on all previous ones; arguments as in ``causal_attention``.
 
-    A sink is a key that stands for nothing: with L the log of the sum of a query's exponentials, all weights shrink by
+    A sink is a key without a value: with L the log of the sum of a query's exponentials, all weights are scaled by
     exp(L) / (exp(L) + exp(sink)) = sigmoid(L − sink).
     """
     scale, bias, segments, window, sinks, softcap = scoring
     T, S, V = q.shape[1], k.shape[1], v.shape[-1]
-    if q.shape[-1] < V:  # the kernels want values no wider than keys
+    if q.shape[-1] < V:  # the kernels need values no wider than keys
         q, k = F.pad(q, (0, V - q.shape[-1])), F.pad(k, (0, V - k.shape[-1]))
     y, norm = _flex(q.device)(
         q.transpose(1, 2),
@@ -63,7 +63,7 @@ def _compiled() -> Callable[..., Any]:
 
 
 def _flex(device: torch.device) -> Callable[..., Any]:
-    """The operator: compiled where it is fused; as it is where a compiler is at work already, or nothing fuses it."""
+    """The operator: compiled where it is fused; uncompiled inside another compilation, or where nothing fuses it."""
     from torch.nn.attention.flex_attention import flex_attention
 
     if device.type == "cuda" and not torch.compiler.is_compiling():
@@ -72,7 +72,7 @@ def _flex(device: torch.device) -> Callable[..., Any]:
 
 
 def _score_mod(bias: Tensor | None, softcap: Tensor | None) -> Callable[..., Tensor] | None:
-    """What is done to the score of one pair: the cap (a tensor: numbers would each be compiled for), then the bias
+    """Modification of a score: the cap (a tensor, since each number would be compiled separately), then the bias
     [B|1,N,T,S]."""
     if bias is None and softcap is None:
         return None
@@ -86,7 +86,7 @@ def _score_mod(bias: Tensor | None, softcap: Tensor | None) -> Callable[..., Ten
 
 
 def _block_mask(T: int, S: int, device: torch.device, segments: Tensor | None, window: int | None) -> Any:
-    """The pairs that may see each other; made anew for segments, which differ from batch to batch."""
+    """The pairs that may see each other; not cached for segments, which differ from batch to batch."""
     if segments is None:
         return _shared_mask(T, S, window, device)
     from torch.nn.attention.flex_attention import and_masks, create_block_mask
@@ -106,7 +106,7 @@ def _shared_mask(T: int, S: int, window: int | None, device: torch.device) -> An
 
 
 def causal(T: int, S: int, window: int | None) -> Callable[..., Tensor]:
-    """mask_mod: query t, which stands at S − T + t, sees keys up to itself, and no further back than the window."""
+    """mask_mod: query t, at position S − T + t, sees keys up to itself, within the window."""
     past = S - T
 
     def seen(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Attention over latents that are never expanded: the decoding path of multi-head latent attention.
 
-With W_kv_up = [U; V] by head, q_nope · (U c) = (Uᵀ q_nope) · c and Σ w (V c) = V Σ w c. So queries are taken into the
-latent's space once, all heads score and average one shared sequence of latents, and what they find is taken out again
-(DeepSeek-AI 2024, arXiv 2405.04434, appendix C). Expanding, ``causal_attention`` is the reference.
+With W_kv_up = [U; V] by head, q_nope · (U c) = (Uᵀ q_nope) · c and Σ w (V c) = V Σ w c. So queries are mapped into the
+latent space once, all heads score and average one shared sequence of latents, and the averages are mapped back
+(DeepSeek-AI 2024, arXiv 2405.04434, appendix C). The reference is ``causal_attention`` on expanded keys and values.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from torch import Tensor
 
 from blocks.kernels.few_rows import reads_fast
 
-FEW = 64  # rows; a product of more is bound by its arithmetic
-LARGE = 2**21  # bytes of a row's memory; beyond, rows go one by one: what scores read, values find in a CPU's cache
-PART = 256  # positions; MKL reads a long memory fastest as a batch of its parts, one token's queries against each
+FEW = 64  # rows; larger products are compute-bound
+LARGE = 2**21  # bytes of a row's cache; above, one row at a time, so that values find in the CPU's cache what scores read
+PART = 256  # positions; MKL reads a long cache fastest as a batch of parts
 
 
 def absorbs(T: int, S: int, latent: int, rope: int, nope: int, value: int) -> bool:
-    """Whether T new tokens on S in all (themselves included) cost less absorbed than with keys and values expanded.
+    """Whether T new tokens with S in total (themselves included) are cheaper absorbed than expanded.
 
-    Multiplications a head. Expanded: S·C·(n + v) to expand, T·S·(n + R + v) to score and average. Absorbed: T·C·(n + v)
-    to take queries in and values out, T·S·(2C + R) to score and average. One new token is nearly always cheaper
+    Multiplications per head. Expanded: S·C·(n + v) to expand, T·S·(n + R + v) to score and average. Absorbed:
+    T·C·(n + v) to map queries and values, T·S·(2C + R) to score and average. One new token is nearly always cheaper
     absorbed, a whole prompt nearly always expanded; at C = 512 and n = v = 128, as in DeepSeek, they meet at T = 170.
-    And the absorbed way holds T·S scores where the other, whose kernel holds none, expands S·(n + v) numbers: it must
-    not hold more.
+    The absorbed way also materialises T·S scores, where the other one's kernel materialises none but S·(n + v) numbers
+    are expanded: it must not need more memory.
 
     Args:
-        latent, rope, nope, value: C, R, n, v, the widths
+        latent, rope, nope, value: the widths C, R, n, v
     """
     expanded = S * latent * (nope + value) + T * S * (nope + rope + value)
     absorbed = T * latent * (nope + value) + T * S * (2 * latent + rope)
@@ -35,10 +35,10 @@ def absorbs(T: int, S: int, latent: int, rope: int, nope: int, value: int) -> bo
 
 
 def key_multiple(dtype: torch.dtype, device: torch.device) -> int:
-    """What the number of keys is to be rounded up to.
+    """Multiple to which the number of keys should be rounded up.
 
-    oneDNN, which multiplies low precision on CPUs, and fp32 too where it is allowed to, compiles code for every new
-    shape, and each step of decoding has one. MKL does not, and there rounding is only more work.
+    oneDNN, used for low precision on CPUs, and for fp32 where allowed, compiles code for every new shape, and each
+    decoding step has one. MKL does not, so there rounding is only extra work.
     """
     exact = torch.backends.mkldnn.matmul.fp32_precision in ("ieee", "none")  # type: ignore[attr-defined]
     onednn = dtype != torch.float64 and (dtype != torch.float32 or not exact)
@@ -58,10 +58,10 @@ def out_of_latents(y: Tensor, value_up: Tensor) -> Tensor:
 
 
 def _times_rows(rows: Tensor, matrix: Tensor, parts: int = 1) -> Tensor:
-    """[B,M,K] and [B,N,K] → [B,M,N], the products of each pair of rows; by part, which only one matrix has.
+    """[B,M,K] and [B,N,K] → [B,M,N], the products of each pair of rows; in parts, for a single matrix only.
 
-    On a CPU oneDNN copies a matrix that it is given transposed, and MKL reads it with one thread only: where rows are
-    few, and reading the matrix is all there is to it, they are turned round instead.
+    On a CPU oneDNN copies a transposed matrix, and MKL reads it with one thread: for few rows, where reading the matrix
+    dominates, the operands are swapped.
     """
     if rows.shape[1] > FEW or not rows.is_cpu:
         return torch.bmm(rows, matrix.transpose(1, 2))
@@ -75,11 +75,11 @@ def _times_rows(rows: Tensor, matrix: Tensor, parts: int = 1) -> Tensor:
 def latent_attention(
     q: Tensor, memory: Tensor, n_keys: int, latent: int, *, scale: float, bias: Tensor | None = None
 ) -> Tensor:
-    """Attention of the last T of S positions on latents that all heads share. No copy of the latents is made.
+    """Attention of the last T of S positions on latents shared by all heads, which are not copied.
 
     Args:
-        q: [B,T,N,C+R], queries in the latent's space and, behind, their turned parts
-        memory: [B,M,C+R], latents and turned keys; those from S on are no tokens, and finite
+        q: [B,T,N,C+R], queries in latent space, followed by their rotated parts
+        memory: [B,M,C+R], latents and rotated keys; entries from S on are finite padding
         n_keys: S
         latent: C
         scale: multiplies q·k
@@ -108,10 +108,10 @@ def latent_attention(
 
 
 def _average(weights: Tensor, latents: Tensor, parts: int) -> Tensor:
-    """[B,M,S] and the first columns [B,S,C] of a memory → [B,M,C]; of parts, which only one sequence has, the sum."""
+    """[B,M,S] and the first columns [B,S,C] of a memory → [B,M,C]; the sum over parts, for a single sequence only."""
     if len(weights) > 1:
         return torch.bmm(weights, latents)
-    if parts == 1:  # of some columns oneDNN makes a copy if there is a batch, even of one
+    if parts == 1:  # oneDNN copies a column slice in a batch, even of one
         return torch.mm(weights[0], latents[0])[None]
     by_part = weights[0].unflatten(1, (parts, -1)).transpose(0, 1)
     return torch.bmm(by_part, latents[0].unflatten(0, (parts, -1))).sum(0, keepdim=True)

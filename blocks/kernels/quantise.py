@@ -1,4 +1,4 @@
-"""Numbers kept at 8, 6 or 4 bits with a scale for every group of neighbours: what quantised caches are made of."""
+"""Quantisation to 8, 6 or 4 bits with a scale per group of adjacent numbers, for caches."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 BITS = (8, 6, 4)
-GROUP = 64  # numbers that share a scale, at most: 16 bits of scale are a quarter of a bit a number
+GROUP = 64  # maximum numbers per scale: 16 bits of scale add a quarter of a bit per number
 
 
 def group_sizes(parts: Sequence[int], most: int = GROUP) -> list[int]:
-    """How many neighbours share each scale: every part is cut evenly into as few groups as hold ``most`` at most.
+    """Group sizes: every part is split evenly into as few groups of at most ``most`` as possible.
 
     Args:
-        parts: widths, next to each other, across which no scale is shared (heads, a latent and its rotary part)
+        parts: widths of adjacent parts that share no scale (heads, a latent and its rotary part)
     """
     sizes = []
     for width in parts:
@@ -25,19 +25,19 @@ def group_sizes(parts: Sequence[int], most: int = GROUP) -> list[int]:
 
 
 def code_bytes(width: int, bits: int) -> int:
-    """Bytes that the codes of ``width`` numbers take."""
+    """Bytes of the codes of ``width`` numbers."""
     return {8: width, 6: 3 * -(-width // 4), 4: -(-width // 2)}[bits]
 
 
 def quantise(x: Tensor, bits: int, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Round each number to one of 2^bits − 1 levels, even around 0 and as wide as its group's largest.
+    """Round each number to one of 2^bits − 1 levels, symmetric around 0 and scaled to its group's largest.
 
-    scale = max|x| / (2^(bits−1) − 1), code = round(x / scale) + 2^(bits−1). Scales are bf16, whose range no value
-    leaves, and codes are taken against the rounded scale, so that its rounding adds no error of its own.
+    scale = max|x| / (2^(bits−1) − 1), code = round(x / scale) + 2^(bits−1). Scales are bf16, which covers every value's
+    range, and codes use the rounded scale, so that its rounding adds no error.
 
     Args:
         x: [...,W]
-        sizes: of the groups; they add up to W
+        sizes: of the groups; they sum to W
 
     Returns:
         codes [...,code_bytes] uint8, scales [...,groups] bf16
@@ -51,7 +51,7 @@ def quantise(x: Tensor, bits: int, sizes: Sequence[int]) -> tuple[Tensor, Tensor
 
 
 def dequantise(codes: Tensor, scales: Tensor, bits: int, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """What ``quantise`` rounded to: [...,W] in ``dtype``."""
+    """The inverse of ``quantise``, up to rounding: [...,W] in ``dtype``."""
     x = unpack(codes, bits, sum(sizes)).to(dtype).sub_(2 ** (bits - 1))
     for group, scale in zip(x.split(list(sizes), -1), scales.to(dtype)[..., None].unbind(-2), strict=True):
         group.mul_(scale)
@@ -61,8 +61,8 @@ def dequantise(codes: Tensor, scales: Tensor, bits: int, sizes: Sequence[int], d
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes [...,W] uint8 below 2^bits → [...,code_bytes].
 
-    At 4 bits the two halves of W lie in the low and high half of each byte. At 6, three quarters of W lie in the low 6
-    bits of three runs of bytes, and the fourth is spread over their high 2: packing and unpacking handle whole runs.
+    At 4 bits the two halves of W are in the low and high half of each byte. At 6, three quarters of W are in the low 6
+    bits of three runs of bytes, and the fourth is spread over their high 2, so that whole runs are processed at once.
     """
     if bits == 8:
         return codes
@@ -85,6 +85,6 @@ def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
 
 
 def _runs(codes: Tensor, n: int) -> tuple[Tensor, ...]:
-    """Codes [...,W] → n tensors [...,⌈W/n⌉], zeros behind the last."""
+    """Codes [...,W] → n tensors [...,⌈W/n⌉], zero-padded at the end."""
     run = -(-codes.shape[-1] // n)
     return torch.nn.functional.pad(codes, (0, n * run - codes.shape[-1])).split(run, -1)

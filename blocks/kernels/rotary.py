@@ -1,4 +1,4 @@
-"""Turning pairs of dimensions: the arithmetic shared by every rotary position block."""
+"""Rotation of pairs of dimensions, shared by every rotary position block."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Rotate = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
 
 def rotary_width(head_dim: int, fraction: float) -> int:
-    """How many of ``head_dim`` dimensions turn.
+    """How many of ``head_dim`` dimensions are rotated.
 
     Raises:
-        BlockError: the fraction is outside (0, 1], or the width is odd, so that it has no pairs
+        BlockError: the fraction is outside (0, 1], or the width is odd
     """
     if not 0 < fraction <= 1:
         raise BlockError("rotary_fraction", fraction, "must lie in (0, 1]", "Use 1.0 to rotate the whole head")
     width = int(head_dim * fraction)
     if width < 2 or width % 2:
-        rule = f"turns pairs of dimensions, but {width} of the head's {head_dim} are to turn"
+        rule = f"rotates pairs of dimensions, but {width} of the head's {head_dim} would be rotated"
         raise BlockError("rotary_fraction", fraction, rule, "Choose heads of even width, or a fraction that gives one")
     return width
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Turn the first R dimensions of every head.
+    """Rotate the first R dimensions of every head.
 
     Args:
         x: [B,T,N,H]
@@ -43,7 +43,7 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tens
 
 
 def rotate_pairs_reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """The same in plain terms, which a compiler fuses."""
+    """``rotate_pairs`` in plain operations, which a compiler fuses."""
     width = 2 * cos.shape[-1]
     wide = torch.promote_types(x.dtype, torch.float32)
     turning, passing = x[..., :width].to(wide), x[..., width:]
@@ -59,7 +59,7 @@ def rotate_pairs_reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: boo
 
 
 class _Rotation(torch.autograd.Function):
-    """A rotation's adjoint is the rotation by the opposite angle: nothing of ``x`` is kept."""
+    """A rotation's adjoint is the opposite rotation, so ``x`` is not saved."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
@@ -102,21 +102,21 @@ def turn(
     amplitude: float = 1.0,
     rotate: Rotate = rotate_pairs,
 ) -> tuple[Tensor, Tensor]:
-    """Turn queries and keys by position · frequency.
+    """Rotate queries and keys by position · frequency.
 
     Args:
         q, k: [B,T,·,H]
         positions: [B|1,T]
-        frequencies: [R/2] fp32, radians a position
+        frequencies: [R/2] fp32, radians per position
         interleaved: as in ``rotate_pairs``
-        amplitude: multiplies what has been turned
-        rotate: ``rotate_pairs``, or another implementation of it
+        amplitude: factor on the rotated dimensions
+        rotate: an implementation of ``rotate_pairs``
     """
     angles = positions[..., None].float() * frequencies
     cos, sin = angles.cos(), angles.sin()
     if amplitude != 1.0:
         cos, sin = cos * amplitude, sin * amplitude
-    if q.shape[1] == 1 and not torch.is_grad_enabled():  # decoding: starting operators costs more than a small copy
+    if q.shape[1] == 1 and not torch.is_grad_enabled():  # decoding: launching operators costs more than a small copy
         both = rotate(torch.cat((q, k), 2), cos, sin, interleaved)
         q, k = both.split((q.shape[2], k.shape[2]), 2)
         return q, k

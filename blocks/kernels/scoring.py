@@ -1,4 +1,4 @@
-"""What stands between q·k and the weights of an attention, beside the causal mask."""
+"""How attention scores are computed between q·k and the softmax, in addition to the causal mask."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 class Scoring(NamedTuple):
-    """How scores of the last T of S positions on all that came before them are formed.
+    """Computation of the scores of the last T of S positions on all previous ones.
 
     scale: multiplies q·k
     bias: [B|1,N,T,S] added to the scaled scores
     segments: [B,T] document ids, for S = T; tokens of different documents never see each other
-    window: a token sees this many tokens, itself included; None for all
-    sinks: [N] scores of a key that stands for nothing, one a head
-    softcap: bound that a tanh keeps the scaled scores within, before the bias
+    window: number of last tokens a token sees, itself included; None for all
+    sinks: [N] scores of a key without a value, one per head
+    softcap: bound of the scaled scores, by a tanh, before the bias
     """
 
     scale: float
@@ -32,5 +32,5 @@ class Scoring(NamedTuple):
 
     @property
     def learns_bias(self) -> bool:
-        """Whether the bias is to get a gradient, which only torch's own attention gives it."""
+        """Whether the bias needs a gradient, which only torch's own attention computes."""
         return self.bias is not None and self.bias.requires_grad

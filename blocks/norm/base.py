@@ -1,4 +1,4 @@
-"""The contract of ``norm``: bring activations to a common scale."""
+"""The contract of ``norm``: normalise activations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from registry import family
 
 @family("norm", context=("dim",))
 class Norm(Block):
-    """Normalises the last dimension. ``dim``, its width, is supplied by whoever owns the norm."""
+    """Normalises the last dimension, of width ``dim``, which the norm's owner supplies."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., dim] → [..., dim], same dtype."""

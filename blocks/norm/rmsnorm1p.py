@@ -11,10 +11,10 @@ from registry.ranges import Positive
 
 @register("norm", "rmsnorm1p")
 class RMSNorm1p(Norm):
-    """Root-mean-square norm whose learned gain is stored as its distance from one.
+    """Root-mean-square norm whose learned gain is stored as its difference from one.
 
-    Gemma, arXiv 2403.08295: y = x / sqrt(mean(x²) + eps) · (1 + g), g from 0, so that weight decay draws the gain to 1
-    and not to 0. In low precision all of it is computed in fp32 and rounded once, as in Gemma.
+    Gemma, arXiv 2403.08295: y = x / sqrt(mean(x²) + eps) · (1 + g), g initially 0, so that weight decay pulls the gain
+    to 1 and not to 0. In low precision all of it is computed in fp32 and rounded once, as in Gemma.
 
     Args:
         eps: added to the mean square; 1e-6 in Gemma

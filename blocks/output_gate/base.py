@@ -1,4 +1,4 @@
-"""The contract of ``output_gate``: weigh what an attention found, before it is projected out. A child of attention."""
+"""The contract of ``output_gate``: gate the heads' outputs before the output projection. A child of attention."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ class OutputGate(Block):
     """``head_dim`` is the width of a head's value."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The attention's input x [B,T,D] and what its heads found, y [B,T,N,H] → [B,T,N,H]."""
+        """The attention's input x [B,T,D] and its heads' outputs y [B,T,N,H] → [B,T,N,H]."""
         raise NotImplementedError

@@ -10,7 +10,7 @@ from registry import register
 
 @register("output_gate", "elementwise")
 class Elementwise(OutputGate):
-    """A sigmoid gate for every number of every head.
+    """A sigmoid gate for every element of every head.
 
     Qiu et al. 2025, arXiv 2505.06708: y ← σ(W x) ⊙ y, W of N·H rows.
     """

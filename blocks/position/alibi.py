@@ -11,7 +11,7 @@ from registry import register
 
 @register("position", "alibi")
 class ALiBi(Position):
-    """A penalty on the scores that grows linearly with distance, at a fixed slope for each head.
+    """A penalty on the scores that grows linearly with distance, with a fixed slope per head.
 
     Press et al. 2021, arXiv 2108.12409: score(i, j) −= m_n · (i − j), with slopes m_n = 2^(−8n/N), n = 1…N, when N is
     a power of two; otherwise those of the next lower power P, followed by every second slope of 2P.
@@ -22,7 +22,7 @@ class ALiBi(Position):
         self.n_heads = n_heads
 
     def slopes(self, device: torch.device) -> Tensor:
-        """[N] fp32, one for each head."""
+        """[N] fp32, one per head."""
         power = 2 ** math.floor(math.log2(self.n_heads))
         values = _geometric(power) + _geometric(2 * power)[::2][: self.n_heads - power]
         return torch.tensor(values, device=device, dtype=torch.float32)

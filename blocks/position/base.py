@@ -1,8 +1,8 @@
-"""The contract of ``position``: tell tokens where they are, through one of three hooks that default to nothing.
+"""The contract of ``position``: encode positions through one of three hooks that default to nothing.
 
-Attention calls ``rotate`` and ``bias`` without knowing which block it got; the decoder calls ``embed``. Frequencies
-and slopes are computed in fp32 from the block's own parameters at each call: nothing is cached across instances,
-rounded by ``module.to(bfloat16)`` or lost when a model built on the meta device is materialised.
+Attention calls ``rotate`` and ``bias`` without knowing the block; the decoder calls ``embed``. Frequencies and slopes
+are computed in fp32 from the block's parameters at each call: nothing is shared between instances, rounded by
+``module.to(bfloat16)`` or lost when a model built on the meta device is materialised.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from registry import family
 class Position(Block):
     """A position block.
 
-    Context: ``head_dim`` (width of the queries and keys that ``rotate`` gets), ``n_heads`` (of the scores that
-    ``bias`` shifts), ``max_positions`` (longest sequence the model is made for).
+    Context: ``head_dim`` (width of the queries and keys passed to ``rotate``), ``n_heads`` (of the scores that ``bias``
+    changes), ``max_positions`` (longest sequence of the model).
 
     Class attributes:
-        place: ``attention`` when the block works on queries, keys or scores (one instance an attention), ``embedding``
-            when it works on the embeddings (one instance a decoder; attentions then get ``none``)
+        place: ``attention`` if the block works on queries, keys or scores (one instance per attention), ``embedding``
+            if it works on the embeddings (one instance per decoder; attentions then get ``none``)
 
     Attributes:
         softmax_scale: multiplies the attention's 1/√H (YaRN's temperature)
-        limit: positions that there are; None where they have no end
+        limit: number of positions; None if unlimited
     """
 
     place: ClassVar[Literal["attention", "embedding"]] = "attention"
@@ -47,5 +47,5 @@ class Position(Block):
         return q, k
 
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
-        """What is added to the scores of queries at [B|1,T] on keys at [B|1,S]: [B|1,N,T,S], or None for nothing."""
+        """Additive bias on the scores of queries at [B|1,T] and keys at [B|1,S]: [B|1,N,T,S], or None for none."""
         return None

@@ -13,8 +13,8 @@ from registry import register
 class Learned(Position):
     """A learned vector for each position, added to the embeddings.
 
-    Radford et al. 2019 (GPT-2); Gehring et al. 2017, arXiv 1705.03122: x_t ← x_t + P[t]. Cannot go beyond
-    ``max_positions``, the model's own limit.
+    Radford et al. 2019 (GPT-2); Gehring et al. 2017, arXiv 1705.03122: x_t ← x_t + P[t]. Limited to the model's
+    ``max_positions``.
     """
 
     place: ClassVar[Literal["attention", "embedding"]] = "embedding"

@@ -6,7 +6,7 @@ from registry import register
 
 @register("position", "none")
 class NoPosition(Position):
-    """No position signal at all: order is left to the causal mask.
+    """No position signal: order is visible only through the causal mask.
 
     Kazemnejad et al. 2023 (NoPE), arXiv 2305.19466.
     """

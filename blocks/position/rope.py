@@ -13,17 +13,17 @@ from registry.ranges import Positive, Share
 
 @register("position", "rope")
 class RoPE(Position):
-    """Rotary position embedding: pairs of dimensions are turned by an angle proportional to the position.
+    """Rotary position embedding: pairs of dimensions are rotated by an angle proportional to the position.
 
-    Su et al. 2021, arXiv 2104.09864: pair j of R/2 turns by t · theta^(−2j/R); scores depend on distances alone.
+    Su et al. 2021, arXiv 2104.09864: pair j of R/2 rotates by t · theta^(−2j/R); scores depend on distances only.
 
     Pairs are (j, j + R/2) as in Llama, Mixtral and Qwen checkpoints (``half_split``), or (2j, 2j + 1) as in the paper
     and every MLA checkpoint (``interleaved``). With the same weights the two differ; permuting the rows of the query
-    and key projections maps one into the other. Angles are fp32 whatever the model's precision.
+    and key projections maps one to the other. Angles are fp32 whatever the model's precision.
 
     Args:
-        theta: base of the frequencies; larger turns slower and reaches further
-        rotary_fraction: part of the head width that turns, from its front; the rest passes (GPT-NeoX, Phi)
+        theta: base of the frequencies; larger rotates slower and reaches further
+        rotary_fraction: leading fraction of the head width that is rotated; the rest is unchanged (GPT-NeoX, Phi)
         pairing: which dimensions form a pair
     """
 
@@ -40,7 +40,7 @@ class RoPE(Position):
         self.interleaved = pairing == "interleaved"
 
     def frequencies(self, device: torch.device) -> Tensor:
-        """Radians a position of each pair, [R/2] fp32."""
+        """Radians per position for each pair, [R/2] fp32."""
         return base_frequencies(self.theta, self.rotary_dim, device)
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,13 +16,13 @@ class LinearRoPE(Position):
     """RoPE with positions divided by a factor, so that a longer context spans the angles of the trained one.
 
     Chen et al. 2023 (position interpolation), arXiv 2306.15595: frequency_j = theta^(−2j/R) / factor. Gemma-3's full
-    layers (factor 8). Every pair is slowed alike, fine distances included; ``rope_ntk``, ``rope_llama3`` and
+    layers (factor 8). Every pair is slowed equally, at the cost of fine distances; ``rope_ntk``, ``rope_llama3`` and
     ``yarn`` spare the fast pairs.
 
     Args:
         theta: base of the frequencies
-        factor: how many times longer than the trained context
-        rotary_fraction: part of the head width that turns, from its front
+        factor: ratio of the new to the trained context length
+        rotary_fraction: leading fraction of the head width that is rotated
         pairing: which dimensions form a pair
     """
 
@@ -39,7 +39,7 @@ class LinearRoPE(Position):
         self.theta, self.factor, self.interleaved = theta, factor, pairing == "interleaved"
 
     def frequencies(self, device: torch.device) -> Tensor:
-        """Radians a position of each pair, [R/2] fp32."""
+        """Radians per position for each pair, [R/2] fp32."""
         return base_frequencies(self.theta, self.rotary_dim, device) / self.factor
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,22 +14,22 @@ from registry.ranges import Count, Positive, Share, Stretch
 
 @register("position", "rope_llama3")
 class Llama3RoPE(Position):
-    """RoPE as Llama-3.1 stretches it: slow pairs divided by the factor, fast ones kept, those between blended.
+    """RoPE with Llama-3.1's context extension: slow pairs divided by the factor, fast ones kept, blended in between.
 
-    Grattafiori et al. 2024 (Llama 3), arXiv 2407.21783; the formula is that of the released code. With w_j = 2π/f_j the
+    Grattafiori et al. 2024 (Llama 3), arXiv 2407.21783, with the formula of the released code. With w_j = 2π/f_j the
     pair's wavelength and L the original context: f_j is kept if w_j < L/high_freq_factor, divided by ``factor`` if
     w_j > L/low_freq_factor, else (1 − s) f_j/factor + s f_j with
     s = (L/w_j − low_freq_factor)/(high_freq_factor − low_freq_factor).
 
-    It differs from ``yarn`` in blending by frequency and not by the pair's index, and in leaving the softmax alone.
+    Unlike ``yarn`` it blends by frequency, not by pair index, and does not change the softmax.
 
     Args:
         theta: base of the frequencies; 500000 in Llama-3
-        factor: by how much slow pairs are slowed; 8 in Llama-3.1
-        low_freq_factor: turns over the original context below which a pair is slowed in full
-        high_freq_factor: turns above which a pair is left alone
-        original_positions: L, length in tokens of the context trained before stretching
-        rotary_fraction: part of the head width that turns, from its front
+        factor: divisor of slow frequencies; 8 in Llama-3.1
+        low_freq_factor: rotations over the original context below which a pair is fully slowed
+        high_freq_factor: rotations above which a pair is unchanged
+        original_positions: L, trained context length in tokens
+        rotary_fraction: leading fraction of the head width that is rotated
         pairing: which dimensions form a pair
     """
 
@@ -53,7 +53,7 @@ class Llama3RoPE(Position):
         self.low, self.high, self.original_positions = low_freq_factor, high_freq_factor, original_positions
 
     def frequencies(self, device: torch.device) -> Tensor:
-        """Radians a position of each pair, [R/2] fp32."""
+        """Radians per position for each pair, [R/2] fp32."""
         base = base_frequencies(self.theta, self.rotary_dim, device)
         turns = self.original_positions * base / (2 * math.pi)
         kept = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)

@@ -13,17 +13,17 @@ from registry.ranges import Positive, Share, Stretch
 
 @register("position", "rope_ntk")
 class NTKRoPE(Position):
-    """RoPE with a larger base, so that the slowest pair is stretched by the factor and the fastest hardly at all.
+    """RoPE with a larger base, so that the slowest pair is stretched by the factor and the fastest hardly changes.
 
     bloc97 2023 ("NTK-aware scaled RoPE"), described in arXiv 2309.00071, §3.1: theta' = theta · factor^(R/(R−2)).
 
-    The base is fixed: what has been cached stays right however long the sequence grows. transformers' ``dynamic`` type
-    lets theta grow with the sequence's length, by factor · length/trained − (factor − 1) in the factor's place.
+    The base is fixed, so cached keys stay valid however long the sequence grows. transformers' ``dynamic`` type lets
+    theta grow with the sequence length, replacing the factor by factor · length/trained − (factor − 1).
 
     Args:
         theta: base of the frequencies as trained
-        factor: how many times longer than the trained context
-        rotary_fraction: part of the head width that turns, from its front
+        factor: ratio of the new to the trained context length
+        rotary_fraction: leading fraction of the head width that is rotated
         pairing: which dimensions form a pair
     """
 
@@ -38,13 +38,13 @@ class NTKRoPE(Position):
         super().__init__()
         self.rotary_dim = rotary_width(head_dim, rotary_fraction)
         if self.rotary_dim < 4:
-            rule = "needs two pairs at least: the exponent R/(R − 2) is infinite for one"
+            rule = "needs at least two pairs: the exponent R/(R − 2) is infinite for one"
             raise BlockError("rotary_fraction", rotary_fraction, rule, "Choose wider heads")
         self.theta = theta * factor ** (self.rotary_dim / (self.rotary_dim - 2))
         self.interleaved = pairing == "interleaved"
 
     def frequencies(self, device: torch.device) -> Tensor:
-        """Radians a position of each pair, [R/2] fp32."""
+        """Radians per position for each pair, [R/2] fp32."""
         return base_frequencies(self.theta, self.rotary_dim, device)
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,8 @@ class Sinusoidal(Position):
     """Fixed sines and cosines of the position, added to the embeddings.
 
     Vaswani et al. 2017, arXiv 1706.03762: P[t, 2j] = sin(t/theta^(2j/D)), P[t, 2j+1] = cos(t/theta^(2j/D)).
-    The paper multiplies embeddings by √D to bring both to one scale; here ``scale`` shrinks the signal instead, so
-    that the embedding's initialisation stays what the model says it is.
+    The paper multiplies embeddings by √D to bring both to one scale; here ``scale`` shrinks the signal instead, so the
+    initialisation of the embedding stays as configured.
 
     Args:
         theta: base of the wavelengths

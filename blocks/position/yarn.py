@@ -21,23 +21,23 @@ class YaRN(Position):
     corr(ρ) = R ln(L/(2πρ)) / (2 ln theta): low = ⌊corr(beta_fast)⌋, high = ⌈corr(beta_slow)⌉,
     ramp_j = clamp((j − low)/(high − low), 0, 1), frequency_j = f_j (1 − ramp_j) + f_j/factor · ramp_j.
     With g(m) = 0.1 m ln(factor) + 1: cosines and sines are multiplied by g(mscale)/g(mscale_all_dim), and the
-    attention's scale by g(mscale_all_dim)². YaRN as its own paper and gpt-oss have it scales turned queries
-    and keys by g(1) each: mscale 1 and mscale_all_dim 0.
+    attention's scale by g(mscale_all_dim)². The YaRN paper and gpt-oss scale rotated queries and keys by g(1) each:
+    mscale 1 and mscale_all_dim 0.
 
-    The stretch holds at every length, as in the Hugging Face implementations; DeepSeek's inference code applies it
-    only beyond the original context. transformers before 5 left the g² out of its DeepSeek-V2.
+    The stretch applies at every length, as in the Hugging Face implementations; DeepSeek's inference code applies it
+    only beyond the original context. transformers before 5 omitted the g² in DeepSeek-V2.
 
     Args:
         theta: base of the frequencies
-        factor: how many times longer than the original context
-        original_positions: length in tokens of the context trained before stretching
-        beta_fast: turns over the original context above which a pair is left alone
-        beta_slow: turns below which a pair is fully interpolated
+        factor: ratio of the new to the original context length
+        original_positions: L, original context length in tokens
+        beta_fast: rotations over the original context above which a pair is unchanged
+        beta_slow: rotations below which a pair is fully interpolated
         mscale: m of the amplitude; 0.707 in V2, 1.0 in V2.5 and V3
-        mscale_all_dim: m of the softmax's temperature; 0 leaves the softmax alone and scales the amplitude only
-        rotary_fraction: part of the head width that turns, from its front
+        mscale_all_dim: m of the softmax temperature; 0 leaves the softmax unchanged and scales the amplitude only
+        rotary_fraction: leading fraction of the head width that is rotated
         pairing: which dimensions form a pair; released MLA weights are interleaved
-        truncate: whether low and high are rounded outwards to whole pairs; gpt-oss does not
+        truncate: whether low and high are rounded outwards to whole pairs; false in gpt-oss
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class YaRN(Position):
         return 0.1 * mscale * math.log(self.factor) + 1.0
 
     def _pair_with(self, turns: float) -> float:
-        """Index of the pair that makes this many turns over the original context."""
+        """Index of the pair with this many rotations over the original context."""
         numerator = self.rotary_dim * math.log(self.original_positions / (2 * math.pi * turns))
         return numerator / (2 * math.log(self.theta))
 
     def frequencies(self, device: torch.device) -> Tensor:
-        """Radians a position of each pair, [R/2] fp32."""
+        """Radians per position for each pair, [R/2] fp32."""
         pairs = torch.arange(self.rotary_dim // 2, device=device, dtype=torch.float32)
         base = base_frequencies(self.theta, self.rotary_dim, device)
         low, high = self._pair_with(self.beta_fast), self._pair_with(self.beta_slow)

@@ -1,4 +1,4 @@
-"""The contract of ``qk_norm``: normalise queries and keys before they are turned and compared. A child of attention."""
+"""The contract of ``qk_norm``: normalise queries and keys before rotation. A child of attention."""
 
 from __future__ import annotations
 

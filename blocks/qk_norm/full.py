@@ -12,7 +12,7 @@ from registry import register
 
 @register("qk_norm", "full")
 class Full(QKNorm):
-    """All heads together: the whole projection is one vector, with a gain for each of its numbers.
+    """One norm over all heads together, with a gain per element.
 
     OLMoE, arXiv 2409.02060; OLMo-2, arXiv 2501.00656: q ← norm(q) over N·H numbers, k ← norm(k) over K·H.
 

@@ -12,7 +12,7 @@ from registry import register
 
 @register("qk_norm", "per_head")
 class PerHead(QKNorm):
-    """Each head by itself, with gains shared by all heads.
+    """Each head separately, with gains shared by all heads.
 
     Qwen3, arXiv 2505.09388; Gemma-3: q_n ← norm(q_n), k_g ← norm(k_g), over the H numbers of a head.
 

@@ -1,4 +1,4 @@
-"""The contract of ``residual``: how a layer's two mixers and its norms are wired around the residual stream."""
+"""The contract of ``residual``: how a layer's mixers and norms are connected to the residual stream."""
 
 from __future__ import annotations
 

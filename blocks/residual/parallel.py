@@ -9,13 +9,13 @@ from registry import register
 
 @register("residual", "parallel")
 class Parallel(Residual):
-    """Both mixers read the same normalised stream, and their outputs are added together.
+    """Both mixers read the same normalised input, and their outputs are added together.
 
     Wang & Komatsuzaki 2021 (GPT-J); PaLM: h = norm(x); x ← x + attention(h) + ffn(h). One norm, as in GPT-J and PaLM;
     GPT-NeoX has two.
 
     Args:
-        attention_norm: the one norm, in front of both mixers
+        attention_norm: the one norm, before both mixers
     """
 
     def __init__(self, attention_norm: Norm) -> None:

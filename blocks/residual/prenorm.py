@@ -14,8 +14,8 @@ class PreNorm(Residual):
     Xiong et al. 2020, arXiv 2002.04745: x ← x + attention(norm₁(x)); x ← x + ffn(norm₂(x)). Llama, DeepSeek, GPT-2.
 
     Args:
-        attention_norm: norm in front of the attention
-        ffn_norm: norm in front of the feed-forward block
+        attention_norm: norm before the attention
+        ffn_norm: norm before the feed-forward block
     """
 
     def __init__(self, attention_norm: Norm, ffn_norm: Norm) -> None:

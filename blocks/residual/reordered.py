@@ -9,14 +9,14 @@ from registry import register
 
 @register("residual", "reordered")
 class Reordered(Residual):
-    """Norm on what each mixer adds; neither its input nor the stream is normalised.
+    """Norm on the output of each mixer; neither its input nor the stream is normalised.
 
     OLMo-2, arXiv 2501.00656 ("reordered norm", after Swin v2): x ← x + norm₁(attention(x)); x ← x + norm₂(ffn(x)).
-    OLMo-2 has ``qk_norm: full`` besides.
+    OLMo-2 also has ``qk_norm: full``.
 
     Args:
-        attention_norm: norm of what the attention adds
-        ffn_norm: norm of what the feed-forward block adds
+        attention_norm: norm of the attention's output
+        ffn_norm: norm of the feed-forward block's output
     """
 
     def __init__(self, attention_norm: Norm, ffn_norm: Norm) -> None:

@@ -9,15 +9,15 @@ from registry import register
 
 @register("residual", "sandwich")
 class Sandwich(Residual):
-    """Norm before and after each mixer, before it is added.
+    """Norm before each mixer and on its output.
 
     Ding et al. 2021 (CogView), arXiv 2105.13290; Gemma-2: x ← x + norm₂(attention(norm₁(x))), likewise for the ffn.
 
     Args:
-        attention_norm: norm in front of the attention
-        attention_out_norm: norm of what the attention adds
-        ffn_norm: norm in front of the feed-forward block
-        ffn_out_norm: norm of what the feed-forward block adds
+        attention_norm: norm before the attention
+        attention_out_norm: norm of the attention's output
+        ffn_norm: norm before the feed-forward block
+        ffn_out_norm: norm of the feed-forward block's output
     """
 
     def __init__(self, attention_norm: Norm, attention_out_norm: Norm, ffn_norm: Norm, ffn_out_norm: Norm) -> None:

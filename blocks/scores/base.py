@@ -1,4 +1,4 @@
-"""The contract of ``scores``: how the scores of an attention become weights, where a plain softmax will not do."""
+"""The contract of ``scores``: turn attention scores into weights, in place of a plain softmax."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from registry import family
 
 @family("scores", context=("n_heads",))
 class Scores(Block):
-    """A child of attention that takes the place of ``blocks.kernels.attention.causal_attention``."""
+    """A child of attention that replaces ``blocks.kernels.attention.causal_attention``."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """Queries [B,T,N,H], keys [B,S,K,H], values [B,S,K,V] → [B,T,N,V]; ``scoring`` comes without sinks and cap."""

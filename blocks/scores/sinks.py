@@ -11,11 +11,11 @@ from registry import register
 
 @register("scores", "sinks")
 class Sinks(Scores):
-    """A learned score for each head that competes with all keys and stands for nothing, so a head may attend to none.
+    """A learned score per head that competes with all keys and has no value, so a head may attend to nothing.
 
-    gpt-oss, arXiv 2508.10925; Xiao et al. 2023, arXiv 2309.17453, as a number in place of a token:
-    w_j = exp(s_j) / (exp(sink_n) + Σ_i exp(s_i)). Computed as one more key, of zeros, whose value is zero and whose
-    score is the sink. Sinks start at 0.
+    gpt-oss, arXiv 2508.10925; Xiao et al. 2023, arXiv 2309.17453, with a number in place of a token:
+    w_j = exp(s_j) / (exp(sink_n) + Σ_i exp(s_i)). Computed as one more key of zeros, with value zero and the sink as
+    its score. Sinks start at 0.
     """
 
     def __init__(self, n_heads: int) -> None:

@@ -10,11 +10,11 @@ from registry.ranges import Positive
 
 @register("scores", "softcap")
 class Softcap(Scores):
-    """Scores squeezed into ±cap before the softmax.
+    """Scores bounded to ±cap before the softmax.
 
     Bello et al. 2016, arXiv 1611.09940; Gemma-2, arXiv 2408.00118: softmax(cap · tanh(q·k scale / cap)). A position's
-    bias is added after the cap, and masked keys are masked after it. No fused kernel of torch computes it, so scores
-    of all T × S pairs are held.
+    bias is added after the cap, and masked keys are masked after it. No fused kernel of torch computes it, so the
+    scores of all T × S pairs are materialised.
 
     Args:
         cap: bound of the scores; 50 in Gemma-2

@@ -1,7 +1,6 @@
 """The typed options of ``hydra/sweeper=optuna`` and ``hydra/sweeper/sampler=NAME``.
 
-Hydra executes every module of a plug-in that has no leading underscore without importing it, which dataclasses do not
-survive.
+Hydra executes every module of a plug-in without a leading underscore without importing it, which breaks dataclasses.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class NSGAII(Sampler):
 
 @dataclass
 class Grid(Sampler):
-    """Every combination once; the search gives it the choices."""
+    """Every combination once; the search supplies the choices."""
 
     _target_: str = "optuna.samplers.GridSampler"
     _partial_: bool = True
@@ -85,11 +84,11 @@ class OptunaSweeper:
     Args:
         sampler: which parameters to try next
         direction: ``minimize`` or ``maximize`` the run's ``optimized_metric``
-        storage: address of a database for the study; null for ``study.db`` in the sweep's folder
+        storage: URL of a database for the study; null for ``study.db`` in the sweep's folder
         study_name: null for one made of the task's name and the sweep's folder
         n_trials: trials in all
-        n_jobs: trials at a time
-        params: override → what to search: ``choice(a, b)``, ``interval(0, 1)``, ``range(1, 9)`` or
+        n_jobs: parallel trials
+        params: override → search space: ``choice(a, b)``, ``interval(0, 1)``, ``range(1, 9)`` or
             ``tag(log, interval(1e-4, 1e-2))``
     """
 
@@ -105,7 +104,7 @@ class OptunaSweeper:
 
 
 def store() -> None:
-    """Make the options known to Hydra."""
+    """Register the options with Hydra."""
     known = ConfigStore.instance()
     known.store("optuna", OptunaSweeper, group="hydra/sweeper", provider="blockwright")
     for name, node in SAMPLERS.items():

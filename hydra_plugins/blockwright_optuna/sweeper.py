@@ -1,6 +1,6 @@
 """``hydra/sweeper=optuna``: a search by Optuna that can be resumed.
 
-Hydra imports this module at every start, so the search itself, and Optuna with it, is imported when there is one.
+Hydra imports this module at every start, so the search and Optuna are imported only when used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hydra looks for plug-ins in ``hydra_plugins``, and finds here what registry/hydra.py offers."""
+"""Hydra discovers plug-ins in ``hydra_plugins``; this one is implemented in registry/hydra.py."""
 
 from registry.hydra import RegistrySearchPath, RegistrySource
 

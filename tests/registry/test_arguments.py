@@ -27,7 +27,7 @@ def test_value_of_a_flag_is_no_option() -> None:
     ("arguments", "where", "remedy"),
     [
         (["--jsn"], "--jsn", "Did you mean '--json'?"),
-        (["-m"], "-m", "runs all values by itself"),
+        (["-m"], "-m", "already runs all values"),
         (["--json=yes"], "yes", "Write --json"),
         (["one", "two"], "two", "one at a time"),
         (["one", "by"], "by", "Write by=VALUE"),

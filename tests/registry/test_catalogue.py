@@ -65,7 +65,7 @@ def test_fixture_takes_temporary_names_away_again() -> None:
 
 
 def test_unknown_kind_is_refused_with_the_nearest() -> None:
-    with pytest.raises(RegistrationError, match=r"no family is called 'nrom'.*'norm'"):
+    with pytest.raises(RegistrationError, match=r"there is no family 'nrom'.*'norm'"):
         register("nrom", "plain")(Plain)
 
 

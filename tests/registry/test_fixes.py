@@ -110,8 +110,8 @@ def test_fixed_parameters_are_shown_as_fixed(capsys: pytest.CaptureFixture[str])
     [
         ({"n_group": 1}, "no parameter 'n_group' to fix. Did you mean 'n_groups'"),
         ({"n_groups": 0}, "must be an integer of at least 1"),
-        ({"n_groups": SameAs("n_mean")}, "to n_mean, which is no parameter that is left"),
-        ({"n_groups": SameAs("n_means"), "n_means": 2}, "to n_means, which is no parameter that is left"),
+        ({"n_groups": SameAs("n_mean")}, "to n_mean, not one of the remaining parameters"),
+        ({"n_groups": SameAs("n_means"), "n_means": 2}, "to n_means, not one of the remaining parameters"),
     ],
 )
 def test_what_cannot_be_fixed_is_refused(fixes: dict[str, Any], reason: str) -> None:

@@ -97,7 +97,7 @@ def test_plugin_without_its_folder_warns_and_the_others_are_there(offered: Calla
         warnings.simplefilter("always")
         assert "gpt2" in presets.names()
     told = sorted(str(w.message) for w in caught)
-    assert len(told) == 2 and "No module named 'a_package_that_nobody_has'" in told[0] and "no package" in told[1]
+    assert len(told) == 2 and "No module named 'a_package_that_nobody_has'" in told[0] and "not a package" in told[1]
 
 
 def test_one_name_of_two_owners_is_refused_with_both(write: Callable[..., Path]) -> None:
@@ -177,13 +177,13 @@ def test_inherits_names_a_preset_and_no_file(write: Callable[..., Path], parent:
 
 STRANGE = {
     "a class by its path": ("attention: {_target_: os.system, command: touch ran}\n", "registered blocks only"),
-    "the environment": ("d_model: ${oc.env:HOME}\n", "says everything itself"),
+    "the environment": ("d_model: ${oc.env:HOME}\n", "may not contain"),
     "a defaults list": ("defaults: [gpt2]\n", "no defaults list"),
     "broken": ("d_model: {64\n", "cannot be read as YAML"),
     "no mapping": ("- 1\n", "must be a mapping"),
     "an alias bomb": ("a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdef", "bcdefg", strict=True)
-    ), "aliases spelt out"),
+    ), "expands to more than"),
     "too long": (f"# {'x' * MAX_BYTES}\nd_model: 8\n", "is longer than"),
 }  # fmt: skip
 

@@ -94,7 +94,7 @@ def test_open_ended_constructor_is_a_type_error(kind: str) -> None:
 
     def kwargs(self, **rest: int) -> None: ...
 
-    with pytest.raises(TypeError, match="typos are swallowed"):
+    with pytest.raises(TypeError, match="typos are refused"):
         read({"args": args, "kwargs": kwargs}[kind])
 
 

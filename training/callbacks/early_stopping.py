@@ -1,4 +1,4 @@
-"""Ends a training that no longer gets better."""
+"""Stop training when a metric no longer improves."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
 
 class EarlyStopping(LightningEarlyStopping):
-    """Lightning's EarlyStopping; for arguments see there.
+    """Lightning's EarlyStopping, with the same arguments.
 
-    How this differs from Lightning's: a run that resumes has the patience that it is configured with, not that of the
-    checkpoint; and one that had been ended by it does not train until the next validation before it ends again.
+    How this differs from Lightning's: a resumed run uses the configured patience, not that of the checkpoint; and a run
+    already stopped by it stops again at once when resumed, not at the next validation.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Experts that hardly any token is sent to, and routers that have collapsed onto few, told of while there is time."""
+"""Warn of unused experts and collapsed routers during training."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from training.tasks.base import Task
 
 @enforced("callbacks.experts")
 class DeadExperts(L.Callback):
-    """Warns of experts whose load stays below a share of what is fair, and of routers that leave half of them so.
+    """Warns of experts whose load stays below a fraction of the fair share, and of routers with half of them so.
 
-    Looks at the loads each time they are logged, over all tokens since the last time. Logs
+    Checks the loads each time they are logged, over all tokens since the last time. Logs
     ``train_load/dead_experts``, their number over all layers, while there are any.
 
     Args:
-        below: of the fair share 1/E, under which an expert counts as idle
-        steps: optimizer steps that it must have been idle for to be called dead
+        below: fraction of the fair share 1/E below which an expert counts as idle
+        steps: optimizer steps after which an idle expert counts as dead
     """
 
     def __init__(self, below: ProperFraction = 0.01, steps: Count = 200) -> None:
         self.below, self.steps = below, steps
-        self._idle: dict[str, list[int]] = {}  # layer → steps that each expert has been idle for
+        self._idle: dict[str, list[int]] = {}  # layer → idle steps of each expert
         self._last = 0
-        self._told: dict[str, list[int]] = {}
+        self._warned: dict[str, list[int]] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._last = trainer.global_step
@@ -41,39 +41,39 @@ class DeadExperts(L.Callback):
         if not logs_now(trainer) or not isinstance(pl_module, Task):
             return
         passed, self._last = trainer.global_step - self._last, trainer.global_step
-        dead, told = 0, any(self._told.values())
+        dead, warned = 0, any(self._warned.values())
         for layer, shares in pl_module.expert_shares.items():
             dead += self.look(layer, shares, passed, trainer.global_step)
-        if dead or told:  # 0 once, when the last has come back
+        if dead or warned:  # log 0 once, when none is left
             pl_module.log("train_load/dead_experts", float(dead))
 
     def look(self, layer: str, shares: Tensor, passed: int, step: int) -> int:
-        """Judge one layer.
+        """Update the idle counts of one layer.
 
         Args:
             layer: its index
-            shares: of all choices that went to each expert since last time, [E]
+            shares: each expert's share of all choices since last time, [E]
             passed: optimizer steps since last time
-            step: where training stands
+            step: current step
 
         Returns:
-            how many of its experts are dead
+            the number of dead experts
         """
         idle = (shares < self.below / len(shares)).tolist() if shares.sum() > 0 else [False] * len(shares)
         before = self._idle.get(layer, [0] * len(idle))
         self._idle[layer] = [steps + passed if now else 0 for steps, now in zip(before, idle, strict=True)]
         dead = [expert for expert, steps in enumerate(self._idle[layer]) if steps >= self.steps]
-        if new := sorted(set(dead) - set(self._told.get(layer, []))):
+        if new := sorted(set(dead) - set(self._warned.get(layer, []))):
             fate = "its router has collapsed" if 2 * len(dead) >= len(idle) else "dead experts"
             rank_zero_warn(
                 f"step {step}, layer {layer}: {fate}: {len(dead)} of {len(idle)} experts have had less than "
                 f"{self.below:.0%} of their fair share for {self.steps} steps (new: {', '.join(map(str, new))})"
             )
-        self._told[layer] = dead
+        self._warned[layer] = dead
         return len(dead)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"idle": self._idle, "told": self._told}
+        return {"idle": self._idle, "told": self._warned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._idle, self._told = dict(state_dict["idle"]), dict(state_dict["told"])
+        self._idle, self._warned = dict(state_dict["idle"]), dict(state_dict["told"])

@@ -1,4 +1,4 @@
-"""How well a model does on windows longer than those it was trained on."""
+"""Loss on windows longer than those of training."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from training.tasks.base import Task
 class Extrapolation(L.Callback):
     """Logs ``extrapolation/loss_4x``: the loss on the whole val split in windows four times as long.
 
-    It is measured once, with the final figures. Each token is scored once, the first ones of a window too, so that at
-    1× this is val/loss.
+    Measured once, with the final figures. Each token is scored once, the first ones of a window too, so 1× equals
+    val/loss.
 
     Args:
         multiples: of data.sequence_length
-        position: a position block in whose hands the trained weights are measured, such as YaRN after training with
-            RoPE; null for the model's own. val/loss is the model's own in any case
+        position: a position block to measure the trained weights with, such as YaRN after training with RoPE; null for
+            the model's own. val/loss always uses the model's own
     """
 
     def __init__(self, multiples: Sequence[Count] = (4,), position: Mapping[str, Any] | None = None) -> None:
         if not multiples:
-            rule = "lists how many times the trained length to measure at"
+            rule = "must list at least one multiple of the trained length"
             raise ConfigError("callbacks.extrapolation.multiples", list(multiples), rule, "Write [2,4]")
         self.multiples = tuple(multiples)
         self.position = None if position is None else dict(position)
@@ -46,14 +46,14 @@ class Extrapolation(L.Callback):
         task, data = _of(trainer, pl_module)
         longest, room = max(self.multiples) * data.sequence_length, task.model_config["max_positions"]
         if longest > room:
-            rule = f"makes windows of {longest} tokens, and the model is made for {room}"
+            rule = f"makes windows of {longest} tokens, but the model has positions for {room}"
             remedy = f"Raise model.max_positions to {longest}, or lower it"
             raise ConfigError("callbacks.extrapolation.multiples", max(self.multiples), rule, remedy)
         if self.position is not None:
             check({**task.model_config, "position": self.position})
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn != "validate":  # during training val/loss says enough
+        if trainer.state.fn != "validate":  # not during training
             return
         task, data = _of(trainer, pl_module)
         decoder = self._decoder(task)
@@ -68,11 +68,11 @@ class Extrapolation(L.Callback):
         if self.position is None:
             return trained
         if is_distributed(trained):
-            rule = "is put into a copy of the model, and no rank has all its weights"
+            rule = "needs a copy of the model, but no rank has all its weights"
             remedy = "Train on one device, or with ddp"
             raise ConfigError("callbacks.extrapolation.position", self.position, rule, remedy)
         other = compose({**trained.config, "position": self.position}, device=task.device)
-        other.load_state_dict(trained.state_dict())  # a position that is trained is in neither or in both
+        other.load_state_dict(trained.state_dict())  # trained positions are in both or in neither
         return other.to(trained.embedding.weight.dtype).choose_kernels(task.kernels).eval()
 
 
@@ -85,7 +85,7 @@ def _of(trainer: L.Trainer, task: L.LightningModule) -> tuple[Task, TextDataModu
 
 
 def _loss(decoder: Decoder, data: TextDataModule, length: int, device: torch.device) -> Tensor:
-    """Mean loss a token over the val split in windows of ``length``, on all ranks."""
+    """Mean loss per token over the val split in windows of ``length``, on all ranks."""
     metric = TokenLoss().to(device)
     with torch.no_grad():
         loader: Iterable[Any] = data.val_windows(length)

@@ -1,4 +1,4 @@
-"""A bad batch costs one step and not the run: steps whose loss or gradient is no number, or far out, are skipped."""
+"""Skip optimizer steps with a non-finite or outlying loss or gradient, so that a bad batch does not end the run."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from training.parallel.clipping import total_norm
 from training.stops import Diverged
 
 QUANTITIES = ("loss", "gradient norm")
-LEAST_SPREAD = 1e-3  # of the mean, below which a spread is none: a loss that hardly moves has no outliers
+LEAST_SPREAD = 1e-3  # relative to the mean; a loss with less spread has no outliers
 
 
 def _overflows(values: dict[str, float]) -> bool:
-    """Whether the gradient alone is no number, as when a scaled one exceeds the range of fp16."""
+    """Whether only the gradient is not finite, as when a scaled one overflows fp16."""
     return math.isfinite(values["loss"]) and not math.isfinite(values["gradient norm"])
 
 
 @enforced("callbacks.guard")
 class Guard(L.Callback):
-    """Skips an optimizer step on all ranks alike when its loss or gradient norm is bad, says so, and gives up in time.
+    """Skips an optimizer step on all ranks when its loss or gradient norm is bad, and stops the run if this persists.
 
-    Bad is a value that is not finite, or, once ``window`` steps have been seen, one above their mean by more than
+    Bad is a value that is not finite, or, once ``window`` steps have been seen, above their mean by more than
     ``sigmas`` standard deviations, the rule of the optimizers of OLMo-core (Groeneveld et al., 2024).
-    A skipped step moves nothing: no weight, no state of the optimizer, no balancing bias. It counts as a step, for
-    batches and learning rates are functions of the number of the step.
+    A skipped step changes nothing: no weight, no optimizer state, no balancing bias. It counts as a step, since
+    batches and learning rates are functions of the step number.
 
-    How this differs from OLMo's: the decision is made before the step and not inside the optimizer, so any optimizer
-    does; a value that is far out but finite enters the window, so that a level that has changed is soon believed.
+    How this differs from OLMo's: the decision is made before the step, not inside the optimizer, so any optimizer
+    works; a finite outlier enters the window, so that a new level is soon accepted.
 
-    The loss is its mean over all micro-batches and ranks, and the norm that of the whole gradient, so every rank sees
-    the same numbers. Reading them waits for the device once a step.
+    The loss is its mean over all micro-batches and ranks, and the norm that of the whole gradient, so all ranks see the
+    same numbers. Reading them synchronises with the device once per step.
 
-    Under fp16, gradients that overflow are left to the gradient scaler, which skips the step and lowers its scale;
-    they count against ``patience`` once the scale has come down to 1.
+    Under fp16, overflowing gradients are left to the gradient scaler, which skips the step and lowers its scale;
+    they count against ``patience`` once the scale is down to 1.
 
     Args:
-        window: steps that a value is compared with
-        sigmas: standard deviations above their mean that are too much; null judges by finiteness only
-        patience: skipped steps in a row after which training is given up
+        window: number of previous steps for comparison
+        sigmas: standard deviations above their mean that count as bad; null checks finiteness only
+        patience: consecutive skipped steps before training is stopped
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Guard(L.Callback):
     ) -> None:
         self.window, self.sigmas, self.patience = window, sigmas, patience
         self._seen = {name: deque[float](maxlen=window) for name in QUANTITIES}
-        self._loss: Tensor | float = 0.0  # of the step's micro-batches so far
+        self._loss: Tensor | float = 0.0  # sum over the step's micro-batches so far
         self.skipped = self.in_a_row = 0
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
@@ -80,13 +80,13 @@ class Guard(L.Callback):
         if reason:
             self.skipped += 1
             for parameter in pl_module.parameters():
-                parameter.grad = None  # an optimizer passes over what has none
+                parameter.grad = None  # optimizers skip parameters without one
             rank_zero_warn(f"step {trainer.global_step} is skipped: {reason}")
             if self.in_a_row >= self.patience:
                 raise Diverged(trainer.global_step, f"{reason}, as in each of the last {self.in_a_row} steps")
 
     def judge(self, values: dict[str, float]) -> str | None:
-        """What is wrong with the values of a step, or None; remembers those that are finite."""
+        """What is wrong with the values of a step, or None; records finite values."""
         reasons = [self._fault(name, value) for name, value in values.items()]
         if all(map(math.isfinite, values.values())):
             for name, value in values.items():

@@ -1,4 +1,4 @@
-"""``last.ckpt``: what a run resumes from, also after a signal, which ends it at the next step boundary."""
+"""``last.ckpt``: the checkpoint to resume from, also written after a signal, which stops a run at the next step."""
 
 from __future__ import annotations
 
@@ -25,35 +25,34 @@ from training.stops import SIGNALS, Interrupted
 
 @enforced("callbacks.interruption")
 class Interruption(Checkpoint):
-    """Keeps ``last.ckpt`` the newest state: of each validation, of the last step, and of the step at which to stop.
+    """Keeps ``last.ckpt`` up to date: at each validation, at the last step, and at the step where the run stops.
 
-    Lightning's own ``save_last`` follows the best checkpoint: while nothing improves, it saves nothing, and the last
-    step only if a validation falls on it.
+    Lightning's own ``save_last`` follows the best checkpoint: without improvement it saves nothing, and the last step
+    only if a validation falls on it.
 
     A KeyboardInterrupt in the middle of a backward pass leaves nothing worth saving, and Lightning saves nothing on
-    SIGTERM; here the signal (SIGINT, SIGTERM or SIGUSR1) is only noted, and acted upon when the optimizer has stepped
-    or a batch of validation has been measured. A second Ctrl-C stops at once, without saving. Under several processes
-    the ranks agree first. Under Slurm, the signal that announces the end of the time is handed on to Lightning, which
-    has the job queued again.
+    SIGTERM; here the signal (SIGINT, SIGTERM or SIGUSR1) is only noted, and handled after the optimizer step or
+    validation batch. A second Ctrl-C stops at once, without saving. With several processes the ranks agree first.
+    Under Slurm, the signal that announces the time limit is passed to Lightning, which requeues the job.
 
-    Being a ``Checkpoint``, it comes after all other callbacks, whose states it saves.
+    As a ``Checkpoint`` it runs after all other callbacks, whose states it saves.
 
     Args:
-        every_n_steps: optimizer steps between further saves; null for none
+        every_n_steps: optimizer steps between additional saves; null for none
     """
 
     def __init__(self, every_n_steps: Count | None = None) -> None:
         self.every_n_steps = every_n_steps
         self._signum: int | None = None
         self._previous: dict[int, Any] = {}
-        self._stopping = False  # what the ranks agreed on
+        self._stopping = False  # agreed between ranks
         self._saved = -1  # optimizer steps done when last saved
-        self._owed = False  # whether a validation amid a step has left its save to the end of the step
+        self._owed = False  # a validation within a step defers its save to the end of the step
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             run = Path(trainer.default_root_dir)
-            clean(run.parent)  # what killed processes have left of the runs beside this one
+            clean(run.parent)  # leftovers of killed processes, of sibling runs too
             clean_folder(self._path(trainer).parent)
             _point_at(self._path(trainer).parent, run / FOLDER)
 
@@ -65,7 +64,7 @@ class Interruption(Checkpoint):
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self._signum is not None and signum == signal.SIGINT:
-            raise SystemExit(128 + signum)  # of a KeyboardInterrupt, Lightning would make an exit code of 1
+            raise SystemExit(128 + signum)  # Lightning would turn a KeyboardInterrupt into exit code 1
         self._signum = signum
 
     def on_train_batch_end(
@@ -75,7 +74,7 @@ class Interruption(Checkpoint):
         if trainer.fit_loop._should_accumulate():
             return
         due = self._owed or (self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0)
-        # The last step is saved here and not when training has ended, where Lightning also counts the epoch as ended.
+        # The last step is saved here, not at the end of training, where Lightning also counts the epoch as ended.
         if wanted or due or trainer.global_step == trainer.max_steps:
             self._save(trainer)
         self._stopping = wanted
@@ -102,24 +101,24 @@ class Interruption(Checkpoint):
             self._owed = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._saved != trainer.global_step:  # ended by epochs, by time or by another callback
+        if self._saved != trainer.global_step:  # ended by epochs, time or another callback
             self._save(trainer)
         self._stop_if_asked(trainer)
 
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
-        """After the step's logging, and after its validation where one is due, lest a run gone on with lack them."""
+        """After the step's logging, and its validation where one is due, so that a resumed run does not lack them."""
         if self._stopping:
             signum = self._signum or signal.SIGTERM
             slurm = trainer._accelerator_connector.cluster_environment
             requeue = slurm.requeue_signal if isinstance(slurm, SLURMEnvironment) and slurm.auto_requeue else None
             if requeue is not None and self._agreed(trainer, signum == requeue):
-                # Lightning asks Slurm for it, and leaves a checkpoint of its own in the run's folder.
+                # Lightning requeues the job, and leaves a checkpoint of its own in the run's folder.
                 trainer._signal_connector._slurm_sigusr_handler_fn(signum, None)  # type: ignore[arg-type]
             raise Interrupted(self._path(trainer), trainer.global_step, signum)
 
     @staticmethod
     def _between_steps(trainer: L.Trainer) -> bool:
-        """Whether a validation is of training, and not amid the micro-batches of a step: no file holds their sum."""
+        """Whether no optimizer step is half done: no file stores the sum over its micro-batches."""
         training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         return training and not trainer.fit_loop._should_accumulate()
 
@@ -131,7 +130,7 @@ class Interruption(Checkpoint):
 
     @staticmethod
     def _agreed(trainer: L.Trainer, decision: bool) -> bool:
-        """Whether any rank says so; the same answer on all."""
+        """Whether any rank decides so; the same on all."""
         return trainer.strategy.reduce_boolean_decision(decision, all=False)
 
     @staticmethod
@@ -142,25 +141,25 @@ class Interruption(Checkpoint):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for signum, handler in self._previous.items():
-            if signal.getsignal(signum) == self._note:  # else Lightning has put back what was there before its own
+            if signal.getsignal(signum) == self._note:  # else Lightning has restored the previous handler
                 signal.signal(signum, handler)
         self._previous.clear()
 
 
 def _point_at(checkpoints: Path, usual: Path) -> None:
-    """Let a run whose checkpoints are kept elsewhere be found by whoever looks in its folder."""
+    """Link a run's folder to its checkpoints if they are kept elsewhere."""
     if not usual.exists() and not usual.is_symlink() and checkpoints.resolve() != usual.resolve():
-        with suppress(OSError):  # a file system without links
+        with suppress(OSError):  # no links on this file system
             usual.parent.mkdir(parents=True, exist_ok=True)
             usual.symlink_to(checkpoints.resolve(), target_is_directory=True)
 
 
 @contextmanager
 def _validation_not_begun(trainer: L.Trainer) -> Iterator[None]:
-    """Let the loop look as it does when the first batch of this validation is about to be measured.
+    """Put the loop into its state before the first batch of this validation.
 
-    What has been measured of a validation is in no checkpoint, so a run gone on with does it over; Lightning would
-    take the rest of it for the whole.
+    A checkpoint does not contain partial validation results, so a resumed run must repeat the validation; Lightning
+    would treat the rest of it as the whole.
     """
     progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
     now = progress.state_dict()

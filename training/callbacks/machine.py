@@ -1,4 +1,4 @@
-"""Settings of the process, made before anything large is allocated, in every process of a run."""
+"""Process-wide settings, made before anything large is allocated, in every process of a run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from blocks.kernels.machine import Matmul, keep_freed_memory, set_float32_matmul
 
 
 class Machine(L.Callback):
-    """Chooses how a CPU multiplies fp32 matrices and what becomes of freed memory (blocks/kernels/machine.py).
+    """Chooses how a CPU multiplies fp32 matrices and what happens to freed memory (blocks/kernels/machine.py).
 
-    They are settings of the whole process, and hold for what runs in it after.
+    The settings outlive the callback.
 
     Args:
-        float32_matmul: as ``torch.set_float32_matmul_precision`` takes it, or ``auto``: the fastest that keeps full
-            precision on this machine, never TF32. Routers keep full precision whatever is set
+        float32_matmul: for ``torch.set_float32_matmul_precision``, or ``auto``: the fastest with full precision on this
+            machine, never TF32. Routers always keep full precision
         keep_memory: whether freed memory stays with the process
     """
 

@@ -1,4 +1,4 @@
-"""What ``train.py predict`` leaves: the likeliest next token after each token of the test text."""
+"""Output of ``train.py predict``: the likeliest next token after each token of the test text."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from blocks.kernels.cross_entropy import IGNORED
 
 
 class Predictions(L.Callback):
-    """Writes a line of JSON for each window, and says how many predictions were right.
+    """Writes a line of JSON per window, and prints how many predictions were right.
 
-    A line holds ``targets`` and ``predicted`` (ids of the same length) and ``text``, the predictions decoded. Ranks
-    after the first write files of their own: predictions.1.jsonl.
+    A line has ``targets`` and ``predicted`` (ids of the same length) and ``text``, the predictions decoded. Further
+    ranks write separate files: predictions.1.jsonl.
 
     Args:
         folder: of the run

@@ -1,4 +1,4 @@
-"""Progress for people in a terminal, parseable lines everywhere else."""
+"""Progress bar in a terminal, parseable lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.cadence import logs_now
 
 
 class Progress(RichProgressBar):
-    """A rich progress bar in a terminal; where there is none, one line of ``key=value`` for each logged step."""
+    """A rich progress bar in a terminal; elsewhere a line of ``key=value`` per logged step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class Progress(RichProgressBar):
             self.disable()
 
     def _get_train_description(self, current_epoch: int) -> str:
-        return "training"  # Lightning would count epochs up to max_epochs, which is -1 where steps are counted
+        return "training"  # Lightning would show max_epochs, which is -1 if steps are counted
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

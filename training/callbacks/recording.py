@@ -1,4 +1,4 @@
-"""The configuration in every checkpoint, so that a run that resumes from it can be compared with the one before."""
+"""Store the configuration in every checkpoint, to compare it with that of a resuming run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from training.checkpoints.record import KEY
 
 
 class Recording(L.Callback):
-    """Writes the settings that decide the numbers of a run into each of its checkpoints.
+    """Writes the settings that determine the numbers of a run into its checkpoints.
 
     Args:
-        settings: of ``training.checkpoints.record.record``
+        settings: from ``training.checkpoints.record.record``
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""How fast a run is: tokens a second, and the share of the device's matmul peak that the model's FLOPs use."""
+"""Speed of a run: tokens per second, and model FLOPs utilisation (MFU)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from training.tasks.base import Task
 class Throughput(L.Callback):
     """Logs ``speed/tokens_per_second`` and ``speed/mfu``.
 
-    Model FLOPs are those of the forward pass, counted on the meta device for one token at the batch's length, times
-    three for training; recomputation is not counted. The peak is measured at the start with one large product in the
-    precision of the weights, on as many devices as there are processes.
+    Model FLOPs are those of the forward pass, counted on the meta device per token at the batch's length, times three
+    for training, without recomputation. The peak is measured at the start with one large product in the precision of
+    the weights, times the number of processes.
 
     Args:
-        warmup: optimizer steps left out of the first figure
+        warmup: optimizer steps excluded from the first figure
     """
 
     def __init__(self, warmup: Whole = 2) -> None:
@@ -67,7 +67,7 @@ class Throughput(L.Callback):
 
 @torch.no_grad()
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 8) -> float:
-    """FLOPs a second of one device for a square product; the best of several, since others may be at work."""
+    """FLOPs per second of one device for a square product; the best of several, against noise of other processes."""
     size = size if device.type == "cpu" else 8 * size
     a = torch.randn(size, size, device=device, dtype=dtype)
     best = float("inf")

@@ -1,8 +1,8 @@
-"""A checkpoint appears at its path whole or not at all, and the one before stays until the new one has been verified.
+"""Atomic checkpoint files: the previous one stays until the new one has been verified.
 
-It is written beside its place (a rename is atomic within one file system only), brought to the disk, read back, and
-renamed. ``last.ckpt`` keeps its predecessor as ``last.previous.ckpt``. A kill leaves a ``.partial`` at worst, which the
-next start removes; that its writer has ended is known by a lock (see training/claims.py, also for NFS).
+A checkpoint is written beside its final path (a rename is atomic within one file system only), synced, read back, and
+renamed. ``last.ckpt`` keeps its predecessor as ``last.previous.ckpt``. A kill leaves at most a ``.partial``, which the
+next start removes; a lock shows whether its writer has ended (see training/claims.py, also for NFS).
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from registry import ConfigError
 from training.checkpoints.find import LAST, PREVIOUS
 from training.claims import OWNER, claimed, forget, is_abandoned, new_owner, remove_old_locks
 
-_LEFT = re.compile(rf"\..+?(?:\.({OWNER})|-\d+)\.(?:partial|old)(?:\.|\Z)")  # a strategy may add to it; -1234 is older
+_LEFT = re.compile(
+    rf"\..+?(?:\.({OWNER})|-\d+)\.(?:partial|old)(?:\.|\Z)"
+)  # a strategy may append to it; -1234 is older
 
 
 def write_file(checkpoint: dict[str, Any], path: Path) -> None:
     """Save a checkpoint as one sealed file.
 
     Raises:
-        ConfigError: the disk is full, or another reason why it cannot be written; what was at ``path`` is intact
+        ConfigError: no space left, or it cannot be written for another reason; the file at ``path`` is intact
     """
     partial = partial_of(path)
     with refused_if_unwritable(path, partial):
@@ -44,15 +46,15 @@ def write_file(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def put_in_place(partial: Path, path: Path, verify: bool = True) -> None:
-    """Verify what has been written, and give it its name.
+    """Verify what has been written, and rename it to ``path``.
 
     Args:
         partial: a sealed file or folder, in the folder of ``path``
-        path: its name; what has this name is kept as the previous one if it is a ``last.ckpt``, else replaced
-        verify: whether it is still to be read back; a folder's digests have been made of what was read back
+        path: final path; an existing ``last.ckpt`` is kept as the previous one, any other file replaced
+        verify: whether to read it back; a folder's digests already come from reading it back
 
     Raises:
-        Damaged: it is not what was written; nothing has been renamed
+        Damaged: it differs from what was written; nothing has been renamed
         OSError
     """
     if verify:
@@ -64,7 +66,7 @@ def put_in_place(partial: Path, path: Path, verify: bool = True) -> None:
     os.replace(partial, path)
     if path.name == LAST and old.exists():
         previous = path.with_name(PREVIOUS)
-        if previous.is_dir() or old.is_dir():  # never half of a folder under its name
+        if previous.is_dir() or old.is_dir():  # a folder cannot be replaced atomically
             _set_aside(previous, trash := previous.with_name(f".{PREVIOUS}.{owner}.old"))
             os.replace(old, previous)
             _remove(trash)
@@ -75,7 +77,7 @@ def put_in_place(partial: Path, path: Path, verify: bool = True) -> None:
 
 
 def _set_aside(path: Path, old: Path, link: bool = False) -> None:
-    """Give what is at ``path`` another name: besides its own, so that at no time there is nothing, or instead of it."""
+    """Rename what is at ``path``, or hard-link it so that the path never disappears."""
     _remove(old)
     if not path.exists():
         return
@@ -83,7 +85,7 @@ def _set_aside(path: Path, old: Path, link: bool = False) -> None:
         try:
             os.link(path, old)
             return
-        except OSError:  # a file system without hard links
+        except OSError:  # no hard links on this file system
             pass
     os.replace(path, old)
 
@@ -97,7 +99,7 @@ def _remove(path: Path) -> None:
 
 
 def partial_of(path: Path) -> Path:
-    """Where a checkpoint is written before it has its name: beside it, under a new name at each call."""
+    """The temporary path of a checkpoint: beside it, unique for each call."""
     return path.with_name(f".{path.name}.{new_owner()}.partial")
 
 
@@ -108,14 +110,14 @@ def _owner_of(path: Path) -> str | None:
 
 @contextmanager
 def refused_if_unwritable(path: Path, partial: Path, owns: bool = True) -> Iterator[None]:
-    """Turn what a full or broken disk raises into a refusal, and leave nothing of a checkpoint that is not whole.
+    """Turn errors of a full or broken disk into a ConfigError, and remove an incomplete checkpoint.
 
-    Inside, ``clean`` of another process leaves the partial alone.
+    Within this context, ``clean`` in other processes keeps the partial file.
 
     Args:
         path: of the checkpoint
-        partial: where it is being written
-        owns: whether this process is the one to claim the partial, and to remove what is left of it
+        partial: its temporary path
+        owns: whether this process claims the partial file and removes its remains
 
     Raises:
         ConfigError
@@ -127,8 +129,8 @@ def refused_if_unwritable(path: Path, partial: Path, owns: bool = True) -> Itera
             claim.enter_context(claimed(partial.parent, _owner_of(partial) or new_owner()))
         yield
     except manifest.Damaged as error:
-        reason = f"what was read back is not what was written: {error.reason}"
-        raise ConfigError("checkpoint", str(path), reason, "Look at the disk, or set paths.log_dir elsewhere") from None
+        reason = f"what was read back differs from what was written: {error.reason}"
+        raise ConfigError("checkpoint", str(path), reason, "Check the disk, or set paths.log_dir elsewhere") from None
     except (OSError, RuntimeError) as error:
         found: BaseException | None = error
         while found is not None and not isinstance(found, OSError):
@@ -145,7 +147,7 @@ def refused_if_unwritable(path: Path, partial: Path, owns: bool = True) -> Itera
 
 
 def _forget_cached(descriptor: int) -> None:
-    """Let the file be read back from the disk and not from memory, where the system can."""
+    """Drop the file from the page cache, where possible, so that reading it back reads the disk."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -153,16 +155,16 @@ def _forget_cached(descriptor: int) -> None:
 def clean(folder: Path) -> list[Path]:
     """Remove what killed processes have left of the runs in a folder.
 
-    A ``.old`` is a good checkpoint that was about to be replaced: it gets its place back where nothing has taken it.
+    A ``.old`` is a good checkpoint that was being replaced: it is restored unless its path is taken.
 
     Returns:
-        what has been removed or put back
+        the paths removed or restored
     """
     return [path for checkpoints in folder.glob("*/checkpoints") for path in clean_folder(checkpoints)]
 
 
 def clean_folder(checkpoints: Path) -> list[Path]:
-    """The same in one folder of checkpoints."""
+    """``clean`` for one folder of checkpoints."""
     left = [path for path in checkpoints.glob(".*") if _LEFT.match(path.name)]
     found = [path for path in left if is_abandoned(path, _owner_of(path))]
     for path in found:

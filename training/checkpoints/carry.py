@@ -1,4 +1,4 @@
-"""A good checkpoint of one folder given a place in another, when a run resumes in a new folder."""
+"""Copy a good checkpoint to another folder, when a run resumes in a new folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from training.checkpoints.atomic import partial_of
 
 
 def carry(old: Path, new: Path) -> None:
-    """Make ``new`` the same checkpoint as ``old``: linked where the file system can, else copied; whole or not at all.
+    """Make ``new`` the same checkpoint as ``old``, by hard links if possible, else copies, atomically.
 
     Raises:
         OSError: there is no ``old``, or ``new`` cannot be written
@@ -28,6 +28,6 @@ def carry(old: Path, new: Path) -> None:
 
 def _link(old: Path | str, new: Path | str) -> None:
     try:
-        os.link(old, new)  # a checkpoint is replaced and never written into, so two names may share it
+        os.link(old, new)  # checkpoints are replaced, never modified, so two names may share one
     except OSError:
         shutil.copyfile(old, new)

@@ -1,4 +1,4 @@
-"""How the settings of a run differ from those that a checkpoint was written with, and which differences matter."""
+"""Differences between the settings of a run and those of a checkpoint, and which of them matter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from training.checkpoints.record import Past
 from training.configuration.instantiate import find_target
 
 LENGTH = ("trainer.max_steps", "trainer.max_epochs")  # a longer run is still the same run
-# What a model's training looks at and its output does not: everything else of it gives the weights their meaning.
+# Keys of a model that affect training but not its output; all others determine the meaning of its weights.
 TRAINING_ONLY = ("model.init", "model.max_positions", "model.mtp.loss_weight")
 TRAINING_ONLY_PARTS = {"balance", "dropping", "bias_step", "bias_until"}
 WIDEST = 48  # characters of a value in a table
@@ -34,7 +34,7 @@ class Change:
 
     @property
     def alters_weights(self) -> bool:
-        """Whether the same weights compute something else under it."""
+        """Whether the same weights compute something else with this change."""
         parts = self.path.split(".")
         training_only = self.path.startswith(TRAINING_ONLY) or TRAINING_ONLY_PARTS & set(parts)
         return parts[0] == "model" and not training_only
@@ -44,19 +44,19 @@ class Change:
 
 
 def changes(past: Past, ours: Mapping[str, Any]) -> list[Change]:
-    """Every setting that differs, as far as the checkpoint knows its own.
+    """Every setting that differs, among those that the checkpoint records.
 
     Args:
         past: of the checkpoint
         ours: the record of this run
     """
     found = [c for part, there in past.settings.items() for c in _differences(part, there, ours.get(part))]
-    # A checkpoint without a record may be of an older version, which wrote out what was not set.
+    # A checkpoint without a record may come from an older version, which wrote out unset values.
     return [c for c in found if past.complete or None not in (c.there, c.here) or _ABSENT not in (c.there, c.here)]
 
 
 def is_same_run(past: Past, ours: Mapping[str, Any]) -> bool:
-    """Whether this run can be the one that wrote a checkpoint: only its length may differ."""
+    """Whether this run may be the one that wrote a checkpoint: only its length may differ."""
     return not [change for change in changes(past, ours) if change.path not in LENGTH]
 
 
@@ -66,22 +66,22 @@ def _differences(path: str, there: Any, here: Any) -> Iterator[Change]:
     if not isinstance(there, Mapping) or not isinstance(here, Mapping):
         yield Change(path, there, here)
         return
-    for key in ("name", "_target_"):  # another block or class: its parameters are others too
+    for key in ("name", "_target_"):  # another block or class has other parameters
         if there.get(key) != here.get(key):
             yield Change(path, there.get(key), here.get(key))
             return
     for key in {**there, **here}:
         old, new = there.get(key, _ABSENT), here.get(key, _ABSENT)
         if (old is _ABSENT) != (new is _ABSENT) and _default(here, key) == (new if old is _ABSENT else old):
-            continue  # one command line writes out defaults and the other need not
+            continue  # one command line writes out defaults, the other may not
         yield from _differences(f"{path}.{key}", old, new)
 
 
 def _default(node: Mapping[str, Any], key: str) -> Any:
-    """What the class of a ``_target_`` node takes for an argument that is not given.
+    """The default value of an argument of a node's ``_target_`` class.
 
     Args:
-        node: of this run's configuration, never of a checkpoint's: its class is imported
+        node: from this run's configuration, never a checkpoint's: its class is imported
         key: the argument
     """
     if "_target_" not in node:
@@ -92,7 +92,7 @@ def _default(node: Mapping[str, Any], key: str) -> Any:
 
 
 def _is_empty(value: Any) -> bool:
-    """``layout: null`` and ``layout: {}`` say the same; a child that is absent and one that is null need not."""
+    """``layout: null`` equals ``layout: {}``; an absent child does not equal null."""
     return value is None or value in ({}, [])
 
 
@@ -106,7 +106,7 @@ def _shown(value: Any) -> str:
 
 
 def table(found: Sequence[Change]) -> str:
-    """A line for each change: setting, value in the checkpoint, value here."""
+    """A table with a row per change: setting, value in the checkpoint, value here."""
     rows = [("setting", "in the checkpoint", "here")]
     rows += [(change.path, _shown(change.there), _shown(change.here)) for change in found]
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
@@ -114,6 +114,6 @@ def table(found: Sequence[Change]) -> str:
 
 
 def listed(found: Sequence[Change], most: int = 3) -> str:
-    """The first changes in a sentence."""
+    """The first changes as text."""
     more = f"; and {len(found) - most} more" if len(found) > most else ""
     return "; ".join(map(str, found[:most])) + more

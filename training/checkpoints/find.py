@@ -1,4 +1,4 @@
-"""The newest checkpoints that are undamaged."""
+"""Find the newest undamaged checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def newest(runs: Path) -> Path | None:
 
 
 def by_age(runs: Path) -> list[Path]:
-    """Every ``last.ckpt`` and its predecessor among the runs below a folder, the newest first."""
+    """Every ``last.ckpt`` and its predecessor among the runs below a folder, newest first."""
     found = [*runs.glob(f"**/checkpoints/{LAST}"), *runs.glob(f"**/checkpoints/{PREVIOUS}")]
     return sorted(found, key=_time, reverse=True)
 
@@ -31,7 +31,7 @@ def first_good(candidates: Iterable[Path]) -> Path | None:
 
 
 def good(path: Path) -> Path | None:
-    """A checkpoint if it is undamaged, else its predecessor if that is, with a warning; None if neither is."""
+    """A checkpoint if it is undamaged, else its predecessor, with a warning; None if both are damaged."""
     return first_good([path, path.with_name(PREVIOUS)] if path.name == LAST else [path])
 
 

@@ -1,4 +1,4 @@
-"""Whether the state of an optimizer in a checkpoint is that of the optimizer a run asks for."""
+"""Check that the optimizer state in a checkpoint fits the optimizer of a run."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Groups = list[tuple[str, list[str]]]  # name of each group, and of its parameter
 
 
 def check_optimizer(checkpoint: Mapping[str, Any], recipe: Any, model: Mapping[str, Any], path: str) -> None:
-    """Refuse to train on with an optimizer that the checkpoint holds no state of.
+    """Refuse to train with an optimizer for which the checkpoint has no state.
 
     Args:
-        checkpoint: of ``blocks.checkpoint.read.read_checkpoint``
-        recipe: of this run; anything that is no OptimizerRecipe is not looked at
+        checkpoint: from ``blocks.checkpoint.read.read_checkpoint``
+        recipe: of this run; anything but an OptimizerRecipe is not checked
         model: a composition that fits the weights
-        path: of the checkpoint, for the message
+        path: of the checkpoint, for the error message
 
     Raises:
         ConfigError
     """
     if not checkpoint.get("optimizer_states"):
-        rule = "holds weights and no state of a training, so no training can resume from it"
+        rule = "holds weights but no training state, so training cannot resume from it"
         raise ConfigError("ckpt_path", path, rule, "Use a last.ckpt of train.py, or write train=false to measure it")
     names = checkpoint.get("optimizer_parameters")
     if not names or not isinstance(recipe, OptimizerRecipe):
@@ -33,7 +33,9 @@ def check_optimizer(checkpoint: Mapping[str, Any], recipe: Any, model: Mapping[s
     theirs, ours = _groups_of(checkpoint["optimizer_states"][0], names[0]), _groups_for(recipe, model)
     if theirs != ours:
         name = type(recipe).__name__
-        rule = f"{path} holds the state of another optimizer: its groups are {_told(theirs)}, here {_told(ours)}"
+        rule = (
+            f"{path} holds the state of another optimizer: its groups are {_described(theirs)}, here {_described(ours)}"
+        )
         raise ConfigError("optimizer", name, rule, f"Resume with the optimizer that wrote it; {name} needs a new run")
 
 
@@ -48,5 +50,5 @@ def _groups_for(recipe: OptimizerRecipe, model: Mapping[str, Any]) -> Groups:
     return [(str(group.get("name")), [names[id(p)] for p in group["params"]]) for group in groups]
 
 
-def _told(groups: Groups) -> str:
+def _described(groups: Groups) -> str:
     return ", ".join(f"{name} ({len(parameters)} parameters)" for name, parameters in groups)

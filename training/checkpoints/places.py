@@ -1,6 +1,6 @@
-"""Where a run keeps its checkpoints, and that a new run never writes over those of another.
+"""Folders of a run's checkpoints, and protection of other runs' checkpoints from being overwritten.
 
-A job of a sweep has a folder of its own under ``callbacks.checkpoint.dirpath`` too: DIR/<sweep>/<job>.
+A sweep's job has its own folder under ``callbacks.checkpoint.dirpath`` too: DIR/<sweep>/<job>.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from registry import ConfigError
 from training.checkpoints.find import LAST, PREVIOUS, good
 
-SWEEP = "plan.json"  # in the folder of a sweep, whose jobs are the folders in it
+SWEEP = "plan.json"  # in a sweep's folder, which contains the jobs' folders
 FOLDER = "checkpoints"  # of a run
 
 
@@ -25,7 +25,7 @@ class Place:
     Args:
         run: its own folder
         checkpoints: where its checkpoints go
-        in_sweep: whether it is a job of a sweep
+        in_sweep: whether it is a sweep's job
     """
 
     run: Path
@@ -33,12 +33,12 @@ class Place:
     in_sweep: bool
 
     def holds(self, checkpoint: str | Path) -> bool:
-        """Whether a checkpoint lies where this run keeps its own."""
+        """Whether a checkpoint is in this run's own folder."""
         return Path(checkpoint).resolve().parent == self.checkpoints.resolve()
 
 
 def settle(plain: dict[str, Any]) -> Place:
-    """Find the folders of a run, and give a job of a sweep its own under a ``dirpath`` that all of its jobs share.
+    """Find the folders of a run, and give a sweep's job its own below a ``dirpath`` shared by all jobs.
 
     Args:
         plain: the configuration; ``callbacks.checkpoint.dirpath`` of a job is changed in place
@@ -54,7 +54,7 @@ def settle(plain: dict[str, Any]) -> Place:
 
 
 def place_of(plain: Mapping[str, Any]) -> Place:
-    """The folders of a run whose configuration ``settle`` has seen."""
+    """The folders of a run whose configuration was processed by ``settle``."""
     run = Path(plain["paths"]["output_dir"])
     folder = _keeper(plain).get("dirpath") or run / FOLDER
     return Place(run, Path(folder), (run.resolve().parent / SWEEP).is_file())
@@ -65,14 +65,14 @@ def _keeper(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_overwriting(plain: Mapping[str, Any], place: Place) -> None:
-    """Refuse a run that would write over checkpoints of another.
+    """Refuse a run that would overwrite checkpoints of another.
 
     Args:
         plain: the configuration, its ``ckpt_path`` a file or None
         place: of this run
 
     Raises:
-        ConfigError: there are good checkpoints where this run's would go, and it does not resume from there
+        ConfigError: this run's folder has good checkpoints, and it does not resume from there
     """
     trainer, checkpoint = plain["trainer"], plain["ckpt_path"]
     if not plain["train"] or trainer.get("dry_run") or trainer.get("fast_dev_run"):

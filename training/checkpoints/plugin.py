@@ -1,4 +1,4 @@
-"""Lightning's seam for checkpoint files, kept to what this project promises: whole, sealed, and data only."""
+"""Lightning's CheckpointIO with atomic, sealed, data-only files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from training.checkpoints.atomic import write_file
 
 
 class SealedCheckpoints(CheckpointIO):
-    """Writes checkpoint files whole and sealed, and reads nothing but tensors and plain types.
+    """Writes checkpoint files atomically with a digest, and reads nothing but tensors and plain types.
 
-    How this differs from Lightning's: that stages the file in ``$TMPDIR`` and copies it to its place, where a kill or
-    a full disk leaves half of it; and it unpickles what an ``http`` address gives without restriction.
+    How this differs from Lightning's: that one stages the file in ``$TMPDIR`` and copies it, so a kill or a full disk
+    leaves half of it; and it unpickles files from ``http`` addresses without restriction.
 
     Args:
-        asynchronous: copy the state and let a thread write it while training goes on. It costs a copy of the state in
-            memory; a save waits for the one before, so that no more than one is on its way
+        asynchronous: copy the state and write it in a thread while training continues. Costs memory for a copy of the
+            state; a save waits for the previous one
     """
 
     def __init__(self, asynchronous: bool = False) -> None:
@@ -36,7 +36,7 @@ class SealedCheckpoints(CheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            ConfigError: it cannot be written, or the one before could not
+            ConfigError: it, or the previous one, could not be written
         """
         self.wait()
         if not self.asynchronous:
@@ -47,7 +47,7 @@ class SealedCheckpoints(CheckpointIO):
         self._writing = self._writer.submit(write_file, copied, Path(path))
 
     def wait(self) -> None:
-        """Wait for the checkpoint that is being written.
+        """Wait for the checkpoint being written.
 
         Raises:
             ConfigError: it cannot be written
@@ -59,17 +59,17 @@ class SealedCheckpoints(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a checkpoint, under ``weights_only`` whatever is asked for.
+        """Read a checkpoint, always with ``weights_only``.
 
         Raises:
-            ConfigError: an address, no such file, damaged, or more than tensors and plain types
+            ConfigError: a URL, no such file, damaged, or more than tensors and plain types
         """
         self.wait()
         if is_folder(Path(path)):
             return read_folder(Path(path))
         return read_file(
             path, map_location=map_location or "cpu"
-        )  # not mapped: optimizers may keep what they are given
+        )  # not memory-mapped: optimizers may keep these tensors
 
     def remove_checkpoint(self, path: str | Path) -> None:
         self.wait()

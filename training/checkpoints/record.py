@@ -1,6 +1,6 @@
-"""What a checkpoint says about the run that wrote it: the settings that decide its numbers, as plain types.
+"""The record of a run in its checkpoints: the settings that determine its numbers, as plain types.
 
-Left out: everything that changes no number of the training (paths, loggers, reports, workers, kernels, devices).
+Left out: settings that change no number of the training (paths, loggers, reports, workers, kernels, devices).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ KEY = "configuration"  # of a checkpoint
 PARTS = ("seed", "init_from", "model", "optimizer", "scheduler", "data", "task", "trainer")
 NOT_OF_DATA = ("num_workers", "eval_batch_size", "eval_windows", "cache_dir")
 NOT_OF_TASK = (
-    *("model", "optimizer", "scheduler", "seed", "init_from"),  # recorded by themselves
+    *("model", "optimizer", "scheduler", "seed", "init_from"),  # recorded separately
     *("kernels", "compile", "activation_checkpointing"),
 )
-OF_TRAINER: dict[str, Any] = {  # argument → its value where none is given
+OF_TRAINER: dict[str, Any] = {  # argument → default
     "max_steps": -1,
     "max_epochs": None,
     "accumulate_grad_batches": 1,
@@ -36,10 +36,10 @@ OF_TRAINER: dict[str, Any] = {  # argument → its value where none is given
 
 
 def record(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Select from a checked configuration what decides the numbers of the training.
+    """Select the settings that determine the numbers of the training.
 
     Args:
-        plain: the result of ``preflight`` or of ``from_cli``, as it may be written down
+        plain: the result of ``preflight`` or of ``from_cli``, without secrets
     """
     found = {part: _listed(plain.get(part)) for part in PARTS}
     data, task, trainer = (dict(found[part] or {}) for part in ("data", "task", "trainer"))
@@ -52,14 +52,14 @@ def record(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _listed(value: Any) -> Any:
-    """Without tuples, which one command line makes of a list and the other does not."""
+    """Tuples as lists: one command line gives tuples, the other lists."""
     if isinstance(value, Mapping):
         return {key: _listed(inner) for key, inner in value.items()}
     return [_listed(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def from_cli(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of Lightning CLI in the shape that ``preflight`` gives, as far as ``record`` looks at it."""
+    """A configuration of Lightning CLI in the shape of ``preflight``'s, as far as ``record`` uses it."""
     task, data = _node(settings["model"]), _node(settings["data"])
     own = {key: task.get(key) for key in ("optimizer", "scheduler", "init_from")}
     own["model"] = reread(task.get("model"))  # a file may hold an older format
@@ -80,7 +80,7 @@ class Past:
     """What is known about the run that wrote a checkpoint.
 
     Args:
-        settings: its record; of a checkpoint without one, the model and the seed alone
+        settings: its record; the model and the seed alone if the checkpoint has none
         complete: whether the checkpoint has a record
         step: optimizer steps done
         rate: learning rate of the next step under its schedule, as a fraction of the peak; None if unknown
@@ -93,7 +93,7 @@ class Past:
 
 
 def past_of(checkpoint: Mapping[str, Any]) -> Past:
-    """What the contents of a checkpoint say about the run that wrote it."""
+    """Read the record of the run that wrote a checkpoint."""
     settings = checkpoint.get(KEY)
     complete = isinstance(settings, dict) and set(PARTS) <= set(settings)
     if not complete:
@@ -116,7 +116,7 @@ def _rate(schedulers: Any) -> float | None:
 
 
 def peek(path: Path) -> Past | None:
-    """What a checkpoint says, read without its tensors and without verifying it; None if it cannot be read."""
+    """The record of a checkpoint, read without its tensors and without verifying it; None if unreadable."""
     try:
         found = read_meta(path) if is_folder(path) else torch.load(path, "cpu", weights_only=True, mmap=True)
     except Exception:  # torch raises several classes for a truncated, foreign or hostile file

@@ -1,6 +1,6 @@
-"""Which checkpoint a run resumes from: one of its own past, or the one that is named; and what has changed since.
+"""Choose the checkpoint to resume from, and report what has changed since.
 
-Left out: comparing shapes of weights, which is ``blocks.checkpoint.fits.check_fits``.
+Shapes of weights are compared in ``blocks.checkpoint.fits.check_fits``.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ CHANGED = ("show", "allow")  # of resume.changed
 def resolve_checkpoint(plain: Mapping[str, Any], place: Place, ours: Mapping[str, Any]) -> str | None:
     """The checkpoint to resume from, or None for a new run.
 
-    A path: itself, or its predecessor if it is damaged. ``last``: the newest undamaged one that this run has left in
-    its own folders; else, of a run that is no job of a sweep, the newest of a run of this task with the same
-    configuration, else the newest of any. ``auto_resume``: the same, but never one of another configuration.
+    A path: itself, or its predecessor if it is damaged. ``last``: the newest undamaged one in this run's own folders;
+    else, unless the run is a sweep's job, the newest of a run of this task with the same configuration, else the newest
+    of any. ``auto_resume``: the same, but never one of another configuration.
 
     Args:
         plain: the configuration
@@ -43,7 +43,7 @@ def resolve_checkpoint(plain: Mapping[str, Any], place: Place, ours: Mapping[str
     if asked not in (None, "last"):
         if not Path(str(asked)).exists():
             raise ConfigError("ckpt_path", asked, "there is no such file", "Write ckpt_path=last, or an existing file")
-        # A damaged one without a predecessor is refused when it is read.
+        # A damaged one without a predecessor is refused on reading.
         return str(good(Path(str(asked))) or asked)
     if asked is None and not auto:
         return None
@@ -56,7 +56,7 @@ def resolve_checkpoint(plain: Mapping[str, Any], place: Place, ours: Mapping[str
         found = _among(runs, ours, any_will_do=asked == "last")
     if found is None and asked == "last":
         if place.in_sweep:
-            rule = f"{place.checkpoints} holds no last.ckpt, and a job of a sweep resumes only from its own"
+            rule = f"{place.checkpoints} holds no last.ckpt, and a sweep's job resumes only from its own"
             remedy = f"Resume the sweep: python -m lab.sweep resume {place.run.parent}; or name the file"
             raise ConfigError("ckpt_path", "last", rule, remedy)
         rule = f"no run under {runs} has left a last.ckpt"
@@ -67,13 +67,13 @@ def resolve_checkpoint(plain: Mapping[str, Any], place: Place, ours: Mapping[str
 def _refuse_another(found: Path, ours: Mapping[str, Any]) -> None:
     past = peek(found)
     if past is not None and not is_same_run(past, ours):
-        rule = f"finds {found} of another configuration ({listed(changes(past, ours))})"
-        remedy = f"Resume it all the same with ckpt_path={found}, or start a new run in another folder"
+        rule = f"found {found} of another configuration ({listed(changes(past, ours))})"
+        remedy = f"Resume it anyway with ckpt_path={found}, or start a new run in another folder"
         raise ConfigError("auto_resume", True, rule, remedy)
 
 
 def _among(runs: Path, ours: Mapping[str, Any], any_will_do: bool) -> Path | None:
-    """The newest good checkpoint of a run of this configuration among separate runs; else of any, or None."""
+    """The newest good checkpoint among separate runs with this configuration; else of any run, or None."""
     candidates = by_age(runs)
     pasts = {path: peek(path) for path in candidates}
     fits = {path: past is None or is_same_run(past, ours) for path, past in pasts.items()}  # None: looked at as damaged
@@ -94,7 +94,7 @@ def _among(runs: Path, ours: Mapping[str, Any], any_will_do: bool) -> Path | Non
 
 
 def check_changes(path: str, past: Past, ours: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
-    """Show what has changed since a checkpoint was written, and refuse what its weights would not mean.
+    """Report what has changed since a checkpoint was written, and refuse changes that give its weights another meaning.
 
     Args:
         path: of the checkpoint
@@ -103,13 +103,13 @@ def check_changes(path: str, past: Past, ours: Mapping[str, Any], plain: Mapping
         plain: the configuration
 
     Raises:
-        ConfigError: the model computes something else of the same weights, and ``resume.changed`` does not allow it
+        ConfigError: the model would compute something else with the same weights, and ``resume.changed`` forbids it
     """
     found = changes(past, ours)
     altering = [change for change in found if change.alters_weights]
     if altering and plain["resume"]["changed"] != "allow":
         rule = f"was trained with a model to which its weights mean something else: {listed(altering)}"
-        remedy = "Compose the same model, or write resume.changed=allow to go on with this one"
+        remedy = "Compose the same model, or write resume.changed=allow to continue with this one"
         raise ConfigError("ckpt_path", path, rule, remedy)
     lines = [] if not found else [f"changed since:\n{table(found)}"]
     if not past.complete:
@@ -122,14 +122,14 @@ def check_changes(path: str, past: Past, ours: Mapping[str, Any], plain: Mapping
 
 
 def _rate(past: Past, found: Sequence[Change], plain: Mapping[str, Any]) -> str | None:
-    """What a changed schedule or length does to the learning rate where the run resumes."""
+    """How a changed schedule or length affects the learning rate at the resumed step."""
     steps = plain["trainer"].get("max_steps", -1)
     schedule = instantiate(plain["scheduler"], "scheduler")
     if past.rate is None or not isinstance(schedule, Schedule) or not isinstance(steps, int) or past.step >= steps > 0:
         return None
     try:
         now = schedule.factor(past.step, steps)
-    except ZeroDivisionError:  # a schedule with an end, and a training counted in epochs
+    except ZeroDivisionError:  # a schedule that needs max_steps, but training in epochs
         return None
     if abs(now - past.rate) < 1e-6:
         return None
@@ -138,7 +138,7 @@ def _rate(past: Past, found: Sequence[Change], plain: Mapping[str, Any]) -> str 
     return f"learning rate at step {past.step}: {now:.2f} of its peak, in the checkpoint {past.rate:.2f}: {why}"
 
 
-@lru_cache(maxsize=1)  # Lightning CLI compares twice: what it composes, and what it then runs
+@lru_cache(maxsize=1)  # Lightning CLI compares twice
 def _tell(level: int, line: str) -> None:
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
         log.log(level, line)

@@ -1,4 +1,4 @@
-"""One way to save a trainer's state, whatever its strategy: whole or not at all, and never worse than what is there."""
+"""Save a trainer's state with any strategy: atomically, and never replacing a good checkpoint by a bad one."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ from training.checkpoints.record import peek
 
 
 def save(trainer: L.Trainer, path: Path, weights_only: bool | None = False) -> bool:
-    """Save the state of training; to be called on all ranks.
+    """Save the state of training; must be called on all ranks.
 
-    A strategy that leaves files to the trainer's CheckpointIO has them written whole there. One that writes a format
-    of its own (a folder of shards, say) writes beside the place; each rank digests its share, and rank 0 seals and
-    renames.
+    Strategies that use the trainer's CheckpointIO get atomic files from it. One that writes its own format (such as a
+    sharded folder) writes to a temporary path; each rank digests its share, and rank 0 seals and renames.
 
     Returns:
-        whether it was saved: weights that are no finite numbers are not
+        whether it was saved: non-finite weights are not
 
     Raises:
         ConfigError: it cannot be written
     """
     if not _is_finite_everywhere(trainer):
-        rank_zero_warn(f"not saved: some weights are no finite numbers; {path} stays as it was")
+        rank_zero_warn(f"not saved: some weights are not finite; {path} is unchanged")
         return False
     strategy = trainer.strategy
     if type(strategy).save_checkpoint is Strategy.save_checkpoint:
@@ -58,7 +57,7 @@ def save(trainer: L.Trainer, path: Path, weights_only: bool | None = False) -> b
 
 
 def _is_finite_everywhere(trainer: L.Trainer) -> bool:
-    """Whether all weights of all ranks are finite: each rank looks at the shards that it holds."""
+    """Whether all weights of all ranks are finite: each rank checks its own shards."""
     state = [*trainer.lightning_module.parameters(), *trainer.lightning_module.buffers()]
     held = [t.to_local() if hasattr(t, "to_local") else t for t in state]
     return trainer.strategy.reduce_boolean_decision(all_finite(held), all=True)
@@ -66,23 +65,23 @@ def _is_finite_everywhere(trainer: L.Trainer) -> bool:
 
 @torch.no_grad()
 def all_finite(tensors: list[Tensor]) -> bool:
-    """Whether there is no NaN and no infinity in floating-point tensors; asks the device once."""
+    """Whether floating-point tensors contain no NaN or infinity; synchronises with the device once."""
     largest = [t.detach().abs().max().float() for t in tensors if t.is_floating_point() and t.numel()]
     return all(t.isfinite() for t in _by_device(largest))
 
 
 def _by_device(scalars: list[Tensor]) -> list[Tensor]:
-    """The largest of each device's scalars; a NaN among them is the largest."""
+    """The maximum of each device's scalars; NaN if any is NaN."""
     devices = {t.device for t in scalars}
     return [torch.stack([t for t in scalars if t.device == device]).max() for device in devices]
 
 
 class Keeper(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, saving as ``save`` does; for arguments see there.
+    """Lightning's ModelCheckpoint using ``save``, with the same arguments.
 
     How this differs from Lightning's: a run that resumes in another folder keeps its best checkpoints and their scores.
-    The files are carried over from the folder of the checkpoint that it resumes from. One that is missing there, or of
-    a later step than that checkpoint, is not of this run's past: it and its score are left out, with a warning.
+    The files are carried over from the folder of the checkpoint. One that is missing there, or of a later step than the
+    checkpoint, is dropped with its score, with a warning.
     """
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -94,10 +93,10 @@ class Keeper(ModelCheckpoint):
         self._restore(trainer.strategy.broadcast(found))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing is left to do: see ``on_load_checkpoint``."""
+        """Does nothing: see ``on_load_checkpoint``."""
 
     def _carried(self, trainer: L.Trainer, past: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """Path here → score of each best checkpoint of the past that is no later than ``step``, where training is."""
+        """Path here → score of each best checkpoint not later than ``step``, the current step."""
         found = {}
         for path, score in past.items():
             beside = Path(str(trainer.ckpt_path)).parent / Path(path).name
@@ -105,7 +104,7 @@ class Keeper(ModelCheckpoint):
             known, new = peek(old), Path(str(self.dirpath)) / old.name
             if known is None or known.step > step:
                 what = "cannot be read" if known is None else f"is of step {known.step}"
-                rank_zero_warn(f"{old} {what}: the best checkpoint is searched anew from step {step}")
+                rank_zero_warn(f"{old} {what}: the best checkpoint is tracked from step {step} on")
                 continue
             try:
                 carry(old, new)

@@ -1,7 +1,7 @@
-"""The digests of a folder that many ranks have written: each rank reads what it wrote, all at the same time.
+"""Digests of a folder written by many ranks: each rank reads what it wrote, all at the same time.
 
-So the time that ranks wait for one another is that of one rank's share, however large the checkpoint, and stays far
-below the timeout of a process group.
+So ranks wait for each other only as long as one rank's share takes, far below the timeout of a process group, however
+large the checkpoint.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ import torch.distributed as dist
 
 from blocks.checkpoint import manifest
 
-_WRITTEN_BY = re.compile(r"__(\d+)_")  # how torch.distributed.checkpoint names a rank's files
+_WRITTEN_BY = re.compile(r"__(\d+)_")  # torch.distributed.checkpoint's file names
 
 
 def seal(folder: Path) -> manifest.Digests:
-    """Digest a folder's files; to be called on all ranks when all have written.
+    """Digest a folder's files; must be called on all ranks when all have written.
 
     Returns:
-        of every file, on every rank
+        the digest of every file, on every rank
 
     Raises:
-        OSError: a rank cannot read its files; on all ranks
+        OSError: a rank cannot read its files; raised on all ranks
     """
     _, ranks = _place()
     if ranks > 1:
         dist.barrier()
     parts = _exchange(lambda: dict(manifest.digests_of(folder, _mine(manifest.files_of(folder)))))
-    return {name: told for part in parts for name, told in part.items()}
+    return {name: digest for part in parts for name, digest in part.items()}
 
 
 def check(folder: Path) -> None:
-    """Hold a folder to its manifest, if it has one; to be called on all ranks.
+    """Verify a folder against its manifest, if it has one; must be called on all ranks.
 
     Raises:
-        Damaged: it is not what was written; on all ranks
-        OSError: a rank cannot read it; on all ranks
+        Damaged: it differs from what was written; raised on all ranks
+        OSError: a rank cannot read it; raised on all ranks
     """
 
     def check_share() -> None:
@@ -51,7 +51,7 @@ def check(folder: Path) -> None:
 
 
 def _mine(names: Iterable[str]) -> list[str]:
-    """The files that this rank reads: what it wrote, where a name says so; others are dealt out."""
+    """The files that this rank reads: those it wrote, by their names, and a share of the others."""
     rank, ranks = _place()
     mine = []
     for i, name in enumerate(sorted(names)):
@@ -62,7 +62,7 @@ def _mine(names: Iterable[str]) -> list[str]:
 
 
 def _exchange(work: Callable[[], Any]) -> list[Any]:
-    """What ``work`` returns on each rank; where it raises on one, that is raised on all."""
+    """What ``work`` returns on each rank; an exception on one rank is raised on all."""
     _, ranks = _place()
     if ranks == 1:
         return [work()]

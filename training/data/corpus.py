@@ -1,7 +1,7 @@
-"""What a corpus is: documents of text in three splits that share none of them.
+"""The interface of a corpus: documents of text in three disjoint splits.
 
-A corpus knows text only: no tokens, no batches, no Lightning. Whoever has data of another kind subclasses ``Corpus``
-in a package of their own and names the class as ``data.corpus._target_``.
+A corpus contains text only: no tokens, no batches, no Lightning. For other kinds of data, subclass ``Corpus`` in your
+own package and name the class as ``data.corpus._target_``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class Corpus(ABC):
-    """Documents of text, divided once and for all into ``train``, ``val`` and ``test``.
+    """Documents of text, with a fixed division into ``train``, ``val`` and ``test``.
 
-    The division depends on the corpus' own arguments only, never on the seed of a training run: two runs with
-    different seeds are then measured on the same text.
+    The division depends on the corpus's own arguments only, never on the seed of a training run, so that runs with
+    different seeds are measured on the same text.
     """
 
     @abstractmethod
@@ -30,10 +30,10 @@ class Corpus(ABC):
         """
 
     def streams(self, split: Split) -> Iterator[Iterable[str]]:
-        """The same documents, each in pieces of text that follow one another, cut anywhere.
+        """The same documents, each as consecutive pieces of text, cut anywhere.
 
-        For documents that are too large to be held in memory: override it to read them bit by bit. Each is read to its
-        end, or left, before the next is asked for.
+        Override it for documents too large for memory, to read them in pieces. Each is read to its end, or dropped,
+        before the next is requested.
 
         Args:
             split: as for ``documents``
@@ -56,5 +56,5 @@ class Corpus(ABC):
     def fingerprint(self) -> str:
         """A hexadecimal digest of everything that ``documents`` depends on.
 
-        It names the token cache and is compared on resuming, so it must not depend on where the files lie.
+        It names the token cache and is compared on resuming, so it must not depend on the location of the files.
         """

@@ -1,10 +1,10 @@
-"""The data module: a corpus and a tokenizer become batches, and a resumed run gets the batches it would have got.
+"""The data module: turns a corpus and a tokenizer into batches; a resumed run gets the same batches.
 
-Where training stands is asked of Lightning's own counter each time an epoch's batches are begun, and never counted
-here; ``order.py`` then says which batches those are. So one number is right in a checkpoint taken in the middle of an
-epoch, at its end, after an exception, with any number of workers or processes.
+The position in the data is read from Lightning's own counter at the start of each epoch's batches, and never counted
+here; ``order.py`` then determines the batches. So the position is right for a checkpoint in the middle of an epoch, at
+its end, or after an exception, with any number of workers or processes.
 
-Not here: mixtures of corpora, and streaming of text that does not fit on a disk.
+Not supported: mixtures of corpora, and streaming of text that does not fit on a disk.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ class TextDataModule(L.LightningDataModule):
     """Next-token batches from a corpus of text.
 
     A batch is a dictionary of int64 tensors: ``tokens``, ``targets`` (−100 where nothing is to be predicted) [B, T],
-    ``n_bytes`` [B] (UTF-8 bytes of the predicted text), and ``segments`` and ``positions`` [B, T] where a window
-    holds more than one document. Rows may be all −100 in the last batch of an evaluation on several processes: a
-    loss must be summed and divided by the count, since the mean over such a row is not a number.
+    ``n_bytes`` [B] (UTF-8 bytes of the predicted text), and ``segments`` and ``positions`` [B, T] if a window contains
+    more than one document. Rows may be all −100 in the last batch of an evaluation on several processes: sum the loss
+    and divide by the count, since the mean over such a row is NaN.
 
     Args:
         corpus: the text and its division into train, val and test
-        tokenizer: text to ids; learns its vocabulary on the train split, once
+        tokenizer: text to ids; fitted on the train split, once
         sequence_length: tokens of a window, at least 2
-        batch_size: windows of a training batch over *all* processes; divisible by their number
+        batch_size: windows of a training batch over *all* processes, whose number divides it
         eval_batch_size: the same for validation and test; null for batch_size
-        eval_windows: at most so many windows of a split are evaluated, evenly spaced; null for all
-        num_workers: loader processes on each rank; 0 reads in the training process, which is fast enough for text
+        eval_windows: maximum number of windows evaluated per split, evenly spaced; null for all
+        num_workers: loader processes per rank; 0 reads in the training process, which is fast enough for text
         seed: of the order of the batches
-        cache_dir: folder for tokenised corpora, made when needed; any number of runs may share it
+        cache_dir: folder for tokenised corpora, created if needed; any number of runs may share it
     """
 
     def __init__(
@@ -74,18 +74,18 @@ class TextDataModule(L.LightningDataModule):
         self.eval_windows, self.num_workers, self.seed = eval_windows, num_workers, seed
         self.cache_dir = Path(cache_dir).expanduser()
         self._key: str | None = None
-        self._read_fingerprint: str | None = None  # as this process or another of its run has read it
-        self._failure: Exception | None = None  # of prepare_data, until all processes are told
+        self._read_fingerprint: str | None = None  # read by this process or another of the run
+        self._failure: Exception | None = None  # of prepare_data, until sent to all processes
         self._streams: dict[Split, packing.Stream] = {}
         self._batches = 0
 
     # ---- tokens -------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Tokenise the corpus into the cache, if it is not there. Lightning calls this on one process of a node.
+        """Tokenise the corpus into the cache, if needed. Lightning calls this on one process per node.
 
         Raises:
-            ConfigError: of the corpus, of the tokenizer, or at ``data.cache_dir``. With several processes ``setup``
+            ConfigError: from the corpus, the tokenizer, or at ``data.cache_dir``. With several processes ``setup``
                 raises it instead, on all of them, so that none waits for one that has ended
         """
         try:
@@ -100,12 +100,12 @@ class TextDataModule(L.LightningDataModule):
         """Map the cached tokens, on every process. Those that have not prepared them read no text.
 
         Args:
-            stage: Lightning's name of what is to run; all splits are mapped whatever it is, which costs nothing
+            stage: Lightning's stage; all splits are mapped in any stage, at no cost
 
         Raises:
-            ConfigError: what ``prepare_data`` met on any process; at ``data.sequence_length`` for a split shorter than
-                a sequence; at ``data.batch_size`` or ``data.eval_batch_size`` for a batch that the processes cannot
-                share, or that the train split lacks
+            ConfigError: the error of ``prepare_data`` on any process; at ``data.sequence_length`` for a split shorter
+                than a sequence; at ``data.batch_size`` or ``data.eval_batch_size`` for a batch that the processes
+                cannot share, or with more windows than the train split
         """
         self._listen()
         packed = self._pack()
@@ -120,7 +120,7 @@ class TextDataModule(L.LightningDataModule):
             self._check_batch_fits()
             self._check_sharing("batch_size", self.batch_size)
         self._check_sharing("eval_batch_size", self.eval_batch_size)
-        # Two pieces of advice that are wrong for these loaders: they do resume, and have next to nothing to do.
+        # Two warnings that are wrong for these loaders: they do resume, and have little to do.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
         warnings.filterwarnings("ignore", message=".*does not have many workers")
 
@@ -130,32 +130,32 @@ class TextDataModule(L.LightningDataModule):
         return Order(self._streams["train"].n_tokens, self.sequence_length, self.batch_size, self.seed)
 
     def _listen(self) -> None:
-        """Hear the fingerprint of the text from the process of this node that has read it, or why there is none."""
+        """Receive the fingerprint of the text from this node's process that has read it, or its error."""
         if self.trainer is None or not ranks.are_several():
             return
         error, self._failure = self._failure, None
         failure = None if error is None else ranks.as_refusal(error)
         try:
-            told = ranks.exchange(ranks.Word(self.trainer.node_rank, self._read_fingerprint, failure))
+            fingerprint = ranks.exchange(ranks.Word(self.trainer.node_rank, self._read_fingerprint, failure))
         except ConfigError as refusal:
             raise refusal from error
-        self._read_fingerprint = told
+        self._read_fingerprint = fingerprint
 
     @property
     def _corpus_fingerprint(self) -> str:
         if self._read_fingerprint is None:
-            self._read_fingerprint = self.corpus.fingerprint()  # reads all the text: once, not at every checkpoint
+            self._read_fingerprint = self.corpus.fingerprint()  # reads all the text, so only once
         return self._read_fingerprint
 
     def _pack(self) -> packing.Packed:
-        if self._key is None:  # before the tokenizer is fitted, so that every process and run finds the same name
+        if self._key is None:  # before fitting the tokenizer, so that all processes and runs get the same name
             self._key = packing.cache_key(self._corpus_fingerprint, self.tokenizer)
         return packing.pack(self.corpus, self.tokenizer, self.cache_dir, self._key)
 
     # ---- loaders ------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Batches:
-        """The rest of the epoch in which training stands, then whole epochs, without end."""
+        """The rest of the current epoch, then whole epochs, without end."""
         sampler = EpochBatches(
             self.order,
             *self._share(),
@@ -185,7 +185,7 @@ class TextDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> Batches | list[Batches]:
         """The windows of the test split."""
-        # Lightning rebuilds batch samplers for prediction and warns about ours; as a plain sampler it may stay.
+        # Lightning rebuilds batch samplers for prediction and warns about ours; a plain sampler it keeps.
         return self._evaluation("test", as_batch_sampler=False)
 
     def _evaluation(
@@ -216,7 +216,7 @@ class TextDataModule(L.LightningDataModule):
     def _share(self) -> tuple[int, int]:
         """(rank, number) of this process among those that read different data.
 
-        That is not the trainer's world size: processes that split one model by tensors read the same batch.
+        This is not the trainer's world size: processes that split one model by tensors read the same batch.
         """
         sharing = self.trainer.distributed_sampler_kwargs if self.trainer else None
         return (sharing["rank"], sharing["num_replicas"]) if sharing else (0, 1)
@@ -250,20 +250,20 @@ class TextDataModule(L.LightningDataModule):
     # ---- resuming -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of the data: where training stands, and the tokenizer, in plain types."""
+        """Position in the data, and the tokenizer, in plain types."""
         return {"batches": self._consumed(), "tokenizer": self.tokenizer.to_json(), **self._identity()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare a checkpoint's data with this; the place in it follows from Lightning's counter.
+        """Compare a checkpoint's data with this; the position follows from Lightning's counter.
 
-        Another corpus, seed or size is a warning: it may be wanted, to go on with longer sequences, say, but then
-        the batches are others than the uninterrupted run would have seen.
+        Another corpus, seed or size causes a warning: it may be intended, for example to continue with longer
+        sequences, but the batches differ from those of the uninterrupted run.
 
         Args:
-            state_dict: as ``state_dict`` gave it
+            state_dict: from ``state_dict``
 
         Raises:
-            ConfigError: at ``data.tokenizer``, when the checkpoint's ids mean other text than the ids here
+            ConfigError: at ``data.tokenizer``, if the checkpoint's ids mean other text than the ids here
         """
         theirs = {"kind": None, "vocab_size": None, **state_dict["tokenizer"]}
         if vocabulary_of(theirs) != vocabulary_of(self.tokenizer.to_json()):
@@ -286,12 +286,12 @@ class TextDataModule(L.LightningDataModule):
         ]
         if changed:
             rank_zero_warn(
-                f"Resuming on other data than the checkpoint's ({'; '.join(changed)}): training goes on from batch "
-                f"{state_dict['batches']}, but not with the batches that the uninterrupted run would have seen.",
+                f"Resuming on other data than the checkpoint's ({'; '.join(changed)}): training continues from batch "
+                f"{state_dict['batches']}, but with other batches than the uninterrupted run.",
             )
 
     def _identity(self) -> dict[str, Any]:
-        """What decides the batches, beside the tokenizer."""
+        """What determines the batches, except the tokenizer."""
         return {
             "corpus": self._corpus_fingerprint,
             "sequence_length": self.sequence_length,
@@ -303,17 +303,17 @@ class TextDataModule(L.LightningDataModule):
         """Global batches that training has consumed, over all epochs."""
         if self.trainer is None:
             return self._batches
-        # "processed" is the one count that is right everywhere: "ready" is ahead when a step raises, "completed" is
+        # "processed" is the only count that is always right: "ready" is ahead when a step raises, "completed" is
         # behind when a checkpoint is written in on_train_batch_end, after the optimizer's step.
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
 
     def _consumed_in_order(self) -> int:
-        """The same as the order of the batches has it: overfitting means the first batches again and again."""
+        """``_consumed`` in the order of the batches: overfitting repeats the first batches."""
         is_overfitting = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return self._consumed() % self._epoch_length() if is_overfitting else self._consumed()
 
     def _epoch_length(self) -> int:
-        """Batches that the trainer takes from an epoch, with ``limit_train_batches`` in mind."""
+        """Batches per epoch of the trainer, respecting ``limit_train_batches``."""
         n_batches = self.order.n_batches
         limit = self.trainer.limit_train_batches if self.trainer else None
         if limit is None:

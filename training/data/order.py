@@ -1,7 +1,7 @@
-"""Which windows make which batch: a pure function of (seed, epoch, batch), so that a resumed run goes on exactly.
+"""Order of the windows: a pure function of (seed, epoch, batch), so that a resumed run gets exactly the same batches.
 
-Nothing here counts, shuffles in place or knows how many processes and workers there are. The global batch ``b`` of
-epoch ``e`` is the same for every world size; a rank serves its slice of it.
+Nothing here counts, shuffles in place or depends on the number of processes and workers. Global batch ``b`` of epoch
+``e`` is the same for every world size; a rank serves its slice of it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch.utils.data import Sampler
 
 from training.data.packing import Ints
 
-PADDING = -1  # the offset of a window with nothing in it
+PADDING = -1  # offset of an empty window
 
 
 @dataclass(frozen=True)
 class Order:
     """The order of training windows.
 
-    Each epoch lays windows end to end around the ring of N tokens, beginning at a place of its own, and shuffles
-    them. So within an epoch no token is served twice, and the epochs see the text cut at different places. What is
-    left over (less than a batch and a window) differs from epoch to epoch.
+    Each epoch lays windows end to end around the ring of N tokens, starting at a random offset, and shuffles them. So
+    within an epoch no token is served twice, and epochs cut the text at different places. The rest (less than a batch
+    and a window) differs from epoch to epoch.
 
     Args:
         n_tokens: N, tokens of the stream
@@ -48,32 +48,32 @@ class Order:
         return self.n_windows // self.batch_size
 
     def epoch(self, epoch: int) -> Ints:
-        """The global batches of an epoch as first tokens of windows [n_batches, batch_size].
+        """The global batches of an epoch as the first tokens of their windows [n_batches, batch_size].
 
         Args:
             epoch: number of the epoch, ≥ 0
         """
-        # RandomState's streams are frozen for good; those of numpy's newer Generator may change between releases.
+        # RandomState's streams never change; those of numpy's newer Generator may between releases.
         random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, epoch])))
-        first = random.randint(self.n_tokens, dtype=np.int64)  # the width decides the value, so it is fixed
+        first = random.randint(self.n_tokens, dtype=np.int64)  # the dtype affects the value
         windows = random.permutation(self.n_windows)[: self.n_batches * self.batch_size]
         offsets = (first + windows.astype(np.int64) * self.sequence_length) % self.n_tokens
         return offsets.reshape(self.n_batches, self.batch_size)
 
 
 class EpochBatches(Sampler[list[int]]):
-    """Batch sampler of training: each ``iter`` serves the rest of one epoch of the trainer, from where training stands.
+    """Batch sampler of training: each ``iter`` serves the rest of one epoch of the trainer, from the current position.
 
     Args:
         order: of the windows
         rank: number of this data-parallel process
         world_size: data-parallel processes; divides ``order.batch_size``
-        epoch_length: batches that the trainer calls an epoch; null for all. When it takes fewer, its next epoch goes
-            on where the last one stopped, so that the whole text is still seen before any of it is seen again
-        consumed: asked at every ``iter`` how many global batches training has consumed. A loader may be iterated
-            before it is needed, twice, and ahead of training by its workers' prefetching, so neither ``iter`` nor
-            ``next`` can count what was trained on
-        start: global batches already consumed, where nobody can be asked; moves on when an epoch is exhausted
+        epoch_length: batches that the trainer calls an epoch; null for all. If it is shorter, the next epoch continues
+            where the last one stopped, so that the whole text is seen before any of it is repeated
+        consumed: called at every ``iter``, returns the number of global batches consumed by training. A loader may be
+            iterated before it is needed, twice, and ahead of training by its workers' prefetching, so neither ``iter``
+            nor ``next`` can count them
+        start: global batches already consumed, without ``consumed``; advances when an epoch is exhausted
     """
 
     def __init__(
@@ -107,15 +107,15 @@ class EpochBatches(Sampler[list[int]]):
 
 
 class LineBatches(Sampler[list[int]]):
-    """Batch sampler of evaluation: every window of a split once, in order, in equally many batches on every rank.
+    """Batch sampler of evaluation: every window of a split once, in order, with equally many batches on every rank.
 
-    A last batch that the ranks cannot share evenly is filled with empty windows, whose targets are all ignored.
+    If the ranks cannot share the last batch evenly, it is filled with empty windows, whose targets are all ignored.
 
     Args:
         n_tokens: N, tokens of the split
         sequence_length: T, tokens of a window
         batch_size: windows of a global batch
-        n_windows: at most so many windows, evenly spaced over the split; null for all
+        n_windows: maximum number of windows, evenly spaced over the split; null for all
         rank: number of this data-parallel process
         world_size: data-parallel processes; divides ``batch_size``
     """

@@ -1,8 +1,8 @@
 """Tokens on disk, and windows cut from them.
 
-A split becomes one flat file of token ids, document after document, each followed by ``eos``, beside an index that
-says where documents begin. Training reads the file as a *ring* (the end continues at the beginning), so that no token
-is always left over; evaluation reads it as a *line*, each token once, the last window padded.
+A split becomes one flat file of token ids, document after document, each followed by ``eos``, with an index of the
+documents' starts. Training reads the file as a *ring* (the end continues at the beginning), so that no token is always
+left out; evaluation reads it as a *line*, each token once, the last window padded.
 
 Letters: B windows of a batch, T tokens of a window, N tokens of a split, V vocabulary.
 """
@@ -31,10 +31,10 @@ from training.claims import OWNER, alone, claimed, forget, is_abandoned, new_own
 from training.data.corpus import SPLITS, Corpus, Split
 from training.data.tokenizers.base import Tokenizer, token_dtype
 
-FORMAT = 1  # of the files below; a cache of another format is never read, since it enters the folder's name
+FORMAT = 1  # of the files below; part of the folder's name, so other formats are never read
 INDEX, VOCABULARY = "index.json", "tokenizer.json"
-INLINE_STARTS = 2**16  # documents of a split whose places the index itself holds; those of more lie in a file beside it
-IGNORED = -100  # what cross-entropy leaves out
+INLINE_STARTS = 2**16  # maximum number of document starts kept in the index itself, else in a separate file
+IGNORED = -100  # ignored by cross-entropy
 
 Ints = npt.NDArray[np.int64]
 
@@ -46,8 +46,8 @@ class Stream:
     Args:
         path: file of token ids
         dtype: of the ids in the file
-        starts: where each document begins, ascending, in tokens [documents]
-        n_tokens: N, with one ``eos`` a document
+        starts: first token of each document, ascending [documents]
+        n_tokens: N, including one ``eos`` per document
         eos: the id that ends a document, also used as padding
     """
 
@@ -59,7 +59,7 @@ class Stream:
 
     @cached_property
     def tokens(self) -> npt.NDArray[Any]:
-        """The ids [N], read-only; pages are read when they are touched."""
+        """The ids [N], read-only, memory-mapped."""
         if self.n_tokens == 0:  # an empty file cannot be mapped
             return np.zeros(0, dtype=self.dtype)
         return np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.n_tokens,))
@@ -70,7 +70,7 @@ class Stream:
 
 
 def ring(offsets: Ints, length: int, n_tokens: int) -> Ints:
-    """Places in the stream of windows that run over its end into its beginning.
+    """Indices of windows in the stream, wrapping around its end.
 
     Args:
         offsets: first token of each window [B]
@@ -78,13 +78,13 @@ def ring(offsets: Ints, length: int, n_tokens: int) -> Ints:
         n_tokens: N
 
     Returns:
-        places [B, length] in [0, N)
+        indices [B, length] in [0, N)
     """
     return (offsets[:, None] + np.arange(length)) % n_tokens
 
 
 def line(offsets: Ints, length: int, n_tokens: int) -> Ints:
-    """Places in the stream of windows that end with it; −1 past the end, and throughout for an offset of −1.
+    """Indices of windows in the stream, without wrapping; −1 after the end, and throughout for an offset of −1.
 
     Args and shapes: as for ``ring``.
     """
@@ -93,17 +93,17 @@ def line(offsets: Ints, length: int, n_tokens: int) -> Ints:
 
 
 def cut(stream: Stream, places: Ints, token_bytes: Ints) -> dict[str, Ints]:
-    """Windows of a stream as a batch.
+    """Cut windows of a stream into a batch.
 
     Args:
-        stream: where the tokens are
-        places: of the T inputs and of one token more [B, T + 1]; −1 is padding
+        stream: the tokens
+        places: indices of the T inputs and one more token [B, T + 1]; −1 is padding
         token_bytes: UTF-8 bytes of each id [V]
 
     Returns:
-        tokens [B, T]; targets [B, T], the next token, or −100 where that begins another document or is padding;
-        segments [B, T], the document's number within its window, from 0 (padding counts as one document more);
-        positions [B, T], from 0 at each document's start and at the window's; n_bytes [B], of the targets that count
+        tokens [B, T]; targets [B, T], the next token, or −100 where it begins another document or is padding;
+        segments [B, T], the document's number within its window, from 0 (padding counts as one more document);
+        positions [B, T], from 0 at each document's start and at the window's; n_bytes [B], of the scored targets
     """
     real = places >= 0
     ids = np.where(real, stream.tokens[places], stream.eos).astype(np.int64)
@@ -137,27 +137,26 @@ class Packed:
 
 
 def cache_key(corpus_fingerprint: str, tokenizer: Tokenizer) -> str:
-    """Name of the cache folder: a digest of the text, its division, the tokenizer as it is now, and the format."""
+    """Name of the cache folder: a digest of the text, its splits, the tokenizer's current state, and the format."""
     parts = [str(FORMAT), corpus_fingerprint, tokenizer.fingerprint()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def pack(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path, key: str) -> Packed:
-    """The tokens of a corpus, from the cache, or made now.
+    """The tokens of a corpus, from the cache or built now.
 
-    Several processes may call this at once, on one file system, and any may be killed: one builds, the others wait for
-    it (training/claims.py says on which file systems). Each builder writes to a folder of its own, which gets its name
-    when it is whole, so that two that did not see each other do no harm. A folder whose files are missing or too short
-    is made anew.
+    Several processes may call this at once, on one file system, and any may be killed: one builds, the others wait
+    (training/claims.py lists the file systems). Each builder writes to a folder of its own, renamed when complete, so
+    that two that do not see each other do no harm. A folder with missing or truncated files is rebuilt.
 
     Args:
         corpus: the text
-        tokenizer: fitted here on the train split if it is not yet
+        tokenizer: fitted here on the train split if needed
         cache_dir: folder of all caches
-        key: of this one, from ``cache_key`` *before* the tokenizer was fitted
+        key: of this cache, from ``cache_key`` *before* the tokenizer was fitted
 
     Raises:
-        ConfigError: at ``data.cache_dir`` when it cannot be written; those of the corpus and of ``Tokenizer.fit``
+        ConfigError: at ``data.cache_dir`` if it cannot be written; errors of the corpus and of ``Tokenizer.fit``
     """
     folder = cache_dir / key
     found = load(folder, tokenizer.eos)
@@ -188,16 +187,16 @@ def pack(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path, key: str) -> Pac
         finally:
             shutil.rmtree(mine, ignore_errors=True)
     packed = load(folder, tokenizer.eos)
-    assert packed, f"{folder} was written and cannot be read"
+    assert packed, f"{folder} was written but cannot be read"
     return packed
 
 
 def load(folder: Path, eos: int) -> Packed | None:
-    """A cache as it lies on disk, or None where it is missing, broken or cut short.
+    """A cache from disk, or None if it is missing, broken or truncated.
 
     Args:
-        folder: that ``pack`` wrote
-        eos: the tokenizer's
+        folder: written by ``pack``
+        eos: of the tokenizer
     """
     try:
         index = json.loads((folder / INDEX).read_text())
@@ -230,7 +229,7 @@ def _write(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
 def _write_split(
     documents: Iterable[Iterable[str]], tokenizer: Tokenizer, path: Path, dtype: type[np.unsignedinteger]
 ) -> dict[str, Any]:
-    """The ids of a split into a file, a part of a document at a time; its entry in the index."""
+    """Write the ids of a split to a file, a part of a document at a time; returns its entry in the index."""
     starts, n_tokens = array("q"), 0
     eos = np.array(tokenizer.eos, dtype=dtype).tobytes()
     with path.open("wb") as file:
@@ -255,7 +254,7 @@ def _write_split(
 
 
 def _read_starts(entry: list[int] | dict[str, int], path: Path) -> Ints:
-    """Where documents begin: from the index, or from the file beside it."""
+    """Document starts, from the index or the separate file."""
     if isinstance(entry, list):
         return np.array(entry, dtype=np.int64)
     return np.memmap(path, dtype=np.int64, mode="r", shape=(entry["n"],))
@@ -269,16 +268,16 @@ def _write_text(path: Path, text: str) -> None:
 
 def _to_disk(file: Any) -> None:
     file.flush()
-    os.fsync(file.fileno())  # else a power cut after the rename leaves files of the right length, full of zeros
+    os.fsync(file.fileno())  # else a power failure after the rename leaves files of zeros
 
 
 def _aside(folder: Path, owner: str) -> Path:
-    """A name of nobody else's beside a cache folder, where ``_sweep`` finds it if its owner is killed."""
+    """A unique name beside a cache folder, which ``_sweep`` finds if its owner is killed."""
     return folder.parent / f".{folder.name}.{owner}"
 
 
 def _publish(mine: Path, folder: Path, eos: int) -> None:
-    """Give a finished folder its name, unless another process was faster; a broken one there makes way."""
+    """Rename a finished folder, unless another process was faster; replaces a broken one."""
     while True:
         try:
             mine.rename(folder)
@@ -289,13 +288,13 @@ def _publish(mine: Path, folder: Path, eos: int) -> None:
         if load(folder, eos):
             return
         broken = _aside(folder, new_owner())
-        with contextlib.suppress(FileNotFoundError):  # another process may just have done the same
+        with contextlib.suppress(FileNotFoundError):  # another process may have done the same
             folder.rename(broken)
             shutil.rmtree(broken, ignore_errors=True)
 
 
 def _sweep(cache_dir: Path) -> None:
-    """Remove what killed writers left behind."""
+    """Remove the remains of killed writers."""
     for path in cache_dir.glob(".*.*"):
         written_by = re.search(rf"\.({OWNER})\Z", path.name)
         owner = written_by[1] if written_by else None

@@ -1,7 +1,7 @@
-"""Text in pieces of bounded size, so that a file of any size is read, divided and tokenised in little memory.
+"""Text in pieces of bounded size, to read, split and tokenise files of any size in little memory.
 
-A document is an iterable of pieces that follow one another: where they are cut has no meaning. Places within a document
-are counted in characters.
+A document is an iterable of consecutive pieces; where they are cut has no meaning. Positions within a document are
+counted in characters.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from pathlib import Path
 
 from registry.errors import ConfigError
 
-BLOCK = 2**18  # bytes read at once: the steps after it need up to forty times as much
+BLOCK = 2**18  # bytes per read; later steps need up to 40 times as much
 
 
 def read(path: Path, n_bytes: int | None = None) -> Iterator[str]:
-    """A UTF-8 file in pieces, without a byte-order mark, line ends as they are.
+    """Read a UTF-8 file in pieces, without a byte-order mark, line ends unchanged.
 
     Args:
         path: of the file
-        n_bytes: how much of it to read, from its beginning; null for all
+        n_bytes: how much to read from its beginning; null for all
 
     Raises:
         ConfigError: at ``data.corpus.files``, with the offset of the first byte that is not UTF-8
     """
-    rest, offset = b"", 0  # bytes of a character that a block has cut, and where in the file they begin
+    rest, offset = b"", 0  # incomplete character at the end of a block, and its offset
     with path.open("rb") as file:
         while n_bytes is None or file.tell() < n_bytes:
             block = file.read(BLOCK if n_bytes is None else min(BLOCK, n_bytes - file.tell()))
@@ -55,9 +55,9 @@ def _decode(data: bytes, path: Path, offset: int, is_end: bool) -> tuple[str, by
 
 
 def documents(pieces: Iterable[str], separator: str) -> Iterator[Iterator[str]]:
-    """Divide a text at a separator; documents that are blank are left out, and line ends around the others.
+    """Split a text at a separator, dropping blank documents, and line ends around the others.
 
-    Each document must be read, or left, before the next is asked for.
+    Each document must be read, or dropped, before the next is requested.
 
     Args:
         pieces: of the text
@@ -68,21 +68,21 @@ def documents(pieces: Iterable[str], separator: str) -> Iterator[Iterator[str]]:
 
 
 def _numbered(pieces: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
-    """(number of the document, a piece of it)."""
+    """(number of the document, one piece of it)."""
     number, held = 0, ""
     for piece in pieces:
         first, *others = (held + piece).split(separator)
         for other in others:
             yield number, first
             number, first = number + 1, other
-        done = max(0, len(first) - len(separator) + 1)  # the characters behind may begin a separator
+        done = max(0, len(first) - len(separator) + 1)  # the characters after it may begin a separator
         yield number, first[:done]
         held = first[done:]
     yield number, held
 
 
 def _without_margins(pieces: Iterable[str]) -> Iterator[Iterator[str]]:
-    """Nothing for a blank document, else the document without line ends before and behind it."""
+    """Nothing for a blank document, else the document without leading and trailing line ends."""
     pieces, margin = iter(pieces), ""
     for piece in pieces:
         margin += piece
@@ -115,11 +115,11 @@ def between(pieces: Iterable[str], begin: int, end: int) -> Iterator[str]:
 
 
 def line_starts(pieces: Iterable[str], places: Sequence[int], length: int) -> list[int]:
-    """For each place in a document, the first start of a line at or after it; the document's ends stay where they are.
+    """For each position in a document, the first line start at or after it; both ends of the document are unchanged.
 
     Args:
         pieces: of the document
-        places: ascending, in [0, length]
+        places: positions, ascending, in [0, length]
         length: characters of the document
     """
     found = [place if place in (0, length) else -1 for place in places]

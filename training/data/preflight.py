@@ -1,7 +1,7 @@
-"""What can be known about the data before a run: in a moment, without Lightning, without tokenising.
+"""Checks of the data configuration before a run: instant, without Lightning, without tokenising.
 
-``check`` takes the plain ``data`` node of a composed configuration. What needs the tokens themselves (a BPE corpus a
-little too short, a batch larger than an epoch) is refused later by the data module, with the same kind of error.
+``check`` takes the plain ``data`` node of a composed configuration. What requires the tokens (a BPE corpus slightly too
+short, a batch larger than an epoch) is refused later by the data module, with the same kind of error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from training.data.tokenizers.base import Tokenizer
 MODULE = "training.data.module.TextDataModule"
 
 Length = Annotated[int, Ge(2)]  # of a window: a token, and one to predict
-# Arguments of the module that are numbers; it declares them so too, but to ask it takes Lightning.
+# Numeric arguments of the data module, repeated here because reading its annotations would import Lightning.
 RANGES: dict[str, Any] = {
     "sequence_length": Length,
     "batch_size": Count,
@@ -39,10 +39,10 @@ def check(node: Mapping[str, Any]) -> int | None:
 
     Args:
         node: the ``data`` node as plain types, interpolations resolved. A node whose ``_target_`` is another data
-            module than ``TextDataModule`` is left to that module
+            module than ``TextDataModule`` is not checked
 
     Returns:
-        ids that the tokenizer gives; None where another module decides
+        the tokenizer's number of ids; None for another data module
 
     Raises:
         ConfigError: at ``data.<key>``
@@ -64,11 +64,11 @@ def check(node: Mapping[str, Any]) -> int | None:
 
 
 def too_short(split: str, n_tokens: int, sequence_length: int) -> ConfigError:
-    """The error of a split that is shorter than one sequence.
+    """The error for a split shorter than one sequence.
 
     Args:
         split: ``train``, ``val`` or ``test``
-        n_tokens: tokens that the split has, at most
+        n_tokens: tokens of the split, at most
         sequence_length: tokens of a sequence
     """
     fraction = "" if split == "train" else f", or hold out more of it, or none (data.corpus.{split}_fraction=0)"
@@ -81,7 +81,7 @@ def too_short(split: str, n_tokens: int, sequence_length: int) -> ConfigError:
 
 
 def _long_enough(corpus: Corpus, sequence_length: int) -> None:
-    """Refuse a split with fewer bytes than one sequence has tokens: a token is at least a byte, or ends a document."""
+    """Refuse a split with fewer bytes than a sequence has tokens: a token is at least a byte, or ends a document."""
     for split in SPLITS:
         most = 0
         for document in corpus.streams(split):
@@ -107,7 +107,7 @@ def _no_missing(path: str, node: Any) -> None:
 
 
 def _build(path: str, node: Any, family: type) -> Any:
-    """The corpus or tokenizer that a node describes; only a class of that family is ever called."""
+    """Build the corpus or tokenizer of a node; only a class of that family is ever called."""
     from hydra.errors import InstantiationException
     from hydra.utils import get_class, instantiate
 
@@ -118,10 +118,10 @@ def _build(path: str, node: Any, family: type) -> Any:
     target = node["_target_"]
     try:
         cls = get_class(target)
-    except Exception as error:  # importing a guest's module may fail in any way
+    except Exception as error:  # importing a plug-in's module may fail in any way
         raise ConfigError(f"{path}._target_", target, f"no such class: {_last_line(error)}", _EXAMPLE[path]) from error
     if not issubclass(cls, family):
-        raise ConfigError(f"{path}._target_", target, f"the class is no {family.__name__}", _EXAMPLE[path])
+        raise ConfigError(f"{path}._target_", target, f"the class is not a {family.__name__}", _EXAMPLE[path])
     parameters = inspect.signature(cls).parameters
     if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
         _known_keys(path, node, set(parameters))

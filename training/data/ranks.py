@@ -1,7 +1,7 @@
-"""What the rank that prepares the data tells the others: the corpus' fingerprint, or why there is none.
+"""Exchange between the rank that prepares the data and the others: the corpus's fingerprint, or an error.
 
-The first rank of each node prepares: nodes may have disks of their own, and where they share one, the lock in
-``packing.py`` lets a single node build. The other ranks read no text; they map what has been built.
+The first rank of each node prepares: nodes may have local disks, and where they share one, the lock in ``packing.py``
+lets a single node build. The other ranks read no text; they map the result.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from registry.errors import ConfigError
 
 @dataclass(frozen=True)
 class Word:
-    """What one rank knows.
+    """One rank's message.
 
     Args:
-        node: number of its machine
-        fingerprint: of the corpus; None where this rank has not read it
-        failure: why the data could not be prepared on it; None if nothing has failed
+        node: index of its machine
+        fingerprint: of the corpus; None if this rank has not read it
+        failure: why it could not prepare the data; None if it did not fail
     """
 
     node: int
@@ -29,26 +29,26 @@ class Word:
 
 
 def are_several() -> bool:
-    """Whether this process is one of several that can hear each other."""
+    """Whether this process is one of several in a process group."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def as_refusal(error: Exception) -> ConfigError:
-    """An error in a form in which it can be sent to other ranks."""
+    """An error that can be sent to other ranks."""
     if isinstance(error, ConfigError):
         return ConfigError(error.path, str(error.value), error.rule, error.remedy)
     rule = f"could not be prepared by rank {dist.get_rank()} ({type(error).__name__}: {error})"
-    return ConfigError("data", "corpus", rule, "Look at the first error that this rank has printed")
+    return ConfigError("data", "corpus", rule, "See the first error printed by this rank")
 
 
 def exchange(own: Word) -> str | None:
-    """Called by all ranks: what each knows, to all.
+    """Exchange all ranks' messages; must be called by all ranks.
 
     Returns:
-        the fingerprint that this rank's node works with; None if no rank has read the corpus
+        the fingerprint used on this rank's node; None if no rank has read the corpus
 
     Raises:
-        ConfigError: on every rank alike, when one has failed or nodes have read different text
+        ConfigError: on every rank, if one has failed or nodes have read different text
     """
     words: list[Word] = [own] * dist.get_world_size()
     dist.all_gather_object(words, own)

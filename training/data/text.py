@@ -1,7 +1,7 @@
 """Your own text files as a corpus.
 
-Files are read in pieces, in a few passes, so that one of many gigabytes needs no more memory than a small one. A crawl
-of the web wants a corpus that downloads as it goes (``datasets``, ``litdata``), in a subclass of ``Corpus``.
+Files are read in pieces, in a few passes, so that many gigabytes need no more memory than a small file. For a web crawl
+write a subclass of ``Corpus`` that downloads on demand (``datasets``, ``litdata``).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from registry.ranges import BelowOne, Whole
 from training.data.corpus import SPLITS, Corpus, Split
 from training.data.pieces import between, documents, line_starts, read
 
-ENOUGH_DOCUMENTS = 10  # below this a held-out document would be too large a part of the text
-QUICK_BYTES = 16 * 2**20  # what `check` is willing to read: about a tenth of a second
+ENOUGH_DOCUMENTS = 10  # with fewer, a held-out document would be too large a part of the text
+QUICK_BYTES = 16 * 2**20  # read by `check`: about a tenth of a second
 
 
 def assign(n_documents: int, val_fraction: float, test_fraction: float, seed: int) -> npt.NDArray[np.uint8]:
-    """Which split each of many documents belongs to: a seeded shuffle, at least one document a wanted split.
+    """Assign documents to splits: a seeded shuffle, with at least one document for each requested split.
 
     Args:
-        n_documents: how many documents there are
-        val_fraction: part of the documents to validate on, 0 for none
-        test_fraction: part of the documents to test on, 0 for none
+        n_documents: number of documents
+        val_fraction: fraction of the documents to validate on, 0 for none
+        test_fraction: fraction of the documents to test on, 0 for none
         seed: of the shuffle
 
     Returns:
@@ -62,18 +62,17 @@ def _first_of_shuffle(n: int, k: int, seed: int) -> list[int]:
 
 @enforced("data.corpus")
 class TextFiles(Corpus):
-    """UTF-8 text files; each is one document, or several if a separator stands between them.
+    """UTF-8 text files; each is one document, or several with a separator between them.
 
     With ten documents or more, whole documents are held out, chosen by ``split_seed``. With fewer, the last part of
-    *each* document is held out, cut at the start of a line: then the splits share authors and topics, though no line.
+    *each* document is held out, cut at a line start: then the splits share authors and topics, but no lines.
 
     Args:
         files: a path or glob (``~/books/**/*.txt``), or a list of them; ``~`` is expanded, duplicates count once
-        separator: text that stands between documents within a file (``<|endoftext|>``); null makes each file one
-            document
+        separator: text between documents within a file (``<|endoftext|>``); null makes each file one document
         val_fraction: part of the text to validate on, in [0, 1); 0 for no validation
         test_fraction: part of the text to test on, in [0, 1); 0 for no test
-        split_seed: which documents are held out. Not the seed of the run, so that runs with different seeds are
+        split_seed: which documents are held out. Independent of the run's seed, so that runs with different seeds are
             measured on the same text
     """
 
@@ -114,7 +113,7 @@ class TextFiles(Corpus):
 
         Raises:
             ConfigError: at ``data.corpus.files``, for files that are missing or are not UTF-8; at the split's fraction,
-                when that is not 0 and no text is there for it
+                if that is not 0 but its split has no text
         """
         parts, which, is_empty = self._parts, SPLITS.index(split), True
         for i, pieces in enumerate(self._texts()):
@@ -136,10 +135,10 @@ class TextFiles(Corpus):
             )
 
     def check(self) -> None:
-        """Refuse missing or empty files, and, as far as 16 MB of reading shows, broken encoding and empty splits.
+        """Refuse missing or empty files, and, within 16 MB of reading, broken encoding and empty splits.
 
         Raises:
-            ConfigError: at ``data.corpus.files``, or at the fraction whose split has no text
+            ConfigError: at ``data.corpus.files``, or at the fraction of a split without text
         """
         if not self._n_bytes:
             raise ConfigError("data.corpus.files", self._shown, "the files hold no text", "Name others")
@@ -158,7 +157,7 @@ class TextFiles(Corpus):
         return self._n_bytes <= QUICK_BYTES
 
     def fingerprint(self) -> str:
-        """Digest of the files' contents in order and of all options; the files' names and places do not enter."""
+        """Digest of the files' contents in order and of all options; file names and locations do not matter."""
         options = [self.separator, self.val_fraction, self.test_fraction, self.split_seed]
         digest = hashlib.sha256(json.dumps(options).encode())
         for path in self._paths:
@@ -183,7 +182,7 @@ class TextFiles(Corpus):
         return sum(path.stat().st_size for path in self._paths)
 
     def _texts(self) -> Iterator[Iterator[str]]:
-        """All documents in pieces; each must be read, or left, before the next is asked for."""
+        """All documents in pieces; each must be read, or dropped, before the next is requested."""
         for path in self._paths:
             if self.separator is None:
                 yield read(path)
@@ -192,8 +191,8 @@ class TextFiles(Corpus):
 
     @cached_property
     def _parts(self) -> npt.NDArray[np.uint8] | None:
-        """The split of each document, None where documents are too few and each is cut instead."""
-        # Counting documents costs a pass over the text only where a separator decides.
+        """The split of each document; None if there are too few and each is cut instead."""
+        # Counting documents takes a pass over the text only with a separator.
         n = len(self._paths) if self.separator is None else sum(1 for _ in self._texts())
         if n < ENOUGH_DOCUMENTS:
             return None
@@ -201,7 +200,7 @@ class TextFiles(Corpus):
 
     @cached_property
     def _tails(self) -> list[list[int]]:
-        """Where the train, val and test pieces of each document begin, and where the last ends."""
+        """Start positions of the train, val and test pieces of each document, and the end of the last."""
         lengths = [sum(map(len, pieces)) for pieces in self._texts()]
         shares = (1 - self.val_fraction - self.test_fraction, 1 - self.test_fraction)
         return [
@@ -211,17 +210,17 @@ class TextFiles(Corpus):
 
 
 def expand(pattern: str) -> list[Path]:
-    """The files that a path or glob names.
+    """The files matching a path or glob.
 
     Raises:
-        ConfigError: at ``data.corpus.files``, for a directory, or when there is no such file; it names the nearest
+        ConfigError: at ``data.corpus.files``, for a directory, or a missing file, naming the nearest
     """
     path = Path(os.path.expanduser(pattern))
     if path.is_file():
         return [path]
     if path.is_dir():
         raise ConfigError(
-            "data.corpus.files", pattern, "this is a directory, files are needed", f"Name them: '{pattern}/**/*.txt'"
+            "data.corpus.files", pattern, "is a directory, but files are needed", f"Name them: '{pattern}/**/*.txt'"
         )
     found = [Path(name) for name in glob.glob(str(path), recursive=True)]
     files = [each for each in found if each.is_file()]
@@ -233,7 +232,7 @@ def expand(pattern: str) -> list[Path]:
     if is_glob or folder == path.parent:
         names = [entry.name for entry in sorted(folder.iterdir()) if entry.is_file()]
         looked_for = path.name
-    else:  # the mistake is in a folder's name
+    else:  # a folder's name is wrong
         names = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
         looked_for = path.relative_to(folder).parts[0]
     near = difflib.get_close_matches(looked_for, names, n=5, cutoff=0.5) or names[:5]

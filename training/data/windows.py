@@ -1,4 +1,4 @@
-"""Windows of a stream as a torch data set: a list of first tokens goes in, a batch of tensors comes out."""
+"""Windows of a stream as a torch data set: takes a list of first tokens, returns a batch of tensors."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Windows(Dataset[dict[str, Tensor]]):
             offsets: first tokens [B], −1 for an empty window
 
         Returns:
-            tokens, targets [B, T] and n_bytes [B], all int64, as ``packing.cut`` describes them; and segments and
-            positions [B, T], only if some window holds more than one document: without them attention is plainly
-            causal, and all rows count from 0, by one row of positions
+            tokens, targets [B, T] and n_bytes [B], all int64, as in ``packing.cut``; and segments and positions [B, T],
+            only if some window has more than one document: without them attention is plainly causal, and all rows
+            share positions from 0
         """
         places = self.places(np.array(offsets, dtype=np.int64), self.sequence_length + 1, self.stream.n_tokens)
         batch = cut(self.stream, places, self.token_bytes)
@@ -44,10 +44,10 @@ class Windows(Dataset[dict[str, Tensor]]):
             del batch["segments"], batch["positions"]
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
-    # A loader that is given lists as its items, and no batch sampler, asks this way.
+    # Called by a loader whose items are lists, without a batch sampler.
     __getitem__ = __getitems__
 
 
 def as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The collate function of batches that come whole."""
+    """The collate function for batches that are already whole."""
     return batch

@@ -1,11 +1,11 @@
-"""Loader processes: where they come from, and what the signals that stop a run mean to them.
+"""Loader processes: how they are started, and how they react to the signals that stop a run.
 
-They are not forked from the training process. When one thread forks while another (of gloo, say) holds a lock of the
-interpreter's, the child waits for ever for a thread that it has not got, and all ranks wait for its batch. They come
-from a server of one thread, which imports once what all of them need.
+They are not forked from the training process. If one thread forks while another (of gloo, say) holds a lock of the
+interpreter, the child waits forever for a thread that it does not have, and all ranks wait for its batch. They are
+forked from a single-threaded server, which imports once what all of them need.
 
-The signals that stop a run may reach every process of it, as Slurm sends them. The step in hand still waits for its
-batch then, so loader processes stay until they are dismissed, or nobody is left to do so.
+The signals that stop a run may reach every process of it, as with Slurm. The current step still waits for its batch
+then, so loader processes stay until they are dismissed, or the training process is gone.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import signal
 import threading
 from multiprocessing.context import BaseContext
 
-GRACE_S = 5  # the interpreter ends its children by SIGTERM when it exits, and waits for them
+GRACE_S = 5  # at exit the interpreter sends its children SIGTERM and waits for them
 
 
 def forkserver() -> BaseContext | None:
-    """The context of loader processes; None where a system has no such server."""
+    """The start method of loader processes; None on systems without a fork server."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return None
     context = multiprocessing.get_context("forkserver")
@@ -29,7 +29,7 @@ def forkserver() -> BaseContext | None:
 
 
 def stay(worker: int) -> None:
-    """In a new loader process: ignore what stops the run, outlast a SIGTERM by ``GRACE_S``, end with the run."""
+    """In a new loader process: ignore SIGINT; on SIGTERM exit after ``GRACE_S``; exit when the trainer dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
@@ -37,7 +37,7 @@ def stay(worker: int) -> None:
 
 
 def _end_with_the_run() -> None:
-    """Torch watches the process that a worker was forked from; that is the server, which waits for its workers."""
+    """torch watches the worker's parent, which is the server, not the training process; so watch that too."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -15,12 +15,12 @@ def count_scored(targets: Tensor) -> Tensor:
 
 
 def count_each_depth(targets: Tensor, segments: Tensor | None, depths: int) -> dict[str, Tensor]:
-    """What the terms of the loss are means over: scored tokens, of each depth of multi-token prediction, sequences.
+    """Denominators of the loss terms: scored tokens, those of each multi-token prediction depth, sequences.
 
     Args:
         targets: the next token after each, [B,T]
         segments: the document of each token, [B,T]; None where a row is one document
-        depths: of multi-token prediction; depth k predicts the token k further on
+        depths: of multi-token prediction; depth k predicts k tokens further ahead
     """
     counts = {"total": count_scored(targets), "sequences": torch.tensor(len(targets))}
     later = {f"mtp{k}": count_scored(later_targets(targets, segments, k)) for k in range(1, depths + 1)}

@@ -1,4 +1,4 @@
-"""AdamW, with weight decay only where it belongs."""
+"""AdamW, with weight decay on matrices only."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class AdamW(OptimizerRecipe):
         θ ← θ − lr · λ · θ − lr · m̂ / (√v̂ + ε)
 
     Args:
-        lr: peak learning rate; a schedule multiplies it. 4.2e-4 is that of DeepSeekMoE-16B and DeepSeek-V2-Lite
-        betas: decay rates a step of the two moments
+        lr: peak learning rate, multiplied by the schedule. 4.2e-4 in DeepSeekMoE-16B and DeepSeek-V2-Lite
+        betas: decay rates of the two moments per step
         weight_decay: λ, a fraction of the weight per unit of learning rate; only on matrices, expert stacks and
             convolution filters, never on norms, biases, embeddings or learned positions
         eps: ε, added to the root of the second moment
-        fused: one kernel for the whole step. None: where every parameter's device has it
+        fused: one kernel for the whole step. None: if every parameter's device supports it
         multipliers: pattern of parameter names → factor on lr: `{attention: 0.1}`
 
     The defaults are those of DeepSeek's reports (β 0.9 / 0.95, λ 0.1); torch's own are β₂ 0.999 and λ 0.01 on
-    *every* parameter. DeepSeek does not say which tensors are decayed: the split here is the usual one.
+    *every* parameter. DeepSeek does not state which tensors are decayed: the split here is the usual one.
     """
 
     def __init__(
@@ -75,20 +75,20 @@ def torch_adamw(
     multipliers: Multipliers = MappingProxyType({}),
     prefix: str = "",
 ) -> Optimizer:
-    """torch's AdamW over `found`, its groups named with `prefix`; the rest as in the recipe `AdamW`."""
+    """torch's AdamW over `found`, with group names prefixed by `prefix`; other arguments as in `AdamW`."""
     from training.optimizers.local_adamw import LocalAdamW
 
     parameters = [weight.parameter for weight in found]
     groups = multiplied(_decay_groups(found, weight_decay, prefix), found, lr, multipliers)
     optimizer = LocalAdamW(groups, lr=lr, betas=betas, eps=eps, fused=_fused(parameters, fused))
     # A fused step offers to undo the scaling of mixed precision itself. Lightning then refuses to clip, since it would
-    # clip scaled gradients, even in bf16-mixed where nothing is scaled. Without the offer the scaler undoes it first.
+    # clip scaled gradients, even in bf16-mixed without scaling. Without the offer the scaler unscales first.
     optimizer._step_supports_amp_scaling = False
     return optimizer
 
 
 def _decay_groups(found: Sequence[Weight], weight_decay: float, prefix: str) -> list[dict[str, Any]]:
-    """Parameter groups for torch, one with decay and one without. The names show up in Lightning's LR monitor."""
+    """Parameter groups for torch, one with decay and one without. The names appear in Lightning's LR monitor."""
     decayed = [weight.parameter for weight in found if weight.decays]
     others = [weight.parameter for weight in found if not weight.decays]
     groups = [
@@ -99,7 +99,7 @@ def _decay_groups(found: Sequence[Weight], weight_decay: float, prefix: str) -> 
 
 
 def _fused(parameters: Sequence[nn.Parameter], fused: bool | None) -> bool:
-    """Whether one kernel takes the whole step: as asked; when None, if every parameter can take part in one."""
+    """Whether to use one kernel for the whole step: as configured; if None, when every parameter supports it."""
     if fused is not None:
         return fused
     return all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)

@@ -1,9 +1,7 @@
-"""What an optimizer recipe is, and what kind of weight each parameter of a model is.
+"""The interface of optimizer recipes, and the kind of weight of each parameter.
 
-A recipe is configuration: plain values, checked when it is made, long before there is a model. `build` turns it into a
-`torch.optim.Optimizer` for one model. Making a recipe imports neither torch nor Lightning.
-
-Left out: schedules (`training/schedulers`).
+A recipe is configuration: plain values, checked on construction, before there is a model. `build` turns it into a
+`torch.optim.Optimizer` for one model. Constructing a recipe imports neither torch nor Lightning.
 """
 
 from __future__ import annotations
@@ -28,9 +26,9 @@ Kind = Literal["matrix", "filter", "table", "vector"]
 
 
 class OptimizerRecipe(ABC):
-    """How to make the optimizer of a model. A leaf takes plain values, so YAML and the command line can make one.
+    """How to build the optimizer of a model. A subclass takes plain values, so YAML and the command line can build one.
 
-    A number outside of the range of its annotation is refused with a ConfigError (registry/ranges.py).
+    A number outside its annotated range is refused with a ConfigError (registry/ranges.py).
     """
 
     def __init_subclass__(cls) -> None:
@@ -39,7 +37,7 @@ class OptimizerRecipe(ABC):
 
     @abstractmethod
     def build(self, module: nn.Module) -> Optimizer:
-        """One optimizer that holds every trainable parameter of `module` exactly once."""
+        """An optimizer with every trainable parameter of `module` exactly once."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
@@ -50,10 +48,10 @@ class Weight:
     """One trainable parameter.
 
     Args:
-        names: every qualified name it answers to; more than one when modules share it (a tied head)
+        names: all its qualified names; several if modules share it (a tied head)
         parameter: the tensor
-        kind: `matrix`, the matrix of a linear map or a stack of them `(E, a, b)`; `filter`, a convolution's;
-            `table`, looked up by row and not multiplied (token embeddings, learned positions);
+        kind: `matrix`, of a linear map or a stack of them `(E, a, b)`; `filter`, of a convolution;
+            `table`, indexed by row, not multiplied (token embeddings, learned positions);
             `vector`, everything else: norm weights, biases, scalars
     """
 
@@ -63,9 +61,9 @@ class Weight:
 
     @property
     def decays(self) -> bool:
-        """Whether weight decay belongs on it: on what multiplies activations, where smaller means smoother.
+        """Whether weight decay applies to it: to what multiplies activations, where smaller means smoother.
 
-        A decayed norm weight or bias pulls activations towards zero instead, and a decayed row of a table shrinks in
+        Decay of a norm weight or bias pulls activations towards zero instead, and a decayed row of a table shrinks in
         every step in which its token does not occur.
         """
         return self.kind in ("matrix", "filter")
@@ -74,7 +72,7 @@ class Weight:
 def weights(module: nn.Module) -> list[Weight]:
     """Every trainable parameter of `module`, each once, in the order of registration.
 
-    A parameter shared by an embedding and a head is the embedding's: the rows of rare tokens decide.
+    A parameter shared by an embedding and a head counts as the embedding's, because of the rows of rare tokens.
     """
     found: dict[nn.Parameter, list[tuple[str, Kind]]] = {}
     for name, owner, parameter in _places(module):
@@ -94,7 +92,7 @@ def weights(module: nn.Module) -> list[Weight]:
 
 
 def _places(module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
-    """(qualified name, owning module, parameter), once for every place at which a parameter is registered."""
+    """(qualified name, owning module, parameter), once for every registration of a parameter."""
     for path, owner in module.named_modules(remove_duplicate=False):
         for leaf, parameter in owner.named_parameters(prefix=path, recurse=False, remove_duplicate=False):
             yield leaf, owner, parameter
@@ -105,33 +103,33 @@ def _kind(name: str, owner: nn.Module, parameter: nn.Parameter) -> Kind:
     from torch.nn.modules.conv import _ConvNd
 
     *path, leaf = name.split(".")
-    # A position block holds rows per position or per distance; only a Linear inside it is a map.
+    # A position block has rows per position or per distance; only a Linear inside it is a map.
     if isinstance(owner, nn.Embedding | nn.EmbeddingBag) or ("position" in path and not isinstance(owner, nn.Linear)):
         return "table"
-    # The number of dimensions alone would take the biases of E experts, (E, F), and norms per head, (N, H), for maps.
+    # Dimensions alone would classify the biases of E experts, (E, F), and norms per head, (N, H), as maps.
     if parameter.ndim < 2 or "bias" in leaf or type(owner).__name__.lower().endswith("norm"):
         return "vector"
     return "filter" if isinstance(owner, _ConvNd) else "matrix"
 
 
 def _strictest(kinds: Iterator[Kind]) -> Kind:
-    """Of several roles of one shared parameter, the one that allows least."""
+    """Of several kinds of one shared parameter, the most restrictive."""
     order: tuple[Kind, ...] = ("table", "vector", "filter", "matrix")
     return min(kinds, key=order.index)
 
 
 def factors_of(multipliers: Multipliers | None) -> dict[str, float]:
-    """Multipliers as a recipe keeps them.
+    """Validate multipliers.
 
     Raises:
-        ConfigError: no mapping, or one that is no number above 0, and finite
+        ConfigError: not a mapping, or a factor that is not a finite number above 0
     """
     if not isinstance(multipliers, Mapping | None):
         rule = "maps patterns of parameter names to factors of the learning rate"
         raise ConfigError("optimizer.multipliers", multipliers, rule, "Write optimizer.multipliers={embedding: 0.1}")
     for pattern, factor in (multipliers or {}).items():
         if not conforms(factor, Positive):
-            remedy = "Write e.g. 0.1; task.frozen takes a part out of training"
+            remedy = "Write e.g. 0.1; use task.frozen to exclude a part from training"
             raise ConfigError(f"optimizer.multipliers.{pattern}", factor, fault(factor, Positive), remedy)
     return {str(pattern): float(factor) for pattern, factor in (multipliers or {}).items()}
 
@@ -150,13 +148,13 @@ def check_multipliers(found: Sequence[Weight], multipliers: Multipliers) -> None
 def multiplied(
     groups: Sequence[dict[str, Any]], found: Sequence[Weight], lr: float, multipliers: Multipliers
 ) -> list[dict[str, Any]]:
-    """Split parameter groups by the multiplier of the learning rate; without multipliers they are as given.
+    """Split parameter groups by the multiplier of the learning rate; unchanged without multipliers.
 
     Args:
         groups: each with `params` and `name`
         found: the weights in them
         lr: peak learning rate of a multiplier of 1
-        multipliers: the last pattern that matches a weight counts
+        multipliers: the last matching pattern applies
     """
     if not multipliers:
         return list(groups)

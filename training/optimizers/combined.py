@@ -1,4 +1,4 @@
-"""Several optimizers that look like one."""
+"""Several optimizers combined into one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 class CombinedOptimizer(torch.optim.Optimizer):
     """One `torch.optim.Optimizer` whose parameter groups are stepped by different algorithms.
 
-    The groups of the parts, in order, *are* the groups of the whole: the same dicts, so that a scheduler that writes
-    `param_groups[i]["lr"]` is heard by the part. The state is one mapping shared by all. `state_dict` is therefore the
-    ordinary one, its parameters numbered through, and checkpoint tools that know `torch.optim` know this.
+    The groups of the parts, in order, *are* the groups of the whole: the same dicts, so that a scheduler's change of
+    `param_groups[i]["lr"]` reaches the part. The state is one mapping shared by all. `state_dict` is therefore the
+    ordinary one, with parameters numbered consecutively, and compatible with checkpoint tools for `torch.optim`.
 
     Args:
-        parts: optimizers over disjoint sets of parameters. They belong to this object afterwards: step this one
+        parts: optimizers over disjoint sets of parameters. They belong to this object afterwards: step only this one
 
-    Left out: adding a group later, since nothing would say which part it is for.
+    Adding a group later is not supported, since its part would be unknown.
     """
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
@@ -29,18 +29,18 @@ class CombinedOptimizer(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """Makes the parts see this object's groups and state."""
+        """Make the parts use this object's groups and state."""
         groups = iter(self.param_groups)
         for part in self.parts:
             own = [next(groups) for _ in part.param_groups]
-            # The part's own __setstate__, since AdamW repairs there what an older checkpoint lacks.
+            # Through the part's own __setstate__, in which AdamW adds what older checkpoints lack.
             part.__setstate__({"state": self.state, "param_groups": own})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "parts": self.parts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Called by `load_state_dict` with new groups and new state, and by copying and unpickling with everything."""
+        """Called by `load_state_dict` with new groups and state, and by copying and unpickling with everything."""
         super().__setstate__(state)
         self._share()
 

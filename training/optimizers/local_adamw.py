@@ -1,4 +1,4 @@
-"""AdamW for parameters that are spread over ranks, in one kernel whatever meshes they lie on."""
+"""AdamW for parameters distributed over ranks, in one kernel for any mix of meshes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from torch import Tensor
 
 
 class LocalAdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW`, stepped on what each rank holds.
+    """`torch.optim.AdamW`, applied to each rank's local shard.
 
-    The step changes each number by itself, so a rank's share of a parameter needs nothing from the others. torch's own
-    refuses lists that mix plain tensors and distributed ones, or meshes; parameter by parameter it takes them, at a
-    tenth of a millisecond for each operation on each. Parameters and state stay what they are: checkpoints see no
-    difference.
+    The step is elementwise, so a rank's shard needs nothing from the others. torch's own refuses lists that mix plain
+    and distributed tensors, or meshes; one parameter at a time works, but takes a tenth of a millisecond per operation.
+    Parameters and state keep their types: checkpoints are unchanged.
     """
 
     def _init_group(self, group: dict[str, Any], *lists: Any) -> Any:
@@ -28,7 +27,7 @@ class LocalAdamW(torch.optim.AdamW):
 
 
 def _placed_as(parameter: Any, gradient: Any) -> Any:
-    """A gradient that lies as its parameter does: one left as partial sums is summed."""
+    """A gradient placed like its parameter: partial sums are reduced."""
     if not hasattr(gradient, "redistribute") or gradient.placements == parameter.placements:
         return gradient
     return gradient.redistribute(parameter.device_mesh, parameter.placements)

@@ -28,34 +28,33 @@ if TYPE_CHECKING:
 class Muon(OptimizerRecipe):
     """Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) as scaled by Moonshot (2025, arXiv:2502.16982).
 
-    A hidden matrix moves by its momentum made orthogonal, so that all directions move alike (`StackedMuon` has the
-    formula); each expert of a stack `(E, a, b)` is a matrix of its own. Everything else is left to AdamW:
+    A hidden matrix moves by its orthogonalised momentum, so that all directions move equally (`StackedMuon` has the
+    formula); each expert of a stack `(E, a, b)` is a separate matrix. Everything else is left to AdamW:
 
     * vectors: norm weights, biases; and a matrix with a side of 1, which is a vector;
-    * tables: token embeddings and learned positions, whose rows get their gradients one by one;
-    * convolution filters, which are no matrices;
-    * what lies under a module named in `adamw_names`. The head sees sparse targets as the embedding sees sparse
-      inputs; a router's rows are the experts' keys, and an orthogonal update would drive rarely chosen experts as
-      hard as busy ones.
+    * tables: token embeddings and learned positions, whose rows get separate gradients;
+    * convolution filters, which are not matrices;
+    * modules named in `adamw_names`. The head has sparse targets as the embedding has sparse inputs; a router's rows
+      are the experts' keys, and an orthogonal update would push rarely chosen experts as hard as busy ones.
 
     Args:
-        lr: peak learning rate of the matrices; a schedule multiplies it
-        momentum: decay rate a step of the gradient's running mean, Nesterov style
+        lr: peak learning rate of the matrices, multiplied by the schedule
+        momentum: decay rate per step of the gradient's running mean, Nesterov style
         weight_decay: λ, decoupled, a fraction of the weight per unit of learning rate; for both optimizers
         ns_steps: Newton–Schulz iterations, each three matrix products
         adjust_lr_fn: `match_rms_adamw` scales each update to the size of AdamW's, 0.2 · √max(a, b), so that AdamW's
-            lr and λ carry over; `original` scales by √max(1, a/b), and lr is then larger, about 0.02
+            lr and λ carry over; `original` scales by √max(1, a/b), and needs a larger lr, about 0.02
         adamw_lr: learning rate of the rest; None: the same lr, which `original` does not allow
         betas: AdamW's decay rates
         eps: AdamW's ε
-        adamw_names: module names, whole parts of a dotted path, whose matrices AdamW takes
-        ns_dtype: what Newton–Schulz computes in: float32, bfloat16, or auto: bfloat16 but on a CPU without units for it
+        adamw_names: module names, whole parts of a dotted path, whose matrices go to AdamW
+        ns_dtype: dtype of Newton–Schulz: float32, bfloat16, or auto: bfloat16 except on CPUs without bf16 units
         fused: AdamW's kernel, as in the recipe `AdamW`
         multipliers: pattern of parameter names → factor on lr or adamw_lr: `{attention: 0.1}`
 
-    How this differs from others: `torch.optim.Muon` takes no expert stacks and no other parameters, and leaves two
+    How this differs from others: `torch.optim.Muon` takes no expert stacks and no other parameters, leaving two
     optimizers to step; here it is one, with one state. Jordan's recipe does not decay; Moonshot's does, as here.
-    Fused projections (gate and up in one matrix) are made orthogonal together, not apart.
+    Fused projections (gate and up in one matrix) are orthogonalised together.
     """
 
     def __init__(

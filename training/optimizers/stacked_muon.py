@@ -1,4 +1,4 @@
-"""Muon for matrices and for stacks of matrices, many at a time."""
+"""Muon for matrices and stacks of matrices, batched."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steepest at zero, so that few iterations are enough
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steepest at zero, so few iterations suffice
 NORM_FLOOR = 1e-7  # keeps a gradient of zeros at zero
 
-# Elements orthogonalised at once. On CPU about what stays in one core's cache between the products of an iteration;
+# Elements orthogonalised at once. On CPU about what fits in one core's cache between the products of an iteration;
 # elsewhere enough to fill the device, and a bound on the memory of the temporaries.
 CPU_ELEMENTS = 2**18
 DEVICE_ELEMENTS = 2**26
 
 
 class StackedMuon(torch.optim.Optimizer):
-    """`torch.optim.Muon`, slice by slice, for parameters of two dimensions and more; all but the last two are stacked.
+    """`torch.optim.Muon` for parameters of two dimensions and more; all but the last two are stacked.
 
     For every matrix, with g its gradient, μ the momentum and NS the Newton–Schulz iteration (`orthogonalize`)::
 
         m ← μ m + (1 − μ) g      u = (1 − μ) g + μ m      θ ← θ − lr · λ · θ − lr · scale(θ) · NS(u)
 
     Args:
-        params: matrices `(a, b)` and stacks `(…, a, b)`; matrices of equal shape, either way round, share a product
+        params: matrices `(a, b)` and stacks `(…, a, b)`; matrices of equal shape, transposed or not, share a product
         lr: learning rate
         weight_decay: λ
         momentum: μ
         ns_steps: iterations of NS
-        adjust_lr_fn: scale(θ): `original`, √max(1, a/b), b the side that is multiplied; `match_rms_adamw`,
+        adjust_lr_fn: scale(θ): `original`, √max(1, a/b), b the input side; `match_rms_adamw`,
             0.2 · √max(a, b), which gives the update the size of AdamW's so that its lr and λ carry over
-        ns_dtype: what NS computes in: `float32`, `bfloat16`, or `auto`, bfloat16 but on a CPU without units for it,
-            where a product in bfloat16 takes about twice as long as one in float32
+        ns_dtype: dtype of NS: `float32`, `bfloat16`, or `auto`, bfloat16 except on CPUs without bf16 units, where a
+            bf16 product takes about twice as long as one in float32
 
     How this differs from `torch.optim.Muon`: that one refuses stacks, takes one matrix at a time and always computes
-    in bfloat16. `original` reads a/b off the stored shape: a stack stored `(E, in, out)` gets in/out where a
+    in bfloat16. `original` takes a/b from the stored shape: a stack stored `(E, in, out)` gets in/out where a
     Linear's `(out, in)` gets out/in. Fused projections (`[q; k; v]` in one matrix) are orthogonalised as one.
 
-    Sharded parameters: over a stacked dimension (expert parallelism) each rank orthogonalises what it holds; a
-    matrix cut into pieces is gathered, orthogonalised on every rank, and cut again.
+    Sharded parameters: over a stacked dimension (expert parallelism) each rank orthogonalises its shard; a matrix
+    split over ranks is gathered, orthogonalised on every rank, and split again.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ def orthogonalize(x: Tensor, steps: int) -> Tensor:
 
         x ← 3.4445 x + (−4.7750 A + 2.0315 A²) x
 
-    It drives the singular values to somewhere in [0.7, 1.2] and keeps the singular vectors.
+    It brings the singular values to about [0.7, 1.2] and keeps the singular vectors.
     """
     a, b, c = COEFFICIENTS
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=NORM_FLOOR)
@@ -134,21 +134,21 @@ class _Piece(NamedTuple):
 
 def _piece(parameter: Tensor, gradient: Tensor, momentum: Tensor, scale: float) -> _Piece:
     rows, columns = parameter.shape[-2:]
-    # view, not reshape: what is written below has to arrive in the parameter and in its momentum.
+    # view, not reshape: writes must reach the parameter and its momentum.
     views = (parameter.view(-1, rows, columns), gradient.reshape(-1, rows, columns), momentum.view(-1, rows, columns))
     wide, gradients, momenta = (view.mT if rows > columns else view for view in views)
     return _Piece(wide, gradients, momenta, scale)
 
 
 def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
-    """Pieces of one size, device and dtype, cut and packed into batches of bounded size."""
+    """Pieces of equal size, device and dtype, split and packed into batches of bounded size."""
     alike: dict[tuple[Any, ...], list[_Piece]] = {}
     for piece in pieces:
         one = piece.parameter
         alike.setdefault((one.shape[1:], one.device, one.dtype, piece.gradient.dtype), []).append(piece)
     for (size, device, *_), group in alike.items():
         elements = CPU_ELEMENTS if device.type == "cpu" else DEVICE_ELEMENTS
-        most = max(2, elements // size.numel())  # two, so that two cores have one each
+        most = max(2, elements // size.numel())  # at least one per core of two
         batch: list[_Piece] = []
         room = most
         for piece in (part for whole in group for part in whole.split(most)):
@@ -162,7 +162,7 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
 
 
 def _step_batch(batch: list[_Piece], group: dict[str, Any]) -> None:
-    """One step of Muon on pieces of one size."""
+    """One step of Muon on pieces of equal size."""
     updates = _nesterov([piece.gradient for piece in batch], [piece.momentum for piece in batch], group["momentum"])
     update = _orthogonalized(torch.cat(updates), group)
     torch._foreach_mul_([piece.parameter for piece in batch], 1 - group["lr"] * group["weight_decay"])
@@ -171,7 +171,7 @@ def _step_batch(batch: list[_Piece], group: dict[str, Any]) -> None:
 
 
 def _nesterov(gradients: list[Tensor], momenta: list[Tensor], momentum: float) -> list[Tensor]:
-    """Updates the momenta in place; returns each gradient moved towards its momentum."""
+    """Update the momenta in place; returns each gradient moved towards its momentum."""
     torch._foreach_lerp_(momenta, gradients, 1 - momentum)
     return list(torch._foreach_lerp(gradients, momenta, momentum))
 
@@ -185,7 +185,7 @@ def _orthogonalized(update: Tensor, group: dict[str, Any]) -> Tensor:
 
 @functools.cache
 def _cpu_multiplies_bfloat16() -> bool:
-    """Whether this processor has units for it. torch has no public word for that; where it has none at all, no."""
+    """Whether this processor has bf16 units. torch has no public function for that; False if it has none at all."""
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
@@ -194,7 +194,7 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _gradient(parameter: Tensor) -> Tensor:
-    """The gradient, laid out as the parameter is: tensor parallelism may leave it as partial sums."""
+    """The gradient, placed like its parameter: tensor parallelism may leave partial sums."""
     gradient: Any = parameter.grad
     placements = getattr(parameter, "placements", None)
     if getattr(gradient, "placements", None) != placements:
@@ -209,7 +209,7 @@ def _cuts_matrices(parameter: Tensor) -> bool:
 
 
 def _step_gathered(parameter: Any, gradient: Tensor, momentum: Tensor, group: dict[str, Any]) -> None:
-    """One step of Muon on a DTensor whose matrices lie in pieces on several ranks."""
+    """One step of Muon on a DTensor whose matrices are split over several ranks."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     mesh, placements, shape = parameter.device_mesh, parameter.placements, parameter.shape
@@ -220,7 +220,7 @@ def _step_gathered(parameter: Any, gradient: Tensor, momentum: Tensor, group: di
         whole = _orthogonalized(matrices.mT, group).mT.reshape(shape)
     else:
         whole = _orthogonalized(matrices, group).reshape(shape)
-    # Every rank has computed the same; src_data_rank=None takes its own part of it without asking another.
+    # Every rank has computed the same; src_data_rank=None takes its own part without communication.
     part = distribute_tensor(whole, mesh, placements, src_data_rank=None)
     local = _local(parameter)
     local.mul_(1 - group["lr"] * group["weight_decay"])

@@ -8,8 +8,8 @@ from training.schedulers.base import Schedule, Span
 class Constant(Schedule):
     """The peak learning rate after the warm-up: factor 1.
 
-    DeepSeekMoE-145B trained so. The one schedule that does not need to know where the training ends; the stable
-    phase of `WarmupStableDecay`, from which a decay can be branched off later.
+    Used by DeepSeekMoE-145B. The only schedule that does not depend on the end of training; the stable phase of
+    `WarmupStableDecay`, from which a decay can be branched off later.
 
     Args:
         warmup: optimizer steps (1: none), or a fraction of the training in (0, 1)
@@ -24,4 +24,4 @@ class Constant(Schedule):
         return 1.0
 
     def check_after_warmup(self, max_steps: int) -> None:
-        """Nothing can be wrong."""
+        """Nothing to check."""

@@ -21,8 +21,8 @@ class WarmupCosine(Schedule):
         warmup: optimizer steps (1: none), or a fraction of the training in (0, 1)
         min_ratio: learning rate of the last step, as a fraction of the peak
 
-    How this differs from others: torch's CosineAnnealingLR gives r to step N, which is never taken. The curve depends
-    on N everywhere: a run that is stopped early has not been annealed (`WarmupStableDecay` has).
+    How this differs from others: torch's CosineAnnealingLR gives r to step N, which is never taken. The whole curve
+    depends on N: a run stopped early has not been annealed (`WarmupStableDecay` has).
     """
 
     def __init__(self, warmup: Span = 0.02, min_ratio: Fraction = 0.1) -> None:
@@ -35,4 +35,4 @@ class WarmupCosine(Schedule):
         return self.min_ratio + (1 - self.min_ratio) * (1 + math.cos(math.pi * t)) / 2
 
     def check_after_warmup(self, max_steps: int) -> None:
-        """The warm-up fits: that is all."""
+        """Nothing to check: the warm-up fits."""

@@ -52,7 +52,7 @@ class WarmupStableDecay(Schedule):
         self.shape = shape
 
     def decay_steps(self, max_steps: int) -> int:
-        """Steps of decay; where rounding would let it begin within the warm-up, what the warm-up leaves."""
+        """Steps of decay; if rounding would let it begin within the warm-up, the rest after the warm-up."""
         return min(steps_of(self.decay, max_steps), max_steps - self.warmup_steps(max_steps))
 
     def after_warmup(self, step: int, max_steps: int) -> float:
@@ -64,7 +64,7 @@ class WarmupStableDecay(Schedule):
 
     def check_after_warmup(self, max_steps: int) -> None:
         lengths = [part if isinstance(part, int) else part * max_steps for part in (self.warmup, self.decay)]
-        # A fraction may be lost to rounding (a dry run of one step has one of warm-up); a whole step is a mistake.
+        # A fraction may be lost to rounding (a dry run of one step is all warm-up); a whole step is a mistake.
         if sum(lengths) >= max_steps + 1:
             raise ConfigError(
                 "scheduler.decay",

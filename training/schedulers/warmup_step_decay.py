@@ -13,15 +13,15 @@ from training.schedulers.base import Schedule, Span, steps_of
 class WarmupStepDecay(Schedule):
     """DeepSeek's multi-step schedule (DeepSeek LLM, 2024, arXiv:2401.02954; V2, arXiv:2405.04434).
 
-    The factor is `gamma` to the power of the milestones passed: the step ⌊m · N⌉ is the first with the lower rate.
+    The factor is `gamma` to the power of the milestones passed: step ⌊m · N⌉ is the first with the lower rate.
 
     Args:
         warmup: optimizer steps (1: none), or a fraction of the training in (0, 1)
         milestones: fractions of the training in (0, 1), rising. DeepSeek-V2 has 0.6 and 0.9; DeepSeekMoE-16B, V2-Lite
             and the 7B and 67B models 0.8 and 0.9
-        gamma: what each milestone multiplies the learning rate by; 0.316 is about √0.1, so two make a tenth
+        gamma: factor on the learning rate at each milestone; 0.316 is about √0.1, so two make a tenth
 
-    How this differs from the papers: theirs count tokens, this counts steps; the same where the batch is constant
+    How this differs from the papers: theirs count tokens, this counts steps; the same for a constant batch size
     (V2 ramps it up over the first 225B of 8.1T tokens). Torch's MultiStepLR takes steps and has no warm-up.
     """
 

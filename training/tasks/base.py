@@ -1,4 +1,4 @@
-"""A task without its loss: all that training a decoder takes, whatever it is trained on."""
+"""A task without its loss: everything about training a decoder that is independent of the objective."""
 
 from __future__ import annotations
 
@@ -44,29 +44,29 @@ STAGES = ("train", "val", "test")
 
 @enforced("task")
 class Task(L.LightningModule):
-    """A decoder composed from a configuration, and how it is trained. A subclass says on what: ``objective``.
+    """A decoder composed from a configuration, and its training. A subclass defines ``objective``.
 
-    The loss of an optimizer step is a mean over everything that it scores, in all micro-batches on all ranks, plus
-    further terms, each a mean of its own, plus the balance losses of the gating blocks. A balance loss is computed for
-    each micro-batch and averaged over them by their sequences; see docs/how-to/scale.md.
+    The loss of an optimizer step is a mean over everything scored, in all micro-batches on all ranks, plus further
+    terms, each with its own mean, plus the balance losses of the gating blocks. A balance loss is computed per
+    micro-batch and averaged weighted by their sequences; see docs/how-to/scale.md.
 
     Args:
         model: composition of the decoder, as plain types (the ``model`` node)
         optimizer: recipe of the optimizer
         scheduler: factor on the learning rate over the steps
-        seed: of the initial weights and of every random draw of training
-        init_from: folder of an imported checkpoint whose weights to start from; null for random ones. A resumed run
-            has those of its checkpoint instead
-        activation_checkpointing: ``full``: layers keep their input alone and compute the rest again for the gradient;
-            ``selective``: feed-forward blocks alone do; ``none``
-        kernels: kernel → implementation, where the automatic choice for the device is not wanted
+        seed: of the initial weights and all random draws of training
+        init_from: folder of an imported checkpoint to take the initial weights from; null for random ones. A resumed
+            run takes those of its checkpoint
+        activation_checkpointing: ``full``: layers keep only their input and recompute the rest for the gradient;
+            ``selective``: only feed-forward blocks do; ``none``
+        kernels: kernel → implementation, instead of the automatic choice for the device
         compile: whether layers are compiled for training, and for validation within it; ``trainer.compile`` sets it
         frozen: parts that are not trained, by patterns of parameter names: ``attention``, ``layers.0``, ``*.bias``.
             They have no gradient and no optimizer state; a frozen gate keeps its bias
 
     Class attributes:
         figures: what a validation logs, as ``val/<name>``; a test as ``test/<name>``
-        reads: what a batch must hold
+        reads: keys that a batch must have
     """
 
     figures: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "bits_per_byte")
@@ -91,7 +91,7 @@ class Task(L.LightningModule):
         self.model_config = read(model)
         self.recipe, self.schedule, self.seed, self.init_from = optimizer, scheduler, seed, init_from
         self.kernels = choice.check(kernels or {}, "task.kernels")
-        # Plain types only: a checkpoint must load under weights_only=True and rebuild its model with no YAML at hand.
+        # Plain types only: a checkpoint must load under weights_only=True and rebuild its model without YAML.
         self.save_hyperparameters({"model": self.model_config, "seed": seed})
         self.decoder: Decoder | None = None
         # Running sums are checkpointed, so a resumed run logs the same values.
@@ -103,24 +103,24 @@ class Task(L.LightningModule):
         self.step = StepMean(self.counts)
         self._settings: list[dict[str, Any]] = []  # of the optimizer's groups, as configured
 
-    # --- what a task says -----------------------------------------------------------------------------------------
+    # --- defined by subclasses ------------------------------------------------------------------------------------
 
     @abstractmethod
     def objective(self, batch: Batch, stage: str) -> Scored:
         """Score a micro-batch.
 
         Args:
-            batch: as the data module gives it
+            batch: from the data module
             stage: ``train``, ``val`` or ``test``; in the last two only ``total``, ``count``, ``logged`` and
                 ``routings`` are read
         """
 
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """What the terms of the loss are means over: name → how many there are in a batch, an integer tensor.
+        """Denominators of the loss terms: name → their number in a batch, an integer tensor.
 
-        Asked before the step's first forward pass, of all of its batches. ``"total"`` counts what ``Scored.count``
-        does; ``"sequences"`` weighs balance losses.
+        Called for all batches of a step before its first forward pass. ``"total"`` corresponds to ``Scored.count``;
+        ``"sequences"`` weighs balance losses.
         """
 
     # --- the model ------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ class Task(L.LightningModule):
 
     @property
     def model(self) -> Decoder:
-        """The decoder, once ``configure_model`` has run."""
+        """The decoder, after ``configure_model``."""
         assert self.decoder is not None, "configure_model has not run"
         return self.decoder
 
@@ -181,8 +181,8 @@ class Task(L.LightningModule):
             run_as_written(self.model)
 
     def on_train_start(self) -> None:
-        """Give the optimizer the settings of this run: a checkpoint restores those of the run that wrote it."""
-        if self.ranks().index:  # a checkpoint's sums are those of all ranks: the first keeps them
+        """Give the optimizer this run's settings: a checkpoint restores those of the run that wrote it."""
+        if self.ranks().index:  # a checkpoint's sums are over all ranks: only the first keeps them
             for _, metric in self._sums():
                 metric.reset()
         self.step.end()
@@ -196,7 +196,7 @@ class Task(L.LightningModule):
             group.update(settings, initial_lr=peak, lr=peak * factor(scheduler.last_epoch))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # The state of the generator is a function of where training stands: a resumed run draws what it would have.
+        # The generator's state is a function of the position in training, so a resumed run draws the same.
         torch.manual_seed(stable_seed(self.seed, f"{self.current_epoch}/{batch_idx}/{self.ranks().index}"))
         self.step.begin(self.trainer, batch, self.ranks(), self.device)
         validate_by_steps(self.trainer, self.trainer.global_step + 1)
@@ -213,10 +213,10 @@ class Task(L.LightningModule):
         return self.step.mean(scored.total, "total") + sum(terms.values(), torch.zeros_like(scored.total))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then let every gate see the load of all micro-batches on all ranks, once.
+        """Step, then update every gate with the load of all micro-batches on all ranks, once.
 
-        A step that was skipped moves no gate either: its gradients were taken away, or they overflowed in fp16, and
-        the scaler did not step but lowered its scale.
+        A skipped step updates no gate either: its gradients were removed, or they overflowed in fp16, and the scaler
+        only lowered its scale.
         """
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = scaler.get_scale() if scaler else 1.0
@@ -237,7 +237,7 @@ class Task(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         steps = self.trainer.estimated_stepping_batches
-        steps = int(steps) if math.isfinite(steps) else -1  # without an end, which some schedules bear
+        steps = int(steps) if math.isfinite(steps) else -1  # no end, which some schedules support
         self.schedule.check(steps)
         optimizer = self.recipe.build(self.model)
         self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
@@ -280,7 +280,7 @@ class Task(L.LightningModule):
         self.log_dict(self.loads.figures(stage))
 
     def _log_training(self) -> None:
-        """The means since the last time, and the further terms of this step's loss."""
+        """Log the means since the last time, and the further terms of this step's loss."""
         metric = self._loss("train")
         values = metric.compute()
         metric.reset()
@@ -311,7 +311,7 @@ class Task(L.LightningModule):
         self.origin = checkpoint.get("origin", {})
 
     def _sums(self) -> list[tuple[str, Sums]]:
-        """The metrics that checkpoints hold, which are those of training, by path."""
+        """The metrics of training, which checkpoints store, by path."""
         return [(path, m) for path, m in self.named_modules() if isinstance(m, Sums) and m.state_dict()]
 
     def ranks(self) -> DataRanks:

@@ -19,12 +19,12 @@ from training.tasks.scored import Scored
 class CausalLM(Task):
     """Predicts each next token; validation counts the text only.
 
-    To the mean over all scored tokens come the loss of multi-token prediction, each depth a mean over the tokens that
-    it scores, and the balance losses.
+    The loss is the mean over all scored tokens, plus that of multi-token prediction, each depth a mean over the tokens
+    that it scores, plus balance losses.
 
     Args:
-        z_loss: weight of the mean of log² Z, Z the sum of the exponentials of a token's logits; 0 for none. PaLM has
-            1e-4. The depths of multi-token prediction go without
+        z_loss: weight of the mean of log² Z, Z the sum of the exponentials of a token's logits; 0 for none. 1e-4 in
+            PaLM. Not applied to multi-token prediction
         settings: those of ``Task``
     """
 

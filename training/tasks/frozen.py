@@ -10,7 +10,7 @@ from training.patterns import matching
 
 
 def freeze(decoder: nn.Module, patterns: Sequence[str]) -> None:
-    """Take the parameters that any pattern matches out of training.
+    """Exclude parameters that match any pattern from training.
 
     Raises:
         ConfigError: a pattern matches no parameter

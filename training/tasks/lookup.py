@@ -1,4 +1,4 @@
-"""Whether a configured task is one of this project's, known by its class and not by its name."""
+"""Recognise this project's tasks by class, not by name."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from training.configuration.instantiate import find_target
 
 
 def is_task(dotted: Any) -> bool:
-    """Whether a ``_target_`` is a subclass of ``Task``: it has a composed model, weights to start from, checkpoints.
+    """Whether a ``_target_`` is a subclass of ``Task``, with a composed model, ``init_from`` and checkpoints.
 
     Raises:
         ConfigError: it cannot be imported
     """
-    if str(dotted).startswith(f"{__package__}."):  # ours: a refusal need not import Lightning to know them
+    if str(dotted).startswith(f"{__package__}."):  # ours: known without importing Lightning
         return True
     from training.tasks.base import Task
 

@@ -1,4 +1,4 @@
-"""What a task does about routed experts: balance losses, loads to log, and gates that learn from the step's load."""
+"""Routed experts in a task: balance losses, loads to log, and gate updates from the step's load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Routings = Sequence[Routing | None]
 
 
 class RoutingLoads(nn.ModuleDict):
-    """The loads of all experts: summed for logging, stage by stage, and over the optimizer step in progress.
+    """The loads of all experts: summed for logging by stage, and over the current optimizer step.
 
     Attributes:
         shares: layer → share of choices of each expert, [E], when last logged
@@ -28,7 +28,7 @@ class RoutingLoads(nn.ModuleDict):
         self._step: dict[str, Tensor] = {}
 
     def fill(self, decoder: Decoder, stages: Sequence[str]) -> None:
-        """Keep a metric for each layer that routes. Those of multi-token prediction route in training only."""
+        """Create a metric for each layer that routes. Those of multi-token prediction route in training only."""
         gates = gates_of(decoder)
         for stage in stages:
             layers = [k for k in gates if stage == "train" or int(k) < len(decoder.layers)]
@@ -36,21 +36,21 @@ class RoutingLoads(nn.ModuleDict):
             self[f"{stage}_load"] = nn.ModuleDict(loads)
 
     def add(self, stage: str, routings: Routings) -> None:
-        """Add the loads of a micro-batch to those that are logged, and in training to those of the step."""
+        """Add the loads of a micro-batch to the logged ones, and in training to those of the step."""
         for layer, routing in routed(routings):
             self._metrics(stage)[layer].update(routing.load)
             if stage == "train":
                 self._step[layer] = self._step.get(layer, 0) + routing.load
 
     def end_step(self, decoder: Decoder, ranks: DataRanks, stepped: bool) -> None:
-        """Show every trained gate the load of the step on all ranks, if it was taken, and begin the next."""
+        """If the step was taken, update every trained gate with its load on all ranks; then reset it."""
         for layer, gate in gates_of(decoder).items():
             if layer in self._step and stepped and is_trained(gate):
                 gate.update(ranks.sum(self._step[layer]))
         self._step.clear()
 
     def figures(self, stage: str) -> dict[str, Tensor]:
-        """What is logged of a stage since the last time, by name; begins anew."""
+        """The figures of a stage since the last call, by name; resets them."""
         figures: dict[str, Tensor] = {}
         for layer, metric in self._metrics(stage).items():
             values = metric.compute()
@@ -68,7 +68,7 @@ class RoutingLoads(nn.ModuleDict):
 
 
 def gates_of(decoder: Decoder) -> dict[str, Gating]:
-    """Index of each layer that routes → its gate; layers of multi-token prediction count on from the others."""
+    """Index of each layer that routes → its gate; layers of multi-token prediction follow the others."""
     found = {}
     for i, layer in enumerate([*decoder.layers, *(depth.layer for depth in decoder.mtp)]):
         gates = [m for m in layer.modules() if isinstance(m, Gating)]
@@ -84,7 +84,7 @@ def is_trained(gate: Gating) -> bool:
 
 
 def routed(routings: Routings) -> Iterator[tuple[str, Routing]]:
-    """Index of each layer that routed, and how."""
+    """Index and routing of each layer that routed."""
     return ((str(i), routing) for i, routing in enumerate(routings) if routing is not None)
 
 

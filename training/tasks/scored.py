@@ -1,4 +1,4 @@
-"""What a task makes of a micro-batch."""
+"""The result of scoring a micro-batch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from blocks.gating.base import Routing
 
 @dataclass(frozen=True)
 class Scored:
-    """One micro-batch, scored.
+    """One scored micro-batch.
 
     Args:
         total: the objective, a sum over ``count``, with its gradient
-        count: how much was scored (tokens, pairs, …): ``total / count`` is the loss
-        logged: the sum that is logged as the loss, where that is not ``total``
-        terms: further terms of the loss, each a mean of the step already (``Task.step.mean``), with its gradient
-        figures: parts of ``total`` to be logged by themselves, means of the step too; not added to the loss
-        routings: of each layer, None where none routes: their balance losses and loads are the base class's business
+        count: number of scored items (tokens, pairs, …): ``total / count`` is the loss
+        logged: the sum to log as the loss, if not ``total``
+        terms: further terms of the loss, each already a mean of the step (``Task.step.mean``), with its gradient
+        figures: parts of ``total`` to log separately, also means of the step; not added to the loss
+        routings: of each layer, None where none routes; the base class handles their balance losses and loads
     """
 
     total: Tensor

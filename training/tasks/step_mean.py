@@ -1,8 +1,8 @@
-"""Means over all that an optimizer step is taken on: every micro-batch, on every rank.
+"""Means over an optimizer step: every micro-batch, on every rank.
 
-A term of the loss is a sum (nats of tokens, losses of sequences) and the count that it is divided by. Micro-batches
-and ranks may hold unequal counts, so each has to be divided by the count of the whole step, which is known before the
-first backward pass since the step's batches are counted ahead. Then the gradient is that of one large batch.
+A term of the loss is a sum (nats of tokens, losses of sequences) with a count to divide it by. Micro-batches and ranks
+may have unequal counts, so each must be divided by the count of the whole step, which is known before the first
+backward pass because the step's batches are counted ahead. Then the gradient is that of one large batch.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Counts = Mapping[str, Tensor]
 
 
 class StepMean:
-    """The counts of the optimizer step in progress, and the means that they make.
+    """The counts of the current optimizer step, and means over it.
 
     Args:
-        count: batch → name → how many there are of it, integer tensors on the batch's device, whatever that is
+        count: batch → name → count, integer tensors on the batch's device
     """
 
     def __init__(self, count: Callable[[Any], Counts]) -> None:
@@ -34,7 +34,7 @@ class StepMean:
         self._figures: dict[str, Tensor] = {}
 
     def begin(self, trainer: L.Trainer, batch: Any, ranks: DataRanks, device: torch.device) -> None:
-        """Count the step that a batch belongs to, if it is the step's first."""
+        """Count the step of a batch, if it is the step's first."""
         if self._totals:
             return
         counts = [self.count(each) for each in (batch, *micro_batches_to_come(trainer))]
@@ -42,11 +42,11 @@ class StepMean:
         own = torch.stack([torch.stack([each[name] for name in names]).to(device) for each in counts]).sum(0)
         totals = ranks.sum(own).clamp(min=1).float()
         self._totals = dict(zip(names, totals.unbind(), strict=True))
-        # Lightning divides by the number of micro-batches that a step should have, strategies by that of ranks.
+        # Lightning divides by the nominal number of micro-batches per step, strategies by the number of ranks.
         self._scale = trainer.accumulate_grad_batches * ranks.number
 
     def end(self) -> None:
-        """Forget the step; the next batch begins another."""
+        """Reset; the next batch begins another step."""
         self._totals, self._figures = {}, {}
 
     def mean(self, total: Tensor, name: str) -> Tensor:
@@ -57,12 +57,12 @@ class StepMean:
             name: of the count to divide by
 
         Returns:
-            what, averaged over ranks and divided by ``accumulate_grad_batches``, sums up to the mean
+            a part that, averaged over ranks and divided by ``accumulate_grad_batches``, sums to the mean
         """
         return total * self._scale / self._totals[name]
 
     def share(self, part: int, name: str) -> Tensor:
-        """The factor that makes a micro-batch's own mean over ``part`` its part of the step's: 1 if all are equal."""
+        """The factor from a micro-batch's mean over ``part`` to its part of the step's mean: 1 if all are equal."""
         return part * self._scale / self._totals[name]
 
     def record(self, figures: Mapping[str, Tensor], micro_batches: int) -> None:
@@ -71,5 +71,5 @@ class StepMean:
             self._figures[name] = self._figures.get(name, 0) + value.detach() / micro_batches
 
     def figures(self, ranks: DataRanks) -> dict[str, Tensor]:
-        """The means over the step of what was recorded, over all ranks, which all have to ask."""
+        """The recorded means over the step and all ranks; must be called on all ranks."""
         return {name: ranks.mean(value) for name, value in self._figures.items()}

@@ -93,8 +93,8 @@ def test_truncated_file_is_refused(saved: Callable[..., Path]) -> None:
 
 
 def test_what_is_not_there_or_a_folder_is_refused(tmp_path: Path) -> None:
-    assert "is no checkpoint file" in refusal(tmp_path / "nope.ckpt").rule
-    assert "is no checkpoint file" in refusal(tmp_path).rule
+    assert "is not a checkpoint file" in refusal(tmp_path / "nope.ckpt").rule
+    assert "is not a checkpoint file" in refusal(tmp_path).rule
 
 
 @pytest.mark.parametrize("content", [{"state_dict": {}}, {"hyper_parameters": {}}, [1, 2], torch.zeros(2)])

@@ -75,7 +75,7 @@ def test_what_was_written_wrongly_takes_no_place(tmp_path: Path, monkeypatch: py
         partial.write_bytes(data)
 
     monkeypatch.setattr(atomic, "_forget_cached", corrupts)
-    with pytest.raises(ConfigError, match="what was read back is not what was written"):
+    with pytest.raises(ConfigError, match="what was read back differs from what was written"):
         write_file({"step": 2}, tmp_path / "last.ckpt")
     assert step(tmp_path / "last.ckpt") == 1 and os.listdir(tmp_path) == ["last.ckpt"]
 

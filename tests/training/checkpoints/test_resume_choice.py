@@ -83,7 +83,7 @@ def test_job_of_a_sweep_looks_in_its_own_folder_only(leave: Leave, plain: Plain,
     (sweep / SWEEP).write_text("{}")
     job = plain(run="logs/mine/multiruns/x/1", **AUTO)
     assert found(job) is None
-    with pytest.raises(ConfigError, match="a job of a sweep resumes only from its own"):
+    with pytest.raises(ConfigError, match="a sweep's job resumes only from its own"):
         found({**job, "auto_resume": False, **NEWEST})
     own = leave(sweep / "1" / LAST, age=60)
     assert found(job) == own

@@ -161,7 +161,7 @@ def test_state_of_another_optimizer_is_refused_before_the_run(
     checked("optimizer.momentum=0.9", f"ckpt_path={tmp_path}/x.ckpt")
     checked("optimizer=adamw", "train=false", f"ckpt_path={tmp_path}/x.ckpt")
     fit().save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
-    assert "no state of a training" in refusal(checked, f"ckpt_path={tmp_path}/weights.ckpt").rule
+    assert "no training state" in refusal(checked, f"ckpt_path={tmp_path}/weights.ckpt").rule
 
 
 def test_configuration_names_every_kernel_and_a_wish_reaches_the_decoder(checked: Checked) -> None:

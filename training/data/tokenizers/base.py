@@ -1,7 +1,7 @@
-"""What a tokenizer is: text to ids and back, an end-of-document id, and how many bytes each id stands for.
+"""The interface of a tokenizer: text to ids and back, an end-of-document id, and the number of bytes of each id.
 
-A tokenizer's whole state is plain JSON: it travels in the checkpoint, and ``rebuild.py`` makes it anew from that,
-with no files at hand and no pickle.
+A tokenizer's whole state is plain JSON: it is stored in checkpoints, and ``rebuild.py`` recreates it without files or
+pickle.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from registry.errors import ConfigError
 
 
 def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:
-    """The smallest dtype, of two, that holds every id: tokens are stored on disk in it."""
+    """The smaller of two dtypes that holds every id, for tokens on disk."""
     return np.uint16 if vocab_size <= 2**16 else np.uint32
 
 
 def vocabulary_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a tokenizer's state that decides ids and text, without what is kept for generation and export."""
+    """The part of a tokenizer's state that determines ids and text, without what is kept for generation and export."""
     return {key: value for key, value in state.items() if key not in (COMPANIONS, SPECIAL)}
 
 
@@ -45,10 +45,10 @@ class Tokenizer(ABC):
     """Text to ids and back.
 
     Attributes:
-        kind: the name under which a checkpoint finds the class again
-        vocab_size: ids lie in [0, vocab_size). It is *declared*, since the model is sized by it before any text is
-            read; ids that nothing uses are padding
-        eos: the id that ends a document. ``encode`` never gives it, whatever the text spells
+        kind: the name of the class in checkpoints
+        vocab_size: ids are in [0, vocab_size). It is *declared*, since the model is sized by it before any text is
+            read; unused ids are padding
+        eos: the id that ends a document. ``encode`` never returns it, for any text
     """
 
     kind: ClassVar[str]
@@ -57,21 +57,21 @@ class Tokenizer(ABC):
 
     @property
     def bos(self) -> int | None:
-        """The id that begins a document, by default the one that ends the document before; None if there is none."""
+        """The id that begins a document, by default the one that ends the previous document; None if there is none."""
         return self.eos
 
     @property
     def ends(self) -> frozenset[int]:
-        """Ids that end a generated text: ``eos``, and whatever else the model was taught to end a turn with."""
+        """Ids that end a generated text: ``eos``, and the model's end-of-turn tokens."""
         return frozenset({self.eos})
 
     @property
     def special_words(self) -> Mapping[str, int]:
-        """Words that stand for one special token each. ``encode`` and ``decode`` never give them."""
+        """Strings of special tokens → ids. ``encode`` and ``decode`` never produce them."""
         return {}
 
     def stop_tokens(self, stops: Iterable[str] = ()) -> frozenset[int]:
-        """Ids at which generation stops: ``ends``, and special tokens among the stop strings, which no text spells.
+        """Ids at which generation stops: ``ends``, and special tokens among the stop strings.
 
         Args:
             stops: strings that end a text
@@ -81,11 +81,11 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def fitted(self) -> bool:
-        """Whether it knows its vocabulary: always, or only after ``fit`` or ``from_json``."""
+        """Whether the vocabulary is known: always, or only after ``fit`` or ``from_json``."""
 
     @abstractmethod
     def check(self, texts: Iterable[str]) -> None:
-        """Raise the error that ``fit`` would raise on these texts, where that can be known without much work.
+        """Raise the error that ``fit`` would raise on these texts, if that can be found without much work.
 
         Args:
             texts: documents of the train split, each in its ``parts``
@@ -103,10 +103,10 @@ class Tokenizer(ABC):
         """
 
     def parts(self, pieces: Iterable[str]) -> Iterator[str]:
-        """A document that comes in pieces → parts whose ids, one part after the other, are the ids of the document.
+        """Split a document into parts whose concatenated ids are the ids of the document.
 
-        Here the document in one part, which is always right. Override it where a text can be cut, so that a large
-        document is never held whole.
+        By default one part, which is always right. Override it if texts can be cut, so that a large document is never
+        held in memory.
 
         Args:
             pieces: of one document, cut anywhere
@@ -129,9 +129,9 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def token_bytes(self) -> npt.NDArray[np.int64]:
-        """UTF-8 bytes that each id stands for [vocab_size]; 0 for ``eos`` and padding.
+        """UTF-8 bytes of each id [vocab_size]; 0 for ``eos`` and padding.
 
-        A loss in nats a token becomes bits a byte by it, and only those compare between tokenizers.
+        Converts a loss in nats per token to bits per byte, which is comparable between tokenizers.
         """
 
     @abstractmethod
@@ -141,8 +141,8 @@ class Tokenizer(ABC):
     @classmethod
     @abstractmethod
     def from_json(cls, state: dict[str, Any]) -> Tokenizer:
-        """The tokenizer that ``to_json`` described."""
+        """The tokenizer described by ``to_json``'s result."""
 
     def fingerprint(self) -> str:
-        """Hexadecimal digest of the vocabulary if fitted, else of what ``fit`` will be told."""
+        """Hexadecimal digest of the vocabulary if fitted, else of the arguments of ``fit``."""
         return hashlib.sha256(json.dumps(vocabulary_of(self.to_json()), sort_keys=True).encode()).hexdigest()

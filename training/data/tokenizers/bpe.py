@@ -1,6 +1,6 @@
 """Byte-level byte-pair encoding, trained on the train split with Hugging Face's ``tokenizers`` (extra ``bpe``).
 
-The end of a document is an id of ours above the trained vocabulary, unknown to the library: no text can spell it.
+The end of a document is an extra id above the trained vocabulary, unknown to the library: no text can encode to it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from training.data.tokenizers.base import Tokenizer, need_room, token_dtype
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
 
-# Characters of a part, at least: the library keeps about a hundred bytes of notes on each token that it encodes, and
-# takes 256 parts at once when it learns.
+# Minimum characters of a part: the library keeps about a hundred bytes per token that it encodes, and takes 256 parts
+# at once in training.
 PART = 2**14
-# Where GPT-2's pattern always ends a word: behind a lone line end, before a lone blank, and, for text that has neither,
-# between a letter or digit and the punctuation mark behind it. Cutting there changes no token.
+# Where GPT-2's pattern always ends a word: after a single line end, before a single space, and, for text with neither,
+# between a letter or digit and the punctuation mark after it. Cutting there changes no token.
 SEAM = re.compile(
     r"(?<=\S)\n(?=\S)|(?<=\S)(?= \S)|(?<=[A-Za-z0-9\u4e00-\u9fff])(?=[],.;:!?)}\"<\u3001\u3002\uff0c\uff01\uff1f])"
 )
@@ -35,14 +35,14 @@ SEAM = re.compile(
 class BPE(Tokenizer):
     """GPT-2's scheme: split text into words, then merge the most frequent neighbours, starting from single bytes.
 
-    Any text survives the way there and back. On a small corpus the merges run out before the vocabulary is full; the
-    ids left over are padding. Unlike GPT-2's, the vocabulary has no special token: ``eos`` is the last id.
+    Any text survives a round trip. On a small corpus the merges run out before the vocabulary is full; the remaining
+    ids are padding. Unlike GPT-2's, the vocabulary has no special token: ``eos`` is the last id.
 
     Args:
         vocab_size: 256 bytes + merges + the end of a document
 
     Raises:
-        ConfigError: at ``data.tokenizer``, when ``tokenizers`` is not installed; at ``data.tokenizer.vocab_size``,
+        ConfigError: at ``data.tokenizer``, if ``tokenizers`` is not installed; at ``data.tokenizer.vocab_size``,
             below 257
     """
 
@@ -53,7 +53,7 @@ class BPE(Tokenizer):
         require("bpe", "tokenizers", path="data.tokenizer", value="bpe", otherwise="or use data/tokenizer=bytes")
         self.vocab_size = vocab_size
         self.eos = vocab_size - 1
-        self._state: str | None = None  # the library's own JSON; its objects are made from it when needed
+        self._state: str | None = None  # the library's JSON; its objects are created from it on demand
 
     @property
     def fitted(self) -> bool:
@@ -69,19 +69,19 @@ class BPE(Tokenizer):
         engine = Engine(models.BPE())
         engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = trainers.BpeTrainer(
-            vocab_size=self.vocab_size - 1,  # the last id is ours
+            vocab_size=self.vocab_size - 1,  # the last id is eos
             min_frequency=2,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             special_tokens=[],
             show_progress=False,
         )
         engine.train_from_iterator((part for text in texts for part in self.parts([text])), trainer)
-        # The library warns in every forked loader process, though none of ours tokenises there.
+        # The library warns in every forked loader process, though none of them tokenises.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._adopt(engine.to_str())
 
     def parts(self, pieces: Iterable[str]) -> Iterator[str]:
-        held, least = "", PART  # no seam is within the first `least` characters, or the part would be too short
+        held, least = "", PART  # no cut within the first `least` characters
         for piece in pieces:
             held, begin = held + piece, 0
             while seam := SEAM.search(held, begin + least):
@@ -93,7 +93,7 @@ class BPE(Tokenizer):
             yield held
 
     def encode(self, text: str) -> npt.NDArray[Any]:
-        # "fast" leaves out character offsets, which nobody here reads, and takes half the time.
+        # "fast" omits character offsets, which are not used, and takes half the time.
         ids = [i for part in self.parts([text]) for i in self._engine.encode_batch_fast([part])[0].ids]
         return np.array(ids, dtype=token_dtype(self.vocab_size))
 

@@ -1,4 +1,4 @@
-"""UTF-8 bytes as tokens: nothing to learn, nothing to install, any text, and one token is one byte."""
+"""UTF-8 bytes as tokens: no training, no dependency, any text, one byte per token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Bytes(Tokenizer):
     """The 256 bytes, and 256 for the end of a document.
 
     Args:
-        vocab_size: 257, or more to pad the vocabulary (to a multiple of 64, say)
+        vocab_size: 257, or more to pad the vocabulary (e.g. to a multiple of 64)
 
     Raises:
         ConfigError: at ``data.tokenizer.vocab_size``, below 257

@@ -1,4 +1,4 @@
-"""Characters as tokens: the smallest vocabulary that reads well, for experiments on one corpus."""
+"""Characters as tokens: a small readable vocabulary, for experiments on one corpus."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ UNKNOWN, EOS, FIRST = 0, 1, 2
 
 
 class Chars(Tokenizer):
-    """The characters of the train split, sorted, after two ids of our own: 0 unknown, 1 end of document.
+    """The characters of the train split, sorted, after two special ids: 0 unknown, 1 end of document.
 
-    A character that the train split lacks becomes the unknown id, so only text of known characters survives the way
-    there and back. The unknown id counts as one byte, the least that it can stand for.
+    A character missing in the train split becomes the unknown id, so only text of known characters survives a round
+    trip. The unknown id counts as one byte, the minimum of a character.
 
     Args:
-        vocab_size: room for characters and the two ids; the rest is padding
+        vocab_size: maximum number of characters plus two; the rest is padding
     """
 
     kind: ClassVar[str] = "chars"
@@ -84,8 +84,8 @@ class Chars(Tokenizer):
             known.update(text)
         characters = "".join(sorted(known))
         need = max(len(characters), 1) + FIRST
-        need_room(self.vocab_size, need, f"the train split has {len(characters)} characters, and two ids are our own")
-        return characters or "\n"  # a vocabulary is never empty, so that encode needs no special case
+        need_room(self.vocab_size, need, f"the train split has {len(characters)} characters, and two ids are special")
+        return characters or "\n"  # never empty, so that encode needs no special case
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:

@@ -23,29 +23,29 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer as Engine
 
-SPACE = "\u2581"  # how SentencePiece writes a blank
+SPACE = "\u2581"  # SentencePiece's space
 
 
 class Pretrained(Tokenizer):
-    """A tokenizer that was trained with the model that is fine-tuned.
+    """The tokenizer of a model to be fine-tuned.
 
-    Special tokens are never found in a text, whatever it spells: its words are encoded as ordinary ones, and no token
-    is put around it. A document is encoded as a whole, so a long one takes about a hundred bytes of memory a token.
+    Special tokens are never recognised in a text: their strings are encoded as ordinary text, and no token is added
+    around it. A document is encoded as a whole, so a long one takes about a hundred bytes of memory per token.
 
-    The files beside it (settings, chat template, generation_config.json; interop/companions.py lists them) are part of
-    its state, and with them every special token: they stay with the model in checkpoints and when it is exported.
+    The files beside it (settings, chat template, generation_config.json; interop/companions.py lists them) and every
+    special token are part of its state: they stay with the model in checkpoints and in exports.
 
-    Bytes of a token are counted on its own spelling. Tokenizers that put a blank in front of a text count that too.
+    Bytes of a token are counted on its own spelling. Tokenizers that prepend a space to a text count that too.
 
     Args:
         file: path of tokenizer.json
-        eos: the word of the vocabulary that ends a document; null for ``eos_token`` of the files beside it, or the
-            first ``eos_token_id`` of generation_config.json or config.json
-        vocab_size: ids; null for as many as the file has, more to pad the vocabulary
+        eos: the token that ends a document; null for ``eos_token`` of the files beside it, or the first
+            ``eos_token_id`` of generation_config.json or config.json
+        vocab_size: ids; null for those of the file, more to pad the vocabulary
 
     Raises:
-        ConfigError: at ``data.tokenizer.file``, when it cannot be read; at ``data.tokenizer.eos``, when nothing ends a
-            document; at ``data.tokenizer.vocab_size``, when the file has more ids; at a file beside it that is damaged
+        ConfigError: at ``data.tokenizer.file``, if it cannot be read; at ``data.tokenizer.eos``, if nothing ends a
+            document; at ``data.tokenizer.vocab_size``, if the file has more ids; at a file beside it that is damaged
     """
 
     kind: ClassVar[str] = "pretrained"
@@ -144,9 +144,9 @@ _BYTES = frozenset(byte_alphabet())
 
 
 def _spelt_bytes(word: str, by_bytes: bool) -> int:
-    """Bytes of the text that a word of the vocabulary stands for."""
+    """Bytes of the text of a token."""
     if by_bytes and set(word) <= _BYTES:
-        return len(word)  # a character for each byte
+        return len(word)  # one character per byte
     if len(word) == 6 and word.startswith("<0x") and word.endswith(">"):
-        return 1  # SentencePiece's way to write a byte
+        return 1  # SentencePiece's form of a byte
     return len(word.replace(SPACE, " ").encode())

@@ -1,4 +1,4 @@
-"""A tokenizer from the state that a checkpoint holds. Only classes named in a table are built, never a dotted path."""
+"""Rebuild a tokenizer from its state in a checkpoint. Only classes in a table are built, never a dotted path."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from training.data.tokenizers.pretrained import Pretrained
 KINDS: dict[str, type[Tokenizer]] = {cls.kind: cls for cls in (Bytes, Chars, BPE, Pretrained)}
 
 
-def rebuild(state: Mapping[str, Any], guests: Mapping[str, type[Tokenizer]] | None = None) -> Tokenizer:
-    """The tokenizer that ``Tokenizer.to_json`` described.
+def rebuild(state: Mapping[str, Any], plugins: Mapping[str, type[Tokenizer]] | None = None) -> Tokenizer:
+    """The tokenizer described by ``Tokenizer.to_json``'s result.
 
     Args:
-        state: the plain dictionary, as a checkpoint holds it
-        guests: classes from elsewhere by their ``kind``, beside the built-in ones
+        state: the plain dictionary from a checkpoint
+        plugins: classes from elsewhere by their ``kind``, beside the built-in ones
 
     Raises:
-        ConfigError: at ``data.tokenizer``, for a kind that nobody knows
+        ConfigError: at ``data.tokenizer``, for an unknown kind
     """
-    known = {**KINDS, **(guests or {})}
+    known = {**KINDS, **(plugins or {})}
     kind = state.get("kind")
     if kind not in known:
         raise ConfigError("data.tokenizer", kind, "the checkpoint names an unknown kind", did_you_mean(kind, known))
