@@ -1,9 +1,9 @@
-"""Whether ours has become slower: the ratios of a new run against the recorded ones.
+"""Check for slowdowns: the ratios of a new run against the recorded ones.
 
 ``python -m benchmarks.check NEW.json …``: each file is compared with the one of the same name under
-``benchmarks/results``. Ratios only, never seconds: they hold from day to day and beside other work, though not from
-machine to machine, which is why a record of another device is refused. Tables that were not run are not missed; a ratio
-of a table that was run is. Exit code 1: a ratio is 10 % worse, or missing.
+``benchmarks/results``. Ratios only, never seconds: they are stable from day to day and beside other work, but not from
+machine to machine, so a record of another device is refused. Tables that were not run are ignored; a missing ratio
+of a table that was run is an error. Exit code 1: a ratio is 10 % worse, or missing.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 from benchmarks.record import RESULTS, number
 
 TOLERANCE = 0.10
-NOTHING = 1e-4  # a difference of outputs or bytes below this is none, and has no tenth part
+NOTHING = 1e-4  # differences of outputs or bytes below this count as zero
 
 
 def worse(recorded: Mapping[str, Any], new: Mapping[str, Any]) -> float:
-    """By which fraction a ratio is worse than recorded; negative when it is better."""
+    """Relative amount by which a ratio is worse than recorded; negative if better."""
     before, now = recorded["spread"]["median"], new["spread"]["median"]
     if max(before, now) < NOTHING:
         return 0.0
@@ -32,11 +32,11 @@ def worse(recorded: Mapping[str, Any], new: Mapping[str, Any]) -> float:
 
 
 def compare(recorded: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> tuple[list[str], list[str]]:
-    """Lines to show, and the names of what is worse.
+    """Lines to print, and the names of the ratios that are worse.
 
     Args:
         recorded, new: documents of one benchmark
-        tolerance: by which a ratio may be worse, as a fraction
+        tolerance: allowed relative worsening
     """
     before = {ratio["name"]: ratio for ratio in recorded["ratios"] if ratio["checked"]}
     lines, failures = [], []
@@ -58,12 +58,12 @@ def compare(recorded: Mapping[str, Any], new: Mapping[str, Any], tolerance: floa
 
 
 def table(name: str) -> str:
-    """The part of a ratio's name that says where it was taken."""
+    """The part of a ratio's name before the measured quantity."""
     return name.rpartition(": ")[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare, print, and return the exit code: 0, 1 for worse, 2 for what cannot be compared."""
+    """Compare, print, and return the exit code: 0, 1 for worse, 2 if not comparable."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.check", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("new", nargs="+", type=Path, metavar="NEW.json", help="results of a run with --out elsewhere")
     parser.add_argument("--recorded", type=Path, default=RESULTS, help="default: benchmarks/results")
@@ -77,12 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 2
         if new["about"]["device"] != recorded["about"]["device"]:
-            devices = f"{recorded['about']['device']!r}, and this is {new['about']['device']!r}"
-            print(f"error: {file.name} was recorded on {devices}: record anew, or check there", file=sys.stderr)
+            devices = f"{recorded['about']['device']!r}, but this is {new['about']['device']!r}"
+            print(f"error: {file.name} was recorded on {devices}: record again, or check there", file=sys.stderr)
             return 2
         lines, worse_ones = compare(recorded, new, given.tolerance)
         if not lines:
-            print(f"error: {file} has no ratio that was recorded: run the same shapes", file=sys.stderr)
+            print(f"error: {file} has no recorded ratio: run the same shapes", file=sys.stderr)
             return 2
         print("\n".join(lines))
         failures += worse_ones

@@ -1,4 +1,4 @@
-"""Who races: an implementation of a family, and the settings it races at."""
+"""Contenders: an implementation of a model family, with its settings."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ MODELS: dict[tuple[Maker, Family], tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Contender:
-    """One of a race.
+    """One contender of a race.
 
     Args:
-        maker: whose implementation
-        family: what of
-        model: the library's word for it, of ``MODELS``
-        tuned: at its best settings, instead of as it comes (benchmarks/settings.py says which these are)
-        compiled: under torch.compile
+        maker: the library
+        family: the model family
+        model: the library's name for it, one of ``MODELS``
+        tuned: with the best settings instead of the defaults (see benchmarks/settings.py)
+        compiled: with torch.compile
     """
 
     maker: Maker
@@ -42,26 +42,26 @@ class Contender:
 
     @property
     def name(self) -> str:
-        """Without the settings."""
+        """Name without the settings."""
         return f"{self.maker} {self.model}"
 
     @property
     def settings(self) -> str:
-        """In words."""
+        """The settings, as text."""
         return ("best settings" if self.tuned else "as it comes") + (", compiled" if self.compiled else "")
 
     @property
     def label(self) -> str:
-        """What tells it from all others of its race."""
+        """Unique label within a race."""
         return f"{self.name}, {self.settings}"
 
 
 def contenders(family: Family, *, compiled: bool = False, older: bool = False) -> list[Contender]:
-    """Every implementation of a family, as it comes and at its best settings.
+    """Every implementation of a family, with defaults and with best settings.
 
     Args:
-        compiled: adds each at its best settings under torch.compile
-        older: adds models that another of the same library supersedes (transformers' DeepSeek-V2)
+        compiled: add each with best settings under torch.compile
+        older: add models superseded by another of the same library (transformers' DeepSeek-V2)
     """
     found = []
     for (maker, of), models in MODELS.items():

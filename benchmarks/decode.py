@@ -1,8 +1,8 @@
-"""Decoding token by token from a filled cache, and reading a prompt: ours and the peers'.
+"""Decoding token by token from a filled cache, and prefill: ours and the peers'.
 
-``python -m benchmarks.decode``. Caches are filled with random contents before a step is timed: what a step costs does
-not depend on them, and some peers would take minutes to read 16k tokens. Prefill is timed on a real prompt. All
-contenders race at their best settings; ``--as-they-come`` adds them without.
+``python -m benchmarks.decode``. Caches are filled with random values before timing: the time of a step does not depend
+on them, and some peers would take minutes to read 16k tokens. Prefill is timed on a real prompt. All contenders use
+their best settings; ``--as-they-come`` adds their defaults.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from benchmarks.statistics import Spread, paired, spread
 from benchmarks.worker import peak_memory, reset_peak
 
 CONTEXTS, BATCHES, PROMPTS = (128, 2048, 8192, 16384), (1, 8), (2048, 8192)
-STEPS = 40  # of one turn, at most
-SLOW = 8.0  # seconds of a turn after which its contender meets the others in two rounds only
-SHARE_OF_MEMORY = 0.8  # that a cache and the copy some peers make of it may take
+STEPS = 40  # maximum per turn
+SLOW = 8.0  # contenders with longer turns (seconds) run in two rounds only
+SHARE_OF_MEMORY = 0.8  # for a cache and the copy that some peers make of it
 PROMISED = {  # at 8k tokens of context: ours ÷ a library's latent attention, tokens a second
     ("transformers", 1): 6.0,
     ("litgpt", 1): 2.0,
@@ -34,11 +34,11 @@ PROMISED = {  # at 8k tokens of context: ours ÷ a library's latent attention, t
     ("litgpt", 8): 8.0,
 }
 PREFILL = 3.0  # times transformers' latent attention
-EQUAL = 1e-5  # difference of logits decoded and logits of the full pass, as a fraction of the largest
+EQUAL = 1e-5  # difference between decoded and full-pass logits, relative to the largest
 
 
 class Decode:
-    """The job of a contender: fill a cache and take steps, or read a prompt."""
+    """Job of a contender: fill a cache and decode, or read a prompt."""
 
     def __init__(self, shape: str, contender: Mapping[str, Any], dtype: str, device: str) -> None:
         import torch
@@ -53,7 +53,7 @@ class Decode:
         return {}
 
     def turn(self, kind: str, context: int, batch: int, seconds: float) -> dict[str, Any]:
-        """``decode``: seconds of a step; ``prefill``: seconds of a prompt; ``check``: how far decoding is off."""
+        """``decode``: seconds per step; ``prefill``: seconds per prompt; ``check``: deviation of decoding."""
         import torch
 
         with torch.inference_mode():
@@ -62,7 +62,7 @@ class Decode:
             return {**work(context, batch, seconds), "note": self.model.note}
 
     def _choose(self, kind: str, batch: int) -> None:
-        """Set what a library leaves to its user to the fastest: one way decodes well, another reads prompts."""
+        """Choose the library's fastest setting, which differs between decoding and prefill."""
         if (kind, batch) not in self.best:
             took: dict[str, float] = {}
             for choice in self.model.choices(decoding=kind == "decode"):
@@ -78,21 +78,21 @@ class Decode:
         token = self._cache_bytes(8, 1) // 8
         if self.device == "cpu" and 2 * token * batch * context > SHARE_OF_MEMORY * free_memory():
             return {"skipped": f"a cache of {token * batch * context / 1e9:.1f} GB does not fit"}
-        # Ours is asked for at its full size, to be held against the formula; what others make grows by the token.
+        # Ours is allocated at full size, to compare with the formula; others grow per token.
         own = self.contender.maker == "ours"
         held = self._cache_bytes(context, batch) if own else token * batch * context
         found = self._steps(context, batch, seconds)
-        self.model.begin(1, 8)  # a large cache must not wait with its process
+        self.model.begin(1, 8)  # do not keep a large cache while waiting
         return {"seconds": found, "cache_bytes": held}
 
     def _cache_bytes(self, context: int, batch: int) -> int:
-        """Bytes of a cache with room for so many tokens, filled."""
+        """Bytes of a filled cache for so many tokens."""
         self.model.begin(batch, context)
         self.model.fill(context)
         return self.model.cache_bytes()
 
     def _steps(self, context: int, batch: int, seconds: float) -> list[float]:
-        """Seconds of each step from ``context`` tokens on, two at least, the first not counted."""
+        """Seconds of each step after ``context`` tokens, at least two, the first not counted."""
         import torch
 
         with torch.inference_mode():
@@ -121,7 +121,7 @@ class Decode:
         return found
 
     def _check(self, context: int, batch: int, seconds: float) -> dict[str, Any]:
-        """Decoding after a prompt, against a prompt that is a token longer each time."""
+        """Decoding after a prompt, compared with prompts that are one token longer each time."""
         tokens = self._tokens(batch, context)
         self.model.begin(batch, context)
         self.model.prefill(tokens[:, : context // 2])
@@ -141,7 +141,7 @@ class Decode:
 
 
 def free_memory() -> float:
-    """Bytes of memory that are to be had; without a limit where nobody says."""
+    """Bytes of available memory; unlimited if unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -153,7 +153,7 @@ Turns = dict[str, dict[int, dict[str, Any]]]  # label → round → turn
 
 
 def _rounds(race: Race, cells: Sequence[tuple[str, int, int]], given: Any) -> dict[tuple[str, int, int], Turns]:
-    """Every contender at every cell in every round, until the time is up."""
+    """Every contender at every cell in every round, within the time limit."""
     found: dict[tuple[str, int, int], Turns] = {cell: {e.label: {} for e in race.entries} for cell in cells}
     started = time.monotonic()
     for index in range(given.rounds):
@@ -174,12 +174,12 @@ def _rounds(race: Race, cells: Sequence[tuple[str, int, int]], given: Any) -> di
 
 
 def rates(turns: Mapping[int, dict[str, Any]], tokens: int) -> dict[int, float]:
-    """Round → tokens a second, of the median step of a turn."""
+    """Round → tokens per second, from the median step of a turn."""
     return {r: tokens / spread(turn["seconds"]).median for r, turn in turns.items() if "seconds" in turn}
 
 
 def formula(shape: Shape, contender: Contender, batch: int, context: int, dtype: str) -> int:
-    """Bytes that our cache must hold."""
+    """Bytes that our cache must have."""
     from benchmarks.models.blockwright import cache_formula
 
     return cache_formula(shape, contender.family, batch, context, DTYPES[dtype])
@@ -247,7 +247,7 @@ def _row(
 
 
 def _bound(shape: Shape, dtype: str, c: Contender, kind: str, context: int, batch: int) -> float | None:
-    """What is promised against a contender at its best settings, for `small` in fp32."""
+    """The promised ratio to a contender with best settings, for `small` in fp32."""
     if shape.name != "small" or dtype != "fp32" or not c.tuned:
         return None
     if kind == "prefill":
@@ -258,7 +258,7 @@ def _bound(shape: Shape, dtype: str, c: Contender, kind: str, context: int, batc
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
-    """Run every cell that was asked for; a result for each shape and dtype."""
+    """Run the requested cells; a result per shape and dtype."""
     parser = options.parser("decode", __doc__, rounds=5, minutes=5)
     options.add_names(parser, "shapes", "small", list(SHAPES))
     options.add_names(parser, "dtypes", "fp32", ("fp32", "bf16"))
@@ -294,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
 
 
 def _contenders(given: Any) -> list[Contender]:
-    """Ours and the peers that decode, the latent ones first."""
+    """Ours and the peers that can decode, the latent ones first."""
     found = [c for family in ("mla_moe", "dense") for c in contenders(family)]
     found = [c for c in found if c.maker != "x-transformers"]
     found = [c for c in found if c.tuned or (given.as_they_come and c.maker != "litgpt")]
@@ -303,7 +303,7 @@ def _contenders(given: Any) -> list[Contender]:
 
 
 def _check(result: Result, race: Race, shape: Shape, dtype: str) -> None:
-    """That ours decodes what it computes in one pass."""
+    """Check that decoding equals one pass."""
     columns = ("contender", "largest difference of logits, as a fraction of the largest logit")
     table = Table(f"Decoded against one pass · {shape.name} · {dtype}", columns)
     for entry in race.entries:

@@ -1,4 +1,4 @@
-"""A callback that ends the process at the first optimizer step and says what it cost to get there."""
+"""A callback that ends the process at the first optimizer step and prints its CPU time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MARK = "first step after CPU seconds: "
 
 
 class FirstStep(L.Callback):
-    """Prints the CPU seconds of this process and its children, and leaves no time for anything else."""
+    """Prints the CPU seconds of this process and its children, and exits at once."""
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
         times = os.times()

@@ -1,8 +1,8 @@
-"""The kernels alone, forward and backward: grouped experts, attention, the loss.
+"""Kernels, forward and backward: grouped experts, attention, the loss.
 
-``python -m benchmarks.kernels``. Works are timed in turns within one process of the best settings, the order shifting;
-experts against one dense product of the same FLOPs and against what peers do, attention against the ways to call SDPA.
-The loss runs in a process for each way, so that peak memory is its own.
+``python -m benchmarks.kernels``. Functions are timed alternately within one process with best settings, in shifting
+order; experts against one dense product of the same FLOPs and the peers, attention against other calls of SDPA.
+The loss runs in one process per implementation, to measure its own peak memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ QUICK_LOSSES = {"V 512": (64, 512)}
 
 
 class Experts:
-    """The job of timing one cell of the grid at a time."""
+    """Job: time one cell of the experts' grid at a time."""
 
     def __init__(self, dtype: str, device: str) -> None:
         self.dtype, self.device = dtype, device
@@ -41,7 +41,7 @@ class Experts:
         return {}
 
     def turn(self, cell: Sequence[int], budget: float, shift: int) -> dict[str, Any]:
-        """Seconds of each way."""
+        """Seconds of each implementation."""
         from benchmarks.works import grouped_experts
 
         works, flops = grouped_experts(cell, self.dtype, self.device)
@@ -49,7 +49,7 @@ class Experts:
 
 
 class Attention:
-    """The job of timing attention at one size at a time."""
+    """Job: time attention at one size at a time."""
 
     def __init__(self, dtype: str, device: str) -> None:
         self.dtype, self.device = dtype, device
@@ -58,7 +58,7 @@ class Attention:
         return {}
 
     def turn(self, cell: Sequence[int], budget: float, shift: int) -> dict[str, Any]:
-        """Seconds of each way."""
+        """Seconds of each implementation."""
         from benchmarks.works import attention
 
         works, flops = attention(cell, self.dtype, self.device)
@@ -66,7 +66,7 @@ class Attention:
 
 
 class Loss:
-    """The job of computing the loss in one way, watching the memory."""
+    """Job: compute the loss with one implementation, measuring memory."""
 
     def __init__(self, way: str, tokens: int, vocabulary: int, dtype: str, device: str) -> None:
         from benchmarks.works import loss
@@ -80,7 +80,7 @@ class Loss:
         return {}
 
     def turn(self, budget: float, shift: int) -> dict[str, Any]:
-        """Seconds, and the peak of memory above what the process held before."""
+        """Seconds, and peak memory above what the process held before."""
         seconds = turns(self.works, self.device, budget=budget, shift=shift)
         return {"flops": self.flops, "seconds": seconds, "peak_bytes": max(0, peak_memory(self.device) - self.before)}
 
@@ -88,7 +88,7 @@ class Loss:
 def experts_table(
     rounds: Sequence[dict[str, Any]], cells: Sequence[Sequence[int]], dtype: str
 ) -> tuple[Table, list[Ratio]]:
-    """A row for each cell: GFLOP/s of every way, ours against the dense product and against the best peer."""
+    """A row per cell: GFLOP/s of each implementation, ours relative to the dense product and to the best peer."""
     from benchmarks.works import EXPERTS
 
     columns = [
@@ -125,7 +125,7 @@ def experts_table(
 def attention_table(
     rounds: Sequence[dict[str, Any]], cells: dict[str, Sequence[int]], dtype: str
 ) -> tuple[Table, list[Ratio]]:
-    """A row for each size and way."""
+    """A row per size and implementation."""
     table = Table(f"Attention · {dtype}", ("way", "size", "GFLOP/s", "q1", "q3", "its time ÷ ours"), plotted="GFLOP/s")
     ratios = []
     for name in cells:
@@ -146,7 +146,7 @@ def attention_table(
 def _in_turns(
     job: str, dtype: str, cells: dict[str, Sequence[int]], given: Any, seconds: float
 ) -> list[dict[str, Any]]:
-    """Rounds over all cells in one process: for each, cell → its turn."""
+    """Run rounds over all cells in one process: per round, cell → result."""
     import time
 
     rounds: list[dict[str, Any]] = []
@@ -194,7 +194,7 @@ def losses_table(losses: dict[str, tuple[int, int]], dtype: str, given: Any) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
-    """Run what was asked for; a result for each part."""
+    """Run the requested parts; a result per part."""
     parser = options.parser("kernels", __doc__, rounds=5, minutes=7)
     options.add_names(parser, "parts", "experts,attention,loss", ("experts", "attention", "loss"))
     options.add_names(parser, "dtypes", "fp32,bf16", ("fp32", "bf16"))
@@ -230,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
 
 
 def _add_share(result: Result) -> None:
-    """Of the cells, how many are near a dense product; promised of the whole grid in both dtypes."""
+    """Add the share of cells near a dense product; promised for the whole grid in both dtypes."""
     found = [ratio.spread.median for ratio in result.ratios if "ours ÷ dense, time" in ratio.name]
     share = spread([sum(median <= EXPERT_BOUND for median in found) / len(found)])
     bound = EXPERT_CELLS if len(found) == 2 * len(EXPERT_GRID) else None
@@ -238,7 +238,7 @@ def _add_share(result: Result) -> None:
 
 
 def _peak(dtype: str, given: Any) -> Table:
-    """The matmul peak, for the record."""
+    """The matmul peak, for reference."""
     with Race(peaks(dtype, given.device), given.device, given.threads) as race:
         race.run(2, 0, least=2)
     rows = [[e.label, max(t["flops"] for t in e.turns.values()) / 1e9] for e in race.entries if e.turns]

@@ -1,4 +1,4 @@
-"""What a result was measured on: device, versions, date, threads, command."""
+"""Description of the machine of a result: device, versions, date, threads, command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "lightning", "transformers", "litgpt", "x-transformers", "n
 
 
 def about(device: str, threads: int) -> dict[str, Any]:
-    """The frame of a result."""
+    """The metadata of a result."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": shlex.join(["python", "-m", *_module(), *sys.argv[1:]]),
@@ -30,7 +30,7 @@ def about(device: str, threads: int) -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -67,7 +67,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Of the checkout, with a + when files differ from it; unknown outside of one."""
+    """Commit of the checkout, with a + if files differ from it; unknown outside of one."""
     root = Path(__file__).resolve().parent
     try:
         done = subprocess.run(

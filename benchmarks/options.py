@@ -1,4 +1,4 @@
-"""The options that all benchmarks have."""
+"""Command line options of all benchmarks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from benchmarks.record import RESULTS
 
 
 def parser(name: str, description: str | None, *, rounds: int, minutes: float) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes.
+    """A parser with the common options.
 
     Args:
         name: of the benchmark, ``benchmarks.<name>``
         description: its module's docstring
-        rounds: at most, unless asked for otherwise
-        minutes: the whole run is to take about this long
+        rounds: default maximum of rounds
+        minutes: approximate default duration of the whole run
     """
     made = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}", description=(description or "").partition("\n")[0]
@@ -33,7 +33,7 @@ def parser(name: str, description: str | None, *, rounds: int, minutes: float) -
 
 
 def add_names(made: argparse.ArgumentParser, option: str, default: str, known: Sequence[str]) -> None:
-    """An option that takes some of the known names, several by comma."""
+    """Add an option that takes some of the known names, separated by commas."""
 
     def read(text: str) -> list[str]:
         names = text.split(",")
@@ -47,7 +47,7 @@ def add_names(made: argparse.ArgumentParser, option: str, default: str, known: S
 
 
 def read(made: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options given; ``--quick`` is one round of no time."""
+    """Parse the options; ``--quick`` is one round without a time limit."""
     given = made.parse_args(arguments)
     if given.quick:
         given.rounds, given.minutes = 1, 0.0
@@ -55,7 +55,7 @@ def read(made: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argp
 
 
 def wanted(name: str, only: str | None) -> bool:
-    """Whether ``--only`` lets a name pass."""
+    """Whether a name matches ``--only``."""
     return only is None or any(part.strip().lower() in name.lower() for part in only.split(","))
 
 

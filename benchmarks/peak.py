@@ -1,4 +1,4 @@
-"""The machine's matmul peak, as a contender of its own: one large square product, again and again."""
+"""The machine's matmul peak as a contender: one large square product, repeated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIZES = {"cpu": 1024, "cuda": 8192}
 
 
 class Peak:
-    """Products of square matrices in one dtype, at the settings of its process."""
+    """Products of square matrices in one dtype, with the settings of its process."""
 
     def __init__(self, dtype: str, device: str) -> None:
         size = SIZES[device]
@@ -25,7 +25,7 @@ class Peak:
         return {}
 
     def turn(self, **ignored: Any) -> dict[str, Any]:
-        """FLOPs a second of the best of several products; the others met somebody else at work."""
+        """FLOPs per second of the best of several products, since other processes may disturb some."""
         best = float("inf")
         for _ in range(12):
             synchronise(self.device)
@@ -37,13 +37,13 @@ class Peak:
 
 
 def synchronise(device: str) -> None:
-    """Wait for what was handed to a GPU; a CPU has done it already."""
+    """Wait for a GPU's work; nothing to do for a CPU."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def peaks(dtype: str, device: str) -> list[Entry]:
-    """Entries that measure the peak of a dtype; of fp32 on a CPU at both settings, for there they differ."""
+    """Entries that measure the peak of a dtype; of fp32 on a CPU with both settings, which differ there."""
     both = [True, False] if dtype == "fp32" and device == "cpu" else [True]
     return [
         Entry(

@@ -1,4 +1,4 @@
-"""The peers: whether each has the size it should have, and whether ours computes what transformers computes.
+"""Checks of the peers: sizes equal to ours, and equal outputs of ours and transformers.
 
 ``python -m benchmarks.peers`` builds every contender of every family, compares its parameters with ours, and ours with
 transformers on equal weights: our decoder is exported, transformers loads it, and both read the same tokens.
@@ -18,19 +18,19 @@ from benchmarks.race import Entry, Race
 from benchmarks.record import Result, Table
 from benchmarks.shapes import FAMILIES, SHAPES, TOLERANCE, Family, composition
 
-# Difference of logits, as a fraction of the logits, and of the loss, in nats. In fp32 the largest of all is bounded; in
-# bf16 the root of the mean square, because a router that hesitates between two experts is tipped by rounding: against
-# fp32, the logits of a few tokens are as far off in either implementation.
+# Relative difference of logits, and difference of the loss in nats. In fp32 the maximum is bounded; in bf16 the root
+# mean square, because rounding can change the choice of a router that is nearly undecided: against fp32, the logits of
+# a few tokens deviate as much in either implementation.
 BOUNDS = {"fp32": (1e-5, 1e-5), "bf16": (5e-2, 2e-2)}
 FAMILY_OF = {"mla_moe": "deepseek_v3", "dense": "llama", "mixtral": "mixtral"}
 
 
 class UnequalError(AssertionError):
-    """A peer is not what it is compared as."""
+    """A peer is not equivalent to ours."""
 
 
 class Count:
-    """The job of counting a contender's parameters."""
+    """Job: count a contender's parameters."""
 
     def __init__(self, shape: str, contender: Mapping[str, Any], device: str) -> None:
         from benchmarks.models.base import build
@@ -46,7 +46,7 @@ class Count:
 
 
 class Equality:
-    """The job of comparing ours with transformers on equal weights."""
+    """Job: compare ours with transformers on equal weights."""
 
     def __init__(self, shape: str, device: str) -> None:
         self.shape, self.device = SHAPES[shape], device
@@ -55,7 +55,7 @@ class Equality:
         return {}
 
     def turn(self, family: Family, dtype: str) -> dict[str, Any]:
-        """Logits and loss of both: the differences."""
+        """Differences of logits and loss."""
         import torch
         from torch.nn import functional as F
         from transformers import AutoModelForCausalLM
@@ -86,15 +86,15 @@ class Equality:
 
 
 def equality(shape: str, kinds: Sequence[tuple[Family, str]], device: str, threads: int) -> Table:
-    """Ours against transformers on equal weights, in a table.
+    """Compare ours with transformers on equal weights.
 
     Args:
-        shape: its sizes
+        shape: name of the sizes
         kinds: families and dtypes
-        device, threads: where
+        device, threads: of the computation
 
     Raises:
-        UnequalError: they differ by more than ``BOUNDS``
+        UnequalError: the difference exceeds ``BOUNDS``
     """
     columns = ("family", "dtype", "difference of logits", "bound", "difference of loss", "bound of loss")
     table = Table(f"Equal outputs of ours and transformers, {shape}", columns)
@@ -112,10 +112,10 @@ def equality(shape: str, kinds: Sequence[tuple[Family, str]], device: str, threa
 
 
 def sizes(shape: str, threads: int) -> Table:
-    """Parameters of every contender, in a table.
+    """Compare parameter counts of all contenders.
 
     Raises:
-        UnequalError: a peer's differ from ours by more than ``TOLERANCE``
+        UnequalError: a peer's deviate from ours by more than ``TOLERANCE``
     """
     table = Table(f"Parameters, {shape}", ("contender", "family", "parameters", "÷ ours", "remarks"))
     for family in FAMILIES:

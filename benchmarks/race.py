@@ -1,7 +1,7 @@
-"""A race: contenders in processes of their own take turns, in an order that shifts from round to round.
+"""A race: contenders in separate processes take turns, in an order that shifts from round to round.
 
-So each meets the same machine: what drifts (heat, neighbours) drifts for all, and a ratio is taken within a round. Only
-one works at a time. A contender that fails is left out from then on, and its failure is recorded.
+So all meet the same machine: drift (temperature, other load) affects all, and ratios are taken within a round. Only one
+works at a time. A contender that fails is excluded from then on, and its failure is recorded.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class FailedError(RuntimeError):
-    """A contender could not do what it was told."""
+    """A contender could not complete a request."""
 
 
 @dataclass
 class Entry:
-    """A place in a race.
+    """A contender's entry in a race.
 
     Args:
         label: unique in the race
-        job: ``module:class`` of what runs
-        arguments: it is built with
+        job: ``module:class`` to run
+        arguments: of the class
         tuned: whether the process has the best settings
     """
 
@@ -51,7 +51,7 @@ class Process:
 
     def __init__(self, entry: Entry, device: str, threads: int) -> None:
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 # as long as the process lives
-        quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}  # nothing here is to be fetched
+        quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}  # no downloads
         environment = {**os.environ, **quiet, "OMP_NUM_THREADS": str(threads)}
         self.child = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "benchmarks.worker"],
@@ -68,15 +68,15 @@ class Process:
         self._tell({**order, "device": device, "threads": threads})
 
     def ready(self) -> dict[str, Any]:
-        """Wait until its job is built; what the job says of itself.
+        """Wait until its job is built; returns the job's description.
 
         Raises:
-            FailedError: it could not be
+            FailedError: it could not be built
         """
         return self._hear()
 
     def ask(self, order: Mapping[str, Any]) -> dict[str, Any]:
-        """Send one line and wait for the answer.
+        """Send one request and wait for the answer.
 
         Raises:
             FailedError: it answered with an error, or ended
@@ -85,7 +85,7 @@ class Process:
         return self._hear()
 
     def _tell(self, order: Mapping[str, Any]) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the answer will be that it has ended
+        with contextlib.suppress(BrokenPipeError):  # the answer will report that it has ended
             self.orders.write(json.dumps(order) + "\n")
             self.orders.flush()
 
@@ -99,7 +99,7 @@ class Process:
         return answer
 
     def end(self) -> None:
-        """Let the process go."""
+        """Stop the process."""
         with contextlib.suppress(BrokenPipeError):
             self.orders.close()
         self.answers.close()
@@ -112,12 +112,12 @@ class Process:
 
 
 class Race:
-    """The contenders of a table, started; a context manager that ends them.
+    """The started contenders of a table; a context manager that stops them.
 
     Args:
-        entries: who takes part
+        entries: the contenders
         device: cpu or cuda
-        threads: of each contender, when its turn comes
+        threads: of each contender during its turn
     """
 
     def __init__(self, entries: Sequence[Entry], device: str, threads: int) -> None:
@@ -125,7 +125,7 @@ class Race:
         self.processes: dict[str, Process] = {}
 
     def __enter__(self) -> Race:
-        # Two at a time: they import for seconds, and what they build may be large.
+        # Two at a time: imports take seconds, and models may be large.
         for start in range(0, len(self.entries), 2):
             pair = self.entries[start : start + 2]
             for entry in pair:
@@ -142,13 +142,13 @@ class Race:
             process.end()
 
     def run(self, rounds: int, seconds: float, least: int = 2, **turn: Any) -> None:
-        """Rounds of turns, until there are enough or the time is up.
+        """Run rounds of turns, up to a number or a time.
 
         Args:
             rounds: at most
-            seconds: after which no round begins, once there are ``least``
-            least: rounds that are run whatever they take
-            turn: what every contender is told
+            seconds: time limit for starting rounds, after ``least``
+            least: minimum number of rounds
+            turn: arguments of every contender's turn
         """
         started = time.monotonic()
         for index in range(rounds):
@@ -171,6 +171,6 @@ class Race:
             return None
 
     def order(self, index: int) -> list[Entry]:
-        """The entries as they take their turns in a round."""
+        """The order of the entries in a round."""
         shift = index % len(self.entries)
         return self.entries[shift:] + self.entries[:shift]

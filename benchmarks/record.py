@@ -1,4 +1,4 @@
-"""What a benchmark leaves: JSON for programs, Markdown and a plot for people, under ``benchmarks/results/``."""
+"""Output of a benchmark: JSON, Markdown and a plot, under ``benchmarks/results/``."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 @dataclass(frozen=True)
 class Ratio:
-    """One of the figures that count, and that ``benchmarks.check`` holds.
+    """A headline ratio, checked by ``benchmarks.check``.
 
     Args:
-        name: what is divided by what; unique in the result
+        name: numerator ÷ denominator; unique in the result
         spread: over the rounds
-        better: whether more or less of it is better
-        bound: what it has to be at least (or at most, where less is better); None for a figure without a promise
-        checked: whether it is one that ``benchmarks.check`` may hold; seconds against a promise in seconds are not
+        better: whether more or less is better
+        bound: the promised minimum (or maximum, if less is better); None for no promise
+        checked: whether ``benchmarks.check`` checks it; not for seconds against a promise in seconds
     """
 
     name: str
@@ -33,7 +33,7 @@ class Ratio:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the median keeps the bound."""
+        """Whether the median meets the bound."""
         if self.bound is None:
             return None
         return self.spread.median >= self.bound if self.better == "more" else self.spread.median <= self.bound
@@ -46,9 +46,9 @@ class Table:
     Args:
         title: of the table
         columns: their names; the first is the row's own
-        rows: one value a column
-        plotted: column that the plot shows, with its quartiles in the two columns after it; None for no plot
-        note: a sentence below
+        rows: one value per column
+        plotted: column of the plot, with its quartiles in the next two columns; None for no plot
+        note: a sentence below the table
     """
 
     title: str
@@ -60,12 +60,12 @@ class Table:
 
 @dataclass
 class Result:
-    """Everything of one run.
+    """The complete result of one run.
 
     Args:
         benchmark: its name
         about: see benchmarks/machine.py
-        tables, ratios: what was found
+        tables, ratios: the findings
         raw: every single measurement
     """
 
@@ -76,7 +76,7 @@ class Result:
     raw: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path = RESULTS) -> Path:
-        """Write ``<benchmark>.json``, ``.md`` and ``.svg``; the path of the first."""
+        """Write ``<benchmark>.json``, ``.md`` and ``.svg``; returns the path of the first."""
         folder.mkdir(parents=True, exist_ok=True)
         stem = folder / self.benchmark
         stem.with_suffix(".json").write_text(json.dumps(self.plain(), indent=1, ensure_ascii=False) + "\n")
@@ -96,7 +96,7 @@ class Result:
         }
 
     def markdown(self) -> str:
-        """The tables, with what they were measured on."""
+        """The tables, with the machine's description."""
         about = self.about
         versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
         head = [
@@ -116,7 +116,7 @@ class Result:
 
 
 def _ratio_rows(ratios: Sequence[Ratio]) -> tuple[list[str], list[list[Any]]]:
-    """Ratios with a promise first."""
+    """Rows of ratios, those with a promise first."""
     words = {True: "holds", False: "**does not hold**", None: ""}
     signs = {"more": "≥", "less": "≤"}
     ordered = sorted(ratios, key=lambda ratio: ratio.bound is None)
@@ -136,7 +136,7 @@ def _rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def number(value: Any) -> str:
-    """A value as a person reads it: four digits of a float, thousands apart."""
+    """A formatted value: four digits of a float, thousands separated."""
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, float):
@@ -145,7 +145,7 @@ def number(value: Any) -> str:
 
 
 def plot(result: Result, file: Path) -> None:
-    """Bars of the plotted columns, one panel a table, with the quartiles as whiskers."""
+    """Bars of the plotted columns, one panel per table, with quartiles as whiskers."""
     import matplotlib
 
     matplotlib.use("Agg")

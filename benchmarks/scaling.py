@@ -1,7 +1,7 @@
-"""How the cost of ours grows: with the batch, with depth, with the cache; and what routing takes of an MoE layer.
+"""Growth of our cost with batch, depth and cache, and the share of routing in an MoE layer.
 
-``python -m benchmarks.scaling``. Promised: seconds a token flat in the batch, a step linear in the layers, a decode
-step linear in the bytes of the cache, each within 15 %, and routing and sorting below a tenth of a layer of 64 experts.
+``python -m benchmarks.scaling``. Promised: constant seconds per token over batches, a step linear in the layers, a
+decode step linear in cache bytes, each within 15 %, and routing and sorting below a tenth of a layer of 64 experts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROUTED = {"experts": 64, "top_k": 6, "tokens": 4096}
 
 
 class Growth:
-    """The job of measuring ours at one size after the other."""
+    """Job: measure ours at one size after the other."""
 
     def __init__(self, shape: str, dtype: str, device: str) -> None:
         self.shape, self.dtype, self.device = SHAPES[shape], dtype, device
@@ -33,7 +33,7 @@ class Growth:
         return {}
 
     def turn(self, kind: str, size: int, budget: float) -> dict[str, Any]:
-        """``batch`` and ``layers``: seconds of a training step; ``cache``: of a decode step; ``routing``: its parts."""
+        """``batch`` and ``layers``: seconds per training step; ``cache``: per decode step; ``routing``: its parts."""
         if kind == "routing":
             return self._routing(size, budget)
         if kind == "cache":
@@ -102,7 +102,7 @@ class Growth:
 
 
 def line_error(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """Largest distance from the best straight line, as a fraction of the line."""
+    """Largest relative deviation from the best straight line."""
     mean_x, mean_y = sum(sizes) / len(sizes), sum(seconds) / len(seconds)
     slope = sum((x - mean_x) * (y - mean_y) for x, y in zip(sizes, seconds, strict=True))
     slope /= sum((x - mean_x) ** 2 for x in sizes)
@@ -111,13 +111,13 @@ def line_error(sizes: Sequence[float], seconds: Sequence[float]) -> float:
 
 
 def flat_error(values: Sequence[float]) -> float:
-    """Largest distance from the mean, as a fraction of it."""
+    """Largest relative deviation from the mean."""
     mean = sum(values) / len(values)
     return max(abs(value / mean - 1) for value in values)
 
 
 def tabulate(shape: Shape, dtype: str, found: Mapping[str, Mapping[int, Sequence[Any]]]) -> tuple[Table, list[Ratio]]:
-    """What was measured, in seconds a token, a layer and a step, and how far it is from what was promised."""
+    """The measurements, in seconds per token, layer and step, and their deviation from the promises."""
     title = f"{shape.name} · {dtype}"
     table = Table(f"Growth · {title}", ("what grows", "to", "seconds", "q1", "q3"), plotted=None)
     ratios = []
@@ -143,7 +143,7 @@ def tabulate(shape: Shape, dtype: str, found: Mapping[str, Mapping[int, Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> Result:
-    """Measure what was asked for, and save it."""
+    """Run the requested measurements and save them."""
     parser = options.parser("scaling", __doc__, rounds=5, minutes=5)
     kinds = ("batch", "layers", "cache", "routing")
     options.add_names(parser, "parts", ",".join(kinds), kinds)

@@ -1,8 +1,8 @@
-"""What a user of any library may set for a process: the precision of fp32 products, and what the allocator keeps.
+"""Process settings for any library: precision of fp32 products, and memory kept by the allocator.
 
-*As it comes* sets nothing. *Best settings* are those that our training takes (blocks/kernels/machine.py), for everybody
-alike: fp32 products by the library that is fast on this CPU and as exact, and freed memory kept in the process, asked
-for before much is allocated. On a GPU neither has a meaning: torch keeps memory there anyhow.
+*As it comes* sets nothing. *Best settings* are those of our training (blocks/kernels/machine.py), for all contenders:
+fp32 products by the fastest library of full precision on this CPU, and freed memory kept in the process, set before
+much is allocated. On a GPU neither matters: torch keeps memory there anyway.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Applied:
-    """What was set, for the record.
+    """The applied settings, for the record.
 
     Args:
         kept_memory: whether freed memory stays in the process
-        precision: of fp32 products, torch's word
+        precision: of fp32 products, in torch's terms
         error: relative error of such a product
     """
 
@@ -29,21 +29,21 @@ class Applied:
 
 
 def return_memory() -> None:
-    """Give freed memory back to the system, so that a contender that waits takes no more than it holds."""
+    """Return freed memory to the system, so that a waiting contender takes no more than it uses."""
     import torch
 
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):  # another C library keeps nothing that it could be told of
+    with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such function
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def apply(tuned: bool, device: str) -> Applied:
-    """Take the best settings for this process, or leave everything as it comes.
+    """Apply the best settings to this process, or leave the defaults.
 
     Args:
-        tuned: whether to take them
+        tuned: whether to apply them
         device: cpu or cuda
     """
     import torch
@@ -57,7 +57,7 @@ def apply(tuned: bool, device: str) -> Applied:
 
 
 def product_error(device: str) -> float:
-    """Relative error of an fp32 product of 512 terms at the precision in force, against fp64."""
+    """Relative error of an fp32 product of 512 terms at the current precision, against fp64."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

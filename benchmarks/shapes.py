@@ -1,8 +1,8 @@
-"""Sizes that are raced, and the compositions of ours that have them; peers' configurations are made from the same.
+"""Model sizes of the races, and our compositions for them, from which the peers' configurations are derived.
 
-A family is what is being compared: ``mla_moe`` is DeepSeek's latent attention and fine-grained experts, ``dense`` a
-Llama and ``mixtral`` a Mixtral whose tokens pass as many parameters. V2-Lite's stretched rotary positions are left out:
-they cost what plain ones cost.
+Families: ``mla_moe`` is DeepSeek's latent attention and fine-grained experts, ``dense`` a Llama and ``mixtral`` a
+Mixtral with as many active parameters. V2-Lite's stretched rotary positions are left out: they cost the same as plain
+ones.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 Family = Literal["mla_moe", "dense", "mixtral"]
 FAMILIES: tuple[Family, ...] = ("mla_moe", "dense", "mixtral")
-TOLERANCE = 0.02  # by which a peer's parameters may differ from ours, as a fraction: it may lack an option of ours
+TOLERANCE = 0.02  # allowed relative difference of a peer's parameters, which may lack an option
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Shape:
 
     Args:
         name: on the command line and in tables
-        vocab_size, d_model, n_layers, n_heads: as everywhere
+        vocab_size, d_model, n_layers, n_heads: as in compositions
         latent, rope, nope, value: C and R of MLA, and the widths of a head's key without position and of its value
         n_experts, n_shared, expert_width, top_k: of the fine-grained mixture
         dense_width: d_ff of the dense family, of the same active size
-        kv_heads, mixtral_width: of the Mixtral-like family, 8 experts of which a token visits 2
-        sequence, batch: tokens of a row, and rows of a training step
-        optimizer: whether a step ends with the optimizer's; left out where its states do not fit into a plain machine
-        dtypes: precisions that it is raced in
+        kv_heads, mixtral_width: of the Mixtral-like family, with 2 of 8 experts per token
+        sequence, batch: tokens per row, and rows per training step
+        optimizer: whether a step includes the optimizer's; false where its states do not fit into ordinary memory
+        dtypes: precisions of the races
     """
 
     name: str
@@ -54,7 +54,7 @@ class Shape:
 
     @property
     def tokens(self) -> int:
-        """Of one training step."""
+        """Tokens per training step."""
         return self.sequence * self.batch
 
 
@@ -72,7 +72,7 @@ SHAPES: dict[str, Shape] = {
             optimizer=False,
             dtypes=("bf16",),
         ),
-        # Three of them with the real vocabulary at the length V2-Lite was trained with: for a GPU.
+        # Three of them with the real vocabulary at V2-Lite's training length: for a GPU.
         Shape(
             *("lite", 102400, 2048, 3, 16, 512, 64, 128, 128, 64, 2, 1408, 6, 10944, 4, 5888),
             sequence=4096,

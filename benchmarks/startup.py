@@ -1,7 +1,7 @@
-"""What a person waits for: help, the catalogue, a refusal, the first step. In CPU seconds, whatever else runs.
+"""Start-up times: help, catalogue, a refusal, the first step. In CPU seconds, independent of other load.
 
-``python -m benchmarks.startup``. Every command is a process of its own, from its start to its end; the first step ends
-its process itself (benchmarks/first_step.py). Commands take turns; one round beforehand warms the disk.
+``python -m benchmarks.startup``. Every command is a separate process, measured from start to end; the first step ends
+its process itself (benchmarks/first_step.py). Commands take turns; one round beforehand warms the disk cache.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def cpu_seconds(arguments: Sequence[str], expected: int) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> Result:
-    """Run the commands, and save what they took."""
+    """Run the commands, and save their times."""
     parser = options.parser("startup", __doc__, rounds=5, minutes=3)
     given = options.read(parser, arguments)
     result = Result("startup", machine.about("cpu", given.threads))
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     for name, seconds_of in taken.items():
         s, bound = spread(seconds_of), chosen[name][2]
         table.rows.append([name, s.median, s.q1, s.q3, bound])
-        # CPU seconds are no ratio: they are held against the promise, which is one in seconds.
+        # CPU seconds are compared with a promise in seconds, so this is not a ratio for benchmarks.check.
         share = spread([seconds / bound for seconds in seconds_of])
         result.ratios.append(Ratio(f"startup · {name} ÷ promised CPU seconds", share, "less", 1.0, checked=False))
     result.tables.append(table)

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Spread:
-    """Several measurements of one thing: their median, lower and upper quartile, and how many they are."""
+    """Median, lower and upper quartile, and number of repeated measurements."""
 
     median: float
     q1: float
@@ -30,6 +30,6 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Spread | None:
-    """ours ÷ theirs in every round that has both; None where there is no such round."""
+    """ours ÷ theirs in every round that has both; None if there is no such round."""
     rounds = sorted(ours.keys() & theirs.keys())
     return spread([ours[r] / theirs[r] for r in rounds]) if rounds else None

@@ -1,4 +1,4 @@
-"""A callback that times a stretch of training steps."""
+"""A callback that times a range of training steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class StepClock(L.Callback):
     """Times from the start of one batch to the start of another.
 
     Args:
-        first, last: their numbers
+        first, last: batch numbers
 
     Attributes:
         seconds: between the two, once the last has begun

@@ -1,4 +1,4 @@
-"""Several functions timed in turns within one process."""
+"""Time several functions alternately within one process."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def seconds_of(work: Work, device: str) -> float:
 
 
 def turns(works: Mapping[str, Work], device: str, *, budget: float, shift: int) -> dict[str, float]:
-    """Seconds of each of several works: the best of as many calls as its share of a budget allows.
+    """Seconds of each of several functions: the best of as many calls as fit into its share of a budget.
 
-    The first call, which makes memory and kernels ready, does not count, unless it outlasts the whole budget: where it
-    is slow what it makes ready weighs little.
+    The first call, which warms up memory and kernels, does not count, unless it exceeds the whole budget: for a slow
+    function the warm-up matters little.
 
-    The best, since whatever else the machine does only ever adds; over rounds the medians of these are taken.
+    The best, since disturbances only add time; medians of these are taken over rounds.
 
     Args:
-        works: name → what to do
+        works: name → function
         device: where it runs
         budget: seconds for all of them
-        shift: how far the order is turned
+        shift: rotation of the order
     """
     names = list(works)
     at = shift % len(names)

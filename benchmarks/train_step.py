@@ -1,8 +1,8 @@
 """A training step, ours and the peers': forward, loss, backward, AdamW, on random tokens.
 
-``python -m benchmarks.train_step``. For each shape, family and dtype there is one race in which everybody meets in
-every round; the machine's matmul peak is measured among them. Every contender has a process of its own, so its peak
-memory is its own. The optimizer is torch's fused AdamW for all; in bf16 rows the weights are bf16 too.
+``python -m benchmarks.train_step``. Each shape, family and dtype is one race with all contenders in every round, and
+the machine's matmul peak measured among them. Every contender has its own process, to measure its own peak memory. The
+optimizer is torch's fused AdamW for all; in bf16 rows the weights are bf16 too.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ AT_EQUAL_SETTINGS = {  # ours ÷ a peer, in tokens a second, at the shape `small
     ("mixtral", "fp32"): 1.4,
     ("mixtral", "bf16"): 1.4,
 }
-AS_THEY_COME = 2.0  # ours at its best settings ÷ a peer of the family mla_moe as it comes
+AS_THEY_COME = 2.0  # ours with best settings ÷ a peer of the family mla_moe with defaults
 OF_PEAK = {("cpu", "small", "mla_moe", "fp32"): 0.62, ("cpu", "small", "mla_moe", "bf16"): 0.5}
 OF_PEAK |= {("cuda", "lite", "mla_moe", "bf16"): 0.3, ("cuda", "lite", "dense", "bf16"): 0.4}
-WARM_STEPS = 2  # experts' rows differ from step to step, and so does the memory that they need
-TURN_SECONDS = 1.0  # a turn takes steps until so much time has been measured
+WARM_STEPS = 2  # experts' rows, and so their memory, differ from step to step
+TURN_SECONDS = 1.0  # minimum measured time of a turn
 COLUMNS = (
     *("contender", "settings", "tokens/s", "q1", "q3", "of peak", "ours ÷ it, same settings", "ours at best ÷ it"),
     *("peak memory, GB", "first loss", "parameters", "remarks"),
@@ -42,7 +42,7 @@ COLUMNS = (
 
 
 class TrainStep:
-    """The job of a contender: train, a few steps a turn."""
+    """Job of a contender: train, a few steps per turn."""
 
     def __init__(self, shape: str, contender: Mapping[str, Any], dtype: str, device: str) -> None:
         import torch
@@ -60,12 +60,12 @@ class TrainStep:
         return {"parameters": sum(p.numel() for p in self.weights)}
 
     def turn(self, **ignored: Any) -> dict[str, Any]:
-        """Steps until ``TURN_SECONDS`` are over; the seconds of each, and the peak of memory."""
+        """Train for ``TURN_SECONDS``; the seconds of each step, and peak memory."""
         if not self.settled:
             self._choose()
             if self.contender.compiled:
                 self.model.compile()
-        # What keeps its memory has just been made to give it back, and gets it in steps that do not count.
+        # The memory returned while waiting is allocated again in steps that do not count.
         for _ in range(WARM_STEPS if self.contender.tuned else 0 if self.settled else 1):
             self._step()
         if not self.settled:
@@ -103,7 +103,7 @@ class TrainStep:
         return drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous()
 
     def _choose(self) -> None:
-        """Try the library's own settings for a step each, without the optimizer, and keep the fastest."""
+        """Try each of the library's settings for a step, without the optimizer, and keep the fastest."""
         optimizer, self.optimizer, self.losses = self.optimizer, None, []
         seconds: dict[str, float] = {}
         for choice in self.model.choices():
@@ -129,15 +129,14 @@ def entries(shape: Shape, family: Family, dtype: str, found: Sequence[Contender]
 
 
 def rates(entry: Entry, tokens: int) -> dict[int, float]:
-    """Round → tokens a second of its median step."""
+    """Round → tokens per second of its median step."""
     return {index: tokens / spread(turn["seconds"]).median for index, turn in entry.turns.items()}
 
 
 def flops_per_token(shape: Shape, family: Family) -> int:
-    """Of a training step of ours: three times the forward pass; half of attention's products, as it is causal.
+    """FLOPs of our training step: three times the forward pass, with half of attention's products, as it is causal.
 
-    Products with all keys, which are counted, grow with the length; the mean of a whole sequence and of one token has
-    half of them.
+    The counted products with all keys grow with the length; the mean over a sequence, per token, has half of them.
     """
     from blocks.cost import forward_flops_per_token
 
@@ -200,7 +199,7 @@ def _row(
 def _ratios(
     title: str, shape: Shape, family: Family, dtype: str, c: Contender, pair: Mapping[str, Any], ours: Entry, it: Entry
 ) -> list[Ratio]:
-    """What is promised of ours against one peer; for another shape than ``small`` nothing is, but it is recorded."""
+    """Promised and recorded ratios of ours to one peer; promises are for the shape ``small`` only."""
     if c.maker == "ours" or (pair["same"] is None and pair["best"] is None):
         return []
     promised = shape.name == "small"
@@ -211,7 +210,7 @@ def _ratios(
         memory = paired(*({r: t["peak_bytes"] for r, t in e.turns.items()} for e in (ours, it)))
         if memory is not None:
             found.append(Ratio(f"{title}: memory of ours ÷ {c.label}", memory, "less", 1.0 if promised else None))
-    if c.compiled and pair["best"] is not None:  # ours need not be compiled to be compared
+    if c.compiled and pair["best"] is not None:  # compared with ours uncompiled
         found.append(Ratio(f"{title}: ours, best settings ÷ {c.label}", pair["best"], bound=equal))
     if not c.tuned and pair["best"] is not None:
         bound = AS_THEY_COME if promised and family == "mla_moe" else None
@@ -220,7 +219,7 @@ def _ratios(
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
-    """Run the races that were asked for; a result for each shape and family, saved after each race."""
+    """Run the requested races; a result per shape and family, saved after each race."""
     parser = options.parser("train_step", __doc__, rounds=7, minutes=8)
     options.add_names(parser, "shapes", "small", list(SHAPES))
     options.add_names(parser, "families", ",".join(FAMILIES), FAMILIES)

@@ -1,4 +1,4 @@
-"""What the Trainer path adds to a step: our Lightning module and callbacks against a bare loop of the same model.
+"""Overhead of the Trainer per step: our Lightning module and callbacks against a bare loop with the same model.
 
 ``python -m benchmarks.trainer_overhead``. Both have the same composition, optimizer, clipping and batches; a turn of
 the Trainer is a whole ``fit`` of a few steps, of which those after the first are timed, from the start of one batch to
@@ -23,7 +23,7 @@ CLIP = 1.0
 
 
 def batches(shape: Shape, n: int) -> Iterator[dict[str, Any]]:
-    """Batches as the data module makes them."""
+    """Batches like those of the data module."""
     import torch
 
     generator = torch.Generator().manual_seed(1)
@@ -38,7 +38,7 @@ def batches(shape: Shape, n: int) -> Iterator[dict[str, Any]]:
 
 
 class BareLoop:
-    """The job of training in a plain loop."""
+    """Job: train in a plain loop."""
 
     def __init__(self, shape: str, device: str) -> None:
         from blocks.compose import compose
@@ -52,7 +52,7 @@ class BareLoop:
         return {}
 
     def turn(self, steps: int) -> dict[str, Any]:
-        """Seconds a step, the first not counted."""
+        """Seconds per step, the first not counted."""
         import torch
 
         start = 0.0
@@ -69,7 +69,7 @@ class BareLoop:
 
 
 class Trainer:
-    """The job of training as ``train.py`` does: the configured callbacks and loggers, Lightning's Trainer."""
+    """Job: train as ``train.py`` does: the configured callbacks and loggers, Lightning's Trainer."""
 
     def __init__(self, shape: str, device: str) -> None:
         from training.configuration.composing import compose_config
@@ -86,7 +86,7 @@ class Trainer:
         return {}
 
     def turn(self, steps: int) -> dict[str, Any]:
-        """Seconds a step, from the start of the second batch to the start of the one after the last."""
+        """Seconds per step, from the start of the second batch to the start of the one after the last."""
         from torch.utils.data import DataLoader
 
         from benchmarks.step_clock import StepClock
@@ -98,7 +98,7 @@ class Trainer:
 
         quieten(ignore=True)
         clock = StepClock(first=1, last=steps + 1)
-        # The last word of a run (sample, plots) is none of a step's business.
+        # Exclude what happens at the end of a run (sample, plots).
         chosen = {k: node for k, node in self.plain["callbacks"].items() if node and k != "report"}
         callbacks = [instantiate(node, f"callbacks.{k}") for k, node in chosen.items()]
         loggers = [instantiate(node, f"logger.{k}") for k, node in self.plain["logger"].items() if node]
@@ -113,7 +113,7 @@ class Trainer:
 
 
 def main(arguments: Sequence[str] | None = None) -> Result:
-    """Race both, and save what they took."""
+    """Race both, and save the times."""
     parser = options.parser("trainer_overhead", __doc__, rounds=7, minutes=4)
     options.add_names(parser, "shapes", "small", list(SHAPES))
     parser.add_argument("--steps", type=int, default=3, help="timed in a turn (default: %(default)s)")

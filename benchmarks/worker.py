@@ -1,8 +1,8 @@
-"""``python -m benchmarks.worker``: one contender in a process of its own, told what to do over its standard input.
+"""``python -m benchmarks.worker``: one contender in its own process, controlled over standard input.
 
-Each line in and each line out is a JSON document. The first names a job and its settings and is answered with what the
-job says of itself; every further one is a turn. Between turns the process waits, holding no more memory than it must.
-What libraries print goes to standard error.
+Each line in and each line out is a JSON document. The first names a job and its settings; the answer is the job's
+description. Every further line is a turn. Between turns the process waits with as little memory as possible. Output of
+libraries goes to standard error.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from benchmarks import settings
 
 
 class Job(Protocol):
-    """What runs in a worker: built from the arguments of the first line."""
+    """A worker's job: built from the arguments of the first line."""
 
     def about(self) -> dict[str, Any]:
-        """What is to be recorded of it."""
+        """Its description, for the record."""
         ...
 
     def turn(self, **arguments: Any) -> dict[str, Any]:
@@ -32,7 +32,7 @@ class Job(Protocol):
 
 
 def reset_peak(device: str = "cpu") -> None:
-    """Start measuring the peak of memory anew, where the kernel lets one."""
+    """Restart the measurement of peak memory, if the kernel supports it."""
     if device == "cuda":
         import torch
 
@@ -42,7 +42,7 @@ def reset_peak(device: str = "cpu") -> None:
 
 
 def peak_memory(device: str = "cpu") -> int:
-    """Bytes resident at most since ``reset_peak``; on a GPU, bytes allocated at most."""
+    """Peak resident bytes since ``reset_peak``; on a GPU, peak allocated bytes."""
     if device == "cuda":
         import torch
 
@@ -50,7 +50,7 @@ def peak_memory(device: str = "cpu") -> int:
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):  # no Linux: since the start of the process, then
+    except (OSError, StopIteration):  # not Linux: since the start of the process
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -89,6 +89,6 @@ def serve(orders: TextIO, answers: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    own = os.fdopen(os.dup(1), "w")  # libraries print to 1, which is now 2
+    own = os.fdopen(os.dup(1), "w")  # libraries print to 1, redirected to 2
     os.dup2(2, 1)
     serve(sys.stdin, own)

@@ -1,4 +1,4 @@
-"""The works that kernels are timed at: experts, attention, the loss; ours and what others would do."""
+"""Functions for timing kernels: experts, attention, the loss; ours and alternatives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXPERTS = ("ours", "one dense product", "transformers eager loop", "transformers
 
 
 def training(outputs: Any, *inputs: Tensor) -> Work:
-    """Forward and backward of a function, with the gradient of every input, at a random gradient of the output."""
+    """Forward and backward of a function, with gradients of all inputs, for a random output gradient."""
     grad: list[Tensor] = []
 
     def work() -> None:
@@ -37,14 +37,14 @@ def training(outputs: Any, *inputs: Tensor) -> Work:
 
 
 def grouped_experts(cell: Sequence[int], dtype: str, device: str) -> tuple[dict[str, Work], float]:
-    """Forward and backward of E experts of SwiGLU over the same routing, and of one dense product of as many FLOPs.
+    """Forward and backward of E SwiGLU experts with the same routing, and of one dense product with equal FLOPs.
 
     Args:
-        cell: E, k and the tokens T, each of which goes to k experts drawn evenly
+        cell: E, k and the tokens T, each routed to k random experts
         dtype, device: of weights and tokens
 
     Returns:
-        the works, and their FLOPs
+        the functions, and their FLOPs
     """
     torch.manual_seed(0)
     kind = DTYPES[dtype]
@@ -77,7 +77,7 @@ def grouped_experts(cell: Sequence[int], dtype: str, device: str) -> tuple[dict[
 
 
 def _transformers_experts(ours: SwiGLUExperts, n_experts: int, top_k: int) -> Any:
-    """transformers' experts on the very parameters of ours."""
+    """transformers' experts on our parameters."""
     from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
     from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 
@@ -96,7 +96,7 @@ def _by(theirs: Any, implementation: str, x: Tensor, experts: Tensor, weights: T
 
 
 def _padded(x: Tensor, ours: SwiGLUExperts, experts: Tensor, weights: Tensor) -> Tensor:
-    """Every expert's rows padded to the most that any has, and one batched product for all."""
+    """One batched product with every expert's rows padded to the maximum."""
     T, k = experts.shape
     E = ours.n_experts
     flat = experts.flatten()
@@ -113,14 +113,14 @@ def _padded(x: Tensor, ours: SwiGLUExperts, experts: Tensor, weights: Tensor) ->
 
 
 def attention(cell: Sequence[int], dtype: str, device: str) -> tuple[dict[str, Work], float]:
-    """Causal attention forward and backward: ours, SDPA given the unequal widths, SDPA with padded values, a mask.
+    """Causal attention forward and backward: ours, SDPA with unequal widths, SDPA with padded values, with a mask.
 
     Args:
         cell: rows, length, heads, width of keys, width of values
         dtype, device: of all tensors
 
     Returns:
-        the works, and their FLOPs: half of all scores, the backward pass two and a half times the forward
+        the functions, and their FLOPs: half of all scores, the backward pass two and a half times the forward
     """
     torch.manual_seed(0)
     kind = DTYPES[dtype]
@@ -147,10 +147,10 @@ def attention(cell: Sequence[int], dtype: str, device: str) -> tuple[dict[str, W
 
 
 def loss(tokens: int, vocabulary: int, dtype: str, device: str) -> tuple[dict[str, Work], float]:
-    """Next-token loss from hidden states, forward and backward: ours, and the logits of all tokens at once.
+    """Next-token loss from hidden states, forward and backward: ours, and all logits at once.
 
     Returns:
-        the works, and their FLOPs
+        the functions, and their FLOPs
     """
     torch.manual_seed(0)
     kind = DTYPES[dtype]

@@ -1,8 +1,8 @@
-"""``blockwright cache-loss RUN [--text FILE …]``: what quantised caches cost in perplexity on a run's own text.
+"""``blockwright cache-loss RUN [--text FILE …]``: the cost of quantised caches in perplexity on a run's own text.
 
-Every window goes through the caches in chunks, as when decoding: each token is predicted from what the caches give back
-of those before it. So the figures are those of text that is generated at these bits. Left out: windows that hold the
-end of a document, and what a cache's bits do to a text after thousands of tokens of one's own.
+Every window goes through the caches in chunks, as in decoding: each token is predicted from what the caches return for
+the tokens before it. So the figures hold for text generated with these bits. Left out: windows with the end of a
+document, and the effect over thousands of generated tokens.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from registry.command import Parser, run_command
 from registry.printing import show
 from training.configuration.instantiate import instantiate
 
-Window = tuple[Tensor, Tensor]  # tokens [B,T], and for each the one after it
-CHUNK = 32  # tokens that go through the caches at once; what is read does not depend on it
+Window = tuple[Tensor, Tensor]  # tokens [B,T], and their next tokens
+CHUNK = 32  # tokens per pass; does not affect the result
 
 
 @torch.inference_mode()
 def mean_loss(decoder: Decoder, windows: Iterable[Window], bits: int | None) -> float:
-    """Nats a token over all windows, every token predicted through caches of so many bits a number.
+    """Nats per token over all windows, every token predicted through caches with so many bits per number.
 
     Args:
         decoder: in evaluation mode
-        windows: of equal or unequal lengths; targets of −100 are not scored
+        windows: of equal or different lengths; targets of −100 are not scored
         bits: 8, 6 or 4; None for exact caches
     """
     nats, scored = 0.0, 0
@@ -52,11 +52,11 @@ def mean_loss(decoder: Decoder, windows: Iterable[Window], bits: int | None) -> 
 
 
 def losses(decoder: Decoder, windows: Sequence[Window], bits: Sequence[int]) -> list[dict[str, Any]]:
-    """A row for exact caches and one for each of ``bits``.
+    """One row for exact caches and one for each of ``bits``.
 
     Returns:
         ``bits`` (None: exact), ``bytes_per_token`` of the caches with their scales, ``loss`` in nats, ``perplexity``,
-        ``change`` of the perplexity against the exact caches, as a fraction
+        ``change`` of the perplexity relative to exact caches, as a fraction
     """
     rows: list[dict[str, Any]] = []
     for b in (None, *bits):
@@ -73,18 +73,18 @@ def losses(decoder: Decoder, windows: Sequence[Window], bits: Sequence[int]) -> 
 
 
 def validation_windows(run: Path, most: int | None) -> Iterator[Window]:
-    """Windows of the text that a run was validated on, those of one document.
+    """Windows of a run's validation text that contain one document.
 
     Args:
         run: its folder
-        most: windows, evenly spaced; None for all
+        most: maximum number of windows, evenly spaced; None for all
 
     Raises:
-        ConfigError: it holds no configuration, or no validation text
+        ConfigError: the folder has no configuration, or no validation text
     """
     file = run / ".hydra" / "config.yaml"
     if not file.is_file():
-        rule = "holds no .hydra/config.yaml, which says what it was validated on"
+        rule = "holds no .hydra/config.yaml, which names its validation text"
         raise ConfigError("RUN", str(run), rule, "Name a run's folder, or the text: --text FILE")
     node: Any = OmegaConf.to_container(OmegaConf.load(file).data, resolve=True)
     data = instantiate({**node, "eval_windows": most}, "data")
@@ -144,15 +144,15 @@ def _parser() -> Parser:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Answer a command line.
+    """Run the command.
 
     Raises:
-        ConfigError: whatever is wrong with it, the model or the text
+        ConfigError: an error in the command line, the model or the text
     """
     words = _parser().parse_args(arguments)
     for name, least in (("length", 1), ("windows", 0)):
         if getattr(words, name) < least:
-            raise ConfigError(f"--{name}", getattr(words, name), f"is at least {least}", "Leave it out")
+            raise ConfigError(f"--{name}", getattr(words, name), f"must be at least {least}", "Leave it out")
     writer, most = Writer.open(words.model, device="cpu"), words.windows or None
     if words.text:
         windows = list(text_windows(writer, words.text, words.length, most))
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def table(rows: Sequence[dict[str, Any]], scored: int) -> Table:
-    """The rows as a person reads them."""
+    """The rows as a table."""
     shown = Table(box=box.SIMPLE_HEAD, caption=f"{scored:,} tokens scored", caption_justify="left")
     for head in ("cache", "bytes a token", "nats a token", "perplexity", "against exact"):
         shown.add_column(head, justify="left" if head == "cache" else "right")

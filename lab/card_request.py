@@ -1,4 +1,4 @@
-"""What ``python -m lab.describe`` is asked: its command line, read and checked."""
+"""The command line of ``blockwright describe``, parsed and validated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from registry import ConfigError, did_you_mean
 from registry.arguments import read_arguments
 from registry.extras import require
 
-# What one parameter takes while AdamW trains it, in bytes.
+# Bytes per parameter while AdamW trains it.
 RECIPES = {
     "mixed": {"weights": 2, "gradients": 2, "master_weights": 4, "moments": 8},
     "fp32": {"weights": 4, "gradients": 4, "master_weights": 0, "moments": 8},
@@ -22,14 +22,14 @@ PLOTS = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True)
 class Options:
-    """What figures of one model are taken at.
+    """Settings of the figures of one model.
 
     Args:
-        context: T, tokens of the sequence that FLOPs are counted for; None is ``usual_context``'s
-        cache_context: tokens that the cache is weighed at; None is ``context``
-        cache_bits: bits of one number in the cache
-        recipe: of ``RECIPES``
-        gpus: ways that the training state is sharded
+        context: T, sequence length for FLOPs; None is ``usual_context``'s
+        cache_context: tokens in the cache; None is ``context``
+        cache_bits: bits per number in the cache
+        recipe: one of ``RECIPES``
+        gpus: number of GPUs that share the training state
     """
 
     context: int | None = None
@@ -41,7 +41,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Request:
-    """A command line, read and checked."""
+    """A parsed and validated command line."""
 
     models: list[str]
     options: list[Options]
@@ -65,16 +65,16 @@ KEYS = (*NUMBERS, "training.recipe", "against")
 
 
 def read(arguments: Sequence[str]) -> Request:
-    """A command line → what is asked.
+    """Parse a command line.
 
     Raises:
-        ConfigError: no model, an unknown option, a value that cannot be
+        ConfigError: no model, an unknown option, an invalid value
     """
     given = read_arguments(arguments, options=(*KEYS, "model"), flags=("--json", "--plot=FILE"))
     own = dict(given.options)
     models = [name.strip() for name in own.pop("model", "").split(",") if name.strip()]
     if not models:
-        raise ConfigError("model", None, "says which models to describe", "Write e.g. model=deepseek_v2,deepseek_67b")
+        raise ConfigError("model", None, "must name models", "Write e.g. model=deepseek_v2,deepseek_67b")
     for key, _, value in (word.partition("=") for word in given.overrides):
         if key.partition(".")[0] in ("cache", "training", "context", "gpus", "against", "models"):
             raise ConfigError(key, value, "there is no such option", did_you_mean(key, [*KEYS, "model"]))
@@ -84,7 +84,7 @@ def read(arguments: Sequence[str]) -> Request:
 
 def _plot(file: str) -> Path:
     if Path(file).suffix not in PLOTS:
-        raise ConfigError("--plot", file, f"names a file ending in {', '.join(PLOTS)}", "Write --plot costs.png")
+        raise ConfigError("--plot", file, f"must name a file ending in {', '.join(PLOTS)}", "Write --plot costs.png")
     require("lab", "matplotlib", path="--plot", value=file)
     return Path(file)
 
@@ -105,7 +105,7 @@ def _options(own: Mapping[str, str], models: Sequence[str]) -> list[Options]:
 
 
 def _each(key: str, text: str, models: Sequence[str]) -> list[str]:
-    """One value for all models, or one for each."""
+    """One value for all models, or one per model."""
     values = [value.strip() for value in text.split(",")]
     if len(values) == 1:
         return values * len(models)
@@ -129,5 +129,5 @@ def _number(key: str, text: str, fits: Callable[[float], bool], rule: str) -> fl
 def _against(own: Mapping[str, str], models: Sequence[str]) -> int:
     name = own.get("against", models[-1])
     if name not in models:
-        raise ConfigError("against", name, "is one of the models described", did_you_mean(name, models))
+        raise ConfigError("against", name, "must be one of the models described", did_you_mean(name, models))
     return len(models) - 1 if "against" not in own else models.index(name)

@@ -1,8 +1,8 @@
-"""``python -m lab.catalogue [--check]``: docs/catalogue.md, written by asking the code.
+"""``python -m lab.catalogue [--check]``: docs/catalogue.md, generated from the code.
 
-Every built-in block is put into a small decoder, counted and tried out: what the page ticks is what happened, not what
-a block says of itself. The probes are light, one layer and a dozen tokens; they are no proof of conformance.
-Guests are left out: the page is of this distribution, whatever else is installed.
+Every built-in block is put into a small decoder, counted and tested: the ticks show observed behaviour, not what a
+block declares. The probes are light, one layer and a dozen tokens; they do not prove conformance.
+Plug-ins are left out: the page describes this distribution, whatever else is installed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REMEDY = "python -m lab.catalogue > docs/catalogue.md"
 
 D_MODEL, LENGTH, VOCABULARY = 64, 12, 61
 BYTES = 257  # vocabulary of the default tokenizer, for a preset that leaves it to the tokenizer
-# What blocks are given, if they have a parameter of this name; all others keep their defaults.
+# Values for parameters with these names; all others keep their defaults.
 SETTING = {"n_heads": 4, "d_ff": 128, "n_experts": 8, "window": 8, "n_devices": 4}
 DENSE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -43,7 +43,7 @@ DENSE: dict[str, Any] = {
     "ffn": {"name": "swiglu", "d_ff": 128},
     "norm": "rmsnorm",
     "residual": "prenorm",
-    "gating": "softmax_topk",  # of whichever ffn asks for one
+    "gating": "softmax_topk",  # for an ffn that requires one
     "experts": {"name": "swiglu", "d_ff": 128},
 }
 MIXTURE = DENSE | {"ffn": {"name": "moe", "n_experts": 8}}
@@ -61,9 +61,9 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
     entry = registry.lookup(kind, name)
     node = {"name": name} | {key: value for key, value in SETTING.items() if key in entry.schema.parameters}
     wrapped = [p for p in entry.schema.children.values() if p.child == kind and not p.optional]
-    node |= {p.name: DENSE[kind] for p in wrapped}  # found in scope, it would contain itself
+    node |= {p.name: DENSE[kind] for p in wrapped}  # from scope, it would contain itself
     around = {"position": "rope"} if kind == "attention" else {}
-    # A decoder refuses what it has no place for, by the path of the kind; anything else is wrong with the block.
+    # A decoder refuses what it has no place for, at the path of the kind; other errors are the block's.
     for model in (DENSE, MIXTURE):
         try:
             decoder = compose({**model, **around, kind: node})
@@ -79,7 +79,7 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
 
 
 def _run(decoder: Decoder, tokens: Tensor, training: bool = False, **given: Any) -> Tensor:
-    """Logits [B,T,V]; what draws random numbers draws the same each time."""
+    """Logits [B,T,V]; random draws are the same each time."""
     torch.manual_seed(0)
     with torch.no_grad():
         return decoder.train(training)(tokens, **given)
@@ -93,14 +93,14 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-# --- abilities: each asks the decoder and answers yes or no -----------------------------------------------------------
+# --- abilities: each runs the decoder and returns whether it has the ability -----------------------------------------
 
 
 def causal(decoder: Decoder, training: bool = False) -> bool:
-    """Whether what follows a token changes nothing for it."""
+    """Whether later tokens have no effect on a token."""
     tokens, seen = _tokens(4), LENGTH // 2
     before = _run(decoder, tokens, training)[:, :seen]
-    for shift in range(1, VOCABULARY, 7):  # who competes for an expert's room is not displaced by every rival
+    for shift in range(1, VOCABULARY, 7):  # not every competitor displaces a token from an expert
         others = tokens.clone()
         others[:, seen:] = (others[:, seen:] + shift) % VOCABULARY
         if not _same(before, _run(decoder, others, training)[:, :seen]):
@@ -109,12 +109,12 @@ def causal(decoder: Decoder, training: bool = False) -> bool:
 
 
 def causal_in_training(decoder: Decoder) -> bool:
-    """The same while it trains, when gates may balance and drop."""
+    """``causal`` in training, when gates may balance and drop."""
     return causal(decoder, training=True)
 
 
 def caches(decoder: Decoder) -> bool:
-    """Whether decoding a token at a time gives what the whole pass gives."""
+    """Whether token-by-token decoding equals one pass."""
     tokens = _tokens(2)
     try:
         memory = decoder.new_caches(len(tokens), LENGTH)
@@ -125,7 +125,7 @@ def caches(decoder: Decoder) -> bool:
 
 
 def packs(decoder: Decoder) -> bool:
-    """Whether two documents packed into one sequence give what they give apart."""
+    """Whether two documents packed into one sequence give what they give separately."""
     documents = _tokens(2)
     positions = torch.arange(LENGTH).repeat(2)[None]
     segments = torch.arange(2).repeat_interleave(LENGTH)[None]
@@ -135,19 +135,19 @@ def packs(decoder: Decoder) -> bool:
 
 
 def ordered(decoder: Decoder) -> bool:
-    """Whether the order of earlier tokens tells: to one layer without positions it does not."""
+    """Whether the order of earlier tokens matters: in one layer without positions it does not."""
     tokens = torch.arange(LENGTH)[None]
     shuffled = torch.cat((tokens[:, :-1].flip(1), tokens[:, -1:]), 1)
     return not _same(_run(decoder, tokens)[:, -1], _run(decoder, shuffled)[:, -1])
 
 
 def routes(decoder: Decoder) -> bool:
-    """Whether tokens are sent to experts."""
+    """Whether tokens are routed to experts."""
     return any(routing is not None for routing in _routings(decoder))
 
 
 def complete(decoder: Decoder) -> bool:
-    """Whether every token reaches as many experts as any other, in training too."""
+    """Whether every token reaches the same number of experts, in training too."""
     routings = [routing for routing in _routings(decoder) if routing is not None]
     return bool(routings) and all(bool((r.experts < len(r.load)).all()) for r in routings)
 
@@ -158,7 +158,7 @@ def penalises(decoder: Decoder) -> bool:
 
 
 def adapts(decoder: Decoder) -> bool:
-    """Whether uneven load moves something between optimizer steps."""
+    """Whether uneven load changes state between optimizer steps."""
     before = {name: buffer.clone() for name, buffer in decoder.named_buffers()}
     for gate in (module for module in decoder.modules() if isinstance(module, Gating)):
         gate.update(torch.arange(gate.n_experts, dtype=torch.float32))
@@ -204,12 +204,12 @@ MEANING = {
 
 
 def builtin(kind: str) -> list[str]:
-    """Names that this distribution itself registers."""
+    """Names registered by this distribution."""
     return [name for name in registry.names(kind) if registry.lookup(kind, name).provider == "blockwright"]
 
 
 def papers(cls: type) -> str:
-    """Authors with years, and arXiv numbers as links, in the order in which a docstring names them."""
+    """Authors with years, and arXiv numbers as links, in the order of the docstring."""
     text = (inspect.getdoc(cls) or "").partition("\nArgs:")[0]
     found = re.findall(r"[A-Z][\w-]+(?: & [A-Z][\w-]+)?(?: et al\.)? (?:19|20)\d\d\b|arXiv \d{4}\.\d{4,5}", text)
     return ", ".join(dict.fromkeys(_link(paper) for paper in found))
@@ -279,7 +279,7 @@ def _presets() -> list[str]:
 
 
 def _described(preset: str) -> str:
-    """A preset's summary, its arXiv numbers as links."""
+    """A preset's summary, with arXiv numbers as links."""
     first = presets.find(preset).summary.rstrip(".")
     return re.sub(r"arXiv \d{4}\.\d{4,5}", lambda found: _link(found[0]), first)
 
@@ -290,7 +290,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def stale() -> str | None:
-    """What is wrong with the committed page, or None when it is current."""
+    """How the committed page differs, or None if it is current."""
     written = PAGE.read_text() if PAGE.is_file() else ""
     current = markdown()
     if written == current:
@@ -301,7 +301,7 @@ def stale() -> str | None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the page, or with ``--check`` say whether the committed one is current. Returns the exit code."""
+    """Print the page, or with ``--check`` whether the committed one is current. Returns the exit code."""
     if list(arguments) == ["--check"]:
         fault = stale()
         print(fault or "docs/catalogue.md is current", file=sys.stderr if fault else sys.stdout)

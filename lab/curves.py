@@ -1,7 +1,7 @@
-"""``curves.json`` of a run: what it learnt over its steps, and what a token of it costs.
+"""``curves.json`` of a run: its training and validation curves, and its cost per token.
 
-Steps are optimizer steps; ``tokens_per_step`` turns them into tokens, ``flops_per_token`` those into computation. The
-validations are those during training, all on the same text; only a run that had none has its final one.
+Steps are optimizer steps; ``tokens_per_step`` converts them to tokens, ``flops_per_token`` those to FLOPs. The
+validations are those during training, all on the same text; a run without any has its final one.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Curve = Sequence[tuple[int, float]]
 
 
 def costs(model: Mapping[str, Any], length: int) -> dict[str, float | None]:
-    """What one token costs, measured on the meta device.
+    """Cost of one token, measured on the meta device.
 
     Args:
         model: a composition
-        length: T, tokens of the sequences that it is trained on
+        length: T, tokens of its training sequences
 
     Returns:
         ``flops_per_token`` of training, three times the forward pass, and ``cache_bytes_per_token`` of the growing part
-        of its caches in fp32; None where a guest's block cannot be measured
+        of its caches in fp32; None if a plug-in's block cannot be measured
     """
     found: dict[str, float | None] = {"flops_per_token": None, "cache_bytes_per_token": None}
     try:
@@ -42,13 +42,13 @@ def costs(model: Mapping[str, Any], length: int) -> dict[str, float | None]:
         found["cache_bytes_per_token"] = float(two - one)
     except NotImplementedError:  # an attention without a cache
         pass
-    except Exception as error:  # hours of training are not lost over a figure
+    except Exception as error:  # must not end a finished training
         rank_zero_warn(f"no costs in {FILE}: {type(error).__name__}: {error}")
     return found
 
 
 def tokens_per_step(trainer: L.Trainer) -> int | None:
-    """Tokens between two optimizer steps, over all ranks; None for data that do not say."""
+    """Tokens per optimizer step, over all ranks; None if the data module does not define it."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     windows, length = getattr(data, "batch_size", None), getattr(data, "sequence_length", None)
     return None if windows is None or length is None else windows * length * trainer.accumulate_grad_batches
@@ -62,7 +62,7 @@ def write(
     costs: Mapping[str, float | None],
     shares: Mapping[str, torch.Tensor],
 ) -> None:
-    """Put ``curves.json`` in place, whole or not at all."""
+    """Write ``curves.json`` atomically."""
     load = {layer: [round(share, 6) for share in found.tolist()] for layer, found in shares.items()}
     document = {"tokens_per_step": tokens, "train": train, "val": val, **costs, "expert_load": load}
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""``blockwright describe model=A,B,… [OVERRIDE …] [--json] [--plot FILE]``: what models cost, before any is built.
+"""``blockwright describe model=A,B,… [OVERRIDE …] [--json] [--plot FILE]``: the cost of models, before building any.
 
-Everything is measured on the meta device (blocks/cost.py), so it is right for guests' blocks; nothing is allocated.
+Everything is measured on the meta device (blocks/cost.py), plug-in blocks included; nothing is allocated.
 Left out: activations, optimizer states other than AdamW's, the memory of communication.
 """
 
@@ -41,11 +41,11 @@ train.py takes it, and holds for every model: model/attention=gqa, model.n_layer
 --json prints one document of plain numbers; --plot draws parameters by family, and cache over context.
 """
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
-USUAL = 4096  # tokens of a sequence, unless said otherwise: what most of the presets were trained at
+USUAL = 4096  # default sequence length in tokens: that of most presets' training
 
 
 def figures(decoder: Decoder, options: Options) -> dict[str, Any]:
-    """Everything the card says of one model, as plain numbers; ``null`` where there is nothing to measure.
+    """All figures of the card of one model, as plain numbers; ``null`` where there is nothing to measure.
 
     Args:
         decoder: on the meta device
@@ -79,15 +79,15 @@ def figures(decoder: Decoder, options: Options) -> dict[str, Any]:
 
 
 def usual_context(decoders: Sequence[Decoder]) -> int:
-    """A length in tokens that all of them are made for: 4096, or the least ``max_positions`` if that is less."""
+    """A length in tokens that all of them support: 4096, or the least ``max_positions`` if that is less."""
     return min(USUAL, *(decoder.config["max_positions"] for decoder in decoders))
 
 
 def _cache(decoder: Decoder, context: int, bits: float) -> dict[str, Any]:
-    """Growth from one token to the next, what is there regardless, and the weight at a context."""
+    """Growth per token, the constant part, and the total at a context."""
     try:
         numbers = [cache_bytes(decoder, length, torch.float32) // 4 for length in (1, 2, context)]
-    except NotImplementedError:  # a guest's attention need not have a cache
+    except NotImplementedError:  # a plug-in's attention may have no cache
         names = ("elements_per_token", "elements_constant", "elements_at_context")
         weighed = {name: dict.fromkeys((*DTYPES, "at_bits")) for name in ("bytes_per_token", "bytes_at_context")}
         return {"bits": bits, "context": context, **dict.fromkeys(names), **weighed}
@@ -114,16 +114,16 @@ def _cache(decoder: Decoder, context: int, bits: float) -> dict[str, Any]:
 
 
 def _kernels() -> dict[str, str]:
-    """What would compute it on this machine."""
+    """The kernels chosen on this machine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {"device": device.type, **choice.names(choice.choose(device))}
 
 
 def _stored(decoder: Decoder, context: int, bits: float) -> list[int] | None:
-    """Bytes of our own quantised caches of 1, 2 and ``context`` tokens, scales included; None if there are none."""
+    """Bytes of quantised caches of 1, 2 and ``context`` tokens, scales included; None if unsupported."""
     try:
         return [cache_bytes(decoder, n, torch.float32, int(bits)) for n in (1, 2, context)] if bits in BITS else None
-    except BlockError:  # a guest's attention need not quantise
+    except BlockError:  # a plug-in's attention may not quantise
         return None
 
 
@@ -140,9 +140,9 @@ def _training(parameters: int, options: Options) -> dict[str, Any]:
 
 
 def changes(figures: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float]:
-    """Dotted key → how much larger a figure is than the reference's, as a fraction: −0.9334 is 93.34 % less.
+    """Dotted key → relative difference to the reference's figure: −0.9334 is 93.34 % less.
 
-    What was chosen rather than measured, and what has nothing to be compared with, is left out.
+    Settings, and figures without a counterpart, are left out.
     """
     ours, theirs = flat(figures), flat(reference)
     numbers = [key for key in ours if _is_number(ours[key]) and _is_number(theirs.get(key)) and key not in SETTINGS]
@@ -155,7 +155,7 @@ def _is_number(value: Any) -> bool:
 
 
 def document(request: Request, decoders: Sequence[Decoder]) -> dict[str, Any]:
-    """The whole answer as ``--json`` prints it: ``models`` in the order asked for, ``against``, ``changes``."""
+    """The ``--json`` document: ``models`` in the order given, ``against``, ``changes``."""
     usual = usual_context(decoders)
     options = [replace(o, context=o.context or usual) for o in request.options]
     measured = [figures(d, o) for d, o in zip(decoders, options, strict=True)]
@@ -169,10 +169,10 @@ def document(request: Request, decoders: Sequence[Decoder]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Answer a command line.
+    """Run the command.
 
     Raises:
-        ConfigError: whatever is wrong with it or with a model
+        ConfigError: an error in the command line or a model
     """
     if {"-h", "--help"} & set(arguments):
         print(USAGE, end="")

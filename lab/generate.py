@@ -1,4 +1,4 @@
-"""``blockwright generate MODEL --prompt TEXT …``: what a model writes. From Python: lab/writer.py.
+"""``blockwright generate MODEL --prompt TEXT …``: generate text. From Python: lab/writer.py.
 
 ``MODEL`` is a run's folder, a checkpoint or an imported folder.
 """
@@ -45,31 +45,31 @@ def _parser() -> Parser:
 
 
 def read(arguments: Sequence[str]) -> tuple[argparse.Namespace, Request]:
-    """A command line → what is asked.
+    """Parse a command line.
 
     Raises:
-        ConfigError: an unknown option, or a value that cannot be
+        ConfigError: an unknown option, or an invalid value
     """
     words = _parser().parse_args(arguments)
     if not words.prompt and not words.bos:
-        raise ConfigError("--prompt", None, "says what to continue", 'Write --prompt "…", or --bos for none')
+        raise ConfigError("--prompt", None, "is required", 'Write --prompt "…", or --bos for none')
     try:
         sampling = Sampling(words.temperature, words.top_k, words.top_p, words.min_p, words.repetition_penalty)
     except BlockError as error:
         raise at_its_option(error) from None
     if words.max_new_tokens < 1:
-        raise ConfigError("--max-new-tokens", words.max_new_tokens, "counts the tokens to add", "Write 1 or more")
+        raise ConfigError("--max-new-tokens", words.max_new_tokens, "must be at least 1", "Write 1 or more")
     if not 0 <= words.seed < 2**63:
-        raise ConfigError("--seed", words.seed, "is a whole number from 0 to 2^63", "Write e.g. --seed 0")
+        raise ConfigError("--seed", words.seed, "must be a whole number from 0 to 2^63", "Write e.g. --seed 0")
     stops = tuple(words.stop)
     return words, Request(words.max_new_tokens, sampling, stops, words.seed, words.bits, words.bos)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Answer a command line.
+    """Run the command.
 
     Raises:
-        ConfigError: whatever is wrong with it or with the model
+        ConfigError: an error in the command line or the model
     """
     words, request = read(arguments)
     prompts = words.prompt or [""]
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def document(writer: Writer, model: str, prompts: Sequence[str], request: Request) -> dict[str, Any]:
-    """What ``--json`` prints: the request, and for each prompt its ``text``, ``tokens`` and why it ``ended``."""
+    """The ``--json`` document: the request, and for each prompt its ``text``, ``tokens`` and why it ``ended``."""
     found: list[dict[str, Any]] = [{"prompt": prompt, "text": ""} for prompt in prompts]
     for row, piece in writer.stream(prompts, request, lambda i, why, n: found[i].update(tokens=n, ended=why)):
         found[row]["text"] += piece
@@ -92,7 +92,7 @@ def document(writer: Writer, model: str, prompts: Sequence[str], request: Reques
 
 
 def show(writer: Writer, prompts: Sequence[str], request: Request) -> None:
-    """Print prompts and what follows, in their order, a line between two: each piece at once if it is its turn."""
+    """Print prompts and their continuations in order, separated by a line, streaming the current one."""
     waiting = list(prompts)
     over: set[int] = set()
     turn = 0

@@ -1,6 +1,6 @@
-"""Our models in lm-evaluation-harness (extra ``lm_eval``): ``python -m lab.lm_eval --model_args path=RUN --tasks …``.
+"""lm-evaluation-harness (extra ``lm_eval``): ``python -m lab.lm_eval --model_args path=RUN --tasks …``.
 
-``path`` is a run's folder, a checkpoint, or an imported folder; the other options are the harness's own. Left out here:
+``path`` is a run's folder, a checkpoint, or an imported folder; the other options are the harness's own. Not supported:
 several processes, chat templates, and generation of several requests at once.
 """
 
@@ -30,7 +30,7 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
-    rule = f"needs the package lm_eval, which is not installed whole ({error})"
+    rule = f"needs the package lm_eval, which is not installed completely ({error})"
     missing = ConfigError("lab.lm_eval", None, rule, "Install it: pip install 'blockwright[lm_eval]'")
     if __name__ != "__main__":
         raise missing from None
@@ -40,23 +40,23 @@ except ImportError as error:
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the harness's names, by priority
 SAMPLING = tuple(Sampling.__dataclass_fields__)
 GENERATION = {"until", "do_sample", *LENGTHS, *SAMPLING}
-Scored = tuple[tuple[str, str] | None, list[int], list[int]]  # what is asked, tokens of the context, tokens to score
+Scored = tuple[tuple[str, str] | None, list[int], list[int]]  # request, context tokens, tokens to score
 
 
 @register_model("blockwright")
 class Blockwright(TemplateLM):
-    """A decoder of ours as the harness sees a language model.
+    """A decoder as a language model of the harness.
 
     Args:
         path: a run's folder, a *.ckpt, or the OUT of interop.hf import
         batch_size: requests scored at once; ``auto`` is 8
-        max_batch_size: taken for the harness's sake, and not used
-        max_length: longest sequence in tokens; None for the model's own max_positions
-        max_gen_toks: tokens generated at most, where the task does not say
-        dtype: in which to compute
-        device: on which to compute; the harness asks for cuda:0 anywhere, which is the CPU where there is none
-        add_bos_token: whether every context begins with the token that begins a document
-        seed: of what is sampled
+        max_batch_size: ignored; the harness passes it
+        max_length: longest sequence in tokens; None for the model's max_positions
+        max_gen_toks: maximum number of generated tokens, if the task sets none
+        dtype: of the computation
+        device: of the computation; the harness passes cuda:0 by default, replaced by the CPU without a GPU
+        add_bos_token: whether to prepend the token that begins a document to every context
+        seed: of the sampling
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class Blockwright(TemplateLM):
         source = open_source(folder)
         self.words = tokenizer_of(source, folder)
         if dtype not in DTYPES:
-            raise ConfigError("dtype", dtype, "is none to compute in", did_you_mean(dtype, DTYPES))
+            raise ConfigError("dtype", dtype, "is not supported", did_you_mean(dtype, DTYPES))
         usable = device if device and (torch.cuda.is_available() or not device.startswith("cuda")) else "cpu"
         try:
             self._device = torch.device(usable)
         except RuntimeError:
-            raise ConfigError("device", device, "is no device of torch", "Write cpu or cuda:0") from None
+            raise ConfigError("device", device, "is not a device of torch", "Write cpu or cuda:0") from None
         self.decoder = build(source, dtype=getattr(torch, dtype), device=self._device)
         self.max_length = max_length or self.decoder.config["max_positions"]
         self.max_gen_toks, self.seed = max_gen_toks, seed
@@ -101,15 +101,15 @@ class Blockwright(TemplateLM):
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> Blockwright:
-        """The model of ``--model_args``.
+        """Create the model from ``--model_args``.
 
         Raises:
-            ConfigError: at an argument that is none, or when ``path`` is not among them
+            ConfigError: an unknown argument, or no ``path``
         """
         known = [name for name in inspect.signature(cls).parameters if name != "self"]
         for name, value in arg_dict.items():
             if name not in known:
-                raise ConfigError(f"model_args.{name}", value, "is no argument of the model", did_you_mean(name, known))
+                raise ConfigError(f"model_args.{name}", value, "is not a model argument", did_you_mean(name, known))
         if "path" not in arg_dict:
             raise ConfigError("model_args.path", None, "is required", "Write --model_args path=RUN")
         return super().create_from_arg_obj(arg_dict, additional_config)
@@ -121,12 +121,12 @@ class Blockwright(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands in front of a text without a context."""
+        """The token before a text without a context."""
         return self._prefix
 
     @property
     def tokenizer_name(self) -> str:
-        """Tells caches of requests apart."""
+        """Part of the keys of request caches."""
         return f"blockwright-{self.words.fingerprint()[:16]}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
@@ -153,7 +153,7 @@ class Blockwright(TemplateLM):
         return [found[i] for i in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood in nats of whole texts, every token predicted once with as much context as there is room."""
+        """Log-likelihood in nats of whole texts, every token predicted once with the longest possible context."""
         totals = []
         for request in requests:
             tokens = self.words.encode(request.args[0]).tolist()
@@ -165,13 +165,13 @@ class Blockwright(TemplateLM):
 
     @torch.inference_mode()
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """A continuation of each context, up to an end token of the model or the first of the strings that end it."""
+        """A continuation of each context, up to an end token of the model or the first stop string."""
         texts = []
         for request in requests:
             context, settings = request.args
             for key in settings:
                 if key not in GENERATION:
-                    rule = "is no setting of generation here"
+                    rule = "is not a supported generation setting"
                     raise ConfigError(f"generation_kwargs.{key}", settings[key], rule, did_you_mean(key, GENERATION))
             texts.append(self._continue(context, settings))
             self.cache_hook.add_partial("generate_until", request.args, texts[-1])
@@ -194,13 +194,13 @@ class Blockwright(TemplateLM):
         return "".join([*pieces, text.close()])
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """[B,T], padded behind: what a causal model says of a token does not depend on it."""
+        """[B,T], padded on the right, which does not affect a causal model."""
         length = max(map(len, rows))
         return torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], device=self._device)
 
 
 def _count(name: str, value: Any, least: int) -> int:
-    """An option that counts; the command line may leave it as text."""
+    """An integer option; the command line may pass it as text."""
     text = str(value)
     if isinstance(value, bool) or not text.isdecimal() or int(text) < least:
         raise ConfigError(name, value, f"must be a whole number, at least {least}", f"Write e.g. {name}=8")
@@ -208,7 +208,7 @@ def _count(name: str, value: Any, least: int) -> int:
 
 
 def _until(settings: dict[str, Any]) -> list[str]:
-    """The strings that end a text."""
+    """The stop strings of a request."""
     given = settings.get("until")
     until = [given] if isinstance(given, str) else [] if given is None else given
     if not isinstance(until, list | tuple) or not all(isinstance(stop, str) for stop in until):
@@ -218,7 +218,7 @@ def _until(settings: dict[str, Any]) -> list[str]:
 
 
 def _sampling(settings: dict[str, Any]) -> Sampling:
-    """How tokens are drawn: greedily, unless ``do_sample`` or a temperature above 0 asks for more."""
+    """Sampling parameters: greedy, unless ``do_sample`` or a temperature above 0 is set."""
     given = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
     drawn = settings.get("do_sample")
     for name, value in given.items():
@@ -236,14 +236,14 @@ def _sampling(settings: dict[str, Any]) -> Sampling:
 
 
 def _score(logits: Tensor, targets: list[int]) -> tuple[float, bool]:
-    """Logits [n,V] and the n tokens that followed → their log-likelihood, and whether each was the likeliest."""
+    """Logits [n,V] and the n next tokens → their log-likelihood, and whether each was the likeliest."""
     wanted = torch.tensor(targets, device=logits.device)
     nats = logits.log_softmax(-1).gather(1, wanted[:, None]).sum()
     return float(nats), bool((logits.argmax(-1) == wanted).all())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The harness's own command line, which reads ``sys.argv``, with our model as its default.
+    """Run the harness's command line, which reads ``sys.argv``, with this model as its default.
 
     Args:
         arguments: None for those of the process

@@ -1,4 +1,4 @@
-"""A model by its name: a preset, a run, a checkpoint or a file, on the meta device."""
+"""Load a model by name, from a preset, run, checkpoint or file, onto the meta device."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _checkpoint_of(run: Path) -> Path:
 
 
 def _changed(model: Any, overrides: Sequence[str]) -> Any:
-    """A composition that no group chose, with the values that were set on top of it."""
+    """A composition from a file, with values set on top of it."""
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         if not key.startswith("model."):

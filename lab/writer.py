@@ -1,10 +1,10 @@
-"""A model and its tokenizer, writing::
+"""Generate text with a model and its tokenizer::
 
     from lab.writer import Writer
     writer = Writer.open("logs/train/runs/RUN")
     print(writer.write("ROMEO:", 200, temperature=0.8)[0])
 
-Left out: chat templates, a server, several devices.
+Not supported: chat templates, a server, several devices.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 @dataclass(frozen=True)
 class Request:
-    """What to do with every prompt.
+    """Settings of a generation.
 
     Args:
-        new_tokens: how many to add at most; a document that ends sooner ends the text
-        sampling: how they are drawn
-        stops: strings that end a text, and are not part of it; the word of a special token stands for that token
-        seed: prompt i draws from seed + i, so it gives the same text whatever the others are
+        new_tokens: maximum number of new tokens; the end of a document ends a text earlier
+        sampling: sampling parameters
+        stops: strings that end a text, excluded from it; the string of a special token stands for that token
+        seed: prompt i draws from seed + i, so it gives the same text whatever the other prompts are
         bits: of the caches' numbers, 8, 6 or 4; None for exact ones
-        bos: whether every prompt begins with the token that begins a document
+        bos: whether to prepend the token that begins a document to every prompt
     """
 
     new_tokens: int = 200
@@ -51,7 +51,7 @@ class Request:
 
 
 class Writer:
-    """A model and its tokenizer, which says what begins a document (``bos``) and what ends a text (``ends``).
+    """A model and its tokenizer, which has the tokens that begin a document (``bos``) and end a text (``ends``).
 
     Args:
         decoder: in evaluation mode
@@ -63,18 +63,18 @@ class Writer:
 
     @classmethod
     def open(cls, path: str | Path, *, dtype: str = "float32", device: str | None = None) -> Writer:
-        """The model at a place.
+        """Load a model.
 
         Args:
             path: a run's folder, a *.ckpt, or the OUT of interop.hf import
-            dtype: in which to compute
-            device: on which; None for a GPU where there is one
+            dtype: of the computation
+            device: of the computation; None for a GPU if there is one
 
         Raises:
             ConfigError: there is no model, no tokenizer, or no such dtype or device
         """
         if dtype not in DTYPES:
-            raise ConfigError("dtype", dtype, "is none to compute in", did_you_mean(dtype, DTYPES))
+            raise ConfigError("dtype", dtype, "is not supported", did_you_mean(dtype, DTYPES))
         where = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         folder = Path(path)
         if not folder.exists():
@@ -102,7 +102,7 @@ class Writer:
         """Continuations, without their prompts.
 
         Args:
-            prompts: one, or several, which are computed together
+            prompts: one, or several, which are batched
             new_tokens, stops, seed, bits: see ``Request``
             temperature, top_k, top_p, min_p, repetition_penalty: see ``Sampling``
 
@@ -122,14 +122,14 @@ class Writer:
     def stream(
         self, prompts: Sequence[str], request: Request, ended: Callable[[int, str, int], None] | None = None
     ) -> Iterator[tuple[int, str]]:
-        """Pieces of text as they come, each with the number of its prompt.
+        """Yield pieces of text as they come, each with the number of its prompt.
 
         Args:
-            ended: told, when a text has ended, its prompt's number, why (``end`` of the document, ``stop`` or
-                ``length``), and the tokens it took
+            ended: called when a text has ended, with its prompt's number, why (``end`` of the document, ``stop`` or
+                ``length``), and its number of tokens
 
         Raises:
-            ConfigError: at the first piece, for a prompt or a request that cannot be
+            ConfigError: at the first piece, for an invalid prompt or request
         """
         ids = [self.encode(prompt, request.bos) for prompt in prompts]
         texts = [TextStream(self._decode, request.stops) for _ in ids]
@@ -172,23 +172,23 @@ class Writer:
         except BlockError as error:
             raise at_its_option(error) from None
         except NotImplementedError:
-            rule = "an attention of this model has no new_cache, and text is generated through a cache"
+            rule = "an attention of this model has no new_cache, but generation needs a cache"
             raise ConfigError("MODEL", self.decoder.config["attention"], rule, "Give the block a new_cache") from None
 
     def encode(self, prompt: str, bos: bool = False) -> list[int]:
         """The ids of a prompt.
 
         Raises:
-            ConfigError: there are none, the model does not know one, or it has no token that begins a document
+            ConfigError: there are none, one is outside the model's vocabulary, or no token begins a document
         """
         front = [begin(self.words, "--bos", "Leave --bos out, and write a prompt")] if bos else []
         ids = [*front, *self.words.encode(prompt).tolist()]
         if not ids:
             remedy = "Write some text, or begin a document: --bos"
-            raise ConfigError("--prompt", prompt, "is empty, and a model continues at least one token", remedy)
+            raise ConfigError("--prompt", prompt, "is empty, but a model continues at least one token", remedy)
         known = self.decoder.config["vocab_size"]
         if max(ids) >= known:
-            rule = f"the tokenizer gives id {max(ids)}, and the model knows {known}: they are not of one model"
+            rule = f"the tokenizer gives id {max(ids)}, but the model has {known}: they do not belong together"
             raise ConfigError("--prompt", prompt, rule, "Put the tokenizer.json of the model into its folder")
         return ids
 
@@ -225,7 +225,7 @@ def begin(words: Tokenizer, option: str, remedy: str) -> int:
     """The token that begins a document.
 
     Raises:
-        ConfigError: at the option that asks for it: the model has none
+        ConfigError: at ``option``: the model has none
     """
     if words.bos is None:
         rule = "this model has no token that begins a document: none of its files names a bos_token"

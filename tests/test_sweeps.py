@@ -418,7 +418,7 @@ def test_stopped_grid_goes_on_in_processes_of_its_own(
     (sweep / "plan.json").write_text(json.dumps(plan))
     done = lab_sweep("resume", str(sweep), "--workers", "2")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "job 0 goes on: model/attention=mha" in done.stdout and "job 1 begins: model/attention=gqa" in done.stdout
+    assert "job 0 resumes: model/attention=mha" in done.stdout and "job 1 starts: model/attention=gqa" in done.stdout
     assert [row["status"] for row in rows_of(sweep)] == ["completed"] * 2
     assert results_of(sweep / "0")["steps"] > 1 == results_of(sweep / "1")["steps"]
 

@@ -1,4 +1,4 @@
-"""What a race asks of an implementation: a loss to train on, and a cache to decode with."""
+"""The interface of an implementation in a race: a training loss, and decoding with a cache."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Model(ABC):
-    """One implementation, built, with random weights.
+    """One implementation, with random weights.
 
     Attributes:
-        module: the nn.Module that holds the parameters
-        note: a choice that was made among its settings, in words; empty for none
+        module: the nn.Module with the parameters
+        note: the setting chosen by measurement, as text; empty for none
     """
 
     module: Any
@@ -30,7 +30,7 @@ class Model(ABC):
         """Mean next-token loss of [B,T] tokens and targets, as the library's own training computes it."""
 
     def choices(self, decoding: bool = False) -> list[str]:
-        """Settings of the library's own among which the fastest is to be found by trying; none by default."""
+        """The library's settings to try for the fastest; none by default."""
         return []
 
     def choose(self, choice: str) -> None:
@@ -38,13 +38,13 @@ class Model(ABC):
         raise NotImplementedError
 
     def compile(self) -> None:
-        """Put the model under torch.compile."""
+        """Apply torch.compile to the model."""
         self.module.compile()
 
     # ---- decoding ----
 
     def begin(self, batch: int, length: int) -> None:
-        """Make an empty cache with room for ``length`` tokens a row."""
+        """Create an empty cache for ``length`` tokens per row."""
         raise NotImplementedError
 
     def prefill(self, tokens: Tensor) -> Tensor:
@@ -52,20 +52,20 @@ class Model(ABC):
         raise NotImplementedError
 
     def fill(self, context: int) -> None:
-        """Leave the cache as if ``context`` tokens had been read, with random contents: a step costs the same."""
+        """Fill the cache with random values as if ``context`` tokens had been read: a step takes the same time."""
         raise NotImplementedError
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Append one token a row, [B,1]; the logits after it, [B,V]."""
+        """Append one token per row, [B,1]; the logits after it, [B,V]."""
         raise NotImplementedError
 
     def cache_bytes(self) -> int:
-        """Bytes that the cache holds now."""
+        """Bytes of the cache now."""
         raise NotImplementedError
 
 
 def build(contender: Contender, shape: Shape, dtype: str, device: str, seed: int = 0) -> Model:
-    """A contender's model; its library is imported here and nowhere before.
+    """Build a contender's model; only here its library is imported.
 
     Raises:
         ImportError: the library is not installed
@@ -85,6 +85,6 @@ def build(contender: Contender, shape: Shape, dtype: str, device: str, seed: int
 
 
 def random_like(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Random numbers for a cache, one row's worth repeated: filling gigabytes with a generator would take longer."""
+    """Random values for a cache, one row repeated: generating gigabytes would take longer."""
     row = torch.randn(shape[-2:], device=like.device).to(like.dtype)
     return row.expand(shape)

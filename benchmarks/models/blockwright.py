@@ -1,4 +1,4 @@
-"""Our own models, reached as a user reaches them: ``compose``, ``hidden``, ``logits``, ``nll``, ``new_caches``."""
+"""Our own models, through the public interface: ``compose``, ``hidden``, ``logits``, ``nll``, ``new_caches``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Ours(Model):
 
 
 def cache_formula(shape: Shape, family: str, batch: int, length: int, dtype: torch.dtype) -> int:
-    """Bytes that a cache must have: C + R numbers a token a layer for MLA, keys and values of every KV head else."""
+    """Bytes of a cache: C + R numbers per token and layer for MLA, else keys and values of every KV head."""
     head = shape.d_model // shape.n_heads
     heads = shape.kv_heads if family == "mixtral" else shape.n_heads
     numbers = shape.latent + shape.rope if family == "mla_moe" else 2 * heads * head

@@ -1,7 +1,7 @@
-"""transformers, with the configuration that our own export writes for the same composition.
+"""transformers, with the configuration that our export writes for the same composition.
 
-Best settings: SDPA attention, which is also its default, and the experts' implementation that is fastest here:
-``grouped_mm``, its default, or the eager loop.
+Best settings: SDPA attention, also the default, and the fastest experts' implementation here: ``grouped_mm``, the
+default, or the eager loop.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class HuggingFace(Model):
         return self.module(input_ids=tokens, labels=targets, shift_labels=targets, use_cache=False).loss
 
     def choices(self, decoding: bool = False) -> list[str]:
-        few = ["batched_mm"] if decoding else []  # which copies a matrix for each token: for few tokens only
+        few = ["batched_mm"] if decoding else []  # copies a matrix per token: for few tokens only
         return ["grouped_mm", "eager", *few] if self.sparse else []
 
     def choose(self, choice: str) -> None:

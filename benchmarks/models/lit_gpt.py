@@ -1,7 +1,7 @@
 """litgpt, configured by its own ``Config``.
 
-It knows no uncompressed queries beside latent attention: its query latent is as wide as makes the parameters equal. Its
-sigmoid gate needs groups: two, both of which are kept, which is no limit.
+It does not support uncompressed queries with latent attention: its query latent is as wide as makes the parameter
+counts equal. Its sigmoid gate needs groups: two, both kept, which is no restriction.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def configuration(shape: Shape, contender: Contender) -> Any:
 
 
 def query_latent(shape: Shape) -> int:
-    """Width of a query latent whose two matrices hold what one from d_model does, to a multiple of 8."""
+    """Width of a query latent with as many parameters as a direct projection from d_model, a multiple of 8."""
     queries = shape.n_heads * (shape.nope + shape.rope)
     return 8 * math.floor(shape.d_model * queries / (shape.d_model + queries) / 8 + 0.5)
 

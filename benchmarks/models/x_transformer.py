@@ -1,4 +1,4 @@
-"""x-transformers' decoder with the options that make it a Llama. Trained only: it is in no race of decoding."""
+"""x-transformers' decoder with the options of a Llama. For training races only."""
 
 from __future__ import annotations
 

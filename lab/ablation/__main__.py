@@ -45,7 +45,7 @@ OWN = ("seeds", "tokens", "workers", "lr", "metric", "direction", "baseline", *d
 
 @dataclass(frozen=True)
 class Request:
-    """A command line, read and checked."""
+    """A parsed and validated command line."""
 
     name: str
     changes: dict[str, Any]
@@ -54,28 +54,28 @@ class Request:
 
 
 def read(arguments: Sequence[str]) -> Request:
-    """A command line → what is asked.
+    """Parse a command line.
 
     Raises:
-        ConfigError: no name, an unknown flag, a word that is no KEY=VALUE
+        ConfigError: no name, an unknown flag, an argument that is not KEY=VALUE
     """
     given = read_arguments(arguments, options=OWN, flags=("--plan-only",), n_names=1)
     if not given.names:
-        raise ConfigError("NAME", None, "says which ablation", f"Known: {', '.join(definition.names())}")
+        raise ConfigError("NAME", None, "must name an ablation", f"Known: {', '.join(definition.names())}")
     name = given.names[0]
     for word in given.overrides:
         key = word.partition("=")[0].lstrip("+~")
         if "." not in key and "/" not in key and key in definition.KNOWN:
             remedy = f"Copy {name.removesuffix('.yaml')}.yaml"
-            raise ConfigError(key, word.partition("=")[2], "is changed in the file of the ablation", remedy)
+            raise ConfigError(key, word.partition("=")[2], "can only be changed in the ablation's file", remedy)
         if key == "seed" or key.startswith("hydra."):
             remedy = "Write seeds=[7] for a seed of your own" if key == "seed" else "Leave it out"
-            raise ConfigError(key, word.partition("=")[2], "is set by the ablation, for each job", remedy)
+            raise ConfigError(key, word.partition("=")[2], "is set by the ablation for each job", remedy)
     return Request(name, given.options, given.overrides, "--plan-only" in given.flags)
 
 
 def plan_table(plan: Plan) -> Table:
-    """What is going to run: each arm with what was matched, its jobs and their tokens."""
+    """The planned arms, with what was matched, their jobs and tokens."""
     jobs = {one.arm.name: sum(job["arm"] == one.arm.name for job in plan.jobs) for one in plan.arms}
     tokens = [f"{jobs[name] * of:,}" if of is not None else "by epochs" for name, of in plan.tokens.items()]
     more = {"jobs": [str(jobs[one.arm.name]) for one in plan.arms], "tokens": tokens}
@@ -85,20 +85,20 @@ def plan_table(plan: Plan) -> Table:
 def _list() -> None:
     table = Table(box=box.SIMPLE_HEAD, highlight=False)
     table.add_column("python -m lab.ablation", no_wrap=True)
-    table.add_column("what it looks at")
+    table.add_column("what it compares")
     for name in definition.names():
         table.add_row(Text(name), Text(definition.about(name)))
     show(table)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Answer a command line.
+    """Run the command.
 
     Returns:
-        0 when all jobs have ended, well or badly; 75 when stopped by a signal
+        0 when all jobs have ended, with or without success; 75 when stopped by a signal
 
     Raises:
-        ConfigError: whatever is wrong with it, with the definition or with an arm
+        ConfigError: an error in the command line, the definition or an arm
     """
     if {"-h", "--help"} & set(arguments):
         print(USAGE, end="")
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
     d = plan.definition
     show(plan_table(plan))
     steps = f"{plan.steps:,} steps of {plan.tokens_per_step:,} tokens each" if plan.steps > 0 else "steps by epochs"
-    steps += "" if len(set(plan.tokens.values())) == 1 else " in the baseline, and other tokens in some arms"
+    steps += "" if len(set(plan.tokens.values())) == 1 else " in the baseline, but different in some arms"
     print(f"{len(plan.jobs)} jobs, {steps}, {d.workers} at a time; compared by {d.metric}", flush=True)
     directory = Path(plan.log_dir) / "ablation" / d.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
     try:

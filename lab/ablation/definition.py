@@ -1,6 +1,6 @@
-"""What an ablation is: arms, a baseline, what they are made equal in, seeds and tokens, read from conf/ablation.
+"""The definition of an ablation: arms, baseline, budget, seeds and tokens, read from conf/ablation.
 
-A definition is data. Its overrides are in Hydra's grammar, as train.py takes them.
+A definition is data. Its overrides use Hydra's grammar, as in train.py.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ MAX_ARMS, MAX_SEEDS = 1000, 1000
 
 @dataclass(frozen=True)
 class ArmSpec:
-    """An arm as written.
+    """An arm as written in the definition.
 
     Args:
-        overrides: what makes it, on top of ``base``
-        match: how this one is matched, where that is not the ablation's way
-        target: what its budget is to be, where that is not the baseline's
+        overrides: define it, on top of ``base``
+        match: how it is matched, if not as the ablation's other arms
+        target: its budget, if not the baseline's
     """
 
     overrides: tuple[str, ...]
@@ -52,18 +52,18 @@ class Definition:
     """An ablation.
 
     Args:
-        name: of its file
-        about: the claim it looks at, in a line
+        name: of the definition's file
+        about: the claim it tests, in one line
         base: overrides common to all arms
-        baseline: the arm that the others are compared with and made equal to
+        baseline: the arm that the others are compared with and matched to
         arms: name → arm, in order
-        budget: what arms are made equal in; None: nothing
-        seeds: one job for each, of each arm and learning rate
-        tokens: that a job trains on; None: as trainer.max_steps says
-        lr: peak learning rates that every arm is tried at; None: the one that is composed
-        metric: what is compared
+        budget: what arms are matched in; None: nothing
+        seeds: one job per seed, arm and learning rate
+        tokens: training tokens per job; None: by trainer.max_steps
+        lr: peak learning rates to try for every arm; None: the composed one
+        metric: the compared figure
         direction: ``minimize`` or ``maximize``
-        workers: jobs at a time
+        workers: parallel jobs
     """
 
     name: str
@@ -81,24 +81,24 @@ class Definition:
 
 
 def names() -> list[str]:
-    """Of the ablations in conf/ablation."""
+    """Names of the ablations in conf/ablation."""
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))
 
 
 def about(name: str) -> str:
-    """What an ablation looks at, in a line."""
+    """The claim that an ablation tests, in one line."""
     return str(_written(name).get("about", ""))
 
 
 def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
-    """An ablation by its name, or by the path of a YAML file.
+    """Read an ablation by name, or from a YAML file.
 
     Args:
         name: of a file in conf/ablation, or a path
-        changes: keys of the definition that were given on the command line, which count instead of the file's
+        changes: keys of the definition from the command line, which override the file's
 
     Raises:
-        ConfigError: there is none, or something in it cannot be
+        ConfigError: it does not exist, or is invalid
     """
     written = {**_written(name), **(changes or {})}
     budget = dict(_mapping("budget", written.get("budget") or {}, OF_BUDGET))
@@ -112,13 +112,13 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
     arms, usual = _arms(written, budget)
     baseline = written.get("baseline", usual)
     if baseline is None:
-        raise ConfigError("baseline", None, "the other arms are compared with one", f"Name one: {', '.join(arms)}")
-    baseline = str(baseline)  # names of arms are text, though YAML reads 1 as a number and off as no
+        raise ConfigError("baseline", None, "the other arms are compared with it", f"Name one: {', '.join(arms)}")
+    baseline = str(baseline)  # names are text, but YAML reads 1 as a number and off as false
     if baseline not in arms:
-        raise ConfigError("baseline", baseline, "is the name of an arm", did_you_mean(baseline, arms))
+        raise ConfigError("baseline", baseline, "must be the name of an arm", did_you_mean(baseline, arms))
     direction = written.get("direction", "minimize")
     if direction not in DIRECTIONS:
-        raise ConfigError("direction", direction, "is minimize or maximize", did_you_mean(direction, DIRECTIONS))
+        raise ConfigError("direction", direction, "must be minimize or maximize", did_you_mean(direction, DIRECTIONS))
     return Definition(
         name=Path(name).stem,
         about=str(written.get("about", "")),
@@ -131,7 +131,7 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
         lr=_rates(written.get("lr")),
         metric=_text("metric", written.get("metric", "val/loss")),
         direction=direction,
-        workers=whole("workers", written.get("workers", 1), 1, "counts jobs at a time"),
+        workers=whole("workers", written.get("workers", 1), 1, "is the number of parallel jobs"),
     )
 
 
@@ -146,17 +146,17 @@ def _written(name: str) -> dict[str, Any]:
     try:
         text = read_text(file, "NAME")
         if not isinstance(plain := yaml.safe_load(text) or {}, dict):
-            raise ConfigError(str(file), plain, "is a mapping", f"Its keys are: {', '.join(KNOWN)}")
+            raise ConfigError(str(file), plain, "must be a mapping", f"Its keys are: {', '.join(KNOWN)}")
         written = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", error))
         where = f"{file}:{mark.line + 1}" if mark else str(file)
-        twice = "two arms cannot have one name" if "duplicate" in problem else "mend that line"
+        twice = "two arms cannot have one name" if "duplicate" in problem else "fix that line"
         raise ConfigError(
-            where, "…", f"is no YAML ({problem})", f"Quote what holds braces or colons; {twice}"
+            where, "…", f"is not YAML ({problem})", f"Quote what holds braces or colons; {twice}"
         ) from None
     except OmegaConfBaseException as error:
-        raise ConfigError(str(file), "…", str(error).splitlines()[0], "Mend the file") from None
+        raise ConfigError(str(file), "…", str(error).splitlines()[0], "Correct the file") from None
     assert isinstance(written, dict)
     return {str(key): value for key, value in written.items()}
 
@@ -166,25 +166,25 @@ def _match(budget: Mapping[str, Any]) -> Match | None:
         return None
     for key in ("match", "by"):
         if budget.get(key) is None:
-            rule = "a budget says in what arms are made equal, and by what"
+            rule = "is required: a budget has the matched figure and the knob"
             raise ConfigError(f"budget.{key}", None, rule, "Write budget: {match: params, by: d_ff, tol: 0.005}")
     return Match(str(budget["match"]), str(budget["by"]), number("tol", budget.get("tol", TOL)))
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
-    """A number of them, or the seeds themselves."""
+    """A number of seeds, or the seeds themselves."""
     if isinstance(value, str) and "," in value:
         value = value.strip("[] ").split(",")
     if not isinstance(value, list):
-        count = whole("seeds", value, 1, "says how many seeds there are")
+        count = whole("seeds", value, 1, "is the number of seeds")
         if count > MAX_SEEDS:
-            raise ConfigError("seeds", value, f"are at most {MAX_SEEDS}", "To name one seed, write seeds=[1234]")
+            raise ConfigError("seeds", value, f"must be at most {MAX_SEEDS}", "To name one seed, write seeds=[1234]")
         return tuple(range(count))
-    seeds = tuple(whole("seeds", seed, 0, "lists whole numbers") for seed in value)
+    seeds = tuple(whole("seeds", seed, 0, "must list whole numbers") for seed in value)
     for seed in seeds:
         check_seed(seed, "seeds")
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError("seeds", value, "lists one seed or more, none twice", "Write seeds=3 or seeds=[0,1,2]")
+        raise ConfigError("seeds", value, "must list at least one seed, each once", "Write seeds=3 or seeds=[0,1,2]")
     return seeds
 
 
@@ -194,20 +194,20 @@ def _rates(value: Any) -> tuple[float, ...] | None:
     given = value.strip("[] ").split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
     rates = tuple(number("lr", rate) for rate in given)
     if not rates or len(set(rates)) < len(rates) or not all(rate > 0 for rate in rates):
-        raise ConfigError("lr", value, "lists learning rates above 0, none twice", "Write lr=[0.005,0.01]")
+        raise ConfigError("lr", value, "must list learning rates above 0, each once", "Write lr=[0.005,0.01]")
     return rates
 
 
 def _text(key: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise ConfigError(key, value, "is text", f"Write e.g. {key}=val/loss")
+        raise ConfigError(key, value, "must be text", f"Write e.g. {key}=val/loss")
     return value
 
 
 def _mapping(key: str, value: Any, known: Sequence[str] | None = None) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         keys = ", ".join(known) if known else "names"
-        raise ConfigError(key, value, "is a mapping", f"Its keys are {keys}")
+        raise ConfigError(key, value, "must be a mapping", f"Its keys are {keys}")
     for inner in value:
         if known is not None and inner not in known:
             raise ConfigError(f"{key}.{inner}", value[inner], f"{key} has no such key", did_you_mean(inner, known))
@@ -217,7 +217,7 @@ def _mapping(key: str, value: Any, known: Sequence[str] | None = None) -> Mappin
 def _overrides(key: str, value: Any) -> tuple[str, ...]:
     listed = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
-        rule = "is a list of overrides, as train.py takes them"
+        rule = "must be a list of overrides, as for train.py"
         raise ConfigError(key, value, rule, "Write [model/attention=gqa, optimizer.lr=0.01]; quote what holds braces")
     return tuple(listed)
 
@@ -226,7 +226,7 @@ def _overrides(key: str, value: Any) -> tuple[str, ...]:
 
 
 def _arms(written: Mapping[str, Any], budget: Mapping[str, Any]) -> tuple[dict[str, ArmSpec], str | None]:
-    """All arms, and the one that is the baseline unless another is named."""
+    """All arms, and the baseline unless another is named."""
     sources = [_explicit(written.get("arms") or {}, budget)]
     sources += [_generated(kind, written[kind]) for kind in GENERATORS if written.get(kind)]
     arms: dict[str, ArmSpec] = {}
@@ -235,10 +235,10 @@ def _arms(written: Mapping[str, Any], budget: Mapping[str, Any]) -> tuple[dict[s
             raise ConfigError("arms", name, "two arms have this name", "Rename one")
         arms[name] = arm
     if len(arms) < 2:
-        rule = f"has {len(arms)} arms, and a comparison needs two"
+        rule = f"has {len(arms)} arms, but a comparison needs two"
         raise ConfigError("arms", ", ".join(arms), rule, "Write arms: {mha: [model/attention=mha], …}")
     if len(arms) > MAX_ARMS:
-        raise ConfigError("arms", len(arms), f"are at most {MAX_ARMS}", "Take values out of the grid")
+        raise ConfigError("arms", len(arms), f"must be at most {MAX_ARMS}", "Remove values from the grid")
     return arms, next((next(iter(source)) for source in sources[1:] if source), None)
 
 
@@ -250,7 +250,7 @@ def _explicit(arms: Any, budget: Mapping[str, Any]) -> dict[str, ArmSpec]:
         match = _match({**budget, **own}) if own else None
         target = None if spec.get("target") is None else number(f"arms.{name}.target", spec["target"])
         if target is not None and not (target > 0 and (match or budget)):
-            rule = "is what the budget of this arm is to be, above 0"
+            rule = "is the budget of this arm, so it must be above 0"
             raise ConfigError(f"arms.{name}.target", target, rule, "Write it beside budget: {match: params, by: d_ff}")
         found[str(name)] = ArmSpec(_overrides(f"arms.{name}", spec.get("overrides")), match, target)
     return found
@@ -265,13 +265,13 @@ def _grid(groups: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Every combination of values: ``{model/attention: [mha, gqa], model/norm: [rmsnorm, layernorm]}`` makes four."""
     for key, values in groups.items():
         if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
-            raise ConfigError(f"grid.{key}", values, "lists values, none twice", "Write model/attention: [mha, gqa]")
+            raise ConfigError(f"grid.{key}", values, "must list values, each once", "Write model/attention: [mha, gqa]")
     combinations = itertools.product(*([(key, _in_hydra(value)) for value in values] for key, values in groups.items()))
     return {"+".join(v for _, v in chosen): tuple(f"{k}={v}" for k, v in chosen) for chosen in combinations}
 
 
 def _in_hydra(value: Any) -> str:
-    """A value of YAML in the grammar of overrides."""
+    """A YAML value in Hydra's override grammar."""
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_in_hydra(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
@@ -280,7 +280,7 @@ def _in_hydra(value: Any) -> str:
 
 
 def _leave_one_out(recipe: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """All changes of a recipe at once, the baseline; and for each, all others."""
+    """All changes of a recipe at once, the baseline; and for each change, all others."""
     steps = {str(name): _overrides(f"leave_one_out.{name}", value) for name, value in recipe.items()}
     arms = {"everything": tuple(itertools.chain.from_iterable(steps.values()))}
     for left_out in steps:
@@ -290,7 +290,7 @@ def _leave_one_out(recipe: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def _staircase(recipe: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Nothing, the baseline; then the changes one after another, each on top of those before."""
+    """No changes, the baseline; then the changes cumulatively, one after another."""
     arms: dict[str, tuple[str, ...]] = {"start": ()}
     so_far: tuple[str, ...] = ()
     for name, value in recipe.items():

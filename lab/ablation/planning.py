@@ -1,4 +1,4 @@
-"""An ablation → its plan: every arm composed, checked and matched, every job listed. Nothing is started here."""
+"""Plan an ablation: compose, check and match every arm, and list every job. Nothing is started here."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ STEPS = "trainer.max_steps"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is going to run.
+    """The arms and jobs of an ablation.
 
     Args:
-        definition: it comes from
-        arms: matched
-        jobs: as they stand in plan.json
-        steps: optimizer steps of a job of the baseline; -1 where epochs are counted
-        tokens_per_step: of one optimizer step of the baseline, over all processes
-        tokens: arm → that each of its jobs trains on; None where epochs are counted
-        log_dir: below which runs leave their folders
+        definition: where it comes from
+        arms: after matching
+        jobs: as in plan.json
+        steps: optimizer steps per job of the baseline; -1 if epochs are counted
+        tokens_per_step: tokens per optimizer step of the baseline, over all processes
+        tokens: arm → training tokens per job; None if epochs are counted
+        log_dir: parent of the runs' folders
     """
 
     definition: Definition
@@ -41,10 +41,10 @@ class Plan:
     log_dir: str
 
     def as_plain(self, command: Sequence[str]) -> dict[str, Any]:
-        """As plan.json holds it.
+        """In the format of plan.json.
 
         Args:
-            command: that made it
+            command: the command that made it
         """
         d = self.definition
         return {
@@ -64,19 +64,19 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
     """Plan an ablation.
 
     Args:
-        definition: what it is
-        overrides: for all arms, after ``base`` and before what makes an arm: what is ablated stays ablated
+        definition: the ablation
+        overrides: for all arms, after ``base`` and before those of an arm, which take precedence
 
     Raises:
         ConfigError: an arm cannot be composed, built or matched, or would not be accepted by train.py
     """
     steps, tokens_per_step, log_dir = _lengths(definition, overrides)
-    told = [f"task_name={quoted(definition.name)}", *definition.base]
+    base = [f"task_name={quoted(definition.name)}", *definition.base]
     composed = {}
     for name, spec in definition.arms.items():
-        composed[name] = _composed(name, [*told, *steps, *overrides, *spec.overrides])
-        if steps and (own := _tokens_per_step(composed[name][1])) != tokens_per_step:  # its batches are of another size
-            composed[name] = _composed(name, [*told, *_steps(definition, own, name), *overrides, *spec.overrides])
+        composed[name] = _composed(name, [*base, *steps, *overrides, *spec.overrides])
+        if steps and (own := _tokens_per_step(composed[name][1])) != tokens_per_step:  # another batch size
+            composed[name] = _composed(name, [*base, *_steps(definition, own, name), *overrides, *spec.overrides])
     arms = [arm for arm, _ in composed.values()]
     targets = {name: spec.target for name, spec in definition.arms.items() if spec.target is not None}
     ways = {name: spec.match for name, spec in definition.arms.items() if spec.match is not None}
@@ -93,7 +93,7 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
     }
     _refuse_alike(final)
     for lr, rate in _rates(definition):
-        if lr is not None:  # an optimizer may take none, or not this one
+        if lr is not None:  # an optimizer may take no lr, or not this one
             _composed(sized[0].arm.name, [*sized[0].overrides, *rate])
     _refuse_unmeasured(definition, final)
     base, tokens = final[definition.baseline], {name: _tokens(plain) for name, plain in final.items()}
@@ -101,7 +101,7 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
 
 
 def _composed(name: str, overrides: Sequence[str]) -> tuple[Arm, dict[str, Any]]:
-    """An arm, and its whole configuration as train.py would check it before a job."""
+    """An arm, and its whole configuration as checked by train.py."""
     with named(name):
         config = compose_config(overrides, output_dir=".")
         plain = check(config)
@@ -109,28 +109,28 @@ def _composed(name: str, overrides: Sequence[str]) -> tuple[Arm, dict[str, Any]]
 
 
 def _refuse_alike(final: dict[str, dict[str, Any]]) -> None:
-    """Refuse two arms that are one."""
+    """Refuse two arms with the same configuration."""
     seen: dict[str, str] = {}
     for name, plain in final.items():
         if (same := seen.setdefault(repr(plain), name)) != name:
             rule = f"is the same as arm {same}, so it would compare nothing"
-            raise ConfigError("arms", name, rule, "Change one of them, or take it out")
+            raise ConfigError("arms", name, rule, "Change one of them, or remove it")
 
 
 def _refuse_unmeasured(definition: Definition, final: dict[str, dict[str, Any]]) -> None:
-    """Refuse to compare by a figure that not every arm measures."""
+    """Refuse a metric that some arm does not measure."""
     for name, plain in final.items():
         with named(name):
             figures.refuse_unmeasured("metric", definition.metric, plain)
 
 
 def _rates(definition: Definition) -> list[tuple[float | None, list[str]]]:
-    """Learning rates and the overrides that set them."""
+    """Learning rates with the overrides that set them."""
     return [(None, [])] if definition.lr is None else [(lr, [f"optimizer.lr={lr!r}"]) for lr in definition.lr]
 
 
 def _lengths(definition: Definition, overrides: Sequence[str]) -> tuple[list[str], int, str]:
-    """The override that makes a job see its tokens, tokens of a step, and where logs go."""
+    """The override for the number of steps, tokens per step, and the log folder."""
     config = compose_config([*definition.base, *overrides])
     per_step = _tokens_per_step(config)
     if definition.tokens is None or any(o.lstrip("+").startswith(f"{STEPS}=") for o in overrides):
@@ -139,7 +139,7 @@ def _lengths(definition: Definition, overrides: Sequence[str]) -> tuple[list[str
 
 
 def _steps(definition: Definition, per_step: int, arm: str = "") -> list[str]:
-    """The override that makes a job see the definition's tokens."""
+    """The override that makes a job train on the definition's tokens."""
     tokens = definition.tokens or 0
     if tokens < per_step:
         of = f" of arm {arm}" if arm else ""

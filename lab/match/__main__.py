@@ -1,4 +1,4 @@
-"""``blockwright match SWEEP match=BUDGET by=KNOB``: arms of a comparison, sized to cost the same.
+"""``blockwright match SWEEP match=BUDGET by=KNOB``: size the arms of a comparison to equal cost.
 
 Nothing is trained and nothing allocated: everything is measured on the meta device.
 """
@@ -36,10 +36,10 @@ the overrides that make each arm.
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Answer a command line.
+    """Run the command.
 
     Raises:
-        ConfigError: whatever is wrong with it or with an arm, or an arm that cannot be matched
+        ConfigError: an error in the command line or an arm, or an arm that cannot be matched
     """
     if {"-h", "--help"} & set(arguments):
         print(USAGE, end="")

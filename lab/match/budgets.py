@@ -1,6 +1,6 @@
-"""The four budgets that arms are matched in, measured on the meta device: right for blocks that nobody here has seen.
+"""The four budgets for matching arms, measured on the meta device: correct for unknown plug-in blocks too.
 
-Left out: activations, time, and whatever a kernel saves (blocks/cost.py says how FLOPs are counted).
+Left out: activations, time, and savings of kernels (blocks/cost.py describes how FLOPs are counted).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Figures:
-    """What a model costs.
+    """Cost of a model.
 
     Args:
-        params: parameters, all of them
-        active_params: those that one token passes, embedding and head included
-        flops: of training, for one token of a sequence of the length that it was measured at
-        cache_bytes: that one more token adds to the cache, fp32; None where an attention has no cache
+        params: all parameters
+        active_params: those that one token uses, embedding and head included
+        flops: of training, per token of a sequence of the measured length
+        cache_bytes: added to the cache per token, fp32; None if an attention has no cache
     """
 
     params: int
@@ -42,11 +42,11 @@ class Figures:
 
 
 def measure(model: Mapping[str, Any] | Decoder, context: int) -> Figures:
-    """All four figures.
+    """Measure all four figures.
 
     Args:
         model: the composition, as plain types, or its decoder on the meta device
-        context: T, tokens of the sequence that FLOPs are counted for
+        context: T, sequence length for FLOPs
 
     Raises:
         ConfigError: it cannot be built
@@ -57,7 +57,7 @@ def measure(model: Mapping[str, Any] | Decoder, context: int) -> Figures:
 
 
 def measure_one(model: Mapping[str, Any] | Decoder, budget: str, context: int) -> float | None:
-    """One of them, for which a search asks often; arguments and refusals as of ``measure``."""
+    """Measure one figure, for a search; arguments and errors as in ``measure``."""
     decoder = model if isinstance(model, Decoder) else compose(model, device="meta")
     ways: dict[str, Callable[[], float | None]] = {
         "params": lambda: sum(count_families(decoder).values()),
@@ -69,7 +69,7 @@ def measure_one(model: Mapping[str, Any] | Decoder, budget: str, context: int) -
 
 
 def residuals(figures: Figures, goal: Mapping[str, float | None]) -> dict[str, float | None]:
-    """How much larger each figure is than the goal's, as a fraction; None where there is nothing to compare."""
+    """Relative excess of each figure over the goal's; None if there is nothing to compare."""
     found: dict[str, float | None] = {}
     for budget in BUDGETS:
         ours, theirs = getattr(figures, budget), goal.get(budget)
@@ -84,6 +84,6 @@ def _flops(decoder: Decoder, context: int) -> float:
 def _cache(decoder: Decoder) -> int | None:
     try:
         one, two = (cache_bytes(decoder, length, torch.float32) for length in (1, 2))
-    except NotImplementedError:  # a guest's attention need not have a cache
+    except NotImplementedError:  # a plug-in's attention may have no cache
         return None
     return two - one

@@ -1,13 +1,13 @@
-"""What an arm can be sized by, and where that stands in its composition.
+"""Knobs: the numbers by which an arm can be sized, and their places in its composition.
 
-``d_ff``     widths of the feed-forward blocks that every token passes: dense ones, and shared experts. All move by the
-             same amount, so each layer gives back what its own attention took: parameters, active parameters and
+``d_ff``     widths of the feed-forward blocks that every token uses: dense ones, and shared experts. All change by the
+             same amount, so each layer compensates for its own attention: parameters, active parameters and
              FLOPs then match at once.
 ``d_expert`` width of one routed expert. Shared experts keep their ratio to it: two experts' worth stays two.
-``n_experts`` routed experts; how many a token visits stays.
-``d_model``  width of the residual stream. Widths that are written stay; those derived from it (a head's) follow.
+``n_experts`` routed experts; the number per token stays.
+``d_model``  width of the residual stream. Explicit widths stay; those derived from it (a head's) follow.
 ``n_layers`` depth. A layout that names layers one by one allows few depths.
-A dotted path (``model.attention.n_kv_heads``) is a knob too: that number alone.
+A dotted path (``model.attention.n_kv_heads``) is a knob too, for that number alone.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from lab.match.search import LARGEST
 from registry import ConfigError
 
 KNOBS = ("d_ff", "d_model", "n_layers", "n_experts", "d_expert")
-WIDTHS = (64, 32, 16, 8, 4, 2, 1)  # what a matrix multiplication likes, coarsest first
+WIDTHS = (64, 32, 16, 8, 4, 2, 1)  # efficient for matrix multiplication, coarsest first
 COUNTS = (8, 4, 2, 1)
 MULTIPLES = {"d_ff": WIDTHS, "d_expert": WIDTHS, "d_model": WIDTHS, "n_experts": COUNTS, "n_layers": (1,)}
-MOST = {"n_layers": 1024, "n_experts": 2**16}  # each layer is built to be measured, if on the meta device
+MOST = {"n_layers": 1024, "n_experts": 2**16}  # each layer is built (on the meta device) to be measured
 WANTS = {
     "d_ff": "a dense ffn or a shared expert with a d_ff",
     "d_expert": "experts with a d_ff, in an ffn that has experts",
@@ -40,11 +40,11 @@ Keys = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Place:
-    """A number in a composition.
+    """The place of a number in a composition.
 
     Args:
-        keys: from the model's node to it
-        value: what it is
+        keys: path from the model's node
+        value: its current value
     """
 
     keys: Keys
@@ -57,14 +57,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Knob:
-    """Numbers that are turned as one.
+    """Numbers that change together.
 
     Args:
-        name: as it is asked for
-        places: the first is the one that is searched over
-        together: whether the others move by as much, or in proportion
-        multiples: what the first may be a multiple of, coarsest first
-        largest: what the first may be at most
+        name: as on the command line
+        places: the search varies the first
+        together: whether the others change by the same amount, or in proportion
+        multiples: allowed multiples of the first, coarsest first
+        largest: maximum of the first
     """
 
     name: str
@@ -78,7 +78,7 @@ class Knob:
         return self.places[0].value
 
     def at(self, value: int) -> dict[Keys, int]:
-        """Where each number is when the first is ``value``; the others are rounded to its own multiple, up to 64."""
+        """All numbers when the first is ``value``; the others are rounded to its own multiple, up to 64."""
         unit, moved = math.gcd(value, 64), {}
         for place in self.places:
             by_as_much = place.value + value - self.value
@@ -88,14 +88,14 @@ class Knob:
 
 
 def find(model: Mapping[str, Any], name: str) -> Knob:
-    """The knob of that name in a composition.
+    """Find a knob in a composition.
 
     Args:
-        model: as ``blocks.compose.check`` gives it
-        name: of ``KNOBS``, or a dotted path to a number
+        model: from ``blocks.compose.check``
+        name: one of ``KNOBS``, or a dotted path to a number
 
     Raises:
-        ConfigError: there is no such knob, or this model has none
+        ConfigError: there is no such knob, or the model does not have it
     """
     if name in ("d_model", "n_layers"):
         return Knob(name, (Place((name,), model[name]),), "by as much", MULTIPLES[name], MOST.get(name, LARGEST))
@@ -103,12 +103,12 @@ def find(model: Mapping[str, Any], name: str) -> Knob:
         places = _places(model, name)
         if not places:
             has = ", ".join(knobs_of(model))
-            raise ConfigError("by", name, f"needs {WANTS[name]}, and this arm has none", f"It has: {has}")
+            raise ConfigError("by", name, f"needs {WANTS[name]}, but this arm has none", f"It has: {has}")
         together: Literal["by as much", "in proportion"] = "by as much" if name == "d_ff" else "in proportion"
         return Knob(name, _with_values(model, places), together, MULTIPLES[name], MOST.get(name, LARGEST))
     if not name.startswith("model."):
         remedy = f"{registry.did_you_mean(name, KNOBS)}, or a dotted path such as model.ffn.d_ff"
-        raise ConfigError("by", name, "is no knob to size an arm by", remedy)
+        raise ConfigError("by", name, "is not a knob", remedy)
     return _dotted(model, name)
 
 
@@ -118,7 +118,7 @@ def knobs_of(model: Mapping[str, Any]) -> list[str]:
 
 
 def changed(model: Mapping[str, Any], settings: Mapping[Keys, int]) -> dict[str, Any]:
-    """The composition with numbers set; a block that stands there as a bare name becomes a node."""
+    """The composition with numbers set; a block written as a bare name becomes a node."""
     copied = copy.deepcopy(dict(model))
     for keys, value in settings.items():
         node: Any = copied
@@ -147,12 +147,12 @@ def _dotted(model: Mapping[str, Any], name: str) -> Knob:
     elif isinstance(node, int) and not isinstance(node, bool) and node > 0:
         place = Place(tuple(keys), node)
     else:
-        raise ConfigError("by", name, f"is {node!r} in this arm, and a knob is a whole number above 0", "Name another")
+        raise ConfigError("by", name, f"is {node!r} in this arm, but a knob is a whole number above 0", "Name another")
     multiples = WIDTHS if str(keys[-1]).startswith("d_") else (1,)
     return Knob(name, (place,), "by as much", multiples)
 
 
-# --- where they stand -------------------------------------------------------------------------------------------------
+# --- finding their places --------------------------------------------------------------------------------------------
 
 
 def _places(model: Mapping[str, Any], name: str) -> list[tuple[Keys, int | None]]:
@@ -170,7 +170,7 @@ def _places(model: Mapping[str, Any], name: str) -> list[tuple[Keys, int | None]
 
 
 def _nodes(model: Mapping[str, Any], kind: str) -> Iterator[tuple[Keys, Any]]:
-    """Every node of a kind: the model's own, its variants', its overrides'."""
+    """Every node of a kind: the model's own, its variants' and its overrides'."""
     if model.get(kind) is not None:
         yield (kind,), model[kind]
     for name, node in ((model.get("variants") or {}).get(kind) or {}).items():
@@ -181,7 +181,7 @@ def _nodes(model: Mapping[str, Any], kind: str) -> Iterator[tuple[Keys, Any]]:
 
 
 def _dense(keys: Keys, node: Any) -> Iterator[tuple[Keys, int | None]]:
-    """Widths in a feed-forward node: its own, and those of the feed-forward blocks in it."""
+    """Widths in a feed-forward node: its own, and those of nested feed-forward blocks."""
     if _has_width("ffn", node):
         yield _number("ffn", keys, node, "d_ff")
     for child, kind in _children(node).items():
@@ -201,12 +201,12 @@ def _parameters(kind: str, node: Any) -> Mapping[str, Any]:
 
 
 def _children(node: Any) -> dict[str, str]:
-    """Parameter → kind, of what a feed-forward node is made with."""
+    """Parameter → kind, of the children of a feed-forward node."""
     return {name: p.child for name, p in _parameters("ffn", node).items() if p.child}
 
 
 def _number(kind: str, keys: Keys, node: Any, name: str) -> tuple[Keys, int | None]:
-    """Where it stands, and what it is; None where the block chooses for itself."""
+    """Its place and value; None if the block computes a default."""
     written = {} if isinstance(node, str) else node
     parameter = _parameters(kind, node).get(name)
     return (*keys, name), written.get(name, None if parameter is None or parameter.required else parameter.default)
@@ -217,10 +217,10 @@ def _with_values(model: Mapping[str, Any], places: list[tuple[Keys, int | None]]
 
 
 def _default(model: Mapping[str, Any], keys: Keys) -> int:
-    """The width that a block chooses for itself where none is written: read off its parameters, which tell it.
+    """The default width that a block computes, inferred from its number of parameters.
 
     Raises:
-        ConfigError: they do not
+        ConfigError: it cannot be inferred
     """
 
     def parameters(width: int | None) -> int:
@@ -232,5 +232,5 @@ def _default(model: Mapping[str, Any], keys: Keys) -> int:
     width = round(64 + (own - one) / slope) if slope else 0
     if width < 1 or parameters(width) != own:
         path = Place(keys, 0).path
-        raise ConfigError("by", path, "is not written in this arm, and cannot be told from its size", f"Write {path}=")
+        raise ConfigError("by", path, "is not set in this arm, and cannot be inferred from its size", f"Write {path}=")
     return width

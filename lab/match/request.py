@@ -1,4 +1,4 @@
-"""What ``python -m lab.match`` is asked: arms in the words of a sweep, and what they are made equal in."""
+"""The command line of ``blockwright match``: arms in the syntax of a sweep, and how to match them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ KEYS = ("match", "by", "tol", "baseline", "target", "context")
 
 @dataclass(frozen=True)
 class Request:
-    """A command line, read and checked.
+    """A parsed and validated command line.
 
     Args:
         arms: name → overrides, in the order of the sweep
-        match: what they are made equal in; None to compare them as they are
-        baseline: the name of the arm that the others are made equal to
-        targets: arm → the number that its budget is to be, where that is not the baseline's
-        context: tokens of the sequence that FLOPs are counted for; None: data.sequence_length
-        as_json: whether to answer with one document of plain numbers
+        match: how to match them; None to only compare them
+        baseline: the arm that the others are matched to
+        targets: arm → its budget, instead of the baseline's
+        context: sequence length for FLOPs; None: data.sequence_length
+        as_json: whether to print one document of plain numbers
     """
 
     arms: dict[str, list[str]]
@@ -98,9 +98,9 @@ def swept(overrides: Sequence[str]) -> dict[str, list[str]]:
 
 def _match(own: Mapping[str, str]) -> Match | None:
     if "match" not in own:
-        if told := [key for key in ("by", "tol", "target") if key in own]:
+        if extra := [key for key in ("by", "tol", "target") if key in own]:
             rule = "says how arms are matched, and nothing says in what"
-            raise ConfigError(told[0], own[told[0]], rule, "Write e.g. match=params")
+            raise ConfigError(extra[0], own[extra[0]], rule, "Write e.g. match=params")
         return None
     if "by" not in own:
         remedy = "Write e.g. by=d_ff"

@@ -1,8 +1,8 @@
-"""The whole number at which a figure comes nearest to a goal, found with few measurements.
+"""Search for the integer at which a figure is nearest to a goal, with few measurements.
 
 A figure that grows with a width is nearly linear in it, and one that grows with d_model nearly quadratic, so a secant
-lands within a step or two; what it lands between is then searched in ever finer multiples. The figure need only be
-monotone. Numbers at which nothing can be built (a d_model that heads do not divide) are holes, and passed over.
+is within a step or two; the bracket is then searched in ever finer multiples. The figure need only be monotone.
+Numbers for which nothing can be built (a d_model that heads do not divide) are skipped.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ HOLES = 32  # neighbours tried on either side for one that can be built
 
 @dataclass(frozen=True)
 class Found:
-    """Where a search ended.
+    """Result of a search.
 
     Args:
         value: the number
-        figure: what was measured there
-        multiple: the coarsest of those allowed that reached the goal, else the finest, which came nearest
-        measured: how many numbers were tried, the start not counted
+        figure: the figure measured there
+        multiple: the coarsest allowed multiple that reached the goal, else the finest
+        measured: number of measurements, without the start
     """
 
     value: int
@@ -33,7 +33,7 @@ class Found:
 
 
 class UnmovedError(Exception):
-    """The figure is the same whatever the number is."""
+    """The figure does not depend on the number."""
 
 
 def nearest(
@@ -48,19 +48,19 @@ def nearest(
     """Search.
 
     Args:
-        measure: number → figure, monotone in it; None where there is none
-        start: a number to begin at
-        figure: what is measured there
-        goal: the figure that is wanted, above 0
-        multiples: what the number may be a multiple of, coarsest first; each divides the one before
-        tol: how far off, as a fraction of the goal, is near enough not to try a finer multiple
-        largest: above which nothing is tried
+        measure: number → figure, monotone in it; None if it cannot be measured
+        start: first number
+        figure: the figure at the start
+        goal: the desired figure, above 0
+        multiples: allowed multiples of the number, coarsest first; each divides the one before
+        tol: relative deviation from the goal below which no finer multiple is tried
+        largest: maximum of the number
 
     Returns:
-        the nearest of all multiples of the coarsest one that has any within ``tol``, or of the finest
+        the nearest multiple of the coarsest kind that has one within ``tol``, or of the finest
 
     Raises:
-        UnmovedError: nothing moves the figure
+        UnmovedError: the figure does not depend on the number
     """
     search = _Search(measure, goal, {start: figure}, max(largest, start) + 1)
     for multiple in multiples:
@@ -71,7 +71,7 @@ def nearest(
         value = min(tried, key=lambda v: (abs(tried[v] - goal), v))
         if abs(tried[value] / goal - 1) <= tol:
             break
-    if not tried:  # not even the finest multiple can be built, but for the start itself
+    if not tried:  # only the start can be built
         value, tried = start, search.figures
     return Found(value, tried[value], multiple, len(search.figures) - 1 + len(search.holes))
 
@@ -81,12 +81,12 @@ class _Search:
     measure: Callable[[int], float | None]
     goal: float
     figures: dict[int, float]
-    top: int  # nothing as large as this is tried
+    top: int  # exclusive upper bound
     holes: set[int] = field(default_factory=set)
-    limited: bool = False  # whether top is what was found too large to be built
+    limited: bool = False  # whether top was found too large to build
 
     def at(self, value: int) -> bool:
-        """Measure there; whether there was anything to measure."""
+        """Measure at a value; returns whether that is possible."""
         if value in self.figures or value in self.holes:
             return value in self.figures
         figure = self.measure(value)
@@ -97,7 +97,7 @@ class _Search:
         return True
 
     def narrow(self, multiple: int) -> None:
-        """Measure until no multiple that can be built lies between the last below the goal and the first above it."""
+        """Measure until no buildable multiple lies between the last below the goal and the first above it."""
         for turn in range(200):
             low, high = self._between(multiple)
             guess = self._guess(low, high, multiple, halve=turn % 4 == 3)
@@ -105,13 +105,13 @@ class _Search:
                 return
 
     def _between(self, multiple: int) -> tuple[int, int]:
-        """The last multiple measured below the goal, or 0; the first above it, or what nothing is as large as."""
+        """The last multiple measured below the goal, or 0; the first above it, or the upper bound."""
         below = [v for v, f in self.figures.items() if f <= self.goal and v % multiple == 0]
         above = [v for v, f in self.figures.items() if f >= self.goal and v % multiple == 0]
         return max(below, default=0), min(above, default=self.top)
 
     def _guess(self, low: int, high: int, multiple: int, halve: bool) -> int | None:
-        """Where to measure next, strictly between the two; None if there is no multiple there."""
+        """Where to measure next, strictly between the two; None if there is no multiple."""
         first, last = low // multiple + 1, -(-high // multiple) - 1
         if first > last:
             return None
@@ -125,7 +125,7 @@ class _Search:
         return min(max(round(wanted / multiple), first), last) * multiple
 
     def _secant(self, points: Sequence[int], low: int, high: int, multiple: int) -> float:
-        """Where the line through two points, those around the goal if there are such, reaches it."""
+        """Where the line through two points, around the goal if possible, reaches it."""
         upwards = self.figures[points[0]] <= self.goal
         a, b = (low, high) if low and high < self.top else (points[-2:] if upwards else points[:2])
         slope = (self.figures[b] - self.figures[a]) / (b - a)
@@ -137,11 +137,11 @@ class _Search:
         return wanted if math.isfinite(wanted) else 2 * b
 
     def _measure_near(self, guess: int, low: int, high: int, multiple: int) -> bool:
-        """Measure the nearest multiple that can be, strictly between the two."""
+        """Measure the nearest buildable multiple, strictly between the two."""
         for away in range(HOLES):
             for value in (guess - away * multiple, guess + away * multiple):
                 if low < value < high and value not in self.holes and self.at(value):
                     return True
-        if high == self.top:  # nothing as large as this can be built
+        if high == self.top:  # too large to build
             self.top, self.limited = guess, True
         return high > self.top

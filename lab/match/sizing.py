@@ -1,4 +1,4 @@
-"""Arms sized to a budget: what was changed, and how far off every budget then is."""
+"""Size arms to a budget, and report what was changed and the remaining differences."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from registry import ConfigError
 from training.configuration.composing import compose_config
 from training.entry.preflight import composition_of
 
-TOL = 0.005  # of the budget; half a percent, unless said otherwise
-UNSAID = 256  # tokens of a sequence, where the data say nothing of it
+TOL = 0.005  # relative to the budget
+DEFAULT_CONTEXT = 256  # sequence length in tokens, if the data module has none
 
 
 @dataclass(frozen=True)
 class Match:
-    """What arms are made equal in.
+    """The figure in which arms are matched, and the knob.
 
     Args:
-        budget: of ``BUDGETS``
+        budget: one of ``BUDGETS``
         by: a knob (lab/match/knobs.py)
-        tol: how far off an arm may be, as a fraction of the budget
+        tol: allowed relative deviation of an arm
     """
 
     budget: str
@@ -41,26 +41,26 @@ class Match:
     def __post_init__(self) -> None:
         if self.budget not in BUDGETS:
             remedy = registry.did_you_mean(self.budget, BUDGETS)
-            raise ConfigError("match", self.budget, "is no budget to match arms in", remedy)
+            raise ConfigError("match", self.budget, "is not a budget", remedy)
         if self.by not in knobs.KNOBS and not str(self.by).startswith("model."):
             remedy = f"{registry.did_you_mean(self.by, knobs.KNOBS)}, or a dotted path such as model.ffn.d_ff"
-            raise ConfigError("by", self.by, "is no knob to size an arm by", remedy)
+            raise ConfigError("by", self.by, "is not a knob", remedy)
         number = isinstance(self.tol, int | float) and not isinstance(self.tol, bool)
         if not number or not 0 <= self.tol < 1:
-            rule = "is how far off an arm may be, as a fraction of the budget: from 0 to below 1"
+            rule = "is the allowed relative deviation: from 0 to below 1"
             raise ConfigError("tol", self.tol, rule, f"Write e.g. tol={TOL}")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A composition with a name.
+    """A named composition.
 
     Args:
         name: of the arm
-        overrides: what makes it, in Hydra's grammar
-        model: the composition, checked, as plain types
-        written: the model's node as Hydra composed it, which says what an override may name
-        context: T, tokens of a sequence it is trained on
+        overrides: that define it, in Hydra's grammar
+        model: the validated composition, as plain types
+        written: the model's node as composed by Hydra, which determines the valid overrides
+        context: T, tokens of its training sequences
     """
 
     name: str
@@ -75,15 +75,15 @@ class Sized:
     """An arm after matching.
 
     Args:
-        arm: as it was
-        figures: what it costs now
-        match: what it was matched in; None for a baseline, or where nothing is matched
-        target: the number it was to have; None: the baseline's
-        changed: dotted path → what stood there, and what stands there now
-        overrides: what makes it now
-        residual: by how much each figure exceeds the baseline's, as a fraction; that of the budget matched exceeds
-            ``target`` where there is one
-        multiple: of which the number that was searched is one; None where it was left alone
+        arm: before matching
+        figures: its cost after matching
+        match: how it was matched; None for a baseline, or without matching
+        target: its target; None: the baseline's figure
+        changed: dotted path → value before, value after
+        overrides: that define it after matching
+        residual: relative excess of each figure over the baseline's; for the matched budget over ``target`` if there is
+            one
+        multiple: the multiple found by the search; None if the arm is unchanged
     """
 
     arm: Arm
@@ -96,7 +96,7 @@ class Sized:
     multiple: int | None = None
 
     def as_plain(self, baseline: bool) -> dict[str, Any]:
-        """As it stands in plan.json and in what ``--json`` prints."""
+        """In the format of plan.json and ``--json``."""
         match = self.match and {
             "budget": self.match.budget,
             "by": self.match.by,
@@ -117,7 +117,7 @@ class Sized:
 
 @contextmanager
 def named(arm: str) -> Iterator[None]:
-    """Put an arm's name before the path of a refusal."""
+    """Prefix the path of a ConfigError with an arm's name."""
     try:
         yield
     except ConfigError as error:
@@ -129,8 +129,8 @@ def read_arm(name: str, overrides: Sequence[str], context: int | None = None) ->
 
     Args:
         name: of the arm
-        overrides: as train.py takes them
-        context: tokens of a sequence; None: data.sequence_length
+        overrides: as for train.py
+        context: sequence length; None: data.sequence_length
 
     Raises:
         ConfigError: it cannot be composed or built
@@ -143,9 +143,9 @@ def read_arm(name: str, overrides: Sequence[str], context: int | None = None) ->
 def arm_of(
     name: str, overrides: Sequence[str], config: DictConfig, model: dict[str, Any], context: int | None = None
 ) -> Arm:
-    """An arm that has been composed already, into ``config``, and whose model has been checked."""
+    """An arm from a composed configuration ``config`` and its validated model."""
     length = config.data.get("sequence_length") if context is None else context
-    return Arm(name, tuple(overrides), model, registry.to_plain(config.model), length or UNSAID)
+    return Arm(name, tuple(overrides), model, registry.to_plain(config.model), length or DEFAULT_CONTEXT)
 
 
 def size(
@@ -159,13 +159,13 @@ def size(
 
     Args:
         arms: of different names
-        baseline: the name of the arm that the others are made equal to; it is left as it is unless it has a target
-        match: in what, and by what; None leaves all arms as they are
-        targets: arm → what its budget is to be instead of the baseline's
-        ways: arm → how this one is matched, where that is not ``match``
+        baseline: the arm that the others are matched to; unchanged unless it has a target
+        match: how to match; None leaves all arms unchanged
+        targets: arm → its budget, instead of the baseline's
+        ways: arm → how to match it, instead of ``match``
 
     Returns:
-        as many, in order
+        the sized arms, in order
 
     Raises:
         ConfigError: an arm has no such knob, or does not reach the budget
@@ -196,11 +196,11 @@ def _sized(arm: Arm, match: Match | None, goal: Mapping[str, Any] | None, target
     with named(arm.name):
         knob = knobs.find(arm.model, match.by)
         if own is None or wanted is None:
-            rule = "an attention has no new_cache, so its cache cannot be weighed"
+            rule = "an attention has no new_cache, so its cache cannot be measured"
             raise ConfigError("match", match.budget, rule, "Match another budget, or give the block a new_cache")
         if not wanted:
             remedy = "Match another budget, or give a target"
-            raise ConfigError("match", match.budget, "the baseline has none of it, and nothing is near to none", remedy)
+            raise ConfigError("match", match.budget, "the baseline has none of it, so nothing can match it", remedy)
         if abs(own / wanted - 1) <= match.tol:
             return left_alone
         decoders: dict[int, Decoder] = {}
@@ -225,14 +225,14 @@ def _search(arm: Arm, knob: Knob, match: Match, own: float, wanted: float, decod
     def figure(value: int) -> float | None:
         try:
             decoders[value] = compose(knobs.changed(arm.model, knob.at(value)), device="meta")
-        except ConfigError:  # heads do not divide it, a layout does not come out at it, …
+        except ConfigError:  # not divisible by heads, not possible with the layout, …
             return None
         return measure_one(decoders[value], match.budget, arm.context)
 
     try:
         return nearest(figure, knob.value, own, wanted, knob.multiples, match.tol, knob.largest)
     except UnmovedError:
-        rule = f"does not move {WORDS[match.budget]}"
+        rule = f"does not change {WORDS[match.budget]}"
         raise ConfigError("by", match.by, rule, _others(arm, match)) from None
 
 
@@ -245,12 +245,10 @@ def _unreached(arm: Arm, knob: Knob, match: Match, found: Found, off: float) -> 
 
 
 def _others(arm: Arm, match: Match) -> str:
-    """Which other knobs of the arm move the budget."""
+    """The arm's other knobs that change the budget, as a remedy."""
     here = measure_one(arm.model, match.budget, arm.context)
     moving = [name for name in knobs.knobs_of(arm.model) if name != match.by and _moves(arm, match, name, here)]
-    return (
-        f"Or size it by another knob, which moves them: {', '.join(moving)}" if moving else "No other knob moves them"
-    )
+    return f"Or use another knob: {', '.join(moving)}" if moving else "No other knob moves them"
 
 
 def _moves(arm: Arm, match: Match, name: str, here: float | None) -> bool:
@@ -264,12 +262,12 @@ def _moves(arm: Arm, match: Match, name: str, here: float | None) -> bool:
 
 
 def override(written: Mapping[str, Any], place: Place, value: int) -> str:
-    """A change as an override that Hydra takes.
+    """A change as a Hydra override.
 
     Args:
-        written: the model's node as Hydra composed it
-        place: what is changed
-        value: to what
+        written: the model's node as composed by Hydra
+        place: the changed place
+        value: its new value
     """
     node: Any = written
     keys: Keys = place.keys

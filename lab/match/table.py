@@ -1,4 +1,4 @@
-"""Sized arms as a person reads them."""
+"""Sized arms as a table."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lab.match.sizing import Sized
 def arms_table(
     arms: Sequence[Sized], baseline: str, context: int, more: Mapping[str, Sequence[str]] | None = None
 ) -> Table:
-    """A row for each arm: what it is, what was changed, and every budget with how far it is off.
+    """A row per arm: its name, what was changed, and every budget with its deviation.
 
     Args:
         arms: sized
         baseline: the name of the arm the others are compared with
-        context: tokens of the sequence that FLOPs were counted for
-        more: further columns, heading → a cell for each arm
+        context: sequence length for FLOPs
+        more: further columns, heading → a cell per arm
     """
     matched = {sized.match.budget for sized in arms if sized.match}
     table = Table(box=box.SIMPLE_HEAD, highlight=False, caption=_note(arms, context), caption_justify="left")
@@ -60,5 +60,5 @@ def _percent(fraction: float | None) -> str:
 
 def _note(arms: Sequence[Sized], context: int) -> str:
     ways: list[Any] = [sized.match for sized in arms if sized.match]
-    told = [f"{WORDS[m.budget]} by {m.by}, within {100 * m.tol:g} %" for m in dict.fromkeys(ways)]
-    return f"Matched: {'; '.join(told) or 'nothing'}. FLOPs of a token among {context:,}, attention not halved."
+    parts = [f"{WORDS[m.budget]} by {m.by}, within {100 * m.tol:g} %" for m in dict.fromkeys(ways)]
+    return f"Matched: {'; '.join(parts) or 'nothing'}. FLOPs of a token among {context:,}, attention not halved."

@@ -28,14 +28,14 @@ from training.jobs import RESULTS, results_of, write_json
 
 ACTIONS = ("status", "resume", "retry")
 BAD = ("failed", "diverged")
-PREVIOUS = "results.previous.json"  # of a job that is tried again
+PREVIOUS = "results.previous.json"  # of a job's previous attempt
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command.
+    """Run the command.
 
     Raises:
-        ConfigError: no such action, no sweep, one that is still running, or no such jobs
+        ConfigError: no such action, no sweep, a running sweep, or no such jobs
     """
     parser = Parser(prog="blockwright sweep", description=__doc__)
     parser.add_argument("action", help="status: a table; resume: run what is unfinished; retry: and what failed")
@@ -45,17 +45,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, default=None, help="jobs at a time; default: as the sweep began")
     given = parser.parse_args(arguments)
     if given.action not in ACTIONS:
-        raise ConfigError("command line", given.action, "is no action", did_you_mean(given.action, ACTIONS))
+        raise ConfigError("command line", given.action, "is not an action", did_you_mean(given.action, ACTIONS))
     for flag, value, action in (("--jobs", given.jobs, "retry"), ("--json", given.json or None, "status")):
         if value is not None and given.action != action:
-            raise ConfigError("command line", flag, f"belongs to {action}", f"Leave it out, or write {action}")
+            raise ConfigError("command line", flag, f"is an option of {action}", f"Leave it out, or write {action}")
     sweep = given.dir.resolve()
     plan = plans.read(sweep)
     if given.action == "status":
         show(sweep, plan, given.json)
         return 0
     check_can_run(sweep, plan, given.workers if given.workers is not None else plan.get("workers") or 1)
-    os.close(locks.take_sweep(sweep))  # refuses one that is running before anything is touched
+    os.close(locks.take_sweep(sweep))  # refuses a running sweep before anything changes
     if plan["kind"] == "search":
         return go_on_with_search(sweep, plan, given.action == "retry", _numbers(given.jobs), given.workers)
     if given.action == "resume":
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         if (results_of(folder) or {}).get("status") == "diverged":
             kept = set_aside(folder)
             print(
-                f"job {job} diverged: it starts anew, for from its checkpoint it would take the same steps again{kept}"
+                f"job {job} diverged: it restarts from scratch, since from its checkpoint it would diverge again{kept}"
             )
         if (results := folder / RESULTS).exists():
             results.replace(results.with_name(PREVIOUS))
@@ -74,15 +74,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def set_aside(job: Path) -> str:
-    """Take the checkpoints of a diverged job out of the way of its next attempt.
+    """Move the checkpoints of a diverged job out of the way of its next attempt.
 
     Returns:
-        where they are, to be added to a sentence; empty if there are none
+        where they are, as a clause; empty if there are none
     """
     usual = job / FOLDER
     if not usual.exists():
         return ""
-    kept = usual.resolve().with_name(f"{usual.resolve().name}.diverged.{time.time_ns()}")  # not of an attempt before
+    kept = usual.resolve().with_name(f"{usual.resolve().name}.diverged.{time.time_ns()}")  # unlike earlier ones
     usual.resolve().rename(kept)
     if usual.is_symlink():
         usual.unlink()
@@ -90,7 +90,7 @@ def set_aside(job: Path) -> str:
 
 
 def show(sweep: Path, plan: Mapping[str, Any], as_json: bool) -> None:
-    """Print the table of a sweep and what its jobs have come to, or the same as JSON."""
+    """Print the table of a sweep and the number of jobs by status, or both as JSON."""
     rows, best = rows_of(sweep), best_of(sweep, plan)
     counts = Counter(row["status"] for row in rows)
     running = locks.is_taken(sweep) or "running" in counts
@@ -99,19 +99,19 @@ def show(sweep: Path, plan: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         head = {key: plan.get(key) for key in ("kind", "name", "metric", "direction", "command")}
         found = None if best is None else {"job": best[0], "value": best[1]}
-        told = {"directory": str(sweep), **head, "running": running, "counts": counts, "best": found, "jobs": rows}
-        print(json.dumps(_finite(told), indent=1))
+        document = {"directory": str(sweep), **head, "running": running, "counts": counts, "best": found, "jobs": rows}
+        print(json.dumps(_finite(document), indent=1))
         return
     if rows:
         print_table(table_of(rows, f"{plan['kind']} {plan.get('name', '')}: {sweep}"))
-    said = ", ".join(f"{number} {status}" for status, number in counts.items()) or "no job has begun"
-    print(f"{'running' if running else 'not running'}: {said}")
+    line = ", ".join(f"{number} {status}" for status, number in counts.items()) or "no job has begun"
+    print(f"{'running' if running else 'not running'}: {line}")
     if best is not None:
         print(f"best {plan['metric']}: {best[1]:.4f} (job {best[0]})")
 
 
 def _finite(value: Any) -> Any:
-    """JSON has neither NaN nor infinity: null."""
+    """NaN and infinity as null, since JSON has neither."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -125,14 +125,14 @@ def _numbers(jobs: str | None) -> list[int] | None:
     try:
         return [int(number) for number in jobs.split(",")]
     except ValueError:
-        raise ConfigError("--jobs", jobs, "is a list of numbers of jobs", "Write --jobs 3,5") from None
+        raise ConfigError("--jobs", jobs, "must be a list of job numbers", "Write --jobs 3,5") from None
 
 
 def to_retry(rows: Sequence[Mapping[str, Any]], jobs: Sequence[int] | None) -> list[int]:
-    """Numbers of the jobs to try again: all that failed or diverged, or those asked for.
+    """Numbers of the jobs to retry: all that failed or diverged, or the given ones.
 
     Raises:
-        ConfigError: one asked for does not exist, or has its figures
+        ConfigError: a given job does not exist, or did not fail
     """
     bad = [row["job"] for row in rows if row["status"] in BAD]
     if jobs is None:
@@ -150,23 +150,23 @@ def to_retry(rows: Sequence[Mapping[str, Any]], jobs: Sequence[int] | None) -> l
 def go_on_with_search(
     sweep: Path, plan: dict[str, Any], retry: bool, jobs: Sequence[int] | None, workers: int | None
 ) -> int:
-    """Become the process of the search, from where it was.
+    """Replace this process by the search, resumed.
 
     Raises:
-        ConfigError: a sweeper that keeps nothing, a study that is gone, or workers, which are the launcher's
+        ConfigError: a sweeper that cannot resume, a missing study, or ``--workers``, which the launcher sets
     """
     if plan.get("sweeper") != SWEEPER:
-        rule = f"was made by {plan.get('sweeper')}, which keeps nothing to go on from"
-        raise ConfigError("DIR", str(sweep), rule, "Only grids and searches by hydra/sweeper=optuna can go on")
+        rule = f"was made by {plan.get('sweeper')}, which cannot resume"
+        raise ConfigError("DIR", str(sweep), rule, "Only grids and searches by hydra/sweeper=optuna can be resumed")
     if workers is not None:
-        remedy = "Leave it out: they are those that the search began with"
-        raise ConfigError("--workers", workers, "the jobs of a search are its launcher's", remedy)
+        remedy = "Leave it out: a search keeps the number it started with"
+        raise ConfigError("--workers", workers, "the launcher sets the parallel jobs of a search", remedy)
     if lacking := [key for key in ("study", "argv", "cwd", "n_trials") if not plan.get(key) and plan.get(key) != []]:
         rule = f"lacks {', '.join(lacking)}"
-        raise ConfigError(str(sweep / plans.PLAN), "…", rule, "Start the search anew in another folder")
+        raise ConfigError(str(sweep / plans.PLAN), "…", rule, "Start a new search in another folder")
     if not plan["study"].get("storage") and rows_of(sweep) and not (sweep / STUDY).exists():
-        rule = "is gone, and with it what the search knows of its trials; their runs are still in their folders"
-        raise ConfigError(str(sweep / STUDY), None, rule, "Put it back, or start the search anew in another folder")
+        rule = "is missing, and the search cannot resume without it; the trials' runs are still in their folders"
+        raise ConfigError(str(sweep / STUDY), None, rule, "Restore it, or start a new search in another folder")
     if retry:
         ask_again(sweep, plan, jobs)
     dropped = ("hydra.sweep.dir=", "hydra.sweeper.n_trials=")
@@ -180,7 +180,7 @@ def go_on_with_search(
 
 
 def ask_again(sweep: Path, plan: dict[str, Any], jobs: Sequence[int] | None) -> None:
-    """Enqueue new trials with the parameters of those that failed: a study takes nothing back that it was told."""
+    """Enqueue new trials with the parameters of those that failed: a study cannot change a finished trial."""
     from lab.sweep.study import open_study
 
     chosen = [job for job in to_retry(rows_of(sweep), jobs) if _is_bad(sweep / str(job))]
@@ -190,10 +190,10 @@ def ask_again(sweep: Path, plan: dict[str, Any], jobs: Sequence[int] | None) -> 
         study.enqueue_trial(trials[job].params)
         results = results_of(sweep / str(job)) or {}
         again = max(trial.number for trial in study.get_trials(deepcopy=False))
-        told = {**results, "retried_as": again, "reason": f"{results.get('reason', '')}; tried again as job {again}"}
+        row = {**results, "retried_as": again, "reason": f"{results.get('reason', '')}; retried as job {again}"}
         plan["n_trials"] += 1
         plans.write(sweep, plan)
-        write_json(sweep / str(job) / RESULTS, told)
+        write_json(sweep / str(job) / RESULTS, row)
 
 
 def _is_bad(job: Path) -> bool:

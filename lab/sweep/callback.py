@@ -1,4 +1,4 @@
-"""What Hydra's multirun leaves beside its jobs: the plan before the first, a line after each, the table at the end."""
+"""Files and output of a multirun: the plan before the first job, a line after each, the table at the end."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from training.configuration.overrides import config_flags, kept
 from training.jobs import RESULTS, begun, held, release, results_of, write_json
 from training.stops import SIGNALS, Interrupted, stop_at_once
 
-STOP = ".stop"  # in a sweep's folder: begin no further job
-PATIENCE_S = 120  # that jobs have for their last step and its checkpoint
+STOP = ".stop"  # in a sweep's folder: start no further job
+PATIENCE_S = 120  # time for jobs to finish their step and save
 SUBDIR = "${hydra.job.num}"
 SWEEPER = "hydra_plugins.blockwright_optuna.sweeper.ResumableOptunaSweeper"
 
 
 class SweepCallback(Callback):
-    """Hydra callback of a multirun: writes ``plan.json``, tells of each job, ends with ``summary.csv``.
+    """Hydra callback of a multirun: writes ``plan.json``, reports each job, ends with ``summary.csv``.
 
-    It holds the sweep's lock while the multirun lives, and each job holds its own, wherever a launcher runs it.
+    It holds the sweep's lock during the multirun, and each job holds its own, in whichever process it runs.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -52,7 +52,7 @@ class SweepCallback(Callback):
             begin(sweep, config, sys.argv[1:])
             begun.append(sweep)
             (sweep / STOP).unlink(missing_ok=True)
-        except ConfigError as error:  # Hydra makes a warning of any Exception of a callback
+        except ConfigError as error:  # Hydra would only warn of an exception in a callback
             print(error.render(), file=sys.stderr)
             raise SystemExit(REFUSED) from None
         if not str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher"):
@@ -65,7 +65,7 @@ class SweepCallback(Callback):
             raise Interrupted(None, 0, signal.SIGTERM)
         if (folder.parent / plans.PLAN).exists():
             lock = locks.take(folder)
-            if lock is not None:  # else this is another rank of the job, whose first one has it
+            if lock is not None:  # else this is another rank; the first one has it
                 held[folder] = lock
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -85,7 +85,7 @@ class SweepCallback(Callback):
 
 
 def stop_jobs(signum: int, frame: FrameType | None) -> None:
-    """Hand a signal to the jobs that a launcher has in other processes, and wait till they have saved.
+    """Forward a signal to the jobs that a launcher runs in other processes, and wait until they have saved.
 
     Raises:
         Interrupted
@@ -93,7 +93,7 @@ def stop_jobs(signum: int, frame: FrameType | None) -> None:
     sweep = begun[0]
     for one in SIGNALS:
         signal.signal(one, stop_at_once)
-    (sweep / STOP).touch()  # for the jobs that a launcher would begin now
+    (sweep / STOP).touch()  # stops the launcher from starting further jobs
     jobs = [folder for folder in sweep.iterdir() if folder.name.isdigit()]
     for process in filter(None, map(locks.holder, jobs)):
         with suppress(ProcessLookupError):
@@ -119,11 +119,11 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
     if plans.is_resumed(sweep):
         return
     if OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"] != SUBDIR:  # type: ignore[index,call-overload]
-        rule = "job N of a sweep is in folder N, where its table and those who go on with it look"
+        rule = "job N of a sweep is in folder N, where its table and resuming look for it"
         raise ConfigError("hydra.sweep.subdir", config.hydra.sweep.subdir, rule, "Leave it out")
     if (sweep / plans.PLAN).exists() and any(p.name.isdigit() for p in sweep.iterdir()):
         rule = "holds a sweep already"
-        remedy = f"Go on with it: python -m lab.sweep resume {sweep}; or name another folder"
+        remedy = f"Resume it: python -m lab.sweep resume {sweep}; or name another folder"
         raise ConfigError("hydra.sweep.dir", str(sweep), rule, remedy)
     is_grid = str(sweeper.get("_target_")).endswith(".BasicSweeper")
     flags = config_flags(arguments)
@@ -143,14 +143,14 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
         plan |= {"argv": [*flags, *config.hydra.overrides.hydra, *config.hydra.overrides.task]}
         plan |= {"sweeper": sweeper.get("_target_"), "n_trials": sweeper.get("n_trials")}
     if sweeper.get("_target_") == SWEEPER:
-        raw = OmegaConf.to_container(sweeper, resolve=False)  # lest a password of the environment is written down
+        raw = OmegaConf.to_container(sweeper, resolve=False)  # unresolved: no password may be written
         name = sweeper.get("study_name") or f"{config.task_name}-{sweep.name}"
         plan["study"] = {"name": name, "storage": raw.get("storage")}  # type: ignore[union-attr]
     plans.write(sweep, plan)
 
 
 def check_first(config: DictConfig, jobs: list[dict[str, Any]]) -> None:
-    """Refuse a grid whose first job will not have the figure that jobs are compared by; the others look themselves.
+    """Refuse a grid whose first job lacks the compared figure; the other jobs check themselves.
 
     Raises:
         ConfigError
@@ -158,7 +158,7 @@ def check_first(config: DictConfig, jobs: list[dict[str, Any]]) -> None:
     if jobs:
         try:
             first = GlobalHydra.instance().config_loader().load_sweep_config(config, jobs[0]["overrides"])
-        except Exception:  # what cannot be composed is a row of the table, with its reason
+        except Exception:  # a job that cannot be composed becomes a failed row
             return
         figures.check_composed(first)
 
@@ -175,12 +175,12 @@ def grid_of(sweeper: DictConfig, overrides: list[str]) -> list[dict[str, Any]]:
 
 
 def direction_of(sweeper: Mapping[str, Any]) -> str:
-    """``minimize`` or ``maximize``; a grid minimizes."""
+    """``minimize`` or ``maximize``; a grid minimizes by default."""
     return "maximize" if "maximize" in str(sweeper.get("direction", "minimize")) else "minimize"
 
 
 def workers_of(config: DictConfig) -> int:
-    """Jobs at a time under the launcher: those of joblib and of a search's ``n_jobs``; -1 is a job for each core."""
+    """Parallel jobs under the launcher: joblib's, or a search's ``n_jobs``; -1 is one job per core."""
     launcher, sweeper = config.hydra.launcher, config.hydra.sweeper
     if str(launcher.get("_target_")).endswith(".BasicLauncher"):
         return 1

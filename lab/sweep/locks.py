@@ -1,4 +1,4 @@
-"""Who is at work in a sweep's folder. The kernel lets go of these locks when their process ends, however it ends."""
+"""flock-based locks for sweep folders. The kernel releases them when their process ends, for any reason."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ LOCK = ".lock"
 
 
 def take(folder: Path) -> int | None:
-    """Lock a folder until the descriptor is closed, by this process and all that have inherited it.
+    """Lock a folder until the descriptor is closed by this process and all that have inherited it.
 
     Returns:
-        the descriptor; None if somebody else has the lock
+        the descriptor; None if another process has the lock
     """
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -29,7 +29,7 @@ def take(folder: Path) -> int | None:
 
 
 def holder(folder: Path) -> int | None:
-    """The process that has locked a folder, if it lives; None too where that is not known."""
+    """The process that has locked a folder; None if there is none, or it is unknown."""
     try:
         return int((folder / LOCK).read_text()) if is_taken(folder) else None
     except (OSError, ValueError):
@@ -37,7 +37,7 @@ def holder(folder: Path) -> int | None:
 
 
 def is_taken(folder: Path) -> bool:
-    """Whether a process that lives has locked the folder; leaves nothing behind."""
+    """Whether a running process has locked the folder; leaves nothing behind."""
     try:
         descriptor = os.open(folder / LOCK, os.O_RDWR)
     except OSError:
@@ -52,15 +52,15 @@ def is_taken(folder: Path) -> bool:
 
 
 def take_sweep(sweep: Path) -> int:
-    """Lock a sweep whose jobs are to be run.
+    """Lock a sweep to run its jobs.
 
     Raises:
-        ConfigError: it, or a job that has outlived it, is still running
+        ConfigError: the sweep, or a job that has outlived it, is still running
     """
     running = [job.name for job in sweep.iterdir() if job.name.isdigit() and is_taken(job)]
     descriptor = None if running else take(sweep)
     if descriptor is None:
         which = f" (job {', '.join(sorted(running, key=int))})" if running else ""
         rule = f"is still running{which}"
-        raise ConfigError("DIR", str(sweep), rule, f"Look with: python -m lab.sweep status {sweep}")
+        raise ConfigError("DIR", str(sweep), rule, f"Check with: python -m lab.sweep status {sweep}")
     return descriptor

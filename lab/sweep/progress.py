@@ -1,4 +1,4 @@
-"""How far a sweep is: done, failed, the best so far and the time left, from what its jobs have left on disk."""
+"""Progress of a sweep from its jobs' files: done, failed, the best so far, and the estimated time left."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from training.jobs import RESULTS, results_of
 
 @dataclass(frozen=True)
 class Count:
-    """Jobs of a sweep that have ended.
+    """Number of ended jobs of a sweep.
 
     Args:
-        done: with their figures, or pruned
+        done: with figures, or pruned
         failed: failed or diverged
-        total: of all jobs; None where that is not known
-        seconds: that a job took, in the mean; None while none has ended
+        total: all jobs; None if unknown
+        seconds: mean duration of a job; None before the first has ended
     """
 
     done: int
@@ -34,14 +34,14 @@ class Count:
     seconds: float | None
 
     def left(self, workers: int) -> float | None:
-        """Estimated seconds till all have ended."""
+        """Estimated seconds until all have ended."""
         if self.total is None or self.seconds is None:
             return None
         return self.seconds * math.ceil((self.total - self.done - self.failed) / max(workers, 1))
 
 
 def count(sweep: Path, plan: Mapping[str, Any]) -> Count:
-    """Look at all jobs of a sweep."""
+    """Count all jobs of a sweep."""
     ended = [(p, r["status"]) for p in sweep.iterdir() if p.name.isdigit() and (r := results_of(p))]
     failed = sum(status in ("failed", "diverged") for _, status in ended)
     took = [seconds for job, _ in ended if (seconds := _seconds(job)) is not None]
@@ -50,7 +50,7 @@ def count(sweep: Path, plan: Mapping[str, Any]) -> Count:
 
 
 def _seconds(job: Path) -> float | None:
-    """Between the composition of a job, or of its going on, and its figures."""
+    """Time between the start of a job's last attempt and its results."""
     try:
         begun = (job / ".hydra" / "overrides.yaml").stat().st_mtime
         return max(0.0, (job / RESULTS).stat().st_mtime - begun)
@@ -63,10 +63,10 @@ def ended_line(sweep: Path, plan: Mapping[str, Any], job: int, workers: int) -> 
     counted, results = count(sweep, plan), results_of(sweep / str(job)) or {"status": "unfinished"}
     value = results.get("metrics", {}).get(plan["metric"])
     status = "done" if results["status"] == "completed" else results["status"]
-    said = f"{plan['metric']} {value:.4f}" if value is not None and status == "done" else results.get("reason", "")
-    said = f"logged no {plan['metric']}" if value is None and status == "done" else said
+    result = f"{plan['metric']} {value:.4f}" if value is not None and status == "done" else results.get("reason", "")
+    result = f"logged no {plan['metric']}" if value is None and status == "done" else result
     ended = f"{counted.done + counted.failed}{f'/{counted.total}' if counted.total else ''} ended"
-    parts = [f"job {job} {status}: {said}" if said else f"job {job} {status}", ended]
+    parts = [f"job {job} {status}: {result}" if result else f"job {job} {status}", ended]
     if (best := best_of(sweep, plan)) is not None:
         parts.append(f"best {best[1]:.4f} (job {best[0]})")
     left = counted.left(workers)
@@ -76,19 +76,19 @@ def ended_line(sweep: Path, plan: Mapping[str, Any], job: int, workers: int) -> 
 
 
 def duration(seconds: float) -> str:
-    """As a person says it: 40 s, 6 min, 2.5 h."""
+    """A rounded duration: 40 s, 6 min, 2.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Display:
-    """A live view in a terminal; elsewhere, a line for each job that begins or ends.
+    """A live view in a terminal; elsewhere, a line for each job that starts or ends.
 
     Args:
         sweep: its folder
-        plan: what it is to do
-        workers: jobs at a time
+        plan: its plan
+        workers: parallel jobs
     """
 
     def __init__(self, sweep: Path, plan: Mapping[str, Any], workers: int) -> None:
@@ -109,18 +109,18 @@ class Display:
             self._live.stop()
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a permanent line."""
         self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def ended(self, job: int) -> None:
-        """Tell of a job that has ended."""
+        """Report a job that has ended."""
         self.say(ended_line(self.sweep, self.plan, job, self.workers))
 
     def refresh(self, running: Sequence[tuple[int, str, float]]) -> None:
-        """Show what is going on, once a second.
+        """Update the live view, once a second.
 
         Args:
-            running: number, overrides and time.monotonic() of the beginning of each
+            running: number, overrides and time.monotonic() of the start of each
         """
         if self._live is None or time.monotonic() - self._shown < 1:
             return

@@ -1,4 +1,4 @@
-"""Ends trials of a search early that do worse than others did."""
+"""Stop trials of a search early that do worse than others."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from training.stops import Pruned
 
 
 class Pruning(L.Callback):
-    """Reports each validation of a trial to its study, and stops the trial when the pruner says so.
+    """Reports each validation of a trial to its study, and stops the trial if the pruner decides so.
 
-    The trial is the one of this run's folder: trial N runs in folder N of its search. Under several processes the first
-    reports, and all stop. A validation is of the step it was made at, so trials are compared at equal steps.
+    Trial N runs in folder N of its search. With several processes the first reports, and all stop. A validation belongs
+    to its step, so trials are compared at equal steps.
 
     Args:
         directory: the run's folder
         pruner: of Optuna
-        monitor: the figure; better is what is better for the search
+        monitor: the figure, better in the search's direction
     """
 
     def __init__(self, directory: str, pruner: Any, monitor: str = "val/loss") -> None:
@@ -47,7 +47,7 @@ class Pruning(L.Callback):
     def _is_pruned(self, value: float, step: int) -> bool:
         if self._trial is None or not math.isfinite(value):
             return False
-        if step not in self._trial.study.trials[self._trial.number].intermediate_values:  # a trial that goes on
+        if step not in self._trial.study.trials[self._trial.number].intermediate_values:  # not yet reported
             self._trial.report(value, step)
         return self._trial.should_prune()
 
@@ -56,7 +56,7 @@ def trial_of(directory: Path, pruner: Any) -> Any:
     """The trial that runs in a folder.
 
     Raises:
-        ConfigError: it is no folder of a search
+        ConfigError: not a folder of a search
     """
     import optuna
 
@@ -64,7 +64,9 @@ def trial_of(directory: Path, pruner: Any) -> Any:
     plan = plans.read(sweep) if (sweep / plans.PLAN).exists() else {}
     if "study" not in plan or not directory.name.isdigit():
         remedy = "Write hparams_search=pruning, or leave it out"
-        raise ConfigError("callbacks.pruning", str(directory), "ends trials of a search, and this run is none", remedy)
+        raise ConfigError(
+            "callbacks.pruning", str(directory), "needs a trial of a search, and this run is not one", remedy
+        )
     study = open_study(sweep, plan, checked=True, pruner=pruner, sampler=optuna.samplers.RandomSampler())
     number = int(directory.name)
     (found,) = (t for t in study.get_trials(deepcopy=False) if t.number == number)

@@ -1,4 +1,4 @@
-"""Runs the jobs that a plan lists and that have not ended, each a process of its own, several at a time."""
+"""Run the unfinished jobs of a plan, each in a process of its own, several at a time."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from training.jobs import RESULTS, record_failure, results_of, write_json
 from training.stops import DIVERGED, PREEMPTED, SIGNALS
 
 LOG = "job.log"
-TAIL = 3  # lines of a log that a reason may have
+TAIL = 3  # log lines in a reason
 LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] | None = None) -> int:
-    """Run the unfinished jobs of a grid or an ablation, and show the table of all.
+    """Run the unfinished jobs of a grid or an ablation, and print the table of all.
 
-    A job that has left a good checkpoint goes on from it. One that fails or diverges is a row with its reason, and
-    the others go on. SIGINT, SIGTERM and SIGUSR1 are handed to the jobs, which save and stop; a second SIGINT kills.
+    A job with a good checkpoint resumes from it. One that fails or diverges becomes a row with its reason, and the
+    others continue. SIGINT, SIGTERM and SIGUSR1 are forwarded to the jobs, which save and stop; a second SIGINT kills.
 
     Args:
         directory: of the sweep, with its ``plan.json``
-        workers: jobs at a time; None: as the plan says, else 1
-        jobs: numbers of those to run if they are unfinished; None: all
+        workers: parallel jobs; None: as in the plan, else 1
+        jobs: numbers of the jobs to run if unfinished; None: all
 
     Returns:
-        0 when all have ended, well or badly; 75 when stopped by a signal
+        0 when all have ended, with or without success; 75 when stopped by a signal
 
     Raises:
-        ConfigError: no sweep, a search, one that is still running, or no such job
+        ConfigError: no sweep, a search, a running sweep, or no such job
     """
     directory = directory.resolve()
     plan = plans.read(directory)
@@ -66,35 +66,35 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
         os.close(lock)
     if signals:
         name = signal.Signals(signals[0]).name
-        print(f"stopped by {name}. Go on with: {resume_command(directory)}", flush=True)
+        print(f"stopped by {name}. Resume with: {resume_command(directory)}", flush=True)
         return PREEMPTED
     return 0
 
 
 def check_can_run(directory: Path, plan: Mapping[str, Any], workers: int) -> None:
-    """Look before anything is touched.
+    """Check before anything changes.
 
     Raises:
-        ConfigError: no workers, the folder where the sweep began is gone, or a file is where a job's folder has to be
+        ConfigError: no workers, the sweep's working directory is missing, or a file is in place of a job's folder
     """
     if workers < 1:
-        raise ConfigError("workers", workers, "counts jobs at a time", "Write 1 or more")
+        raise ConfigError("workers", workers, "is the number of parallel jobs", "Write 1 or more")
     if not Path(plan.get("cwd", ".")).is_dir():
-        rule = "was where the sweep began, and relative paths begin there"
-        raise ConfigError("cwd", plan["cwd"], rule, f"Make it again, or mend cwd in {directory / plans.PLAN}")
+        rule = "was the sweep's working directory, the base of relative paths"
+        raise ConfigError("cwd", plan["cwd"], rule, f"Create it again, or correct cwd in {directory / plans.PLAN}")
     for job in plan.get("jobs") or []:
         if (folder := directory / str(job["job"])).exists() and not folder.is_dir():
-            raise ConfigError("DIR", str(folder), "is a file where the folder of a job has to be", "Move it away")
+            raise ConfigError("DIR", str(folder), "is a file in place of a job's folder", "Move it away")
 
 
 def resume_command(directory: Path) -> str:
-    """What a person writes to go on with a sweep."""
+    """The command that resumes a sweep."""
     return shlex.join(["python", "-m", "lab.sweep", "resume", str(directory)])
 
 
 @contextmanager
 def _noted() -> Iterator[list[int]]:
-    """The signals that have come, instead of what they do."""
+    """Record signals instead of handling them."""
     noted: list[int] = []
     before = {s: signal.signal(s, lambda signum, _: noted.append(signum)) for s in SIGNALS}
     try:
@@ -109,7 +109,7 @@ class _Running:
     job: Mapping[str, Any]
     process: subprocess.Popen[bytes]
     since: float
-    log_start: int  # where in its log this attempt begins
+    log_start: int  # offset of this attempt in its log
 
 
 class _Runner:
@@ -134,13 +134,13 @@ class _Runner:
                 self.display.refresh([(r.job["job"], self._distinct(r.job), r.since) for r in self.running])
                 time.sleep(0.05)
         finally:
-            for left in self.running:  # only when this loop itself has failed
+            for left in self.running:  # only if this loop has failed
                 left.process.terminate()
 
     def _start(self, job: Mapping[str, Any]) -> _Running:
         folder = self.directory / str(job["job"])
         folder.mkdir(parents=True, exist_ok=True)
-        more = [f"hydra.run.dir={quoted(folder)}", "auto_resume=false"]  # a file may set it, too
+        more = [f"hydra.run.dir={quoted(folder)}", "auto_resume=false"]  # may be set in a file
         if (checkpoint := newest(folder)) is not None:
             more.append(f"ckpt_path={quoted(checkpoint)}")
         command = [sys.executable, str(jobs.TRAIN), *plans.job_command(self.plan, job, more)]
@@ -155,7 +155,7 @@ class _Runner:
                 pass_fds=(self.lock,),  # a job that outlives this process keeps the sweep locked
             )
             start = log.tell()
-        how = "goes on" if checkpoint else "begins"
+        how = "resumes" if checkpoint else "starts"
         self.display.say(f"job {job['job']} {how}: {self._distinct(job)}")
         return _Running(job, process, time.monotonic(), start)
 
@@ -178,7 +178,7 @@ class _Runner:
         if code == 0 and results is None:
             write_json(folder / RESULTS, {"status": "completed", "metrics": {}})
         elif code == PREEMPTED or (stopping and code not in (0, DIVERGED, REFUSED)):
-            self.display.say(f"job {number} stopped, and will go on where it was")
+            self.display.say(f"job {number} stopped; it can be resumed")
             return
         elif code != 0:
             reason = why(folder / LOG, one.log_start, code)
@@ -187,7 +187,7 @@ class _Runner:
 
 
 def environment(workers: int) -> dict[str, str]:
-    """Of a job: this process's, with its share of the cores unless the user has said how many threads it has."""
+    """A job's environment: this process's, with its share of the cores unless the user has set thread numbers."""
     clean = {k: v for k, v in os.environ.items() if k not in LAUNCHED}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     clean.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
@@ -195,26 +195,26 @@ def environment(workers: int) -> dict[str, str]:
 
 
 def why(log: Path, start: int, code: int) -> str:
-    """The reason of a job that ended badly: its error, else the last lines of its log.
+    """The reason of a failed job: its error, else the last lines of its log.
 
     Args:
-        log: what it has written
-        start: where in the log this attempt begins, in bytes
+        log: its log
+        start: offset in the log where this attempt begins, in bytes
         code: its exit code, negative for a signal
     """
     with log.open("rb") as file:
         file.seek(start)
         lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     if code < 0:
-        told = f"killed by {signal.Signals(-code).name}"
-        return f"{told} (out of memory?)" if -code == signal.SIGKILL else told
+        signalled = f"killed by {signal.Signals(-code).name}"
+        return f"{signalled} (out of memory?)" if -code == signal.SIGKILL else signalled
     errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
     if errors:
         error, *more = (line.strip() for line in lines[errors[-1] : errors[-1] + TAIL])
-        said = [line.partition(":")[2].strip() for line in more if line.startswith(("rule:", "remedy:"))]
-        return ": ".join([error.removeprefix("error: "), ". ".join(said)]) if said else error.removeprefix("error: ")
+        parts = [line.partition(":")[2].strip() for line in more if line.startswith(("rule:", "remedy:"))]
+        return ": ".join([error.removeprefix("error: "), ". ".join(parts)]) if parts else error.removeprefix("error: ")
     if any(line.startswith("Traceback") for line in lines):
         last = max(i for i, line in enumerate(lines) if line.startswith("Traceback"))
         raised = [line for line in lines[last + 1 :] if not line.startswith(" ")]
         return "\n".join(raised[:TAIL]) or lines[-1]
-    return "\n".join(lines[-TAIL:]) or f"exit code {code}, and it said nothing"
+    return "\n".join(lines[-TAIL:]) or f"exit code {code}, without output"

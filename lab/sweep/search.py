@@ -1,12 +1,11 @@
-"""A search by Optuna that survives: each trial is in the study's storage before it runs, and told to it once.
+"""A resumable search by Optuna: each trial is in the study's storage before it runs, and reported to it once.
 
-Trial N is job N, in folder N. A search that is gone on with first ends what had begun: a trial whose figures are on the
-disk is told, one that was running runs again with the same parameters from its own checkpoint. What is sampled is a
-function of the sampler's seed, the number of the trial and the results so far, so the search is the one that never
-stopped.
+Trial N is job N, in folder N. A resumed search first ends the trials that had begun: one with results on disk is
+reported, one that was running runs again with the same parameters from its own checkpoint. Samples are a function of
+the sampler's seed, the number of the trial and the results so far, so the search equals an uninterrupted one.
 
-How this differs from Hydra's plug-in for Optuna, whose settings these are: that keeps one random generator for the
-whole search, which a second process would restart; it numbers jobs by itself; it does not handle pruned trials.
+How this differs from Hydra's plug-in for Optuna, whose settings these are: that one has one random generator for the
+whole search, which a second process would restart; it numbers jobs itself; it does not handle pruned trials.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from training.configuration.overrides import quoted
 from training.jobs import record_failure, results_of
 
 log = logging.getLogger(__name__)
-OWNER = "blockwright_sweep"  # attribute of a trial: the folder that it belongs to, where searches share a study
+OWNER = "blockwright_sweep"  # attribute of a trial: its folder, since searches may share a study
 CHECKED = ("trainer", "callbacks", "logger")
 
 
@@ -56,7 +55,7 @@ class Search:
         params: Mapping[str, str] | None = None,
     ) -> None:
         self.sampler, self.direction, self.params = sampler, direction, params or {}
-        self.storage, self.study_name = storage, study_name  # of the study, which the plan of the sweep names
+        self.storage, self.study_name = storage, study_name  # of the study, recorded in the sweep's plan
         self.n_trials, self.n_jobs = n_trials, n_jobs
         self.launcher: Any = None
         self.hydra_context: HydraContext | None = None
@@ -81,10 +80,10 @@ class Search:
         """Search.
 
         Args:
-            arguments: overrides, those that are searched and those that are as given
+            arguments: overrides, searched and fixed ones
 
         Raises:
-            ConfigError: the space is empty, or cannot be composed
+            ConfigError: the search space is empty, or cannot be composed
         """
         given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         space, fixed = read_space(given, self.hydra_context.config_loader if self.hydra_context else None)
@@ -111,7 +110,7 @@ class Search:
         return isinstance(self.sampler, functools.partial) and self.sampler.func is optuna.samplers.GridSampler
 
     def _sampler(self, number: int) -> Any:
-        """The sampler of one trial, which draws what it would have drawn in a search that never stopped."""
+        """The sampler of one trial, which draws as in an uninterrupted search."""
         if self._is_grid():
             return self.sampler(self._grid)
         node = self.config.hydra.sweeper.sampler
@@ -120,7 +119,7 @@ class Search:
         return instantiate(node, **own)
 
     def _open(self, number: int | None = None) -> optuna.Study:
-        """The study as it is on the disk: what has been opened before does not see what trials report.
+        """Reopen the study: an open one does not see what trials report.
 
         Args:
             number: of the trial to sample for; None: the next
@@ -130,7 +129,7 @@ class Search:
         return study
 
     def _batches(self) -> Iterator[Iterator[Trial]]:
-        """Trials to run together: those that had begun, as they had, and then new ones."""
+        """Batches of trials to run together: those that had begun, in the same batches, then new ones."""
         begun = [t.number for t in self._own() if t.state == TrialState.RUNNING]
         left = [number for number in begun if not self._tell_from_disk(number)]
         for i in range(0, len(left), self.n_jobs):
@@ -161,7 +160,7 @@ class Search:
         return [*(f"{key}={value}" for key, value in {**drawn, **fixed}.items()), *self._own_checkpoint(trial.number)]
 
     def _tell_from_disk(self, number: int) -> bool:
-        """Tell the study of a trial that had ended when the search was killed; whether it had."""
+        """Report a trial that had ended when the search was killed; returns whether it had."""
         results = results_of(self.folder / str(number))
         if results is None:
             return False
@@ -183,20 +182,20 @@ class Search:
     def _value(self, number: int, returned: JobReturn) -> float | None:
         try:
             return float(returned.return_value)
-        except Exception as error:  # what failed before or after the run itself, whose own failures are values
+        except Exception as error:  # an error outside the run; its own failures are values
             record_failure(self.folder / str(number), f"{type(error).__name__}: {error}")
             return None
 
     def _tell(self, number: int, value: float | None) -> None:
-        """Tell a trial's value once; None or no number is the worst there is, a pruned trial its last value."""
+        """Report a trial's value once; None or NaN is the worst value, a pruned trial its last one."""
         results = results_of(self.folder / str(number)) or {}
         worst = -math.inf if self.plan["direction"] == "maximize" else math.inf
-        told: dict[str, Any] = {"values": worst if value is None or math.isnan(value) else value}
+        outcome: dict[str, Any] = {"values": worst if value is None or math.isnan(value) else value}
         if results.get("status") == "pruned":
-            told = {"state": TrialState.PRUNED}
+            outcome = {"state": TrialState.PRUNED}
         try:
-            self._open(number).tell(number, **told)
-        except RuntimeError as error:  # so a grid's sampler says that it has no more; the trial has been told
+            self._open(number).tell(number, **outcome)
+        except RuntimeError as error:  # a grid's sampler has no more; the trial has been reported
             if "Study.stop" not in str(error):
                 raise
 
@@ -212,7 +211,7 @@ class Search:
 
 
 def consecutive(jobs: Sequence[tuple[int, list[str]]]) -> Iterator[list[tuple[int, list[str]]]]:
-    """Jobs whose numbers follow each other, as a launcher numbers those that it is given together."""
+    """Jobs with consecutive numbers, as a launcher numbers those it gets together."""
     group: list[tuple[int, list[str]]] = []
     for job in jobs:
         if group and job[0] != group[-1][0] + 1:
@@ -224,14 +223,14 @@ def consecutive(jobs: Sequence[tuple[int, list[str]]]) -> Iterator[list[tuple[in
 
 
 def check_space(composed: Any, space: Space, fixed: Mapping[str, Any]) -> None:
-    """Compose every choice of a search once, so that a typo ends it before the first trial and not amid it.
+    """Compose every choice of a search once, so that a typo is found before the first trial.
 
-    Whether two values go together is not looked at: a trial for which they do not is a row of the table.
+    Combinations of values are not checked: a trial with an invalid one is a failed row of the table.
 
     Args:
-        composed: makes a configuration of overrides
-        space: what is searched
-        fixed: what is as given
+        composed: composes a configuration from overrides
+        space: the search space
+        fixed: the fixed overrides
 
     Raises:
         ConfigError, or what Hydra raises: an unknown key or option, a value of another type, an unknown pruner
@@ -250,7 +249,7 @@ def check_space(composed: Any, space: Space, fixed: Mapping[str, Any]) -> None:
             composed([f"{key}={v}" for key, v in {**first, name: value}.items()])
 
 
-SKIPPED = ("dry_run", "compile")  # keys of trainer that are this project's
+SKIPPED = ("dry_run", "compile")  # keys of trainer defined by this project
 
 
 def _check_pruners(config: DictConfig) -> None:

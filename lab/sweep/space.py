@@ -19,17 +19,17 @@ Space = dict[str, BaseDistribution]
 
 
 def read_space(overrides: Sequence[str], loader: ConfigLoader | None = None) -> tuple[Space, dict[str, str]]:
-    """What is searched and what is fixed.
+    """Split overrides into a search space and fixed ones.
 
     Args:
-        overrides: in Hydra's grammar; the later of two with one key counts
+        overrides: in Hydra's grammar; the last one of a key counts
         loader: lists the options of a group for ``glob(…)``
 
     Returns:
-        key → distribution, and key → value of the overrides that are no sweep, which take their keys out of the search
+        key → distribution, and key → value of the overrides that are not sweeps, whose keys are not searched
 
     Raises:
-        ConfigError: a sweep that is no choice, range or interval
+        ConfigError: a sweep other than choice, range or interval
     """
     space: Space = {}
     fixed: dict[str, str] = {}
@@ -45,7 +45,7 @@ def read_space(overrides: Sequence[str], loader: ConfigLoader | None = None) -> 
 def distribution(override: Override) -> BaseDistribution:
     """``choice(a, b)``, ``a,b``, ``range(0, 10, 2)``, ``interval(0, 1)``, and ``tag(log, interval(…))`` of them.
 
-    A range leaves out its end, as in Hydra's own sweeps; an interval has both.
+    A range excludes its end, as in Hydra's own sweeps; an interval includes both.
 
     Raises:
         ConfigError: any other sweep
@@ -60,10 +60,10 @@ def distribution(override: Override) -> BaseDistribution:
     try:
         values: Any = override.sweep_iterator(transformer=Transformer.encode)
         return CategoricalDistribution(tuple(values))
-    except (HydraException, ValueError) as error:  # a glob that finds nothing, or has no group to look in
+    except (HydraException, ValueError) as error:  # a glob without matches or without a group
         remedy = "Write choice(a, b), interval(0, 1), range(1, 9) or tag(log, interval(1e-4, 1e-2))"
         raise ConfigError(
-            "hydra.sweeper.params", override.input_line, f"is no search space ({error})", remedy
+            "hydra.sweeper.params", override.input_line, f"is not a search space ({error})", remedy
         ) from None
 
 
@@ -86,7 +86,7 @@ def choices(each: BaseDistribution) -> list[Any]:
         return list(each.choices)
     if isinstance(each, IntDistribution | FloatDistribution) and each.step is not None and not each.log:
         return [each.low + i * each.step for i in range(round((each.high - each.low) / each.step) + 1)]
-    rule = "has no list of values, and sampler=grid tries every one"
+    rule = "has no list of values, but sampler=grid tries every one"
     raise ConfigError("hydra.sweeper.params", str(each), rule, "Write choice(…) or range(…), or another sampler")
 
 
@@ -96,7 +96,7 @@ def ends(each: BaseDistribution) -> list[Any]:
 
 
 def suggest(trial: Trial, key: str, each: BaseDistribution) -> Any:
-    """Draw one parameter; a trial that has it already keeps it."""
+    """Draw one parameter; a trial that already has it keeps it."""
     if isinstance(each, CategoricalDistribution):
         return trial.suggest_categorical(key, each.choices)
     draw: Any = trial.suggest_int if isinstance(each, IntDistribution) else trial.suggest_float

@@ -1,4 +1,4 @@
-"""The Optuna study of a search: where it is kept, and how the search and its trials open it."""
+"""The Optuna study of a search: its storage, and opening it from the search and its trials."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from registry import ConfigError
 if TYPE_CHECKING:
     import optuna
 
-BUSY_S = 60  # that a trial waits while another writes
+BUSY_S = 60  # maximum wait of a trial while another writes
 FILE = "study.db"
 
 
 def open_study(sweep: Path, plan: Mapping[str, Any], checked: bool = False, **settings: Any) -> optuna.Study:
-    """Open the study of a search, or begin it.
+    """Open or create the study of a search.
 
     Args:
         sweep: folder of the search
-        plan: of the search; its ``study`` is {"name", "storage"}, a storage of null is ``study.db`` in the folder
+        plan: of the search; its ``study`` is {"name", "storage"}, a null storage is ``study.db`` in the folder
         checked: whether its tables are known to be of this version of Optuna
         settings: sampler, pruner
 
@@ -45,9 +45,9 @@ def open_study(sweep: Path, plan: Mapping[str, Any], checked: bool = False, **se
             load_if_exists=True,
             **settings,
         )
-    except Exception as error:  # of SQLAlchemy, its drivers, alembic and Optuna, which have no common base
+    except Exception as error:  # SQLAlchemy, its drivers, alembic and Optuna have no common base class
         rule = f"cannot be opened ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-        remedy = "Leave it out for a file in the sweep's folder, or correct the address"
+        remedy = "Leave it out for a file in the sweep's folder, or correct the URL"
         if "upgrade" in str(error):  # written by an older Optuna
-            remedy = f"It is of an older Optuna: optuna storage upgrade --storage {asked or url}"
+            remedy = f"It was written by an older Optuna: optuna storage upgrade --storage {asked or url}"
         raise ConfigError("hydra.sweeper.storage", asked or FILE, rule, remedy) from error

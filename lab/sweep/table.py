@@ -1,4 +1,4 @@
-"""What a sweep has to show: one table of all jobs, their overrides and final figures, failures included."""
+"""The table of a sweep: all jobs with their overrides and final figures, failures included."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ ENDED = ("completed", "pruned", "failed", "diverged")
 
 
 def rows_of(sweep: Path) -> list[dict[str, Any]]:
-    """A row for each job, planned or begun: number, name in an ablation, status, own overrides, figures, reason.
+    """A row per job, planned or started: number, name in an ablation, status, own overrides, figures, reason.
 
-    The status of a job is ``completed``, ``pruned``, ``failed``, ``diverged``, ``running``, ``waiting`` (its turn will
-    come) or ``unfinished``.
+    The status of a job is ``completed``, ``pruned``, ``failed``, ``diverged``, ``running``, ``waiting`` (not yet
+    started) or ``unfinished``.
     """
     jobs = {job["job"]: job for job in _planned(sweep)}
     planned = {number: job["overrides"] for number, job in jobs.items()}
@@ -50,7 +50,7 @@ def summarise(sweep: Path) -> list[dict[str, Any]]:
     """Read the jobs of a sweep, print them as a table, and write ``summary.csv``.
 
     Returns:
-        the rows, as ``rows_of`` gives them
+        the rows, as from ``rows_of``
     """
     rows = rows_of(sweep)
     if rows:
@@ -81,11 +81,11 @@ def _planned(sweep: Path) -> list[dict[str, Any]]:
 
 
 def _overrides(job: Path) -> list[str]:
-    """A job's own overrides, without the checkpoint that it went on from."""
+    """A job's own overrides, without the checkpoint that it resumed from."""
     file = job / ".hydra" / "overrides.yaml"
     try:
         given = [str(o) for o in OmegaConf.load(file)] if file.exists() else []
-    except Exception:  # a job that was killed while writing it
+    except Exception:  # killed while writing it
         given = []
     return [o for o in given if not (o.startswith("ckpt_path=") and f"{job.resolve()}/checkpoints" in o)]
 
@@ -100,9 +100,9 @@ def _without_results(job: Path, live: bool) -> dict[str, Any]:
 
 
 def table_of(rows: list[dict[str, Any]], title: str) -> Table:
-    """Fits 80 columns: what differs between jobs, and what came out; reasons of failures stand below.
+    """A table of 80 columns: what differs between jobs, and the results; reasons of failures are below.
 
-    Overrides, reasons and paths are Text, lest rich takes ``trainer=[fsdp,sim]`` for its markup.
+    Overrides, reasons and paths are Text, so that rich does not read ``trainer=[fsdp,sim]`` as markup.
     """
     table = Table(title=Text(title), title_justify="left")
     table.add_column("job", justify="right")
@@ -111,7 +111,7 @@ def table_of(rows: list[dict[str, Any]], title: str) -> Table:
     for name in ("val loss", "bits/byte", "active", "tokens/s"):
         table.add_column(name, justify="right", no_wrap=True)
     done = [row["val/loss"] for row in rows if row["status"] == "completed" and row["val/loss"] is not None]
-    losses = [loss for loss in done if math.isfinite(loss)]  # no comparison holds for a NaN
+    losses = [loss for loss in done if math.isfinite(loss)]  # NaN does not compare
     for row in rows:
         overrides = Text(row["name"] if named else row["overrides"].replace(" ", "\n"))
         if row["status"] != "completed":

@@ -148,7 +148,7 @@ def test_json_is_one_document(run: Path, writer: Writer, capsys: pytest.CaptureF
     ("words", "path", "says"),
     [
         (["nowhere", "--prompt", "x"], "MODEL", "no such file or folder"),
-        (["RUN"], "--prompt", "what to continue"),
+        (["RUN"], "--prompt", "is required"),
         (["RUN", "--prompt", ""], "--prompt", "is empty"),
         (["RUN", "--prompt", "x", "--prompt="], "--prompt", "is empty"),
         (["RUN", "--prompt", "x", "--top-p", "2"], "--top-p", "probability"),

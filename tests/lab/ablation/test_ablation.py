@@ -111,7 +111,9 @@ def test_names_that_yaml_takes_for_numbers_are_names(write: Callable[..., str]) 
     assert read.baseline == "1" and list(read.arms) == ["1", "2"]
 
 
-@pytest.mark.parametrize(("text", "told"), [("5", "is a mapping"), ("baseline: [a]\narms: {a: x=1, b: y=1}", "an arm")])
+@pytest.mark.parametrize(
+    ("text", "told"), [("5", "must be a mapping"), ("baseline: [a]\narms: {a: x=1, b: y=1}", "an arm")]
+)
 def test_file_that_says_something_else_is_refused(text: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ConfigError, match=told):
@@ -346,13 +348,13 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
     "baseline that is no arm": ({"baseline": "tow"}, [], "baseline = tow", "Did you mean 'two'"),
     "unknown key": ({"seed": 3}, [], "seed = 3", "Did you mean 'seeds'"),
     "unknown key of a budget": ({"budget": {"mach": "params"}}, [], "budget.mach = params", "Did you mean 'match'"),
-    "budget without a knob": ({"budget": {"match": "params"}}, [], "budget.by = null", "by what"),
+    "budget without a knob": ({"budget": {"match": "params"}}, [], "budget.by = null", "and the knob"),
     "no such budget": ({"budget": {"match": "parms", "by": "d_ff"}}, [], "match = parms", "Did you mean 'params'"),
     "no such knob": ({"budget": {"match": "params", "by": "d_f"}}, [], "by = d_f", "Did you mean 'd_ff'"),
     "negative tol": ({"budget": {"match": "params", "by": "d_ff", "tol": -1}}, [], "tol = -1", "from 0 to below 1"),
     "no seeds": ({"seeds": 0}, [], "seeds = 0", "at least 1"),
-    "half a seed": ({"seeds": 1.5}, [], "seeds = 1.5", "says how many seeds"),
-    "a seed twice": ({"seeds": [1, 1]}, [], "seeds = [1, 1]", "none twice"),
+    "half a seed": ({"seeds": 1.5}, [], "seeds = 1.5", "is the number of seeds"),
+    "a seed twice": ({"seeds": [1, 1]}, [], "seeds = [1, 1]", "each once"),
     "no tokens": ({"tokens": 0}, [], "tokens = 0", "at least 1"),
     "tokens of less than a step": ({"tokens": 63}, [], "tokens = 63", "less than one step (64 tokens"),
     "learning rate of zero": ({"lr": [0.0]}, [], "lr = [0.0]", "above 0"),
@@ -405,7 +407,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
         {"arms": ..., "grid": {"model/attention": ["mha", "mha"]}},
         [],
         "grid.model/attention = ",
-        "none twice",
+        "each once",
     ),
     "target without a budget": (
         {"arms": {"one": None, "two": {"overrides": "x=1", "target": 5}}},
@@ -414,7 +416,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
         "beside budget",
     ),
     "seed on the command line": ({}, ["seed=3"], "seed = 3", "seeds=[7]"),
-    "key of the file on the command line": ({}, ["arms=x"], "arms = x", "changed in the file"),
+    "key of the file on the command line": ({}, ["arms=x"], "arms = x", "in the ablation's file"),
     "run folder": ({}, ["hydra.run.dir=x"], "hydra.run.dir = x", "set by the ablation"),
     "unknown flag": ({}, ["--plan"], "command line = --plan", "--plan-only"),
     "second name": ({}, ["other"], "command line = other", "one at a time"),

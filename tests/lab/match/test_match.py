@@ -327,7 +327,7 @@ MISTAKES = {
     "knob that moves nothing": (
         ["match=cache_bytes", "by=d_ff"],
         "arm mqa: by = d_ff",
-        "does not move cache bytes a token",
+        "does not change cache bytes a token",
     ),
     "budget out of reach": (
         ["match=params", "by=n_layers"],

@@ -132,7 +132,7 @@ def test_progress_is_told_line_by_line_where_there_is_no_terminal(
     sweep = make_plan(tmp_path / "sweep", "do=ok loss=3", "do=diverge", "do=ok loss=2")
     runner.run_plan(sweep, workers=1)
     said = capsys.readouterr().out.splitlines()
-    assert "job 0 begins: do=ok loss=3" in said
+    assert "job 0 starts: do=ok loss=3" in said
     assert any(line.startswith("job 0 done: val/loss 3.0000; 1/3 ended; best 3.0000 (job 0)") for line in said)
     assert any(line.startswith("job 1 diverged: diverged at step 2") and "2/3 ended" in line for line in said)
     assert any(line.startswith("job 2 done: val/loss 2.0000; 3/3 ended; best 2.0000 (job 2)") for line in said)
@@ -185,7 +185,7 @@ def test_stopped_jobs_save_and_go_on_from_their_own_checkpoints(
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=30)[0]
     assert process.returncode == 75
-    assert said.splitlines()[-1] == f"stopped by SIGTERM. Go on with: python -m lab.sweep resume {sweep}"
+    assert said.splitlines()[-1] == f"stopped by SIGTERM. Resume with: python -m lab.sweep resume {sweep}"
     assert statuses(sweep) == ["unfinished"] * 3
     assert not (sweep / "2").exists()
 
@@ -278,17 +278,17 @@ def test_status_says_what_each_job_has_come_to(
         (["status", "SWEEP/nowhere"], "there is no such folder"),
         (["resume", "SWEEP/empty"], "holds no plan.json"),
         (["retry", "SWEEP/damaged"], "is no JSON"),
-        (["status", "SWEEP/other"], "is no plan of a sweep"),
-        (["resume", "SWEEP", "--workers", "0"], "counts jobs at a time"),
+        (["status", "SWEEP/other"], "is not a sweep's plan"),
+        (["resume", "SWEEP", "--workers", "0"], "is the number of parallel jobs"),
         (["retry", "SWEEP", "--jobs", "0"], "is completed"),
         (["retry", "SWEEP", "--jobs", "7"], "there is no such job"),
-        (["retry", "SWEEP", "--jobs", "one"], "is a list of numbers"),
-        (["resume", "SWEEP", "--jobs", "1"], "belongs to retry"),
-        (["retry", "SWEEP", "--json"], "belongs to status"),
-        (["resume", "SWEEP/search"], "keeps nothing to go on from"),
-        (["resume", "SWEEP/gone"], "was where the sweep began"),
-        (["retry", "SWEEP/lost", "--workers", "0"], "counts jobs at a time"),
-        (["resume", "SWEEP/blocked"], "is a file where the folder of a job has to be"),
+        (["retry", "SWEEP", "--jobs", "one"], "must be a list of job numbers"),
+        (["resume", "SWEEP", "--jobs", "1"], "is an option of retry"),
+        (["retry", "SWEEP", "--json"], "is an option of status"),
+        (["resume", "SWEEP/search"], "cannot resume"),
+        (["resume", "SWEEP/gone"], "was the sweep's working directory"),
+        (["retry", "SWEEP/lost", "--workers", "0"], "is the number of parallel jobs"),
+        (["resume", "SWEEP/blocked"], "is a file in place of a job's folder"),
         (["retry", "SWEEP/bare"], "lacks study, n_trials"),
         (["resume", "SWEEP/lost study"], r"study\.db .*is gone.*their runs are still in their folders"),
         (["retry", "SWEEP/lost study"], r"study\.db .*is gone"),

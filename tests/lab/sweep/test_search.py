@@ -184,7 +184,7 @@ def test_study_of_others_trials_is_shared_but_not_run(sweep: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [(["x=1"], "leaves nothing to search"), (["x=interval(0,1)", "name=glob(*)"], "is no search space")],
+    [(["x=1"], "leaves nothing to search"), (["x=interval(0,1)", "name=glob(*)"], "is not a search space")],
 )
 def test_space_that_is_none_is_refused(sweep: Path, arguments: list[str], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
@@ -267,7 +267,7 @@ def test_retried_trial_is_a_new_job_with_the_same_parameters(
     search(sweep, Failing(sweep), n_trials=2, n_jobs=1).sweep(SPACE)
     ask_again(sweep, plans.read(sweep), [1])
     ask_again(sweep, plans.read(sweep), [1])  # as it has been already
-    assert [row["reason"] for row in rows_of(sweep)] == ["no memory", "no memory; tried again as job 2"]
+    assert [row["reason"] for row in rows_of(sweep)] == ["no memory", "no memory; retried as job 2"]
     monkeypatch.setenv(plans.RESUMED, str(sweep))
     again = Launcher(sweep)
     search(sweep, again, n_trials=plans.read(sweep)["n_trials"], n_jobs=1).sweep(SPACE)

@@ -62,5 +62,5 @@ def test_interval_has_no_list_of_values_but_has_ends() -> None:
 
 
 def test_glob_without_a_group_is_refused() -> None:
-    with pytest.raises(ConfigError, match="is no search space"):
+    with pytest.raises(ConfigError, match="is not a search space"):
         read_space(["x=glob(*)"])

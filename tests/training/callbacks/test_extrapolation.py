@@ -69,7 +69,7 @@ def test_another_position_block_takes_over_for_the_longer_windows_alone(
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("model.max_positions=64", "makes windows of 128 tokens, and the model is made for 64"),
+        ("model.max_positions=64", "makes windows of 128 tokens, but the model has positions for 64"),
         ("callbacks.extrapolation.multiples=[]", "must list at least one"),
         ("callbacks.extrapolation.multiples=[0]", "at least 1"),
         ("callbacks.extrapolation.position={name:yarm}", "Did you mean 'yarn'"),

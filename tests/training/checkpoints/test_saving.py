@@ -166,7 +166,7 @@ def test_best_checkpoint_that_is_not_of_the_past_is_left_out_with_a_warning(
     else:
         write_file({**read_file(best), "global_step": 3}, best)
     callback = keeper(tmp_path / "new")
-    with pytest.warns(UserWarning, match=r"best\.ckpt (cannot be read|is of step 3): the best .* anew from step 2"):
+    with pytest.warns(UserWarning, match=r"best\.ckpt (cannot be read|is of step 3): the best .* from step 2 on"):
         resume(fit, stopped, callback)
     assert read_file(tmp_path / "new" / "best.ckpt")["global_step"] == 3  # the first after the resume
 
