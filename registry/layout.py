@@ -194,7 +194,7 @@ def _override(
     example = "{layers: 0..1, attention: mla}"
     overrides = [] if overrides is None else overrides
     if not isinstance(overrides, Sequence) or isinstance(overrides, str):
-        raise ConfigError("model.overrides", overrides, "model.overrides must be a list of mappings", f"Write [{example}]")
+        raise ConfigError("model.overrides", overrides, "must be a list of mappings", f"Write [{example}]")
     for i, override in enumerate(overrides):
         path = f"model.overrides.{i}"
         changes = dict(_mapping(override, path, example, ["layers", *choices]))

@@ -137,7 +137,7 @@ EARLY = {
     ),
     "multipliers that are a list": Mistake("optimizer.multipliers=[1]", "optimizer.multipliers", "maps patterns"),
     "override of a layer that is not there": Mistake(
-        "model.overrides=[{layers: 9, attention: mha}]", "model.overrides.0.layers", "9 is none of them"
+        "model.overrides=[{layers: 9, attention: mha}]", "model.overrides.0.layers", "9 is not one of them"
     ),
     "vocabulary smaller than the tokenizer's": Mistake("model.vocab_size=100", "model.vocab_size", "= 257"),
     "vocabulary too small for the tokenizer": Mistake(

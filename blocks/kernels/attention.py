@@ -57,7 +57,7 @@ def causal_attention_on_cpu(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -
 
 
 def causal_attention_on_gpu(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
-    """``causal_attention`` with FlexAttention for anything but a plain causal mask, unless the bias needs a gradient."""
+    """``causal_attention`` with FlexAttention unless the mask is plainly causal or the bias needs a gradient."""
     usual = scoring.plain or scoring.learns_bias or q.shape[1] == 1
     return (causal_attention if usual else flex_causal_attention)(q, k, v, scoring)
 

@@ -111,17 +111,17 @@ def best(device_type: str) -> Kernels:
     return BEST.get(device_type, ELSEWHERE)
 
 
-def check(wishes: Mapping[str, Any], path: str) -> dict[str, str]:
+def check(overrides: Mapping[str, Any], path: str) -> dict[str, str]:
     """Validate the overrides of a configuration, and return them.
 
     Args:
-        wishes: kernel → implementation, or ``auto``
+        overrides: kernel → implementation, or ``auto``
         path: of the node, for error messages
 
     Raises:
         ConfigError: there is no such kernel or implementation
     """
-    for kernel, name in wishes.items():
+    for kernel, name in overrides.items():
         if kernel not in KERNELS:
             raise ConfigError(f"{path}.{kernel}", name, "there is no such kernel", did_you_mean(kernel, KERNELS))
         known = (AUTO, *IMPLEMENTATIONS[kernel])
@@ -130,17 +130,17 @@ def check(wishes: Mapping[str, Any], path: str) -> dict[str, str]:
             raise ConfigError(f"{path}.{kernel}", name, rule, did_you_mean(str(name), known))
         if name in EXTRAS:
             require(name, EXTRAS[name], path=f"{path}.{kernel}", value=name, otherwise="which needs a GPU")
-    return dict(wishes)
+    return dict(overrides)
 
 
-def choose(device: torch.device, wishes: Mapping[str, str] | None = None) -> Kernels:
+def choose(device: torch.device, overrides: Mapping[str, str] | None = None) -> Kernels:
     """The kernels for a device.
 
     Args:
         device: where the weights are
         overrides: kernel → implementation, validated
     """
-    return replace(best(device.type), **{k: name for k, name in (wishes or {}).items() if name != AUTO})
+    return replace(best(device.type), **{k: name for k, name in (overrides or {}).items() if name != AUTO})
 
 
 def names(kernels: Kernels) -> dict[str, str]:

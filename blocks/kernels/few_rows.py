@@ -1,9 +1,9 @@
-"""Products of a few rows with a matrix, as in decoding, where reading the matrix is all the work.
+"""Products of a few rows with a matrix, as in decoding, where reading the matrix dominates.
 
-Asked for y = x Wᵀ with one row on two Zen 4 cores, MKL reads W at 9 GB/s, with one thread, and oneDNN at 7 to 15. The
-same as a batched product of parts of W with the row as their column comes to 20 to 40 GB/s in MKL, if the columns are a
-view of the rows: a copy of them takes another path, at 3.5. So it goes there, in fp32, even where larger products go to
-oneDNN (see machine.py).
+For y = x Wᵀ with one row on two Zen 4 cores, MKL reads W at 9 GB/s with one thread, and oneDNN at 7 to 15. The same as
+a batched product of parts of W with the row as their column reaches 20 to 40 GB/s in MKL, if the columns are a view of
+the rows: a copy takes another path, at 3.5. So fp32 goes to MKL here, even where larger products go to oneDNN (see
+machine.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PARTS = 16  # of the matrix
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b: ``torch.nn.functional.linear``, the faster way for a few rows.
+    """x Wᵀ + b: ``torch.nn.functional.linear``, faster for a few rows.
 
     Args:
         x: [..., K]
@@ -44,7 +44,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def few(x: Tensor, weight: Tensor) -> bool:
-    """Whether the way for a few rows is open, and pays."""
+    """Whether the fast path for a few rows is possible and pays off."""
     if x.numel() > FEW * x.shape[-1] or not reads_fast(x) or not x.numel():
         return False
     whole = type(weight) in (Tensor, torch.nn.Parameter) and weight.is_contiguous()
@@ -52,9 +52,9 @@ def few(x: Tensor, weight: Tensor) -> bool:
 
 
 def reads_fast(x: Tensor) -> bool:
-    """Whether MKL reads matrices faster for rows like these: in fp32, on a processor where that was measured.
+    """Whether MKL reads matrices faster for such rows: in fp32, on processors where that was measured.
 
-    Where gradients or a compiler ask for other things, everything goes its usual way.
+    False with gradients or a compiler.
     """
     if torch.is_grad_enabled() or x.dtype != torch.float32 or not (x.is_cpu and _pays()):
         return False
@@ -63,7 +63,7 @@ def reads_fast(x: Tensor) -> bool:
 
 @contextmanager
 def by_mkl() -> Iterator[None]:
-    """Let MKL compute the products of fp32."""
+    """Context in which MKL computes fp32 products."""
     products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined] # what set_float32_matmul_precision sets too
     precision = products.fp32_precision
     products.fp32_precision = "ieee"

@@ -2,7 +2,7 @@
 
 ``dispatch`` orders (token, choice) pairs by expert; ``grouped_matmul`` multiplies each expert's contiguous rows by
 its matrix; ``combine`` adds a token's k results. Dispatch and combine are each other's adjoint, and written as such:
-both directions are gathers, with no scattered addition, so sums have one order and runs repeat to the bit. Where
+both directions are gathers, without scattered addition, so the order of summation is fixed and runs repeat exactly. If
 some pairs have no expert (tokens dropped, or experts that choose), ``take`` and ``add_up`` do the same for any rows.
 """
 
@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 
 class Order(NamedTuple):
-    """How T·k (token, choice) pairs are sorted by expert.
+    """Order of T·k (token, choice) pairs sorted by expert.
 
-    sorted: [M] pair index at each sorted place; M = T·k, or the number of pairs that have an expert
-    place: [T·k] sorted place of each pair, the inverse permutation; None when some pairs have no expert
-    ends: [E] int32, the place after each expert's last row
+    sorted: [M] pair index at each sorted position; M = T·k, or the number of pairs with an expert
+    place: [T·k] sorted position of each pair, the inverse permutation; None if some pairs have no expert
+    ends: [E] int32, the position after each expert's last row
     n_tokens: T
-    k: choices a token
+    k: choices per token
     """
 
     sorted: Tensor
@@ -33,11 +33,11 @@ class Order(NamedTuple):
 
 
 def sort_by_expert(experts: Tensor, n_experts: int, pairs: int | None = None) -> Order:
-    """Choices [T,k] → their order by expert; ties keep the order of tokens.
+    """Sort choices [T,k] by expert; ties keep the order of tokens.
 
     Args:
-        experts: entries of n_experts stand for no expert
-        pairs: how many entries are real; None when all are
+        experts: n_experts means no expert
+        pairs: how many entries are below n_experts; None: all
     """
     flat = experts.flatten()
     order = flat.argsort(stable=True)
@@ -75,7 +75,7 @@ class _Combine(torch.autograd.Function):
 
 
 def dispatch(x: Tensor, order: Order) -> Tensor:
-    """Tokens [T,D] → [M,D], a copy for each choice, sorted by expert."""
+    """Tokens [T,D] → [M,D], one copy per choice, sorted by expert."""
     if order.place is None:
         return take(x, order.sorted // order.k)
     return _Dispatch.apply(x, order)
@@ -111,20 +111,20 @@ class _AddUp(torch.autograd.Function):
 
 
 def take(x: Tensor, token: Tensor) -> Tensor:
-    """Rows [M,D] of x [T,D] by number [M]; the adjoint of ``add_up``."""
+    """Rows [M,D] of x [T,D] at indices [M]; the adjoint of ``add_up``."""
     return _Take.apply(x, token)
 
 
 def add_up(rows: Tensor, token: Tensor, n_tokens: int) -> Tensor:
-    """Rows [M,D] that belong to tokens [M] → [T,D], the sum of each token's."""
+    """Rows [M,D] of tokens [M] → [T,D], the sum of each token's."""
     if rows.device.type == "cuda":
         return _AddUp.apply(rows, token, n_tokens)
     return rows.new_zeros(n_tokens, rows.shape[1]).index_add(0, token, rows)
 
 
 def sum_in_order(rows: Tensor, token: Tensor, n_tokens: int) -> Tensor:
-    """``add_up`` where ``index_add`` adds by atomics, in an order that changes and in the dtype of the rows: in one
-    order, and in fp32 at least."""
+    """``add_up`` in a fixed order and at least fp32, for devices where ``index_add`` adds atomically, in varying order
+    and in the dtype of the rows."""
     counts = torch.zeros(n_tokens, dtype=torch.int64, device=rows.device).scatter_add_(0, token, torch.ones_like(token))
     wide = torch.promote_types(rows.dtype, torch.float32)
     of_token = rows.index_select(0, token.argsort(stable=True)).to(wide)
@@ -136,41 +136,41 @@ def grouped_matmul(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
     Args:
         rows: [M,K], sorted by expert
-        weight: [E,N,K], one matrix an expert, (out, in) as nn.Linear has it
+        weight: [E,N,K], one matrix per expert, (out, in) as in nn.Linear
         ends: [E] int32, the row after each expert's last
 
     Returns:
         [M,N]
     """
     if rows.device.type == "meta":
-        return rows @ weight[0].t()  # the shape and the FLOPs; on this device there are no counts to split by
-    if torch.is_autocast_enabled(rows.device.type):  # F.grouped_mm is not on autocast's list, as matmul is
+        return rows @ weight[0].t()  # only shape and FLOPs: the meta device has no counts to split by
+    if torch.is_autocast_enabled(rows.device.type):  # autocast does not know F.grouped_mm
         low = torch.get_autocast_dtype(rows.device.type)
         rows, weight = (t.to(low) if t.dtype == torch.float32 else t for t in (rows, weight))
     if torch.compiler.is_compiling() and not (_grouped_mm_takes(rows, weight) and rows.dtype == torch.bfloat16):
         return _opaque(
             rows, weight, ends
-        )  # the compiler knows F.grouped_mm in bf16 only, and the reference breaks graphs
+        )  # the compiler supports F.grouped_mm in bf16 only, and the reference breaks graphs
     if _grouped_mm_takes(rows, weight):
         return F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
     return grouped_matmul_reference(rows, weight, ends)
 
 
 def _grouped_mm_takes(rows: Tensor, weight: Tensor) -> bool:
-    """Whether dtypes are such, and strides aligned, as F.grouped_mm asks."""
+    """Whether F.grouped_mm supports these dtypes and strides."""
     fits = rows.dtype in (torch.float32, torch.bfloat16) and weight.dtype == rows.dtype
     return fits and all((n * rows.element_size()) % 16 == 0 for n in weight.shape[1:])
 
 
 def grouped_matmul_reference(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """The same, one expert at a time: any dtype, any width."""
+    """``grouped_matmul``, one expert at a time: any dtype, any width."""
     counts = torch.diff(ends, prepend=ends.new_zeros(1)).tolist()
     return torch.cat([part @ w.t() for part, w in zip(rows.split(counts), weight.unbind(0), strict=True)])
 
 
 @torch.library.custom_op("blockwright::grouped_matmul", mutates_args=())
 def _opaque(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """``grouped_matmul`` as one operator, into which the compiler does not look."""
+    """``grouped_matmul`` as one operator, opaque to the compiler."""
     if _grouped_mm_takes(rows, weight):
         return F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
     return grouped_matmul_reference(rows, weight, ends)
@@ -183,7 +183,7 @@ def _(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 @torch.library.custom_op("blockwright::grouped_outer", mutates_args=())
 def _opaque_outer(grad: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
-    """grad [M,N], rows [M,K] → [E,N,K], each expert's sum of outer products of its rows: the weight's gradient."""
+    """grad [M,N], rows [M,K] → [E,N,K], the weight's gradient: each expert's sum of outer products of its rows."""
     counts = torch.diff(ends, prepend=ends.new_zeros(1)).tolist()
     return torch.stack([g.t() @ r for g, r in zip(grad.split(counts), rows.split(counts), strict=True)])
 
@@ -209,7 +209,7 @@ _opaque.register_autograd(_backward, setup_context=_keep)
 def _grouped_mm_flops(
     rows: Any, weight: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None, out_shape: Any = None
 ) -> int:
-    """FLOPs of one grouped matmul, whichever operand the groups split: [M,K] × [E,K,N], or [N,M] × [M,K] → [E,N,K]."""
+    """FLOPs of one grouped matmul, for either grouped operand: [M,K] × [E,K,N], or [N,M] × [M,K] → [E,N,K]."""
     return 2 * rows[0] * rows[1] * weight[-1]
 
 

@@ -1,13 +1,12 @@
-"""Experts that are SwiGLU networks, in one pass over the tokens of each: the fast path of a CPU.
+"""SwiGLU experts in one pass over each expert's tokens: the fast path of a CPU.
 
-The tokens of an expert, or of neighbouring experts that have few, are gathered, multiplied, activated, weighed and
-multiplied again before the next ones; nothing but the two halves of the hidden layer is kept for the way back, which
-gathers the tokens again. Weight gradients are written in place into the stack's: slicing a stack under autograd makes a
-gradient of the whole stack for every expert. The router's weight multiplies the hidden vector, the narrow side.
+The tokens of an expert, or of several small adjacent experts, are gathered, multiplied, activated, weighted and
+multiplied again before the next ones; only the two halves of the hidden layer are kept for the backward pass, which
+gathers the tokens again. Weight gradients are written in place into the stack's: slicing a stack under autograd would
+make a gradient of the whole stack for every expert. The router's weight multiplies the hidden vector, the narrow side.
 
-Experts of one group are padded to the longest of them, so that one batched product serves them all: a product of its
-own for every expert costs more to start than to compute when an expert has some dozen tokens. A padding row repeats
-a row of its expert with weight 0.
+Experts of one group are padded to the longest of them, for one batched product: for an expert with a few dozen tokens,
+launching a separate product costs more than computing it. A padding row repeats a row of its expert with weight 0.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from torch.nn import functional as F
 
 from blocks.kernels.grouped_matmul import Order, combine, dispatch, grouped_matmul
 
-ROWS = 8192  # at a time: fewer would fit a second-level cache, but thin products cost more than that saves
-WASTE = 1.3  # rows of a group, with padding, to those without
-SHORT = 448  # rows of an expert, beyond which a product of its own is worth starting
-THIN, WASTE_OF_THIN = 32, 1.6  # so few rows take hardly longer than half of them: reading the matrices is the work
+ROWS = 8192  # per pass: fewer would fit the L2 cache, but thin products cost more than that saves
+WASTE = 1.3  # maximum ratio of padded to real rows in a group
+SHORT = 448  # rows of an expert above which a separate product pays off
+THIN, WASTE_OF_THIN = 32, 1.6  # with so few rows, reading the matrices dominates
 _SILU, _SILU_BACKWARD = torch.ops.aten.silu.out, torch.ops.aten.silu_backward.grad_input
 
 
 class _Group(NamedTuple):
-    """Neighbouring experts of equal, padded length; or a part of one long expert, ``first`` unless another came before.
+    """Adjacent experts of equal, padded length; or a part of one long expert, ``first`` if it is the first part.
 
-    rows: where they stand among all padded rows
+    rows: slice of all padded rows
     """
 
     experts: slice
@@ -69,24 +68,24 @@ def _groups(counts: list[int], rounded: bool) -> list[_Group]:
 
 
 def _length(rows: int, rounded: bool) -> int:
-    """The next of few lengths: oneDNN compiles a kernel for every new shape, for a millisecond and half a MiB."""
+    """Round up to one of few lengths: oneDNN compiles a kernel for every new shape, taking 1 ms and half a MiB."""
     multiple = 1 if not rounded else 8 if rows < 512 else 32 if rows < 2048 else 128
     return max(1, -(-rows // multiple) * multiple)
 
 
 def _compiles_shapes(dtype: torch.dtype) -> bool:
-    """Whether products of this precision go to oneDNN; MKL takes any shape as it comes."""
+    """Whether products of this precision use oneDNN; MKL compiles nothing."""
     return dtype.itemsize == 2 or (dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest")
 
 
 class _Padded(NamedTuple):
-    """Rows with padding; P is of few sizes, and behind the last group there may be rows of nobody.
+    """Rows with padding; P has few possible sizes, so unused rows may follow the last group.
 
     groups: in order
-    source: [P] sorted place whose pair each row is, or repeats
+    source: [P] sorted position of the pair in each row; repeated for padding
     tokens: [P] its token
-    real: [P] whether the row is no padding
-    place: [M] row of each sorted place
+    real: [P] whether the row is not padding
+    place: [M] row of each sorted position
     """
 
     groups: list[_Group]
@@ -119,22 +118,22 @@ def _pad(order: Order, rounded: bool) -> _Padded:
 
 
 def _spread(weights: Tensor, padded: _Padded) -> Tensor:
-    """Weights of pairs in sorted order → [P,1], of each row; none of padding."""
+    """Weights of pairs in sorted order → [P,1], of each row; 0 for padding."""
     return (weights[padded.source] * padded.real)[:, None]
 
 
 def _room(rows: int) -> int:
-    """At most a sixteenth more rows, one of few numbers.
+    """Round up to one of few sizes, by at most a sixteenth.
 
-    Routing changes at every step, and lengths with it: tensors of ever new sizes leave holes in the memory, and it
-    keeps growing, by pages that the system has to fill with zeros first.
+    Routing and lengths change at every step: ever new tensor sizes would fragment memory, which keeps growing, by pages
+    that the system must zero first.
     """
     step = 1 << max(0, rows.bit_length() - 5)
     return -(-rows // step) * step
 
 
 class _Scratch:
-    """Buffers that one group after the other uses."""
+    """Buffers reused by one group after the other."""
 
     def __init__(self, like: Tensor, groups: list[_Group]) -> None:
         longest = max((g.rows.stop - g.rows.start for g in groups), default=1)
@@ -142,7 +141,7 @@ class _Scratch:
         self.buffers: dict[str, Tensor] = {}
 
     def __call__(self, name: str, rows: int, width: int) -> Tensor:
-        """[rows,width], of the buffer with that name."""
+        """[rows,width] from the buffer with that name."""
         if name not in self.buffers:
             self.buffers[name] = self.like.new_empty(self.rows, width)
         return self.buffers[name][:rows]
@@ -151,7 +150,7 @@ class _Scratch:
 def _forward(
     x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Order, padded: _Padded, room: int
 ) -> tuple[Tensor, Tensor]:
-    """The tokens' sums [T,D], and the two halves of the hidden layer, [room,2F], that the way back wants."""
+    """The tokens' sums [T,D], and the two halves of the hidden layer, [room,2F], for the backward pass."""
     tokens, F_ = padded.tokens, down.shape[2]
     spread = _spread(weights, padded)
     halves, rows = x.new_empty(room, 2 * F_), x.new_empty(len(tokens), x.shape[1])
@@ -234,7 +233,7 @@ def _opaque(
     n_tokens: int,
     k: int,
 ) -> tuple[Tensor, Tensor]:
-    """``_forward`` as one operator, into which the compiler does not look: its loop depends on the routing."""
+    """``_forward`` as one operator, opaque to the compiler: its loop depends on the routing."""
     order = Order(places, place, ends, n_tokens, k)
     padded = _pad(order, _compiles_shapes(x.dtype))
     return _forward(x, weights, gate_up, down, order, padded, _most_rows(places, ends))
@@ -283,7 +282,7 @@ _opaque.register_autograd(_opaque_grads, setup_context=_keep)
 
 
 def _most_rows(places: Tensor, ends: Tensor) -> int:
-    """No padding makes more of them: what is allocated where the routing is not known, though not written to."""
+    """Upper bound of the rows with padding: allocated where the routing is unknown, without being written."""
     return 2 * places.shape[0] + 8 * ends.shape[0]
 
 
@@ -293,7 +292,7 @@ def _each(rows: Tensor, length: int) -> Tensor:
 
 
 def _outer(left: Tensor, right: Tensor, out: Tensor, first: bool) -> None:
-    """out = leftᵀ · right for the first rows of experts, and added to for further ones."""
+    """out = leftᵀ · right for the first rows of an expert, added for further ones."""
     if first:
         torch.bmm(left.transpose(1, 2), right, out=out)
     else:
@@ -317,7 +316,7 @@ def grouped_swiglu(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, or
     Args:
         x: [T,D]
         weights: [M] of each (token, choice) pair, in sorted order
-        gate_up: [E,2F,D], the gate's rows first
+        gate_up: [E,2F,D], gate rows first
         down: [E,D,F]
         order: of the pairs, from ``sort_by_expert``
 
@@ -334,7 +333,7 @@ def grouped_swiglu(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, or
 
 
 def grouped_swiglu_reference(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Order) -> Tensor:
-    """The same from ``dispatch``, ``grouped_matmul`` and ``combine``: what a GPU and a compiler run."""
+    """``grouped_swiglu`` from ``dispatch``, ``grouped_matmul`` and ``combine``, as on a GPU and in a compiler."""
     gate, up = grouped_matmul(dispatch(x, order), gate_up, order.ends).chunk(2, -1)
     hidden = F.silu(gate) * up * weights.to(gate.dtype)[:, None]
     return combine(grouped_matmul(hidden, down, order.ends), order)

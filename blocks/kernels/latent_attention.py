@@ -13,7 +13,7 @@ from torch import Tensor
 from blocks.kernels.few_rows import reads_fast
 
 FEW = 64  # rows; larger products are compute-bound
-LARGE = 2**21  # bytes of a row's cache; above, one row at a time, so that values find in the CPU's cache what scores read
+LARGE = 2**21  # bytes of a row's cache; above, rows are computed one by one, to reuse the CPU's cache
 PART = 256  # positions; MKL reads a long cache fastest as a batch of parts
 
 

@@ -1,14 +1,14 @@
-"""Two settings of the process that decide the speed of a CPU, and cost no accuracy where they are chosen.
+"""Two process settings that determine the speed of a CPU, without loss of accuracy.
 
-**Which library multiplies fp32 matrices.** PyTorch asks MKL, which on AMD processors takes a slow path. Under
-``torch.set_float32_matmul_precision("medium")`` it asks oneDNN instead, up to twice as fast there. The setting also
-*allows* bf16 inside, and processors with matrix units (AMX) use it, so ``auto`` takes it only on an AMD processor, and
-only after a product of this machine has shown full fp32 accuracy. The decision is by what the machine is and not by a
-stop-watch: a run repeats to the bit. What the CPU is decides nothing on a GPU: there ``auto`` is full fp32 on every
-host, and ``high`` allows TF32.
+**The library of fp32 matrix products.** PyTorch uses MKL, which takes a slow path on AMD processors. With
+``torch.set_float32_matmul_precision("medium")`` it uses oneDNN instead, up to twice as fast there. The setting also
+*allows* bf16 inside, which processors with matrix units (AMX) use, so ``auto`` chooses it only on an AMD processor, and
+only after a product on this machine has shown full fp32 accuracy. The decision depends on the machine, not on timing,
+so runs repeat exactly. On a GPU the CPU does not matter: there ``auto`` is full fp32 on every host, and ``high`` allows
+TF32.
 
-**Whether freed memory goes back to the system.** glibc returns every large tensor and gets zeroed pages for the next,
-10 to 20 times slower than memory that was kept. Keeping it costs nothing but a larger resident size between steps.
+**Whether freed memory returns to the system.** glibc returns every large tensor and gets zeroed pages for the next, 10
+to 20 times slower than reusing memory. Keeping it costs only a larger resident size between steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 
 Matmul = Literal["auto", "highest", "high", "medium"]
-FULL_FP32 = 1e-6  # relative error of a product of 512 terms: fp32 makes 3e-7, bf16 inside 2e-3
+FULL_FP32 = 1e-6  # relative error of a product of 512 terms: fp32 has 3e-7, bf16 inside 2e-3
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 _MOST = 2**31 - 1
 
@@ -41,7 +41,7 @@ def set_float32_matmul(choice: Matmul, device_type: str = "cpu") -> str:
         faster = device_type == "cpu" and is_amd() and _error_of_medium() < FULL_FP32
         choice = "medium" if faster else "highest"
     torch.set_float32_matmul_precision(choice)
-    if automatic:  # "medium" is meant for the CPU, and would let a GPU round to TF32
+    if automatic:  # "medium" is for the CPU; it would allow TF32 on a GPU
         torch.backends.cuda.matmul.fp32_precision = "ieee"
     return choice
 
@@ -68,14 +68,14 @@ def _error_of_medium() -> float:
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep what is freed for the next allocation, until the process ends.
+    """Make glibc keep freed memory for later allocations, until the process ends.
 
     Returns:
-        whether the C library took the settings; others than glibc do not know them
+        whether the C library accepted the settings; only glibc does
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    # No block by mmap, which would be unmapped when freed; and the heap is never cut back.
+    # No mmapped blocks, which are unmapped when freed; and never shrink the heap.
     return all(mallopt(setting, value) == 1 for setting, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _MOST)))

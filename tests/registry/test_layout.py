@@ -215,8 +215,8 @@ MISFITS: list[tuple[dict[str, Any], str, Any, str, str]] = [
         "a block",
         "name: swiglu",
     ),
-    ({"variants": {"ffn": {"Dense": "moe"}}}, "model.variants.ffn.Dense", "moe", "a pattern can hold", "lower-case"),
-    ({"variants": {"ffn": {1: "moe"}}}, "model.variants.ffn.1", "moe", "a pattern can hold", "lower-case"),
+    ({"variants": {"ffn": {"Dense": "moe"}}}, "model.variants.ffn.Dense", "moe", "usable in a pattern", "lower-case"),
+    ({"variants": {"ffn": {1: "moe"}}}, "model.variants.ffn.1", "moe", "usable in a pattern", "lower-case"),
     (
         {"ffn": None, "variants": {"ffn": {"few": {"top_k": 1}}}, "layout": {"ffn": "few"}},
         "model.variants.ffn.few",

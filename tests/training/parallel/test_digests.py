@@ -58,6 +58,4 @@ def test_a_rank_reads_only_what_it_wrote_and_together_they_read_all(ranks: list[
 
 
 def test_damage_that_one_rank_finds_is_told_to_all(ranks: list[dict[str, Any]]) -> None:
-    assert {told["damaged"] for told in ranks} == {
-        "is damaged: the bytes of __1_0.distcp do not match its digest"
-    }
+    assert {told["damaged"] for told in ranks} == {"is damaged: the bytes of __1_0.distcp do not match its digest"}
