@@ -71,12 +71,12 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
         ConfigError: an arm cannot be composed, built or matched, or would not be accepted by train.py
     """
     steps, tokens_per_step, log_dir = _lengths(definition, overrides)
-    base = [f"task_name={quoted(definition.name)}", *definition.base]
+    common = [f"task_name={quoted(definition.name)}", *definition.base]
     composed = {}
     for name, spec in definition.arms.items():
-        composed[name] = _composed(name, [*base, *steps, *overrides, *spec.overrides])
+        composed[name] = _composed(name, [*common, *steps, *overrides, *spec.overrides])
         if steps and (own := _tokens_per_step(composed[name][1])) != tokens_per_step:  # another batch size
-            composed[name] = _composed(name, [*base, *_steps(definition, own, name), *overrides, *spec.overrides])
+            composed[name] = _composed(name, [*common, *_steps(definition, own, name), *overrides, *spec.overrides])
     arms = [arm for arm, _ in composed.values()]
     targets = {name: spec.target for name, spec in definition.arms.items() if spec.target is not None}
     ways = {name: spec.match for name, spec in definition.arms.items() if spec.match is not None}
