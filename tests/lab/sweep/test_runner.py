@@ -239,7 +239,7 @@ def test_retried_job_that_diverged_starts_anew_and_one_that_failed_resumes(
     assert main(["retry", str(sweep)]) == 0
     assert any(a.startswith("ckpt_path=") for a in calls(sweep / "0")[1]["argv"])
     assert not any(a.startswith("ckpt_path=") for a in calls(sweep / "1")[1]["argv"])
-    assert "job 1 diverged: it starts anew" in capsys.readouterr().out
+    assert "job 1 diverged: it restarts from scratch" in capsys.readouterr().out
     assert not (sweep / "1" / "checkpoints").is_symlink() and not kept.exists()
     (aside,) = kept.parent.glob(f"{kept.name}.diverged.*")
     assert (aside / "last.ckpt").is_file()
@@ -277,7 +277,7 @@ def test_status_says_what_each_job_has_come_to(
         (["staus", "SWEEP"], "Did you mean 'status'"),
         (["status", "SWEEP/nowhere"], "there is no such folder"),
         (["resume", "SWEEP/empty"], "holds no plan.json"),
-        (["retry", "SWEEP/damaged"], "is no JSON"),
+        (["retry", "SWEEP/damaged"], "is not JSON"),
         (["status", "SWEEP/other"], "is not a sweep's plan"),
         (["resume", "SWEEP", "--workers", "0"], "is the number of parallel jobs"),
         (["retry", "SWEEP", "--jobs", "0"], "is completed"),
@@ -290,8 +290,8 @@ def test_status_says_what_each_job_has_come_to(
         (["retry", "SWEEP/lost", "--workers", "0"], "is the number of parallel jobs"),
         (["resume", "SWEEP/blocked"], "is a file in place of a job's folder"),
         (["retry", "SWEEP/bare"], "lacks study, n_trials"),
-        (["resume", "SWEEP/lost study"], r"study\.db .*is gone.*their runs are still in their folders"),
-        (["retry", "SWEEP/lost study"], r"study\.db .*is gone"),
+        (["resume", "SWEEP/lost study"], r"study\.db .*is missing.*runs are still in their folders"),
+        (["retry", "SWEEP/lost study"], r"study\.db .*is missing"),
     ],
 )
 def test_mistake_is_one_message_and_nothing_is_touched(arguments: list[str], told: str, tmp_path: Path) -> None:
