@@ -82,7 +82,8 @@ class _Watch(TorchDispatchMode):
     """Sums up the operators that run, by the part of a layer they belong to.
 
     Args:
-        decoder: its attentions and ffns are the parts ``attention`` and ``ffn``, all else is ``around``
+        decoder: its attentions and ffns are the parts ``attention`` and ``ffn``, all else is ``around``; a copy to
+            throw away, since hooks stay on it
     """
 
     def __init__(self, decoder: nn.Module) -> None:
@@ -91,7 +92,6 @@ class _Watch(TorchDispatchMode):
         self.moved = dict.fromkeys(PARTS, 0)
         self.kept = dict.fromkeys(PARTS, 0)
         self._part, self._routed, self._alive = "around", False, {}  # type: tuple[str, bool, dict[int, Any]]
-        self._handles: list[Any] = []
         for name, module in decoder.named_modules():
             if name.rpartition(".")[2] in ("attention", "ffn"):
                 self._mark(module, "_part", name.rpartition(".")[2], "around")
@@ -99,8 +99,8 @@ class _Watch(TorchDispatchMode):
                 self._mark(module, "_routed", True, False)
 
     def _mark(self, module: nn.Module, name: str, inside: Any, outside: Any) -> None:
-        self._handles.append(module.register_forward_pre_hook(lambda *_: setattr(self, name, inside)))
-        self._handles.append(module.register_forward_hook(lambda *_: setattr(self, name, outside)))
+        module.register_forward_pre_hook(lambda *_: setattr(self, name, inside))
+        module.register_forward_hook(lambda *_: setattr(self, name, outside))
 
     def __enter__(self) -> _Watch:
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
@@ -110,13 +110,10 @@ class _Watch(TorchDispatchMode):
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
         self._hooks.__exit__(*raised)
-        for handle in self._handles:
-            handle.remove()
 
     def _keep(self, tensor: Tensor) -> Tensor:
-        root = tensor._base if tensor._base is not None else tensor
-        storage = tensor.untyped_storage()
-        if not isinstance(root, nn.Parameter) and storage._cdata not in self._alive:
+        storage = tensor.untyped_storage()  # a weight's is as long at any length, and so drops out
+        if storage._cdata not in self._alive:
             self._alive[storage._cdata] = storage  # held, so that no other gets its address
             self.kept[self._part] += storage.nbytes()
         return tensor

@@ -249,7 +249,7 @@ def check_space(composed: Any, space: Space, fixed: Mapping[str, Any]) -> None:
             composed([f"{key}={v}" for key, v in {**first, name: value}.items()])
 
 
-SKIPPED = ("dry_run", "compile")  # keys of trainer defined by this project
+SKIPPED = ("dry_run", "world", "compile")  # keys of trainer defined by this project
 
 
 def _check_pruners(config: DictConfig) -> None:

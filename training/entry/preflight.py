@@ -38,7 +38,7 @@ ROOT = {
     *("model", "data", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "extras"),
 }
 
-OWN = ("dry_run",)  # keys of trainer that are this project's and not Lightning's
+OWN = ("dry_run", "world")  # keys of trainer that are this project's and not Lightning's
 MAX_SEED = 2**32 - 1  # what NumPy's generators take
 SWITCHES = (
     "train",

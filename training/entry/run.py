@@ -21,6 +21,7 @@ from training.checkpoints.record import record
 from training.configuration.instantiate import check_target, instantiate
 from training.entry.preflight import OWN
 from training.parallel.dry_run import dry_run
+from training.parallel.imagined import imagine
 
 LOGGED = ("task_name", "seed", "model", "optimizer", "scheduler", "data")
 
@@ -43,6 +44,8 @@ def run(plain: dict[str, Any], shown: dict[str, Any] | None = None) -> dict[str,
         check_target(plain[part] or {}, part, skip=("model", "optimizer", "scheduler", *OWN))
     quieten(plain["extras"].get("ignore_warnings", False))
     node = {key: value for key, value in plain["trainer"].items() if key not in OWN}
+    if plain["trainer"].get("world"):
+        return imagine(plain)
     if plain["trainer"].get("dry_run"):
         return dry_run(plain, node)
     L.seed_everything(plain["seed"], verbose=False)

@@ -17,34 +17,47 @@ from blocks.cost import alike, with_layers
 from blocks.decoder import Decoder
 from blocks.gating.base import Gating
 from training.optimizers.base import OptimizerRecipe
-from training.parallel.plan import Region, regions
+from training.parallel.plan import DIMENSION, Region, regions
 from training.parallel.sizes import Sizes
 from training.parallel.tensor import divisible
 
 
 @dataclass(frozen=True)
 class Holding:
-    """How one parameter is spread: ``gathered`` numbers are computed with on a rank, before FSDP2 spreads them further.
+    """How one parameter is spread.
 
     name: one of its names; of alike layers the first stands for all
     group: what FSDP2 gathers it with: a layer, the experts of a layer, or the root
+    shape: of what a rank computes with, before FSDP2 spreads it further
     routed: whether it belongs to experts
     times: how many parameters of the decoder it stands for
     """
 
     name: str
     group: str
-    gathered: int
+    shape: tuple[int, ...]
     routed: bool
     times: int
 
+    @property
+    def gathered(self) -> int:
+        """Numbers that a rank computes with."""
+        return math.prod(self.shape)
+
     def held(self, sizes: Sizes) -> int:
-        """Numbers that a rank keeps of each."""
-        return math.ceil(self.gathered / self.shards(sizes))
+        """Numbers of each that the rank with most keeps: FSDP2 spreads whole rows, and so leaves some ranks none."""
+        shards, shape = self.shards(sizes), self.shape or (1,)
+        columns = self.apart(sizes) and len(shape) > 1 and shape[1] % shards == 0  # as build.py places experts
+        length = shape[1 if columns else 0]
+        return math.ceil(length / shards) * (self.gathered // length)
+
+    def apart(self, sizes: Sizes) -> bool:
+        """Whether FSDP2 spreads it over the ranks that hold the same experts."""
+        return self.routed and sizes.expert > 1
 
     def shards(self, sizes: Sizes) -> int:
         """Ranks over which FSDP2 spreads what is gathered."""
-        return sizes.shard // sizes.expert if self.routed and sizes.expert > 1 else sizes.shard
+        return sizes.shard // sizes.expert if self.apart(sizes) else sizes.shard
 
 
 @dataclass(frozen=True)
@@ -75,11 +88,13 @@ def holdings(decoder: Decoder, sizes: Sizes) -> list[Holding]:
     for name, parameter in probe.named_parameters():
         placement, region = cut.get(id(parameter), ("replicate", None))
         routed = placement == "expert"
-        ranks = sizes.expert * sizes.tensor if routed else sizes.tensor if placement in ("column", "row") else 1
+        shape = list(parameter.shape)
+        if placement in DIMENSION:
+            shape[DIMENSION[placement]] //= sizes.expert * sizes.tensor if routed else sizes.tensor
         group = ".".join(name.split(".")[:2]) if name.startswith(("layers.", "mtp.")) else "root"
         group = f"{region.name}" if routed and sizes.expert > 1 and region else group
         times = len(groups[int(name.split(".")[1])]) if name.startswith("layers.") else 1
-        found.append(Holding(name, group, parameter.numel() // ranks, routed, times))
+        found.append(Holding(name, group, tuple(shape), routed, times))
     return found
 
 

@@ -36,6 +36,7 @@ from training.parallel.plan import regions
 from training.parallel.recompute import Recompute, recompute
 from training.parallel.tensor import cut, divisible
 
+LOW = {"bf16-mixed": torch.bfloat16}  # precision of the trainer → what FSDP2 gathers weights in
 Fill = Callable[..., None]  # (part, prefix=): gives a part other weights, by the prefix of its names
 
 
@@ -73,7 +74,12 @@ class Sharding:
 
 
 def build(
-    model: Mapping[str, Any], seed: int, sharding: Sharding, how: Recompute = "none", fill: Fill | None = None
+    model: Mapping[str, Any],
+    seed: int,
+    sharding: Sharding,
+    how: Recompute = "none",
+    fill: Fill | None = None,
+    shapes_only: bool = False,
 ) -> Decoder:
     """The decoder of a composition, its weights spread over the ranks.
 
@@ -83,6 +89,7 @@ def build(
         sharding: over whom, and how
         how: activation checkpointing of the layers
         fill: called for each part after the rule, to give it weights that are there already
+        shapes_only: leave every part on the meta device, cut and sharded as it would be
     """
     model = check(model)
     with torch.device("meta"):
@@ -91,6 +98,8 @@ def build(
 
     def materialise(part: nn.Module, prefix: str) -> None:
         """All but what each rank draws for itself once it is cut."""
+        if shapes_only:
+            return
         later = set(suited(part)) if fill is None else set()
         part._apply(lambda t: t if t in later else torch.empty_like(t, device="cpu"))
         initialise(part, prefix=prefix, **rule)
@@ -102,12 +111,14 @@ def build(
         _split(part, sharding, model["d_model"])
         recompute(part, how)
         sharding.shard(part)
-        _draw_own(part, sharding, {**rule, "prefix": prefix})
+        if not shapes_only:
+            _draw_own(part, sharding, {**rule, "prefix": prefix})
     for prefix, part in decoder.named_children():
         if prefix not in ("layers", "mtp"):
             materialise(part, f"{prefix}.")
     sharding.shard(decoder)
-    _draw_own(decoder, sharding, rule)
+    if not shapes_only:
+        _draw_own(decoder, sharding, rule)
     _fetch_ahead(decoder)
     # Training calls this and not forward. What it gathers stays until the backward pass: ``nll`` needs the head.
     register_fsdp_forward_method(decoder, "hidden")

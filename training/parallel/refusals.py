@@ -37,6 +37,7 @@ def check(plain: Mapping[str, Any]) -> None:
     """
     trainer, model = plain["trainer"], plain["model"]
     recompute.check(plain["task"].get("activation_checkpointing", "none"))
+    check_world(trainer)
     check_machine(trainer)
     strategy, world = trainer.get("strategy"), world_of(trainer)
     if not isinstance(strategy, Mapping):
@@ -80,6 +81,27 @@ def check_groups(model: Mapping[str, Any], sizes: Sizes) -> None:
         _check_groups(list(_blocks(model)), sizes.expert)
 
 
+def check_world(trainer: Mapping[str, Any]) -> None:
+    """Refuse a world to imagine that is none, or that nothing imagines.
+
+    Raises:
+        ConfigError
+    """
+    world = trainer.get("world")
+    if world is None:
+        return
+    if isinstance(world, bool) or not isinstance(world, int) or world < 1:
+        rule = "counts ranks, so it is a positive integer"
+        raise ConfigError("trainer.world", world, rule, "Write e.g. trainer.world=1024")
+    if not trainer.get("dry_run"):
+        rule = "imagines ranks for a dry run, and a training has the ranks that are started"
+        raise ConfigError("trainer.world", world, rule, "Add trainer.dry_run=true, or set devices and num_nodes")
+    strategy = trainer.get("strategy")
+    if not isinstance(strategy, Mapping) or strategy.get("_target_") != STRATEGY:
+        rule = "imagines ranks that share a model, and here each has all of it"
+        raise ConfigError("trainer.world", world, rule, "Choose trainer=fsdp, fsdp_ep, fsdp_tp, tp_ep or hsdp")
+
+
 def check_machine(trainer: Mapping[str, Any]) -> None:
     """Refuse devices that are not here, and strategies without what they need.
 
@@ -103,6 +125,8 @@ def check_machine(trainer: Mapping[str, Any]) -> None:
                 "trainer.strategy", name, "needs a GPU, and torch sees none", "Write 'trainer=[fsdp,sim]'"
             )
     devices = trainer.get("devices", "auto")
+    if trainer.get("world"):  # no device is touched
+        return
     if trainer.get("accelerator") in ("gpu", "cuda"):
         if not gpus:
             rule = "torch sees no GPU on this machine"
@@ -114,7 +138,9 @@ def check_machine(trainer: Mapping[str, Any]) -> None:
 
 
 def world_of(trainer: Mapping[str, Any]) -> int | None:
-    """devices × num_nodes; None where only Lightning can tell."""
+    """devices × num_nodes, or the world to imagine; None where only Lightning can tell."""
+    if trainer.get("world"):
+        return trainer["world"]
     devices, nodes = trainer.get("devices", "auto"), trainer.get("num_nodes", 1)
     if isinstance(devices, list):
         devices = len(devices)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import torch
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -17,12 +16,11 @@ from torch.optim import Optimizer
 
 from registry import ConfigError
 from registry.ranges import Count, Positive
-from training.parallel.build import Sharding
+from training.parallel.build import LOW, Sharding
 from training.parallel.checkpoint import gather, load_file, load_folder, save_folder
 from training.parallel.meshes import Meshes, make_meshes
 from training.parallel.sizes import Sizes, sizes_of
 
-LOW = {"bf16-mixed": torch.bfloat16}  # precision of the trainer → what FSDP2 gathers weights in
 FEW = 8  # ranks that share weights, up to which a checkpoint is one file by itself
 LARGE = 64 * 10**9  # bytes of such a file: weights and Adam's two averages of 5.3 billion parameters
 

@@ -67,10 +67,10 @@ def test_without_fsdp_the_optimizer_state_alone_is_spread(lite: Any) -> None:
 def test_recomputation_keeps_less_and_takes_longer(lite: Any) -> None:
     kept, seconds = [], []
     for recompute in ("none", "selective", "full"):
-        layout = Layout(shard=True, recompute=recompute)
+        layout = Layout(recompute=recompute)
         kept.append(memory(lite, JOB, layout)["activations"])
         seconds.append(step(lite, JOB, layout, hardware("h100"), coefficients()).seconds)
-    assert kept == sorted(kept, reverse=True) and seconds == sorted(seconds)
+    assert kept[0] > kept[1] > kept[2] and seconds[0] < seconds[1] < seconds[2]
 
 
 def test_collectives_run_over_nvlink_inside_an_island_and_over_all_its_nics_between_islands() -> None:

@@ -96,7 +96,7 @@ def test_group_limited_gates_reach_no_more_places_than_groups() -> None:
     assert count_places(other, 8) == pytest.approx(expected, rel=0.1)
 
 
-def test_nothing_is_left_on_the_decoder(tiny: Callable[..., Any]) -> None:
+def test_the_decoder_itself_is_left_as_it_was(tiny: Callable[..., Any]) -> None:
     decoder = compose(tiny(moe=True), device="meta")
     before = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in decoder.modules()]
     measure(decoder)

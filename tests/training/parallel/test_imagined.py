@@ -1,0 +1,130 @@
+"""A world imagined in one process holds and moves what its ranks would."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from counting import Counted
+from many_ranks import DEEPSEEK, read_model
+
+from blocks.compose import compose, preset
+from lab.plan.layout import Job, Layout
+from lab.plan.measure import measure
+from lab.plan.memory import memory
+from lab.plan.traffic import traffic
+from registry import ConfigError
+from training.optimizers.adamw import AdamW
+from training.parallel.build import Sharding, build
+from training.parallel.imagined import _kept, _runs, imagine, ranks, spread_over
+from training.parallel.local import plain
+from training.parallel.meshes import make_meshes
+from training.parallel.sizes import Sizes
+
+UNEVEN = """
+vocab_size: 61
+d_model: 24
+n_layers: 2
+max_positions: 64
+attention: {name: mla, n_heads: 4, q_lora_rank: 10}
+position: rope
+ffn: {name: moe, n_experts: 4, shared: {name: swiglu, d_ff: 20}}
+gating: {name: softmax_topk, top_k: 2}
+experts: {name: swiglu, d_ff: 11}
+norm: rmsnorm
+residual: prenorm
+"""  # widths that ranks do not divide
+WORLDS = {
+    "fsdp": Sizes(shard=8),
+    "hsdp and experts": Sizes(replicate=2, shard=4, expert=2),
+    "tensor and experts": Sizes(shard=6, tensor=2, expert=2),
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_every_rank_is_said_to_hold_what_it_holds_when_it_is_built(name: str) -> None:
+    sizes, said = WORLDS[name], []
+    for rank in range(sizes.world):
+        with ranks(sizes.world, rank):
+            decoder = build(read_model(UNEVEN), 0, Sharding(make_meshes(sizes, "cpu")), shapes_only=True)
+            assert all(p.is_meta for p in decoder.parameters())
+            kept = _kept(decoder, AdamW())
+            said = said or [spread_over(sizes, tensors) for tensors in kept]
+            for tensors, spread in zip(kept, said, strict=True):
+                assert spread[rank] == sum(plain(t).numel() * t.element_size() for t in tensors)
+    assert len(set(said[0])) > 1  # rows do not divide
+    if name == "fsdp":
+        assert sum(said[0]) == 4 * sum(p.numel() for p in compose(UNEVEN, device="meta").parameters())
+
+
+def test_deepseek_v2s_first_layers_on_a_thousand_ranks_are_what_the_planner_says() -> None:
+    changes: dict[str, Any] = {"n_layers": 3, "gating": {"n_groups": 32, "balance": None}}
+    model, sizes = preset("deepseek_v2", changes), Sizes(shard=1024, expert=32)
+    with ranks(sizes.world):
+        decoder = build(model, 0, Sharding(make_meshes(sizes, "cpu")), shapes_only=True)
+        kept = [spread_over(sizes, tensors) for tensors in _kept(decoder, AdamW())]
+    measured = measure(compose(model, device="meta"))
+    parts = memory(measured, Job(1024, 1024, 4096), Layout(expert=32, shard=True))
+    planned = [parts[name] for name in ("parameters", "gradients", "optimizer")]
+    assert planned == pytest.approx([max(spread) for spread in kept], rel=1e-9)
+    assert planned == pytest.approx([sum(spread) / 1024 for spread in kept], rel=0.03)
+    assert max(kept[0]) / 4 == pytest.approx(9.135e6, rel=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [Sizes(shard=4), Sizes(shard=2, tensor=2)], ids=["fsdp", "tp"])
+def test_a_step_puts_through_a_rank_what_the_planner_says(sizes: Sizes) -> None:
+    model = read_model(DEEPSEEK)
+    job = Job(sizes.world, 2 * sizes.shard, 12)
+    layout = Layout(tensor=sizes.tensor, expert=sizes.tensor, shard=True, micro_batch=2)
+    with ranks(sizes.world):
+        decoder = build(model, 0, Sharding(make_meshes(sizes, "cpu")))
+        tokens = torch.zeros(2, 12, dtype=torch.long)
+        with Counted() as counted:
+            decoder.nll(decoder.hidden(tokens)[0], tokens).backward()
+    planned = traffic(measure(compose(model, device="meta")), job, layout, 4, 4, 4)
+    assert dict(counted.bytes) == {kind: value for kind, value in planned.items() if value}
+
+
+def test_runs_of_ranks_are_written_short() -> None:
+    assert _runs([0, 1, 2, 7]) == "0–2, 7"
+    assert _runs([0, 2, 4, 6, 8]) == "0, 2, 4, … (5 in all)"
+
+
+def test_the_dry_run_prints_every_rank_and_the_plan(checked: Callable[..., Any], capsys: Any) -> None:
+    ask = ["trainer=fsdp", "trainer.dry_run=true", "data.batch_size=96", "data.eval_batch_size=96", "optimizer=adamw"]
+    figures = imagine(checked(*ask, "trainer.world=96"))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0][:5] == ["dry", "run:", "96", "imagined", "ranks,"]
+    fullest, plan = lines[2][1:], lines[-1][3:]
+    assert fullest == plan and figures["dry_run/optimizer_bytes"] == 2 * figures["dry_run/parameters_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["trainer=fsdp", "trainer.world=8"], "imagines ranks for a dry run"),
+        (["trainer.world=8", "trainer.dry_run=true"], "here each has all of it"),
+        (["trainer=fsdp", "trainer.world=0", "trainer.dry_run=true"], "counts ranks"),
+        (["trainer=fsdp_tp", "trainer.world=9", "trainer.dry_run=true"], "do not divide the world of 9"),
+    ],
+)
+def test_worlds_that_cannot_be_are_refused(overrides: list[str], said: str, checked: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match=said):
+        checked(*overrides)
+
+
+@pytest.mark.slow
+def test_all_of_deepseek_v2_on_a_thousand_ranks_takes_seconds() -> None:
+    model = preset("deepseek_v2", {"gating": {"n_groups": 32, "balance": None}})
+    sizes, start = Sizes(shard=1024, expert=32), time.process_time()
+    with ranks(sizes.world):
+        decoder = build(model, 0, Sharding(make_meshes(sizes, "cpu")), shapes_only=True)
+        held = [spread_over(sizes, tensors) for tensors in _kept(decoder, AdamW())]
+    assert time.process_time() - start < 60
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2e6
+    parts = memory(measure(compose(model, device="meta")), Job(1024, 1024, 4096), Layout(expert=32, shard=True))
+    assert parts["parameters"] == max(held[0]) and parts["optimizer"] == pytest.approx(max(held[2]), rel=1e-9)
