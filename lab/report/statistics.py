@@ -7,9 +7,10 @@ noise that no seed makes: of the text that was held out, and of the learning rat
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Any
 
 LEVEL = 0.95  # of every interval; what remains is how often noise is taken for a difference
 
@@ -56,21 +57,13 @@ class Comparison:
         return self.corrected is not None and self.corrected < 1 - LEVEL
 
 
-@lru_cache
-def quantile(freedom: int) -> float:
-    """Student's t with this many degrees of freedom that leaves (1 − LEVEL)/2 above it."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, (1 + LEVEL) / 2))
-
-
 def interval(values: Sequence[float]) -> Interval:
     """Mean and interval of independent values with normal noise (Student's t); at least one value."""
     n, mean = len(values), math.fsum(values) / len(values)
     if n == 1:
         return Interval(mean, None, None, 1)
-    half = quantile(n - 1) * _error(values)
-    return Interval(mean, mean - half, mean + half, n)
+    low, high = _t_test(values).confidence_interval(LEVEL)
+    return Interval(mean, float(low), float(high), n)
 
 
 def ratio_interval(ratios: Sequence[float]) -> Interval:
@@ -80,10 +73,13 @@ def ratio_interval(ratios: Sequence[float]) -> Interval:
     return Interval(math.exp(found.mean), low, high, found.n)
 
 
-def _error(values: Sequence[float]) -> float:
-    """Standard error of the mean."""
-    n, mean = len(values), math.fsum(values) / len(values)
-    return math.hypot(*(v - mean for v in values)) / math.sqrt((n - 1) * n)
+def _t_test(values: Sequence[float]) -> Any:
+    """SciPy's two-sided t-test that independent values with normal noise have mean 0; at least two values."""
+    from scipy.stats import ttest_1samp
+
+    with warnings.catch_warnings():  # of values that are the same but for rounding: then no noise is what is found
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return ttest_1samp(values, 0.0)
 
 
 def compare(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison | None:
@@ -97,15 +93,9 @@ def compare(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Comparis
 
 def paired_p(differences: Sequence[float]) -> float | None:
     """Two-sided p of a t-test that these differences have mean 0; None for one difference."""
-    n = len(differences)
-    if n == 1:
+    if len(differences) == 1:
         return None
-    if not any(differences):
-        return 1.0  # the same to the last digit
-    from scipy.special import stdtr
-
-    error = _error(differences)
-    return float(2 * stdtr(n - 1, -abs(math.fsum(differences) / n) / error)) if error else 0.0
+    return float(_t_test(differences).pvalue) if any(differences) else 1.0  # the same to the last digit
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:

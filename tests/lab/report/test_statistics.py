@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -68,6 +69,20 @@ def test_p_is_of_the_paired_t_test(n: int) -> None:
     expected = scipy.stats.ttest_rel(list(arm.values()), list(baseline.values()))
     assert found.p == pytest.approx(expected.pvalue, rel=1e-9)
     assert (found.difference.low, found.difference.high) == pytest.approx(tuple(expected.confidence_interval()))
+
+
+def test_interval_and_p_by_hand() -> None:
+    # t with 2 degrees of freedom is 4.302653 at 97.5 %, and its distribution is 1/2 + t/(2·sqrt(2 + t²)).
+    found = statistics.interval([1.0, 2.0, 3.0])
+    assert found.mean == 2.0 and found.half == pytest.approx(4.30265272974946 / math.sqrt(3), rel=1e-9)
+    t = 2 * math.sqrt(3)
+    assert statistics.paired_p([1.0, 2.0, 3.0]) == pytest.approx(1 - t / math.sqrt(2 + t * t), rel=1e-9)
+
+
+def test_differences_that_are_alike_but_for_rounding_warn_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert statistics.paired_p([0.1 + 0.2, 0.3, 0.3]) == pytest.approx(0.0, abs=1e-30)
 
 
 def test_holm_by_hand() -> None:
