@@ -1,4 +1,4 @@
-"""Convert Hugging Face checkpoints: ``python -m interop.hf import DIR OUT``, ``… export RUN DIR``."""
+"""Convert Hugging Face checkpoints: ``blockwright import DIR OUT``, ``blockwright export RUN DIR``."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def read_composition(folder: Path) -> dict[str, Any]:
     file = folder / COMPOSITION
     if not file.is_file():
         rule = f"holds no {COMPOSITION}"
-        remedy = "Name the OUT of: python -m interop.hf import DIR OUT"
+        remedy = "Name the OUT of: blockwright import DIR OUT"
         raise ConfigError("init_from", str(folder), rule, remedy)
     return check(read_text(file, "init_from"))
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness (extra ``lm_eval``): ``python -m lab.lm_eval --model_args path=RUN --tasks …``.
+"""lm-evaluation-harness (extra ``lm_eval``): ``blockwright evaluate --model_args path=RUN --tasks …``.
 
 ``path`` is a run's folder, a checkpoint, or an imported folder; the other options are the harness's own. Not supported:
 several processes, chat templates, and generation of several requests at once.

@@ -116,7 +116,7 @@ class RunReport(Finale):
             plot_expert_load(task.expert_shares, self.directory / "expert_load.png")
         printing.show(results_table(results))
         if self.sample_tokens and spread:
-            print("no sampled text: no rank has the whole model; see python -m lab.generate")
+            print("no sampled text: no rank has the whole model; see blockwright generate")
         elif self.sample_tokens:
             self._show_sample(trainer, task)
         drawn = [f.name for f in sorted(self.directory.glob("*.png"))]

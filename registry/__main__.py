@@ -1,4 +1,4 @@
-"""``python -m registry [KIND[/NAME]]``: blocks and their parameters; ``model[/NAME]``: presets; ``--markdown``."""
+"""``blockwright blocks [KIND[/NAME]]``: blocks and their parameters; ``model[/NAME]``: presets; ``--markdown``."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def refuse_targets(value: Any, path: str) -> None:
         for key, inner in value.items():
             if str(key).startswith("_"):
                 rule = "a model configuration builds registered blocks only, never a class by its dotted path"
-                raise ConfigError(f"{path}.{key}", inner, rule, "Write `name: <registered block>` (python -m registry)")
+                raise ConfigError(f"{path}.{key}", inner, rule, "Write `name: <registered block>` (blockwright blocks)")
             refuse_targets(inner, f"{path}.{key}")
     elif isinstance(value, list):
         for i, inner in enumerate(value):

@@ -1,6 +1,6 @@
 """A block's ``__init__`` signature as its configuration schema: names, types, defaults, choices, children.
 
-It yields the typed dataclass that Hydra composes with, the table of ``python -m registry`` and the builder's check.
+It yields the typed dataclass that Hydra composes with, the table of ``blockwright blocks`` and the builder's check.
 OmegaConf 2.3 cannot express every annotation (``Literal``, unions of containers): such a field is widened in the
 dataclass and checked against the full annotation by ``Parameter.fault``.
 """

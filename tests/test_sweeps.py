@@ -409,7 +409,7 @@ def test_stopped_grid_goes_on_in_processes_of_its_own(
     os.killpg(process.pid, signal.SIGTERM)
     said = process.communicate()[0]
     assert process.returncode == 75
-    assert said.splitlines()[-1].endswith(f"Go on with: python -m lab.sweep resume '{sweep}'")
+    assert said.splitlines()[-1].endswith(f"Resume with: blockwright sweep resume '{sweep}'")
 
     plan = json.loads((sweep / "plan.json").read_text())
     assert [job["overrides"][-1] for job in plan["jobs"]] != [] and len(plan["jobs"]) == 2

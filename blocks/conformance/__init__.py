@@ -1,4 +1,4 @@
-"""Checks that every block must pass, for this project and plug-ins: ``python -m blocks.conformance``, ``cases``."""
+"""Checks that every block must pass, for this project and plug-ins: ``blockwright check``, ``cases``."""
 
 from blocks.conformance.cases import Case, Outcome, PromiseError, cases
 

@@ -1,4 +1,4 @@
-"""``python -m blocks.conformance [KIND[/NAME]]``: run the conformance checks of blocks."""
+"""``blockwright check [KIND[/NAME]]``: run the conformance checks of blocks."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def plan_table(plan: Plan) -> Table:
 
 def _list() -> None:
     table = Table(box=box.SIMPLE_HEAD, highlight=False)
-    table.add_column("python -m lab.ablation", no_wrap=True)
+    table.add_column("blockwright ablate", no_wrap=True)
     table.add_column("what it compares")
     for name in definition.names():
         table.add_row(Text(name), Text(definition.about(name)))
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{len(plan.jobs)} jobs, {steps}, {d.workers} at a time; compared by {d.metric}", flush=True)
     directory = Path(plan.log_dir) / "ablation" / d.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
     try:
-        plans.write(directory, plan.as_plain(["python", "-m", "lab.ablation", *arguments]))
+        plans.write(directory, plan.as_plain(["blockwright", "ablate", *arguments]))
     except OSError as error:
         rule = f"cannot be written ({error.strerror or error})"
         raise ConfigError("paths.log_dir", str(directory), rule, "Write paths.log_dir=FOLDER, one with room") from None

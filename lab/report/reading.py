@@ -136,7 +136,7 @@ def read(directory: Path, baseline: str | None = None, metric: str | None = None
     return sweep
 
 
-WHERE = "Name a folder that `train.py -m` or `python -m lab.ablation` made: logs/*/multiruns/… or logs/ablation/*/…"
+WHERE = "Name a folder that `train.py -m` or `blockwright ablate` made: logs/*/multiruns/… or logs/ablation/*/…"
 
 
 def _check_folder(directory: Path) -> None:
@@ -193,9 +193,7 @@ def _check_any_figure(directory: Path, runs: Sequence[Run], metric: str) -> None
     told = ", ".join(f"{count} {status}" for status, count in states.items())
     reasons = Counter(run.reason.splitlines()[0][:200] for run in runs if run.reason and run.status != UNFINISHED)
     why = f"; most often: {reasons.most_common(1)[0][0]}" if reasons else ""
-    remedy = (
-        f"Let them go on: python -m lab.sweep resume {directory}" if UNFINISHED in states else "Mend that, and retry"
-    )
+    remedy = f"Resume it: blockwright sweep resume {directory}" if UNFINISHED in states else "Fix that, and retry"
     raise ConfigError("DIR", str(directory), f"none of its {len(runs)} jobs has a figure ({told}{why})", remedy)
 
 

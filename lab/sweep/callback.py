@@ -123,7 +123,7 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
         raise ConfigError("hydra.sweep.subdir", config.hydra.sweep.subdir, rule, "Leave it out")
     if (sweep / plans.PLAN).exists() and any(p.name.isdigit() for p in sweep.iterdir()):
         rule = "holds a sweep already"
-        remedy = f"Resume it: python -m lab.sweep resume {sweep}; or name another folder"
+        remedy = f"Resume it: blockwright sweep resume {sweep}; or name another folder"
         raise ConfigError("hydra.sweep.dir", str(sweep), rule, remedy)
     is_grid = str(sweeper.get("_target_")).endswith(".BasicSweeper")
     flags = config_flags(arguments)

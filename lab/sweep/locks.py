@@ -62,5 +62,5 @@ def take_sweep(sweep: Path) -> int:
     if descriptor is None:
         which = f" (job {', '.join(sorted(running, key=int))})" if running else ""
         rule = f"is still running{which}"
-        raise ConfigError("DIR", str(sweep), rule, f"Check with: python -m lab.sweep status {sweep}")
+        raise ConfigError("DIR", str(sweep), rule, f"Check with: blockwright sweep status {sweep}")
     return descriptor

@@ -50,7 +50,7 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
     directory = directory.resolve()
     plan = plans.read(directory)
     if "jobs" not in plan:
-        rule, remedy = "is a search, whose jobs its sampler chooses", f"Write python -m lab.sweep resume {directory}"
+        rule, remedy = "is a search, whose jobs its sampler chooses", f"Write blockwright sweep resume {directory}"
         raise ConfigError("DIR", str(directory), rule, remedy)
     workers = plan.get("workers") or 1 if workers is None else workers
     check_can_run(directory, plan, workers)
@@ -89,7 +89,7 @@ def check_can_run(directory: Path, plan: Mapping[str, Any], workers: int) -> Non
 
 def resume_command(directory: Path) -> str:
     """The command that resumes a sweep."""
-    return shlex.join(["python", "-m", "lab.sweep", "resume", str(directory)])
+    return shlex.join(["blockwright", "sweep", "resume", str(directory)])
 
 
 @contextmanager

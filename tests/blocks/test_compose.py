@@ -341,7 +341,7 @@ def test_dotted_path_is_refused_wherever_it_stands(
     config = tiny(moe=True)
     place(config, {key: "os.system", "command": "true"})
     error = refused(config)
-    assert error.path.endswith(f".{key}") and "python -m registry" in error.remedy
+    assert error.path.endswith(f".{key}") and "blockwright blocks" in error.remedy
 
 
 @pytest.mark.parametrize(

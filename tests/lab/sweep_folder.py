@@ -68,7 +68,7 @@ def ablation(sweep: Path, seeds: int = 3, effects: dict[str, float] | None = Non
     plan = {
         "kind": "ablation",
         "name": "attention",
-        "command": "python -m lab.ablation attention",
+        "command": "blockwright ablate attention",
         "metric": "val/loss",
         "direction": "minimize",
         "workers": 1,

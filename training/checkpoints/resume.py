@@ -57,7 +57,7 @@ def resolve_checkpoint(plain: Mapping[str, Any], place: Place, ours: Mapping[str
     if found is None and asked == "last":
         if place.in_sweep:
             rule = f"{place.checkpoints} holds no last.ckpt, and a sweep's job resumes only from its own"
-            remedy = f"Resume the sweep: python -m lab.sweep resume {place.run.parent}; or name the file"
+            remedy = f"Resume the sweep: blockwright sweep resume {place.run.parent}; or name the file"
             raise ConfigError("ckpt_path", "last", rule, remedy)
         rule = f"no run under {runs} has left a last.ckpt"
         raise ConfigError("ckpt_path", "last", rule, "Name the file: ckpt_path=RUN/checkpoints/last.ckpt")

@@ -12,7 +12,7 @@ from registry import ConfigError
 
 STAGES = ("val", "test")
 FIGURES = tuple(f"{stage}/{figure}" for stage in STAGES for figure in ("bits_per_byte", "loss", "perplexity"))
-KEEPERS = ("Keeper", "ModelCheckpoint")  # without their figure they keep no best checkpoint, and training goes on
+KEEPERS = ("Keeper", "ModelCheckpoint")  # without their figure they keep no best checkpoint, and training continues
 
 
 def check(plain: Mapping[str, Any], compared: bool = False) -> None:

@@ -47,7 +47,7 @@ set_loader(MODE, lambda text: with_moved(get_loader("yaml")(text)), exceptions=(
 def to_cli(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A checked configuration → a Lightning CLI configuration: ``_target_`` becomes class_path and init_args.
 
-    Paths in the run's folder begin with ``${run_dir}`` instead, which each use of the configuration chooses anew.
+    Paths in the run's folder begin with ``${run_dir}`` instead, which each use of the configuration chooses again.
     """
     trainer = {k: _class(v) for k, v in plain["trainer"].items() if k not in ("_target_", *OWN)}
     trainer["callbacks"] = [_class(v) for v in (plain["callbacks"] or {}).values() if v]

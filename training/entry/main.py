@@ -85,7 +85,7 @@ def refusal_of(error: Exception, arguments: list[str]) -> ConfigError | None:
 
 def _how_to_go_on(stop: Interrupted, arguments: list[str]) -> str:
     if begun:
-        return f"Go on with: {shlex.join(['python', '-m', 'lab.sweep', 'resume', str(begun[0])])}"
+        return f"Resume with: {shlex.join(['blockwright', 'sweep', 'resume', str(begun[0])])}"
     if stop.checkpoint is None:
         return "Nothing is lost that a checkpoint does not hold: start the same command again"
     option = "--ckpt_path=" if arguments[:1] and arguments[0] in SUBCOMMANDS else "ckpt_path="

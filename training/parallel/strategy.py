@@ -123,7 +123,7 @@ class Parallel(ModelParallelStrategy):
             return load(path, self.lightning_module, self.optimizers)
         except KeyError as error:
             rule = f"does not hold what this run needs ({error})"
-            raise ConfigError("ckpt_path", str(path), rule, "Go on with the same model and optimizer") from None
+            raise ConfigError("ckpt_path", str(path), rule, "Resume with the same model and optimizer") from None
 
 
 def writes_folder(asked: bool | None, sizes: Sizes) -> bool:

@@ -286,7 +286,7 @@ def test_whole_ablation_from_one_command(
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (tmp_path / "logs" / "ablation" / "mine").iterdir()
     plan = json.loads((folder / "plan.json").read_text())
-    assert plan["command"].startswith("python -m lab.ablation ") and len(plan["jobs"]) == 2 == plan["workers"]
+    assert plan["command"].startswith("blockwright ablate ") and len(plan["jobs"]) == 2 == plan["workers"]
     for job, arm in zip(plan["jobs"], plan["arms"], strict=True):
         results = json.loads((folder / str(job["job"]) / "results.json").read_text())
         assert results["status"] == "completed" and results["parameters"] == arm["figures"]["params"]
@@ -454,7 +454,7 @@ def test_name_that_is_none_is_answered_with_those_there_are(capsys: pytest.Captu
 
 
 def test_train_py_says_who_runs_an_ablation() -> None:
-    with pytest.raises(ConfigError, match=r"python -m lab\.ablation balance_losses"):
+    with pytest.raises(ConfigError, match=r"blockwright ablate balance_losses"):
         compose_config(["ablation=balance_losses"])
 
 

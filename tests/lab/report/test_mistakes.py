@@ -1,4 +1,4 @@
-"""python -m lab.report: one message and exit code 64 where there is nothing to report."""
+"""blockwright report: one message and exit code 64 where there is nothing to report."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_report_is_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_folder_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "2026-11-25").mkdir()
     said = refused(tmp_path / "2026-11-26")
-    assert "is no folder" in said and "Did you mean '2026-11-25'?" in said and "python -m lab.ablation" in said
+    assert "is no folder" in said and "Did you mean '2026-11-25'?" in said and "blockwright ablate" in said
     assert "is no folder" in refused(tmp_path / "a" / "b")
 
 
@@ -62,7 +62,7 @@ def test_folder_of_one_run(refused: Refused, tmp_path: Path) -> None:
 
 def test_sweep_that_has_just_begun(refused: Refused, tmp_path: Path) -> None:
     said = refused(grid(tmp_path, {"mha": [None, None]}))
-    assert "none of its 2 jobs has a figure (2 unfinished)" in said and "python -m lab.sweep resume" in said
+    assert "none of its 2 jobs has a figure (2 unfinished)" in said and "blockwright sweep resume" in said
 
 
 def test_sweep_that_failed_altogether_names_the_reason(refused: Refused, tmp_path: Path) -> None:

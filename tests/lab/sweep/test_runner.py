@@ -185,7 +185,7 @@ def test_stopped_jobs_save_and_go_on_from_their_own_checkpoints(
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=30)[0]
     assert process.returncode == 75
-    assert said.splitlines()[-1] == f"stopped by SIGTERM. Resume with: python -m lab.sweep resume {sweep}"
+    assert said.splitlines()[-1] == f"stopped by SIGTERM. Resume with: blockwright sweep resume {sweep}"
     assert statuses(sweep) == ["unfinished"] * 3
     assert not (sweep / "2").exists()
 
