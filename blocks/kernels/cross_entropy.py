@@ -71,8 +71,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        by_hidden = None if grad_hidden is None else grad_hidden * grad
-        by_weight = None if grad_weight is None else (grad_weight * grad).to(ctx.dtype)
+        # [V,D] in fp32 is large: no second one, unless the graph is kept for another pass.
+        scale = torch.mul if torch._C._autograd._get_current_graph_task_keep_graph() else Tensor.mul_
+        by_hidden = None if grad_hidden is None else scale(grad_hidden, grad)
+        by_weight = None if grad_weight is None else scale(grad_weight, grad).to(ctx.dtype)
         return by_hidden, by_weight, None, None, None, None, None
 
 

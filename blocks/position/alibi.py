@@ -22,15 +22,15 @@ class ALiBi(Position):
         self.n_heads = n_heads
 
     def slopes(self, device: torch.device) -> Tensor:
-        """[N] fp32, one per head."""
+        """[N] fp32, one per head; computed on the device, so that nothing is copied from the host."""
         power = 2 ** math.floor(math.log2(self.n_heads))
-        values = _geometric(power) + _geometric(2 * power)[::2][: self.n_heads - power]
-        return torch.tensor(values, device=device, dtype=torch.float32)
+        first, between = _geometric(power, device), _geometric(2 * power, device)[::2][: self.n_heads - power]
+        return torch.cat((first, between)).float()
 
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         distance = (q_positions[:, :, None] - k_positions[:, None, :]).clamp(min=0).float()
         return -self.slopes(q_positions.device)[:, None, None] * distance[:, None]
 
 
-def _geometric(n: int) -> list[float]:
-    return [2.0 ** (-8.0 * i / n) for i in range(1, n + 1)]
+def _geometric(n: int, device: torch.device) -> Tensor:
+    return torch.exp2(torch.arange(1, n + 1, device=device, dtype=torch.float64) * (-8.0 / n))

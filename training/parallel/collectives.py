@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,19 +48,26 @@ def leave(x: Tensor, group: ProcessGroup) -> Tensor:
 
 class _Exchange(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, received: list[int], sent: list[int], group: ProcessGroup) -> Tensor:
+    def forward(
+        ctx: Any, received: list[int], sent: list[int], group: ProcessGroup, *parts: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.received, ctx.sent, ctx.group = received, sent, group
-        return _wait(functional.all_to_all_single(rows.contiguous(), received, sent, group))
+        return _travel(parts, received, sent, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        back = functional.all_to_all_single(grad.contiguous(), ctx.sent, ctx.received, ctx.group)
-        return _wait(back), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *_travel(grads, ctx.sent, ctx.received, ctx.group)
 
 
-def exchange(rows: Tensor, received: list[int], sent: list[int], group: ProcessGroup) -> Tensor:
+def _travel(parts: Sequence[Tensor], received: list[int], sent: list[int], group: ProcessGroup) -> tuple[Tensor, ...]:
+    """All are under way before the first is waited for."""
+    started = [functional.all_to_all_single(part.contiguous(), received, sent, group) for part in parts]
+    return tuple(map(_wait, started))
+
+
+def exchange(received: list[int], sent: list[int], group: ProcessGroup, *parts: Tensor) -> tuple[Tensor, ...]:
     """Rows [Σ sent, …], sorted by the rank they go to → rows [Σ received, …], sorted by the rank they come from."""
-    return _Exchange.apply(rows, received, sent, group)
+    return _Exchange.apply(received, sent, group, *parts)
 
 
 def exchange_counts(counts: Tensor, group: ProcessGroup) -> Tensor:

@@ -110,10 +110,11 @@ def _dispatch(x: Tensor, experts: Tensor, weights: Tensor, here: Whereabouts, co
     shares = take(weights, token).gather(1, order).masked_fill(numbers == here.held, 0)
     width = min(numbers.shape[1], here.held)  # a rank cannot be asked for more experts than it holds
     note = torch.cat((numbers[:, :width].float(), shares[:, :width].float()), 1)
-    rows, note = exchange(take(x, token), received, sent, group), exchange(note, received, sent, group)
+    rows, note = exchange(received, sent, group, take(x, token), note)
     asked, share = note.chunk(2, 1)
     answers = compute(rows, asked.detach().round().long(), share, sum(pairs))
-    return add_up(exchange(answers, sent, received, group).to(x.dtype), token, len(x))
+    (back,) = exchange(sent, received, group, answers)
+    return add_up(back.to(x.dtype), token, len(x))
 
 
 def _compute(inner: Any, rows: Tensor, experts: Tensor, weights: Tensor, held: int, pairs: int) -> Tensor:

@@ -252,3 +252,16 @@ def test_ligers_kernel_is_given_the_same_and_tells_the_same(monkeypatch: pytest.
         right = linear_cross_entropy(hidden, weight, targets, 3.0, z_loss=z_loss, weights=weights)
         torch.testing.assert_close(got[0], right[0], rtol=1e-12, atol=0)
         torch.testing.assert_close(got[1], right[1] * (z_loss > 0), rtol=1e-12, atol=0)
+
+
+def test_backward_pass_makes_no_second_gradient_of_the_head() -> None:
+    hidden, weight = torch.randn(6, 8, requires_grad=True), torch.randn(500, 8, requires_grad=True)
+    targets = torch.arange(6)
+    loss = linear_cross_entropy(hidden, weight, targets)[0] / 6
+    (saved,) = [t for t in loss.grad_fn.next_functions[0][0].saved_tensors if t.shape == weight.shape]  # type: ignore[union-attr]
+    loss.backward(retain_graph=True)
+    first = weight.grad.clone()  # type: ignore[union-attr]
+    weight.grad = None
+    loss.backward()
+    assert weight.grad is not None and torch.equal(weight.grad, first)
+    assert torch.equal(saved, first)  # it has been scaled where it was
