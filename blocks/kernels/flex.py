@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from blocks.kernels.documents import once, starts
 from blocks.kernels.scoring import Scoring
 
-KEPT = 16  # cached block masks, by shape and window
+KEPT = 16  # block masks of shapes and windows that are remembered
+BLOCK = 128  # queries, and keys, of a block of the mask
+GRAPHS = 64  # compiled graphs: lengths are dynamic, so that few are needed; beyond, all scores would be held
 
 
 def flex_causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
@@ -32,34 +35,43 @@ def flex_causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> 
     T, S, V = q.shape[1], k.shape[1], v.shape[-1]
     if q.shape[-1] < V:  # the kernels need values no wider than keys
         q, k = F.pad(q, (0, V - q.shape[-1])), F.pad(k, (0, V - k.shape[-1]))
-    y, norm = _flex(q.device)(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
+    found = _flex(q.device)(
+        *(_of_any_length(t.transpose(1, 2), 2) for t in (q, k, v)),
         score_mod=_score_mod(
             bias, None if softcap is None else torch.full((), softcap, dtype=torch.float32, device=q.device)
         ),
         block_mask=_block_mask(T, S, q.device, segments, window),
         scale=scale,
         enable_gqa=k.shape[2] != q.shape[2],
-        **_returning_norm(),
+        **({} if sinks is None else _returning_norm()),
     )
-    if sinks is not None:
-        y = y * torch.sigmoid(norm.lse - sinks.to(norm.lse.dtype)[:, None])[..., None].to(y.dtype)
-    return y.transpose(1, 2)
+    if sinks is None:
+        return found.transpose(1, 2)
+    y, norm = found
+    return (y * torch.sigmoid(norm.lse - sinks.to(norm.lse.dtype)[:, None])[..., None].to(y.dtype)).transpose(1, 2)
+
+
+def _of_any_length(t: Tensor, *dimensions: int) -> Tensor:
+    """Let the compiler take these for variable from the first: it would find out one by one, with a graph for each."""
+    if not torch.compiler.is_compiling():
+        torch._dynamo.maybe_mark_dynamic(t, dimensions)
+    return t
 
 
 def _returning_norm() -> dict[str, Any]:
+    """Asked for with sinks only: it is one more output with a gradient."""
     from torch.nn.attention.flex_attention import AuxRequest
 
     return {"return_aux": AuxRequest(lse=True)}
 
 
 @functools.lru_cache(maxsize=2)
-def _compiled() -> Callable[..., Any]:
+def _compiled(backend: Any = "inductor") -> Callable[..., Any]:
+    import torch._dynamo.config as dynamo
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS)
+    return torch.compile(flex_attention, backend=backend)
 
 
 def _flex(device: torch.device) -> Callable[..., Any]:
@@ -86,31 +98,69 @@ def _score_mod(bias: Tensor | None, softcap: Tensor | None) -> Callable[..., Ten
 
 
 def _block_mask(T: int, S: int, device: torch.device, segments: Tensor | None, window: int | None) -> Any:
-    """The pairs that may see each other; not cached for segments, which differ from batch to batch."""
+    """The pairs that may see each other; those of documents are made once a batch and window."""
     if segments is None:
         return _shared_mask(T, S, window, device)
-    from torch.nn.attention.flex_attention import and_masks, create_block_mask
-
-    def same(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return segments[b, t] == segments[b, s]
-
-    pairs = and_masks(causal(T, S, window), same)
-    return create_block_mask(pairs, len(segments), None, T, S, device=device)
+    return once(segments, ("flex", window), lambda ids: _make_mask(T, S, window, device, ids))
 
 
 @functools.lru_cache(maxsize=KEPT)
 def _shared_mask(T: int, S: int, window: int | None, device: torch.device) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    return create_block_mask(causal(T, S, window), None, None, T, S, device=device)
+    return _make_mask(T, S, window, device)
 
 
-def causal(T: int, S: int, window: int | None) -> Callable[..., Tensor]:
-    """mask_mod: query t, at position S − T + t, sees keys up to itself, within the window."""
-    past = S - T
+def _make_mask(T: int, S: int, window: int | None, device: torch.device, ids: Tensor | None = None) -> Any:
+    """A block mask from where each query's keys begin, without the T × S booleans of torch's ``create_block_mask``.
+
+    The keys of a query are all from there to itself, and both ends move on with the queries. So the key blocks that a
+    block of queries sees are neighbours, those that all of it sees are too, and the same holds the other way round.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    past, rows, columns = S - T, -(-T // BLOCK), -(-S // BLOCK)
+    t = torch.arange(T, device=device)
+    begin = (torch.zeros_like(t)[None] if ids is None else starts(ids)).clamp(min=0)
+    if window is not None:
+        begin = torch.maximum(begin, t + past - window + 1)
+    first = torch.arange(rows, device=device) * BLOCK
+    last = (first + BLOCK - 1).clamp(max=T - 1)
+    low, high = begin[:, first] // BLOCK, ((last + past) // BLOCK + 1).expand(len(begin), -1)
+    full_low = -(-begin[:, last] // BLOCK)
+    full_high = torch.maximum(full_low, (first + past + 1) // BLOCK)
+    whole = T // BLOCK  # rows; of one that is cut short, no block counts as seen whole
+
+    def seen_by(ends: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """The query blocks whose range of key blocks, from ``starts`` to before ``ends``, holds each key block."""
+        j = torch.arange(columns, device=device).expand(len(begin), -1).contiguous()
+        return torch.searchsorted(ends.contiguous(), j, right=True), torch.searchsorted(
+            starts.contiguous(), j, right=True
+        )
+
+    by_query = _indices(low, high, full_low, torch.cat((full_high[:, :whole], full_low[:, whole:]), 1), columns)
+    full_rows = seen_by(full_high[:, :whole], full_low[:, :whole])
+    by_key = _indices(*seen_by(high, low), full_rows[0], torch.maximum(*full_rows), rows)
+    mod = _mask_mod(*(torch.full((), n, device=device) if n is not None else None for n in (past, window)), ids)
+    return BlockMask((T, S), *by_query, *by_key, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=mod)
+
+
+def _indices(low: Tensor, high: Tensor, full_low: Tensor, full_high: Tensor, n: int) -> tuple[Tensor, ...]:
+    """Ranges of blocks [B,R] → how many are seen in part, which, how many whole, which: [B,1,R] and [B,1,R,n] int32."""
+    p = torch.arange(n, device=low.device)
+    whole = (full_high - full_low)[..., None]
+    part = (high - low)[..., None] - whole
+    before = torch.where(whole > 0, full_low[..., None] - low[..., None], part)
+    partial = low[..., None] + p + torch.where(p >= before, whole, 0)
+    made = part[..., 0], partial.clamp(max=n - 1), whole[..., 0], (full_low[..., None] + p).clamp(max=n - 1)
+    return tuple(_of_any_length(t[:, None].to(torch.int32), *range(2, t.ndim + 1)) for t in made)
+
+
+def _mask_mod(past: Tensor, window: Tensor | None, ids: Tensor | None) -> Callable[..., Tensor]:
+    """mask_mod: query t, which stands at S − T + t, sees keys up to itself, of its document, no further back than the
+    window. Numbers come as tensors: each would be compiled for otherwise."""
 
     def seen(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         mask = s <= t + past
-        return mask if window is None else mask & (s > t + past - window)
+        mask = mask if window is None else mask & (s > t + past - window)
+        return mask if ids is None else mask & (ids[b, t] == ids[b, s])
 
     return seen

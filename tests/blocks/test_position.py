@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import registry
 from blocks.position.base import Position
@@ -409,3 +410,16 @@ def test_impossible_stretches_are_refused(make: Callable[..., Position], node: d
     with pytest.raises(ConfigError) as caught:
         make(node)
     assert caught.value.path == f"model.position.{parameter}"
+
+
+def test_slopes_of_alibi_are_not_copied_from_the_host(make: Callable[..., Position]) -> None:
+    ran: list[str] = []
+
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            ran.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    with Operators():
+        make("alibi", n_heads=12).slopes(torch.device("cpu"))
+    assert "aten::arange.start" in ran and not any("lift_fresh" in name for name in ran)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from blocks.kernels import flex
+from blocks.kernels import documents, flex
 from blocks.kernels.attention import causal_attention_reference
 from blocks.kernels.flex import flex_causal_attention
 from blocks.kernels.scoring import Scoring
@@ -72,13 +76,99 @@ def test_last_tokens_see_all_that_came_before(name: str) -> None:
     )
 
 
-def test_mask_of_a_shape_and_window_is_made_once_and_that_of_documents_each_time() -> None:
+def test_mask_is_made_once_for_a_shape_and_window_and_once_for_a_batch_of_documents(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Any] = []
+    make = flex._make_mask
+    monkeypatch.setattr(flex, "_make_mask", lambda *given: made.append(given) or make(*given))
     flex._shared_mask.cache_clear()
     cpu = torch.device("cpu")
-    for window in (None, None, 4, 4):
-        flex._block_mask(T, T, cpu, SEGMENTS, window)
-        flex._block_mask(T, T, cpu, None, window)
-    assert flex._shared_mask.cache_info().misses == 2
+    for _ in range(2):  # batches
+        ids = SEGMENTS.clone()
+        for window in (None, None, 4, 4):  # layers
+            flex._block_mask(T, T, cpu, ids, window)
+            flex._block_mask(T, T, cpu, None, window)
+    assert len(made) == 2 + 2 * 2
+    made.clear()
+    gone = weakref.ref(ids)
+    del ids
+    assert gone() is None and not documents._made
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(t, Tensor) and not any(t is a for a in args):
+                self.bytes = max(self.bytes, t.untyped_storage().nbytes())
+        return out
+
+
+def test_mask_of_packed_documents_of_128k_tokens_is_small() -> None:
+    length = 131072
+    ids = (torch.arange(length) // 1500)[None]
+    with Largest() as largest:
+        mask = flex._make_mask(length, length, None, torch.device("cpu"), ids)
+    held = sum(t.nbytes for t in vars(mask).values() if isinstance(t, Tensor))
+    assert held < 20e6 and largest.bytes < 10e6
+    assert mask.sparsity() > 99
+
+
+@pytest.mark.parametrize("window", [None, 1, 128, 400])
+@pytest.mark.parametrize(("length", "keys"), [(5, 517), (128, 128), (300, 300), (513, 1024), (1024, 1024)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_blocks_are_those_that_torch_finds_by_looking_at_every_pair(
+    length: int, keys: int, window: int | None, packed: bool
+) -> None:
+    if packed and length != keys:
+        return
+    generator = torch.Generator().manual_seed(length)
+    ids = (torch.rand(2, length, generator=generator) < 0.006).cumsum(1) if packed else None
+    mine = flex._make_mask(length, keys, window, torch.device("cpu"), ids)
+    theirs = create_block_mask(mine.mask_mod, 2 if packed else None, None, length, keys, device="cpu")
+    for side, n in (("kv", -(-keys // 128)), ("q", -(-length // 128))):
+        for whole in ("", "full_"):
+            sets = []
+            for mask in (mine, theirs):
+                counts, which = (getattr(mask, f"{whole}{side}_{part}") for part in ("num_blocks", "indices"))
+                used = torch.arange(which.shape[-1]) < counts[..., None]
+                chosen = torch.where(used, which.long(), n)
+                sets.append(torch.zeros(*which.shape[:-1], n + 1).scatter_(-1, chosen, 1)[..., :n])
+            assert torch.equal(*sets), (side, whole)
+
+
+@pytest.mark.parametrize("windowed", [False, True])
+def test_twelve_lengths_take_at_most_three_graphs(windowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    flex._compiled.cache_clear()
+    compiled = flex._compiled(counter)
+    monkeypatch.setattr(flex, "_flex", lambda device: compiled)
+    for length in range(130, 130 + 12 * 57, 57):
+        q, past = draw(1, length, 2, 8), 20 * (length % 3)
+        k = draw(1, length + past, 2, 8)
+        scoring = Scoring(0.3, window=100 + length % 7) if windowed else Scoring(0.3)
+        with torch.no_grad():
+            y = flex_causal_attention(q, k, k, scoring)
+        torch.testing.assert_close(y, causal_attention_reference(q, k, k, scoring), rtol=1e-4, atol=1e-5)
+    assert 1 <= counter.frame_count <= 3
+
+
+@pytest.mark.parametrize("sinks", [None, draw(N)])
+def test_log_of_the_sum_is_asked_for_with_sinks_alone(sinks: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    operator = flex._flex(torch.device("cpu"))
+    monkeypatch.setattr(flex, "_flex", lambda _: lambda *a, **k: asked.append("return_aux" in k) or operator(*a, **k))
+    q = draw(B, T, N, H)
+    flex_causal_attention(q, q, q, Scoring(0.3, sinks=sinks))
+    assert asked == [sinks is not None]
 
 
 def test_blocks_outside_the_window_are_left_out_of_the_mask() -> None:
