@@ -23,6 +23,12 @@ from blocks.base import Block as Block
 from blocks.base import Placement as Placement
 from blocks.conformance import cases as conformance_cases
 
+# add implementations of kernels
+from blocks.kernels.choice import Kernels as Kernels
+from blocks.kernels.scoring import Scoring as Scoring
+from blocks.kernels.seam import kernel as kernel
+from blocks.conformance.kernel_parity import kernel_cases as kernel_cases
+
 # the contract of each kind, and what passes between blocks
 from blocks.attention.base import Attention as Attention
 from blocks.balance.base import Balance as Balance

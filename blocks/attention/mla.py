@@ -11,7 +11,7 @@ from blocks.attention.base import Attention, even_heads, score_bias
 from blocks.base import Placement
 from blocks.cache import Cache
 from blocks.kernels.few_rows import by_mkl, reads_fast
-from blocks.kernels.latent_attention import absorbs, into_latents, key_multiple, latent_attention, out_of_latents
+from blocks.kernels.latent_attention import absorbs, into_latents, key_multiple, out_of_latents
 from blocks.kernels.scoring import Scoring
 from blocks.linear import Linear
 from blocks.norm.base import Norm
@@ -128,7 +128,7 @@ class MLA(Attention):
         key_up, value_up = self.kv_up.weight.unflatten(0, (self.n_heads, -1)).split((self.nope, self.v_head_dim), 1)
         with by_mkl() if T == 1 and reads_fast(q_nope) else nullcontext():
             q = torch.cat((into_latents(q_nope, key_up), q_rope), -1)
-            y = latent_attention(q, memory, S, self.latent, scale=self.scale, bias=bias)
+            y = self.kernels.attend_latents(q, memory, S, self.latent, self.scale, bias)
             return out_of_latents(y, value_up)
 
     def new_cache(

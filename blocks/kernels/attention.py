@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.backends.cuda import SDPAParams
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blocks.kernels.blocked_attention import blocked_attention, suits
-from blocks.kernels.flex import flex_causal_attention
 from blocks.kernels.scoring import Scoring
+from blocks.kernels.seam import kernel
 
 
+@kernel("attention", "sdpa", order=20)
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
     """Attention of the last T of S positions on all previous ones.
 
@@ -34,10 +39,12 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tenso
         q, k = F.pad(q, (0, V - q.shape[-1])), F.pad(k, (0, V - k.shape[-1]))
     window = None if window is None or window >= S else window
     plain = scoring._replace(window=window).plain
-    mask = None if plain and (S == T or T == 1) else visible(T, S, q.device, segments, window)
+    mask: Any = None
+    if not plain or 1 < T < S:
+        mask = _lower_right(T, S) if plain and q.is_cuda else visible(T, S, q.device, segments, window)
     if bias is not None:
-        mask = bias.to(q.dtype).masked_fill(~mask, float("-inf"))  # type: ignore[operator]
-    if sinks is not None:  # an extra zero key and value with the sink as score
+        mask = bias.to(q.dtype).masked_fill(~mask, float("-inf"))
+    if sinks is not None:  # one more key and value, of zeros, whose score is the sink
         k, v, mask = F.pad(k, (0, 0, 0, 0, 0, 1)), F.pad(v, (0, 0, 0, 0, 0, 1)), _with_sinks(mask, sinks, q)
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),
@@ -51,15 +58,36 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tenso
     return y.transpose(1, 2)[..., :V]
 
 
-def causal_attention_on_cpu(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
-    """``causal_attention``, blocked where possible and faster."""
-    return (blocked_attention if suits(q, k, scoring) else causal_attention)(q, k, v, scoring)
+def cudnn_takes(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> bool:
+    """Whether cuDNN takes keys wider than values (MLA) as they are, by torch's own account; else values are padded."""
+    if not scoring.plain or q.shape[-1] <= v.shape[-1] or q.shape[1] != k.shape[1] or torch.compiler.is_compiling():
+        return False
+    heads = (t.transpose(1, 2) for t in (q, k, v))
+    grouped = k.shape[2] != q.shape[2]
+    return torch.backends.cuda.can_use_cudnn_attention(SDPAParams(*heads, None, 0.0, True, grouped))
 
 
-def causal_attention_on_gpu(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
-    """``causal_attention`` with FlexAttention unless the mask is plainly causal or the bias needs a gradient."""
-    usual = scoring.plain or scoring.learns_bias or q.shape[1] == 1
-    return (causal_attention if usual else flex_causal_attention)(q, k, v, scoring)
+@kernel("attention", "cudnn", devices=("cuda",), capability=(9, 0), takes=cudnn_takes, order=15)
+def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+    """The same by cuDNN, of whole sequences, with values that are not padded. Not run by this project so far."""
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        y = F.scaled_dot_product_attention(
+            *(t.transpose(1, 2) for t in (q, k, v)),
+            is_causal=True,
+            scale=scoring.scale,
+            enable_gqa=k.shape[2] != q.shape[2],
+        )
+    return y.transpose(1, 2)
+
+
+kernel("attention", "blocked", devices=("cpu",), takes=suits, order=10)(blocked_attention)
+
+
+def _lower_right(T: int, S: int) -> Any:
+    """The mask of the last T of S positions as torch's fused kernels know it, with no tensor of T × S."""
+    from torch.nn.attention.bias import causal_lower_right  # brings the compiler along, which takes seconds
+
+    return causal_lower_right(T, S)
 
 
 def _with_sinks(mask: Tensor | None, sinks: Tensor, q: Tensor) -> Tensor:
@@ -84,6 +112,7 @@ def visible(T: int, S: int, device: torch.device, segments: Tensor | None = None
     return mask
 
 
+@kernel("attention", "reference", automatic=False, order=30)
 def causal_attention_reference(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
     """The definition: scores, mask, softmax, average; one KV head copied for each query head."""
     scale, bias, segments, window, sinks, softcap = scoring

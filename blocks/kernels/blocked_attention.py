@@ -35,7 +35,7 @@ class _Block(NamedTuple):
     hidden: Tensor | None  # [rows,keys], True for masked keys; None: causal only
 
 
-def suits(q: Tensor, k: Tensor, scoring: Scoring) -> bool:
+def suits(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> bool:
     """Whether this implementation works and is faster here: whole sequences of medium length, on a CPU."""
     T, can = q.shape[1], scoring.sinks is None and scoring.softcap is None and not scoring.learns_bias
     return can and q.device.type == "cpu" and k.shape[1] == T and SHORTEST <= T <= LONGEST

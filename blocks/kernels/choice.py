@@ -1,148 +1,141 @@
 """Choice of kernel implementations: made when a decoder is built or moved, and shown in the cost card.
 
-Every block computes through a ``Kernels``. The automatic choice depends on device, dtype and installed packages; a
-configuration may override it (``task.kernels.experts=grouped``). All implementations compute the same.
+Every block holds a ``Kernels`` and computes through it. The automatic choice is by device, its compute capability, what
+is installed, and at each call by what an implementation takes (blocks/kernels/seam.py); a configuration may name
+another one (``task.kernels.experts=grouped``). All compute the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from blocks.kernels import attention, cross_entropy, elementwise, experts, rotary
 from blocks.kernels.experts import Choices
 from blocks.kernels.scoring import Scoring
+from blocks.kernels.seam import KERNELS, Implementation, capability_of, chain, implementations
 from registry import ConfigError, did_you_mean
-from registry.extras import require
 
 AUTO = "auto"
-Implementation = Callable[..., Any]
-
-IMPLEMENTATIONS: Mapping[str, Mapping[str, Implementation]] = {
-    "attention": {
-        "sdpa": attention.causal_attention,
-        "blocked": attention.causal_attention_on_cpu,
-        "flex": attention.causal_attention_on_gpu,
-        "reference": attention.causal_attention_reference,
-    },
-    "experts": {"segments": experts.swiglu_experts_on_cpu, "grouped": experts.swiglu_experts},
-    "cross_entropy": {
-        "chunked": cross_entropy.linear_cross_entropy,
-        "liger": cross_entropy.liger_cross_entropy,  # never chosen automatically: see its docstring
-        "reference": cross_entropy.linear_cross_entropy_reference,
-    },
-    "rms_norm": {"fused": elementwise.rms_norm, "torch": elementwise.rms_norm_torch},
-    "gated_silu": {"fused": elementwise.gated_silu, "torch": elementwise.gated_silu_reference},
-    "rotation": {"fused": rotary.rotate_pairs, "torch": rotary.rotate_pairs_reference},
-}
-EXTRAS = {"liger": "liger_kernel"}  # implementation → package, installed by the extra with its name
-BY_HAND = {"fused"}  # left to the compiler when compiling
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """Implementation names by kernel; ``auto`` decides at every call, by the tensors' device.
+    """The name of an implementation for each kernel; ``auto`` decides at every call, by the tensors' device.
 
     Args:
         attention: scaled-dot-product attention
+        latent_attention: attention over latents that are not expanded
         experts: the routed SwiGLU networks
         cross_entropy: loss from hidden states
         rms_norm: root-mean-square norm
         gated_silu: hidden layer of a dense SwiGLU
         rotation: of pairs of dimensions
+        chains: kernel → what is asked in which order, where that is settled
     """
 
     attention: str = AUTO
+    latent_attention: str = AUTO
     experts: str = AUTO
     cross_entropy: str = AUTO
     rms_norm: str = AUTO
     gated_silu: str = AUTO
     rotation: str = AUTO
+    chains: Mapping[str, tuple[Implementation, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """``blocks.kernels.attention.causal_attention``."""
-        return self._of("attention", q.device)(q, k, v, scoring)
+        return self._compute("attention", q, k, v, scoring)
+
+    def attend_latents(
+        self, q: Tensor, memory: Tensor, n_keys: int, latent: int, scale: float, bias: Tensor | None = None
+    ) -> Tensor:
+        """``blocks.kernels.latent_attention.latent_attention``."""
+        return self._compute("latent_attention", q, memory, n_keys, latent, scale, bias)
 
     def swiglu_experts(self, x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
         """``blocks.kernels.experts.swiglu_experts``."""
-        return self._of("experts", x.device)(x, choices, gate_up, down)
+        return self._compute("experts", x, choices, gate_up, down)
 
     def nll_and_z(
         self, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None, z_loss: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """``blocks.kernels.cross_entropy.linear_cross_entropy``."""
-        return self._of("cross_entropy", hidden.device)(hidden, weight, targets, softcap, z_loss=z_loss)
+        return self._compute("cross_entropy", hidden, weight, targets, softcap, z_loss)
 
     def normalise(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """``blocks.kernels.elementwise.rms_norm``."""
-        return self._of("rms_norm", x.device)(x, weight, eps)
+        return self._compute("rms_norm", x, weight, eps)
 
     def gate_silu(self, gate: Tensor, up: Tensor) -> Tensor:
         """``blocks.kernels.elementwise.gated_silu``."""
-        return self._of("gated_silu", gate.device)(gate, up)
+        return self._compute("gated_silu", gate, up)
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
         """``blocks.kernels.rotary.rotate_pairs``."""
-        return self._of("rotation", x.device)(x, cos, sin, interleaved)
+        return self._compute("rotation", x, cos, sin, interleaved)
 
-    def _of(self, kernel: str, device: torch.device) -> Implementation:
-        name: str = getattr(self, kernel)
-        if name == AUTO:
-            name = getattr(best(device.type), kernel)
-        if name in BY_HAND and torch.compiler.is_compiling():
-            name = getattr(ELSEWHERE, kernel)
-        return IMPLEMENTATIONS[kernel][name]
+    def _compute(self, kernel: str, *given: Any) -> Any:
+        asked = self.chains.get(kernel) or _chain(kernel, getattr(self, kernel), given[0].device)
+        for implementation in asked:
+            if implementation.takes is None or implementation.takes(*given):
+                return implementation.call(*given)
+        raise AssertionError(f"no implementation of {kernel} takes these arguments")  # ours ends each chain
 
-
-KERNELS = tuple(f.name for f in fields(Kernels))
-ELSEWHERE = Kernels("sdpa", "grouped", "chunked", "torch", "torch", "torch")
-BEST = {
-    "cpu": Kernels("blocked", "segments", "chunked", "fused", "fused", "fused"),
-    "cuda": Kernels("flex", "grouped", "chunked", "torch", "torch", "torch"),
-}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Kernels, tuple(getattr(self, kernel) for kernel in KERNELS)
 
 
-def best(device_type: str) -> Kernels:
-    """The automatic choice for a type of device."""
-    return BEST.get(device_type, ELSEWHERE)
+def _chain(kernel: str, name: str, device: torch.device) -> tuple[Implementation, ...]:
+    return chain(kernel, None if name == AUTO else name, device.type, capability_of(device))
 
 
 def check(overrides: Mapping[str, Any], path: str) -> dict[str, str]:
-    """Validate the overrides of a configuration, and return them.
+    """Overrides of a configuration, as they are.
 
     Args:
         overrides: kernel → implementation, or ``auto``
         path: of the node, for error messages
 
     Raises:
-        ConfigError: there is no such kernel or implementation
+        ConfigError: there is no such kernel or implementation, or it needs a package that is not installed
     """
     for kernel, name in overrides.items():
         if kernel not in KERNELS:
             raise ConfigError(f"{path}.{kernel}", name, "there is no such kernel", did_you_mean(kernel, KERNELS))
-        known = (AUTO, *IMPLEMENTATIONS[kernel])
+        found = implementations(kernel)
+        known = (AUTO, *found)
         if name not in known:
             rule = f"{kernel} has no such implementation ({', '.join(known)})"
             raise ConfigError(f"{path}.{kernel}", name, rule, did_you_mean(str(name), known))
-        if name in EXTRAS:
-            require(name, EXTRAS[name], path=f"{path}.{kernel}", value=name, otherwise="which needs a GPU")
+        if name != AUTO and not found[name].is_installed:
+            rule = f"needs the package {found[name].needs}, which is not installed, and a GPU"
+            raise ConfigError(f"{path}.{kernel}", name, rule, f"Install it, or write {path}.{kernel}=auto")
     return dict(overrides)
 
 
-def choose(device: torch.device, overrides: Mapping[str, str] | None = None) -> Kernels:
-    """The kernels for a device.
+def choose(
+    device: torch.device, overrides: Mapping[str, str] | None = None, capability: tuple[int, int] | None = None
+) -> Kernels:
+    """What runs on a device.
 
     Args:
         device: where the weights are
-        overrides: kernel → implementation, validated
+        overrides: kernel → implementation, checked; one that does not run there is passed over
+        capability: of the device; None asks it
     """
-    return replace(best(device.type), **{k: name for k, name in (overrides or {}).items() if name != AUTO})
+    least = capability_of(device) if capability is None else capability
+    named = {kernel: name for kernel, name in (overrides or {}).items() if name != AUTO}
+    chains = {kernel: chain(kernel, named.get(kernel), device.type, least) for kernel in KERNELS}
+    return Kernels(*(asked[0].name for asked in chains.values()), chains=chains)
 
 
 def names(kernels: Kernels) -> dict[str, str]:
-    """kernel → implementation."""
-    return asdict(kernels)
+    """kernel → the implementations that are asked, in order: ``blocked, else sdpa``."""
+    return {
+        kernel: ", else ".join(i.name for i in kernels.chains.get(kernel, ())) or getattr(kernels, kernel)
+        for kernel in KERNELS
+    }

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from blocks.kernels.seam import kernel
+
 IGNORED = -100  # an unscored target, as in torch's cross entropy
 CHUNK_ELEMENTS = 1 << 22  # logits per chunk: 16 MiB of fp32
 GPU_CHUNKS = 16  # larger chunks on a GPU, to use it fully
@@ -212,13 +214,14 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+@kernel("cross_entropy", "chunked", order=20)
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
     softcap: float | None = None,
-    *,
     z_loss: float = 0.0,
+    *,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Summed negative log-likelihood of the targets under softmax(logits), logits = hidden · weightᵀ.
@@ -237,7 +240,8 @@ def linear_cross_entropy(
         weights: [T], weight of each token in the sum, without gradient; None for 1
 
     Returns:
-        the sum in nats, and Σ_t w_t log² Z_t alone, without gradient: scalars, fp32 (fp64 for fp64 input)
+        the sum in nats, and Σ_t w_t log² Z_t alone, without gradient: scalars, fp32 (fp64 for fp64 input). Another
+        implementation may return 0 for the second where it is no part of the loss (z_loss = 0), as Liger does
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -247,46 +251,14 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden, weight, targets, weights, softcap, z_loss, learn)
 
 
-def liger_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    softcap: float | None = None,
-    *,
-    z_loss: float = 0.0,
-    weights: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """``linear_cross_entropy`` by Liger's Triton kernels (Hsu et al. 2024, arXiv 2410.10989; extra ``liger``).
-
-    Liger has no token weights: with them, this falls back to the chunked one. Not yet run on a GPU by this project;
-    only its arguments are tested.
-    """
-    if weights is not None:
-        return linear_cross_entropy(hidden, weight, targets, softcap, z_loss=z_loss, weights=weights)
-    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-
-    found = liger_fused_linear_cross_entropy(
-        hidden,
-        weight,
-        targets,
-        ignore_index=IGNORED,
-        lse_square_scale=z_loss,
-        reduction="sum",
-        softcap=softcap,
-        return_z_loss=True,
-        accum_dtype=torch.float32,
-    )
-    z = found.z_loss.detach() / z_loss if z_loss else torch.zeros_like(found.loss)  # Liger returns z_loss · Σ log² Z
-    return found.loss, z
-
-
+@kernel("cross_entropy", "reference", automatic=False, order=30)
 def linear_cross_entropy_reference(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
     softcap: float | None = None,
-    *,
     z_loss: float = 0.0,
+    *,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``linear_cross_entropy`` with all logits at once."""

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from blocks.kernels.seam import as_written, kernel
+
 
 def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Normalised x, and 1 / sqrt(mean(x²) + eps)."""
@@ -42,6 +44,7 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x.add_(mean), grad_weight.to(weight.dtype), None
 
 
+@kernel("rms_norm", "fused", takes=as_written, automatic=("cpu",), order=10)
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps) · weight over the last dimension; computed in fp32 (fp64 for fp64), rounded once.
 
@@ -54,6 +57,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normalised(x, weight, eps)[0]
 
 
+@kernel("rms_norm", "torch", order=20)
 def rms_norm_torch(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``rms_norm`` by torch's operator, fused on a GPU and by the compiler."""
     return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)  # mixed dtypes have no fused kernel
@@ -78,11 +82,13 @@ class _GatedSiLU(torch.autograd.Function):
         return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 
+@kernel("gated_silu", "fused", takes=as_written, automatic=("cpu",), order=10)
 def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) ⊙ up, both [..., F]: the hidden layer of SwiGLU, saving only the two inputs."""
     return _GatedSiLU.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)
 
 
+@kernel("gated_silu", "torch", order=20)
 def gated_silu_reference(gate: Tensor, up: Tensor) -> Tensor:
     """``gated_silu`` in plain operations, which a compiler fuses."""
     return F.silu(gate) * up

@@ -9,6 +9,7 @@ from torch import Tensor
 from blocks.kernels.few_experts import few, few_swiglu
 from blocks.kernels.grouped_matmul import Order, sort_by_expert
 from blocks.kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
+from blocks.kernels.seam import kernel
 
 
 class Choices(NamedTuple):
@@ -24,6 +25,7 @@ class Choices(NamedTuple):
     pairs: int | None = None
 
 
+@kernel("experts", "segments", devices=("cpu", "cuda"), automatic=("cpu",), order=10)
 def swiglu_experts_on_cpu(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
     """For few pairs, one expert at a time; else in one pass over the sorted tokens.
 
@@ -42,6 +44,7 @@ def swiglu_experts_on_cpu(x: Tensor, choices: Choices, gate_up: Tensor, down: Te
     return grouped_swiglu(x, weights, gate_up.to(x.dtype), down.to(x.dtype), order)
 
 
+@kernel("experts", "grouped", order=20)
 def swiglu_experts(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
     """The same with grouped products, without synchronising with the device."""
     order, weights = _sorted(choices, len(gate_up))

@@ -19,12 +19,19 @@ from torch.nn import functional as F
 
 from blocks.kernels.documents import once, starts
 from blocks.kernels.scoring import Scoring
+from blocks.kernels.seam import kernel
 
 KEPT = 16  # block masks of shapes and windows that are remembered
 BLOCK = 128  # queries, and keys, of a block of the mask
 GRAPHS = 64  # compiled graphs: lengths are dynamic, so that few are needed; beyond, all scores would be held
 
 
+def is_special(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> bool:
+    """Whether scores are formed in a way that torch's fused attention does not know, and no bias is to be learnt."""
+    return not (scoring.plain or scoring.learns_bias or q.shape[1] == 1)
+
+
+@kernel("attention", "flex", devices=("cuda", "cpu"), takes=is_special, automatic=("cuda",), order=10)
 def flex_causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
     """Attention of the last T of S positions on all previous ones; arguments as in ``causal_attention``.
 

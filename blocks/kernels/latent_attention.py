@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blocks.kernels.few_rows import reads_fast
+from blocks.kernels.seam import kernel
 
 FEW = 64  # rows; larger products are compute-bound
 LARGE = 2**21  # bytes of a row's cache; above, rows are computed one by one, to reuse the CPU's cache
@@ -72,8 +73,9 @@ def _times_rows(rows: Tensor, matrix: Tensor, parts: int = 1) -> Tensor:
     return torch.bmm(matrix, columns).transpose(1, 2).contiguous()
 
 
+@kernel("latent_attention", "absorbed", order=20)
 def latent_attention(
-    q: Tensor, memory: Tensor, n_keys: int, latent: int, *, scale: float, bias: Tensor | None = None
+    q: Tensor, memory: Tensor, n_keys: int, latent: int, scale: float, bias: Tensor | None = None
 ) -> Tensor:
     """Attention of the last T of S positions on latents shared by all heads, which are not copied.
 
@@ -115,3 +117,17 @@ def _average(weights: Tensor, latents: Tensor, parts: int) -> Tensor:
         return torch.mm(weights[0], latents[0])[None]
     by_part = weights[0].unflatten(1, (parts, -1)).transpose(0, 1)
     return torch.bmm(by_part, latents[0].unflatten(0, (parts, -1))).sum(0, keepdim=True)
+
+
+@kernel("latent_attention", "reference", automatic=False, order=30)
+def latent_attention_reference(
+    q: Tensor, memory: Tensor, n_keys: int, latent: int, scale: float, bias: Tensor | None = None
+) -> Tensor:
+    """The same as the definition: one key and value head of attention, shared by all query heads."""
+    T, keys = q.shape[1], memory[:, :n_keys]
+    scores = torch.einsum("btnc,bsc->bnts", q, keys) * scale
+    scores = scores if bias is None else scores + bias
+    later = torch.ones(T, n_keys, dtype=torch.bool, device=q.device).triu(n_keys - T + 1)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    weights = scores.masked_fill(later, float("-inf")).softmax(-1, dtype=wide).to(memory.dtype)
+    return torch.einsum("bnts,bsc->btnc", weights, keys[..., :latent])

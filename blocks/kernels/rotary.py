@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blocks.kernels.seam import as_written, kernel
 from registry import BlockError
 
 Rotate = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
@@ -28,6 +29,7 @@ def rotary_width(head_dim: int, fraction: float) -> int:
     return width
 
 
+@kernel("rotation", "fused", takes=as_written, automatic=("cpu",), order=10)
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Rotate the first R dimensions of every head.
 
@@ -42,6 +44,7 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tens
     return _Rotation.apply(x, cos, sin, interleaved) if torch.is_grad_enabled() else _rotated(x, cos, sin, interleaved)
 
 
+@kernel("rotation", "torch", order=20)
 def rotate_pairs_reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """``rotate_pairs`` in plain operations, which a compiler fuses."""
     width = 2 * cos.shape[-1]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from blocks.kernels import blocked_attention as module
-from blocks.kernels.attention import causal_attention_on_cpu, causal_attention_reference
+from blocks.kernels.attention import causal_attention_reference
 from blocks.kernels.blocked_attention import blocked_attention
+from blocks.kernels.choice import Kernels
 from blocks.kernels.scoring import Scoring
 
 # B, T, N, K, H, V; a block holds 16 queries in these tests
@@ -150,7 +151,7 @@ def test_what_blocks_cannot_do_goes_the_other_way_and_is_the_same(T: int) -> Non
     q, k, v = (torch.randn(1, T, 2, 4, dtype=torch.float64) for _ in range(3))
     learned = torch.randn(1, 2, T, T, dtype=torch.float64, requires_grad=True)
     for extra in ({"sinks": torch.randn(2, dtype=torch.float64)}, {"softcap": 2.0}, {"bias": learned}, {}):
-        y = causal_attention_on_cpu(q, k, v, Scoring(0.5, **extra))
+        y = Kernels(attention="blocked").attend(q, k, v, Scoring(0.5, **extra))
         torch.testing.assert_close(y, causal_attention_reference(q, k, v, Scoring(0.5, **extra)), rtol=0, atol=1e-12)
         if "bias" in extra:
             (grad,) = torch.autograd.grad(y.sum(), learned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from blocks.base import Block
 from blocks.compose import compose
 from blocks.decoder import Decoder
-from blocks.kernels.choice import EXTRAS, IMPLEMENTATIONS, KERNELS, Kernels, check, choose
+from blocks.kernels import seam
+from blocks.kernels.choice import KERNELS, Kernels, check, choose
 from blocks.kernels.experts import Choices
+from blocks.kernels.seam import implementations
 from registry import ConfigError
 
 MODEL: dict[str, Any] = {
@@ -36,7 +39,7 @@ def loss_and_gradients(decoder: Decoder) -> list[torch.Tensor]:
     return [loss, *torch.autograd.grad(loss, list(decoder.parameters()))]
 
 
-HERE = [(kernel, name) for kernel, of in IMPLEMENTATIONS.items() for name in of if name not in EXTRAS]
+HERE = [(k, name) for k in KERNELS for name, one in implementations(k).items() if one.runs_on("cpu", (0, 0))]
 
 
 @pytest.mark.parametrize(("kernel", "name"), HERE)
@@ -49,8 +52,8 @@ def test_every_implementation_gives_the_same_loss_and_gradients(kernel: str, nam
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-def test_implementation_of_a_package_that_is_missing_names_its_extra() -> None:
-    with pytest.raises(ConfigError, match=r"liger_kernel.*blockwright\[liger\]"):
+def test_implementation_of_a_package_that_is_missing_names_the_package() -> None:
+    with pytest.raises(ConfigError, match=r"liger_kernel.*cross_entropy=auto"):
         check({"cross_entropy": "liger"}, "task.kernels")
 
 
@@ -67,17 +70,19 @@ def test_choice_is_made_for_the_device_reaches_every_block_and_follows_the_weigh
 
 def test_implementation_asked_for_is_the_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    for name, function in IMPLEMENTATIONS["experts"].items():
+    for name, one in implementations("experts").items():
 
-        def spy(*args: Any, name: str = name, function: Any = function) -> torch.Tensor:
+        def spy(*given: Any, name: str = name, call: Any = one.call) -> torch.Tensor:
             ran.append(name)
-            return function(*args)
+            return call(*given)
 
-        monkeypatch.setitem(IMPLEMENTATIONS["experts"], name, spy)  # type: ignore[arg-type]
+        monkeypatch.setitem(seam._known["experts"], name, replace(one, call=spy))
+    seam.chain.cache_clear()
     choices = Choices(torch.tensor([[0], [1], [0]]), torch.ones(3, 1))
     arguments = (torch.randn(3, 4), choices, torch.randn(2, 6, 4), torch.randn(2, 4, 3))
     for kernels in (Kernels(), Kernels(experts="grouped"), Kernels(experts="segments")):
         kernels.swiglu_experts(*arguments)
+    seam.chain.cache_clear()
     assert ran == ["segments", "grouped", "segments"]
 
 

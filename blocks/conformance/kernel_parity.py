@@ -1,0 +1,226 @@
+"""The checks that any implementation of a kernel must pass: results and gradients are the reference's.
+
+In a test file of a plug-in::
+
+    @pytest.mark.parametrize("case", kernel_cases("attention/local"), ids=str)
+    def test_conformance(case):
+        case.run()
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import unittest
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blocks.conformance.cases import Outcome, PromiseError
+from blocks.kernels import attention, cross_entropy, elementwise, latent_attention, rotary
+from blocks.kernels.experts import Choices
+from blocks.kernels.scoring import Scoring
+from blocks.kernels.seam import KERNELS, capability_of, implementations
+
+BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 3e-2}  # of the error's norm as a share of the norm
+Draw = Callable[..., Tensor]
+Given = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """One implementation, one kind of call, one precision."""
+
+    kernel: str
+    name: str
+    call: str
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.kernel}/{self.name}: {self.call}, {str(self.dtype).removeprefix('torch.')}"
+
+    def outcome(self) -> Outcome:
+        """Whether it agrees; not applicable where it does not run here, or does not take such a call."""
+        implementation = implementations(self.kernel)[self.name]
+        places = (torch.device(kind) for kind in ("cuda", "cpu") if kind == "cpu" or torch.cuda.is_available())
+        device = next((d for d in places if implementation.runs_on(d.type, capability_of(d))), None)
+        if device is None:
+            return Outcome("not applicable", "runs on none of the devices that are here")
+        given = self._given(device, self.dtype)
+        if implementation.takes is not None and not implementation.takes(*given):
+            return Outcome("not applicable", "does not take such a call, which falls through to another")
+        reference = _REFERENCES[self.kernel]
+        wide = torch.float64 if self.dtype == torch.float32 and device.type == "cpu" else torch.float32
+        found, right = _results(implementation.call, given), _results(reference, _cast(given, wide))
+        for got, wanted in zip(found, right, strict=False):
+            error = float((got.to(wide) - wanted).norm() / wanted.norm().clamp(min=1e-6))
+            if not error <= BOUNDS[self.dtype]:
+                return Outcome("failed", f"differs from the reference by {error:.1e} of its norm")
+        return Outcome("passed", "")
+
+    def run(self) -> None:
+        """Hold the implementation to it.
+
+        Raises:
+            PromiseError: it differs
+            unittest.SkipTest: it does not apply, as pytest understands
+        """
+        outcome = self.outcome()
+        if outcome.status == "failed":
+            raise PromiseError(f"{self}: {outcome.reason}")
+        if outcome.status == "not applicable":
+            raise unittest.SkipTest(outcome.reason)
+
+    def _given(self, device: torch.device, dtype: torch.dtype) -> Given:
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*shape: int) -> Tensor:
+            """Rounded to the precision first: then only what is computed differs."""
+            return torch.randn(shape, generator=generator).to(dtype).to(device).requires_grad_()
+
+        return tuple(_moved(value, device) for value in dict(_CALLS[self.kernel](draw))[self.call])
+
+
+def kernel_cases(pattern: str = "*") -> list[KernelCase]:
+    """The cases of the implementations that ``KERNEL`` or ``KERNEL/NAME`` means; both may hold shell wildcards."""
+    kernel, _, name = pattern.partition("/")
+    return [
+        KernelCase(k, n, call, dtype)
+        for k in fnmatch.filter(KERNELS, kernel)
+        for n in fnmatch.filter(implementations(k), name or "*")
+        for call, _ in _CALLS[k](torch.zeros)
+        for dtype in BOUNDS
+    ]
+
+
+def _results(call: Callable[..., Any], given: Given) -> list[Tensor]:
+    """What a call returns, and the gradients of a weighted sum of it by all that is learnt, where it has any."""
+    try:
+        out = call(*given)
+    except NotImplementedError:  # FlexAttention on a CPU
+        return [call(*_mapped(given, Tensor.detach))]
+    first = out[0] if isinstance(out, tuple) else out
+    weigh = torch.linspace(-1.0, 2.0, first.numel(), dtype=first.dtype, device=first.device).view_as(first)
+    learnt = [t for t in _tensors(given) if t.requires_grad]
+    return [first.detach(), *torch.autograd.grad((first * weigh).sum(), learnt)]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for inner in value:
+            yield from _tensors(inner)
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, tuple):
+        inner = [_mapped(v, change) for v in value]
+        return type(value)(*inner) if hasattr(value, "_fields") else tuple(inner)
+    return change(value) if isinstance(value, Tensor) else value
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return _mapped(value, lambda t: t.to(device))
+
+
+def _cast(given: Given, dtype: torch.dtype) -> Given:
+    def wide(t: Tensor) -> Tensor:
+        return t.detach().to(dtype).requires_grad_(t.requires_grad) if t.is_floating_point() else t
+
+    return _mapped(given, wide)
+
+
+# ---- calls: what each kernel is given, at odd sizes ------------------------------------------------------------------
+
+
+def _attention(draw: Draw) -> Iterator[tuple[str, Given]]:
+    def heads(T: int, S: int | None = None, N: int = 4, K: int = 2, H: int = 16, V: int = 16) -> Given:
+        return draw(2, T, N, H), draw(2, S or T, K, H), draw(2, S or T, K, V)
+
+    ids = torch.tensor([[0] * 5 + [1] * 8, [0] * 13])
+    far = (torch.arange(131)[None] // 50).expand(2, -1).contiguous()
+    yield "causal", (*heads(13), Scoring(0.3))
+    yield "no groups, narrow values", (*heads(13, K=4, H=24), Scoring(0.3))
+    yield "wide values", (*heads(13, V=24), Scoring(0.3))
+    yield "131 tokens", (*heads(131), Scoring(0.3))
+    yield "131 tokens of documents", (*heads(131), Scoring(0.3, segments=far))
+    yield "131 tokens, window", (*heads(131), Scoring(0.3, window=40))
+    yield "last tokens", (*heads(3, 13), Scoring(0.3))
+    yield "last token", (*heads(1, 13), Scoring(0.3))
+    yield "last tokens, window", (*heads(3, 13), Scoring(0.3, window=4))
+    yield "documents", (*heads(13), Scoring(0.3, segments=ids))
+    yield "bias", (*heads(13), Scoring(0.3, bias=draw(1, 4, 13, 13).detach()))
+    yield "learnt bias", (*heads(13), Scoring(0.3, bias=draw(1, 4, 13, 13)))
+    yield "sinks", (*heads(13), Scoring(0.3, sinks=draw(4)))
+    yield "soft cap", (*heads(13), Scoring(0.3, softcap=2.0))
+
+
+def _latent_attention(draw: Draw) -> Iterator[tuple[str, Given]]:
+    yield "last token", (draw(2, 1, 3, 24), draw(2, 13, 24), 13, 16, 0.3, None)
+    yield "last tokens", (draw(2, 3, 3, 24), draw(2, 16, 24), 13, 16, 0.3, None)
+    yield "bias", (draw(2, 3, 3, 24), draw(2, 16, 24), 13, 16, 0.3, draw(1, 3, 3, 13).detach())
+    yield "width of DeepSeek-V3", (draw(1, 1, 3, 576).detach(), draw(1, 128, 576), 99, 512, 0.1, None)
+
+
+def _experts(draw: Draw) -> Iterator[tuple[str, Given]]:
+    generator = torch.Generator().manual_seed(1)
+    chosen = torch.rand(21, 5, generator=generator).topk(2, -1).indices
+    some = chosen.masked_fill(torch.rand(21, 2, generator=generator) < 0.4, 5)
+    weights = draw(5, 14, 24), draw(5, 24, 7)
+    yield "all choices", (draw(21, 24), Choices(chosen, draw(21, 2)), *weights)
+    yield "choices left out", (draw(21, 24), Choices(some, draw(21, 2), int((some < 5).sum())), *weights)
+
+
+def _cross_entropy(draw: Draw) -> Iterator[tuple[str, Given]]:
+    targets = (torch.arange(21) * 5 % 37).masked_fill(torch.arange(21) % 7 == 3, cross_entropy.IGNORED)
+    yield "plain", (draw(21, 24), draw(37, 24), targets, None, 0.0)
+    yield "soft cap and z-loss", (draw(21, 24), draw(37, 24), targets, 3.0, 0.1)
+
+
+def _rms_norm(draw: Draw) -> Iterator[tuple[str, Given]]:
+    yield "rows", (draw(3, 7, 24), draw(24), 1e-5)
+
+
+def _gated_silu(draw: Draw) -> Iterator[tuple[str, Given]]:
+    yield "rows", (draw(3, 7, 22), draw(3, 7, 22))
+
+
+def _rotation(draw: Draw) -> Iterator[tuple[str, Given]]:
+    angles = torch.linspace(0.0, 3.0, 7 * 4).view(1, 7, 4)
+    for interleaved in (False, True):
+        given = (draw(3, 7, 2, 10), angles.cos(), angles.sin(), interleaved)
+        yield "neighbouring pairs" if interleaved else "half a head apart", given
+
+
+def _swiglu_experts_reference(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Expert by expert, token by token."""
+    y = torch.zeros_like(x)
+    for e in range(len(gate_up)):
+        gate, up = (x @ gate_up[e].t()).chunk(2, -1)
+        share = (choices.weights * (choices.experts == e)).sum(1, keepdim=True)
+        y = y + share * (F.silu(gate) * up @ down[e].t())
+    return y
+
+
+_CALLS: dict[str, Callable[[Draw], Iterator[tuple[str, Given]]]] = {
+    "attention": _attention,
+    "latent_attention": _latent_attention,
+    "experts": _experts,
+    "cross_entropy": _cross_entropy,
+    "rms_norm": _rms_norm,
+    "gated_silu": _gated_silu,
+    "rotation": _rotation,
+}
+_REFERENCES: dict[str, Callable[..., Any]] = {
+    "attention": attention.causal_attention_reference,
+    "latent_attention": latent_attention.latent_attention_reference,
+    "experts": _swiglu_experts_reference,
+    "cross_entropy": cross_entropy.linear_cross_entropy_reference,
+    "rms_norm": elementwise.rms_norm_reference,
+    "gated_silu": elementwise.gated_silu_reference,
+    "rotation": rotary.rotate_pairs_reference,
+}

@@ -1,0 +1,292 @@
+"""Implementations of kernels: who may add one, which is asked when, and that all compute the same."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+
+from blocks.conformance import KernelCase, kernel_cases
+from blocks.kernels import attention, flash, flash_mla, liger, seam
+from blocks.kernels.attention import causal_attention, causal_attention_reference
+from blocks.kernels.choice import KERNELS, Kernels, choose, names
+from blocks.kernels.latent_attention import latent_attention_reference
+from blocks.kernels.scoring import Scoring
+from blocks.kernels.seam import chain, implementations, kernel
+from registry import RegistrationError
+
+HOPPER, AMPERE = (9, 0), (8, 0)
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    before = {name: dict(known) for name, known in seam._known.items()}
+    yield
+    seam._known.clear()
+    seam._known.update(before)
+    chain.cache_clear()
+
+
+def order(kernel: str, device: str, capability: tuple[int, int], name: str | None = None) -> list[str]:
+    return [one.name for one in chain(kernel, name, device, capability)]
+
+
+@pytest.mark.parametrize("case", kernel_cases(), ids=str)
+def test_every_implementation_that_runs_here_agrees_with_its_reference(case: KernelCase) -> None:
+    case.run()
+
+
+def test_own_implementations_are_held_to_it_and_a_wrong_one_is_found(restored: None) -> None:
+    passed = {(c.kernel, c.name) for c in kernel_cases() if c.call != "causal" and c.outcome().status == "passed"}
+    here = {(k, n) for k in KERNELS for n, one in implementations(k).items() if one.runs_on("cpu", (0, 0))}
+    assert passed == here
+
+    @kernel("attention", "wrong", devices=("cpu",))
+    def wrong(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+        return causal_attention(q, k, v, scoring._replace(window=None))
+
+    failed = {c.call for c in kernel_cases("attention/wrong") if c.outcome().status == "failed"}
+    assert failed == {"131 tokens, window", "last tokens, window"}
+
+
+def test_what_is_asked_depends_on_the_device_its_capability_and_what_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert order("attention", "cpu", (0, 0)) == ["blocked", "sdpa"]
+    assert order("attention", "cuda", AMPERE) == ["flex", "sdpa"]
+    assert order("attention", "cuda", HOPPER) == ["flex", "cudnn", "sdpa"]
+    assert order("attention", "meta", (0, 0)) == ["sdpa"]
+    assert order("latent_attention", "cuda", HOPPER) == ["absorbed"]
+    assert order("attention", "cuda", HOPPER, "fa4") == ["flex", "cudnn", "sdpa"]  # not installed
+    monkeypatch.setattr(seam.importlib.util, "find_spec", lambda name: object())
+    chain.cache_clear()
+    assert order("attention", "cuda", HOPPER, "fa4") == ["fa4", "flex", "cudnn", "sdpa"]
+    assert order("attention", "cuda", AMPERE, "fa4") == ["flex", "sdpa"]
+    assert order("latent_attention", "cuda", HOPPER, "flash_mla") == ["flash_mla", "absorbed"]
+    chain.cache_clear()
+
+
+def test_first_that_takes_the_call_computes_and_the_card_shows_the_order(restored: None) -> None:
+    ran: list[int] = []
+
+    @kernel("attention", "short", devices=("cpu",), takes=lambda q, k, v, scoring: q.shape[1] <= 8)
+    def short(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+        ran.append(q.shape[1])
+        return causal_attention_reference(q, k, v, scoring)
+
+    chosen = choose(torch.device("cpu"))
+    assert names(chosen)["attention"] == "short, else blocked, else sdpa"
+    for kernels in (chosen, Kernels(), pickle.loads(pickle.dumps(chosen))):
+        ran.clear()
+        for length in (7, 9, 130):
+            q = torch.randn(1, length, 2, 8)
+            torch.testing.assert_close(
+                kernels.attend(q, q, q, Scoring(0.3)), causal_attention_reference(q, q, q, Scoring(0.3))
+            )
+        assert ran == [7]
+    named = choose(torch.device("cpu"), {"attention": "sdpa"})
+    assert names(named)["attention"] == "sdpa"
+
+
+def test_unknown_kernel_and_a_name_that_is_taken_are_refused(restored: None) -> None:
+    def mine(*given: Any) -> None:
+        raise AssertionError
+
+    with pytest.raises(RegistrationError, match="no kernel 'atention'"):
+        kernel("atention", "mine")(mine)
+    with pytest.raises(RegistrationError, match=r"already implemented by blocks\.kernels\.attention"):
+        kernel("attention", "sdpa")(mine)
+
+
+def test_plug_in_that_does_not_load_warns_and_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ImportError("no such library")
+
+    point = SimpleNamespace(name="theirs", load=broken)
+    monkeypatch.setattr(seam, "entry_points", lambda group: [point])
+    with pytest.warns(UserWarning, match="'theirs' did not load: ImportError: no such library"):
+        seam._load.__wrapped__()
+
+
+# Libraries for GPUs: their calls, with the arithmetic done by the reference. The signatures are those of the libraries.
+
+
+def liger_fused_linear_cross_entropy(
+    input,
+    weight,
+    target,
+    bias=None,
+    ce_weight=None,
+    ignore_index=-100,
+    lse_square_scale=0.0,
+    label_smoothing=0.0,
+    reduction="mean",
+    softcap=None,
+    return_z_loss=False,
+    accum_dtype=None,
+):
+    """Liger 0.6."""
+
+
+def liger_rms_norm(X, W, eps, offset=0.0, casting_mode="llama", in_place=True):
+    assert (offset, casting_mode, in_place) == (0.0, "gemma", False)
+    return F.rms_norm(X, W.shape, W, eps)
+
+
+def liger_swiglu(a, b):
+    return F.silu(a) * b
+
+
+def flash_mla_with_kvcache(
+    q,
+    k_cache,
+    block_table,
+    cache_seqlens,
+    head_dim_v,
+    tile_scheduler_metadata,
+    num_splits=None,
+    softmax_scale=None,
+    causal=False,
+    is_fp8_kvcache=False,
+    indices=None,
+    attn_sink=None,
+):
+    """FlashMLA, 2025: pages that a table names, one length a row."""
+    assert causal and tile_scheduler_metadata == "plan" and k_cache.shape[1:] == (64, 1, 576)
+    assert block_table.dtype == cache_seqlens.dtype == torch.int32
+    rows = [k_cache[table].flatten(0, 1)[:, 0] for table in block_table]
+    parts = zip(q.split(1), rows, cache_seqlens.tolist(), strict=True)
+    return torch.cat([latent_attention_reference(p, m[None], n, head_dim_v, softmax_scale) for p, m, n in parts]), None
+
+
+@pytest.fixture
+def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    functional = SimpleNamespace(liger_rms_norm=liger_rms_norm, liger_swiglu=liger_swiglu)
+    mla = SimpleNamespace(
+        flash_mla_with_kvcache=flash_mla_with_kvcache, get_mla_metadata=lambda lengths, rows, heads: ("plan", None)
+    )
+    parts = {
+        "liger_kernel": SimpleNamespace(),
+        "liger_kernel.transformers": SimpleNamespace(),
+        "liger_kernel.transformers.functional": functional,
+        "flash_mla": mla,
+    }
+    for name, module in parts.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_liger_is_called_as_it_wants_to_be(libraries: None) -> None:
+    x, weight = torch.randn(3, 8), torch.randn(8)
+    torch.testing.assert_close(liger.liger_rms_norm(x, weight, 1e-5), F.rms_norm(x, (8,), weight, 1e-5))
+    torch.testing.assert_close(liger.liger_gated_silu(x, x + 1), F.silu(x) * (x + 1))
+    given = {"ignore_index", "lse_square_scale", "reduction", "softcap", "return_z_loss", "accum_dtype"}
+    assert given <= set(inspect.signature(liger_fused_linear_cross_entropy).parameters)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_flash_mla_is_given_pages_and_reads_what_the_reference_does(libraries: None, tokens: int) -> None:
+    q, memory = (torch.randn(2, n, *w, 576, dtype=torch.bfloat16) for n, w in ((tokens, (4,)), (128, ())))
+    with torch.no_grad():
+        assert flash_mla.takes(q, memory, 99, 512, 0.1)
+        got = flash_mla.flash_mla(q, memory, 99, 512, 0.1)
+        torch.testing.assert_close(got, latent_attention_reference(q, memory, 99, 512, 0.1))
+        assert not flash_mla.takes(q, memory[:, :100], 99, 512, 0.1)
+        assert not flash_mla.takes(q.float(), memory.float(), 99, 512, 0.1)
+    assert not flash_mla.takes(q, memory, 99, 512, 0.1)  # its gradient
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("packed", [True, False])
+def test_varlen_is_given_the_borders_of_documents(
+    packed: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.nn.attention import varlen
+
+    signature = inspect.signature(varlen.varlen_attn)
+
+    def by_document(*positional: Any, **named: Any) -> Tensor:
+        given = signature.bind(*positional, **named).arguments
+        left, right = given["window_size"]
+        assert right == 0 and given["cu_seq_q"].dtype == torch.int32 and given["enable_gqa"]
+        borders, parts = given["cu_seq_q"].tolist(), []
+        for begin, end in itertools.pairwise(borders):
+            q, k, v = (given[name][None, begin:end] for name in ("query", "key", "value"))
+            scoring = Scoring(given["scale"], window=None if left < 0 else left + 1)
+            parts.append(causal_attention_reference(q, k, v, scoring)[0])
+        return torch.cat(parts)
+
+    monkeypatch.setattr(varlen, "varlen_attn", by_document)
+    ids = torch.tensor([[0] * 5 + [1] * 8, [0] * 13]) if packed else None
+    q, k = torch.randn(2, 13, 4, 8), torch.randn(2, 13, 2, 8)
+    scoring = Scoring(0.3, segments=ids, window=window)
+    torch.testing.assert_close(
+        flash.varlen_attention(q, k, k, scoring), causal_attention_reference(q, k, k, scoring), rtol=1e-5, atol=1e-5
+    )
+    half = (t.bfloat16() for t in (q, k, k))
+    assert flash.is_packed(*half, scoring) == (packed or window is not None)
+    assert not flash.is_packed(q, k, k, scoring)
+
+
+@pytest.mark.parametrize(("attend", "name"), [(flash.flash_attention_3, "FA3"), (flash.flash_attention_4, "FA4")])
+def test_flash_attention_is_activated_once_through_torch(
+    attend: Callable[..., Tensor], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.nn import attention as theirs
+
+    assert name in theirs.list_flash_attention_impls()
+    activated: list[str] = []
+    monkeypatch.setattr(theirs, "activate_flash_attention_impl", activated.append)
+    flash._activate.cache_clear()
+    q = torch.randn(1, 5, 2, 8)
+    for _ in range(2):
+        torch.testing.assert_close(attend(q, q, q, Scoring(0.3)), causal_attention(q, q, q, Scoring(0.3)))
+    assert activated == [name]
+    flash._activate.cache_clear()
+
+
+def test_last_tokens_on_a_gpu_get_no_mask_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SeenError(Exception):
+        pass
+
+    def sdpa(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any, **options: Any) -> Tensor:
+        raise SeenError(attn_mask)
+
+    lower_right = attention._lower_right
+    monkeypatch.setattr(attention, "_lower_right", lambda *size: size)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", sdpa)
+    with FakeTensorMode(), torch.no_grad(), pytest.raises(SeenError) as seen:
+        q, k = torch.empty(1, 3, 2, 8, device="cuda"), torch.empty(1, 11, 2, 8, device="cuda")
+        causal_attention(q, k, k, Scoring(0.3))
+    assert seen.value.args == ((3, 11),)
+    here = torch.device("cpu")
+    assert torch.equal(lower_right(3, 11)._materialize(here), attention.visible(3, 11, here)[0, 0])
+
+
+def test_cudnn_gets_values_that_are_not_padded_where_torch_says_that_it_takes_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    q, v = torch.randn(1, 5, 2, 24), torch.randn(1, 5, 2, 16)
+    assert not attention.cudnn_takes(q, q, v, Scoring(0.3))
+    monkeypatch.setattr(torch.backends.cuda, "can_use_cudnn_attention", lambda params: params.value.shape[-1] == 16)
+    assert attention.cudnn_takes(q, q, v, Scoring(0.3))
+    assert not attention.cudnn_takes(q, q, v, Scoring(0.3, window=3))
+    seen: list[int] = []
+    sdpa = F.scaled_dot_product_attention
+    monkeypatch.setattr(attention, "sdpa_kernel", lambda backend: torch.no_grad())
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda q, k, v, **o: seen.append(v.shape[-1]) or sdpa(q, k, v, **o)
+    )
+    torch.testing.assert_close(
+        attention.cudnn_attention(q, q, v, Scoring(0.3)), causal_attention_reference(q, q, v, Scoring(0.3))
+    )
+    assert seen == [16]
