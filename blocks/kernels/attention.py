@@ -62,21 +62,17 @@ def cudnn_takes(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> bool:
     """Whether cuDNN takes keys wider than values (MLA) as they are, by torch's own account; else values are padded."""
     if not scoring.plain or q.shape[-1] <= v.shape[-1] or q.shape[1] != k.shape[1] or torch.compiler.is_compiling():
         return False
-    heads = (t.transpose(1, 2) for t in (q, k, v))
-    grouped = k.shape[2] != q.shape[2]
-    return torch.backends.cuda.can_use_cudnn_attention(SDPAParams(*heads, None, 0.0, True, grouped))
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return torch.backends.cuda.can_use_cudnn_attention(SDPAParams(q, k, v, None, 0.0, True, k.shape[1] != q.shape[1]))
 
 
 @kernel("attention", "cudnn", devices=("cuda",), capability=(9, 0), takes=cudnn_takes, order=15)
 def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
     """The same by cuDNN, of whole sequences, with values that are not padded. Not run by this project so far."""
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        y = F.scaled_dot_product_attention(
-            *(t.transpose(1, 2) for t in (q, k, v)),
-            is_causal=True,
-            scale=scoring.scale,
-            enable_gqa=k.shape[2] != q.shape[2],
-        )
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        grouped = k.shape[1] != q.shape[1]
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scoring.scale, enable_gqa=grouped)
     return y.transpose(1, 2)
 
 

@@ -85,6 +85,9 @@ class Kernels:
                 return implementation.call(*given)
         raise AssertionError(f"no implementation of {kernel} takes these arguments")  # ours ends each chain
 
+    def __deepcopy__(self, memo: Any) -> Kernels:
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Kernels, tuple(getattr(self, kernel) for kernel in KERNELS)
 
@@ -130,7 +133,7 @@ def choose(
     least = capability_of(device) if capability is None else capability
     named = {kernel: name for kernel, name in (overrides or {}).items() if name != AUTO}
     chains = {kernel: chain(kernel, named.get(kernel), device.type, least) for kernel in KERNELS}
-    return Kernels(*(asked[0].name for asked in chains.values()), chains=chains)
+    return Kernels(**{kernel: asked[0].name for kernel, asked in chains.items()}, chains=chains)
 
 
 def names(kernels: Kernels) -> dict[str, str]:

@@ -146,8 +146,15 @@ def _make_mask(T: int, S: int, window: int | None, device: torch.device, ids: Te
     by_query = _indices(low, high, full_low, torch.cat((full_high[:, :whole], full_low[:, whole:]), 1), columns)
     full_rows = seen_by(full_high[:, :whole], full_low[:, :whole])
     by_key = _indices(*seen_by(high, low), full_rows[0], torch.maximum(*full_rows), rows)
-    mod = _mask_mod(*(torch.full((), n, device=device) if n is not None else None for n in (past, window)), ids)
-    return BlockMask((T, S), *by_query, *by_key, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=mod)
+    reach = None if window is None else torch.full((), window, device=device)
+    mod = _mask_mod(torch.full((), past, device=device), reach, ids)
+    found = dict(zip((*_parts("kv"), *_parts("q")), (*by_query, *by_key), strict=True))
+    return BlockMask((T, S), **found, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=mod)  # type: ignore[arg-type]
+
+
+def _parts(side: str) -> list[str]:
+    """The arguments of ``BlockMask`` that ``_indices`` gives, of one side."""
+    return [f"{whole}{side}_{part}" for whole in ("", "full_") for part in ("num_blocks", "indices")]
 
 
 def _indices(low: Tensor, high: Tensor, full_low: Tensor, full_high: Tensor, n: int) -> tuple[Tensor, ...]:

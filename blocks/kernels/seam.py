@@ -23,8 +23,18 @@ import torch
 from registry import RegistrationError, did_you_mean
 
 ENTRY_POINTS = "blockwright.kernels"
-OWN = ("attention", "cross_entropy", "elementwise", "experts", "flash", "flash_mla", "flex", "latent_attention")
-OWN += ("liger", "rotary")
+OWN = [
+    "attention",
+    "cross_entropy",
+    "elementwise",
+    "experts",
+    "flash",
+    "flash_mla",
+    "flex",
+    "latent_attention",
+    "liger",
+    "rotary",
+]
 KERNELS = ("attention", "latent_attention", "experts", "cross_entropy", "rms_norm", "gated_silu", "rotation")
 
 F = TypeVar("F", bound=Callable[..., Any])
