@@ -16,7 +16,7 @@ from blocks.kernels.seam import kernel
 def liger_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """``linear_cross_entropy``. It reports z_loss · Σ log² Z, so that without z_loss the sum by itself is told as 0."""
+    """``linear_cross_entropy``. It reports z_loss · Σ log² Z, so that the sum alone is 0 without z_loss."""
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     found = liger_fused_linear_cross_entropy(
