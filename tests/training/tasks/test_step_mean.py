@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -16,8 +17,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from training.callbacks.guard import Guard
 from training.lookahead import Lookahead
 from training.optimizers.base import OptimizerRecipe
+from training.parallel.ranks import DataRanks
 from training.schedulers.constant import Constant
 from training.tasks.causal_lm import CausalLM
+from training.tasks.step_mean import StepMean
 
 Batch = dict[str, Tensor]
 ROWS, LENGTH = 16, 12
@@ -160,3 +163,27 @@ def test_step_that_the_gradient_scaler_skips_moves_no_balancing_bias(gradients: 
     assert scaler.get_scale() == 2.0**11  # skipped once
     assert not first.any() and second.abs().max() == 0.125
     assert guard.skipped == 0  # finding a scale is no bad batch
+
+
+class OneOfTwo(DataRanks):
+    """A rank of two, of which the other has read ``other``."""
+
+    def __init__(self, other: int) -> None:
+        super().__init__(number=2)
+        self.other = other
+
+    def sum(self, value: Tensor) -> Tensor:
+        return value + self.other
+
+
+def test_ranks_with_unequal_counts_have_the_mean_over_both() -> None:
+    """A strategy averages over ranks: (a + b) / 2 is the sum of both over the count of both, and no mean of means."""
+    progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=1)))
+    loop = SimpleNamespace(epoch_loop=progress, max_batches=1, _data_fetcher=None)
+    trainer = SimpleNamespace(accumulate_grad_batches=1, fit_loop=loop)
+    parts = []
+    for own, other, total in ((3, 9, 6.0), (9, 3, 30.0)):
+        step = StepMean(lambda batch: {"tokens": torch.tensor(batch)})
+        step.begin(trainer, own, OneOfTwo(other), torch.device("cpu"))  # type: ignore[arg-type]
+        parts.append(step.mean(torch.tensor(total), "tokens"))
+    assert sum(parts) / 2 == (6 + 30) / (3 + 9)
