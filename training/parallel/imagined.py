@@ -134,16 +134,16 @@ def _place(rank: int, sizes: Sizes) -> dict[str, int]:
 
 
 def _show(held: Mapping[str, list[int]], plan: Mapping[str, int], what: str) -> None:
-    rows: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    rows: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for rank, row in enumerate(zip(*held.values(), strict=True)):
-        rows[row].append(rank)
+        rows[tuple(f"{n / 1e6:,.2f}" for n in (*row, sum(row)))].append(rank)
     world = sum(map(len, rows.values()))
     table = Table(title=f"dry run: {world} imagined ranks, {what}; MB a rank")
     table.add_column("ranks")
     for name in (*held, "together"):
         table.add_column(name, justify="right")
     for row, members in rows.items():
-        table.add_row(_runs(members), *(f"{n / 1e6:,.2f}" for n in (*row, sum(row))))
+        table.add_row(_runs(members), *row)
     if plan:
         table.add_row("plan, at most", *(f"{n / 1e6:,.2f}" for n in (*plan.values(), sum(plan.values()))))
     show(table)

@@ -9,6 +9,7 @@ import pytest
 from lab.plan.__main__ import main
 from registry import ConfigError
 from registry.command import run_command
+from training.configuration.composing import compose_config
 
 ASKED = ["model=deepseek_v2_lite", "model.n_layers=4", "gpus=8", "gpu=h100", "tensor=1", "pipeline=1", "context=1"]
 
@@ -66,6 +67,11 @@ def test_mistakes_are_refused_with_one_message(arguments: list[str], said: str) 
     with pytest.raises(ConfigError) as error:
         main(arguments)
     assert said in str(error.value)
+
+
+def test_a_run_takes_no_hardware() -> None:
+    with pytest.raises(ConfigError, match=r"hardware = 'h100': is what blockwright plan reads.*gpus=N gpu=h100"):
+        compose_config(["hardware=h100"])
 
 
 def test_a_refusal_is_exit_code_64_and_help_is_none(capsys: pytest.CaptureFixture[str]) -> None:
