@@ -7,7 +7,6 @@ validations are those during training, all on the same text; a run without any h
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from blocks.compose import compose
 from blocks.cost import cache_bytes, forward_flops_per_token
+from training.writing import write_text
 
 FILE = "curves.json"
 Curve = Sequence[tuple[int, float]]
@@ -66,6 +66,4 @@ def write(
     load = {layer: [round(share, 6) for share in found.tolist()] for layer, found in shares.items()}
     document = {"tokens_per_step": tokens, "train": train, "val": val, **costs, "expert_load": load}
     directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f".{FILE}.{os.getpid()}.partial"
-    partial.write_text(json.dumps(document))
-    os.replace(partial, directory / FILE)
+    write_text(directory / FILE, json.dumps(document))

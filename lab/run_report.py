@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ from registry.extras import require
 from registry.ranges import NonNegative, Whole
 from training.cadence import logs_now
 from training.callbacks.finale import Finale
+from training.jobs import RESULTS
 from training.parallel.local import is_distributed
 from training.tasks.base import Task
+from training.writing import write_json
 
 SHOWN = (
     ("val/loss", "validation loss", "nats a token"),
@@ -107,7 +108,7 @@ class RunReport(Finale):
         counts = count_parameters(compose(task.model_config, device="meta") if spread else task.decoder)
         figures = {"parameters": counts.total, "active_parameters": counts.active, "steps": trainer.global_step}
         results = {"status": "completed", **figures, "fit_seconds": round(self.seconds, 1), "metrics": metrics}
-        (self.directory / "results.json").write_text(json.dumps(results, indent=1))
+        write_json(self.directory / RESULTS, results)
         final = [(trainer.global_step, metrics["val/loss"])] if "val/loss" in metrics else []
         self._write_curves(trainer, task, final)
         if self.train:
@@ -120,7 +121,7 @@ class RunReport(Finale):
         elif self.sample_tokens:
             self._show_sample(trainer, task)
         drawn = [f.name for f in sorted(self.directory.glob("*.png"))]
-        print(f"{self.directory}: {', '.join(['results.json', curves.FILE, *drawn])}")
+        print(f"{self.directory}: {', '.join([RESULTS, curves.FILE, *drawn])}")
 
     def _show_sample(self, trainer: L.Trainer, task: Task) -> None:
         try:

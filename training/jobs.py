@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.writing import write_json
+
 RESULTS = "results.json"  # in the folder of a job
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"  # the command that runs a job
 held: dict[Path, int] = {}  # folder → descriptor of its lock, in this process
@@ -18,16 +20,6 @@ def release(folder: Path) -> None:
     """Release a job's lock, if this process holds it: a launcher's worker may live on."""
     if (lock := held.pop(folder, None)) is not None:
         os.close(lock)
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file atomically."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    with partial.open("w") as stream:
-        stream.write(json.dumps(content, indent=1))
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, file)
 
 
 def results_of(job: Path) -> dict[str, Any] | None:

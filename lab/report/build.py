@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import datetime
 import io
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from lab.report.svg import CSS
 from lab.report.tables import Cell, Table
 from registry import ConfigError
 from registry.extras import require
+from training.writing import write_text
 
 HERE = Path(__file__).parent
 KINDS = {"ablation": "Ablation", "grid": "Sweep", "search": "Search"}
@@ -66,17 +66,11 @@ def write(findings: Findings) -> Path:
         for old in folder.glob("*.svg"):
             old.unlink()
         for name, text in files.items():
-            _put(folder / name, text)
+            write_text(folder / name, text)
     except OSError as error:
         rule = f"cannot be written ({error.strerror or error})"
         raise ConfigError("DIR", str(folder), rule, "Make room, or copy the sweep's folder elsewhere") from None
     return folder / "index.html"
-
-
-def _put(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
 
 
 def arrange(findings: Findings) -> list[Section]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.sweep.plan import damage_of
+from lab.sweep.plan import damage_of, overrides_of
 from registry import ConfigError, did_you_mean
 
 PLAN = "plan.json"
@@ -207,7 +207,7 @@ def _runs(directory: Path, plan: Mapping[str, Any]) -> list[Run]:
 
 
 def _run(number: int, folder: Path | None, job: Mapping[str, Any]) -> Run:
-    overrides = tuple(job.get("overrides") or _overrides(folder))
+    overrides = tuple(job.get("overrides") or (overrides_of(folder) if folder else ()))
     seed, lr = job.get("seed"), job.get("lr")
     seed = _seed(overrides) if seed is None else int(seed)
     if folder is None:
@@ -228,16 +228,6 @@ def _run(number: int, folder: Path | None, job: Mapping[str, Any]) -> Run:
         curves,
         results.get("fit_seconds"),
     )
-
-
-def _overrides(folder: Path | None) -> list[str]:
-    from omegaconf import OmegaConf
-
-    file = folder / ".hydra" / "overrides.yaml" if folder else None
-    try:
-        return [str(o) for o in OmegaConf.load(file)] if file and file.exists() else []
-    except Exception:  # a job killed while writing it
-        return []
 
 
 def _seed(overrides: Sequence[str]) -> int:

@@ -24,7 +24,8 @@ from registry.printing import show as print_table
 from training import jobs as training_jobs
 from training.checkpoints.places import FOLDER
 from training.configuration.overrides import quoted
-from training.jobs import RESULTS, results_of, write_json
+from training.jobs import RESULTS, results_of
+from training.writing import write_json
 
 ACTIONS = ("status", "resume", "retry")
 BAD = ("failed", "diverged")

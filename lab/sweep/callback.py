@@ -27,8 +27,9 @@ from lab.sweep.table import summarise
 from registry import REFUSED, ConfigError
 from training.configuration import figures
 from training.configuration.overrides import config_flags, kept
-from training.jobs import RESULTS, begun, held, release, results_of, write_json
+from training.jobs import RESULTS, begun, held, release, results_of
 from training.stops import SIGNALS, Interrupted, stop_at_once
+from training.writing import write_json
 
 STOP = ".stop"  # in a sweep's folder: start no further job
 PATIENCE_S = 120  # time for jobs to finish their step and save

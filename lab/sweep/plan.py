@@ -13,7 +13,7 @@ from typing import Any
 
 from registry import ConfigError
 from training.checkpoints.places import SWEEP
-from training.jobs import write_json
+from training.writing import write_json
 
 PLAN = SWEEP
 KINDS = ("ablation", "grid", "search")
@@ -98,3 +98,14 @@ def name_of(job: Mapping[str, Any]) -> str:
 def is_resumed(sweep: Path) -> bool:
     """Whether this process resumes the search in a folder."""
     return os.environ.get(RESUMED) == str(sweep.resolve())
+
+
+def overrides_of(job: Path) -> list[str]:
+    """A job's own overrides, without the checkpoint that it resumed from; empty if it was killed while writing them."""
+    from omegaconf import OmegaConf
+
+    try:
+        given = [str(o) for o in OmegaConf.load(job / ".hydra" / "overrides.yaml")]
+    except Exception:  # none, or half a file
+        return []
+    return [o for o in given if not (o.startswith("ckpt_path=") and f"{job.resolve()}/checkpoints" in o)]

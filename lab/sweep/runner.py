@@ -22,8 +22,9 @@ from registry import REFUSED, ConfigError
 from training import jobs
 from training.checkpoints.find import newest
 from training.configuration.overrides import quoted
-from training.jobs import RESULTS, record_failure, results_of, write_json
+from training.jobs import RESULTS, record_failure, results_of
 from training.stops import DIVERGED, PREEMPTED, SIGNALS
+from training.writing import write_json
 
 LOG = "job.log"
 TAIL = 3  # log lines in a reason

@@ -8,17 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich.table import Table
 from rich.text import Text
 
 from lab.sweep.locks import is_taken
-from lab.sweep.plan import PLAN, name_of, read
+from lab.sweep.plan import PLAN, name_of, overrides_of, read
 from registry.printing import show
 from training.jobs import RESULTS, results_of
 
 FIGURES = ("val/loss", "val/bits_per_byte", "test/loss", "speed/tokens_per_second")
-ENDED = ("completed", "pruned", "failed", "diverged")
 
 
 def rows_of(sweep: Path) -> list[dict[str, Any]]:
@@ -30,7 +28,7 @@ def rows_of(sweep: Path) -> list[dict[str, Any]]:
     jobs = {job["job"]: job for job in _planned(sweep)}
     planned = {number: job["overrides"] for number, job in jobs.items()}
     begun = {int(p.name) for p in sweep.iterdir() if p.name.isdigit()} if sweep.is_dir() else set()
-    given = {job: planned.get(job) or _overrides(sweep / str(job)) for job in sorted(begun | set(planned))}
+    given = {job: planned.get(job) or overrides_of(sweep / str(job)) for job in sorted(begun | set(planned))}
     common = set.intersection(*(set(o) for o in given.values())) if len(given) > 1 else set()
     live = is_taken(sweep)
     rows = []
@@ -78,16 +76,6 @@ def best_of(sweep: Path, plan: Mapping[str, Any]) -> tuple[int, float] | None:
 
 def _planned(sweep: Path) -> list[dict[str, Any]]:
     return read(sweep).get("jobs", []) if (sweep / PLAN).exists() else []
-
-
-def _overrides(job: Path) -> list[str]:
-    """A job's own overrides, without the checkpoint that it resumed from."""
-    file = job / ".hydra" / "overrides.yaml"
-    try:
-        given = [str(o) for o in OmegaConf.load(file)] if file.exists() else []
-    except Exception:  # killed while writing it
-        given = []
-    return [o for o in given if not (o.startswith("ckpt_path=") and f"{job.resolve()}/checkpoints" in o)]
 
 
 def _without_results(job: Path, live: bool) -> dict[str, Any]:

@@ -26,15 +26,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from blocks.kernels.cross_entropy import IGNORED
 from registry.errors import ConfigError
 from training.claims import OWNER, alone, claimed, forget, is_abandoned, new_owner, remove_old_locks
 from training.data.corpus import SPLITS, Corpus, Split
 from training.data.tokenizers.base import Tokenizer, token_dtype
+from training.writing import write_text
 
 FORMAT = 1  # of the files below; part of the folder's name, so other formats are never read
 INDEX, VOCABULARY = "index.json", "tokenizer.json"
 INLINE_STARTS = 2**16  # maximum number of document starts kept in the index itself, else in a separate file
-IGNORED = -100  # ignored by cross-entropy
 
 Ints = npt.NDArray[np.int64]
 
@@ -222,8 +223,8 @@ def _write(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
     index: dict[str, Any] = {"dtype": np.dtype(dtype).name}
     for split in SPLITS:
         index[split] = _write_split(corpus.streams(split), tokenizer, folder / f"{split}.bin", dtype)
-    _write_text(folder / VOCABULARY, json.dumps(tokenizer.to_json()))
-    _write_text(folder / INDEX, json.dumps(index))
+    write_text(folder / VOCABULARY, json.dumps(tokenizer.to_json()))
+    write_text(folder / INDEX, json.dumps(index))
 
 
 def _write_split(
@@ -258,12 +259,6 @@ def _read_starts(entry: list[int] | dict[str, int], path: Path) -> Ints:
     if isinstance(entry, list):
         return np.array(entry, dtype=np.int64)
     return np.memmap(path, dtype=np.int64, mode="r", shape=(entry["n"],))
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        _to_disk(file)
 
 
 def _to_disk(file: Any) -> None:

@@ -185,3 +185,11 @@ def test_losses_beyond_all_measure_are_reported(tmp_path: Path) -> None:
 def test_folder_named_by_a_dot_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(grid(tmp_path, {"mha": [2.0], "mla": [1.9]}))
     assert read(Path(".")).name == tmp_path.name
+
+
+def test_job_that_was_resumed_is_of_the_arm_that_it_was_begun_for(tmp_path: Path) -> None:
+    grid(tmp_path, {"mha": [2.0, 2.1], "mla": [1.9, 2.0]})
+    resumed = tmp_path / "1" / ".hydra" / "overrides.yaml"
+    checkpoint = tmp_path / "1" / "checkpoints" / "last.ckpt"
+    resumed.write_text(f"{resumed.read_text()}- ckpt_path={checkpoint}\n")
+    assert [len(arm.runs) for arm in read(tmp_path).arms] == [2, 2]

@@ -20,7 +20,8 @@ from lab.sweep.callback import SWEEPER
 from lab.sweep.table import rows_of
 from registry import ConfigError
 from training.configuration.overrides import quoted
-from training.jobs import RESULTS, results_of, write_json
+from training.jobs import RESULTS, results_of
+from training.writing import write_json
 
 ROOT = Path(__file__).resolve().parents[3]
 STAND_IN = """

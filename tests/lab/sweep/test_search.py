@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from lab.sweep import plan as plans
 from registry import ConfigError
-from training.jobs import RESULTS, write_json
+from training.jobs import RESULTS
+from training.writing import write_json
 
 pytest.importorskip("optuna")
 from lab.sweep.search import Search, check_space, consecutive
