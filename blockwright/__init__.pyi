@@ -23,10 +23,11 @@ from blocks.base import Block as Block
 from blocks.base import Placement as Placement
 from blocks.conformance import cases as conformance_cases
 
-# add implementations of kernels
+# add implementations of kernels, and make of linear layers
 from blocks.kernels.choice import Kernels as Kernels
 from blocks.kernels.scoring import Scoring as Scoring
 from blocks.kernels.seam import kernel as kernel
+from blocks.linear import linears as linears
 from blocks.conformance.kernel_parity import kernel_cases as kernel_cases
 
 # the contract of each kind, and what passes between blocks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from blocks.kernels.few_experts import few, few_swiglu
@@ -44,11 +45,21 @@ def swiglu_experts_on_cpu(x: Tensor, choices: Choices, gate_up: Tensor, down: Te
     return grouped_swiglu(x, weights, gate_up.to(x.dtype), down.to(x.dtype), order)
 
 
-@kernel("experts", "grouped", order=20)
+def is_grouped(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> bool:
+    """Whether torch has a kernel for grouped products of this dtype; on a GPU it has one for bf16."""
+    return not x.is_cuda or x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cuda")
+
+
+@kernel("experts", "grouped", capability=(9, 0), takes=is_grouped, order=20)
 def swiglu_experts(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
     """The same with grouped products, without synchronising with the device."""
     order, weights = _sorted(choices, len(gate_up))
     return grouped_swiglu_reference(x, weights, gate_up.to(x.dtype), down.to(x.dtype), order)
+
+
+# The same call by another name, for the cost card: on older GPUs and in other dtypes, torch loops over experts, and the
+# host waits for it.
+kernel("experts", "loop", order=30)(swiglu_experts)
 
 
 def _sorted(choices: Choices, n_experts: int) -> tuple[Order, Tensor]:

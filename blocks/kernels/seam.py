@@ -60,7 +60,8 @@ class Implementation:
 
     def runs_on(self, device_type: str, capability: tuple[int, int]) -> bool:
         fits = not self.devices or device_type in self.devices
-        return fits and (self.capability is None or capability >= self.capability) and self.is_installed
+        able = self.capability is None or device_type != "cuda" or capability >= self.capability
+        return fits and able and self.is_installed
 
     def is_automatic(self, device_type: str) -> bool:
         return self.automatic if isinstance(self.automatic, bool) else device_type in self.automatic
@@ -83,7 +84,7 @@ def kernel(
         kernel: one of ``KERNELS``
         name: what ``task.kernels.KERNEL=`` takes
         devices: types of device that it runs on; none given: all
-        capability: the least compute capability of a GPU
+        capability: the least compute capability, of a GPU
         needs: package that has to be installed
         takes: whether it can compute a call, given all its arguments; None: any
         automatic: whether it is chosen without being named: everywhere, or on these types of device

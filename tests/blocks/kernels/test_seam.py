@@ -66,6 +66,8 @@ def test_what_is_asked_depends_on_the_device_its_capability_and_what_is_installe
     assert order("attention", "cuda", AMPERE) == ["flex", "sdpa"]
     assert order("attention", "cuda", HOPPER) == ["flex", "cudnn", "sdpa"]
     assert order("attention", "meta", (0, 0)) == ["sdpa"]
+    assert order("experts", "cuda", HOPPER) == ["grouped", "loop"] and order("experts", "cuda", AMPERE) == ["loop"]
+    assert order("experts", "cpu", (0, 0)) == ["segments"]
     assert order("latent_attention", "cuda", HOPPER) == ["absorbed"]
     assert order("attention", "cuda", HOPPER, "fa4") == ["flex", "cudnn", "sdpa"]  # not installed
     monkeypatch.setattr(seam.importlib.util, "find_spec", lambda name: object())
