@@ -59,9 +59,6 @@ class BPE(Tokenizer):
     def fitted(self) -> bool:
         return self._state is not None
 
-    def check(self, texts: Iterable[str]) -> None:
-        pass
-
     def fit(self, texts: Iterable[str]) -> None:
         from tokenizers import Tokenizer as Engine
         from tokenizers import models, pre_tokenizers, trainers

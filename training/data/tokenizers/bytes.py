@@ -29,16 +29,6 @@ class Bytes(Tokenizer):
         self.vocab_size = vocab_size
         self.eos = 256
 
-    @property
-    def fitted(self) -> bool:
-        return True
-
-    def check(self, texts: Iterable[str]) -> None:
-        pass
-
-    def fit(self, texts: Iterable[str]) -> None:
-        pass
-
     def parts(self, pieces: Iterable[str]) -> Iterator[str]:
         yield from pieces
 

@@ -19,8 +19,6 @@ from registry.ranges import Count
 from training.data.tokenizers.base import Tokenizer, need_room, token_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from tokenizers import Tokenizer as Engine
 
 SPACE = "\u2581"  # SentencePiece's space
@@ -78,16 +76,6 @@ class Pretrained(Tokenizer):
     @property
     def ends(self) -> frozenset[int]:
         return frozenset(self.special.ends)
-
-    @property
-    def fitted(self) -> bool:
-        return True
-
-    def check(self, texts: Iterable[str]) -> None:
-        pass
-
-    def fit(self, texts: Iterable[str]) -> None:
-        pass
 
     def encode(self, text: str) -> npt.NDArray[Any]:
         ids = self._engine.encode_batch_fast([text], add_special_tokens=False)[0].ids
