@@ -1,4 +1,4 @@
-"""A cost card as a person reads it: a table with a column for each model, and a figure. lab/describe.py measures."""
+"""Print and plot a cost card: a table with a column per model, and a figure. lab/describe.py measures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _scaled(value: float) -> str:
 
 
 def in_bytes(value: float) -> str:
-    """Binary prefixes, as memory is sold: 8.438 GiB."""
+    """Binary prefixes: 8.438 GiB."""
     for size, prefix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if value >= size:
             return f"{value / size:.4g} {prefix}"
@@ -39,7 +39,7 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-Row = tuple[str, str, Callable[[Any], str]]  # label, dotted key in the figures, how the figure is written
+Row = tuple[str, str, Callable[[Any], str]]  # label, dotted key in the figures, format
 SECTIONS: tuple[tuple[Row, ...], ...] = (
     (
         ("parameters", "parameters.total", _exact),
@@ -93,7 +93,7 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
         ("  a GPU, evenly sharded", "training.bytes_per_gpu", in_bytes),
     ),
 )
-# What was chosen, not measured.
+# Settings, not measurements.
 SETTINGS = {"flops.context", "cache.bits", "cache.context", "training.gpus", "training.bytes_per_parameter"}
 NOTE = (
     "FLOPs: attention not halved for causality. Training is 3x the forward pass: each product has two in the backward."
@@ -120,7 +120,7 @@ def show(document: Mapping[str, Any]) -> None:
 
 
 def table(document: Mapping[str, Any]) -> Table:
-    """A column for each model, and beside each that is compared, by how much it differs."""
+    """A column per model, and beside each compared one its relative difference."""
     models = [flat(model) for model in document["models"]]
     compared = {id(m): c["change"] for m, c in _comparisons(document, models)}
     card = Table(box=box.SIMPLE_HEAD, highlight=False, caption=NOTE, caption_justify="left")
@@ -144,7 +144,7 @@ def table(document: Mapping[str, Any]) -> Table:
 
 
 def _comparisons(document: Mapping[str, Any], models: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Any]]:
-    """The models that are compared, each with its changes: all but the one they are compared with."""
+    """All models but the reference, each with its changes."""
     return [(models[change["index"]], change) for change in document["changes"]]
 
 
@@ -178,7 +178,7 @@ def plot(document: Mapping[str, Any], decoders: Sequence[Decoder], file: Path) -
 
 
 def _plot_families(axes: Any, models: Sequence[Mapping[str, Any]]) -> None:
-    """A bar for each model, the families stacked in it; a mark where its active parameters end."""
+    """A bar per model with stacked families, and a mark at its active parameters."""
     bottoms = [0.0] * len(models)
     for family in FAMILIES:
         sizes = [model["parameters"]["families"][family] / 1e9 for model in models]
@@ -196,7 +196,7 @@ def _plot_families(axes: Any, models: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _plot_cache(axes: Any, model: Mapping[str, Any], decoder: Decoder) -> None:
-    """Weighed at every power of two up to 128K tokens, or to the context asked for."""
+    """Bytes at every power of two up to 128K tokens, or the given context."""
     longest, bits = max(131_072, model["cache"]["context"]), model["cache"]["bits"]
     lengths = [2**i for i in range(5, longest.bit_length())]
     sizes = [cache_bytes(decoder, length, torch.float32) / 4 * bits / 8 for length in lengths]

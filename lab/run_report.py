@@ -1,4 +1,4 @@
-"""What one run has to show: a table of figures, the loss curve, the load of the experts, a sampled text."""
+"""Report of one run: a table of figures, the loss curve, the experts' load, a sampled text."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ SHOWN = (
 
 @enforced("callbacks.report")
 class RunReport(Finale):
-    """Writes results.json, curves.json, loss.png, expert_load.png and sample.txt, and shows them.
+    """Writes results.json, curves.json, loss.png, expert_load.png and sample.txt, and prints a summary.
 
-    The curves are part of the checkpoint: a resumed run draws the whole of them. They are written at each validation
-    too, and when training fails or is interrupted: what a run had till then counts in a comparison.
+    The curves are stored in checkpoints, so a resumed run has all of them. They are also written at each validation and
+    when training fails or is interrupted, for comparisons.
 
     Args:
         directory: where to write
@@ -52,7 +52,7 @@ class RunReport(Finale):
     """
 
     def __init__(self, directory: str, sample_tokens: Whole = 400, temperature: NonNegative = 0.8) -> None:
-        require("lab", "matplotlib", path="callbacks.report")  # now, not when the curves are drawn after the training
+        require("lab", "matplotlib", path="callbacks.report")  # before training, not when the curves are drawn
         self.directory = Path(directory)
         self.sample_tokens, self.temperature = sample_tokens, temperature
         self.train: list[tuple[int, float]] = []
@@ -104,7 +104,7 @@ class RunReport(Finale):
     def on_conclusion(self, trainer: L.Trainer, task: L.LightningModule, metrics: dict[str, float]) -> None:
         assert isinstance(task, Task) and task.decoder is not None
         self.directory.mkdir(parents=True, exist_ok=True)
-        spread = is_distributed(task.decoder)  # over ranks, of which only the first is here
+        spread = is_distributed(task.decoder)  # over ranks; this runs on the first only
         counts = count_parameters(compose(task.model_config, device="meta") if spread else task.decoder)
         figures = {"parameters": counts.total, "active_parameters": counts.active, "steps": trainer.global_step}
         results = {"status": "completed", **figures, "fit_seconds": round(self.seconds, 1), "metrics": metrics}
@@ -126,14 +126,14 @@ class RunReport(Finale):
     def _show_sample(self, trainer: L.Trainer, task: Task) -> None:
         try:
             text = self._sample(trainer, task)
-        except NotImplementedError:  # a guest's attention may have no cache, and its figures count all the same
+        except NotImplementedError:  # a plug-in's attention may have no cache
             print("no sampled text: an attention of this model has no new_cache")
             return
         (self.directory / "sample.txt").write_text(text)
         printing.show_text(text, f"sampled at temperature {self.temperature:g}")
 
     def _sample(self, trainer: L.Trainer, task: Task) -> str:
-        """What the model writes at the start of a document."""
+        """Sample a text from the start of a document."""
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         assert task.decoder is not None
         room = task.decoder.config["max_positions"]
@@ -176,7 +176,7 @@ def plot_losses(train: list[tuple[int, float]], val: list[tuple[int, float]], pa
 
 
 def plot_expert_load(shares: dict[str, torch.Tensor], path: Path) -> None:
-    """Heat map of each expert's load over the even load, a row for each layer that routes."""
+    """Heat map of each expert's load relative to the even load, a row per routed layer."""
     from matplotlib.figure import Figure
 
     width = max(len(s) for s in shares.values())

@@ -1,4 +1,4 @@
-"""Packages that extras bring: what needs a missing one is refused, and the extra named."""
+"""Refuse settings that need packages of extras which are not installed, naming the extra."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def require(extra: str, *packages: str, path: str, value: Any = None, otherwise:
     """Refuse a setting that needs packages which are not installed.
 
     Args:
-        extra: brings them
+        extra: that installs them
         packages: names to import
         path, value: of the setting
-        otherwise: what else the user may do: ``or train on your own files: data=text``
+        otherwise: alternative for the user: ``or train on your own files: data=text``
 
     Raises:
         ConfigError: one of the packages is missing

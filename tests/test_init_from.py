@@ -77,7 +77,7 @@ def test_composition_comes_from_there_and_may_be_patched(
         (["init_from=/nowhere", "model=pretrained"], "init_from", "holds no model.yaml"),
         (["init_from=/nowhere"], "init_from", "holds no model.yaml"),
         (["init_from=5", "model=pretrained"], "init_from", "path of a folder"),
-        (["init_from=OUT", "model=pretrained", "~task.init_from"], "init_from", "takes no weights"),
+        (["init_from=OUT", "model=pretrained", "~task.init_from"], "init_from", "does not support init_from"),
     ],
 )
 def test_start_that_cannot_be_right_is_refused(

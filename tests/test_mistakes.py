@@ -88,7 +88,7 @@ EARLY = {
     "unknown block": Mistake("model/attention=mla2", "model/attention", "Did you mean 'mla'"),
     "unknown family": Mistake("model/atention=mla", "model/atention", "Did you mean 'model/attention'"),
     "unknown block by ++name": Mistake("++model.attention.name=mla2", "model.attention.name", "Did you mean 'mla'"),
-    "unknown block in a sweep": Mistake("-m\nmodel/attention=mha,nope", "model/attention", "is no option"),
+    "unknown block in a sweep": Mistake("-m\nmodel/attention=mha,nope", "model/attention", "is not an option"),
     "unknown option of a group": Mistake("data=shakespear", "data", "Did you mean 'shakespeare'"),
     "unknown option in a list": Mistake(
         "callbacks=[default,early_stoping]", "callbacks", "Did you mean 'early_stopping'"
@@ -151,7 +151,7 @@ EARLY = {
     "warm-up longer than the training": Mistake("scheduler.warmup=7", "scheduler.warmup", "Write at most 6"),
     "training without an end": Mistake("trainer.max_steps=-1", "trainer.max_steps", "scheduler=constant"),
     "no batches a step": Mistake("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches", "or more"),
-    "gradients turned round": Mistake("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val", "turn them round"),
+    "gradients turned round": Mistake("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val", "invert them"),
     "validation every 0 steps": Mistake(
         "trainer.val_check_interval=0", "trainer.val_check_interval", "number of steps"
     ),
@@ -160,7 +160,7 @@ EARLY = {
     ),
     # many processes
     "GPU that is not there": Mistake("trainer=fsdp", "trainer.accelerator", r"no GPU.*trainer=\[fsdp,sim\]"),
-    "half a trainer": Mistake("trainer=[ddp_sim,sim]\n~trainer._target_", "trainer", r"'trainer=\[fsdp,sim\]'"),
+    "part of a trainer": Mistake("trainer=[ddp_sim,sim]\n~trainer._target_", "trainer", r"'trainer=\[fsdp,sim\]'"),
     "torch's older FSDP": Mistake("trainer.strategy=fsdp", "trainer.strategy", "older FSDP.*trainer=fsdp"),
     "package for a strategy": Mistake("trainer=deepspeed", "trainer.strategy", r"blockwright\[deepspeed\]"),
     "world that is not filled": Mistake(

@@ -138,7 +138,7 @@ def test_block_of_another_preset_can_be_borrowed_and_changed() -> None:
         ("model.attention.n_heads=x", "model.attention.n_heads", "must be an integer"),
         ("model/attention=of/deepsek_v2", "model/attention", "no preset of this name has a block of kind attention"),
         ("+model/qk_norm=of/tiny", "model/qk_norm", "no preset of this name has a block of kind qk_norm"),
-        ("preset=gpt2", "preset", "a model is chosen by name"),
+        ("preset=gpt2", "preset", "choose a model by name"),
     ],
 )
 def test_wrong_change_of_a_preset_is_refused(override: str, path: str, rule: str) -> None:

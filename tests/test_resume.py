@@ -243,7 +243,7 @@ def checkpoint(run: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("i", "name"), enumerate(CASES), ids=list(CASES))
-def test_stopped_run_leaves_a_checkpoint_and_says_how_to_go_on(
+def test_stopped_run_leaves_a_checkpoint_and_says_how_to_resume(
     i: int, name: str, said: dict[str, tuple[Any, str]], folder: Path
 ) -> None:
     case, (code, text) = CASES[name], said[f"{i} stopped"]
@@ -384,7 +384,7 @@ def test_damaged_last_gives_way_to_the_one_before_with_a_warning(
     assert final(folder / "on_after_damage") == final(folder / "0" / "whole")
 
 
-def test_cli_door_says_how_to_go_on_in_its_own_words(said: dict[str, tuple[Any, str]], folder: Path) -> None:
+def test_cli_door_says_how_to_resume_in_its_own_words(said: dict[str, tuple[Any, str]], folder: Path) -> None:
     code, text = said["cli stopped"]
     assert code == 75, text
     (told,) = re.findall(r"stopped by SIGTERM after step 3\. Continue .* --ckpt_path=(\S+)", text)

@@ -1,4 +1,4 @@
-"""A plan as a person reads it: the best layouts, where the step goes, generation, and the published runs."""
+"""A plan as a table: the best layouts, where the step goes, generation, and the published runs."""
 
 from __future__ import annotations
 

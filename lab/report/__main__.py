@@ -1,4 +1,4 @@
-"""``blockwright report DIR``: what a sweep has found, as one page."""
+"""``blockwright report DIR``: write the results of a sweep as one page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from registry.command import Parser, run_command
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Answer a command line.
+    """Run the command.
 
     Raises:
         ConfigError: there is nothing to report

@@ -1,4 +1,4 @@
-"""A sweep's folder → DIR/report/: index.html, which asks the network for nothing, report.md, runs.csv, the charts."""
+"""Write DIR/report/ of a sweep: index.html, which works offline, report.md, runs.csv, the charts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Section:
 
 
 def need_packages() -> None:
-    """Refuse to begin what ends in a report that cannot be written.
+    """Refuse a command whose report could not be written.
 
     Raises:
         ConfigError: a package of the extra ``lab`` is missing
@@ -55,7 +55,7 @@ def need_packages() -> None:
 
 
 def write(findings: Findings) -> Path:
-    """Write what has been found; an older report of the same folder is replaced."""
+    """Write the report, replacing an older one."""
     folder = findings.sweep.directory / "report"
     sections = arrange(findings)
     files = {f.file: f.chart.standalone() for section in sections for f in section.figures}
@@ -74,7 +74,7 @@ def write(findings: Findings) -> Path:
 
 
 def arrange(findings: Findings) -> list[Section]:
-    """What is shown, in what order."""
+    """The sections of the page, in order."""
     drawn = charts.draw(findings)
     if findings.sweep.kind == "search":
         parts = [Section("search", "The search", drawn["search"], [tables.trials(findings)])]
@@ -94,7 +94,7 @@ def arrange(findings: Findings) -> list[Section]:
 
 
 def same_costs(findings: Findings) -> str:
-    """The costs in which the arms do not differ, and of which there is no chart therefore."""
+    """A sentence on the costs in which the arms do not differ, which have no chart."""
     known = {k: [f.figures[k] for f in findings.arms if f.interval and k in f.figures] for k in costs.COSTS}
     same = [costs.COSTS[key][1] for key, found in known.items() if len(found) > 1 and costs.is_alike(found)]
     return f"All arms have the same {' and the same '.join(same)}, within 0.1 %." if same else ""
@@ -109,16 +109,16 @@ def verdicts(findings: Findings) -> list[dict[str, str]]:
     if findings.sweep.kind == "search":
         return [{"tone": "better", "label": "best", "text": best_trial(findings)}]
     sign = -1 if findings.sweep.maximize else 1
-    told = [(words.tone(f, findings), words.verdict(f, findings), f.comparison) for f in findings.arms]
-    told.sort(key=lambda found: (ORDER.index(found[0]), sign * found[2].difference.mean if found[2] else 0.0))
+    items = [(words.tone(f, findings), words.verdict(f, findings), f.comparison) for f in findings.arms]
+    items.sort(key=lambda found: (ORDER.index(found[0]), sign * found[2].difference.mean if found[2] else 0.0))
     return [
         {"tone": tone, "label": LABELS[tone] if found or tone != "unknown" else "not compared", "text": text}
-        for tone, text, found in told
+        for tone, text, found in items
     ]
 
 
 def best_trial(findings: Findings) -> str:
-    """A search in one sentence."""
+    """The result of a search in one sentence."""
     metric, sign = findings.sweep.metric, -1 if findings.sweep.maximize else 1
     done = [(v, run) for run in findings.sweep.runs if (v := run.value(metric)) is not None]
     value, run = min(done, key=lambda pair: sign * pair[0])
@@ -129,7 +129,7 @@ def best_trial(findings: Findings) -> str:
 
 
 def method(findings: Findings) -> str:
-    """How the verdicts were reached, in two sentences."""
+    """The statistical method, in two sentences."""
     if findings.sweep.kind == "search" or not findings.others:
         return ""
     number = findings.comparisons
@@ -146,7 +146,7 @@ def method(findings: Findings) -> str:
 
 
 def page(findings: Findings, sections: list[Section]) -> str:
-    """The HTML, with everything it needs inside."""
+    """The self-contained HTML page."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -177,7 +177,7 @@ def _figure(figure: Figure, svg: Any) -> dict[str, Any]:
 
 
 def markdown(findings: Findings, sections: list[Section]) -> str:
-    """The same as Markdown, with the charts as files beside it."""
+    """The report as Markdown, with the charts as files beside it."""
     parts = [f"# {_escaped(findings.sweep.name)}"]
     if state := words.state(findings):
         parts.append(f"> {_escaped(state)}")
@@ -204,7 +204,7 @@ def _escaped(text: str) -> str:
 
 
 def rows(findings: Findings) -> str:
-    """A line a run, as CSV: every figure there is."""
+    """All figures as CSV, a line per run."""
     names = sorted({name for run in findings.sweep.runs for name in run.metrics})
     head = ["job", "arm", "seed", "lr", "status", "reason", *(key for key, _ in tables.BUDGETS), "fit_seconds"]
     file = io.StringIO()
@@ -216,6 +216,6 @@ def rows(findings: Findings) -> str:
         figures = [run.figures.get(key) for key, _ in tables.BUDGETS]
         known = [run.metrics.get(name) for name in names]
         place = "" if run.folder is None else f"../{run.folder.name}"
-        told = [run.job, findings.arm_of(run), run.seed, run.lr, run.status, reason, *figures, run.fit_seconds]
-        writer.writerow([*told, *known, place, " ".join(run.overrides)])
+        items = [run.job, findings.arm_of(run), run.seed, run.lr, run.status, reason, *figures, run.fit_seconds]
+        writer.writerow([*items, *known, place, " ".join(run.overrides)])
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""The charts of a report, by the section they stand in."""
+"""The charts of a report, by section."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lab.report.pairs import differences
 
 
 def draw(findings: Findings) -> dict[str, list[Figure]]:
-    """Section → its charts; those for which nothing was measured are left out."""
+    """Section → its charts, without those that have no data."""
     if findings.sweep.kind == "search":
         return {"search": _some([search(findings)])}
     return {

@@ -1,4 +1,4 @@
-"""What an arm is worth for what it costs: final figure against parameters, FLOPs and cache bytes."""
+"""Final figure against cost: parameters, FLOPs and cache bytes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ COSTS = {
     "flops": ("Computation", "training FLOPs a token"),
     "cache_bytes": ("Memory", "cache bytes a token, fp32"),
 }
-ALIKE = 1.001  # costs within so small a ratio are the same: there is nothing to draw
+ALIKE = 1.001  # costs within this ratio count as equal
 
 
 def trade(findings: Findings, cost: str) -> Figure | None:
-    """Final figure against a cost, with the front of those that nothing beats in both."""
+    """Final figure against a cost, with the Pareto front."""
     known = [f for f in findings.arms if f.interval is not None and cost in f.figures]
     if len(known) < 2 or is_alike([f.figures[cost] for f in known]):
         return None
@@ -34,7 +34,7 @@ def trade(findings: Findings, cost: str) -> Figure | None:
         x = Scale(min(costs) / beside, max(costs) * beside, chart.x0, chart.x1, log=True)
     else:
         x = Scale(*padded(costs, 0.15, least=0.1), chart.x0, chart.x1)
-    room = 2 * (max(middles) - min(middles))  # a longer bar is cut, or it would leave nothing to see of the others
+    room = 2 * (max(middles) - min(middles))  # longer bars are cut, so that the others stay visible
     ends = [e for f in known if f.interval for e in (f.interval.low, f.interval.high) if e is not None]
     near = [min(max(e, min(middles) - room), max(middles) + room) for e in ends]
     y = Scale(*padded([*middles, *near]), chart.y0, chart.y1)
@@ -81,7 +81,7 @@ def _points(
 def _point_label(
     chart: Chart, name: str, at: str, here: tuple[float, float], taken: list[tuple[float, float, float]]
 ) -> None:
-    """Beside its point, on the side that has room, and moved up or down to where no other label is."""
+    """A label beside its point, on the side with room, moved vertically to avoid other labels."""
     word = cut(name, 18)
     left = here[0] > (chart.x0 + chart.x1) / 2 and here[0] + 9 + LETTER * len(word) > chart.x1 + 20
     start = here[0] - 9 - LETTER * len(word) if left else here[0] + 9

@@ -1,4 +1,4 @@
-"""The load of the experts of an arm, as a heat map."""
+"""Heat map of the experts' load of an arm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROW = 20  # pixels of a layer
 
 
 def experts(index: int, finding: Finding) -> Figure | None:
-    """Load of each expert over the even load, a row a layer, the mean over seeds."""
+    """Load of each expert relative to the even load, a row per layer, mean over seeds."""
     loads = [run.curves.get("expert_load") for run in finding.runs if run.seed in finding.values]
     rows = _mean_loads([load for load in loads if load])
     if not rows:
@@ -40,7 +40,7 @@ def experts(index: int, finding: Finding) -> Figure | None:
 
 
 def _mean_loads(loads: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
-    """Layer → load of each expert over the even load, for the layers that all runs have alike."""
+    """Layer → load of each expert relative to the even load, for layers equal in all runs."""
     if not loads:
         return {}
     alike = [k for k, first in loads[0].items() if all(len(load.get(k, ())) == len(first) > 0 for load in loads)]
@@ -50,5 +50,5 @@ def _mean_loads(loads: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, lis
 
 def _cell(chart: Chart, x: float, y: float, width: float, load: float, tip: str) -> None:
     for cls, opacity in (("frame", 1.0), ("over" if load > 1 else "under", min(1.0, abs(load - 1)))):
-        told = tip if cls != "frame" else ""
-        chart.add("rect", cls, tip=told, x=x, y=y, width=width, height=ROW - 1.0, fill_opacity=opacity)
+        label = tip if cls != "frame" else ""
+        chart.add("rect", cls, tip=label, x=x, y=y, width=width, height=ROW - 1.0, fill_opacity=opacity)

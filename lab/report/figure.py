@@ -1,4 +1,4 @@
-"""A chart with its caption, and what charts have alike: whose colour is whose, names at the ends of lines."""
+"""A chart with its caption, and shared elements: colours of arms, names at the ends of lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lab.report.findings import Finding, Findings
 from lab.report.svg import Chart, Scale, apart, cut
 
-COLOURS = 7  # that people can tell apart; further arms are grey, and named like the others
+COLOURS = 7  # distinguishable colours; further arms are grey
 ENDS = 16  # letters of a name at the end of a line
 LETTER = 7.4  # pixels of a label's letter, about
 
@@ -35,7 +35,7 @@ def colour(finding: Finding, findings: Findings) -> str:
 
 
 def label_room(findings: Findings) -> float:
-    """Right margin that holds the arms' names."""
+    """Right margin for the arms' names."""
     return 26 + LETTER * max(len(cut(f.name, ENDS)) for f in findings.arms)
 
 

@@ -1,4 +1,4 @@
-"""What a sweep's runs say: each arm at its best learning rate, against the baseline, with what is lost."""
+"""Findings of a sweep: each arm at its best learning rate, against the baseline, with lost runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lab.report.statistics import Comparison, Interval
 
 @dataclass(frozen=True)
 class Rate:
-    """An arm at one learning rate: its values over the seeds, and how many seeds it was given."""
+    """An arm at one learning rate: its values by seed, and its number of seeds."""
 
     lr: float | None
     values: Mapping[int, float]
@@ -26,18 +26,18 @@ class Rate:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is known of one arm.
+    """Findings of one arm.
 
     Args:
-        arm: it
+        arm: the arm
         is_baseline: whether the others are compared with it
         runs: those at its best learning rate, or all
-        rates: of each learning rate it was given, rising; one without a sweep of them
+        rates: by learning rate, ascending; a single one if not swept
         lr: the best one
         values: seed → final figure, lost seeds left out
-        interval: of these; None where all are lost
+        interval: of these; None if all are lost
         comparison: with the baseline; None for itself, or without a common seed
-        speed_up: in tokens, over the common seeds; None where there are no curves
+        speed_up: in tokens, over the common seeds; None without curves
         figures: params, active_params, flops, cache_bytes: of its runs, else of the plan
     """
 
@@ -92,7 +92,7 @@ class Findings:
 
     @property
     def comparisons(self) -> int:
-        """How many were tested at once, which is what they are corrected for."""
+        """Number of simultaneous tests, for their correction."""
         return sum(f.comparison is not None and f.comparison.p is not None for f in self.arms)
 
     def arm_of(self, run: Run) -> str:
@@ -103,7 +103,7 @@ class Findings:
 
 
 def why_lost(run: Run, metric: str) -> str:
-    """One sentence: what became of a run that has no final figure."""
+    """Why a run has no final figure, in one sentence."""
     if run.status != "completed":
         return f"{run.status}: {run.reason}" if run.reason else run.status
     found = run.metrics.get(metric)
@@ -111,14 +111,14 @@ def why_lost(run: Run, metric: str) -> str:
 
 
 def find(sweep: Sweep) -> Findings:
-    """Judge a sweep."""
+    """Evaluate a sweep."""
     tuned = [_tuned(arm, sweep) for arm in sweep.arms]
     baseline = tuned[sweep.baseline]
     found = [
         _finding(arm, rates, rate, baseline[1], sweep, is_baseline=i == sweep.baseline)
         for i, (arm, (rates, rate)) in enumerate(zip(sweep.arms, tuned, strict=True))
     ]
-    if sweep.kind == "search":  # each trial was chosen in the light of those before: no independent comparisons
+    if sweep.kind == "search":  # trials depend on earlier ones, so they are not independent
         return Findings(sweep, tuple(replace(f, comparison=None) for f in found))
     corrected = statistics.holm([f.comparison.p if f.comparison else None for f in found])
     return Findings(sweep, tuple(_corrected(f, p) for f, p in zip(found, corrected, strict=True)))
@@ -174,7 +174,7 @@ def _speed_up(runs: Sequence[Run], theirs: Sequence[Run], metric: str) -> Interv
 
 
 def _figures(runs: Sequence[Run], arm: Arm) -> dict[str, float]:
-    """What was measured on the runs, completed by the plan's."""
+    """Figures measured on the runs, completed by the plan's."""
     found = dict(arm.figures)
     for run in runs:
         found |= run.figures
@@ -182,7 +182,7 @@ def _figures(runs: Sequence[Run], arm: Arm) -> dict[str, float]:
 
 
 def pareto(points: Sequence[tuple[float, float]], maximize: bool = False) -> list[int]:
-    """Indices of the points that no other is at least as good as in both and better in one, by rising cost.
+    """Indices of the Pareto-optimal points, by rising cost.
 
     Args:
         points: (cost, figure)

@@ -1,4 +1,4 @@
-"""How the loss fell: over tokens, over FLOPs, against the baseline, over learning rates, over trials."""
+"""Loss curves: over tokens, over FLOPs, against the baseline, over learning rates, over trials."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lab.report.svg import Chart, Scale, cut, padded
 from lab.report.words import plain, short
 
 Points = list[tuple[float, float]]
-EARLY = 0.25  # of a run, in which losses fall so far that the rest could not be told apart on one axis with it
+EARLY = 0.25  # fraction of a run whose fast fall of the loss would compress the rest of the axis
 
 
 def curves(findings: Findings, over: str) -> Figure | None:
-    """Validation loss over tokens or FLOPs: a thin line a seed, a thick one their mean, dashes for a lost run."""
+    """Validation loss over tokens or FLOPs: a thin line per seed, a thick one for their mean, dashes for a lost run."""
     lines = {f.name: [(run, _line(run, over)) for run in f.runs] for f in findings.arms}
     kept = [(run, line) for found in lines.values() for run, line in found if len(line) > 1]
     whole = [line for run, line in kept if run.value(findings.sweep.metric) is not None]
@@ -87,7 +87,7 @@ def _arm_lines(
     x: Scale,
     y: Scale,
 ) -> tuple[str, str, float, float] | None:
-    """Draws an arm's lines; its name, colour and end, for the label."""
+    """Draw an arm's lines; returns its name, colour and end, for the label."""
     at = colour(finding, findings)
     good = [line for run, line in lines if run.seed in finding.values and len(line) > 1]
     for run, line in lines:
@@ -101,7 +101,7 @@ def _arm_lines(
 
 
 def _mean(lines: Sequence[Points]) -> Points:
-    """Where all of them were measured."""
+    """Mean of the lines at their common points."""
     if not lines:
         return []
     maps = [dict(line) for line in lines]
@@ -110,7 +110,7 @@ def _mean(lines: Sequence[Points]) -> Points:
 
 
 def rates(findings: Findings) -> Figure | None:
-    """Mean over seeds at each learning rate, where several were tried."""
+    """Mean over seeds at each learning rate, if several were tried."""
     tuned = [f for f in findings.arms if len(f.rates) > 1]
     points = {f.name: [(r.lr, r.mean) for r in f.rates if r.lr and r.mean is not None] for f in tuned}
     every = [p for found in points.values() for p in found]

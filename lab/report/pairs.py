@@ -9,7 +9,7 @@ from lab.report.words import around, signed, unit
 
 
 def differences(findings: Findings) -> Figure | None:
-    """Each arm's paired differences to the baseline: a ring a seed, a dot for their mean, a bar for its interval."""
+    """Each arm's paired differences to the baseline: a ring per seed, a dot for the mean, a bar for its interval."""
     shown = [f for f in findings.others if f.comparison is not None]
     if not shown:
         return None
@@ -35,7 +35,7 @@ def differences(findings: Findings) -> Figure | None:
 
 
 def _reach(finding: Finding) -> list[float]:
-    """What the axis has to hold; an interval far beyond its own seeds is cut, for it would leave nothing to see."""
+    """Range of the axis; an interval far beyond its own seeds is cut, so that the rest stays visible."""
     assert finding.comparison is not None
     values, found = list(finding.comparison.by_seed.values()), finding.comparison.difference
     if found.low is None or found.high is None:

@@ -1,7 +1,7 @@
-"""A sweep as it lies on the disk: its plan, its runs, what became of them. Reads files; judges nothing.
+"""Read a sweep from disk: its plan, its runs and their results.
 
-A plan of an ablation names its arms. In any other sweep the runs whose overrides differ in nothing but the seed are
-one arm, and the first of them is the baseline.
+A plan of an ablation names its arms. In any other sweep the runs whose overrides differ only in the seed are one arm,
+and the first arm is the baseline.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from registry import ConfigError, did_you_mean
 
 PLAN = "plan.json"
 UNFINISHED = "unfinished"
-MORE_IS_BETTER = ("tokens_per_second", "mfu", "accuracy")  # of all other figures, less
+MORE_IS_BETTER = ("tokens_per_second", "mfu", "accuracy")  # for all others, less is better
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Run:
 
     Args:
         job: its number, which is its folder's name
-        folder: where it ran; None if it has not begun
-        overrides: what it was given
-        seed: 0 where no override says
-        lr: its learning rate, where the plan sweeps it
+        folder: of the run; None if it has not begun
+        overrides: its own
+        seed: 0 if no override sets it
+        lr: its learning rate, if the plan sweeps it
         status: completed, failed, diverged, unfinished or unreadable
-        reason: why it is lost; empty if it is not
+        reason: why it is lost; else empty
         metrics: the last value of everything logged
         figures: params, active_params, flops (training, a token), cache_bytes (a token, fp32), as far as known
-        curves: as ``curves.json`` holds them
+        curves: contents of ``curves.json``
         fit_seconds: of training
     """
 
@@ -65,14 +65,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared.
+    """One side of a comparison.
 
     Args:
         name: of the arm
-        overrides: what makes it
+        overrides: that define it
         runs: its jobs: seeds, and learning rates where those are swept
-        figures: of the plan; empty without one
-        match: of the plan: how it was matched to the baseline
+        figures: from the plan; empty without one
+        match: from the plan: how it was matched to the baseline
     """
 
     name: str
@@ -84,7 +84,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Everything of a folder; ``arms`` has the baseline among them, at ``baseline``."""
+    """A sweep; ``arms[baseline]`` is the baseline."""
 
     directory: Path
     kind: str
@@ -106,7 +106,7 @@ def read(directory: Path, baseline: str | None = None, metric: str | None = None
     Args:
         directory: of the sweep
         baseline: name of the arm to compare with; None for the plan's, or the first
-        metric: what to compare by; None for what the sweep was made to compare
+        metric: to compare; None for the sweep's own
 
     Raises:
         ConfigError: there is nothing to report: no folder, no sweep, no finished job, no such arm or metric
@@ -116,10 +116,10 @@ def read(directory: Path, baseline: str | None = None, metric: str | None = None
     runs = _runs(directory, plan)
     if not runs:
         rule = "holds no jobs (folders 0, 1, 2 …)" if any(directory.iterdir()) else "is empty"
-        raise ConfigError("DIR", str(directory), f"{rule}, so it is no sweep's folder", WHERE)
+        raise ConfigError("DIR", str(directory), f"{rule}, so it is not a sweep's folder", WHERE)
     arms = _planned_arms(plan, runs) if plan.get("arms") and plan.get("jobs") else _found_arms(runs)
     found, maximize, kind = _aim(directory, plan)
-    if metric and metric != found:  # the plan says nothing of this one
+    if metric and metric != found:  # the plan's direction is for another metric
         found, maximize = metric, metric.rpartition("/")[2] in MORE_IS_BETTER
     metric = found
     _check_any_figure(directory, runs, metric)
@@ -144,9 +144,9 @@ def _check_folder(directory: Path) -> None:
         near = [p.name for p in directory.parent.iterdir() if p.is_dir()] if directory.parent.is_dir() else []
         hint = did_you_mean(directory.name, near) if near and len(near) <= 20 else ""
         hint = hint if hint.startswith("Did you mean") else ""
-        raise ConfigError("DIR", str(directory), "is no folder", f"{hint}. {WHERE}" if hint else WHERE)
+        raise ConfigError("DIR", str(directory), "is not a folder", f"{hint}. {WHERE}" if hint else WHERE)
     if (not (directory / PLAN).exists() and (directory / ".hydra").is_dir()) or (directory / "results.json").exists():
-        rule = "is the folder of one run, and a report compares several"
+        rule = "is the folder of one run, but a report compares several"
         raise ConfigError("DIR", str(directory), rule, f"Its own figures are in results.json. {WHERE}")
 
 
@@ -157,7 +157,7 @@ def _plan(directory: Path) -> dict[str, Any]:
     try:
         plan = json.loads(file.read_text())
         if not isinstance(plan, dict):
-            raise ValueError("it is no mapping")
+            raise ValueError("it is not a mapping")
         if wrong := damage_of(plan):
             raise ValueError(wrong)
         return plan
@@ -167,7 +167,7 @@ def _plan(directory: Path) -> dict[str, Any]:
 
 
 def _aim(directory: Path, plan: Mapping[str, Any]) -> tuple[str, bool, str]:
-    """What the sweep compares, whether more of it is better, and of what kind it is."""
+    """The sweep's metric, whether more is better, and the kind of sweep."""
     if "metric" in plan:
         return plan["metric"], plan.get("direction") == "maximize", plan.get("kind", "grid")
     from omegaconf import OmegaConf
@@ -175,7 +175,7 @@ def _aim(directory: Path, plan: Mapping[str, Any]) -> tuple[str, bool, str]:
     file = directory / "multirun.yaml"
     try:
         written = OmegaConf.load(file) if file.exists() else OmegaConf.create()
-    except Exception:  # half a file says as little as none
+    except Exception:  # an incomplete file counts as none
         written = OmegaConf.create()
     metric = OmegaConf.select(written, "optimized_metric") or "val/loss"
     sweeper = OmegaConf.select(written, "hydra.sweeper", throw_on_resolution_failure=False) or {}
@@ -190,11 +190,11 @@ def _check_any_figure(directory: Path, runs: Sequence[Run], metric: str) -> None
     if logged and metric not in logged:
         raise ConfigError("--metric", metric, "no run of the sweep logged it", did_you_mean(metric, logged))
     states = Counter(f"without a finite {metric}" if run.status == "completed" else run.status for run in runs)
-    told = ", ".join(f"{count} {status}" for status, count in states.items())
+    counted = ", ".join(f"{count} {status}" for status, count in states.items())
     reasons = Counter(run.reason.splitlines()[0][:200] for run in runs if run.reason and run.status != UNFINISHED)
     why = f"; most often: {reasons.most_common(1)[0][0]}" if reasons else ""
     remedy = f"Resume it: blockwright sweep resume {directory}" if UNFINISHED in states else "Fix that, and retry"
-    raise ConfigError("DIR", str(directory), f"none of its {len(runs)} jobs has a figure ({told}{why})", remedy)
+    raise ConfigError("DIR", str(directory), f"none of its {len(runs)} jobs has a figure ({counted}{why})", remedy)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def _results(folder: Path) -> tuple[str, str, dict[str, Any]]:
 
 
 def _whole(curves: Mapping[str, Any]) -> dict[str, Any]:
-    """Curves without what no run writes: a chart is not worth a report that fails."""
+    """Curves without unexpected contents, which must not make the report fail."""
     kept: dict[str, Any] = {k: v for k, v in curves.items() if isinstance(v, int | float | dict)}
     for name in ("train", "val"):
         points = curves.get(name)
@@ -291,7 +291,7 @@ def _planned_arms(plan: Mapping[str, Any], runs: Sequence[Run]) -> list[Arm]:
 
 
 def _found_arms(runs: Sequence[Run]) -> list[Arm]:
-    """Runs that differ in nothing but the seed are one arm, in the order in which they were begun."""
+    """Group runs that differ only in the seed into arms, in the order of their start."""
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         own = tuple(o for o in run.overrides if o.lstrip("+").partition("=")[0] != "seed")

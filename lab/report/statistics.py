@@ -1,7 +1,7 @@
-"""What several seeds can tell: intervals, paired differences, many comparisons at once, and how much faster one learns.
+"""Statistics over seeds: intervals, paired differences, correction for many comparisons, and speed-up.
 
-Pure functions of numbers. Left out: tests that assume no normal noise (at three seeds they can find nothing), and the
-noise that no seed makes: of the text that was held out, and of the learning rates that were not tried.
+Pure functions of numbers. Left out: tests without the assumption of normal noise (they have no power at three seeds),
+and variance that seeds do not show: of the held-out text, and of learning rates that were not tried.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-LEVEL = 0.95  # of every interval; what remains is how often noise is taken for a difference
+LEVEL = 0.95  # confidence level of every interval
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, and how far around it the truth lies in ``LEVEL`` of all such experiments.
+    """A mean with its confidence interval at ``LEVEL``.
 
     Args:
         mean: of the values; the geometric one of ratios
-        low, high: ends of the interval; None for a single value, which tells nothing of its noise
+        low, high: ends of the interval; None for a single value
         n: number of values
     """
 
@@ -32,7 +32,7 @@ class Interval:
 
     @property
     def half(self) -> float | None:
-        """Half its width; for means and differences, whose intervals are even."""
+        """Half its width; for means and differences, whose intervals are symmetric."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
@@ -43,8 +43,8 @@ class Comparison:
     Args:
         difference: arm − baseline
         by_seed: seed → arm − baseline
-        p: how often mere noise would make as large a difference; None where it cannot be said
-        corrected: the same after Holm's correction over all comparisons of the sweep
+        p: p-value of the paired t-test; None if undefined
+        corrected: p after Holm's correction over all comparisons of the sweep
     """
 
     difference: Interval
@@ -67,7 +67,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def ratio_interval(ratios: Sequence[float]) -> Interval:
-    """The same of positive ratios, in whose logarithms the noise is taken for normal."""
+    """``interval`` for positive ratios, assuming normal noise in their logarithms."""
     found = interval([math.log(ratio) for ratio in ratios])
     low, high = (None if end is None else math.exp(end) for end in (found.low, found.high))
     return Interval(math.exp(found.mean), low, high, found.n)
@@ -83,7 +83,7 @@ def _t_test(values: Sequence[float]) -> Any:
 
 
 def compare(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison | None:
-    """Paired over seeds: what a seed does to both alike (its data order) drops out. None without a common seed."""
+    """Paired over seeds, so that common effects of a seed (its data order) cancel. None without a common seed."""
     by_seed = {seed: arm[seed] - baseline[seed] for seed in sorted(arm.keys() & baseline.keys())}
     if not by_seed:
         return None
@@ -92,17 +92,17 @@ def compare(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Comparis
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
-    """Two-sided p of a t-test that these differences have mean 0; None for one difference."""
+    """Two-sided p of a t-test for mean 0; None for one difference."""
     if len(differences) == 1:
         return None
-    return float(_t_test(differences).pvalue) if any(differences) else 1.0  # the same to the last digit
+    return float(_t_test(differences).pvalue) if any(differences) else 1.0  # identical
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Holm's correction: with k comparisons at once, at most 1 − LEVEL of sweeps without any difference show one.
+    """Holm's correction for multiple comparisons: bounds the family-wise error rate by 1 − LEVEL.
 
     Args:
-        ps: uncorrected; None where nothing was tested, which counts for no comparison
+        ps: uncorrected; None for no test, which is not counted
     """
     tested = sorted((p, i) for i, p in enumerate(ps) if p is not None)
     corrected: list[float | None] = [None] * len(ps)
@@ -117,7 +117,7 @@ Curve = Sequence[tuple[float, float]]  # (tokens, loss), tokens rising
 
 
 def first_reached(curve: Curve, target: float) -> float | None:
-    """Tokens after which a loss is first at ``target`` or below, linear between measurements; None if it never is."""
+    """Tokens at which the loss first reaches ``target``, interpolated linearly; None if it never does."""
     before: tuple[float, float] | None = None
     for tokens, loss in curve:
         if loss <= target:
@@ -131,10 +131,9 @@ def first_reached(curve: Curve, target: float) -> float | None:
 
 
 def speed_up(arm: Curve, baseline: Curve) -> float | None:
-    """How many times fewer tokens the arm needs than the baseline: 2 for half of them, 0.5 for twice as many.
+    """Ratio of the tokens that the baseline and the arm need: 2 if the arm needs half as many.
 
-    Both are asked for the higher one of the two final losses: the baseline's where the arm is better, else the arm's,
-    so that nothing is extrapolated. None without a curve.
+    Measured at the higher of the two final losses, so that nothing is extrapolated. None without a curve.
     """
     if not arm or not baseline or not math.isfinite(arm[-1][1] + baseline[-1][1]):
         return None

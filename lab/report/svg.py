@@ -1,6 +1,6 @@
-"""Scales, axes and labels of the charts: SVG of elements with classes, whose colours chart.css gives in light and dark.
+"""Scales, axes and labels of the charts: SVG elements with classes, coloured by chart.css in light and dark mode.
 
-ElementTree writes them, so whatever a name holds is escaped.
+ElementTree writes them, so names are escaped.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from xml.etree import ElementTree as ET
 
 from lab.report.words import MINUS
 
-WIDTH = 440  # a phone's, so that letters are as large there as on a desk
+WIDTH = 440  # a phone's width, so that text is legible there
 LINE = 14  # pixels from one label to the next
 CSS = Path(__file__).with_name("chart.css")
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What values lie at which pixels.
+    """A mapping from values to pixels.
 
     Args:
         low, high: values at the ends
@@ -58,7 +58,7 @@ class Scale:
 
 
 def padded(values: Sequence[float], share: float = 0.06, least: float = 0.0) -> tuple[float, float]:
-    """A range a little wider than the values, and at least ``least`` times their middle."""
+    """A range slightly wider than the values, and at least ``least`` times their middle."""
     low, high = min(values), max(values)
     room = max((high - low) * (1 + 2 * share), least * abs(low + high) / 2, 1e-9 * abs(high) or 1.0)
     middle = (low + high) / 2
@@ -66,11 +66,11 @@ def padded(values: Sequence[float], share: float = 0.06, least: float = 0.0) -> 
 
 
 class Chart:
-    """One chart: an ``<svg>`` with a title and a description, and what is drawn on it.
+    """One chart: an ``<svg>`` with a title, a description and its elements.
 
     Args:
-        name: of its file, and of what it refers to within itself
-        title: what a reader who does not see it is told first
+        name: of its file, and prefix of its internal ids
+        title: for screen readers
         height: pixels
         left, right, top, bottom: margins
     """
@@ -101,7 +101,7 @@ class Chart:
         tip: str = "",
         **attributes: object,
     ) -> ET.Element:
-        """Draw an element; ``tip`` is what is said of it when pointed at."""
+        """Draw an element; ``tip`` is its tooltip."""
         found = {k.replace("_", "-"): f"{v:.2f}" if isinstance(v, float) else str(v) for k, v in attributes.items()}
         element = ET.SubElement(self.root if into is None else into, tag, {"class": cls} if cls else {}, **found)
         element.text = text
@@ -110,7 +110,7 @@ class Chart:
         return element
 
     def clipped(self) -> ET.Element:
-        """A group of which nothing outside the axes is seen."""
+        """A group clipped to the axes."""
         clip = self.add("clipPath", id=f"{self.name}-clip")
         self.add("rect", into=clip, x=self.x0, y=self.y1, width=self.x1 - self.x0, height=self.y0 - self.y1)
         return self.add("g", clip_path=f"url(#{self.name}-clip)")
@@ -118,7 +118,7 @@ class Chart:
     def axes(
         self, x: Scale, y: Scale | None, label: str, above: str = "", written: Callable[[float], str] | None = None
     ) -> None:
-        """Grid, ticks and what they count; ``above`` the y axis, ``written`` makes the x ticks' words."""
+        """Draw grid, ticks and labels; ``above`` labels the y axis, ``written`` formats the x ticks."""
         if y is not None:
             marks = y.ticks(5)
             for value, word in zip(marks, spelt(marks), strict=True):
@@ -141,11 +141,11 @@ class Chart:
             self.add("path", cls, into=into, tip=tip, d="M" + "L".join(f"{px:.1f},{py:.1f}" for px, py in points))
 
     def inline(self) -> str:
-        """For a page that has the style sheet."""
+        """SVG for a page with the style sheet."""
         return ET.tostring(self.root, encoding="unicode")
 
     def standalone(self) -> str:
-        """For a file of its own."""
+        """SVG for a separate file."""
         root = ET.Element("svg", {**self.root.attrib, "xmlns": "http://www.w3.org/2000/svg"})
         ET.SubElement(root, "style").text = CSS.read_text()
         root.extend(list(self.root))
@@ -153,7 +153,7 @@ class Chart:
 
 
 def spelt(values: Sequence[float]) -> list[str]:
-    """Numbers of one axis, all with as many decimals as their distance asks for."""
+    """Numbers of one axis, formatted with as many decimals as their distance requires."""
     if len(values) < 2:
         return [f"{v:.4g}" for v in values]
     step = min(b - a for a, b in pairwise(values))
@@ -164,7 +164,7 @@ def spelt(values: Sequence[float]) -> list[str]:
 
 
 def apart(wanted: Sequence[float], low: float, high: float, least: float = LINE) -> list[float]:
-    """Places of labels as near as may be to where they belong, at least ``least`` from each other, within the ends."""
+    """Label positions as near as possible to the wanted ones, at least ``least`` apart, within the bounds."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     placed = [0.0] * len(wanted)
     last = low - least
@@ -177,6 +177,6 @@ def apart(wanted: Sequence[float], low: float, high: float, least: float = LINE)
 
 
 def cut(name: str, letters: int) -> str:
-    """A name that fits, its beginning and its end: names often differ there. The whole of it stands in the tables."""
+    """A name shortened in the middle, since names often differ at the end. The tables have the full name."""
     tail = letters // 3
     return name if len(name) <= letters else f"{name[: letters - tail - 1]}…{name[-tail:]}"

@@ -1,4 +1,4 @@
-"""The tables of a report: cells are words, with links to the run folders that they come from."""
+"""The tables of a report: cells are text, with links to the run folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BUDGETS = (("params", "parameters"), ("active_params", "active"), ("flops", "FLO
 
 @dataclass(frozen=True)
 class Part:
-    """Words, and where they lead, relative to the report's folder."""
+    """A text and its link, relative to the report's folder."""
 
     text: str
     href: str = ""
@@ -25,7 +25,7 @@ Cell = tuple[Part, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """Cells, and a class for what kind of row it is."""
+    """Cells, and the CSS class of the row."""
 
     cells: tuple[Cell, ...]
     cls: str = ""
@@ -57,7 +57,7 @@ def _row(*cells: str | Part | Sequence[Part], cls: str = "") -> Row:
 
 
 def arms(findings: Findings) -> Table:
-    """Every arm with its figures, the lost ones too."""
+    """Every arm with its figures, lost ones included."""
     metric = findings.sweep.metric
     columns = ("arm", "seeds: runs", metric, "difference", "p", "tokens", *(label for _, label in BUDGETS))
     tuned = any(len(f.rates) > 1 for f in findings.arms)
@@ -91,7 +91,7 @@ def arms(findings: Findings) -> Table:
 
 
 def differences(findings: Findings) -> Table | None:
-    """Seeds across, arms down: each value leads to its run."""
+    """Seeds as columns, arms as rows: each value links to its run."""
     seeds = sorted({run.seed for f in findings.arms for run in f.runs})
     if not any(f.values for f in findings.arms):
         return None
@@ -116,7 +116,7 @@ def _seed_cell(finding: Finding, seed: int, findings: Findings) -> str | Sequenc
 
 
 def matches(findings: Findings) -> Table | None:
-    """What each arm was matched in, by what, and what it differs by in every budget."""
+    """How each arm was matched, and its difference in every budget."""
     if not any(f.arm.match for f in findings.arms):
         return None
     columns = ("arm", "matched in", "by", "changed", *(label for _, label in BUDGETS))
@@ -125,10 +125,12 @@ def matches(findings: Findings) -> Table | None:
         match = f.arm.match or {}
         residual = match.get("residual") or {}
         changed = "; ".join(f"{k} {_change(v)}" for k, v in (match.get("changed") or {}).items())
-        told = [words.percent(residual.get(key)) if match else "–" for key, _ in BUDGETS]
+        differences = [words.percent(residual.get(key)) if match else "–" for key, _ in BUDGETS]
         within = f"{match['budget']} within {100 * match['tol']:g} %" if match.get("tol") is not None else ""
         rows.append(
-            _row(f.name, within or str(match.get("budget", "–")), str(match.get("by", "–")), changed or "–", *told)
+            _row(
+                f.name, within or str(match.get("budget", "–")), str(match.get("by", "–")), changed or "–", *differences
+            )
         )
     other = findings.baseline.name
     note = f"What is left against {other} in each budget: a gain in one that was not matched has its price."
@@ -136,7 +138,7 @@ def matches(findings: Findings) -> Table | None:
 
 
 def rates(findings: Findings) -> Table | None:
-    """The mean over seeds at each learning rate, where several were tried."""
+    """The mean over seeds at each learning rate, if several were tried."""
     tried = sorted({r.lr for f in findings.arms for r in f.rates if r.lr is not None})
     if len(tried) < 2:
         return None
@@ -155,7 +157,7 @@ def _change(value: object) -> str:
 
 
 def runs(findings: Findings) -> Table:
-    """Every run there is, and where."""
+    """All runs with their folders."""
     metric = findings.sweep.metric
     tuned = any(run.lr is not None for run in findings.sweep.runs)
     columns = ("run", "arm", "seed", *(("learning rate",) if tuned else ()), "status", metric, "seconds", "overrides")
@@ -188,7 +190,7 @@ def lost(findings: Findings) -> Table | None:
 
 
 def trials(findings: Findings) -> Table:
-    """Of a search: its trials, best first."""
+    """The trials of a search, best first."""
     metric, sign = findings.sweep.metric, -1 if findings.sweep.maximize else 1
     done = [(v, run) for run in findings.sweep.runs if (v := run.value(metric)) is not None]
     done.sort(key=lambda pair: (sign * pair[0], pair[1].job))

@@ -1,4 +1,4 @@
-"""The report as a person reads it in a terminal."""
+"""The report in a terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STYLES = {
 
 
 def show(findings: Findings, page: Path, file: IO[str] | None = None) -> None:
-    """Verdicts, and where the page lies.
+    """Print the verdicts, and the path of the page.
 
     Args:
         findings: of the sweep

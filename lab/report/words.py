@@ -1,4 +1,4 @@
-"""Findings in words and numbers as a person reads them."""
+"""Findings as sentences and formatted numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lab.report.statistics import LEVEL, Comparison, Interval
 
 UNITS = {"loss": "nats", "bits_per_byte": "bits a byte", "tokens_per_second": "tokens/s"}
 MINUS = "−"
-HUGE = 1e12  # from here on digits tell nobody anything
+HUGE = 1e12  # above, digits are not shown
 
 
 def unit(metric: str) -> str:
@@ -20,7 +20,7 @@ def unit(metric: str) -> str:
 
 
 def plain(value: float | None, decimals: int = 4) -> str:
-    """A number with a real minus; a dash for none."""
+    """A number with a proper minus sign; a dash for none."""
     return "–" if value is None else _written(value, decimals)
 
 
@@ -34,7 +34,7 @@ def _written(value: float, decimals: int, sign: str = "") -> str:
 
 
 def decimals(half: float | None) -> int:
-    """As many as show two digits of an uncertainty."""
+    """Decimals that show two digits of an uncertainty."""
     if not half or not math.isfinite(half):
         return 4
     return min(max(1 - math.floor(math.log10(half)), 0), 6)
@@ -107,14 +107,14 @@ def _is_better(comparison: Comparison, findings: Findings) -> bool:
 
 
 def verdict(finding: Finding, findings: Findings) -> str:
-    """The headline of an arm, one sentence, what it lost included."""
-    said = _verdict(finding, findings)
+    """The verdict on an arm, with its lost runs, in one or two sentences."""
+    sentence = _verdict(finding, findings)
     lost = finding.lost
     if finding.interval is None or not lost:
-        return said
+        return sentence
     states = Counter(run.status if run.status != "completed" else "diverged" for run in lost)
-    told = " and ".join(f"{count} {status}" for status, count in states.items())
-    return f"{said} Of its {seeds(len(finding.runs))}, {told}."
+    listed = " and ".join(f"{count} {status}" for status, count in states.items())
+    return f"{sentence} Of its {seeds(len(finding.runs))}, {listed}."
 
 
 def _verdict(finding: Finding, findings: Findings) -> str:
@@ -140,20 +140,18 @@ def _comparison(comparison: Comparison, name: str, other: str, how: str, finding
     amount = f"{plain(abs(difference.mean), decimals(difference.half))}"
     if how == "unknown":
         direction = "lower" if difference.mean < 0 else "higher"
-        said = f"{amount} {of}".rstrip()
-        return f"One seed: cannot say whether {name} differs from {other} ({said} {direction} this once)."
+        sentence = f"{amount} {of}".rstrip()
+        return f"One seed: cannot say whether {name} differs from {other} ({sentence} {direction} this once)."
     n = seeds(difference.n)
     if how == "noise":
         found = f"{around(difference, sign=True)} {of}".rstrip()
-        said = f"{name} against {other}: no difference that {n} can tell from noise ({found}"
+        sentence = f"{name} against {other}: no difference that {n} can tell from noise ({found}"
         if (
             comparison.p is not None and comparison.p < 1 - LEVEL
-        ):  # its interval leaves 0 out: say why that is too little
+        ):  # its interval excludes 0: explain why that is not enough
             number = findings.comparisons
-            return (
-                f"{said}; alone {probability(comparison.p)}, among {number} comparisons {bare(comparison.corrected)})."
-            )
-        return f"{said}, {probability(comparison.corrected)})."
+            return f"{sentence}; alone {probability(comparison.p)}, among {number} comparisons {bare(comparison.corrected)})."
+        return f"{sentence}, {probability(comparison.corrected)})."
     spread = f"{amount} ± {plain(difference.half, decimals(difference.half))} {of}".rstrip()
     return f"{name} is {how} than {other} by {spread} ({n}, {probability(comparison.corrected)})."
 
@@ -168,7 +166,7 @@ def _loss(finding: Finding, findings: Findings) -> str:
 
 
 def state(findings: Findings) -> str:
-    """What stands on top of a sweep that is not whole; empty for one that is."""
+    """The note at the top of the report of an incomplete sweep; else empty."""
     total, lost, waiting = len(findings.sweep.runs), findings.lost, len(findings.unfinished)
     gone = Counter("diverged" if r.status == "completed" else r.status for r in lost if r.status != UNFINISHED)
     parts = []
@@ -179,9 +177,9 @@ def state(findings: Findings) -> str:
             f"Not finished: {waiting} of {total} runs have no result yet. Every figure below may still change."
         )
     if gone:
-        told = ", ".join(f"{count} {status}" for status, count in gone.items())
+        listed = ", ".join(f"{count} {status}" for status, count in gone.items())
         parts.append(
-            f"{sum(gone.values())} of {total} runs are lost ({told}). Comparisons are over the seeds that both arms "
+            f"{sum(gone.values())} of {total} runs are lost ({listed}). Comparisons are over the seeds that both arms "
             "have; an arm that loses its bad seeds looks better than it is."
         )
     return " ".join(parts)

@@ -180,7 +180,7 @@ STRANGE = {
     "the environment": ("d_model: ${oc.env:HOME}\n", "may not contain"),
     "a defaults list": ("defaults: [gpt2]\n", "no defaults list"),
     "broken": ("d_model: {64\n", "cannot be read as YAML"),
-    "no mapping": ("- 1\n", "must be a mapping"),
+    "must hold a mapping": ("- 1\n", "must be a mapping"),
     "an alias bomb": ("a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdef", "bcdefg", strict=True)
     ), "expands to more than"),

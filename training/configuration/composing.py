@@ -1,4 +1,4 @@
-"""The configuration of a run from its overrides: conf/ composed, or one message that says why not."""
+"""The configuration of a run from its overrides: conf/ composed, or one error message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def compose_config(overrides: Sequence[str], *, output_dir: str | None = None) -
 
     Args:
         overrides: in Hydra's grammar
-        output_dir: what ``paths.output_dir`` is to be; Hydra knows no run directory here
+        output_dir: value of ``paths.output_dir``, since Hydra has no run directory here
 
     Raises:
         ConfigError: the overrides cannot be composed

@@ -1,4 +1,4 @@
-"""conf/: where it lies, its groups and their options, and its composition by Hydra outside ``@hydra.main``."""
+"""conf/: its location, its groups and their options, and composition by Hydra outside ``@hydra.main``."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
-    """What Hydra makes of conf/ and these overrides, or raises of them."""
+    """Compose conf/ with overrides; raises Hydra's exceptions."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return compose("config", overrides=list(overrides))
 
 
 def options(group: str) -> list[str]:
-    """The files of a group, presets among those of ``model``; without the blocks, which need none."""
+    """The options of a group that have files, presets included; without registered blocks."""
     files = [p.stem for p in (CONF / group).glob("*.yaml")] if group else []
     return sorted([*files, *presets.names()] if group == "model" else files)
 
 
 def groups() -> list[str]:
-    """Every group, those of blocks too."""
+    """All groups, blocks included."""
     files = {p.parent.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml")} - {"."}
     return sorted({*files, *of_blocks()})
 

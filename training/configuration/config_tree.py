@@ -15,11 +15,11 @@ PARTS = ("model", "data", "task", "optimizer", "scheduler", "trainer", "callback
 
 
 def show(plain: Mapping[str, Any], directory: Path, print_config: bool) -> None:
-    """Print the tree if asked to, and save it as ``config_tree.log``."""
+    """Print the tree if ``print_config``, and save it as ``config_tree.log``."""
     tree = Tree("configuration")
     for key in [*PARTS, *(k for k in plain if k not in PARTS)]:
         value = plain[key]
-        if key == "task":  # it repeats model, optimizer and scheduler, which stand beside it
+        if key == "task":  # it repeats model, optimizer and scheduler
             value = {k: v for k, v in value.items() if k not in ("model", "optimizer", "scheduler")}
         _grow(tree, key, value)
     if print_config:

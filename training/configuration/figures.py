@@ -1,4 +1,4 @@
-"""Which figures a run will have, known before it starts: nothing trains for hours towards a figure it cannot have."""
+"""Determine before a run which figures it will log, so that none is missing after hours of training."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ KEEPERS = ("Keeper", "ModelCheckpoint")  # without their figure they keep no bes
 
 
 def check(plain: Mapping[str, Any], compared: bool = False) -> None:
-    """Refuse figures that are misspelt, and those that something depends on and that will not be measured.
+    """Refuse misspelt figures, and required ones that will not be measured.
 
-    Callbacks may log further figures, so of unknown names only near misses are refused.
+    Callbacks may log other figures, so unknown names are refused only if they are near a known one.
 
     Args:
         plain: a composed configuration
-        compared: whether other runs are compared with this one by ``optimized_metric``, as in a sweep
+        compared: whether runs are compared by ``optimized_metric``, as in a sweep
 
     Raises:
         ConfigError: at the figure
@@ -36,10 +36,10 @@ def check(plain: Mapping[str, Any], compared: bool = False) -> None:
 
 
 def check_composed(config: DictConfig) -> None:
-    """The same for the first run of a sweep, before anything else is known of it.
+    """``check`` for the first run of a sweep, before it is resolved.
 
     Args:
-        config: as composed; what refers to something else is let through
+        config: as composed; interpolations are not checked
 
     Raises:
         ConfigError: at the figure
@@ -53,7 +53,7 @@ def refuse_unmeasured(path: str, figure: Any, plain: Mapping[str, Any]) -> None:
     """Refuse a figure that this run will not measure.
 
     Args:
-        path: where it is asked for
+        path: the setting that names it
         figure: its name
         plain: a composed configuration
 
@@ -66,18 +66,18 @@ def refuse_unmeasured(path: str, figure: Any, plain: Mapping[str, Any]) -> None:
 
 
 def left_out(plain: Mapping[str, Any]) -> str | None:
-    """One line on the figures that were asked for and that this run goes without; None if it has all of them."""
+    """One line on the requested figures that this run will not measure; None if it measures all."""
     missing = _unmeasured(plain)
-    told = [
+    parts = [
         f"{path}={figure} ({missing[stage]})"
         for path, figure in _asked(plain).items()
         if figure in FIGURES and (stage := figure.partition("/")[0]) in missing
     ]
-    return f"note: not measured in this run: {', '.join(told)}" if told else None
+    return f"note: not measured in this run: {', '.join(parts)}" if parts else None
 
 
 def _asked(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Path → figure, wherever one is named."""
+    """Path → figure, for every setting that names one."""
     asked = {"optimized_metric": plain["optimized_metric"]}
     for name, callback in (plain["callbacks"] or {}).items():
         if isinstance(callback, Mapping) and "monitor" in callback:
@@ -86,7 +86,7 @@ def _asked(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _needed(plain: Mapping[str, Any], compared: bool) -> set[str]:
-    """Paths of the figures that something cannot do without: a comparison, or a callback that acts on it."""
+    """Paths of the required figures: those of a comparison, or of a callback that acts on it."""
     callbacks = (plain["callbacks"] or {}).items()
     acting = {
         f"callbacks.{name}.monitor"
@@ -97,7 +97,7 @@ def _needed(plain: Mapping[str, Any], compared: bool) -> set[str]:
 
 
 def _unmeasured(plain: Mapping[str, Any]) -> dict[str, str]:
-    """Stage → the setting because of which it measures nothing."""
+    """Stage → the setting that disables its measurements."""
     missing = {} if plain["test"] else {"test": "test=false"}
     for stage in STAGES:
         for path, holder in (("data.corpus", plain["data"].get("corpus")), ("trainer", plain["trainer"])):

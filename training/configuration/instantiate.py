@@ -1,7 +1,7 @@
-"""``_target_`` nodes (trainer, callbacks, loggers, data, optimizers) checked before they are called.
+"""Check and call ``_target_`` nodes (trainer, callbacks, loggers, data, optimizers).
 
-Models never come this way: see registry/build.py. A ``_target_`` calls whatever it names, so it belongs in one's own
-configuration only; what is checked here is for the person who mistyped a key.
+Models are not built here: see registry/build.py. A ``_target_`` calls whatever it names, so use it in your own
+configuration only; these checks catch mistyped keys, not attacks.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ EXTRAS = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard", "m
 
 
 def check_target(node: Any, path: str, skip: tuple[str, ...] = ()) -> None:
-    """Refuse unknown and missing arguments and wrong types of a ``_target_`` node and of those inside it.
+    """Refuse unknown and missing arguments and wrong types in a ``_target_`` node and nested ones.
 
     Args:
         node: plain types
-        path: where it stands
-        skip: keys whose values are somebody else's to check
+        path: of the node
+        skip: keys whose values are checked elsewhere
 
     Raises:
         ConfigError
@@ -69,7 +69,7 @@ def _check_arguments(node: Mapping[str, Any], path: str, skip: tuple[str, ...]) 
 def _signature(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     """Parameters and annotations by name; a constructor that takes ``*args, **settings`` has its base class's too.
 
-    One that takes ``**kwargs`` alone hands them elsewhere: Lightning's TensorBoardLogger does.
+    One that takes only ``**kwargs`` passes them elsewhere, like Lightning's TensorBoardLogger.
     """
     classes = target.__mro__[:-1] if inspect.isclass(target) else ()
     constructors = [vars(c)["__init__"] for c in classes if "__init__" in vars(c)]
@@ -79,7 +79,7 @@ def _signature(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any
         own = {k: p for k, p in inspect.signature(function).parameters.items() if k != "self"}
         handed_on = {k for k, p in parameters.items() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
         parameters = {**own, **{k: p for k, p in parameters.items() if k not in handed_on}}
-        with contextlib.suppress(Exception):  # annotations that only their own module can resolve
+        with contextlib.suppress(Exception):  # annotations that only resolve in their module
             hints = {**typing.get_type_hints(function, include_extras=True), **hints}
         kinds = {p.kind for p in own.values()}
         if not {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} <= kinds:
@@ -91,19 +91,19 @@ def find_target(dotted: str, path: str) -> Any:
     """The class or function of a dotted path.
 
     Raises:
-        ConfigError: there is none, or its package is not installed (naming the extra that brings it)
+        ConfigError: there is none, or its package is not installed (naming the extra)
     """
     from hydra.utils import get_object
 
     try:
         return get_object(dotted)
-    except Exception as error:  # Hydra wraps whatever an import raised
+    except Exception as error:  # Hydra wraps any exception of an import
         rule = f"cannot be imported ({' '.join(str(error).split())})"
         raise ConfigError(f"{path}._target_", dotted, rule, "Check the spelling and what is installed") from None
 
 
 def instantiate(node: Any, path: str) -> Any:
-    """Call a checked ``_target_`` node; what its constructor refuses becomes a ConfigError with the path."""
+    """Call a checked ``_target_`` node; errors of its constructor become a ConfigError with the path."""
     import hydra.utils
     from hydra.errors import InstantiationException
 
@@ -124,4 +124,4 @@ def _refusal(cause: BaseException, node: Mapping[str, Any], path: str) -> Config
         extra = next((f"blockwright[{x}]" for name, x in EXTRAS.items() if name in str(cause)), None)
         remedy = f"pip install '{extra}'" if extra else "Install the missing package"
         return ConfigError(path, node.get("_target_"), f"needs a package that is not installed ({reason})", remedy)
-    return ConfigError(path, node.get("_target_"), f"was refused ({reason})", f"Look at the values under {path}")
+    return ConfigError(path, node.get("_target_"), f"was refused ({reason})", f"Check the values under {path}")

@@ -1,4 +1,4 @@
-"""Overrides and options of Hydra's command line that are handed on to another process."""
+"""Overrides and options of Hydra's command line that are passed to another process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CONFIG_FLAGS = ("--config-name", "-cn", "--config-dir", "-cd", "--config-path", 
 
 
 def config_flags(arguments: list[str]) -> list[str]:
-    """Those of Hydra's options that say where its configuration is."""
+    """Hydra's options that locate the configuration."""
     found: list[str] = []
     for i, argument in enumerate(arguments):
         if argument in CONFIG_FLAGS:
@@ -20,11 +20,11 @@ def config_flags(arguments: list[str]) -> list[str]:
 
 
 def kept(overrides: list[str]) -> list[str]:
-    """Those overrides of Hydra's own configuration that a job needs when it runs by itself."""
+    """Overrides of Hydra's own configuration that a job needs when it runs alone."""
     return [o for o in overrides if o.lstrip("+").startswith("hydra.searchpath")]
 
 
 def quoted(value: Path | str) -> str:
-    """A path as Hydra's grammar of overrides takes it, whatever characters it has."""
+    """A path quoted for Hydra's override grammar."""
     escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(value))
     return f"'{escaped}'"

@@ -1,6 +1,6 @@
-"""Callbacks and loggers of the default run whose packages extras bring, refused before any of them is imported.
+"""Refuse callbacks and loggers of the default run whose extras are not installed, before importing them.
 
-Those of other loggers are refused when these are built, which is before training too.
+Other loggers are refused when they are built, also before training.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NEEDS = {  # class → extra, packages of which it needs one
 
 
 def check(plain: Mapping[str, Any]) -> None:
-    """Refuse callbacks and loggers without their packages, all in one message.
+    """Refuse callbacks and loggers without their packages, in one message.
 
     Args:
         plain: a configuration

@@ -1,7 +1,7 @@
-"""What a kept configuration leaves open: the folder of the run (``${run_dir}``) and secrets (``${oc.env:NAME}``).
+"""Placeholders in saved configurations: the run's folder (``${run_dir}``) and secrets (``${oc.env:NAME}``).
 
-So every command that uses the configuration writes into a folder of its own and never back into the old run, and the
-file can be moved to another machine.
+So every command that uses the configuration writes to its own folder and never to the old run's, and the file can be
+moved to another machine.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from registry import ConfigError
 
 RUN_DIR, NOW = "${run_dir}", "${now}"
 SECRET = re.compile(r"\$\{oc\.env:(\w+)\}")
-ANY = "/run_dir"  # the folder of a composition that has none yet; ``portable`` takes it out again
-KEPT = ("lightning_cli.yaml", "checkpoints")  # what a run leaves in its folder
+ANY = "/run_dir"  # stands for a folder not yet chosen; ``portable`` replaces it
+KEPT = ("lightning_cli.yaml", "checkpoints")  # in the folder of a run
 
 
 def template(log_dir: str, task_name: str) -> str:
-    """Where new runs of a task go: ``logs/train/cli/${now}``."""
+    """Folder of new runs of a task: ``logs/train/cli/${now}``."""
     return f"{log_dir}/{task_name}/cli/{NOW}"
 
 
 def portable(value: Any, folder: str) -> Any:
-    """Plain values, with ``${run_dir}`` for a folder wherever a text names it or what lies in it."""
+    """Plain values with ``${run_dir}`` in place of a folder in all strings."""
     named = re.compile(rf"(?<![\w.-]){re.escape(folder.rstrip('/'))}(?=/|$)")
     return _texts(value, lambda text: named.sub(RUN_DIR, text))
 
 
 def choose(run_dir: str, resumed: str | None = None) -> str:
-    """The folder of this run, and the same for the processes that it starts.
+    """Choose the folder of this run, also for the processes that it starts.
 
     Args:
         run_dir: as configured; ``${now}`` in it becomes the time
-        resumed: the checkpoint that training resumes from, whose run may go on in its own folder
+        resumed: the checkpoint to resume from, whose run may continue in its own folder
 
     Raises:
-        ConfigError: something is there already
+        ConfigError: the folder is not empty
     """
     chosen = run_dir.replace(NOW, f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}")
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
@@ -52,22 +52,22 @@ def choose(run_dir: str, resumed: str | None = None) -> str:
         free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
         own = resumed is not None and Path(resumed).resolve().parent.parent == folder.resolve()
         if not free and not own:
-            rule = "is the folder of a new run, and something is there already"
+            rule = "is the folder of a new run, but is not empty"
             raise ConfigError("run_dir", chosen, rule, "Leave out --run_dir, or name a folder that is new or empty")
         sys.argv.append(f"--run_dir={chosen}")  # Lightning starts the other processes with these arguments
     return chosen
 
 
 def beside(run_dir: str) -> str:
-    """Where a configuration that is used again writes, if this run's folder was named: a new one beside it."""
+    """The folder for reusing a configuration whose run's folder was named: a new one beside it."""
     return run_dir if NOW in run_dir else f"{Path(run_dir).parent}/{NOW}"
 
 
 def filled(settings: Namespace, run_dir: str) -> Namespace:
-    """A configuration with a folder in place of ``${run_dir}``, and secrets from the environment in theirs.
+    """A configuration with ``${run_dir}`` replaced by a folder, and secrets by their values in the environment.
 
-    A file of before there were placeholders names the folder of the run that wrote it, where the trainer is to write;
-    that is replaced likewise. A checkpoint in it that is read stays.
+    Older files have the folder of the run that wrote them where the trainer writes; that is replaced too, but not the
+    path of a checkpoint to read.
 
     Args:
         settings: of a subcommand
@@ -86,11 +86,11 @@ def _from_environment(found: re.Match[str]) -> str:
 
 
 def refuse_to_overwrite(trainer: L.Trainer, ckpt_path: str | None) -> None:
-    """Refuse to keep checkpoints where those of another run are.
+    """Refuse to write checkpoints where another run has its own.
 
     Args:
         trainer: with its callbacks
-        ckpt_path: the checkpoint to resume from, whose run may go on in its own folder
+        ckpt_path: the checkpoint to resume from, whose run may continue in its own folder
 
     Raises:
         ConfigError
@@ -104,7 +104,7 @@ def refuse_to_overwrite(trainer: L.Trainer, ckpt_path: str | None) -> None:
 
 
 def _texts(value: Any, change: Callable[[str], str]) -> Any:
-    """Plain values and namespaces with every text in them changed."""
+    """Plain values and namespaces with every string changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Namespace):

@@ -1,4 +1,4 @@
-"""Hydra's refusals in this project's words, and the one that Hydra does not make."""
+"""Convert Hydra's errors to ConfigErrors, and refuse what Hydra ignores silently."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from registry.catalogue import Entry
 from training.configuration.conf import composed, groups, of_blocks, options
 from training.configuration.renamed import RENAMED
 
-REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what composing raises for a user's mistake
+REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # raised by composing for a user's mistake
 _EMPTY = re.compile(r"\+{0,2}([^=~@]+)=\s*\{\s*\}\s*")
 _TYPES = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "String": "a string"}
 
@@ -46,7 +46,7 @@ def _unreadable(error: BaseException, text: str, overrides: Sequence[str]) -> Co
         return None
     mark = getattr(error, "problem_mark", None)
     where = f"{mark.name}:{mark.line + 1}" if mark else "configuration"
-    rule = f"is no YAML ({getattr(error, 'problem', None) or text.splitlines()[0]})"
+    rule = f"is not YAML ({getattr(error, 'problem', None) or text.splitlines()[0]})"
     return ConfigError(where, "…", rule, "Fix that line; quote values that hold braces, colons or ${…} in {…}")
 
 
@@ -65,13 +65,13 @@ def _no_name(error: BaseException, text: str, overrides: Sequence[str]) -> Confi
         group, _, value = override.partition("=")
         known = options(group)
         if known and value not in known:
-            rule = "a group is set to the name of one of its files"
+            rule = "a group must be set to the name of one of its files"
             return ConfigError(group, value, rule, did_you_mean(value, known))
     return None
 
 
 def is_no_name(error: BaseException) -> bool:
-    """Whether Hydra was given ``model=null`` or ``model=3``, for which it has no exception of its own."""
+    """Whether the error is Hydra's for ``model=null`` or ``model=3``, which has no class of its own."""
     return isinstance(error, ValueError) and str(error).startswith("Config group override must be a string")
 
 
@@ -82,7 +82,7 @@ def _no_option(error: BaseException, text: str, overrides: Sequence[str]) -> Con
     group, _, option = found[1].rpartition("/")
     if found[1] in RENAMED:
         value = RENAMED[found[1]]
-        rule = "is now a part of a preset, and no option of its own"
+        rule = "is now a part of a preset, not an option"
         return ConfigError(group, option, rule, f"Write {group}={value}, or the block by its name and its values")
     if group.endswith("/of"):  # model/<kind>/of/NAME
         kind = group.split("/")[1]
@@ -91,7 +91,7 @@ def _no_option(error: BaseException, text: str, overrides: Sequence[str]) -> Con
     known = list((error.options if isinstance(error, MissingConfigException) else None) or options(group))
     if not known:
         return ConfigError(group or option, option, "there is no such group or file", "See: python train.py --help")
-    return ConfigError(group, option, f"is no option of {group}", did_you_mean(option, known))
+    return ConfigError(group, option, f"is not an option of {group}", did_you_mean(option, known))
 
 
 def _no_group(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
@@ -101,13 +101,13 @@ def _no_group(error: BaseException, text: str, overrides: Sequence[str]) -> Conf
     group = found[1]
     value = next((o.partition("=")[2] for o in overrides if o.partition("=")[0] == group), None)
     if group == "ablation":
-        rule = "is a comparison of many runs, and no part of one"
+        rule = "is a comparison of many runs, not part of one"
         return ConfigError(group, value, rule, f"Write: blockwright ablate {value}")
     if group in ("hardware", "planner"):
         rule = "is what blockwright plan reads, and no part of a run"
         return ConfigError(group, value, rule, f"Write: blockwright plan model=NAME gpus=N gpu={value}")
     if group == "preset":
-        return ConfigError(group, value, "is where presets lie, and a model is chosen by name", f"Write model={value}")
+        return ConfigError(group, value, "is the folder of presets; choose a model by name", f"Write model={value}")
     rule = "the composition selects nothing for this group, so there is nothing to replace"
     if group in of_blocks():
         return ConfigError(group, value, rule, f"Add it: +{group}={value}")
@@ -119,7 +119,7 @@ def _there_already(error: BaseException, text: str, overrides: Sequence[str]) ->
     if not found:
         return None
     override = next((o for o in overrides if o.startswith(f"+{found[1]}=")), f"+{found[1]}=…")
-    rule = "+ adds a setting, and this one is there already"
+    rule = "+ adds a setting, but this one exists already"
     return ConfigError(found[1], override.partition("=")[2], rule, f"Leave out the +: {override[1:]}")
 
 
@@ -128,7 +128,7 @@ def _chosen_already(error: BaseException, text: str, overrides: Sequence[str]) -
     if not found:
         return None
     value = next((o.partition("=")[2] for o in overrides if o.startswith(f"+{found[1]}=")), "…")
-    rule = "+ adds a group, and one of its options is chosen already"
+    rule = "+ adds a group, but one of its options is chosen already"
     return ConfigError(found[1], value, rule, f"Leave out the +: {found[1]}={value}")
 
 
@@ -145,14 +145,14 @@ def _unknown_key(error: BaseException, text: str, overrides: Sequence[str]) -> C
     if "/" in path:
         return ConfigError(path, value, "there is no such group", did_you_mean(path, groups()))
     parts = path.split(".")
-    path = ".".join(parts[: parts.index(key) + 1]) if key in parts else path  # nothing below it is known either
+    path = ".".join(parts[: parts.index(key) + 1]) if key in parts else path  # nothing below it exists either
     for block in _blocks(owner, parts[-2:-1]):
         if key in block.schema.fixed:
             return fixed(block, key, value, path.rpartition(".")[0])
     holder = owner.removesuffix("Config") + "'s parameters" if owner else path.rpartition(".")[0] or "the configuration"
     siblings = _parameters(owner, parts[-2:-1]) or _model_keys(path) or _siblings(path, overrides)
     file = re.search(r"In '([^']+)'", text)
-    rule = f"there is no {key!r} in {holder}" + (f", where {file[1]}.yaml writes it" if file else "")
+    rule = f"there is no {key!r} in {holder}" + (f", set in {file[1]}.yaml" if file else "")
     remedy = did_you_mean(key, siblings, "See: python train.py --cfg job")
     if "_target_" in siblings:  # the file need not name every argument of the class
         remedy += f". For an argument of its class that is not listed: +{path}={value}"
@@ -176,7 +176,7 @@ READINGS = (
 
 
 def _parameters(owner: str | None, kind: Sequence[str]) -> list[str]:
-    """What the block whose schema has this name takes, which spares composing once more."""
+    """The parameters of the block whose schema has this name, without composing again."""
     return [key for block in _blocks(owner, kind) for key in ("name", *block.schema.parameters)]
 
 
@@ -187,7 +187,7 @@ def _blocks(owner: str | None, kind: Sequence[str]) -> list[Entry]:
 
 
 def _model_keys(path: str) -> list[str]:
-    """What may stand beside a key of the model itself, likewise."""
+    """The keys of the model itself, likewise."""
     return [f.name for f in fields(ModelConfig)] + registry.kinds() if path.rpartition(".")[0] == "model" else []
 
 
@@ -197,7 +197,7 @@ def _selections(overrides: Sequence[str]) -> list[str]:
 
 
 def _siblings(path: str, overrides: Sequence[str]) -> list[str]:
-    """Keys beside the last of ``path`` in the composition as far as it composes."""
+    """Keys beside the last one of ``path``, in the composition of the selections."""
     for attempt in (_selections(overrides), []):
         try:
             node = OmegaConf.select(composed(attempt), path.rpartition(".")[0] or "")
@@ -212,7 +212,7 @@ def refuse_empty(found: DictConfig, overrides: Sequence[str]) -> None:
     """Refuse ``key={}`` for a mapping that is not empty: Hydra merges mappings, so it would change nothing.
 
     Args:
-        found: what the overrides were composed to
+        found: the composed configuration
         overrides: in Hydra's grammar
 
     Raises:
@@ -222,13 +222,13 @@ def refuse_empty(found: DictConfig, overrides: Sequence[str]) -> None:
         if written := _EMPTY.fullmatch(override):
             there = OmegaConf.select(found, written[1])
             if isinstance(there, DictConfig) and len(there):
-                rule = f"is merged with what is there ({', '.join(map(str, there))}), so it would change nothing"
+                rule = f"is merged with the existing mapping ({', '.join(map(str, there))}), so it would change nothing"
                 raise ConfigError(written[1], "{}", rule, _instead_of_empty(written[1])) from None
 
 
 def _instead_of_empty(path: str) -> str:
-    """What to write for a mapping that is to be another, or none."""
+    """The remedy for replacing or removing a mapping."""
     group = path.replace(".", "/")
     if known := sorted({*options(group), *registry.names(path.rpartition(".")[2])}):
         return f"Choose another: {group}=<{'|'.join(known)}>"
-    return f"For none of it write {path}=null, or change its keys one by one"
+    return f"To remove it write {path}=null, or change its keys one by one"

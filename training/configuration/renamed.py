@@ -1,7 +1,7 @@
-"""Names of older versions and what they are called now: options of groups, and classes that have moved.
+"""Names of older versions and their replacements: options of groups, and classes that have moved.
 
-Parts of published models once had files and names of their own. Classes are named by configurations that runs of older
-versions have left, as files and in checkpoints.
+Parts of published models once had their own files and names. Configuration files and checkpoints of older versions
+contain class paths.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MOVED = {"training.causal_lm.CausalLM": "training.tasks.causal_lm.CausalLM"}
 
 
 def with_moved(value: Any) -> Any:
-    """Plain values with the present path of every class that has moved, where a node names its class."""
+    """Plain values with the current path of every class that has moved."""
     if isinstance(value, Mapping):
         return {k: _moved(v) if k in ("_target_", "class_path") else with_moved(v) for k, v in value.items()}
     return [with_moved(inner) for inner in value] if isinstance(value, list) else value

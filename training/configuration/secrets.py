@@ -1,6 +1,6 @@
-"""What a configuration has read from the environment stays out of every file: it may be a password or a key.
+"""Keep values read from the environment out of every file: they may be passwords or keys.
 
-``logger.wandb.api_key=${oc.env:KEY}`` works, and what is written down of the run says ``${oc.env:KEY}`` in its place.
+``logger.wandb.api_key=${oc.env:KEY}`` works, and files of the run contain ``${oc.env:KEY}`` in its place.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from registry import ConfigError
 
-PLACES = {"PROJECT_ROOT"}  # variables that hold a folder, which is written down
-SHORTEST = 6  # characters: what is shorter is no secret, and would be found in words that have nothing to do with it
+PLACES = {"PROJECT_ROOT"}  # variables with a folder, which may be written
+SHORTEST = 6  # characters: shorter values are not secrets, and would match unrelated words
 
 
 def read_from_environment(cfg: DictConfig) -> dict[str, str]:
-    """What resolving a configuration takes from the environment: value → what stands in the configuration for it."""
+    """Values that resolving a configuration reads from the environment → their interpolation."""
     taken: dict[str, str] = {}
 
     def look(name: str, *default: Any) -> Any:
@@ -33,7 +33,7 @@ def read_from_environment(cfg: DictConfig) -> dict[str, str]:
     OmegaConf.register_new_resolver("oc.env", look, replace=True)
     try:
         OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException:  # told of where it matters
+    except OmegaConfBaseException:  # reported where it matters
         pass
     finally:
         OmegaConf.register_new_resolver("oc.env", before, replace=True)
@@ -41,7 +41,7 @@ def read_from_environment(cfg: DictConfig) -> dict[str, str]:
 
 
 def hidden(value: Any, taken: Mapping[str, str]) -> Any:
-    """Plain values with what was taken from the environment replaced by where it was taken from."""
+    """Plain values with values from the environment replaced by their interpolation."""
     if isinstance(value, Mapping):
         return {key: hidden(inner, taken) for key, inner in value.items()}
     if isinstance(value, list):
@@ -53,7 +53,7 @@ def hidden(value: Any, taken: Mapping[str, str]) -> Any:
 
 
 def refuse_in_model(model: Any, taken: Mapping[str, str], path: str = "model") -> None:
-    """A composition is in every checkpoint, so nothing of the environment may be in it.
+    """Refuse values from the environment in a composition, which is stored in every checkpoint.
 
     Raises:
         ConfigError
@@ -62,5 +62,5 @@ def refuse_in_model(model: Any, taken: Mapping[str, str], path: str = "model") -
     for key, inner in items:
         refuse_in_model(inner, taken, f"{path}.{key}")
     if isinstance(model, str) and (shown := hidden(model, taken)) != model:
-        rule = "comes from the environment, and the composition is written into every checkpoint"
-        raise ConfigError(path, shown, rule, "Write the value itself, if it is no secret")
+        rule = "comes from the environment, but the composition is written to every checkpoint"
+        raise ConfigError(path, shown, rule, "Write the value itself, if it is not a secret")

@@ -1,7 +1,7 @@
-"""Settings of Lightning's Trainer that it takes and then fails on, or that mean something else than they say.
+"""Settings of Lightning's Trainer that it accepts and then fails on, or that are misleading.
 
-Types and names of arguments are checked against the Trainer's own signature (instantiate.py); here are ranges and
-names of values, which no annotation holds, so that a mistake is a message and not a traceback of Lightning's.
+Types and names of arguments are checked against the Trainer's signature (instantiate.py); here are ranges and names of
+values, which it does not declare, so that a mistake is a message and not a traceback.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from registry import ConfigError, did_you_mean
 
 
 class Least(NamedTuple):
-    """The least value of a number, and what it is."""
+    """The minimum of a number, and its meaning."""
 
     value: int
     rule: str
@@ -25,7 +25,7 @@ LEAST = {
     "accumulate_grad_batches": Least(1, "counts batches, and a step needs one"),
     "check_val_every_n_epoch": Least(1, "counts epochs between validations; null counts steps instead"),
     "fast_dev_run": Least(0, "counts batches; 0 is an ordinary run"),
-    "gradient_clip_val": Least(0, "is the length to which gradients are cut; below 0 it would turn them round"),
+    "gradient_clip_val": Least(0, "is the norm to which gradients are clipped; below 0 it would invert them"),
     "log_every_n_steps": Least(0, "counts steps; 0 never logs"),
     "max_epochs": Least(-1, "counts epochs; -1 leaves the end to trainer.max_steps"),
     "max_steps": Least(-1, "counts optimizer steps; -1 leaves the end to trainer.max_epochs"),
@@ -47,11 +47,11 @@ TIME = re.compile(r"\d+:\d\d:\d\d:\d\d")
 
 
 def check(trainer: Mapping[str, Any], train: bool) -> None:
-    """Refuse values of the trainer that cannot be right.
+    """Refuse invalid values of the trainer.
 
     Args:
         trainer: the ``trainer`` node, as plain types
-        train: whether it is to train
+        train: whether the run trains
 
     Raises:
         ConfigError: at ``trainer.<key>``
@@ -63,7 +63,7 @@ def check(trainer: Mapping[str, Any], train: bool) -> None:
     for key in SHARES:
         value = trainer.get(key)
         if _is_number(value) and not (0 <= value <= 1 or (value > 1 and value % 1 == 0)):
-            rule = "is a share of the batches from 0 to 1, or a whole number of them"
+            rule = "must be a fraction of the batches from 0 to 1, or a number of them"
             raise ConfigError(f"trainer.{key}", value, rule, f"Write trainer.{key}=0.5 or trainer.{key}=10")
     for key, known in CHOICES.items():
         value = trainer.get(key)
@@ -83,7 +83,7 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def _check_interval(trainer: Mapping[str, Any]) -> None:
-    """Steps between validations, or a share of an epoch where epochs are counted, or a time."""
+    """Check the interval: steps between validations, a fraction of an epoch if epochs are counted, or a time."""
     value, path = trainer.get("val_check_interval"), "trainer.val_check_interval"
     if not _is_number(value):
         return
@@ -91,12 +91,12 @@ def _check_interval(trainer: Mapping[str, Any]) -> None:
         raise ConfigError(path, value, "counts steps between validations", "Write a number of steps, or null for none")
     if isinstance(value, float):
         if trainer.get("check_val_every_n_epoch", 1) is None:
-            rule = "is a share of an epoch, and steps are counted here (trainer.check_val_every_n_epoch is null)"
+            rule = "is a fraction of an epoch, but steps are counted (trainer.check_val_every_n_epoch is null)"
             raise ConfigError(
                 path, value, rule, "Write a number of steps, or trainer.check_val_every_n_epoch=1 as well"
             )
         if value > 1:
-            raise ConfigError(path, value, "is a share of an epoch, at most 1.0", "Write a whole number for steps")
+            raise ConfigError(path, value, "is a fraction of an epoch, at most 1.0", "Write a whole number for steps")
 
 
 def _check_time(trainer: Mapping[str, Any]) -> None:
@@ -104,12 +104,12 @@ def _check_time(trainer: Mapping[str, Any]) -> None:
         value = trainer.get(key)
         counts = key == "val_check_interval" and _is_number(value)
         if not (value is None or counts or isinstance(value, Mapping) or TIME.fullmatch(str(value))):
-            rule = "is a time as days:hours:minutes:seconds"
+            rule = "must be a time as days:hours:minutes:seconds"
             raise ConfigError(f"trainer.{key}", value, rule, f"Write trainer.{key}='00:12:00:00' for twelve hours")
 
 
 def _check_devices(devices: Any) -> None:
-    """How many, or which: 2, auto, -1, [0, 2] or the same as text."""
+    """Check the number or list of devices: 2, auto, -1, [0, 2] or the same as text."""
     given = [part.strip() for part in devices.split(",") if part.strip()] if isinstance(devices, str) else devices
     if devices in ("auto", -1, "-1") or (isinstance(devices, str) and devices.isdigit() and int(devices) > 0):
         return
@@ -120,20 +120,20 @@ def _check_devices(devices: Any) -> None:
             return
     elif isinstance(devices, int) and not isinstance(devices, bool) and devices > 0:
         return
-    rule = "says how many processes share the work, a device each, or which devices"
+    rule = "must be the number of processes, with a device each, or a list of devices"
     raise ConfigError("trainer.devices", devices, rule, "Write a number from 1 on, a list such as [0,1], or auto")
 
 
 def _check_strategy(trainer: Mapping[str, Any]) -> None:
-    """Lightning's names, of those that run here; parallel/refusals.py looks at what each needs."""
+    """Check Lightning's strategy names; parallel/refusals.py checks what each needs."""
     name, path = trainer.get("strategy", "auto"), "trainer.strategy"
     if (isinstance(name, Mapping) and name) or str(name).startswith(("fsdp", "deepspeed")):
         return
     if str(name).startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
-        rule = "starts its processes inside this one, which ends without their weights and figures"
-        raise ConfigError(path, name, rule, "Write trainer.strategy=ddp, which starts them as commands of their own")
+        rule = "forks its processes from this one, which does not get their weights and figures"
+        raise ConfigError(path, name, rule, "Write trainer.strategy=ddp, which starts them as separate commands")
     if name == "model_parallel":
         raise ConfigError(path, name, "needs a plan for each layer", "Write trainer=fsdp_tp, which has them")
     if name not in STRATEGIES:
         known = did_you_mean(name, (*STRATEGIES, "deepspeed", "fsdp"))
-        raise ConfigError(path, name, "is no strategy that runs here", known)
+        raise ConfigError(path, name, "is not a supported strategy", known)

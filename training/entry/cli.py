@@ -2,8 +2,8 @@
 
 ``to_cli`` maps a composed configuration onto the CLI's names; nothing is configured twice. Values that live inside
 the composition are changed through ``--compose`` (Hydra overrides): Lightning CLI replaces a nested dictionary as a
-whole when one key of it is given. Every command writes into a folder of its own (see placeholders.py), so a run
-that is repeated, resumed or measured stays as it is. Left out: subcommands of the tuner.
+whole when one key of it is given. Every command writes to its own folder (see placeholders.py), so a run that is
+repeated, resumed or measured is unchanged. Not supported: subcommands of the tuner.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from training.tasks.lookup import is_task
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 FILE = "lightning_cli.yaml"  # in the folder of a run: its configuration, for ``--config``
-MODE = "settings"  # of the parser: YAML in which a class may still have the path that it had in an older version
+MODE = "settings"  # of the parser: YAML in which a class may have its path of an older version
 set_loader(MODE, lambda text: with_moved(get_loader("yaml")(text)), exceptions=(yaml.YAMLError,))
 
 
 def to_cli(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A checked configuration → a Lightning CLI configuration: ``_target_`` becomes class_path and init_args.
 
-    Paths in the run's folder begin with ``${run_dir}`` instead, which each use of the configuration chooses again.
+    Paths in the run's folder begin with ``${run_dir}``, which each use of the configuration chooses.
     """
     trainer = {k: _class(v) for k, v in plain["trainer"].items() if k not in ("_target_", *OWN)}
     trainer["callbacks"] = [_class(v) for v in (plain["callbacks"] or {}).values() if v]
@@ -87,7 +87,7 @@ class ComposeAction(Action):
     ) -> None:
         cfg = compose_config(values, output_dir=placeholders.ANY)
         if (checkpoint := _value_of("--ckpt_path", sys.argv)) is not None:
-            cfg.ckpt_path = checkpoint  # which the checks of what is resumed and overwritten have to know
+            cfg.ckpt_path = checkpoint  # needed by the checks of resuming and overwriting
         plain = preflight(cfg)
         if note := figures.left_out(plain):
             print(note, file=sys.stderr)
@@ -98,17 +98,17 @@ class ComposeAction(Action):
 
 
 class Saved(SaveConfigCallback):
-    """The configuration in the run's folder, as portable as it was given: the folder and secrets are not spelt out."""
+    """Saves the configuration in the run's folder, with placeholders for the folder and secrets."""
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / FILE).exists():  # else it is this run's own, which resumes here
+        if not (folder / FILE).exists():  # else it is this run's own, resumed here
             (folder / FILE).write_text(self.parser.dump(self.config, skip_none=False))
 
 
-class FrontDoor(LightningCLI):
-    """The CLI of this project: composed by default, and a checkpoint does not overrule the command line."""
+class ComposedCLI(LightningCLI):
+    """Lightning CLI with a composed default configuration, in which a checkpoint does not override the command line."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = super().init_parser(**kwargs)
@@ -140,7 +140,7 @@ class FrontDoor(LightningCLI):
         super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning lets a checkpoint's hyper-parameters win over the command line; here the command line is right."""
+        """Do nothing: Lightning would let a checkpoint's hyper-parameters override the command line."""
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
@@ -157,7 +157,7 @@ class FrontDoor(LightningCLI):
             check_init(Path(given["init_from"]), read(given["model"]))
 
     def instantiate_classes(self) -> None:
-        """Build everything with the folder and the secrets in their places; what is saved keeps the placeholders."""
+        """Build everything with folder and secrets filled in; the saved configuration keeps the placeholders."""
         self._written = self.config
         settings = self.config[self.subcommand]
         self.config = self.config.clone()
@@ -173,13 +173,13 @@ class FrontDoor(LightningCLI):
         placeholders.refuse_to_overwrite(self.trainer, settings.get("ckpt_path"))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        self.config = self._written  # of which the trainer's callback saves a copy
+        self.config = self._written  # saved by the trainer's callback
         given = self._get(self.config_init, "trainer")
         quiet = no_bar(given.get("callbacks") or []) if given.get("enable_progress_bar") is None else {}
         return super().instantiate_trainer(**quiet, **kwargs)
 
     def before_fit(self) -> None:
-        """Compare the run with the checkpoint that it resumes from, and record its configuration in its own."""
+        """Compare the run with the checkpoint to resume from, and record its configuration in its own checkpoints."""
         settings = self.config[self.subcommand]
         plain = from_cli(settings.as_dict())
         ours = record(plain)
@@ -210,7 +210,7 @@ class FrontDoor(LightningCLI):
 
 
 def _refusal_within(error: BaseException) -> ConfigError | None:
-    """The constructor's own refusal, which jsonargparse buries in an account of the types it tried."""
+    """The constructor's own error, which jsonargparse hides in a list of the types it tried."""
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, ConfigError):
         inner = inner.__cause__ or inner.__context__
@@ -230,7 +230,7 @@ def main(arguments: list[str]) -> None:
     quieten(ignore=False)
     sys.argv = [sys.argv[0], *arguments]
     try:
-        FrontDoor(
+        ComposedCLI(
             L.LightningModule,
             L.LightningDataModule,
             subclass_mode_model=True,
@@ -247,7 +247,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _unparsed(error: ArgumentError, arguments: list[str]) -> ConfigError:
-    """A command line that jsonargparse does not take: `Parser key "KEY": REASON`, or a reason alone."""
+    """The error for jsonargparse's message: `Parser key "KEY": REASON`, or a reason alone."""
     key, reason = re.fullmatch(r'(?:Parser key "([^"]+)":)?(.*)', str(error), re.DOTALL).groups()  # type: ignore[union-attr]
     path = f"--{key}" if key else "command line"
     given = _value_of(path, arguments) or " ".join(arguments)

@@ -1,4 +1,4 @@
-"""One job that Hydra has composed: check it, run it, and say how it ended."""
+"""Check and run one job composed by Hydra, and report how it ended."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from training.entry.ranks import LAUNCHED, is_child, overrides, pin_children, re
 from training.jobs import record_failure, release
 from training.stops import Diverged, Interrupted, Pruned
 
-refused: list[ConfigError] = []  # by the one job of this process; Hydra would make a traceback of an exception
+refused: list[ConfigError] = []  # by this process's job; Hydra would print a traceback of an exception
 
 
 def hydra_job(cfg: DictConfig) -> float | None:
-    """One job. In a sweep a failure becomes a row of the table and the worst possible value, not the end."""
+    """Run one job. In a sweep a failure becomes a row of the table with the worst value, and the sweep continues."""
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     directory = Path(HydraConfig.get().runtime.output_dir)
     value, figures = _worst(), None
@@ -87,7 +87,7 @@ def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
         missing = ConfigError("optimized_metric", cfg.optimized_metric, "no such value was logged", known)
         if sweeping:
             raise missing
-        if cfg.optimized_metric not in (note or "") and not is_child():  # what was trained counts all the same
+        if cfg.optimized_metric not in (note or "") and not is_child():  # the training counts anyway
             print(f"warning: {missing}", file=sys.stderr)
         return None
     return value if math.isfinite(value) else _worst()
@@ -101,6 +101,6 @@ def _continuation(arguments: list[str], steps: int, checkpoint: Path) -> str:
 
 
 def _worst() -> float:
-    """What a sweeper is told of a job that failed or diverged; some cannot bear a NaN."""
+    """The value of a failed or diverged job for a sweeper; some do not support NaN."""
     direction = HydraConfig.get().sweeper.get("direction", "minimize")
     return -math.inf if "maximize" in str(direction) else math.inf

@@ -1,4 +1,4 @@
-"""``python train.py``: Hydra on KEY=VALUE overrides, or Lightning CLI; every mistake ends as one message."""
+"""``python train.py``: Hydra on KEY=VALUE overrides, or Lightning CLI; every user mistake ends in one message."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
 def main() -> None:
-    """Run, and turn every mistake of the user's into one message and an exit code."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises here instead of printing its own account
+    """Run, and turn every mistake of the user into one message and an exit code."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # makes Hydra raise instead of printing its own message
     # Hydra copies the whole store, though it only reads it, for each of the 200 groups that --help lists: 0.6 CPU-s of
     # 2.9, where help may take 3 (tests/test_startup.py). What the store hands out is a copy in any case.
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
@@ -43,14 +43,14 @@ def main() -> None:
                 include_config_dir(arguments)
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(hydra_job)()
     except Interrupted as stop:
-        print(f"\n{stop}. {_how_to_go_on(stop, arguments)}", flush=True)
+        print(f"\n{stop}. {_how_to_resume(stop, arguments)}", flush=True)
         sys.exit(PREEMPTED)
-    except Pruned:  # another rank of a trial, whose first one tells of it
+    except Pruned:  # another rank of a trial, whose first one reports it
         sys.exit(0)
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(DIVERGED)
-    except SystemExit as end:  # what cannot even be parsed is refused like anything else
+    except SystemExit as end:  # parse errors are refused like others
         sys.exit(REFUSED if end.code == 2 else end.code)
     except Exception as error:
         refusal = refusal_of(error, arguments)
@@ -63,16 +63,14 @@ def main() -> None:
 
 
 def refusal_of(error: Exception, arguments: list[str]) -> ConfigError | None:
-    """What the user is told of an exception that is a mistake of theirs; None for any other exception."""
+    """The ConfigError for an exception that is a user's mistake; None for other exceptions."""
     if isinstance(error, ConfigError):
         return error
     if isinstance(error, REFUSALS) or is_no_name(error):
         return explain(error, [a for a in arguments if not a.startswith("-")])
-    if type(error).__name__ == "MisconfigurationException":  # Lightning's word for it
-        return ConfigError(
-            "trainer", "…", str(error), "Look at trainer, callbacks and logger: python train.py --cfg job"
-        )
-    if isinstance(error, ValueError) and "`val_check_interval`" in str(error):  # how long an epoch is, Lightning knows
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's error
+        return ConfigError("trainer", "…", str(error), "Check trainer, callbacks and logger: python train.py --cfg job")
+    if isinstance(error, ValueError) and "`val_check_interval`" in str(error):  # Lightning knows the epoch's length
         remedy = "Write fewer steps, or trainer.check_val_every_n_epoch=null, which counts steps across epochs"
         return ConfigError("trainer.val_check_interval", "…", str(error).strip().partition(". ")[0], remedy)
     if isinstance(error, RuntimeError) and (
@@ -83,10 +81,10 @@ def refusal_of(error: Exception, arguments: list[str]) -> ConfigError | None:
     return None
 
 
-def _how_to_go_on(stop: Interrupted, arguments: list[str]) -> str:
+def _how_to_resume(stop: Interrupted, arguments: list[str]) -> str:
     if begun:
         return f"Resume with: {shlex.join(['blockwright', 'sweep', 'resume', str(begun[0])])}"
     if stop.checkpoint is None:
-        return "Nothing is lost that a checkpoint does not hold: start the same command again"
+        return "No training was lost: start the same command again"
     option = "--ckpt_path=" if arguments[:1] and arguments[0] in SUBCOMMANDS else "ckpt_path="
     return f"Continue with the same command and {option}{stop.checkpoint}"

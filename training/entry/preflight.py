@@ -1,4 +1,4 @@
-"""Everything that can be refused before Lightning is imported, a directory written or a tensor allocated."""
+"""Checks before Lightning is imported, a directory written or a tensor allocated."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ ROOT = {
     *("model", "data", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "extras"),
 }
 
-OWN = ("dry_run", "world")  # keys of trainer that are this project's and not Lightning's
-MAX_SEED = 2**32 - 1  # what NumPy's generators take
+OWN = ("dry_run", "world")  # keys of trainer defined by this project
+MAX_SEED = 2**32 - 1  # limit of NumPy's generators
 SWITCHES = (
     "train",
     "test",
@@ -56,7 +56,7 @@ def preflight(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
 
     Args:
         cfg: as composed
-        compared: whether other runs are compared with this one by its ``optimized_metric``
+        compared: whether runs are compared by ``optimized_metric``
 
     Returns:
         the same as plain types, the model complete and ``ckpt_path`` a file
@@ -70,7 +70,7 @@ def preflight(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
 
 
 def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
-    """Check a composed configuration for itself, without a look at checkpoints or at the folders of its run.
+    """Check a composed configuration alone, without checkpoints or the run's folders.
 
     Args:
         cfg: as composed
@@ -87,14 +87,14 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
         if key not in ROOT:
             raise ConfigError(key, value, "there is no such setting", did_you_mean(key, ROOT))
     for key in sorted(ROOT - set(plain)):
-        raise ConfigError(key, None, "every run has this setting", f"Leave out what takes it away (~{key}, say)")
+        raise ConfigError(key, None, "every run has this setting", f"Leave out what removes it (e.g. ~{key})")
     packages.check(plain)
     check_seed(plain["seed"])
     _check_switches(plain)
     if plain["extras"].get("enforce_tags") and not plain["tags"]:
-        raise ConfigError("tags", plain["tags"], "extras.enforce_tags asks for at least one", "Write tags=[mine]")
+        raise ConfigError("tags", plain["tags"], "extras.enforce_tags requires at least one", "Write tags=[mine]")
     if (changed := (plain["resume"] or {}).get("changed")) not in CHANGED:
-        rule = "says what happens to settings that differ from the checkpoint's"
+        rule = "is the treatment of settings that differ from the checkpoint's"
         raise ConfigError("resume.changed", changed, rule, f"Write one of {', '.join(CHANGED)}")
     if not isinstance(plain["init_from"], str | None):
         rule = "must be the path of a folder"
@@ -122,7 +122,7 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
 
 
 def check_seed(seed: Any, path: str = "seed") -> None:
-    """Refuse a seed that the generators do not take.
+    """Refuse a seed outside the generators' range.
 
     Raises:
         ConfigError
@@ -132,29 +132,29 @@ def check_seed(seed: Any, path: str = "seed") -> None:
 
 
 def refuse_random_weights(ckpt_path: Any, init_from: Any) -> None:
-    """Without training, there must be weights to measure.
+    """Refuse to measure random weights: without training, a checkpoint or imported weights are required.
 
     Raises:
         ConfigError
     """
     if ckpt_path is None and init_from is None:
-        rule = "without training, only the random weights of the start would be measured"
+        rule = "without training, only random initial weights would be measured"
         remedy = "Write ckpt_path=last or a file; or init_from=OUT for the weights of an imported model"
         raise ConfigError("ckpt_path", None, rule, remedy)
 
 
 def _check_switches(plain: dict[str, Any]) -> None:
-    """Text such as ``no`` would count as true."""
+    """Refuse text for switches, since text such as ``no`` would count as true."""
     for path in SWITCHES:
         part, _, key = path.rpartition(".")
         value = (plain[part] if part else plain).get(key, False)
         if not isinstance(value, bool):
             raise ConfigError(path, value, "must be true or false", f"Write {path}=true or {path}=false")
     if not isinstance(plain["task_name"], str) or not plain["task_name"].strip("./ "):
-        rule = "names the folder of the runs"
+        rule = "must be a name, of the runs' folder"
         raise ConfigError("task_name", plain["task_name"], rule, "Write a word: task_name=mine")
     if not isinstance(plain["optimized_metric"], str):
-        rule = "names the figure that runs are compared by"
+        rule = "must name the figure by which runs are compared"
         raise ConfigError("optimized_metric", plain["optimized_metric"], rule, "Write optimized_metric=val/loss")
     if plain["tags"] is not None and not isinstance(plain["tags"], list):
         raise ConfigError("tags", plain["tags"], "must be a list of words", "Write tags=[mine]")
@@ -170,28 +170,28 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def composition_of(model: Any) -> Any:
-    """The model node, or the composition that it names, patched by what stands beside it.
+    """The model node, or the composition that it names, patched by its other keys.
 
-    That is a file with a model in it, or an imported checkpoint. Either may be a stranger's, and is read as data.
+    It names a model file or an imported checkpoint. Both may be untrusted, and are read as data.
     """
     if isinstance(model, dict) and "file" in model:
         patch = {k: v for k, v in model.items() if k != "file"}
         found = to_plain(read_text(Path(str(model["file"])), "model.file"))
         if not isinstance(found, dict):
-            raise ConfigError("model.file", model["file"], "holds no mapping", "Name a YAML file of a model")
+            raise ConfigError("model.file", model["file"], "must hold a mapping", "Name a YAML file of a model")
         refuse_targets(found, "model")
         return patched(presets.inherited(found), patch)
     if not isinstance(model, dict) or "pretrained" not in model:
         return model
     folder, patch = model["pretrained"], {k: v for k, v in model.items() if k != "pretrained"}
     if folder is None:
-        rule = "takes the composition of an imported checkpoint, and none is named"
+        rule = "takes the composition of an imported checkpoint, but none is named"
         raise ConfigError("init_from", None, rule, "Name the OUT of interop.hf import: init_from=OUT")
     return patched(read_composition(Path(folder)), patch)
 
 
 def _check_start(plain: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Find where the run starts: a checkpoint that it resumes from, imported weights, or neither.
+    """Find the start of the run: a checkpoint to resume from, imported weights, or neither.
 
     Args:
         plain: the configuration; its ``ckpt_path`` becomes a file or None
@@ -212,11 +212,11 @@ def _check_start(plain: dict[str, Any], ours: dict[str, Any]) -> None:
 
 
 def _check_weights(plain: dict[str, Any]) -> None:
-    """Weights to start from must be the model's; a run that resumes has its own."""
+    """Check that imported weights fit the model; a resumed run has its own."""
     if plain["init_from"] is None:
         return
     if "init_from" not in plain["task"]:
-        rule = f"the task {plain['task'].get('_target_')} takes no weights to start from"
+        rule = f"the task {plain['task'].get('_target_')} does not support init_from"
         raise ConfigError("init_from", plain["init_from"], rule, "Leave it out, or use task=causal_lm")
     if plain["ckpt_path"]:
         plain["task"]["init_from"] = None
@@ -225,7 +225,7 @@ def _check_weights(plain: dict[str, Any]) -> None:
 
 
 def _check_patterns(plain: dict[str, Any]) -> None:
-    """Patterns of parameter names must match some of the model's, which are read off it on the meta device."""
+    """Check that patterns of parameter names match some parameter, on the meta device."""
     frozen, multipliers = plain["task"].get("frozen"), plain["optimizer"].get("multipliers")
     if frozen not in (None, []) or multipliers:
         names = [name for name, _ in compose(plain["model"], device="meta").named_parameters()]
@@ -234,14 +234,14 @@ def _check_patterns(plain: dict[str, Any]) -> None:
 
 
 def _check_fit(model: dict[str, Any], data: dict[str, Any], vocabulary: int | None) -> None:
-    """What the model and the data must agree on."""
+    """Check that the model fits the data."""
     if isinstance(vocabulary, int) and model["vocab_size"] < vocabulary:
         rule = f"must hold the tokenizer's vocabulary (data.tokenizer.vocab_size = {vocabulary})"
         remedy = "Raise it, or leave it at ${data.tokenizer.vocab_size}"
         raise ConfigError("model.vocab_size", model["vocab_size"], rule, remedy)
     length = data.get("sequence_length")
     if isinstance(length, int) and length > model["max_positions"]:
-        rule = f"is longer than the model is made for (model.max_positions = {model['max_positions']})"
+        rule = f"is longer than the model's positions (model.max_positions = {model['max_positions']})"
         raise ConfigError("data.sequence_length", length, rule, "Shorten it, or raise model.max_positions")
     depth = (model["mtp"] or {"depth": 0})["depth"]
     if isinstance(length, int) and 0 < length <= depth:
@@ -250,14 +250,14 @@ def _check_fit(model: dict[str, Any], data: dict[str, Any], vocabulary: int | No
 
 
 def _move_compile(plain: dict[str, Any]) -> None:
-    """``trainer.compile`` stands beside the Trainer's own settings, and is the task's to do."""
+    """Move ``trainer.compile`` to the task, which implements it."""
     asked = plain["trainer"].pop("compile", False)
     if not isinstance(asked, bool):
         raise ConfigError("trainer.compile", asked, "must be true or false", "Write trainer.compile=true")
     if not asked:
         return
     if not is_task(plain["task"].get("_target_")):
-        rule = f"the task {plain['task'].get('_target_')} compiles nothing"
+        rule = f"the task {plain['task'].get('_target_')} does not support compilation"
         raise ConfigError("trainer.compile", True, rule, "Leave it out, or use task=causal_lm")
     check_compiler(str(plain["trainer"].get("accelerator")))
     plain["task"]["compile"] = True

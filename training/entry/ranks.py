@@ -1,4 +1,4 @@
-"""The processes of one job: the ranks that Lightning or torchrun starts, and what they must not share."""
+"""The processes of one job, started by Lightning or torchrun, and their separation."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ def is_child() -> bool:
 
 
 def overrides() -> list[str]:
-    """The job's own, as they were written: ``${…}`` in one is the configuration's to resolve."""
+    """The job's own overrides, with ``${…}`` unresolved."""
     return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # type: ignore[return-value]
 
 
 def pin_children(directory: Path, checkpoint: str | None = None) -> list[str]:
-    """Make Lightning's child processes repeat this job and nothing else.
+    """Make Lightning's child processes run this job only.
 
-    Its launcher runs ``sys.argv`` again for every other rank. In a sweep that would be the whole sweep, with a
-    sampler's ranks meeting at different trials. So ``sys.argv`` becomes this job's own overrides, one run and no sweep
-    even where an experiment's file asks for one, Hydra's run directory the job's, and the checkpoint to resume from
-    the one that was found here, if any: they do not search.
+    Its launcher runs ``sys.argv`` again for every other rank. In a sweep that would be the whole sweep, with ranks in
+    different trials. So ``sys.argv`` becomes this job's overrides, as a single run even if an experiment's file
+    configures a sweep, with the job's run directory, and the checkpoint found here to resume from, if any.
 
     Returns:
-        what a command of this job alone takes: where its configuration is, and its overrides
+        arguments for running this job alone: the location of its configuration, and its overrides
     """
     config = HydraConfig.get()
     own = overrides()
@@ -42,7 +41,7 @@ def pin_children(directory: Path, checkpoint: str | None = None) -> list[str]:
     found = ["auto_resume=false", *([f"ckpt_path={quoted(checkpoint)}"] if checkpoint else [])]
     program, main_module = sys.argv[0], sys.modules["__main__"]
     if main_module.__spec__ is not None and main_module.__file__ != str(jobs.TRAIN):
-        # A job that joblib or submitit runs: theirs is the module that the launcher would start again.
+        # A job run by joblib or submitit, whose module the launcher would start again.
         program, main_module.__spec__ = str(jobs.TRAIN), None
     sys.argv = [program, *where, "hydra.mode=RUN", *own, *found]
     with read_write(config):  # type: ignore[arg-type] # typed as its schema, it is a node
@@ -51,10 +50,10 @@ def pin_children(directory: Path, checkpoint: str | None = None) -> list[str]:
 
 
 def reset_processes(before: dict[str, str | None]) -> None:
-    """Leave no process group behind: the next job of a sweep makes its own.
+    """Destroy the process group: the next job of a sweep creates its own.
 
     Args:
-        before: what the variables that Lightning's launcher sets were before it did
+        before: the previous values of the variables that Lightning's launcher sets
     """
     from training.entry.run import leave_processes
 
@@ -66,9 +65,9 @@ def reset_processes(before: dict[str, str | None]) -> None:
 
 
 def leave_no_folder() -> None:
-    """Under torchrun every rank composes for itself: but for the first, they leave no folder of a run.
+    """Under torchrun every rank composes: give all but the first a temporary run folder.
 
-    A folder that is named is the same for all, who look there for the checkpoint to resume from.
+    A configured folder is kept, since all ranks look there for the checkpoint to resume from.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
         sys.argv.append("hydra.output_subdir=null")

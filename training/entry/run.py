@@ -1,4 +1,4 @@
-"""One run, from a checked configuration to its figures. Both front doors end in ``conclude``."""
+"""One run, from a checked configuration to its figures. Both entry points end in ``conclude``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(plain: dict[str, Any], shown: dict[str, Any] | None = None) -> dict[str,
 
     Args:
         plain: the result of ``preflight``
-        shown: the same as it may be written down; None: as it is
+        shown: the same without secrets; None if it has none
 
     Returns:
         the last value of everything that was logged
@@ -72,27 +72,27 @@ def no_bar(callbacks: Sequence[Any]) -> dict[str, bool]:
     """Arguments of the trainer that keep Lightning's own progress bar out of pipes and files.
 
     Args:
-        callbacks: of the trainer; one that shows progress is left to itself
+        callbacks: of the trainer; a progress bar among them disables this
     """
     shows = sys.stdout.isatty() or any(isinstance(callback, ProgressBar) for callback in callbacks)
     return {} if shows else {"enable_progress_bar": False}
 
 
 def leave_processes() -> None:
-    """Leave the process group, if there is one: exits without that were seen to hang for minutes."""
+    """Destroy the process group, if there is one: without it exits were seen to hang for minutes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def _dismiss(trainer: L.Trainer) -> None:
-    """End the other processes of a failed run, and with them Lightning's watch over them.
+    """End the other processes of a failed run, and Lightning's monitoring of them.
 
-    It kills everybody when one process fails: here that would be the sweep, whose next job has nothing to do with it.
+    Lightning kills the whole process group when a rank fails; in a sweep that includes the parent.
     """
     for process in getattr(trainer.strategy.launcher, "procs", []):
         process.kill()
         process.wait()
-        process.returncode = 0  # what the watch looks at
+        process.returncode = 0  # read by the monitor
 
 
 def conclude(
@@ -103,9 +103,9 @@ def conclude(
     test: bool,
     ckpt_path: str | None = None,
 ) -> dict[str, float]:
-    """Measure the trained model on all held-out text, and tell every Finale.
+    """Measure the trained model on all held-out text, and call every Finale.
 
-    Validation during training may look at a part of the text (``data.eval_windows``); these figures never do.
+    Validation during training may use a part of the text (``data.eval_windows``); these figures never do.
     """
     metrics = _numbers(trainer)
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -121,18 +121,18 @@ def measure(
     ckpt_path: str | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Measure on all of the text, tell every Finale, and print the figures if there is none.
+    """Measure on all of the text, call every Finale, and print the figures if there is none.
 
     Args:
         trainer: as configured
         task: to measure
-        data: its windows are all looked at, whatever ``eval_windows`` says
+        data: all its windows are used, whatever ``eval_windows`` is
         commands: of the trainer: ``validate``, ``test``
-        ckpt_path: whose weights to measure, and at whose step to log; None for the weights that the task has
+        ckpt_path: checkpoint to measure, at whose step to log; None for the task's current weights
         metrics: figures known already
 
     Returns:
-        ``metrics`` and those that were measured
+        ``metrics`` and the measured ones
     """
     data.eval_windows = None  # type: ignore[attr-defined]
     if ckpt_path is not None:
@@ -147,10 +147,10 @@ def measure(
 def _tell(trainer: L.Trainer, task: L.LightningModule, metrics: dict[str, float]) -> dict[str, float]:
     if not trainer.is_global_zero:
         return metrics
-    told = [callback for callback in trainer.callbacks if isinstance(callback, Finale)]  # type: ignore[attr-defined]
-    for callback in told:
+    finales = [callback for callback in trainer.callbacks if isinstance(callback, Finale)]  # type: ignore[attr-defined]
+    for callback in finales:
         callback.on_conclusion(trainer, task, metrics)
-    if not told:
+    if not finales:
         table = Table("figure", "value")
         for name, value in metrics.items():
             table.add_row(name, f"{value:.9g}")
@@ -159,7 +159,7 @@ def _tell(trainer: L.Trainer, task: L.LightningModule, metrics: dict[str, float]
 
 
 def _stand_at(trainer: L.Trainer, ckpt_path: str) -> None:
-    """Count from where a checkpoint was written: figures of it are logged at its step and not at 0."""
+    """Set the step to a checkpoint's, so that its figures are not logged at step 0."""
     loops = read_checkpoint(ckpt_path, shapes_only=True).get("loops") or {}
     if "fit_loop" in loops:
         trainer.fit_loop.load_state_dict(loops["fit_loop"])
@@ -170,12 +170,12 @@ def _numbers(trainer: L.Trainer) -> dict[str, float]:
 
 
 def quieten(ignore: bool) -> None:
-    """Lightning's start-up advice is noise in every run; warnings of other origin stay unless asked for."""
+    """Silence Lightning's start-up advice; with ``ignore`` all other warnings too."""
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-    # What is logged comes from torchmetrics, which have summed over the ranks themselves.
+    # Logged values come from torchmetrics, which sum over the ranks themselves.
     warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True.*")
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
     if ignore:

@@ -1,7 +1,7 @@
-"""What a plan costs each rank before it runs: numbers held, and bytes that travel in a step.
+"""The cost of a parallel plan for each rank, before it runs: numbers held, and bytes communicated per step.
 
-Bytes of a collective are those of its full buffer on one rank: what an all-gather or an all-to-all puts out, what a
-reduce-scatter takes in, what an all-reduce goes over.
+Bytes of a collective are those of its full buffer on one rank: the output of an all-gather or all-to-all, the input of
+a reduce-scatter, the buffer of an all-reduce.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from training.parallel.tensor import divisible
 
 @dataclass(frozen=True)
 class Holding:
-    """How one parameter is spread.
+    """How one parameter is distributed.
 
-    name: one of its names; of alike layers the first stands for all
-    group: what FSDP2 gathers it with: a layer, the experts of a layer, or the root
-    shape: of what a rank computes with, before FSDP2 spreads it further
+    name: one of its names; the first of equal layers represents all
+    group: FSDP2's unit of gathering: a layer, the experts of a layer, or the root
+    shape: of what a rank computes with, before FSDP2 shards it
     routed: whether it belongs to experts
-    times: how many parameters of the decoder it stands for
+    times: number of the decoder's parameters it represents
     """
 
     name: str
@@ -56,19 +56,19 @@ class Holding:
         return self.routed and sizes.expert > 1
 
     def shards(self, sizes: Sizes) -> int:
-        """Ranks over which FSDP2 spreads what is gathered."""
+        """Number of ranks over which FSDP2 shards it."""
         return sizes.shard // sizes.expert if self.apart(sizes) else sizes.shard
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """A block whose input and output travel.
+    """A block whose input and output are communicated.
 
-    names: of all the blocks it stands for
+    names: of all the blocks it represents
     routed: whether it is a stack of experts
     top_k: of its gate
-    slots: of those, how many one rank can be asked for
-    replicated: numbers of parameters that every rank of a tensor group holds
+    slots: of those, the maximum on one rank
+    replicated: numbers of parameters held by every rank of a tensor group
     """
 
     names: tuple[str, ...]
@@ -79,7 +79,7 @@ class Crossing:
 
 
 def holdings(decoder: Decoder, sizes: Sizes) -> list[Holding]:
-    """The spread of every parameter of a decoder, which may lie on the meta device; alike layers are looked at once."""
+    """The distribution of every parameter of a decoder, possibly on the meta device; equal layers are examined once."""
     probe, groups = _distinct(decoder)
     cut = {
         id(part.parameter): (part.placement, region) for region in _split_regions(probe, sizes) for part in region.parts
@@ -99,7 +99,7 @@ def holdings(decoder: Decoder, sizes: Sizes) -> list[Holding]:
 
 
 def crossings(decoder: Decoder, sizes: Sizes) -> list[Crossing]:
-    """The blocks that tensor or expert parallelism splits; of alike layers the first stands for all."""
+    """The blocks that tensor or expert parallelism splits; the first of equal layers represents all."""
     probe, groups = _distinct(decoder)
     gates = {name.rpartition(".")[0]: m for name, m in probe.named_modules() if isinstance(m, Gating)}
     found = []
@@ -115,7 +115,7 @@ def crossings(decoder: Decoder, sizes: Sizes) -> list[Crossing]:
 
 
 def _distinct(decoder: Decoder) -> tuple[Decoder, list[list[int]]]:
-    """The decoder with one of each of its layers, and which layers each stands for."""
+    """The decoder with one of each of its distinct layers, and the layers each represents."""
     groups = alike(decoder.layers)
     return with_layers(decoder, [group[0] for group in groups]), groups
 
@@ -127,13 +127,13 @@ def _split_regions(decoder: Decoder, sizes: Sizes) -> list[Region]:
 
 
 def whole_regions(decoder: Decoder, sizes: Sizes) -> list[str]:
-    """Names of the blocks that tensor parallelism would split and cannot: every rank of a group computes them whole."""
+    """Names of the blocks that tensor parallelism cannot split: every rank of a group computes them whole."""
     found = regions(decoder, routed=False) if sizes.tensor > 1 else []
     return [r.name for r in found if not divisible(r, sizes.tensor, decoder.config["d_model"])]
 
 
 def held_bytes(decoder: Decoder, sizes: Sizes, recipe: OptimizerRecipe) -> dict[str, int]:
-    """Bytes that a rank keeps between steps: fp32 parameters and gradients, and what the optimizer adds.
+    """Bytes that a rank keeps between steps: fp32 parameters and gradients, and the optimizer's state.
 
     Args:
         decoder: on the meta device
@@ -147,7 +147,7 @@ def held_bytes(decoder: Decoder, sizes: Sizes, recipe: OptimizerRecipe) -> dict[
 
 
 def state_factors(decoder: Decoder, recipe: OptimizerRecipe) -> dict[str, float]:
-    """Name of each ``Holding`` → numbers that the optimizer keeps for each of its own."""
+    """Name of each ``Holding`` → numbers of optimizer state per number."""
     probe, _ = _distinct(decoder)
     optimizer = recipe.build(probe)
     for parameter in probe.parameters():
@@ -161,18 +161,18 @@ def state_factors(decoder: Decoder, recipe: OptimizerRecipe) -> dict[str, float]
 
 
 def traffic(decoder: Decoder, sizes: Sizes, tokens: int, copies: Mapping[str, float] | float = 0.0) -> dict[str, float]:
-    """Bytes of each collective that one training step of one micro-batch puts through a rank, in fp32.
+    """Bytes of each collective on a rank for one training step of one micro-batch, in fp32.
 
-    Weights are gathered for the forward pass and, but for the root's, once more for the backward pass; gradients are
-    scattered once. Each split block sums its output in the forward pass and its input's gradient in the backward
-    pass; the gradients of parameters that all ranks of a split block hold are summed too. Copies of a token travel to
-    the experts and back, and so do their gradients. Scalars, counts and metrics are left out.
+    Weights are gathered for the forward pass and, except the root's, again for the backward pass; gradients are
+    scattered once. Each split block sums its output in the forward pass and its input's gradient in the backward pass;
+    gradients of parameters replicated within a split block are summed too. Copies of a token are sent to the experts
+    and back, and so are their gradients. Scalars, counts and metrics are left out.
 
     Args:
         decoder: on the meta device
         sizes: of the run
         tokens: of the micro-batch on a rank
-        copies: rows that a rank sends and receives (their mean) for a layer, by the name of its experts; or one number
+        copies: mean of the rows that a rank sends and receives for a layer, by the name of its experts; or one number
             for all
     """
     weights = weight_numbers(holdings(decoder, sizes), sizes)
@@ -184,7 +184,7 @@ COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all")
 
 
 def weight_numbers(spread: Iterable[Holding], sizes: Sizes) -> dict[str, float]:
-    """Collective → numbers of weights and their gradients that travel in a micro-batch, as ``traffic`` says."""
+    """Collective → numbers of weights and gradients communicated per micro-batch, as in ``traffic``."""
     total = dict.fromkeys(COLLECTIVES, 0.0)
     for h in spread:
         if h.shards(sizes) > 1:
@@ -198,7 +198,7 @@ def weight_numbers(spread: Iterable[Holding], sizes: Sizes) -> dict[str, float]:
 def token_numbers(
     crossed: Sequence[Crossing], sizes: Sizes, d_model: int, tokens: float, copies: Mapping[str, float] | float = 0.0
 ) -> dict[str, float]:
-    """Collective → numbers of hidden states and their gradients that travel in a micro-batch, as ``traffic`` says."""
+    """Collective → numbers of hidden states and gradients communicated per micro-batch, as in ``traffic``."""
     total = dict.fromkeys(COLLECTIVES, 0.0)
     for c in crossed:
         if sizes.tensor > 1:

@@ -1,9 +1,9 @@
-"""A decoder built for a parallel run: on the meta device, then part by part, so that no rank ever holds it whole.
+"""Build a decoder for a parallel run: on the meta device, then part by part, so that no rank ever holds it whole.
 
-Each layer is cut by tensor and expert parallelism as its blocks' plans say, and handed to FSDP2; then its rank draws
-what it holds, by the one rule, which gives every tensor the same numbers at any world size. What stands around the
-layers comes last. Only what a block sets itself, and weights that are there already, are whole on a rank before they
-are cut, a layer at a time.
+Each layer is split by tensor and expert parallelism according to its blocks' plans, and sharded by FSDP2; then each
+rank draws its part by the initialisation rule, which gives every tensor the same numbers at any world size. The parts
+around the layers come last. Only what a block sets itself, and given weights, are whole on a rank before they are
+split, one layer at a time.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from training.parallel.plan import regions
 from training.parallel.recompute import Recompute, recompute
 from training.parallel.tensor import cut, divisible
 
-LOW = {"bf16-mixed": torch.bfloat16}  # precision of the trainer → what FSDP2 gathers weights in
-Fill = Callable[..., None]  # (part, prefix=): gives a part other weights, by the prefix of its names
+LOW = {"bf16-mixed": torch.bfloat16}  # precision of the trainer → dtype of FSDP2's gathered weights
+Fill = Callable[..., None]  # (part, prefix=): loads given weights into a part, whose names have this prefix
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """How FSDP2 treats what it is given.
+    """Settings of FSDP2.
 
     Args:
         meshes: of the run
-        low: dtype that weights are gathered in and computed with; None: their own
-        cpu_offload: whether shards, their gradients and their optimizer state lie in the host's memory
+        low: dtype in which weights are gathered and computed with; None: their own
+        cpu_offload: whether shards, their gradients and their optimizer state are kept in host memory
     """
 
     meshes: Meshes
@@ -55,11 +55,11 @@ class Sharding:
     cpu_offload: bool = False
 
     def shard(self, module: nn.Module, *, routed: bool = False, wide: bool = False) -> None:
-        """Hand a module to FSDP2, less what inside it was handed over before.
+        """Apply FSDP2 to a module, except its already sharded submodules.
 
         Args:
-            routed: whether it holds the experts of this rank
-            wide: whether it computes in the dtype of its weights whatever the rest does
+            routed: whether it contains this rank's experts
+            wide: whether it computes in the dtype of its weights, whatever the others do
         """
         meshes = self.meshes
         mesh = meshes.expert_sharding if routed else meshes.sharding
@@ -81,15 +81,15 @@ def build(
     fill: Fill | None = None,
     shapes_only: bool = False,
 ) -> Decoder:
-    """The decoder of a composition, its weights spread over the ranks.
+    """Build the decoder of a composition, with its weights distributed over the ranks.
 
     Args:
         model: a composition
         seed: of the initial weights
-        sharding: over whom, and how
+        sharding: meshes and FSDP2 settings
         how: activation checkpointing of the layers
-        fill: called for each part after the rule, to give it weights that are there already
-        shapes_only: leave every part on the meta device, cut and sharded as it would be
+        fill: called for each part after the rule, to load given weights
+        shapes_only: leave every part on the meta device, split and sharded as usual
     """
     model = check(model)
     with torch.device("meta"):
@@ -97,7 +97,7 @@ def build(
     rule = {**model["init"], "n_layers": model["n_layers"], "seed": seed}
 
     def materialise(part: nn.Module, prefix: str) -> None:
-        """All but what each rank draws for itself once it is cut."""
+        """Everything but what each rank draws after splitting."""
         if shapes_only:
             return
         later = set(suited(part)) if fill is None else set()
@@ -120,14 +120,14 @@ def build(
     if not shapes_only:
         _draw_own(decoder, sharding, rule)
     _fetch_ahead(decoder)
-    # Training calls this and not forward. What it gathers stays until the backward pass: ``nll`` needs the head.
+    # Training calls this, not forward. What it gathers stays until the backward pass: ``nll`` needs the head.
     register_fsdp_forward_method(decoder, "hidden")
     return decoder
 
 
 @torch.no_grad()
 def _draw_own(part: nn.Module, sharding: Sharding, rule: Mapping[str, Any]) -> None:
-    """Give this rank's part of each weight that is still on the meta device its memory and its numbers."""
+    """Allocate and draw this rank's part of each weight that is still on the meta device."""
     device = "cpu" if sharding.cpu_offload else sharding.meshes.device_type
     missing = [name for name, p in part.named_parameters() if p.is_meta]
     part._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)
@@ -138,10 +138,10 @@ def _draw_own(part: nn.Module, sharding: Sharding, rule: Mapping[str, Any]) -> N
 
 
 def _fetch_ahead(decoder: Decoder) -> None:
-    """Gather each layer's weights, those of its experts and gates too, while the layer before it computes.
+    """Gather each layer's weights, with those of its experts and gates, while the previous layer computes.
 
-    FSDP2 by itself gathers what lies inside a layer when it is reached, and a host that waits for the numbers of routed
-    tokens reaches it late. Depths of multi-token prediction are left to that: not every pass comes to them.
+    By default FSDP2 gathers submodules of a layer when they are reached, and a host that waits for the counts of routed
+    tokens reaches them late. Multi-token prediction is left as is: not every pass uses it.
     """
     groups: list[list[Any]] = [[m for m in layer.modules() if isinstance(m, FSDPModule)] for layer in decoder.layers]
     cast(Any, decoder).set_modules_to_forward_prefetch(groups[0])
@@ -157,7 +157,7 @@ def _stack(decoder: Decoder) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _split(part: nn.Module, sharding: Sharding, d_model: int) -> None:
-    """Cut a part by tensor and expert parallelism, and shard on their own the blocks that have to be."""
+    """Split a part by tensor and expert parallelism, and shard separately the blocks that need it."""
     meshes = sharding.meshes
     for region in regions(part, dense=meshes.tensor is not None, routed=meshes.expert is not None):
         if region.routed:
@@ -173,7 +173,7 @@ def _split(part: nn.Module, sharding: Sharding, d_model: int) -> None:
 
 
 def _beside_experts(ranks: int) -> Callable[[nn.Parameter], Shard | None]:
-    """FSDP2 cuts a stack's second dimension where it can: the first is that of the experts."""
+    """FSDP2 shards a stack's second dimension if possible: the first is that of the experts."""
 
     def place(parameter: nn.Parameter) -> Shard | None:
         local = plain(parameter)

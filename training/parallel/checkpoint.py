@@ -1,6 +1,6 @@
-"""Checkpoints of a run on many ranks: one file of whole tensors, or a folder of shares. Either loads anywhere.
+"""Checkpoints of a run on many ranks: one file of whole tensors, or a folder of shards. Both load anywhere.
 
-Both have the layout of a single process's checkpoint: the optimizer numbers its parameters as it does there, since
+Both have the layout of a single process's checkpoint: the optimizer numbers its parameters in the same way, since
 recipes order them by the model alone. See blocks/checkpoint/sharded.py for the folder.
 """
 
@@ -25,11 +25,11 @@ from training.checkpoints import together
 from training.metrics import Sums
 from training.parallel.local import own_part, plain, whole
 
-PART = ".part"  # a folder is written under this suffix, and renamed when it is whole
+PART = ".part"  # suffix of a folder until it is complete
 
 
 def gather(checkpoint: dict[str, Any], *, keep: bool) -> dict[str, Any]:
-    """The checkpoint with whole tensors on the CPU, one by one; all ranks ask, those that do not keep get None."""
+    """The checkpoint with whole tensors on the CPU, gathered one by one; called on all ranks, None without ``keep``."""
 
     def walk(value: Any) -> Any:
         if isinstance(value, DTensor):
@@ -48,7 +48,7 @@ def gather(checkpoint: dict[str, Any], *, keep: bool) -> dict[str, Any]:
 
 
 def save_folder(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a folder to which every rank adds its share; what was at ``path`` goes when the new one is whole."""
+    """Write a folder with every rank's shards; what was at ``path`` is removed when the new one is complete."""
     import torch.distributed.checkpoint as dcp
 
     tensors = {f"{MODEL}{name}": tensor.detach() for name, tensor in checkpoint["state_dict"].items()}
@@ -75,13 +75,13 @@ def save_folder(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def load_folder(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-    """Fill a module and its optimizers from a folder, each rank with its share.
+    """Load a module and its optimizers from a folder, each rank its shards.
 
     Returns:
-        what is neither, as Lightning wants it
+        everything else in the checkpoint, for Lightning
 
     Raises:
-        ConfigError: it is damaged; on all ranks, of which each reads a share to find out
+        ConfigError: it is damaged; raised on all ranks, each of which checks a share
     """
     try:
         together.check(path)
@@ -101,7 +101,7 @@ def load_folder(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) 
 
 
 def load_file(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-    """The same from one file, of which each rank reads what it needs."""
+    """``load_folder`` for one file, of which each rank reads what it needs."""
     checkpoint = read_file(path, mapped=True)
     with torch.no_grad():
         state = module.state_dict()
@@ -116,7 +116,7 @@ def load_file(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) ->
 
 
 def _blank(which: int, optimizer: Optimizer, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Places for the tensors of an optimizer that a folder holds, spread as its parameters are."""
+    """Empty tensors for an optimizer's state in a folder, distributed like its parameters."""
     blank: dict[str, Tensor] = {}
     prefix, parameters = f"optimizer.{which}.", _parameters(optimizer)
     for key, like in found.items():
@@ -135,7 +135,7 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _like(values: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
-    """A parameter's optimizer state, its tensors spread as the parameter is."""
+    """A parameter's optimizer state, with tensors distributed like the parameter."""
     return {
         name: own_part(value, parameter.device_mesh, parameter.placements)
         if isinstance(value, Tensor) and isinstance(parameter, DTensor) and value.shape == parameter.shape
@@ -145,7 +145,7 @@ def _like(values: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
 
 
 def _fill_sums(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give metrics their sums: what their ``state_dict`` hands out to be filled is a copy."""
+    """Load the metrics' sums: the tensors in their ``state_dict`` are copies."""
     for path, metric in module.named_modules():
         if isinstance(metric, Sums):
             metric.load_state_dict({name: state[f"{path}.{name}"] for name in metric.state_dict()})

@@ -1,4 +1,4 @@
-"""The norm of all gradients, and cutting it, when parameters are spread over ranks in different ways."""
+"""Norm and clipping of all gradients, for parameters distributed over ranks in different ways."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from training.parallel.local import plain
 def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The 2-norm of all gradients together, the same on every rank; fp32 at least.
 
-    Each rank sums the squares that it holds, divided by the number of ranks that hold the same, and one sum over the
-    world adds them up: whatever the meshes are.
+    Each rank sums its squares, divided by the number of ranks that hold the same ones; one sum over the world then
+    works for any mix of meshes.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
@@ -32,19 +32,19 @@ def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     total = torch.stack(squares).sum()
     if world > 1:
         device = next(g.device_mesh.device_type for g in gradients if isinstance(g, DTensor))
-        total = total.to(device)  # offloaded gradients lie on the CPU, where a GPU's process group cannot add
+        total = total.to(device)  # offloaded gradients are on the CPU, which a GPU's process group cannot reduce
         dist.all_reduce(total)
     return total.sqrt().float()
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:
-    """The 2-norm of plain tensors together, at least in fp32 whatever their dtype."""
+    """The 2-norm of all plain tensors together, in at least fp32."""
     norms = torch._foreach_norm(gradients, 2.0, torch.promote_types(gradients[0].dtype, torch.float32))
     return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float, algorithm: str = "norm") -> None:
-    """Cut gradients in place: their common norm to ``limit``, or each number to ±``limit``."""
+    """Clip gradients in place: their total norm to ``limit``, or each number to ±``limit``."""
     parameters = list(parameters)
     gradients = [plain(p.grad) for p in parameters if p.grad is not None]
     if algorithm == "value":
@@ -57,7 +57,7 @@ def clip(parameters: Iterable[nn.Parameter], limit: float, algorithm: str = "nor
 
 
 def _pieces(gradient: Tensor) -> int:
-    """Over how many ranks the numbers of a gradient are spread."""
+    """Number of ranks over which a gradient is distributed."""
     if not isinstance(gradient, DTensor):
         return 1
     mesh = gradient.device_mesh

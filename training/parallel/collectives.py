@@ -37,12 +37,12 @@ class _Leave(torch.autograd.Function):
 
 
 def enter(x: Tensor, group: ProcessGroup) -> Tensor:
-    """Where ranks begin to compute different parts from the same x: its gradient is the sum of theirs."""
+    """Start of different computations on the ranks from the same x, whose gradient is the sum of theirs."""
     return _Enter.apply(x, group)
 
 
 def leave(x: Tensor, group: ProcessGroup) -> Tensor:
-    """Where their parts are summed, and all ranks go on with the same."""
+    """The sum of the ranks' parts, equal on all ranks."""
     return _Leave.apply(x, group)
 
 

@@ -1,4 +1,4 @@
-"""``trainer.dry_run=true``: build, shard, take three steps on synthetic tokens, say what each rank holds, and end."""
+"""``trainer.dry_run=true``: build, shard, take three steps on synthetic tokens, print each rank's memory, and stop."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ COLUMNS = ("parameters", "gradients", "optimizer", "activations")
 
 
 class Synthetic(L.LightningDataModule):
-    """Random tokens in batches of the size that the run would have.
+    """Random tokens in batches of the run's size.
 
     Args:
-        vocab_size: ids are below it
-        length: tokens of a window
+        vocab_size: exclusive bound of the ids
+        length: tokens per window
         batch_size: windows over all ranks
-        batches: how many
+        batches: number of batches
     """
 
     def __init__(self, vocab_size: int, length: int, batch_size: int, batches: int) -> None:
@@ -59,10 +59,10 @@ class _Random(Dataset[dict[str, Tensor]]):
 
 
 class Meter(L.Callback):
-    """Bytes that this rank holds: of parameters, gradients and optimizer state, and of activations at their peak.
+    """Bytes held by this rank: parameters, gradients, optimizer state, and peak activations.
 
-    Activations are what autograd keeps for the backward pass, each storage once, weights excepted. On a GPU they are
-    what the allocator's peak was above all that.
+    Activations are what autograd saves for the backward pass, each storage once, without weights. On a GPU they are the
+    allocator's peak minus all of the above.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ def _size(tensor: Tensor) -> int:
 
 
 def dry_run(plain_config: Mapping[str, Any], trainer_node: Mapping[str, Any]) -> dict[str, float]:
-    """Take the steps and print the table, on the first rank.
+    """Run the steps and print the table, on the first rank.
 
     Args:
         plain_config: the result of ``preflight``

@@ -1,12 +1,12 @@
-"""Expert parallelism: each rank holds some experts, and tokens travel to them and back.
+"""Expert parallelism: each rank holds some experts, and tokens are sent to them and back.
 
-A token is sent once to each rank that holds an expert of its, with the numbers and weights of these experts; that rank
-answers with their weighted sum. So a gate that confines a token to M groups of experts, one a rank, confines it to M
-copies (DeepSeek-V2's device-limited routing). The experts themselves are called as ever, with a routing of the rows
-that arrived among the experts that are here: nothing depends on how they compute.
+A token is sent once to each rank that holds any of its experts, with their indices and weights; that rank returns
+their weighted sum. So a gate that restricts a token to M groups of experts, one per rank, restricts it to M copies
+(DeepSeek-V2's device-limited routing). The experts are called as usual, with a routing of the received rows to the
+local experts: nothing depends on their implementation.
 
-Where ranks of a tensor group share out experts, all of them have the token already: nothing travels, and each
-adds up its own experts' share.
+Where the ranks of a tensor group share the experts, all of them have the token already: nothing is sent, and each sums
+its own experts' outputs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from training.parallel.plan import Region
 
 
 def share_out(region: Region, mesh: DeviceMesh) -> None:
-    """Give each rank of the mesh its experts, and let tokens find them.
+    """Give each rank of the mesh its experts, and route tokens to them.
 
     Args:
         region: a block of experts
@@ -35,16 +35,16 @@ def share_out(region: Region, mesh: DeviceMesh) -> None:
     block: Any = region.block
     n_experts = getattr(block, "n_experts", None)
     if not isinstance(n_experts, int):
-        rule = "expert parallelism tells experts how many of them a rank holds, by their attribute n_experts"
-        raise ConfigError(f"model: {region.name}", type(block).__name__, rule, "Let the block keep n_experts")
+        rule = "expert parallelism sets the number of experts on a rank as their attribute n_experts"
+        raise ConfigError(f"model: {region.name}", type(block).__name__, rule, "Give the block an attribute n_experts")
     for part in region.parts:
         distribute(part, mesh)
     names = mesh.mesh_dim_names or ()
     over = {name: mesh[name] for name in names}
     here = Whereabouts(n_experts, over.get("expert"), over.get("tensor"))
     inner, block.n_experts = block.forward, here.held
-    # Tokens of all ranks of the expert mesh have passed here. FSDP2 averages over the remaining ranks; a mean over all
-    # of them is meant.
+    # Gradients here are sums over all ranks of the expert mesh. FSDP2 averages over the remaining ranks, but the mean
+    # over all of them is needed.
     share = 1 / here.ranks
 
     def compute(rows: Tensor, experts: Tensor, weights: Tensor, pairs: int) -> Tensor:
@@ -63,11 +63,11 @@ def share_out(region: Region, mesh: DeviceMesh) -> None:
 
 
 class Whereabouts:
-    """Which rank holds which expert: contiguous runs, first over the expert mesh, within it over the tensor mesh.
+    """Which rank holds which expert: contiguous ranges, first over the expert mesh, within it over the tensor mesh.
 
     Args:
-        n_experts: E, of all ranks
-        expert: mesh that tokens travel over; None where they need not
+        n_experts: E, on all ranks
+        expert: mesh over which tokens are sent; None if not needed
         tensor: mesh whose ranks all have the same tokens
     """
 
@@ -77,9 +77,9 @@ class Whereabouts:
         self.held = n_experts // self.ranks // (1 if tensor is None else tensor.size())
 
     def find(self, experts: Tensor) -> tuple[Tensor, Tensor]:
-        """Experts [T,k] → the rank of the expert mesh that holds each (``ranks`` for none), and its number there.
+        """Experts [T,k] → the rank of the expert mesh that holds each (``ranks`` for none), and its index there.
 
-        Those of other ranks of the tensor group are none of this rank's.
+        Experts of other ranks of the tensor group count as none.
         """
         a_rank = self.n_experts // self.ranks
         rank, within = experts // a_rank, experts % a_rank
@@ -89,9 +89,9 @@ class Whereabouts:
 
 
 def _dispatch(x: Tensor, experts: Tensor, weights: Tensor, here: Whereabouts, compute: Any) -> Tensor:
-    """x [T,D], experts and weights [T,k] → Σ weight · expert(x) over the experts that ``find`` knows, [T,D].
+    """x [T,D], experts and weights [T,k] → Σ weight · expert(x) over the experts found by ``here``, [T,D].
 
-    The host waits for the device once: for the numbers of rows that leave and arrive, and of what they ask for.
+    Synchronises with the device once, for the counts of sent and received rows.
     """
     rank, number = here.find(experts)
     if here.expert is None:
@@ -108,7 +108,7 @@ def _dispatch(x: Tensor, experts: Tensor, weights: Tensor, here: Whereabouts, co
     absent = rank[token] != to[:, None]
     numbers, order = number[token].masked_fill(absent, here.held).sort(1)
     shares = take(weights, token).gather(1, order).masked_fill(numbers == here.held, 0)
-    width = min(numbers.shape[1], here.held)  # a rank cannot be asked for more experts than it holds
+    width = min(numbers.shape[1], here.held)  # a row has at most as many experts as the rank holds
     note = torch.cat((numbers[:, :width].float(), shares[:, :width].float()), 1)
     rows, note = exchange(received, sent, group, take(x, token), note)
     asked, share = note.chunk(2, 1)
@@ -118,12 +118,12 @@ def _dispatch(x: Tensor, experts: Tensor, weights: Tensor, here: Whereabouts, co
 
 
 def _compute(inner: Any, rows: Tensor, experts: Tensor, weights: Tensor, held: int, pairs: int) -> Tensor:
-    """For each row the sum over the real entries of ``experts`` [R,k], those below ``held``, ``pairs`` in number."""
+    """For each row the sum over its entries of ``experts`` [R,k] below ``held``, ``pairs`` in total."""
     nothing = weights.new_zeros(())
     if pairs:
         real = None if pairs == experts.numel() else pairs
         return inner(rows, Routing(experts, weights, nothing, {}, nothing, real))
-    # Nobody asks anything: a row of zeros keeps every rank's graph, and so its collectives, the same.
+    # No rows: one row of zeros keeps every rank's graph, and so its collectives, the same.
     rows, weights = (
         torch.cat((rows, rows.new_zeros(1, rows.shape[1]))),
         torch.cat((weights, weights.new_zeros(1, weights.shape[1]))),

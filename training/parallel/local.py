@@ -1,4 +1,4 @@
-"""Parameters that are distributed tensors, seen as plain ones while a block computes with its part of them."""
+"""Distributed parameters, replaced by their local parts while a block computes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.parallel.plan import DIMENSION, Part
 
 
 def distribute(part: Part, mesh: DeviceMesh) -> None:
-    """Turn a whole parameter, the same on all ranks, into a distributed one of which each rank keeps its own part."""
+    """Replace a whole parameter, equal on all ranks, by a distributed one of which each rank keeps its part."""
     whole = part.parameter
     placement: Placement = Shard(DIMENSION[part.placement]) if part.placement in DIMENSION else Replicate()
     placements = [placement] * mesh.ndim
@@ -23,7 +23,7 @@ def distribute(part: Part, mesh: DeviceMesh) -> None:
 
 
 def own_part(whole: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> DTensor:
-    """A tensor that every rank has → the distributed one, without asking another rank."""
+    """A tensor that every rank has → the distributed one, without communication."""
     if all(isinstance(p, Replicate) for p in placements):
         local = whole
     else:
@@ -36,7 +36,7 @@ def own_part(whole: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -
 def own_place(
     tensor: Tensor, mesh: DeviceMesh | None = None, placements: Sequence[Placement] | None = None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shape of this rank's part of a tensor, and where in it the part begins; by default as it is distributed."""
+    """Shape and offset of this rank's part of a tensor; by default as it is distributed."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     if isinstance(tensor, DTensor):
@@ -48,10 +48,10 @@ def own_place(
 
 @contextmanager
 def localised(parts: Sequence[Part], share: float = 1.0) -> Iterator[None]:
-    """Inside, each parameter is this rank's part of it, and gradients find their way back.
+    """Context in which each parameter is this rank's part of it, with gradients flowing back.
 
-    The gradient of a part that is replicated is a summand on each rank. One that is added to the output itself is
-    divided by the number of ranks, since the outputs are summed.
+    The gradient of a replicated part is a summand on each rank. One that is added to the output itself is divided by
+    the number of ranks, since the outputs are summed.
 
     Args:
         parts: the parameters
@@ -82,7 +82,7 @@ def _local(parameter: Any, part: Part, share: float) -> Tensor:
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """This rank's own numbers of a tensor that may be distributed."""
+    """The local numbers of a tensor that may be distributed."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -96,5 +96,5 @@ def is_low(module: nn.Module) -> bool:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor that may be distributed; every rank has to ask."""
+    """The whole of a tensor that may be distributed; must be called on all ranks."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

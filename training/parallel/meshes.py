@@ -12,15 +12,15 @@ from training.parallel.sizes import Sizes
 
 @dataclass(frozen=True)
 class Meshes:
-    """Who talks to whom.
+    """Device meshes of a run.
 
-    Two grids lie over the same ranks. Dense parameters live on (replicate, shard, tensor); where experts are shared
-    out, the shard ranks are cut once more, and expert stacks live on (replicate, rest, expert, tensor).
+    Two grids cover the same ranks. Dense parameters use (replicate, shard, tensor); with expert parallelism the shard
+    ranks are divided again, and expert stacks use (replicate, rest, expert, tensor).
 
     Args:
         sizes: of the grid
         dense: (replicate, shard, tensor)
-        routed: (replicate, rest, expert, tensor); None where experts are not shared out
+        routed: (replicate, rest, expert, tensor); None without expert parallelism
         data: the ranks that read different data, as one group
     """
 
@@ -35,12 +35,12 @@ class Meshes:
 
     @property
     def sharding(self) -> DeviceMesh:
-        """Over which FSDP2 spreads dense parameters: (shard), or (replicate, shard)."""
+        """For FSDP2 of dense parameters: (shard), or (replicate, shard)."""
         return self.dense["replicate", "shard"] if self.sizes.replicate > 1 else self.dense["shard"]
 
     @property
     def expert_sharding(self) -> DeviceMesh:
-        """Over which FSDP2 spreads what a rank of the expert mesh holds."""
+        """For FSDP2 of what a rank of the expert mesh holds."""
         if self.routed is None:
             return self.sharding
         return self.routed["replicate", "rest"] if self.sizes.replicate > 1 else self.routed["rest"]
@@ -51,14 +51,14 @@ class Meshes:
 
     @property
     def expert(self) -> DeviceMesh | None:
-        """Over which stacks of experts are split: (expert), (tensor) or (expert, tensor)."""
+        """For splitting expert stacks: (expert), (tensor) or (expert, tensor)."""
         if self.routed is None:
             return self.tensor
         return self.routed["expert", "tensor"] if self.sizes.tensor > 1 else self.routed["expert"]
 
 
 def make_meshes(sizes: Sizes, device_type: str) -> Meshes:
-    """The meshes of a world whose process group exists."""
+    """Create the meshes; the process group must exist."""
     names = ("replicate", "shard", "tensor")
     dense = init_device_mesh(device_type, (sizes.replicate, sizes.shard, sizes.tensor), mesh_dim_names=names)
     routed = None

@@ -1,8 +1,8 @@
-"""What the blocks say about their parameters (``parallel_plan()``), collected: where tensor parallelism cuts a decoder.
+"""Collect the blocks' ``parallel_plan()``: where tensor parallelism splits a decoder.
 
-A *region* is the outermost block whose own plan has a ``row`` in it: an attention, a dense ffn. Inside it each rank
-computes with its part of the parameters, from the same input to a summand of the output. Parameters of a region that
-are replicated get a part of their gradient on each rank. Stacks of experts are regions of their own.
+A *region* is the outermost block with ``row`` in its own plan: an attention, a dense ffn. Within it each rank computes
+with its part of the parameters, from the same input to a summand of the output. Replicated parameters of a region get
+a part of their gradient on each rank. Stacks of experts are separate regions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 
 from blocks.base import Block, Placement
 
-DIMENSION = {"column": 0, "row": 1, "expert": 0}  # of the parameter that each placement cuts
+DIMENSION = {"column": 0, "row": 1, "expert": 0}  # the dimension that each placement splits
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Part:
     """One parameter of a region.
 
     Args:
-        module: that holds it
+        module: that contains it
         name: in that module
-        placement: how it is cut
-        once: whether it is added to the region's output itself, and so must count once and not once a rank
+        placement: how it is split
+        once: whether it is added to the region's output, and so must count once, not once per rank
     """
 
     module: nn.Module
@@ -39,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Region:
-    """A block that tensor or expert parallelism cuts, and all parameters in it."""
+    """A block that tensor or expert parallelism splits, and all parameters in it."""
 
     name: str
     block: Block

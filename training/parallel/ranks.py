@@ -14,9 +14,9 @@ class DataRanks:
     """The ranks that read different data.
 
     Args:
-        number: of them
+        number: of these ranks
         index: of this one among them
-        group: of them; None for all of the world
+        group: their process group; None for the world
     """
 
     def __init__(self, number: int = 1, index: int = 0, group: dist.ProcessGroup | None = None) -> None:
@@ -35,7 +35,7 @@ class DataRanks:
 
 
 def data_ranks(trainer: Any) -> DataRanks:
-    """Those of a trainer whose processes are up."""
+    """Those of a trainer whose processes have started."""
     meshes = getattr(trainer.strategy, "meshes", None)
     if meshes is not None:
         return DataRanks(meshes.sizes.data, dist.get_rank(meshes.data), meshes.data)
@@ -43,7 +43,7 @@ def data_ranks(trainer: Any) -> DataRanks:
 
 
 def balance_over(module: nn.Module, ranks: DataRanks) -> None:
-    """Let balance losses that are defined over the whole batch count the tokens of all ranks."""
+    """Make balance losses that are defined over the whole batch count the tokens of all ranks."""
     for block in module.modules():
         if isinstance(block, Balance) and ranks.number > 1:
             block.mean_over_ranks = ranks.mean

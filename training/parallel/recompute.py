@@ -1,10 +1,10 @@
-"""Activation checkpointing: memory for time. What is forgotten in the forward pass is computed again for the gradient.
+"""Activation checkpointing: activations are dropped in the forward pass and recomputed for the gradient.
 
-``full``: a layer keeps its input alone. ``selective``: feed-forward blocks keep their input alone, since they hold most
-of a layer's activations at the price of its products only; attention, whose work grows with the square of the length,
-keeps what it computed. Tokens that travel to experts travel once more.
+``full``: a layer keeps only its input. ``selective``: feed-forward blocks keep only their input, since they have most
+of a layer's activations and cost only their products; attention, whose cost grows quadratically with the length, keeps
+what it computed. Tokens sent to experts are sent once more.
 
-Left out: torch's selection operator by operator. It keeps results that kernels of our own go on to write into.
+Not supported: torch's selection by operator, which keeps results that this project's kernels modify in place.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ Recompute = Literal["none", "selective", "full"]
 
 
 def check(value: Any) -> None:
-    """Refuse what is no kind of activation checkpointing.
+    """Refuse an unknown kind of activation checkpointing.
 
     Raises:
         ConfigError
     """
     if value not in get_args(Recompute):
-        rule = f"is one of {', '.join(get_args(Recompute))}"
+        rule = f"must be one of {', '.join(get_args(Recompute))}"
         remedy = "selective recomputes feed-forward blocks, full everything"
         raise ConfigError("task.activation_checkpointing", value, rule, remedy)
 
 
 def recompute(part: nn.Module, how: Recompute) -> None:
-    """Let the layers in a part of a decoder compute activations again in the backward pass."""
+    """Make the layers in a part of a decoder recompute activations in the backward pass."""
     for layer in [m for m in part.modules() if isinstance(m, Layer)]:
         if how == "full":
             _forget(layer)

@@ -1,4 +1,4 @@
-"""What cannot run on the ranks it asks for, refused before a process starts: needs neither Lightning nor a GPU."""
+"""Refuse parallel runs that cannot work, before a process starts: needs neither Lightning nor a GPU."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from registry.layout import plan
 from training.parallel import recompute
 from training.parallel.sizes import STRATEGY, Sizes, launched, sizes_of
 
-WHOLE = ("n_heads", "n_kv_heads", "d_ff")  # parameters that tensor parallelism divides, in everybody's vocabulary
+WHOLE = ("n_heads", "n_kv_heads", "d_ff")  # parameters that tensor parallelism divides
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true", 32, "32", "bf16")
 FSDP1 = ("fsdp", "fsdp_cpu_offload")  # Lightning's names of torch's older FSDP
 
 
 class Chosen(NamedTuple):
-    """One block of the model and what it was given: ``path`` is where its node stands."""
+    """One block of the model with its parameters; ``path`` is that of its node."""
 
     path: str
     kind: str
@@ -27,7 +27,7 @@ class Chosen(NamedTuple):
 
 
 def check(plain: Mapping[str, Any]) -> None:
-    """Refuse a strategy that the machine, the model or the data cannot bear.
+    """Refuse a strategy that does not fit the machine, the model or the data.
 
     Args:
         plain: a composed configuration, its model complete
@@ -47,10 +47,10 @@ def check(plain: Mapping[str, Any]) -> None:
     if strategy.get("_target_") != STRATEGY:
         return
     if trainer.get("precision", "32-true") not in PRECISIONS:
-        rule = "needs gradients that are scaled, which FSDP2 cannot"
+        rule = "needs gradient scaling, which FSDP2 does not support"
         raise ConfigError("trainer.precision", trainer["precision"], rule, "Write trainer.precision=bf16-mixed")
     if strategy.get("cpu_offload") and trainer.get("accelerator") == "cpu":
-        rule = "moves shards from a GPU's memory to the host's, and here is no GPU"
+        rule = "moves shards from a GPU's memory to the host's, but there is no GPU"
         raise ConfigError("trainer.strategy.cpu_offload", True, rule, "Leave it out on CPUs")
     if world is None:
         return
@@ -61,7 +61,7 @@ def check(plain: Mapping[str, Any]) -> None:
 
 
 def check_sizes(model: Mapping[str, Any], sizes: Sizes) -> None:
-    """Refuse sizes that heads, widths or experts of a complete composition do not divide by.
+    """Refuse sizes that do not divide the heads, widths or experts of a complete composition.
 
     Raises:
         ConfigError
@@ -72,7 +72,7 @@ def check_sizes(model: Mapping[str, Any], sizes: Sizes) -> None:
 
 
 def check_groups(model: Mapping[str, Any], sizes: Sizes) -> None:
-    """Refuse what a complete composition says of devices and is not true of the ranks that hold its experts.
+    """Refuse a composition whose numbers of devices differ from the ranks that hold its experts.
 
     Raises:
         ConfigError
@@ -103,7 +103,7 @@ def check_world(trainer: Mapping[str, Any]) -> None:
 
 
 def check_machine(trainer: Mapping[str, Any]) -> None:
-    """Refuse devices that are not here, and strategies without what they need.
+    """Refuse missing devices, and strategies without what they need.
 
     Raises:
         ConfigError
@@ -111,7 +111,7 @@ def check_machine(trainer: Mapping[str, Any]) -> None:
     strategy = trainer.get("strategy")
     name, gpus = str(strategy), _gpus()
     if "_target_" not in trainer:
-        rule = "is half a trainer, to stand beside another"
+        rule = "is a part of a trainer, to be combined with another"
         raise ConfigError("trainer", "sim", rule, "Write e.g. 'trainer=[fsdp,sim]'")
     if name in FSDP1:
         rule = "is torch's older FSDP, which cannot split heads or experts and needs a GPU"
@@ -122,7 +122,7 @@ def check_machine(trainer: Mapping[str, Any]) -> None:
         require("deepspeed", "deepspeed", path="trainer.strategy", value=name, otherwise="or write trainer=fsdp")
         if not gpus:
             raise ConfigError(
-                "trainer.strategy", name, "needs a GPU, and torch sees none", "Write 'trainer=[fsdp,sim]'"
+                "trainer.strategy", name, "needs a GPU, but torch sees none", "Write 'trainer=[fsdp,sim]'"
             )
     devices = trainer.get("devices", "auto")
     if trainer.get("world"):  # no device is touched
@@ -138,7 +138,7 @@ def check_machine(trainer: Mapping[str, Any]) -> None:
 
 
 def world_of(trainer: Mapping[str, Any]) -> int | None:
-    """devices × num_nodes, or the world to imagine; None where only Lightning can tell."""
+    """devices × num_nodes, or the simulated world; None if only Lightning can determine it."""
     if trainer.get("world"):
         return trainer["world"]
     devices, nodes = trainer.get("devices", "auto"), trainer.get("num_nodes", 1)
@@ -152,7 +152,7 @@ def world_of(trainer: Mapping[str, Any]) -> int | None:
 
 
 def derive(trainer: dict[str, Any]) -> None:
-    """Take ``devices`` and ``num_nodes`` from whoever has started the processes already: torchrun or Slurm."""
+    """Take ``devices`` and ``num_nodes`` from torchrun or Slurm, if one of them has started the processes."""
     trainer.update(launched())
 
 
@@ -163,7 +163,7 @@ def _gpus() -> int:
 
 
 def _blocks(model: Mapping[str, Any]) -> Iterator[Chosen]:
-    """Every block that some layer is made of, children included, each once."""
+    """Every block used by some layer, children included, each once."""
     seen: list[tuple[str, Any]] = []
     for index, nodes in enumerate(plan(model, registry.kinds(), registry.names)):
         scope = {kind: Node(node, f"model.{kind}") for kind, node in nodes.items()}
@@ -188,13 +188,13 @@ def _path(model: Mapping[str, Any], kind: str, node: Mapping[str, Any], index: i
 
 
 def _check_tensor(chosen: list[Chosen], sizes: Sizes) -> None:
-    """Heads and widths must divide. Experts are not split inside; mqa's one KV head stays whole."""
+    """Heads and widths must be divisible. Experts are not split inside; mqa's one KV head stays whole."""
     for block in chosen:
         for key in WHOLE:
             value = block.given.get(key)
             routed = block.kind == "experts"
             if isinstance(value, int) and not routed and value % sizes.tensor:
-                rule = f"must divide by the ranks that split it (trainer.strategy.tensor = {sizes.tensor})"
+                rule = f"must be divisible by the ranks that split it (trainer.strategy.tensor = {sizes.tensor})"
                 divisors = ", ".join(str(n) for n in range(1, value + 1) if value % n == 0 and n <= 64)
                 remedy = f"Change it, or let tensor be one of {divisors}"
                 raise ConfigError(f"{block.path}.{key}", value, rule, remedy)
@@ -204,22 +204,22 @@ def _check_expert(chosen: list[Chosen], sizes: Sizes) -> None:
     ranks = sizes.expert * sizes.tensor
     moes = [block for block in chosen if isinstance(block.given.get("n_experts"), int)]
     if sizes.expert > 1 and not moes:
-        rule = "shares out experts, and no layer of this model has any"
+        rule = "distributes experts, but no layer of this model has any"
         raise ConfigError("trainer.strategy.expert", sizes.expert, rule, "Write trainer=fsdp, or choose model/ffn=moe")
     for block in moes:
         value = block.given["n_experts"]
         if value % ranks:
-            rule = f"must divide by the ranks that share them out (trainer.strategy: expert × tensor = {ranks})"
+            rule = f"must be divisible by the ranks that share them (trainer.strategy: expert × tensor = {ranks})"
             divisors = ", ".join(str(n) for n in range(1, value + 1) if value % n == 0 and n <= 512)
             raise ConfigError(f"{block.path}.n_experts", value, rule, f"Let expert × tensor be one of {divisors}")
 
 
 def _check_groups(chosen: list[Chosen], ranks: int) -> None:
-    """What is said of devices must be true of the ranks: groups of a gate, devices of a loss or a budget."""
+    """Numbers of devices must match the ranks: groups of a gate, devices of a loss or a budget."""
     for block in chosen:
         groups, devices = block.given.get("n_groups"), block.given.get("n_devices")
         if block.kind == "gating" and isinstance(groups, int) and groups > 1 and groups % ranks:
-            rule = f"a group must lie on one rank (trainer.strategy.expert = {ranks}), else its limit limits nothing"
+            rule = f"a group must be on one rank (trainer.strategy.expert = {ranks}), else the limit has no effect"
             raise ConfigError(f"{block.path}.n_groups", groups, rule, f"Use a multiple of {ranks}, best {ranks}")
         counts = block.kind == "dropping" or block.name == "communication"
         if counts and isinstance(devices, int) and devices != ranks:

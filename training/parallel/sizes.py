@@ -1,4 +1,4 @@
-"""How many ranks do what: the four sizes of a parallel run, whose product is the world. Imports nothing heavy."""
+"""The four sizes of a parallel run, whose product is the world size. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Sizes:
-    """A grid of ranks, slowest index first; neighbours in ``tensor`` are neighbouring ranks.
+    """A grid of ranks, slowest index first; adjacent ranks share a ``tensor`` group.
 
     Args:
         replicate: copies of the sharded model (HSDP), whose gradients are averaged
-        shard: ranks over which FSDP2 spreads weights, gradients and optimizer state
+        shard: ranks over which FSDP2 shards weights, gradients and optimizer state
         tensor: ranks that split heads and hidden widths, and read the same batch
-        expert: of the ``shard`` ranks, neighbours that share out the experts among them
+        expert: size of the groups of adjacent ``shard`` ranks that share the experts
     """
 
     replicate: int = 1
@@ -40,16 +40,16 @@ class Sizes:
 
 
 def sizes_of(strategy: Mapping[str, Any], world: int, path: str = "trainer.strategy") -> Sizes:
-    """The sizes that a strategy's arguments mean in a world of so many ranks.
+    """The sizes that a strategy's arguments mean for a world size.
 
     Raises:
-        ConfigError: they are no positive integers, or do not fill the world
+        ConfigError: they are not positive integers, or do not match the world size
     """
     given = {name: strategy.get(name, AUTO if name == "shard" else 1) for name in Sizes.__dataclass_fields__}
     for name, value in given.items():
         is_auto = name == "shard" and value == AUTO
         if not is_auto and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            rule = "counts ranks, so it is a positive integer" + (", or auto for all that are left" * (name == "shard"))
+            rule = "must be a positive number of ranks" + (", or auto for all that are left" * (name == "shard"))
             raise ConfigError(f"{path}.{name}", value, rule, f"Write {path}.{name}=1 for none")
     taken = given["replicate"] * given["tensor"]
     if given["shard"] == AUTO:
@@ -67,14 +67,14 @@ def sizes_of(strategy: Mapping[str, Any], world: int, path: str = "trainer.strat
             f"{path}.shard", sizes.shard, rule, f"Write {path}.shard=auto, or trainer.devices={sizes.world}"
         )
     if sizes.shard % sizes.expert:
-        rule = f"experts are shared out among the shard ranks, so it divides their number ({sizes.shard})"
+        rule = f"experts are shared by the shard ranks, so it must divide their number ({sizes.shard})"
         divisors = [n for n in range(1, sizes.shard + 1) if sizes.shard % n == 0]
         raise ConfigError(f"{path}.expert", sizes.expert, rule, f"Choose one of {', '.join(map(str, divisors))}")
     return sizes
 
 
 def launched() -> dict[str, int]:
-    """``devices`` and ``num_nodes`` where torchrun or srun has started the processes; nothing where neither has."""
+    """``devices`` and ``num_nodes`` from torchrun or srun, if one of them has started the processes; else nothing."""
     environment = os.environ
     if "TORCHELASTIC_RUN_ID" in environment:
         local = int(environment["LOCAL_WORLD_SIZE"])

@@ -1,4 +1,4 @@
-"""FSDP2, tensor and expert parallelism as one Lightning strategy: four sizes, and where checkpoints go."""
+"""FSDP2, tensor and expert parallelism as one Lightning strategy: four sizes, and checkpoints."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from training.parallel.checkpoint import gather, load_file, load_folder, save_fo
 from training.parallel.meshes import Meshes, make_meshes
 from training.parallel.sizes import Sizes, sizes_of
 
-FEW = 8  # ranks that share weights, up to which a checkpoint is one file by itself
+FEW = 8  # up to so many ranks that share weights a checkpoint is one file by default
 LARGE = 64 * 10**9  # bytes of such a file: weights and Adam's two averages of 5.3 billion parameters
 
 
 class Parallel(ModelParallelStrategy):
     """Lightning's model-parallel strategy with this project's meshes and checkpoints.
 
-    Sizes multiply to the world (devices × num_nodes). The task builds its decoder with ``sharding``, see
-    training/parallel/build.py. Weights are gathered in bfloat16 under ``precision: bf16-mixed``, gates excepted, and
+    Sizes multiply to the world size (devices × num_nodes). The task builds its decoder with ``sharding``, see
+    training/parallel/build.py. Weights are gathered in bfloat16 under ``precision: bf16-mixed``, except gates, and
     gradients are summed in fp32. All checkpoints can be read by any other strategy, in any number of processes.
 
     Args:
-        replicate: copies of the sharded model; gradients travel between them once a step, weights never
-        shard: ranks that share weights, gradients and optimizer state; auto for all that are left
-        tensor: neighbouring ranks that split heads and hidden widths; keep them inside a machine
-        expert: of the shard ranks, how many share out the experts; tokens travel to them
-        cpu_offload: keep shards and optimizer state in the host's memory, and step there
-        sharded_checkpoints: write a folder to which every rank adds its share; else one file, written by rank 0, which
-            then needs memory for all of it. null is a folder where more than 8 ranks share the weights
+        replicate: copies of the sharded model; they exchange gradients once per step, weights never
+        shard: ranks that share weights, gradients and optimizer state; auto for all remaining
+        tensor: adjacent ranks that split heads and hidden widths; keep them inside a machine
+        expert: how many of the shard ranks share the experts; tokens are sent to them
+        cpu_offload: keep shards and optimizer state in host memory, and step there
+        sharded_checkpoints: write a folder with every rank's shards; else one file, written by rank 0, which needs
+            memory for all of it. null is a folder if more than 8 ranks share the weights
         process_group_backend: null is nccl on GPUs, gloo on CPUs
-        timeout: seconds after which a rank that waits for another gives up; null is torch's half an hour
+        timeout: seconds after which a waiting rank gives up; null is torch's half an hour
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Parallel(ModelParallelStrategy):
 
     @property
     def sharding(self) -> Sharding:
-        """What the task's decoder is to be built with."""
+        """The settings for building the task's decoder."""
         assert self.meshes is not None, "the processes are not up"
         return Sharding(self.meshes, LOW.get(self.precision_plugin.precision), self.cpu_offload)
 
@@ -92,7 +92,7 @@ class Parallel(ModelParallelStrategy):
             super().model_to_device()
             return
         assert self.model is not None
-        for module in self.model.modules():  # buffers alone: FSDP2 brings weights when they are needed
+        for module in self.model.modules():  # buffers only: FSDP2 moves weights on demand
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else buffer.to(self.root_device)
 
@@ -132,7 +132,7 @@ def writes_folder(asked: bool | None, sizes: Sizes) -> bool:
 
 
 def refuse_large_file(module: nn.Module) -> None:
-    """Refuse to gather, tensor by tensor on each GPU and all in rank 0's memory, a model that is too large for that.
+    """Refuse to gather, tensor by tensor on each GPU and all in rank 0's memory, a model too large for that.
 
     Raises:
         ConfigError

@@ -1,12 +1,11 @@
-"""Tensor parallelism: a block is the same block with fewer heads, or a narrower hidden layer, on each rank.
+"""Tensor parallelism: each rank runs the same block with fewer heads, or a narrower hidden layer.
 
-The cut is made at the block's border, not at each matrix: its input enters once (its gradient is summed over the
-ranks), its output leaves once (summed over the ranks), and what lies between computes with plain local tensors, kernels
-of our own included. Blocks that cannot work on a part of their heads stay whole on every rank; ``divisible`` finds
-out by trying.
+A block is split at its border, not at each matrix: its input enters once (its gradient is summed over the ranks), its
+output leaves once (summed over the ranks), and everything between uses plain local tensors, including this project's
+kernels. Blocks that do not work with a part of their heads stay whole on every rank; ``divisible`` finds out by trying.
 
-Left out: embeddings and the output head, which stay whole on the ranks of a tensor group (FSDP2 spreads them over the
-others), and sequence parallelism of norms.
+Not supported: embeddings and the output head, which stay whole on the ranks of a tensor group (FSDP2 shards them over
+the others), and sequence parallelism of norms.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from training.parallel.plan import DIMENSION, Region
 
 
 def cut(region: Region, mesh: DeviceMesh) -> None:
-    """Give each rank of the mesh its part of a region's parameters, and let it compute with that."""
+    """Give each rank of the mesh its part of a region's parameters, and make it compute with that."""
     for part in region.parts:
         distribute(part, mesh)
     inner, group = region.block.forward, mesh.get_group()
@@ -42,10 +41,10 @@ def cut(region: Region, mesh: DeviceMesh) -> None:
 
 
 def divisible(region: Region, ranks: int, d_model: int) -> bool:
-    """Whether the block computes on a part of its parameters: tried with shapes alone, on the meta device.
+    """Whether the block works with a part of its parameters: tried with shapes only, on the meta device.
 
-    A block that keeps something for each head beside its parameters (slopes of ALiBi, a decay) cannot, nor can a norm
-    over all heads.
+    A block with per-head values outside its parameters (slopes of ALiBi, a decay) does not, nor does a norm over all
+    heads.
     """
     if any(_indivisible(part.parameter, DIMENSION.get(part.placement), ranks) for part in region.parts):
         return False
@@ -63,7 +62,7 @@ def divisible(region: Region, ranks: int, d_model: int) -> bool:
 
 
 def _second_argument(block: nn.Module) -> list[Tensor]:
-    """What comes after x: positions for an attention, token ids for an ffn."""
+    """The argument after x: positions for an attention, token ids for an ffn."""
     if isinstance(block, Attention) or len(inspect.signature(block.forward).parameters) > 1:
         return [torch.arange(4, device="meta")[None]]
     return []

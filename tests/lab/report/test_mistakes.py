@@ -44,8 +44,8 @@ def test_report_is_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_folder_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "2026-11-25").mkdir()
     said = refused(tmp_path / "2026-11-26")
-    assert "is no folder" in said and "Did you mean '2026-11-25'?" in said and "blockwright ablate" in said
-    assert "is no folder" in refused(tmp_path / "a" / "b")
+    assert "is not a folder" in said and "Did you mean '2026-11-25'?" in said and "blockwright ablate" in said
+    assert "is not a folder" in refused(tmp_path / "a" / "b")
 
 
 def test_folder_that_is_empty_or_no_sweeps(refused: Refused, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_folder_that_is_empty_or_no_sweeps(refused: Refused, tmp_path: Path) -> 
 
 def test_folder_of_one_run(refused: Refused, tmp_path: Path) -> None:
     run = write_job(tmp_path, 0, ["seed=1"], completed(2.0))
-    assert "is the folder of one run, and a report compares several" in refused(run)
+    assert "is the folder of one run, but a report compares several" in refused(run)
     assert not (run / "report").exists()
 
 

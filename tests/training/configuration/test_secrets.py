@@ -43,7 +43,7 @@ def test_values_are_found_through_other_values_and_nothing_else_is() -> None:
 
 
 def test_composition_takes_none(small: list[str]) -> None:
-    with pytest.raises(ConfigError, match="written into every checkpoint") as caught:
+    with pytest.raises(ConfigError, match="written to every checkpoint") as caught:
         preflight(compose_config([*small, "+model.variants.ffn.x.name=${oc.env:SOME_KEY}"], output_dir="x"))
     assert caught.value.path == "model.variants.ffn.x.name" and "s3cr3t" not in str(caught.value)
 

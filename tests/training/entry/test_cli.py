@@ -76,7 +76,7 @@ def test_default_composition_is_used_where_none_is_given(
 ) -> None:
     seen: list[list[str]] = []
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setattr(cli, "FrontDoor", lambda *args, **kwargs: seen.append(sys.argv[1:]))
+    monkeypatch.setattr(cli, "ComposedCLI", lambda *args, **kwargs: seen.append(sys.argv[1:]))
     cli.main(given)
     assert seen == [wanted]
 
