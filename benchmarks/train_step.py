@@ -224,7 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     options.add_names(parser, "shapes", "small", list(SHAPES))
     options.add_names(parser, "families", ",".join(FAMILIES), FAMILIES)
     options.add_names(parser, "dtypes", "fp32,bf16", ("fp32", "bf16"))
-    parser.add_argument("--compiled", action="store_true", help="also everybody under torch.compile, a minute each")
+    parser.add_argument(
+        "--compiled", action="store_true", help="also every contender under torch.compile, a minute each"
+    )
     parser.add_argument("--older", action="store_true", help="also models that a newer one of the library supersedes")
     given = options.read(parser, arguments)
     shapes = ["smoke"] if given.quick else given.shapes

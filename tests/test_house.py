@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("blockwright", "registry", "blocks", "interop", "training", "lab", "benchmarks")
 AVOIDED = re.compile(
     r"\b(?:(?:go|goes|going|gone|went) on\b|guests?\b|strangers?\b|wishes\b|(?:is|are|was|were) told\b|front door\b"
-    r"|the house\b|mend(?:s|ed)?\b|anew\b|lest\b|by heart\b|of one's own\b|swept into\b|a person\b)",
+    r"|the house\b|mend(?:s|ed)?\b|anew\b|lest\b|by heart\b|of one's own\b|swept into\b|a person\b"
+    r"|(?:no|some|every)body\b|whoever\b|known here\b|to the bit\b|hand(?:s|ed)? on\b|(?:told|tells) of\b|be told\b)",
     re.IGNORECASE,
 )  # the glossary in CONTRIBUTING.md gives the words to use
-HELP = ("lab/*.py", "lab/*/__main__.py", "interop/hf.py", "interop/consolidate.py", "registry/__main__.py")
-HELP += ("blocks/conformance/__main__.py", "blockwright/command.py")
+TEXTS = {
+    tokenize.STRING,
+    tokenize.COMMENT,
+    getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING),
+}  # 3.12 splits f-strings
 SOURCES = [p for package in PACKAGES for p in (ROOT / package).rglob("*.py")]
 
 
@@ -80,21 +86,17 @@ def test_registered_blocks_are_files_of_their_name() -> None:
 
 
 def _prose() -> Iterator[tuple[str, str]]:
-    """Where it stands → text: documents, comments of the YAML, texts of the command lines."""
+    """Place → text: documents, YAML, and the docstrings, comments and strings of the sources."""
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         yield str(path), path.read_text()
     contributing = (ROOT / "CONTRIBUTING.md").read_text()
     yield "CONTRIBUTING.md", re.sub(r"\| not \| but \|\n(?:\|.*\n)*", "", contributing)  # the glossary itself
     for path in sorted((ROOT / "conf").rglob("*.yaml")):
         yield str(path), path.read_text()
-    for path in (found for pattern in HELP for found in sorted(ROOT.glob(pattern))):
-        for node in ast.walk(ast.parse(path.read_text())):
-            words: list[ast.expr] = []
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "USAGE":
-                words = [node.value]
-            elif isinstance(node, ast.Call):
-                words = [k.value for k in node.keywords if k.arg in ("help", "description")]
-            yield from ((f"{path}:{w.lineno}", w.value) for w in words if isinstance(w, ast.Constant) and w.value)
+    for path in [*SOURCES, *(ROOT / "hydra_plugins").rglob("*.py")]:
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+            if token.type in TEXTS:
+                yield f"{path}:{token.start[0]}", token.string
 
 
 def test_prose_uses_the_words_of_the_glossary() -> None:

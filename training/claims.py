@@ -102,7 +102,7 @@ def forget(folder: Path, owner: str | None) -> None:
 
 
 def remove_old_locks(folder: Path) -> None:
-    """Remove locks that nobody has held for a day, of processes killed before they wrote anything."""
+    """Remove locks that no process has held for a day, of processes killed before they wrote anything."""
     for lock in folder.glob(".*.lock"):
         if _LOCK.match(lock.name) and _is_free(lock) and time.time() - _changed(lock) > ABANDONED_S:
             lock.unlink(missing_ok=True)

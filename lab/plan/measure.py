@@ -1,7 +1,7 @@
 """What a composition computes, moves and keeps for one token of a training step: measured on the meta device.
 
 Each distinct layer runs once at three lengths while the operators below it are watched, a plug-in's like any other's.
-What grows with the square of the length (scores) is told from what grows with it by these lengths. Figures are those
+What grows with the square of the length (scores) is told apart by these lengths. Figures are those
 of the operators that run here on an accelerator, in bfloat16; how much of the bytes a fused kernel saves is left to the
 planner's coefficients (lab/plan/hardware.py).
 """

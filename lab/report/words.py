@@ -140,18 +140,20 @@ def _comparison(comparison: Comparison, name: str, other: str, how: str, finding
     amount = f"{plain(abs(difference.mean), decimals(difference.half))}"
     if how == "unknown":
         direction = "lower" if difference.mean < 0 else "higher"
-        sentence = f"{amount} {of}".rstrip()
-        return f"One seed: cannot say whether {name} differs from {other} ({sentence} {direction} this once)."
+        text = f"{amount} {of}".rstrip()
+        return f"One seed: cannot say whether {name} differs from {other} ({text} {direction} this once)."
     n = seeds(difference.n)
     if how == "noise":
         found = f"{around(difference, sign=True)} {of}".rstrip()
-        sentence = f"{name} against {other}: no difference that {n} can tell from noise ({found}"
+        text = f"{name} against {other}: no difference that {n} can tell from noise ({found}"
         if (
             comparison.p is not None and comparison.p < 1 - LEVEL
         ):  # its interval excludes 0: explain why that is not enough
             number = findings.comparisons
-            return f"{sentence}; alone {probability(comparison.p)}, among {number} comparisons {bare(comparison.corrected)})."
-        return f"{sentence}, {probability(comparison.corrected)})."
+            return (
+                f"{text}; alone {probability(comparison.p)}, among {number} comparisons {bare(comparison.corrected)})."
+            )
+        return f"{text}, {probability(comparison.corrected)})."
     spread = f"{amount} ± {plain(difference.half, decimals(difference.half))} {of}".rstrip()
     return f"{name} is {how} than {other} by {spread} ({n}, {probability(comparison.corrected)})."
 
