@@ -1,9 +1,9 @@
 """What a composition computes, moves and keeps for one token of a training step: measured on the meta device.
 
 Each distinct layer runs once at three lengths while the operators below it are watched, a plug-in's like any other's.
-What grows with the square of the length (scores) is told apart by these lengths. Figures are those
-of the operators that run here on an accelerator, in bfloat16; how much of the bytes a fused kernel saves is left to the
-planner's coefficients (lab/plan/hardware.py).
+They separate what grows quadratically with the length (scores). Figures are those of the operators that run
+here on an accelerator, in bfloat16; how much of the bytes a fused kernel saves is left to the planner's coefficients
+(lab/plan/hardware.py).
 """
 
 from __future__ import annotations
