@@ -49,7 +49,7 @@ def test_folder_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
 
 
 def test_folder_that_is_empty_or_no_sweeps(refused: Refused, tmp_path: Path) -> None:
-    assert "is empty, so it is no sweep's folder" in refused(tmp_path)
+    assert "is empty, so it is not a sweep's folder" in refused(tmp_path)
     (tmp_path / "notes.txt").write_text("")
     assert "holds no jobs (folders 0, 1, 2 …)" in refused(tmp_path)
 
