@@ -1,4 +1,4 @@
-"""Files written atomically: whoever reads one finds the old content or the new one, whenever the writer is killed."""
+"""Atomic file writes: a reader finds the old content or the new one, whenever the writer is killed."""
 
 from __future__ import annotations
 
