@@ -25,7 +25,7 @@ from lab.plan.request import Request, read
 from lab.plan.search import Candidate, Found, search
 from registry import ConfigError
 from registry.printing import show
-from training.parallel.refusals import check_groups
+from training.parallel.refusals import blocks_of, check_groups
 
 
 def answer(arguments: Sequence[str]) -> None:
@@ -72,7 +72,7 @@ def _say_how(asked: Request, found: Found, job: Job, decoder: Decoder) -> None:
     print(f"Fastest here ({found.here.layout}, {speed}):")
     print(f"  {command(asked, found.here, job)}")
     try:
-        check_groups(decoder.config, found.here.layout.sizes(job))
+        check_groups(blocks_of(decoder.config), found.here.layout.sizes(job))
     except ConfigError as error:
         print(f"  with: {error.remedy} ({error.path} {error.rule})")
 

@@ -14,7 +14,7 @@ from lab.plan.measure import Measured
 from lab.plan.memory import USABLE, memory
 from lab.plan.step import Step, step
 from registry import ConfigError
-from training.parallel.refusals import check_sizes
+from training.parallel.refusals import blocks_of, check_sizes
 from training.parallel.sizes import Sizes
 
 ERROR = 0.12  # of the model on runs it was not fitted on (lab/plan/fitting.py): nearer than that is a tie
@@ -169,7 +169,8 @@ class _Splits:
     """Whether heads, widths and experts divide, as a run here would be refused (training/parallel/refusals.py)."""
 
     def __init__(self, measured: Measured) -> None:
-        self.model, self.known = measured.decoder.config, {}  # type: Any, dict[tuple[int, int], str]
+        self.blocks = blocks_of(measured.decoder.config)
+        self.known: dict[tuple[int, int], str] = {}
 
     def refusal(self, layout: Layout) -> str:
         key = layout.tensor, layout.expert
@@ -179,7 +180,7 @@ class _Splits:
 
     def _refusal(self, tensor: int, expert: int) -> str:
         try:
-            check_sizes(self.model, Sizes(1, expert, tensor, max(1, expert // tensor)))
+            check_sizes(self.blocks, Sizes(1, expert, tensor, max(1, expert // tensor)))
         except ConfigError as error:
             return f"{error.path} = {error.value} does not divide"
         return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import registry
@@ -55,30 +55,36 @@ def check(plain: Mapping[str, Any]) -> None:
     if world is None:
         return
     sizes = sizes_of(strategy, world)
-    check_sizes(model, sizes)
-    check_groups(model, sizes)
+    chosen = blocks_of(model)
+    check_sizes(chosen, sizes)
+    check_groups(chosen, sizes)
     _check_batches(plain["data"], sizes.data)
 
 
-def check_sizes(model: Mapping[str, Any], sizes: Sizes) -> None:
+def check_sizes(chosen: Sequence[Chosen], sizes: Sizes) -> None:
     """Refuse sizes that do not divide the heads, widths or experts of a complete composition.
+
+    Args:
+        chosen: the ``blocks_of`` a model
 
     Raises:
         ConfigError
     """
-    chosen = list(_blocks(model))
     _check_tensor(chosen, sizes)
     _check_expert(chosen, sizes)
 
 
-def check_groups(model: Mapping[str, Any], sizes: Sizes) -> None:
+def check_groups(chosen: Sequence[Chosen], sizes: Sizes) -> None:
     """Refuse a composition whose numbers of devices differ from the ranks that hold its experts.
+
+    Args:
+        chosen: the ``blocks_of`` the model
 
     Raises:
         ConfigError
     """
     if sizes.expert > 1:
-        _check_groups(list(_blocks(model)), sizes.expert)
+        _check_groups(chosen, sizes.expert)
 
 
 def check_world(trainer: Mapping[str, Any]) -> None:
@@ -162,6 +168,11 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
+def blocks_of(model: Mapping[str, Any]) -> list[Chosen]:
+    """Every block used by some layer of a complete composition, children included, each once."""
+    return list(_blocks(model))
+
+
 def _blocks(model: Mapping[str, Any]) -> Iterator[Chosen]:
     """Every block used by some layer, children included, each once."""
     seen: list[tuple[str, Any]] = []
@@ -187,7 +198,7 @@ def _path(model: Mapping[str, Any], kind: str, node: Mapping[str, Any], index: i
     )
 
 
-def _check_tensor(chosen: list[Chosen], sizes: Sizes) -> None:
+def _check_tensor(chosen: Sequence[Chosen], sizes: Sizes) -> None:
     """Heads and widths must be divisible. Experts are not split inside; mqa's one KV head stays whole."""
     for block in chosen:
         for key in WHOLE:
@@ -200,7 +211,7 @@ def _check_tensor(chosen: list[Chosen], sizes: Sizes) -> None:
                 raise ConfigError(f"{block.path}.{key}", value, rule, remedy)
 
 
-def _check_expert(chosen: list[Chosen], sizes: Sizes) -> None:
+def _check_expert(chosen: Sequence[Chosen], sizes: Sizes) -> None:
     ranks = sizes.expert * sizes.tensor
     moes = [block for block in chosen if isinstance(block.given.get("n_experts"), int)]
     if sizes.expert > 1 and not moes:
@@ -214,7 +225,7 @@ def _check_expert(chosen: list[Chosen], sizes: Sizes) -> None:
             raise ConfigError(f"{block.path}.n_experts", value, rule, f"Let expert × tensor be one of {divisors}")
 
 
-def _check_groups(chosen: list[Chosen], ranks: int) -> None:
+def _check_groups(chosen: Sequence[Chosen], ranks: int) -> None:
     """Numbers of devices must match the ranks: groups of a gate, devices of a loss or a budget."""
     for block in chosen:
         groups, devices = block.given.get("n_groups"), block.given.get("n_devices")
