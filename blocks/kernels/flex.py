@@ -45,7 +45,8 @@ def flex_causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> 
     found = _flex(q.device)(
         *(_of_any_length(t.transpose(1, 2), 2) for t in (q, k, v)),
         score_mod=_score_mod(
-            bias, None if softcap is None else torch.full((), softcap, dtype=torch.float32, device=q.device)
+            None if bias is None else bias.expand(len(q), -1, -1, -1),
+            None if softcap is None else torch.full((), softcap, dtype=torch.float32, device=q.device),
         ),
         block_mask=_block_mask(T, S, q.device, segments, window),
         scale=scale,
@@ -92,14 +93,13 @@ def _flex(device: torch.device) -> Callable[..., Any]:
 
 def _score_mod(bias: Tensor | None, softcap: Tensor | None) -> Callable[..., Tensor] | None:
     """Modification of a score: the cap (a tensor, since each number would be compiled separately), then the bias
-    [B|1,N,T,S]."""
+    [B,N,T,S]."""
     if bias is None and softcap is None:
         return None
-    one = bias is not None and bias.shape[0] == 1
 
     def changed(score: Tensor, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         score = score if softcap is None else softcap * torch.tanh(score / softcap)
-        return score if bias is None else score + bias[0 if one else b, h, t, s]
+        return score if bias is None else score + bias[b, h, t, s]
 
     return changed
 

@@ -1,0 +1,84 @@
+"""What is held against a pretended GPU, one function a check."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from blocks.decoder import Decoder
+from tests.absent_gpu import cases, planted
+from tests.absent_gpu.device import Built, Gpu
+from tests.absent_gpu.kernels import Collector, build
+from tests.absent_gpu.steps import attend, step
+from training.compiling import compile_layers
+
+
+class Checks:
+    """Checks by name, on one GPU. Each takes the name of what is tried, and returns figures."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+        self.collector = Collector(gpu)
+        self.built: dict[str, Built] = {}
+        self._compile = torch.compile
+        torch.compile = self._compiled  # type: ignore[assignment]
+
+    def _compiled(self, *given: Any, backend: Any = "inductor", **options: Any) -> Any:
+        """What this project compiles by itself is collected as well; ``torch.compile`` would run it."""
+        return self._compile(*given, backend=self.collector if backend == "inductor" else backend, **options)
+
+    def block(self, name: str) -> dict[str, Any]:
+        """Forward, loss and backward of a block; of several documents too where they are kept apart."""
+        return self._steps(cases.block(name), name.startswith(cases.OF_DOCUMENTS))
+
+    def preset(self, name: str) -> dict[str, Any]:
+        """The same of each kind of layer of a preset."""
+        return self._steps(cases.published(name), True)
+
+    def compiled(self, name: str) -> dict[str, Any]:
+        """A block's layer compiled without a graph break, and its kernels built."""
+        return self._collected(lambda: step(cases.block(name), False, self._prepare))
+
+    def attention(self, name: str) -> dict[str, Any]:
+        """FlexAttention's kernels for one way to score."""
+        return self._collected(lambda: attend(cases.ATTENTIONS[name]))
+
+    def planted(self, name: str) -> dict[str, Any]:
+        """A fault of planted.py, of which none may pass."""
+        if name == "too_wide":
+            return self._collected(lambda: attend(planted.TOO_WIDE))
+        config = cases.block("ffn/swiglu")
+        if name == "graph_broken":
+            return self._collected(lambda: step(config, False, lambda d: (planted.plant(name)(d), self._prepare(d))))
+        step(config, False, planted.plant(name))
+        return {}
+
+    def _steps(self, config: dict[str, Any], documents: bool) -> dict[str, Any]:
+        self.collector.writes = False
+        for packed in (False, True)[: 1 + documents]:
+            step(config, packed)
+        return {}
+
+    def _prepare(self, decoder: Decoder) -> None:
+        compile_layers(decoder, fullgraph=True)
+
+    def _collected(self, run: Any) -> dict[str, Any]:
+        torch._dynamo.reset()
+        self.collector.sources.clear()
+        self.collector.writes = True
+        run()
+        return self._build()
+
+    def _build(self) -> dict[str, Any]:
+        if not self.collector.sources:
+            raise AssertionError("no kernel was written")
+        for source, name in self.collector.sources.items():
+            if source not in self.built:
+                self.built[source] = build(source, name)
+        made = {source: self.built[source] for source in self.collector.sources}
+        faults = [f"{self.collector.sources[s]} {fault}" for s, b in made.items() if (fault := b.fault(self.gpu))]
+        if faults:
+            raise AssertionError("; ".join(faults))
+        most = max(b.shared for b in made.values())
+        return {"kernels": len(made), "shared": most, "spilled": max(b.spilled for b in made.values())}

@@ -1,0 +1,117 @@
+"""Triton kernels that the compiler writes for a GPU that is not here: collected, made into machine code, measured."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor import config
+from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.codecache import PyCodeCache
+from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.decomposition import select_decomp_table
+from triton.backends.driver import GPUDriver
+from triton.backends.nvidia.driver import CudaDriver
+
+from tests.absent_gpu.device import Built, Gpu
+
+
+class Driver(CudaDriver):
+    """Triton's, of a GPU that is not here: names it, and launches nothing."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        GPUDriver.__init__(self)
+        self.utils = SimpleNamespace(get_device_properties=lambda _: {"max_shared_mem": gpu.shared})
+
+
+class Collector:
+    """A backend of ``torch.compile`` that has Inductor write the kernels, keeps their source, and runs the graph as it
+    was traced: tensors without memory cannot be computed with."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        triton.runtime.driver.set_active(Driver(gpu))
+        triton.knobs.nvidia.dump_ptxas_log = True
+        config.use_static_cuda_launcher = False  # whose kernels forget what they take
+        self.writes = True  # or traces only
+        self.sources: dict[str, str] = {}  # source → what the kernel is called
+        self.graphs = 0
+        self._backend = aot_autograd(
+            fw_compiler=self._write,
+            bw_compiler=self._write,
+            decompositions=select_decomp_table(),
+            partition_fn=min_cut_rematerialization_partition,
+        )
+
+    def __call__(self, graph: Any, inputs: Any, **_: Any) -> Any:
+        self.graphs += 1
+        return self._backend(graph, inputs)
+
+    def _write(self, graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        if self.writes:
+            with _inductor(self._keep):
+                compile_fx_inner(_copy(graph), inputs)
+        return _boxed(graph)
+
+    def _keep(self, name: str, source: str, device_str: str = "cuda") -> Any:
+        self.sources.setdefault(source, name)
+        return None
+
+
+def _copy(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Inductor's passes change the graph that they are given."""
+    return torch.fx.GraphModule(graph, copy.deepcopy(graph.graph))
+
+
+def _boxed(graph: torch.fx.GraphModule) -> Callable[..., Any]:
+    def run(inputs: list[Any]) -> Any:
+        given = list(inputs)
+        inputs.clear()
+        return graph(*given)
+
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run
+
+
+@contextmanager
+def _inductor(keep: Callable[..., Any]) -> Iterator[None]:
+    """Inductor as far as writing the source. Its passes that compute constants, or need examples, are off."""
+    kept, AsyncCompile.triton = AsyncCompile.triton, keep  # type: ignore[method-assign]
+    changed = {
+        "pattern_matcher": False,
+        "joint_graph_constant_folding": False,
+        "fx_graph_cache": False,
+        "compile_threads": 1,
+        "triton.unique_kernel_names": False,
+        "triton.descriptive_names": False,
+    }
+    try:
+        with config.patch(changed):
+            yield
+    finally:
+        AsyncCompile.triton = kept  # type: ignore[method-assign]
+
+
+def build(source: str, name: str) -> Built:
+    """Compile a kernel to machine code, in the first of the shapes that Inductor would try.
+
+    Raises:
+        triton.CompilationError, triton.runtime.errors.PTXASError
+    """
+    tuner = getattr(PyCodeCache.load(source), "triton_" if "def triton_(" in source else name)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        kernel = tuner._precompile_config(tuner.configs[0]).kernel
+    log = said.getvalue()
+    spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", log))
+    registers = max((int(n) for n in re.findall(r"Used (\d+) registers", log)), default=0)
+    return Built(kernel.metadata.shared, spilled, registers)

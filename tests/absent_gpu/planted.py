@@ -1,0 +1,35 @@
+"""Faults put in on purpose: a check that does not see them sees nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blocks.decoder import Decoder
+from tests.absent_gpu.cases import Attention
+
+
+def number_read(ffn: Any, given: Any, got: tuple[Tensor, Any]) -> None:
+    """The host waits for the device."""
+    got[0].sum().item()
+
+
+def graph_broken(ffn: Any, given: Any, got: tuple[Tensor, Any]) -> None:
+    """The compiler cannot see past this."""
+    torch._dynamo.graph_break()
+
+
+HOOKS: dict[str, Callable[..., None]] = {"number_read": number_read, "graph_broken": graph_broken}
+TOO_WIDE = Attention((512, 512), (4, 4), ("softcap",))  # no tile of such heads fits into shared memory
+
+
+def plant(name: str) -> Callable[[Decoder], None]:
+    """Lets the first layer's ffn do it at each call."""
+
+    def put(decoder: Decoder) -> None:
+        decoder.layers[0].ffn.register_forward_hook(HOOKS[name])  # type: ignore[union-attr]
+
+    return put

@@ -1,0 +1,82 @@
+"""One training step of a decoder on tensors without memory: forward, loss and backward under bf16 autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import registry
+from blocks.compose import assemble, check
+from blocks.decoder import Decoder
+from blocks.kernels.flex import flex_causal_attention
+from blocks.kernels.scoring import Scoring
+from registry.layout import plan
+from tests.absent_gpu.cases import Attention
+
+BATCH, LENGTH = 2, 2048
+# One for the whole process: kernels keep masks between calls, and tensors of two modes do not mix.
+MODE = FakeTensorMode()
+
+
+def step(config: dict[str, Any], packed: bool, prepare: Callable[[Decoder], Any] = lambda _: None) -> None:
+    """Forward, loss and backward of one layer of each kind that a composition has.
+
+    Args:
+        config: of a model
+        packed: whether a row holds several documents
+        prepare: what is done to the decoder before, such as compiling its layers
+
+    Raises:
+        Exception: whatever would stop it on a GPU; a number that is read from the device, as
+            ``torch._subclasses.fake_tensor.DataDependentOutputException``
+    """
+    with MODE:
+        decoder = one_of_each_layer(config)
+        prepare(decoder)
+        tokens = torch.randint(decoder.config["vocab_size"], (BATCH, LENGTH), device="cuda")
+        segments = torch.zeros_like(tokens) if packed else None
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = _loss(decoder, tokens, segments)
+        loss.backward()
+    without = [name for name, p in decoder.named_parameters() if p.grad is None and p.requires_grad]
+    if without:
+        raise AssertionError(f"no gradient reaches {', '.join(without)}")
+
+
+def one_of_each_layer(config: dict[str, Any]) -> Decoder:
+    """A decoder at its real widths, on the GPU, as deep as it has different layers."""
+    model = check(config)
+    with torch.device("cuda"):
+        decoder = assemble(model)
+    nodes = plan(model, registry.kinds(), registry.names)
+    decoder.layers = nn.ModuleList(decoder.layers[i] for i, node in enumerate(nodes) if node not in nodes[:i])
+    return decoder.choose_kernels()
+
+
+def _loss(decoder: Decoder, tokens: Tensor, segments: Tensor | None) -> Tensor:
+    hidden, routings = decoder.hidden(tokens, segments=segments)
+    loss, _ = decoder.nll_and_z(hidden, tokens, z_loss=1e-4)
+    later, more = decoder.mtp_nll(hidden, tokens, tokens, segments=segments)
+    terms = [nll for nll, _ in later]
+    terms += [term for r in (*routings, *more) if r is not None for term in r.losses.values()]
+    return sum(terms, loss)
+
+
+def attend(case: Attention) -> None:
+    """Forward and backward of FlexAttention, on rows that score as a case says."""
+    with MODE, torch.device("cuda"):
+        (N, K), (H, V), T = case.heads, case.widths, case.length
+        shapes = ((N, H), (K, H), (K, V))
+        q, k, v = (torch.empty(BATCH, T, n, h, dtype=torch.bfloat16, requires_grad=True) for n, h in shapes)
+        made: dict[str, Callable[[], Any]] = {
+            "bias": lambda: torch.empty(1, N, T, T),
+            "segments": lambda: torch.zeros(BATCH, T, dtype=torch.long),
+            "sinks": lambda: torch.empty(N, requires_grad=True),
+            "softcap": lambda: 50.0,
+        }
+        scoring = Scoring(0.1, window=case.window, **{part: made[part]() for part in case.parts})
+        flex_causal_attention(q, k, v, scoring).sum().backward()
