@@ -23,6 +23,8 @@ from blocks.kernels.seam import kernel
 
 KEPT = 16  # block masks of shapes and windows that are remembered
 BLOCK = 128  # queries, and keys, of a block of the mask
+# A bias read ahead fills shared memory: backward would take 264,192 bytes, and a B200 has 232,448.
+LEAN = {"bwd_num_stages": 1}
 GRAPHS = 64  # compiled graphs: lengths are dynamic, so that few are needed; beyond, all scores would be held
 
 
@@ -51,6 +53,7 @@ def flex_causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> 
         block_mask=_block_mask(T, S, q.device, segments, window),
         scale=scale,
         enable_gqa=k.shape[2] != q.shape[2],
+        kernel_options=None if bias is None else LEAN,
         **({} if sinks is None else _returning_norm()),
     )
     if sinks is None:
