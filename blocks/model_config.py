@@ -60,6 +60,9 @@ def read(config: Any) -> dict[str, Any]:
         ConfigError: unknown key, wrong type, missing value, a ``_target_``, an unknown block or block parameter
     """
     model = registry.to_plain(config)
+    if isinstance(config, str) and isinstance(model, dict) and set(model) == {config}:  # a word, read as YAML
+        remedy = "Write preset(NAME) for a preset, and the text of a file instead of its path"
+        raise ConfigError("model", config, "must be a mapping or YAML text", remedy)
     if not isinstance(model, dict):
         raise ConfigError("model", model, "must be a mapping", "Write keys such as d_model and attention under model")
     registry.refuse_targets(model, "model")

@@ -54,7 +54,7 @@ def open_source(path: Path) -> Source:
         return _trained(path)
     if path.is_dir() and not last.exists():
         rule = f"holds neither {COMPOSITION} nor checkpoints/last.ckpt"
-        raise ConfigError("RUN", str(path), rule, "Name a run's folder, a *.ckpt, or the OUT of interop.hf import")
+        raise ConfigError("RUN", str(path), rule, "Name a run's folder, a *.ckpt, or the OUT of blockwright import")
     return _trained(last if path.is_dir() else path)
 
 

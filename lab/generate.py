@@ -24,7 +24,7 @@ def _parser() -> Parser:
         prog="blockwright generate",
         description="Generate text: streamed to a terminal, plain text elsewhere.",
     )
-    parser.add_argument("model", metavar="MODEL", help="a run's folder, a *.ckpt, or the OUT of interop.hf import")
+    parser.add_argument("model", metavar="MODEL", help="a run's folder, a *.ckpt, or the OUT of blockwright import")
     parser.add_argument("--prompt", action="append", default=[], help="text to continue; again for several at once")
     parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="default 200")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest; default 0.8")

@@ -48,7 +48,7 @@ class Blockwright(TemplateLM):
     """A decoder as a language model of the harness.
 
     Args:
-        path: a run's folder, a *.ckpt, or the OUT of interop.hf import
+        path: a run's folder, a *.ckpt, or the OUT of blockwright import
         batch_size: requests scored at once; ``auto`` is 8
         max_batch_size: ignored; the harness passes it
         max_length: longest sequence in tokens; None for the model's max_positions

@@ -66,7 +66,7 @@ class Writer:
         """Load a model.
 
         Args:
-            path: a run's folder, a *.ckpt, or the OUT of interop.hf import
+            path: a run's folder, a *.ckpt, or the OUT of blockwright import
             dtype: of the computation
             device: of the computation; None for a GPU if there is one
 
@@ -78,7 +78,7 @@ class Writer:
         where = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         folder = Path(path)
         if not folder.exists():
-            remedy = "Name a run's folder (logs/train/runs/…), a *.ckpt, or the OUT of interop.hf import"
+            remedy = "Name a run's folder (logs/train/runs/…), a *.ckpt, or the OUT of blockwright import"
             raise ConfigError("MODEL", str(path), "there is no such file or folder", remedy)
         registry.load()
         source = open_source(folder)

@@ -130,11 +130,11 @@ def _read(name: str, heirs: tuple[str, ...], path: str = "model") -> dict[str, A
         raise ConfigError("model.inherits", name, f"the preset inherits itself ({chain})", "Write its values out")
     preset = find(name, path)
     try:
-        model = _parsed(read_text(preset.file, "model"))
+        return inherited(_parsed(read_text(preset.file, "model")), (*heirs, name))
     except ConfigError as error:
-        rule = f"{error.rule} (preset {name}, {preset.file})"
+        where = f" (preset {name}, {preset.file})"
+        rule = error.rule if where in error.rule else error.rule + where
         raise ConfigError(error.path, error.value, rule, error.remedy) from None
-    return inherited(model, (*heirs, name))
 
 
 @functools.lru_cache(maxsize=64)

@@ -329,7 +329,8 @@ def test_signal_in_the_final_validation_leaves_the_last_checkpoint_to_go_on_from
     said: dict[str, tuple[Any, str]], folder: Path
 ) -> None:
     code, text = said["in the end"]
-    assert code == 75 and "outside of training" in text and "Traceback" not in text
+    assert code == 75 and "stopped by SIGTERM after step 6" in text and "Traceback" not in text
+    assert f"ckpt_path={folder}/in_end/checkpoints/last.ckpt" in text
     assert checkpoint(folder / "in_end")["global_step"] == 6
     again, whole = final(folder / "end_again"), final(folder / "0" / "whole")
     assert said["end again"][0] == 0 and again == {name: whole[name] for name in again}  # it need not train

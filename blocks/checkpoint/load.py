@@ -14,10 +14,15 @@ from blocks.decoder import Decoder
 def load_decoder(path: str | Path, *, device: torch.device | str = "cpu") -> Decoder:
     """Rebuild the decoder of a checkpoint, in evaluation mode.
 
+    Args:
+        path: of the checkpoint, or of a run's folder for its last one
+        device: of the weights
+
     Raises:
         ConfigError: the file cannot be read safely, or its composition names a block that is not registered here
     """
-    checkpoint = read_checkpoint(path)
+    last = Path(path, "checkpoints", "last.ckpt")
+    checkpoint = read_checkpoint(last if last.exists() else path)
     decoder = compose(checkpoint["hyper_parameters"]["model"], device=device)
     weights = checkpoint["state_dict"]
     decoder.load_state_dict({k.removeprefix(PREFIX): v for k, v in weights.items() if k.startswith(PREFIX)})

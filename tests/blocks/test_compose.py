@@ -409,3 +409,9 @@ def test_construction_under_grad_and_no_grad_is_alike(tiny: Callable[..., Any]) 
         decoder = compose(tiny(moe=True))
     assert all(p.requires_grad and p.is_leaf for p in decoder.parameters())
     assert all(p.requires_grad and p.is_leaf for p in compose(tiny(moe=True)).parameters())
+
+
+@pytest.mark.parametrize("word", ["tiny", "conf/preset/tiny.yaml"])
+def test_name_of_a_preset_or_a_file_in_place_of_a_model_is_told_apart(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"preset\(NAME\)"):
+        compose(word)

@@ -145,6 +145,13 @@ def test_changes_of_preset_patch_likewise_and_leave_the_preset_alone() -> None:
     assert preset("deepseek_v2_lite")["ffn"]["shared"]["d_ff"] == 2816
 
 
+def test_parent_that_is_not_there_is_refused_with_the_file_that_names_it(write: Callable[..., Path]) -> None:
+    write(bad="inherits: tinny\n")
+    with pytest.raises(ConfigError, match=r"no such preset \(preset bad, .*bad\.yaml\)") as caught:
+        preset("bad")
+    assert (caught.value.path, caught.value.value) == ("model.inherits", "tinny")
+
+
 def test_null_takes_an_inherited_block_away(write: Callable[..., Path]) -> None:
     write(bare="inherits: qwen3_8b\nqk_norm: null\n")
     assert "qk_norm" not in check(preset("bare"))

@@ -23,6 +23,22 @@ class Progress(RichProgressBar):
     def _get_train_description(self, current_epoch: int) -> str:
         return "training"  # Lightning would show max_epochs, which is -1 if steps are counted
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self._says(trainer):
+            end = f" of {trainer.max_steps}" if trainer.max_steps and trainer.max_steps > 0 else ""
+            print(f"training from step {trainer.global_step}{end}; output in {trainer.default_root_dir}", flush=True)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_start(trainer, pl_module)
+        if self._says(trainer) and trainer.state.fn == "validate":
+            print("measuring the model on all of the validation text", flush=True)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_test_start(trainer, pl_module)
+        if self._says(trainer):
+            print("measuring the model on all of the test text", flush=True)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -98,7 +98,7 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
         raise ConfigError("resume.changed", changed, rule, f"Write one of {', '.join(CHANGED)}")
     if not isinstance(plain["init_from"], str | None):
         rule = "must be the path of a folder"
-        raise ConfigError("init_from", plain["init_from"], rule, "Name the OUT of interop.hf import: init_from=OUT")
+        raise ConfigError("init_from", plain["init_from"], rule, "Name the OUT of blockwright import: init_from=OUT")
     refuse_in_model(plain["model"], read_from_environment(cfg))
     plain["model"] = check_model(composition_of(plain["model"]))
     plain["task"] = {**plain["task"], "model": plain["model"]}
@@ -186,7 +186,7 @@ def composition_of(model: Any) -> Any:
     folder, patch = model["pretrained"], {k: v for k, v in model.items() if k != "pretrained"}
     if folder is None:
         rule = "takes the composition of an imported checkpoint, but none is named"
-        raise ConfigError("init_from", None, rule, "Name the OUT of interop.hf import: init_from=OUT")
+        raise ConfigError("init_from", None, rule, "Name the OUT of blockwright import: init_from=OUT")
     return patched(read_composition(Path(folder)), patch)
 
 

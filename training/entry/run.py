@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -22,6 +24,7 @@ from training.configuration.instantiate import check_target, instantiate
 from training.entry.preflight import OWN
 from training.parallel.dry_run import dry_run
 from training.parallel.imagined import imagine
+from training.stops import Interrupted
 
 LOGGED = ("task_name", "seed", "model", "optimizer", "scheduler", "data")
 
@@ -61,11 +64,22 @@ def run(plain: dict[str, Any], shown: dict[str, Any] | None = None) -> dict[str,
     try:
         if plain["train"]:
             trainer.fit(task, data, ckpt_path=plain["ckpt_path"], weights_only=True)
-            return conclude(trainer, task, data, test=plain["test"])
+            with _resumable(trainer):
+                return conclude(trainer, task, data, test=plain["test"])
         return conclude(trainer, task, data, test=plain["test"], ckpt_path=plain["ckpt_path"])
     except BaseException:
         _dismiss(trainer)
         raise
+
+
+@contextmanager
+def _resumable(trainer: L.Trainer) -> Iterator[None]:
+    """Let a stop after the last step name the checkpoint, from which the same command only measures."""
+    try:
+        yield
+    except Interrupted as stop:
+        last = getattr(trainer.checkpoint_callback, "last_model_path", "")
+        raise Interrupted(Path(last) if last else None, trainer.global_step, stop.signum) from None
 
 
 def no_bar(callbacks: Sequence[Any]) -> dict[str, bool]:

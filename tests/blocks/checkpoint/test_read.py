@@ -60,6 +60,9 @@ def test_trained_model_is_rebuilt_with_the_same_logits(fit: Callable[..., L.Trai
     with torch.no_grad():
         assert torch.equal(decoder(tokens), task(tokens))
     assert decoder.layers[1].ffn.gating.bias.abs().max() > 0  # type: ignore[union-attr, operator]
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "trained.ckpt").rename(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert torch.equal(load_decoder(tmp_path / "run")(tokens), decoder(tokens))
 
 
 def test_whole_checkpoint_loads_without_running_code(fit: Callable[..., L.Trainer], tmp_path: Path) -> None:

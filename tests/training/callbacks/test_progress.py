@@ -24,7 +24,9 @@ def lines(text: str) -> list[dict[str, float]]:
 def test_logged_steps_and_validations_are_lines(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"log_every_n_steps": 2, "limit_val_batches": 1, "val_check_interval": 3}
     fit(callbacks=[Throughput(warmup=1), Progress()], enable_progress_bar=True, **settings)
-    said = lines(capsys.readouterr().out)
+    text = capsys.readouterr().out
+    said = lines(text)
+    assert text.startswith("training from step 0 of 6; output in ")
     assert [(line["step"], "val/loss" in line) for line in said] == [
         (2, False),
         (3, True),
