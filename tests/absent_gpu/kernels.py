@@ -90,6 +90,7 @@ def _inductor(keep: Callable[..., Any]) -> Iterator[None]:
         "pattern_matcher": False,
         "joint_graph_constant_folding": False,
         "fx_graph_cache": False,
+        "fallback_random": True,  # what replaces draws is one of those passes
         "compile_threads": 1,
         "triton.unique_kernel_names": False,
         "triton.descriptive_names": False,
