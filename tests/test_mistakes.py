@@ -83,7 +83,7 @@ EARLY = {
     "argument a callback has not": Mistake(
         "callbacks.report.sample_tokenz=4", "callbacks.report.sample_tokenz", "Did you mean 'sample_tokens'"
     ),
-    "file that is no YAML": Mistake("experiment=broken", "…/broken.yaml:3", "is no YAML"),
+    "file that is not YAML": Mistake("experiment=broken", "…/broken.yaml:3", "is not YAML"),
     # names
     "unknown block": Mistake("model/attention=mla2", "model/attention", "Did you mean 'mla'"),
     "unknown family": Mistake("model/atention=mla", "model/atention", "Did you mean 'model/attention'"),
@@ -106,8 +106,8 @@ EARLY = {
     "key in a preset": Mistake("model=misspelt", "model.d_modle", "Did you mean 'd_model'"),
     "preset that is a list": Mistake("model=listed", "model", r"must be a mapping .*listed\.yaml"),
     "class in a preset": Mistake("model=foreign", "model.attention._target_", r"dotted path .*foreign\.yaml"),
-    "preset that is no YAML": Mistake("model=broken", "model", r"line 2: .*broken\.yaml.*Fix"),
-    "format of a later version": Mistake("model.format=3", "model.format", "does not read.*its own: 2"),
+    "preset that is not YAML": Mistake("model=broken", "model", r"line 2: .*broken\.yaml.*Fix"),
+    "format of a later version": Mistake("model.format=3", "model.format", "unknown to this version.*its own: 2"),
     "no family selected": Mistake("~model.attention", "model.attention", r"\+model/attention=<gqa\|mha"),
     "foreign class in a model": Mistake(
         "+model.attention._target_=os.system", "model.attention._target_", "never a class by its dotted path"
@@ -127,7 +127,7 @@ EARLY = {
     "layout that does not fit": Mistake("model.layout.ffn='dense*2 ffn'", "model.layout.ffn", "but this one names 3"),
     "layout of a billion layers": Mistake("model.layout.ffn='ffn*999999999'", "model.layout.ffn", "999999999 times"),
     "null for what a decoder needs": Mistake("model.norm=null", "model.norm", r"layer 0 has none.*\+model/norm=<"),
-    "null for what a block needs": Mistake("model.ffn.experts=null", "model.ffn.experts", "without a block of kind ex"),
+    "null for what a block needs": Mistake("model.ffn.experts=null", "model.ffn.experts", "requires a block of kind ex"),
     "null for what a layout names": Mistake("model.ffn=null", "model.layout.ffn", "the model has none.*model/ffn=NAME"),
     "pattern of no parameter": Mistake("task.frozen=[gatign]", "task.frozen", "matches no.*Did you mean 'gating'"),
     "pattern that is no list": Mistake("task.frozen=embedding", "task.frozen", r"a list.*task\.frozen=\[embedding\]"),
@@ -169,7 +169,7 @@ EARLY = {
     "copies that do not divide the world": Mistake(
         "trainer=[hsdp,sim]\ntrainer.devices=3", "trainer.strategy.replicate", "do not divide the world of 3"
     ),
-    "no ranks": Mistake("trainer=[fsdp,sim]\ntrainer.strategy.tensor=0", "trainer.strategy.tensor", "positive integer"),
+    "no ranks": Mistake("trainer=[fsdp,sim]\ntrainer.strategy.tensor=0", "trainer.strategy.tensor", "positive number of ranks"),
     "heads that do not divide": Mistake(
         "trainer=[fsdp_tp,sim]\nmodel/attention=mha\nmodel.attention.n_heads=1\ntrainer.devices=2",
         "model.attention.n_heads",
@@ -178,7 +178,7 @@ EARLY = {
     "KV heads that do not divide": Mistake(
         "trainer=[fsdp_tp,sim]\nmodel/attention=gqa\nmodel.attention.n_kv_heads=1",
         "model.attention.n_kv_heads",
-        "divide",
+        "divisible",
     ),
     "experts that do not divide": Mistake(
         "trainer=[fsdp_ep,sim]\nmodel.ffn.n_experts=5", "model.ffn.n_experts", "expert × tensor be one of 1, 5"
@@ -236,7 +236,7 @@ EARLY = {
     "auto_resume that is no switch": Mistake("auto_resume=last", "auto_resume", "true or false"),
     "address for a checkpoint": Mistake("ckpt_path='https://host/x.ckpt'", "ckpt_path", "no such file"),
     "no run to go on with": Mistake("ckpt_path=last\ntask_name=nobody", "ckpt_path", "has left a last.ckpt"),
-    "random weights to test": Mistake("train=false\ntest=true", "ckpt_path", "random weights"),
+    "random weights to test": Mistake("train=false\ntest=true", "ckpt_path", "random initial weights"),
     "random weights to validate": Mistake("train=false\ntest=false", "ckpt_path", "init_from=OUT"),
     # grammar
     "no override at all": Mistake("gqa", "command line", "Write key=value"),
