@@ -127,7 +127,7 @@ EARLY = {
     "layout that does not fit": Mistake("model.layout.ffn='dense*2 ffn'", "model.layout.ffn", "but this one names 3"),
     "layout of a billion layers": Mistake("model.layout.ffn='ffn*999999999'", "model.layout.ffn", "999999999 times"),
     "null for what a decoder needs": Mistake("model.norm=null", "model.norm", r"layer 0 has none.*\+model/norm=<"),
-    "null for what a block needs": Mistake("model.ffn.experts=null", "model.ffn.experts", "requires a block of kind ex"),
+    "null for what a block needs": Mistake("model.ffn.experts=null", "model.ffn.experts", "requires a block of kind"),
     "null for what a layout names": Mistake("model.ffn=null", "model.layout.ffn", "the model has none.*model/ffn=NAME"),
     "pattern of no parameter": Mistake("task.frozen=[gatign]", "task.frozen", "matches no.*Did you mean 'gating'"),
     "pattern that is no list": Mistake("task.frozen=embedding", "task.frozen", r"a list.*task\.frozen=\[embedding\]"),
@@ -169,7 +169,7 @@ EARLY = {
     "copies that do not divide the world": Mistake(
         "trainer=[hsdp,sim]\ntrainer.devices=3", "trainer.strategy.replicate", "do not divide the world of 3"
     ),
-    "no ranks": Mistake("trainer=[fsdp,sim]\ntrainer.strategy.tensor=0", "trainer.strategy.tensor", "positive number of ranks"),
+    "no ranks": Mistake("trainer=[fsdp,sim]\ntrainer.strategy.tensor=0", "trainer.strategy.tensor", "positive number"),
     "heads that do not divide": Mistake(
         "trainer=[fsdp_tp,sim]\nmodel/attention=mha\nmodel.attention.n_heads=1\ntrainer.devices=2",
         "model.attention.n_heads",

@@ -53,8 +53,8 @@ class Interruption(Checkpoint):
         if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             run = Path(trainer.default_root_dir)
             clean(run.parent)  # leftovers of killed processes, of sibling runs too
-            clean_folder(self._path(trainer).parent)
-            _point_at(self._path(trainer).parent, run / FOLDER)
+            clean_folder(last_checkpoint(trainer).parent)
+            _point_at(last_checkpoint(trainer).parent, run / FOLDER)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # After Lightning has set its own handlers, which would end the loop without a checkpoint.
@@ -114,7 +114,7 @@ class Interruption(Checkpoint):
             if requeue is not None and self._agreed(trainer, signum == requeue):
                 # Lightning requeues the job, and leaves a checkpoint of its own in the run's folder.
                 trainer._signal_connector._slurm_sigusr_handler_fn(signum, None)  # type: ignore[arg-type]
-            raise Interrupted(self._path(trainer), trainer.global_step, signum)
+            raise Interrupted(last_checkpoint(trainer), trainer.global_step, signum)
 
     @staticmethod
     def _between_steps(trainer: L.Trainer) -> bool:
@@ -126,18 +126,12 @@ class Interruption(Checkpoint):
         self._owed = False
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._saved = trainer.global_step
-            save(trainer, self._path(trainer))
+            save(trainer, last_checkpoint(trainer))
 
     @staticmethod
     def _agreed(trainer: L.Trainer, decision: bool) -> bool:
         """Whether any rank decides so; the same on all."""
         return trainer.strategy.reduce_boolean_decision(decision, all=False)
-
-    @staticmethod
-    def _path(trainer: L.Trainer) -> Path:
-        keeper = trainer.checkpoint_callback
-        folder = getattr(keeper, "dirpath", None) or Path(trainer.default_root_dir) / FOLDER
-        return Path(folder) / LAST
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for signum, handler in self._previous.items():
@@ -171,3 +165,10 @@ def _validation_not_begun(trainer: L.Trainer) -> Iterator[None]:
         yield
     finally:
         progress.load_state_dict(now)
+
+
+def last_checkpoint(trainer: L.Trainer) -> Path:
+    """Where a stopped run leaves its checkpoint."""
+    keeper = trainer.checkpoint_callback
+    folder = getattr(keeper, "dirpath", None) or Path(trainer.default_root_dir) / FOLDER
+    return Path(folder) / LAST

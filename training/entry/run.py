@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -18,6 +17,7 @@ from rich.table import Table
 from blocks.checkpoint.read import read_checkpoint
 from registry.printing import show
 from training.callbacks.finale import Finale
+from training.callbacks.interruption import last_checkpoint
 from training.callbacks.recording import Recording
 from training.checkpoints.record import record
 from training.configuration.instantiate import check_target, instantiate
@@ -78,8 +78,8 @@ def _resumable(trainer: L.Trainer) -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        last = getattr(trainer.checkpoint_callback, "last_model_path", "")
-        raise Interrupted(Path(last) if last else None, trainer.global_step, stop.signum) from None
+        last = last_checkpoint(trainer)
+        raise Interrupted(last if last.exists() else None, trainer.global_step, stop.signum) from None
 
 
 def no_bar(callbacks: Sequence[Any]) -> dict[str, bool]:

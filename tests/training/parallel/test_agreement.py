@@ -91,10 +91,10 @@ class Traffic(L.Callback):
             self.exchange, experts.exchange = experts.exchange, self._spy
             self.counted.__enter__()
 
-    def _spy(self, rows: torch.Tensor, received: list[int], sent: list[int], group: Any) -> torch.Tensor:
-        if rows.shape[1] == self.width:
+    def _spy(self, received: list[int], sent: list[int], group: Any, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if any(part.shape[1] == self.width for part in parts):
             self.rows.append((sum(received) + sum(sent)) / 2)
-        return self.exchange(rows, received, sent, group)
+        return self.exchange(received, sent, group, *parts)
 
     def on_before_optimizer_step(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == 0:

@@ -351,7 +351,7 @@ def test_training_without_an_end_needs_a_schedule_that_bears_it(
 ) -> None:
     endless = {"max_epochs": -1, "max_steps": -1, "max_time": {"seconds": 0}}
     train(make_task(), [batch(1)], tmp_path, **endless)
-    with pytest.raises(ConfigError, match=r"trainer\.max_steps.*WarmupCosine has to know"):
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps.*WarmupCosine needs the length"):
         train(make_task(scheduler=WarmupCosine()), [batch(1)], tmp_path, **endless)
 
 
