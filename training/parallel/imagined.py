@@ -61,7 +61,11 @@ def imagine(plain_config: Mapping[str, Any]) -> dict[str, float]:
 
 @contextmanager
 def ranks(world: int, rank: int = 0) -> Iterator[None]:
-    """A process group whose other ranks are imagined: collectives return at once, and send nothing."""
+    """A process group whose other ranks are imagined: collectives return at once, and send nothing.
+
+    DTensor caches what it worked out, with the mesh; a real mesh of the same shape would be taken for the imagined one.
+    """
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
@@ -69,6 +73,7 @@ def ranks(world: int, rank: int = 0) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        _clear_sharding_prop_cache()
 
 
 @contextmanager
