@@ -43,6 +43,8 @@ class Layout:
             each micro-batch; else the optimizer state alone is (ZeRO-1)
         recompute: none, selective (feed-forward blocks), full, or a fraction of the forward pass
         schedule: of the pipeline
+        stages: layers of each stage in the order of the model, ``interleave`` for each GPU: ``2*35 3 2*3 1``. The head
+            is in the last stage, beside the layers of multi-token prediction. None: as much work in each
     """
 
     tensor: int = 1
@@ -54,6 +56,13 @@ class Layout:
     shard: bool = False
     recompute: str | float = "none"
     schedule: Schedule = "1f1b"
+    stages: str | None = None
+
+    @property
+    def layers_of_stages(self) -> list[int]:
+        """``stages``, a number for each."""
+        counts = [word.partition("*") for word in (self.stages or "").split()]
+        return [int(n) for n, _, times in counts for _ in range(int(times or 1))]
 
     def data(self, job: Job) -> int:
         """GPUs that read different sequences."""

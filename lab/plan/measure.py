@@ -249,6 +249,12 @@ class Measured:
         """Forward and backward, scores halved for causality, nothing counted twice that is computed again."""
         return 3 * (self.whole.dense + self.whole.routed + self.scores_at(length))
 
+    @functools.cached_property
+    def head(self) -> float:
+        """FLOPs of the products with the head, forward: once, and once for each depth of multi-token prediction."""
+        config = self.decoder.config
+        return 2 * config["vocab_size"] * config["d_model"] * (1 + len(self.decoder.mtp))
+
     def ffn_share(self, length: int) -> float:
         """Of the forward pass's FLOPs, those of feed-forward blocks: what selective recomputation repeats."""
         ffn = self.parts["ffn"]

@@ -4,7 +4,8 @@ A micro-batch computes products, scores and elementwise operators, each at a fit
 small products reach less of it. Collectives of a group inside an island run over NVLink; those of a larger one are
 hierarchical, and use the NICs of all members of the group in an island. All-to-alls send a token once to each island
 that one of its experts is in, and on from there. A pipeline adds its bubble (p − 1)/(v·m), halved by the schedules
-that fill it. Left out: stages of unequal work, jitter, stragglers, input, checkpoints, and restarts.
+that fill it; where it is known which layers are in which stage, the one with the most work decides. Left out: jitter,
+stragglers, input, checkpoints, and restarts.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def step(measured: Measured, job: Job, layout: Layout, hardware: Hardware, fitte
     times, stages = layout.micro_batches(job), layout.pipeline
     layers = _computed(measured, job, layout, hardware, fitted) | _exchanged(measured, job, layout, hardware, fitted)
     parts = {name: times * seconds / stages for name, seconds in layers.items()}
+    parts["unequal stages"] = sum(parts.values()) * (_busiest(measured, job, layout) - 1)
     parts["stages' messages"] = times * _messages(measured, job, layout, hardware)
     weights = _gathered(measured, job, layout, hardware)
     busy = sum(parts.values())
@@ -138,6 +140,17 @@ def _exchanged(m: Measured, job: Job, layout: Layout, hardware: Hardware, fitted
         hidden = 0.25 if layout.schedule == "dualpipe" else 1.0
         found["experts' exchange"] = fitted.exchange * hidden * nbytes * (near + far)
     return found
+
+
+def _busiest(m: Measured, job: Job, layout: Layout) -> float:
+    """Work of the stages of the GPU that has most, over the mean; every layer counts alike."""
+    layers = layout.layers_of_stages
+    if not layers:
+        return 1.0
+    layer = (m.training_flops(job.length) / 3 - m.head) / m.n_layers
+    work = [layer * sum(layers[first :: layout.pipeline]) for first in range(layout.pipeline)]
+    work[-1] += m.head
+    return max(work) * len(work) / sum(work)
 
 
 def _messages(m: Measured, job: Job, layout: Layout, hardware: Hardware) -> float:

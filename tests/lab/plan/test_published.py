@@ -28,9 +28,33 @@ def test_held_out_runs_are_met_within_the_error_that_ties_are_judged_by() -> Non
     for row in judgement():
         groups.setdefault(row.used, []).append(row)  # type: ignore[arg-type]
     assert len(groups["held out"]) == 20 and len(groups["fitted"]) == 9
-    assert mean_error(groups["held out"]) < ERROR + 0.005  # type: ignore[arg-type]
-    assert mean_error(groups["fitted"]) < 0.05  # type: ignore[arg-type]
+    assert mean_error(groups["held out"]) < ERROR  # type: ignore[arg-type]
+    assert mean_error(groups["fitted"]) < 0.07  # type: ignore[arg-type]
     assert mean_error(groups["held out, not Hopper"]) < 0.15  # type: ignore[arg-type]
+
+
+def test_stages_that_a_source_splits_by_hand_hold_all_layers() -> None:
+    split = [run for run in published() if run.layout.stages]
+    assert len(split) == 13
+    for run in split:
+        layers = run.layout.layers_of_stages
+        assert (sum(layers), len(layers)) == (run.measured.n_layers, run.layout.pipeline * run.layout.interleave), run.name
+
+
+def test_the_stage_with_most_work_decides() -> None:
+    """The head of GPT-OSS-120B, 201,088 words wide, is as much work as several of its layers."""
+    (run,) = (run for run in published() if run.row["model"] == "gpt_oss_120b")
+    step = run.predicted(coefficients())
+    apart = run.measured.head / (run.measured.training_flops(4096) / 3 - run.measured.head) * 36  # in layers
+    assert 4 < apart < 5
+    stages = sum(s for name, s in step.parts.items() if name in WITHIN_STAGES)
+    assert step.parts["unequal stages"] / stages == pytest.approx((9 + apart) / ((36 + apart) / 4) - 1)
+
+
+WITHIN_STAGES = (
+    *("dense products", "attention scores", "elementwise", "experts' products", "recomputation", "launches"),
+    *("tensor parallelism", "context parallelism", "experts' exchange"),
+)
 
 
 def test_deepseek_v2_saves_what_its_paper_says_of_67bs_training() -> None:
