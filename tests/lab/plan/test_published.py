@@ -37,8 +37,8 @@ def test_stages_that_a_source_splits_by_hand_hold_all_layers() -> None:
     split = [run for run in published() if run.layout.stages]
     assert len(split) == 13
     for run in split:
-        layers = run.layout.layers_of_stages
-        assert (sum(layers), len(layers)) == (run.measured.n_layers, run.layout.pipeline * run.layout.interleave), run.name
+        layers, stages = run.layout.layers_of_stages, run.layout.pipeline * run.layout.interleave
+        assert (sum(layers), len(layers)) == (run.measured.n_layers, stages), run.name
 
 
 def test_the_stage_with_most_work_decides() -> None:
