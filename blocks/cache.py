@@ -103,6 +103,7 @@ class Cache:
 
     Attributes:
         length: tokens stored so far
+        spread: whether it is of one pass over sequences whose tokens are spread over ranks, as in training
         padding: [B] padding tokens at the start of each row; None for none. Shared by the caches of a batch, and not
             counted in ``nbytes``
     """
@@ -120,6 +121,7 @@ class Cache:
     ) -> None:
         self.room = length
         self.length = 0
+        self.spread = False
         self.padding: Tensor | None = None
         self.stores: dict[str, Exact | Quantised] = {}
         for name, shape in slots.items():
@@ -170,6 +172,10 @@ class Cache:
         """[B|1,S]: the position of each token that ``append`` returned last."""
         indices = self.indices(device)[None]
         return indices if self.padding is None else (indices - self.padding[:, None]).clamp(min=0)
+
+    def segments(self) -> Tensor | None:
+        """[B,S]: the document of each token that ``append`` returned last; None: each row is one document."""
+        return None
 
     def padding_bias(self, n_new: int) -> Tensor | None:
         """[B,1,T,S] to be added to the scores of the last ``n_new`` tokens: −∞ on padding. None if there is none.

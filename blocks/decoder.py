@@ -20,6 +20,7 @@ from blocks.mtp import MTP, later_targets
 from blocks.norm.base import Norm
 from blocks.position.base import Position
 from blocks.residual.base import Residual
+from blocks.share import Share
 from registry import BlockError
 
 
@@ -37,11 +38,17 @@ class Layer(nn.Module):
         positions: Tensor,
         segments: Tensor | None = None,
         cache: Cache | None = None,
+        share: Share | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        """x [B,T,D] of token ids [B,T] → [B,T,D], and the routing of the tokens if the ffn routes."""
+        """x [B,T,D] of token ids [B,T] → [B,T,D], and the routing of the tokens if the ffn routes.
+
+        With a share, ``x`` and ``tokens`` are of its tokens, ``positions`` and ``segments`` of the whole sequences.
+        """
         routing: Routing | None = None
 
         def attend(h: Tensor) -> Tensor:
+            if share is not None:
+                return share.attend(self.attention, h, positions, segments)
             return self.attention(h, positions, segments=segments, cache=cache)
 
         def feed(h: Tensor) -> Tensor:
@@ -136,6 +143,7 @@ class Decoder(nn.Module):
         segments: Tensor | None = None,
         caches: Sequence[Cache] | None = None,
         embedded: Tensor | None = None,
+        share: Share | None = None,
     ) -> tuple[Tensor, list[Routing | None]]:
         """Everything but the head.
 
@@ -146,16 +154,20 @@ class Decoder(nn.Module):
             caches: one per layer, from ``new_caches``; the tokens are appended to them
             embedded: [B,T,D] in place of ``look_up(tokens)``, e.g. with image patches at their placeholders. Positions
                 are added to it; it is not scaled, since only ``look_up`` scales
+            share: this rank's tokens, where those of a sequence are spread over ranks: the other arguments are then of
+                whole sequences, without caches, and what is returned is of this rank's tokens
 
         Returns:
             hidden states [B,T,D] and, for each layer, the routing of the tokens (None for a dense one)
         """
         if positions is None:
             positions = _next_positions(tokens, caches[0] if caches else None)
-        x = self.position.embed(self.look_up(tokens) if embedded is None else embedded, positions)
+        take = _whole if share is None else share.take
+        own = take(tokens)
+        x = self.position.embed(self.look_up(own) if embedded is None else take(embedded), take(positions))
         routings: list[Routing | None] = []
         for i, layer in enumerate(self.layers):
-            x, routing = layer(x, tokens, positions, segments, caches[i] if caches else None)
+            x, routing = layer(x, own, positions, segments, caches[i] if caches else None, share)
             routings.append(routing)
         return self.norm(x), routings
 
@@ -175,6 +187,7 @@ class Decoder(nn.Module):
         targets: Tensor,
         positions: Tensor | None = None,
         segments: Tensor | None = None,
+        share: Share | None = None,
     ) -> tuple[list[tuple[Tensor, Tensor]], list[Routing | None]]:
         """Loss of multi-token prediction.
 
@@ -183,12 +196,14 @@ class Decoder(nn.Module):
             tokens, targets: [B,T]; the target of a token is the next one
             positions: [B|1,T]; None counts from 0
             segments: [B,T]; nothing is predicted across documents
+            share: as in ``hidden``; all arguments but ``hidden`` are of whole sequences
 
         Returns:
             for each depth, the summed nll in nats and the number of scored targets, both 0 for sequences too short for
             it, and the routing of its layer
         """
         positions = _next_positions(tokens, None) if positions is None else positions
+        take = _whole if share is None else share.take
         losses: list[tuple[Tensor, Tensor]] = []
         routings: list[Routing | None] = []
         for k, depth in enumerate(self.mtp, start=1):
@@ -198,11 +213,13 @@ class Decoder(nn.Module):
                 routings.append(None)
                 continue
             # Depth k pairs the state of token i with the embedding of token i+k, and predicts token i+k+1.
-            later, inner = tokens[:, k:], None if segments is None else segments[:, :-k]
-            aim = later_targets(targets, segments, k)
-            embedded = self.embed(later, positions[:, k:])
-            hidden, routing = depth(embedded, hidden[:, : later.shape[1]], later, positions[:, :-k], inner)
+            later, inner = take(tokens[:, k:]), None if segments is None else segments[:, :-k]
+            aim = take(later_targets(targets, segments, k))
+            embedded = self.embed(later, take(positions[:, k:]))
+            hidden, routing = depth(embedded, hidden[:, : later.shape[1]], later, positions[:, :-k], inner, share)
             losses.append((self.nll(hidden, aim), (aim != IGNORED).sum()))
+            if share is not None and routing is not None:  # ranks with the sequence's end have fewer tokens
+                routing = routing.weighted(share.weight(later.shape[1], tokens.shape[1] - k))
             routings.append(routing)
         return losses, routings
 
@@ -230,6 +247,10 @@ class Decoder(nn.Module):
                     raise BlockError("padding", padding.tolist(), rule, "Give rows of one length")
                 cache.padding = padding
         return caches
+
+
+def _whole(sequences: Tensor) -> Tensor:
+    return sequences
 
 
 def _next_positions(tokens: Tensor, cache: Cache | None) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from blocks.gating.base import Routing
 from blocks.kernels.cross_entropy import IGNORED
 from blocks.norm.base import Norm
+from blocks.share import Share
 
 
 def later_targets(targets: Tensor, segments: Tensor | None, k: int) -> Tensor:
@@ -42,9 +43,18 @@ class MTP(nn.Module):
         self.layer, self.norm = layer, norm
 
     def forward(
-        self, embedded: Tensor, hidden: Tensor, tokens: Tensor, positions: Tensor, segments: Tensor | None
+        self,
+        embedded: Tensor,
+        hidden: Tensor,
+        tokens: Tensor,
+        positions: Tensor,
+        segments: Tensor | None,
+        share: Share | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        """Embeddings [B,T,D] of ``tokens`` [B,T], and the states [B,T,D] of the tokens k before → states [B,T,D]."""
+        """Embeddings [B,T,D] of ``tokens`` [B,T], and the states [B,T,D] of the tokens k before → states [B,T,D].
+
+        With a share, as in ``Layer``.
+        """
         x = self.project(torch.cat((self.embedding_norm(embedded), self.hidden_norm(hidden)), -1))
-        x, routing = self.layer(x, tokens, positions, segments)
+        x, routing = self.layer(x, tokens, positions, segments, None, share)
         return self.norm(x), routing

@@ -72,7 +72,8 @@ def empty_cache(
 
 
 def score_bias(position: Position, positions: Tensor, cache: Cache | None) -> Tensor | None:
-    """Additive score bias [B|1,N|1,T,S]: the position's bias, and −∞ on a cache's padding; None if there is neither.
+    """Additive score bias [B|1,N|1,T,S]: the position's bias, and −∞ on a cache's padding and on other documents of a
+    cache that has several; None if there is nothing.
 
     Args:
         positions: [B|1,T] of the queries
@@ -80,10 +81,30 @@ def score_bias(position: Position, positions: Tensor, cache: Cache | None) -> Te
     """
     if cache is None:
         return position.bias(positions, positions)
-    shifts = type(position).bias is not Position.bias  # avoids a tensor as long as the cache
-    bias = position.bias(positions, cache.positions(positions.device)) if shifts else None
+    bias = _position_bias(position, positions, cache)
     padding = cache.padding_bias(positions.shape[1])
     return padding if bias is None else bias if padding is None else bias + padding
+
+
+def score_terms(
+    position: Position, positions: Tensor, segments: Tensor | None, cache: Cache | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """``bias`` and ``segments`` of a ``Scoring``: those of ``score_bias``, but a cache's documents are not in the bias,
+    which is as large as all scores.
+
+    Args:
+        positions, segments: of the queries, [B|1,T] and [B,T]
+        cache: as in ``score_bias``
+    """
+    documents = segments if cache is None else cache.segments()
+    if cache is None or documents is None:
+        return score_bias(position, positions, cache), documents
+    return _position_bias(position, positions, cache), documents
+
+
+def _position_bias(position: Position, positions: Tensor, cache: Cache) -> Tensor | None:
+    shifts = type(position).bias is not Position.bias  # avoids a tensor as long as the cache
+    return position.bias(positions, cache.positions(positions.device)) if shifts else None
 
 
 def even_heads(d_model: int, n_heads: int) -> int:

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from blocks.attention.base import Attention, even_heads, score_bias
+from blocks.attention.base import Attention, even_heads, score_terms
 from blocks.base import Placement
 from blocks.cache import Cache, Ring
 from blocks.kernels.scoring import Scoring
@@ -73,7 +73,7 @@ class GroupedAttention(Attention):
         q, k = (q, k) if self.qk_norm is None else self.qk_norm(q, k)
         q, k = self.position.rotate(q, k, positions)
         k, v = (k, v) if cache is None else cache.append(k, v)
-        bias = score_bias(self.position, positions, cache)
+        bias, segments = score_terms(self.position, positions, segments, cache)
         attend = self.scores or self.kernels.attend
         y = attend(q, k, v, Scoring(self.scale, bias, segments, self.window))
         y = y if self.output_gate is None else self.output_gate(x, y)

@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from blocks.attention.base import Attention, even_heads, score_bias
+from blocks.attention.base import Attention, even_heads, score_bias, score_terms
 from blocks.base import Placement
 from blocks.cache import Cache
 from blocks.kernels.few_rows import by_mkl, reads_fast
@@ -18,6 +20,8 @@ from blocks.norm.base import Norm
 from blocks.position.base import Position
 from registry import register
 from registry.ranges import Count
+
+EXPANDED = 2**28  # bytes of keys and values that are expanded at a time, where queries are fewer than keys
 
 
 @register("attention", "mla")
@@ -35,7 +39,8 @@ class MLA(Attention):
     [latent | rope], [k | v]. With position blocks that do not rotate, the rope part is plain extra width.
     The cache holds C + R numbers per token, 4.5 heads' worth in the paper. Few new tokens on a long past are computed
     absorbed (the paper's appendix C; blocks/kernels/latent_attention.py): W_kv_up is folded into query and output, and
-    nothing is expanded. Many are computed as in the formula, expanding the cached latents each time.
+    nothing is expanded. Many are computed as in the formula, expanding the cached latents each time, some heads at a
+    time if the keys are many more.
 
     Args:
         n_heads: N, heads
@@ -109,9 +114,39 @@ class MLA(Attention):
         bias: Tensor | None,
         segments: Tensor | None = None,
     ) -> Tensor:
-        """Attention over keys and values expanded from latents [B,S,C] and k_rope [B,S,1,R] → [B,T,N,V]."""
-        expanded = self.kv_up(latent).unflatten(-1, (-1, self.nope + self.v_head_dim))
-        k_nope, v = expanded.split((self.nope, self.v_head_dim), -1)
+        """Attention over keys and values expanded from latents [B,S,C] and k_rope [B,S,1,R] → [B,T,N,V].
+
+        For few queries on many keys all heads' keys and values would outgrow the rest of a layer: they are expanded for
+        some heads at a time, and again for the gradient.
+        """
+        N = q_nope.shape[2]
+        a_head = latent[..., :1].numel() * (self.nope + self.rope + self.v_head_dim) * latent.element_size()
+        together = heads_together(N, a_head) if q_nope.shape[1] < latent.shape[1] else N
+        if together == N:
+            return self._attend(q_nope, q_rope, k_rope, self.kv_up(latent), bias, segments)
+
+        def some(weight: Tensor, q_nope: Tensor, q_rope: Tensor, bias: Tensor | None) -> Tensor:
+            return self._attend(q_nope, q_rope, k_rope, F.linear(latent, weight), bias, segments)
+
+        weights = self.kv_up.weight.unflatten(0, (N, -1))
+        parts = [slice(n, n + together) for n in range(0, N, together)]
+        biases = [bias if bias is None or bias.shape[1] == 1 else bias[:, part] for part in parts]
+        given = [
+            (weights[p].flatten(0, 1), q_nope[:, :, p], q_rope[:, :, p], b) for p, b in zip(parts, biases, strict=True)
+        ]
+        return torch.cat([checkpoint(some, *each, use_reentrant=False) for each in given], 2)
+
+    def _attend(
+        self,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        k_rope: Tensor,
+        expanded: Tensor,
+        bias: Tensor | None,
+        segments: Tensor | None,
+    ) -> Tensor:
+        """Attention over keys and values [B,S,N·(nope+V)] of N heads → [B,T,N,V]."""
+        k_nope, v = expanded.unflatten(-1, (-1, self.nope + self.v_head_dim)).split((self.nope, self.v_head_dim), -1)
         q = torch.cat((q_nope, q_rope), -1)
         k = torch.cat((k_nope, k_rope.expand(-1, -1, k_nope.shape[2], -1)), -1)
         return self.kernels.attend(q, k, v, Scoring(self.scale, bias, segments))
@@ -119,10 +154,10 @@ class MLA(Attention):
     def _remembering(self, q_nope: Tensor, q_rope: Tensor, new: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """Attention over a cache and the new tokens' latents and rotated keys [B,T,C+R], the cheaper way."""
         T, S = new.shape[1], cache.length + new.shape[1]
-        if not absorbs(T, S, self.latent, self.rope, self.nope, self.v_head_dim):
+        if cache.spread or not absorbs(T, S, self.latent, self.rope, self.nope, self.v_head_dim):
             latent, k_rope = cache.append(new)[0].split((self.latent, self.rope), -1)
-            bias = score_bias(self.position, positions, cache)
-            return self._expanded(q_nope, q_rope, latent, k_rope[:, :, None], bias)
+            terms = score_terms(self.position, positions, None, cache)
+            return self._expanded(q_nope, q_rope, latent, k_rope[:, :, None], *terms)
         (memory,) = cache.append(new, multiple=key_multiple(new.dtype, new.device))
         bias = score_bias(self.position, positions, cache)
         key_up, value_up = self.kv_up.weight.unflatten(0, (self.n_heads, -1)).split((self.nope, self.v_head_dim), 1)
@@ -143,6 +178,11 @@ class MLA(Attention):
         if not isinstance(self.query, nn.Linear):
             query = {"query.0.weight": "replicate", "query.2.weight": "column"}
         return {**query, "kv_down.weight": "replicate", "kv_up.weight": "column", "output.weight": "row"}
+
+
+def heads_together(n_heads: int, a_head: int) -> int:
+    """The most heads, a divisor of all, whose keys and values of ``a_head`` bytes each fit ``EXPANDED``; at least 1."""
+    return max(n for n in range(1, n_heads + 1) if n_heads % n == 0 and (n == 1 or n * a_head <= EXPANDED))
 
 
 def _widths(

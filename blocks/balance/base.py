@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,19 +12,29 @@ from blocks.base import Block
 from registry import BlockError, family
 
 
-def _same(counts: Tensor) -> Tensor:
-    return counts
+def _alone(counts: Tensor, n_tokens: int) -> Tensor:
+    return counts / n_tokens
 
 
 @family("balance", context=("n_experts", "top_k"))
 class Balance(Block):
     """Returns weighted losses. Token counts carry no gradient, so it flows through the affinities only.
 
-    A loss with counts of the whole batch passes them through ``mean_over_ranks``, which multi-rank training sets to
-    average them; per-sequence losses need not.
+    A rank may have some of the batch's sequences, and some of a sequence's tokens. So counts become counts per token by
+    ``over_batch`` or ``over_sequence``, which multi-rank training sets to count the tokens of all its ranks; the rest
+    must be a mean over tokens, since the losses of the ranks are averaged.
+
+    Class attributes:
+        splits: whether a sequence may be spread over ranks; else a training that does so is refused
+
+    Attributes:
+        over_batch: (counts of this rank's tokens, their number) → counts per token of the batch
+        over_sequence: the same per token of each sequence, for counts [B,…] and tokens of a sequence
     """
 
-    mean_over_ranks: Callable[[Tensor], Tensor] = staticmethod(_same)
+    splits: ClassVar[bool] = False
+    over_batch: Callable[[Tensor, int], Tensor] = staticmethod(_alone)
+    over_sequence: Callable[[Tensor, int], Tensor] = staticmethod(_alone)
 
     def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
         """The losses of this routing.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,8 @@ class CommunicationBalance(Balance):
         alpha: weight of the loss; 0.02 in V2
     """
 
+    splits: ClassVar[bool] = True
+
     def __init__(
         self, n_experts: int, top_k: int, n_devices: Count = 8, top_devices: Count = 3, alpha: NonNegative = 0.02
     ) -> None:
@@ -39,6 +43,6 @@ class CommunicationBalance(Balance):
         device_of = experts // (probs.shape[-1] // self.n_devices)  # E, no expert, becomes D, no device
         reached = torch.zeros(*experts.shape[:2], self.n_devices + 1, dtype=probs.dtype, device=probs.device)
         reached = reached.scatter(-1, device_of, 1.0)[..., : self.n_devices]
-        f = reached.sum(1) * (self.n_devices / (self.top_devices * probs.shape[1]))
+        f = self.over_sequence(reached.sum(1), probs.shape[1]) * (self.n_devices / self.top_devices)
         p = shares(probs).unflatten(-1, (self.n_devices, -1)).sum(-1)
         return {"communication_balance": self.alpha * (f * p).sum(-1).mean()}

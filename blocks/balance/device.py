@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from blocks.balance.base import Balance, check_devices, choices, shares
@@ -22,13 +24,15 @@ class DeviceBalance(Balance):
         alpha: weight of the loss; 0.05 in V2
     """
 
+    splits: ClassVar[bool] = True
+
     def __init__(self, n_experts: int, top_k: int, n_devices: Count = 8, alpha: NonNegative = 0.05) -> None:
         super().__init__()
         check_devices(n_experts, n_devices)
         self.n_experts, self.top_k, self.n_devices, self.alpha = n_experts, top_k, n_devices, alpha
 
     def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        f = choices(experts, probs) * (self.n_experts / (self.top_k * probs.shape[1]))
+        f = self.over_sequence(choices(experts, probs), probs.shape[1]) * (self.n_experts / self.top_k)
         f_device = f.unflatten(-1, (self.n_devices, -1)).mean(-1)
         p_device = shares(probs).unflatten(-1, (self.n_devices, -1)).sum(-1)
         return {"device_balance": self.alpha * (f_device * p_device).sum(-1).mean()}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from blocks.balance.base import Balance, choices, shares
@@ -22,10 +24,12 @@ class ExpertBalance(Balance):
         alpha: weight of the loss; 0.003 in V2, 0.001 in V2-Lite, 0.0001 in V3
     """
 
+    splits: ClassVar[bool] = True
+
     def __init__(self, n_experts: int, top_k: int, alpha: NonNegative = 0.003) -> None:
         super().__init__()
         self.n_experts, self.top_k, self.alpha = n_experts, top_k, alpha
 
     def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        f = choices(experts, probs) * (self.n_experts / (self.top_k * probs.shape[1]))
+        f = self.over_sequence(choices(experts, probs), probs.shape[1]) * (self.n_experts / self.top_k)
         return {"expert_balance": self.alpha * (f * shares(probs)).sum(-1).mean()}

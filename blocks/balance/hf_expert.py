@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from blocks.balance.base import Balance, choices, shares
@@ -21,11 +23,13 @@ class HFExpertBalance(Balance):
         alpha: weight of the loss; 0.001 in Qwen3-MoE's configuration, 0.01 in OLMoE's, 0.02 in Mixtral's
     """
 
+    splits: ClassVar[bool] = True
+
     def __init__(self, alpha: NonNegative = 0.001) -> None:
         super().__init__()
         self.alpha = alpha
 
     def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        per_token = self.mean_over_ranks(choices(experts.flatten(0, 1), probs) / experts[..., 0].numel())
+        per_token = self.over_batch(choices(experts.flatten(0, 1), probs), experts[..., 0].numel())
         loss = probs.shape[-1] * (per_token * shares(probs.flatten(0, 1))).sum()
         return {"hf_expert_balance": self.alpha * loss}

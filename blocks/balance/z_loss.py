@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from blocks.balance.base import Balance
@@ -17,6 +19,8 @@ class RouterZLoss(Balance):
     Args:
         alpha: weight of the loss; 0.001 in ST-MoE and OLMoE
     """
+
+    splits: ClassVar[bool] = True
 
     def __init__(self, alpha: NonNegative = 0.001) -> None:
         super().__init__()

@@ -34,6 +34,10 @@ class Routing(NamedTuple):
     load: Tensor
     pairs: int | None = None
 
+    def weighted(self, factor: float) -> Routing:
+        """The same with its losses times a factor."""
+        return self._replace(losses={name: loss * factor for name, loss in self.losses.items()})
+
 
 @family("gating", context=("n_experts", "vocab_size"))
 class Gating(KeepsDtype, Block):

@@ -98,13 +98,13 @@ def _with_sinks(mask: Tensor | None, sinks: Tensor, q: Tensor) -> Tensor:
 
 
 def visible(T: int, S: int, device: torch.device, segments: Tensor | None = None, window: int | None = None) -> Tensor:
-    """Which keys each query may see: [1,1,T,S] or, with segments, [B,1,T,S] booleans."""
+    """Which keys each query may see: [1,1,T,S] or, with segments [B,S], [B,1,T,S] booleans."""
     queries, keys = torch.arange(S - T, S, device=device)[:, None], torch.arange(S, device=device)
     mask = (keys <= queries)[None, None]
     if window is not None:
         mask = mask & (keys > queries - window)
     if segments is not None:
-        mask = mask & (segments[:, None, :, None] == segments[:, None, None, :])
+        mask = mask & (segments[:, None, S - T :, None] == segments[:, None, None, :])
     return mask
 
 

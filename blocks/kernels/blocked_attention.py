@@ -1,10 +1,12 @@
-"""Causal attention of whole sequences on a CPU, one block of queries at a time against the keys it may see.
+"""Causal attention on a CPU, one block of queries at a time against the keys it may see.
 
 Dao et al. 2022 (FlashAttention), arXiv 2205.14135, with whole rows instead of an online softmax: the scores of some
 hundred queries fit the cache; short sequences are batched, as small products have overhead. Unlike torch's flash
 kernel for CPUs it skips blocks above the diagonal, outside a window and of other documents at every length; keys and
 values may differ in width (MLA); products use the matrix library. It is slower for sequences so short that the loop
-over blocks dominates, and where a block's scores exceed the cache: see ``suits``.
+over blocks dominates, and where a block's scores exceed the cache: see ``suits``. Where torch's kernel would need a
+mask of T × S for long sequences (packed documents, a window, queries at the end of more keys), it takes some heads at a
+time, so that memory grows with S alone.
 
 In low precision, scores are rounded to that precision before the softmax, which is computed in fp32, as in eager
 implementations; torch's flash kernel keeps them in fp32.
@@ -20,8 +22,9 @@ from torch import Tensor
 
 from blocks.kernels.scoring import Scoring
 
-SHORTEST, LONGEST = 128, 4096  # tokens
+SHORTEST, LONGEST = 128, 4096  # tokens; beyond, only where torch's kernel would need a mask
 SCORES = 2**22  # bytes of a block's scores, the limit of batching sequences
+MOST = 2**25  # bytes of a block's scores beyond LONGEST, or of one head's
 KEPT = 512  # longest sequence whose weights are kept for the backward pass, less memory than the rest of a layer
 
 
@@ -29,28 +32,32 @@ class _Block(NamedTuple):
     """Queries ``rows`` of adjacent sequences, which see keys from ``start`` to the last of ``rows``."""
 
     sequences: slice
-    heads: slice  # their heads among those of all sequences
+    own: slice  # heads of each of them
+    heads: slice  # the same among those of all sequences
     rows: slice
     keys: slice
     hidden: Tensor | None  # [rows,keys], True for masked keys; None: causal only
 
 
 def suits(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> bool:
-    """Whether this implementation works and is faster here: whole sequences of medium length, on a CPU."""
-    T, can = q.shape[1], scoring.sinks is None and scoring.softcap is None and not scoring.learns_bias
-    return can and q.device.type == "cpu" and k.shape[1] == T and SHORTEST <= T <= LONGEST
+    """Whether this implementation works and is faster here: on a CPU, and no long sequence that needs no mask."""
+    T, S = q.shape[1], k.shape[1]
+    can = scoring.sinks is None and scoring.softcap is None and not scoring.learns_bias
+    return can and q.device.type == "cpu" and T >= SHORTEST and (S <= LONGEST or not scoring.plain or T < S)
 
 
-def _blocks(q: Tensor, segments: Tensor | None, window: int | None) -> list[_Block]:
+def _blocks(q: Tensor, S: int, segments: Tensor | None, window: int | None) -> list[_Block]:
     B, T, N = q.shape[:3]
-    size = _queries(T)
-    together = max(1, SCORES // (N * size * T * q.element_size())) if segments is None else 1
-    positions = torch.arange(T)
+    size, past = _queries(S), S - T
+    scores = size * S * q.element_size()  # bytes of one head's
+    at_once = N if S <= LONGEST else min(N, max(1, MOST // scores))
+    together = max(1, SCORES // (N * scores)) if segments is None and at_once == N else 1
+    positions = torch.arange(S)
     found: list[_Block] = []
     for sequence in range(0, B, together):
         behind = min(B, sequence + together)
-        for begin in range(0, T, size):
-            end, start, hidden = min(begin + size, T), 0, None
+        for begin in range(past, S, size):
+            end, start, hidden = min(begin + size, S), 0, None
             if window is not None:
                 start = max(0, begin - window + 1)
             if segments is not None:  # from the first token of any of these queries' documents
@@ -61,8 +68,11 @@ def _blocks(q: Tensor, segments: Tensor | None, window: int | None) -> list[_Blo
                 hidden = keys > rows
                 hidden = hidden if window is None else hidden | (keys <= rows - window)
                 hidden = hidden if segments is None else hidden | (ids[begin:end, None] != ids[start:end])
-            sequences, heads = slice(sequence, behind), slice(sequence * N, behind * N)
-            found.append(_Block(sequences, heads, slice(begin, end), slice(start, end), hidden))
+            for head in range(0, N, at_once):
+                own = slice(head, min(head + at_once, N))
+                heads = slice(sequence * N + own.start, (behind - 1) * N + own.stop)
+                place = slice(begin - past, end - past), slice(start, end)
+                found.append(_Block(slice(sequence, behind), own, heads, *place, hidden))
     return found
 
 
@@ -77,7 +87,7 @@ def _weights(
     if bias is not None:
         own = bias if len(bias) == 1 else bias[block.sequences]
         by_sequence = scores.unflatten(0, (block.sequences.stop - block.sequences.start, -1))
-        by_sequence += own[:, :, block.rows, block.keys]
+        by_sequence += own[:, block.own if own.shape[1] > 1 else slice(None), block.rows, block.keys]
     if block.hidden is not None:
         scores.masked_fill_(block.hidden, float("-inf"))
     else:
@@ -86,13 +96,13 @@ def _weights(
     return torch.softmax(scores, -1, out=out)
 
 
-def _queries(T: int) -> int:
+def _queries(S: int) -> int:
     """Queries per block: fewer for short sequences, since part of the last keys is computed in vain."""
-    return 128 if T <= 1024 else 256
+    return 128 if S <= 1024 else 256
 
 
-def _later(q: Tensor) -> Tensor:
-    size = _queries(q.shape[1])
+def _later(q: Tensor, k: Tensor) -> Tensor:
+    size = _queries(k.shape[1])
     return q.new_full((size, size), float("-inf")).triu_(1)
 
 
@@ -109,11 +119,11 @@ def _parts(kept: Tensor, blocks: list[_Block]) -> list[Tensor | None]:
     return found
 
 
-def _room(q: Tensor) -> int:
-    """Upper bound of the number of weights of all blocks, for q [B,T,N,·]; 0 if they are not kept."""
+def _room(q: Tensor, S: int) -> int:
+    """Upper bound of the number of weights of all blocks, for q [B,T,N,·] on S keys; 0 if they are not kept."""
     B, T, N = q.shape[:3]
-    size = _queries(T)
-    return B * N * sum((min(T, b + size) - b) * min(T, b + size) for b in range(0, T, size)) if T <= KEPT else 0
+    size = _queries(S)
+    return B * N * sum((min(S, b + size) - b) * min(S, b + size) for b in range(S - T, S, size)) if S <= KEPT else 0
 
 
 def _forward(
@@ -121,11 +131,12 @@ def _forward(
 ) -> Tensor:
     """Scaled queries, keys and values, heads first → [B,T,N,V]; stores weights in ``kept``, if it has room."""
     y = q.new_empty(len(q) // n_heads, q.shape[1], n_heads, v.shape[-1])
-    later = _later(q)
+    later = _later(q, k)
     for block, out in zip(blocks, _parts(kept, blocks), strict=True):
-        sequences, heads, rows, keys, _ = block
+        sequences, own, heads, rows, keys, _ = block
         weights = _weights(q[heads, rows], k[heads, keys], block, bias, later, out)
-        y[sequences, rows] = torch.bmm(weights, v[heads, keys]).unflatten(0, (-1, n_heads)).transpose(1, 2)
+        by_sequence = torch.bmm(weights, v[heads, keys]).unflatten(0, (sequences.stop - sequences.start, -1))
+        y[sequences, rows, own] = by_sequence.transpose(1, 2)
     return y
 
 
@@ -141,9 +152,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of unscaled queries, keys and values, from that of the result, all heads first."""
     to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    later = _later(q)
+    later = _later(q, k)
     for block, weights in zip(blocks, _parts(kept, blocks), strict=True):
-        _, heads, rows, keys, _ = block
+        _, _, heads, rows, keys, _ = block
         # A product copies a non-contiguous operand: one copy here for all of them.
         queries, back, read = (t.contiguous() for t in (q[heads, rows], grad[heads, rows], k[heads, keys]))
         weights = _weights(queries, read, block, bias, later) if weights is None else weights
@@ -160,7 +171,7 @@ class _BlockedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, blocks: list[_Block]
     ) -> Tensor:
-        N, kept = q.shape[2], q.new_empty(_room(q) if any(ctx.needs_input_grad) else 0)
+        N, kept = q.shape[2], q.new_empty(_room(q, k.shape[1]) if any(ctx.needs_input_grad) else 0)
         q, k, v = _heads_first(q).mul_(scale), _heads_first(k), _heads_first(v)
         ctx.save_for_backward(q, k, v, bias, kept)
         ctx.scale, ctx.blocks = scale, blocks
@@ -187,14 +198,14 @@ def _opaque(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """The result and the kept weights, as one operator, opaque to the compiler."""
-    kept = q.new_empty(_room(q) if keep else 0)
+    kept = q.new_empty(_room(q, k.shape[1]) if keep else 0)
     first = _heads_first(q).mul_(scale), _heads_first(k), _heads_first(v)
-    return _forward(*first, bias, _blocks(q, segments, window), q.shape[2], kept), kept
+    return _forward(*first, bias, _blocks(q, k.shape[1], segments, window), q.shape[2], kept), kept
 
 
 @_opaque.register_fake
 def _(q, k, v, bias, segments, window, scale, keep):  # type: ignore[no-untyped-def]
-    return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(_room(q) if keep else 0)
+    return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(_room(q, k.shape[1]) if keep else 0)
 
 
 @torch.library.custom_op("blockwright::blocked_attention_backward", mutates_args=())
@@ -210,7 +221,7 @@ def _opaque_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     first = _heads_first(grad), _heads_first(q).mul_(scale), _heads_first(k), _heads_first(v)
-    found = _backward(*first, bias, _blocks(q, segments, window), scale, kept)
+    found = _backward(*first, bias, _blocks(q, k.shape[1], segments, window), scale, kept)
     to_q, to_k, to_v = (_heads_last(t, len(grad)).contiguous() for t in found)
     return to_q, to_k, to_v
 
@@ -243,12 +254,12 @@ def _heads_last(t: Tensor, batch: int) -> Tensor:
 
 
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
-    """``causal_attention`` of whole sequences, without sinks or cap, and without a gradient of the bias."""
+    """``causal_attention`` without sinks or cap, and without a gradient of the bias."""
     groups = q.shape[2] // k.shape[2]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
     bias = None if scoring.bias is None else scoring.bias.detach().to(q.dtype)
     if torch.compiler.is_compiling():
         return _opaque(q, k, v, bias, scoring.segments, scoring.window, scoring.scale, torch.is_grad_enabled())[0]
-    blocks = _blocks(q, scoring.segments, scoring.window)
+    blocks = _blocks(q, k.shape[1], scoring.segments, scoring.window)
     return _BlockedAttention.apply(q, k, v, bias, scoring.scale, blocks)

@@ -111,7 +111,7 @@ def _block_mask(T: int, S: int, device: torch.device, segments: Tensor | None, w
     """The pairs that may see each other; those of documents are made once a batch and window."""
     if segments is None:
         return _shared_mask(T, S, window, device)
-    return once(segments, ("flex", window), lambda ids: _make_mask(T, S, window, device, ids))
+    return once(segments, ("flex", T, window), lambda ids: _make_mask(T, S, window, device, ids))
 
 
 @functools.lru_cache(maxsize=KEPT)
@@ -129,7 +129,7 @@ def _make_mask(T: int, S: int, window: int | None, device: torch.device, ids: Te
 
     past, rows, columns = S - T, -(-T // BLOCK), -(-S // BLOCK)
     t = torch.arange(T, device=device)
-    begin = (torch.zeros_like(t)[None] if ids is None else starts(ids)).clamp(min=0)
+    begin = (torch.zeros_like(t)[None] if ids is None else starts(ids)[:, past:]).clamp(min=0)
     if window is not None:
         begin = torch.maximum(begin, t + past - window + 1)
     first = torch.arange(rows, device=device) * BLOCK
@@ -178,6 +178,6 @@ def _mask_mod(past: Tensor, window: Tensor | None, ids: Tensor | None) -> Callab
     def seen(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         mask = s <= t + past
         mask = mask if window is None else mask & (s > t + past - window)
-        return mask if ids is None else mask & (ids[b, t] == ids[b, s])
+        return mask if ids is None else mask & (ids[b, t + past] == ids[b, s])
 
     return seen

@@ -12,7 +12,8 @@ class Scoring(NamedTuple):
 
     scale: multiplies q·k
     bias: [B|1,N,T,S] added to the scaled scores
-    segments: [B,T] document ids, for S = T, a document in one run; tokens of different documents never see each other
+    segments: [B,S] document ids of the keys, the last T those of the queries, a document in one run; tokens of
+        different documents never see each other
     window: number of last tokens a token sees, itself included; None for all
     sinks: [N] scores of a key without a value, one per head
     softcap: bound of the scaled scores, by a tanh, before the bias

@@ -57,7 +57,7 @@ class Holding:
 
     def shards(self, sizes: Sizes) -> int:
         """Number of ranks over which FSDP2 shards it."""
-        return sizes.shard // sizes.expert if self.apart(sizes) else sizes.shard
+        return sizes.sharing // sizes.expert if self.apart(sizes) else sizes.sharing
 
 
 @dataclass(frozen=True)

@@ -73,3 +73,25 @@ def exchange(received: list[int], sent: list[int], group: ProcessGroup, *parts: 
 def exchange_counts(counts: Tensor, group: ProcessGroup) -> Tensor:
     """How many rows go to each rank [n] → how many come from each [n]."""
     return _wait(functional.all_to_all_single(counts, None, None, group))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, group: ProcessGroup, *parts: Tensor) -> tuple[Tensor, ...]:
+        ctx.group = group
+        started = [functional.all_gather_tensor(part.contiguous(), 0, group) for part in parts]
+        return tuple(map(_wait, started))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        started = [functional.reduce_scatter_tensor(grad.contiguous(), "sum", 0, ctx.group) for grad in grads]
+        return None, *map(_wait, started)
+
+
+def gather(group: ProcessGroup, *parts: Tensor) -> tuple[Tensor, ...]:
+    """[m,…] of each rank → [n·m,…] of all n ranks, in their order; a part's gradient is the sum of all ranks'.
+
+    All are under way before the first is waited for, and are one step of the backward pass: ranks whose graphs differ
+    otherwise still communicate in the same order.
+    """
+    return _Gather.apply(group, *parts)

@@ -40,7 +40,8 @@ class Synthetic(L.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         assert self.trainer is not None
-        rows = self.batch_size // data_ranks(self.trainer).number
+        ranks = data_ranks(self.trainer)
+        rows = self.batch_size * ranks.together // ranks.number
         return DataLoader(_Random(self.vocab_size, rows, self.length, self.batches), batch_size=None)
 
 
@@ -134,14 +135,15 @@ def dry_run(plain_config: Mapping[str, Any], trainer_node: Mapping[str, Any]) ->
     if trainer.is_global_zero:
         meshes = getattr(trainer.strategy, "meshes", None)
         sizes = meshes.sizes if meshes is not None else Sizes()
-        _show(rows, sizes, model, task.recipe, data_ranks(trainer).number)
+        ranks = data_ranks(trainer)
+        _show(rows, sizes, model, task.recipe, ranks.number // ranks.together)
     return {f"dry_run/{name}_bytes": float(value) for name, value in meter.bytes.items()}
 
 
 def _show(rows: list[dict[str, int]], sizes: Sizes, model: Mapping[str, Any], recipe: Any, readers: int) -> None:
     decoder = compose(model, device="meta")
     plan = held_bytes(decoder, sizes, recipe)
-    table = Table(title=f"dry run: {len(rows)} ranks, {readers} of them read different data; MB a rank")
+    table = Table(title=f"dry run: {len(rows)} ranks, {readers} of them read different windows; MB a rank")
     table.add_column("rank")
     for name in COLUMNS:
         table.add_column(f"peak {name}" if name == "activations" else name, justify="right")

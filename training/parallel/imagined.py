@@ -128,7 +128,7 @@ def spread_over(sizes: Sizes, tensors: Sequence[Tensor]) -> list[int]:
 def _place(rank: int, sizes: Sizes) -> dict[str, int]:
     """Where a rank stands in each dimension of the meshes (meshes.py)."""
     rest, tensor = divmod(rank, sizes.tensor)
-    replicate, shard = divmod(rest, sizes.shard)
+    replicate, shard = divmod(rest, sizes.sharing)
     return {
         "replicate": replicate,
         "shard": shard,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from training.parallel.context import Context
 from training.parallel.sizes import Sizes
 
 
@@ -14,20 +15,23 @@ from training.parallel.sizes import Sizes
 class Meshes:
     """Device meshes of a run.
 
-    Two grids cover the same ranks. Dense parameters use (replicate, shard, tensor); with expert parallelism the shard
-    ranks are divided again, and expert stacks use (replicate, rest, expert, tensor).
+    Three grids cover the same ranks. Dense parameters use (replicate, shard, tensor), where ``shard`` has all ranks
+    that share the weights; with expert parallelism these are divided again, and expert stacks use (replicate, rest,
+    expert, tensor). With context parallelism they are divided into those that read the same windows.
 
     Args:
         sizes: of the grid
         dense: (replicate, shard, tensor)
         routed: (replicate, rest, expert, tensor); None without expert parallelism
-        data: the ranks that read different data, as one group
+        data: the ranks that compute different tokens, as one group
+        context: the ranks that share windows; None without context parallelism
     """
 
     sizes: Sizes
     dense: DeviceMesh
     routed: DeviceMesh | None
     data: ProcessGroup
+    context: Context | None = None
 
     @property
     def device_type(self) -> str:
@@ -60,10 +64,18 @@ class Meshes:
 def make_meshes(sizes: Sizes, device_type: str) -> Meshes:
     """Create the meshes; the process group must exist."""
     names = ("replicate", "shard", "tensor")
-    dense = init_device_mesh(device_type, (sizes.replicate, sizes.shard, sizes.tensor), mesh_dim_names=names)
+    dense = init_device_mesh(device_type, (sizes.replicate, sizes.sharing, sizes.tensor), mesh_dim_names=names)
     routed = None
     if sizes.expert > 1:
-        shape = (sizes.replicate, sizes.shard // sizes.expert, sizes.expert, sizes.tensor)
+        shape = (sizes.replicate, sizes.sharing // sizes.expert, sizes.expert, sizes.tensor)
         routed = init_device_mesh(device_type, shape, mesh_dim_names=("replicate", "rest", "expert", "tensor"))
     data = dense["replicate", "shard"]._flatten("data") if sizes.replicate > 1 else dense["shard"]
-    return Meshes(sizes, dense, routed, data.get_group())
+    return Meshes(sizes, dense, routed, data.get_group(), _context(sizes, device_type))
+
+
+def _context(sizes: Sizes, device_type: str) -> Context | None:
+    if sizes.context == 1:
+        return None
+    shape = (sizes.data, sizes.context, sizes.tensor)
+    windows = init_device_mesh(device_type, shape, mesh_dim_names=("windows", "context", "tensor"))
+    return Context(windows.get_group("context"), sizes.context, windows.get_local_rank("context"))

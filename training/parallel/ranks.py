@@ -1,9 +1,10 @@
-"""Sums and means over the ranks that read different data, which are not always all ranks."""
+"""Sums and means over the ranks that compute different tokens, which are not always all ranks."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -11,16 +12,19 @@ from blocks.balance.base import Balance
 
 
 class DataRanks:
-    """The ranks that read different data.
+    """The ranks that compute different tokens.
 
     Args:
         number: of these ranks
         index: of this one among them
         group: their process group; None for the world
+        together: how many adjacent ones of them read the same windows (context parallelism)
     """
 
-    def __init__(self, number: int = 1, index: int = 0, group: dist.ProcessGroup | None = None) -> None:
-        self.number, self.index, self.group = number, index, group
+    def __init__(
+        self, number: int = 1, index: int = 0, group: dist.ProcessGroup | None = None, together: int = 1
+    ) -> None:
+        self.number, self.index, self.group, self.together = number, index, group, together
 
     def sum(self, value: Tensor) -> Tensor:
         """Σ over the ranks, without a gradient."""
@@ -33,17 +37,31 @@ class DataRanks:
     def mean(self, value: Tensor) -> Tensor:
         return self.sum(value) / self.number
 
+    def per_token(self, counts: Tensor, n_tokens: int) -> Tensor:
+        """Counts of this rank's tokens → counts per token of all ranks."""
+        together = self.sum(torch.cat((counts.flatten(), counts.new_full((1,), n_tokens))))
+        return (together[:-1] / together[-1]).view_as(counts)
+
 
 def data_ranks(trainer: Any) -> DataRanks:
     """Those of a trainer whose processes have started."""
     meshes = getattr(trainer.strategy, "meshes", None)
     if meshes is not None:
-        return DataRanks(meshes.sizes.data, dist.get_rank(meshes.data), meshes.data)
+        sizes = meshes.sizes
+        return DataRanks(sizes.replicate * sizes.sharing, dist.get_rank(meshes.data), meshes.data, sizes.context)
     return DataRanks(trainer.world_size, trainer.global_rank)
 
 
-def balance_over(module: nn.Module, ranks: DataRanks) -> None:
-    """Make balance losses that are defined over the whole batch count the tokens of all ranks."""
+def balance_over(module: nn.Module, batch: DataRanks, sequence: DataRanks) -> None:
+    """Make balance losses count the tokens of all ranks.
+
+    Args:
+        batch: ranks with different tokens
+        sequence: those of them with tokens of the same sequences
+    """
     for block in module.modules():
-        if isinstance(block, Balance) and ranks.number > 1:
-            block.mean_over_ranks = ranks.mean
+        if isinstance(block, Balance):
+            if batch.number > 1:
+                block.over_batch = batch.per_token
+            if sequence.number > 1:
+                block.over_sequence = sequence.per_token

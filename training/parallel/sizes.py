@@ -1,4 +1,4 @@
-"""The four sizes of a parallel run, whose product is the world size. Imports nothing heavy."""
+"""The sizes of a parallel run. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -15,27 +15,35 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Sizes:
-    """A grid of ranks, slowest index first; adjacent ranks share a ``tensor`` group.
+    """A grid of ranks, slowest index first: replicate, shard, context, tensor.
 
     Args:
         replicate: copies of the sharded model (HSDP), whose gradients are averaged
-        shard: ranks over which FSDP2 shards weights, gradients and optimizer state
-        tensor: ranks that split heads and hidden widths, and read the same batch
-        expert: size of the groups of adjacent ``shard`` ranks that share the experts
+        shard: ranks with different windows, over which, times ``context``, FSDP2 shards weights, gradients and
+            optimizer state
+        tensor: adjacent ranks that split heads and hidden widths, and read the same tokens
+        expert: size of the groups of adjacent ``shard`` × ``context`` ranks that share the experts
+        context: ranks that split the tokens of the same windows
     """
 
     replicate: int = 1
     shard: int = 1
     tensor: int = 1
     expert: int = 1
+    context: int = 1
 
     @property
     def world(self) -> int:
-        return self.replicate * self.shard * self.tensor
+        return self.replicate * self.sharing * self.tensor
+
+    @property
+    def sharing(self) -> int:
+        """Ranks that share the weights, by FSDP2."""
+        return self.shard * self.context
 
     @property
     def data(self) -> int:
-        """Ranks that read different data."""
+        """Ranks that read different windows."""
         return self.replicate * self.shard
 
 
@@ -51,26 +59,33 @@ def sizes_of(strategy: Mapping[str, Any], world: int, path: str = "trainer.strat
         if not is_auto and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             rule = "must be a positive number of ranks" + (", or auto for all that are left" * (name == "shard"))
             raise ConfigError(f"{path}.{name}", value, rule, f"Write {path}.{name}=1 for none")
-    taken = given["replicate"] * given["tensor"]
+    taken = given["replicate"] * given["context"] * given["tensor"]
     if given["shard"] == AUTO:
         if world % taken:
-            name = "tensor" if given["tensor"] > 1 else "replicate"
-            rule = f"replicate × tensor = {taken} ranks do not divide the world of {world} (devices × num_nodes)"
+            name = next((n for n in ("context", "tensor") if given[n] > 1), "replicate")
+            rule = f"{_product(given)} = {taken} ranks do not divide the world of {world} (devices × num_nodes)"
             raise ConfigError(f"{path}.{name}", given[name], rule, "Choose divisors, or other trainer.devices")
         given["shard"] = world // taken
     sizes = Sizes(**given)
     if sizes.world != world:
         rule = (
-            f"replicate × shard × tensor = {sizes.world} ranks do not fill the world of {world} (devices × num_nodes)"
+            f"{_product(given, 'shard')} = {sizes.world} ranks do not fill the world of {world} (devices × num_nodes)"
         )
         raise ConfigError(
             f"{path}.shard", sizes.shard, rule, f"Write {path}.shard=auto, or trainer.devices={sizes.world}"
         )
-    if sizes.shard % sizes.expert:
-        rule = f"experts are shared by the shard ranks, so it must divide their number ({sizes.shard})"
-        divisors = [n for n in range(1, sizes.shard + 1) if sizes.shard % n == 0]
+    if sizes.sharing % sizes.expert:
+        among = "shard" if sizes.context == 1 else "shard × context"
+        rule = f"experts are shared by the {among} ranks, so it must divide their number ({sizes.sharing})"
+        divisors = [n for n in range(1, sizes.sharing + 1) if sizes.sharing % n == 0]
         raise ConfigError(f"{path}.expert", sizes.expert, rule, f"Choose one of {', '.join(map(str, divisors))}")
     return sizes
+
+
+def _product(given: Mapping[str, Any], *more: str) -> str:
+    """The sizes whose product is meant, by name; ``context`` only where there is any."""
+    named = ("replicate", *more, *(("context",) if given["context"] > 1 else ()), "tensor")
+    return " × ".join(named)
 
 
 def launched() -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""FSDP2, tensor and expert parallelism as one Lightning strategy: four sizes, and checkpoints."""
+"""FSDP2, tensor, context and expert parallelism as one Lightning strategy: five sizes, and checkpoints."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ class Parallel(ModelParallelStrategy):
 
     Args:
         replicate: copies of the sharded model; they exchange gradients once per step, weights never
-        shard: ranks that share weights, gradients and optimizer state; auto for all remaining
+        shard: ranks that share weights, gradients and optimizer state, and read different windows; auto for all
+            remaining
         tensor: adjacent ranks that split heads and hidden widths; keep them inside a machine
-        expert: how many of the shard ranks share the experts; tokens are sent to them
+        expert: how many of the shard × context ranks share the experts; tokens are sent to them
+        context: ranks that split the tokens of the same windows, and share weights like ``shard``
         cpu_offload: keep shards and optimizer state in host memory, and step there
         sharded_checkpoints: write a folder with every rank's shards; else one file, written by rank 0, which needs
             memory for all of it. null is a folder if more than 8 ranks share the weights
@@ -50,6 +52,7 @@ class Parallel(ModelParallelStrategy):
         shard: Count | Literal["auto"] = "auto",
         tensor: Count = 1,
         expert: Count = 1,
+        context: Count = 1,
         cpu_offload: bool = False,
         sharded_checkpoints: bool | None = None,
         process_group_backend: str | None = None,
@@ -58,7 +61,8 @@ class Parallel(ModelParallelStrategy):
         patience = default_pg_timeout if timeout is None else timedelta(seconds=timeout)
         super().__init__(1, 1, bool(sharded_checkpoints), process_group_backend, patience)
         self._folder = sharded_checkpoints
-        self._given = {"replicate": replicate, "shard": shard, "tensor": tensor, "expert": expert}
+        self._given: dict[str, Any] = {"replicate": replicate, "shard": shard, "tensor": tensor, "expert": expert}
+        self._given["context"] = context
         self.cpu_offload = cpu_offload
         self.meshes: Meshes | None = None
 
@@ -85,7 +89,8 @@ class Parallel(ModelParallelStrategy):
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         assert self.meshes is not None, "the processes are not up"
-        return {"num_replicas": self.meshes.sizes.data, "rank": self.global_rank // self.meshes.sizes.tensor}
+        sizes = self.meshes.sizes
+        return {"num_replicas": sizes.data, "rank": self.global_rank // (sizes.context * sizes.tensor)}
 
     def model_to_device(self) -> None:
         if not self.cpu_offload:
@@ -128,7 +133,7 @@ class Parallel(ModelParallelStrategy):
 
 def writes_folder(asked: bool | None, sizes: Sizes) -> bool:
     """Whether checkpoints are folders."""
-    return sizes.shard > FEW if asked is None else asked
+    return sizes.sharing > FEW if asked is None else asked
 
 
 def refuse_large_file(module: nn.Module) -> None:

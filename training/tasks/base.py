@@ -20,6 +20,7 @@ from blocks.initialise import stable_seed
 from blocks.kernels import choice
 from blocks.model_config import read
 from blocks.plugins import distributions
+from blocks.share import Share
 from interop import origin
 from interop.source import load_part, load_weights
 from registry.enforcing import enforced
@@ -29,6 +30,7 @@ from training.metrics import Sums, TokenLoss
 from training.optimizers.base import OptimizerRecipe
 from training.parallel.build import build
 from training.parallel.clipping import clip
+from training.parallel.context import Context
 from training.parallel.local import is_distributed, is_low
 from training.parallel.ranks import DataRanks, balance_over, data_ranks
 from training.parallel.recompute import Recompute, check, recompute
@@ -67,10 +69,13 @@ class Task(L.LightningModule):
     Class attributes:
         figures: what a validation logs, as ``val/<name>``; a test as ``test/<name>``
         reads: keys that a batch must have
+        splits: whether ``objective`` scores the tokens of ``share`` alone; else a training whose ranks share windows
+            (context parallelism) is refused
     """
 
     figures: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "bits_per_byte")
     reads: ClassVar[tuple[str, ...]] = ("tokens", "targets")
+    splits: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -130,7 +135,9 @@ class Task(L.LightningModule):
         if self.decoder is None:
             self.decoder = self._build().choose_kernels(self.kernels)
             freeze(self.decoder, self.frozen)
-            balance_over(self.decoder, self.ranks())
+            context = self.context
+            together = DataRanks() if context is None else DataRanks(context.size, context.rank, context.group)
+            balance_over(self.decoder, self.ranks(), together)
             self.loads.fill(self.decoder, STAGES)
 
     def _build(self) -> Decoder:
@@ -270,7 +277,8 @@ class Task(L.LightningModule):
 
     def _measure(self, stage: str, scored: Scored, batch: Batch) -> None:
         total = scored.total.detach() if scored.logged is None else scored.logged
-        n_bytes = batch["n_bytes"].sum() if "n_bytes" in batch else torch.zeros_like(scored.count)
+        counted = "n_bytes" in batch and (self.context is None or self.context.rank == 0)  # of whole windows
+        n_bytes = batch["n_bytes"].sum() if counted else torch.zeros_like(scored.count)
         self._loss(stage).update(total, scored.count, n_bytes)
         self.loads.add(stage, scored.routings)
 
@@ -314,8 +322,18 @@ class Task(L.LightningModule):
         """The metrics of training, which checkpoints store, by path."""
         return [(path, m) for path, m in self.named_modules() if isinstance(m, Sums) and m.state_dict()]
 
+    @property
+    def context(self) -> Context | None:
+        """The ranks that share this one's windows; None if there are no others."""
+        meshes = getattr(self._trainer and self._trainer.strategy, "meshes", None)
+        return None if meshes is None else meshes.context
+
+    def share(self, batch: Batch) -> Share | None:
+        """This rank's tokens of a batch of whole windows; None if it has all of them."""
+        return None if self.context is None else self.context.share(batch["tokens"].shape[1])
+
     def ranks(self) -> DataRanks:
-        """The ranks that read different data."""
+        """The ranks that compute different tokens."""
         return DataRanks() if self._trainer is None else data_ranks(self._trainer)
 
     def _loss(self, stage: str) -> TokenLoss:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from blocks.gating.base import Routing
+from blocks.share import Share
 from registry.enforcing import enforced
 from registry.ranges import NonNegative
 from training.objectives.next_token import count_each_depth, count_scored
@@ -29,6 +30,7 @@ class CausalLM(Task):
     """
 
     reads = ("tokens", "targets", "n_bytes")
+    splits = True
 
     def __init__(self, *args: Any, z_loss: NonNegative = 0.0, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -37,22 +39,26 @@ class CausalLM(Task):
     def objective(self, batch: Batch, stage: str) -> Scored:
         decoder, segments, train = self.model, batch.get("segments"), stage == "train"
         z_loss = self.z_loss if train else 0.0
-        hidden, routings = decoder.hidden(batch["tokens"], batch.get("positions"), segments)
-        total, z = decoder.nll_and_z(hidden, batch["targets"], z_loss)
+        share = self.share(batch)
+        targets = batch["targets"] if share is None else share.take(batch["targets"])
+        hidden, routings = decoder.hidden(batch["tokens"], batch.get("positions"), segments, share=share)
+        total, z = decoder.nll_and_z(hidden, targets, z_loss)
         terms: dict[str, Tensor] = {}
         if train and len(decoder.mtp):
-            terms["mtp"], further = self._predict_further(batch, hidden)
+            terms["mtp"], further = self._predict_further(batch, hidden, share)
             routings = [*routings, *further]
         figures = {"logit_z": self.step.mean(z_loss * z, "total")} if z_loss else {}
         logged = total.detach() - z_loss * z
-        return Scored(total, count_scored(batch["targets"]), logged, terms, figures, routings)
+        return Scored(total, count_scored(targets), logged, terms, figures, routings)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return count_each_depth(batch["targets"], batch.get("segments"), len(self.model.mtp))
 
-    def _predict_further(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, list[Routing | None]]:
+    def _predict_further(
+        self, batch: Batch, hidden: Tensor, share: Share | None
+    ) -> tuple[Tensor, list[Routing | None]]:
         """The weighted loss of multi-token prediction, a mean over its depths, and the routing of their layers."""
         given = (batch["tokens"], batch["targets"], batch.get("positions"), batch.get("segments"))
-        depths, routings = self.model.mtp_nll(hidden, *given)
+        depths, routings = self.model.mtp_nll(hidden, *given, share=share)
         means = [self.step.mean(nll, f"mtp{k}") for k, (nll, _) in enumerate(depths, start=1)]
         return self.model_config["mtp"]["loss_weight"] * torch.stack(means).mean(), routings

@@ -30,7 +30,7 @@ class StepMean:
     def __init__(self, count: Callable[[Any], Counts]) -> None:
         self.count = count
         self._totals: dict[str, Tensor] = {}
-        self._scale = 1
+        self._scale = self._together = 1
         self._figures: dict[str, Tensor] = {}
 
     def begin(self, trainer: L.Trainer, batch: Any, ranks: DataRanks, device: torch.device) -> None:
@@ -44,6 +44,7 @@ class StepMean:
         self._totals = dict(zip(names, totals.unbind(), strict=True))
         # Lightning divides by the nominal number of micro-batches per step, strategies by the number of ranks.
         self._scale = trainer.accumulate_grad_batches * ranks.number
+        self._together = ranks.together  # all of which have counted the same windows
 
     def end(self) -> None:
         """Reset; the next batch begins another step."""
@@ -53,13 +54,13 @@ class StepMean:
         """A micro-batch's part of a mean over the step.
 
         Args:
-            total: sum over this micro-batch, with its gradient
+            total: sum over this rank's tokens of the micro-batch, with its gradient
             name: of the count to divide by
 
         Returns:
             a part that, averaged over ranks and divided by ``accumulate_grad_batches``, sums to the mean
         """
-        return total * self._scale / self._totals[name]
+        return total * (self._scale * self._together) / self._totals[name]
 
     def share(self, part: int, name: str) -> Tensor:
         """The factor from a micro-batch's mean over ``part`` to its part of the step's mean: 1 if all are equal."""

@@ -78,11 +78,32 @@ def test_blocks_and_their_gradients_equal_the_reference(
 
 
 @pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("shape", ["last block is short", "whole blocks, one KV head"])
+@pytest.mark.parametrize("heads", [1, 2, None], ids=["a head at a time", "two heads at a time", "all heads"])
+def test_last_queries_on_more_keys_and_some_heads_at_a_time_equal_the_reference(
+    heads: int | None, shape: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if heads is not None:
+        monkeypatch.setattr(module, "LONGEST", 0)
+        monkeypatch.setattr(module, "MOST", heads * 16 * SHAPES[shape][1] * 8)
+    q, k, v = inputs(shape, torch.float64)
+    chosen, last = options(shape, asked, torch.float64), 19
+    q = q[:, -last:].detach().requires_grad_()
+    if "bias" in chosen:
+        chosen["bias"] = chosen["bias"][:, :, -last:]
+    y, expected = (f(q, k, v, Scoring(0.3, **chosen)) for f in (blocked_attention, causal_attention_reference))
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+    cotangent = torch.randn_like(expected)
+    for one, other in zip(*(torch.autograd.grad(t, (q, k, v), cotangent) for t in (y, expected)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("together", [1, 2, 3])
 def test_sequences_that_go_together_give_the_same(together: int, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given, chosen = inputs("three sequences", torch.float64), options("three sequences", asked, torch.float64)
     monkeypatch.setattr(module, "SCORES", together * 2 * 16 * 20 * 8)
-    starts = {block.sequences.start for block in module._blocks(given[0], chosen.get("segments"), None)}
+    starts = {block.sequences.start for block in module._blocks(given[0], 20, chosen.get("segments"), None)}
     assert len(starts) == (3 if "segments" in chosen else -(-3 // together))
     y = blocked_attention(*given, Scoring(0.3, **chosen))
     expected = causal_attention_reference(*given, Scoring(0.3, **chosen))
@@ -137,11 +158,11 @@ def test_the_operator_keeps_the_rules_of_operators(asked: str) -> None:
 
 def test_no_key_of_another_document_or_outside_the_window_is_fetched() -> None:
     q = torch.zeros(1, 64, 1, 2)
-    plain = module._blocks(q, None, None)
+    plain = module._blocks(q, 64, None, None)
     assert [(b.keys.start, b.keys.stop) for b in plain] == [(0, 16), (0, 32), (0, 48), (0, 64)]
-    windowed = module._blocks(q, None, 5)
+    windowed = module._blocks(q, 64, None, 5)
     assert [(b.keys.start, b.keys.stop) for b in windowed] == [(0, 16), (12, 32), (28, 48), (44, 64)]
-    packed = module._blocks(q, torch.tensor([[0] * 20 + [1] * 30 + [2] * 14]), None)
+    packed = module._blocks(q, 64, torch.tensor([[0] * 20 + [1] * 30 + [2] * 14]), None)
     assert [(b.keys.start, b.keys.stop) for b in packed] == [(0, 16), (0, 32), (20, 48), (20, 64)]
 
 

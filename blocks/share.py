@@ -1,0 +1,44 @@
+"""What a decoder needs to know of sequences whose tokens are spread over ranks (context parallelism)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from blocks.attention.base import Attention
+
+
+class Share(ABC):
+    """One rank's tokens of the sequences of a batch; the other tokens are on other ranks.
+
+    Everything but attention works on single tokens, and so on this rank's alone. See training/parallel/context.py.
+    """
+
+    @abstractmethod
+    def take(self, whole: Tensor) -> Tensor:
+        """[B|1,T',…] of whole sequences → [B|1,t,…] of this rank's tokens, in their order.
+
+        Args:
+            whole: of all T tokens, or of the first T' of them, as depths of multi-token prediction have
+        """
+
+    @abstractmethod
+    def attend(self, attention: Attention, x: Tensor, positions: Tensor, segments: Tensor | None) -> Tensor:
+        """Attention of this rank's tokens on those of all ranks.
+
+        Args:
+            x: [B,t,D] of this rank's tokens
+            positions, segments: [B|1,T'] and [B,T'] of the whole sequences
+
+        Returns:
+            [B,t,D]
+        """
+
+    @abstractmethod
+    def weight(self, n_own: int, n_all: int) -> float:
+        """The factor on a mean over this rank's tokens with which the mean over ranks is that over all tokens.
+
+        Args:
+            n_own, n_all: tokens of a sequence, on this rank and in all
+        """

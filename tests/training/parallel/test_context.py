@@ -1,0 +1,264 @@
+"""Context parallelism computes what one process does: checked on what two or four ranks have computed."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from many_ranks import DEEPSEEK, DENSE, GPT, MOE, MTP, Descent, far, spawn, train
+from torch import Tensor, nn
+
+from blocks.attention import mla
+from blocks.attention.base import Attention, even_heads, score_bias
+from blocks.cache import Cache
+from blocks.compose import compose
+from blocks.decoder import Decoder
+from blocks.position.base import Position
+from registry import register
+from training.objectives.next_token import count_scored
+from training.parallel.context import Context
+from training.parallel.ranks import DataRanks, balance_over
+
+pytestmark = pytest.mark.xdist_group("context")
+
+CLOSE = 1e-5  # relative, fp32
+LENGTH, ROWS = 48, 2
+
+ATTENTIONS: dict[str, dict[str, Any]] = {
+    "mha": {"name": "mha", "n_heads": 4},
+    "gqa": {"name": "gqa", "n_heads": 4, "n_kv_heads": 2, "qk_norm": "per_head", "scores": "sinks"},
+    "gated": {
+        "name": "gqa",
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "output_gate": "elementwise",
+        "scores": {"name": "softcap"},
+    },
+    "mqa": {"name": "mqa", "n_heads": 4},
+    "window": {"name": "sliding_window", "n_heads": 4, "window": 11},
+    "mla": {"name": "mla", "n_heads": 4},
+    "mla, queries compressed": {"name": "mla", "n_heads": 4, "q_lora_rank": 12},
+    "plug-in": {"name": "plain_plugin", "n_heads": 4},
+}
+POSITIONS = ("none", "rope", "rope_linear", "rope_llama3", "rope_ntk", "yarn", "alibi", "learned", "sinusoidal")
+NO_EXPERTS = {"ffn": {"name": "swiglu", "d_ff": 24}}
+EXPERTS = {
+    "ffn": {"name": "moe", "n_experts": 8, "shared": {"name": "swiglu", "d_ff": 24}},
+    "gating": {
+        "name": "softmax_topk",
+        "top_k": 2,
+        "balance": [
+            {"name": "expert", "alpha": 0.5},
+            {"name": "device", "n_devices": 4, "alpha": 0.5},
+            {"name": "communication", "n_devices": 4, "top_devices": 2, "alpha": 0.5},
+            {"name": "hf_expert", "alpha": 0.5},
+            {"name": "z_loss", "alpha": 0.5},
+        ],
+    },
+    "experts": {"name": "swiglu", "d_ff": 16},
+}
+FEEDS: dict[str, dict[str, Any]] = {"dense": NO_EXPERTS, "moe": EXPERTS, "moe, mtp": {**EXPERTS, "mtp": {"depth": 2}}}
+ALL = list(itertools.product(ATTENTIONS, POSITIONS, ("whole", "packed"), FEEDS))
+SOME = [
+    ("mha", "alibi", "packed", "dense"),
+    ("gqa", "yarn", "packed", "moe"),
+    ("gated", "rope_llama3", "packed", "dense"),
+    ("mqa", "learned", "whole", "moe"),
+    ("window", "rope", "packed", "moe, mtp"),
+    ("window", "alibi", "whole", "dense"),
+    ("mla", "yarn", "packed", "moe, mtp"),
+    ("mla, queries compressed", "none", "whole", "moe, mtp"),
+    ("plug-in", "rope", "packed", "moe"),
+    ("plug-in", "alibi", "packed", "dense"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plug_in(blocks_of_the_module: None) -> Iterator[None]:
+    """An attention that knows the family's contract alone, as another package would write it."""
+
+    @register("attention", "plain_plugin")
+    class PlainPlugin(Attention):
+        def __init__(self, d_model: int, position: Position, n_heads: int = 4) -> None:
+            super().__init__()
+            self.head_dim, self.position = even_heads(d_model, n_heads), position
+            self.project = nn.Linear(d_model, 3 * d_model, bias=False)
+            self.output = nn.Linear(d_model, d_model, bias=False)
+
+        def forward(
+            self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
+        ) -> Tensor:
+            q, k, v = self.project(x).unflatten(-1, (-1, self.head_dim)).chunk(3, 2)
+            q, k = self.position.rotate(q, k, positions)
+            k, v = (k, v) if cache is None else cache.append(k, v)
+            scores = torch.einsum("btnh,bsnh->bnts", q, k) / self.head_dim**0.5
+            bias = score_bias(self.position, positions, cache)
+            scores = scores if bias is None else scores + bias
+            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(k.shape[1] - q.shape[1] + 1)[None, None]
+            if segments is not None:
+                hidden = hidden | (segments[:, None, :, None] != segments[:, None, None])
+            weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+            return self.output(torch.einsum("bnts,bsnh->btnh", weights, v).flatten(-2))
+
+        def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Cache:
+            heads = self.output.in_features // self.head_dim
+            return Cache(batch, length, dict.fromkeys(("k", "v"), (heads, self.head_dim)), dtype, device)
+
+        def parallel_plan(self) -> dict[str, Any]:
+            return {"project.weight": "replicate", "output.weight": "replicate"}
+
+    yield
+
+
+def model(attention: str, position: str, feed: str) -> Decoder:
+    composition = {
+        "vocab_size": 40,
+        "d_model": 32,
+        "n_layers": 2,
+        "max_positions": 64,
+        "attention": ATTENTIONS[attention],
+        "position": position,
+        "norm": "rmsnorm",
+        "residual": "prenorm",
+        "init": {"std": 0.1},
+        **FEEDS[feed],
+    }
+    return compose(copy.deepcopy(composition), seed=1)
+
+
+def batch(packing: str) -> dict[str, Tensor | None]:
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randint(40, (ROWS, LENGTH + 1), generator=draw)
+    place, targets = torch.arange(LENGTH).expand(ROWS, -1), tokens[:, 1:].clone()
+    targets[0, :7] = -100
+    if packing == "whole":
+        return {"tokens": tokens[:, :-1], "targets": targets, "positions": place[:1], "segments": None}
+    begins = torch.zeros(ROWS, LENGTH, dtype=torch.long)
+    for row, cut in ((0, 5), (0, 29), (1, 12), (1, 24), (1, 47)):  # inside chunks and at their borders
+        begins[row, cut] = cut
+    starts = begins.cummax(1).values
+    segments = (begins > 0).long().cumsum(1)
+    return {"tokens": tokens[:, :-1], "targets": targets, "positions": place - starts, "segments": segments}
+
+
+def loss(decoder: Decoder, given: dict[str, Any], share: Any) -> tuple[dict[str, Tensor], list[Any], int]:
+    """Sums over this rank's tokens, its mean balance losses, the loads."""
+    at = given["positions"], given["segments"]
+    hidden, routings = decoder.hidden(given["tokens"], *at, share=share)
+    targets = given["targets"] if share is None else share.take(given["targets"])
+    sums = {"nll": decoder.nll(hidden, targets)}
+    if len(decoder.mtp):
+        depths, further = decoder.mtp_nll(hidden, given["tokens"], given["targets"], *at, share=share)
+        routings = [*routings, *further]
+        sums |= {f"mtp{k}": nll for k, (nll, _) in enumerate(depths)}
+    means = [value for r in routings if r is not None for value in r.losses.values()]
+    balance = torch.stack(means).sum() if means else hidden.new_zeros(())
+    loads = [r.load for r in routings if r is not None]
+    return {**sums, "balance": balance}, loads, int(count_scored(targets))
+
+
+def compared(case: tuple[str, str, str, str]) -> dict[str, float]:
+    """How far this rank's share of a pass, summed over ranks, is from one process's, relative to the greatest."""
+    attention, position, packing, feed = case
+    n, given = dist.get_world_size(), batch(packing)
+    whole, spread = model(attention, position, feed), model(attention, position, feed)
+    ranks = DataRanks(n, dist.get_rank())
+    balance_over(spread, ranks, ranks)
+    mla.EXPANDED = 1 if packing == "packed" else 2**28  # one head at a time, or all
+    share = Context(dist.group.WORLD, n, dist.get_rank()).share(LENGTH)  # type: ignore[arg-type]
+    values, loads, scored = loss(whole, given, None)
+    own, own_loads, own_scored = loss(spread, given, share)
+    torch.stack(list(values.values())).sum().backward()
+    # a mean is averaged over ranks, a sum is not
+    torch.stack([value / (n if name == "balance" else 1) for name, value in own.items()]).sum().backward()
+    found = {"scored": abs(float(ranks.sum(torch.tensor(own_scored))) - scored)}
+    for name, value in values.items():
+        total = ranks.sum(own[name]) / (n if name == "balance" else 1)
+        found[name] = float((total - value).abs() / value.abs().clamp(min=1e-6))
+    found["load"] = max(
+        (float((ranks.sum(o) - w).abs().max()) for w, o in zip(loads, own_loads, strict=True)), default=0
+    )
+    greatest = max(float(p.grad.abs().max()) for p in whole.parameters() if p.grad is not None)
+    for (name, p), q in zip(whole.named_parameters(), spread.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+        if p.grad is not None:
+            scale = max(float(p.grad.abs().max()), 1e-3 * greatest)
+            found[f"gradient of {name}"] = float((ranks.sum(q.grad) - p.grad).abs().max()) / scale
+    return found
+
+
+# ---- trainings ------------------------------------------------------------------------------------------------------
+
+STRATEGIES: dict[str, tuple[int, dict[str, Any]]] = {
+    "context": (2, {"context": 2}),
+    "shards": (4, {"context": 2}),
+    "copies": (4, {"context": 2, "replicate": 2}),
+    "heads": (4, {"context": 2, "tensor": 2}),
+    "experts": (4, {"context": 2, "expert": 4}),
+}
+TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mtp, packed": (MTP, {"packed": True}),
+    "mtp, packed, recomputed": (MTP, {"packed": True, "task": {"activation_checkpointing": "full"}}),
+    "batch-wide balance, accumulated": (MOE, {"accumulate_grad_batches": 2}),
+    "biases and tied embeddings": (GPT, {}),
+    "deepseek, z loss": (DEEPSEEK, {"task": {"z_loss": 0.01, "activation_checkpointing": "selective"}}),
+    "dense, packed": (DENSE, {"packed": True}),
+}
+TRAINED = [
+    ("context", "mtp, packed, recomputed"),
+    ("context", "batch-wide balance, accumulated"),
+    ("context", "biases and tied embeddings"),
+    ("shards", "deepseek, z loss"),
+    ("copies", "dense, packed"),
+    ("heads", "mtp, packed"),
+    ("experts", "mtp, packed"),
+]
+
+
+def training(case: str, strategy: Any = "auto", devices: int = 1, **more: Any) -> dict[str, Any]:
+    text, settings = TRAININGS[case]
+    return train(text, strategy=strategy, devices=devices, **{"optimizer": Descent(), "steps": 2, **settings, **more})
+
+
+def trainings(devices: int) -> dict[tuple[str, str], Any]:
+    chosen = [(name, case) for name, case in TRAINED if STRATEGIES[name][0] == devices]
+    return {(name, case): training(case, STRATEGIES[name][1], devices) for name, case in chosen}
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_training_under_each_strategy_is_that_of_one_process(devices: int) -> None:
+    for (name, case), found in spawn(devices, trainings, devices)[0].items():
+        losses, weights = far(found, training(case))
+        assert losses < CLOSE and weights < CLOSE, (name, case, losses, weights)
+
+
+# ---- one pass -------------------------------------------------------------------------------------------------------
+
+
+def work(cases: list[tuple[str, str, str, str]]) -> dict[Any, dict[str, float]]:
+    return {case: compared(case) for case in cases}
+
+
+def check(ranks: int, cases: list[tuple[str, str, str, str]]) -> None:
+    for case, found in spawn(ranks, work, cases)[0].items():
+        far = {name: value for name, value in found.items() if not value < CLOSE}
+        assert not far, (case, far)
+
+
+def test_two_ranks_that_share_sequences_compute_what_one_does() -> None:
+    check(2, SOME)
+
+
+def test_four_ranks_that_share_sequences_compute_what_one_does() -> None:
+    check(4, [case for case in SOME if case[2] == "packed" and case[3] != "dense"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_every_attention_at_every_position_whole_and_packed(ranks: int) -> None:
+    check(ranks, ALL)

@@ -1,0 +1,158 @@
+"""Context parallelism: the tokens of a sequence are spread over ranks, by a cache that gathers.
+
+An attention with a cache computes the last T of S positions, over keys that ``Cache.append`` returns. Here that cache
+is ``Spread``: it gathers what the block appends on all ranks, and returns what comes before the end of this rank's
+tokens. So any attention that keeps the contract becomes parallel as it is, and what it caches is what is sent: C + R
+numbers a token for MLA, where keys and values of all heads would be 71 times as many in DeepSeek-V2. The gradient of
+the gather is a sum over the ranks.
+
+Sequences are cut into 2n chunks, of which rank r has r and 2n − 1 − r: in causal attention all ranks then have as much
+to compute (Llama 3, arXiv 2407.21783, §3.3.2, which gathers keys and values too). The block is called once for
+each. Everything around attention works on single tokens.
+
+Not supported: overlap of the gathers with computation, and rings of ranks (arXiv 2310.01889), which spread the keys
+too: here each rank has what a layer caches of the whole sequence, and expands it itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from blocks.attention.base import Attention
+from blocks.cache import Cache, Ring
+from blocks.share import Share
+from registry import BlockError
+from training.parallel.collectives import gather
+
+
+class Context:
+    """The ranks that share sequences.
+
+    Args:
+        group: their process group
+        size: n, their number
+        rank: r, of this one among them
+    """
+
+    def __init__(self, group: ProcessGroup, size: int, rank: int) -> None:
+        self.group, self.size, self.rank = group, size, rank
+
+    def share(self, length: int) -> HeadAndTail:
+        """This rank's tokens of sequences of a length, which 2n divides."""
+        assert length % (2 * self.size) == 0, "refused before (training/parallel/refusals.py)"
+        return HeadAndTail(self, length // (2 * self.size))
+
+
+class HeadAndTail(Share):
+    """Chunks r and 2n − 1 − r of sequences of 2n chunks.
+
+    Depths of multi-token prediction leave out the last tokens, fewer than a chunk: the tail of rank 0 is then shorter.
+
+    Args:
+        context: the ranks
+        chunk: tokens of a chunk
+    """
+
+    def __init__(self, context: Context, chunk: int) -> None:
+        self.context, self.chunk = context, chunk
+        self._documents: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+
+    def take(self, whole: Tensor) -> Tensor:
+        n, r, c = self.context.size, self.context.rank, self.chunk
+        last = 2 * n - 1 - r
+        return torch.cat((whole[:, r * c : (r + 1) * c], whole[:, last * c : (last + 1) * c]), 1)
+
+    def attend(self, attention: Attention, x: Tensor, positions: Tensor, segments: Tensor | None) -> Tensor:
+        memory, own = Spread(self, positions, segments, _reach(attention, positions.shape[1])), self.take(positions)
+        halves = zip(*(t.tensor_split([self.chunk], 1) for t in (x, own)), strict=True)
+        y = torch.cat([attention(h, places, cache=memory) for h, places in halves], 1)
+        if memory.appends != 2:
+            rule = "must append to its cache once in a pass, for its keys to be gathered from other ranks"
+            raise BlockError("attention", type(attention).__name__, rule, "Train it without trainer.strategy.context")
+        return y
+
+    def weight(self, n_own: int, n_all: int) -> float:
+        return n_own * self.context.size / n_all
+
+    def documents(self, segments: Tensor, start: int, end: int) -> Tensor:
+        """Documents of some tokens; for all layers one tensor, by which kernels know what they have made of it."""
+        key = id(segments), start, end
+        if key not in self._documents:
+            self._documents[key] = segments, segments[:, start:end]  # kept: its id is not another's meanwhile
+        return self._documents[key][1]
+
+
+class Spread(Cache):
+    """The memory of one attention in one pass: appended to for the head chunk, then for the tail chunk.
+
+    Args:
+        share: of this rank
+        positions, segments: [B|1,T'] and [B,T'] of the whole sequences
+        reach: number of last tokens that a token sees; None for all
+    """
+
+    def __init__(self, share: HeadAndTail, positions: Tensor, segments: Tensor | None, reach: int | None) -> None:
+        self.share, self.whole, self.ids, self.reach = share, positions, segments, reach
+        self.room, self.length, self.spread, self.stores = positions.shape[1], 0, True, {}
+        self.padding = None
+        self.appends = 0
+        self._first = 0  # index of the first token that ``append`` returned
+        self._heads: list[Tensor] = []  # the first half of the sequence, [B,n·c,…] a slot
+
+    def append(self, *new: Tensor, multiple: int = 1) -> tuple[Tensor, ...]:
+        """Gather this rank's chunk, and those of the other ranks.
+
+        Args:
+            new: [B,c,…] for each slot; the last chunk of the sequence may be shorter
+            multiple: ignored
+
+        Returns:
+            [B,S,…] for each slot: all tokens, or those within reach, up to the end of this rank's chunk
+        """
+        n, r, c = self.share.context.size, self.share.context.rank, self.share.chunk
+        n_new, is_head = new[0].shape[1], not self.appends
+        self.appends += 1
+        own = [_lengthened(values, c) for values in new]
+        # [n·B,c,…], rank by rank → [B,n,c,…]
+        chunks = [t.unflatten(0, (n, -1)).transpose(0, 1) for t in gather(self.share.context.group, *own)]
+        end = (r if is_head else 2 * n - 1 - r) * c + n_new
+        self.length, self._first = end, 0 if self.reach is None else max(0, end - n_new - self.reach + 1)
+        if is_head:
+            self._heads = [t.flatten(1, 2) for t in chunks]
+            return tuple(head[:, self._first : end] for head in self._heads)
+        heads, self._heads = self._heads, []
+        tails = [t.flip(1).flatten(1, 2) for t in chunks]  # the last rank's comes first
+        both = zip(heads, tails, strict=True)
+        begin = max(0, self._first - n * c)
+        return tuple(torch.cat((head[:, self._first :], tail[:, begin : end - n * c]), 1) for head, tail in both)
+
+    def indices(self, device: torch.device) -> Tensor:
+        return torch.arange(self._first, self.length, device=device)
+
+    def positions(self, device: torch.device) -> Tensor:
+        return self.whole[:, self._first : self.length]
+
+    def segments(self) -> Tensor | None:
+        return None if self.ids is None else self.share.documents(self.ids, self._first, self.length)
+
+    def padding_bias(self, n_new: int) -> Tensor | None:
+        """As in ``Cache``, with −∞ on other documents: for blocks that do not ask for ``segments``."""
+        ids = self.segments()
+        if ids is None:
+            return None
+        hidden = ids[:, -n_new:, None] != ids[:, None]
+        return torch.zeros(hidden.shape, device=ids.device).masked_fill_(hidden, float("-inf"))[:, None]
+
+
+def _lengthened(values: Tensor, length: int) -> Tensor:
+    """[B,t,…] with zeros behind, which no token sees, [B,length,…]."""
+    missing = length - values.shape[1]
+    return values if not missing else torch.cat((values, values.new_zeros(len(values), missing, *values.shape[2:])), 1)
+
+
+def _reach(attention: Attention, length: int) -> int | None:
+    """Number of last tokens that an attention keeps; None for all."""
+    kept = attention.new_cache(1, length, torch.float32, torch.device("meta"))
+    return kept.room if isinstance(kept, Ring) else None
