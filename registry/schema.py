@@ -196,7 +196,7 @@ def read_schema(cls: type, name: str, context: frozenset[str], kinds: Mapping[ty
             continue
         parameters[p.name] = parameter(p.name, p.default)
     fixed = {name: parameter(name, value) for name, value in fixed_by(constructor).items()}
-    summary = (inspect.getdoc(cls) or "").partition("\n\n")[0].replace("\n", " ")
+    summary = _docstring(cls).partition("\n\n")[0].replace("\n", " ")
     return Schema(parameters, fixed, frozenset(used), _dataclass(cls, name, parameters), summary)
 
 
@@ -214,10 +214,14 @@ def _child_kind(hint: Any, kinds: Mapping[type, str]) -> str | None:
     return None
 
 
+def _docstring(cls: type) -> str:
+    """Without the marks around names of code, which a terminal would show."""
+    return (inspect.getdoc(cls) or "").replace("``", "")
+
+
 def _documented(cls: type) -> dict[str, str]:
     """The ``Args`` section of a docstring: parameter → its text, continuation lines joined."""
-    doc = inspect.getdoc(cls) or ""
-    section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", doc, re.M)
+    section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", _docstring(cls), re.M)
     found: dict[str, str] = {}
     last = None
     for line in section[1].splitlines() if section else ():

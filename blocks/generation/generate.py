@@ -57,7 +57,6 @@ class Continuations:
 
     Rows of unequal length are padded on the left (see blocks/cache.py), and give what each gives alone. Each row has
     its own random generator, so its draws do not depend on the others. Ended rows are computed until the last one ends.
-    computed until the last one has.
 
     Args:
         decoder: in evaluation mode
