@@ -26,6 +26,7 @@ from blocks.conformance import cases as conformance_cases
 # add implementations of kernels, and make of linear layers
 from blocks.kernels.choice import Kernels as Kernels
 from blocks.kernels.scoring import Scoring as Scoring
+from blocks.kernels.scoring import Slopes as Slopes
 from blocks.kernels.seam import kernel as kernel
 from blocks.linear import linears as linears
 from blocks.conformance.kernel_parity import kernel_cases as kernel_cases

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blocks.base import Block
 from blocks.cache import Cache
+from blocks.kernels.scoring import Slopes, dense
 from blocks.position.base import Position
 from registry import BlockError, family
 
@@ -79,30 +80,37 @@ def score_bias(position: Position, positions: Tensor, cache: Cache | None) -> Te
         positions: [B|1,T] of the queries
         cache: the cache whose last ``append`` gave the keys; None if the keys are those of the queries' tokens
     """
-    if cache is None:
-        return position.bias(positions, positions)
-    bias = _position_bias(position, positions, cache)
-    padding = cache.padding_bias(positions.shape[1])
-    return padding if bias is None else bias if padding is None else bias + padding
+    padding = None if cache is None else cache.padding_bias(positions.shape[1])
+    return dense(_padded(_position_bias(position, positions, cache), padding))
 
 
 def score_terms(
     position: Position, positions: Tensor, segments: Tensor | None, cache: Cache | None
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor | Slopes | None, Tensor | None]:
     """``bias`` and ``segments`` of a ``Scoring``: those of ``score_bias``, but a cache's documents are not in the bias,
-    which is as large as all scores.
+    and slopes stay what they are: a tensor of either is as large as all scores.
 
     Args:
         positions, segments: of the queries, [B|1,T] and [B,T]
         cache: as in ``score_bias``
     """
-    documents = segments if cache is None else cache.segments()
-    if cache is None or documents is None:
-        return score_bias(position, positions, cache), documents
-    return _position_bias(position, positions, cache), documents
+    bias = _position_bias(position, positions, cache)
+    if cache is None:
+        return bias, segments
+    documents = cache.segments()
+    return (bias if documents is not None else _padded(bias, cache.padding_bias(positions.shape[1]))), documents
 
 
-def _position_bias(position: Position, positions: Tensor, cache: Cache) -> Tensor | None:
+def _padded(bias: Tensor | Slopes | None, padding: Tensor | None) -> Tensor | Slopes | None:
+    if padding is None:
+        return bias
+    found = dense(bias)
+    return padding if found is None else found + padding
+
+
+def _position_bias(position: Position, positions: Tensor, cache: Cache | None) -> Tensor | Slopes | None:
+    if cache is None:
+        return position.bias(positions, positions)
     shifts = type(position).bias is not Position.bias  # avoids a tensor as long as the cache
     return position.bias(positions, cache.positions(positions.device)) if shifts else None
 

@@ -14,7 +14,7 @@ from blocks.base import Placement
 from blocks.cache import Cache
 from blocks.kernels.few_rows import by_mkl, reads_fast
 from blocks.kernels.latent_attention import absorbs, into_latents, key_multiple, out_of_latents
-from blocks.kernels.scoring import Scoring
+from blocks.kernels.scoring import Scoring, Slopes, of_heads
 from blocks.linear import Linear
 from blocks.norm.base import Norm
 from blocks.position.base import Position
@@ -101,8 +101,8 @@ class MLA(Attention):
         if cache is not None:
             y = self._remembering(q_nope, q_rope, torch.cat((latent, k_rope[:, :, 0]), -1), positions, cache)
         else:
-            bias = self.position.bias(positions, positions)
-            y = self._expanded(q_nope, q_rope, latent, k_rope, bias, segments)
+            terms = score_terms(self.position, positions, segments, None)
+            y = self._expanded(q_nope, q_rope, latent, k_rope, *terms)
         return self.output(y.flatten(-2))
 
     def _expanded(
@@ -111,7 +111,7 @@ class MLA(Attention):
         q_rope: Tensor,
         latent: Tensor,
         k_rope: Tensor,
-        bias: Tensor | None,
+        bias: Tensor | Slopes | None,
         segments: Tensor | None = None,
     ) -> Tensor:
         """Attention over keys and values expanded from latents [B,S,C] and k_rope [B,S,1,R] → [B,T,N,V].
@@ -125,14 +125,14 @@ class MLA(Attention):
         if together == N:
             return self._attend(q_nope, q_rope, k_rope, self.kv_up(latent), bias, segments)
 
-        def some(weight: Tensor, q_nope: Tensor, q_rope: Tensor, bias: Tensor | None) -> Tensor:
+        def some(weight: Tensor, q_nope: Tensor, q_rope: Tensor, bias: Tensor | Slopes | None) -> Tensor:
             return self._attend(q_nope, q_rope, k_rope, F.linear(latent, weight), bias, segments)
 
         weights = self.kv_up.weight.unflatten(0, (N, -1))
         parts = [slice(n, n + together) for n in range(0, N, together)]
-        biases = [bias if bias is None or bias.shape[1] == 1 else bias[:, part] for part in parts]
         given = [
-            (weights[p].flatten(0, 1), q_nope[:, :, p], q_rope[:, :, p], b) for p, b in zip(parts, biases, strict=True)
+            (weights[p].flatten(0, 1), q_nope[:, :, p], q_rope[:, :, p], None if bias is None else of_heads(bias, p))
+            for p in parts
         ]
         return torch.cat([checkpoint(some, *each, use_reentrant=False) for each in given], 2)
 
@@ -142,7 +142,7 @@ class MLA(Attention):
         q_rope: Tensor,
         k_rope: Tensor,
         expanded: Tensor,
-        bias: Tensor | None,
+        bias: Tensor | Slopes | None,
         segments: Tensor | None,
     ) -> Tensor:
         """Attention over keys and values [B,S,N·(nope+V)] of N heads → [B,T,N,V]."""

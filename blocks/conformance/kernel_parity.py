@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from blocks.conformance.cases import Outcome, PromiseError
 from blocks.kernels import attention, cross_entropy, elementwise, latent_attention, rotary
 from blocks.kernels.experts import Choices
-from blocks.kernels.scoring import Scoring
+from blocks.kernels.scoring import Scoring, Slopes
 from blocks.kernels.seam import KERNELS, capability_of, implementations
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 3e-2}  # of the error's norm as a share of the norm
@@ -154,6 +154,10 @@ def _attention(draw: Draw) -> Iterator[tuple[str, Given]]:
     yield "last tokens, window", (*heads(3, 13), Scoring(0.3, window=4))
     yield "documents", (*heads(13), Scoring(0.3, segments=ids))
     yield "bias", (*heads(13), Scoring(0.3, bias=draw(1, 4, 13, 13).detach()))
+    places = torch.stack((torch.arange(131) % 50, torch.arange(131)))
+    yield "131 tokens, slopes", (*heads(131), Scoring(0.3, bias=Slopes(draw(4).detach(), places, places)))
+    late = places[1:, 10:13]
+    yield "last tokens, slopes", (*heads(3, 13), Scoring(0.3, bias=Slopes(draw(4).detach(), late, places[1:, :13])))
     yield "learnt bias", (*heads(13), Scoring(0.3, bias=draw(1, 4, 13, 13)))
     yield "sinks", (*heads(13), Scoring(0.3, sinks=draw(4)))
     yield "soft cap", (*heads(13), Scoring(0.3, softcap=2.0))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blocks.kernels.blocked_attention import blocked_attention, suits
-from blocks.kernels.scoring import Scoring
+from blocks.kernels.scoring import Scoring, dense
 from blocks.kernels.seam import kernel
 
 
@@ -28,10 +28,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tenso
     Returns:
         [B,T,N,V]
     """
-    scale, bias, segments, window, sinks, softcap = scoring
+    scale, _, segments, window, sinks, softcap = scoring
     if softcap is not None:  # not supported by torch's fused kernels
         return causal_attention_reference(q, k, v, scoring)
-    T, S, V = q.shape[1], k.shape[1], v.shape[-1]
+    T, S, V, bias = q.shape[1], k.shape[1], v.shape[-1], dense(scoring.bias)
     # Flash kernels need equal widths: zero columns change neither scores nor, once removed, the result.
     if q.shape[-1] > V:
         v = F.pad(v, (0, q.shape[-1] - V))
@@ -111,7 +111,8 @@ def visible(T: int, S: int, device: torch.device, segments: Tensor | None = None
 @kernel("attention", "reference", automatic=False, order=30)
 def causal_attention_reference(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
     """The definition: scores, mask, softmax, average; one KV head copied for each query head."""
-    scale, bias, segments, window, sinks, softcap = scoring
+    scale, _, segments, window, sinks, softcap = scoring
+    bias = dense(scoring.bias)
     groups = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
     scores = torch.einsum("btnh,bsnh->bnts", q, k) * scale

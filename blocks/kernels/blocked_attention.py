@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from blocks.kernels.scoring import Scoring
+from blocks.kernels.scoring import Scoring, dense
 
 SHORTEST, LONGEST = 128, 4096  # tokens; beyond, only where torch's kernel would need a mask
 SCORES = 2**22  # bytes of a block's scores, the limit of batching sequences
@@ -258,7 +258,8 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tens
     groups = q.shape[2] // k.shape[2]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
-    bias = None if scoring.bias is None else scoring.bias.detach().to(q.dtype)
+    bias = dense(scoring.bias)
+    bias = None if bias is None else bias.detach().to(q.dtype)
     if torch.compiler.is_compiling():
         return _opaque(q, k, v, bias, scoring.segments, scoring.window, scoring.scale, torch.is_grad_enabled())[0]
     blocks = _blocks(q, k.shape[1], scoring.segments, scoring.window)

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blocks.kernels.documents import once, starts
-from blocks.kernels.scoring import Scoring
+from blocks.kernels.scoring import Scoring, Slopes
 from blocks.kernels.seam import kernel
 
 KEPT = 16  # block masks of shapes and windows that are remembered
 BLOCK = 128  # queries, and keys, of a block of the mask
-# A bias read ahead fills shared memory: backward would take 264,192 bytes, and a B200 has 232,448.
+# A bias of T × S read ahead fills shared memory: backward would take 264,192 bytes, and a B200 has 232,448.
 LEAN = {"bwd_num_stages": 1}
 GRAPHS = 64  # compiled graphs: lengths are dynamic, so that few are needed; beyond, all scores would be held
 
@@ -47,13 +47,13 @@ def flex_causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> 
     found = _flex(q.device)(
         *(_of_any_length(t.transpose(1, 2), 2) for t in (q, k, v)),
         score_mod=_score_mod(
-            None if bias is None else bias.expand(len(q), -1, -1, -1),
+            _added(bias, len(q)),
             None if softcap is None else torch.full((), softcap, dtype=torch.float32, device=q.device),
         ),
         block_mask=_block_mask(T, S, q.device, segments, window),
         scale=scale,
         enable_gqa=k.shape[2] != q.shape[2],
-        kernel_options=None if bias is None else LEAN,
+        kernel_options=LEAN if isinstance(bias, Tensor) else None,
         **({} if sinks is None else _returning_norm()),
     )
     if sinks is None:
@@ -94,15 +94,26 @@ def _flex(device: torch.device) -> Callable[..., Any]:
     return flex_attention
 
 
-def _score_mod(bias: Tensor | None, softcap: Tensor | None) -> Callable[..., Tensor] | None:
-    """Modification of a score: the cap (a tensor, since each number would be compiled separately), then the bias
-    [B,N,T,S]."""
-    if bias is None and softcap is None:
+def _added(bias: Tensor | Slopes | None, rows: int) -> Callable[..., Tensor] | None:
+    """What a bias adds to a score at (b, h, t, s), for that many rows; of slopes, no tensor of T × S is made."""
+    if bias is None:
+        return None
+    if isinstance(bias, Slopes):
+        slopes, queries, keys = bias.slopes, *(_of_any_length(p.expand(rows, -1), 1) for p in bias[1:])
+        return lambda b, h, t, s: -slopes[h] * (queries[b, t] - keys[b, s]).clamp(min=0).float()
+    dense = bias.expand(rows, -1, -1, -1)
+    return lambda b, h, t, s: dense[b, h, t, s]
+
+
+def _score_mod(added: Callable[..., Tensor] | None, softcap: Tensor | None) -> Callable[..., Tensor] | None:
+    """Modification of a score: the cap (a tensor, since each number would be compiled separately), then what is added
+    to it."""
+    if added is None and softcap is None:
         return None
 
     def changed(score: Tensor, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         score = score if softcap is None else softcap * torch.tanh(score / softcap)
-        return score if bias is None else score + bias[b, h, t, s]
+        return score if added is None else score + added(b, h, t, s)
 
     return changed
 

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from blocks.kernels.scoring import Slopes
 from blocks.position.base import Position
 from registry import register
 
@@ -27,9 +28,8 @@ class ALiBi(Position):
         first, between = _geometric(power, device), _geometric(2 * power, device)[::2][: self.n_heads - power]
         return torch.cat((first, between)).float()
 
-    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
-        distance = (q_positions[:, :, None] - k_positions[:, None, :]).clamp(min=0).float()
-        return -self.slopes(q_positions.device)[:, None, None] * distance[:, None]
+    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Slopes:
+        return Slopes(self.slopes(q_positions.device), q_positions, k_positions)
 
 
 def _geometric(n: int, device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from blocks.base import Block
+from blocks.kernels.scoring import Slopes
 from registry import family
 
 
@@ -46,6 +47,10 @@ class Position(Block):
         """Queries q [B,T,N,H] and keys k [B,T,K,H], both at positions [B|1,T], → the same shapes."""
         return q, k
 
-    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
-        """Additive bias on the scores of queries at [B|1,T] and keys at [B|1,S]: [B|1,N,T,S], or None for none."""
+    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | Slopes | None:
+        """Additive bias on the scores of queries at [B|1,T] and keys at [B|1,S]: [B|1,N,T,S], or None for none.
+
+        One that falls linearly with distance is returned as ``Slopes``, from which FlexAttention computes each score's
+        part where it is added: no tensor of T × S is made.
+        """
         return None

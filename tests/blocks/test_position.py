@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import registry
+from blocks.kernels.scoring import dense
 from blocks.position.base import Position
 from registry import ConfigError
 
@@ -52,7 +53,7 @@ def test_every_hook_keeps_shapes_and_precision(make: Callable[..., Position], na
     position = make(name).to(torch.bfloat16)
     x, q, k = (torch.randn(2, 5, *s).bfloat16() for s in ((48,), (4, 12), (2, 12)))
     turned = position.rotate(q, k, order(5))
-    bias = position.bias(order(5), order(7))
+    bias = dense(position.bias(order(5), order(7)))
     assert [(t.shape, t.dtype) for t in (*turned, position.embed(x, order(5)))] == [
         (t.shape, t.dtype) for t in (q, k, x)
     ]
@@ -228,7 +229,8 @@ def test_alibi_slopes_are_the_papers(make: Callable[..., Position]) -> None:
 
 
 def test_alibi_takes_distance_times_slope_off_the_score(make: Callable[..., Position]) -> None:
-    bias = make("alibi", n_heads=2).bias(torch.tensor([[3, 4]]), torch.tensor([[0, 1, 2, 3, 4]]))
+    bias = dense(make("alibi", n_heads=2).bias(torch.tensor([[3, 4]]), torch.tensor([[0, 1, 2, 3, 4]])))
+    assert bias is not None
     slopes = [2.0**-4, 2.0**-8]
     for n in range(2):
         for t, i in enumerate((3, 4)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from blocks.kernels import documents, flex
 from blocks.kernels.attention import causal_attention_reference
+from blocks.kernels.choice import Kernels
 from blocks.kernels.flex import flex_causal_attention
-from blocks.kernels.scoring import Scoring
+from blocks.kernels.scoring import Scoring, Slopes
 
 B, T, N, H = 2, 13, 4, 8
 GENERATOR = torch.Generator().manual_seed(0)
@@ -26,15 +28,19 @@ def draw(*shape: int) -> Tensor:
 
 
 SEGMENTS = torch.tensor([[0] * 5 + [1] * 8, [0] * 13])
+PLACES = torch.stack((torch.tensor([*range(5), *range(8)]), torch.arange(3, 3 + T)))
+SLOPES = Slopes(draw(N), PLACES, PLACES)
 OPTIONS: dict[str, dict[str, Any]] = {
     "causal": {},
     "window": {"window": 4},
     "documents": {"segments": SEGMENTS},
     "bias": {"bias": draw(1, N, T, T)},
     "bias of each row": {"bias": draw(B, N, T, T)},
+    "slopes": {"bias": Slopes(draw(N), torch.arange(T)[None], torch.arange(T)[None])},
     "sinks": {"sinks": draw(N)},
     "softcap": {"softcap": 2.0},
     "all": {"window": 6, "segments": SEGMENTS, "bias": draw(1, N, T, T), "sinks": draw(N), "softcap": 3.0},
+    "all, slopes": {"window": 6, "segments": SEGMENTS, "bias": SLOPES, "sinks": draw(N), "softcap": 3.0},
 }
 
 
@@ -48,7 +54,8 @@ def backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "kv_heads", "width"),
     [
         ("all", 2, 8),
-        *(pytest.param(name, 2, 8, marks=pytest.mark.slow) for name in OPTIONS if name != "all"),
+        ("all, slopes", 2, 8),
+        *(pytest.param(name, 2, 8, marks=pytest.mark.slow) for name in OPTIONS if not name.startswith("all")),
         *(pytest.param("all", *shape, marks=pytest.mark.slow) for shape in ((4, 8), (1, 4), (4, 12))),
     ],
 )
@@ -121,6 +128,19 @@ def test_mask_of_packed_documents_of_128k_tokens_is_small() -> None:
     held = sum(t.nbytes for t in vars(mask).values() if isinstance(t, Tensor))
     assert held < 20e6 and largest.bytes < 10e6
     assert mask.sparsity() > 99
+
+
+@pytest.mark.parametrize("name", ["mha", "mla"])
+def test_slopes_of_alibi_make_no_tensor_of_all_pairs(
+    name: str, make_block: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flex, "_flex", lambda _: lambda q, k, v, **options: v)
+    attention = make_block("attention", {"name": name, "n_heads": 4}, around={"position": "alibi"}).float()
+    attention.kernels = Kernels(attention="flex")
+    length = 512
+    with Largest() as largest:
+        attention(draw(1, length, 48), torch.arange(length)[None])
+    assert largest.bytes < length * length < 4 * length * length  # a byte a pair; the bias would be 4 heads of fp32
 
 
 @pytest.mark.parametrize("window", [None, 1, 128, 400])

@@ -73,6 +73,7 @@ SOME = [
     ("window", "alibi", "whole", "dense"),
     ("mla", "yarn", "packed", "moe, mtp"),
     ("mla, queries compressed", "none", "whole", "moe, mtp"),
+    ("mla", "alibi", "packed", "dense"),
     ("plug-in", "rope", "packed", "moe"),
     ("plug-in", "alibi", "packed", "dense"),
 ]
