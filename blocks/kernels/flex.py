@@ -140,13 +140,14 @@ def _make_mask(T: int, S: int, window: int | None, device: torch.device, ids: Te
 
     past, rows, columns = S - T, -(-T // BLOCK), -(-S // BLOCK)
     t = torch.arange(T, device=device)
-    begin = (torch.zeros_like(t)[None] if ids is None else starts(ids)[:, past:]).clamp(min=0)
-    if window is not None:
-        begin = torch.maximum(begin, t + past - window + 1)
+    begin = torch.zeros_like(t)[None] if ids is None else starts(ids)[:, past:]
     first = torch.arange(rows, device=device) * BLOCK
     last = (first + BLOCK - 1).clamp(max=T - 1)
     low, high = begin[:, first] // BLOCK, ((last + past) // BLOCK + 1).expand(len(begin), -1)
     full_low = -(-begin[:, last] // BLOCK)
+    if window is not None:  # divided before the maximum is taken: Inductor stops at the quotient of a maximum
+        low = torch.maximum(low, (first + past - window + 1) // BLOCK)
+        full_low = torch.maximum(full_low, -(-(last + past - window + 1) // BLOCK))
     full_high = torch.maximum(full_low, (first + past + 1) // BLOCK)
     whole = T // BLOCK  # rows; of one that is cut short, no block counts as seen whole
 
