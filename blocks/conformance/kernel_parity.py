@@ -177,6 +177,10 @@ def _experts(draw: Draw) -> Iterator[tuple[str, Given]]:
     weights = draw(5, 14, 24), draw(5, 24, 7)
     yield "all choices", (draw(21, 24), Choices(chosen, draw(21, 2)), *weights)
     yield "choices left out", (draw(21, 24), Choices(some, draw(21, 2), int((some < 5).sum())), *weights)
+    for most in (None, 40):  # as many rows are computed, of which some have no expert
+        shares = draw(21, 2).detach().masked_fill(some == 5, 0)
+        name = f"choices left out, {'not counted' if most is None else 'counted too high'}"
+        yield name, (draw(21, 24), Choices(some, shares, most), *weights)
 
 
 def _cross_entropy(draw: Draw) -> Iterator[tuple[str, Given]]:

@@ -46,8 +46,14 @@ class DeviceBudget(Dropping):
         whole = (draws < self.exempt).repeat_interleave(shape[1])
         kept = self.within_budget(routing, whole)
         experts = routing.experts.masked_fill(~kept, self.n_experts)
-        pairs = int((experts < self.n_experts).sum())
-        return routing._replace(experts=experts, weights=routing.weights * kept, pairs=pairs)
+        return routing._replace(experts=experts, weights=routing.weights * kept, pairs=self._rows(routing, experts))
+
+    def _rows(self, routing: Routing, experts: Tensor) -> int | None:
+        """How many rows the experts compute: the kept pairs, where counting them is free. Elsewhere the host would wait
+        for the device, and a compiler begin a new graph, in every layer: there they compute as many as before."""
+        if experts.is_cpu and not torch.compiler.is_compiling():
+            return int((experts < self.n_experts).sum())
+        return routing.pairs
 
     def within_budget(self, routing: Routing, whole: Tensor) -> Tensor:
         """Which pairs to keep, [T,k]; ``whole`` [T] marks tokens that are never dropped."""

@@ -47,7 +47,7 @@ class ClampedSwiGLUExperts(Experts):
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         order = sort_by_expert(routing.experts, self.n_experts, routing.pairs)
-        expert = routing.experts.flatten().index_select(0, order.sorted)
+        expert = routing.experts.flatten().index_select(0, order.sorted).clamp(max=self.n_experts - 1)
         rows = grouped_matmul(dispatch(x, order), self.gate_up.to(x.dtype), order.ends)
         gate, up = (rows + self.gate_up_bias[expert].to(rows.dtype)).chunk(2, -1)
         gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)

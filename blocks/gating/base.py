@@ -24,7 +24,8 @@ class Routing(NamedTuple):
     probs: [T,E] fp32, affinities before any selection bias or group mask
     losses: name → scalar, already weighted, added to the training loss
     load: [E] fp32, tokens per expert (no gradient)
-    pairs: how many entries of ``experts`` are below E; None: all T·k
+    pairs: at most how many entries of ``experts`` are below E, known without asking the device: so many rows are
+        computed, those without an expert with weight 0; None: all T·k
     """
 
     experts: Tensor

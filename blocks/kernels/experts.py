@@ -17,8 +17,8 @@ class Choices(NamedTuple):
     """Expert choices of each token.
 
     experts: [T,k] int64; E means no expert
-    weights: [T,k]
-    pairs: how many entries of ``experts`` are below E; None: all
+    weights: [T,k]; 0 where there is no expert, and their gradient is of no use there
+    pairs: at most how many entries of ``experts`` are below E; None: T·k
     """
 
     experts: Tensor

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 class Order(NamedTuple):
     """Order of T·k (token, choice) pairs sorted by expert.
 
-    sorted: [M] pair index at each sorted position; M = T·k, or the number of pairs with an expert
-    place: [T·k] sorted position of each pair, the inverse permutation; None if some pairs have no expert
+    sorted: [M] pair index at each sorted position; M = T·k, or the pairs that are counted
+    place: [T·k] sorted position of each pair, the inverse permutation; None if M < T·k
     ends: [E] int32, the position after each expert's last row
     n_tokens: T
     k: choices per token
@@ -35,9 +35,12 @@ class Order(NamedTuple):
 def sort_by_expert(experts: Tensor, n_experts: int, pairs: int | None = None) -> Order:
     """Sort choices [T,k] by expert; ties keep the order of tokens.
 
+    Rows that are sorted although they have no expert count as the last expert's: their weight is 0, and that they are
+    computed costs less than a host that waits to learn how many they are.
+
     Args:
         experts: n_experts means no expert
-        pairs: how many entries are below n_experts; None: all
+        pairs: at most how many entries are below n_experts; None: all T·k
     """
     flat = experts.flatten()
     order = flat.argsort(stable=True)
@@ -45,6 +48,7 @@ def sort_by_expert(experts: Tensor, n_experts: int, pairs: int | None = None) ->
         0, flat, torch.ones_like(flat)
     )
     ends = counts[:n_experts].cumsum(0).to(torch.int32)
+    ends[-1:].fill_(flat.numel() if pairs is None else pairs)
     if pairs is not None:
         return Order(order[:pairs], None, ends, *experts.shape)
     place = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import registry
 from blocks.compose import preset
@@ -58,25 +57,6 @@ def published(name: str) -> dict[str, Any]:
     return {"vocab_size": WIDTHS["vocab_size"], **preset(name)}
 
 
-class Known(NamedTuple):
-    """A fault that is there to stay, how it shows, and why."""
-
-    shows: str
-    reason: str
-
-
-KNOWN = {
-    "dropping/device_budget": Known(
-        "_local_scalar_dense|Unsupported|item", "reads how many pairs are kept, once a layer: the products' sizes"
-    ),
-}
-
-
-def is_known(name: str, fault: str) -> bool:
-    """Whether this is the fault that is expected of a case."""
-    return name in KNOWN and re.search(KNOWN[name].shows, fault) is not None
-
-
 @dataclasses.dataclass(frozen=True)
 class Attention:
     """Heads, and how their scores are formed.
@@ -84,7 +64,7 @@ class Attention:
     Args:
         widths: of keys, and of values
         heads: of queries, and of keys and values
-        parts: of ``Scoring``, beside the window
+        parts: of ``Scoring``, beside the window; ``slopes`` for a bias that is not computed
         window: how many tokens a token sees
         length: of the rows, in tokens
     """
@@ -105,8 +85,10 @@ ATTENTIONS = {
     "256, soft cap, window, documents": Attention((256, 256), (16, 8), ("softcap", "segments"), window=4096),
     "64, sinks, window": Attention((64, 64), (64, 8), ("sinks",), window=128),
     "64, sinks, documents": Attention((64, 64), (64, 8), ("sinks", "segments")),
-    "mha 128, alibi": Attention((128, 128), (32, 32), ("bias",)),
-    "mha 128, alibi, documents": Attention((128, 128), (32, 32), ("bias", "segments")),
+    "mha 128, bias": Attention((128, 128), (32, 32), ("bias",)),
+    "mha 128, bias, documents": Attention((128, 128), (32, 32), ("bias", "segments")),
+    "mha 128, alibi": Attention((128, 128), (32, 32), ("slopes",)),
+    "mha 128, alibi, documents": Attention((128, 128), (32, 32), ("slopes", "segments")),
     "values wider than keys": Attention((64, 128), (16, 16), ("segments",)),
     "a length of no whole block": Attention((128, 128), (32, 8), window=64, length=200),
 }
@@ -115,5 +97,6 @@ NAMES: dict[str, Callable[[], Iterable[str]]] = {  # check → what it tries
     "block": block_names,
     "preset": presets.names,
     "compiled": block_names,
+    "compiled_preset": presets.names,
     "attention": lambda: ATTENTIONS,
 }

@@ -40,6 +40,10 @@ class Checks:
         """A block's layer compiled without a graph break, and its kernels built."""
         return self._collected(lambda: step(cases.block(name), False, self._prepare))
 
+    def compiled_preset(self, name: str) -> dict[str, Any]:
+        """The same of each kind of layer of a preset."""
+        return self._collected(lambda: step(cases.published(name), False, self._prepare))
+
     def attention(self, name: str) -> dict[str, Any]:
         """FlexAttention's kernels for one way to score."""
         return self._collected(lambda: attend(cases.ATTENTIONS[name]))

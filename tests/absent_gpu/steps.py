@@ -13,7 +13,7 @@ import registry
 from blocks.compose import assemble, check
 from blocks.decoder import Decoder
 from blocks.kernels.flex import flex_causal_attention
-from blocks.kernels.scoring import Scoring
+from blocks.kernels.scoring import Scoring, Slopes
 from registry.layout import plan
 from tests.absent_gpu.cases import Attention
 
@@ -74,9 +74,11 @@ def attend(case: Attention) -> None:
         q, k, v = (torch.empty(BATCH, T, n, h, dtype=torch.bfloat16, requires_grad=True) for n, h in shapes)
         made: dict[str, Callable[[], Any]] = {
             "bias": lambda: torch.empty(1, N, T, T),
+            "slopes": lambda: Slopes(torch.empty(N), *torch.zeros(2, 1, T, dtype=torch.long)),
             "segments": lambda: torch.zeros(BATCH, T, dtype=torch.long),
             "sinks": lambda: torch.empty(N, requires_grad=True),
             "softcap": lambda: 50.0,
         }
-        scoring = Scoring(0.1, window=case.window, **{part: made[part]() for part in case.parts})
+        parts = {"bias" if part == "slopes" else part: made[part]() for part in case.parts}
+        scoring = Scoring(0.1, window=case.window, **parts)
         flex_causal_attention(q, k, v, scoring).sum().backward()

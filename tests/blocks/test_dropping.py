@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from blocks.dropping.device_budget import DeviceBudget
 from blocks.gating.base import Routing, count
+from blocks.kernels.choice import Kernels
 from registry import ConfigError
 
 B, T, E, K, DEVICES = 4, 21, 8, 2, 4
@@ -94,6 +96,42 @@ def test_moe_leaves_dropped_tokens_to_the_shared_experts(make_block: Callable[..
     assert moe.experts.down.grad.isfinite().all() and moe.gating.weight.grad.norm() > 0
     whole, _ = moe.eval()(x)
     assert (whole - y).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kernel", ["segments", "grouped", "loop"])
+@pytest.mark.parametrize("experts", ["swiglu", "clamped_swiglu"])
+@pytest.mark.parametrize("gating", ["softmax_topk", "expert_choice"])
+def test_rows_that_are_not_counted_change_nothing(
+    make_block: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, gating: str, experts: str, kernel: str
+) -> None:
+    """On a GPU, dropped pairs are computed with weight 0 rather than counted."""
+    around = {"gating": {"name": gating, "top_k": 2}, "experts": {"name": experts, "d_ff": 12}}
+    drop = {"name": "device_budget", "n_devices": 4, "capacity": 0.5}
+    moe = make_block("ffn", {"name": "moe", "n_experts": 8, "dropping": drop}, around=around)
+    moe.experts.kernels = Kernels(experts=kernel)
+    x, sides, rows = torch.randn(2, 21, 48, dtype=torch.float64, requires_grad=True), [], []
+    for counted in (True, False):
+        if not counted:
+            monkeypatch.setattr(DeviceBudget, "_rows", lambda self, routing, experts: routing.pairs)
+        torch.manual_seed(0)
+        y, routing = moe(x)
+        rows.append(routing.experts.numel() if routing.pairs is None else routing.pairs)
+        sides.append([y, *torch.autograd.grad(y.square().sum(), [x, *moe.parameters()])])
+    assert rows[0] < rows[1] and (routing.experts == 8).any()
+    for got, right in zip(*sides, strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-12)
+
+
+def test_a_gpu_is_not_waited_for_and_a_compiler_makes_one_graph() -> None:
+    drop = DeviceBudget(E, DEVICES)
+    with FakeTensorMode():
+        there = torch.zeros(B * T, K, dtype=torch.int64, device="cuda")
+        assert [drop._rows(routed()._replace(pairs=n), there) for n in (None, 99)] == [None, 99]
+    graph = torch.compile(drop, backend="eager", fullgraph=True)
+    torch.manual_seed(0)
+    compiled = graph(routed(), (B, T))
+    torch.manual_seed(0)
+    assert torch.equal(compiled.experts, drop(routed(), (B, T)).experts) and compiled.pairs is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""docs/absent-gpu.md, the table of what was tried: written row by row, so that it can be made in parts."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tests.absent_gpu.device import GPUS
+
+COLUMNS = {gpu: f"{gpu}, {GPUS[gpu].name.split()[1].split('-')[0]}" for gpu in GPUS}
+SECTIONS = {  # check → heading, and what its cells say
+    "block": ("Steps of blocks", "Forward, loss and backward of one layer that holds the block."),
+    "preset": ("Steps of presets", "The same of each kind of layer of a preset, at its own widths."),
+    "compiled": (
+        "Compiled blocks",
+        "That layer compiled without a graph break, forward and backward: kernels · most shared memory · most spilled.",
+    ),
+    "compiled_preset": ("Compiled presets", "Each kind of layer of a preset compiled: the same figures."),
+    "attention": ("FlexAttention", "Its kernels, forward and backward, by what forms the scores: the same figures."),
+}
+UNTRIED = "–"
+ABOUT = """# The GPU path, tried without a GPU
+
+**Nothing on this page ran on a GPU.** No number was computed, and no time measured: training steps were traced on
+tensors without memory that claim to be on a GPU, and the kernels that the compiler writes were made into machine code
+for it by `ptxas`. A row that passes says that no operator refuses, that the host never waits to read a number, that
+every parameter gets a gradient, that layers compile into one graph and each kernel can be launched: its shared memory
+is within what a block of threads may have ({limits}). It says nothing about results,
+speed, torch's own fused attention and grouped products, or several GPUs.
+
+Kernels are built in the first of the shapes that autotuning would try. Shared memory and spilled registers are in
+bytes, each of the kernel that takes most; spills count loads and stores in the code. They make a kernel slow, not
+wrong.
+
+"""
+
+
+def stamp() -> str:
+    """The line that says when and with what the page was made."""
+    versions = f"torch {version('torch')} and Triton {version('triton')}"
+    return f"Written by `python -m tests.absent_gpu --write`, {versions}; last on {datetime.date.today()}."
+
+
+def cell(found: Mapping[str, Any]) -> str:
+    """A case's answer in a few characters."""
+    if found["fault"]:
+        return "FAILS: " + re.sub(r"[|\s]+", " ", found["fault"])[:200]
+    figures = [f"{found[key]:,}" for key in ("kernels", "shared", "spilled") if key in found]
+    return " · ".join(figures) or "passes"
+
+
+class Page:
+    """The table at a path; what it holds of other versions of torch or Triton is left out.
+
+    Args:
+        path: of the file, which need not be there
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.cells: dict[str, dict[str, dict[str, str]]] = {check: {} for check in SECTIONS}  # check → case → GPU
+        if path.exists() and stamp().partition(";")[0] in path.read_text():
+            self._read(path.read_text())
+
+    def put(self, check: str, name: str, gpu: str, answer: str) -> None:
+        """Take a cell in, and write the page."""
+        self.cells[check].setdefault(name, {})[gpu] = answer
+        self.path.write_text(self.text())
+
+    def text(self) -> str:
+        limits = ", ".join(f"{GPUS[gpu].shared:,} bytes on {heading}" for gpu, heading in COLUMNS.items())
+        return ABOUT.format(limits=limits) + stamp() + "\n" + "".join(map(self._section, self.cells))
+
+    def _section(self, check: str) -> str:
+        heading, meaning = SECTIONS[check]
+        rows = [f"| {' | '.join(('', *COLUMNS.values()))} |", "|---" * (1 + len(COLUMNS)) + "|"]
+        for name, cells in sorted(self.cells[check].items()):
+            rows.append(f"| {' | '.join((name, *(cells.get(gpu, UNTRIED) for gpu in COLUMNS)))} |")
+        return f"\n## {heading}\n\n{meaning}\n\n" + "\n".join(rows) + "\n"
+
+    def _read(self, text: str) -> None:
+        check_of = {heading: check for check, (heading, _) in SECTIONS.items()}
+        for part in text.split("\n## ")[1:]:
+            for line in re.findall(r"^\| (?! )(.+) \|$", part, re.M):
+                name, *cells = line.split(" | ")
+                tried = {gpu: c for gpu, c in zip(COLUMNS, cells, strict=True) if c != UNTRIED}
+                self.cells[check_of[part.partition("\n")[0]]][name] = tried
