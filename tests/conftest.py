@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,10 @@ MOE = {
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # as many workers as cores: more threads would only wait for each other
+    # An example that waits for a busy processor is no failure.
+    patient = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=patient)
+    hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)

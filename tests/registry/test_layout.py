@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.errors import ConfigError
@@ -127,7 +127,6 @@ parameters = st.dictionaries(st.sampled_from(["a", "b", "c"]), st.integers() | s
 patterns = st.sampled_from([None, "moe", "swiglu moe*", "few ffn*", "moe*1 dense*", ["few", "dense*"], "(ffn few)*"])
 
 
-@settings(deadline=None)  # a busy machine takes its time
 @given(
     st.integers(1, 5).map(lambda half: 2 * half),
     parameters,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.errors import ConfigError
@@ -113,7 +113,6 @@ def test_any_text_survives_as_bytes(text):
     assert tokenizer.decode(ids) == text and tokenizer.eos not in ids and len(ids) == len(text.encode())
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_any_text_survives_as_bpe(bpe, text):
     ids = bpe.encode(text)
@@ -176,7 +175,6 @@ def test_tokens_are_stored_in_two_bytes_while_they_fit():
 SPACED = st.text("ab \n\t\r1,.'\u4e00\u3002\u00e9\x1c\u00a0\u2028\ufeff", max_size=60)
 
 
-@settings(deadline=None)
 @given(
     SPACED
     | st.lists(st.sampled_from(["to", " be", "\n", " ", "x", "'s", "1", "\t", ",", "."]), max_size=60).map("".join),
