@@ -45,7 +45,7 @@ COMMANDS = {
     "cache-loss": Command("what a quantised cache costs in loss", "lab.cache_loss"),
     "evaluate": Command("run lm-evaluation-harness on a model (extra lm_eval)", "lab.lm_eval"),
     "import": Command("a Hugging Face checkpoint → a model here", "interop.hf", ("import",)),
-    "export": Command("a model here → a Hugging Face checkpoint", "interop.hf", ("export",)),
+    "export": Command("a model here → a Hugging Face checkpoint, or an engine with pipelines", "lab.handover.__main__"),
     "consolidate": Command("a sharded checkpoint → one file", "interop.consolidate"),
     "blocks": Command("list blocks, their parameters and ranges", "registry.__main__"),
     "check": Command("test that a block keeps the contract of its kind", "blocks.conformance.__main__"),

@@ -35,6 +35,7 @@ def export_folder(
     family: str | None = None,
     dtype: torch.dtype | Literal["original"] | None = None,
     max_bytes: int = 5 * 10**9,
+    beside: Mapping[str, str] | None = None,
 ) -> tuple[str, str | None]:
     """Export a model.
 
@@ -44,6 +45,7 @@ def export_folder(
         family: the model_type to export as; None detects one
         dtype: of the parameters; None keeps the stored one, ``original`` uses the published one
         max_bytes: per shard
+        beside: name → text of further files
 
     Returns:
         the model_type written, and, if that is our own, why no other family fits
@@ -65,7 +67,28 @@ def export_folder(
         _write_tokenizer(source, folder, decoder.config["max_positions"])
         dump_json(folder / companions.GENERATION, _generation(folder, _ids(source)))
         origin.write_licences(source.origin, folder)
+        _write_beside(beside, folder)
     return found.model_type, why
+
+
+def export_config(
+    decoder: Decoder, out: Path, *, family: str | None = None, beside: Mapping[str, str] | None = None
+) -> str:
+    """Write the config.json of a model that has no weights yet; arguments as in ``export_folder``.
+
+    Returns:
+        the model_type written
+    """
+    found, values, _ = recognise(decoder, family, {})
+    with whole(out) as folder:
+        dump_json(folder / "config.json", {**values, **dict.fromkeys(IDS[:2])})
+        _write_beside(beside, folder)
+    return found.model_type
+
+
+def _write_beside(beside: Mapping[str, str] | None, folder: Path) -> None:
+    for name, text in (beside or {}).items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _published_dtype(origin: Mapping[str, Any]) -> torch.dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -35,15 +35,22 @@ def _parser() -> Parser:
     into.add_argument("--mtp", action="store_true", help="import heads of multi-token prediction (DeepSeek-V3)")
     help_ignore = "an unknown key of config.json that changes no logit; again for several; origin.json records it"
     into.add_argument("--ignore", action="append", default=[], metavar="KEY", help=help_ignore)
-    out = commands.add_parser("export", help="Blockwright model → a folder that transformers and vLLM load")
-    out.add_argument("source", metavar="RUN", type=Path, help="a run's folder, a *.ckpt, or an imported folder")
-    out.add_argument("out", metavar="DIR", type=Path, help="must not exist, or be empty")
-    out.add_argument("--family", help="the model_type to write; default: detected")
-    for command, choices in ((into, DTYPES), (out, (*DTYPES, "original"))):
-        original = "; original: as published" if command is out else ""
-        command.add_argument("--dtype", choices=choices, help=f"of the parameters; as stored if left out{original}")
-        command.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="e.g. 5GB, 200MB")
+    _add_sizes(into, DTYPES, "")
+    add_export(commands.add_parser("export", help="Blockwright model → a folder that transformers and vLLM load"))
     return parser
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of an export."""
+    parser.add_argument("source", metavar="RUN", type=Path, help="a run's folder, a *.ckpt, or an imported folder")
+    parser.add_argument("out", metavar="DIR", type=Path, help="must not exist, or be empty")
+    parser.add_argument("--family", help="the model_type to write; default: detected")
+    _add_sizes(parser, (*DTYPES, "original"), "; original: as published")
+
+
+def _add_sizes(parser: argparse.ArgumentParser, dtypes: Iterable[str], more: str) -> None:
+    parser.add_argument("--dtype", choices=tuple(dtypes), help=f"of the parameters; as stored if left out{more}")
+    parser.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="e.g. 5GB, 200MB")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,19 +60,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> None:
     given = _parser().parse_args(arguments)
-    dtype = DTYPES.get(given.dtype, given.dtype)
     registry.load()
     if given.command == "import":
-        options = {"dtype": dtype, "mtp": given.mtp, "max_bytes": given.max_shard_size, "ignored": given.ignore}
+        options = {
+            "dtype": DTYPES.get(given.dtype),
+            "mtp": given.mtp,
+            "max_bytes": given.max_shard_size,
+            "ignored": given.ignore,
+        }
         found = import_folder(given.source, given.out, **options)
         print(f"Imported {given.source} (model_type {found}) into {given.out}.")
         for key in given.ignore:
             print(f"Ignored {key} of config.json: if it changes the computation, the import is wrong.")
         print(f"Fine-tune it: python train.py init_from={given.out} model=pretrained")
         return
-    written, why = export_folder(
-        given.source, given.out, family=given.family, dtype=dtype, max_bytes=given.max_shard_size
-    )
+    export(given)
+
+
+def export(given: argparse.Namespace, beside: Mapping[str, str] | None = None) -> None:
+    """Export as the arguments of ``add_export`` say, and report it.
+
+    Args:
+        beside: name → text of further files
+    """
+    dtype = DTYPES.get(given.dtype, given.dtype)
+    options = {"family": given.family, "dtype": dtype, "max_bytes": given.max_shard_size}
+    written, why = export_folder(given.source, given.out, **options, beside=beside)
     print(f"Exported to {given.out} as model_type {written!r}.")
     if why:
         print(f"No family of transformers describes this composition ({why}), so it has our own config and names;")

@@ -53,6 +53,7 @@ class Request:
     as_json: bool = False
 
 
+EXAMPLES = {"model": "deepseek_v2", "gpus": "1024", "gpu": "h800"}  # of what every plan needs
 KEYS = (
     *("model", "gpus", "gpu", "tokens", "batch", "length", "precision", "price.gpu_hour", "price.kwh"),
     *("power.overhead", "weights.bits", "cache.bits"),
@@ -76,9 +77,7 @@ def read(arguments: Sequence[str]) -> Request:
     """
     given = read_arguments(arguments, options=(*KEYS, *CHOICES), flags=FLAGS)
     own = given.options
-    for key, example in (("model", "deepseek_v2"), ("gpus", "1024"), ("gpu", "h800")):
-        if not own.get(key):
-            raise ConfigError(key, own.get(key), "every plan needs it", f"Write e.g. {key}={example}")
+    require(own, *EXAMPLES)
     for word in given.overrides:
         key, _, value = word.lstrip("+~").partition("=")
         if not key.startswith("model"):
@@ -96,13 +95,29 @@ def read(arguments: Sequence[str]) -> Request:
         prices=Prices(
             _positive(own, "price.gpu_hour"), _positive(own, "price.kwh"), _positive(own, "power.overhead") or 1.3
         ),
-        chosen={key: _each(key, own[key]) for key in CHOICES if key in own},
+        chosen=chosen_sizes(own),
         show="generation" if "--generation" in given.flags else "layouts",
         weight_bits=_positive(own, "weights.bits") or 16.0,
         cache_bits=_positive(own, "cache.bits") or 16.0,
         explain="--explain" in given.flags,
         as_json="--json" in given.flags,
     )
+
+
+def require(own: Mapping[str, str], *keys: str) -> None:
+    """Refuse a command line without one of these of ``EXAMPLES``.
+
+    Raises:
+        ConfigError
+    """
+    for key in keys:
+        if not own.get(key):
+            raise ConfigError(key, own.get(key), "every plan needs it", f"Write e.g. {key}={EXAMPLES[key]}")
+
+
+def chosen_sizes(own: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
+    """The values of ``CHOICES`` that a command line holds fixed."""
+    return {key: _each(key, own[key]) for key in CHOICES if key in own}
 
 
 def _each(key: str, text: str) -> tuple[Any, ...]:

@@ -1,0 +1,1 @@
+"""Models and trainings for engines with pipelines: ``blockwright export RUN DIR --to ENGINE``."""
