@@ -206,6 +206,12 @@ EARLY = {
     "batch that ranks cannot share": Mistake(
         "trainer=[fsdp,sim]\ndata.batch_size=3", "data.batch_size", "Set data.batch_size=4"
     ),
+    "window that ranks cannot share": Mistake(
+        "trainer=[fsdp_cp,sim]\ndata.sequence_length=30", "data.sequence_length", "Set data.sequence_length=32"
+    ),
+    "gate that chooses among all tokens of shared windows": Mistake(
+        "trainer=[fsdp_cp,sim]\nmodel/gating=expert_choice", "model.gating", "softmax_topk"
+    ),
     "recomputation of another kind": Mistake(
         "task.activation_checkpointing=some", "task.activation_checkpointing", "none, selective, full"
     ),

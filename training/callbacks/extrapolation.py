@@ -59,7 +59,7 @@ class Extrapolation(L.Callback):
         decoder = self._decoder(task)
         for multiple in self.multiples:
             with trainer.precision_plugin.val_step_context():
-                loss = _loss(decoder, data, multiple * data.sequence_length, task.device)
+                loss = _loss(task, decoder, data, multiple * data.sequence_length)
             task.log(f"extrapolation/loss_{multiple}x", loss)
 
     def _decoder(self, task: Task) -> Decoder:
@@ -84,14 +84,15 @@ def _of(trainer: L.Trainer, task: L.LightningModule) -> tuple[Task, TextDataModu
     return task, data
 
 
-def _loss(decoder: Decoder, data: TextDataModule, length: int, device: torch.device) -> Tensor:
+def _loss(task: Task, decoder: Decoder, data: TextDataModule, length: int) -> Tensor:
     """Mean loss per token over the val split in windows of ``length``, on all ranks."""
-    metric = TokenLoss().to(device)
+    metric = TokenLoss().to(task.device)
     with torch.no_grad():
         loader: Iterable[Any] = data.val_windows(length)
         for batch in loader:
-            given: dict[str, Tensor] = {name: tensor.to(device) for name, tensor in batch.items()}
-            hidden = decoder.hidden(given["tokens"], given.get("positions"), given.get("segments"))[0]
-            scored = (given["targets"] != IGNORED).sum()
-            metric.update(decoder.nll(hidden, given["targets"]), scored, given["n_bytes"].sum())
+            given: dict[str, Tensor] = {name: tensor.to(task.device) for name, tensor in batch.items()}
+            share = task.share(given)
+            targets = given["targets"] if share is None else share.take(given["targets"])
+            hidden = decoder.hidden(given["tokens"], given.get("positions"), given.get("segments"), share=share)[0]
+            metric.update(decoder.nll(hidden, targets), (targets != IGNORED).sum(), given["n_bytes"].sum())
     return metric.compute()["loss"].float()

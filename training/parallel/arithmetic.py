@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,8 +19,9 @@ from blocks.decoder import Decoder
 from blocks.gating.base import Gating
 from training.optimizers.base import OptimizerRecipe
 from training.parallel.plan import DIMENSION, Region, regions
+from training.parallel.remembered import appended
 from training.parallel.sizes import Sizes
-from training.parallel.tensor import divisible
+from training.parallel.tensor import divisible, narrowed
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,9 @@ def traffic(decoder: Decoder, sizes: Sizes, tokens: int, copies: Mapping[str, fl
     Weights are gathered for the forward pass and, except the root's, again for the backward pass; gradients are
     scattered once. Each split block sums its output in the forward pass and its input's gradient in the backward pass;
     gradients of parameters replicated within a split block are summed too. Copies of a token are sent to the experts
-    and back, and so are their gradients. Scalars, counts and metrics are left out.
+    and back, and so are their gradients. With context
+    parallelism what attentions cache is gathered, and its gradient scattered, of all tokens of the windows. Scalars,
+    counts and metrics are left out.
 
     Args:
         decoder: on the meta device
@@ -177,7 +181,27 @@ def traffic(decoder: Decoder, sizes: Sizes, tokens: int, copies: Mapping[str, fl
     """
     weights = weight_numbers(holdings(decoder, sizes), sizes)
     states = token_numbers(crossings(decoder, sizes), sizes, decoder.config["d_model"], tokens, copies)
+    if sizes.context > 1:  # what attentions cache of all tokens of the windows is gathered, its gradient scattered
+        for kind in ("all_gather", "reduce_scatter"):
+            states[kind] += remembered(decoder, sizes) * tokens * sizes.context
     return {kind: 4 * (weights[kind] + states[kind]) for kind in COLLECTIVES}
+
+
+def remembered(decoder: Decoder, sizes: Sizes) -> int:
+    """Numbers of a token that all attentions of a rank cache, multi-token prediction's included."""
+    probe, groups = _distinct(decoder)
+    width, cut = decoder.config["d_model"], {}
+    if sizes.tensor > 1:
+        cut = {id(region.block): region for region in _split_regions(probe, sizes)}
+    total = 0
+    for times, layer in [
+        *((len(g), probe.layers[i]) for i, g in enumerate(groups)),
+        *((1, d.layer) for d in probe.mtp),
+    ]:
+        attention: Any = layer.attention
+        region = cut.get(id(attention))
+        total += times * appended(attention if region is None else narrowed(region, sizes.tensor), width).numbers
+    return total
 
 
 COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all")

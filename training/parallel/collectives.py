@@ -75,16 +75,21 @@ def exchange_counts(counts: Tensor, group: ProcessGroup) -> Tensor:
     return _wait(functional.all_to_all_single(counts, None, None, group))
 
 
+# torch 2.13 renames them
+_all_gather = getattr(functional, "all_gather_single", None) or functional.all_gather_tensor
+_reduce_scatter = getattr(functional, "reduce_scatter_single", None) or functional.reduce_scatter_tensor
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, group: ProcessGroup, *parts: Tensor) -> tuple[Tensor, ...]:
         ctx.group = group
-        started = [functional.all_gather_tensor(part.contiguous(), 0, group) for part in parts]
+        started = [_all_gather(part.contiguous(), 0, group) for part in parts]
         return tuple(map(_wait, started))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        started = [functional.reduce_scatter_tensor(grad.contiguous(), "sum", 0, ctx.group) for grad in grads]
+        started = [_reduce_scatter(grad.contiguous(), "sum", 0, ctx.group) for grad in grads]
         return None, *map(_wait, started)
 
 

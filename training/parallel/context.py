@@ -23,7 +23,7 @@ from torch.distributed import ProcessGroup
 from blocks.attention.base import Attention
 from blocks.cache import Cache, Ring
 from blocks.share import Share
-from registry import BlockError
+from registry import BlockError, ConfigError
 from training.parallel.collectives import gather
 
 
@@ -41,7 +41,9 @@ class Context:
 
     def share(self, length: int) -> HeadAndTail:
         """This rank's tokens of sequences of a length, which 2n divides."""
-        assert length % (2 * self.size) == 0, "refused before (training/parallel/refusals.py)"
+        if length % (2 * self.size):
+            rule = f"is no multiple of {2 * self.size}, the chunks in which {self.size} ranks share a window"
+            raise ConfigError("data.sequence_length", length, rule, "Use windows of such a length")
         return HeadAndTail(self, length // (2 * self.size))
 
 

@@ -10,6 +10,7 @@ from registry import ConfigError, Node
 from registry.extras import require
 from registry.layout import plan
 from training.parallel import recompute
+from training.parallel.refuse_context import check_context
 from training.parallel.sizes import STRATEGY, Sizes, launched, sizes_of
 
 WHOLE = ("n_heads", "n_kv_heads", "d_ff")  # parameters that tensor parallelism divides
@@ -59,6 +60,7 @@ def check(plain: Mapping[str, Any]) -> None:
     check_sizes(chosen, sizes)
     check_groups(chosen, sizes)
     _check_batches(plain["data"], sizes.data)
+    check_context(plain, [block[:3] for block in chosen], sizes)
 
 
 def check_sizes(chosen: Sequence[Chosen], sizes: Sizes) -> None:
@@ -105,7 +107,7 @@ def check_world(trainer: Mapping[str, Any]) -> None:
     strategy = trainer.get("strategy")
     if not isinstance(strategy, Mapping) or strategy.get("_target_") != STRATEGY:
         rule = "imagines ranks that share a model, and here each has all of it"
-        raise ConfigError("trainer.world", world, rule, "Choose trainer=fsdp, fsdp_ep, fsdp_tp, tp_ep or hsdp")
+        raise ConfigError("trainer.world", world, rule, "Choose trainer=fsdp, fsdp_cp, fsdp_ep, fsdp_tp, tp_ep or hsdp")
 
 
 def check_machine(trainer: Mapping[str, Any]) -> None:

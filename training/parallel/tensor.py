@@ -48,10 +48,7 @@ def divisible(region: Region, ranks: int, d_model: int) -> bool:
     """
     if any(_indivisible(part.parameter, DIMENSION.get(part.placement), ranks) for part in region.parts):
         return False
-    trial = copy.deepcopy(region.block, {}).to("meta")
-    for (name, _), part in zip(list(trial.named_parameters()), region.parts, strict=True):
-        path, _, leaf = name.rpartition(".")
-        setattr(trial.get_submodule(path), leaf, nn.Parameter(_first(part.parameter, part.placement, ranks)))
+    trial = narrowed(region, ranks)
     x = torch.empty(1, 4, d_model, device="meta")
     try:
         with torch.no_grad():
@@ -59,6 +56,15 @@ def divisible(region: Region, ranks: int, d_model: int) -> bool:
     except (RuntimeError, ValueError, IndexError):
         return False
     return (out[0] if isinstance(out, tuple) else out).shape == x.shape
+
+
+def narrowed(region: Region, ranks: int) -> Any:
+    """The block that a rank computes with, on the meta device."""
+    block = copy.deepcopy(region.block, {}).to("meta")
+    for (name, _), part in zip(list(block.named_parameters()), region.parts, strict=True):
+        path, _, leaf = name.rpartition(".")
+        setattr(block.get_submodule(path), leaf, nn.Parameter(_first(part.parameter, part.placement, ranks)))
+    return block
 
 
 def _second_argument(block: nn.Module) -> list[Tensor]:

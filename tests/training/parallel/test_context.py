@@ -7,9 +7,11 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
+from counting import Counted
 from many_ranks import DEEPSEEK, DENSE, GPT, MOE, MTP, Descent, far, spawn, train
 from torch import Tensor, nn
 
@@ -21,8 +23,10 @@ from blocks.decoder import Decoder
 from blocks.position.base import Position
 from registry import register
 from training.objectives.next_token import count_scored
+from training.parallel.arithmetic import holdings, traffic, weight_numbers
 from training.parallel.context import Context
 from training.parallel.ranks import DataRanks, balance_over
+from training.parallel.sizes import sizes_of
 
 pytestmark = pytest.mark.xdist_group("context")
 
@@ -236,6 +240,47 @@ def test_training_under_each_strategy_is_that_of_one_process(devices: int) -> No
     for (name, case), found in spawn(devices, trainings, devices)[0].items():
         losses, weights = far(found, training(case))
         assert losses < CLOSE and weights < CLOSE, (name, case, losses, weights)
+
+
+# ---- what travels ---------------------------------------------------------------------------------------------------
+
+UNBALANCED = DEEPSEEK.replace("balance: [{name: expert}, {name: device}]", "balance: null")  # counts are not traffic
+assert UNBALANCED != DEEPSEEK
+
+
+class Traffic(L.Callback):
+    """Counts the bytes of the first step."""
+
+    def __init__(self) -> None:
+        self.counted = Counted()
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        self.counted.__enter__()
+
+    def on_before_optimizer_step(self, trainer: Any, *_: Any) -> None:
+        self.counted.__exit__(None, None, None)
+
+
+def travelled(names: list[str]) -> dict[str, dict[str, int]]:
+    done = {}
+    for name in names:
+        spy, (devices, strategy) = Traffic(), STRATEGIES[name]
+        train(UNBALANCED, strategy=strategy, devices=devices, steps=1, callbacks=[spy])
+        done[name] = {kind: n for kind, n in spy.counted.bytes.items() if n}
+    return done
+
+
+@pytest.mark.parametrize(("devices", "names"), [(2, ["context"]), (4, ["shards", "heads"])])
+def test_bytes_that_travel_are_those_of_the_formula(devices: int, names: list[str]) -> None:
+    decoder, tokens = compose(UNBALANCED, device="meta"), 8 * 12
+    for rank in spawn(devices, travelled, names):
+        for name, counted in rank.items():
+            sizes = sizes_of(STRATEGIES[name][1], devices)
+            plan = traffic(decoder, sizes, tokens // sizes.data // sizes.context)
+            assert counted == {kind: n for kind, n in plan.items() if n}, name
+            # MLA: C + R numbers of each token of the windows that a rank shares, a layer
+            weights = 4 * weight_numbers(holdings(decoder, sizes), sizes)["all_gather"]
+            assert counted["all_gather"] - weights == 4 * 3 * (32 + 4) * tokens // sizes.data, name
 
 
 # ---- one pass -------------------------------------------------------------------------------------------------------

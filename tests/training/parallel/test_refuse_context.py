@@ -1,0 +1,160 @@
+"""Settings of ``trainer.strategy.context`` that cannot be right are refused before a process starts, each by itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from blocks.attention.gqa import GQA
+from blocks.balance.expert import ExpertBalance
+from blocks.cache import Cache
+from blocks.gating.softmax_topk import SoftmaxTopK
+from registry import ConfigError, register
+
+CP = ("trainer=[fsdp_cp,sim]", "data.sequence_length=64", "model.max_positions=64")
+MTP = "+model.mtp={depth: 16}"
+GUEST = Path(__file__).parents[2] / "plugin"
+
+
+class Forgetful(GQA):
+    def new_cache(self, *given: Any, **more: Any) -> Cache:
+        raise NotImplementedError
+
+
+class Own:
+    """No cache of the contract."""
+
+
+class WithOwn(GQA):
+    def new_cache(self, *given: Any, **more: Any) -> Cache:
+        return Own()  # type: ignore[return-value]
+
+
+class Twice(GQA):
+    def forward(
+        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        y = super().forward(x, positions, segments=segments, cache=cache)
+        return super().forward(y, positions, segments=segments, cache=cache)
+
+
+class Never(GQA):
+    def forward(
+        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        return super().forward(x, positions, segments=segments)
+
+
+class Peeking(GQA):
+    def forward(
+        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        assert cache is None or cache.stores["k"]
+        return super().forward(x, positions, segments=segments, cache=cache)
+
+
+class Unsplit(ExpertBalance):
+    splits = False
+
+
+class AcrossTokens(SoftmaxTopK):
+    causal = False
+
+
+@pytest.fixture(autouse=True)
+def plug_ins(temporary_blocks: None) -> None:
+    for cls in (Forgetful, WithOwn, Twice, Never, Peeking):
+        register("attention", cls.__name__.lower())(cls)
+    register("balance", "unsplit")(Unsplit)
+    register("gating", "across_tokens")(AcrossTokens)
+
+
+# overrides beside CP → the path of the value at fault, and what the message says
+MISTAKES: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "no ranks": (("trainer.strategy.context=0",), "trainer.strategy.context", "positive number of ranks"),
+    "half a rank": (("trainer.strategy.context=1.5",), "trainer.strategy.context", "positive number of ranks"),
+    "all that are left": (("trainer.strategy.context=auto",), "trainer.strategy.context", "positive number of ranks"),
+    "more than there are": (("trainer.strategy.context=4",), "trainer.strategy.context", "world of 2"),
+    "no divisor of the world": (
+        ("trainer.devices=3",),
+        "trainer.strategy.context",
+        "replicate × context × tensor = 2 ranks do not divide the world of 3",
+    ),
+    "shards that overfill the world": (
+        ("trainer.strategy.shard=2",),
+        "trainer.strategy.shard",
+        "replicate × shard × context × tensor = 4 ranks do not fill the world of 2",
+    ),
+    "imagined world": (
+        ("trainer.dry_run=true", "trainer.world=1023"),
+        "trainer.strategy.context",
+        "do not divide the world of 1023",
+    ),
+    "experts": (("trainer.strategy.expert=4",), "trainer.strategy.expert", "shard × context.*Choose one of 1, 2"),
+    "window of odd length": (
+        ("data.sequence_length=62",),
+        "data.sequence_length",
+        "two of 4 equal chunks.*Set data.sequence_length=64",
+    ),
+    "evaluation that cannot be shared": (
+        ("trainer.devices=6", "data.batch_size=3", "data.eval_batch_size=4"),
+        "data.eval_batch_size",
+        "3 of them share the data evenly",
+    ),
+    "prediction beyond a chunk": ((MTP,), "model.mtp.depth", "less than the 16 tokens of a chunk"),
+    "compiled layers": (("trainer.compile=true",), "trainer.compile", "exchanges keys"),
+    "experts that choose tokens": (("model/gating=expert_choice",), "model.gating", "among all tokens"),
+    "assignment of a batch": (("model/gating=sinkhorn",), "model.gating", "among all tokens.*softmax_topk"),
+    "budget of a batch": (
+        ("+model/dropping=device_budget", "model.dropping.n_devices=1"),
+        "model.ffn.dropping|model.dropping",
+        "among all tokens",
+    ),
+    "plug-in's gate across tokens": (("model/gating=across_tokens",), "model.gating", "among all tokens"),
+    "balance of whole windows": (
+        ("model/gating=softmax_topk", "model.gating.balance={name: unsplit}"),
+        r"model\.gating\.balance",
+        "over_sequence",
+    ),
+    "attention without a cache": (("model/attention=forgetful",), r"model\.attention", "keeps no cache"),
+    "attention with a cache of its own": (("model/attention=withown",), r"model\.attention", "keeps a Own in place"),
+    "attention that appends twice": (("model/attention=twice",), r"model\.attention", "2 times in a pass"),
+    "attention that never appends": (("model/attention=never",), r"model\.attention", "0 times in a pass"),
+    "attention that reads its cache": (("model/attention=peeking",), r"model\.attention", "does not run.*KeyError"),
+    "task of whole windows": (
+        ("task=base", "task._target_=blockwright_guest.previous_token.PreviousToken"),
+        "task._target_",
+        "splits = True.*write trainer.strategy.context=1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_is_refused_where_it_is_written(
+    name: str, checked: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(GUEST))
+    given, path, says = MISTAKES[name]
+    with pytest.raises(ConfigError) as caught:
+        checked(*CP, *given)
+    error = caught.value
+    assert re.match(rf"({path})", error.path), (error.path, str(error))
+    assert re.search(says, f"{error.rule} {error.remedy}", re.DOTALL), str(error)
+
+
+def test_what_is_refused_with_context_passes_without(checked: Callable[..., dict[str, Any]]) -> None:
+    for given, _, _ in (MISTAKES[name] for name in ("window of odd length", "attention that appends twice")):
+        checked(*CP, *given, "trainer.strategy.context=1")
+
+
+def test_built_in_blocks_pass(checked: Callable[..., dict[str, Any]]) -> None:
+    for attention in ("mha", "gqa", "mqa", "sliding_window", "mla"):
+        checked(*CP, f"model/attention={attention}")
+    checked(*CP, "model/position=alibi")
+    assert torch.get_default_dtype() is torch.float32

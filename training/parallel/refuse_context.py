@@ -1,0 +1,107 @@
+"""Refuse what is not right, or of no use, where ranks share windows (context parallelism), before a process starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+import registry
+from blocks.attention.base import Attention
+from blocks.cache import Cache
+from blocks.compose import compose
+from blocks.cost import alike
+from registry import ConfigError
+from training.configuration.instantiate import find_target
+from training.parallel.remembered import appended
+from training.parallel.sizes import Sizes
+
+PATH = "trainer.strategy.context"
+OURS = "training.tasks.causal_lm.CausalLM"  # known without importing Lightning
+WITHOUT = f"Write {PATH}=1"
+
+
+def check_context(plain: Mapping[str, Any], blocks: Sequence[tuple[str, str, str]], sizes: Sizes) -> None:
+    """Refuse windows that do not divide, and blocks and tasks that need all tokens of a window.
+
+    Args:
+        plain: a composed configuration, its model complete
+        blocks: path, kind and name of each block of the model
+
+    Raises:
+        ConfigError
+    """
+    if sizes.context == 1:
+        return
+    _check_task(plain["task"])
+    if plain["trainer"].get("compile"):
+        rule = f"compiles whole layers, whose attention exchanges keys under {PATH} = {sizes.context}"
+        raise ConfigError("trainer.compile", True, rule, f"Write trainer.compile=false, or {PATH}=1")
+    _check_windows(plain["data"], plain["model"], sizes.context)
+    for block in blocks:
+        _check_block(*block)
+    _check_attentions(plain["model"])
+
+
+def _check_task(task: Mapping[str, Any]) -> None:
+    target = task.get("_target_")
+    if target != OURS and not getattr(find_target(str(target), "task"), "splits", False):
+        rule = (
+            f"ranks share windows under {PATH}, and this task scores whole ones (its class does not say splits = True)"
+        )
+        raise ConfigError("task._target_", target, rule, f"Score share(batch) alone and say so, or {_small(WITHOUT)}")
+
+
+def _check_windows(data: Mapping[str, Any], model: Mapping[str, Any], ranks: int) -> None:
+    length = data.get("sequence_length")
+    if not isinstance(length, int):
+        rule = f"windows must be of one length, which 2 × {PATH} = {2 * ranks} divides"
+        raise ConfigError("data.sequence_length", length, rule, "Give the data module that argument")
+    if length % (2 * ranks):
+        rule = f"each of the {ranks} ranks that share a window has two of {2 * ranks} equal chunks ({PATH} = {ranks})"
+        near = max(1, round(length / (2 * ranks))) * 2 * ranks
+        raise ConfigError("data.sequence_length", length, rule, f"Set data.sequence_length={near}")
+    depth = (model.get("mtp") or {"depth": 0})["depth"]
+    if depth >= length // (2 * ranks):
+        rule = f"must be less than the {length // (2 * ranks)} tokens of a chunk (sequence_length / 2 / {PATH})"
+        raise ConfigError("model.mtp.depth", depth, rule, "Predict fewer tokens, lengthen windows, or share them less")
+
+
+def _check_block(path: str, kind: str, name: str) -> None:
+    cls: Any = registry.lookup(kind, name).cls
+    if not cls.causal:
+        rule = f"chooses among all tokens of a batch, and a rank has a part of each window ({PATH})"
+        raise ConfigError(path, name, rule, f"Use another, such as softmax_topk for gating, or {_small(WITHOUT)}")
+    if kind == "balance" and not cls.splits:
+        rule = f"does not say that its loss can be computed from parts of a window ({PATH})"
+        raise ConfigError(path, name, rule, f"Count by over_sequence and say splits = True, or {_small(WITHOUT)}")
+
+
+def _check_attentions(model: Mapping[str, Any]) -> None:
+    decoder = compose(model, device="meta")
+    for first, *_ in alike(decoder.layers):
+        attention: Any = decoder.layers[first].attention
+        fault = _unfit(attention, model["d_model"])
+        if fault:
+            rule = f"{fault}, and {PATH} gathers keys by the cache (blocks/cache.py)"
+            raise ConfigError(f"model.attention (layer {first})", type(attention).__name__, rule, WITHOUT)
+
+
+def _unfit(attention: Attention, d_model: int) -> str:
+    """Why an attention cannot be spread by its cache, or nothing."""
+    try:
+        cache = attention.new_cache(1, 8, torch.float32, torch.device("meta"))
+    except NotImplementedError:
+        return "keeps no cache"
+    if not isinstance(cache, Cache):
+        return f"keeps a {type(cache).__name__} in place of a blocks.cache.Cache"
+    try:
+        times = appended(attention, d_model).times
+    except Exception as error:  # of a plug-in's code
+        return f"does not run with another cache of the contract ({type(error).__name__}: {error})"
+    return "" if times == 1 else f"appends to its cache {times} times in a pass instead of once"
+
+
+def _small(remedy: str) -> str:
+    return remedy[0].lower() + remedy[1:]
