@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -154,6 +155,15 @@ class Curve(L.Callback):
             self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
 
+class Restored(L.Callback):
+    """Keeps the weights with which training goes on."""
+
+    def on_train_start(self, trainer: Any, task: Any) -> None:
+        from training.parallel.local import whole
+
+        self.weights = {name: whole(t.detach()).clone() for name, t in task.decoder.state_dict().items()}
+
+
 def train(
     model: str,
     *,
@@ -233,6 +243,7 @@ def spawn(ranks: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
         process.start()
     results: dict[int, tuple[str | None, Any]] = {}
     for _ in processes:
+        _await(queue, processes)
         rank, outcome = torch.load(io.BytesIO(queue.get()), weights_only=False)
         results[rank] = outcome
         if outcome[0]:  # the others may wait for it
@@ -244,6 +255,21 @@ def spawn(ranks: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     broken = {rank: error for rank, (error, _) in results.items() if error}
     assert not broken, "\n".join(f"rank {rank}:\n{error}" for rank, error in broken.items())
     return [results[rank][1] for rank in range(ranks)]
+
+
+class EndedError(Exception):
+    """A rank ended without a result, by its exit code."""
+
+
+def _await(queue: Any, processes: Sequence[Any]) -> None:
+    """Wait for a result, or end all ranks if one of them was killed."""
+    while queue.empty():
+        killed = [process.exitcode for process in processes if (process.exitcode or 0) < 0]
+        if killed:
+            for process in processes:
+                process.kill()
+            raise EndedError(killed)
+        time.sleep(0.01)
 
 
 def _rank(rank: int, ranks: int, port: int, queue: Any, work: Callable[..., Any], arguments: Sequence[Any]) -> None:

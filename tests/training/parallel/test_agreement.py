@@ -22,6 +22,7 @@ from many_ranks import (
     MOE,
     MTP,
     Descent,
+    Restored,
     far,
     read_model,
     spawn,
@@ -36,7 +37,6 @@ from training.optimizers.muon import Muon
 from training.parallel import experts
 from training.parallel.arithmetic import held_bytes, traffic
 from training.parallel.dry_run import Meter
-from training.parallel.local import whole
 from training.parallel.plan import regions
 from training.parallel.sizes import Sizes, sizes_of
 
@@ -309,13 +309,6 @@ def test_twenty_steps_of_adamw_agree_over_the_whole_grid(guests: None) -> None:
         print(*cell, f"losses {losses:.1e} weights {weights:.1e}")
     assert len(distances) == len(GRID)
     assert all(losses < CLOSE and weights < CLOSE for losses, weights in distances.values())
-
-
-class Restored(L.Callback):
-    """Keeps the weights with which training goes on."""
-
-    def on_train_start(self, trainer: Any, task: Any) -> None:
-        self.weights = {name: whole(t.detach()).clone() for name, t in task.decoder.state_dict().items()}
 
 
 def settings_of(name: str) -> dict[str, Any]:

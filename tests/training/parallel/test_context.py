@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from counting import Counted
-from many_ranks import DEEPSEEK, DENSE, GPT, MOE, MTP, Descent, far, spawn, train
+from many_ranks import BIASED, DEEPSEEK, DENSE, GPT, MOE, MTP, Descent, EndedError, Restored, far, spawn, train
 from torch import Tensor, nn
 
 from blocks.attention import mla
@@ -22,7 +25,9 @@ from blocks.compose import compose
 from blocks.decoder import Decoder
 from blocks.position.base import Position
 from registry import register
+from training.checkpoints.plugin import SealedCheckpoints
 from training.objectives.next_token import count_scored
+from training.optimizers.adamw import AdamW
 from training.parallel.arithmetic import holdings, traffic, weight_numbers
 from training.parallel.context import Context
 from training.parallel.ranks import DataRanks, balance_over
@@ -240,6 +245,81 @@ def test_training_under_each_strategy_is_that_of_one_process(devices: int) -> No
     for (name, case), found in spawn(devices, trainings, devices)[0].items():
         losses, weights = far(found, training(case))
         assert losses < CLOSE and weights < CLOSE, (name, case, losses, weights)
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+OTHERS: dict[str, Any] = {"fsdp": {}, "tensor": {"tensor": 2}, "expert": {"expert": 2}, "ddp": "ddp"}
+HALF = {"optimizer": AdamW(lr=1e-3), "steps": 2}
+REST = {"optimizer": AdamW(lr=1e-3), "steps": 4}
+
+
+def settings_of(strategy: Any, devices: int = 2) -> dict[str, Any]:
+    plugins = {} if isinstance(strategy, dict) else {"plugins": [SealedCheckpoints()]}  # which reads folders too
+    return {"strategy": strategy, "devices": devices, **plugins}
+
+
+def resumed(path: Path, strategy: Any, devices: int = 2) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights that were restored, and the rest of the training."""
+    restored = Restored()
+    rest = train(BIASED, ckpt_path=str(path), callbacks=[restored], **settings_of(strategy, devices), **REST)
+    return restored.weights, rest
+
+
+def handed_over(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What each checkpoint holds, and what is resumed from it."""
+    context, saved = {"context": 2}, {}
+    for form in ("file", "folder"):
+        written = {**context, "sharded_checkpoints": form == "folder"}
+        saved[form] = train(BIASED, save=str(folder / form), **settings_of(written), **HALF)["weights"]
+    found = {(form, name): resumed(folder / form, other) for form in saved for name, other in OTHERS.items()}
+    for name in ("tensor", "ddp"):
+        saved[name] = train(BIASED, save=str(folder / name), **settings_of(OTHERS[name]), **HALF)["weights"]
+        found[name, "context"] = resumed(folder / name, context)
+    return saved, found
+
+
+def test_checkpoint_is_bitwise_the_same_under_any_other_strategy(tmp_path: Path) -> None:
+    saved, found = spawn(2, handed_over, tmp_path)[0]
+    found |= {(form, "alone"): resumed(tmp_path / form, "auto", 1) for form in ("file", "folder")}
+    whole = train(BIASED, **REST)
+    assert len(found) == 12
+    for (source, name), (weights, rest) in found.items():
+        assert all(torch.equal(weights[key], value) for key, value in saved[source].items()), (source, name)
+        losses, apart = far(rest, {**whole, "losses": whole["losses"][2:]})
+        assert losses < CLOSE and apart < CLOSE, (source, name)
+
+
+class Killed(L.Callback):
+    """Saves after every step; a rank of it kills itself in the middle of the fourth."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Any, task: Any, *_: Any) -> None:
+        trainer.save_checkpoint(self.path)
+
+    def on_before_backward(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 3 and trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _trained(path: Path | None = None, **more: Any) -> dict[str, Any]:
+    settings = {"optimizer": AdamW(lr=3e-3), "steps": 6, "packed": True, **more}
+    return train(MTP, strategy={"context": 2}, devices=2, ckpt_path=path and str(path), **settings)
+
+
+def _killed(path: Path) -> None:
+    _trained(callbacks=[Killed(path)])
+
+
+def test_killed_run_resumes_bitwise(tmp_path: Path) -> None:
+    whole = spawn(2, _trained)[0]
+    with pytest.raises(EndedError):
+        spawn(2, _killed, tmp_path / "last.ckpt")
+    rest = spawn(2, _trained, tmp_path / "last.ckpt")[0]
+    assert len(rest["losses"]) == 3 and rest["losses"] == whole["losses"][3:]
+    assert all(torch.equal(value, rest["weights"][name]) for name, value in whole["weights"].items())
 
 
 # ---- what travels ---------------------------------------------------------------------------------------------------
