@@ -193,12 +193,10 @@ def remembered(decoder: Decoder, sizes: Sizes) -> int:
     width, cut = decoder.config["d_model"], {}
     if sizes.tensor > 1:
         cut = {id(region.block): region for region in _split_regions(probe, sizes)}
+    layers: list[tuple[int, Any]] = [(len(group), probe.layers[i]) for i, group in enumerate(groups)]
     total = 0
-    for times, layer in [
-        *((len(g), probe.layers[i]) for i, g in enumerate(groups)),
-        *((1, d.layer) for d in probe.mtp),
-    ]:
-        attention: Any = layer.attention
+    for times, layer in [*layers, *((1, depth.layer) for depth in probe.mtp)]:
+        attention = layer.attention
         region = cut.get(id(attention))
         total += times * appended(attention if region is None else narrowed(region, sizes.tensor), width).numbers
     return total
