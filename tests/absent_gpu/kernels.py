@@ -102,6 +102,9 @@ def _inductor(keep: Callable[..., Any]) -> Iterator[None]:
         AsyncCompile.triton = kept  # type: ignore[method-assign]
 
 
+_logs: dict[str, str] = {}  # hash of a kernel → what ptxas said of it, in this process
+
+
 def build(source: str, name: str) -> Built:
     """Compile a kernel to machine code, in the first of the shapes that Inductor would try.
 
@@ -112,7 +115,8 @@ def build(source: str, name: str) -> Built:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         kernel = tuner._precompile_config(tuner.configs[0]).kernel
-    log = said.getvalue()
-    spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", log))
-    registers = max((int(n) for n in re.findall(r"Used (\d+) registers", log)), default=0)
+    if log := said.getvalue():  # nothing is said of machine code that was compiled before, from another source
+        _logs[kernel.hash] = log
+    spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", _logs[kernel.hash]))
+    registers = max((int(n) for n in re.findall(r"Used (\d+) registers", _logs[kernel.hash])), default=0)
     return Built(kernel.metadata.shared, spilled, registers)

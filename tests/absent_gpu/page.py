@@ -22,7 +22,7 @@ SECTIONS = {  # check → heading, and what its cells say
     "compiled_preset": ("Compiled presets", "Each kind of layer of a preset compiled: the same figures."),
     "attention": ("FlexAttention", "Its kernels, forward and backward, by what forms the scores: the same figures."),
 }
-UNTRIED = "–"
+UNTRIED, FAILS = "–", "FAILS: "
 ABOUT = """# The GPU path, tried without a GPU
 
 **Nothing on this page ran on a GPU.** No number was computed, and no time measured: training steps were traced on
@@ -48,7 +48,7 @@ def stamp() -> str:
 def cell(found: Mapping[str, Any]) -> str:
     """A case's answer in a few characters."""
     if found["fault"]:
-        return "FAILS: " + re.sub(r"[|\s]+", " ", found["fault"])[:200]
+        return FAILS + re.sub(r"[|\s]+", " ", found["fault"])[:200]
     figures = [f"{found[key]:,}" for key in ("kernels", "shared", "spilled") if key in found]
     return " · ".join(figures) or "passes"
 
@@ -65,6 +65,10 @@ class Page:
         self.cells: dict[str, dict[str, dict[str, str]]] = {check: {} for check in SECTIONS}  # check → case → GPU
         if path.exists() and stamp().partition(";")[0] in path.read_text():
             self._read(path.read_text())
+
+    def passes(self, check: str, name: str, gpu: str) -> bool:
+        """Whether the page has the case, and it passed."""
+        return not self.cells[check].get(name, {}).get(gpu, FAILS).startswith(FAILS)
 
     def put(self, check: str, name: str, gpu: str, answer: str) -> None:
         """Take a cell in, and write the page."""

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +24,9 @@ class Worker:
         """
         Args:
             gpu: of ``device.GPUS``
-            folder: for the shim, which workers share, and for what they compile
+            folder: for the shim, which workers share, and for what they compile, which they do not
         """
-        library, own = shim.build(folder), folder / gpu
-        own.mkdir(exist_ok=True)
+        library, own = shim.build(folder), Path(tempfile.mkdtemp(prefix=gpu, dir=folder))
         caches = {"TRITON_CACHE_DIR": str(own / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(own / "inductor")}
         self.errors = own / "errors.txt"
         self._stderr = self.errors.open("w")

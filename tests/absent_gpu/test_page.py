@@ -31,6 +31,8 @@ def test_a_part_takes_the_place_of_its_cells_alone(tmp_path: Path) -> None:
         "| attention/mla | 45 · 73,784 · 0 | 45 · 73,784 · 0 | – |",
         "| mla, documents | – | – | 45 · 73,784 · 0 |",
     ]
+    assert Page(path).passes("compiled", "attention/mla", "sm_80")
+    assert not any(first.passes("compiled", "attention/mla", gpu) for gpu in ("sm_80", "sm_100"))
     assert "Nothing on this page ran on a GPU" in path.read_text()
 
 
