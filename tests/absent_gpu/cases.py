@@ -82,6 +82,8 @@ ATTENTIONS = {
     "gqa 128, window": Attention((128, 128), (32, 8), window=1024),
     "gqa 128, window, documents": Attention((128, 128), (32, 8), ("segments",), window=1024),
     "256, soft cap": Attention((256, 256), (16, 8), ("softcap",)),
+    "256, bias": Attention((256, 256), (16, 8), ("bias",)),
+    "256, alibi": Attention((256, 256), (16, 8), ("slopes",)),
     "256, soft cap, window, documents": Attention((256, 256), (16, 8), ("softcap", "segments"), window=4096),
     "64, sinks, window": Attention((64, 64), (64, 8), ("sinks",), window=128),
     "64, sinks, documents": Attention((64, 64), (64, 8), ("sinks", "segments")),

@@ -183,6 +183,34 @@ def test_twelve_lengths_take_at_most_three_graphs(windowed: bool, monkeypatch: p
     assert 1 <= counter.frame_count <= 3
 
 
+@pytest.mark.parametrize(
+    ("width", "dtype", "bias", "expected"),
+    [
+        (128, torch.bfloat16, None, {}),
+        (192, torch.bfloat16, None, {"bwd_num_warps": 8}),
+        (256, torch.float32, None, {}),
+        (128, torch.float32, draw(1, N, T, T), {"bwd_num_stages": 1}),
+        (256, torch.bfloat16, draw(1, N, T, T), {"bwd_num_warps": 8, "bwd_num_stages": 1, "fwd_num_stages": 2}),
+        (128, torch.bfloat16, SLOPES, {}),
+    ],
+    ids=["128", "192", "256 in fp32", "bias", "bias, 256", "slopes"],
+)
+def test_kernels_that_would_not_fit_are_made_smaller(
+    width: int,
+    dtype: torch.dtype,
+    bias: Tensor | Slopes | None,
+    expected: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[dict[str, int]] = []
+    monkeypatch.setattr(
+        flex, "_flex", lambda _: lambda q, k, v, **options: asked.append(options["kernel_options"]) or v
+    )
+    q = draw(B, T, N, width).to(dtype)
+    flex_causal_attention(q, q, q, Scoring(0.3, bias=bias))
+    assert asked == [expected]
+
+
 @pytest.mark.parametrize("sinks", [None, draw(N)])
 def test_log_of_the_sum_is_asked_for_with_sinks_alone(sinks: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
