@@ -65,7 +65,7 @@ def _layouts(asked: Request, decoder: Decoder, length: int) -> None:
 def _say_how(asked: Request, found: Found, job: Job, decoder: Decoder) -> None:
     """The command of the fastest layout that this project trains."""
     if found.here is None:
-        print("None of these fit with what this project trains itself: pipeline=1 context=1 shard=true")
+        print("None of these fit with what this project trains itself: pipeline=1 shard=true")
         return
     slower = found.best[0].speed / found.here.speed - 1
     speed = f"{found.here.speed:,.0f} tokens/s a GPU, {slower:.1%} slower than the best"
@@ -80,7 +80,7 @@ def _say_how(asked: Request, found: Found, job: Job, decoder: Decoder) -> None:
 def command(asked: Request, candidate: Candidate, job: Job) -> str:
     """The training that a layout stands for."""
     layout, sizes = candidate.layout, candidate.layout.sizes(job)
-    spread = {"tensor": sizes.tensor, "expert": sizes.expert}
+    spread = {"tensor": sizes.tensor, "expert": sizes.expert, "context": sizes.context}
     words = [f"model={asked.model}", *asked.overrides, "trainer=fsdp", "trainer.precision=bf16-mixed"]
     words += [f"trainer.strategy.{name}={size}" for name, size in spread.items() if size > 1]
     words += [f"trainer.devices={min(8, job.gpus)}", f"trainer.num_nodes={max(1, job.gpus // 8)}"]

@@ -78,7 +78,7 @@ class Layout:
 
     def sizes(self, job: Job) -> Sizes:
         """Of one stage, as training/parallel knows them; GPUs that split a sequence share the weights too."""
-        return Sizes(1, self.data(job) * self.context, self.tensor, self.expert_in_shard)
+        return Sizes(1, self.data(job), self.tensor, self.expert_in_shard, self.context)
 
     @property
     def expert_in_shard(self) -> int:
@@ -86,8 +86,8 @@ class Layout:
         return max(1, self.expert // self.tensor)
 
     def runs_here(self) -> bool:
-        """Whether this project trains so; others are for a framework that has pipelines and context parallelism."""
-        return self.pipeline == self.context == 1 and self.shard
+        """Whether this project trains so; others are for a framework that has pipelines."""
+        return self.pipeline == 1 and self.shard
 
     def __str__(self) -> str:
         named = {"tp": self.tensor, "pp": self.pipeline, "cp": self.context, "ep": self.expert}

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 
+from blocks.attention.base import Attention
+from blocks.attention.mla import EXPANDED, MLA
 from lab.plan.layout import Job, Layout
 from lab.plan.measure import Measured
 from training.optimizers.adamw import AdamW
@@ -19,6 +21,7 @@ from training.parallel.sizes import Sizes
 USABLE = 0.9  # of a GPU's memory: the rest goes to CUDA, NCCL and fragments
 LOGITS = 0.25  # of a micro-batch's logits, in fp32: the loss is computed in chunks
 LAYERS_GATHERED = 2  # FSDP2 gathers one layer ahead
+WORKING = 4  # times the keys and values of the heads that are expanded at a time: themselves, their gradients, copies
 
 
 @functools.lru_cache(maxsize=256)
@@ -68,7 +71,27 @@ def memory(measured: Measured, job: Job, layout: Layout, recipe: OptimizerRecipe
         parts["gathered"] = (2 + 4) * LAYERS_GATHERED * numbers(measured, sizes, held=False) / measured.n_layers
     else:  # bf16 weights and fp32 gradients on every rank; master weights and optimizer state spread
         parts = {"parameters": 2 * whole, "gradients": 4 * whole, "optimizer": 4 * (1 + state) * held, "gathered": 0.0}
+    parts["gathered"] += _of_other_tokens(measured, job, layout)
     return {**parts, **_activations(measured, job, layout)}
+
+
+def _of_other_tokens(measured: Measured, job: Job, layout: Layout) -> float:
+    """What context parallelism gathers, of all tokens of a sequence, and the keys and values that MLA expands of it."""
+    if layout.context == 1:
+        return 0.0
+    tokens, L = layout.micro_batch * job.length, measured.n_layers
+    layers = 1 if layout.recompute == "full" else L / layout.pipeline  # of which it is kept for the backward pass
+    found = layers * 2 * tokens * measured.cached / L / measured.cache_split(layout.tensor)
+    expanded = max((_expanded(layer.attention) for layer in measured.decoder.layers), default=0)  # type: ignore[arg-type]
+    a_layer = 2 * tokens * expanded / layout.tensor
+    return found + (layers * a_layer if a_layer <= EXPANDED else WORKING * EXPANDED)
+
+
+def _expanded(attention: Attention) -> int:
+    """Numbers of a token's keys and values that an attention expands of what it caches."""
+    if not isinstance(attention, MLA):
+        return 0
+    return attention.n_heads * (attention.nope + attention.rope + attention.v_head_dim)
 
 
 def _activations(measured: Measured, job: Job, layout: Layout) -> dict[str, float]:

@@ -15,6 +15,7 @@ from lab.plan.memory import USABLE, memory
 from lab.plan.step import Step, step
 from registry import ConfigError
 from training.parallel.refusals import blocks_of, check_sizes
+from training.parallel.refuse_context import check_block
 from training.parallel.sizes import Sizes
 
 ERROR = 0.12  # of the model on runs it was not fitted on (lab/plan/fitting.py): nearer than that is a tie
@@ -152,6 +153,8 @@ def _indivisible(measured: Measured, job: Job, layout: Layout) -> str:
         return "context splits sequences, of which a micro-batch then needs one"
     if layout.context > 1 and job.length // layout.context < SHORTEST:
         return f"context leaves a GPU fewer than {SHORTEST} tokens of a sequence"
+    if layout.context > 1 and job.length % (2 * layout.context):
+        return "2 × context does not divide length"
     if layout.expert % layout.tensor if routed else layout.expert > 1:
         return "expert is no multiple of tensor" if routed else "expert shares out what the model has none of"
     if routed and (data * layout.context * layout.tensor) % layout.expert:
@@ -170,15 +173,20 @@ class _Splits:
 
     def __init__(self, measured: Measured) -> None:
         self.blocks = blocks_of(measured.decoder.config)
-        self.known: dict[tuple[int, int], str] = {}
+        self.known: dict[tuple[int, int, int], str] = {}
 
     def refusal(self, layout: Layout) -> str:
-        key = layout.tensor, layout.expert
+        key = layout.tensor, layout.expert, layout.context
         if key not in self.known:
             self.known[key] = self._refusal(*key)
         return self.known[key]
 
-    def _refusal(self, tensor: int, expert: int) -> str:
+    def _refusal(self, tensor: int, expert: int, context: int) -> str:
+        try:
+            for block in self.blocks if context > 1 else ():
+                check_block(*block[:3])
+        except ConfigError as error:
+            return f"{error.path} = {error.value} needs all tokens of a sequence, which context splits"
         try:
             check_sizes(self.blocks, Sizes(1, expert, tensor, max(1, expert // tensor)))
         except ConfigError as error:

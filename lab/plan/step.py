@@ -164,8 +164,8 @@ def _spread(m: Measured, job: Job, layout: Layout, hardware: Hardware, dense: fl
     """Seconds of collectives over all weights of a rank, of so many bytes a number."""
     sizes = layout.sizes(job)
     apart = [numbers(m, sizes, held=False, routed=routed) / layout.pipeline for routed in (False, True)]
-    over = sizes.shard // sizes.expert
-    found = collective(hardware, dense * apart[0], sizes.shard, layout.tensor)
+    over = sizes.sharing // sizes.expert
+    found = collective(hardware, dense * apart[0], sizes.sharing, layout.tensor)
     return found + collective(hardware, routed * apart[1], over, sizes.expert * layout.tensor)
 
 

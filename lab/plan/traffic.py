@@ -42,7 +42,7 @@ def traffic(
         weights = weight_numbers(spread(measured, sizes.tensor, sizes.expert), sizes)
         found["all_gather"] += times * weight_bytes * weights["all_gather"] / stages
         found["reduce_scatter"] += times * gradient_bytes * weights["reduce_scatter"] / stages
-    elif sizes.shard > 1:
+    elif sizes.sharing > 1:
         once = numbers(measured, sizes, held=False) / stages
         found["all_gather"] += weight_bytes * once
         found["reduce_scatter"] += gradient_bytes * once

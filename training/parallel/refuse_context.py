@@ -40,7 +40,7 @@ def check_context(plain: Mapping[str, Any], blocks: Sequence[tuple[str, str, str
         raise ConfigError("trainer.compile", True, rule, f"Write trainer.compile=false, or {PATH}=1")
     _check_windows(plain["data"], plain["model"], sizes.context)
     for block in blocks:
-        _check_block(*block)
+        check_block(*block)
     _check_attentions(plain["model"])
 
 
@@ -68,7 +68,12 @@ def _check_windows(data: Mapping[str, Any], model: Mapping[str, Any], ranks: int
         raise ConfigError("model.mtp.depth", depth, rule, "Predict fewer tokens, lengthen windows, or share them less")
 
 
-def _check_block(path: str, kind: str, name: str) -> None:
+def check_block(path: str, kind: str, name: str) -> None:
+    """Refuse a block that needs all tokens of a window.
+
+    Raises:
+        ConfigError
+    """
     cls: Any = registry.lookup(kind, name).cls
     if not cls.causal:
         rule = f"chooses among all tokens of a batch, and a rank has a part of each window ({PATH})"

@@ -28,6 +28,8 @@ SIZES = {
     "tp": (Layout(tensor=4, expert=4, shard=True), Sizes(shard=4, tensor=4)),
     "ep": (Layout(expert=8, shard=True), Sizes(shard=16, expert=8)),
     "tp_ep": (Layout(tensor=2, expert=8, shard=True, micro_batch=2), Sizes(shard=8, tensor=2, expert=4)),
+    "cp": (Layout(context=4, shard=True), Sizes(shard=4, context=4)),
+    "cp_tp_ep": (Layout(context=2, tensor=2, expert=8, shard=True), Sizes(shard=4, tensor=2, expert=4, context=2)),
 }
 
 
@@ -49,12 +51,31 @@ def test_a_rank_holds_and_moves_what_this_projects_plan_says(name: str, lite: An
     parts = memory(lite, JOB, layout)
     assert parts["parameters"] == held["parameters"] and parts["gradients"] == held["gradients"]
     assert parts["optimizer"] == pytest.approx(held["optimizer"], rel=1e-9)
-    tokens = layout.micro_batch * JOB.length
+    tokens = layout.micro_batch * JOB.length // layout.context
     rows = tokens * reached(lite, layout.expert) / layout.tensor
     here = planned(decoder, sizes, tokens, rows)
     ours = traffic(lite, JOB, layout, weight_bytes=4, gradient_bytes=4, state_bytes=4)
+    for kind in ("all_gather", "reduce_scatter"):  # counted apart there
+        ours[kind] += ours["context"] / 2
     for kind, value in here.items():
         assert ours[kind] == pytest.approx(layout.micro_batches(JOB) * value, rel=1e-9), kind
+
+
+def test_a_layer_of_deepseek_v2_at_128k_fits_eight_gpus_that_share_the_sequence() -> None:
+    layer = measure(compose(preset("deepseek_v2", {"n_layers": 1, "layout": {"ffn": "ffn*"}}), device="meta"))
+    job, device = Job(gpus=8, batch=1, length=131072), hardware("h100")
+    shared = Layout(context=8, expert=8, shard=True)
+    assert shared.runs_here() and sum(memory(layer, job, shared).values()) < 0.9 * device.memory
+    alone = memory(layer, replace(job, gpus=1), Layout(shard=True))
+    assert sum(alone.values()) > 0.9 * device.memory
+    gathered = (
+        memory(layer, job, shared)["gathered"]
+        - memory(layer, job, replace(shared, context=1, micro_batch=1))["gathered"]
+    )
+    assert gathered == 2 * 131072 * 576 + 4 * 2**28  # latents in bf16, and some heads' keys and values
+    assert traffic(layer, job, shared)["context"] == 2 * 2 * 131072 * 576  # gathered, and sent back as gradients
+    found = search(layer, job, device, coefficients(), {**CHOICES, "pipeline": (1,), "shard": (True,)})
+    assert found.here is not None and found.here.layout.context > 1
 
 
 def test_without_fsdp_the_optimizer_state_alone_is_spread(lite: Any) -> None:
