@@ -42,6 +42,7 @@ WORLDS = {
     "fsdp": Sizes(shard=8),
     "hsdp and experts": Sizes(replicate=2, shard=4, expert=2),
     "tensor and experts": Sizes(shard=6, tensor=2, expert=2),
+    "context and experts": Sizes(shard=2, context=2, tensor=2, expert=4),
 }
 
 
