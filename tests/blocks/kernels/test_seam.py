@@ -282,6 +282,7 @@ def test_cudnn_gets_values_that_are_not_padded_where_torch_says_that_it_takes_th
     monkeypatch.setattr(torch.backends.cuda, "can_use_cudnn_attention", lambda params: params.value.shape[-1] == 16)
     assert attention.cudnn_takes(q, q, v, Scoring(0.3))
     assert not attention.cudnn_takes(q, q, v, Scoring(0.3, window=3))
+    assert not attention.cudnn_takes(q[:, 3:], q, v, Scoring(0.3))  # the last of more tokens: its mask would differ
     seen: list[int] = []
     sdpa = F.scaled_dot_product_attention
     monkeypatch.setattr(attention, "sdpa_kernel", lambda backend: torch.no_grad())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from many_ranks import MOE, read_model, spawn
 
 
@@ -56,3 +59,24 @@ def test_checkpoint_is_a_folder_where_many_ranks_share_and_one_large_file_is_ref
     refuse_large_file(small)
     with pytest.raises(ConfigError, match=r"65 GB.*sharded_checkpoints=true"):
         refuse_large_file(large)
+
+
+def test_strategy_settles_what_a_checkpoint_is_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    from registry import ConfigError
+    from training.parallel.sizes import Sizes
+    from training.parallel.strategy import Parallel
+
+    set_up: list[Any] = []
+    monkeypatch.setattr(ModelParallelStrategy, "setup", lambda self, trainer: set_up.append(trainer))
+    monkeypatch.setattr(Parallel, "_setup_distributed", lambda self: None)
+    with torch.device("meta"):
+        large = torch.nn.Linear(10**5, 54_000, bias=False)
+    for ranks, callbacks, refused in ((8, [1], True), (8, [], False), (16, [1], False)):
+        strategy = Parallel()
+        strategy._lightning_module = SimpleNamespace()
+        strategy.meshes = SimpleNamespace(dense=None, sizes=Sizes(shard=ranks))
+        strategy.setup_environment()
+        assert strategy._save_distributed_checkpoint == (ranks > 8)
+        with pytest.raises(ConfigError) if refused else nullcontext():
+            strategy.setup(SimpleNamespace(checkpoint_callbacks=callbacks, lightning_module=large))
+    assert len(set_up) == 2
