@@ -66,19 +66,21 @@ def _loss(decoder: Decoder, tokens: Tensor, segments: Tensor | None) -> Tensor:
     return sum(terms, loss)
 
 
-def attend(case: Attention) -> None:
-    """Forward and backward of FlexAttention, on rows that score as a case says."""
+def attend(case: Attention, backward: bool = True) -> None:
+    """Forward and, unless it is left out, backward of FlexAttention, on rows that score as a case says."""
     with MODE, torch.device("cuda"):
         (N, K), (H, V), T = case.heads, case.widths, case.length
         shapes = ((N, H), (K, H), (K, V))
-        q, k, v = (torch.empty(BATCH, T, n, h, dtype=torch.bfloat16, requires_grad=True) for n, h in shapes)
+        q, k, v = (torch.empty(BATCH, T, n, h, dtype=torch.bfloat16, requires_grad=backward) for n, h in shapes)
         made: dict[str, Callable[[], Any]] = {
             "bias": lambda: torch.empty(1, N, T, T),
             "slopes": lambda: Slopes(torch.empty(N), *torch.zeros(2, 1, T, dtype=torch.long)),
             "segments": lambda: torch.zeros(BATCH, T, dtype=torch.long),
-            "sinks": lambda: torch.empty(N, requires_grad=True),
+            "sinks": lambda: torch.empty(N, requires_grad=backward),
             "softcap": lambda: 50.0,
         }
         parts = {"bias" if part == "slopes" else part: made[part]() for part in case.parts}
         scoring = Scoring(0.1, window=case.window, **parts)
-        flex_causal_attention(q, k, v, scoring).sum().backward()
+        y = flex_causal_attention(q, k, v, scoring)
+        if backward:
+            y.sum().backward()
