@@ -58,17 +58,15 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def markdown() -> str:
-    """The names to swap and the whole models by family, as the README's tables."""
-    roots = sorted({family.root for family in catalogue.families()}, key=lambda root: (root != "model", root))
-    tables = [
-        _rows(f"`{root}/<kind>=`", "names", {f"`{kind}`": catalogue.names(kind) for kind in catalogue.kinds(root)})
-        for root in roots
-    ]
+    """The names to swap, the kinds that are no part of a model, and the whole models by family: README's tables."""
+    swaps = {f"`{kind}`": catalogue.names(kind) for kind in catalogue.kinds()}
+    for root in sorted({family.root for family in catalogue.families()} - {"model"}):
+        swaps[f"kinds of `{root}/<kind>=`"] = catalogue.kinds(root)
     models: dict[str, list[str]] = {}
     for name in presets.names():
         family = re.match("[a-z]*", name)
         models.setdefault(family[0] if family else name, []).append(name)
-    return "\n\n".join([*tables, _rows("whole models", "`model=`", models)])
+    return "\n\n".join([_rows("`model/<kind>=`", "names", swaps), _rows("whole models", "`model=`", models)])
 
 
 def _rows(key: str, names: str, of: Mapping[str, Sequence[str]]) -> str:

@@ -29,7 +29,8 @@ from registry.fixes import fix
 from registry.schema import INHERIT, Schema, read_schema
 
 ENTRY_POINTS = "blockwright.blocks"
-BUILTIN = {"blocks": "blockwright"}  # package that holds built-in families → the distribution that owns it
+# Package that holds built-in families → the distribution that owns it.
+BUILTIN = {"blocks": "blockwright", "training.objectives": "blockwright"}
 SHARED_CONTEXT = frozenset({"d_model", "n_layers", "layer_idx"})  # supplied to every block by the composer
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -150,7 +151,7 @@ def register(kind: str, name: str, *, fixes: Mapping[str, Any] | None = None) ->
         contract = _families[kind].contract
         if not issubclass(cls, contract):
             raise RegistrationError(f"{_identity(cls)} must derive from {_identity(contract)}, the contract of {kind}")
-        provider = _provider.get() or BUILTIN.get(cls.__module__.partition(".")[0]) or cls.__module__.partition(".")[0]
+        provider = _provider.get() or _builtin(cls.__module__) or cls.__module__.partition(".")[0]
         kinds = {f.contract: f.kind for f in _families.values()}
         try:
             if fixes:
@@ -169,6 +170,10 @@ def register(kind: str, name: str, *, fixes: Mapping[str, Any] | None = None) ->
         return cls
 
     return put
+
+
+def _builtin(module: str) -> str | None:
+    return next((owner for package, owner in BUILTIN.items() if module.startswith(f"{package}.")), None)
 
 
 def _identity(cls: type) -> str:

@@ -1,4 +1,4 @@
-"""Kinds that are no part of a model: rewards of a task, formats of data, whatever a family names as its root."""
+"""Kinds that are no part of a model: prizes of a task, formats of data, whatever a family names as its root."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from registry import Composable, ConfigError, Node, RegistrationError, Scope, ca
 from registry.__main__ import main, markdown
 from registry.hydra import RegistrySource
 
-pytestmark = pytest.mark.usefixtures("temporary_blocks", "rewards")
+pytestmark = pytest.mark.usefixtures("temporary_blocks", "prizes")
 
 
 class Judge(Composable):
     pass
 
 
-class Reward(Composable):
+class Prize(Composable):
     pass
 
 
-class Length(Reward):
-    """Rewards short answers.
+class Length(Prize):
+    """Honours short answers.
 
     Args:
         judge: has a say too
@@ -41,45 +41,45 @@ class Length(Reward):
         self.judge, self.per_token = judge, per_token
 
 
-class Exact(Reward):
-    """Rewards the expected answer."""
+class Exact(Prize):
+    """Honours the expected answer."""
 
     def __init__(self) -> None: ...
 
 
 @pytest.fixture
-def rewards(temporary_blocks: None) -> None:
-    family("judge", root="task")(Judge)
-    family("reward", root="task")(Reward)
-    register("reward", "length")(Length)
-    register("reward", "exact")(Exact)
+def prizes(temporary_blocks: None) -> None:
+    family("judge", root="fair")(Judge)
+    family("prize", root="fair")(Prize)
+    register("prize", "length")(Length)
+    register("prize", "exact")(Exact)
 
 
 SOURCE = RegistrySource("blockwright", "blockwright://")
 
 
 def test_blocks_are_typed_options_of_their_own_root() -> None:
-    assert SOURCE.is_group("task") and SOURCE.is_group("task/reward") and not SOURCE.is_group("model/reward")
-    assert SOURCE.list("task", ObjectType.GROUP) == ["judge", "reward"]
-    assert SOURCE.list("task/reward", ObjectType.CONFIG) == ["exact", "length"]
-    assert not SOURCE.is_config("model/reward/length") and not SOURCE.is_config("task/attention/gqa")
-    assert "reward" not in SOURCE.list("model", ObjectType.GROUP)
+    assert SOURCE.is_group("fair") and SOURCE.is_group("fair/prize") and not SOURCE.is_group("model/prize")
+    assert SOURCE.list("fair", ObjectType.GROUP) == ["judge", "prize"]
+    assert SOURCE.list("fair/prize", ObjectType.CONFIG) == ["exact", "length"]
+    assert not SOURCE.is_config("model/prize/length") and not SOURCE.is_config("fair/attention/gqa")
+    assert "prize" not in SOURCE.list("model", ObjectType.GROUP)
 
 
 def test_hydra_composes_and_types_them(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("defaults: [task/reward: length, _self_]\n")
+    (tmp_path / "config.yaml").write_text("defaults: [fair/prize: length, _self_]\n")
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(tmp_path)):
-        composed = compose("config", overrides=["task.reward.per_token=2"])
+        composed = compose("config", overrides=["fair.prize.per_token=2"])
         assert OmegaConf.to_container(composed) == {
-            "task": {"reward": {"name": "length", "judge": "inherit", "per_token": 2.0}}
+            "fair": {"prize": {"name": "length", "judge": "inherit", "per_token": 2.0}}
         }
-        assert compose("config", overrides=["task/reward=exact"]).task.reward == {"name": "exact"}
+        assert compose("config", overrides=["fair/prize=exact"]).fair.prize == {"name": "exact"}
         with pytest.raises(HydraException, match="per_token=long") as refusal:
-            compose("config", overrides=["task.reward.per_token=long"])
+            compose("config", overrides=["fair.prize.per_token=long"])
         assert "could not be converted to Float" in str(refusal.value.__cause__)
-        with pytest.raises(MissingConfigException, match="task/reward/exat"):
-            compose("config", overrides=["task/reward=exat"])
+        with pytest.raises(MissingConfigException, match="fair/prize/exat"):
+            compose("config", overrides=["fair/prize=exat"])
 
 
 def test_glob_sweeps_over_the_registered_names(tmp_path: Path) -> None:
@@ -88,45 +88,45 @@ def test_glob_sweeps_over_the_registered_names(tmp_path: Path) -> None:
     from hydra._internal.utils import create_config_search_path
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    (tmp_path / "config.yaml").write_text("defaults: [task/reward: length]\n")
+    (tmp_path / "config.yaml").write_text("defaults: [fair/prize: length]\n")
     loader = ConfigLoaderImpl(create_config_search_path(str(tmp_path)))
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(["task/reward=glob(*)"])
-    assert BasicSweeper.split_arguments(parsed, None) == [[["task/reward=exact"], ["task/reward=length"]]]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(["fair/prize=glob(*)"])
+    assert BasicSweeper.split_arguments(parsed, None) == [[["fair/prize=exact"], ["fair/prize=length"]]]
 
 
 def test_they_are_no_part_of_a_model() -> None:
-    assert "reward" not in registry.kinds() and registry.kinds("task") == ["judge", "reward"]
-    assert {"reward", "attention"} <= set(registry.kinds(None))
+    assert "prize" not in registry.kinds() and registry.kinds("fair") == ["judge", "prize"]
+    assert {"prize", "attention"} <= set(registry.kinds(None))
     with pytest.raises(ConfigError, match="a model has no such key"):
-        read({"vocab_size": 8, "d_model": 8, "n_layers": 1, "reward": "length"})
+        read({"vocab_size": 8, "d_model": 8, "n_layers": 1, "prize": "length"})
 
 
 def test_help_shows_the_option_with_its_root(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    main(["reward/length"])
+    main(["prize/length"])
     shown = capsys.readouterr().out
-    assert "python train.py task/reward=length task.reward.per_token=…" in shown and "task.judge" in shown
-    main(["reward"])
-    assert "task/<kind>=<name>" in capsys.readouterr().out
+    assert "python train.py fair/prize=length fair.prize.per_token=…" in shown and "fair.judge" in shown
+    main(["prize"])
+    assert "fair/<kind>=<name>" in capsys.readouterr().out
     main([])
     shown = capsys.readouterr().out
-    assert "<root>/<kind>=<name>" in shown and "task/reward/length" in shown and "model/attention/gqa" in shown
-    assert "| `task/<kind>=` | names |" in markdown() and "| `reward` | `exact` `length` |" in markdown()
+    assert "<root>/<kind>=<name>" in shown and "fair/prize/length" in shown and "model/attention/gqa" in shown
+    assert "| kinds of `fair/<kind>=` | `judge` `prize` |" in markdown()
 
 
 def test_errors_name_the_path_with_its_root() -> None:
-    with pytest.raises(ConfigError, match=r"e\.g\. task/reward=<name>"):
-        registry.resolve("reward", Node({}, "task.reward"))
-    with pytest.raises(ConfigError, match=r"\+task/judge=") as refusal:
-        registry.build("reward", Node("length", "task.reward"), Scope({}, {}))
-    assert refusal.value.path == "task.judge"
+    with pytest.raises(ConfigError, match=r"e\.g\. fair/prize=<name>"):
+        registry.resolve("prize", Node({}, "fair.prize"))
+    with pytest.raises(ConfigError, match=r"\+fair/judge=") as refusal:
+        registry.build("prize", Node("length", "fair.prize"), Scope({}, {}))
+    assert refusal.value.path == "fair.judge"
 
 
 def test_root_that_cannot_be_a_group_is_refused() -> None:
-    with pytest.raises(RegistrationError, match="'task/grpo' cannot name a group"):
-        family("advantage", root="task/grpo")(type("Advantage", (Composable,), {}))
+    with pytest.raises(RegistrationError, match="cannot name a group"):
+        family("stall", root="fair/grpo")(type("Stall", (Composable,), {}))
 
 
 def test_folder_is_a_family_only_if_its_base_declares_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
