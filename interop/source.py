@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def open_source(path: Path) -> Source:
 
 def _trained(file: Path) -> Source:
     checkpoint = read_checkpoint(file)
-    weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
+    weights = _weights(checkpoint)
     model = check(checkpoint["hyper_parameters"]["model"])
     _check_shapes(model, {name: tuple(weight.shape) for name, weight in weights.items()}, file)
     came_from = origin.check(checkpoint.get("origin", {}), str(file))
@@ -81,49 +81,73 @@ def _imported(folder: Path) -> Source:
 
 
 def read_composition(folder: Path) -> dict[str, Any]:
-    """The composition of an imported folder.
+    """The composition of an imported folder or a run.
 
     Raises:
         ConfigError: missing or invalid
     """
     file = folder / COMPOSITION
-    if not file.is_file():
-        rule = f"holds no {COMPOSITION}"
-        remedy = "Name the OUT of: blockwright import DIR OUT"
+    if file.is_file():
+        return check(read_text(file, "init_from"))
+    if (last := _last_of(folder)) is None:
+        rule = f"holds neither {COMPOSITION} nor checkpoints/last.ckpt"
+        remedy = "Name the OUT of: blockwright import DIR OUT; or the folder of a run, or a checkpoint of it"
         raise ConfigError("init_from", str(folder), rule, remedy)
-    return check(read_text(file, "init_from"))
+    return check(read_checkpoint(last, shapes_only=True)["hyper_parameters"]["model"])
 
 
 def check_init(folder: Path, model: Mapping[str, Any]) -> None:
     """Refuse weights that do not fit the model, reading headers only.
 
     Args:
-        folder: an imported folder
+        folder: an imported folder, a run's folder or a checkpoint
         model: the composition to initialise
 
     Raises:
         ConfigError: at ``init_from``
     """
     read_composition(folder)
-    _check_shapes(model, _shapes(Shards(folder)), folder)
+    if (last := _last_of(folder)) is None:
+        shapes = _shapes(Shards(folder))
+    else:
+        shapes = {k: tuple(v.shape) for k, v in _weights(read_checkpoint(last, shapes_only=True)).items()}
+    _check_shapes(model, shapes, folder)
 
 
 def load_weights(decoder: Decoder, folder: Path) -> None:
-    """Copy the weights of an imported folder into a decoder, one tensor at a time, in the decoder's own dtype.
+    """Copy the weights of an imported folder or a run into a decoder, in the decoder's own dtype.
 
     Raises:
         ConfigError: the folder is damaged, or the weights do not fit
     """
-    _check_shapes(decoder.config, _shapes(Shards(folder)), folder)
+    check_init(folder, decoder.config)
     load_part(decoder, folder, "")
 
 
 def load_part(part: nn.Module, folder: Path, prefix: str) -> None:
     """Like ``load_weights``, for a part of a decoder under the name ``prefix``, already known to fit."""
-    shards, own = Shards(folder), part.state_dict()
+    own = part.state_dict()
     with torch.no_grad():
-        for name, tensor in shards.read([name for name in shards.entries if name.startswith(prefix)]):
+        for name, tensor in _read(folder, prefix):
             own[name.removeprefix(prefix)].copy_(tensor)
+
+
+def _read(folder: Path, prefix: str) -> Iterable[tuple[str, Tensor]]:
+    """The weights under a prefix; those of an imported folder one at a time."""
+    if (last := _last_of(folder)) is not None:
+        return [(k, v) for k, v in _weights(read_checkpoint(last)).items() if k.startswith(prefix)]
+    shards = Shards(folder)
+    return shards.read([name for name in shards.entries if name.startswith(prefix)])
+
+
+def _last_of(path: Path) -> Path | None:
+    """The checkpoint that a run's folder or a file stands for; None for an imported folder."""
+    last = path / "checkpoints" / "last.ckpt"
+    return path if path.is_file() or is_folder(path) else last if last.exists() else None
+
+
+def _weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
 
 
 def load(path: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:

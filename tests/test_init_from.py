@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -49,8 +50,13 @@ def checked_start(settings: list[str], tmp_path: Path) -> Callable[..., dict[str
     return make
 
 
-def test_task_starts_from_the_weights(checked_start: Callable[..., dict[str, Any]], imported: Path) -> None:
-    plain = checked_start(f"init_from={imported}", "model=pretrained", "seed=3")
+@pytest.mark.parametrize("start", ["out", "some.ckpt", "run"])
+def test_task_starts_from_the_weights(checked_start: Callable[..., dict[str, Any]], imported: Path, start: str) -> None:
+    """Of an imported folder, a checkpoint, and the folder of a run."""
+    last = imported.parent / "run" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(imported.parent / "some.ckpt", last)
+    plain = checked_start(f"init_from={imported.parent / start}", "model=pretrained", "seed=3")
     task = instantiate(plain["task"], "task")
     task.configure_model()
     expected = load(imported).state_dict()
@@ -74,8 +80,8 @@ def test_composition_comes_from_there_and_may_be_patched(
         (["init_from=OUT", "model=pretrained", "+model.attention.n_heads=16"], "init_from", "has other weights"),
         (["init_from=OUT", "model=pretrained", "+model.attention.n_haeds=4"], "model.attention.n_haeds", "n_heads"),
         (["model=pretrained"], "init_from", "none is named"),
-        (["init_from=/nowhere", "model=pretrained"], "init_from", "holds no model.yaml"),
-        (["init_from=/nowhere"], "init_from", "holds no model.yaml"),
+        (["init_from=/nowhere", "model=pretrained"], "init_from", "holds neither model.yaml nor"),
+        (["init_from=/nowhere"], "init_from", "holds neither model.yaml nor"),
         (["init_from=5", "model=pretrained"], "init_from", "path of a folder"),
         (["init_from=OUT", "model=pretrained", "~task.init_from"], "init_from", "does not support init_from"),
     ],

@@ -18,7 +18,7 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from registry.enforcing import enforced
 from registry.errors import ConfigError
@@ -112,10 +112,7 @@ class TextDataModule(L.LightningDataModule):
         if not self.tokenizer.fitted:
             self.tokenizer = type(self.tokenizer).from_json(packed.vocabulary)
         self._streams = packed.streams
-        for split in SPLITS:
-            n_tokens = self._streams[split].n_tokens
-            if n_tokens <= self.sequence_length and (n_tokens or split == "train"):
-                raise too_short(split, n_tokens, self.sequence_length)
+        self._check_lengths()
         if stage in (None, "fit"):
             self._check_batch_fits()
             self._check_sharing("batch_size", self.batch_size)
@@ -195,15 +192,21 @@ class TextDataModule(L.LightningDataModule):
         if not n_tokens:
             return []
         length, batch_size = length or self.sequence_length, batch_size or self.eval_batch_size
-        sampler = LineBatches(n_tokens, length, batch_size, self.eval_windows, *self._share())
+        sampler = self._line(split, length, batch_size)
         if as_batch_sampler:
             return self._loader(split, length, batch_sampler=sampler)
         return self._loader(split, length, sampler=sampler, batch_size=None)
 
-    def _loader(self, split: Split, length: int, **sampling: Any) -> Batches:
+    def _line(self, split: Split, length: int, batch_size: int) -> LineBatches:
+        return LineBatches(self._streams[split].n_tokens, length, batch_size, self.eval_windows, *self._share())
+
+    def _dataset(self, split: Split, length: int) -> Dataset[dict[str, Tensor]]:
         places = packing.ring if split == "train" else packing.line
+        return Windows(self._streams[split], length, self.tokenizer.token_bytes(), places)
+
+    def _loader(self, split: Split, length: int, **sampling: Any) -> Batches:
         return DataLoader(
-            Windows(self._streams[split], length, self.tokenizer.token_bytes(), places),
+            self._dataset(split, length),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             multiprocessing_context=forkserver() if self.num_workers else None,
@@ -220,6 +223,12 @@ class TextDataModule(L.LightningDataModule):
         """
         sharing = self.trainer.distributed_sampler_kwargs if self.trainer else None
         return (sharing["rank"], sharing["num_replicas"]) if sharing else (0, 1)
+
+    def _check_lengths(self) -> None:
+        for split in SPLITS:
+            n_tokens = self._streams[split].n_tokens
+            if n_tokens <= self.sequence_length and (n_tokens or split == "train"):
+                raise too_short(split, n_tokens, self.sequence_length)
 
     def _check_batch_fits(self) -> None:
         if not self.order.n_batches:

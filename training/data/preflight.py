@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
+import registry
+from registry import Node, Scope
 from registry.errors import ConfigError, did_you_mean
 from registry.ranges import Count, Whole
 from registry.schema import conforms, fault
@@ -19,6 +21,8 @@ from training.data.corpus import SPLITS, Corpus
 from training.data.tokenizers.base import Tokenizer
 
 MODULE = "training.data.module.TextDataModule"
+CHAT, PROMPTS = "training.data.chat_module.ChatDataModule", "training.data.prompt_module.PromptDataModule"
+FURTHER = {MODULE: set[str](), CHAT: {"chat"}, PROMPTS: {"chat", "updates"}}  # module → arguments of its own
 
 Length = Annotated[int, Ge(2)]  # of a window: a token, and one to predict
 # Numeric arguments of the data module, repeated here because reading its annotations would import Lightning.
@@ -28,9 +32,10 @@ RANGES: dict[str, Any] = {
     "eval_batch_size": Count | None,
     "eval_windows": Count | None,
     "num_workers": Whole,
+    "updates": Count,
     "seed": Whole,
 }
-ARGUMENTS = {"corpus", "tokenizer", "cache_dir", *RANGES}
+ARGUMENTS = {"corpus", "tokenizer", "cache_dir", *RANGES} - {"updates"}
 HYDRA_KEYS = {"_target_", "_convert_", "_recursive_", "_partial_"}
 
 
@@ -38,8 +43,8 @@ def check(node: Mapping[str, Any]) -> int | None:
     """Refuse a data configuration that cannot work.
 
     Args:
-        node: the ``data`` node as plain types, interpolations resolved. A node whose ``_target_`` is another data
-            module than ``TextDataModule`` is not checked
+        node: the ``data`` node as plain types, interpolations resolved. A node whose ``_target_`` is no data module of
+            this project is not checked
 
     Returns:
         the tokenizer's number of ids; None for another data module
@@ -47,9 +52,10 @@ def check(node: Mapping[str, Any]) -> int | None:
     Raises:
         ConfigError: at ``data.<key>``
     """
-    if node.get("_target_", MODULE) != MODULE:
+    target = node.get("_target_", MODULE)
+    if target not in FURTHER:
         return None
-    _known_keys("data", node, ARGUMENTS)
+    _known_keys("data", node, ARGUMENTS | FURTHER[target])
     _no_missing("data", node)
     for key, hint in RANGES.items():
         if key in node and not conforms(node[key], hint):
@@ -57,10 +63,28 @@ def check(node: Mapping[str, Any]) -> int | None:
     corpus = _build("data.corpus", node.get("corpus"), Corpus)
     tokenizer = _build("data.tokenizer", node.get("tokenizer"), Tokenizer)
     corpus.check()
-    if corpus.is_small():
+    if target != MODULE:
+        _check_chat(node, corpus, tokenizer, target == PROMPTS)
+    elif corpus.is_small():
         tokenizer.check(part for document in corpus.streams("train") for part in tokenizer.parts(document))
         _long_enough(corpus, node.get("sequence_length", 2))
     return tokenizer.vocab_size
+
+
+def _check_chat(node: Mapping[str, Any], corpus: Corpus, tokenizer: Tokenizer, are_prompts: bool) -> None:
+    from training.data.conversations import ConversationCorpus
+    from training.data.prompts import PromptRendering
+    from training.data.rendering import Rendering
+
+    if not isinstance(corpus, ConversationCorpus):
+        rule = "this data needs conversations, which the corpus does not give"
+        remedy = "Write data.corpus._target_=training.data.conversations.Conversations, or a subclass of its base"
+        raise ConfigError("data.corpus", type(corpus).__name__, rule, remedy)
+    chat = registry.build("chat", Node(node.get("chat", "plain"), "data.chat"), Scope({}, {}))
+    rendering = (PromptRendering if are_prompts else Rendering)(tokenizer, chat, node.get("sequence_length", 256))
+    if corpus.is_small():
+        for split in SPLITS:
+            rendering.check(corpus.documents(split))
 
 
 def too_short(split: str, n_tokens: int, sequence_length: int) -> ConfigError:

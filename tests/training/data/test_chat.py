@@ -1,0 +1,182 @@
+"""Chat formats: the exact texts, what is scored, and that no text of a user is a special token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+import registry
+from registry import ConfigError, Node, Scope
+from training.data.chat.base import Chat, Piece, encode
+from training.data.tokenizers.bytes import Bytes
+
+WORDS = ["<|im_start|>", "<|im_end|>", "<｜User｜>", "<｜Assistant｜>", "<|begin_of_text|>", "<|start_header_id|>"]
+WORDS += ["<|end_header_id|>", "<|eot_id|>", "<s>", "</s>"]
+
+
+class WithWords(Bytes):
+    """Bytes, and special tokens after them."""
+
+    companions: Mapping[str, str] = {}
+
+    def __init__(self) -> None:
+        super().__init__(257 + len(WORDS))
+        self.eos = self.special_words["</s>"]
+
+    @property
+    def special_words(self) -> Mapping[str, int]:
+        return {word: 257 + i for i, word in enumerate(WORDS)}
+
+    @property
+    def bos(self) -> int:
+        return self.special_words["<s>"]
+
+
+TOKENIZER = WithWords()
+SYSTEM = {"role": "system", "content": "Be kind."}
+USER = {"role": "user", "content": "Hi"}
+ANSWER = {"role": "assistant", "content": "Hello"}
+TALK = [SYSTEM, USER, ANSWER, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "Ciao"}]
+
+TEMPLATE = """{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}\
+<|im_end|>{% endif %}
+
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def chat(name: str, **settings: Any) -> Chat:
+    built = registry.build("chat", Node({"name": name, **settings}, "data.chat"), Scope({}, {}))
+    tokenizer = WithWords()
+    tokenizer.companions = {"chat_template.jinja": TEMPLATE}
+    built.prepare(tokenizer)
+    return built
+
+
+def written(pieces: list[Piece]) -> str:
+    words = {"bos": "<s>", "eos": "</s>"}
+    return "".join(words.get(p.text, p.text) if p.special else p.text for p in pieces)
+
+
+EXPECTED = {
+    "plain": "Be kind.HiHello</s>ByeCiao</s>",
+    "deepseek_v2": "<s>Be kind.\n\nUser: Hi\n\nAssistant: Hello</s>User: Bye\n\nAssistant: Ciao</s>",
+    "deepseek_v3": "<s>Be kind.<｜User｜>Hi<｜Assistant｜>Hello</s><｜User｜>Bye<｜Assistant｜>Ciao</s>",
+    "chatml": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    "Hello<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nCiao<|im_end|>\n",
+    "llama3": "<|begin_of_text|>"
+    + "".join(f"<|start_header_id|>{m['role']}<|end_header_id|>\n\n{m['content']}<|eot_id|>" for m in TALK),
+}
+EXPECTED["jinja"] = "<s>" + EXPECTED["chatml"]
+SCORED = {
+    "plain": "Hello</s>Ciao</s>",
+    "deepseek_v2": " Hello</s> Ciao</s>",
+    "deepseek_v3": "Hello</s>Ciao</s>",
+    "chatml": "Hello<|im_end|>Ciao<|im_end|>",
+    "llama3": "Hello<|eot_id|>Ciao<|eot_id|>",
+    "jinja": "Hello<|im_end|>Ciao<|im_end|>",
+}
+
+
+def test_every_format_is_covered() -> None:
+    assert set(EXPECTED) == set(SCORED) == set(registry.names("chat"))
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_text_and_what_is_scored(name: str) -> None:
+    pieces = chat(name).render(TALK)
+    assert written(pieces) == EXPECTED[name]
+    assert written([piece for piece in pieces if piece.scored]) == SCORED[name]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_answer_continues_the_prompt(name: str) -> None:
+    """open(messages) followed by the scored tokens of the answer is how render begins."""
+    form = chat(name)
+    opened, _ = encode(form.open(TALK[:2]), TOKENIZER)
+    ids, scored = encode(form.render(TALK[:3]), TOKENIZER)
+    assert ids[: len(opened)].tolist() == opened.tolist() and not scored[: len(opened)].any()
+    last = len(opened) + scored.sum()
+    assert scored[len(opened) : last].all() and ids[last - 1] in form.ends(TOKENIZER)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_unscored_answers(name: str) -> None:
+    ids, scored = encode(chat(name).render([USER, {**ANSWER, "scored": False}, *TALK[3:]]), TOKENIZER)
+    assert TOKENIZER.decode(ids[scored]).strip() == "Ciao"
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_no_text_of_a_user_is_a_special_token(name: str) -> None:
+    hostile = "".join(WORDS) + "<|im_<|im_end|>end|>\ue000\ue001\ue002"
+    benign = "x" * len(hostile)
+    form = chat(name)
+
+    def special(content: str) -> list[int]:
+        talk = [{**USER, "content": content}, {**ANSWER, "content": content}]
+        ids, scored = encode(form.render(talk), TOKENIZER)
+        assert scored.sum() > len(WORDS)
+        return ids[ids > 256].tolist()
+
+    assert special(hostile) == special(benign)
+    ids, _ = encode(form.render([{**USER, "content": WORDS[0]}, ANSWER]), TOKENIZER)
+    assert WORDS[0] in TOKENIZER.decode(ids)
+
+
+def test_tokenizer_without_the_special_tokens_is_refused() -> None:
+    for name in ("chatml", "deepseek_v3", "llama3"):
+        built = registry.build("chat", Node(name, "data.chat"), Scope({}, {}))
+        with pytest.raises(ConfigError, match="the bytes tokenizer has no special token") as refusal:
+            built.prepare(Bytes())
+        assert "data/chat=plain" in refusal.value.remedy
+
+
+def refused(template: str, talk: list[Any] | None = None) -> ConfigError:
+    tokenizer = WithWords()
+    tokenizer.companions = {"chat_template.jinja": template}
+    built = registry.build("chat", Node("jinja", "data.chat"), Scope({}, {}))
+    with pytest.raises(ConfigError) as refusal:
+        built.prepare(tokenizer)
+        built.render(talk or TALK)
+    return refusal.value
+
+
+def test_templates_that_cannot_be_used_are_refused() -> None:
+    marked = "{% generation %}{{ messages[0].content }}{% endgeneration %}"
+    assert "marks no answers" in refused("{% for m in messages %}{{ m.content }}{% endfor %}").rule
+    assert "is no Jinja template" in refused("{% generation %}{% for %}").rule
+    assert "only users" in refused(marked + "{{ raise_exception('only users') }}").rule
+    assert "refuses a conversation" in refused(marked + "{{ nothing.there }}").rule
+    with pytest.raises(ConfigError, match="has no chat template beside it"):
+        registry.build("chat", Node("jinja", "data.chat"), Scope({}, {})).prepare(Bytes())
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ range(10**9)|list }}",
+        "{{ cycler.__init__.__globals__.os.system('true') }}",
+        "{% include '/etc/passwd' %}",
+    ],
+)
+def test_hostile_templates_are_held_by_the_sandbox(attack: str) -> None:
+    assert "the template refuses a conversation" in refused(f"{{% generation %}}{{% endgeneration %}}{attack}").rule
+
+
+def test_adjacent_texts_are_encoded_as_one() -> None:
+    """Else pairs of characters that a tokenizer merges would not be merged at the boundary."""
+    seen: list[str] = []
+
+    class Watched(WithWords):
+        def encode(self, text: str) -> Any:
+            seen.append(text)
+            return super().encode(text)
+
+    ids, scored = encode([Piece("a"), Piece("b"), Piece("c", scored=True), Piece("eos", True)], Watched())
+    assert seen == ["ab", "c"] and np.array_equal(scored, [False, False, True, False]) and len(ids) == 4

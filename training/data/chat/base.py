@@ -1,0 +1,123 @@
+"""The contract of ``chat``: the text around the turns of a conversation, and which of it is scored."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from registry import Composable, ConfigError, family
+from training.data.tokenizers.base import Tokenizer
+
+BOS, EOS = "bos", "eos"  # the tokenizer's own special tokens, whatever their words
+
+Message = Mapping[str, Any]  # role, content; scored: false excludes an answer from the loss
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a rendered conversation.
+
+    Args:
+        text: ordinary text, in which no special token is ever recognised; or the word of a special token
+        special: whether it is a special token: ``bos``, ``eos``, or a word of the tokenizer
+        scored: whether the loss counts its tokens
+    """
+
+    text: str
+    special: bool = False
+    scored: bool = False
+
+
+@family("chat", root="data")
+class Chat(Composable):
+    """A chat format.
+
+    ``open(messages)`` followed by an answer's scored pieces is what ``render`` gives with the answer. Pieces are
+    encoded separately and their ids joined: the boundary of what is scored never lies within a token, and text of users
+    is never a special token.
+    """
+
+    def prepare(self, tokenizer: Tokenizer) -> None:
+        """Refuse a tokenizer that lacks a special token of the format.
+
+        Raises:
+            ConfigError: at ``data.chat``
+        """
+        for word in self.words():
+            encode_special(word, tokenizer)
+
+    def words(self) -> Iterable[str]:
+        """The special tokens of the format."""
+        return ()
+
+    def begin(self) -> list[Piece]:
+        """What precedes the first turn."""
+        return []
+
+    @abstractmethod
+    def turn(self, message: Message) -> list[Piece]:
+        """A turn; the content of an answer, and what ends it, are scored where ``answered``.
+
+        Args:
+            message: with ``role`` ``system``, ``user`` or ``assistant``, and ``content``
+        """
+
+    @abstractmethod
+    def header(self) -> list[Piece]:
+        """What a model continues with an answer: the beginning of an assistant's turn, up to what is scored."""
+
+    def render(self, messages: Sequence[Message]) -> list[Piece]:
+        """The pieces of a conversation."""
+        return [*self.begin(), *(piece for message in messages for piece in self.turn(message))]
+
+    def open(self, messages: Sequence[Message]) -> list[Piece]:
+        """The pieces of a conversation whose next turn is the model's."""
+        return [*self.render(messages), *self.header()]
+
+    def ends(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Ids that end an answer."""
+        return tokenizer.ends
+
+    def identity(self) -> str:
+        """What the rendered text depends on: names the cache of rendered conversations."""
+        return f"{type(self).__module__}.{type(self).__qualname__}"
+
+
+def answered(message: Message) -> bool:
+    """Whether the loss counts a turn."""
+    return message["role"] == "assistant" and message.get("scored", True) is not False
+
+
+def encode(pieces: Iterable[Piece], tokenizer: Tokenizer) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Ids of pieces and whether each is scored. Adjacent texts are encoded as one, unless only one is scored."""
+    ids: list[int] = []
+    scored: list[bool] = []
+    for (special, is_scored), group in groupby(pieces, key=lambda piece: (piece.special, piece.scored)):
+        words = [piece.text for piece in group]
+        if special:
+            new = [encode_special(word, tokenizer) for word in words]
+        else:
+            new = tokenizer.encode("".join(words)).tolist() if any(words) else []
+        ids += [i for i in new if i is not None]
+        scored += [is_scored] * (len(ids) - len(scored))
+    return np.array(ids, dtype=np.int64), np.array(scored, dtype=np.bool_)
+
+
+def encode_special(word: str, tokenizer: Tokenizer) -> int | None:
+    """The id of a special token; None for ``bos`` where the tokenizer has none.
+
+    Raises:
+        ConfigError: at ``data.chat``, for a word that is not a special token of the tokenizer
+    """
+    if word in (BOS, EOS):
+        return tokenizer.bos if word == BOS else tokenizer.eos
+    if word not in tokenizer.special_words:
+        rule = f"the {tokenizer.kind} tokenizer has no special token {word}"
+        raise ConfigError("data.chat", word, rule, "Use data/chat=plain, or the tokenizer of a model with this format")
+    return tokenizer.special_words[word]

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interop import companions
+from registry import ConfigError, register
+from registry.extras import require
+from registry.limits import read_text
+from training.data.chat.base import Chat, Message, Piece, answered, encode_special
+from training.data.tokenizers.base import Tokenizer
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+OPEN, CLOSE, HIDDEN = "\ue000", "\ue001", "\ue002"  # private-use characters, which no real text holds
+REMEDY = "Name a file with {% generation %} around the answers: data.chat.template=FILE; or use data/chat=chatml"
+
+
+@register("chat", "jinja")
+class Jinja(Chat):
+    """The Jinja template of an imported tokenizer, or of a file.
+
+    What is scored lies between ``{% generation %}`` and ``{% endgeneration %}``, as in transformers; few published
+    templates have these marks, and without them a template is refused. Templates run in Jinja's sandbox, with
+    ``messages``, ``bos_token``, ``eos_token``, ``add_generation_prompt``, ``tools`` (null), ``raise_exception`` and
+    ``tojson``. Unlike transformers, the words of special tokens in messages are encoded as ordinary text.
+
+    Args:
+        template: file of the template; null for the one beside the tokenizer
+    """
+
+    def __init__(self, template: str | None = None) -> None:
+        self.file = template
+        self._template: Template | None = None
+        self._text, self._words = "", dict[str, str]()
+
+    def prepare(self, tokenizer: Tokenizer) -> None:
+        require("lab", "jinja2", path="data.chat", value="jinja")
+        self._text = read_text(Path(self.file), "data.chat.template") if self.file else _of(tokenizer)
+        if not re.search(r"\{%-?\s*generation\s*-?%\}", self._text):
+            rule = "the template marks no answers with {% generation %}, so no token would be scored"
+            raise ConfigError("data.chat.template", self.file, rule, REMEDY)
+        inverse = {i: word for word, i in tokenizer.special_words.items()}
+        named = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
+        self._words = {name: inverse.get(i, "") if i is not None else "" for name, i in named.items()}
+        self._special = [word for word in sorted(tokenizer.special_words, key=len, reverse=True) if word]
+        self._template = _compiled(self._text, self.file)
+
+    def turn(self, message: Message) -> list[Piece]:
+        raise NotImplementedError("a template renders whole conversations")
+
+    def header(self) -> list[Piece]:
+        raise NotImplementedError("a template renders whole conversations")
+
+    def render(self, messages: Sequence[Message]) -> list[Piece]:
+        return self._pieces(messages, add_generation_prompt=False)
+
+    def open(self, messages: Sequence[Message]) -> list[Piece]:
+        return self._pieces(messages, add_generation_prompt=True)
+
+    def ends(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Those of the tokenizer, and the special token at the end of a marked answer."""
+        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+        marked = [piece for piece in self.render(talk) if piece.scored]
+        own = {encode_special(piece.text, tokenizer) for piece in marked[-1:] if piece.special}
+        return tokenizer.ends | {i for i in own if i is not None}
+
+    def identity(self) -> str:
+        return f"{super().identity()} {hashlib.sha256(self._text.encode()).hexdigest()}"
+
+    def _pieces(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[Piece]:
+        """Render, then find the template's own special tokens; those in messages are hidden from it meanwhile."""
+        assert self._template is not None, "prepare has not run"
+        shown = [{**message, "content": self._hide(str(message["content"]))} for message in messages]
+        given = {"messages": shown, "tools": None, "add_generation_prompt": add_generation_prompt, **self._words}
+        try:
+            text = self._template.render(**given)
+        except Exception as error:  # templates raise their own complaints, and anything else
+            rule = f"the template refuses a conversation ({' '.join(str(error).split())[:200]})"
+            raise ConfigError("data.chat", "jinja", rule, "Fix the conversation, or the template") from None
+        answers = iter([answered(message) for message in messages if message["role"] == "assistant"])
+        pieces: list[Piece] = []
+        for i, part in enumerate(re.split(f"[{OPEN}{CLOSE}]", text)):
+            pieces += self._split(part, i % 2 == 1 and next(answers, True))
+        return pieces
+
+    def _split(self, text: str, scored: bool) -> list[Piece]:
+        found = re.split("|".join(f"({re.escape(word)})" for word in self._special), text) if self._special else [text]
+        special = set(self._special)
+        return [
+            Piece(part if part in special else part.replace(HIDDEN, ""), part in special, scored)
+            for part in found
+            if part
+        ]
+
+    def _hide(self, content: str) -> str:
+        """Break every special token in a content by a character that is removed after rendering."""
+        content = re.sub(f"[{OPEN}{CLOSE}{HIDDEN}]", "", content)
+        for word in self._special:
+            content = content.replace(word, word[:1] + HIDDEN + word[1:])
+        return content
+
+
+def _of(tokenizer: Tokenizer) -> str:
+    """The template beside a tokenizer.
+
+    Raises:
+        ConfigError: there is none
+    """
+    files = getattr(tokenizer, "companions", {})
+    text: Any = files.get("chat_template.jinja") or companions.values(files, companions.SETTINGS).get("chat_template")
+    if isinstance(text, list):  # several by name
+        text = next((each.get("template") for each in text if each.get("name") == "default"), None)
+    if not isinstance(text, str):
+        rule = f"the {tokenizer.kind} tokenizer has no chat template beside it"
+        raise ConfigError("data.chat", "jinja", rule, REMEDY)
+    return text
+
+
+def _compiled(text: str, file: str | None) -> Template:
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_marks()])
+    environment.globals["raise_exception"] = _refuse
+    try:
+        return environment.from_string(text)
+    except jinja2.TemplateError as error:
+        rule = f"is no Jinja template ({' '.join(str(error).split())[:200]})"
+        raise ConfigError("data.chat.template", file, rule, REMEDY) from None
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(message)
+
+
+def _marks() -> type:
+    """A Jinja extension for ``{% generation %}``, made when Jinja is there."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+
+    class Marks(Extension):
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+        def _mark(self, caller: Callable[[], str]) -> str:
+            return f"{OPEN}{caller()}{CLOSE}"
+
+    return Marks

@@ -1,0 +1,83 @@
+"""The data module of conversations: supervised fine-tuning is ``task=causal_lm data=chat``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+import registry
+from registry import Node, Scope
+from registry.enforcing import enforced
+from registry.errors import ConfigError
+from training.data import packing
+from training.data.corpus import SPLITS, Split
+from training.data.module import TextDataModule
+from training.data.order import LineBatches
+from training.data.rendering import Rendering
+from training.data.rows import RowOrder, Rows
+
+
+@enforced("data")
+class ChatDataModule(TextDataModule):
+    """Whole conversations packed into rows, of which the answers are scored.
+
+    A batch is that of ``TextDataModule``, with ``targets`` −100 outside answers, and ``segments`` and ``positions``
+    always present: conversations of a row do not see each other. Rows are the packing of the whole split, in an order
+    that is a function of seed and epoch.
+
+    Args:
+        settings: those of ``TextDataModule``, its corpus a ``ConversationCorpus``
+        chat: the format of conversations, a registered ``chat``
+    """
+
+    def __init__(self, *args: Any, chat: str | dict[str, Any] = "plain", **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        built = registry.build("chat", Node(chat, "data.chat"), Scope({}, {}))
+        self.rendering = Rendering(self.tokenizer, built, self.sequence_length)
+        self._rows: dict[tuple[Split, int], Rows] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        self.rendering.tokenizer = self.tokenizer
+        rank_zero_info(self._describe())
+
+    def _describe(self) -> str:
+        counts = self._pack().vocabulary["counts"]
+        shares = [
+            f"{split}: {len(rows.lengths):,} conversations in {len(rows):,} rows, {rows.lengths.sum():,} tokens, "
+            f"{rows.share_scored():.0%} scored"
+            for split in SPLITS
+            if len((rows := self._packed(split, self.sequence_length)).lengths)
+        ]
+        cut = f"{counts.get('shortened', 0):,} shortened to whole turns, {counts.get('dropped', 0):,} dropped"
+        return f"conversations: {'; '.join(shares)}; {cut} (data.sequence_length={self.sequence_length})"
+
+    @property
+    def order(self) -> RowOrder:  # type: ignore[override]
+        return RowOrder(len(self._packed("train", self.sequence_length)), self.batch_size, self.seed)
+
+    def _pack(self) -> packing.Packed:
+        if self._key is None:
+            self._key = packing.cache_key(self._corpus_fingerprint, self.rendering)
+        return packing.pack(self.corpus, self.rendering, self.cache_dir, self._key)
+
+    def _check_lengths(self) -> None:
+        if not self._streams["train"].n_tokens:
+            rule = "no conversation of the train split fits into a row, not even its first turns"
+            raise ConfigError("data.sequence_length", self.sequence_length, rule, "Raise data.sequence_length")
+
+    def _packed(self, split: Split, length: int) -> Rows:
+        if (split, length) not in self._rows:
+            self._rows[split, length] = Rows(self._streams[split], length, self.tokenizer.token_bytes())
+        return self._rows[split, length]
+
+    def _dataset(self, split: Split, length: int) -> Any:
+        return self._packed(split, length)
+
+    def _line(self, split: Split, length: int, batch_size: int) -> LineBatches:
+        rows = len(self._packed(split, length))
+        return LineBatches(rows + 1, 1, batch_size, self.eval_windows, *self._share())
+
+    def _identity(self) -> dict[str, Any]:
+        return {**super()._identity(), "chat": self.rendering.chat.identity()}

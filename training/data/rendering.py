@@ -1,0 +1,107 @@
+"""Conversations as documents of annotated tokens: 2·id, plus 1 where the token is scored.
+
+So everything that holds for tokenised text holds for conversations: the cache on disk, its locks, its atomic renaming.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from registry.errors import ConfigError
+from training.data.chat.base import Chat, answered, encode
+from training.data.conversations import Conversation
+from training.data.tokenizers.base import Tokenizer, token_dtype
+
+
+class Rendering(Tokenizer):
+    """Encodes the JSON of conversations in a chat format.
+
+    A conversation longer than a row loses its last turns, down to one that ends with a scored answer; never a part of a
+    turn. If none is left, it is dropped. ``counts`` says how often both happened.
+
+    Args:
+        tokenizer: of the texts
+        chat: the format
+        longest: tokens of a row
+    """
+
+    kind: ClassVar[str] = "rendered"
+
+    def __init__(self, tokenizer: Tokenizer, chat: Chat, longest: int) -> None:
+        self.tokenizer, self.chat, self.longest = tokenizer, chat, longest
+        self.vocab_size, self.eos = 2 * tokenizer.vocab_size, 2 * tokenizer.eos
+        self.counts: Counter[str] = Counter()
+        chat.prepare(tokenizer)
+
+    @property
+    def fitted(self) -> bool:
+        return self.tokenizer.fitted
+
+    def check(self, texts: Iterable[str]) -> None:
+        """Refuse texts that the tokenizer does not cover, and conversations without a scored turn."""
+        conversations = [Conversation.from_json(text) for text in texts]
+        self.tokenizer.check(self._contents(conversations))
+        for each in conversations:
+            _refuse_unscored(each, any(map(answered, each.messages)))
+            self.chat.render(each.messages)
+
+    def fit(self, texts: Iterable[str]) -> None:
+        self.tokenizer.fit(self._contents(map(Conversation.from_json, texts)))
+
+    def encode(self, text: str) -> npt.NDArray[Any]:
+        conversation = Conversation.from_json(text)
+        ids, scored = encode(self.chat.render(conversation.messages), self.tokenizer)
+        _refuse_unscored(conversation, bool(scored.any()))
+        self.counts["conversations"] += 1
+        if len(ids) > self.longest:
+            shortened = self._shortened(conversation)
+            self.counts["dropped" if shortened is None else "shortened"] += 1
+            if shortened is None:
+                return np.zeros(0, dtype=token_dtype(self.vocab_size))
+            ids, scored = shortened
+        return (2 * ids + scored).astype(token_dtype(self.vocab_size))
+
+    def _shortened(self, conversation: Conversation) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None:
+        messages = conversation.messages
+        for n in reversed(range(1, len(messages))):
+            if answered(messages[n - 1]):
+                ids, scored = encode(self.chat.render(messages[:n]), self.tokenizer)
+                if len(ids) <= self.longest:
+                    return ids, scored
+        return None
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        return self.tokenizer.decode(np.asarray(ids) // 2)
+
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        return self.tokenizer.token_bytes()
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.tokenizer.to_json(), "counts": dict(self.counts)}
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> Rendering:
+        raise NotImplementedError("the tokenizer is rebuilt, and rendered with again")
+
+    def fingerprint(self) -> str:
+        parts = [self.tokenizer.fingerprint(), self.chat.identity(), self.longest]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def _contents(self, conversations: Iterable[Conversation]) -> Iterable[str]:
+        """All texts of conversations, with those of the format."""
+        for each in conversations:
+            yield from (piece.text for piece in self.chat.render(each.messages) if not piece.special)
+
+
+def _refuse_unscored(conversation: Conversation, is_scored: bool) -> None:
+    if not is_scored:
+        rule = "the conversation has no scored token, so nothing would be learned from it"
+        remedy = "Add an answer (role assistant), or remove the record"
+        raise ConfigError("data.corpus.files", conversation.where, rule, remedy)

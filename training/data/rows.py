@@ -1,0 +1,118 @@
+"""Whole conversations packed into rows of equal length.
+
+Letters: B rows of a batch, T tokens of a row, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from blocks.kernels.cross_entropy import IGNORED
+from training.data.order import PADDING
+from training.data.packing import Ints, Stream
+
+
+def best_fit(lengths: Ints, capacity: int) -> list[list[int]]:
+    """Pack items into rows, longest first, each into the fullest row that it fits (best-fit decreasing).
+
+    Args:
+        lengths: of the items, at most ``capacity``
+        capacity: of a row
+
+    Returns:
+        the items of each row; rows in the order of their first item
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (room left, row), ascending
+    for item in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[item])
+        at = bisect.bisect_left(room, (length, -1))
+        if at == len(room):
+            rows.append([item])
+            left, row = capacity - length, len(rows) - 1
+        else:
+            free, row = room.pop(at)
+            rows[row].append(item)
+            left = free - length
+        bisect.insort(room, (left, row))
+    return rows
+
+
+@dataclass(frozen=True)
+class RowOrder:
+    """The order of training rows: a shuffle of each epoch, a pure function of (seed, epoch).
+
+    Args:
+        n_windows: rows
+        batch_size: rows of a global batch
+        seed: of the order, ≥ 0
+    """
+
+    n_windows: int
+    batch_size: int
+    seed: int
+
+    @property
+    def n_batches(self) -> int:
+        """Global batches of an epoch; the last incomplete one is dropped."""
+        return self.n_windows // self.batch_size
+
+    def epoch(self, epoch: int) -> Ints:
+        """The rows of an epoch's global batches [n_batches, batch_size]."""
+        random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, epoch])))
+        rows = random.permutation(self.n_windows)[: self.n_batches * self.batch_size]
+        return rows.astype(np.int64).reshape(self.n_batches, self.batch_size)
+
+
+class Rows(Dataset[dict[str, Tensor]]):
+    """Batches of packed conversations.
+
+    Args:
+        stream: the annotated tokens (``rendering.py``), a document each
+        sequence_length: T
+        token_bytes: UTF-8 bytes of each id [V]
+    """
+
+    def __init__(self, stream: Stream, sequence_length: int, token_bytes: Ints) -> None:
+        self.stream, self.sequence_length, self.token_bytes = stream, sequence_length, token_bytes
+        ends = np.append(stream.starts[1:], stream.n_tokens).astype(np.int64)
+        self.lengths: Ints = ends - stream.starts - 1  # without the separator of the cache
+        self.rows = best_fit(self.lengths, sequence_length)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
+        """The batch of these rows, −1 for an empty one: tokens, targets, segments, positions [B,T], n_bytes [B]."""
+        filled = [self._row(row) for row in rows]
+        return {name: torch.from_numpy(np.stack([each[name] for each in filled])) for name in filled[0]}
+
+    __getitem__ = __getitems__  # called by a loader whose items are lists, without a batch sampler
+
+    def _row(self, row: int) -> dict[str, Ints]:
+        T = self.sequence_length
+        tokens = np.full(T, self.stream.eos // 2, dtype=np.int64)
+        targets = np.full(T, IGNORED, dtype=np.int64)
+        items = [] if row == PADDING else self.rows[row]
+        segments, positions, at = np.full(T, len(items), dtype=np.int64), np.arange(T), 0
+        for number, item in enumerate(items):
+            first, length = int(self.stream.starts[item]), int(self.lengths[item])
+            marked = self.stream.tokens[first : first + length].astype(np.int64)
+            here = slice(at, at + length)
+            tokens[here], segments[here], positions[here] = marked // 2, number, np.arange(length)
+            targets[at : at + length - 1] = np.where(marked[1:] % 2 == 1, marked[1:] // 2, IGNORED)
+            at += length
+        positions[at:] = np.arange(T - at)
+        n_bytes = np.where(targets >= 0, self.token_bytes[targets.clip(min=0)], 0).sum()
+        return {"tokens": tokens, "targets": targets, "segments": segments, "positions": positions, "n_bytes": n_bytes}
+
+    def share_scored(self) -> float:
+        """The share of tokens that are scored."""
+        marked = self.stream.tokens
+        return float((marked % 2).sum() / max(int(self.lengths.sum()), 1))
