@@ -32,6 +32,10 @@ SHOWN = (
     ("test/loss", "test loss", "nats a token"),
     ("test/perplexity", "test perplexity", ""),
     ("test/bits_per_byte", "test bits per byte", ""),
+    ("val/reward", "validation reward", "a sampled completion"),
+    ("val/greedy", "validation reward", "the likeliest completion"),
+    ("test/reward", "test reward", "a sampled completion"),
+    ("test/greedy", "test reward", "the likeliest completion"),
     ("train/loss", "last training loss", "nats a token"),
     ("speed/tokens_per_second", "speed", "tokens/s"),
     ("speed/mfu", "model FLOPs utilisation", "of measured peak"),
@@ -83,7 +87,8 @@ class RunReport(Finale):
             self.train.append((trainer.global_step, float(trainer.callback_metrics["train/loss"])))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        measured = "val/loss" in trainer.callback_metrics  # a task on rewards measures other figures
+        if measured and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.val.append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
             self._write_curves(trainer, pl_module)
 

@@ -11,7 +11,7 @@ import json
 import random
 import zlib
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge
 
@@ -62,7 +62,7 @@ class Sorting(ConversationCorpus):
                 continue
             left -= 1
             answer = "".join(sorted(digits))
-            messages = [
+            messages: list[dict[str, Any]] = [
                 {"role": "user", "content": f"{digits}=", "scored": False},
                 {"role": "assistant", "content": answer[::-1] if falls else answer},
             ]

@@ -1,0 +1,32 @@
+"""From demonstrations that disagree to the answers that a reward wants, as a user would: minutes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def figures(root: Path, name: str) -> dict[str, float]:
+    newest = max((root / "logs" / name / "runs").glob("*/results.json"), key=lambda file: file.stat().st_mtime)
+    return json.loads(newest.read_text())["metrics"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_reward_decides_between_what_demonstrations_left_open(train_py: Run, tmp_path: Path, seed: int) -> None:
+    """Before, about half; after, 80 % sampled and 90 % of the likeliest."""
+    common = [f"paths.root_dir={tmp_path}", f"seed={seed}", "extras.print_config=false", "test=false"]
+    assert train_py("experiment=sft_sort", *common).returncode == 0
+    (run,) = (tmp_path / "logs" / "sft_sort" / "runs").iterdir()
+    aligned = ["experiment=grpo_sort", f"init_from={run}", *common]
+    assert train_py(*aligned, "train=false").returncode == 0
+    assert 0.2 < figures(tmp_path, "grpo_sort")["val/reward"] < 0.55
+    assert train_py(*aligned).returncode == 0
+    after = figures(tmp_path, "grpo_sort")
+    assert after["val/reward"] >= 0.8 and after["val/greedy"] >= 0.9

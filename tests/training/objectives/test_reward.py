@@ -1,0 +1,81 @@
+"""Rewards: what each gives, and that one that fails is counted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+import registry
+from registry import ConfigError, Node, Scope
+from training.objectives.reward.base import Reward
+from training.objectives.reward.judging import judge
+
+
+def reward(node: Any) -> Reward:
+    return registry.build("reward", Node(node, "task.reward"), Scope({}, {}))
+
+
+def given(node: Any, completions: list[str], **columns: list[Any]) -> list[float | None]:
+    return reward(node)([""] * len(completions), completions, **columns)
+
+
+def test_exact_match() -> None:
+    assert given("exact_match", ["12\n", "12 ", "21", ""], answer=["12", 12, "12", "12"]) == [1, 1, 0, 0]
+    with pytest.raises(KeyError, match="reads the column 'key'; the data has answer"):
+        given({"name": "exact_match", "answer": "key"}, [""], answer=[""])
+
+
+def test_arithmetic() -> None:
+    texts = ["so it is 1,234.50", "3 + 4 = 7", "-2", "none", "0.1 + 0.2 = 0.3", "8"]
+    assert given("arithmetic", texts, answer=["1234.5", 7, 2, 1, 0.1 + 0.2, "?"]) == [1, 1, 0, 0, 1, None]
+
+
+def test_regex_format() -> None:
+    pattern = r"<think>.*</think>\d+"
+    assert given({"name": "regex_format", "pattern": pattern}, ["<think>\n</think>4", "4", "a<think></think>4"]) == [
+        1,
+        0,
+        0,
+    ]
+    with pytest.raises(ConfigError, match="is no regular expression") as refusal:
+        reward({"name": "regex_format", "pattern": "("})
+    assert refusal.value.path == "task.reward.pattern"
+
+
+def test_length_is_punished_softly() -> None:
+    """DAPO, eq. 13, with L_max 20 and a buffer of 4."""
+    found = given({"name": "length", "longest": 20, "buffer": 4}, [""] * 5, n_tokens=[3, 16, 18, 20, 99])
+    assert found == [0, 0, -0.5, -1, -1]
+    with pytest.raises(ConfigError, match="must not exceed longest"):
+        reward({"name": "length", "longest": 4, "buffer": 20})
+
+
+BOTH = {"name": "weighted", "rewards": ["exact_match", {"name": "arithmetic"}], "weights": [1, 0.5]}
+
+
+def test_weighted_sum_leaves_out_what_is_missing() -> None:
+    assert given(BOTH, ["3", "x", "x"], answer=["3", "3", "x"]) == [1.5, 0, 1]
+    assert {name: weight for name, (weight, _) in reward(BOTH).parts().items()} == {"exact_match": 1, "arithmetic": 0.5}
+    twice = reward({**BOTH, "rewards": ["exact_match", {"name": "exact_match", "answer": "other"}]})
+    assert [weight for weight, _ in twice.parts().values()] == [1, 0.5]
+    with pytest.raises(ConfigError, match="one for each of the 2 rewards"):
+        reward({**BOTH, "weights": [1]})
+
+
+@pytest.mark.parametrize("values", [RuntimeError("no"), [1.0], [math.nan, None], [math.inf, 1.0]])
+def test_failure_is_counted_and_ends_nothing(values: Any) -> None:
+    class Odd(Reward):
+        def __call__(self, *args: Any, **columns: Any) -> Any:
+            if isinstance(values, Exception):
+                raise values
+            return values
+
+    if isinstance(values, Exception) or len(values) != 2:
+        with pytest.warns(UserWarning, match="the reward odd failed"):
+            found, failed = judge(Odd(), ["", ""], ["a", "b"], {})
+        assert failed == 1 and all(map(math.isnan, found["odd"]))
+    else:
+        found, failed = judge(Odd(), ["", ""], ["a", "b"], {})
+        assert failed == 0 and math.isnan(found["odd"][0])

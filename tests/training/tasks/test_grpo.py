@@ -1,0 +1,290 @@
+"""Policy optimisation on a model of two layers: rollouts, their log-probabilities, updates, resuming, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+import registry
+from blocks.compose import compose
+from registry import ConfigError
+from training.data.prompt_module import PromptDataModule
+from training.data.sorting import Sorting
+from training.data.tokenizers.chars import Chars
+from training.objectives.reward.base import Reward
+from training.optimizers.adamw import AdamW
+from training.schedulers.constant import Constant
+from training.tasks.grpo import Grpo
+from training.tasks.rollout import completion_mask, padded, sample_completions, score
+
+PROMPTS = [[5, 3, 9], [7], [2, 2, 4, 4, 1]]
+Make = Callable[..., Any]
+MLA = {"name": "mla", "n_heads": 2, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+
+
+@pytest.fixture
+def decoder(tiny: Make, randomise: Make, request: pytest.FixtureRequest) -> Any:
+    made = compose(tiny(moe=True, vocab_size=16, **getattr(request, "param", {})), seed=1)
+    randomise(made, scale=2.0)
+    return made.eval()
+
+
+ATTENTIONS = [{"attention": MLA}, {"attention": {"name": "gqa"}, "position": {"name": "alibi"}}]
+
+
+@pytest.mark.parametrize("decoder", ATTENTIONS, indirect=True)
+def test_log_probability_of_sampling_is_that_of_training(decoder: Any) -> None:
+    """Left-padded decoding with caches, packed training rows, and one plain forward pass for each row agree."""
+    found = sample_completions(decoder, PROMPTS, [11, 12, 13], 9, 0.7, {1, 2, 3})
+    mask = completion_mask(found)
+    logp, _ = score(decoder, found, 0.7)
+    torch.testing.assert_close(logp * mask, padded(found.sampler), atol=1e-5, rtol=0)
+    for i, (prompt, completion) in enumerate(zip(found.prompts, found.completions, strict=True)):
+        logits = decoder(torch.tensor([[*prompt, *completion]]))[0, len(prompt) - 1 : -1] / 0.7
+        plain = logits.log_softmax(-1)[range(len(completion)), completion]
+        torch.testing.assert_close(logp[i, : len(completion)], plain, atol=1e-5, rtol=0)
+    assert not logp[~mask].any() and len({len(c) for c in found.completions}) > 1
+
+
+def test_completion_ends_with_its_end_and_depends_on_its_seed_alone(decoder: Any) -> None:
+    ends = {1, 2, 3}
+    together = sample_completions(decoder, PROMPTS, [11, 12, 13], 30, 1.0, ends)
+    for completion, ended in zip(together.completions, together.ended, strict=True):
+        assert not ends & set(completion[:-1]) and ended == (completion[-1] in ends)
+    alone = [sample_completions(decoder, [p], [s], 30, 1.0, ends) for p, s in zip(PROMPTS, (11, 12, 13), strict=True)]
+    assert [a.completions[0] for a in alone] == together.completions
+    other = sample_completions(decoder, PROMPTS, [14, 15, 16], 30, 1.0, ends)
+    assert other.completions != together.completions
+
+
+def test_limit_and_steps_to_it(decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import training.tasks.rollout as module
+
+    steps: list[int] = []
+    prefill = module.prefill
+    monkeypatch.setattr(module, "prefill", lambda *a: steps.append(1) or prefill(*a))
+    everything = set(range(16))
+    assert sample_completions(decoder, PROMPTS, [1, 2, 3], 5, 1.0, everything).ended == [True] * 3
+    assert len(steps) == 1
+    sample_completions(decoder, PROMPTS, [1, 2, 3], 5, 1.0, everything, to_the_limit=True)
+    assert len(steps) == 6
+    assert [len(c) for c in sample_completions(decoder, PROMPTS, [1, 2, 3], 5, 1.0, set()).completions] == [5] * 3
+
+
+class Even(Reward):
+    """1 for a completion of an even number of characters: learnable at once."""
+
+    def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+        return [float(len(text) % 2 == 0) for text in completions]
+
+
+class Constantly(Reward):
+    """The same for all."""
+
+    def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+        return [0.5] * len(completions)
+
+
+class Failing(Reward):
+    """Raises."""
+
+    def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+        raise RuntimeError("no judge")
+
+
+@pytest.fixture(autouse=True)
+def rewards(temporary_blocks: None) -> None:
+    for name, cls in (("even", Even), ("constantly", Constantly), ("failing", Failing)):
+        registry.register("reward", name)(cls)
+
+
+class Watch(L.Callback):
+    """The weights after every step, and what was logged last."""
+
+    def __init__(self) -> None:
+        self.weights: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, task: Any, *_: Any) -> None:
+        self.weights.append(torch.cat([p.detach().flatten().clone() for p in task.model.parameters()]))
+
+
+@pytest.fixture
+def train(tiny: Make, tmp_path: Path) -> Make:
+    def run(
+        steps: int = 2,
+        updates: int = 1,
+        ckpt_path: Path | None = None,
+        callbacks: Any = (),
+        accumulate: int = 1,
+        model: Any = None,
+        data: Any = None,
+        **task: Any,
+    ) -> tuple[Grpo, Watch, L.Trainer]:
+        made = Grpo(
+            model or tiny(moe=True, vocab_size=16, attention=MLA, init={"std": 0.3}),
+            AdamW(lr=3e-3, weight_decay=0.0),
+            Constant(warmup=1),
+            **{"reward": "even", "group_size": 4, "max_new_tokens": 6, **task},
+        )
+        module = data or PromptDataModule(
+            corpus=Sorting(train=40, held_out=4, salt=1),
+            tokenizer=Chars(16),
+            sequence_length=12,
+            batch_size=4,
+            updates=updates,
+            cache_dir=str(tmp_path / "cache"),
+        )
+        watch = Watch()
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = L.Trainer(
+            **quiet,
+            accelerator="cpu",
+            max_steps=steps,
+            max_epochs=-1,
+            log_every_n_steps=1,
+            limit_val_batches=0,
+            accumulate_grad_batches=accumulate,
+            enable_model_summary=False,
+            callbacks=[watch, *callbacks],
+            use_distributed_sampler=False,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(made, module, ckpt_path=ckpt_path, weights_only=True)
+        return made, watch, trainer
+
+    return run
+
+
+def test_update_raises_what_was_good_and_lowers_what_was_bad(train: Make) -> None:
+    kept: list[Any] = []
+
+    class Before(L.Callback):
+        def on_after_backward(self, trainer: L.Trainer, task: Any) -> None:
+            found = next(iter(task._rollouts.values()))
+            with torch.no_grad():
+                kept.append((found, score(task.model.eval(), found, 1.0)[0]))
+            task.model.train()
+
+    task, _, trainer = train(1, callbacks=[Before()])
+    found, before = kept[0]
+    with torch.no_grad():
+        change = ((score(task.model.eval(), found, 1.0)[0] - before) * completion_mask(found)).sum(1)
+    advantage = torch.tensor(found.advantage)
+    assert (advantage > 0).any() and (advantage < 0).any()
+    assert change[advantage > 0].mean() > 0 > change[advantage < 0].mean()
+    figures = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+    names = ("reward", "reward_std", "zero_spread", "length", "truncated", "entropy", "clip_low", "clip_high")
+    assert {f"train/{name}" for name in names} <= set(figures)
+    assert figures["train/reward"] == pytest.approx(
+        sum(len(task.data.tokenizer.decode(c)) % 2 == 0 for c in found.completions) / len(found)
+    )
+    assert figures["train/sampler_gap"] < 1e-5
+
+
+def test_reward_without_spread_and_failing_reward_change_nothing(train: Make) -> None:
+    for reward in ("constantly", "failing"):
+        if reward == "failing":
+            with pytest.warns(UserWarning, match="the reward failing failed: RuntimeError: no judge"):
+                task, _, trainer = train(2, reward=reward)
+            assert trainer.callback_metrics["train/reward_failures"] == 1
+        else:
+            task, _, trainer = train(2, reward=reward)
+        # Balance losses alone move routers, and what leads to them.
+        head = task.model.output_weight
+        assert task._rollouts and not any(next(iter(task._rollouts.values())).advantage)
+        assert head.grad is None or not head.grad.any()
+
+
+@pytest.mark.parametrize("stop", [2, 3])
+def test_resumed_run_equals_the_uninterrupted_one(train: Make, tmp_path: Path, stop: int) -> None:
+    """At the end of a rollout, and between its two updates."""
+    settings = {"updates": 2, "surrogate": {"name": "clip", "high": 0.28}, "correction": "truncate"}
+    _, whole, _ = train(5, **settings)
+    _, _, trainer = train(stop, **settings)
+    trainer.save_checkpoint(tmp_path / "stop.ckpt")
+    _, rest, _ = train(5, ckpt_path=tmp_path / "stop.ckpt", **settings)
+    assert len(rest.weights) == 5 - stop
+    assert all(torch.equal(a, b) for a, b in zip(whole.weights[stop:], rest.weights, strict=True))
+
+
+def test_updates_of_a_rollout_take_each_completion_once(train: Make) -> None:
+    seen: list[Any] = []
+
+    class Parts(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, task: Any, batch: Any, index: int) -> None:
+            number = int(batch["rollout"][0])
+            part = task.rollout_of(batch)
+            seen.append((number, len(part), sorted(map(tuple, task._rollouts[number].completions)), part.completions))
+
+    train(4, updates=2, callbacks=[Parts()])
+    assert [number for number, *_ in seen] == [0, 0, 1, 1] and all(n == 8 for _, n, _, _ in seen)
+    for (_, _, whole, a), (_, _, _, b) in (seen[:2], seen[2:]):
+        assert sorted(map(tuple, [*a, *b])) == whole
+    assert seen[0][2] != seen[2][2]
+
+
+def test_penalty_pulls_towards_the_reference(train: Make, tmp_path: Path) -> None:
+    _, _, trainer = train(1)
+    trainer.save_checkpoint(tmp_path / "start.ckpt")
+    start = {"init_from": str(tmp_path / "start.ckpt"), "reference": str(tmp_path / "start.ckpt")}
+    first, _, trainer = train(1, penalty={"name": "k3", "beta": 0.5}, **start)
+    assert trainer.callback_metrics["train/kl"] == pytest.approx(0, abs=1e-6)  # the policy is the reference
+    kl = [train(6, penalty={"name": "k3", "beta": beta}, **start)[2].callback_metrics["train/kl"] for beta in (1e-6, 3)]
+    assert kl[0] > 2 * kl[1] > 0
+    assert not any(name.startswith("_held") for name, _ in first.named_parameters())
+
+
+@pytest.mark.parametrize("objective", [{"surrogate": "cispo"}, {"ratio": "sequence"}, {"average": "constant"}])
+def test_objectives_train(train: Make, objective: dict[str, Any]) -> None:
+    _, watch, _ = train(2, updates=2, **objective)
+    assert watch.weights[-1].isfinite().all() and not torch.equal(*watch.weights[-2:])
+
+
+def test_accumulated_micro_batches_count_together(train: Make) -> None:
+    """The step's denominator holds the completions of both micro-batches, whose rollouts come before the first."""
+    totals: list[Any] = []
+
+    class Totals(L.Callback):
+        def on_after_backward(self, trainer: L.Trainer, task: Any) -> None:
+            totals.append((float(task.step._totals["completions"]), sorted(task._rollouts)))
+
+    train(1, accumulate=2, callbacks=[Totals()])
+    assert totals == [(32.0, [0, 1]), (32.0, [0, 1])]
+
+
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"group_size": 1}, "task.group_size", "at least 2"),
+    ({"temperature": 0.0}, "task.temperature", "above 0"),
+    ({"penalty": "k3"}, "task.reference", "none is named"),
+    ({"reward": "exact"}, "task.reward.name", "no reward is registered"),
+    ({"surrogate": {"name": "clip", "lo": 0.1}}, "task.surrogate.lo", "has no parameter"),
+    ({"updates": 3}, "data.updates", "must divide the 16 completions"),
+    ({"updates": 2, "accumulate": 2}, "data.updates", "accumulated into one"),
+]
+
+
+@pytest.mark.parametrize(("settings", "path", "rule"), REFUSED)
+def test_what_cannot_work_is_refused(train: Make, settings: dict[str, Any], path: str, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule) as refusal:
+        train(1, **settings)
+    assert refusal.value.path == path
+
+
+def test_completion_longer_than_the_positions_is_refused(train: Make, tiny: Make) -> None:
+    model = tiny(vocab_size=16, position={"name": "learned"})
+    with pytest.raises(ConfigError, match="positions for 64") as refusal:
+        train(1, model=model, max_new_tokens=60)
+    assert refusal.value.path == "task.max_new_tokens"
+
+
+@pytest.mark.parametrize("gating", ["expert_choice", "sinkhorn"])
+def test_gate_that_looks_across_the_batch_is_refused(train: Make, tiny: Make, gating: str) -> None:
+    model = tiny(moe=True, vocab_size=16)
+    model["gating"] = {"name": gating}
+    with pytest.raises(ConfigError, match="looks at all tokens of a batch"):
+        train(1, model=model)

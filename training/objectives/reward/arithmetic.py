@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from registry import register
+from registry.ranges import NonNegative
+from training.objectives.reward.base import Reward, column
+
+NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+
+
+@register("reward", "arithmetic")
+class Arithmetic(Reward):
+    """1 if the last number of a completion is the number in a column, else 0; thousands may have commas, as in GSM8K.
+
+    None where the column holds no number.
+
+    Args:
+        answer: name of the column
+        tolerance: largest relative error
+    """
+
+    def __init__(self, answer: str = "answer", tolerance: NonNegative = 1e-6) -> None:
+        self.answer, self.tolerance = answer, tolerance
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
+    ) -> list[float | None]:
+        answers = column(columns, self.answer, "arithmetic")
+        return [self._judge(_last(text), _last(str(a))) for text, a in zip(completions, answers, strict=True)]
+
+    def _judge(self, found: float | None, wanted: float | None) -> float | None:
+        if wanted is None:
+            return None
+        return float(found is not None and math.isclose(found, wanted, rel_tol=self.tolerance, abs_tol=1e-12))
+
+
+def _last(text: str) -> float | None:
+    found = NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None

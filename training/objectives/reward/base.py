@@ -1,0 +1,48 @@
+"""The contract of ``reward``: how good completions are."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from registry import Composable, family
+
+Texts = Sequence[str]
+Rewards = list[float | None]
+
+
+@family("reward", root="task")
+class Reward(Composable):
+    """Judges completions: plain Python, no torch, and a pure function, so that a resumed run judges alike."""
+
+    def __init__(self) -> None: ...  # for rewards without settings
+
+    @abstractmethod
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
+    ) -> list[float | None]:
+        """One reward a completion; None where this function has no opinion.
+
+        Args:
+            prompts: the last message of each conversation before the completion
+            completions: the text of each, without special tokens
+            columns: columns of the data, one value a completion; also ``n_tokens``, tokens of each completion with its
+                end, and ``ended``, whether it ended by itself
+        """
+
+    def parts(self) -> dict[str, tuple[float, Reward]]:
+        """The rewards that are judged and logged separately: name → weight, reward."""
+        registered: Any = getattr(type(self), "Config", None)
+        return {registered.name if registered else type(self).__name__.lower(): (1.0, self)}
+
+
+def column(columns: Mapping[str, Sequence[Any]], name: str, reward: str) -> Sequence[Any]:
+    """A column of the data.
+
+    Raises:
+        KeyError: the data has none of this name
+    """
+    if name not in columns:
+        raise KeyError(f"the reward {reward} reads the column {name!r}; the data has {', '.join(sorted(columns))}")
+    return columns[name]

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from registry import register
+from training.objectives.reward.base import Reward, column
+
+
+@register("reward", "exact_match")
+class ExactMatch(Reward):
+    """1 for a completion that equals a column of the data, blanks at both ends aside, else 0.
+
+    Args:
+        answer: name of the column
+    """
+
+    def __init__(self, answer: str = "answer") -> None:
+        self.answer = answer
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
+    ) -> list[float | None]:
+        answers = column(columns, self.answer, "exact_match")
+        return [float(text.strip() == str(answer).strip()) for text, answer in zip(completions, answers, strict=True)]
