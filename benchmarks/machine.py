@@ -35,8 +35,11 @@ def cores() -> int:
 
 
 def _module() -> list[str]:
-    file = Path(sys.argv[0])
-    return [f"benchmarks.{file.stem}"] if file.parent.name == "benchmarks" else [str(file)]
+    """Of this checkout, by its name."""
+    file, root = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parents[1]
+    if file.suffix != ".py" or not file.is_relative_to(root):
+        return [str(file)]
+    return [".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__main__")]
 
 
 def _cpu() -> str:
@@ -53,7 +56,17 @@ def _cpu() -> str:
 def _gpu() -> str:
     import torch
 
-    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, driver {_driver()}"
+
+
+def _driver() -> str:
+    """Version of the GPU's driver; unknown where nvidia-smi is missing."""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return next(iter(done.stdout.split()), "unknown")
 
 
 def _versions() -> dict[str, str]:

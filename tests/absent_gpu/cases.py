@@ -11,6 +11,7 @@ from blocks.compose import preset
 from blocks.conformance.alternatives import switched_on
 from blocks.conformance.setting import Setting
 from registry import presets
+from tests.gpu.blocks_at_work import PARTS
 
 # Of real models, in place of what the conformance kit gives a block by the same names.
 WIDTHS = {
@@ -101,4 +102,5 @@ NAMES: dict[str, Callable[[], Iterable[str]]] = {  # check → what it tries
     "compiled": block_names,
     "compiled_preset": presets.names,
     "attention": lambda: ATTENTIONS,
+    "timed": lambda: PARTS,
 }

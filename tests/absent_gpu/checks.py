@@ -10,7 +10,8 @@ from blocks.decoder import Decoder
 from tests.absent_gpu import cases, planted
 from tests.absent_gpu.device import Built, Gpu
 from tests.absent_gpu.kernels import Collector, build
-from tests.absent_gpu.steps import attend, step
+from tests.absent_gpu.steps import MODE, attend, step
+from tests.gpu.blocks_at_work import work
 from training.compiling import compile_layers
 
 
@@ -43,6 +44,12 @@ class Checks:
     def compiled_preset(self, name: str) -> dict[str, Any]:
         """The same of each kind of layer of a preset."""
         return self._collected(lambda: step(cases.published(name), False, self._prepare))
+
+    def timed(self, name: str) -> dict[str, Any]:
+        """What tests/gpu times, at its real size."""
+        with MODE:
+            work(name, small=False, device="cuda", compiled=False).step()
+        return {}
 
     def attention(self, name: str) -> dict[str, Any]:
         """FlexAttention's kernels for one way to score."""

@@ -14,6 +14,7 @@ import pytest
 from tests.absent_gpu import cases, shim
 from tests.absent_gpu.device import GPUS, Built
 from tests.absent_gpu.run import Worker, asked, worker
+from tests.gpu.blocks_at_work import PARTS
 
 pytestmark = [
     pytest.mark.xdist_group("absent_gpu"),
@@ -36,6 +37,11 @@ def test_a_block_takes_a_step(h100: Worker, name: str) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_takes_a_step(h100: Worker, name: str) -> None:
     assert h100.ask("preset", name)["fault"] is None
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_timed_on_a_gpu_takes_a_step(h100: Worker, part: str) -> None:
+    assert h100.ask("timed", part)["fault"] is None
 
 
 def test_a_layer_compiles_for_hopper_without_a_break_and_fits_into_shared_memory(h100: Worker) -> None:

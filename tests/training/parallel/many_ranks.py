@@ -188,7 +188,6 @@ def train(
         read_model(model), optimizer or AdamW(lr=3e-3), Constant(), **(task or {})
     )
     runner = L.Trainer(
-        accelerator="cpu",
         devices=devices,
         strategy=strategy if isinstance(strategy, str) else Parallel(**strategy),
         max_steps=steps,
@@ -196,6 +195,7 @@ def train(
         callbacks=[curve, *trainer.pop("callbacks", [])],
         **{
             **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False),
+            "accelerator": "cpu",
             "use_distributed_sampler": False,
             "gradient_clip_val": 0.5,
             **trainer,
@@ -207,7 +207,7 @@ def train(
     extra = then(runner, learner) if then else None
     from training.parallel.local import whole
 
-    weights = {name: whole(tensor.detach()).clone() for name, tensor in learner.decoder.state_dict().items()}  # type: ignore[union-attr]
+    weights = {name: whole(tensor.detach()).cpu().clone() for name, tensor in learner.decoder.state_dict().items()}  # type: ignore[union-attr]
     return {"losses": curve.losses, "weights": weights if runner.is_global_zero else {}, "extra": extra}
 
 
@@ -222,13 +222,13 @@ def far(one: dict[str, Any], two: dict[str, Any]) -> tuple[float, float]:
 
     A norm below LEAST counts as LEAST: a bias of keys has no gradient but noise, for the softmax does not see it.
     """
-    losses = max(abs(a - b) / abs(b) for a, b in zip(one["losses"], two["losses"], strict=True))
+    losses = [abs(a - b) / abs(b) for a, b in zip(one["losses"], two["losses"], strict=True)]
     assert one["weights"].keys() == two["weights"].keys()
     apart = []
     for name, weight in one["weights"].items():
         other = two["weights"][name].double()
         apart.append(float((weight.double() - other).norm() / other.norm().clamp(min=LEAST)))
-    return losses, max(apart)
+    return float(torch.tensor(losses).max()), float(torch.tensor(apart).max())  # NaN if one is
 
 
 def spawn(ranks: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:

@@ -1,0 +1,62 @@
+"""Time, model FLOPs utilisation and peak memory of one block of each kind, compiled or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from benchmarks.peak import SIZES, Peak
+from benchmarks.settings import return_memory
+from benchmarks.shapes import SHAPES
+from benchmarks.stopwatch import turns
+from benchmarks.worker import peak_memory, reset_peak
+from lab.plan.hardware import hardware, names
+from tests.gpu.answer import passed
+from tests.gpu.blocks_at_work import PARTS, work
+
+
+class Speed:
+    """Job: one block a case, or the largest products that the device does."""
+
+    def __init__(self, small: bool, device: str) -> None:
+        self.small, self.device = small, device
+        self.product = 0.0
+        length = SHAPES["smoke" if small else "lite"].sequence
+        self.cases: dict[str, tuple[str, bool, int]] = {
+            f"{part} · {'compiled' if compiled else 'eager'} · {batch} × {length}": (part, compiled, batch)
+            for part in PARTS
+            for compiled in (False, True)
+            for batch in ((1,) if small else (1, 4))
+        }
+
+    def about(self) -> dict[str, Any]:
+        return {"cases": list(self.cases)}
+
+    def turn(self, case: str) -> dict[str, Any]:
+        """The figures of one block."""
+        part, compiled, batch = self.cases[case]
+        self.product = self.product or self._product()
+        return_memory()
+        reset_peak(self.device)
+        made = work(part, self.small, self.device, compiled, batch)
+        seconds = turns({case: made.step}, self.device, budget=0.01 if self.small else 1.0, shift=0)[case]
+        rate, peak = made.flops / seconds, self._published()
+        return passed(
+            **{"ms": 1e3 * seconds, "tokens/s": made.tokens / seconds, "TFLOP/s": rate / 1e12},
+            **{"of the largest product": rate / self.product, "MFU": None if peak is None else rate / peak},
+            **{"peak, GB": peak_memory(self.device) / 1e9},
+        )
+
+    def _product(self) -> float:
+        """FLOP/s of a large square product, measured."""
+        if self.small:
+            SIZES[self.device] = 256
+        return Peak("bf16", self.device).turn()["flops"]
+
+    def _published(self) -> float | None:
+        """The device's peak in bf16, if the planner has it."""
+        if self.device != "cuda":
+            return None
+        found = torch.cuda.get_device_name().upper()
+        return next((hardware(name).bf16 for name in names() if name.upper() in found), None)
