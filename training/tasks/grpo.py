@@ -116,6 +116,9 @@ class Grpo(Task):
             if isinstance(module, ExpertChoice | Sinkhorn | Dropping):
                 rule = f"{name} looks at all tokens of a batch, so a rollout and its update choose other experts"
                 raise ConfigError("model.gating", type(module).__name__, rule, "Use a gate that looks at one token")
+        if self.context is not None:
+            rule = "ranks that share the tokens of a sequence do not generate"
+            raise ConfigError("trainer.strategy.context", self.context.size, rule, "Write 1")
         if any(p.requires_grad for p in self.model.mtp.parameters()):
             rule = "policy optimisation trains no multi-token prediction"
             raise ConfigError("task.frozen", list(self.frozen), rule, "Freeze it: task.frozen=[mtp]; or model.mtp=null")
