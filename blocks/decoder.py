@@ -175,10 +175,17 @@ class Decoder(nn.Module):
         """Summed negative log-likelihood in nats of targets [B,T] (−100: not scored) given hidden [B,T,D]."""
         return self.nll_and_z(hidden, targets)[0]
 
-    def nll_and_z(self, hidden: Tensor, targets: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
-        """``nll`` plus z_loss · Σ log² Z over scored tokens, and that sum alone, without gradient."""
+    def nll_and_z(
+        self, hidden: Tensor, targets: Tensor, z_loss: float = 0.0, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``nll`` plus z_loss · Σ log² Z over scored tokens, and that sum alone, without gradient.
+
+        Args:
+            weights: [B,T], factor of each token in both sums; None for 1
+        """
         given = (hidden.flatten(0, 1), self.output_weight, targets.flatten())
-        return self.kernels.nll_and_z(*given, softcap=self.logit_softcap, z_loss=z_loss)
+        factors = None if weights is None else weights.flatten()
+        return self.kernels.nll_and_z(*given, softcap=self.logit_softcap, z_loss=z_loss, weights=factors)
 
     def mtp_nll(
         self,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blocks.kernels.cross_entropy import linear_cross_entropy
 from blocks.kernels.experts import Choices
 from blocks.kernels.scoring import Scoring
 from blocks.kernels.seam import KERNELS, Implementation, capability_of, chain, implementations
@@ -61,9 +62,17 @@ class Kernels:
         return self._compute("experts", x, choices, gate_up, down)
 
     def nll_and_z(
-        self, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None, z_loss: float = 0.0
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        softcap: float | None = None,
+        z_loss: float = 0.0,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """``blocks.kernels.cross_entropy.linear_cross_entropy``."""
+        """``blocks.kernels.cross_entropy.linear_cross_entropy``; itself where tokens have ``weights``."""
+        if weights is not None:  # the implementations of other packages need not take them
+            return linear_cross_entropy(hidden, weight, targets, softcap, z_loss, weights=weights)
         return self._compute("cross_entropy", hidden, weight, targets, softcap, z_loss)
 
     def normalise(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

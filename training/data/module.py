@@ -10,11 +10,13 @@ Not supported: mixtures of corpora, and streaming of text that does not fit on a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
+import numpy.typing as npt
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -23,12 +25,15 @@ from torch.utils.data import DataLoader, Dataset
 from registry.enforcing import enforced
 from registry.errors import ConfigError
 from registry.ranges import Count, Whole
+from training.data import lengths as window_lengths
 from training.data import packing, ranks
 from training.data.corpus import SPLITS, Corpus, Split
-from training.data.order import EpochBatches, LineBatches, Order
-from training.data.preflight import Length, too_short
+from training.data.long_documents import LongDocuments
+from training.data.order import EpochBatches, LineBatches, MixedOrder, Order
+from training.data.preflight import Length, check_transforms, too_short
 from training.data.tokenizers.base import Tokenizer, vocabulary_of
-from training.data.windows import Windows, as_is
+from training.data.transform import Transform
+from training.data.windows import Making, Windows, as_is
 from training.data.workers import forkserver, stay
 
 Batches = DataLoader[dict[str, Tensor]]
@@ -39,9 +44,10 @@ class TextDataModule(L.LightningDataModule):
     """Next-token batches from a corpus of text.
 
     A batch is a dictionary of int64 tensors: ``tokens``, ``targets`` (−100 where nothing is to be predicted) [B, T],
-    ``n_bytes`` [B] (UTF-8 bytes of the predicted text), and ``segments`` and ``positions`` [B, T] if a window contains
-    more than one document. Rows may be all −100 in the last batch of an evaluation on several processes: sum the loss
-    and divide by the count, since the mean over such a row is NaN.
+    ``n_bytes`` [B] (UTF-8 bytes of the predicted text), ``segments`` and ``positions`` [B, T] if a window contains more
+    than one document or has other positions, and ``weights`` [B, T] (fp32) if a transform gives them. Rows may be all
+    −100 in the last batch of an evaluation on several processes: sum the loss and divide by the count, since the mean
+    over such a row is NaN.
 
     Args:
         corpus: the text and its division into train, val and test
@@ -53,6 +59,13 @@ class TextDataModule(L.LightningDataModule):
         num_workers: loader processes per rank; 0 reads in the training process, which is fast enough for text
         seed: of the order of the batches
         cache_dir: folder for tokenised corpora, created if needed; any number of runs may share it
+        documents: ``apart``: documents in one window do not see each other, and positions count from each one's start;
+            ``joined``: a window is one document, in which the ids that end documents are tokens like others
+        min_length: the training windows of ``sequence_length`` tokens are cut only from documents of at least so many
+            tokens, and shorter ones (``lengths``) from all; null for all documents
+        lengths: stages of training with windows of several lengths, see training/data/lengths.py; null for windows of
+            ``sequence_length`` only. Every batch has as many tokens
+        transforms: changes of training windows, by name (training/data/transform.py)
     """
 
     def __init__(
@@ -66,6 +79,10 @@ class TextDataModule(L.LightningDataModule):
         num_workers: Whole = 0,
         seed: Whole = 0,
         cache_dir: str = "data/cache",
+        documents: Literal["apart", "joined"] = "apart",
+        min_length: Length | None = None,
+        lengths: Sequence[Mapping[str, Any]] | None = None,
+        transforms: Mapping[str, Transform] | None = None,
     ) -> None:
         super().__init__()
         self.corpus, self.tokenizer = corpus, tokenizer
@@ -73,6 +90,11 @@ class TextDataModule(L.LightningDataModule):
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.eval_windows, self.num_workers, self.seed = eval_windows, num_workers, seed
         self.cache_dir = Path(cache_dir).expanduser()
+        self.documents, self.min_length = documents, min_length
+        self.lengths = window_lengths.read(lengths, sequence_length, batch_size)
+        self._stages = None if lengths is None else [dict(stage) for stage in lengths]
+        self.transforms = {name: each for name, each in (transforms or {}).items() if each is not None}
+        check_transforms(self.transforms, sequence_length, tokenizer.vocab_size, self.lengths)
         self._key: str | None = None
         self._read_fingerprint: str | None = None  # read by this process or another of the run
         self._failure: Exception | None = None  # of prepare_data, until sent to all processes
@@ -113,6 +135,7 @@ class TextDataModule(L.LightningDataModule):
             self.tokenizer = type(self.tokenizer).from_json(packed.vocabulary)
         self._streams = packed.streams
         self._check_lengths()
+        self.__dict__.pop("_long", None)  # of the streams before
         if stage in (None, "fit"):
             self._check_batch_fits()
             self._check_sharing("batch_size", self.batch_size)
@@ -122,9 +145,15 @@ class TextDataModule(L.LightningDataModule):
         warnings.filterwarnings("ignore", message=".*does not have many workers")
 
     @property
-    def order(self) -> Order:
+    def order(self) -> Order | MixedOrder:
         """The order of the training windows; needs ``setup``."""
-        return Order(self._streams["train"].n_tokens, self.sequence_length, self.batch_size, self.seed)
+        n_tokens, long = self._streams["train"].n_tokens, self._long
+        longest = Order(long.n_tokens if long else n_tokens, self.sequence_length, self.batch_size, self.seed)
+        return longest if self.lengths is None else MixedOrder(longest, self.lengths, n_tokens)
+
+    @cached_property
+    def _long(self) -> LongDocuments | None:
+        return None if self.min_length is None else LongDocuments(self._streams["train"], self.min_length)
 
     def _listen(self) -> None:
         """Receive the fingerprint of the text from this node's process that has read it, or its error."""
@@ -148,6 +177,10 @@ class TextDataModule(L.LightningDataModule):
         if self._key is None:  # before fitting the tokenizer, so that all processes and runs get the same name
             self._key = packing.cache_key(self._corpus_fingerprint, self.tokenizer)
         return packing.pack(self.corpus, self.tokenizer, self.cache_dir, self._key)
+
+    def tokens(self, split: Split) -> npt.NDArray[Any]:
+        """The token ids of a split, mapped from disk; needs ``setup``."""
+        return self._streams[split].tokens
 
     # ---- loaders ------------------------------------------------------------------------------------------------
 
@@ -201,8 +234,12 @@ class TextDataModule(L.LightningDataModule):
         return LineBatches(self._streams[split].n_tokens, length, batch_size, self.eval_windows, *self._share())
 
     def _dataset(self, split: Split, length: int) -> Dataset[dict[str, Tensor]]:
-        places = packing.ring if split == "train" else packing.line
-        return Windows(self._streams[split], length, self.tokenizer.token_bytes(), places)
+        joined = self.documents == "joined"
+        if split == "train":
+            places, making = packing.ring, Making(joined, self._long, self.transforms, self.seed)
+        else:
+            places, making = packing.line, Making(joined)
+        return Windows(self._streams[split], length, self.tokenizer.token_bytes(), places, making)
 
     def _loader(self, split: Split, length: int, **sampling: Any) -> Batches:
         return DataLoader(
@@ -288,10 +325,12 @@ class TextDataModule(L.LightningDataModule):
             self._warn_of_other_batches(state_dict)
 
     def _warn_of_other_batches(self, state_dict: Mapping[str, Any]) -> None:
+        usual = {name: default for name, _, default in self._further}
+        theirs = {**usual, **state_dict}
         changed = [
-            f"{name} was {state_dict[name]}, is {value}"
-            for name, value in self._identity().items()
-            if state_dict[name] != value
+            f"{name} was {theirs[name]}, is {value}"
+            for name, value in {**usual, **self._identity()}.items()
+            if theirs[name] != value
         ]
         if changed:
             rank_zero_warn(
@@ -306,7 +345,19 @@ class TextDataModule(L.LightningDataModule):
             "sequence_length": self.sequence_length,
             "batch_size": self.batch_size,
             "seed": self.seed,
+            **{name: value for name, value, usual in self._further if value != usual},
         }
+
+    @property
+    def _further(self) -> list[tuple[str, Any, Any]]:
+        """Name, value and default of settings that older checkpoints do not have."""
+        transforms = {name: _settings(each) for name, each in self.transforms.items()}
+        return [
+            ("documents", self.documents, "apart"),
+            ("min_length", self.min_length, None),
+            ("lengths", None if self._stages is None else repr(self._stages), None),
+            ("transforms", repr(transforms), "{}"),
+        ]
 
     def _consumed(self) -> int:
         """Global batches that training has consumed, over all epochs."""
@@ -328,3 +379,8 @@ class TextDataModule(L.LightningDataModule):
         if limit is None:
             return n_batches
         return max(1, min(n_batches, limit if isinstance(limit, int) else int(n_batches * limit)))
+
+
+def _settings(transform: Transform) -> dict[str, Any]:
+    """The settings of a transform as plain types, to compare."""
+    return {name: value for name, value in vars(transform).items() if isinstance(value, int | float | str | tuple)}

@@ -6,15 +6,34 @@ Nothing here counts, shuffles in place or depends on the number of processes and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from training.data.lengths import Lengths
 from training.data.packing import Ints
 
 PADDING = -1  # offset of an empty window
+
+
+class BatchRows(list[int]):
+    """A rank's part of a global batch: the first tokens of its windows.
+
+    Args:
+        offsets: first tokens
+        length: tokens of a window
+        batch: number of the global batch, over all epochs
+        first: place of the first of these windows in the global batch
+    """
+
+    def __init__(self, offsets: Sequence[int], length: int, batch: int, first: int) -> None:
+        super().__init__(offsets)
+        self.length, self.batch, self.first = length, batch, first
+
+    def __reduce__(self) -> tuple[type[BatchRows], tuple[list[int], int, int, int]]:
+        return BatchRows, (list(self), self.length, self.batch, self.first)  # to a loader process
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,76 @@ class Order:
         offsets = (first + windows.astype(np.int64) * self.sequence_length) % self.n_tokens
         return offsets.reshape(self.n_batches, self.batch_size)
 
+    def batches(self, first: int, last: int) -> Iterator[tuple[int, Ints]]:
+        """Length and first tokens of the windows of the global batches ``first`` to ``last`` − 1, over all epochs."""
+        return ((self.sequence_length, offsets) for offsets in over_epochs(self.epoch, self.n_batches, first, last))
+
+
+def over_epochs(epoch: Callable[[int], Ints], n_batches: int, first: int, last: int) -> Iterator[Ints]:
+    """The global batches ``first`` to ``last`` − 1 of epochs that follow each other.
+
+    Args:
+        epoch: number of an epoch → its batches
+        n_batches: of each epoch
+        first, last: numbers over all epochs
+    """
+    for number in range(first // n_batches, -(-last // n_batches)):
+        begin = number * n_batches
+        yield from epoch(number)[max(first - begin, 0) : last - begin]
+
+
+@dataclass(frozen=True)
+class MixedOrder:
+    """The order of training windows of several lengths: that of ``Order`` for each length by itself.
+
+    So within an epoch of one length no token is served twice in windows of that length.
+
+    Args:
+        longest: the order of the longest windows
+        lengths: of the batches
+        n_tokens: N of the shorter windows, which may be cut from more documents than the longest
+    """
+
+    longest: Order
+    lengths: Lengths
+    n_tokens: int
+
+    @property
+    def n_windows(self) -> int:
+        """Longest windows that fit into the stream without overlap."""
+        return self.longest.n_windows
+
+    @property
+    def n_batches(self) -> int:
+        """Global batches that the trainer calls an epoch: all have equally many tokens."""
+        return self.longest.n_batches
+
+    @property
+    def batch_size(self) -> int:
+        """The smallest number of windows in a batch: the number of the longest."""
+        return self.longest.batch_size
+
+    def of(self, length: int) -> Order:
+        """The order of the windows of one length."""
+        if length == self.longest.sequence_length:
+            return self.longest
+        rows = self.longest.batch_size * self.longest.sequence_length // length
+        return replace(self.longest, n_tokens=self.n_tokens, sequence_length=length, batch_size=rows)
+
+    def batches(self, first: int, last: int) -> Iterator[tuple[int, Ints]]:
+        """As ``Order.batches``."""
+        endless = {length: self._from(length, count) for length, count in self.lengths.counts(first).items()}
+        for length in self.lengths.of(first, last).tolist():
+            yield length, next(endless[length])
+
+    def _from(self, length: int, first: int) -> Iterator[Ints]:
+        """The windows of one length from its batch ``first`` on, without end."""
+        order = self.of(length)
+        epoch, at = divmod(first, order.n_batches)
+        while True:
+            yield from order.epoch(epoch)[at:]
+            epoch, at = epoch + 1, 0
+
 
 class EpochBatches(Sampler[list[int]]):
     """Batch sampler of training: each ``iter`` serves the rest of one epoch of the trainer, from the current position.
@@ -67,7 +156,7 @@ class EpochBatches(Sampler[list[int]]):
     Args:
         order: of the windows
         rank: number of this data-parallel process
-        world_size: data-parallel processes; divides ``order.batch_size``
+        world_size: data-parallel processes; divides the number of windows of every batch
         epoch_length: batches that the trainer calls an epoch; null for all. If it is shorter, the next epoch continues
             where the last one stopped, so that the whole text is seen before any of it is repeated
         consumed: called at every ``iter``, returns the number of global batches consumed by training. A loader may be
@@ -78,7 +167,7 @@ class EpochBatches(Sampler[list[int]]):
 
     def __init__(
         self,
-        order: Order,
+        order: Order | MixedOrder,
         rank: int = 0,
         world_size: int = 1,
         epoch_length: int | None = None,
@@ -97,12 +186,10 @@ class EpochBatches(Sampler[list[int]]):
         return self._batches(first, (first // self.epoch_length + 1) * self.epoch_length)
 
     def _batches(self, first: int, last: int) -> Iterator[list[int]]:
-        share = self.order.batch_size // self.world_size
-        mine = slice(self.rank * share, (self.rank + 1) * share)
-        for epoch in range(first // len(self), -(-last // len(self))):
-            begin = epoch * len(self)
-            for batch in self.order.epoch(epoch)[max(first - begin, 0) : last - begin]:
-                yield batch[mine].tolist()
+        for number, (length, offsets) in enumerate(self.order.batches(first, last), first):
+            share = len(offsets) // self.world_size
+            mine = offsets[self.rank * share : (self.rank + 1) * share]
+            yield BatchRows(mine.tolist(), length, number, self.rank * share)
         self.start = last
 
 

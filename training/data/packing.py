@@ -93,13 +93,16 @@ def line(offsets: Ints, length: int, n_tokens: int) -> Ints:
     return np.where((places < n_tokens) & (offsets[:, None] >= 0), places, -1)
 
 
-def cut(stream: Stream, places: Ints, token_bytes: Ints) -> dict[str, Ints]:
+def cut(stream: Stream, places: Ints, token_bytes: Ints, joined: bool = False) -> dict[str, Ints]:
     """Cut windows of a stream into a batch.
+
+    Memory and time are linear in B·T, whatever N is: only the tokens of the windows are read from the map.
 
     Args:
         stream: the tokens
         places: indices of the T inputs and one more token [B, T + 1]; −1 is padding
         token_bytes: UTF-8 bytes of each id [V]
+        joined: whether a window is one document, in which the ends of documents are tokens like others
 
     Returns:
         tokens [B, T]; targets [B, T], the next token, or −100 where it begins another document or is padding;
@@ -108,8 +111,7 @@ def cut(stream: Stream, places: Ints, token_bytes: Ints) -> dict[str, Ints]:
     """
     real = places >= 0
     ids = np.where(real, stream.tokens[places], stream.eos).astype(np.int64)
-    nearest = np.searchsorted(stream.starts, places).clip(max=len(stream.starts) - 1)
-    begins = stream.starts[nearest] == places
+    begins = np.zeros_like(real) if joined else _begins(stream.starts, places)
     begins[:, 1:] |= real[:, :-1] & ~real[:, 1:]
     begins[:, 0] = True
     tokens, inputs_begin = ids[:, :-1], begins[:, :-1]
@@ -122,6 +124,12 @@ def cut(stream: Stream, places: Ints, token_bytes: Ints) -> dict[str, Ints]:
         "positions": column - np.maximum.accumulate(np.where(inputs_begin, column, 0), axis=1),
         "n_bytes": np.where(counted, token_bytes[ids[:, 1:]], 0).sum(axis=1),
     }
+
+
+def _begins(starts: Ints, places: Ints) -> npt.NDArray[np.bool_]:
+    """Whether a document begins at each index."""
+    nearest = np.searchsorted(starts, places).clip(max=len(starts) - 1)
+    return starts[nearest] == places
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -17,8 +17,10 @@ from registry import Node, Scope
 from registry.errors import ConfigError, did_you_mean
 from registry.ranges import Count, Whole
 from registry.schema import conforms, fault
+from training.data import lengths
 from training.data.corpus import SPLITS, Corpus
 from training.data.tokenizers.base import Tokenizer
+from training.data.transform import Transform
 
 MODULE = "training.data.module.TextDataModule"
 CHAT, PROMPTS = "training.data.chat_module.ChatDataModule", "training.data.prompt_module.PromptDataModule"
@@ -34,8 +36,10 @@ RANGES: dict[str, Any] = {
     "num_workers": Whole,
     "updates": Count,
     "seed": Whole,
+    "documents": Literal["apart", "joined"],
+    "min_length": Length | None,
 }
-ARGUMENTS = {"corpus", "tokenizer", "cache_dir", *RANGES} - {"updates"}
+ARGUMENTS = {"corpus", "tokenizer", "cache_dir", "lengths", "transforms", *RANGES} - {"updates"}
 HYDRA_KEYS = {"_target_", "_convert_", "_recursive_", "_partial_"}
 
 
@@ -64,11 +68,24 @@ def check(node: Mapping[str, Any]) -> int | None:
     tokenizer = _build("data.tokenizer", node.get("tokenizer"), Tokenizer)
     corpus.check()
     if target != MODULE:
+        _refuse_windows(node)
         _check_chat(node, corpus, tokenizer, target == PROMPTS)
-    elif corpus.is_small():
+        return tokenizer.vocab_size
+    length, batch_size = node.get("sequence_length", 256), node.get("batch_size", 16)
+    mixed = lengths.read(node.get("lengths"), length, batch_size)
+    check_transforms(transforms_of(node), length, tokenizer.vocab_size, mixed)
+    if corpus.is_small():
         tokenizer.check(part for document in corpus.streams("train") for part in tokenizer.parts(document))
         _long_enough(corpus, node.get("sequence_length", 2))
     return tokenizer.vocab_size
+
+
+def _refuse_windows(node: Mapping[str, Any]) -> None:
+    """Refuse settings of windows for rows of conversations, which would ignore them."""
+    for key, usual in (("lengths", None), ("min_length", None), ("documents", "apart"), ("transforms", {})):
+        if node.get(key, usual) not in (usual, None, {}):
+            rule = "is about windows of a text, and this data is conversations"
+            raise ConfigError(f"data.{key}", node[key], rule, "Leave it out, or use data=text")
 
 
 def _check_chat(node: Mapping[str, Any], corpus: Corpus, tokenizer: Tokenizer, are_prompts: bool) -> None:
@@ -85,6 +102,46 @@ def _check_chat(node: Mapping[str, Any], corpus: Corpus, tokenizer: Tokenizer, a
     if corpus.is_small():
         for split in SPLITS:
             rendering.check(corpus.documents(split))
+
+
+def transforms_of(node: Mapping[str, Any]) -> dict[str, Transform]:
+    """The transforms of a ``data`` node, built.
+
+    Raises:
+        ConfigError: at ``data.transforms``
+    """
+    given = node.get("transforms") or {}
+    if not isinstance(given, Mapping):
+        raise ConfigError("data.transforms", given, "maps names to transforms", _EXAMPLE["data.transforms"])
+    found = {name: inner for name, inner in given.items() if inner is not None}
+    return {name: _build(f"data.transforms.{name}", inner, Transform) for name, inner in found.items()}
+
+
+def check_transforms(
+    transforms: Mapping[str, Transform], sequence_length: int, vocab_size: int, mixed: lengths.Lengths | None
+) -> None:
+    """Refuse transforms that cannot work with some windows.
+
+    Args:
+        transforms: by name
+        sequence_length: tokens of the longest windows
+        vocab_size: ids of the tokenizer
+        mixed: the lengths of other windows
+
+    Raises:
+        ConfigError: at ``data.transforms``
+    """
+    for each in transforms.values():
+        for length in {sequence_length, *(mixed.all if mixed else ())}:
+            each.check(length, vocab_size)
+
+
+def positions_needed(node: Mapping[str, Any]) -> int:
+    """The number of positions that training windows of a checked ``data`` node need; 0 for another data module."""
+    if node.get("_target_", MODULE) != MODULE:
+        return 0
+    length = node.get("sequence_length", 256)
+    return max([length, *(each.reach(length) for each in transforms_of(node).values())])
 
 
 def too_short(split: str, n_tokens: int, sequence_length: int) -> ConfigError:
@@ -137,15 +194,15 @@ def _build(path: str, node: Any, family: type) -> Any:
 
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ConfigError(
-            path, node, f"a node with _target_ is needed, the class of a {family.__name__}", _EXAMPLE[path]
+            path, node, f"a node with _target_ is needed, the class of a {family.__name__}", _example(path)
         )
     target = node["_target_"]
     try:
         cls = get_class(target)
     except Exception as error:  # importing a plug-in's module may fail in any way
-        raise ConfigError(f"{path}._target_", target, f"no such class: {_last_line(error)}", _EXAMPLE[path]) from error
+        raise ConfigError(f"{path}._target_", target, f"no such class: {_last_line(error)}", _example(path)) from error
     if not issubclass(cls, family):
-        raise ConfigError(f"{path}._target_", target, f"the class is not a {family.__name__}", _EXAMPLE[path])
+        raise ConfigError(f"{path}._target_", target, f"the class is not a {family.__name__}", _example(path))
     parameters = inspect.signature(cls).parameters
     if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
         _known_keys(path, node, set(parameters))
@@ -158,7 +215,7 @@ def _build(path: str, node: Any, family: type) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, ConfigError):  # Hydra wraps what a constructor raises
             raise error.__cause__ from None
-        raise ConfigError(path, target, f"it cannot be built: {_last_line(error)}", _EXAMPLE[path]) from error
+        raise ConfigError(path, target, f"it cannot be built: {_last_line(error)}", _example(path)) from error
 
 
 def _last_line(error: BaseException) -> str:
@@ -166,7 +223,12 @@ def _last_line(error: BaseException) -> str:
     return (str(cause).strip().splitlines() or [type(cause).__name__])[-1]
 
 
+def _example(path: str) -> str:
+    return _EXAMPLE.get(path) or _EXAMPLE[path.rpartition(".")[0]]
+
+
 _EXAMPLE = {
     "data.corpus": "For example: data=shakespeare, or data=text data.corpus.files='books/*.txt'",
     "data.tokenizer": "For example: data/tokenizer=bytes (or chars, or bpe)",
+    "data.transforms": "For example: data/transforms=pose data.transforms.pose.target=4096",
 }

@@ -6,6 +6,7 @@ Letters: B rows of a batch, T tokens of a row, V vocabulary.
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from blocks.kernels.cross_entropy import IGNORED
-from training.data.order import PADDING
+from training.data.order import PADDING, over_epochs
 from training.data.packing import Ints, Stream
 
 
@@ -68,6 +69,10 @@ class RowOrder:
         random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, epoch])))
         rows = random.permutation(self.n_windows)[: self.n_batches * self.batch_size]
         return rows.astype(np.int64).reshape(self.n_batches, self.batch_size)
+
+    def batches(self, first: int, last: int) -> Iterator[tuple[int, Ints]]:
+        """As ``Order.batches``; all rows are one long."""
+        return ((1, rows) for rows in over_epochs(self.epoch, self.n_batches, first, last))
 
 
 class Rows(Dataset[dict[str, Tensor]]):

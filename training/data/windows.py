@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from blocks.kernels.cross_entropy import IGNORED
+from training.data.long_documents import LongDocuments
+from training.data.order import BatchRows
 from training.data.packing import Ints, Stream, cut
+from training.data.transform import Array, Transform, stream_for
+
+
+@dataclass(frozen=True)
+class Making:
+    """How windows are made of the tokens.
+
+    Args:
+        joined: whether a window is one document
+        long: documents from which the windows of ``sequence_length`` tokens are cut; None for all
+        transforms: name → change of each window, in order
+        seed: of their draws
+    """
+
+    joined: bool = False
+    long: LongDocuments | None = None
+    transforms: Mapping[str, Transform] = field(default_factory=dict)
+    seed: int = 0
 
 
 class Windows(Dataset[dict[str, Tensor]]):
@@ -17,32 +39,61 @@ class Windows(Dataset[dict[str, Tensor]]):
 
     Args:
         stream: the tokens
-        sequence_length: T, tokens of a window
+        sequence_length: T, tokens of a window, unless a batch has its own length
         token_bytes: UTF-8 bytes of each id [V]
         places: ``packing.ring`` for training, ``packing.line`` for evaluation
+        making: how windows are made of the tokens
     """
 
     def __init__(
-        self, stream: Stream, sequence_length: int, token_bytes: Ints, places: Callable[[Ints, int, int], Ints]
+        self,
+        stream: Stream,
+        sequence_length: int,
+        token_bytes: Ints,
+        places: Callable[[Ints, int, int], Ints],
+        making: Making | None = None,
     ) -> None:
         self.stream, self.sequence_length, self.token_bytes, self.places = stream, sequence_length, token_bytes, places
+        self.making = making or Making()
 
     def __getitems__(self, offsets: list[int]) -> dict[str, Tensor]:
         """The batch of the windows that begin at these tokens.
 
         Args:
-            offsets: first tokens [B], −1 for an empty window
+            offsets: first tokens [B], −1 for an empty window; ``BatchRows`` if windows are transformed
 
         Returns:
-            tokens, targets [B, T] and n_bytes [B], all int64, as in ``packing.cut``; and segments and positions [B, T],
-            only if some window has more than one document: without them attention is plainly causal, and all rows
-            share positions from 0
+            tokens, targets [B, T] and n_bytes [B], all int64, as in ``packing.cut``; segments and positions [B, T],
+            only if some window has more than one document or other positions: without them attention is plainly
+            causal, and all rows share positions from 0; weights [B, T] fp32, only if some target has another than 1
         """
-        places = self.places(np.array(offsets, dtype=np.int64), self.sequence_length + 1, self.stream.n_tokens)
-        batch = cut(self.stream, places, self.token_bytes)
+        length = offsets.length if isinstance(offsets, BatchRows) else self.sequence_length
+        batch: dict[str, Array] = cut(self.stream, self._places(offsets, length), self.token_bytes, self.making.joined)
+        if self.making.transforms and isinstance(offsets, BatchRows):
+            self._transform(batch, offsets)
         if not batch["segments"].any():
-            del batch["segments"], batch["positions"]
+            del batch["segments"]
+            if (batch["positions"] == np.arange(length)).all():
+                del batch["positions"]
         return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    def _places(self, offsets: list[int], length: int) -> Ints:
+        firsts, long = np.array(offsets, dtype=np.int64), self.making.long
+        if long is None or length < self.sequence_length:
+            return self.places(firsts, length + 1, self.stream.n_tokens)
+        return long.places(self.places(firsts, length + 1, long.n_tokens))
+
+    def _transform(self, batch: dict[str, Array], rows: BatchRows) -> None:
+        batch["weights"] = np.ones(batch["tokens"].shape, dtype=np.float32)
+        for row in range(len(rows)):
+            window = {name: array[row] for name, array in batch.items() if array.ndim == 2}
+            for name, transform in self.making.transforms.items():
+                transform(window, stream_for(self.making.seed, name, rows.batch, rows.first + row))
+        if (batch["weights"] == 1).all():
+            del batch["weights"]
+        else:  # the sums that divide the loss are weighted, so its bytes are too
+            scored, targets = batch["targets"] != IGNORED, batch["targets"].clip(min=0)
+            batch["n_bytes"] = (np.where(scored, self.token_bytes[targets], 0) * batch["weights"]).sum(axis=1)
 
     # Called by a loader whose items are lists, without a batch sampler.
     __getitem__ = __getitems__

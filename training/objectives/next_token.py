@@ -9,19 +9,23 @@ from blocks.kernels.cross_entropy import IGNORED
 from blocks.mtp import later_targets
 
 
-def count_scored(targets: Tensor) -> Tensor:
-    """How many targets [B,T] are scored."""
-    return (targets != IGNORED).sum()
+def count_scored(targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """How many targets [B,T] are scored, or the sum of their weights [B,T]."""
+    scored = targets != IGNORED
+    return scored.sum() if weights is None else (scored * weights).sum()
 
 
-def count_each_depth(targets: Tensor, segments: Tensor | None, depths: int) -> dict[str, Tensor]:
+def count_each_depth(
+    targets: Tensor, segments: Tensor | None, depths: int, weights: Tensor | None = None
+) -> dict[str, Tensor]:
     """Denominators of the loss terms: scored tokens, those of each multi-token prediction depth, sequences.
 
     Args:
         targets: the next token after each, [B,T]
         segments: the document of each token, [B,T]; None where a row is one document
         depths: of multi-token prediction; depth k predicts k tokens further ahead
+        weights: of the targets, [B,T], for the total only; None for 1
     """
-    counts = {"total": count_scored(targets), "sequences": torch.tensor(len(targets))}
+    counts = {"total": count_scored(targets, weights), "sequences": torch.tensor(len(targets))}
     later = {f"mtp{k}": count_scored(later_targets(targets, segments, k)) for k in range(1, depths + 1)}
     return {**counts, **later}

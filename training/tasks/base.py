@@ -21,8 +21,7 @@ from blocks.kernels import choice
 from blocks.model_config import read
 from blocks.plugins import distributions
 from blocks.share import Share
-from interop import origin
-from interop.source import load_part, load_weights
+from interop.source import load_part, load_weights, read_origin
 from registry.enforcing import enforced
 from registry.ranges import Whole
 from training.cadence import logs_now, validate_by_steps
@@ -57,8 +56,8 @@ class Task(L.LightningModule):
         optimizer: recipe of the optimizer
         scheduler: factor on the learning rate over the steps
         seed: of the initial weights and all random draws of training
-        init_from: folder of an imported checkpoint to take the initial weights from; null for random ones. A resumed
-            run takes those of its checkpoint
+        init_from: a run's folder, a checkpoint or an imported folder to take the initial weights from; null for random
+            ones. A resumed run takes those of its checkpoint
         activation_checkpointing: ``full``: layers keep only their input and recompute the rest for the gradient;
             ``selective``: only feed-forward blocks do; ``none``
         kernels: kernel → implementation, instead of the automatic choice for the device
@@ -122,7 +121,7 @@ class Task(L.LightningModule):
 
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Denominators of the loss terms: name → their number in a batch, an integer tensor.
+        """Denominators of the loss terms: name → their number in a batch, an integer tensor (a sum of weights: any).
 
         Called for all batches of a step before its first forward pass. ``"total"`` corresponds to ``Scored.count``;
         ``"sequences"`` weighs balance losses.
@@ -142,7 +141,7 @@ class Task(L.LightningModule):
 
     def _build(self) -> Decoder:
         if self.init_from is not None:
-            self.origin = origin.read(Path(self.init_from))
+            self.origin = read_origin(Path(self.init_from))
         sharding = getattr(self._trainer and self._trainer.strategy, "sharding", None)
         if sharding is not None:
             fill = None if self.init_from is None else partial(load_part, folder=Path(self.init_from))
@@ -171,7 +170,8 @@ class Task(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The likeliest next token after each, [B,T]."""
-        return self(batch["tokens"]).argmax(-1)
+        given = (batch["tokens"], batch.get("positions"), batch.get("segments"))
+        return self.model(*given).argmax(-1)
 
     # --- training -------------------------------------------------------------------------------------------------
 

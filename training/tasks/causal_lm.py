@@ -21,7 +21,8 @@ class CausalLM(Task):
     """Predicts each next token; validation counts the text only.
 
     The loss is the mean over all scored tokens, plus that of multi-token prediction, each depth a mean over the tokens
-    that it scores, plus balance losses.
+    that it scores, plus balance losses. Where a batch has ``weights`` of its targets (data.transforms), the first mean,
+    its logged loss and its bits per byte are weighted by them; multi-token prediction is not.
 
     Args:
         z_loss: weight of the mean of log² Z, Z the sum of the exponentials of a token's logits; 0 for none. 1e-4 in
@@ -40,19 +41,21 @@ class CausalLM(Task):
         decoder, segments, train = self.model, batch.get("segments"), stage == "train"
         z_loss = self.z_loss if train else 0.0
         share = self.share(batch)
-        targets = batch["targets"] if share is None else share.take(batch["targets"])
+        targets, weights = batch["targets"], batch.get("weights")
+        if share is not None:
+            targets, weights = share.take(targets), None if weights is None else share.take(weights)
         hidden, routings = decoder.hidden(batch["tokens"], batch.get("positions"), segments, share=share)
-        total, z = decoder.nll_and_z(hidden, targets, z_loss)
+        total, z = decoder.nll_and_z(hidden, targets, z_loss, weights)
         terms: dict[str, Tensor] = {}
         if train and len(decoder.mtp):
             terms["mtp"], further = self._predict_further(batch, hidden, share)
             routings = [*routings, *further]
         figures = {"logit_z": self.step.mean(z_loss * z, "total")} if z_loss else {}
         logged = total.detach() - z_loss * z
-        return Scored(total, count_scored(targets), logged, terms, figures, routings)
+        return Scored(total, count_scored(targets, weights), logged, terms, figures, routings)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        return count_each_depth(batch["targets"], batch.get("segments"), len(self.model.mtp))
+        return count_each_depth(batch["targets"], batch.get("segments"), len(self.model.mtp), batch.get("weights"))
 
     def _predict_further(
         self, batch: Batch, hidden: Tensor, share: Share | None

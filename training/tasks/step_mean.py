@@ -24,7 +24,7 @@ class StepMean:
     """The counts of the current optimizer step, and means over it.
 
     Args:
-        count: batch → name → count, integer tensors on the batch's device
+        count: batch → name → count, or sum of weights, tensors on the batch's device
     """
 
     def __init__(self, count: Callable[[Any], Counts]) -> None:
@@ -40,7 +40,8 @@ class StepMean:
         counts = [self.count(each) for each in (batch, *micro_batches_to_come(trainer))]
         names = list(counts[0])
         own = torch.stack([torch.stack([each[name] for name in names]).to(device) for each in counts]).sum(0)
-        totals = ranks.sum(own).clamp(min=1).float()
+        totals = ranks.sum(own)
+        totals = totals.masked_fill(totals == 0, 1).float()
         self._totals = dict(zip(names, totals.unbind(), strict=True))
         # Lightning divides by the nominal number of micro-batches per step, strategies by the number of ranks.
         self._scale = trainer.accumulate_grad_batches * ranks.number
