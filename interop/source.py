@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,9 @@ def open_source(path: Path) -> Source:
 
 def _trained(file: Path) -> Source:
     checkpoint = read_checkpoint(file)
-    weights = _weights(checkpoint)
+    weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
     model = check(checkpoint["hyper_parameters"]["model"])
-    _check_shapes(model, {name: tuple(weight.shape) for name, weight in weights.items()}, file)
+    _check_shapes(model, _shapes_of(checkpoint), file)
     came_from = origin.check(checkpoint.get("origin", {}), str(file))
     return Source(model, weights, tokenizer_state(checkpoint), origin=came_from)
 
@@ -80,74 +81,106 @@ def _imported(folder: Path) -> Source:
     return Source(model, tensors, None, folder, origin.read(folder))
 
 
-def read_composition(folder: Path) -> dict[str, Any]:
-    """The composition of an imported folder or a run.
+def checkpoint_of(start: Path) -> Path | None:
+    """The checkpoint at a place that weights start from: a run's folder, or itself; None for an imported folder.
+
+    Raises:
+        ConfigError: at ``init_from``: there is none of these
+    """
+    if (start / COMPOSITION).is_file():
+        return None
+    found = start / "checkpoints" / "last.ckpt" if start.is_dir() and not is_folder(start) else start
+    if not found.exists():
+        rule = f"holds neither {COMPOSITION} nor checkpoints/last.ckpt"
+        remedy = "Name the OUT of: blockwright import DIR OUT; or the folder of a run, or a checkpoint of it"
+        raise ConfigError("init_from", str(start), rule, remedy)
+    return found
+
+
+def read_start(start: Path) -> dict[str, Any]:
+    """The checkpoint that weights start from, its tensors unread; empty for an imported folder.
+
+    Raises:
+        ConfigError: at ``init_from``
+    """
+    found = checkpoint_of(start)
+    if found is None:
+        return {}
+    try:
+        return read_checkpoint(found, shapes_only=True)
+    except ConfigError as error:
+        raise ConfigError("init_from", str(found), error.rule, error.remedy) from None
+
+
+def read_composition(start: Path) -> dict[str, Any]:
+    """The composition of a run, a checkpoint or an imported folder.
 
     Raises:
         ConfigError: missing or invalid
     """
-    file = folder / COMPOSITION
-    if file.is_file():
-        return check(read_text(file, "init_from"))
-    if (last := _last_of(folder)) is None:
-        rule = f"holds neither {COMPOSITION} nor checkpoints/last.ckpt"
-        remedy = "Name the OUT of: blockwright import DIR OUT; or the folder of a run, or a checkpoint of it"
-        raise ConfigError("init_from", str(folder), rule, remedy)
-    return check(read_checkpoint(last, shapes_only=True)["hyper_parameters"]["model"])
+    checkpoint = read_start(start)
+    return check(checkpoint["hyper_parameters"]["model"] if checkpoint else read_text(start / COMPOSITION, "init_from"))
 
 
-def check_init(folder: Path, model: Mapping[str, Any]) -> None:
-    """Refuse weights that do not fit the model, reading headers only.
+def read_origin(start: Path) -> dict[str, Any]:
+    """The origin of the weights in a run, a checkpoint or an imported folder."""
+    return origin.check(read_start(start).get("origin", {}), str(start)) if checkpoint_of(start) else origin.read(start)
+
+
+def check_init(start: Path, model: Mapping[str, Any]) -> None:
+    """Refuse weights that do not fit the model, reading shapes only.
 
     Args:
-        folder: an imported folder, a run's folder or a checkpoint
+        start: a run's folder, a checkpoint or an imported folder
         model: the composition to initialise
 
     Raises:
         ConfigError: at ``init_from``
     """
-    read_composition(folder)
-    if (last := _last_of(folder)) is None:
-        shapes = _shapes(Shards(folder))
-    else:
-        shapes = {k: tuple(v.shape) for k, v in _weights(read_checkpoint(last, shapes_only=True)).items()}
-    _check_shapes(model, shapes, folder)
+    read_composition(start)
+    checkpoint = read_start(start)
+    _check_shapes(model, _shapes_of(checkpoint) if checkpoint else _shapes(Shards(start)), start)
 
 
-def load_weights(decoder: Decoder, folder: Path) -> None:
-    """Copy the weights of an imported folder or a run into a decoder, in the decoder's own dtype.
+def load_weights(decoder: Decoder, start: Path) -> None:
+    """Copy the weights of a run, a checkpoint or an imported folder into a decoder, in the decoder's own dtype.
+
+    One tensor at a time; a sharded checkpoint is read whole.
 
     Raises:
-        ConfigError: the folder is damaged, or the weights do not fit
+        ConfigError: it is damaged, or the weights do not fit
     """
-    check_init(folder, decoder.config)
-    load_part(decoder, folder, "")
+    check_init(start, decoder.config)
+    load_part(decoder, start, "")
 
 
 def load_part(part: nn.Module, folder: Path, prefix: str) -> None:
     """Like ``load_weights``, for a part of a decoder under the name ``prefix``, already known to fit."""
     own = part.state_dict()
     with torch.no_grad():
-        for name, tensor in _read(folder, prefix):
+        for name, tensor in _weights(folder, prefix):
             own[name.removeprefix(prefix)].copy_(tensor)
 
 
-def _read(folder: Path, prefix: str) -> Iterable[tuple[str, Tensor]]:
-    """The weights under a prefix; those of an imported folder one at a time."""
-    if (last := _last_of(folder)) is not None:
-        return [(k, v) for k, v in _weights(read_checkpoint(last)).items() if k.startswith(prefix)]
-    shards = Shards(folder)
-    return shards.read([name for name in shards.entries if name.startswith(prefix)])
+def _weights(start: Path, prefix: str) -> Iterable[tuple[str, Tensor]]:
+    """Names that begin with the prefix, and their tensors."""
+    found = checkpoint_of(start)
+    if found is None:
+        shards = Shards(start)
+        return shards.read([name for name in shards.entries if name.startswith(prefix)])
+    tensors = _state(found, found.stat().st_mtime_ns).items()
+    named = ((name.removeprefix(PREFIX), tensor) for name, tensor in tensors if name.startswith(PREFIX))
+    return ((name, tensor) for name, tensor in named if name.startswith(prefix))
 
 
-def _last_of(path: Path) -> Path | None:
-    """The checkpoint that a run's folder or a file stands for; None for an imported folder."""
-    last = path / "checkpoints" / "last.ckpt"
-    return path if path.is_file() or is_folder(path) else last if last.exists() else None
+@lru_cache(maxsize=1)  # parts of one model are loaded after each other; a file is mapped, not read
+def _state(checkpoint: Path, written: int) -> dict[str, Tensor]:
+    return read_checkpoint(checkpoint)["state_dict"]
 
 
-def _weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
+def _shapes_of(checkpoint: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    weights = checkpoint["state_dict"].items()
+    return {name.removeprefix(PREFIX): tuple(w.shape) for name, w in weights if name.startswith(PREFIX)}
 
 
 def load(path: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:

@@ -126,3 +126,70 @@ def test_both_doors_start_from_it_and_a_resumed_run_does_not_read_it_again(
         assert anew.returncode == 64 and "model.safetensors" in anew.stderr
     finally:
         weights.write_bytes(kept)
+
+
+# --- from a run -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run, with what its checkpoint has to hold."""
+    from blocks.model_config import read
+
+    run = tmp_path_factory.mktemp("run")
+    decoder = compose(tiny(vocab_size=257), seed=7)
+    optimizer = {"_target_": "training.optimizers.muon.Muon", "lr": 0.01}
+    checkpoint = {
+        "state_dict": {f"decoder.{k}": v for k, v in decoder.state_dict().items()},
+        "hyper_parameters": {"model": decoder.config},
+        "lr_schedulers": [{"_last_lr": [0.002], "base_lrs": [0.01]}],
+        "global_step": 6,
+        "configuration": {
+            "seed": 0,
+            "init_from": None,
+            "scheduler": {},
+            "task": {},
+            "trainer": {},
+            "model": read(decoder.config),
+            "optimizer": optimizer,
+            "data": {"sequence_length": 32},
+        },
+    }
+    (run / "checkpoints").mkdir()
+    torch.save(checkpoint, run / "checkpoints" / "last.ckpt")
+    return run
+
+
+EXTENDED = ["experiment=extend_context", "data.sequence_length=64", "+model.max_positions=256"]
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints/last.ckpt"])
+def test_a_run_is_extended_with_other_positions_and_the_same_weights(
+    place: str, checked_start: Callable[..., dict[str, Any]], trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    yarn = ["model.position.factor=8", "model.position.original_positions=32", "model.position.pairing=half_split"]
+    plain = checked_start(*EXTENDED, f"init_from={trained / place}", *yarn)
+    assert plain["model"]["position"]["name"] == "yarn" and plain["model"]["max_positions"] == 256
+    assert plain["task"]["optimizer"]["lr"] == plain["optimizer"]["lr"] == pytest.approx(0.002)
+    task = instantiate(plain["task"], "task")
+    task.configure_model()
+    expected = load(trained).state_dict()
+    assert all(torch.equal(task.decoder.state_dict()[k], v) for k, v in expected.items())
+    assert task.decoder.layers[0].attention.position.factor == 8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "words"),
+    [
+        ([], "model.position.pairing", "model.position.pairing=half_split"),
+        (["model/position=rope_ntk", "model.position.theta=7"], "model.position.theta", "is 10000 in the trained"),
+        (["model.position.pairing=half_split", "++model.max_positions=40"], "data.sequence_length", "max_positions"),
+        (["model.position.pairing=half_split", "optimizer=adamw", "optimizer.lr=last"], "optimizer.lr", "another opt"),
+    ],
+)
+def test_an_extension_that_cannot_be_right_is_refused(
+    overrides: list[str], path: str, words: str, checked_start: Callable[..., dict[str, Any]], trained: Path
+) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        checked_start(*EXTENDED, f"init_from={trained}", *overrides)
+    assert caught.value.path == path

@@ -60,6 +60,16 @@ def is_same_run(past: Past, ours: Mapping[str, Any]) -> bool:
     return not [change for change in changes(past, ours) if change.path not in LENGTH]
 
 
+def weight_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[Change]:
+    """The differences between two compositions that change what the same weights compute.
+
+    Args:
+        there: composition that the weights were trained in
+        here: composition that they are put into
+    """
+    return [change for change in _differences("model", there, here) if change.alters_weights]
+
+
 def _differences(path: str, there: Any, here: Any) -> Iterator[Change]:
     if there == here or (_is_empty(there) and _is_empty(here)):
         return

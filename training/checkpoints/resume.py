@@ -142,3 +142,8 @@ def _rate(past: Past, found: Sequence[Change], plain: Mapping[str, Any]) -> str 
 def _tell(level: int, line: str) -> None:
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
         log.log(level, line)
+
+
+def say(line: str) -> None:
+    """Log a line once, on the first rank."""
+    _tell(logging.WARNING, line)

@@ -13,20 +13,23 @@ from blocks.checkpoint.read import read_checkpoint
 from blocks.compose import check as check_model
 from blocks.compose import compose
 from blocks.kernels.choice import check as check_kernels
-from interop.source import check_init, read_composition
+from interop.source import check_init, read_composition, read_start
 from registry import ConfigError, did_you_mean, presets, refuse_targets, to_plain
 from registry.layout import patched
 from registry.limits import read_text
+from training.checkpoints.last_rate import LAST, last_rate
 from training.checkpoints.optimizer import check_optimizer
 from training.checkpoints.places import refuse_overwriting, settle
 from training.checkpoints.record import past_of, record
-from training.checkpoints.resume import CHANGED, check_changes, resolve_checkpoint
+from training.checkpoints.resume import CHANGED, check_changes, resolve_checkpoint, say
+from training.checkpoints.surgery import changed_window, check_surgery
 from training.compiling import check_compiler
 from training.configuration import figures, packages, trainer_settings
 from training.configuration.instantiate import check_target, instantiate
 from training.configuration.renamed import with_moved
 from training.configuration.secrets import hidden, read_from_environment, refuse_in_model
 from training.data.preflight import check as check_data
+from training.data.preflight import positions_needed
 from training.parallel.refusals import check as check_ranks
 from training.parallel.refusals import derive
 from training.patterns import matching
@@ -98,9 +101,12 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
         raise ConfigError("resume.changed", changed, rule, f"Write one of {', '.join(CHANGED)}")
     if not isinstance(plain["init_from"], str | None):
         rule = "must be the path of a folder"
-        raise ConfigError("init_from", plain["init_from"], rule, "Name the OUT of blockwright import: init_from=OUT")
+        remedy = "Name a run's folder, or the OUT of blockwright import: init_from=OUT"
+        raise ConfigError("init_from", plain["init_from"], rule, remedy)
+    given = isinstance(plain["model"], dict) and "pretrained" in plain["model"]
     refuse_in_model(plain["model"], read_from_environment(cfg))
     plain["model"] = check_model(composition_of(plain["model"]))
+    _check_surgery(plain, patched_there=given)
     plain["task"] = {**plain["task"], "model": plain["model"]}
     check_kernels(plain["task"].get("kernels") or {}, "task.kernels")
     _check_fit(plain["model"], plain["data"], check_data(plain["data"]))
@@ -109,6 +115,11 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
     derive(plain["trainer"])
     check_ranks(plain)
     _move_compile(plain)
+    if plain["optimizer"].get("lr") == LAST:
+        checkpoint = read_start(Path(plain["init_from"])) if plain["init_from"] else {}
+        rate = last_rate(plain["optimizer"], past_of(checkpoint) if checkpoint else None)
+        plain["optimizer"] = {**plain["optimizer"], "lr": rate}
+        plain["task"] = {**plain["task"], "optimizer": plain["optimizer"]}
     check_target(plain["optimizer"], "optimizer")
     instantiate(plain["optimizer"], "optimizer")
     _check_patterns(plain)
@@ -224,6 +235,26 @@ def _check_weights(plain: dict[str, Any]) -> None:
         check_init(Path(plain["init_from"]), plain["model"])
 
 
+def _check_surgery(plain: dict[str, Any], patched_there: bool) -> None:
+    """Compare the model with the one that its weights were trained in.
+
+    Args:
+        plain: the configuration
+        patched_there: whether the composition is that of the weights, patched here
+    """
+    start = plain["init_from"]
+    if start is None or plain["ckpt_path"]:
+        return
+    allowed = patched_there or plain["resume"].get("changed") == "allow"
+    past = past_of(checkpoint) if (checkpoint := read_start(Path(start))) else None
+    lines = check_surgery(read_composition(Path(start)), plain["model"], str(start), allowed)
+    if past is not None:
+        trained = (past.settings.get("data") or {}).get("sequence_length")
+        lines += [line] if (line := changed_window(plain["model"], trained)) else []
+    if lines:
+        say(f"starts from {start}; " + "; ".join(lines))
+
+
 def _check_patterns(plain: dict[str, Any]) -> None:
     """Check that patterns of parameter names match some parameter, on the meta device."""
     frozen, multipliers = plain["task"].get("frozen"), plain["optimizer"].get("multipliers")
@@ -243,6 +274,10 @@ def _check_fit(model: dict[str, Any], data: dict[str, Any], vocabulary: int | No
     if isinstance(length, int) and length > model["max_positions"]:
         rule = f"is longer than the model's positions (model.max_positions = {model['max_positions']})"
         raise ConfigError("data.sequence_length", length, rule, "Shorten it, or raise model.max_positions")
+    if vocabulary is not None and (needed := positions_needed(data)) > model["max_positions"]:
+        rule = f"reaches beyond the model's positions (model.max_positions = {model['max_positions']})"
+        remedy = f"Raise model.max_positions to {needed}, or lower the target"
+        raise ConfigError("data.transforms", needed, rule, remedy)
     depth = (model["mtp"] or {"depth": 0})["depth"]
     if isinstance(length, int) and 0 < length <= depth:
         rule = f"predicts tokens beyond the sequence (data.sequence_length = {length})"
