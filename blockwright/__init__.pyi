@@ -59,6 +59,7 @@ from training.tasks.scored import Scored as Scored
 from training.tasks.base import Task as Task
 from training.tasks.causal_lm import CausalLM as CausalLM
 from training.data.corpus import Corpus as Corpus
+from training.data.transform import Transform as Transform
 from training.data.tokenizers.base import Tokenizer as Tokenizer
 from training.optimizers.base import OptimizerRecipe as OptimizerRecipe
 from training.schedulers.base import Schedule as Schedule
@@ -68,3 +69,7 @@ from blocks.cost import cache_bytes as cache_bytes
 from blocks.cost import count_parameters as count_parameters
 from blocks.cost import forward_flops_per_token as forward_flops_per_token
 from lab.describe import figures as describe
+from lab.reading.base import Prompt as Prompt
+from lab.reading.base import ReadingTest as ReadingTest
+from lab.reading.base import compose_prompt as compose_prompt
+from lab.reading.base import reading_test as reading_test

@@ -43,7 +43,9 @@ COMMANDS = {
     "report": Command("write a sweep's results as one page", "lab.report.__main__"),
     "generate": Command("write text with a trained model", "lab.generate"),
     "cache-loss": Command("what a quantised cache costs in loss", "lab.cache_loss"),
-    "evaluate": Command("run lm-evaluation-harness on a model (extra lm_eval)", "lab.lm_eval"),
+    "evaluate": Command(
+        "how far a model reads (--suite needle), or lm-evaluation-harness (extra lm_eval)", "lab.evaluate"
+    ),
     "import": Command("a Hugging Face checkpoint → a model here", "interop.hf", ("import",)),
     "export": Command("a model here → a Hugging Face checkpoint, or an engine with pipelines", "lab.handover.__main__"),
     "consolidate": Command("a sharded checkpoint → one file", "interop.consolidate"),

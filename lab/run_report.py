@@ -125,7 +125,7 @@ class RunReport(Finale):
             print("no sampled text: no rank has the whole model; see blockwright generate")
         elif self.sample_tokens:
             self._show_sample(trainer, task)
-        drawn = [f.name for f in sorted(self.directory.glob("*.png"))]
+        drawn = [f.name for kind in ("*.png", "*.svg") for f in sorted(self.directory.glob(kind))]
         print(f"{self.directory}: {', '.join([RESULTS, curves.FILE, *drawn])}")
 
     def _show_sample(self, trainer: L.Trainer, task: Task) -> None:

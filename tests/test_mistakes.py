@@ -39,6 +39,28 @@ class Mistake(NamedTuple):
 
 # What the preflight finds, or Hydra: Lightning is not even imported.
 EARLY = {
+    # long context
+    "positions that skip beyond the model's": Mistake(
+        "data/transforms=pose\ndata.transforms.pose.target=4000", "data.transforms", "max_positions to 4000"
+    ),
+    "target shorter than a window": Mistake(
+        "data/transforms=pose\ndata.transforms.pose.target=16", "data.transforms.pose.target", "shorter than a window"
+    ),
+    "positions that skip nowhere": Mistake("data/transforms=pose", "data.transforms.pose.target", "is required"),
+    "no such transform": Mistake("data/transforms=poes", "data/transforms", "Did you mean 'pose'"),
+    "transform that is none": Mistake(
+        "+data.transforms.x._target_=training.data.text.TextFiles", "data.transforms.x._target_", "is not a Transform"
+    ),
+    "shares that do not sum to 1": Mistake(
+        "data.lengths=[{shares:{32:0.6,16:0.3}}]", "data.lengths.0.shares", "sum to 0.9"
+    ),
+    "windows longer than the longest": Mistake(
+        "data.lengths=[{shares:{64:1.0}}]", "data.lengths", "longer than data.sequence_length"
+    ),
+    "documents neither apart nor joined": Mistake("data.documents=glued", "data.documents", "apart"),
+    "documents of one token": Mistake("data.min_length=1", "data.min_length", "at least 2"),
+    "last rate of no run": Mistake("optimizer.lr=last", "optimizer.lr", "names no run"),
+    "start at a folder that is no run": Mistake("init_from={tmp}", "init_from", "no checkpoints/last.ckpt"),
     "misspelt monitor": Mistake(
         "callbacks.checkpoint.monitor=val/lss", "callbacks.checkpoint.monitor", "Did you mean 'val/loss'"
     ),
@@ -251,6 +273,18 @@ EARLY = {
 
 # What only the argument's own class knows: Lightning is there by then, training is not.
 LATE = {
+    "no such reading test": Mistake(
+        "callbacks=long_context\ncallbacks.long_context.suites=[nedle]", "callbacks.long_context.suites", "'needle'"
+    ),
+    "needle longer than the window": Mistake(
+        "callbacks=long_context\ncallbacks.long_context.lengths=[8]", "callbacks.long_context.lengths", "at most half"
+    ),
+    "prompts beyond the model's positions": Mistake(
+        "callbacks=long_context\ncallbacks.long_context.lengths=[4096]",
+        "callbacks.long_context.lengths",
+        "model has positions for 64",
+    ),
+    "documents longer than any": Mistake("data.min_length=100000", "data.min_length", "the longest has"),
     "wrong type for the trainer": Mistake("trainer.max_steps=abc", "trainer.max_steps", "must be an integer"),
     "+key of the trainer": Mistake("+trainer.max_stepz=4", "trainer.max_stepz", "Did you mean 'max_steps'"),
     "no such precision": Mistake("trainer.precision=17", "trainer.precision", "bf16-mixed"),
