@@ -25,9 +25,9 @@ from training.entry.preflight import check_seed
 FOLDER = CONF / "ablation"
 GENERATORS = ("grid", "leave_one_out", "staircase")
 KEYS = ("about", "base", "baseline", "arms", *GENERATORS, "budget", "seeds", "tokens", "lr", "metric", "direction")
-KNOWN = (*KEYS, "workers")
+KNOWN = (*KEYS, "workers", "also")
 OF_BUDGET = ("match", "by", "tol")
-OF_ARM = ("overrides", *OF_BUDGET, "target")
+OF_ARM = ("overrides", *OF_BUDGET, "target", "like", "init_from", "against")
 DIRECTIONS = ("minimize", "maximize")
 MAX_ARMS, MAX_SEEDS = 1000, 1000
 
@@ -40,11 +40,15 @@ class ArmSpec:
         overrides: define it, on top of ``base``
         match: how it is matched, if not as the ablation's other arms
         target: its budget, if not the baseline's
+        init_from: arm whose run of the same seed and learning rate its weights start from; None for random ones
+        against: arm that it is compared with, if not the baseline
     """
 
     overrides: tuple[str, ...]
     match: Match | None = None
     target: float | None = None
+    init_from: str | None = None
+    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Definition:
         metric: the compared figure
         direction: ``minimize`` or ``maximize``
         workers: parallel jobs
+        also: further figures in the report's table, with their intervals but without comparisons
     """
 
     name: str
@@ -78,6 +83,7 @@ class Definition:
     metric: str
     direction: str
     workers: int
+    also: tuple[str, ...] = ()
 
 
 def names() -> list[str]:
@@ -132,6 +138,7 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
         metric=_text("metric", written.get("metric", "val/loss")),
         direction=direction,
         workers=whole("workers", written.get("workers", 1), 1, "is the number of parallel jobs"),
+        also=_overrides("also", written.get("also") or []),
     )
 
 
@@ -173,7 +180,7 @@ def _match(budget: Mapping[str, Any]) -> Match | None:
 
 def _seeds(value: Any) -> tuple[int, ...]:
     """A number of seeds, or the seeds themselves."""
-    if isinstance(value, str) and "," in value:
+    if isinstance(value, str) and ("," in value or value.startswith("[")):
         value = value.strip("[] ").split(",")
     if not isinstance(value, list):
         count = whole("seeds", value, 1, "is the number of seeds")
@@ -252,8 +259,23 @@ def _explicit(arms: Any, budget: Mapping[str, Any]) -> dict[str, ArmSpec]:
         if target is not None and not (target > 0 and (match or budget)):
             rule = "is the budget of this arm, so it must be above 0"
             raise ConfigError(f"arms.{name}.target", target, rule, "Write it beside budget: {match: params, by: d_ff}")
-        found[str(name)] = ArmSpec(_overrides(f"arms.{name}", spec.get("overrides")), match, target)
+        listed = spec.get("like") or []
+        likes = [_other_arm(f"arms.{name}.like", o, found) for o in (listed if isinstance(listed, list) else [listed])]
+        first = itertools.chain.from_iterable(found[like].overrides for like in likes if like is not None)
+        overrides = (*first, *_overrides(f"arms.{name}", spec.get("overrides")))
+        start = _other_arm(f"arms.{name}.init_from", spec.get("init_from"), found)
+        against = _other_arm(f"arms.{name}.against", spec.get("against"), found)
+        found[str(name)] = ArmSpec(overrides, match, target, start, against)
     return found
+
+
+def _other_arm(path: str, name: Any, above: Mapping[str, ArmSpec]) -> str | None:
+    """The name of an arm written before this one, so that no two wait for each other."""
+    if name is None:
+        return None
+    if str(name) not in above:
+        raise ConfigError(path, name, "must name an arm that is written above it", did_you_mean(str(name), above))
+    return str(name)
 
 
 def _generated(kind: str, value: Any) -> dict[str, ArmSpec]:

@@ -10,6 +10,7 @@ from typing import Any
 from lab.ablation.definition import Definition
 from lab.match.sizing import Arm, Sized, arm_of, named, size
 from registry import ConfigError
+from training.checkpoints.surgery import check_surgery
 from training.configuration import figures
 from training.configuration.composing import compose_config
 from training.configuration.overrides import quoted
@@ -55,7 +56,11 @@ class Plan:
             "direction": d.direction,
             "workers": d.workers,
             "jobs": self.jobs,
-            "arms": [sized.as_plain(sized.arm.name == d.baseline) for sized in self.arms],
+            "also": list(d.also),
+            "arms": [
+                {**sized.as_plain(sized.arm.name == d.baseline), "against": d.arms[sized.arm.name].against}
+                for sized in self.arms
+            ],
             "definition": asdict(d),
         }
 
@@ -81,23 +86,36 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
     targets = {name: spec.target for name, spec in definition.arms.items() if spec.target is not None}
     ways = {name: spec.match for name, spec in definition.arms.items() if spec.match is not None}
     sized = size(arms, definition.baseline, definition.budget, targets, ways)
-    jobs = [
-        {"job": i, "overrides": [*one.overrides, f"seed={seed}", *rate], "arm": one.arm.name, "seed": seed, "lr": lr}
-        for i, (one, lr, rate, seed) in enumerate(
-            (one, lr, rate, seed) for one in sized for lr, rate in _rates(definition) for seed in definition.seeds
-        )
-    ]
+    jobs = _jobs(definition, sized)
     final = {
         one.arm.name: _composed(one.arm.name, one.overrides)[1] if one.changed else composed[one.arm.name][1]
         for one in sized
     }
-    _refuse_alike(final)
+    starts = {name: spec.init_from for name, spec in definition.arms.items()}
+    _refuse_alike(final, starts)
+    _refuse_surgery(final, starts)
     for lr, rate in _rates(definition):
         if lr is not None:  # an optimizer may take no lr, or not this one
             _composed(sized[0].arm.name, [*sized[0].overrides, *rate])
     _refuse_unmeasured(definition, final)
     base, tokens = final[definition.baseline], {name: _tokens(plain) for name, plain in final.items()}
     return Plan(definition, sized, jobs, base["trainer"].get("max_steps", -1), _tokens_per_step(base), tokens, log_dir)
+
+
+def _jobs(definition: Definition, sized: Sequence[Sized]) -> list[dict[str, Any]]:
+    """A job per arm, learning rate and seed; ``after`` is the job whose weights it starts from."""
+    jobs: list[dict[str, Any]] = []
+    numbers: dict[tuple[str, float | None, int], int] = {}
+    for one in sized:
+        name = one.arm.name
+        start = definition.arms[name].init_from
+        for lr, rate in _rates(definition):
+            for seed in definition.seeds:
+                overrides = [*one.overrides, f"seed={seed}", *rate]
+                numbers[name, lr, seed] = len(jobs)
+                job = {"job": len(jobs), "overrides": overrides, "arm": name, "seed": seed, "lr": lr}
+                jobs.append(job if start is None else {**job, "after": numbers[start, lr, seed]})
+    return jobs
 
 
 def _composed(name: str, overrides: Sequence[str]) -> tuple[Arm, dict[str, Any]]:
@@ -108,11 +126,20 @@ def _composed(name: str, overrides: Sequence[str]) -> tuple[Arm, dict[str, Any]]
         return arm_of(name, overrides, config, plain["model"]), plain
 
 
-def _refuse_alike(final: dict[str, dict[str, Any]]) -> None:
-    """Refuse two arms with the same configuration."""
+def _refuse_surgery(final: dict[str, dict[str, Any]], starts: Mapping[str, str | None]) -> None:
+    """Refuse an arm whose weights come from an arm with a model to which they mean something else."""
+    for name, start in starts.items():
+        if start is not None:
+            with named(name):
+                allowed = final[name]["resume"]["changed"] == "allow"
+                check_surgery(final[start]["model"], final[name]["model"], f"arm {start}", allowed)
+
+
+def _refuse_alike(final: dict[str, dict[str, Any]], starts: Mapping[str, str | None]) -> None:
+    """Refuse two arms with the same configuration and start."""
     seen: dict[str, str] = {}
     for name, plain in final.items():
-        if (same := seen.setdefault(repr(plain), name)) != name:
+        if (same := seen.setdefault(f"{starts[name]} {plain!r}", name)) != name:
             rule = f"is the same as arm {same}, so it would compare nothing"
             raise ConfigError("arms", name, rule, "Change one of them, or remove it")
 
@@ -154,5 +181,7 @@ def _tokens_per_step(config: Mapping[str, Any]) -> int:
 
 
 def _tokens(plain: Mapping[str, Any]) -> int | None:
+    if not plain["train"]:
+        return 0
     steps = plain["trainer"].get("max_steps", -1)
     return steps * _tokens_per_step(plain) if steps > 0 else None

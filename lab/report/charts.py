@@ -10,6 +10,7 @@ from lab.report.figure import Figure
 from lab.report.findings import Findings
 from lab.report.learning import curves, gaps, rates, search
 from lab.report.pairs import differences
+from lab.report.reach import reach
 
 
 def draw(findings: Findings) -> dict[str, list[Figure]]:
@@ -21,6 +22,7 @@ def draw(findings: Findings) -> dict[str, list[Figure]]:
         "curves": _some([curves(findings, "tokens"), curves(findings, "flops"), gaps(findings)]),
         "trade": _some([trade(findings, cost) for cost in COSTS]),
         "rates": _some([rates(findings)]),
+        "reach": [figure for i, finding in enumerate(findings.arms) for figure in reach(i, finding)],
         "experts": _some([experts(i, finding) for i, finding in enumerate(findings.arms)]),
     }
 

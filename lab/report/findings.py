@@ -36,13 +36,16 @@ class Finding:
         lr: the best one
         values: seed → final figure, lost seeds left out
         interval: of these; None if all are lost
-        comparison: with the baseline; None for itself, or without a common seed
+        against: name of the arm that it is compared with
+        comparison: with that arm; None for the baseline itself, or without a common seed
         speed_up: in tokens, over the common seeds; None without curves
         figures: params, active_params, flops, cache_bytes: of its runs, else of the plan
+        also: further figures of the sweep that its runs have logged → their interval over seeds
     """
 
     arm: Arm
     is_baseline: bool
+    against: str
     runs: tuple[Run, ...]
     rates: tuple[Rate, ...]
     lr: float | None
@@ -51,6 +54,7 @@ class Finding:
     comparison: Comparison | None
     speed_up: Interval | None
     figures: Mapping[str, float]
+    also: Mapping[str, Interval]
 
     @property
     def name(self) -> str:
@@ -113,10 +117,11 @@ def why_lost(run: Run, metric: str) -> str:
 def find(sweep: Sweep) -> Findings:
     """Evaluate a sweep."""
     tuned = [_tuned(arm, sweep) for arm in sweep.arms]
-    baseline = tuned[sweep.baseline]
+    names = [arm.name for arm in sweep.arms]
+    others = [names.index(arm.against) if arm.against in names else sweep.baseline for arm in sweep.arms]
     found = [
-        _finding(arm, rates, rate, baseline[1], sweep, is_baseline=i == sweep.baseline)
-        for i, (arm, (rates, rate)) in enumerate(zip(sweep.arms, tuned, strict=True))
+        _finding(arm, rates, rate, sweep.arms[other], tuned[other][1], sweep, is_baseline=i == sweep.baseline)
+        for i, (arm, (rates, rate), other) in enumerate(zip(sweep.arms, tuned, others, strict=True))
     ]
     if sweep.kind == "search":  # trials depend on earlier ones, so they are not independent
         return Findings(sweep, tuple(replace(f, comparison=None) for f in found))
@@ -147,13 +152,14 @@ def _by_rate(runs: Sequence[Run]) -> dict[float | None, list[Run]]:
 
 
 def _finding(
-    arm: Arm, rates: tuple[Rate, ...], rate: Rate, baseline: Rate, sweep: Sweep, *, is_baseline: bool
+    arm: Arm, rates: tuple[Rate, ...], rate: Rate, other: Arm, baseline: Rate, sweep: Sweep, *, is_baseline: bool
 ) -> Finding:
     runs = tuple(run for run in arm.runs if run.lr == rate.lr)
-    theirs = [run for run in sweep.arms[sweep.baseline].runs if run.lr == baseline.lr]
+    theirs = [run for run in other.runs if run.lr == baseline.lr]
     return Finding(
         arm,
         is_baseline,
+        other.name,
         runs,
         rates,
         rate.lr,
@@ -162,6 +168,7 @@ def _finding(
         None if is_baseline else statistics.compare(rate.values, baseline.values),
         None if is_baseline else _speed_up(runs, theirs, sweep.metric),
         _figures(runs, arm),
+        _also(runs, sweep.also),
     )
 
 
@@ -179,6 +186,12 @@ def _figures(runs: Sequence[Run], arm: Arm) -> dict[str, float]:
     for run in runs:
         found |= run.figures
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _also(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Interval]:
+    """Further figures of the runs."""
+    known = {name: [value for run in runs if (value := run.value(name)) is not None] for name in names}
+    return {name: statistics.interval(values) for name, values in known.items() if values}
 
 
 def pareto(points: Sequence[tuple[float, float]], maximize: bool = False) -> list[int]:

@@ -48,7 +48,7 @@ def gaps(findings: Findings) -> Figure | None:
     """The arms' validation loss minus the baseline's of the same seed at the same tokens, mean over seeds."""
     baseline = {run.seed: dict(_line(run, "tokens")) for run in findings.baseline.runs}
     lines: dict[str, Points] = {}
-    for f in findings.others:
+    for f in (each for each in findings.others if each.against == findings.baseline.name):
         pairs = [(_line(run, "tokens"), baseline.get(run.seed, {})) for run in f.runs if run.seed in f.values]
         lines[f.name] = _mean([[(at, loss - b[at]) for at, loss in line if at in b] for line, b in pairs if line and b])
     end = max((line[-1][0] for line in lines.values() if len(line) > 1), default=0.0)
@@ -63,7 +63,7 @@ def gaps(findings: Findings) -> Figure | None:
     chart.add("line", "zero", x1=chart.x0, x2=chart.x1, y1=y(0), y2=y(0))
     area, ends = chart.clipped(), [(findings.baseline.name, "s0", chart.x1 + 0.0, y(0))]
     for f in findings.others:
-        if line := lines[f.name]:
+        if line := lines.get(f.name):
             at = colour(f, findings)
             chart.path([(x(a), y(b)) for a, b in line], f"curve {at}", area, f.name)
             ends.append((f.name, at, x(line[-1][0]), y(line[-1][1])))

@@ -14,21 +14,21 @@ def differences(findings: Findings) -> Figure | None:
     if not shown:
         return None
     metric, row = findings.sweep.metric, 30
+    others = list(dict.fromkeys(f.against for f in shown))
+    other, named = others[0] if len(others) == 1 else "its own", " or ".join(others)
     left = 16 + LETTER * max(len(cut(f.name, 18)) for f in shown)
-    chart = Chart(
-        "differences", f"{metric}: differences to {findings.baseline.name}", row * len(shown) + 66, left=left, top=22
-    )
+    chart = Chart("differences", f"{metric}: differences to {named}", row * len(shown) + 66, left=left, top=22)
     values = [0.0, *(v for f in shown if f.comparison for v in _reach(f))]
     x = Scale(*padded(values), chart.x0, chart.x1)
     better = "right" if findings.sweep.maximize else "left"
     of = f", {unit(metric)}" if unit(metric) else ""
     chart.axes(x, None, f"difference in {metric}{of} ({better} is better)")
     chart.add("line", "zero", x1=x(0), x2=x(0), y1=chart.y1 - 4, y2=chart.y0)
-    chart.add("text", "name mid", cut(findings.baseline.name, 16), x=min(max(x(0), chart.x0 + 30), chart.x1 - 30), y=13)
+    chart.add("text", "name mid", cut(other, 16), x=min(max(x(0), chart.x0 + 30), chart.x1 - 30), y=13)
     for i, finding in enumerate(shown):
         _difference_row(chart, finding, findings, x, chart.y1 + row * (i + 0.5))
     caption = (
-        "Rings: each seed, against the same seed of the baseline. Dot and bar: their mean and its 95 % interval. "
+        f"Rings: each seed, against the same seed of {named}. Dot and bar: their mean and its 95 % interval. "
         "A bar that crosses the line tells nothing from noise."
     )
     return Figure(chart, "Paired differences", caption)

@@ -73,6 +73,7 @@ class Arm:
         runs: its jobs: seeds, and learning rates where those are swept
         figures: from the plan; empty without one
         match: from the plan: how it was matched to the baseline
+        against: from the plan: name of the arm that it is compared with; None for the baseline
     """
 
     name: str
@@ -80,11 +81,12 @@ class Arm:
     runs: tuple[Run, ...]
     figures: Mapping[str, float] = field(default_factory=dict)
     match: Mapping[str, Any] | None = None
+    against: str | None = None
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep; ``arms[baseline]`` is the baseline."""
+    """A sweep; ``arms[baseline]`` is the baseline, ``also`` are further figures to show."""
 
     directory: Path
     kind: str
@@ -94,6 +96,7 @@ class Sweep:
     maximize: bool
     arms: tuple[Arm, ...]
     baseline: int
+    also: tuple[str, ...] = ()
 
     @property
     def runs(self) -> list[Run]:
@@ -132,6 +135,7 @@ def read(directory: Path, baseline: str | None = None, metric: str | None = None
         maximize,
         tuple(arms),
         _baseline(plan, arms, baseline),
+        tuple(name for name in plan.get("also") or () if isinstance(name, str)),
     )
     return sweep
 
@@ -285,6 +289,7 @@ def _planned_arms(plan: Mapping[str, Any], runs: Sequence[Run]) -> list[Arm]:
             tuple(run for run in runs if named.get(run.job) == arm["name"]),
             arm.get("figures") or {},
             arm.get("match"),
+            arm.get("against"),
         )
         for arm in plan["arms"]
     ]

@@ -59,7 +59,10 @@ def _row(*cells: str | Part | Sequence[Part], cls: str = "") -> Row:
 def arms(findings: Findings) -> Table:
     """Every arm with its figures, lost ones included."""
     metric = findings.sweep.metric
-    columns = ("arm", "seeds: runs", metric, "difference", "p", "tokens", *(label for _, label in BUDGETS))
+    several = len({f.against for f in findings.others}) > 1
+    also = findings.sweep.also
+    columns = ("arm", "seeds: runs", metric, *(("against",) if several else ()), "difference", "p", *also, "tokens")
+    columns = (*columns, *(label for _, label in BUDGETS))
     tuned = any(len(f.rates) > 1 for f in findings.arms)
     if tuned:
         columns = ("arm", "learning rate", *columns[1:])
@@ -68,8 +71,10 @@ def arms(findings: Findings) -> Table:
         cells: list[str | Sequence[Part]] = [
             (Part(f"{len(f.values)} of {len(f.runs)}:"), *(link(run, str(run.job)) for run in f.runs)),
             words.around(f.interval),
+            *(("–" if f.is_baseline else f.against,) if several else ()),
             words.around(f.comparison.difference, sign=True) if f.comparison else "–",
             words.bare(f.comparison.corrected) if f.comparison else "–",
+            *(words.around(f.also.get(name)) for name in also),
             words.ratio(f.speed_up),
             *(words.short(f.figures.get(key)) for key, _ in BUDGETS),
         ]
@@ -77,9 +82,10 @@ def arms(findings: Findings) -> Table:
             edge = " (edge)" if f.lr_is_at_the_edge else ""
             cells = ["–" if f.lr is None else f"{f.lr:g}{edge}", *cells]
         rows.append(_row(f.name, *cells, cls="lost" if f.interval is None else ""))
+    other = "the arm under against" if several else findings.baseline.name
     note = (
-        f"± is the 95 % interval of the mean; difference: to {findings.baseline.name}, over common seeds; p: after "
-        f"Holm's correction; tokens: how many times fewer tokens than {findings.baseline.name} to the higher of the "
+        f"± is the 95 % interval of the mean; difference: to {other}, over common seeds; p: after "
+        f"Holm's correction; tokens: how many times fewer tokens than {other} to the higher of the "
         "two final validation losses (below 1×: more tokens); active: parameters that a token passes; FLOPs: of "
         "training, a token; cache bytes: a token, in fp32."
     )
@@ -97,8 +103,8 @@ def differences(findings: Findings) -> Table | None:
         return None
     columns = ("arm", *(f"seed {seed}" for seed in seeds))
     rows = [_row(f.name, *(_seed_cell(f, seed, findings) for seed in seeds)) for f in findings.arms]
-    other = findings.baseline.name
-    note = f"{findings.sweep.metric}, in brackets its difference to the same seed of {other}. Each leads to its run."
+    others = " or ".join(dict.fromkeys(f.against for f in findings.others)) or findings.baseline.name
+    note = f"{findings.sweep.metric}, in brackets its difference to the same seed of {others}. Each leads to its run."
     return Table("Values by seed", columns, tuple(rows), frozenset(columns[1:]), note=note)
 
 

@@ -118,7 +118,7 @@ def verdict(finding: Finding, findings: Findings) -> str:
 
 
 def _verdict(finding: Finding, findings: Findings) -> str:
-    name, other = finding.name, findings.baseline.name
+    name, other = finding.name, finding.against
     how = tone(finding, findings)
     if how == "lost":
         return f"{name} is lost: {_loss(finding, findings)}."

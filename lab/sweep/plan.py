@@ -27,7 +27,8 @@ def write(directory: Path, plan: Mapping[str, Any]) -> None:
     Args:
         directory: of the sweep; created if needed
         plan: ``kind``, ``name``, ``command``, ``metric``, ``direction``, ``workers``, and ``jobs`` (``job``,
-            ``overrides``, and in an ablation ``arm``, ``seed``, ``lr``) unless it is a search. ``flags``, optional,
+            ``overrides``, and in an ablation ``arm``, ``seed``, ``lr``, and ``after``, the number of the job whose
+            weights it starts from) unless it is a search. ``flags``, optional,
             precede the overrides of each job. ``cwd``, the base of relative paths in overrides, defaults to this
             process's
     """
@@ -77,6 +78,8 @@ def damage_of(plan: Mapping[str, Any]) -> str:
                 return f"one of its {key} lacks overrides"
             if not isinstance(entry.get("seed") or 0, int) or not isinstance(entry.get("lr") or 0, int | float):
                 return f"one of its {key} has a seed or an lr that is not a number"
+            if not isinstance(entry.get("after") or 0, int):
+                return f"one of its {key} starts after what is not a number"
     if len({job["job"] for job in plan.get("jobs") or []}) < len(plan.get("jobs") or []):
         return "two of its jobs have one number"
     return ""

@@ -34,7 +34,8 @@ LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MAS
 def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] | None = None) -> int:
     """Run the unfinished jobs of a grid or an ablation, and print the table of all.
 
-    A job with a good checkpoint resumes from it. One that fails or diverges becomes a row with its reason, and the
+    A job with a good checkpoint resumes from it. One that starts from the weights of another (``after``) waits for it,
+    and fails if that one has. One that fails or diverges becomes a row with its reason, and the
     others continue. SIGINT, SIGTERM and SIGUSR1 are forwarded to the jobs, which save and stop; a second SIGINT kills.
 
     Args:
@@ -124,8 +125,8 @@ class _Runner:
         heard = 0
         try:
             while self.running or (waiting and not signals):
-                while waiting and len(self.running) < self.workers and not signals:
-                    self.running.append(self._start(waiting.pop(0)))
+                while len(self.running) < self.workers and not signals and (job := self._next(waiting)):
+                    self.running.append(self._start(job))
                 if len(signals) > heard:
                     self._hand_on(first=heard == 0, again=signals[heard:].count(signal.SIGINT))
                     heard = len(signals)
@@ -138,10 +139,29 @@ class _Runner:
             for left in self.running:  # only if this loop has failed
                 left.process.terminate()
 
+    def _next(self, waiting: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """Take the first job that can start off the list; None if all others wait for jobs that run."""
+        for job in list(waiting):
+            start = job.get("after")
+            results = None if start is None else results_of(self.directory / str(start))
+            if results is None and start in [j["job"] for j in waiting] + [r.job["job"] for r in self.running]:
+                continue
+            waiting.remove(job)
+            if start is None or (results or {}).get("status") == "completed":
+                return job
+            if results is None:
+                self.display.say(f"job {job['job']} is left: job {start}, whose weights it starts from, has not run")
+                continue
+            record_failure(self.directory / str(job["job"]), f"job {start}, whose weights it starts from, has failed")
+            self.display.ended(job["job"])
+        return None
+
     def _start(self, job: Mapping[str, Any]) -> _Running:
         folder = self.directory / str(job["job"])
         folder.mkdir(parents=True, exist_ok=True)
         more = [f"hydra.run.dir={quoted(folder)}", "auto_resume=false"]  # may be set in a file
+        if job.get("after") is not None:
+            more.append(f"init_from={quoted(self.directory / str(job['after']))}")
         if (checkpoint := newest(folder)) is not None:
             more.append(f"ckpt_path={quoted(checkpoint)}")
         command = [sys.executable, str(jobs.TRAIN), *plans.job_command(self.plan, job, more)]

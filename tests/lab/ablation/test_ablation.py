@@ -238,7 +238,7 @@ def test_jobs_are_what_was_matched(write: Callable[..., str], shrunk: list[str])
 # --- the definitions that are there -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", definition.names())
+@pytest.mark.parametrize("name", [name for name in definition.names() if name != "extend_context"])
 def test_every_definition_plans_and_every_arm_takes_two_steps(name: str, shrunk: list[str], tmp_path: Path) -> None:
     read = definition.read(name, {"seeds": "1"})
     plan = planning.make(read, shrunk)
@@ -247,6 +247,36 @@ def test_every_definition_plans_and_every_arm_takes_two_steps(name: str, shrunk:
         overrides = [*job["overrides"], "logger=none", "~callbacks.report", "~callbacks.checkpoint"]
         metrics = run(preflight(compose_config(overrides, output_dir=str(folder))))
         assert 0 < metrics[read.metric] < 10, job["arm"]
+
+
+EXTENDED = ("mha", "yarn untuned", "none pose", "mla", "mla yarn")  # an arm of each kind
+
+
+def test_arms_of_the_extension_start_from_the_weights_of_the_arm_they_name(
+    as_it_stands: Callable[[str], planning.Plan], small: list[str], tmp_path: Path
+) -> None:
+    plan = as_it_stands("extend_context")
+    jobs = {job["arm"]: job for job in plan.jobs if job["seed"] == 0}
+    assert {jobs[name]["after"] for name in ("linear", "yarn pose")} == {jobs["mha"]["job"]}
+    assert jobs["mla none"]["after"] == jobs["mla"]["job"] and "after" not in jobs["mla"]
+    quick = [
+        "trainer.max_steps=4",
+        "trainer.val_check_interval=4",
+        "++trainer.limit_val_batches=1",
+        "logger=none",
+        "~callbacks.report",
+    ]
+    quick += [f"callbacks.long_context.{key}=1" for key in ("samples", "stretches")]
+    quick += [o for o in small if o.startswith("paths.")]
+    found = {}
+    for name in EXTENDED:
+        job = jobs[name]
+        start = [f"init_from={tmp_path / str(job['after'])}"] if "after" in job else []
+        config = compose_config([*job["overrides"], *quick, *start], output_dir=str(tmp_path / str(job["job"])))
+        found[name] = run(preflight(config))
+    assert found["yarn untuned"]["val/loss"] != found["mha"]["val/loss"]
+    for metrics in found.values():
+        assert set(plan.definition.also) | {plan.definition.metric} <= set(metrics)
 
 
 @pytest.fixture(scope="module")
@@ -262,11 +292,37 @@ def test_every_definition_says_its_claim_and_its_arms_are_matched_as_they_stand(
     text = (definition.FOLDER / f"{name}.yaml").read_text()
     assert text.startswith("# ") and "arXiv" in text and 20 < len(definition.about(name)) <= 100
     plan = as_it_stands(name)
-    assert plan.steps * plan.tokens_per_step * len(plan.jobs) < 12e6  # half an hour on two cores
+    size = plan.arms[0].figures.params
+    tokens = [plan.tokens[job["arm"]] or 0 for job in plan.jobs]
+    assert sum(tokens) * max(size, 4e5) < 12e6 * 3e6  # half an hour on two cores
     budget = plan.definition.budget
-    for sized in plan.arms:
+    for sized in (each for each in plan.arms if "mla" not in each.arm.name or budget):  # which extend_context has too
         off = sized.residual[budget.budget if budget else "params"]
         assert off is not None and abs(off) <= (budget.tol if budget else 0)
+
+
+@pytest.mark.parametrize(
+    ("arm", "path"),
+    [
+        ({"init_from": "two"}, "arms.two.init_from"),
+        ({"against": "three"}, "arms.two.against"),
+        ({"like": ["one", "none"]}, "arms.two.like"),
+    ],
+)
+def test_an_arm_can_only_build_on_one_above_it(write: Callable[..., str], arm: dict[str, Any], path: str) -> None:
+    with pytest.raises(ConfigError, match="above it") as caught:
+        definition.read(write(arms={"one": ["a=1"], "two": arm, "three": ["b=2"]}))
+    assert caught.value.path == path
+
+
+def test_an_arm_like_another_has_its_overrides_before_its_own(write: Callable[..., str]) -> None:
+    arms = {"one": ["a=1"], "two": ["b=2"], "three": {"like": ["two", "one"], "overrides": ["b=3"], "against": "two"}}
+    read = definition.read(write(arms=arms, baseline="one", also=["x/y"]))
+    assert read.arms["three"].overrides == ("b=2", "a=1", "b=3") and read.also == ("x/y",)
+
+
+def test_one_seed_may_be_named(write: Callable[..., str]) -> None:
+    assert definition.read(write(arms={"one": None, "two": ["a=1"]}), {"seeds": "[7]"}).seeds == (7,)
 
 
 def test_deepseek_v2s_four_attentions_are_at_equal_parameters(as_it_stands: Callable[[str], planning.Plan]) -> None:
