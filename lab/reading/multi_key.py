@@ -8,7 +8,7 @@ from lab.reading.wording import Wording
 
 @reading_test("multi_key")
 class MultiKey(ReadingTest):
-    """One fact among others about other keys (RULER's ``niah_multikey``): the right one must be told from the rest.
+    """One fact among others about other keys (RULER's ``niah_multikey``), of which only the asked one is right.
 
     Args:
         keys: facts in the text, the asked one included; 4 in RULER's first variant
