@@ -60,7 +60,7 @@ EARLY = {
     "documents neither apart nor joined": Mistake("data.documents=glued", "data.documents", "apart"),
     "documents of one token": Mistake("data.min_length=1", "data.min_length", "at least 2"),
     "last rate of no run": Mistake("optimizer.lr=last", "optimizer.lr", "names no run"),
-    "start at a folder that is no run": Mistake("init_from={tmp}", "init_from", "no checkpoints/last.ckpt"),
+    "start at a folder that is no run": Mistake("init_from={tmp}", "init_from", "nor checkpoints/last.ckpt"),
     "misspelt monitor": Mistake(
         "callbacks.checkpoint.monitor=val/lss", "callbacks.checkpoint.monitor", "Did you mean 'val/loss'"
     ),

@@ -168,7 +168,9 @@ def test_long_windows_come_from_long_documents_and_short_ones_from_all(tmp_path)
     places = long.places(np.arange(370))
     assert places.tolist() == [*range(100), *range(110, 260), *range(280, 400)]
     data = Windows(given, T, BYTES, ring, Making(long=long))
-    assert set(data[BatchRows(list(range(0, 370, 5)), T, 0, 0)]["tokens"].unique().tolist()) <= set((places % 200).tolist())
+    assert set(data[BatchRows(list(range(0, 370, 5)), T, 0, 0)]["tokens"].unique().tolist()) <= set(
+        (places % 200).tolist()
+    )
     short = data[BatchRows(list(range(0, 400, 5)), 16, 0, 0)]["tokens"]
     assert short.shape[1] == 16 and len(short.unique()) == 200
     with pytest.raises(ConfigError, match="the longest has 150 tokens"):
