@@ -21,7 +21,9 @@ from blocks.position.base import Position
 from registry import register
 from registry.ranges import Count
 
-EXPANDED = 2**28  # bytes of keys and values that are expanded at a time, where queries are fewer than keys
+# Where queries are fewer than keys, bytes of all heads' keys and values
+KEPT = 2**26  # that are kept for the gradient; more are expanded again
+EXPANDED = 2**28  # that are expanded at a time
 
 
 @register("attention", "mla")
@@ -121,20 +123,20 @@ class MLA(Attention):
         """
         N = q_nope.shape[2]
         a_head = latent[..., :1].numel() * (self.nope + self.rope + self.v_head_dim) * latent.element_size()
-        together = heads_together(N, a_head) if q_nope.shape[1] < latent.shape[1] else N
-        if together == N:
+        if q_nope.shape[1] == latent.shape[1] or N * a_head <= KEPT:
             return self._attend(q_nope, q_rope, k_rope, self.kv_up(latent), bias, segments)
 
         def some(weight: Tensor, q_nope: Tensor, q_rope: Tensor, bias: Tensor | Slopes | None) -> Tensor:
             return self._attend(q_nope, q_rope, k_rope, F.linear(latent, weight), bias, segments)
 
+        together = heads_together(N, a_head)
         weights = self.kv_up.weight.unflatten(0, (N, -1))
         parts = [slice(n, n + together) for n in range(0, N, together)]
         given = [
             (weights[p].flatten(0, 1), q_nope[:, :, p], q_rope[:, :, p], None if bias is None else of_heads(bias, p))
             for p in parts
         ]
-        return torch.cat([checkpoint(some, *each, use_reentrant=False) for each in given], 2)
+        return torch.cat([checkpoint(some, *each, use_reentrant=False, preserve_rng_state=False) for each in given], 2)
 
     def _attend(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 
 from blocks.attention.base import Attention
-from blocks.attention.mla import EXPANDED, MLA
+from blocks.attention.mla import EXPANDED, KEPT, MLA
 from lab.plan.layout import Job, Layout
 from lab.plan.measure import Measured
 from training.optimizers.adamw import AdamW
@@ -84,7 +84,7 @@ def _of_other_tokens(measured: Measured, job: Job, layout: Layout) -> float:
     found = layers * 2 * tokens * measured.cached / L / measured.cache_split(layout.tensor)
     expanded = max((_expanded(layer.attention) for layer in measured.decoder.layers), default=0)  # type: ignore[arg-type]
     a_layer = 2 * tokens * expanded / layout.tensor
-    return found + (layers * a_layer if a_layer <= EXPANDED else WORKING * EXPANDED)
+    return found + (layers * a_layer if a_layer <= KEPT else WORKING * min(a_layer, EXPANDED))
 
 
 def _expanded(attention: Attention) -> int:

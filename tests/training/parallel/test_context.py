@@ -179,7 +179,7 @@ def compared(case: tuple[str, str, str, str]) -> dict[str, float]:
     whole, spread = model(attention, position, feed), model(attention, position, feed)
     ranks = DataRanks(n, dist.get_rank())
     balance_over(spread, ranks, ranks)
-    mla.EXPANDED = 1 if packing == "packed" else 2**28  # one head at a time, or all
+    mla.KEPT, mla.EXPANDED = (0, 1) if packing == "packed" else (2**26, 2**28)  # one head at a time, or all
     share = Context(dist.group.WORLD, n, dist.get_rank()).share(LENGTH)  # type: ignore[arg-type]
     values, loads, scored = loss(whole, given, None)
     own, own_loads, own_scored = loss(spread, given, share)
