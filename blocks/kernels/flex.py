@@ -38,6 +38,32 @@ def flex_causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> 
     A sink is a key without a value: with L the log of the sum of a query's exponentials, all weights are scaled by
     exp(L) / (exp(L) + exp(sink)) = sigmoid(L − sink).
     """
+    return _attend(q, k, v, scoring, _options(q, scoring.bias))
+
+
+def is_special_half(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> bool:
+    """As ``is_special``, in half precision."""
+    return q.dtype.itemsize == 2 and is_special(q, k, v, scoring)
+
+
+@kernel(
+    "attention",
+    "flex_flash",
+    devices=("cuda",),
+    capability=(9, 0),
+    needs="flash_attn",
+    takes=is_special_half,
+    automatic=False,
+)
+def flex_flash_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+    """The same through FlashAttention 4's kernels (package flash_attn, ``cute``), which torch fills in.
+
+    Experimental in torch; not run by this project so far, for want of a GPU.
+    """
+    return _attend(q, k, v, scoring, {"BACKEND": "FLASH"})
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, options: dict[str, Any]) -> Tensor:
     scale, bias, segments, window, sinks, softcap = scoring
     T, S, V = q.shape[1], k.shape[1], v.shape[-1]
     if q.shape[-1] < V:  # the kernels need values no wider than keys
@@ -51,7 +77,7 @@ def flex_causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> 
         block_mask=_block_mask(T, S, q.device, segments, window),
         scale=scale,
         enable_gqa=k.shape[2] != q.shape[2],
-        kernel_options=_options(q, bias),
+        kernel_options=options,
         **({} if sinks is None else _returning_norm()),
     )
     if sinks is None:
@@ -60,7 +86,7 @@ def flex_causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> 
     return (y * torch.sigmoid(norm.lse - sinks.to(norm.lse.dtype)[:, None])[..., None].to(y.dtype)).transpose(1, 2)
 
 
-def _options(q: Tensor, bias: Tensor | Slopes | None) -> dict[str, int]:
+def _options(q: Tensor, bias: Tensor | Slopes | None) -> dict[str, Any]:
     """What is chosen for the kernels in place of torch, by their machine code alone: no time was measured.
 
     The gradients of keys and values of wide heads are summed in registers, of which four warps have too few: at a width
@@ -68,7 +94,8 @@ def _options(q: Tensor, bias: Tensor | Slopes | None) -> dict[str, int]:
     shared memory: backward would take 264,192 bytes of a B200's 232,448, and forward of wide heads 167,936 of an A100's
     166,912.
     """
-    wide, options = q.shape[-1] > 128, {}
+    wide = q.shape[-1] > 128
+    options: dict[str, Any] = {}
     if wide and q.dtype.itemsize == 2:
         options["bwd_num_warps"] = 8
     if isinstance(bias, Tensor):

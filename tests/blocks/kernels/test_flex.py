@@ -224,3 +224,30 @@ def test_log_of_the_sum_is_asked_for_with_sinks_alone(sinks: Tensor | None, monk
 def test_blocks_outside_the_window_are_left_out_of_the_mask() -> None:
     whole, near = (flex._shared_mask(1024, 1024, window, torch.device("cpu")) for window in (None, 128))
     assert near.sparsity() > whole.sparsity() > 40
+
+
+def test_flashs_kernels_are_asked_for_by_a_name_that_torch_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of torch is all that differs, and torch refuses it where it is not installed."""
+    from typing import get_args
+
+    from torch.nn.attention.flex_attention import _Backend
+
+    asked: list[dict[str, Any]] = []
+    plain = flex._flex
+
+    def recorded(device: torch.device) -> Callable[..., Any]:
+        def call(*given: Any, kernel_options: dict[str, Any], **options: Any) -> Any:
+            asked.append(kernel_options)
+            return plain(device)(*given, **options)  # run as written, its stats are not those of these kernels
+
+        return call
+
+    monkeypatch.setattr(flex, "_flex", recorded)
+    q, k = draw(B, T, N, H), draw(B, T, N, H)
+    scoring = Scoring(0.3, segments=SEGMENTS, sinks=draw(N))
+    expected = causal_attention_reference(q, k, k, scoring)
+    torch.testing.assert_close(flex.flex_flash_attention(q, k, k, scoring), expected, rtol=1e-5, atol=1e-5)
+    assert asked == [{"BACKEND": "FLASH"}] and "FLASH" in get_args(_Backend)
+    assert flex.is_special_half(q.half(), k.half(), k.half(), scoring)
+    assert not flex.is_special_half(q, k, k, scoring)
+    assert not flex.is_special_half(q.half(), k.half(), k.half(), Scoring(0.3))
