@@ -26,8 +26,8 @@ class Counted(nn.Linear):
         return super().forward(input)
 
 
-@pytest.mark.parametrize("attention", ["gqa", "mla"])
-def test_layers_of_another_make_start_alike_and_are_used(tiny: Callable[..., Any], attention: str) -> None:
+@pytest.mark.parametrize("attention", [{"name": "gqa", "bias": True}, "mla"], ids=["gqa", "mla"])
+def test_layers_of_another_make_start_alike_and_are_used(tiny: Callable[..., Any], attention: Any) -> None:
     model = tiny(True, attention=attention)
     with linears(Counted):
         theirs = compose(model, seed=3)

@@ -202,7 +202,9 @@ def test_flash_mla_is_given_pages_and_reads_what_the_reference_does(libraries: N
         assert flash_mla.takes(q, memory, 99, 512, 0.1)
         got = flash_mla.flash_mla(q, memory, 99, 512, 0.1)
         torch.testing.assert_close(got, latent_attention_reference(q, memory, 99, 512, 0.1))
-        assert not flash_mla.takes(q, memory[:, :100], 99, 512, 0.1)
+        assert not flash_mla.takes(q, memory[:, :64], 64, 512, 0.1)  # rows that do not follow each other
+        assert not flash_mla.takes(q, memory[:, :100].contiguous(), 99, 512, 0.1)
+        assert not flash_mla.takes(q, memory, 99, 512, 0.1, torch.zeros(1, 1, tokens, 99))
         assert not flash_mla.takes(q.float(), memory.float(), 99, 512, 0.1)
     assert not flash_mla.takes(q, memory, 99, 512, 0.1)  # its gradient
 
