@@ -21,6 +21,7 @@ SECTIONS = {  # check → heading, and what its cells say
     ),
     "compiled_preset": ("Compiled presets", "Each kind of layer of a preset compiled: the same figures."),
     "attention": ("FlexAttention", "Its kernels, forward and backward, by what forms the scores: the same figures."),
+    "timed": ("Parts that are timed", "What `python -m tests.gpu` times on a GPU, traced without one."),
 }
 UNTRIED, FAILS = "–", "FAILS: "
 ABOUT = """# The GPU path, tried without a GPU
@@ -29,8 +30,8 @@ ABOUT = """# The GPU path, tried without a GPU
 tensors without memory that claim to be on a GPU, and the kernels that the compiler writes were made into machine code
 for it by `ptxas`. A row that passes says that no operator refuses, that the host never waits to read a number, that
 every parameter gets a gradient, that layers compile into one graph and each kernel can be launched: its shared memory
-is within what a block of threads may have ({limits}). It says nothing about results,
-speed, torch's own fused attention and grouped products, or several GPUs.
+is within what a block of threads may have
+({limits}). It says nothing about results, speed, torch's own fused attention and grouped products, or several GPUs.
 
 Kernels are built in the first of the shapes that autotuning would try. Shared memory and spilled registers are in
 bytes, each of the kernel that takes most; spills count loads and stores in the code. They make a kernel slow, not
@@ -77,7 +78,12 @@ class Page:
 
     def text(self) -> str:
         limits = ", ".join(f"{GPUS[gpu].shared:,} bytes on {heading}" for gpu, heading in COLUMNS.items())
-        return ABOUT.format(limits=limits) + stamp() + "\n" + "".join(map(self._section, self.cells))
+        return (
+            ABOUT.format(limits=limits)
+            + stamp()
+            + "\n"
+            + "".join(self._section(check) for check, rows in self.cells.items() if rows)
+        )
 
     def _section(self, check: str) -> str:
         heading, meaning = SECTIONS[check]
