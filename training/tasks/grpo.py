@@ -191,8 +191,10 @@ class Grpo(Task):
     def _continue(self, numbers: list[int], split: Split, seeds: list[int], temperature: float) -> Rollout:
         prompts = self.data.prompts(split)
         ends = self.data.rendering.chat.ends(self.data.tokenizer)
-        rows, sharded = [prompts[n].ids for n in numbers], is_distributed(self.model)
-        return sample_completions(self.model, rows, seeds, self.max_new_tokens, temperature, ends, sharded)
+        rows = [prompts[n].ids for n in numbers]
+        # Sharded weights and balance losses are exchanged in every forward pass: ranks take equally many.
+        together = self.ranks().number > 1 or is_distributed(self.model)
+        return sample_completions(self.model, rows, seeds, self.max_new_tokens, temperature, ends, together)
 
     def _judge(self, found: Rollout, numbers: list[int], split: Split) -> tuple[dict[str, list[float]], int]:
         """Rewards of each part, and how many parts failed."""
@@ -283,17 +285,16 @@ class Grpo(Task):
     @torch.no_grad()
     def _sample_held_out(self, batch: Batch, split: Split) -> None:
         """Rewards of one sampled and of the likeliest completion of each held-out prompt."""
-        numbers = [n for n in batch["prompt"].tolist() if n >= 0]
-        if not numbers:
-            return
+        real = [n for n in batch["prompt"].tolist() if n >= 0]
+        numbers = real or [0]  # a rank without any takes the steps of the others
         seeds = [stable_seed(self.seed, f"{split}/{n}") for n in numbers]
         weights = [weight for weight, _ in self.reward.parts().values()]
         for name, temperature in (("reward", self.temperature), ("greedy", 0.0)):
             found = self._continue(numbers, split, seeds, temperature)
             rewards, _ = self._judge(found, numbers, split)
-            each = (torch.tensor(values).nansum() for values in rewards.values())
+            each = (torch.tensor(values[: len(real)]).nansum() for values in rewards.values())
             self._add(name, sum(w * value for w, value in zip(weights, each, strict=True)))
-        self._add("prompts", torch.tensor(float(len(numbers))))
+        self._add("prompts", torch.tensor(float(len(real))))
 
     def _add(self, name: str, value: Any) -> None:
         self._measured[name] = self._measured.get(name, torch.tensor(0.0)) + torch.as_tensor(value)

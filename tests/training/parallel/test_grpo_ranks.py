@@ -1,0 +1,115 @@
+"""Policy optimisation on two ranks: the texts, the steps and the figures of one process; resuming between updates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from many_ranks import DENSE, MOE, Descent, read_model, spawn
+
+from training.data.prompt_module import PromptDataModule
+from training.data.sorting import Sorting
+from training.data.tokenizers.chars import Chars
+from training.parallel.local import whole
+from training.parallel.strategy import Parallel
+from training.schedulers.constant import Constant
+from training.tasks.grpo import Grpo
+
+pytestmark = pytest.mark.xdist_group("grpo_ranks")  # its fixture trains on two ranks, once
+
+STRATEGIES = ("ddp", "fsdp")
+
+
+class Texts(L.Callback):
+    """What each step was made of on this rank, and the weights after the last."""
+
+    def __init__(self) -> None:
+        self.texts: list[list[tuple[int, ...]]] = []
+
+    def on_train_batch_end(self, trainer: Any, task: Any, *_: Any) -> None:
+        newest = task._rollouts[max(task._rollouts)]
+        self.texts.append(sorted((*p, -1, *c) for p, c in zip(newest.prompts, newest.completions, strict=True)))
+
+
+def train(folder: Path, steps: int, ckpt_path: Path | None = None, model: str = DENSE, **how: Any) -> dict[str, Any]:
+    task = Grpo(
+        read_model(model),
+        Descent(),
+        Constant(warmup=1),
+        reward={"name": "length", "longest": 8, "buffer": 7},
+        advantage="batch",
+        group_size=4,
+        max_new_tokens=6,
+    )
+    data = PromptDataModule(
+        corpus=Sorting(train=24, held_out=4, salt=1),
+        tokenizer=Chars(16),
+        sequence_length=12,
+        batch_size=4,
+        updates=how.pop("updates", 1),
+        cache_dir=str(folder / "cache"),
+    )
+    watch = Texts()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        check_val_every_n_epoch=None,
+        val_check_interval=steps,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        callbacks=[watch],
+        default_root_dir=folder,
+        **how,
+    )
+    trainer.fit(task, data, ckpt_path=ckpt_path, weights_only=True)
+    if model is MOE and ckpt_path is None:
+        trainer.save_checkpoint(folder / "stop.ckpt")
+    names = ("train/reward", "train/loss", "val/reward")
+    figures = {name: float(trainer.callback_metrics[name]) for name in names}
+    weights = {k: whole(v.detach()).clone() for k, v in task.model.named_parameters()}
+    return {"texts": watch.texts, "figures": figures, "weights": weights}
+
+
+def on_ranks(folder: Path) -> dict[str, Any]:
+    found = {
+        "ddp": train(folder / "ddp", 3, strategy="ddp", devices=2),
+        "fsdp": train(folder / "fsdp", 3, strategy=Parallel(), devices=2),
+    }
+    how: dict[str, Any] = {"model": MOE, "updates": 2, "strategy": "ddp", "devices": 2}
+    uninterrupted = train(folder / "whole", 4, **how)
+    train(folder / "part", 3, **how)
+    rest = train(folder / "part", 4, folder / "part" / "stop.ckpt", **how)
+    return {**found, "whole": uninterrupted, "rest": rest}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("runs")
+    two = spawn(2, on_ranks, folder)  # first: threads of a training do not survive the fork
+    return {"one": train(folder / "one", 3), "two": two}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_ranks_sample_the_texts_of_one_and_take_its_steps(runs: Any, strategy: str) -> None:
+    one, two = runs["one"], [rank[strategy] for rank in runs["two"]]
+    for step, expected in enumerate(one["texts"]):
+        assert sorted(two[0]["texts"][step] + two[1]["texts"][step]) == expected
+    for rank in two:
+        assert rank["figures"] == pytest.approx(one["figures"], abs=1e-5)
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(rank["weights"][name], weight, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_two_ranks_resume_between_the_updates_of_a_rollout(runs: Any) -> None:
+    for rank in runs["two"]:
+        assert rank["rest"]["texts"] == rank["whole"]["texts"][3:]
+        assert all(torch.equal(rank["rest"]["weights"][k], v) for k, v in rank["whole"]["weights"].items())
