@@ -29,6 +29,8 @@ from blocks.decoder import Decoder
 from blocks.gating.base import Gating
 from blocks.initialise import draws, initialise, suited
 from blocks.skipping import draw_part
+from training.parallel.exchange.all_to_all import AllToAll
+from training.parallel.exchange.base import Exchange
 from training.parallel.experts import share_out
 from training.parallel.local import is_low, own_place, plain
 from training.parallel.meshes import Meshes
@@ -48,11 +50,13 @@ class Sharding:
         meshes: of the run
         low: dtype in which weights are gathered and computed with; None: their own
         cpu_offload: whether shards, their gradients and their optimizer state are kept in host memory
+        exchange: how tokens are sent to the ranks of their experts
     """
 
     meshes: Meshes
     low: torch.dtype | None = None
     cpu_offload: bool = False
+    exchange: type[Exchange] = AllToAll
 
     def shard(self, module: nn.Module, *, routed: bool = False, wide: bool = False) -> None:
         """Apply FSDP2 to a module, except its already sharded submodules.
@@ -162,7 +166,7 @@ def _split(part: nn.Module, sharding: Sharding, d_model: int) -> None:
     for region in regions(part, dense=meshes.tensor is not None, routed=meshes.expert is not None):
         if region.routed:
             assert meshes.expert is not None
-            share_out(region, meshes.expert)
+            share_out(region, meshes.expert, sharding.exchange)
             if meshes.routed is not None:
                 sharding.shard(region.block, routed=True)
         elif meshes.tensor is not None and divisible(region, meshes.tensor.size(), d_model):

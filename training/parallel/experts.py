@@ -18,19 +18,20 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from blocks.gating.base import Routing
-from blocks.kernels.grouped_matmul import add_up, take
 from registry import ConfigError
-from training.parallel.collectives import enter, exchange, exchange_counts, leave
+from training.parallel.collectives import enter, leave
+from training.parallel.exchange.base import Exchange
 from training.parallel.local import distribute, localised
 from training.parallel.plan import Region
 
 
-def share_out(region: Region, mesh: DeviceMesh) -> None:
+def share_out(region: Region, mesh: DeviceMesh, how: type[Exchange]) -> None:
     """Give each rank of the mesh its experts, and route tokens to them.
 
     Args:
         region: a block of experts
         mesh: (expert), (tensor) or (expert, tensor)
+        how: tokens are sent over the expert mesh
     """
     block: Any = region.block
     n_experts = getattr(block, "n_experts", None)
@@ -42,6 +43,7 @@ def share_out(region: Region, mesh: DeviceMesh) -> None:
     names = mesh.mesh_dim_names or ()
     over = {name: mesh[name] for name in names}
     here = Whereabouts(n_experts, over.get("expert"), over.get("tensor"))
+    exchange = None if here.expert is None else how(here.expert.get_group(), here.ranks, here.held)
     inner, block.n_experts = block.forward, here.held
     # Gradients here are sums over all ranks of the expert mesh. FSDP2 averages over the remaining ranks, but the mean
     # over all of them is needed.
@@ -56,7 +58,7 @@ def share_out(region: Region, mesh: DeviceMesh) -> None:
         group = None if here.tensor is None else here.tensor.get_group()
         if group is not None:
             x, weights = enter(x, group), enter(weights, group)
-        y = _dispatch(x, routing.experts, weights, here, compute)
+        y = _dispatch(x, routing.experts, weights, here, exchange, compute)
         return y if group is None else leave(y, group)
 
     block.forward = forward
@@ -88,33 +90,16 @@ class Whereabouts:
         return rank.masked_fill(experts == self.n_experts, self.ranks), within % self.held
 
 
-def _dispatch(x: Tensor, experts: Tensor, weights: Tensor, here: Whereabouts, compute: Any) -> Tensor:
-    """x [T,D], experts and weights [T,k] → Σ weight · expert(x) over the experts found by ``here``, [T,D].
-
-    Synchronises with the device once, for the counts of sent and received rows.
-    """
+def _dispatch(
+    x: Tensor, experts: Tensor, weights: Tensor, here: Whereabouts, exchange: Exchange | None, compute: Any
+) -> Tensor:
+    """x [T,D], experts and weights [T,k] → Σ weight · expert(x) over the experts found by ``here``, [T,D]."""
     rank, number = here.find(experts)
-    if here.expert is None:
+    if exchange is None:
         elsewhere = rank == here.ranks
         return compute(x, number.masked_fill(elsewhere, here.held), weights, rank.numel() - int(elsewhere.sum()))
-    n, group = here.ranks, here.expert.get_group()
-    reached = torch.zeros(len(x), n + 1, dtype=torch.bool, device=x.device).scatter_(1, rank, True)[:, :n]
-    asked_of = torch.zeros(n + 1, dtype=torch.int64, device=x.device)
-    asked_of.scatter_add_(0, rank.flatten(), torch.ones_like(rank).flatten())
-    counts = torch.stack((reached.sum(0), asked_of[:n]), 1)
-    sent, received, pairs = torch.cat((counts[:, :1], exchange_counts(counts, group)), 1).t().tolist()
-    rows = (~reached.t()).flatten().to(torch.uint8).argsort(stable=True)[: sum(sent)]  # by rank, then by token
-    to, token = rows // len(x), rows % len(x)
-    absent = rank[token] != to[:, None]
-    numbers, order = number[token].masked_fill(absent, here.held).sort(1)
-    shares = take(weights, token).gather(1, order).masked_fill(numbers == here.held, 0)
-    width = min(numbers.shape[1], here.held)  # a row has at most as many experts as the rank holds
-    note = torch.cat((numbers[:, :width].float(), shares[:, :width].float()), 1)
-    rows, note = exchange(received, sent, group, take(x, token), note)
-    asked, share = note.chunk(2, 1)
-    answers = compute(rows, asked.detach().round().long(), share, sum(pairs))
-    (back,) = exchange(sent, received, group, answers)
-    return add_up(back.to(x.dtype), token, len(x))
+    rows, asked, shares, pairs, handle = exchange.send(x, rank, number, weights)
+    return exchange.give_back(compute(rows, asked, shares, pairs), handle)
 
 
 def _compute(inner: Any, rows: Tensor, experts: Tensor, weights: Tensor, held: int, pairs: int) -> Tensor:

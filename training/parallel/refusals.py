@@ -10,6 +10,7 @@ from registry import ConfigError, Node
 from registry.extras import require
 from registry.layout import plan
 from training.parallel import recompute
+from training.parallel.exchange.lookup import check_exchange
 from training.parallel.refuse_context import check_context
 from training.parallel.sizes import STRATEGY, Sizes, launched, sizes_of
 
@@ -50,6 +51,7 @@ def check(plain: Mapping[str, Any]) -> None:
     if trainer.get("precision", "32-true") not in PRECISIONS:
         rule = "needs gradient scaling, which FSDP2 does not support"
         raise ConfigError("trainer.precision", trainer["precision"], rule, "Write trainer.precision=bf16-mixed")
+    check_exchange(strategy.get("exchange", "all_to_all"))
     if strategy.get("cpu_offload") and trainer.get("accelerator") == "cpu":
         rule = "moves shards from a GPU's memory to the host's, but there is no GPU"
         raise ConfigError("trainer.strategy.cpu_offload", True, rule, "Leave it out on CPUs")

@@ -18,6 +18,7 @@ from registry import ConfigError
 from registry.ranges import Count, Positive
 from training.parallel.build import LOW, Sharding
 from training.parallel.checkpoint import gather, load_file, load_folder, save_folder
+from training.parallel.exchange.lookup import exchange_of
 from training.parallel.meshes import Meshes, make_meshes
 from training.parallel.sizes import Sizes, sizes_of
 
@@ -39,6 +40,7 @@ class Parallel(ModelParallelStrategy):
         tensor: adjacent ranks that split heads and hidden widths; keep them inside a machine
         expert: how many of the shard × context ranks share the experts; tokens are sent to them
         context: ranks that split the tokens of the same windows, and share weights like ``shard``
+        exchange: how tokens are sent to their experts: all_to_all, torch's; or deep_ep (training/parallel/exchange)
         cpu_offload: keep shards and optimizer state in host memory, and step there
         sharded_checkpoints: write a folder with every rank's shards; else one file, written by rank 0, which needs
             memory for all of it. null is a folder if more than 8 ranks share the weights
@@ -53,6 +55,7 @@ class Parallel(ModelParallelStrategy):
         tensor: Count = 1,
         expert: Count = 1,
         context: Count = 1,
+        exchange: str = "all_to_all",
         cpu_offload: bool = False,
         sharded_checkpoints: bool | None = None,
         process_group_backend: str | None = None,
@@ -64,6 +67,7 @@ class Parallel(ModelParallelStrategy):
         self._given: dict[str, Any] = {"replicate": replicate, "shard": shard, "tensor": tensor, "expert": expert}
         self._given["context"] = context
         self.cpu_offload = cpu_offload
+        self.exchange = exchange_of(exchange)
         self.meshes: Meshes | None = None
 
     def setup_environment(self) -> None:
@@ -84,7 +88,7 @@ class Parallel(ModelParallelStrategy):
     def sharding(self) -> Sharding:
         """The settings for building the task's decoder."""
         assert self.meshes is not None, "the processes are not up"
-        return Sharding(self.meshes, LOW.get(self.precision_plugin.precision), self.cpu_offload)
+        return Sharding(self.meshes, LOW.get(self.precision_plugin.precision), self.cpu_offload, self.exchange)
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
