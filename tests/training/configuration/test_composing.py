@@ -21,8 +21,8 @@ def options(group: str) -> list[str]:
 
 
 def chosen(*groups: str) -> list[str]:
-    # One names a file (tests/training/data/test_pretrained.py), one needs a package, one is put upon another, one goes on
-    # from a run (tests/test_init_from.py).
+    # One names a file (tests/training/data/test_pretrained.py), one needs a package, one is put upon another, one goes
+    # on from a run (tests/test_init_from.py).
     needy = {"data/tokenizer=pretrained", "trainer=deepspeed", "trainer=sim", "experiment=extend_context"}
     return [o for group in groups for option in options(group) if (o := f"{group}={option}") not in needy]
 
