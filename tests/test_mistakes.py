@@ -277,7 +277,9 @@ LATE = {
         "callbacks=long_context\ncallbacks.long_context.suites=[nedle]", "callbacks.long_context.suites", "'needle'"
     ),
     "needle longer than the window": Mistake(
-        "callbacks=long_context\ncallbacks.long_context.lengths=[8]", "callbacks.long_context.lengths", "at most half"
+        "callbacks=long_context\ncallbacks.long_context.lengths=[8]\ncallbacks.long_context.window=8",
+        "callbacks.long_context.lengths",
+        "at most half",
     ),
     "prompts beyond the model's positions": Mistake(
         "callbacks=long_context\ncallbacks.long_context.lengths=[4096]",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lab.reading.measure import Reading
+from lab.reading.reading import Reading
 from lab.report.svg import Chart
 
 ROW = 24  # pixels of a depth

@@ -20,8 +20,9 @@ from interop.source import Source, build, checkpoint_of, open_source
 from lab.reading import results
 from lab.reading.base import Text, find
 from lab.reading.chart import written
-from lab.reading.measure import DEPTHS, Grid, Reading, read
+from lab.reading.measure import DEPTHS, Grid, read
 from lab.reading.position_loss import PositionLoss, position_loss
+from lab.reading.reading import Reading
 from lab.reading.wording import WORDINGS, wording_of
 from lab.writer import DTYPES, tokenizer_of, usable_device
 from registry import ConfigError, did_you_mean

@@ -14,7 +14,7 @@ from lab.reading.position_loss import position_loss, window_loss
 from lab.reading.wording import wording_of
 from registry import ConfigError
 from registry.enforcing import enforced
-from registry.ranges import Count
+from registry.ranges import Count, Fraction, Whole
 from training.data.module import TextDataModule
 from training.tasks.base import Task
 
@@ -51,13 +51,13 @@ class LongContext(L.Callback):
         suites: Sequence[str] = ("needle",),
         lengths: Sequence[Count] | None = None,
         window: Count | None = None,
-        depths: Sequence[float] = DEPTHS,
+        depths: Sequence[Fraction] = DEPTHS,
         samples: Count = 32,
         generated: bool = False,
         wording: str = "symbols",
-        symbols: Sequence[int] = (128, 256),
+        symbols: Sequence[Whole] = (128, 256),
         stretches: Count | None = 4,
-        seed: int = 0,
+        seed: Whole = 0,
     ) -> None:
         self.directory = Path(directory)
         self.tests = find(list(suites), f"{PATH}.suites")

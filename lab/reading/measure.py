@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from blocks.generation.generate import Continuations
 from blocks.generation.sample import Sampling
 from blocks.initialise import stable_seed
 from lab.reading.base import Prompt, ReadingTest, Text, windows
+from lab.reading.reading import Reading
 from lab.reading.wording import Wording
 
 DEPTHS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -38,34 +38,6 @@ class Grid:
     samples: int = 32
     seed: int = 0
     generated: bool = False
-
-
-@dataclass
-class Reading:
-    """What one test found.
-
-    Args:
-        test: its name
-        lengths: tokens of the prompts
-        depths: empty for a test without depths, whose rows have one value
-        teacher_forced: share of the answers' tokens that are the likeliest, given the right ones before; a row per
-            length, a value per depth
-        generated: share of the answers that occur in a greedily generated text of their length; None if not measured
-    """
-
-    test: str
-    lengths: list[int]
-    depths: list[float]
-    teacher_forced: list[list[float]] = field(default_factory=list)
-    generated: list[list[float]] | None = None
-
-    def mean(self, length: int) -> float:
-        """The mean over depths at a length."""
-        row = self.teacher_forced[self.lengths.index(length)]
-        return sum(row) / len(row)
-
-    def as_plain(self) -> dict[str, Any]:
-        return dict(vars(self))
 
 
 def prompts(test: ReadingTest, length: int, depth: float, text: Text, words: Wording, grid: Grid) -> Iterator[Prompt]:

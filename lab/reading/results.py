@@ -8,13 +8,12 @@ from pathlib import Path
 
 from lab.reading.base import ReadingTest, Text
 from lab.reading.chart import heat_map
-from lab.reading.measure import Grid, Reading, prompts
+from lab.reading.measure import Grid, prompts
 from lab.reading.position_loss import PositionLoss
+from lab.reading.reading import FILE, Reading
 from lab.reading.wording import Wording
 from registry import ConfigError
 from training.writing import write_json, write_text
-
-FILE = "reading.json"  # of a run
 
 
 def check_lengths(lengths: Sequence[int], room: int, path: str) -> list[int]:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lab.reading.chart import heat_map
-from lab.reading.measure import Reading
-from lab.reading.results import FILE
+from lab.reading.reading import FILE, Reading
 from lab.report.figure import Figure
 from lab.report.findings import Finding
 from lab.report.reading import Run

@@ -196,7 +196,7 @@ RELEASED: dict[str, dict[str, Any]] = {
         "rope_scaling": {**YARN, "rope_type": "yarn", "factor": 32.0, "truncate": False},
     },
 }
-NOT_WRITTEN = {"tiny"}  # rotary positions in halves, which no class with latent attention has
+NOT_WRITTEN = {"tiny", "tiny_recall"}  # rotary positions in halves with latent attention; interleaved ones without
 WRITTEN_AS = {
     "ablation_moe_mha": "deepseek",
     "deepseek_moe_16b": "deepseek",

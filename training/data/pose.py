@@ -6,7 +6,7 @@ import numpy as np
 
 from registry.enforcing import enforced
 from registry.errors import ConfigError
-from registry.ranges import Count
+from registry.ranges import BelowOne, Count
 from training.data.transform import Array, Transform
 
 PATH = "data.transforms.pose"
@@ -30,12 +30,10 @@ class PoSE(Transform):
         margin: least length of a chunk, as a fraction of the window divided by ``chunks``
     """
 
-    def __init__(self, target: Count, chunks: Count = 2, margin: float = 0.25) -> None:
+    def __init__(self, target: Count, chunks: Count = 2, margin: BelowOne = 0.25) -> None:
         self.target, self.chunks, self.margin = target, chunks, margin
         if chunks < 2:
             raise ConfigError(f"{PATH}.chunks", chunks, "positions skip between chunks", "Write 2 or more")
-        if not 0 <= margin < 1:
-            raise ConfigError(f"{PATH}.margin", margin, "must be at least 0 and below 1", "Write 0.25")
 
     def check(self, sequence_length: int, vocab_size: int) -> None:
         """Refuse a target shorter than a window, and windows that cannot be cut."""

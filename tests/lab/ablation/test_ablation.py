@@ -252,6 +252,7 @@ def test_every_definition_plans_and_every_arm_takes_two_steps(name: str, shrunk:
 EXTENDED = ("mha", "yarn untuned", "none pose", "mla", "mla yarn")  # an arm of each kind
 
 
+@pytest.mark.slow
 def test_arms_of_the_extension_start_from_the_weights_of_the_arm_they_name(
     as_it_stands: Callable[[str], planning.Plan], small: list[str], tmp_path: Path
 ) -> None:

@@ -34,9 +34,9 @@ from blocks.compose import compose
 from training.checkpoints.plugin import SealedCheckpoints
 from training.optimizers.adamw import AdamW
 from training.optimizers.muon import Muon
-from training.parallel import experts
 from training.parallel.arithmetic import held_bytes, traffic
 from training.parallel.dry_run import Meter
+from training.parallel.exchange import all_to_all
 from training.parallel.plan import regions
 from training.parallel.sizes import Sizes, sizes_of
 
@@ -88,7 +88,7 @@ class Traffic(L.Callback):
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == 0:
-            self.exchange, experts.exchange = experts.exchange, self._spy
+            self.exchange, all_to_all.exchange = all_to_all.exchange, self._spy
             self.counted.__enter__()
 
     def _spy(self, received: list[int], sent: list[int], group: Any, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -99,7 +99,7 @@ class Traffic(L.Callback):
     def on_before_optimizer_step(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == 0:
             self.counted.__exit__(None, None, None)
-            experts.exchange = self.exchange
+            all_to_all.exchange = self.exchange
 
 
 def run(case: str, strategy: Any = "auto", devices: int = 1, **more: Any) -> dict[str, Any]:
