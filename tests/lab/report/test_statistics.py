@@ -124,7 +124,7 @@ def test_interval_holds_the_truth_as_often_as_it_says(seeds: int) -> None:
     assert 0.93 <= held / SWEEPS <= 0.97
 
 
-@pytest.mark.parametrize(("arms", "seeds"), [(2, 3), (4, 3), (4, 5)])
+@pytest.mark.parametrize(("arms", "seeds"), [(2, 3), (4, 3), pytest.param(4, 5, marks=pytest.mark.slow)])
 def test_what_is_the_same_is_called_noise(arms: int, seeds: int) -> None:
     rng = random.Random(arms)
     found = [simulated(rng, [0.0] * arms, seeds) for _ in range(SWEEPS)]

@@ -250,7 +250,7 @@ def trainings(devices: int) -> dict[tuple[str, str], Any]:
     return {(name, case): training(case, STRATEGIES[name][1], devices) for name, case in chosen}
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_training_under_each_strategy_is_that_of_one_process(devices: int) -> None:
     for (name, case), found in spawn(devices, trainings, devices)[0].items():
         alone = training(case)
@@ -291,6 +291,7 @@ def handed_over(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return saved, found
 
 
+@pytest.mark.slow
 def test_checkpoint_is_bitwise_the_same_under_any_other_strategy(tmp_path: Path) -> None:
     saved, found = spawn(2, handed_over, tmp_path)[0]
     found |= {(form, "alone"): resumed(tmp_path / form, "auto", 1) for form in ("file", "folder")}
@@ -362,7 +363,9 @@ def travelled(names: list[str]) -> dict[str, dict[str, int]]:
     return done
 
 
-@pytest.mark.parametrize(("devices", "names"), [(2, ["context"]), (4, ["shards", "heads"])])
+@pytest.mark.parametrize(
+    ("devices", "names"), [(2, ["context"]), pytest.param(4, ["shards", "heads"], marks=pytest.mark.slow)]
+)
 def test_bytes_that_travel_are_those_of_the_formula(devices: int, names: list[str]) -> None:
     decoder, tokens = compose(UNBALANCED, device="meta"), 8 * 12
     for rank in spawn(devices, travelled, names):
