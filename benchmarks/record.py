@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.statistics import Spread
+from lab.report.svg import Chart, Scale, cut, standalone
 
+BAR = 17  # pixels of a bar and its space
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -145,31 +147,26 @@ def number(value: Any) -> str:
 
 
 def plot(result: Result, file: Path) -> None:
-    """Bars of the plotted columns, one panel per table, with quartiles as whiskers."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = result.benchmark
+    """Bars of the plotted columns, one chart per table, with quartiles as whiskers."""
     shown = [table for table in result.tables if table.plotted and table.rows]
-    heights = [0.8 + 0.28 * len(table.rows) for table in shown]
-    figure, axes = plt.subplots(
-        len(shown), 1, figsize=(9, sum(heights) + 0.4), height_ratios=heights, squeeze=False, layout="constrained"
-    )
-    for table, axis in zip(shown, axes[:, 0], strict=True):
-        assert table.plotted is not None
-        at = list(table.columns).index(table.plotted)
-        rows = [row for row in table.rows if isinstance(row[at], float | int)]
-        middle = [float(row[at]) for row in rows]
-        low = [max(0.0, m - float(row[at + 1])) for m, row in zip(middle, rows, strict=True)]
-        high = [max(0.0, float(row[at + 2]) - m) for m, row in zip(middle, rows, strict=True)]
-        colours = ["#2a6f97" if str(row[0]).startswith("ours") else "#b0b7bd" for row in rows]
-        labels = [" · ".join(str(part) for part in row[: at if at < 3 else 2]) for row in rows]
-        axis.barh(range(len(rows)), middle, xerr=[low, high], color=colours, error_kw={"lw": 0.8})
-        axis.set_yticks(range(len(rows)), labels, fontsize=7)
-        axis.invert_yaxis()
-        axis.set_title(f"{table.title}: {table.plotted}", fontsize=9, loc="left")
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, metadata={"Date": None})
-    plt.close(figure)
+    file.write_text(standalone(*(_bars(table) for table in shown)))
+
+
+def _bars(table: Table) -> Chart:
+    assert table.plotted is not None
+    at = list(table.columns).index(table.plotted)
+    rows = [row for row in table.rows if isinstance(row[at], float | int)]
+    chart = Chart("bars", f"{table.title}: {table.plotted}", BAR * len(rows) + 80, left=230, top=34)
+    x = Scale(0, 1.02 * max(float(cell) for row in rows for cell in row[at : at + 3]), chart.x0, chart.x1)
+    chart.axes(x, None, table.plotted)
+    chart.add("text", "strong", cut(table.title, 60), x=4.0, y=14, tip=table.title)
+    for i, row in enumerate(rows):
+        y, (middle, low, high) = chart.y1 + BAR * i, (float(cell) for cell in row[at : at + 3])
+        name = " · ".join(str(part) for part in row[:at])
+        ours = "s1" if str(row[0]).startswith("ours") else "s8"
+        chart.add("text", "tick end", cut(name, 33), tip=name, x=chart.x0 - 6, y=y + 12)
+        chart.add(
+            "rect", f"block {ours}", tip=f"{name}: {middle:g}", x=chart.x0, y=y, width=x(middle) - x(0), height=BAR - 3
+        )
+        chart.add("line", "axis", x1=x(low), x2=x(high), y1=y + 7, y2=y + 7)
+    return chart

@@ -1,18 +1,15 @@
-"""Print and plot a cost card: a table with a column per model, and a figure. lab/describe.py measures."""
+"""Print a cost card: a table with a column per model. lab/describe.py measures, lab/report/card_chart.py draws."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from rich import box
 from rich.table import Table
 
-from blocks.cost import FAMILIES, cache_bytes
-from blocks.decoder import Decoder
-from registry import ConfigError, printing
+from blocks.cost import FAMILIES
+from registry import printing
 
 
 def _exact(value: float) -> str:
@@ -52,7 +49,7 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
         ("tokens of the sequence", "flops.context", _text),
         ("FLOPs a token, forward", "flops.forward_per_token", _scaled),
         ("FLOPs a token, training", "flops.training_per_token", _scaled),
-        ("  DeepSeekMoE's formula", "flops.deepseek_moe_formula", _scaled),
+        ("  a sequence, DeepSeekMoE's formula", "flops.deepseek_moe_formula", _scaled),
     ),
     (
         ("cache numbers a token", "cache.elements_per_token", _exact),
@@ -104,6 +101,7 @@ OPTIONAL = {f"parameters.families.{family}" for family in FAMILIES} | {
     "cache.bytes_per_token.stored",
     "cache.bytes_at_context.stored",
 }
+CHOSEN = {"cache.bits", "cache.bytes_per_token.at_bits", "cache.bytes_at_context.at_bits"}  # left out at 16 bits
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -133,6 +131,8 @@ def table(document: Mapping[str, Any]) -> Table:
         for label, key, written in section:
             if key in OPTIONAL and not any(model.get(key) for model in models):
                 continue
+            if key in CHOSEN and all(model["cache.bits"] == 16 for model in models):
+                continue
             cells = [label]
             for model in models:
                 cells.append("none" if model.get(key) is None else written(model[key]))
@@ -150,54 +150,3 @@ def _comparisons(document: Mapping[str, Any], models: list[dict[str, Any]]) -> l
 
 def _percent(change: float | None) -> str:
     return "" if change is None else f"{100 * change:+,.2f} %"
-
-
-def plot(document: Mapping[str, Any], decoders: Sequence[Decoder], file: Path) -> None:
-    """Draw parameters by family and cache bytes over context, one figure.
-
-    Raises:
-        ConfigError: the file cannot be written
-    """
-    from matplotlib.figure import Figure
-
-    models = document["models"]
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    families, caches = figure.subplots(1, 2)
-    _plot_families(families, models)
-    for model, decoder in zip(models, decoders, strict=True):
-        if model["cache"]["elements_per_token"] is not None:
-            _plot_cache(caches, model, decoder)
-    caches.set(xscale="log", yscale="log", xlabel="tokens cached", ylabel="bytes")
-    caches.set_title("cache of one sequence", fontsize=10)
-    caches.grid(alpha=0.3, which="both")
-    caches.legend(*caches.get_legend_handles_labels(), fontsize=8)
-    try:
-        figure.savefig(file, dpi=120)
-    except OSError as error:
-        raise ConfigError("--plot", str(file), f"cannot be written ({error.strerror})", "Name another file") from None
-
-
-def _plot_families(axes: Any, models: Sequence[Mapping[str, Any]]) -> None:
-    """A bar per model with stacked families, and a mark at its active parameters."""
-    bottoms = [0.0] * len(models)
-    for family in FAMILIES:
-        sizes = [model["parameters"]["families"][family] / 1e9 for model in models]
-        if any(sizes):
-            axes.bar(range(len(models)), sizes, bottom=bottoms, label=family.replace("_", " "), width=0.6)
-        bottoms = [bottom + size for bottom, size in zip(bottoms, sizes, strict=True)]
-    for i, model in enumerate(models):
-        axes.hlines(
-            model["parameters"]["active"] / 1e9, i - 0.36, i + 0.36, colors="black", label="" if i else "active"
-        )
-    axes.set(xticks=range(len(models)), xticklabels=[model["model"] for model in models])
-    axes.set_ylabel("parameters (billions)")
-    axes.set_title("parameters by family", fontsize=10)
-    axes.legend(fontsize=8)
-
-
-def _plot_cache(axes: Any, model: Mapping[str, Any], decoder: Decoder) -> None:
-    """Bytes at every power of two up to 128K tokens, or the given context."""
-    longest, bits = max(131_072, model["cache"]["context"]), model["cache"]["bits"]
-    lengths = [2**i for i in range(5, longest.bit_length())]
-    sizes = [cache_bytes(decoder, length, torch.float32) / 4 * bits / 8 for length in lengths]
-    axes.plot(lengths, sizes, label=f"{model['model']}, {bits:g} bits")

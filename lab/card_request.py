@@ -17,7 +17,6 @@ RECIPES = {
     "fp32": {"weights": 4, "gradients": 4, "master_weights": 0, "moments": 8},
     "bf16": {"weights": 2, "gradients": 2, "master_weights": 0, "moments": 4},
 }
-PLOTS = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ def read(arguments: Sequence[str]) -> Request:
 
 
 def _plot(file: str) -> Path:
-    if Path(file).suffix not in PLOTS:
-        raise ConfigError("--plot", file, f"must name a file ending in {', '.join(PLOTS)}", "Write --plot costs.png")
+    if Path(file).suffix != ".svg":
+        raise ConfigError("--plot", file, "must name a file ending in .svg", "Write --plot costs.svg")
     require("lab", "matplotlib", path="--plot", value=file)
     return Path(file)
 

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +23,14 @@ from lab import card
 from lab.card import SETTINGS, flat
 from lab.card_request import RECIPES, Options, Request, read
 from lab.models import load
-from registry import BlockError
+from lab.report import card_chart
+from lab.report.svg import standalone
+from registry import BlockError, ConfigError
 from registry.command import run_command
+from training.writing import write_text
 
 USAGE = """\
-blockwright describe model=NAME[,NAME…] [OPTION=VALUE …] [HYDRA OVERRIDE …] [--json] [--plot FILE.png|.svg|.pdf]
+blockwright describe model=NAME[,NAME…] [OPTION=VALUE …] [HYDRA OVERRIDE …] [--json] [--plot FILE.svg]
 
 model              presets, runs (logs/…), checkpoints (*.ckpt) or compositions (*.yaml), side by side
 context            tokens of the sequence that FLOPs are counted for; default 4096, or fewer if a model must
@@ -185,7 +189,15 @@ def main(arguments: Sequence[str]) -> None:
     else:
         card.show(answer)
     if request.plot:
-        card.plot(answer, decoders, request.plot)
+        _plot(answer, decoders, request.plot)
+
+
+def _plot(answer: Mapping[str, Any], decoders: Sequence[Decoder], file: Path) -> None:
+    charts = [card_chart.families(answer["models"]), card_chart.caches(answer["models"], decoders)]
+    try:
+        write_text(file, standalone(*(chart for chart in charts if chart)))
+    except OSError as error:
+        raise ConfigError("--plot", str(file), f"cannot be written ({error.strerror})", "Name another file") from None
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from blocks.compose import compose
 from blocks.cost import count_parameters
 from blocks.generation.generate import generate
 from lab import curves
+from lab.report import single
+from lab.report.svg import standalone
 from registry import printing
 from registry.enforcing import enforced
 from registry.extras import require
@@ -23,7 +25,7 @@ from training.callbacks.finale import Finale
 from training.jobs import RESULTS
 from training.parallel.local import is_distributed
 from training.tasks.base import Task
-from training.writing import write_json
+from training.writing import write_json, write_text
 
 SHOWN = (
     ("val/loss", "validation loss", "nats a token"),
@@ -44,7 +46,7 @@ SHOWN = (
 
 @enforced("callbacks.report")
 class RunReport(Finale):
-    """Writes results.json, curves.json, loss.png, expert_load.png and sample.txt, and prints a summary.
+    """Writes results.json, curves.json, loss.svg, expert_load.svg and sample.txt, and prints a summary.
 
     The curves are stored in checkpoints, so a resumed run has all of them. They are also written at each validation and
     when training fails or is interrupted, for comparisons.
@@ -117,15 +119,17 @@ class RunReport(Finale):
         final = [(trainer.global_step, metrics["val/loss"])] if "val/loss" in metrics else []
         self._write_curves(trainer, task, final)
         if self.train:
-            plot_losses(self.train, [*self.val, *final], self.directory / "loss.png")
+            chart = single.losses(self.train, [*self.val, *final])
+            write_text(self.directory / "loss.svg", standalone(chart))
         if task.expert_shares:
-            plot_expert_load(task.expert_shares, self.directory / "expert_load.png")
+            chart = single.expert_load({layer: share.tolist() for layer, share in task.expert_shares.items()})
+            write_text(self.directory / "expert_load.svg", standalone(chart))
         printing.show(results_table(results))
         if self.sample_tokens and spread:
             print("no sampled text: no rank has the whole model; see blockwright generate")
         elif self.sample_tokens:
             self._show_sample(trainer, task)
-        drawn = [f.name for kind in ("*.png", "*.svg") for f in sorted(self.directory.glob(kind))]
+        drawn = [f.name for f in sorted(self.directory.glob("*.svg"))]
         print(f"{self.directory}: {', '.join([RESULTS, curves.FILE, *drawn])}")
 
     def _show_sample(self, trainer: L.Trainer, task: Task) -> None:
@@ -162,37 +166,3 @@ def results_table(results: dict[str, Any]) -> Table:
     if violations:
         table.add_row("busiest expert over the mean", f"{1 + max(violations):.3g}", "×, worst layer, validation")
     return table
-
-
-def plot_losses(train: list[tuple[int, float]], val: list[tuple[int, float]], path: Path) -> None:
-    """Training and validation loss over optimizer steps."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(*zip(*train, strict=True), label="training", linewidth=1)
-    if val:
-        axes.plot(*zip(*val, strict=True), "o-", label="validation", markersize=3)
-        axes.set_title(f"validation loss {val[-1][1]:.4f} after {val[-1][0]} steps", fontsize=10)
-    axes.set(xlabel="optimizer step", ylabel="loss (nats a token)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
-
-
-def plot_expert_load(shares: dict[str, torch.Tensor], path: Path) -> None:
-    """Heat map of each expert's load relative to the even load, a row per routed layer."""
-    from matplotlib.figure import Figure
-
-    width = max(len(s) for s in shares.values())
-    grid = torch.full((len(shares), width), float("nan"))
-    for row, share in enumerate(shares.values()):
-        grid[row, : len(share)] = share * len(share)
-    figure = Figure(figsize=(max(5, 0.35 * width), 1.2 + 0.4 * len(shares)), layout="constrained")
-    axes = figure.subplots()
-    top = max(2.0, float(grid.nan_to_num(0).max()))
-    image = axes.imshow(grid.numpy(), aspect="auto", cmap="RdBu_r", vmin=2 - top, vmax=top)
-    axes.set(xlabel="expert", yticks=range(len(shares)), yticklabels=[f"layer {k}" for k in shares])
-    axes.set_title("load over even load (1 is even)", fontsize=10)
-    figure.colorbar(image)
-    figure.savefig(path, dpi=120)

@@ -137,7 +137,7 @@ def only(folder: Path) -> Path:
 def test_run_leaves_everything_a_person_needs(doors: dict[str, dict[str, Any]], folder: Path) -> None:
     assert doors["hydra"]["code"] == 0, doors["hydra"]["err"]
     left = {p.relative_to(folder / "run").as_posix() for p in (folder / "run").rglob("*") if p.is_file()}
-    wanted = {"results.json", "loss.png", "expert_load.png", "sample.txt", "lightning_cli.yaml", "config_tree.log"}
+    wanted = {"results.json", "loss.svg", "expert_load.svg", "sample.txt", "lightning_cli.yaml", "config_tree.log"}
     wanted |= {
         "checkpoints/last.ckpt",
         "checkpoints/best.ckpt",

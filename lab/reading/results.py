@@ -12,6 +12,7 @@ from lab.reading.measure import Grid, prompts
 from lab.reading.position_loss import PositionLoss
 from lab.reading.reading import FILE, Reading
 from lab.reading.wording import Wording
+from lab.report.svg import standalone
 from registry import ConfigError
 from training.writing import write_json, write_text
 
@@ -68,5 +69,5 @@ def write(directory: Path, readings: Sequence[Reading], loss: PositionLoss | Non
     files = [directory / FILE]
     for reading in readings:
         files.append(directory / f"reading-{reading.test}.svg")
-        write_text(files[-1], heat_map(reading, f"reading-{reading.test}").standalone())
+        write_text(files[-1], standalone(heat_map(reading, f"reading-{reading.test}")))
     return files

@@ -13,7 +13,7 @@ from typing import Any
 from lab.report import charts, costs, tables, words
 from lab.report.figure import Figure
 from lab.report.findings import Findings
-from lab.report.svg import CSS
+from lab.report.svg import CSS, standalone
 from lab.report.tables import Cell, Table
 from registry import ConfigError
 from registry.extras import require
@@ -58,7 +58,7 @@ def write(findings: Findings) -> Path:
     """Write the report, replacing an older one."""
     folder = findings.sweep.directory / "report"
     sections = arrange(findings)
-    files = {f.file: f.chart.standalone() for section in sections for f in section.figures}
+    files = {f.file: standalone(f.chart) for section in sections for f in section.figures}
     files |= {"runs.csv": rows(findings), "report.md": markdown(findings, sections)}
     files["index.html"] = page(findings, sections)
     try:

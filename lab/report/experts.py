@@ -19,9 +19,19 @@ def experts(index: int, finding: Finding) -> Figure | None:
     rows = _mean_loads([load for load in loads if load])
     if not rows:
         return None
+    chart = load_map(f"experts-{index}", f"Expert load of {finding.name}", rows)
+    flat = [load for row in rows.values() for load in row]
+    caption = (
+        f"What went to each expert over the even share, mean of {seeds(len(loads))}: from {min(flat):.2f} to "
+        f"{max(flat):.2f}. Without colour is even; blue is less, orange is more, full at nothing and at twice."
+    )
+    return Figure(chart, f"{finding.name}: load of the experts", caption)
+
+
+def load_map(name: str, title: str, rows: Mapping[str, Sequence[float]]) -> Chart:
+    """A row of cells per layer, an expert each, coloured by its load relative to the even load."""
     width = max(map(len, rows.values()))
-    name = f"experts-{index}"
-    chart = Chart(name, f"Expert load of {finding.name}", ROW * len(rows) + 50, left=58, right=14, top=8)
+    chart = Chart(name, title, ROW * len(rows) + 50, left=58, right=14, top=8)
     across = (chart.x1 - chart.x0) / width
     for r, (layer, row) in enumerate(rows.items()):
         chart.add("text", "tick end", f"layer {layer}", x=chart.x0 - 7, y=chart.y1 + ROW * r + 14)
@@ -31,12 +41,7 @@ def experts(index: int, finding: Finding) -> Figure | None:
     for e in range(0, width, max(1, math.ceil(width / 12))):
         chart.add("text", "tick mid", str(e), x=chart.x0 + across * (e + 0.5), y=chart.y0 + 15)
     chart.add("text", "name mid", "expert", x=(chart.x0 + chart.x1) / 2, y=chart.height - 6)
-    flat = [load for row in rows.values() for load in row]
-    caption = (
-        f"What went to each expert over the even share, mean of {seeds(len(loads))}: from {min(flat):.2f} to "
-        f"{max(flat):.2f}. Without colour is even; blue is less, orange is more, full at nothing and at twice."
-    )
-    return Figure(chart, f"{finding.name}: load of the experts", caption)
+    return chart
 
 
 def _mean_loads(loads: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:

@@ -116,12 +116,19 @@ class Chart:
         return self.add("g", clip_path=f"url(#{self.name}-clip)")
 
     def axes(
-        self, x: Scale, y: Scale | None, label: str, above: str = "", written: Callable[[float], str] | None = None
+        self,
+        x: Scale,
+        y: Scale | None,
+        label: str,
+        above: str = "",
+        written: Callable[[float], str] | None = None,
+        y_written: Callable[[float], str] | None = None,
     ) -> None:
-        """Draw grid, ticks and labels; ``above`` labels the y axis, ``written`` formats the x ticks."""
+        """Draw grid, ticks and labels; ``above`` labels the y axis, the last two format the ticks of x and y."""
         if y is not None:
             marks = y.ticks(5)
-            for value, word in zip(marks, spelt(marks), strict=True):
+            words = [y_written(v) for v in marks] if y_written else spelt(marks)
+            for value, word in zip(marks, words, strict=True):
                 self.add("line", "grid", x1=self.x0, x2=self.x1, y1=y(value), y2=y(value))
                 self.add("text", "tick end", word, x=self.x0 - 7, y=y(value) + 4)
         marks = x.ticks(4)
@@ -134,6 +141,13 @@ class Chart:
         if above:
             self.add("text", "name", above, x=4.0, y=self.y1 - 14)
 
+    def legend(self, names: Sequence[tuple[str, str]]) -> None:
+        """Name and colour class of each line, one below the other at the upper right, outside the axes."""
+        for i, (name, cls) in enumerate(names):
+            at = self.y1 + LINE * i
+            self.add("line", f"curve {cls}", x1=self.x1 + 8, x2=self.x1 + 20, y1=at, y2=at)
+            self.add("text", "tick", cut(name, 18), tip=name, x=self.x1 + 24, y=at + 4)
+
     def path(
         self, points: Sequence[tuple[float, float]], cls: str, into: ET.Element | None = None, tip: str = ""
     ) -> None:
@@ -144,12 +158,19 @@ class Chart:
         """SVG for a page with the style sheet."""
         return ET.tostring(self.root, encoding="unicode")
 
-    def standalone(self) -> str:
-        """SVG for a separate file."""
-        root = ET.Element("svg", {**self.root.attrib, "xmlns": "http://www.w3.org/2000/svg"})
-        ET.SubElement(root, "style").text = CSS.read_text()
-        root.extend(list(self.root))
-        return ET.tostring(root, encoding="unicode") + "\n"
+
+def standalone(*charts: Chart) -> str:
+    """SVG of one or more charts, one below the other, for a file of its own."""
+    height = sum(chart.height for chart in charts)
+    about = charts[0].root.attrib if len(charts) == 1 else {"class": "chart", "role": "img"}
+    root = ET.Element("svg", {**about, "viewBox": f"0 0 {WIDTH} {height:g}", "xmlns": "http://www.w3.org/2000/svg"})
+    ET.SubElement(root, "style").text = CSS.read_text()
+    top = 0.0
+    for chart in charts:
+        place = ET.SubElement(root, "svg", {"y": f"{top:g}", "width": str(WIDTH), "height": f"{chart.height:g}"})
+        place.extend(list(chart.root))
+        top += chart.height
+    return ET.tostring(root, encoding="unicode") + "\n"
 
 
 def spelt(values: Sequence[float]) -> list[str]:

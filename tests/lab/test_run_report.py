@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
-import matplotlib.image
 import pytest
 import torch
 
@@ -16,7 +16,9 @@ from blocks.attention.gqa import GQA
 from blocks.compose import compose
 from blocks.cost import cache_bytes, forward_flops_per_token
 from lab import curves
-from lab.run_report import RunReport, plot_expert_load, plot_losses, results_table
+from lab.report.single import expert_load, losses
+from lab.report.svg import standalone
+from lab.run_report import RunReport, results_table
 from training.entry.run import run
 from training.stops import Interrupted
 from training.tasks.causal_lm import CausalLM
@@ -24,15 +26,11 @@ from training.tasks.causal_lm import CausalLM
 Checked = Callable[..., dict[str, Any]]
 
 
-def picture(path: Path) -> Any:
-    image = matplotlib.image.imread(path)
-    assert image.shape[0] > 100 and image.shape[1] > 300
-    return image[..., :3]
-
-
-def is_drawn(path: Path) -> bool:
-    """Whether more than a white sheet is on it."""
-    return bool((picture(path) < 0.9).any(-1).mean() > 0.005)
+def drawn(path: Path) -> list[str]:
+    """The tooltips of what a chart shows, and the classes of its lines."""
+    elements = list(ElementTree.parse(path).iter())
+    lines = [e.get("class", "") for e in elements if e.tag.endswith("path")]
+    return lines + [e.text or "" for e in elements if e.tag.endswith("title")]
 
 
 @pytest.fixture
@@ -49,11 +47,12 @@ def test_run_is_shown_and_written(
     assert results["status"] == "completed" and results["steps"] == 4
     assert results["metrics"] == metrics
     assert results["parameters"] > results["active_parameters"] > 0 and results["fit_seconds"] > 0
-    assert is_drawn(folder / "loss.png") and is_drawn(folder / "expert_load.png")
+    assert {"curve s8", "curve s1"} <= set(drawn(folder / "loss.svg"))
+    assert any(tip.startswith("layer 1, expert 0:") for tip in drawn(folder / "expert_load.svg"))
     assert (folder / "sample.txt").read_bytes() != b""
     said = capsys.readouterr().out
     assert "validation bits per byte" in said and f"{results['parameters']:,}" in said
-    assert "sampled at temperature 0.8" in said and "results.json, curves.json, expert_load.png, loss.png" in said
+    assert "sampled at temperature 0.8" in said and "results.json, curves.json, expert_load.svg, loss.svg" in said
 
 
 def test_dense_run_draws_no_experts_and_samples_nothing_when_told(
@@ -61,8 +60,8 @@ def test_dense_run_draws_no_experts_and_samples_nothing_when_told(
 ) -> None:
     run(plain("model/ffn=gelu", "callbacks.report.sample_tokens=0"))
     folder = tmp_path / "run"
-    assert is_drawn(folder / "loss.png")
-    assert not (folder / "expert_load.png").exists() and not (folder / "sample.txt").exists()
+    assert "curve s8" in drawn(folder / "loss.svg")
+    assert not (folder / "expert_load.svg").exists() and not (folder / "sample.txt").exists()
     assert "busiest expert" not in capsys.readouterr().out
     results = json.loads((folder / "results.json").read_text())
     assert results["parameters"] == results["active_parameters"]
@@ -101,16 +100,18 @@ def test_curves_travel_in_the_checkpoint() -> None:
 
 
 def test_curves_are_drawn_without_validations_too(tmp_path: Path) -> None:
-    plot_losses([(1, 3.0), (2, 2.5), (3, 2.4)], [], tmp_path / "a.png")
-    plot_losses([(1, 3.0)], [(1, 2.9), (5, float("nan"))], tmp_path / "b.png")
-    assert is_drawn(tmp_path / "a.png") and is_drawn(tmp_path / "b.png")
+    (tmp_path / "a.svg").write_text(standalone(losses([(1, 3.0), (2, 2.5), (3, 2.4)], [])))
+    (tmp_path / "b.svg").write_text(standalone(losses([(1, 3.0)], [(1, 2.9), (5, float("nan"))])))
+    assert drawn(tmp_path / "a.svg") == ["curve s8", "Loss over optimizer steps", "training", "training"]
+    assert "step 1: 2.9000" in drawn(tmp_path / "b.svg")
+    assert "nan" not in (tmp_path / "b.svg").read_text()
 
 
 def test_load_is_drawn_for_layers_of_different_width(tmp_path: Path) -> None:
-    shares = {"1": torch.tensor([0.25] * 4), "5": torch.tensor([0.9] + [0.1 / 39] * 39)}
-    plot_expert_load(shares, tmp_path / "load.png")
-    assert is_drawn(tmp_path / "load.png")
-    plot_expert_load({"0": torch.zeros(2)}, tmp_path / "none.png")  # nothing routed yet
+    (tmp_path / "load.svg").write_text(standalone(expert_load({"1": [0.25] * 4, "5": [0.9] + [0.1 / 39] * 39})))
+    assert "layer 5, expert 0: 36.00 of the even load" in drawn(tmp_path / "load.svg")
+    assert "layer 1, expert 3: 1.00 of the even load" in drawn(tmp_path / "load.svg")
+    expert_load({"0": [0.0, 0.0]})  # nothing routed yet
 
 
 def test_table_leaves_out_what_was_not_measured() -> None:

@@ -18,6 +18,7 @@ from lab.reading.command import lengths_of, main
 from lab.reading.measure import Grid, Reading, forced_scores, generated_scores, prompts, read
 from lab.reading.position_loss import PositionLoss, position_loss, window_loss
 from lab.reading.wording import Sentences, Symbols, Wording
+from lab.report.svg import standalone
 from registry import ConfigError, RegistrationError
 from training.data.tokenizers.bytes import Bytes
 
@@ -262,5 +263,5 @@ def test_a_wrong_command_is_one_message(run: Any, more: list[str], path: str, wo
 
 def test_a_heat_map_names_its_cells() -> None:
     found = Reading("needle", [512, 4096], [0.1, 0.9], [[1.0, 0.5], [0.25, 0.0]])
-    svg = heat_map(found, "x").standalone()
+    svg = standalone(heat_map(found, "x"))
     assert "4,096 tokens, depth 10 %: 0.25" in svg and ">4k<" in svg and ">0.12<" in svg

@@ -31,7 +31,7 @@ def test_it_trains_logs_resumes_and_is_reported(own: Callable[..., dict[str, Any
     assert len(rows) == 6 and float(rows[-1]["train/loss"]) < float(rows[0]["train/loss"])
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["status"] == "completed" and results["metrics"]["val/loss"] == whole["val/loss"] > 0
-    assert (tmp_path / "run" / "loss.png").exists()
+    assert (tmp_path / "run" / "loss.svg").exists()
     on = run(own("trainer.max_steps=8", f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"))
     assert on["val/loss"] < whole["val/loss"]
 

@@ -1,0 +1,41 @@
+"""Charts of one run: its losses and the load of its experts, drawn as those of a sweep's report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from lab.report.experts import load_map
+from lab.report.learning import EARLY
+from lab.report.svg import Chart, Scale, padded
+from lab.report.words import short
+
+Points = Sequence[tuple[float, float]]
+
+
+def losses(train: Points, val: Points) -> Chart:
+    """Training and validation loss over optimizer steps; the fast fall of the first quarter may lie beyond the axis."""
+    end = max(at for at, _ in (*train, *val))
+    finite = [(at, loss) for at, loss in (*train, *val) if math.isfinite(loss)]
+    late = [loss for at, loss in finite if at >= EARLY * end] or [loss for _, loss in finite] or [0.0]
+    last = next(((loss, at) for at, loss in reversed(val) if math.isfinite(loss)), None)
+    title = "Loss over optimizer steps" + (f": validation {last[0]:.4f} after {last[1]:,} steps" if last else "")
+    chart = Chart("loss", title, 300, right=86, top=30)
+    x, y = Scale(0, max(end, 1), chart.x0, chart.x1), Scale(*padded(late), chart.y0, chart.y1)
+    chart.axes(x, y, "optimizer step", "loss, nats a token", short)
+    area = chart.clipped()
+    for name, at, points in (("training", "s8", train), ("validation", "s1", val)):
+        line = [(x(a), y(b)) for a, b in points if math.isfinite(b)]
+        chart.path(line, f"curve {at}", area, name)
+        if name == "validation":
+            for (px, py), (step, loss) in zip(line, [p for p in points if math.isfinite(p[1])], strict=True):
+                if py >= chart.y1:
+                    chart.add("circle", f"dot {at}", cx=px, cy=py, r=3.5, tip=f"step {step:,}: {loss:.4f}")
+    chart.legend((("training", "s8"), ("validation", "s1")) if val else (("training", "s8"),))
+    return chart
+
+
+def expert_load(shares: Mapping[str, Sequence[float]]) -> Chart:
+    """Load of each expert relative to the even load, a row per routed layer; blue is less, orange is more."""
+    rows = {layer: [share * len(each) for share in each] for layer, each in shares.items()}
+    return load_map("expert-load", "Load of the experts over the even load", rows)
