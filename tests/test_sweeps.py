@@ -163,6 +163,7 @@ def assert_each_job_had_its_own_processes(
     assert len({t["pid"] for t in told if t["rank"] == 1}) == jobs
 
 
+@pytest.mark.slow
 def test_searching_with_two_processes_a_job_trains_each_trial_once(
     train_py: Callable[..., subprocess.CompletedProcess[str]],
     tiny_run: list[str],
@@ -392,6 +393,7 @@ def test_killed_search_goes_on_with_no_trial_lost_or_repeated(
     assert not any("ckpt_path" in row["overrides"] for row in rows_of(sweep))
 
 
+@pytest.mark.slow
 def test_stopped_grid_goes_on_in_processes_of_its_own(
     start: Start,
     lab_sweep: Callable[..., subprocess.CompletedProcess[str]],

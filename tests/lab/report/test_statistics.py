@@ -132,6 +132,7 @@ def test_what_is_the_same_is_called_noise(arms: int, seeds: int) -> None:
     assert quiet / SWEEPS >= 0.94
 
 
+@pytest.mark.slow
 def test_four_arms_without_a_correction_would_cry_wolf() -> None:
     rng = random.Random(4)
     found = [simulated(rng, [0.0] * 4, 3) for _ in range(SWEEPS)]
