@@ -1,8 +1,9 @@
 """Conversations as a corpus: JSON lines or Parquet, in the forms that Hugging Face's trainers take.
 
 A record has ``messages``, a list of ``{role, content}``; or ``prompt`` and ``completion``, each a text or a list of
-messages, of which the completion alone is scored. A message with ``scored: false`` is not scored. Other columns are
-kept; tasks with rewards read them.
+messages, of which the completion alone is scored. A message with ``scored: false`` is not scored. ``tools`` is a list
+of JSON schemas, or JSON of one, that a format may show; an answer may have ``tool_calls``, which messages of the role
+``tool`` answer. Other columns are kept; tasks with rewards read them.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from registry.enforcing import enforced
 from registry.errors import ConfigError
@@ -23,7 +25,8 @@ from registry.ranges import BelowOne, Whole
 from training.data.corpus import SPLITS, Corpus, Split
 from training.data.text import ENOUGH_DOCUMENTS, QUICK_BYTES, assign, expand
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+OF_TOOLS = ("tool_calls", "tool_call_id", "name")  # keys of messages that a template may show
 FORMS = 'Write {"messages": [{"role": "user", "content": "…"}, …]} or {"prompt": "…", "completion": "…"}'
 
 
@@ -35,17 +38,19 @@ class Conversation:
         where: file and line, for messages
         messages: role, content and, where false, scored, of each turn
         columns: the record's other columns
+        tools: JSON schemas of the tools that the model may call
     """
 
     where: str
     messages: list[dict[str, Any]]
     columns: dict[str, Any] = field(default_factory=dict)
+    tools: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Conversation:
+    def from_json(cls, text: str) -> Self:
         return cls(**json.loads(text))
 
 
@@ -89,6 +94,10 @@ class Conversations(ConversationCorpus):
         parts, which = self._parts, SPLITS.index(split)
         return (each for i, each in enumerate(self._all()) if parts[i] == which)
 
+    def read(self, record: Any, where: str) -> Conversation:
+        """The conversation of a record; see ``read_record``."""
+        return read_record(record, where)
+
     def check(self) -> None:
         if not self._n_records:
             raise ConfigError("data.corpus.files", self.files, "the files hold no conversation", FORMS)
@@ -113,7 +122,7 @@ class Conversations(ConversationCorpus):
         return sorted({path for pattern in self.files for path in expand(pattern)})
 
     def _all(self) -> Iterator[Conversation]:
-        return (read_record(record, where) for where, record in self._records())
+        return (self.read(record, where) for where, record in self._records())
 
     def _records(self) -> Iterator[tuple[str, Any]]:
         for path in self._paths:
@@ -144,36 +153,71 @@ def read_record(record: Any, where: str) -> Conversation:
         ConfigError: at ``data.corpus.files``, for a record of another form, with file and line
     """
     if not isinstance(record, Mapping):
-        _refuse(where, f"a record must be a mapping, not {type(record).__name__}")
+        refuse(where, f"a record must be a mapping, not {type(record).__name__}")
     if "messages" in record:
-        messages = _turns(record["messages"], "messages", where)
+        messages = turns(record["messages"], "messages", where)
         used = {"messages"}
     elif {"prompt", "completion"} <= set(record):
-        prompt = _turns(record["prompt"], "prompt", where, "user")
-        messages = [{**turn, "scored": False} for turn in prompt] + _turns(
-            record["completion"], "completion", where, "assistant"
-        )
+        prompt = turns(record["prompt"], "prompt", where, "user")
+        messages = unscored(prompt) + turns(record["completion"], "completion", where, "assistant")
         used = {"prompt", "completion"}
     else:
-        _refuse(where, f"a record needs messages, or prompt and completion; this has {', '.join(map(str, record))}")
-    if any(turn["role"] == "system" for turn in messages[1:]):
-        _refuse(where, "a system message must be the first")
-    return Conversation(where, messages, {k: v for k, v in record.items() if k not in used})
+        refuse(where, f"a record needs messages, or prompt and completion; this has {', '.join(map(str, record))}")
+    refuse_order(messages, where)
+    return Conversation(
+        where, messages, {k: v for k, v in record.items() if k not in {*used, "tools"}}, tools(record, where)
+    )
 
 
-def _turns(value: Any, key: str, where: str, role: str | None = None) -> list[dict[str, Any]]:
+def turns(value: Any, key: str, where: str, role: str | None = None) -> list[dict[str, Any]]:
+    """The messages in a column of a record; a text is one message of ``role``, if that is given."""
     if isinstance(value, str) and role is not None:
         value = [{"role": role, "content": value}]
     if not isinstance(value, list) or not value:
-        _refuse(where, f"{key} must be a list of messages{' or a text' if role else ''}, and not empty")
-    for turn in value:
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("content"), str):
-            _refuse(where, f"a message of {key} needs a role and a content, both text: {str(turn)[:80]}")
-        if turn.get("role") not in ROLES:
-            _refuse(where, f"the role {str(turn.get('role'))!r} is none of {', '.join(ROLES)}")
-        if turn["role"] == "assistant" and not turn["content"]:
-            _refuse(where, "an answer is empty")
-    return [{k: turn[k] for k in ("role", "content", "scored") if k in turn} for turn in value]
+        refuse(where, f"{key} must be a list of messages{' or a text' if role else ''}, and not empty")
+    return [_turn(turn, key, where) for turn in value]
+
+
+def _turn(turn: Any, key: str, where: str) -> dict[str, Any]:
+    calls = turn.get("tool_calls") if isinstance(turn, Mapping) else None
+    if calls and turn.get("content") is None:
+        turn = {**turn, "content": ""}
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("content"), str):
+        refuse(where, f"a message of {key} needs a role and a content, both text: {str(turn)[:80]}")
+    if turn.get("role") not in ROLES:
+        refuse(where, f"the role {str(turn.get('role'))!r} is none of {', '.join(ROLES)}")
+    if calls and not (isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls)):
+        refuse(where, f"tool_calls must be a list of mappings: {str(calls)[:80]}")
+    if turn["role"] == "assistant" and not turn["content"] and not calls:
+        refuse(where, "an answer is empty")
+    return {k: turn[k] for k in ("role", "content", "scored", *OF_TOOLS) if turn.get(k) is not None}
+
+
+def unscored(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same messages, of which none is scored."""
+    return [{**turn, "scored": False} for turn in messages]
+
+
+def refuse_order(messages: list[dict[str, Any]], where: str) -> None:
+    """Refuse a system message after the first, and a tool's message that follows no call."""
+    if any(turn["role"] == "system" for turn in messages[1:]):
+        refuse(where, "a system message must be the first")
+    for before, turn in pairwise([{}, *messages]):
+        if turn["role"] == "tool" and not (before.get("role") == "tool" or before.get("tool_calls")):
+            refuse(where, "a message of the role tool must follow an answer with tool_calls")
+
+
+def tools(record: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The tools of a record: a list of JSON schemas, or JSON of one, since Parquet would give all schemas all keys."""
+    found = record.get("tools") or []
+    if isinstance(found, str):
+        try:
+            found = json.loads(found)
+        except (ValueError, RecursionError) as error:
+            refuse(where, f"tools is no JSON ({error})")
+    if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in found):
+        refuse(where, f"tools must be a list of JSON schemas: {str(found)[:80]}")
+    return found
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -183,7 +227,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
                 try:
                     yield f"{path.name}:{number}", json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    _refuse(f"{path.name}:{number}", f"is no line of JSON ({error})")
+                    refuse(f"{path.name}:{number}", f"is no line of JSON ({error})")
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
@@ -197,5 +241,6 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
             yield f"{path.name}:{number}", {k: v for k, v in record.items() if v is not None}
 
 
-def _refuse(where: str, rule: str) -> NoReturn:
-    raise ConfigError("data.corpus.files", where, rule, FORMS)
+def refuse(where: str, rule: str, remedy: str = FORMS) -> NoReturn:
+    """Raise the error of a record of another form."""
+    raise ConfigError("data.corpus.files", where, rule, remedy)

@@ -17,7 +17,7 @@ from training.data.conversations import ConversationCorpus
 from training.data.corpus import SPLITS, Split
 from training.data.module import Batches
 from training.data.order import PADDING, LineBatches
-from training.data.prompts import Prompt, PromptRendering, RolloutBatches, before_answer
+from training.data.prompts import Prompt, PromptRendering, RolloutBatches
 from training.data.rows import RowOrder
 
 
@@ -72,8 +72,7 @@ class PromptDataModule(ChatDataModule):
             bounds = [*stream.starts.tolist(), stream.n_tokens]
             ids = (stream.tokens[a : b - 1].astype(int) // 2 for a, b in pairwise(bounds))
             self._prompts[split] = [
-                Prompt(tokens.tolist(), before_answer(each)[-1]["content"], each.columns)
-                for tokens, each in zip(ids, corpus.conversations(split), strict=True)
+                Prompt.of(tokens.tolist(), each) for tokens, each in zip(ids, corpus.conversations(split), strict=True)
             ]
 
     @property

@@ -25,12 +25,18 @@ class Prompt:
     Args:
         ids: its tokens, up to where the model answers
         text: of the last message
-        columns: other columns of its record
+        columns: other columns of its record, and ``messages``, all of the conversation so far
     """
 
     ids: list[int]
     text: str
     columns: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, ids: list[int], conversation: Conversation) -> Prompt:
+        """That of a conversation without its last answer."""
+        messages = before_answer(conversation)
+        return cls(ids, messages[-1]["content"], {**conversation.columns, "messages": messages})
 
 
 class PromptRendering(Rendering):
@@ -43,11 +49,11 @@ class PromptRendering(Rendering):
         conversations = [Conversation.from_json(text) for text in texts]
         self.tokenizer.check(self._contents(conversations))
         for each in conversations:
-            self.chat.open(before_answer(each))
+            self.chat.open(before_answer(each), each.tools)
 
     def encode(self, text: str) -> npt.NDArray[Any]:
         conversation = Conversation.from_json(text)
-        ids, _ = encode(self.chat.open(before_answer(conversation)), self.tokenizer)
+        ids, _ = encode(self.chat.open(before_answer(conversation), conversation.tools), self.tokenizer)
         if not 0 < len(ids) <= self.longest:
             rule = f"the prompt of {conversation.where} has {len(ids)} tokens"
             remedy = f"Raise data.sequence_length to {len(ids)}, or shorten the prompt"

@@ -44,21 +44,25 @@ class Rendering(Tokenizer):
     def fitted(self) -> bool:
         return self.tokenizer.fitted
 
+    def read(self, text: str) -> list[Conversation]:
+        """The conversations of a document."""
+        return [Conversation.from_json(text)]
+
     def check(self, texts: Iterable[str]) -> None:
         """Refuse texts that the tokenizer does not cover, and conversations without a scored turn."""
-        conversations = [Conversation.from_json(text) for text in texts]
+        conversations = [each for text in texts for each in self.read(text)]
         self.tokenizer.check(self._contents(conversations))
         for each in conversations:
-            _refuse_unscored(each, any(map(answered, each.messages)))
-            self.chat.render(each.messages)
+            refuse_unscored(each, any(map(answered, each.messages)))
+            self.chat.render(each.messages, each.tools)
 
     def fit(self, texts: Iterable[str]) -> None:
-        self.tokenizer.fit(self._contents(map(Conversation.from_json, texts)))
+        self.tokenizer.fit(self._contents(each for text in texts for each in self.read(text)))
 
     def encode(self, text: str) -> npt.NDArray[Any]:
         conversation = Conversation.from_json(text)
-        ids, scored = encode(self.chat.render(conversation.messages), self.tokenizer)
-        _refuse_unscored(conversation, bool(scored.any()))
+        ids, scored = encode(self.chat.render(conversation.messages, conversation.tools), self.tokenizer)
+        refuse_unscored(conversation, bool(scored.any()))
         self.counts["conversations"] += 1
         if len(ids) > self.longest:
             shortened = self._shortened(conversation)
@@ -72,7 +76,7 @@ class Rendering(Tokenizer):
         messages = conversation.messages
         for n in reversed(range(1, len(messages))):
             if answered(messages[n - 1]):
-                ids, scored = encode(self.chat.render(messages[:n]), self.tokenizer)
+                ids, scored = encode(self.chat.render(messages[:n], conversation.tools), self.tokenizer)
                 if len(ids) <= self.longest:
                     return ids, scored
         return None
@@ -97,10 +101,11 @@ class Rendering(Tokenizer):
     def _contents(self, conversations: Iterable[Conversation]) -> Iterable[str]:
         """All texts of conversations, with those of the format."""
         for each in conversations:
-            yield from (piece.text for piece in self.chat.render(each.messages) if not piece.special)
+            yield from (piece.text for piece in self.chat.render(each.messages, each.tools) if not piece.special)
 
 
-def _refuse_unscored(conversation: Conversation, is_scored: bool) -> None:
+def refuse_unscored(conversation: Conversation, is_scored: bool) -> None:
+    """Refuse a conversation without a scored token, by its file and line."""
     if not is_scored:
         rule = "the conversation has no scored token, so nothing would be learned from it"
         remedy = "Add an answer (role assistant), or remove the record"

@@ -169,6 +169,46 @@ def test_hostile_templates_are_held_by_the_sandbox(attack: str) -> None:
     assert "the template refuses a conversation" in refused(f"{{% generation %}}{{% endgeneration %}}{attack}").rule
 
 
+WITH_TOOLS = """{% if tools %}<s>{{ tools | tojson }}
+{% endif %}{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}{% generation %}{{ m.content }}\
+{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}</s>{% endgeneration %}{% else %}\
+{{ m.content }}{% endif %}
+{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
+CALL = {"function": {"name": "add", "arguments": {"a": "<b> é", "x": "</s>"}}}
+ADDED = [USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "3"}, ANSWER]
+SCHEMA = [{"function": {"name": "add", "description": "adds </s>"}}]
+
+
+def test_tools_reach_the_template_as_in_transformers() -> None:
+    """With their JSON unescaped, calls scored as answers are, and no word of theirs as a special token."""
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    tokenizer = WithWords()
+    tokenizer.companions = {"chat_template.jinja": WITH_TOOLS}
+    form = registry.build("chat", Node("jinja", "data.chat"), Scope({}, {}))
+    form.prepare(tokenizer)
+    pieces = form.render(ADDED, SCHEMA)
+    theirs, _ = utils.render_jinja_template([ADDED], tools=SCHEMA, chat_template=WITH_TOOLS)
+    assert written(pieces) == theirs[0]
+    scored = '{"name": "add", "arguments": {"a": "<b> é", "x": "</s>"}}</s>Hello</s>'
+    assert written([piece for piece in pieces if piece.scored]) == scored
+    assert [p.text for p in pieces if p.special] == ["<s>", "</s>", "</s>"]
+    assert written(form.open(ADDED[:1])) == "user:Hiassistant:"  # a line end after a block is removed
+
+
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name != "jinja"])
+def test_format_without_a_form_for_tools_refuses_them(name: str) -> None:
+    for given in ((ADDED, ()), ([USER, ANSWER], SCHEMA)):
+        with pytest.raises(ConfigError, match="has no form for tools") as refusal:
+            chat(name).render(*given)
+        assert refusal.value.path == "data.chat" and "data/chat=jinja" in refusal.value.remedy
+
+
+def test_template_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.data.chat.jinja.SECONDS", 0.2)
+    loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
+    assert "took longer than 0.2 seconds" in refused("{% generation %}{% endgeneration %}" + loops).rule
+
+
 def test_adjacent_texts_are_encoded_as_one() -> None:
     """Else pairs of characters that a tokenizer merges would not be merged at the boundary."""
     seen: list[str] = []

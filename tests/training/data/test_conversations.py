@@ -15,6 +15,18 @@ USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello"}
 
 
+CALLS = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+RESULT = {"role": "tool", "content": "3", "name": "f"}
+
+
+def test_tools_and_their_messages() -> None:
+    schema = [{"type": "function", "function": {"name": "f"}}]
+    for tools in (schema, json.dumps(schema)):
+        found = read_record({"messages": [USER, CALLS, RESULT, ANSWER], "tools": tools, "n": 1}, "f:1")
+        assert found.messages == [USER, {**CALLS, "content": ""}, RESULT, ANSWER]
+        assert found.tools == schema and found.columns == {"n": 1}
+
+
 def test_forms_of_records() -> None:
     unscored = {**USER, "scored": False}
     assert read_record({"messages": [USER, ANSWER], "level": 3}, "f:1").columns == {"level": 3}
@@ -39,6 +51,10 @@ def test_forms_of_records() -> None:
         ({"messages": [USER, {"role": "system", "content": "x"}]}, "must be the first"),
         ({"prompt": 7, "completion": "x"}, "must be a list of messages or a text"),
         ({"prompt": "x", "completion": ""}, "an answer is empty"),
+        ({"messages": [USER, RESULT]}, "must follow an answer with tool_calls"),
+        ({"messages": [USER, {**CALLS, "tool_calls": "f()"}]}, "tool_calls must be a list of mappings"),
+        ({"messages": [USER, ANSWER], "tools": "[oops"}, "tools is no JSON"),
+        ({"messages": [USER, ANSWER], "tools": [3]}, "must be a list of JSON schemas"),
     ],
 )
 def test_records_of_another_form_are_refused(record: Any, rule: str) -> None:

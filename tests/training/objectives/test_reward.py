@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import signal
+import time
 from typing import Any
 
 import pytest
@@ -79,3 +81,29 @@ def test_failure_is_counted_and_ends_nothing(values: Any) -> None:
     else:
         found, failed = judge(Odd(), ["", ""], ["a", "b"], {})
         assert failed == 0 and math.isnan(found["odd"][0])
+
+
+class Stubborn(Reward):
+    """Never ends, and catches whatever it can."""
+
+    timeout_s = 0.2
+
+    def __call__(self, *args: Any, **columns: Any) -> Any:
+        while True:
+            try:
+                time.sleep(30)
+            except Exception:
+                continue
+
+
+@pytest.mark.parametrize("pattern", [None, "(a+)+b"])
+def test_reward_that_hangs_is_counted_and_ends_nothing(pattern: str | None) -> None:
+    """One that catches every exception, and one inside a regular expression."""
+    node = {"name": "regex_format", "pattern": pattern, "timeout_s": 0.2}
+    hangs = Stubborn() if pattern is None else reward(node)
+    before, alarm = time.monotonic(), signal.getsignal(signal.SIGALRM)
+    with pytest.warns(UserWarning, match="failed: Overdue: took longer than 0.2 seconds"):
+        found, failed = judge(hangs, [""], ["a" * 64], {})
+    assert failed == 1 and all(map(math.isnan, *found.values())) and time.monotonic() - before < 20
+    assert signal.getsignal(signal.SIGALRM) == alarm and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert judge(reward("exact_match"), [""], ["1"], {"answer": ["1"]}) == ({"exact_match": [1.0]}, 0)

@@ -16,7 +16,8 @@ from training.data.tokenizers.base import Tokenizer
 
 BOS, EOS = "bos", "eos"  # the tokenizer's own special tokens, whatever their words
 
-Message = Mapping[str, Any]  # role, content; scored: false excludes an answer from the loss
+Message = Mapping[str, Any]  # role, content; scored: false excludes an answer from the loss; tool_calls
+Tools = Sequence[Mapping[str, Any]]  # JSON schemas
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,27 @@ class Chat(Composable):
     def header(self) -> list[Piece]:
         """What a model continues with an answer: the beginning of an assistant's turn, up to what is scored."""
 
-    def render(self, messages: Sequence[Message]) -> list[Piece]:
-        """The pieces of a conversation."""
+    def render(self, messages: Sequence[Message], tools: Tools = ()) -> list[Piece]:
+        """The pieces of a conversation.
+
+        Args:
+            messages: the turns
+            tools: that the model may call
+
+        Raises:
+            ConfigError: at ``data.chat``: tools, and the format has no form for them
+        """
+        if tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
+            rule = "the format has no form for tools, which a conversation has"
+            remedy = (
+                "Use data/chat=jinja with a template that shows them, or remove tools, tool_calls and tool messages"
+            )
+            raise ConfigError("data.chat", type(self).__name__, rule, remedy)
         return [*self.begin(), *(piece for message in messages for piece in self.turn(message))]
 
-    def open(self, messages: Sequence[Message]) -> list[Piece]:
+    def open(self, messages: Sequence[Message], tools: Tools = ()) -> list[Piece]:
         """The pieces of a conversation whose next turn is the model's."""
-        return [*self.render(messages), *self.header()]
+        return [*self.render(messages, tools), *self.header()]
 
     def ends(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Ids that end an answer."""

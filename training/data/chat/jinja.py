@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,15 @@ from interop import companions
 from registry import ConfigError, register
 from registry.extras import require
 from registry.limits import read_text
-from training.data.chat.base import Chat, Message, Piece, answered, encode_special
+from training.data.chat.base import Chat, Message, Piece, Tools, answered, encode_special
 from training.data.tokenizers.base import Tokenizer
+from training.time_limit import Overdue, time_limit
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 OPEN, CLOSE, HIDDEN = "\ue000", "\ue001", "\ue002"  # private-use characters, which no real text holds
+SECONDS = 10.0  # to render a conversation
 REMEDY = "Name a file with {% generation %} around the answers: data.chat.template=FILE; or use data/chat=chatml"
 
 
@@ -26,8 +29,10 @@ class Jinja(Chat):
 
     What is scored lies between ``{% generation %}`` and ``{% endgeneration %}``, as in transformers; few published
     templates have these marks, and without them a template is refused. Templates run in Jinja's sandbox, with
-    ``messages``, ``bos_token``, ``eos_token``, ``add_generation_prompt``, ``tools`` (null), ``raise_exception`` and
-    ``tojson``. Unlike transformers, the words of special tokens in messages are encoded as ordinary text.
+    ``messages``, ``bos_token``, ``eos_token``, ``add_generation_prompt``, ``tools`` (null without any),
+    ``raise_exception`` and ``tojson``, for at most 10 seconds a conversation. Unlike transformers, the words of special
+    tokens in messages and tools are encoded as ordinary text, and ``strftime_now`` is missing: a text would depend on
+    the day.
 
     Args:
         template: file of the template; null for the one beside the tokenizer
@@ -56,11 +61,11 @@ class Jinja(Chat):
     def header(self) -> list[Piece]:
         raise NotImplementedError("a template renders whole conversations")
 
-    def render(self, messages: Sequence[Message]) -> list[Piece]:
-        return self._pieces(messages, add_generation_prompt=False)
+    def render(self, messages: Sequence[Message], tools: Tools = ()) -> list[Piece]:
+        return self._pieces(messages, tools, add_generation_prompt=False)
 
-    def open(self, messages: Sequence[Message]) -> list[Piece]:
-        return self._pieces(messages, add_generation_prompt=True)
+    def open(self, messages: Sequence[Message], tools: Tools = ()) -> list[Piece]:
+        return self._pieces(messages, tools, add_generation_prompt=True)
 
     def ends(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Those of the tokenizer, and the special token at the end of a marked answer."""
@@ -72,14 +77,14 @@ class Jinja(Chat):
     def identity(self) -> str:
         return f"{super().identity()} {hashlib.sha256(self._text.encode()).hexdigest()}"
 
-    def _pieces(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[Piece]:
+    def _pieces(self, messages: Sequence[Message], tools: Tools, *, add_generation_prompt: bool) -> list[Piece]:
         """Render, then find the template's own special tokens; those in messages are hidden from it meanwhile."""
         assert self._template is not None, "prepare has not run"
-        shown = [{**message, "content": self._hide(str(message["content"]))} for message in messages]
-        given = {"messages": shown, "tools": None, "add_generation_prompt": add_generation_prompt, **self._words}
+        shown = {"messages": self._hide(list(messages)), "tools": self._hide(list(tools)) or None}
         try:
-            text = self._template.render(**given)
-        except Exception as error:  # templates raise their own complaints, and anything else
+            with time_limit(SECONDS):
+                text = self._template.render(**shown, add_generation_prompt=add_generation_prompt, **self._words)
+        except (Exception, Overdue) as error:  # templates raise their own complaints, and anything else
             rule = f"the template refuses a conversation ({' '.join(str(error).split())[:200]})"
             raise ConfigError("data.chat", "jinja", rule, "Fix the conversation, or the template") from None
         answers = iter([answered(message) for message in messages if message["role"] == "assistant"])
@@ -97,8 +102,14 @@ class Jinja(Chat):
             if part
         ]
 
-    def _hide(self, content: str) -> str:
-        """Break every special token in a content by a character that is removed after rendering."""
+    def _hide(self, content: Any) -> Any:
+        """Break every special token in the texts of plain data by a character that is removed after rendering."""
+        if isinstance(content, Mapping):
+            return {self._hide(key): self._hide(value) for key, value in content.items()}
+        if isinstance(content, list):
+            return [self._hide(each) for each in content]
+        if not isinstance(content, str):
+            return content
         content = re.sub(f"[{OPEN}{CLOSE}{HIDDEN}]", "", content)
         for word in self._special:
             content = content.replace(word, word[:1] + HIDDEN + word[1:])
@@ -125,8 +136,10 @@ def _compiled(text: str, file: str | None) -> Template:
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_marks()])
+    extensions = [_marks(), "jinja2.ext.loopcontrols"]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.globals["raise_exception"] = _refuse
+    environment.filters["tojson"] = _json  # Jinja's own escapes for HTML
     try:
         return environment.from_string(text)
     except jinja2.TemplateError as error:
@@ -136,6 +149,10 @@ def _compiled(text: str, file: str | None) -> Template:
 
 def _refuse(message: str) -> None:
     raise ValueError(message)
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _marks() -> type:

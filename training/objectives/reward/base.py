@@ -14,7 +14,13 @@ Rewards = list[float | None]
 
 @family("reward", root="task")
 class Reward(Composable):
-    """Judges completions: plain Python, no torch, and a pure function, so that a resumed run judges alike."""
+    """Judges completions: a pure function, so that a resumed run judges alike. Importing it must not import torch.
+
+    Attributes:
+        timeout_s: seconds that one call may take; after them it counts as failed
+    """
+
+    timeout_s: float = 60.0
 
     def __init__(self) -> None: ...  # for rewards without settings
 
@@ -27,8 +33,8 @@ class Reward(Composable):
         Args:
             prompts: the last message of each conversation before the completion
             completions: the text of each, without special tokens
-            columns: columns of the data, one value a completion; also ``n_tokens``, tokens of each completion with its
-                end, and ``ended``, whether it ended by itself
+            columns: columns of the data, one value a completion; also ``messages``, the conversation before each,
+                ``n_tokens``, tokens of each completion with its end, and ``ended``, whether it ended by itself
         """
 
     def parts(self) -> dict[str, tuple[float, Reward]]:

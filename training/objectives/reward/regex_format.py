@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from registry import BlockError, register
+from registry.ranges import Positive
 from training.objectives.reward.base import Reward
 
 
@@ -13,11 +14,12 @@ class RegexFormat(Reward):
     """1 for a completion that a regular expression matches as a whole, else 0.
 
     Args:
-        pattern: in Python's grammar; ``.`` matches line ends too. One that backtracks without bound would hang the
-            run
+        pattern: in Python's grammar; ``.`` matches line ends too
+        timeout_s: seconds for the completions of a rollout; one that backtracks without bound counts as failed
     """
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, timeout_s: Positive = 60.0) -> None:
+        self.timeout_s = timeout_s
         try:
             self.pattern = re.compile(pattern, re.DOTALL)
         except re.error as error:
