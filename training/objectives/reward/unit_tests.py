@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any
+
+from annotated_types import Ge
+
+from registry import BlockError, register
+from registry.ranges import Count
+from training.objectives.box import Box, BoxError
+from training.objectives.reward.base import Reward, column
+
+FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+
+
+@register("reward", "unit_tests")
+class UnitTests(Reward):
+    """The share of unit tests that a completion's Python code passes.
+
+    The code is the last fenced block of the completion, or all of it. It runs in a box (training/objectives/box.py): a
+    process without network, other processes, environment or files of the user, with limits of time and memory, and with
+    the standard library only. Tests run in the same process after it, each by itself, and pass if they raise nothing;
+    code that ends the process early passes none. Code that searches the memory of its process could still forge the
+    count: as for every verifier, read some of what it rewards.
+
+    None where the column holds no test.
+
+    Args:
+        tests: name of the column: Python code, or a list of it
+        seconds: of processor time for a completion; of wall-clock time four times as much and 5 more
+        memory_mb: of its address space, in MB
+        file_mb: of the files that it may write, which nothing else sees, in MB
+        workers: completions at once
+        weaker: accept a box without namespaces, where the system allows none: code may then read and write your files
+    """
+
+    timeout_s = math.inf  # every program has its own
+
+    def __init__(
+        self,
+        tests: str = "tests",
+        seconds: Count = 5,
+        memory_mb: Annotated[int, Ge(64)] = 512,
+        file_mb: Count = 16,
+        workers: Count | None = None,
+        weaker: bool = False,
+    ) -> None:
+        self.tests, self.workers = tests, workers or os.cpu_count() or 1
+        self.box = Box(seconds, memory_mb, file_mb, weaker)
+        try:
+            works = self.box.passed("", ["1"])
+        except BoxError as error:
+            rule = f"this system does not allow the namespaces that keep programs from your files and network ({error})"
+            remedy = (
+                "Allow them (a container needs user namespaces and mounts), or accept less: task.reward.weaker=true"
+            )
+            raise BlockError("weaker", weaker, rule, remedy) from None
+        if not works:
+            rule = "Python itself does not run within these limits"
+            raise BlockError("memory_mb", memory_mb, rule, "Raise memory_mb and seconds")
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
+    ) -> list[float | None]:
+        tests = column(columns, self.tests, "unit_tests")
+        with ThreadPoolExecutor(self.workers) as pool:
+            return list(pool.map(self._judge, completions, tests))
+
+    def _judge(self, completion: str, tests: Any) -> float | None:
+        each = [tests] if isinstance(tests, str) else [str(test) for test in tests or ()]
+        return self.box.passed(code_of(completion), each) / len(each) if each else None
+
+
+def code_of(completion: str) -> str:
+    """The last fenced block of a text; all of it without any."""
+    return (FENCED.findall(completion) or [completion])[-1]
