@@ -68,8 +68,10 @@ class TokenLoss(Sums):
 
     def compute(self) -> dict[str, Tensor]:
         loss = self.nats / self.tokens
-        bits_per_byte = self.nats / self.bytes / math.log(2)
-        return {"loss": loss, "perplexity": loss.exp(), "bits_per_byte": bits_per_byte}
+        figures = {"loss": loss, "perplexity": loss.exp()}
+        if self.bytes:  # else the batches are no text
+            figures["bits_per_byte"] = self.nats / self.bytes / math.log(2)
+        return figures
 
 
 class ExpertLoad(Sums):

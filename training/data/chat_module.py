@@ -33,6 +33,7 @@ class ChatDataModule(TextDataModule):
 
     def __init__(self, *args: Any, chat: str | dict[str, Any] = "plain", **settings: Any) -> None:
         super().__init__(*args, **settings)
+        self.chat = chat
         built = registry.build("chat", Node(chat, "data.chat"), Scope({}, {}))
         self.rendering = Rendering(self.tokenizer, built, self.sequence_length)
         self._rows: dict[tuple[Split, int], Rows] = {}
@@ -69,8 +70,11 @@ class ChatDataModule(TextDataModule):
 
     def _packed(self, split: Split, length: int) -> Rows:
         if (split, length) not in self._rows:
-            self._rows[split, length] = Rows(self._streams[split], length, self.tokenizer.token_bytes())
+            self._rows[split, length] = self._make_rows(split, length)
         return self._rows[split, length]
+
+    def _make_rows(self, split: Split, length: int) -> Rows:
+        return Rows(self._streams[split], length, self.tokenizer.token_bytes())
 
     def _dataset(self, split: Split, length: int) -> Any:
         return self._packed(split, length)

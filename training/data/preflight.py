@@ -24,7 +24,9 @@ from training.data.transform import Transform
 
 MODULE = "training.data.module.TextDataModule"
 CHAT, PROMPTS = "training.data.chat_module.ChatDataModule", "training.data.prompt_module.PromptDataModule"
-FURTHER = {MODULE: set[str](), CHAT: {"chat"}, PROMPTS: {"chat", "updates"}}  # module → arguments of its own
+PREFERENCES = "training.data.preference_module.PreferenceDataModule"
+# Module → arguments of its own.
+FURTHER = {MODULE: set[str](), CHAT: {"chat"}, PROMPTS: {"chat", "updates"}, PREFERENCES: {"chat"}}
 
 Length = Annotated[int, Ge(2)]  # of a window: a token, and one to predict
 # Numeric arguments of the data module, repeated here because reading its annotations would import Lightning.
@@ -69,7 +71,7 @@ def check(node: Mapping[str, Any]) -> int | None:
     corpus.check()
     if target != MODULE:
         _refuse_windows(node)
-        _check_chat(node, corpus, tokenizer, target == PROMPTS)
+        _check_chat(node, corpus, tokenizer)
         return tokenizer.vocab_size
     length, batch_size = node.get("sequence_length", 256), node.get("batch_size", 16)
     mixed = lengths.read(node.get("lengths"), length, batch_size)
@@ -88,8 +90,9 @@ def _refuse_windows(node: Mapping[str, Any]) -> None:
             raise ConfigError(f"data.{key}", node[key], rule, "Leave it out, or use data=text")
 
 
-def _check_chat(node: Mapping[str, Any], corpus: Corpus, tokenizer: Tokenizer, are_prompts: bool) -> None:
+def _check_chat(node: Mapping[str, Any], corpus: Corpus, tokenizer: Tokenizer) -> None:
     from training.data.conversations import ConversationCorpus
+    from training.data.preferences import PairRendering
     from training.data.prompts import PromptRendering
     from training.data.rendering import Rendering
 
@@ -98,7 +101,8 @@ def _check_chat(node: Mapping[str, Any], corpus: Corpus, tokenizer: Tokenizer, a
         remedy = "Write data.corpus._target_=training.data.conversations.Conversations, or a subclass of its base"
         raise ConfigError("data.corpus", type(corpus).__name__, rule, remedy)
     chat = registry.build("chat", Node(node.get("chat", "plain"), "data.chat"), Scope({}, {}))
-    rendering = (PromptRendering if are_prompts else Rendering)(tokenizer, chat, node.get("sequence_length", 256))
+    made = {CHAT: Rendering, PROMPTS: PromptRendering, PREFERENCES: PairRendering}[node["_target_"]]
+    rendering = made(tokenizer, chat, node.get("sequence_length", 256))
     if corpus.is_small():
         for split in SPLITS:
             rendering.check(corpus.documents(split))

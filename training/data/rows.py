@@ -87,27 +87,30 @@ class Rows(Dataset[dict[str, Tensor]]):
     def __init__(self, stream: Stream, sequence_length: int, token_bytes: Ints) -> None:
         self.stream, self.sequence_length, self.token_bytes = stream, sequence_length, token_bytes
         ends = np.append(stream.starts[1:], stream.n_tokens).astype(np.int64)
+        self.starts: Ints = np.asarray(stream.starts)
         self.lengths: Ints = ends - stream.starts - 1  # without the separator of the cache
-        self.rows = best_fit(self.lengths, sequence_length)
+        self.rows = self._arrange()
+
+    def _arrange(self) -> list[list[int]]:
+        """The items of each row."""
+        return best_fit(self.lengths, self.sequence_length)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
         """The batch of these rows, −1 for an empty one: tokens, targets, segments, positions [B,T], n_bytes [B]."""
-        filled = [self._row(row) for row in rows]
+        filled = [self._row([] if row == PADDING else self.rows[row], self.sequence_length) for row in rows]
         return {name: torch.from_numpy(np.stack([each[name] for each in filled])) for name in filled[0]}
 
     __getitem__ = __getitems__  # called by a loader whose items are lists, without a batch sampler
 
-    def _row(self, row: int) -> dict[str, Ints]:
-        T = self.sequence_length
+    def _row(self, items: list[int], T: int) -> dict[str, Ints]:
         tokens = np.full(T, self.stream.eos // 2, dtype=np.int64)
         targets = np.full(T, IGNORED, dtype=np.int64)
-        items = [] if row == PADDING else self.rows[row]
         segments, positions, at = np.full(T, len(items), dtype=np.int64), np.arange(T), 0
         for number, item in enumerate(items):
-            first, length = int(self.stream.starts[item]), int(self.lengths[item])
+            first, length = int(self.starts[item]), int(self.lengths[item])
             marked = self.stream.tokens[first : first + length].astype(np.int64)
             here = slice(at, at + length)
             tokens[here], segments[here], positions[here] = marked // 2, number, np.arange(length)

@@ -20,6 +20,7 @@ from registry.errors import ConfigError
 from registry.ranges import Count, Fraction, Whole
 from training.data.conversations import Conversation, ConversationCorpus
 from training.data.corpus import Split
+from training.data.preferences import Preference
 
 HELD_OUT = 8  # one prompt in so many is held out; half of these for val, half for test
 
@@ -77,6 +78,20 @@ class Sorting(ConversationCorpus):
     def fingerprint(self) -> str:
         settings = ["sorting 1", self.sizes, self.shortest, self.longest, self.falling, self.salt]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+class SortingPreferences(Sorting):
+    """For each demonstration the other order, which is rejected; with ``falling`` 0 the rising order is chosen."""
+
+    def conversations(self, split: Split) -> Iterator[Conversation]:
+        for each in super().conversations(split):
+            prompt, answer = each.messages
+            if (other := answer["content"][::-1]) != answer["content"]:  # else all digits are the same
+                rejected = [prompt, {**answer, "content": other}]
+                yield Preference(each.where, each.messages, each.columns, rejected=rejected)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"preferences {super().fingerprint()}".encode()).hexdigest()
 
 
 def split_of(digits: str) -> Split:

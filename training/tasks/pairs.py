@@ -1,0 +1,93 @@
+"""What the tasks on pairs of answers share: the mean over pairs, and the figures of a validation."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from registry import ConfigError
+from training.data.preference_module import PreferenceDataModule
+from training.tasks.base import Batch, Task
+from training.tasks.scored import Scored
+
+
+class Pairwise(Task):
+    """A task on pairs of a chosen and a rejected answer. A subclass defines ``compare``.
+
+    The loss is the mean over all pairs of the optimizer step. Multi-token prediction is not trained.
+    """
+
+    figures: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin", "chosen", "rejected")
+    reads: ClassVar[tuple[str, ...]] = ("tokens", "targets", "segments", "positions", "sequence", "pair")
+
+    @abstractmethod
+    def compare(self, hidden: Tensor, batch: Batch, stage: str) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of each pair, and the rewards of the chosen and of the rejected answers, [P] each.
+
+        Args:
+            hidden: of the batch's tokens [B,T,D]
+            batch: of ``PreferenceDataModule``
+            stage: ``train``, ``val`` or ``test``
+        """
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if any(p.requires_grad for p in self.model.mtp.parameters()):
+            rule = "a task on pairs trains no multi-token prediction"
+            raise ConfigError("task.frozen", list(self.frozen), rule, "Freeze it: task.frozen=[mtp]; or model.mtp=null")
+
+    @property
+    def data(self) -> PreferenceDataModule:
+        """The data module.
+
+        Raises:
+            ConfigError: it has no pairs
+        """
+        found = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(found, PreferenceDataModule):
+            rule = "this task compares answers, which the data does not give"
+            raise ConfigError("data", type(found).__name__, rule, "Use data=preferences, or experiment=dpo_sort")
+        return found
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"total": torch.tensor(len(batch["pair"])), "sequences": torch.tensor(len(batch["tokens"]))}
+
+    def objective(self, batch: Batch, stage: str) -> Scored:
+        hidden, routings = self.model.hidden(batch["tokens"], batch["positions"], batch["segments"])
+        loss, chosen, rejected = self.compare(hidden, batch, stage)
+        with torch.no_grad():
+            each = {"accuracy": (chosen > rejected).float(), "margin": chosen - rejected}
+            sums = {name: value.sum() for name, value in {**each, "chosen": chosen, "rejected": rejected}.items()}
+        count = torch.tensor(len(loss), device=loss.device)
+        if stage == "train":
+            figures = {name: self.step.mean(value, "total") for name, value in sums.items()}
+            return Scored(loss.sum(), count, figures=figures, routings=routings)
+        for name, value in {**sums, "loss": loss.sum(), "pairs": count}.items():
+            self._measured[name] = self._measured.get(name, 0) + value.detach().double()
+        return Scored(loss.sum(), count, routings=routings)
+
+    def _begin(self, stage: str) -> None:
+        super()._begin(stage)
+        self._measured: dict[str, Tensor] = {}
+
+    def _conclude(self, stage: str) -> None:
+        names = (*self.figures, "pairs")
+        *sums, pairs = self.ranks().sum(torch.stack([self._measured[name] for name in names]))
+        for name, value in zip(self.figures, sums, strict=True):
+            self.log(f"{stage}/{name}", (value / pairs).float(), prog_bar=name == "accuracy")
+        self.log_dict(self.loads.figures(stage))
+
+
+def of_sequences(values: Tensor, sequence: Tensor, number: int) -> Tensor:
+    """Sums of values [n] over the sequences that they belong to, [number]; in a fixed order, unlike ``index_add``.
+
+    Args:
+        values: of scored tokens
+        sequence: the number of the sequence of each [n]
+        number: of sequences
+    """
+    own = sequence == torch.arange(number, device=sequence.device)[:, None]
+    return (own * values).sum(1)

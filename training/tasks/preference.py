@@ -1,0 +1,138 @@
+"""Preference optimisation: DPO and its relatives, on pairs of answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import registry
+from blocks.decoder import Decoder
+from interop.source import load
+from registry import ConfigError, Node, Scope
+from registry.enforcing import enforced
+from training.data.corpus import SPLITS, Split
+from training.objectives.preference.base import Answers, PreferenceLoss
+from training.tasks.base import Batch
+from training.tasks.pairs import Pairwise, of_sequences
+from training.tasks.reference import Logs, digest_of, place, read, write
+
+
+@enforced("task")
+class Preference(Pairwise):
+    """Raises the chosen answer of a pair above the rejected one.
+
+    Rafailov et al. 2023 (DPO), arXiv 2305.18290; the loss is a registered kind, so IPO, SimPO and others are choices of
+    ``task/preference``.
+
+    Losses that compare with a reference policy need its log-probabilities of every answer. They are computed once, with
+    the weights that training starts from, before the first step, and stored in ``data.cache_dir`` under a digest of
+    weights, data and precision: no second model is in memory, and a resumed run reads the same numbers. Only where the
+    reference is another model than the one at hand (another ``reference``, or a resumed run without its file) is it
+    loaded, and freed before training.
+
+    Args:
+        preference: the loss of a pair
+        reference: folder of the run or import that the policy is compared with; by default ``init_from``
+        settings: those of ``Task``
+    """
+
+    def __init__(
+        self, *args: Any, preference: str | dict[str, Any] = "sigmoid", reference: str | None = None, **settings: Any
+    ) -> None:
+        super().__init__(*args, **settings)
+        self.loss: PreferenceLoss = registry.build("preference", Node(preference, "task.preference"), Scope({}, {}))
+        self.reference = self.init_from if reference is None else reference
+        self._weights: str | None = None  # digest of the reference's, of this run or of the one that it resumes
+        self._logs: Logs = {}
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._prepare()
+
+    def _begin(self, stage: str) -> None:
+        super()._begin(stage)
+        self._prepare()
+
+    def compare(self, hidden: Tensor, batch: Batch, stage: str) -> tuple[Tensor, Tensor, Tensor]:
+        logp, tokens = answers_of(self.model, hidden, batch)
+        known = self._logs[stage].to(logp.device)[batch["pair"]].unbind(1) if self.loss.compares else (None, None)
+        n = len(batch["pair"])
+        chosen, rejected = Answers(logp[:n], tokens[:n], known[0]), Answers(logp[n:], tokens[n:], known[1])
+        return self.loss(chosen, rejected), self.loss.reward(chosen), self.loss.reward(rejected)
+
+    # --- the reference --------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Read the log-probabilities under the reference, or compute and store them; together on all ranks."""
+        if not self.loss.compares or self._logs:
+            return
+        digest = self._weights or self._digest()
+        file = place(self.data.cache_dir, digest, self.data.key, str(self.trainer.precision))
+        found = self.trainer.strategy.broadcast(read(file) if self.trainer.is_global_zero else None)
+        if found is None:
+            if self._weights not in (None, self._digest()):
+                rule = (
+                    "holds other weights than those that this run was compared with, whose log-probabilities are gone"
+                )
+                remedy = f"Restore {file}, or name a folder with those weights"
+                raise ConfigError("task.reference", self.reference, rule, remedy)
+            found = self._compute()
+            if self.trainer.is_global_zero:
+                write(file, found)
+        self._weights, self._logs = digest, found
+
+    def _digest(self) -> str:
+        if self.reference is None:
+            rule = f"the loss {type(self.loss).__name__} compares with the weights that training began with"
+            remedy = "Name them: init_from=RUN; or use a loss without a reference: task/preference=simpo"
+            raise ConfigError("task.reference", None, rule, remedy)
+        return digest_of(Path(self.reference))
+
+    @torch.no_grad()
+    def _compute(self) -> Logs:
+        begins = self.trainer.ckpt_path is None and self.trainer.global_step == 0 and self.reference == self.init_from
+        decoder = self.model if begins else self._load()
+        decoder.eval()
+        found: Logs = {}
+        with self.trainer.precision_plugin.forward_context():
+            for split in SPLITS:
+                found[split] = self.ranks().sum(self._compute_split(decoder, split)).cpu()
+        self.model.train(self.trainer.training)
+        return found
+
+    def _load(self) -> Decoder:
+        like = self.model.embedding.weight
+        return load(Path(str(self.reference)), dtype=like.dtype, device=like.device).choose_kernels(self.kernels)
+
+    def _compute_split(self, decoder: Decoder, split: Split) -> Tensor:
+        """This rank's part, 0 elsewhere [pairs, 2]."""
+        logs = torch.zeros(self.data.number(split), 2, device=self.device)
+        for batch in self.data.every(split):
+            there = self.trainer.strategy.batch_to_device(batch)
+            hidden, _ = decoder.hidden(there["tokens"], there["positions"], there["segments"])
+            logp, _ = answers_of(decoder, hidden, there)
+            logs[there["pair"]] = logp.view(2, -1).T
+        return logs
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["reference"] = self._weights
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._weights = checkpoint.get("reference")
+
+
+def answers_of(decoder: Decoder, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Log-probability and scored tokens of each conversation of a batch of pairs, [2·P]."""
+    scored, number = batch["sequence"] >= 0, 2 * len(batch["pair"])
+    sequence = batch["sequence"][scored]
+    logits = decoder.logits(hidden[scored]).float()
+    logp = -F.cross_entropy(logits, batch["targets"][scored], reduction="none")
+    return of_sequences(logp, sequence, number), of_sequences(torch.ones_like(logp), sequence, number)

@@ -1,0 +1,66 @@
+"""Log-probabilities of preferences under a reference policy, on disk: named by all that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blocks.checkpoint.sharded import is_folder
+from interop.source import checkpoint_of
+
+Logs = dict[str, Tensor]  # split → [pairs, 2], of the chosen and the rejected answer
+
+
+def digest_of(start: Path) -> str:
+    """A digest of the files of weights in a run, a checkpoint or an imported folder.
+
+    Raises:
+        ConfigError: at ``init_from``: there are none
+    """
+    found = checkpoint_of(start)
+    folder = start if found is None else found if is_folder(found) else None
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder else [found]
+    digest = hashlib.sha256()
+    for path in files:
+        assert path is not None
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def place(folder: Path, weights: str, pairs: str, precision: str) -> Path:
+    """The file of log-probabilities.
+
+    Args:
+        folder: of all of them
+        weights: digest of the reference
+        pairs: digest of the data
+        precision: of the forward pass, as the trainer names it
+    """
+    key = hashlib.sha256(json.dumps(["reference 1", weights, pairs, precision]).encode()).hexdigest()[:32]
+    return folder / f"reference-{key}.npz"
+
+
+def read(file: Path) -> Logs | None:
+    """The log-probabilities in a file; None if there is none, or it is damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            return {split: torch.from_numpy(stored[split]) for split in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def write(file: Path, logs: Logs) -> None:
+    """Write a file atomically."""
+    partial = file.with_name(f".{file.stem}.{os.getpid()}.npz")
+    arrays: dict[str, Any] = {split: values.cpu().numpy() for split, values in logs.items()}
+    np.savez(partial, **arrays)
+    os.replace(partial, file)
