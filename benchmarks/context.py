@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
+
 VOCABULARY = 1024  # little beside the layer
 LAYER = {"n_layers": 1, "vocab_size": VOCABULARY}
 DENSE = {**LAYER, "ffn": {"name": "swiglu", "d_ff": 10944}, "layout": None, "variants": None}
@@ -105,7 +107,8 @@ def main() -> None:
     spread = measured(given.tokens, given.ffn, given.ranks)
     share = max(row["peak"] for row in spread) / alone["peak"]
     print(f"{given.ranks} ranks {_said(spread)}: {share:.3f} of one process's memory")
-    result = {"tokens": given.tokens, "ffn": given.ffn, "ranks": given.ranks, "share": share}
+    result: dict[str, Any] = {"tokens": given.tokens, "ffn": given.ffn, "ranks": given.ranks, "share": share}
+    result["about"] = machine.about("cpu", machine.cores())
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / f"context_{given.ffn}_{given.tokens}.json"
     path.write_text(json.dumps({**result, "alone": alone, "spread": spread}, indent=1) + "\n")
