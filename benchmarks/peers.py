@@ -58,22 +58,13 @@ class Equality:
         """Differences of logits and loss."""
         import torch
         from torch.nn import functional as F
-        from transformers import AutoModelForCausalLM
 
         from benchmarks.models.base import DTYPES
         from blocks.compose import compose
-        from interop.exporting import outgoing, recognise
-        from interop.folder import dump_json
-        from interop.shards import write_shards
 
         torch.manual_seed(0)
         decoder = compose(composition(self.shape, family)).eval()
-        found, values, _ = recognise(decoder, FAMILY_OF[family], {})
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            write_shards(folder, outgoing(found, decoder, decoder.state_dict(), None), 10**10)
-            dump_json(folder / "config.json", {**values, "dtype": "float32"})
-            theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval().to(self.device)
+        theirs = as_transformers(decoder, family, dtype).to(self.device)
         decoder.to(self.device, DTYPES[dtype])
         tokens = torch.randint(self.shape.vocab_size, (2, self.shape.sequence + 1)).to(self.device)
         with torch.inference_mode():
@@ -83,6 +74,23 @@ class Equality:
             "logits": float((a - b).abs().max() / b.abs().max() if dtype == "fp32" else (a - b).norm() / b.norm()),
             "loss": abs(float(losses[0] - losses[1])),
         }
+
+
+def as_transformers(decoder: Any, family: Family, dtype: str) -> Any:
+    """Our decoder as transformers loads it, on the CPU."""
+    from transformers import AutoModelForCausalLM
+
+    from benchmarks.models.base import DTYPES
+    from interop.exporting import outgoing, recognise
+    from interop.folder import dump_json
+    from interop.shards import write_shards
+
+    found, values, _ = recognise(decoder, FAMILY_OF[family], {})
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_shards(folder, outgoing(found, decoder, decoder.state_dict(), None), 10**10)
+        dump_json(folder / "config.json", {**values, "dtype": "float32"})
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
 
 
 def equality(shape: str, kinds: Sequence[tuple[Family, str]], device: str, threads: int) -> Table:

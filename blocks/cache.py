@@ -155,14 +155,21 @@ class Cache:
         Raises:
             BlockError: the cache is full
         """
+        self.store(*new)
+        return self.read(slice(0, min(self.room, -(-self.length // multiple) * multiple)))
+
+    def store(self, *new: Tensor) -> None:
+        """``append``, without reading what is stored: the whole of a quantised cache would be dequantised."""
         start, end = self.length, self.length + new[0].shape[1]
         if end > self.room:
             raise BlockError("length", end, f"the cache has room for {self.room} tokens", "Make a longer cache")
         self.length = end
         for store, values in zip(self.stores.values(), new, strict=True):
             store.write(slice(start, end), values)
-        seen = slice(0, min(self.room, -(-end // multiple) * multiple))
-        return tuple(store.read(seen) for store in self.stores.values())
+
+    def read(self, tokens: slice) -> tuple[Tensor, ...]:
+        """[B,n,…] for each slot, of some tokens; views of exact values."""
+        return tuple(store.read(tokens) for store in self.stores.values())
 
     def indices(self, device: torch.device) -> Tensor:
         """[S]: indices in their rows of the tokens that ``append`` returned last, padding included."""
@@ -184,9 +191,14 @@ class Cache:
         """
         if self.padding is None:
             return None
-        keys, first = self.indices(self.padding.device), self.padding[:, None, None]
-        queries = torch.arange(self.length - n_new, self.length, device=keys.device)[:, None]
-        hidden = (keys < first) & (queries >= first)
+        keys = self.indices(self.padding.device)
+        return self.hide_padding(torch.arange(self.length - n_new, self.length, device=keys.device), keys)
+
+    def hide_padding(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """``padding_bias`` of some tokens on some others, given the indices in their rows, [T] and [S]."""
+        assert self.padding is not None
+        first = self.padding[:, None, None]
+        hidden = (keys < first) & (queries[:, None] >= first)
         return torch.zeros(hidden.shape, device=keys.device).masked_fill_(hidden, float("-inf"))[:, None]
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from blocks.base import Block
 from blocks.cache import Cache
+from blocks.kernels.choice import Kernels
+from blocks.kernels.long_attention import Bias, Read, attention_in_parts, suits
 from blocks.kernels.scoring import Slopes, dense
 from blocks.position.base import Position
 from registry import BlockError, family
@@ -113,6 +115,56 @@ def _position_bias(position: Position, positions: Tensor, cache: Cache | None) -
         return position.bias(positions, positions)
     shifts = type(position).bias is not Position.bias  # avoids a tensor as long as the cache
     return position.bias(positions, cache.positions(positions.device)) if shifts else None
+
+
+def reads_in_parts(kernels: Kernels, cache: Cache, T: int) -> bool:
+    """Whether T new tokens should attend to a cache part by part: many on a long past, where the kernel is ours for
+    CPUs, and a cache that keeps every token in order."""
+    in_order = type(cache).append is Cache.append and type(cache).indices is Cache.indices
+    return kernels.attention == "blocked" and in_order and suits(T, cache.length + T)
+
+
+def attend_in_parts(
+    position: Position,
+    positions: Tensor,
+    cache: Cache,
+    q: Tensor,
+    new: tuple[Tensor, ...],
+    scale: float,
+    read: Read | None = None,
+) -> Tensor:
+    """Store T new tokens and attend to a cache part by part, where ``reads_in_parts``.
+
+    Args:
+        positions: [B|1,T] of the new tokens
+        q: [B,T,N,H]
+        new: what the cache stores of them
+        scale: multiplies q·k
+        read: keys and values of some tokens; default: what is stored
+
+    Returns:
+        [B,T,N,V]
+    """
+    cache.store(*new)
+    bias = _part_bias(position, positions, cache)
+    return attention_in_parts(q, cache.length, read or cache.read, scale, bias)
+
+
+def _part_bias(position: Position, positions: Tensor, cache: Cache) -> Bias | None:
+    """``score_bias`` as a function of some of the new tokens and some of the stored ones."""
+    shifts = type(position).bias is not Position.bias
+    if not shifts and cache.padding is None:
+        return None
+    indices, places = cache.indices(positions.device), cache.positions(positions.device)
+
+    def bias(rows: slice, keys: slice) -> Tensor | None:
+        own = dense(position.bias(positions[:, rows], places[:, keys])) if shifts else None
+        if cache.padding is None:
+            return own
+        hidden = cache.hide_padding(indices[-positions.shape[1] :][rows], indices[keys])
+        return hidden if own is None else own + hidden
+
+    return bias
 
 
 def even_heads(d_model: int, n_heads: int) -> int:

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from blocks.attention.base import Attention, even_heads, score_terms
+from blocks.attention.base import Attention, attend_in_parts, even_heads, reads_in_parts, score_terms
 from blocks.base import Placement
 from blocks.cache import Cache, Ring
 from blocks.kernels.scoring import Scoring
@@ -72,10 +72,13 @@ class GroupedAttention(Attention):
         q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value))
         q, k = (q, k) if self.qk_norm is None else self.qk_norm(q, k)
         q, k = self.position.rotate(q, k, positions)
-        k, v = (k, v) if cache is None else cache.append(k, v)
-        bias, segments = score_terms(self.position, positions, segments, cache)
-        attend = self.scores or self.kernels.attend
-        y = attend(q, k, v, Scoring(self.scale, bias, segments, self.window))
+        if cache is not None and self.scores is None and reads_in_parts(self.kernels, cache, q.shape[1]):
+            y = attend_in_parts(self.position, positions, cache, q, (k, v), self.scale)
+        else:
+            k, v = (k, v) if cache is None else cache.append(k, v)
+            bias, segments = score_terms(self.position, positions, segments, cache)
+            attend = self.scores or self.kernels.attend
+            y = attend(q, k, v, Scoring(self.scale, bias, segments, self.window))
         y = y if self.output_gate is None else self.output_gate(x, y)
         return self.output(y.flatten(-2))
 

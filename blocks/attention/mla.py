@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -9,7 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from blocks.attention.base import Attention, even_heads, score_bias, score_terms
+from blocks.attention.base import (
+    Attention,
+    attend_in_parts,
+    even_heads,
+    reads_in_parts,
+    score_bias,
+    score_terms,
+)
 from blocks.base import Placement
 from blocks.cache import Cache
 from blocks.kernels.few_rows import by_mkl, reads_fast
@@ -148,15 +156,23 @@ class MLA(Attention):
         segments: Tensor | None,
     ) -> Tensor:
         """Attention over keys and values [B,S,N·(nope+V)] of N heads → [B,T,N,V]."""
-        k_nope, v = expanded.unflatten(-1, (-1, self.nope + self.v_head_dim)).split((self.nope, self.v_head_dim), -1)
-        q = torch.cat((q_nope, q_rope), -1)
-        k = torch.cat((k_nope, k_rope.expand(-1, -1, k_nope.shape[2], -1)), -1)
+        q, (k, v) = torch.cat((q_nope, q_rope), -1), self._keys_and_values(expanded, k_rope)
         return self.kernels.attend(q, k, v, Scoring(self.scale, bias, segments))
+
+    def _keys_and_values(self, expanded: Tensor, k_rope: Tensor) -> tuple[Tensor, Tensor]:
+        """[B,S,N·(nope+V)] and [B,S,1,R] → [B,S,N,nope+R] and [B,S,N,V]."""
+        k_nope, v = expanded.unflatten(-1, (-1, self.nope + self.v_head_dim)).split((self.nope, self.v_head_dim), -1)
+        return torch.cat((k_nope, k_rope.expand(-1, -1, k_nope.shape[2], -1)), -1), v
 
     def _remembering(self, q_nope: Tensor, q_rope: Tensor, new: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """Attention over a cache and the new tokens' latents and rotated keys [B,T,C+R], the cheaper way."""
         T, S = new.shape[1], cache.length + new.shape[1]
-        if cache.spread or not absorbs(T, S, self.latent, self.rope, self.nope, self.v_head_dim):
+        absorbing = not cache.spread and absorbs(T, S, self.latent, self.rope, self.nope, self.v_head_dim)
+        if not absorbing and reads_in_parts(self.kernels, cache, T):
+            q = torch.cat((q_nope, q_rope), -1)
+            read = partial(self._read, cache)
+            return attend_in_parts(self.position, positions, cache, q, (new,), self.scale, read)
+        if not absorbing:
             latent, k_rope = cache.append(new)[0].split((self.latent, self.rope), -1)
             terms = score_terms(self.position, positions, None, cache)
             return self._expanded(q_nope, q_rope, latent, k_rope[:, :, None], *terms)
@@ -167,6 +183,11 @@ class MLA(Attention):
             q = torch.cat((into_latents(q_nope, key_up), q_rope), -1)
             y = self.kernels.attend_latents(q, memory, S, self.latent, self.scale, bias)
             return out_of_latents(y, value_up)
+
+    def _read(self, cache: Cache, tokens: slice) -> tuple[Tensor, Tensor]:
+        """Keys and values of some tokens of a cache, expanded."""
+        latent, k_rope = cache.read(tokens)[0].split((self.latent, self.rope), -1)
+        return self._keys_and_values(self.kv_up(latent), k_rope[:, :, None])
 
     def new_cache(
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None

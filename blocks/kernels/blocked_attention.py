@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from blocks.kernels.long_attention import LONGEST, SHORTEST
 from blocks.kernels.scoring import Scoring, dense
 
-SHORTEST, LONGEST = 128, 4096  # tokens; beyond, only where torch's kernel would need a mask
 SCORES = 2**22  # bytes of a block's scores, the limit of batching sequences
 MOST = 2**25  # bytes of a block's scores beyond LONGEST, or of one head's
 KEPT = 512  # longest sequence whose weights are kept for the backward pass, less memory than the rest of a layer

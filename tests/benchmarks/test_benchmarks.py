@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import decode, kernels, race, scaling, train_step
+from benchmarks import decode, kernels, long_prompt, race, scaling, train_step
 from benchmarks.scaling import flat_error, line_error
 
 ROOT = Path(race.__file__).resolve().parent.parent
@@ -95,6 +95,21 @@ def test_decoding_is_raced_and_its_cache_weighed(run: Callable[..., dict[str, An
     off = {r["name"]: r["spread"]["median"] for r in document["ratios"] if "off" in r["name"]}
     assert [value for name, value in off.items() if "formula" in name] == [0.0] * 4
     assert all(value < 1e-5 for value in off.values())
+
+
+def test_a_long_prompt_is_read_into_both_caches_and_decoded_behind(run: Callable[..., dict[str, Any]]) -> None:
+    document = run(long_prompt.main)
+    rows = _table(document, "Prefill · smoke")
+    of_a_token = {
+        "exact": 2 * (16 + 8) * 2,
+        "6-bit": 2 * (12 + 6 + 2 * 2),
+    }  # layers × bytes of C + R numbers and scales
+    assert {row["cache"]: row["cache, MB"] * 1e6 / 600 for row in rows} == pytest.approx(of_a_token)
+    assert all(4 < row["nats a byte"] < 7 for row in rows)
+    ratios = {ratio["name"].rpartition(": ")[2]: ratio["spread"]["median"] for ratio in document["ratios"]}
+    assert 0 < abs(ratios["perplexity of 6-bit ÷ exact − 1"]) < 0.01
+    assert 0 < ratios["difference of logits"] < 1e-5
+    assert ratios["ours ÷ transformers DeepSeek-V3"] > 0
 
 
 def test_kernels_are_timed_and_recorded(run: Callable[..., dict[str, Any]]) -> None:
