@@ -1,12 +1,15 @@
-"""``blockwright sweep status|resume|retry DIR``: show, resume or retry a sweep."""
+"""``blockwright sweep status|resume|retry|stop DIR``: show, resume, retry or stop a sweep; ``job DIR N`` runs one job.
+
+The jobs of a sweep that was started with ``hydra/launcher=kubernetes`` are the cluster's: it is asked what they do.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import signal
 import sys
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,22 +17,21 @@ from typing import Any
 
 from lab.sweep import locks
 from lab.sweep import plan as plans
-from lab.sweep.callback import SWEEPER
-from lab.sweep.runner import check_can_run, run_plan
+from lab.sweep.callback import STOP, SWEEPER
+from lab.sweep.job import run_job, set_aside
+from lab.sweep.runner import check_can_run, resume_command, run_plan
 from lab.sweep.study import FILE as STUDY
 from lab.sweep.table import best_of, rows_of, table_of
 from registry import ConfigError, did_you_mean
 from registry.command import Parser, run_command
 from registry.printing import show as print_table
 from training import jobs as training_jobs
-from training.checkpoints.places import FOLDER
 from training.configuration.overrides import quoted
 from training.jobs import RESULTS, results_of
 from training.writing import write_json
 
-ACTIONS = ("status", "resume", "retry")
+ACTIONS = ("status", "resume", "retry", "stop", "job")
 BAD = ("failed", "diverged")
-PREVIOUS = "results.previous.json"  # of a job's previous attempt
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,61 +40,101 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: no such action, no sweep, a running sweep, or no such jobs
     """
+    arguments, overrides = _split(arguments)
     parser = Parser(prog="blockwright sweep", description=__doc__)
-    parser.add_argument("action", help="status: a table; resume: run what is unfinished; retry: and what failed")
+    about = "status: a table; resume: run what is unfinished; retry: and what failed; stop: save and end; job: run one"
+    parser.add_argument("action", help=about)
     parser.add_argument("dir", metavar="DIR", type=Path, help="folder of a sweep or an ablation")
+    parser.add_argument("job", metavar="N", type=int, nargs="?", help="of job: its number; then -- OVERRIDE …")
     parser.add_argument("--json", action="store_true", help="status for programs")
     parser.add_argument("--jobs", default=None, metavar="N,N", help="retry these only")
     parser.add_argument("--workers", type=int, default=None, help="jobs at a time; default: as the sweep began")
     given = parser.parse_args(arguments)
     if given.action not in ACTIONS:
         raise ConfigError("command line", given.action, "is not an action", did_you_mean(given.action, ACTIONS))
-    for flag, value, action in (("--jobs", given.jobs, "retry"), ("--json", given.json or None, "status")):
+    single = (("--jobs", given.jobs, "retry"), ("--json", given.json or None, "status"), ("N", given.job, "job"))
+    for flag, value, action in (*single, ("--", overrides, "job")):
         if value is not None and given.action != action:
             raise ConfigError("command line", flag, f"is an option of {action}", f"Leave it out, or write {action}")
     sweep = given.dir.resolve()
+    if given.action == "job":
+        if given.job is None:
+            raise ConfigError("command line", "job", "runs one job", "Write its number: blockwright sweep job DIR N")
+        return run_job(sweep, given.job, overrides)
     plan = plans.read(sweep)
     if given.action == "status":
         show(sweep, plan, given.json)
         return 0
+    if given.action == "stop":
+        return stop(sweep, plan)
     check_can_run(sweep, plan, given.workers if given.workers is not None else plan.get("workers") or 1)
     os.close(locks.take_sweep(sweep))  # refuses a running sweep before anything changes
     if plan["kind"] == "search":
         return go_on_with_search(sweep, plan, given.action == "retry", _numbers(given.jobs), given.workers)
+    if "cluster" in plan:
+        return resume_on_cluster(sweep, plan, given.action == "retry", _numbers(given.jobs))
     if given.action == "resume":
         return run_plan(sweep, given.workers)
-    chosen = to_retry(rows_of(sweep), _numbers(given.jobs))
-    for job in chosen:
-        folder = sweep / str(job)
-        if (results_of(folder) or {}).get("status") == "diverged":
-            kept = set_aside(folder)
-            print(
-                f"job {job} diverged: it restarts from scratch, since from its checkpoint it would diverge again{kept}"
-            )
-        if (results := folder / RESULTS).exists():
-            results.replace(results.with_name(PREVIOUS))
+    chosen = make_way(sweep, _numbers(given.jobs))
     return run_plan(sweep, given.workers, jobs=chosen if given.jobs else None)
 
 
-def set_aside(job: Path) -> str:
-    """Move the checkpoints of a diverged job out of the way of its next attempt.
+def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str] | None]:
+    """Arguments before and after ``--``; None without one."""
+    if "--" not in arguments:
+        return arguments, None
+    at = list(arguments).index("--")
+    return arguments[:at], arguments[at + 1 :]
 
-    Returns:
-        where they are, as a clause; empty if there are none
-    """
-    usual = job / FOLDER
-    if not usual.exists():
-        return ""
-    kept = usual.resolve().with_name(f"{usual.resolve().name}.diverged.{time.time_ns()}")  # unlike earlier ones
-    usual.resolve().rename(kept)
-    if usual.is_symlink():
-        usual.unlink()
-    return f" (kept: {kept})"
+
+def make_way(sweep: Path, jobs: Sequence[int] | None) -> list[int]:
+    """Choose the jobs to retry, and set their results aside."""
+    chosen = to_retry(rows_of(sweep), jobs)
+    for job in chosen:
+        results = results_of(sweep / str(job)) or {}
+        kept = set_aside(sweep / str(job), results)
+        if results.get("status") == "diverged":
+            again = "it restarts from scratch, since from its checkpoint it would diverge again"
+            print(f"job {job} diverged: {again}{kept}")
+    return chosen
+
+
+def stop(sweep: Path, plan: Mapping[str, Any]) -> int:
+    """Ask the jobs of a sweep to save and end, on its cluster or on this machine."""
+    if "cluster" in plan:
+        from lab.kubernetes.launch import jobs_of
+
+        (sweep / STOP).touch()  # a launcher that watches starts none again
+        stopped = jobs_of(sweep, plan).stop()
+        print(f"{len(stopped)} jobs have saved and ended. Resume with: {resume_command(sweep)}")
+        return 0
+    holders = {locks.holder(folder) for folder in (sweep, *(p for p in sweep.iterdir() if p.name.isdigit()))} - {None}
+    if not holders:
+        print("no job is running on this machine")
+    for process in holders:
+        os.kill(process, signal.SIGTERM)  # type: ignore[arg-type]
+    return 0
+
+
+def resume_on_cluster(sweep: Path, plan: dict[str, Any], retry: bool, jobs: Sequence[int] | None) -> int:
+    """Replace this process by the multirun, which finds its jobs in the cluster."""
+    if retry:
+        from lab.kubernetes.launch import jobs_of
+
+        found = jobs_of(sweep, plan)
+        found.collect()
+        found.stop(make_way(sweep, jobs))
+    return _again(sweep, plan, [])
 
 
 def show(sweep: Path, plan: Mapping[str, Any], as_json: bool) -> None:
     """Print the table of a sweep and the number of jobs by status, or both as JSON."""
-    rows, best = rows_of(sweep), best_of(sweep, plan)
+    states = None
+    if "cluster" in plan:
+        from lab.kubernetes.launch import jobs_of
+
+        states = jobs_of(sweep, plan).collect()
+    rows, best = rows_of(sweep, states), best_of(sweep, plan)
     counts = Counter(row["status"] for row in rows)
     running = locks.is_taken(sweep) or "running" in counts
     if "jobs" not in plan and (left := (plan.get("n_trials") or 0) - len(rows)) > 0:
@@ -170,10 +212,14 @@ def go_on_with_search(
         raise ConfigError(str(sweep / STUDY), None, rule, "Restore it, or start a new search in another folder")
     if retry:
         ask_again(sweep, plan, jobs)
+    return _again(sweep, plan, [f"hydra.sweeper.n_trials={plan['n_trials']}"])
+
+
+def _again(sweep: Path, plan: Mapping[str, Any], more: Sequence[str]) -> int:
+    """Replace this process by the command of a multirun, resumed."""
     dropped = ("hydra.sweep.dir=", "hydra.sweeper.n_trials=")
     argv = [a for a in plan["argv"] if not a.lstrip("+").startswith(dropped)]
-    more = [f"hydra.sweep.dir={quoted(sweep)}", "hydra.mode=MULTIRUN"]
-    more += [f"hydra.sweeper.n_trials={plan['n_trials']}"]
+    more = [f"hydra.sweep.dir={quoted(sweep)}", "hydra.mode=MULTIRUN", *more]
     os.chdir(plan["cwd"])
     sys.stdout.flush()
     environment = {**os.environ, plans.RESUMED: str(sweep)}

@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lab.sweep import locks
 from lab.sweep import plan as plans
+from lab.sweep.job import INDEX
 from lab.sweep.progress import ended_line
 from lab.sweep.table import summarise
 from registry import REFUSED, ConfigError
@@ -64,7 +66,7 @@ class SweepCallback(Callback):
         folder = Path(config.hydra.runtime.output_dir)
         if config.hydra.mode == RunMode.MULTIRUN and (folder.parent / STOP).exists():
             raise Interrupted(None, 0, signal.SIGTERM)
-        if (folder.parent / plans.PLAN).exists():
+        if (folder.parent / plans.PLAN).exists() and INDEX not in os.environ:  # of a pod its cluster knows
             lock = locks.take(folder)
             if lock is not None:  # else this is another rank; the first one has it
                 held[folder] = lock
@@ -116,8 +118,10 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
     Raises:
         ConfigError: the folder holds another sweep
     """
-    sweeper = config.hydra.sweeper
-    if plans.is_resumed(sweep):
+    sweeper, launcher = config.hydra.sweeper, str(config.hydra.launcher.get("_target_"))
+    flags = config_flags(arguments)
+    argv = [*flags, *config.hydra.overrides.hydra, *config.hydra.overrides.task]
+    if plans.is_resumed(sweep) or plans.is_repeated(sweep, argv):
         return
     if OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"] != SUBDIR:  # type: ignore[index,call-overload]
         rule = "job N of a sweep is in folder N, where its table and resuming look for it"
@@ -127,7 +131,6 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
         remedy = f"Resume it: blockwright sweep resume {sweep}; or name another folder"
         raise ConfigError("hydra.sweep.dir", str(sweep), rule, remedy)
     is_grid = str(sweeper.get("_target_")).endswith(".BasicSweeper")
-    flags = config_flags(arguments)
     plan: dict[str, Any] = {
         "kind": "grid" if is_grid else "search",
         "name": config.task_name,
@@ -141,8 +144,10 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
         plan["jobs"] = grid_of(sweeper, list(config.hydra.overrides.task))
         check_first(config, plan["jobs"])
     else:
-        plan |= {"argv": [*flags, *config.hydra.overrides.hydra, *config.hydra.overrides.task]}
-        plan |= {"sweeper": sweeper.get("_target_"), "n_trials": sweeper.get("n_trials")}
+        plan |= {"argv": argv, "sweeper": sweeper.get("_target_"), "n_trials": sweeper.get("n_trials")}
+    if launcher.endswith(".KubernetesLauncher"):
+        where = {key: config.hydra.launcher.get(key) for key in ("context", "namespace")}
+        plan |= {"argv": argv, "cluster": {"sweep": uuid.uuid4().hex[:8], **where}}
     if sweeper.get("_target_") == SWEEPER:
         raw = OmegaConf.to_container(sweeper, resolve=False)  # unresolved: no password may be written
         name = sweeper.get("study_name") or f"{config.task_name}-{sweep.name}"
@@ -185,7 +190,7 @@ def workers_of(config: DictConfig) -> int:
     launcher, sweeper = config.hydra.launcher, config.hydra.sweeper
     if str(launcher.get("_target_")).endswith(".BasicLauncher"):
         return 1
-    asked = OmegaConf.select(launcher, "n_jobs") or sweeper.get("n_jobs") or 1
+    asked = launcher.get("n_jobs") or launcher.get("parallel") or sweeper.get("n_jobs") or 1
     if asked < 0:
         return max(1, (os.cpu_count() or 1) + 1 + asked)
     return min(asked, sweeper.get("n_jobs") or asked)

@@ -103,6 +103,14 @@ def is_resumed(sweep: Path) -> bool:
     return os.environ.get(RESUMED) == str(sweep.resolve())
 
 
+def is_repeated(sweep: Path, argv: Sequence[str]) -> bool:
+    """Whether the same command has started this folder's sweep on a cluster; if so, this process resumes it."""
+    if not (sweep / PLAN).exists() or "cluster" not in (plan := read(sweep)) or plan.get("argv") != list(argv):
+        return False
+    os.environ[RESUMED] = str(sweep.resolve())
+    return True
+
+
 def overrides_of(job: Path) -> list[str]:
     """A job's own overrides, without the checkpoint that it resumed from; empty if it was killed while writing them."""
     from omegaconf import OmegaConf

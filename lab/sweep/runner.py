@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,19 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from lab.sweep import plan as plans
+from lab.sweep.job import LOG, command, conclude
 from lab.sweep.locks import take_sweep
 from lab.sweep.progress import Display
 from lab.sweep.table import summarise
 from registry import REFUSED, ConfigError
-from training import jobs
-from training.checkpoints.find import newest
-from training.configuration.overrides import quoted
-from training.jobs import RESULTS, record_failure, results_of
+from training.jobs import record_failure, results_of
 from training.stops import DIVERGED, PREEMPTED, SIGNALS
-from training.writing import write_json
 
-LOG = "job.log"
-TAIL = 3  # log lines in a reason
 LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -159,15 +153,10 @@ class _Runner:
     def _start(self, job: Mapping[str, Any]) -> _Running:
         folder = self.directory / str(job["job"])
         folder.mkdir(parents=True, exist_ok=True)
-        more = [f"hydra.run.dir={quoted(folder)}", "auto_resume=false"]  # may be set in a file
-        if job.get("after") is not None:
-            more.append(f"init_from={quoted(self.directory / str(job['after']))}")
-        if (checkpoint := newest(folder)) is not None:
-            more.append(f"ckpt_path={quoted(checkpoint)}")
-        command = [sys.executable, str(jobs.TRAIN), *plans.job_command(self.plan, job, more)]
+        arguments, checkpoint = command(self.directory, self.plan, job)
         with (folder / LOG).open("ab") as log:
             process = subprocess.Popen(
-                command,
+                arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -195,15 +184,10 @@ class _Runner:
     def _end(self, one: _Running, stopping: bool) -> None:
         number, code = one.job["job"], one.process.returncode
         folder = self.directory / str(number)
-        results = results_of(folder)
-        if code == 0 and results is None:
-            write_json(folder / RESULTS, {"status": "completed", "metrics": {}})
-        elif code == PREEMPTED or (stopping and code not in (0, DIVERGED, REFUSED)):
+        if code == PREEMPTED or (stopping and code not in (0, DIVERGED, REFUSED)):
             self.display.say(f"job {number} stopped; it can be resumed")
             return
-        elif code != 0:
-            reason = why(folder / LOG, one.log_start, code)
-            record_failure(folder, reason, "diverged" if code == DIVERGED else "failed")
+        conclude(folder, code, one.log_start)
         self.display.ended(number)
 
 
@@ -213,29 +197,3 @@ def environment(workers: int) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     clean.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
     return clean
-
-
-def why(log: Path, start: int, code: int) -> str:
-    """The reason of a failed job: its error, else the last lines of its log.
-
-    Args:
-        log: its log
-        start: offset in the log where this attempt begins, in bytes
-        code: its exit code, negative for a signal
-    """
-    with log.open("rb") as file:
-        file.seek(start)
-        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    if code < 0:
-        signalled = f"killed by {signal.Signals(-code).name}"
-        return f"{signalled} (out of memory?)" if -code == signal.SIGKILL else signalled
-    errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
-    if errors:
-        error, *more = (line.strip() for line in lines[errors[-1] : errors[-1] + TAIL])
-        parts = [line.partition(":")[2].strip() for line in more if line.startswith(("rule:", "remedy:"))]
-        return ": ".join([error.removeprefix("error: "), ". ".join(parts)]) if parts else error.removeprefix("error: ")
-    if any(line.startswith("Traceback") for line in lines):
-        last = max(i for i, line in enumerate(lines) if line.startswith("Traceback"))
-        raised = [line for line in lines[last + 1 :] if not line.startswith(" ")]
-        return "\n".join(raised[:TAIL]) or lines[-1]
-    return "\n".join(lines[-TAIL:]) or f"exit code {code}, without output"

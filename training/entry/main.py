@@ -18,6 +18,7 @@ from training.configuration.refusals import REFUSALS, explain, is_no_name
 from training.entry.hydra_job import hydra_job, refused
 from training.entry.ranks import leave_no_folder
 from training.jobs import begun
+from training.parallel.lost_peer import is_lost_peer
 from training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, stoppable
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -53,6 +54,10 @@ def main() -> None:
     except SystemExit as end:  # parse errors are refused like others
         sys.exit(REFUSED if end.code == 2 else end.code)
     except Exception as error:
+        if "NODE_RANK" in os.environ and is_lost_peer(error):
+            print(f"error: a process on another machine is lost ({error}). Resume from the last checkpoint", flush=True)
+            sys.stdout.flush()
+            os._exit(PREEMPTED)  # the process group would wait for the lost one
         refusal = refusal_of(error, arguments)
         if refusal is None:
             raise

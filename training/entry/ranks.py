@@ -17,7 +17,9 @@ LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT
 
 
 def is_child() -> bool:
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0"
+    """Whether this is not the first process of a run: of another machine, or started by Lightning or torchrun."""
+    ranks = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK")
+    return any(os.environ.get(name, "0") != "0" for name in ranks)
 
 
 def overrides() -> list[str]:
@@ -65,11 +67,12 @@ def reset_processes(before: dict[str, str | None]) -> None:
 
 
 def leave_no_folder() -> None:
-    """Under torchrun every rank composes: give all but the first a temporary run folder.
+    """Under torchrun every rank composes, and on several machines one of each: only the first keeps a run folder.
 
     A configured folder is kept, since all ranks look there for the checkpoint to resume from.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
+    machine = "NODE_RANK" in os.environ and "LOCAL_RANK" not in os.environ
+    if ("TORCHELASTIC_RUN_ID" in os.environ or machine) and is_child():
         sys.argv.append("hydra.output_subdir=null")
         if not any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
             sys.argv.append(f"hydra.run.dir={tempfile.mkdtemp(prefix='blockwright-rank-')}")

@@ -1,0 +1,39 @@
+"""``hydra/launcher=kubernetes``: jobs of a multirun on a cluster.
+
+Hydra imports this module at every start, so the launcher proper is imported only when used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from lab.kubernetes.options import Options
+
+
+class KubernetesLauncher(Launcher):
+    """See lab/kubernetes/launch.py.
+
+    Args:
+        options: those of ``lab.kubernetes.options.Options``
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from lab.kubernetes.launch import Launch
+
+        return Launch(self.options, self.hydra_context, self.config).launch(job_overrides, initial_job_idx)
+
+
+ConfigStore.instance().store("kubernetes", Options, group="hydra/launcher", provider="blockwright")

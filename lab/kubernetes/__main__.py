@@ -1,0 +1,83 @@
+"""``blockwright kubernetes run|render|status|logs|stop|resume …``: runs and sweeps on a Kubernetes cluster.
+
+A run is a sweep of one job: ``run OVERRIDE …`` is ``train.py -m hydra/launcher=kubernetes OVERRIDE …``, so it has the
+same options (hydra.launcher.*), folder and table, and is resumed in the same way.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lab.sweep import plan as plans
+from registry import ConfigError, did_you_mean
+from registry.command import Parser, run_command
+from training import jobs
+from training.configuration.overrides import quoted
+
+OF_A_SWEEP = ("status", "stop", "resume", "retry")
+OPTIONS = ("--prefix", "--tail=-1", "--max-log-requests=100")
+ACTIONS = ("run", "render", "logs", *OF_A_SWEEP)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Raises:
+        ConfigError: no such action, or what the action refuses
+    """
+    parser = Parser(prog="blockwright kubernetes", description=__doc__)
+    parser.add_argument("action", help=f"one of {', '.join(ACTIONS)}")
+    parser.add_argument(
+        "rest", nargs="*", metavar="…", help="run: OVERRIDES; render: FOLDER OVERRIDES; others: DIR [N]"
+    )
+    head, tail = list(arguments[:1]), list(arguments[1:])
+    action = parser.parse_args(head).action
+    if action not in ACTIONS:
+        raise ConfigError("command line", action, "is not an action", did_you_mean(action, ACTIONS))
+    if action in OF_A_SWEEP:
+        from lab.sweep.__main__ import main as sweep
+
+        return sweep([action, *tail])
+    if action == "logs":
+        return logs(tail)
+    if action == "render":
+        if not tail or "=" in tail[0]:
+            raise ConfigError("command line", "render", "needs a folder", "Write render FOLDER OVERRIDE …")
+        return run([f"hydra.launcher.render={quoted(Path(tail[0]).absolute())}", *tail[1:]])
+    return run(tail)
+
+
+def run(overrides: Sequence[str]) -> int:
+    """Replace this process by a multirun on the cluster."""
+    command = [sys.executable, str(jobs.TRAIN), "-m", "hydra/launcher=kubernetes", *overrides]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+def logs(arguments: Sequence[str]) -> int:
+    """Follow the logs of a sweep's pods, or of one job's.
+
+    Raises:
+        ConfigError: not a sweep on a cluster
+    """
+    if not arguments:
+        raise ConfigError("command line", "logs", "needs a sweep", "Write logs DIR, or logs DIR N for one job")
+    from lab.kubernetes.launch import jobs_of
+    from lab.kubernetes.options import GROUP
+
+    sweep = Path(arguments[0]).resolve()
+    plan = plans.read(sweep)
+    if "cluster" not in plan:
+        rule = "was not started on a cluster"
+        raise ConfigError("DIR", str(sweep), rule, "Its logs are in its folders: DIR/N/job.log")
+    found = jobs_of(sweep, plan)
+    selector = found.selector + (f",{GROUP}/job={arguments[1]}" if arguments[1:] else "")
+    print(found.cluster.call("logs", "--selector", selector, *OPTIONS)[0], end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

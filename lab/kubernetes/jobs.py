@@ -1,0 +1,244 @@
+"""The jobs of a sweep on a cluster: created once under stable names, watched, and read when they have ended.
+
+Nothing is kept in this process: one that is killed is followed by another, which finds the same jobs by their labels.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab.kubernetes import watch
+from lab.kubernetes.cluster import Cluster
+from lab.kubernetes.options import GROUP, Options
+from lab.kubernetes.preflight import RESOURCES
+from lab.kubernetes.render import Manifest
+from lab.sweep.job import LOG
+from registry import ConfigError
+from training.jobs import RESULTS, record_failure, results_of
+from training.writing import write_json
+
+STOP = ".stop"  # in a sweep's folder: start no further job
+TICK_S = 1.0
+UNSEEN_S = 5  # without a pod, after which a job's events are asked for
+
+
+@dataclass
+class Jobs:
+    """The jobs of one sweep.
+
+    Args:
+        cluster: where they run
+        sweep: the sweep's name in labels
+        kind: ``job``, ``jobset`` or ``trainjob``
+        folder: of the sweep, here; results are written to its numbered folders
+        shared: whether the pods see the same folder, and so write results and logs themselves
+    """
+
+    cluster: Cluster
+    sweep: str
+    kind: str
+    folder: Path
+    shared: bool = False
+    _told: dict[str, str] = field(default_factory=dict)
+    _stuck: dict[int, float] = field(default_factory=dict)
+    _seen: dict[int, float] = field(default_factory=dict)
+    _following: set[str] = field(default_factory=set)
+
+    @property
+    def selector(self) -> str:
+        return f"{GROUP}/sweep={self.sweep}"
+
+    def look(self) -> tuple[dict[int, Manifest], dict[int, list[Manifest]]]:
+        """Jobs by number, and pods of each, the oldest first."""
+        listed = self.cluster.items(f"{RESOURCES[self.kind]},pods", self.selector)
+        pods: dict[int, list[Manifest]] = {}
+        made = {watch.number_of(one): one for one in listed if one["kind"] != "Pod"}
+        for pod in sorted((o for o in listed if o["kind"] == "Pod"), key=lambda p: p["metadata"]["creationTimestamp"]):
+            pods.setdefault(watch.number_of(pod), []).append(pod)
+        return made, pods
+
+    def collect(self) -> dict[int, str]:
+        """Write the results of jobs that have ended; returns the state of the others: ``running`` or ``waiting``."""
+        made, pods = self.look()
+        states = {}
+        for number, one in made.items():
+            if not self._read(number, one, pods.get(number, [])):
+                at_work = any(p.get("status", {}).get("phase") == "Running" for p in pods.get(number, []))
+                states[number] = "running" if at_work else "waiting"
+        return states
+
+    def _read(self, number: int, one: Manifest, pods: Sequence[Manifest]) -> bool:
+        """Write the results of a job if it has ended, and say whether it has."""
+        if (end := watch.ending(one)) is None:
+            return False
+        folder = self.folder / str(number)
+        if results_of(folder) is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / RESULTS, watch.results(*end, pods))
+        return True
+
+    def run(
+        self,
+        made: Mapping[int, Sequence[Manifest]],
+        options: Options,
+        ended: Callable[[int], object],
+        signals: Sequence[int],
+    ) -> None:
+        """Create the jobs that are not there, and wait until all have ended or a signal arrives.
+
+        Args:
+            made: the objects of each job
+            options: ``parallel`` at a time; given up after ``start_deadline_s``
+            ended: called when one has
+            signals: received by this process, appended to while this runs
+        """
+        open_jobs = {n for n in made if results_of(self.folder / str(n)) is None}
+        for number in made.keys() - open_jobs:
+            ended(number)
+        while open_jobs and not signals and not (self.folder / STOP).exists():
+            found, pods = self.look()
+            for number in sorted(open_jobs & found.keys()):
+                if self._read(number, found[number], pods.get(number, [])):
+                    open_jobs.remove(number)
+                    ended(number)
+                else:
+                    self._watch(number, found[number], pods.get(number, []), options)
+            for number in sorted(n for n in open_jobs if results_of(self.folder / str(n))):  # given up
+                open_jobs.remove(number)
+                ended(number)
+            room = options.parallel - len(open_jobs & found.keys())
+            for number in sorted(open_jobs - found.keys())[: max(0, room)]:
+                self.cluster.create(made[number])
+                self.cluster.say(f"job {number}: {made[number][-1]['metadata']['name']} is created")
+            if open_jobs:
+                self._wait(signals)
+
+    def _wait(self, signals: Sequence[int]) -> None:
+        until = time.monotonic() + TICK_S
+        while time.monotonic() < until and not signals:
+            time.sleep(min(0.1, TICK_S))
+
+    def _watch(self, number: int, one: Manifest, pods: Sequence[Manifest], options: Options) -> None:
+        """Say what has changed, and give a job up that has not started for too long."""
+        now = time.time()
+        if number not in self._seen:
+            self._seen[number] = now
+            if pods:
+                self.cluster.say(f"job {number}: {one['metadata']['name']} is there")
+        for pod in pods:
+            self._tell(pod["metadata"]["name"], watch.line(pod, now))
+            if not self.shared and pod.get("status", {}).get("phase") == "Running" and watch.is_first(pod):
+                self._follow(pod["metadata"]["name"], number)
+        obstacle = next((found for pod in pods if (found := watch.obstacle(pod))), None)
+        if watch.is_queued(one):
+            self._tell(one["metadata"]["name"], "waits in its queue")
+            self._seen[number] = now
+        elif not pods and now - self._seen[number] >= UNSEEN_S:
+            obstacle = self._event(one["metadata"]["name"])
+            if obstacle:
+                self._tell(one["metadata"]["name"], watch.blocked(*obstacle))
+        if obstacle is None:
+            self._stuck.pop(number, None)
+            return
+        since = self._stuck.setdefault(number, now)
+        if now - since >= options.start_deadline_s:
+            self._give_up(number, one, watch.blocked(*obstacle), options.start_deadline_s)
+
+    def _event(self, name: str) -> tuple[str, str] | None:
+        """Why a controller makes no pods."""
+        for owner in (name, f"{name}-node-0"):
+            selector = f"involvedObject.name={owner},reason=FailedCreate"
+            with suppress(ConfigError):
+                for event in self.cluster.get("events", "--field-selector", selector)["items"][-1:]:
+                    return "FailedCreate", str(event.get("message", ""))
+        return None
+
+    def _give_up(self, number: int, one: Manifest, why: str, seconds: int) -> None:
+        self.cluster.delete(RESOURCES[self.kind], [one["metadata"]["name"]])
+        record_failure(self.folder / str(number), f"given up after {seconds} s: {why}")
+
+    def _tell(self, name: str, state: str) -> None:
+        if self._told.get(name) != state:
+            self._told[name] = state
+            self.cluster.say(f"  {name}: {state}")
+
+    def _follow(self, pod: str, number: int) -> None:
+        """Copy the log of a pod to the job's folder, in a thread."""
+        if pod not in self._following:
+            self._following.add(pod)
+            file = self.folder / str(number) / LOG
+            threading.Thread(target=follow, args=(self.cluster, pod, file), daemon=True).start()
+
+    def stop(self, numbers: Collection[int] | None = None) -> list[int]:
+        """Read the jobs that have ended, and delete the others, whose pods save first.
+
+        Args:
+            numbers: of jobs to delete even if they have ended; None for those that have not
+
+        Returns:
+            the deleted ones
+        """
+        made, pods = self.look()
+        for number, one in made.items():
+            if numbers is None:
+                self._read(number, one, pods.get(number, []))
+        chosen = [n for n, one in made.items() if (watch.ending(one) is None if numbers is None else n in numbers)]
+        self.cluster.delete(RESOURCES[self.kind], [made[n]["metadata"]["name"] for n in chosen])
+        return chosen
+
+
+def follow(cluster: Cluster, pod: str, file: Path, pause_s: float = 1.0) -> None:
+    """Copy a pod's log to a file until the pod is gone. A stream breaks after hours or silence, and then continues.
+
+    Args:
+        cluster: of the pod
+        pod: its name
+        file: appended to
+        pause_s: seconds before a broken stream is opened again
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    last, at_last = "", 0  # time of the last line, and how many lines had it
+    ended = False
+    while True:
+        where = [*(["--context", cluster.context] if cluster.context else [])]
+        where += ["--namespace", cluster.namespace] if cluster.namespace else []
+        since = [f"--since-time={last}"] if last else []
+        command = ["kubectl", *where, "logs", "--follow", "--timestamps", pod, *since]
+        with _opened(command) as process, file.open("ab") as log:
+            assert process.stdout and process.stderr
+            again, skipped, grew = at_last, 0, False
+            for line in process.stdout:
+                stamp, _, rest = line.partition(b" ")
+                when = stamp.decode(errors="replace")
+                if when < last or (when == last and skipped < again):
+                    skipped += when == last
+                    continue
+                at_last = at_last + 1 if when == last else 1
+                last, grew = when, True
+                log.write(rest)
+                log.flush()
+            error = process.stderr.read().decode(errors="replace")
+            code = process.wait()
+        if (ended and not grew) or "NotFound" in error:
+            return
+        if code == 0:  # the container has ended, or the stream broke
+            with suppress(Exception):
+                ended = watch.terminated(cluster.get("pod", pod)) is not None
+        time.sleep(pause_s)
+
+
+@contextmanager
+def _opened(command: Sequence[str]) -> Any:
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        with process:
+            yield process
+    finally:
+        process.kill()

@@ -1,0 +1,169 @@
+"""``hydra/launcher=kubernetes``: jobs of a multirun as jobs of a cluster, with any sweeper.
+
+The task runs in pods, not here: what Hydra gets back is made of what they leave.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+
+from lab.kubernetes.check import check
+from lab.kubernetes.cluster import Cluster
+from lab.kubernetes.jobs import STOP, Jobs
+from lab.kubernetes.options import Options
+from lab.kubernetes.preflight import needs, rehearse, settle
+from lab.kubernetes.render import Manifest, render
+from lab.kubernetes.wanted import check_options, check_world
+from lab.sweep import plan as plans
+from lab.sweep.progress import ended_line
+from training.jobs import results_of
+from training.stops import SIGNALS, Interrupted
+from training.writing import write_text
+
+CLUSTER = "cluster"  # of a plan: where its jobs are
+SHAPES = ("trainer", "hardware", "experiment", "debug")  # groups that may change a job's world
+IN_PODS = ("extras.print_config=false",)  # else a killed pod's last words would be the configuration
+
+
+def jobs_of(sweep: Path, plan: Mapping[str, Any]) -> Jobs:
+    """The jobs of a sweep that was started on a cluster."""
+    where = plan[CLUSTER]
+    aside = functools.partial(print, file=sys.stderr)  # the output may be JSON
+    cluster = Cluster(where["context"], where["namespace"], say=aside)
+    shared = where.get("folder") == str(sweep)  # unknown: killed before it created any
+    return Jobs(cluster, where["sweep"], where.get("kind", "job"), sweep, shared=shared)
+
+
+class Launch:
+    """The launcher behind the plug-in; options as of ``lab.kubernetes.options.Options``."""
+
+    def __init__(self, given: Mapping[str, Any], hydra_context: HydraContext, config: DictConfig) -> None:
+        plain: Any = OmegaConf.to_container(OmegaConf.create(dict(given)), resolve=True)
+        self.options, self.config, self.context = Options(**plain), config, hydra_context
+        self.sweep = Path(config.hydra.sweep.dir).absolute()
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+        """Run jobs.
+
+        Args:
+            job_overrides: of each
+            first: number of the first
+
+        Returns:
+            their values, in the order of the jobs; of one that failed the worst
+
+        Raises:
+            ConfigError: refused, before anything is created
+            Interrupted: this process was stopped
+        """
+        check_options(self.options)
+        given = {first + i: [o for o in one if not o.startswith("ckpt_path=")] for i, one in enumerate(job_overrides)}
+        more = self._composed(given)
+        plan = plans.read(self.sweep)
+        where = plan[CLUSTER]
+        name, known = where["sweep"], "kind" in where
+        if self.options.render is not None:
+            self._write(self._rendered(self.options, name, given, more), Path(self.options.render))
+        cluster = Cluster(self.options.context, self.options.namespace, say=self._say)
+        options = dataclasses.replace(self.options, kind=where["kind"]) if known else settle(cluster, self.options)
+        made = self._rendered(options, name, given, more)
+        folder = self._folder(name)
+        jobs = Jobs(cluster, name, options.made_as, self.sweep, shared=folder == str(self.sweep))
+        there = jobs.look()[0] if known else {}
+        new = [one for n, objects in made.items() if n not in there and not self._ended(n) for one in objects]
+        if new:
+            needs(cluster, options)
+            rehearse(cluster, new)
+        if not known:
+            plans.write(self.sweep, {**plan, CLUSTER: {**where, "kind": options.made_as, "folder": folder}})
+        with noted() as signals:
+            jobs.run(made, options, lambda n: self._say(ended_line(self.sweep, plan, n, options.parallel)), signals)
+        if signals or (self.sweep / STOP).exists():
+            self._stopped(jobs, signals, made)
+        return [self._returned(plan, number, overrides) for number, overrides in given.items()]
+
+    def _composed(self, given: Mapping[int, Sequence[str]]) -> list[str]:
+        """Compose one job of each world, so that a typo and a wrong world end it here; returns further overrides."""
+        more: list[str] = []
+        seen = set()
+        for overrides in given.values():
+            shape = tuple(o for o in overrides if o.lstrip("+~").startswith(SHAPES))
+            if shape not in seen:
+                seen.add(shape)
+                composed = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+                trainer = OmegaConf.to_container(composed.trainer, resolve=False)
+                more = check_world(self.options, trainer)  # type: ignore[arg-type]
+        return more
+
+    def _rendered(
+        self, options: Options, name: str, given: Mapping[int, list[str]], more: Sequence[str]
+    ) -> dict[int, list[Manifest]]:
+        flags = plans.read(self.sweep).get("flags", [])
+        task, folder = str(self.config.task_name), self._folder(name)
+        made = {n: render(options, task, name, n, folder, [*flags, *o, *IN_PODS, *more]) for n, o in given.items()}
+        check(one for objects in made.values() for one in objects)
+        return made
+
+    def _folder(self, name: str) -> str:
+        """The sweep's folder as pods see it: this one, if the claim is mounted here as it is there."""
+        mount = self.options.mount.rstrip("/")
+        here = str(self.sweep).startswith(f"{mount}/") and Path(mount).is_mount()
+        return str(self.sweep) if here else f"{mount}/{self.config.task_name}-{name}"
+
+    def _write(self, made: Mapping[int, Sequence[Manifest]], folder: Path) -> None:
+        import yaml
+
+        for number, objects in made.items():
+            text = yaml.safe_dump_all(objects, sort_keys=False, width=120)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / f"{number}.yaml", text)
+        print(f"wrote {len(made)} manifests to {folder}; nothing was started")
+        sys.exit(0)
+
+    def _ended(self, number: int) -> bool:
+        return results_of(self.sweep / str(number)) is not None
+
+    def _stopped(self, jobs: Jobs, signals: Sequence[int], made: Mapping[int, Any]) -> None:
+        left = [n for n in made if not self._ended(n)]
+        if signals and self.options.on_stop == "stop":
+            self._say(f"stopping: {len(jobs.stop())} jobs save and end")
+        elif signals:
+            self._say(f"{len(left)} jobs continue in the cluster; to stop them: blockwright sweep stop {self.sweep}")
+        raise Interrupted(None, 0, signals[0] if signals else signal.SIGTERM)
+
+    def _returned(self, plan: Mapping[str, Any], number: int, overrides: Sequence[str]) -> JobReturn:
+        results = results_of(self.sweep / str(number)) or {}
+        value = results.get("metrics", {}).get(plan["metric"])
+        worst = -math.inf if plan["direction"] == "maximize" else math.inf
+        if results.get("status") not in ("completed", "pruned") or value is None or not math.isfinite(value):
+            value = worst
+        ended = JobReturn(overrides=filter_overrides(list(overrides)), status=JobStatus.COMPLETED)
+        ended.return_value = value
+        return ended
+
+    def _say(self, text: str) -> None:
+        print(text, flush=True)
+
+
+@contextmanager
+def noted() -> Iterator[list[int]]:
+    """Record signals instead of handling them."""
+    found: list[int] = []
+    before = {s: signal.signal(s, lambda signum, _: found.append(signum)) for s in SIGNALS}
+    try:
+        yield found
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

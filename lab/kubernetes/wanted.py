@@ -1,0 +1,216 @@
+"""Check the options of ``hydra/launcher=kubernetes``, in the words in which they are written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+from annotated_types import Ge
+
+from lab.kubernetes.check import DNS, EFFECTS, LABEL, VARIABLE
+from lab.kubernetes.options import Options
+from lab.kubernetes.shape import QUANTITY, amount
+from registry import ConfigError, did_you_mean
+from registry.ranges import Count, Whole
+from registry.schema import conforms, fault
+
+PATH = "hydra.launcher"
+KINDS = ("auto", "job", "jobset", "trainjob")
+RANGES: dict[str, Any] = {
+    "nodes": Count,
+    "gpus": Whole,
+    "parallel": Count,
+    "restarts": Whole,
+    "start_deadline_s": Count,
+}
+RANGES |= {"grace_s": Annotated[int, Ge(10)], "ttl_s": Whole | None}
+NAMES = ("namespace", "claim", "runtime", "queue", "priority")
+SECRET = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)", re.IGNORECASE)
+OURS = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "JOB_COMPLETION_INDEX", "RANK", "LOCAL_RANK", "WORLD_SIZE")
+IMAGE = re.compile(r"[a-z0-9][-a-zA-Z0-9._:/]*(@sha256:[0-9a-f]{64})?")
+DOMAIN = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)")
+
+
+def check_options(options: Options) -> None:
+    """Refuse options that no cluster could run.
+
+    Raises:
+        ConfigError
+    """
+    for mistake in mistakes(options):
+        raise mistake
+
+
+def _at(name: str, value: Any, rule: str, remedy: str) -> ConfigError:
+    return ConfigError(f"{PATH}.{name}", value, rule, remedy)
+
+
+def mistakes(options: Options) -> Iterator[ConfigError]:
+    """What is wrong with the options, one error each."""
+    for name, hint in RANGES.items():
+        if not conforms(value := getattr(options, name), hint):
+            yield _at(name, value, fault(value, hint), f"Write {PATH}.{name}={getattr(Options, name, None) or 1}")
+            return  # sums are made of them
+    for name, known in (("kind", KINDS), ("on_stop", ("leave", "stop"))):
+        if (value := getattr(options, name)) not in known:
+            yield _at(name, value, "is not one of the known", did_you_mean(value, known))
+    yield from _image(options.image)
+    for name in NAMES:
+        value = getattr(options, name)
+        if value is not None and (len(value) > 253 or not all(DNS.fullmatch(part) for part in value.split("."))):
+            yield _at(name, value, "must be lower-case letters, digits and hyphens", "Write the name in the cluster")
+    yield from _kind(options)
+    yield from _resources(options)
+    yield from _places(options)
+    yield from _environment(options)
+    yield from _selection(options)
+
+
+def _image(image: str | None) -> Iterator[ConfigError]:
+    if not image:
+        rule = "is what a pod runs, and has no default"
+        yield _at("image", image, rule, f"Build deploy/kubernetes/Dockerfile, push it, and write {PATH}.image=…")
+    elif not IMAGE.fullmatch(image):
+        yield _at("image", image, "is not the name of an image", "Write REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:…")
+
+
+def _kind(options: Options) -> Iterator[ConfigError]:
+    if options.kind == "trainjob" and options.secrets:
+        rule = "cannot be given to a TrainJob"
+        yield _at("secrets", options.secrets, rule, "Add envFrom to the ClusterTrainingRuntime, or write kind=jobset")
+    if options.topology and not options.queue:
+        yield _at("topology", options.topology, "is kept by Kueue, so it needs a queue", f"Write {PATH}.queue=…")
+    if options.capabilities:
+        unknown = [c for c in options.capabilities if not re.fullmatch(r"[A-Z_]+", c) or c.startswith("CAP_")]
+        if unknown:
+            yield _at("capabilities", unknown[0], "is not a capability's name", "Write e.g. IPC_LOCK, without CAP_")
+
+
+def _resources(options: Options) -> Iterator[ConfigError]:
+    for name, value in (
+        ("cpu", options.cpu),
+        ("memory", options.memory),
+        ("shm", options.shm),
+        *options.resources.items(),
+    ):
+        if value is None:
+            continue
+        own = name if name in ("cpu", "memory", "shm") else f"resources.{name}"
+        if not QUANTITY.fullmatch(str(value)) or amount(str(value)) <= 0:
+            example = "500m or 4" if name == "cpu" else "64Gi" if "/" not in name else "1"
+            yield _at(own, value, "is not a positive quantity of Kubernetes", f"Write e.g. {PATH}.{own}={example}")
+            return
+        if name == "memory" and amount(str(value)) < 2**20:
+            yield _at(name, value, "is under 1 MiB", "Write the unit: 64Gi")
+            return
+    for own, names in (("resources", options.resources), ("gpu", [options.gpu])):
+        for name in names:
+            if "/" not in name:
+                yield _at(own, name, "is not the full name of a device", "Write e.g. rdma/ib or nvidia.com/gpu")
+    if options.gpu in options.resources:
+        yield _at("resources", options.gpu, "is given by gpus", f"Write {PATH}.gpus=N")
+    if options.memory and options.shm and amount(options.shm) > amount(options.memory):
+        rule = f"counts as memory, of which a pod has {options.memory}"
+        yield _at("shm", options.shm, rule, f"Lower it, or raise {PATH}.memory")
+
+
+def _places(options: Options) -> Iterator[ConfigError]:
+    places = {options.claim: options.mount, **options.volumes}
+    if options.claim in options.volumes:
+        yield _at("volumes", options.claim, "is the claim of the runs already", "Leave it out")
+    for claim, path in places.items():
+        own = "mount" if claim == options.claim else f"volumes.{claim}"
+        if not re.fullmatch(r"/[^:]+", str(path)) or ".." in str(path).split("/"):
+            yield _at(
+                own, path, "must be an absolute path without a colon, below the root", f"Write {PATH}.{own}=/data"
+            )
+        if claim != options.claim and not DNS.fullmatch(claim):
+            yield _at("volumes", claim, "is not the name of a claim", "Write CLAIM: PATH")
+    used = [*places.values(), "/tmp", "/dev/shm"]
+    for path in {p for p in used if used.count(p) > 1}:
+        yield _at("volumes", path, "is where two volumes are mounted", "Choose another path")
+
+
+def _environment(options: Options) -> Iterator[ConfigError]:
+    for name in options.env:
+        if not VARIABLE.fullmatch(name):
+            yield _at("env", name, "must be the name of an environment variable", "Write letters, digits and _")
+        elif name in OURS or name.startswith("PET_"):
+            yield _at(f"env.{name}", options.env[name], "is set by the launcher", "Leave it out; see nodes and gpus")
+        elif SECRET.search(name):
+            rule = "looks like a secret, and a manifest can be read by all who may list jobs"
+            remedy = f"kubectl create secret generic NAME --from-literal={name}=…, and {PATH}.secrets=[NAME]"
+            yield _at(f"env.{name}", "…", rule, remedy)
+    for key in ("secrets", "pull_secrets"):
+        for secret in getattr(options, key):
+            if not all(DNS.fullmatch(part) for part in secret.split(".")):
+                rule = "is not the name of a Secret; values of secrets are never written here"
+                yield _at(key, "…" if len(secret) > 40 else secret, rule, "Write names: [wandb]")
+
+
+def _selection(options: Options) -> Iterator[ConfigError]:
+    for key, given in (("node_selector", options.node_selector), ("annotations", options.annotations)):
+        for name, value in given.items():
+            if not DOMAIN.fullmatch(name) or len(name.rpartition("/")[2]) > 63:
+                yield _at(f"{key}.{name}", value, "is not a valid key", "Write e.g. example.com/name")
+            elif key == "node_selector" and not (len(str(value)) <= 63 and LABEL.fullmatch(str(value))):
+                yield _at(f"{key}.{name}", value, "cannot be the value of a label", "kubectl get nodes --show-labels")
+    for i, toleration in enumerate(options.tolerations):
+        yield from _toleration(toleration, i)
+    if options.topology and not DOMAIN.fullmatch(options.topology):
+        yield _at("topology", options.topology, "is not a node label", "Write e.g. topology.kubernetes.io/zone")
+
+
+def _toleration(toleration: Any, i: int) -> Iterator[ConfigError]:
+    known, path = ("key", "operator", "value", "effect", "tolerationSeconds"), f"tolerations[{i}]"
+    if not isinstance(toleration, Mapping):
+        yield _at(path, toleration, "must be a mapping", "Write {key: nvidia.com/gpu, operator: Exists}")
+        return
+    for key in toleration.keys() - set(known):
+        yield _at(f"{path}.{key}", toleration[key], "is not a field of a toleration", did_you_mean(key, known))
+    if toleration.get("operator") == "Exists" and toleration.get("value"):
+        yield _at(f"{path}.value", toleration["value"], "must be empty when operator is Exists", "Leave it out")
+    if toleration.get("effect") not in (None, "", *EFFECTS):
+        yield _at(
+            f"{path}.effect", toleration["effect"], "is not an effect", did_you_mean(toleration["effect"], EFFECTS)
+        )
+
+
+def check_world(options: Options, trainer: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[str]:
+    """Refuse nodes and GPUs that are not the trainer's world.
+
+    Args:
+        options: as checked by ``check_options``
+        trainer: as composed, plain
+        overrides: of the job, for the message
+
+    Returns:
+        overrides that make the trainer use them
+
+    Raises:
+        ConfigError: other devices than GPUs, other machines than nodes, or a strategy that these do not fill
+    """
+    from training.parallel.sizes import STRATEGY, sizes_of
+
+    nodes, devices = trainer.get("num_nodes", 1), trainer.get("devices", "auto")
+    if "num_nodes" in trainer and nodes != options.nodes:
+        rule = f"is not the number of pods of a job ({PATH}.nodes={options.nodes})"
+        raise ConfigError("trainer.num_nodes", nodes, rule, "Leave it out: the launcher sets it")
+    on_gpu = trainer.get("accelerator") in ("gpu", "cuda")
+    if on_gpu and not options.gpus:
+        rule = f"but a pod has none ({PATH}.gpus=0)"
+        raise ConfigError("trainer.accelerator", trainer["accelerator"], f"wants GPUs, {rule}", f"Write {PATH}.gpus=8")
+    if options.gpus and trainer.get("accelerator") == "cpu":
+        rule = "would stand idle: trainer.accelerator=cpu"
+        raise _at("gpus", options.gpus, rule, "Write trainer=gpu, ddp or fsdp, or leave gpus out")
+    count = len(devices) if isinstance(devices, list) else devices
+    if count in ("auto", -1, "-1"):
+        count = options.gpus or 1
+    if options.gpus and count != options.gpus:
+        rule = f"is not the number of GPUs of a pod ({PATH}.gpus={options.gpus})"
+        raise ConfigError("trainer.devices", devices, rule, f"Write trainer.devices={options.gpus} or auto")
+    strategy = trainer.get("strategy")
+    if isinstance(strategy, Mapping) and strategy.get("_target_") == STRATEGY and isinstance(count, int):
+        sizes_of(strategy, count * options.nodes)
+    return [f"++trainer.num_nodes={options.nodes}"] if options.nodes > 1 else []

@@ -1,0 +1,352 @@
+"""The launcher's work against a scripted cluster, in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_cluster import ScriptedCluster
+from wrong_manifests import IMAGE
+
+from lab.kubernetes import cluster as clusters
+from lab.kubernetes import jobs as jobs_module
+from lab.kubernetes import watch
+from lab.kubernetes.cluster import Cluster
+from lab.kubernetes.jobs import Jobs, follow
+from lab.kubernetes.options import Options
+from lab.kubernetes.preflight import needs, rehearse, settle
+from lab.kubernetes.render import render
+from lab.sweep.job import message
+from registry import ConfigError
+from training.jobs import results_of
+
+SWEEP = "0a1b2c3d"
+
+
+class Swept:
+    """A sweep of some jobs on a scripted cluster."""
+
+    def __init__(self, folder: Path, **state: Any) -> None:
+        self.cluster, self.folder, self.said, self.ended = ScriptedCluster(folder / "cluster"), folder / "sweep", [], []
+        self.folder.mkdir()
+        self.set(**state)
+
+    def set(self, **state: Any) -> None:
+        with self.cluster.open() as known:
+            known |= state
+
+    def state(self) -> dict[str, Any]:
+        with self.cluster.open() as known:
+            return known
+
+    @property
+    def client(self) -> Cluster:
+        return Cluster(run=self.cluster.run, say=self.said.append)
+
+    def run(self, count: int = 1, signals: list[int] | None = None, **options: Any) -> dict[int, dict[str, Any] | None]:
+        given = Options(image=IMAGE, **options)
+        made = {n: render(given, "train", SWEEP, n, "/runs/x", [f"seed={n}"]) for n in range(count)}
+        jobs = Jobs(self.client, SWEEP, given.made_as, self.folder, shared=True)
+        jobs.run(made, given, self.ended.append, signals if signals is not None else [])
+        return {n: results_of(self.folder / str(n)) for n in range(count)}
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_module, "TICK_S", 0)
+    monkeypatch.setattr(jobs_module, "UNSEEN_S", 0)
+    monkeypatch.setattr(clusters, "WAITS_S", (0, 0, 0))
+
+
+@pytest.fixture
+def swept(tmp_path: Path) -> Callable[..., Swept]:
+    return lambda **state: Swept(tmp_path, **state)
+
+
+def said(value: float, code: int = 0, **more: Any) -> dict[str, Any]:
+    return {"code": code, "message": message({"status": "completed", "metrics": {"val/loss": value}, **more}, code)}
+
+
+def test_jobs_are_created_a_few_at_a_time_and_read(swept: Callable[..., Swept]) -> None:
+    sweep = swept(outcomes={str(n): [said(n / 3)] for n in range(5)})
+    results = sweep.run(5, parallel=2)
+    assert [results[n]["metrics"]["val/loss"] for n in range(5)] == [n / 3 for n in range(5)]  # type: ignore[index]
+    assert sorted(sweep.ended) == list(range(5))
+    state = sweep.state()
+    assert state["made"] == [f"Job/train-{SWEEP}-{n}" for n in range(5)]
+    lists = [i for i, call in enumerate(state["calls"]) if call.startswith("apply")]
+    assert lists[2] - lists[1] > 1  # the third waited until there was room
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_exit_codes_mean_what_they_mean_here(swept: Callable[..., Swept], nodes: int) -> None:
+    evicted = {"code": 137, "disrupted": "EvictionByEvictionAPI", "index": nodes - 1}
+    outcomes = {
+        "0": [{"code": 75}, {"code": 75}, evicted, said(1.0)],  # more than restarts: none counts
+        "1": [{"code": 137}, said(2.0)],
+        "2": [{"code": 64, "message": message({"status": "failed", "reason": "model.x = 1: no. Write 2"}, 64)}],
+        "3": [{"code": 70, "message": message({"status": "diverged", "reason": "loss is nan"}, 70)}],
+        "4": [{"code": 1, "message": "Traceback\nKeyError: 'x'"}],
+        "5": [{"code": 137, "reason": "OOMKilled"}],
+    }
+    sweep = swept(outcomes=outcomes)
+    results = sweep.run(6, restarts=1, nodes=nodes)
+    assert [results[n]["status"] for n in range(6)] == [*["completed"] * 2, "failed", "diverged", *["failed"] * 2]  # type: ignore[index]
+    reasons = [results[n].get("reason", "") for n in range(6)]  # type: ignore[union-attr]
+    assert reasons[2] == "model.x = 1: no. Write 2" and reasons[3] == "loss is nan"
+    assert "KeyError" in reasons[4] or "max number of restarts" in reasons[4]
+    assert "out of memory" in reasons[5] or "max number of restarts" in reasons[5]
+    objects = sweep.state()["objects"].values()
+    attempts = {o["metadata"]["name"][-1]: o["status"]["attempts"] for o in objects if "attempts" in o["status"]}
+    assert attempts == {"0": 3, "1": 1, "2": 0, "3": 0, "4": 1, "5": 1}
+
+
+def test_second_launcher_attaches_and_creates_nothing(swept: Callable[..., Swept]) -> None:
+    sweep = swept(outcomes={"0": [said(0.5)], "1": [said(0.25)]})
+    for _ in range(4):  # each is killed after some calls
+        jobs = Jobs(sweep.client, SWEEP, "job", sweep.folder, shared=True)
+        jobs.look()
+        made = {n: render(Options(image=IMAGE), "train", SWEEP, n, "/runs/x", [f"seed={n}"]) for n in range(2)}
+        for n in range(2):
+            jobs.cluster.create(made[n])  # again and again
+    results = sweep.run(2)
+    assert [results[n]["metrics"]["val/loss"] for n in range(2)] == [0.5, 0.25]  # type: ignore[index]
+    assert sorted(sweep.state()["made"]) == [f"Job/train-{SWEEP}-{n}" for n in range(2)]
+
+
+def test_other_options_under_the_same_name_are_refused(swept: Callable[..., Swept]) -> None:
+    sweep = swept()
+    sweep.client.create(render(Options(image=IMAGE), "train", SWEEP, 0, "/runs/x", []))
+    with pytest.raises(ConfigError, match="exists with other options"):
+        sweep.client.create(render(Options(image=IMAGE, memory="1Gi"), "train", SWEEP, 0, "/runs/x", []))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "The connection to the server 10.0.0.1:6443 was refused - did you specify the right host or port?",
+        "Unable to connect to the server: net/http: TLS handshake timeout",
+        "Error from server (InternalError): an error on the server",
+        "error: etcdserver: leader changed",
+    ],
+)
+def test_errors_that_pass_are_waited_out(swept: Callable[..., Swept], words: str) -> None:
+    sweep = swept(outcomes={"0": [said(1.0)]})
+    sweep.set(
+        faults=[{"match": "get", "stderr": words, "times": 2}, {"match": "apply", "stderr": words, "after": True}]
+    )
+    assert sweep.run()[0]["metrics"] == {"val/loss": 1.0}  # type: ignore[index]
+    assert sweep.state()["made"] == [f"Job/train-{SWEEP}-0"]
+    assert any("trying again" in line for line in sweep.said)
+
+
+def test_call_without_an_answer_is_tried_again() -> None:
+    import subprocess
+
+    calls = []
+
+    def hangs(command: list[str], **given: Any) -> subprocess.CompletedProcess[str]:
+        calls.append(given["timeout"])
+        if len(calls) < 3:
+            raise subprocess.TimeoutExpired(command, given["timeout"])
+        return subprocess.CompletedProcess(command, 0, "{}", "")
+
+    assert Cluster(run=hangs, say=lambda line: None).get("pods") == {}
+    assert len(calls) == 3 and None not in calls
+
+
+@pytest.mark.parametrize("waits", ["ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError", "Unschedulable"])
+def test_pod_that_cannot_start_is_reported_and_given_up(swept: Callable[..., Swept], waits: str) -> None:
+    sweep = swept(pending={"0": waits}, outcomes={"1": [said(1.0)]})
+    results = sweep.run(2, start_deadline_s=0)
+    line = next(line for line in sweep.said if waits in line)
+    assert ("Remedy: " in line and "hydra.launcher" in line) or "gpus" in line
+    assert results[0]["status"] == "failed" and waits in results[0]["reason"]  # type: ignore[index]
+    assert results[1]["status"] == "completed"  # type: ignore[index]
+    assert sweep.state()["deleted"] == [f"Job/train-{SWEEP}-0"]
+
+
+def test_job_whose_pods_are_forbidden_is_reported(swept: Callable[..., Swept]) -> None:
+    sweep = swept(podless=["0"], events={f"train-{SWEEP}-0": "Error creating: pods is forbidden: exceeded quota"})
+    reason = sweep.run(start_deadline_s=0)[0]["reason"]  # type: ignore[index]
+    assert "FailedCreate" in reason and "exceeded quota" in reason
+
+
+def test_queued_job_is_not_given_up(swept: Callable[..., Swept]) -> None:
+    sweep = swept()
+    given = Options(image=IMAGE, queue="team", start_deadline_s=0)
+    made = {0: render(given, "train", SWEEP, 0, "/runs/x", [])}
+    made[0][-1]["spec"]["suspend"] = True  # as Kueue does
+    signals: list[int] = []
+    looked = 0
+
+    def say(line: str) -> None:
+        nonlocal looked
+        looked += 1
+        if "queue" in line:
+            signals.append(15)
+
+    Jobs(Cluster(run=sweep.cluster.run, say=say), SWEEP, "job", sweep.folder).run(
+        made, given, sweep.ended.append, signals
+    )
+    assert looked == 2 and not sweep.ended and not sweep.state()["deleted"]
+
+
+def test_stop_deletes_what_runs_and_reads_what_has_ended(swept: Callable[..., Swept]) -> None:
+    sweep = swept(outcomes={"0": [said(1.0)]}, pending={"1": "Unschedulable"})
+    signals: list[int] = []
+    sweep.ended = type("", (list,), {"append": lambda self, n: signals.append(15)})()  # at the first end
+    sweep.run(2, signals)
+    assert Jobs(sweep.client, SWEEP, "job", sweep.folder).stop() == [1]
+    assert results_of(sweep.folder / "0")["metrics"] == {"val/loss": 1.0}  # type: ignore[index]
+    assert sweep.state()["deleted"] == [f"Job/train-{SWEEP}-1"]
+
+
+LINES = [
+    ({"conditions": [("DisruptionTarget", "True", "PreemptionByScheduler")]}, "preempted by a pod of higher priority"),
+    ({"conditions": [("DisruptionTarget", "True", "DeletionByTaintManager")]}, "its node is lost"),
+    ({"conditions": [("DisruptionTarget", "True", "TerminationByKubelet")]}, "short of memory"),
+    ({"end": (137, "OOMKilled")}, "out of memory"),
+    ({"end": (75, "Error")}, "its state saved"),
+    ({"gone": "2026-11-26T00:00:00Z"}, "does not answer"),
+    ({"gone": "2099-01-01T00:00:00Z"}, "is being stopped"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), LINES, ids=[w for _, w in LINES])
+def test_what_happens_to_a_pod_is_named(given: dict[str, Any], words: str) -> None:
+    conditions = [{"type": t, "status": s, "reason": r} for t, s, r in given.get("conditions", [])]
+    status: dict[str, Any] = {"phase": "Running", "conditions": conditions}
+    if "end" in given:
+        terminated = {"exitCode": given["end"][0], "reason": given["end"][1]}
+        status["containerStatuses"] = [{"state": {"terminated": terminated}}]
+    metadata = {"name": "p", **({"deletionTimestamp": given["gone"]} if "gone" in given else {})}
+    now = watch._seconds("2026-11-26T01:00:00Z")
+    assert words in watch.line({"metadata": metadata, "spec": {"nodeName": "n1"}, "status": status}, now)
+
+
+def test_results_of_a_failed_second_node_are_its_own() -> None:
+    def pod(index: int, code: int, text: str) -> dict[str, Any]:
+        terminated = {"exitCode": code, "message": text, "reason": "Error"}
+        labels = {watch.INDEX: str(index)}
+        return {
+            "metadata": {"labels": labels},
+            "status": {"containerStatuses": [{"state": {"terminated": terminated}}]},
+        }
+
+    found = watch.results("failed", "Policy: x", [pod(0, 75, '{"code": 75, "status": "stopped"}'), pod(1, 1, "boom")])
+    assert found["status"] == "failed" and found["reason"] == "boom"
+
+
+def test_log_is_whole_and_without_repeats_across_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kubectl: Path
+) -> None:
+    cluster = ScriptedCluster(kubectl)
+    stamps = ["01", "02", "02", "02", "03", "04"]  # several lines of one moment
+    lines = [f"2026-11-26T00:00:{s}Z line {i}" for i, s in enumerate(stamps)]
+    with cluster.open() as state:
+        state |= {"logs": {"p": lines}, "lines_a_stream": 4}
+        status = {"containerStatuses": [{"state": {"terminated": {"exitCode": 0}}}]}
+        state["objects"]["Pod/p"] = {"kind": "Pod", "metadata": {"name": "p"}, "status": status, "owner": ""}
+
+    def ended(self: Cluster, kind: str, name: str) -> dict[str, Any]:
+        with cluster.open() as state:
+            return state["objects"]["Pod/p"] if len(state["opened"]) > 3 else {"status": {}}
+
+    monkeypatch.setattr(Cluster, "get", ended)
+    follow(Cluster(), "p", tmp_path / "0" / "job.log", pause_s=0)
+    assert (tmp_path / "0" / "job.log").read_text() == "".join(f"line {i}\n" for i in range(6))
+    assert json.loads(cluster.file.read_text())["opened"][0] == ""
+
+
+# Preflight
+
+
+MISTAKES: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
+    ({"missing": ["runs"]}, {}, "claim", "no persistentvolumeclaim"),
+    ({"missing": ["corpora"]}, {"volumes": {"corpora": "/c"}}, "volumes", "no persistentvolumeclaim"),
+    ({"specs": {"runs": {"accessModes": ["ReadWriteOnce"]}}}, {"nodes": 2}, "claim", "one machine"),
+    ({"missing": ["wandb"]}, {"secrets": ["wandb"]}, "secrets", "no secret"),
+    ({"missing": ["team"]}, {"queue": "team"}, "queue", "no localqueues"),
+    ({"missing": ["nope"]}, {"priority": "nope"}, "priority", "no priorityclass"),
+    ({"missing": ["blockwright"]}, {"kind": "trainjob"}, "runtime", "no clustertrainingruntimes"),
+    ({"lacks": ["jobset.x-k8s.io"]}, {"kind": "jobset"}, "kind", "has no jobset"),
+    ({"lacks": ["trainer.kubeflow.org"]}, {"kind": "trainjob"}, "kind", "has no trainjob"),
+    ({"denied": ["create jobs.batch"]}, {}, "namespace", "may not create"),
+    ({"denied": ["get pods"]}, {}, "namespace", "may not get pods"),
+    ({"warning": 'Warning: would violate PodSecurity "restricted:latest": x'}, {}, "namespace", "never start"),
+]
+WORDS = {
+    "error: You must be logged in to the server (Unauthorized)": ("context", "login has expired"),
+    "error: current-context is not set": ("context", "knows no cluster"),
+    "The connection to the server localhost:8080 was refused": ("context", "knows no cluster"),
+    'error: context "prod" does not exist': ("context", "no context"),
+    "Unable to connect to the server: x509: certificate signed by unknown authority": ("context", "not valid"),
+    'Error from server (NotFound): namespaces "team" not found': ("namespace", "does not exist"),
+    'Error from server (Forbidden): jobs.batch is forbidden: User "x" cannot create': ("namespace", "may not"),
+    'Error from server (Forbidden): pods "a" is forbidden: exceeded quota: gpus': ("parallel", "quota"),
+    'Error from server (BadRequest): strict decoding error: unknown field "spec.x"': ("", "refuses the manifest"),
+    "Error from server (ServiceUnavailable): the server is currently unable to handle": ("", "did not answer"),
+}
+
+
+def _preflight(sweep: Swept, **options: Any) -> None:
+    given = settle(sweep.client, Options(image=IMAGE, **options))
+    needs(sweep.client, given)
+    rehearse(sweep.client, render(given, "train", SWEEP, 0, "/runs/x", []))
+
+
+def _refused(sweep: Swept, option: str, words: str, **options: Any) -> None:
+    with pytest.raises(ConfigError) as refused:
+        _preflight(sweep, **options)
+    assert refused.value.path == f"hydra.launcher{f'.{option}' if option else ''}"
+    assert words in refused.value.rule and refused.value.remedy
+    assert not sweep.state()["made"]
+
+
+@pytest.mark.parametrize(("state", "options", "option", "words"), MISTAKES, ids=str)
+def test_what_pods_refer_to_must_exist(
+    swept: Callable[..., Swept], state: dict[str, Any], options: dict[str, Any], option: str, words: str
+) -> None:
+    sweep = swept(**state)
+    _refused(sweep, option, words, **options)
+    sweep.set(missing=[], specs={}, lacks=[], denied=[], warning="")
+    _preflight(sweep, **options)
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_what_kubectl_says_becomes_one_message(swept: Callable[..., Swept], words: str) -> None:
+    sweep = swept(faults=[{"match": "", "stderr": words, "times": 99}])
+    _refused(sweep, *WORDS[words])
+
+
+def test_missing_kubectl_is_refused() -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError
+
+    with pytest.raises(ConfigError, match="kubectl, which is not installed"):
+        settle(Cluster(run=missing), Options(image=IMAGE))  # type: ignore[arg-type]
+
+
+def test_secret_that_may_not_be_looked_at_is_believed(swept: Callable[..., Swept]) -> None:
+    _preflight(swept(forbidden=["wandb"]), secrets=["wandb"])
+
+
+def test_without_jobset_nodes_are_a_job_and_a_service_and_the_loss_is_named(
+    swept: Callable[..., Swept],
+) -> None:
+    sweep = swept(lacks=["jobset.x-k8s.io"])
+    assert settle(sweep.client, Options(image=IMAGE, nodes=2)).made_as == "job"
+    assert "restart one by one" in sweep.said[-1]
+
+
+def test_job_inside_a_jobset_is_rehearsed_too(swept: Callable[..., Swept]) -> None:
+    sweep = swept(faults=[{"match": "", "stderr": "", "times": 0}])
+    tried: list[str] = []
+    client = sweep.client
+    client.create = lambda made, rehearsed=False: tried.extend(m["kind"] for m in made) or ""  # type: ignore[method-assign,func-returns-value]
+    rehearse(client, render(Options(image=IMAGE, nodes=2), "train", SWEEP, 0, "/runs/x", []))
+    assert tried == ["JobSet", "Job"]

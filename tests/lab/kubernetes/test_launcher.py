@@ -1,0 +1,234 @@
+"""``train.py -m hydra/launcher=kubernetes`` as a user starts it, with a scripted kubectl on PATH."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from scripted_cluster import ScriptedCluster
+from warm import Running, Warm
+from wrong_manifests import IMAGE
+
+from lab.sweep import plan as plans
+from lab.sweep.job import message
+from lab.sweep.table import rows_of
+from training.jobs import record_failure
+from training.writing import write_json
+
+TRAIN = str(Path(__file__).resolve().parents[3] / "train.py")
+RATES = (0.001, 0.002, 0.003, 0.004)
+LOSSES = {0: 2.5, 1: 2.25, 3: 2.125}  # job 2 diverges
+Start = Callable[..., Running]
+pytestmark = pytest.mark.xdist_group("kubernetes")
+
+
+def results(number: int) -> dict[str, Any]:
+    if number not in LOSSES:
+        return {"status": "diverged", "reason": "diverged at step 3: loss is nan"}
+    metrics = {"val/loss": LOSSES[number], "val/bits_per_byte": LOSSES[number] / 2, "speed/tokens_per_second": 100.0}
+    return {"status": "completed", "metrics": metrics, "parameters": 7, "active_parameters": 5}
+
+
+@pytest.fixture
+def cluster(kubectl: Path) -> ScriptedCluster:
+    """What its pods come to: one is evicted twice, one killed once."""
+    made = ScriptedCluster(kubectl)
+    outcomes = {str(n): [{"code": code, "message": message(results(n), code)}] for n, code in enumerate((0, 0, 70, 0))}
+    outcomes["1"][:0] = [{"code": 75, "disrupted": "EvictionByEvictionAPI"}] * 2
+    outcomes["3"][:0] = [{"code": 137}]
+    with made.open() as state:
+        state["outcomes"] = outcomes
+    return made
+
+
+@pytest.fixture
+def start(warm: Warm, environment: dict[str, str], tmp_path: Path, kubectl: Path, small: list[str]) -> Start:
+    """Starts the sweep, or another command of ``python``."""
+    names = ("PATH", "SCRIPTED_CLUSTER")
+
+    def call(*arguments: str, command: tuple[str, ...] = (), merge: bool = True) -> Running:
+        options = ["-m", "hydra/launcher=kubernetes", f"hydra.launcher.image={IMAGE}", "hydra.sweep.dir=sweep"]
+        given = [*options, *small, f"optimizer.lr={','.join(map(str, RATES))}", *arguments]
+        variables = {**environment, **{name: os.environ[name] for name in names}}
+        return warm.start(*(command or (TRAIN, *given)), cwd=tmp_path, env=variables, merge=merge)
+
+    return call
+
+
+def local(folder: Path) -> list[dict[str, Any]]:
+    """The table of the same sweep, run on one machine."""
+    jobs = [{"job": n, "overrides": [f"optimizer.lr={rate}"]} for n, rate in enumerate(RATES)]
+    plans.write(folder, {"kind": "grid", "metric": "val/loss", "direction": "minimize", "jobs": jobs})
+    for number in range(len(RATES)):
+        (folder / str(number)).mkdir()
+        given = results(number)
+        if given["status"] == "completed":
+            write_json(folder / str(number) / "results.json", given)
+        else:
+            record_failure(folder / str(number), given["reason"], given["status"])
+    return rows_of(folder)
+
+
+def table(sweep: Path) -> list[dict[str, Any]]:
+    common = len(plans.read(sweep)["jobs"][0]["overrides"])
+    assert common > 1
+    return rows_of(sweep)
+
+
+def test_sweep_is_that_of_one_machine(start: Start, cluster: ScriptedCluster, tmp_path: Path) -> None:
+    process = start()
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert table(tmp_path / "sweep") == local(tmp_path / "local")
+    assert "4/4 ended; best 2.1250 (job 3)" in said
+    assert "evicted" in said and "job 2 diverged: diverged at step 3" in said
+    assert (tmp_path / "sweep" / "summary.csv").exists()
+    state = json.loads(cluster.file.read_text())
+    pod = next(o for o in state["objects"].values() if o["kind"] == "Pod")
+    command = pod["spec"]["containers"][0]["command"]
+    assert command[:4] == ["python", "-m", "lab.sweep", "job"] and "optimizer.lr=0.001" in command
+    assert sorted(state["made"]) == sorted(set(state["made"]))
+
+
+def _kill_and_resume(start: Start, cluster: ScriptedCluster, folder: Path, moments: int, seed: int) -> None:
+    """Kill the launcher at random moments of a sweep, then let one end."""
+    draw = random.Random(seed)
+    for i in range(moments):
+        with cluster.open() as state:
+            state["outcomes"] = {k: [{"code": 75}] * 3 + v for k, v in state["outcomes"].items()}
+        resumed = i % 2 and (folder / "sweep/plan.json").exists()
+        process = start(command=("-m", "lab.sweep", "resume", str(folder / "sweep")) if resumed else ())
+        calls = len(json.loads(cluster.file.read_text())["calls"])
+        wanted, until = draw.randint(0, 14), time.monotonic() + 60
+        while len(json.loads(cluster.file.read_text())["calls"]) < calls + wanted:
+            if process.poll() is not None or time.monotonic() > until:
+                break
+            time.sleep(0.01)
+        time.sleep(draw.random() / 10)
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+    process = start()
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert table(folder / "sweep") == local(folder / "local")
+    made = json.loads(cluster.file.read_text())["made"]
+    assert len(made) == len(RATES) == len(set(made))
+
+
+def test_killed_launcher_loses_no_job_and_makes_none_twice(
+    start: Start, cluster: ScriptedCluster, tmp_path: Path
+) -> None:
+    _kill_and_resume(start, cluster, tmp_path, 1, seed=3)
+
+
+@pytest.mark.slow
+def test_launcher_killed_at_twenty_moments(start: Start, cluster: ScriptedCluster, tmp_path: Path) -> None:
+    _kill_and_resume(start, cluster, tmp_path, 20, seed=2)
+
+
+@pytest.mark.slow
+def test_status_stop_resume_and_retry_ask_the_cluster(start: Start, cluster: ScriptedCluster, tmp_path: Path) -> None:
+    with cluster.open() as state:
+        state["pending"] = {"3": "Unschedulable"}
+    process = start()
+    until = time.monotonic() + 60
+    while "ended" not in process.read() and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(2)
+    said, _ = process.communicate()
+    assert process.returncode == 75 and "continue in the cluster" in said, said
+    assert "blockwright sweep resume" in said
+
+    def sweep(action: str, *more: str) -> str:
+        process = start(command=("-m", "lab.sweep", action, str(tmp_path / "sweep"), *more), merge=False)
+        said, wrong = process.communicate()
+        assert process.returncode == 0, said + wrong
+        return said
+
+    document = json.loads(sweep("status", "--json"))
+    assert document["jobs"][3]["status"] == "waiting"
+    assert "saved and ended" in sweep("stop")
+    assert json.loads(cluster.file.read_text())["deleted"][-1].endswith("-3")
+    with cluster.open() as state:
+        state["pending"] = {}
+    assert "4/4 ended" in sweep("resume")
+    assert table(tmp_path / "sweep") == local(tmp_path / "local")
+    with cluster.open() as state:
+        state["outcomes"]["2"] = [{"code": 0, "message": message(results(0), 0)}]
+    assert "job 2 done" in sweep("retry", "--jobs", "2")
+    assert json.loads(sweep("status", "--json"))["jobs"][2]["status"] == "completed"
+
+
+def _composed(*overrides: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    from training.configuration.composing import compose_config
+
+    return OmegaConf.to_container(compose_config(list(overrides)).trainer, resolve=False)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("options", "overrides", "path"),
+    [
+        ({"nodes": 2}, ["+trainer.num_nodes=3"], "trainer.num_nodes"),
+        ({"gpus": 0}, ["trainer=ddp"], "trainer.accelerator"),
+        ({"gpus": 8}, [], "hydra.launcher.gpus"),
+        ({"gpus": 8}, ["trainer=fsdp", "trainer.devices=4"], "trainer.devices"),
+        ({"gpus": 8, "nodes": 2}, ["trainer=fsdp", "trainer.strategy.shard=8"], "trainer.strategy.shard"),
+        ({"gpus": 8, "nodes": 3}, ["trainer=fsdp", "trainer.strategy.tensor=16"], "trainer.strategy.tensor"),
+        ({"gpus": 8, "nodes": 2}, ["trainer=hsdp"], None),
+        ({"gpus": 0, "nodes": 2}, ["trainer=[ddp,sim]"], None),
+        ({"gpus": 8, "nodes": 4}, ["trainer=fsdp", "trainer.strategy.tensor=8"], None),
+    ],
+    ids=str,
+)
+def test_world_agrees_with_nodes_and_gpus(options: dict[str, Any], overrides: list[str], path: str | None) -> None:
+    from lab.kubernetes.options import Options
+    from lab.kubernetes.wanted import check_world
+    from registry import ConfigError
+
+    given = Options(image=IMAGE, **options)
+    if path is None:
+        assert check_world(given, _composed(*overrides)) == [f"++trainer.num_nodes={given.nodes}"]
+        return
+    with pytest.raises(ConfigError) as refused:
+        check_world(given, _composed(*overrides))
+    assert refused.value.path == path and refused.value.remedy
+
+
+def test_refusal_starts_nothing(start: Start, cluster: ScriptedCluster) -> None:
+    process = start("hydra.launcher.gpus=8")
+    printed, _ = process.communicate()
+    assert process.returncode == 64, printed
+    assert "hydra.launcher.gpus = 8" in printed and printed.count("error: ") == 1 and "remedy:" in printed
+    assert not json.loads(cluster.file.read_text())["calls"]
+
+
+def test_render_writes_manifests_and_starts_nothing(start: Start, cluster: ScriptedCluster, tmp_path: Path) -> None:
+    process = start("hydra.launcher.render=out")
+    said, _ = process.communicate()
+    assert process.returncode == 0 and "nothing was started" in said, said
+    made = [yaml.safe_load((tmp_path / "out" / f"{n}.yaml").read_text()) for n in range(len(RATES))]
+    assert [one["kind"] for one in made] == ["Job"] * len(RATES)
+    assert not json.loads(cluster.file.read_text())["calls"]
+
+
+def test_plug_in_costs_hydra_little() -> None:
+    """Hydra imports it at every start: 20 ms at most."""
+    code = "import time, hydra.core.utils, hydra.plugins.launcher, hydra.types, registry, sys\n"
+    code += "start = time.process_time()\nimport hydra_plugins.blockwright_kubernetes.launcher\n"
+    code += "print(time.process_time() - start, *sys.modules)"
+    root = Path(TRAIN).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    seconds, *modules = done.stdout.split()
+    assert float(seconds) < 0.02
+    assert not {"torch", "lab.kubernetes.launch", "lab.kubernetes.render", "lab.sweep.plan"} & set(modules)

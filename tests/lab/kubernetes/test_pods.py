@@ -1,0 +1,162 @@
+"""Sweeps whose pods are real processes: uid 1000, a read-only root, no capabilities, namespaces, a grace period."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import node as nodes
+import pytest
+from scripted_cluster import ScriptedCluster
+from wrong_manifests import IMAGE
+
+from training.jobs import results_of
+
+TRAIN = str(Path(__file__).resolve().parents[3] / "train.py")
+WITHOUT = nodes.can_run()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WITHOUT), reason=WITHOUT or "none")]
+PATIENCE_S = 900
+Launch = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def node(kubectl: Path, tmp_path: Path) -> Iterator[nodes.Node]:
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(0o755)
+    made = nodes.Node(ScriptedCluster(kubectl), tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def visible() -> Iterator[Path]:
+    """A folder that pods see, whose /tmp is their own."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def launch(tmp_path: Path, visible: Path, corpus_file: Path, environment: dict[str, str]) -> Launch:
+    """Starts a sweep on the cluster, or with ``local=True`` on this machine."""
+    corpus = visible / "corpus.txt"
+    corpus.write_text(corpus_file.read_text())
+    corpus.chmod(0o644)
+    run = ["model.n_layers=2", "model.d_model=64", "model.max_positions=64", "data=text", "data.sequence_length=32"]
+    run += [f"data.corpus.files={corpus}", "data.batch_size=2", "data.eval_batch_size=8", "data.eval_windows=4"]
+    run += ["trainer.max_steps=60", "trainer.val_check_interval=30", "trainer.log_every_n_steps=1", "test=false"]
+    run += ["callbacks.interruption.every_n_steps=5", "callbacks.report.sample_tokens=8", "extras.print_config=false"]
+
+    def call(*arguments: str, folder: str = "sweep", local: bool = False) -> subprocess.Popen[str]:
+        where = [f"hydra.launcher.image={IMAGE}", "hydra/launcher=kubernetes", "hydra.launcher.grace_s=60"]
+        where += ["+hydra.launcher.env.OMP_NUM_THREADS=1"]
+        command = [
+            sys.executable,
+            TRAIN,
+            "-m",
+            *([] if local else where),
+            f"hydra.sweep.dir={folder}",
+            *run,
+            *arguments,
+        ]
+        variables = {
+            **environment,
+            **{k: os.environ[k] for k in ("PATH", "SCRIPTED_CLUSTER")},
+            "PROJECT_ROOT": str(tmp_path),
+        }
+        said: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True, **said)
+
+    return call
+
+
+def losses(folder: Path, count: int) -> list[float]:
+    found = [results_of(folder / str(n)) or {} for n in range(count)]
+    assert [each.get("status") for each in found] == ["completed"] * count, found
+    return [each["metrics"]["val/loss"] for each in found]
+
+
+def until(true: Callable[[], Any], seconds: float = PATIENCE_S) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def saved(tmp_path: Path, number: int) -> bool:
+    return any(tmp_path.glob(f"claim/*/{number}/checkpoints/last.ckpt"))
+
+
+def last_save(tmp_path: Path) -> float:
+    return next(tmp_path.glob("claim/*/0/checkpoints/last.ckpt")).stat().st_mtime
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    said, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, said
+    return said
+
+
+def test_disturbed_sweep_ends_as_an_undisturbed_one(node: nodes.Node, launch: Launch, tmp_path: Path) -> None:
+    """A pod is killed with 9, one is deleted, the launcher is killed and started again."""
+    rates = "optimizer.lr=0.005,0.01,0.02"
+    first = launch(rates)
+    plan = tmp_path / "sweep" / "plan.json"
+    until(lambda: saved(tmp_path, 0) and saved(tmp_path, 1))
+    name = json.loads(plan.read_text())["cluster"]["sweep"]
+    for number, how in ((0, "kill"), (1, "delete")):
+        pod = node.pod_of(f"train-{name}-{number}")
+        assert pod is not None
+        node.disturb(pod, how)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    said = finish(launch(rates))
+    codes = sorted(int(line.split()[1]) for line in node.ended)
+    assert codes == [0, 0, 0, 75, 137], (codes, said)
+    finish(launch(rates, folder="local", local=True))
+    assert losses(tmp_path / "sweep", 3) == losses(tmp_path / "local", 3)
+    log = next(tmp_path.glob("claim/*/0/job.log"))
+    assert log.stat().st_uid == 1000 and "resumes from" in "".join(p.read_text() for p in tmp_path.glob("pods/*/log"))
+
+
+@pytest.mark.parametrize("trainer", ["trainer=[ddp,sim]", "trainer=[fsdp,sim]"])
+def test_disturbed_run_on_two_machines_ends_as_an_undisturbed_one(
+    trainer: str, node: nodes.Node, launch: Launch, tmp_path: Path
+) -> None:
+    """The second pod is evicted and later killed: both times the whole set comes back."""
+    options = [trainer, "trainer.devices=1", "hydra.launcher.nodes=2", "optimizer.lr=0.01"]
+    process = launch(*options)
+    plan = tmp_path / "sweep" / "plan.json"
+    until(lambda: saved(tmp_path, 0))
+    owner = f"train-{json.loads(plan.read_text())['cluster']['sweep']}-0"
+    backs = []
+    for how in ("evict", "kill"):
+        second, before = node.pod_of(owner, 1), len(node.ended)
+        assert second is not None
+        began = time.monotonic()
+        node.disturb(second, how)
+        until(lambda before=before: len(node.ended) >= before + 2)  # type: ignore[misc]
+        until(lambda: node.pod_of(owner, 0) and node.pod_of(owner, 1))
+        backs.append(time.monotonic() - began)
+        if how == "evict":
+            first = node.pod_of(owner, 0)
+            assert first is not None
+            until(lambda first=first: "resumes from" in first.log.read_text())  # type: ignore[misc]
+            time_of = last_save(tmp_path)
+            until(lambda then=time_of: last_save(tmp_path) > then)  # type: ignore[misc]
+    finish(process)
+    print("seconds until the whole set was back", backs)
+    assert max(backs) < 30 or os.getloadavg()[0] > (os.cpu_count() or 1)
+    codes = [int(line.split()[1]) for line in node.ended]
+    assert codes[:2] == [75, 75] and 137 in codes[2:4] and codes[-2:] == [0, 0], codes
+    plain = [trainer, "trainer.devices=2", "optimizer.lr=0.01"]
+    finish(launch(*plain, folder="local", local=True))
+    assert losses(tmp_path / "sweep", 1) == losses(tmp_path / "local", 1)
