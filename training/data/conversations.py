@@ -225,9 +225,12 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    yield f"{path.name}:{number}", json.loads(line)
+                    record = json.loads(line)
+                    if b"\\ud" in line.lower():  # halves of characters, which JSON may write alone
+                        json.dumps(record, ensure_ascii=False).encode()
                 except (ValueError, RecursionError) as error:
                     refuse(f"{path.name}:{number}", f"is no line of JSON ({error})")
+                yield f"{path.name}:{number}", record
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:

@@ -82,6 +82,11 @@ def check(node: Mapping[str, Any]) -> int | None:
     return tokenizer.vocab_size
 
 
+def tokenizer_of(node: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer of a checked ``data`` node; None for another data module."""
+    return _build("data.tokenizer", node.get("tokenizer"), Tokenizer) if node.get("_target_") in FURTHER else None
+
+
 def _refuse_windows(node: Mapping[str, Any]) -> None:
     """Refuse settings of windows for rows of conversations, which would ignore them."""
     for key, usual in (("lengths", None), ("min_length", None), ("documents", "apart"), ("transforms", {})):

@@ -29,7 +29,8 @@ from training.configuration.instantiate import check_target, instantiate
 from training.configuration.renamed import with_moved
 from training.configuration.secrets import hidden, read_from_environment, refuse_in_model
 from training.data.preflight import check as check_data
-from training.data.preflight import positions_needed
+from training.data.preflight import positions_needed, tokenizer_of
+from training.data.tokenizers.start import check_start
 from training.parallel.refusals import check as check_ranks
 from training.parallel.refusals import derive
 from training.patterns import matching
@@ -42,6 +43,7 @@ ROOT = {
 }
 
 OWN = ("dry_run", "world")  # keys of trainer defined by this project
+IMPROVING = ("training.tasks.grpo.Grpo", "training.tasks.preference.Preference")
 MAX_SEED = 2**32 - 1  # limit of NumPy's generators
 SWITCHES = (
     "train",
@@ -223,8 +225,9 @@ def _check_start(plain: dict[str, Any], ours: dict[str, Any]) -> None:
 
 
 def _check_weights(plain: dict[str, Any]) -> None:
-    """Check that imported weights fit the model; a resumed run has its own."""
+    """Check that imported weights fit the model and the data; a resumed run has its own."""
     if plain["init_from"] is None:
+        _refuse_untrained(plain)
         return
     if "init_from" not in plain["task"]:
         rule = f"the task {plain['task'].get('_target_')} does not support init_from"
@@ -233,6 +236,17 @@ def _check_weights(plain: dict[str, Any]) -> None:
         plain["task"]["init_from"] = None
     else:
         check_init(Path(plain["init_from"]), plain["model"])
+        if (tokenizer := tokenizer_of(plain["data"])) is not None:
+            check_start(plain["init_from"], tokenizer)
+
+
+def _refuse_untrained(plain: dict[str, Any]) -> None:
+    """Refuse random weights for tasks that choose among what a model can do already."""
+    task = str(plain["task"].get("_target_"))
+    if task in IMPROVING and plain["train"] and not (plain["ckpt_path"] or plain["trainer"].get("dry_run")):
+        rule = "the task improves the answers of a trained model, and random weights give none worth choosing"
+        sft = "python train.py experiment=sft_sort, then init_from=logs/sft_sort/runs/TIME"
+        raise ConfigError("init_from", None, rule, f"Name a fine-tuned run: init_from=RUN; for digits to sort: {sft}")
 
 
 def _check_surgery(plain: dict[str, Any], patched_there: bool) -> None:

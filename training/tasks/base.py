@@ -25,6 +25,8 @@ from interop.source import load_part, load_weights, read_origin
 from registry.enforcing import enforced
 from registry.ranges import Whole
 from training.cadence import logs_now, validate_by_steps
+from training.data.module import TextDataModule
+from training.data.tokenizers.start import check_start
 from training.metrics import Sums, TokenLoss
 from training.optimizers.base import OptimizerRecipe
 from training.parallel.build import build
@@ -142,6 +144,8 @@ class Task(L.LightningModule):
     def _build(self) -> Decoder:
         if self.init_from is not None:
             self.origin = read_origin(Path(self.init_from))
+            if isinstance(data := getattr(self._trainer, "datamodule", None), TextDataModule):
+                check_start(self.init_from, data.tokenizer)  # known only now, if it was fitted
         sharding = getattr(self._trainer and self._trainer.strategy, "sharding", None)
         if sharding is not None:
             fill = None if self.init_from is None else partial(load_part, folder=Path(self.init_from))

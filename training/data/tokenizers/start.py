@@ -1,0 +1,58 @@
+"""Compare the tokenizer of a run with that of the weights that it starts from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from interop.source import checkpoint_of, read_start, tokenizer_state
+from registry.errors import ConfigError
+from training.data.tokenizers.base import Tokenizer, vocabulary_of
+
+NOT_IDS = ("vocab_size", "eos", "config")  # padding of the vocabulary, and which of its tokens ends a document
+
+
+def check_start(start: str, tokenizer: Tokenizer) -> None:
+    """Refuse weights whose embeddings mean other tokens. A tokenizer that is not fitted yet is not compared.
+
+    Args:
+        start: a run's folder, a checkpoint or an imported folder
+        tokenizer: of the run that starts from it
+
+    Raises:
+        ConfigError: at ``data.tokenizer``
+    """
+    theirs = _state_at(Path(start))
+    if theirs is None or not tokenizer.fitted:
+        return
+    ours = tokenizer.to_json()
+    if _ids(theirs) != _ids(ours):
+        rule = (
+            f"has other ids than the tokenizer of {start} ({_named(theirs)}), so its embeddings would mean other tokens"
+        )
+        remedy = "Use that tokenizer (docs/how-to/align.md), fitted on the same text; or start from other weights"
+        raise ConfigError("data.tokenizer", _named(ours), rule, remedy)
+
+
+def _state_at(start: Path) -> Mapping[str, Any] | None:
+    """The state of the tokenizer of some weights; None if none is known."""
+    if checkpoint_of(start) is not None:
+        return tokenizer_state(read_start(start))
+    file = start / "tokenizer.json"
+    return {"kind": "pretrained", "tokenizers": file.read_text(encoding="utf-8")} if file.is_file() else None
+
+
+def _ids(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What determines ids; of a tokenizer.json its tokens, however it is written."""
+    found = {key: value for key, value in vocabulary_of(state).items() if key not in NOT_IDS}
+    if isinstance(text := found.get("tokenizers"), str):
+        content = json.loads(text)
+        added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+        found |= {"tokenizers": [content["model"].get("vocab"), content["model"].get("merges"), added]}
+    return found
+
+
+def _named(state: Mapping[str, Any]) -> str:
+    return f"{state.get('kind')}, {state.get('vocab_size', 'unknown')} ids"
