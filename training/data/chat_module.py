@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 import registry
+from interop.tokenizer import COMPANIONS
 from registry import Node, Scope
 from registry.enforcing import enforced
 from registry.errors import ConfigError
@@ -82,6 +83,14 @@ class ChatDataModule(TextDataModule):
     def _line(self, split: Split, length: int, batch_size: int) -> LineBatches:
         rows = len(self._packed(split, length))
         return LineBatches(rows + 1, 1, batch_size, self.eval_windows, *self._share())
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in ``TextDataModule``; the template of ``data.chat`` takes the place of the tokenizer's, for exports."""
+        state, template = super().state_dict(), self.rendering.chat.template()
+        if template is not None and COMPANIONS in state["tokenizer"]:
+            files = {**state["tokenizer"][COMPANIONS], "chat_template.jinja": template}
+            state["tokenizer"] = {**state["tokenizer"], COMPANIONS: files}
+        return state
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "chat": self.rendering.chat.identity()}

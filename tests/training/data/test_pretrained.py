@@ -191,3 +191,19 @@ def test_cache_of_tokens_does_not_depend_on_a_template(file: Path) -> None:
     (file.parent / "chat_template.jinja").write_text("{{ messages }}")
     after = Pretrained(str(file))
     assert after.companions["chat_template.jinja"] == "{{ messages }}" and after.fingerprint() == before
+
+
+def test_template_of_a_training_takes_the_place_of_the_tokenizers(file: Path, tmp_path: Path) -> None:
+    from training.data.chat_module import ChatDataModule
+    from training.data.sorting import Sorting
+
+    (file.parent / "chat_template.jinja").write_text("{{ messages }}")
+    own = tmp_path / "own.jinja"
+    own.write_text("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}")
+    for chat, kept in (("plain", "{{ messages }}"), ({"name": "jinja", "template": str(own)}, own.read_text())):
+        data = ChatDataModule(
+            Sorting(8, 1), Pretrained(str(file)), batch_size=1, chat=chat, cache_dir=str(tmp_path / "cache")
+        )
+        data.prepare_data()
+        data.setup()
+        assert rebuild(data.state_dict()["tokenizer"]).companions["chat_template.jinja"] == kept

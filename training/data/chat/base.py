@@ -99,6 +99,10 @@ class Chat(Composable):
         """Ids that end an answer."""
         return tokenizer.ends
 
+    def template(self) -> str | None:
+        """The Jinja template to export a model with that was trained in this format; None for its tokenizer's own."""
+        return None
+
     def identity(self) -> str:
         """What the rendered text depends on: names the cache of rendered conversations."""
         return f"{type(self).__module__}.{type(self).__qualname__}"

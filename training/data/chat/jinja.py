@@ -74,6 +74,9 @@ class Jinja(Chat):
         own = {encode_special(piece.text, tokenizer) for piece in marked[-1:] if piece.special}
         return tokenizer.ends | {i for i in own if i is not None}
 
+    def template(self) -> str | None:
+        return self._text if self.file else None
+
     def identity(self) -> str:
         return f"{super().identity()} {hashlib.sha256(self._text.encode()).hexdigest()}"
 
