@@ -60,6 +60,13 @@ def hydra_job(cfg: DictConfig) -> float | None:
 
 def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
     refuse_empty(cfg, overrides())
+    launcher = str(HydraConfig.get().launcher.get("_target_"))
+    if launcher.endswith(".KubernetesLauncher") and "JOB_COMPLETION_INDEX" not in os.environ:  # Hydra would ignore it
+        rule, remedy = (
+            "starts the jobs of a multirun, and this is a single run",
+            "Add -m, or: blockwright kubernetes run …",
+        )
+        raise ConfigError("hydra/launcher", "kubernetes", rule, remedy)
     plain = preflight(cfg, compared=sweeping)
     if (note := figures.left_out(plain)) and not is_child():
         print(note, file=sys.stderr)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 
 WORDS = re.compile(
-    r"connection (closed|reset) by peer|connection was likely closed|broken pipe|socket (timeout|closed)"
-    r"|remote process exited|ncclRemoteError|ncclSystemError|NCCL communicator was aborted|watchdog.*timeout"
-    r"|timed out waiting \d+ms for (recv|send)|rank \d+ (has|is) (terminated|lost)|store.*(closed|timed? ?out)",
+    r"connection (closed|reset) by peer|connection was likely closed|connectFullMesh failed|broken pipe"
+    r"|socket (timeout|closed)|remote process exited|ncclRemoteError|ncclSystemError|NCCL communicator was aborted"
+    r"|watchdog.*timeout|timed out waiting \d+ms for (recv|send)|rank \d+ (has|is) (terminated|lost)"
+    r"|store.*(closed|timed? ?out)",
     re.IGNORECASE,
 )
 

@@ -111,7 +111,7 @@ class Pod:
         return [f"mkdir {kept}", f"mount --bind {base} {kept}", *shown]
 
     def say_hosts(self, pods: list[Pod]) -> None:
-        lines = [f"{p.ip} {p.host}" for p in {self, *pods}]
+        lines = [f"{p.ip} {p.host} {p.host.partition('.')[0]}" for p in {self, *pods}]  # as kubelet writes it
         self.hosts.write_text("127.0.0.1 localhost\n" + "\n".join(lines) + "\n")
 
     def stop(self) -> None:

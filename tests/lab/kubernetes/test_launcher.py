@@ -56,8 +56,10 @@ def start(warm: Warm, environment: dict[str, str], tmp_path: Path, kubectl: Path
     names = ("PATH", "SCRIPTED_CLUSTER")
 
     def call(*arguments: str, command: tuple[str, ...] = (), merge: bool = True) -> Running:
-        options = ["-m", "hydra/launcher=kubernetes", f"hydra.launcher.image={IMAGE}", "hydra.sweep.dir=sweep"]
-        given = [*options, *small, f"optimizer.lr={','.join(map(str, RATES))}", *arguments]
+        options = ["-m", "hydra/launcher=kubernetes", f"hydra.launcher.image={IMAGE}"]
+        usual = ["hydra.sweep.dir=sweep", f"optimizer.lr={','.join(map(str, RATES))}"]
+        keys = {argument.partition("=")[0] for argument in arguments}
+        given = [*options, *small, *(o for o in usual if o.partition("=")[0] not in keys), *arguments]
         variables = {**environment, **{name: os.environ[name] for name in names}}
         return warm.start(*(command or (TRAIN, *given)), cwd=tmp_path, env=variables, merge=merge)
 
@@ -213,6 +215,12 @@ def test_refusal_starts_nothing(start: Start, cluster: ScriptedCluster) -> None:
     assert not json.loads(cluster.file.read_text())["calls"]
 
 
+def test_launcher_that_hydra_would_ignore_is_refused(start: Start, small: list[str]) -> None:
+    process = start(command=(TRAIN, "hydra/launcher=kubernetes", f"hydra.launcher.image={IMAGE}", *small))
+    said, _ = process.communicate()
+    assert process.returncode == 64 and "Add -m" in said, said
+
+
 def test_render_writes_manifests_and_starts_nothing(start: Start, cluster: ScriptedCluster, tmp_path: Path) -> None:
     process = start("hydra.launcher.render=out")
     said, _ = process.communicate()
@@ -232,3 +240,40 @@ def test_plug_in_costs_hydra_little() -> None:
     seconds, *modules = done.stdout.split()
     assert float(seconds) < 0.02
     assert not {"torch", "lab.kubernetes.launch", "lab.kubernetes.render", "lab.sweep.plan"} & set(modules)
+
+
+@pytest.mark.slow
+def test_killed_search_equals_one_never_killed(start: Start, cluster: ScriptedCluster, tmp_path: Path) -> None:
+    """Optuna, eight trials, three at a time; the launcher is killed in the second batch."""
+    pytest.importorskip("optuna")
+    from lab.sweep.study import open_study
+
+    def value(number: int) -> list[dict[str, Any]]:
+        found = {"status": "completed", "metrics": {"val/loss": 2 + ((number * 7) % 5) / 8}}
+        return [{"code": 75}, {"code": 0, "message": message(found, 0)}]
+
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=8", "hydra.sweeper.n_jobs=3"]
+    search += ["hydra.sweeper.sampler.seed=3", "hydra.sweeper.sampler.n_startup_trials=3"]
+    search += ["optimizer.lr=tag(log, interval(1e-4, 1e-2))"]
+
+    def run(folder: str) -> Running:
+        with cluster.open() as state:
+            state |= {"objects": {}, "made": [], "outcomes": {str(n): value(n) for n in range(8)}}
+        return start(*search, f"hydra.sweep.dir={folder}")
+
+    whole = run("whole")
+    said, _ = whole.communicate()
+    assert whole.returncode == 0, said
+    killed = run("killed")
+    until = time.monotonic() + 120
+    while len(json.loads(cluster.file.read_text())["made"]) < 5 and time.monotonic() < until:
+        time.sleep(0.01)
+    os.killpg(killed.pid, 9)
+    resumed = start(command=("-m", "lab.sweep", "resume", str(tmp_path / "killed")))
+    said, _ = resumed.communicate()
+    assert resumed.returncode == 0, said
+    made = json.loads(cluster.file.read_text())["made"]
+    assert len(made) == len(set(made)) == 8
+    studies = [open_study(tmp_path / name, plans.read(tmp_path / name)) for name in ("whole", "killed")]
+    drawn = [[(t.number, t.params, t.value, t.state) for t in study.trials] for study in studies]
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 8

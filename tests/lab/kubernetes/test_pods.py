@@ -45,11 +45,12 @@ def visible() -> Iterator[Path]:
 
 
 @pytest.fixture
-def launch(tmp_path: Path, visible: Path, corpus_file: Path, environment: dict[str, str]) -> Launch:
+def launch(tmp_path: Path, visible: Path, corpus_file: Path, environment: dict[str, str]) -> Iterator[Launch]:
     """Starts a sweep on the cluster, or with ``local=True`` on this machine."""
     corpus = visible / "corpus.txt"
     corpus.write_text(corpus_file.read_text())
     corpus.chmod(0o644)
+    started: list[subprocess.Popen[str]] = []
     run = ["model.n_layers=2", "model.d_model=64", "model.max_positions=64", "data=text", "data.sequence_length=32"]
     run += [f"data.corpus.files={corpus}", "data.batch_size=2", "data.eval_batch_size=8", "data.eval_windows=4"]
     run += ["trainer.max_steps=60", "trainer.val_check_interval=30", "trainer.log_every_n_steps=1", "test=false"]
@@ -73,9 +74,13 @@ def launch(tmp_path: Path, visible: Path, corpus_file: Path, environment: dict[s
             "PROJECT_ROOT": str(tmp_path),
         }
         said: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True, **said)
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True, **said))
+        return started[-1]
 
-    return call
+    yield call
+    for process in [p for p in started if p.poll() is None]:  # of a test that has failed
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def losses(folder: Path, count: int) -> list[float]:

@@ -10,6 +10,7 @@ from training.parallel.lost_peer import is_lost_peer
 LOST = [
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.77.0.3]:34512",
     "Application timeout caused pair closure; Read error [10.0.0.1]:5: Connection reset by peer",
+    "Gloo connectFullMesh failed with [pair.cc:152] timed out connecting: SO_ERROR: Connection refused",
     "NCCL Error 6: ncclRemoteError: remote process exited or there was a network error",
     "[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv operation to complete",
     "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=5, OpType=ALLREDUCE)",
