@@ -185,19 +185,21 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     parser = options.parser("long_prompt", __doc__, rounds=5, minutes=60)
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of the prompt (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=240, help="of training (default: %(default)s)")
-    parser.add_argument("--weights", type=Path, help="file for the trained weights; read if it is there")
+    parser.add_argument("--weights", type=Path, help="file of the trained weights; made if it is missing")
     given = options.read(parser, arguments)
     name, scored = ("smoke", 32) if given.quick else ("small", SCORED)
     if given.quick:
         given.tokens, given.steps, given.rounds = 600, 2, 2
     result = Result(f"long_prompt_{given.tokens}", machine.about("cpu", given.threads))
-    with tempfile.TemporaryDirectory() as folder:
-        weights = str(given.weights or Path(folder) / "weights.pt")
-        if not Path(weights).is_file():
-            turn = {"weights": weights, "steps": given.steps, "target": max(given.tokens, WINDOW)}
-            print(_ask("Train", given.threads, turn, shape=name), flush=True)
+    if options.wanted("decode", given.only):
         _decoding(result, name, given)
-        _reading(result, name, weights, scored, given)
+    if options.wanted("prefill", given.only):
+        with tempfile.TemporaryDirectory() as folder:
+            weights = given.weights or Path(folder) / "weights.pt"
+            if not weights.is_file():
+                turn = {"weights": str(weights), "steps": given.steps, "target": max(given.tokens, WINDOW)}
+                print(_ask("Train", given.threads, turn, shape=name), flush=True)
+            _reading(result, name, str(weights), scored, given)
     print(result.save(given.out))
     return result
 
