@@ -18,7 +18,7 @@ from blocks.decoder import Decoder
 from blocks.generation.generate import prefill
 from blocks.kernels import long_attention
 
-ATTENTIONS = ("mla", "gqa", "mha", {"name": "gqa", "qk_norm": "per_head"})
+ATTENTIONS = ("mla", "gqa", {"name": "gqa", "qk_norm": "per_head"})
 
 
 @pytest.fixture(autouse=True)
