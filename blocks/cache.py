@@ -106,7 +106,10 @@ class Cache:
         spread: whether it is of one pass over sequences whose tokens are spread over ranks, as in training
         padding: [B] padding tokens at the start of each row; None for none. Shared by the caches of a batch, and not
             counted in ``nbytes``
+        declared: tokens of the sequences that it is made for, where it holds fewer; None: its capacity
     """
+
+    declared: int | None = None
 
     def __init__(
         self,

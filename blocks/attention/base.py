@@ -74,6 +74,12 @@ def empty_cache(
     return attention.new_cache(batch, length, dtype, device, bits)
 
 
+def rotated(position: Position, q: Tensor, k: Tensor, positions: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor]:
+    """Queries [B,T,N,H] and keys [B,T,K,H] at positions [B|1,T], rotated for the sequence's declared length."""
+    declared = positions.shape[1] if cache is None else cache.declared or cache.room
+    return position.rotate_in(q, k, positions, declared)
+
+
 def score_bias(position: Position, positions: Tensor, cache: Cache | None) -> Tensor | None:
     """Additive score bias [B|1,N|1,T,S]: the position's bias, and −∞ on a cache's padding and on other documents of a
     cache that has several; None if there is nothing.

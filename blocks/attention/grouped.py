@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from blocks.attention.base import Attention, attend_in_parts, even_heads, reads_in_parts, score_terms
+from blocks.attention.base import Attention, attend_in_parts, even_heads, reads_in_parts, rotated, score_terms
 from blocks.base import Placement
 from blocks.cache import Cache, Ring
 from blocks.kernels.scoring import Scoring
@@ -71,7 +71,7 @@ class GroupedAttention(Attention):
     ) -> Tensor:
         q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value))
         q, k = (q, k) if self.qk_norm is None else self.qk_norm(q, k)
-        q, k = self.position.rotate(q, k, positions)
+        q, k = rotated(self.position, q, k, positions, cache)
         if cache is not None and self.scores is None and reads_in_parts(self.kernels, cache, q.shape[1]):
             y = attend_in_parts(self.position, positions, cache, q, (k, v), self.scale)
         else:
@@ -87,7 +87,9 @@ class GroupedAttention(Attention):
     ) -> Cache:
         slots = dict.fromkeys(("k", "v"), (self.n_kv_heads, self.head_dim))
         if self.window is not None and self.window < length:
-            return Ring(batch, self.window, slots, dtype, device, bits=bits)
+            ring = Ring(batch, self.window, slots, dtype, device, bits=bits)
+            ring.declared = length
+            return ring
         return Cache(batch, length, slots, dtype, device, bits=bits)
 
     def parallel_plan(self) -> dict[str, Placement]:

@@ -15,6 +15,7 @@ from blocks.attention.base import (
     attend_in_parts,
     even_heads,
     reads_in_parts,
+    rotated,
     score_bias,
     score_terms,
 )
@@ -106,7 +107,7 @@ class MLA(Attention):
     ) -> Tensor:
         q_nope, q_rope = self.query(x).unflatten(-1, (-1, self.nope + self.rope)).split((self.nope, self.rope), -1)
         latent, k_rope = self.kv_down(x).split((self.latent, self.rope), -1)
-        q_rope, k_rope = self.position.rotate(q_rope, k_rope[:, :, None], positions)
+        q_rope, k_rope = rotated(self.position, q_rope, k_rope[:, :, None], positions, cache)
         latent = self.kv_norm(latent)
         if cache is not None:
             y = self._remembering(q_nope, q_rope, torch.cat((latent, k_rope[:, :, 0]), -1), positions, cache)

@@ -12,6 +12,7 @@ import registry
 from blocks.compose import check
 from blocks.conformance.setting import Setting, filled
 from registry import ConfigError
+from registry.ranges import parts
 from registry.schema import Parameter
 
 Node = dict[str, Any]
@@ -84,6 +85,8 @@ def _of_type(hint: Any, value: Any) -> list[Any]:
     if (typing.get_origin(hint) or hint) in (list, tuple) and isinstance(value, list | tuple):
         inner = [[*value[:i], v, *value[i + 1 :]] for i, item in enumerate(value) for v in _of_type(type(item), item)]
         return [*inner, [*value, *value[-1:]], list(value[:-1])]
+    if typing.get_origin(hint) is list and value is None:
+        return [[v] for v in _of_type(parts(typing.get_args(hint)[0])[0], None)]
     if (typing.get_origin(hint) or hint) is dict and isinstance(value, Mapping):
         return [{**value, key: v} for key, item in value.items() for v in _of_type(type(item), item)]
     return []

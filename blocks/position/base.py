@@ -47,6 +47,14 @@ class Position(Block):
         """Queries q [B,T,N,H] and keys k [B,T,K,H], both at positions [B|1,T], → the same shapes."""
         return q, k
 
+    def rotate_in(self, q: Tensor, k: Tensor, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """``rotate`` in sequences declared to have ``length`` tokens; for blocks that rotate short and long ones apart.
+
+        Declared is the window without a cache and the cache's capacity with one, never what has been read so far: the
+        keys of all chunks of a sequence must be rotated alike.
+        """
+        return self.rotate(q, k, positions)
+
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | Slopes | None:
         """Additive bias on the scores of queries at [B|1,T] and keys at [B|1,S]: [B|1,N,T,S], or None for none.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -29,11 +31,13 @@ class PositionLoss:
         edges: position where each bin begins, and the end of the last
         losses: nats a token in each bin
         window: positions that the model has seen in training before an extension
+        stretches: the losses of each stretch of the text by itself; ``losses`` is their mean
     """
 
     edges: list[int]
     losses: list[float]
     window: int
+    stretches: list[list[float]] = field(default_factory=list)
 
     @property
     def slope(self) -> float:
@@ -41,7 +45,16 @@ class PositionLoss:
 
         Of a least-squares line through the bins that begin at the window or later, which all score the same tokens.
         """
-        starts = zip(self.edges, self.losses, strict=False)
+        return self._slope(self.losses)
+
+    @property
+    def slope_error(self) -> float | None:
+        """Standard error of the slope over stretches, of this model on other text; None for a single stretch."""
+        slopes = [self._slope(losses) for losses in self.stretches]
+        return statistics.stdev(slopes) / math.sqrt(len(slopes)) if len(slopes) > 1 else None
+
+    def _slope(self, losses: Sequence[float]) -> float:
+        starts = zip(self.edges, losses, strict=False)
         pairs = [(math.log2(start), loss) for start, loss in starts if start >= self.window]
         if len(pairs) < 2:
             return 0.0
@@ -49,7 +62,7 @@ class PositionLoss:
         return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
 
     def as_plain(self) -> dict[str, Any]:
-        return {**vars(self), "slope": self.slope}
+        return {**vars(self), "slope": self.slope, "slope_error": self.slope_error}
 
 
 @torch.no_grad()
@@ -76,20 +89,20 @@ def position_loss(decoder: Decoder, text: Text, length: int, window: int, stretc
     if len(text) < size:
         rule = f"needs a text of {size:,} tokens to measure the loss by position, and there are {len(text):,}"
         raise ConfigError("lengths", length, rule, "Write shorter lengths, or give the corpus more validation text")
-    total, count = np.zeros(length), np.zeros(length)
+    edges = [FIRST_BIN * 2**i for i in range(int(math.log2(length / FIRST_BIN)) + 1)]
+    edges[-1] = length
+    found = []
     for first in np.linspace(0, len(text) - size, stretches).astype(int).tolist():
         part = torch.from_numpy(np.asarray(text[first : first + size], dtype=np.int64))
-        losses = _losses(decoder, part.unfold(0, length + 1, step))
+        losses, total, count = _losses(decoder, part.unfold(0, length + 1, step)), np.zeros(length), np.zeros(length)
         for i, row in enumerate(losses):
             # Token number t of the stretch lies at t − i·step here; it is scored where t is in [7 steps, n steps).
             low, high = max((CLASSES - 1) * step - i * step, 0), min(n_windows * step - i * step, length)
             if low < high:
                 total[low:high] += row[low:high]
                 count[low:high] += 1
-    edges = [FIRST_BIN * 2**i for i in range(int(math.log2(length / FIRST_BIN)) + 1)]
-    edges[-1] = length
-    means = [float(total[a:b].sum() / count[a:b].sum()) for a, b in pairwise(edges)]
-    return PositionLoss(edges, means, window)
+        found.append([float(total[a:b].sum() / count[a:b].sum()) for a, b in pairwise(edges)])
+    return PositionLoss(edges, np.mean(found, 0).tolist(), window, found)
 
 
 def window_loss(decoder: Decoder, text: Text, window: int, tokens: int = 2**17) -> float:

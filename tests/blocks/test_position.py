@@ -26,6 +26,7 @@ ROTARY = {
     "linear": {"name": "rope_linear", "factor": 3.0},
     "ntk": {"name": "rope_ntk", "factor": 3.0},
     "llama3": {"name": "rope_llama3", "factor": 3.0, "original_positions": 64},
+    "longrope": {"name": "longrope", "factor": 3.0, "original_positions": 16, "turns": 0.5},
 }
 
 
@@ -214,6 +215,54 @@ def test_yarn_steps_where_fast_and_slow_pairs_meet(make: Callable[..., Position]
     assert frequencies.isfinite().all() and (frequencies > 0).all()
 
 
+# --- LongRoPE ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("theta", "width", "trained", "factor", "pair"), [(1e4, 96, 2048, 64, 25), (5e5, 128, 8192, 16, 30)]
+)
+def test_longropes_critical_pair_is_where_the_papers_search_found_it(
+    make: Callable[..., Position], theta: float, width: int, trained: int, factor: int, pair: int
+) -> None:
+    node = {"name": "longrope", "theta": theta, "original_positions": trained, "factor": factor}
+    factors = make(node, head_dim=width).long_factors
+    assert factors[0] == 1 and sorted(factors) == factors and factors[pair + 1 :] == [factor] * (width // 2 - pair - 1)
+    assert factors[pair] == pytest.approx(factor, rel=0.02) and factors[pair - 1] < 0.95 * factor
+
+
+def test_longrope_declares_short_and_long(make: Callable[..., Position]) -> None:
+    """Up to the trained length all is as trained; beyond it, also the first tokens are rotated as the last will be."""
+    q = heads(1, 5, 4, 12)
+    longrope = make({"name": "longrope", "original_positions": 16}, max_positions=64)
+    short, long = (longrope.rotate_in(q, q, order(5), length)[0] for length in (16, 17))
+    assert torch.equal(short, make("rope").rotate(q, q, order(5))[0]) and (long - short).abs().max() > 0.1
+    assert torch.equal(longrope.rotate(q, q, order(5))[0], long)  # of an attention that declares nothing: the model's
+    for declared, expected in ((16, short), (64, long)):
+        fixed = make({"name": "longrope", "original_positions": 16, "length": declared}, max_positions=64)
+        assert torch.equal(fixed.rotate_in(q, q, order(5), 80 - declared)[0], expected)
+
+
+@pytest.mark.parametrize("attention", ["mha", "mla", {"name": "sliding_window", "window": 6}], ids=str)
+def test_chunks_and_decoded_tokens_are_rotated_as_the_whole_they_belong_to(
+    make_block: Callable[..., Any], attention: Any
+) -> None:
+    """A cache made for more than the trained length is rotated for it from its first chunk on; one for less is not."""
+    mix = make_block("attention", attention, around={"position": {"name": "longrope", "original_positions": 16}})
+    plain = make_block("attention", attention, around={"position": {"name": "rope"}})
+    x = heads(1, 40, 48)
+
+    def chunked(block: Any, length: int) -> Tensor:
+        cache, ends = block.new_cache(1, length, torch.float64, torch.device("cpu")), (8, 14, 15, 16, 33, length)
+        starts = [0, *(end for end in ends if end < length)]
+        parts = [(a, min(b, length)) for a, b in zip(starts, ends, strict=False) if a < length]
+        return torch.cat([block(x[:, a:b], order(b - a, a), cache=cache) for a, b in parts], 1)
+
+    for length in (16, 40):
+        whole = mix(x[:, :length], order(length))
+        torch.testing.assert_close(chunked(mix, length), whole, rtol=0, atol=1e-9)
+        assert ((whole - plain(x[:, :length], order(length))).abs().max() > 1e-3) == (length > 16)
+
+
 # --- the others -------------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +344,27 @@ def test_yarn_turns_as_transformers_deepseek_does(make: Callable[..., Position],
         torch.testing.assert_close(one.transpose(1, 2), other, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("attention_factor", [None, 1.19])
+def test_longropes_frequencies_are_transformers(make: Callable[..., Position], attention_factor: float | None) -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    factors = {"short_factor": [1.0, 1.1, 1.2, 1.5, 1.7, 2.0], "long_factor": [1.0, 1.3, 2.5, 9.0, 30.0, 47.5]}
+    rope = {"rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 64, **factors}
+    rope |= {"factor": 32.0, "attention_factor": attention_factor}
+    config = LlamaConfig(hidden_size=48, num_attention_heads=4, max_position_embeddings=2048, rope_parameters=rope)
+    node = {"name": "longrope", "theta": 500.0, "factor": 32, "original_positions": 64, "long_mscale": attention_factor}
+    ours = make({**node, **{f"{key}s": value for key, value in factors.items()}})
+    for length in (64, 65):
+        theirs, amplitude = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"), seq_len=length)
+        torch.testing.assert_close(ours.frequencies(torch.device("cpu"), length), theirs, rtol=1e-6, atol=0)
+        assert ours.long_mscale == pytest.approx(amplitude, rel=1e-6)
+    q = heads(1, 3, 4, 12)
+    for length, amplitude in ((64, 1.0), (65, ours.long_mscale)):
+        turned = ours.rotate_in(q, q, order(3), length)[0]
+        torch.testing.assert_close(turned.norm(dim=-1), amplitude * q.norm(dim=-1), rtol=1e-6, atol=0)
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -312,6 +382,9 @@ def test_yarn_turns_as_transformers_deepseek_does(make: Callable[..., Position],
         ({"name": "yarn", "theta": 1.0}, "model.position.theta"),
         ({"name": "yarn", "original_positions": 0}, "model.position.original_positions"),
         ({"name": "yarn", "beta_slow": 0.0}, "model.position.beta_slow"),
+        ({"name": "longrope", "long_factors": [1.0, 2.0]}, "model.position.long_factors"),
+        ({"name": "longrope", "short_factors": [0, 1, 1, 1, 1, 1]}, "model.position.short_factors"),
+        ({"name": "longrope", "original_positions": 1}, "model.position.original_positions"),
         ({"name": "sinusoidal", "theta": 0.0}, "model.position.theta"),
     ],
     ids=str,

@@ -158,6 +158,7 @@ def test_loss_by_position_scores_the_same_tokens_at_every_distance(decoder: Any)
     text = np.random.RandomState(0).randint(0, 256, 5000)
     found = position_loss(Looking(), text, 512, 64)  # type: ignore[arg-type]
     assert found.edges == [8, 16, 32, 64, 128, 256, 512] and len(rows[0][0]) == 512
+    assert len(found.stretches) == 4 and np.mean(found.stretches, 0) == pytest.approx(found.losses)
     late = found.losses[3:]
     assert max(late) - min(late) < 1e-5 and abs(found.losses[0] - late[0]) > 1e-4
     assert window_loss(decoder, TEXT, 64) == pytest.approx(np.log(257), abs=0.3)
@@ -166,6 +167,13 @@ def test_loss_by_position_scores_the_same_tokens_at_every_distance(decoder: Any)
 def test_the_slope_is_in_nats_a_doubling_beyond_the_window() -> None:
     assert PositionLoss([8, 16, 32, 64, 128], [9.0, 9.0, 2.0, 2.1], 32).slope == pytest.approx(0.1)
     assert PositionLoss([8, 16], [3.0], 64).slope == 0
+
+
+def test_the_slopes_error_is_over_stretches_of_the_text() -> None:
+    found = PositionLoss([8, 16, 32], [2.0, 2.2], 8, [[1.0, 1.1], [3.0, 3.3]])
+    assert found.slope == pytest.approx(0.2) and found.slope_error == pytest.approx(0.1)
+    assert found.as_plain()["slope_error"] == found.slope_error
+    assert PositionLoss([8, 16, 32], [1.0, 1.1], 8, [[1.0, 1.1]]).slope_error is None
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
