@@ -17,7 +17,9 @@ def heat_map(reading: Reading, name: str, heading: str = "") -> Chart:
         heading: for screen readers; the test's name by default
     """
     depths: list[float | None] = [*reading.depths] or [None]
-    chart = Chart(name, heading or f"{reading.test}: right answers", ROW * len(depths) + 76, left=62, right=14, top=22)
+    chart = Chart(
+        name, heading or f"{reading.test}: right answers", ROW * len(depths) + 76, left=62, right=14, top=22, bottom=54
+    )
     across = (chart.x1 - chart.x0) / len(reading.lengths)
     for i, depth in enumerate(depths):
         at = chart.y1 + ROW * i
