@@ -2,7 +2,7 @@
 
 ``Cache`` keeps every token, ``Ring`` the last ones. In a batch of rows of unequal length the shorter are padded on the
 left, so that all rows grow together and kernels see one length; ``padding`` counts each row's padding tokens. Not
-supported: rows that join or leave, pages shared between sequences.
+supported: rows that join, pages shared between sequences.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ class Exact:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors held, by name suffix."""
         return {"": self.numbers}
+
+    def take(self, rows: Tensor) -> None:
+        """Keep the rows of these indices, which may occur several times."""
+        self.numbers = self.numbers[rows]
 
     def write(self, where: Where, values: Tensor) -> None:
         """Store values [B,T,*shape] at T indices."""
@@ -73,6 +77,10 @@ class Quantised:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors held, by name suffix."""
         return {".codes": self.codes, ".scales": self.scales}
+
+    def take(self, rows: Tensor) -> None:
+        """As ``Exact.take``."""
+        self.codes, self.scales = self.codes[rows], self.scales[rows]
 
     def write(self, where: Where, values: Tensor) -> None:
         """Store values [B,T,*shape] at T indices."""
@@ -173,6 +181,12 @@ class Cache:
     def read(self, tokens: slice) -> tuple[Tensor, ...]:
         """[B,n,…] for each slot, of some tokens; views of exact values."""
         return tuple(store.read(tokens) for store in self.stores.values())
+
+    def take(self, rows: Tensor) -> None:
+        """Become the cache of other rows: those of these indices, which may occur several times."""
+        for store in self.stores.values():
+            store.take(rows)
+        self.padding = None if self.padding is None else self.padding[rows]
 
     def indices(self, device: torch.device) -> Tensor:
         """[S]: indices in their rows of the tokens that ``append`` returned last, padding included."""

@@ -39,6 +39,7 @@ class Layer(nn.Module):
         segments: Tensor | None = None,
         cache: Cache | None = None,
         share: Share | None = None,
+        experts: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """x [B,T,D] of token ids [B,T] → [B,T,D], and the routing of the tokens if the ffn routes.
 
@@ -53,7 +54,7 @@ class Layer(nn.Module):
 
         def feed(h: Tensor) -> Tensor:
             nonlocal routing
-            y, routing = self.ffn(h, tokens)
+            y, routing = self.ffn(h, tokens) if experts is None else self.ffn(h, tokens, experts)
             return y
 
         return self.residual(x, attend, feed), routing
@@ -144,6 +145,7 @@ class Decoder(nn.Module):
         caches: Sequence[Cache] | None = None,
         embedded: Tensor | None = None,
         share: Share | None = None,
+        experts: Sequence[Tensor | None] | None = None,
     ) -> tuple[Tensor, list[Routing | None]]:
         """Everything but the head.
 
@@ -156,6 +158,7 @@ class Decoder(nn.Module):
                 are added to it; it is not scaled, since only ``look_up`` scales
             share: this rank's tokens, where those of a sequence are spread over ranks: the other arguments are then of
                 whole sequences, without caches, and what is returned is of this rank's tokens
+            experts: for each layer those of an earlier routing, to be weighed again (see ``Gating.forward``)
 
         Returns:
             hidden states [B,T,D] and, for each layer, the routing of the tokens (None for a dense one)
@@ -167,7 +170,8 @@ class Decoder(nn.Module):
         x = self.position.embed(self.look_up(own) if embedded is None else take(embedded), take(positions))
         routings: list[Routing | None] = []
         for i, layer in enumerate(self.layers):
-            x, routing = layer(x, own, positions, segments, caches[i] if caches else None, share)
+            chosen = () if experts is None else (experts[i],)
+            x, routing = layer(x, own, positions, segments, caches[i] if caches else None, share, *chosen)
             routings.append(routing)
         return self.norm(x), routings
 

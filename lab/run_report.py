@@ -1,4 +1,4 @@
-"""Report of one run: a table of figures, the loss curve, the experts' load, a sampled text."""
+"""Report of one run: a table of figures, curves, the experts' load, a sampled text."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ SHOWN = (
 
 @enforced("callbacks.report")
 class RunReport(Finale):
-    """Writes results.json, curves.json, loss.svg, expert_load.svg and sample.txt, and prints a summary.
+    """Writes results.json, curves.json, loss.svg, expert_load.svg and sample.txt, and prints a summary. Of a task that
+    names other curves it draws those too; one that samples completions has those for a sampled text.
 
     The curves are stored in checkpoints, so a resumed run has all of them. They are also written at each validation and
     when training fails or is interrupted, for comparisons.
@@ -63,15 +64,17 @@ class RunReport(Finale):
         self.sample_tokens, self.temperature = sample_tokens, temperature
         self.train: list[tuple[int, float]] = []
         self.val: list[tuple[int, float]] = []
+        self.figures: dict[str, list[tuple[int, float]]] = {}
         self.seconds = 0.0
         self._since = time.perf_counter()
         self._costs: dict[str, float | None] | None = None  # measured once
 
     def state_dict(self) -> dict[str, Any]:
-        return {"train": self.train, "val": self.val, "seconds": self._elapsed()}
+        return {"train": self.train, "val": self.val, "figures": self.figures, "seconds": self._elapsed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train, self.val, self.seconds = list(state_dict["train"]), list(state_dict["val"]), state_dict["seconds"]
+        self.figures = {name: list(curve) for name, curve in state_dict.get("figures", {}).items()}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._since = time.perf_counter()
@@ -87,12 +90,21 @@ class RunReport(Finale):
     ) -> None:
         if logs_now(trainer):
             self.train.append((trainer.global_step, float(trainer.callback_metrics["train/loss"])))
+            self._keep(trainer, pl_module, "train/")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._keep(trainer, pl_module, "val/")
         measured = "val/loss" in trainer.callback_metrics  # a task on rewards measures other figures
         if measured and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.val.append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
             self._write_curves(trainer, pl_module)
+
+    def _keep(self, trainer: L.Trainer, task: L.LightningModule, stage: str) -> None:
+        """Keep the figures of a stage that the task has drawn."""
+        for name in sum(task.curves.values(), ()) if isinstance(task, Task) else ():
+            if name.startswith(stage) and name in trainer.callback_metrics:
+                self.figures.setdefault(name, []).append((trainer.global_step, float(trainer.callback_metrics[name])))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if self.train or self.val:
@@ -121,11 +133,17 @@ class RunReport(Finale):
         if self.train:
             chart = single.losses(self.train, [*self.val, *final])
             write_text(self.directory / "loss.svg", standalone(chart))
+        for name, names in task.curves.items():
+            drawn = {label: self.figures[label] for label in names if label in self.figures}
+            if drawn:
+                write_text(self.directory / f"{name}.svg", standalone(single.figures(name, drawn)))
         if task.expert_shares:
             chart = single.expert_load({layer: share.tolist() for layer, share in task.expert_shares.items()})
             write_text(self.directory / "expert_load.svg", standalone(chart))
         printing.show(results_table(results))
-        if self.sample_tokens and spread:
+        if getattr(task, "samples", None):
+            pass  # completions are shown after each validation
+        elif self.sample_tokens and spread:
             print("no sampled text: no rank has the whole model; see blockwright generate")
         elif self.sample_tokens:
             self._show_sample(trainer, task)

@@ -30,7 +30,7 @@ from registry.schema import INHERIT, Schema, read_schema
 
 ENTRY_POINTS = "blockwright.blocks"
 # Package that holds built-in families → the distribution that owns it.
-BUILTIN = {"blocks": "blockwright", "training.objectives": "blockwright", "training.data": "blockwright"}
+BUILTIN = dict.fromkeys(("blocks", "training.objectives", "training.data", "training.rollouts"), "blockwright")
 SHARED_CONTEXT = frozenset({"d_model", "n_layers", "layer_idx"})  # supplied to every block by the composer
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")

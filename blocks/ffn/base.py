@@ -18,7 +18,8 @@ class FFN(Block):
 
         Args:
             x: [B,T,D]
-            tokens: [B,T] ids, for gates that route by them; the decoder always passes them
+            tokens: [B,T] ids, for gates that route by them; the decoder always passes them. A block that routes also
+                takes ``experts``, those of an earlier routing (see ``Gating.forward``)
 
         Returns:
             [B,T,D], and the routing of the tokens (None when dense)

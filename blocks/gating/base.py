@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import inspect
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,10 +57,14 @@ class Gating(KeepsDtype, Block):
             raise BlockError("top_k", top_k, rule, "Lower top_k, or give the ffn more experts (model.ffn.n_experts)")
         self.n_experts, self.top_k = n_experts, top_k
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Routing:
+    def forward(self, x: Tensor, tokens: Tensor | None = None, experts: Tensor | None = None) -> Routing:
         """Route x, [B,T,D] or [T,D] for one sequence, with the ids of its tokens; the routing has all tokens in order.
 
         The batch dimension matters because some balance losses are means over sequences.
+
+        Args:
+            experts: those of an earlier routing, [T,k], to be weighed again in place of a choice (routing replay); −1
+                where a token's are to be chosen. A plug-in may omit this parameter: its routing cannot be replayed
         """
         raise NotImplementedError
 
@@ -81,8 +86,12 @@ class LinearGating(Gating):
         self.weight = nn.Parameter(torch.empty(n_experts, d_model))
         self.logit_bias = nn.Parameter(torch.empty(n_experts)) if bias else None
 
-    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Router logits [T,E] → experts [T,k], weights [T,k], affinities [T,E]; fp32 in, fp32 out."""
+    def choose(self, logits: Tensor, experts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Router logits [T,E] → experts [T,k], weights [T,k], affinities [T,E]; fp32 in, fp32 out.
+
+        Args:
+            experts: [T,k], weighed in place of a choice. A plug-in may omit this parameter, as in ``forward``
+        """
         raise NotImplementedError
 
     def parallel_plan(self) -> dict[str, Placement]:
@@ -92,17 +101,32 @@ class LinearGating(Gating):
         """Number of (token, expert) pairs that ``choose`` makes of T tokens; None: T·k."""
         return None
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Routing:
+    def forward(self, x: Tensor, tokens: Tensor | None = None, experts: Tensor | None = None) -> Routing:
         device = "cpu" if x.is_meta else x.device.type  # autocast does not know the meta device
         with torch.autocast(device, enabled=False):
             bias = None if self.logit_bias is None else self.logit_bias.float()
             logits = full_linear(x.flatten(0, -2).float(), self.weight.float(), bias)
-            experts, weights, probs = self.choose(logits)
+            if experts is None:
+                experts, weights, probs = self.choose(logits)
+            else:
+                experts = torch.where(experts < 0, self.choose(logits)[0], experts)
+                experts, weights, probs = self.choose(logits, experts)
         losses: dict[str, Tensor] = {}
         for balance in self.balance:
             for name, loss in balance(*(t.unflatten(0, (-1, x.shape[-2])) for t in (probs, experts, logits))).items():
                 losses[name] = losses.get(name, 0) + loss
         return Routing(experts, weights, probs, losses, count(experts, self.n_experts), self.pairs(len(experts)))
+
+
+def highest(scores: Tensor, k: int, experts: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The k highest of scores [T,E] and whose they are, both [T,k]; if experts are given, their scores."""
+    return scores.topk(k) if experts is None else (scores.gather(-1, experts), experts)
+
+
+def replays(gate: Gating) -> bool:
+    """Whether the experts of an earlier routing can be given to a gate."""
+    methods: list[Any] = [gate.forward, *([gate.choose] if isinstance(gate, LinearGating) else [])]
+    return all("experts" in inspect.signature(method).parameters for method in methods)
 
 
 def count(experts: Tensor, n_experts: int) -> Tensor:

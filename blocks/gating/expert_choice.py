@@ -33,7 +33,7 @@ class ExpertChoice(LinearGating):
     def __init__(self, d_model: int, n_experts: int, top_k: Count = 2, balance: list[Balance] | None = None) -> None:
         super().__init__(d_model, n_experts, top_k, balance)
 
-    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override] # no replay
         probs, E = logits.softmax(-1), self.n_experts
         taken = probs.topk(self._capacity(len(probs)), dim=0).indices  # [c,E]
         chosen = torch.zeros_like(probs, dtype=torch.bool).scatter(0, taken, True)

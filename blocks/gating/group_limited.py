@@ -3,7 +3,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from blocks.balance.base import Balance
-from blocks.gating.base import LinearGating, check_groups, keep_groups
+from blocks.gating.base import LinearGating, check_groups, highest, keep_groups
 from registry import register
 from registry.ranges import Count, Positive
 
@@ -44,10 +44,11 @@ class GroupLimited(LinearGating):
         self.n_groups, self.top_groups = n_groups, top_groups
         self.renormalise, self.scaling = renormalise, scaling
 
-    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def choose(self, logits: Tensor, experts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         probs = logits.softmax(-1)
         group_scores = probs.unflatten(-1, (self.n_groups, -1)).amax(-1)
-        weights, experts = keep_groups(probs, group_scores, self.top_groups).topk(self.top_k)
+        kept = probs if experts is not None else keep_groups(probs, group_scores, self.top_groups)
+        weights, experts = highest(kept, self.top_k, experts)
         if self.renormalise:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return experts, weights * self.scaling, probs

@@ -29,7 +29,7 @@ class Hash(Gating):
     def reset_parameters(self) -> None:
         self.table.copy_(torch.rand(len(self.table), self.n_experts).topk(self.top_k).indices)
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Routing:
+    def forward(self, x: Tensor, tokens: Tensor | None = None, experts: Tensor | None = None) -> Routing:
         if tokens is None:
             rule = "routes by the tokens' ids, which this caller does not pass"
             raise BlockError("gating", "hash", rule, "Call the ffn with tokens, as the decoder does")

@@ -66,14 +66,14 @@ class SigmoidBias(LinearGating):
         self.register_buffer("bias", torch.zeros(n_experts, dtype=torch.float32))
         self.register_buffer("moved", torch.zeros((), dtype=torch.long))
 
-    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def choose(self, logits: Tensor, experts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         probs = logits.sigmoid()
         choice = probs.detach() + self.bias.to(probs.dtype)
         if self.top_groups < self.n_groups:
             best_two = min(2, self.n_experts // self.n_groups)
             group_scores = choice.unflatten(-1, (self.n_groups, -1)).topk(best_two).values.sum(-1)
             choice = keep_groups(choice, group_scores, self.top_groups, self.fill)
-        experts = choice.topk(self.top_k).indices
+        experts = choice.topk(self.top_k).indices if experts is None else experts
         weights = probs.gather(1, experts)
         if self.renormalise:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)

@@ -42,7 +42,7 @@ class Sinkhorn(LinearGating):
         super().__init__(d_model, n_experts, top_k, balance)
         self.iterations = iterations
 
-    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override] # no replay
         probs = logits.sigmoid() if self.top_k == 1 else logits.softmax(-1)
         scores = balanced(logits.detach(), self.iterations) if self.training else logits
         experts = scores.topk(self.top_k).indices

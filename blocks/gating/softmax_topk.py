@@ -3,7 +3,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from blocks.balance.base import Balance
-from blocks.gating.base import LinearGating
+from blocks.gating.base import LinearGating, highest
 from registry import register
 from registry.ranges import Count, Positive
 
@@ -35,9 +35,9 @@ class SoftmaxTopK(LinearGating):
         super().__init__(d_model, n_experts, top_k, balance)
         self.renormalise, self.scaling = renormalise, scaling
 
-    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def choose(self, logits: Tensor, experts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         probs = logits.softmax(-1)
-        weights, experts = probs.topk(self.top_k)
+        weights, experts = highest(probs, self.top_k, experts)
         if self.renormalise:
             weights = weights / weights.sum(-1, keepdim=True)
         return experts, weights * self.scaling, probs

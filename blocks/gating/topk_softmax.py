@@ -3,7 +3,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from blocks.balance.base import Balance
-from blocks.gating.base import LinearGating
+from blocks.gating.base import LinearGating, highest
 from registry import register
 from registry.ranges import Count
 
@@ -32,6 +32,6 @@ class TopKSoftmax(LinearGating):
     ) -> None:
         super().__init__(d_model, n_experts, top_k, balance, bias)
 
-    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        highest, experts = logits.topk(self.top_k)
-        return experts, highest.softmax(-1), logits.softmax(-1)
+    def choose(self, logits: Tensor, experts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        scores, experts = highest(logits, self.top_k, experts)
+        return experts, scores.softmax(-1), logits.softmax(-1)

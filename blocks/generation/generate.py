@@ -138,9 +138,16 @@ def prefill(decoder: Decoder, tokens: Tensor, caches: Sequence[Cache], chunk: in
 
     The head is applied to the last token only: logits of a long prompt would be larger than everything else.
     """
+    return read(decoder, tokens, caches, chunk)[0]
+
+
+def read(decoder: Decoder, tokens: Tensor, caches: Sequence[Cache], chunk: int = CHUNK) -> tuple[Tensor, list[Tensor]]:
+    """``prefill`` that also returns the experts chosen for the tokens, [B,T,k], of each layer that routes."""
+    chosen: list[list[Tensor]] = []
     for part in tokens.split(chunk, 1):
-        hidden, _routings = decoder.hidden(part, caches=caches)
-    return decoder.logits(hidden[:, -1]).float()
+        hidden, routings = decoder.hidden(part, caches=caches)
+        chosen.append([r.experts.unflatten(0, part.shape) for r in routings if r is not None])
+    return decoder.logits(hidden[:, -1]).float(), [torch.cat(layer, 1) for layer in zip(*chosen, strict=True)]
 
 
 def check_lengths(decoder: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:

@@ -38,6 +38,11 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float = 1.0
 
+    @property
+    def narrows(self) -> bool:
+        """Whether any token may be excluded."""
+        return self.temperature > 0 and (self.top_k, self.top_p, self.min_p) != (None, None, None)
+
     def __post_init__(self) -> None:
         ranges = (
             (
@@ -76,10 +81,19 @@ def sample(
     if sampling.repetition_penalty != 1 and seen is not None:
         penalty = sampling.repetition_penalty
         logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    return draw(narrow(logits, sampling), sampling, generators)
+
+
+def narrow(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits [B,V] whose softmax is sampled from, −∞ for every excluded token; unchanged at temperature 0."""
+    return candidates(logits / sampling.temperature, sampling) if sampling.temperature else logits
+
+
+def draw(narrowed: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
+    """A token of each row of ``narrow``, [B]; the likeliest at temperature 0."""
     if sampling.temperature == 0:
-        return logits.argmax(-1)
-    probabilities = candidates(logits / sampling.temperature, sampling).softmax(-1)
-    draws = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities, generators, strict=True)]
+        return narrowed.argmax(-1)
+    draws = [torch.multinomial(row, 1, generator=g) for row, g in zip(narrowed.softmax(-1), generators, strict=True)]
     return torch.cat(draws)
 
 

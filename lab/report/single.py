@@ -35,6 +35,26 @@ def losses(train: Points, val: Points) -> Chart:
     return chart
 
 
+def figures(name: str, curves: Mapping[str, Points]) -> Chart:
+    """Other figures of one unit over optimizer steps.
+
+    Args:
+        name: of the chart, and what it shows
+        curves: name of a figure → its values
+    """
+    points = [point for curve in curves.values() for point in curve]
+    chart = Chart(name, f"{name.capitalize()} over optimizer steps", 260, right=86, top=30)
+    values = [value for _, value in points if math.isfinite(value)] or [0.0]
+    x = Scale(0, max(1, *(at for at, _ in points)), chart.x0, chart.x1)
+    y = Scale(*padded(values), chart.y0, chart.y1)
+    chart.axes(x, y, "optimizer step", name, short)
+    area = chart.clipped()
+    for number, (label, curve) in enumerate(curves.items(), start=1):
+        chart.path([(x(a), y(b)) for a, b in curve if math.isfinite(b)], f"curve s{number}", area, label)
+    chart.legend([(label, f"s{number}") for number, label in enumerate(curves, start=1)])
+    return chart
+
+
 def expert_load(shares: Mapping[str, Sequence[float]]) -> Chart:
     """Load of each expert relative to the even load, a row per routed layer; blue is less, orange is more."""
     rows = {layer: [share * len(each) for share in each] for layer, each in shares.items()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import registry
-from blocks.gating.base import Gating, LinearGating, Routing, keep_groups
+from blocks.gating.base import Gating, LinearGating, Routing, keep_groups, replays
 from blocks.gating.sinkhorn import balanced
 from registry import BlockError, ConfigError
 
@@ -70,6 +70,34 @@ def test_choices_and_weights_are_the_golden_ones(make: Callable[..., Gating], ca
     torch.testing.assert_close(weighed, torch.tensor(weights, dtype=torch.float64), rtol=0, atol=1e-6)
     expected = LOGITS.sigmoid() if "bias" in case else LOGITS.softmax(-1)
     torch.testing.assert_close(probs, expected, rtol=0, atol=1e-15)  # before any bias or mask
+
+
+REPLAYED = [n for n in BY_TOKEN if n not in ("sinkhorn", "hash")]
+
+
+@pytest.mark.parametrize("name", REPLAYED)
+def test_experts_of_an_earlier_routing_are_weighed_not_chosen(make: Callable[..., Gating], name: str) -> None:
+    gate, x = make(name, top_k=2), tokens(3, 5)
+    live, other = gate(x), gate(tokens(3, 5, seed=1)).experts
+    again = gate(x, None, live.experts)
+    assert torch.equal(again.weights, live.weights) and torch.equal(again.probs, live.probs)
+    forced = gate(x, None, torch.where(torch.arange(15)[:, None] < 9, other, -1))
+    assert torch.equal(forced.experts[:9], other[:9]) and torch.equal(forced.experts[9:], live.experts[9:])
+    assert not torch.equal(other[:9], live.experts[:9]) and forced.weights.isfinite().all()
+    forced.weights[:9].sum().backward()
+    assert gate.weight.grad.isfinite().all() and forced.load.sum() == 30
+    own = torch.arange(8).repeat(15, 1)[:, :2].flip(1)  # in the given order
+    renormalised = gate(x, None, own).weights
+    assert torch.equal(renormalised, gate(x, None, own.flip(1)).weights.flip(1))
+
+
+def test_gates_say_whether_a_routing_can_be_replayed(make: Callable[..., Gating]) -> None:
+    class Old(LinearGating):
+        def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+            raise NotImplementedError
+
+    assert not replays(Old(4, 2, 1, None)) and not replays(make("sinkhorn"))
+    assert all(replays(make(name)) for name in [*REPLAYED, "hash"])
 
 
 def test_renormalised_softmax_is_a_softmax_over_the_chosen_logits(make: Callable[..., Gating]) -> None:

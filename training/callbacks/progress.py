@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 
 from training.cadence import logs_now
+from training.tasks.base import Task
 
 
 class Progress(RichProgressBar):
@@ -45,7 +46,8 @@ class Progress(RichProgressBar):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._says(trainer) and logs_now(trainer):
             values = {**trainer.callback_metrics, **trainer.logged_metrics}
-            shown = ("train/loss", "train/lr", "speed/tokens_per_second")
+            figures = pl_module.shown if isinstance(pl_module, Task) else ("loss",)
+            shown = (*(f"train/{name}" for name in figures), "train/lr", "speed/tokens_per_second")
             self._line(trainer, {k: float(values[k]) for k in shown if k in values})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -17,7 +17,8 @@ from training.tasks.base import Task
 
 @enforced("callbacks.throughput")
 class Throughput(L.Callback):
-    """Logs ``speed/tokens_per_second`` and ``speed/mfu``.
+    """Logs ``speed/tokens_per_second`` and ``speed/mfu``; of a task that samples what it trains on, also
+    ``speed/rollout_tokens_per_second`` of sampling alone, and ``speed/update_tokens_per_second`` of the rest.
 
     Model FLOPs are those of the forward pass, counted on the meta device per token at the batch's length, times three
     for training, without recomputation. The peak is measured at the start with one large product in the precision of
@@ -51,18 +52,29 @@ class Throughput(L.Callback):
         if self._steps_seen < self.warmup:
             self._steps_seen += not trainer.fit_loop._should_accumulate()
             self._since, self._tokens = time.perf_counter(), 0
+            _sampled(pl_module)
             return
-        tokens = batch["tokens"]
         readers = (trainer.distributed_sampler_kwargs or {"num_replicas": 1})["num_replicas"]
-        self._tokens += tokens.numel() * readers
+        self._tokens += readers * (
+            pl_module.tokens_of(batch) if isinstance(pl_module, Task) else batch["tokens"].numel()
+        )
         if logs_now(trainer):
             if self._flops is None and isinstance(pl_module, Task):
-                self._flops = 3 * forward_flops_per_token(pl_module.model_config, tokens.shape[1])
-            rate = self._tokens / (time.perf_counter() - self._since)
+                self._flops = 3 * forward_flops_per_token(pl_module.model_config, batch["tokens"].shape[1])
+            seconds = time.perf_counter() - self._since
+            rate = self._tokens / seconds
             pl_module.log("speed/tokens_per_second", rate, prog_bar=True)
             if self._flops:
                 pl_module.log("speed/mfu", rate * self._flops / self._peak)
+            sampled, sampling = _sampled(pl_module)
+            if sampled:
+                pl_module.log("speed/rollout_tokens_per_second", readers * sampled / sampling)
+                pl_module.log("speed/update_tokens_per_second", self._tokens / (seconds - sampling))
             self._since, self._tokens = time.perf_counter(), 0
+
+
+def _sampled(task: L.LightningModule) -> tuple[int, float]:
+    return task.take_sampled() if isinstance(task, Task) else (0, 0.0)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -69,12 +69,16 @@ class Task(L.LightningModule):
 
     Class attributes:
         figures: what a validation logs, as ``val/<name>``; a test as ``test/<name>``
+        shown: what progress shows of ``train/<name>``
+        curves: what the report draws besides the loss: file → names of logged figures
         reads: keys that a batch must have
         splits: whether ``objective`` scores the tokens of ``share`` alone; else a training whose ranks share windows
             (context parallelism) is refused
     """
 
     figures: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "bits_per_byte")
+    shown: ClassVar[tuple[str, ...]] = ("loss",)
+    curves: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     reads: ClassVar[tuple[str, ...]] = ("tokens", "targets")
     splits: ClassVar[bool] = False
 
@@ -128,6 +132,14 @@ class Task(L.LightningModule):
         Called for all batches of a step before its first forward pass. ``"total"`` corresponds to ``Scored.count``;
         ``"sequences"`` weighs balance losses.
         """
+
+    def tokens_of(self, batch: Batch) -> int:
+        """How many tokens training on a batch computes, for figures of speed."""
+        return batch["tokens"].numel()
+
+    def take_sampled(self) -> tuple[int, float]:
+        """Tokens sampled for training since the last call, and the seconds that took."""
+        return 0, 0.0
 
     # --- the model ------------------------------------------------------------------------------------------------
 
@@ -300,7 +312,8 @@ class Task(L.LightningModule):
             if name in values:
                 self.log(f"train/{name}", values[name].float(), prog_bar=name == "loss")
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        self.log_dict({f"train/{name}": value for name, value in self.step.figures(self.ranks()).items()})
+        for name, value in self.step.figures(self.ranks()).items():
+            self.log(f"train/{name}", value, prog_bar=name in self.shown)
         self.log_dict(self.loads.figures("train"))
 
     # --- checkpoints ----------------------------------------------------------------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 import lightning as L
 import pytest
 import torch
+import torch.distributed.fsdp._fully_shard._fsdp_param_group as groups
 from many_ranks import DENSE, MOE, Descent, read_model, spawn
 
 from training.data.prompt_module import PromptDataModule
@@ -15,12 +17,14 @@ from training.data.sorting import Sorting
 from training.data.tokenizers.chars import Chars
 from training.parallel.local import whole
 from training.parallel.strategy import Parallel
+from training.rollouts.engine.native import Native
 from training.schedulers.constant import Constant
 from training.tasks.grpo import Grpo
 
 pytestmark = pytest.mark.xdist_group("grpo_ranks")  # its fixture trains on two ranks, once
 
-STRATEGIES = ("ddp", "fsdp")
+SPLIT = MOE.replace(", balance: [{name: hf_expert, alpha: 0.02}, {name: z_loss}]", "")  # losses of padding differ
+STRATEGIES = ("ddp", "fsdp", "fsdp_ep")
 
 
 class Texts(L.Callback):
@@ -43,6 +47,8 @@ def train(folder: Path, steps: int, ckpt_path: Path | None = None, model: str = 
         advantage="batch",
         group_size=4,
         max_new_tokens=6,
+        resamples=2,
+        replay=model is SPLIT,
     )
     data = PromptDataModule(
         corpus=Sorting(train=24, held_out=4, salt=1),
@@ -73,16 +79,32 @@ def train(folder: Path, steps: int, ckpt_path: Path | None = None, model: str = 
     trainer.fit(task, data, ckpt_path=ckpt_path, weights_only=True)
     if model is MOE and ckpt_path is None:
         trainer.save_checkpoint(folder / "stop.ckpt")
-    names = ("train/reward", "train/loss", "val/reward")
+    names = ("train/reward", "train/loss", "train/replaced", "val/reward")
     figures = {name: float(trainer.callback_metrics[name]) for name in names}
     weights = {k: whole(v.detach()).clone() for k, v in task.model.named_parameters()}
     return {"texts": watch.texts, "figures": figures, "weights": weights}
 
 
+class Gathers(Native):
+    """Counts how often a rollout gathers weights."""
+
+    counts: ClassVar[list[int]] = []
+
+    def sample(self, decoder: Any, request: Any) -> Any:
+        with patch.object(groups, "foreach_all_gather", wraps=groups.foreach_all_gather) as gather:
+            found = super().sample(decoder, request)
+        self.counts.append(gather.call_count)
+        return found
+
+
 def on_ranks(folder: Path) -> dict[str, Any]:
-    found = {
+    with patch.object(Grpo, "engine", property(lambda _: Gathers(), lambda *_: None), create=True):
+        train(folder / "gathers", 2, strategy=Parallel(), devices=2)
+    found: dict[str, Any] = {
+        "gathers": Gathers.counts,
         "ddp": train(folder / "ddp", 3, strategy="ddp", devices=2),
         "fsdp": train(folder / "fsdp", 3, strategy=Parallel(), devices=2),
+        "fsdp_ep": train(folder / "fsdp_ep", 3, model=SPLIT, strategy=Parallel(expert=2), devices=2),
     }
     how: dict[str, Any] = {"model": MOE, "updates": 2, "strategy": "ddp", "devices": 2}
     uninterrupted = train(folder / "whole", 4, **how)
@@ -95,18 +117,26 @@ def on_ranks(folder: Path) -> dict[str, Any]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("runs")
     two = spawn(2, on_ranks, folder)  # first: threads of a training do not survive the fork
-    return {"one": train(folder / "one", 3), "two": two}
+    split = train(folder / "split", 3, model=SPLIT)
+    return {"ddp": (one := train(folder / "one", 3)), "fsdp": one, "fsdp_ep": split, "two": two}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_ranks_sample_the_texts_of_one_and_take_its_steps(runs: Any, strategy: str) -> None:
-    one, two = runs["one"], [rank[strategy] for rank in runs["two"]]
+    one, two = runs[strategy], [rank[strategy] for rank in runs["two"]]
     for step, expected in enumerate(one["texts"]):
         assert sorted(two[0]["texts"][step] + two[1]["texts"][step]) == expected
     for rank in two:
+        assert rank["figures"]["train/replaced"] > 0 or strategy == "fsdp_ep"
         assert rank["figures"] == pytest.approx(one["figures"], abs=1e-5)
         for name, weight in one["weights"].items():
             torch.testing.assert_close(rank["weights"][name], weight, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_rollout_gathers_each_weight_once(runs: Any) -> None:
+    """Six tokens a completion, two layers, and what surrounds them; some of it may be gathered already."""
+    for rank in runs["two"]:
+        assert len(rank["gathers"]) > 3 and all(0 < n <= 3 for n in rank["gathers"])
 
 
 def test_two_ranks_resume_between_the_updates_of_a_rollout(runs: Any) -> None:

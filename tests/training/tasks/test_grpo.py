@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,20 @@ import torch
 
 import registry
 from blocks.compose import compose
+from blocks.gating.base import Gating
+from blocks.generation.sample import Sampling
 from registry import ConfigError
 from training.data.prompt_module import PromptDataModule
 from training.data.sorting import Sorting
 from training.data.tokenizers.chars import Chars
 from training.objectives.reward.base import Reward
 from training.optimizers.adamw import AdamW
+from training.rollouts.engine.base import Request
+from training.rollouts.engine.native import Native
+from training.rollouts.record import Rollout, completion_mask, padded
+from training.rollouts.scoring import score
 from training.schedulers.constant import Constant
 from training.tasks.grpo import Grpo
-from training.tasks.rollout import completion_mask, padded, sample_completions, score
 
 PROMPTS = [[5, 3, 9], [7], [2, 2, 4, 4, 1]]
 Make = Callable[..., Any]
@@ -37,12 +44,19 @@ def decoder(tiny: Make, randomise: Make, request: pytest.FixtureRequest) -> Any:
 ATTENTIONS = [{"attention": MLA}, {"attention": {"name": "gqa"}, "position": {"name": "alibi"}}]
 
 
+def sample_completions(
+    decoder: Any, prompts: Any, seeds: Any, new_tokens: int, how: Any, ends: Any, together: bool = False
+) -> Rollout:
+    sampling = how if isinstance(how, Sampling) else Sampling(how)
+    return Native().sample(decoder, Request(prompts, seeds, new_tokens, sampling, ends, together))
+
+
 @pytest.mark.parametrize("decoder", ATTENTIONS, indirect=True)
 def test_log_probability_of_sampling_is_that_of_training(decoder: Any) -> None:
     """Left-padded decoding with caches, packed training rows, and one plain forward pass for each row agree."""
     found = sample_completions(decoder, PROMPTS, [11, 12, 13], 9, 0.7, {1, 2, 3})
     mask = completion_mask(found)
-    logp, _ = score(decoder, found, 0.7)
+    logp = score(decoder, found, 0.7).logp
     torch.testing.assert_close(logp * mask, padded(found.sampler), atol=1e-5, rtol=0)
     for i, (prompt, completion) in enumerate(zip(found.prompts, found.completions, strict=True)):
         logits = decoder(torch.tensor([[*prompt, *completion]]))[0, len(prompt) - 1 : -1] / 0.7
@@ -63,17 +77,92 @@ def test_completion_ends_with_its_end_and_depends_on_its_seed_alone(decoder: Any
 
 
 def test_limit_and_steps_to_it(decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import training.tasks.rollout as module
+    import training.rollouts.engine.native as module
 
     steps: list[int] = []
-    prefill = module.prefill
-    monkeypatch.setattr(module, "prefill", lambda *a: steps.append(1) or prefill(*a))
+    read = module.read
+    monkeypatch.setattr(module, "read", lambda *a: steps.append(1) or read(*a))
     everything = set(range(16))
     assert sample_completions(decoder, PROMPTS, [1, 2, 3], 5, 1.0, everything).ended == [True] * 3
     assert len(steps) == 1
-    sample_completions(decoder, PROMPTS, [1, 2, 3], 5, 1.0, everything, to_the_limit=True)
+    sample_completions(decoder, PROMPTS, [1, 2, 3], 5, 1.0, everything, together=True)
     assert len(steps) == 6
     assert [len(c) for c in sample_completions(decoder, PROMPTS, [1, 2, 3], 5, 1.0, set()).completions] == [5] * 3
+
+
+def test_prompt_is_read_once_and_ended_rows_leave(decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import training.rollouts.engine.native as module
+
+    shapes: list[tuple[int, ...]] = []
+    read = module.read
+    monkeypatch.setattr(module, "read", lambda d, tokens, c: shapes.append(tuple(tokens.shape)) or read(d, tokens, c))
+    seeds = list(range(24))
+    found = sample_completions(decoder, PROMPTS, seeds, 12, 1.0, {1, 2, 3})
+    assert shapes[0] == (3, 5) and shapes[1][1] == 1 and shapes[-1][0] < 12
+    lengths = sorted((len(c) for c in found.completions), reverse=True)
+    assert all(rows <= 24 and rows < 2 * sum(n > i for n in lengths) for i, (rows, _) in enumerate(shapes[1:], start=1))
+    monkeypatch.undo()
+    apart = sample_completions(decoder, [p for p in PROMPTS for _ in range(8)], seeds, 12, 1.0, {1, 2, 3})
+    assert apart.completions == found.completions and apart.prompts == found.prompts
+    for one, other in zip(apart.experts, found.experts, strict=True):
+        assert all(map(torch.equal, one, other))
+
+
+@pytest.mark.parametrize("how", [{"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_k": 5, "top_p": 0.9}])
+def test_update_is_normalised_over_the_tokens_that_were_sampled_among(decoder: Any, how: dict[str, Any]) -> None:
+    found = sample_completions(decoder, PROMPTS, range(12), 9, Sampling(0.9, **how), {1, 2})
+    logp, mask = score(decoder, found, 0.9).logp, completion_mask(found)
+    torch.testing.assert_close(logp * mask, padded(found.sampler), atol=1e-5, rtol=0)
+    for completion, kept in zip(found.completions, found.kept, strict=True):
+        assert set(enumerate(completion)) <= set(map(tuple, kept.T.tolist()))
+        assert "top_k" not in how or torch.bincount(kept[0]).max() <= how["top_k"]
+    everything = replace(found, kept=[])
+    assert (score(decoder, everything, 0.9).logp - logp)[mask].min() < -0.02  # the mass of what was left out
+
+
+def test_chunks_of_logits_change_neither_values_nor_gradients(decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import training.rollouts.scoring as module
+
+    found = sample_completions(decoder, PROMPTS, range(6), 9, Sampling(0.9, top_p=0.8), {1, 2})
+    results = []
+    for size in (1000, 4):
+        monkeypatch.setattr(module, "chunk_shape", lambda *_, size=size: (size, 16))
+        decoder.zero_grad()
+        logp = score(decoder, found, 0.9).logp
+        logp.square().sum().backward()
+        results.append((logp.detach(), [p.grad.clone() for p in decoder.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
+
+
+def test_replay_weighs_the_experts_of_the_rollout(tiny: Make, randomise: Make) -> None:
+    """In bf16 sampling and training choose other experts for some tokens; replayed, for none, and the router learns."""
+    model = tiny(
+        moe=True,
+        vocab_size=16,
+        attention=MLA,
+        ffn={"name": "moe", "n_experts": 16},
+        gating={"name": "softmax_topk", "top_k": 4},
+    )
+    decoder = compose(model, seed=1)
+    randomise(decoder, scale=2.0)
+    exact, seeds = deepcopy(decoder).double().eval(), range(96)
+    found = sample_completions(exact, PROMPTS, seeds, 9, 1.0, {1})
+    scored = score(exact, found, 1.0, replay=True)
+    assert not scored.rerouted and scored.routed == sum(len(e) for row in found.experts for e in row) > 0
+    ratio = (scored.logp - padded(found.sampler)).exp()
+    assert (ratio - 1).abs().max() < 1e-6
+    decoder = decoder.eval().to(torch.bfloat16)
+    found = sample_completions(decoder, PROMPTS, seeds, 9, 1.0, {1})
+    free, replayed = score(decoder, found, 1.0), score(decoder, found, 1.0, replay=True)
+    assert free.rerouted > 0 and replayed.rerouted == 0
+    gates = [m for m in decoder.modules() if isinstance(m, Gating)]
+    for gate in gates:  # another router: the choice stays, its weights and gradients are the present one's
+        gate.weight.data.normal_(generator=torch.Generator().manual_seed(3))
+    moved = score(decoder, found, 1.0, replay=True)
+    assert moved.rerouted == 0 and score(decoder, found, 1.0).rerouted > 0.5 * moved.routed
+    assert not torch.allclose(moved.logp, replayed.logp, atol=1e-3)
+    moved.logp.sum().backward()
+    assert all(gate.weight.grad.any() for gate in gates)
 
 
 class Even(Reward):
@@ -81,6 +170,13 @@ class Even(Reward):
 
     def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
         return [float(len(text) % 2 == 0) for text in completions]
+
+
+class Seldom(Reward):
+    """1 for a completion that holds the digit 7 twice: groups without any are frequent."""
+
+    def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+        return [float(text.count("7") > 1) for text in completions]
 
 
 class Constantly(Reward):
@@ -99,7 +195,7 @@ class Failing(Reward):
 
 @pytest.fixture(autouse=True)
 def rewards(temporary_blocks: None) -> None:
-    for name, cls in (("even", Even), ("constantly", Constantly), ("failing", Failing)):
+    for name, cls in (("even", Even), ("seldom", Seldom), ("constantly", Constantly), ("failing", Failing)):
         registry.register("reward", name)(cls)
 
 
@@ -167,13 +263,13 @@ def test_update_raises_what_was_good_and_lowers_what_was_bad(train: Make) -> Non
         def on_after_backward(self, trainer: L.Trainer, task: Any) -> None:
             found = next(iter(task._rollouts.values()))
             with torch.no_grad():
-                kept.append((found, score(task.model.eval(), found, 1.0)[0]))
+                kept.append((found, score(task.model.eval(), found, 1.0).logp))
             task.model.train()
 
     task, _, trainer = train(1, callbacks=[Before()])
     found, before = kept[0]
     with torch.no_grad():
-        change = ((score(task.model.eval(), found, 1.0)[0] - before) * completion_mask(found)).sum(1)
+        change = ((score(task.model.eval(), found, 1.0).logp - before) * completion_mask(found)).sum(1)
     advantage = torch.tensor(found.advantage)
     assert (advantage > 0).any() and (advantage < 0).any()
     assert change[advantage > 0].mean() > 0 > change[advantage < 0].mean()
@@ -198,6 +294,33 @@ def test_reward_without_spread_and_failing_reward_change_nothing(train: Make) ->
         head = task.model.output_weight
         assert task._rollouts and not any(next(iter(task._rollouts.values())).advantage)
         assert head.grad is None or not head.grad.any()
+
+
+def test_groups_without_spread_are_replaced(train: Make) -> None:
+    """By groups of other prompts, as often as is allowed; what still has none stays, and all of it is counted."""
+    rollouts: dict[int, list[Any]] = {}
+    for resamples in (0, 1, 6):
+        found = rollouts[resamples] = []
+
+        class Keep(L.Callback):
+            def on_after_backward(self, trainer: L.Trainer, task: Any, found: list[Any] = found) -> None:
+                found.append(next(iter(task._rollouts.values())))
+
+        train(1, reward="seldom", resamples=resamples, callbacks=[Keep()])
+    groups = {n: torch.tensor(r.advantage).view(4, 4).ne(0).any(1) for n, (r,) in rollouts.items()}
+    figures = {n: r.figures for n, (r,) in rollouts.items()}
+    flat = [int((~g).sum()) for g in groups.values()]
+    assert flat[0] >= 2 and flat[0] >= flat[1] >= flat[2] and flat[0] > flat[2]
+    for n in (0, 1, 6):
+        assert figures[n]["zero_spread"] == 4 * (~groups[n]).sum()
+        assert figures[n]["replaced"] == (0 if n == 0 else 4 * flat[0])
+    first, last = rollouts[0][0], rollouts[6][0]
+    for group, spread in enumerate(groups[0].tolist()):
+        rows = slice(4 * group, 4 * group + 4)
+        assert (first.completions[rows] == last.completions[rows]) == spread
+        assert len({tuple(p) for p in last.prompts[rows]}) == 1
+    lengths = [len(p) + len(c) - 1 for p, c in zip(last.prompts, last.completions, strict=True)]
+    assert [len(row[0]) for row in last.experts] == lengths  # all that belongs to a completion was replaced
 
 
 @pytest.mark.parametrize("stop", [2, 3])

@@ -1,0 +1,74 @@
+"""Show what a policy says, and what its updates do to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.table import Table
+
+from registry import printing
+from registry.enforcing import enforced
+from registry.ranges import Whole
+from training.cadence import logs_now
+from training.tasks.grpo import Grpo
+
+FILE = "completions.jsonl"
+Sample = tuple[str, str, float]
+
+
+@enforced("callbacks.completions")
+class Completions(L.Callback):
+    """For tasks on rewards: a table of sampled completions of held-out prompts after each validation, on the terminal,
+    in TensorBoard and, all of them, in completions.jsonl.
+
+    Logs ``train/rise_positive`` and ``train/rise_negative``, by how much an update raised the mean log-probability of a
+    token of completions with a positive and with a negative advantage: one more forward pass at each logged step. Where
+    both fall, the rate is too high.
+
+    Args:
+        directory: of the file
+        rows: of the table, at most 8; 0 for none
+    """
+
+    def __init__(self, directory: str, rows: Whole = 4) -> None:
+        self.file, self.rows = Path(directory) / FILE, rows
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if isinstance(pl_module, Grpo) and logs_now(trainer):
+            pl_module.log_dict({f"train/{name}": value for name, value in pl_module.rises().items()})
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not isinstance(pl_module, Grpo) or not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a") as file:
+            for prompt, completion, reward in pl_module.samples:
+                row = {"step": trainer.global_step, "prompt": prompt, "completion": completion, "reward": reward}
+                file.write(json.dumps(row) + "\n")
+        shown = pl_module.samples[: self.rows]
+        if not shown:
+            return
+        printing.show(completions_table(shown, f"sampled at step {trainer.global_step}"))
+        for logger in trainer.loggers:
+            writer: Any = getattr(logger, "experiment", None)
+            if hasattr(writer, "add_text"):  # TensorBoard
+                writer.add_text("completions", _markdown(shown), trainer.global_step)
+
+
+def completions_table(samples: Sequence[Sample], title: str) -> Table:
+    """Completions as a table; texts as Python writes them, so that no character of theirs acts on the terminal."""
+    table = Table("prompt", "completion", "reward", title=title, title_justify="left")
+    for prompt, completion, reward in samples:
+        table.add_row(*(repr(text).replace("[", r"\[") for text in (prompt, completion)), f"{reward:.3g}")
+    return table
+
+
+def _markdown(samples: Sequence[Sample]) -> str:
+    rows = [f"| `{prompt!r}` | `{completion!r}` | {reward:.3g} |" for prompt, completion, reward in samples]
+    return "\n".join(["| prompt | completion | reward |", "|---|---|---|", *rows])

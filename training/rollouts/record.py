@@ -1,0 +1,67 @@
+"""What was sampled: completions of prompts with all that an update needs of their sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Rollout:
+    """Completions of prompts; nothing of sampling carries a gradient.
+
+    Args:
+        prompts: ids of the prompt of each completion
+        completions: ids, with the one that ends it if it has ended
+        sampler: log-probability of each token, as sampled
+        ended: whether each ended by itself
+        experts: of each completion, for each layer that routes, the experts of all tokens but the last, [n,k] int16;
+            empty if they are not recorded
+        kept: of each completion, (place, id) of the tokens that it was sampled among, [2,n] int32; empty for all tokens
+        advantage: of each, once it is judged
+        old: log-probability of each token as the trainer computes it, where several updates need it
+        figures: sums of what is logged, by name
+    """
+
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    sampler: list[list[float]]
+    ended: list[bool]
+    experts: list[list[Tensor]] = field(default_factory=list)
+    kept: list[Tensor] = field(default_factory=list)
+    advantage: list[float] = field(default_factory=list)
+    old: list[list[float]] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    def part(self, rows: Sequence[int]) -> Rollout:
+        """Some of the completions, without figures."""
+        lists = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "figures"}
+        taken: dict[str, Any] = {name: [values[i] for i in rows if values] for name, values in lists.items()}
+        return Rollout(**taken)
+
+    def replace(self, rows: Sequence[int], others: Rollout) -> None:
+        """Put other completions in the places of some."""
+        for each in fields(self):
+            mine, theirs = getattr(self, each.name), getattr(others, each.name)
+            if each.name != "figures" and mine:
+                for row, value in zip(rows, theirs, strict=True):
+                    mine[row] = value
+
+
+def completion_mask(rollout: Rollout) -> Tensor:
+    """Whether a place is a token of the completion [B,T]."""
+    lengths = torch.tensor([len(c) for c in rollout.completions])
+    return torch.arange(int(lengths.max())) < lengths[:, None]
+
+
+def padded(values: Sequence[Sequence[float]]) -> Tensor:
+    """Lists of numbers as rows [B,T], 0 after their ends."""
+    longest = max(map(len, values))
+    return torch.tensor([[*row, *[0.0] * (longest - len(row))] for row in values])
