@@ -1,4 +1,5 @@
-"""``blockwright evaluate``: reading tests with ``--suite``, else lm-evaluation-harness (extra ``lm_eval``)."""
+"""``blockwright evaluate``: reading tests with ``--suite``, prompts and a reward with ``--task``, else
+lm-evaluation-harness (extra ``lm_eval``)."""
 
 from __future__ import annotations
 
@@ -7,9 +8,10 @@ from collections.abc import Sequence
 
 USAGE = """\
 blockwright evaluate MODEL --suite needle --lengths 4k,32k,128k [--generate] [--position NODE]   how far it reads
+blockwright evaluate MODEL --task FILE                                            prompts judged by a reward: pass@k
 blockwright evaluate --model_args path=MODEL --tasks TASKS …                      lm-evaluation-harness (extra lm_eval)
 
-blockwright evaluate MODEL --suite x --help describes the first; without --suite all options are the harness's.
+blockwright evaluate MODEL --suite x --help and --task x --help describe the first two; other options are the harness's.
 """
 
 
@@ -22,5 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     if list(arguments) in (["-h"], ["--help"]):
         print(USAGE, end="")
         return
-    ours = any(word == "--suite" or word.startswith("--suite=") for word in arguments)
-    importlib.import_module("lab.reading.command" if ours else "lab.lm_eval").main(arguments)
+    options = {word.split("=")[0] for word in arguments}
+    ours = {"--suite": "lab.reading.command", "--task": "lab.solving.command"}
+    found = next((module for option, module in ours.items() if option in options), "lab.lm_eval")
+    importlib.import_module(found).main(arguments)

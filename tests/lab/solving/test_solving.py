@@ -1,0 +1,100 @@
+"""Prompts judged by a reward: pass@k, its intervals, the command, and every mistake one message."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from blocks.compose import compose
+from lab.evaluate import main
+from lab.solving.measure import pass_at_k, wilson
+from registry import ConfigError
+from training.data.tokenizers.bytes import Bytes
+
+
+@pytest.mark.parametrize(("n", "right"), [(5, 0), (5, 2), (6, 5), (4, 4)])
+def test_pass_at_k_is_the_share_of_choices_with_a_right_one(n: int, right: int) -> None:
+    for k in range(1, n + 1):
+        choices = list(itertools.combinations([True] * right + [False] * (n - right), k))
+        assert pass_at_k(n, right, k) == pytest.approx(sum(map(any, choices)) / len(choices), abs=1e-12)
+
+
+def test_interval_is_wilsons() -> None:
+    for right, n in ((40, 50), (0, 7), (20, 20), (1, 300)):
+        found, expected = wilson(right / n, n), binomtest(right, n).proportion_ci(method="wilson")
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert wilson(1.0, 20).low < 0.9 and wilson(1.0, 20).high == 1 and wilson(0.0, 20).high > 0.1
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose model says what is random, and prompts with the number of letters that are wanted."""
+    folder = tmp_path_factory.mktemp("run")
+    decoder = compose(tiny(vocab_size=257, init={"std": 0.3, "depth_scaled": False}), seed=3)
+    weights = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
+    parts = {"state_dict": weights, "hyper_parameters": {"model": decoder.config}}
+    (folder / "checkpoints").mkdir()
+    torch.save({**parts, "TextDataModule": {"tokenizer": Bytes().to_json()}}, folder / "checkpoints" / "last.ckpt")
+    rows = [{"messages": [{"role": "user", "content": f"say {i}:"}], "answer": str(i)} for i in range(5)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def task(run: Path, **changes: Any) -> str:
+    values: dict[str, Any] = {
+        "prompts": str(run / "prompts.jsonl"),
+        "reward": {"name": "regex_format", "pattern": ".*[a-m].*"},
+        "samples": 4,
+        "k": [1, 2, 4],
+        "max_new_tokens": 3,
+    }
+    file = run / "task.yaml"
+    file.write_text(json.dumps({k: v for k, v in {**values, **changes}.items() if v is not None}))
+    return str(file)
+
+
+def test_command_measures_every_prompt(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [str(run), "--task", task(run), "--device", "cpu"]
+    main([*given, "--json", "--out", str(run / "said.jsonl")])
+    found = json.loads(capsys.readouterr().out)
+    said = [json.loads(line) for line in (run / "said.jsonl").read_text().splitlines()]
+    assert found["prompts"] == 5 and len(said) == 5 * (4 + 1)
+    right = {(row["prompt"], i): row["reward"] for i, row in enumerate(said) if row["sampled"]}
+    each = [sum(value for (prompt, _), value in right.items() if prompt == f"say {i}:") for i in range(5)]
+    assert found["passed"]["1"]["value"] == pytest.approx(sum(each) / 20) and 0 < sum(each) < 20
+    assert found["passed"]["4"]["value"] == pytest.approx(sum(c > 0 for c in each) / 5)
+    assert found["passed"]["1"]["low"] < found["passed"]["1"]["value"] < found["passed"]["1"]["high"]
+    assert found["greedy"]["value"] == sum(row["reward"] for row in said if not row["sampled"]) / 5
+    main([*given, "--rows", "4", "--limit", "5", "--json"])  # other batches, the same completions
+    assert json.loads(capsys.readouterr().out) == found
+    main(given)
+    shown = capsys.readouterr().out
+    assert "pass@2" in shown and "95 % interval" in shown and "5 of 5 prompts answered" in shown
+
+
+MISTAKES: list[tuple[dict[str, Any], list[str], str, str]] = [
+    ({"reward": None}, [], "task.reward", "needs a reward"),
+    ({"reward": "exact"}, [], "task.reward", "no reward is registered"),
+    ({"k": [5]}, [], "task.k", "from 1 to that"),
+    ({"samples": 0}, [], "task.samples", "at least 1"),
+    ({"temperature": 0}, [], "task.temperature", "above 0"),
+    ({"prompt": "x"}, [], "task.prompt", "no such key"),
+    ({"prompts": None}, [], "task.prompts", "either prompts"),
+    ({"max_new_tokens": 0}, [], "task.max_new_tokens", "at least 1"),
+    ({"chat": "chatmm"}, [], "task.chat", "no chat is registered"),
+    ({}, ["--limit", "0"], "--limit", "at least 1"),
+]
+
+
+@pytest.mark.parametrize(("changes", "options", "path", "rule"), MISTAKES)
+def test_mistake_is_one_message(run: Path, changes: Any, options: list[str], path: str, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule) as refusal:
+        main([str(run), "--task", task(run, **changes), "--device", "cpu", *options])
+    assert refusal.value.path.startswith(path)
