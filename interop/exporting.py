@@ -71,6 +71,21 @@ def export_folder(
     return found.model_type, why
 
 
+def export_decoder(decoder: Decoder, out: Path, *, max_bytes: int = 5 * 10**9) -> str:
+    """Export a model in memory, without a tokenizer; its weights must be whole.
+
+    Returns:
+        the model_type written
+    """
+    found, values, _ = recognise(decoder, None, {})
+    weights = {name: tensor.detach() for name, tensor in decoder.state_dict().items()}
+    with whole(out) as folder:
+        write_shards(folder, outgoing(found, decoder, weights, None), max_bytes)
+        stored = str(decoder.embedding.weight.dtype).removeprefix("torch.")
+        dump_json(folder / "config.json", {**values, **dict.fromkeys(IDS[:2]), "dtype": stored, "torch_dtype": stored})
+    return found.model_type
+
+
 def export_config(
     decoder: Decoder, out: Path, *, family: str | None = None, beside: Mapping[str, str] | None = None
 ) -> str:

@@ -134,9 +134,9 @@ class RunReport(Finale):
             chart = single.losses(self.train, [*self.val, *final])
             write_text(self.directory / "loss.svg", standalone(chart))
         for name, names in task.curves.items():
-            drawn = {label: self.figures[label] for label in names if label in self.figures}
-            if drawn:
-                write_text(self.directory / f"{name}.svg", standalone(single.figures(name, drawn)))
+            shown = {label: self.figures[label] for label in names if label in self.figures}
+            if shown:
+                write_text(self.directory / f"{name}.svg", standalone(single.figures(name, shown)))
         if task.expert_shares:
             chart = single.expert_load({layer: share.tolist() for layer, share in task.expert_shares.items()})
             write_text(self.directory / "expert_load.svg", standalone(chart))

@@ -43,7 +43,7 @@ def figures(name: str, curves: Mapping[str, Points]) -> Chart:
         curves: name of a figure → its values
     """
     points = [point for curve in curves.values() for point in curve]
-    chart = Chart(name, f"{name.capitalize()} over optimizer steps", 260, right=86, top=30)
+    chart = Chart(name, f"{name.capitalize()} over optimizer steps", 260, right=160, top=30)
     values = [value for _, value in points if math.isfinite(value)] or [0.0]
     x = Scale(0, max(1, *(at for at, _ in points)), chart.x0, chart.x1)
     y = Scale(*padded(values), chart.y0, chart.y1)

@@ -18,8 +18,8 @@ class Native(Engine):
     """Samples with the decoder that is trained, so there is no second copy of its weights.
 
     A prompt is read once, and its caches are copied for its completions. All rows decode together; once half of them
-    have ended, the others go on alone. Under ``no_grad``, not ``inference_mode``: a sharded model whose first forward
-    pass is in inference mode cannot be trained afterwards.
+    have ended, the others continue alone. Under ``no_grad``, not ``inference_mode``: a sharded model whose first pass
+    is in inference mode cannot be trained afterwards.
     """
 
     @torch.no_grad()

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from registry import register
+from registry.extras import require
+from training.objectives.reward.base import Reward, column
+
+
+@register("reward", "reasoning_gym")
+class ReasoningGymReward(Reward):
+    """What the verifier of a problem of reasoning-gym gives a completion, 0 to 1, blanks at both ends aside.
+
+    For problems of the corpus ``training.data.reasoning_gym.ReasoningGym``, whose columns name them.
+    """
+
+    def __init__(self) -> None:
+        require("reasoning_gym", "reasoning_gym", path="task.reward")
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
+    ) -> list[float | None]:
+        named = [column(columns, name, "reasoning_gym") for name in ("task", "settings", "seed", "number")]
+        return [_score(text.strip(), *which) for text, *which in zip(completions, *named, strict=True)]
+
+
+def _score(text: str, task: str, settings: dict[str, Any], seed: int, number: int) -> float:
+    drawn = _problems(task, json.dumps(settings, sort_keys=True), seed)
+    return float(drawn.score_answer(text, drawn[number]))
+
+
+@lru_cache(maxsize=64)
+def _problems(task: str, settings: str, seed: int) -> Any:
+    from reasoning_gym.factory import create_dataset
+
+    return create_dataset(task, **json.loads(settings), seed=seed, size=2**31)  # drawn by number: the size is no matter
