@@ -249,7 +249,7 @@ def test_every_definition_plans_and_every_arm_takes_two_steps(name: str, shrunk:
         assert 0 < metrics[read.metric] < 10, job["arm"]
 
 
-EXTENDED = ("mha", "yarn untuned", "none pose", "mla", "mla yarn")  # an arm of each kind
+EXTENDED = ("mha", "yarn untuned", "none pose", "longrope", "mla", "mla yarn")  # an arm of each kind
 
 
 @pytest.mark.slow
