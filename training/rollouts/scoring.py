@@ -72,7 +72,8 @@ def _logp(decoder: Decoder, hidden: Tensor, tokens: Tensor, temperature: float, 
     """Log-probabilities of tokens [N] after hidden states [N,D], among the kept ones: indices [2,n] of [N,V]."""
 
     def piece(part: Tensor, aim: Tensor, among: Tensor | None) -> Tensor:
-        logits = decoder.logits(part).float() / temperature
+        logits = decoder.logits(part).float()
+        logits = logits if temperature == 1 else logits / temperature
         if among is not None:
             every = torch.full_like(logits, -math.inf)
             every[among[0], among[1]] = 0.0
