@@ -1,14 +1,15 @@
 """KV caches: named buffers of fixed length, exact or quantised, filled from the front.
 
-``Cache`` keeps every token, ``Ring`` the last ones. In a batch of rows of unequal length the shorter are padded on the
-left, so that all rows grow together and kernels see one length; ``padding`` counts each row's padding tokens. Not
-supported: rows that join, pages shared between sequences.
+``Cache`` keeps every token, ``Ring`` the last ones, ``State`` what a recurrent mixer makes of them. In a batch of rows
+of unequal length the shorter are padded on the left, so that all rows grow together and kernels see one length;
+``padding`` counts each row's padding tokens. Not supported: rows that join, pages shared between sequences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from blocks.kernels.quantise import BITS, code_bytes, dequantise, group_sizes, quantise
 from registry import BlockError
 
+Mark = tuple[int, dict[str, Tensor]]
 Where = slice | Tensor  # indices along the length
 
 
@@ -109,6 +111,9 @@ class Cache:
         bits: 8, 6 or 4 to quantise; None for exact values
         parts: name → widths of the parts of a slot that share no quantisation scale; default: its last dimension
 
+    Class attributes:
+        overwrites: whether new tokens replace what older ones left, so that ``mark`` has to copy it
+
     Attributes:
         length: tokens stored so far
         spread: whether it is of one pass over sequences whose tokens are spread over ranks, as in training
@@ -118,6 +123,7 @@ class Cache:
     """
 
     declared: int | None = None
+    overwrites: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -188,6 +194,16 @@ class Cache:
             store.take(rows)
         self.padding = None if self.padding is None else self.padding[rows]
 
+    def mark(self) -> Mark:
+        """What ``rewind`` needs to forget every later token, as speculative decoding does."""
+        return self.length, {name: b.clone() for name, b in self.buffers.items()} if self.overwrites else {}
+
+    def rewind(self, mark: Mark) -> None:
+        """Return to the state at a ``mark``, which stays valid."""
+        self.length, held = mark
+        for name, values in held.items():
+            self.buffers[name].copy_(values)
+
     def indices(self, device: torch.device) -> Tensor:
         """[S]: indices in their rows of the tokens that ``append`` returned last, padding included."""
         return torch.arange(self.length, device=device)
@@ -226,6 +242,7 @@ class Ring(Cache):
     matter to attention; ``indices`` gives the order. Several tokens are returned in order, with the window before them.
     """
 
+    overwrites = True
     _answered: int | None = 0  # number of tokens last returned, in time order; None: buffers as stored
 
     def append(self, *new: Tensor, multiple: int = 1) -> tuple[Tensor, ...]:
@@ -263,3 +280,47 @@ class Ring(Cache):
         last = self.length - 1
         slots = torch.arange(min(self.length, self.room), device=device)
         return last - (last - slots) % self.room
+
+
+class State(Cache):
+    """The memory of a recurrent mixer: tensors of fixed size, whatever the number of tokens.
+
+    It never fills up, and is never quantised: its errors would add up over the tokens.
+
+    Args:
+        batch: rows
+        length: ignored
+        parts: name → shape for one row and dtype
+        device: of the tensors, which start as zeros
+    """
+
+    overwrites = True
+
+    def __init__(
+        self, batch: int, length: int, parts: Mapping[str, tuple[Sequence[int], torch.dtype]], device: torch.device
+    ) -> None:
+        super().__init__(batch, length, {}, torch.float32, device)
+        self.held = {
+            name: torch.zeros(batch, *shape, dtype=dtype, device=device) for name, (shape, dtype) in parts.items()
+        }
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        return self.held
+
+    def take(self, rows: Tensor) -> None:
+        super().take(rows)
+        self.held = {name: values[rows] for name, values in self.held.items()}
+
+    def without_padding(self, x: Tensor) -> Tensor:
+        """The next T tokens x [B,T,…] with zeros in place of padding."""
+        if self.padding is None:
+            return x
+        tokens = torch.arange(self.length, self.length + x.shape[1], device=x.device) >= self.padding[:, None]
+        return x * tokens.view(*tokens.shape, *[1] * (x.ndim - 2)).to(x.dtype)
+
+    def advance(self, n_new: int, **parts: Tensor) -> None:
+        """Replace the parts by those after ``n_new`` more tokens."""
+        self.length += n_new
+        for name, values in parts.items():
+            self.held[name].copy_(values)

@@ -28,6 +28,11 @@ class KeepsDtype(nn.Module):
         return self
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """x in fp32, or as it is if its dtype is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @contextmanager
 def built_in_full_precision() -> Iterator[None]:
     """Context in which tensors made without a dtype are fp32, whatever the default dtype."""

@@ -69,6 +69,7 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
         ("kernels, here", "kernels.device", _text),
         ("  attention", "kernels.attention", _text),
         ("  latent attention", "kernels.latent_attention", _text),
+        ("  recurrence", "kernels.recurrence", _text),
         ("  experts", "kernels.experts", _text),
         ("  cross entropy", "kernels.cross_entropy", _text),
         ("  RMS norm", "kernels.rms_norm", _text),

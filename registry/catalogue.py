@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from registry.enforcing import enforced
 from registry.errors import BlockError, did_you_mean
@@ -46,7 +46,14 @@ class RegistrationError(TypeError):
 
 
 class Composable:
-    """Base class of every contract: the context that a block passes to its children."""
+    """Base class of every contract: what a block passes to its children.
+
+    Class attributes:
+        default_children: parameter → node of the child that the block has where neither its own node nor the model
+            names one
+    """
+
+    default_children: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -26,17 +26,18 @@ class Node:
     path: str
 
 
-def child_nodes(parent: str, p: Parameter, own: Node, scope: Mapping[str, Node]) -> list[Node]:
+def child_nodes(parent: str, p: Parameter, own: Node, scope: Mapping[str, Node], default: Any = None) -> list[Node]:
     """The nodes of a parameter's children: one, several for a list, empty for none.
 
     A child is looked up outward: in the block's own node; then in the scope by the parameter's name; then, unless the
-    parameter may be None, in the scope by the child's kind.
+    parameter may be None, in the scope by the child's kind; last, it is the block's default.
 
     Args:
         parent: kind and name of the block, for the error message
         p: a parameter that takes a child
         own: its value in the block's node; ``inherit`` if absent
         scope: parameter name or kind → the node in effect
+        default: node of the child where none is named; None for none
 
     Raises:
         ConfigError: null for a required child
@@ -49,6 +50,8 @@ def child_nodes(parent: str, p: Parameter, own: Node, scope: Mapping[str, Node])
     if p.many and isinstance(own.value, list):
         return [Node(item, f"{own.path}.{i}") for i, item in enumerate(own.value)]
     around = scope.get(p.name) or (None if p.optional else scope.get(p.child or ""))
+    if default is not None and (around is None or around.value is None):
+        around = Node(default, own.path)
     if around is None or around.value is None:
         return [] if own.value == INHERIT else [own]
     if own.value == INHERIT:

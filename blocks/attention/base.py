@@ -1,4 +1,4 @@
-"""The contract of ``attention``: mix tokens over time, causally."""
+"""The contract of ``attention``: mix tokens over time, causally, by scores or by a recurrence."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blocks.conformance.cases import Outcome, PromiseError
-from blocks.kernels import attention, cross_entropy, elementwise, latent_attention, rotary
+from blocks.kernels import attention, cross_entropy, elementwise, latent_attention, recurrence, rotary
 from blocks.kernels.experts import Choices
 from blocks.kernels.scoring import Scoring, Slopes
 from blocks.kernels.seam import KERNELS, capability_of, implementations
@@ -198,6 +198,21 @@ def _cross_entropy(draw: Draw) -> Iterator[tuple[str, Given]]:
     yield "soft cap and z-loss", (draw(21, 24), draw(37, 24), targets, 3.0, 0.1)
 
 
+def _recurrence(draw: Draw) -> Iterator[tuple[str, Given]]:
+    def given(T: int, channels: int) -> list[Any]:
+        q, k, v = (F.normalize(draw(2, T, 3, width), dim=-1).detach() for width in (5, 5, 7))
+        leaves = [t.requires_grad_() for t in (q, k, v, -draw(2, T, 3, channels).detach().exp())]
+        return [*leaves, draw(2, T, 3).detach().sigmoid().requires_grad_(), draw(2, 3, 5, 7).detach()]
+
+    documents = torch.arange(149)[None] // torch.tensor([[40], [100]])
+    for name, channels in {"decay by head": 1, "decay by channel": 5}.items():
+        yield name, (*given(149, channels), None)
+        yield f"{name}, packed", (*given(149, channels), documents)
+        q, k, v, decay, _, state = given(149, channels)
+        yield f"{name}, no delta rule", (q, k, v, decay, None, state, None)
+        yield f"{name}, one token", (*given(1, channels), None)
+
+
 def _rms_norm(draw: Draw) -> Iterator[tuple[str, Given]]:
     yield "rows", (draw(3, 7, 24), draw(24), 1e-5)
 
@@ -226,6 +241,7 @@ def _swiglu_experts_reference(x: Tensor, choices: Choices, gate_up: Tensor, down
 _CALLS: dict[str, Callable[[Draw], Iterator[tuple[str, Given]]]] = {
     "attention": _attention,
     "latent_attention": _latent_attention,
+    "recurrence": _recurrence,
     "experts": _experts,
     "cross_entropy": _cross_entropy,
     "rms_norm": _rms_norm,
@@ -235,6 +251,7 @@ _CALLS: dict[str, Callable[[Draw], Iterator[tuple[str, Given]]]] = {
 _REFERENCES: dict[str, Callable[..., Any]] = {
     "attention": attention.causal_attention_reference,
     "latent_attention": latent_attention.latent_attention_reference,
+    "recurrence": recurrence.recurrence_reference,
     "experts": _swiglu_experts_reference,
     "cross_entropy": cross_entropy.linear_cross_entropy_reference,
     "rms_norm": elementwise.rms_norm_reference,

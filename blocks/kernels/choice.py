@@ -30,6 +30,7 @@ class Kernels:
     Args:
         attention: scaled-dot-product attention
         latent_attention: attention over latents that are not expanded
+        recurrence: linear recurrences with decay, plain or with the delta rule
         experts: the routed SwiGLU networks
         cross_entropy: loss from hidden states
         rms_norm: root-mean-square norm
@@ -40,6 +41,7 @@ class Kernels:
 
     attention: str = AUTO
     latent_attention: str = AUTO
+    recurrence: str = AUTO
     experts: str = AUTO
     cross_entropy: str = AUTO
     rms_norm: str = AUTO
@@ -56,6 +58,19 @@ class Kernels:
     ) -> Tensor:
         """``blocks.kernels.latent_attention.latent_attention``."""
         return self._compute("latent_attention", q, memory, n_keys, latent, scale, bias)
+
+    def recur(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        decay: Tensor,
+        beta: Tensor | None = None,
+        state: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``blocks.kernels.recurrence.recurrence``."""
+        return self._compute("recurrence", q, k, v, decay, beta, state, segments)
 
     def swiglu_experts(self, x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
         """``blocks.kernels.experts.swiglu_experts``."""

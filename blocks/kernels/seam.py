@@ -33,9 +33,19 @@ OWN = [
     "flex",
     "latent_attention",
     "liger",
+    "recurrence",
     "rotary",
 ]
-KERNELS = ("attention", "latent_attention", "experts", "cross_entropy", "rms_norm", "gated_silu", "rotation")
+KERNELS = (
+    "attention",
+    "latent_attention",
+    "recurrence",
+    "experts",
+    "cross_entropy",
+    "rms_norm",
+    "gated_silu",
+    "rotation",
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 _known: dict[str, dict[str, Implementation]] = {kernel: {} for kernel in KERNELS}

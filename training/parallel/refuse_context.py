@@ -9,7 +9,7 @@ import torch
 
 import registry
 from blocks.attention.base import Attention
-from blocks.cache import Cache
+from blocks.cache import Cache, State
 from blocks.compose import compose
 from blocks.cost import alike
 from registry import ConfigError
@@ -101,6 +101,8 @@ def _unfit(attention: Attention, d_model: int) -> str:
         return "keeps no cache"
     if not isinstance(cache, Cache):
         return f"keeps a {type(cache).__name__} in place of a blocks.cache.Cache"
+    if isinstance(cache, State):
+        return "passes a state from token to token"
     try:
         times = appended(attention, d_model).times
     except Exception as error:  # of a plug-in's code

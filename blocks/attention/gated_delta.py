@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from blocks.attention.base import even_heads
+from blocks.attention.recurrent import Parts, Recurrent
+from blocks.base import Placement
+from blocks.cache import State
+from blocks.convolution import CausalConv
+from blocks.decay.base import Decay
+from blocks.linear import Linear
+from blocks.norm.base import Norm
+from blocks.output_gate.base import OutputGate
+from blocks.precision import at_least_fp32
+from registry import BlockError, register
+from registry.ranges import Count
+
+CONVOLVED = ("query", "key", "value")
+
+
+@register("attention", "gated_delta")
+class GatedDelta(Recurrent):
+    """Gated delta rule: a matrix per head that is decayed, and corrected towards each new value.
+
+    Yang et al. 2024 (Gated DeltaNet), arXiv 2412.06464. With q, k, v = silu(conv(W x)), q and k normalised to length 1
+    a head, q scaled by 1/√K, β = σ(w_β · x) and log decay g of the child ``decay``:
+    S ← Diag(e^g) S; S ← S + k β (v − Sᵀ k)ᵀ; y = W_o gate(norm(Sᵀ q)).
+
+    Query and key heads may be fewer than value heads, which have a state each. Projections, convolutions and gate are
+    separate parameters, so that heads can be split over ranks; Qwen3-Next stores them fused. States are fp32 in any
+    model. The cache is a state of N·K·V numbers and the last taps − 1 inputs of the convolutions, whatever the
+    length. Cost per token: see blocks/kernels/recurrence.py.
+
+    Args:
+        n_heads: N, heads of values, each with a state
+        n_key_heads: heads of queries and keys; divides n_heads; null for as many
+        head_dim: K, width of a key; null is d_model / n_heads
+        v_head_dim: V, width of a value; null is as head_dim
+        taps: tokens that the convolutions see, the current one included
+        negative_eigenvalues: whether β reaches 2 instead of 1, so that a correction may overshoot (arXiv 2411.12537)
+        decay: what the state forgets
+        norm: of each head's output
+        output_gate: gates the normalised outputs; null for none
+    """
+
+    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
+    default_children: ClassVar[Mapping[str, Any]] = {"decay": {"name": "head"}, "output_gate": {"name": "silu"}}
+    # A first token's output is (q · k) β v; where q · k is near 0 the norm would magnify its rounding.
+    conformance_settings: ClassVar[Mapping[str, Any]] = {"norm": {"name": "rmsnorm", "eps": 0.01}}
+
+    def __init__(
+        self,
+        d_model: int,
+        decay: Decay,
+        norm: Norm,
+        n_heads: Count = 8,
+        n_key_heads: Count | None = None,
+        head_dim: Count | None = None,
+        v_head_dim: Count | None = None,
+        taps: Count = 4,
+        negative_eigenvalues: bool = False,
+        output_gate: OutputGate | None = None,
+    ) -> None:
+        super().__init__()
+        K, V = _widths(d_model, n_heads, head_dim, v_head_dim)
+        keys = n_key_heads or n_heads
+        if n_heads % keys:
+            raise BlockError("n_key_heads", keys, f"must divide n_heads ({n_heads})", "Leave it out for as many")
+        self.head_dim, self.v_head_dim, self.shared_by = K, V, n_heads // keys
+        self.reach = 2.0 if negative_eigenvalues else 1.0
+        self.query, self.key = (Linear(d_model, keys * K, bias=False) for _ in range(2))
+        self.value = Linear(d_model, n_heads * V, bias=False)
+        self.query_conv, self.key_conv = CausalConv(keys * K, taps), CausalConv(keys * K, taps)
+        self.value_conv = CausalConv(n_heads * V, taps)
+        self.strength = Linear(d_model, n_heads, bias=False)
+        self.output = Linear(n_heads * V, d_model, bias=False)
+        self.decay, self.norm, self.output_gate = decay, norm, output_gate
+
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        K, V = _widths(*(known[name] for name in ("d_model", "n_heads", "head_dim", "v_head_dim")))
+        return {"dim": V, "head_dim": V if child == "output_gate" else K}
+
+    def mix(self, x: Tensor, segments: Tensor | None, held: State | None) -> tuple[Tensor, Parts]:
+        (q, q_tail), (k, k_tail), (v, v_tail) = (self.convolved(name, x, segments, held) for name in CONVOLVED)
+        q, k = (_unit(t.unflatten(-1, (-1, self.head_dim))).repeat_interleave(self.shared_by, 2) for t in (q, k))
+        beta = at_least_fp32(self.strength(x)).sigmoid() * self.reach
+        given = q * self.head_dim**-0.5, k, v.unflatten(-1, (-1, self.v_head_dim)), self.decay(x), beta
+        y, state = self.kernels.recur(*given, None if held is None else held.held["state"], segments)
+        y = self.norm(y)
+        y = y if self.output_gate is None else self.output_gate(x, y)
+        return self.output(y.flatten(-2)), {**q_tail, **k_tail, **v_tail, "state": state}
+
+    def memory(self) -> dict[str, tuple[int, ...]]:
+        return {"state": (self.value.out_features // self.v_head_dim, self.head_dim, self.v_head_dim)}
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        by_head = (*(f"{name}{part}.weight" for name in CONVOLVED for part in ("", "_conv")), "strength.weight")
+        return {**dict.fromkeys(by_head, "column"), "output.weight": "row"}
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Heads [B,T,N,K] of length 1, in at least fp32."""
+    x = at_least_fp32(x)
+    return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+
+
+def _widths(d_model: int, n_heads: int, head_dim: int | None, v_head_dim: int | None) -> tuple[int, int]:
+    K = head_dim or even_heads(d_model, n_heads)
+    return K, v_head_dim or K

@@ -1,0 +1,35 @@
+"""The contract of ``decay``: how fast a recurrent mixer forgets, by token. A child of attention."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from blocks.base import Block
+from registry import family
+
+SHORTEST, LONGEST, LEAST = 1e-3, 0.1, 1e-4  # initial time steps, and their floor
+
+
+@family("decay", context=("n_heads", "head_dim"))
+class Decay(Block):
+    """Context: ``n_heads`` states, each of ``head_dim`` channels, the width of its keys."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mixer's input x [B,T,D] → logarithm of what remains of the state, at most 0: fp32 [B,T,N,1], the same for
+        all channels of a head, or [B,T,N,K]."""
+        raise NotImplementedError
+
+
+def draw_time_steps(bias: Tensor) -> None:
+    """Fill ``bias`` so that softplus(bias) is log-uniform in [0.001, 0.1] (Mamba, arXiv 2312.00752)."""
+    low, high = math.log(SHORTEST), math.log(LONGEST)
+    steps = torch.empty_like(bias, dtype=torch.float32).uniform_(low, high).exp_().clamp_(min=LEAST)
+    bias.copy_(steps + (-(-steps).expm1()).log())
+
+
+def draw_rates(log_rate: Tensor, least: float = 1.0) -> None:
+    """Fill ``log_rate`` with logarithms of numbers uniform in [least, 16]."""
+    log_rate.copy_(torch.empty_like(log_rate, dtype=torch.float32).uniform_(least, 16.0).log_())

@@ -1,0 +1,162 @@
+"""Recurrent mixers against their formulas, token by token, and beside attention in one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blocks.compose import compose
+from blocks.generation.generate import Continuations
+
+D, T = 30, 19
+Make = Callable[..., Any]
+
+
+def convolved(u: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A causal convolution of each channel over time."""
+    taps = weight.shape[1]
+    padded = torch.cat((u.new_zeros(u.shape[0], taps - 1, u.shape[2]), u), 1)
+    return sum(padded[:, i : i + u.shape[1]] * weight[:, i] for i in range(taps)) + (0 if bias is None else bias)
+
+
+def unit(x: Tensor) -> Tensor:
+    return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+
+
+def normalised(y: Tensor, eps: float = 1e-6) -> Tensor:
+    return y * (y.square().mean(-1, keepdim=True) + eps).rsqrt()
+
+
+@pytest.mark.parametrize("name", ["gated_delta", "kda"])
+def test_delta_rule_is_the_papers(make_block: Make, name: str) -> None:
+    sizes = {"n_heads": 6, "head_dim": 5, "v_head_dim": 7, "taps": 3, "negative_eigenvalues": name == "gated_delta"}
+    shared = {"n_key_heads": 3} if name == "gated_delta" else {}
+    block = make_block("attention", {"name": name, **sizes, **shared}, d_model=D)
+    x = torch.randn(2, T, D, dtype=torch.float64)
+    q, k, v = (F.silu(convolved(block.get_submodule(n)(x), block.get_submodule(f"{n}_conv").weight))
+               for n in ("query", "key", "value"))  # fmt: skip
+    q, k = (unit(t.unflatten(-1, (-1, 5))).repeat_interleave(2 if shared else 1, 2) for t in (q, k))
+    v, beta = v.unflatten(-1, (6, 7)), block.strength(x).sigmoid() * (2 if shared else 1)
+    decay, rate = block.decay, block.decay.log_rate.exp()
+    if name == "gated_delta":
+        g = (-rate * F.softplus(decay.project(x) + decay.bias))[..., None].expand_as(k)
+        gate = F.silu(block.output_gate.project(x))
+    else:
+        g = -rate[:, None] * F.softplus(decay.up(decay.down(x)) + decay.bias).view(2, T, 6, 5)
+        gate = block.output_gate.up(block.output_gate.down(x)).sigmoid()
+    S, outputs = torch.zeros(2, 6, 5, 7, dtype=torch.float64), []
+    for t in range(T):
+        S = g[:, t].exp()[..., None] * S
+        error = beta[:, t, :, None] * (v[:, t] - torch.einsum("bnkv,bnk->bnv", S, k[:, t]))
+        S = S + torch.einsum("bnk,bnv->bnkv", k[:, t], error)
+        outputs.append(torch.einsum("bnkv,bnk->bnv", S, q[:, t]) / 5**0.5)
+    y = normalised(torch.stack(outputs, 1)) * block.norm.weight
+    right = block.output((y * gate.view_as(y)).flatten(2))
+    torch.testing.assert_close(block(x, torch.arange(T)[None]), right, rtol=0, atol=1e-10)
+
+
+def test_mamba2_is_the_papers_state_space_model(make_block: Make) -> None:
+    node = {"name": "mamba2", "n_heads": 6, "head_dim": 7, "state_dim": 5, "n_groups": 2, "least_step": 0.3}
+    block = make_block("attention", node, d_model=D)
+    x = torch.randn(2, T, D, dtype=torch.float64)
+    v, k, q = (
+        F.silu(convolved(block.get_submodule(n)(x), c.weight, c.bias))
+        for n in ("value", "key", "query")
+        for c in (block.get_submodule(f"{n}_conv"),)
+    )
+    v, k, q = v.view(2, T, 6, 7), *(t.view(2, T, 2, 5).repeat_interleave(3, 2) for t in (k, q))
+    steps = F.softplus(block.time(x) + block.time_bias).clamp(min=0.3)
+    S, outputs = torch.zeros(2, 6, 5, 7, dtype=torch.float64), []
+    for t in range(T):
+        kept = (-steps[:, t] * block.log_rate.exp()).exp()
+        S = kept[..., None, None] * S + torch.einsum("bnk,bnv,bn->bnkv", k[:, t], v[:, t], steps[:, t])
+        outputs.append(torch.einsum("bnkv,bnk->bnv", S, q[:, t]) + block.skip[:, None] * v[:, t])
+    y = (torch.stack(outputs, 1).flatten(2) * F.silu(block.gate(x))).unflatten(-1, (2, 21))
+    right = block.output(normalised(y, 1e-5).flatten(2) * block.weight)
+    torch.testing.assert_close(block(x, torch.arange(T)[None]), right, rtol=0, atol=1e-10)
+
+
+def test_lightning_decays_each_head_at_a_fixed_rate(make_block: Make) -> None:
+    node = {"name": "lightning", "n_heads": 3, "head_dim": 5}
+    block = make_block("attention", node, d_model=D, layer_idx=1, n_layers=5)
+    x = torch.randn(2, T, D, dtype=torch.float64)
+    q, k, v = (F.silu(p(x)).view(2, T, 3, 5) for p in (block.query, block.key, block.value))
+    rates = torch.tensor([2 ** (-8 * n / 3) * (1 - 1 / (4 + 1e-5) + 1e-5) for n in (1, 2, 3)], dtype=torch.float64)
+    lag = torch.arange(T)[:, None] - torch.arange(T)
+    weights = (-lag * rates[:, None, None]).exp().tril()
+    y = torch.einsum("btnk,bsnk,nts,bsnv->btnv", q, k, weights, v).flatten(2)
+    gate = block.output_gate.project(x).sigmoid()
+    right = block.output(normalised(y) * block.norm.weight * gate)
+    torch.testing.assert_close(block(x, torch.arange(T)[None]), right, rtol=0, atol=1e-10)
+
+
+def test_short_convolution_is_gated_on_both_sides(make_block: Make) -> None:
+    block = make_block("attention", {"name": "short_conv", "taps": 4, "bias": True}, d_model=D)
+    x = torch.randn(2, T, D, dtype=torch.float64)
+    y = convolved(block.input(x) * block.value(x), block.value_conv.weight, block.value_conv.bias)
+    right = block.output(block.gate(x) * y)
+    torch.testing.assert_close(block(x, torch.arange(T)[None]), right, rtol=0, atol=1e-10)
+
+
+# --- beside attention -------------------------------------------------------------------------------------------------
+
+LINEAR = {
+    "kda": {"name": "kda", "n_heads": 3, "head_dim": 4},
+    "mamba": {"name": "mamba2", "n_heads": 4, "state_dim": 4},
+}
+
+
+def hybrid(tiny: Callable[..., Any], linear: str) -> Any:
+    """Three recurrent layers to one of latent attention."""
+    layout = {"attention": f"{linear}*3 attention"}
+    model = tiny(n_layers=4, attention={"name": "mla", "n_heads": 4}, variants={"attention": LINEAR}, layout=layout)
+    return compose(model).eval()
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_hybrid_generates_with_caches_of_two_kinds_what_it_computes_without(
+    tiny: Callable[..., Any], bits: int | None
+) -> None:
+    decoder = hybrid(tiny, "kda")
+    prompts = [[5, 9, 2, 44, 7, 8], [3, 1]]
+    found = [list(t) for t in zip(*Continuations(decoder, prompts, 12, seed=3, bits=bits), strict=True)]
+    alone = [[t for (t,) in Continuations(decoder, [p], 12, seed=3 + i, bits=bits)] for i, p in enumerate(prompts)]
+    assert found == alone
+    caches = decoder.new_caches(1, 64, bits)
+    assert [type(c).__name__ for c in caches] == ["State"] * 3 + ["Cache"]
+
+
+def test_bytes_of_a_state_are_its_formula_at_every_length(tiny: Callable[..., Any]) -> None:
+    decoder = hybrid(tiny, "kda")
+    for length in (1, 64, 10_000):
+        state, *_, latents = decoder.new_caches(2, length)
+        assert state.nbytes == 2 * (3 * 4 * 4 * 4 + 3 * (3 * 4) * 3 * 4)  # N·K·V, and three tails of taps − 1 inputs
+        assert latents.nbytes == 2 * length * (48 + 6) * 4
+
+
+@pytest.mark.parametrize("linear", ["kda", "mamba"])
+def test_rewound_caches_of_every_kind_continue_as_if_nothing_had_been_tried(
+    tiny: Callable[..., Any], linear: str
+) -> None:
+    window = {"name": "sliding_window", "n_heads": 4, "window": 3}
+    model = tiny(
+        n_layers=3, variants={"attention": {**LINEAR, "ring": window}}, layout={"attention": f"attention ring {linear}"}
+    )
+    decoder = compose(model).eval()
+    tokens = torch.randint(61, (2, 17), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        right = decoder(tokens)
+        caches = decoder.new_caches(2, 17)
+        decoder(tokens[:, :9], caches=caches)
+        marks = [cache.mark() for cache in caches]
+        for _ in range(2):  # a mark stays valid
+            decoder(tokens[:, 2:8], caches=caches)
+            for cache, mark in zip(caches, marks, strict=True):
+                cache.rewind(mark)
+        found = torch.cat([decoder(part, caches=caches) for part in tokens[:, 9:].split(1, 1)], 1)
+    torch.testing.assert_close(found, right[:, 9:], rtol=0, atol=1e-5)
