@@ -149,7 +149,8 @@ def _routings(decoder: Decoder, n_tokens: int) -> list[Routing | None]:
 def _idle(layer: nn.Module, routing: Routing | None, n_tokens: int) -> int:
     if routing is None:
         return 0
-    stacked = sum(p.numel() for m in layer.modules() if isinstance(m, Experts) for p in m.parameters())
+    held = {p for m in layer.modules() if isinstance(m, Experts) for p in m.parameters()}  # experts may wrap others
+    stacked = sum(p.numel() for p in held)
     visits = routing.experts.numel() if routing.pairs is None else routing.pairs
     possible = routing.load.shape[0] * n_tokens
     return stacked * (possible - visits) // possible

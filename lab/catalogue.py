@@ -46,6 +46,7 @@ DENSE: dict[str, Any] = {
     "gating": "softmax_topk",  # for an ffn that requires one
     "experts": {"name": "swiglu", "d_ff": 128},
 }
+RECURRENT = DENSE | {"attention": {"name": "gated_delta", "n_heads": 4}}
 MIXTURE = DENSE | {"ffn": {"name": "moe", "n_experts": 8}}
 
 
@@ -64,7 +65,7 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
     node |= {p.name: DENSE[kind] for p in wrapped}  # from scope, it would contain itself
     around = {"position": "rope"} if kind == "attention" else {}
     # A decoder refuses what it has no place for, at the path of the kind; other errors are the block's.
-    for model in (DENSE, MIXTURE):
+    for model in (DENSE, MIXTURE, RECURRENT):
         try:
             decoder = compose({**model, **around, kind: node})
         except ConfigError as refusal:
@@ -262,6 +263,8 @@ def _remembered(decoder: Decoder) -> str:
         one, two, many = (cache_bytes(decoder, length, torch.float32) // 4 for length in (1, 2, 1024))
     except NotImplementedError:
         return "none"
+    if one == two:
+        return f"fixed: {one:,} in all"
     capped = f", at most {many:,}" if many < 1024 * (two - one) else ""
     return f"{two - one:,}{capped}"
 

@@ -23,7 +23,7 @@ CONVOLVED = ("value", "key", "query")
 class Mamba2(Recurrent):
     """Mamba-2: a state space model with one decay a head, as a linear recurrence.
 
-    Dao & Gu 2024, arXiv 2405.21060. With v, k, q = silu(conv(W x)) (the paper's x, B, C) and Δ_n = softplus(w_n·x + b_n):
+    Dao & Gu 2024, arXiv 2405.21060. With v, k, q = silu(conv(W x)) (x, B, C in the paper) and Δ = softplus(W_Δ x + b):
     S ← e^{−Δ exp(a)} S + k (Δ v)ᵀ; y = Sᵀ q + d v; output W_o (norm(y ⊙ silu(W_z x))), with the norm after the gate
     and over each group of heads by itself. Keys and queries are shared by the heads of a group. The released code
     fuses the projections and the convolutions; here they are apart, so that groups can be split over ranks. At the

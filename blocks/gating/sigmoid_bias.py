@@ -66,8 +66,12 @@ class SigmoidBias(LinearGating):
         self.register_buffer("bias", torch.zeros(n_experts, dtype=torch.float32))
         self.register_buffer("moved", torch.zeros((), dtype=torch.long))
 
+    def affinity(self, logits: Tensor) -> Tensor:
+        """Router logits → affinities, elementwise."""
+        return logits.sigmoid()
+
     def choose(self, logits: Tensor, experts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        probs = logits.sigmoid()
+        probs = self.affinity(logits)
         choice = probs.detach() + self.bias.to(probs.dtype)
         if self.top_groups < self.n_groups:
             best_two = min(2, self.n_experts // self.n_groups)

@@ -63,14 +63,14 @@ def recurrence(
     if state is None:
         state = v.new_zeros(B, N, k.shape[-1], V, dtype=wide)
     if T == 1:
-        given = [t[:, 0].to(wide) for t in (q, k, v, decay)]
-        y, state = _step(*given, None if beta is None else beta[:, 0].to(wide), state)
+        strength = None if beta is None else beta[:, 0].to(wide)
+        q, k, decay = (t[:, 0].to(wide) for t in (q, k, decay))
+        y, state = _step(q, k, v[:, 0].to(wide), decay, strength, state)
         return y[:, None].to(v.dtype), state
     c = min(chunk, 1 << (T - 1).bit_length())
-    rows = [_chunked(t, c, wide) for t in (q, k, v, decay)]
-    y, state = _in_chunks(
-        *rows, None if beta is None else _chunked(beta[..., None], c, wide), state, _same(segments, c)
-    )
+    strength = None if beta is None else _chunked(beta[..., None], c, wide)
+    q, k, values, decay = (_chunked(t, c, wide) for t in (q, k, v, decay))
+    y, state = _in_chunks(q, k, values, decay, strength, state, None if segments is None else _Documents(segments, c))
     return y.permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :T].to(v.dtype), state
 
 
@@ -84,13 +84,14 @@ def recurrence_reference(
     segments: Tensor | None = None,
 ) -> Result:
     """``recurrence`` token by token, as in the formula."""
-    given = [t.to(torch.promote_types(v.dtype, torch.float32)) for t in (q, k, v, decay)]
-    S = given[2].new_zeros(*v[:, 0].shape[:2], k.shape[-1], v.shape[-1]) if state is None else state
+    q, k, values, decay = (t.to(torch.promote_types(v.dtype, torch.float32)) for t in (q, k, v, decay))
+    S = values.new_zeros(*v[:, 0].shape[:2], k.shape[-1], v.shape[-1]) if state is None else state
     outputs = []
     for t in range(v.shape[1]):
         if segments is not None and t:
             S = S * (segments[:, t] == segments[:, t - 1])[:, None, None, None]
-        y, S = _step(*(x[:, t] for x in given), None if beta is None else beta[:, t].to(S.dtype), S)
+        strength = None if beta is None else beta[:, t].to(S.dtype)
+        y, S = _step(q[:, t], k[:, t], values[:, t], decay[:, t], strength, S)
         outputs.append(y)
     return torch.stack(outputs, 1).to(v.dtype), S
 
@@ -122,10 +123,6 @@ class _Documents:
         carried = torch.cat((ids[:1, ..., :1, :], end[:-1]))
         self.pairs = ids == ids.mT
         self.reads, self.writes, self.keeps = ids == carried, ids == end, end == carried
-
-
-def _same(segments: Tensor | None, c: int) -> _Documents | None:
-    return None if segments is None else _Documents(segments, c)
 
 
 def _in_chunks(
@@ -214,7 +211,8 @@ class _Scan(torch.autograd.Function):
         states = U.new_empty(n + 1, B * N, K.shape[-1], U.shape[-1])
         states[0] = state.flatten(0, 1)
         new = U.flatten(1, 2) if W is None else torch.empty_like(U).flatten(1, 2)
-        u, w, k, e = (None if t is None else t.flatten(1, 2) for t in (U, W, K, keep))
+        u, k, e = (t.flatten(1, 2) for t in (U, K, keep))
+        w = None if W is None else W.flatten(1, 2)
         for i in range(n):
             if w is not None:
                 torch.baddbmm(u[i], w[i], states[i], alpha=-1, out=new[i])

@@ -18,7 +18,7 @@ from registry import BlockError, ConfigError
 B, T, D = 2, 63, 48
 POSITIONS = ["none", "rope", "alibi"]
 NODES: dict[str, dict[str, Any]] = {
-    **{name: {"name": name} for name in registry.names("attention")},
+    **{name: {"name": name} for name in registry.names("attention") if name != "none"},
     "gqa, odd widths": {"name": "gqa", "n_heads": 6, "n_kv_heads": 3, "head_dim": 10},
     "mha, biased": {"name": "mha", "n_heads": 3, "bias": True},
     "mla, odd widths": {

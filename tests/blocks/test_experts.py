@@ -15,7 +15,7 @@ from blocks.experts.base import Experts
 from blocks.gating.base import Routing
 from registry import ConfigError
 
-EXPERTS = registry.names("experts")
+EXPERTS = [n for n in registry.names("experts") if "d_ff" in registry.lookup("experts", n).schema.parameters]
 T, D, E, K = 63, 48, 6, 3
 
 
@@ -169,3 +169,18 @@ def test_width_below_one_is_refused(make: Callable[..., Experts], name: str, d_f
     with pytest.raises(ConfigError) as caught:
         make(name, d_ff=d_ff)
     assert caught.value.path == "model.experts.d_ff" and caught.value.value == d_ff
+
+
+@pytest.mark.parametrize("name", ["with_identity", "with_skip"])
+def test_idle_experts_return_the_input_or_nothing(make_block: Callable[..., Any], name: str) -> None:
+    inner = {"name": "swiglu", "d_ff": 12}
+    block = make_block("experts", {"name": name, "n_idle": 2, "experts": inner}, n_experts=E + 2)
+    x = torch.randn(T, D, dtype=torch.float64)
+    scores = torch.rand(T, E + 2, generator=torch.Generator().manual_seed(0))
+    experts, weights = scores.topk(K).indices, torch.rand(T, K)
+    y = block(x, Routing(experts, weights, scores, {}, torch.zeros(E + 2)))
+    for t in range(T):
+        right = torch.zeros(D, dtype=torch.float64)
+        for e, w in zip(experts[t].tolist(), weights[t].double(), strict=True):
+            right = right + w * (swiglu(block.experts, e, x[t]) if e < E else x[t] if name == "with_identity" else 0)
+        torch.testing.assert_close(y[t], right, rtol=0, atol=1e-6)

@@ -16,7 +16,7 @@ from blocks.ffn.base import FFN, rounded_width
 from registry import ConfigError
 
 AROUND = {"gating": {"name": "softmax_topk", "top_k": 2}, "experts": {"name": "swiglu", "d_ff": 12}}
-NAMES = registry.names("ffn")
+NAMES = [name for name in registry.names("ffn") if name != "none"]
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +206,16 @@ def test_moe_that_contains_itself_is_refused(make: Callable[..., FFN]) -> None:
     with pytest.raises(ConfigError, match="contain itself") as caught:
         make({"name": "moe", "shared": {"name": "moe"}})
     assert caught.value.path == "model.ffn.shared"
+
+
+def test_xielu_is_two_curves_around_a_slope_of_a_half(make: Callable[..., FFN]) -> None:
+    """At |u| below 1e-6 the reference takes expm1 of −1e-6."""
+    ffn, x = make({"name": "xielu", "d_ff": 20}), tokens()
+    u = x @ ffn.up.weight.t()
+    positive, negative = (1 + ffn.positive.exp()).log(), 0.5 + (1 + ffn.negative.exp()).log()
+    right = torch.where(u > 0, positive * u**2, negative * (u.exp() - 1 - u)) + u / 2
+    torch.testing.assert_close(ffn(x)[0], right @ ffn.down.weight.t(), rtol=0, atol=1e-10)
+    with torch.no_grad():
+        ffn.reset_parameters()
+    curves = F.softplus(ffn.positive), 0.5 + F.softplus(ffn.negative)
+    torch.testing.assert_close(torch.stack(curves).flatten(), torch.full((2,), 0.8, dtype=torch.float64))

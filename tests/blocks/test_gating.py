@@ -105,11 +105,14 @@ def test_renormalised_softmax_is_a_softmax_over_the_chosen_logits(make: Callable
     torch.testing.assert_close(weights, 1.5 * LOGITS.gather(1, chosen).softmax(-1), rtol=0, atol=1e-12)
 
 
-def test_sigmoid_weights_need_not_be_renormalised(make: Callable[..., Gating]) -> None:
-    gate = make("sigmoid_bias", top_k=3, renormalise=False, scaling=2.0)
+@pytest.mark.parametrize("name", ["sigmoid_bias", "softplus_bias"])
+def test_weights_without_the_bias_need_not_be_renormalised(make: Callable[..., Gating], name: str) -> None:
+    gate = make(name, top_k=3, renormalise=False, scaling=2.0)
     gate.bias.copy_(BIAS)
     chosen, weights, _ = gate.choose(LOGITS)
-    torch.testing.assert_close(weights, 2 * LOGITS.gather(1, chosen).sigmoid(), rtol=0, atol=1e-12)
+    affinities = LOGITS.sigmoid() if name == "sigmoid_bias" else (1 + LOGITS.exp()).log().sqrt()
+    torch.testing.assert_close(weights, 2 * affinities.gather(1, chosen), rtol=0, atol=1e-12)
+    assert torch.equal(chosen, (affinities + BIAS).topk(3).indices)
 
 
 def test_one_group_is_no_group_limit(make: Callable[..., Gating]) -> None:
@@ -260,7 +263,7 @@ def test_updates_even_out_the_load(make: Callable[..., Gating]) -> None:
     assert gate(x).load.max() < 1.3 * before.mean()
 
 
-@pytest.mark.parametrize("name", [n for n in GATES if n != "sigmoid_bias"])
+@pytest.mark.parametrize("name", [n for n in GATES if n not in ("sigmoid_bias", "softplus_bias")])
 def test_update_leaves_gates_without_state_alone(make: Callable[..., Gating], name: str) -> None:
     gate = make(name)
     before = {k: v.clone() for k, v in gate.state_dict().items()}

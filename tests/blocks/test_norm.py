@@ -23,7 +23,7 @@ def activations() -> torch.Tensor:
     return 3 + 2 * torch.randn(2, 7, 45, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", registry.names("norm"))
+@pytest.mark.parametrize("name", [name for name in registry.names("norm") if name not in ("none", "dynamic_tanh")])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_every_norm_keeps_shape_and_precision_and_forgets_the_scale(
     make: Callable[..., Norm], name: str, dtype: torch.dtype
@@ -86,7 +86,9 @@ def test_rmsnorm_takes_the_mean_in_single_precision(make: Callable[..., Norm]) -
 def test_silence_stays_silence(make: Callable[..., Norm], name: str) -> None:
     norm = make(name)
     y = norm(torch.zeros(1, 45, dtype=torch.float64))
-    assert y.isfinite().all() and torch.equal(y[0], getattr(norm, "bias", None) if name == "layernorm" else y[0] * 0)
+    assert y.isfinite().all() and torch.equal(
+        y[0], getattr(norm, "bias", None) if name in ("layernorm", "dynamic_tanh") else y[0] * 0
+    )
 
 
 @pytest.mark.filterwarnings("error")  # torch warns when it must leave the fused path
@@ -115,3 +117,14 @@ def test_rmsnorm1p_rounds_once_as_transformers_gemma_does(make: Callable[..., No
     theirs = Gemma2RMSNorm(45, eps=1e-6).to(torch.bfloat16)
     theirs.load_state_dict(norm.state_dict())
     assert torch.equal(norm(x), theirs(x))
+
+
+def test_gated_norm_dynamic_tanh_and_no_norm_follow_their_formulas(make: Callable[..., Norm]) -> None:
+    norm, x = make({"name": "gated", "rank": 3}), activations()
+    plain = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+    inner = plain @ norm.down.weight.t()
+    gate = 1 / (1 + (-(inner / (1 + (-inner).exp())) @ norm.up.weight.t()).exp())
+    torch.testing.assert_close(norm(x), plain * gate, rtol=0, atol=1e-12)
+    tanh = make("dynamic_tanh")
+    torch.testing.assert_close(tanh(x), tanh.weight * (tanh.alpha * x).tanh() + tanh.bias, rtol=0, atol=1e-12)
+    assert torch.equal(make("none")(x), x) and not list(make("none").parameters())

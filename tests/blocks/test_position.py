@@ -61,7 +61,7 @@ def test_every_hook_keeps_shapes_and_precision(make: Callable[..., Position], na
     assert bias is None or torch.broadcast_to(bias, (2, 4, 5, 7)).shape == (2, 4, 5, 7)
 
 
-@pytest.mark.parametrize("name", registry.names("position"))
+@pytest.mark.parametrize("name", [n for n in registry.names("position") if n != "log_temperature"])  # starts at 8192
 def test_block_works_at_one_place_only(make: Callable[..., Position], name: str) -> None:
     position, x, q = make(name), heads(2, 5, 48), heads(2, 5, 4, 12)
     in_attention = position.bias(order(5), order(5)) is not None or not torch.equal(
@@ -498,3 +498,27 @@ def test_slopes_of_alibi_are_not_copied_from_the_host(make: Callable[..., Positi
     with Operators():
         make("alibi", n_heads=12).slopes(torch.device("cpu"))
     assert "aten::arange.start" in ran and not any("lift_fresh" in name for name in ran)
+
+
+def test_only_the_fastest_pairs_turn(make: Callable[..., Position]) -> None:
+    """Angles t · theta^(−2j/H) over the full head, as ``proportional`` in Gemma-4, and none for the other pairs."""
+    position, q = make({"name": "rope_fastest", "theta": 50.0, "rotary_fraction": 0.5}), heads(1, 9, 2, 12)
+    angles = torch.arange(9)[:, None] * 50.0 ** (-torch.arange(6, dtype=torch.float64) / 6)
+    cos, sin = (f(angles) * (torch.arange(6) < 3) + (0 if f is torch.sin else (torch.arange(6) >= 3).double())
+                for f in (torch.cos, torch.sin))  # fmt: skip
+    a, b = q.chunk(2, -1)
+    cos, sin = cos[:, None], sin[:, None]
+    expected = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    torch.testing.assert_close(position.rotate(q, q, order(9))[0], expected, rtol=0, atol=1e-5)
+
+
+def test_queries_grow_with_the_logarithm_of_their_position(make: Callable[..., Position]) -> None:
+    q, k = heads(1, 9, 4, 12), heads(1, 9, 2, 12, seed=1)
+    growth = torch.tensor([1 + 0.5 * math.log(1 + (t + 1) // 4) for t in range(9)], dtype=torch.float64)
+    for inner in (None, "rope"):
+        turned, same = make({"name": "log_temperature", "scale": 0.5, "every": 4, "inner": inner}).rotate(
+            q, k, order(9)
+        )
+        right = (q, k) if inner is None else make("rope").rotate(q, k, order(9))
+        torch.testing.assert_close(turned, right[0] * growth[:, None, None], rtol=0, atol=1e-6)
+        assert torch.equal(same, right[1])

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from blocks.attention.recurrent import Parts, Recurrent
+from blocks.cache import State
+from registry import register
+
+
+@register("attention", "none")
+class NoAttention(Recurrent):
+    """No mixing of tokens: y = 0, for layers that have a feed-forward block alone.
+
+    Nemotron-H, arXiv 2504.03624, alternates layers of one block each. With ``residual: {name: prenorm, attention_norm:
+    none}`` the layer has no norm for it either.
+    """
+
+    empty: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def mix(self, x: Tensor, segments: Tensor | None, held: State | None) -> tuple[Tensor, Parts]:
+        return x.new_zeros(x.shape), {}

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from blocks.ffn.base import FFN
+from registry import register
+
+
+@register("ffn", "none")
+class NoFFN(FFN):
+    """No feed-forward block: y = 0, for layers that only mix tokens.
+
+    Nemotron-H, arXiv 2504.03624. With ``residual: {name: prenorm, ffn_norm: none}`` the layer has no
+    norm for it either.
+    """
+
+    empty: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+        return x.new_zeros(x.shape), None

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from blocks.norm.base import Norm
+from registry import register
+
+
+@register("norm", "none")
+class NoNorm(Norm):
+    """No norm: y = x.
+
+    He & Hofmann 2024 train transformers without some of them, arXiv 2311.01906. As ``kv_norm`` of ``mla`` it keeps keys
+    and values linear in x, as those of an attention that is turned into a latent one are.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from blocks.kernels.scoring import Slopes
+from blocks.position.base import Position
+from registry import register
+from registry.ranges import Count, Positive
+
+
+@register("position", "log_temperature")
+class LogTemperature(Position):
+    """Queries that grow with the logarithm of their position, so that attention stays as sharp among more keys.
+
+    Llama-4, from Nakanishi 2025 (scalable softmax), arXiv 2501.19399: q_t ← q_t (1 + scale · ln(1 + ⌊(t + 1)/every⌋)).
+    Llama-4 has it in its layers without positions.
+
+    Args:
+        inner: a further position block, called first; null for none
+        scale: growth; 0.1 in Llama-4
+        every: tokens between two steps; 8192 in Llama-4
+    """
+
+    conformance_settings: ClassVar[Mapping[str, Any]] = {"every": 3}  # seen within a few tokens
+
+    def __init__(self, scale: Positive = 0.1, every: Count = 8192, inner: Position | None = None) -> None:
+        super().__init__()
+        self.scale, self.every, self.inner = scale, every, inner
+        if inner is not None:
+            self.softmax_scale, self.limit = inner.softmax_scale, inner.limit
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = (q, k) if self.inner is None else self.inner.rotate(q, k, positions)
+        growth = 1 + self.scale * ((positions + 1) // self.every).float().log1p()
+        return q * growth[..., None, None].to(q.dtype), k
+
+    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | Slopes | None:
+        return None if self.inner is None else self.inner.bias(q_positions, k_positions)
