@@ -31,9 +31,25 @@ from registry import ConfigError, register
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+# Compiling takes seconds: of relatives, one is compiled by default, and the others with the slow tests.
+RELATIVES = {
+    "attention": {"kda", "lightning", "none", "short_conv"},
+    "decay": {"channel", "head"},
+    "experts": {"with_identity", "with_skip"},
+    "ffn": {"none", "xielu"},
+    "gating": {"softplus_bias"},
+    "norm": {"dynamic_tanh", "gated", "none"},
+    "output_gate": {"low_rank", "silu", "softplus"},
+    "position": {"log_temperature", "rope_fastest"},
+}
+
+
 def of_one_worker(case: Case) -> Any:
     """All checks of a block on one worker of xdist: they share its decoder."""
-    return pytest.param(case, id=str(case), marks=pytest.mark.xdist_group(f"{case.kind} {case.name}"))
+    marks = [pytest.mark.xdist_group(f"{case.kind} {case.name}")]
+    if case.check == "compile" and case.name in RELATIVES.get(case.kind, ()):
+        marks.append(pytest.mark.slow)
+    return pytest.param(case, id=str(case), marks=marks)
 
 
 @pytest.mark.parametrize("case", map(of_one_worker, cases()))
