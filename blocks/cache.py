@@ -319,7 +319,7 @@ class State(Cache):
         tokens = torch.arange(self.length, self.length + x.shape[1], device=x.device) >= self.padding[:, None]
         return x * tokens.view(*tokens.shape, *[1] * (x.ndim - 2)).to(x.dtype)
 
-    def advance(self, n_new: int, **parts: Tensor) -> None:
+    def advance(self, n_new: int, parts: Mapping[str, Tensor]) -> None:
         """Replace the parts by those after ``n_new`` more tokens."""
         self.length += n_new
         for name, values in parts.items():

@@ -40,7 +40,7 @@ class Recurrent(Attention):
         if held is None:
             return self.mix(x, segments, None)[0]
         y, parts = self.mix(held.without_padding(x), None, held)
-        held.advance(x.shape[1], **parts)
+        held.advance(x.shape[1], parts)
         return y
 
     def new_cache(
