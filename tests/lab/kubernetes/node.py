@@ -7,6 +7,7 @@ are no images: what a pod starts is this checkout and its interpreter.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -125,6 +126,16 @@ class Pod:
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
 
+    def is_gone(self) -> bool:
+        """Whether its processes have ended, those that outlive the first one killed: their peers must hear of it."""
+        if self.process.poll() is None:
+            return False
+        try:
+            self.kill()
+        except ProcessLookupError:
+            return True
+        return False
+
     def clean(self) -> None:
         sh(f"ip netns del {self.net}; ip link del {self.link}")
 
@@ -162,7 +173,8 @@ class Node:
         self.done.set()
         self.thread.join(timeout=30)
         for pod in self.pods.values():
-            pod.kill()
+            with contextlib.suppress(ProcessLookupError):
+                pod.kill()
             pod.clean()
         sh(f"ip link del {BRIDGE}; rmdir /runs; rm -f /dev/termination-log")
 
@@ -182,7 +194,7 @@ class Node:
             pod.say_hosts([p for p in self.pods.values() if p.owner == pod.owner])
             if pod.name not in listed or pod.killed:
                 pod.stop()
-        for name in [n for n, p in self.pods.items() if p.process.poll() is not None]:
+        for name in [n for n, p in self.pods.items() if p.is_gone()]:
             pod = self.pods.pop(name)
             pod.clean()
             code = pod.process.returncode
