@@ -3,7 +3,7 @@
 Tensors of two dimensions and more ~ N(0, std²): matrices, embeddings, expert stacks (DeepSeek's papers: std 0.006;
 the released Hugging Face configurations: 0.02). With ``depth_scaled``, those that write into the residual stream
 get std/√(2·n_layers), as in GPT-2. One-dimensional tensors: biases 0, all others (gains) 1. Buffers: 0. Then
-``Block.reset_parameters`` may override this.
+``Block.reset_parameters`` may override this. Adapters have a deviation of their own (blocks/lora.py).
 
 Every tensor has its own generator, seeded by the run's seed and the tensor's name. Swapping one block therefore leaves
 every other weight bit-identical: an ablation compares blocks, not random draws.
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from blocks.base import Block
+from blocks.lora import initial_std, is_adapter
 
 
 class Draw(NamedTuple):
@@ -64,7 +65,17 @@ def draws(
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
             shrink = math.sqrt(2 * n_layers) if depth_scaled and name in outputs else 1.0
-            yield Draw(parameter, std / shrink, stable_seed(seed, prefix + name))
+            own = initial_std(name, parameter)
+            yield Draw(parameter, std / shrink if own is None else own, stable_seed(seed, prefix + name))
+
+
+@torch.no_grad()
+def draw_adapters(model: nn.Module, seed: int) -> None:
+    """Initialise the adapters of a model, and nothing else."""
+    adapters = {id(p) for name, p in model.named_parameters() if is_adapter(name)}
+    for draw in draws(model, std=0.0, depth_scaled=False, n_layers=1, seed=seed):
+        if id(draw.parameter) in adapters:
+            _draw(*draw)
 
 
 def suited(model: nn.Module) -> list[nn.Parameter]:

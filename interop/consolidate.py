@@ -18,7 +18,8 @@ import yaml
 from torch import Tensor
 
 import registry
-from blocks.checkpoint.read import PREFIX, read_checkpoint
+from blocks.checkpoint.read import read_checkpoint
+from blocks.checkpoint.weights import weights_of
 from interop import origin, tokenizer
 from interop.folder import whole
 from interop.shards import ready, save, write_shards
@@ -43,7 +44,6 @@ def consolidate(source: Path, out: Path, *, checkpoint: bool = False) -> None:
     last = source / "checkpoints" / "last.ckpt"
     checkpoint_file = last if last.exists() else source
     found = read_checkpoint(checkpoint_file)
-    weights = {k.removeprefix(PREFIX): v for k, v in found["state_dict"].items() if k.startswith(PREFIX)}
     model, words = found["hyper_parameters"]["model"], tokenizer_state(found)
     came_from = origin.check(found.get("origin", {}), str(checkpoint_file))
     with whole(out) as folder:
@@ -52,7 +52,9 @@ def consolidate(source: Path, out: Path, *, checkpoint: bool = False) -> None:
         if came_from:
             origin.write(came_from, folder)
         (folder / COMPOSITION).write_text(yaml.safe_dump(model, sort_keys=False), encoding="utf-8")
-        write_shards(folder, {name: ready(tensor.contiguous()) for name, tensor in weights.items()}, MAX_BYTES)
+        write_shards(
+            folder, {name: ready(tensor.contiguous()) for name, tensor in weights_of(found).items()}, MAX_BYTES
+        )
         states = _optimizer_tensors(found)
         if states:
             save(states, folder / f"{OPTIMIZER}.safetensors")

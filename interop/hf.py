@@ -7,12 +7,16 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
 import registry
 from interop.exporting import export_folder
+from interop.gguf import unpack
 from interop.importing import import_folder
+from interop.peft import export_adapter
 from registry.command import Parser, run_command
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -30,13 +34,17 @@ def _parser() -> Parser:
     parser = Parser(prog="blockwright", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     into = commands.add_parser("import", help="Hugging Face folder → Blockwright folder")
-    into.add_argument("source", metavar="DIR", type=Path, help="config.json, *.safetensors, tokenizer files")
+    into.add_argument(
+        "source", metavar="DIR", type=Path, help="config.json, *.safetensors, tokenizer files; or a *.gguf"
+    )
     into.add_argument("out", metavar="OUT", type=Path, help="must not exist, or be empty")
     into.add_argument("--mtp", action="store_true", help="import heads of multi-token prediction (DeepSeek-V3)")
     help_ignore = "an unknown key of config.json that changes no logit; again for several; origin.json records it"
     into.add_argument("--ignore", action="append", default=[], metavar="KEY", help=help_ignore)
     _add_sizes(into, DTYPES, "")
-    add_export(commands.add_parser("export", help="Blockwright model → a folder that transformers and vLLM load"))
+    out = commands.add_parser("export", help="Blockwright model → a folder that transformers and vLLM load")
+    add_export(out)
+    out.add_argument("--adapter", action="store_true", help="a LoRA run's adapter alone, in PEFT's layout")
     return parser
 
 
@@ -68,13 +76,30 @@ def _run(arguments: Sequence[str]) -> None:
             "max_bytes": given.max_shard_size,
             "ignored": given.ignore,
         }
-        found = import_folder(given.source, given.out, **options)
+        found = _import(given.source, given.out, options)
         print(f"Imported {given.source} (model_type {found}) into {given.out}.")
         for key in given.ignore:
             print(f"Ignored {key} of config.json: if it changes the computation, the import is wrong.")
         print(f"Fine-tune it: python train.py init_from={given.out} model=pretrained")
         return
+    if given.adapter:
+        written = export_adapter(given.source, given.out, family=given.family)
+        print(f"Exported the adapter to {given.out}, for a model of model_type {written!r}.")
+        return
     export(given)
+
+
+def _import(source: Path, out: Path, options: dict[str, Any]) -> str:
+    if source.suffix != ".gguf":
+        return import_folder(source, out, **options)
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=_made(out.absolute().parent)) as folder:
+        unpack(source, Path(folder))
+        return import_folder(Path(folder), out, **options)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def export(given: argparse.Namespace, beside: Mapping[str, str] | None = None) -> None:

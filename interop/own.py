@@ -1,4 +1,7 @@
-"""Our own checkpoint format, for models no known family describes: the composition in config.json, our names."""
+"""Our own checkpoint format, for models no known family describes: the composition in config.json, our names.
+
+transformers loads it after ``import interop.transformers``.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +35,9 @@ class Composition:
 
 OWN = Family(
     model_type=MODEL_TYPE,
-    architecture="BlockwrightDecoder",
+    architecture="BlockwrightForCausalLM",
     template={},
     settings=(Composition(),),
-    names=(Row("{name}", "{name}"),),
-    prefix="",
+    names=(Row("{name}", "model.decoder.{name}"),),
+    prefix="model.decoder.",
 )

@@ -49,20 +49,21 @@ class Shards:
 
     Args:
         folder: holds ``model.safetensors``, or shards and their index
+        single: another name of the one file
 
     Raises:
         ConfigError: no safetensors, a shard missing, truncated, not safetensors or contradicting the index, or an index
             that points outside the folder
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, single: str = SINGLE) -> None:
         require("hf", "safetensors", path="interop")
         self.folder = folder
         index = folder / INDEX
         listed = _listed(index) if index.is_file() else None
-        if listed is None and not (folder / SINGLE).is_file():
+        if listed is None and not (folder / single).is_file():
             raise _nothing_to_read(folder)
-        self.files = sorted(set(listed.values())) if listed is not None else [SINGLE]
+        self.files = sorted(set(listed.values())) if listed is not None else [single]
         self.entries: dict[str, Entry] = {}
         self.digests: dict[str, str] = {}
         self._kept: tuple[str, Any] | None = None

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blocks.checkpoint.read import PREFIX, read_checkpoint
+from blocks.checkpoint.read import read_checkpoint
 from blocks.checkpoint.sharded import is_folder
+from blocks.checkpoint.weights import shapes_of, weights_of
 from blocks.compose import check, compose
 from blocks.decoder import Decoder
 from interop import origin
@@ -61,11 +62,10 @@ def open_source(path: Path) -> Source:
 
 def _trained(file: Path) -> Source:
     checkpoint = read_checkpoint(file)
-    weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
     model = check(checkpoint["hyper_parameters"]["model"])
-    _check_shapes(model, _shapes_of(checkpoint), file)
+    _check_shapes(model, shapes_of(checkpoint), file)
     came_from = origin.check(checkpoint.get("origin", {}), str(file))
-    return Source(model, weights, tokenizer_state(checkpoint), origin=came_from)
+    return Source(model, weights_of(checkpoint), tokenizer_state(checkpoint), origin=came_from)
 
 
 def tokenizer_state(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -139,7 +139,7 @@ def check_init(start: Path, model: Mapping[str, Any]) -> None:
     """
     read_composition(start)
     checkpoint = read_start(start)
-    _check_shapes(model, _shapes_of(checkpoint) if checkpoint else _shapes(Shards(start)), start)
+    _check_shapes(model, shapes_of(checkpoint) if checkpoint else _shapes(Shards(start)), start)
 
 
 def load_weights(decoder: Decoder, start: Path) -> None:
@@ -168,19 +168,13 @@ def _weights(start: Path, prefix: str) -> Iterable[tuple[str, Tensor]]:
     if found is None:
         shards = Shards(start)
         return shards.read([name for name in shards.entries if name.startswith(prefix)])
-    tensors = _state(found, found.stat().st_mtime_ns).items()
-    named = ((name.removeprefix(PREFIX), tensor) for name, tensor in tensors if name.startswith(PREFIX))
-    return ((name, tensor) for name, tensor in named if name.startswith(prefix))
+    weights = _state(found, found.stat().st_mtime_ns)
+    return ((name, tensor) for name, tensor in weights.items() if name.startswith(prefix))
 
 
 @lru_cache(maxsize=1)  # parts of one model are loaded after each other; a file is mapped, not read
 def _state(checkpoint: Path, written: int) -> dict[str, Tensor]:
-    return read_checkpoint(checkpoint)["state_dict"]
-
-
-def _shapes_of(checkpoint: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    weights = checkpoint["state_dict"].items()
-    return {name.removeprefix(PREFIX): tuple(w.shape) for name, w in weights if name.startswith(PREFIX)}
+    return weights_of(read_checkpoint(checkpoint))
 
 
 def load(path: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:

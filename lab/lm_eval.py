@@ -1,7 +1,9 @@
 """lm-evaluation-harness (extra ``lm_eval``): ``blockwright evaluate --model_args path=RUN --tasks …``.
 
-``path`` is a run's folder, a checkpoint, or an imported folder; the other options are the harness's own. Not supported:
-several processes, chat templates, and generation of several requests at once.
+``path`` is a run's folder, a checkpoint, or an imported folder; the other options are the harness's own. With
+``--apply_chat_template`` questions are written in the format of the run's conversations, or in that named by
+``--apply_chat_template NAME`` or ``chat=NAME``; an answer then ends at the format's end too. Not supported: several
+processes, and generation of several requests at once.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import registry
 from blocks.generation.generate import Continuations
 from blocks.generation.sample import Sampling
 from blocks.generation.text_stream import TextStream
-from interop.source import build, open_source
+from interop.source import build, open_source, read_start
+from lab.chat_text import ChatText
 from lab.writer import DTYPES, begin, tokenizer_of
 from registry import REFUSED, BlockError, ConfigError, did_you_mean
 
@@ -57,6 +60,7 @@ class Blockwright(TemplateLM):
         device: of the computation; the harness passes cuda:0 by default, replaced by the CPU without a GPU
         add_bos_token: whether to prepend the token that begins a document to every context
         seed: of the sampling
+        chat: format of conversations, for ``--apply_chat_template``; None for that of the run
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Blockwright(TemplateLM):
         device: str | None = None,
         add_bos_token: bool = False,
         seed: int = 0,
+        chat: str | None = None,
     ) -> None:
         super().__init__()
         registry.load()
@@ -95,6 +100,8 @@ class Blockwright(TemplateLM):
         self.max_gen_toks, self.seed = max_gen_toks, seed
         self._prefix = self.words.eos if self.words.bos is None else self.words.bos
         asked = "model_args.add_bos_token"
+        self._format = chat or _format_of(folder)
+        self._chat: ChatText | None = None
         self._in_front = [begin(self.words, asked, "Leave add_bos_token out")] if add_bos_token else []
 
     @classmethod
@@ -129,10 +136,30 @@ class Blockwright(TemplateLM):
         """Part of the keys of request caches."""
         return f"blockwright-{self.words.fingerprint()[:16]}"
 
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Choose the format of conversations, and return what its text depends on, a part of the keys of caches."""
+        if chat_template is False or chat_template is None:
+            return None
+        return self._chosen(chat_template if isinstance(chat_template, str) else None).chat.identity()
+
+    def apply_chat_template(self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
+        """The text of a conversation, its special tokens marked (lab/chat_text.py)."""
+        return self._chosen().render(chat_history, add_generation_prompt)
+
+    def _chosen(self, name: str | None = None) -> ChatText:
+        if self._chat is None or name:
+            if name is None and self._format is None:
+                rule = "the model was not trained on conversations, so their format must be named"
+                raise ConfigError(
+                    "model_args.chat", None, rule, "Write --apply_chat_template chatml, or another format"
+                )
+            self._chat = ChatText(name or self._format or "", self.words)
+        return self._chat
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """The ids of a text."""
         front = [] if add_special_tokens is False else self._in_front
-        return [*front, *self.words.encode(string).tolist()]
+        return [*front, *(self.words.encode(string).tolist() if self._chat is None else self._chat.encode(string))]
 
     @torch.inference_mode()
     def _loglikelihood_tokens(
@@ -183,7 +210,7 @@ class Blockwright(TemplateLM):
         most = self.max_gen_toks if asked is None else _count(f"generation_kwargs.{asked}", settings[asked], 0)
         room = min(most, self.max_length - 1)
         tokens = (self.tok_encode(context) or [self._prefix])[-(self.max_length - room) :]
-        ends = self.words.stop_tokens(until)
+        ends = self.words.stop_tokens(until) | (self._chat.chat.ends(self.words) if self._chat else frozenset())
         rows = Continuations(self.decoder, [tokens], room, sampling, seed=self.seed, stop_tokens=ends)
         text, pieces = TextStream(self.words.decode, until), []
         for (token,) in rows:
@@ -197,6 +224,12 @@ class Blockwright(TemplateLM):
         """[B,T], padded on the right, which does not affect a causal model."""
         length = max(map(len, rows))
         return torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], device=self._device)
+
+
+def _format_of(folder: Path) -> str | dict[str, Any] | None:
+    """The format of the conversations that a run was trained on; None for other models."""
+    data = (read_start(folder).get("configuration") or {}).get("data") or {}
+    return data.get("chat") if isinstance(data, dict) else None
 
 
 def _count(name: str, value: Any, least: int) -> int:

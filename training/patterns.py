@@ -19,8 +19,11 @@ def matches(name: str, pattern: str) -> bool:
     return any(fnmatchcase(name, p) for p in (pattern, f"{pattern}.*", f"*.{pattern}", f"*.{pattern}.*"))
 
 
-def matching(names: Iterable[str], patterns: Sequence[str], path: str) -> list[str]:
+def matching(names: Iterable[str], patterns: Sequence[str], path: str, of: str = "parameter") -> list[str]:
     """The names that match any of the patterns.
+
+    Args:
+        of: what the names are of, for messages
 
     Raises:
         ConfigError: they are no list of patterns, or one matches none of the names
@@ -31,6 +34,6 @@ def matching(names: Iterable[str], patterns: Sequence[str], path: str) -> list[s
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
             parts = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
-            rule = "matches no parameter of the model"
+            rule = f"matches no {of} of the model"
             raise ConfigError(path, pattern, rule, did_you_mean(pattern, parts))
     return [name for name in names if any(matches(name, pattern) for pattern in patterns)]

@@ -132,7 +132,7 @@ class MLA(Attention):
         """
         N = q_nope.shape[2]
         a_head = latent[..., :1].numel() * (self.nope + self.rope + self.v_head_dim) * latent.element_size()
-        if q_nope.shape[1] == latent.shape[1] or N * a_head <= KEPT:
+        if q_nope.shape[1] == latent.shape[1] or N * a_head <= KEPT or not isinstance(self.kv_up, nn.Linear):
             return self._attend(q_nope, q_rope, k_rope, self.kv_up(latent), bias, segments)
 
         def some(weight: Tensor, q_nope: Tensor, q_rope: Tensor, bias: Tensor | Slopes | None) -> Tensor:
@@ -168,7 +168,8 @@ class MLA(Attention):
     def _remembering(self, q_nope: Tensor, q_rope: Tensor, new: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """Attention over a cache and the new tokens' latents and rotated keys [B,T,C+R], the cheaper way."""
         T, S = new.shape[1], cache.length + new.shape[1]
-        absorbing = not cache.spread and absorbs(T, S, self.latent, self.rope, self.nope, self.v_head_dim)
+        wrapped = not isinstance(self.kv_up, nn.Linear)  # by another library, which has no weight to absorb
+        absorbing = not (wrapped or cache.spread) and absorbs(T, S, self.latent, self.rope, self.nope, self.v_head_dim)
         if not absorbing and reads_in_parts(self.kernels, cache, T):
             q = torch.cat((q_nope, q_rope), -1)
             read = partial(self._read, cache)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from blocks.checkpoint.read import PREFIX, read_checkpoint
+from blocks.checkpoint.read import read_checkpoint
+from blocks.checkpoint.weights import weights_of
 from blocks.compose import compose
 from blocks.decoder import Decoder
 
@@ -24,6 +25,5 @@ def load_decoder(path: str | Path, *, device: torch.device | str = "cpu") -> Dec
     last = Path(path, "checkpoints", "last.ckpt")
     checkpoint = read_checkpoint(last if last.exists() else path)
     decoder = compose(checkpoint["hyper_parameters"]["model"], device=device)
-    weights = checkpoint["state_dict"]
-    decoder.load_state_dict({k.removeprefix(PREFIX): v for k, v in weights.items() if k.startswith(PREFIX)})
+    decoder.load_state_dict(weights_of(checkpoint))
     return decoder.eval()

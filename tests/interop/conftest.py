@@ -46,3 +46,17 @@ def checkpoint(foreign: Callable[..., nn.Module], tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="session")
 def tokens() -> Tensor:
     return torch.randint(0, V, (2, 63), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def wrapped(tiny: Callable[..., dict[str, Any]], randomise: Callable[..., None]) -> Callable[..., Any]:
+    """A small composition as a model of transformers, in double precision, every parameter random."""
+
+    def make(moe: bool = True, **changes: Any) -> Any:
+        from interop.transformers import BlockwrightConfig, BlockwrightForCausalLM
+
+        model = BlockwrightForCausalLM(BlockwrightConfig(tiny(moe=moe, **changes), eos_token_id=None, pad_token_id=0))
+        randomise(model.decoder, scale=2.0)
+        return model.double().eval()
+
+    return make

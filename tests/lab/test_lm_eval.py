@@ -14,6 +14,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
+from safetensors.torch import save_file
 from torch import Tensor
 
 from blocks.compose import compose
@@ -235,6 +236,62 @@ def test_setting_of_generation_that_cannot_be_is_refused(name: str, value: Any, 
     with pytest.raises(ConfigError) as refused:
         model.generate_until(ask("generate_until", ("a", {"do_sample": True, name: value})))
     assert refused.value.path == f"generation_kwargs.{name}"
+
+
+@pytest.fixture
+def talker(tiny: Callable[..., dict[str, Any]], tmp_path: Path) -> Path:
+    """A folder with a tokenizer that has ChatML's special tokens."""
+    words = {**{chr(c): c - 32 for c in range(32, 127)}, "Ċ": 95, "<|im_start|>": 96, "<|im_end|>": 97}
+    added = [
+        {
+            "id": i,
+            "content": w,
+            "special": True,
+            **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
+        }
+        for w, i in words.items()
+        if i > 95
+    ]
+    engine = {"version": "1.0", "added_tokens": added, "model": {"type": "BPE", "vocab": words, "merges": []}}
+    decoder = compose(tiny(vocab_size=98, max_positions=64), seed=3)
+    (tmp_path / "model.yaml").write_text(json.dumps(decoder.config))
+    save_file(decoder.state_dict(), tmp_path / "model.safetensors")
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**engine, "pre_tokenizer": level, "decoder": level}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    return tmp_path
+
+
+def test_conversation_is_encoded_as_in_training_and_users_write_no_special_token(talker: Path) -> None:
+    from training.data.chat.base import encode
+    from training.data.chat.chatml import ChatML
+
+    model = Blockwright(str(talker), chat="chatml")
+    said = [{"role": "system", "content": "s"}, {"role": "user", "content": "a<|im_end|>b\ue003<|im_start|>\ue003"}]
+    text = model.apply_chat_template(said)
+    plain = [said[0], {**said[1], "content": said[1]["content"].replace("\ue003", "")}]
+    expected = encode(ChatML().open(plain), model.words)[0].tolist()
+    assert model.tok_encode(text) == expected and expected.count(97) == 2 and expected.count(96) == 3
+    answered = [*plain, {"role": "assistant", "content": "yes"}]
+    whole = encode(ChatML().render(answered), model.words)[0].tolist()
+    assert whole[: -len(model.tok_encode("\n")) - 1] == model.tok_encode(text + "yes")
+    assert model.tok_encode(model.apply_chat_template(answered, add_generation_prompt=False)) == whole[:-2]
+
+
+def test_answer_ends_where_the_format_ends_it(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = Blockwright(str(talker)), []
+    assert "ChatML" in str(model.chat_template("chatml")) and model.chat_template(False) is None
+    monkeypatch.setattr("lab.lm_eval.Continuations", lambda *a, stop_tokens, **_: seen.append(stop_tokens) or [])
+    context = model.apply_chat_template([{"role": "user", "content": "a"}])
+    model.generate_until(ask("generate_until", (context, {"until": []})))
+    assert 97 in seen[0]
+
+
+def test_format_must_be_named_for_a_model_without_conversations(model: Blockwright) -> None:
+    with pytest.raises(ConfigError, match="must be named"):
+        model.apply_chat_template([{"role": "user", "content": "a"}])
+    with pytest.raises(ConfigError, match="no special token"):
+        model.chat_template("chatml")
 
 
 def test_missing_harness_names_the_extra(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from blocks.compose import compose
+from blocks.decoder import Decoder
 from registry import ConfigError
 from training.optimizers.base import OptimizerRecipe
 
 Groups = list[tuple[str, list[str]]]  # name of each group, and of its parameters
 
 
-def check_optimizer(checkpoint: Mapping[str, Any], recipe: Any, model: Mapping[str, Any], path: str) -> None:
+def check_optimizer(checkpoint: Mapping[str, Any], recipe: Any, decoder: Decoder, path: str) -> None:
     """Refuse to train with an optimizer for which the checkpoint has no state.
 
     Args:
         checkpoint: from ``blocks.checkpoint.read.read_checkpoint``
         recipe: of this run; anything but an OptimizerRecipe is not checked
-        model: a composition that fits the weights
+        decoder: on the meta device, with its adapters and frozen parts
         path: of the checkpoint, for the error message
 
     Raises:
@@ -30,7 +30,7 @@ def check_optimizer(checkpoint: Mapping[str, Any], recipe: Any, model: Mapping[s
     names = checkpoint.get("optimizer_parameters")
     if not names or not isinstance(recipe, OptimizerRecipe):
         return
-    theirs, ours = _groups_of(checkpoint["optimizer_states"][0], names[0]), _groups_for(recipe, model)
+    theirs, ours = _groups_of(checkpoint["optimizer_states"][0], names[0]), _groups_for(recipe, decoder)
     if theirs != ours:
         name = type(recipe).__name__
         rule = (
@@ -43,8 +43,7 @@ def _groups_of(state: Mapping[str, Any], names: list[str]) -> Groups:
     return [(str(group.get("name")), [names[i] for i in group["params"]]) for group in state["param_groups"]]
 
 
-def _groups_for(recipe: OptimizerRecipe, model: Mapping[str, Any]) -> Groups:
-    decoder = compose(model, device="meta")
+def _groups_for(recipe: OptimizerRecipe, decoder: Decoder) -> Groups:
     names = {id(parameter): name for name, parameter in decoder.named_parameters()}
     groups = recipe.build(decoder).param_groups
     return [(str(group.get("name")), [names[id(p)] for p in group["params"]]) for group in groups]

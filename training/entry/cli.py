@@ -36,7 +36,9 @@ from training.configuration.renamed import with_moved
 from training.configuration.secrets import hidden, read_from_environment
 from training.entry.preflight import OWN, check_seed, preflight, refuse_random_weights
 from training.entry.run import conclude, leave_processes, measure, no_bar, quieten
+from training.lora import Lora
 from training.tasks.lookup import is_task
+from training.tasks.outline import outline
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 FILE = "lightning_cli.yaml"  # in the folder of a run: its configuration, for ``--config``
@@ -152,7 +154,8 @@ class ComposedCLI(LightningCLI):
             if given.get("init_from"):
                 given["init_from"] = None  # a resumed run has its own weights
             if "model" in given and is_task(settings.model.class_path):
-                check_fits(checkpoint, read(given["model"]), settings.ckpt_path)
+                trained = outline(read(given["model"]), _adapter_of(given), given.get("frozen"))
+                check_fits(checkpoint, trained, settings.ckpt_path)
         elif given.get("init_from") and is_task(settings.model.class_path):
             check_init(Path(given["init_from"]), read(given["model"]))
 
@@ -185,7 +188,8 @@ class ComposedCLI(LightningCLI):
         ours = record(plain)
         if settings.get("ckpt_path") and is_task(settings.model.class_path):
             path, checkpoint = str(settings.ckpt_path), read_checkpoint(settings.ckpt_path, shapes_only=True)
-            check_optimizer(checkpoint, self.model.recipe, self.model.model_config, path)
+            trained = outline(self.model.model_config, self.model.adapter, self.model.frozen)
+            check_optimizer(checkpoint, self.model.recipe, trained, path)
             check_changes(
                 path, past_of(checkpoint), ours, {**plain, "train": True, "resume": settings.resume.as_dict()}
             )
@@ -207,6 +211,11 @@ class ComposedCLI(LightningCLI):
         datamodule.eval_windows = None
         self.trainer.callbacks.append(Predictions(self.trainer.default_root_dir))  # type: ignore[attr-defined]
         self.trainer.predict(model, datamodule, return_predictions=False, ckpt_path=ckpt_path, weights_only=True)
+
+
+def _adapter_of(given: Any) -> Lora | None:
+    node = given.get("adapter")
+    return None if node is None else Lora(**(node.get("init_args") or {}))
 
 
 def _refusal_within(error: BaseException) -> ConfigError | None:

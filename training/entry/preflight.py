@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from blocks.checkpoint.fits import check_fits
 from blocks.checkpoint.read import read_checkpoint
 from blocks.compose import check as check_model
-from blocks.compose import compose
+from blocks.decoder import Decoder
 from blocks.kernels.choice import check as check_kernels
 from interop.source import check_init, read_composition, read_start
 from registry import ConfigError, did_you_mean, presets, refuse_targets, to_plain
@@ -35,11 +35,24 @@ from training.parallel.refusals import check as check_ranks
 from training.parallel.refusals import derive
 from training.patterns import matching
 from training.tasks.lookup import is_task
+from training.tasks.outline import outline
 
 ROOT = {
     *("task_name", "tags", "seed", "ckpt_path", "auto_resume", "init_from", "train", "test"),
     *("resume", "optimized_metric"),
-    *("model", "data", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "extras"),
+    *(
+        "model",
+        "adapter",
+        "data",
+        "task",
+        "optimizer",
+        "scheduler",
+        "trainer",
+        "callbacks",
+        "logger",
+        "paths",
+        "extras",
+    ),
 }
 
 OWN = ("dry_run", "world")  # keys of trainer defined by this project
@@ -87,7 +100,7 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
     Raises:
         ConfigError: with the path, the value, the rule and the remedy
     """
-    plain = {"resume": {"changed": CHANGED[0]}, **_resolved(cfg)}  # older versions had no such key
+    plain = {"resume": {"changed": CHANGED[0]}, "adapter": None, **_resolved(cfg)}  # older versions had no such keys
     for key, value in plain.items():
         if key not in ROOT:
             raise ConfigError(key, value, "there is no such setting", did_you_mean(key, ROOT))
@@ -122,6 +135,8 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
         rate = last_rate(plain["optimizer"], past_of(checkpoint) if checkpoint else None)
         plain["optimizer"] = {**plain["optimizer"], "lr": rate}
         plain["task"] = {**plain["task"], "optimizer": plain["optimizer"]}
+    if plain["adapter"] is not None:
+        check_target(plain["adapter"], "adapter")
     check_target(plain["optimizer"], "optimizer")
     instantiate(plain["optimizer"], "optimizer")
     _check_patterns(plain)
@@ -214,12 +229,14 @@ def _check_start(plain: dict[str, Any], ours: dict[str, Any]) -> None:
     path = plain["ckpt_path"] = resolve_checkpoint(plain, place, ours)
     if path and is_task(plain["task"].get("_target_")):
         checkpoint = read_checkpoint(path, shapes_only=True)
-        check_fits(checkpoint, plain["model"], path)
+        trained = _outline(plain)
+        check_fits(checkpoint, trained, path)
         if plain["train"]:
-            check_optimizer(checkpoint, instantiate(plain["optimizer"], "optimizer"), plain["model"], path)
+            check_optimizer(checkpoint, instantiate(plain["optimizer"], "optimizer"), trained, path)
         check_changes(path, past_of(checkpoint), ours, plain)
     refuse_overwriting(plain, place)
     _check_weights(plain)
+    _check_adapter(plain)
     if not (plain["train"] or plain["trainer"].get("dry_run")):
         refuse_random_weights(path, plain["init_from"])
 
@@ -249,6 +266,24 @@ def _refuse_untrained(plain: dict[str, Any]) -> None:
         raise ConfigError("init_from", None, rule, f"Name a fine-tuned run: init_from=RUN; for digits to sort: {sft}")
 
 
+def _check_adapter(plain: dict[str, Any]) -> None:
+    """Refuse an adapter of random weights, or a start that is another; a resumed run has its own."""
+    if plain["adapter"] is None:
+        return
+    if plain["ckpt_path"]:
+        plain["task"]["adapter"] = {**plain["adapter"], "start": None}
+    elif plain["init_from"] is None:
+        rule = "an adapter is trained on a model that stays as it is, and this one would be random"
+        raise ConfigError("init_from", None, rule, "Name its weights: init_from=RUN, or the OUT of blockwright import")
+    else:
+        instantiate(plain["adapter"], "adapter").read(_outline(plain))
+
+
+def _outline(plain: dict[str, Any]) -> Decoder:
+    adapter = plain["adapter"] and instantiate(plain["adapter"], "adapter")
+    return outline(plain["model"], adapter, plain["task"].get("frozen"))
+
+
 def _check_surgery(plain: dict[str, Any], patched_there: bool) -> None:
     """Compare the model with the one that its weights were trained in.
 
@@ -272,9 +307,8 @@ def _check_surgery(plain: dict[str, Any], patched_there: bool) -> None:
 def _check_patterns(plain: dict[str, Any]) -> None:
     """Check that patterns of parameter names match some parameter, on the meta device."""
     frozen, multipliers = plain["task"].get("frozen"), plain["optimizer"].get("multipliers")
-    if frozen not in (None, []) or multipliers:
-        names = [name for name, _ in compose(plain["model"], device="meta").named_parameters()]
-        matching(names, [] if frozen is None else frozen, "task.frozen")
+    if frozen not in (None, []) or multipliers or plain["adapter"]:
+        names = [name for name, _ in _outline(plain).named_parameters()]
         matching(names, list(multipliers or {}), "optimizer.multipliers")
 
 

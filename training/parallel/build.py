@@ -29,6 +29,7 @@ from blocks.decoder import Decoder
 from blocks.gating.base import Gating
 from blocks.initialise import draws, initialise, suited
 from blocks.skipping import draw_part
+from registry import ConfigError
 from training.parallel.exchange.all_to_all import AllToAll
 from training.parallel.exchange.base import Exchange
 from training.parallel.experts import share_out
@@ -84,6 +85,7 @@ def build(
     how: Recompute = "none",
     fill: Fill | None = None,
     shapes_only: bool = False,
+    adapt: Callable[[Decoder], None] | None = None,
 ) -> Decoder:
     """Build the decoder of a composition, with its weights distributed over the ranks.
 
@@ -94,10 +96,14 @@ def build(
         how: activation checkpointing of the layers
         fill: called for each part after the rule, to load given weights
         shapes_only: leave every part on the meta device, split and sharded as usual
+        adapt: adds adapters, on the meta device
     """
     model = check(model)
     with torch.device("meta"):
         decoder = assemble(model)
+        if adapt is not None:
+            adapt(decoder)
+            _refuse_no_layer(decoder)
     rule = {**model["init"], "n_layers": model["n_layers"], "seed": seed}
 
     def materialise(part: nn.Module, prefix: str) -> None:
@@ -129,13 +135,21 @@ def build(
     return decoder
 
 
+def _refuse_no_layer(decoder: Decoder) -> None:
+    """Refuse adapters of the head alone: FSDP2 sums gradients on the way back through the layers."""
+    if not any(p.requires_grad for p in decoder.layers.parameters()):
+        rule = "adapts no layer, and sharded weights get gradients through layers only"
+        raise ConfigError("adapter.targets", "head", rule, "Add a target in the layers, or write trainer=ddp")
+
+
 @torch.no_grad()
 def _draw_own(part: nn.Module, sharding: Sharding, rule: Mapping[str, Any]) -> None:
     """Allocate and draw this rank's part of each weight that is still on the meta device."""
     device = "cpu" if sharding.cpu_offload else sharding.meshes.device_type
     missing = [name for name, p in part.named_parameters() if p.is_meta]
     part._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)
-    own = {id(part.get_parameter(name)) for name in missing}
+    held = dict(part.named_parameters())  # an adapted parameter reads as another tensor
+    own = {id(held[name]) for name in missing}
     for parameter, std, seed in draws(part, **rule):
         if id(parameter) in own:
             draw_part(plain(parameter), parameter.shape, own_place(parameter)[1], std, seed)

@@ -7,11 +7,13 @@ a part of their gradient on each rank. Stacks of experts are separate regions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from blocks.base import Block, Placement
+from blocks.lora import A, B, is_adapter
 
 DIMENSION = {"column": 0, "row": 1, "expert": 0}  # the dimension that each placement splits
 
@@ -34,7 +36,7 @@ class Part:
 
     @property
     def parameter(self) -> nn.Parameter:
-        return getattr(self.module, self.name)
+        return self.module._parameters[self.name]  # type: ignore[return-value] # an adapted one reads as another tensor
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,14 @@ def _parts(region: Block) -> tuple[Part, ...]:
     parts = []
     for name, _ in region.named_parameters():
         path, _, leaf = name.rpartition(".")
-        kind = placements.get(name, "replicate")
+        kind = _beside(placements, name) if is_adapter(name) else placements.get(name, "replicate")
         beside = placements.get(f"{path}.weight" if path else "weight")
         parts.append(Part(region.get_submodule(path), leaf, kind, once=leaf == "bias" and beside == "row" != kind))
     return tuple(parts)
+
+
+def _beside(placements: Mapping[str, Placement], name: str) -> Placement:
+    """Where an adapter's part goes: A [r,in] is split with a matrix's inputs, B [out,r] with its outputs."""
+    outputs = name.endswith(B)
+    whole = placements.get(name.removesuffix(B if outputs else A), "replicate")
+    return whole if whole == "expert" or whole == ("column" if outputs else "row") else "replicate"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -16,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from blocks.compose import compose
 from blocks.decoder import Decoder
-from blocks.initialise import stable_seed
+from blocks.initialise import draw_adapters, stable_seed
 from blocks.kernels import choice
 from blocks.model_config import read
 from blocks.plugins import distributions
@@ -27,6 +26,7 @@ from registry.ranges import Whole
 from training.cadence import logs_now, validate_by_steps
 from training.data.module import TextDataModule
 from training.data.tokenizers.start import check_start
+from training.lora import Lora, fill
 from training.metrics import Sums, TokenLoss
 from training.optimizers.base import OptimizerRecipe
 from training.parallel.build import build
@@ -37,6 +37,7 @@ from training.parallel.ranks import DataRanks, balance_over, data_ranks
 from training.parallel.recompute import Recompute, check, recompute
 from training.schedulers.base import Schedule
 from training.tasks.frozen import freeze
+from training.tasks.outline import outline
 from training.tasks.routing import RoutingLoads, balance_losses
 from training.tasks.scored import Scored
 from training.tasks.step_mean import StepMean
@@ -66,6 +67,7 @@ class Task(L.LightningModule):
         compile: whether layers are compiled for training, and for validation within it; ``trainer.compile`` sets it
         frozen: parts that are not trained, by patterns of parameter names: ``attention``, ``layers.0``, ``*.bias``.
             They have no gradient and no optimizer state; a frozen gate keeps its bias
+        adapter: trains low-rank updates of a frozen model; null trains the model itself
 
     Class attributes:
         figures: what a validation logs, as ``val/<name>``; a test as ``test/<name>``
@@ -93,16 +95,18 @@ class Task(L.LightningModule):
         kernels: dict[str, str] | None = None,
         compile: bool = False,
         frozen: Sequence[str] = (),
+        adapter: Lora | None = None,
     ) -> None:
         super().__init__()
         check(activation_checkpointing)
         self.activation_checkpointing: Recompute = activation_checkpointing
-        self.compiled, self.frozen = compile, tuple(frozen)
+        self.compiled, self.frozen, self.adapter = compile, tuple(frozen), adapter
         self.model_config = read(model)
         self.recipe, self.schedule, self.seed, self.init_from = optimizer, scheduler, seed, init_from
         self.kernels = choice.check(kernels or {}, "task.kernels")
         # Plain types only: a checkpoint must load under weights_only=True and rebuild its model without YAML.
-        self.save_hyperparameters({"model": self.model_config, "seed": seed})
+        recorded = {} if adapter is None else {"adapter": adapter.record()}
+        self.save_hyperparameters({"model": self.model_config, "seed": seed, **recorded})
         self.decoder: Decoder | None = None
         # Running sums are checkpointed, so a resumed run logs the same values.
         self.losses = nn.ModuleDict(
@@ -160,14 +164,29 @@ class Task(L.LightningModule):
                 check_start(self.init_from, data.tokenizer)  # known only now, if it was fitted
         sharding = getattr(self._trainer and self._trainer.strategy, "sharding", None)
         if sharding is not None:
-            fill = None if self.init_from is None else partial(load_part, folder=Path(self.init_from))
-            return build(self.model_config, self.seed, sharding, self.activation_checkpointing, fill)
+            adapt = None if self.adapter is None else self.adapter.attach
+            fill_part = None if self.init_from is None else self._filler()
+            how = self.activation_checkpointing
+            return build(self.model_config, self.seed, sharding, how, fill_part, adapt=adapt)
         decoder = compose(self.model_config, seed=self.seed)
         if self.init_from is not None:
             load_weights(decoder, Path(self.init_from))
+        if self.adapter is not None:
+            self.adapter.attach(decoder)
+            draw_adapters(decoder, self.seed)
+            fill(decoder, self.adapter.read(decoder))
         for layer in [*decoder.layers, *decoder.mtp]:
             recompute(layer, self.activation_checkpointing)
         return decoder
+
+    def _filler(self) -> Callable[..., None]:
+        values = {} if self.adapter is None else self.adapter.read(outline(self.model_config, self.adapter, ()))
+
+        def load(part: nn.Module, prefix: str) -> None:
+            load_part(part, Path(str(self.init_from)), prefix)
+            fill(part, values, prefix)
+
+        return load
 
     @property
     def model(self) -> Decoder:

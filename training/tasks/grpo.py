@@ -21,6 +21,7 @@ from blocks.gating.sinkhorn import Sinkhorn
 from blocks.generation.generate import check_lengths
 from blocks.generation.sample import Sampling
 from blocks.initialise import stable_seed
+from blocks.lora import switched_off
 from interop.source import load
 from registry import ConfigError, Node, Scope
 from registry.enforcing import enforced
@@ -65,7 +66,8 @@ class Grpo(Task):
         ratio: of tokens or of completions
         penalty: on the distance from ``reference``; null for none
         correction: weights against the difference of sampler and trainer; null for none
-        reference: folder of the run or import that the penalty compares with
+        reference: folder of the run or import that the penalty compares with; null with an adapter, for the model
+            without it, which takes no further memory
         group_size: completions of a prompt
         max_new_tokens: tokens of a completion, with its end
         temperature: of sampling, and of the policy whose gradient is followed
@@ -131,7 +133,7 @@ class Grpo(Task):
             part("penalty", penalty),
             part("correction", correction),
         )
-        if self.policy.penalty is not None and reference is None:
+        if self.policy.penalty is not None and reference is None and self.adapter is None:
             rule = "a penalty compares the policy with a reference, and none is named"
             raise ConfigError("task.reference", None, rule, "Name its run: task.reference=RUN; or write ~task/penalty")
         self.reference = reference
@@ -162,7 +164,7 @@ class Grpo(Task):
         if any(p.requires_grad for p in self.model.mtp.parameters()):
             rule = "policy optimisation trains no multi-token prediction"
             raise ConfigError("task.frozen", list(self.frozen), rule, "Freeze it: task.frozen=[mtp]; or model.mtp=null")
-        if self.policy.penalty is not None and not self._held_reference:
+        if self.policy.penalty is not None and self.reference is not None and not self._held_reference:
             reference = load(Path(str(self.reference)), device=self.model.embedding.weight.device)
             self._held_reference = (reference.requires_grad_(False),)
 
@@ -377,10 +379,13 @@ class Grpo(Task):
 
     @torch.no_grad()
     def _reference_logp(self, rollout: Rollout) -> Tensor | None:
-        if not self._held_reference:
+        if self.policy.penalty is None:
             return None
         plain = replace(rollout, experts=[])  # the reference routes by itself, and may have other layers
-        return score(self._held_reference[0], plain, self.sampling.temperature).logp
+        if self._held_reference:
+            return score(self._held_reference[0], plain, self.sampling.temperature).logp
+        with switched_off(self.model):
+            return score(self.model, plain, self.sampling.temperature).logp
 
     # --- measuring ------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import registry
 from blocks.decoder import Decoder
+from blocks.lora import switched_off
 from interop.source import load
 from registry import ConfigError, Node, Scope
 from registry.enforcing import enforced
@@ -32,7 +33,7 @@ class Preference(Pairwise):
     the weights that training starts from, before the first step, and stored in ``data.cache_dir`` under a digest of
     weights, data and precision: no second model is in memory, and a resumed run reads the same numbers. Only where the
     reference is another model than the one at hand (another ``reference``, or a resumed run without its file) is it
-    loaded, and freed before training.
+    loaded, and freed before training. With an adapter, it is the model without it.
 
     Args:
         preference: the loss of a pair
@@ -98,7 +99,7 @@ class Preference(Pairwise):
         decoder = self.model if begins else self._load()
         decoder.eval()
         found: Logs = {}
-        with self.trainer.precision_plugin.forward_context():
+        with self.trainer.precision_plugin.forward_context(), switched_off(decoder):
             for split in SPLITS:
                 found[split] = self.ranks().sum(self._compute_split(decoder, split)).cpu()
         self.model.train(self.trainer.training)

@@ -129,7 +129,7 @@ def test_block_that_is_not_installed_here_is_named(saved: Callable[..., Path]) -
 
 def test_fitting_checkpoint_is_accepted(saved: Callable[..., Path], tiny: Callable[..., dict[str, Any]]) -> None:
     path = saved()
-    check_fits(read_checkpoint(path), compose(tiny(moe=True), device="meta").config, path)
+    check_fits(read_checkpoint(path), compose(tiny(moe=True), device="meta"), path)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_checkpoint_of_another_model_is_refused_with_the_difference(
     part: str,
 ) -> None:
     path = saved()
-    model = compose(tiny(moe=True, **change), device="meta").config
+    model = compose(tiny(moe=True, **change), device="meta")
     with pytest.raises(ConfigError) as caught:
         check_fits(read_checkpoint(path), model, path)
     assert weight in caught.value.rule and part in caught.value.remedy

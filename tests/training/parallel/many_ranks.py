@@ -82,7 +82,8 @@ class Descent(OptimizerRecipe):
     """Plain gradient descent: a gradient that is a factor off shows at once, as Adam hides it."""
 
     def build(self, module: torch.nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(module.parameters(), lr=0.3, foreach=False)
+        trained = [p for p in module.parameters() if p.requires_grad]
+        return torch.optim.SGD(trained, lr=0.3, foreach=False)
 
 
 class Tokens(Dataset[dict[str, Tensor]]):

@@ -16,10 +16,12 @@ import registry
 from blocks.compose import compose
 from blocks.gating.base import Gating
 from blocks.generation.sample import Sampling
+from blocks.lora import is_adapter
 from registry import ConfigError
 from training.data.prompt_module import PromptDataModule
 from training.data.sorting import Sorting
 from training.data.tokenizers.chars import Chars
+from training.lora import Lora
 from training.objectives.reward.base import Reward
 from training.optimizers.adamw import AdamW
 from training.rollouts.engine.base import Request
@@ -360,6 +362,21 @@ def test_penalty_pulls_towards_the_reference(train: Make, tmp_path: Path) -> Non
     kl = [train(6, penalty={"name": "k3", "beta": beta}, **start)[2].callback_metrics["train/kl"] for beta in (1e-6, 3)]
     assert kl[0] > 2 * kl[1] > 0
     assert not any(name.startswith("_held") for name, _ in first.named_parameters())
+
+
+def test_penalty_of_an_adapter_compares_with_the_model_without_it(train: Make) -> None:
+    """In no further memory: the KL is 0 while the adapter is new, and that of a second model afterwards."""
+    how = {"penalty": {"name": "k3", "beta": 0.5}, "adapter": Lora(["attention"], rank=2)}
+    first, _, trainer = train(1, **how)
+    assert trainer.callback_metrics["train/kl"] == pytest.approx(0, abs=1e-9) and not first._held_reference
+    later, _, trainer = train(4, **how)
+    assert trainer.callback_metrics["train/kl"] > 1e-6
+    base = compose(later.model_config)
+    base.load_state_dict({name: t for name, t in later.model.state_dict().items() if not is_adapter(name)})
+    rollout = later._rollouts[max(later._rollouts)]
+    reference = later._reference_logp(rollout)
+    assert torch.equal(reference, score(base, rollout, 1.0).logp)
+    assert not torch.equal(reference, score(later.model, rollout, 1.0).logp)
 
 
 @pytest.mark.parametrize("objective", [{"surrogate": "cispo"}, {"ratio": "sequence"}, {"average": "constant"}])

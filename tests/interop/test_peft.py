@@ -1,0 +1,91 @@
+"""PEFT's adapters: ours load in PEFT on the wrapper, PEFT's load here, stacks of experts included."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from blocks.compose import compose
+from blocks.lora import B, attach, is_adapter
+from interop.peft import read_adapter, write_adapter
+from registry import ConfigError
+
+peft = pytest.importorskip("peft", reason="needs blockwright[trl]")
+MLA = {"attention": {"name": "mla"}}
+TOKENS = (torch.arange(24) * 7 % 61).view(2, 12)
+Make = Callable[..., Any]
+LINEAR = ["attention.query", "attention.kv_up", "attention.output", "ffn.shared.gate", "head"]
+STACKS = ["ffn.experts.gate_up", "ffn.experts.down"]
+
+
+def draw(module: torch.nn.Module) -> None:
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in module.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(0, 0.2, generator=generator)
+
+
+@pytest.mark.parametrize("stacks", [STACKS, STACKS[:1], STACKS[1:], []])
+def test_adapter_of_peft_is_read(wrapped: Make, tmp_path: Path, stacks: list[str]) -> None:
+    """Matrices and stacks; and PEFT's adapter is seen by decoding too, where MLA would read a matrix by itself."""
+    model = wrapped(**MLA)
+    base = {name: tensor.clone() for name, tensor in model.decoder.state_dict().items()}
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(r=3, lora_alpha=5, target_modules=LINEAR, target_parameters=stacks)
+    )
+    draw(adapted)
+    adapted.eval().save_pretrained(tmp_path)
+    expected = adapted(TOKENS).logits
+    how = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    decoded = adapted.generate(TOKENS, attention_mask=torch.ones_like(TOKENS), **how)
+    last = adapted(decoded.sequences[:, :-1]).logits[:, -1]
+    torch.testing.assert_close(decoded.logits[-1].double(), last, atol=1e-5, rtol=0)
+    ours = compose(model.config.composition).double().eval()
+    ours.load_state_dict(base)
+    values, scale = read_adapter(tmp_path, compose(model.config.composition, device="meta"))
+    attach(ours, sorted({name[: -len(B)] for name in values}), 3, scale)
+    ours.load_state_dict({**base, **values})
+    assert len(values) > 2 * len(LINEAR) and (expected - wrapped(**MLA)(TOKENS).logits).abs().max() > 1e-2
+    torch.testing.assert_close(ours(TOKENS), expected)
+
+
+@pytest.mark.parametrize("stacks", [STACKS, STACKS[1:]])
+def test_peft_reads_our_adapter(wrapped: Make, tmp_path: Path, stacks: list[str]) -> None:
+    model = wrapped(**MLA)
+    ours = compose(model.config.composition).double().eval()
+    ours.load_state_dict(model.decoder.state_dict())
+    layers = ("layers.0.attention.query.weight", "layers.1.attention.kv_up.weight", "head.weight")
+    attach(ours, [*layers, *(f"layers.1.{s}" for s in stacks)], 3, 2.0)
+    draw(ours)
+    tensors = {name: p.detach() for name, p in ours.named_parameters() if is_adapter(name)}
+    meta = compose(model.config.composition, device="meta")
+    assert write_adapter(tensors, {"rank": 3, "alpha": 6.0}, meta, tmp_path / "a") == "blockwright"
+    adapted = peft.PeftModel.from_pretrained(model, tmp_path / "a").eval()
+    torch.testing.assert_close(adapted(TOKENS).logits, ours(TOKENS))
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(merged(TOKENS).logits, ours(TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"peft_type": "IA3"}, "must be a LoRA"),
+        ({"use_dora": True}, "use_dora is not supported"),
+        ({"r": 0}, "must name r"),
+        ({"target_parameters": []}, "does not have, or what is split"),
+    ],
+)
+def test_adapter_of_another_kind_is_refused(wrapped: Make, tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    model = wrapped(**MLA)
+    peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=LINEAR, target_parameters=STACKS)).save_pretrained(
+        tmp_path
+    )
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ConfigError, match=words):
+        read_adapter(tmp_path, compose(model.config.composition, device="meta"))

@@ -1,0 +1,156 @@
+"""``adapter=lora``: trained, resumed, merged where a run is read, exported in PEFT's layout and started from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from blocks.checkpoint.load import load_decoder
+from blocks.compose import compose
+from blocks.lora import is_adapter
+from interop.exporting import export_folder
+from interop.hf import main
+from interop.importing import import_folder
+from interop.source import load
+from registry import ConfigError
+
+LORA = (
+    "model=pretrained",
+    "adapter=lora",
+    "adapter.rank=4",
+    "scheduler=constant",
+    "optimizer=adamw",
+    "optimizer.lr=0.01",
+)
+
+
+@pytest.fixture(scope="module")
+def base(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a model with MLA and experts."""
+    file = tmp_path_factory.mktemp("base") / "base.ckpt"
+    decoder = compose(tiny(moe=True, vocab_size=257, attention={"name": "mla"}), seed=7)
+    weights = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
+    torch.save({"state_dict": weights, "hyper_parameters": {"model": decoder.config}}, file)
+    return file
+
+
+@pytest.fixture
+def lora(base: Path) -> tuple[str, ...]:
+    return (*LORA, f"init_from={base}", "adapter.targets=[attention,experts]")
+
+
+@pytest.fixture(name="small")
+def without_a_model(small: list[str]) -> list[str]:
+    """The small run without changes to its model, which is the base's here."""
+    return [o for o in small if not o.startswith("model.")]
+
+
+def test_run_resumes_bit_identical_and_reads_as_merged(
+    fit: Callable[..., Any], lora: tuple[str, ...], base: Path, tmp_path: Path
+) -> None:
+    whole = fit(*lora, "trainer.max_steps=4")
+    half = fit(*lora, "trainer.max_steps=2")
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    rest = fit(*lora, f"ckpt_path={tmp_path / 'half.ckpt'}", "trainer.max_steps=4", ckpt_path=tmp_path / "half.ckpt")
+    rest.save_checkpoint(tmp_path / "rest.ckpt")
+    ours, theirs = whole.lightning_module.decoder.state_dict(), rest.lightning_module.decoder.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    before = load(base)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in before.state_dict().items())
+    assert all(ours[name].any() for name in ours if is_adapter(name))
+    tokens, trained = torch.arange(20).view(2, 10), whole.lightning_module.decoder.eval()
+    assert (trained(tokens) - before(tokens)).abs().max() > 1e-3
+    for read in (load, load_decoder):
+        assert torch.allclose(read(tmp_path / "rest.ckpt")(tokens), trained(tokens), atol=1e-6)
+    again = fit(*LORA[:1], f"init_from={tmp_path / 'rest.ckpt'}", "trainer.max_steps=1", "optimizer.lr=1e-12")
+    assert torch.allclose(again.lightning_module.decoder(tokens), trained(tokens), atol=1e-5)
+
+
+def test_adapter_leaves_and_returns_in_pefts_layout(
+    fit: Callable[..., Any], lora: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = fit(*lora, "trainer.max_steps=2")
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    assert main(["export", str(tmp_path / "run.ckpt"), str(tmp_path / "adapter"), "--adapter"]) == 0
+    started = fit(*lora, f"adapter.start={tmp_path / 'adapter'}", "trainer.max_steps=1", "optimizer.lr=1e-12")
+    ours, theirs = trainer.lightning_module.decoder, started.lightning_module.decoder
+    for name, parameter in ours.named_parameters():
+        assert torch.allclose(dict(theirs.named_parameters())[name], parameter, atol=1e-9), name
+    with pytest.raises(ConfigError, match=r"adapter\.start.*holds another adapter"):
+        fit(*lora, f"adapter.start={tmp_path / 'adapter'}", "adapter.rank=3")
+    with pytest.raises(ConfigError, match="alpha / rank is 4"):
+        fit(*lora, f"adapter.start={tmp_path / 'adapter'}", "adapter.alpha=8")
+
+
+def test_resuming_with_another_adapter_is_refused(
+    fit: Callable[..., Any], lora: tuple[str, ...], tmp_path: Path
+) -> None:
+    file = tmp_path / "run.ckpt"
+    fit(*lora, "trainer.max_steps=1").save_checkpoint(file)
+    with pytest.raises(ConfigError, match=r"was trained with another model.*lora_a"):
+        fit(*lora, f"ckpt_path={file}", "adapter.rank=2")
+    with pytest.raises(ConfigError, match="was trained with another model"):
+        fit(*(o for o in lora if "adapter" not in o), f"ckpt_path={file}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "words"),
+    [
+        (["adapter=lora"], "init_from", "would be random"),
+        (["init_from=BASE", "adapter=lora", "adapter.targets=[norm]"], "adapter.targets", "linear layer or stack"),
+        (["init_from=BASE", "adapter=lora", "adapter.rank=0"], "adapter.rank", "at least 1"),
+        (["init_from=BASE", "adapter=lora", "adapter.alpha=0"], "adapter.alpha", "above 0"),
+        (["init_from=BASE", "adapter=lora", "+adapter.dropout=0.1"], "adapter.dropout", "no argument"),
+        (["init_from=BASE", "adapter=lora", "adapter.start=nowhere"], "nowhere/adapter_config.json", "no such file"),
+    ],
+)
+def test_wrong_settings_are_refused_before_work(
+    checked: Callable[..., Any], base: Path, overrides: list[str], path: str, words: str
+) -> None:
+    given = [o.replace("BASE", str(base)) for o in overrides]
+    model = ["model=pretrained"] if len(overrides) > 1 else []
+    with pytest.raises(ConfigError) as caught:
+        checked(*model, *given)
+    assert caught.value.path.endswith(path) and words in caught.value.rule
+
+
+def test_export_of_a_run_without_adapter_is_refused(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(base), str(tmp_path / "out"), "--adapter"]) == 64
+    assert "holds no adapter" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_frozen_run_resumes(fit: Callable[..., Any], tmp_path: Path) -> None:
+    """Its optimizer has no state for frozen parts, neither in the checkpoint nor in the run that resumes."""
+    small = ("model.n_layers=1", "task.frozen=[embedding]")
+    fit(*small, "trainer.max_steps=1").save_checkpoint(tmp_path / "run.ckpt")
+    path = tmp_path / "run.ckpt"
+    assert fit(*small, f"ckpt_path={path}", "trainer.max_steps=2", ckpt_path=path).global_step == 2
+
+
+def test_llama_like_adapter_has_published_names(
+    tiny: Callable[..., dict[str, Any]], fit: Callable[..., Any], tmp_path: Path
+) -> None:
+    """So that PEFT loads it on transformers' own model of the same weights."""
+    decoder = compose(tiny(vocab_size=257), seed=7)
+    weights = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
+    torch.save({"state_dict": weights, "hyper_parameters": {"model": decoder.config}}, tmp_path / "some.ckpt")
+    export_folder(tmp_path / "some.ckpt", tmp_path / "hf")
+    import_folder(tmp_path / "hf", tmp_path / "out")
+    trainer = fit(*LORA, f"init_from={tmp_path / 'out'}", "trainer.max_steps=2", "adapter.targets=[attention,ffn]")
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    assert main(["export", str(tmp_path / "run.ckpt"), str(tmp_path / "adapter"), "--adapter"]) == 0
+    peft = pytest.importorskip("peft", reason="needs blockwright[trl]")
+    from transformers import AutoModelForCausalLM
+
+    model = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "hf"), tmp_path / "adapter"
+    ).eval()
+    tokens = torch.arange(20).view(2, 10)
+    ours = trainer.lightning_module.decoder.eval()(tokens)
+    assert torch.allclose(model(tokens).logits, ours, atol=1e-5) and (ours - decoder(tokens)).abs().max() > 1e-3
