@@ -6,7 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import pytest
@@ -174,6 +174,18 @@ class Even(Reward):
         return [float(len(text) % 2 == 0) for text in completions]
 
 
+class Shuffled(Reward):
+    """Those of ``Even``, each given to another completion."""
+
+    said: ClassVar[list[float]] = []
+
+    def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+        true = [float(len(text) % 2 == 0) for text in completions]
+        self.said.append(sum(true) / len(true))
+        order = torch.randperm(len(true), generator=torch.Generator().manual_seed(len(self.said))).tolist()
+        return [true[i] for i in order]
+
+
 class Seldom(Reward):
     """1 for a completion that holds the digit 7 twice: groups without any are frequent."""
 
@@ -197,7 +209,13 @@ class Failing(Reward):
 
 @pytest.fixture(autouse=True)
 def rewards(temporary_blocks: None) -> None:
-    for name, cls in (("even", Even), ("seldom", Seldom), ("constantly", Constantly), ("failing", Failing)):
+    for name, cls in (
+        ("even", Even),
+        ("shuffled", Shuffled),
+        ("seldom", Seldom),
+        ("constantly", Constantly),
+        ("failing", Failing),
+    ):
         registry.register("reward", name)(cls)
 
 
@@ -282,6 +300,13 @@ def test_update_raises_what_was_good_and_lowers_what_was_bad(train: Make) -> Non
         sum(len(task.data.tokenizer.decode(c)) % 2 == 0 for c in found.completions) / len(found)
     )
     assert figures["train/sampler_gap"] < 1e-5
+
+
+def test_shuffled_reward_raises_nothing(train: Make) -> None:
+    Shuffled.said.clear()
+    train(16, reward="shuffled", group_size=16)
+    shuffled, true = Shuffled.said, train(16, reward="even", group_size=16)[2].callback_metrics["train/reward"]
+    assert abs(sum(shuffled[-4:]) - sum(shuffled[:4])) / 4 < 0.12 and true > shuffled[0] + 0.3
 
 
 def test_reward_without_spread_and_failing_reward_change_nothing(train: Make) -> None:
