@@ -49,7 +49,7 @@ class Pairwise(Task):
         found = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(found, PreferenceDataModule):
             rule = "this task compares answers, which the data does not give"
-            raise ConfigError("data", type(found).__name__, rule, "Use data=preferences, or experiment=dpo_sort")
+            raise ConfigError("data", type(found).__name__, rule, "Use data=preferences, or experiment=preference_sort")
         return found
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
