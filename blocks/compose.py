@@ -13,6 +13,8 @@ from torch import nn
 
 import registry
 from blocks.decoder import Decoder, Layer
+from blocks.gating.base import Gating
+from blocks.images.base import Images
 from blocks.initialise import initialise
 from blocks.linear import Linear
 from blocks.model_config import read
@@ -51,7 +53,9 @@ def check(config: Any) -> dict[str, Any]:
             distinct.append(nodes)
             layers[index] = _layer(model, nodes, index)
             alike.append(1)
-        around += _depths(model)
+        around += [*_depths(model), images] if (images := _images(model)) else _depths(model)
+        if images is not None:
+            _refuse_beside_images(model, layers)
     of_layers = sum(_size(layer) * times for layer, times in zip(layers.values(), alike, strict=True))
     _check_size(sum(map(_size, around)) + of_layers)
     _refuse_untaken(model, dict(zip(layers, distinct, strict=True)), layers)
@@ -126,7 +130,7 @@ def _declines(kind: str, nodes: Mapping[str, dict[str, Any]]) -> bool:
 
 def _optional_children() -> dict[str, str]:
     """Kinds that are optional for every block that takes one → these blocks, as text."""
-    taken: dict[str, list[tuple[str, str, bool]]] = {kind: [] for kind in registry.kinds() if kind not in LAYER_PARTS}
+    taken: dict[str, list[tuple[str, str, bool]]] = {k: [] for k in registry.layer_kinds() if k not in LAYER_PARTS}
     for host in registry.kinds():
         for name in registry.names(host):
             for p in registry.lookup(host, name).schema.children.values():
@@ -199,12 +203,12 @@ def assemble(model: Mapping[str, Any]) -> Decoder:
     with built_in_full_precision():  # what keeps its dtype must start in fp32; the rest is cast later
         embedding, position, norm, head = _frame(model)
         layers = [_layer(model, nodes, index) for index, nodes in enumerate(_plan(model))]
-        decoder = Decoder(model, embedding, position, layers, norm, head, _depths(model))
+        decoder = Decoder(model, embedding, position, layers, norm, head, _depths(model), _images(model))
     return decoder if dtype == torch.float32 else decoder.to(dtype)
 
 
 def _plan(model: Mapping[str, Any]) -> list[dict[str, dict[str, Any]]]:
-    return plan(model, registry.kinds(), registry.names)
+    return plan(model, registry.layer_kinds(), registry.names)
 
 
 def _context(model: Mapping[str, Any], layer_idx: int) -> dict[str, Any]:
@@ -227,6 +231,38 @@ def _frame(model: Mapping[str, Any]) -> tuple[nn.Embedding, Position, Any, nn.Li
         rule = f"no tensor can hold vocab_size × d_model ({D}) numbers"
         raise ConfigError("model.vocab_size", V, rule, "Choose a smaller vocab_size or d_model") from None
     return embedding, registry.build("position", placed, Scope(nodes, context)), norm, head
+
+
+def images_of(config: Any) -> Images:
+    """The image side of a model, on the meta device: what its tiling counts, without building the rest.
+
+    Raises:
+        ConfigError: an error in it, or there is none
+    """
+    model = read(config)
+    with torch.device("meta"):
+        if (images := _images(model)) is None:
+            remedy = add_one("model/images", "images")
+            raise ConfigError("model.images", None, "this model reads text alone", remedy)
+        return images
+
+
+def _images(model: Mapping[str, Any]) -> Images | None:
+    if model.get("images") is None:
+        return None
+    nodes = {kind: Node(model[kind], f"model.{kind}") for kind in registry.kinds() if kind in model}
+    return registry.build("images", nodes["images"], Scope(nodes, _context(model, 0)))
+
+
+def _refuse_beside_images(model: Mapping[str, Any], layers: Mapping[int, Layer]) -> None:
+    """Refuse what reads the ids of tokens: all places of all images have one."""
+    remedy = "Leave it out, or the images (model.images=null)"
+    if model["mtp"]:
+        raise ConfigError("model.mtp", model["mtp"], "embeds token ids, and the places of images share one", remedy)
+    for gate in (m for layer in layers.values() for m in layer.modules() if isinstance(m, Gating)):
+        if gate.by_id:
+            rule = "routes by token id, and the places of images share one"
+            raise ConfigError("model.gating", type(gate).__name__, rule, remedy)
 
 
 def _place(node: Node) -> str:

@@ -25,6 +25,9 @@ from blocks.ffn.base import FFN, rounded_width
 from blocks.gating.base import Gating, Routing
 from blocks.norm.base import Norm
 from blocks.position.base import Position
+from blocks.projector.base import Projector
+from blocks.tiling.base import Tiling
+from blocks.vision.base import Vision
 
 # Every parameter belongs to one of these, by its outermost module: MLA's norms count as attention.
 FAMILIES = (
@@ -36,6 +39,9 @@ FAMILIES = (
     "router",
     "dense_ffn",
     "norms",
+    "vision",
+    "projector",
+    "image_marks",
     "head",
     "mtp",
     "other",
@@ -46,6 +52,9 @@ _CONTRACTS: tuple[tuple[type, str], ...] = (
     (Gating, "router"),
     (Position, "position"),
     (Norm, "norms"),
+    (Vision, "vision"),
+    (Projector, "projector"),
+    (Tiling, "image_marks"),
 )
 _OPEN = ("other", "mixture")  # families whose parts may belong to another
 

@@ -13,6 +13,7 @@ from blocks.base import Block
 from blocks.cache import Cache
 from blocks.ffn.base import FFN
 from blocks.gating.base import Routing
+from blocks.images.base import Images, Pictures
 from blocks.kernels.choice import choose
 from blocks.kernels.cross_entropy import IGNORED
 from blocks.kernels.few_rows import linear
@@ -71,6 +72,7 @@ class Decoder(nn.Module):
         norm: after the last layer
         head: [V,D] output projection; None ties it to the embedding
         mtp: multi-token prediction depths, used by ``mtp_nll`` only
+        images: embeds pictures at the places of a token; None for a model of text
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Decoder(nn.Module):
         norm: Norm,
         head: nn.Linear | None,
         mtp: Sequence[MTP] = (),
+        images: Images | None = None,
     ) -> None:
         super().__init__()
         self.config = dict(config)
@@ -89,6 +92,7 @@ class Decoder(nn.Module):
         self.logit_softcap: float | None = config["logit_softcap"]
         self.embedding, self.position, self.norm, self.head = embedding, position, norm, head
         self.layers, self.mtp = nn.ModuleList(layers), nn.ModuleList(mtp)
+        self.images = images
         self.choose_kernels()
 
     def choose_kernels(self, overrides: Mapping[str, str] | None = None) -> Decoder:
@@ -119,19 +123,30 @@ class Decoder(nn.Module):
         positions: Tensor | None = None,
         segments: Tensor | None = None,
         caches: Sequence[Cache] | None = None,
+        pictures: Pictures | None = None,
     ) -> Tensor:
         """Tokens [B,T] → logits [B,T,V] for the token after each. Arguments as in ``hidden``."""
-        return self.logits(self.hidden(tokens, positions, segments, caches)[0])
+        return self.logits(self.hidden(tokens, positions, segments, caches, pictures=pictures)[0])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [...,D] → [...,V]."""
         logits, cap = linear(hidden, self.output_weight), self.logit_softcap
         return logits if cap is None else cap * (logits / cap).tanh()
 
-    def look_up(self, tokens: Tensor) -> Tensor:
-        """Token ids [B,T] → embeddings [B,T,D], scaled if the model scales them."""
+    def look_up(self, tokens: Tensor, pictures: Pictures | None = None) -> Tensor:
+        """Token ids [B,T] → embeddings [B,T,D], scaled if the model scales them, and those of pictures, which are not.
+
+        Raises:
+            BlockError: there are pictures for a model of text, or the text has more or fewer places than they need
+        """
         x = self.embedding(tokens)
-        return x * self.embedding_scale if self.embedding_scale != 1.0 else x
+        x = x * self.embedding_scale if self.embedding_scale != 1.0 else x
+        if pictures is None:
+            return x
+        if self.images is None:
+            remedy = "Choose a model with images, e.g. deepseek_vl2_tiny, or leave the pictures out"
+            raise BlockError("images", None, "this model reads text alone, and is given pictures", remedy)
+        return self.images.place(x, tokens, pictures)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Token ids [B,T] at positions [B|1,T] → input of the first layer, [B,T,D]."""
@@ -146,6 +161,7 @@ class Decoder(nn.Module):
         embedded: Tensor | None = None,
         share: Share | None = None,
         experts: Sequence[Tensor | None] | None = None,
+        pictures: Pictures | None = None,
     ) -> tuple[Tensor, list[Routing | None]]:
         """Everything but the head.
 
@@ -154,11 +170,12 @@ class Decoder(nn.Module):
             positions: [B|1,T] of each token in its document; None continues from the caches
             segments: [B,T] document ids of packed sequences
             caches: one per layer, from ``new_caches``; the tokens are appended to them
-            embedded: [B,T,D] in place of ``look_up(tokens)``, e.g. with image patches at their placeholders. Positions
-                are added to it; it is not scaled, since only ``look_up`` scales
+            embedded: [B,T,D] in place of ``look_up(tokens)``. Positions are added to it; it is not scaled, since only
+                ``look_up`` scales
             share: this rank's tokens, where those of a sequence are spread over ranks: the other arguments are then of
                 whole sequences, without caches, and what is returned is of this rank's tokens
             experts: for each layer those of an earlier routing, to be weighed again (see ``Gating.forward``)
+            pictures: all those of the batch, for ``look_up``
 
         Returns:
             hidden states [B,T,D] and, for each layer, the routing of the tokens (None for a dense one)
@@ -167,6 +184,8 @@ class Decoder(nn.Module):
             positions = _next_positions(tokens, caches[0] if caches else None)
         take = _whole if share is None else share.take
         own = take(tokens)
+        if pictures is not None:
+            embedded = self.look_up(tokens, pictures)
         x = self.position.embed(self.look_up(own) if embedded is None else take(embedded), take(positions))
         routings: list[Routing | None] = []
         for i, layer in enumerate(self.layers):

@@ -40,12 +40,18 @@ from blocks.experts.base import Experts as Experts
 from blocks.ffn.base import FFN as FFN
 from blocks.gating.base import Gating as Gating
 from blocks.gating.base import Routing as Routing
+from blocks.images.base import Images as Images
+from blocks.images.base import Pictures as Pictures
 from blocks.norm.base import Norm as Norm
 from blocks.output_gate.base import OutputGate as OutputGate
 from blocks.position.base import Position as Position
+from blocks.projector.base import Projector as Projector
 from blocks.qk_norm.base import QKNorm as QKNorm
 from blocks.residual.base import Residual as Residual
 from blocks.scores.base import Scores as Scores
+from blocks.tiling.base import Grid as Grid
+from blocks.tiling.base import Tiling as Tiling
+from blocks.vision.base import Vision as Vision
 
 # write text
 from blocks.generation.generate import generate as generate

@@ -112,7 +112,8 @@ DEPTHS = ("num_hidden_layers", "n_layer", "num_nextn_predict_layers")
 def _check_depth(values: Mapping[str, Any], n_tensors: int) -> None:
     """Refuse a depth that contradicts the number of tensors, before anything is allocated per layer."""
     own = values.get("composition")
-    depths = {key: values.get(key) for key in DEPTHS}
+    inner = values.get("language_config")
+    depths = {key: (inner if isinstance(inner, dict) else values).get(key) for key in DEPTHS}
     if isinstance(own, dict):
         mtp = own.get("mtp")
         further = mtp if isinstance(mtp, dict) else {}

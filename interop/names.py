@@ -6,6 +6,7 @@ import and theirs on export, and a round trip is bit-exact.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -128,6 +129,15 @@ def expert_up(ours: Tensor, expert: int) -> Tensor:
 
 
 TRANSPOSED = Form(lambda theirs: theirs.mT if theirs.ndim > 1 else theirs, lambda shape: (*shape[:-2], *shape[:-3:-1]))
+
+
+UNBATCHED = Form(lambda theirs: theirs[0], lambda shape: (1, *shape))
+PATCHES = Form(lambda theirs: theirs.flatten(1), lambda shape: (shape[0], 3, *[math.isqrt(shape[1] // 3)] * 2))
+
+
+def one_of(parts: int, n: int) -> Form:
+    """Ours is the n-th of ``parts`` that are fused along the outputs."""
+    return Form(lambda theirs: theirs.chunk(parts)[n], lambda shape: (parts * shape[0], *shape[1:]))
 
 
 def third(n: int) -> Form:

@@ -70,6 +70,7 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
         ("  attention", "kernels.attention", _text),
         ("  latent attention", "kernels.latent_attention", _text),
         ("  recurrence", "kernels.recurrence", _text),
+        ("  encoder attention", "kernels.encoder_attention", _text),
         ("  experts", "kernels.experts", _text),
         ("  cross entropy", "kernels.cross_entropy", _text),
         ("  RMS norm", "kernels.rms_norm", _text),

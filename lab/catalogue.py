@@ -32,6 +32,7 @@ D_MODEL, LENGTH, VOCABULARY = 64, 12, 61
 BYTES = 257  # vocabulary of the default tokenizer, for a preset that leaves it to the tokenizer
 # Values for parameters with these names; all others keep their defaults.
 SETTING = {"n_heads": 4, "d_ff": 128, "n_experts": 8, "window": 8, "n_devices": 4}
+SETTING |= {"tile": 28, "patch": 7, "width": 64, "depth": 2, "image_token": 60}
 DENSE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "d_model": D_MODEL,
@@ -45,9 +46,13 @@ DENSE: dict[str, Any] = {
     "residual": "prenorm",
     "gating": "softmax_topk",  # for an ffn that requires one
     "experts": {"name": "swiglu", "d_ff": 128},
+    "vision": {"name": "siglip", "tile": 28, "patch": 7, "width": 64, "depth": 2, "n_heads": 4},  # for images
+    "projector": "downsample_mlp",
+    "tiling": "grid_2d",
 }
 RECURRENT = DENSE | {"attention": {"name": "gated_delta", "n_heads": 4}}
 MIXTURE = DENSE | {"ffn": {"name": "moe", "n_experts": 8}}
+SEEING = DENSE | {"images": {"name": "early_fusion", "image_token": 60}}
 
 
 # --- a block in a decoder ---------------------------------------------------------------------------------------------
@@ -65,7 +70,7 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
     node |= {p.name: DENSE[kind] for p in wrapped}  # from scope, it would contain itself
     around = {"position": "rope"} if kind == "attention" else {}
     # A decoder refuses what it has no place for, at the path of the kind; other errors are the block's.
-    for model in (DENSE, MIXTURE, RECURRENT):
+    for model in (DENSE, MIXTURE, RECURRENT, SEEING):
         try:
             decoder = compose({**model, **around, kind: node})
         except ConfigError as refusal:
@@ -76,7 +81,9 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
         if found:
             return decoder.double(), found[0]
     rule = "no decoder of the catalogue has a place for it"
-    raise ConfigError(f"{kind}/{name}", kind, rule, "Give DENSE or MIXTURE in lab/catalogue.py a block that takes one")
+    raise ConfigError(
+        f"{kind}/{name}", kind, rule, "Give DENSE, MIXTURE or SEEING in lab/catalogue.py a block that takes one"
+    )
 
 
 def _run(decoder: Decoder, tokens: Tensor, training: bool = False, **given: Any) -> Tensor:
@@ -186,6 +193,7 @@ ABILITIES: dict[str, dict[str, Ability]] = {
     "gating": {**OF_A_DECODER, **OF_A_MIXTURE, "adapts": adapts},
     "balance": OF_A_MIXTURE,
     "dropping": {**OF_A_DECODER, **OF_A_MIXTURE},
+    **{kind: {} for kind in ("images", "vision", "projector", "tiling")},
 }
 MEANING = {
     "causal": "what follows a token changes nothing for it",

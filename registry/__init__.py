@@ -1,7 +1,18 @@
 """Registry: name → class → typed configuration → built object. Knows no block."""
 
 from registry.build import Scope, as_written, build, refuse_targets, resolve, to_plain, walk
-from registry.catalogue import Composable, RegistrationError, families, family, kinds, load, lookup, names, register
+from registry.catalogue import (
+    Composable,
+    RegistrationError,
+    families,
+    family,
+    kinds,
+    layer_kinds,
+    load,
+    lookup,
+    names,
+    register,
+)
 from registry.children import Node, child_nodes
 from registry.errors import REFUSED, BlockError, ConfigError, did_you_mean
 from registry.fixes import SameAs
@@ -24,6 +35,7 @@ __all__ = [
     "families",
     "family",
     "kinds",
+    "layer_kinds",
     "load",
     "lookup",
     "names",

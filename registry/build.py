@@ -197,10 +197,10 @@ def build(kind: str, node: Node, scope: Scope) -> Any:
     known = {**scope.context, **{k: v for k, v in given.items() if k not in entry.schema.children}}
     known |= fixed_values({name: p.default for name, p in entry.schema.fixed.items()}, known)
     try:
-        built = {
-            p.name: _build_child(entry, p, Node(given[p.name], f"{node.path}.{p.name}"), known, scope)
-            for p in entry.schema.children.values()
-        }
+        built: dict[str, Any] = {}
+        for p in entry.schema.children.values():
+            own = Node(given[p.name], f"{node.path}.{p.name}")
+            built[p.name] = _build_child(entry, p, own, known, built, scope)
         supplied = {k: scope.context[k] for k in entry.schema.context if k in scope.context}
         return entry.cls(**{**given, **built, **supplied})
     except BlockError as error:
@@ -220,7 +220,12 @@ def add_one(group: str, kind: str) -> str:
 
 
 def _build_child(
-    parent: catalogue.Entry, p: Parameter, own: Node, known: Mapping[str, Any], scope: Scope
+    parent: catalogue.Entry,
+    p: Parameter,
+    own: Node,
+    known: Mapping[str, Any],
+    built: Mapping[str, Any],
+    scope: Scope,
 ) -> Any | None:
     """The child for a parameter, a list of them, or None."""
     assert p.child is not None
@@ -232,7 +237,7 @@ def _build_child(
         raise ConfigError(family.path, None, rule, add_one(family.group, p.child))
     if not nodes and own.value != []:
         return None
-    context = {**known, **parent.cls.child_context(p.name, known)}
+    context = {**known, **parent.cls.child_context(p.name, {**known, **built})}
     inner = Scope(scope.nodes, context, (*scope.parents, (parent.kind, parent.name)))
     children = [build(p.child, node, inner) for node in nodes]
     return children if p.many else children[0]

@@ -61,7 +61,7 @@ class Composable:
 
         Args:
             child: name of the parent's parameter
-            known: the context of the parent and the parent's own parameters
+            known: the context of the parent, the parent's own parameters, and its children built before this one
         """
         return {}
 
@@ -75,12 +75,14 @@ class Family:
         contract: the base class of its blocks
         context: parameters supplied to its blocks, not configured
         root: the part of the configuration it belongs to
+        in_layers: whether layers may differ in it
     """
 
     kind: str
     contract: type[Composable]
     context: frozenset[str]
     root: str
+    in_layers: bool = True
 
     @property
     def group(self) -> str:
@@ -108,7 +110,9 @@ class Entry:
         return f"{self.provider} ({self.cls.__module__}.{self.cls.__qualname__})"
 
 
-def family(kind: str, *, context: tuple[str, ...] = (), root: str = "model") -> Callable[[C], C]:
+def family(
+    kind: str, *, context: tuple[str, ...] = (), root: str = "model", in_layers: bool = True
+) -> Callable[[C], C]:
     """Declare the decorated class as the contract of ``kind``.
 
     Args:
@@ -116,6 +120,8 @@ def family(kind: str, *, context: tuple[str, ...] = (), root: str = "model") -> 
         context: constructor parameters that a parent or the composer supplies, beyond ``SHARED_CONTEXT``
         root: part of the configuration that its blocks belong to. With ``root="task"``, the kind ``reward`` is the
             Hydra group ``task/reward``, and its blocks are not part of a model
+        in_layers: False for a part of the model that stands once, outside its layers: layouts, variants and overrides
+            do not know the kind
     """
 
     def declare(contract: C) -> C:
@@ -126,7 +132,7 @@ def family(kind: str, *, context: tuple[str, ...] = (), root: str = "model") -> 
             raise RegistrationError(f"kind {kind!r} already has the contract {_identity(old.contract)}")
         if bad := next((name for name in (kind, root) if not _NAME.fullmatch(name)), None):
             raise RegistrationError(f"{bad!r} cannot name a group: write lower-case letters, digits and _")
-        _families[kind] = Family(kind, contract, SHARED_CONTEXT | set(context), root)
+        _families[kind] = Family(kind, contract, SHARED_CONTEXT | set(context), root, in_layers)
         _entries.setdefault(kind, {})
         return contract
 
@@ -227,6 +233,11 @@ def kinds(root: str | None = "model") -> list[str]:
     """The kinds of a part of the configuration, or with None all of them, in alphabetical order."""
     load()
     return sorted(kind for kind, family in _families.items() if root in (None, family.root))
+
+
+def layer_kinds() -> list[str]:
+    """The kinds of a model in which its layers may differ, in alphabetical order."""
+    return [kind for kind in kinds() if _families[kind].in_layers]
 
 
 def families() -> list[Family]:

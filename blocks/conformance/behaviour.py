@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blocks.conformance.setting import MODEL, Setting, tokens, watched
+from blocks.conformance.setting import MODEL, Setting, shown, tokens, watched
 from blocks.conformance.verdict import ExemptError, must, must_agree
 from blocks.decoder import Decoder
 from blocks.kernels.quantise import BITS
@@ -23,7 +23,9 @@ def states(decoder: Decoder, ids: Tensor, positions: Tensor | None = None, segme
     """Hidden states [B,T,D] without gradients; a block that draws noise draws the same in every call."""
     torch.manual_seed(0)
     with torch.no_grad():
-        return decoder.hidden(ids, positions, segments)[0]
+        tokens, pictures = shown(decoder, ids)
+        positions = positions if pictures is None else None
+        return decoder.hidden(tokens, positions, segments, pictures=pictures)[0][:, -ids.shape[1] :]
 
 
 def shape_and_dtype(setting: Setting) -> None:
@@ -145,8 +147,9 @@ def gradients(setting: Setting) -> None:
     if any(block.empty for block in setting.instances(decoder).values()):
         raise ExemptError("it leaves its slot empty")
     torch.manual_seed(0)
-    hidden, routings = decoder.hidden(ids[:, :-1])
-    loss = decoder.nll(hidden, ids[:, 1:]) / ids.numel()
+    seen, pictures = shown(decoder, ids[:, :-1])
+    hidden, routings = decoder.hidden(seen, pictures=pictures)
+    loss = decoder.nll(hidden[:, 1 - ids.shape[1] :], ids[:, 1:]) / ids.numel()
     torch.stack([loss, *(x for r in routings if r is not None for x in r.losses.values())]).sum().backward()
     for name, parameter in decoder.named_parameters():
         grad = parameter.grad

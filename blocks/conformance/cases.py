@@ -13,7 +13,7 @@ from typing import Any, Literal
 import registry
 from blocks.conformance import behaviour, children, construction, hyperparameters, routing
 from blocks.conformance.alternatives import switched_on
-from blocks.conformance.setting import Setting
+from blocks.conformance.setting import IMAGES, Setting
 from blocks.conformance.verdict import ExemptError, PromiseError
 from registry import ConfigError, did_you_mean
 
@@ -42,6 +42,7 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
 }
 # Blocks with ``causal = False`` may break these; they are run all the same.
 OF_CAUSAL_BLOCKS = ("causality", "stepping", "ragged rows", "packing", "batch invariance", "padding invariance")
+OF_TOKENS = (*OF_CAUSAL_BLOCKS, "quantised caches", "routing", "balance")
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class Case:
         return Outcome("failed", f"{other.reason} (with {changed})")
 
     def _outcome(self, setting: Setting) -> Outcome:
+        if self.check in OF_TOKENS and setting.kind in IMAGES:
+            return Outcome("not applicable", "it works on pictures, not on tokens")
         try:
             CHECKS[self.check](setting)
         except ExemptError as exempt:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from blocks.base import Block, Placement
 from blocks.compose import assemble, check, compose
 from blocks.conformance.behaviour import BOUND, CACHED, states
-from blocks.conformance.setting import Setting, tokens
+from blocks.conformance.setting import Setting, shown, tokens
 from blocks.conformance.verdict import must, must_agree
 from blocks.cost import count_parameters
 from blocks.decoder import Decoder
@@ -141,12 +141,13 @@ def _tensors(holder: Any) -> list[Tensor]:
 def flops(setting: Setting) -> None:
     """FLOPs counted on the meta device equal those on the CPU (with plain attention and experts on both: the CPU's fast
     path pads the experts' rows, depending on the process's matmul backend)."""
-    counts = {}
+    counts, plain = {}, {"attention": "sdpa", "experts": "grouped"}
     for device in ("meta", "cpu"):
-        decoder = compose(setting.model(), device=device).choose_kernels({"experts": "grouped"}).eval()
+        decoder = compose(setting.model(), device=device).choose_kernels(plain).eval()
         counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            decoder(tokens(2, 8).to(device))
+            ids, pictures = shown(decoder, tokens(2, 8).to(device))
+            decoder(ids, pictures=pictures)
         counts[device] = counter.get_total_flops()
     must(counts["meta"] == counts["cpu"], f"{counts['meta']:,} FLOPs on the meta device, {counts['cpu']:,} on the CPU")
 
@@ -158,9 +159,10 @@ def compiling(setting: Setting) -> None:
     expected = states(decoder, ids)
     torch._dynamo.reset()
     try:
-        compiled = torch.compile(decoder.hidden, fullgraph=True, backend="eager")
         torch.manual_seed(0)
-        got = compiled(ids)[0]
+        given, pictures = shown(decoder, ids)
+        compiled = torch.compile(decoder.hidden, fullgraph=True, backend="eager")
+        got = compiled(given, pictures=pictures)[0][:, -ids.shape[1] :]
     except torch._dynamo.exc.TorchDynamoException as error:
         must(False, f"the graph breaks: {' '.join(str(error).split())[:400]}")
     finally:

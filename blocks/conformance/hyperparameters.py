@@ -12,7 +12,7 @@ from torch import Tensor
 from blocks.conformance.alternatives import Node, valid
 from blocks.conformance.behaviour import states
 from blocks.conformance.construction import move_gates
-from blocks.conformance.setting import Setting, tokens
+from blocks.conformance.setting import Setting, shown, tokens
 from blocks.conformance.verdict import ExemptError, must
 from blocks.decoder import Decoder
 from registry.schema import Parameter
@@ -59,9 +59,10 @@ def _trace(setting: Setting, node: Mapping[str, Any]) -> list[Any]:
     decoder, ids = setting.decoder(node), tokens(2, 13)
     seen: list[Any] = [[tuple(p.shape) for p in decoder.parameters()], _cache_bytes(decoder), states(decoder, ids)]
     torch.manual_seed(0)
-    hidden, routings = decoder.train().hidden(ids)
+    given, pictures = shown(decoder, ids)
+    hidden, routings = decoder.train().hidden(given, pictures=pictures)
     losses = [x for r in routings if r is not None for x in r.losses.values()]
-    torch.stack([decoder.nll(hidden, ids.roll(-1, 1)), *losses]).sum().backward()
+    torch.stack([decoder.nll(hidden, given.roll(-1, 1)), *losses]).sum().backward()
     seen += [hidden, *losses, *(p.grad for p in decoder.parameters() if p.grad is not None)]
     for _ in range(3):
         move_gates(decoder)

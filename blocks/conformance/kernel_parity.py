@@ -20,7 +20,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blocks.conformance.cases import Outcome, PromiseError
-from blocks.kernels import attention, cross_entropy, elementwise, latent_attention, recurrence, rotary
+from blocks.kernels import (
+    attention,
+    cross_entropy,
+    elementwise,
+    encoder_attention,
+    latent_attention,
+    recurrence,
+    rotary,
+)
 from blocks.kernels.experts import Choices
 from blocks.kernels.scoring import Scoring, Slopes
 from blocks.kernels.seam import KERNELS, capability_of, implementations
@@ -172,6 +180,10 @@ def _attention(draw: Draw) -> Iterator[tuple[str, Given]]:
     yield "soft cap", (*heads(13), Scoring(0.3, softcap=2.0))
 
 
+def _encoder_attention(draw: Draw) -> Iterator[tuple[str, Given]]:
+    yield "all on all", (draw(2, 13, 4, 18), draw(2, 13, 4, 18), draw(2, 13, 4, 18), 0.3)
+
+
 def _latent_attention(draw: Draw) -> Iterator[tuple[str, Given]]:
     yield "last token", (draw(2, 1, 3, 24), draw(2, 13, 24), 13, 16, 0.3, None)
     yield "last tokens", (draw(2, 3, 3, 24), draw(2, 16, 24), 13, 16, 0.3, None)
@@ -242,6 +254,7 @@ _CALLS: dict[str, Callable[[Draw], Iterator[tuple[str, Given]]]] = {
     "attention": _attention,
     "latent_attention": _latent_attention,
     "recurrence": _recurrence,
+    "encoder_attention": _encoder_attention,
     "experts": _experts,
     "cross_entropy": _cross_entropy,
     "rms_norm": _rms_norm,
@@ -252,6 +265,7 @@ _REFERENCES: dict[str, Callable[..., Any]] = {
     "attention": attention.causal_attention_reference,
     "latent_attention": latent_attention.latent_attention_reference,
     "recurrence": recurrence.recurrence_reference,
+    "encoder_attention": encoder_attention.encoder_attention_reference,
     "experts": _swiglu_experts_reference,
     "cross_entropy": cross_entropy.linear_cross_entropy_reference,
     "rms_norm": elementwise.rms_norm_reference,

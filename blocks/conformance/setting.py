@@ -24,6 +24,7 @@ from blocks.base import Block
 from blocks.compose import compose
 from blocks.conformance.verdict import must
 from blocks.decoder import Decoder
+from blocks.images.base import Pictures
 from registry import ConfigError
 from registry.catalogue import Entry
 from registry.schema import Parameter
@@ -38,9 +39,11 @@ MODEL: dict[str, Any] = {
 FRAME = {"attention": "gqa", "position": "rope", "ffn": "swiglu", "norm": "rmsnorm", "residual": "prenorm"}
 # Parts of a mixture of experts, for testing one of them.
 PARTS = {"gating": "softmax_topk", "experts": "swiglu"}
+# The image side of a decoder, for testing a part of it.
+IMAGES = {"images": "early_fusion", "vision": "siglip", "projector": "downsample_mlp", "tiling": "grid_2d"}
 # Sizes by parameter name; defaults are for real models, and would be slow or have no effect in a small one.
 SIZES = {"d_ff": 24, "n_heads": 4, "n_experts": 8, "n_devices": 4, "window": 5}
-REQUIRED = {"top_k": 2, "factor": 4.0, "top_devices": 2, "n_groups": 4, "top_groups": 2}
+REQUIRED = {"image_token": 60, "top_k": 2, "factor": 4.0, "top_devices": 2, "n_groups": 4, "top_groups": 2}
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,21 @@ def tokens(batch: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(MODEL["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
+def shown(decoder: Decoder, ids: Tensor) -> tuple[Tensor, Pictures | None]:
+    """Tokens [B,T], and for a decoder with an image side the places of two pictures before each row, and the pictures:
+    then every check of the states of these tokens reaches its image side."""
+    images: Any = decoder.images
+    if images is None:
+        return ids, None
+    grids = [images.tiling.grid(*size, 2) for size in ((120, 40), (20, 300))]
+    n_tiles = sum(c * r for grid in grids for c, r in images.tiling.canvases(grid))
+    shape = (n_tiles, 3, images.vision.tile, images.vision.tile)
+    tiles = torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8).to(ids.device)
+    places = ids.new_full((len(ids), sum(map(images.tiling.count, grids))), images.image_token)
+    text = ids.where(ids != images.image_token, 0)
+    return torch.cat((places, text), 1), Pictures(tiles.repeat(len(ids), 1, 1, 1), grids * len(ids))
+
+
 @contextmanager
 def watched(modules: Iterable[nn.Module]) -> Iterator[list[tuple[Any, tuple[Tensor, ...], Any]]]:
     """Records (module, inputs, output) of every call of the modules."""
@@ -143,9 +161,9 @@ def _guess(entry: Entry, p: Parameter) -> Any:
 
 def placed(kind: str, node: dict[str, Any]) -> dict[str, Any]:
     """A decoder's configuration that uses this node."""
-    if kind in FRAME:
-        usual = {k: filled(registry.lookup(k, name)) for k, name in {**FRAME, **PARTS}.items()}
-        return {**MODEL, **usual, kind: node}
+    around = {**FRAME, **PARTS, **(IMAGES if kind in IMAGES else {})}
+    if kind in FRAME or kind in IMAGES:
+        return {**MODEL, **{k: filled(registry.lookup(k, name)) for k, name in around.items()}, kind: node}
     host, parameter = host_of(kind)
     return placed(host.kind, {**filled(host), parameter: node})
 

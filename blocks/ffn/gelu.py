@@ -22,13 +22,18 @@ class GELU(FFN):
     Args:
         d_ff: F, hidden width; null is 4 d_model
         bias: whether both layers add a bias
-        approximate: ``tanh`` as in GPT-2, ``none`` for the exact GELU
+        approximate: ``tanh`` as in GPT-2, ``sigmoid`` for x σ(1.702 x) as in CLIP, off by up to 0.02; ``none`` for the
+            exact GELU
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("down.weight",)
 
     def __init__(
-        self, d_model: int, d_ff: Count | None = None, bias: bool = False, approximate: Literal["tanh", "none"] = "tanh"
+        self,
+        d_model: int,
+        d_ff: Count | None = None,
+        bias: bool = False,
+        approximate: Literal["tanh", "none", "sigmoid"] = "tanh",
     ) -> None:
         super().__init__()
         self.approximate = approximate
@@ -36,7 +41,9 @@ class GELU(FFN):
         self.down = Linear(d_ff or 4 * d_model, d_model, bias=bias)
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
-        return self.down(F.gelu(self.up(x), approximate=self.approximate)), None
+        x = self.up(x)
+        sigmoid = self.approximate == "sigmoid"
+        return self.down(x * (1.702 * x).sigmoid() if sigmoid else F.gelu(x, approximate=self.approximate)), None
 
     def parallel_plan(self) -> dict[str, Placement]:
         biases: dict[str, Placement] = {"up.bias": "column", "down.bias": "replicate"}

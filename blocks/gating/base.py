@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,12 @@ class Gating(KeepsDtype, Block):
     State that changes between steps is a buffer, changed by ``update`` once per optimizer step, never in ``forward``,
     which activation checkpointing may run twice. Buffers keep their dtype when the model is cast: routing state in
     bfloat16 would lose its small steps.
+
+    Class attributes:
+        by_id: whether it routes by the tokens' ids, which all places of images share
     """
+
+    by_id: ClassVar[bool] = False
 
     def __init__(self, n_experts: int, top_k: int) -> None:
         super().__init__()

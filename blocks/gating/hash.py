@@ -20,6 +20,7 @@ class Hash(Gating):
         top_k: k, experts per token
     """
 
+    by_id = True
     table: Tensor
 
     def __init__(self, n_experts: int, vocab_size: int, top_k: Count = 1) -> None:

@@ -6,6 +6,7 @@ yields tokens as they are sampled. Not supported: rows that join later, speculat
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from blocks.cache import Cache
 from blocks.decoder import Decoder
 from blocks.generation.sample import Sampling, sample
+from blocks.images.base import Pictures
 from registry import BlockError
 
 CHUNK = 8192  # prompt tokens per forward pass
@@ -68,6 +70,7 @@ class Continuations:
         bits: of the caches, 8, 6 or 4; None for exact ones
         chunk: prompt tokens per forward pass: smaller chunks of long prompts take less memory. None for 8192, fewer
             where padding is masked
+        pictures: those of all prompts, in order; each has its places in a prompt
 
     Raises:
         BlockError: a prompt is empty, or longer than the model's positions
@@ -84,6 +87,7 @@ class Continuations:
         stop_tokens: Collection[int] = (),
         bits: int | None = None,
         chunk: int | None = None,
+        pictures: Pictures | None = None,
     ) -> None:
         check_lengths(decoder, prompts, new_tokens)
         device = decoder.embedding.weight.device
@@ -92,7 +96,7 @@ class Continuations:
         self.decoder, self.sampling = decoder, sampling or Sampling()
         self.stop_tokens, self.left = frozenset(stop_tokens), new_tokens
         self.ended = [False] * len(prompts)
-        self._pending = torch.tensor(padded, device=device)
+        self._pending, self._pictures = torch.tensor(padded, device=device), pictures
         self._generators = [torch.Generator(device).manual_seed(seed + i) for i in range(len(prompts))]
         self._seen = self._tokens_of(prompts) if self.sampling.repetition_penalty != 1 else None
         unequal = any(len(row) != longest for row in prompts)
@@ -117,7 +121,8 @@ class Continuations:
         if self.left <= 0 or all(self.ended):
             raise StopIteration
         self.left -= 1
-        logits = prefill(self.decoder, self._pending, self._caches, self.chunk)
+        logits = prefill(self.decoder, self._pending, self._caches, self.chunk, self._pictures)
+        self._pictures = None
         drawn = sample(logits, self.sampling, self._generators, self._seen)
         if self._seen is not None:
             self._seen.scatter_(1, drawn[:, None], True)
@@ -133,19 +138,34 @@ class Continuations:
         self.ended[row] = True
 
 
-def prefill(decoder: Decoder, tokens: Tensor, caches: Sequence[Cache], chunk: int = CHUNK) -> Tensor:
-    """Feed tokens [B,T] into the caches in chunks → fp32 logits for the token after the last, [B,V].
+def prefill(
+    decoder: Decoder,
+    tokens: Tensor,
+    caches: Sequence[Cache],
+    chunk: int = CHUNK,
+    pictures: Pictures | None = None,
+) -> Tensor:
+    """Feed tokens [B,T], with the pictures at their places, into the caches in chunks → fp32 logits for the token after
+    the last, [B,V].
 
-    The head is applied to the last token only: logits of a long prompt would be larger than everything else.
+    The head is applied to the last token only: logits of a long prompt would be larger than everything else. Pictures
+    are embedded before the prompt is split.
     """
-    return read(decoder, tokens, caches, chunk)[0]
+    return read(decoder, tokens, caches, chunk, pictures)[0]
 
 
-def read(decoder: Decoder, tokens: Tensor, caches: Sequence[Cache], chunk: int = CHUNK) -> tuple[Tensor, list[Tensor]]:
+def read(
+    decoder: Decoder,
+    tokens: Tensor,
+    caches: Sequence[Cache],
+    chunk: int = CHUNK,
+    pictures: Pictures | None = None,
+) -> tuple[Tensor, list[Tensor]]:
     """``prefill`` that also returns the experts chosen for the tokens, [B,T,k], of each layer that routes."""
     chosen: list[list[Tensor]] = []
-    for part in tokens.split(chunk, 1):
-        hidden, routings = decoder.hidden(part, caches=caches)
+    embedded = [None] if pictures is None else decoder.look_up(tokens, pictures).split(chunk, 1)
+    for part, x in zip(tokens.split(chunk, 1), itertools.cycle(embedded)):
+        hidden, routings = decoder.hidden(part, caches=caches, embedded=x)
         chosen.append([r.experts.unflatten(0, part.shape) for r in routings if r is not None])
     return decoder.logits(hidden[:, -1]).float(), [torch.cat(layer, 1) for layer in zip(*chosen, strict=True)]
 

@@ -31,6 +31,7 @@ class Kernels:
         attention: scaled-dot-product attention
         latent_attention: attention over latents that are not expanded
         recurrence: linear recurrences with decay, plain or with the delta rule
+        encoder_attention: attention of all positions on all, of a vision tower
         experts: the routed SwiGLU networks
         cross_entropy: loss from hidden states
         rms_norm: root-mean-square norm
@@ -42,6 +43,7 @@ class Kernels:
     attention: str = AUTO
     latent_attention: str = AUTO
     recurrence: str = AUTO
+    encoder_attention: str = AUTO
     experts: str = AUTO
     cross_entropy: str = AUTO
     rms_norm: str = AUTO
@@ -71,6 +73,10 @@ class Kernels:
     ) -> tuple[Tensor, Tensor]:
         """``blocks.kernels.recurrence.recurrence``."""
         return self._compute("recurrence", q, k, v, decay, beta, state, segments)
+
+    def attend_all(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """``blocks.kernels.encoder_attention.encoder_attention``."""
+        return self._compute("encoder_attention", q, k, v, scale)
 
     def swiglu_experts(self, x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
         """``blocks.kernels.experts.swiglu_experts``."""

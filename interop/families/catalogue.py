@@ -3,6 +3,7 @@
 from interop.families.deepseek import DEEPSEEK
 from interop.families.deepseek_v2 import DEEPSEEK_V2
 from interop.families.deepseek_v3 import DEEPSEEK_V3
+from interop.families.deepseek_vl_v2 import DEEPSEEK_VL_V2
 from interop.families.gemma2 import GEMMA2
 from interop.families.gpt2 import GPT2
 from interop.families.gpt_oss import GPT_OSS
@@ -20,7 +21,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         *(LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, OLMO2, OLMOE, GPT_OSS, GPT2, GEMMA2),
-        *(DEEPSEEK, DEEPSEEK_V2, DEEPSEEK_V3),
+        *(DEEPSEEK, DEEPSEEK_V2, DEEPSEEK_V3, DEEPSEEK_VL_V2),
     )
 }
 

@@ -52,7 +52,7 @@ def one_of_each_layer(config: dict[str, Any]) -> Decoder:
     model = check(config)
     with torch.device("cuda"):
         decoder = assemble(model)
-    nodes = plan(model, registry.kinds(), registry.names)
+    nodes = plan(model, registry.layer_kinds(), registry.names)
     decoder.layers = nn.ModuleList(decoder.layers[i] for i, node in enumerate(nodes) if node not in nodes[:i])
     return decoder.choose_kernels()
 

@@ -11,9 +11,22 @@ import torch
 import registry
 from blocks.base import Block, Placement
 
-CONTEXT = {"dim": 48, "head_dim": 12, "n_heads": 4, "n_experts": 8, "top_k": 2, "n_kv_heads": 2, "vocab_size": 61}
-AROUND = {"gating": "softmax_topk", "experts": {"name": "swiglu", "d_ff": 12}}
-VALUES = {"d_ff": 12}  # of required parameters
+CONTEXT = {
+    "width": 48,
+    "side": 4,
+    "tile": 16,
+    "dim": 48,
+    "head_dim": 12,
+    "n_heads": 4,
+    "n_experts": 8,
+    "top_k": 2,
+    "n_kv_heads": 2,
+    "vocab_size": 61,
+}
+SMALL = {"tile": 16, "patch": 4, "width": 48, "depth": 1}
+AROUND: dict[str, Any] = {"gating": "softmax_topk", "experts": {"name": "swiglu", "d_ff": 12}, "ffn": "swiglu"}
+AROUND |= {"vision": {"name": "siglip", **SMALL}, "projector": "downsample_mlp", "tiling": "grid_2d"}
+VALUES = {"d_ff": 12, "image_token": 60}  # of required parameters
 WIDER = {"bias": True, "q_lora_rank": 13, "shared": "swiglu"}  # options that bring more parameters
 EVERY = [(kind, name) for kind in registry.kinds() for name in registry.names(kind)]
 
@@ -21,6 +34,7 @@ EVERY = [(kind, name) for kind in registry.kinds() for name in registry.names(ki
 def nodes(kind: str, name: str) -> list[dict[str, Any]]:
     parameters = registry.lookup(kind, name).schema.parameters
     needed = {k: VALUES[k] for k, p in parameters.items() if p.required and not p.child}
+    needed |= {k: v for k, v in SMALL.items() if k in parameters}
     return [{"name": name, **needed}, {"name": name, **needed, **{k: v for k, v in WIDER.items() if k in parameters}}]
 
 

@@ -201,9 +201,11 @@ NOT_WRITTEN = {"tiny", "tiny_recall"}  # rotary positions in halves with latent 
 WRITTEN_AS = {
     "ablation_moe_mha": "deepseek",
     "deepseek_moe_16b": "deepseek",
-    "deepseek_vl2_tiny": "deepseek",
+    "deepseek_vl2": "deepseek_vl_v2",
+    "deepseek_vl2_tiny_language": "deepseek",
+    "deepseek_vl2_small_language": "deepseek_v2",
     "deepseek_v3": "deepseek_v3",
-    "deepseek_vl2_base": "deepseek_v3",
+    "deepseek_vl2_base_language": "deepseek_v3",
     "deepseek_7b": "llama",
     "deepseek_67b": "llama",
     "deepseek": "deepseek_v2",

@@ -20,16 +20,11 @@ from blocks.generation.generate import generate
 from interop.deepseek_like import NAMES
 from interop.families.catalogue import FAMILIES
 from interop.llama_like import ATTENTION, EXPERTS, FRAME, LAYER, PRENORM, ROUTER
-from interop.names import Form, Row, links
+from interop.names import Row, links, one_of
 
 V, D, T = 97, 40, 63
 
 # --- our names ↔ theirs -----------------------------------------------------------------------------------------------
-
-
-def one_of(parts: int, n: int) -> Form:
-    """Ours is the n-th of ``parts`` that are fused along the outputs."""
-    return Form(lambda theirs: theirs.chunk(parts)[n], lambda shape: (parts * shape[0], *shape[1:]))
 
 
 # In memory transformers keeps the experts of a layer in two tensors, as we do; on disk they are apart.
@@ -72,11 +67,6 @@ MPT = (
     Row("layers.{i}.attention.output.weight", "transformer.blocks.{i}.attn.out_proj.weight"),
     *(Row(f"layers.{{i}}.ffn.{m}.weight", f"transformer.blocks.{{i}}.ffn.{m}_proj.weight") for m in ("up", "down")),
 )
-
-
-def one_of(parts: int, n: int) -> Form:
-    """Ours is the n-th of ``parts`` that are fused along the outputs."""
-    return Form(lambda theirs: theirs.chunk(parts)[n], lambda shape: (parts * shape[0], *shape[1:]))
 
 
 def copy_weights(theirs: nn.Module, ours: Decoder, table: tuple[Row, ...], spare: set[str]) -> None:

@@ -19,8 +19,9 @@ _PARTS = {
     "deepseek_v2_lite": "attention/mla_v2_lite position/yarn_deepseek ffn/moe_v2_lite gating/softmax_topk_6"
     " experts/swiglu_1408",
     "deepseek_v3": "position/yarn_deepseek_v3 ffn/moe_v3 gating/sigmoid_bias_v3 experts/swiglu_2048",
-    "deepseek_vl2_base": "attention/mla_vl2 position/rope_interleaved ffn/moe_vl2_base gating/sigmoid_bias_vl2",
-    "deepseek_vl2_tiny": "attention/mha_10 ffn/moe_vl2_tiny experts/swiglu_896",
+    "deepseek_vl2_base_language": "attention/mla_vl2 position/rope_interleaved ffn/moe_vl2_base"
+    " gating/sigmoid_bias_vl2",
+    "deepseek_vl2_tiny_language": "attention/mha_10 ffn/moe_vl2_tiny experts/swiglu_896",
     "gemma2_9b": "attention/sliding_window_gemma2 ffn/geglu_14336",
     "gpt2": "attention/mha_gpt2 ffn/gelu_gpt2",
     "gpt_oss_120b": "ffn/moe_128",

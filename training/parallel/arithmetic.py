@@ -123,15 +123,20 @@ def _distinct(decoder: Decoder) -> tuple[Decoder, list[list[int]]]:
 
 
 def _split_regions(decoder: Decoder, sizes: Sizes) -> list[Region]:
-    width = decoder.config["d_model"]
     found = regions(decoder, dense=sizes.tensor > 1, routed=sizes.tensor * sizes.expert > 1)
-    return [r for r in found if r.routed or divisible(r, sizes.tensor, width)]
+    return [r for r in found if r.routed or divisible(r, sizes.tensor, _width(decoder, r))]
+
+
+def _width(decoder: Decoder, region: Region) -> int:
+    """Of a region's input."""
+    seeing = decoder.images is not None and region.name.startswith("images.vision.")
+    return decoder.images.vision.width if seeing else decoder.config["d_model"]  # type: ignore[union-attr]
 
 
 def whole_regions(decoder: Decoder, sizes: Sizes) -> list[str]:
     """Names of the blocks that tensor parallelism cannot split: every rank of a group computes them whole."""
     found = regions(decoder, routed=False) if sizes.tensor > 1 else []
-    return [r.name for r in found if not divisible(r, sizes.tensor, decoder.config["d_model"])]
+    return [r.name for r in found if not divisible(r, sizes.tensor, _width(decoder, r))]
 
 
 def held_bytes(decoder: Decoder, sizes: Sizes, recipe: OptimizerRecipe) -> dict[str, int]:

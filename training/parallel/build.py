@@ -2,8 +2,8 @@
 
 Each layer is split by tensor and expert parallelism according to its blocks' plans, and sharded by FSDP2; then each
 rank draws its part by the initialisation rule, which gives every tensor the same numbers at any world size. The parts
-around the layers come last. Only what a block sets itself, and given weights, are whole on a rank before they are
-split, one layer at a time.
+around the layers come last, with a vision tower among them. Only what a block sets itself, and given weights, are
+whole on a rank before they are split, one layer at a time, those of the tower together.
 """
 
 from __future__ import annotations
@@ -126,6 +126,11 @@ def build(
     for prefix, part in decoder.named_children():
         if prefix not in ("layers", "mtp"):
             materialise(part, f"{prefix}.")
+    if decoder.images is not None:
+        for layer in decoder.images.vision.stack:
+            _split(layer, sharding, decoder.images.vision.width)
+            recompute(layer, how)
+            sharding.shard(layer)
     sharding.shard(decoder)
     if not shapes_only:
         _draw_own(decoder, sharding, rule)
@@ -174,7 +179,7 @@ def _stack(decoder: Decoder) -> Iterator[tuple[str, nn.Module]]:
             yield f"{name}.{i}.", part
 
 
-def _split(part: nn.Module, sharding: Sharding, d_model: int) -> None:
+def _split(part: nn.Module, sharding: Sharding, width: int) -> None:
     """Split a part by tensor and expert parallelism, and shard separately the blocks that need it."""
     meshes = sharding.meshes
     for region in regions(part, dense=meshes.tensor is not None, routed=meshes.expert is not None):
@@ -183,7 +188,7 @@ def _split(part: nn.Module, sharding: Sharding, d_model: int) -> None:
             share_out(region, meshes.expert, sharding.exchange)
             if meshes.routed is not None:
                 sharding.shard(region.block, routed=True)
-        elif meshes.tensor is not None and divisible(region, meshes.tensor.size(), d_model):
+        elif meshes.tensor is not None and divisible(region, meshes.tensor.size(), width):
             cut(region, meshes.tensor)
     if sharding.low is not None:
         for gate in (m for m in part.modules() if isinstance(m, Gating) and list(m.parameters())):

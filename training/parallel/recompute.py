@@ -34,11 +34,14 @@ def check(value: Any) -> None:
 
 
 def recompute(part: nn.Module, how: Recompute) -> None:
-    """Make the layers in a part of a decoder recompute activations in the backward pass."""
-    for layer in [m for m in part.modules() if isinstance(m, Layer)]:
+    """Make the layers in a part of a decoder, or a layer of a tower, recompute activations in the backward pass."""
+    layers: list[Any] = [m for m in part.modules() if isinstance(m, Layer)]
+    for layer in layers or [part]:
         if how == "full":
             _forget(layer)
-        elif how == "selective":
+        elif how == "selective" and isinstance(
+            getattr(layer, "ffn", None), nn.Module
+        ):  # a tower of a plug-in may have none
             _forget(layer.ffn)
 
 

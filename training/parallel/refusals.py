@@ -180,7 +180,7 @@ def blocks_of(model: Mapping[str, Any]) -> list[Chosen]:
 def _blocks(model: Mapping[str, Any]) -> Iterator[Chosen]:
     """Every block used by some layer, children included, each once."""
     seen: list[tuple[str, Any]] = []
-    for index, nodes in enumerate(plan(model, registry.kinds(), registry.names)):
+    for index, nodes in enumerate(plan(model, registry.layer_kinds(), registry.names)):
         scope = {kind: Node(node, f"model.{kind}") for kind, node in nodes.items()}
         for kind in ("attention", "ffn"):
             if kind in nodes:

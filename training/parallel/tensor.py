@@ -40,7 +40,7 @@ def cut(region: Region, mesh: DeviceMesh) -> None:
     region.block.forward = forward
 
 
-def divisible(region: Region, ranks: int, d_model: int) -> bool:
+def divisible(region: Region, ranks: int, width: int) -> bool:
     """Whether the block works with a part of its parameters: tried with shapes only, on the meta device.
 
     A block with per-head values outside its parameters (slopes of ALiBi, a decay) does not, nor does a norm over all
@@ -49,7 +49,7 @@ def divisible(region: Region, ranks: int, d_model: int) -> bool:
     if any(_indivisible(part.parameter, DIMENSION.get(part.placement), ranks) for part in region.parts):
         return False
     trial = narrowed(region, ranks)
-    x = torch.empty(1, 4, d_model, device="meta")
+    x = torch.empty(1, 4, width, device="meta")
     try:
         with torch.no_grad():
             out = trial(x, *_second_argument(trial))

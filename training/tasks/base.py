@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from blocks.compose import compose
 from blocks.decoder import Decoder
+from blocks.images.base import Pictures
 from blocks.initialise import draw_adapters, stable_seed
 from blocks.kernels import choice
 from blocks.model_config import read
@@ -175,7 +176,8 @@ class Task(L.LightningModule):
             self.adapter.attach(decoder)
             draw_adapters(decoder, self.seed)
             fill(decoder, self.adapter.read(decoder))
-        for layer in [*decoder.layers, *decoder.mtp]:
+        seeing = [] if decoder.images is None else decoder.images.vision.stack
+        for layer in [*decoder.layers, *decoder.mtp, *seeing]:
             recompute(layer, self.activation_checkpointing)
         return decoder
 
@@ -206,7 +208,7 @@ class Task(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The likeliest next token after each, [B,T]."""
         given = (batch["tokens"], batch.get("positions"), batch.get("segments"))
-        return self.model(*given).argmax(-1)
+        return self.model(*given, pictures=Pictures.of(batch)).argmax(-1)
 
     # --- training -------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from blocks.gating.base import Routing
+from blocks.images.base import Pictures
 from blocks.share import Share
 from registry.enforcing import enforced
 from registry.ranges import NonNegative
@@ -44,7 +45,8 @@ class CausalLM(Task):
         targets, weights = batch["targets"], batch.get("weights")
         if share is not None:
             targets, weights = share.take(targets), None if weights is None else share.take(weights)
-        hidden, routings = decoder.hidden(batch["tokens"], batch.get("positions"), segments, share=share)
+        given = (batch["tokens"], batch.get("positions"), segments)
+        hidden, routings = decoder.hidden(*given, share=share, pictures=Pictures.of(batch))
         total, z = decoder.nll_and_z(hidden, targets, z_loss, weights)
         terms: dict[str, Tensor] = {}
         if train and len(decoder.mtp):

@@ -1,0 +1,23 @@
+"""The contract of ``projector``: bring a vision tower's features to the decoder's width."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from blocks.base import Block
+from registry import family
+
+
+@family("projector", context=("width", "side"), in_layers=False)
+class Projector(Block):
+    """Turns S × S features of width W into s × s embeddings of width D.
+
+    Attributes:
+        side_out: s
+    """
+
+    side_out: int
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N,S,S,W] → [N,s,s,D]."""
+        raise NotImplementedError
