@@ -9,14 +9,17 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from blocks.generation.sample import Sampling
 from blocks.kernels.machine import keep_freed_memory, set_float32_matmul
 from blocks.kernels.quantise import BITS
+from lab.seeing import boxes, drawn
 from lab.writer import DTYPES, Request, Writer, at_its_option
 from registry import BlockError, ConfigError
 from registry.command import Parser, run_command
+from training.data.pictures import open_picture
 
 
 def _parser() -> Parser:
@@ -26,6 +29,8 @@ def _parser() -> Parser:
     )
     parser.add_argument("model", metavar="MODEL", help="a run's folder, a *.ckpt, or the OUT of blockwright import")
     parser.add_argument("--prompt", action="append", default=[], help="text to continue; again for several at once")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="for each <image> of the prompts")
+    parser.add_argument("--boxes", metavar="FILE.png", help="draw the boxes that are written into the first image")
     parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="default 200")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest; default 0.8")
     parser.add_argument("--top-k", type=int, metavar="K", help="among the K likeliest only")
@@ -61,8 +66,11 @@ def read(arguments: Sequence[str]) -> tuple[argparse.Namespace, Request]:
         raise ConfigError("--max-new-tokens", words.max_new_tokens, "must be at least 1", "Write 1 or more")
     if not 0 <= words.seed < 2**63:
         raise ConfigError("--seed", words.seed, "must be a whole number from 0 to 2^63", "Write e.g. --seed 0")
+    if words.boxes and not (words.image and words.boxes.endswith(".png") and Path(words.boxes).parent.is_dir()):
+        rule = "names a PNG in a folder that exists, and there is an --image to draw into"
+        raise ConfigError("--boxes", words.boxes, rule, "Write e.g. --image page.jpg --boxes boxes.png")
     stops = tuple(words.stop)
-    return words, Request(words.max_new_tokens, sampling, stops, words.seed, words.bits, words.bos)
+    return words, Request(words.max_new_tokens, sampling, stops, words.seed, words.bits, words.bos, tuple(words.image))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -77,9 +85,13 @@ def main(arguments: Sequence[str]) -> None:
     writer = Writer.open(words.model, dtype=words.dtype, device=words.device)
     set_float32_matmul("auto", writer.decoder.output_weight.device.type)
     if words.json:
-        print(json.dumps(document(writer, words.model, prompts, request), indent=1, ensure_ascii=False))
+        found = document(writer, words.model, prompts, request)
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        first = found["completions"][0]["text"]
     else:
-        show(writer, prompts, request)
+        first = show(writer, prompts, request)[0].removeprefix(prompts[0])
+    if words.boxes:
+        drawn(open_picture(Path(words.image[0]), "--image"), boxes(first)).save(words.boxes)
 
 
 def document(writer: Writer, model: str, prompts: Sequence[str], request: Request) -> dict[str, Any]:
@@ -91,8 +103,8 @@ def document(writer: Writer, model: str, prompts: Sequence[str], request: Reques
     return {"model": model, "seed": request.seed, "bits": request.bits, **sampling, "completions": found}
 
 
-def show(writer: Writer, prompts: Sequence[str], request: Request) -> None:
-    """Print prompts and their continuations in order, separated by a line, streaming the current one."""
+def show(writer: Writer, prompts: Sequence[str], request: Request) -> list[str]:
+    """Print and return prompts and continuations, in order and separated by a line, streaming the current one."""
     waiting = list(prompts)
     over: set[int] = set()
     turn = 0
@@ -111,6 +123,7 @@ def show(writer: Writer, prompts: Sequence[str], request: Request) -> None:
     for later in waiting[turn + 1 :]:
         put(f"\n---\n{later}")
     put("\n")
+    return waiting
 
 
 if __name__ == "__main__":

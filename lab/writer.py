@@ -20,7 +20,9 @@ from blocks.decoder import Decoder
 from blocks.generation.generate import Continuations
 from blocks.generation.sample import Sampling
 from blocks.generation.text_stream import TextStream
+from blocks.images.base import Pictures
 from interop.source import Source, build, open_source
+from lab import seeing
 from registry import BlockError, ConfigError, did_you_mean
 from training.data.tokenizers.base import Tokenizer
 from training.data.tokenizers.pretrained import Pretrained
@@ -40,6 +42,7 @@ class Request:
         seed: prompt i draws from seed + i, so it gives the same text whatever the other prompts are
         bits: of the caches' numbers, 8, 6 or 4; None for exact ones
         bos: whether to prepend the token that begins a document to every prompt
+        images: files of the pictures that ``<image>`` in the prompts stands for, in order
     """
 
     new_tokens: int = 200
@@ -48,6 +51,7 @@ class Request:
     seed: int = 0
     bits: int | None = None
     bos: bool = False
+    images: tuple[str, ...] = ()
 
 
 class Writer:
@@ -131,7 +135,7 @@ class Writer:
         Raises:
             ConfigError: at the first piece, for an invalid prompt or request
         """
-        ids = [self.encode(prompt, request.bos) for prompt in prompts]
+        ids, pictures = self._encoded(prompts, request)
         texts = [TextStream(self._decode, request.stops) for _ in ids]
         counts, open_rows = [0] * len(ids), set(range(len(ids)))
 
@@ -142,7 +146,7 @@ class Writer:
             if ended:
                 ended(row, why, counts[row])
 
-        rows = self._continued(ids, request)
+        rows = self._continued(ids, request, pictures)
         for tokens in rows:
             for row in sorted(open_rows):
                 token = tokens[row]
@@ -158,7 +162,16 @@ class Writer:
         for row in sorted(open_rows):
             yield from close(row, "end" if rows.ended[row] else "length")
 
-    def _continued(self, ids: Sequence[Sequence[int]], request: Request) -> Continuations:
+    def _encoded(self, prompts: Sequence[str], request: Request) -> tuple[list[list[int]], Pictures | None]:
+        if not request.images:
+            return [self.encode(prompt, request.bos) for prompt in prompts], None
+        ids, pictures = seeing.encode(self.decoder, prompts, request.images, self.encode)
+        front = [begin(self.words, "--bos", "Leave --bos out")] if request.bos else []
+        return [[*front, *row] for row in ids], pictures
+
+    def _continued(
+        self, ids: Sequence[Sequence[int]], request: Request, pictures: Pictures | None = None
+    ) -> Continuations:
         try:
             return Continuations(
                 self.decoder,
@@ -168,6 +181,7 @@ class Writer:
                 seed=request.seed,
                 stop_tokens=self.words.stop_tokens(request.stops),
                 bits=request.bits,
+                pictures=pictures,
             )
         except BlockError as error:
             raise at_its_option(error) from None

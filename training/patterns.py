@@ -1,4 +1,4 @@
-"""Patterns of parameter names: ``attention``, ``layers.0``, ``*.bias``."""
+"""Patterns of parameter names: ``attention``, ``layers.0``, ``*.bias``; ``!images``: all but the images'."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ def matches(name: str, pattern: str) -> bool:
 
     Args:
         name: ``layers.0.attention.query.weight``
-        pattern: a shell pattern for the whole name, or for consecutive parts of it between dots
+        pattern: a shell pattern for the whole name, or for consecutive parts of it between dots; with ``!`` before it,
+            for what it does not match
     """
+    if pattern.startswith("!"):
+        return not matches(name, pattern[1:])
     return any(fnmatchcase(name, p) for p in (pattern, f"{pattern}.*", f"*.{pattern}", f"*.{pattern}.*"))
 
 

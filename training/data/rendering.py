@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from registry.errors import ConfigError
-from training.data.chat.base import Chat, answered, encode
+from training.data.chat.base import Chat, Message, answered, encode
 from training.data.conversations import Conversation
 from training.data.tokenizers.base import Tokenizer, token_dtype
 
@@ -61,7 +61,7 @@ class Rendering(Tokenizer):
 
     def encode(self, text: str) -> npt.NDArray[Any]:
         conversation = Conversation.from_json(text)
-        ids, scored = encode(self.chat.render(conversation.messages, conversation.tools), self.tokenizer)
+        ids, scored = self.encoded(conversation, conversation.messages)
         refuse_unscored(conversation, bool(scored.any()))
         self.counts["conversations"] += 1
         if len(ids) > self.longest:
@@ -72,11 +72,17 @@ class Rendering(Tokenizer):
             ids, scored = shortened
         return (2 * ids + scored).astype(token_dtype(self.vocab_size))
 
+    def encoded(
+        self, conversation: Conversation, messages: Sequence[Message]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Ids of the first messages of a conversation, and which are scored."""
+        return encode(self.chat.render(messages, conversation.tools), self.tokenizer)
+
     def _shortened(self, conversation: Conversation) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None:
         messages = conversation.messages
         for n in reversed(range(1, len(messages))):
             if answered(messages[n - 1]):
-                ids, scored = encode(self.chat.render(messages[:n], conversation.tools), self.tokenizer)
+                ids, scored = self.encoded(conversation, messages[:n])
                 if len(ids) <= self.longest:
                     return ids, scored
         return None

@@ -1,0 +1,97 @@
+"""Pictures of a prompt, and the boxes in what a model writes about them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from blocks.decoder import Decoder
+from blocks.images.base import Pictures
+from blocks.tiling.base import Grid
+from registry import ConfigError
+from training.data.picture_conversations import WORD
+from training.data.picture_rows import grids_of
+from training.data.pictures import open_picture, tiles_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in thousandths of the picture
+_NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
+_BOX = re.compile(r"[\[(]" + ",".join([_NUMBER] * 4) + r"(?:[\])]|$)")
+
+
+def encode(
+    decoder: Decoder, prompts: Sequence[str], files: Sequence[str], ids_of: Callable[[str], list[int]]
+) -> tuple[list[list[int]], Pictures]:
+    """Prompts whose ``<image>`` stand for the files, in order over all prompts.
+
+    Args:
+        decoder: with an image side
+        prompts: each with ``<image>`` where a picture stands
+        files: of the pictures
+        ids_of: encodes a text
+
+    Returns:
+        the ids of each prompt, and the pictures
+
+    Raises:
+        ConfigError: at ``--image``: the model reads text alone, a file is no picture, or the numbers disagree
+    """
+    images: Any = decoder.images
+    if images is None:
+        remedy = "Choose a model with images, e.g. one of deepseek_vl2_*, or leave --image out"
+        raise ConfigError("--image", files[0], "this model reads text alone", remedy)
+    wanted = sum(prompt.count(WORD) for prompt in prompts)
+    if wanted != len(files):
+        rule = f"the prompts have {wanted} {WORD}, and there are {len(files)} pictures"
+        raise ConfigError("--image", list(files), rule, f"Write one {WORD} in a prompt for each --image")
+    opened = [open_picture(Path(file), "--image") for file in files]
+    ids, tiles, grids = [], [], list[Grid]()
+    for prompt in prompts:
+        first, *others = prompt.split(WORD)
+        row, own = ids_of(first) if first else [], opened[len(grids) : len(grids) + len(others)]
+        for picture, grid, text in zip(own, grids_of(images, own), others, strict=True):
+            row += [images.image_token] * images.tiling.count(grid) + (ids_of(text) if text else [])
+            tiles.append(tiles_of(picture, grid, images.vision, images.tiling))
+            grids.append(grid)
+        ids.append(row)
+    whole = torch.from_numpy(np.concatenate(tiles)).to(decoder.embedding.weight.device)
+    return ids, Pictures(whole, grids)
+
+
+def boxes(text: str) -> list[Box]:
+    """Every four numbers in brackets, closed or cut off at the end, in order of their corners and within the picture.
+
+    Malformed ones, with fewer or more numbers, are passed over.
+    """
+    found = []
+    for match in _BOX.finditer(text):
+        x1, y1, x2, y2 = (min(max(float(n), 0.0), 999.0) for n in match.groups())
+        found.append((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)))
+    return found
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes, 0 to 1."""
+    width, height = (min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1))
+    shared = max(width, 0.0) * max(height, 0.0)
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return shared / (areas - shared) if areas > shared else 0.0
+
+
+def drawn(picture: Image, found: Sequence[Box]) -> Image:
+    """A copy of a picture with boxes drawn into it."""
+    from PIL import ImageDraw
+
+    copy = picture.copy()
+    pen, (width, height) = ImageDraw.Draw(copy), (picture.width - 1, picture.height - 1)
+    for x1, y1, x2, y2 in found:
+        corners = (x1 * width / 999, y1 * height / 999, x2 * width / 999, y2 * height / 999)
+        pen.rectangle(corners, outline="red", width=max(1, min(picture.size) // 200))
+    return copy

@@ -1,0 +1,239 @@
+"""Conversations with pictures: files of every sort, cutting, places, batches, and pages of digits."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blocks.compose import compose, images_of
+from blocks.images.base import Pictures
+from blocks.kernels.cross_entropy import IGNORED
+from registry import ConfigError
+from training.data.pages import Pages
+from training.data.picture_conversations import PictureConversations
+from training.data.picture_module import PictureDataModule
+from training.data.pictures import open_picture, tiles_of
+from training.data.tokenizers.bytes import Bytes
+
+IMAGE = 257
+SIGHT: dict[str, Any] = {
+    "vocab_size": 258,
+    "images": {"name": "early_fusion", "image_token": IMAGE},
+    "vision": {
+        "name": "siglip",
+        "tile": 16,
+        "patch": 4,
+        "width": 16,
+        "depth": 1,
+        "n_heads": 2,
+        "norm": "layernorm",
+        "ffn": {"name": "gelu", "d_ff": 16},
+    },
+    "projector": "downsample_mlp",
+    "tiling": "grid_2d",
+}
+
+
+@pytest.fixture
+def model(tiny: Callable[..., Any]) -> dict[str, Any]:
+    return tiny(**{**SIGHT, "max_positions": 256})
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.stack((x % 256, y % 256, (x + y) % 256), -1).astype(np.uint8))
+
+
+def bomb() -> bytes:
+    """A PNG that says it has 10¹⁰ pixels."""
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", len(header)) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + b"\x00\x00\x00\x00IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_of_every_mode_are_read_as_rgb(tmp_path: Path) -> None:
+    page = gradient(40, 20)
+    for mode, ending in (("RGB", "png"), ("RGBA", "png"), ("L", "png"), ("P", "gif"), ("1", "png"), ("CMYK", "jpg")):
+        page.convert(mode).save(tmp_path / f"x.{ending}")
+        found = open_picture(tmp_path / f"x.{ending}")
+        assert (found.mode, found.size) == ("RGB", (40, 20)), mode
+    Image.fromarray(np.full((4, 6), 0x8040, dtype=np.uint16)).save(tmp_path / "deep.png")
+    assert np.unique(np.asarray(open_picture(tmp_path / "deep.png"))).tolist() == [0x80]
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown a quarter turn to the right
+    page.save(tmp_path / "turned.jpg", exif=turned)
+    assert open_picture(tmp_path / "turned.jpg").size == (20, 40)
+
+
+def spoilt(tmp_path: Path, name: str) -> Path:
+    path = tmp_path / name
+    if name == "animated.gif":
+        gradient(8, 8).save(path, save_all=True, append_images=[gradient(8, 8).rotate(90)])
+    elif name == "cut.png":
+        gradient(64, 64).save(path)
+        path.write_bytes(path.read_bytes()[:90])
+    elif name != "missing.png":
+        path.write_bytes({"text.png": b"no picture", "empty.png": b"", "bomb.png": bomb()}[name])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("animated.gif", "2 frames"),
+        ("cut.png", "cannot be read"),
+        ("text.png", "cannot be read"),
+        ("empty.png", "cannot be read"),
+        ("bomb.png", "more than"),
+        ("missing.png", "does not exist"),
+    ],
+)
+def test_unusable_picture_is_refused_with_its_name(name: str, word: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_picture(spoilt(tmp_path, name))
+    assert name in str(caught.value.value) and word in caught.value.rule
+
+
+def test_tiles_are_the_thumbnail_and_then_the_canvas_row_by_row(model: dict[str, Any]) -> None:
+    images: Any = images_of(model)
+    page = gradient(48, 32)
+    assert images.tiling.grid(48, 32) == (3, 2)
+    found = tiles_of(page, images.tiling.grid(48, 32), images.vision, images.tiling)
+    assert found.shape == (7, 3, 16, 16)
+    pixels = np.asarray(page).transpose(2, 0, 1)  # the picture is as large as its canvas
+    for n, tile in enumerate(found[1:]):
+        y, x = n // 3 * 16, n % 3 * 16
+        assert np.array_equal(tile, pixels[:, y : y + 16, x : x + 16])
+    bars = found[0][:, [0, 1, 14, 15]]  # 16 × 10 or 11 of 16 rows show the picture
+    assert (bars == 127).all()
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def written(folder: Path, records: list[dict[str, Any]]) -> str:
+    (folder / "chats.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return str(folder / "chats.jsonl")
+
+
+def record(content: Any, *images: Any, answer: str = "yes") -> dict[str, Any]:
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, **({"images": list(images)} if images else {})}
+
+
+def module(folder: Path, records: list[dict[str, Any]], model: dict[str, Any], length: int = 96) -> PictureDataModule:
+    corpus = PictureConversations(written(folder, records), 0.0, 0.0)
+    made = PictureDataModule(corpus, Bytes(258), length, 1, cache_dir=str(folder / "cache"), model=model)
+    made.prepare_data()
+    made.setup("fit")
+    return made
+
+
+def test_a_batch_has_places_tiles_and_grids_that_the_model_takes(model: dict[str, Any], tmp_path: Path) -> None:
+    for name, size in (("wide", (64, 32)), ("small", (10, 10))):
+        gradient(*size).save(tmp_path / f"{name}.png")
+    parts = [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}, {"type": "image"}]
+    records = [record(parts, "small.png", {"path": "wide.png"}), record("plain text")]
+    made = module(tmp_path, records, model)
+    tiling = made.images.tiling
+    grids = [tiling.grid(10, 10, 2), tiling.grid(64, 32, 2)]
+    batches = [made._packed("train", 96).__getitems__([row]) for row in range(len(made._packed("train", 96)))]
+    batch = batches[0]
+    assert batch["grids"].tolist() == [list(grid) for grid in grids]
+    assert (
+        batch["tiles"].shape == (1 + 1 + grids[1][0] * grids[1][1], 3, 16, 16) and batch["tiles"].dtype == torch.uint8
+    )
+    ids = batch["tokens"][0].tolist()
+    first, second = map(tiling.count, grids)
+    start = ids.index(IMAGE)
+    assert ids[start - 1] == ord("a") and ids[start : start + first] == [IMAGE] * first
+    assert ids[start + first] == ord("b") and ids[start + first + 1 :].count(IMAGE) == second
+    targets = batch["targets"][batch["targets"] != IGNORED].tolist()
+    assert IMAGE not in targets and bytes(t for t in targets if t < 256).count(b"yes") == targets.count(256)
+    decoder = compose(model)
+    given = (batch["tokens"], batch["positions"], batch["segments"])
+    assert torch.isfinite(decoder(*given, pictures=Pictures.of(batch))).all()
+
+
+def test_a_batch_without_pictures_gives_the_image_side_gradients_of_zero(model: dict[str, Any], tmp_path: Path) -> None:
+    made = module(tmp_path, [record("plain text")], model)
+    batch = made._packed("train", 96).__getitems__([0])
+    assert batch["tiles"].shape == (1, 3, 16, 16) and batch["grids"].shape == (0, 2)
+    decoder = compose(model)
+    hidden = decoder.hidden(batch["tokens"], batch["positions"], batch["segments"], pictures=Pictures.of(batch))[0]
+    assert torch.equal(hidden, decoder.hidden(batch["tokens"], batch["positions"], batch["segments"])[0])
+    decoder.nll(hidden, batch["targets"]).backward()
+    for name, parameter in decoder.images.named_parameters():  # type: ignore[union-attr]
+        assert parameter.grad is not None and not parameter.grad.any(), name
+
+
+@pytest.mark.parametrize(
+    ("content", "images", "answer", "word"),
+    [
+        ("<image> and <image>", ["page.png"], "yes", "more <image>"),
+        ("no place", ["page.png"], "yes", "1 of its pictures"),
+        ("<image>", ["page.png"], "see <image>", "an answer holds"),
+        ("<image>", ["page.png"], "x" * 100, "fit in data.sequence_length"),
+        ("<image>", ["absent.png"], "yes", "does not exist"),
+    ],
+)
+def test_messages_and_pictures_that_disagree_are_refused_where_they_are(
+    content: str, images: list[str], answer: str, word: str, model: dict[str, Any], tmp_path: Path
+) -> None:
+    gradient(20, 20).save(tmp_path / "page.png")
+    with pytest.raises(ConfigError) as caught:
+        module(tmp_path, [record(content, *images, answer=answer)], model)
+    assert word in caught.value.rule and ("chats.jsonl:1" in str(caught.value) or "absent.png" in str(caught.value))
+
+
+def test_image_token_of_another_token_and_a_model_of_text_are_refused(
+    tiny: Callable[..., Any], model: dict[str, Any], tmp_path: Path
+) -> None:
+    taken = {**model, "images": {"name": "early_fusion", "image_token": 65}}
+    with pytest.raises(ConfigError, match="id of another token"):
+        module(tmp_path, [record("a")], taken)
+    with pytest.raises(ConfigError, match="reads text alone"):
+        module(tmp_path, [record("a")], tiny(vocab_size=258))
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+
+def test_pages_show_what_their_answers_say_with_digits_of_their_split_alone() -> None:
+    pages = Pages(train=40, held_out=20, where=1.0)
+    seen: dict[str, set[int]] = {}
+    for split in ("train", "val", "test"):
+        first, again = list(pages.conversations(split)), list(pages.conversations(split))
+        assert first == again
+        for each in first:
+            columns, rows = each.columns["grid"]
+            digits = each.columns["digits"]
+            seen.setdefault(split, set()).update(sample for sample, _ in digits)
+            answers = {q["content"].replace("<image>", ""): a["content"] for q, a in zip(*[iter(each.messages)] * 2)}  # noqa: B905
+            assert answers["read:"].replace("/", "").replace(" ", "") == "".join(
+                str(pages._labels[sample]) for sample, _ in digits
+            )
+            assert len(answers["read:"]) == columns * rows + rows - 1
+            (page,) = pages.pictures(each)
+            assert page.size == (28 * columns, 28 * rows)
+            ink = 255 - np.asarray(page.convert("L"))
+            for _, (x1, y1, x2, y2) in digits:
+                assert ink[y1:y2, x1:x2].max() > 100
+                ink[y1:y2, x1:x2] = 0
+            assert not ink.any()
+            for question, answer in answers.items():
+                if question.startswith("where"):
+                    assert len(json.loads(answer)[0]) == 4 and max(json.loads(answer)[0]) <= 999
+    assert not seen["train"] & (seen["val"] | seen["test"]) and not seen["val"] & seen["test"]
