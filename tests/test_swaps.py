@@ -15,9 +15,19 @@ import torch
 import registry
 from blocks.compose import compose
 
-NEEDS = {"experts": ["model.experts.d_ff=32"]}  # parameters without a default, by kind
+INSIDE = ["+model.experts.experts={name: swiglu, d_ff: 32}"]
+NEEDS = {  # parameters without a default, by kind or block
+    "experts": ["model.experts.d_ff=32"],
+    "experts/with_identity": INSIDE,
+    "experts/with_skip": INSIDE,
+}
 KINDS = ("attention", "position", "ffn", "gating", "experts", "norm", "residual")
 ALONE = [(kind, name) for kind in KINDS for name in registry.names(kind)]
+
+
+def takes_positions(attention: str) -> bool:
+    """Recurrences and convolutions know the order of tokens without."""
+    return "position" in registry.lookup("attention", attention).schema.parameters
 
 
 class Losses(L.Callback):
@@ -41,7 +51,7 @@ def assert_learns(fit: Callable[..., L.Trainer], *overrides: str) -> L.Lightning
 
 
 @pytest.mark.parametrize("position", registry.names("position"))
-@pytest.mark.parametrize("attention", registry.names("attention"))
+@pytest.mark.parametrize("attention", [name for name in registry.names("attention") if takes_positions(name)])
 def test_any_attention_trains_with_any_position(
     tiny: Callable[..., dict[str, Any]], attention: str, position: str
 ) -> None:
@@ -64,7 +74,7 @@ def test_any_attention_trains_with_any_position(
 
 @pytest.mark.parametrize(("kind", "name"), ALONE, ids=[f"{kind}-{name}" for kind, name in ALONE])
 def test_any_block_trains_by_its_override(fit: Callable[..., L.Trainer], kind: str, name: str) -> None:
-    task = assert_learns(fit, f"model/{kind}={name}", *NEEDS.get(kind, []))
+    task = assert_learns(fit, f"model/{kind}={name}", *NEEDS.get(f"{kind}/{name}", NEEDS.get(kind, [])))
     assert any(isinstance(m, registry.lookup(kind, name).cls) for m in task.modules())
 
 

@@ -28,7 +28,7 @@ class Lightning(Recurrent):
     N·H·H fp32 numbers, whatever the length.
 
     Args:
-        n_heads: N
+        n_heads: N, heads
         head_dim: H, width of a head; null is d_model / n_heads
         norm: of all heads' outputs together
         output_gate: gates the normalised outputs; null for none
@@ -64,7 +64,7 @@ class Lightning(Recurrent):
         q, k, v = (
             F.silu(project(x)).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value)
         )
-        rates = torch.tensor(self.rates, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        rates = torch.tensor(self.rates, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.device)
         decay = -rates[:, None].expand(*v.shape[:3], 1)
         state = None if held is None else held.held["state"]
         y, state = self.kernels.recur(q, k, v, decay, None, state, segments)

@@ -31,7 +31,7 @@ class Mamba2(Recurrent):
     the convolutions' last inputs, whatever the length.
 
     Args:
-        n_heads: N
+        n_heads: N, heads
         head_dim: P, width of a head; null is 2 d_model / n_heads, the paper's expansion
         state_dim: width of keys and queries; 128 in the paper's models
         n_groups: sets of keys and queries; divides n_heads

@@ -20,6 +20,7 @@ row by row and multiply a chunk's outputs one after the other).
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -58,6 +59,22 @@ def recurrence(
     Returns:
         [B,T,N,V] in the dtype of v, and the state after the last token in fp32
     """
+    # Autocast would round the operands of some products and not of others; meta tensors have none.
+    known = torch.amp.is_autocast_available(v.device.type)
+    with torch.autocast(v.device.type, enabled=False) if known else nullcontext():
+        return _recurrence(q, k, v, decay, beta, state, segments, chunk)
+
+
+def _recurrence(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    beta: Tensor | None,
+    state: Tensor | None,
+    segments: Tensor | None,
+    chunk: int,
+) -> Result:
     B, T, N, V = v.shape
     wide = torch.promote_types(v.dtype, torch.float32)
     if state is None:

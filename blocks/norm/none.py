@@ -8,7 +8,7 @@ from registry import register
 
 @register("norm", "none")
 class NoNorm(Norm):
-    """No norm: y = x.
+    """No normalisation: y = x.
 
     He & Hofmann 2024 train transformers without some of them, arXiv 2311.01906. As ``kv_norm`` of ``mla`` it keeps keys
     and values linear in x, as those of an attention that is turned into a latent one are.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from blocks.position.rope import RoPE
-from registry import BlockError, register
+from registry import register
 from registry.ranges import Positive, Share
 
 
@@ -20,7 +20,7 @@ class RoPEFastest(RoPE):
 
     Args:
         theta: base of the frequencies
-        rotary_fraction: share of the pairs that turn; 0.25 in Gemma-4
+        rotary_fraction: share of the pairs that turn, at least one; 0.25 in Gemma-4
         pairing: which dimensions form a pair
     """
 
@@ -32,10 +32,7 @@ class RoPEFastest(RoPE):
         pairing: Literal["half_split", "interleaved"] = "half_split",
     ) -> None:
         super().__init__(head_dim, theta, pairing=pairing)
-        self.n_turning = int(head_dim * rotary_fraction) // 2
-        if not self.n_turning:
-            rule = f"leaves none of the head's {head_dim // 2} pairs to turn"
-            raise BlockError("rotary_fraction", rotary_fraction, rule, "Raise it, or use position none")
+        self.n_turning = max(1, int(head_dim * rotary_fraction) // 2)
 
     def frequencies(self, device: torch.device) -> Tensor:
         every = super().frequencies(device)

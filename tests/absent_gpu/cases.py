@@ -33,9 +33,13 @@ WIDTHS = {
 OF_DOCUMENTS = ("attention/", "position/", "scores/")  # blocks that several documents in a row make a difference to
 
 
+OF_PICTURES = ("images", "vision", "projector", "tiling")  # not tried yet: a step of them needs pictures
+
+
 def block_names() -> list[str]:
-    """``KIND/NAME`` of each block of this project."""
-    found = [(kind, name) for kind in registry.kinds() for name in registry.names(kind)]
+    """``KIND/NAME`` of each block of this project that reads tokens."""
+    kinds = [kind for kind in registry.kinds() if kind not in OF_PICTURES]
+    found = [(kind, name) for kind in kinds for name in registry.names(kind)]
     return ["/".join(f) for f in found if registry.lookup(*f).cls.__module__.startswith("blocks.")]
 
 

@@ -29,7 +29,14 @@ def h100(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
         yield made
 
 
-@pytest.mark.parametrize("name", cases.block_names())
+# Of each kind one block by default, and every attention; the others with the slow tests.
+SOME = {name for name in cases.block_names() if name.startswith("attention/")}
+SOME |= set({name.split("/")[0]: name for name in cases.block_names()}.values())
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in cases.block_names()]
+)
 def test_a_block_takes_a_step(h100: Worker, name: str) -> None:
     assert h100.ask("block", name)["fault"] is None
 

@@ -31,23 +31,24 @@ from registry import ConfigError, register
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-# Compiling takes seconds: of relatives, one is compiled by default, and the others with the slow tests.
-RELATIVES = {
-    "attention": {"kda", "lightning", "none", "short_conv"},
-    "decay": {"channel", "head"},
-    "experts": {"with_identity", "with_skip"},
-    "ffn": {"none", "xielu"},
-    "gating": {"softplus_bias"},
-    "norm": {"dynamic_tanh", "gated", "none"},
-    "output_gate": {"low_rank", "silu", "softplus"},
-    "position": {"log_temperature", "rope_fastest"},
+# Compiling takes seconds: these are compiled by default, and the others with the slow tests.
+COMPILED = {
+    *(
+        "attention/gated_delta",
+        "attention/mla",
+        "attention/sliding_window",
+        "experts/swiglu",
+        "ffn/moe",
+        "norm/rmsnorm",
+    ),
+    *("gating/sigmoid_bias", "position/alibi", "position/yarn", "residual/prenorm", "images/early_fusion"),
 }
 
 
 def of_one_worker(case: Case) -> Any:
     """All checks of a block on one worker of xdist: they share its decoder."""
     marks = [pytest.mark.xdist_group(f"{case.kind} {case.name}")]
-    if case.check == "compile" and case.name in RELATIVES.get(case.kind, ()):
+    if case.check == "compile" and f"{case.kind}/{case.name}" not in COMPILED:
         marks.append(pytest.mark.slow)
     return pytest.param(case, id=str(case), marks=marks)
 
@@ -463,7 +464,7 @@ def test_each_check_says_its_promise() -> None:
 
 
 def test_wildcards_choose_as_in_the_catalogue() -> None:
-    assert {case.name for case in cases("attention/m*")} == {"mha", "mla", "mqa"}
+    assert {case.name for case in cases("attention/m*")} == {"mamba2", "mha", "mla", "mqa"}
     assert {case.kind for case in cases("*/rmsnorm")} == {"norm"}
     assert cases("norm") == cases("norm/*")
 

@@ -160,3 +160,15 @@ def test_rewound_caches_of_every_kind_continue_as_if_nothing_had_been_tried(
                 cache.rewind(mark)
         found = torch.cat([decoder(part, caches=caches) for part in tokens[:, 9:].split(1, 1)], 1)
     torch.testing.assert_close(found, right[:, 9:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gated_delta", "kda", "mamba2", "lightning"])
+def test_under_autocast_the_recurrence_stays_in_fp32(tiny: Callable[..., dict[str, Any]], name: str) -> None:
+    decoder = compose(tiny(attention={"name": name}), seed=0)
+    ids = torch.randint(61, (2, 13), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = decoder.nll(decoder.hidden(ids)[0], ids)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in decoder.parameters())
+    whole = decoder.nll(decoder.hidden(ids)[0], ids)
+    assert loss.item() == pytest.approx(whole.item(), rel=0.02)

@@ -303,6 +303,7 @@ def test_missing_harness_names_the_extra(tmp_path: Path, environment: dict[str, 
     assert done.returncode == 64 and "blockwright[lm_eval]" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_command_line_evaluates_a_run(run: Path, tasks: Path, environment: dict[str, str]) -> None:
     root = Path(__file__).resolve().parents[2]
     variables = {**environment, "HF_HOME": str(tasks / "cache"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root)}

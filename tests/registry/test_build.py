@@ -30,10 +30,10 @@ from registry.layout import patched
 BROKEN = {"wrong": RuntimeError("no such luck"), "type": TypeError("odd"), "memory": MemoryError("full")}
 
 
-# Two small families of guests: hulls, and engines that hulls receive.
+# Two small families of guests: hulls, and motors that hulls receive.
 
 
-class Engine(Composable):
+class Motor(Composable):
     pass
 
 
@@ -43,7 +43,7 @@ class Hull(Composable):
         return {"power": known["length"] * (2 if child == "spare" else 1)}
 
 
-class Steam(Engine):
+class Steam(Motor):
     """Burns coal.
 
     Args:
@@ -69,7 +69,7 @@ class Steam(Engine):
         self.power, self.boilers, self.fuel, self.sizes = power, boilers, fuel, sizes
 
 
-class Sail(Engine):
+class Sail(Motor):
     """Needs wind."""
 
     def __init__(self, power: int) -> None:
@@ -81,15 +81,15 @@ class Liner(Hull):
 
     Args:
         length: in metres
-        engine: drives it
+        motor: drives it
         spare: drives it when the other does not
         tender: carries people to it
     """
 
     def __init__(
-        self, d_model: int, length: int, engine: Engine, spare: Engine | None = None, tender: Hull | None = None
+        self, d_model: int, length: int, motor: Motor, spare: Motor | None = None, tender: Hull | None = None
     ) -> None:
-        self.d_model, self.length, self.engine, self.spare, self.tender = d_model, length, engine, spare, tender
+        self.d_model, self.length, self.motor, self.spare, self.tender = d_model, length, motor, spare, tender
 
 
 class Barge(Hull):
@@ -100,15 +100,15 @@ class Barge(Hull):
         motor: drives it
     """
 
-    def __init__(self, length: int, motor: Engine) -> None:
+    def __init__(self, length: int, motor: Motor) -> None:
         self.motor = motor
 
 
 @pytest.fixture(autouse=True)
 def ships(temporary_blocks: None) -> None:
-    family("engine", context=("power",))(Engine)
+    family("motor", context=("power",))(Motor)
     family("hull")(Hull)
-    for kind, cls in (("engine", Steam), ("engine", Sail), ("hull", Liner), ("hull", Barge)):
+    for kind, cls in (("motor", Steam), ("motor", Sail), ("hull", Liner), ("hull", Barge)):
         register(kind, cls.__name__.lower())(cls)
 
 
@@ -131,98 +131,98 @@ LINER = {"name": "liner", "length": 7}
 
 
 def test_child_is_found_in_the_own_node_first() -> None:
-    hull = made({**LINER, "engine": "sail"}, engine="steam")
-    assert type(hull.engine).__name__ == "Sail"
+    hull = made({**LINER, "motor": "sail"}, motor="steam")
+    assert type(hull.motor).__name__ == "Sail"
 
 
 def test_child_is_found_by_the_parameters_name_before_the_kind() -> None:
-    hull = made(LINER, engine="steam", spare="sail")
-    assert (type(hull.engine).__name__, type(hull.spare).__name__) == ("Steam", "Sail")
+    hull = made(LINER, motor="steam", spare="sail")
+    assert (type(hull.motor).__name__, type(hull.spare).__name__) == ("Steam", "Sail")
 
 
 def test_written_null_means_none_whatever_the_scope_has() -> None:
-    assert made({**LINER, "spare": None}, engine="steam", spare="sail").spare is None
-    assert made({**LINER, "tender": None, "spare": "inherit"}, engine="steam", spare="sail").spare is not None
+    assert made({**LINER, "spare": None}, motor="steam", spare="sail").spare is None
+    assert made({**LINER, "tender": None, "spare": "inherit"}, motor="steam", spare="sail").spare is not None
 
 
 def test_null_is_refused_for_a_child_that_the_block_needs() -> None:
-    error = refusal({**LINER, "engine": None}, engine="steam")
-    assert (error.path, error.value) == ("model.hull.engine", "null")
+    error = refusal({**LINER, "motor": None}, motor="steam")
+    assert (error.path, error.value) == ("model.hull.motor", "null")
     assert "liner" in error.rule and "requires" in error.rule and "Leave it out" in error.remedy
 
 
 def test_inherit_is_the_same_as_leaving_a_child_out() -> None:
-    hull = made({**LINER, "engine": "inherit"}, engine={"name": "steam", "boilers": 5})
-    assert hull.engine.boilers == 5
-    assert refusal({**LINER, "engine": "inherit"}).path == "model.engine"
+    hull = made({**LINER, "motor": "inherit"}, motor={"name": "steam", "boilers": 5})
+    assert hull.motor.boilers == 5
+    assert refusal({**LINER, "motor": "inherit"}).path == "model.motor"
     tender = {"name": "barge", "length": 2, "motor": "inherit"}
     left = {"name": "liner", "length": 7, "tender": {"name": "barge", "length": 2}, "spare": None}
-    assert as_written("hull", {**LINER, "engine": "inherit", "tender": tender, "spare": None}) == left
+    assert as_written("hull", {**LINER, "motor": "inherit", "tender": tender, "spare": None}) == left
 
 
 def test_patch_takes_a_child_away_and_gives_it_back() -> None:
     hull = {**LINER, "spare": {"name": "steam", "boilers": 5}}
-    nodes = {"engine": "sail", "spare": "sail"}
+    nodes = {"motor": "sail", "spare": "sail"}
     assert made(patched(hull, {"spare": None}), **nodes).spare is None
     assert type(made(patched(hull, {"spare": "inherit"}), **nodes).spare).__name__ == "Sail"
-    few = made(patched({**LINER, "spare": "inherit"}, {"spare": {"boilers": 3}}), engine="sail", spare="steam")
+    few = made(patched({**LINER, "spare": "inherit"}, {"spare": {"boilers": 3}}), motor="sail", spare="steam")
     assert few.spare.boilers == 3
 
 
 def test_name_that_means_a_missing_child_names_no_block() -> None:
     with pytest.raises(RegistrationError, match="inherit"):
-        register("engine", "inherit")(Sail)
+        register("motor", "inherit")(Sail)
 
 
 def test_walk_meets_the_blocks_that_build_makes() -> None:
-    scope = {"engine": Node("steam", "model.engine"), "spare": Node("sail", "model.spare")}
+    scope = {"motor": Node("steam", "model.motor"), "spare": Node("sail", "model.spare")}
     met = [(n.path, e.name) for n, e, _ in walk("hull", Node({**LINER, "tender": LINER}, "model.hull"), scope)]
-    assert met == [("model.hull", "liner"), ("model.engine", "steam"), ("model.spare", "sail")]
+    assert met == [("model.hull", "liner"), ("model.motor", "steam"), ("model.spare", "sail")]
     met = [e.name for _, e, _ in walk("hull", Node({**LINER, "spare": None}, "model.hull"), scope)]
     assert met == ["liner", "steam"]
 
 
 def test_optional_child_is_never_found_by_its_kind() -> None:
-    hull = made(LINER, engine="steam", hull=LINER)
+    hull = made(LINER, motor="steam", hull=LINER)
     assert hull.spare is None and hull.tender is None
 
 
 def test_needed_child_is_found_by_its_kind() -> None:
-    hull = made({"name": "barge", "length": 3}, engine="steam")
+    hull = made({"name": "barge", "length": 3}, motor="steam")
     assert type(hull.motor).__name__ == "Steam" and hull.motor.power == 3
 
 
 def test_missing_child_is_asked_for_with_its_options() -> None:
     error = refusal(LINER)
-    assert error.path == "model.engine" and "liner" in error.rule
-    assert error.remedy == "Add one: +model/engine=<sail|steam>; without the + where a preset has one"
+    assert error.path == "model.motor" and "liner" in error.rule
+    assert error.remedy == "Add one: +model/motor=<sail|steam>; without the + where a preset has one"
 
 
 def test_node_without_a_name_patches_the_one_outside() -> None:
     outside = {"name": "steam", "boilers": 3, "fuel": "oil"}
-    engine = made({**LINER, "engine": {"boilers": 5}}, engine=outside).engine
-    assert (engine.boilers, engine.fuel) == (5, "oil")
+    motor = made({**LINER, "motor": {"boilers": 5}}, motor=outside).motor
+    assert (motor.boilers, motor.fuel) == (5, "oil")
     assert outside == {"name": "steam", "boilers": 3, "fuel": "oil"}
-    assert made({**LINER, "engine": {"boilers": 5}}, engine="steam").engine.boilers == 5
+    assert made({**LINER, "motor": {"boilers": 5}}, motor="steam").motor.boilers == 5
 
 
 def test_node_without_a_name_and_nothing_outside_is_refused() -> None:
-    error = refusal({**LINER, "engine": {"boilers": 5}})
-    assert error.path == "model.hull.engine" and "sail, steam" in error.remedy
+    error = refusal({**LINER, "motor": {"boilers": 5}})
+    assert error.path == "model.hull.motor" and "sail, steam" in error.remedy
 
 
 def test_mistake_in_a_patch_stands_where_the_patch_does() -> None:
-    error = refusal({**LINER, "engine": {"boiler": 5}}, engine="steam")
-    assert error.path == "model.hull.engine.boiler" and "'boilers'" in error.remedy
+    error = refusal({**LINER, "motor": {"boiler": 5}}, motor="steam")
+    assert error.path == "model.hull.motor.boiler" and "'boilers'" in error.remedy
 
 
 def test_parent_tells_its_children_what_it_knows() -> None:
-    hull = made({**LINER, "spare": "sail"}, engine="steam")
-    assert (hull.d_model, hull.engine.power, hull.spare.power) == (4, 7, 14)
+    hull = made({**LINER, "spare": "sail"}, motor="steam")
+    assert (hull.d_model, hull.motor.power, hull.spare.power) == (4, 7, 14)
 
 
 def test_block_that_contains_itself_is_refused_with_the_chain() -> None:
-    error = refusal({**LINER, "tender": LINER}, engine="sail")
+    error = refusal({**LINER, "tender": LINER}, motor="sail")
     assert error.path == "model.hull.tender" and "hull liner → hull liner" in error.rule
 
 
@@ -251,27 +251,27 @@ def test_block_that_contains_itself_is_refused_with_the_chain() -> None:
         ({**LINER, 3: 4}, "model.hull.3", 4, "has no parameter 3", "length"),
         ({**LINER, "d_model": 3}, "model.hull.d_model", 3, "supplied by the composer", "length"),
         ({**LINER, "self": 3}, "model.hull.self", 3, "has no parameter", "length"),
-        ({**LINER, "engine": 3}, "model.hull.engine", 3, "must name a registered engine", "sail, steam"),
-        ({**LINER, "engine": "stream"}, "model.hull.engine.name", "stream", "no engine", "'steam'"),
-        ({**LINER, "engine": {"name": "sail", "power": 3}}, "model.hull.engine.power", 3, "supplied", "no parameters"),
+        ({**LINER, "motor": 3}, "model.hull.motor", 3, "must name a registered motor", "sail, steam"),
+        ({**LINER, "motor": "stream"}, "model.hull.motor.name", "stream", "no motor", "'steam'"),
+        ({**LINER, "motor": {"name": "sail", "power": 3}}, "model.hull.motor.power", 3, "supplied", "no parameters"),
         ({**LINER, "spare": {"name": "steam", "fuel": "gas"}}, "model.hull.spare.fuel", "gas", "coal, oil", "Literal"),
         ({**LINER, "spare": {"name": "steam", "sizes": [1, "2"]}}, "model.hull.spare.sizes", [1, "2"], "list", "list"),
         ({**LINER, "spare": {"name": "steam", "boilers": 10}}, "model.hull.spare.boilers", 10, "nine fit", "Take nine"),
-        ({"name": "liner", "length": 2000}, "model.engine", 2000, "too strong", "Shorten"),  # context has no key
+        ({"name": "liner", "length": 2000}, "model.motor", 2000, "too strong", "Shorten"),  # context has no key
     ],
     ids=str,
 )  # fmt: skip
 def test_mistake_is_refused_at_its_path(node: Any, path: str, value: Any, rule: str, remedy: str) -> None:
-    error = refusal(node, engine="steam")
+    error = refusal(node, motor="steam")
     assert (error.path, error.value) == (path, value)
     assert rule in error.rule and remedy in error.remedy
 
 
 @pytest.mark.parametrize("failure", BROKEN)
 def test_exception_of_a_guests_constructor_becomes_a_refusal_with_its_path_and_words(failure: str) -> None:
-    error = refusal({**LINER, "spare": {"name": "steam", "failure": failure}}, engine="sail")
+    error = refusal({**LINER, "spare": {"name": "steam", "failure": failure}}, motor="sail")
     assert error.path == "model.hull.spare"
-    assert f"{type(BROKEN[failure]).__name__}: {BROKEN[failure]}" in error.rule and "engine 'steam'" in error.rule
+    assert f"{type(BROKEN[failure]).__name__}: {BROKEN[failure]}" in error.rule and "motor 'steam'" in error.rule
     assert error.value["failure"] == failure
 
 
@@ -281,22 +281,22 @@ def test_interrupt_in_a_constructor_is_no_mistake_of_the_config(
 ) -> None:
     monkeypatch.setitem(BROKEN, "interrupt", interrupt())
     with pytest.raises(interrupt):
-        made({**LINER, "engine": {"name": "steam", "failure": "interrupt"}})
+        made({**LINER, "motor": {"name": "steam", "failure": "interrupt"}})
 
 
 def test_defaults_and_given_values_reach_the_constructor() -> None:
-    engine = made({**LINER, "engine": {"name": "steam", "fuel": "oil", "sizes": [1, 2]}}).engine
-    assert (engine.boilers, engine.fuel, engine.sizes) == (2, "oil", [1, 2])
+    motor = made({**LINER, "motor": {"name": "steam", "fuel": "oil", "sizes": [1, 2]}}).motor
+    assert (motor.boilers, motor.fuel, motor.sizes) == (2, "oil", [1, 2])
 
 
 def test_default_value_written_out_is_the_default() -> None:
-    assert made({**LINER, "engine": {"name": "steam", "boilers": 2, "sizes": None}}).engine.sizes is None
+    assert made({**LINER, "motor": {"name": "steam", "boilers": 2, "sizes": None}}).motor.sizes is None
 
 
 def test_resolve_gives_parameters_and_leaves_children_as_written() -> None:
-    entry, given = resolve("hull", Node({**LINER, "engine": {"boilers": 3}}, "model.hull"))
+    entry, given = resolve("hull", Node({**LINER, "motor": {"boilers": 3}}, "model.hull"))
     assert entry.name == "liner"
-    assert given == {"length": 7, "engine": {"boilers": 3}, "spare": "inherit", "tender": "inherit"}
+    assert given == {"length": 7, "motor": {"boilers": 3}, "spare": "inherit", "tender": "inherit"}
 
 
 # --- plain types ------------------------------------------------------------------------------------------------------

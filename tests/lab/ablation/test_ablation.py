@@ -239,6 +239,7 @@ def test_jobs_are_what_was_matched(write: Callable[..., str], shrunk: list[str])
 
 
 @pytest.mark.parametrize("name", [name for name in definition.names() if name not in ("extend_context", "objectives")])
+@pytest.mark.slow
 def test_every_definition_plans_and_every_arm_takes_two_steps(name: str, shrunk: list[str], tmp_path: Path) -> None:
     read = definition.read(name, {"seeds": "1"})
     plan = planning.make(read, shrunk)

@@ -126,6 +126,7 @@ def _kill_and_resume(start: Start, cluster: ScriptedCluster, folder: Path, momen
     assert len(made) == len(RATES) == len(set(made))
 
 
+@pytest.mark.slow
 def test_killed_launcher_loses_no_job_and_makes_none_twice(
     start: Start, cluster: ScriptedCluster, tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@ def test_only_the_folder_and_what_lies_in_it_is_left_open(text: str, kept: str) 
 def test_no_part_of_a_configuration_names_the_folder_of_its_run(checked: Callable[..., dict[str, Any]]) -> None:
     plain = checked("callbacks=[default,pruning]", "logger=default")
     text = yaml.safe_dump(cli.to_cli(plain))
-    assert plain["paths"]["output_dir"] not in text and text.count("${run_dir}") == 6
+    assert plain["paths"]["output_dir"] not in text and text.count("${run_dir}") == 7
 
 
 def settings(**parts: Any) -> Namespace:

@@ -73,6 +73,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_loader_processes_and_their_server_end_when_the_run_is_killed(
     corpus_file: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -36,7 +36,9 @@ def test_every_part_of_the_composition_has_its_place(checked: Callable[..., dict
         "default_root_dir": "${run_dir}",
     }
     names = [callback["class_path"].rpartition(".")[2] for callback in made["trainer"]["callbacks"]]
-    assert set(names) == {"Machine", "Keeper", "Interruption", "Guard", "DeadExperts", "Throughput", "RunReport"}
+    assert set(names) == {
+        *("Machine", "Keeper", "Interruption", "Guard", "DeadExperts", "Throughput", "Completions", "RunReport")
+    }
     assert [logger["class_path"].rpartition(".")[2] for logger in made["trainer"]["logger"]] == [
         "CSVLogger",
         "TensorBoardLogger",
