@@ -71,7 +71,8 @@ class Task(L.LightningModule):
         adapter: trains low-rank updates of a frozen model; null trains the model itself
 
     Class attributes:
-        figures: what a validation logs, as ``val/<name>``; a test as ``test/<name>``
+        figures: what a validation logs, as ``val/<name>``; a test as ``test/<name>``. Of the three that this class
+            measures, a task leaves out those that mean nothing for it
         shown: what progress shows of ``train/<name>``
         curves: what the report draws besides the loss: file → names of logged figures
         reads: keys that a batch must have
@@ -321,7 +322,8 @@ class Task(L.LightningModule):
 
     def _conclude(self, stage: str) -> None:
         for name, value in self._loss(stage).compute().items():
-            self.log(f"{stage}/{name}", value.float(), prog_bar=name == "loss")
+            if name in self.figures:
+                self.log(f"{stage}/{name}", value.float(), prog_bar=name == "loss")
         self.log_dict(self.loads.figures(stage))
 
     def _log_training(self) -> None:
