@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from blocks.attention.base import Attention, empty_cache
 from blocks.compose import compose
@@ -217,6 +216,8 @@ def forward_flops_per_token(model: Mapping[str, Any] | Decoder, length: int) -> 
 
 
 def _flops(decoder: Decoder, indices: Sequence[int], length: int) -> int:
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, which refusals of a run have no time for
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         with_layers(decoder, indices)(torch.zeros(1, length, dtype=torch.long, device="meta"))
     return counter.get_total_flops()
