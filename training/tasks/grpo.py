@@ -36,6 +36,7 @@ from training.rollouts.engine.base import Request
 from training.rollouts.record import Rollout, completion_mask, padded
 from training.rollouts.scoring import score
 from training.tasks.base import Batch, Task
+from training.tasks.needed_data import data_of
 from training.tasks.scored import Scored
 
 Part = str | dict[str, Any]
@@ -188,16 +189,9 @@ class Grpo(Task):
 
     @property
     def data(self) -> PromptDataModule:
-        """The data module.
-
-        Raises:
-            ConfigError: it has no prompts
-        """
-        found = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(found, PromptDataModule):
-            rule = "this task samples answers to prompts, which the data does not give"
-            raise ConfigError("data", type(found).__name__, rule, "Use data=prompts, or experiment=grpo_sort")
-        return found
+        """The data module; another kind is refused."""
+        rule = "this task samples answers to prompts, which the data does not give"
+        return data_of(self, PromptDataModule, rule, "Use data=prompts, or experiment=grpo_sort")
 
     # --- rollouts -------------------------------------------------------------------------------------------------
 

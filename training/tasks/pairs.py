@@ -11,6 +11,7 @@ from torch import Tensor
 from registry import ConfigError
 from training.data.preference_module import PreferenceDataModule
 from training.tasks.base import Batch, Task
+from training.tasks.needed_data import data_of
 from training.tasks.scored import Scored
 
 
@@ -41,16 +42,9 @@ class Pairwise(Task):
 
     @property
     def data(self) -> PreferenceDataModule:
-        """The data module.
-
-        Raises:
-            ConfigError: it has no pairs
-        """
-        found = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(found, PreferenceDataModule):
-            rule = "this task compares answers, which the data does not give"
-            raise ConfigError("data", type(found).__name__, rule, "Use data=preferences, or experiment=preference_sort")
-        return found
+        """The data module; another kind is refused."""
+        rule = "this task compares answers, which the data does not give"
+        return data_of(self, PreferenceDataModule, rule, "Use data=preferences, or experiment=preference_sort")
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"total": torch.tensor(len(batch["pair"])), "sequences": torch.tensor(len(batch["tokens"]))}
