@@ -1,0 +1,28 @@
+"""A task that is given data of another kind says so."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+
+from registry import ConfigError
+from training.tasks.needed_data import data_of
+
+
+class Pairs(L.LightningDataModule):
+    """A kind of its own."""
+
+
+def test_data_of_another_kind_is_refused() -> None:
+    def task(data: L.LightningDataModule) -> Any:
+        return SimpleNamespace(trainer=SimpleNamespace(datamodule=data))
+
+    pairs = Pairs()
+    assert data_of(task(pairs), Pairs, "needs pairs", "Use pairs") is pairs
+    with pytest.raises(ConfigError) as refusal:
+        data_of(task(L.LightningDataModule()), Pairs, "needs pairs", "Use pairs")
+    error = refusal.value
+    assert (error.path, error.value, error.rule) == ("data", "LightningDataModule", "needs pairs")
