@@ -18,6 +18,7 @@ pytestmark = pytest.mark.xdist_group("startup")  # its fixture runs a whole prog
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = 3.0  # CPU-seconds, of which torch alone is one and a half
+TORCH = 1.5
 
 COMMANDS = {
     "help": (["train.py", "--help"], 0),
@@ -70,14 +71,18 @@ class Answer:
     folder: Path
 
 
-def answer(name: str, environment: dict[str, str], folder: Path, *watched: str) -> Answer:
-    arguments, code = COMMANDS[name]
-    out_of_the_way = [f"hydra.run.dir={folder}"] if code else []
-    command = [sys.executable, *watched, *arguments, *out_of_the_way]
+def measured(command: list[str], environment: dict[str, str]) -> tuple[subprocess.CompletedProcess[str], float]:
+    """What a command answered, and its CPU-seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def answer(name: str, environment: dict[str, str], folder: Path, *watched: str) -> Answer:
+    arguments, code = COMMANDS[name]
+    out_of_the_way = [f"hydra.run.dir={folder}"] if code else []
+    done, seconds = measured([sys.executable, *watched, *arguments, *out_of_the_way], environment)
     lines = done.stderr.splitlines()
     imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
     err = "\n".join(line for line in lines if not line.startswith("import time:"))
@@ -102,12 +107,13 @@ def test_answers_within_its_budget(
     name: str, ask: Callable[[str], Answer], environment: dict[str, str], tmp_path: Path
 ) -> None:
     assert ask(name).code == COMMANDS[name][1], ask(name).err
-    # Watched, it is slower than a user has it. So if need be unwatched, and a few times over, for a busy machine makes
-    # even CPU time longer.
-    seconds = [ask(name).seconds]
-    while min(seconds) > BUDGET and len(seconds) < 8:
-        seconds.append(answer(name, environment, tmp_path).seconds)
-    assert min(seconds) <= BUDGET, seconds
+    # Watched, it is slower than a user has it. A busy or slower machine makes even CPU time longer, so if need be
+    # unwatched, a few times over, each time beside torch's own import.
+    shares = [ask(name).seconds / BUDGET]
+    while min(shares) > 1 and len(shares) < 5:
+        slower = max(1.0, measured([sys.executable, "-c", "import torch"], environment)[1] / TORCH)
+        shares.append(answer(name, environment, tmp_path).seconds / (BUDGET * slower))
+    assert min(shares) <= 1, shares
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -239,7 +239,10 @@ def spawn(ranks: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     queue = context.SimpleQueue()
-    processes = [context.Process(target=_rank, args=(r, ranks, port, queue, work, arguments)) for r in range(ranks)]
+    over = context.Event()  # a rank that left early would reset the connections that the others still read
+    processes = [
+        context.Process(target=_rank, args=(r, ranks, port, queue, over, work, arguments)) for r in range(ranks)
+    ]
     for process in processes:
         process.start()
     results: dict[int, tuple[str | None, Any]] = {}
@@ -251,6 +254,7 @@ def spawn(ranks: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
             for process in processes:
                 process.terminate()
             break
+    over.set()
     for process in processes:
         process.join()
     broken = {rank: error for rank, (error, _) in results.items() if error}
@@ -273,7 +277,9 @@ def _await(queue: Any, processes: Sequence[Any]) -> None:
         time.sleep(0.01)
 
 
-def _rank(rank: int, ranks: int, port: int, queue: Any, work: Callable[..., Any], arguments: Sequence[Any]) -> None:
+def _rank(
+    rank: int, ranks: int, port: int, queue: Any, over: Any, work: Callable[..., Any], arguments: Sequence[Any]
+) -> None:
     torch.set_num_threads(1)
     os.environ.update(
         {
@@ -296,6 +302,7 @@ def _rank(rank: int, ranks: int, port: int, queue: Any, work: Callable[..., Any]
         packed = io.BytesIO()  # whole bytes: tensors would be shared with a process that is about to end
         torch.save((rank, outcome), packed)
         queue.put(packed.getvalue())
+        over.wait()
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
