@@ -52,9 +52,10 @@ def initialise(model: nn.Module, *, std: float, depth_scaled: bool, n_layers: in
     for buffer in model.buffers():
         buffer.zero_()
     for name, block in _blocks(model):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stable_seed(seed, (prefix + name).rstrip(".")))
-            block.reset_parameters()
+        if type(block).reset_parameters is not Block.reset_parameters:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(stable_seed(seed, (prefix + name).rstrip(".")))
+                block.reset_parameters()
 
 
 def draws(

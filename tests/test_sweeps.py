@@ -363,6 +363,7 @@ def told(sweep: Path) -> list[tuple[int, str, float | None, dict[str, Any]]]:
 SAVING = ["callbacks.interruption.every_n_steps=1", "trainer.val_check_interval=null"]
 
 
+@pytest.mark.slow
 def test_killed_search_goes_on_with_no_trial_lost_or_repeated(
     start: Start,
     lab_sweep: Callable[..., subprocess.CompletedProcess[str]],

@@ -29,7 +29,7 @@ from registry.schema import Parameter
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
 FUZZ = settings(
-    max_examples=EXAMPLES or 250,
+    max_examples=EXAMPLES or 150,
     deadline=None,
     derandomize=not EXAMPLES,
     database=None,

@@ -75,6 +75,7 @@ print(memory("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_peaks_at_the_model_and_one_shard(
     large: tuple[Path, int, int], environment: dict[str, str], tmp_path: Path
 ) -> None:

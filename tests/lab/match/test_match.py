@@ -155,7 +155,13 @@ def test_a_change_in_a_layers_override_is_written_by_its_number() -> None:
 
 
 @pytest.mark.parametrize("base", [["model=tiny"], pytest.param(LITE, marks=pytest.mark.slow)], ids=["tiny", "v2_lite"])
-@pytest.mark.parametrize(("budget", "tol"), [("params", 0.005), ("active_params", 0.005), ("flops", 0.01)])
+@pytest.mark.parametrize(
+    ("budget", "tol"),
+    [
+        ("params", 0.005),
+        *(pytest.param(*b, marks=pytest.mark.slow) for b in (("active_params", 0.005), ("flops", 0.01))),
+    ],
+)
 def test_four_attentions_are_matched(base: list[str], budget: str, tol: float) -> None:
     sizes = matched(base, Match(budget, "d_ff", tol))
     goal = getattr(sizes["mha"].figures, budget)

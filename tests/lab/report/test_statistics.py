@@ -114,7 +114,7 @@ def test_the_same_to_the_last_digit_is_no_difference() -> None:
 # --- against the truth ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("seeds", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5))])
 def test_interval_holds_the_truth_as_often_as_it_says(seeds: int) -> None:
     rng, effect, held = random.Random(seeds), -0.015, 0
     for _ in range(SWEEPS):
@@ -124,7 +124,9 @@ def test_interval_holds_the_truth_as_often_as_it_says(seeds: int) -> None:
     assert 0.93 <= held / SWEEPS <= 0.97
 
 
-@pytest.mark.parametrize(("arms", "seeds"), [(2, 3), (4, 3), pytest.param(4, 5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("arms", "seeds"), [(2, 3), *(pytest.param(4, seeds, marks=pytest.mark.slow) for seeds in (3, 5))]
+)
 def test_what_is_the_same_is_called_noise(arms: int, seeds: int) -> None:
     rng = random.Random(arms)
     found = [simulated(rng, [0.0] * arms, seeds) for _ in range(SWEEPS)]

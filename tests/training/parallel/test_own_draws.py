@@ -45,6 +45,7 @@ def build_all() -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_parts_are_the_whole_draw_and_no_rank_draws_all() -> None:
     for ranks in spawn(4, build_all):
         for case in ranks:
