@@ -42,10 +42,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         z_loss: float,
         learn: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
-        tokens, wide = hidden.shape[0], _wide(hidden)
+        tokens, wide = hidden.shape[0], wide_dtype(hidden)
         rows, columns = chunk_shape(tokens, weight.shape[0], hidden)
         blocks = weight.split(columns)
-        chunk = _Chunk(hidden, rows, columns, softcap)
+        chunk = LogitChunk(hidden, rows, columns, softcap)
         share = (targets != IGNORED).to(wide)
         share = share if weights is None else share * weights.to(wide)
         grad_hidden = torch.empty_like(hidden) if learn[0] else None
@@ -80,30 +80,36 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return by_hidden, by_weight, None, None, None, None, None
 
 
-class _Chunk:
+class LogitChunk:
     """The logits of some tokens against a block of the vocabulary, in buffers reused by every chunk.
 
     Args:
         hidden: [T,D], from which chunks are taken
         rows, columns: maximum size of a chunk
         softcap: bound of the logits
+        temperature: divides them, after the bound
     """
 
-    def __init__(self, hidden: Tensor, rows: int, columns: int, softcap: float | None) -> None:
-        wide = _wide(hidden)
-        self.softcap = softcap
+    def __init__(
+        self, hidden: Tensor, rows: int, columns: int, softcap: float | None, temperature: float = 1.0
+    ) -> None:
+        wide = wide_dtype(hidden)
+        self.softcap, self.temperature = softcap, temperature
         self.product = hidden.new_empty(rows * columns)  # dtype of the matrix products
         self.scores = self.product if hidden.dtype == wide else hidden.new_empty(rows * columns, dtype=wide)
         self.tanh = None if softcap is None else torch.empty_like(self.scores)
 
-    def normalise(self, part: Tensor, aim: Tensor, blocks: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
+    def normalise(
+        self, part: Tensor, aim: Tensor, blocks: tuple[Tensor, ...], kept: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         """log Σ exp of the logits over each block, and the logit of the target, all [R]; the buffer then holds the last
-        block's probabilities, normalised over that block only."""
+        block's probabilities, normalised over that block only. ``kept``, [2,n], are the (row, token) that have any
+        probability; None for all."""
         norms: list[Tensor] = []
         at_aim = torch.zeros(len(part), dtype=self.scores.dtype, device=part.device)
         first = 0
         for block in blocks:
-            scores = self._logits(part, block)
+            scores = self._logits(part, block, first, kept)
             column, inside = _within(aim, first, len(block))
             at_aim += scores.gather(1, column).squeeze(1) * inside
             norms.append(_softmax(scores))
@@ -122,11 +128,13 @@ class _Chunk:
         grad_hidden: Tensor | None,
         grad_weight: Tensor | None,
         fresh: bool,
+        kept: Tensor | None = None,
     ) -> None:
         """Write the gradient with respect to hidden states, and add that of the weight (``fresh``: write it).
 
-        d/dlogits = w [(1 + 2 z_loss log Z) softmax − onehot(target)] for each token.
+        d/dlogits = w [(1 + 2 z_loss log Z) softmax − onehot(target)] / temperature for each token.
         """
+        share = share / self.temperature
         shared = (part * share[:, None]).to(part.dtype)
         # Over several blocks, the sum of bf16 products is accumulated in fp32.
         several = len(blocks) > 1 and grad_hidden is not None
@@ -137,7 +145,7 @@ class _Chunk:
             first -= len(block)
             scores = self._view(self.scores, part, block)
             if not last:
-                _softmax(self._logits(part, block))
+                _softmax(self._logits(part, block, first, kept))
             if len(blocks) > 1 or z_loss:
                 scores *= ((norms[i] - norm).exp() * (1 + 2 * z_loss * norm))[:, None]
             column, inside = _within(aim, first, len(block))
@@ -157,7 +165,7 @@ class _Chunk:
             if several:
                 grad_hidden.copy_(by_hidden)
 
-    def _logits(self, part: Tensor, block: Tensor) -> Tensor:
+    def _logits(self, part: Tensor, block: Tensor, first: int, kept: Tensor | None) -> Tensor:
         product, scores = self._view(self.product, part, block), self._view(self.scores, part, block)
         torch.mm(part, block.t(), out=product)
         if product.dtype != scores.dtype:
@@ -165,11 +173,26 @@ class _Chunk:
         if self.softcap is not None and self.tanh is not None:
             tanh = torch.div(scores, self.softcap, out=self._view(self.tanh, part, block)).tanh_()
             torch.mul(tanh, self.softcap, out=scores)
-        return scores
+        if self.temperature != 1:
+            scores /= self.temperature
+        return scores if kept is None else _keep(scores, kept, first)
 
     @staticmethod
     def _view(buffer: Tensor, part: Tensor, block: Tensor) -> Tensor:
         return buffer[: len(part) * len(block)].view(len(part), len(block))
+
+
+def _keep(scores: Tensor, kept: Tensor, first: int) -> Tensor:
+    """Leave only some logits [R,C] of a block that begins at token ``first``: (row, token) are in ``kept``.
+
+    The others become the least finite number, not −∞: a block of which a row keeps nothing has no weight, but no NaN.
+    """
+    rows, tokens = kept[:, (kept[1] >= first) & (kept[1] < first + scores.shape[1])]
+    at = (rows, tokens - first)
+    values = scores[at]
+    scores.fill_(torch.finfo(scores.dtype).min)
+    scores[at] = values
+    return scores
 
 
 def _softmax(scores: Tensor) -> Tensor:
@@ -204,13 +227,14 @@ def chunk_shape(tokens: int, vocabulary: int, like: Tensor) -> tuple[int, int]:
     elements = CHUNK_ELEMENTS * (1 if like.device.type == "cpu" else GPU_CHUNKS)
     rows = elements // vocabulary
     # Accumulating bf16 products over chunks is one more pass over [V,D] for each: use fewer, larger chunks.
-    if rows >= min(tokens, ROWS if like.dtype == _wide(like) else 2 * ROWS):
+    if rows >= min(tokens, ROWS if like.dtype == wide_dtype(like) else 2 * ROWS):
         return max(1, min(tokens, rows)), vocabulary
     rows = max(1, min(tokens, BLOCK_ROWS, elements))
     return rows, min(vocabulary, max(1, elements // rows))
 
 
-def _wide(x: Tensor) -> torch.dtype:
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of sums over the vocabulary."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -262,7 +286,7 @@ def linear_cross_entropy_reference(
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``linear_cross_entropy`` with all logits at once."""
-    logits = (hidden @ weight.t()).to(_wide(hidden))
+    logits = (hidden @ weight.t()).to(wide_dtype(hidden))
     logits = logits if softcap is None else softcap * (logits / softcap).tanh()
     losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
     squares = logits.logsumexp(-1).square() * (targets != IGNORED)

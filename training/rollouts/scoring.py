@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from blocks.decoder import Decoder
 from blocks.gating.base import Gating, Routing
-from blocks.kernels.cross_entropy import chunk_shape
+from blocks.kernels.log_probabilities import linear_log_probabilities
 from training.data.rows import best_fit
 from training.rollouts.record import Rollout, completion_mask
 
@@ -37,7 +35,7 @@ def score(decoder: Decoder, rollout: Rollout, temperature: float, replay: bool =
     """Score completions.
 
     Prompts and completions are packed into rows of separate segments, so that little is computed for padding, and
-    logits are only computed where a completion's token is predicted, chunk by chunk: they are never all in memory.
+    logits are only computed where a completion's token is predicted, and are never all in memory.
 
     Args:
         decoder: the policy
@@ -56,8 +54,9 @@ def score(decoder: Decoder, rollout: Rollout, temperature: float, replay: bool =
     first = [place + len(prompt) - 1 for place, prompt in zip(packed.places, rollout.prompts, strict=True)]
     where = [at for a, c in zip(first, rollout.completions, strict=True) for at in range(a, a + len(c))]
     wanted = torch.tensor([token for c in rollout.completions for token in c], device=device)
-    kept = _kept(rollout, device)
-    found = _logp(decoder, hidden.flatten(0, 1)[torch.tensor(where, device=device)], wanted, temperature, kept)
+    scored = hidden.flatten(0, 1)[torch.tensor(where, device=device)]
+    how = (decoder.logit_softcap, temperature, _kept(rollout, device))
+    found = linear_log_probabilities(scored, decoder.output_weight, wanted, *how)
     mask = completion_mask(rollout).to(device)
     logp = found.new_zeros(mask.shape).masked_scatter(mask, found)
     return ScoredRollout(logp, routings, *_compared(experts, routings, device))
@@ -66,31 +65,6 @@ def score(decoder: Decoder, rollout: Rollout, temperature: float, replay: bool =
 def at_tokens(logits: Tensor, tokens: Tensor) -> Tensor:
     """Log-probability in fp32 of tokens [...] under logits [...,V]."""
     return logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
-
-
-def _logp(decoder: Decoder, hidden: Tensor, tokens: Tensor, temperature: float, kept: Tensor | None) -> Tensor:
-    """Log-probabilities of tokens [N] after hidden states [N,D], among the kept ones: indices [2,n] of [N,V]."""
-
-    def piece(part: Tensor, aim: Tensor, among: Tensor | None) -> Tensor:
-        logits = decoder.logits(part).float()
-        logits = logits if temperature == 1 else logits / temperature
-        if among is not None:
-            every = torch.full_like(logits, -math.inf)
-            every[among[0], among[1]] = 0.0
-            logits = logits + every
-        return at_tokens(logits, aim)
-
-    size, _ = chunk_shape(len(tokens), len(decoder.output_weight), hidden)
-    pieces = []
-    for start in range(0, len(tokens), size):
-        among = None
-        if kept is not None:
-            inside = (kept[0] >= start) & (kept[0] < start + size)
-            among = kept[:, inside] - kept.new_tensor([[start], [0]])
-        part, aim = hidden[start : start + size], tokens[start : start + size]
-        small = size >= len(tokens) or not torch.is_grad_enabled()
-        pieces.append(piece(part, aim, among) if small else checkpoint(piece, part, aim, among, use_reentrant=False))
-    return torch.cat(pieces)
 
 
 def _kept(rollout: Rollout, device: torch.device) -> Tensor | None:
