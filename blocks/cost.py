@@ -174,14 +174,15 @@ def alike(layers: Sequence[nn.Module] | nn.ModuleList) -> list[list[int]]:
     """
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, layer in enumerate(layers):
-        groups.setdefault(_signature(layer), []).append(index)
+        groups.setdefault(signature(layer), []).append(index)
     return list(groups.values())
 
 
 _INTERNAL = frozenset(vars(nn.Module()))
 
 
-def _signature(layer: nn.Module) -> tuple[Any, ...]:
+def signature(layer: nn.Module) -> tuple[Any, ...]:
+    """What a module computes with: classes, settings and shapes of all its parts."""
     tensors = [*layer.named_parameters(), *layer.named_buffers()]
     shapes = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors]
     settings = [

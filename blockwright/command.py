@@ -42,6 +42,9 @@ COMMANDS = {
     "sweep": Command("status, resume, retry or stop a sweep", "lab.sweep.__main__"),
     "kubernetes": Command("run or sweep on a cluster, and watch, stop and resume it", "lab.kubernetes.__main__"),
     "report": Command("write a sweep's results as one page", "lab.report.__main__"),
+    "surgery": Command(
+        "trained weights in another composition, and a ledger of what that changes", "lab.surgery.__main__"
+    ),
     "generate": Command("write text with a trained model", "lab.generate"),
     "cache-loss": Command("what a quantised cache costs in loss", "lab.cache_loss"),
     "evaluate": Command(

@@ -64,7 +64,7 @@ def export_folder(
         stored = str(wanted or source.tensors["embedding.weight"].dtype).removeprefix("torch.")
         # transformers before 5 looks for torch_dtype.
         dump_json(folder / "config.json", {**values, "dtype": stored, "torch_dtype": stored})
-        _write_tokenizer(source, folder, decoder.config["max_positions"])
+        write_tokenizer(source, folder, decoder.config["max_positions"])
         dump_json(folder / companions.GENERATION, _generation(folder, _ids(source)))
         origin.write_licences(source.origin, folder)
         _write_beside(beside, folder)
@@ -211,7 +211,7 @@ def _listed(ids: Any) -> list[Any]:
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
-def _write_tokenizer(source: Source, folder: Path, max_positions: int) -> None:
+def write_tokenizer(source: Source, folder: Path, max_positions: int) -> None:
     if source.tokenizer is not None:
         tokenizer.write(source.tokenizer, folder, max_positions)
     elif source.folder is not None:

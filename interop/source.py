@@ -203,4 +203,7 @@ def _check_shapes(model: Mapping[str, Any], theirs: Mapping[str, tuple[int, ...]
     if unlike:
         name = unlike[0]
         rule = f"has other weights: {name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here"
-        raise ConfigError("init_from", str(where), rule, "Add model=pretrained to take the composition from there too")
+        remedy = (
+            "Add model=pretrained to take the composition from there too, or surgery=default to derive these weights"
+        )
+        raise ConfigError("init_from", str(where), rule, remedy)

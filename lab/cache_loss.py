@@ -72,15 +72,15 @@ def losses(decoder: Decoder, windows: Sequence[Window], bits: Sequence[int]) -> 
 # --- the windows ------------------------------------------------------------------------------------------------------
 
 
-def validation_windows(run: Path, most: int | None) -> Iterator[Window]:
-    """Windows of a run's validation text that contain one document.
+def data_of(run: Path, most: int | None) -> Any:
+    """The data module of a run, prepared.
 
     Args:
         run: its folder
-        most: maximum number of windows, evenly spaced; None for all
+        most: maximum number of windows evaluated, evenly spaced; None for all
 
     Raises:
-        ConfigError: the folder has no configuration, or no validation text
+        ConfigError: the folder has no configuration
     """
     file = run / ".hydra" / "config.yaml"
     if not file.is_file():
@@ -90,7 +90,19 @@ def validation_windows(run: Path, most: int | None) -> Iterator[Window]:
     data = instantiate({**node, "eval_windows": most}, "data")
     data.prepare_data()
     data.setup("validate")
-    for batch in data.val_dataloader():
+    return data
+
+
+def validation_windows(run: Path, most: int | None) -> Iterator[Window]:
+    """Windows of a run's validation text that contain one document.
+
+    Args:
+        run, most: as in ``data_of``
+
+    Raises:
+        ConfigError: as in ``data_of``
+    """
+    for batch in data_of(run, most).val_dataloader():
         tokens, targets, segments = batch["tokens"], batch["targets"], batch.get("segments")
         if segments is not None:
             whole = (segments == segments[:, :1]).all(1)

@@ -73,6 +73,18 @@ def test_composition_comes_from_there_and_may_be_patched(
     assert "pretrained" not in model and plain["task"]["model"] == model
 
 
+def test_surgery_puts_the_weights_into_another_composition(
+    checked_start: Callable[..., dict[str, Any]], imported: Path
+) -> None:
+    more = ("model=pretrained", "surgery=default", "+model/attention=mha", "++model.n_layers=3")
+    task = instantiate(checked_start(f"init_from={imported}", *more)["task"], "task")
+    task.configure_model()
+    text = torch.arange(30)[None]
+    with torch.no_grad():
+        assert (load(imported)(text) - task.decoder(text)).abs().max() < 1e-4
+    assert task.decoder.config["attention"]["name"] == "mha" and len(task.decoder.layers) == 3
+
+
 @pytest.mark.parametrize(
     ("overrides", "path", "words"),
     [
@@ -83,6 +95,12 @@ def test_composition_comes_from_there_and_may_be_patched(
         (["init_from=/nowhere", "model=pretrained"], "init_from", "holds neither model.yaml nor"),
         (["init_from=/nowhere"], "init_from", "holds neither model.yaml nor"),
         (["init_from=5", "model=pretrained"], "init_from", "path of a folder"),
+        (["surgery=default"], "init_from", "leave surgery out"),
+        (
+            ["init_from=OUT", "model=pretrained", "surgery=default", "surgery/transplant=drop"],
+            "surgery.transplant",
+            "serves",
+        ),
         (["init_from=OUT", "model=pretrained", "~task.init_from"], "init_from", "does not support init_from"),
     ],
 )

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from run_folder import write_run
 
 from blocks.compose import compose
 from blocks.decoder import Decoder
 from blocks.kernels.cross_entropy import IGNORED
 from lab.cache_loss import losses, main, mean_loss
 from registry import ConfigError
-from training.data.tokenizers.bytes import Bytes
 
 pytestmark = pytest.mark.xdist_group("cache_loss")  # its fixture is slow to set up
 
@@ -32,20 +31,7 @@ def decoder(tiny: Callable[..., dict[str, Any]]) -> Decoder:
 
 @pytest.fixture(scope="module")
 def run(decoder: Decoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder with its configuration, as train.py leaves it."""
-    folder = tmp_path_factory.mktemp("run")
-    for i in range(12):
-        (folder / f"{i}.txt").write_text(TEXT)
-    corpus = {"_target_": "training.data.text.TextFiles", "files": str(folder / "*.txt")}
-    data = {"_target_": "training.data.module.TextDataModule", "sequence_length": 48, "batch_size": 4}
-    data |= {"tokenizer": {"_target_": "training.data.tokenizers.bytes.Bytes"}, "cache_dir": str(folder / "cache")}
-    (folder / ".hydra").mkdir()
-    OmegaConf.save({"data": {**data, "corpus": corpus}}, folder / ".hydra" / "config.yaml")
-    weights = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
-    parts = {"state_dict": weights, "hyper_parameters": {"model": decoder.config}}
-    (folder / "checkpoints").mkdir()
-    torch.save({**parts, "TextDataModule": {"tokenizer": Bytes().to_json()}}, folder / "checkpoints" / "last.ckpt")
-    return folder
+    return write_run(tmp_path_factory.mktemp("run"), decoder, TEXT)
 
 
 def window(n: int = 70) -> tuple[torch.Tensor, torch.Tensor]:

@@ -156,7 +156,7 @@ class ComposedCLI(LightningCLI):
             if "model" in given and is_task(settings.model.class_path):
                 trained = outline(read(given["model"]), _adapter_of(given), given.get("frozen"))
                 check_fits(checkpoint, trained, settings.ckpt_path)
-        elif given.get("init_from") and is_task(settings.model.class_path):
+        elif given.get("init_from") and not given.get("surgery") and is_task(settings.model.class_path):
             check_init(Path(given["init_from"]), read(given["model"]))
 
     def instantiate_classes(self) -> None:

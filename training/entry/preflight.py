@@ -43,6 +43,7 @@ ROOT = {
     *(
         "model",
         "adapter",
+        "surgery",
         "data",
         "task",
         "optimizer",
@@ -100,7 +101,12 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
     Raises:
         ConfigError: with the path, the value, the rule and the remedy
     """
-    plain = {"resume": {"changed": CHANGED[0]}, "adapter": None, **_resolved(cfg)}  # older versions had no such keys
+    plain = {
+        "resume": {"changed": CHANGED[0]},
+        "adapter": None,
+        "surgery": None,
+        **_resolved(cfg),
+    }  # older versions had no such keys
     for key, value in plain.items():
         if key not in ROOT:
             raise ConfigError(key, value, "there is no such setting", did_you_mean(key, ROOT))
@@ -252,7 +258,8 @@ def _check_weights(plain: dict[str, Any]) -> None:
     if plain["ckpt_path"]:
         plain["task"]["init_from"] = None
     else:
-        check_init(Path(plain["init_from"]), plain["model"])
+        if plain["surgery"] is None:
+            check_init(Path(plain["init_from"]), plain["model"])
         if (tokenizer := tokenizer_of(plain["data"])) is not None:
             check_start(plain["init_from"], tokenizer)
 
@@ -292,7 +299,14 @@ def _check_surgery(plain: dict[str, Any], patched_there: bool) -> None:
         patched_there: whether the composition is that of the weights, patched here
     """
     start = plain["init_from"]
+    if plain["surgery"] is not None:
+        check_target(plain["surgery"], "surgery")
+        _refuse_nothing_to_operate(plain)
     if start is None or plain["ckpt_path"]:
+        return
+    if plain["surgery"] is not None:
+        operators = instantiate(plain["surgery"], "surgery").check(Path(start), plain["model"])
+        say(f"surgery on {start}; " + "; ".join(operators or ["nothing changes"]))
         return
     allowed = patched_there or plain["resume"].get("changed") == "allow"
     past = past_of(checkpoint) if (checkpoint := read_start(Path(start))) else None
@@ -302,6 +316,12 @@ def _check_surgery(plain: dict[str, Any], patched_there: bool) -> None:
         lines += [line] if (line := changed_window(plain["model"], trained)) else []
     if lines:
         say(f"starts from {start}; " + "; ".join(lines))
+
+
+def _refuse_nothing_to_operate(plain: dict[str, Any]) -> None:
+    if plain["init_from"] is None and not plain["ckpt_path"]:
+        rule = "puts the weights of a trained model into another, and none is named"
+        raise ConfigError("init_from", None, rule, "Name a run: init_from=RUN; or leave surgery out")
 
 
 def _check_patterns(plain: dict[str, Any]) -> None:

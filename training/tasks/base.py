@@ -22,6 +22,7 @@ from blocks.model_config import read
 from blocks.plugins import distributions
 from blocks.share import Share
 from interop.source import load_part, load_weights, read_origin
+from registry import ConfigError
 from registry.enforcing import enforced
 from registry.ranges import Whole
 from training.cadence import logs_now, validate_by_steps
@@ -37,6 +38,7 @@ from training.parallel.local import is_distributed, is_low
 from training.parallel.ranks import DataRanks, balance_over, data_ranks
 from training.parallel.recompute import Recompute, check, recompute
 from training.schedulers.base import Schedule
+from training.surgery import Surgery
 from training.tasks.frozen import freeze
 from training.tasks.outline import outline
 from training.tasks.routing import RoutingLoads, balance_losses
@@ -69,6 +71,7 @@ class Task(L.LightningModule):
         frozen: parts that are not trained, by patterns of parameter names: ``attention``, ``layers.0``, ``*.bias``.
             They have no gradient and no optimizer state; a frozen gate keeps its bias
         adapter: trains low-rank updates of a frozen model; null trains the model itself
+        surgery: how weights of another composition are put into this model; null: they must fit
 
     Class attributes:
         figures: what a validation logs, as ``val/<name>``; a test as ``test/<name>``. Of the three that this class
@@ -98,11 +101,12 @@ class Task(L.LightningModule):
         compile: bool = False,
         frozen: Sequence[str] = (),
         adapter: Lora | None = None,
+        surgery: Surgery | None = None,
     ) -> None:
         super().__init__()
         check(activation_checkpointing)
         self.activation_checkpointing: Recompute = activation_checkpointing
-        self.compiled, self.frozen, self.adapter = compile, tuple(frozen), adapter
+        self.compiled, self.frozen, self.adapter, self.surgery = compile, tuple(frozen), adapter, surgery
         self.model_config = read(model)
         self.recipe, self.schedule, self.seed, self.init_from = optimizer, scheduler, seed, init_from
         self.kernels = choice.check(kernels or {}, "task.kernels")
@@ -161,18 +165,21 @@ class Task(L.LightningModule):
 
     def _build(self) -> Decoder:
         if self.init_from is not None:
-            self.origin = read_origin(Path(self.init_from))
+            self.origin = {} if self.surgery else read_origin(Path(self.init_from))  # a family that it has left
             if isinstance(data := getattr(self._trainer, "datamodule", None), TextDataModule):
                 check_start(self.init_from, data.tokenizer)  # known only now, if it was fitted
         sharding = getattr(self._trainer and self._trainer.strategy, "sharding", None)
         if sharding is not None:
+            if self.surgery is not None and self.init_from is not None:
+                rule = "needs whole blocks, and this strategy shards them"
+                raise ConfigError("surgery", "default", rule, "Run blockwright surgery first, and start from its OUT")
             adapt = None if self.adapter is None else self.adapter.attach
             fill_part = None if self.init_from is None else self._filler()
             how = self.activation_checkpointing
             return build(self.model_config, self.seed, sharding, how, fill_part, adapt=adapt)
         decoder = compose(self.model_config, seed=self.seed)
         if self.init_from is not None:
-            load_weights(decoder, Path(self.init_from))
+            self._start(decoder, Path(self.init_from))
         if self.adapter is not None:
             self.adapter.attach(decoder)
             draw_adapters(decoder, self.seed)
@@ -181,6 +188,13 @@ class Task(L.LightningModule):
         for layer in [*decoder.layers, *decoder.mtp, *seeing]:
             recompute(layer, self.activation_checkpointing)
         return decoder
+
+    def _start(self, decoder: Decoder, start: Path) -> None:
+        if self.surgery is None:
+            load_weights(decoder, start)
+        else:
+            data = getattr(self._trainer, "datamodule", None)
+            self.surgery.fill(decoder, start, data.train_dataloader if data else list, self.seed)
 
     def _filler(self) -> Callable[..., None]:
         values = {} if self.adapter is None else self.adapter.read(outline(self.model_config, self.adapter, ()))

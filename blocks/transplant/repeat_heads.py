@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from blocks.transplant.base import Transplanted
+from blocks.transplant.heads import Heads
+from registry import register
+
+
+@register("transplant", "repeat_heads")
+class RepeatHeads(Heads):
+    """Grouped-query attention → more heads of keys and values (gqa → mha), each a copy. Exact."""
+
+    def suits(self, there: int, here: int) -> bool:
+        return here > there and here % there == 0
+
+    def result(self, tensors: dict[str, Tensor]) -> Transplanted:
+        return Transplanted(tensors, frozenset(tensors), exact=True, note="heads of keys and values repeated")

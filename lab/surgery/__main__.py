@@ -1,0 +1,157 @@
+"""``blockwright surgery RUN [OVERRIDE …] [--ledger] [--out OUT]``: trained weights in another composition.
+
+OVERRIDES change the composition of RUN, as train.py takes them (model/attention=mla model.ffn.n_experts=8), and choose
+operators (surgery/transplant=drop surgery.exact=true). The ledger says for every operator, before a token is trained,
+whether it is exact, and how many parameters it copies, derives and draws; with --ledger also the largest differences of
+logits and loss on validation text. OUT is a folder to start from: train.py init_from=OUT model=pretrained.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import OmegaConf
+from torch import Tensor
+
+import registry
+from blocks.checkpoint.read import PREFIX
+from blocks.compose import check, compose
+from blocks.decoder import Decoder
+from blocks.kernels.cross_entropy import IGNORED
+from blocks.plugins import distributions
+from interop.exporting import write_tokenizer
+from interop.folder import whole
+from interop.shards import ready, write_shards
+from interop.source import COMPOSITION, open_source
+from lab.cache_loss import Window, data_of, text_windows, validation_windows
+from lab.describe import usual_context
+from lab.surgery.ledger import cost_table, costs, plain, rows, table
+from lab.writer import Writer
+from registry import ConfigError
+from registry.command import Parser, run_command
+from registry.printing import show
+from training.configuration.composing import compose_config
+from training.configuration.instantiate import instantiate
+from training.configuration.overrides import quoted
+from training.entry.preflight import composition_of
+from training.surgery import Surgery, refuse_inexact
+
+MAX_BYTES = 5 * 10**9  # of a file of weights
+Text = Callable[[], Iterable[Mapping[str, Tensor]]]
+
+
+def requested(run: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Surgery, int]:
+    """The new composition, the surgery and the seed, from overrides.
+
+    Raises:
+        ConfigError: they cannot be composed, or the composition is invalid
+    """
+    # Nothing of a pretrained model is in the groups yet, so all that replaces it there is added.
+    added = [re.sub(r"^model([/.])", lambda m: ("+" if m[1] == "/" else "++") + m[0], o) for o in overrides]
+    cfg = compose_config(["model=pretrained", f"init_from={quoted(run)}", "surgery=default", *added])
+    model, settings = (
+        OmegaConf.to_container(node, resolve=True, enum_to_str=True) for node in (cfg.model, cfg.surgery)
+    )
+    return check(composition_of(model)), instantiate(settings, "surgery"), cfg.seed
+
+
+def texts(
+    run: Path, files: Sequence[Path], length: int, most: int, learn: int, measures: bool
+) -> tuple[Text, list[Window]]:
+    """Text that operators learn from, and windows to measure on.
+
+    Args:
+        run: whose own training and validation text is used if there are no files
+        files: of text, whose first ``learn`` windows are learnt from, and the others measured on
+        length: tokens of a window of the files
+        most: windows to measure on
+        learn: windows to learn from
+        measures: whether any are needed
+    """
+    if files:
+        windows = list(text_windows(Writer.open(run, device="cpu"), files, length, learn + most))
+        return lambda: ({"tokens": tokens} for tokens, _ in windows[:learn]), windows[learn:] if measures else []
+
+    def own() -> Iterable[Mapping[str, Tensor]]:
+        return data_of(run, None).train_dataloader()
+
+    return own, list(validation_windows(run, most)) if measures else []
+
+
+def write(out: Path, run: Path, decoder: Decoder) -> None:
+    """Write a folder to start from, of the kind of RUN: that of a run with its checkpoint, or an imported one.
+
+    Raises:
+        ConfigError: the folder cannot be written
+    """
+    source = open_source(run)
+    with whole(out) as folder:
+        if source.folder is None:
+            weights = {f"{PREFIX}{name}": tensor for name, tensor in decoder.state_dict().items()}
+            parts = {"hyper_parameters": {"model": decoder.config}, "distributions": distributions(decoder.config)}
+            (folder / "checkpoints").mkdir()
+            words = {} if source.tokenizer is None else {"data": {"tokenizer": source.tokenizer}}
+            torch.save({"state_dict": weights, **parts, **words}, folder / "checkpoints" / "last.ckpt")
+            return
+        (folder / COMPOSITION).write_text(yaml.safe_dump(decoder.config, sort_keys=False), encoding="utf-8")
+        write_tokenizer(source, folder, decoder.config["max_positions"])
+        write_shards(folder, {name: ready(t.contiguous()) for name, t in decoder.state_dict().items()}, MAX_BYTES)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="blockwright surgery", description=__doc__)
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder, a checkpoint, or an imported folder")
+    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="of the composition, and of surgery")
+    parser.add_argument("--out", metavar="OUT", type=Path, help="folder to write; must not exist, or be empty")
+    parser.add_argument("--ledger", action="store_true", help="measure logits and loss on validation text")
+    parser.add_argument("--text", action="append", type=Path, default=[], metavar="FILE", help="instead of RUN's own")
+    parser.add_argument(
+        "--length", type=int, default=256, metavar="N", help="tokens of a window of --text; default 256"
+    )
+    parser.add_argument("--windows", type=int, default=64, metavar="N", help="windows to measure on; default 64")
+    parser.add_argument("--json", action="store_true", help="print plain numbers")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command.
+
+    Raises:
+        ConfigError: an error in the command line, the composition or the text, or an operator that refuses
+    """
+    words = _parser().parse_args(arguments)
+    for name in ("length", "windows"):
+        if getattr(words, name) < 1:
+            raise ConfigError(f"--{name}", getattr(words, name), "must be at least 1", "Leave it out")
+    registry.load()
+    model, surgery, seed = requested(words.run, words.overrides)
+    surgery.check(words.run, model)
+    text, windows = texts(words.run, words.text, words.length, words.windows, surgery.batches, words.ledger)
+    new = compose(model, seed=seed).eval()
+    old, done = surgery.fill(new, words.run, text, seed)
+    found = rows(old, new, surgery.growth, done, windows)
+    context = usual_context([old, new])
+    before, after = costs(old.config, context), costs(new.config, context)
+    if words.json:
+        print(json.dumps(plain(found, before, after, context), indent=1))
+    else:
+        scored = sum(int((targets != IGNORED).sum()) for _, targets in windows)
+        show(table(found, scored))
+        show(cost_table(before, after, context))
+    if surgery.exact and (wrong := next((row for row in found if row.disproved), None)):
+        refuse_inexact([replace(o, exact=o.name != wrong.operator) for o in done])
+    if words.out is not None:
+        write(words.out, words.run, new)
+        print(f"Wrote {words.out}. Start from it: python train.py init_from={words.out} model=pretrained")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
