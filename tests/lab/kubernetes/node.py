@@ -1,8 +1,8 @@
 """A node for the scripted cluster: runs pods as processes, each in namespaces of its own. Needs root and iproute2.
 
 A pod has a mount namespace (its claim and empty directories where it wants them, a read-only root, its own /etc/hosts
-and termination log), a network namespace on a bridge, a host name, its user, no capabilities, and a grace period. There
-are no images: what a pod starts is this checkout and its interpreter.
+and termination log), a network namespace on a bridge, a host name, its user, no capabilities, and a grace period. What
+a pod starts is this checkout and its interpreter, or, in a root of its own, those of an image.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from image import Image
 from scripted_cluster import ScriptedCluster, end
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -42,7 +43,7 @@ def can_run() -> str:
 class Pod:
     """One pod's process."""
 
-    def __init__(self, pod: dict[str, Any], folder: Path, number: int) -> None:
+    def __init__(self, pod: dict[str, Any], folder: Path, number: int, image: Image | None) -> None:
         self.name, self.owner, self.ip = pod["metadata"]["name"], pod["owner"], f"{NET}.{number}"
         spec, metadata = pod["spec"], pod["metadata"]
         box, self.grace, self.killed = spec["containers"][0], spec["terminationGracePeriodSeconds"], 0.0
@@ -67,23 +68,25 @@ class Pod:
         claim = folder.parent / "claim"
         claim.mkdir(exist_ok=True)
         os.chown(claim, user, user)
-        python = Path(sys.executable).parent
+        mount, root = box["volumeMounts"][0]["mountPath"], str(self.folder / "root") if image else ""
+        drop = f"setpriv --reuid {user} --regid {user} --clear-groups --no-new-privs --bounding-set=-all"
         script = [
             "set -e; mount --make-rprivate /; ulimit -c 0",
-            f"mkdir -p {self.folder}/claim; mount --bind {claim} {self.folder}/claim",
-            f"mount --bind {self.hosts} /etc/hosts",
+            *([f"mkdir {root}; mount --bind {image.root} {root}; touch {root}/etc/hosts"] if image else []),
+            f"mount --bind {self.hosts} {root}/etc/hosts",
             f"hostname {self.host.partition('.')[0]}",
             "touch /dev/termination-log 2>/dev/null || true; mount -t tmpfs -o mode=1777 shm /dev/shm",
             f"mount --bind {self.message} /dev/termination-log",
-            f"mkdir -p {box['volumeMounts'][0]['mountPath']}",
-            f"mount --bind {claim} {box['volumeMounts'][0]['mountPath']}",
-            *self._interpreter(),
-            "mount -o remount,ro,bind /",
-            "mount -t tmpfs -o mode=1777 tmp /tmp",
-            f"cd /tmp; exec setpriv --reuid {user} --regid {user} --clear-groups --no-new-privs --bounding-set=-all "
-            '-- "$@"',
+            f"mkdir -p {root}{mount}; mount --bind {claim} {root}{mount}",
+            *([] if image else self._interpreter()),
+            f"mount -o remount,ro,bind {root or '/'}",
+            *([f"mount --rbind /{name} {root}/{name}" for name in ("dev", "proc", "sys")] if image else []),
+            f"mount -t tmpfs -o mode=1777 tmp {root}/tmp",
+            f'exec {f"chroot {root} " if image else ""}env -C /tmp {drop} -- "$@"',
         ]
-        inside = {"PATH": f"{python}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
+        python = Path(sys.executable).parent
+        here = {"PATH": f"{python}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        inside = {**(image.env if image else here), **env}
         enter = [
             "nsenter",
             f"--net=/run/netns/{self.net}",
@@ -141,9 +144,10 @@ class Pod:
 
 
 class Node:
-    """A thread that runs the pods of a cluster."""
+    """A thread that runs the pods of a cluster, in an image if one is given."""
 
-    def __init__(self, cluster: ScriptedCluster, folder: Path) -> None:
+    def __init__(self, cluster: ScriptedCluster, folder: Path, image: Image | None = None) -> None:
+        self.image = image
         self.cluster, self.folder, self.pods, self.made = cluster, folder / "pods", {}, 1
         with cluster.open() as state:
             state["alive"] = []
@@ -188,7 +192,7 @@ class Node:
         for name, one in listed.items():
             if one["status"]["phase"] == "Pending" and name not in self.pods:
                 self.made += 1
-                self.pods[name] = Pod(one, self.folder, self.made)
+                self.pods[name] = Pod(one, self.folder, self.made, self.image)
                 one["status"] |= {"phase": "Running", "containerStatuses": [{"state": {"running": {}}}]}
         for pod in self.pods.values():
             pod.say_hosts([p for p in self.pods.values() if p.owner == pod.owner])

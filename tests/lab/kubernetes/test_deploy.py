@@ -56,4 +56,6 @@ def test_image_holds_every_package_and_runs_as_the_pods_user() -> None:
     entry = re.findall(r"^ENTRYPOINT \[(.*)\]$", text, re.MULTILINE)[0]
     assert [word.strip('"') for word in entry.split(", ")] == ENTRY[:3]
     assert all(f"{name}=/tmp" in text for name in TEMPORARY)
+    (extras,) = re.findall(r"^ARG EXTRAS=(.*)$", text, re.MULTILINE)
+    assert {"lab", "tensorboard"} <= set(extras.split(","))  # what a run without overrides needs
     assert re.search(r"^ARG BASE$", text, re.MULTILINE)  # no default: the base is given by its digest

@@ -1,4 +1,7 @@
-"""Sweeps whose pods are real processes: uid 1000, a read-only root, no capabilities, namespaces, a grace period."""
+"""Sweeps whose pods are real processes: uid 1000, a read-only root, no capabilities, namespaces, a grace period.
+
+Each runs from this checkout, and in the image of deploy/kubernetes/Dockerfile where that can be built.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import image as images
 import node as nodes
 import pytest
 from scripted_cluster import ScriptedCluster
 from wrong_manifests import IMAGE
 
+from lab.kubernetes.render import ENTRY
 from training.jobs import results_of
 
 TRAIN = str(Path(__file__).resolve().parents[3] / "train.py")
@@ -27,32 +32,54 @@ PATIENCE_S = 900
 Launch = Callable[..., "subprocess.Popen[str]"]
 
 
+@pytest.fixture(scope="session")
+def built() -> Iterator[images.Image]:
+    if why := images.can_build():
+        pytest.skip(why)
+    builder = images.Builder(Path(tempfile.mkdtemp(dir="/var/tmp")))
+    try:
+        builder.base()
+        builder.build("localhost/blockwright:test")
+        yield builder.mount("localhost/blockwright:test")
+    finally:
+        builder.close()
+
+
+@pytest.fixture(params=["checkout", "image"])
+def image(request: pytest.FixtureRequest) -> images.Image | None:
+    return request.getfixturevalue("built") if request.param == "image" else None
+
+
 @pytest.fixture
-def node(kubectl: Path, tmp_path: Path) -> Iterator[nodes.Node]:
+def node(kubectl: Path, tmp_path: Path, image: images.Image | None) -> Iterator[nodes.Node]:
     for folder in (tmp_path, *tmp_path.parents[:3]):
         folder.chmod(0o755)
-    made = nodes.Node(ScriptedCluster(kubectl), tmp_path)
+    made = nodes.Node(ScriptedCluster(kubectl), tmp_path, image)
     yield made
     made.close()
 
 
 @pytest.fixture
 def visible() -> Iterator[Path]:
-    """A folder that pods see, whose /tmp is their own."""
+    """A folder that pods of the checkout see, whose /tmp is their own."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
 
 
 @pytest.fixture
-def launch(tmp_path: Path, visible: Path, corpus_file: Path, environment: dict[str, str]) -> Iterator[Launch]:
+def launch(
+    tmp_path: Path, visible: Path, image: images.Image | None, corpus_file: Path, environment: dict[str, str]
+) -> Iterator[Launch]:
     """Starts a sweep on the cluster, or with ``local=True`` on this machine."""
-    corpus = visible / "corpus.txt"
+    (tmp_path / "claim").mkdir()
+    corpus = (tmp_path / "claim" if image else visible) / "corpus.txt"
     corpus.write_text(corpus_file.read_text())
     corpus.chmod(0o644)
+    seen = "/runs/corpus.txt" if image else corpus
     started: list[subprocess.Popen[str]] = []
     run = ["model.n_layers=2", "model.d_model=64", "model.max_positions=64", "data=text", "data.sequence_length=32"]
-    run += [f"data.corpus.files={corpus}", "data.batch_size=2", "data.eval_batch_size=8", "data.eval_windows=4"]
+    run += [f"data.corpus.files={seen}", "data.batch_size=2", "data.eval_batch_size=8", "data.eval_windows=4"]
     run += ["trainer.max_steps=60", "trainer.val_check_interval=30", "trainer.log_every_n_steps=1", "test=false"]
     run += ["callbacks.interruption.every_n_steps=5", "callbacks.report.sample_tokens=8", "extras.print_config=false"]
 
@@ -110,7 +137,16 @@ def finish(process: subprocess.Popen[str]) -> str:
     return said
 
 
-def test_disturbed_sweep_ends_as_an_undisturbed_one(node: nodes.Node, launch: Launch, tmp_path: Path) -> None:
+def test_image_is_that_of_the_dockerfile(built: images.Image) -> None:
+    config = built.about["config"]
+    assert config["User"] == "1000:1000" and config["Entrypoint"] == ENTRY[:3] and config["WorkingDir"] == "/tmp"
+    assert "pip" not in json.dumps(built.about)  # where pip looked, perhaps with a login, stays behind
+    assert not [name for name in ("etc/pip.conf", "src", "usr/bin/gcc") if (built.root / name).exists()]
+
+
+def test_disturbed_sweep_ends_as_an_undisturbed_one(
+    node: nodes.Node, launch: Launch, image: images.Image | None, tmp_path: Path
+) -> None:
     """A pod is killed with 9, one is deleted, the launcher is killed and started again."""
     rates = "optimizer.lr=0.005,0.01,0.02"
     first = launch(rates)
@@ -126,15 +162,15 @@ def test_disturbed_sweep_ends_as_an_undisturbed_one(node: nodes.Node, launch: La
     said = finish(launch(rates))
     codes = sorted(int(line.split()[1]) for line in node.ended)
     assert codes == [0, 0, 0, 75, 137], (codes, said)
-    finish(launch(rates, folder="local", local=True))
-    assert losses(tmp_path / "sweep", 3) == losses(tmp_path / "local", 3)
+    finish(launch(rates, folder="calm", local=image is None))
+    assert losses(tmp_path / "sweep", 3) == losses(tmp_path / "calm", 3)
     log = next(tmp_path.glob("claim/*/0/job.log"))
     assert log.stat().st_uid == 1000 and "resumes from" in "".join(p.read_text() for p in tmp_path.glob("pods/*/log"))
 
 
 @pytest.mark.parametrize("trainer", ["trainer=[ddp,sim]", "trainer=[fsdp,sim]"])
 def test_disturbed_run_on_two_machines_ends_as_an_undisturbed_one(
-    trainer: str, node: nodes.Node, launch: Launch, tmp_path: Path
+    trainer: str, node: nodes.Node, launch: Launch, image: images.Image | None, tmp_path: Path
 ) -> None:
     """The second pod is evicted and later killed: both times the whole set comes back."""
     options = [trainer, "trainer.devices=1", "hydra.launcher.nodes=2", "optimizer.lr=0.01"]
@@ -163,5 +199,5 @@ def test_disturbed_run_on_two_machines_ends_as_an_undisturbed_one(
     codes = [int(line.split()[1]) for line in node.ended]
     assert codes[:2] == [75, 75] and 137 in codes[2:4] and codes[-2:] == [0, 0], codes
     plain = [trainer, "trainer.devices=2", "optimizer.lr=0.01"]
-    finish(launch(*plain, folder="local", local=True))
-    assert losses(tmp_path / "sweep", 1) == losses(tmp_path / "local", 1)
+    finish(launch(*(options if image else plain), folder="calm", local=image is None))
+    assert losses(tmp_path / "sweep", 1) == losses(tmp_path / "calm", 1)
