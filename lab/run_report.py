@@ -22,6 +22,7 @@ from registry.extras import require
 from registry.ranges import NonNegative, Whole
 from training.cadence import logs_now
 from training.callbacks.finale import Finale
+from training.callbacks.interruption import Interruption
 from training.jobs import RESULTS
 from training.parallel.local import is_distributed
 from training.tasks.base import Task
@@ -125,7 +126,13 @@ class RunReport(Finale):
         self.directory.mkdir(parents=True, exist_ok=True)
         spread = is_distributed(task.decoder)  # over ranks; this runs on the first only
         counts = count_parameters(compose(task.model_config, device="meta") if spread else task.decoder)
-        figures = {"parameters": counts.total, "active_parameters": counts.active, "steps": trainer.global_step}
+        figures: dict[str, float] = {
+            "parameters": counts.total,
+            "active_parameters": counts.active,
+            "steps": trainer.global_step,
+        }
+        saves = [c.slowest_s for c in trainer.callbacks if isinstance(c, Interruption)]  # type: ignore[attr-defined]
+        figures |= {"save_seconds": round(max(saves), 3)} if saves else {}
         results = {"status": "completed", **figures, "fit_seconds": round(self.seconds, 1), "metrics": metrics}
         write_json(self.directory / RESULTS, results)
         final = [(trainer.global_step, metrics["val/loss"])] if "val/loss" in metrics else []

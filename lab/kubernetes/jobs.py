@@ -39,6 +39,7 @@ class Jobs:
         kind: ``job``, ``jobset`` or ``trainjob``
         folder: of the sweep, here; results are written to its numbered folders
         shared: whether the pods see the same folder, and so write results and logs themselves
+        show: given number, state and start (``time.monotonic()``) of each unfinished job, at each look
     """
 
     cluster: Cluster
@@ -46,6 +47,7 @@ class Jobs:
     kind: str
     folder: Path
     shared: bool = False
+    show: Callable[[Sequence[tuple[int, str, float]]], object] = lambda running: None
     _told: dict[str, str] = field(default_factory=dict)
     _stuck: dict[int, float] = field(default_factory=dict)
     _seen: dict[int, float] = field(default_factory=dict)
@@ -64,15 +66,22 @@ class Jobs:
             pods.setdefault(watch.number_of(pod), []).append(pod)
         return made, pods
 
-    def collect(self) -> dict[int, str]:
-        """Write the results of jobs that have ended; returns the state of the others: ``running`` or ``waiting``."""
+    def collect(self) -> dict[int, dict[str, str]]:
+        """Write the results of jobs that have ended; returns ``running`` or ``waiting``, and why, of the others."""
         made, pods = self.look()
-        states = {}
-        for number, one in made.items():
-            if not self._read(number, one, pods.get(number, [])):
-                at_work = any(p.get("status", {}).get("phase") == "Running" for p in pods.get(number, []))
-                states[number] = "running" if at_work else "waiting"
-        return states
+        ended = {number for number, one in made.items() if self._read(number, one, pods.get(number, []))}
+        return {number: self._state(one, pods.get(number, [])) for number, one in made.items() if number not in ended}
+
+    def _state(self, one: Manifest, pods: Sequence[Manifest]) -> dict[str, str]:
+        at_work = any(pod.get("status", {}).get("phase") == "Running" for pod in pods)
+        found = None if watch.is_queued(one) else self._obstacle(one, pods)
+        reason = watch.QUEUED if watch.is_queued(one) else watch.blocked(*found) if found else ""
+        return {"status": "running" if at_work else "waiting", "reason": reason}
+
+    def _obstacle(self, one: Manifest, pods: Sequence[Manifest]) -> tuple[str, str] | None:
+        """What keeps a pod of a job from starting, or from being made."""
+        found = next((each for pod in pods if (each := watch.obstacle(pod))), None)
+        return found if pods else self._event(one["metadata"]["name"])
 
     def _read(self, number: int, one: Manifest, pods: Sequence[Manifest]) -> bool:
         """Write the results of a job if it has ended, and say whether it has."""
@@ -117,8 +126,16 @@ class Jobs:
             for number in sorted(open_jobs - found.keys())[: max(0, room)]:
                 self.cluster.create(made[number])
                 self.cluster.say(f"job {number}: {made[number][-1]['metadata']['name']} is created")
+            self.show([self._row(n, found[n], pods.get(n, [])) for n in sorted(open_jobs & found.keys())])
             if open_jobs:
                 self._wait(signals)
+
+    def _row(self, number: int, one: Manifest, pods: Sequence[Manifest]) -> tuple[int, str, float]:
+        """Of a live table: number, what was last said of the job, and since when this process has seen it."""
+        names = [one["metadata"]["name"], *(pod["metadata"]["name"] for pod in pods)]
+        said = [self._told[name] for name in names if name in self._told]
+        age = time.time() - self._seen.get(number, time.time())
+        return number, said[-1] if said else "waiting", time.monotonic() - age
 
     def _wait(self, signals: Sequence[int]) -> None:
         until = time.monotonic() + TICK_S
@@ -136,13 +153,13 @@ class Jobs:
             self._tell(pod["metadata"]["name"], watch.line(pod, now))
             if not self.shared and pod.get("status", {}).get("phase") == "Running" and watch.is_first(pod):
                 self._follow(pod["metadata"]["name"], number)
-        obstacle = next((found for pod in pods if (found := watch.obstacle(pod))), None)
+        obstacle = None
         if watch.is_queued(one):
-            self._tell(one["metadata"]["name"], "waits in its queue")
+            self._tell(one["metadata"]["name"], watch.QUEUED)
             self._seen[number] = now
-        elif not pods and now - self._seen[number] >= UNSEEN_S:
-            obstacle = self._event(one["metadata"]["name"])
-            if obstacle:
+        elif pods or now - self._seen[number] >= UNSEEN_S:
+            obstacle = self._obstacle(one, pods)
+            if obstacle and not pods:
                 self._tell(one["metadata"]["name"], watch.blocked(*obstacle))
         if obstacle is None:
             self._stuck.pop(number, None)

@@ -10,7 +10,7 @@ import functools
 import math
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,15 @@ from lab.kubernetes.jobs import STOP, Jobs
 from lab.kubernetes.options import Options
 from lab.kubernetes.preflight import needs, rehearse, settle
 from lab.kubernetes.render import Manifest, render
-from lab.kubernetes.wanted import check_options, check_world
+from lab.kubernetes.wanted import check_options, check_pruning, check_world
 from lab.sweep import plan as plans
-from lab.sweep.progress import ended_line
+from lab.sweep.progress import Display
 from training.jobs import results_of
 from training.stops import SIGNALS, Interrupted
 from training.writing import write_text
 
 CLUSTER = "cluster"  # of a plan: where its jobs are
+LEAST_GRACE_S = 60
 SHAPES = ("trainer", "hardware", "experiment", "debug")  # groups that may change a job's world
 IN_PODS = ("extras.print_config=false",)  # else a killed pod's last words would be the configuration
 
@@ -44,6 +45,19 @@ def jobs_of(sweep: Path, plan: Mapping[str, Any]) -> Jobs:
     cluster = Cluster(where["context"], where["namespace"], say=aside)
     shared = where.get("folder") == str(sweep)  # unknown: killed before it created any
     return Jobs(cluster, where["sweep"], where.get("kind", "job"), sweep, shared=shared)
+
+
+def with_grace(options: Options, sweep: Path, say: Callable[[str], object]) -> Options:
+    """Derive the grace period from the saves that ended jobs of a sweep have measured; one that is given stays."""
+    slowest = max((found.get("save_seconds", 0) for p in sweep.iterdir() if (found := results_of(p))), default=0)
+    wanted = max(LEAST_GRACE_S, math.ceil(3 * slowest))
+    known = f"the slowest save of this sweep took {slowest:.1f} s"
+    if slowest and options.grace_s is None:
+        say(f"{known}: pods have {wanted} s to end")
+        return dataclasses.replace(options, grace_s=wanted)
+    if options.grace_s is not None and options.grace_s < 3 * slowest:
+        say(f"{known}: hydra.launcher.grace_s={wanted} would be safer than {options.grace_s}")
+    return options
 
 
 class Launch:
@@ -72,15 +86,24 @@ class Launch:
         given = {first + i: [o for o in one if not o.startswith("ckpt_path=")] for i, one in enumerate(job_overrides)}
         more = self._composed(given)
         plan = plans.read(self.sweep)
+        if self.options.render is not None:
+            made = self._rendered(self.options, plan[CLUSTER]["sweep"], given, more)
+            self._write(made, Path(self.options.render))
+        with Display(self.sweep, plan, self.options.parallel) as display:
+            self._run(plan, given, more, display)
+        return [self._returned(plan, number, overrides) for number, overrides in given.items()]
+
+    def _run(
+        self, plan: Mapping[str, Any], given: Mapping[int, list[str]], more: Sequence[str], display: Display
+    ) -> None:
         where = plan[CLUSTER]
         name, known = where["sweep"], "kind" in where
-        if self.options.render is not None:
-            self._write(self._rendered(self.options, name, given, more), Path(self.options.render))
-        cluster = Cluster(self.options.context, self.options.namespace, say=self._say)
+        cluster = Cluster(self.options.context, self.options.namespace, say=display.say)
         options = dataclasses.replace(self.options, kind=where["kind"]) if known else settle(cluster, self.options)
+        options = with_grace(options, self.sweep, display.say)
         made = self._rendered(options, name, given, more)
         folder = self._folder(name)
-        jobs = Jobs(cluster, name, options.made_as, self.sweep, shared=folder == str(self.sweep))
+        jobs = Jobs(cluster, name, options.made_as, self.sweep, folder == str(self.sweep), display.refresh)
         there = jobs.look()[0] if known else {}
         new = [one for n, objects in made.items() if n not in there and not self._ended(n) for one in objects]
         if new:
@@ -89,10 +112,9 @@ class Launch:
         if not known:
             plans.write(self.sweep, {**plan, CLUSTER: {**where, "kind": options.made_as, "folder": folder}})
         with noted() as signals:
-            jobs.run(made, options, lambda n: self._say(ended_line(self.sweep, plan, n, options.parallel)), signals)
+            jobs.run(made, options, display.ended, signals)
         if signals or (self.sweep / STOP).exists():
             self._stopped(jobs, signals, made)
-        return [self._returned(plan, number, overrides) for number, overrides in given.items()]
 
     def _composed(self, given: Mapping[int, Sequence[str]]) -> list[str]:
         """Compose one job of each world, so that a typo and a wrong world end it here; returns further overrides."""
@@ -103,6 +125,7 @@ class Launch:
             if shape not in seen:
                 seen.add(shape)
                 composed = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+                check_pruning(composed.get("callbacks") or {})
                 trainer = OmegaConf.to_container(composed.trainer, resolve=False)
                 more = check_world(self.options, trainer)  # type: ignore[arg-type]
         return more
@@ -138,9 +161,10 @@ class Launch:
     def _stopped(self, jobs: Jobs, signals: Sequence[int], made: Mapping[int, Any]) -> None:
         left = [n for n in made if not self._ended(n)]
         if signals and self.options.on_stop == "stop":
-            self._say(f"stopping: {len(jobs.stop())} jobs save and end")
+            jobs.cluster.say(f"stopping: {len(jobs.stop())} jobs save and end")
         elif signals:
-            self._say(f"{len(left)} jobs continue in the cluster; to stop them: blockwright sweep stop {self.sweep}")
+            how = f"blockwright sweep stop {self.sweep}"
+            jobs.cluster.say(f"{len(left)} jobs continue in the cluster; to stop them: {how}")
         raise Interrupted(None, 0, signals[0] if signals else signal.SIGTERM)
 
     def _returned(self, plan: Mapping[str, Any], number: int, overrides: Sequence[str]) -> JobReturn:
@@ -152,9 +176,6 @@ class Launch:
         ended = JobReturn(overrides=filter_overrides(list(overrides)), status=JobStatus.COMPLETED)
         ended.return_value = value
         return ended
-
-    def _say(self, text: str) -> None:
-        print(text, flush=True)
 
 
 @contextmanager

@@ -39,7 +39,8 @@ class Options:
         queue: Kueue's LocalQueue
         priority: Kueue's WorkloadPriorityClass with a queue, else a PriorityClass
         topology: node label that all pods of a job must share, for Kueue
-        grace_s: seconds from SIGTERM to SIGKILL: three times the measured time of a save, 60 at least
+        grace_s: seconds from SIGTERM to SIGKILL; null for three times the slowest save of the sweep's ended jobs, 60 at
+            least, and 120 before any has ended
         restarts: failed attempts that are tried again; stops on request do not count
         start_deadline_s: seconds after which a pod that cannot start is given up
         ttl_s: seconds after which an ended job is deleted from the cluster; null for never
@@ -74,7 +75,7 @@ class Options:
     queue: str | None = None
     priority: str | None = None
     topology: str | None = None
-    grace_s: int = 120
+    grace_s: int | None = None
     restarts: int = 6
     start_deadline_s: int = 1800
     ttl_s: int | None = None

@@ -30,6 +30,7 @@ CONTAINER = "train"
 PORT = "29500"  # where ranks find each other
 LONGEST = 63  # letters of a host name; pods are named NAME-node-0-INDEX
 USER = 1000
+GRACE_S = 120  # while no save has been measured
 ENTRY = ["python", "-m", "lab.sweep", "job"]
 QUEUE = "kueue.x-k8s.io/queue-name"
 TEMPORARY = ("HOME", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")  # the root is read-only
@@ -204,7 +205,7 @@ def pod(options: Options, head: str, command: Sequence[str]) -> dict[str, Any]:
     user = {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER, "fsGroupChangePolicy": "OnRootMismatch"}
     found = {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": options.grace_s,
+        "terminationGracePeriodSeconds": options.grace_s or GRACE_S,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {"runAsNonRoot": True, **user, "seccompProfile": {"type": "RuntimeDefault"}},

@@ -24,7 +24,7 @@ RANGES: dict[str, Any] = {
     "restarts": Whole,
     "start_deadline_s": Count,
 }
-RANGES |= {"grace_s": Annotated[int, Ge(10)], "ttl_s": Whole | None}
+RANGES |= {"grace_s": Annotated[int, Ge(10)] | None, "ttl_s": Whole | None}
 NAMES = ("namespace", "claim", "runtime", "queue", "priority")
 SECRET = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)", re.IGNORECASE)
 OURS = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "JOB_COMPLETION_INDEX", "RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -175,6 +175,17 @@ def _toleration(toleration: Any, i: int) -> Iterator[ConfigError]:
         yield _at(
             f"{path}.effect", toleration["effect"], "is not an effect", did_you_mean(toleration["effect"], EFFECTS)
         )
+
+
+def check_pruning(callbacks: Mapping[str, Any]) -> None:
+    """Refuse pruning: a trial in a pod cannot report to its study, which is a file beside the launcher.
+
+    Raises:
+        ConfigError
+    """
+    if callbacks.get("pruning"):
+        rule = "needs the study of the search, which pods do not see"
+        raise ConfigError("callbacks.pruning", "…", rule, "Write hparams_search=optuna, or prune on one machine")
 
 
 def check_world(options: Options, trainer: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[str]:

@@ -30,6 +30,7 @@ REMEDIES = {  # of what keeps a pod from starting
     "Unschedulable": "no node has what it asks for: check gpus, cpu, memory, node_selector, tolerations and the claim",
     "FailedCreate": "the namespace forbids its pods, or its quota is used up: lower parallel, or name a queue",
 }
+QUEUED = "waits in its queue"
 Object = Mapping[str, Any]
 
 

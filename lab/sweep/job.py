@@ -37,6 +37,7 @@ IDLE = 3  # such attempts after which a stop counts as a failure
 TAIL = 3  # log lines in a reason
 MESSAGE = Path("/dev/termination-log")
 LIMIT = 4096  # bytes of a termination message
+KEPT = ("status", "parameters", "active_parameters", "save_seconds", "metrics")  # of the results, in a message
 INDEX = "JOB_COMPLETION_INDEX"  # set in a pod: its node
 NAMES_S = 300  # until the names of a job's pods must be known
 
@@ -242,7 +243,7 @@ def _reported(results: Mapping[str, Any], code: int) -> int:
 
 def message(results: Mapping[str, Any], code: int) -> str:
     """Results within the 4 KiB of a termination message: of too many figures, those of the table."""
-    kept = {key: results[key] for key in ("status", "parameters", "active_parameters", "metrics") if results.get(key)}
+    kept = {key: results[key] for key in KEPT if results.get(key)}
     kept |= {"code": code, **({"reason": str(results["reason"])[:1000]} if results.get("reason") else {})}
     if len(json.dumps(kept).encode()) > LIMIT:
         metrics = results.get("metrics", {})

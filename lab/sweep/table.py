@@ -19,12 +19,12 @@ from training.jobs import RESULTS, results_of
 FIGURES = ("val/loss", "val/bits_per_byte", "test/loss", "speed/tokens_per_second")
 
 
-def rows_of(sweep: Path, states: Mapping[int, str] | None = None) -> list[dict[str, Any]]:
+def rows_of(sweep: Path, states: Mapping[int, Mapping[str, str]] | None = None) -> list[dict[str, Any]]:
     """A row per job, planned or started: number, name in an ablation, status, own overrides, figures, reason.
 
     Args:
         sweep: its folder
-        states: of jobs without results, as a cluster knows them; None for jobs of this machine
+        states: status and reason of jobs without results, as a cluster knows them; None for jobs of this machine
 
     The status of a job is ``completed``, ``pruned``, ``failed``, ``diverged``, ``running``, ``waiting`` (not yet
     started) or ``unfinished``.
@@ -37,7 +37,7 @@ def rows_of(sweep: Path, states: Mapping[int, str] | None = None) -> list[dict[s
     live = is_taken(sweep)
     rows = []
     for job, overrides in given.items():
-        known: Any = None if states is None else {"status": states.get(job, "unfinished")}
+        known: Any = None if states is None else states.get(job, {"status": "unfinished"})
         results: Any = results_of(sweep / str(job)) or known or _without_results(sweep / str(job), live)
         metrics = results.get("metrics", {})
         row: dict[str, Any] = {"job": job, "name": name_of(jobs.get(job, {})), "status": results["status"]}

@@ -47,6 +47,7 @@ def test_run_is_shown_and_written(
     assert results["status"] == "completed" and results["steps"] == 4
     assert results["metrics"] == metrics
     assert results["parameters"] > results["active_parameters"] > 0 and results["fit_seconds"] > 0
+    assert 0 < results["save_seconds"] < results["fit_seconds"]
     assert {"curve s8", "curve s1"} <= set(drawn(folder / "loss.svg"))
     assert any(tip.startswith("layer 1, expert 0:") for tip in drawn(folder / "expert_load.svg"))
     assert (folder / "sample.txt").read_bytes() != b""

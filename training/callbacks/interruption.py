@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,6 +47,7 @@ class Interruption(Checkpoint):
         self._signum: int | None = None
         self._previous: dict[int, Any] = {}
         self._stopping = False  # agreed between ranks
+        self.slowest_s = 0.0  # seconds of the slowest save, which a grace period must leave time for
         self._saved = -1  # optimizer steps done when last saved
         self._owed = False  # a validation within a step defers its save to the end of the step
 
@@ -125,8 +127,9 @@ class Interruption(Checkpoint):
     def _save(self, trainer: L.Trainer) -> None:
         self._owed = False
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._saved = trainer.global_step
+            self._saved, began = trainer.global_step, time.monotonic()
             save(trainer, last_checkpoint(trainer))
+            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
 
     @staticmethod
     def _agreed(trainer: L.Trainer, decision: bool) -> bool:

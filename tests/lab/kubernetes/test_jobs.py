@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ from lab.kubernetes import jobs as jobs_module
 from lab.kubernetes import watch
 from lab.kubernetes.cluster import Cluster
 from lab.kubernetes.jobs import Jobs, follow
+from lab.kubernetes.launch import with_grace
 from lab.kubernetes.options import Options
 from lab.kubernetes.preflight import needs, rehearse, settle
 from lab.kubernetes.render import render
+from lab.sweep import plan as plans
 from lab.sweep.job import message
+from lab.sweep.table import rows_of
 from registry import ConfigError
 from training.jobs import results_of
+from training.writing import write_json
 
 SWEEP = "0a1b2c3d"
 
@@ -32,6 +37,7 @@ class Swept:
     def __init__(self, folder: Path, **state: Any) -> None:
         self.cluster, self.folder, self.said, self.ended = ScriptedCluster(folder / "cluster"), folder / "sweep", [], []
         self.folder.mkdir()
+        self.shown: list[Any] = []
         self.set(**state)
 
     def set(self, **state: Any) -> None:
@@ -49,7 +55,7 @@ class Swept:
     def run(self, count: int = 1, signals: list[int] | None = None, **options: Any) -> dict[int, dict[str, Any] | None]:
         given = Options(image=IMAGE, **options)
         made = {n: render(given, "train", SWEEP, n, "/runs/x", [f"seed={n}"]) for n in range(count)}
-        jobs = Jobs(self.client, SWEEP, given.made_as, self.folder, shared=True)
+        jobs = Jobs(self.client, SWEEP, given.made_as, self.folder, True, self.shown.append)
         jobs.run(made, given, self.ended.append, signals if signals is not None else [])
         return {n: results_of(self.folder / str(n)) for n in range(count)}
 
@@ -175,6 +181,43 @@ def test_job_whose_pods_are_forbidden_is_reported(swept: Callable[..., Swept]) -
     assert "FailedCreate" in reason and "exceeded quota" in reason
 
 
+def test_live_table_shows_what_each_job_waits_for(swept: Callable[..., Swept]) -> None:
+    sweep = swept(outcomes={"0": [{"code": 75}, said(1.0)]}, pending={"1": "ImagePullBackOff"})
+    signals: list[int] = []
+    sweep.ended = type("", (list,), {"append": lambda self, n: signals.append(15)})()
+    now = time.monotonic()
+    sweep.run(2, signals)
+    first, last = [[(number, text) for number, text, _ in rows] for rows in (sweep.shown[1], sweep.shown[-1])]
+    assert [number for number, _ in first] == [0, 1] and [number for number, _ in last] == [1]
+    assert "running" in {text for rows in sweep.shown for number, text, _ in rows if number == 0}
+    assert "ImagePullBackOff" in last[0][1] and "Remedy" in last[0][1]
+    assert all(now - 1 <= since <= time.monotonic() for rows in sweep.shown for _, _, since in rows)
+
+
+def test_status_gives_the_reason_of_a_waiting_job(swept: Callable[..., Swept]) -> None:
+    sweep = swept(
+        pending={"0": "Unschedulable"},
+        podless=["1"],
+        events={f"train-{SWEEP}-1": "exceeded quota: gpus"},
+        outcomes={"3": [{"index": 1}], "4": [said(1.0)]},  # job 3 runs on
+    )
+    for n in range(5):
+        (one,) = render(Options(image=IMAGE), "train", SWEEP, n, "/runs/x", [])
+        one["spec"] |= {"suspend": True} if n == 2 else {}
+        sweep.client.create([one])
+    jobs = Jobs(sweep.client, SWEEP, "job", sweep.folder)
+    for _ in range(4):
+        states = jobs.collect()
+    assert {n: state["status"] for n, state in states.items()} == {**dict.fromkeys(range(3), "waiting"), 3: "running"}
+    assert "Unschedulable" in states[0]["reason"] and "Remedy" in states[0]["reason"]
+    assert "exceeded quota" in states[1]["reason"] and states[2]["reason"] == "waits in its queue"
+    plan = {"kind": "grid", "metric": "val/loss", "direction": "minimize"}
+    plans.write(sweep.folder, {**plan, "jobs": [{"job": n, "overrides": [f"seed={n}"]} for n in range(6)]})
+    rows = rows_of(sweep.folder, states)
+    assert [row["status"] for row in rows] == [*["waiting"] * 3, "running", "completed", "unfinished"]
+    assert [row["reason"] for row in rows[:4]] == [states[n]["reason"] for n in range(4)]
+
+
 def test_queued_job_is_not_given_up(swept: Callable[..., Swept]) -> None:
     sweep = swept()
     given = Options(image=IMAGE, queue="team", start_deadline_s=0)
@@ -260,6 +303,32 @@ def test_log_is_whole_and_without_repeats_across_breaks(
     follow(Cluster(), "p", tmp_path / "0" / "job.log", pause_s=0)
     assert (tmp_path / "0" / "job.log").read_text() == "".join(f"line {i}\n" for i in range(6))
     assert json.loads(cluster.file.read_text())["opened"][0] == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "measured", "grace", "words"),
+    [
+        (None, [], None, None),
+        (None, [None], None, None),  # a job without saves
+        (None, [2.0, 50.5], 152, "took 50.5 s: pods have 152 s"),
+        (None, [2.0], 60, "pods have 60 s"),
+        (300, [50.5], 300, None),
+        (100, [50.5], 100, "grace_s=152 would be safer than 100"),
+    ],
+    ids=str,
+)
+def test_grace_period_is_three_times_the_slowest_save(
+    given: int | None, measured: list[float | None], grace: int | None, words: str | None, tmp_path: Path
+) -> None:
+    for number, seconds in enumerate(measured):
+        (tmp_path / str(number)).mkdir()
+        found = {"status": "completed", **({"save_seconds": seconds} if seconds else {})}
+        write_json(tmp_path / str(number) / "results.json", found)
+    lines: list[str] = []
+    assert with_grace(Options(image=IMAGE, grace_s=given), tmp_path, lines.append).grace_s == grace
+    assert len(lines) == (words is not None) and (words or "") in "".join(lines)
+    (job,) = render(Options(image=IMAGE, grace_s=grace), "train", SWEEP, 0, "/runs/x", [])
+    assert job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == (grace or 120)
 
 
 # Preflight

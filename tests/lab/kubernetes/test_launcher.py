@@ -158,7 +158,7 @@ def test_status_stop_resume_and_retry_ask_the_cluster(start: Start, cluster: Scr
         return said
 
     document = json.loads(sweep("status", "--json"))
-    assert document["jobs"][3]["status"] == "waiting"
+    assert document["jobs"][3]["status"] == "waiting" and "Unschedulable" in document["jobs"][3]["reason"]
     assert "saved and ended" in sweep("stop")
     assert json.loads(cluster.file.read_text())["deleted"][-1].endswith("-3")
     with cluster.open() as state:
@@ -206,6 +206,16 @@ def test_world_agrees_with_nodes_and_gpus(options: dict[str, Any], overrides: li
     with pytest.raises(ConfigError) as refused:
         check_world(given, _composed(*overrides))
     assert refused.value.path == path and refused.value.remedy
+
+
+def test_pruning_is_refused_as_pods_do_not_see_the_study() -> None:
+    from lab.kubernetes.wanted import check_pruning
+    from registry import ConfigError
+
+    check_pruning({"report": {}, "pruning": None})
+    with pytest.raises(ConfigError, match="pods do not see") as refused:
+        check_pruning({"pruning": {"_target_": "lab.sweep.pruning.Pruning"}})
+    assert refused.value.path == "callbacks.pruning" and "hparams_search=optuna" in refused.value.remedy
 
 
 def test_refusal_starts_nothing(start: Start, cluster: ScriptedCluster) -> None:

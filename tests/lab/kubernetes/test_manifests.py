@@ -169,7 +169,7 @@ def option_sets(draw: st.DrawFn) -> Options:
         queue=queue,
         priority=draw(st.none() | WORD),
         topology="topology.kubernetes.io/zone" if queue and draw(st.booleans()) else None,
-        grace_s=draw(st.integers(10, 3600)),
+        grace_s=draw(st.none() | st.integers(10, 3600)),
         restarts=draw(st.integers(0, 100)),
         ttl_s=draw(st.none() | st.integers(0, 10**6)),
     )

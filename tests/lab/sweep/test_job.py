@@ -164,9 +164,9 @@ def test_storage_without_fsync_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_message_fits_its_four_kibibytes() -> None:
     metrics = {f"some/figure/{i}": i / 3 for i in range(400)} | {"val/loss": 0.1}
-    text = one.message({"status": "failed", "reason": "x" * 9000, "metrics": metrics}, 70)
+    text = one.message({"status": "failed", "reason": "x" * 9000, "metrics": metrics, "save_seconds": 2.5}, 70)
     assert len(text.encode()) <= one.LIMIT
-    assert json.loads(text)["metrics"] == {"val/loss": 0.1}
+    assert json.loads(text)["metrics"] == {"val/loss": 0.1} and json.loads(text)["save_seconds"] == 2.5
 
 
 def test_user_runs_one_job_of_a_plan(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
