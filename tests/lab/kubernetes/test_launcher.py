@@ -8,19 +8,33 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import HydraContext
+from omegaconf import OmegaConf
 from scripted_cluster import ScriptedCluster
 from warm import Running, Warm
 from wrong_manifests import IMAGE
 
+import registry
+from lab.kubernetes import jobs as jobs_module
+from lab.kubernetes.launch import Launch
+from lab.kubernetes.options import Options
+from lab.kubernetes.wanted import check_world
 from lab.sweep import plan as plans
+from lab.sweep.callback import begin
 from lab.sweep.job import message
 from lab.sweep.table import rows_of
+from registry import ConfigError
+from training.configuration.composing import compose_config
+from training.configuration.conf import CONF
 from training.jobs import record_failure
 from training.writing import write_json
 
@@ -28,6 +42,7 @@ TRAIN = str(Path(__file__).resolve().parents[3] / "train.py")
 RATES = (0.001, 0.002, 0.003, 0.004)
 LOSSES = {0: 2.5, 1: 2.25, 3: 2.125}  # job 2 diverges
 Start = Callable[..., Running]
+Launched = Callable[..., list[Any]]
 pytestmark = pytest.mark.xdist_group("kubernetes")
 
 
@@ -172,10 +187,6 @@ def test_status_stop_resume_and_retry_ask_the_cluster(start: Start, cluster: Scr
 
 
 def _composed(*overrides: str) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    from training.configuration.composing import compose_config
-
     return OmegaConf.to_container(compose_config(list(overrides)).trainer, resolve=False)  # type: ignore[return-value]
 
 
@@ -195,10 +206,6 @@ def _composed(*overrides: str) -> dict[str, Any]:
     ids=str,
 )
 def test_world_agrees_with_nodes_and_gpus(options: dict[str, Any], overrides: list[str], path: str | None) -> None:
-    from lab.kubernetes.options import Options
-    from lab.kubernetes.wanted import check_world
-    from registry import ConfigError
-
     given = Options(image=IMAGE, **options)
     if path is None:
         assert check_world(given, _composed(*overrides)) == [f"++trainer.num_nodes={given.nodes}"]
@@ -208,14 +215,60 @@ def test_world_agrees_with_nodes_and_gpus(options: dict[str, Any], overrides: li
     assert refused.value.path == path and refused.value.remedy
 
 
-def test_pruning_is_refused_as_pods_do_not_see_the_study() -> None:
-    from lab.kubernetes.wanted import check_pruning
-    from registry import ConfigError
+@pytest.fixture
+def launched(kubectl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: list[str]) -> Iterator[Launched]:
+    """Runs the launcher on jobs of a configuration, in this process."""
+    monkeypatch.setattr(jobs_module, "TICK_S", 0)
+    GlobalHydra.instance().clear()
+    registry.load()
 
-    check_pruning({"report": {}, "pruning": None})
+    def call(*overrides: str, jobs: Sequence[Sequence[str]] = ((),)) -> list[Any]:
+        given = [*small, "hydra/launcher=kubernetes", f"hydra.launcher.image={IMAGE}", *overrides]
+        config = compose("config", overrides=[*given, f"hydra.sweep.dir={tmp_path}/sweep"], return_hydra_config=True)
+        (tmp_path / "sweep").mkdir(exist_ok=True)
+        begin(tmp_path / "sweep", config, [])
+        context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
+        given_options = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+        wanted = [[*config.hydra.overrides.task, *one] for one in jobs]
+        return Launch(given_options, context, config).launch(wanted, 0)  # type: ignore[arg-type]
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        yield call
+
+
+def test_pruning_is_refused_as_pods_do_not_see_the_study(launched: Launched, cluster: ScriptedCluster) -> None:
     with pytest.raises(ConfigError, match="pods do not see") as refused:
-        check_pruning({"pruning": {"_target_": "lab.sweep.pruning.Pruning"}})
+        launched("callbacks=[default,pruning]", "callbacks.pruning.pruner=null")
     assert refused.value.path == "callbacks.pruning" and "hparams_search=optuna" in refused.value.remedy
+    assert not json.loads(cluster.file.read_text())["calls"]
+
+
+def test_later_jobs_have_a_grace_period_from_the_saves_of_earlier_ones(
+    launched: Launched, cluster: ScriptedCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with cluster.open() as state:
+        found = {"status": "completed", "metrics": {"val/loss": 2.5}, "save_seconds": 50.5}
+        state["outcomes"] = {"0": [{"code": 0, "message": message(found, 0)}]}
+    (ended,) = launched()
+    assert ended.return_value == 2.5
+    launched(jobs=((), ("seed=1",)))
+    grace = [
+        o["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        for o in json.loads(cluster.file.read_text())["objects"].values()
+        if o["kind"] == "Job"
+    ]
+    assert grace == [120, 152] and "pods have 152 s" in capsys.readouterr().out
+
+
+def test_render_writes_manifests_and_starts_nothing(
+    launched: Launched, cluster: ScriptedCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        launched(f"hydra.launcher.render={tmp_path}/out", jobs=[[f"seed={n}"] for n in range(4)])
+    assert ended.value.code == 0 and "nothing was started" in capsys.readouterr().out
+    made = [yaml.safe_load((tmp_path / "out" / f"{n}.yaml").read_text()) for n in range(4)]
+    assert [one["kind"] for one in made] == ["Job"] * 4
+    assert not json.loads(cluster.file.read_text())["calls"]
 
 
 def test_refusal_starts_nothing(start: Start, cluster: ScriptedCluster) -> None:
@@ -230,15 +283,6 @@ def test_launcher_that_hydra_would_ignore_is_refused(start: Start, small: list[s
     process = start(command=(TRAIN, "hydra/launcher=kubernetes", f"hydra.launcher.image={IMAGE}", *small))
     said, _ = process.communicate()
     assert process.returncode == 64 and "Add -m" in said, said
-
-
-def test_render_writes_manifests_and_starts_nothing(start: Start, cluster: ScriptedCluster, tmp_path: Path) -> None:
-    process = start("hydra.launcher.render=out")
-    said, _ = process.communicate()
-    assert process.returncode == 0 and "nothing was started" in said, said
-    made = [yaml.safe_load((tmp_path / "out" / f"{n}.yaml").read_text()) for n in range(len(RATES))]
-    assert [one["kind"] for one in made] == ["Job"] * len(RATES)
-    assert not json.loads(cluster.file.read_text())["calls"]
 
 
 def test_plug_in_costs_hydra_little() -> None:
