@@ -25,9 +25,10 @@ from lab.kubernetes.jobs import STOP, Jobs
 from lab.kubernetes.options import Options
 from lab.kubernetes.preflight import needs, rehearse, settle
 from lab.kubernetes.render import Manifest, render
-from lab.kubernetes.wanted import check_options, check_pruning, check_world
+from lab.kubernetes.wanted import check_options, check_overrides, check_pruning, check_world
 from lab.sweep import plan as plans
 from lab.sweep.progress import Display
+from training.configuration.secrets import read_from_environment
 from training.jobs import results_of
 from training.stops import SIGNALS, Interrupted
 from training.writing import write_text
@@ -84,6 +85,9 @@ class Launch:
         """
         check_options(self.options)
         given = {first + i: [o for o in one if not o.startswith("ckpt_path=")] for i, one in enumerate(job_overrides)}
+        read = read_from_environment(self.config.hydra.launcher)
+        for overrides in given.values():
+            check_overrides(overrides, read)
         more = self._composed(given)
         plan = plans.read(self.sweep)
         if self.options.render is not None:

@@ -25,8 +25,10 @@ RANGES: dict[str, Any] = {
     "start_deadline_s": Count,
 }
 RANGES |= {"grace_s": Annotated[int, Ge(10)] | None, "ttl_s": Whole | None}
-NAMES = ("namespace", "claim", "runtime", "queue", "priority")
+NAMES = {"namespace": 63, "queue": 63, "claim": 253, "runtime": 253, "priority": 253}  # and their longest
 SECRET = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)", re.IGNORECASE)
+VALUE = re.compile(r"gh[pousr]_|github_pat_|glpat-|hf_|sk-|xox[abp]-|AKIA|-----BEGIN")  # how known secrets begin
+SECRET_KEY = re.compile(r"(^|[._+])(api_?key|access_?key|password|passwd|secret)$", re.IGNORECASE)  # of an override
 OURS = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "JOB_COMPLETION_INDEX", "RANK", "LOCAL_RANK", "WORLD_SIZE")
 IMAGE = re.compile(r"[a-z0-9][-a-zA-Z0-9._:/]*(@sha256:[0-9a-f]{64})?")
 DOMAIN = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)")
@@ -56,10 +58,11 @@ def mistakes(options: Options) -> Iterator[ConfigError]:
         if (value := getattr(options, name)) not in known:
             yield _at(name, value, "is not one of the known", did_you_mean(value, known))
     yield from _image(options.image)
-    for name in NAMES:
+    for name, most in NAMES.items():
         value = getattr(options, name)
-        if value is not None and (len(value) > 253 or not all(DNS.fullmatch(part) for part in value.split("."))):
-            yield _at(name, value, "must be lower-case letters, digits and hyphens", "Write the name in the cluster")
+        if value is not None and (len(value) > most or not all(DNS.fullmatch(part) for part in value.split("."))):
+            rule = f"must be lower-case letters, digits and hyphens, {most} at most"
+            yield _at(name, value, rule, "Write the name in the cluster")
     yield from _kind(options)
     yield from _resources(options)
     yield from _places(options)
@@ -138,7 +141,7 @@ def _environment(options: Options) -> Iterator[ConfigError]:
             yield _at("env", name, "must be the name of an environment variable", "Write letters, digits and _")
         elif name in OURS or name.startswith("PET_"):
             yield _at(f"env.{name}", options.env[name], "is set by the launcher", "Leave it out; see nodes and gpus")
-        elif SECRET.search(name):
+        elif SECRET.search(name) or VALUE.match(str(options.env[name])):
             rule = "looks like a secret, and a manifest can be read by all who may list jobs"
             remedy = f"kubectl create secret generic NAME --from-literal={name}=…, and {PATH}.secrets=[NAME]"
             yield _at(f"env.{name}", "…", rule, remedy)
@@ -175,6 +178,25 @@ def _toleration(toleration: Any, i: int) -> Iterator[ConfigError]:
         yield _at(
             f"{path}.effect", toleration["effect"], "is not an effect", did_you_mean(toleration["effect"], EFFECTS)
         )
+
+
+def check_overrides(overrides: Sequence[str], read: Mapping[str, str]) -> None:
+    """Refuse secrets by value in what manifests show.
+
+    Args:
+        overrides: of a job
+        read: values that the launcher's options take from the environment
+
+    Raises:
+        ConfigError
+    """
+    remedy = f"Put it into a Secret, name that in {PATH}.secrets, and write ${{oc.env:NAME}} in single quotes"
+    rule = "is a secret, and a manifest can be read by all who may list jobs"
+    for key, _, value in (override.partition("=") for override in overrides):
+        if SECRET_KEY.search(key) and value not in ("", "null") and not value.startswith("$"):
+            raise ConfigError(key, "…", rule, remedy)
+    for name in read.values():
+        raise ConfigError(f"{PATH}.env", name, "would be written by value into a manifest", remedy)
 
 
 def check_pruning(callbacks: Mapping[str, Any]) -> None:

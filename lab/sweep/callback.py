@@ -120,7 +120,8 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
     """
     sweeper, launcher = config.hydra.sweeper, str(config.hydra.launcher.get("_target_"))
     flags = config_flags(arguments)
-    argv = [*flags, *config.hydra.overrides.hydra, *config.hydra.overrides.task]
+    given: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)  # no password may be written
+    argv = [*flags, *given["hydra"], *given["task"]]
     if plans.is_resumed(sweep) or plans.is_repeated(sweep, argv):
         return
     if OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"] != SUBDIR:  # type: ignore[index,call-overload]
@@ -138,10 +139,10 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
         "metric": config.optimized_metric,
         "direction": direction_of(sweeper),
         "workers": workers_of(config),
-        "flags": [*flags, *kept(config.hydra.overrides.hydra)],
+        "flags": [*flags, *kept(given["hydra"])],
     }
     if is_grid:
-        plan["jobs"] = grid_of(sweeper, list(config.hydra.overrides.task))
+        plan["jobs"] = grid_of(sweeper, given["task"])
         check_first(config, plan["jobs"])
     else:
         plan |= {"argv": argv, "sweeper": sweeper.get("_target_"), "n_trials": sweeper.get("n_trials")}
@@ -149,7 +150,7 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
         where = {key: config.hydra.launcher.get(key) for key in ("context", "namespace")}
         plan |= {"argv": argv, "cluster": {"sweep": uuid.uuid4().hex[:8], **where}}
     if sweeper.get("_target_") == SWEEPER:
-        raw = OmegaConf.to_container(sweeper, resolve=False)  # unresolved: no password may be written
+        raw = OmegaConf.to_container(sweeper, resolve=False)
         name = sweeper.get("study_name") or f"{config.task_name}-{sweep.name}"
         plan["study"] = {"name": name, "storage": raw.get("storage")}  # type: ignore[union-attr]
     plans.write(sweep, plan)

@@ -229,7 +229,8 @@ def launched(kubectl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sma
         begin(tmp_path / "sweep", config, [])
         context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
         given_options = OmegaConf.to_container(config.hydra.launcher, resolve=True)
-        wanted = [[*config.hydra.overrides.task, *one] for one in jobs]
+        (first,) = plans.read(tmp_path / "sweep")["jobs"]
+        wanted = [[*first["overrides"], *one] for one in jobs]
         return Launch(given_options, context, config).launch(wanted, 0)  # type: ignore[arg-type]
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
@@ -240,6 +241,37 @@ def test_pruning_is_refused_as_pods_do_not_see_the_study(launched: Launched, clu
     with pytest.raises(ConfigError, match="pods do not see") as refused:
         launched("callbacks=[default,pruning]", "callbacks.pruning.pruner=null")
     assert refused.value.path == "callbacks.pruning" and "hparams_search=optuna" in refused.value.remedy
+    assert not json.loads(cluster.file.read_text())["calls"]
+
+
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [
+        ("+logger.wandb.api_key=hunter2hunter2", "+logger.wandb.api_key"),
+        ("+hydra.launcher.env.LOGIN=${oc.env:MY_LOGIN}", "hydra.launcher.env"),
+        ("+logger.wandb.api_key=${oc.env:MY_LOGIN}", None),
+    ],
+)
+def test_secret_by_value_is_refused(
+    override: str,
+    path: str | None,
+    launched: Launched,
+    cluster: ScriptedCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MY_LOGIN", "hunter2hunter2")
+    if path is None:
+        launched(override)
+        (job,) = (o for o in json.loads(cluster.file.read_text())["objects"].values() if o["kind"] == "Job")
+        command = job["spec"]["template"]["spec"]["containers"][0]["command"]
+        assert compose_config(command[command.index("--") + 1 :]).logger.wandb.api_key == "hunter2hunter2"
+        written = [cluster.file, *(tmp_path / "sweep").rglob("*.json")]
+        assert len(written) > 2 and not [file for file in written if "hunter2" in file.read_text()]
+        return
+    with pytest.raises(ConfigError, match=r"secret|by value") as refused:
+        launched(override)
+    assert refused.value.path == path and "hunter2" not in str(refused.value)
     assert not json.loads(cluster.file.read_text())["calls"]
 
 
