@@ -55,10 +55,10 @@ def results(number: int) -> dict[str, Any]:
 
 @pytest.fixture
 def cluster(kubectl: Path) -> ScriptedCluster:
-    """What its pods come to: one is evicted twice, one killed once."""
+    """What its pods come to: one is evicted, one killed."""
     made = ScriptedCluster(kubectl)
     outcomes = {str(n): [{"code": code, "message": message(results(n), code)}] for n, code in enumerate((0, 0, 70, 0))}
-    outcomes["1"][:0] = [{"code": 75, "disrupted": "EvictionByEvictionAPI"}] * 2
+    outcomes["1"][:0] = [{"code": 75, "disrupted": "EvictionByEvictionAPI"}]
     outcomes["3"][:0] = [{"code": 137}]
     with made.open() as state:
         state["outcomes"] = outcomes
