@@ -58,20 +58,19 @@ class Surgery:
             named.append((name, build(node, "surgery.transplant")))
         return plan(old, new, named, self.growth)
 
-    def check(self, start: Path, model: Mapping[str, Any]) -> list[str]:
+    def check(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         """Plan without weights, and say which operator makes what.
 
         Args:
-            start: a run's folder, a checkpoint or an imported folder
-            model: composition of the model to fill
+            there: composition of the trained model
+            here: that of the model to fill
 
         Raises:
-            ConfigError: as ``plan``, or at ``init_from``
+            ConfigError: as ``plan``
         """
         from blocks.compose import compose
-        from interop.source import read_composition
 
-        old, new = compose(read_composition(start), device="meta"), compose(model, device="meta")
+        old, new = compose(there, device="meta"), compose(here, device="meta")
         paths = defaultdict(list)
         for step in self.plan(old, new):
             paths[step.name].append(step.path)
@@ -89,7 +88,7 @@ class Surgery:
 
         Args:
             new: the decoder, on the CPU
-            start: as in ``check``
+            start: a run's folder, a checkpoint or an imported folder
             text: gives batches of training text
             seed: of what operators draw
 

@@ -13,6 +13,7 @@ from registry import ConfigError
 from training.checkpoints.surgery import check_surgery
 from training.configuration import figures
 from training.configuration.composing import compose_config
+from training.configuration.instantiate import instantiate
 from training.configuration.overrides import quoted
 from training.entry.preflight import check
 
@@ -127,12 +128,16 @@ def _composed(name: str, overrides: Sequence[str]) -> tuple[Arm, dict[str, Any]]
 
 
 def _refuse_surgery(final: dict[str, dict[str, Any]], starts: Mapping[str, str | None]) -> None:
-    """Refuse an arm whose weights come from an arm with a model to which they mean something else."""
+    """Refuse an arm whose weights come from an arm with a model to which they mean something else, without surgery."""
     for name, start in starts.items():
         if start is not None:
             with named(name):
-                allowed = final[name]["resume"]["changed"] == "allow"
-                check_surgery(final[start]["model"], final[name]["model"], f"arm {start}", allowed)
+                models, settings = (final[start]["model"], final[name]["model"]), final[name]["surgery"]
+                if settings is not None:
+                    instantiate(settings, "surgery").check(*models)
+                else:
+                    allowed = final[name]["resume"]["changed"] == "allow"
+                    check_surgery(*models, f"arm {start}", allowed)
 
 
 def _refuse_alike(final: dict[str, dict[str, Any]], starts: Mapping[str, str | None]) -> None:

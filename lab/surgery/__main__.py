@@ -30,7 +30,7 @@ from blocks.plugins import distributions
 from interop.exporting import write_tokenizer
 from interop.folder import whole
 from interop.shards import ready, write_shards
-from interop.source import COMPOSITION, open_source
+from interop.source import COMPOSITION, open_source, read_composition
 from lab.cache_loss import Window, data_of, text_windows, validation_windows
 from lab.describe import usual_context
 from lab.surgery.ledger import cost_table, costs, plain, rows, table
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str]) -> None:
             raise ConfigError(f"--{name}", getattr(words, name), "must be at least 1", "Leave it out")
     registry.load()
     model, surgery, seed = requested(words.run, words.overrides)
-    surgery.check(words.run, model)
+    surgery.check(read_composition(words.run), model)
     text, windows = texts(words.run, words.text, words.length, words.windows, surgery.batches, words.ledger)
     new = compose(model, seed=seed).eval()
     old, done = surgery.fill(new, words.run, text, seed)

@@ -250,6 +250,7 @@ def _check_start(plain: dict[str, Any], ours: dict[str, Any]) -> None:
 def _check_weights(plain: dict[str, Any]) -> None:
     """Check that imported weights fit the model and the data; a resumed run has its own."""
     if plain["init_from"] is None:
+        _refuse_nothing_to_operate(plain)
         _refuse_untrained(plain)
         return
     if "init_from" not in plain["task"]:
@@ -301,11 +302,10 @@ def _check_surgery(plain: dict[str, Any], patched_there: bool) -> None:
     start = plain["init_from"]
     if plain["surgery"] is not None:
         check_target(plain["surgery"], "surgery")
-        _refuse_nothing_to_operate(plain)
     if start is None or plain["ckpt_path"]:
         return
     if plain["surgery"] is not None:
-        operators = instantiate(plain["surgery"], "surgery").check(Path(start), plain["model"])
+        operators = instantiate(plain["surgery"], "surgery").check(read_composition(Path(start)), plain["model"])
         say(f"surgery on {start}; " + "; ".join(operators or ["nothing changes"]))
         return
     allowed = patched_there or plain["resume"].get("changed") == "allow"
@@ -319,7 +319,7 @@ def _check_surgery(plain: dict[str, Any], patched_there: bool) -> None:
 
 
 def _refuse_nothing_to_operate(plain: dict[str, Any]) -> None:
-    if plain["init_from"] is None and not plain["ckpt_path"]:
+    if plain["surgery"] is not None and not plain["ckpt_path"]:
         rule = "puts the weights of a trained model into another, and none is named"
         raise ConfigError("init_from", None, rule, "Name a run: init_from=RUN; or leave surgery out")
 

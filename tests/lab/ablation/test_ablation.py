@@ -298,7 +298,8 @@ def test_every_definition_says_its_claim_and_its_arms_are_matched_as_they_stand(
     tokens = [plan.tokens[job["arm"]] or 0 for job in plan.jobs]
     assert sum(tokens) * max(size, 4e5) < 12e6 * 3e6  # half an hour on two cores
     budget = plan.definition.budget
-    for sized in (each for each in plan.arms if "mla" not in each.arm.name or budget):  # which extend_context has too
+    other_models = name == "swap_and_keep"  # on purpose: what a trained model is made into
+    for sized in (each for each in plan.arms if budget or not (other_models or "mla" in each.arm.name)):
         off = sized.residual[budget.budget if budget else "params"]
         assert off is not None and abs(off) <= (budget.tol if budget else 0)
 
