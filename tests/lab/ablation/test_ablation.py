@@ -238,7 +238,10 @@ def test_jobs_are_what_was_matched(write: Callable[..., str], shrunk: list[str])
 # --- the definitions that are there -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in definition.names() if name not in ("extend_context", "objectives")])
+CHAINED = ("extend_context", "objectives", "swap_and_keep")  # whose arms start from others' weights
+
+
+@pytest.mark.parametrize("name", [name for name in definition.names() if name not in CHAINED])
 @pytest.mark.slow
 def test_every_definition_plans_and_every_arm_takes_two_steps(name: str, shrunk: list[str], tmp_path: Path) -> None:
     read = definition.read(name, {"seeds": "1"})
@@ -248,6 +251,23 @@ def test_every_definition_plans_and_every_arm_takes_two_steps(name: str, shrunk:
         overrides = [*job["overrides"], "logger=none", "~callbacks.report", "~callbacks.checkpoint"]
         metrics = run(preflight(compose_config(overrides, output_dir=str(folder))))
         assert 0 < metrics[read.metric] < 10, job["arm"]
+
+
+@pytest.mark.slow
+def test_arms_after_surgery_keep_what_the_trained_model_knows(
+    as_it_stands: Callable[[str], planning.Plan], small: list[str], tmp_path: Path
+) -> None:
+    jobs = {job["arm"]: job for job in as_it_stands("swap_and_keep").jobs if job["seed"] == 0}
+    quick = [o for o in small if not o.startswith(("model.", "trainer."))]
+    quick += ["logger=none", "~callbacks.report", "data.batch_size=16", "++trainer.limit_val_batches=2"]
+    found = {}
+    for name in ("mha", "mla", "mla scratch", "moe", "kda"):
+        job, steps = jobs[name], 60 if name == "mha" else 4
+        start = [f"init_from={tmp_path / str(job['after'])}"] if "after" in job else []
+        start += [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]
+        config = compose_config([*job["overrides"], *quick, *start], output_dir=str(tmp_path / str(job["job"])))
+        found[name] = run(preflight(config))["val/loss"]
+    assert max(found["mla"], found["moe"]) < found["mla scratch"] - 0.5
 
 
 EXTENDED = ("mha", "yarn untuned", "none pose", "longrope", "mla", "mla yarn")  # an arm of each kind
