@@ -48,10 +48,10 @@ class Completions(L.Callback):
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as file:
-            for prompt, completion, reward in pl_module.samples:
+            for prompt, completion, reward in pl_module.held_out.samples:
                 row = {"step": trainer.global_step, "prompt": prompt, "completion": completion, "reward": reward}
                 file.write(json.dumps(row) + "\n")
-        shown = pl_module.samples[: self.rows]
+        shown = pl_module.held_out.samples[: self.rows]
         if not shown:
             return
         printing.show(completions_table(shown, f"sampled at step {trainer.global_step}"))

@@ -26,13 +26,11 @@ from interop.source import load
 from registry import ConfigError, Node, Scope
 from registry.enforcing import enforced
 from registry.ranges import Count, Fraction, Positive, Whole
-from training.data.corpus import Split
 from training.data.prompt_module import PromptDataModule
 from training.objectives.policy import Completions, PolicyObjective
-from training.objectives.reward.judging import judge
 from training.parallel.gathered import gathered
-from training.parallel.local import is_distributed
-from training.rollouts.engine.base import Request
+from training.rollouts.group_sampler import GroupSampler
+from training.rollouts.held_out import HeldOut
 from training.rollouts.record import Rollout, completion_mask, padded
 from training.rollouts.scoring import score
 from training.tasks.base import Batch, Task
@@ -41,7 +39,6 @@ from training.tasks.scored import Scored
 
 Part = str | dict[str, Any]
 GroupSize = Annotated[int, Ge(2)]
-SAMPLES = 8  # completions shown of a measurement
 
 
 @enforced("task")
@@ -84,7 +81,8 @@ class Grpo(Task):
         settings: those of ``Task``
 
     Attributes:
-        samples: prompt, sampled completion and reward of some held-out prompts, when last measured
+        groups: samples and judges completions
+        held_out: the last measurement on held-out prompts
     """
 
     figures: ClassVar[tuple[str, ...]] = ("reward", "greedy")
@@ -126,8 +124,6 @@ class Grpo(Task):
         def part(kind: str, node: Part | None) -> Any:
             return None if node is None else registry.build(kind, Node(node, f"task.{kind}"), scope)
 
-        self.reward, self.advantage = part("reward", reward), part("advantage", advantage)
-        self.engine = part("engine", engine)
         self.policy = PolicyObjective(
             part("surrogate", surrogate),
             part("average", average),
@@ -137,14 +133,21 @@ class Grpo(Task):
         if self.policy.penalty is not None and reference is None and self.adapter is None:
             rule = "a penalty compares the policy with a reference, and none is named"
             raise ConfigError("task.reference", None, rule, "Name its run: task.reference=RUN; or write ~task/penalty")
-        self.reference = reference
-        self.group_size, self.max_new_tokens = group_size, max_new_tokens
-        self.sampling = Sampling(temperature, top_k, top_p, min_p)
-        self.mask_truncated, self.resamples, self.replay = mask_truncated, resamples, replay
+        self.groups = GroupSampler(
+            part("engine", engine),
+            part("reward", reward),
+            part("advantage", advantage),
+            Sampling(temperature, top_k, top_p, min_p),
+            group_size,
+            max_new_tokens,
+            resamples,
+            self.seed,
+        )
+        self.reference, self.temperature = reference, temperature
+        self.mask_truncated, self.replay = mask_truncated, replay
         self._rollouts: dict[int, Rollout] = {}  # by number; those of the current optimizer step
         self._held_reference: tuple[Decoder, ...] = ()  # in a tuple, so that it is no part of the model
-        self._measured: dict[str, Tensor] = {}
-        self.samples: list[tuple[str, str, float]] = []  # prompt, completion and reward, of the last measurement
+        self.held_out = HeldOut(self.groups)  # of the last measurement
         self._sampled = (0, 0.0)  # tokens, and seconds, since the last log
         self._updated: tuple[Rollout, Tensor] | None = None  # completions of the last micro-batch, and their logp
 
@@ -175,17 +178,18 @@ class Grpo(Task):
             rule = "several updates of a rollout would be accumulated into one"
             remedy = "Write trainer.accumulate_grad_batches=1, or data.updates=1"
             raise ConfigError("data.updates", self.data.updates, rule, remedy)
-        rows = self.data.batch_size // self.ranks().number * self.group_size
+        rows = self.data.batch_size // self.ranks().number * self.groups.group_size
         if rows % self.data.updates:
             rule = f"must divide the {rows} completions of a rollout on each process"
             raise ConfigError("data.updates", self.data.updates, rule, "Choose a divisor")
         self._check_lengths()
 
     def _check_lengths(self) -> None:
+        longest, new = max((p.ids for p in self.data.prompts("train")), key=len), self.groups.max_new_tokens
         try:
-            check_lengths(self.model, [max((p.ids for p in self.data.prompts("train")), key=len)], self.max_new_tokens)
+            check_lengths(self.model, [longest], new)
         except registry.BlockError as error:
-            raise ConfigError("task.max_new_tokens", self.max_new_tokens, error.rule, error.remedy) from None
+            raise ConfigError("task.max_new_tokens", new, error.rule, error.remedy) from None
 
     @property
     def data(self) -> PromptDataModule:
@@ -203,36 +207,35 @@ class Grpo(Task):
             self._rollouts = {k: v for k, v in self._rollouts.items() if k > oldest}
             self._rollouts[number] = self._sample(batch, number)
         whole = self._rollouts[number]
-        if self.data.updates == 1:
-            return whole
+        return whole if self.data.updates == 1 else whole.part(self._slices(whole, number)[update])
+
+    def _slices(self, whole: Rollout, number: int) -> list[list[int]]:
+        """The completions of each update of a rollout."""
         generator = torch.Generator().manual_seed(stable_seed(self.seed, f"slices/{number}/{self.ranks().index}"))
-        order = torch.randperm(len(whole), generator=generator).tolist()
-        size = len(whole) // self.data.updates
-        return whole.part(order[update * size : (update + 1) * size])
+        order, size = torch.randperm(len(whole), generator=generator).tolist(), len(whole) // self.data.updates
+        return [order[start : start + size] for start in range(0, len(whole), size)]
 
     def _sample(self, batch: Batch, number: int) -> Rollout:
         if self.device.type == "cuda":
             torch.cuda.synchronize()  # of the update before, whose time is not this one's
         prompts, began = batch["prompt"].tolist(), time.perf_counter()
         self.model.eval()
-        found, rewards, failed = self._first(prompts, number)
-        sampled = sum(map(len, found.completions))
-        replaced: set[int] = set()
-        for attempt in range(1, self.resamples + 1):
-            flat = self._flat(rewards).nonzero().flatten().tolist()
-            if not self.ranks().sum(torch.tensor(len(flat), device=self.device)):
-                break
-            replaced |= set(flat)
-            sampled += self._replace(flat, number, attempt, found, rewards)
-        self._reward(found, rewards, failed)
-        found.figures["replaced"] = float(len(replaced) * self.group_size)
+        found, sampled = self.groups.sample(self.model, self.data, self.ranks(), prompts, number)
         if self.data.updates > 1:
-            with torch.no_grad():
-                logp = score(self.model, found, self.sampling.temperature, self.replay).logp
-            found.old = [row[: len(c)] for row, c in zip(logp.tolist(), found.completions, strict=True)]
+            self._score_old(found, number)
         self.model.train()
         self._sampled = (self._sampled[0] + sampled, self._sampled[1] + time.perf_counter() - began)
         return found
+
+    @torch.no_grad()
+    def _score_old(self, found: Rollout, number: int) -> None:
+        """Score completions before the first update, packed as the updates pack them: their ratios begin at 1."""
+        old: list[list[float]] = [[] for _ in range(len(found))]
+        for rows in self._slices(found, number):
+            logp = score(self.model, found.part(rows), self.temperature, self.replay).logp
+            for row, values in zip(rows, logp.tolist(), strict=True):
+                old[row] = values[: len(found.completions[row])]
+        found.old = old
 
     def take_sampled(self) -> tuple[int, float]:
         taken, self._sampled = self._sampled, (0, 0.0)
@@ -241,80 +244,6 @@ class Grpo(Task):
     def tokens_of(self, batch: Batch) -> int:
         rollout = self.rollout_of(batch)
         return sum(map(len, rollout.prompts)) + sum(map(len, rollout.completions))
-
-    def _first(self, prompts: list[int], number: int) -> tuple[Rollout, dict[str, list[float]], int]:
-        names = [f"rollout/{number}/{n}/{i}" for n in prompts for i in range(self.group_size)]
-        found = self._continue(prompts, "train", [stable_seed(self.seed, name) for name in names], self.sampling)
-        return found, *self._judge(found, self._grouped(prompts), "train")
-
-    def _replace(
-        self, places: list[int], number: int, attempt: int, found: Rollout, rewards: dict[str, list[float]]
-    ) -> int:
-        """Sample groups again, for prompts that are a function of seed, rollout, attempt and place among all ranks."""
-        first, every = self.ranks().index * (len(found) // self.group_size), len(self.data.prompts("train"))
-        names = [f"rollout/{number}/{attempt}/{first + place}" for place in places or [0]]  # all ranks take the steps
-        prompts = [stable_seed(self.seed, name) % every for name in names]
-        seeds = [stable_seed(self.seed, f"{name}/{i}") for name in names for i in range(self.group_size)]
-        others = self._continue(prompts, "train", seeds, self.sampling)
-        if places:
-            rows = [place * self.group_size + i for place in places for i in range(self.group_size)]
-            found.replace(rows, others)
-            for name, values in self._judge(others, self._grouped(prompts), "train")[0].items():
-                for row, value in zip(rows, values, strict=True):
-                    rewards[name][row] = value
-        return sum(map(len, others.completions))
-
-    def _grouped(self, prompts: list[int]) -> list[int]:
-        return [n for n in prompts for _ in range(self.group_size)]
-
-    def _total(self, rewards: Mapping[str, list[float]]) -> Tensor:
-        """Weighted sums of rewards, a row for each group."""
-        weights = torch.tensor([weight for weight, _ in self.reward.parts().values()])
-        return (torch.tensor(list(rewards.values())).T * weights).nansum(-1).view(-1, self.group_size)
-
-    def _flat(self, rewards: Mapping[str, list[float]]) -> Tensor:
-        """Whether the rewards of a group are all equal."""
-        total = self._total(rewards)
-        return (total.amax(1) - total.amin(1)) < 1e-8
-
-    def _continue(self, numbers: list[int], split: Split, seeds: list[int], sampling: Sampling) -> Rollout:
-        prompts = self.data.prompts(split)
-        ends = self.data.rendering.chat.ends(self.data.tokenizer)
-        # Sharded weights and balance losses are exchanged in every forward pass: ranks take equally many.
-        together = self.ranks().number > 1 or is_distributed(self.model)
-        request = Request([prompts[n].ids for n in numbers], seeds, self.max_new_tokens, sampling, ends, together)
-        with gathered(self.model):
-            return self.engine.sample(self.model, request)
-
-    def _judge(self, found: Rollout, numbers: list[int], split: Split) -> tuple[dict[str, list[float]], int]:
-        """Rewards of each part, and how many parts failed."""
-        prompts = [self.data.prompts(split)[n] for n in numbers]
-        texts = [self.data.tokenizer.decode(c) for c in found.completions]
-        names = set.intersection(*(set(prompt.columns) for prompt in prompts))
-        columns: dict[str, list[Any]] = {name: [prompt.columns[name] for prompt in prompts] for name in sorted(names)}
-        columns |= {"n_tokens": [len(c) for c in found.completions], "ended": found.ended}
-        return judge(self.reward, [prompt.text for prompt in prompts], texts, columns)
-
-    def _reward(self, found: Rollout, rewards: Mapping[str, list[float]], failed: int) -> None:
-        """Turn rewards into advantages, over the prompts of all ranks, and sum up what is logged."""
-        weights = torch.tensor([weight for weight, _ in self.reward.parts().values()])
-        own = torch.tensor(list(rewards.values())).T.reshape(-1, self.group_size, len(weights))
-        ranks = self.ranks()
-        every = own.new_zeros(ranks.number, *own.shape)
-        every[ranks.index] = own
-        advantage = self.advantage(ranks.sum(every.to(self.device)).flatten(0, 1).cpu(), weights)
-        found.advantage = advantage.unflatten(0, (ranks.number, -1))[ranks.index].flatten().tolist()
-        total = self._total(rewards)
-        found.figures = {
-            "reward": float(total.sum()),
-            "reward_std": float(total.std(1).sum() * self.group_size),
-            "zero_spread": float(self._flat(rewards).sum() * self.group_size),
-            "length": float(sum(map(len, found.completions))),
-            "truncated": float(len(found) - sum(found.ended)),
-            "reward_failures": float(failed * len(found)),
-        }
-        if len(rewards) > 1:
-            found.figures |= {f"reward_{k}": float(torch.tensor(v).nansum()) for k, v in rewards.items()}
 
     # --- the objective --------------------------------------------------------------------------------------------
 
@@ -336,7 +265,7 @@ class Grpo(Task):
     def objective(self, batch: Batch, stage: str) -> Scored:
         rollout = self.rollout_of(batch)
         mask = self._mask(rollout).to(self.device)
-        scored = score(self.model, rollout, self.sampling.temperature, self.replay)
+        scored = score(self.model, rollout, self.temperature, self.replay)
         logp = scored.logp
         self._updated = (rollout, logp.detach())
         old = padded(rollout.old).to(self.device) if rollout.old else logp.detach()
@@ -364,7 +293,7 @@ class Grpo(Task):
         assert self._updated is not None
         rollout, before = self._updated
         with gathered(self.model):
-            after = score(self.model, rollout, self.sampling.temperature, self.replay).logp
+            after = score(self.model, rollout, self.temperature, self.replay).logp
         mask, advantage = self._mask(rollout).to(self.device), torch.tensor(rollout.advantage, device=self.device)
         rise = (after - before).double() * mask
         signs = {"rise_positive": advantage > 0, "rise_negative": advantage < 0}
@@ -377,53 +306,25 @@ class Grpo(Task):
             return None
         plain = replace(rollout, experts=[])  # the reference routes by itself, and may have other layers
         if self._held_reference:
-            return score(self._held_reference[0], plain, self.sampling.temperature).logp
+            return score(self._held_reference[0], plain, self.temperature).logp
         with switched_off(self.model):
-            return score(self.model, plain, self.sampling.temperature).logp
+            return score(self.model, plain, self.temperature).logp
 
     # --- measuring ------------------------------------------------------------------------------------------------
 
     def _begin(self, stage: str) -> None:
         super()._begin(stage)
-        self._measured, self.samples = {}, []
+        self.held_out = HeldOut(self.groups)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._sample_held_out(batch, "val")
+        self.held_out.add(self.model, self.data, self.ranks(), batch["prompt"].tolist(), "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._sample_held_out(batch, "test")
-
-    @torch.no_grad()
-    def _sample_held_out(self, batch: Batch, split: Split) -> None:
-        """Rewards of one sampled and of the likeliest completion of each held-out prompt."""
-        real = [n for n in batch["prompt"].tolist() if n >= 0]
-        numbers = real or [0]  # a rank without any takes the steps of the others
-        seeds = [stable_seed(self.seed, f"{split}/{n}") for n in numbers]
-        weights = torch.tensor([weight for weight, _ in self.reward.parts().values()])
-        for name, sampling in (("reward", self.sampling), ("greedy", Sampling(0.0))):
-            found = self._continue(numbers, split, seeds, sampling)
-            rewards, _ = self._judge(found, numbers, split)
-            total = (torch.tensor([values[: len(real)] for values in rewards.values()]).T * weights).nansum(-1)
-            self._add(name, total.sum())
-            if sampling is self.sampling:
-                self._keep_samples(found, numbers, split, total.tolist())
-        self._add("prompts", torch.tensor(float(len(real))))
-
-    def _keep_samples(self, found: Rollout, numbers: list[int], split: Split, rewards: list[float]) -> None:
-        for number, completion, reward in zip(numbers, found.completions, rewards, strict=False):
-            if len(self.samples) < SAMPLES:
-                prompt = self.data.prompts(split)[number].text
-                self.samples.append((prompt, self.data.tokenizer.decode(completion), reward))
-
-    def _add(self, name: str, value: Any) -> None:
-        self._measured[name] = self._measured.get(name, torch.tensor(0.0)) + torch.as_tensor(value)
+        self.held_out.add(self.model, self.data, self.ranks(), batch["prompt"].tolist(), "test")
 
     def _conclude(self, stage: str) -> None:
-        names = ("reward", "greedy", "prompts")
-        own = torch.stack([self._measured.get(name, torch.tensor(0.0)) for name in names])
-        reward, greedy, prompts = self.ranks().sum(own.double().to(self.device))
-        self.log(f"{stage}/reward", (reward / prompts).float(), prog_bar=True)
-        self.log(f"{stage}/greedy", (greedy / prompts).float())
+        for name, value in self.held_out.means(self.ranks(), self.device).items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "reward")
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from training.data.tokenizers.chars import Chars
 from training.parallel.local import whole
 from training.parallel.strategy import Parallel
 from training.rollouts.engine.native import Native
+from training.rollouts.group_sampler import GroupSampler
 from training.schedulers.constant import Constant
 from training.tasks.grpo import Grpo
 
@@ -98,7 +99,7 @@ class Gathers(Native):
 
 
 def on_ranks(folder: Path) -> dict[str, Any]:
-    with patch.object(Grpo, "engine", property(lambda _: Gathers(), lambda *_: None), create=True):
+    with patch.object(GroupSampler, "engine", property(lambda _: Gathers(), lambda *_: None), create=True):
         train(folder / "gathers", 2, strategy=Parallel(), devices=2)
     found: dict[str, Any] = {
         "gathers": Gathers.counts,

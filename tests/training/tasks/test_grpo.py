@@ -379,6 +379,22 @@ def test_updates_of_a_rollout_take_each_completion_once(train: Make) -> None:
     assert seen[0][2] != seen[2][2]
 
 
+def test_ratio_of_a_first_update_is_1(train: Make) -> None:
+    """With MLA, experts that are replayed, and several updates of a rollout, whose first changes the weights."""
+    away: list[float] = []
+
+    class Ratios(L.Callback):
+        def on_after_backward(self, trainer: L.Trainer, task: Any) -> None:
+            rollout, logp = task._updated
+            ratio = ((logp - padded(rollout.old)) * completion_mask(rollout)).exp()
+            away.append(float((ratio - 1).abs().max()))
+
+    trainer = train(4, updates=2, replay=True, callbacks=[Ratios()])[2]
+    assert away[0] == away[2] == 0  # the same computation, bit-identical
+    assert min(away[1], away[3]) > 1e-3
+    assert trainer.callback_metrics["train/rerouted"] == 0
+
+
 def test_penalty_pulls_towards_the_reference(train: Make, tmp_path: Path) -> None:
     _, _, trainer = train(1)
     trainer.save_checkpoint(tmp_path / "start.ckpt")
