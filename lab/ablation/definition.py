@@ -27,7 +27,7 @@ GENERATORS = ("grid", "leave_one_out", "staircase")
 KEYS = ("about", "base", "baseline", "arms", *GENERATORS, "budget", "seeds", "tokens", "lr", "metric", "direction")
 KNOWN = (*KEYS, "workers", "also")
 OF_BUDGET = ("match", "by", "tol")
-OF_ARM = ("overrides", *OF_BUDGET, "target", "like", "init_from", "against")
+OF_ARM = ("overrides", *OF_BUDGET, "target", "like", "init_from", "against", "compared")
 DIRECTIONS = ("minimize", "maximize")
 MAX_ARMS, MAX_SEEDS = 1000, 1000
 
@@ -42,6 +42,7 @@ class ArmSpec:
         target: its budget, if not the baseline's
         init_from: arm whose run of the same seed and learning rate its weights start from; None for random ones
         against: arm that it is compared with, if not the baseline
+        compared: whether it has the metric; false for one that others only start from
     """
 
     overrides: tuple[str, ...]
@@ -49,6 +50,7 @@ class ArmSpec:
     target: float | None = None
     init_from: str | None = None
     against: str | None = None
+    compared: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,11 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
     if baseline is None:
         raise ConfigError("baseline", None, "the other arms are compared with it", f"Name one: {', '.join(arms)}")
     baseline = str(baseline)  # names are text, but YAML reads 1 as a number and off as false
-    if baseline not in arms:
-        raise ConfigError("baseline", baseline, "must be the name of an arm", did_you_mean(baseline, arms))
+    compared = {name: arm for name, arm in arms.items() if arm.compared}
+    if baseline not in compared:
+        raise ConfigError(
+            "baseline", baseline, "must be the name of an arm that is compared", did_you_mean(baseline, compared)
+        )
     direction = written.get("direction", "minimize")
     if direction not in DIRECTIONS:
         raise ConfigError("direction", direction, "must be minimize or maximize", did_you_mean(direction, DIRECTIONS))
@@ -265,7 +270,11 @@ def _explicit(arms: Any, budget: Mapping[str, Any]) -> dict[str, ArmSpec]:
         overrides = (*first, *_overrides(f"arms.{name}", spec.get("overrides")))
         start = _other_arm(f"arms.{name}.init_from", spec.get("init_from"), found)
         against = _other_arm(f"arms.{name}.against", spec.get("against"), found)
-        found[str(name)] = ArmSpec(overrides, match, target, start, against)
+        if not isinstance(compared := spec.get("compared", True), bool):
+            raise ConfigError(
+                f"arms.{name}.compared", compared, "must be true or false", "Write false, or leave it out"
+            )
+        found[str(name)] = ArmSpec(overrides, match, target, start, against, compared)
     return found
 
 

@@ -61,6 +61,7 @@ class Plan:
             "arms": [
                 {**sized.as_plain(sized.arm.name == d.baseline), "against": d.arms[sized.arm.name].against}
                 for sized in self.arms
+                if d.arms[sized.arm.name].compared
             ],
             "definition": asdict(d),
         }
@@ -152,8 +153,9 @@ def _refuse_alike(final: dict[str, dict[str, Any]], starts: Mapping[str, str | N
 def _refuse_unmeasured(definition: Definition, final: dict[str, dict[str, Any]]) -> None:
     """Refuse a metric that some arm does not measure."""
     for name, plain in final.items():
-        with named(name):
-            figures.refuse_unmeasured("metric", definition.metric, plain)
+        if definition.arms[name].compared:
+            with named(name):
+                figures.refuse_unmeasured("metric", definition.metric, plain)
 
 
 def _rates(definition: Definition) -> list[tuple[float | None, list[str]]]:

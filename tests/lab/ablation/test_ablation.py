@@ -344,6 +344,28 @@ def test_an_arm_like_another_has_its_overrides_before_its_own(write: Callable[..
     assert read.arms["three"].overrides == ("b=2", "a=1", "b=3") and read.also == ("x/y",)
 
 
+def test_an_arm_that_others_only_start_from_is_not_compared(as_it_stands: Callable[[str], planning.Plan]) -> None:
+    """It need not have the metric, so it is in the jobs but in no comparison."""
+    plan = as_it_stands("align")
+    written = plan.as_plain([])
+    assert [arm["name"] for arm in written["arms"]] == ["imitation", "grpo", "shuffled reward", "constant reward"]
+    jobs = {job["job"]: job for job in written["jobs"]}
+    assert len(jobs) == 15 and {jobs[job["after"]]["arm"] for job in jobs.values() if "after" in job} == {
+        "demonstrations"
+    }
+    assert all(jobs[job["after"]]["seed"] == job["seed"] for job in jobs.values() if "after" in job)
+
+
+@pytest.mark.parametrize(
+    ("value", "change", "path"), [(False, {}, "baseline"), ("no", {"baseline": "two"}, "arms.one.compared")]
+)
+def test_the_baseline_is_compared(write: Callable[..., str], value: Any, change: dict[str, str], path: str) -> None:
+    arms = {"one": {"compared": value}, "two": ["a=1"]}
+    with pytest.raises(ConfigError) as caught:
+        definition.read(write(arms=arms, **{"baseline": "one", **change}))
+    assert caught.value.path == path
+
+
 def test_one_seed_may_be_named(write: Callable[..., str]) -> None:
     assert definition.read(write(arms={"one": None, "two": ["a=1"]}), {"seeds": "[7]"}).seeds == (7,)
 

@@ -66,6 +66,18 @@ def test_weighted_sum_leaves_out_what_is_missing() -> None:
         reward({**BOTH, "weights": [1]})
 
 
+def test_controls_keep_the_mean_and_nothing_else() -> None:
+    """So their mean on held-out prompts is that of the reward; and a resumed run judges alike."""
+    texts = [str(i) for i in range(40)]
+    right = [text if i % 4 else "x" for i, text in enumerate(texts)]
+    true = given("exact_match", texts, answer=right)
+    shuffled, again = (given({"name": "shuffled", "reward": "exact_match"}, texts, answer=right) for _ in range(2))
+    assert shuffled == again != true and sum(shuffled) == sum(true) == 30
+    assert given({"name": "levelled", "reward": "exact_match"}, texts, answer=right) == [0.75] * 40
+    some = {"name": "levelled", "reward": "arithmetic"}
+    assert given(some, ["1", "2", "3"], answer=[1, 1, "?"]) == [0.5] * 3 and given(some, ["3"], answer=["?"]) == [None]
+
+
 @pytest.mark.parametrize("values", [RuntimeError("no"), [1.0], [math.nan, None], [math.inf, 1.0]])
 def test_failure_is_counted_and_ends_nothing(values: Any) -> None:
     class Odd(Reward):

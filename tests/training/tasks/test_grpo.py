@@ -212,7 +212,7 @@ class Failing(Reward):
 def rewards(temporary_blocks: None) -> None:
     for name, cls in (
         ("even", Even),
-        ("shuffled", Shuffled),
+        ("permuted", Shuffled),
         ("seldom", Seldom),
         ("constantly", Constantly),
         ("failing", Failing),
@@ -305,7 +305,7 @@ def test_update_raises_what_was_good_and_lowers_what_was_bad(train: Make) -> Non
 
 def test_shuffled_reward_raises_nothing(train: Make) -> None:
     Shuffled.said.clear()
-    train(16, reward="shuffled", group_size=16)
+    train(16, reward="permuted", group_size=16)
     shuffled, true = Shuffled.said, train(16, reward="even", group_size=16)[2].callback_metrics["train/reward"]
     assert abs(sum(shuffled[-4:]) - sum(shuffled[:4])) / 4 < 0.12 and true > shuffled[0] + 0.3
 

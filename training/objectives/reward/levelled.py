@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from registry import register
+from training.objectives.reward.base import Reward
+
+
+@register("reward", "levelled")
+class Levelled(Reward):
+    """A control: each completion gets the mean reward of its batch, so no group has spread, and nothing is learned.
+
+    The mean of a batch is unchanged, so on held-out prompts it is still that of ``reward``.
+
+    Args:
+        reward: that is averaged; its values of None are left out
+    """
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward, self.timeout_s = reward, reward.timeout_s
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
+    ) -> list[float | None]:
+        known = [value for value in self.reward(prompts, completions, **columns) if value is not None]
+        return [sum(known) / len(known) if known else None] * len(completions)

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from registry import register
+from training.objectives.reward.base import Reward
+
+
+@register("reward", "shuffled")
+class Shuffled(Reward):
+    """A control: each completion gets the reward of another of its batch, so there is nothing to learn.
+
+    The mean of a batch is unchanged, so on held-out prompts it is still that of ``reward``. The order is a function of
+    the completions alone.
+
+    Args:
+        reward: that is given to others
+    """
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward, self.timeout_s = reward, reward.timeout_s
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
+    ) -> list[float | None]:
+        values = list(self.reward(prompts, completions, **columns))
+        random.Random("\n".join((*prompts, *completions))).shuffle(values)
+        return values
