@@ -21,7 +21,7 @@ def figures(root: Path, name: str) -> dict[str, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_reward_decides_between_what_demonstrations_left_open(train_py: Run, tmp_path: Path, seed: int) -> None:
-    """Before, about half; after, 80 % sampled and 90 % of the likeliest. The first update goes where it should."""
+    """Before, 25 to 50 %; after, 80 % sampled and 90 % of the likeliest. The first update goes where it should."""
     common = [f"paths.root_dir={tmp_path}", f"seed={seed}", "extras.print_config=false", "test=false"]
     assert train_py("experiment=sft_sort", *common).returncode == 0
     (run,) = (tmp_path / "logs" / "sft_sort" / "runs").iterdir()
@@ -34,6 +34,6 @@ def test_reward_decides_between_what_demonstrations_left_open(train_py: Run, tmp
     first = next(row for row in csv.DictReader(newest.open()) if row.get("train/rise_positive"))
     rises = float(first["train/rise_positive"]), float(first["train/rise_negative"])
     print(f"seed {seed}: {before['val/reward']:.3f} {before['val/greedy']:.3f}", after, rises)
-    assert 0.25 < before["val/reward"] < 0.55
+    assert 0.25 <= before["val/reward"] <= 0.5
     assert after["val/reward"] >= 0.8 and after["val/greedy"] >= 0.9
     assert rises[0] > 0 > rises[1]
