@@ -14,6 +14,7 @@ LENGTH = ("trainer.max_steps", "trainer.max_epochs")  # a longer run is still th
 # Keys of a model that affect training but not its output; all others determine the meaning of its weights.
 TRAINING_ONLY = ("model.init", "model.max_positions", "model.mtp.loss_weight")
 TRAINING_ONLY_PARTS = {"balance", "dropping", "bias_step", "bias_until"}
+LATER = ("task.adapter", "task.surgery")  # settings that older versions did not record: the same as null
 WIDEST = 48  # characters of a value in a table
 _ABSENT = object()
 
@@ -72,6 +73,8 @@ def weight_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[Ch
 
 def _differences(path: str, there: Any, here: Any) -> Iterator[Change]:
     if there == here or (_is_empty(there) and _is_empty(here)):
+        return
+    if path in LATER and all(value is None or value is _ABSENT for value in (there, here)):
         return
     if not isinstance(there, Mapping) or not isinstance(here, Mapping):
         yield Change(path, there, here)

@@ -109,3 +109,10 @@ def test_default_that_one_command_line_writes_out_is_no_change() -> None:
         kept["seed"] == 1 and kept["model"] == {"d_model": 8} and kept["task"] == {"_target_": "x.Task", "z_loss": 0.0}
     )
     assert kept["data"] == {"_target_": "x.Data", "sizes": [1, 2]}
+
+
+@pytest.mark.parametrize("key", ["adapter", "surgery"])
+def test_run_from_before_a_setting_existed_is_the_same_run(key: str) -> None:
+    there: dict[str, Any] = {"task": {"z_loss": 0.0}}
+    assert is_same_run(Past(there, True, 3, None), {"task": {"z_loss": 0.0, key: None}})
+    assert not is_same_run(Past(there, True, 3, None), {"task": {"z_loss": 0.0, key: {"rank": 8}}})
