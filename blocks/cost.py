@@ -22,10 +22,11 @@ from blocks.decoder import Decoder
 from blocks.experts.base import Experts
 from blocks.ffn.base import FFN, rounded_width
 from blocks.gating.base import Gating, Routing
+from blocks.images.base import Images, Pictures
 from blocks.norm.base import Norm
 from blocks.position.base import Position
 from blocks.projector.base import Projector
-from blocks.tiling.base import Tiling
+from blocks.tiling.base import Grid, Tiling
 from blocks.vision.base import Vision
 
 # Every parameter belongs to one of these, by its outermost module: MLA's norms count as attention.
@@ -221,6 +222,17 @@ def _flops(decoder: Decoder, indices: Sequence[int], length: int) -> int:
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         with_layers(decoder, indices)(torch.zeros(1, length, dtype=torch.long, device="meta"))
+    return counter.get_total_flops()
+
+
+def seeing_flops(images: Images, grid: Grid) -> int:
+    """FLOPs of the forward pass of tower, projector and tiling for one image; on the meta device."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    P, n_tiles = images.vision.tile, sum(c * r for c, r in images.tiling.canvases(grid))
+    tiles = torch.zeros(n_tiles, 3, P, P, dtype=torch.uint8, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        images(Pictures(tiles, [grid]))
     return counter.get_total_flops()
 
 

@@ -65,6 +65,16 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
         ("  bytes at the bits chosen", "cache.bytes_at_context.at_bits", in_bytes),
         ("  as stored, with scales", "cache.bytes_at_context.stored", in_bytes),
     ),
+    *(
+        (
+            (f"an image of {side}×{side} tiles: tiles seen", f"images.{side}x{side}.tiles", _exact),
+            ("  tokens", f"images.{side}x{side}.tokens", _exact),
+            ("  FLOPs of seeing it", f"images.{side}x{side}.seeing_flops", _scaled),
+            ("  FLOPs of reading it", f"images.{side}x{side}.reading_flops", _scaled),
+            ("  cache bytes, bf16", f"images.{side}x{side}.cache_bytes", in_bytes),
+        )
+        for side in (1, 3)
+    ),
     (
         ("kernels, here", "kernels.device", _text),
         ("  attention", "kernels.attention", _text),
@@ -98,11 +108,16 @@ NOTE = (
     "FLOPs: attention not halved for causality. Training is 3x the forward pass: each product has two in the backward."
 )
 # Left out where no model has them.
-OPTIONAL = {f"parameters.families.{family}" for family in FAMILIES} | {
-    "cache.elements_constant",
-    "cache.bytes_per_token.stored",
-    "cache.bytes_at_context.stored",
-}
+IMAGES = {key for section in SECTIONS for _, key, _ in section if key.startswith("images.")}
+OPTIONAL = (
+    {f"parameters.families.{family}" for family in FAMILIES}
+    | IMAGES
+    | {
+        "cache.elements_constant",
+        "cache.bytes_per_token.stored",
+        "cache.bytes_at_context.stored",
+    }
+)
 CHOSEN = {"cache.bits", "cache.bytes_per_token.at_bits", "cache.bytes_at_context.at_bits"}  # left out at 16 bits
 
 

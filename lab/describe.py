@@ -15,7 +15,14 @@ from typing import Any
 
 import torch
 
-from blocks.cost import cache_bytes, count_parameters, deepseek_moe_flops, ffn_ratio, forward_flops_per_token
+from blocks.cost import (
+    cache_bytes,
+    count_parameters,
+    deepseek_moe_flops,
+    ffn_ratio,
+    forward_flops_per_token,
+    seeing_flops,
+)
 from blocks.decoder import Decoder
 from blocks.kernels import choice
 from blocks.kernels.quantise import BITS
@@ -76,6 +83,7 @@ def figures(decoder: Decoder, options: Options) -> dict[str, Any]:
             "deepseek_moe_formula": deepseek_moe_flops(L, D, V, ratio, context),
         },
         "cache": _cache(decoder, options.cache_context or context, options.cache_bits),
+        "images": {f"{side}x{side}": _image(decoder, side) for side in (1, 3)} if decoder.images is not None else {},
         "kernels": _kernels(),
         "weights": {"bytes": {name: counted.total * dtype.itemsize for name, dtype in DTYPES.items()}},
         "training": _training(counted.total, options),
@@ -114,6 +122,24 @@ def _cache(decoder: Decoder, context: int, bits: float) -> dict[str, Any]:
             "at_bits": all_of_it * bits / 8,
             **({"stored": stored[2]} if stored else {}),
         },
+    }
+
+
+def _image(decoder: Decoder, side: int) -> dict[str, float | None]:
+    """Of an image as large as side × side tiles of the tower: its tiles and tokens, and what they cost."""
+    images: Any = decoder.images
+    grid = images.tiling.grid(side * images.vision.tile, side * images.vision.tile)
+    tokens = images.tiling.count(grid)
+    try:
+        held = cache_bytes(decoder, tokens, torch.bfloat16)
+    except NotImplementedError:  # a plug-in's attention may have no cache
+        held = None
+    return {
+        "tiles": sum(c * r for c, r in images.tiling.canvases(grid)),
+        "tokens": tokens,
+        "seeing_flops": seeing_flops(images, grid),
+        "reading_flops": tokens * forward_flops_per_token(decoder, tokens),
+        "cache_bytes": held,
     }
 
 

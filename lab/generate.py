@@ -15,10 +15,11 @@ from typing import Any
 from blocks.generation.sample import Sampling
 from blocks.kernels.machine import keep_freed_memory, set_float32_matmul
 from blocks.kernels.quantise import BITS
-from lab.seeing import boxes, drawn
+from lab.seeing import drawn
 from lab.writer import DTYPES, Request, Writer, at_its_option
 from registry import BlockError, ConfigError
 from registry.command import Parser, run_command
+from training.data.boxes import boxes
 from training.data.pictures import open_picture
 
 

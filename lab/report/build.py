@@ -87,6 +87,7 @@ def arrange(findings: Findings) -> list[Section]:
             Section("rates", "Learning rates", drawn["rates"], _some(tables.rates(findings))),
             Section("match", "What was matched", [], _some(tables.matches(findings))),
             Section("reach", "How far they read", drawn["reach"], []),
+            Section("sight", "What they see in pictures", drawn["sight"], []),
             Section("experts", "Load of the experts", drawn["experts"], []),
         ]
     parts.append(Section("lost", "What was lost", [], _some(tables.lost(findings))))

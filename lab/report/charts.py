@@ -11,6 +11,7 @@ from lab.report.findings import Findings
 from lab.report.learning import curves, gaps, rates, search
 from lab.report.pairs import differences
 from lab.report.reach import reach
+from lab.report.sight import sight
 
 
 def draw(findings: Findings) -> dict[str, list[Figure]]:
@@ -23,6 +24,7 @@ def draw(findings: Findings) -> dict[str, list[Figure]]:
         "trade": _some([trade(findings, cost) for cost in COSTS]),
         "rates": _some([rates(findings)]),
         "reach": [figure for i, finding in enumerate(findings.arms) for figure in reach(i, finding)],
+        "sight": [figure for i, finding in enumerate(findings.arms) for figure in sight(i, finding)],
         "experts": _some([experts(i, finding) for i, finding in enumerate(findings.arms)]),
     }
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lab.seeing import boxes, drawn, overlap
+from lab.seeing import drawn
+from training.data.boxes import boxes, overlap
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,10 @@ from registry.enforcing import enforced
 from registry.errors import ConfigError
 from registry.extras import require
 from registry.ranges import Count, Fraction, Whole
+from training.data.boxes import boxes, overlap
 from training.data.conversations import Conversation
 from training.data.corpus import SPLITS, Split
-from training.data.picture_conversations import WORD, PictureCorpus
+from training.data.picture_conversations import WORD, Judged, PictureCorpus
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,6 +76,18 @@ class Pages(PictureCorpus):
             digit = Image.fromarray(self._images[sample]).resize((x2 - x1, y2 - y1), Image.Resampling.BICUBIC)
             page[y1:y2, x1:x2] = np.asarray(digit)
         return [Image.fromarray(255 - page).convert("RGB")]
+
+    def judge(self, conversation: Conversation, question: str, answer: str, truth: str) -> Judged:
+        """Of *read* whether all is right and the share of digits that are right in their places, of *count* whether it
+        is right, of *where* whether the box overlaps the true one by half of their union, and by how much."""
+        kind = question.removeprefix(WORD).split()[0].rstrip(":")
+        figures = {"exact": float(answer == truth)}
+        if kind == "where":
+            shared = max((overlap(box, boxes(truth)[0]) for box in boxes(answer)[:1]), default=0.0)
+            figures = {"found": float(shared >= 0.5), "overlap": shared}
+        elif kind == "read" and (digits := [i for i, letter in enumerate(truth) if letter.isdigit()]):
+            figures["digits"] = sum(answer[i : i + 1] == truth[i] for i in digits) / len(digits)
+        return Judged(kind, "×".join(map(str, conversation.columns["grid"])), figures)
 
     def check(self) -> None:
         require("vision", "PIL", "sklearn", path="data.corpus", otherwise="or use pictures of your own: data=images")

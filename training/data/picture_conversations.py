@@ -6,7 +6,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from registry.enforcing import enforced
 from training.data.conversations import Conversation, ConversationCorpus, Conversations
@@ -18,8 +18,25 @@ if TYPE_CHECKING:
 WORD = "<image>"
 
 
+class Judged(NamedTuple):
+    """What an answer about pictures is worth.
+
+    kind: of the question, ``read``
+    group: of the pictures, by which figures are divided too; empty for none
+    figures: each from 0 to 1; of a kind of question always the same ones, but where one means nothing
+    """
+
+    kind: str
+    group: str
+    figures: Mapping[str, float]
+
+
 class PictureCorpus(ConversationCorpus):
     """Conversations whose messages hold ``<image>`` where a picture stands."""
+
+    def judge(self, conversation: Conversation, question: str, answer: str, truth: str) -> Judged:
+        """Compare an answer that a model gave to a question of a conversation with the true one."""
+        return Judged("answer", "", {"exact": float(answer.strip() == truth.strip())})
 
     @abstractmethod
     def pictures(self, conversation: Conversation) -> list[Image]:

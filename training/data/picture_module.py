@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from blocks.compose import images_of
 from registry.enforcing import enforced
 from registry.errors import ConfigError
 from training.data.chat_module import ChatDataModule
+from training.data.conversations import Conversation
 from training.data.corpus import Split
 from training.data.picture_conversations import PictureCorpus
 from training.data.picture_rows import PictureRendering, PictureRows
@@ -27,6 +29,7 @@ class PictureDataModule(ChatDataModule):
     """
 
     corpus: PictureCorpus
+    rendering: PictureRendering
 
     def __init__(self, *args: Any, model: Mapping[str, Any], **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -39,6 +42,10 @@ class PictureDataModule(ChatDataModule):
             raise ConfigError("model.images.image_token", token, rule, "Use an id that the tokenizer leaves free")
         given = (self.tokenizer, self.rendering.chat, self.sequence_length)
         self.rendering = PictureRendering(self.images, self.corpus.pictures, *given)
+
+    def conversations(self, split: Split, most: int) -> list[Conversation]:
+        """The first conversations of a split."""
+        return list(islice(self.corpus.conversations(split), most))
 
     def _make_rows(self, split: Split, length: int) -> Rows:
         conversations = list(self.corpus.conversations(split))

@@ -60,6 +60,16 @@ class PictureRendering(Rendering):
     def encoded(
         self, conversation: Conversation, messages: Sequence[Message]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        whole = len(messages) == len(conversation.messages)
+        return self._encoded(conversation, self.chat.render(messages, conversation.tools), whole)
+
+    def prompt(self, conversation: Conversation, messages: Sequence[Message]) -> list[int]:
+        """Ids of the first messages of a conversation, up to where the model answers."""
+        return self._encoded(conversation, self.chat.open(messages, conversation.tools), False)[0].tolist()
+
+    def _encoded(
+        self, conversation: Conversation, pieces: Sequence[Piece], whole: bool
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         grids = grids_of(self.images, self.open_pictures(conversation))
         counts, ids, scored = [self.images.tiling.count(grid) for grid in grids], [], []
         texts: list[Piece] = []
@@ -70,7 +80,7 @@ class PictureRendering(Rendering):
                 scored.append(are_scored)
             texts.clear()
 
-        for piece in self.chat.render(messages, conversation.tools):
+        for piece in pieces:
             first, *others = [piece.text] if piece.special else piece.text.split(WORD)
             texts.append(Piece(first, piece.special, piece.scored))
             for text in others:
@@ -80,7 +90,7 @@ class PictureRendering(Rendering):
                 flush(counts.pop(0))
                 texts.append(Piece(text, scored=piece.scored))
         flush()
-        if counts and len(messages) == len(conversation.messages):
+        if counts and whole:
             _refuse(conversation, f"{len(counts)} of its pictures have no <image> in a message")
         return np.concatenate(ids), np.concatenate(scored)
 

@@ -265,7 +265,7 @@ class Task(L.LightningModule):
         self._measure("train", scored, batch)
         terms = dict(scored.terms)
         share = self.step.share(len(next(iter(batch.values()))), "sequences")
-        terms |= {name: value * share for name, value in balance_losses(scored.routings).items()}
+        terms |= {name: value * share for name, value in balance_losses(scored.routings, self.model).items()}
         self.step.record({**terms, **scored.figures}, self.trainer.accumulate_grad_batches)
         if logs_now(self.trainer):
             self._log_training()

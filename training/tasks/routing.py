@@ -88,10 +88,16 @@ def routed(routings: Routings) -> Iterator[tuple[str, Routing]]:
     return ((str(i), routing) for i, routing in enumerate(routings) if routing is not None)
 
 
-def balance_losses(routings: Routings) -> dict[str, Tensor]:
-    """The balance losses of a micro-batch, summed over layers, by name."""
+def balance_losses(routings: Routings, decoder: Decoder) -> dict[str, Tensor]:
+    """The balance losses of a micro-batch, summed over layers, by name.
+
+    A layer of which nothing is trained adds none: its loss could only move what comes before it, such as an image side,
+    to suit routes that are fixed.
+    """
     losses: dict[str, Tensor] = {}
-    for _, routing in routed(routings):
-        for name, value in routing.losses.items():
-            losses[name] = losses.get(name, 0) + value
+    layers = [*decoder.layers, *(depth.layer for depth in decoder.mtp)]
+    for i, routing in routed(routings):
+        if any(p.requires_grad for p in layers[int(i)].parameters()):
+            for name, value in routing.losses.items():
+                losses[name] = losses.get(name, 0) + value
     return losses

@@ -14,7 +14,7 @@ from training.data.chat.base import Chat, Piece, encode
 from training.data.tokenizers.bytes import Bytes
 
 WORDS = ["<|im_start|>", "<|im_end|>", "<｜User｜>", "<｜Assistant｜>", "<|begin_of_text|>", "<|start_header_id|>"]
-WORDS += ["<|end_header_id|>", "<|eot_id|>", "<s>", "</s>"]
+WORDS += ["<|end_header_id|>", "<|eot_id|>", "<|User|>", "<|Assistant|>", "<s>", "</s>"]
 
 
 class WithWords(Bytes):
@@ -66,6 +66,7 @@ EXPECTED = {
     "plain": "Be kind.HiHello</s>ByeCiao</s>",
     "deepseek_v2": "<s>Be kind.\n\nUser: Hi\n\nAssistant: Hello</s>User: Bye\n\nAssistant: Ciao</s>",
     "deepseek_v3": "<s>Be kind.<｜User｜>Hi<｜Assistant｜>Hello</s><｜User｜>Bye<｜Assistant｜>Ciao</s>",
+    "deepseek_vl2": "<s>Be kind.\n\n<|User|>: Hi\n\n<|Assistant|>: Hello</s><|User|>: Bye\n\n<|Assistant|>: Ciao</s>",
     "chatml": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     "Hello<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nCiao<|im_end|>\n",
     "llama3": "<|begin_of_text|>"
@@ -76,6 +77,7 @@ SCORED = {
     "plain": "Hello</s>Ciao</s>",
     "deepseek_v2": " Hello</s> Ciao</s>",
     "deepseek_v3": "Hello</s>Ciao</s>",
+    "deepseek_vl2": " Hello</s> Ciao</s>",
     "chatml": "Hello<|im_end|>Ciao<|im_end|>",
     "llama3": "Hello<|eot_id|>Ciao<|eot_id|>",
     "jinja": "Hello<|im_end|>Ciao<|im_end|>",

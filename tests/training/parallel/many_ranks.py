@@ -127,9 +127,9 @@ class Order(Sampler[list[int]]):
 class Windows(L.LightningDataModule):
     """The same global batches at any number of ranks."""
 
-    def __init__(self, packed: bool = False) -> None:
+    def __init__(self, data: Dataset[dict[str, Tensor]]) -> None:
         super().__init__()
-        self.data = Tokens(packed)
+        self.data = data
 
     def train_dataloader(self) -> Any:
         return DataLoader(self.data, batch_sampler=Order(self.trainer), collate_fn=lambda batch: batch)
@@ -174,6 +174,7 @@ def train(
     optimizer: Any = None,
     task: Mapping[str, Any] | None = None,
     packed: bool = False,
+    data: Dataset[dict[str, Tensor]] | None = None,
     double: bool = False,
     ckpt_path: str | None = None,
     save: str | None = None,
@@ -202,7 +203,7 @@ def train(
             **trainer,
         },
     )
-    runner.fit(learner, Windows(packed), ckpt_path=ckpt_path, weights_only=True)
+    runner.fit(learner, Windows(data or Tokens(packed)), ckpt_path=ckpt_path, weights_only=True)
     if save is not None:
         runner.save_checkpoint(save)
     extra = then(runner, learner) if then else None

@@ -24,7 +24,8 @@ from training.schedulers.warmup_cosine import WarmupCosine
 from training.schedulers.warmup_stable_decay import WarmupStableDecay
 from training.schedulers.warmup_step_decay import WarmupStepDecay
 from training.tasks.causal_lm import CausalLM
-from training.tasks.routing import gates_of
+from training.tasks.frozen import freeze
+from training.tasks.routing import balance_losses, gates_of
 
 Batch = dict[str, Tensor]
 BIASED = {"name": "sigmoid_bias", "top_k": 2, "bias_step": 0.125, "balance": {"name": "expert", "alpha": 0.01}}
@@ -231,6 +232,19 @@ def test_loads_of_validation_and_of_training_are_kept_apart(make_task: Callable[
         return [{k: v for k, v in each.items() if k.startswith("train")} for each in watch.logged]
 
     assert loads([batch(9), batch(10)], val_check_interval=1) == loads([])
+
+
+def test_balance_loss_of_a_layer_of_which_nothing_is_trained_is_dropped(tiny: Callable[..., dict[str, Any]]) -> None:
+    decoder = compose(tiny(True))
+    routings = decoder.hidden(batch(0)["tokens"])[1]
+    (name, whole), *others = balance_losses(routings, decoder).items()
+    routing = [i for i, each in enumerate(routings) if each is not None]
+    assert not others
+    freeze(decoder, ["*.gating"])
+    assert balance_losses(routings, decoder)[name] == whole  # what feeds a fixed gate still learns
+    for layer in routing:
+        freeze(decoder, [f"layers.{layer}"])
+    assert balance_losses(routings, decoder) == {}
 
 
 # The balancing bias

@@ -1,0 +1,77 @@
+"""An image side under every strategy: the losses and weights of one process, also where a rank has no picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from many_ranks import BATCHES, DEEPSEEK, LENGTH, WINDOWS, Descent, Tokens, far, spawn, train
+
+from blocks.kernels.cross_entropy import IGNORED
+
+pytestmark = pytest.mark.xdist_group("image_ranks")  # its fixture trains on two ranks, once
+
+IMAGE = 39
+SIGHT = f"""
+images: {{name: early_fusion, image_token: {IMAGE}}}
+vision:
+  {{name: siglip, tile: 8, patch: 4, width: 16, depth: 2, n_heads: 2, norm: layernorm, ffn: {{name: gelu, d_ff: 24}}}}
+projector: downsample_mlp
+tiling: grid_2d
+"""
+STRATEGIES: dict[str, Any] = {"ddp": "ddp", "fsdp": {}, "fsdp_ep": {"expert": 2}, "tp": {"tensor": 2, "shard": 1}}
+GRIDS = ((1, 1), (2, 1))  # places: 5 and 6, tiles: 1 and 3
+
+
+class Sights(Tokens):
+    """Windows of which some begin with a picture; of every other batch, none of the second half, which rank 1 reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(5)
+        self.tokens %= IMAGE
+        self.tiles = torch.randint(256, (WINDOWS * BATCHES, 3, 3, 8, 8), generator=draw, dtype=torch.uint8)
+
+    def __getitems__(self, rows: list[int]) -> dict[str, Any]:
+        batch = super().__getitems__(rows)
+        seen = [i for i, row in enumerate(rows) if row // WINDOWS % 2 or row % WINDOWS < WINDOWS // 2]
+        grids = [GRIDS[rows[i] % 2] for i in seen]
+        for i, (columns, _) in zip(seen, grids, strict=True):
+            batch["tokens"][i, : 4 + columns], batch["targets"][i, : 3 + columns] = IMAGE, IGNORED
+            batch["targets"][i, LENGTH - 1] = 1  # something is scored
+        tiles = [self.tiles[rows[i], : 1 if grid == (1, 1) else 3] for i, grid in zip(seen, grids, strict=True)]
+        blank = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+        return {**batch, "tiles": torch.cat(tiles or [blank]), "grids": torch.tensor(grids).view(-1, 2)}
+
+
+def run(**how: Any) -> dict[str, Any]:
+    return train(DEEPSEEK + SIGHT, **{"steps": 3, "optimizer": Descent(), "data": Sights(), **how})
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("runs")
+
+    def all_() -> dict[str, Any]:
+        found = {name: run(strategy=how, devices=2) for name, how in STRATEGIES.items()}
+        recomputed = {"activation_checkpointing": "full"}
+        return {**found, "recomputed": run(strategy={}, devices=2, task=recomputed)}
+
+    first = str(folder / "first.ckpt")
+    run(steps=2, save=first)
+    return {**spawn(2, all_)[0], "resumed": run(ckpt_path=first), "alone": run()}
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES, "recomputed"])
+def test_losses_and_weights_are_those_of_one_process(runs: Any, strategy: str) -> None:
+    losses, weights = far(runs[strategy], runs["alone"])
+    assert losses < 1e-5 and weights < 1e-4
+
+
+def test_resumed_training_is_bit_identical(runs: Any) -> None:
+    alone, resumed = runs["alone"], runs["resumed"]
+    assert resumed["losses"] == alone["losses"][2:]
+    assert all(torch.equal(resumed["weights"][name], tensor) for name, tensor in alone["weights"].items())
+    seen = {name for name in alone["weights"] if name.startswith("images.")}
+    assert len(seen) > 20
