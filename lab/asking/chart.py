@@ -52,9 +52,10 @@ def _bar(chart: Chart, each: Accuracy, found: Found, y: float) -> None:
 
 def _sample(chart: Chart, sample: Sample, x: float, y: float) -> None:
     chart.add("image", "pixels", x=x, y=y, width=SIDE, height=SIDE, href=sample.picture)
+    chart.add("rect", "frame", x=x, y=y, width=SIDE, height=SIDE)
     for i, (question, answer, truth) in enumerate(sample.turns):
         at, right = y + SIDE + 8 + 2 * LINE * i + 6, answer == truth
         tip = f"{question} answered {answer!r}, truth {truth!r}"
         chart.add("text", "tick", cut(question, LETTERS), tip=tip, x=x, y=at)
-        said = answer if right else f"{answer} ≠ {truth}"
-        chart.add("text", "" if right else "wrong", cut(said.replace(" ", "␣"), LETTERS), tip=tip, x=x, y=at + LINE)
+        said = " ≠ ".join(text.replace(" ", "␣") for text in ((answer,) if right else (answer, truth)))
+        chart.add("text", "" if right else "wrong", cut(said, LETTERS), tip=tip, x=x, y=at + LINE)
