@@ -214,7 +214,6 @@ def guests(temporary_blocks: None) -> None:
             return Memory(batch * (min(length, self.window) * 10 * dtype.itemsize + 100 * 4))
 
 
-@pytest.mark.usefixtures("guests")
 @pytest.mark.parametrize(
     ("model", "seeing", "reading"), [("deepseek_vl2_tiny", (0.67, 6.67), (0.49, 2.57))]
 )  # TFLOP, as counted from the released code
@@ -229,6 +228,7 @@ def test_image_is_seen_and_read_at_its_cost(model: str, seeing: tuple[float, ...
     assert described("llama2_7b")["images"] == {}
 
 
+@pytest.mark.usefixtures("guests")
 def test_guests_parameters_belong_to_the_family_whose_contract_they_keep() -> None:
     found = figures(load("gpt2", ["model/attention=forgetful", "model.n_layers=3"]), Options(context=8))
     assert found["parameters"]["families"]["attention"] == 768 * 768 * (1 + 2 + 3)  # no two layers are alike
