@@ -26,7 +26,7 @@ from lab.reading.wording import Ids, Wording
 from registry import ConfigError, RegistrationError, did_you_mean
 
 ENTRY_POINTS = "blockwright.reading_tests"
-OWN = ("needle", "multi_key", "multi_value", "variable_tracking", "frequent_words")
+OWN = ("needle", "multi_key", "multi_query", "multi_value", "copy", "variable_tracking", "frequent_words")
 Text = npt.NDArray[Any]
 
 _tests: dict[str, type[ReadingTest]] = {}

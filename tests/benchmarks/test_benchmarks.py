@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import decode, kernels, long_prompt, race, scaling, train_step
+from benchmarks import decode, kernels, long_prompt, mixers, race, scaling, train_step
 from benchmarks.scaling import flat_error, line_error
 
 ROOT = Path(race.__file__).resolve().parent.parent
@@ -119,6 +119,30 @@ def test_kernels_are_timed_and_recorded(run: Callable[..., dict[str, Any]]) -> N
     assert [row["way"] for row in _table(document, "Loss · fp32")] == ["ours", "logits held whole"]
     assert len(_table(document, "Attention · fp32")) == 4
     assert any(ratio["name"].startswith("experts: share") for ratio in document["ratios"])
+
+
+def test_mixers_are_timed_beside_attention_and_a_reference(
+    run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain = "def naive_chunk_{0}(q, k, v, g, beta, scale): return v * (q * k).sum(-1, keepdim=True) * scale, None\n"
+    for folder in ("kda", "gated_delta_rule"):
+        (tmp_path / f"fla/ops/{folder}").mkdir(parents=True)
+        (tmp_path / f"fla/ops/{folder}/naive.py").write_text(plain.format(folder))
+
+    class Installed:
+        def locate_file(self, name: str) -> Path:
+            return tmp_path / name
+
+    monkeypatch.setattr(mixers, "distribution", lambda name: Installed())
+    monkeypatch.setattr(mixers, "missing", lambda: None)
+    document = run(mixers.main)
+    rows = _table(document, "Forward and backward of a layer · fp32")
+    referred = [f"{name}, fla's reference" for name in ("gated_delta", "kda")]
+    assert {row["mixer"] for row in rows} == {*mixers.MIXERS, *referred}
+    assert all(row["ms"] > 0 for row in rows)
+    leads = {row["mixer"] for row in rows if row["its reference's time ÷ its"] is not None}
+    assert leads == {"gated_delta", "kda"}
+    assert {row["mixer"] for row in _table(document, "Decoding, µs a token · fp32")} == set(mixers.MIXERS)
 
 
 def test_growth_is_measured(run: Callable[..., dict[str, Any]]) -> None:

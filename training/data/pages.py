@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from registry.enforcing import enforced
 from registry.errors import ConfigError
 from registry.extras import require
 from registry.ranges import Count, Fraction, Whole
-from training.data.boxes import boxes, overlap
+from training.data.boxes import Box, boxes, overlap
 from training.data.conversations import Conversation
 from training.data.corpus import SPLITS, Split
 from training.data.picture_conversations import WORD, Judged, PictureCorpus
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 GRIDS = ((1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (1, 3), (1, 4), (2, 2))  # columns × rows of cells
+WHOLE: Box = (0.0, 0.0, 999.0, 999.0)
 READ, COUNT, WHERE = "read:", "count:", "where {}:"
 
 
@@ -56,7 +58,7 @@ class Pages(PictureCorpus):
         held_out: Count = 256,
         cell: Count = 28,
         blank: Fraction = 0.2,
-        single: Fraction = 0.15,
+        single: Fraction = 0.5,
         where: Fraction = 0.0,
         salt: Whole = 0,
     ) -> None:
@@ -79,15 +81,18 @@ class Pages(PictureCorpus):
 
     def judge(self, conversation: Conversation, question: str, answer: str, truth: str) -> Judged:
         """Of *read* whether all is right and the share of digits that are right in their places, of *count* whether it
-        is right, of *where* whether the box overlaps the true one by half of their union, and by how much."""
+        is right, of *where* whether the box overlaps the true one by half of their union, and by how much. Beside it,
+        ``constant``: whether the box does that is right most often on pages of this size."""
         kind = question.removeprefix(WORD).split()[0].rstrip(":")
         figures = {"exact": float(answer == truth)}
         if kind == "where":
-            shared = max((overlap(box, boxes(truth)[0]) for box in boxes(answer)[:1]), default=0.0)
+            true = boxes(truth)[0]
+            shared = max((overlap(box, true) for box in boxes(answer)[:1]), default=0.0)
             figures = {"found": float(shared >= 0.5), "overlap": shared}
+            figures["constant"] = float(overlap(self._constant.get(_size(conversation), WHOLE), true) >= 0.5)
         elif kind == "read" and (digits := [i for i, letter in enumerate(truth) if letter.isdigit()]):
             figures["digits"] = sum(answer[i : i + 1] == truth[i] for i in digits) / len(digits)
-        return Judged(kind, "×".join(map(str, conversation.columns["grid"])), figures)
+        return Judged(kind, _size(conversation), figures)
 
     def check(self) -> None:
         require("vision", "PIL", "sklearn", path="data.corpus", otherwise="or use pictures of your own: data=images")
@@ -135,6 +140,20 @@ class Pages(PictureCorpus):
         x, y = (at * self.cell + draw.randint(0, self.cell - side) for at in (column, row))
         return x, y, x + side, y + side
 
+    @cached_property
+    def _constant(self) -> dict[str, Box]:
+        """Size of a page → of the boxes on such training pages, the one that answers most of their questions."""
+        asked = Pages(min(self.sizes["train"], 1000), 1, self.cell, self.blank, 0.0, 1.0, self.salt)
+        known: dict[str, list[Box]] = defaultdict(list)
+        for page in asked.conversations("train"):
+            known[_size(page)] += [box for turn in page.messages for box in boxes(turn["content"])]
+        right = {
+            size: [[overlap(one, other) >= 0.5 for other in found] for one in found] for size, found in known.items()
+        }
+        return {
+            size: known[size][max(range(len(rows)), key=lambda i: sum(rows[i]))] for size, rows in right.items() if rows
+        }
+
     def _of(self, split: Split) -> list[int]:
         """The digits of a split: 80 % for train, the rest for val and test."""
         which = SPLITS.index(split)
@@ -161,3 +180,7 @@ class Pages(PictureCorpus):
 
         found = load_digits()
         return (found.images * 255 / 16).astype(np.uint8), found.target
+
+
+def _size(page: Conversation) -> str:
+    return "×".join(map(str, page.columns["grid"]))

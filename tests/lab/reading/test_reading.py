@@ -23,7 +23,7 @@ from registry import ConfigError, RegistrationError
 from training.data.tokenizers.bytes import Bytes
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times, it was the age of wisdom. " * 99, np.uint8)
-SUITES = ("needle", "multi_key", "multi_value", "variable_tracking", "frequent_words")
+SUITES = ("needle", "multi_key", "multi_query", "multi_value", "copy", "variable_tracking", "frequent_words")
 WORDS: dict[str, Wording] = {"symbols": Symbols(), "sentences": Sentences(Bytes())}
 
 
@@ -81,6 +81,19 @@ def test_one_of_many_keys_is_asked_and_all_values_of_one_key() -> None:
     (prompt,) = some("multi_value", samples=1)
     key = prompt.tokens[prompt.start - 3 : prompt.start]
     assert sum(prompt.tokens[i : i + 3] == key for i in range(2046)) == 6 and len(prompt.answers) == 3
+
+
+def test_all_keys_are_asked_in_turn_and_a_passage_is_repeated() -> None:
+    (prompt,) = some("multi_query", samples=1)
+    tokens, asked = prompt.tokens, sorted(prompt.accepted)
+    assert len(asked) == 4 * 5 and asked[0] == prompt.start
+    for first in asked[::5]:
+        fact = tokens[first - 3 : first + 5]  # a key and its value, as they stand in the text
+        assert sum(tokens[i : i + 8] == fact for i in range(len(tokens))) == 2
+    (prompt,) = some("copy", samples=1)
+    tokens, start = prompt.tokens, prompt.start
+    assert len(prompt.accepted) == 5 * 5 and start == len(tokens) - 25
+    assert any(tokens[i : i + 30] == tokens[start - 5 :] for i in range(start - 5))
 
 
 def test_answers_in_any_order_are_right_only_while_they_are_not_listed() -> None:
