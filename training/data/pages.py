@@ -11,7 +11,7 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,12 +147,7 @@ class Pages(PictureCorpus):
         known: dict[str, list[Box]] = defaultdict(list)
         for page in asked.conversations("train"):
             known[_size(page)] += [box for turn in page.messages for box in boxes(turn["content"])]
-        right = {
-            size: [[overlap(one, other) >= 0.5 for other in found] for one in found] for size, found in known.items()
-        }
-        return {
-            size: known[size][max(range(len(rows)), key=lambda i: sum(rows[i]))] for size, rows in right.items() if rows
-        }
+        return {size: max(found, key=partial(_answered, questions=found)) for size, found in known.items() if found}
 
     def _of(self, split: Split) -> list[int]:
         """The digits of a split: 80 % for train, the rest for val and test."""
@@ -184,3 +179,8 @@ class Pages(PictureCorpus):
 
 def _size(page: Conversation) -> str:
     return "×".join(map(str, page.columns["grid"]))
+
+
+def _answered(box: Box, questions: list[Box]) -> int:
+    """How many questions a box answers, by what their answers are."""
+    return sum(overlap(box, true) >= 0.5 for true in questions)

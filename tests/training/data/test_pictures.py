@@ -18,6 +18,7 @@ from blocks.compose import compose, images_of
 from blocks.images.base import Pictures
 from blocks.kernels.cross_entropy import IGNORED
 from registry import ConfigError
+from training.data.boxes import boxes, overlap
 from training.data.pages import Pages
 from training.data.picture_conversations import PictureConversations
 from training.data.picture_module import PictureDataModule
@@ -209,6 +210,18 @@ def test_image_token_of_another_token_and_a_model_of_text_are_refused(
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_constant_box_of_a_size_is_right_on_more_training_pages_than_other_boxes() -> None:
+    pages = Pages(train=300, held_out=1, where=1.0, single=0.0)
+    asked = [
+        (p, p.messages[-1]["content"]) for p in pages.conversations("train") if p.messages[-1]["content"][0] == "["
+    ]
+    wide = [(page, boxes(answer)[0]) for page, answer in asked if page.columns["grid"] == [2, 1]]
+    shares = [sum(overlap(box, other) >= 0.5 for _, other in wide) for _, box in wide]
+    judged = [pages.judge(page, "where 0:", "[[0, 0, 0, 0]]", answer).figures for page, answer in asked]
+    constant = [f["constant"] for f, (page, _) in zip(judged, asked, strict=True) if page.columns["grid"] == [2, 1]]
+    assert sum(constant) == max(shares) < len(wide) and not any(f["found"] for f in judged)
 
 
 def test_pages_show_what_their_answers_say_with_digits_of_their_split_alone() -> None:
