@@ -39,8 +39,8 @@ class Pages(PictureCorpus):
     """Pages of cells, each with a digit or blank, and turns about them.
 
     *read* is answered with the digits row by row, a space for a blank cell and ``/`` between rows; *count* with their
-    number; *where* d with the box of a digit that the page shows once, ``[[x1, y1, x2, y2]]`` in thousandths of the
-    page as in DeepSeek-VL2.
+    number; *where* d, of each digit that the page shows once, with its box, ``[[x1, y1, x2, y2]]`` in thousandths of
+    the page as in DeepSeek-VL2.
 
     Args:
         train: pages to train on
@@ -48,7 +48,7 @@ class Pages(PictureCorpus):
         cell: pixels a side of a cell; a tile of the tower, for pages that use its tiles
         blank: share of the cells without a digit, on pages of several
         single: share of the training pages with one cell and *read* alone, the easiest
-        where: share of the pages that ask *where* too
+        where: share of the pages that ask *where* too, for each digit that they show once
         salt: of the draws; not the seed of the run
     """
 
@@ -105,7 +105,7 @@ class Pages(PictureCorpus):
         return False  # drawn as expected, whatever the number
 
     def fingerprint(self) -> str:
-        settings = ["pages 1", self.sizes, self.cell, self.blank, self.single, self.where, self.salt]
+        settings = ["pages 2", self.sizes, self.cell, self.blank, self.single, self.where, self.salt]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def _page(self, split: Split, n: int) -> Conversation:
@@ -124,11 +124,11 @@ class Pages(PictureCorpus):
         lines = ["".join(text[columns * row : columns * (row + 1)]) for row in range(rows)]
         turns = [(READ, "/".join(lines))] + ([] if single else [(COUNT, str(len(digits)))])
         unique = [(s, box) for s, box in digits if text.count(str(self._labels[s])) == 1]
-        if unique and not single and draw.random() < self.where:
-            sample, box = draw.choice(unique)
+        if not single and draw.random() < self.where:
             sizes = (columns * self.cell, rows * self.cell) * 2
-            corners = ", ".join(str(999 * at // size) for at, size in zip(box, sizes, strict=True))
-            turns.append((WHERE.format(self._labels[sample]), f"[[{corners}]]"))
+            for sample, box in draw.sample(unique, len(unique)):
+                corners = ", ".join(str(999 * at // size) for at, size in zip(box, sizes, strict=True))
+                turns.append((WHERE.format(self._labels[sample]), f"[[{corners}]]"))
         messages: list[dict[str, Any]] = []
         for question, answer in turns:
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -214,9 +214,8 @@ def test_image_token_of_another_token_and_a_model_of_text_are_refused(
 
 def test_the_constant_box_of_a_size_is_right_on_more_training_pages_than_other_boxes() -> None:
     pages = Pages(train=300, held_out=1, where=1.0, single=0.0)
-    asked = [
-        (p, p.messages[-1]["content"]) for p in pages.conversations("train") if p.messages[-1]["content"][0] == "["
-    ]
+    said = [(page, turn["content"]) for page in pages.conversations("train") for turn in page.messages]
+    asked = [(page, answer) for page, answer in said if answer.startswith("[")]
     wide = [(page, boxes(answer)[0]) for page, answer in asked if page.columns["grid"] == [2, 1]]
     shares = [sum(overlap(box, other) >= 0.5 for _, other in wide) for _, box in wide]
     judged = [pages.judge(page, "where 0:", "[[0, 0, 0, 0]]", answer).figures for page, answer in asked]
