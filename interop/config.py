@@ -224,6 +224,20 @@ class Unused:
 
 
 @dataclass(frozen=True)
+class Given:
+    """Settings that must be present: the family has defaults that the rows which read them have not."""
+
+    theirs: tuple[str, ...]
+
+    def read(self, config: Config, model: dict[str, Any]) -> None:
+        for name in self.theirs:
+            config.take(name)
+
+    def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
 class Part:
     """Several keys that belong together, translated by a pair of functions."""
 

@@ -52,8 +52,7 @@ def _behind(row: Row) -> Row:
 
 
 # Multi-token prediction head k is layer n + k, and repeats the embedding and the output head.
-PREDICTION = (
-    *map(_behind, LAYERS),
+HEAD_OF_PREDICTION = (
     Row("mtp.{i}.embedding_norm.weight", BEHIND + "enorm.weight"),
     Row("mtp.{i}.hidden_norm.weight", BEHIND + "hnorm.weight"),
     Row("mtp.{i}.project.weight", BEHIND + "eh_proj.weight"),
@@ -61,6 +60,14 @@ PREDICTION = (
     Row("mtp.{i}.norm.weight", BEHIND + "embed_tokens.weight", copy_of="embedding.weight"),
     Row("mtp.{i}.norm.weight", BEHIND + "shared_head.head.weight", copy_of="head.weight"),
 )
+
+
+def prediction(layers: tuple[Row, ...]) -> tuple[Row, ...]:
+    """The rows of multi-token prediction heads, from those of a layer."""
+    return (*map(_behind, layers), *HEAD_OF_PREDICTION)
+
+
+PREDICTION = prediction(LAYERS)
 NAMES = (*FRAME, *LAYERS)
 WITHOUT_PREDICTION = (r"model\.layers\.{behind}\..*",)
 

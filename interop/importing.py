@@ -130,7 +130,8 @@ def _pair(family: Family, shards: Shards, ours: Mapping[str, Tensor], n_layers: 
     bare = bool(prefix) and not any(name.startswith(prefix) for name in shards.entries)
     found: list[Link] = []
     for link in links(family.names, ours, n_layers):
-        theirs = link.theirs.removeprefix(prefix) if bare else link.theirs
+        names = [name.removeprefix(prefix) if bare else name for name in (link.theirs, link.also) if name]
+        theirs = next((name for name in names if name in shards.entries), names[0])
         link = Link(theirs, link.ours, link.row, link.expert)
         entry = shards.entries.get(theirs)
         if entry is None and link.row.copy_of:
@@ -170,6 +171,8 @@ def _dtypes(
         if stored.is_floating_point != ours[link.ours].dtype.is_floating_point:
             where = f"{shards.folder / shards.entries[link.theirs].file}: {link.theirs}"
             raise ConfigError(where, stored, "is not a dtype of weights", "Use a checkpoint that is not quantised")
+        if link.row.constant is not None:
+            continue
         stored = torch.bfloat16 if is_fp8(stored) else stored
         wanted = dtype if dtype is not None and link.ours not in kept else stored
         chosen[link.ours] = torch.promote_types(chosen.get(link.ours, wanted), wanted)
@@ -186,14 +189,14 @@ def fill(
     """Our tensors, read from the shards one tensor at a time.
 
     Raises:
-        ConfigError: a value is not finite, or a repeated tensor is not equal to the original
+        ConfigError: a value is not finite, or one that is repeated, or fixed here, is another
     """
     made = {name: torch.empty(tensor.shape, dtype=dtypes[name]) for name, tensor in ours.items() if name in dtypes}
     made |= {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in ours.items() if name not in made}
     wanted: dict[str, list[Link]] = {}
     copies: dict[str, list[Link]] = {}
     for link in found:
-        (copies if link.row.copy_of else wanted).setdefault(link.theirs, []).append(link)
+        (wanted if link.row.stores else copies).setdefault(link.theirs, []).append(link)
     for name, tensor in shards.read(wanted):
         if is_fp8(tensor.dtype):
             tensor = dequantise(tensor, scale_of(shards, name, block), block)
@@ -201,7 +204,11 @@ def fill(
             link.part(made[link.ours]).copy_(link.row.form.view(tensor))
     for name, tensor in shards.read(copies):
         for link in copies[name]:
-            if not torch.equal(link.part(made[link.ours]), link.row.form.view(tensor).to(dtypes[link.ours])):
+            if link.row.constant is not None:
+                if not torch.equal(link.part(tensor).bfloat16(), tensor.bfloat16()):  # rounded when it was made
+                    rule = f"must be {link.row.constant}, the only value that is implemented"
+                    raise ConfigError(f"{shards.folder}: {name}", tensor.item(), rule, "It cannot be imported")
+            elif not torch.equal(link.part(made[link.ours]), link.row.form.view(tensor).to(dtypes[link.ours])):
                 rule = f"must equal {link.ours}, with which our model shares it"
                 remedy = "Import it without multi-token prediction heads"
                 remedy = "Set tie_word_embeddings to false in config.json" if link.row is HEAD else remedy

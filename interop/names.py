@@ -44,6 +44,8 @@ class Row:
         form: layout of their tensor
         copy_of: theirs repeats this tensor of ours, once for every tensor that ``ours`` matches; the copy must be equal
             to it, and may be missing
+        constant: theirs holds this number, once for every tensor that ``ours`` matches: our block has it in its code
+        also: another pattern of theirs that is read where the first is missing; it is never written
     """
 
     ours: str
@@ -51,6 +53,13 @@ class Row:
     part: Callable[[Tensor, int], Tensor] = lambda tensor, expert: tensor
     form: Form = Form(lambda tensor: tensor, lambda shape: shape)
     copy_of: str = ""
+    constant: float | None = None
+    also: str = ""
+
+    @property
+    def stores(self) -> bool:
+        """Whether theirs has content that ours is made of, and not only repeats or fixes something."""
+        return not self.copy_of and self.constant is None
 
 
 @dataclass(frozen=True)
@@ -61,9 +70,12 @@ class Link:
     ours: str
     row: Row
     expert: int
+    also: str = ""
 
     def part(self, ours: Tensor) -> Tensor:
-        """The part of our tensor, a view."""
+        """The part of our tensor, a view; the row's constant, if it has one."""
+        if self.row.constant is not None:
+            return ours.new_full((), self.row.constant)
         return self.row.part(ours, self.expert)
 
     def shape(self, ours: Tensor) -> Shape:
@@ -88,10 +100,10 @@ def links(rows: Sequence[Row], ours: Mapping[str, Tensor], n_layers: int) -> Ite
             match = _pattern(row.ours).fullmatch(name)
             if match is None:
                 continue
-            found = found or not row.copy_of
+            found = found or row.stores
             for expert in range(_repeats(row, tensor)):
-                theirs = _spell(row.theirs, match.groupdict(), n_layers, expert)
-                yield Link(theirs, row.copy_of or name, row, expert)
+                theirs, also = (_spell(text, match.groupdict(), n_layers, expert) for text in (row.theirs, row.also))
+                yield Link(theirs, row.copy_of or name, row, expert, also)
         if not found:
             raise LookupError(name)
 

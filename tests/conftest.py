@@ -150,12 +150,14 @@ def _in_double(model: nn.Module, decoder: Decoder, monkeypatch: pytest.MonkeyPat
             module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
     for router in (m for m in model.modules() if type(m).__name__.endswith("Router")):  # ours is always single
         router.float().register_forward_pre_hook(lambda module, inputs: (inputs[0].float(), *inputs[1:]))
-    inner = getattr(model, "model", None)
-    if inner is None:
-        return
-    frequencies = decoder.layers[0].attention.position.frequencies(torch.device("cpu"))
-    torch.testing.assert_close(inner.rotary_emb.inv_freq.float(), frequencies, rtol=2e-6, atol=0)
-    inner.rotary_emb.inv_freq = frequencies
+    rotary = getattr(getattr(model, "model", None), "rotary_emb", None)
+    turning = [layer.attention.position for layer in decoder.layers if hasattr(layer.attention, "position")]
+    ours = [p.frequencies(torch.device("cpu")) for p in turning if hasattr(p, "frequencies")]
+    for name, theirs in [] if rotary is None else list(rotary.named_buffers()):
+        if name.endswith("inv_freq") and "original" not in name:
+            frequencies = min(ours, key=lambda f: (f - theirs.float()).abs().max())
+            torch.testing.assert_close(theirs.float(), frequencies, rtol=2e-6, atol=0)
+            setattr(rotary, name, frequencies)
     if type(model).__name__ == "DeepseekV2ForCausalLM":
         from transformers.models.deepseek_v2 import modeling_deepseek_v2 as module
 

@@ -20,7 +20,7 @@ def foreign(randomise: Callable[..., None]) -> Callable[..., nn.Module]:
         model = build(name, dtype)
         randomise(model)
         for module in model.modules():
-            if type(module).__name__ == "Gemma2RMSNorm":
+            if type(module).__name__ in ("Gemma2RMSNorm", "Gemma3RMSNorm", "Qwen3NextRMSNorm"):
                 module.weight.data -= 1  # type: ignore[operator] # gains are stored minus one
         generator = torch.Generator().manual_seed(5)
         for buffer_name, buffer in model.named_buffers():

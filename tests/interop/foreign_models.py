@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import nn
 V, D, LAYERS = 97, 42, 4
 IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 SIZES = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": LAYERS, "max_position_embeddings": 128, **IDS}
-ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
+SLOW = {"rope_type": "default", "rope_theta": 500.0}
+ROPE = {"rope_parameters": SLOW}
 GROUPED = {"num_attention_heads": 6, "num_key_value_heads": 2}
 HEADS = {**GROUPED, "head_dim": 12}
 EVEN = {"hidden_size": 36, "num_attention_heads": 6, "num_key_value_heads": 2}
@@ -24,6 +26,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+FEW = {"num_local_experts": 5, "num_experts_per_tok": 2}
 LINEAR = {"rope_type": "linear", "factor": 3.0}
 WINDOW = {"sliding_window": 9}
 YARN = {
@@ -85,6 +88,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma2",
         {**HEADS, **DENSE, **ROPE, **WINDOW, "attn_logit_softcapping": None, "final_logit_softcapping": None},
     ),
+    "smollm3": ("SmolLM3", {**EVEN, **DENSE, **ROPE, "no_rope_layers": [1, 0, 1, 0]}),
+    "gemma3_text": (
+        "Gemma3Text",
+        {**HEADS, **DENSE, **WINDOW, "query_pre_attn_scalar": 20, "sliding_window_pattern": 2}
+        | {"rope_parameters": {"sliding_attention": SLOW, "full_attention": {**SLOW, "rope_theta": 900.0, **LINEAR}}},
+    ),
+    "glm4_moe": ("Glm4Moe", {**HEADS, **MIXTURE, **ROPE, **GROUPS, "attention_bias": True, "use_qk_norm": True}),
+    "glm4_moe air": (
+        "Glm4Moe",
+        {**HEADS, **MIXTURE, **ROPE, "partial_rotary_factor": 0.34, "routed_scaling_factor": 1.0},
+    ),
+    "minimax_m2": ("MiniMaxM2", {**HEADS, "intermediate_size": 13, **ROPE, **FEW, "rotary_dim": 6}),
+    "apertus": ("Apertus", {**EVEN, **DENSE, "rope_parameters": LLAMA3}),
     "deepseek_v3": ("DeepseekV3", {**MLA, **MIXTURE, **ROPE, **GROUPS, "q_lora_rank": 13}),
     "deepseek_v3 one group": (  # the language model of DeepSeek-VL2, for which transformers has no class
         "DeepseekV3",
@@ -111,7 +127,10 @@ def build(name: str, dtype: torch.dtype) -> nn.Module:
     """The model of a case as transformers makes it, its weights not yet random."""
     architecture, settings = CASES[name]
     sizes = {} if architecture == "GPT2" else SIZES
-    config = getattr(transformers, f"{architecture}Config")(**{**sizes, **settings})
+    config = getattr(transformers, f"{architecture}Config")(
+        **copy.deepcopy({**sizes, **settings})
+    )  # it writes into them
     config._experts_implementation = "eager"  # the others refuse doubles
-    head = "GPT2LMHeadModel" if architecture == "GPT2" else f"{architecture}ForCausalLM"
+    heads = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
+    head = heads.get(architecture, f"{architecture}ForCausalLM")
     return getattr(transformers, head)(config).to(dtype).eval()
