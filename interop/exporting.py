@@ -150,7 +150,7 @@ def recognise(
     for family in candidates:
         try:
             values = family.config(decoder)
-            list(links(family.names, decoder.state_dict(), len(decoder.layers)))
+            list(links(family.rows(decoder), decoder.state_dict(), len(decoder.layers)))
             return family, values, None
         except LookupError as error:
             reasons[family.model_type] = error
@@ -168,14 +168,15 @@ def outgoing(
 ) -> dict[str, Outgoing]:
     """Their tensors by name, each made from ours when it is written."""
     wanted: dict[str, list[Link]] = {}
-    for link in links(family.names, {name: tensors[name] for name in decoder.state_dict()}, len(decoder.layers)):
+    ours = {name: tensors[name] for name in decoder.state_dict()}
+    for link in links(family.rows(decoder), ours, len(decoder.layers)):
         wanted.setdefault(link.theirs, []).append(link)
     kept = {name for name, _ in decoder.named_buffers()}
     found = {}
     for name, group in wanted.items():
-        ours = tensors[group[0].ours]
-        target = ours.dtype if dtype is None or group[0].ours in kept else dtype
-        shape = group[0].shape(ours)
+        first = tensors[group[0].ours]
+        target = first.dtype if dtype is None or group[0].ours in kept else dtype
+        shape = group[0].shape(first)
         found[name] = Outgoing(torch.Size(shape).numel() * target.itemsize, _maker(group, tensors, shape, target))
     return found
 

@@ -16,6 +16,7 @@ import yaml
 from torch import Tensor
 
 from blocks.compose import compose
+from blocks.decoder import Decoder
 from blocks.model_config import read
 from interop import companions, origin
 from interop.config import IDLE, refusal
@@ -69,7 +70,7 @@ def import_folder(
     with torch.device("meta"):
         decoder = compose(model, device="meta")
     ours = decoder.state_dict()
-    found = _pair(family, shards, ours, len(decoder.layers))
+    found = _pair(family, shards, decoder)
     kept = {name for name, _ in decoder.named_buffers()}  # gate biases, never rounded
     dtypes = _dtypes(found, shards, ours, dtype, kept)
     idle, skipped = {key: IDLE[key] for key in values if key in IDLE}, {key: values[key] for key in ignored}
@@ -124,12 +125,13 @@ def _check_depth(values: Mapping[str, Any], n_tensors: int) -> None:
             raise refusal(key, depth, rule, "Fetch config.json and the shards again")
 
 
-def _pair(family: Family, shards: Shards, ours: Mapping[str, Tensor], n_layers: int) -> list[Link]:
+def _pair(family: Family, shards: Shards, decoder: Decoder) -> list[Link]:
     """Match their tensors with ours, checking every name and shape in the headers."""
     prefix = family.prefix
     bare = bool(prefix) and not any(name.startswith(prefix) for name in shards.entries)
     found: list[Link] = []
-    for link in links(family.names, ours, n_layers):
+    ours, n_layers = decoder.state_dict(), len(decoder.layers)
+    for link in links(family.rows(decoder), ours, n_layers):
         names = [name.removeprefix(prefix) if bare else name for name in (link.theirs, link.also) if name]
         theirs = next((name for name in names if name in shards.entries), names[0])
         link = Link(theirs, link.ours, link.row, link.expert)

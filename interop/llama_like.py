@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from blocks.decoder import Decoder
-from interop.config import Choice, Config, Fixed, Key, Part, refusal, show
+from interop.config import Choice, Config, Fixed, Key, Part, refusal
 from interop.names import Row, expert_gate, expert_up, one_expert
+from interop.places import show
 
 LAYER = "model.layers.{i}."
 
@@ -66,8 +67,8 @@ def tied(default: bool = False) -> Key:
 
 
 def n_heads(decoder: Decoder) -> int:
-    """N of the first layer."""
-    attention: Any = decoder.layers[0].attention
+    """N of the first layer that is not linear."""
+    attention = show(decoder, "full.attention")
     return attention.query.out_features // attention.head_dim
 
 
@@ -77,14 +78,14 @@ def _every_head(config: Config) -> int:
 
 HEADS = (
     Key("num_attention_heads", "attention.n_heads", n_heads),
-    Key("num_key_value_heads", "attention.n_kv_heads", "first.attention.n_kv_heads", default=_every_head),
-    Key("head_dim", "attention.head_dim", "first.attention.head_dim", default=None),  # default: d_model / n_heads
+    Key("num_key_value_heads", "attention.n_kv_heads", "full.attention.n_kv_heads", default=_every_head),
+    Key("head_dim", "attention.head_dim", "full.attention.head_dim", default=None),  # default: d_model / n_heads
 )
 # For families with defaults of their own: without these keys a model would be read as another.
 GIVEN_HEADS = (
     HEADS[0],
-    Key("num_key_value_heads", "attention.n_kv_heads", "first.attention.n_kv_heads"),
-    Key("head_dim", "attention.head_dim", "first.attention.head_dim"),
+    Key("num_key_value_heads", "attention.n_kv_heads", "full.attention.n_kv_heads"),
+    Key("head_dim", "attention.head_dim", "full.attention.head_dim"),
 )
 
 
@@ -100,7 +101,7 @@ def _read_even_heads(config: Config, model: dict[str, Any]) -> None:
 
 
 def _write_even_heads(decoder: Decoder, config: dict[str, Any]) -> None:
-    width = show(decoder, "first.attention.head_dim")
+    width = show(decoder, "full.attention.head_dim")
     if width * config["num_attention_heads"] != config["hidden_size"]:
         config["head_dim"] = width
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from blocks.decoder import Decoder
-from interop.config import Config, Fixed, Key, Part, show
+from interop.config import Config, Fixed, Key, Part
 from interop.family import Family
 from interop.llama_like import (
     ATTENTION,
@@ -20,6 +20,7 @@ from interop.llama_like import (
     tied,
 )
 from interop.names import Row
+from interop.places import show
 from interop.rope import rope
 
 _NORMS = {

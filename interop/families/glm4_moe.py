@@ -6,7 +6,7 @@ Multi-token prediction heads are imported only on request (``--mtp``).
 from typing import Any
 
 from blocks.decoder import Decoder
-from interop.config import Config, Given, Part, show
+from interop.config import Config, Given, Part
 from interop.deepseek_like import (
     CHOICE_BIAS,
     MOE,
@@ -33,6 +33,7 @@ from interop.llama_like import (
     SIZES,
     tied,
 )
+from interop.places import show
 from interop.rope import rope
 
 
