@@ -71,7 +71,8 @@ def _groups(decoder: Decoder) -> int:
 
 
 def _mlp_width(decoder: Decoder) -> int:
-    return next(layer.ffn.up.out_features for layer in decoder.layers if _kind(layer) == "mlp")  # type: ignore[union-attr]
+    ffns: Any = (layer.ffn for layer in decoder.layers if _kind(layer) == "mlp")
+    return next(ffns).up.out_features
 
 
 def _fused(decoder: Decoder) -> tuple[Row, ...]:
