@@ -78,7 +78,15 @@ class Family:
                 setting.write(decoder, values)
             values["initializer_range"] = decoder.config["init"]["std"]
             again = compose(self.composition(values, mtp=True), device="meta")
-        except (ArithmeticError, AttributeError, ConfigError, LookupError, StopIteration, TypeError, ValueError) as error:
+        except (
+            ArithmeticError,
+            AttributeError,
+            ConfigError,
+            LookupError,
+            StopIteration,
+            TypeError,
+            ValueError,
+        ) as error:
             raise LookupError(str(error)) from None
         if unlike := difference(decoder, again):
             raise UnlikeError(unlike)

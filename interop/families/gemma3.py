@@ -39,8 +39,9 @@ def _read_positions(config: Config, model: dict[str, Any]) -> None:
         raise refusal("sliding_window_pattern", every, "must be at least 1", "Correct the value in config.json")
     read_windows(config, model, every)
     given = config.take("rope_parameters", kind=dict, default={})
+    scaling = config.take("rope_scaling", kind=dict, default={})
     older = {
-        FULL: {"rope_theta": config.take("rope_theta", default=None), **config.take("rope_scaling", default={})},
+        FULL: {"rope_theta": config.take("rope_theta", default=None), **scaling},
         SLIDING: {"rope_theta": config.take("rope_local_base_freq", default=None)},
     }
     if given and (given.keys() - HABITS.keys() or any(older[FULL].values()) or any(older[SLIDING].values())):

@@ -50,11 +50,13 @@ def _read_mixers(config: Config, model: dict[str, Any]) -> None:
     if unknown := sorted(inner.keys() - WIDTHS.keys() - LISTS.keys()):
         key = f"linear_attn_config.{unknown[0]}"
         raise refusal(key, inner[unknown[0]], "is not known", f"Known: {', '.join([*WIDTHS, *LISTS])}")
-    numbered = {i: kind for key, kind in LISTS.items() for i in inner.get(key) or ()}
-    if inner and sorted(numbered, key=str) != sorted(range(1, depth + 1), key=str):
+    listed = {kind: inner[key] for key, kind in LISTS.items() if isinstance(inner.get(key), list)}
+    pairs = [(i, kind) for kind, layers in listed.items() for i in layers]
+    if inner and sorted(str(i) for i, _ in pairs) != sorted(map(str, range(1, depth + 1))):
         rule = f"full_attn_layers and kda_layers must number the {depth} layers from 1, each once"
         raise refusal("linear_attn_config", inner, rule, "Correct the lists in config.json")
-    given = [numbered[i + 1] for i in range(depth)] if inner else None
+    numbered = dict(pairs)
+    given = [numbered.get(i + 1) for i in range(depth)] if inner else None
     found = read_types(config, model, (FULL, LINEAR), lambda i: numbered.get(i + 1, ""))
     if given is not None and found != given:
         raise refusal("layer_types", found, "contradicts linear_attn_config", "Keep what the model was trained with")

@@ -49,6 +49,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 8.0}
         ("gemma3_text", "layer_types", ["full_attention"]),
         ("gemma3_text", "rope_parameters", SLOW),
         ("gemma3_text", "rope_parameters.full_attention.rope_type", {"full_attention": {"rope_type": "longrope"}}),
+        ("gemma3_text", "rope_scaling", "linear"),
         ("glm4_moe", "n_shared_experts", None),
         ("glm4_moe", "rope_parameters.partial_rotary_factor", {**YARN, "partial_rotary_factor": 0.5}),
         ("glm4_moe", "rope_parameters.partial_rotary_factor", {**SLOW, "partial_rotary_factor": 1.5}),
@@ -68,6 +69,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 8.0}
         ("kimi_linear", "moe_router_activation_func", "softmax"),
         ("kimi_linear", "linear_attn_config.safe_gate", {"safe_gate": True}),
         ("kimi_linear", "linear_attn_config", {"full_attn_layers": [1], "kda_layers": [2, 3]}),
+        ("kimi_linear", "linear_attn_config", {"full_attn_layers": 2, "kda_layers": [1, 3, [4]]}),
         ("kimi_linear", "layer_types", {"full_attn_layers": [1], "kda_layers": [2, 3, 4]}),  # against layer_types
         ("kimi_linear", "first_k_dense_replace", 2),
         ("nemotron_h", "layers_block_type", ["linear_attention", "mlp", "full_attention", "moe", "mlp"]),
