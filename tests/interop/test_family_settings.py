@@ -116,6 +116,17 @@ def test_other_keys_mean_the_same_model(name: str, keys: dict[str, Any]) -> None
     assert difference(one, other) is None
 
 
+@pytest.mark.parametrize("name", ["smollm3", "gemma3_text", "glm4_moe", "minimax_m2", "qwen3_next"])
+def test_absent_positions_are_those_of_the_class(name: str) -> None:
+    architecture, given = CASES[name]
+    given = {key: value for key, value in given.items() if key != "rope_parameters"}
+    config = getattr(transformers, f"{architecture}Config")(**copy.deepcopy({**SIZES, **given}))
+    values = json.loads(config.to_json_string(use_diff=False))
+    absent = {key: value for key, value in values.items() if key != "rope_parameters"}
+    assert composition(absent)["position"] == composition(values)["position"]
+    assert composition(absent).get("variants") == composition(values).get("variants")
+
+
 @pytest.mark.parametrize("name", ["kimi_linear", "olmo_hybrid turning"])
 def test_names_under_which_transformers_saves_are_read_too(
     name: str, foreign: Callable[..., nn.Module], checkpoint: Callable[..., Path], tmp_path: Path
