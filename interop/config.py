@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, Protocol
 
 from blocks.decoder import Decoder
+from interop.places import put, show
 from registry import ConfigError, did_you_mean
 
 REQUIRED = object()
@@ -224,6 +224,20 @@ class Unused:
 
 
 @dataclass(frozen=True)
+class Given:
+    """Settings that must be present: the family has defaults that the rows which read them have not."""
+
+    theirs: tuple[str, ...]
+
+    def read(self, config: Config, model: dict[str, Any]) -> None:
+        for name in self.theirs:
+            config.take(name)
+
+    def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
 class Part:
     """Several keys that belong together, translated by a pair of functions."""
 
@@ -235,51 +249,3 @@ class Part:
 
     def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
         self.writer(decoder, config)
-
-
-def put(model: dict[str, Any], path: str, value: Any) -> None:
-    """Set a dotted path of a composition."""
-    *parents, last = path.split(".")
-    reduce(lambda node, key: node.setdefault(key, {}), parents, model)[last] = value
-
-
-def show(decoder: Decoder, place: str | Callable[[Decoder], Any]) -> Any:
-    """An attribute of a built decoder by its dotted path, or the result of a function.
-
-    The first segment may be ``first`` (layer 0), ``dense`` or ``sparse`` (the first layer without or with routed
-    experts).
-
-    Raises:
-        AttributeError: this decoder has no such attribute
-    """
-    if callable(place):
-        return place(decoder)
-    root, _, rest = place.partition(".")
-    starts = {"first": lambda: decoder.layers[0], "dense": lambda: dense(decoder), "sparse": lambda: sparse(decoder)}
-    start = starts[root]() if root in starts else getattr(decoder, root)
-    return reduce(getattr, rest.split(".") if rest else [], start)
-
-
-def sparse(decoder: Decoder) -> Any:
-    """The first layer with routed experts.
-
-    Raises:
-        AttributeError: there is none
-    """
-    return _layer(decoder, routed=True)
-
-
-def dense(decoder: Decoder) -> Any:
-    """The first layer without routed experts.
-
-    Raises:
-        AttributeError: there is none
-    """
-    return _layer(decoder, routed=False)
-
-
-def _layer(decoder: Decoder, routed: bool) -> Any:
-    for layer in decoder.layers:
-        if hasattr(layer.ffn, "gating") == routed:
-            return layer
-    raise AttributeError("no such layer")

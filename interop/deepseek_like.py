@@ -6,7 +6,7 @@ from typing import Any
 
 import registry
 from blocks.decoder import Decoder
-from interop.config import Config, Fixed, Key, Part, Unused, dense, refusal, show, sparse
+from interop.config import Config, Fixed, Key, Part, Unused, refusal
 from interop.llama_like import (
     EXPERTS,
     FRAME,
@@ -20,6 +20,7 @@ from interop.llama_like import (
     n_experts,
 )
 from interop.names import Row
+from interop.places import dense, show, sparse
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 
@@ -52,8 +53,7 @@ def _behind(row: Row) -> Row:
 
 
 # Multi-token prediction head k is layer n + k, and repeats the embedding and the output head.
-PREDICTION = (
-    *map(_behind, LAYERS),
+HEAD_OF_PREDICTION = (
     Row("mtp.{i}.embedding_norm.weight", BEHIND + "enorm.weight"),
     Row("mtp.{i}.hidden_norm.weight", BEHIND + "hnorm.weight"),
     Row("mtp.{i}.project.weight", BEHIND + "eh_proj.weight"),
@@ -61,6 +61,14 @@ PREDICTION = (
     Row("mtp.{i}.norm.weight", BEHIND + "embed_tokens.weight", copy_of="embedding.weight"),
     Row("mtp.{i}.norm.weight", BEHIND + "shared_head.head.weight", copy_of="head.weight"),
 )
+
+
+def prediction(layers: tuple[Row, ...]) -> tuple[Row, ...]:
+    """The rows of multi-token prediction heads, from those of a layer."""
+    return (*map(_behind, layers), *HEAD_OF_PREDICTION)
+
+
+PREDICTION = prediction(LAYERS)
 NAMES = (*FRAME, *LAYERS)
 WITHOUT_PREDICTION = (r"model\.layers\.{behind}\..*",)
 
@@ -75,22 +83,25 @@ def _read_query_rank(config: Config, model: dict[str, Any]) -> None:
 
 
 def _write_query_rank(decoder: Decoder, config: dict[str, Any]) -> None:
-    query = show(decoder, "first.attention.query")
+    query = show(decoder, "full.attention.query")
     config["q_lora_rank"] = query[0].out_features if hasattr(query, "__getitem__") else None
     config["num_key_value_heads"] = config["num_attention_heads"]
 
 
-MLA = (
-    Key("num_attention_heads", "attention.n_heads", "first.attention.n_heads"),
-    Key("kv_lora_rank", "attention.kv_lora_rank", "first.attention.latent"),
-    Key("qk_nope_head_dim", "attention.qk_nope_head_dim", "first.attention.nope"),
-    Key("qk_rope_head_dim", "attention.qk_rope_head_dim", "first.attention.rope"),
-    Key("v_head_dim", "attention.v_head_dim", "first.attention.v_head_dim"),
+LATENT_SIZES = (
+    Key("num_attention_heads", "attention.n_heads", "full.attention.n_heads"),
+    Key("kv_lora_rank", "attention.kv_lora_rank", "full.attention.latent"),
+    Key("qk_nope_head_dim", "attention.qk_nope_head_dim", "full.attention.nope"),
+    Key("qk_rope_head_dim", "attention.qk_rope_head_dim", "full.attention.rope"),
+    Key("v_head_dim", "attention.v_head_dim", "full.attention.v_head_dim"),
     Part(_read_query_rank, _write_query_rank),
     Unused("num_key_value_heads"),  # keys and values are expanded for every head
     Unused("head_dim"),
     Unused("qk_head_dim"),
     Fixed("attention_bias", False),
+)
+MLA = (
+    *LATENT_SIZES,
     Fixed("mlp_bias", False, written=False),
     Fixed("use_mla", True, written=False),
 )

@@ -23,7 +23,7 @@ from interop.shards import Outgoing, write_shards
 from interop.source import Source, open_source
 from registry import ConfigError, did_you_mean
 
-IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # null where there is none: absent, it may be the class's own
 # Keys of the original config.json without effect on the composition, kept for other programs.
 KEPT = {key for key, reason in IDLE.items() if reason in (TRAINING, GENERATION)} - {*IDS, "initializer_range"}
 
@@ -82,7 +82,7 @@ def export_decoder(decoder: Decoder, out: Path, *, max_bytes: int = 5 * 10**9) -
     with whole(out) as folder:
         write_shards(folder, outgoing(found, decoder, weights, None), max_bytes)
         stored = str(decoder.embedding.weight.dtype).removeprefix("torch.")
-        dump_json(folder / "config.json", {**values, **dict.fromkeys(IDS[:2]), "dtype": stored, "torch_dtype": stored})
+        dump_json(folder / "config.json", {**values, **dict.fromkeys(IDS), "dtype": stored, "torch_dtype": stored})
     return found.model_type
 
 
@@ -96,7 +96,7 @@ def export_config(
     """
     found, values, _ = recognise(decoder, family, {})
     with whole(out) as folder:
-        dump_json(folder / "config.json", {**values, **dict.fromkeys(IDS[:2])})
+        dump_json(folder / "config.json", {**values, **dict.fromkeys(IDS)})
         _write_beside(beside, folder)
     return found.model_type
 
@@ -150,7 +150,7 @@ def recognise(
     for family in candidates:
         try:
             values = family.config(decoder)
-            list(links(family.names, decoder.state_dict(), len(decoder.layers)))
+            list(links(family.rows(decoder), decoder.state_dict(), len(decoder.layers)))
             return family, values, None
         except LookupError as error:
             reasons[family.model_type] = error
@@ -168,14 +168,15 @@ def outgoing(
 ) -> dict[str, Outgoing]:
     """Their tensors by name, each made from ours when it is written."""
     wanted: dict[str, list[Link]] = {}
-    for link in links(family.names, {name: tensors[name] for name in decoder.state_dict()}, len(decoder.layers)):
+    ours = {name: tensors[name] for name in decoder.state_dict()}
+    for link in links(family.rows(decoder), ours, len(decoder.layers)):
         wanted.setdefault(link.theirs, []).append(link)
     kept = {name for name, _ in decoder.named_buffers()}
     found = {}
     for name, group in wanted.items():
-        ours = tensors[group[0].ours]
-        target = ours.dtype if dtype is None or group[0].ours in kept else dtype
-        shape = group[0].shape(ours)
+        first = tensors[group[0].ours]
+        target = first.dtype if dtype is None or group[0].ours in kept else dtype
+        shape = group[0].shape(first)
         found[name] = Outgoing(torch.Size(shape).numel() * target.itemsize, _maker(group, tensors, shape, target))
     return found
 
@@ -193,9 +194,9 @@ def _maker(group: list[Link], tensors: Mapping[str, Tensor], shape: tuple[int, .
 def _ids(source: Source) -> dict[str, Any]:
     """Special tokens, from the tokenizer of the run or from the original model."""
     if source.tokenizer is not None:
-        return tokenizer.special(source.tokenizer).ids()
+        return {**dict.fromkeys(IDS), **tokenizer.special(source.tokenizer).ids()}
     config = source.origin.get("config", {})
-    return {key: config[key] for key in IDS if key in config} or dict.fromkeys(IDS[:2])
+    return {key: config[key] for key in IDS if key in config} or dict.fromkeys(IDS)
 
 
 def _generation(folder: Path, ids: Mapping[str, Any]) -> dict[str, Any]:

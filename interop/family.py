@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class Family:
         names: rows between their tensors and ours
         left_out: regular expressions of their tensors without model content (tables, masks) or left out on purpose;
             ``{behind}`` in them is the number of any layer after the last one
+        sized: further rows, whose layout depends on the sizes of a decoder
         prefix: start of every name but the output head's; checkpoints without it are read too
     """
 
@@ -41,6 +42,7 @@ class Family:
     settings: tuple[Setting, ...]
     names: tuple[Row, ...]
     left_out: tuple[str, ...] = ()
+    sized: Callable[[Decoder], tuple[Row, ...]] = lambda decoder: ()
     prefix: str = "model."
 
     def composition(
@@ -76,11 +78,23 @@ class Family:
                 setting.write(decoder, values)
             values["initializer_range"] = decoder.config["init"]["std"]
             again = compose(self.composition(values, mtp=True), device="meta")
-        except (AttributeError, ConfigError, KeyError, StopIteration, TypeError, ZeroDivisionError) as error:
+        except (
+            ArithmeticError,
+            AttributeError,
+            ConfigError,
+            LookupError,
+            StopIteration,
+            TypeError,
+            ValueError,
+        ) as error:
             raise LookupError(str(error)) from None
         if unlike := difference(decoder, again):
             raise UnlikeError(unlike)
         return values
+
+    def rows(self, decoder: Decoder) -> tuple[Row, ...]:
+        """The table of names for a decoder of this family."""
+        return (*self.names, *self.sized(decoder))
 
     def leaves_out(self, name: str, n_layers: int) -> bool:
         """Whether a tensor of theirs that no row reads is allowed."""

@@ -16,6 +16,7 @@ import yaml
 from torch import Tensor
 
 from blocks.compose import compose
+from blocks.decoder import Decoder
 from blocks.model_config import read
 from interop import companions, origin
 from interop.config import IDLE, refusal
@@ -69,7 +70,7 @@ def import_folder(
     with torch.device("meta"):
         decoder = compose(model, device="meta")
     ours = decoder.state_dict()
-    found = _pair(family, shards, ours, len(decoder.layers))
+    found = _pair(family, shards, decoder)
     kept = {name for name, _ in decoder.named_buffers()}  # gate biases, never rounded
     dtypes = _dtypes(found, shards, ours, dtype, kept)
     idle, skipped = {key: IDLE[key] for key in values if key in IDLE}, {key: values[key] for key in ignored}
@@ -124,13 +125,15 @@ def _check_depth(values: Mapping[str, Any], n_tensors: int) -> None:
             raise refusal(key, depth, rule, "Fetch config.json and the shards again")
 
 
-def _pair(family: Family, shards: Shards, ours: Mapping[str, Tensor], n_layers: int) -> list[Link]:
+def _pair(family: Family, shards: Shards, decoder: Decoder) -> list[Link]:
     """Match their tensors with ours, checking every name and shape in the headers."""
     prefix = family.prefix
     bare = bool(prefix) and not any(name.startswith(prefix) for name in shards.entries)
     found: list[Link] = []
-    for link in links(family.names, ours, n_layers):
-        theirs = link.theirs.removeprefix(prefix) if bare else link.theirs
+    ours, n_layers = decoder.state_dict(), len(decoder.layers)
+    for link in links(family.rows(decoder), ours, n_layers):
+        names = [name.removeprefix(prefix) if bare else name for name in (link.theirs, link.also) if name]
+        theirs = next((name for name in names if name in shards.entries), names[0])
         link = Link(theirs, link.ours, link.row, link.expert)
         entry = shards.entries.get(theirs)
         if entry is None and link.row.copy_of:
@@ -170,6 +173,8 @@ def _dtypes(
         if stored.is_floating_point != ours[link.ours].dtype.is_floating_point:
             where = f"{shards.folder / shards.entries[link.theirs].file}: {link.theirs}"
             raise ConfigError(where, stored, "is not a dtype of weights", "Use a checkpoint that is not quantised")
+        if link.row.constant is not None:
+            continue
         stored = torch.bfloat16 if is_fp8(stored) else stored
         wanted = dtype if dtype is not None and link.ours not in kept else stored
         chosen[link.ours] = torch.promote_types(chosen.get(link.ours, wanted), wanted)
@@ -186,14 +191,14 @@ def fill(
     """Our tensors, read from the shards one tensor at a time.
 
     Raises:
-        ConfigError: a value is not finite, or a repeated tensor is not equal to the original
+        ConfigError: a value is not finite, or one that is repeated, or fixed here, is another
     """
     made = {name: torch.empty(tensor.shape, dtype=dtypes[name]) for name, tensor in ours.items() if name in dtypes}
     made |= {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in ours.items() if name not in made}
     wanted: dict[str, list[Link]] = {}
     copies: dict[str, list[Link]] = {}
     for link in found:
-        (copies if link.row.copy_of else wanted).setdefault(link.theirs, []).append(link)
+        (wanted if link.row.stores else copies).setdefault(link.theirs, []).append(link)
     for name, tensor in shards.read(wanted):
         if is_fp8(tensor.dtype):
             tensor = dequantise(tensor, scale_of(shards, name, block), block)
@@ -201,7 +206,11 @@ def fill(
             link.part(made[link.ours]).copy_(link.row.form.view(tensor))
     for name, tensor in shards.read(copies):
         for link in copies[name]:
-            if not torch.equal(link.part(made[link.ours]), link.row.form.view(tensor).to(dtypes[link.ours])):
+            if link.row.constant is not None:
+                if not torch.equal(link.part(tensor).bfloat16(), tensor.bfloat16()):  # rounded when it was made
+                    rule = f"must be {link.row.constant}, the only value that is implemented"
+                    raise ConfigError(f"{shards.folder}: {name}", tensor.item(), rule, "It cannot be imported")
+            elif not torch.equal(link.part(made[link.ours]), link.row.form.view(tensor).to(dtypes[link.ours])):
                 rule = f"must equal {link.ours}, with which our model shares it"
                 remedy = "Import it without multi-token prediction heads"
                 remedy = "Set tie_word_embeddings to false in config.json" if link.row is HEAD else remedy

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from blocks.decoder import Decoder
-from interop.config import Choice, Config, Fixed, Key, Part, refusal, show
+from interop.config import Choice, Config, Fixed, Key, Part, refusal
 from interop.names import Row, expert_gate, expert_up, one_expert
+from interop.places import show
 
 LAYER = "model.layers.{i}."
 
@@ -65,8 +67,8 @@ def tied(default: bool = False) -> Key:
 
 
 def n_heads(decoder: Decoder) -> int:
-    """N of the first layer."""
-    attention: Any = decoder.layers[0].attention
+    """N of the first layer that is not linear."""
+    attention = show(decoder, "full.attention")
     return attention.query.out_features // attention.head_dim
 
 
@@ -76,9 +78,22 @@ def _every_head(config: Config) -> int:
 
 HEADS = (
     Key("num_attention_heads", "attention.n_heads", n_heads),
-    Key("num_key_value_heads", "attention.n_kv_heads", "first.attention.n_kv_heads", default=_every_head),
-    Key("head_dim", "attention.head_dim", "first.attention.head_dim", default=None),  # default: d_model / n_heads
+    Key("num_key_value_heads", "attention.n_kv_heads", "full.attention.n_kv_heads", default=_every_head),
+    Key("head_dim", "attention.head_dim", "full.attention.head_dim", default=None),  # default: d_model / n_heads
 )
+# For families with defaults of their own: without these keys a model would be read as another.
+GIVEN_HEADS = (
+    HEADS[0],
+    Key("num_key_value_heads", "attention.n_kv_heads", "full.attention.n_kv_heads"),
+    Key("head_dim", "attention.head_dim", "full.attention.head_dim"),
+)
+
+
+def _has_bias(decoder: Decoder) -> bool:
+    return show(decoder, "first.attention.query").bias is not None
+
+
+BIASED = Key("attention_bias", "attention.bias", _has_bias, bool, False)
 
 
 def _read_even_heads(config: Config, model: dict[str, Any]) -> None:
@@ -86,7 +101,7 @@ def _read_even_heads(config: Config, model: dict[str, Any]) -> None:
 
 
 def _write_even_heads(decoder: Decoder, config: dict[str, Any]) -> None:
-    width = show(decoder, "first.attention.head_dim")
+    width = show(decoder, "full.attention.head_dim")
     if width * config["num_attention_heads"] != config["hidden_size"]:
         config["head_dim"] = width
 
@@ -118,25 +133,35 @@ WINDOW = Part(_read_window, _write_window)  # the same in every layer, or none
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-def _read_windows(config: Config, model: dict[str, Any]) -> None:
+def read_windows(config: Config, model: dict[str, Any], every: int = 2) -> None:
+    """Full attention in some layers, windows in others; by default each ``every``-th layer is full."""
     window = config.take("sliding_window", "sliding_window_size", kind=int)
-    alternating = [(SLIDING, FULL)[i % 2] for i in range(model["n_layers"])]
-    types = config.take("layer_types", kind=list, default=alternating)
-    if len(types) != model["n_layers"] or not all(t in (FULL, SLIDING) for t in types):
-        rule = f"must name {FULL} or {SLIDING} for each of the {model['n_layers']} layers"
-        raise refusal("layer_types", types, rule, "Correct the list in config.json")
+    types = read_types(config, model, (FULL, SLIDING), lambda i: SLIDING if (i + 1) % every else FULL)
     model["attention"] |= {"name": "sliding_window", "window": window}
     model["variants"] = {"attention": {"full": {"window": None}}}
     model["layout"] = {"attention": ["full" if t == FULL else "attention" for t in types]}
 
 
-def _write_windows(decoder: Decoder, config: dict[str, Any]) -> None:
+def read_types(
+    config: Config, model: dict[str, Any], known: tuple[str, ...], default: Callable[[int], str]
+) -> list[str]:
+    """The kind of each layer, one of ``known``; ``default`` gives that of a layer where the key is absent."""
+    types = config.take("layer_types", kind=list, default=None)
+    types = [default(i) for i in range(model["n_layers"])] if types is None else types
+    if len(types) != model["n_layers"] or not all(t in known for t in types):
+        rule = f"must name {' or '.join(known)} for each of the {model['n_layers']} layers"
+        raise refusal("layer_types", types, rule, "Correct the list in config.json")
+    return types
+
+
+def write_windows(decoder: Decoder, config: dict[str, Any]) -> None:
+    """The window, and the kind of each layer."""
     windows = [layer.attention.window for layer in decoder.layers]  # type: ignore[union-attr]
     config["layer_types"] = [FULL if window is None else SLIDING for window in windows]
     config["sliding_window"] = next((w for w in windows if w is not None), decoder.config["max_positions"])
 
 
-WINDOWS = Part(_read_windows, _write_windows)  # full attention in some layers, windows in others
+WINDOWS = Part(read_windows, write_windows)  # full attention in some layers, windows in others
 
 
 def _read_unused_window(config: Config, model: dict[str, Any]) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from torch import Tensor
 
@@ -44,6 +45,9 @@ class Row:
         form: layout of their tensor
         copy_of: theirs repeats this tensor of ours, once for every tensor that ``ours`` matches; the copy must be equal
             to it, and may be missing
+        constant: theirs holds this number, once for every tensor that ``ours`` matches: our block has it in its code
+        beside: another of our names, which this layer must have too; not have, if it begins with ``!``
+        also: another pattern of theirs that is read where the first is missing; it is never written
     """
 
     ours: str
@@ -51,6 +55,14 @@ class Row:
     part: Callable[[Tensor, int], Tensor] = lambda tensor, expert: tensor
     form: Form = Form(lambda tensor: tensor, lambda shape: shape)
     copy_of: str = ""
+    constant: float | None = None
+    also: str = ""
+    beside: str = ""
+
+    @property
+    def stores(self) -> bool:
+        """Whether theirs has content that ours is made of, and not only repeats or fixes something."""
+        return not self.copy_of and self.constant is None
 
 
 @dataclass(frozen=True)
@@ -61,9 +73,12 @@ class Link:
     ours: str
     row: Row
     expert: int
+    also: str = ""
 
     def part(self, ours: Tensor) -> Tensor:
-        """The part of our tensor, a view."""
+        """The part of our tensor, a view; the row's constant, if it has one."""
+        if self.row.constant is not None:
+            return ours.new_full((), self.row.constant)
         return self.row.part(ours, self.expert)
 
     def shape(self, ours: Tensor) -> Shape:
@@ -86,14 +101,20 @@ def links(rows: Sequence[Row], ours: Mapping[str, Tensor], n_layers: int) -> Ite
         found = False
         for row in rows:
             match = _pattern(row.ours).fullmatch(name)
-            if match is None:
+            if match is None or not _applies(row, match.groupdict(), ours):
                 continue
-            found = found or not row.copy_of
+            found = found or row.stores
             for expert in range(_repeats(row, tensor)):
-                theirs = _spell(row.theirs, match.groupdict(), n_layers, expert)
-                yield Link(theirs, row.copy_of or name, row, expert)
+                theirs, also = (_spell(text, match.groupdict(), n_layers, expert) for text in (row.theirs, row.also))
+                yield Link(theirs, row.copy_of or name, row, expert, also)
         if not found:
             raise LookupError(name)
+
+
+def _applies(row: Row, found: Mapping[str, str], ours: Mapping[str, Tensor]) -> bool:
+    """Whether the layer of this tensor has, or has not, what the row asks for."""
+    wanted = _spell(row.beside.removeprefix("!"), found, 0, 0)
+    return not row.beside or (wanted in ours) != row.beside.startswith("!")
 
 
 def _repeats(row: Row, ours: Tensor) -> int:
@@ -143,3 +164,32 @@ def one_of(parts: int, n: int) -> Form:
 def third(n: int) -> Form:
     """Ours is the n-th of three fused along the outputs of a transposed matrix, or of its bias."""
     return Form(lambda theirs: theirs.t().chunk(3)[n], lambda shape: (*shape[1:], 3 * shape[0]))
+
+
+def block(widths: Sequence[int], n: int, groups: int = 1, taps: bool = False) -> dict[str, Any]:
+    """``part`` and ``form`` of a row where ours is the n-th of several fused along the outputs, within each group.
+
+    Args:
+        widths: rows of each within a group
+        n: which of them is ours
+        groups: theirs repeats [first, second, …] for each
+        taps: whether theirs is the weight of a convolution, [W,1,taps] where ours is [W,taps]
+    """
+    start, whole = sum(widths[:n]), sum(widths)
+
+    def view(theirs: Tensor) -> Tensor:
+        return (theirs[:, 0] if taps else theirs).unflatten(0, (groups, whole)).narrow(1, start, widths[n])
+
+    def shape(ours: Shape) -> Shape:
+        return (groups * whole, *((1,) if taps else ()), *ours[2:])
+
+    return {"part": lambda tensor, expert: tensor.unflatten(0, (groups, -1)), "form": Form(view, shape)}
+
+
+TAPS = Form(lambda theirs: theirs[:, 0], lambda shape: (shape[0], 1, shape[1]))  # of a convolution
+BROADCAST = Form(lambda theirs: theirs[0, 0, :, 0], lambda shape: (1, 1, *shape, 1))  # a number for each head
+
+
+def beside(name: str, rows: Iterable[Row]) -> tuple[Row, ...]:
+    """The rows, applied only in layers that have a tensor of ours of this name, or have not (``!``)."""
+    return tuple(replace(row, beside=name) for row in rows)

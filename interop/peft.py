@@ -168,7 +168,7 @@ def _ends(name: str, targets: Collection[str]) -> bool:
 def _names(family: Family, decoder: Decoder) -> dict[str, str]:
     """Our parameter → theirs, for those that are whole and laid out alike on both sides."""
     found: dict[str, list[Link]] = {}
-    for link in links(family.names, decoder.state_dict(), len(decoder.layers)):
+    for link in links(family.rows(decoder), decoder.state_dict(), len(decoder.layers)):
         found.setdefault(link.ours, []).append(link)
     alike = {name: group[0] for name, group in found.items() if len(group) == 1}
     return {n: at.theirs for n, at in alike.items() if at.row.form is Row.form and at.row.part is Row.part}

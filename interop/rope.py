@@ -6,6 +6,8 @@ and a round trip is bit-exact.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import registry
@@ -41,30 +43,57 @@ SHARPENED = {"mscale": "mscale", "mscale_all_dim": "mscale_all_dim"}  # DeepSeek
 PLAIN = {"mscale": 1.0, "mscale_all_dim": 0.0}  # YaRN elsewhere: amplitude only
 
 
-def rope(pairing: Literal["half_split", "interleaved"], sharpened: bool = False) -> Part:
-    """The settings of rotary positions.
+@dataclass(frozen=True)
+class Habits:
+    """What a family means by the keys of rotary positions.
 
     Args:
         pairing: which dimensions of the stored projections form a pair
         sharpened: whether YaRN follows DeepSeek's softmax rule (mscale, mscale_all_dim)
+        theta: the meaning of an absent rope_theta
+        fraction: the meaning of an absent partial_rotary_factor, or a function of the Config that returns it; None for
+            families that rotate whole heads only
     """
 
+    pairing: Literal["half_split", "interleaved"]
+    sharpened: bool = False
+    theta: float = 10000.0
+    fraction: float | Callable[[Config], float] | None = None
+
+
+def rope(
+    pairing: Literal["half_split", "interleaved"],
+    sharpened: bool = False,
+    theta: float = 10000.0,
+    fraction: float | Callable[[Config], float] | None = None,
+) -> Part:
+    """The settings of rotary positions; arguments as in ``Habits``."""
+    habits = Habits(pairing, sharpened, theta, fraction)
+
     def read(config: Config, model: dict[str, Any]) -> None:
-        model["position"] = {**_node(config, sharpened), "pairing": pairing}
+        model["position"] = read_rope(config, habits)
 
     def write(decoder: Decoder, config: dict[str, Any]) -> None:
-        config["rope_parameters"] = _parameters(decoder, sharpened)
+        config["rope_parameters"] = parameters(decoder.config["position"], habits)
         scaling = {k: v for k, v in config["rope_parameters"].items() if k != "rope_theta"}
+        fraction = scaling.pop("partial_rotary_factor", None)
+        config |= {} if fraction is None else {"partial_rotary_factor": fraction}
         config["rope_theta"] = config["rope_parameters"]["rope_theta"]  # read by transformers before 5
         config["rope_scaling"] = None if scaling["rope_type"] == "default" else scaling
 
     return Part(read, write)
 
 
-def _node(config: Config, sharpened: bool) -> dict[str, Any]:
+def read_rope(config: Config, habits: Habits) -> dict[str, Any]:
+    """The position node that a config.json describes.
+
+    Raises:
+        ConfigError: a key is wrong, contradicts another, or has a value that is not supported
+    """
     where = "rope_parameters" if config.values.get("rope_parameters") else "rope_scaling"
-    theta = config.take("rope_theta", kind=float, default=10000.0)
-    fraction = config.take("partial_rotary_factor", default=1.0)
+    theta = config.take("rope_theta", kind=float, default=habits.theta)
+    absent = habits.fraction(config) if callable(habits.fraction) else habits.fraction
+    fraction = config.take("partial_rotary_factor", default=1.0 if absent is None else absent)
     scaling = config.take("rope_scaling", kind=dict, default={})
     parameters = config.take("rope_parameters", kind=dict, default={})
     given = {k: v for k, v in {**scaling, **parameters}.items() if v is not None}
@@ -77,12 +106,11 @@ def _node(config: Config, sharpened: bool) -> dict[str, Any]:
     if not isinstance(kind, str) or kind not in KINDS:
         raise refusal(f"{where}.rope_type", kind, "is not supported", f"Known: {', '.join(KINDS)}")
     name, keys = KINDS[kind]
-    keys = {**keys, **SHARPENED} if kind == "yarn" and sharpened else keys
+    keys = {**keys, **SHARPENED} if kind == "yarn" and habits.sharpened else keys
     theta, fraction = given.pop("rope_theta", theta), given.pop("partial_rotary_factor", fraction)
     node = {"name": name, "theta": number(f"{where}.rope_theta", theta)}
     if fraction != 1.0:
-        rule = "must be 1: no known family rotates only a part of a head"
-        raise refusal(f"{where}.partial_rotary_factor", fraction, rule, "Other values are not supported")
+        node["rotary_fraction"] = _fraction(f"{where}.partial_rotary_factor", fraction, kind, habits)
     if "original_max_position_embeddings" in keys:
         given.setdefault("original_max_position_embeddings", config.take("max_position_embeddings", kind=int))
     for key, value in given.items():
@@ -91,7 +119,18 @@ def _node(config: Config, sharpened: bool) -> dict[str, Any]:
             raise refusal(f"{where}.{key}", value, rule, f"Known: {', '.join(keys) or 'rope_theta'}")
         ours = keys[key]
         node[ours] = value if ours in ("truncate", "original_positions") else number(f"{where}.{key}", value)
-    return node if kind != "yarn" else {**(_temperature(given) if sharpened else PLAIN), **node}
+    node["pairing"] = habits.pairing
+    return node if kind != "yarn" else {**(_temperature(given) if habits.sharpened else PLAIN), **node}
+
+
+def _fraction(key: str, value: Any, kind: str, habits: Habits) -> float:
+    """The part of a head that is rotated, where that is not all of it."""
+    if habits.fraction is None or kind == "yarn":
+        rule = "must be 1: " + ("yarn" if habits.fraction is not None else "this family") + " rotates whole heads"
+        raise refusal(key, value, rule, "Other values are not supported")
+    if not 0 < number(key, value) < 1:
+        raise refusal(key, value, "must lie in (0, 1]", "Correct the value in config.json")
+    return float(value)
 
 
 def _temperature(given: dict[str, Any]) -> dict[str, float]:
@@ -99,11 +138,17 @@ def _temperature(given: dict[str, Any]) -> dict[str, float]:
     return {"mscale": given.get("mscale", 1.0), "mscale_all_dim": given.get("mscale_all_dim", 0.0)}
 
 
-def _parameters(decoder: Decoder, sharpened: bool) -> dict[str, Any]:
-    entry, node = registry.resolve("position", Node(decoder.config["position"], "model.position"))
+def parameters(position: Any, habits: Habits) -> dict[str, Any]:
+    """The rope_parameters of a position node.
+
+    Raises:
+        AttributeError: no config.json can describe it
+    """
+    entry, node = registry.resolve("position", Node(position, "model.position"))
     for kind, (name, keys) in KINDS.items():
         if name == entry.name:
-            keys = {**keys, **SHARPENED} if kind == "yarn" and sharpened else keys
+            keys = {**keys, **SHARPENED} if kind == "yarn" and habits.sharpened else keys
             theirs = {their: node[our] for their, our in keys.items()}
-            return {"rope_type": kind, "rope_theta": node["theta"], **theirs}
+            turned = {} if habits.fraction is None else {"partial_rotary_factor": node.get("rotary_fraction", 1.0)}
+            return {"rope_type": kind, "rope_theta": node["theta"], **turned, **theirs}
     raise AttributeError(f"position {entry.name}")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +128,33 @@ blocks_of_the_module = pytest.fixture(_temporary_blocks, scope="module", name="b
 # transformers in double precision
 
 
+class _Doubled(SourceFileLoader):
+    """A module of transformers whose casts to single precision go to double."""
+
+    def get_data(self, path: str) -> bytes:
+        text = Path(path).read_bytes()
+        return text.replace(b".float()", b".double()").replace(b"torch.float32", b"torch.float64")
+
+    def get_code(self, fullname: str) -> Any:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _doubled(model: nn.Module) -> None:
+    """Recurrent layers, and what is beside them, compute in double: all but routers and rotary angles, as ours."""
+    name = type(model).__module__
+    if not any(hasattr(m, "conv1d") for m in model.modules()):
+        return
+    spec = spec_from_loader(f"{name}_in_double", _Doubled(f"{name}_in_double", str(sys.modules[name].__file__)))
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    for m in model.modules():
+        kind = type(m)
+        if kind.__module__ == name and not kind.__name__.endswith(("Router", "RotaryEmbedding", "RMSNorm")):
+            m.__class__ = getattr(module, kind.__name__)
+
+
 def _in_double(model: nn.Module, decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take transformers' single-precision islands out of a model, and give it our rotary frequencies.
 
@@ -139,8 +169,9 @@ def _in_double(model: nn.Module, decoder: Decoder, monkeypatch: pytest.MonkeyPat
     def norm_of_gemma(self: Any, x: Tensor) -> Tensor:
         return (1 + self.weight) * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
 
+    _doubled(model)
     for cls in {type(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")}:
-        monkeypatch.setattr(cls, "forward", norm_of_gemma if cls.__name__.startswith("Gemma") else norm)
+        monkeypatch.setattr(cls, "forward", norm_of_gemma if cls.__name__.startswith(("Gemma", "Qwen3Next")) else norm)
     softmax = nn.functional.softmax
     monkeypatch.setattr(
         nn.functional, "softmax", lambda x, dim, dtype=None: softmax(x, dim, dtype=x.dtype if x.itemsize > 4 else dtype)
@@ -150,12 +181,14 @@ def _in_double(model: nn.Module, decoder: Decoder, monkeypatch: pytest.MonkeyPat
             module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
     for router in (m for m in model.modules() if type(m).__name__.endswith("Router")):  # ours is always single
         router.float().register_forward_pre_hook(lambda module, inputs: (inputs[0].float(), *inputs[1:]))
-    inner = getattr(model, "model", None)
-    if inner is None:
-        return
-    frequencies = decoder.layers[0].attention.position.frequencies(torch.device("cpu"))
-    torch.testing.assert_close(inner.rotary_emb.inv_freq.float(), frequencies, rtol=2e-6, atol=0)
-    inner.rotary_emb.inv_freq = frequencies
+    rotary = getattr(getattr(model, "model", None), "rotary_emb", None)
+    turning = [layer.attention.position for layer in decoder.layers if hasattr(layer.attention, "position")]
+    ours = [p.frequencies(torch.device("cpu")) for p in turning if hasattr(p, "frequencies")]
+    for name, theirs in [] if rotary is None else list(rotary.named_buffers()):
+        if name.endswith("inv_freq") and "original" not in name:
+            frequencies = min(ours, key=lambda f: (f - theirs.float()).abs().max())
+            torch.testing.assert_close(theirs.float(), frequencies, rtol=2e-6, atol=0)
+            setattr(rotary, name, frequencies)
     if type(model).__name__ == "DeepseekV2ForCausalLM":
         from transformers.models.deepseek_v2 import modeling_deepseek_v2 as module
 

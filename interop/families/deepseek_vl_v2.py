@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from blocks.decoder import Decoder
-from interop.config import Config, Fixed, Part, Unused, refusal, show
+from interop.config import Config, Fixed, Part, Unused, refusal
 from interop.deepseek_like import NAMES
 from interop.families.deepseek import DEEPSEEK
 from interop.families.deepseek_v2 import DEEPSEEK_V2
@@ -20,6 +20,7 @@ from interop.families.deepseek_v3 import DEEPSEEK_V3
 from interop.family import Family
 from interop.llama_like import ATTENTION, TABLES
 from interop.names import PATCHES, UNBATCHED, Row, one_of
+from interop.places import show
 from registry import ConfigError
 
 # ---- names -----------------------------------------------------------------------------------------------------------

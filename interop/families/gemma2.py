@@ -3,7 +3,7 @@
 from typing import Any
 
 from blocks.decoder import Decoder
-from interop.config import Config, Fixed, Key, Part, show
+from interop.config import Config, Fixed, Key, Part
 from interop.family import Family
 from interop.llama_like import (
     ATTENTION,
@@ -20,14 +20,16 @@ from interop.llama_like import (
     tied,
 )
 from interop.names import Row
+from interop.places import show
 from interop.rope import rope
 
-NORMS = {
+_NORMS = {
     "attention_norm": "input_layernorm",
     "attention_out_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
     "ffn_out_norm": "post_feedforward_layernorm",
 }
+NORM_ROWS = tuple(Row(f"layers.{{i}}.residual.{our}.weight", f"{LAYER}{their}.weight") for our, their in _NORMS.items())
 
 
 def _read_caps(config: Config, model: dict[str, Any]) -> None:
@@ -44,10 +46,15 @@ def _write_caps(decoder: Decoder, config: dict[str, Any]) -> None:
     config["final_logit_softcapping"] = decoder.config["logit_softcap"]
 
 
+CAPS = Part(_read_caps, _write_caps)
+
+
 def _query_scale(decoder: Decoder) -> int:
     attention: Any = decoder.layers[0].attention
     return round(attention.scale**-2)
 
+
+QUERY_SCALE = Key("query_pre_attn_scalar", "attention.query_scale", _query_scale)
 
 GEMMA2 = Family(
     model_type="gemma2",
@@ -61,15 +68,11 @@ GEMMA2 = Family(
     },
     settings=(
         *(*SIZES, *HEADS, DIVIDED, WIDTH, EPS, GELU_TANH, tied(True), rope("half_split"), WINDOWS),
-        Part(_read_caps, _write_caps),
-        Key("query_pre_attn_scalar", "attention.query_scale", _query_scale),
+        CAPS,
+        QUERY_SCALE,
         Fixed("attention_bias", False),
         Fixed("use_bidirectional_attention", None, also=(False,)),
         Fixed("hidden_act", "gelu_pytorch_tanh", also=("gelu",), written=False),  # the old key, no longer read
     ),
-    names=(
-        *FRAME,
-        *(Row(f"layers.{{i}}.residual.{our}.weight", f"{LAYER}{their}.weight") for our, their in NORMS.items()),
-        *(*ATTENTION, *GATED_FFN),
-    ),
+    names=(*FRAME, *NORM_ROWS, *ATTENTION, *GATED_FFN),
 )

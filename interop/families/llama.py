@@ -1,10 +1,10 @@
 """Llama 2 and 3, and models with their checkpoint format (DeepSeek 7B and 67B)."""
 
-from blocks.decoder import Decoder
-from interop.config import Fixed, Key, show
+from interop.config import Fixed
 from interop.family import Family
 from interop.llama_like import (
     ATTENTION,
+    BIASED,
     DIVIDED,
     EPS,
     FRAME,
@@ -20,11 +20,6 @@ from interop.llama_like import (
 )
 from interop.rope import rope
 
-
-def _has_bias(decoder: Decoder) -> bool:
-    return show(decoder, "first.attention.query").bias is not None
-
-
 LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
@@ -38,7 +33,7 @@ LLAMA = Family(
         SILU,
         tied(),
         rope("half_split"),
-        Key("attention_bias", "attention.bias", _has_bias, bool, False),
+        BIASED,
         Fixed("mlp_bias", False),
     ),
     names=(*FRAME, *PRENORM, *ATTENTION, *GATED_FFN),

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 V, D, LAYERS = 97, 42, 4
 IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 SIZES = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": LAYERS, "max_position_embeddings": 128, **IDS}
-ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
+SLOW = {"rope_type": "default", "rope_theta": 500.0}
+ROPE = {"rope_parameters": SLOW}
 GROUPED = {"num_attention_heads": 6, "num_key_value_heads": 2}
 HEADS = {**GROUPED, "head_dim": 12}
 EVEN = {"hidden_size": 36, "num_attention_heads": 6, "num_key_value_heads": 2}
@@ -23,6 +29,18 @@ LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
+}
+FEW = {"num_local_experts": 5, "num_experts_per_tok": 2}
+HYBRID = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    "rms_norm_eps": 0.01,  # the norm of a nearly empty state would magnify its rounding
+}
+DELTA = {
+    "linear_num_key_heads": 3,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 5,
+    "linear_value_head_dim": 7,
+    "linear_conv_kernel_dim": 3,
 }
 LINEAR = {"rope_type": "linear", "factor": 3.0}
 WINDOW = {"sliding_window": 9}
@@ -85,6 +103,44 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma2",
         {**HEADS, **DENSE, **ROPE, **WINDOW, "attn_logit_softcapping": None, "final_logit_softcapping": None},
     ),
+    "smollm3": ("SmolLM3", {**EVEN, **DENSE, **ROPE, "no_rope_layers": [1, 0, 1, 0]}),
+    "gemma3_text": (
+        "Gemma3Text",
+        {**HEADS, **DENSE, **WINDOW, "query_pre_attn_scalar": 20, "sliding_window_pattern": 2}
+        | {"rope_parameters": {"sliding_attention": SLOW, "full_attention": {**SLOW, "rope_theta": 900.0, **LINEAR}}},
+    ),
+    "glm4_moe": ("Glm4Moe", {**HEADS, **MIXTURE, **ROPE, **GROUPS, "attention_bias": True, "use_qk_norm": True}),
+    "glm4_moe air": (
+        "Glm4Moe",
+        {**HEADS, **MIXTURE, **ROPE, "partial_rotary_factor": 0.34, "routed_scaling_factor": 1.0},
+    ),
+    "minimax_m2": ("MiniMaxM2", {**HEADS, "intermediate_size": 13, **ROPE, **FEW, "rotary_dim": 6}),
+    "apertus": ("Apertus", {**EVEN, **DENSE, "rope_parameters": LLAMA3}),
+    "qwen3_next": (
+        "Qwen3Next",
+        {**GROUPED, "head_dim": 16, **ROPE, **DELTA, "num_experts": 5, "num_experts_per_tok": 2, **HYBRID}
+        | {"moe_intermediate_size": 13, "shared_expert_intermediate_size": 11},
+    ),
+    "olmo_hybrid": (
+        "OlmoHybrid",
+        {**EVEN, **DENSE, **DELTA, **HYBRID, "rope_parameters": {**SLOW, "rope_theta": None}},
+    ),
+    "olmo_hybrid turning": (
+        "OlmoHybrid",
+        {**EVEN, **DENSE, **ROPE, **HYBRID, "linear_key_head_dim": 5, "linear_value_head_dim": 5}
+        | {"linear_allow_neg_eigval": False},
+    ),
+    "kimi_linear": (
+        "KimiLinear",
+        {**MLA, **MIXTURE, **HYBRID, "n_routed_experts": None, "num_local_experts": 8, "linear_num_heads": 3}
+        | {"linear_head_dim": 5, "linear_conv_kernel_dim": 3, "q_lora_rank": 13},
+    ),
+    "nemotron_h": (
+        "NemotronH",
+        {**HEADS, **DENSE, "ssm_state_size": 5, "mamba_num_heads": 6, "mamba_head_dim": 7, "n_groups": 3}
+        | {"hybrid_override_pattern": "M-*M-", "time_step_min": 0.01, "conv_kernel": 3, "num_hidden_layers": 5}
+        | {"layer_norm_epsilon": 0.01},
+    ),
     "deepseek_v3": ("DeepseekV3", {**MLA, **MIXTURE, **ROPE, **GROUPS, "q_lora_rank": 13}),
     "deepseek_v3 one group": (  # the language model of DeepSeek-VL2, for which transformers has no class
         "DeepseekV3",
@@ -111,7 +167,45 @@ def build(name: str, dtype: torch.dtype) -> nn.Module:
     """The model of a case as transformers makes it, its weights not yet random."""
     architecture, settings = CASES[name]
     sizes = {} if architecture == "GPT2" else SIZES
-    config = getattr(transformers, f"{architecture}Config")(**{**sizes, **settings})
+    config = getattr(transformers, f"{architecture}Config")(
+        **copy.deepcopy({**sizes, **settings})
+    )  # it writes into them
     config._experts_implementation = "eager"  # the others refuse doubles
-    head = "GPT2LMHeadModel" if architecture == "GPT2" else f"{architecture}ForCausalLM"
+    heads = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
+    head = heads.get(architecture, f"{architecture}ForCausalLM")
     return getattr(transformers, head)(config).to(dtype).eval()
+
+
+# ---- where transformers saves other names than those of the released files, which it reads ---------------------------
+
+
+def _olmo_hybrid(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = dict(tensors)
+    for i in range(LAYERS):
+        layer = f"model.layers.{i}."
+        if layer + "post_feedforward_layernorm.weight" in tensors:
+            found[layer + "post_attention_layernorm.weight"] = found.pop(layer + "feedforward_layer_norm.weight")
+            continue
+        widths = [len(tensors[f"{layer}linear_attn.{x}_proj.weight"]) for x in "qkv"]
+        names = [f"{layer}linear_attn.{x}_conv1d.weight" for x in "qkv"]
+        whole = torch.cat([tensors[name] for name in names])
+        found |= dict(zip(names, (part.clone() for part in whole.split(widths)), strict=True))
+    return found
+
+
+def _kimi_linear(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    dense = re.compile(r"block_sparse_moe\.(gate|up|down)_proj")
+    return {dense.sub(r"mlp.\1_proj", name): tensor for name, tensor in tensors.items()}
+
+
+RELEASED = {"olmo_hybrid": _olmo_hybrid, "kimi_linear": _kimi_linear}
+
+
+def as_released(folder: Path, rename: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Rewrite a folder in the names of the released files."""
+    tensors: dict[str, Tensor] = {}
+    for file in folder.glob("model*"):
+        if file.suffix == ".safetensors":
+            tensors |= load_file(file)
+        file.unlink()
+    save_file(rename(tensors), folder / "model.safetensors", metadata={"format": "pt"})

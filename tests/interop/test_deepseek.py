@@ -119,10 +119,10 @@ def test_gate_that_nobody_has_is_refused(key: str, value: Any, checkpoint: Calla
 # ---- heads of multi-token prediction ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def predicting(checkpoint: Callable[..., Path]) -> Path:
-    """A V3 whose head of prediction stands behind the last layer, as released."""
-    folder = checkpoint("deepseek_v3")
+@pytest.fixture(params=["deepseek_v3", "glm4_moe"])
+def predicting(request: pytest.FixtureRequest, checkpoint: Callable[..., Path]) -> Path:
+    """A V3, or a GLM-4.5, whose head of prediction stands behind the last layer, as released."""
+    folder = checkpoint(request.param)
     tensors = load_file(folder / "model.safetensors")
     generator = torch.Generator().manual_seed(6)
     last, behind = f"model.layers.{LAYERS - 1}.", f"model.layers.{LAYERS}."
@@ -151,7 +151,8 @@ def test_heads_of_prediction_are_left_out_unless_asked_for(predicting: Path, tok
 
 def test_heads_of_prediction_come_out_as_they_went_in(predicting: Path, tmp_path: Path) -> None:
     assert main(["import", str(predicting), str(tmp_path / "out"), "--mtp"]) == 0
-    assert export_folder(tmp_path / "out", tmp_path / "hf") == ("deepseek_v3", None)
+    family = json.loads((predicting / "config.json").read_text())["model_type"]
+    assert export_folder(tmp_path / "out", tmp_path / "hf") == (family, None)
     before, after = (load_file(folder / "model.safetensors") for folder in (predicting, tmp_path / "hf"))
     assert before.keys() == after.keys() and all(torch.equal(after[k], v) for k, v in before.items())
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["num_nextn_predict_layers"] == 1

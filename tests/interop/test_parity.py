@@ -81,6 +81,8 @@ def test_exported_folder_gives_transformers_the_same_logits(
         tmp_path / "hf", output_loading_info=True, experts_implementation="eager"
     )
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    for parameter in again.parameters():
+        parameter.data = parameter.data.clone()  # products of memory that is not aligned may round otherwise
     assert torch.equal(again.eval()(tokens).logits, foreign(name)(tokens).logits)
 
 

@@ -1,7 +1,9 @@
-"""Presets that no family of checkpoints reads yet, against the classes of transformers: as many parameters."""
+"""Presets of 2025 and 2026 against the classes of transformers: as many parameters, the same model at full depth."""
 
 from __future__ import annotations
 
+import copy
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 import transformers
 
 from blocks.compose import compose, preset
+from interop.fingerprint import difference
+from interop.importing import find
 
 NEMOTRON = "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"
 KIMI = {
@@ -38,16 +42,45 @@ TOTALS: dict[str, tuple[int, str, dict[str, Any]]] = {
 }
 
 
+# what the released files say beyond the class's defaults and the settings above
+BEYOND: dict[str, dict[str, Any]] = {
+    "qwen3_next_80b_a3b": {"max_position_embeddings": 262144, "rope_parameters": {"rope_theta": 1e7}},
+    "olmo_hybrid_7b": {"rope_parameters": {"rope_theta": None, "rope_type": "default"}},
+    "smollm3_3b": {"max_position_embeddings": 65536, "rope_parameters": {"rope_theta": 5e6}},
+    "gemma3_27b": {
+        "sliding_window": 1024,
+        "query_pre_attn_scalar": 168,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "glm4_5_air": {"rope_parameters": {"rope_theta": 1e6}},
+    "minimax_m2": {"rotary_dim": 64},
+    "nemotron_h_8b": {"max_position_embeddings": 8192},
+}
+
+
+def configuration(name: str, **more: Any) -> Any:
+    """What transformers makes of the settings of a preset."""
+    _, architecture, settings = TOTALS[name]
+    kind = "Gemma3TextConfig" if architecture == "Gemma3" else f"{architecture}Config"
+    return getattr(transformers, kind)(**copy.deepcopy({**settings, **more}))
+
+
 @pytest.mark.parametrize("name", TOTALS)
-def test_preset_has_as_many_parameters_as_published(name: str) -> None:
-    assert sum(p.numel() for p in compose(preset(name), device="meta").parameters()) == TOTALS[name][0]
+def test_preset_has_the_published_total_and_is_what_the_configuration_describes(name: str) -> None:
+    ours = compose(preset(name), device="meta")
+    assert sum(p.numel() for p in ours.parameters()) == TOTALS[name][0]
+    values = json.loads(configuration(name, **BEYOND.get(name, {})).to_json_string(use_diff=False))
+    described = compose(find(values).composition(values), device="meta")
+    assert difference(ours, described) is None
 
 
 @pytest.mark.parametrize("name", TOTALS)
 def test_class_of_transformers_has_as_many(name: str) -> None:
-    total, architecture, settings = TOTALS[name]
-    kind = "Gemma3TextConfig" if architecture == "Gemma3" else f"{architecture}Config"
+    total, architecture, _ = TOTALS[name]
     with torch.device("meta"):
-        theirs = getattr(transformers, f"{architecture}ForCausalLM")(getattr(transformers, kind)(**settings))
+        theirs = getattr(transformers, f"{architecture}ForCausalLM")(configuration(name))
     # Biases of choice are buffers here, and parameters of some classes.
     assert sum(p.numel() for n, p in theirs.named_parameters() if "correction_bias" not in n) == total
