@@ -44,6 +44,11 @@ def built_in_full_precision() -> Iterator[None]:
         torch.set_default_dtype(default)
 
 
+def unlowered(x: Tensor) -> torch.autocast:
+    """Context without autocast on the device of x: products keep the dtype of what they multiply."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)  # which does not know the meta device
+
+
 def full_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b of fp32 [T,K] and [N,K], in full precision even on a GPU set to TF32."""
     if x.device.type != "cuda":

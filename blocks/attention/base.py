@@ -24,6 +24,8 @@ class Attention(Block):
 
     ``child_context`` gives the position child the width of the queries and keys that it rotates, and the number of
     heads whose scores it may bias. A block whose rotated width is not ``head_dim`` overrides it, as ``mla`` does.
+
+    A block whose ``forward`` also names ``carry`` is given what crosses depth (blocks/carry.py).
     """
 
     @classmethod

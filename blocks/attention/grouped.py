@@ -8,12 +8,14 @@ from torch import Tensor
 from blocks.attention.base import Attention, attend_in_parts, even_heads, reads_in_parts, rotated, score_terms
 from blocks.base import Placement
 from blocks.cache import Cache, Ring
+from blocks.carry import Carry
 from blocks.kernels.scoring import Scoring
 from blocks.linear import Linear
 from blocks.output_gate.base import OutputGate
 from blocks.position.base import Position
 from blocks.qk_norm.base import QKNorm
 from blocks.scores.base import Scores
+from blocks.values.base import Values
 from registry import BlockError
 from registry.ranges import Count, Positive
 
@@ -33,6 +35,7 @@ class GroupedAttention(Attention):
         qk_norm: normalises queries and keys before rotation; null for none
         output_gate: gates the heads' outputs; null for none
         scores: replaces the plain softmax; null for none
+        values: changes the values before they are cached; null for none
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
@@ -51,6 +54,7 @@ class GroupedAttention(Attention):
         qk_norm: QKNorm | None = None,
         output_gate: OutputGate | None = None,
         scores: Scores | None = None,
+        values: Values | None = None,
     ) -> None:
         super().__init__()
         H = head_dim or even_heads(d_model, n_heads)
@@ -64,12 +68,20 @@ class GroupedAttention(Attention):
         self.value = Linear(d_model, n_kv_heads * H, bias=bias)
         self.output = Linear(n_heads * H, d_model, bias=bias if output_bias is None else output_bias)
         self.position, self.qk_norm, self.output_gate, self.scores = position, qk_norm, output_gate, scores
+        self.values = values
         self.scale = position.softmax_scale / (query_scale or H) ** 0.5
 
     def forward(
-        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        *,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+        carry: Carry | None = None,
     ) -> Tensor:
         q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value))
+        v = v if self.values is None else self.values(v, {} if carry is None else carry)
         q, k = (q, k) if self.qk_norm is None else self.qk_norm(q, k)
         q, k = rotated(self.position, q, k, positions, cache)
         if cache is not None and self.scores is None and reads_in_parts(self.kernels, cache, q.shape[1]):

@@ -1,4 +1,4 @@
-"""Wirings of a layer against their formulas."""
+"""Wirings of a layer against their formulas; those of several streams are in test_streams.py."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 import registry
 
+STREAMS = {"attention_residual", "hyper_connections", "mhc"}
 FORMULAS: dict[str, Callable[[Any, Tensor, Callable, Callable], Tensor]] = {}
 
 
@@ -56,7 +57,7 @@ def mixers() -> tuple[Callable, Callable]:
 
 
 def test_every_registered_wiring_is_tested() -> None:
-    assert set(registry.names("residual")) == set(FORMULAS)
+    assert set(registry.names("residual")) == set(FORMULAS) | STREAMS
 
 
 @pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
@@ -76,11 +77,12 @@ def test_each_mixer_is_called_once(make_block: Callable[..., Any], name: str) ->
     def mixer(called: str) -> Callable[[Tensor], Tensor]:
         return lambda x: calls.append(called) or x
 
-    make_block("residual", name)(torch.randn(1, 3, 48, dtype=torch.float64), mixer("attention"), mixer("ffn"))
+    residual = make_block("residual", name)
+    residual(residual.open(torch.randn(1, 3, 48, dtype=torch.float64)), mixer("attention"), mixer("ffn"))
     assert calls == ["attention", "ffn"]
 
 
-@pytest.mark.parametrize("name", registry.names("residual"))
+@pytest.mark.parametrize("name", FORMULAS)
 def test_wiring_owns_norms_of_the_models_width_and_all_of_them_learn(
     make_block: Callable[..., Any], mixers: tuple[Callable, Callable], name: str
 ) -> None:

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from blocks.base import Placement
+from blocks.mixing.base import Mixing
+from blocks.norm.base import Norm
+from blocks.precision import at_least_fp32, full_linear, unlowered
+from blocks.residual.base import Mixer
+from blocks.residual.streams import Streams
+from registry import register
+from registry.ranges import Count, Positive
+
+
+@register("residual", "mhc")
+class MHC(Streams):
+    """Manifold-constrained hyper-connections: several streams, which mix without growing or vanishing.
+
+    arXiv 2512.24880; DeepSeek-V4. With streams X [M,D] of a token, for each of attention and ffn:
+    [a; b; c] = W r, r = vec(X)/√(mean vec(X)² + ε);
+    read = σ(s₁a + b₁) + ε, write = 2σ(s₂b + b₂), x = Σ_i read_i X_i;
+    X_i ← write_i f(norm(x)) + Σ_j M_ij X_j with the matrix M = mixing(s₃c + b₃).
+
+    It begins as ``prenorm``: s = 0, write = 1, reads add up to 1, half of it from one stream, which is drawn, and M is
+    nearly the identity. DeepSeek's s begin at 0.01, in transformers at 1. Streams are closed by their mean, as GLM-5.3
+    does; DeepSeek-V4 learns a weighted sum. In fp32 at least, like routers.
+
+    Args:
+        attention_norm: norm before the attention
+        ffn_norm: norm before the feed-forward block
+        mixing: how the streams mix
+        n_streams: M
+        eps: ε
+    """
+
+    default_children: ClassVar[Mapping[str, Any]] = {"mixing": {"name": "permutations"}}
+
+    def __init__(
+        self,
+        d_model: int,
+        attention_norm: Norm,
+        ffn_norm: Norm,
+        mixing: Mixing,
+        n_streams: Count = 4,
+        eps: Positive = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.streams, self.mixing = n_streams, mixing
+        self.attention_norm, self.ffn_norm = attention_norm, ffn_norm
+        self.attention_connection = Connection(d_model, n_streams, mixing.n_logits, eps)
+        self.ffn_connection = Connection(d_model, n_streams, mixing.n_logits, eps)
+
+    def reset_parameters(self) -> None:
+        for connection in (self.attention_connection, self.ffn_connection):
+            connection.reset_parameters(self.mixing.start())
+
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+        x = self._through(x, self.attention_connection, lambda h: attention(self.attention_norm(h)))
+        return self._through(x, self.ffn_connection, lambda h: ffn(self.ffn_norm(h)))
+
+    def _through(self, x: Tensor, connection: Connection, mixer: Mixer) -> Tensor:
+        with unlowered(x):
+            read, write, logits = connection(x)
+            h = (read[..., None] * x).sum(2).to(x.dtype)
+        y = mixer(h)
+        with unlowered(x):
+            return write[..., None].to(x.dtype) * y[:, :, None] + self.mixing(x, logits)
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        parts = ("attention_connection", "ffn_connection")
+        return {f"{part}.{name}": "replicate" for part in parts for name in ("weight", "bias", "scale")}
+
+
+class Connection(nn.Module):
+    """What is read from the streams of a token, what is written to them, and the logits of their mixing.
+
+    Args:
+        d_model: D
+        n_streams: M
+        n_logits: L
+        eps: ε
+    """
+
+    def __init__(self, d_model: int, n_streams: int, n_logits: int, eps: float) -> None:
+        super().__init__()
+        self.sizes, self.eps = [n_streams, n_streams, n_logits], eps
+        self.weight = nn.Parameter(torch.empty(sum(self.sizes), n_streams * d_model))
+        self.bias = nn.Parameter(torch.empty(sum(self.sizes)))
+        self.scale = nn.Parameter(torch.empty(3 if n_logits else 2))
+
+    def reset_parameters(self, mixing: Tensor) -> None:
+        n = self.sizes[0]
+        read = torch.full((n,), 0.5 / max(n - 1, 1))
+        read[torch.randint(n, ())] = 0.5 if n > 1 else 1 - self.eps
+        self.scale.zero_()
+        self.bias.copy_(torch.cat(((read - self.eps).logit(1e-6), torch.zeros(n), mixing)))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Streams [B,T,M,D] → read [B,T,M], write [B,T,M] and logits [B,T,L], in at least fp32."""
+        flat, weight = at_least_fp32(x.flatten(2)), at_least_fp32(self.weight)
+        drawn = full_linear(flat.flatten(0, 1), weight).unflatten(0, x.shape[:2])
+        drawn = drawn * (flat.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        parts = zip(drawn.split(self.sizes, -1), self.bias.split(self.sizes), strict=True)
+        a, b, *c = (part * s + bias for (part, bias), s in zip(parts, self.scale, strict=False))
+        return a.sigmoid() + self.eps, 2 * b.sigmoid(), c[0] if c else drawn[..., :0]

@@ -1,0 +1,18 @@
+"""The contract of ``values``: change the values of an attention before they are cached and read."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from blocks.base import Block
+from blocks.carry import Carry
+from registry import family
+
+
+@family("values")
+class Values(Block):
+    """A child of attention."""
+
+    def forward(self, v: Tensor, carry: Carry) -> Tensor:
+        """Values [B,T,K,V] → [B,T,K,V]; ``carry`` as in blocks/carry.py."""
+        raise NotImplementedError

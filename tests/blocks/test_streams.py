@@ -1,0 +1,208 @@
+"""Residual streams, their mixing and the value residual against their formulas, and against a single stream."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from blocks.compose import compose
+from blocks.values.value_residual import ValueResidual
+from registry import BlockError, ConfigError
+
+MODEL: dict[str, Any] = {
+    "vocab_size": 61,
+    "d_model": 36,
+    "n_layers": 3,
+    "max_positions": 64,
+    "attention": {"name": "gqa", "n_heads": 6, "n_kv_heads": 3},
+    "position": "rope",
+    "ffn": {"name": "swiglu", "d_ff": 24},
+    "norm": "rmsnorm",
+    "residual": "prenorm",
+    "init": {"std": 0.2, "depth_scaled": False},
+}
+TOKENS = torch.randint(61, (2, 17), generator=torch.Generator().manual_seed(0))
+D = 21  # odd, as are the other sizes
+Mixers = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+
+
+@pytest.fixture
+def mixers() -> Mixers:
+    torch.manual_seed(0)
+    a, f = (torch.randn(D, D, dtype=torch.float64) / 4 for _ in range(2))
+    return (lambda x: (x @ a).tanh().roll(1, 1)), (lambda x: (x @ f).sin())
+
+
+@pytest.fixture
+def make_streams(make_block: Callable[..., Any]) -> Callable[..., Any]:
+    """A residual block with random parameters, and random streams for it."""
+
+    def make(node: dict[str, Any], **context: Any) -> tuple[Any, Tensor]:
+        block = make_block("residual", node, d_model=D, **context)
+        if hasattr(block, "mixing"):
+            with torch.no_grad():
+                block.mixing.reset_parameters()
+        torch.manual_seed(1)
+        return block, torch.randn(2, 5, block.streams or 3, D, dtype=torch.float64)
+
+    return make
+
+
+def matrix(block: Any, logits: Tensor) -> Tensor:
+    """[M,M] of the logits of one token, by the papers' words."""
+    n, name = block.streams, type(block.mixing).__name__
+    if name == "NoMixing":
+        return torch.eye(n, dtype=logits.dtype)
+    if name == "Permutations":
+        weights = logits.softmax(0)
+        found = torch.zeros(n, n, dtype=logits.dtype)
+        for weight, order in zip(weights, itertools.permutations(range(n)), strict=True):
+            for i, j in enumerate(order):
+                found[i, j] += weight
+        return found
+    found = logits.reshape(n, n).softmax(1) + 1e-6
+    for step in range(39):
+        found = found / (found.sum(step % 2, keepdim=True) + 1e-6)
+    return found.T
+
+
+@pytest.mark.parametrize("mixing", ["permutations", "sinkhorn", "none"])
+@pytest.mark.parametrize("n", [3, 4])
+def test_mhc_follows_its_formula(make_streams: Callable[..., Any], mixers: Mixers, mixing: str, n: int) -> None:
+    block, x = make_streams({"name": "mhc", "n_streams": n, "mixing": mixing})
+    want = x.clone()
+    pairs = ((block.attention_connection, block.attention_norm), (block.ffn_connection, block.ffn_norm))
+    for (connection, norm), mixer in zip(pairs, mixers, strict=True):
+        read, write, mixed = torch.zeros(2, 5, D).double(), torch.zeros(2, 5, n).double(), torch.zeros_like(x)
+        for b, t in itertools.product(range(2), range(5)):
+            vector = want[b, t].flatten()
+            found = connection.weight @ (vector / (vector.square().mean() + 1e-6).sqrt())
+            scales = connection.scale.repeat_interleave(
+                torch.tensor([n, n, len(found) - 2 * n])[: len(connection.scale)]
+            )
+            found = found * scales + connection.bias
+            read[b, t] = sum((found[i].sigmoid() + 1e-6) * want[b, t, i] for i in range(n))
+            write[b, t] = 2 * found[n : 2 * n].sigmoid()
+            mixed[b, t] = matrix(block, found[2 * n :]) @ want[b, t]
+        want = write[..., None] * mixer(norm(read))[:, :, None] + mixed
+    torch.testing.assert_close(block(x, *mixers), want, rtol=0, atol=1e-10)
+
+
+def test_permutations_are_doubly_stochastic_at_any_logits(make_streams: Callable[..., Any]) -> None:
+    block, _ = make_streams({"name": "mhc"})
+    logits = torch.randn(2, 5, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 30
+    eye = torch.eye(4, dtype=torch.float64).expand(2, 5, 4, 4)
+    found = block.mixing(eye, logits)
+    assert found.min() >= 0
+    for dim in (-1, -2):
+        torch.testing.assert_close(found.sum(dim), torch.ones(2, 5, 4, dtype=torch.float64), rtol=0, atol=1e-14)
+
+
+def test_too_many_permutations_are_refused() -> None:
+    with pytest.raises(ConfigError, match="5,040 permutations") as caught:
+        compose({**MODEL, "residual": {"name": "mhc", "n_streams": 7}})
+    assert "sinkhorn" in caught.value.remedy
+
+
+def test_hyper_connections_follow_their_formula(make_streams: Callable[..., Any], mixers: Mixers) -> None:
+    block, x = make_streams({"name": "hyper_connections", "n_streams": 3})
+    want = x
+    pairs = ((block.attention_connection, block.attention_norm), (block.ffn_connection, block.ffn_norm))
+    for (connection, norm), mixer in zip(pairs, mixers, strict=True):
+        dynamic = (connection.norm(want) @ connection.weight.T).tanh()
+        alpha = connection.scale[0] * dynamic[..., :4] + connection.static[:, :4]
+        beta = connection.scale[1] * dynamic[..., 4] + connection.static[:, 4]
+        both = torch.einsum("btsj,btsd->btjd", alpha, want)  # algorithm 2: the input, then the streams
+        want = both[:, :, 1:] + torch.einsum("bts,btd->btsd", beta, mixer(norm(both[:, :, 0])))
+    torch.testing.assert_close(block(x, *mixers), want, rtol=0, atol=1e-10)
+
+
+def aggregate(query: Tensor | None, sources: list[Tensor]) -> Tensor:
+    """flash-linear-attention's naive_attnres."""
+    v = torch.stack(sources)
+    k = torch.nn.functional.rms_norm(v, (v.shape[-1],), eps=1e-6)
+    query = torch.zeros(v.shape[-1]).to(v) if query is None else query
+    return torch.einsum("lbt,lbtd->btd", torch.einsum("lbtd,d->lbt", k, query).softmax(0), v)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_attention_residual_follows_its_formula(make_streams: Callable[..., Any], mixers: Mixers, size: int) -> None:
+    blocks = [make_streams({"name": "attention_residual", "block": size}, n_layers=3, layer_idx=i)[0] for i in range(3)]
+    x = torch.randn(2, 5, D, dtype=torch.float64)
+    sources, streams = [x], blocks[0].open(x)
+    for i, block in enumerate(blocks):
+        streams = block(streams, *mixers)
+        queries = ((block.attention_query, block.attention_norm), (block.ffn_query, block.ffn_norm))
+        for j, (query, norm) in enumerate(queries):
+            y = mixers[j](norm(aggregate(query, sources)))
+            sources = [*sources, y] if (2 * i + j) % size == 0 else [*sources[:-1], sources[-1] + y]
+    assert streams.shape[2] == 1 + -(-6 // size)
+    torch.testing.assert_close(streams, torch.stack(sources, 2), rtol=0, atol=1e-10)
+    closed = aggregate(blocks[-1].closing_query, sources)
+    torch.testing.assert_close(blocks[-1].close(streams), closed, rtol=0, atol=1e-10)
+    assert blocks[0].attention_query is None and blocks[1].closing_query is None
+
+
+@pytest.mark.parametrize("mtp", [None, {"depth": 2}], ids=["", "mtp"])
+@pytest.mark.parametrize(
+    ("residual", "bound"),
+    [
+        ("mhc", 1e-5),
+        ({"name": "mhc", "mixing": "sinkhorn", "n_streams": 5}, 3e-5),
+        ({"name": "mhc", "mixing": "none", "n_streams": 1}, 1e-5),
+        ("hyper_connections", 0),
+        ("attention_residual", 1e-4),
+        ({"name": "attention_residual", "block": 4}, 1e-4),
+    ],
+    ids=str,
+)
+def test_streams_begin_as_prenorm(residual: Any, bound: float, mtp: Any) -> None:
+    plain, streams = (compose({**MODEL, "mtp": mtp, "residual": r}) for r in ("prenorm", residual))
+    with torch.no_grad():
+        assert (plain(TOKENS) - streams(TOKENS)).abs().max() <= bound
+        hidden, targets = plain.hidden(TOKENS)[0], TOKENS.roll(-1, 1)
+        for (mine, _), (theirs, _) in zip(
+            *(d.mtp_nll(hidden, TOKENS, targets)[0] for d in (streams, plain)), strict=True
+        ):
+            assert (mine - theirs).abs() <= bound * 30
+
+
+def test_streams_part_in_training() -> None:
+    """What makes streams alike at the start must not keep them alike."""
+    for residual in ("mhc", "hyper_connections"):
+        decoder: Any = compose({**MODEL, "residual": residual})
+        optimizer = torch.optim.SGD(decoder.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            decoder.nll(decoder.hidden(TOKENS[:, :-1])[0], TOKENS[:, 1:]).div(TOKENS.numel()).backward()
+            optimizer.step()
+        seen: list[Tensor] = []
+        decoder.layers[-1].residual.register_forward_hook(lambda module, given, y: seen.append(y))  # noqa: B023
+        decoder.hidden(TOKENS)
+        assert (seen[0] - seen[0].mean(2, keepdim=True)).abs().max() > 1e-3
+
+
+def test_value_residual_follows_its_formula() -> None:
+    torch.manual_seed(0)
+    blocks, v = [ValueResidual() for _ in range(3)], torch.randn(3, 2, 5, 3, 7, dtype=torch.float64)
+    factors = torch.randn(3, 2, dtype=torch.float64)
+    carry: dict[str, Tensor] = {}
+    for block, own, values in zip(blocks, factors, v, strict=True):
+        block.double().factors.data.copy_(own)
+        torch.testing.assert_close(block(values, carry), own[0] * values + own[1] * v[0])
+
+
+def test_first_layer_with_a_value_residual_leaves_its_values_and_others_need_their_shape() -> None:
+    variants = {"own": {"name": "mha", "n_heads": 6, "values": None}}
+    config = {**MODEL, "values": "value_residual", "variants": {"attention": variants}}
+    decoder: Any = compose({**config, "layout": {"attention": "own attention*"}})
+    with torch.no_grad():
+        decoder(TOKENS)
+    other = compose({**config, "overrides": [{"layers": 2, "attention": {"n_kv_heads": 2}}]})
+    with pytest.raises(BlockError, match=r"values of \(2, 6\) with the first layer's, of \(3, 6\)"):
+        other(TOKENS)
