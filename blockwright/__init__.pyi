@@ -42,6 +42,7 @@ from blocks.gating.base import Gating as Gating
 from blocks.gating.base import Routing as Routing
 from blocks.images.base import Images as Images
 from blocks.images.base import Pictures as Pictures
+from blocks.mixing.base import Mixing as Mixing
 from blocks.norm.base import Norm as Norm
 from blocks.output_gate.base import OutputGate as OutputGate
 from blocks.position.base import Position as Position
@@ -51,6 +52,7 @@ from blocks.residual.base import Residual as Residual
 from blocks.scores.base import Scores as Scores
 from blocks.tiling.base import Grid as Grid
 from blocks.tiling.base import Tiling as Tiling
+from blocks.values.base import Values as Values
 from blocks.vision.base import Vision as Vision
 
 # write text

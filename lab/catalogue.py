@@ -52,6 +52,7 @@ DENSE: dict[str, Any] = {
 }
 RECURRENT = DENSE | {"attention": {"name": "gated_delta", "n_heads": 4}}
 MIXTURE = DENSE | {"ffn": {"name": "moe", "n_experts": 8}}
+STREAMS = DENSE | {"residual": "mhc"}
 SEEING = DENSE | {"images": {"name": "early_fusion", "image_token": 60}}
 
 
@@ -70,7 +71,7 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
     node |= {p.name: DENSE[kind] for p in wrapped}  # from scope, it would contain itself
     around = {"position": "rope"} if kind == "attention" else {}
     # A decoder refuses what it has no place for, at the path of the kind; other errors are the block's.
-    for model in (DENSE, MIXTURE, RECURRENT, SEEING):
+    for model in (DENSE, MIXTURE, RECURRENT, STREAMS, SEEING):
         try:
             decoder = compose({**model, **around, kind: node})
         except ConfigError as refusal:
@@ -82,7 +83,7 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
             return decoder.double(), found[0]
     rule = "no decoder of the catalogue has a place for it"
     raise ConfigError(
-        f"{kind}/{name}", kind, rule, "Give DENSE, MIXTURE or SEEING in lab/catalogue.py a block that takes one"
+        f"{kind}/{name}", kind, rule, "Give a decoder in lab/catalogue.py a block that takes one"
     )
 
 

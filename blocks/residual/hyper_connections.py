@@ -92,4 +92,4 @@ class Connection(nn.Module):
         """Streams [B,T,M,D] → read [B,T,M,1], mix [B,T,M,M] and write [B,T,M,1], in the dtype of the streams."""
         drawn = (at_least_fp32(self.norm(x)) @ at_least_fp32(self.weight).t()).tanh()
         scale = torch.cat((self.scale[:1].expand(len(self.static) + 1), self.scale[1:]))
-        return (drawn * scale + self.static).to(x.dtype).split(self.sizes, -1)  # type: ignore[return-value]
+        return (drawn * scale + self.static).to(x.dtype).split(self.sizes, -1)

@@ -104,6 +104,11 @@ class Case:
         ("widen", {}, WIDE),
         ("widen", {"tie_embeddings": True, "scale_embeddings": True}, WIDE),
         ("untie", {"tie_embeddings": True}, {"tie_embeddings": False}),
+        ("streams", {}, {"residual": "mhc"}),
+        ("streams", {"norm": "layernorm"}, {"residual": {"name": "mhc", "mixing": "sinkhorn", "n_streams": 3}}),
+        ("streams", {"norm": "none"}, {"residual": "hyper_connections", "ffn": {"name": "swiglu", "d_ff": 72}}),
+        ("streams", {}, {"residual": {"name": "attention_residual", "block": 3}}),
+        ("first_values", {"qk_norm": "per_head"}, {"values": "value_residual"}),
     ],
 )
 def test_exact_operator_leaves_the_logits_alone(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
