@@ -44,12 +44,14 @@ class Layer(nn.Module):
         share: Share | None = None,
         experts: Tensor | None = None,
         carry: Carry | None = None,
+        ends: tuple[bool, bool] = (True, True),
     ) -> tuple[Tensor, Routing | None, Carry]:
-        """The residual streams of token ids [B,T], [B,T,D] or as the residual block opens them → the same after this
-        layer, the routing of the tokens if the ffn routes, and what the next layer is given as ``carry``.
+        """x of token ids [B,T] → x after this layer, the routing of the tokens if the ffn routes, and what the next
+        layer is given as ``carry``.
 
-        With a share, ``x``, ``tokens`` and ``carry`` are of its tokens, ``positions`` and ``segments`` of the whole
-        sequences.
+        ``ends`` says whether the layer is the first of its stack, and whether it is the last: x is [B,T,D] at both, and
+        in between what the residual block makes of it. With a share, ``x``, ``tokens`` and ``carry`` are of its tokens,
+        ``positions`` and ``segments`` of the whole sequences.
         """
         carry = dict(carry or {})  # its own: a layer that is computed again for the gradient finds what it found before
         of_attention, of_ffn = ({"carry": carry} if takes else {} for takes in self._carries)
@@ -66,7 +68,9 @@ class Layer(nn.Module):
             y, routing = self.ffn(h, tokens, *chosen, **of_ffn)
             return y
 
-        return self.residual(x, attend, feed), routing, carry
+        first, last = ends  # here, where strategies that shard a layer gather its weights
+        x = self.residual(self.residual.open(x) if first else x, attend, feed)
+        return self.residual.close(x) if last else x, routing, carry
 
 
 class Decoder(nn.Module):
@@ -195,15 +199,14 @@ class Decoder(nn.Module):
         if pictures is not None:
             embedded = self.look_up(tokens, pictures)
         x = self.position.embed(self.look_up(own) if embedded is None else take(embedded), take(positions))
-        residuals: list[Any] = [layer.residual for layer in self.layers]
-        x = residuals[0].open(x) if residuals else x
         routings: list[Routing | None] = []
         carry: Carry = {}
         for i, layer in enumerate(self.layers):
-            chosen = None if experts is None else experts[i]
-            x, routing, carry = layer(x, own, positions, segments, caches[i] if caches else None, share, chosen, carry)
+            chosen, ends = None if experts is None else experts[i], (i == 0, i == len(self.layers) - 1)
+            given = own, positions, segments, caches[i] if caches else None, share, chosen
+            x, routing, carry = layer(x, *given, carry, ends)
             routings.append(routing)
-        return self.norm(residuals[-1].close(x) if residuals else x), routings
+        return self.norm(x), routings
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed negative log-likelihood in nats of targets [B,T] (−100: not scored) given hidden [B,T,D]."""

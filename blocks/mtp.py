@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +57,5 @@ class MTP(nn.Module):
         With a share, as in ``Layer``.
         """
         x = self.project(torch.cat((self.embedding_norm(embedded), self.hidden_norm(hidden)), -1))
-        residual: Any = self.layer.residual
-        x, routing, _ = self.layer(residual.open(x), tokens, positions, segments, None, share)
-        return self.norm(residual.close(x)), routing
+        x, routing, _ = self.layer(x, tokens, positions, segments, None, share)
+        return self.norm(x), routing

@@ -82,9 +82,7 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
         if found:
             return decoder.double(), found[0]
     rule = "no decoder of the catalogue has a place for it"
-    raise ConfigError(
-        f"{kind}/{name}", kind, rule, "Give a decoder in lab/catalogue.py a block that takes one"
-    )
+    raise ConfigError(f"{kind}/{name}", kind, rule, "Give a decoder in lab/catalogue.py a block that takes one")
 
 
 def _run(decoder: Decoder, tokens: Tensor, training: bool = False, **given: Any) -> Tensor:
