@@ -255,6 +255,17 @@ class Measured:
         config = self.decoder.config
         return 2 * config["vocab_size"] * config["d_model"] * (1 + len(self.decoder.mtp))
 
+    @functools.cached_property
+    def inputs(self) -> int:
+        """Numbers of a token that all layers read: the residual stream, or all of several."""
+        x = torch.empty(1, 1, self.decoder.config["d_model"], device="meta")
+        total = x.numel() * (1 + len(self.decoder.mtp))  # the first layer and those of other depths open streams
+        for i, layer in enumerate(self.decoder.layers):
+            residual: Any = layer.residual
+            total, x = (total + x.numel(), x) if i else (total, residual.open(x))
+            x = residual(x, lambda h: h, lambda h: h)
+        return total
+
     def ffn_share(self, length: int) -> float:
         """Of the forward pass's FLOPs, those of feed-forward blocks: what selective recomputation repeats."""
         ffn = self.parts["ffn"]

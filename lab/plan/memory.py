@@ -99,7 +99,7 @@ def _activations(measured: Measured, job: Job, layout: Layout) -> dict[str, floa
     inside = {part: measured.parts[part].kept / layout.tensor for part in ("attention", "ffn")}
     around = measured.parts["around"].kept / (1 if layout.runs_here() else layout.tensor)
     everything = sum(inside.values()) + around
-    inputs = 2 * measured.decoder.config["d_model"] * L / (1 if layout.runs_here() else layout.tensor)
+    inputs = 2 * measured.inputs / (1 if layout.runs_here() else layout.tensor)
     share = layout.recompute if isinstance(layout.recompute, float) else 0.0
     kept = {"none": everything, "selective": everything - inside["ffn"] + inputs, "full": inputs}.get(
         str(layout.recompute), everything * (1 - share)

@@ -156,3 +156,20 @@ def test_flops_and_caches_of_unlike_layers_add_up(tiny: Callable[..., Any]) -> N
     assert forward_flops_per_token(config, 32) - forward_flops_per_token(mixed, 32) == saved
     sizes = [cache_bytes(compose(c, device="meta"), 10, torch.bfloat16) for c in (config, mixed)]
     assert sizes[0] - sizes[1] == 10 * 2 * 3 * 12 * 2
+
+
+def test_streams_cost_their_projection_and_mixing() -> None:
+    base = {"d_model": 48, "vocab_size": 61, "n_layers": 3, "max_positions": 64, "position": "rope", "norm": "rmsnorm"}
+    base |= {"attention": {"name": "gqa", "n_heads": 4, "n_kv_heads": 2}, "ffn": {"name": "swiglu", "d_ff": 24}}
+    plain, mhc, hyper, sources = (
+        compose({**base, "residual": residual}, device="meta")
+        for residual in ("prenorm", "mhc", "hyper_connections", {"name": "attention_residual", "block": 4})
+    )
+    size, flops = count_parameters(plain).total, forward_flops_per_token(plain, 8)
+    rows = 2 * 4 + 24  # read, write and a logit for each permutation, of four streams
+    assert count_parameters(mhc).total - size == 6 * (rows * 4 * 48 + rows + 3)
+    assert forward_flops_per_token(mhc, 8) - flops == 6 * 2 * (rows * 4 * 48 + 24 * 16 + 4 * 4 * 48)
+    assert count_parameters(hyper).total - size == 6 * (6 * 48 + 4 * 6 + 2 + 48)
+    assert forward_flops_per_token(hyper, 8) - flops == 6 * 2 * (4 * 6 * 48 + 5 * 4 * 48)
+    assert count_parameters(sources).total - size == 6 * 48  # no query of the first attention, one at the end
+    assert forward_flops_per_token(sources, 8) == flops  # like those of norms, elementwise operations are not counted

@@ -102,3 +102,14 @@ def test_the_decoder_itself_is_left_as_it_was(tiny: Callable[..., Any]) -> None:
     measure(decoder)
     assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in decoder.modules()] == before
     assert all(p.dtype == torch.float32 for p in decoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("residual", "streams"),
+    [("prenorm", 4), ("mhc", 1 + 3 * 4), ({"name": "attention_residual", "block": 2}, 1 + 2 + 3 + 4)],
+)
+def test_layers_read_all_streams_and_the_first_one_opens_them(
+    tiny: Callable[..., Any], residual: Any, streams: int
+) -> None:
+    found = measured(tiny(residual=residual, n_layers=4, mtp={"depth": 1, "loss_weight": 0.3}))
+    assert found.inputs == (streams + 1) * 48

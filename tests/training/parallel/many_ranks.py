@@ -70,6 +70,11 @@ GPT = (
 )
 ALIBI = DENSE.replace("rope", "alibi")
 MTP = BIASED + "mtp: {depth: 2, loss_weight: 0.3}\n"
+STREAMS = (
+    DENSE.replace("residual: prenorm", "residual: mhc").replace("n_layers: 2", "n_layers: 3")
+    + "values: value_residual\nmtp: {depth: 1, loss_weight: 0.3}\n"
+)
+SOURCES = STREAMS.replace("residual: mhc", "residual: {name: attention_residual, block: 2}")
 GUEST = (
     MOE.replace("{name: gqa, n_heads: 4, n_kv_heads: 2}", "{name: retention, n_heads: 4}")
     .replace("position: rope", "position: xpos")

@@ -21,6 +21,8 @@ from many_ranks import (
     MODELS,
     MOE,
     MTP,
+    SOURCES,
+    STREAMS,
     Descent,
     Restored,
     far,
@@ -68,10 +70,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "multi-token prediction": (MTP, {"packed": True, "steps": 2}),
     "muon": (DEEPSEEK, {"optimizer": Muon(lr=1e-2, ns_dtype="float32")}),
     "guest": (GUEST, {}),
+    "streams": (STREAMS, {"packed": True, "task": {"activation_checkpointing": "full"}, "steps": 2}),
+    "sources": (SOURCES, {"steps": 2}),
 }
 PAIR = [
-    *(("fsdp", case) for case in ("biased, packed, accumulated, recomputed", "muon")),
-    *(("tp", case) for case in ("deepseek", "biases and tied embeddings", "heads that cannot be split", "guest")),
+    *(("fsdp", case) for case in ("biased, packed, accumulated, recomputed", "muon", "sources")),
+    *(
+        ("tp", case)
+        for case in ("deepseek", "biases and tied embeddings", "heads that cannot be split", "guest", "streams")
+    ),
     *(("ep", case) for case in ("batch-wide balance", "selective", "multi-token prediction", "guest")),
 ]
 FOUR = [("hsdp", "deepseek"), ("fsdp_tp", "dense"), ("fsdp_ep", "biased, packed, accumulated, recomputed")]

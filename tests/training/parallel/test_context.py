@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from counting import Counted
-from many_ranks import BIASED, DEEPSEEK, DENSE, GPT, MOE, MTP, Descent, EndedError, Restored, far, spawn, train
+from many_ranks import BIASED, DEEPSEEK, DENSE, GPT, MOE, MTP, STREAMS, Descent, EndedError, Restored, far, spawn, train
 from torch import Tensor, nn
 
 from blocks.attention import mla
@@ -218,11 +218,13 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "biases and tied embeddings": (GPT, {}),
     "deepseek, z loss": (DEEPSEEK, {"task": {"z_loss": 0.01, "activation_checkpointing": "selective"}}),
     "dense, packed": (DENSE, {"packed": True}),
+    "streams, packed": (STREAMS, {"packed": True}),
 }
 TRAINED = [
     ("context", "mtp, packed, recomputed"),
     ("context", "batch-wide balance, accumulated"),
     ("context", "biases and tied embeddings"),
+    ("context", "streams, packed"),
     ("shards", "deepseek, z loss"),
     ("copies", "dense, packed"),
     ("heads", "mtp, packed"),
