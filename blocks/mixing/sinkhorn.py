@@ -17,8 +17,8 @@ class Sinkhorn(Mixing):
     transposition and ε are those of DeepSeek-V4's code in transformers. It begins near the identity.
 
     Args:
-        iterations: n
-        eps: ε
+        iterations: n, divisions by the sums of columns
+        eps: ε, added to each number and each sum
     """
 
     def __init__(self, n_streams: int, iterations: Count = 20, eps: Positive = 1e-6) -> None:

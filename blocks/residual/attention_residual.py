@@ -28,7 +28,7 @@ class AttentionResidual(Residual):
         attention_norm: norm before the attention
         ffn_norm: norm before the feed-forward block
         block: outputs, of attentions and feed-forward blocks, that are added up to one source; 1 keeps all apart
-        eps: ε
+        eps: ε, added to the mean square of a source
     """
 
     streams = 0

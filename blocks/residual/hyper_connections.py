@@ -29,7 +29,7 @@ class HyperConnections(Streams):
         ffn_norm: norm before the feed-forward block
         attention_stream_norm: norm of each stream, before W, around the attention
         ffn_stream_norm: the same around the feed-forward block
-        n_streams: M
+        n_streams: M, residual streams
     """
 
     def __init__(

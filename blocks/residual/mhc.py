@@ -33,8 +33,8 @@ class MHC(Streams):
         attention_norm: norm before the attention
         ffn_norm: norm before the feed-forward block
         mixing: how the streams mix
-        n_streams: M
-        eps: ε
+        n_streams: M, residual streams
+        eps: ε, added to the mean square and to what is read
     """
 
     default_children: ClassVar[Mapping[str, Any]] = {"mixing": {"name": "permutations"}}
