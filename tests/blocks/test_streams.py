@@ -206,3 +206,17 @@ def test_first_layer_with_a_value_residual_leaves_its_values_and_others_need_the
     other = compose({**config, "overrides": [{"layers": 2, "attention": {"n_kv_heads": 2}}]})
     with pytest.raises(BlockError, match=r"values of \(2, 6\) with the first layer's, of \(3, 6\)"):
         other(TOKENS)
+
+
+@pytest.mark.parametrize("name", ["mhc", "hyper_connections"])
+def test_streams_open_as_copies_and_close_by_their_mean(make_streams: Callable[..., Any], name: str) -> None:
+    block, x = make_streams({"name": name, "n_streams": 3})
+    torch.testing.assert_close(block.close(x), (x[:, :, 0] + x[:, :, 1] + x[:, :, 2]) / 3)
+    assert torch.equal(block.open(x[:, :, 0]), torch.stack([x[:, :, 0]] * 3, 2))
+
+
+def test_multi_token_prediction_has_sources_of_its_own() -> None:
+    decoder: Any = compose({**MODEL, "residual": {"name": "attention_residual", "block": 4}, "mtp": {"depth": 2}})
+    for residual in (decoder.layers[0].residual, *(depth.layer.residual for depth in decoder.mtp)):
+        assert residual.attention_query is None and residual.starts == [True, False]
+    assert decoder.layers[1].residual.starts == [False, False] and decoder.layers[2].residual.starts == [True, False]
