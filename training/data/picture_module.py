@@ -18,7 +18,7 @@ from training.data.corpus import SPLITS, Split
 from training.data.dealing import DealtOrder
 from training.data.packing import Packed
 from training.data.picture_conversations import PictureCorpus
-from training.data.picture_rows import PictureRendering, PictureRows, Sights
+from training.data.picture_rows import PictureRendering, PictureRows, Sights, refuse_token
 from training.data.rows import RowOrder
 
 
@@ -40,12 +40,7 @@ class PictureDataModule(ChatDataModule):
     def __init__(self, *args: Any, model: Mapping[str, Any], row_tiles: Count | None = None, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.images, self.row_tiles = images_of(model), row_tiles
-        token = self.images.image_token
-        if token == self.tokenizer.eos or (
-            self.tokenizer.fitted and self.tokenizer.token_bytes()[token : token + 1].any()
-        ):
-            rule = "is the id of another token of this tokenizer"
-            raise ConfigError("model.images.image_token", token, rule, "Use an id that the tokenizer leaves free")
+        refuse_token(self.images, self.tokenizer)
         given = (self.tokenizer, self.rendering.chat, self.sequence_length)
         self.rendering = PictureRendering(self.images, self.corpus.pictures, *given)
 

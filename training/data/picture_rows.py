@@ -20,9 +20,10 @@ from training.data.conversations import Conversation
 from training.data.order import PADDING
 from training.data.packing import Ints
 from training.data.picture_conversations import WORD
-from training.data.pictures import tiles_of
+from training.data.pictures import SETTING, tiles_of
 from training.data.rendering import Rendering
 from training.data.rows import Rows, best_fit
+from training.data.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,6 +78,13 @@ class PictureRendering(Rendering):
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), "tiles": self.tiles}
 
+    def check(self, texts: Iterable[str]) -> None:
+        texts = list(texts)
+        super().check(texts)
+        for each in (each for text in texts for each in self.read(text)):
+            if "images" in each.columns:  # else only opening them says how many there are
+                _agree(each, self.chat.render(each.messages, each.tools), len(each.columns["images"]), True)
+
     def encoded(
         self, conversation: Conversation, messages: Sequence[Message]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
@@ -90,8 +98,9 @@ class PictureRendering(Rendering):
     def _encoded(
         self, conversation: Conversation, pieces: Sequence[Piece], whole: bool
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        counts, ids, scored = list(map(self.images.tiling.count, self._grids(conversation))), [], []
-        texts: list[Piece] = []
+        counts = list(map(self.images.tiling.count, self._grids(conversation)))
+        _agree(conversation, pieces, len(counts), whole)
+        ids, scored, texts = [], [], list[Piece]()
 
         def flush(places: int = 0) -> None:
             for found, are_scored in (encode(texts, self.tokenizer), self._places(places)):
@@ -103,34 +112,69 @@ class PictureRendering(Rendering):
             first, *others = [piece.text] if piece.special else piece.text.split(WORD)
             texts.append(Piece(first, piece.special, piece.scored))
             for text in others:
-                if piece.scored or not counts:
-                    rule = "an answer holds <image>" if piece.scored else "it has more <image> than pictures"
-                    _refuse(conversation, rule)
                 flush(counts.pop(0))
                 texts.append(Piece(text, scored=piece.scored))
         flush()
-        if counts and whole:
-            _refuse(conversation, f"{len(counts)} of its pictures have no <image> in a message")
         return np.concatenate(ids), np.concatenate(scored)
 
     def _grids(self, conversation: Conversation) -> list[Grid]:
         if self._opened[0] is not conversation:  # its pictures are opened once, however it is shortened
-            self._opened = (conversation, grids_of(self.images, self.open_pictures(conversation)))
+            self._opened = (
+                conversation,
+                grids_of(self.images, self.open_pictures(conversation), where=conversation.where),
+            )
         return self._opened[1]
 
     def _places(self, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         return np.full(count, self.images.image_token, dtype=np.int64), np.zeros(count, dtype=np.bool_)
 
 
+def _agree(conversation: Conversation, pieces: Sequence[Piece], n_pictures: int, whole: bool) -> None:
+    """Refuse another number of ``<image>`` than of pictures, which may be more where turns are left out."""
+    words = sum(piece.text.count(WORD) for piece in pieces if not piece.special)
+    if any(WORD in piece.text for piece in pieces if piece.scored):
+        _refuse(conversation, "an answer holds <image>")
+    if words > n_pictures:
+        _refuse(conversation, f"it has more <image> than pictures ({words}, {n_pictures})")
+    if words < n_pictures and whole:
+        _refuse(conversation, f"{n_pictures - words} of its pictures have no <image> in a message")
+
+
 def _refuse(
     conversation: Conversation, rule: str, remedy: str = 'Write one <image> in a user\'s message for each of "images"'
 ) -> NoReturn:
-    raise ConfigError("data.corpus.files", conversation.where, rule, remedy)
+    raise ConfigError(SETTING, conversation.where, rule, remedy)
 
 
-def grids_of(images: Images, pictures: Sequence[Image]) -> list[Grid]:
-    """The grid of each picture of a conversation."""
+def grids_of(images: Images, pictures: Sequence[Image], path: str = SETTING, where: str = "") -> list[Grid]:
+    """The grid of each picture of a conversation.
+
+    Args:
+        images: the image side of the model
+        pictures: of the conversation
+        path, where: of it, for messages
+
+    Raises:
+        ConfigError: a picture so long that nothing of it would be left on a tile
+    """
+    P = images.vision.tile
+    for width, height in (picture.size for picture in pictures):
+        if round(P * min(width, height) / max(width, height)) < 1:
+            rule = f"a picture of {width} × {height} pixels is thinner than a pixel on a tile of {P}"
+            raise ConfigError(path, where or f"{width} × {height}", rule, "Cut it into several")
     return [images.tiling.grid(*picture.size, len(pictures)) for picture in pictures]
+
+
+def refuse_token(images: Images, tokenizer: Tokenizer) -> None:
+    """Refuse an image token that is the id of another token.
+
+    Raises:
+        ConfigError: at ``model.images.image_token``
+    """
+    token = images.image_token
+    if token == tokenizer.eos or (tokenizer.fitted and tokenizer.token_bytes()[token : token + 1].any()):
+        rule = "is the id of another token of this tokenizer"
+        raise ConfigError("model.images.image_token", token, rule, "Use an id that the tokenizer leaves free")
 
 
 def shown(tiling: Tiling, grids: Sequence[Grid], places: int) -> list[Grid]:
