@@ -145,16 +145,12 @@ SETTINGS = {
     ),
     "corpus without pictures": Mistake(
         None,
-        "data.corpus._target_=training.data.conversations.Conversations ~data.corpus.folder",
+        "data=chat data._target_=training.data.picture_module.PictureDataModule +data.model=${model}",
         "data.corpus",
         "conversations with pictures",
     ),
     "pictures for a chat of text": Mistake(
-        None,
-        "data._target_=training.data.chat_module.ChatDataModule ~data.model ~data.row_tiles ~data.corpus.folder "
-        "data.corpus._target_=training.data.conversations.Conversations",
-        "data.corpus.files",
-        r"good\.jsonl:1.*has images.*data=images",
+        None, "data=chat", "data.corpus.files", r"good\.jsonl:1.*has images.*data=images"
     ),
     "patch larger than the tile": Mistake(None, "model.vision.patch=29", "model.vision.patch", "larger than the tile"),
     "heads that do not divide": Mistake(None, "model.vision.n_heads=5", "model.vision.n_heads", "divide width"),
@@ -208,6 +204,10 @@ def overrides(name: str, mistake: Mistake, folder: Path) -> list[str]:
     return [*given, f"data.corpus.files={file}"]
 
 
+def common(folder: Path) -> list[str]:
+    return [part.replace("{tmp}", str(folder)) for part in BASE]
+
+
 def files(folder: Path) -> None:
     pictures(folder)
     (folder / "good.jsonl").write_text(json.dumps(shows("good.png")) + "\n")
@@ -223,11 +223,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(folder: Path) -> DictConfig:
-    return compose_config([part.replace("{tmp}", str(folder)) for part in BASE], output_dir=str(folder / "run"))
+    return compose_config(common(folder), output_dir=str(folder / "run"))
 
 
-def changed(base: DictConfig, given: list[str]) -> DictConfig:
-    """The configuration with overrides of single values, as Hydra would set them."""
+def changed(base: DictConfig, given: list[str], folder: Path) -> DictConfig:
+    """The configuration with overrides: of single values quickly, as Hydra would set them."""
+    if any("." not in override.partition("=")[0] for override in given):
+        return compose_config([*common(folder), *given], output_dir=str(folder / "run"))
     cfg = base.copy()
     OmegaConf.set_struct(cfg, False)
     for override in given:
@@ -243,7 +245,7 @@ def changed(base: DictConfig, given: list[str]) -> DictConfig:
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistake_is_one_message_before_training(name: str, base: DictConfig, folder: Path) -> None:
     mistake = MISTAKES[name]
-    cfg = changed(base, overrides(name, mistake, folder))
+    cfg = changed(base, overrides(name, mistake, folder), folder)
     with pytest.raises(ConfigError) as caught, warnings.catch_warnings():
         warnings.simplefilter("error")
         plain = checked(cfg)
@@ -266,7 +268,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 
 def test_good_pictures_pass_and_mistakes_are_many(base: DictConfig, folder: Path) -> None:
     for given in ([], [f"data.corpus.folder={folder}"], ["data.row_tiles=3"]):
-        data: Any = instantiate(checked(changed(base, given))["data"], "data")
+        data: Any = instantiate(checked(changed(base, given, folder))["data"], "data")
         data.prepare_data()
         data.setup("fit")
         assert data.order.n_windows == 1
@@ -282,8 +284,7 @@ def test_mistake_on_the_real_command_line(
 
 
 def command(name: str, folder: Path) -> list[str]:
-    common = [part.replace("{tmp}", str(folder)) for part in BASE]
-    return [*common, f"hydra.run.dir={folder}/run", *overrides(name, MISTAKES[name], folder)]
+    return [*common(folder), f"hydra.run.dir={folder}/run", *overrides(name, MISTAKES[name], folder)]
 
 
 def assert_refused(name: str, code: Any, said: str, folder: Path) -> None:
