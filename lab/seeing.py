@@ -52,7 +52,7 @@ def encode(
     for prompt in prompts:
         first, *others = prompt.split(WORD)
         row, own = ids_of(first) if first else [], opened[len(grids) : len(grids) + len(others)]
-        for picture, grid, text in zip(own, grids_of(images, own), others, strict=True):
+        for picture, grid, text in zip(own, grids_of(images, own, "--image"), others, strict=True):
             row += [images.image_token] * images.tiling.count(grid) + (ids_of(text) if text else [])
             tiles.append(tiles_of(picture, grid, images.vision, images.tiling))
             grids.append(grid)

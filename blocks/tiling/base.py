@@ -41,6 +41,10 @@ class Tiling(Block):
         """Canvases that the image is fitted on, in tiles; each is cut row by row, and all tiles follow each other."""
         return [ONE]
 
+    def n_tiles(self, grid: Grid) -> int:
+        """Tiles of an image."""
+        return sum(c * r for c, r in self.canvases(grid))
+
     def count(self, grid: Grid) -> int:
         """Embeddings of an image."""
         raise NotImplementedError
@@ -53,7 +57,7 @@ class Tiling(Block):
         """
         if not grids:
             return self.sequence(features[:1], ONE)[:0] if len(features) else features.flatten(0, 2)
-        parts = features.split([sum(c * r for c, r in self.canvases(Grid(*grid))) for grid in grids])
+        parts = features.split([self.n_tiles(Grid(*grid)) for grid in grids])
         return torch.cat([self.sequence(part, Grid(*grid)) for part, grid in zip(parts, grids, strict=True)])
 
     def sequence(self, features: Tensor, grid: Grid) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import decode, kernels, long_prompt, mixers, race, scaling, train_step
+from benchmarks import decode, kernels, long_prompt, mixers, race, scaling, train_step, vision_step
 from benchmarks.scaling import flat_error, line_error
 
 ROOT = Path(race.__file__).resolve().parent.parent
@@ -41,7 +41,8 @@ class InThisProcess:
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """What a benchmark's ``main`` leaves: the names of its documents, and what stands in them."""
     monkeypatch.setattr(race, "Process", InThisProcess)
-    monkeypatch.setattr(train_step, "TURN_SECONDS", 0.001)
+    for timed in (train_step, vision_step):
+        monkeypatch.setattr(timed, "TURN_SECONDS", 0.001)
 
     def call(main: Callable[..., Any], *arguments: str) -> dict[str, Any]:
         made = main(["--quick", "--threads", "1", "--out", str(tmp_path), *arguments])
@@ -76,6 +77,19 @@ def test_training_step_is_raced_and_recorded(run: Callable[..., dict[str, Any]])
     assert "smoke · mla_moe · fp32: ours ÷ transformers DeepSeek-V3, best settings" in names
     assert "smoke · mla_moe · fp32: ours, best settings ÷ transformers DeepSeek-V3, as it comes" in names
     assert not any("litgpt" in name for name in names)
+
+
+def test_step_on_pictures_is_raced_and_its_parts_are_timed(run: Callable[..., dict[str, Any]]) -> None:
+    document = run(vision_step.main, "--only", "best settings")
+    rows = _table(document, "smoke · fp32")
+    assert document["names"] == ["vision_step_smoke"] and len(rows) == 2
+    assert rows[0]["parameters"] == rows[1]["parameters"]
+    assert all(row["step, ms"] > row["seeing, ms"] > 0 and row["reading, ms"] > 0 for row in rows)
+    equal = _table(document, "Equal outputs")[0]
+    assert 0 < equal["difference of embeddings"] < 1e-5
+    names = {ratio["name"].partition(": ")[2] for ratio in document["ratios"]}
+    what = "ours ÷ transformers SigLIP + DeepSeek-V2, best settings"
+    assert names == {what, f"seeing, {what}", f"reading, {what}", f"memory of {what}"}
 
 
 def test_unequal_outputs_stop_the_race(run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:

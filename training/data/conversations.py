@@ -96,6 +96,10 @@ class Conversations(ConversationCorpus):
 
     def read(self, record: Any, where: str) -> Conversation:
         """The conversation of a record; see ``read_record``."""
+        if isinstance(record, Mapping) and record.get("images"):
+            refuse(
+                where, "it has images, and this data is text alone", "Use data=images and a model with an image side"
+            )
         return read_record(record, where)
 
     def check(self) -> None:
@@ -125,8 +129,10 @@ class Conversations(ConversationCorpus):
         return (self.read(record, where) for where, record in self._records())
 
     def _records(self) -> Iterator[tuple[str, Any]]:
-        for path in self._paths:
-            yield from _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
+        return (found for path in self._paths for found in self._records_of(path))
+
+    def _records_of(self, path: Path) -> Iterator[tuple[str, Any]]:
+        return _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
 
     @cached_property
     def _n_records(self) -> int:

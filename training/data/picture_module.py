@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from blocks.compose import images_of
 from registry.enforcing import enforced
 from registry.errors import ConfigError
+from registry.ranges import Count
 from training.data.chat_module import ChatDataModule
 from training.data.conversations import Conversation
-from training.data.corpus import Split
+from training.data.corpus import SPLITS, Split
+from training.data.dealing import DealtOrder
+from training.data.packing import Packed
 from training.data.picture_conversations import PictureCorpus
-from training.data.picture_rows import PictureRendering, PictureRows
-from training.data.rows import Rows
+from training.data.picture_rows import PictureRendering, PictureRows, Sights, refuse_token
+from training.data.rows import RowOrder
 
 
 @enforced("data")
@@ -26,20 +31,16 @@ class PictureDataModule(ChatDataModule):
     Args:
         settings: those of ``ChatDataModule``, its corpus a ``PictureCorpus``
         model: the composition of the model, whose tower and tiling say how pictures are cut and how long they are
+        row_tiles: at most so many tiles of pictures in a row; null for as many as fit
     """
 
     corpus: PictureCorpus
     rendering: PictureRendering
 
-    def __init__(self, *args: Any, model: Mapping[str, Any], **settings: Any) -> None:
+    def __init__(self, *args: Any, model: Mapping[str, Any], row_tiles: Count | None = None, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.images = images_of(model)
-        token = self.images.image_token
-        if token == self.tokenizer.eos or (
-            self.tokenizer.fitted and self.tokenizer.token_bytes()[token : token + 1].any()
-        ):
-            rule = "is the id of another token of this tokenizer"
-            raise ConfigError("model.images.image_token", token, rule, "Use an id that the tokenizer leaves free")
+        self.images, self.row_tiles = images_of(model), row_tiles
+        refuse_token(self.images, self.tokenizer)
         given = (self.tokenizer, self.rendering.chat, self.sequence_length)
         self.rendering = PictureRendering(self.images, self.corpus.pictures, *given)
 
@@ -47,7 +48,45 @@ class PictureDataModule(ChatDataModule):
         """The first conversations of a split."""
         return list(islice(self.corpus.conversations(split), most))
 
-    def _make_rows(self, split: Split, length: int) -> Rows:
-        conversations = list(self.corpus.conversations(split))
-        given = (self._streams[split], length, self.tokenizer.token_bytes())
-        return PictureRows(self.images, conversations, self.corpus.pictures, *given)
+    @property
+    def order(self) -> RowOrder:  # type: ignore[override]
+        rows = self._packed("train", self.sequence_length)
+        return DealtOrder(len(rows), self.batch_size, self.seed, rows.row_tiles, self._share()[1])
+
+    def _packed(self, split: Split, length: int) -> PictureRows:
+        return cast("PictureRows", super()._packed(split, length))
+
+    def _make_rows(self, split: Split, length: int) -> PictureRows:
+        sights, stream = self._sights(split), self._streams[split]
+        return PictureRows(self.images, sights, self.row_tiles, stream, length, self.tokenizer.token_bytes())
+
+    def _sights(self, split: Split) -> Sights:
+        numbers = [len(self._streams[each].starts) for each in SPLITS]
+        last = sum(numbers[: SPLITS.index(split) + 1])
+        tiles = np.array(self._pack().vocabulary["tiles"], dtype=np.int64)[
+            last - len(self._streams[split].starts) : last
+        ]
+        return Sights(list(self.corpus.conversations(split)), tiles, self.corpus.pictures)
+
+    def _pack(self) -> Packed:
+        self.rendering.tiles.clear()  # of a preparation that failed
+        return super()._pack()
+
+    def _check_lengths(self) -> None:
+        super()._check_lengths()
+        if self.row_tiles is None:
+            return
+        for sights in map(self._sights, SPLITS):
+            most = int(sights.tiles.max(initial=0))
+            if most > self.row_tiles:
+                where = sights.conversations[int(sights.tiles.argmax())].where
+                rule = f"{where} has {most} tiles of pictures, and a conversation is never cut"
+                raise ConfigError("data.row_tiles", self.row_tiles, rule, f"Set data.row_tiles={most} or more")
+
+    def _describe(self) -> str:
+        tiles = self._packed("train", self.sequence_length).row_tiles
+        return f"{super()._describe()}; {tiles.mean():.1f} tiles of pictures a row, at most {tiles.max(initial=0)}"
+
+    @property
+    def _further(self) -> list[tuple[str, Any, Any]]:
+        return [*super()._further, ("row_tiles", self.row_tiles, None)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -13,21 +13,35 @@ import torch
 from torch import Tensor
 
 from blocks.images.base import Images
-from blocks.tiling.base import Grid
+from blocks.tiling.base import Grid, Tiling
 from registry.errors import ConfigError
 from training.data.chat.base import Message, Piece, encode
 from training.data.conversations import Conversation
 from training.data.order import PADDING
-from training.data.packing import Ints, Stream
+from training.data.packing import Ints
 from training.data.picture_conversations import WORD
-from training.data.pictures import tiles_of
+from training.data.pictures import SETTING, tiles_of
 from training.data.rendering import Rendering
-from training.data.rows import Rows
+from training.data.rows import Rows, best_fit
+from training.data.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Open = Callable[[Conversation], Sequence["Image"]]  # the pictures of a conversation
+
+
+class Sights(NamedTuple):
+    """What the conversations of a split show.
+
+    conversations: in the order of the stream
+    tiles: of each [conversations]
+    open_pictures: opens those of a conversation
+    """
+
+    conversations: Sequence[Conversation]
+    tiles: Ints
+    open_pictures: Open
 
 
 class PictureRendering(Rendering):
@@ -45,17 +59,31 @@ class PictureRendering(Rendering):
     def __init__(self, images: Images, open_pictures: Open, *settings: Any) -> None:
         super().__init__(*settings)
         self.images, self.open_pictures = images, open_pictures
+        self.tiles: list[int] = []  # of each conversation encoded
+        self._opened: tuple[Conversation | None, list[Grid]] = (None, [])
 
     def fingerprint(self) -> str:
         tiling = {k: v for k, v in vars(self.images.tiling).items() if isinstance(v, int | str)}
-        parts = [super().fingerprint(), type(self.images.tiling).__qualname__, tiling, self.images.image_token]
+        parts = [super().fingerprint(), "tiles", type(self.images.tiling).__qualname__, tiling, self.images.image_token]
         return hashlib.sha256(json.dumps([*parts, self.images.vision.tile]).encode()).hexdigest()
 
     def encode(self, text: str) -> npt.NDArray[Any]:
         ids = super().encode(text)
         if not len(ids):  # every document of the cache is the conversation of its number
             _refuse(Conversation.from_json(text), "not even its first turns fit in data.sequence_length", "Raise it")
+        seen = shown(self.images.tiling, self._opened[1], int((ids == 2 * self.images.image_token).sum()))
+        self.tiles.append(sum(self.images.tiling.n_tiles(grid) for grid in seen))
         return ids
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "tiles": self.tiles}
+
+    def check(self, texts: Iterable[str]) -> None:
+        texts = list(texts)
+        super().check(texts)
+        for each in (each for text in texts for each in self.read(text)):
+            if "images" in each.columns:  # else only opening them says how many there are
+                _agree(each, self.chat.render(each.messages, each.tools), len(each.columns["images"]), True)
 
     def encoded(
         self, conversation: Conversation, messages: Sequence[Message]
@@ -70,9 +98,9 @@ class PictureRendering(Rendering):
     def _encoded(
         self, conversation: Conversation, pieces: Sequence[Piece], whole: bool
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        grids = grids_of(self.images, self.open_pictures(conversation))
-        counts, ids, scored = [self.images.tiling.count(grid) for grid in grids], [], []
-        texts: list[Piece] = []
+        counts = list(map(self.images.tiling.count, self._grids(conversation)))
+        _agree(conversation, pieces, len(counts), whole)
+        ids, scored, texts = [], [], list[Piece]()
 
         def flush(places: int = 0) -> None:
             for found, are_scored in (encode(texts, self.tokenizer), self._places(places)):
@@ -84,29 +112,75 @@ class PictureRendering(Rendering):
             first, *others = [piece.text] if piece.special else piece.text.split(WORD)
             texts.append(Piece(first, piece.special, piece.scored))
             for text in others:
-                if piece.scored or not counts:
-                    rule = "an answer holds <image>" if piece.scored else "it has more <image> than pictures"
-                    _refuse(conversation, rule)
                 flush(counts.pop(0))
                 texts.append(Piece(text, scored=piece.scored))
         flush()
-        if counts and whole:
-            _refuse(conversation, f"{len(counts)} of its pictures have no <image> in a message")
         return np.concatenate(ids), np.concatenate(scored)
+
+    def _grids(self, conversation: Conversation) -> list[Grid]:
+        if self._opened[0] is not conversation:  # its pictures are opened once, however it is shortened
+            self._opened = (
+                conversation,
+                grids_of(self.images, self.open_pictures(conversation), where=conversation.where),
+            )
+        return self._opened[1]
 
     def _places(self, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         return np.full(count, self.images.image_token, dtype=np.int64), np.zeros(count, dtype=np.bool_)
 
 
+def _agree(conversation: Conversation, pieces: Sequence[Piece], n_pictures: int, whole: bool) -> None:
+    """Refuse another number of ``<image>`` than of pictures, which may be more where turns are left out."""
+    words = sum(piece.text.count(WORD) for piece in pieces if not piece.special)
+    if any(WORD in piece.text for piece in pieces if piece.scored):
+        _refuse(conversation, "an answer holds <image>")
+    if words > n_pictures:
+        _refuse(conversation, f"it has more <image> than pictures ({words}, {n_pictures})")
+    if words < n_pictures and whole:
+        _refuse(conversation, f"{n_pictures - words} of its pictures have no <image> in a message")
+
+
 def _refuse(
     conversation: Conversation, rule: str, remedy: str = 'Write one <image> in a user\'s message for each of "images"'
 ) -> NoReturn:
-    raise ConfigError("data.corpus.files", conversation.where, rule, remedy)
+    raise ConfigError(SETTING, conversation.where, rule, remedy)
 
 
-def grids_of(images: Images, pictures: Sequence[Image]) -> list[Grid]:
-    """The grid of each picture of a conversation."""
+def grids_of(images: Images, pictures: Sequence[Image], path: str = SETTING, where: str = "") -> list[Grid]:
+    """The grid of each picture of a conversation.
+
+    Args:
+        images: the image side of the model
+        pictures: of the conversation
+        path, where: of it, for messages
+
+    Raises:
+        ConfigError: a picture so long that nothing of it would be left on a tile
+    """
+    P = images.vision.tile
+    for width, height in (picture.size for picture in pictures):
+        if round(P * min(width, height) / max(width, height)) < 1:
+            rule = f"a picture of {width} × {height} pixels is thinner than a pixel on a tile of {P}"
+            raise ConfigError(path, where or f"{width} × {height}", rule, "Cut it into several")
     return [images.tiling.grid(*picture.size, len(pictures)) for picture in pictures]
+
+
+def refuse_token(images: Images, tokenizer: Tokenizer) -> None:
+    """Refuse an image token that is the id of another token.
+
+    Raises:
+        ConfigError: at ``model.images.image_token``
+    """
+    token = images.image_token
+    if token == tokenizer.eos or (tokenizer.fitted and tokenizer.token_bytes()[token : token + 1].any()):
+        rule = "is the id of another token of this tokenizer"
+        raise ConfigError("model.images.image_token", token, rule, "Use an id that the tokenizer leaves free")
+
+
+def shown(tiling: Tiling, grids: Sequence[Grid], places: int) -> list[Grid]:
+    """The grids of the first pictures, which have so many places; those of turns that were left out have none."""
+    ends = np.cumsum([0, *map(tiling.count, grids)])
+    return list(grids[: int(np.searchsorted(ends, places))])
 
 
 class PictureRows(Rows):
@@ -117,34 +191,27 @@ class PictureRows(Rows):
 
     Args:
         images: the image side of the model
-        conversations: of the split, as the stream has them
-        open_pictures: opens those of a conversation
+        sights: those of the split, as the stream has them
+        most_tiles: of a row; None for as many as fit
         settings: those of ``Rows``
     """
 
-    def __init__(
-        self,
-        images: Images,
-        conversations: Sequence[Conversation],
-        open_pictures: Open,
-        stream: Stream,
-        sequence_length: int,
-        token_bytes: Ints,
-    ) -> None:
-        super().__init__(stream, sequence_length, token_bytes)
-        self.images, self.conversations, self.open_pictures = images, conversations, open_pictures
+    def __init__(self, images: Images, sights: Sights, most_tiles: int | None, *settings: Any) -> None:
+        self.images, self.sights, self.most_tiles = images, sights, most_tiles
+        super().__init__(*settings)
+        self.row_tiles: Ints = np.array([sights.tiles[row].sum() for row in self.rows], dtype=np.int64)
+
+    def _arrange(self) -> list[list[int]]:
+        if self.most_tiles is None:
+            return super()._arrange()
+        return best_fit(self.lengths, self.sequence_length, self.sights.tiles, self.most_tiles)
 
     def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
         batch = super().__getitems__(rows)
         tiles: list[npt.NDArray[np.uint8]] = []
         grids: list[Grid] = []
         for item in (item for row in rows if row != PADDING for item in self.rows[row]):
-            pictures = self.open_pictures(self.conversations[item])
-            left = self._places(item)
-            for picture, grid in zip(pictures, grids_of(self.images, pictures), strict=True):
-                if not left:  # of a turn that was left out
-                    break
-                left -= self.images.tiling.count(grid)
+            for picture, grid in self._seen(item):
                 tiles.append(tiles_of(picture, grid, self.images.vision, self.images.tiling))
                 grids.append(grid)
         P = self.images.vision.tile
@@ -153,6 +220,13 @@ class PictureRows(Rows):
 
     __getitem__ = __getitems__
 
-    def _places(self, item: int) -> int:
+    def _seen(self, item: int) -> Iterable[tuple[Image, Grid]]:
+        """The pictures of a conversation that have places, and their grids."""
         first, length = int(self.stream.starts[item]), int(self.lengths[item])
-        return int((self.stream.tokens[first : first + length] == 2 * self.images.image_token).sum())
+        places = int((self.stream.tokens[first : first + length] == 2 * self.images.image_token).sum())
+        conversation = self.sights.conversations[item]
+        pictures = self.sights.open_pictures(conversation) if places else []
+        grids = shown(self.images.tiling, grids_of(self.images, pictures), places)
+        if sum(map(self.images.tiling.count, grids)) != places:
+            _refuse(conversation, "its pictures have changed since its tokens were prepared", "Empty data.cache_dir")
+        return zip(pictures, grids, strict=False)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SETTING = "data.corpus.files"
-WIDE = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # one channel of more than 8 bits
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")  # not those that run an interpreter
+WIDE = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # one channel of more than 8 bits
+NAMED = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM and JPEG 2000"
 
 
 def open_picture(path: Path, setting: str = SETTING) -> Image:
@@ -29,33 +31,47 @@ def open_picture(path: Path, setting: str = SETTING) -> Image:
         setting: configuration path, for messages
 
     Raises:
-        ConfigError: no picture, a broken, empty or animated one, or one of too many pixels, with the name of the file
+        ConfigError: no picture, a broken, empty or animated one, one of too many pixels or of numbers without a known
+            range, with the name of the file
     """
     require("vision", "PIL", path=setting, value=str(path))
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                if getattr(file, "n_frames", 1) > 1:
-                    _refuse(path, setting, f"is animated, with {file.n_frames} frames", "Save one frame as a picture")  # type: ignore[attr-defined]
-                file.load()
-                picture = ImageOps.exif_transpose(file)
+            with Image.open(path, formats=FORMATS) as file:
+                n_frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # a photograph and its preview
+                if n_frames == 1:
+                    file.load()
+                    picture = ImageOps.exif_transpose(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         rule = f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels"
         _refuse(path, setting, rule, "Make it smaller")
     except FileNotFoundError:
-        _refuse(path, setting, "does not exist", "Correct the path; it is relative to the file that names it")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        _refuse(path, setting, f"cannot be read as a picture ({str(error)[:200]})", "Save it as PNG or JPEG")
+        _refuse(path, setting, "does not exist", "Correct the path")
+    except Exception as error:  # decoders raise whatever a broken file makes them
+        rule = f"cannot be read as a picture ({str(error)[:200] or type(error).__name__})"
+        _refuse(path, setting, rule, f"Read are {NAMED}")
+    if n_frames > 1:
+        _refuse(path, setting, f"is animated, with {n_frames} frames", "Save one frame as a picture")
     if not picture.width or not picture.height:
         _refuse(path, setting, "has no pixels", "Remove it")
-    if picture.mode in WIDE:
-        values = np.asarray(picture).astype(np.float64)
-        scale = 256.0 if picture.mode != "F" and values.max(initial=0) > 255 else 1.0
-        picture = Image.fromarray((values / scale).clip(0, 255).astype(np.uint8))
-    return picture.convert("RGB")
+    return _in_8_bits(picture, path, setting).convert("RGB")
+
+
+def _in_8_bits(picture: Image, path: Path, setting: str) -> Image:
+    from PIL import Image
+
+    if picture.mode == "F":
+        _refuse(path, setting, "has floating-point pixels, whose range is not known", "Save it with 8 or 16 bits")
+    if picture.mode not in WIDE:
+        return picture
+    values = np.asarray(picture).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        _refuse(path, setting, "has pixels of more than 16 bits", "Save it with 8 or 16 bits")
+    is_wide = picture.mode != "I" or values.max() > 255  # "I" may hold 8 bits as well
+    return Image.fromarray((values >> 8 if is_wide else values).astype(np.uint8))
 
 
 def _refuse(path: Path, setting: str, rule: str, remedy: str) -> NoReturn:

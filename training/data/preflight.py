@@ -25,8 +25,15 @@ from training.data.transform import Transform
 MODULE = "training.data.module.TextDataModule"
 CHAT, PROMPTS = "training.data.chat_module.ChatDataModule", "training.data.prompt_module.PromptDataModule"
 PREFERENCES = "training.data.preference_module.PreferenceDataModule"
+PICTURES = "training.data.picture_module.PictureDataModule"
 # Module → arguments of its own.
-FURTHER = {MODULE: set[str](), CHAT: {"chat"}, PROMPTS: {"chat", "updates"}, PREFERENCES: {"chat"}}
+FURTHER = {
+    MODULE: set[str](),
+    CHAT: {"chat"},
+    PROMPTS: {"chat", "updates"},
+    PREFERENCES: {"chat"},
+    PICTURES: {"chat", "model", "row_tiles"},
+}
 
 Length = Annotated[int, Ge(2)]  # of a window: a token, and one to predict
 # Numeric arguments of the data module, repeated here because reading its annotations would import Lightning.
@@ -37,11 +44,12 @@ RANGES: dict[str, Any] = {
     "eval_windows": Count | None,
     "num_workers": Whole,
     "updates": Count,
+    "row_tiles": Count | None,
     "seed": Whole,
     "documents": Literal["apart", "joined"],
     "min_length": Length | None,
 }
-ARGUMENTS = {"corpus", "tokenizer", "cache_dir", "lengths", "transforms", *RANGES} - {"updates"}
+ARGUMENTS = {"corpus", "tokenizer", "cache_dir", "lengths", "transforms", *RANGES} - {"updates", "row_tiles"}
 HYDRA_KEYS = {"_target_", "_convert_", "_recursive_", "_partial_"}
 
 
@@ -68,6 +76,8 @@ def check(node: Mapping[str, Any]) -> int | None:
             raise ConfigError(f"data.{key}", node[key], fault(node[key], hint), f"Write data.{key}=<another>")
     corpus = _build("data.corpus", node.get("corpus"), Corpus)
     tokenizer = _build("data.tokenizer", node.get("tokenizer"), Tokenizer)
+    if target == PICTURES:
+        _refuse_blind(corpus)
     corpus.check()
     if target != MODULE:
         _refuse_windows(node)
@@ -106,11 +116,33 @@ def _check_chat(node: Mapping[str, Any], corpus: Corpus, tokenizer: Tokenizer) -
         remedy = "Write data.corpus._target_=training.data.conversations.Conversations, or a subclass of its base"
         raise ConfigError("data.corpus", type(corpus).__name__, rule, remedy)
     chat = registry.build("chat", Node(node.get("chat", "plain"), "data.chat"), Scope({}, {}))
-    made = {CHAT: Rendering, PROMPTS: PromptRendering, PREFERENCES: PairRendering}[node["_target_"]]
-    rendering = made(tokenizer, chat, node.get("sequence_length", 256))
+    settings = (tokenizer, chat, node.get("sequence_length", 256))
+    if node["_target_"] == PICTURES:
+        rendering = _of_pictures(node, corpus, settings)
+    else:
+        made = {CHAT: Rendering, PROMPTS: PromptRendering, PREFERENCES: PairRendering}[node["_target_"]]
+        rendering = made(*settings)
     if corpus.is_small():
         for split in SPLITS:
             rendering.check(corpus.documents(split))
+
+
+def _refuse_blind(corpus: Corpus) -> None:
+    from training.data.picture_conversations import PictureCorpus
+
+    if not isinstance(corpus, PictureCorpus):
+        rule = "this data needs conversations with pictures, which the corpus does not give"
+        remedy = "Write data.corpus._target_=training.data.picture_conversations.PictureConversations, or use data=chat"
+        raise ConfigError("data.corpus", type(corpus).__name__, rule, remedy)
+
+
+def _of_pictures(node: Mapping[str, Any], corpus: Any, settings: tuple[Any, ...]) -> Any:
+    from blocks.compose import images_of
+    from training.data.picture_rows import PictureRendering, refuse_token
+
+    images = images_of(node["model"])
+    refuse_token(images, settings[0])
+    return PictureRendering(images, corpus.pictures, *settings)
 
 
 def transforms_of(node: Mapping[str, Any]) -> dict[str, Transform]:

@@ -19,29 +19,32 @@ from training.data.order import PADDING, over_epochs
 from training.data.packing import Ints, Stream
 
 
-def best_fit(lengths: Ints, capacity: int) -> list[list[int]]:
+def best_fit(lengths: Ints, capacity: int, loads: Ints | None = None, most: int = 0) -> list[list[int]]:
     """Pack items into rows, longest first, each into the fullest row that it fits (best-fit decreasing).
 
     Args:
         lengths: of the items, at most ``capacity``
         capacity: of a row
+        loads: of the items, of a second budget, at most ``most``; None for one budget
+        most: the load of a row
 
     Returns:
         the items of each row; rows in the order of their first item
     """
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (room left, row), ascending
+    spare: list[list[tuple[int, int]]] = [[] for _ in range(most + 1)]  # by load left: (room left, row), ascending
     for item in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[item])
-        at = bisect.bisect_left(room, (length, -1))
-        if at == len(room):
-            rows.append([item])
-            left, row = capacity - length, len(rows) - 1
-        else:
-            free, row = room.pop(at)
+        length, load = int(lengths[item]), 0 if loads is None else int(loads[item])
+        places = ((left, bisect.bisect_left(spare[left], (length, -1))) for left in range(load, most + 1))
+        fitting = [(*spare[left][at], left, at) for left, at in places if at < len(spare[left])]
+        if fitting:
+            free, row, left, at = min(fitting)
+            del spare[left][at]
             rows[row].append(item)
-            left = free - length
-        bisect.insort(room, (left, row))
+        else:
+            rows.append([item])
+            free, row, left = capacity, len(rows) - 1, most
+        bisect.insort(spare[left - load], (free - length, row))
     return rows
 
 

@@ -14,6 +14,7 @@ from blocks.compose import check as check_model
 from blocks.decoder import Decoder
 from blocks.kernels.choice import check as check_kernels
 from interop.source import check_init, read_composition, read_start
+from interop.towers import PATH, Tower
 from registry import ConfigError, did_you_mean, presets, refuse_targets, to_plain
 from registry.layout import patched
 from registry.limits import read_text
@@ -242,6 +243,7 @@ def _check_start(plain: dict[str, Any], ours: dict[str, Any]) -> None:
         check_changes(path, past_of(checkpoint), ours, plain)
     refuse_overwriting(plain, place)
     _check_weights(plain)
+    _check_tower(plain)
     _check_adapter(plain)
     if not (plain["train"] or plain["trainer"].get("dry_run")):
         refuse_random_weights(path, plain["init_from"])
@@ -263,6 +265,19 @@ def _check_weights(plain: dict[str, Any]) -> None:
             check_init(Path(plain["init_from"]), plain["model"])
         if (tokenizer := tokenizer_of(plain["data"])) is not None:
             check_start(plain["init_from"], tokenizer)
+
+
+def _check_tower(plain: dict[str, Any]) -> None:
+    """Check that the weights of a tower alone fit the model; a resumed run has its own."""
+    folder = plain["task"].get("tower")
+    if folder is None:
+        return
+    if plain["ckpt_path"]:
+        plain["task"]["tower"] = None
+        return
+    if not isinstance(folder, str):
+        raise ConfigError(PATH, folder, "must be the path of a folder", f"Write {PATH}=DIR")
+    Tower(Path(folder)).check(plain["model"])
 
 
 def _refuse_untrained(plain: dict[str, Any]) -> None:

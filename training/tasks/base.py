@@ -22,6 +22,7 @@ from blocks.model_config import read
 from blocks.plugins import distributions
 from blocks.share import Share
 from interop.source import load_part, load_weights, read_origin
+from interop.towers import Tower
 from registry import ConfigError
 from registry.enforcing import enforced
 from registry.ranges import Whole
@@ -72,6 +73,8 @@ class Task(L.LightningModule):
             They have no gradient and no optimizer state; a frozen gate keeps its bias
         adapter: trains low-rank updates of a frozen model; null trains the model itself
         surgery: how weights of another composition are put into this model; null: they must fit
+        tower: folder of a SigLIP checkpoint of transformers or timm that the vision tower starts from, after
+            ``init_from``; null for none. A resumed run has its own
 
     Class attributes:
         figures: what a validation logs, as ``val/<name>``; a test as ``test/<name>``. Of the three that this class
@@ -102,6 +105,7 @@ class Task(L.LightningModule):
         frozen: Sequence[str] = (),
         adapter: Lora | None = None,
         surgery: Surgery | None = None,
+        tower: str | None = None,
     ) -> None:
         super().__init__()
         check(activation_checkpointing)
@@ -109,6 +113,7 @@ class Task(L.LightningModule):
         self.compiled, self.frozen, self.adapter, self.surgery = compile, tuple(frozen), adapter, surgery
         self.model_config = read(model)
         self.recipe, self.schedule, self.seed, self.init_from = optimizer, scheduler, seed, init_from
+        self.tower = tower
         self.kernels = choice.check(kernels or {}, "task.kernels")
         # Plain types only: a checkpoint must load under weights_only=True and rebuild its model without YAML.
         recorded = {} if adapter is None else {"adapter": adapter.record()}
@@ -174,12 +179,14 @@ class Task(L.LightningModule):
                 rule = "needs whole blocks, and this strategy shards them"
                 raise ConfigError("surgery", "default", rule, "Run blockwright surgery first, and start from its OUT")
             adapt = None if self.adapter is None else self.adapter.attach
-            fill_part = None if self.init_from is None else self._filler()
+            fill_part = None if self.init_from is None and self.tower is None else self._filler()
             how = self.activation_checkpointing
             return build(self.model_config, self.seed, sharding, how, fill_part, adapt=adapt)
         decoder = compose(self.model_config, seed=self.seed)
         if self.init_from is not None:
             self._start(decoder, Path(self.init_from))
+        if self.tower is not None:
+            Tower(Path(self.tower)).load_part(decoder, "")
         if self.adapter is not None:
             self.adapter.attach(decoder)
             draw_adapters(decoder, self.seed)
@@ -198,9 +205,13 @@ class Task(L.LightningModule):
 
     def _filler(self) -> Callable[..., None]:
         values = {} if self.adapter is None else self.adapter.read(outline(self.model_config, self.adapter, ()))
+        tower = None if self.tower is None else Tower(Path(self.tower))
 
         def load(part: nn.Module, prefix: str) -> None:
-            load_part(part, Path(str(self.init_from)), prefix)
+            if self.init_from is not None:
+                load_part(part, Path(self.init_from), prefix)
+            if tower is not None:
+                tower.load_part(part, prefix)
             fill(part, values, prefix)
 
         return load

@@ -66,7 +66,7 @@ EXPECTED = {
     "plain": "Be kind.HiHello</s>ByeCiao</s>",
     "deepseek_v2": "<s>Be kind.\n\nUser: Hi\n\nAssistant: Hello</s>User: Bye\n\nAssistant: Ciao</s>",
     "deepseek_v3": "<s>Be kind.<｜User｜>Hi<｜Assistant｜>Hello</s><｜User｜>Bye<｜Assistant｜>Ciao</s>",
-    "deepseek_vl2": "<s>Be kind.\n\n<|User|>: Hi\n\n<|Assistant|>: Hello</s><|User|>: Bye\n\n<|Assistant|>: Ciao</s>",
+    "deepseek_vl2": "<s>Be kind.<|User|>: Hi\n\n<|Assistant|>:Hello</s><|User|>: Bye\n\n<|Assistant|>:Ciao</s>",
     "chatml": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     "Hello<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nCiao<|im_end|>\n",
     "llama3": "<|begin_of_text|>"
@@ -77,7 +77,7 @@ SCORED = {
     "plain": "Hello</s>Ciao</s>",
     "deepseek_v2": " Hello</s> Ciao</s>",
     "deepseek_v3": "Hello</s>Ciao</s>",
-    "deepseek_vl2": " Hello</s> Ciao</s>",
+    "deepseek_vl2": "Hello</s>Ciao</s>",
     "chatml": "Hello<|im_end|>Ciao<|im_end|>",
     "llama3": "Hello<|eot_id|>Ciao<|eot_id|>",
     "jinja": "Hello<|im_end|>Ciao<|im_end|>",
@@ -104,6 +104,11 @@ def test_answer_continues_the_prompt(name: str) -> None:
     assert ids[: len(opened)].tolist() == opened.tolist() and not scored[: len(opened)].any()
     last = len(opened) + scored.sum()
     assert scored[len(opened) : last].all() and ids[last - 1] in form.ends(TOKENIZER)
+
+
+def test_texts_are_stripped_as_the_released_processor_of_deepseek_vl2_does() -> None:
+    spaced = [{**turn, "content": f" {turn['content']}\n"} for turn in TALK]
+    assert written(chat("deepseek_vl2").render(spaced)) == EXPECTED["deepseek_vl2"]
 
 
 @pytest.mark.parametrize("name", EXPECTED)

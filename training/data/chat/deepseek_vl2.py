@@ -10,10 +10,12 @@ USER, ASSISTANT = "<|User|>", "<|Assistant|>"
 
 @register("chat", "deepseek_vl2")
 class DeepSeekVL2(Chat):
-    """``BOS system⏎⏎<|User|>: U⏎⏎<|Assistant|>: A EOS``, of DeepSeek-VL2, arXiv 2412.10302.
+    """``BOS system <|User|>: U⏎⏎<|Assistant|>:A EOS``, without spaces around, of DeepSeek-VL2, arXiv 2412.10302.
 
-    From conversation.py of deepseek-ai/DeepSeek-VL2, which writes no system text of its own. The prompt of an answer
-    ends with the colon: the space after it belongs to the answer.
+    What the released processor (``format_messages_v2``) makes ids of: texts are stripped, a system text stands before
+    the first turn with nothing between, and nothing stands between the last colon and the answer. The text that it
+    prints (``sft_format``) has two newlines after a system text and a space before an answer. It writes no system text
+    of its own.
     """
 
     def __init__(self) -> None: ...
@@ -25,10 +27,13 @@ class DeepSeekVL2(Chat):
         return [Piece(BOS, True)]
 
     def turn(self, message: Message) -> list[Piece]:
-        scored, text = answered(message), message["content"]
+        scored, text = answered(message), message["content"].strip()
         if message["role"] == "assistant":
-            return [*self.header(), Piece(f" {text}", scored=scored), Piece(EOS, True, scored)]
-        return [*([Piece(USER, True), Piece(": ")] if message["role"] == "user" else []), Piece(f"{text}\n\n")]
+            return [*self.header(), Piece(text, scored=scored), Piece(EOS, True, scored)]
+        return [Piece(USER, True), Piece(f": {text}\n\n")] if message["role"] == "user" else [Piece(text)]
 
     def header(self) -> list[Piece]:
         return [Piece(ASSISTANT, True), Piece(":")]
+
+    def identity(self) -> str:
+        return f"{super().identity()} 2"  # of the rule above; before, answers began with a space
