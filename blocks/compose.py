@@ -58,6 +58,7 @@ def check(config: Any) -> dict[str, Any]:
             _refuse_beside_images(model, layers)
     of_layers = sum(_size(layer) * times for layer, times in zip(layers.values(), alike, strict=True))
     _check_size(sum(map(_size, around)) + of_layers)
+    _refuse_other_streams(model, dict(zip(layers, distinct, strict=True)), layers)
     _refuse_untaken(model, dict(zip(layers, distinct, strict=True)), layers)
     _check_variants(model)
     return model
@@ -97,6 +98,24 @@ def _room(device: torch.device) -> float:
     text = limit.read_text().strip() if limit.is_file() else ""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(whole, int(text)) if text.isdigit() else whole
+
+
+def _refuse_other_streams(
+    model: Mapping[str, Any], nodes: Mapping[int, dict[str, Any]], layers: Mapping[int, Layer]
+) -> None:
+    """Refuse layers that cannot read what the layers below them give."""
+    own = {index: layer.residual.streams for index, layer in layers.items()}
+    first = own.get(0)
+    for index, streams in own.items():
+        if streams != first:
+            node = nodes[index]["residual"]
+            rule = f"passes on {_streams(streams)}, and the first layer {_streams(first)}"
+            remedy = "Give all layers the same number of streams"
+            raise ConfigError(_written_at(model, "residual", node, index), node["name"], rule, remedy)
+
+
+def _streams(count: Any) -> str:
+    return "one stream" if count is None else f"{count} streams" if count else "one stream for each source"
 
 
 def _refuse_untaken(model: Mapping[str, Any], nodes: Mapping[int, dict[str, Any]], layers: Mapping[int, Layer]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from blocks.attention.base import Attention, empty_cache
 from blocks.base import Block
 from blocks.cache import Cache
+from blocks.carry import Carry, takes_carry
 from blocks.ffn.base import FFN
 from blocks.gating.base import Routing
 from blocks.images.base import Images, Pictures
@@ -31,6 +32,7 @@ class Layer(nn.Module):
     def __init__(self, attention: Attention, ffn: FFN, residual: Residual) -> None:
         super().__init__()
         self.attention, self.ffn, self.residual = attention, ffn, residual
+        self._carries = takes_carry(attention), takes_carry(ffn)
 
     def forward(
         self,
@@ -41,24 +43,30 @@ class Layer(nn.Module):
         cache: Cache | None = None,
         share: Share | None = None,
         experts: Tensor | None = None,
-    ) -> tuple[Tensor, Routing | None]:
-        """x [B,T,D] of token ids [B,T] → [B,T,D], and the routing of the tokens if the ffn routes.
+        carry: Carry | None = None,
+    ) -> tuple[Tensor, Routing | None, Carry]:
+        """The residual streams of token ids [B,T], [B,T,D] or as the residual block opens them → the same after this
+        layer, the routing of the tokens if the ffn routes, and what the next layer is given as ``carry``.
 
-        With a share, ``x`` and ``tokens`` are of its tokens, ``positions`` and ``segments`` of the whole sequences.
+        With a share, ``x``, ``tokens`` and ``carry`` are of its tokens, ``positions`` and ``segments`` of the whole
+        sequences.
         """
+        carry = dict(carry or {})  # its own: a layer that is computed again for the gradient finds what it found before
+        of_attention, of_ffn = ({"carry": carry} if takes else {} for takes in self._carries)
+        chosen = () if experts is None else (experts,)
         routing: Routing | None = None
 
         def attend(h: Tensor) -> Tensor:
             if share is not None:
-                return share.attend(self.attention, h, positions, segments)
-            return self.attention(h, positions, segments=segments, cache=cache)
+                return share.attend(self.attention, h, positions, segments, **of_attention)
+            return self.attention(h, positions, segments=segments, cache=cache, **of_attention)
 
         def feed(h: Tensor) -> Tensor:
             nonlocal routing
-            y, routing = self.ffn(h, tokens) if experts is None else self.ffn(h, tokens, experts)
+            y, routing = self.ffn(h, tokens, *chosen, **of_ffn)
             return y
 
-        return self.residual(x, attend, feed), routing
+        return self.residual(x, attend, feed), routing, carry
 
 
 class Decoder(nn.Module):
@@ -187,12 +195,15 @@ class Decoder(nn.Module):
         if pictures is not None:
             embedded = self.look_up(tokens, pictures)
         x = self.position.embed(self.look_up(own) if embedded is None else take(embedded), take(positions))
+        residuals: list[Any] = [layer.residual for layer in self.layers]
+        x = residuals[0].open(x) if residuals else x
         routings: list[Routing | None] = []
+        carry: Carry = {}
         for i, layer in enumerate(self.layers):
-            chosen = () if experts is None else (experts[i],)
-            x, routing = layer(x, own, positions, segments, caches[i] if caches else None, share, *chosen)
+            chosen = None if experts is None else experts[i]
+            x, routing, carry = layer(x, own, positions, segments, caches[i] if caches else None, share, chosen, carry)
             routings.append(routing)
-        return self.norm(x), routings
+        return self.norm(residuals[-1].close(x) if residuals else x), routings
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed negative log-likelihood in nats of targets [B,T] (−100: not scored) given hidden [B,T,D]."""

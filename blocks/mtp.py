@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ class MTP(nn.Module):
     The order inside the concatenation is that of the released weights (``eh_proj``): embedding first, where the paper's
     equation has the hidden state first. h_i of depth 1 is the main model's state after its final norm, which is what
     vLLM and transformers use; the paper does not specify it. The input of depth k + 1 from depth k is normalised too.
+    Its layer opens and closes residual streams of its own, and is the first in depth for what layers carry.
 
     Args:
         embedding_norm: of the embedding, ``enorm``
@@ -56,5 +59,6 @@ class MTP(nn.Module):
         With a share, as in ``Layer``.
         """
         x = self.project(torch.cat((self.embedding_norm(embedded), self.hidden_norm(hidden)), -1))
-        x, routing = self.layer(x, tokens, positions, segments, None, share)
-        return self.norm(x), routing
+        residual: Any = self.layer.residual
+        x, routing, _ = self.layer(residual.open(x), tokens, positions, segments, None, share)
+        return self.norm(residual.close(x)), routing

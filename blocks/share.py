@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from blocks.attention.base import Attention
+from blocks.carry import Carry
 
 
 class Share(ABC):
@@ -24,12 +25,20 @@ class Share(ABC):
         """
 
     @abstractmethod
-    def attend(self, attention: Attention, x: Tensor, positions: Tensor, segments: Tensor | None) -> Tensor:
+    def attend(
+        self,
+        attention: Attention,
+        x: Tensor,
+        positions: Tensor,
+        segments: Tensor | None,
+        carry: Carry | None = None,
+    ) -> Tensor:
         """Attention of this rank's tokens on those of all ranks.
 
         Args:
             x: [B,t,D] of this rank's tokens
             positions, segments: [B|1,T'] and [B,T'] of the whole sequences
+            carry: as in blocks/carry.py, of this rank's tokens; None for an attention that does not take it
 
         Returns:
             [B,t,D]

@@ -242,10 +242,10 @@ def silence(layer: Layer) -> None:
                 bias.zero_()
 
 
-def _is_identity(layer: nn.Module, d_model: int) -> bool:
+def _is_identity(layer: Any, d_model: int) -> bool:
     x = torch.randn(1, 4, d_model, generator=torch.Generator().manual_seed(0))
-    tokens = torch.arange(4)[None]
-    return torch.equal(layer(x, tokens, tokens)[0], x)
+    tokens, residual = torch.arange(4)[None], layer.residual
+    return torch.equal(residual.close(layer(residual.open(x), tokens, tokens)[0]), x)
 
 
 def _settle(old: Decoder, new: Decoder) -> list[Operation]:

@@ -15,12 +15,30 @@ Mixer = Callable[[Tensor], Tensor]
 
 @family("residual")
 class Residual(Block):
-    """Owns the layer's norms (children of kind ``norm``) and calls the mixers; holds no other weights."""
+    """Owns the layer's norms (children of kind ``norm``) and calls the mixers.
+
+    What passes from layer to layer is [B,T,D], or several streams [B,T,M,D]: then a block says so by ``streams``,
+    ``open`` and ``close``. ``open`` is called on the block of the first layer, ``close`` on that of the last.
+
+    Class attributes:
+        streams: M, which is the same in all layers of a model; None for [B,T,D], 0 if it grows with the depth
+    """
+
+    streams: int | None = None
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"dim": known["d_model"]}
 
+    def open(self, x: Tensor) -> Tensor:
+        """Input of the first layer, [B,T,D] → what its residual block reads."""
+        return x
+
+    def close(self, x: Tensor) -> Tensor:
+        """What the last layer's residual block gives → [B,T,D], the input of the final norm."""
+        return x
+
     def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
-        """x [B,T,D] → [B,T,D]; ``attention`` and ``ffn`` map [B,T,D] to [B,T,D] and are each called once."""
+        """x [B,T,D] → [B,T,D], or the same of streams; ``attention`` and ``ffn`` map [B,T,D] to [B,T,D] and are each
+        called once."""
         raise NotImplementedError

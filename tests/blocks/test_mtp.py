@@ -31,7 +31,7 @@ def by_hand(decoder: Any, tokens: Tensor, hidden: Tensor, segments: Tensor | Non
         for i in range(T - k):
             embedded = decoder.embedding(tokens[:, i + k])
             rows.append(depth.project(torch.cat((depth.embedding_norm(embedded), depth.hidden_norm(states[i])), -1)))
-        x, _ = depth.layer(
+        x, *_ = depth.layer(
             torch.stack(rows, 1),
             tokens[:, k:T],
             torch.arange(T - k)[None],

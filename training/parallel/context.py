@@ -22,6 +22,7 @@ from torch.distributed import ProcessGroup
 
 from blocks.attention.base import Attention
 from blocks.cache import Cache, Ring
+from blocks.carry import Carry, joined, split
 from blocks.share import Share
 from registry import BlockError, ConfigError
 from training.parallel.collectives import gather
@@ -66,10 +67,21 @@ class HeadAndTail(Share):
         last = 2 * n - 1 - r
         return torch.cat((whole[:, r * c : (r + 1) * c], whole[:, last * c : (last + 1) * c]), 1)
 
-    def attend(self, attention: Attention, x: Tensor, positions: Tensor, segments: Tensor | None) -> Tensor:
+    def attend(
+        self,
+        attention: Attention,
+        x: Tensor,
+        positions: Tensor,
+        segments: Tensor | None,
+        carry: Carry | None = None,
+    ) -> Tensor:
         memory, own = Spread(self, positions, segments, _reach(attention, positions.shape[1])), self.take(positions)
-        halves = zip(*(t.tensor_split([self.chunk], 1) for t in (x, own)), strict=True)
-        y = torch.cat([attention(h, places, cache=memory) for h, places in halves], 1)
+        carried = split(carry or {}, self.chunk)
+        given = [{} if carry is None else {"carry": part} for part in carried]
+        halves = zip(*(t.tensor_split([self.chunk], 1) for t in (x, own)), given, strict=True)
+        y = torch.cat([attention(h, places, cache=memory, **more) for h, places, more in halves], 1)
+        if carry is not None:
+            carry.update(joined(*carried))
         if memory.appends != 2:
             rule = "must append to its cache once in a pass, for its keys to be gathered from other ranks"
             raise BlockError("attention", type(attention).__name__, rule, "Train it without trainer.strategy.context")

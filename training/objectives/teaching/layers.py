@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blocks.carry import takes_carry
 from blocks.decoder import Decoder
 from blocks.gating.base import Routing
 from registry import BlockError, register
@@ -33,8 +34,10 @@ class Layers(Teaching):
         losses: list[Tensor] = []
         routings: list[Routing | None] = [None] * len(lesson.student.layers)
         for path in paths:
-            arguments, wanted = seen[path]
-            found = lesson.student.get_submodule(path)(*arguments[0], **arguments[1])
+            (given, named), wanted = seen[path]
+            block = lesson.student.get_submodule(path)
+            named = {key: value for key, value in named.items() if key != "carry" or takes_carry(block)}
+            found = block(*given, **named)
             if isinstance(found, tuple):  # of a feed-forward block
                 routings[int(path.split(".")[1])] = found[1]
             error = (_output(found) - wanted).float().square().sum(-1)
@@ -70,18 +73,25 @@ def _output(found: Any) -> Tensor:
 @torch.no_grad()
 def _watched(lesson: Lesson, paths: Sequence[str]) -> dict[str, tuple[tuple[Any, Any], Tensor]]:
     """The arguments and outputs of the teacher's blocks, by path."""
-    seen: dict[str, tuple[tuple[Any, Any], Tensor]] = {}
+    read: dict[str, tuple[Any, Any]] = {}
+    gave: dict[str, Tensor] = {}
 
-    def watch(path: str) -> Any:
-        def hook(module: nn.Module, given: Any, named: Any, output: Any) -> None:
-            seen[path] = (given, named), _output(output)
+    def before(path: str) -> Any:
+        def hook(module: nn.Module, given: Any, named: Any) -> None:  # a block adds to the dict ``carry``
+            read[path] = given, {key: dict(value) if key == "carry" else value for key, value in named.items()}
 
-        return lesson.teacher.get_submodule(path).register_forward_hook(hook, with_kwargs=True)
+        return lesson.teacher.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
 
-    hooks = [watch(path) for path in paths]
+    def after(path: str) -> Any:
+        def hook(module: nn.Module, given: Any, output: Any) -> None:
+            gave[path] = _output(output)
+
+        return lesson.teacher.get_submodule(path).register_forward_hook(hook)
+
+    hooks = [watch(path) for path in paths for watch in (before, after)]
     try:
         lesson.teacher.hidden(*lesson.given)
     finally:
         for hook in hooks:
             hook.remove()
-    return seen
+    return {path: (read[path], gave[path]) for path in paths}

@@ -1,0 +1,43 @@
+"""What crosses depth beside the residual stream: tensors that blocks of one layer leave for those of later layers.
+
+The first layer's values (value residual), the keys that an earlier layer chose. Each layer is given what the layer
+below left, a dict of tensors by name, and leaves a new dict: nothing is kept outside of the arguments and results of
+``Layer.forward``, so activation checkpointing, compilation and sharding see all of it. Only blocks whose ``forward``
+names ``carry`` are given it::
+
+    def forward(self, x, positions, *, segments=None, cache=None, carry=None):
+        v = self.value(x)
+        first = v if carry is None else carry.setdefault("values", v)
+
+A block adds entries to the dict that it is given, or replaces them; it never changes a tensor in place. Without a dict
+it computes what the first layer would. Every tensor is [B,T,…], of the tokens that pass through the layer: these may be
+the new ones beside a cache, or one rank's share of a sequence. A block that tensor parallelism splits leaves its own
+part of the heads. Multi-token prediction begins with nothing carried.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+Carry = dict[str, Tensor]
+
+
+def takes_carry(block: nn.Module) -> bool:
+    """Whether a block's ``forward`` names ``carry``."""
+    return "carry" in inspect.signature(type(block).forward).parameters
+
+
+def split(carry: Carry, first: int) -> tuple[Carry, Carry]:
+    """What is carried of the ``first`` tokens, and of those after them."""
+    parts: tuple[Carry, Carry] = ({}, {})
+    for name, tensor in carry.items():
+        parts[0][name], parts[1][name] = tensor.tensor_split([first], 1)
+    return parts
+
+
+def joined(head: Carry, tail: Carry) -> Carry:
+    """The reverse of ``split``."""
+    return {name: torch.cat((tensor, tail[name]), 1) for name, tensor in head.items()}
