@@ -47,14 +47,14 @@ class Layer(nn.Module):
         carry: Carry | None = None,
     ) -> tuple[Tensor, Routing | None, Carry]:
         """The residual streams of token ids [B,T], [B,T,D] or as the residual block opens them → the same after this
-        layer, the routing of the tokens if the ffn routes or there are losses, and
-        what the next layer is given as ``carry``.
+        layer, the routing of the tokens if the ffn routes or there are losses, and what the next layer is given as
+        ``carry``.
 
         With a share, ``x``, ``tokens`` and ``carry`` are of its tokens, ``positions`` and ``segments`` of the whole
         sequences.
         """
         carry = dict(carry or {})  # its own: a layer that is computed again for the gradient finds what it found before
-        of_attention, of_ffn = ({"carry": carry} if takes else {} for takes in self._carries)
+        of_attention, of_ffn = (dict[str, Any](carry=carry) if takes else {} for takes in self._carries)
         chosen = () if experts is None else (experts,)
         routing: Routing | None = None
         losses: dict[str, Tensor] = {}

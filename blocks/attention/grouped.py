@@ -37,7 +37,7 @@ class GroupedAttention(Attention):
         qk_norm: normalises queries and keys before rotation; null for none
         output_gate: gates the heads' outputs; null for none
         scores: replaces the plain softmax; null for none
-        selector: chooses which keys a query sees, of all: window must be null; null for none
+        selector: chooses which keys a query sees, without a window; null for none
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
@@ -63,9 +63,6 @@ class GroupedAttention(Attention):
         if n_heads % n_kv_heads:
             rule = f"must divide n_heads ({n_heads})"
             raise BlockError("n_kv_heads", n_kv_heads, rule, "Use 1 for one shared head, n_heads for none shared")
-        if selector is not None and window is not None:
-            rule = f"chooses among all keys, and a window of {window} hides some"
-            raise BlockError("selector", type(selector).__name__, rule, "Set window to null, or selector")
         refuse_unlearnable(selector, scores)
         self.head_dim, self.n_kv_heads = H, n_kv_heads
         self.window, self.selector = window, selector
@@ -93,16 +90,16 @@ class GroupedAttention(Attention):
         q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value))
         q, k = (q, k) if self.qk_norm is None else self.qk_norm(q, k)
         q, k = rotated(self.position, q, k, positions, cache)
-        index = remembered(self.selector, x, positions, cache)
+        new = remembered(self.selector, x, positions, cache)
         if cache is not None and self.scores is None and self._in_parts(cache, q.shape[1]):
             read = partial(_keys_and_values, cache)
-            y = attend_in_parts(self.position, positions, cache, q, (k, v, *index), self.scale, read)
+            y = attend_in_parts(self.position, positions, cache, q, (k, v, *new), self.scale, read)
         else:
-            k, v, *index = (k, v, *index) if cache is None else cache.append(k, v, *index)
+            k, v, *slots = (k, v, *new) if cache is None else cache.append(k, v, *new)
             bias, segments = score_terms(self.position, positions, segments, cache)
             if self.selector is not None:
                 asked = Asked(x, x, q, positions, declared(positions, cache))
-                held = k, _as_stored, tuple(index), segments, cache
+                held = k, _as_stored, tuple(slots), segments, cache
                 bias = selected(self.selector, asked, *held, bias, self.scale, losses)
             attend = self.scores or self.kernels.attend
             y = attend(q, k, v, Scoring(self.scale, bias, segments, self.window))
@@ -116,7 +113,7 @@ class GroupedAttention(Attention):
     def new_cache(
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
     ) -> Cache:
-        slots = dict.fromkeys(("k", "v"), (self.n_kv_heads, self.head_dim))
+        slots: dict[str, tuple[int, ...]] = dict.fromkeys(("k", "v"), (self.n_kv_heads, self.head_dim))
         slots |= {} if self.selector is None else self.selector.slots()
         if self.window is not None and self.window < length:
             ring = Ring(batch, self.window, slots, dtype, device, bits=bits)

@@ -256,9 +256,9 @@ class MLA(Attention):
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
     ) -> Cache:
         apart = (self.latent, self.rope)  # rotated keys differ in scale from normalised latents
-        slots, parts = {"latent": (sum(apart),)}, {"latent": apart}
+        slots: dict[str, tuple[int, ...]] = {"latent": (sum(apart),)}
         slots |= {} if self.selector is None else self.selector.slots()
-        return Cache(batch, length, slots, dtype, device, bits=bits, parts=parts)
+        return Cache(batch, length, slots, dtype, device, bits=bits, parts={"latent": apart})
 
     def parallel_plan(self) -> dict[str, Placement]:
         query: dict[str, Placement] = {"query.weight": "column"}

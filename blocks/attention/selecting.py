@@ -42,7 +42,7 @@ def selected(
     asked: Asked,
     stored: Tensor,
     expand: Callable[[Tensor], Tensor],
-    index: tuple[Tensor, ...],
+    slots: tuple[Tensor, ...],
     segments: Tensor | None,
     cache: Cache | None,
     bias: Tensor | Slopes | None,
@@ -52,7 +52,7 @@ def selected(
     """The bias of the scores with −∞ on keys that are not chosen; as it is where all are.
 
     Args:
-        stored, expand, index: as in ``Held``
+        stored, expand, slots: as in ``Held``
         segments: [B,S] documents of the keys; None: each row is one
         cache: the keys' cache, with the new tokens appended; None if the keys are those of the queries' tokens
         bias, scale: of the scores
@@ -62,7 +62,7 @@ def selected(
     S = stored.shape[1]
     if selector.takes_all(S) and not learns:
         return bias
-    held = _held(asked, stored, expand, index, segments, cache)
+    held = _held(asked, stored, expand, slots, segments, cache)
     chosen = None if selector.takes_all(S) else selector(asked, held)
     if losses is not None and learns:
         losses |= selector.losses(asked, held, chosen, scale, dense(bias))
@@ -73,7 +73,7 @@ def _held(
     asked: Asked,
     stored: Tensor,
     expand: Callable[[Tensor], Tensor],
-    index: tuple[Tensor, ...],
+    slots: tuple[Tensor, ...],
     segments: Tensor | None,
     cache: Cache | None,
 ) -> Held:
@@ -83,7 +83,7 @@ def _held(
     if cache is not None and (padding := cache.padding_bias(T)) is not None:
         seen = seen & (padding[:, 0] == 0)
     places = _places(S, segments, None if cache is None else cache.padding, device)
-    return Held(stored, expand, index, positions, places, seen, segments is not None)
+    return Held(stored, expand, slots, positions, places, seen, segments is not None)
 
 
 def _places(S: int, segments: Tensor | None, padding: Tensor | None, device: torch.device) -> Tensor:

@@ -43,7 +43,7 @@ class Held(NamedTuple):
 
     stored: [B,S,…], what the attention stores of each token, rotated
     expand: some or averages of them, [B,n,…] → keys [B,n,K,H]; linear
-    index: [B,S,…] for each of the selector's own slots
+    slots: [B,S,…] for each of the selector's own slots
     positions: [B|1,S]
     places: [B|1,S], how many tokens of its document come before each; negative for padding
     seen: [B|1,T,S], whether a query may see a key
@@ -52,7 +52,7 @@ class Held(NamedTuple):
 
     stored: Tensor
     expand: Callable[[Tensor], Tensor]
-    index: tuple[Tensor, ...]
+    slots: tuple[Tensor, ...]
     positions: Tensor
     places: Tensor
     seen: Tensor

@@ -71,6 +71,7 @@ def blocks_of(held: Held, size: int) -> Blocks:
     # Several documents may have a block for each token; how many they have is asked of the device, but not of a graph.
     unknown = torch.compiler.is_compiling() or number.is_meta
     most = -(-S // size) if not held.segments else S if unknown else int(number[:, -1].max()) + 1
-    first = torch.searchsorted(number.contiguous(), torch.arange(most, device=places.device).expand(len(number), -1))
+    each = torch.arange(most, device=places.device).repeat(len(number), 1)
+    first = torch.searchsorted(number.contiguous(), each)
     opening = number.gather(1, (torch.arange(S, device=places.device) - places).clamp(0, S - 1))
     return Blocks(size, number, first.clamp(max=S - 1), places % size == size - 1, opening)

@@ -86,7 +86,7 @@ class DSA(Indexer):
         return (self._rotate(self.k_norm(self.key(x.detach()))[:, :, None], positions, declared)[:, :, 0],)
 
     def candidates(self, asked: Asked, held: Held) -> Candidates:
-        return Candidates(held.index[0])
+        return Candidates(held.slots[0])
 
     def scores(self, asked: Asked, keys: Tensor) -> Tensor:
         q = self._rotate(self.query(asked.latent).unflatten(-1, (self.n_heads, -1)), asked.positions, asked.declared)

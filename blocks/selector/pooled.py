@@ -80,7 +80,7 @@ class Pooled(Indexer):
         return self.dense or n_keys < self.block_size * (self.top_k + 1)
 
     def candidates(self, asked: Asked, held: Held) -> Candidates:
-        raw, blocks = held.index[0], blocks_of(held, self.block_size)
+        raw, blocks = held.slots[0], blocks_of(held, self.block_size)
         pooled = self.k_norm(blocks.mean(raw).to(raw.dtype))[:, :, None]
         rows = max(len(held.positions), len(blocks.first))
         positions = held.positions.expand(rows, -1).gather(1, blocks.first.expand(rows, -1))
