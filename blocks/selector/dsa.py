@@ -42,7 +42,7 @@ class DSA(Indexer):
         rope_head_dim: width of the part that is rotated; null is half a head
         top_k: tokens that a query sees
         dense: whether every query sees all tokens, while the indexer learns (the first stage)
-        alpha: weight of the indexer's loss
+        loss_weight: weight of the indexer's loss
         k_norm: norm of the keys; a layernorm of eps 1e-6 in V3.2
         position: rotates queries and keys
     """
@@ -62,12 +62,12 @@ class DSA(Indexer):
         rope_head_dim: Count | None = None,
         top_k: Count = 2048,
         dense: bool = False,
-        alpha: Positive = 1.0,
+        loss_weight: Positive = 1.0,
     ) -> None:
         super().__init__()
         self.rope = _rotated(head_dim, rope_head_dim)
         self.n_heads, self.head_dim, self.attention_heads = n_heads, head_dim, attention_heads
-        self.top_k, self.dense, self.alpha = top_k, dense, alpha
+        self.top_k, self.dense, self.loss_weight = top_k, dense, loss_weight
         self.query = Linear(latent_dim, n_heads * head_dim, bias=False)
         self.key = Linear(d_model, head_dim, bias=False)
         self.weights = Linear(d_model, n_heads, bias=False)

@@ -41,7 +41,7 @@ class Indexer(Selector):
     n_heads: int
     top_k: int
     dense: bool
-    alpha: float
+    loss_weight: float
 
     def candidates(self, asked: Asked, held: Held) -> Candidates:
         """What can be chosen, from all keys."""
@@ -91,7 +91,7 @@ class Indexer(Selector):
             total = torch.stack([checkpoint(some, rows, use_reentrant=False) for rows in every]).sum()
         # Of each rank's heads where they are split: the sum over the ranks has the gradient of the mean over all heads.
         share = q.shape[2] / self.attention_heads
-        return {"index_kl": self.alpha * share * total / x[..., 0].numel()}
+        return {"index_kl": self.loss_weight * share * total / x[..., 0].numel()}
 
     def _rows(self, asked: Asked, n: int, heads: int) -> Iterator[slice]:
         B, T = asked.x.shape[:2]

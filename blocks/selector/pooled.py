@@ -37,7 +37,7 @@ class Pooled(Indexer):
         block_size: tokens of a block
         top_k: blocks that a query sees
         dense: whether every query sees all tokens, while the indexer learns
-        alpha: weight of the indexer's loss
+        loss_weight: weight of the indexer's loss
         q_norm: norm of queries
         k_norm: norm of pooled keys
         position: rotates queries and pooled keys
@@ -57,11 +57,11 @@ class Pooled(Indexer):
         block_size: Count = 4,
         top_k: Count = 512,
         dense: bool = False,
-        alpha: Positive = 1.0,
+        loss_weight: Positive = 1.0,
     ) -> None:
         super().__init__()
         self.n_heads, self.head_dim, self.attention_heads = n_heads, head_dim, attention_heads
-        self.block_size, self.top_k, self.dense, self.alpha = block_size, top_k, dense, alpha
+        self.block_size, self.top_k, self.dense, self.loss_weight = block_size, top_k, dense, loss_weight
         self.query = Linear(d_model, n_heads * head_dim, bias=False)
         self.key = Linear(d_model, head_dim, bias=False)
         self.q_norm, self.k_norm, self.position = q_norm, k_norm, position
