@@ -11,6 +11,7 @@ from blocks.attention.base import Attention, attend_in_parts, even_heads, reads_
 from blocks.attention.selecting import Losses, declared, refuse_unlearnable, remembered, selected
 from blocks.base import Placement
 from blocks.cache import Cache, Ring
+from blocks.carry import Carry
 from blocks.kernels.scoring import Scoring
 from blocks.linear import Linear
 from blocks.output_gate.base import OutputGate
@@ -86,6 +87,7 @@ class GroupedAttention(Attention):
         segments: Tensor | None = None,
         cache: Cache | None = None,
         losses: Losses | None = None,
+        carry: Carry | None = None,
     ) -> Tensor:
         q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value))
         q, k = (q, k) if self.qk_norm is None else self.qk_norm(q, k)
@@ -100,7 +102,7 @@ class GroupedAttention(Attention):
             if self.selector is not None:
                 asked = Asked(x, x, q, positions, declared(positions, cache))
                 held = k, _as_stored, tuple(slots), segments, cache
-                bias = selected(self.selector, asked, *held, bias, self.scale, losses)
+                bias = selected(self.selector, asked, *held, bias, self.scale, losses, carry)
             attend = self.scores or self.kernels.attend
             y = attend(q, k, v, Scoring(self.scale, bias, segments, self.window))
         y = y if self.output_gate is None else self.output_gate(x, y)

@@ -22,6 +22,7 @@ from blocks.attention.base import (
 from blocks.attention.selecting import Losses, declared, remembered, selected
 from blocks.base import Placement
 from blocks.cache import Cache
+from blocks.carry import Carry
 from blocks.kernels.few_rows import by_mkl, reads_fast
 from blocks.kernels.latent_attention import absorbs, into_latents, key_multiple, out_of_latents
 from blocks.kernels.scoring import Scoring, Slopes, of_heads
@@ -118,6 +119,7 @@ class MLA(Attention):
         segments: Tensor | None = None,
         cache: Cache | None = None,
         losses: Losses | None = None,
+        carry: Carry | None = None,
     ) -> Tensor:
         compressed, queries = self._queries(x)
         q_nope, q_rope = queries.unflatten(-1, (-1, self.nope + self.rope)).split((self.nope, self.rope), -1)
@@ -125,7 +127,7 @@ class MLA(Attention):
         q_rope, k_rope = rotated(self.position, q_rope, k_rope[:, :, None], positions, cache)
         latent = self.kv_norm(latent)
         index = remembered(self.selector, x, positions, cache)
-        choose = partial(self._choose, x, compressed, (q_nope, q_rope), positions, cache, losses)
+        choose = partial(self._choose, x, compressed, (q_nope, q_rope), positions, cache, (losses, carry))
         if cache is not None:
             new = torch.cat((latent, k_rope[:, :, 0]), -1)
             y = self._remembering(q_nope, q_rope, (new, *index), positions, cache, choose)
@@ -229,7 +231,7 @@ class MLA(Attention):
         q: tuple[Tensor, Tensor],
         positions: Tensor,
         cache: Cache | None,
-        losses: Losses | None,
+        left: tuple[Losses | None, Carry | None],
         stored: tuple[Tensor, ...],
         index: tuple[Tensor, ...],
         segments: Tensor | None,
@@ -240,7 +242,7 @@ class MLA(Attention):
             return bias
         asked = Asked(x, compressed, torch.cat(q, -1), positions, declared(positions, cache))
         held = torch.cat(stored, -1) if len(stored) > 1 else stored[0], self._expand, index, segments, cache
-        return selected(self.selector, asked, *held, bias, self.scale, losses)
+        return selected(self.selector, asked, *held, bias, self.scale, *left)
 
     def _expand(self, stored: Tensor) -> Tensor:
         """Keys [B,n,N,nope+R] of what is stored, or of averages of it."""

@@ -6,14 +6,17 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from blocks.cache import Cache
+from blocks.carry import Carry
 from blocks.kernels.attention import visible
 from blocks.kernels.scoring import Slopes, dense
 from blocks.selector.base import Asked, Held, Selector
 from registry import BlockError
 
 Losses = dict[str, Tensor]
+CHOSEN = "chosen"  # what layers above are given, [B,T,N|1,S]
 
 
 def refuse_unlearnable(selector: Selector | None, scores: object | None) -> None:
@@ -48,6 +51,7 @@ def selected(
     bias: Tensor | Slopes | None,
     scale: float,
     losses: Losses | None,
+    carry: Carry | None,
 ) -> Tensor | Slopes | None:
     """The bias of the scores with −∞ on keys that are not chosen; as it is where all are.
 
@@ -57,16 +61,33 @@ def selected(
         cache: the keys' cache, with the new tokens appended; None if the keys are those of the queries' tokens
         bias, scale: of the scores
         losses: to be filled with those of the selector where it learns; None: it does not
+        carry: has what the nearest layer below chose, and is left with what this one does
     """
     learns = losses is not None and selector.training and torch.is_grad_enabled()
-    S = stored.shape[1]
-    if selector.takes_all(S) and not learns:
+    takes_all, spread = selector.takes_all(stored.shape[1]), cache is not None and cache.spread
+    if takes_all and not (learns or spread):
+        _leave(carry, None, 0)
         return bias
     held = _held(asked, stored, expand, slots, segments, cache)
-    chosen = None if selector.takes_all(S) else selector(asked, held)
+    if carry is not None and CHOSEN in carry:
+        held = held._replace(before=carry[CHOSEN][..., : stored.shape[1]].transpose(1, 2))
+    chosen = None if takes_all else selector(asked, held)
     if losses is not None and learns:
         losses |= selector.losses(asked, held, chosen, scale, dense(bias))
+    if cache is not None and spread:  # parts of a sequence are joined, and so alike
+        _leave(carry, held.seen[:, None] if chosen is None else chosen, cache.room)
+    else:
+        _leave(carry, chosen, 0)
     return bias if chosen is None else _hide(chosen, dense(bias), asked.q)
+
+
+def _leave(carry: Carry | None, chosen: Tensor | None, width: int) -> None:
+    """Leave a choice to the layers above, of at least so many keys."""
+    if carry is None:
+        return
+    carry.pop(CHOSEN, None)
+    if chosen is not None:
+        carry[CHOSEN] = F.pad(chosen, (0, max(0, width - chosen.shape[-1]))).transpose(1, 2)
 
 
 def _held(

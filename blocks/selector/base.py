@@ -7,7 +7,7 @@ among the keys that a query may see, and the attention's result is that over the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class Held(NamedTuple):
     places: [B|1,S], how many tokens of its document come before each; negative for padding
     seen: [B|1,T,S], whether a query may see a key
     segments: whether rows may have several documents
+    before: [B,N|1,T,S], what the nearest layer below chose; None for all, or where there is none
     """
 
     stored: Tensor
@@ -57,6 +58,7 @@ class Held(NamedTuple):
     places: Tensor
     seen: Tensor
     segments: bool
+    before: Tensor | None = None
 
 
 @family("selector", context=("latent_dim", "attention_heads"))
@@ -66,11 +68,13 @@ class Selector(Block):
     Equal scores go to the later token, so that a choice does not depend on how many keys there are; blocks are counted
     in the document, so that it does not depend on what is before it in its row.
 
-    Class attributes:
+    Attributes, of a class or of a block:
         learns: whether it has losses, and so parameters that nothing else trains
+        reuses: whether it needs the choice of a layer below
     """
 
-    learns: ClassVar[bool] = False
+    learns: bool = False
+    reuses: bool = False
 
     def slots(self) -> dict[str, tuple[int, ...]]:
         """What it caches of each token, beside the attention's own: name → shape."""
@@ -84,8 +88,9 @@ class Selector(Block):
         """Whether all queries see all of so many keys: the attention is then computed as without a selector."""
         raise NotImplementedError
 
-    def forward(self, asked: Asked, held: Held) -> Tensor:
-        """Which keys each query sees, [B,N|1,T,S] booleans, within ``held.seen``. Every query sees at least one."""
+    def forward(self, asked: Asked, held: Held) -> Tensor | None:
+        """Which keys each query sees, [B,N|1,T,S] booleans, within ``held.seen``; None for all of them. Every query
+        sees at least one."""
         raise NotImplementedError
 
     def losses(

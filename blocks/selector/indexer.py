@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class Indexer(Selector):
     mask of T × S booleans is whole.
     """
 
-    learns: ClassVar[bool] = True
+    learns = True
     attention_heads: int
     n_heads: int
     top_k: int
