@@ -74,9 +74,11 @@ def selected(
     chosen = None if takes_all else selector(asked, held)
     if losses is not None and learns:
         losses |= selector.losses(asked, held, chosen, scale, dense(bias))
-    if cache is not None and spread:  # parts of a sequence are joined, and so alike
-        _leave(carry, held.seen[:, None] if chosen is None else chosen, cache.room)
-    else:
+    if cache is not None and spread and not selector.reuses:  # parts of a sequence are joined, and so alike
+        heads = asked.q.shape[2] if selector.per_head else 1
+        left = held.seen[:, None] if chosen is None else chosen
+        _leave(carry, left.expand(len(asked.q), heads, -1, -1), cache.room)
+    elif not selector.reuses:
         _leave(carry, chosen, 0)
     return bias if chosen is None else _hide(chosen, dense(bias), asked.q)
 

@@ -71,10 +71,12 @@ class Selector(Block):
     Attributes, of a class or of a block:
         learns: whether it has losses, and so parameters that nothing else trains
         reuses: whether it needs the choice of a layer below
+        per_head: whether it chooses for each query head
     """
 
     learns: bool = False
     reuses: bool = False
+    per_head: bool = False
 
     def slots(self) -> dict[str, tuple[int, ...]]:
         """What it caches of each token, beside the attention's own: name → shape."""

@@ -28,6 +28,7 @@ class MoBA(Selector):
         top_k: blocks that a query sees, its own included
     """
 
+    per_head = True
     conformance_settings: ClassVar[Mapping[str, Any]] = {"block_size": 3, "top_k": 2}
 
     def __init__(self, block_size: Count = 512, top_k: Count = 3) -> None:

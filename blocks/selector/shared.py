@@ -36,7 +36,7 @@ class Shared(Selector):
     def __init__(self, layer_idx: int, of: Selector, every: Count = 4) -> None:
         super().__init__()
         self.of = None if layer_idx % every else of
-        self.reuses, self.learns = self.of is None, self.of is not None and of.learns
+        self.reuses, self.learns, self.per_head = self.of is None, self.of is not None and of.learns, of.per_head
 
     def slots(self) -> dict[str, tuple[int, ...]]:
         return {} if self.of is None else self.of.slots()
