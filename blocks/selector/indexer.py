@@ -30,10 +30,10 @@ class Indexer(Selector):
     base of ``dsa`` and ``pooled``. A subclass has ``candidates`` and their ``scores``.
 
     The choice has no gradient. It learns from KL(p ‖ softmax I) of each query, averaged over the queries: I are the
-    scores of the candidates that it sees, p the attention's weights averaged over its heads and made to sum to 1 over
-    them (DeepSeek-AI 2025, arXiv 2512.02556, §2.1). Its inputs are detached, so that nothing but the selector follows
-    this loss. Of long sequences the scores are computed for some queries at a time, and again for the gradient; the
-    mask of T × S booleans is whole.
+    scores of the candidates that it sees, p the attention's weights on these, which sum to 1 in each head, averaged
+    over its heads (DeepSeek-AI 2025, arXiv 2512.02556, §2.1). Its inputs are detached, so that nothing but the selector
+    follows this loss. Of long sequences the scores are computed for some queries at a time, and again for the gradient;
+    the mask of T × S booleans is whole.
     """
 
     learns = True
@@ -75,13 +75,13 @@ class Indexer(Selector):
 
         def some(rows: slice) -> Tensor:
             own = None if bias is None else bias[:, :, rows]
-            weights = attention_weights(q[:, rows], of_attention, scale, visible[:, rows], own)
-            possible = _possible(held, blocks, rows)
+            keys_seen, possible = visible[:, rows], visible[:, rows]
             if blocks is not None:
-                weights = blocks.total(weights)
-                possible = possible & (blocks.total(visible[:, rows].to(weights.dtype)) > 0)
-            elif chosen is not None:
-                possible = visible[:, rows]
+                possible = _possible(held, blocks, rows) & (blocks.total(keys_seen.float()) > 0)
+                whole = blocks.spread(possible[:, None])[:, 0] & keys_seen
+                keys_seen = torch.where(whole.any(-1, keepdim=True), whole, keys_seen)
+            weights = attention_weights(q[:, rows], of_attention, scale, keys_seen, own)
+            weights = weights if blocks is None else blocks.total(weights)
             return divergence(weights, self.scores(asked.rows(rows), keys), possible)
 
         every = list(self._rows(asked, of_attention.shape[1], max(self.n_heads, q.shape[2])))

@@ -29,7 +29,8 @@ class Pooled(Indexer):
 
     GLM-5.3 pools 16 keys by a learned softmax instead, MiniMax-M3 takes the highest score of 128 tokens: neither is
     this block. It caches I raw numbers of a token, and pools them again at each step. How Qwen4-Exp's indexer was
-    trained is not published; here it learns as ``dsa`` does, from the attention's weights summed over each block.
+    trained is not published; here it learns as ``dsa`` does, from the attention's weights on whole blocks, summed over
+    each.
 
     Args:
         n_heads: J, index heads

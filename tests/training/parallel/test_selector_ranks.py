@@ -1,4 +1,4 @@
-"""Tensor parallelism splits an attention with a selector: the same outputs, and the indexer's gradient is the whole one."""
+"""Tensor parallelism splits an attention with a selector: the same outputs, and the gradient of the whole indexer."""
 
 from __future__ import annotations
 
