@@ -65,7 +65,7 @@ HEAD_OF_PREDICTION = (
 
 def prediction(layers: tuple[Row, ...]) -> tuple[Row, ...]:
     """The rows of multi-token prediction heads, from those of a layer."""
-    return (*map(_behind, layers), *HEAD_OF_PREDICTION)
+    return (*map(behind, layers), *HEAD_OF_PREDICTION)
 
 
 PREDICTION = prediction(LAYERS)

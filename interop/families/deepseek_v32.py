@@ -13,15 +13,15 @@ from blocks.decoder import Decoder
 from interop.config import Config, Fixed, Key, Part, refusal, show
 from interop.deepseek_like import (
     LATENT_NORM,
+    LAYERS,
     MLA,
     MOE,
     NAMES,
     PREDICTED,
-    PREDICTION,
     TEMPLATE,
     WITHOUT_PREDICTION,
-    behind,
     gate,
+    prediction,
 )
 from interop.family import Family
 from interop.llama_like import EPS, LAYER, SILU, SIZES, TABLES, tied
@@ -76,6 +76,6 @@ DEEPSEEK_V32 = Family(
         Part(_read_kinds, _write_nothing),
         Fixed("rope_interleave", True, written=False),
     ),
-    names=(*NAMES, *INDEXER, *PREDICTION, *map(behind, INDEXER)),
+    names=(*NAMES, *INDEXER, *prediction((*LAYERS, *INDEXER))),
     left_out=(*TABLES, *WITHOUT_PREDICTION),
 )
