@@ -54,7 +54,8 @@ class Layer(nn.Module):
         sequences.
         """
         carry = dict(carry or {})  # its own: a layer that is computed again for the gradient finds what it found before
-        of_attention, of_ffn = (dict[str, Any](carry=carry) if takes else {} for takes in self._carries)
+        of_attention: dict[str, Any] = {"carry": carry} if self._carries[0] else {}
+        of_ffn = {"carry": carry} if self._carries[1] else {}
         chosen = () if experts is None else (experts,)
         routing: Routing | None = None
         losses: dict[str, Tensor] = {}
