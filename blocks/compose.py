@@ -21,6 +21,7 @@ from blocks.model_config import read
 from blocks.mtp import MTP
 from blocks.position.base import Position
 from blocks.precision import built_in_full_precision
+from blocks.selector.base import Selector
 from registry import ConfigError, Node, Scope, presets
 from registry.build import add_one
 from registry.layout import patched, plan
@@ -59,6 +60,7 @@ def check(config: Any) -> dict[str, Any]:
     of_layers = sum(_size(layer) * times for layer, times in zip(layers.values(), alike, strict=True))
     _check_size(sum(map(_size, around)) + of_layers)
     _refuse_other_streams(model, dict(zip(layers, distinct, strict=True)), layers)
+    _refuse_nothing_to_share(model, dict(zip(layers, distinct, strict=True)), layers)
     _refuse_untaken(model, dict(zip(layers, distinct, strict=True)), layers)
     _check_variants(model)
     return model
@@ -112,6 +114,22 @@ def _refuse_other_streams(
             rule = f"passes on {_streams(streams)}, and the first layer {_streams(first)}"
             remedy = "Give all layers the same number of streams"
             raise ConfigError(_written_at(model, "residual", node, index), node["name"], rule, remedy)
+
+
+def _refuse_nothing_to_share(
+    model: Mapping[str, Any], nodes: Mapping[int, dict[str, Any]], layers: Mapping[int, Layer]
+) -> None:
+    """Refuse a layer that reuses the choice of keys of one below, where none below makes one."""
+    chosen = False
+    for index in sorted(layers):
+        selectors = [m for m in layers[index].attention.modules() if isinstance(m, Selector)]
+        if not chosen and selectors and all(selector.reuses for selector in selectors):
+            kind = "selector" if "selector" in nodes[index] else "attention"
+            node = nodes[index][kind]
+            rule = f"reuses which keys a layer below it chose, and none below layer {index} chooses"
+            remedy = "Give that layer a selector of its own: by every: 1, or by a variant of selector in the layout"
+            raise ConfigError(_written_at(model, kind, node, index), node["name"], rule, remedy)
+        chosen = chosen or bool(selectors)
 
 
 def _streams(count: Any) -> str:

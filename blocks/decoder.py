@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blocks.attention.base import Attention, empty_cache
+from blocks.attention.base import Attention, empty_cache, takes_losses
 from blocks.base import Block
 from blocks.cache import Cache
 from blocks.carry import Carry, takes_carry
 from blocks.ffn.base import FFN
-from blocks.gating.base import Routing
+from blocks.gating.base import Routing, with_losses
 from blocks.images.base import Images, Pictures
 from blocks.kernels.choice import choose
 from blocks.kernels.cross_entropy import IGNORED
@@ -33,6 +33,7 @@ class Layer(nn.Module):
         super().__init__()
         self.attention, self.ffn, self.residual = attention, ffn, residual
         self._carries = takes_carry(attention), takes_carry(ffn)
+        self._learns = takes_losses(attention)
 
     def forward(
         self,
@@ -46,17 +47,20 @@ class Layer(nn.Module):
         carry: Carry | None = None,
         ends: tuple[bool, bool] = (True, True),
     ) -> tuple[Tensor, Routing | None, Carry]:
-        """x of token ids [B,T] → x after this layer, the routing of the tokens if the ffn routes, and what the next
-        layer is given as ``carry``.
+        """x of token ids [B,T] → x after this layer, the routing of the tokens if the ffn routes or there are losses,
+        and what the next layer is given as ``carry``.
 
         ``ends`` says whether the layer is the first of its stack, and whether it is the last: x is [B,T,D] at both, and
         in between what the residual block makes of it. With a share, ``x``, ``tokens`` and ``carry`` are of its tokens,
         ``positions`` and ``segments`` of the whole sequences.
         """
         carry = dict(carry or {})  # its own: a layer that is computed again for the gradient finds what it found before
-        of_attention, of_ffn = ({"carry": carry} if takes else {} for takes in self._carries)
+        of_attention: dict[str, Any] = {"carry": carry} if self._carries[0] else {}
+        of_ffn = {"carry": carry} if self._carries[1] else {}
         chosen = () if experts is None else (experts,)
         routing: Routing | None = None
+        losses: dict[str, Tensor] = {}
+        of_attention |= {"losses": losses} if self._learns else {}
 
         def attend(h: Tensor) -> Tensor:
             if share is not None:
@@ -70,7 +74,7 @@ class Layer(nn.Module):
 
         first, last = ends  # here, where strategies that shard a layer gather its weights
         x = self.residual(self.residual.open(x) if first else x, attend, feed)
-        return self.residual.close(x) if last else x, routing, carry
+        return self.residual.close(x) if last else x, with_losses(routing, losses), carry
 
 
 class Decoder(nn.Module):
@@ -190,7 +194,7 @@ class Decoder(nn.Module):
             pictures: all those of the batch, for ``look_up``
 
         Returns:
-            hidden states [B,T,D] and, for each layer, the routing of the tokens (None for a dense one)
+            hidden states [B,T,D] and, for each layer, the routing of the tokens (None for a dense one without losses)
         """
         if positions is None:
             positions = _next_positions(tokens, caches[0] if caches else None)

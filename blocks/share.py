@@ -32,6 +32,7 @@ class Share(ABC):
         positions: Tensor,
         segments: Tensor | None,
         carry: Carry | None = None,
+        losses: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """Attention of this rank's tokens on those of all ranks.
 
@@ -39,6 +40,7 @@ class Share(ABC):
             x: [B,t,D] of this rank's tokens
             positions, segments: [B|1,T'] and [B,T'] of the whole sequences
             carry: as in blocks/carry.py, of this rank's tokens; None for an attention that does not take it
+            losses: to be filled with the attention's, means over this rank's tokens; None: it has none
 
         Returns:
             [B,t,D]

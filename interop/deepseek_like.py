@@ -46,7 +46,7 @@ LAYERS = (*PRENORM, *LATENT, *GATED_FFN, *ROUTER, *CHOICE_BIAS, *EXPERTS, *SHARE
 BEHIND = "model.layers.{n+i}."
 
 
-def _behind(row: Row) -> Row:
+def behind(row: Row) -> Row:
     """A layer's row, for the layer of a multi-token prediction head."""
     ours, theirs = row.ours.replace("layers.{i}.", "mtp.{i}.layer."), row.theirs.replace(LAYER, BEHIND)
     return Row(ours, theirs, row.part, row.form)
@@ -65,7 +65,7 @@ HEAD_OF_PREDICTION = (
 
 def prediction(layers: tuple[Row, ...]) -> tuple[Row, ...]:
     """The rows of multi-token prediction heads, from those of a layer."""
-    return (*map(_behind, layers), *HEAD_OF_PREDICTION)
+    return (*map(behind, layers), *HEAD_OF_PREDICTION)
 
 
 PREDICTION = prediction(LAYERS)

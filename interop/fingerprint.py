@@ -14,7 +14,7 @@ from torch import nn
 from blocks.decoder import Decoder
 
 # Attributes and children without effect on what a trained model computes.
-TRAINING = {"training", "bias_step", "bias_until"}
+TRAINING = {"training", "bias_step", "bias_until", "loss_weight"}
 OF_TRAINING = {"balance", "dropping"}
 
 

@@ -50,6 +50,7 @@ DENSE: dict[str, Any] = {
     "projector": "downsample_mlp",
     "tiling": "grid_2d",
 }
+WRAPPED = DENSE | {"selector": {"name": "block", "block_size": 3, "top_k": 2}}  # in a block of the same kind
 RECURRENT = DENSE | {"attention": {"name": "gated_delta", "n_heads": 4}}
 MIXTURE = DENSE | {"ffn": {"name": "moe", "n_experts": 8}}
 STREAMS = DENSE | {"residual": "mhc"}
@@ -68,7 +69,7 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
     entry = registry.lookup(kind, name)
     node = {"name": name} | {key: value for key, value in SETTING.items() if key in entry.schema.parameters}
     wrapped = [p for p in entry.schema.children.values() if p.child == kind and not p.optional]
-    node |= {p.name: DENSE[kind] for p in wrapped}  # from scope, it would contain itself
+    node |= {p.name: WRAPPED[kind] for p in wrapped}  # from scope, it would contain itself
     around = {"position": "rope"} if kind == "attention" else {}
     # A decoder refuses what it has no place for, at the path of the kind; other errors are the block's.
     for model in (DENSE, MIXTURE, RECURRENT, STREAMS, SEEING):

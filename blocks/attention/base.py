@@ -43,6 +43,9 @@ class Attention(Block):
             segments: [B,T] document ids of packed sequences; tokens of different documents never see each other
             cache: keys and values of the tokens before these T, which are appended to it
 
+        A block may also take ``losses: dict[str, Tensor] | None``, to be filled in training with losses of its own:
+        name → scalar, a mean over tokens, already weighted.
+
         Returns:
             [B,T,D]
         """
@@ -74,6 +77,11 @@ def empty_cache(
         rule = f"{type(attention).__name__}.new_cache takes no bits: this attention keeps exact caches only"
         raise BlockError("bits", bits, rule, "Leave bits out")
     return attention.new_cache(batch, length, dtype, device, bits)
+
+
+def takes_losses(attention: Attention) -> bool:
+    """Whether an attention's ``forward`` names ``losses``."""
+    return "losses" in inspect.signature(type(attention).forward).parameters
 
 
 def rotated(position: Position, q: Tensor, k: Tensor, positions: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from blocks.attention.base import Attention, attend_in_parts, even_heads, reads_in_parts, rotated, score_terms
+from blocks.attention.selecting import Losses, declared, refuse_unlearnable, remembered, selected
 from blocks.base import Placement
 from blocks.cache import Cache, Ring
 from blocks.carry import Carry
@@ -15,6 +18,7 @@ from blocks.output_gate.base import OutputGate
 from blocks.position.base import Position
 from blocks.qk_norm.base import QKNorm
 from blocks.scores.base import Scores
+from blocks.selector.base import Asked, Selector
 from blocks.values.base import Values
 from registry import BlockError
 from registry.ranges import Count, Positive
@@ -36,6 +40,7 @@ class GroupedAttention(Attention):
         output_gate: gates the heads' outputs; null for none
         scores: replaces the plain softmax; null for none
         values: changes the values before they are cached; null for none
+        selector: chooses which keys a query sees, without a window; null for none
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
@@ -55,14 +60,16 @@ class GroupedAttention(Attention):
         output_gate: OutputGate | None = None,
         scores: Scores | None = None,
         values: Values | None = None,
+        selector: Selector | None = None,
     ) -> None:
         super().__init__()
         H = head_dim or even_heads(d_model, n_heads)
         if n_heads % n_kv_heads:
             rule = f"must divide n_heads ({n_heads})"
             raise BlockError("n_kv_heads", n_kv_heads, rule, "Use 1 for one shared head, n_heads for none shared")
+        refuse_unlearnable(selector, scores)
         self.head_dim, self.n_kv_heads = H, n_kv_heads
-        self.window = window
+        self.window, self.selector = window, selector
         self.query = Linear(d_model, n_heads * H, bias=bias)
         self.key = Linear(d_model, n_kv_heads * H, bias=bias)
         self.value = Linear(d_model, n_kv_heads * H, bias=bias)
@@ -71,6 +78,11 @@ class GroupedAttention(Attention):
         self.values = values
         self.scale = position.softmax_scale / (query_scale or H) ** 0.5
 
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        of_selector = {"latent_dim": known["d_model"], "attention_heads": known["n_heads"]}
+        return {**super().child_context(child, known), **of_selector}
+
     def forward(
         self,
         x: Tensor,
@@ -78,26 +90,38 @@ class GroupedAttention(Attention):
         *,
         segments: Tensor | None = None,
         cache: Cache | None = None,
+        losses: Losses | None = None,
         carry: Carry | None = None,
     ) -> Tensor:
         q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value))
         v = v if self.values is None else self.values(v, {} if carry is None else carry)
         q, k = (q, k) if self.qk_norm is None else self.qk_norm(q, k)
         q, k = rotated(self.position, q, k, positions, cache)
-        if cache is not None and self.scores is None and reads_in_parts(self.kernels, cache, q.shape[1]):
-            y = attend_in_parts(self.position, positions, cache, q, (k, v), self.scale)
+        new = remembered(self.selector, x, positions, cache)
+        if cache is not None and self.scores is None and self._in_parts(cache, q.shape[1]):
+            read = partial(_keys_and_values, cache)
+            y = attend_in_parts(self.position, positions, cache, q, (k, v, *new), self.scale, read)
         else:
-            k, v = (k, v) if cache is None else cache.append(k, v)
+            k, v, *slots = (k, v, *new) if cache is None else cache.append(k, v, *new)
             bias, segments = score_terms(self.position, positions, segments, cache)
+            if self.selector is not None:
+                asked = Asked(x, x, q, positions, declared(positions, cache))
+                held = k, _as_stored, tuple(slots), segments, cache
+                bias = selected(self.selector, asked, *held, bias, self.scale, losses, carry)
             attend = self.scores or self.kernels.attend
             y = attend(q, k, v, Scoring(self.scale, bias, segments, self.window))
         y = y if self.output_gate is None else self.output_gate(x, y)
         return self.output(y.flatten(-2))
 
+    def _in_parts(self, cache: Cache, T: int) -> bool:
+        dense = self.selector is None or self.selector.takes_all(cache.length + T)
+        return dense and reads_in_parts(self.kernels, cache, T)
+
     def new_cache(
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
     ) -> Cache:
-        slots = dict.fromkeys(("k", "v"), (self.n_kv_heads, self.head_dim))
+        slots: dict[str, tuple[int, ...]] = dict.fromkeys(("k", "v"), (self.n_kv_heads, self.head_dim))
+        slots |= {} if self.selector is None else self.selector.slots()
         if self.window is not None and self.window < length:
             ring = Ring(batch, self.window, slots, dtype, device, bits=bits)
             ring.declared = length
@@ -109,3 +133,12 @@ class GroupedAttention(Attention):
         biases: dict[str, Placement] = {f"{name}.bias": "column" for name in ("query", "key", "value")}
         split |= biases if self.query.bias is not None else {}
         return {**split, "output.weight": "row", **({} if self.output.bias is None else {"output.bias": "replicate"})}
+
+
+def _as_stored(keys: Tensor) -> Tensor:
+    return keys
+
+
+def _keys_and_values(cache: Cache, tokens: slice) -> tuple[Tensor, Tensor]:
+    k, v, *_ = cache.read(tokens)
+    return k, v

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar
@@ -19,16 +19,21 @@ from blocks.attention.base import (
     score_bias,
     score_terms,
 )
+from blocks.attention.selecting import Losses, declared, remembered, selected
 from blocks.base import Placement
 from blocks.cache import Cache
+from blocks.carry import Carry
 from blocks.kernels.few_rows import by_mkl, reads_fast
 from blocks.kernels.latent_attention import absorbs, into_latents, key_multiple, out_of_latents
 from blocks.kernels.scoring import Scoring, Slopes, of_heads
 from blocks.linear import Linear
 from blocks.norm.base import Norm
 from blocks.position.base import Position
+from blocks.selector.base import Asked, Selector
 from registry import register
 from registry.ranges import Count
+
+Choose = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None, Any], Any]
 
 # Where queries are fewer than keys, bytes of all heads' keys and values
 KEPT = 2**26  # that are kept for the gradient; more are expanded again
@@ -63,6 +68,7 @@ class MLA(Attention):
         q_norm: norm of the query latent, used with q_lora_rank
         kv_norm: norm of the key-value latent
         position: rotates the rope parts, or biases scores
+        selector: chooses which keys a query sees; null for none
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
@@ -79,10 +85,11 @@ class MLA(Attention):
         qk_nope_head_dim: Count | None = None,
         qk_rope_head_dim: Count | None = None,
         v_head_dim: Count | None = None,
+        selector: Selector | None = None,
     ) -> None:
         super().__init__()
         widths = _widths(d_model, n_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank)
-        self.n_heads, self.position, self.kv_norm = n_heads, position, kv_norm
+        self.n_heads, self.position, self.kv_norm, self.selector = n_heads, position, kv_norm, selector
         self.nope, self.rope, self.v_head_dim, self.latent = widths
         queries = n_heads * (self.nope + self.rope)
         if q_lora_rank is None:
@@ -99,22 +106,48 @@ class MLA(Attention):
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
         given = ("d_model", "n_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
         _nope, rope, _value, latent = _widths(*(known[name] for name in given))
+        if child == "selector":
+            return {"latent_dim": known["q_lora_rank"] or known["d_model"], "attention_heads": known["n_heads"]}
         norms = {"q_norm": known["q_lora_rank"] or 1, "kv_norm": latent}
         return {"dim": norms[child]} if child in norms else {"head_dim": rope}
 
     def forward(
-        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        *,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+        losses: Losses | None = None,
+        carry: Carry | None = None,
     ) -> Tensor:
-        q_nope, q_rope = self.query(x).unflatten(-1, (-1, self.nope + self.rope)).split((self.nope, self.rope), -1)
+        compressed, queries = self._queries(x)
+        q_nope, q_rope = queries.unflatten(-1, (-1, self.nope + self.rope)).split((self.nope, self.rope), -1)
         latent, k_rope = self.kv_down(x).split((self.latent, self.rope), -1)
         q_rope, k_rope = rotated(self.position, q_rope, k_rope[:, :, None], positions, cache)
         latent = self.kv_norm(latent)
+        index = remembered(self.selector, x, positions, cache)
+        choose = partial(self._choose, x, compressed, (q_nope, q_rope), positions, cache, (losses, carry))
         if cache is not None:
-            y = self._remembering(q_nope, q_rope, torch.cat((latent, k_rope[:, :, 0]), -1), positions, cache)
+            new = torch.cat((latent, k_rope[:, :, 0]), -1)
+            y = self._remembering(q_nope, q_rope, (new, *index), positions, cache, choose)
         else:
-            terms = score_terms(self.position, positions, segments, None)
-            y = self._expanded(q_nope, q_rope, latent, k_rope, *terms)
+            bias, segments = score_terms(self.position, positions, segments, None)
+            bias = choose((latent, k_rope[:, :, 0]), index, segments, bias)
+            y = self._expanded(q_nope, q_rope, latent, k_rope, bias, segments)
         return self.output(y.flatten(-2))
+
+    def _queries(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What queries are made from, [B,T,L], and the queries, [B,T,N·(nope+R)]."""
+        if not isinstance(self.query, nn.Sequential):
+            return x, self.query(x)
+        compressed = self.query[1](self.query[0](x))
+        return compressed, self.query[2](compressed)
+
+    def _split(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """What is stored, [B,S,C+R] → [B,S,C] and [B,S,1,R]."""
+        latent, k_rope = stored.split((self.latent, self.rope), -1)
+        return latent, k_rope[:, :, None]
 
     def _expanded(
         self,
@@ -165,38 +198,69 @@ class MLA(Attention):
         k_nope, v = expanded.unflatten(-1, (-1, self.nope + self.v_head_dim)).split((self.nope, self.v_head_dim), -1)
         return torch.cat((k_nope, k_rope.expand(-1, -1, k_nope.shape[2], -1)), -1), v
 
-    def _remembering(self, q_nope: Tensor, q_rope: Tensor, new: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """Attention over a cache and the new tokens' latents and rotated keys [B,T,C+R], the cheaper way."""
-        T, S = new.shape[1], cache.length + new.shape[1]
+    def _remembering(
+        self, q_nope: Tensor, q_rope: Tensor, new: tuple[Tensor, ...], positions: Tensor, cache: Cache, choose: Choose
+    ) -> Tensor:
+        """Attention over a cache and what is stored of the new tokens, [B,T,C+R] first, the cheaper way."""
+        T, S = q_nope.shape[1], cache.length + q_nope.shape[1]
         wrapped = not isinstance(self.kv_up, nn.Linear)  # by another library, which has no weight to absorb
         absorbing = not (wrapped or cache.spread) and absorbs(T, S, self.latent, self.rope, self.nope, self.v_head_dim)
-        if not absorbing and reads_in_parts(self.kernels, cache, T):
+        dense = self.selector is None or self.selector.takes_all(S)
+        if not absorbing and dense and reads_in_parts(self.kernels, cache, T):
             q = torch.cat((q_nope, q_rope), -1)
             read = partial(self._read, cache)
-            return attend_in_parts(self.position, positions, cache, q, (new,), self.scale, read)
+            return attend_in_parts(self.position, positions, cache, q, new, self.scale, read)
         if not absorbing:
-            latent, k_rope = cache.append(new)[0].split((self.latent, self.rope), -1)
-            terms = score_terms(self.position, positions, None, cache)
-            return self._expanded(q_nope, q_rope, latent, k_rope[:, :, None], *terms)
-        (memory,) = cache.append(new, multiple=key_multiple(new.dtype, new.device))
+            stored, *index = cache.append(*new)
+            bias, segments = score_terms(self.position, positions, None, cache)
+            bias = choose((stored,), tuple(index), segments, bias)
+            return self._expanded(q_nope, q_rope, *self._split(stored), bias, segments)
+        memory, *index = cache.append(*new, multiple=key_multiple(q_nope.dtype, q_nope.device))
         bias = score_bias(self.position, positions, cache)
+        bias = choose((memory[:, :S],), tuple(t[:, :S] for t in index), None, bias)
         key_up, value_up = self.kv_up.weight.unflatten(0, (self.n_heads, -1)).split((self.nope, self.v_head_dim), 1)
         with by_mkl() if T == 1 and reads_fast(q_nope) else nullcontext():
             q = torch.cat((into_latents(q_nope, key_up), q_rope), -1)
             y = self.kernels.attend_latents(q, memory, S, self.latent, self.scale, bias)
             return out_of_latents(y, value_up)
 
+    def _choose(
+        self,
+        x: Tensor,
+        compressed: Tensor,
+        q: tuple[Tensor, Tensor],
+        positions: Tensor,
+        cache: Cache | None,
+        left: tuple[Losses | None, Carry | None],
+        stored: tuple[Tensor, ...],
+        index: tuple[Tensor, ...],
+        segments: Tensor | None,
+        bias: Any,
+    ) -> Any:
+        """The bias with what the selector hides; as it is without one. Queries and what is stored come in parts."""
+        if self.selector is None:
+            return bias
+        asked = Asked(x, compressed, torch.cat(q, -1), positions, declared(positions, cache))
+        held = torch.cat(stored, -1) if len(stored) > 1 else stored[0], self._expand, index, segments, cache
+        return selected(self.selector, asked, *held, bias, self.scale, *left)
+
+    def _expand(self, stored: Tensor) -> Tensor:
+        """Keys [B,n,N,nope+R] of what is stored, or of averages of it."""
+        latent, k_rope = self._split(stored)
+        return self._keys_and_values(self.kv_up(latent), k_rope)[0]
+
     def _read(self, cache: Cache, tokens: slice) -> tuple[Tensor, Tensor]:
         """Keys and values of some tokens of a cache, expanded."""
-        latent, k_rope = cache.read(tokens)[0].split((self.latent, self.rope), -1)
-        return self._keys_and_values(self.kv_up(latent), k_rope[:, :, None])
+        latent, k_rope = self._split(cache.read(tokens)[0])
+        return self._keys_and_values(self.kv_up(latent), k_rope)
 
     def new_cache(
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
     ) -> Cache:
         apart = (self.latent, self.rope)  # rotated keys differ in scale from normalised latents
-        slots, parts = {"latent": (sum(apart),)}, {"latent": apart}
-        return Cache(batch, length, slots, dtype, device, bits=bits, parts=parts)
+        slots: dict[str, tuple[int, ...]] = {"latent": (sum(apart),)}
+        slots |= {} if self.selector is None else self.selector.slots()
+        return Cache(batch, length, slots, dtype, device, bits=bits, parts={"latent": apart})
 
     def parallel_plan(self) -> dict[str, Placement]:
         query: dict[str, Placement] = {"query.weight": "column"}

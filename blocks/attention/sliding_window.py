@@ -4,7 +4,7 @@ from blocks.attention.grouped import GroupedAttention
 from registry import register
 
 
-@register("attention", "sliding_window")
+@register("attention", "sliding_window", fixes={"selector": None})
 class SlidingWindow(GroupedAttention):
     """Grouped-query attention that sees only the last ``window`` tokens.
 

@@ -23,7 +23,7 @@ class Routing(NamedTuple):
     experts: [T,k] int64, the experts chosen for each token; the value E means no expert
     weights: [T,k] fp32, factors on the experts' outputs; the router's gradient flows through them
     probs: [T,E] fp32, affinities before any selection bias or group mask
-    losses: name → scalar, already weighted, added to the training loss
+    losses: name → scalar, already weighted, added to the training loss; also those of the layer's attention
     load: [E] fp32, tokens per expert (no gradient)
     pairs: at most how many entries of ``experts`` are below E, known without asking the device: so many rows are
         computed, those without an expert with weight 0; None: all T·k
@@ -39,6 +39,17 @@ class Routing(NamedTuple):
     def weighted(self, factor: float) -> Routing:
         """The same with its losses times a factor."""
         return self._replace(losses={name: loss * factor for name, loss in self.losses.items()})
+
+
+def with_losses(routing: Routing | None, losses: dict[str, Tensor]) -> Routing | None:
+    """The routing of a layer with the losses of its attention. Where it does not route but has losses, a routing of no
+    tokens to no experts."""
+    if not losses:
+        return routing
+    if routing is None:
+        none = next(iter(losses.values())).new_zeros(0, 0)
+        routing = Routing(none.long(), none, none, {}, none[0:0].flatten(), 0)
+    return routing._replace(losses={**routing.losses, **losses})
 
 
 @family("gating", context=("n_experts", "vocab_size"))

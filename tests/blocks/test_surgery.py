@@ -47,6 +47,8 @@ def moe(n_experts: int, d_ff: int, top_k: int, gate: Any = "topk_softmax", **mor
 
 CHOSEN = {"name": "rope_chosen", "of_dim": H}
 MHA = {"attention": {"name": "mha", "n_heads": 6}}
+GQA = DENSE["attention"]
+DSA = {"name": "dsa", "n_heads": 2, "head_dim": 8, "top_k": 5}
 WIDE = {
     "d_model": 120,
     "attention": {"name": "gqa", "n_heads": 12, "n_kv_heads": 6},
@@ -94,6 +96,8 @@ class Case:
         ("latent", {**MHA, "position": "none"}, mla(60, 2, "none")),  # half of the cache without positions
         ("repeat_heads", {}, MHA),
         ("window", {}, {"attention": {"name": "sliding_window", "n_heads": 6, "n_kv_heads": 3, "window": 64}}),
+        ("selector", {}, {"attention": {**GQA, "selector": {**DSA, "dense": True}}}),
+        ("selector", {"attention": {**GQA, "selector": {**DSA, "dense": True}}}, {"attention": GQA}),
         ("copies", {}, moe(4, 72, 2)),
         ("copies", {}, moe(4, 72, 2, {"name": "sigmoid_bias", "scaling": 2.5})),
         ("virtual_groups", {}, moe(8, 36, 2)),
@@ -124,6 +128,7 @@ def test_exact_operator_leaves_the_logits_alone(name: str, old: dict[str, Any], 
         ("latent", mla(30, 30, CHOSEN, kv_norm="rmsnorm"), ()),
         ("mean_heads", {"attention": {"name": "mqa", "n_heads": 6}}, ()),
         ("window", {"attention": {"name": "sliding_window", "n_heads": 6, "n_kv_heads": 3, "window": 8}}, ()),
+        ("selector", {"attention": {**GQA, "selector": DSA}}, ()),
         ("delta", {"attention": {"name": "kda", "n_heads": 6}}, ()),
         ("delta", {"attention": {"name": "gated_delta", "n_heads": 6, "n_key_heads": 3}}, ()),
         ("copies", moe(4, 72, 2, "softmax_topk"), ()),  # not renormalised: the sum of the weights varies

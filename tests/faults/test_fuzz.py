@@ -117,7 +117,17 @@ def models(draw: Any) -> dict[str, Any]:
         "init": {"std": 0.1, "depth_scaled": draw(st.booleans())},
     }
     for kind in KINDS:
-        optional = kind in ("qk_norm", "output_gate", "scores", "dropping", "balance", "decay", "mixing", "values")
+        optional = kind in (
+            "qk_norm",
+            "output_gate",
+            "scores",
+            "selector",
+            "dropping",
+            "balance",
+            "decay",
+            "mixing",
+            "values",
+        )
         if not optional or draw(st.integers(0, 6)) == 0:
             model[kind] = node(draw, kind)
     for switch in ("tie_embeddings", "scale_embeddings"):

@@ -150,6 +150,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "DeepseekV3",
         {**MLA, **MIXTURE, "rope_parameters": YARN, **GROUPS, "q_lora_rank": 13},
     ),
+    "deepseek_v32": (  # so many index heads that no score is 0: ties are broken otherwise there
+        "DeepseekV32",
+        {**MLA, **MIXTURE, "rope_parameters": SHARP, **GROUPS, "q_lora_rank": 13}
+        | {"index_n_heads": 32, "index_head_dim": 10, "index_topk": 7},
+    ),
     "deepseek_v3 yarn": ("DeepseekV3", {**MLA, **MIXTURE, "rope_parameters": SHARP, **GROUPS, "q_lora_rank": 13}),
 }
 for compressed in (False, True):

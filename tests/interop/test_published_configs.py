@@ -196,6 +196,13 @@ RELEASED: dict[str, dict[str, Any]] = {
         "rope_scaling": {**YARN, "rope_type": "yarn", "factor": 32.0, "truncate": False},
     },
 }
+RELEASED["deepseek_v3_2"] = {
+    **RELEASED["deepseek_v3"],
+    "model_type": "deepseek_v32",
+    "index_head_dim": 128,
+    "index_n_heads": 64,
+    "index_topk": 2048,
+}
 NOT_WRITTEN = {"tiny", "tiny_recall"}  # rotary positions in halves with latent attention; interleaved ones without
 WRITTEN_AS = {
     "ablation_moe_mha": "deepseek",
@@ -204,6 +211,7 @@ WRITTEN_AS = {
     "deepseek_vl2_tiny_language": "deepseek",
     "deepseek_vl2_small_language": "deepseek_v2",
     "deepseek_v3": "deepseek_v3",
+    "deepseek_v3_2": "deepseek_v32",
     "deepseek_vl2_base_language": "deepseek_v3",
     "deepseek_7b": "llama",
     "deepseek_67b": "llama",

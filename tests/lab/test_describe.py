@@ -63,6 +63,7 @@ CACHE = {
     "deepseek_v2": 34560,
     "deepseek_v2_lite": 15552,
     "deepseek_v3": 35136,
+    "deepseek_v3_2": 42944,  # 128 more a layer, of the indexer
     "deepseek_67b": 194560,
     "deepseek_7b": 245760,
     "deepseek_moe_16b": 114688,

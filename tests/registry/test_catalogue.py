@@ -191,7 +191,7 @@ def test_unknown_kind_has_no_names_and_unknown_entries_are_key_errors() -> None:
 
 def test_kinds_are_all_families_of_the_house() -> None:
     families = {"attention", "balance", "experts", "ffn", "gating", "norm", "position", "residual"}
-    families |= {"dropping", "mixing", "output_gate", "qk_norm", "scores", "values"}
+    families |= {"dropping", "mixing", "output_gate", "qk_norm", "scores", "selector", "values"}
     assert families <= set(registry.kinds()) and registry.kinds() == sorted(registry.kinds())
 
 

@@ -74,14 +74,22 @@ class HeadAndTail(Share):
         positions: Tensor,
         segments: Tensor | None,
         carry: Carry | None = None,
+        losses: dict[str, Tensor] | None = None,
     ) -> Tensor:
         memory, own = Spread(self, positions, segments, _reach(attention, positions.shape[1])), self.take(positions)
         carried = split(carry or {}, self.chunk)
-        given = [{} if carry is None else {"carry": part} for part in carried]
+        found: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+        given = [
+            {**({} if carry is None else {"carry": part}), **({} if losses is None else {"losses": own_losses})}
+            for part, own_losses in zip(carried, found, strict=True)
+        ]
         halves = zip(*(t.tensor_split([self.chunk], 1) for t in (x, own)), given, strict=True)
         y = torch.cat([attention(h, places, cache=memory, **more) for h, places, more in halves], 1)
         if carry is not None:
             carry.update(joined(*carried))
+        if losses is not None:
+            share = self.chunk / x.shape[1]  # of the first half
+            losses |= {name: share * value + (1 - share) * found[1][name] for name, value in found[0].items()}
         if memory.appends != 2:
             rule = "must append to its cache once in a pass, for its keys to be gathered from other ranks"
             raise BlockError("attention", type(attention).__name__, rule, "Train it without trainer.strategy.context")

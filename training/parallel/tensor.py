@@ -33,6 +33,8 @@ def cut(region: Region, mesh: DeviceMesh) -> None:
     def forward(x: Tensor, *arguments: Any, **options: Any) -> Any:
         with localised(region.parts):
             out = inner(enter(x, group), *arguments, **options)
+        for name, loss in (options.get("losses") or {}).items():
+            options["losses"][name] = leave(loss, group)  # of this rank's heads
         if isinstance(out, tuple):
             return leave(out[0], group), *out[1:]
         return leave(out, group)

@@ -38,6 +38,8 @@ class RoutingLoads(nn.ModuleDict):
     def add(self, stage: str, routings: Routings) -> None:
         """Add the loads of a micro-batch to the logged ones, and in training to those of the step."""
         for layer, routing in routed(routings):
+            if not len(routing.load):  # it has losses of an attention only
+                continue
             self._metrics(stage)[layer].update(routing.load)
             if stage == "train":
                 self._step[layer] = self._step.get(layer, 0) + routing.load
@@ -84,12 +86,12 @@ def is_trained(gate: Gating) -> bool:
 
 
 def routed(routings: Routings) -> Iterator[tuple[str, Routing]]:
-    """Index and routing of each layer that routed."""
+    """Index and routing of each layer that routed, or has losses."""
     return ((str(i), routing) for i, routing in enumerate(routings) if routing is not None)
 
 
 def balance_losses(routings: Routings, decoder: Decoder) -> dict[str, Tensor]:
-    """The balance losses of a micro-batch, summed over layers, by name.
+    """The balance losses of a micro-batch, and those of attentions, summed over layers, by name.
 
     A layer of which nothing is trained adds none: its loss could only move what comes before it, such as an image side,
     to suit routes that are fixed.

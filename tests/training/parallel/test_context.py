@@ -38,6 +38,7 @@ pytestmark = pytest.mark.xdist_group("context")
 CLOSE = 1e-5  # relative, fp32
 LENGTH, ROWS = 48, 2
 
+CHOOSES = {"name": "dsa", "n_heads": 4, "head_dim": 8, "top_k": 9}
 ATTENTIONS: dict[str, dict[str, Any]] = {
     "mha": {"name": "mha", "n_heads": 4},
     "gqa": {"name": "gqa", "n_heads": 4, "n_kv_heads": 2, "qk_norm": "per_head", "scores": "sinks"},
@@ -52,6 +53,9 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "window": {"name": "sliding_window", "n_heads": 4, "window": 11},
     "mla": {"name": "mla", "n_heads": 4},
     "mla, queries compressed": {"name": "mla", "n_heads": 4, "q_lora_rank": 12},
+    "gqa, dsa": {"name": "gqa", "n_heads": 4, "n_kv_heads": 2, "selector": CHOOSES},
+    "mla, shared": {"name": "mla", "n_heads": 4, "selector": {"name": "shared", "of": CHOOSES, "every": 2}},
+    "mha, block": {"name": "mha", "n_heads": 4, "selector": {"name": "block", "block_size": 5, "top_k": 2}},
     "plug-in": {"name": "plain_plugin", "n_heads": 4},
 }
 POSITIONS = ("none", "rope", "rope_linear", "rope_llama3", "rope_ntk", "yarn", "alibi", "learned", "sinusoidal")
@@ -83,6 +87,9 @@ SOME = [
     ("mla", "yarn", "packed", "moe, mtp"),
     ("mla, queries compressed", "none", "whole", "moe, mtp"),
     ("mla", "alibi", "packed", "dense"),
+    ("gqa, dsa", "rope", "packed", "moe, mtp"),
+    ("mla, shared", "rope", "packed", "moe"),
+    ("mha, block", "none", "packed", "moe"),
     ("plug-in", "rope", "packed", "moe"),
     ("plug-in", "alibi", "packed", "dense"),
 ]

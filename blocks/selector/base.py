@@ -1,0 +1,123 @@
+"""The contract of ``selector``: choose which keys each query of an attention sees. A child of attention.
+
+A selector is asked after the attention has its keys. Causality, documents and padding are settled before: it chooses
+among the keys that a query may see, and the attention's result is that over the chosen ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from blocks.base import Block
+from registry import family
+
+
+class Asked(NamedTuple):
+    """The T tokens that choose.
+
+    x: [B,T,D], the attention's input
+    latent: [B,T,L], its compressed queries; x where it does not compress them
+    q: [B,T,N,H], its queries, rotated
+    positions: [B|1,T]
+    declared: tokens that the sequences are declared to have, for ``Position.rotate_in``
+    """
+
+    x: Tensor
+    latent: Tensor
+    q: Tensor
+    positions: Tensor
+    declared: int
+
+    def rows(self, rows: slice) -> Asked:
+        """Some of the tokens."""
+        positions = self.positions[:, rows]
+        return Asked(self.x[:, rows], self.latent[:, rows], self.q[:, rows], positions, self.declared)
+
+
+class Held(NamedTuple):
+    """The S keys to choose from, the last T of them those of the tokens that choose.
+
+    stored: [B,S,…], what the attention stores of each token, rotated
+    expand: some or averages of them, [B,n,…] → keys [B,n,K,H]; linear
+    slots: [B,S,…] for each of the selector's own slots
+    positions: [B|1,S]
+    places: [B|1,S], how many tokens of its document come before each; negative for padding
+    seen: [B|1,T,S], whether a query may see a key
+    segments: whether rows may have several documents
+    before: [B,N|1,T,S], what the nearest layer below chose; None for all, or where there is none
+    """
+
+    stored: Tensor
+    expand: Callable[[Tensor], Tensor]
+    slots: tuple[Tensor, ...]
+    positions: Tensor
+    places: Tensor
+    seen: Tensor
+    segments: bool
+    before: Tensor | None = None
+
+
+@family("selector", context=("latent_dim", "attention_heads"))
+class Selector(Block):
+    """Chooses keys. Context: ``latent_dim`` (L of ``Asked``) and ``attention_heads`` (N, of all ranks).
+
+    Equal scores go to the later token, so that a choice does not depend on how many keys there are; blocks are counted
+    in the document, so that it does not depend on what is before it in its row.
+
+    Attributes, of a class or of a block:
+        learns: whether it has losses, and so parameters that nothing else trains
+        reuses: whether it needs the choice of a layer below
+        per_head: whether it chooses for each query head
+    """
+
+    learns: bool = False
+    reuses: bool = False
+    per_head: bool = False
+
+    def slots(self) -> dict[str, tuple[int, ...]]:
+        """What it caches of each token, beside the attention's own: name → shape."""
+        return {}
+
+    def remember(self, x: Tensor, positions: Tensor, declared: int) -> tuple[Tensor, ...]:
+        """Values [B,T,…] for each slot, of tokens x [B,T,D] at positions [B|1,T]."""
+        return ()
+
+    def takes_all(self, n_keys: int) -> bool:
+        """Whether all queries see all of so many keys: the attention is then computed as without a selector."""
+        raise NotImplementedError
+
+    def forward(self, asked: Asked, held: Held) -> Tensor | None:
+        """Which keys each query sees, [B,N|1,T,S] booleans, within ``held.seen``; None for all of them. Every query
+        sees at least one."""
+        raise NotImplementedError
+
+    def losses(
+        self, asked: Asked, held: Held, chosen: Tensor | None, scale: float, bias: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Losses by which it learns, name → scalar, already weighted; none by default.
+
+        Args:
+            asked, held: as for the choice
+            chosen: what ``forward`` returned; None: all that is seen
+            scale, bias: of the attention's scores, as in ``blocks.kernels.scoring.Scoring``; bias [B|1,N|1,T,S]
+        """
+        return {}
+
+
+def highest(scores: Tensor, k: int) -> Tensor:
+    """The k highest of scores [...,S] as booleans; of equal ones the last. All, where there are no more than k.
+
+    A score of −∞ may be among them. The k-th highest value does not depend on which of several equal scores a sort
+    puts first, so neither does this.
+    """
+    if k >= scores.shape[-1]:
+        return torch.ones_like(scores, dtype=torch.bool)
+    least = scores.topk(k, -1, sorted=False).values.amin(-1, keepdim=True)
+    above, equal = scores > least, scores == least
+    missing = k - above.sum(-1, keepdim=True)
+    last = equal.flip(-1).cumsum(-1).flip(-1) <= missing
+    return above | (equal & last)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from blocks.selector.base import Asked, Held, Selector, highest
+from blocks.selector.documents import Blocks
+from blocks.selector.learning import attention_weights, divergence
+
+PAIRS = 2**25  # of a query, a candidate and a head whose scores are in memory at a time
+
+
+class Candidates(NamedTuple):
+    """What can be chosen: tokens, or blocks of them.
+
+    keys: [B,n,I]
+    blocks: what the candidates are; None for tokens
+    """
+
+    keys: Tensor
+    blocks: Blocks | None = None
+
+
+class Indexer(Selector):
+    """A selector with small queries and keys of its own, which learns to find what the attention looks at: the shared
+    base of ``dsa`` and ``pooled``. A subclass has ``candidates`` and their ``scores``.
+
+    The choice has no gradient. It learns from KL(p ‖ softmax I) of each query, averaged over the queries: I are the
+    scores of the candidates that it sees, p the attention's weights on these, which sum to 1 in each head, averaged
+    over its heads (DeepSeek-AI 2025, arXiv 2512.02556, §2.1). Its inputs are detached, so that nothing but the selector
+    follows this loss. Of long sequences the scores are computed for some queries at a time, and again for the gradient;
+    the mask of T × S booleans is whole.
+    """
+
+    learns = True
+    attention_heads: int
+    n_heads: int
+    top_k: int
+    dense: bool
+    loss_weight: float
+
+    def candidates(self, asked: Asked, held: Held) -> Candidates:
+        """What can be chosen, from all keys."""
+        raise NotImplementedError
+
+    def scores(self, asked: Asked, keys: Tensor) -> Tensor:
+        """[B,T,n] in fp32 or more, of candidates' keys [B,n,I]."""
+        raise NotImplementedError
+
+    def takes_all(self, n_keys: int) -> bool:
+        return self.dense or n_keys <= self.top_k
+
+    @torch.no_grad()
+    def forward(self, asked: Asked, held: Held) -> Tensor:
+        keys, blocks = self.candidates(asked, held)
+        chosen = []
+        for rows in self._rows(asked, keys.shape[1], self.n_heads):
+            possible = _possible(held, blocks, rows)
+            scores = self.scores(asked.rows(rows), keys).masked_fill(~possible, float("-inf"))
+            chosen.append(highest(scores, self.top_k) & possible)
+        return (_tokens(torch.cat(chosen, 1), held, blocks) & held.seen)[:, None]
+
+    def losses(
+        self, asked: Asked, held: Held, chosen: Tensor | None, scale: float, bias: Tensor | None
+    ) -> dict[str, Tensor]:
+        x, latent, q = (t.detach() for t in asked[:3])
+        asked, visible = asked._replace(x=x, latent=latent, q=q), held.seen if chosen is None else chosen[:, 0]
+        with torch.no_grad():
+            of_attention = held.expand(held.stored)
+        keys, blocks = self.candidates(asked, held)
+
+        def some(rows: slice) -> Tensor:
+            own = None if bias is None else bias[:, :, rows]
+            keys_seen, possible = visible[:, rows], visible[:, rows]
+            if blocks is not None:
+                possible = _possible(held, blocks, rows) & (blocks.total(keys_seen.float()) > 0)
+                whole = blocks.spread(possible[:, None])[:, 0] & keys_seen
+                keys_seen = torch.where(whole.any(-1, keepdim=True), whole, keys_seen)
+            weights = attention_weights(q[:, rows], of_attention, scale, keys_seen, own)
+            weights = weights if blocks is None else blocks.total(weights)
+            return divergence(weights, self.scores(asked.rows(rows), keys), possible)
+
+        every = list(self._rows(asked, of_attention.shape[1], max(self.n_heads, q.shape[2])))
+        if len(every) == 1:
+            total = some(every[0])
+        else:
+            total = torch.stack([checkpoint(some, rows, use_reentrant=False) for rows in every]).sum()
+        # Of each rank's heads where they are split: the sum over the ranks has the gradient of the mean over all heads.
+        share = q.shape[2] / self.attention_heads
+        return {"index_kl": self.loss_weight * share * total / x[..., 0].numel()}
+
+    def _rows(self, asked: Asked, n: int, heads: int) -> Iterator[slice]:
+        B, T = asked.x.shape[:2]
+        size = max(1, PAIRS // (B * n * heads))
+        return (slice(start, min(start + size, T)) for start in range(0, T, size))
+
+
+def _possible(held: Held, blocks: Blocks | None, rows: slice) -> Tensor:
+    """[B|1,t,n]: the candidates of some queries."""
+    seen = held.seen
+    return (seen if blocks is None else blocks.complete(seen.shape[1], own=True))[:, rows]
+
+
+def _tokens(chosen: Tensor, held: Held, blocks: Blocks | None) -> Tensor:
+    """Chosen candidates [B,T,n] → keys [B,T,S]: those of chosen blocks, and of a query's own block while it fills."""
+    if blocks is None:
+        return chosen
+    T = chosen.shape[1]
+    filling = blocks.own(T) & ~blocks.last[:, -T:, None]
+    return blocks.spread(chosen[:, None])[:, 0] | filling
