@@ -60,31 +60,34 @@ def test_a_correction_is_applied_alike_in_learning_and_in_tuning() -> None:
 
 
 def test_labels_are_the_optimum(study: Study) -> None:
+    """SciPy improves on none of 20 labels, and from Δ = 0 it does better in at most one and worse in more.
+
+    A foot that touches the ground or does not makes two dips: each search may end in the other one.
+    """
     real = study.real
     t, i = np.arange(0, 100, 10)[:, None], np.arange(2)[None]
     states, commands, goals = real.states[t, i], real.commands[t, i], real.states[t + 1, i]
     found = labels.delta_actions(states, commands, goals, steps=20)
-    ours, scipys = [], []
-    for at in np.ndindex(10, 2):
+    world = simulators(1)
+    ours, improved, scipys = np.zeros((3, 20))
+    for n, at in enumerate(np.ndindex(10, 2)):
 
         def cost(delta: np.ndarray, at: tuple[int, ...] = at) -> float:
-            world = simulators(1)
             world.place(slice(None), states[at][None, :NQ], states[at][None, NQ:])
             world.advance((commands[at] + delta)[None])
             error = (goals[at] - world.state()[0]) * labels.WEIGHTS
             return float((error**2).sum() + labels.RIDGE * (delta**2).sum())
 
-        bounds = [(-labels.BOUND, labels.BOUND)] * NU
-        best = min(
-            minimize(cost, start, method="L-BFGS-B", bounds=bounds, options={"eps": 1e-4}).fun
-            for start in (found.delta[at], np.zeros(NU))
-        )
-        ours.append(cost(found.delta[at]))
-        scipys.append(best)
-    # Contacts make the cost rough: one in four ends in a dip a little above SciPy's. All together cost 13 % more.
-    near = [mine <= 1.02 * theirs + 1e-6 for mine, theirs in zip(ours, scipys, strict=True)]
-    assert sum(near) >= 15 and sum(ours) <= 1.25 * sum(scipys)
-    assert found.after < 0.3 * found.before
+        def scipy(start: np.ndarray, cost: object = cost) -> float:
+            bounds = [(-labels.BOUND, labels.BOUND)] * NU
+            return minimize(cost, start, method="L-BFGS-B", bounds=bounds, options={"eps": 1e-4}).fun
+
+        ours[n], improved[n], scipys[n] = cost(found.delta[at]), scipy(found.delta[at]), scipy(np.zeros(NU))
+    assert (ours <= 1.02 * improved + 1e-6).all()
+    better, worse = ours < 0.98 * scipys - 1e-6, ours > 1.02 * scipys + 1e-6
+    assert worse.sum() <= 1 < better.sum() and ours.sum() < scipys.sum()
+    assert ours.sum() <= 1.05 * np.minimum(improved, scipys).sum()
+    assert found.after < 0.01 * found.before
 
 
 def test_gaps_say_what_they_are() -> None:
