@@ -34,6 +34,8 @@ class Constant:
 
     def forget(self, who: np.ndarray) -> None: ...
 
+    def show(self, measured: np.ndarray) -> None: ...
+
 
 def test_a_correction_of_zero_is_the_simulator_bit_for_bit(study: Study) -> None:
     real, n = study.real, study.real.commands.shape[1]

@@ -258,6 +258,6 @@ def _as_arrays(state: Any) -> Any:
 
 
 def _save(state: dict[str, Any], file: Path) -> None:
-    partial = file.with_name(f".{file.name}.partial")
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     torch.save(state, partial)
     os.replace(partial, file)

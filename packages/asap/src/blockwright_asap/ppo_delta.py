@@ -106,6 +106,9 @@ class DeltaPolicy:
     def forget(self, who: np.ndarray) -> None:
         pass
 
+    def show(self, measured: np.ndarray) -> None:
+        pass
+
 
 def new_net(seed: int) -> ActorCritic:
     return ActorCritic(N_FEATURES, N_CRITIC, NU, std=0.3, seed=seed)

@@ -28,6 +28,9 @@ class Correction(Protocol):
     def forget(self, who: np.ndarray) -> None:
         """Robots [N] bool begin an episode: their history is over."""
 
+    def show(self, measured: np.ndarray) -> None:
+        """Features [N,T,17] of the steps of each real robot before the ones to come."""
+
 
 class World:
     """N robots.
