@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,31 +48,76 @@ def test_ppo_continues_bit_for_bit(make: object, study: Study, tmp_path: Path) -
             assert torch.equal(mine, theirs)
 
 
-def policy_of(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "policy.pt", weights_only=True)["net"]
+# In order: what appears in the middle of a stage, when the study is killed.
+STAGES = {
+    "policy": "policy.pt",
+    "identification, behind the first rollouts": "real.npz",
+    "rollouts to measure on": "sysid.json",
+    "labels": "labels_sysid_action_real.npz",
+    "correction": "delta_sysid_action_*/checkpoints/last.ckpt",
+    "tuning": "tuned_sysid_delta_40.pt",
+    "figures": "results/sysid_delta_40.json",
+    "delta by PPO": "delta_ppo.pt",
+    "tuning behind it": "tuned_delta_ppo_40.pt",
+}
+STUDY = """
+import sys
+from functools import partial
+from pathlib import Path
+from blockwright_asap import methods, story
+from blockwright_asap.study import Settings, Study, limit_threads
+from blockwright_asap.training import train
+
+limit_threads()
+methods.train = partial(train, changes=("trainer.max_steps=40", "trainer.val_check_interval=20"))
+study = Study(Path(sys.argv[1]), Settings(iterations=40, robots=12, episodes=2, held_out=1))
+story.prepare(study, ["sysid_delta", "delta_ppo"])
+for method in ("sysid_delta", "delta_ppo"):
+    story.measure(study, method, 40)
+"""
+
+
+def killed_at(folder: Path, pattern: str) -> None:
+    """Start the study, and kill it with all its children as soon as a file appears."""
+    process = subprocess.Popen([sys.executable, "-c", STUDY, str(folder)], start_new_session=True)
+    while not any(folder.glob(pattern)):
+        assert process.poll() is None, f"ended before there was a {pattern}"
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Everything that stages left, by file."""
+    found: dict[str, Any] = {}
+    for file in sorted(folder.rglob("*")):
+        name = re.sub(r"\.\d+\.partial.*|/20\d\d-.*", "", file.relative_to(folder).as_posix())
+        if file.suffix == ".pt":
+            found[name] = torch.load(file, weights_only=True)["net"]
+        elif file.suffix == ".npz" and not file.name.startswith("."):
+            found[name] = {key: torch.from_numpy(value) for key, value in np.load(file).items()}
+        elif file.name == "last.ckpt":
+            found[name] = torch.load(file, weights_only=True)["state_dict"]
+        elif file.suffix == ".json" and file.parent.name in (folder.name, "results"):
+            found[name] = {"text": torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)}
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [4.0, 7.0, 10.0])
-def test_killed_study_ends_as_one_that_was_not(after: float, tmp_path: Path) -> None:
-    """Killed with 9 wherever it is: in the policy, in the rollouts, in identification."""
-    settings = {**SMALL, "iterations": 60, "robots": 24}
-    code = "import sys; from pathlib import Path; from blockwright_asap.study import *; limit_threads();" + (
-        f"s = Study(Path(sys.argv[1]), Settings(**{settings!r})); s.real, s.held_out, s.simulator('sysid')"
-    )
+def test_study_killed_in_each_stage_ends_as_one_that_was_not(tmp_path: Path) -> None:
     undisturbed, killed = tmp_path / "a", tmp_path / "b"
-    subprocess.run([sys.executable, "-c", code, str(undisturbed)], check=True)
-    process = subprocess.Popen([sys.executable, "-c", code, str(killed)])
-    time.sleep(after)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    subprocess.run([sys.executable, "-c", code, str(killed)], check=True)
-    for name, value in policy_of(undisturbed).items():
-        assert torch.equal(value, policy_of(killed)[name]), name
-    for file in ("real.npz", "held_out.npz"):
-        mine, theirs = np.load(undisturbed / file), np.load(killed / file)
-        assert all(np.array_equal(mine[name], theirs[name]) for name in mine.files)
-    assert (undisturbed / "sysid.json").read_text() == (killed / "sysid.json").read_text()
+    subprocess.run([sys.executable, "-c", STUDY, str(undisturbed)], check=True)
+    for pattern in STAGES.values():
+        killed_at(killed, pattern)
+        if pattern.endswith(".pt"):  # in the middle, not at the end
+            assert torch.load(killed / pattern, weights_only=True)["plain"]["done"] == 20
+    subprocess.run([sys.executable, "-c", STUDY, str(killed)], check=True)
+    wanted, got = contents(undisturbed), contents(killed)
+    assert wanted.keys() == got.keys() and len(wanted) >= 15
+    for file, values in wanted.items():
+        assert values.keys() == got[file].keys()
+        for name, value in values.items():
+            assert torch.equal(value, got[file][name]), f"{file}: {name}"
 
 
 def test_folder_of_other_settings_is_refused(folder: Path) -> None:

@@ -38,7 +38,7 @@ class RobotRollouts(L.LightningDataModule):
         history: control steps before the present one that a window holds
         prompt: measured steps of the same robot that stand before a window, from any earlier time: what it is like
         batch_size: windows of a batch over all processes
-        iterations, episodes, held_out: of the study
+        iterations, robots, episodes, held_out: of the study
         drift: finished runs of this experiment. The simulator corrected by each drifts for a second, and the way back
             to what was measured is labelled too, as DAgger does: labels for many steps
     """
@@ -54,6 +54,7 @@ class RobotRollouts(L.LightningDataModule):
         prompt: Annotated[int, Ge(0)] = 0,
         batch_size: Count = 16,
         iterations: Count = 120,
+        robots: Count = 96,
         episodes: Count = 12,
         held_out: Count = 6,
         drift: Sequence[str] = (),
@@ -75,7 +76,7 @@ class RobotRollouts(L.LightningDataModule):
         self.folder, self.seed, self.base, self.corrects = Path(folder), seed, base, corrects
         self.history, self.prompt, self.batch_size = history, prompt, batch_size
         self.drift = [Path(run) for run in drift]
-        self.settings = Settings(seed, gap, iterations, episodes=episodes, held_out=held_out)
+        self.settings = Settings(seed, gap, iterations, robots, episodes, held_out)
         self.sequence_length = prompt + history + 1
         self.statistics: dict[str, Tensor] = {}
         self._parts: dict[str, tuple[Tensor, Tensor]] = {}

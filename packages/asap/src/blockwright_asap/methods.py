@@ -86,6 +86,7 @@ METHODS: Mapping[str, Callable[[Study], Tuning]] = {
 }
 FIXED_POINT = "fixed_point"  # tunes nothing
 REPLAYED = [name for name in METHODS if name not in ("action_noise", "randomised", "real")]
+ACTIONS = ("delta_ppo", "delta", "delta_many_steps", "sysid_delta")  # correct by Δa
 MEANING = {
     "simulator": "the plain simulator (control)",
     "action_noise": "the plain simulator, noise on actions",

@@ -14,7 +14,7 @@ import torch
 
 from blockwright_asap import labels, measures
 from blockwright_asap.gap import NONE
-from blockwright_asap.methods import FIXED_POINT, METHODS, REPLAYED, Tuning, tuning
+from blockwright_asap.methods import ACTIONS, FIXED_POINT, METHODS, REPLAYED, Tuning, tuning
 from blockwright_asap.ppo import PPO, ActorCritic
 from blockwright_asap.replay import open_loop, replay
 from blockwright_asap.robot import DEFAULT, NQ, SCALE
@@ -61,7 +61,7 @@ def _figures(study: Study, method: str, tune: int) -> Parts:
     found, parts = tuning(method, study), Parts()
     if method in REPLAYED:
         parts["open"] = {method: open_loop(study.held_out, found.gaps[0], found.correction)}
-    if found.correction is not None:
+    if method in ACTIONS:
         parts["size"] = {method: size_of(study, found)}
     parts["closed"] = {method: deploy(study, tuned(study, method, found, tune))}
     return parts

@@ -49,7 +49,7 @@ def _trained(
         "task_name": name,
         "hydra.run.dir": f"'{folder}'",
         "data.folder": f"'{study.folder}'",
-        **{f"data.{key}": getattr(settings, key) for key in ("gap", "iterations", "episodes", "held_out")},
+        **{f"data.{key}": getattr(settings, key) for key in ("gap", "iterations", "robots", "episodes", "held_out")},
         "data.base": base,
         "data.corrects": corrects,
         "data.drift": f"[{','.join(repr(str(run)) for run in drift)}]",
