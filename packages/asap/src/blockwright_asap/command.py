@@ -47,7 +47,9 @@ def main() -> int:
     except ConfigError as error:
         print(f"error: {error.path} = {error.value}\n  rule:   {error.rule}\n  remedy: {error.remedy}", file=sys.stderr)
         return 64
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the jobs, which import what reads these
+    if sys.platform == "linux":
+        os.environ.setdefault("MUJOCO_GL", "egl")
     start = time.perf_counter()
     with ProcessPoolExecutor(asked.processes, multiprocessing.get_context("spawn")) as pool:
         _run(asked, pool, lambda what: print(f"{time.perf_counter() - start:5.0f} s · {what}", flush=True))
