@@ -37,6 +37,11 @@ class Constant:
 
     def show(self, measured: np.ndarray) -> None: ...
 
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None: ...
+
 
 def test_a_correction_of_zero_is_the_simulator_bit_for_bit(study: Study) -> None:
     real, n = study.real, study.real.commands.shape[1]

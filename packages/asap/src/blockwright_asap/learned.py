@@ -87,6 +87,13 @@ class Learned:
             predict(self.decoder, x[:, -self.prompt :], WIDTH[self.corrects], caches)
             self._prompted = [(cache, cache.mark()) for cache in caches]
 
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {} if self._past is None else {"past": self._past.numpy().copy(), "fresh": self._fresh.copy()}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        self._past = torch.from_numpy(np.array(state["past"])) if state else None
+        self._fresh = np.array(state["fresh"]) if state else np.zeros(0, bool)
+
     @torch.no_grad()
     def _say(self, qpos: np.ndarray, qvel: np.ndarray, command: np.ndarray) -> np.ndarray:
         past = self._remember(self._standard(features(qpos, qvel, command)))
