@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.util
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from registry import plugins
 from registry.build import refuse_targets, to_plain
 from registry.errors import ConfigError, did_you_mean
 from registry.format import current
@@ -174,22 +172,4 @@ def _folders() -> dict[Path, str]:
 
 @functools.cache
 def _of_plugins() -> dict[Path, str]:
-    return {
-        folder.resolve(): point.dist.name if point.dist else point.value
-        for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name)
-        for folder in _of_plugin(point)
-    }
-
-
-def _of_plugin(point: EntryPoint) -> list[Path]:
-    """The folders of the package that an entry point names; a missing one only causes a warning."""
-    try:
-        spec = importlib.util.find_spec(point.value)
-        reason = "it is not a package"
-    except Exception as error:  # imports the parent package, which may fail in any way
-        spec, reason = None, f"{type(error).__name__}: {error}"
-    if spec is None or not spec.submodule_search_locations:
-        owner = point.dist.name if point.dist else point.value
-        warnings.warn(f"presets {point.value!r} of {owner} cannot be found: {reason}", stacklevel=2)
-        return []
-    return [Path(place) for place in spec.submodule_search_locations]
+    return plugins.folders(ENTRY_POINTS)

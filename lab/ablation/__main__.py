@@ -27,10 +27,10 @@ from registry.command import run_command
 from registry.printing import show
 
 USAGE = """\
-blockwright ablate                                      list conf/ablation
+blockwright ablate                                      list conf/ablation and those of plug-ins
 blockwright ablate NAME [KEY=VALUE …] [OVERRIDE …] [--plan-only]
 
-NAME       a file of conf/ablation, or the path of one
+NAME       a file of conf/ablation or of a plug-in, or the path of one
 seeds      how many, or which: seeds=3, seeds=[1,2,3]
 tokens     that each job trains on; becomes trainer.max_steps
 workers    jobs at a time, each with its share of the cores
@@ -77,7 +77,8 @@ def read(arguments: Sequence[str]) -> Request:
 def plan_table(plan: Plan) -> Table:
     """The planned arms, with what was matched, their jobs and tokens."""
     jobs = {one.arm.name: sum(job["arm"] == one.arm.name for job in plan.jobs) for one in plan.arms}
-    tokens = [f"{jobs[name] * of:,}" if of is not None else "by epochs" for name, of in plan.tokens.items()]
+    unknown = "by epochs" if plan.tokens_per_step else "not counted"
+    tokens = [f"{jobs[name] * of:,}" if of is not None else unknown for name, of in plan.tokens.items()]
     more = {"jobs": [str(jobs[one.arm.name]) for one in plan.arms], "tokens": tokens}
     return arms_table(plan.arms, plan.definition.baseline, plan.arms[0].arm.context, more)
 
@@ -111,7 +112,8 @@ def main(arguments: Sequence[str]) -> int:
     plan = planning.make(definition.read(asked.name, asked.changes), asked.overrides)
     d = plan.definition
     show(plan_table(plan))
-    steps = f"{plan.steps:,} steps of {plan.tokens_per_step:,} tokens each" if plan.steps > 0 else "steps by epochs"
+    each = f" of {plan.tokens_per_step:,} tokens each" if plan.tokens_per_step else ""
+    steps = f"{plan.steps:,} steps{each}" if plan.steps > 0 else "steps by epochs"
     steps += "" if len(set(plan.tokens.values())) == 1 else " in the baseline, but different in some arms"
     print(f"{len(plan.jobs)} jobs, {steps}, {d.workers} at a time; compared by {d.metric}", flush=True)
     directory = Path(plan.log_dir) / "ablation" / d.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"

@@ -1,5 +1,7 @@
 """The definition of an ablation: arms, baseline, budget, seeds and tokens, read from conf/ablation.
 
+A plug-in offers a package folder of definitions through the entry-point group ``blockwright.ablations``.
+
 A definition is data. Its overrides use Hydra's grammar, as in train.py.
 """
 
@@ -17,12 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lab.match.request import number, whole
 from lab.match.sizing import TOL, Match
-from registry import ConfigError, did_you_mean
+from registry import ConfigError, did_you_mean, plugins
 from registry.limits import read_text
 from training.configuration.conf import CONF
 from training.entry.preflight import check_seed
 
-FOLDER = CONF / "ablation"
+FOLDER, ENTRY_POINTS = CONF / "ablation", "blockwright.ablations"
 GENERATORS = ("grid", "leave_one_out", "staircase")
 KEYS = ("about", "base", "baseline", "arms", *GENERATORS, "budget", "seeds", "tokens", "lr", "metric", "direction")
 KNOWN = (*KEYS, "workers", "also")
@@ -89,8 +91,8 @@ class Definition:
 
 
 def names() -> list[str]:
-    """Names of the ablations in conf/ablation."""
-    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+    """Names of the ablations in conf/ablation and of plug-ins."""
+    return sorted(_known())
 
 
 def about(name: str) -> str:
@@ -102,7 +104,7 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
     """Read an ablation by name, or from a YAML file.
 
     Args:
-        name: of a file in conf/ablation, or a path
+        name: of a file in conf/ablation or of a plug-in, or a path
         changes: keys of the definition from the command line, which override the file's
 
     Raises:
@@ -150,8 +152,23 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
+def _known() -> dict[str, list[Path]]:
+    files: dict[str, list[Path]] = {}
+    for folder in (FOLDER, *plugins.folders(ENTRY_POINTS)):
+        for file in folder.glob("*.yaml"):
+            files.setdefault(file.stem, []).append(file)
+    return files
+
+
 def _written(name: str) -> dict[str, Any]:
-    file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if name.endswith((".yaml", ".yml")):
+        file = Path(name)
+    else:
+        found = _known().get(name, [FOLDER / f"{name}.yaml"])
+        if len(found) > 1:
+            files = " and ".join(map(str, found))
+            raise ConfigError("NAME", name, f"several ablations have this name: {files}", "Name one by its path")
+        file = found[0]
     if not file.is_file():
         rule = "there is no such file" if file == Path(name) else "there is no such ablation in conf/ablation"
         raise ConfigError("NAME", name, rule, did_you_mean(name, names(), "Name a YAML file"))

@@ -175,6 +175,9 @@ def _lengths(definition: Definition, overrides: Sequence[str]) -> tuple[list[str
 def _steps(definition: Definition, per_step: int, arm: str = "") -> list[str]:
     """The override that makes a job train on the definition's tokens."""
     tokens = definition.tokens or 0
+    if not per_step:
+        rule = "this data has no data.sequence_length or data.batch_size to count tokens by"
+        raise ConfigError("tokens", tokens, rule, "Leave it out, and write trainer.max_steps=N in base")
     if tokens < per_step:
         of = f" of arm {arm}" if arm else ""
         rule = f"is less than one step{of} ({per_step:,} tokens: data.batch_size × data.sequence_length)"
@@ -183,12 +186,14 @@ def _steps(definition: Definition, per_step: int, arm: str = "") -> list[str]:
 
 
 def _tokens_per_step(config: Mapping[str, Any]) -> int:
+    """0 for data, as of a plug-in, whose settings do not say."""
     data, trainer = config["data"], config["trainer"]
-    return int(data["sequence_length"] * data["batch_size"] * trainer.get("accumulate_grad_batches", 1))
+    length, rows = data.get("sequence_length") or 0, data.get("batch_size") or 0
+    return int(length * rows * trainer.get("accumulate_grad_batches", 1))
 
 
 def _tokens(plain: Mapping[str, Any]) -> int | None:
     if not plain["train"]:
         return 0
     steps = plain["trainer"].get("max_steps", -1)
-    return steps * _tokens_per_step(plain) if steps > 0 else None
+    return steps * _tokens_per_step(plain) or None if steps > 0 else None

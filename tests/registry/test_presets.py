@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from blocks.compose import check, preset
-from registry import ConfigError, presets
+from registry import ConfigError, plugins, presets
 from registry.limits import MAX_BYTES
 from training.configuration.composing import compose_config
 from training.entry.preflight import composition_of
@@ -43,7 +43,7 @@ def offered(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
     def offer(**packages: str) -> None:
         points = [EntryPoint(name, package, presets.ENTRY_POINTS) for name, package in packages.items()]
-        monkeypatch.setattr(presets, "entry_points", lambda group: points)
+        monkeypatch.setattr(plugins, "entry_points", lambda group: points)
         presets._of_plugins.cache_clear()
 
     yield offer

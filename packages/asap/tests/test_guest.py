@@ -28,7 +28,7 @@ def test_delta_trains_by_the_command_swaps_and_resumes(study: Study, tmp_path: P
     given = [f"data.folder='{study.folder}'", "data.iterations=2", "data.episodes=2", "data.held_out=1"]
     # The study's robots of PPO are not a setting of the data, whose folder is made beside it.
     given[0] = f"data.folder='{tmp_path / 'made'}'"
-    quiet = ["logger=none", "extras.print_config=false", "data.history=3", "trainer.max_steps=4"]
+    quiet = ["logger=none", "extras.print_config=false", "data.history=3", "data.prompt=4", "trainer.max_steps=4"]
     quiet += ["trainer.val_check_interval=2", "data.base=sysid", f"hydra.run.dir='{tmp_path / 'run'}'"]
     done = blockwright("train", "experiment=asap_delta", "model/attention=gqa", *given, *quiet)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -50,11 +50,13 @@ def test_delta_trains_by_the_command_swaps_and_resumes(study: Study, tmp_path: P
         (["data.corrects=actions"], "data.corrects", "action"),
         (["data.history=-1"], "data.history", "15"),
         (["data.history=100"], "data.history", "15"),
+        (["data.prompt=33"], "data.prompt", "32"),
+        (["data.prompt=32", "data.history=68"], "data.history", "15"),
         (["data.batch_size=0"], "data.batch_size", ""),
         (["data.episodes=0"], "data.episodes", ""),
         (["data.iterations=none"], "data.iterations", ""),
         (["data.histroy=3"], "data.histroy", "history"),
-        (["data.corrects=state", "data.drift=[logs]"], "data.drift", "Leave it out"),
+        (["data.corrects=state", "data.drift=[logs]"], "data.drift", "Leave out"),
         (["data.drift=[nowhere]"], "nowhere", ""),
         (["model.vocab_size=4"], "model.vocab_size", "18"),
         (["model/attention=mlaa"], "model/attention", "mla"),
@@ -74,13 +76,15 @@ def test_mistake_is_one_message(words: list[str], path: str, remedy: str, tmp_pa
 @pytest.mark.parametrize(
     ("words", "path"),
     [
-        (["--gap", "bth"], "data.gap"),
+        (["--gap", "bth"], "--gap"),
+        (["--gap", "both,redrawn"], "--gap"),
         (["--methods", "sysd"], "--methods"),
         (["--seeds", "a"], "--seeds"),
         (["--seeds", "0,-1"], "--seeds"),
         (["--tune", "0"], "--tune"),
         (["--processes", "0"], "--processes"),
-        (["--iterations", "0"], "data.iterations"),
+        (["--iterations", "0"], "--iterations"),
+        (["--iterations", "many"], "--iterations"),
     ],
 )
 def test_mistake_of_the_command_is_one_message(
@@ -89,3 +93,13 @@ def test_mistake_of_the_command_is_one_message(
     monkeypatch.setattr(sys, "argv", ["x", "--out", str(tmp_path / "out"), *words])
     assert command.main() == 64
     assert f"error: {path} = " in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_study_in_a_folder_of_another_is_one_message(
+    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    Study(tmp_path / "both" / "0", study.settings)
+    monkeypatch.setattr(sys, "argv", ["x", "--out", str(tmp_path)])
+    assert command.main() == 64
+    error = capsys.readouterr().err
+    assert "error: data.iterations = 120" in error and "delete that one" in error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import mujoco
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from blockwright_asap import labels, replay, story
 from blockwright_asap.gap import BOTH, NONE, STRUCTURE, Gap, identified, randomised, redrawn
 from blockwright_asap.motion import Reference
-from blockwright_asap.robot import NQ, NS, NU, SUBSTEPS, model
+from blockwright_asap.robot import NQ, NS, NU, SUBSTEPS
 from blockwright_asap.study import Study
 from blockwright_asap.tracking import Tracking
 from blockwright_asap.world import World, simulators
@@ -33,6 +34,13 @@ class Constant:
         return np.full((len(qpos), NS), self.change[1])
 
     def forget(self, who: np.ndarray) -> None: ...
+
+    def show(self, measured: np.ndarray) -> None: ...
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None: ...
 
 
 def test_a_correction_of_zero_is_the_simulator_bit_for_bit(study: Study) -> None:
@@ -60,31 +68,34 @@ def test_a_correction_is_applied_alike_in_learning_and_in_tuning() -> None:
 
 
 def test_labels_are_the_optimum(study: Study) -> None:
+    """SciPy improves on none of 20 labels, and from Δ = 0 it does better in at most one and worse in more.
+
+    A foot that touches the ground or does not makes two dips: each search may end in the other one.
+    """
     real = study.real
     t, i = np.arange(0, 100, 10)[:, None], np.arange(2)[None]
     states, commands, goals = real.states[t, i], real.commands[t, i], real.states[t + 1, i]
     found = labels.delta_actions(states, commands, goals, steps=20)
-    ours, scipys = [], []
-    for at in np.ndindex(10, 2):
+    world = simulators(1)
+    ours, improved, scipys = np.zeros((3, 20))
+    for n, at in enumerate(np.ndindex(10, 2)):
 
         def cost(delta: np.ndarray, at: tuple[int, ...] = at) -> float:
-            world = simulators(1)
             world.place(slice(None), states[at][None, :NQ], states[at][None, NQ:])
             world.advance((commands[at] + delta)[None])
             error = (goals[at] - world.state()[0]) * labels.WEIGHTS
             return float((error**2).sum() + labels.RIDGE * (delta**2).sum())
 
-        bounds = [(-labels.BOUND, labels.BOUND)] * NU
-        best = min(
-            minimize(cost, start, method="L-BFGS-B", bounds=bounds, options={"eps": 1e-4}).fun
-            for start in (found.delta[at], np.zeros(NU))
-        )
-        ours.append(cost(found.delta[at]))
-        scipys.append(best)
-    # Contacts make the cost rough: one in four ends in a dip a little above SciPy's. All together cost 13 % more.
-    near = [mine <= 1.02 * theirs + 1e-6 for mine, theirs in zip(ours, scipys, strict=True)]
-    assert sum(near) >= 15 and sum(ours) <= 1.25 * sum(scipys)
-    assert found.after < 0.3 * found.before
+        def scipy(start: np.ndarray, cost: object = cost) -> float:
+            bounds = [(-labels.BOUND, labels.BOUND)] * NU
+            return minimize(cost, start, method="L-BFGS-B", bounds=bounds, options={"eps": 1e-4}).fun
+
+        ours[n], improved[n], scipys[n] = cost(found.delta[at]), scipy(found.delta[at]), scipy(np.zeros(NU))
+    assert (ours <= 1.02 * improved + 1e-6).all()
+    better, worse = ours < 0.98 * scipys - 1e-6, ours > 1.02 * scipys + 1e-6
+    assert worse.sum() <= 1 < better.sum() and ours.sum() < scipys.sum()
+    assert ours.sum() <= 1.05 * np.minimum(improved, scipys).sum()
+    assert found.after < 0.01 * found.before
 
 
 def test_gaps_say_what_they_are() -> None:
@@ -113,23 +124,26 @@ def test_many_robots_are_each_alone(gap: Gap) -> None:
 
 
 @pytest.mark.slow
-def test_the_world_costs_little_over_plain_stepping() -> None:
-    """At most 15 % over MuJoCo's own batched rollout of the same steps."""
-    n, world = 96, simulators(96)
+@pytest.mark.parametrize("gap", [NONE, BOTH])
+def test_the_world_costs_little_over_plain_stepping(gap: Gap) -> None:
+    """At most 15 % over MuJoCo's own batched rollout of the same steps, in processor time."""
+    n, world = 96, World([gap] * 96)
     world.place(slice(None), Reference().qpos[:1, 0].repeat(n, 0), np.zeros((n, NQ)))
-    runner, data, models = rollout.Rollout(nthread=0), mujoco.MjData(model()), [model()] * n
-    state = np.concatenate([np.zeros((n, 1)), world.state()], 1)
-    control = np.zeros((n, SUBSTEPS, NU))
+    runner, data = rollout.Rollout(nthread=0), mujoco.MjData(world.models[0])
+    state = np.concatenate([np.zeros((n, 1)), world.state(), world.motors], 1)
+    control, command = np.zeros((n, SUBSTEPS, NU)), np.zeros((n, NU))
 
-    def seconds(step: object) -> float:
+    def seconds(step: Callable[[], object]) -> float:
         start = time.process_time()
         for _ in range(50):
-            step()  # type: ignore[operator]
+            step()
         return time.process_time() - start
 
-    command = np.zeros((n, NU))
     pairs = [
-        (seconds(lambda: world.advance(command)), seconds(lambda: runner.rollout(models, [data], state, control)))
+        (
+            seconds(lambda: world.advance(command)),
+            seconds(lambda: runner.rollout(world.models, [data], state, control)),
+        )
         for _ in range(15)
     ]
     assert np.median([ours / plain for ours, plain in pairs]) <= 1.15

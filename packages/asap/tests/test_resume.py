@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from blockwright_asap.gap import NONE
+from blockwright_asap.learned import Learned
 from blockwright_asap.ppo import PPO, ActorCritic
 from blockwright_asap.ppo_delta import Replaying, new_net
+from blockwright_asap.replay import N_FEATURES
+from blockwright_asap.robot import NU
 from blockwright_asap.study import Settings, Study
 from blockwright_asap.tracking import N_ACTOR, N_CRITIC, Tracking
 from small_study import SMALL
+
+from blockwright import compose, preset
 
 
 def tracking_ppo(study: Study) -> PPO:
@@ -24,52 +33,103 @@ def tracking_ppo(study: Study) -> PPO:
     return PPO(Tracking(study.reference, [NONE] * 12, seed=3), net, 4, seed=3)
 
 
+def corrected_ppo(study: Study) -> PPO:
+    """In a simulator corrected by what remembers the last steps of each robot."""
+    torch.manual_seed(0)
+    decoder = compose(preset("asap_delta"))
+    statistics = {"mean": torch.zeros(N_FEATURES), "std": torch.ones(N_FEATURES), "scale": torch.ones(NU)}
+    correction = Learned(decoder, statistics, {"corrects": "action", "history": 5, "prompt": 0}, np.full(NU, 3.0))
+    environment = Tracking(study.reference, [NONE] * 12, 3, correction, limits=(0.5, 0.5))
+    return PPO(environment, ActorCritic(N_ACTOR, N_CRITIC, 4, seed=0), 4, seed=3)
+
+
 def delta_ppo(study: Study) -> PPO:
     return PPO(Replaying(study.real, 12, seed=4), new_net(0), 4, seed=4)
 
 
-@pytest.mark.parametrize("make", [tracking_ppo, delta_ppo])
-def test_ppo_continues_bit_for_bit(make: object, study: Study, tmp_path: Path) -> None:
-    whole = make(study)  # type: ignore[operator]
+@pytest.mark.parametrize("make", [tracking_ppo, corrected_ppo, delta_ppo])
+def test_ppo_continues_bit_for_bit(make: Callable[[Study], PPO], study: Study, tmp_path: Path) -> None:
+    whole, stopped, on, file = make(study), make(study), make(study), tmp_path / "state.pt"
     whole.train()
-    stopped = make(study)  # type: ignore[operator]
-    stopped.iterations, file = 2, tmp_path / "state.pt"
-    stopped.train(file, every=1)
-    on = make(study)  # type: ignore[operator]
+    for _ in range(2):
+        stopped.iterate()
+    torch.save(stopped.state_dict(), file)
     on.train(file)
-    # The curriculum of the tracking runs over all iterations, so the first two must have had its length too.
-    assert on.rewards[:2] == stopped.rewards
-    if make is delta_ppo:
-        assert on.rewards == whole.rewards
-        for mine, theirs in zip(on.net.state_dict().values(), whole.net.state_dict().values(), strict=True):
-            assert torch.equal(mine, theirs)
+    assert on.rewards == whole.rewards
+    for mine, theirs in zip(on.net.state_dict().values(), whole.net.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
-def policy_of(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "policy.pt", weights_only=True)["net"]
+# In order: what appears in the middle of a stage, when the study is killed.
+STAGES = {
+    "policy": "policy.pt",
+    "identification, behind the first rollouts": "real.npz",
+    "rollouts to measure on": "sysid.json",
+    "labels": "labels_sysid_action_real.npz",
+    "correction": "delta_sysid_action_*/checkpoints/last.ckpt",
+    "tuning": "tuned_sysid_delta_40.pt",
+    "figures": "results/sysid_delta_40.json",
+    "delta by PPO": "delta_ppo.pt",
+    "tuning behind it": "tuned_delta_ppo_40.pt",
+}
+STUDY = """
+import sys
+from functools import partial
+from pathlib import Path
+from blockwright_asap import methods, story
+from blockwright_asap.study import Settings, Study, limit_threads
+from blockwright_asap.training import train
+
+limit_threads()
+methods.train = partial(train, changes=("trainer.max_steps=40", "trainer.val_check_interval=20"))
+study = Study(Path(sys.argv[1]), Settings(iterations=40, robots=12, episodes=2, held_out=1))
+story.prepare(study, ["sysid_delta", "delta_ppo"])
+for method in ("sysid_delta", "delta_ppo"):
+    story.measure(study, method, 40)
+"""
+
+
+def killed_at(folder: Path, pattern: str) -> None:
+    """Start the study, and kill it with all its children as soon as a file appears."""
+    process = subprocess.Popen([sys.executable, "-c", STUDY, str(folder)], start_new_session=True)
+    while not any(folder.glob(pattern)):
+        assert process.poll() is None, f"ended before there was a {pattern}"
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Everything that stages left, by file."""
+    found: dict[str, Any] = {}
+    for file in sorted(folder.rglob("*")):
+        name = re.sub(r"\.\d+\.partial.*|/20\d\d-.*", "", file.relative_to(folder).as_posix())
+        if file.suffix == ".pt":
+            found[name] = torch.load(file, weights_only=True)["net"]
+        elif file.suffix == ".npz" and not file.name.startswith("."):
+            found[name] = {key: torch.from_numpy(value) for key, value in np.load(file).items()}
+        elif file.name == "last.ckpt":
+            found[name] = torch.load(file, weights_only=True)["state_dict"]
+        elif file.suffix == ".json" and file.parent.name in (folder.name, "results"):
+            found[name] = {"text": torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)}
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [4.0, 7.0, 10.0])
-def test_killed_study_ends_as_one_that_was_not(after: float, tmp_path: Path) -> None:
-    """Killed with 9 wherever it is: in the policy, in the rollouts, in identification."""
-    settings = {**SMALL, "iterations": 60, "robots": 24}
-    code = "import sys; from pathlib import Path; from blockwright_asap.study import *; limit_threads();" + (
-        f"s = Study(Path(sys.argv[1]), Settings(**{settings!r})); s.real, s.held_out, s.simulator('sysid')"
-    )
+def test_study_killed_in_each_stage_ends_as_one_that_was_not(tmp_path: Path) -> None:
     undisturbed, killed = tmp_path / "a", tmp_path / "b"
-    subprocess.run([sys.executable, "-c", code, str(undisturbed)], check=True)
-    process = subprocess.Popen([sys.executable, "-c", code, str(killed)])
-    time.sleep(after)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    subprocess.run([sys.executable, "-c", code, str(killed)], check=True)
-    for name, value in policy_of(undisturbed).items():
-        assert torch.equal(value, policy_of(killed)[name]), name
-    for file in ("real.npz", "held_out.npz"):
-        mine, theirs = np.load(undisturbed / file), np.load(killed / file)
-        assert all(np.array_equal(mine[name], theirs[name]) for name in mine.files)
-    assert (undisturbed / "sysid.json").read_text() == (killed / "sysid.json").read_text()
+    subprocess.run([sys.executable, "-c", STUDY, str(undisturbed)], check=True)
+    for pattern in STAGES.values():
+        killed_at(killed, pattern)
+        if pattern.endswith(".pt"):  # in the middle, not at the end
+            assert torch.load(killed / pattern, weights_only=True)["plain"]["done"] == 20
+    subprocess.run([sys.executable, "-c", STUDY, str(killed)], check=True)
+    wanted, got = contents(undisturbed), contents(killed)
+    assert wanted.keys() == got.keys() and len(wanted) >= 14
+    for file, values in wanted.items():
+        assert values.keys() == got[file].keys()
+        for name, value in values.items():
+            assert torch.equal(value, got[file][name]), f"{file}: {name}"
 
 
 def test_folder_of_other_settings_is_refused(folder: Path) -> None:

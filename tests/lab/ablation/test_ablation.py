@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lab.ablation.__main__ import main
 from lab.match import request
 from lab.match.budgets import BUDGETS, measure
 from lab.match.knobs import KNOBS
-from registry import REFUSED, ConfigError
+from registry import REFUSED, ConfigError, plugins
 from registry.command import run_command
 from training.configuration.composing import compose_config
 from training.entry.preflight import preflight
@@ -60,6 +61,30 @@ def composed(overrides: tuple[str, ...], output_dir: str | None) -> Any:
 def compose_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """To compose takes longest: what plans have in common is composed for all of them."""
     monkeypatch.setattr(planning, "compose_config", lambda o, output_dir=None: composed(tuple(o), output_dir))
+
+
+# --- where they are ---------------------------------------------------------------------------------------------------
+
+
+def test_plug_in_offers_definitions_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "offered_ablations"
+    folder.mkdir()
+    (folder / "theirs.yaml").write_text(yaml.safe_dump(MINIMAL))
+    (folder / "pages.yaml").write_text(yaml.safe_dump(MINIMAL))
+    monkeypatch.syspath_prepend(tmp_path)
+    points = [EntryPoint("x", folder.name, definition.ENTRY_POINTS)]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == definition.ENTRY_POINTS else [])
+    assert "theirs" in definition.names() and definition.read("theirs").about == "a claim"
+    with pytest.raises(ConfigError, match="several ablations have this name"):
+        definition.read("pages")
+
+
+def test_data_that_does_not_say_its_length_is_planned_by_steps_alone(write: Callable[..., str]) -> None:
+    """As of a plug-in whose windows follow from other settings."""
+    assert planning._tokens({"data": {"batch_size": 4}, "trainer": {"max_steps": 9}, "train": True}) is None
+    with pytest.raises(ConfigError, match=r"no data\.sequence_length") as error:
+        planning._steps(definition.read(write(tokens=1e6)), planning._tokens_per_step({"data": {}, "trainer": {}}))
+    assert "trainer.max_steps=N" in error.value.remedy
 
 
 # --- definitions ------------------------------------------------------------------------------------------------------

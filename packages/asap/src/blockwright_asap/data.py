@@ -15,10 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from blockwright import ConfigError
 from blockwright_asap import labels, learned
-from blockwright_asap.replay import SECOND, features, of_rollouts, replay
+from blockwright_asap.replay import SECOND, WARM_UP, features, of_rollouts, replay
 from blockwright_asap.robot import NQ
-from blockwright_asap.study import Settings, Study
-from blockwright_asap.tracking import Rollouts
+from blockwright_asap.study import Settings, Study, alone
 from blockwright_asap.world import simulators
 
 Count = Annotated[int, Ge(1)]
@@ -37,8 +36,9 @@ class RobotRollouts(L.LightningDataModule):
         base: the simulator that is corrected: ``sim``, ``sysid`` (identified) or ``narrow`` (within the paper's bounds)
         corrects: ``action``: labels are Δa (labels.py); ``state``: what the simulator's state misses (delta dynamics)
         history: control steps before the present one that a window holds
+        prompt: measured steps of the same robot that stand before a window, from any earlier time: what it is like
         batch_size: windows of a batch over all processes
-        iterations, episodes, held_out: of the study
+        iterations, robots, episodes, held_out: of the study
         drift: finished runs of this experiment. The simulator corrected by each drifts for a second, and the way back
             to what was measured is labelled too, as DAgger does: labels for many steps
     """
@@ -51,8 +51,10 @@ class RobotRollouts(L.LightningDataModule):
         base: Literal["sim", "sysid", "narrow"] = "sim",
         corrects: Literal["action", "state"] = "action",
         history: Annotated[int, Ge(0)] = 15,
+        prompt: Annotated[int, Ge(0)] = 0,
         batch_size: Count = 16,
         iterations: Count = 120,
+        robots: Count = 96,
         episodes: Count = 12,
         held_out: Count = 6,
         drift: Sequence[str] = (),
@@ -60,17 +62,30 @@ class RobotRollouts(L.LightningDataModule):
         super().__init__()
         _one_of("base", base, ("sim", "sysid", "narrow"))
         _one_of("corrects", corrects, ("action", "state"))
-        if not isinstance(history, int) or not 0 <= history <= 99:
-            raise ConfigError("data.history", history, "counts control steps, 0 to 99", "Write data.history=15")
-        if drift and corrects != "action":
-            raise ConfigError("data.drift", list(drift), "labels Δa alone", "Leave it out, or set data.corrects=action")
+        if not isinstance(prompt, int) or not 0 <= prompt <= WARM_UP:
+            rule = f"counts the control steps measured before a replay, 0 to {WARM_UP}"
+            raise ConfigError("data.prompt", prompt, rule, f"Write data.prompt={WARM_UP}")
+        if not isinstance(history, int) or not 0 <= history <= 99 - prompt:
+            rule = f"counts control steps of an episode of 100, 0 to {99 - prompt} behind the prompt"
+            raise ConfigError("data.history", history, rule, "Write data.history=15")
+        if drift and (corrects != "action" or prompt):
+            rule = "labels Δa alone, and no windows with a prompt"
+            raise ConfigError(
+                "data.drift", list(drift), rule, "Leave it out, or set data.corrects=action data.prompt=0"
+            )
         self.folder, self.seed, self.base, self.corrects = Path(folder), seed, base, corrects
-        self.history, self.batch_size, self.drift = history, batch_size, [Path(run) for run in drift]
-        self.settings = Settings(seed, gap, iterations, episodes=episodes, held_out=held_out)
-        self.sequence_length = history + 1
+        self.history, self.prompt, self.batch_size = history, prompt, batch_size
+        self.drift = [Path(run) for run in drift]
+        self.settings = Settings(seed, gap, iterations, robots, episodes, held_out)
+        self.sequence_length = prompt + history + 1
         self.statistics: dict[str, Tensor] = {}
         self._parts: dict[str, tuple[Tensor, Tensor]] = {}
         self._batches = 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint says of the data."""
+        return {"corrects": self.corrects, "history": self.history, "prompt": self.prompt}
 
     @property
     def study(self) -> Study:
@@ -78,20 +93,17 @@ class RobotRollouts(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         study = self.study
-        study.simulator(self.base)
-        _ = study.real, study.held_out
+        with alone(study.folder):
+            for held_out in (False, True):
+                study.labelled(self.base, self.corrects, held_out)
 
     def setup(self, stage: str | None = None) -> None:
         study = self.study
-        gap = study.simulator(self.base)
-
-        def labelled(found: Rollouts) -> tuple[np.ndarray, np.ndarray]:
-            if self.corrects == "state":
-                return of_rollouts(found), labels.residuals(found, gap)
-            return of_rollouts(found), labels.of_rollouts(found, gap).delta
-
-        x, y = labelled(study.real)
-        self._parts = {"train": _by_robot(x, y), "val": _by_robot(*labelled(study.held_out))}
+        real, held_out = (study.labelled(self.base, self.corrects, later) for later in (False, True))
+        self._parts = {
+            "train": _by_robot(of_rollouts(study.real), real),
+            "val": _by_robot(of_rollouts(study.held_out), held_out),
+        }
         mean, std = self._parts["train"][0].flatten(0, 1).mean(0), self._parts["train"][0].flatten(0, 1).std(0) + 1e-3
         self.statistics = {"mean": mean, "std": std, "scale": self._parts["train"][1].flatten(0, 1).std(0) + 1e-4}
         for number, run in enumerate(self.drift):
@@ -130,7 +142,8 @@ class RobotRollouts(L.LightningDataModule):
         return self.val_dataloader()
 
     def _loader(self, part: str, order: Any) -> DataLoader[dict[str, Tensor]]:
-        data = Windows(*self._parts[part], self.statistics, self.history + 1, self.seed, self._rows(part))
+        lengths = (self.prompt, self.history + 1)
+        data = Windows(*self._parts[part], self.statistics, lengths, self.seed, self._rows(part))
         return DataLoader(data, sampler=order, batch_size=None)
 
     def _rows(self, part: str) -> tuple[int, int, int]:
@@ -160,29 +173,50 @@ class RobotRollouts(L.LightningDataModule):
 
 
 class Windows(Dataset[dict[str, Tensor]]):
-    """Batches by number: of training, windows drawn by a function of the seed and the number; else whole rollouts."""
+    """Batches by number: of training, windows drawn by a function of the seed and the number; else whole rollouts.
+
+    Args:
+        x, y: features and labels of rollouts [N,T,·]
+        statistics: to standardise them by
+        lengths: of the prompt and of the windows
+        seed: of the draws
+        rows: windows of a batch, rank, ranks
+    """
 
     def __init__(
-        self, x: Tensor, y: Tensor, statistics: dict[str, Tensor], length: int, seed: int, rows: tuple[int, int, int]
+        self,
+        x: Tensor,
+        y: Tensor,
+        statistics: dict[str, Tensor],
+        lengths: tuple[int, int],
+        seed: int,
+        rows: tuple[int, int, int],
     ) -> None:
         self.x, self.y = (x - statistics["mean"]) / statistics["std"], y / statistics["scale"]
-        self.length, self.seed, self.rows = length, seed, rows
+        (self.prompt, self.length), self.seed, self.rows = lengths, seed, rows
 
     def __getitem__(self, item: int | list[int]) -> dict[str, Tensor]:
         size, rank, ranks = self.rows
         if isinstance(item, list):
-            mine = item[rank::ranks] or item[:1]
-            return _batch(self._cut(self.x[mine]), self._cut(self.y[mine]))
+            return self._whole(item[rank::ranks] or item[:1])
         rng = np.random.default_rng([self.seed, item])
-        robot = torch.from_numpy(rng.integers(0, len(self.x), size))[rank::ranks, None]
-        start = torch.from_numpy(rng.integers(0, self.x.shape[1] - self.length + 1, size))[rank::ranks, None]
-        at = (robot, start + torch.arange(self.length))
-        return _batch(self.x[at], self.y[at])
+        robots = rng.integers(0, len(self.x), size)
+        starts = rng.integers(self.prompt, self.x.shape[1] - self.length + 1, size)
+        earlier = rng.integers(0, starts - self.prompt + 1) if self.prompt else starts
+        robot, start, prompt = (torch.from_numpy(each)[rank::ranks, None] for each in (robots, starts, earlier))
+        own, before = start + torch.arange(self.length), prompt + torch.arange(self.prompt)
+        return _batch(torch.cat([self.x[robot, before], self.x[robot, own]], 1), self.y[robot, own])
 
-    def _cut(self, whole: Tensor) -> Tensor:
-        """Rollouts [N,T,·] → windows [n,length,·], one after the other."""
-        count = whole.shape[1] // self.length
-        return whole[:, : count * self.length].unflatten(1, (count, self.length)).flatten(0, 1)
+    def _whole(self, robots: list[int]) -> dict[str, Tensor]:
+        """Rollouts cut into windows, one after the other, each behind the beginning of its rollout."""
+        count = (self.x.shape[1] - self.prompt) // self.length
+        end = self.prompt + count * self.length
+
+        def cut(whole: Tensor) -> Tensor:
+            return whole[robots, self.prompt : end].unflatten(1, (count, self.length)).flatten(0, 1)
+
+        prompts = self.x[robots, : self.prompt].repeat_interleave(count, 0)
+        return _batch(torch.cat([prompts, cut(self.x)], 1), cut(self.y))
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

@@ -1,8 +1,10 @@
-"""A filmstrip and an animation of the leap: reference, before and after tuning. Rendered without a display."""
+"""A filmstrip and an animation of the leap: reference, before and after tuning.
+
+MuJoCo reads ``MUJOCO_GL`` when it is imported: ``egl`` or ``osmesa`` renders without a display.
+"""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,6 @@ def draw(study: Study, tuned: ActorCritic, method: str, folder: Path) -> str:
     Returns:
         what was drawn, or why nothing was
     """
-    os.environ.setdefault("MUJOCO_GL", "egl")
     try:
         from PIL import Image
 
@@ -37,7 +38,7 @@ def draw(study: Study, tuned: ActorCritic, method: str, folder: Path) -> str:
         "reference": study.reference.qpos[motion],
         "before, in the simulator": _leap(study, study.policy, [NONE], motion),
         "before, in the real": _leap(study, study.policy, study.gaps(3, 1000), motion),
-        f"tuned by {method}, in the real": _leap(study, tuned, study.gaps(3, 1000), motion),
+        f"after ({method}), in the real": _leap(study, tuned, study.gaps(3, 1000), motion),
     }
     strips = [np.concatenate([_labelled(_picture(renderer, q[k]), "") for k in FRAMES], 1) for q in rows.values()]
     strips = [_labelled(strip, name) for strip, name in zip(strips, rows, strict=True)]

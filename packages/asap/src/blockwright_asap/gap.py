@@ -48,7 +48,8 @@ class Gap:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Gap:
-        return cls(**{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
+        return cls(**plain)
 
 
 NONE = Gap()
@@ -70,13 +71,21 @@ def redrawn(count: int, seed: int) -> list[Gap]:
     rng = np.random.default_rng(seed)
 
     def one() -> Gap:
-        u = rng.uniform
+        def drawn(low: float, high: float) -> float:
+            return float(rng.uniform(low, high))
+
         return Gap(
-            *(float(u(*ends)) for ends in ((0.9, 1.3), (-0.04, 0.04), (-0.03, 0.03))),
-            _each(u(0.6, 1.1, 4)),
-            _each(u(0.8, 1.5, 4)),
-            *(float(u(*ends)) for ends in ((0.01, 0.04), (0, 1.5), (0.7, 1), (0.4, 1), (0, 0.5))),
-            _each(u(-0.06, 0.06, 4)),
+            mass=drawn(0.9, 1.3),
+            com_x=drawn(-0.04, 0.04),
+            com_z=drawn(-0.03, 0.03),
+            kp=_each(rng.uniform(0.6, 1.1, 4)),
+            kd=_each(rng.uniform(0.8, 1.5, 4)),
+            motor_lag=drawn(0.01, 0.04),
+            friction_loss=drawn(0, 1.5),
+            torque=drawn(0.7, 1),
+            friction=drawn(0.4, 1),
+            linkage=drawn(0, 0.5),
+            offset=_each(rng.uniform(-0.06, 0.06, 4)),
         )
 
     return [one() for _ in range(count)]

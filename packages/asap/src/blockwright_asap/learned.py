@@ -7,6 +7,7 @@ the decoder, and every block, plan, optimizer and checkpoint is that of a langua
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,31 @@ WIDTH = {"action": NU, "state": NS}  # what is corrected → numbers of a correc
 NEEDED = max(N_FEATURES + 1, *WIDTH.values())  # vocab_size, at least
 
 
-def predict(decoder: blockwright.Decoder, x: Tensor, width: int) -> tuple[Tensor, Any]:
-    """Standardised features [B,T,17] → corrections [B,T,width] in their own standard deviations, and the routings."""
+def predict(decoder: blockwright.Decoder, x: Tensor, width: int, caches: Any = None) -> tuple[Tensor, Any]:
+    """Standardised features [B,T,17] → corrections [B,T,width] in their own standard deviations, and the routings.
+
+    Args:
+        decoder: of a vocabulary of at least 18
+        x: features
+        width: numbers of a correction
+        caches: of the decoder, with the steps before
+    """
     ones = torch.ones_like(x[..., :1])
     embedded = torch.cat([x, ones], -1) @ decoder.embedding.weight[: N_FEATURES + 1].to(x.dtype)
     tokens = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
-    hidden, routings = decoder.hidden(tokens, embedded=embedded * decoder.embedding_scale)
+    hidden, routings = decoder.hidden(tokens, embedded=embedded * decoder.embedding_scale, caches=caches)
     return decoder.logits(hidden)[..., :width], routings
 
 
 class Learned:
-    """A correction that remembers the last features of each robot.
+    """A correction that remembers the last features of each robot, and a prompt of measured ones if it learnt with one.
+
+    The prompt is read once, into the decoder's caches; each step is read behind it.
 
     Args:
         decoder: trained
         statistics: ``mean`` and ``std`` of the features [17], ``scale`` of the labels [width]
-        corrects: ``action`` or ``state``
-        history: steps before the present one that it sees
+        facts: ``corrects``, ``history`` and ``prompt`` of the data
         limit: largest correction [width]
     """
 
@@ -47,14 +56,14 @@ class Learned:
         self,
         decoder: blockwright.Decoder,
         statistics: dict[str, Tensor],
-        corrects: str,
-        history: int,
+        facts: Mapping[str, Any],
         limit: np.ndarray,
     ) -> None:
-        self.decoder, self.statistics = decoder.eval(), statistics
-        self.corrects, self.history, self.limit = corrects, history, limit
+        self.decoder, self.statistics, self.limit = decoder.eval(), statistics, limit
+        self.corrects, self.history, self.prompt = facts["corrects"], facts["history"], facts["prompt"]
         self._past: Tensor | None = None  # features [N,history+1,17]
         self._fresh = np.zeros(0, bool)
+        self._prompted: list[tuple[Any, Any]] = []  # caches, and where the prompt ends in them
 
     def action(self, qpos: np.ndarray, qvel: np.ndarray, command: np.ndarray) -> np.ndarray:
         return self._say(qpos, qvel, command) if self.corrects == "action" else np.zeros((len(qpos), NU))
@@ -68,11 +77,34 @@ class Learned:
         self._fresh = self._fresh | who
 
     @torch.no_grad()
+    def show(self, measured: np.ndarray) -> None:
+        x = self._standard(measured)
+        length = self.history + 1
+        self._past = torch.cat([x[:, :1].expand(-1, max(0, length - x.shape[1]), -1), x], 1)[:, -length:]
+        self._fresh = np.zeros(len(x), bool)
+        if self.prompt:
+            caches = self.decoder.new_caches(len(x), self.prompt + length)
+            predict(self.decoder, x[:, -self.prompt :], WIDTH[self.corrects], caches)
+            self._prompted = [(cache, cache.mark()) for cache in caches]
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {} if self._past is None else {"past": self._past.numpy().copy(), "fresh": self._fresh.copy()}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        self._past = torch.from_numpy(np.array(state["past"])) if state else None
+        self._fresh = np.array(state["fresh"]) if state else np.zeros(0, bool)
+
+    @torch.no_grad()
     def _say(self, qpos: np.ndarray, qvel: np.ndarray, command: np.ndarray) -> np.ndarray:
-        x = torch.from_numpy(features(qpos, qvel, command)).float()
-        x = (x - self.statistics["mean"]) / self.statistics["std"]
-        said, _ = predict(self.decoder, self._remember(x), WIDTH[self.corrects])
+        past = self._remember(self._standard(features(qpos, qvel, command)))
+        for cache, mark in self._prompted:
+            cache.rewind(mark)
+        caches = [cache for cache, _ in self._prompted] or None
+        said, _ = predict(self.decoder, past, WIDTH[self.corrects], caches)
         return np.clip((said[:, -1] * self.statistics["scale"]).double().numpy(), -self.limit, self.limit)
+
+    def _standard(self, found: np.ndarray) -> Tensor:
+        return (torch.from_numpy(found).float() - self.statistics["mean"]) / self.statistics["std"]
 
     def _remember(self, x: Tensor) -> Tensor:
         """The past of each robot with the present; at its beginning, as if it had always been so."""
@@ -100,4 +132,4 @@ def read(run: Path) -> Learned:
         raise blockwright.ConfigError("data.drift", str(run), "is no run of experiment=asap_delta", "Name one")
     statistics = {name: state["state_dict"][name].clone() for name in ("mean", "std", "scale")}
     limit = np.full(NU, BOUND) if facts["corrects"] == "action" else 4 * statistics["scale"].numpy()
-    return Learned(decoder, statistics, facts["corrects"], facts["history"], limit)
+    return Learned(decoder, statistics, facts, limit)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from blockwright_asap.motion import Reference
@@ -40,8 +42,8 @@ def over_time(got: np.ndarray, wanted: np.ndarray) -> list[float]:
     return (np.linalg.norm(got - wanted, axis=-1).mean((1, 2)) * 1e3).tolist()
 
 
-def tracking(reference: Reference, found: Rollouts) -> dict[str, dict[str, float]]:
-    """Errors and success (%) of a policy, over all motions and for each.
+def tracking(reference: Reference, found: Rollouts) -> dict[str, Any]:
+    """Errors and success (%) of a policy, over all motions and for each, and ``over_time``.
 
     An episode succeeds if the mean distance of its bodies is never above 0.5 m and it has not fallen.
     """
@@ -49,10 +51,11 @@ def tracking(reference: Reference, found: Rollouts) -> dict[str, dict[str, float
     distance = np.linalg.norm(found.bodies - wanted, axis=-1).mean(-1)
     well = (distance < 0.5).all(0) & (found.bodies[:, :, 0, 2] > FALLEN).all(0)
     groups = {"all": np.ones(len(well), bool)} | {name: found.motion == i for i, name in enumerate(reference.names)}
-    return {
+    by_motion = {
         name: {"success": 100 * float(well[who].mean()), **errors(found.bodies[:, who], wanted[:, who])}
         for name, who in groups.items()
     }
+    return {**by_motion, "over_time": over_time(found.bodies, wanted)}
 
 
 def _mean(difference: np.ndarray) -> float:

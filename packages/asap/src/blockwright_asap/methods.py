@@ -84,6 +84,9 @@ METHODS: Mapping[str, Callable[[Study], Tuning]] = {
     "sysid_delta": _delta("sysid"),
     "real": _real,
 }
+FIXED_POINT = "fixed_point"  # tunes nothing
+REPLAYED = [name for name in METHODS if name not in ("action_noise", "randomised", "real")]
+ACTIONS = ("delta_ppo", "delta", "delta_many_steps", "sysid_delta")  # correct by Δa
 MEANING = {
     "simulator": "the plain simulator (control)",
     "action_noise": "the plain simulator, noise on actions",
@@ -96,4 +99,5 @@ MEANING = {
     "delta_many_steps": "plain + delta action by regression, many steps",
     "sysid_delta": "identified + delta action by regression",
     "real": "the real robot itself (bound)",
+    FIXED_POINT: "not tuned: delta action undone at run time",
 }

@@ -48,6 +48,8 @@ class ActorCritic(nn.Module):
         seed: of the weights
     """
 
+    count: Tensor  # of observations in the statistics
+
     def __init__(self, n_actor: int, n_critic: int, n_actions: int, std: float = 0.5, seed: int = 0) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
@@ -159,16 +161,16 @@ class PPO:
             mean = net.act(actor)
             action = mean + std * torch.randn(mean.shape, generator=self.generator)
             reward, done, timeout, seen, last = self.environment.step(action.double().numpy())
-            reward, late = _tensor(reward), _tensor(timeout)
+            gained, late = _tensor(reward), _tensor(timeout)
             if timeout.any():  # an episode that ends by its time alone would have continued
-                reward = reward + GAMMA * net.value(_tensor(last)) * late
+                gained = gained + GAMMA * net.value(_tensor(last)) * late
             log_probability = _log_probability(action, mean, std)
-            steps.append((actor, critic, action, mean, log_probability, net.value(critic), reward, _tensor(done)))
+            steps.append((actor, critic, action, mean, log_probability, net.value(critic), gained, _tensor(done)))
             self.seen = [_tensor(each) for each in seen]
         columns = [torch.stack(column) for column in zip(*steps, strict=True)]
-        actor, critic, action, mean, log_probability, value, reward, done = columns
-        advantage = _advantages(reward, value, done, net.value(self.seen[1]))
-        self.rewards.append(float(reward.mean()))
+        actor, critic, action, mean, log_probability, value, rewards, ended = columns
+        advantage = _advantages(rewards, value, ended, net.value(self.seen[1]))
+        self.rewards.append(float(rewards.mean()))
         spread = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         batch = {"actor": actor, "critic": critic, "action": action, "mean": mean, "before": log_probability}
         batch |= {"value": value, "aim": advantage + value, "advantage": spread}
@@ -258,6 +260,6 @@ def _as_arrays(state: Any) -> Any:
 
 
 def _save(state: dict[str, Any], file: Path) -> None:
-    partial = file.with_name(f".{file.name}.partial")
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     torch.save(state, partial)
     os.replace(partial, file)

@@ -106,6 +106,15 @@ class DeltaPolicy:
     def forget(self, who: np.ndarray) -> None:
         pass
 
+    def show(self, measured: np.ndarray) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        pass
+
 
 def new_net(seed: int) -> ActorCritic:
     return ActorCritic(N_FEATURES, N_CRITIC, NU, std=0.3, seed=seed)

@@ -51,9 +51,8 @@ def open_loop(held_out: Rollouts, gap: Gap = NONE, correction: Correction | None
         return np.stack([array[t + k, i] for k in range(start, end)])
 
     if correction is not None:
-        correction.forget(np.ones(WINDOWS, bool))
-        for state, command in zip(cut(held_out.states, -WARM_UP, 0), cut(held_out.commands, -WARM_UP, 0), strict=True):
-            correction.action(state[:, :NQ], state[:, NQ:], command)
+        before, commanded = cut(held_out.states, -WARM_UP, 0), cut(held_out.commands, -WARM_UP, 0)
+        correction.show(features(before[..., :NQ], before[..., NQ:], commanded).swapaxes(0, 1))
     begin, commands = cut(held_out.states, 0, 1), cut(held_out.commands, 0, SECOND)
     got, _ = replay(simulators(WINDOWS, gap), begin, commands, correction)
     wanted = cut(held_out.bodies, 1, SECOND + 1)

@@ -14,57 +14,82 @@ import torch
 
 from blockwright_asap import labels, measures
 from blockwright_asap.gap import NONE
-from blockwright_asap.methods import Tuning, tuning
+from blockwright_asap.methods import ACTIONS, FIXED_POINT, METHODS, REPLAYED, Tuning, tuning
 from blockwright_asap.ppo import PPO, ActorCritic
 from blockwright_asap.replay import open_loop, replay
 from blockwright_asap.robot import DEFAULT, NQ, SCALE
-from blockwright_asap.study import Settings, Study, write_json
+from blockwright_asap.study import Study, alone, write_json
 from blockwright_asap.tracking import Act, Rollouts, Tracking, roll_out
 from blockwright_asap.world import Correction, World
 
-RESULT = "result.json"
+RESULTS = "results"
 DEPLOYED = 8  # rollouts of each motion
 UNDO = 10  # iterations of the fixed point
-Say = Callable[[str], None]
+IDENTIFIED = {"sysid_narrow": "narrow", "sysid": "sysid", "sysid_delta": "sysid"}  # method → its simulator
+Parts = dict[str, dict[str, Any]]  # open, closed or size → row → figures
 
 
-def run(folder: Path, settings: Settings, methods: Sequence[str], tune: int, say: Say) -> dict[str, Any]:
-    """Every stage that is not in the folder yet, and the result of all.
+def prepare(study: Study, methods: Sequence[str]) -> None:
+    """The stages that methods share: policy, rollouts, identification; and the figures of no method."""
+    with alone(study.folder):
+        _ = study.real
+        for base in dict.fromkeys(IDENTIFIED[name] for name in methods if name in IDENTIFIED):
+            study.simulator(base)
+        keep(study, "untuned", lambda: _untuned(study))
+
+
+def measure(study: Study, method: str, tune: int) -> None:
+    """Tune by a method, deploy, and keep the figures; nothing if they are there.
 
     Args:
-        folder: of the seed
-        settings: of its stages
-        methods: to tune by
-        tune: iterations of PPO in tuning
-        say: prints a line
+        study: prepared
+        method: of methods.py, or ``fixed_point``: no tuning, but the delta action undone at run time
+        tune: iterations of PPO
     """
-    study = Study(folder, settings)
-    result = _read(folder / RESULT)
+    if method == FIXED_POINT:
+        keep(study, method, lambda: {"closed": {method: deploy(study, study.policy, undo=_delta(study))}})
+    else:
+        keep(study, f"{method}_{tune}", lambda: _figures(study, method, tune))
 
-    def keep(part: str, name: str, make: Callable[[], Any]) -> Any:
-        found = result.setdefault(part, {})
-        if name not in found:
-            found[name] = make()
-            write_json(folder / RESULT, result)
-        return found[name]
 
-    say("policy")
-    keep("closed", "vanilla in the simulator", lambda: deploy(study, study.policy, [NONE]))
-    keep("closed", "vanilla", lambda: deploy(study, study.policy))
-    keep("open", "floor", lambda: open_loop(study.held_out, study.gaps(1)[0]))
-    for method in methods:
-        say(method)
-        found = tuning(method, study)
-        if method not in ("real", "randomised", "action_noise"):
-            keep("open", method, lambda found=found: open_loop(study.held_out, found.gaps[0], found.correction))
-        if found.correction is not None:
-            keep("size", method, lambda found=found: size_of(study, found))
-        keep("closed", method, lambda found=found, m=method: deploy(study, tuned(study, m, found, tune)))
-    if "delta" in methods:
-        say("fixed point")
-        correction = tuning("delta", study).correction
-        keep("closed", "fixed point", lambda: deploy(study, study.policy, undo=correction))
-    return result
+def _untuned(study: Study) -> Parts:
+    deployed = {"vanilla in the simulator": deploy(study, study.policy, [NONE]), "vanilla": deploy(study, study.policy)}
+    return {"open": {"floor": open_loop(study.held_out, study.gaps(1)[0])}, "closed": deployed}
+
+
+def _figures(study: Study, method: str, tune: int) -> Parts:
+    found, parts = tuning(method, study), Parts()
+    if method in REPLAYED:
+        parts["open"] = {method: open_loop(study.held_out, found.gaps[0], found.correction)}
+    if method in ACTIONS:
+        parts["size"] = {method: size_of(study, found)}
+    parts["closed"] = {method: deploy(study, tuned(study, method, found, tune))}
+    return parts
+
+
+def _delta(study: Study) -> Correction:
+    correction = tuning("delta", study).correction
+    assert correction is not None
+    return correction
+
+
+def keep(study: Study, name: str, make: Callable[[], Parts]) -> None:
+    """A file of figures for each method, so that several can be computed at once."""
+    file = study.folder / RESULTS / f"{name}.json"
+    if not file.exists():
+        parts = make()
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, parts)
+
+
+def read(folder: Path, tune: int) -> Parts:
+    """All figures of a seed's folder that were kept for so many iterations of tuning, or need none."""
+    merged: Parts = {"open": {}, "closed": {}, "size": {}}
+    for name in ("untuned", FIXED_POINT, *(f"{method}_{tune}" for method in METHODS)):
+        file = folder / RESULTS / f"{name}.json"
+        for part, rows in (json.loads(file.read_text()) if file.exists() else {}).items():
+            merged[part].update(rows)
+    return merged
 
 
 def tuned(study: Study, method: str, where: Tuning, iterations: int) -> ActorCritic:
@@ -81,7 +106,7 @@ def tuned(study: Study, method: str, where: Tuning, iterations: int) -> ActorCri
 
 def deploy(
     study: Study, net: ActorCritic, gaps: Sequence[Any] | None = None, undo: Correction | None = None
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Any]:
     """Errors of a policy on the real robot, without any correction of the simulator.
 
     Args:
@@ -132,7 +157,3 @@ def replay_itself(study: Study, real: Rollouts) -> float:
     world = World(study.gaps(real.commands.shape[1], 10))
     got, _ = replay(world, real.states, real.commands)
     return float(np.abs(got - real.bodies[1:]).max())
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text()) if file.exists() else {}

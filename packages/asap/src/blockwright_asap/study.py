@@ -5,9 +5,12 @@ A stage that was killed is continued or done again, and gives what it would have
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +20,7 @@ import numpy as np
 import torch
 
 from blockwright import ConfigError
+from blockwright_asap import labels
 from blockwright_asap.gap import GAPS, NONE, Gap, redrawn
 from blockwright_asap.motion import Reference
 from blockwright_asap.ppo import PPO, ActorCritic
@@ -24,7 +28,7 @@ from blockwright_asap.sysid import identify
 from blockwright_asap.tracking import N_ACTOR, N_CRITIC, Rollouts, Tracking, roll_out
 
 EXPLORE = 0.2  # standard deviation of noise on the actions of the rollouts that are learnt from
-SETTINGS, REDRAWN = "settings.json", "redrawn"
+SETTINGS, POLICY, REDRAWN = "settings.json", "policy.pt", "redrawn"
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Study:
         settings = self.settings
         net = ActorCritic(N_ACTOR, N_CRITIC, 4, seed=settings.seed)
         environment = Tracking(self.reference, [NONE] * settings.robots, settings.seed)
-        PPO(environment, net, settings.iterations, settings.seed).train(self.folder / "policy.pt")
+        PPO(environment, net, settings.iterations, settings.seed).train(self.folder / POLICY)
         return net
 
     @cached_property
@@ -119,6 +123,26 @@ class Study:
             write_json(file, {"gap": found.to_json(), "error": history})
         return Gap.from_json(json.loads(file.read_text())["gap"])
 
+    def labelled(self, base: str, corrects: str, held_out: bool) -> np.ndarray:
+        """Labels [T,N,width] of all transitions: Δa, or what the simulator's state misses."""
+
+        def make() -> dict[str, np.ndarray]:
+            found, gap = self.held_out if held_out else self.real, self.simulator(base)
+            if corrects == "state":
+                return {"labels": labels.residuals(found, gap)}
+            return {"labels": labels.of_rollouts(found, gap).delta}
+
+        name = f"labels_{base}_{corrects}_{'held_out' if held_out else 'real'}.npz"
+        return arrays(self.folder / name, make)["labels"]
+
+    def take_policy(self, other: Study) -> None:
+        """Take over the policy of a study with the same seed: the gap does not touch it."""
+        file = self.folder / POLICY
+        if not file.exists():
+            partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+            shutil.copy(other.folder / POLICY, partial)
+            os.replace(partial, file)
+
     def _rolled_out(self, name: str, each: int, salt: int, explore: float) -> Rollouts:
         def make() -> dict[str, np.ndarray]:
             gaps = self.gaps(each * len(self.reference.names), salt)
@@ -136,6 +160,14 @@ def arrays(file: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, n
         os.replace(partial, file)
     with np.load(file, allow_pickle=False) as stored:
         return dict(stored)
+
+
+@contextmanager
+def alone(folder: Path, stage: str = "stages") -> Iterator[None]:
+    """Wait until no other process makes this stage of a folder: jobs of a sweep share it."""
+    with (folder / f".{stage}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -20,6 +20,8 @@ REPLAYS = {"0.25": "replay_quarter", "0.5": "replay_half", "1.0": "replay_1s"}  
 class Correct(Task):
     """Huber loss between the decoder's corrections and the labels, both in standard deviations of the labels.
 
+    Labels are of the last steps: what stands before them is a prompt.
+
     Validation replays held-out real rollouts in the corrected simulator: ``val/replay_1s`` is the mean distance of
     bodies (E_g-mpjpe) over a second, mm.
     """
@@ -45,12 +47,12 @@ class Correct(Task):
             raise ConfigError("data", type(data).__name__, rule, "Write data=robot_rollouts")
         for name, value in data.statistics.items():
             self.register_buffer(name, value.clone())
-        self.save_hyperparameters({"asap": {"corrects": data.corrects, "history": data.history}})
+        self.save_hyperparameters({"asap": data.facts})
 
     def objective(self, batch: dict[str, Tensor], stage: str) -> Scored:
         labels = batch["labels"]
         said, routings = learned.predict(self.model, batch["features"], labels.shape[-1])
-        total = smooth_l1_loss(said.float(), labels, reduction="sum")
+        total = smooth_l1_loss(said[:, -labels.shape[1] :].float(), labels, reduction="sum")
         return Scored(total, self.counts(batch)["total"], routings=routings)
 
     def counts(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -71,7 +73,7 @@ class Correct(Task):
         data: RobotRollouts = self.trainer.datamodule  # type: ignore[attr-defined]
         statistics = {name: getattr(self, name).cpu() for name in ("mean", "std", "scale")}
         limit = torch.full((NU,), BOUND) if data.corrects == "action" else 4 * statistics["scale"]
-        correction = learned.Learned(self.model, statistics, data.corrects, data.history, limit.numpy())
+        correction = learned.Learned(self.model, statistics, data.facts, limit.numpy())
         study = data.study
         found = replay.open_loop(study.held_out, study.simulator(data.base), correction)
         for seconds, name in REPLAYS.items():

@@ -152,9 +152,12 @@ class Tracking:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
         arrays = {name: getattr(self, name).copy() for name in ("motion", "t", "last", "before")}
-        return {"world": self.world.state_dict(), "rng": self.rng.bit_generator.state, **arrays}
+        memory = {} if self.correction is None else self.correction.state_dict()
+        return {"world": self.world.state_dict(), "rng": self.rng.bit_generator.state, "memory": memory, **arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.correction is not None:
+            self.correction.load_state_dict(state["memory"])
         self.world.load_state_dict(state["world"])
         self.rng.bit_generator.state = state["rng"]
         for name in ("motion", "t", "last", "before"):

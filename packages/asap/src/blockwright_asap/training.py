@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from blockwright_asap.study import Study
+from blockwright_asap.study import Study, alone
 
 QUIET = (
     *("logger=none", "extras.print_config=false", "test=false", "callbacks.report.sample_tokens=0"),
@@ -32,10 +32,16 @@ def train(
     Raises:
         RuntimeError: the command failed; its last lines
     """
-    settings = study.settings
     name = "_".join(["delta", base, corrects, *([f"round{len(drift)}"] if drift else []), *map(_plain, changes)])
     folder = study.folder / name
-    results = folder / "results.json"
+    with alone(study.folder, name):
+        return _trained(study, folder, base, corrects, drift, changes)
+
+
+def _trained(
+    study: Study, folder: Path, base: str, corrects: str, drift: Sequence[Path], changes: Sequence[str]
+) -> Path:
+    settings, name, results = study.settings, folder.name, folder / "results.json"
     if results.exists() and json.loads(results.read_text())["status"] == "completed":
         return folder
     given = {
@@ -43,7 +49,7 @@ def train(
         "task_name": name,
         "hydra.run.dir": f"'{folder}'",
         "data.folder": f"'{study.folder}'",
-        **{f"data.{key}": getattr(settings, key) for key in ("gap", "iterations", "episodes", "held_out")},
+        **{f"data.{key}": getattr(settings, key) for key in ("gap", "iterations", "robots", "episodes", "held_out")},
         "data.base": base,
         "data.corrects": corrects,
         "data.drift": f"[{','.join(repr(str(run)) for run in drift)}]",

@@ -28,6 +28,14 @@ class Correction(Protocol):
     def forget(self, who: np.ndarray) -> None:
         """Robots [N] bool begin an episode: their history is over."""
 
+    def show(self, measured: np.ndarray) -> None:
+        """Features [N,T,17] of the steps of each real robot before the ones to come."""
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """What it remembers of the robots, so that a training in it resumes bit for bit."""
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None: ...
+
 
 class World:
     """N robots.

@@ -1,0 +1,1 @@
+"""Comparisons of corrections, found by the entry point ``blockwright.ablations``."""

@@ -1,0 +1,102 @@
+"""The ways to tune a policy for the real robot: where it is tuned, and what corrects the simulator there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from blockwright_asap.gap import NONE, Gap, randomised
+from blockwright_asap.learned import read
+from blockwright_asap.ppo import PPO
+from blockwright_asap.ppo_delta import DeltaPolicy, Replaying, new_net
+from blockwright_asap.study import Study
+from blockwright_asap.training import train
+from blockwright_asap.world import Correction
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Where a policy is tuned.
+
+    Args:
+        gaps: of the simulated robots
+        correction: of the simulator
+        noise: on the commands
+    """
+
+    gaps: list[Gap]
+    correction: Correction | None = None
+    noise: float = 0.0
+
+
+def tuning(method: str, study: Study) -> Tuning:
+    """Where ``method`` tunes; what it learns from real rollouts first is learnt, or read from the study's folder."""
+    return METHODS[method](study)
+
+
+def _simulator(base: str) -> Callable[[Study], Tuning]:
+    return lambda study: Tuning([study.simulator(base)] * study.settings.robots)
+
+
+def _delta(base: str, corrects: str = "action", rounds: int = 0) -> Callable[[Study], Tuning]:
+    """The simulator, corrected by what ``experiment=asap_delta`` trains, with ``rounds`` of many-step labels."""
+
+    def learn(study: Study) -> Tuning:
+        done = [train(study, base, corrects)]
+        for _ in range(rounds):
+            done.append(train(study, base, corrects, drift=done))
+        return Tuning([study.simulator(base)] * study.settings.robots, read(done[-1]))
+
+    return learn
+
+
+def _paper(study: Study) -> Tuning:
+    """The paper's delta action: PPO against the measured trajectories."""
+    net = new_net(study.settings.seed)
+    environment = Replaying(study.real, study.settings.robots, study.settings.seed)
+    trainer = PPO(environment, net, study.delta_iterations, study.settings.seed, least_std=0.05)
+    trainer.train(study.folder / "delta_ppo.pt")
+    return Tuning([NONE] * study.settings.robots, DeltaPolicy(net))
+
+
+def _randomised(study: Study) -> Tuning:
+    return Tuning(randomised(study.settings.robots, study.settings.seed))
+
+
+def _noise(study: Study) -> Tuning:
+    return Tuning([NONE] * study.settings.robots, noise=0.5)
+
+
+def _real(study: Study) -> Tuning:
+    return Tuning(study.gaps(study.settings.robots))
+
+
+METHODS: Mapping[str, Callable[[Study], Tuning]] = {
+    "simulator": _simulator("sim"),
+    "action_noise": _noise,
+    "randomised": _randomised,
+    "sysid_narrow": _simulator("narrow"),
+    "sysid": _simulator("sysid"),
+    "delta_dynamics": _delta("sim", "state"),
+    "delta_ppo": _paper,
+    "delta": _delta("sim"),
+    "delta_many_steps": _delta("sim", rounds=2),
+    "sysid_delta": _delta("sysid"),
+    "real": _real,
+}
+FIXED_POINT = "fixed_point"  # tunes nothing
+REPLAYED = [name for name in METHODS if name not in ("action_noise", "randomised", "real")]
+MEANING = {
+    "simulator": "the plain simulator (control)",
+    "action_noise": "the plain simulator, noise on actions",
+    "randomised": "randomised simulators",
+    "sysid_narrow": "identified within the paper's bounds",
+    "sysid": "identified with wide bounds (CMA-ES)",
+    "delta_dynamics": "plain + delta dynamics",
+    "delta_ppo": "plain + delta action by PPO (the paper's)",
+    "delta": "plain + delta action by regression",
+    "delta_many_steps": "plain + delta action by regression, many steps",
+    "sysid_delta": "identified + delta action by regression",
+    "real": "the real robot itself (bound)",
+    FIXED_POINT: "not tuned: delta action undone at run time",
+}

@@ -1,0 +1,74 @@
+"""Plots of a study, with 95 % intervals over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.stats import t as student
+
+from blockwright_asap.robot import DT
+
+Results = Sequence[Mapping[str, Any]]
+CLOSED, OPEN = "E_g-mpjpe in the real, mm", "E_g-mpjpe, mm"
+
+
+def draw(folder: Path, results: Results, names: Mapping[str, str]) -> list[Path]:
+    """Write all plots.
+
+    Args:
+        folder: of the files
+        results: of each seed
+        names: rows, in their order → what a reader sees
+    """
+    figures = {
+        "open_loop": _over_time(results, "open", names, "Open loop: real commands replayed", "replayed, s"),
+        "closed_loop": _bars(results, names),
+        "closed_loop_over_time": _over_time(results, "closed", names, "Closed loop in the real", "s"),
+    }
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.svg")
+    return [folder / f"{name}.svg" for name in figures]
+
+
+def _over_time(results: Results, part: str, names: Mapping[str, str], title: str, x: str) -> Figure:
+    figure, axes = _figure()
+    for number, name in enumerate(n for n in names if any(n in r[part] for r in results)):
+        lines = np.array([r[part][name]["over_time"] for r in results if name in r[part]])
+        at = np.arange(1, lines.shape[1] + 1) * DT
+        (line,) = axes.plot(at, lines.mean(0), label=names[name], linestyle=("-", "--")[number // 10 % 2])
+        if len(lines) > 1:
+            half = _half(lines)
+            axes.fill_between(at, lines.mean(0) - half, lines.mean(0) + half, alpha=0.12, color=line.get_color())
+    top = max(max(row["over_time"]) for r in results for row in r[part].values())
+    axes.set(xlabel=x, ylabel=OPEN, title=title, ylim=(0, 1.05 * top))
+    axes.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def _bars(results: Results, names: Mapping[str, str]) -> Figure:
+    figure, axes = _figure()
+    rows = [name for name in names if any(name in r["closed"] for r in results)]
+    for place, name in enumerate(rows):
+        seeds = np.array([[r["closed"][name]["all"]["g_mpjpe"]] for r in results if name in r["closed"]])
+        half = _half(seeds)[0] if len(seeds) > 1 else None
+        axes.barh(place, seeds.mean(), xerr=half, color="#9db8d2", error_kw={"elinewidth": 1, "capsize": 2})
+        axes.plot(seeds[:, 0], [place] * len(seeds), ".", color="#203040", markersize=5)
+    axes.set_yticks(range(len(rows)), [names[name] for name in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel=CLOSED, title="Closed loop; dots are seeds", xlim=(0, None))
+    return figure
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _half(lines: np.ndarray) -> np.ndarray:
+    """Half of the 95 % interval of the mean over the first axis."""
+    return student.ppf(0.975, len(lines) - 1) * lines.std(0, ddof=1) / np.sqrt(len(lines))

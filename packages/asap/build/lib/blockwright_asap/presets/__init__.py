@@ -1,0 +1,1 @@
+"""The delta model's compositions, found by the entry point ``blockwright.presets``."""

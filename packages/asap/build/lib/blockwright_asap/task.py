@@ -1,0 +1,80 @@
+"""The task: learn a correction of the simulator by regression."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import smooth_l1_loss
+
+from blockwright import ConfigError, Scored, Task
+from blockwright_asap import learned, replay
+from blockwright_asap.data import RobotRollouts
+from blockwright_asap.labels import BOUND
+from blockwright_asap.robot import NU
+
+REPLAYS = {"0.25": "replay_quarter", "0.5": "replay_half", "1.0": "replay_1s"}  # seconds → figure, mm
+
+
+class Correct(Task):
+    """Huber loss between the decoder's corrections and the labels, both in standard deviations of the labels.
+
+    Labels are of the last steps: what stands before them is a prompt.
+
+    Validation replays held-out real rollouts in the corrected simulator: ``val/replay_1s`` is the mean distance of
+    bodies (E_g-mpjpe) over a second, mm.
+    """
+
+    figures: ClassVar[tuple[str, ...]] = ("loss", *REPLAYS.values())
+    reads: ClassVar[tuple[str, ...]] = ("tokens", "features", "labels")
+
+    mean: Tensor
+    std: Tensor
+    scale: Tensor
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        if self.model_config["vocab_size"] < learned.NEEDED:
+            rule = f"an embedding for each feature is needed, {learned.NEEDED} of them"
+            remedy = f"Set model.vocab_size={learned.NEEDED}"
+            raise ConfigError("model.vocab_size", self.model_config["vocab_size"], rule, remedy)
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, RobotRollouts):
+            rule = "this task learns from rollouts of a robot"
+            raise ConfigError("data", type(data).__name__, rule, "Write data=robot_rollouts")
+        for name, value in data.statistics.items():
+            self.register_buffer(name, value.clone())
+        self.save_hyperparameters({"asap": data.facts})
+
+    def objective(self, batch: dict[str, Tensor], stage: str) -> Scored:
+        labels = batch["labels"]
+        said, routings = learned.predict(self.model, batch["features"], labels.shape[-1])
+        total = smooth_l1_loss(said[:, -labels.shape[1] :].float(), labels, reduction="sum")
+        return Scored(total, self.counts(batch)["total"], routings=routings)
+
+    def counts(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        labels = batch["labels"]
+        return {"total": torch.tensor(labels.numel(), device=labels.device), "sequences": torch.tensor(len(labels))}
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        if not self.trainer.sanity_checking:
+            self._replay("val")
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        self._replay("test")
+
+    def _replay(self, stage: str) -> None:
+        """Log the errors of open-loop replays; every rank computes the same."""
+        data: RobotRollouts = self.trainer.datamodule  # type: ignore[attr-defined]
+        statistics = {name: getattr(self, name).cpu() for name in ("mean", "std", "scale")}
+        limit = torch.full((NU,), BOUND) if data.corrects == "action" else 4 * statistics["scale"]
+        correction = learned.Learned(self.model, statistics, data.facts, limit.numpy())
+        study = data.study
+        found = replay.open_loop(study.held_out, study.simulator(data.base), correction)
+        for seconds, name in REPLAYS.items():
+            self.log(f"{stage}/{name}", float(found[seconds]["g_mpjpe"]))  # type: ignore[index]
