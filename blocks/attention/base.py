@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blocks.base import Block
 from blocks.cache import Cache
@@ -79,7 +79,7 @@ def empty_cache(
     return attention.new_cache(batch, length, dtype, device, bits)
 
 
-def takes_losses(attention: Attention) -> bool:
+def takes_losses(attention: nn.Module) -> bool:
     """Whether an attention's ``forward`` names ``losses``."""
     return "losses" in inspect.signature(type(attention).forward).parameters
 

@@ -68,8 +68,9 @@ def blocks_of(held: Held, size: int) -> Blocks:
     S = places.shape[1]
     starts = (places >= 0) & (places % size == 0)
     number = starts.long().cumsum(1) - 1
-    # Several documents may have a block for each token; how many they have is asked of the device, but not of a graph.
-    unknown = torch.compiler.is_compiling() or number.is_meta
+    # Several documents may have a block for each token; how many they have is asked of the device, but not of a graph
+    # and not of tensors without values, meta or a tracer's.
+    unknown = torch.compiler.is_compiling() or number.is_meta or type(number) is not Tensor
     most = -(-S // size) if not held.segments else S if unknown else int(number[:, -1].max()) + 1
     each = torch.arange(most, device=places.device).repeat(len(number), 1)
     first = torch.searchsorted(number.contiguous(), each)

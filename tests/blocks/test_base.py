@@ -22,6 +22,9 @@ CONTEXT = {
     "top_k": 2,
     "n_kv_heads": 2,
     "vocab_size": 61,
+    "n_streams": 3,
+    "latent_dim": 48,
+    "attention_heads": 4,
 }
 SMALL = {"tile": 16, "patch": 4, "width": 48, "depth": 1}
 AROUND: dict[str, Any] = {"gating": "softmax_topk", "experts": {"name": "swiglu", "d_ff": 12}, "ffn": "swiglu"}
@@ -38,9 +41,14 @@ def nodes(kind: str, name: str) -> list[dict[str, Any]]:
     return [{"name": name, **needed}, {"name": name, **needed, **{k: v for k, v in WIDER.items() if k in parameters}}]
 
 
+def around(name: str) -> dict[str, Any]:
+    """The children that a block takes; a selector is an option of others, and needed by the one that shares it."""
+    return {**AROUND, "selector": "block"} if name == "shared" else AROUND
+
+
 @pytest.fixture(scope="module")
 def blocks_of(make_block: Callable[..., Any]) -> Callable[[str, str], list[Block]]:
-    return lambda kind, name: [make_block(kind, node, around=AROUND, **CONTEXT) for node in nodes(kind, name)]
+    return lambda kind, name: [make_block(kind, node, around=around(name), **CONTEXT) for node in nodes(kind, name)]
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
@@ -81,7 +89,10 @@ def test_block_built_on_the_meta_device_has_the_same_parameters(
                 kind,
                 registry.Node(node, "model"),
                 registry.Scope(
-                    {k: registry.Node(v, k) for k, v in {**AROUND, "norm": "rmsnorm", "position": "none"}.items()},
+                    {
+                        k: registry.Node(v, k)
+                        for k, v in {**around(name), "norm": "rmsnorm", "position": "none"}.items()
+                    },
                     {"d_model": 48, "n_layers": 2, "layer_idx": 0, "max_positions": 64, **CONTEXT},
                 ),
             )

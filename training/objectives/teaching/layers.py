@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blocks.attention.base import takes_losses
 from blocks.carry import takes_carry
 from blocks.decoder import Decoder
 from blocks.gating.base import Routing
@@ -13,6 +14,7 @@ from registry import BlockError, register
 from training.objectives.teaching.base import Lesson, Teaching
 
 PARTS = ("attention", "ffn")
+FILLED = ("carry", "losses")  # arguments that a block adds to
 
 
 @register("teaching", "layers")
@@ -36,8 +38,7 @@ class Layers(Teaching):
         for path in paths:
             (given, named), wanted = seen[path]
             block = lesson.student.get_submodule(path)
-            named = {key: value for key, value in named.items() if key != "carry" or takes_carry(block)}
-            found = block(*given, **named)
+            found = block(*given, **_taken(block, named))
             if isinstance(found, tuple):  # of a feed-forward block
                 routings[int(path.split(".")[1])] = found[1]
             error = (_output(found) - wanted).float().square().sum(-1)
@@ -66,6 +67,12 @@ def _kind(block: nn.Module) -> tuple[Any, ...]:
     return type(block), [(name, tuple(p.shape)) for name, p in block.named_parameters()]
 
 
+def _taken(block: nn.Module, named: dict[str, Any]) -> dict[str, Any]:
+    """Of the arguments of a teacher's block those that the student's takes."""
+    takes = {"carry": takes_carry(block), "losses": takes_losses(block)}
+    return {key: value for key, value in named.items() if takes.get(key, True)}
+
+
 def _output(found: Any) -> Tensor:
     return found[0] if isinstance(found, tuple) else found
 
@@ -77,8 +84,8 @@ def _watched(lesson: Lesson, paths: Sequence[str]) -> dict[str, tuple[tuple[Any,
     gave: dict[str, Tensor] = {}
 
     def before(path: str) -> Any:
-        def hook(module: nn.Module, given: Any, named: Any) -> None:  # a block adds to the dict ``carry``
-            read[path] = given, {key: dict(value) if key == "carry" else value for key, value in named.items()}
+        def hook(module: nn.Module, given: Any, named: Any) -> None:  # a block fills some dicts
+            read[path] = given, {key: dict(value) if key in FILLED else value for key, value in named.items()}
 
         return lesson.teacher.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
 
