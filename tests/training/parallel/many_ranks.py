@@ -256,11 +256,13 @@ def spawn(ranks: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
         _await(queue, processes)
         rank, outcome = torch.load(io.BytesIO(queue.get()), weights_only=False)
         results[rank] = outcome
-        if outcome[0]:  # the others may wait for it
+        if outcome[0]:  # the others may wait for it; or it is the one that missed a rank that was killed
+            _raise_if_killed(processes)
             for process in processes:
-                process.terminate()
+                process.kill()
             break
-    over.set()
+    else:
+        over.set()  # not after a kill: it would wait for those to wake that were killed while they waited
     for process in processes:
         process.join()
     broken = {rank: error for rank, (error, _) in results.items() if error}
@@ -275,12 +277,16 @@ class EndedError(Exception):
 def _await(queue: Any, processes: Sequence[Any]) -> None:
     """Wait for a result, or end all ranks if one of them was killed."""
     while queue.empty():
-        killed = [process.exitcode for process in processes if (process.exitcode or 0) < 0]
-        if killed:
-            for process in processes:
-                process.kill()
-            raise EndedError(killed)
+        _raise_if_killed(processes)
         time.sleep(0.01)
+
+
+def _raise_if_killed(processes: Sequence[Any]) -> None:
+    killed = [process.exitcode for process in processes if (process.exitcode or 0) < 0]
+    if killed:
+        for process in processes:
+            process.kill()
+        raise EndedError(killed)
 
 
 def _rank(
