@@ -7,7 +7,6 @@ import signal
 import time
 
 import pytest
-
 from many_ranks import EndedError, spawn
 
 
