@@ -1,1 +1,0 @@
-"""Comparisons of corrections, found by the entry point ``blockwright.ablations``."""

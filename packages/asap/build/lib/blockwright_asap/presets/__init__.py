@@ -1,1 +1,0 @@
-"""The delta model's compositions, found by the entry point ``blockwright.presets``."""
