@@ -220,8 +220,9 @@ def composition_of(model: Any) -> Any:
         return model
     folder, patch = model["pretrained"], {k: v for k, v in model.items() if k != "pretrained"}
     if folder is None:
-        rule = "takes the composition of an imported checkpoint, but none is named"
-        raise ConfigError("init_from", None, rule, "Name the OUT of blockwright import: init_from=OUT")
+        rule = "takes the composition of a run or an imported checkpoint, but none is named"
+        remedy = "Name a run's folder, or the OUT of blockwright import: init_from=OUT"
+        raise ConfigError("init_from", None, rule, remedy)
     return patched(read_composition(Path(folder)), patch)
 
 
