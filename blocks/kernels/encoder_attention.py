@@ -1,4 +1,4 @@
-"""Attention of all positions on all, as in encoders: a fast implementation and a reference."""
+"""Attention of all positions on all, as in encoders: fast implementations and a reference."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from blocks.kernels.batched_attention import batched_attention, suits
 from blocks.kernels.seam import kernel
 
+kernel("encoder_attention", "batched", devices=("cpu",), takes=suits, order=10)(batched_attention)
 
-@kernel("encoder_attention", "sdpa", order=10)
+
+@kernel("encoder_attention", "sdpa", order=20)
 def encoder_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(q kᵀ · scale) v without a mask.
 
