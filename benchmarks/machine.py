@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "lightning", "transformers", "litgpt", "x-transformers", "numpy")
+PACKAGES = ("torch", "lightning", "transformers", "litgpt", "x-transformers", "numpy", "fla-core")
 
 
 def about(device: str, threads: int) -> dict[str, Any]:
