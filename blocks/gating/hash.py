@@ -35,6 +35,10 @@ class Hash(Gating):
             rule = "routes by the tokens' ids, which this caller does not pass"
             raise BlockError("gating", "hash", rule, "Call the ffn with tokens, as the decoder does")
         experts = self.table[tokens.flatten()]
-        weights = torch.full(experts.shape, 1 / self.top_k, dtype=torch.float32, device=x.device)
-        probs = weights.new_zeros(len(experts), self.n_experts).scatter_add(1, experts, weights)
+        weights, probs = self.weigh(x, experts)
         return Routing(experts, weights, probs, {}, count(experts, self.n_experts))
+
+    def weigh(self, x: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs [B,T,D] or [T,D] and their experts [T,k] → weights [T,k] and affinities [T,E], fp32."""
+        weights = torch.full(experts.shape, 1 / self.top_k, dtype=torch.float32, device=x.device)
+        return weights, weights.new_zeros(len(experts), self.n_experts).scatter_add(1, experts, weights)

@@ -72,7 +72,8 @@ def test_choices_and_weights_are_the_golden_ones(make: Callable[..., Gating], ca
     torch.testing.assert_close(probs, expected, rtol=0, atol=1e-15)  # before any bias or mask
 
 
-REPLAYED = [n for n in BY_TOKEN if n not in ("sinkhorn", "hash")]
+HASHED = ("hash", "hash_softplus")
+REPLAYED = [n for n in BY_TOKEN if n not in ("sinkhorn", *HASHED)]
 
 
 @pytest.mark.parametrize("name", REPLAYED)
@@ -97,7 +98,7 @@ def test_gates_say_whether_a_routing_can_be_replayed(make: Callable[..., Gating]
             raise NotImplementedError
 
     assert not replays(Old(4, 2, 1, None)) and not replays(make("sinkhorn"))
-    assert all(replays(make(name)) for name in [*REPLAYED, "hash"])
+    assert all(replays(make(name)) for name in [*REPLAYED, *HASHED])
 
 
 def test_renormalised_softmax_is_a_softmax_over_the_chosen_logits(make: Callable[..., Gating]) -> None:
@@ -375,9 +376,29 @@ def test_hash_depends_on_the_tokens_id_alone(make: Callable[..., Gating]) -> Non
     assert len({tuple(row) for row in routing.experts.tolist()}) > 30
 
 
-def test_hash_without_ids_says_what_is_missing(make: Callable[..., Gating]) -> None:
+@pytest.mark.parametrize("name", HASHED)
+def test_hash_without_ids_says_what_is_missing(make: Callable[..., Gating], name: str) -> None:
     with pytest.raises(BlockError, match="ids"):
-        make("hash")(tokens(1, 5))
+        make(name)(tokens(1, 5))
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-6)])  # the router is in fp32
+def test_learned_weights_of_a_hash_are_those_of_deepseek_v4(
+    make: Callable[..., Gating], dtype: torch.dtype, bound: float
+) -> None:
+    transformers = pytest.importorskip("transformers.models.deepseek_v4.modeling_deepseek_v4")
+    gate, x, ids = make("hash_softplus", top_k=3, scaling=1.5).to(dtype), tokens(2, 5).to(dtype), torch.arange(10) * 6
+    config = transformers.DeepseekV4Config(
+        num_experts_per_tok=3, num_local_experts=8, hidden_size=x.shape[-1], vocab_size=61, routed_scaling_factor=1.5
+    )
+    theirs = transformers.DeepseekV4HashRouter(config).to(dtype)
+    theirs.weight.data.copy_(gate.weight)
+    theirs.tid2eid.copy_(gate.table)
+    found, (_, weights, experts) = gate(x, ids.view(2, 5)), theirs(x, ids.view(2, 5))
+    assert torch.equal(found.experts, experts)
+    torch.testing.assert_close(found.weights.to(dtype), weights, rtol=0, atol=bound)
+    found.weights[:, 0].sum().backward()
+    assert gate.weight.grad is not None and gate.weight.grad.any()
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
