@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blocks.attention.score_rows import ScoreRows
 from blocks.base import Block
 from blocks.cache import Cache
 from blocks.kernels.choice import Kernels
@@ -61,6 +62,14 @@ class Attention(Block):
                 then exact only
         """
         raise NotImplementedError
+
+    def score_rows(self) -> tuple[ScoreRows, ...]:
+        """The rows of its weights that each head's scores are proportional to, for ``callbacks.qk_clip``.
+
+        None, the default, leaves it out: it has no scores, or something bounds them. One that names rows attends by
+        ``self.kernels.attend`` with all of its heads.
+        """
+        return ()
 
 
 def empty_cache(

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from blocks.attention.base import Attention, attend_in_parts, even_heads, reads_in_parts, rotated, score_terms
+from blocks.attention.score_rows import ScoreRows
 from blocks.attention.selecting import Losses, declared, refuse_unlearnable, remembered, selected
 from blocks.base import Placement
 from blocks.cache import Cache, Ring
@@ -127,6 +128,13 @@ class GroupedAttention(Attention):
             ring.declared = length
             return ring
         return Cache(batch, length, slots, dtype, device, bits=bits)
+
+    def score_rows(self) -> tuple[ScoreRows, ...]:
+        if self.qk_norm is not None:  # which sets their lengths
+            return ()
+        leaves = ("weight",) if self.query.bias is None else ("weight", "bias")
+        sides: tuple[Literal["query", "key"], ...] = ("query", "key")
+        return tuple(ScoreRows(f"{side}.{leaf}", self.head_dim, side) for side in sides for leaf in leaves)
 
     def parallel_plan(self) -> dict[str, Placement]:
         split: dict[str, Placement] = {f"{name}.weight": "column" for name in ("query", "key", "value")}

@@ -19,6 +19,7 @@ from blocks.attention.base import (
     score_bias,
     score_terms,
 )
+from blocks.attention.score_rows import ScoreRows
 from blocks.attention.selecting import Losses, declared, remembered, selected
 from blocks.base import Placement
 from blocks.cache import Cache
@@ -261,6 +262,15 @@ class MLA(Attention):
         slots: dict[str, tuple[int, ...]] = {"latent": (sum(apart),)}
         slots |= {} if self.selector is None else self.selector.slots()
         return Cache(batch, length, slots, dtype, device, bits=bits, parts={"latent": apart})
+
+    def score_rows(self) -> tuple[ScoreRows, ...]:
+        query = "query.weight" if isinstance(self.query, nn.Linear) else "query.2.weight"
+        height, content = self.nope + self.rope, slice(0, self.nope)
+        return (
+            ScoreRows(query, height, "query", content),
+            ScoreRows(query, height, "alone", slice(self.nope, height)),  # its key is shared by all heads
+            ScoreRows("kv_up.weight", self.nope + self.v_head_dim, "key", content),
+        )
 
     def parallel_plan(self) -> dict[str, Placement]:
         query: dict[str, Placement] = {"query.weight": "column"}

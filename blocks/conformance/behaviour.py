@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from blocks.attention.score_rows import row_factors
 from blocks.conformance.setting import MODEL, Setting, shown, tokens, watched
 from blocks.conformance.verdict import ExemptError, must, must_agree
 from blocks.decoder import Decoder
+from blocks.kernels.largest_score import LargestScores
 from blocks.kernels.quantise import BITS
 from registry import BlockError
 
@@ -166,3 +169,28 @@ def precision(setting: Setting) -> None:
     exact = states(setting.decoder(dtype=torch.bfloat16).float(), ids, positions)
     off = (states(low, ids, positions).float() - exact).norm(dim=-1) / exact.norm(dim=-1)
     must(off.median().item() <= BF16_BOUND, f"bf16 is off by {off.median():.1%} of a token's norm")
+
+
+def score_rows(setting: Setting) -> None:
+    """Scaling the rows that an attention names, for one group of heads, scales the scores of these heads and of no
+    others, within 1e-5."""
+    if setting.kind not in CACHED:
+        raise ExemptError("it does not process queries and keys")
+    decoder, ids = setting.decoder(), tokens(2, 9)
+    attention: Any = decoder.layers[0].attention
+    rows, weights = attention.score_rows(), dict(attention.named_parameters())
+    if not rows:
+        raise ExemptError("its attention names no rows")
+    scores, found = LargestScores(attention), list[Tensor]()
+    n_groups = min(weights[part.name].shape[0] // part.height for part in rows)
+    factor = torch.ones(n_groups).index_fill(0, torch.tensor(0), 0.5)
+    for _ in range(2):
+        decoder.hidden(ids)
+        largest = scores.take()
+        must(largest is not None, "it names rows, and does not attend by self.kernels.attend")
+        found.append(largest)  # type: ignore[arg-type]
+        for part in rows:
+            weight = weights[part.name].data
+            weight.mul_(row_factors(part, len(weight), factor, 0.25).view(-1, *[1] * (weight.ndim - 1)))
+    wanted = found[0] * factor.repeat_interleave(len(found[0]) // n_groups)
+    must_agree(found[1], wanted, BOUND, "the largest scores after halving those of the first heads")

@@ -28,6 +28,7 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
     "padding invariance": behaviour.padding_invariance,
     "gradients": behaviour.gradients,
     "precision": behaviour.precision,
+    "score rows": behaviour.score_rows,
     "hyper-parameters": hyperparameters.every_hyperparameter,
     "null children": children.null_children,
     "state dict": construction.state_dict_round_trip,
@@ -42,7 +43,7 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
 }
 # Blocks with ``causal = False`` may break these; they are run all the same.
 OF_CAUSAL_BLOCKS = ("causality", "stepping", "ragged rows", "packing", "batch invariance", "padding invariance")
-OF_TOKENS = (*OF_CAUSAL_BLOCKS, "quantised caches", "routing", "balance")
+OF_TOKENS = (*OF_CAUSAL_BLOCKS, "quantised caches", "score rows", "routing", "balance")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from warm import Warm
 
 from blocks.attention.base import Attention
 from blocks.attention.gqa import GQA
+from blocks.attention.score_rows import ScoreRows
 from blocks.balance.expert import ExpertBalance
 from blocks.cache import Cache
 from blocks.conformance import Case, PromiseError, cases
@@ -163,6 +164,11 @@ class Coarse(GQA):
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
     ) -> Cache:
         return super().new_cache(batch, length, dtype, device, bits and 4)
+
+
+class OneSided(Small):
+    def score_rows(self) -> tuple[ScoreRows, ...]:
+        return tuple(rows._replace(side="query") for rows in super().score_rows())
 
 
 class Understated(Cache):
@@ -321,6 +327,7 @@ BROKEN: list[tuple[str, type, str]] = [
     ("attention", LengthScaled, "padding invariance"),
     ("ffn", Idle, "gradients"),
     ("position", RoundedAngles, "precision"),
+    ("attention", OneSided, "score rows"),
     ("norm", Epsless, "hyper-parameters"),
     ("ffn", NeverBare, "null children"),
     ("ffn", Secretive, "state dict"),
