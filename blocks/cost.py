@@ -158,11 +158,16 @@ def _routings(decoder: Decoder, n_tokens: int) -> list[Routing | None]:
 def _idle(layer: nn.Module, routing: Routing | None, n_tokens: int) -> int:
     if routing is None:
         return 0
-    held = {p for m in layer.modules() if isinstance(m, Experts) for p in m.parameters()}  # experts may wrap others
-    stacked = sum(p.numel() for p in held)
+    stacked = sum(p.numel() for m in layer.modules() if isinstance(m, Experts) for p in _stacks(m))
     visits = routing.experts.numel() if routing.pairs is None else routing.pairs
     possible = routing.load.shape[0] * n_tokens
     return stacked * (possible - visits) // possible
+
+
+def _stacks(experts: Experts) -> list[nn.Parameter]:
+    """The parameters that each expert has a part of: not those through which all tokens pass."""
+    own = dict(experts.named_parameters())
+    return [own[name] for name, how in experts.parallel_plan().items() if how == "expert"]
 
 
 # --- identical layers -------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from blocks.compose import compose
 INSIDE = ["+model.experts.experts={name: swiglu, d_ff: 32}"]
 NEEDS = {  # parameters without a default, by kind or block
     "experts": ["model.experts.d_ff=32"],
+    "experts/latent": INSIDE,
     "experts/with_identity": INSIDE,
     "experts/with_skip": INSIDE,
 }

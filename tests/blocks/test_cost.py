@@ -70,8 +70,13 @@ def test_flops_of_a_dense_model_are_twice_its_matrices_and_the_attention(tiny: C
     assert forward_flops_per_token(config, length) == 2 * matrices + L * mha(length)
 
 
-def test_flops_of_a_mixture_are_those_of_its_active_parameters(tiny: Callable[..., Any]) -> None:
-    config = tiny(moe=True, attention={"name": "mha", "n_heads": 4}, position="none")
+@pytest.mark.parametrize(
+    "wrapped", [{}, {"experts": {"name": "latent", "width": 8, "experts": {"name": "swiglu", "d_ff": 12}}}]
+)
+def test_flops_of_a_mixture_are_those_of_its_active_parameters(
+    tiny: Callable[..., Any], wrapped: dict[str, Any]
+) -> None:
+    config = tiny(moe=True, attention={"name": "mha", "n_heads": 4}, position="none", **wrapped)
     counted = count_parameters(compose(config, device="meta"))
     norms = (2 * L + 1) * D
     matrices = counted.active - counted.embedding - norms

@@ -50,7 +50,11 @@ def clamped_swiglu(block: Any, e: int, x: Tensor) -> Tensor:
     return block.down[e] @ ((up + 1) * gate / (1 + (-1.702 * gate).exp())) + block.down_bias[e]
 
 
-FORMULAS = {f.__name__: f for f in (swiglu, clamped_swiglu)}
+def relu2(block: Any, e: int, x: Tensor) -> Tensor:
+    return block.down[e] @ F.relu(block.up[e] @ x).square()
+
+
+FORMULAS = {f.__name__: f for f in (swiglu, clamped_swiglu, relu2)}
 
 
 def token_by_token(name: str, block: Any, x: Tensor, route: Routing) -> Tensor:
@@ -184,3 +188,53 @@ def test_idle_experts_return_the_input_or_nothing(make_block: Callable[..., Any]
         for e, w in zip(experts[t].tolist(), weights[t].double(), strict=True):
             right = right + w * (swiglu(block.experts, e, x[t]) if e < E else x[t] if name == "with_identity" else 0)
         torch.testing.assert_close(y[t], right, rtol=0, atol=1e-6)
+
+
+def test_experts_of_a_latent_see_the_latent_alone(make_block: Callable[..., Any]) -> None:
+    block = make_block("experts", {"name": "latent", "width": 7, "experts": {"name": "relu2", "d_ff": 5}}, n_experts=E)
+    assert block.experts.up.shape == (E, 5, 7) and block.up.weight.shape == (D, 7)
+    x, route = torch.randn(T, D, dtype=torch.float64), some_routing()
+    right = token_by_token("relu2", block.experts, x @ block.down.weight.T, route) @ block.up.weight.T
+    torch.testing.assert_close(block(x, route), right, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("latent", [11, None])
+def test_latent_mixture_is_that_of_nemotron(
+    make_block: Callable[..., Any], latent: int | None, dtype: torch.dtype, tolerance: float
+) -> None:
+    from transformers import NemotronHConfig
+    from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMoE
+
+    sizes = {"hidden_size": D, "moe_intermediate_size": 13, "moe_shared_expert_intermediate_size": 9}
+    gate = {"num_experts_per_tok": K, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5}
+    theirs = NemotronHMoE(NemotronHConfig(n_routed_experts=E, moe_latent_size=latent, **sizes, **gate)).to(dtype)
+    # Ours is always single up to the weights; theirs would also add up in the precision of these.
+    theirs.gate.float().register_forward_hook(lambda module, given, out: (out[0], out[1].to(dtype), out[2]))
+    generator = torch.Generator().manual_seed(0)
+    for tensor in (*theirs.parameters(), theirs.gate.e_score_correction_bias):
+        tensor.data.copy_(0.3 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64))
+    inner = {"name": "relu2", "d_ff": 13}
+    around = {
+        "gating": {"name": "sigmoid_bias", "top_k": K, "n_groups": 3, "top_groups": 2, "scaling": 2.5},
+        "experts": {"name": "latent", "width": latent, "experts": inner} if latent else inner,
+    }
+    node = {"name": "moe", "n_experts": E, "shared": {"name": "relu2", "d_ff": 9}}
+    ours = make_block("ffn", node, around=around, dtype=dtype)
+    experts = ours.experts.experts if latent else ours.experts
+    pairs = [
+        (ours.gating.weight, theirs.gate.weight),
+        (ours.gating.bias, theirs.gate.e_score_correction_bias),
+        (experts.up, theirs.experts.up_proj),
+        (experts.down, theirs.experts.down_proj),
+        (ours.shared.up.weight, theirs.shared_experts.up_proj.weight),
+        (ours.shared.down.weight, theirs.shared_experts.down_proj.weight),
+    ]
+    if latent:
+        pairs += [(ours.experts.down.weight, theirs.fc1_latent_proj.weight)]
+        pairs += [(ours.experts.up.weight, theirs.fc2_latent_proj.weight)]
+    with torch.no_grad():
+        for own, other in pairs:
+            own.copy_(other)
+        x = torch.randn(2, 17, D, generator=generator, dtype=torch.float64).to(dtype)
+        torch.testing.assert_close(ours(x)[0], theirs(x), rtol=0, atol=tolerance)
