@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 V = TypeVar("V")
@@ -33,3 +34,9 @@ def starts(segments: Tensor) -> Tensor:
     begins = torch.ones_like(segments, dtype=torch.bool)
     begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
     return torch.where(begins, index, 0).cummax(1).values
+
+
+def borders(segments: Tensor) -> Tensor:
+    """Where each document begins among the B·T tokens, and B·T, int32. The host waits for their number."""
+    begins = starts(segments) == torch.arange(segments.shape[1], device=segments.device)
+    return F.pad(begins.flatten().nonzero().flatten(), (0, 1), value=begins.numel()).to(torch.int32)

@@ -9,10 +9,9 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from blocks.kernels.attention import causal_attention
-from blocks.kernels.documents import once, starts
+from blocks.kernels.documents import borders, once
 from blocks.kernels.scoring import Scoring
 from blocks.kernels.seam import kernel
 
@@ -68,7 +67,7 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tenso
 
     (B, T), segments, window = q.shape[:2], scoring.segments, scoring.window
     rows = torch.zeros(B, T, dtype=torch.int64, device=q.device) if segments is None else segments
-    ends = once(rows, "varlen", _borders)
+    ends = once(rows, "varlen", borders)
     y = varlen_attn(
         q.flatten(0, 1),
         k.flatten(0, 1),
@@ -83,9 +82,3 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tenso
     )
     assert isinstance(y, Tensor)
     return y.unflatten(0, (B, T))
-
-
-def _borders(segments: Tensor) -> Tensor:
-    """Where each document begins among the B·T tokens, and B·T, int32. The host waits for their number."""
-    begins = starts(segments) == torch.arange(segments.shape[1], device=segments.device)
-    return F.pad(begins.flatten().nonzero().flatten(), (0, 1), value=begins.numel()).to(torch.int32)

@@ -29,6 +29,7 @@ OWN = [
     "elementwise",
     "encoder_attention",
     "experts",
+    "fla",
     "flash",
     "flash_mla",
     "flex",

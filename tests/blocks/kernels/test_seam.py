@@ -17,10 +17,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from blocks.conformance import KernelCase, kernel_cases
-from blocks.kernels import attention, flash, flash_mla, liger, seam
+from blocks.kernels import attention, fla, flash, flash_mla, liger, seam
 from blocks.kernels.attention import causal_attention, causal_attention_reference
 from blocks.kernels.choice import KERNELS, Kernels, choose, names
 from blocks.kernels.latent_attention import latent_attention_reference
+from blocks.kernels.recurrence import recurrence_reference
 from blocks.kernels.scoring import Scoring
 from blocks.kernels.seam import chain, implementations, kernel
 from registry import RegistrationError
@@ -75,6 +76,9 @@ def test_what_is_asked_depends_on_the_device_its_capability_and_what_is_installe
     assert order("attention", "cuda", HOPPER, "fa4") == ["fa4", "flex", "cudnn", "sdpa"]
     assert order("attention", "cuda", AMPERE, "fa4") == ["flex", "sdpa"]
     assert order("latent_attention", "cuda", HOPPER, "flash_mla") == ["flash_mla", "absorbed"]
+    assert order("recurrence", "cuda", AMPERE, "fla") == ["fla", "torch"] and order("recurrence", "cuda", HOPPER) == [
+        "torch"
+    ]
     chain.cache_clear()
 
 
@@ -171,13 +175,123 @@ def flash_mla_with_kvcache(
     return torch.cat([latent_attention_reference(p, m[None], n, head_dim_v, softmax_scale) for p, m, n in parts]), None
 
 
+def chunk_gated_delta_rule(
+    q,
+    k,
+    v,
+    g,
+    beta,
+    scale=None,
+    initial_state=None,
+    output_final_state=False,
+    use_qk_l2norm_in_kernel=False,
+    use_beta_sigmoid_in_kernel=False,
+    allow_neg_eigval=False,
+    state_v_first=False,
+    cu_seqlens=None,
+    cu_seqlens_cpu=None,
+    chunk_indices=None,
+    cp_context=None,
+    **kwargs,
+):
+    """fla-core 0.6: a decay by head [B,T,N]; where sequences have borders, they are one row with a state each."""
+    assert scale == 1.0 and output_final_state and not kwargs and q.dtype == k.dtype == v.dtype
+    assert g.shape == beta.shape == v.shape[:3]
+    return _by_borders(q, k, v, g[..., None], beta, initial_state, cu_seqlens)
+
+
+def fused_recurrent_gated_delta_rule(q, k, v, g=None, gk=None, gv=None, beta=None, scale=None, **others):
+    """fla-core 0.6: no gradient."""
+    assert v.shape[1] == 1 and gk is gv is None and not torch.is_grad_enabled()
+    return chunk_gated_delta_rule(q, k, v, g, beta, scale, **others)
+
+
+def chunk_kda(
+    q,
+    k,
+    v,
+    g,
+    beta,
+    scale=None,
+    initial_state=None,
+    output_final_state=False,
+    use_qk_l2norm_in_kernel=False,
+    use_gate_in_kernel=False,
+    use_beta_sigmoid_in_kernel=False,
+    allow_neg_eigval=False,
+    safe_gate=False,
+    lower_bound=None,
+    disable_recompute=False,
+    return_intermediate_states=False,
+    state_v_first=False,
+    cu_seqlens=None,
+    cu_seqlens_cpu=None,
+    cp_context=None,
+    use_graph=False,
+    max_num_seqs=None,
+    **kwargs,
+):
+    """fla-core 0.6: a decay by channel [B,T,N,K], and states in fp32."""
+    assert scale == 1.0 and output_final_state and not kwargs and q.dtype == k.dtype == v.dtype
+    assert g.shape == q.shape and (initial_state is None or initial_state.dtype == torch.float32)
+    return _by_borders(q, k, v, g, beta, initial_state, cu_seqlens)
+
+
+def fused_recurrent_kda(q, k, v, g, beta, A_log=None, dt_bias=None, scale=None, **others):
+    """fla-core 0.6: no gradient."""
+    assert v.shape[1] == 1 and A_log is dt_bias is None and not torch.is_grad_enabled()
+    return chunk_kda(q, k, v, g, beta, scale, **others)
+
+
+def chunk_simple_gla(
+    q,
+    k,
+    v,
+    g=None,
+    g_gamma=None,
+    scale=None,
+    initial_state=None,
+    output_final_state=False,
+    state_v_first=False,
+    cu_seqlens=None,
+    cu_seqlens_cpu=None,
+    **kwargs,
+):
+    """fla-core 0.6: no delta rule."""
+    assert scale == 1.0 and output_final_state and not kwargs and g_gamma is None and g.shape == v.shape[:3]
+    return _by_borders(q, k, v, g[..., None], None, initial_state, cu_seqlens)
+
+
+def fused_recurrent_simple_gla(q, k, v, g=None, g_gamma=None, scale=None, **others):
+    """fla-core 0.6."""
+    assert v.shape[1] == 1
+    return chunk_simple_gla(q, k, v, g, g_gamma, scale, **others)
+
+
+def _by_borders(q, k, v, decay, beta, state, borders):
+    given = [q, k, v, decay, *(() if beta is None else (beta,))]
+    if borders is None:
+        return recurrence_reference(*given[:4], beta, state)
+    assert len(v) == 1 and borders.dtype == torch.int64 and (state is None or len(state) == len(borders) - 1)
+    found = []
+    for i, (begin, end) in enumerate(itertools.pairwise(borders.tolist())):
+        parts = [t[:, begin:end] for t in given]
+        own = None if state is None else state[i : i + 1]
+        found.append(recurrence_reference(*parts[:4], None if beta is None else parts[4], own))
+    return torch.cat([y for y, _ in found], 1), torch.cat([last for _, last in found])
+
+
 @pytest.fixture
 def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     functional = SimpleNamespace(liger_rms_norm=liger_rms_norm, liger_swiglu=liger_swiglu)
     mla = SimpleNamespace(
         flash_mla_with_kvcache=flash_mla_with_kvcache, get_mla_metadata=lambda lengths, rows, heads: ("plan", None)
     )
+    recurrences = (("gated_delta_rule", chunk_gated_delta_rule, fused_recurrent_gated_delta_rule),)
+    recurrences += (("kda", chunk_kda, fused_recurrent_kda),)
+    recurrences += (("simple_gla", chunk_simple_gla, fused_recurrent_simple_gla),)
     parts = {
+        **{f"fla.ops.{n}": SimpleNamespace(**{f.__name__: f for f in both}) for n, *both in recurrences},
         "liger_kernel": SimpleNamespace(),
         "liger_kernel.transformers": SimpleNamespace(),
         "liger_kernel.transformers.functional": functional,
@@ -207,6 +321,35 @@ def test_flash_mla_is_given_pages_and_reads_what_the_reference_does(libraries: N
         assert not flash_mla.takes(q, memory, 99, 512, 0.1, torch.zeros(1, 1, tokens, 99))
         assert not flash_mla.takes(q.float(), memory.float(), 99, 512, 0.1)
     assert not flash_mla.takes(q, memory, 99, 512, 0.1)  # its gradient
+
+
+@pytest.mark.parametrize("tokens", [1, 13])
+@pytest.mark.parametrize(("channels", "delta"), [(1, True), (5, True), (1, False)])
+def test_fla_is_given_documents_and_reads_what_the_reference_does(
+    libraries: None, channels: int, delta: bool, tokens: int
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, tokens, 3, width, generator=draw) for width in (5, 5, 7))
+    decay, beta = -torch.rand(2, tokens, 3, channels, generator=draw), torch.rand(2, tokens, 3, generator=draw)
+    ids = torch.arange(tokens)[None] // torch.tensor([[4], [tokens]])
+    for state in (None, torch.randn(2, 3, 5, 7, generator=draw)):
+        for segments in (None, ids):
+            given = q, k, v, decay, beta if delta else None, state, segments
+            with torch.no_grad():
+                for got, right in zip(fla.fla(*given), recurrence_reference(*given), strict=True):
+                    torch.testing.assert_close(got, right, rtol=0, atol=1e-5)
+
+
+def test_fla_takes_what_may_be_rounded_and_what_it_has() -> None:
+    def taken(dtype: torch.dtype, width: int = 8, channels: int = 1, beta: bool = True) -> bool:
+        q, v = torch.empty(1, 4, 2, width), torch.empty(1, 4, 2, 8, dtype=dtype)
+        return fla.takes(q, q, v, torch.empty(1, 4, 2, channels), torch.empty(1, 4, 2) if beta else None)
+
+    assert taken(torch.bfloat16) and taken(torch.float16, channels=8) and taken(torch.bfloat16, beta=False)
+    assert not taken(torch.float32) and not taken(torch.float64)
+    assert not taken(torch.bfloat16, width=257) and not taken(torch.bfloat16, channels=8, beta=False)
+    torch.set_float32_matmul_precision("high")
+    assert taken(torch.float32) and not taken(torch.float64)
 
 
 @pytest.mark.parametrize("window", [None, 4])
