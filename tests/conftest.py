@@ -181,6 +181,8 @@ def _in_double(model: nn.Module, decoder: Decoder, monkeypatch: pytest.MonkeyPat
             module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
     for router in (m for m in model.modules() if type(m).__name__.endswith("Router")):  # ours is always single
         router.float().register_forward_pre_hook(lambda module, inputs: (inputs[0].float(), *inputs[1:]))
+        if type(router).__name__ == "NemotronHTopkRouter":  # in whose precision its experts would add up
+            router.register_forward_hook(lambda module, inputs, out: (out[0], out[1].double(), out[2]))
     rotary = getattr(getattr(model, "model", None), "rotary_emb", None)
     turning = [layer.attention.position for layer in decoder.layers if hasattr(layer.attention, "position")]
     ours = [p.frequencies(torch.device("cpu")) for p in turning if hasattr(p, "frequencies")]

@@ -1,7 +1,9 @@
-"""Nemotron-H: each layer is Mamba-2, attention or an MLP, with one norm; projections of Mamba-2 are fused.
+"""Nemotron-H and Nemotron 3: each layer is Mamba-2, attention, an MLP or a mixture, with one norm.
 
-Layers of routed experts (Nemotron 3) are not supported, nor are the limits of time steps that the first released code
-read from ``time_step_limit``: as in transformers, steps are at least ``time_step_min``.
+Projections of Mamba-2 are fused; routed experts may work in a latent.
+
+Not supported: heads of multi-token prediction, which are left out, and the limits of time steps that the first released
+code read from ``time_step_limit``: as in transformers, steps are at least ``time_step_min``.
 """
 
 from typing import Any
@@ -9,11 +11,12 @@ from typing import Any
 from blocks.attention.recurrent import Recurrent
 from blocks.decoder import Decoder
 from interop.config import Config, Fixed, Key, Part, Unused, refusal
+from interop.deepseek_like import CHOICE_BIAS
 from interop.family import Family
 from interop.hybrid_like import LINEAR, OURS, taps
 from interop.llama_like import ATTENTION, FULL, SIZES, n_heads, tied
-from interop.names import Row, beside, block
-from interop.places import show
+from interop.names import Row, beside, block, one_expert
+from interop.places import show, sparse
 
 BLOCK, MIXER = "backbone.layers.{i}.", "backbone.layers.{i}.mixer."
 MAMBA = OURS + "log_rate"  # what only a Mamba-2 layer has
@@ -24,7 +27,9 @@ SLOTS = {
     LINEAR: {"attention": "attention", "ffn": "none", "residual": "residual"},
     FULL: {"attention": "full", "ffn": "none", "residual": "residual"},
     "mlp": {"attention": "none", "ffn": "ffn", "residual": "mlp"},
+    "moe": {"attention": "none", "ffn": "ffn", "residual": "mlp"},
 }
+BESIDE_MOE = {**SLOTS, "mlp": {**SLOTS["mlp"], "ffn": "dense"}}
 
 
 def _read_kinds(config: Config, model: dict[str, Any]) -> None:
@@ -39,22 +44,75 @@ def _read_kinds(config: Config, model: dict[str, Any]) -> None:
     known = ", ".join(SLOTS)
     if unknown := [kind for kind in kinds if not isinstance(kind, str) or kind not in SLOTS]:
         raise refusal("layers_block_type", unknown[0], "is not supported", f"Known: {known}")
-    if missing := [kind for kind in (LINEAR, "mlp") if kind not in kinds]:
-        raise refusal("layers_block_type", kinds, f"must name {missing[0]} for some layer", f"Known: {known}")
+    if LINEAR not in kinds or not {"mlp", "moe"} & {*kinds}:
+        rule = f"must name {LINEAR} for some layer, and mlp or moe for another"
+        raise refusal("layers_block_type", kinds, rule, f"Known: {known}")
+    slots = BESIDE_MOE if "moe" in kinds else SLOTS
     model["n_layers"] = depth
-    model["layout"] = {slot: [SLOTS[kind][slot] for kind in kinds] for slot in ("attention", "ffn", "residual")}
+    model["layout"] = {slot: [slots[kind][slot] for kind in kinds] for slot in ("attention", "ffn", "residual")}
+    mlp = {"name": "relu2", "d_ff": config.take("intermediate_size", kind=int)} if "mlp" in kinds else None
+    if "moe" in kinds:
+        model |= _read_mixture(config)
+        model["variants"] |= {} if mlp is None else {"ffn": {"dense": mlp}}
+    else:
+        model["ffn"] = mlp
+
+
+def _read_mixture(config: Config) -> dict[str, Any]:
+    """The nodes of layers with experts."""
+    if (shared := config.take("n_shared_experts", kind=int, default=1)) != 1:
+        rule = "must be 1, of width moe_shared_expert_intermediate_size"
+        raise refusal("n_shared_experts", shared, rule, "Released checkpoints have one")
+    width = config.take("moe_shared_expert_intermediate_size", kind=int)
+    n_experts = config.take("n_routed_experts", "num_local_experts", kind=int)
+    gating = {
+        "name": "sigmoid_bias",
+        "top_k": config.take("num_experts_per_tok", kind=int),
+        "n_groups": config.take("n_group", kind=int, default=1),
+        "top_groups": config.take("topk_group", kind=int, default=1),
+        "renormalise": config.take("norm_topk_prob", kind=bool, default=True),
+        "scaling": config.take("routed_scaling_factor", kind=float, default=1.0),
+    }
+    experts: dict[str, Any] = {"name": "relu2", "d_ff": config.take("moe_intermediate_size", kind=int)}
+    latent = config.take("moe_latent_size", kind=int, default=None)
+    if latent is not None:
+        experts = {"name": "latent", "width": latent, "experts": experts}
+    ffn = {"name": "moe", "n_experts": n_experts, "shared": {"name": "relu2", "d_ff": width}}
+    return {"ffn": ffn, "gating": gating, "experts": experts}
 
 
 def _kind(layer: Any) -> str:
     if not isinstance(layer.attention, Recurrent):
         return FULL
-    return "mlp" if getattr(layer.attention, "empty", False) else LINEAR
+    if not getattr(layer.attention, "empty", False):
+        return LINEAR
+    return "moe" if hasattr(layer.ffn, "gating") else "mlp"
 
 
 def _write_kinds(decoder: Decoder, config: dict[str, Any]) -> None:
     kinds, letters = [_kind(layer) for layer in decoder.layers], {kind: letter for letter, kind in LETTERS.items()}
     config["num_hidden_layers"], config["layers_block_type"] = len(kinds), kinds
     config["hybrid_override_pattern"] = "".join(letters[kind] for kind in kinds)  # read by transformers before 5
+    if "mlp" in kinds:
+        config["intermediate_size"] = decoder.layers[kinds.index("mlp")].ffn.up.out_features  # type: ignore[union-attr]
+    if "moe" in kinds:
+        config |= _mixture(sparse(decoder).ffn)
+
+
+def _mixture(ffn: Any) -> dict[str, Any]:
+    gating, latent = ffn.gating, getattr(ffn.experts, "experts", None)
+    return {
+        "n_shared_experts": 1,
+        "moe_shared_expert_intermediate_size": ffn.shared.up.out_features,
+        "n_routed_experts": gating.n_experts,
+        "num_experts_per_tok": gating.top_k,
+        "n_group": gating.n_groups,
+        "topk_group": gating.top_groups,
+        "norm_topk_prob": gating.renormalise,
+        "routed_scaling_factor": gating.scaling,
+        "moe_intermediate_size": (ffn.experts if latent is None else latent).down.shape[2],
+        "moe_latent_size": None if latent is None else ffn.experts.down.out_features,
+    }
 
 
 def _read_limits(config: Config, model: dict[str, Any]) -> None:
@@ -68,11 +126,6 @@ def _read_limits(config: Config, model: dict[str, Any]) -> None:
 def _groups(decoder: Decoder) -> int:
     mixer: Any = show(decoder, "linear.attention")
     return len(mixer.skip) // mixer.shared_by
-
-
-def _mlp_width(decoder: Decoder) -> int:
-    ffns: Any = (layer.ffn for layer in decoder.layers if _kind(layer) == "mlp")
-    return next(ffns).up.out_features
 
 
 def _fused(decoder: Decoder) -> tuple[Row, ...]:
@@ -96,11 +149,12 @@ def _fused(decoder: Decoder) -> tuple[Row, ...]:
 
 MLP = ("up", "down")
 FULL_LAYER = "variants.attention.full."
-ROUTED = """n_routed_experts n_shared_experts moe_intermediate_size moe_shared_expert_intermediate_size moe_latent_size
-    moe_shared_expert_overlap num_experts_per_tok routed_scaling_factor n_group topk_group norm_topk_prob
-    num_nextn_predict_layers mtp_layers_block_type mtp_hybrid_override_pattern"""
+ROUTED = """n_routed_experts num_local_experts n_shared_experts moe_intermediate_size moe_latent_size
+    moe_shared_expert_intermediate_size num_experts_per_tok routed_scaling_factor n_group topk_group norm_topk_prob"""
 AT_START = "time_step_max time_step_floor rescale_prenorm_residual hidden_dropout"
-OF_PROGRAMS = "chunk_size expand use_mamba_kernels mamba_ssm_cache_dtype num_logits_to_keep residual_in_fp32"
+PREDICTION = "num_nextn_predict_layers mtp_layers_block_type mtp_hybrid_override_pattern"
+OF_PROGRAMS = """moe_shared_expert_overlap chunk_size expand use_mamba_kernels mamba_ssm_cache_dtype
+    num_logits_to_keep residual_in_fp32"""
 
 NEMOTRON_H = Family(
     model_type="nemotron_h",
@@ -108,7 +162,6 @@ NEMOTRON_H = Family(
     template={
         "attention": {"name": "mamba2"},
         "position": "none",
-        "ffn": {"name": "relu2"},
         "norm": {"name": "rmsnorm"},
         "residual": {"name": "prenorm", "ffn_norm": "none"},
         "variants": {
@@ -130,12 +183,15 @@ NEMOTRON_H = Family(
         Key("num_attention_heads", FULL_LAYER + "n_heads", n_heads),
         Key("num_key_value_heads", FULL_LAYER + "n_kv_heads", "full.attention.n_kv_heads"),
         Key("head_dim", FULL_LAYER + "head_dim", "full.attention.head_dim", also=("attention_head_dim",)),
-        Key("intermediate_size", "ffn.d_ff", _mlp_width),
         Fixed("mlp_hidden_act", "relu2"),
         Fixed("mamba_hidden_act", "silu"),
         Fixed("use_conv_bias", True),
         *(Fixed(key, False) for key in ("use_bias", "mlp_bias", "attention_bias", "mamba_proj_bias")),
-        *(Unused(key) for key in f"{ROUTED} {AT_START} {OF_PROGRAMS} rope_theta".split()),
+        # without a layer that they describe, these are defaults of transformers
+        *(
+            Unused(key)
+            for key in f"intermediate_size {ROUTED} {PREDICTION} {AT_START} {OF_PROGRAMS} rope_theta".split()
+        ),
     ),
     names=(
         Row("embedding.weight", "backbone.embeddings.weight"),
@@ -143,6 +199,17 @@ NEMOTRON_H = Family(
         Row("head.weight", "lm_head.weight"),
         *(Row(f"layers.{{i}}.residual.{slot}_norm.weight", BLOCK + "norm.weight") for slot in ("attention", "ffn")),
         *(Row(f"layers.{{i}}.ffn.{m}.weight", f"{MIXER}{m}_proj.weight") for m in MLP),
+        *(Row(f"layers.{{i}}.ffn.shared.{m}.weight", f"{MIXER}shared_experts.{m}_proj.weight") for m in MLP),
+        Row("layers.{i}.ffn.gating.weight", MIXER + "gate.weight"),
+        Row("layers.{i}.ffn.gating.bias", MIXER + "gate.e_score_correction_bias"),
+        CHOICE_BIAS[1],
+        *(
+            Row(f"layers.{{i}}.ffn.{place}.{m}", f"{MIXER}experts.{{e}}.{m}_proj.weight", one_expert)
+            for place in ("experts", "experts.experts")
+            for m in MLP
+        ),
+        Row("layers.{i}.ffn.experts.down.weight", MIXER + "fc1_latent_proj.weight"),
+        Row("layers.{i}.ffn.experts.up.weight", MIXER + "fc2_latent_proj.weight"),
         *beside(
             "!" + MAMBA, (Row(row.ours, row.theirs.replace("model.layers.{i}.self_attn.", MIXER)) for row in ATTENTION)
         ),

@@ -141,6 +141,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"hybrid_override_pattern": "M-*M-", "time_step_min": 0.01, "conv_kernel": 3, "num_hidden_layers": 5}
         | {"layer_norm_epsilon": 0.01},
     ),
+    "nemotron_h latent": (
+        "NemotronH",
+        {**HEADS, **DENSE, "ssm_state_size": 5, "mamba_num_heads": 6, "mamba_head_dim": 7, "n_groups": 3}
+        | {"hybrid_override_pattern": "ME*E-", "conv_kernel": 3, "num_hidden_layers": 5, "layer_norm_epsilon": 0.01}
+        | {"n_routed_experts": 6, "num_experts_per_tok": 3, "n_group": 3, "topk_group": 2, "moe_latent_size": 11}
+        | {"moe_intermediate_size": 13, "moe_shared_expert_intermediate_size": 9, "routed_scaling_factor": 2.5},
+    ),
     "deepseek_v3": ("DeepseekV3", {**MLA, **MIXTURE, **ROPE, **GROUPS, "q_lora_rank": 13}),
     "deepseek_v3 one group": (  # the language model of DeepSeek-VL2, for which transformers has no class
         "DeepseekV3",

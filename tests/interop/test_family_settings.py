@@ -72,7 +72,8 @@ YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 8.0}
         ("kimi_linear", "linear_attn_config", {"full_attn_layers": 2, "kda_layers": [1, 3, [4]]}),
         ("kimi_linear", "layer_types", {"full_attn_layers": [1], "kda_layers": [2, 3, 4]}),  # against layer_types
         ("kimi_linear", "first_k_dense_replace", 2),
-        ("nemotron_h", "layers_block_type", ["linear_attention", "mlp", "full_attention", "moe", "mlp"]),
+        ("nemotron_h", "layers_block_type", ["linear_attention", "mlp", "full_attention", "conv", "mlp"]),
+        ("nemotron_h latent", "n_shared_experts", 2),
         ("nemotron_h", "hybrid_override_pattern", "M-*M*"),
         ("nemotron_h", "time_step_limit", [0.0, 0.1]),
         ("nemotron_h", "use_conv_bias", False),
