@@ -10,7 +10,7 @@ import torch
 from blockwright_asap.data import RobotRollouts, Windows
 from blockwright_asap.labels import BOUND
 from blockwright_asap.learned import Learned, predict
-from blockwright_asap.replay import N_FEATURES
+from blockwright_asap.replay import N_FEATURES, features
 from blockwright_asap.robot import NQ, NU
 from blockwright_asap.study import Study
 
@@ -57,11 +57,28 @@ def test_a_prompt_in_the_caches_is_a_prompt_before_the_window(attention: dict[st
     for _ in range(5):  # each rewinds to the end of the prompt
         qpos, qvel, command = (rng.normal(size=(2, width)) for width in (NQ, NQ, NU))
         said = correction.action(qpos, qvel, command)
-        x = np.concatenate([qpos[:, 1:], 0.1 * qvel, 0.25 * command], 1)
-        seen = torch.cat([seen, torch.from_numpy(x).float()[:, None]], 1)
+        seen = torch.cat([seen, torch.from_numpy(features(qpos, qvel, command)).float()[:, None]], 1)
         with torch.no_grad():
             whole, _ = predict(decoder, torch.cat([seen[:, 2:8], seen[:, -4:]], 1), NU)
         np.testing.assert_allclose(said, whole[:, -1].double().numpy(), atol=1e-5)
+
+
+def test_a_robot_that_begins_an_episode_is_read_as_the_beginning_of_a_window() -> None:
+    torch.manual_seed(0)
+    decoder = compose(preset("asap_delta")).eval()
+    correction = Learned(decoder, STATISTICS, {"corrects": "action", "history": 3, "prompt": 0}, np.full(NU, BOUND))
+    rng, begins = np.random.default_rng(0), 4
+    seen = torch.zeros(2, 0, N_FEATURES)
+    for step in range(10):
+        if step == begins:
+            correction.forget(np.array([False, True]))
+        state = [rng.normal(size=(2, width)) for width in (NQ, NQ, NU)]
+        said = correction.action(*state)
+        seen = torch.cat([seen, torch.from_numpy(features(*state)).float()[:, None]], 1)
+        for robot, first in ((0, 0), (1, begins if step >= begins else 0)):
+            with torch.no_grad():
+                whole, _ = predict(decoder, seen[robot : robot + 1, max(first, step - 3) :], NU)
+            np.testing.assert_allclose(said[robot], whole[0, -1].double().numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from blockwright_asap.motion import Reference
 from blockwright_asap.robot import NQ, NS, NU, SUBSTEPS
 from blockwright_asap.study import Study
 from blockwright_asap.tracking import Tracking
-from blockwright_asap.world import World, simulators
+from blockwright_asap.world import Correction, Sparing, World, simulators
 from mujoco import rollout
 from scipy.optimize import minimize
 
@@ -65,6 +65,21 @@ def test_a_correction_is_applied_alike_in_learning_and_in_tuning() -> None:
     (command,) = correction.asked
     got, states = replay.replay(world, start[None], command[None], Constant(action=0.3))
     assert np.array_equal(states[0], tracking.world.state()) and np.array_equal(got[0], tracking.world.bodies)
+
+
+def test_spared_robots_stay_in_the_simulator_bit_for_bit() -> None:
+    starts = Reference().qpos[:, 0]
+
+    def stepped(correction: Correction | None) -> np.ndarray:
+        world = simulators(3)
+        world.place(slice(None), starts, np.zeros((3, NQ)))
+        world.advance(np.full((3, NU), 0.1), correction)
+        return world.state()
+
+    plain, corrected = stepped(None), stepped(Constant(action=0.3, state=0.01))
+    found = stepped(Sparing(Constant(action=0.3, state=0.01), 2))
+    assert np.array_equal(found, np.concatenate([plain[:2], corrected[2:]]))
+    assert (found[2] != plain[2]).all()
 
 
 def test_labels_are_the_optimum(study: Study) -> None:

@@ -43,7 +43,8 @@ def predict(decoder: blockwright.Decoder, x: Tensor, width: int, caches: Any = N
 class Learned:
     """A correction that remembers the last features of each robot, and a prompt of measured ones if it learnt with one.
 
-    The prompt is read once, into the decoder's caches; each step is read behind it.
+    The prompt is read once, into the decoder's caches; each step is read behind it. A robot that begins an episode has
+    no past: its steps are read from the first on, as the first steps of a window are in learning.
 
     Args:
         decoder: trained
@@ -61,8 +62,8 @@ class Learned:
     ) -> None:
         self.decoder, self.statistics, self.limit = decoder.eval(), statistics, limit
         self.corrects, self.history, self.prompt = facts["corrects"], facts["history"], facts["prompt"]
-        self._past: Tensor | None = None  # features [N,history+1,17]
-        self._fresh = np.zeros(0, bool)
+        self._past: Tensor | None = None  # features [N,history+1,17], the first ``known`` of each robot
+        self._known = np.zeros(0, int)
         self._prompted: list[tuple[Any, Any]] = []  # caches, and where the prompt ends in them
 
     def action(self, qpos: np.ndarray, qvel: np.ndarray, command: np.ndarray) -> np.ndarray:
@@ -72,50 +73,50 @@ class Learned:
         return self._say(qpos, qvel, command) if self.corrects == "state" else np.zeros((len(qpos), NS))
 
     def forget(self, who: np.ndarray) -> None:
-        if len(self._fresh) != len(who):
-            self._past, self._fresh = None, np.ones(len(who), bool)
-        self._fresh = self._fresh | who
+        if len(self._known) != len(who):
+            self._past, self._known = None, np.zeros(len(who), int)
+        self._known = np.where(who, 0, self._known)
 
     @torch.no_grad()
     def show(self, measured: np.ndarray) -> None:
-        x = self._standard(measured)
-        length = self.history + 1
-        self._past = torch.cat([x[:, :1].expand(-1, max(0, length - x.shape[1]), -1), x], 1)[:, -length:]
-        self._fresh = np.zeros(len(x), bool)
+        x, length = self._standard(measured), self.history + 1
+        last = x[:, -length:]
+        self._past = torch.cat([last, last.new_zeros(len(x), length - last.shape[1], x.shape[-1])], 1)
+        self._known = np.full(len(x), last.shape[1])
         if self.prompt:
             caches = self.decoder.new_caches(len(x), self.prompt + length)
             predict(self.decoder, x[:, -self.prompt :], WIDTH[self.corrects], caches)
             self._prompted = [(cache, cache.mark()) for cache in caches]
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        return {} if self._past is None else {"past": self._past.numpy().copy(), "fresh": self._fresh.copy()}
+        return {} if self._past is None else {"past": self._past.numpy().copy(), "known": self._known.copy()}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         self._past = torch.from_numpy(np.array(state["past"])) if state else None
-        self._fresh = np.array(state["fresh"]) if state else np.zeros(0, bool)
+        self._known = np.array(state["known"]) if state else np.zeros(0, int)
 
     @torch.no_grad()
     def _say(self, qpos: np.ndarray, qvel: np.ndarray, command: np.ndarray) -> np.ndarray:
-        past = self._remember(self._standard(features(qpos, qvel, command)))
+        past, now = self._remember(self._standard(features(qpos, qvel, command)))
         for cache, mark in self._prompted:
             cache.rewind(mark)
         caches = [cache for cache, _ in self._prompted] or None
         said, _ = predict(self.decoder, past, WIDTH[self.corrects], caches)
-        return np.clip((said[:, -1] * self.statistics["scale"]).double().numpy(), -self.limit, self.limit)
+        return np.clip((said[now] * self.statistics["scale"]).double().numpy(), -self.limit, self.limit)
 
     def _standard(self, found: np.ndarray) -> Tensor:
         return (torch.from_numpy(found).float() - self.statistics["mean"]) / self.statistics["std"]
 
-    def _remember(self, x: Tensor) -> Tensor:
-        """The past of each robot with the present; at its beginning, as if it had always been so."""
+    def _remember(self, x: Tensor) -> tuple[Tensor, tuple[np.ndarray, np.ndarray]]:
+        """The past of each robot with the present, and where in it the present is; the rest is not read."""
         if self._past is None or len(self._past) != len(x):
-            self._past = x[:, None].repeat(1, self.history + 1, 1)
-        else:
-            self._past = torch.cat([self._past[:, 1:], x[:, None]], 1)
-            fresh = torch.from_numpy(self._fresh)
-            self._past[fresh] = x[fresh][:, None]
-        self._fresh = np.zeros(len(x), bool)
-        return self._past
+            self._past, self._known = x.new_zeros(len(x), self.history + 1, x.shape[-1]), np.zeros(len(x), int)
+        full = torch.from_numpy(self._known > self.history)
+        self._past = torch.where(full[:, None, None], self._past.roll(-1, 1), self._past)
+        now = (np.arange(len(x)), np.minimum(self._known, self.history))
+        self._past[now] = x
+        self._known = now[1] + 1
+        return self._past, now
 
 
 def read(run: Path) -> Learned:

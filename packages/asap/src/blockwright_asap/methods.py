@@ -22,11 +22,13 @@ class Tuning:
         gaps: of the simulated robots
         correction: of the simulator
         noise: on the commands
+        spared: robots that are tuned without the correction
     """
 
     gaps: list[Gap]
     correction: Correction | None = None
     noise: float = 0.0
+    spared: int = 0
 
 
 def tuning(method: str, study: Study) -> Tuning:
@@ -38,14 +40,18 @@ def _simulator(base: str) -> Callable[[Study], Tuning]:
     return lambda study: Tuning([study.simulator(base)] * study.settings.robots)
 
 
-def _delta(base: str, corrects: str = "action", rounds: int = 0) -> Callable[[Study], Tuning]:
-    """The simulator, corrected by what ``experiment=asap_delta`` trains, with ``rounds`` of many-step labels."""
+def _delta(base: str, corrects: str = "action", rounds: int = 0, spared: float = 0.0) -> Callable[[Study], Tuning]:
+    """The simulator, corrected by what ``experiment=asap_delta`` trains, with ``rounds`` of many-step labels.
+
+    ``spared`` is the share of robots without the correction.
+    """
 
     def learn(study: Study) -> Tuning:
         done = [train(study, base, corrects)]
         for _ in range(rounds):
             done.append(train(study, base, corrects, drift=done))
-        return Tuning([study.simulator(base)] * study.settings.robots, read(done[-1]))
+        robots = study.settings.robots
+        return Tuning([study.simulator(base)] * robots, read(done[-1]), spared=int(spared * robots))
 
     return learn
 
@@ -81,11 +87,15 @@ METHODS: Mapping[str, Callable[[Study], Tuning]] = {
     "delta_ppo": _paper,
     "delta": _delta("sim"),
     "delta_many_steps": _delta("sim", rounds=2),
-    "sysid_delta": _delta("sysid"),
+    # Chosen on seeds 10 to 13, which the study does not use: many-step labels took a third off the open-loop error at
+    # 1 s on two seeds of three, and the policy tuned with and without the correction was the better one in the real on
+    # all four. The code of the paper names such a mixture too.
+    "sysid_delta": _delta("sysid", rounds=1, spared=0.5),
+    "sysid_delta_all": _delta("sysid", rounds=1),
     "real": _real,
 }
 FIXED_POINT = "fixed_point"  # tunes nothing
-REPLAYED = [name for name in METHODS if name not in ("action_noise", "randomised", "real")]
+REPLAYED = [name for name in METHODS if name not in ("action_noise", "randomised", "real", "sysid_delta_all")]
 ACTIONS = ("delta_ppo", "delta", "delta_many_steps", "sysid_delta")  # correct by Δa
 MEANING = {
     "simulator": "the plain simulator (control)",
@@ -97,7 +107,8 @@ MEANING = {
     "delta_ppo": "plain + delta action by PPO (the paper's)",
     "delta": "plain + delta action by regression",
     "delta_many_steps": "plain + delta action by regression, many steps",
-    "sysid_delta": "identified + delta action by regression",
+    "sysid_delta": "identified + delta action by regression, in half of the robots",
+    "sysid_delta_all": "identified + delta action by regression, in all robots",
     "real": "the real robot itself (bound)",
     FIXED_POINT: "not tuned: delta action undone at run time",
 }

@@ -20,12 +20,17 @@ from blockwright_asap.replay import open_loop, replay
 from blockwright_asap.robot import DEFAULT, NQ, SCALE
 from blockwright_asap.study import Study, alone, write_json
 from blockwright_asap.tracking import Act, Rollouts, Tracking, roll_out
-from blockwright_asap.world import Correction, World
+from blockwright_asap.world import Correction, Sparing, World
 
 RESULTS = "results"
 DEPLOYED = 8  # rollouts of each motion
 UNDO = 10  # iterations of the fixed point
-IDENTIFIED = {"sysid_narrow": "narrow", "sysid": "sysid", "sysid_delta": "sysid"}  # method → its simulator
+IDENTIFIED = {
+    "sysid_narrow": "narrow",
+    "sysid": "sysid",
+    "sysid_delta": "sysid",
+    "sysid_delta_all": "sysid",
+}  # method → its simulator
 Parts = dict[str, dict[str, Any]]  # open, closed or size → row → figures
 
 
@@ -98,7 +103,8 @@ def tuned(study: Study, method: str, where: Tuning, iterations: int) -> ActorCri
     with torch.no_grad():
         net.log_std.fill_(math.log(0.25))
     seed = study.settings.seed
-    environment = Tracking(study.reference, where.gaps, 50 + seed, where.correction, where.noise, (0.5, 0.5))
+    correction = Sparing(where.correction, where.spared) if where.correction and where.spared else where.correction
+    environment = Tracking(study.reference, where.gaps, 50 + seed, correction, where.noise, (0.5, 0.5))
     trainer = PPO(environment, net, iterations, seed, lr=5e-4, statistics=0)
     trainer.train(study.folder / f"tuned_{method}_{iterations}.pt")
     return net

@@ -37,6 +37,39 @@ class Correction(Protocol):
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None: ...
 
 
+class Sparing:
+    """A correction of all robots but the first ones: a policy tuned in both cannot live on the correction's mistakes.
+
+    Args:
+        inner: the correction
+        spared: robots that stay in the simulator as it is
+    """
+
+    def __init__(self, inner: Correction, spared: int) -> None:
+        self.inner, self.spared = inner, spared
+
+    def action(self, qpos: np.ndarray, qvel: np.ndarray, command: np.ndarray) -> np.ndarray:
+        return self._kept(self.inner.action(qpos, qvel, command))
+
+    def state(self, qpos: np.ndarray, qvel: np.ndarray, command: np.ndarray) -> np.ndarray:
+        return self._kept(self.inner.state(qpos, qvel, command))
+
+    def forget(self, who: np.ndarray) -> None:
+        self.inner.forget(who)
+
+    def show(self, measured: np.ndarray) -> None:
+        self.inner.show(measured)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        self.inner.load_state_dict(state)
+
+    def _kept(self, change: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(len(change))[:, None] < self.spared, 0.0, change)
+
+
 class World:
     """N robots.
 
