@@ -76,6 +76,10 @@ class RobotRollouts(L.LightningDataModule):
         self.folder, self.seed, self.base, self.corrects = Path(folder), seed, base, corrects
         self.history, self.prompt, self.batch_size = history, prompt, batch_size
         self.drift = [Path(run) for run in drift]
+        for run in self.drift:
+            if not learned.checkpoint(run).is_file():
+                rule, remedy = "holds no checkpoint", "Name the folder of a finished run of experiment=asap_delta"
+                raise ConfigError("data.drift", str(run), rule, remedy)
         self.settings = Settings(seed, gap, iterations, robots, episodes, held_out)
         self.sequence_length = prompt + history + 1
         self.statistics: dict[str, Tensor] = {}
@@ -92,6 +96,10 @@ class RobotRollouts(L.LightningDataModule):
         return Study(self.folder, self.settings)
 
     def prepare_data(self) -> None:
+        task = self.trainer.lightning_module if self.trainer else None
+        if task is not None and "labels" not in getattr(task, "reads", ()):
+            rule = "reads other batches than rollouts of a robot give"
+            raise ConfigError("task", type(task).__name__, rule, "Write task=asap_correct")
         study = self.study
         with alone(study.folder):
             for held_out in (False, True):

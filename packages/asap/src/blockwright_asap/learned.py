@@ -119,13 +119,17 @@ class Learned:
         return self._past, now
 
 
+def checkpoint(run: Path) -> Path:
+    return run / "checkpoints" / "last.ckpt"
+
+
 def read(run: Path) -> Learned:
     """The correction that a run of ``experiment=asap_delta`` has trained.
 
     Raises:
         ConfigError: there is no such checkpoint, or it is of another task
     """
-    file = run / "checkpoints" / "last.ckpt"
+    file = checkpoint(run)
     decoder = blockwright.load(file)
     state = torch.load(file, weights_only=True, mmap=True)
     facts = state["hyper_parameters"].get("asap")
