@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from blockwright_asap import methods, story
 from blockwright_asap.data import RobotRollouts, Windows
 from blockwright_asap.labels import BOUND
 from blockwright_asap.learned import Learned, predict
+from blockwright_asap.methods import AGAIN
 from blockwright_asap.replay import N_FEATURES, features
 from blockwright_asap.robot import NQ, NU
-from blockwright_asap.study import Study
+from blockwright_asap.study import Settings, Study
+from blockwright_asap.training import train
+from small_study import SMALL
 
 from blockwright import ConfigError, compose, preset
 
@@ -101,3 +107,27 @@ def test_labels_are_made_once(study: Study) -> None:
     written = file.stat().st_mtime_ns
     assert np.array_equal(study.labelled("sim", "action", held_out=True), first)
     assert file.stat().st_mtime_ns == written and first.shape == study.held_out.commands.shape
+
+
+def test_some_rollouts_of_each_motion_and_those_of_others(study: Study) -> None:
+    real, held_out = study.real, study.held_out
+    few = real.first(1)
+    assert few.motion.tolist() == [0, 1, 2] and few.states.shape[:2] == (real.states.shape[0], 3)
+    assert (few.commands[:, 1] == real.commands[:, SMALL["episodes"]]).all()
+    both = real.with_others(held_out)
+    assert both.motion.tolist() == [*real.motion, *held_out.motion]
+    assert (both.bodies[:, -1] == held_out.bodies[:, -1]).all() and (both.states[:, 0] == real.states[:, 0]).all()
+
+
+@pytest.mark.slow
+def test_a_second_round_learns_from_the_rollouts_of_both(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = partial(train, changes=("trainer.max_steps=20", "trainer.val_check_interval=20"))
+    monkeypatch.setattr(methods, "train", short)
+    whole = Study(folder, Settings(**SMALL))
+    story.prepare(whole, [AGAIN])
+    story.measure(whole, AGAIN, 2)
+    second = Study(whole.folder / "again", Settings(**{**SMALL, "episodes": 2 * SMALL["episodes"]}))
+    n = len(whole.real.motion)
+    assert len(second.real.motion) == 2 * n and (second.real.states[:, :n] == whole.real.states).all()
+    assert not np.array_equal(second.real.states[:, n:], whole.real.states)
+    assert story.read(whole.folder, 2)["closed"][AGAIN]["all"]["g_mpjpe"] > 0

@@ -16,9 +16,14 @@ from pathlib import Path
 from blockwright import ConfigError
 from blockwright_asap import film, report, story, study
 from blockwright_asap.gap import GAPS
-from blockwright_asap.methods import FIXED_POINT, METHODS
+from blockwright_asap.methods import ABLATIONS, AGAIN, FIXED_POINT, METHODS
 from blockwright_asap.study import Settings, Study
 
+KNOWN = [*METHODS, AGAIN, FIXED_POINT]
+GROUPS = {
+    "all": [name for name in KNOWN if name not in ABLATIONS],
+    "ablations": ["delta_ppo", *ABLATIONS, "simulator", "real"],
+}
 CORE = "sysid_delta,delta_ppo,delta_dynamics,sysid,sysid_narrow,simulator,real,randomised,fixed_point"
 
 
@@ -69,14 +74,13 @@ def read(words: Sequence[str]) -> Request:
     parser = argparse.ArgumentParser(prog="python -m blockwright_asap", description=__doc__.replace("`", ""))
     parser.add_argument("--seeds", default="0,1,2", help="of the studies; default %(default)s")
     parser.add_argument("--gap", default="both", help="parameters, structure, both, or several; default %(default)s")
-    parser.add_argument("--methods", default=CORE, help="to compare, or all; default %(default)s")
+    parser.add_argument("--methods", default=CORE, help="to compare, or all, or ablations; default %(default)s")
     parser.add_argument("--tune", default="100", help="iterations of PPO in tuning; default %(default)s")
     parser.add_argument("--iterations", default="120", help="of PPO for the policy; default %(default)s")
     parser.add_argument("--processes", default="2", help="jobs at once; default %(default)s")
     parser.add_argument("--out", type=Path, default=Path("logs/asap"), help="folder; default %(default)s")
     given = parser.parse_args(words)
-    known = [*METHODS, FIXED_POINT]
-    methods = known if given.methods == "all" else [_named("--methods", word, known) for word in _split(given.methods)]
+    methods = GROUPS.get(given.methods) or [_named("--methods", word, KNOWN) for word in _split(given.methods)]
     return Request(
         [_whole("--seeds", word, 0) for word in _split(given.seeds)],
         [_named("--gap", word, list(GAPS)) for word in _split(given.gap)],

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from blockwright_asap.gap import NONE, Gap, randomised
 from blockwright_asap.learned import read
 from blockwright_asap.ppo import PPO
-from blockwright_asap.ppo_delta import DeltaPolicy, Replaying, new_net
+from blockwright_asap.ppo_delta import HORIZON, DeltaPolicy, Replaying, new_net
 from blockwright_asap.study import Study
 from blockwright_asap.training import train
 from blockwright_asap.world import Correction
@@ -56,13 +57,20 @@ def _delta(base: str, corrects: str = "action", rounds: int = 0, spared: float =
     return learn
 
 
-def _paper(study: Study) -> Tuning:
-    """The paper's delta action: PPO against the measured trajectories."""
-    net = new_net(study.settings.seed)
-    environment = Replaying(study.real, study.settings.robots, study.settings.seed)
-    trainer = PPO(environment, net, study.delta_iterations, study.settings.seed, least_std=0.05)
-    trainer.train(study.folder / "delta_ppo.pt")
-    return Tuning([NONE] * study.settings.robots, DeltaPolicy(net))
+def _paper(
+    name: str = "delta_ppo", norm_weight: float = 0.1, horizon: int = HORIZON, each: int | None = None
+) -> Callable[[Study], Tuning]:
+    """The paper's delta action: PPO against the measured trajectories, ``each`` of a motion or all."""
+
+    def learn(study: Study) -> Tuning:
+        net, settings = new_net(study.settings.seed), study.settings
+        real = study.real if each is None else study.real.first(each)
+        environment = Replaying(real, settings.robots, settings.seed, norm_weight, horizon)
+        trainer = PPO(environment, net, study.delta_iterations, settings.seed, least_std=0.05)
+        trainer.train(study.folder / f"{name}.pt")
+        return Tuning([NONE] * settings.robots, DeltaPolicy(net))
+
+    return learn
 
 
 def _randomised(study: Study) -> Tuning:
@@ -77,6 +85,16 @@ def _real(study: Study) -> Tuning:
     return Tuning(study.gaps(study.settings.robots))
 
 
+# The paper's ablations (figures 10 to 12) of its delta action: weight of the action norm, horizon, data
+ABLATIONS: Mapping[str, dict[str, Any]] = {
+    "delta_ppo_norm_0": {"norm_weight": 0.0},
+    "delta_ppo_norm_1": {"norm_weight": 1.0},
+    "delta_ppo_quarter": {"horizon": HORIZON // 4},
+    "delta_ppo_half": {"horizon": HORIZON // 2},
+    "delta_ppo_three_halves": {"horizon": HORIZON * 3 // 2},
+    "delta_ppo_1_episode": {"each": 1},
+    "delta_ppo_3_episodes": {"each": 3},
+}
 METHODS: Mapping[str, Callable[[Study], Tuning]] = {
     "simulator": _simulator("sim"),
     "action_noise": _noise,
@@ -84,7 +102,8 @@ METHODS: Mapping[str, Callable[[Study], Tuning]] = {
     "sysid_narrow": _simulator("narrow"),
     "sysid": _simulator("sysid"),
     "delta_dynamics": _delta("sim", "state"),
-    "delta_ppo": _paper,
+    "delta_ppo": _paper(),
+    **{name: _paper(name, **changed) for name, changed in ABLATIONS.items()},
     "delta": _delta("sim"),
     "delta_many_steps": _delta("sim", rounds=2),
     # Chosen on seeds 10 to 13, which the study does not use: many-step labels took a third off the open-loop error at
@@ -95,8 +114,9 @@ METHODS: Mapping[str, Callable[[Study], Tuning]] = {
     "real": _real,
 }
 FIXED_POINT = "fixed_point"  # tunes nothing
+AGAIN = "sysid_delta_again"  # a second round, with rollouts of the policy that the first one tuned
 REPLAYED = [name for name in METHODS if name not in ("action_noise", "randomised", "real", "sysid_delta_all")]
-ACTIONS = ("delta_ppo", "delta", "delta_many_steps", "sysid_delta")  # correct by Δa
+ACTIONS = ("delta_ppo", *ABLATIONS, "delta", "delta_many_steps", "sysid_delta")  # correct by Δa
 MEANING = {
     "simulator": "the plain simulator (control)",
     "action_noise": "the plain simulator, noise on actions",
@@ -105,10 +125,18 @@ MEANING = {
     "sysid": "identified with wide bounds (CMA-ES)",
     "delta_dynamics": "plain + delta dynamics",
     "delta_ppo": "plain + delta action by PPO (the paper's)",
+    "delta_ppo_norm_0": "delta action by PPO, no weight on its norm",
+    "delta_ppo_norm_1": "delta action by PPO, ten times the weight on its norm",
+    "delta_ppo_quarter": "delta action by PPO, episodes of 0.25 s",
+    "delta_ppo_half": "delta action by PPO, episodes of 0.5 s",
+    "delta_ppo_three_halves": "delta action by PPO, episodes of 1.5 s",
+    "delta_ppo_1_episode": "delta action by PPO, one rollout of each motion",
+    "delta_ppo_3_episodes": "delta action by PPO, three rollouts of each motion",
     "delta": "plain + delta action by regression",
     "delta_many_steps": "plain + delta action by regression, many steps",
     "sysid_delta": "identified + delta action by regression, in half of the robots",
     "sysid_delta_all": "identified + delta action by regression, in all robots",
+    AGAIN: "identified + delta action, collected and tuned once more",
     "real": "the real robot itself (bound)",
     FIXED_POINT: "not tuned: delta action undone at run time",
 }

@@ -26,10 +26,13 @@ class Replaying:
         n: robots
         seed: of starts
         norm_weight: of exp ‖Δa‖ − 1
+        horizon: control steps of an episode
     """
 
-    def __init__(self, real: Rollouts, n: int = 96, seed: int = 0, norm_weight: float = 0.1) -> None:
-        self.real, self.n, self.norm_weight = real, n, norm_weight
+    def __init__(
+        self, real: Rollouts, n: int = 96, seed: int = 0, norm_weight: float = 0.1, horizon: int = HORIZON
+    ) -> None:
+        self.real, self.n, self.norm_weight, self.horizon = real, n, norm_weight, horizon
         self.rng, self.world, self.progress = np.random.default_rng(seed), simulators(n, NONE), 0.0
         self.robot, self.t, self.age = np.zeros(n, int), np.zeros(n, int), np.zeros(n, int)
         self.last = np.zeros((n, NU))
@@ -49,7 +52,7 @@ class Replaying:
         self.t, self.age = self.t + 1, self.age + 1
         reward = (self._near() - self._effort(action)) * 0.02
         self.last = action
-        done = (self.age >= HORIZON) | (self.t >= len(self.real.commands))
+        done = (self.age >= self.horizon) | (self.t >= len(self.real.commands))
         seen = self.observe()
         last_critic = seen[1].copy()
         if done.any():

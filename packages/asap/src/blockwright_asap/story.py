@@ -14,7 +14,7 @@ import torch
 
 from blockwright_asap import labels, measures
 from blockwright_asap.gap import NONE
-from blockwright_asap.methods import ACTIONS, FIXED_POINT, METHODS, REPLAYED, Tuning, tuning
+from blockwright_asap.methods import ACTIONS, AGAIN, FIXED_POINT, METHODS, REPLAYED, Tuning, tuning
 from blockwright_asap.ppo import PPO, ActorCritic
 from blockwright_asap.replay import open_loop, replay
 from blockwright_asap.robot import DEFAULT, NQ, SCALE
@@ -30,6 +30,7 @@ IDENTIFIED = {
     "sysid": "sysid",
     "sysid_delta": "sysid",
     "sysid_delta_all": "sysid",
+    AGAIN: "sysid",
 }  # method → its simulator
 Parts = dict[str, dict[str, Any]]  # open, closed or size → row → figures
 
@@ -48,11 +49,15 @@ def measure(study: Study, method: str, tune: int) -> None:
 
     Args:
         study: prepared
-        method: of methods.py, or ``fixed_point``: no tuning, but the delta action undone at run time
+        method: of methods.py, or ``fixed_point``: no tuning, but the delta action undone at run time; or
+            ``sysid_delta_again``: what the policy tuned by ``sysid_delta`` does in the real is collected, learnt from
+            beside what was collected first, and the policy is tuned again
         tune: iterations of PPO
     """
     if method == FIXED_POINT:
         keep(study, method, lambda: {"closed": {method: deploy(study, study.policy, undo=_delta(study))}})
+    elif method == AGAIN:
+        keep(study, f"{method}_{tune}", lambda: {"closed": {method: deploy(study, _again(study, tune))}})
     else:
         keep(study, f"{method}_{tune}", lambda: _figures(study, method, tune))
 
@@ -70,6 +75,14 @@ def _figures(study: Study, method: str, tune: int) -> Parts:
         parts["size"] = {method: size_of(study, found)}
     parts["closed"] = {method: deploy(study, tuned(study, method, found, tune))}
     return parts
+
+
+def _again(study: Study, tune: int) -> ActorCritic:
+    first = "sysid_delta"
+    with alone(study.folder, f"tuned_{first}"):
+        net = tuned(study, first, tuning(first, study), tune)
+    second = study.again(net)
+    return tuned(second, first, tuning(first, second), tune)
 
 
 def _delta(study: Study) -> Correction:
@@ -90,7 +103,7 @@ def keep(study: Study, name: str, make: Callable[[], Parts]) -> None:
 def read(folder: Path, tune: int) -> Parts:
     """All figures of a seed's folder that were kept for so many iterations of tuning, or need none."""
     merged: Parts = {"open": {}, "closed": {}, "size": {}}
-    for name in ("untuned", FIXED_POINT, *(f"{method}_{tune}" for method in METHODS)):
+    for name in ("untuned", FIXED_POINT, *(f"{method}_{tune}" for method in (*METHODS, AGAIN))):
         file = folder / RESULTS / f"{name}.json"
         for part, rows in (json.loads(file.read_text()) if file.exists() else {}).items():
             merged[part].update(rows)

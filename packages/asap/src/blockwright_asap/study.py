@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from blockwright_asap.sysid import identify
 from blockwright_asap.tracking import N_ACTOR, N_CRITIC, Rollouts, Tracking, roll_out
 
 EXPLORE = 0.2  # standard deviation of noise on the actions of the rollouts that are learnt from
-SETTINGS, POLICY, REDRAWN = "settings.json", "policy.pt", "redrawn"
+SETTINGS, POLICY, REAL, REDRAWN = "settings.json", "policy.pt", "real.npz", "redrawn"
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Study:
     @cached_property
     def real(self) -> Rollouts:
         """Rollouts of the policy on the real robot, with some noise on its actions."""
-        return self._rolled_out("real.npz", self.settings.episodes, 10, EXPLORE)
+        return self._rolled_out(REAL, self.settings.episodes, 10, EXPLORE)
 
     @cached_property
     def held_out(self) -> Rollouts:
@@ -142,6 +142,16 @@ class Study:
             partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
             shutil.copy(other.folder / POLICY, partial)
             os.replace(partial, file)
+
+    def again(self, policy: ActorCritic) -> Study:
+        """A second round in a folder of its own: the rollouts of a tuned policy beside the first ones."""
+        second = Study(self.folder / "again", replace(self.settings, episodes=2 * self.settings.episodes))
+        second.policy = policy
+        other, each = Study(self.folder / "again" / "own", self.settings), self.settings.episodes
+        other.policy = policy
+        arrays(second.folder / REAL, lambda: vars(self.real.with_others(other._rolled_out(REAL, each, 20, EXPLORE))))
+        _ = second.held_out
+        return second
 
     def _rolled_out(self, name: str, each: int, salt: int, explore: float) -> Rollouts:
         def make() -> dict[str, np.ndarray]:

@@ -28,6 +28,16 @@ class Rollouts:
     bodies: np.ndarray
     motion: np.ndarray
 
+    def first(self, each: int) -> Rollouts:
+        """Of each motion so many robots."""
+        kept = np.concatenate([np.flatnonzero(self.motion == motion)[:each] for motion in np.unique(self.motion)])
+        return Rollouts(self.states[:, kept], self.commands[:, kept], self.bodies[:, kept], self.motion[kept])
+
+    def with_others(self, others: Rollouts) -> Rollouts:
+        """Those of all robots of both."""
+        arrays = (np.concatenate([vars(self)[name], vars(others)[name]], int(name != "motion")) for name in vars(self))
+        return Rollouts(*arrays)
+
 
 class Tracking:
     """Follow a reference by its phase; PPO's environment.
