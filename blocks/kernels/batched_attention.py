@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blocks.kernels.blocked_attention import heads_first, heads_last
 from blocks.kernels.seam import as_written
 
 LONGEST = 1024  # positions; beyond, weights outgrow the rest of a layer
@@ -34,7 +35,7 @@ def _parts(q: Tensor) -> Iterator[slice]:
 class _BatchedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        N, (q, k, v) = q.shape[2], (_heads_first(t) for t in (q, k, v))
+        N, (q, k, v) = q.shape[2], (heads_first(t) for t in (q, k, v))
         q.mul_(scale)
         kept = q.new_empty(len(q), q.shape[1], q.shape[1]) if any(ctx.needs_input_grad) else None
         y = torch.empty_like(v)
@@ -42,14 +43,14 @@ class _BatchedAttention(torch.autograd.Function):
             scores = torch.bmm(q[part], k[part].transpose(1, 2), out=None if kept is None else kept[part])
             torch.bmm(torch.softmax(scores, -1, out=scores), v[part], out=y[part])
         ctx.save_for_backward(q, k, v, kept)
-        ctx.scale, ctx.n_heads = scale, N
-        return _heads_last(y, N)
+        ctx.scale = scale
+        return heads_last(y, N)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, kept = ctx.saved_tensors
-        grad = _heads_first(grad)
+        N, grad = grad.shape[2], heads_first(grad)
         to_q, to_k, to_v = (torch.empty_like(t) for t in (q, k, v))
         for part in _parts(q):
             torch.bmm(kept[part].transpose(1, 2), grad[part], out=to_v[part])
@@ -57,18 +58,8 @@ class _BatchedAttention(torch.autograd.Function):
             to_scores = torch._softmax_backward_data(to_weights, kept[part], -1, kept.dtype)
             torch.bmm(to_scores, k[part], out=to_q[part])
             torch.bmm(to_scores.transpose(1, 2), q[part], out=to_k[part])
-        to_q, to_k, to_v = (_heads_last(t, ctx.n_heads) for t in (to_q.mul_(ctx.scale), to_k, to_v))
+        to_q, to_k, to_v = (heads_last(t, N) for t in (to_q.mul_(ctx.scale), to_k, to_v))
         return to_q, to_k, to_v, None
-
-
-def _heads_first(t: Tensor) -> Tensor:
-    """[B,T,N,·] → [B·N,T,·], a copy."""
-    return t.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(0, 1)
-
-
-def _heads_last(t: Tensor, n_heads: int) -> Tensor:
-    """[B·N,T,·] → [B,T,N,·], a view."""
-    return t.unflatten(0, (-1, n_heads)).transpose(1, 2)
 
 
 def suits(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:

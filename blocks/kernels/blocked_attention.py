@@ -172,7 +172,7 @@ class _BlockedAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, blocks: list[_Block]
     ) -> Tensor:
         N, kept = q.shape[2], q.new_empty(_room(q, k.shape[1]) if any(ctx.needs_input_grad) else 0)
-        q, k, v = _heads_first(q).mul_(scale), _heads_first(k), _heads_first(v)
+        q, k, v = heads_first(q).mul_(scale), heads_first(k), heads_first(v)
         ctx.save_for_backward(q, k, v, bias, kept)
         ctx.scale, ctx.blocks = scale, blocks
         return _forward(q, k, v, bias, blocks, N, kept)
@@ -181,8 +181,8 @@ class _BlockedAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q, k, v, bias, kept = ctx.saved_tensors
-        found = _backward(_heads_first(grad), q, k, v, bias, ctx.blocks, ctx.scale, kept)
-        to_q, to_k, to_v = (_heads_last(t, len(grad)) for t in found)
+        found = _backward(heads_first(grad), q, k, v, bias, ctx.blocks, ctx.scale, kept)
+        to_q, to_k, to_v = (heads_last(t, grad.shape[2]) for t in found)
         return to_q, to_k, to_v, None, None, None
 
 
@@ -199,7 +199,7 @@ def _opaque(
 ) -> tuple[Tensor, Tensor]:
     """The result and the kept weights, as one operator, opaque to the compiler."""
     kept = q.new_empty(_room(q, k.shape[1]) if keep else 0)
-    first = _heads_first(q).mul_(scale), _heads_first(k), _heads_first(v)
+    first = heads_first(q).mul_(scale), heads_first(k), heads_first(v)
     return _forward(*first, bias, _blocks(q, k.shape[1], segments, window), q.shape[2], kept), kept
 
 
@@ -220,9 +220,9 @@ def _opaque_backward(
     window: int | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    first = _heads_first(grad), _heads_first(q).mul_(scale), _heads_first(k), _heads_first(v)
+    first = heads_first(grad), heads_first(q).mul_(scale), heads_first(k), heads_first(v)
     found = _backward(*first, bias, _blocks(q, k.shape[1], segments, window), scale, kept)
-    to_q, to_k, to_v = (_heads_last(t, len(grad)).contiguous() for t in found)
+    to_q, to_k, to_v = (heads_last(t, grad.shape[2]).contiguous() for t in found)
     return to_q, to_k, to_v
 
 
@@ -243,14 +243,14 @@ def _opaque_grads(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | No
 _opaque.register_autograd(_opaque_grads, setup_context=_keep)
 
 
-def _heads_first(t: Tensor) -> Tensor:
+def heads_first(t: Tensor) -> Tensor:
     """[B,T,N,·] → [B·N,T,·], a copy."""
     return t.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(0, 1)
 
 
-def _heads_last(t: Tensor, batch: int) -> Tensor:
+def heads_last(t: Tensor, n_heads: int) -> Tensor:
     """[B·N,T,·] → [B,T,N,·], a view."""
-    return t.unflatten(0, (batch, -1)).transpose(1, 2)
+    return t.unflatten(0, (-1, n_heads)).transpose(1, 2)
 
 
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:

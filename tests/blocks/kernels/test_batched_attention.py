@@ -10,7 +10,12 @@ from blocks.kernels import batched_attention as module
 from blocks.kernels.batched_attention import LONGEST, batched_attention, suits
 from blocks.kernels.encoder_attention import encoder_attention, encoder_attention_reference
 
-SHAPES = {"one tile": (1, 16, 3, 5), "odd": (3, 7, 5, 6), "one token": (2, 1, 2, 4)}  # B, T, N, H
+SHAPES = {
+    "one tile": (1, 16, 3, 5),
+    "odd": (3, 7, 5, 6),
+    "one token": (2, 1, 2, 4),
+    "no tile": (0, 3, 2, 4),
+}  # B, T, N, H
 PRECISIONS = [(torch.float64, 1e-12), (torch.float32, 3e-6), (torch.bfloat16, 4e-2)]
 
 
