@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blocks.kernels.grouped_matmul import Order, combine, dispatch, grouped_matmul
+from blocks.kernels.machine import multiplies_by_onednn
 
 ROWS = 8192  # per pass: fewer would fit the L2 cache, but thin products cost more than that saves
 WASTE = 1.3  # maximum ratio of padded to real rows in a group
@@ -71,11 +72,6 @@ def _length(rows: int, rounded: bool) -> int:
     """Round up to one of few lengths: oneDNN compiles a kernel for every new shape, taking 1 ms and half a MiB."""
     multiple = 1 if not rounded else 8 if rows < 512 else 32 if rows < 2048 else 128
     return max(1, -(-rows // multiple) * multiple)
-
-
-def _compiles_shapes(dtype: torch.dtype) -> bool:
-    """Whether products of this precision use oneDNN; MKL compiles nothing."""
-    return dtype.itemsize == 2 or (dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest")
 
 
 class _Padded(NamedTuple):
@@ -207,7 +203,7 @@ def _backward(
 class _GroupedSwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Order) -> Tensor:
-        padded = _pad(order, _compiles_shapes(x.dtype))
+        padded = _pad(order, multiplies_by_onednn(x.dtype))
         y, halves = _forward(x, weights, gate_up, down, order, padded, len(padded.tokens))
         ctx.save_for_backward(x, weights, gate_up, down, halves)
         ctx.order, ctx.padded = order, padded
@@ -235,7 +231,7 @@ def _opaque(
 ) -> tuple[Tensor, Tensor]:
     """``_forward`` as one operator, opaque to the compiler: its loop depends on the routing."""
     order = Order(places, place, ends, n_tokens, k)
-    padded = _pad(order, _compiles_shapes(x.dtype))
+    padded = _pad(order, multiplies_by_onednn(x.dtype))
     return _forward(x, weights, gate_up, down, order, padded, _most_rows(places, ends))
 
 
@@ -259,7 +255,7 @@ def _opaque_backward(
     k: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     order = Order(places, place, ends, n_tokens, k)
-    return _backward(grad, x, weights, gate_up, down, halves, order, _pad(order, _compiles_shapes(x.dtype)))
+    return _backward(grad, x, weights, gate_up, down, halves, order, _pad(order, multiplies_by_onednn(x.dtype)))
 
 
 @_opaque_backward.register_fake

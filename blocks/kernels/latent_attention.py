@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blocks.kernels.few_rows import reads_fast
+from blocks.kernels.machine import multiplies_by_onednn
 from blocks.kernels.seam import kernel
 
 FEW = 64  # rows; larger products are compute-bound
@@ -41,9 +42,7 @@ def key_multiple(dtype: torch.dtype, device: torch.device) -> int:
     oneDNN, used for low precision on CPUs, and for fp32 where allowed, compiles code for every new shape, and each
     decoding step has one. MKL does not, so there rounding is only extra work.
     """
-    exact = torch.backends.mkldnn.matmul.fp32_precision in ("ieee", "none")  # type: ignore[attr-defined]
-    onednn = dtype != torch.float64 and (dtype != torch.float32 or not exact)
-    return 256 if device.type == "cpu" and onednn else 1
+    return 256 if device.type == "cpu" and multiplies_by_onednn(dtype) else 1
 
 
 def into_latents(q: Tensor, key_up: Tensor) -> Tensor:

@@ -46,6 +46,11 @@ def set_float32_matmul(choice: Matmul, device_type: str = "cpu") -> str:
     return choice
 
 
+def multiplies_by_onednn(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes a CPU's products of this precision, which compiles code for every new shape; else MKL."""
+    return dtype.itemsize == 2 or (dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest")
+
+
 @functools.cache
 def is_amd() -> bool:
     cpuinfo = Path("/proc/cpuinfo")

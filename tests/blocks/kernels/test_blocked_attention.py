@@ -177,3 +177,12 @@ def test_what_blocks_cannot_do_goes_the_other_way_and_is_the_same(T: int) -> Non
         if "bias" in extra:
             (grad,) = torch.autograd.grad(y.sum(), learned)
             assert grad.isfinite().all()
+
+
+def test_short_whole_sequences_are_blocks_where_onednn_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    short, tiny = (torch.zeros(2, T, 2, 4) for T in (module.SHORTEST_BY_ONEDNN, module.SHORTEST_BY_ONEDNN - 1))
+    for by_onednn in (True, False):
+        monkeypatch.setattr(module, "multiplies_by_onednn", lambda dtype, answer=by_onednn: answer)
+        assert module.suits(short, short, short, Scoring(1.0)) == by_onednn
+        assert not module.suits(tiny, tiny, tiny, Scoring(1.0))
+        assert not module.suits(tiny, short, short, Scoring(1.0))

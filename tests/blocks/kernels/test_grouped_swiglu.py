@@ -44,7 +44,7 @@ def test_one_pass_and_its_gradients_equal_the_reference(
 ) -> None:
     monkeypatch.setattr(module, "ROWS", rows)
     monkeypatch.setattr(module, "SHORT", short)
-    monkeypatch.setattr(module, "_compiles_shapes", lambda dtype: rounded)
+    monkeypatch.setattr(module, "multiplies_by_onednn", lambda dtype: rounded)
     order = order_of(choices)
     for dtype, tolerance in PRECISIONS:
         given = inputs(choices, dtype)
@@ -146,7 +146,7 @@ def test_memory_is_of_few_sizes_and_what_lies_behind_the_last_group_is_nobodys()
 
 
 def test_nobodys_rows_end_in_the_last_experts_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_compiles_shapes", lambda dtype: True)
+    monkeypatch.setattr(module, "multiplies_by_onednn", lambda dtype: True)
     given = inputs("all to one", torch.float64)
     given[0] = torch.cat((torch.full((1, 7), 1e6, dtype=torch.float64), given[0].detach()[1:])).requires_grad_()
     got = torch.autograd.grad(grouped_swiglu(*given, order_of("all to one")).sum(), given)
