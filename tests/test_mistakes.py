@@ -329,7 +329,7 @@ PRESETS = {
 }
 
 DRIVER = """
-import contextlib, copy, io, json, sys, time, traceback
+import contextlib, copy, gc, io, json, sys, time, traceback
 import omegaconf.omegaconf as omegaconf
 import train
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -362,6 +362,8 @@ OverridesParser.parse_override, omegaconf.yaml.load = parse_once, read_once
 # Hydra composes everything once more, beforehand, to see whether a file asks for a sweep: half of the time of this.
 Hydra.get_mode = lambda *_, **__: RunMode.MULTIRUN if "-m" in sys.argv else RunMode.RUN
 
+gc.freeze()
+gc.disable()  # a quarter of the time of composing
 for name, arguments in json.load(sys.stdin).items():
     GlobalHydra.instance().clear()
     sys.argv = ["train.py", *arguments]
