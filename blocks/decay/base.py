@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from blocks.base import Block
-from registry import family
+from registry import BlockError, family
 
-SHORTEST, LONGEST, LEAST = 1e-3, 0.1, 1e-4  # initial time steps, and their floor
+SHORTEST, LONGEST = 1e-3, 0.1  # initial time steps
 
 
 @family("decay", context=("n_heads", "head_dim"))
@@ -23,11 +23,16 @@ class Decay(Block):
         raise NotImplementedError
 
 
-def draw_time_steps(bias: Tensor) -> None:
-    """Fill ``bias`` so that softplus(bias) is log-uniform in [0.001, 0.1] (Mamba, arXiv 2312.00752)."""
-    low, high = math.log(SHORTEST), math.log(LONGEST)
-    steps = torch.empty_like(bias, dtype=torch.float32).uniform_(low, high).exp_().clamp_(min=LEAST)
+def draw_time_steps(bias: Tensor, least: float = SHORTEST, most: float = LONGEST) -> None:
+    """Fill ``bias`` so that softplus(bias) is log-uniform in [least, most] (Mamba, arXiv 2312.00752)."""
+    steps = torch.empty_like(bias, dtype=torch.float32).uniform_(math.log(least), math.log(most)).exp_()
     bias.copy_(steps + (-(-steps).expm1()).log())
+
+
+def check_time_steps(least: float, most: float) -> None:
+    """Refuse a range of initial time steps that is none."""
+    if least > most:
+        raise BlockError("least_step", least, f"must be at most most_step ({most:g})", "Swap them")
 
 
 def draw_rates(log_rate: Tensor, least: float = 1.0) -> None:

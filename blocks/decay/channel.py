@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blocks.base import Placement
-from blocks.decay.base import Decay, draw_rates, draw_time_steps
+from blocks.decay.base import LONGEST, SHORTEST, Decay, check_time_steps, draw_rates, draw_time_steps
 from blocks.linear import Linear
 from blocks.precision import at_least_fp32
 from registry import register
@@ -18,11 +18,13 @@ class Channel(Decay):
 
     Kimi Delta Attention, arXiv 2510.26692: g = −exp(a_n) · softplus(W_up W_down x + b), or, bounded as in Ling and
     GLM-5.3, g = −most · σ(exp(a_n) · (W_up W_down x + b)). At the start exp(a) is uniform in [1, 16] and softplus(b)
-    log-uniform in [0.001, 0.1]. Neither decays in AdamW.
+    the time step, log-uniform in [0.001, 0.1]. Neither decays in AdamW.
 
     Args:
         rank: width of W_down x; null is the head width, as in Kimi-Linear
         most: bound of −g, 5 in Ling: a token leaves at least 0.7 % of a channel; null for none
+        least_step: shortest initial time step; the shorter, the longer a channel remembers
+        most_step: longest initial time step
     """
 
     def __init__(
@@ -32,8 +34,12 @@ class Channel(Decay):
         head_dim: int,
         rank: Count | None = None,
         most: Positive | None = None,
+        least_step: Positive = SHORTEST,
+        most_step: Positive = LONGEST,
     ) -> None:
         super().__init__()
+        check_time_steps(least_step, most_step)
+        self.steps = least_step, most_step
         self.head_dim, self.most = head_dim, most
         self.down = Linear(d_model, rank or head_dim, bias=False)
         self.up = Linear(rank or head_dim, n_heads * head_dim, bias=False)
@@ -42,7 +48,7 @@ class Channel(Decay):
 
     def reset_parameters(self) -> None:
         draw_rates(self.log_rate)
-        draw_time_steps(self.bias)
+        draw_time_steps(self.bias, *self.steps)
 
     def forward(self, x: Tensor) -> Tensor:
         rate = at_least_fp32(self.log_rate).exp()[:, None]
