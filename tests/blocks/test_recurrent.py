@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from blocks.compose import compose
 from blocks.generation.generate import Continuations
+from registry import ConfigError
 
 D, T = 30, 19
 Make = Callable[..., Any]
@@ -58,6 +59,27 @@ def test_delta_rule_is_the_papers(make_block: Make, name: str) -> None:
     y = normalised(torch.stack(outputs, 1)) * block.norm.weight
     right = block.output((y * gate.view_as(y)).flatten(2))
     torch.testing.assert_close(block(x, torch.arange(T)[None]), right, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["head", "channel"])
+@pytest.mark.parametrize(
+    ("given", "least", "most"), [({}, 1e-3, 0.1), ({"least_step": 1e-5, "most_step": 1e-3}, 1e-5, 1e-3)]
+)
+def test_first_time_steps_are_log_uniform_in_their_range(
+    name: str, given: dict[str, float], least: float, most: float
+) -> None:
+    model = {"vocab_size": 8, "d_model": 512, "n_layers": 1, "max_positions": 8, "ffn": "none", "norm": "rmsnorm"}
+    decay = {"name": name, **given}
+    attention = {"name": "gated_delta", "n_heads": 256, "decay": decay}
+    model = compose({**model, "attention": attention, "position": "none", "residual": "prenorm"})
+    steps = F.softplus(model.layers[0].attention.decay.bias.double())
+    assert least * 0.999 <= steps.min() < least * 1.2 and most / 1.2 < steps.max() <= most * 1.001
+    assert steps.log().mean().exp().item() == pytest.approx((least * most) ** 0.5, rel=0.25)
+
+
+def test_range_of_time_steps_the_wrong_way_round_is_refused(make_block: Make) -> None:
+    with pytest.raises(ConfigError, match="must be at most most_step"):
+        make_block("decay", {"name": "head", "least_step": 0.2}, d_model=D, n_heads=2, head_dim=4)
 
 
 def test_mamba2_is_the_papers_state_space_model(make_block: Make) -> None:
