@@ -56,6 +56,8 @@ COMMANDS = {
     "blocks": Command("list blocks, their parameters and ranges", "registry.__main__"),
     "check": Command("test that a block keeps the contract of its kind", "blocks.conformance.__main__"),
 }
+# Those whose arguments may be Hydra overrides.
+OVERRIDES = (TRAIN, "describe", "plan", "match", "ablate", "surgery", "kubernetes")
 
 
 def usage() -> str:
@@ -71,19 +73,27 @@ def usage() -> str:
 
 
 def completion() -> str:
-    """A script for bash, and for zsh by its ``bashcompinit``: completes commands, then files."""
-    names = " ".join(COMMANDS)
-    return (
-        '[ -n "$ZSH_VERSION" ] && autoload -U +X bashcompinit && bashcompinit\n'
-        "_blockwright() {\n"
-        '  if [ "$COMP_CWORD" -eq 1 ]; then\n'
-        f'    COMPREPLY=($(compgen -W "{names} --help --version" -- "${{COMP_WORDS[1]}}"))\n'
-        "  else\n"
-        '    COMPREPLY=($(compgen -f -- "${COMP_WORDS[COMP_CWORD]}"))\n'
-        "  fi\n"
-        "}\n"
-        "complete -o nospace -F _blockwright blockwright\n"
-    )
+    """A script for bash, and for zsh by its ``bashcompinit``: completes commands, then overrides and files.
+
+    Hydra knows the groups, their options and the keys of what the words so far compose.
+    """
+    names, given = " ".join(COMMANDS), " ".join(name for name in COMMANDS if name in OVERRIDES)
+    return f"""[ -n "$ZSH_VERSION" ] && autoload -U +X bashcompinit && bashcompinit
+_blockwright() {{
+  local word="${{COMP_WORDS[COMP_CWORD]}}" known=""
+  if [ "$COMP_CWORD" -eq 1 ]; then
+    COMPREPLY=($(compgen -W "{names} --help --version" -- "$word"))
+    return
+  fi
+  case " {given} " in
+    *" ${{COMP_WORDS[1]}} "*)
+      known=$(COMP_LINE="train.py ${{COMP_WORDS[*]:2}}" "${{COMP_WORDS[0]}}" {TRAIN} -sc query=bash 2>/dev/null)
+  esac
+  COMPREPLY=($(compgen -W "$known" -- "$word") $(compgen -f -- "$word"))
+}}
+COMP_WORDBREAKS=${{COMP_WORDBREAKS//=}}
+complete -o nospace -F _blockwright blockwright
+"""
 
 
 def _train(arguments: Sequence[str]) -> None:

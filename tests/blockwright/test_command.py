@@ -48,9 +48,19 @@ def test_train_becomes_the_script_for_the_ranks_that_it_starts(monkeypatch: pyte
     assert seen == [([train.__file__, "seed=1"], None)]
 
 
-def test_completion_offers_commands_that_begin_so() -> None:
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("de", ["describe"]),
+        ("describe model=tiny model/attention=ml", ["model/attention=mla"]),
+        ("train model/attention=mla model.attention.kv_l", ["model.attention.kv_lora_rank="]),
+    ],
+)
+def test_completion_offers_commands_groups_and_keys_that_begin_so(words: str, offered: list[str]) -> None:
     bash = shutil.which("bash")
     assert bash, "bash runs the completion"
-    asked = 'COMP_WORDS=(blockwright de); COMP_CWORD=1; _blockwright; echo "${COMPREPLY[@]}"'
-    done = subprocess.run([bash, "-c", f"{completion()}\n{asked}"], capture_output=True, text=True)
-    assert done.stdout.split() == ["describe"], done.stderr
+    command = Path(sys.executable).with_name("blockwright")
+    asked = f"COMP_WORDS=({command} {words}); COMP_CWORD={len(words.split())}"
+    script = f'{completion()}\n{asked}; _blockwright; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run([bash, "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == offered, done.stderr
