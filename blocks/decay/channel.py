@@ -17,8 +17,8 @@ class Channel(Decay):
     """A decay for each channel of each head, from a projection of low rank.
 
     Kimi Delta Attention, arXiv 2510.26692: g = −exp(a_n) · softplus(W_up W_down x + b), or, bounded as in Ling and
-    GLM-5.3, g = −most · σ(exp(a_n) · (W_up W_down x + b)). At the start exp(a) is uniform in [1, 16] and softplus(b)
-    the time step, log-uniform in [0.001, 0.1]. Neither decays in AdamW.
+    GLM-5.3, g = −most · σ(exp(a_n) · (W_up W_down x + b)). At the start exp(a) is uniform in [1, 16] and
+    softplus(b), the time step, log-uniform in [0.001, 0.1]. Neither decays in AdamW.
 
     Args:
         rank: width of W_down x; null is the head width, as in Kimi-Linear
