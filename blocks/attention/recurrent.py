@@ -47,7 +47,7 @@ class Recurrent(Attention):
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
     ) -> State:
         """As in the contract; ``bits`` are ignored: errors of a quantised state would add up over the tokens."""
-        wide = torch.promote_types(dtype, torch.float32)
+        wide = dtype if dtype == torch.float64 else torch.float32  # torch promotes no float8
         parts: dict[str, Any] = {name: (shape, wide) for name, shape in self.memory().items()}
         for name, conv in self._convolutions().items():
             parts[name] = (conv.weight.shape[1] - 1, conv.weight.shape[0]), dtype

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -257,6 +258,20 @@ def test_cache_of_a_window_saturates_and_a_state_is_told_apart() -> None:
     assert (found["elements_per_token"], found["elements_constant"]) == (12 * 10, 12 * 100)
     assert found["elements_at_context"] == 12 * (16 * 10 + 100)
     assert found["bytes_at_context"]["bf16"] == 12 * (16 * 20 + 400)  # the state stays fp32
+
+
+@pytest.mark.parametrize(("mixer", "tails"), [("kda", 3 * 3 * 768), ("lightning", 0), ("short_conv", 2 * 768)])
+def test_states_of_a_recurrent_mixer_are_fp32_at_every_precision_and_its_last_tokens_are_not(
+    mixer: str, tails: int
+) -> None:
+    found = figures(load("gpt2", [f"model/attention={mixer}", "model.n_layers=1"]), Options(context=8))["cache"]
+    state = found["elements_constant"] - tails
+    assert found["bytes_at_context"] == {
+        "fp32": 4 * (state + tails),
+        "bf16": 4 * state + 2 * tails,
+        "fp8": 4 * state + tails,
+        "at_bits": ANY,
+    }
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
