@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,6 +139,7 @@ def _nbytes(value: Any) -> int:
 
 PARTS = ("attention", "ffn", "around")
 Parts = dict[str, Slice]
+_Kind = tuple[bool, tuple[int, int]]  # whether it is of experts, and the sides of its matrix
 
 
 def _watched(decoder: Decoder, run: Callable[[Decoder, int], Any]) -> Parts:
@@ -150,17 +151,28 @@ def _watched(decoder: Decoder, run: Callable[[Decoder, int], Any]) -> Parts:
         watches.append(watch)
     found = {}
     for part in PARTS:
-        rows = [[p for p in watch.products if p[0] == part] for watch in watches]
-        linear, scores = {}, 0.0  # type: tuple[dict[tuple[bool, tuple[int, int]], float], float]
-        for one, two, three in zip(*rows, strict=True):
-            _, slope, square = _polynomial([one[2], two[2], three[2]])
+        linear, scores = {}, 0.0  # type: tuple[dict[_Kind, float], float]
+        for kind, flops in _matched([[p[1:] for p in watch.products if p[0] == part] for watch in watches]):
+            _, slope, square = _polynomial(flops)
             if slope > 0.5:
-                linear[one[1], one[3]] = linear.get((one[1], one[3]), 0.0) + slope
+                linear[kind] = linear.get(kind, 0.0) + slope
             scores += max(0.0, square)
         moved, kept = (_polynomial([getattr(w, name)[part] for w in watches])[1] for name in ("moved", "kept"))
         products = tuple(Product(f, n) for (routed, n), f in linear.items() if not routed)
         found[part] = Slice(products, sum(f for (r, _), f in linear.items() if r), scores, moved, kept)
     return found
+
+
+def _matched(rows: Sequence[Sequence[tuple[bool, float, tuple[int, int]]]]) -> Iterator[tuple[_Kind, list[float]]]:
+    """Products at each of ``LENGTHS`` → their FLOPs at all of them: the same product, or all of one kind."""
+    if len({len(row) for row in rows}) == 1:
+        for row in zip(*rows, strict=True):
+            yield (row[0][0], row[0][2]), [flops for _, flops, _ in row]
+        return
+    # A recurrence has as many products as parts of the sequence, whose matrices are as large at any length.
+    kinds = dict.fromkeys((routed, sides) for row in rows for routed, _, sides in row)
+    for kind in kinds:
+        yield kind, [sum(flops for routed, flops, sides in row if (routed, sides) == kind) for row in rows]
 
 
 def _polynomial(values: Sequence[float]) -> list[float]:

@@ -40,6 +40,16 @@ def test_flops_are_those_of_the_cost_card(name: str) -> None:
     assert found.whole.dense + found.whole.routed + 100 * sum(s.flops for s in found.scores) == pytest.approx(card)
 
 
+@pytest.mark.parametrize("mixer", ["gated_delta", "kda", "mamba2", "lightning", "short_conv"])
+def test_flops_of_a_recurrent_mixer_are_those_of_the_cost_card(mixer: str) -> None:
+    decoder = compose(
+        preset("tiny", {"n_layers": 2, "attention": mixer, "vocab_size": 64}), device="meta"
+    )  # in parts: more products
+    measured = measure(decoder)
+    scores = sum(s.flops for s in measured.scores) * 512
+    assert measured.whole.dense + measured.whole.routed + scores == pytest.approx(forward_flops_per_token(decoder, 512))
+
+
 def test_mlas_scores_have_two_widths_and_its_memory_is_the_latent() -> None:
     found = measured(preset("deepseek_v2_lite", {"n_layers": 3}))
     assert sum(s.flops for s in found.scores) == pytest.approx(3 * 2 * 16 * (128 + 64 + 128))
