@@ -77,7 +77,7 @@ def completion() -> str:
 
     Hydra knows the groups, their options and the keys of what the words so far compose.
     """
-    names, given = " ".join(COMMANDS), " ".join(name for name in COMMANDS if name in OVERRIDES)
+    names, given = " ".join(COMMANDS), " ".join(OVERRIDES)
     return f"""[ -n "$ZSH_VERSION" ] && autoload -U +X bashcompinit && bashcompinit
 _blockwright() {{
   local word="${{COMP_WORDS[COMP_CWORD]}}" known=""
