@@ -20,6 +20,7 @@ UNBOUNDED = "may be infinite"
 
 Count = Annotated[int, Ge(1)]  # 1, 2, 3, …
 Whole = Annotated[int, Ge(0)]  # 0, 1, 2, …
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # NumPy's generators take no larger one
 Number = Annotated[float, "any finite number"]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
@@ -52,14 +53,14 @@ def in_signs(more: tuple[Any, ...]) -> str:
     """Bounds for the catalogue, `` ≥ 1`` or `` in [0, 1)``; empty for none."""
     bounds = sorted(_bounds(more), key=lambda bound: bound[0] in (Le, Lt))
     if len(bounds) != 2:
-        return "".join(f" {_SIGNS[kind][0]} {limit:g}" for kind, limit in bounds)
+        return "".join(f" {_SIGNS[kind][0]} {_shown(limit)}" for kind, limit in bounds)
     (low, least), (high, most) = bounds
-    return f" in {'[' if low is Ge else '('}{least:g}, {most:g}{']' if high is Le else ')'}"
+    return f" in {'[' if low is Ge else '('}{_shown(least)}, {_shown(most)}{']' if high is Le else ')'}"
 
 
 def in_words(more: tuple[Any, ...]) -> str:
     """Bounds for messages, `` of at least 0 and below 1``; empty for none."""
-    words = " and ".join(f"{_SIGNS[kind][1]} {limit:g}" for kind, limit in _bounds(more))
+    words = " and ".join(f"{_SIGNS[kind][1]} {_shown(limit)}" for kind, limit in _bounds(more))
     return f" {'of ' if words.startswith('at') else ''}{words}" if words else ""
 
 
@@ -74,3 +75,7 @@ def numbers(hint: Any) -> Iterator[tuple[type, tuple[Any, ...]]]:
 
 def _bounds(more: tuple[Any, ...]) -> list[tuple[type, Any]]:
     return [(type(b), getattr(b, type(b).__name__.lower())) for b in more if type(b) in _SIGNS]
+
+
+def _shown(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"

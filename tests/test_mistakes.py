@@ -238,7 +238,7 @@ EARLY = {
         "task.activation_checkpointing=some", "task.activation_checkpointing", "none, selective, full"
     ),
     "seed that is no number": Mistake("seed=abc", "seed", "must be an integer"),
-    "seed that no generator takes": Mistake("seed=5000000000", "seed", "from 0 to 4,294,967,295"),
+    "seed that no generator takes": Mistake("seed=5000000000", "seed", "at least 0 and at most 4294967295"),
     "word that is no switch": Mistake("test=no", "test", "true or false.*test=false"),
     "empty mapping over another": Mistake("model.layout={}", "model.layout", "change nothing.*model.layout=null"),
     "strategy that starts no commands": Mistake("trainer.strategy=ddp_spawn", "trainer.strategy", "strategy=ddp"),

@@ -21,8 +21,9 @@ from lab.match.request import number, whole
 from lab.match.sizing import TOL, Match
 from registry import ConfigError, did_you_mean, plugins
 from registry.limits import read_text
+from registry.ranges import Seed
 from training.configuration.conf import CONF
-from training.entry.preflight import check_seed
+from training.configuration.root import check_value
 
 FOLDER, ENTRY_POINTS = CONF / "ablation", "blockwright.ablations"
 GENERATORS = ("grid", "leave_one_out", "staircase")
@@ -211,7 +212,7 @@ def _seeds(value: Any) -> tuple[int, ...]:
         return tuple(range(count))
     seeds = tuple(whole("seeds", seed, 0, "must list whole numbers") for seed in value)
     for seed in seeds:
-        check_seed(seed, "seeds")
+        check_value("seeds", seed, Seed)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError("seeds", value, "must list at least one seed, each once", "Write seeds=3 or seeds=[0,1,2]")
     return seeds

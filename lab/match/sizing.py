@@ -18,7 +18,7 @@ from lab.match.knobs import Keys, Knob, Place
 from lab.match.search import Found, UnmovedError, nearest
 from registry import ConfigError
 from training.configuration.composing import compose_config
-from training.entry.preflight import composition_of
+from training.configuration.named_model import composition_of
 
 TOL = 0.005  # relative to the budget
 DEFAULT_CONTEXT = 256  # sequence length in tokens, if the data module has none

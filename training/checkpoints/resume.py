@@ -21,7 +21,6 @@ from training.configuration.instantiate import instantiate
 from training.schedulers.base import Schedule
 
 log = logging.getLogger(__name__)
-CHANGED = ("show", "allow")  # of resume.changed
 
 
 def resolve_checkpoint(plain: Mapping[str, Any], place: Place, ours: Mapping[str, Any]) -> str | None:

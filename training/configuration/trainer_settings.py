@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeGuard
 
 from registry import ConfigError, did_you_mean
+from training.configuration.root import check_value
 
 
 class Least(NamedTuple):
@@ -35,6 +36,7 @@ LEAST = {
     "num_sanity_val_steps": Least(-1, "counts batches; -1 means all"),
     "reload_dataloaders_every_n_epochs": Least(0, "counts epochs; 0 never reloads"),
 }
+SWITCHES = ("compile", "dry_run")  # this project's own; Lightning's are checked by its signature
 SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
 CHOICES = {
     "accelerator": ("auto", "cpu", "cuda", "gpu", "hpu", "mps", "tpu"),
@@ -56,6 +58,8 @@ def check(trainer: Mapping[str, Any], train: bool) -> None:
     Raises:
         ConfigError: at ``trainer.<key>``
     """
+    for key in SWITCHES:
+        check_value(f"trainer.{key}", trainer.get(key, False), bool)
     for key, (least, rule) in LEAST.items():
         value = trainer.get(key)
         if _is_number(value) and not least <= value < math.inf:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from registry.enforcing import enforced
 from registry.errors import ConfigError
-from registry.ranges import Count, Whole
+from registry.ranges import Count, Seed, Whole
 from training.data import lengths as window_lengths
 from training.data import packing, ranks
 from training.data.corpus import SPLITS, Corpus, Split
@@ -77,7 +77,7 @@ class TextDataModule(L.LightningDataModule):
         eval_batch_size: Count | None = None,
         eval_windows: Count | None = None,
         num_workers: Whole = 0,
-        seed: Whole = 0,
+        seed: Seed = 0,
         cache_dir: str = "data/cache",
         documents: Literal["apart", "joined"] = "apart",
         min_length: Length | None = None,

@@ -13,7 +13,7 @@ import sys
 from argparse import Action, ArgumentError, ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import yaml
@@ -25,17 +25,20 @@ from blocks.checkpoint.read import read_checkpoint
 from blocks.model_config import read
 from interop.source import check_init
 from registry import ConfigError
+from registry.ranges import Seed
 from training.callbacks.predictions import Predictions
 from training.callbacks.recording import Recording
 from training.checkpoints.optimizer import check_optimizer
 from training.checkpoints.record import from_cli, past_of, record
-from training.checkpoints.resume import CHANGED, check_changes
+from training.checkpoints.resume import check_changes
 from training.configuration import figures, placeholders
 from training.configuration.composing import compose_config
 from training.configuration.renamed import with_moved
+from training.configuration.root import Changed, check_value
 from training.configuration.secrets import hidden, read_from_environment
-from training.entry.preflight import OWN, check_seed, preflight, refuse_random_weights
+from training.entry.preflight import OWN, preflight
 from training.entry.run import conclude, leave_processes, measure, no_bar, quieten
+from training.entry.start import refuse_random_weights, refuse_untrained
 from training.lora import Lora
 from training.tasks.lookup import is_task
 from training.tasks.outline import outline
@@ -91,6 +94,7 @@ class ComposeAction(Action):
         if (checkpoint := _value_of("--ckpt_path", sys.argv)) is not None:
             cfg.ckpt_path = checkpoint  # needed by the checks of resuming and overwriting
         plain = preflight(cfg)
+        refuse_untrained(plain)
         if note := figures.left_out(plain):
             print(note, file=sys.stderr)
         shown = hidden(plain, read_from_environment(cfg))
@@ -123,8 +127,8 @@ class ComposedCLI(LightningCLI):
         )
         parser.add_argument(
             "--resume.changed",
-            type=Literal[CHANGED],
-            default=CHANGED[0],
+            type=Changed,
+            default="show",
             help="settings that differ from the checkpoint's; allow: also those that alter what its weights mean",
         )
         parser.add_argument(
@@ -138,7 +142,7 @@ class ComposedCLI(LightningCLI):
     def _set_seed(self) -> None:
         seed = self._get(self.config, "seed_everything")
         if not isinstance(seed, bool) and seed is not None:
-            check_seed(seed, "seed_everything")
+            check_value("seed_everything", seed, Seed)
         super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:

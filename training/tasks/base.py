@@ -25,7 +25,7 @@ from interop.source import load_part, load_weights, read_origin
 from interop.towers import Tower
 from registry import ConfigError
 from registry.enforcing import enforced
-from registry.ranges import Whole
+from registry.ranges import Seed
 from training.cadence import logs_now, validate_by_steps
 from training.data.module import TextDataModule
 from training.data.tokenizers.start import check_start
@@ -84,6 +84,7 @@ class Task(L.LightningModule):
         reads: keys that a batch must have
         splits: whether ``objective`` scores the tokens of ``share`` alone; else a training whose ranks share windows
             (context parallelism) is refused
+        improves: whether it chooses among what a model can do already, so that random weights are refused
     """
 
     figures: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "bits_per_byte")
@@ -91,13 +92,14 @@ class Task(L.LightningModule):
     curves: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     reads: ClassVar[tuple[str, ...]] = ("tokens", "targets")
     splits: ClassVar[bool] = False
+    improves: ClassVar[bool] = False
 
     def __init__(
         self,
         model: dict[str, Any],
         optimizer: OptimizerRecipe,
         scheduler: Schedule,
-        seed: Whole = 0,
+        seed: Seed = 0,
         init_from: str | None = None,
         activation_checkpointing: Recompute = "none",
         kernels: dict[str, str] | None = None,

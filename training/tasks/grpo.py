@@ -94,6 +94,7 @@ class Grpo(Task):
         "rises": ("train/rise_positive", "train/rise_negative"),
     }
     reads: ClassVar[tuple[str, ...]] = ("tokens", "lengths", "prompt", "rollout", "update")
+    improves: ClassVar[bool] = True
 
     def __init__(
         self,

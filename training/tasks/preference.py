@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,8 @@ class Preference(Pairwise):
         reference: folder of the run or import that the policy is compared with; by default ``init_from``
         settings: those of ``Task``
     """
+
+    improves: ClassVar[bool] = True
 
     def __init__(
         self, *args: Any, preference: str | dict[str, Any] = "sigmoid", reference: str | None = None, **settings: Any

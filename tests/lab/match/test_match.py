@@ -23,7 +23,7 @@ from lab.match.sizing import Arm, Match, Sized, _sized, override, read_arm, size
 from registry import REFUSED, ConfigError, register
 from registry.command import run_command
 from training.configuration.composing import compose_config
-from training.entry.preflight import composition_of
+from training.configuration.named_model import composition_of
 
 ATTENTIONS = ("mha", "gqa", "mqa", "mla")
 LITE = ["model=deepseek_v2_lite", "data.sequence_length=4096"]

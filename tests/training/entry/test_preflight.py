@@ -15,7 +15,6 @@ import pytest
 from blocks.kernels.choice import KERNELS
 from registry import ConfigError
 from training.configuration.instantiate import instantiate
-from training.entry.preflight import check_seed
 
 ROOT = Path(__file__).resolve().parents[3]
 Checked = Callable[..., dict[str, Any]]
@@ -80,38 +79,6 @@ def test_number_of_the_trainer_has_a_least_value(checked: Checked, key: str, val
     assert refusal(checked, f"trainer.{key}={value}").path == f"trainer.{key}"
 
 
-@pytest.mark.parametrize("seed", [5_000_000_000, 2**32, -1, "abc", 1.0, True, None])
-def test_seed_is_one_that_every_generator_takes(seed: Any) -> None:
-    with pytest.raises(ConfigError) as caught:
-        check_seed(seed)
-    assert (caught.value.path, caught.value.value) == ("seed", seed)
-    check_seed(0)
-    check_seed(2**32 - 1)
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "train=maybe",
-        "test=no",
-        "extras.print_config=no",
-        "trainer.dry_run=no",
-        "task_name=''",
-        "task_name=null",
-        "tags=abc",
-        "optimized_metric=null",
-    ],
-)
-def test_setting_at_the_top_is_what_it_has_to_be(checked: Checked, override: str) -> None:
-    assert refusal(checked, override).path == override.partition("=")[0]
-
-
-def test_without_training_something_trained_is_measured(checked: Checked) -> None:
-    for test in ("true", "false"):
-        assert refusal(checked, "train=false", f"test={test}").path == "ckpt_path"
-    checked("train=false", "trainer.dry_run=true")
-
-
 def test_training_counted_in_epochs_needs_no_number_of_steps(checked: Checked) -> None:
     assert refusal(checked, "trainer.max_steps=-1").path == "trainer.max_steps"
     checked("trainer.max_steps=-1", "trainer.max_epochs=2")
@@ -124,44 +91,6 @@ def test_warm_up_longer_than_a_training_that_does_not_take_place_is_no_matter(
     trainer = fit()
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     checked("train=false", "test=true", f"ckpt_path={tmp_path}/x.ckpt", "scheduler.warmup=5000")
-
-
-def test_part_that_is_taken_away_is_named(checked: Checked) -> None:
-    error = refusal(checked, "~extras")
-    assert error.path == "extras"
-
-
-def test_checkpoint_of_another_model_is_refused_before_the_run(
-    checked: Checked, fit: Callable[..., L.Trainer], tmp_path: Path
-) -> None:
-    fit("model/attention=gqa").save_checkpoint(tmp_path / "x.ckpt")
-    checked("model/attention=gqa", f"ckpt_path={tmp_path}/x.ckpt")
-    error = refusal(checked, "model/attention=mha", f"ckpt_path={tmp_path}/x.ckpt")
-    assert error.path == "ckpt_path" and "model.attention" in error.remedy
-    checked("model/attention=gqa", "optimizer.lr=0.5", "seed=5", f"ckpt_path={tmp_path}/x.ckpt")
-
-
-def test_weights_of_another_position_are_refused_before_the_run_unless_allowed(
-    checked: Checked, fit: Callable[..., L.Trainer], tmp_path: Path
-) -> None:
-    fit().save_checkpoint(tmp_path / "x.ckpt")
-    other = ["model/position=alibi", f"ckpt_path={tmp_path}/x.ckpt"]
-    error = refusal(checked, *other)
-    assert "model.position was rope, is alibi" in error.rule and "resume.changed=allow" in error.remedy
-    checked(*other, "resume.changed=allow")
-    assert refusal(checked, *other, "resume.changed=perhaps").path == "resume.changed"
-
-
-def test_state_of_another_optimizer_is_refused_before_the_run(
-    checked: Checked, fit: Callable[..., L.Trainer], tmp_path: Path
-) -> None:
-    fit().save_checkpoint(tmp_path / "x.ckpt")
-    error = refusal(checked, "optimizer=adamw", f"ckpt_path={tmp_path}/x.ckpt")
-    assert (error.path, error.value) == ("optimizer", "AdamW") and "muon" in error.rule
-    checked("optimizer.momentum=0.9", f"ckpt_path={tmp_path}/x.ckpt")
-    checked("optimizer=adamw", "train=false", f"ckpt_path={tmp_path}/x.ckpt")
-    fit().save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
-    assert "no training state" in refusal(checked, f"ckpt_path={tmp_path}/weights.ckpt").rule
 
 
 def test_configuration_names_every_kernel_and_a_wish_reaches_the_decoder(checked: Checked) -> None:

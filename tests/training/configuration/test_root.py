@@ -1,0 +1,71 @@
+"""The settings at the root of a configuration: types, ranges, and what is said of each that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+import pytest
+
+from registry import ConfigError
+from registry.ranges import Seed
+from training.configuration.root import Root, check, check_value
+
+Checked = Callable[..., dict[str, Any]]
+
+
+def refusal(checked: Checked, *overrides: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        checked(*overrides)
+    return caught.value
+
+
+@pytest.mark.parametrize("seed", [5_000_000_000, 2**32, -1, "abc", 1.0, True, None])
+def test_seed_is_one_that_every_generator_takes(seed: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_value("seeds", seed, Seed)
+    assert (caught.value.path, caught.value.value) == ("seeds", seed)
+    assert caught.value.rule == "must be an integer of at least 0 and at most 4294967295"
+    check_value("seeds", 0, Seed)
+    check_value("seeds", 2**32 - 1, Seed)
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("train=maybe", "Write train=true or train=false"),
+        ("test=no", "Write test=true or test=false"),
+        ("auto_resume=1", "Write auto_resume=true or auto_resume=false"),
+        ("extras.print_config=no", "Write extras.print_config=true or extras.print_config=false"),
+        ("trainer.dry_run=no", "Write trainer.dry_run=true or trainer.dry_run=false"),
+        ("trainer.compile=2", "Write trainer.compile=true or trainer.compile=false"),
+        ("task_name=''", "Write a word: task_name=mine"),
+        ("task_name=null", "Write the name of the runs' folder: task_name=mine"),
+        ("tags=abc", "Write tags=[mine]"),
+        ("tags=[1]", "Write tags=[mine]"),
+        ("seed=-1", "Write seed=0"),
+        ("init_from=7", "Name a run's folder, or the OUT of blockwright import: init_from=OUT"),
+        ("resume.changed=hide", "Write resume.changed=show or resume.changed=allow"),
+        ("optimized_metric=null", "Name the figure by which runs are compared: optimized_metric=val/loss"),
+        ("+extras.colour=true", "Known: enforce_tags, ignore_warnings, print_config"),
+        ("+mine=1", None),
+        ("~extras.enforce_tags", "Leave out what removes it (e.g. ~extras.enforce_tags)"),
+        ("extras=null", None),
+    ],
+)
+def test_setting_at_the_root_is_what_it_has_to_be(checked: Checked, override: str, remedy: str | None) -> None:
+    error = refusal(checked, override)
+    assert error.path == override.partition("=")[0].strip("+~")
+    assert remedy is None or error.remedy == remedy
+
+
+def test_tags_can_be_required(checked: Checked) -> None:
+    assert refusal(checked, "extras.enforce_tags=true", "tags=[]").path == "tags"
+    checked("extras.enforce_tags=true", "tags=[mine]")
+
+
+def test_configuration_of_an_older_version_gets_the_settings_that_it_has_not(checked: Checked) -> None:
+    plain = {key: value for key, value in checked().items() if key not in ("resume", "adapter", "surgery")}
+    found = check(plain)
+    assert (found["resume"], found["adapter"], found["surgery"]) == ({"changed": "show"}, None, None)
+    assert set(found) == set(get_type_hints(Root))

@@ -1,0 +1,119 @@
+"""The settings at the root of a configuration, with their types and ranges: what every run has."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypedDict
+
+from registry import ConfigError, did_you_mean
+from registry.ranges import Seed, parts
+from registry.schema import conforms, fault
+
+Changed = Literal["show", "allow"]
+Part = dict[str, Any] | None  # of a group, null if it is left out; checked where it is built
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What to write instead of a value that is refused, where the rule does not say it."""
+
+    text: str
+
+
+class Resume(TypedDict):
+    """What happens to settings that differ from the checkpoint's."""
+
+    changed: Changed
+
+
+class Extras(TypedDict):
+    """What a run shows."""
+
+    print_config: bool
+    ignore_warnings: bool
+    enforce_tags: bool
+
+
+class Root(TypedDict):
+    """Every setting of a run; conf/config.yaml says what each is for."""
+
+    task_name: Annotated[str, Remedy("Write the name of the runs' folder: task_name=mine")]
+    tags: Annotated[list[str] | None, Remedy("Write tags=[mine]")]
+    seed: Annotated[Seed, Remedy("Write seed=0")]
+    ckpt_path: Any  # looked for by checkpoints.resume
+    auto_resume: bool
+    resume: Resume
+    init_from: Annotated[str | None, Remedy("Name a run's folder, or the OUT of blockwright import: init_from=OUT")]
+    train: bool
+    test: bool
+    optimized_metric: Annotated[str, Remedy("Name the figure by which runs are compared: optimized_metric=val/loss")]
+    model: Any
+    adapter: Part
+    surgery: Part
+    data: dict[str, Any]
+    task: dict[str, Any]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    trainer: dict[str, Any]
+    callbacks: Part
+    logger: Part
+    paths: dict[str, Any]
+    extras: Extras
+
+
+OLDER: dict[str, Any] = {"resume": {"changed": "show"}, "adapter": None, "surgery": None}  # not in older configurations
+
+
+def check(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the settings at the root; those that older versions did not have get their defaults.
+
+    Args:
+        plain: a resolved configuration, as plain types
+
+    Raises:
+        ConfigError: an unknown, missing or invalid setting
+    """
+    settings = {**OLDER, **plain}
+    _check(settings, Root, "")
+    if settings["extras"]["enforce_tags"] and not settings["tags"]:
+        raise ConfigError("tags", settings["tags"], "extras.enforce_tags requires at least one", "Write tags=[mine]")
+    if not settings["task_name"].strip("./ "):
+        raise ConfigError("task_name", settings["task_name"], "names the runs' folder", "Write a word: task_name=mine")
+    return settings
+
+
+def _check(settings: Mapping[str, Any], types: type, within: str) -> None:
+    hints = typing.get_type_hints(types, include_extras=True)
+    for key, value in settings.items():
+        if key not in hints:
+            raise ConfigError(within + key, value, "there is no such setting", did_you_mean(key, hints))
+    for key, hint in hints.items():
+        path = within + key
+        if key not in settings:
+            raise ConfigError(path, None, "every run has this setting", f"Leave out what removes it (e.g. ~{path})")
+        if typing.is_typeddict(hint) and isinstance(settings[key], Mapping):
+            _check(settings[key], hint, f"{path}.")
+        else:
+            check_value(path, settings[key], dict if typing.is_typeddict(hint) else hint)
+
+
+def check_value(path: str, value: Any, hint: Any) -> None:
+    """Refuse a value that does not match an annotation.
+
+    Raises:
+        ConfigError: with the remedy of the annotation, if it has one
+    """
+    if not conforms(value, hint):
+        raise ConfigError(path, value, fault(value, hint), _remedy(path, hint))
+
+
+def _remedy(path: str, hint: Any) -> str:
+    plain, more = parts(hint)
+    if known := next((each.text for each in more if isinstance(each, Remedy)), None):
+        return known
+    choices: tuple[str, ...] = ("true", "false") if plain is bool else ()
+    if typing.get_origin(plain) is Literal:
+        choices = typing.get_args(plain)
+    return f"Write {' or '.join(f'{path}={choice}' for choice in choices)}" if choices else f"Leave out {path}=…"

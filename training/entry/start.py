@@ -1,0 +1,160 @@
+"""What a run starts from: a checkpoint of its own past, the weights of another model, a part of them, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blocks.checkpoint.fits import check_fits
+from blocks.checkpoint.read import read_checkpoint
+from blocks.decoder import Decoder
+from interop.source import check_init, read_composition, read_start
+from interop.towers import PATH, Tower
+from registry import ConfigError
+from training.checkpoints.optimizer import check_optimizer
+from training.checkpoints.places import refuse_overwriting, settle
+from training.checkpoints.record import past_of
+from training.checkpoints.resume import check_changes, resolve_checkpoint, say
+from training.checkpoints.surgery import changed_window
+from training.checkpoints.surgery import check_surgery as check_swaps
+from training.configuration.instantiate import check_target, find_target, instantiate
+from training.data.preflight import tokenizer_of
+from training.data.tokenizers.start import check_start
+from training.tasks.lookup import is_task
+from training.tasks.outline import outline
+
+
+def find_start(plain: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Find the start of the run: a checkpoint to resume from, the weights of another model, or neither.
+
+    Args:
+        plain: the configuration; its ``ckpt_path`` becomes a file or None
+        ours: its record
+
+    Raises:
+        ConfigError: it does not fit the run
+    """
+    place = settle(plain)
+    path = plain["ckpt_path"] = resolve_checkpoint(plain, place, ours)
+    if path and is_task(plain["task"].get("_target_")):
+        checkpoint = read_checkpoint(path, shapes_only=True)
+        trained = outline_of(plain)
+        check_fits(checkpoint, trained, path)
+        if plain["train"]:
+            check_optimizer(checkpoint, instantiate(plain["optimizer"], "optimizer"), trained, path)
+        check_changes(path, past_of(checkpoint), ours, plain)
+    refuse_overwriting(plain, place)
+    _check_weights(plain)
+    _check_tower(plain)
+    _check_adapter(plain)
+    if not (plain["train"] or plain["trainer"].get("dry_run")):
+        refuse_random_weights(path, plain["init_from"])
+
+
+def _check_weights(plain: dict[str, Any]) -> None:
+    """Check that imported weights fit the model and the data; a resumed run has its own."""
+    if plain["init_from"] is None:
+        _refuse_nothing_to_operate(plain)
+        return
+    if "init_from" not in plain["task"]:
+        rule = f"the task {plain['task'].get('_target_')} does not support init_from"
+        raise ConfigError("init_from", plain["init_from"], rule, "Leave it out, or use task=causal_lm")
+    if plain["ckpt_path"]:
+        plain["task"]["init_from"] = None
+    else:
+        if plain["surgery"] is None:
+            check_init(Path(plain["init_from"]), plain["model"])
+        if (tokenizer := tokenizer_of(plain["data"])) is not None:
+            check_start(plain["init_from"], tokenizer)
+
+
+def _check_tower(plain: dict[str, Any]) -> None:
+    """Check that the weights of a tower alone fit the model; a resumed run has its own."""
+    folder = plain["task"].get("tower")
+    if folder is None:
+        return
+    if plain["ckpt_path"]:
+        plain["task"]["tower"] = None
+        return
+    if not isinstance(folder, str):
+        raise ConfigError(PATH, folder, "must be the path of a folder", f"Write {PATH}=DIR")
+    Tower(Path(folder)).check(plain["model"])
+
+
+def _check_adapter(plain: dict[str, Any]) -> None:
+    """Refuse an adapter of random weights, or a start that is another; a resumed run has its own."""
+    if plain["adapter"] is None:
+        return
+    if plain["ckpt_path"]:
+        plain["task"]["adapter"] = {**plain["adapter"], "start": None}
+    elif plain["init_from"] is None:
+        rule = "an adapter is trained on a model that stays as it is, and this one would be random"
+        raise ConfigError("init_from", None, rule, "Name its weights: init_from=RUN, or the OUT of blockwright import")
+    else:
+        instantiate(plain["adapter"], "adapter").read(outline_of(plain))
+
+
+def check_surgery(plain: dict[str, Any], patched_there: bool) -> None:
+    """Compare the model with the one that its weights were trained in.
+
+    Args:
+        plain: the configuration
+        patched_there: whether the composition is that of the weights, patched here
+    """
+    start = plain["init_from"]
+    if plain["surgery"] is not None:
+        check_target(plain["surgery"], "surgery")
+    if start is None or plain["ckpt_path"]:
+        return
+    if plain["surgery"] is not None:
+        operators = instantiate(plain["surgery"], "surgery").check(read_composition(Path(start)), plain["model"])
+        say(f"surgery on {start}; " + "; ".join(operators or ["nothing changes"]))
+        return
+    allowed = patched_there or plain["resume"].get("changed") == "allow"
+    past = past_of(checkpoint) if (checkpoint := read_start(Path(start))) else None
+    lines = check_swaps(read_composition(Path(start)), plain["model"], str(start), allowed)
+    if past is not None:
+        trained = (past.settings.get("data") or {}).get("sequence_length")
+        lines += [line] if (line := changed_window(plain["model"], trained)) else []
+    if lines:
+        say(f"starts from {start}; " + "; ".join(lines))
+
+
+def _refuse_nothing_to_operate(plain: dict[str, Any]) -> None:
+    if plain["surgery"] is not None and not plain["ckpt_path"]:
+        rule = "puts the weights of a trained model into another, and none is named"
+        raise ConfigError("init_from", None, rule, "Name a run: init_from=RUN; or leave surgery out")
+
+
+def outline_of(plain: dict[str, Any]) -> Decoder:
+    """The model as it is trained, on the meta device."""
+    adapter = plain["adapter"] and instantiate(plain["adapter"], "adapter")
+    return outline(plain["model"], adapter, plain["task"].get("frozen"))
+
+
+def refuse_random_weights(ckpt_path: Any, init_from: Any) -> None:
+    """Refuse to measure random weights: without training, a checkpoint or imported weights are required.
+
+    Raises:
+        ConfigError
+    """
+    if ckpt_path is None and init_from is None:
+        rule = "without training, only random initial weights would be measured"
+        remedy = "Write ckpt_path=last or a file; or init_from=OUT for the weights of an imported model"
+        raise ConfigError("ckpt_path", None, rule, remedy)
+
+
+def refuse_untrained(plain: Mapping[str, Any]) -> None:
+    """Refuse random weights for a task that chooses among what a model can do already.
+
+    The task's class says that it does, so this imports Lightning.
+
+    Raises:
+        ConfigError
+    """
+    started = plain["ckpt_path"] or plain["init_from"] or plain["trainer"].get("dry_run")
+    if plain["train"] and not started and getattr(find_target(plain["task"]["_target_"], "task"), "improves", False):
+        rule = "the task improves the answers of a trained model, and random weights give none worth choosing"
+        sft = "python train.py experiment=sft_sort, then init_from=logs/sft_sort/runs/TIME"
+        raise ConfigError("init_from", None, rule, f"Name a fine-tuned run: init_from=RUN; for digits to sort: {sft}")
