@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 import registry
-from blocks.decoder import Decoder, Layer
-from blocks.gating.base import Gating
+from blocks.decoder import LAYER_PARTS, Decoder, Layer
 from blocks.images.base import Images
 from blocks.initialise import initialise
 from blocks.linear import Linear
@@ -21,14 +17,10 @@ from blocks.model_config import read
 from blocks.mtp import MTP
 from blocks.position.base import Position
 from blocks.precision import built_in_full_precision
-from blocks.selector.base import Selector
+from blocks.refusals import MAX_DISTINCT, check_room, check_together, size, too_many_changes, written_at
 from registry import ConfigError, Node, Scope, presets
 from registry.build import add_one
 from registry.layout import patched, plan
-
-LAYER_PARTS = ("attention", "ffn", "residual")  # the parts of a layer; every other kind is a child
-MAX_PARAMETERS = 10**14  # a hundred times the largest known model
-MAX_DISTINCT = 256  # distinct layers of one model
 
 
 def check(config: Any) -> dict[str, Any]:
@@ -39,7 +31,7 @@ def check(config: Any) -> dict[str, Any]:
     """
     model = read(config)
     if len(model["overrides"] or []) > MAX_DISTINCT:
-        raise _too_many_changes()
+        raise too_many_changes()
     distinct: list[dict[str, Any]] = []
     layers: dict[int, Layer] = {}
     alike: list[int] = []  # how many layers equal each distinct one
@@ -50,148 +42,14 @@ def check(config: Any) -> dict[str, Any]:
                 alike[distinct.index(nodes)] += 1
                 continue
             if len(distinct) == MAX_DISTINCT:
-                raise _too_many_changes()
+                raise too_many_changes()
             distinct.append(nodes)
             layers[index] = _layer(model, nodes, index)
             alike.append(1)
-        around += [*_depths(model), images] if (images := _images(model)) else _depths(model)
-        if images is not None:
-            _refuse_beside_images(model, layers)
-    of_layers = sum(_size(layer) * times for layer, times in zip(layers.values(), alike, strict=True))
-    _check_size(sum(map(_size, around)) + of_layers)
-    _refuse_other_streams(model, dict(zip(layers, distinct, strict=True)), layers)
-    _refuse_nothing_to_share(model, dict(zip(layers, distinct, strict=True)), layers)
-    _refuse_untaken(model, dict(zip(layers, distinct, strict=True)), layers)
-    _check_variants(model)
+        around += [*_depths(model), *([images] if (images := _images(model)) else [])]
+    of_layers = sum(size(layer) * times for layer, times in zip(layers.values(), alike, strict=True))
+    check_together(model, dict(zip(layers, distinct, strict=True)), layers, sum(map(size, around)) + of_layers)
     return model
-
-
-def _too_many_changes() -> ConfigError:
-    rule = f"makes more than {MAX_DISTINCT} layers that are all different"
-    return ConfigError("model.overrides", "…", rule, "Name variants in a layout pattern, which repeats")
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _check_size(parameters: int) -> None:
-    if parameters > MAX_PARAMETERS:
-        rule = f"has {parameters:.3g} parameters, and no machine holds more than {MAX_PARAMETERS:.0e}"
-        raise ConfigError("model", f"{parameters:.3g}", rule, "Lower its widths, depth or experts")
-
-
-def _check_room(decoder: Decoder, device: torch.device) -> None:
-    """Refuse, before anything is allocated, weights that this machine cannot hold."""
-    needed, room = sum(t.nbytes for t in decoder.state_dict().values()), _room(device)
-    if needed > room:
-        rule = f"needs {needed / 1e9:.3g} GB for its weights alone, and {device.type} here has {room / 1e9:.3g} GB"
-        remedy = "Choose a smaller model, or device='meta' to look at it without its weights"
-        raise ConfigError("model", f"{_size(decoder):.3g} parameters", rule, remedy)
-
-
-def _room(device: torch.device) -> float:
-    """Total memory of a device in bytes; inf if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    if device.type != "cpu" or not hasattr(os, "sysconf"):
-        return math.inf
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's limit, if lower
-    text = limit.read_text().strip() if limit.is_file() else ""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(whole, int(text)) if text.isdigit() else whole
-
-
-def _refuse_other_streams(
-    model: Mapping[str, Any], nodes: Mapping[int, dict[str, Any]], layers: Mapping[int, Layer]
-) -> None:
-    """Refuse layers that cannot read what the layers below them give."""
-    own = {index: layer.residual.streams for index, layer in layers.items()}
-    first = own.get(0)
-    for index, streams in own.items():
-        if streams != first:
-            node = nodes[index]["residual"]
-            rule = f"passes on {_streams(streams)}, and the first layer {_streams(first)}"
-            remedy = "Give all layers the same number of streams"
-            raise ConfigError(_written_at(model, "residual", node, index), node["name"], rule, remedy)
-
-
-def _refuse_nothing_to_share(
-    model: Mapping[str, Any], nodes: Mapping[int, dict[str, Any]], layers: Mapping[int, Layer]
-) -> None:
-    """Refuse a layer that reuses the choice of keys of one below, where none below makes one."""
-    chosen = False
-    for index in sorted(layers):
-        selectors = [m for m in layers[index].attention.modules() if isinstance(m, Selector)]
-        if not chosen and selectors and all(selector.reuses for selector in selectors):
-            kind = "selector" if "selector" in nodes[index] else "attention"
-            node = nodes[index][kind]
-            rule = f"reuses which keys a layer below it chose, and none below layer {index} chooses"
-            remedy = "Give that layer a selector of its own: by every: 1, or by a variant of selector in the layout"
-            raise ConfigError(_written_at(model, kind, node, index), node["name"], rule, remedy)
-        chosen = chosen or bool(selectors)
-
-
-def _streams(count: Any) -> str:
-    return "one stream" if count is None else f"{count} streams" if count else "one stream for each source"
-
-
-def _refuse_untaken(model: Mapping[str, Any], nodes: Mapping[int, dict[str, Any]], layers: Mapping[int, Layer]) -> None:
-    """Refuse an optional child (e.g. ``qk_norm``) that no block uses: an ablation of it would change nothing.
-
-    A child that some block requires (``gating`` in ``moe``) may stay unused: a dense ffn may be swapped in. So may one
-    that every block which could take it sets to null.
-    """
-    for kind, hosts in _optional_children().items():
-        for index, node in ((i, of_layer[kind]) for i, of_layer in nodes.items() if kind in of_layer):
-            block = registry.lookup(kind, node["name"]).cls
-            alike = [i for i, of_layer in nodes.items() if of_layer.get(kind) == node]
-            taken = any(isinstance(module, block) for i in alike for module in layers[i].modules())
-            if not taken and not any(_declines(kind, nodes[i]) for i in alike):
-                rule = f"no block of this model takes this {kind}, so it would change nothing"
-                remedy = f"Remove it (model.{kind}=null), or choose a block that takes one: {hosts or 'none'}"
-                raise ConfigError(_written_at(model, kind, node, index), node["name"], rule, remedy)
-
-
-def _declines(kind: str, nodes: Mapping[str, dict[str, Any]]) -> bool:
-    """Whether some block of a layer sets a child of this kind to null."""
-    scope = {k: Node(node, f"model.{k}") for k, node in nodes.items()}
-    return any(
-        p.child == kind and given[p.name] is None
-        for part in LAYER_PARTS
-        if part in scope
-        for _, entry, given in registry.walk(part, scope[part], scope)
-        for p in entry.schema.children.values()
-    )
-
-
-def _optional_children() -> dict[str, str]:
-    """Kinds that are optional for every block that takes one → these blocks, as text."""
-    taken: dict[str, list[tuple[str, str, bool]]] = {k: [] for k in registry.layer_kinds() if k not in LAYER_PARTS}
-    for host in registry.kinds():
-        for name in registry.names(host):
-            for p in registry.lookup(host, name).schema.children.values():
-                if p.child in taken:
-                    taken[p.child].append((host, name, p.optional))
-    return {
-        kind: ", ".join(
-            f"{k} {'|'.join(n for h, n, _ in hosts if h == k)}" for k in dict.fromkeys(h for h, *_ in hosts)
-        )
-        for kind, hosts in taken.items()
-        if all(optional for *_, optional in hosts)
-    }
-
-
-def _check_variants(model: Mapping[str, Any]) -> None:
-    """Check variants that no layer uses too, so that a typo in them is found now."""
-    for kind, variants in (model["variants"] or {}).items():
-        for name, node in (variants or {}).items():
-            own = model.get(kind) or {}
-            patches = isinstance(node, Mapping) and "name" not in node
-            node = patched({"name": own} if isinstance(own, str) else own, node) if patches else node
-            if node is None:
-                continue
-            registry.resolve(kind, Node(node, f"model.variants.{kind}.{name}"))
 
 
 def preset(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -228,7 +86,7 @@ def compose(config: Any, *, device: torch.device | str = "cpu", seed: int = 0) -
         decoder = assemble(model)
     if torch.device(device).type == "meta":
         return decoder
-    _check_room(decoder, torch.device(device))
+    check_room(decoder, torch.device(device))
     decoder.to_empty(device=device)
     initialise(decoder, **model["init"], n_layers=model["n_layers"], seed=seed)
     return decoder
@@ -291,17 +149,6 @@ def _images(model: Mapping[str, Any]) -> Images | None:
     return registry.build("images", nodes["images"], Scope(nodes, _context(model, 0)))
 
 
-def _refuse_beside_images(model: Mapping[str, Any], layers: Mapping[int, Layer]) -> None:
-    """Refuse what reads the ids of tokens: all places of all images have one."""
-    remedy = "Leave it out, or the images (model.images=null)"
-    if model["mtp"]:
-        raise ConfigError("model.mtp", model["mtp"], "embeds token ids, and the places of images share one", remedy)
-    for gate in (m for layer in layers.values() for m in layer.modules() if isinstance(m, Gating)):
-        if gate.by_id:
-            rule = "routes by token id, and the places of images share one"
-            raise ConfigError("model.gating", type(gate).__name__, rule, remedy)
-
-
 def _place(node: Node) -> str:
     entry, _ = registry.resolve("position", node)
     return entry.cls.place  # type: ignore[attr-defined]
@@ -309,7 +156,7 @@ def _place(node: Node) -> str:
 
 def _layer(model: Mapping[str, Any], nodes: Mapping[str, dict[str, Any]], index: int) -> Layer:
     context = _context(model, index)
-    placed = {kind: Node(node, _written_at(model, kind, node, index)) for kind, node in nodes.items()}
+    placed = {kind: Node(node, written_at(model, kind, node, index)) for kind, node in nodes.items()}
     position = placed.get("position")
     if position and _place(position) == "embedding":
         if position.path != "model.position":
@@ -344,14 +191,3 @@ def _part(kind: str, nodes: Mapping[str, Node], context: Mapping[str, Any]) -> A
         rule = f"a decoder needs a block of kind {kind!r}, and layer {context['layer_idx']} has none"
         raise ConfigError(f"model.{kind}", None, rule, add_one(f"model/{kind}", kind))
     return registry.build(kind, nodes[kind], Scope(nodes, context))
-
-
-def _written_at(model: Mapping[str, Any], kind: str, node: Mapping[str, Any], index: int) -> str:
-    """Configuration path of a layer's node, for error messages."""
-    own = model.get(kind)
-    if node == own or node == {"name": own}:
-        return f"model.{kind}"
-    for name, variant in ((model.get("variants") or {}).get(kind) or {}).items():
-        if node == variant:
-            return f"model.variants.{kind}.{name}"
-    return f"model.{kind} (layer {index})"

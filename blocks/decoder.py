@@ -25,6 +25,8 @@ from blocks.residual.base import Residual
 from blocks.share import Share
 from registry import BlockError
 
+LAYER_PARTS = ("attention", "ffn", "residual")  # the parts of a layer; every other kind is a child
+
 
 class Layer(nn.Module):
     """One attention and one feed-forward block, connected by a residual block."""

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 import registry
 from blocks.base import Block
-from blocks.compose import LAYER_PARTS
 from blocks.cost import signature
-from blocks.decoder import Decoder, Layer
+from blocks.decoder import LAYER_PARTS, Decoder, Layer
 from blocks.growth.base import Growth
 from blocks.transplant.base import Setting, Transplant, Transplanted, shapes
 from registry import BlockError, ConfigError, Node, Scope
