@@ -259,10 +259,10 @@ def test_mistake_is_one_message_before_training(name: str, base: DictConfig, fol
 
 
 def checked(cfg: DictConfig) -> dict[str, Any]:
-    from training.entry.preflight import _check_tower
+    from training.entry.start import check_tower
 
     plain = check(cfg)
-    _check_tower(plain)
+    check_tower(plain)
     return plain
 
 

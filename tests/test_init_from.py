@@ -94,7 +94,7 @@ def test_surgery_puts_the_weights_into_another_composition(
         (["model=pretrained"], "init_from", "none is named"),
         (["init_from=/nowhere", "model=pretrained"], "init_from", "holds neither model.yaml nor"),
         (["init_from=/nowhere"], "init_from", "holds neither model.yaml nor"),
-        (["init_from=5", "model=pretrained"], "init_from", "path of a folder"),
+        (["init_from=5", "model=pretrained"], "init_from", "a string or null.*a run's folder"),
         (["surgery=default"], "init_from", "leave surgery out"),
         (
             ["init_from=OUT", "model=pretrained", "surgery=default", "surgery/transplant=drop"],

@@ -46,7 +46,7 @@ def find_start(plain: dict[str, Any], ours: dict[str, Any]) -> None:
         check_changes(path, past_of(checkpoint), ours, plain)
     refuse_overwriting(plain, place)
     _check_weights(plain)
-    _check_tower(plain)
+    check_tower(plain)
     _check_adapter(plain)
     if not (plain["train"] or plain["trainer"].get("dry_run")):
         refuse_random_weights(path, plain["init_from"])
@@ -69,7 +69,7 @@ def _check_weights(plain: dict[str, Any]) -> None:
             check_start(plain["init_from"], tokenizer)
 
 
-def _check_tower(plain: dict[str, Any]) -> None:
+def check_tower(plain: dict[str, Any]) -> None:
     """Check that the weights of a tower alone fit the model; a resumed run has its own."""
     folder = plain["task"].get("tower")
     if folder is None:
