@@ -203,5 +203,6 @@ if __name__ == "__main__":
     importlib.import_module("torch").set_num_threads(1)
     gc.collect()
     gc.freeze()  # what a collection would touch, every fork would copy
+    gc.set_threshold(100_000, 10, 10)  # as in the tests' own processes
     if asked := _serve():
         _end(_become(asked))

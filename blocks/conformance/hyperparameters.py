@@ -28,20 +28,27 @@ def every_hyperparameter(setting: Setting) -> None:
     parameters = setting.entry.schema.parameters
     if not parameters:
         raise ExemptError("it has no parameters")
+    usual = _trace(setting, setting.node())
     for p in parameters.values():
-        if not _matters(setting, p):
+        if not _matters(setting, p, usual):
             found = any(True for _ in valid(setting, setting.node(), p))
             must(found, f"no other valid value of {p.name} was found: declare its values with Literal")
             must(False, f"{p.name} changes nothing, whatever its value")
 
 
-def _matters(setting: Setting, p: Parameter) -> bool:
-    """Whether two values of it give different models, all else being equal."""
-    usual = setting.node()
-    for node, few in itertools.chain([(usual, MANY)], ((node, FEW) for node in _beside(setting, usual, p))):
-        base = _trace(setting, node)
-        for value in itertools.islice(valid(setting, node, p), few):
-            if not _same(base, _trace(setting, {**node, p.name: value})):
+def _matters(setting: Setting, p: Parameter, usual: list[Any]) -> bool:
+    """Whether two values of it give different models, all else being equal.
+
+    Args:
+        setting: of the block
+        p: the parameter
+        usual: trace of the usual node
+    """
+    node = setting.node()
+    for others, few in itertools.chain([(node, MANY)], ((beside, FEW) for beside in _beside(setting, node, p))):
+        base = usual if others is node else _trace(setting, others)
+        for value in itertools.islice(valid(setting, others, p), few):
+            if not _same(base, _trace(setting, {**others, p.name: value})):
                 return True
     return False
 
