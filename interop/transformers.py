@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from blocks.cache import Cache as BlockCache
 from blocks.compose import check, compose
 from blocks.decoder import Decoder, Layer
 from blocks.kernels.few_rows import linear
@@ -32,14 +31,13 @@ try:
         PreTrainedConfig,
         PreTrainedModel,
     )
-    from transformers.cache_utils import Cache
     from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
     from transformers.utils.deprecation import deprecate_kwarg
+
+    from interop.transformers_cache import BlockwrightCache
 except ImportError as error:
     rule = f"needs transformers, which is not installed completely ({error})"
     raise ConfigError("interop.transformers", None, rule, "pip install 'blockwright[transformers]'") from None
-
-AHEAD = 256  # tokens of room for each growth of a cache whose final length is unknown
 
 
 class BlockwrightConfig(PreTrainedConfig):
@@ -67,85 +65,6 @@ class BlockwrightConfig(PreTrainedConfig):
             settings["final_logit_softcapping"] = self.composition["logit_softcap"]
         # A tied head is no tensor of its own here, so there is nothing for transformers to tie.
         super().__init__(**{**settings, "tie_word_embeddings": False})
-
-
-class BlockwrightCache(Cache):
-    """The caches of all layers (blocks/cache.py) behind transformers' interface, made at the first forward pass.
-
-    Args:
-        decoder: whose caches they are
-        room: tokens of a row, padding included; None grows as needed
-    """
-
-    def __init__(self, decoder: Decoder, room: int | None = None) -> None:
-        super().__init__(layers=[])
-        self.decoder, self.room, self.seen = decoder, room, 0
-        self.held: list[Any] = []
-
-    def prepare(self, tokens: Tensor, mask: Tensor | None) -> list[Any]:
-        """The caches, with room for tokens [B,T] behind those seen; ``mask`` [B,S] is of all of them."""
-        B, T = tokens.shape[:2]
-        needed = self.seen + T
-        if not self.held:
-            padding = None if mask is None else _left_padding(mask)
-            self.held = self.decoder.new_caches(B, self.room or needed + AHEAD, padding=padding)
-        elif self.room is None and any(type(c) is BlockCache and c.room < needed for c in self.held):
-            self._grow(needed + AHEAD)
-        self.seen = needed
-        return self.held
-
-    def _grow(self, room: int) -> None:
-        for i, new in enumerate(self.decoder.new_caches(self.batch_size, room)):
-            old = self.held[i]
-            if type(old) is BlockCache:
-                for name, buffer in new.buffers.items():
-                    buffer[:, : old.room] = old.buffers[name]
-                new.length, new.padding, self.held[i] = old.length, old.padding, new
-
-    @property
-    def batch_size(self) -> int:
-        return len(next(iter(self.held[0].buffers.values())))
-
-    def __len__(self) -> int:
-        return len(self.decoder.layers)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.seen
-
-    def get_max_length(self, layer_idx: int | None = None) -> int:
-        return -1 if self.room is None else self.room
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self.seen + query_length, 0
-
-    def reset(self) -> None:
-        self.held, self.seen = [], 0
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Continue with these rows, as beam search does."""
-        for cache in self.held:
-            for buffer in cache.buffers.values():
-                buffer.copy_(buffer.index_select(0, beam_idx))
-            if cache.padding is not None:
-                cache.padding = cache.padding.index_select(0, beam_idx)
-
-    def _refuse(self, *_: Any) -> None:
-        rule = "these caches neither forget tokens nor repeat rows"
-        raise BlockError("cache", type(self).__name__, rule, "Generate without an assistant; or use_cache=False")
-
-    crop = batch_repeat_interleave = batch_select_indices = update = _refuse  # type: ignore[assignment]
-
-    @property
-    def is_croppable(self) -> bool:
-        return False
-
-    @property
-    def is_compileable(self) -> bool:
-        return False
-
-    @property
-    def is_initialized(self) -> bool:
-        return bool(self.held)
 
 
 class RecomputedLayer(Layer):
@@ -363,21 +282,6 @@ def _documents(tokens: Tensor, mask: Tensor | None, positions: Tensor | None) ->
     if not begins.any():
         return positions, None
     return positions, torch.nn.functional.pad(begins.cumsum(1), (1, 0)).expand(len(tokens), -1)
-
-
-def _left_padding(mask: Tensor) -> Tensor | None:
-    """[B] padding tokens before each row.
-
-    Raises:
-        BlockError: there is padding elsewhere
-    """
-    padding = (mask == 0).sum(1)
-    if not padding.any():
-        return None
-    if not (torch.arange(mask.shape[1], device=mask.device) >= padding[:, None]).eq(mask.bool()).all():
-        rule = "a cache holds rows padded on the left"
-        raise BlockError("attention_mask", "…", rule, "Set tokenizer.padding_side='left'")
-    return padding
 
 
 AutoConfig.register(MODEL_TYPE, BlockwrightConfig, exist_ok=True)

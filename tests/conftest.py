@@ -32,7 +32,9 @@ MOE = {
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # as many workers as cores: more threads would only wait for each other
-    gc.set_threshold(100_000, 10, 10)  # the usual 700 new objects between two searches are an eighth of the suite's time
+    gc.set_threshold(
+        100_000, 10, 10
+    )  # the usual 700 new objects between two searches are an eighth of the suite's time
     # An example that waits for a busy processor is no failure.
     patient = [hypothesis.HealthCheck.too_slow]
     hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=patient)

@@ -16,7 +16,8 @@ from blocks.generation.sample import Sampling
 from interop.exporting import export_folder
 from interop.importing import import_folder
 from interop.source import load
-from interop.transformers import BlockwrightCache, BlockwrightConfig, BlockwrightForCausalLM
+from interop.transformers import BlockwrightConfig, BlockwrightForCausalLM
+from interop.transformers_cache import BlockwrightCache
 from registry import BlockError, ConfigError
 
 MLA = {"attention": {"name": "mla"}}
@@ -63,7 +64,7 @@ def test_generate_writes_our_texts_with_our_caches(wrapped: Make, changes: dict[
 
 
 def test_cache_of_unknown_length_grows(wrapped: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("interop.transformers.AHEAD", 2)
+    monkeypatch.setattr("interop.transformers_cache.AHEAD", 2)
     model, cache, steps = wrapped(**MLA), None, []
     mask = torch.ones(2, 12, dtype=torch.int64)
     mask[0, :2] = 0
