@@ -6,16 +6,14 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-import registry
 from interop.tokenizer import COMPANIONS
-from registry import Node, Scope
 from registry.enforcing import enforced
 from registry.errors import ConfigError
 from training.data import packing
 from training.data.corpus import SPLITS, Split
 from training.data.module import TextDataModule
 from training.data.order import LineBatches
-from training.data.rendering import Rendering
+from training.data.rendering import Rendering, chat_of
 from training.data.rows import RowOrder, Rows
 
 
@@ -35,8 +33,7 @@ class ChatDataModule(TextDataModule):
     def __init__(self, *args: Any, chat: str | dict[str, Any] = "plain", **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.chat = chat
-        built = registry.build("chat", Node(chat, "data.chat"), Scope({}, {}))
-        self.rendering = Rendering(self.tokenizer, built, self.sequence_length)
+        self.rendering = Rendering(self.tokenizer, chat_of({"chat": chat}), self.sequence_length)
         self._rows: dict[tuple[Split, int], Rows] = {}
 
     def setup(self, stage: str | None = None) -> None:

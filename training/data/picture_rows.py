@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -12,16 +12,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from blocks.compose import images_of
 from blocks.images.base import Images
 from blocks.tiling.base import Grid, Tiling
 from registry.errors import ConfigError
 from training.data.chat.base import Message, Piece, encode
 from training.data.conversations import Conversation
+from training.data.corpus import Corpus
 from training.data.order import PADDING
 from training.data.packing import Ints
-from training.data.picture_conversations import WORD
+from training.data.picture_conversations import WORD, PictureCorpus
 from training.data.pictures import SETTING, tiles_of
-from training.data.rendering import Rendering
+from training.data.rendering import Rendering, chat_of
 from training.data.rows import Rows, best_fit
 from training.data.tokenizers.base import Tokenizer
 
@@ -61,6 +63,18 @@ class PictureRendering(Rendering):
         self.images, self.open_pictures = images, open_pictures
         self.tiles: list[int] = []  # of each conversation encoded
         self._opened: tuple[Conversation | None, list[Grid]] = (None, [])
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any], corpus: Corpus, tokenizer: Tokenizer) -> PictureRendering:
+        if not isinstance(corpus, PictureCorpus):
+            rule = "this data needs conversations with pictures, which the corpus does not give"
+            target = "training.data.picture_conversations.PictureConversations"
+            raise ConfigError(
+                "data.corpus", type(corpus).__name__, rule, f"Write data.corpus._target_={target}, or use data=chat"
+            )
+        images = images_of(data["model"])
+        refuse_token(images, tokenizer)
+        return cls(images, corpus.pictures, tokenizer, chat_of(data), data.get("sequence_length", 256))
 
     def fingerprint(self) -> str:
         tiling = {k: v for k, v in vars(self.images.tiling).items() if isinstance(v, int | str)}

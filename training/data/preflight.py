@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge
 
-import registry
-from registry import Node, Scope
 from registry.errors import ConfigError, did_you_mean
-from registry.ranges import Count, Whole
+from registry.ranges import Count, Seed, Whole
 from registry.schema import conforms, fault
 from training.data import lengths
 from training.data.corpus import SPLITS, Corpus
@@ -23,16 +21,26 @@ from training.data.tokenizers.base import Tokenizer
 from training.data.transform import Transform
 
 MODULE = "training.data.module.TextDataModule"
-CHAT, PROMPTS = "training.data.chat_module.ChatDataModule", "training.data.prompt_module.PromptDataModule"
-PREFERENCES = "training.data.preference_module.PreferenceDataModule"
-PICTURES = "training.data.picture_module.PictureDataModule"
-# Module → arguments of its own.
-FURTHER = {
-    MODULE: set[str](),
-    CHAT: {"chat"},
-    PROMPTS: {"chat", "updates"},
-    PREFERENCES: {"chat"},
-    PICTURES: {"chat", "model", "row_tiles"},
+
+
+class Rows(NamedTuple):
+    """A data module of conversations, seen from files that import no Lightning.
+
+    rendering: the class that makes its rows
+    arguments: of its own
+    """
+
+    rendering: str
+    arguments: set[str]
+
+
+ROWS = {
+    "training.data.chat_module.ChatDataModule": Rows("training.data.rendering.Rendering", {"chat"}),
+    "training.data.prompt_module.PromptDataModule": Rows("training.data.prompts.PromptRendering", {"chat", "updates"}),
+    "training.data.preference_module.PreferenceDataModule": Rows("training.data.preferences.PairRendering", {"chat"}),
+    "training.data.picture_module.PictureDataModule": Rows(
+        "training.data.picture_rows.PictureRendering", {"chat", "model", "row_tiles"}
+    ),
 }
 
 Length = Annotated[int, Ge(2)]  # of a window: a token, and one to predict
@@ -45,7 +53,7 @@ RANGES: dict[str, Any] = {
     "num_workers": Whole,
     "updates": Count,
     "row_tiles": Count | None,
-    "seed": Whole,
+    "seed": Seed,
     "documents": Literal["apart", "joined"],
     "min_length": Length | None,
 }
@@ -67,34 +75,49 @@ def check(node: Mapping[str, Any]) -> int | None:
         ConfigError: at ``data.<key>``
     """
     target = node.get("_target_", MODULE)
-    if target not in FURTHER:
+    rows = ROWS.get(target)
+    if rows is None and target != MODULE:
         return None
-    _known_keys("data", node, ARGUMENTS | FURTHER[target])
+    _known_keys("data", node, ARGUMENTS | (rows.arguments if rows else set()))
     _no_missing("data", node)
     for key, hint in RANGES.items():
         if key in node and not conforms(node[key], hint):
             raise ConfigError(f"data.{key}", node[key], fault(node[key], hint), f"Write data.{key}=<another>")
     corpus = _build("data.corpus", node.get("corpus"), Corpus)
     tokenizer = _build("data.tokenizer", node.get("tokenizer"), Tokenizer)
-    if target == PICTURES:
-        _refuse_blind(corpus)
+    if rows is None:
+        _check_windows(node, corpus, tokenizer)
+    else:
+        _check_rows(node, corpus, tokenizer, rows)
+    return tokenizer.vocab_size
+
+
+def _check_windows(node: Mapping[str, Any], corpus: Corpus, tokenizer: Tokenizer) -> None:
     corpus.check()
-    if target != MODULE:
-        _refuse_windows(node)
-        _check_chat(node, corpus, tokenizer)
-        return tokenizer.vocab_size
     length, batch_size = node.get("sequence_length", 256), node.get("batch_size", 16)
     mixed = lengths.read(node.get("lengths"), length, batch_size)
     check_transforms(transforms_of(node), length, tokenizer.vocab_size, mixed)
     if corpus.is_small():
         tokenizer.check(part for document in corpus.streams("train") for part in tokenizer.parts(document))
         _long_enough(corpus, node.get("sequence_length", 2))
-    return tokenizer.vocab_size
+
+
+def _check_rows(node: Mapping[str, Any], corpus: Corpus, tokenizer: Tokenizer, rows: Rows) -> None:
+    from hydra.utils import get_class
+
+    _refuse_windows(node)
+    made_by: Any = get_class(rows.rendering)
+    rendering = made_by.of(node, corpus, tokenizer)
+    corpus.check()
+    for split in SPLITS if corpus.is_small() else ():
+        rendering.check(corpus.documents(split))
 
 
 def tokenizer_of(node: Mapping[str, Any]) -> Tokenizer | None:
     """The tokenizer of a checked ``data`` node; None for another data module."""
-    return _build("data.tokenizer", node.get("tokenizer"), Tokenizer) if node.get("_target_") in FURTHER else None
+    return (
+        _build("data.tokenizer", node.get("tokenizer"), Tokenizer) if node.get("_target_") in (MODULE, *ROWS) else None
+    )
 
 
 def _refuse_windows(node: Mapping[str, Any]) -> None:
@@ -103,46 +126,6 @@ def _refuse_windows(node: Mapping[str, Any]) -> None:
         if node.get(key, usual) not in (usual, None, {}):
             rule = "is about windows of a text, and this data is conversations"
             raise ConfigError(f"data.{key}", node[key], rule, "Leave it out, or use data=text")
-
-
-def _check_chat(node: Mapping[str, Any], corpus: Corpus, tokenizer: Tokenizer) -> None:
-    from training.data.conversations import ConversationCorpus
-    from training.data.preferences import PairRendering
-    from training.data.prompts import PromptRendering
-    from training.data.rendering import Rendering
-
-    if not isinstance(corpus, ConversationCorpus):
-        rule = "this data needs conversations, which the corpus does not give"
-        remedy = "Write data.corpus._target_=training.data.conversations.Conversations, or a subclass of its base"
-        raise ConfigError("data.corpus", type(corpus).__name__, rule, remedy)
-    chat = registry.build("chat", Node(node.get("chat", "plain"), "data.chat"), Scope({}, {}))
-    settings = (tokenizer, chat, node.get("sequence_length", 256))
-    if node["_target_"] == PICTURES:
-        rendering = _of_pictures(node, corpus, settings)
-    else:
-        made = {CHAT: Rendering, PROMPTS: PromptRendering, PREFERENCES: PairRendering}[node["_target_"]]
-        rendering = made(*settings)
-    if corpus.is_small():
-        for split in SPLITS:
-            rendering.check(corpus.documents(split))
-
-
-def _refuse_blind(corpus: Corpus) -> None:
-    from training.data.picture_conversations import PictureCorpus
-
-    if not isinstance(corpus, PictureCorpus):
-        rule = "this data needs conversations with pictures, which the corpus does not give"
-        remedy = "Write data.corpus._target_=training.data.picture_conversations.PictureConversations, or use data=chat"
-        raise ConfigError("data.corpus", type(corpus).__name__, rule, remedy)
-
-
-def _of_pictures(node: Mapping[str, Any], corpus: Any, settings: tuple[Any, ...]) -> Any:
-    from blocks.compose import images_of
-    from training.data.picture_rows import PictureRendering, refuse_token
-
-    images = images_of(node["model"])
-    refuse_token(images, settings[0])
-    return PictureRendering(images, corpus.pictures, *settings)
 
 
 def transforms_of(node: Mapping[str, Any]) -> dict[str, Transform]:

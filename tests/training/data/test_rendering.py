@@ -138,13 +138,13 @@ def test_nothing_that_fits_is_refused(module: Callable[..., ChatDataModule]) -> 
 
 
 def test_fine_tuning_data_is_checked_before_a_run(tmp_path: Path) -> None:
-    from training.data.preflight import CHAT, check
+    from training.data.preflight import check
 
     file = tmp_path / "chats.jsonl"
     lines = [json.dumps({"prompt": f"{i}", "completion": "x"}) for i in range(20)]
     file.write_text("\n".join([*lines, json.dumps({"messages": [{"role": "user", "content": "alone"}]})]))
     node = {
-        "_target_": CHAT,
+        "_target_": "training.data.chat_module.ChatDataModule",
         "corpus": {"_target_": "training.data.conversations.Conversations", "files": str(file)},
         "tokenizer": {"_target_": "training.data.tokenizers.bytes.Bytes"},
         "chat": {"name": "plain"},
