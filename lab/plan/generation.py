@@ -8,11 +8,14 @@ what the memory holds beside the weights. Left out: prefill, links between the G
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from blocks.cost import alike, cache_bytes, count_parameters, with_layers
+from blocks.attention.base import empty_cache
+from blocks.cache import State
+from blocks.cost import alike, count_parameters, with_layers
 from blocks.decoder import Decoder
 from lab.plan.hardware import Coefficients, Hardware
 from lab.plan.memory import USABLE
@@ -59,11 +62,11 @@ def generation(
     Args:
         decoder: on the meta device
         context: tokens in each cache, on average
-        weight_bits, cache_bits: of a number
+        weight_bits, cache_bits: of a number; states of recurrent mixers are never quantised
     """
     counted = count_parameters(decoder)
     weights = (counted.total - counted.families["mtp"]) * weight_bits / 8
-    cache = cache_bytes(decoder, context, torch.float32) / 4 * cache_bits / 8
+    cache = _cache_bytes(decoder, context, cache_bits)
     batch = int((USABLE * gpus * hardware.memory - weights) // cache)
     short, long = (_flops(decoder, n) for n in (1, context))
     peak, faster = gpus * hardware.bf16 * hardware.sustained * fitted.dense, fitted.fp8 if weight_bits <= 8 else 1.0
@@ -71,6 +74,15 @@ def generation(
     products = {"reads": weights / read, "computes": batch * short / (peak * faster)}
     attention = {"reads": batch * cache / read, "computes": batch * (long - short) / peak}
     return Generation(batch, weights, batch * cache, products, attention)
+
+
+def _cache_bytes(decoder: Decoder, context: int, bits: float) -> float:
+    total, of_one = 0.0, (1, context, torch.bfloat16, torch.device("meta"), None)
+    for group in alike(decoder.layers):
+        attention: Any = decoder.layers[group[0]].attention
+        cache = empty_cache(attention, *of_one)
+        total += len(group) * cache.nbytes * (1 if isinstance(cache, State) else bits / 16)
+    return total
 
 
 def _flops(decoder: Decoder, context: int) -> int:
