@@ -227,7 +227,7 @@ def check_world(options: Options, trainer: Mapping[str, Any], overrides: Sequenc
     from training.parallel.sizes import STRATEGY, sizes_of
 
     nodes, devices = trainer.get("num_nodes", 1), trainer.get("devices", "auto")
-    if "num_nodes" in trainer and nodes != options.nodes:
+    if nodes not in (1, options.nodes):
         rule = f"is not the number of pods of a job ({PATH}.nodes={options.nodes})"
         raise ConfigError("trainer.num_nodes", nodes, rule, "Leave it out: the launcher sets it")
     on_gpu = trainer.get("accelerator") in ("gpu", "cuda")

@@ -84,7 +84,8 @@ def command(asked: Request, candidate: Candidate, job: Job) -> str:
     words = [f"model={asked.model}", *asked.overrides, "trainer=fsdp", "trainer.precision=bf16-mixed"]
     words += [f"trainer.strategy.{name}={size}" for name, size in spread.items() if size > 1]
     words += [f"trainer.devices={min(8, job.gpus)}", f"trainer.num_nodes={max(1, job.gpus // 8)}"]
-    words += [f"data.batch_size={layout.micro_batch * layout.data(job)}", f"data.sequence_length={job.length}"]
+    rows = layout.micro_batch * layout.data(job)
+    words += [f"data.batch_size={rows}", f"data.eval_batch_size={rows}", f"data.sequence_length={job.length}"]
     words += [f"trainer.accumulate_grad_batches={layout.micro_batches(job)}"]
     words += [f"task.activation_checkpointing={layout.recompute}"] * (layout.recompute != "none")
     return shlex.join(["blockwright", "train", *words])

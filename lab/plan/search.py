@@ -15,7 +15,7 @@ from lab.plan.memory import USABLE, memory
 from lab.plan.step import Step, step
 from registry import ConfigError
 from training.parallel.refusals import blocks_of, check_sizes
-from training.parallel.refuse_context import check_block
+from training.parallel.refuse_context import check_attentions, check_block
 from training.parallel.sizes import Sizes
 
 ERROR = 0.12  # of the model on runs it was not fitted on (lab/plan/fitting.py): nearer than that is a tie
@@ -172,7 +172,8 @@ class _Splits:
     """Whether heads, widths and experts divide, as a run here would be refused (training/parallel/refusals.py)."""
 
     def __init__(self, measured: Measured) -> None:
-        self.blocks = blocks_of(measured.decoder.config)
+        self.decoder, self.blocks = measured.decoder, blocks_of(measured.decoder.config)
+        self.unsplit: str | None = None  # why its sequences cannot be split, or nothing; None until asked
         self.known: dict[tuple[int, int, int], str] = {}
 
     def refusal(self, layout: Layout) -> str:
@@ -182,13 +183,21 @@ class _Splits:
         return self.known[key]
 
     def _refusal(self, tensor: int, expert: int, context: int) -> str:
-        try:
-            for block in self.blocks if context > 1 else ():
-                check_block(*block[:3])
-        except ConfigError as error:
-            return f"{error.path} = {error.value} needs all tokens of a sequence, which context splits"
+        if context > 1 and (reason := self._of_context()):
+            return reason
         try:
             check_sizes(self.blocks, Sizes(1, expert, tensor, max(1, expert // tensor)))
         except ConfigError as error:
             return f"{error.path} = {error.value} does not divide"
         return ""
+
+    def _of_context(self) -> str:
+        if self.unsplit is None:
+            self.unsplit = ""
+            try:
+                for block in self.blocks:
+                    check_block(*block[:3])
+                check_attentions(self.decoder)
+            except ConfigError as error:
+                self.unsplit = f"{error.path} = {error.value} needs all tokens of a sequence, which context splits"
+        return self.unsplit

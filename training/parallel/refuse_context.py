@@ -12,6 +12,7 @@ from blocks.attention.base import Attention
 from blocks.cache import Cache, State
 from blocks.compose import compose
 from blocks.cost import alike
+from blocks.decoder import Decoder
 from registry import ConfigError
 from training.configuration.instantiate import find_target
 from training.parallel.remembered import appended
@@ -41,7 +42,7 @@ def check_context(plain: Mapping[str, Any], blocks: Sequence[tuple[str, str, str
     _check_windows(plain["data"], plain["model"], sizes.context)
     for block in blocks:
         check_block(*block)
-    _check_attentions(plain["model"])
+    check_attentions(compose(plain["model"], device="meta"))
 
 
 def _check_task(task: Mapping[str, Any]) -> None:
@@ -83,11 +84,18 @@ def check_block(path: str, kind: str, name: str) -> None:
         raise ConfigError(path, name, rule, f"Count by over_sequence and say splits = True, or {_small(WITHOUT)}")
 
 
-def _check_attentions(model: Mapping[str, Any]) -> None:
-    decoder = compose(model, device="meta")
+def check_attentions(decoder: Decoder) -> None:
+    """Refuse attentions that cannot be spread by their caches, as recurrences.
+
+    Args:
+        decoder: on the meta device
+
+    Raises:
+        ConfigError
+    """
     for first, *_ in alike(decoder.layers):
         attention: Any = decoder.layers[first].attention
-        fault = _unfit(attention, model["d_model"])
+        fault = _unfit(attention, decoder.config["d_model"])
         if fault:
             rule = f"{fault}, and {PATH} gathers keys by the cache (blocks/cache.py)"
             raise ConfigError(f"model.attention (layer {first})", type(attention).__name__, rule, WITHOUT)

@@ -193,7 +193,7 @@ def _composed(*overrides: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("options", "overrides", "path"),
     [
-        ({"nodes": 2}, ["+trainer.num_nodes=3"], "trainer.num_nodes"),
+        ({"nodes": 2}, ["trainer.num_nodes=3"], "trainer.num_nodes"),
         ({"gpus": 0}, ["trainer=ddp"], "trainer.accelerator"),
         ({"gpus": 8}, [], "hydra.launcher.gpus"),
         ({"gpus": 8}, ["trainer=fsdp", "trainer.devices=4"], "trainer.devices"),

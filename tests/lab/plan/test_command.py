@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 
+from lab.models import load
 from lab.plan.__main__ import main
+from lab.plan.answer import command
+from lab.plan.hardware import coefficients
+from lab.plan.layout import Job
+from lab.plan.measure import measure
+from lab.plan.request import read
+from lab.plan.search import search
 from registry import ConfigError
 from registry.command import run_command
 from training.configuration.composing import compose_config
+from training.entry.preflight import check
 
 ASKED = ["model=deepseek_v2_lite", "model.n_layers=4", "gpus=8", "gpu=h100", "tensor=1", "pipeline=1", "context=1"]
 
@@ -47,6 +56,21 @@ def test_generation_says_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
+    ("model", "gpus", "length"),
+    [("deepseek_v2_lite", 64, 32768), ("olmo_hybrid_7b", 64, 8192)],
+)
+def test_the_command_that_is_printed_passes_the_checks_of_a_run(model: str, gpus: int, length: int) -> None:
+    asked = read([f"model={model}", f"gpus={gpus}", "gpu=h100", "recompute=full", "micro_batch=1"])
+    job = Job(gpus, asked.batch, length, "bf16")
+    found = search(measure(load(model, [])), job, asked.device, coefficients(), asked.chosen)
+    assert found.here is not None
+    words = shlex.split(command(asked, found.here, job))
+    assert words[:2] == ["blockwright", "train"]
+    plain = check(compose_config([*words[2:], "trainer.accelerator=cpu"], output_dir="."))  # no GPU is here
+    assert plain["trainer"]["devices"] * plain["trainer"]["num_nodes"] == gpus
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["gpus=8", "gpu=h100"], "model = None: every plan needs it"),
@@ -61,6 +85,7 @@ def test_generation_says_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -
         (["model=tiny", "gpus=8", "gpu=h100", "--explian"], "there is no such flag"),
         (["--published", "gpus=8"], "takes nothing beside it"),
         (["model=tiny", "gpus=7", "gpu=h100", "batch=3"], "no layout divides"),
+        (["model=nemotron_h_8b", "gpus=8", "gpu=h100", "context=2"], "Mamba2 needs all tokens of a sequence"),
     ],
 )
 def test_mistakes_are_refused_with_one_message(arguments: list[str], said: str) -> None:

@@ -58,7 +58,7 @@ def test_batch_is_shared_by_all_processes_of_all_nodes(checked: Checked) -> None
     checked("trainer=ddp_sim", "data.batch_size=4")
     error = refusal(checked, "trainer=ddp_sim", "data.batch_size=3")
     assert (error.path, error.value, error.remedy) == ("data.batch_size", 3, "Set data.batch_size=4")
-    error = refusal(checked, "trainer=ddp_sim", "+trainer.num_nodes=3", "data.batch_size=4")
+    error = refusal(checked, "trainer=ddp_sim", "trainer.num_nodes=3", "data.batch_size=4")
     assert error.remedy == "Set data.batch_size=6"
     error = refusal(checked, "trainer=ddp_sim", "data.eval_batch_size=9")
     assert (error.path, error.remedy) == ("data.eval_batch_size", "Set data.eval_batch_size=10")
