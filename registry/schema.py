@@ -147,9 +147,17 @@ def in_words(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(in_words(a) for a in args)
     if origin in (list, tuple, Sequence):
-        return "a list of " + ", ".join(in_words(a) for a in args if a is not Ellipsis)
-    words = _WORDS.get(hint, "a list" if hint in (list, tuple) else "a mapping" if hint is dict else str(hint))
+        length = f"{len(args)} " if origin is tuple and Ellipsis not in args else ""
+        return f"a list of {length}" + ", ".join(dict.fromkeys(_plural(in_words(a)) for a in args if a is not Ellipsis))
+    words = _WORDS.get(
+        hint, "a list" if hint in (list, tuple) else "a mapping" if dict in (hint, origin) else str(hint)
+    )
     return words + ranges.in_words(more)
+
+
+def _plural(words: str) -> str:
+    """``a number above 0`` → ``numbers above 0``."""
+    return re.sub(r"^an? (\w+)", r"\1s", words)
 
 
 def _shown(hint: Any) -> str:

@@ -136,6 +136,8 @@ def check(overrides: Mapping[str, Any], path: str) -> dict[str, str]:
     Raises:
         ConfigError: there is no such kernel or implementation, or it needs a package that is not installed
     """
+    if not isinstance(overrides, Mapping):
+        raise ConfigError(path, overrides, "maps kernels to implementations", f"Write {path}={{attention: sdpa}}")
     for kernel, name in overrides.items():
         if kernel not in KERNELS:
             raise ConfigError(f"{path}.{kernel}", name, "there is no such kernel", did_you_mean(kernel, KERNELS))

@@ -57,7 +57,7 @@ def test_value_conforms_to_its_range(hint: Any, fits: list[Any], not_: list[Any]
         (Positive | None, "a number above 0 or null", "float > 0 | None"),
         (Fraction, "a number of at least 0 and at most 1", "float in [0, 1]"),
         (Annotated[float, Gt(0), Lt(1)], "a number above 0 and below 1", "float in (0, 1)"),
-        (list[Whole], "a list of an integer of at least 0", "list[int ≥ 0]"),
+        (list[Whole], "a list of integers of at least 0", "list[int ≥ 0]"),
         (int | None, "an integer or null", "int | None"),
     ],
     ids=str,

@@ -18,6 +18,7 @@ from registry.schema import conforms, fault
 
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard", "matplotlib": "lab"}  # package → extra
+PART = "Leave out what changes it; python train.py --help lists the options of each group"
 
 
 def check_target(node: Any, path: str, skip: tuple[str, ...] = ()) -> None:
@@ -87,7 +88,7 @@ def _signature(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any
     return parameters, hints
 
 
-def find_target(dotted: str, path: str) -> Any:
+def find_target(dotted: Any, path: str) -> Any:
     """The class or function of a dotted path.
 
     Raises:
@@ -95,6 +96,8 @@ def find_target(dotted: str, path: str) -> Any:
     """
     from hydra.utils import get_object
 
+    if not isinstance(dotted, str):
+        raise ConfigError(f"{path}._target_", dotted, "must be the dotted path of a class", PART)
     try:
         return get_object(dotted)
     except Exception as error:  # Hydra wraps any exception of an import
@@ -107,6 +110,8 @@ def instantiate(node: Any, path: str) -> Any:
     import hydra.utils
     from hydra.errors import InstantiationException
 
+    if "_target_" not in node:
+        raise ConfigError(f"{path}._target_", None, "is required: the class that is built", PART)
     try:
         return hydra.utils.instantiate(node, _convert_="all")
     except InstantiationException as error:

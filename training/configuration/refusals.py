@@ -127,9 +127,14 @@ def _chosen_already(error: BaseException, text: str, overrides: Sequence[str]) -
     found = re.search(r"Multiple values for ([^\s.]+)\. To override", text)
     if not found:
         return None
-    value = next((o.partition("=")[2] for o in overrides if o.startswith(f"+{found[1]}=")), "…")
+    value = next((o.partition("=")[2] for o in overrides if o.startswith(f"+{found[1]}=")), None)
+    listed = next((o for o in overrides if re.match(r"[^.=]+=\[.*,", o)), None)
+    if value is None and listed:
+        group, _, given = listed.partition("=")
+        rule = f"its options each choose {found[1]}, so they cannot be combined"
+        return ConfigError(group, given, rule, f"Write one: {group}={given.strip('[]').split(',')[0]}")
     rule = "+ adds a group, but one of its options is chosen already"
-    return ConfigError(found[1], value, rule, f"Leave out the +: {found[1]}={value}")
+    return ConfigError(found[1], value or "…", rule, f"Leave out the +: {found[1]}={value or '…'}")
 
 
 def _unknown_key(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
@@ -154,7 +159,9 @@ def _unknown_key(error: BaseException, text: str, overrides: Sequence[str]) -> C
     file = re.search(r"In '([^']+)'", text)
     rule = f"there is no {key!r} in {holder}" + (f", set in {file[1]}.yaml" if file else "")
     remedy = did_you_mean(key, siblings, "See: python train.py --cfg job")
-    if "_target_" in siblings:  # the file need not name every argument of the class
+    if key in siblings:  # of every model, but not of what is selected, such as model=file
+        remedy = f"Add it: +{path}={value}"
+    elif "_target_" in siblings:  # the file need not name every argument of the class
         remedy += f". For an argument of its class that is not listed: +{path}={value}"
     return ConfigError(path, "…" if value is None else value, rule, remedy)
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
+from annotated_types import Ge
+
 from registry import ConfigError, did_you_mean
 from registry.ranges import Seed, parts
 from registry.schema import conforms, fault
@@ -36,12 +38,19 @@ class Extras(TypedDict):
     enforce_tags: bool
 
 
+class Paths(TypedDict):
+    """The folders that the program itself reads; further ones are for a configuration's own interpolations."""
+
+    log_dir: str
+    output_dir: str
+
+
 class Root(TypedDict):
     """Every setting of a run; conf/config.yaml says what each is for."""
 
     task_name: Annotated[str, Remedy("Write the name of the runs' folder: task_name=mine")]
     tags: Annotated[list[str] | None, Remedy("Write tags=[mine]")]
-    seed: Annotated[Seed, Remedy("Write seed=0")]
+    seed: Seed
     ckpt_path: Any  # looked for by checkpoints.resume
     auto_resume: bool
     resume: Resume
@@ -59,7 +68,7 @@ class Root(TypedDict):
     trainer: dict[str, Any]
     callbacks: Part
     logger: Part
-    paths: dict[str, Any]
+    paths: Paths
     extras: Extras
 
 
@@ -77,6 +86,9 @@ def check(plain: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = {**OLDER, **plain}
     _check(settings, Root, "")
+    for group in ("callbacks", "logger"):
+        for name, node in (settings[group] or {}).items():
+            check_value(f"{group}.{name}", node, Part)
     if settings["extras"]["enforce_tags"] and not settings["tags"]:
         raise ConfigError("tags", settings["tags"], "extras.enforce_tags requires at least one", "Write tags=[mine]")
     if not settings["task_name"].strip("./ "):
@@ -87,12 +99,17 @@ def check(plain: Mapping[str, Any]) -> dict[str, Any]:
 def _check(settings: Mapping[str, Any], types: type, within: str) -> None:
     hints = typing.get_type_hints(types, include_extras=True)
     for key, value in settings.items():
-        if key not in hints:
+        if key not in hints and types is not Paths:
             raise ConfigError(within + key, value, "there is no such setting", did_you_mean(key, hints))
     for key, hint in hints.items():
         path = within + key
         if key not in settings:
-            raise ConfigError(path, None, "every run has this setting", f"Leave out what removes it (e.g. ~{path})")
+            raise ConfigError(
+                path,
+                None,
+                "every run has this setting",
+                f"Add it: +{path}=…, or leave out what removes it (e.g. ~{path})",
+            )
         if typing.is_typeddict(hint) and isinstance(settings[key], Mapping):
             _check(settings[key], hint, f"{path}.")
         else:
@@ -113,6 +130,8 @@ def _remedy(path: str, hint: Any) -> str:
     plain, more = parts(hint)
     if known := next((each.text for each in more if isinstance(each, Remedy)), None):
         return known
+    if bounds := [bound.ge for bound in more if isinstance(bound, Ge)]:
+        return f"Write {path}={bounds[0]}"
     choices: tuple[str, ...] = ("true", "false") if plain is bool else ()
     if typing.get_origin(plain) is Literal:
         choices = typing.get_args(plain)

@@ -37,6 +37,7 @@ LEAST = {
     "reload_dataloaders_every_n_epochs": Least(0, "counts epochs; 0 never reloads"),
 }
 SWITCHES = ("compile", "dry_run")  # this project's own; Lightning's are checked by its signature
+GROUPS = ("callbacks", "logger")  # arguments of the Trainer that are groups of their own here
 SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
 CHOICES = {
     "accelerator": ("auto", "cpu", "cuda", "gpu", "hpu", "mps", "tpu"),
@@ -58,6 +59,10 @@ def check(trainer: Mapping[str, Any], train: bool) -> None:
     Raises:
         ConfigError: at ``trainer.<key>``
     """
+    for key in GROUPS:
+        if key in trainer:
+            rule = f"would be ignored: the Trainer gets what the group {key} builds"
+            raise ConfigError(f"trainer.{key}", trainer[key], rule, f"Leave it out, and write {key}=NAME")
     for key in SWITCHES:
         check_value(f"trainer.{key}", trainer.get(key, False), bool)
     for key, (least, rule) in LEAST.items():

@@ -84,6 +84,9 @@ class TextFiles(Corpus):
         test_fraction: BelowOne = 0.05,
         split_seed: Whole = 0,
     ) -> None:
+        if not isinstance(files, str | list | tuple):
+            rule = "must be a path or glob, or a list of them"
+            raise ConfigError("data.corpus.files", files, rule, "For example: data.corpus.files='books/*.txt'")
         self.files = [files] if isinstance(files, str) else [str(name) for name in files]
         self.separator = separator
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
@@ -94,6 +97,11 @@ class TextFiles(Corpus):
                 val_fraction,
                 f"with test_fraction = {test_fraction!r} nothing is left to train on",
                 "Make the two sum to less than 1",
+            )
+        if not isinstance(separator, str | None):
+            rule = "must be the text between documents, or null"
+            raise ConfigError(
+                "data.corpus.separator", separator, rule, f"Quote it: data.corpus.separator='\"{separator}\"'"
             )
         if separator == "":
             raise ConfigError(

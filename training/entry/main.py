@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -21,6 +22,7 @@ from training.jobs import begun
 from training.parallel.lost_peer import is_lost_peer
 from training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, stoppable
 
+NO_FOLDER = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  # a folder that is not the user's, or a file
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
@@ -73,6 +75,10 @@ def refusal_of(error: Exception, arguments: list[str]) -> ConfigError | None:
         return error
     if isinstance(error, REFUSALS) or is_no_name(error):
         return explain(error, [a for a in arguments if not a.startswith("-")])
+    if isinstance(error, OSError) and error.filename and error.errno in NO_FOLDER:
+        rule = f"cannot be written or read ({error.strerror})"
+        remedy = "Name a folder of yours: hydra.run.dir=DIR, paths.log_dir=DIR, or what you set to this path"
+        return ConfigError("folder", error.filename, rule, remedy)
     if type(error).__name__ == "MisconfigurationException":  # Lightning's error
         return ConfigError("trainer", "…", str(error), "Check trainer, callbacks and logger: python train.py --cfg job")
     if isinstance(error, ValueError) and "`val_check_interval`" in str(error):  # Lightning knows the epoch's length

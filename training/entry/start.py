@@ -154,7 +154,11 @@ def refuse_untrained(plain: Mapping[str, Any]) -> None:
         ConfigError
     """
     started = plain["ckpt_path"] or plain["init_from"] or plain["trainer"].get("dry_run")
-    if plain["train"] and not started and getattr(find_target(plain["task"]["_target_"], "task"), "improves", False):
+    if (
+        plain["train"]
+        and not started
+        and getattr(find_target(plain["task"].get("_target_"), "task"), "improves", False)
+    ):
         rule = "the task improves the answers of a trained model, and random weights give none worth choosing"
         sft = "python train.py experiment=sft_sort, then init_from=logs/sft_sort/runs/TIME"
         raise ConfigError("init_from", None, rule, f"Name a fine-tuned run: init_from=RUN; for digits to sort: {sft}")

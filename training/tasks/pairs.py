@@ -40,6 +40,10 @@ class Pairwise(Task):
             rule = "a task on pairs trains no multi-token prediction"
             raise ConfigError("task.frozen", list(self.frozen), rule, "Freeze it: task.frozen=[mtp]; or model.mtp=null")
 
+    def on_fit_start(self) -> None:
+        _ = self.data  # refused before the first batch
+        super().on_fit_start()
+
     @property
     def data(self) -> PreferenceDataModule:
         """The data module; another kind is refused."""

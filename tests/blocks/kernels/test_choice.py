@@ -87,7 +87,12 @@ def test_implementation_asked_for_is_the_one_that_runs(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("wishes", "path"), [({"atention": "sdpa"}, "task.kernels.atention"), ({"experts": "lop"}, "task.kernels.experts")]
+    ("wishes", "path"),
+    [
+        ({"atention": "sdpa"}, "task.kernels.atention"),
+        ({"experts": "lop"}, "task.kernels.experts"),
+        (5, "task.kernels"),
+    ],
 )
 def test_wish_for_what_there_is_not_is_refused(wishes: dict[str, str], path: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -110,6 +110,7 @@ REFUSED = {
     "a=b=c": ("command line", "cannot be read", "quoted"),
     "~nothing": ("configuration", "'nothing' does not exist", "--help"),
     "+model.overrides.0.layers=1": ("configuration", "index out of range", "--help"),
+    "model=[tiny,gpt2]": ("model", "each choose model/residual", "Write one: model=tiny"),
     "hydra.x=1": ("hydra.x", "", ""),
 }
 
@@ -123,6 +124,12 @@ def test_refusal_of_hydra_is_put_into_four_words(override: str) -> None:
     assert error.path == path and rule in error.rule and remedy in error.remedy
     assert error.remedy.strip() and "\n" not in error.render().split("remedy:")[1]
     assert error.__cause__ is None and error.__suppress_context__
+
+
+def test_key_that_only_what_is_selected_lacks_is_to_be_added() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_config(["model=file", "model.file=x", "model.n_layers=2"], output_dir="x")
+    assert caught.value.remedy == "Add it: +model.n_layers=2"
 
 
 def test_refusal_shows_the_value_at_fault_and_not_the_whole_command_line() -> None:

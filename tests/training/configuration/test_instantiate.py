@@ -64,11 +64,18 @@ def test_right_arguments_pass_and_build() -> None:
         ({"a": {"b": node(size=3, x=1)}}, "part.a.b.x", "no argument 'x'"),
         ({"_target_": "nowhere.Thing"}, "part._target_", "No module named 'nowhere'"),
         ({"_target_": f"{HERE}.Thng"}, "part._target_", "cannot be imported"),
+        ({"_target_": None}, "part._target_", "dotted path of a class"),
     ],
 )
 def test_mistake_is_refused_at_its_path(given: Any, path: str, says: str) -> None:
     error = refusal(given)
     assert error.path == path and says in f"{error.rule}. {error.remedy}"
+
+
+def test_part_without_a_class_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the class that is built") as caught:
+        instantiate({"size": 3}, "part")
+    assert caught.value.path == "part._target_"
 
 
 def test_partial_may_leave_arguments_out() -> None:

@@ -49,14 +49,35 @@ def test_seed_is_one_that_every_generator_takes(seed: Any) -> None:
         ("optimized_metric=null", "Name the figure by which runs are compared: optimized_metric=val/loss"),
         ("+extras.colour=true", "Known: enforce_tags, ignore_warnings, print_config"),
         ("+mine=1", None),
-        ("~extras.enforce_tags", "Leave out what removes it (e.g. ~extras.enforce_tags)"),
+        (
+            "~extras.enforce_tags",
+            "Add it: +extras.enforce_tags=…, or leave out what removes it (e.g. ~extras.enforce_tags)",
+        ),
         ("extras=null", None),
+        ("paths.log_dir=null", "Leave out paths.log_dir=…"),
+        ("~paths.log_dir", None),
+        ("paths.output_dir=7", None),
+        ("callbacks.checkpoint=5", "Leave out callbacks.checkpoint=…"),
+        ("+logger.mine=csv", "Leave out logger.mine=…"),
+        ("+trainer.callbacks=[]", "Leave it out, and write callbacks=NAME"),
+        ("+trainer.logger=true", "Leave it out, and write logger=NAME"),
+        ("~optimizer._target_", None),
     ],
 )
 def test_setting_at_the_root_is_what_it_has_to_be(checked: Checked, override: str, remedy: str | None) -> None:
     error = refusal(checked, override)
-    assert error.path == override.partition("=")[0].strip("+~")
+    assert error.path == override.partition("=")[0].strip("+~"), str(error)
     assert remedy is None or error.remedy == remedy
+
+
+def test_configuration_may_have_paths_of_its_own(checked: Checked) -> None:
+    assert checked("+paths.scratch=/x")["paths"]["scratch"] == "/x"
+
+
+def test_refused_seed_is_answered_by_one_that_is_right() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_value("seed_everything", -1, Seed)
+    assert caught.value.remedy == "Write seed_everything=0"
 
 
 def test_tags_can_be_required(checked: Checked) -> None:

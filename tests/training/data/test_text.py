@@ -244,3 +244,10 @@ def test_fractions_that_leave_nothing_to_train_on_are_refused(tmp_path):
 
 def test_an_empty_separator_is_refused():
     assert refusal("a.txt", separator="").startswith("data.corpus.separator = ''")
+
+
+@pytest.mark.parametrize(
+    ("files", "separator", "path"), [("a.txt", 5, "separator"), (5, None, "files"), ({}, "", "files")]
+)
+def test_a_value_of_another_type_is_refused(files, separator, path):
+    assert refusal(files, separator=separator).startswith(f"data.corpus.{path} = ")

@@ -79,6 +79,9 @@ def test_task_that_improves_answers_is_not_given_random_weights(checked: Checked
     assert caught.value.path == "init_from"
     for start in ({"ckpt_path": "x.ckpt"}, {"init_from": "RUN"}, {"train": False}, {"trainer": {"dry_run": True}}):
         refuse_untrained({**plain, **start})
+    del plain["task"]["_target_"]
+    with pytest.raises(ConfigError, match=r"task\._target_"):
+        refuse_untrained(plain)
 
 
 def test_tasks_that_improve_answers_say_so() -> None:

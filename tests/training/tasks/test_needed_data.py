@@ -10,6 +10,7 @@ import pytest
 
 from registry import ConfigError
 from training.tasks.needed_data import data_of
+from training.tasks.pairs import Pairwise
 
 
 class Pairs(L.LightningDataModule):
@@ -26,3 +27,10 @@ def test_data_of_another_kind_is_refused() -> None:
         data_of(task(L.LightningDataModule()), Pairs, "needs pairs", "Use pairs")
     error = refusal.value
     assert (error.path, error.value, error.rule) == ("data", "LightningDataModule", "needs pairs")
+
+
+def test_task_on_pairs_refuses_a_text_before_the_first_batch() -> None:
+    task: Any = SimpleNamespace(trainer=SimpleNamespace(datamodule=L.LightningDataModule()))
+    task = type("Task", (Pairwise,), {"trainer": task.trainer, "compare": None})
+    with pytest.raises(ConfigError, match="compares answers"):
+        Pairwise.on_fit_start(task.__new__(task))
