@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ABANDONED_S = 24 * 3600
+LOCK = ".lock"  # of a folder that one process writes: its process id, and its kernel
 OWNER = r"[A-Za-z0-9-]+-[0-9a-f]{8}-[0-9a-f]{12}"  # of new_owner: host, kernel, unique id
 _LOCK = re.compile(rf"\.({OWNER})\.lock\Z")
 _log = logging.getLogger(__name__)
@@ -52,6 +53,45 @@ def claimed(folder: Path, owner: str) -> Iterator[None]:
         yield
     finally:
         lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def take(folder: Path) -> int | None:
+    """Lock a folder until the descriptor is closed by this process and all that have inherited it.
+
+    Returns:
+        the descriptor; None if another process has the lock
+    """
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()} {_kernel()}".encode())
+    return descriptor
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[bool]:
+    """Context in which other processes of this machine see that a folder is written; whether none does already.
+
+    A lock that another machine holds does not count: a file server keeps it for a while after that machine is gone, and
+    a run that is started again elsewhere must not wait for it. Nor does one on a file system without locks.
+    """
+    try:
+        descriptor = take(folder)
+    except OSError:
+        yield True
+        return
+    if descriptor is None:
+        yield (folder / LOCK).read_text().split()[1:] != [_kernel()]
+        return
+    try:
+        yield True
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
         os.close(descriptor)
 
 

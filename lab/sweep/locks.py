@@ -7,32 +7,14 @@ import os
 from pathlib import Path
 
 from registry import ConfigError
-
-LOCK = ".lock"
-
-
-def take(folder: Path) -> int | None:
-    """Lock a folder until the descriptor is closed by this process and all that have inherited it.
-
-    Returns:
-        the descriptor; None if another process has the lock
-    """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    os.truncate(descriptor, 0)
-    os.write(descriptor, str(os.getpid()).encode())
-    return descriptor
+from training.claims import LOCK, take
 
 
 def holder(folder: Path) -> int | None:
     """The process that has locked a folder; None if there is none, or it is unknown."""
     try:
-        return int((folder / LOCK).read_text()) if is_taken(folder) else None
-    except (OSError, ValueError):
+        return int((folder / LOCK).read_text().split()[0]) if is_taken(folder) else None
+    except (OSError, ValueError, IndexError):
         return None
 
 

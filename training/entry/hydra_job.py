@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 import registry
 from registry import ConfigError
 from training.checkpoints.find import LAST
-from training.checkpoints.places import place_of
+from training.checkpoints.places import SWEEP, place_of
+from training.claims import only_writer
 from training.configuration import config_tree, figures
 from training.configuration.refusals import refuse_empty
 from training.configuration.secrets import hidden, read_from_environment
@@ -34,7 +35,13 @@ def hydra_job(cfg: DictConfig) -> float | None:
     directory = Path(HydraConfig.get().runtime.output_dir)
     value, figures = _worst(), None
     try:
-        return _job(cfg, directory, sweeping)
+        if sweeping or is_child() or (directory.parent / SWEEP).is_file():  # a sweep locks its jobs itself
+            return _job(cfg, directory, sweeping)
+        with only_writer(directory) as alone:
+            if not alone:
+                rule = "is the folder of a run that is still running, whose files this one would overwrite"
+                raise ConfigError("hydra.run.dir", str(directory), rule, "Wait for it, or name another hydra.run.dir")
+            return _job(cfg, directory, sweeping)
     except Interrupted:
         release(directory)
         raise
