@@ -93,7 +93,7 @@ def _among(runs: Path, ours: Mapping[str, Any], any_will_do: bool) -> Path | Non
 
 
 def check_changes(path: str, past: Past, ours: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
-    """Report what has changed since a checkpoint was written, and refuse changes that give its weights another meaning.
+    """Report the checkpoint and what has changed since, and refuse changes that give its weights another meaning.
 
     Args:
         path: of the checkpoint
@@ -116,8 +116,8 @@ def check_changes(path: str, past: Past, ours: Mapping[str, Any], plain: Mapping
         lines.append(f"the checkpoint holds no configuration, so {known}")
     if plain["train"] and (rate := _rate(past, found, plain)):
         lines.append(rate)
-    if lines:
-        _tell(logging.WARNING, "\n".join([f"resumes from {path} at step {past.step}", *lines]))
+    level = logging.WARNING if lines else logging.INFO
+    _tell(level, "\n".join([f"resumes from {path} at step {past.step}", *lines]))
 
 
 def _rate(past: Past, found: Sequence[Change], plain: Mapping[str, Any]) -> str | None:
