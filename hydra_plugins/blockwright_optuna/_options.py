@@ -93,6 +93,7 @@ class OptunaSweeper:
     """
 
     _target_: str = "hydra_plugins.blockwright_optuna.sweeper.ResumableOptunaSweeper"
+    _recursive_: bool = False  # the sampler's class is looked for after the sweeper has seen that Optuna is there
     defaults: list[Any] = field(default_factory=lambda: [{"sampler": "tpe"}])
     sampler: Sampler = MISSING
     direction: Any = "minimize"

@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from hydra_plugins.blockwright_optuna._options import store
@@ -33,7 +34,7 @@ class ResumableOptunaSweeper(Sweeper):
                 raise
             remedy = "pip install 'blockwright[optuna]', or leave it out for a grid"
             raise ConfigError("hydra/sweeper", "optuna", "needs Optuna, which is not installed", remedy) from None
-        self.search = Search(**settings)
+        self.search = Search(**{**settings, "sampler": instantiate(settings["sampler"])})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.search.setup(hydra_context=hydra_context, task_function=task_function, config=config)

@@ -29,6 +29,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> ConfigError:
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
+    if isinstance(chain[-1], ConfigError):  # of a class that Hydra has built, such as a sweeper
+        return chain[-1]
     text = "\n".join(str(e) for e in chain)
     for reading in READINGS:
         found = reading(error, text, overrides)

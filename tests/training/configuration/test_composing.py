@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import hydra.utils
 import pytest
 import yaml
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
 
+from hydra_plugins.blockwright_optuna._options import TPE, OptunaSweeper
 from registry import ConfigError
 from training.configuration.composing import compose_config
 from training.configuration.conf import CONF
 from training.configuration.instantiate import check_target
+from training.configuration.refusals import explain
 from training.entry.preflight import OWN, preflight
 
 
@@ -142,3 +148,14 @@ def test_refusal_shows_the_value_at_fault_and_not_the_whole_command_line() -> No
 def test_empty_mapping_where_nothing_is_means_what_it_says() -> None:
     assert compose_config(["+model.balance={}", "logger=none", "logger={}"], output_dir="x").logger == {}
     assert compose_config(["+model.overrides=[]"], output_dir="x").model.overrides == []
+
+
+def test_search_without_optuna_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "lab.sweep.search", raising=False)
+    for module in ("optuna", *(name for name in sys.modules if name.startswith("optuna."))):
+        monkeypatch.setitem(sys.modules, module, None)
+    node = OmegaConf.structured(OptunaSweeper(sampler=TPE()))
+    with pytest.raises(InstantiationException) as raised:
+        hydra.utils.instantiate(node)
+    refused = explain(raised.value, ["hparams_search=optuna"])
+    assert refused.path == "hydra/sweeper" and "pip install 'blockwright[optuna]'" in str(refused)
