@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         _show_many(outcomes)
     failed = sum(o.status == "failed" for of_block in outcomes.values() for o in of_block.values())
-    out.print(f"{len(blocks)} blocks, {len(CHECKS)} checks: {failed or 'none'} failed")
+    out.print(f"{len(blocks)} block{'s' * (len(blocks) > 1)}, {len(CHECKS)} checks: {failed or 'none'} failed")
     return 1 if failed else 0
 
 
