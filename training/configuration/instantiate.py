@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from registry import ConfigError, did_you_mean
@@ -92,17 +93,32 @@ def find_target(dotted: Any, path: str) -> Any:
     """The class or function of a dotted path.
 
     Raises:
-        ConfigError: there is none, or its package is not installed (naming the extra)
+        ConfigError: none is given, there is none, or its package is not installed (naming the extra)
     """
     from hydra.utils import get_object
 
     if not isinstance(dotted, str):
         raise ConfigError(f"{path}._target_", dotted, "must be the dotted path of a class", PART)
+    if dotted == "???":
+        remedy = f"Give one on the command line: {path}._target_=MODULE.CLASS"
+        raise ConfigError(f"{path}._target_", dotted, "a value is required", remedy)
     try:
-        return get_object(dotted)
+        with _unlogged("hydra.utils"):
+            return get_object(dotted)
     except Exception as error:  # Hydra wraps any exception of an import
         rule = f"cannot be imported ({' '.join(str(error).split())})"
         raise ConfigError(f"{path}._target_", dotted, rule, "Check the spelling and what is installed") from None
+
+
+@contextlib.contextmanager
+def _unlogged(name: str) -> Iterator[None]:
+    """Log nothing under a name: Hydra logs each error that it raises, and the user would read it twice."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def instantiate(node: Any, path: str) -> Any:

@@ -168,6 +168,12 @@ def _unknown_key(error: BaseException, text: str, overrides: Sequence[str]) -> C
     return ConfigError(path, "…" if value is None else value, rule, remedy)
 
 
+def _no_folder(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    found = re.search(r"Additional config directory '(.+)' not found", text)
+    remedy = "Name a folder with groups in it: DIR/preset/NAME.yaml is model=NAME"
+    return ConfigError("--config-dir", found[1], "there is no such folder", remedy) if found else None
+
+
 def _wrong_type(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
     found = re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", text)
     if not found:
@@ -180,7 +186,7 @@ def _wrong_type(error: BaseException, text: str, overrides: Sequence[str]) -> Co
 
 READINGS = (
     *(_unreadable, _unparsed, _no_name, _no_option, _no_group),
-    *(_there_already, _chosen_already, _unknown_key, _wrong_type),
+    *(_there_already, _chosen_already, _unknown_key, _wrong_type, _no_folder),
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import hydra.utils
 import pytest
 import yaml
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 
 from hydra_plugins.blockwright_optuna._options import TPE, OptunaSweeper
@@ -159,3 +159,8 @@ def test_search_without_optuna_names_its_extra(monkeypatch: pytest.MonkeyPatch) 
         hydra.utils.instantiate(node)
     refused = explain(raised.value, ["hparams_search=optuna"])
     assert refused.path == "hydra/sweeper" and "pip install 'blockwright[optuna]'" in str(refused)
+
+
+def test_folder_of_configurations_that_is_not_there() -> None:
+    refused = explain(HydraException("Additional config directory '/models' not found"), ["model=mine"])
+    assert refused.path == "--config-dir" and refused.value == "/models" and "DIR/preset/NAME.yaml" in refused.remedy

@@ -65,10 +65,14 @@ def test_right_arguments_pass_and_build() -> None:
         ({"_target_": "nowhere.Thing"}, "part._target_", "No module named 'nowhere'"),
         ({"_target_": f"{HERE}.Thng"}, "part._target_", "cannot be imported"),
         ({"_target_": None}, "part._target_", "dotted path of a class"),
+        ({"_target_": "???"}, "part._target_", "is required. Give one on the command line: part._target_="),
     ],
 )
-def test_mistake_is_refused_at_its_path(given: Any, path: str, says: str) -> None:
+def test_mistake_is_refused_at_its_path_and_once(
+    given: Any, path: str, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
     error = refusal(given)
+    assert not caplog.text
     assert error.path == path and says in f"{error.rule}. {error.remedy}"
 
 
