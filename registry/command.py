@@ -17,7 +17,8 @@ class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` that raises ``ConfigError`` and accepts no abbreviated options."""
 
     def __init__(self, *, prog: str, description: str | None = None) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
+        shown = description and description.replace("``", "")  # marks around names of code
+        super().__init__(prog=prog, description=shown, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]

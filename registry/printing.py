@@ -6,6 +6,7 @@ wrapped off a terminal, and a table row is one line, so that ``grep``, ``sort`` 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -78,3 +79,35 @@ def _plain(cell: Any) -> str:
 
 def _text(cell: Any) -> str:
     return Text.from_markup(cell).plain if isinstance(cell, str) else str(cell)
+
+
+class Outlived:
+    """A stream that its process outlives: once the reader has gone, what is written goes nowhere.
+
+    Args:
+        stream: a pipe, file or terminal; None if it was closed before the start
+    """
+
+    def __init__(self, stream: IO[str] | None) -> None:
+        self.stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115 # for the whole process
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except BrokenPipeError:
+            self._forget()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self._forget()
+
+    def _forget(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Sequence
 from io import StringIO
@@ -99,3 +100,21 @@ def test_no_command_prints_tables_in_a_way_of_its_own() -> None:
     files = [file for package in packages for file in (ROOT / package).rglob("*.py")]
     own = [f.relative_to(ROOT).as_posix() for f in files if "import Console" in f.read_text()]
     assert sorted(own) == ["lab/sweep/progress.py", "registry/printing.py"]  # the first, for its live display
+
+
+def test_stream_whose_reader_has_gone_is_written_to_without_an_error(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    with open(writing, "w", buffering=1) as pipe:
+        stream = printing.Outlived(pipe)
+        print("seen", file=stream)  # type: ignore[call-overload]
+        assert os.read(reading, 9) == b"seen\n" and not stream.isatty()
+        os.close(reading)
+        for _ in range(3):
+            print("x" * 100_000, file=stream, flush=True)  # type: ignore[call-overload]
+
+
+def test_stream_that_was_closed_before_the_start_takes_what_is_written() -> None:
+    stream = printing.Outlived(None)
+    assert stream.write("nobody reads this") == 17
+    stream.flush()
+    stream.stream.close()

@@ -14,9 +14,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from blocks.checkpoint import manifest
+from registry import ConfigError
 from training.checkpoints import together
 from training.checkpoints.atomic import partial_of, put_in_place, refused_if_unwritable
 from training.checkpoints.carry import carry
+from training.checkpoints.find import LAST, PREVIOUS
 from training.checkpoints.plugin import SealedCheckpoints
 from training.checkpoints.record import peek
 
@@ -82,7 +84,17 @@ class Keeper(ModelCheckpoint):
     How this differs from Lightning's: a run that resumes in another folder keeps its best checkpoints and their scores.
     The files are carried over from the folder of the checkpoint. One that is missing there, or of a later step than the
     checkpoint, is dropped with its score, with a warning.
+
+    Args:
+        args, settings: those of ModelCheckpoint; ``filename`` is not that of the newest checkpoint, which would
+            take the place of the best
     """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        if f"{self.filename}.ckpt" in (LAST, PREVIOUS):
+            rule = "is the name of the newest checkpoint, which would take the place of the best"
+            raise ConfigError("callbacks.checkpoint.filename", self.filename, rule, "Write another: best")
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         past = checkpoint["callbacks"].get(self.state_key)

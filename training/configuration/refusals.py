@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from typing import Any
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -163,9 +164,23 @@ def _unknown_key(error: BaseException, text: str, overrides: Sequence[str]) -> C
     remedy = did_you_mean(key, siblings, "See: python train.py --cfg job")
     if key in siblings:  # of every model, but not of what is selected, such as model=file
         remedy = f"Add it: +{path}={value}"
+    elif "." not in path and (below := _below(key)):
+        remedy = f"Write {' or '.join(f'{each}={value}' for each in below[:3])}"
     elif "_target_" in siblings:  # the file need not name every argument of the class
         remedy += f". For an argument of its class that is not listed: +{path}={value}"
     return ConfigError(path, "…" if value is None else value, rule, remedy)
+
+
+def _below(key: str) -> list[str]:
+    """Where the default configuration has a key of this name, nearest to the root first."""
+
+    def paths(node: Any, path: str) -> Iterator[str]:
+        for name, inner in node.items() if isinstance(node, Mapping) else ():
+            if name == key:
+                yield f"{path}{name}"
+            yield from paths(inner, f"{path}{name}.")
+
+    return sorted(paths(OmegaConf.to_container(composed([]), resolve=False), ""), key=lambda path: path.count("."))
 
 
 def _no_folder(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:

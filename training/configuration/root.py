@@ -49,7 +49,7 @@ class Root(TypedDict):
     """Every setting of a run; conf/config.yaml says what each is for."""
 
     task_name: Annotated[str, Remedy("Write the name of the runs' folder: task_name=mine")]
-    tags: Annotated[list[str] | None, Remedy("Write tags=[mine]")]
+    tags: Annotated[list[str | int | float] | None, Remedy("Write tags=[mine]")]
     seed: Seed
     ckpt_path: Any  # looked for by checkpoints.resume
     auto_resume: bool
@@ -73,6 +73,7 @@ class Root(TypedDict):
 
 
 OLDER: dict[str, Any] = {"resume": {"changed": "show"}, "adapter": None, "surgery": None}  # not in older configurations
+EXTRAS = {"print_config": True, "ignore_warnings": False, "enforce_tags": False}  # for a file with some of them
 
 
 def check(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,6 +86,8 @@ def check(plain: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: an unknown, missing or invalid setting
     """
     settings = {**OLDER, **plain}
+    if isinstance(settings.get("extras"), Mapping):
+        settings["extras"] = {**EXTRAS, **settings["extras"]}
     _check(settings, Root, "")
     for group in ("callbacks", "logger"):
         for name, node in (settings[group] or {}).items():

@@ -78,8 +78,8 @@ def check(node: Mapping[str, Any]) -> int | None:
     rows = ROWS.get(target)
     if rows is None and target != MODULE:
         return None
+    refuse_missing("data", node)
     _known_keys("data", node, ARGUMENTS | (rows.arguments if rows else set()))
-    _no_missing("data", node)
     for key, hint in RANGES.items():
         if key in node and not conforms(node[key], hint):
             raise ConfigError(f"data.{key}", node[key], fault(node[key], hint), f"Write data.{key}=<another>")
@@ -200,13 +200,16 @@ def _long_enough(corpus: Corpus, sequence_length: int) -> None:
 def _known_keys(path: str, node: Mapping[str, Any], known: set[str]) -> None:
     for key in node:
         if key not in known | HYDRA_KEYS:
-            raise ConfigError(f"{path}.{key}", node[key], "there is no such setting", did_you_mean(key, known))
+            raise ConfigError(
+                f"{path}.{key}", node[key], "there is no such setting", did_you_mean(key, known, "Leave it out")
+            )
 
 
-def _no_missing(path: str, node: Any) -> None:
+def refuse_missing(path: str, node: Any) -> None:
+    """Refuse ``???`` anywhere in a node."""
     if isinstance(node, Mapping):
         for key, value in node.items():
-            _no_missing(f"{path}.{key}", value)
+            refuse_missing(f"{path}.{key}", value)
     elif node == "???":
         raise ConfigError(path, node, "a value is required", f"Give one on the command line: {path}=…")
 

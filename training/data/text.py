@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -84,7 +84,7 @@ class TextFiles(Corpus):
         test_fraction: BelowOne = 0.05,
         split_seed: Whole = 0,
     ) -> None:
-        if not isinstance(files, str | list | tuple):
+        if not isinstance(files, Sequence):
             rule = "must be a path or glob, or a list of them"
             raise ConfigError("data.corpus.files", files, rule, "For example: data.corpus.files='books/*.txt'")
         self.files = [files] if isinstance(files, str) else [str(name) for name in files]

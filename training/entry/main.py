@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import shlex
 import sys
+from typing import IO, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -14,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 import registry
 from registry import REFUSED, ConfigError
 from registry.hydra import include_config_dir
+from registry.printing import Outlived
 from training.configuration.conf import CONF
 from training.configuration.refusals import REFUSALS, explain, is_no_name
 from training.entry.hydra_job import hydra_job, refused
@@ -35,7 +38,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     refused.clear()
     try:
-        with stoppable():
+        with stoppable(), contextlib.redirect_stdout(cast(IO[str], Outlived(sys.stdout))):  # files have it all
             registry.load()
             if arguments and arguments[0] in SUBCOMMANDS:
                 from training.entry import cli

@@ -21,7 +21,7 @@ from training.configuration.named_model import composition_of
 from training.configuration.renamed import with_moved
 from training.configuration.secrets import hidden, read_from_environment, refuse_in_model
 from training.data.preflight import check as check_data
-from training.data.preflight import positions_needed
+from training.data.preflight import positions_needed, refuse_missing
 from training.entry.start import check_surgery, find_start, outline_of
 from training.parallel.refusals import check as check_ranks
 from training.parallel.refusals import derive
@@ -64,6 +64,7 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
     """
     plain = root.check(_resolved(cfg))
     packages.check(plain)
+    refuse_missing("data", plain["data"])  # the model may take values from it
     given = isinstance(plain["model"], dict) and "pretrained" in plain["model"]
     refuse_in_model(plain["model"], read_from_environment(cfg))
     plain["model"] = check_model(composition_of(plain["model"]))

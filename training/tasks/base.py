@@ -81,7 +81,7 @@ class Task(L.LightningModule):
             measures, a task leaves out those that mean nothing for it
         shown: what progress shows of ``train/<name>``
         curves: what the report draws besides the loss: file → names of logged figures
-        reads: keys that a batch must have
+        reads: keys that a training batch must have
         splits: whether ``objective`` scores the tokens of ``share`` alone; else a training whose ranks share windows
             (context parallelism) is refused
         improves: whether it chooses among what a model can do already, so that random weights are refused
@@ -268,6 +268,10 @@ class Task(L.LightningModule):
             group.update(settings, initial_lr=peak, lr=peak * factor(scheduler.last_epoch))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if lacking := [key for key in self.reads if key not in batch]:
+            rule = f"gives batches without {', '.join(lacking)}, which {type(self).__name__} reads"
+            data = type(self.trainer.datamodule).__name__  # type: ignore[attr-defined]
+            raise ConfigError("data", data, rule, "Choose other data, or another task")
         # The generator's state is a function of the position in training, so a resumed run draws the same.
         torch.manual_seed(stable_seed(self.seed, f"{self.current_epoch}/{batch_idx}/{self.ranks().index}"))
         self.step.begin(self.trainer, batch, self.ranks(), self.device)

@@ -190,3 +190,10 @@ def test_carried_checkpoint_is_whole_also_where_there_are_no_links(
         assert sorted(os.listdir(tmp_path / str(links))) == ["file.ckpt", "folder.ckpt"]
     carry(tmp_path / "file.ckpt", tmp_path / "file.ckpt")
     assert read_file(tmp_path / "file.ckpt") == {"step": 1}
+
+
+@pytest.mark.parametrize("name", ["last", "last.previous"])
+def test_best_checkpoint_does_not_have_the_name_of_the_newest(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="take the place of the best"):
+        Keeper(dirpath=tmp_path, filename=name)
+    Keeper(dirpath=tmp_path, filename="best")

@@ -132,6 +132,12 @@ def test_refusal_of_hydra_is_put_into_four_words(override: str) -> None:
     assert error.__cause__ is None and error.__suppress_context__
 
 
+def test_key_of_a_part_written_at_the_root_is_named_where_it_belongs() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_config(["lr=0.1"], output_dir="x")
+    assert (caught.value.path, caught.value.remedy) == ("lr", "Write optimizer.lr=0.1")
+
+
 def test_key_that_only_what_is_selected_lacks_is_to_be_added() -> None:
     with pytest.raises(ConfigError) as caught:
         compose_config(["model=file", "model.file=x", "model.n_layers=2"], output_dir="x")

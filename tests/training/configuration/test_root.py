@@ -42,17 +42,13 @@ def test_seed_is_one_that_every_generator_takes(seed: Any) -> None:
         ("task_name=''", "Write a word: task_name=mine"),
         ("task_name=null", "Write the name of the runs' folder: task_name=mine"),
         ("tags=abc", "Write tags=[mine]"),
-        ("tags=[1]", "Write tags=[mine]"),
+        ("tags=[[a]]", "Write tags=[mine]"),
         ("seed=-1", "Write seed=0"),
         ("init_from=7", "Name a run's folder, or the OUT of blockwright import: init_from=OUT"),
         ("resume.changed=hide", "Write resume.changed=show or resume.changed=allow"),
         ("optimized_metric=null", "Name the figure by which runs are compared: optimized_metric=val/loss"),
         ("+extras.colour=true", "Known: enforce_tags, ignore_warnings, print_config"),
         ("+mine=1", None),
-        (
-            "~extras.enforce_tags",
-            "Add it: +extras.enforce_tags=…, or leave out what removes it (e.g. ~extras.enforce_tags)",
-        ),
         ("extras=null", None),
         ("paths.log_dir=null", "Leave out paths.log_dir=…"),
         ("~paths.log_dir", None),
@@ -78,6 +74,11 @@ def test_refused_seed_is_answered_by_one_that_is_right() -> None:
     with pytest.raises(ConfigError) as caught:
         check_value("seed_everything", -1, Seed)
     assert caught.value.remedy == "Write seed_everything=0"
+
+
+def test_tag_may_be_a_number_and_extras_may_be_some(checked: Checked) -> None:
+    plain = checked("tags=[2026,a]", "~extras.ignore_warnings")
+    assert plain["tags"] == [2026, "a"] and plain["extras"]["ignore_warnings"] is False
 
 
 def test_tags_can_be_required(checked: Checked) -> None:

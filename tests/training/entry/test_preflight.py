@@ -54,6 +54,10 @@ def test_checking_imports_no_lightning_and_writes_nothing(tmp_path: Path, small:
     assert not list(tmp_path.iterdir())
 
 
+def test_value_that_the_data_lack_is_named_before_what_the_model_takes_from_them(checked: Checked) -> None:
+    assert refusal(checked, "data/tokenizer=pretrained").path == "data.tokenizer.file"
+
+
 def test_batch_is_shared_by_all_processes_of_all_nodes(checked: Checked) -> None:
     checked("trainer=ddp_sim", "data.batch_size=4")
     error = refusal(checked, "trainer=ddp_sim", "data.batch_size=3")

@@ -36,6 +36,16 @@ def test_it_trains_logs_resumes_and_is_reported(own: Callable[..., dict[str, Any
     assert on["val/loss"] < whole["val/loss"]
 
 
+def test_key_that_it_reads_and_the_data_do_not_give_is_refused(
+    own: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from blockwright_guest.previous_token import PreviousToken
+
+    monkeypatch.setattr(PreviousToken, "reads", ("tokens", "labels"))
+    with pytest.raises(ConfigError, match="gives batches without labels, which PreviousToken reads"):
+        run(own())
+
+
 def test_misspelt_setting_of_it_is_refused(own: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'frozen'"):
         run(own("+task.frozzen=[attention]"))
