@@ -8,6 +8,7 @@ file from which any number of processes resumes.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ import registry
 from blocks.checkpoint.read import read_checkpoint
 from blocks.checkpoint.weights import weights_of
 from interop import origin, tokenizer
-from interop.folder import whole
+from interop.folder import start_from, whole
 from interop.shards import ready, save, write_shards
 from interop.source import COMPOSITION, tokenizer_state
 from registry.command import Parser, run_command
@@ -87,7 +88,7 @@ def _run(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     registry.load()
     consolidate(given.source, given.out, checkpoint=given.checkpoint)
-    print(f"Wrote {given.out}. Start from it: python train.py init_from={given.out} model=pretrained")
+    print(f"Wrote {given.out}. Start from it: {shlex.join(['python', 'train.py', *start_from(given.out)])}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,13 @@ ORIGIN = "origin.json"  # of an imported folder, see interop/origin.py
 MAX_BYTES = 32_000_000  # of a JSON file; the largest known index has a third of it
 
 
+def start_from(folder: Path) -> list[str]:
+    """Overrides by which a run starts from the weights in a folder, with their tokenizer if it has one."""
+    words = [f"init_from={folder}", "model=pretrained"]
+    file = folder / "tokenizer.json"
+    return [*words, "data/tokenizer=pretrained", f"data.tokenizer.file={file}"] if file.is_file() else words
+
+
 @contextmanager
 def whole(out: Path) -> Iterator[Path]:
     """A temporary folder beside ``out``, renamed to ``out`` at the end and removed after an error.

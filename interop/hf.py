@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 import registry
 from interop.exporting import export_folder
+from interop.folder import start_from
 from interop.gguf import unpack
 from interop.importing import import_folder
 from interop.peft import export_adapter
@@ -80,7 +82,7 @@ def _run(arguments: Sequence[str]) -> None:
         print(f"Imported {given.source} (model_type {found}) into {given.out}.")
         for key in given.ignore:
             print(f"Ignored {key} of config.json: if it changes the computation, the import is wrong.")
-        print(f"Fine-tune it: python train.py init_from={given.out} model=pretrained")
+        print(f"Fine-tune it: {shlex.join(['python', 'train.py', *start_from(given.out)])}")
         return
     if given.adapter:
         written = export_adapter(given.source, given.out, family=given.family)

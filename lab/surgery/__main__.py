@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +29,7 @@ from blocks.decoder import Decoder
 from blocks.kernels.cross_entropy import IGNORED
 from blocks.plugins import distributions
 from interop.exporting import write_tokenizer
-from interop.folder import whole
+from interop.folder import start_from, whole
 from interop.shards import ready, write_shards
 from interop.source import COMPOSITION, open_source, read_composition
 from lab.cache_loss import Window, data_of, text_windows, validation_windows
@@ -150,7 +151,7 @@ def main(arguments: Sequence[str]) -> None:
         refuse_inexact([replace(o, exact=o.name != wrong.operator) for o in done])
     if words.out is not None:
         write(words.out, words.run, new)
-        print(f"Wrote {words.out}. Start from it: python train.py init_from={words.out} model=pretrained")
+        print(f"Wrote {words.out}. Start from it: {shlex.join(['python', 'train.py', *start_from(words.out)])}")
 
 
 if __name__ == "__main__":

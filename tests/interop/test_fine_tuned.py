@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +208,19 @@ def test_consolidated_run_keeps_its_tokenizer_and_origin(
     exporting.export_folder(tmp_path / "out", tmp_path / "hf")
     theirs, ours = (transformers.AutoTokenizer.from_pretrained(folder) for folder in (published, tmp_path / "hf"))
     assert ours.chat_template == theirs.chat_template
+
+
+def test_command_that_is_printed_starts_from_what_was_written(
+    run: Path, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert consolidate.main([str(run), str(tmp_path / "an out")]) == 0
+    program, file, *words = shlex.split(capsys.readouterr().out.partition("Start from it: ")[2])
+    assert [program, file] == ["python", "train.py"]
+    given = [o for o in small if not o.startswith(("model.", "data/tokenizer", "data.tokenizer"))]
+    preflight(compose_config([*given, *words], output_dir=str(tmp_path)))
+    with pytest.raises(ConfigError, match="has other ids") as refused:
+        preflight(compose_config([*given, *words[:2]], output_dir=str(tmp_path)))
+    assert all(word in shlex.split(refused.value.remedy.partition(": ")[2].partition(";")[0]) for word in words[2:])
 
 
 def test_resumed_run_keeps_the_origin_and_takes_another_template(

@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import registry
-from registry import ConfigError
+from registry import ConfigError, presets
 from training.checkpoints.find import LAST
 from training.checkpoints.places import SWEEP, place_of
 from training.claims import only_writer
@@ -113,7 +113,8 @@ def _continuation(arguments: list[str], steps: int, checkpoint: Path) -> str:
     """The command that trains on from a finished run, for twice its steps."""
     kept = [o for o in arguments if not o.startswith(("ckpt_path=", "trainer.max_steps="))]
     longer = [f"trainer.max_steps={2 * steps}"] if steps > 0 else []
-    return shlex.join(["python", "train.py", *kept, *longer, f"ckpt_path={checkpoint}"])
+    folders = [f"{presets.VARIABLE}={value}" for value in [os.environ.get(presets.VARIABLE)] if value]
+    return shlex.join([*folders, "python", "train.py", *kept, *longer, f"ckpt_path={checkpoint}"])
 
 
 def _worst() -> float:

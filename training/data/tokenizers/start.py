@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from interop.folder import start_from
 from interop.source import checkpoint_of, read_start, tokenizer_state
 from registry.errors import ConfigError
 from training.data.tokenizers.base import Tokenizer, vocabulary_of
@@ -33,6 +35,8 @@ def check_start(start: str, tokenizer: Tokenizer) -> None:
             f"has other ids than the tokenizer of {start} ({_named(theirs)}), so its embeddings would mean other tokens"
         )
         remedy = "Use that tokenizer (docs/how-to/align.md), fitted on the same text; or start from other weights"
+        if written := [word for word in start_from(Path(start)) if word.startswith("data")]:
+            remedy = f"Use that tokenizer: {shlex.join(written)}; or start from other weights"
         raise ConfigError("data.tokenizer", _named(ours), rule, remedy)
 
 
