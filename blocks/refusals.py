@@ -64,14 +64,14 @@ def _check_size(parameters: int) -> None:
 
 def check_room(decoder: Decoder, device: torch.device) -> None:
     """Refuse, before anything is allocated, weights that this machine cannot hold."""
-    needed, room = sum(t.nbytes for t in decoder.state_dict().values()), _room(device)
-    if needed > room:
-        rule = f"needs {needed / 1e9:.3g} GB for its weights alone, and {device.type} here has {room / 1e9:.3g} GB"
+    needed, there = sum(t.nbytes for t in decoder.state_dict().values()), room(device)
+    if needed > there:
+        rule = f"needs {needed / 1e9:.3g} GB for its weights alone, and {device.type} here has {there / 1e9:.3g} GB"
         remedy = "Choose a smaller model, or device='meta' to look at it without its weights"
         raise ConfigError("model", f"{size(decoder):.3g} parameters", rule, remedy)
 
 
-def _room(device: torch.device) -> float:
+def room(device: torch.device) -> float:
     """Total memory of a device in bytes; inf if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]

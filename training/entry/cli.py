@@ -37,6 +37,7 @@ from training.configuration.renamed import with_moved
 from training.configuration.root import Changed, check_value
 from training.configuration.secrets import hidden, read_from_environment
 from training.entry.preflight import OWN, preflight
+from training.entry.room import check_room
 from training.entry.run import conclude, leave_processes, measure, no_bar, quieten
 from training.entry.start import refuse_random_weights, refuse_untrained
 from training.lora import Lora
@@ -95,6 +96,7 @@ class ComposeAction(Action):
             cfg.ckpt_path = checkpoint  # needed by the checks of resuming and overwriting
         plain = preflight(cfg)
         refuse_untrained(plain)
+        check_room(plain)
         if note := figures.left_out(plain):
             print(note, file=sys.stderr)
         shown = hidden(plain, read_from_environment(cfg))

@@ -22,6 +22,7 @@ from training.configuration.refusals import refuse_empty
 from training.configuration.secrets import hidden, read_from_environment
 from training.entry.preflight import preflight
 from training.entry.ranks import LAUNCHED, is_child, overrides, pin_children, reset_processes
+from training.entry.room import check_room
 from training.entry.start import refuse_untrained
 from training.jobs import record_failure, release
 from training.stops import Diverged, Interrupted, Pruned
@@ -82,6 +83,7 @@ def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
     from training.entry.run import run
 
     refuse_untrained(plain)
+    check_room(plain)
     shown = hidden(plain, read_from_environment(cfg))
     if not is_child():
         cli.export(shown, directory)

@@ -1,0 +1,43 @@
+"""A training that the memory cannot hold is refused before anything is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from blocks.refusals import size
+from registry import ConfigError
+from training.entry import room
+from training.entry.start import outline_of
+
+Checked = Callable[..., dict[str, Any]]
+ADAMW = "optimizer=adamw"  # two numbers of state for each of a weight
+
+
+def needs(plain: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> float:
+    """Bytes that a run is refused below."""
+    found: list[str] = []
+    monkeypatch.setattr(room, "room", lambda device: 1.0)
+    with pytest.raises(ConfigError) as caught:
+        room.check_room(plain)
+    found = caught.value.rule.split(" GB for")[0].split()
+    return float(found[-1].replace(",", "")) * 1e9
+
+
+def test_weights_gradients_and_states_are_counted(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = 4 * size(outline_of(checked(ADAMW)))
+    assert needs(checked(ADAMW), monkeypatch) == pytest.approx(4 * weights, rel=0.01)
+    assert needs(checked(ADAMW, "trainer.precision=bf16-true"), monkeypatch) == pytest.approx(2 * weights, rel=0.01)
+    assert needs(checked(ADAMW, "trainer=ddp_sim"), monkeypatch) == pytest.approx(8 * weights, rel=0.01)
+    assert needs(checked(ADAMW, "trainer=[fsdp,sim]"), monkeypatch) == pytest.approx(4 * weights, rel=0.05)
+    assert needs(checked(ADAMW, "task.frozen=[attention]"), monkeypatch) == pytest.approx(weights, rel=0.01)
+
+
+def test_what_fits_or_is_not_trained_passes(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.check_room(checked(ADAMW))
+    monkeypatch.setattr(room, "room", lambda device: 4.5 * 4 * size(outline_of(checked(ADAMW))))
+    room.check_room(checked(ADAMW))
+    monkeypatch.setattr(room, "room", lambda device: 1.0)
+    room.check_room(checked("train=false", "trainer.dry_run=true"))

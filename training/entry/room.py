@@ -1,0 +1,64 @@
+"""Refuse a training that the memory at hand cannot hold, before anything is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from blocks.decoder import Decoder
+from blocks.refusals import room, size
+from registry import ConfigError
+from training.configuration.instantiate import instantiate
+from training.entry.start import outline_of
+from training.parallel.arithmetic import held_bytes
+from training.parallel.refusals import world_of
+from training.parallel.sizes import STRATEGY, Sizes, sizes_of
+
+SURE = 0.05  # share of the memory below which the state of no optimizer matters
+HALVED = ("bf16-true", "16-true", "transformer-engine")  # weights of two bytes
+
+
+def check_room(plain: Mapping[str, Any]) -> None:
+    """Refuse a model whose weights, gradients and optimizer state take more memory than there is.
+
+    Activations come on top, so what passes may still be too large. A model of which only a part is trained is held to
+    its weights alone.
+
+    Args:
+        plain: the result of ``preflight``
+
+    Raises:
+        ConfigError: with what is needed, and what there is
+    """
+    trainer = plain["trainer"]
+    world = world_of(trainer)
+    if not plain["train"] or trainer.get("dry_run") or world is None:
+        return
+    on_cpu = trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
+    there = room(torch.device("cpu" if on_cpu else "cuda"))
+    beside = world // trainer.get("num_nodes", 1) if on_cpu else 1  # processes that share it
+    model = outline_of(dict(plain))
+    if 4 * size(model) * beside < SURE * there:
+        return
+    needed = _needed(model, plain, world) * beside
+    if needed > there:
+        each = f"the {beside} processes of this machine need" if beside > 1 else "this process needs"
+        rule = (
+            f"{each} {needed / 1e9:,.3g} GB for weights, gradients and optimizer state, and there are {there / 1e9:.3g}"
+        )
+        remedy = "Shard it over more GPUs (blockwright plan says over how many), train an adapter (adapter=lora), or "
+        raise ConfigError("model", f"{size(model):.3g} parameters", rule, f"{remedy}choose a smaller model")
+
+
+def _needed(model: Decoder, plain: Mapping[str, Any], world: int) -> float:
+    """Bytes of one process."""
+    strategy = plain["trainer"].get("strategy")
+    ours = isinstance(strategy, Mapping) and strategy.get("_target_") == STRATEGY
+    sizes = sizes_of(strategy, world) if isinstance(strategy, Mapping) and ours else Sizes(replicate=world)
+    held = held_bytes(model, sizes, instantiate(plain["optimizer"], "optimizer"))
+    whole = all(p.requires_grad for p in model.parameters())
+    return (sum(held.values()) if whole else held["parameters"]) * (
+        0.5 if plain["trainer"].get("precision") in HALVED else 1
+    )
