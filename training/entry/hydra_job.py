@@ -22,7 +22,6 @@ from training.configuration.refusals import refuse_empty
 from training.configuration.secrets import hidden, read_from_environment
 from training.entry.preflight import preflight
 from training.entry.ranks import LAUNCHED, is_child, overrides, pin_children, reset_processes
-from training.entry.room import check_room
 from training.entry.start import refuse_untrained
 from training.jobs import record_failure, release
 from training.stops import Diverged, Interrupted, Pruned
@@ -80,6 +79,7 @@ def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
     if (note := figures.left_out(plain)) and not is_child():
         print(note, file=sys.stderr)
     from training.entry import cli
+    from training.entry.room import check_room
     from training.entry.run import run
 
     refuse_untrained(plain)
