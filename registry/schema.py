@@ -156,8 +156,8 @@ def in_words(hint: Any) -> str:
 
 
 def _plural(words: str) -> str:
-    """``a number above 0`` → ``numbers above 0``."""
-    return re.sub(r"^an? (\w+)", r"\1s", words)
+    """``a number above 0 or a string`` → ``numbers above 0 or strings``."""
+    return re.sub(r"\ban? (\w+)", r"\1s", words)
 
 
 def _shown(hint: Any) -> str:

@@ -313,6 +313,7 @@ def test_any_value_is_judged_without_an_exception(value: Any) -> None:
         (bool, "true or false"),
         (Literal["a", "b"], "one of a, b"),
         (list[int], "a list of integers"),
+        (list[str | int] | None, "a list of strings or integers or null"),
         (tuple[float, float], "a list of 2 numbers"),
         (dict[str, int] | None, "a mapping or null"),
         (tuple[int, ...], "a list of integers"),

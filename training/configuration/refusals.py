@@ -19,6 +19,7 @@ from registry.build import fixed
 from registry.catalogue import Entry
 from training.configuration.conf import composed, groups, of_blocks, options
 from training.configuration.renamed import RENAMED
+from training.configuration.trainer_settings import GROUPS
 
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # raised by composing for a user's mistake
 _EMPTY = re.compile(r"\+{0,2}([^=~@]+)=\s*\{\s*\}\s*")
@@ -164,6 +165,8 @@ def _unknown_key(error: BaseException, text: str, overrides: Sequence[str]) -> C
     remedy = did_you_mean(key, siblings, "See: python train.py --cfg job")
     if key in siblings:  # of every model, but not of what is selected, such as model=file
         remedy = f"Add it: +{path}={value}"
+    elif path in (f"trainer.{group}" for group in GROUPS):
+        remedy = f"Write {key}=NAME: the Trainer gets what that group builds"
     elif "." not in path and (below := _below(key)):
         remedy = f"Write {' or '.join(f'{each}={value}' for each in below[:3])}"
     elif "_target_" in siblings:  # the file need not name every argument of the class

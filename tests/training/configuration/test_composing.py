@@ -138,6 +138,12 @@ def test_key_of_a_part_written_at_the_root_is_named_where_it_belongs() -> None:
     assert (caught.value.path, caught.value.remedy) == ("lr", "Write optimizer.lr=0.1")
 
 
+def test_argument_of_the_trainer_that_is_a_group_is_not_to_be_added_to_it() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_config(["trainer.callbacks=[]"], output_dir="x")
+    assert caught.value.remedy.startswith("Write callbacks=NAME")
+
+
 def test_key_that_only_what_is_selected_lacks_is_to_be_added() -> None:
     with pytest.raises(ConfigError) as caught:
         compose_config(["model=file", "model.file=x", "model.n_layers=2"], output_dir="x")
