@@ -83,8 +83,7 @@ def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
     from training.entry.run import run
 
     refuse_untrained(plain)
-    if not is_child():  # each would take memory of the first GPU to ask for its size
-        check_room(plain)
+    check_room(plain)
     shown = hidden(plain, read_from_environment(cfg))
     if not is_child():
         cli.export(shown, directory)

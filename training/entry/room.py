@@ -11,6 +11,8 @@ from blocks.decoder import Decoder
 from blocks.refusals import room, size
 from registry import ConfigError
 from training.configuration.instantiate import instantiate
+from training.configuration.trainer_settings import STRATEGIES
+from training.entry.ranks import is_child
 from training.entry.start import outline_of
 from training.parallel.arithmetic import held_bytes
 from training.parallel.refusals import world_of
@@ -34,7 +36,10 @@ def check_room(plain: Mapping[str, Any]) -> None:
     """
     trainer = plain["trainer"]
     world = world_of(trainer)
-    if not plain["train"] or trainer.get("dry_run") or world is None:
+    if is_child() or not plain["train"] or trainer.get("dry_run") or world is None:
+        return  # each child would take memory of the first GPU to ask for its size
+    sizes = _sizes(trainer.get("strategy", "auto"), world)
+    if sizes is None:
         return
     on_cpu = trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
     there = room(torch.device("cpu" if on_cpu else "cuda"))
@@ -42,7 +47,7 @@ def check_room(plain: Mapping[str, Any]) -> None:
     model = outline_of(dict(plain))
     if 4 * size(model) * beside < SURE * there:
         return
-    needed = _needed(model, plain, world) * beside
+    needed = _needed(model, plain, sizes) * beside
     if needed > there:
         each = f"the {beside} processes of this machine need" if beside > 1 else "this process needs"
         rule = (
@@ -52,11 +57,16 @@ def check_room(plain: Mapping[str, Any]) -> None:
         raise ConfigError("model", f"{size(model):.3g} parameters", rule, f"{remedy}choose a smaller model")
 
 
-def _needed(model: Decoder, plain: Mapping[str, Any], world: int) -> float:
-    """Bytes of one process."""
-    strategy = plain["trainer"].get("strategy")
+def _sizes(strategy: Any, world: int) -> Sizes | None:
+    """How a strategy spreads a model; None for one that others have written, which may shard or offload it."""
+    if isinstance(strategy, str):
+        return Sizes(replicate=world) if strategy in STRATEGIES else None
     ours = isinstance(strategy, Mapping) and strategy.get("_target_") == STRATEGY
-    sizes = sizes_of(strategy, world) if isinstance(strategy, Mapping) and ours else Sizes(replicate=world)
+    return sizes_of(strategy, world) if ours and not strategy.get("cpu_offload") else None
+
+
+def _needed(model: Decoder, plain: Mapping[str, Any], sizes: Sizes) -> float:
+    """Bytes of one process."""
     held = held_bytes(model, sizes, instantiate(plain["optimizer"], "optimizer"))
     whole = all(p.requires_grad for p in model.parameters())
     return (sum(held.values()) if whole else held["parameters"]) * (

@@ -41,3 +41,12 @@ def test_what_fits_or_is_not_trained_passes(checked: Checked, monkeypatch: pytes
     room.check_room(checked(ADAMW))
     monkeypatch.setattr(room, "room", lambda device: 1.0)
     room.check_room(checked("train=false", "trainer.dry_run=true"))
+    plain = checked(ADAMW)
+    for foreign in ("deepspeed_stage_2", {"_target_": "lightning.pytorch.strategies.FSDPStrategy"}):
+        plain["trainer"]["strategy"] = foreign
+        room.check_room(plain)
+    plain["trainer"]["strategy"] = "ddp"
+    with pytest.raises(ConfigError, match="GB for weights"):
+        room.check_room(plain)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    room.check_room(plain)
