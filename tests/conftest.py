@@ -52,6 +52,16 @@ def full_precision_of_products() -> None:
     torch.set_float32_matmul_precision("highest")
 
 
+@pytest.fixture(autouse=True)
+def first_process() -> Iterator[None]:
+    """A rank left in the environment would make later tests those of a child process."""
+    yield
+    left = [name for name in ("RANK", "LOCAL_RANK", "NODE_RANK") if os.environ.get(name, "0") != "0"]
+    for name in left:
+        del os.environ[name]
+    assert not left
+
+
 def _randomise(module: nn.Module, seed: int, scale: float) -> None:
     """Every parameter random, gains and biases too: a block that forgets one must not pass by luck."""
     generator = torch.Generator().manual_seed(seed)

@@ -98,11 +98,12 @@ def run_job(sweep: Path, number: int, overrides: Sequence[str] | None = None) ->
         probe(folder)
         set_aside(folder, results)
         tries = _attempts(folder)
-    _join(node, tries)
+    environment = {**os.environ, **_joined(node, tries)}
     arguments, checkpoint = command(sweep, plan, job)
     print(f"job {number} {f'resumes from {checkpoint}' if checkpoint else 'starts'}", flush=True)
     start = (folder / LOG).stat().st_size if (folder / LOG).exists() else 0
-    code = _run(arguments, plan.get("cwd") if overrides is None else None, folder / LOG if first else None)
+    cwd, log = plan.get("cwd") if overrides is None else None, folder / LOG if first else None
+    code = _run(arguments, cwd, log, environment)
     if not first:
         return code
     if code == PREEMPTED and tries >= IDLE:
@@ -184,18 +185,22 @@ def _attempts(folder: Path) -> int:
     return tries
 
 
-def _join(node: int, tries: int) -> None:
-    """In a pod of several: take its rank, wait for the first pod's name, and back off, which a JobSet does not."""
+def _joined(node: int, tries: int) -> dict[str, str]:
+    """In a pod of several: wait for the first pod's name, and back off, which a JobSet does not.
+
+    Returns:
+        the variables that give the run its rank; this process keeps none, or what it runs later would be taken for a
+        child
+    """
     if int(os.environ.get("NNODES", 1)) == 1:
-        return
-    os.environ["NODE_RANK"] = str(node)
+        return {}
     if tries > 1:
         time.sleep(min(10 * 2 ** (tries - 2), 160))
     host, until = os.environ["MASTER_ADDR"], time.monotonic() + NAMES_S
     while True:
         try:
             socket.getaddrinfo(host, None)
-            return
+            return {"NODE_RANK": str(node)}
         except OSError:
             if time.monotonic() > until:
                 rule = f"has no address after {NAMES_S} s"
@@ -204,10 +209,15 @@ def _join(node: int, tries: int) -> None:
             time.sleep(0.5)
 
 
-def _run(arguments: Sequence[str], cwd: str | None, log: Path | None) -> int:
+def _run(arguments: Sequence[str], cwd: str | None, log: Path | None, environment: Mapping[str, str]) -> int:
     """Run a command, its output here and in its log, and signals forwarded."""
     process = subprocess.Popen(
-        arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=cwd
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=cwd,
+        env=environment,
     )
     before = {s: signal.signal(s, lambda signum, _: process.send_signal(signum)) for s in SIGNALS}
     assert process.stdout is not None
