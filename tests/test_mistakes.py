@@ -157,6 +157,22 @@ EARLY = {
     "multiplier below 0": Mistake(
         "optimizer.multipliers={attention: -1}", "optimizer.multipliers.attention", "above 0.*task.frozen"
     ),
+    "multiplier of a frozen part": Mistake(
+        "task.frozen=[attention]\noptimizer.multipliers={attention: 0.1}",
+        "optimizer.multipliers",
+        "matches no trained parameter",
+    ),
+    "names for AdamW of no parameter": Mistake(
+        "optimizer=muon\noptimizer.adamw_names=[heads]",
+        "optimizer.adamw_names",
+        "matches no trained parameter.*Did you mean 'head'",
+    ),
+    "no name of a block": Mistake(
+        "model.attention.name=null",
+        "model.attention.name",
+        r"is the name of a registered block.*model/attention=<.*\|gqa\|",
+    ),
+    "no number": Mistake("model.norm.eps=null", "model.norm.eps", "must have a value.*Leave out model.norm.eps=null"),
     "multipliers that are a list": Mistake("optimizer.multipliers=[1]", "optimizer.multipliers", "maps patterns"),
     "override of a layer that is not there": Mistake(
         "model.overrides=[{layers: 9, attention: mha}]", "model.overrides.0.layers", "9 is not one of them"

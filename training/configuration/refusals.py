@@ -202,9 +202,24 @@ def _wrong_type(error: BaseException, text: str, overrides: Sequence[str]) -> Co
     return ConfigError(path, found[1], rule, f"Write {path}=<{_TYPES.get(found[2], found[2])}>")
 
 
+def _null(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    found = re.search(r"field '([^']+)' is not Optional", text)
+    if not found:
+        return None
+    owner, _, key = found[1].rpartition(".")
+    if key == "name" and (known := registry.names(owner.rpartition(".")[2])):
+        return ConfigError(
+            found[1],
+            "null",
+            "is the name of a registered block",
+            f"Write {owner.replace('.', '/')}=<{'|'.join(known)}>",
+        )
+    return ConfigError(found[1], "null", "must have a value", f"Leave out {found[1]}=null")
+
+
 READINGS = (
     *(_unreadable, _unparsed, _no_name, _no_option, _no_group),
-    *(_there_already, _chosen_already, _unknown_key, _wrong_type, _no_folder),
+    *(_there_already, _chosen_already, _unknown_key, _wrong_type, _null, _no_folder),
 )
 
 

@@ -94,8 +94,10 @@ def check(plain: Mapping[str, Any]) -> dict[str, Any]:
             check_value(f"{group}.{name}", node, Part)
     if settings["extras"]["enforce_tags"] and not settings["tags"]:
         raise ConfigError("tags", settings["tags"], "extras.enforce_tags requires at least one", "Write tags=[mine]")
-    if not settings["task_name"].strip("./ "):
-        raise ConfigError("task_name", settings["task_name"], "names the runs' folder", "Write a word: task_name=mine")
+    name = settings["task_name"]
+    if not name.strip("./ ") or ".." in name.split("/") or name.startswith(("/", "~")):
+        rule = "names the runs' folder, inside paths.log_dir"
+        raise ConfigError("task_name", name, rule, "Write a word: task_name=mine")
     return settings
 
 

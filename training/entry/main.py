@@ -8,9 +8,10 @@ import os
 import re
 import shlex
 import sys
-from typing import IO, cast
+from typing import IO, NoReturn, cast
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 
 import registry
@@ -45,6 +46,7 @@ def main() -> None:
 
                 cli.main(arguments)
             else:
+                check_options(arguments)
                 leave_no_folder()
                 include_config_dir(arguments)
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(hydra_job)()
@@ -70,6 +72,24 @@ def main() -> None:
     if refused:
         print(refused[0].render(), file=sys.stderr)
         sys.exit(REFUSED)
+
+
+def check_options(arguments: list[str]) -> None:
+    """Refuse in one message what Hydra's parser would answer with its usage.
+
+    Raises:
+        ConfigError: an option that Hydra does not have, or a value that it does not take
+    """
+
+    def refuse(message: str) -> NoReturn:
+        remedy = "See: python train.py --help"
+        if found := re.match(r"unrecognized arguments: --([\w./@]+)", message):
+            remedy = f"Settings have no dashes: {found[1]}=VALUE"
+        raise ConfigError("command line", shlex.join(arguments), message, remedy)
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(arguments)
 
 
 def refusal_of(error: Exception, arguments: list[str]) -> ConfigError | None:

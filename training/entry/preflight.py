@@ -23,9 +23,9 @@ from training.configuration.secrets import hidden, read_from_environment, refuse
 from training.data.preflight import check as check_data
 from training.data.preflight import positions_needed, refuse_missing
 from training.entry.start import check_surgery, find_start, outline_of
+from training.optimizers.base import OptimizerRecipe, weights
 from training.parallel.refusals import check as check_ranks
 from training.parallel.refusals import derive
-from training.patterns import matching
 from training.tasks.lookup import is_task
 
 OWN = ("dry_run", "world")  # keys of trainer defined by this project
@@ -85,8 +85,7 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
     if plain["adapter"] is not None:
         check_target(plain["adapter"], "adapter")
     check_target(plain["optimizer"], "optimizer")
-    instantiate(plain["optimizer"], "optimizer")
-    _check_patterns(plain)
+    _check_patterns(plain, instantiate(plain["optimizer"], "optimizer"))
     check_target(plain["scheduler"], "scheduler")
     schedule = instantiate(plain["scheduler"], "scheduler")
     steps = plain["trainer"].get("max_steps", -1)
@@ -105,12 +104,10 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(path, "…", reason, "Fix the value that the interpolation points at") from None
 
 
-def _check_patterns(plain: dict[str, Any]) -> None:
+def _check_patterns(plain: dict[str, Any], recipe: OptimizerRecipe) -> None:
     """Check that patterns of parameter names match some parameter, on the meta device."""
-    frozen, multipliers = plain["task"].get("frozen"), plain["optimizer"].get("multipliers")
-    if frozen not in (None, []) or multipliers or plain["adapter"]:
-        names = [name for name, _ in outline_of(plain).named_parameters()]
-        matching(names, list(multipliers or {}), "optimizer.multipliers")
+    if plain["task"].get("frozen") not in (None, []) or any(recipe.patterns().values()) or plain["adapter"]:
+        recipe.check(weights(outline_of(plain)))
 
 
 def _check_fit(model: dict[str, Any], data: dict[str, Any], vocabulary: int | None) -> None:

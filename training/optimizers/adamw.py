@@ -11,7 +11,6 @@ from training.optimizers.base import (
     Multipliers,
     OptimizerRecipe,
     Weight,
-    check_multipliers,
     factors_of,
     multiplied,
     weights,
@@ -59,9 +58,12 @@ class AdamW(OptimizerRecipe):
         self.betas = (float(betas[0]), float(betas[1]))
         self.fused = fused
 
+    def patterns(self) -> dict[str, list[str]]:
+        return {"optimizer.multipliers": list(self.multipliers)}
+
     def build(self, module: nn.Module) -> Optimizer:
         found = weights(module)
-        check_multipliers(found, self.multipliers)
+        self.check(found)
         return torch_adamw(found, self.lr, self.betas, self.weight_decay, self.eps, self.fused, self.multipliers)
 
 

@@ -39,6 +39,20 @@ class OptimizerRecipe(ABC):
     def build(self, module: nn.Module) -> Optimizer:
         """An optimizer with every trainable parameter of `module` exactly once."""
 
+    def patterns(self) -> dict[str, list[str]]:
+        """Path of a setting → its patterns of parameter names, each of which has to match a trained weight."""
+        return {}
+
+    def check(self, found: Sequence[Weight]) -> None:
+        """Refuse a pattern that matches none of a model's weights.
+
+        Raises:
+            ConfigError
+        """
+        names = [name for weight in found for name in weight.names]
+        for path, patterns in self.patterns().items():
+            matching(names, patterns, path, of="trained parameter")
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
@@ -132,17 +146,6 @@ def factors_of(multipliers: Multipliers | None) -> dict[str, float]:
             remedy = "Write e.g. 0.1; use task.frozen to exclude a part from training"
             raise ConfigError(f"optimizer.multipliers.{pattern}", factor, fault(factor, Positive), remedy)
     return {str(pattern): float(factor) for pattern, factor in (multipliers or {}).items()}
-
-
-def check_multipliers(found: Sequence[Weight], multipliers: Multipliers) -> None:
-    """Refuse a pattern that matches no weight of a model.
-
-    Raises:
-        ConfigError
-    """
-    names = [name for weight in found for name in weight.names]
-    for pattern in multipliers:
-        matching(names, [pattern], "optimizer.multipliers")
 
 
 def multiplied(

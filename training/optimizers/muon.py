@@ -14,15 +14,18 @@ from training.optimizers.base import (
     Multipliers,
     OptimizerRecipe,
     Weight,
-    check_multipliers,
     factors_of,
     multiplied,
     weights,
 )
+from training.patterns import matches
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
+
+
+USUAL = ("embedding", "head", "gating")  # not every model has all of them
 
 
 class Muon(OptimizerRecipe):
@@ -34,7 +37,7 @@ class Muon(OptimizerRecipe):
     * vectors: norm weights, biases; and a matrix with a side of 1, which is a vector;
     * tables: token embeddings and learned positions, whose rows get separate gradients;
     * convolution filters, which are not matrices;
-    * modules named in `adamw_names`. The head has sparse targets as the embedding has sparse inputs; a router's rows
+    * what `adamw_names` matches. The head has sparse targets as the embedding has sparse inputs; a router's rows
       are the experts' keys, and an orthogonal update would push rarely chosen experts as hard as busy ones.
 
     Args:
@@ -47,7 +50,7 @@ class Muon(OptimizerRecipe):
         adamw_lr: learning rate of the rest; None: the same lr, which `original` does not allow
         betas: AdamW's decay rates
         eps: AdamW's ε
-        adamw_names: module names, whole parts of a dotted path, whose matrices go to AdamW
+        adamw_names: patterns of parameter names whose matrices go to AdamW (training/patterns.py)
         ns_dtype: dtype of Newton–Schulz: float32, bfloat16, or auto: bfloat16 except on CPUs without bf16 units
         fused: AdamW's kernel, as in the recipe `AdamW`
         multipliers: pattern of parameter names → factor on lr or adamw_lr: `{attention: 0.1}`
@@ -67,7 +70,7 @@ class Muon(OptimizerRecipe):
         adamw_lr: Positive | None = None,
         betas: tuple[BelowOne, BelowOne] = (0.9, 0.95),
         eps: Positive = 1e-8,
-        adamw_names: Sequence[str] = ("embedding", "head", "gating"),
+        adamw_names: Sequence[str] = USUAL,
         ns_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         fused: bool | None = None,
         multipliers: Multipliers | None = None,
@@ -89,12 +92,16 @@ class Muon(OptimizerRecipe):
             )
         self.adamw_lr = self.lr if adamw_lr is None else float(adamw_lr)
 
+    def patterns(self) -> dict[str, list[str]]:
+        own = [pattern for pattern in self.adamw_names if pattern not in USUAL]
+        return {"optimizer.multipliers": list(self.multipliers), "optimizer.adamw_names": own}
+
     def build(self, module: nn.Module) -> Optimizer:
         from training.optimizers.combined import CombinedOptimizer
         from training.optimizers.stacked_muon import StackedMuon
 
         found = weights(module)
-        check_multipliers(found, self.multipliers)
+        self.check(found)
         hidden = [weight for weight in found if self.orthogonalizes(weight)]
         rest = [weight for weight in found if not self.orthogonalizes(weight)]
         parts: list[Optimizer] = []
@@ -118,9 +125,8 @@ class Muon(OptimizerRecipe):
 
     def orthogonalizes(self, weight: Weight) -> bool:
         """Whether Muon takes this weight."""
-        path_parts = {part for name in weight.names for part in name.split(".")[:-1]}
         is_map = weight.kind == "matrix" and min(weight.parameter.shape[-2:]) > 1
-        return is_map and path_parts.isdisjoint(self.adamw_names)
+        return is_map and not any(matches(name, p) for name in weight.names for p in self.adamw_names)
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> str:

@@ -40,6 +40,8 @@ def test_seed_is_one_that_every_generator_takes(seed: Any) -> None:
         ("trainer.dry_run=no", "Write trainer.dry_run=true or trainer.dry_run=false"),
         ("trainer.compile=2", "Write trainer.compile=true or trainer.compile=false"),
         ("task_name=''", "Write a word: task_name=mine"),
+        ("task_name=../../elsewhere", "Write a word: task_name=mine"),
+        ("task_name=/tmp/elsewhere", "Write a word: task_name=mine"),
         ("task_name=null", "Write the name of the runs' folder: task_name=mine"),
         ("tags=abc", "Write tags=[mine]"),
         ("tags=[[a]]", "Write tags=[mine]"),

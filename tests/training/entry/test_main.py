@@ -6,7 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from training.entry.main import refusal_of
+from registry import ConfigError
+from training.entry.main import check_options, refusal_of
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule", "remedy"),
+    [
+        (["--lr=0.1"], "unrecognized arguments: --lr=0.1", "lr=VALUE"),
+        (["--model", "tiny"], "unrecognized arguments: --model", "model=VALUE"),
+        (["--cfg", "nope"], "argument --cfg/-c: invalid choice", "--help"),
+        (["-z"], "unrecognized arguments: -z", "--help"),
+    ],
+)
+def test_option_that_hydra_does_not_have_is_one_message(arguments: list[str], rule: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_options(arguments)
+    assert rule in caught.value.rule and remedy in caught.value.remedy
+
+
+def test_options_of_hydra_pass() -> None:
+    for arguments in (["-m", "seed=1,2"], ["--cfg", "job", "model=tiny"], ["--help"], ["-cd", "x"]):
+        check_options(arguments)
 
 
 def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
