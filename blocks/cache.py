@@ -113,6 +113,7 @@ class Cache:
 
     Class attributes:
         overwrites: whether new tokens replace what older ones left, so that ``mark`` has to copy it
+        quantises: whether ``bits`` change what it holds
 
     Attributes:
         length: tokens stored so far
@@ -124,6 +125,7 @@ class Cache:
 
     declared: int | None = None
     overwrites: ClassVar[bool] = False
+    quantises: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -295,6 +297,7 @@ class State(Cache):
     """
 
     overwrites = True
+    quantises = False
 
     def __init__(
         self, batch: int, length: int, parts: Mapping[str, tuple[Sequence[int], torch.dtype]], device: torch.device

@@ -18,7 +18,7 @@ from registry import BlockError
 
 BOUND = 1e-5  # fp32, two layers: another order of summation differs by about 1e-6
 KEEPS_SHAPE = ("attention", "ffn", "experts", "norm", "residual")  # contracts whose output has the input's shape
-CACHED = ("attention", "position", "scores")  # kinds that process what a cache returns
+CACHED = ("attention", "position", "scores", "compressor")  # kinds that process what a cache returns
 BF16_BOUND = 0.08  # of a token's norm: about twenty roundings of 0.4 % each, in random directions
 
 

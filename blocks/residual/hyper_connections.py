@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from blocks.base import Placement
+from blocks.closing.base import Closing
 from blocks.norm.base import Norm
 from blocks.precision import at_least_fp32, unlowered
 from blocks.residual.base import Mixer
@@ -21,16 +25,19 @@ class HyperConnections(Streams):
     x = Σ_i a_i X_i; X_j ← b_j f(norm(x)) + Σ_i A_ij X_i. Nothing bounds A: ``mhc`` does.
 
     It begins as ``prenorm``: s = 0, a reads one stream, A is the identity, b is 1. In the paper s begins at 0.01 and W
-    at 0; it reads stream (layer mod M) where here one is drawn, and closes by a sum where here it is the mean, the same
-    after a norm.
+    at 0; it reads stream (layer mod M) where here one is drawn, and closes by a sum where here it is the mean, unless
+    ``closing`` says otherwise: the same after a norm.
 
     Args:
         attention_norm: norm before the attention
         ffn_norm: norm before the feed-forward block
         attention_stream_norm: norm of each stream, before W, around the attention
         ffn_stream_norm: the same around the feed-forward block
+        closing: how the streams become one after the last layer
         n_streams: M, residual streams
     """
+
+    default_children: ClassVar[Mapping[str, Any]] = {"closing": {"name": "mean"}}
 
     def __init__(
         self,
@@ -39,10 +46,11 @@ class HyperConnections(Streams):
         ffn_norm: Norm,
         attention_stream_norm: Norm,
         ffn_stream_norm: Norm,
+        closing: Closing,
         n_streams: Count = 4,
     ) -> None:
         super().__init__()
-        self.streams = n_streams
+        self.streams, self.closing = n_streams, closing
         self.attention_norm, self.ffn_norm = attention_norm, ffn_norm
         self.attention_connection = Connection(d_model, n_streams, attention_stream_norm)
         self.ffn_connection = Connection(d_model, n_streams, ffn_stream_norm)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from blocks.base import Placement
+from blocks.closing.base import Closing
 from blocks.mixing.base import Mixing
 from blocks.norm.base import Norm
 from blocks.precision import at_least_fp32, full_linear, unlowered
@@ -26,18 +27,22 @@ class MHC(Streams):
     X_i ← write_i f(norm(x)) + Σ_j M_ij X_j with the matrix M = mixing(s₃c + b₃).
 
     It begins as ``prenorm``: s = 0, write = 1, reads add up to 1, half of it from one stream, which is drawn, and M is
-    nearly the identity. DeepSeek's s begin at 0.01, in transformers at 1. Streams are closed by their mean, as GLM-5.3
-    does; DeepSeek-V4 learns a weighted sum. In fp32 at least, like routers.
+    nearly the identity. DeepSeek's s begin at 0.01, in transformers at 1. GLM-5.3 closes the streams by their mean,
+    DeepSeek-V4 by a ``weighted`` sum. In fp32 at least, like routers.
 
     Args:
         attention_norm: norm before the attention
         ffn_norm: norm before the feed-forward block
         mixing: how the streams mix
+        closing: how they become one after the last layer
         n_streams: M, residual streams
         eps: ε, added to the mean square and to what is read
     """
 
-    default_children: ClassVar[Mapping[str, Any]] = {"mixing": {"name": "permutations"}}
+    default_children: ClassVar[Mapping[str, Any]] = {
+        "mixing": {"name": "permutations"},
+        "closing": {"name": "mean"},
+    }
 
     def __init__(
         self,
@@ -45,11 +50,12 @@ class MHC(Streams):
         attention_norm: Norm,
         ffn_norm: Norm,
         mixing: Mixing,
+        closing: Closing,
         n_streams: Count = 4,
         eps: Positive = 1e-6,
     ) -> None:
         super().__init__()
-        self.streams, self.mixing = n_streams, mixing
+        self.streams, self.mixing, self.closing = n_streams, mixing, closing
         self.attention_norm, self.ffn_norm = attention_norm, ffn_norm
         self.attention_connection = Connection(d_model, n_streams, mixing.n_logits, eps)
         self.ffn_connection = Connection(d_model, n_streams, mixing.n_logits, eps)

@@ -2,19 +2,21 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from blocks.closing.base import Closing
 from blocks.residual.base import Residual
 
 
 class Streams(Residual):
     """Several residual streams: the shared base of ``mhc`` and ``hyper_connections``.
 
-    They are opened as M copies, and closed by their mean.
+    They are opened as M copies. ``closing``, a child of each, makes one of them again.
     """
 
     streams: int
+    closing: Closing
 
     def open(self, x: Tensor) -> Tensor:
         return x[:, :, None].expand(-1, -1, self.streams, -1)
 
     def close(self, x: Tensor) -> Tensor:
-        return x.mean(2)
+        return self.closing(x)

@@ -24,6 +24,7 @@ class Asked(NamedTuple):
     q: [B,T,N,H], its queries, rotated
     positions: [B|1,T]
     declared: tokens that the sequences are declared to have, for ``Position.rotate_in``
+    rotate: as the attention rotates heads [B,T,·,W] at positions [B|1,T], where it chooses among means of tokens
     """
 
     x: Tensor
@@ -31,11 +32,13 @@ class Asked(NamedTuple):
     q: Tensor
     positions: Tensor
     declared: int
+    rotate: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def rows(self, rows: slice) -> Asked:
         """Some of the tokens."""
         positions = self.positions[:, rows]
-        return Asked(self.x[:, rows], self.latent[:, rows], self.q[:, rows], positions, self.declared)
+        x, latent, q = (t[:, rows] for t in self[:3])
+        return self._replace(x=x, latent=latent, q=q, positions=positions)
 
 
 class Held(NamedTuple):

@@ -20,12 +20,13 @@ def attention_weights(q: Tensor, k: Tensor, scale: float, visible: Tensor, bias:
         bias: [B|1,N|1,t,S] added to the scaled scores
 
     Returns:
-        [B,t,S] in fp32 or more
+        [B,t,S] in fp32 or more; those of a query that sees nothing are finite and mean nothing
     """
     grouped = q.unflatten(2, (k.shape[2], -1))
     scores = at_least_fp32(torch.einsum("btkgh,bskh->bkgts", grouped, k)).flatten(1, 2) * scale
     scores = scores if bias is None else scores + bias
-    return scores.masked_fill(~visible[:, None], float("-inf")).softmax(-1).mean(1)
+    hidden = ~visible & visible.any(-1, keepdim=True)
+    return scores.masked_fill(hidden[:, None], float("-inf")).softmax(-1).mean(1)
 
 
 def divergence(target: Tensor, scores: Tensor, possible: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from blocks.attention.base import empty_cache
-from blocks.cache import State
 from blocks.cost import alike, count_parameters, with_layers
 from blocks.decoder import Decoder
 from lab.plan.hardware import Coefficients, Hardware
@@ -81,7 +80,7 @@ def _cache_bytes(decoder: Decoder, context: int, bits: float) -> float:
     for group in alike(decoder.layers):
         attention: Any = decoder.layers[group[0]].attention
         cache = empty_cache(attention, *of_one)
-        total += len(group) * cache.nbytes * (1 if isinstance(cache, State) else bits / 16)
+        total += len(group) * cache.nbytes * (bits / 16 if cache.quantises else 1)
     return total
 
 

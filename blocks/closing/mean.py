@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from blocks.closing.base import Closing
+from registry import register
+
+
+@register("closing", "mean")
+class Mean(Closing):
+    """The mean of the streams, as in GLM-5.3; to a norm the same as their sum, of hyper-connections' paper."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(2)

@@ -1,0 +1,115 @@
+"""The contract of ``compressor``: means of windows of tokens, which an attention sees beside the last tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from blocks.base import Block
+from blocks.compressor.cache import Means, WindowedCache
+from blocks.compressor.pool import Closing, Pool, closing
+from blocks.selector.base import Asked
+from registry import family
+
+Rotate = Callable[[Tensor, Tensor], Tensor]  # heads [B,n,·,W] at positions [B|1,n], in their last dimensions
+Losses = dict[str, Tensor]
+
+
+class Entries(NamedTuple):
+    """Means of windows, as keys.
+
+    keys: [B,n,H], rotated
+    positions: [B|1,n], of the first token of each window
+    seen: [B|1,T,n], whether a query sees it
+    """
+
+    keys: Tensor
+    positions: Tensor
+    seen: Tensor
+
+
+@family("compressor", context=("kv_dim", "rope_dim", "latent_dim", "attention_heads"))
+class Compressor(Block):
+    """Makes one key of every window of tokens of a document, and says which of them each query sees.
+
+    Context: ``kv_dim`` (H, width of a key), ``rope_dim`` (of its last part, which is rotated), ``latent_dim`` (of the
+    compressed queries) and ``attention_heads``. Windows are counted from the start of a document; one that is not
+    closed has no key.
+
+    Attributes:
+        every: tokens of a window
+    """
+
+    every: int
+
+    def pools(self) -> dict[str, Pool]:
+        """Its pools, by the name under which a cache holds their means; the first gives the keys."""
+        raise NotImplementedError
+
+    def finish(self, means: tuple[Tensor, ...], positions: Tensor, rotate: Rotate) -> tuple[Tensor, ...]:
+        """Means [B,n,W] of each pool → what is kept of them; positions [B,n] are those of the windows' first tokens."""
+        raise NotImplementedError
+
+    def choose(self, asked: Asked, kept: tuple[Tensor, ...], seen: Tensor, rotate: Rotate) -> Tensor:
+        """Which of the closed windows ``seen`` [B|1,T,n] each query sees, [B|1,T,n]; all by default."""
+        return seen
+
+    def losses(
+        self, asked: Asked, kept: tuple[Tensor, ...], seen: Tensor, chosen: Tensor, scale: float, rotate: Rotate
+    ) -> Losses:
+        """Losses by which it learns to choose, name → scalar, already weighted; none by default."""
+        return {}
+
+    def held(self) -> dict[str, Means]:
+        """What a cache holds of its pools."""
+        return {name: Means(p.width, 2 * p.parts * p.width, p.span) for name, p in self.pools().items()}
+
+    def forward(
+        self,
+        asked: Asked,
+        segments: Tensor | None,
+        cache: WindowedCache | None,
+        scale: float,
+        rotate: Rotate,
+        losses: Losses | None = None,
+    ) -> Entries:
+        """The keys of the windows that are closed.
+
+        Args:
+            asked: the new tokens
+            segments: [B,T] their documents; None: each row is one
+            cache: the tokens before, with the keys of the new ones stored; None for none
+            scale: of the attention's scores
+            rotate: as the attention rotates its keys
+            losses: to be filled in training; None: it does not learn
+        """
+        T, pools = asked.x.shape[1], self.pools().values()
+        positions = asked.positions.expand(len(asked.x), -1)
+        ends = closing(positions, self.every)
+        projected = tuple(pool.project(asked.x) for pool in pools)
+        opened = projected if cache is None else cache.opened(*projected)
+        index = ends.at + opened[0].shape[1] - T
+        means = tuple(pool(p, index, ends.number) for pool, p in zip(pools, opened, strict=True))
+        kept = self.finish(means, ends.number * self.every, rotate)
+        if cache is None:
+            first, seen = ends.number * self.every, _seen(ends, T, segments)
+        else:
+            kept = cache.close(ends, *kept)
+            number = torch.arange(kept[0].shape[1], device=kept[0].device)
+            first, seen = number[None] * self.every, number < (asked.positions[..., None] + 1) // self.every
+        chosen = self.choose(asked, kept, seen, rotate)
+        if losses is not None and self.training and torch.is_grad_enabled():
+            losses |= self.losses(asked, kept, seen, chosen, scale, rotate)
+        return Entries(kept[0], first, chosen)
+
+
+def _seen(ends: Closing, T: int, segments: Tensor | None) -> Tensor:
+    """[B,T,n]: a query sees the windows that are closed at it or before, in its document."""
+    index = ends.at[:, None]
+    seen = (index <= torch.arange(T, device=index.device)[:, None]) & ends.real[:, None]
+    if segments is None:
+        return seen
+    return seen & (segments.gather(1, ends.at)[:, None] == segments[:, :, None])
