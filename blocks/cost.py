@@ -270,6 +270,15 @@ def deepseek_moe_flops(n_layers: int, d_model: int, vocab_size: int, ffn_ratio: 
 # --- cache ------------------------------------------------------------------------------------------------------------
 
 
+FAR = 2**17  # tokens; more than any usual window
+
+
+def growth_beyond_windows(decoder: Decoder) -> float:
+    """Numbers that all caches of a sequence grow by for each token, where windows are full; arguments as below."""
+    near, far = (cache_bytes(decoder, length, torch.float32) // 4 for length in (FAR, 2 * FAR))
+    return (far - near) / FAR
+
+
 def cache_bytes(decoder: Decoder, length: int, dtype: torch.dtype, bits: int | None = None) -> int:
     """Bytes of all caches of one sequence of ``length`` tokens, measured on the meta device.
 

@@ -53,6 +53,7 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
     ),
     (
         ("cache numbers a token", "cache.elements_per_token", _exact),
+        ("  beyond the windows", "cache.elements_beyond_windows", _exact),
         ("  constant numbers besides", "cache.elements_constant", _exact),
         ("cache bytes a token, fp32", "cache.bytes_per_token.fp32", _exact),
         ("  bf16", "cache.bytes_per_token.bf16", _exact),
@@ -113,6 +114,7 @@ OPTIONAL = (
     {f"parameters.families.{family}" for family in FAMILIES}
     | IMAGES
     | {
+        "cache.elements_beyond_windows",
         "cache.elements_constant",
         "cache.bytes_per_token.stored",
         "cache.bytes_at_context.stored",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import registry
 from blocks.compose import compose
-from blocks.cost import cache_bytes, count_parameters
+from blocks.cost import cache_bytes, count_parameters, growth_beyond_windows
 from blocks.decoder import Decoder
 from blocks.gating.base import Gating
 from registry import ConfigError, presets
@@ -282,11 +282,17 @@ def _presets() -> list[str]:
     for name in presets.names():
         decoder = compose({"vocab_size": BYTES, **presets.read(name)}, device="meta")
         counted = count_parameters(decoder)
-        remembered = (cache_bytes(decoder, 2, torch.float32) - cache_bytes(decoder, 1, torch.float32)) // 4
-        figures = (counted.total, counted.active, counted.active - counted.embedding, remembered)
-        rows.append([f"`{name}`", _described(name), *(f"{figure:,}" for figure in figures)])
+        figures = (counted.total, counted.active, counted.active - counted.embedding)
+        rows.append([f"`{name}`", _described(name), *(f"{figure:,}" for figure in figures), _growth(decoder)])
     head = ["`model=`", "what it is", "parameters", "active", "active, no embedding", "cache numbers a token"]
     return _table(head, rows)
+
+
+def _growth(decoder: Decoder) -> str:
+    """What each token adds to the caches, first and where windows are full."""
+    first = (cache_bytes(decoder, 2, torch.float32) - cache_bytes(decoder, 1, torch.float32)) // 4
+    beyond = growth_beyond_windows(decoder)
+    return f"{first:,}" if beyond == first else f"{first:,}; beyond windows {beyond:,.0f}"
 
 
 def _described(preset: str) -> str:

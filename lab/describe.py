@@ -21,6 +21,7 @@ from blocks.cost import (
     deepseek_moe_flops,
     ffn_ratio,
     forward_flops_per_token,
+    growth_beyond_windows,
     seeing_flops,
 )
 from blocks.decoder import Decoder
@@ -96,7 +97,7 @@ def usual_context(decoders: Sequence[Decoder]) -> int:
 
 
 def _cache(decoder: Decoder, context: int, bits: float) -> dict[str, Any]:
-    """Growth per token, the constant part, and the total at a context."""
+    """Growth per token, beyond windows too where that is another, the constant part, and the total at a context."""
     try:
         numbers = [cache_bytes(decoder, length, torch.float32) // 4 for length in (1, 2, context)]
     except NotImplementedError:  # a plug-in's attention may have no cache
@@ -104,12 +105,14 @@ def _cache(decoder: Decoder, context: int, bits: float) -> dict[str, Any]:
         weighed = {name: dict.fromkeys((*DTYPES, "at_bits")) for name in ("bytes_per_token", "bytes_at_context")}
         return {"bits": bits, "context": context, **dict.fromkeys(names), **weighed}
     one, two, all_of_it = numbers
+    beyond = growth_beyond_windows(decoder)
     stored = _stored(decoder, context, bits)
     sizes = {name: [cache_bytes(decoder, n, dtype) for n in (1, 2, context)] for name, dtype in DTYPES.items()}
     return {
         "bits": bits,
         "context": context,
         "elements_per_token": two - one,
+        **({"elements_beyond_windows": beyond} if beyond != two - one else {}),
         "elements_constant": 2 * one - two,
         "elements_at_context": all_of_it,
         "bytes_per_token": {

@@ -159,9 +159,10 @@ class _Doubled(SourceFileLoader):
 
 
 def _doubled(model: nn.Module) -> None:
-    """Recurrent layers, and what is beside them, compute in double: all but routers and rotary angles, as ours."""
+    """Recurrent layers, residual streams, and what is beside them, compute in double: all but routers and rotary
+    angles, as ours."""
     name = type(model).__module__
-    if not any(hasattr(m, "conv1d") for m in model.modules()):
+    if not any(hasattr(m, "conv1d") or hasattr(m, "hc_mult") for m in model.modules()):
         return
     spec = spec_from_loader(f"{name}_in_double", _Doubled(f"{name}_in_double", str(sys.modules[name].__file__)))
     assert spec is not None and spec.loader is not None
@@ -185,12 +186,16 @@ def _in_double(model: nn.Module, decoder: Decoder, monkeypatch: pytest.MonkeyPat
     def norm(self: Any, x: Tensor) -> Tensor:
         return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
 
+    def norm_without_gain(self: Any, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
     def norm_of_gemma(self: Any, x: Tensor) -> Tensor:
         return (1 + self.weight) * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
 
     _doubled(model)
     for cls in {type(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")}:
-        monkeypatch.setattr(cls, "forward", norm_of_gemma if cls.__name__.startswith(("Gemma", "Qwen3Next")) else norm)
+        other = norm_without_gain if "Unweighted" in cls.__name__ else norm
+        monkeypatch.setattr(cls, "forward", norm_of_gemma if cls.__name__.startswith(("Gemma", "Qwen3Next")) else other)
     softmax = nn.functional.softmax
     monkeypatch.setattr(
         nn.functional, "softmax", lambda x, dim, dtype=None: softmax(x, dim, dtype=x.dtype if x.itemsize > 4 else dtype)
@@ -202,10 +207,10 @@ def _in_double(model: nn.Module, decoder: Decoder, monkeypatch: pytest.MonkeyPat
         router.float().register_forward_pre_hook(lambda module, inputs: (inputs[0].float(), *inputs[1:]))
         if type(router).__name__ == "NemotronHTopkRouter":  # in whose precision its experts would add up
             router.register_forward_hook(lambda module, inputs, out: (out[0], out[1].double(), out[2]))
-    rotary = getattr(getattr(model, "model", None), "rotary_emb", None)
+    rotaries = [m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")]
     turning = [layer.attention.position for layer in decoder.layers if hasattr(layer.attention, "position")]
     ours = [p.frequencies(torch.device("cpu")) for p in turning if hasattr(p, "frequencies")]
-    for name, theirs in [] if rotary is None else list(rotary.named_buffers()):
+    for rotary, name, theirs in [(m, *named) for m in rotaries for named in list(m.named_buffers())]:
         if name.endswith("inv_freq") and "original" not in name:
             frequencies = min(ours, key=lambda f: (f - theirs.float()).abs().max())
             torch.testing.assert_close(theirs.float(), frequencies, rtol=2e-6, atol=0)

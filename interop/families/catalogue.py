@@ -4,6 +4,7 @@ from interop.families.apertus import APERTUS
 from interop.families.deepseek import DEEPSEEK
 from interop.families.deepseek_v2 import DEEPSEEK_V2
 from interop.families.deepseek_v3 import DEEPSEEK_V3
+from interop.families.deepseek_v4 import DEEPSEEK_V4
 from interop.families.deepseek_v32 import DEEPSEEK_V32
 from interop.families.deepseek_vl_v2 import DEEPSEEK_VL_V2
 from interop.families.gemma2 import GEMMA2
@@ -32,7 +33,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         *(LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, OLMO2, OLMOE, GPT_OSS, GPT2, GEMMA2),
         *(SMOLLM3, GEMMA3, GLM4_MOE, MINIMAX_M2, APERTUS, QWEN3_NEXT, OLMO_HYBRID, KIMI_LINEAR, NEMOTRON_H),
-        *(DEEPSEEK, DEEPSEEK_V2, DEEPSEEK_V3, DEEPSEEK_V32, DEEPSEEK_VL_V2),
+        *(DEEPSEEK, DEEPSEEK_V2, DEEPSEEK_V3, DEEPSEEK_V32, DEEPSEEK_V4, DEEPSEEK_VL_V2),
     )
 }
 

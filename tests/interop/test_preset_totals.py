@@ -33,6 +33,7 @@ TOTALS: dict[str, tuple[int, str, dict[str, Any]]] = {
     ),
     "glm4_5_air": (106_852_245_504, "Glm4Moe", {"attention_bias": True, "head_dim": 128}),
     "deepseek_v3_2": (671_877_929_216, "DeepseekV32", {}),
+    "deepseek_v4_flash": (284_332_230_231, "DeepseekV4", {"compress_ratios": [0, 0, *[4, 128] * 20, 4]}),
     "minimax_m2": (228_689_748_992, "MiniMaxM2", {}),
     "apertus_8b": (8_053_338_176, "Apertus", {"num_key_value_heads": 8, "intermediate_size": 21504}),
     "nemotron_h_8b": (
@@ -61,6 +62,7 @@ BEYOND: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 40.0, "beta_fast": 32.0, "beta_slow": 1.0}
         | {"original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 1.0}
     },
+    "deepseek_v4_flash": {"rope_parameters": {"type": "yarn", "factor": 16, "original_max_position_embeddings": 65536}},
     "minimax_m2": {"rotary_dim": 64},
     "nemotron_h_8b": {"max_position_embeddings": 8192},
 }

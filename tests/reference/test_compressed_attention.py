@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.models.deepseek_v4.configuration_deepseek_v4 import DeepseekV4Config
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4Attention, DeepseekV4RotaryEmbedding
 
-D, N, H, R, L, G, O = 40, 4, 16, 8, 20, 2, 12
+D, N, H, R, L, G, A = 40, 4, 16, 8, 20, 2, 12
 INDEX = {"n_heads": 32, "head_dim": 8, "top_k": 2}
 KINDS = {
     "sliding_attention": None,
@@ -28,7 +28,7 @@ def theirs_of(kind: str) -> tuple[DeepseekV4Attention, Callable[[Tensor], Any]]:
         head_dim=H,
         q_lora_rank=L,
         o_groups=G,
-        o_lora_rank=O,
+        o_lora_rank=A,
         sliding_window=5,
         num_hidden_layers=1,
         layer_types=[kind],
@@ -63,7 +63,7 @@ def node_of(kind: str) -> dict[str, Any]:
         "q_lora_rank": L,
         "window": 5,
         "n_groups": G,
-        "o_lora_rank": O,
+        "o_lora_rank": A,
         "query_norm": "unit_rms",
         "scores": "sinks",
         "position": {"name": "rope", "pairing": "interleaved"} if KINDS[kind] is None else yarn,
@@ -76,8 +76,9 @@ def weights_for(ours: Any) -> dict[str, Tensor]:
     own = dict(ours.state_dict())
     names = {
         "q_down": "q_a_proj", "q_norm": "q_a_norm", "q_up": "q_b_proj", "kv_norm": "kv_norm", "kv": "kv_proj",
-        "output": "o_b_proj", "compressor.norm": "compressor.kv_norm", "compressor.index_norm": "compressor.indexer.kv_norm",
-        "compressor.index.query": "compressor.indexer.q_b_proj", "compressor.index.weights": "compressor.indexer.scorer.weights_proj",
+        "output": "o_b_proj", "compressor.norm": "compressor.kv_norm",
+        "compressor.index_norm": "compressor.indexer.kv_norm", "compressor.index.query": "compressor.indexer.q_b_proj",
+        "compressor.index.weights": "compressor.indexer.scorer.weights_proj",
     }  # fmt: skip
     found = {f"{their}.weight": own[f"{our}.weight"] for our, their in names.items() if f"{our}.weight" in own}
     for our, their in (("compressor.pool", "compressor"), ("compressor.index_pool", "compressor.indexer")):
