@@ -53,6 +53,7 @@ DENSE: dict[str, Any] = {
 WRAPPED = DENSE | {"selector": {"name": "block", "block_size": 3, "top_k": 2}}  # in a block of the same kind
 RECURRENT = DENSE | {"attention": {"name": "gated_delta", "n_heads": 4}}
 MIXTURE = DENSE | {"ffn": {"name": "moe", "n_experts": 8}}
+WINDOWED = DENSE | {"attention": {"name": "shared_kv", "n_heads": 4, "window": 8}}
 STREAMS = DENSE | {"residual": "mhc"}
 SEEING = DENSE | {"images": {"name": "early_fusion", "image_token": 60}}
 
@@ -72,7 +73,7 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
     node |= {p.name: WRAPPED[kind] for p in wrapped}  # from scope, it would contain itself
     around = {"position": "rope"} if kind == "attention" else {}
     # A decoder refuses what it has no place for, at the path of the kind; other errors are the block's.
-    for model in (DENSE, MIXTURE, RECURRENT, STREAMS, SEEING):
+    for model in (DENSE, MIXTURE, RECURRENT, WINDOWED, STREAMS, SEEING):
         try:
             decoder = compose({**model, **around, kind: node})
         except ConfigError as refusal:

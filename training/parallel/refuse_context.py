@@ -13,7 +13,7 @@ from blocks.cache import Cache, State
 from blocks.compose import compose
 from blocks.cost import alike
 from blocks.decoder import Decoder
-from registry import ConfigError
+from registry import BlockError, ConfigError
 from training.configuration.instantiate import find_target
 from training.parallel.remembered import appended
 from training.parallel.sizes import Sizes
@@ -113,6 +113,8 @@ def _unfit(attention: Attention, d_model: int) -> str:
         return "passes a state from token to token"
     try:
         times = appended(attention, d_model).times
+    except BlockError as error:
+        return f"cannot use another cache than its own ({error.rule})"
     except Exception as error:  # of a plug-in's code
         return f"does not run with another cache of the contract ({type(error).__name__}: {error})"
     return "" if times == 1 else f"appends to its cache {times} times in a pass instead of once"
