@@ -66,7 +66,7 @@ def markdown() -> str:
     for name in presets.names():
         family = re.match("[a-z]*", name)
         models.setdefault(family[0] if family else name, []).append(name)
-    others = [family for family, of_it in models.items() if len(of_it) == 1]  # a row each would make a long table
+    others = [family for family, of_it in models.items() if len(of_it) < 3]  # a row each would make a long table
     models |= {"others": [name for family in others for name in models.pop(family)]}
     return "\n\n".join([_rows("`model/<kind>=`", "names", swaps), _rows("whole models", "`model=`", models)])
 

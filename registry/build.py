@@ -204,7 +204,8 @@ def build(kind: str, node: Node, scope: Scope) -> Any:
         supplied = {k: scope.context[k] for k in entry.schema.context if k in scope.context}
         return entry.cls(**{**given, **built, **supplied})
     except BlockError as error:
-        path = node.path if error.parameter in scope.context else f"{node.path}.{error.parameter}"
+        of_parent = error.parameter in scope.context and error.parameter not in entry.schema.parameters
+        path = node.path if of_parent else f"{node.path}.{error.parameter}"
         raise ConfigError(path, error.value, error.rule, error.remedy) from None
     except ConfigError:
         raise

@@ -38,7 +38,7 @@ class SharedKV(Attention):
     Released: ``csa`` and ``hca`` in turn, no compressor in Flash's first two layers, and learned ``sinks``. The cache
     has ``window`` keys, the unfinished windows, and a key of each closed one. Some queries at a time are computed,
     against their window and the compressor's keys alone; of the keys that ``csa`` does not choose the scores are
-    computed and hidden.
+    computed and hidden. An amplitude of ``yarn`` acts on the turned part of the sum too: V4 has none (mscale 0).
 
     Args:
         n_heads: N, query heads
@@ -144,9 +144,11 @@ class SharedKV(Attention):
             rows, own = slice(start, min(start + ROWS, T)), near.before(T, start, min(start + ROWS, T), self.window)
             seen, keys, places = own.seen(rows.stop - start, self.window), own.keys, own.positions
             if entries is not None:
-                seen = torch.cat(_alike(entries.seen[:, rows], seen), -1)
-                keys = torch.cat((entries.keys[:, :, None], keys), 1)
-                places = torch.cat(_alike(entries.positions, places), -1)
+                chosen = entries.seen(rows)
+                first = slice(0, chosen.shape[-1])
+                seen = torch.cat(_alike(chosen, seen), -1)
+                keys = torch.cat((entries.keys[:, first, None], keys), 1)
+                places = torch.cat(_alike(entries.positions[:, first], places), -1)
             bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, float("-inf"))[:, None]
             far = dense(self.position.bias(positions[:, rows], places))
             scoring = Scoring(self.scale, bias if far is None else bias + far)

@@ -23,12 +23,12 @@ class Entries(NamedTuple):
 
     keys: [B,n,H], rotated
     positions: [B|1,n], of the first token of each window
-    seen: [B|1,T,n], whether a query sees it
+    seen: some of the queries → [B|1,t,m], which of the first m keys each sees; they see none of the others
     """
 
     keys: Tensor
     positions: Tensor
-    seen: Tensor
+    seen: Callable[[slice], Tensor]
 
 
 @family("compressor", context=("kv_dim", "rope_dim", "latent_dim", "attention_heads"))
@@ -53,12 +53,12 @@ class Compressor(Block):
         """Means [B,n,W] of each pool → what is kept of them; positions [B,n] are those of the windows' first tokens."""
         raise NotImplementedError
 
-    def choose(self, asked: Asked, kept: tuple[Tensor, ...], seen: Tensor, rotate: Rotate) -> Tensor:
-        """Which of the closed windows ``seen`` [B|1,T,n] each query sees, [B|1,T,n]; all by default."""
-        return seen
+    def choose(self, asked: Asked, kept: tuple[Tensor, ...], closed: Tensor, rotate: Rotate) -> Tensor:
+        """Which of the windows that are ``closed`` [B|1,T,n] to each query it sees, [B|1,T,n]; all by default."""
+        return closed
 
     def losses(
-        self, asked: Asked, kept: tuple[Tensor, ...], seen: Tensor, chosen: Tensor, scale: float, rotate: Rotate
+        self, asked: Asked, kept: tuple[Tensor, ...], closed: Tensor, chosen: Tensor, scale: float, rotate: Rotate
     ) -> Losses:
         """Losses by which it learns to choose, name → scalar, already weighted; none by default."""
         return {}
@@ -87,29 +87,41 @@ class Compressor(Block):
             losses: to be filled in training; None: it does not learn
         """
         T, pools = asked.x.shape[1], self.pools().values()
-        positions = asked.positions.expand(len(asked.x), -1)
-        ends = closing(positions, self.every)
+        ends = closing(asked.positions.expand(len(asked.x), -1), self.every)
         projected = tuple(pool.project(asked.x) for pool in pools)
         opened = projected if cache is None else cache.opened(*projected)
         index = ends.at + opened[0].shape[1] - T
         means = tuple(pool(p, index, ends.number) for pool, p in zip(pools, opened, strict=True))
         kept = self.finish(means, ends.number * self.every, rotate)
-        if cache is None:
-            first, seen = ends.number * self.every, _seen(ends, T, segments)
-        else:
-            kept = cache.close(ends, *kept)
-            number = torch.arange(kept[0].shape[1], device=kept[0].device)
-            first, seen = number[None] * self.every, number < (asked.positions[..., None] + 1) // self.every
-        chosen = self.choose(asked, kept, seen, rotate)
-        if losses is not None and self.training and torch.is_grad_enabled():
-            losses |= self.losses(asked, kept, seen, chosen, scale, rotate)
-        return Entries(kept[0], first, chosen)
+        kept = kept if cache is None else cache.close(ends, *kept)
+        before = 0 if cache is None else cache.length - T
+
+        def closed(rows: slice) -> Tensor:
+            most = min(kept[0].shape[1], -(-(before + rows.stop) // self.every))  # the first window may be a rest
+            if cache is None:
+                return _closed(ends, rows, segments)[..., :most]
+            return torch.arange(most, device=index.device) < (asked.positions[:, rows, None] + 1) // self.every
+
+        def seen(rows: slice) -> Tensor:
+            found = closed(rows)
+            some = tuple(means[:, : found.shape[-1]] for means in kept)
+            return self.choose(asked.rows(rows), some, found, rotate)
+
+        every = torch.arange(kept[0].shape[1], device=index.device)[None] * self.every
+        first = ends.number * self.every if cache is None else every
+        if losses is None or not self.training or not torch.is_grad_enabled():
+            return Entries(kept[0], first, seen)
+        all_of_them = slice(0, T)
+        chosen = seen(all_of_them)
+        some = tuple(means[:, : chosen.shape[-1]] for means in kept)
+        losses |= self.losses(asked, some, closed(all_of_them), chosen, scale, rotate)
+        return Entries(kept[0], first, lambda rows: chosen[:, rows])
 
 
-def _seen(ends: Closing, T: int, segments: Tensor | None) -> Tensor:
-    """[B,T,n]: a query sees the windows that are closed at it or before, in its document."""
-    index = ends.at[:, None]
-    seen = (index <= torch.arange(T, device=index.device)[:, None]) & ends.real[:, None]
+def _closed(ends: Closing, rows: slice, segments: Tensor | None) -> Tensor:
+    """[B,t,n]: the windows that close at a query or before, in its document."""
+    at = ends.at[:, None]
+    closed = (at <= torch.arange(rows.start, rows.stop, device=at.device)[:, None]) & ends.real[:, None]
     if segments is None:
-        return seen
-    return seen & (segments.gather(1, ends.at)[:, None] == segments[:, :, None])
+        return closed
+    return closed & (segments.gather(1, ends.at)[:, None] == segments[:, rows, None])

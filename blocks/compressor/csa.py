@@ -29,7 +29,7 @@ class CSA(Compressor):
     compressed query c, q_j = rot(W_q,j c), w = W_w x / √J, I_tw = Σ_j w_tj relu(q_tj · k_w) / √I.
 
     How V4's index was trained is not published; here it learns as ``dsa`` does, from the attention's weights on the
-    windows. Equal scores go to the later window, where other implementations leave it to the sort. Scores are fp32.
+    windows, and nothing else follows its loss. Equal scores go to the later window, where other implementations leave it to the sort. Scores are fp32.
 
     Args:
         norm: norm of the means that become keys
@@ -66,7 +66,7 @@ class CSA(Compressor):
             raise BlockError("head_dim", head_dim, rule, f"Write at least {rope_dim}, or lower rope_head_dim")
         self.every, self.norm, self.index_norm = every, norm, index_norm
         self.pool = Pool(d_model, kv_dim, every, overlapping=True)
-        self.index_pool = Pool(d_model, head_dim, every, overlapping=True)
+        self.index_pool = Pool(d_model, head_dim, every, overlapping=True, apart=True)
         self.index = Index(d_model, latent_dim, attention_heads, n_heads, head_dim, top_k, dense, loss_weight)
 
     @classmethod
@@ -80,16 +80,15 @@ class CSA(Compressor):
         normed = self.norm(means[0]), self.index_norm(means[1])
         return tuple(rotate(keys[:, :, None], positions)[:, :, 0] for keys in normed)
 
-    def choose(self, asked: Asked, kept: tuple[Tensor, ...], seen: Tensor, rotate: Rotate) -> Tensor:
+    def choose(self, asked: Asked, kept: tuple[Tensor, ...], closed: Tensor, rotate: Rotate) -> Tensor:
         if self.index.takes_all(kept[0].shape[1]):
-            return seen
-        found = self.index(asked._replace(rotate=rotate), _held(kept, seen))
-        return found[:, 0]
+            return closed
+        return self.index(asked._replace(rotate=rotate), _held(kept, closed))[:, 0]
 
     def losses(
-        self, asked: Asked, kept: tuple[Tensor, ...], seen: Tensor, chosen: Tensor, scale: float, rotate: Rotate
+        self, asked: Asked, kept: tuple[Tensor, ...], closed: Tensor, chosen: Tensor, scale: float, rotate: Rotate
     ) -> Losses:
-        held = _held((kept[0].detach(), kept[1]), seen)
+        held = _held((kept[0].detach(), kept[1]), closed)
         return self.index.losses(asked._replace(rotate=rotate), held, chosen[:, None], scale, None)
 
     def parallel_plan(self) -> dict[str, Placement]:

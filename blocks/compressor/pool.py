@@ -48,10 +48,12 @@ class Pool(nn.Module):
         width: W of the mean
         every: tokens of a window
         overlapping: whether the mean is over the window before as well
+        apart: whether nothing that it reads follows its gradient
     """
 
-    def __init__(self, d_model: int, width: int, every: int, overlapping: bool) -> None:
+    def __init__(self, d_model: int, width: int, every: int, overlapping: bool, apart: bool = False) -> None:
         super().__init__()
+        self.apart = apart
         self.width, self.every, self.parts = width, every, 2 if overlapping else 1
         self.value = Linear(d_model, self.parts * width, bias=False)
         self.gate = Linear(d_model, self.parts * width, bias=False)
@@ -64,6 +66,7 @@ class Pool(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """Tokens [B,T,D] → what their windows need of them, [B,T,2·parts·W]."""
+        x = x.detach() if self.apart else x
         return torch.cat((self.value(x), self.gate(x)), -1)
 
     def forward(self, projected: Tensor, index: Tensor, number: Tensor) -> Tensor:
