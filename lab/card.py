@@ -37,6 +37,7 @@ def _text(value: Any) -> str:
 
 
 Row = tuple[str, str, Callable[[Any], str]]  # label, dotted key in the figures, format
+BEYOND = "cache.elements_beyond_windows"  # left out where no model has windows
 SECTIONS: tuple[tuple[Row, ...], ...] = (
     (
         ("parameters", "parameters.total", _exact),
@@ -53,7 +54,7 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
     ),
     (
         ("cache numbers a token", "cache.elements_per_token", _exact),
-        ("  beyond the windows", "cache.elements_beyond_windows", _exact),
+        ("  beyond the windows", BEYOND, _exact),
         ("  constant numbers besides", "cache.elements_constant", _exact),
         ("cache bytes a token, fp32", "cache.bytes_per_token.fp32", _exact),
         ("  bf16", "cache.bytes_per_token.bf16", _exact),
@@ -114,7 +115,6 @@ OPTIONAL = (
     {f"parameters.families.{family}" for family in FAMILIES}
     | IMAGES
     | {
-        "cache.elements_beyond_windows",
         "cache.elements_constant",
         "cache.bytes_per_token.stored",
         "cache.bytes_at_context.stored",
@@ -149,6 +149,8 @@ def table(document: Mapping[str, Any]) -> Table:
     for section in SECTIONS:
         for label, key, written in section:
             if key in OPTIONAL and not any(model.get(key) for model in models):
+                continue
+            if key == BEYOND and all(model[key] == model["cache.elements_per_token"] for model in models):
                 continue
             if key in CHOSEN and all(model["cache.bits"] == 16 for model in models):
                 continue

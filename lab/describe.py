@@ -97,22 +97,21 @@ def usual_context(decoders: Sequence[Decoder]) -> int:
 
 
 def _cache(decoder: Decoder, context: int, bits: float) -> dict[str, Any]:
-    """Growth per token, beyond windows too where that is another, the constant part, and the total at a context."""
+    """Growth per token, at first and beyond windows, the constant part, and the total at a context."""
     try:
         numbers = [cache_bytes(decoder, length, torch.float32) // 4 for length in (1, 2, context)]
     except NotImplementedError:  # a plug-in's attention may have no cache
-        names = ("elements_per_token", "elements_constant", "elements_at_context")
+        names = ("elements_per_token", "elements_beyond_windows", "elements_constant", "elements_at_context")
         weighed = {name: dict.fromkeys((*DTYPES, "at_bits")) for name in ("bytes_per_token", "bytes_at_context")}
         return {"bits": bits, "context": context, **dict.fromkeys(names), **weighed}
     one, two, all_of_it = numbers
-    beyond = growth_beyond_windows(decoder)
     stored = _stored(decoder, context, bits)
     sizes = {name: [cache_bytes(decoder, n, dtype) for n in (1, 2, context)] for name, dtype in DTYPES.items()}
     return {
         "bits": bits,
         "context": context,
         "elements_per_token": two - one,
-        **({"elements_beyond_windows": beyond} if beyond != two - one else {}),
+        "elements_beyond_windows": growth_beyond_windows(decoder),
         "elements_constant": 2 * one - two,
         "elements_at_context": all_of_it,
         "bytes_per_token": {

@@ -256,8 +256,15 @@ def test_guests_cache_without_bits_is_weighed_by_arithmetic_alone() -> None:
 def test_cache_of_a_window_saturates_and_a_state_is_told_apart() -> None:
     found = figures(load("gpt2", ["model/attention=windowed"]), Options(context=8, cache_context=4096))["cache"]
     assert (found["elements_per_token"], found["elements_constant"]) == (12 * 10, 12 * 100)
+    assert found["elements_beyond_windows"] == 0
     assert found["elements_at_context"] == 12 * (16 * 10 + 100)
     assert found["bytes_at_context"]["bf16"] == 12 * (16 * 20 + 400)  # the state stays fp32
+
+
+def test_beyond_windows_a_token_adds_its_share_of_the_keys_of_windows() -> None:
+    found = figures(load("deepseek_v4_flash", []), Options(context=8))["cache"]
+    assert found["elements_per_token"] == 43 * 512  # the windows still grow
+    assert found["elements_beyond_windows"] == 21 * (512 + 128) / 4 + 20 * 512 / 128
 
 
 @pytest.mark.parametrize(("mixer", "tails"), [("kda", 3 * 3 * 768), ("lightning", 0), ("short_conv", 2 * 768)])
