@@ -114,6 +114,7 @@ class Cache:
     Class attributes:
         overwrites: whether new tokens replace what older ones left, so that ``mark`` has to copy it
         quantises: whether ``bits`` change what it holds
+        fills: whether it has room for so many tokens, and no more
 
     Attributes:
         length: tokens stored so far
@@ -126,6 +127,7 @@ class Cache:
     declared: int | None = None
     overwrites: ClassVar[bool] = False
     quantises: ClassVar[bool] = True
+    fills: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -196,6 +198,13 @@ class Cache:
             store.take(rows)
         self.padding = None if self.padding is None else self.padding[rows]
 
+    def take_over(self, smaller: Cache) -> None:
+        """Hold what another cache of the same attention holds, which has less room and is not yet full."""
+        held = smaller.buffers
+        for name, values in self.buffers.items():
+            values[:, : held[name].shape[1]] = held[name]
+        self.length, self.padding = smaller.length, smaller.padding
+
     def mark(self) -> Mark:
         """What ``rewind`` needs to forget every later token, as speculative decoding does."""
         return self.length, {name: b.clone() for name, b in self.buffers.items()} if self.overwrites else {}
@@ -245,6 +254,7 @@ class Ring(Cache):
     """
 
     overwrites = True
+    fills = False
     _answered: int | None = 0  # number of tokens last returned, in time order; None: buffers as stored
 
     def append(self, *new: Tensor, multiple: int = 1) -> tuple[Tensor, ...]:
@@ -298,6 +308,7 @@ class State(Cache):
 
     overwrites = True
     quantises = False
+    fills = False
 
     def __init__(
         self, batch: int, length: int, parts: Mapping[str, tuple[Sequence[int], torch.dtype]], device: torch.device

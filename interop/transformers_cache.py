@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from blocks.cache import Cache as BlockCache
 from blocks.decoder import Decoder
 from registry import BlockError
 
@@ -35,18 +34,16 @@ class BlockwrightCache(Cache):
         if not self.held:
             padding = None if mask is None else _left_padding(mask)
             self.held = self.decoder.new_caches(B, self.room or needed + AHEAD, padding=padding)
-        elif self.room is None and any(type(c) is BlockCache and c.room < needed for c in self.held):
+        elif self.room is None and any(c.fills and c.room < needed for c in self.held):
             self._grow(needed + AHEAD)
         self.seen = needed
         return self.held
 
     def _grow(self, room: int) -> None:
         for i, new in enumerate(self.decoder.new_caches(self.batch_size, room)):
-            old = self.held[i]
-            if type(old) is BlockCache:
-                for name, buffer in new.buffers.items():
-                    buffer[:, : old.room] = old.buffers[name]
-                new.length, new.padding, self.held[i] = old.length, old.padding, new
+            if self.held[i].fills:
+                new.take_over(self.held[i])
+                self.held[i] = new
 
     @property
     def batch_size(self) -> int:

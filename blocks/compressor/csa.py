@@ -29,7 +29,8 @@ class CSA(Compressor):
     compressed query c, q_j = rot(W_q,j c), w = W_w x / √J, I_tw = Σ_j w_tj relu(q_tj · k_w) / √I.
 
     How V4's index was trained is not published; here it learns as ``dsa`` does, from the attention's weights on the
-    windows, and nothing else follows its loss. Equal scores go to the later window, where other implementations leave it to the sort. Scores are fp32.
+    windows, and nothing else follows its loss. Equal scores go to the later window, where other implementations leave
+    it to the sort. Scores are fp32.
 
     Args:
         norm: norm of the means that become keys

@@ -34,6 +34,13 @@ TOTALS: dict[str, tuple[int, str, dict[str, Any]]] = {
     "glm4_5_air": (106_852_245_504, "Glm4Moe", {"attention_bias": True, "head_dim": 128}),
     "deepseek_v3_2": (671_877_929_216, "DeepseekV32", {}),
     "deepseek_v4_flash": (284_332_230_231, "DeepseekV4", {"compress_ratios": [0, 0, *[4, 128] * 20, 4]}),
+    "deepseek_v4_pro": (
+        1_572_997_179_491,
+        "DeepseekV4",
+        {"hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128, "n_routed_experts": 384}
+        | {"moe_intermediate_size": 3072, "o_groups": 16, "q_lora_rank": 1536, "routed_scaling_factor": 2.5}
+        | {"index_topk": 1024, "compress_ratios": [128, 128, *[4, 128] * 29, 4]},
+    ),
     "minimax_m2": (228_689_748_992, "MiniMaxM2", {}),
     "apertus_8b": (8_053_338_176, "Apertus", {"num_key_value_heads": 8, "intermediate_size": 21504}),
     "nemotron_h_8b": (
@@ -63,6 +70,7 @@ BEYOND: dict[str, dict[str, Any]] = {
         | {"original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 1.0}
     },
     "deepseek_v4_flash": {"rope_parameters": {"type": "yarn", "factor": 16, "original_max_position_embeddings": 65536}},
+    "deepseek_v4_pro": {"rope_parameters": {"type": "yarn", "factor": 16, "original_max_position_embeddings": 65536}},
     "minimax_m2": {"rotary_dim": 64},
     "nemotron_h_8b": {"max_position_embeddings": 8192},
 }

@@ -241,6 +241,18 @@ RELEASED["deepseek_v4_flash"] = {  # without expert_dtype, fp4, which is refused
     "topk_method": "noaux_tc",
     "vocab_size": 129280,
 }
+RELEASED["deepseek_v4_pro"] = {
+    **RELEASED["deepseek_v4_flash"],
+    "compress_ratios": [128, 128, *[4, 128] * 29, 4, 0],
+    "hidden_size": 7168,
+    "index_topk": 1024,
+    "moe_intermediate_size": 3072,
+    "n_routed_experts": 384,
+    "num_attention_heads": 128,
+    "o_groups": 16,
+    "q_lora_rank": 1536,
+    "routed_scaling_factor": 2.5,
+}
 NOT_WRITTEN = {"tiny", "tiny_recall"}  # rotary positions in halves with latent attention; interleaved ones without
 WRITTEN_AS = {
     "ablation_moe_mha": "deepseek",
@@ -282,6 +294,7 @@ WRITTEN_AS = {
 SHORT = {
     "gemma3_27b": {"attention": "attention*3 full"},
     "deepseek_v4_flash": {"attention": "near*2 attention hca", "gating": "hash*3 gating"},
+    "deepseek_v4_pro": {"attention": "hca*2 attention hca", "gating": "hash*3 gating"},
     "kimi_linear_48b_a3b": {"attention": "linear*3 attention", "ffn": "dense*1 ffn*"},
     "nemotron_h_8b": {
         "attention": "attention full none attention",

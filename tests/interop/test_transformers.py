@@ -23,11 +23,13 @@ from registry import BlockError, ConfigError
 MLA = {"attention": {"name": "mla"}}
 WINDOW = {"attention": {"name": "sliding_window", "window": 4}}
 LEARNED = {"position": {"name": "learned"}, "tie_embeddings": True, "scale_embeddings": True, "logit_softcap": 3.0}
+INDEXED = {"name": "csa", "every": 2, "n_heads": 2, "head_dim": 8, "top_k": 2}
+MEANS = {"attention": {"name": "shared_kv", "window": 4, "compressor": INDEXED}}
 TOKENS = (torch.arange(24) * 7 % 61).view(2, 12)
 Make = Callable[..., BlockwrightForCausalLM]
 
 
-@pytest.mark.parametrize("changes", [MLA, WINDOW, LEARNED])
+@pytest.mark.parametrize("changes", [MLA, WINDOW, LEARNED, MEANS])
 def test_logits_are_ours_and_padding_on_either_side_is_not_seen(wrapped: Make, changes: dict[str, Any]) -> None:
     model = wrapped(**changes)
     alone = model.decoder(TOKENS[:1, :8])
@@ -49,7 +51,7 @@ def test_documents_packed_in_a_row_do_not_see_each_other(wrapped: Make) -> None:
     assert not torch.allclose(packed[:, 5:], model.decoder(TOKENS[:1])[:, 5:])
 
 
-@pytest.mark.parametrize("changes", [MLA, WINDOW, LEARNED])
+@pytest.mark.parametrize("changes", [MLA, WINDOW, LEARNED, MEANS])
 def test_generate_writes_our_texts_with_our_caches(wrapped: Make, changes: dict[str, Any]) -> None:
     """Rows of unequal length, padded on the left; and beams, which reorder the caches."""
     model = wrapped(**changes)
@@ -63,9 +65,10 @@ def test_generate_writes_our_texts_with_our_caches(wrapped: Make, changes: dict[
     assert torch.equal(*beams)
 
 
-def test_cache_of_unknown_length_grows(wrapped: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("changes", [MLA, MEANS])
+def test_cache_of_unknown_length_grows(wrapped: Make, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("interop.transformers_cache.AHEAD", 2)
-    model, cache, steps = wrapped(**MLA), None, []
+    model, cache, steps = wrapped(**changes), None, []
     mask = torch.ones(2, 12, dtype=torch.int64)
     mask[0, :2] = 0
     for i in (slice(0, 3), *(slice(n, n + 1) for n in range(3, 12))):
