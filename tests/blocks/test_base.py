@@ -25,6 +25,8 @@ CONTEXT = {
     "n_streams": 3,
     "latent_dim": 48,
     "attention_heads": 4,
+    "kv_dim": 12,
+    "rope_dim": 6,
 }
 SMALL = {"tile": 16, "patch": 4, "width": 48, "depth": 1}
 AROUND: dict[str, Any] = {"gating": "softmax_topk", "experts": {"name": "swiglu", "d_ff": 12}, "ffn": "swiglu"}

@@ -50,11 +50,17 @@ def clamped_swiglu(block: Any, e: int, x: Tensor) -> Tensor:
     return block.down[e] @ ((up + 1) * gate / (1 + (-1.702 * gate).exp())) + block.down_bias[e]
 
 
+def bounded_swiglu(block: Any, e: int, x: Tensor) -> Tensor:
+    gate, up = (block.gate_up[e] @ x).chunk(2)
+    gate, up = gate.clamp(max=block.limit), up.clamp(-block.limit, block.limit)
+    return block.down[e] @ (gate * gate.sigmoid() * up)
+
+
 def relu2(block: Any, e: int, x: Tensor) -> Tensor:
     return block.down[e] @ F.relu(block.up[e] @ x).square()
 
 
-FORMULAS = {f.__name__: f for f in (swiglu, clamped_swiglu, relu2)}
+FORMULAS = {f.__name__: f for f in (swiglu, clamped_swiglu, bounded_swiglu, relu2)}
 
 
 def token_by_token(name: str, block: Any, x: Tensor, route: Routing) -> Tensor:

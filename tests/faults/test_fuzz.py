@@ -127,6 +127,8 @@ def models(draw: Any) -> dict[str, Any]:
             "decay",
             "mixing",
             "values",
+            "closing",
+            "compressor",
         )
         if not optional or draw(st.integers(0, 6)) == 0:
             model[kind] = node(draw, kind)

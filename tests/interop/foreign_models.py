@@ -168,7 +168,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_attention_heads": 6, "head_dim": 12, "qk_rope_head_dim": 4, "q_lora_rank": 13, "o_groups": 3}
         | {"o_lora_rank": 10, "sliding_window": 5, "index_n_heads": 32, "index_head_dim": 10, "index_topk": 2}
         | {"layer_types": [f"{kind}_attention" for kind in ("sliding", *COMPRESSED, COMPRESSED[0])]}
-        | {"compress_rate_hca": 8, "num_hash_layers": 2, "hc_mult": 3}
+        | {"compress_rate_hca": 8, "num_hash_layers": 2, "hc_mult": 3, "swiglu_limit": 0.7}
         | {"moe_intermediate_size": 11, "n_routed_experts": 8, "num_experts_per_tok": 3, "rms_norm_eps": 1e-6}
         | {"rope_parameters": {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}},
     ),
