@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blocks.base import Block
 from blocks.compressor.cache import Means, WindowedCache
-from blocks.compressor.pool import Closing, Pool, closing
+from blocks.compressor.pool import Ends, Pool, ends_of
 from blocks.selector.base import Asked
 from registry import family
 
@@ -87,7 +87,7 @@ class Compressor(Block):
             losses: to be filled in training; None: it does not learn
         """
         T, pools = asked.x.shape[1], self.pools().values()
-        ends = closing(asked.positions.expand(len(asked.x), -1), self.every)
+        ends = ends_of(asked.positions.expand(len(asked.x), -1), self.every)
         projected = tuple(pool.project(asked.x) for pool in pools)
         opened = projected if cache is None else cache.opened(*projected)
         index = ends.at + opened[0].shape[1] - T
@@ -97,7 +97,7 @@ class Compressor(Block):
         before = 0 if cache is None else cache.length - T
 
         def closed(rows: slice) -> Tensor:
-            most = min(kept[0].shape[1], -(-(before + rows.stop) // self.every))  # the first window may be a rest
+            most = min(kept[0].shape[1], -(-(before + rows.stop) // self.every))  # the first window may be cut
             if cache is None:
                 return _closed(ends, rows, segments)[..., :most]
             return torch.arange(most, device=index.device) < (asked.positions[:, rows, None] + 1) // self.every
@@ -118,7 +118,7 @@ class Compressor(Block):
         return Entries(kept[0], first, lambda rows: chosen[:, rows])
 
 
-def _closed(ends: Closing, rows: slice, segments: Tensor | None) -> Tensor:
+def _closed(ends: Ends, rows: slice, segments: Tensor | None) -> Tensor:
     """[B,t,n]: the windows that close at a query or before, in its document."""
     at = ends.at[:, None]
     closed = (at <= torch.arange(rows.start, rows.stop, device=at.device)[:, None]) & ends.real[:, None]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blocks.cache import Cache, Ring
-from blocks.compressor.pool import Closing
+from blocks.compressor.pool import Ends
 from registry import BlockError
 
 
@@ -103,7 +103,7 @@ class WindowedCache(Cache):
             found = tuple(values[:, order] for values in found)
         return found
 
-    def close(self, ends: Closing, *means: Tensor) -> tuple[Tensor, ...]:
+    def close(self, ends: Ends, *means: Tensor) -> tuple[Tensor, ...]:
         """Store the means [B,n,W] of windows; returns those of all windows that may be closed, in order."""
         rows = torch.arange(len(means[0]), device=means[0].device)[:, None]
         for held, new in zip(self.means.values(), means, strict=True):

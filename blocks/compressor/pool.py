@@ -11,7 +11,7 @@ from blocks.linear import Linear
 from blocks.precision import at_least_fp32
 
 
-class Closing(NamedTuple):
+class Ends(NamedTuple):
     """The tokens at which windows close, n of each row, those without a window last.
 
     at: [B,n], indices of the tokens in their rows
@@ -24,7 +24,7 @@ class Closing(NamedTuple):
     real: Tensor
 
 
-def closing(positions: Tensor, every: int) -> Closing:
+def ends_of(positions: Tensor, every: int) -> Ends:
     """The tokens at positions [B,T] that are the last of a window of ``every`` tokens of their document.
 
     n is the most that T tokens in one run can have; it does not depend on the numbers, so that nothing waits for them.
@@ -33,7 +33,7 @@ def closing(positions: Tensor, every: int) -> Closing:
     n = -(-positions.shape[1] // every)
     index = last.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :n]
     real, still_open = last.gather(1, index), (positions[:, -1:] + 1) // every
-    return Closing(index, torch.where(real, positions.gather(1, index) // every, still_open), real)
+    return Ends(index, torch.where(real, positions.gather(1, index) // every, still_open), real)
 
 
 class Pool(nn.Module):

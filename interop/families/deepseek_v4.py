@@ -1,8 +1,7 @@
 """DeepSeek-V4: attention over means of windows, several residual streams, and experts by token id in the first layers.
 
 Names are those of the released files, with ``model.`` before most of them as transformers saves them. Files whose
-experts are in fp4, as the released ones, are refused: transformers converts them to bf16. The heads of multi-token
-prediction are left out.
+experts are packed in fp4, as the released ones, are refused. The heads of multi-token prediction are left out.
 """
 
 from __future__ import annotations
@@ -195,7 +194,7 @@ def _write_positions(decoder: Decoder, config: dict[str, Any]) -> None:
 def _read_experts(config: Config, model: dict[str, Any]) -> None:
     """Widths and bounds of experts, and the layers that route by token id."""
     if (packed := config.take("expert_dtype", default=None)) == "fp4":
-        remedy = "Convert the files to bf16 with transformers (from_pretrained with dequantize, save_pretrained)"
+        remedy = "Convert the files to bf16 first, and leave the key out"
         raise refusal("expert_dtype", packed, "experts packed in fp4 cannot be read", remedy)
     width, shared = config.take("moe_intermediate_size", kind=int), config.take("n_shared_experts", kind=int, default=1)
     limit = config.take("swiglu_limit", kind=float, default=10.0)

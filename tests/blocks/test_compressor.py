@@ -13,7 +13,7 @@ from blocks.attention import shared_kv
 from blocks.cache import Cache
 from blocks.compose import compose
 from blocks.compressor.base import Compressor
-from blocks.compressor.pool import Pool, closing
+from blocks.compressor.pool import Pool, ends_of
 from blocks.decoder import Decoder
 from registry import BlockError, ConfigError
 
@@ -117,7 +117,7 @@ def test_attention_is_that_of_the_definition(
 
 
 def test_windows_close_where_positions_say() -> None:
-    ends = closing(torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2], [5, 6, 7, 8, 9, 10, 11, 12]]), 3)
+    ends = ends_of(torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2], [5, 6, 7, 8, 9, 10, 11, 12]]), 3)
     assert ends.at[:, :2].tolist() == [[2, 7], [0, 3]] and ends.number[:, :2].tolist() == [[0, 0], [1, 2]]
     assert ends.real.tolist() == [[True, True, False], [True, True, True]]
 
