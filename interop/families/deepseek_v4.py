@@ -102,9 +102,13 @@ def _read_attention(config: Config, model: dict[str, Any]) -> None:
     rates = {**RATES, **config.take("compress_rates", kind=dict, default={})}
     for kind, short in ((CSA, "csa"), (HCA, "hca")):
         rates[kind] = config.take(f"compress_rate_{short}", kind=int, default=rates[kind])
+    if set(rates) != set(RATES) or any(type(rate) is not int for rate in rates.values()):
+        raise refusal(
+            "compress_rates", rates, f"must be tokens for {CSA} and {HCA}", "Correct the value in config.json"
+        )
     ratios = config.take("compress_ratios", kind=list, default=None)
     by_ratio = {0: NEAR, **{rate: kind for kind, rate in rates.items()}}
-    if ratios is not None and not set(map(str, ratios)) <= set(map(str, by_ratio)):
+    if ratios is not None and not all(type(ratio) is int and ratio in by_ratio for ratio in ratios):
         rule = f"must be {', '.join(map(str, by_ratio))} for each layer"
         raise refusal("compress_ratios", ratios, rule, "Write compress_rates where windows have other lengths")
 

@@ -79,6 +79,19 @@ YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 8.0}
         ("nemotron_h", "use_conv_bias", False),
         ("nemotron_h", "mlp_hidden_act", "silu"),
         ("nemotron_h", "sliding_window", 8),
+        ("deepseek_v4", "compress_ratios", [0, "4", 8, 4]),
+        ("deepseek_v4", "compress_rates", [4, 8]),
+        ("deepseek_v4", "hc_eps", 1e-5),
+        ("deepseek_v4", "expert_dtype", "fp4"),
+        ("deepseek_v4", "mlp_layer_types", ["moe"]),
+        ("deepseek_v4", "scoring_func", "sigmoid"),
+        ("deepseek_v4", "num_key_value_heads", 2),
+        ("deepseek_v4", "rope_parameters.compress", {"main": SLOW, "compress": 3}),
+        (
+            "deepseek_v4",
+            "rope_parameters.compress.attention_factor",
+            {"main": SLOW, "compress": {**YARN, "attention_factor": 1.3}},
+        ),
     ],
 )
 def test_what_would_be_another_model_is_refused_by_name(name: str, key: str, value: Any) -> None:
