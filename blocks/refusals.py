@@ -148,7 +148,7 @@ def _optional_children() -> dict[str, str]:
     for host in registry.kinds():
         for name in registry.names(host):
             for p in registry.lookup(host, name).schema.children.values():
-                if p.child in taken:
+                if p.child in taken and p.child != host:  # one that wraps another of its kind is a choice itself
                     taken[p.child].append((host, name, p.optional))
     return {
         kind: ", ".join(

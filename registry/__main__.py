@@ -118,7 +118,7 @@ def _show_block(entry: catalogue.Entry) -> None:
     for p in entry.schema.parameters.values():
         table.add_row(p.name, *map(escape, (p.type, _default(p), p.description)))
     for p in entry.schema.fixed.values():
-        table.add_row(p.name, *map(escape, ("fixed", _default(p), p.description)))
+        table.add_row(p.name, *map(escape, ("fixed", _value(p), p.description)))
     if table.row_count:
         show(table)
     else:
@@ -136,7 +136,11 @@ def _default(p: Parameter) -> str:
         root = catalogue.find_family(p.child).root
         own = f"{root}.{p.name if p.optional else p.child}"  # null removes an optional one
         return own if not p.optional else f"{own}, if any" if p.name in catalogue.kinds(root) else "null"
-    return "required" if p.required else "null" if p.default is None else str(p.default)
+    return "required" if p.required else _value(p)
+
+
+def _value(p: Parameter) -> str:
+    return "null" if p.default is None else str(p.default)
 
 
 if __name__ == "__main__":

@@ -167,6 +167,11 @@ EARLY = {
         "optimizer.adamw_names",
         "matches no trained parameter.*Did you mean 'head'",
     ),
+    "selector of a window": Mistake(
+        "model/attention=sliding_window\n+model/selector=dsa",
+        "model.selector",
+        "no block of this model takes this selector.*attention gqa",
+    ),
     "no name of a block": Mistake(
         "model.attention.name=null",
         "model.attention.name",
