@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from blocks.cache import Cache as BlockCache
 from blocks.decoder import Decoder
 from registry import BlockError
 
@@ -34,14 +35,14 @@ class BlockwrightCache(Cache):
         if not self.held:
             padding = None if mask is None else _left_padding(mask)
             self.held = self.decoder.new_caches(B, self.room or needed + AHEAD, padding=padding)
-        elif self.room is None and any(c.fills and c.room < needed for c in self.held):
+        elif self.room is None and any(_fills(c) and c.room < needed for c in self.held):
             self._grow(needed + AHEAD)
         self.seen = needed
         return self.held
 
     def _grow(self, room: int) -> None:
         for i, new in enumerate(self.decoder.new_caches(self.batch_size, room)):
-            if self.held[i].fills:
+            if _fills(self.held[i]):
                 new.take_over(self.held[i])
                 self.held[i] = new
 
@@ -89,6 +90,11 @@ class BlockwrightCache(Cache):
     @property
     def is_initialized(self) -> bool:
         return bool(self.held)
+
+
+def _fills(cache: Any) -> bool:
+    """Whether it has to grow; a plug-in's cache of another class looks after itself."""
+    return isinstance(cache, BlockCache) and cache.fills
 
 
 def _left_padding(mask: Tensor) -> Tensor | None:

@@ -80,7 +80,7 @@ def _cache_bytes(decoder: Decoder, context: int, bits: float) -> float:
     for group in alike(decoder.layers):
         attention: Any = decoder.layers[group[0]].attention
         cache = empty_cache(attention, *of_one)
-        total += len(group) * cache.nbytes * (bits / 16 if cache.quantises else 1)
+        total += len(group) * cache.nbytes * (bits / 16 if getattr(cache, "quantises", True) else 1)
     return total
 
 
