@@ -12,9 +12,8 @@ from blocks.compressor.base import Compressor, Losses, Rotate
 from blocks.compressor.pool import Pool
 from blocks.linear import Linear
 from blocks.norm.base import Norm
-from blocks.precision import at_least_fp32
 from blocks.selector.base import Asked, Held
-from blocks.selector.indexer import Candidates, Indexer
+from blocks.selector.indexer import Candidates, Indexer, relu_scores
 from registry import BlockError, register
 from registry.ranges import Count, Positive
 
@@ -123,10 +122,7 @@ class Index(Indexer):
     def scores(self, asked: Asked, keys: Tensor) -> Tensor:
         assert asked.rotate is not None
         q = asked.rotate(self.query(asked.latent).unflatten(-1, (self.n_heads, -1)), asked.positions)
-        products = at_least_fp32(q.flatten(1, 2)) @ at_least_fp32(keys).mT
-        products = (products * self.head_dim**-0.5).relu().unflatten(1, (-1, self.n_heads))
-        weights = at_least_fp32(self.weights(asked.x)) * self.n_heads**-0.5
-        return (weights[:, :, None] @ products)[:, :, 0]
+        return relu_scores(q, keys, self.weights(asked.x))
 
     def parallel_plan(self) -> dict[str, Placement]:
         return dict.fromkeys(("query.weight", "weights.weight"), "replicate")

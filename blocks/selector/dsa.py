@@ -10,9 +10,8 @@ from blocks.base import Placement
 from blocks.linear import Linear
 from blocks.norm.base import Norm
 from blocks.position.base import Position
-from blocks.precision import at_least_fp32
 from blocks.selector.base import Asked, Held
-from blocks.selector.indexer import Candidates, Indexer
+from blocks.selector.indexer import Candidates, Indexer, relu_scores
 from registry import BlockError, register
 from registry.ranges import Count, Positive
 
@@ -90,10 +89,7 @@ class DSA(Indexer):
 
     def scores(self, asked: Asked, keys: Tensor) -> Tensor:
         q = self._rotate(self.query(asked.latent).unflatten(-1, (self.n_heads, -1)), asked.positions, asked.declared)
-        products = at_least_fp32(q.flatten(1, 2)) @ at_least_fp32(keys).mT
-        products = (products * self.head_dim**-0.5).relu().unflatten(1, (-1, self.n_heads))
-        weights = at_least_fp32(self.weights(asked.x)) * self.n_heads**-0.5
-        return (weights[:, :, None] @ products)[:, :, 0]
+        return relu_scores(q, keys, self.weights(asked.x))
 
     def _rotate(self, heads: Tensor, positions: Tensor, declared: int) -> Tensor:
         """[B,T,·,I] with its first part rotated."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from blocks.precision import at_least_fp32
 from blocks.selector.base import Asked, Held, Selector, highest
 from blocks.selector.documents import Blocks
 from blocks.selector.learning import attention_weights, divergence
@@ -23,6 +24,23 @@ class Candidates(NamedTuple):
 
     keys: Tensor
     blocks: Blocks | None = None
+
+
+def relu_scores(q: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
+    """Scores of candidates, Σ_j w_j relu(q_j · k) / √(I J), in fp32 or more.
+
+    Args:
+        q: [B,T,J,I]
+        keys: [B,n,I]
+        weights: [B,T,J]
+
+    Returns:
+        [B,T,n]
+    """
+    J, width = q.shape[2:]
+    products = at_least_fp32(q.flatten(1, 2)) @ at_least_fp32(keys).mT
+    products = (products * width**-0.5).relu().unflatten(1, (-1, J))
+    return ((at_least_fp32(weights) * J**-0.5)[:, :, None] @ products)[:, :, 0]
 
 
 class Indexer(Selector):

@@ -12,7 +12,6 @@ from torch import Tensor
 from blocks.attention import shared_kv
 from blocks.cache import Cache
 from blocks.compose import compose
-from blocks.compressor.base import Compressor
 from blocks.compressor.pool import Pool, ends_of
 from blocks.decoder import Decoder
 from registry import BlockError, ConfigError
@@ -245,8 +244,3 @@ def test_sizes_that_do_not_fit_are_refused(
     with pytest.raises(ConfigError) as caught:
         compose(tiny(attention={"name": "shared_kv", "n_heads": 4, **node}))
     assert caught.value.path == path and caught.value.remedy
-
-
-def test_a_compressor_sees_all_closed_windows_unless_it_chooses() -> None:
-    closed = torch.tensor([[[True, False]]])
-    assert Compressor.choose(None, None, None, closed, None) is closed  # type: ignore[arg-type]
