@@ -279,6 +279,15 @@ def growth_beyond_windows(decoder: Decoder) -> float:
     return (far - near) / FAR
 
 
+def cache_bytes_per_token(decoder: Decoder, length: int, dtype: torch.dtype) -> float:
+    """Bytes of all caches of one sequence of ``length`` tokens, divided by them; errors as below.
+
+    What a token adds, where all is kept of every token; windows that are full and states that do not grow weigh the
+    less, the longer the sequence is.
+    """
+    return cache_bytes(decoder, length, dtype) / length
+
+
 def cache_bytes(decoder: Decoder, length: int, dtype: torch.dtype, bits: int | None = None) -> int:
     """Bytes of all caches of one sequence of ``length`` tokens, measured on the meta device.
 

@@ -53,10 +53,10 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
         ("  a sequence, DeepSeekMoE's formula", "flops.deepseek_moe_formula", _scaled),
     ),
     (
-        ("cache numbers a token", "cache.elements_per_token", _exact),
+        ("cache numbers that a token adds", "cache.elements_per_token", _exact),
         ("  beyond the windows", BEYOND, _exact),
         ("  constant numbers besides", "cache.elements_constant", _exact),
-        ("cache bytes a token, fp32", "cache.bytes_per_token.fp32", _exact),
+        ("cache bytes that a token adds, fp32", "cache.bytes_per_token.fp32", _exact),
         ("  bf16", "cache.bytes_per_token.bf16", _exact),
         ("  fp8", "cache.bytes_per_token.fp8", _exact),
         ("  bits chosen", "cache.bits", _text),

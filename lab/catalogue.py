@@ -263,7 +263,7 @@ def _family(kind: str, names: Sequence[str]) -> list[str]:
         rows.append(
             [f"`{name}`", entry.schema.summary.replace("``", "`"), papers(entry.cls), f"{size:,}", *remembered, *ticks]
         )
-    head = ["name", "what it is", "paper", "parameters", *(["cache numbers a token"] if weighs else []), *abilities]
+    head = ["name", "what it is", "paper", "parameters", *(["cache numbers a token adds"] if weighs else []), *abilities]
     return _table(head, rows)
 
 
@@ -285,7 +285,7 @@ def _presets() -> list[str]:
         counted = count_parameters(decoder)
         figures = (counted.total, counted.active, counted.active - counted.embedding)
         rows.append([f"`{name}`", _described(name), *(f"{figure:,}" for figure in figures), _growth(decoder)])
-    head = ["`model=`", "what it is", "parameters", "active", "active, no embedding", "cache numbers a token"]
+    head = ["`model=`", "what it is", "parameters", "active", "active, no embedding", "cache numbers a token adds"]
     return _table(head, rows)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from blocks.compose import compose
-from blocks.cost import cache_bytes, count_families, count_parameters, forward_flops_per_token
+from blocks.cost import cache_bytes_per_token, count_families, count_parameters, forward_flops_per_token
 from blocks.decoder import Decoder
 
 BUDGETS = ("params", "active_params", "flops", "cache_bytes")
@@ -32,13 +32,13 @@ class Figures:
         params: all parameters
         active_params: those that one token uses, embedding and head included
         flops: of training, per token of a sequence of the measured length
-        cache_bytes: added to the cache per token, fp32; None if an attention has no cache
+        cache_bytes: of a sequence of the measured length, per token, fp32; None if an attention has no cache
     """
 
     params: int
     active_params: int
     flops: float
-    cache_bytes: int | None
+    cache_bytes: float | None
 
 
 def measure(model: Mapping[str, Any] | Decoder, context: int) -> Figures:
@@ -46,14 +46,14 @@ def measure(model: Mapping[str, Any] | Decoder, context: int) -> Figures:
 
     Args:
         model: the composition, as plain types, or its decoder on the meta device
-        context: T, sequence length for FLOPs
+        context: T, sequence length for FLOPs and caches
 
     Raises:
         ConfigError: it cannot be built
     """
     decoder = model if isinstance(model, Decoder) else compose(model, device="meta")
     counted = count_parameters(decoder)
-    return Figures(counted.total, counted.active, _flops(decoder, context), _cache(decoder))
+    return Figures(counted.total, counted.active, _flops(decoder, context), _cache(decoder, context))
 
 
 def measure_one(model: Mapping[str, Any] | Decoder, budget: str, context: int) -> float | None:
@@ -63,7 +63,7 @@ def measure_one(model: Mapping[str, Any] | Decoder, budget: str, context: int) -
         "params": lambda: sum(count_families(decoder).values()),
         "active_params": lambda: count_parameters(decoder).active,
         "flops": lambda: _flops(decoder, context),
-        "cache_bytes": lambda: _cache(decoder),
+        "cache_bytes": lambda: _cache(decoder, context),
     }
     return ways[budget]()
 
@@ -81,9 +81,8 @@ def _flops(decoder: Decoder, context: int) -> float:
     return 3 * forward_flops_per_token(decoder, context)  # each product has two in the backward pass
 
 
-def _cache(decoder: Decoder) -> int | None:
+def _cache(decoder: Decoder, context: int) -> float | None:
     try:
-        one, two = (cache_bytes(decoder, length, torch.float32) for length in (1, 2))
+        return cache_bytes_per_token(decoder, context, torch.float32)
     except NotImplementedError:  # a plug-in's attention may have no cache
         return None
-    return two - one

@@ -61,4 +61,5 @@ def _percent(fraction: float | None) -> str:
 def _note(arms: Sequence[Sized], context: int) -> str:
     ways: list[Any] = [sized.match for sized in arms if sized.match]
     parts = [f"{WORDS[m.budget]} by {m.by}, within {100 * m.tol:g} %" for m in dict.fromkeys(ways)]
-    return f"Matched: {'; '.join(parts) or 'nothing'}. FLOPs of a token among {context:,}, attention not halved."
+    counted = f"FLOPs (attention not halved) and cache of a token among {context:,}."
+    return f"Matched: {'; '.join(parts) or 'nothing'}. {counted}"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from blocks.compose import compose
-from blocks.cost import FAMILIES, alike, cache_bytes, count_parameters, forward_flops_per_token
+from blocks.cost import FAMILIES, alike, cache_bytes, cache_bytes_per_token, count_parameters, forward_flops_per_token
 from blocks.experts.base import Experts
 from blocks.ffn.base import FFN
 from blocks.ffn.moe import MoE
@@ -161,6 +161,19 @@ def test_flops_and_caches_of_unlike_layers_add_up(tiny: Callable[..., Any]) -> N
     assert forward_flops_per_token(config, 32) - forward_flops_per_token(mixed, 32) == saved
     sizes = [cache_bytes(compose(c, device="meta"), 10, torch.bfloat16) for c in (config, mixed)]
     assert sizes[0] - sizes[1] == 10 * 2 * 3 * 12 * 2
+
+
+def test_full_windows_and_states_weigh_less_the_longer_the_sequence_is(tiny: Callable[..., Any]) -> None:
+    def weigh(length: int, **attention: Any) -> float:
+        decoder = compose(tiny(attention={"n_heads": 4, **attention}, position="none"), device="meta")
+        return cache_bytes_per_token(decoder, length, torch.bfloat16)
+
+    a_token = L * 2 * 2 * 12 * 2  # layers × keys and values × heads × width × bytes
+    full, window = {"name": "gqa", "n_kv_heads": 2}, {"name": "sliding_window", "n_kv_heads": 2, "window": 8}
+    assert [weigh(length, **full) for length in (1, 8, 32)] == [a_token] * 3
+    assert [weigh(length, **window) for length in (4, 8, 32)] == [a_token, a_token, a_token / 4]
+    state = 8 * weigh(8, name="gated_delta")
+    assert state > 0 and weigh(32, name="gated_delta") == state / 32
 
 
 def test_streams_cost_their_projection_and_mixing() -> None:
