@@ -23,9 +23,9 @@ from interop.config import IDLE, refusal
 from interop.families.catalogue import FAMILIES
 from interop.family import Family
 from interop.folder import read_json, whole
-from interop.fp8 import SUFFIX, block_size, dequantise, is_fp8, scale_of
 from interop.names import Link, Row, links
 from interop.own import OWN
+from interop.packed import Unpacked
 from interop.shards import Shards, ready, write_shards
 from registry import ConfigError, did_you_mean
 
@@ -50,7 +50,7 @@ def import_folder(
     Args:
         source: folder with config.json and safetensors
         out: folder to create; must not exist, or be empty
-        dtype: of the parameters; None keeps the stored one (FP8 becomes bf16)
+        dtype: of the parameters; None keeps the stored one (FP8 and MXFP4 become bf16)
         mtp: whether to import multi-token prediction heads
         max_bytes: per shard written
         ignored: unknown keys of config.json that the user declares to have no effect; recorded in origin.json
@@ -63,7 +63,7 @@ def import_folder(
     """
     values = read_json(source / "config.json")
     family = find(values)
-    shards = Shards(source)
+    shards = Unpacked(Shards(source), values)
     _check_depth(values, len(shards.entries))
     model = family.composition(values, mtp, ignored)
     files, licences = companions.read(source), origin.licences(source)
@@ -77,7 +77,7 @@ def import_folder(
     came_from = {"model_type": family.model_type, "config": values, "idle": idle, "ignored": skipped}
     came_from = origin.check({**came_from, "licences": licences}, str(source))
     with whole(out) as folder:
-        tensors = fill(found, shards, ours, dtypes, block_size(values))
+        tensors = fill(found, shards, ours, dtypes)
         outgoing = {name: ready(tensor) for name, tensor in tensors.items()}
         write_shards(folder, outgoing, max_bytes)
         head = f"# Imported from a checkpoint of {family.model_type}.\n"
@@ -125,7 +125,7 @@ def _check_depth(values: Mapping[str, Any], n_tensors: int) -> None:
             raise refusal(key, depth, rule, "Fetch config.json and the shards again")
 
 
-def _pair(family: Family, shards: Shards, decoder: Decoder) -> list[Link]:
+def _pair(family: Family, shards: Unpacked, decoder: Decoder) -> list[Link]:
     """Match their tensors with ours, checking every name and shape in the headers."""
     prefix = family.prefix
     bare = bool(prefix) and not any(name.startswith(prefix) for name in shards.entries)
@@ -152,10 +152,9 @@ def _pair(family: Family, shards: Shards, decoder: Decoder) -> list[Link]:
     return found
 
 
-def _refuse_extra(family: Family, shards: Shards, used: set[str], n_layers: int, prefix: str) -> None:
+def _refuse_extra(family: Family, shards: Unpacked, used: set[str], n_layers: int, prefix: str) -> None:
     for name, entry in shards.entries.items():
-        scale = name.endswith(SUFFIX) and name.removesuffix(SUFFIX) in shards.entries
-        if name in used or scale or family.leaves_out(prefix + name, n_layers):
+        if name in used or family.leaves_out(prefix + name, n_layers):
             continue
         where = str(shards.folder / entry.file)
         raise ConfigError(
@@ -164,7 +163,7 @@ def _refuse_extra(family: Family, shards: Shards, used: set[str], n_layers: int,
 
 
 def _dtypes(
-    found: list[Link], shards: Shards, ours: Mapping[str, Tensor], dtype: torch.dtype | None, kept: set[str]
+    found: list[Link], shards: Unpacked, ours: Mapping[str, Tensor], dtype: torch.dtype | None, kept: set[str]
 ) -> dict[str, torch.dtype]:
     """The dtype of each of our tensors: the requested one, else the widest of its sources."""
     chosen: dict[str, torch.dtype] = {}
@@ -175,7 +174,6 @@ def _dtypes(
             raise ConfigError(where, stored, "is not a dtype of weights", "Use a checkpoint that is not quantised")
         if link.row.constant is not None:
             continue
-        stored = torch.bfloat16 if is_fp8(stored) else stored
         wanted = dtype if dtype is not None and link.ours not in kept else stored
         chosen[link.ours] = torch.promote_types(chosen.get(link.ours, wanted), wanted)
     return chosen
@@ -183,10 +181,9 @@ def _dtypes(
 
 def fill(
     found: list[Link],
-    shards: Shards,
+    shards: Unpacked,
     ours: Mapping[str, Tensor],
     dtypes: Mapping[str, torch.dtype],
-    block: tuple[int, int],
 ) -> dict[str, Tensor]:
     """Our tensors, read from the shards one tensor at a time.
 
@@ -200,8 +197,6 @@ def fill(
     for link in found:
         (wanted if link.row.stores else copies).setdefault(link.theirs, []).append(link)
     for name, tensor in shards.read(wanted):
-        if is_fp8(tensor.dtype):
-            tensor = dequantise(tensor, scale_of(shards, name, block), block)
         for link in wanted[name]:
             link.part(made[link.ours]).copy_(link.row.form.view(tensor))
     for name, tensor in shards.read(copies):

@@ -31,7 +31,10 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "I64": torch.int64,
+    "I8": torch.int8,
+    "U8": torch.uint8,
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
 
 
@@ -90,9 +93,7 @@ class Shards:
         if word in DTYPES:
             return DTYPES[word]
         rule = f"is stored as {word}; supported are {', '.join(DTYPES)}"
-        raise ConfigError(
-            str(self.folder / file), name, rule, "Use a checkpoint that is not quantised, or in FP8 blocks"
-        )
+        raise ConfigError(str(self.folder / file), name, rule, "Use a checkpoint in bf16, fp8 or mxfp4")
 
     def _open(self, file: str) -> Any:
         from safetensors import SafetensorError, safe_open
@@ -139,6 +140,8 @@ class Shards:
         if stored is not None and stored != digest(name, tensor):
             where = str(self.folder / self.entries[name].file)
             raise ConfigError(where, name, "is damaged: its bytes do not match their digest", "Fetch it again")
+        if not tensor.is_floating_point():
+            return tensor
         if not torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all():
             where = str(self.folder / self.entries[name].file)
             rule = "contains values that are not finite"

@@ -1,7 +1,7 @@
 """DeepSeek-V4: attention over means of windows, several residual streams, and experts by token id in the first layers.
 
-Names are those of the released files, with ``model.`` before most of them as transformers saves them. Files whose
-experts are packed in fp4, as the released ones, are refused. The heads of multi-token prediction are left out.
+Names are those of the released files, with ``model.`` before most of them as transformers saves them. The heads of
+multi-token prediction are left out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from blocks.decoder import Decoder
-from interop.config import Config, Fixed, Key, Part, refusal, show
+from interop.config import Config, Fixed, Key, Part, Unused, refusal, show
 from interop.family import Family
 from interop.llama_like import EPS, LAYER, MIXTURE, SILU, SIZES, TABLES, expert_width, n_experts, read_types, tied
 from interop.names import Row, expert_gate, expert_up, one_expert
@@ -47,7 +47,7 @@ def connection(part: str, theirs: str) -> tuple[Row, ...]:
     return tuple(Row(at + ours, f"{LAYER}hc_{theirs}_{their}") for ours, their in PARTS.items())
 
 
-MAPS = {"q_down": "wq_a", "q_norm": "q_norm", "q_up": "wq_b", "kv": "wkv", "kv_norm": "norm", "output": "wo_b"}
+MAPS = {"q_down": "wq_a", "q_norm": "q_norm", "q_up": "wq_b", "kv": "wkv", "output": "wo_b"}
 NAMES = (
     Row("embedding.weight", "model.embed_tokens.weight", also="model.embed.weight"),
     Row("norm.weight", "model.norm.weight"),
@@ -60,6 +60,7 @@ NAMES = (
         for our, their in PARTS.items()
     ),
     *(Row(f"{ATTENTION}{our}.weight", f"{LAYER}attn.{their}.weight") for our, their in MAPS.items()),
+    Row(ATTENTION + "kv_norm.weight", LAYER + "attn.norm.weight", also=LAYER + "attn.kv_norm.weight"),
     Row(ATTENTION + "group", LAYER + "attn.wo_a.weight", joined),
     Row(ATTENTION + "scores.sinks", LAYER + "attn.attn_sink"),
     *pool("compressor.pool.", "compressor.", "compressor.norm"),
@@ -197,9 +198,6 @@ def _write_positions(decoder: Decoder, config: dict[str, Any]) -> None:
 
 def _read_experts(config: Config, model: dict[str, Any]) -> None:
     """Widths and bounds of experts, and the layers that route by token id."""
-    if (packed := config.take("expert_dtype", default=None)) == "fp4":
-        remedy = "Convert the files to bf16 first, and leave the key out"
-        raise refusal("expert_dtype", packed, "experts packed in fp4 cannot be read", remedy)
     width, shared = config.take("moe_intermediate_size", kind=int), config.take("n_shared_experts", kind=int, default=1)
     limit = config.take("swiglu_limit", kind=float, default=10.0)
     model["experts"] |= {"d_ff": width, "limit": limit}
@@ -288,6 +286,7 @@ DEEPSEEK_V4 = Family(
         Part(_read_positions, _write_positions),
         Part(_read_experts, _write_experts),
         Part(_read_prediction, _write_prediction),
+        Unused("expert_dtype"),  # seen from the files: interop/packed.py
         Fixed("num_key_value_heads", 1),
         Fixed("scoring_func", "sqrtsoftplus"),
         Fixed("norm_topk_prob", True),

@@ -1,6 +1,6 @@
 """gpt-oss: biases everywhere, learned sinks, windows in every other layer, experts fused and transposed.
 
-Read from bf16 checkpoints; MXFP4 blocks as released (``*_blocks``, ``*_scales``) are not supported.
+The released experts are MXFP4 blocks: interop/packed.py.
 """
 
 from torch import Tensor

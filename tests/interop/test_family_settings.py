@@ -82,7 +82,6 @@ YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 8.0}
         ("deepseek_v4", "compress_ratios", [0, "4", 8, 4]),
         ("deepseek_v4", "compress_rates", [4, 8]),
         ("deepseek_v4", "hc_eps", 1e-5),
-        ("deepseek_v4", "expert_dtype", "fp4"),
         ("deepseek_v4", "mlp_layer_types", ["moe"]),
         ("deepseek_v4", "scoring_func", "sigmoid"),
         ("deepseek_v4", "num_key_value_heads", 2),

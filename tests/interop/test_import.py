@@ -1,4 +1,4 @@
-"""What importing does besides parity: memory, FP8 blocks, dtypes, heads of multi-token prediction, files."""
+"""What importing does besides parity: memory, dtypes, heads of multi-token prediction, files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from interop.exporting import export_folder
-from interop.fp8 import dequantise
 from interop.hf import main
 from interop.importing import import_folder
 from interop.source import load
@@ -86,49 +85,6 @@ def test_memory_peaks_at_the_model_and_one_shard(
         done = subprocess.run(arguments, cwd=root, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert model < int(done.stdout) < model + shard + 16 * MB, (command, int(done.stdout) / MB, model / MB)
-
-
-def test_fp8_blocks_are_multiplied_by_their_scales(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    folder = checkpoint("llama", torch.bfloat16)
-    tensors, expected = load_file(folder / "model.safetensors"), {}
-    block = (16, 32)
-    for name in [n for n in tensors if "proj" in n]:
-        weight = tensors[name].float()
-        rows, columns = weight.shape
-        scales = torch.rand(-(-rows // block[0]), -(-columns // block[1])) + 0.5
-        tensors[name] = weight.to(torch.float8_e4m3fn)
-        tensors[name + "_scale_inv"] = scales
-        slow = tensors[name].float().clone()  # element by element
-        for r in range(rows):
-            for c in range(columns):
-                slow[r, c] *= scales[r // block[0], c // block[1]]
-        expected[name] = slow
-        assert torch.equal(dequantise(tensors[name], scales, block), slow)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    values = json.loads((folder / "config.json").read_text())
-    values["quantization_config"] = {"quant_method": "fp8", "weight_block_size": list(block)}
-    (folder / "config.json").write_text(json.dumps(values))
-    import_folder(folder, tmp_path / "out")
-    export_folder(tmp_path / "out", tmp_path / "hf")
-    found = load_file(tmp_path / "hf" / "model.safetensors")
-    for name, slow in expected.items():
-        assert torch.equal(found[name], slow.to(torch.bfloat16)), name
-
-
-@pytest.mark.parametrize("damage", ["missing", "shape", "nan"])
-def test_fp8_weight_without_its_scales_is_refused(damage: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    folder, name = checkpoint("llama"), "model.layers.0.mlp.up_proj.weight"
-    tensors = load_file(folder / "model.safetensors")
-    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
-    if damage == "shape":
-        tensors[name + "_scale_inv"] = torch.ones(2, 1)
-    if damage == "nan":
-        tensors[name] = torch.full_like(tensors[name].float(), float("nan")).to(torch.float8_e4m3fn)
-        tensors[name + "_scale_inv"] = torch.ones(1, 1)
-    save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ConfigError, match={"missing": "is missing", "shape": "one scale per", "nan": "finite"}[damage]):
-        import_folder(folder, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_dtype_is_kept_or_the_one_asked_for_and_never_rounds_the_bias_of_a_choice(

@@ -203,11 +203,12 @@ RELEASED["deepseek_v3_2"] = {
     "index_n_heads": 64,
     "index_topk": 2048,
 }
-RELEASED["deepseek_v4_flash"] = {  # without expert_dtype, fp4, which is refused
+RELEASED["deepseek_v4_flash"] = {
     "model_type": "deepseek_v4",
     "attention_bias": False,
     "compress_ratios": [0, 0, *[4, 128] * 20, 4, 0],
     "compress_rope_theta": 160000,
+    "expert_dtype": "fp4",
     "hc_eps": 1e-06,
     "hc_mult": 4,
     "hc_sinkhorn_iters": 20,
@@ -231,6 +232,7 @@ RELEASED["deepseek_v4_flash"] = {  # without expert_dtype, fp4, which is refused
     "o_lora_rank": 1024,
     "q_lora_rank": 1024,
     "qk_rope_head_dim": 64,
+    "quantization_config": {"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]},
     "rms_norm_eps": 1e-06,
     "rope_scaling": {**YARN, "factor": 16, "original_max_position_embeddings": 65536},
     "rope_theta": 10000,
