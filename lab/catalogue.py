@@ -263,8 +263,8 @@ def _family(kind: str, names: Sequence[str]) -> list[str]:
         rows.append(
             [f"`{name}`", entry.schema.summary.replace("``", "`"), papers(entry.cls), f"{size:,}", *remembered, *ticks]
         )
-    head = ["name", "what it is", "paper", "parameters", *(["cache numbers a token adds"] if weighs else []), *abilities]
-    return _table(head, rows)
+    weighed = ["cache numbers a token adds"] if weighs else []
+    return _table(["name", "what it is", "paper", "parameters", *weighed, *abilities], rows)
 
 
 def _remembered(decoder: Decoder) -> str:
