@@ -13,7 +13,8 @@ from blocks.attention.selecting import Losses, declared, refuse_unlearnable, rem
 from blocks.base import Placement
 from blocks.cache import Cache, Ring
 from blocks.carry import Carry
-from blocks.kernels.scoring import Scoring
+from blocks.kernels.few_keys import attend_few
+from blocks.kernels.scoring import Scoring, Slopes
 from blocks.linear import Linear
 from blocks.output_gate.base import OutputGate
 from blocks.position.base import Position
@@ -110,9 +111,21 @@ class GroupedAttention(Attention):
                 held = k, _as_stored, tuple(slots), segments, cache
                 bias = selected(self.selector, asked, *held, bias, self.scale, losses, carry)
             attend = self.scores or self.kernels.attend
-            y = attend(q, k, v, Scoring(self.scale, bias, segments, self.window))
+            few = None if cache is None or cache.spread else self._on_few(q, k, v, bias)
+            y = attend(q, k, v, Scoring(self.scale, bias, segments, self.window)) if few is None else few
         y = y if self.output_gate is None else self.output_gate(x, y)
         return self.output(y.flatten(-2))
+
+    def _on_few(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | Slopes | None) -> Tensor | None:
+        """Attention to the keys that the selector leaves; None where they are not few."""
+        if self.selector is None or self.selector.takes_all(k.shape[1]) or not isinstance(bias, Tensor):
+            return None
+
+        def attend(q: Tensor, stored: tuple[Tensor, ...], bias: Tensor) -> Tensor:
+            k, v = stored
+            return (self.scores or self.kernels.attend)(q, k, v, Scoring(self.scale, bias))
+
+        return attend_few(attend, q, (k, v), bias)
 
     def _in_parts(self, cache: Cache, T: int) -> bool:
         dense = self.selector is None or self.selector.takes_all(cache.length + T)

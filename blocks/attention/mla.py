@@ -24,6 +24,7 @@ from blocks.attention.selecting import Losses, declared, remembered, selected
 from blocks.base import Placement
 from blocks.cache import Cache
 from blocks.carry import Carry
+from blocks.kernels.few_keys import attend_few
 from blocks.kernels.few_rows import by_mkl, reads_fast
 from blocks.kernels.latent_attention import absorbs, into_latents, key_multiple, out_of_latents
 from blocks.kernels.scoring import Scoring, Slopes, of_heads
@@ -215,15 +216,36 @@ class MLA(Attention):
             stored, *index = cache.append(*new)
             bias, segments = score_terms(self.position, positions, None, cache)
             bias = choose((stored,), tuple(index), segments, bias)
-            return self._expanded(q_nope, q_rope, *self._split(stored), bias, segments)
+            y = None if dense or wrapped or cache.spread else self._on_few(q_nope, q_rope, stored, bias)
+            return self._expanded(q_nope, q_rope, *self._split(stored), bias, segments) if y is None else y
         memory, *index = cache.append(*new, multiple=key_multiple(q_nope.dtype, q_nope.device))
         bias = score_bias(self.position, positions, cache)
         bias = choose((memory[:, :S],), tuple(t[:, :S] for t in index), None, bias)
-        key_up, value_up = self.kv_up.weight.unflatten(0, (self.n_heads, -1)).split((self.nope, self.v_head_dim), 1)
+        y = None if dense else self._on_few(q_nope, q_rope, memory[:, :S], bias)
+        if y is not None:
+            return y
+        key_up, value_up = self._ups()
         with by_mkl() if T == 1 and reads_fast(q_nope) else nullcontext():
             q = torch.cat((into_latents(q_nope, key_up), q_rope), -1)
             y = self.kernels.attend_latents(q, memory, S, self.latent, self.scale, bias)
             return out_of_latents(y, value_up)
+
+    def _on_few(self, q_nope: Tensor, q_rope: Tensor, memory: Tensor, bias: Tensor | Slopes | None) -> Tensor | None:
+        """Attention, absorbed, to the keys that the selector leaves, [B,T,N,V]; None where they are not few."""
+        if not isinstance(bias, Tensor):
+            return None
+        key_up, value_up = self._ups()
+
+        def attend(q: Tensor, stored: tuple[Tensor, ...], bias: Tensor) -> Tensor:
+            return self.kernels.attend_latents(q, stored[0], stored[0].shape[1], self.latent, self.scale, bias)
+
+        y = attend_few(attend, torch.cat((into_latents(q_nope, key_up), q_rope), -1), (memory,), bias)
+        return None if y is None else out_of_latents(y, value_up)
+
+    def _ups(self) -> tuple[Tensor, Tensor]:
+        """The heads' key and value matrices, [N,nope,C] and [N,V,C]."""
+        by_head = self.kv_up.weight.unflatten(0, (self.n_heads, -1))
+        return by_head[:, : self.nope], by_head[:, self.nope :]
 
     def _choose(
         self,

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,6 +13,7 @@ from blocks.base import Placement
 from blocks.cache import Cache
 from blocks.compressor.base import Compressor, Entries
 from blocks.compressor.cache import WindowedCache
+from blocks.kernels.few_keys import few, pieces, taken
 from blocks.kernels.scoring import Scoring, dense
 from blocks.linear import Linear
 from blocks.norm.base import Norm
@@ -37,8 +38,9 @@ class SharedKV(Attention):
     The last ``rope_head_dim`` dimensions are rotated, of the compressor's keys by the position of their first token.
     Released: ``csa`` and ``hca`` in turn, no compressor in Flash's first two layers, and learned ``sinks``. The cache
     has ``window`` keys, the unfinished windows, and a key of each closed one. Some queries at a time are computed,
-    against their window and the compressor's keys alone; of the keys that ``csa`` does not choose the scores are
-    computed and hidden. An amplitude of ``yarn`` acts on the turned part of the sum too: V4 has none (mscale 0).
+    against their window and the compressor's keys alone; where ``csa`` chooses few of these and nothing needs a
+    gradient, against the chosen ones. An amplitude of ``yarn`` acts on the turned part of the sum too: V4 has none
+    (mscale 0).
 
     Args:
         n_heads: N, query heads
@@ -142,18 +144,44 @@ class SharedKV(Attention):
         T, parts = q.shape[1], []
         for start in range(0, T, ROWS):
             rows, own = slice(start, min(start + ROWS, T)), near.before(T, start, min(start + ROWS, T), self.window)
-            seen, keys, places = own.seen(rows.stop - start, self.window), own.keys, own.positions
+            some, at = q[:, rows], positions[:, rows]
+            sources = [Source(own.seen(rows.stop - start, self.window), own.keys, own.positions)]
             if entries is not None:
                 chosen = entries.seen(rows)
                 first = slice(0, chosen.shape[-1])
-                seen = torch.cat(_alike(chosen, seen), -1)
-                keys = torch.cat((entries.keys[:, first, None], keys), 1)
-                places = torch.cat(_alike(entries.positions[:, first], places), -1)
-            bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, float("-inf"))[:, None]
-            far = dense(self.position.bias(positions[:, rows], places))
-            scoring = Scoring(self.scale, bias if far is None else bias + far)
-            parts.append((self.scores or self.kernels.attend)(q[:, rows], keys, keys, scoring))
+                sources.insert(0, Source(chosen, entries.keys[:, first, None], entries.positions[:, first]))
+                if (index := few(chosen)) is not None:
+                    parts.append(self._on_few(some, at, sources, index))
+                    continue
+            parts.append(self._on_all(some, at, sources))
         return torch.cat(parts, 1)
+
+    def _on_few(self, q: Tensor, positions: Tensor, sources: Sequence[Source], index: Tensor) -> Tensor:
+        """Attention of each query to its own keys, gathered: chosen ones by their indices [B|1,t,K], and its window."""
+        (B, t), device, parts = q.shape[:2], q.device, []
+        S, width = sources[1].seen.shape[-1], min(sources[1].seen.shape[-1], self.window)
+        first = torch.arange(S - t - width + 1, S - width + 1, device=device).clamp(min=0)  # up to the query's own key
+        window = (first[:, None] + torch.arange(width, device=device))[None]
+        a_query = B * (index.shape[-1] + width) * self.head_dim * q.element_size()
+        for rows in pieces(t, a_query, device):
+            own = [
+                each.some(rows).taken(at[:, rows].expand(B, -1, -1))
+                for each, at in zip(sources, (index, window), strict=True)
+            ]
+            places = positions[:, rows].expand(B, -1).reshape(-1, 1)
+            y = self._on_all(q[:, rows].flatten(0, 1)[:, None], places, own)
+            parts.append(y[:, 0].unflatten(0, (B, -1)))
+        return torch.cat(parts, 1)
+
+    def _on_all(self, q: Tensor, positions: Tensor, sources: Sequence[Source]) -> Tensor:
+        """Attention of some queries to all keys of the sources, of which each sees some."""
+        seen = torch.cat(_alike(*(each.seen for each in sources)), -1)
+        keys = torch.cat([each.keys for each in sources], 1)
+        places = torch.cat(_alike(*(each.positions for each in sources)), -1)
+        bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, float("-inf"))[:, None]
+        far = dense(self.position.bias(positions, places))
+        scoring = Scoring(self.scale, bias if far is None else bias + far)
+        return (self.scores or self.kernels.attend)(q, keys, keys, scoring)
 
     def new_cache(
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
@@ -202,6 +230,28 @@ class Near(NamedTuple):
             first = self.padding[:, None, None]
             seen = seen & ((self.at >= first) | (query < first))
         return seen
+
+
+class Source(NamedTuple):
+    """Keys of one kind.
+
+    seen: [B|1,t,S], whether some queries see them
+    keys: [B,S,1,H]
+    positions: [B|1,S]
+    """
+
+    seen: Tensor
+    keys: Tensor
+    positions: Tensor
+
+    def some(self, rows: slice) -> Source:
+        """The same keys for some of the queries."""
+        return self._replace(seen=self.seen[:, rows])
+
+    def taken(self, index: Tensor) -> Source:
+        """The keys of indices [B,t,K], those of each query as a row: B·t of them."""
+        seen = self.seen.expand(*index.shape[:2], -1).gather(-1, index).flatten(0, 1)[:, None]
+        return Source(seen, taken(self.keys, index), taken(self.positions, index))
 
 
 def _windowed(cache: Cache | None) -> WindowedCache | None:

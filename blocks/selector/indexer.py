@@ -13,6 +13,7 @@ from blocks.selector.documents import Blocks
 from blocks.selector.learning import attention_weights, divergence
 
 PAIRS = 2**25  # of a query, a candidate and a head whose scores are in memory at a time
+TILE = 2**19  # of them that a CPU keeps in its cache from the product to the sum over heads
 
 
 class Candidates(NamedTuple):
@@ -38,9 +39,16 @@ def relu_scores(q: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
         [B,T,n]
     """
     J, width = q.shape[2:]
-    products = at_least_fp32(q.flatten(1, 2)) @ at_least_fp32(keys).mT
-    products = (products * width**-0.5).relu().unflatten(1, (-1, J))
-    return ((at_least_fp32(weights) * J**-0.5)[:, :, None] @ products)[:, :, 0]
+    rows, keys = at_least_fp32(q.flatten(1, 2)) * width**-0.5, at_least_fp32(keys)
+    heads = (at_least_fp32(weights) * J**-0.5)[:, :, None]
+
+    def some(keys: Tensor) -> Tensor:
+        return (heads @ (rows @ keys.mT).relu_().unflatten(1, (-1, J)))[:, :, 0]
+
+    if keys.device.type != "cpu" or torch.is_grad_enabled():
+        return some(keys)
+    together = max(1, TILE // (len(rows) * rows.shape[1]))
+    return torch.cat([some(part) for part in keys.split(together, 1)], -1)
 
 
 class Indexer(Selector):

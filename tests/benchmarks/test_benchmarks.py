@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import decode, kernels, long_prompt, mixers, race, scaling, train_step, vision_step
+from benchmarks import decode, kernels, long_prompt, mixers, race, scaling, selectors, train_step, vision_step
 from benchmarks.scaling import flat_error, line_error
 
 ROOT = Path(race.__file__).resolve().parent.parent
@@ -164,6 +164,15 @@ def test_mixers_are_timed_beside_attention_and_a_reference(
     leads = {row["mixer"] for row in rows if row["its reference's time ÷ its"] is not None}
     assert leads == {"gated_delta", "kda"}
     assert {row["mixer"] for row in _table(document, "Decoding, µs a token · fp32")} == set(mixers.MIXERS)
+
+
+def test_gathered_keys_are_timed_against_all_scores_and_no_selector(run: Callable[..., dict[str, Any]]) -> None:
+    document = run(selectors.main)
+    rows = _table(document, "Few of many keys · fp32")
+    cells = {(row["attention"], row["work"]) for row in rows}
+    assert cells == {(name, work) for name in selectors.ATTENTIONS for work in ("token", "prompt")}
+    assert all(row[f"{way}, ms"] > 0 for row in rows for way in selectors.WAYS)
+    assert len(document["ratios"]) == len(rows) == 6
 
 
 def test_growth_is_measured(run: Callable[..., dict[str, Any]]) -> None:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from blocks.attention.selecting import _held
 from blocks.compose import check, compose
 from blocks.decoder import Decoder
+from blocks.selector import indexer
 from blocks.selector.base import Asked, Held, highest
 from blocks.selector.documents import blocks_of
+from blocks.selector.indexer import relu_scores
 from blocks.selector.learning import attention_weights, divergence
 from registry import ConfigError
 
@@ -65,6 +67,21 @@ def test_highest_breaks_ties_towards_the_later_at_every_length() -> None:
             assert torch.equal(highest(scores[:, :end], k), of_sort.scatter(1, end - 1 - order, True))
             behind = nn.functional.pad(scores[:, :end], (0, 23 - end), value=-math.inf)  # what no query sees
             assert k > end or torch.equal(highest(behind, k)[:, :end], highest(scores[:, :end], k))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_scores_computed_in_tiles_are_those_of_the_formula(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, tolerance = torch.Generator().manual_seed(0), 1e-12 if dtype == torch.float64 else 1e-5
+    q, keys, weights = (torch.randn(s, generator=draw).to(dtype) for s in ((2, 5, 3, 7), (2, 29, 7), (2, 5, 3)))
+    products = torch.einsum("btji,bni->btnj", q.double(), keys.double()).relu()
+    expected = (products * weights.double()[:, :, None]).sum(-1) / math.sqrt(3 * 7)
+    for tile in (1, 2 * 15 * 4, 2**19):
+        monkeypatch.setattr(indexer, "TILE", tile)
+        with torch.no_grad():
+            found = relu_scores(q, keys, weights)
+        assert found.dtype == torch.promote_types(dtype, torch.float32)
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
+        torch.testing.assert_close(relu_scores(q, keys, weights).double(), expected, rtol=0, atol=tolerance)
 
 
 @torch.no_grad()

@@ -1,0 +1,158 @@
+"""A layer whose queries see few of many keys: chosen keys gathered, against all scores with the others hidden.
+
+``python -m benchmarks.selectors``. Each attention with its selector computes a token, and a part of a prompt, behind
+growing contexts, in turn by either way, and beside it the same attention without a selector. Contexts are random: what
+is chosen is, too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from benchmarks import machine, options
+from benchmarks.race import Entry, Race
+from benchmarks.record import Ratio, Result, Table
+from benchmarks.statistics import paired, spread
+from benchmarks.stopwatch import seconds_of
+
+DSA = {"name": "dsa", "n_heads": 16, "head_dim": 64, "top_k": 1024}
+HEADS = {"n_heads": 16, "head_dim": 64}
+ATTENTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name → attention, what chooses among its keys
+    "mla, dsa": ({"name": "mla", "n_heads": 16, "kv_lora_rank": 512, "qk_rope_head_dim": 64}, {"selector": DSA}),
+    "gqa, dsa": ({"name": "gqa", **HEADS, "n_kv_heads": 4}, {"selector": DSA}),
+    "shared_kv, csa": (
+        {"name": "shared_kv", **HEADS},
+        {"compressor": {"name": "csa", "n_heads": 16, "head_dim": 64, "top_k": 256}},
+    ),
+}
+WIDTH, CONTEXTS, PROMPT = 1024, (4096, 16384, 65536), 128  # tokens of a part of a prompt
+WAYS = ("gathered", "all scores", "no selector")
+
+
+class Layer:
+    """Job: time one attention behind a context."""
+
+    def __init__(self, attention: str, dtype: str, device: str) -> None:
+        self.attention, self.dtype, self.device = attention, dtype, device
+
+    def about(self) -> dict[str, Any]:
+        return {}
+
+    def turn(self, context: int, steps: int) -> dict[str, Any]:
+        """Median seconds of a token and of a part of a prompt, by each way."""
+        import torch
+
+        from benchmarks.models.base import DTYPES
+
+        kind, device = DTYPES[self.dtype], torch.device(self.device)
+        torch.manual_seed(0)
+        own, chooses = ATTENTIONS[self.attention]
+        plain, chosen = (_layer(node, context, device, kind) for node in (own, {**own, **chooses}))
+        found: dict[str, dict[str, list[float]]] = {what: {way: [] for way in WAYS} for what in ("token", "prompt")}
+        with torch.inference_mode():
+            caches = {layer: _filled(layer, context, device, kind) for layer in (plain, chosen)}
+            for what, tokens in (("token", 1), ("prompt", PROMPT)):
+                for _ in range(steps + 1):
+                    x = torch.randn(1, tokens, WIDTH, device=device).to(kind)
+                    for way in WAYS:
+                        layer = plain if way == "no selector" else chosen
+                        cache = caches[layer]
+                        places = torch.arange(cache.length, cache.length + tokens, device=device)[None]
+                        with _gathering(way == "gathered"):
+                            took = seconds_of(lambda: layer(x, places, cache=cache), self.device)  # noqa: B023
+                        found[what][way].append(took)
+        return {what: {way: spread(took[1:]).median for way, took in ways.items()} for what, ways in found.items()}
+
+
+def _layer(attention: Mapping[str, Any], context: int, device: Any, dtype: Any) -> Any:
+    from blocks.compose import compose
+
+    around: dict[str, Any] = {"vocab_size": 8, "d_model": WIDTH, "n_layers": 1, "max_positions": 4 * context}
+    around |= {"ffn": {"name": "swiglu", "d_ff": 8}, "norm": "rmsnorm", "residual": "prenorm", "position": "rope"}
+    return compose({**around, "attention": dict(attention)}, seed=0).to(device, dtype).layers[0].attention
+
+
+def _filled(layer: Any, context: int, device: Any, dtype: Any) -> Any:
+    """A cache of a random context; of means of windows, which only the layer can make, it reads one."""
+    import torch
+
+    from blocks.cache import Cache
+
+    cache = layer.new_cache(1, 2 * context + 100 * PROMPT, dtype, device)
+    if type(cache) is Cache:
+        shapes = [slot[:, :0].shape for slot in cache.read(slice(0, 0))]
+        cache.store(*(torch.randn(1, context, *shape[2:], device=device).to(dtype) for shape in shapes))
+        return cache
+    for start in range(0, context, 1024):
+        given = torch.randn(1, min(1024, context - start), WIDTH, device=device).to(dtype)
+        layer(given, torch.arange(start, start + given.shape[1], device=device)[None], cache=cache)
+    return cache
+
+
+@contextmanager
+def _gathering(gathers: bool) -> Iterator[None]:
+    """Chosen keys are gathered where they are few, or never."""
+    from blocks.kernels import few_keys
+
+    part = few_keys.PART
+    few_keys.PART = part if gathers else 2**60
+    try:
+        yield
+    finally:
+        few_keys.PART = part
+
+
+def tabulate(rounds: Sequence[Mapping[str, Any]], dtype: str) -> tuple[Table, list[Ratio]]:
+    """A row per attention, work and context."""
+    columns = ("attention", "work", "behind", *(f"{way}, ms" for way in WAYS), "all scores ÷ gathered")
+    table, ratios = Table(f"Few of many keys · {dtype}", columns), []
+    for cell in rounds[0]:
+        name, context = cell.rsplit(" ", 1)
+        for what in ("token", "prompt"):
+            seconds = {way: {r: found[cell][what][way] for r, found in enumerate(rounds)} for way in WAYS}
+            gain = paired(seconds["all scores"], seconds["gathered"])
+            assert gain is not None
+            ms = [1e3 * spread(list(found.values())).median for found in seconds.values()]
+            table.rows.append([name, what, int(context), *ms, gain.median])
+            about = f"{name} · {dtype} · a {what} behind {int(context):,}: all scores ÷ gathered, time"
+            ratios.append(Ratio(about, gain, bound=1.0 if int(context) == CONTEXTS[-1] else None))
+    table.note = f"A prompt is {PROMPT} tokens of it. Width {WIDTH}, 16 heads; dsa sees 1,024 tokens, csa 256 windows."
+    return table, ratios
+
+
+def main(arguments: Sequence[str] | None = None) -> Result:
+    """Run all attentions for each dtype."""
+    parser = options.parser("selectors", __doc__, rounds=5, minutes=10)
+    options.add_names(parser, "dtypes", "fp32", ("fp32", "bf16"))
+    given = options.read(parser, arguments)
+    contexts, steps = ((8,), 1) if given.quick else (CONTEXTS, 12)
+    result = Result("selectors", machine.about(given.device, given.threads))
+    for dtype in given.dtypes:
+        entries = [Entry(n, "benchmarks.selectors:Layer", {"attention": n, "dtype": dtype}) for n in ATTENTIONS]
+        rounds: list[dict[str, Any]] = []
+        with Race(entries, given.device, given.threads) as race:
+            started = time.monotonic()
+            while len(rounds) < given.rounds and (
+                len(rounds) < 3 or time.monotonic() - started < 60 * given.minutes / len(given.dtypes)
+            ):
+                found = {}
+                for entry in entries:
+                    for context in contexts:
+                        found[f"{entry.label} {context}"] = race.ask(entry, {"context": context, "steps": steps})
+                        if entry.failed is not None:
+                            raise SystemExit(f"{entry.label}, {dtype}: {entry.failed}")
+                rounds.append(found)
+                print(f"{dtype}: round {len(rounds)}, {time.monotonic() - started:.0f} s", flush=True)
+        table, ratios = tabulate(rounds, dtype)
+        result.tables.append(table)
+        result.ratios += ratios
+        result.raw[dtype] = rounds
+    print(result.save(given.out))
+    return result
+
+
+if __name__ == "__main__":
+    main()
