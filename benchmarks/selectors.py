@@ -97,12 +97,12 @@ def _gathering(gathers: bool) -> Iterator[None]:
     """Chosen keys are gathered where they are few, or never."""
     from blocks.kernels import few_keys
 
-    part = few_keys.PART
-    few_keys.PART = part if gathers else 2**60
+    least = few_keys.LEAST
+    few_keys.LEAST = least if gathers else 2**60
     try:
         yield
     finally:
-        few_keys.PART = part
+        few_keys.LEAST = least
 
 
 def tabulate(rounds: Sequence[Mapping[str, Any]], dtype: str) -> tuple[Table, list[Ratio]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-PART = 4  # keys to one that is seen, from which on they are gathered
+PART, LEAST = 8, 1024  # keys to one that is seen, and keys in all, from which on they are gathered
 GATHERED = {"cpu": 2**23, "cuda": 2**28}  # bytes in memory at a time: a CPU's cache holds them
 
 Attend = Callable[[Tensor, tuple[Tensor, ...], Tensor], Tensor]
@@ -23,8 +23,8 @@ def few(seen: Tensor) -> Tensor | None:
     fewer has some that it does not see. None where they are not few, or something needs a gradient."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or seen.is_meta:
         return None
-    most = int(seen.sum(-1).amax())
-    if most * PART > seen.shape[-1]:
+    S = seen.shape[-1]
+    if S < LEAST or (most := int(seen.sum(-1).amax())) * PART > S:
         return None
     return seen.view(torch.uint8).topk(most, -1, sorted=False).indices
 

@@ -14,6 +14,7 @@ from blocks.cache import Cache
 from blocks.compose import compose
 from blocks.compressor.pool import Pool, ends_of
 from blocks.decoder import Decoder
+from blocks.kernels import few_keys
 from registry import BlockError, ConfigError
 
 CSA = {"name": "csa", "every": 3, "n_heads": 2, "head_dim": 8, "top_k": 2}
@@ -73,10 +74,18 @@ def windows(positions: list[int], segments: list[int], every: int) -> list[tuple
 @compressed
 @pytest.mark.parametrize("documents", [(23,), (7, 1, 11, 4), (3, 3, 2)], ids=str)
 @pytest.mark.parametrize("first", [0, 2, 5])
+@pytest.mark.parametrize("least", [1, 1024], ids=["gathered", "all scores"])
 @torch.no_grad()
 def test_attention_is_that_of_the_definition(
-    model: Callable[..., Decoder], compressor: dict[str, Any] | None, documents: tuple[int, ...], first: int
+    model: Callable[..., Decoder],
+    monkeypatch: pytest.MonkeyPatch,
+    compressor: dict[str, Any] | None,
+    documents: tuple[int, ...],
+    first: int,
+    least: int,
 ) -> None:
+    monkeypatch.setattr(few_keys, "LEAST", least)
+    monkeypatch.setattr(few_keys, "PART", 1)
     attention: Any = model(compressor).layers[0].attention
     positions, segments = packed(*documents, first=first)
     T, at, of = positions.shape[1], positions[0].tolist(), segments[0].tolist()
