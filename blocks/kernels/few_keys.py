@@ -23,8 +23,8 @@ def few(seen: Tensor) -> Tensor | None:
     fewer has some that it does not see. None where they are not few, or something needs a gradient."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or seen.is_meta:
         return None
-    S = seen.shape[-1]
-    if S < LEAST or (most := int(seen.sum(-1).amax())) * PART > S:
+    T, S = seen.shape[1:]
+    if S < LEAST or (most := int(seen.sum(-1).amax())) * PART > S - T // 2:  # of later keys no scores are computed
         return None
     return seen.view(torch.uint8).topk(most, -1, sorted=False).indices
 

@@ -75,4 +75,5 @@ def blocks_of(held: Held, size: int) -> Blocks:
     each = torch.arange(most, device=places.device).repeat(len(number), 1)
     first = torch.searchsorted(number.contiguous(), each)
     opening = number.gather(1, (torch.arange(S, device=places.device) - places).clamp(0, S - 1))
-    return Blocks(size, number, first.clamp(max=S - 1), places % size == size - 1, opening)
+    last = (places >= 0) & (places % size == size - 1)
+    return Blocks(size, number, first.clamp(max=S - 1), last, opening)

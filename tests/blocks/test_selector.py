@@ -119,6 +119,20 @@ def test_keys_are_left_out_only_where_there_are_more_than_it_takes(
 
 @torch.no_grad()
 @named
+def test_every_query_sees_a_key_padding_too(model: Callable[..., Decoder], selector: Any) -> None:
+    """Some kernels make NaN of a query that sees none, and in the next layer of all that see it."""
+    decoder, seen = model(GROUPED, selector), []
+    for layer in decoder.layers:
+        attention: Any = layer.attention
+        attention.selector.register_forward_hook(lambda module, asked, chosen: seen.append(chosen.any(-1)))
+    caches = decoder.new_caches(3, 40, padding=torch.tensor([0, 7, 26]))
+    for part in ids(40, 3).split([31, 1, 8], 1):
+        decoder(part, caches=caches)
+    assert len(seen) == 9 and all(bool(each.all()) for each in seen)
+
+
+@torch.no_grad()
+@named
 def test_packed_and_padded_rows_equal_each_alone(model: Callable[..., Decoder], selector: Any) -> None:
     decoder, lengths = model(LATENT, selector), (17, 3, 22)
     documents = [ids(n, 1) for n in lengths]

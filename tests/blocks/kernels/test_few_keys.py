@@ -17,7 +17,7 @@ from blocks.kernels.latent_attention import latent_attention, latent_attention_r
 from blocks.kernels.scoring import Scoring
 
 # B, T, S, N, K, H, keys that a query sees at most
-SIZES = [(2, 7, 43, 4, 2, 9, 5), (1, 1, 21, 3, 1, 8, 5), (3, 5, 40, 2, 2, 6, 1), (1, 33, 90, 6, 3, 4, 22)]
+SIZES = [(2, 7, 43, 4, 2, 9, 5), (1, 1, 21, 3, 1, 8, 5), (3, 5, 40, 2, 2, 6, 1), (1, 33, 90, 6, 3, 4, 18)]
 DTYPES = [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 2e-2)]
 
 
@@ -85,16 +85,16 @@ def test_indices_are_those_of_the_keys_seen() -> None:
 
 
 def test_keys_are_gathered_where_few_are_seen_and_nothing_needs_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = torch.zeros(1, 2, 40, dtype=torch.bool)
+    seen = torch.zeros(1, 2, 41, dtype=torch.bool)  # the first query sees 40 at most
     seen[0, 0, 3:13] = seen[0, 1, 0] = True
     with torch.no_grad():
         assert few(seen) is not None
         seen[0, 0, 20] = True
         assert few(seen) is None
         seen[0, 0, 20] = False
-        monkeypatch.setattr(few_keys, "LEAST", 41)
+        monkeypatch.setattr(few_keys, "LEAST", 42)
         assert few(seen) is None
-        monkeypatch.setattr(few_keys, "LEAST", 40)
+        monkeypatch.setattr(few_keys, "LEAST", 41)
         assert few(seen) is not None
     assert few(seen) is None
 
