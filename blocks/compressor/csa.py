@@ -12,6 +12,7 @@ from blocks.compressor.base import Compressor, Losses, Rotate
 from blocks.compressor.pool import Pool
 from blocks.linear import Linear
 from blocks.norm.base import Norm
+from blocks.precision import at_least_fp32
 from blocks.selector.base import Asked, Held
 from blocks.selector.indexer import Candidates, Indexer, relu_scores
 from registry import BlockError, register
@@ -122,7 +123,7 @@ class Index(Indexer):
     def scores(self, asked: Asked, keys: Tensor) -> Tensor:
         assert asked.rotate is not None
         q = asked.rotate(self.query(asked.latent).unflatten(-1, (self.n_heads, -1)), asked.positions)
-        return relu_scores(q, keys, self.weights(asked.x))
+        return relu_scores(q, keys, at_least_fp32(self.weights(asked.x)) * self.n_heads**-0.5)
 
     def parallel_plan(self) -> dict[str, Placement]:
         return dict.fromkeys(("query.weight", "weights.weight"), "replicate")

@@ -10,6 +10,7 @@ from blocks.base import Placement
 from blocks.linear import Linear
 from blocks.norm.base import Norm
 from blocks.position.base import Position
+from blocks.precision import at_least_fp32
 from blocks.selector.base import Asked, Held
 from blocks.selector.indexer import Candidates, Indexer, relu_scores
 from registry import BlockError, register
@@ -89,7 +90,7 @@ class DSA(Indexer):
 
     def scores(self, asked: Asked, keys: Tensor) -> Tensor:
         q = self._rotate(self.query(asked.latent).unflatten(-1, (self.n_heads, -1)), asked.positions, asked.declared)
-        return relu_scores(q, keys, self.weights(asked.x))
+        return relu_scores(q, keys, at_least_fp32(self.weights(asked.x)) * self.n_heads**-0.5)
 
     def _rotate(self, heads: Tensor, positions: Tensor, declared: int) -> Tensor:
         """[B,T,·,I] with its first part rotated."""

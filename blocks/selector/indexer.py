@@ -28,7 +28,7 @@ class Candidates(NamedTuple):
 
 
 def relu_scores(q: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
-    """Scores of candidates, Σ_j w_j relu(q_j · k) / √(I J), in fp32 or more.
+    """Scores of candidates, Σ_j w_j relu(q_j · k) / √I, in fp32 or more.
 
     Args:
         q: [B,T,J,I]
@@ -40,7 +40,7 @@ def relu_scores(q: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
     """
     J, width = q.shape[2:]
     rows, keys = at_least_fp32(q.flatten(1, 2)) * width**-0.5, at_least_fp32(keys)
-    heads = (at_least_fp32(weights) * J**-0.5)[:, :, None]
+    heads = at_least_fp32(weights)[:, :, None]
 
     def some(keys: Tensor) -> Tensor:
         return (heads @ (rows @ keys.mT).relu_().unflatten(1, (-1, J)))[:, :, 0]

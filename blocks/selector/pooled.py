@@ -3,16 +3,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from blocks.base import Placement
 from blocks.linear import Linear
 from blocks.norm.base import Norm
 from blocks.position.base import Position
-from blocks.precision import at_least_fp32
 from blocks.selector.base import Asked, Held
 from blocks.selector.documents import blocks_of
-from blocks.selector.indexer import Candidates, Indexer
+from blocks.selector.indexer import Candidates, Indexer, relu_scores
 from registry import register
 from registry.ranges import Count, Positive
 
@@ -90,8 +90,7 @@ class Pooled(Indexer):
     def scores(self, asked: Asked, keys: Tensor) -> Tensor:
         q = self.q_norm(self.query(asked.x).unflatten(-1, (self.n_heads, -1)))
         q = self.position.rotate_in(q, q, asked.positions, asked.declared)[0]
-        products = at_least_fp32(q.flatten(1, 2)) @ at_least_fp32(keys).mT
-        return products.relu().unflatten(1, (-1, self.n_heads)).sum(2) * self.head_dim**-0.5
+        return relu_scores(q, keys, torch.ones_like(q[..., 0]))
 
     def parallel_plan(self) -> dict[str, Placement]:
         return dict.fromkeys(("query.weight", "key.weight"), "replicate")

@@ -74,7 +74,7 @@ def test_scores_computed_in_tiles_are_those_of_the_formula(dtype: torch.dtype, m
     draw, tolerance = torch.Generator().manual_seed(0), 1e-12 if dtype == torch.float64 else 1e-5
     q, keys, weights = (torch.randn(s, generator=draw).to(dtype) for s in ((2, 5, 3, 7), (2, 29, 7), (2, 5, 3)))
     products = torch.einsum("btji,bni->btnj", q.double(), keys.double()).relu()
-    expected = (products * weights.double()[:, :, None]).sum(-1) / math.sqrt(3 * 7)
+    expected = (products * weights.double()[:, :, None]).sum(-1) / math.sqrt(7)
     for tile in (1, 2 * 15 * 4, 2**19):
         monkeypatch.setattr(indexer, "TILE", tile)
         with torch.no_grad():
