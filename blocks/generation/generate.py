@@ -16,10 +16,11 @@ from blocks.cache import Cache
 from blocks.decoder import Decoder
 from blocks.generation.sample import Sampling, sample
 from blocks.images.base import Pictures
+from blocks.selector.base import Selector
 from registry import BlockError
 
 CHUNK = 8192  # prompt tokens per forward pass
-SCORES = 2**24  # upper bound of the materialised mask of padded rows
+SCORES = 2**24  # upper bound of the materialised mask of padded rows, or of what a selector chooses
 
 
 @torch.inference_mode()
@@ -69,7 +70,7 @@ class Continuations:
         stop_tokens: tokens that end a row; not returned
         bits: of the caches, 8, 6 or 4; None for exact ones
         chunk: prompt tokens per forward pass: smaller chunks of long prompts take less memory. None for 8192, fewer
-            where padding is masked
+            where padding is masked or a selector chooses
         pictures: those of all prompts, in order; each has its places in a prompt
 
     Raises:
@@ -100,7 +101,8 @@ class Continuations:
         self._generators = [torch.Generator(device).manual_seed(seed + i) for i in range(len(prompts))]
         self._seen = self._tokens_of(prompts) if self.sampling.repetition_penalty != 1 else None
         unequal = any(len(row) != longest for row in prompts)
-        most = SCORES // (len(prompts) * longest) if unequal else CHUNK
+        masked = unequal or any(isinstance(part, Selector) for part in decoder.modules())
+        most = SCORES // (len(prompts) * longest) if masked else CHUNK
         self.chunk = chunk or max(64, min(CHUNK, most))
         padding = torch.tensor([longest - len(row) for row in prompts], device=device) if unequal else None
         # The last token is returned and never read.

@@ -111,6 +111,11 @@ class Selector(Block):
         return {}
 
 
+def how_many(true: Tensor) -> Tensor:
+    """How many of booleans [...,S] are true; several times as fast as their ``sum`` on a CPU."""
+    return true.view(torch.uint8).sum(-1, dtype=torch.int32)
+
+
 def highest(scores: Tensor, k: int) -> Tensor:
     """The k highest of scores [...,S] as booleans; of equal ones the last. All, where there are no more than k.
 
@@ -120,7 +125,18 @@ def highest(scores: Tensor, k: int) -> Tensor:
     if k >= scores.shape[-1]:
         return torch.ones_like(scores, dtype=torch.bool)
     least = scores.topk(k, -1, sorted=False).values.amin(-1, keepdim=True)
+    if not scores.is_cpu or torch.compiler.is_compiling():
+        return _last_of_equal(scores, least, k)
+    chosen = scores >= least
+    tied = how_many(chosen) != k  # few rows, nearly always
+    if bool(tied.any()):
+        chosen[tied] = _last_of_equal(scores[tied], least[tied], k)
+    return chosen
+
+
+def _last_of_equal(scores: Tensor, least: Tensor, k: int) -> Tensor:
+    """The k scores [...,S] of at least so much [...,1], the last ones of those that are equal to it."""
     above, equal = scores > least, scores == least
-    missing = k - above.sum(-1, keepdim=True)
-    last = equal.flip(-1).cumsum(-1).flip(-1) <= missing
+    missing = k - how_many(above)[..., None]
+    last = equal.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1) <= missing
     return above | (equal & last)

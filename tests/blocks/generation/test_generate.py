@@ -12,6 +12,7 @@ from torch import Tensor
 import registry
 from blocks.compose import compose
 from blocks.decoder import Decoder
+from blocks.generation import generate as generation
 from blocks.generation.generate import Continuations, generate
 from blocks.generation.sample import Sampling
 from registry import BlockError
@@ -138,6 +139,17 @@ def test_long_prompts_in_chunks_give_what_they_give_whole(make: Callable[..., De
     whole = continued(decoder, RAGGED, 5, sampling=Sampling(temperature=0))
     for chunk in (1, 2, 4):
         assert continued(decoder, RAGGED, 5, sampling=Sampling(temperature=0), chunk=chunk) == whole
+
+
+def test_long_prompts_are_read_in_small_chunks_where_masks_of_all_scores_are_made(
+    make: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "SCORES", 2**14)
+    rows = [[0] * 32, [1] * 32]
+    chooses = make(attention={"name": "gqa", "selector": {"name": "dsa", "n_heads": 2, "top_k": 4}})
+    sizes = [Continuations(model, rows, 1).chunk for model in (make(), chooses)]
+    assert sizes == [generation.CHUNK, 2**14 // 64]
+    assert Continuations(make(), [rows[0], rows[1][:-1]], 1).chunk == 2**14 // 64
 
 
 def test_what_a_row_draws_does_not_depend_on_the_others(make: Callable[..., Decoder]) -> None:
