@@ -25,7 +25,7 @@ from interop.family import Family
 from interop.folder import read_json, whole
 from interop.names import Link, Row, links
 from interop.own import OWN
-from interop.packed import Unpacked
+from interop.packed import Unpacked, block_size
 from interop.shards import Shards, ready, write_shards
 from registry import ConfigError, did_you_mean
 
@@ -63,7 +63,8 @@ def import_folder(
     """
     values = read_json(source / "config.json")
     family = find(values)
-    shards = Unpacked(Shards(source), values)
+    block = block_size(values)  # before the headers: of other tools they hold dtypes that would be refused first
+    shards = Unpacked(Shards(source), block)
     _check_depth(values, len(shards.entries))
     model = family.composition(values, mtp, ignored)
     files, licences = companions.read(source), origin.licences(source)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from interop.config import refusal
-from interop.shards import Entry, Shards
+from interop.shards import Entry, Shards, all_finite
 from registry import ConfigError
 
 GROUP = 32  # fp4 numbers that share a scale
@@ -49,17 +49,16 @@ class Unpacked:
 
     Args:
         shards: the files
-        values: config.json, for the size of FP8 blocks
+        block: rows and columns of an FP8 block, see ``block_size``
 
     Raises:
-        ConfigError: a quantisation that is not supported, or scales that are missing or of the wrong shape
+        ConfigError: scales that are missing, or of the wrong shape or dtype
     """
 
-    def __init__(self, shards: Shards, values: Mapping[str, Any]) -> None:
+    def __init__(self, shards: Shards, block: tuple[int, int]) -> None:
         self.folder, self._shards = shards.folder, shards
         self.entries = dict(shards.entries)
         self._packed: dict[str, Packed] = {}
-        block = block_size(values)
         for name, entry in shards.entries.items():
             if (packed := _packed(shards, name, entry, block)) is None:
                 continue
@@ -88,7 +87,7 @@ class Unpacked:
         scales = self._shards.one(packed.scales)
         scales = scales.view(torch.float8_e8m0fnu) if scales.dtype == torch.uint8 else scales
         made = packed.unpack(numbers, scales.float())
-        if not torch.isfinite(made).all():
+        if not all_finite(made):
             where = str(self.folder / self._shards.entries[packed.scales].file)
             raise ConfigError(where, packed.scales, "makes values that are not finite", "Fetch it again; it is damaged")
         return made
@@ -126,6 +125,9 @@ def _scales(shards: Shards, name: str, scales: str, need: tuple[int, ...], fits:
     if found.shape != need or not fits:
         rule = f"must have shape {need}, as the scales of {name} {entry.shape}"
         raise ConfigError(f"{shards.folder / found.file}: {scales}", found.shape, rule, AGAIN)
+    if not found.dtype.is_floating_point and found.dtype != torch.uint8:
+        rule = "is not a dtype of scales: F8_E8M0, U8 of the same bits, or floats"
+        raise ConfigError(f"{shards.folder / found.file}: {scales}", found.dtype, rule, AGAIN)
     return scales
 
 
@@ -135,8 +137,11 @@ def block_size(values: Mapping[str, Any]) -> tuple[int, int]:
     Raises:
         ConfigError: another kind of quantisation
     """
-    quantisation = values.get("quantization_config") or {}
-    method = quantisation.get("quant_method", "fp8") if isinstance(quantisation, dict) else quantisation
+    quantisation = values.get("quantization_config") or {"quant_method": "fp8"}
+    if not isinstance(quantisation, dict):
+        rule = "must be a mapping with quant_method"
+        raise refusal("quantization_config", quantisation, rule, "Fetch config.json again")
+    method = quantisation.get("quant_method")
     if method not in ("fp8", "mxfp4"):
         rule = "is a quantisation that is not supported"
         raise refusal("quantization_config.quant_method", method, rule, "Use a checkpoint in bf16, fp8 or mxfp4")
@@ -149,7 +154,8 @@ def block_size(values: Mapping[str, Any]) -> tuple[int, int]:
 def unpack_fp8(weight: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
     """Weight [R,C] and scale [⌈R/rows⌉,⌈C/columns⌉] → weight · scale of its block, [R,C] fp32."""
     rows, columns = weight.shape
-    spread = scale.repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
+    high, wide = min(block[0], rows), min(block[1], columns)  # a block may be larger than the weight
+    spread = scale.repeat_interleave(high, 0)[:rows].repeat_interleave(wide, 1)[:, :columns]
     return weight.float() * spread
 
 

@@ -24,6 +24,7 @@ from registry.extras import require
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DIGESTS = "blockwright-sha256"  # in the metadata of a header: JSON of tensor → digest
+PART = 2**20  # numbers that are tested together
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DTYPES = {
     "F64": torch.float64,
@@ -142,11 +143,17 @@ class Shards:
             raise ConfigError(where, name, "is damaged: its bytes do not match their digest", "Fetch it again")
         if not tensor.is_floating_point():
             return tensor
-        if not torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all():
+        if not all_finite(tensor):
             where = str(self.folder / self.entries[name].file)
             rule = "contains values that are not finite"
             raise ConfigError(where, name, rule, "Fetch it again; this one is damaged")
         return tensor
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite, a part at a time: the test itself needs twice the memory of what it tests."""
+    parts = tensor.flatten().split(PART) if tensor.is_contiguous() else (tensor,)
+    return all(bool(torch.isfinite(p if p.element_size() > 1 else p.float()).all()) for p in parts)
 
 
 def digest(name: str, tensor: Tensor) -> str:
@@ -270,7 +277,7 @@ def save(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def _finite(name: str, tensor: Tensor) -> Tensor:
-    if not torch.isfinite(tensor).all():
+    if not all_finite(tensor):
         rule = f"contains values that are not finite in {str(tensor.dtype).removeprefix('torch.')}"
         raise ConfigError(
             "weights", name, rule, "Choose a wider --dtype, or a checkpoint from before training diverged"

@@ -18,6 +18,7 @@ from warm import Warm
 
 from interop.hf import main
 from interop.importing import import_folder
+from interop.shards import all_finite
 from registry import ConfigError
 
 
@@ -204,6 +205,8 @@ def test_folder_without_anything(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("sliding_window", 7),
         ("a_setting_of_the_future", {"x": 1}),
         ("quantization_config.quant_method", {"quant_method": "gptq"}),
+        ("quantization_config.quant_method", {"load_in_4bit": True}),
+        ("quantization_config", "mxfp4"),
         ("quantization_config.weight_block_size", {"quant_method": "fp8", "weight_block_size": [0, 128]}),
     ],
 )
@@ -212,6 +215,27 @@ def test_setting_that_would_be_lost_is_refused_by_name(
 ) -> None:
     settings(single, **{key.split(".")[0]: value})
     assert f"config.json: {key} = " in refused(single, tmp_path, capsys)
+
+
+def test_quantisation_of_another_tool_is_named_before_its_dtypes(
+    single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings(single, quantization_config={"quant_method": "gptq", "bits": 4})
+    name = "model.layers.0.mlp.up_proj.qweight"
+    change(single / "model.safetensors", lambda t: t.update({name: torch.zeros(4, 4, dtype=torch.int32)}))
+    assert "quantization_config.quant_method = gptq" in refused(single, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("at", [0, 8, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn])
+def test_every_part_of_a_tensor_is_seen_to_be_finite(
+    at: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interop.shards.PART", 4)
+    tensor = torch.zeros(2, 5)
+    assert all_finite(tensor.to(dtype))
+    tensor.view(-1)[at] = float("nan")
+    assert not all_finite(tensor.to(dtype)) and not all_finite(tensor.T)
 
 
 def test_head_beside_a_tied_embedding_must_repeat_it(

@@ -64,6 +64,7 @@ def test_fp8_numbers_are_multiplied_by_the_scale_of_their_block() -> None:
         for c in range(50):
             slow[r, c] *= scales[r // 16, c // 32]
     assert torch.equal(unpack_fp8(weight, scales, (16, 32)), slow)
+    assert torch.equal(unpack_fp8(weight, scales[:1, :1], (10**12, 10**12)), weight.float() * scales[0, 0])
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
@@ -175,6 +176,11 @@ DAMAGE: dict[str, tuple[str, Callable[[dict[str, Tensor]], Any], str]] = {
         "gpt_oss",
         lambda t: t.update({UP + "_scales": torch.full((5, 64, 2), 254, dtype=torch.uint8)}),
         "makes values",
+    ),
+    "scales as numbers": (
+        "gpt_oss",
+        lambda t: t.update({UP + "_scales": t[UP + "_scales"].long()}),
+        "not a dtype of scales",
     ),
     "twice": ("gpt_oss", lambda t: t.update({UP: torch.zeros(5, 64, 64)}), "beside"),
     "more experts": (
