@@ -188,6 +188,7 @@ def written_at(model: Mapping[str, Any], kind: str, node: Mapping[str, Any], ind
     if node == own or node == {"name": own}:
         return f"model.{kind}"
     for name, variant in ((model.get("variants") or {}).get(kind) or {}).items():
-        if node == variant:
+        patches = isinstance(variant, Mapping) and "name" not in variant and own
+        if node == (patched({"name": own} if isinstance(own, str) else own, variant) if patches else variant):
             return f"model.variants.{kind}.{name}"
     return f"model.{kind} (layer {index})"

@@ -117,9 +117,8 @@ def resolve(kind: str, node: Node) -> tuple[catalogue.Entry, dict[str, Any]]:
                 raise fixed(entry, key, written[key], node.path)
             hint = " (it is supplied by the composer)" if key in entry.schema.context else ""
             rule = f"{kind} {name!r} has no parameter {key!r}{hint}"
-            raise ConfigError(
-                f"{node.path}.{key}", written[key], rule, did_you_mean(key, known, "It takes no parameters")
-            )
+            remedy = did_you_mean(key, known, "It takes no parameters") + _alike(node.path)
+            raise ConfigError(f"{node.path}.{key}", written[key], rule, remedy)
     return entry, {p.name: _value(entry, p, written, node.path) for p in known.values()}
 
 
@@ -129,7 +128,14 @@ def fixed(entry: catalogue.Entry, key: str, value: Any, path: str) -> ConfigErro
     free = [n for n in catalogue.names(entry.kind) if key in catalogue.lookup(entry.kind, n).schema.parameters]
     rule = f"{entry.kind} {entry.name!r} fixes {key} to {'null' if held is None else held}"
     remedy = f"Leave it out, or choose a block that takes it: {', '.join(free)}" if free else "Leave it out"
-    return ConfigError(f"{path}.{key}", value, rule, remedy)
+    return ConfigError(f"{path}.{key}", value, rule, remedy + _alike(path))
+
+
+def _alike(path: str) -> str:
+    """How to leave out a variant: its patch stays when the block that it patches is exchanged."""
+    root, variants, variant = path.partition(".variants.")
+    kind = variant.partition(".")[0]
+    return f". For one {kind} in all layers: {root}.layout.{kind}=null {root}.variants.{kind}=null" if variants else ""
 
 
 def _value(entry: catalogue.Entry, p: Parameter, written: Mapping[str, Any], path: str) -> Any:

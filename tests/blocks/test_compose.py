@@ -294,6 +294,11 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"variants": {"ffn": {"wide": {"name": "swiglu", "dff": 3}}}}, "model.variants.ffn.wide.dff", "'d_ff'"),
     ({"variants": {"ffn": {"wide": {"dff": 3}}}}, "model.variants.ffn.wide.dff", "'d_ff'"),
     ({"variants": {"ffn": {"wide": "swoglu"}}}, "model.variants.ffn.wide.name", "'swiglu'"),
+    (
+        {"variants": {"attention": {"full": {"window": None}}}, "layout": {"attention": "attention full"}},
+        "model.variants.attention.full.window",
+        "model.layout.attention=null model.variants.attention=null",
+    ),
     ({"overrides": {"layers": 0}}, "model.overrides", "model.overrides="),
     ({"overrides": [{"layers": 5, "ffn": "gelu"}]}, "model.overrides.0.layers", "0 to 1"),
     ({"overrides": [{"layers": 1, "ffn": {"dff": 3}}]}, "model.ffn (layer 1).dff", "'d_ff'"),
