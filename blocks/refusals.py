@@ -184,7 +184,7 @@ def _refuse_beside_images(model: Mapping[str, Any], layers: Layers) -> None:
 
 def written_at(model: Mapping[str, Any], kind: str, node: Mapping[str, Any], index: int) -> str:
     """Configuration path of a layer's node, for error messages."""
-    own = model.get(kind)
+    own: Any = model.get(kind)
     if node == own or node == {"name": own}:
         return f"model.{kind}"
     for name, variant in ((model.get("variants") or {}).get(kind) or {}).items():

@@ -30,6 +30,7 @@ from registry.printing import show
 from training.configuration.instantiate import instantiate
 
 Window = tuple[Tensor, Tensor]  # tokens [B,T], and their next tokens
+USUAL = 256  # tokens of a window
 CHUNK = 32  # tokens per pass; does not affect the result
 
 
@@ -111,12 +112,16 @@ def validation_windows(run: Path, most: int | None) -> Iterator[Window]:
             yield tokens, targets
 
 
-def text_windows(writer: Writer, files: Sequence[Path], length: int, most: int | None) -> Iterator[Window]:
-    """Windows of ``length`` tokens of the files' texts.
+def text_windows(writer: Writer, files: Sequence[Path], length: int | None, most: int | None) -> Iterator[Window]:
+    """Windows of ``length`` tokens of the files' texts, by default ``USUAL`` or as many as the model reads.
 
     Raises:
-        ConfigError: a file cannot be read, or all are shorter than a window
+        ConfigError: a file cannot be read, all are shorter than a window, or a window is longer than the model reads
     """
+    room = writer.decoder.config["max_positions"]
+    length = min(USUAL, room) if length is None else length
+    if length > room:
+        raise ConfigError("--length", length, f"the model has positions for {room} tokens", f"Write --length {room}")
     count = 0
     for file in files:
         try:
@@ -144,9 +149,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--text", action="append", type=Path, default=[], metavar="FILE", help="instead of the run's own"
     )
-    parser.add_argument(
-        "--length", type=int, default=256, metavar="N", help="tokens of a window of --text; default 256"
-    )
+    usual = f"tokens of a window of --text; default {USUAL}, or all that the model reads if fewer"
+    parser.add_argument("--length", type=int, metavar="N", help=usual)
     parser.add_argument("--windows", type=int, default=128, metavar="N", help="at most so many; 0 for all; default 128")
     parser.add_argument(
         "--bits", type=int, action="append", choices=BITS, help="again for several; default: 8, 6 and 4"
@@ -163,8 +167,8 @@ def main(arguments: Sequence[str]) -> None:
     """
     words = _parser().parse_args(arguments)
     for name, least in (("length", 1), ("windows", 0)):
-        if getattr(words, name) < least:
-            raise ConfigError(f"--{name}", getattr(words, name), f"must be at least {least}", "Leave it out")
+        if (given := getattr(words, name)) is not None and given < least:
+            raise ConfigError(f"--{name}", given, f"must be at least {least}", "Leave it out")
     writer, most = Writer.open(words.model, device="cpu"), words.windows or None
     if words.text:
         windows = list(text_windows(writer, words.text, words.length, most))

@@ -32,7 +32,7 @@ from interop.exporting import write_tokenizer
 from interop.folder import start_from, whole
 from interop.shards import ready, write_shards
 from interop.source import COMPOSITION, open_source, read_composition
-from lab.cache_loss import Window, data_of, text_windows, validation_windows
+from lab.cache_loss import USUAL, Window, data_of, text_windows, validation_windows
 from lab.describe import usual_context
 from lab.surgery.ledger import cost_table, costs, plain, rows, table
 from lab.writer import Writer
@@ -65,14 +65,14 @@ def requested(run: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Surg
 
 
 def texts(
-    run: Path, files: Sequence[Path], length: int, most: int, learn: int, measures: bool
+    run: Path, files: Sequence[Path], length: int | None, most: int, learn: int, measures: bool
 ) -> tuple[Text, list[Window]]:
     """Text that operators learn from, and windows to measure on.
 
     Args:
         run: whose own training and validation text is used if there are no files
         files: of text, whose first ``learn`` windows are learnt from, and the others measured on
-        length: tokens of a window of the files
+        length: tokens of a window of the files; None for the usual
         most: windows to measure on
         learn: windows to learn from
         measures: whether any are needed
@@ -114,9 +114,8 @@ def _parser() -> Parser:
     parser.add_argument("--out", metavar="OUT", type=Path, help="folder to write; must not exist, or be empty")
     parser.add_argument("--ledger", action="store_true", help="measure logits and loss on validation text")
     parser.add_argument("--text", action="append", type=Path, default=[], metavar="FILE", help="instead of RUN's own")
-    parser.add_argument(
-        "--length", type=int, default=256, metavar="N", help="tokens of a window of --text; default 256"
-    )
+    usual = f"tokens of a window of --text; default {USUAL}, or all that the model reads if fewer"
+    parser.add_argument("--length", type=int, metavar="N", help=usual)
     parser.add_argument("--windows", type=int, default=64, metavar="N", help="windows to measure on; default 64")
     parser.add_argument("--json", action="store_true", help="print plain numbers")
     return parser
@@ -130,8 +129,8 @@ def main(arguments: Sequence[str]) -> None:
     """
     words = _parser().parse_args(arguments)
     for name in ("length", "windows"):
-        if getattr(words, name) < 1:
-            raise ConfigError(f"--{name}", getattr(words, name), "must be at least 1", "Leave it out")
+        if (given := getattr(words, name)) is not None and given < 1:
+            raise ConfigError(f"--{name}", given, "must be at least 1", "Leave it out")
     registry.load()
     model, surgery, seed = requested(words.run, words.overrides)
     surgery.check(read_composition(words.run), model)

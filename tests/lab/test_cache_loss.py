@@ -69,24 +69,27 @@ def test_command_measures_a_runs_own_validation_text(run: Path, capsys: pytest.C
 
 def test_command_takes_any_text(run: Path, decoder: Decoder, capsys: pytest.CaptureFixture[str]) -> None:
     file = run / "0.txt"
-    main([str(run), "--text", str(file), "--length", "70", "--windows", "1", "--bits", "8", "--json"])
+    main([str(run), "--text", str(file), "--length", "60", "--windows", "1", "--bits", "8", "--json"])
     told = json.loads(capsys.readouterr().out)
-    assert told["tokens"] == 70
-    assert told["caches"][0]["loss"] == pytest.approx(mean_loss(decoder, [window()], None), rel=1e-6)
+    assert told["tokens"] == 60
+    assert told["caches"][0]["loss"] == pytest.approx(mean_loss(decoder, [window(60)], None), rel=1e-6)
 
 
 @pytest.mark.parametrize(
     ("words", "path"),
     [
         (["--text", "/nowhere"], "--text"),
-        (["--text", "TEXT", "--length", "5000"], "--text"),
+        (["--text", "SHORT", "--length", "60"], "--text"),
+        (["--text", "TEXT", "--length", "5000"], "--length"),
         (["--windows", "-1"], "--windows"),
         (["--length", "0"], "--length"),
     ],
 )
 def test_mistake_is_one_message_at_its_option(words: list[str], path: str, run: Path) -> None:
+    (run / "short").write_text(TEXT[:60])
+    files = {"TEXT": str(run / "0.txt"), "SHORT": str(run / "short")}
     with pytest.raises(ConfigError) as refused:
-        main([str(run), *(str(run / "0.txt") if word == "TEXT" else word for word in words)])
+        main([str(run), *(files.get(word, word) for word in words)])
     assert refused.value.path == path
 
 
