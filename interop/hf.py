@@ -19,6 +19,7 @@ from interop.folder import start_from
 from interop.gguf import unpack
 from interop.importing import import_folder
 from interop.peft import export_adapter
+from registry import ConfigError
 from registry.command import Parser, run_command
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -92,6 +93,11 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _import(source: Path, out: Path, options: dict[str, Any]) -> str:
+    if not source.exists():
+        remedy = "Nothing is downloaded: fetch it first, e.g. hf download ORG/NAME --local-dir DIR"
+        raise ConfigError("DIR", str(source), "there is no such file or folder", remedy)
+    if source.suffix != ".gguf" and not source.is_dir():
+        raise ConfigError("DIR", str(source), "is one file, and no *.gguf", "Name its folder, with config.json")
     if source.suffix != ".gguf":
         return import_folder(source, out, **options)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=_made(out.absolute().parent)) as folder:

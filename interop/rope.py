@@ -41,6 +41,7 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
 }
 SHARPENED = {"mscale": "mscale", "mscale_all_dim": "mscale_all_dim"}  # DeepSeek's rule only
 PLAIN = {"mscale": 1.0, "mscale_all_dim": 0.0}  # YaRN elsewhere: amplitude only
+STRETCH = ("factor", "low_freq_factor", "high_freq_factor")  # without which transformers reads no such positions
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,10 @@ def read_rope(config: Config, habits: Habits) -> dict[str, Any]:
         node["rotary_fraction"] = _fraction(f"{where}.partial_rotary_factor", fraction, kind, habits)
     if "original_max_position_embeddings" in keys:
         given.setdefault("original_max_position_embeddings", config.take("max_position_embeddings", kind=int))
+    for key in STRETCH:
+        if key in keys and key not in given:
+            rule = f"is required by rotary positions of type {kind!r}"
+            raise refusal(f"{where}.{key}", None, rule, "Use the config.json that the model was trained with")
     for key, value in given.items():
         if key not in keys:
             rule = f"rotary positions of type {kind!r} do not use it"
@@ -148,6 +153,9 @@ def parameters(position: Any, habits: Habits) -> dict[str, Any]:
     for kind, (name, keys) in KINDS.items():
         if name == entry.name:
             keys = {**keys, **SHARPENED} if kind == "yarn" and habits.sharpened else keys
+            for key, value in PLAIN.items() if kind == "yarn" and not habits.sharpened else ():
+                if node[key] != value:
+                    raise AttributeError(f"model.position.{key} is {node[key]:g}, and {value:g} in this family")
             theirs = {their: node[our] for their, our in keys.items()}
             turned = {} if habits.fraction is None else {"partial_rotary_factor": node.get("rotary_fraction", 1.0)}
             return {"rope_type": kind, "rope_theta": node["theta"], **turned, **theirs}

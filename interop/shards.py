@@ -151,7 +151,7 @@ class Shards:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or infinite, a part at a time: the test itself needs twice the memory of what it tests."""
+    """Whether no value is NaN or infinite; seen part by part, since the test needs twice the memory of what it sees."""
     parts = tensor.flatten().split(PART) if tensor.is_contiguous() else (tensor,)
     return all(bool(torch.isfinite(p if p.element_size() > 1 else p.float()).all()) for p in parts)
 

@@ -49,6 +49,9 @@ def open_source(path: Path) -> Source:
     Raises:
         ConfigError: none of these, or damaged
     """
+    remedy = "Name a run's folder, a *.ckpt, or the OUT of blockwright import"
+    if not path.exists():
+        raise ConfigError("RUN", str(path), "there is no such file or folder", remedy)
     if (path / COMPOSITION).is_file():
         return _imported(path)
     last = path / "checkpoints" / "last.ckpt"
@@ -56,7 +59,7 @@ def open_source(path: Path) -> Source:
         return _trained(path)
     if path.is_dir() and not last.exists():
         rule = f"holds neither {COMPOSITION} nor checkpoints/last.ckpt"
-        raise ConfigError("RUN", str(path), rule, "Name a run's folder, a *.ckpt, or the OUT of blockwright import")
+        raise ConfigError("RUN", str(path), rule, remedy)
     return _trained(last if path.is_dir() else path)
 
 

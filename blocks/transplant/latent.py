@@ -121,7 +121,7 @@ def _check(old: GroupedAttention, new: MLA) -> None:
     taken = [name for name in CHILDREN if getattr(old, name) is not None]
     if taken or old.query.bias is not None or old.output.bias is not None:
         rule = f"has no place for what the trained attention has: {', '.join(taken) or 'biases'}"
-        raise BlockError("name", "mla", rule, "Keep gqa in these layers")
+        raise BlockError("name", "mla", rule, "Keep the trained attention in these layers")
     if type(old.position).rotate is not Position.rotate and not isinstance(old.position, RoPE):
         rule = f"cannot keep the pairs of {type(old.position).__name__}, which stretches or scales them"
         raise BlockError("position", type(new.position).__name__, rule, "Begin from a model with rope")

@@ -131,6 +131,7 @@ def test_what_serves_training_only_is_no_matter(tiny: Tiny) -> None:
         ({"overrides": [{"layers": 1, "position": {"theta": 7.0}}]}, "layers.1.attention.position.theta"),
         ({"overrides": [{"layers": 1, "ffn": {"d_ff": 24}}]}, "layers.1.ffn"),
         ({"residual": {"name": "postnorm"}}, "residual"),
+        ({"position": {"name": "yarn", "pairing": "half_split"}}, "model.position.mscale_all_dim is 1, and 0 in"),
         ({"norm": {"name": "layernorm", "bias": False}}, "norm"),
     ],
 )

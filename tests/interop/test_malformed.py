@@ -178,6 +178,23 @@ def test_config_that_is_no_json(text: str, single: Path, tmp_path: Path, capsys:
     assert "config.json" in refused(single, tmp_path, capsys)
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("org/model-8b", "Nothing is downloaded"),
+        ("model.gguf", "Nothing is downloaded"),
+        ("one.safetensors", "is one file"),
+    ],
+)
+def test_what_is_no_folder(
+    name: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("one.safetensors").touch()
+    said = refused(Path(name), tmp_path, capsys)
+    assert said.startswith(f"error: DIR = {name}\n") and says in said
+
+
 def test_folder_without_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert "there is no such file" in refused(tmp_path / "empty", tmp_path, capsys)
@@ -188,6 +205,8 @@ def test_folder_without_anything(tmp_path: Path, capsys: pytest.CaptureFixture[s
     [
         ("rope_parameters.rope_type", {"rope_type": "longrope", "rope_theta": 1e4}),
         ("rope_parameters.short_factor", {"rope_type": "default", "rope_theta": 1e4, "short_factor": [1.0]}),
+        ("rope_parameters.factor", {"rope_type": "yarn", "rope_theta": 1e4, "original_max_position_embeddings": 32}),
+        ("rope_parameters.low_freq_factor", {"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0}),
         ("rope_parameters.partial_rotary_factor", {"rope_theta": 1e4, "partial_rotary_factor": 0.5}),
         ("hidden_act", "gelu"),
         ("mlp_bias", True),
@@ -353,7 +372,7 @@ def test_program_ends_with_code_2_and_without_a_traceback(
 def test_exporting_what_is_no_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (tmp_path / "nowhere", tmp_path):
         assert main(["export", str(path), str(tmp_path / "hf")]) == 64
-        assert "error: " in capsys.readouterr().err
+        assert f"error: RUN = {path}\n" in capsys.readouterr().err
     assert not (tmp_path / "hf").exists()
 
 
