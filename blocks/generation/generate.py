@@ -186,4 +186,6 @@ def check_lengths(decoder: Decoder, prompts: Sequence[Sequence[int]], new_tokens
     total, limit = max(map(len, prompts)) + new_tokens, decoder.position.limit
     if limit is not None and total > limit:
         rule = f"the prompt and new tokens are {total}, and the model has positions for {limit}"
-        raise BlockError("new_tokens", new_tokens, rule, f"Ask for at most {max(0, limit - total + new_tokens)}")
+        room = limit - total + new_tokens
+        remedy = f"Ask for at most {room}" if room > 0 else f"Shorten the prompt to {limit - 1} tokens or fewer"
+        raise BlockError("new_tokens", new_tokens, rule, remedy)

@@ -183,6 +183,8 @@ def test_more_than_learned_positions_is_refused_with_what_fits(save: Callable[..
     with pytest.raises(ConfigError, match="at most 8") as refused:
         main([str(run), "--prompt", "xy", "--max-new-tokens", "9"])
     assert refused.value.path == "--max-new-tokens"
+    with pytest.raises(ConfigError, match="Shorten the prompt to 9 tokens"):
+        main([str(run), "--prompt", "x" * 10, "--max-new-tokens", "1"])
 
 
 def test_attention_without_a_cache_is_refused(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
