@@ -28,6 +28,7 @@ from blocks.compose import check, compose
 from blocks.decoder import Decoder
 from blocks.kernels.cross_entropy import IGNORED
 from blocks.plugins import distributions
+from interop import origin
 from interop.exporting import write_tokenizer
 from interop.folder import start_from, whole
 from interop.shards import ready, write_shards
@@ -99,11 +100,14 @@ def write(out: Path, run: Path, decoder: Decoder) -> None:
             weights = {f"{PREFIX}{name}": tensor for name, tensor in decoder.state_dict().items()}
             parts = {"hyper_parameters": {"model": decoder.config}, "distributions": distributions(decoder.config)}
             (folder / "checkpoints").mkdir()
-            words = {} if source.tokenizer is None else {"data": {"tokenizer": source.tokenizer}}
+            words: dict[str, Any] = {} if source.tokenizer is None else {"data": {"tokenizer": source.tokenizer}}
+            words |= {"origin": source.origin} if source.origin else {}
             torch.save({"state_dict": weights, **parts, **words}, folder / "checkpoints" / "last.ckpt")
             return
         (folder / COMPOSITION).write_text(yaml.safe_dump(decoder.config, sort_keys=False), encoding="utf-8")
         write_tokenizer(source, folder, decoder.config["max_positions"])
+        if source.origin:
+            origin.write(source.origin, folder)
         write_shards(folder, {name: ready(t.contiguous()) for name, t in decoder.state_dict().items()}, MAX_BYTES)
 
 

@@ -12,6 +12,9 @@ import torch
 from run_folder import write_run
 
 from blocks.compose import compose
+from interop import origin
+from interop.exporting import export_folder
+from interop.importing import import_folder
 from interop.source import load, open_source
 from lab.surgery.__main__ import main
 from registry import ConfigError
@@ -80,6 +83,22 @@ def test_folder_starts_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert (old(text) - new(text)).abs().max() < 1e-4
     assert new.config["attention"]["name"] == "mla"
     assert open_source(tmp_path / "out").tokenizer == open_source(run).tokenizer
+
+
+@pytest.mark.parametrize("imported", [True, False])
+def test_licences_and_origin_are_kept(imported: bool, run: Path, tmp_path: Path) -> None:
+    came_from = {"model_type": "llama", "config": {"eos_token_id": 2}, "licences": {"LICENSE": "as is"}}
+    source = tmp_path / "source"
+    if imported:
+        export_folder(run, tmp_path / "hf", family="blockwright")
+        import_folder(tmp_path / "hf", source)
+        origin.write(came_from, source)
+    else:
+        (source / "checkpoints").mkdir(parents=True)
+        whole = {**torch.load(run / "checkpoints" / "last.ckpt"), "origin": came_from}
+        torch.save(whole, source / "checkpoints" / "last.ckpt")
+    main([str(source), "model.n_layers=4", "--out", str(tmp_path / "out")])
+    assert open_source(tmp_path / "out").origin == came_from
 
 
 @pytest.mark.parametrize(
