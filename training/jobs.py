@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from training.writing import write_json
 
 RESULTS = "results.json"  # in the folder of a job
+NUMBERS = ("parameters", "active_parameters", "steps", "save_seconds", "fit_seconds")  # of it, beside its metrics
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"  # the command that runs a job
 held: dict[Path, int] = {}  # folder → descriptor of its lock, in this process
 begun: list[Path] = []  # the folder of this process's multirun
@@ -23,16 +25,28 @@ def release(folder: Path) -> None:
 
 
 def results_of(job: Path) -> dict[str, Any] | None:
-    """The results of a job; None while it is unfinished, or if it was killed while writing them."""
+    """The results of a job, of its figures those that are numbers.
+
+    None while it is unfinished, or if it was killed while writing them.
+    """
     try:
         found = json.loads((job / RESULTS).read_text())
     except (OSError, ValueError):
         return None
-    if not isinstance(found, dict) or "status" not in found:
+    if not isinstance(found, dict) or not isinstance(found.get("status"), str):
         return None
+    figures = {name: value for name, value in found.items() if name not in NUMBERS or _is_number(value)}
     given = found.get("metrics")
-    kept = {k: v for k, v in given.items() if isinstance(v, int | float)} if isinstance(given, dict) else {}
-    return {**found, "metrics": kept}
+    metrics = {name: value for name, value in given.items() if _is_number(value)} if isinstance(given, dict) else {}
+    if not isinstance(found.get("reason"), str):
+        figures.pop("reason", None)
+    return {**figures, "metrics": metrics}
+
+
+def _is_number(value: Any) -> bool:
+    """Also NaN and infinity, which a run writes; an integer that no float can hold is none."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, float) or (whole and abs(value) <= sys.float_info.max)
 
 
 def record_failure(

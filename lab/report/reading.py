@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.sweep.plan import damage_of, overrides_of
+from lab.sweep.damage import damage_of
+from lab.sweep.plan import overrides_of
 from registry import ConfigError, did_you_mean
+from training.jobs import RESULTS, results_of
 
 PLAN = "plan.json"
 UNFINISHED = "unfinished"
@@ -129,13 +131,13 @@ def read(directory: Path, baseline: str | None = None, metric: str | None = None
     sweep = Sweep(
         directory,
         kind,
-        plan.get("name") or directory.resolve().name,
+        str(plan.get("name") or directory.resolve().name),
         plan.get("command", ""),
         metric,
         maximize,
         tuple(arms),
         _baseline(plan, arms, baseline),
-        tuple(name for name in plan.get("also") or () if isinstance(name, str)),
+        tuple(plan.get("also", ())),
     )
     return sweep
 
@@ -227,7 +229,7 @@ def _run(number: int, folder: Path | None, job: Mapping[str, Any]) -> Run:
         lr,
         status,
         reason,
-        {k: v for k, v in (results.get("metrics") or {}).items() if isinstance(v, int | float)},
+        results.get("metrics", {}),
         _figures(results, curves),
         curves,
         results.get("fit_seconds"),
@@ -248,13 +250,13 @@ def _json(file: Path) -> Any:
 
 def _results(folder: Path) -> tuple[str, str, dict[str, Any]]:
     """Status, reason and document of a job."""
-    file = folder / "results.json"
+    file = folder / RESULTS
     if not file.exists():
         return UNFINISHED, "no results.json: it is still running, or was stopped", {}
-    results = _json(file)
-    if not isinstance(results, dict) or not isinstance(results.get("metrics") or {}, dict):
+    results = results_of(folder)
+    if results is None:
         return "unreadable", "its results.json cannot be read", {}
-    return str(results.get("status", "completed")), str(results.get("reason") or ""), results
+    return results["status"], results.get("reason", ""), results
 
 
 def _whole(curves: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lab.sweep.damage import damage_of
 from registry import ConfigError
 from training.checkpoints.places import SWEEP
 from training.writing import write_json
@@ -59,30 +60,6 @@ def read(directory: Path) -> dict[str, Any]:
     if wrong := damage_of(plan):
         raise ConfigError(str(file), "…", f"is damaged: {wrong}", "Correct it, or start a new sweep in another folder")
     return plan
-
-
-def damage_of(plan: Mapping[str, Any]) -> str:
-    """What is wrong with the values of an edited plan; empty if nothing."""
-    for key, kind in (("metric", str), ("direction", str), ("workers", int), ("cwd", str), ("argv", list)):
-        if key in plan and not isinstance(plan[key], kind):
-            return f"{key} is {plan[key]!r}"
-    for key, needed, kind in (("jobs", "job", int), ("arms", "name", str)):
-        entries = plan.get(key) or []
-        if not isinstance(entries, list):
-            return f"{key} is not a list"
-        for entry in entries:
-            if not isinstance(entry, dict) or not isinstance(entry.get(needed), kind):
-                return f"one of its {key} lacks {needed}"
-            overrides = entry.get("overrides")
-            if not isinstance(overrides, list) or not all(isinstance(o, str) for o in overrides):
-                return f"one of its {key} lacks overrides"
-            if not isinstance(entry.get("seed") or 0, int) or not isinstance(entry.get("lr") or 0, int | float):
-                return f"one of its {key} has a seed or an lr that is not a number"
-            if not isinstance(entry.get("after") or 0, int):
-                return f"one of its {key} starts after what is not a number"
-    if len({job["job"] for job in plan.get("jobs") or []}) < len(plan.get("jobs") or []):
-        return "two of its jobs have one number"
-    return ""
 
 
 def job_command(plan: Mapping[str, Any], job: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:

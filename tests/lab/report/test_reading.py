@@ -83,9 +83,10 @@ def test_sweep_of_seeds_alone_is_one_arm(tmp_path: Path) -> None:
 def test_plan_without_arms_is_read_by_its_overrides(tmp_path: Path) -> None:
     grid(tmp_path, {"mha": [2.0], "mla": [1.9]})
     jobs = [{"job": i, "overrides": [f"model/attention={a}"]} for i, a in enumerate(("mha", "mla", "gqa"))]
-    plan = {"kind": "grid", "name": "sweep", "command": "", "metric": "val/loss", "direction": "minimize", "jobs": jobs}
+    plan = {"kind": "grid", "name": 7, "command": "", "metric": "val/loss", "direction": "minimize", "jobs": jobs}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     findings = find(read(tmp_path))
+    assert findings.sweep.name == "7"  # as of task_name=7
     assert [f.name for f in findings.arms] == ["mha", "mla", "gqa"]
     waiting = findings.arms[2]
     assert waiting.runs[0].folder is None and findings.why_lost(waiting.runs[0]) == "unfinished: has not begun"

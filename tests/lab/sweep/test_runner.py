@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from warm import Running, Warm
 
+from lab.report.__main__ import main as report
 from lab.sweep import locks, runner
 from lab.sweep import plan as plans
 from lab.sweep.__main__ import main
@@ -334,8 +336,19 @@ def test_mistake_is_one_message_and_nothing_is_touched(arguments: list[str], tol
         {"workers": "two"},
         {"cwd": None},
         {"metric": None},
+        {"jobs": None},
+        {"also": 5},
+        {"jobs": [], "arms": [{"name": "a", "overrides": []}]},
+        *(
+            {"jobs": [{"job": 0, "overrides": [], **wrong}]}
+            for wrong in ({"lr": []}, {"lr": -1.0}, {"lr": math.inf}, {"seed": {}}, {"job": 10**30}, {"arm": 5})
+        ),
+        *(
+            {"arms": [{"name": "a", "overrides": [], **wrong}]}
+            for wrong in ({"figures": [1]}, {"match": 5}, {"match": {"tol": "x"}}, {"match": {"residual": {"a": "x"}}})
+        ),
     ],
-    ids=str,
+    ids=lambda wrong: str(wrong)[:80],
 )
 def test_plan_with_a_value_that_cannot_be_is_damaged(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is damaged"):
@@ -350,6 +363,26 @@ def test_what_was_half_written_does_not_hide_the_rest(tmp_path: Path, capsys: py
     (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("a: [b")
     assert main(["status", str(tmp_path)]) == 0
     assert "best val/loss: 2.5000 (job 3)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"status": ["completed"]},
+        {"active_parameters": "many"},
+        {"fit_seconds": {}},
+        {"parameters": 10**400},
+        {"reason": [1]},
+        {"metrics": {"val/loss": 2.5, "val/bits_per_byte": 10**400}},
+    ],
+    ids=lambda wrong: str(wrong)[:60],
+)
+def test_results_that_no_run_writes_cost_their_figures_only(wrong: dict[str, Any], tmp_path: Path) -> None:
+    make_plan(tmp_path, "a=1", "a=2")
+    for n, more in enumerate(({}, wrong)):
+        (tmp_path / str(n)).mkdir()
+        write_json(tmp_path / str(n) / RESULTS, {"status": "completed", "metrics": {"val/loss": 2.5}, **more})
+    assert main(["status", str(tmp_path)]) == 0 and report([str(tmp_path)]) is None
 
 
 @pytest.mark.parametrize(
