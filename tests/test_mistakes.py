@@ -290,6 +290,7 @@ EARLY = {
     # grammar
     "no override at all": Mistake("gqa", "command line", "Write key=value"),
     "two equals signs": Mistake("a=b=c", "command line", "cannot be read as an override"),
+    "package not installed": Mistake("logger=wandb", "logger.wandb", r"pip install 'blockwright\[wandb\]'"),
 }
 
 # What only the argument's own class knows: Lightning is there by then, training is not.
@@ -314,8 +315,10 @@ LATE = {
     "wrong type for a callback": Mistake(
         "callbacks.report.sample_tokens=many", "callbacks.report.sample_tokens", "int"
     ),
+    "value that a callback refuses": Mistake(
+        "callbacks.report.temperature=-1\nextras.print_config=true", "callbacks.report.temperature", "at least 0"
+    ),
     "no such class": Mistake("+callbacks.x._target_=nope.Nope", "callbacks.x._target_", "No module named 'nope'"),
-    "package not installed": Mistake("logger=wandb", "logger.wandb", r"pip install 'blockwright\[wandb\]'"),
     "z-loss that rewards": Mistake("task.z_loss=-0.1", "task.z_loss", "at least 0"),
     "+key of the task": Mistake("+task.lr=3", "task.lr", "no argument 'lr'"),
     "null for a folder": Mistake("data.cache_dir=null", "data.cache_dir", "must be a string"),
@@ -497,6 +500,7 @@ def test_mistake_is_refused_before_training(name: str, outcomes: dict[str, dict[
     assert_one_message(outcome["said"], LATE[name])
     assert outcome["code"] == 64
     assert "step=" not in outcome["said"] and "results.json" not in outcome["said"]
+    assert "configuration\n" not in outcome["said"]  # the tree, which would hide the message
     assert outcome["seconds"] < 8  # the first of them imports Lightning
 
 

@@ -1,7 +1,4 @@
-"""Refuse callbacks and loggers of the default run whose extras are not installed, before importing them.
-
-Other loggers are refused when they are built, also before training.
-"""
+"""Refuse the callbacks and loggers of conf/ whose extras are not installed, before importing them."""
 
 from __future__ import annotations
 
@@ -14,6 +11,8 @@ from registry.extras import has_package
 NEEDS = {  # class → extra, packages of which it needs one
     "lab.run_report.RunReport": ("lab", ("matplotlib",)),
     "lightning.pytorch.loggers.TensorBoardLogger": ("tensorboard", ("tensorboard", "tensorboardX")),
+    "lightning.pytorch.loggers.WandbLogger": ("wandb", ("wandb",)),
+    "lightning.pytorch.loggers.MLFlowLogger": ("mlflow", ("mlflow", "mlflow_skinny")),
 }
 
 

@@ -87,11 +87,11 @@ def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
     shown = hidden(plain, read_from_environment(cfg))
     if not is_child():
         cli.export(shown, directory)
-    config_tree.show(shown, directory, plain["extras"]["print_config"] and not is_child())
     arguments = pin_children(directory, plain["ckpt_path"])
     before = {name: os.environ.get(name) for name in LAUNCHED}
     try:
-        metrics = run(plain, shown)
+        printed = plain["extras"]["print_config"] and not is_child()
+        metrics = run(plain, shown, lambda: config_tree.show(shown, directory, printed))
     finally:
         reset_processes(before)
     if plain["trainer"].get("dry_run"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,12 +29,15 @@ from training.stops import Interrupted
 LOGGED = ("task_name", "seed", "model", "optimizer", "scheduler", "data")
 
 
-def run(plain: dict[str, Any], shown: dict[str, Any] | None = None) -> dict[str, float]:
+def run(
+    plain: dict[str, Any], shown: dict[str, Any] | None = None, announce: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """Train, validate and test as configured.
 
     Args:
         plain: the result of ``preflight``
         shown: the same without secrets; None if it has none
+        announce: called when all parts are built, so that nothing can be refused after it but by the data
 
     Returns:
         the last value of everything that was logged
@@ -47,10 +50,9 @@ def run(plain: dict[str, Any], shown: dict[str, Any] | None = None) -> dict[str,
         check_target(plain[part] or {}, part, skip=("model", "optimizer", "scheduler", *OWN))
     quieten(plain["extras"].get("ignore_warnings", False))
     node = {key: value for key, value in plain["trainer"].items() if key not in OWN}
-    if plain["trainer"].get("world"):
-        return imagine(plain)
-    if plain["trainer"].get("dry_run"):
-        return dry_run(plain, node)
+    if plain["trainer"].get("world") or plain["trainer"].get("dry_run"):
+        announce()
+        return imagine(plain) if plain["trainer"].get("world") else dry_run(plain, node)
     L.seed_everything(plain["seed"], verbose=False)
     callbacks = [instantiate(node, f"callbacks.{k}") for k, node in (plain["callbacks"] or {}).items() if node]
     loggers = [instantiate(node, f"logger.{k}") for k, node in (plain["logger"] or {}).items() if node]
@@ -59,6 +61,7 @@ def run(plain: dict[str, Any], shown: dict[str, Any] | None = None) -> dict[str,
     callbacks.append(Recording(record(shown or plain)))
     node = {**no_bar(callbacks), **node, "callbacks": callbacks, "logger": loggers or False}
     trainer = instantiate(node, "trainer")
+    announce()
     for logger in trainer.loggers:
         logger.log_hyperparams({k: (shown or plain)[k] for k in LOGGED})
     try:

@@ -46,7 +46,7 @@ def test_either_package_that_lightning_takes_for_tensorboard_is_enough(
 
 
 def test_classes_are_those_of_conf() -> None:
-    plain = compose_config(["callbacks=default", "logger=default"], output_dir="x")
+    plain = compose_config(["callbacks=default", "logger=[default,wandb,mlflow]"], output_dir="x")
     nodes = [*plain.callbacks.values(), *plain.logger.values()]
     assert set(packages.NEEDS) <= {node["_target_"] for node in nodes}
 
