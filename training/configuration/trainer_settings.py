@@ -87,6 +87,13 @@ def check(trainer: Mapping[str, Any], train: bool) -> None:
             raise ConfigError(f"trainer.{key}", trainer[key], "trains nothing", "To measure only, write train=false")
 
 
+def log_short_runs(trainer: dict[str, Any]) -> None:
+    """Make a run with fewer steps than ``log_every_n_steps`` log its last one, so that it has a curve and a speed."""
+    every, steps = trainer.get("log_every_n_steps"), trainer.get("max_steps", -1)
+    if _is_number(every) and _is_number(steps) and 0 < steps < every:
+        trainer["log_every_n_steps"] = steps
+
+
 def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 

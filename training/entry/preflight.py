@@ -74,6 +74,7 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
     _check_fit(plain["model"], plain["data"], check_data(plain["data"]))
     figures.check(plain, compared)
     trainer_settings.check(plain["trainer"], plain["train"])
+    trainer_settings.log_short_runs(plain["trainer"])
     derive(plain["trainer"])
     check_ranks(plain)
     _move_compile(plain)

@@ -83,6 +83,14 @@ def test_number_of_the_trainer_has_a_least_value(checked: Checked, key: str, val
     assert refusal(checked, f"trainer.{key}={value}").path == f"trainer.{key}"
 
 
+@pytest.mark.parametrize(("steps", "every", "logged"), [(20, 25, 20), (25, 25, 25), (40, 25, 25), (20, 0, 0)])
+def test_run_shorter_than_the_interval_logs_its_last_step(
+    checked: Checked, steps: int, every: int, logged: int
+) -> None:
+    plain = checked(f"trainer.max_steps={steps}", f"trainer.log_every_n_steps={every}")
+    assert plain["trainer"]["log_every_n_steps"] == logged
+
+
 def test_training_counted_in_epochs_needs_no_number_of_steps(checked: Checked) -> None:
     assert refusal(checked, "trainer.max_steps=-1").path == "trainer.max_steps"
     checked("trainer.max_steps=-1", "trainer.max_epochs=2")
