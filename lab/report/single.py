@@ -27,7 +27,7 @@ def losses(train: Points, val: Points) -> Chart:
     for name, at, points in (("training", "s8", train), ("validation", "s1", val)):
         line = [(x(a), y(b)) for a, b in points if math.isfinite(b)]
         chart.path(line, f"curve {at}", area, name)
-        if name == "validation":
+        if name == "validation" or len(line) == 1:  # a path of one point is invisible
             for (px, py), (step, loss) in zip(line, [p for p in points if math.isfinite(p[1])], strict=True):
                 if py >= chart.y1:
                     chart.add("circle", f"dot {at}", cx=px, cy=py, r=3.5, tip=f"step {step:,}: {loss:.4f}")
