@@ -86,8 +86,8 @@ def arms(findings: Findings) -> Table:
     note = (
         f"± is the 95 % interval of the mean; difference: to {other}, over common seeds; p: after "
         f"Holm's correction; tokens: how many times fewer tokens than {other} to the higher of the "
-        "two final validation losses (below 1×: more tokens); active: parameters that a token passes; FLOPs: of "
-        "training, a token; cache bytes: a token, in fp32."
+        "two last losses of validations in training (below 1×: more tokens; –: unknown); active: parameters that a "
+        "token passes; FLOPs: of training, a token; cache bytes: a token, in fp32."
     )
     if tuned:
         note += (

@@ -193,8 +193,9 @@ def test_speed_up_is_how_many_times_fewer_tokens(faster: float) -> None:
 def test_loss_is_reached_between_two_measurements() -> None:
     curve = [(10.0, 4.0), (20.0, math.nan), (30.0, 2.0), (40.0, 3.0)]
     assert statistics.first_reached(curve, 3.0) == 20.0
-    assert statistics.first_reached(curve, 4.5) == 10.0
+    assert statistics.first_reached(curve, 4.5) is None  # some time before
     assert statistics.first_reached(curve, 1.0) is None
+    assert statistics.speed_up([(40.0, 3.9)], curve) is None and statistics.speed_up([(40.0, 1.0)], curve) is None
     assert statistics.speed_up([], curve) is None and statistics.speed_up([(1.0, math.nan)], curve) is None
 
 
