@@ -64,6 +64,8 @@ EARLY = {
     "misspelt monitor": Mistake(
         "callbacks.checkpoint.monitor=val/lss", "callbacks.checkpoint.monitor", "Did you mean 'val/loss'"
     ),
+    "sweep by nothing": Mistake("-m\nseed=0,1\noptimized_metric=null", "optimized_metric", "Name the figure"),
+    "sweep named by a number": Mistake("-m\nseed=0,1\ntask_name=5", "task_name", "must be a string"),
     "misspelt objective": Mistake("optimized_metric=val_loss", "optimized_metric", "Did you mean 'val/loss'"),
     "objective of a sweep that nothing measures": Mistake(
         "-m\nseed=0,1\noptimized_metric=test/loss\ntest=false", "optimized_metric", "because of test=false"

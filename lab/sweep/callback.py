@@ -29,6 +29,7 @@ from lab.sweep.table import summarise
 from registry import REFUSED, ConfigError
 from training.configuration import figures
 from training.configuration.overrides import config_flags, kept
+from training.configuration.root import check_setting
 from training.jobs import RESULTS, begun, held, release, results_of
 from training.stops import SIGNALS, Interrupted, stop_at_once
 from training.writing import write_json
@@ -131,6 +132,8 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
         rule = "holds a sweep already"
         remedy = f"Resume it: blockwright sweep resume {sweep}; or name another folder"
         raise ConfigError("hydra.sweep.dir", str(sweep), rule, remedy)
+    for key in ("task_name", "optimized_metric"):  # of all jobs, and of the plan
+        check_setting(key, config[key])
     is_grid = str(sweeper.get("_target_")).endswith(".BasicSweeper")
     plan: dict[str, Any] = {
         "kind": "grid" if is_grid else "search",

@@ -121,6 +121,11 @@ def _check(settings: Mapping[str, Any], types: type, within: str) -> None:
             check_value(path, settings[key], dict if typing.is_typeddict(hint) else hint)
 
 
+def check_setting(key: str, value: Any) -> None:
+    """Refuse the value of one setting at the root, as ``check`` does; raises alike."""
+    check_value(key, value, typing.get_type_hints(Root, include_extras=True)[key])
+
+
 def check_value(path: str, value: Any, hint: Any) -> None:
     """Refuse a value that does not match an annotation.
 
