@@ -46,8 +46,6 @@ class QMC(Sampler):
 
 @dataclass
 class CmaEs(Sampler):
-    """Needs the package cmaes."""
-
     _target_: str = "optuna.samplers.CmaEsSampler"
     seed: int | None = None
     x0: dict[str, Any] | None = None

@@ -30,6 +30,7 @@ from lab.sweep import plan as plans
 from lab.sweep.space import Space, choices, ends, read_space, suggest
 from lab.sweep.study import open_study
 from registry import ConfigError, did_you_mean
+from registry.extras import require
 from training.checkpoints.find import newest
 from training.configuration import figures
 from training.configuration.instantiate import check_target
@@ -39,6 +40,7 @@ from training.jobs import record_failure, results_of
 log = logging.getLogger(__name__)
 OWNER = "blockwright_sweep"  # attribute of a trial: its folder, since searches may share a study
 CHECKED = ("trainer", "callbacks", "logger")
+NEEDS = {"CmaEsSampler": ("optuna", "cmaes"), "QMCSampler": ("lab", "scipy")}  # sampler → extra, package
 
 
 class Search:
@@ -70,6 +72,7 @@ class Search:
             if (value := getattr(self, key)) < 1:
                 remedy = f"Write hydra.sweeper.{key}=1 or more"
                 raise ConfigError(f"hydra.sweeper.{key}", value, f"counts {what}", remedy)
+        check_packages(self.sampler)
         self.resumed = plans.is_resumed(self.folder)
         if self.direction not in ("minimize", "maximize"):
             rule = "a run returns one figure, optimized_metric, which a search minimizes or maximizes"
@@ -208,6 +211,18 @@ class Search:
         found = {"name": "optuna", "best_params": best.params, "best_value": value, "best_job": best.number}
         OmegaConf.save(OmegaConf.create(found), self.folder / "optimization_results.yaml")
         log.info(f"best: {value} of job {best.number} with {best.params}")
+
+
+def check_packages(sampler: Any) -> None:
+    """Refuse a sampler without the package that it imports after the first trials.
+
+    Raises:
+        ConfigError: with the extra to install
+    """
+    name = type(sampler).__name__
+    if name in NEEDS:
+        extra, package = NEEDS[name]
+        require(extra, package, path="hydra/sweeper/sampler", value=name)
 
 
 def consecutive(jobs: Sequence[tuple[int, list[str]]]) -> Iterator[list[tuple[int, list[str]]]]:

@@ -18,8 +18,8 @@ from registry import ConfigError
 from training.jobs import RESULTS
 from training.writing import write_json
 
-pytest.importorskip("optuna")
-from lab.sweep.search import Search, check_space, consecutive
+optuna = pytest.importorskip("optuna")
+from lab.sweep.search import Search, check_packages, check_space, consecutive
 from lab.sweep.study import open_study
 
 pytestmark = pytest.mark.xdist_group("search")  # its fixture is slow to set up
@@ -67,6 +67,17 @@ class Launcher:
             results["status"] = "pruned"
         write_json(folder / RESULTS, results)
         return value
+
+
+@pytest.mark.parametrize(
+    ("sampler", "package"), [(optuna.samplers.CmaEsSampler, "cmaes"), (optuna.samplers.QMCSampler, "scipy")]
+)
+def test_sampler_without_its_package_is_refused(sampler: type, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registry.extras.has_package", lambda name: name != package)
+    with pytest.raises(ConfigError, match=rf"needs a package that is not installed \({package}\)"):
+        check_packages(sampler())
+    monkeypatch.undo()
+    check_packages(optuna.samplers.TPESampler())
 
 
 def search(sweep: Path, launcher: Launcher, n_trials: int = 7, n_jobs: int = 2, **more: Any) -> Search:
