@@ -29,11 +29,17 @@ def read_space(overrides: Sequence[str], loader: ConfigLoader | None = None) -> 
         key → distribution, and key → value of the overrides that are not sweeps, whose keys are not searched
 
     Raises:
-        ConfigError: a sweep other than choice, range or interval
+        ConfigError: what cannot be read, or a sweep other than choice, range or interval
     """
     space: Space = {}
     fixed: dict[str, str] = {}
-    for override in OverridesParser.create(loader).parse_overrides(list(overrides)):
+    parser = OverridesParser.create(loader)
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            why = [line for line in str(error).splitlines() if line and not line.startswith("See http")]
+            raise _refused(text, why[-1]) from None
         key = override.get_key_element()
         if override.is_sweep_override():
             space[key] = distribution(override)
@@ -48,29 +54,46 @@ def distribution(override: Override) -> BaseDistribution:
     A range excludes its end, as in Hydra's own sweeps; an interval includes both.
 
     Raises:
-        ConfigError: any other sweep
+        ConfigError: any other sweep, an empty or infinite one, or a tag without effect
     """
+    try:
+        return _distribution(override)
+    except (HydraException, ValueError) as error:  # among others a glob without matches
+        raise _refused(str(override.input_line), str(error)) from None
+    except ZeroDivisionError:
+        raise _refused(str(override.input_line), "its step is 0") from None
+
+
+def _refused(written: str, why: str) -> ConfigError:
+    remedy = "Write choice(a, b), interval(0, 1), range(1, 9) or tag(log, interval(1e-4, 1e-2))"
+    return ConfigError("hydra.sweeper.params", written, f"is not a search space ({why.rstrip('.')})", remedy)
+
+
+def _distribution(override: Override) -> BaseDistribution:
     sweep: Any = override.value()
-    if override.is_interval_sweep() and isinstance(sweep, IntervalSweep):
+    interval = override.is_interval_sweep() and isinstance(sweep, IntervalSweep)
+    if odd := set(getattr(sweep, "tags", ())) - ({"log"} if interval else set()):
+        known = "is not a tag; there is log" if interval else "is a tag without effect here; log is of an interval"
+        raise ValueError(f"{min(odd)} {known}")
+    if interval:
+        if not (math.isfinite(sweep.start) and math.isfinite(sweep.end)):
+            raise ValueError("an interval has two finite ends")
         whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)
         kind: Any = IntDistribution if whole else FloatDistribution
         return kind(sweep.start, sweep.end, log="log" in sweep.tags)
-    if override.is_range_sweep() and isinstance(sweep, RangeSweep) and not sweep.shuffle:
+    if getattr(sweep, "shuffle", False):  # by this process alone: resumed, the search would have another space
+        raise ValueError("a search has no order to shuffle")
+    if override.is_range_sweep() and isinstance(sweep, RangeSweep):
         return _steps(sweep)
-    try:
-        values: Any = override.sweep_iterator(transformer=Transformer.encode)
-        return CategoricalDistribution(tuple(values))
-    except (HydraException, ValueError) as error:  # a glob without matches or without a group
-        remedy = "Write choice(a, b), interval(0, 1), range(1, 9) or tag(log, interval(1e-4, 1e-2))"
-        raise ConfigError(
-            "hydra.sweeper.params", override.input_line, f"is not a search space ({error})", remedy
-        ) from None
+    return CategoricalDistribution(tuple(override.sweep_iterator(transformer=Transformer.encode)))  # type: ignore[arg-type]
 
 
 def _steps(sweep: RangeSweep) -> IntDistribution | FloatDistribution:
     assert sweep.start is not None and sweep.stop is not None
     intervals = math.ceil(round((sweep.stop - sweep.start) / sweep.step, 9)) - 1  # from the first value to the last
-    last = sweep.start + intervals * sweep.step
+    if intervals < 0:
+        raise ValueError("the range is empty; it excludes its end")
+    last = round(sweep.start + intervals * sweep.step, 12)  # 0.9 and not 0.8999…, which is no multiple of the step
     whole = all(isinstance(value, int) for value in (sweep.start, sweep.stop, sweep.step))
     kind: Any = IntDistribution if whole else FloatDistribution
     return kind(sweep.start, last, step=sweep.step)

@@ -18,7 +18,9 @@ from registry import ConfigError
 from training.jobs import RESULTS
 from training.writing import write_json
 
-optuna = pytest.importorskip("optuna")
+pytest.importorskip("optuna")
+import optuna
+
 from lab.sweep.search import Search, check_packages, check_space, consecutive
 from lab.sweep.study import open_study
 

@@ -22,6 +22,7 @@ WRITTEN: dict[str, Any] = {
     "range(0, 10, 3)": IntDistribution(0, 9, step=3),
     "range(0, 9, 3)": IntDistribution(0, 6, step=3),
     "range(0.0, 0.3, 0.1)": FloatDistribution(0.0, 0.2, step=0.1),
+    "range(0, 1, 0.3)": FloatDistribution(0.0, 0.9, step=0.3),
     "interval(0, 1.5)": FloatDistribution(0, 1.5),
     "interval(2, 5)": FloatDistribution(2, 5),
     "int(interval(2, 5))": IntDistribution(2, 5),
@@ -61,6 +62,24 @@ def test_interval_has_no_list_of_values_but_has_ends() -> None:
         choices(space["x"])
 
 
-def test_glob_without_a_group_is_refused() -> None:
+@pytest.mark.parametrize(
+    "written",
+    [
+        "glob(*)",
+        "interval(2, 1)",
+        "interval(0, inf)",
+        "interval(a, b)",
+        "tag(log, interval(0, 1))",
+        "tag(lgo, interval(1, 2))",
+        "tag(log, range(1, 9))",
+        "range(5, 1)",
+        "shuffle(1, 2, 3)",
+        "shuffle(range(1, 9))",
+        "range(1, 5, 0)",
+        "choice()",
+        "[1",
+    ],
+)
+def test_what_is_no_search_space_is_refused(written: str) -> None:
     with pytest.raises(ConfigError, match="is not a search space"):
-        read_space(["x=glob(*)"])
+        read_space([f"x={written}"])
