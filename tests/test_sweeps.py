@@ -244,10 +244,11 @@ def test_experiment_that_is_a_sweep_runs_with_two_processes_a_job(
 ) -> None:
     witness = "+callbacks.witness._target_=guest_callbacks.Witness"
     ablation = ["experiment=attention_ablation", "hydra.sweeper.params={model/attention: 'mha,gqa'}"]
-    more = ["optimizer.lr=0.001", "trainer=ddp_sim", witness, f"paths.log_dir={tmp_path}/logs"]
+    more = ["optimizer.lr=0.001", "trainer=ddp_sim", witness, f"paths.log_dir={tmp_path}/logs", "callbacks.report=null"]
     done = train_py(*tiny_run, *ablation, *more, **guest)
     assert done.returncode == 0, done.stderr[-3000:]
     (sweep,) = (tmp_path / "logs" / "attention_ablation" / "multiruns").iterdir()
+    assert all({"val/loss", "val/perplexity"} <= set(results_of(sweep / job)["metrics"]) for job in jobs_of(sweep))
     assert_each_job_had_its_own_processes(witnesses(tmp_path / "witness"), sweep, jobs=2)
 
 

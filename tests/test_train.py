@@ -18,6 +18,8 @@ import torch
 import yaml
 from warm import Warm
 
+from lab.sweep import plan as plans
+
 pytestmark = pytest.mark.xdist_group("train")  # its fixture runs a whole program, once
 
 DRIVER = """
@@ -79,7 +81,7 @@ def doors(small: list[str], warm: Warm, environment: dict[str, str], folder: Pat
         "predict": ["predict", "--config", file, "--ckpt_path", last, "--run_dir", f"{folder}/predict"],
         "no validation": [
             *(*choice, "data.corpus.val_fraction=0", "optimized_metric=val/accuracy", "callbacks.report=null"),
-            *(f"hydra.run.dir={folder}/blind", "callbacks.progress=null", "trainer.max_steps=2"),
+            *(f"hydra.run.dir={folder}/sweep/0", "callbacks.progress=null", "trainer.max_steps=2"),
         ],
         "go on": [
             *choice,
@@ -113,6 +115,7 @@ def doors(small: list[str], warm: Warm, environment: dict[str, str], folder: Pat
         ],
         "seed out of range": ["fit", "--compose", *choice, "--seed_everything=5000000000"],
     }
+    plans.write(folder / "sweep", {"kind": "grid", "metric": "val/loss", "direction": "minimize", "jobs": []})
     done = warm.run("-c", DRIVER, input=json.dumps(commands), cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
     return {outcome["name"]: outcome for outcome in map(json.loads, done.stdout.splitlines())}
@@ -243,7 +246,10 @@ def test_run_without_validation_says_what_it_does_not_measure_and_ends_well(
     said = [line for line in ended["err"].splitlines() if line.startswith(("note:", "warning:"))]
     assert "callbacks.checkpoint.monitor=val/loss (data.corpus.val_fraction=0)" in said[0]
     assert "optimized_metric = 'val/accuracy': no such value was logged" in said[1] and len(said) == 2
-    assert (folder / "blind" / "checkpoints" / "last.ckpt").exists()
+    assert (folder / "sweep" / "0" / "checkpoints" / "last.ckpt").exists()
+    assert (
+        metrics_of(folder / "sweep" / "0" / "results.json")["train/loss"] > 0  # without a report too
+    )  # of a sweep's job, also without a report
     assert "\r" not in ended["out"] + ended["err"]  # Lightning's own progress bar
     assert re.search(r"^train/loss +\d", ended["out"], re.M)  # where no callback shows the figures
 

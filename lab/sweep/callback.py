@@ -30,9 +30,8 @@ from registry import REFUSED, ConfigError
 from training.configuration import figures
 from training.configuration.overrides import config_flags, kept
 from training.configuration.root import check_setting
-from training.jobs import RESULTS, begun, held, release, results_of
+from training.jobs import begun, held, release
 from training.stops import SIGNALS, Interrupted, stop_at_once
-from training.writing import write_json
 
 STOP = ".stop"  # in a sweep's folder: start no further job
 PATIENCE_S = 120  # time for jobs to finish their step and save
@@ -78,10 +77,6 @@ class SweepCallback(Callback):
         if config.hydra.mode != RunMode.MULTIRUN or not (folder.parent / plans.PLAN).exists():
             return
         plan = plans.read(folder.parent)
-        value = job_return._return_value
-        if results_of(folder) is None and isinstance(value, int | float):  # a run without callbacks.report
-            metrics = {plan["metric"]: float(value)}
-            write_json(folder / RESULTS, {"status": "completed", "metrics": metrics})
         print(ended_line(folder.parent, plan, int(folder.name), plan["workers"]), flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

@@ -23,8 +23,9 @@ from training.configuration.secrets import hidden, read_from_environment
 from training.entry.preflight import preflight
 from training.entry.ranks import LAUNCHED, is_child, overrides, pin_children, reset_processes
 from training.entry.start import refuse_untrained
-from training.jobs import record_failure, release
+from training.jobs import RESULTS, record_failure, release, results_of
 from training.stops import Diverged, Interrupted, Pruned
+from training.writing import write_json
 
 refused: list[ConfigError] = []  # by this process's job; Hydra would print a traceback of an exception
 
@@ -96,6 +97,9 @@ def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
         reset_processes(before)
     if plain["trainer"].get("dry_run"):
         return 0.0
+    in_sweep = sweeping or (directory.parent / SWEEP).is_file()
+    if in_sweep and not is_child() and results_of(directory) is None:  # without callbacks.report
+        write_json(directory / RESULTS, {"status": "completed", "metrics": metrics})
     last = place_of(plain).checkpoints / LAST
     if last.exists() and not is_child():
         print(f"Continue: {_continuation(arguments, plain['trainer'].get('max_steps', -1), last)}")
