@@ -247,9 +247,7 @@ def test_run_without_validation_says_what_it_does_not_measure_and_ends_well(
     assert "callbacks.checkpoint.monitor=val/loss (data.corpus.val_fraction=0)" in said[0]
     assert "optimized_metric = 'val/accuracy': no such value was logged" in said[1] and len(said) == 2
     assert (folder / "sweep" / "0" / "checkpoints" / "last.ckpt").exists()
-    assert (
-        metrics_of(folder / "sweep" / "0" / "results.json")["train/loss"] > 0  # without a report too
-    )  # of a sweep's job, also without a report
+    assert metrics_of(folder / "sweep" / "0" / "results.json")["train/loss"] > 0  # a job's, without a report too
     assert "\r" not in ended["out"] + ended["err"]  # Lightning's own progress bar
     assert re.search(r"^train/loss +\d", ended["out"], re.M)  # where no callback shows the figures
 

@@ -68,7 +68,7 @@ def read(arguments: Sequence[str]) -> Request:
         if "." not in key and "/" not in key and key in definition.KNOWN:
             remedy = f"Copy {name.removesuffix('.yaml')}.yaml"
             raise ConfigError(key, word.partition("=")[2], "can only be changed in the ablation's file", remedy)
-        if key == "seed" or key.startswith("hydra."):
+        if key in ("seed", "hparams_search") or key.startswith(("hydra.", "hydra/")):
             remedy = "Write seeds=[7] for a seed of your own" if key == "seed" else "Leave it out"
             raise ConfigError(key, word.partition("=")[2], "is set by the ablation for each job", remedy)
     return Request(name, given.options, given.overrides, "--plan-only" in given.flags)

@@ -151,7 +151,8 @@ def _refuse_alike(final: dict[str, dict[str, Any]], starts: Mapping[str, str | N
 
 
 def _refuse_unmeasured(definition: Definition, final: dict[str, dict[str, Any]]) -> None:
-    """Refuse a metric that some arm does not measure."""
+    """Refuse a metric that is misspelt, or that some arm does not measure."""
+    figures.refuse_misspelt("metric", definition.metric)
     for name, plain in final.items():
         if definition.arms[name].compared:
             with named(name):

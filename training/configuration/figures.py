@@ -28,9 +28,7 @@ def check(plain: Mapping[str, Any], compared: bool = False) -> None:
         ConfigError: at the figure
     """
     for path, figure in _asked(plain).items():
-        near = difflib.get_close_matches(str(figure), FIGURES, n=1, cutoff=0.85)
-        if near and figure not in FIGURES:
-            raise ConfigError(path, figure, "no such value is logged", f"Did you mean {near[0]!r}?")
+        refuse_misspelt(path, figure)
         if path in _needed(plain, compared):
             refuse_unmeasured(path, figure, plain)
 
@@ -47,6 +45,17 @@ def check_composed(config: DictConfig) -> None:
     parts = ("optimized_metric", "callbacks", "test", "data", "trainer")
     plain: Any = OmegaConf.to_container(config, resolve=False)
     check({part: plain[part] for part in parts}, compared=True)
+
+
+def refuse_misspelt(path: str, figure: Any) -> None:
+    """Refuse a figure that is near a known one, but none.
+
+    Raises:
+        ConfigError: at ``path``
+    """
+    near = difflib.get_close_matches(str(figure), FIGURES, n=1, cutoff=0.85)
+    if near and figure not in FIGURES:
+        raise ConfigError(path, figure, "no such value is logged", f"Did you mean {near[0]!r}?")
 
 
 def refuse_unmeasured(path: str, figure: Any, plain: Mapping[str, Any]) -> None:

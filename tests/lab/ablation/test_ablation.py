@@ -18,7 +18,7 @@ from warm import Warm
 
 from lab.ablation import __main__ as command
 from lab.ablation import definition, planning
-from lab.ablation.__main__ import main
+from lab.ablation.__main__ import main, read
 from lab.match import request
 from lab.match.budgets import BUDGETS, measure
 from lab.match.knobs import KNOBS
@@ -233,6 +233,14 @@ def test_figure_of_a_split_that_is_not_measured_is_refused(write: Callable[..., 
         ConfigError, match=r"arm one.*test/loss.*because of test=false|test/loss.*because of test=false"
     ):
         planning.make(definition.read(write(metric="test/loss")), [*shrunk, "test=false"])
+    with pytest.raises(ConfigError, match="Did you mean 'val/loss'"):
+        planning.make(definition.read(write(metric="val/los")), shrunk)
+
+
+@pytest.mark.parametrize("word", ["seed=1", "hydra.run.dir=x", "hydra/launcher=joblib", "hparams_search=optuna"])
+def test_what_the_ablation_decides_for_each_job_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match="is set by the ablation for each job"):
+        read(["mixers", word])
 
 
 def test_log_folder_that_cannot_be_made_is_one_message(
