@@ -20,5 +20,5 @@ class EarlyStopping(LightningEarlyStopping):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if self.wait_count >= self.patience:
+        if self.wait_count >= max(1, self.patience):  # a patience of 0 ends with the first that is no better
             trainer.should_stop = True
