@@ -146,7 +146,7 @@ def show(sweep: Path, plan: Mapping[str, Any], as_json: bool) -> None:
         print(json.dumps(_finite(document), indent=1))
         return
     if rows:
-        print_table(table_of(rows, f"{plan['kind']} {plan.get('name', '')}: {sweep}"))
+        print_table(table_of(rows, f"{plan['kind']} {plan.get('name', '')}: {sweep}", best))
     line = ", ".join(f"{number} {status}" for status, number in counts.items()) or "no job has begun"
     print(f"{'running' if running else 'not running'}: {line}")
     if best is not None:

@@ -29,7 +29,8 @@ def rows_of(sweep: Path, states: Mapping[int, Mapping[str, str]] | None = None) 
     The status of a job is ``completed``, ``pruned``, ``failed``, ``diverged``, ``running``, ``waiting`` (not yet
     started) or ``unfinished``.
     """
-    jobs = {job["job"]: job for job in _planned(sweep)}
+    plan = _plan(sweep)
+    jobs = {job["job"]: job for job in plan.get("jobs", [])}
     planned = {number: job["overrides"] for number, job in jobs.items()}
     begun = {int(p.name) for p in sweep.iterdir() if p.name.isdigit()} if sweep.is_dir() else set()
     given = {job: planned.get(job) or overrides_of(sweep / str(job)) for job in sorted(begun | set(planned))}
@@ -43,7 +44,7 @@ def rows_of(sweep: Path, states: Mapping[int, Mapping[str, str]] | None = None) 
         row: dict[str, Any] = {"job": job, "name": name_of(jobs.get(job, {})), "status": results["status"]}
         row["overrides"] = " ".join(o for o in overrides if o not in common)
         row |= {"parameters": results.get("parameters"), "active_parameters": results.get("active_parameters")}
-        row |= {name: metrics.get(name) for name in FIGURES}
+        row |= {name: metrics.get(name) for name in (*FIGURES, plan.get("metric", FIGURES[0]))}
         row["reason"] = results.get("reason", "")
         rows.append(row)
     return rows
@@ -61,26 +62,26 @@ def summarise(sweep: Path) -> list[dict[str, Any]]:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        show(table_of(rows, f"{len(rows)} jobs: {sweep}/summary.csv"))
+        show(table_of(rows, f"{len(rows)} jobs: {sweep}/summary.csv", best_of(sweep, _plan(sweep))))
     return rows
 
 
 def best_of(sweep: Path, plan: Mapping[str, Any]) -> tuple[int, float] | None:
-    """The job of a sweep with the best finite value of its metric, and that value."""
+    """The job of a sweep with the best finite value of its metric, or val/loss without a plan, and that value."""
     found = []
     for folder in (p for p in sweep.iterdir() if p.name.isdigit()):
         results = results_of(folder) or {}
-        value = results.get("metrics", {}).get(plan["metric"])
+        value = results.get("metrics", {}).get(plan.get("metric", FIGURES[0]))
         if results.get("status") == "completed" and value is not None and math.isfinite(value):
             found.append((value, int(folder.name)))
     if not found:
         return None
-    value, job = max(found) if plan["direction"] == "maximize" else min(found)
+    value, job = max(found) if plan.get("direction") == "maximize" else min(found)
     return job, value
 
 
-def _planned(sweep: Path) -> list[dict[str, Any]]:
-    return read(sweep).get("jobs", []) if (sweep / PLAN).exists() else []
+def _plan(sweep: Path) -> dict[str, Any]:
+    return read(sweep) if (sweep / PLAN).exists() else {}
 
 
 def _without_results(job: Path, live: bool) -> dict[str, Any]:
@@ -92,8 +93,9 @@ def _without_results(job: Path, live: bool) -> dict[str, Any]:
     return {"status": "unfinished", "reason": "stopped, with a checkpoint" if stopped else f"no {RESULTS}"}
 
 
-def table_of(rows: list[dict[str, Any]], title: str) -> Table:
-    """A table of 80 columns: what differs between jobs, and the results; reasons of failures are below.
+def table_of(rows: list[dict[str, Any]], title: str, best: tuple[int, float] | None) -> Table:
+    """A table of 80 columns: what differs between jobs, and the results, the best job's in bold; reasons of failures
+    are below.
 
     Overrides, reasons and paths are Text, so that rich does not read ``trainer=[fsdp,sim]`` as markup.
     """
@@ -101,21 +103,20 @@ def table_of(rows: list[dict[str, Any]], title: str) -> Table:
     table.add_column("job", justify="right")
     named = all(row.get("name") for row in rows)
     table.add_column("arm" if named else "overrides", overflow="fold")
-    for name in ("val loss", "bits/byte", "active", "tokens/s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    done = [row["val/loss"] for row in rows if row["status"] == "completed" and row["val/loss"] is not None]
-    losses = [loss for loss in done if math.isfinite(loss)]  # NaN does not compare
+    further = [name for name in rows[0] if "/" in name and name not in FIGURES] if rows else []  # what is compared
+    for name in ("val loss", "bits/byte", "active", "tokens/s", *further):
+        table.add_column(name, justify="right", no_wrap=name not in further, overflow="fold")
     for row in rows:
         overrides = Text(row["name"] if named else row["overrides"].replace(" ", "\n"))
         if row["status"] != "completed":
             style = "red" if row["status"] in ("failed", "diverged", "unfinished") else "dim"
             table.add_row(str(row["job"]), overrides, row["status"], style=style)
             continue
-        figures = ("val/loss", "val/bits_per_byte", "active_parameters", "speed/tokens_per_second")
-        formats = (".4f", ".4f", "short", ",.0f")
+        figures = ("val/loss", "val/bits_per_byte", "active_parameters", "speed/tokens_per_second", *further)
+        formats = (".4f", ".4f", "short", ",.0f", *[".4g"] * len(further))
         cells = [_cell(row[name], how) for name, how in zip(figures, formats, strict=True)]
-        best = bool(losses) and row["val/loss"] == min(losses)
-        table.add_row(str(row["job"]), overrides, *cells, style="bold green" if best else "")
+        is_best = best is not None and row["job"] == best[0]
+        table.add_row(str(row["job"]), overrides, *cells, style="bold green" if is_best else "")
     failed = [f"job {row['job']}: {row['reason']}" for row in rows if row["status"] != "completed" and row["reason"]]
     table.caption = Text("\n".join(failed)) if failed else None
     table.caption_justify = "left"

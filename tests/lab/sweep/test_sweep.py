@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lab.sweep.callback import SweepCallback
 from lab.sweep.plan import write
-from lab.sweep.table import _cell, rows_of, summarise, table_of
+from lab.sweep.table import _cell, best_of, rows_of, summarise, table_of
 from training.jobs import record_failure
 
 
@@ -63,15 +63,27 @@ def test_summary_is_a_csv_that_reads_back(sweep: Path) -> None:
 
 
 def test_best_row_is_marked_and_a_diverged_one_never_is(sweep: Path) -> None:
-    styles = [str(row.style) for row in table_of(summarise(sweep), "").rows]
+    styles = [str(row.style) for row in table_of(summarise(sweep), "", best_of(sweep, {})).rows]
     assert styles == ["", "", "bold green", "red", "red"]
+
+
+def test_best_row_is_that_of_the_metric_which_has_a_column(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metric = "pictures/read_exact"
+    for i, (loss, right) in enumerate([(2.0, 0.25), (3.0, 0.75)]):
+        (sweep / str(i) / "results.json").write_text(json.dumps(done(loss, **{metric: right})))
+    plan = {"kind": "grid", "metric": metric, "direction": "maximize", "command": "", "cwd": ".", "workers": 1}
+    (sweep / "plan.json").write_text(json.dumps(plan | {"jobs": []}))
+    rows = summarise(sweep)
+    assert [row[metric] for row in rows] == [0.25, 0.75, None, None, None]
+    assert [str(row.style) for row in table_of(rows, "", best_of(sweep, plan)).rows][:3] == ["", "bold green", ""]
+    assert metric in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("losses", [[float("nan")], [float("nan"), float("inf")]])
 def test_table_of_nothing_but_diverged_jobs_marks_none(tmp_path: Path, losses: list[float]) -> None:
     for i, loss in enumerate(losses):
         job(tmp_path, i, [f"seed={i}"], **done(loss))
-    assert {str(row.style) for row in table_of(summarise(tmp_path), "").rows} == {""}
+    assert {str(row.style) for row in table_of(summarise(tmp_path), "", best_of(tmp_path, {})).rows} == {""}
 
 
 def test_table_fits_a_narrow_terminal_and_names_reasons(
@@ -79,7 +91,7 @@ def test_table_fits_a_narrow_terminal_and_names_reasons(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     rows, terminal = summarise(sweep), StringIO()
-    Console(file=terminal, width=80).print(table_of(rows, "5 jobs"))
+    Console(file=terminal, width=80).print(table_of(rows, "5 jobs", None))
     piped = capsys.readouterr().out
     assert max(map(len, terminal.getvalue().splitlines())) <= 80
     for said in (piped, terminal.getvalue()):
@@ -101,7 +113,7 @@ def test_job_of_an_ablation_is_called_by_its_arm(tmp_path: Path) -> None:
     write(tmp_path, {"kind": "ablation", "metric": "val/loss", "direction": "minimize", "jobs": jobs})
     rows = rows_of(tmp_path)
     assert [row["name"] for row in rows] == ["mla seed=0", "mla seed=1 lr=0.01"]
-    assert [column.header for column in table_of(rows, "").columns][:2] == ["job", "arm"]
+    assert [column.header for column in table_of(rows, "", None).columns][:2] == ["job", "arm"]
 
 
 @pytest.mark.parametrize("folder", ["", "nowhere"])
