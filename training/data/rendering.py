@@ -117,7 +117,8 @@ class Rendering(Tokenizer):
         raise NotImplementedError("the tokenizer is rebuilt, and rendered with again")
 
     def fingerprint(self) -> str:
-        parts = [self.tokenizer.fingerprint(), self.chat.identity(), self.longest]
+        # With the kind: of the same files, the tokens of prompts and of whole conversations are others.
+        parts = [self.kind, self.tokenizer.fingerprint(), self.chat.identity(), self.longest]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _contents(self, conversations: Iterable[Conversation]) -> Iterable[str]:

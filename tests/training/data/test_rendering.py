@@ -18,6 +18,7 @@ from training.data.chat.plain import Plain
 from training.data.chat_module import ChatDataModule
 from training.data.conversations import Conversation, ConversationCorpus
 from training.data.corpus import Split
+from training.data.prompt_module import PromptDataModule
 from training.data.rendering import Rendering
 from training.data.rows import RowOrder, best_fit
 from training.data.tokenizers.bytes import Bytes
@@ -130,6 +131,18 @@ def test_order_is_a_function_of_seed_and_epoch(module: Callable[..., ChatDataMod
 def test_format_and_length_name_another_cache(module: Callable[..., ChatDataModule], tmp_path: Path) -> None:
     module(), module(), module(sequence_length=40)
     assert len([p for p in (tmp_path / "cache").iterdir() if p.is_dir()]) == 2
+
+
+def test_prompts_of_the_same_conversations_have_another_cache(
+    module: Callable[..., ChatDataModule], tmp_path: Path
+) -> None:
+    made = module()
+    prompts = PromptDataModule(
+        corpus=made.corpus, tokenizer=Bytes(), sequence_length=48, batch_size=3, cache_dir=str(tmp_path / "cache")
+    )
+    prompts.prepare_data()
+    prompts.setup()
+    assert Bytes().decode(prompts.prompts("train")[0].ids) == "qamore?"  # without the last answer
 
 
 def test_nothing_that_fits_is_refused(module: Callable[..., ChatDataModule]) -> None:
