@@ -44,6 +44,10 @@ class Surgery:
         self.transplants, self.exact, self.batches = listed, exact, batches
         self.growth: Growth = registry.build("growth", Node(growth, "surgery.growth"), Scope({}, {}))
 
+    def record(self) -> list[Any]:
+        """What decides the weights that it makes, as plain types."""
+        return [self.transplants, type(self.growth).__qualname__, vars(self.growth), self.batches]
+
     def plan(self, old: Decoder, new: Decoder) -> list[Step]:
         """What will make each block; both decoders may be on the meta device.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 import registry
 from blocks.decoder import Decoder
 from blocks.lora import switched_off
-from interop.source import load
+from interop.source import load, read_composition
 from registry import ConfigError, Node, Scope
 from registry.enforcing import enforced
 from training.data.corpus import SPLITS, Split
@@ -31,9 +31,9 @@ class Preference(Pairwise):
 
     Losses that compare with a reference policy need its log-probabilities of every answer. They are computed once, with
     the weights that training starts from, before the first step, and stored in ``data.cache_dir`` under a digest of
-    weights, data and precision: no second model is in memory, and a resumed run reads the same numbers. Only where the
-    reference is another model than the one at hand (another ``reference``, or a resumed run without its file) is it
-    loaded, and freed before training. With an adapter, it is the model without it.
+    weights, changes of the model, data and precision: no second model is in memory, and a resumed run reads the same
+    numbers. Only where the reference is another model than the one at hand (another ``reference``, or a resumed run
+    without its file) is it loaded, and freed before training. With an adapter, it is the model without it.
 
     Args:
         preference: the loss of a pair
@@ -78,10 +78,8 @@ class Preference(Pairwise):
         found = self.trainer.strategy.broadcast(read(file) if self.trainer.is_global_zero else None)
         if found is None:
             if self._weights not in (None, self._digest()):
-                rule = (
-                    "holds other weights than those that this run was compared with, whose log-probabilities are gone"
-                )
-                remedy = f"Restore {file}, or name a folder with those weights"
+                rule = "holds another model than this run was compared with, whose log-probabilities are gone"
+                remedy = f"Restore {file}, or name a folder with that model"
                 raise ConfigError("task.reference", self.reference, rule, remedy)
             found = self._compute()
             if self.trainer.is_global_zero:
@@ -93,7 +91,16 @@ class Preference(Pairwise):
             rule = f"the loss {type(self.loss).__name__} compares with the weights that training began with"
             remedy = "Name them: init_from=RUN; or use a loss without a reference: task/preference=simpo"
             raise ConfigError("task.reference", None, rule, remedy)
-        return digest_of(Path(self.reference))
+        return digest_of(Path(self.reference), self._changes())
+
+    def _changes(self) -> list[Any]:
+        """What the model that training begins with depends on beyond the weights in ``reference``; empty if it is the
+        model there. A resumed run does not make that model again."""
+        if self.reference is None or self.reference != self.init_from or self.trainer.ckpt_path is not None:
+            return []
+        if self.surgery is None and read_composition(Path(self.reference)) == self.model_config:
+            return []
+        return [self.model_config, self.seed, None if self.surgery is None else self.surgery.record()]
 
     @torch.no_grad()
     def _compute(self) -> Logs:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ from interop.source import checkpoint_of
 Logs = dict[str, Tensor]  # split → [pairs, 2], of the chosen and the rejected answer
 
 
-def digest_of(start: Path) -> str:
+def digest_of(start: Path, changes: Sequence[Any] = ()) -> str:
     """A digest of the files of weights in a run, a checkpoint or an imported folder.
+
+    Args:
+        start: the run, the checkpoint or the folder
+        changes: as plain types, what else decides what the reference computes
 
     Raises:
         ConfigError: at ``init_from``: there are none
@@ -33,6 +38,8 @@ def digest_of(start: Path) -> str:
         assert path is not None
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
+    if changes:
+        digest.update(json.dumps(changes, sort_keys=True).encode())
     return digest.hexdigest()
 
 

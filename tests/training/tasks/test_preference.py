@@ -144,11 +144,26 @@ def test_reference_that_is_gone_is_computed_again_or_refused(train: Make, whole:
     torch.testing.assert_close(rest.weights[-1], whole[1].weights[-1], atol=1e-6, rtol=0)
     for file in (folder / "cache").glob("reference-*.npz"):
         file.unlink()
-    with pytest.raises(ConfigError, match="holds other weights") as refusal:
+    with pytest.raises(ConfigError, match="holds another model") as refusal:
         train(4, ckpt_path=folder / "stop.ckpt", reference=str(folder / "stop.ckpt"))
     assert refusal.value.path == "task.reference"
     with pytest.raises(ConfigError, match="compares with the weights that training began with"):
         train(4, ckpt_path=folder / "stop.ckpt")
+
+
+def test_reference_is_the_model_as_it_begins_also_where_it_was_changed(
+    train: Make, tiny: Make, start: str, folder: Path
+) -> None:
+    """Not the log-probabilities that were stored of the same weights in another model, nor any if its own are gone."""
+    changed = tiny(moe=True, vocab_size=16, init={"std": 0.3}, gating={"name": "softmax_topk", "top_k": 1})
+    for given in ({}, {"model": changed}, {"model": changed}):
+        _, watch, trainer = train(1, init_from=start, **given)
+        assert watch.figures[0]["train/loss"] == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-6)
+    trainer.save_checkpoint(folder / "changed.ckpt")
+    for file in (folder / "cache").glob("reference-*.npz"):
+        file.unlink()
+    with pytest.raises(ConfigError, match="holds another model"):
+        train(2, init_from=start, model=changed, ckpt_path=folder / "changed.ckpt")
 
 
 def test_micro_batches_count_together(train: Make, start: str) -> None:
