@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,19 @@ from training.parallel.local import is_distributed
 from training.tasks.base import Task
 from training.writing import write_json, write_text
 
+LOSS = "loss"  # its unit is that of the task
 SHOWN = (
-    ("val/loss", "validation loss", "nats a token"),
+    ("val/loss", "validation loss", LOSS),
     ("val/perplexity", "validation perplexity", ""),
     ("val/bits_per_byte", "validation bits per byte", ""),
-    ("test/loss", "test loss", "nats a token"),
+    ("test/loss", "test loss", LOSS),
     ("test/perplexity", "test perplexity", ""),
     ("test/bits_per_byte", "test bits per byte", ""),
     ("val/reward", "validation reward", "a sampled completion"),
     ("val/greedy", "validation reward", "the likeliest completion"),
     ("test/reward", "test reward", "a sampled completion"),
     ("test/greedy", "test reward", "the likeliest completion"),
-    ("train/loss", "last training loss", "nats a token"),
+    ("train/loss", "last training loss", LOSS),
     ("speed/tokens_per_second", "speed", "tokens/s"),
     ("speed/mfu", "model FLOPs utilisation", "of measured peak"),
 )
@@ -138,7 +140,7 @@ class RunReport(Finale):
         final = [(trainer.global_step, metrics["val/loss"])] if "val/loss" in metrics else []
         self._write_curves(trainer, task, final)
         if self.train:
-            chart = single.losses(self.train, [*self.val, *final])
+            chart = single.losses(self.train, [*self.val, *final], task.unit)
             write_text(self.directory / "loss.svg", standalone(chart))
         for name, names in task.curves.items():
             shown = {label: self.figures[label] for label in names if label in self.figures}
@@ -147,7 +149,7 @@ class RunReport(Finale):
         if task.expert_shares:
             chart = single.expert_load({layer: share.tolist() for layer, share in task.expert_shares.items()})
             write_text(self.directory / "expert_load.svg", standalone(chart))
-        printing.show(results_table(results))
+        printing.show(results_table(results, task.figures, task.unit))
         if getattr(task, "samples", None):
             pass  # completions are shown after each validation
         elif self.sample_tokens and spread:
@@ -179,14 +181,25 @@ class RunReport(Finale):
         return tokenizer.decode(tokens[0, 1:].tolist())
 
 
-def results_table(results: dict[str, Any]) -> Table:
-    """The figures of one run."""
+def results_table(results: dict[str, Any], figures: Sequence[str] = (), unit: str = "nats a token") -> Table:
+    """The figures of one run.
+
+    Args:
+        results: as written
+        figures: of the task, shown by their names where they have no words of ours
+        unit: of the loss
+    """
     table = Table("figure", "value", "unit", title="results", title_justify="left")
     table.add_row("parameters", f"{results['parameters']:,}", f"{results['active_parameters']:,} active")
     table.add_row("optimizer steps", f"{results['steps']:,}", f"{results['fit_seconds']:.0f} s of training")
-    for key, label, unit in SHOWN:
+    for key, label, of in SHOWN:
         if key in results["metrics"]:
-            table.add_row(label, f"{results['metrics'][key]:,.6g}", unit)
+            table.add_row(label, f"{results['metrics'][key]:,.6g}", unit if of == LOSS else of)
+    named = {key for key, _, _ in SHOWN}
+    for stage, label in (("val", "validation"), ("test", "test")):
+        for name in figures:
+            if (key := f"{stage}/{name}") not in named and key in results["metrics"]:
+                table.add_row(f"{label} {name}", f"{results['metrics'][key]:,.6g}", "")
     violations = [v for k, v in results["metrics"].items() if k.startswith("val_load/") and k.endswith("max_violation")]
     if violations:
         table.add_row("busiest expert over the mean", f"{1 + max(violations):.3g}", "×, worst layer, validation")

@@ -13,7 +13,7 @@ from lab.report.words import short
 Points = Sequence[tuple[float, float]]
 
 
-def losses(train: Points, val: Points) -> Chart:
+def losses(train: Points, val: Points, unit: str = "nats a token") -> Chart:
     """Training and validation loss over optimizer steps; the fast fall of the first quarter may lie beyond the axis."""
     end = max(at for at, _ in (*train, *val))
     finite = [(at, loss) for at, loss in (*train, *val) if math.isfinite(loss)]
@@ -22,7 +22,7 @@ def losses(train: Points, val: Points) -> Chart:
     title = "Loss over optimizer steps" + (f": validation {last[0]:.4f} after {last[1]:,} steps" if last else "")
     chart = Chart("loss", title, 300, right=86, top=30)
     x, y = Scale(0, max(end, 1), chart.x0, chart.x1), Scale(*padded(late), chart.y0, chart.y1)
-    chart.axes(x, y, "optimizer step", "loss, nats a token", short)
+    chart.axes(x, y, "optimizer step", f"loss, {unit}", short)
     area = chart.clipped()
     for name, at, points in (("training", "s8", train), ("validation", "s1", val)):
         line = [(x(a), y(b)) for a, b in points if math.isfinite(b)]

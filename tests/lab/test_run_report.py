@@ -22,6 +22,7 @@ from lab.run_report import RunReport, results_table
 from training.entry.run import run
 from training.stops import Interrupted
 from training.tasks.causal_lm import CausalLM
+from training.tasks.pairs import Pairwise
 
 Checked = Callable[..., dict[str, Any]]
 
@@ -121,6 +122,16 @@ def test_table_leaves_out_what_was_not_measured() -> None:
     cells = [list(column.cells) for column in table.columns]
     assert cells[0] == ["parameters", "optimizer steps", "validation loss", "busiest expert over the mean"]
     assert cells[1] == ["1,000", "3", "1.25", "1.5"]
+
+
+def test_loss_of_a_task_on_pairs_is_no_nats_a_token() -> None:
+    results = {"parameters": 1000, "active_parameters": 600, "steps": 3, "fit_seconds": 1.5}
+    metrics = {"val/loss": 0.69, "val/accuracy": 0.5, "train/loss": 0.7}
+    table = results_table({**results, "metrics": metrics}, Pairwise.figures, Pairwise.unit)
+    name, value, unit = (list(column.cells)[2:] for column in table.columns)
+    assert name == ["validation loss", "last training loss", "validation accuracy"]
+    assert value == ["0.69", "0.7", "0.5"] and unit == ["a pair", "a pair", ""]
+    assert "loss, a pair" in standalone(losses([(1, 0.7)], [], Pairwise.unit))
 
 
 def curves_of(folder: Path) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class Task(L.LightningModule):
             ``init_from``; null for none. A resumed run has its own
 
     Class attributes:
+        unit: of the loss, in the report
         figures: what a validation logs, as ``val/<name>``; a test as ``test/<name>``. Of the three that this class
             measures, a task leaves out those that mean nothing for it
         shown: what progress shows of ``train/<name>``
@@ -87,6 +88,7 @@ class Task(L.LightningModule):
         improves: whether it chooses among what a model can do already, so that random weights are refused
     """
 
+    unit: ClassVar[str] = "nats a token"
     figures: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "bits_per_byte")
     shown: ClassVar[tuple[str, ...]] = ("loss",)
     curves: ClassVar[Mapping[str, tuple[str, ...]]] = {}

@@ -85,6 +85,7 @@ class Grpo(Task):
         held_out: the last measurement on held-out prompts
     """
 
+    unit: ClassVar[str] = "of the objective"
     figures: ClassVar[tuple[str, ...]] = ("reward", "greedy")
     shown: ClassVar[tuple[str, ...]] = ("reward", "reward_std", "zero_spread", "kl", "entropy", "length", "truncated")
     curves: ClassVar[Mapping[str, tuple[str, ...]]] = {

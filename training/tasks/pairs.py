@@ -21,6 +21,7 @@ class Pairwise(Task):
     The loss is the mean over all pairs of the optimizer step. Multi-token prediction is not trained.
     """
 
+    unit: ClassVar[str] = "a pair"
     figures: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin", "chosen", "rejected")
     reads: ClassVar[tuple[str, ...]] = ("tokens", "targets", "segments", "positions", "sequence", "pair")
 
