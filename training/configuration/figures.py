@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from registry import ConfigError
+from training.configuration.instantiate import find_target
 
 STAGES = ("val", "test")
 FIGURES = tuple(f"{stage}/{figure}" for stage in STAGES for figure in ("bits_per_byte", "loss", "perplexity"))
+PLAIN = ("training.tasks.causal_lm.CausalLM", None)  # measures these, which is known without importing Lightning
 KEEPERS = ("Keeper", "ModelCheckpoint")  # without their figure they keep no best checkpoint, and training continues
 
 
@@ -28,7 +30,7 @@ def check(plain: Mapping[str, Any], compared: bool = False) -> None:
         ConfigError: at the figure
     """
     for path, figure in _asked(plain).items():
-        refuse_misspelt(path, figure)
+        refuse_misspelt(path, figure, (*FIGURES, *_measured(plain)))
         if path in _needed(plain, compared):
             refuse_unmeasured(path, figure, plain)
 
@@ -42,19 +44,24 @@ def check_composed(config: DictConfig) -> None:
     Raises:
         ConfigError: at the figure
     """
-    parts = ("optimized_metric", "callbacks", "test", "data", "trainer")
+    parts = ("optimized_metric", "callbacks", "test", "data", "trainer", "task")
     plain: Any = OmegaConf.to_container(config, resolve=False)
     check({part: plain[part] for part in parts}, compared=True)
 
 
-def refuse_misspelt(path: str, figure: Any) -> None:
+def refuse_misspelt(path: str, figure: Any, known: Sequence[str] = FIGURES) -> None:
     """Refuse a figure that is near a known one, but none.
+
+    Args:
+        path: the setting that names it
+        figure: its name
+        known: names of figures
 
     Raises:
         ConfigError: at ``path``
     """
-    near = difflib.get_close_matches(str(figure), FIGURES, n=1, cutoff=0.85)
-    if near and figure not in FIGURES:
+    near = difflib.get_close_matches(str(figure), known, n=1, cutoff=0.85)
+    if near and figure not in known:
         raise ConfigError(path, figure, "no such value is logged", f"Did you mean {near[0]!r}?")
 
 
@@ -69,20 +76,39 @@ def refuse_unmeasured(path: str, figure: Any, plain: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: at ``path``
     """
-    if (reason := _unmeasured(plain).get(str(figure).partition("/")[0])) and figure in FIGURES:
+    if reason := _reason(str(figure), plain):
         rule = f"will not be measured, because of {reason}"
         raise ConfigError(path, figure, rule, "Change that, or name a figure that is measured")
 
 
 def left_out(plain: Mapping[str, Any]) -> str | None:
     """One line on the requested figures that this run will not measure; None if it measures all."""
-    missing = _unmeasured(plain)
     parts = [
-        f"{path}={figure} ({missing[stage]})"
+        f"{path}={figure} ({reason})"
         for path, figure in _asked(plain).items()
-        if figure in FIGURES and (stage := figure.partition("/")[0]) in missing
+        if (reason := _reason(str(figure), plain))
     ]
     return f"note: not measured in this run: {', '.join(parts)}" if parts else None
+
+
+def _reason(figure: str, plain: Mapping[str, Any]) -> str | None:
+    """Why a figure will not be measured; None if it will be, or if a callback may log it."""
+    stage, measured = figure.partition("/")[0], _measured(plain)
+    if figure in measured:
+        return _unmeasured(plain).get(stage)
+    if figure not in FIGURES:
+        return None
+    task = str(plain["task"]["_target_"]).rpartition(".")[2]
+    return f"the task {task}, which measures {', '.join(each for each in measured if each.startswith(stage))}"
+
+
+def _measured(plain: Mapping[str, Any]) -> tuple[str, ...]:
+    """What validations and tests of the task log."""
+    target = plain["task"].get("_target_")
+    if target in PLAIN:
+        return FIGURES
+    figures = getattr(find_target(target, "task"), "figures", None)
+    return FIGURES if figures is None else tuple(f"{stage}/{figure}" for stage in STAGES for figure in figures)
 
 
 def _asked(plain: Mapping[str, Any]) -> dict[str, Any]:

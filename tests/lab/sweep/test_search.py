@@ -27,7 +27,7 @@ from lab.sweep.study import open_study
 pytestmark = pytest.mark.xdist_group("search")  # its fixture is slow to set up
 
 SAMPLER = {"_target_": "optuna.samplers.TPESampler", "seed": 0, "n_startup_trials": 2}
-CONFIG = {"optimized_metric": "val/loss", "callbacks": {}, "test": False, "data": {}, "trainer": {}}  # of a trial
+CONFIG = {"optimized_metric": "val/loss", "callbacks": {}, "test": False, "data": {}, "trainer": {}, "task": {}}
 SPACE = ["x=interval(0.0, 1.0)", "name=choice(a, b, c)"]
 
 
