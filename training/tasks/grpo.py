@@ -26,11 +26,13 @@ from interop.source import load
 from registry import ConfigError, Node, Scope
 from registry.enforcing import enforced
 from registry.ranges import Count, Fraction, Positive, Whole
+from training.data.corpus import SPLITS
 from training.data.prompt_module import PromptDataModule
 from training.objectives.policy import Completions, PolicyObjective
 from training.parallel.gathered import gathered
 from training.rollouts.group_sampler import GroupSampler
 from training.rollouts.held_out import HeldOut
+from training.rollouts.lacking import refuse_lacking
 from training.rollouts.record import Rollout, completion_mask, padded
 from training.rollouts.scoring import score
 from training.tasks.base import Batch, Task
@@ -154,6 +156,12 @@ class Grpo(Task):
         self._updated: tuple[Rollout, Tensor] | None = None  # completions of the last micro-batch, and their logp
 
     # --- before training ------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Refuse records without a column that the reward reads, in any split."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, PromptDataModule):  # another kind is refused where it is read first
+            refuse_lacking([prompt for split in SPLITS for prompt in data.prompts(split)], self.groups.reward)
 
     def configure_model(self) -> None:
         super().configure_model()

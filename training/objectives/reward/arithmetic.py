@@ -26,6 +26,9 @@ class Arithmetic(Reward):
     def __init__(self, answer: str = "answer", tolerance: NonNegative = 1e-6) -> None:
         self.answer, self.tolerance = answer, tolerance
 
+    def needs(self) -> tuple[str, ...]:
+        return (self.answer,)
+
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
     ) -> list[float | None]:

@@ -37,6 +37,10 @@ class Reward(Composable):
                 ``n_tokens``, tokens of each completion with its end, and ``ended``, whether it ended by itself
         """
 
+    def needs(self) -> tuple[str, ...]:
+        """Columns that every record of the data must have; a run whose data lack one is refused."""
+        return ()
+
     def parts(self) -> dict[str, tuple[float, Reward]]:
         """The rewards that are judged and logged separately: name → weight, reward."""
         registered: Any = getattr(type(self), "Config", None)

@@ -18,6 +18,9 @@ class ExactMatch(Reward):
     def __init__(self, answer: str = "answer") -> None:
         self.answer = answer
 
+    def needs(self) -> tuple[str, ...]:
+        return (self.answer,)
+
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
     ) -> list[float | None]:

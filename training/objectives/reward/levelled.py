@@ -20,6 +20,9 @@ class Levelled(Reward):
     def __init__(self, reward: Reward) -> None:
         self.reward, self.timeout_s = reward, reward.timeout_s
 
+    def needs(self) -> tuple[str, ...]:
+        return self.reward.needs()
+
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
     ) -> list[float | None]:

@@ -9,6 +9,8 @@ from registry import register
 from registry.extras import require
 from training.objectives.reward.base import Reward, column
 
+NAMES = ("task", "settings", "seed", "number")  # columns that name a problem
+
 
 @register("reward", "reasoning_gym")
 class ReasoningGymReward(Reward):
@@ -18,12 +20,15 @@ class ReasoningGymReward(Reward):
     """
 
     def __init__(self) -> None:
-        require("reasoning_gym", "reasoning_gym", path="task.reward")
+        require("reasoning_gym", "reasoning_gym", path="task.reward", value="reasoning_gym")
+
+    def needs(self) -> tuple[str, ...]:
+        return NAMES
 
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
     ) -> list[float | None]:
-        named = [column(columns, name, "reasoning_gym") for name in ("task", "settings", "seed", "number")]
+        named = [column(columns, name, "reasoning_gym") for name in NAMES]
         return [_score(text.strip(), *which) for text, *which in zip(completions, *named, strict=True)]
 
 

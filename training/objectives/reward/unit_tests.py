@@ -63,6 +63,9 @@ class UnitTests(Reward):
             rule = "Python itself does not run within these limits"
             raise BlockError("memory_mb", memory_mb, rule, "Raise memory_mb and seconds")
 
+    def needs(self) -> tuple[str, ...]:
+        return (self.tests,)
+
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
     ) -> list[float | None]:

@@ -34,6 +34,9 @@ class Weighted(Reward):
         )
         return [sum(w * r for w, r in row) if row else None for row in given]
 
+    def needs(self) -> tuple[str, ...]:
+        return tuple(name for reward in self.rewards for name in reward.needs())
+
     def parts(self) -> dict[str, tuple[float, Reward]]:
         found: dict[str, tuple[float, Reward]] = {}
         for weight, reward in zip(self.weights, self.rewards, strict=True):
