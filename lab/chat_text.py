@@ -7,9 +7,11 @@ special token that were its mere word there could not be distinguished from the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import registry
+from interop.source import read_start
 from registry import Node, Scope
 from training.data.chat.base import Chat, Piece, encode
 from training.data.tokenizers.base import Tokenizer
@@ -45,3 +47,9 @@ class ChatText:
         pieces = [Piece(part, special=i % 2 == 1) for i, part in enumerate(text.split(MARK))]
         apart = [piece if piece.text or not piece.special else Piece("", scored=True) for piece in pieces]
         return encode(apart, self.words)[0].tolist()
+
+
+def format_of(start: Path) -> str | dict[str, Any] | None:
+    """The format of the conversations that a run was trained on; None for other models."""
+    data = (read_start(start).get("configuration") or {}).get("data") or {}
+    return data.get("chat") if isinstance(data, dict) else None

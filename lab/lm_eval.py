@@ -22,8 +22,8 @@ import registry
 from blocks.generation.generate import Continuations
 from blocks.generation.sample import Sampling
 from blocks.generation.text_stream import TextStream
-from interop.source import build, open_source, read_start
-from lab.chat_text import ChatText
+from interop.source import build, open_source
+from lab.chat_text import ChatText, format_of
 from lab.writer import DTYPES, begin, tokenizer_of
 from registry import REFUSED, BlockError, ConfigError, did_you_mean
 
@@ -100,7 +100,7 @@ class Blockwright(TemplateLM):
         self.max_gen_toks, self.seed = max_gen_toks, seed
         self._prefix = self.words.eos if self.words.bos is None else self.words.bos
         asked = "model_args.add_bos_token"
-        self._format = chat or _format_of(folder)
+        self._format = chat or format_of(folder)
         self._chat: ChatText | None = None
         self._in_front = [begin(self.words, asked, "Leave add_bos_token out")] if add_bos_token else []
 
@@ -224,12 +224,6 @@ class Blockwright(TemplateLM):
         """[B,T], padded on the right, which does not affect a causal model."""
         length = max(map(len, rows))
         return torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], device=self._device)
-
-
-def _format_of(folder: Path) -> str | dict[str, Any] | None:
-    """The format of the conversations that a run was trained on; None for other models."""
-    data = (read_start(folder).get("configuration") or {}).get("data") or {}
-    return data.get("chat") if isinstance(data, dict) else None
 
 
 def _count(name: str, value: Any, least: int) -> int:

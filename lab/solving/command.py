@@ -12,6 +12,7 @@ from rich.table import Table
 
 from blocks.generation.generate import check_lengths
 from blocks.kernels.machine import keep_freed_memory
+from lab.chat_text import format_of
 from lab.solving.measure import Share, Solved, solve
 from lab.solving.problems import read_problems
 from lab.writer import DTYPES, Writer
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     problems = read_problems(words.task)
     writer = Writer.open(words.model, dtype=words.dtype, device=words.device)
     problems.judge(), problems.sampling()  # refused before anything is computed
-    prompts, chat = problems.asked(writer.words, words.limit)
+    prompts, chat = problems.asked(writer.words, words.limit, format_of(Path(words.model)))
     try:
         check_lengths(writer.decoder, [max((p.ids for p in prompts), key=len)], problems.max_new_tokens)
     except BlockError as error:

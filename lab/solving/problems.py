@@ -22,6 +22,7 @@ from training.data.corpus import SPLITS
 from training.data.prompts import Prompt, before_answer
 from training.data.tokenizers.base import Tokenizer
 from training.objectives.reward.base import Reward
+from training.rollouts.lacking import refuse_lacking
 
 EXAMPLE = "Write prompts: FILE.jsonl, reward: exact_match and samples: 8, a line each"
 
@@ -36,7 +37,7 @@ class Problems:
         prompts: file or glob of records, as of ``data.corpus.files``: all of them are asked
         corpus: node of a corpus in place of files, as ``data.corpus``
         split: of the corpus
-        chat: node of the chat format, as ``data.chat``
+        chat: node of the chat format, as ``data.chat``; null for that of the run, or ``plain`` where it has none
         samples: completions of a prompt; the likeliest one is measured besides
         k: numbers of attempts of pass@k, at most ``samples``
         right: least reward of a completion that counts as right
@@ -48,7 +49,7 @@ class Problems:
     prompts: str | list[str] | None = None
     corpus: dict[str, Any] | None = None
     split: str = "test"
-    chat: str | dict[str, Any] = "plain"
+    chat: str | dict[str, Any] | None = None
     samples: Count = 8
     k: list[int] | None = None
     right: Number = 1.0
@@ -89,13 +90,20 @@ class Problems:
         scope = Scope({}, {"max_new_tokens": self.max_new_tokens})
         return registry.build("reward", Node(self.reward, "task.reward"), scope)
 
-    def asked(self, tokenizer: Tokenizer, limit: int | None) -> tuple[list[Prompt], Chat]:
+    def asked(
+        self, tokenizer: Tokenizer, limit: int | None, usual: str | dict[str, Any] | None = None
+    ) -> tuple[list[Prompt], Chat]:
         """The prompts, as the chat format asks them, and the format.
 
+        Args:
+            tokenizer: of the model
+            limit: number of prompts; None for all
+            usual: the format of the run
+
         Raises:
-            ConfigError: none, or one that the tokenizer does not cover
+            ConfigError: none, or one that the tokenizer does not cover, or that lacks a column which the reward reads
         """
-        chat = registry.build("chat", Node(self.chat, "task.chat"), Scope({}, {}))
+        chat = registry.build("chat", Node(self.chat or usual or "plain", "task.chat"), Scope({}, {}))
         chat.prepare(tokenizer)
         found: list[Prompt] = []
         corpus, split = self._corpus()
@@ -104,10 +112,11 @@ class Problems:
                 break
             messages = before_answer(conversation)
             tokenizer.check([message["content"] for message in messages])
-            ids, _ = encode(chat.open(messages), tokenizer)
-            found.append(Prompt(ids.tolist(), messages[-1]["content"], conversation.columns))
+            ids, _ = encode(chat.open(messages, conversation.tools), tokenizer)
+            found.append(Prompt.of(ids.tolist(), conversation))
         if not found:
             raise ConfigError("task.prompts", self.prompts, "there is no prompt to answer", EXAMPLE)
+        refuse_lacking(found, self.judge())
         return found, chat
 
     def _corpus(self) -> tuple[ConversationCorpus, Any]:

@@ -15,6 +15,7 @@ from scipy.stats import binomtest
 from blocks.compose import compose
 from lab.evaluate import main
 from lab.solving.measure import pass_at_k, wilson
+from lab.solving.problems import read_problems
 from registry import ConfigError
 from training.data.tokenizers.bytes import Bytes
 
@@ -79,6 +80,17 @@ def test_command_measures_every_prompt(run: Path, capsys: pytest.CaptureFixture[
     assert "pass@2" in shown and "95 % interval" in shown and "5 of 5 prompts answered" in shown
 
 
+def test_prompts_are_asked_as_the_run_was_trained_with_all_that_rewards_and_templates_read(run: Path) -> None:
+    problems = read_problems(Path(task(run)))
+    first = problems.asked(Bytes(), None, "deepseek_v2")[0][0]
+    assert Bytes().decode(first.ids) == "User: say 0:\n\nAssistant:"
+    assert first.columns["messages"] == [{"role": "user", "content": "say 0:"}]
+    record = {"messages": first.columns["messages"], "tools": [{"type": "function"}]}
+    (run / "tools.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(ConfigError, match="no form for tools"):
+        read_problems(Path(task(run, prompts=str(run / "tools.jsonl")))).asked(Bytes(), None)
+
+
 MISTAKES: list[tuple[dict[str, Any], list[str], str, str]] = [
     ({"reward": None}, [], "task.reward", "needs a reward"),
     ({"reward": "exact"}, [], "task.reward", "no reward is registered"),
@@ -88,6 +100,12 @@ MISTAKES: list[tuple[dict[str, Any], list[str], str, str]] = [
     ({"prompt": "x"}, [], "task.prompt", "no such key"),
     ({"prompts": None}, [], "task.prompts", "either prompts"),
     ({"max_new_tokens": 0}, [], "task.max_new_tokens", "at least 1"),
+    (
+        {"reward": {"name": "exact_match", "answer": "x"}},
+        [],
+        "task.reward",
+        "the column 'x', which 5 of 5 records lack",
+    ),
     ({"chat": "chatmm"}, [], "task.chat", "no chat is registered"),
     ({}, ["--limit", "0"], "--limit", "at least 1"),
 ]

@@ -443,7 +443,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"group_size": 1}, "task.group_size", "at least 2"),
     ({"temperature": 0.0}, "task.temperature", "above 0"),
     ({"penalty": "k3"}, "task.reference", "none is named"),
-    ({"reward": {"name": "exact_match", "answer": "solution"}}, "task.reward", "'solution', which 48 of 48 records lack"),
+    (
+        {"reward": {"name": "exact_match", "answer": "solution"}},
+        "task.reward",
+        "'solution', which 48 of 48 records lack",
+    ),
     ({"reward": "exact"}, "task.reward.name", "no reward is registered"),
     ({"surrogate": {"name": "clip", "lo": 0.1}}, "task.surrogate.lo", "has no parameter"),
     ({"updates": 3}, "data.updates", "must divide the 16 completions"),
