@@ -241,6 +241,8 @@ def _build_child(
     if not nodes and not p.optional and own.value == INHERIT:
         rule = f"{parent.kind} {parent.name!r} requires a block of kind {p.child!r}, and none is selected"
         family = catalogue.find_family(p.child)
+        if parent.kind == p.child:  # there the node is the parent itself
+            raise ConfigError(own.path, None, rule, f"Name one: {own.path}=<{'|'.join(catalogue.names(p.child))}>")
         raise ConfigError(family.path, None, rule, add_one(family.group, p.child))
     if not nodes and own.value != []:
         return None

@@ -46,6 +46,15 @@ EARLY = {
     "target shorter than a window": Mistake(
         "data/transforms=pose\ndata.transforms.pose.target=16", "data.transforms.pose.target", "shorter than a window"
     ),
+    "group of blocks set to nothing": Mistake(
+        "task=grpo\ndata=prompts\ntask/penalty=null", "task/penalty", "~task/penalty"
+    ),
+    "reward without its pattern": Mistake(
+        "task=grpo\ndata=prompts\ntask/reward=regex_format", "task.reward.pattern", "value is required"
+    ),
+    "part of an objective that has numbers of another": Mistake(
+        "task=grpo\ndata=prompts\ntask/surrogate=cispo", "task.surrogate.low", "leave it out: ~task/objective"
+    ),
     "positions that skip nowhere": Mistake("data/transforms=pose", "data.transforms.pose.target", "is required"),
     "no such transform": Mistake("data/transforms=poes", "data/transforms", "Did you mean 'pose'"),
     "transform that is none": Mistake(

@@ -67,10 +67,12 @@ def _no_name(error: BaseException, text: str, overrides: Sequence[str]) -> Confi
         return None
     for override in overrides:
         group, _, value = override.partition("=")
-        known = options(group)
-        if known and value not in known:
-            rule = "a group must be set to the name of one of its files"
-            return ConfigError(group, value, rule, did_you_mean(value, known))
+        is_block = group in of_blocks()
+        known = registry.names(group.rpartition("/")[2]) if is_block else options(group)
+        if known and value not in known and not value.startswith("of/"):
+            rule = f"a group must be set to the name of one of its {'blocks' if is_block else 'files'}"
+            none = f"; or ~{group} for none" if is_block else ""
+            return ConfigError(group, value, rule, did_you_mean(value, known) + none)
     return None
 
 
@@ -163,6 +165,8 @@ def _unknown_key(error: BaseException, text: str, overrides: Sequence[str]) -> C
     file = re.search(r"In '([^']+)'", text)
     rule = f"there is no {key!r} in {holder}" + (f", set in {file[1]}.yaml" if file else "")
     remedy = did_you_mean(key, siblings, "See: python train.py --cfg job")
+    if file and (group := file[1].rpartition("/")[0]) in groups():
+        remedy += f". Choose another {group}, or leave it out: ~{group}"
     if key in siblings:  # of every model, but not of what is selected, such as model=file
         remedy = f"Add it: +{path}={value}"
     elif path in (f"trainer.{group}" for group in GROUPS):

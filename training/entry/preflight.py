@@ -65,6 +65,7 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
     plain = root.check(_resolved(cfg))
     packages.check(plain)
     refuse_missing("data", plain["data"])  # the model may take values from it
+    refuse_missing("task", {key: value for key, value in plain["task"].items() if key != "model"})
     given = isinstance(plain["model"], dict) and "pretrained" in plain["model"]
     refuse_in_model(plain["model"], read_from_environment(cfg))
     plain["model"] = check_model(composition_of(plain["model"]))

@@ -66,6 +66,14 @@ def test_weighted_sum_leaves_out_what_is_missing() -> None:
         reward({**BOTH, "weights": [1]})
 
 
+@pytest.mark.parametrize("name", ["shuffled", "levelled"])
+def test_control_without_a_reward_says_where_to_name_one(name: str) -> None:
+    with pytest.raises(ConfigError, match="requires a block of kind 'reward'") as refusal:
+        given(name, ["a"])
+    assert refusal.value.path == "task.reward.reward"
+    assert refusal.value.remedy.startswith("Name one: task.reward.reward=<")
+
+
 def test_controls_keep_the_mean_and_nothing_else() -> None:
     """So their mean on held-out prompts is that of the reward; and a resumed run judges alike."""
     texts = [str(i) for i in range(40)]
