@@ -194,6 +194,8 @@ def _turn(turn: Any, key: str, where: str) -> dict[str, Any]:
         refuse(where, f"the role {str(turn.get('role'))!r} is none of {', '.join(ROLES)}")
     if calls and not (isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls)):
         refuse(where, f"tool_calls must be a list of mappings: {str(calls)[:80]}")
+    if not isinstance(turn.get("scored"), bool | None):
+        refuse(where, f"scored must be true or false: {str(turn['scored'])[:80]!r}")
     if turn["role"] == "assistant" and not turn["content"] and not calls:
         refuse(where, "an answer is empty")
     return {k: turn[k] for k in ("role", "content", "scored", *OF_TOOLS) if turn.get(k) is not None}

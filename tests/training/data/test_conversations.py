@@ -51,6 +51,7 @@ def test_forms_of_records() -> None:
         ({"messages": [USER, {"role": "system", "content": "x"}]}, "must be the first"),
         ({"prompt": 7, "completion": "x"}, "must be a list of messages or a text"),
         ({"prompt": "x", "completion": ""}, "an answer is empty"),
+        ({"messages": [USER, {**ANSWER, "scored": "false"}]}, "scored must be true or false: 'false'"),
         ({"messages": [USER, RESULT]}, "must follow an answer with tool_calls"),
         ({"messages": [USER, {**CALLS, "tool_calls": "f()"}]}, "tool_calls must be a list of mappings"),
         ({"messages": [USER, ANSWER], "tools": "[oops"}, "tools is no JSON"),
