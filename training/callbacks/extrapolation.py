@@ -15,6 +15,7 @@ from blocks.kernels.cross_entropy import IGNORED
 from registry import ConfigError
 from registry.enforcing import enforced
 from registry.ranges import Count
+from training.data.chat_module import ChatDataModule
 from training.data.module import TextDataModule
 from training.metrics import TokenLoss
 from training.parallel.local import is_distributed
@@ -81,6 +82,9 @@ def _of(trainer: L.Trainer, task: L.LightningModule) -> tuple[Task, TextDataModu
     if not isinstance(task, Task) or not isinstance(data, TextDataModule):
         rule = f"measures text, and the task here is {type(task).__name__}"
         raise ConfigError("callbacks", "extrapolation", rule, "Leave it out, or use task=causal_lm")
+    if isinstance(data, ChatDataModule):
+        rule = "measures longer windows of a text, and conversations are never longer than a row"
+        raise ConfigError("callbacks", "extrapolation", rule, "Leave it out, or use data=text")
     return task, data
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_info
 
 from interop.tokenizer import COMPANIONS
@@ -51,6 +52,10 @@ class ChatDataModule(TextDataModule):
         ]
         cut = f"{counts.get('shortened', 0):,} shortened to whole turns, {counts.get('dropped', 0):,} dropped"
         return f"conversations: {'; '.join(shares)}; {cut} (data.sequence_length={self.sequence_length})"
+
+    def tokens(self, split: Split) -> npt.NDArray[Any]:
+        """As in ``TextDataModule``: conversation after conversation, without what is said of the tokens on disk."""
+        return self._streams[split].tokens // 2
 
     @property
     def order(self) -> RowOrder:  # type: ignore[override]

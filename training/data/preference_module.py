@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -85,6 +86,11 @@ class PreferenceDataModule(ChatDataModule):
 
     def _make_rows(self, split: Split, length: int) -> Pairs:
         return Pairs(self._streams[split], self.rendering.separator, self.tokenizer.token_bytes())
+
+    def tokens(self, split: Split) -> npt.NDArray[Any]:
+        """As in ``ChatDataModule``; the two conversations of a pair have the token that ends documents between them."""
+        marked = self._streams[split].tokens
+        return np.where(marked == self.rendering.separator, self.tokenizer.eos, marked // 2)
 
     @property
     def key(self) -> str:

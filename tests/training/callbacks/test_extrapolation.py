@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,3 +81,11 @@ def test_what_cannot_be_measured_is_refused_before_training(
 ) -> None:
     with pytest.raises(ConfigError, match=told):
         measured(override)
+
+
+def test_conversations_are_refused_before_training(measured: Callable[..., dict[str, float]], tmp_path: Path) -> None:
+    """They are packed whole: in longer rows they are what they are in shorter ones."""
+    file = tmp_path / "chats.jsonl"
+    file.write_text('{"prompt": "hi", "completion": "yo"}\n' * 300)
+    with pytest.raises(ConfigError, match="never longer than a row"):
+        measured("data=chat", f"data.corpus.files={file}", "data/tokenizer=bytes")

@@ -113,6 +113,16 @@ def test_batches_hold_both_answers_of_every_pair(module: Callable[..., Preferenc
     assert texts == expected and data.number("train") == len(kept)
 
 
+def test_tokens_are_those_of_the_tokenizer(module: Callable[..., PreferenceDataModule]) -> None:
+    """For what measures the text of a run: without marks of what is scored, and without separators of its own."""
+    data = module(sequence_length=20)
+    tokens, first = data.tokens("val"), next(iter(data.corpus.conversations("val")))
+    asked, said, other = (first.messages[0]["content"], *(m[-1]["content"] for _, m in each_side(first)))
+    assert tokens.max() == Bytes().eos
+    expected = [*(asked + said).encode(), Bytes().eos, Bytes().eos, *(asked + other).encode()]
+    assert tokens[: len(expected)].tolist() == expected
+
+
 def each_side(pair: Any) -> list[tuple[str, Any]]:
     return [("chosen", pair.messages), ("rejected", pair.rejected)]
 

@@ -120,6 +120,11 @@ def test_scored_tokens_are_the_answers_with_their_ends(module: Callable[..., Cha
     assert sorted(Bytes().decode(scored)) == sorted(answers) and (scored == 256).sum() == 14
 
 
+def test_tokens_are_those_of_the_tokenizer(module: Callable[..., ChatDataModule]) -> None:
+    tokens = module([talk("hi", "yo")] * 20).tokens("train")
+    assert tokens[:12].tolist() == [*b"hiyo", Bytes().eos, Bytes().eos] * 2
+
+
 def test_order_is_a_function_of_seed_and_epoch(module: Callable[..., ChatDataModule]) -> None:
     first, again = ([b["tokens"] for b in _epoch(module())] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
