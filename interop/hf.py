@@ -47,7 +47,6 @@ def _parser() -> Parser:
     _add_sizes(into, DTYPES, "")
     out = commands.add_parser("export", help="Blockwright model → a folder that transformers and vLLM load")
     add_export(out)
-    out.add_argument("--adapter", action="store_true", help="a LoRA run's adapter alone, in PEFT's layout")
     return parser
 
 
@@ -56,6 +55,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="RUN", type=Path, help="a run's folder, a *.ckpt, or an imported folder")
     parser.add_argument("out", metavar="DIR", type=Path, help="must not exist, or be empty")
     parser.add_argument("--family", help="the model_type to write; default: detected")
+    parser.add_argument("--adapter", action="store_true", help="a LoRA run's adapter alone, in PEFT's layout")
     _add_sizes(parser, (*DTYPES, "original"), "; original: as published")
 
 
@@ -85,10 +85,6 @@ def _run(arguments: Sequence[str]) -> None:
             print(f"Ignored {key} of config.json: if it changes the computation, the import is wrong.")
         print(f"Fine-tune it: {shlex.join(['python', 'train.py', *start_from(given.out)])}")
         return
-    if given.adapter:
-        written = export_adapter(given.source, given.out, family=given.family)
-        print(f"Exported the adapter to {given.out}, for a model of model_type {written!r}.")
-        return
     export(given)
 
 
@@ -115,7 +111,16 @@ def export(given: argparse.Namespace, beside: Mapping[str, str] | None = None) -
 
     Args:
         beside: name → text of further files
+
+    Raises:
+        ConfigError: at ``--dtype``, for an adapter
     """
+    if given.adapter:
+        if given.dtype is not None:
+            raise ConfigError("--dtype", given.dtype, "an adapter is written as it was trained", "Leave it out")
+        written = export_adapter(given.source, given.out, family=given.family)
+        print(f"Exported the adapter to {given.out}, for a model of model_type {written!r}.")
+        return
     dtype = DTYPES.get(given.dtype, given.dtype)
     options = {"family": given.family, "dtype": dtype, "max_bytes": given.max_shard_size}
     written, why = export_folder(given.source, given.out, **options, beside=beside)

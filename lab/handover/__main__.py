@@ -44,6 +44,11 @@ def _run(arguments: Sequence[str]) -> None:
             raise ConfigError("command line", given.settings[0], rule, f"Leave it out, or add --to {ENGINES[0]}")
         export(given)
         return
+    if given.adapter:
+        rule = "writes an adapter alone, which this engine does not start from"
+        raise ConfigError(
+            "--adapter", True, rule, f"Leave it out, and the adapter is merged; or leave out --to {given.to}"
+        )
     from lab.handover.export import hand_over  # the planner, and so DTensor, which --help does without
 
     hand_over(given)

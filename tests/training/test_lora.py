@@ -16,6 +16,7 @@ from interop.exporting import export_folder
 from interop.hf import main
 from interop.importing import import_folder
 from interop.source import load
+from lab.handover.__main__ import main as command
 from registry import ConfigError
 
 LORA = (
@@ -75,7 +76,9 @@ def test_adapter_leaves_and_returns_in_pefts_layout(
 ) -> None:
     trainer = fit(*lora, "trainer.max_steps=2")
     trainer.save_checkpoint(tmp_path / "run.ckpt")
-    assert main(["export", str(tmp_path / "run.ckpt"), str(tmp_path / "adapter"), "--adapter"]) == 0
+    given = [str(tmp_path / "run.ckpt"), str(tmp_path / "adapter"), "--adapter"]
+    assert command([*given, "--dtype", "bfloat16"]) == command([*given, "--to", "automodel"]) == 64
+    assert command(given) == 0
     started = fit(*lora, f"adapter.start={tmp_path / 'adapter'}", "trainer.max_steps=1", "optimizer.lr=1e-12")
     ours, theirs = trainer.lightning_module.decoder, started.lightning_module.decoder
     for name, parameter in ours.named_parameters():
