@@ -113,8 +113,9 @@ def show(writer: Writer, prompts: Sequence[str], request: Request) -> list[str]:
     def put(text: str) -> None:
         print(text, end="", flush=sys.stdout.isatty())
 
+    pieces = writer.stream(prompts, request, lambda i, why, n: over.add(i))  # refuses before anything is printed
     put(waiting[0])
-    for row, piece in writer.stream(prompts, request, lambda i, why, n: over.add(i)):
+    for row, piece in pieces:
         waiting[row] += piece
         if row == turn:
             put(piece)

@@ -133,9 +133,18 @@ class Writer:
                 ``length``), and its number of tokens
 
         Raises:
-            ConfigError: at the first piece, for an invalid prompt or request
+            ConfigError: at once, for an invalid prompt or request
         """
         ids, pictures = self._encoded(prompts, request)
+        return self._pieces(ids, request, self._continued(ids, request, pictures), ended)
+
+    def _pieces(
+        self,
+        ids: Sequence[Sequence[int]],
+        request: Request,
+        rows: Continuations,
+        ended: Callable[[int, str, int], None] | None,
+    ) -> Iterator[tuple[int, str]]:
         texts = [TextStream(self._decode, request.stops) for _ in ids]
         counts, open_rows = [0] * len(ids), set(range(len(ids)))
 
@@ -146,7 +155,6 @@ class Writer:
             if ended:
                 ended(row, why, counts[row])
 
-        rows = self._continued(ids, request, pictures)
         for tokens in rows:
             for row in sorted(open_rows):
                 token = tokens[row]
@@ -164,6 +172,9 @@ class Writer:
 
     def _encoded(self, prompts: Sequence[str], request: Request) -> tuple[list[list[int]], Pictures | None]:
         if not request.images:
+            if self.decoder.images is not None and (shown := [p for p in prompts if seeing.WORD in p]):
+                rule = f"has {seeing.WORD}, and no --image is given: the model would read the word"
+                raise ConfigError("--prompt", shown[0], rule, f"Add --image FILE, or leave {seeing.WORD} out")
             return [self.encode(prompt, request.bos) for prompt in prompts], None
         ids, pictures = seeing.encode(self.decoder, prompts, request.images, self.encode)
         front = [begin(self.words, "--bos", "Leave --bos out")] if request.bos else []
@@ -193,8 +204,13 @@ class Writer:
         """The ids of a prompt.
 
         Raises:
-            ConfigError: there are none, one is outside the model's vocabulary, or no token begins a document
+            ConfigError: there are none, one is outside the model's vocabulary, no token begins a document, or the prompt is
+                no Unicode
         """
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:  # bytes of a command line that are not UTF-8 arrive as lone surrogates
+            raise ConfigError("--prompt", ascii(prompt), "is no text in UTF-8", "Convert it to UTF-8") from None
         front = [begin(self.words, "--bos", "Leave --bos out, and write a prompt")] if bos else []
         ids = [*front, *self.words.encode(prompt).tolist()]
         if not ids:

@@ -163,14 +163,19 @@ def test_json_is_one_document(run: Path, writer: Writer, capsys: pytest.CaptureF
         (["RUN", "--prompt", "x", "--tempreture", "1"], "command line", "--temperature"),
         (["RUN", "--prompt", "x", "--dtype", "int8"], "dtype", "bfloat16"),
         (["RUN", "--prompt", "x", "--device", "abacus"], "device", "no such device"),
+        (["RUN", "--prompt", "x\udcff"], "--prompt", "no text in UTF-8"),
+        (["RUN", "--prompt", "x", "--image", "x.png"], "--image", "reads text alone"),
         ([], "command line", "MODEL"),
     ],
     ids=str,
 )
-def test_mistake_is_one_message_at_its_option(words: list[str], path: str, says: str, run: Path) -> None:
+def test_mistake_is_one_message_at_its_option(
+    words: list[str], path: str, says: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ConfigError) as refused:
         main([str(run) if word == "RUN" else word for word in words])
     assert refused.value.path == path and says in refused.value.render()
+    assert not capsys.readouterr().out
 
 
 def test_model_without_a_tokenizer_is_refused(save: Callable[..., Path]) -> None:
