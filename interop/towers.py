@@ -64,7 +64,10 @@ class Tower:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.shards = folder, Shards(folder)
+        try:
+            self.folder, self.shards = folder, Shards(folder)
+        except ConfigError as error:
+            raise ConfigError(PATH, error.path, error.rule, error.remedy) from None
         for name, rows in TABLES.items():
             for prefix in ("", "vision_model.", "vision.", "visual.trunk."):
                 if prefix + name in self.shards.entries:

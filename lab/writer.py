@@ -204,8 +204,8 @@ class Writer:
         """The ids of a prompt.
 
         Raises:
-            ConfigError: there are none, one is outside the model's vocabulary, no token begins a document, or the prompt is
-                no Unicode
+            ConfigError: there are none, one is outside the model's vocabulary, no token begins a document, or the
+                prompt is no Unicode
         """
         try:
             prompt.encode()

@@ -85,8 +85,8 @@ FILES = {
     "floating-point pixels": of_file("float.tif", "floating-point"),
     "pixels of 32 bits": of_file("deep.tif", "more than 16 bits"),
     "thinner than a pixel": of_record(shows("thin.png"), "2000 × 1.*thinner than a pixel on a tile of 28", False),
-    "missing file": of_file("absent.png", "does not exist", True),
-    "folder for a file": of_file("folder", "is a folder", True),
+    "missing file": of_record(shows("absent.png"), "absent.png does not exist"),
+    "folder for a file": of_record(shows("folder"), "folder is a folder"),
 }
 RECORDS = {
     "more <image> than pictures": of_record(shows("good.png", content="<image><image>"), r"more <image>.*\(2, 1\)"),
@@ -157,7 +157,7 @@ SETTINGS = {
     "squares larger than the tile": Mistake(None, "model.projector.ratio=5", "model.projector.ratio", "side"),
     "no tile": Mistake(None, "model.tiling.max_tiles=0", "model.tiling.max_tiles", "at least 1"),
     "tower of experts": Mistake(None, "~model.vision.ffn", "model.vision.ffn", "dense"),
-    "folder without a tower": Mistake(None, "task.tower={tmp}", "{tmp}", "safetensors"),
+    "folder without a tower": Mistake(None, "task.tower={tmp}", "task.tower", "safetensors"),
     "tower that is a number": Mistake(None, "task.tower=3", "task.tower", "path of a folder"),
 }
 MISTAKES = {**FILES, **RECORDS, **SETTINGS}

@@ -12,6 +12,10 @@ from blocks.vision.base import Vision
 from registry import BlockError, register
 from registry.ranges import Whole
 
+REMEDY = (
+    "Write the id that the tokenizer gives <image>; or leave one free, e.g. data.tokenizer.vocab_size=258 with bytes"
+)
+
 
 @register("images", "early_fusion")
 class EarlyFusion(Images):
@@ -34,7 +38,7 @@ class EarlyFusion(Images):
         super().__init__()
         if image_token >= vocab_size:
             rule = f"is the id of a token, so it is below vocab_size ({vocab_size})"
-            raise BlockError("image_token", image_token, rule, "Write the id that the tokenizer gives <image>")
+            raise BlockError("image_token", image_token, rule, REMEDY)
         self.vision, self.projector, self.tiling, self.image_token = vision, projector, tiling, image_token
 
     @classmethod

@@ -80,10 +80,11 @@ class PictureConversations(Conversations, PictureCorpus):
 
     def check(self) -> None:
         super().check()
-        for path in (Path(p) for each in self._all() for p in each.columns["images"]) if self.is_small() else ():
+        shown = ((each.where, Path(p)) for each in self._all() for p in each.columns["images"])
+        for where, path in shown if self.is_small() else ():
             if not path.is_file():
-                rule = "is a folder" if path.is_dir() else "does not exist"
-                raise ConfigError("data.corpus.files", str(path), f"the picture {rule}", "Correct the path")
+                rule = f"its picture {path} {'is a folder' if path.is_dir() else 'does not exist'}"
+                raise ConfigError("data.corpus.files", where, rule, "Correct the path")
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(super().fingerprint().encode())

@@ -40,6 +40,8 @@ class Preferences(Conversations):
     """Files of preferences; arguments as of ``Conversations``."""
 
     def read(self, record: Any, where: str) -> Conversation:
+        if isinstance(record, Mapping) and record.get("images"):
+            refuse(where, "it has images, which no task on pairs reads", "Remove the record, or its images")
         return read_preference(record, where)
 
 

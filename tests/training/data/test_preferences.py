@@ -87,6 +87,12 @@ def module(tmp_path: Path) -> Callable[..., PreferenceDataModule]:
     return make
 
 
+def test_pictures_are_refused_and_not_left_out(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({**record(0), "images": ["a.png"]}) + "\n")
+    with pytest.raises(ConfigError, match=r"it has images, which no task on pairs reads"):
+        Preferences(str(tmp_path / "pairs.jsonl"), 0.0, 0.0).check()
+
+
 def test_batches_hold_both_answers_of_every_pair(module: Callable[..., PreferenceDataModule]) -> None:
     data = module(sequence_length=10)
     texts, corpus = {}, list(data.corpus.conversations("train"))
