@@ -150,8 +150,8 @@ class RunReport(Finale):
             chart = single.expert_load({layer: share.tolist() for layer, share in task.expert_shares.items()})
             write_text(self.directory / "expert_load.svg", standalone(chart))
         printing.show(results_table(results, task.figures, task.unit))
-        if getattr(task, "samples", None):
-            pass  # completions are shown after each validation
+        if "reward" in task.figures:
+            pass  # its completions are shown after each validation
         elif self.sample_tokens and spread:
             print("no sampled text: no rank has the whole model; see blockwright generate")
         elif self.sample_tokens:

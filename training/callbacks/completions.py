@@ -23,7 +23,7 @@ Sample = tuple[str, str, float]
 @enforced("callbacks.completions")
 class Completions(L.Callback):
     """For tasks on rewards: a table of sampled completions of held-out prompts after each validation, on the terminal,
-    in TensorBoard and, all of them, in completions.jsonl.
+    in TensorBoard and, the first eight, in completions.jsonl.
 
     Logs ``train/rise_positive`` and ``train/rise_negative``, by how much an update raised the mean log-probability of a
     token of completions with a positive and with a negative advantage: one more forward pass at each logged step. Where

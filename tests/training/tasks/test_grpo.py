@@ -17,6 +17,7 @@ from blocks.compose import compose
 from blocks.gating.base import Gating
 from blocks.generation.sample import Sampling
 from blocks.lora import is_adapter
+from lab.run_report import RunReport
 from registry import ConfigError
 from training.data.prompt_module import PromptDataModule
 from training.data.sorting import Sorting
@@ -301,6 +302,15 @@ def test_update_raises_what_was_good_and_lowers_what_was_bad(train: Make) -> Non
         sum(len(task.data.tokenizer.decode(c)) % 2 == 0 for c in found.completions) / len(found)
     )
     assert figures["train/sampler_gap"] < 1e-5
+
+
+def test_report_shows_no_text_from_nothing_of_a_model_that_answers(
+    train: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, _, trainer = train(1)
+    monkeypatch.setattr(RunReport, "_show_sample", lambda *_: pytest.fail("a text that continues no prompt"))
+    RunReport(str(tmp_path / "report")).on_conclusion(trainer, task, {"val/reward": 0.5})
+    assert (tmp_path / "report" / "results.json").exists()
 
 
 def test_shuffled_reward_raises_nothing(train: Make) -> None:
