@@ -25,12 +25,13 @@ _OPENS = re.compile(rf"(?:[\[{{]\s*){{{MAX_DEPTH + 1}}}")
 _Item = tuple[str, int, Any]  # path, depth, value
 
 
-def read_text(file: Path, path: str) -> str:
+def read_text(file: Path, path: str, remedy: str = "Name a YAML file of a model") -> str:
     """The text of a configuration file of limited size.
 
     Args:
         file: the file
         path: configuration path that names it, for the error message
+        remedy: for the same
 
     Raises:
         ConfigError: unreadable, or too long
@@ -41,9 +42,9 @@ def read_text(file: Path, path: str) -> str:
         text = data.decode()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ConfigError(path, str(file), f"cannot be read ({reason})", "Name a YAML file of a model") from None
+        raise ConfigError(path, str(file), f"cannot be read ({reason})", remedy) from None
     if len(data) > MAX_BYTES:
-        raise ConfigError(path, str(file), f"is longer than {MAX_BYTES:,} bytes", "Name a YAML file of a model")
+        raise ConfigError(path, str(file), f"is longer than {MAX_BYTES:,} bytes", remedy)
     return text
 
 

@@ -137,7 +137,7 @@ def read_problems(file: Path) -> Problems:
     """
     if not file.is_file():
         raise ConfigError("--task", str(file), "there is no such file", EXAMPLE)
-    values = registry.to_plain(read_text(file, "--task"), "task")
+    values = registry.to_plain(read_text(file, "--task", EXAMPLE), "task")
     known = [each.name for each in fields(Problems)]
     if not isinstance(values, Mapping):
         raise ConfigError("--task", str(file), "must be a mapping", EXAMPLE)

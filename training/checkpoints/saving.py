@@ -21,6 +21,7 @@ from training.checkpoints.carry import carry
 from training.checkpoints.find import LAST, PREVIOUS
 from training.checkpoints.plugin import SealedCheckpoints
 from training.checkpoints.record import peek
+from training.configuration.figures import FIGURES
 
 
 def save(trainer: L.Trainer, path: Path, weights_only: bool | None = False) -> bool:
@@ -95,6 +96,14 @@ class Keeper(ModelCheckpoint):
         if f"{self.filename}.ckpt" in (LAST, PREVIOUS):
             rule = "is the name of the newest checkpoint, which would take the place of the best"
             raise ConfigError("callbacks.checkpoint.filename", self.filename, rule, "Write another: best")
+
+    def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        # A task on rewards has no loss to validate by, and the note before the run says that none will be the best.
+        measured = getattr(trainer.lightning_module, "figures", None)
+        missing = self.monitor in FIGURES and self.monitor not in monitor_candidates
+        if missing and measured is not None and str(self.monitor).partition("/")[2] not in measured:
+            return
+        super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         past = checkpoint["callbacks"].get(self.state_key)

@@ -38,7 +38,7 @@ class ReasoningGym(ConversationCorpus):
         settings: dict[str, dict[str, Any]] | None = None,
         salt: Whole = 0,
     ) -> None:
-        require("reasoning_gym", "reasoning_gym", path="data.corpus")
+        require("reasoning_gym", "reasoning_gym", path="data.corpus", value="ReasoningGym")
         self.tasks, self.settings, self.salt = tasks, settings or {}, salt
         self.sizes: dict[Split, int] = {"train": train, "val": held_out, "test": held_out}
         for name in [*tasks, *self.settings]:

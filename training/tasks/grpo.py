@@ -137,11 +137,15 @@ class Grpo(Task):
         if self.policy.penalty is not None and reference is None and self.adapter is None:
             rule = "a penalty compares the policy with a reference, and none is named"
             raise ConfigError("task.reference", None, rule, "Name its run: task.reference=RUN; or write ~task/penalty")
+        try:
+            sampling = Sampling(temperature, top_k, top_p, min_p)
+        except registry.BlockError as error:
+            raise ConfigError(f"task.{error.parameter}", error.value, error.rule, error.remedy) from None
         self.groups = GroupSampler(
             part("engine", engine),
             part("reward", reward),
             part("advantage", advantage),
-            Sampling(temperature, top_k, top_p, min_p),
+            sampling,
             group_size,
             max_new_tokens,
             resamples,
@@ -179,7 +183,10 @@ class Grpo(Task):
             rule = "policy optimisation trains no multi-token prediction"
             raise ConfigError("task.frozen", list(self.frozen), rule, "Freeze it: task.frozen=[mtp]; or model.mtp=null")
         if self.policy.penalty is not None and self.reference is not None and not self._held_reference:
-            reference = load(Path(str(self.reference)), device=self.model.embedding.weight.device)
+            try:
+                reference = load(Path(self.reference), device=self.model.embedding.weight.device)
+            except ConfigError as error:
+                raise ConfigError("task.reference", error.value, error.rule, error.remedy) from None
             self._held_reference = (reference.requires_grad_(False),)
 
     def on_fit_start(self) -> None:

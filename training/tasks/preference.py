@@ -12,7 +12,7 @@ from torch import Tensor
 import registry
 from blocks.decoder import Decoder
 from blocks.lora import switched_off
-from interop.source import load, read_composition
+from interop.source import checkpoint_of, load, read_composition
 from registry import ConfigError, Node, Scope
 from registry.enforcing import enforced
 from training.data.corpus import SPLITS, Split
@@ -51,6 +51,15 @@ class Preference(Pairwise):
         self.reference = self.init_from if reference is None else reference
         self._weights: str | None = None  # digest of the reference's, of this run or of the one that it resumes
         self._logs: Logs = {}
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if not self.loss.compares or self.reference is None or self._weights is not None:
+            return
+        try:
+            checkpoint_of(Path(self.reference))
+        except ConfigError as error:
+            raise ConfigError("task.reference", error.value, error.rule, error.remedy) from None
 
     def on_train_start(self) -> None:
         super().on_train_start()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from blocks.checkpoint import manifest
 from blocks.checkpoint.read import read_file
@@ -115,6 +118,15 @@ def test_plugin_reads_data_only_whatever_it_is_asked(tmp_path: Path, monkeypatch
 
 def keeper(folder: Path, **more: Any) -> Keeper:
     return Keeper(folder, "best", monitor="val/loss", every_n_train_steps=None, **more)
+
+
+def test_task_that_measures_another_figure_keeps_no_best_checkpoint_and_trains_on(tmp_path: Path) -> None:
+    """The note before the run said so; Lightning would end it after its second validation."""
+    loop: Any = SimpleNamespace(epoch_loop=SimpleNamespace(val_loop=SimpleNamespace(_has_run=True)))
+    for figures, refused in ((("reward",), False), (("loss",), True)):
+        trainer: Any = SimpleNamespace(lightning_module=SimpleNamespace(figures=figures), fit_loop=loop)
+        with pytest.raises(MisconfigurationException) if refused else nullcontext():
+            keeper(tmp_path)._save_topk_checkpoint(trainer, {"val/reward": torch.tensor(1.0)})
 
 
 @pytest.fixture

@@ -452,7 +452,9 @@ def test_accumulated_micro_batches_count_together(train: Make) -> None:
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"group_size": 1}, "task.group_size", "at least 2"),
     ({"temperature": 0.0}, "task.temperature", "above 0"),
+    ({"top_p": 0.0}, "task.top_p", "above 0"),
     ({"penalty": "k3"}, "task.reference", "none is named"),
+    ({"penalty": "k3", "reference": "nowhere"}, "task.reference", "is not a checkpoint file"),
     (
         {"reward": {"name": "exact_match", "answer": "solution"}},
         "task.reward",

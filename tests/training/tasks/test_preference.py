@@ -207,6 +207,9 @@ def test_run_that_is_no_reward_model_is_refused(start: str) -> None:
 def test_what_cannot_work_is_refused(train: Make, tiny: Make, start: str) -> None:
     with pytest.raises(ConfigError, match="compares with the weights that training began with"):
         train(1)
+    with pytest.raises(ConfigError, match="holds neither") as refusal:
+        train(1, init_from=start, reference="nowhere")
+    assert refusal.value.path == "task.reference"
     with pytest.raises(ConfigError, match="no preference is registered"):
         train(1, preference="dpo")
     with pytest.raises(ConfigError, match="trains no multi-token prediction") as refusal:

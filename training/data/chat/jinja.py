@@ -45,7 +45,7 @@ class Jinja(Chat):
 
     def prepare(self, tokenizer: Tokenizer) -> None:
         require("lab", "jinja2", path="data.chat", value="jinja")
-        self._text = read_text(Path(self.file), "data.chat.template") if self.file else _of(tokenizer)
+        self._text = read_text(Path(self.file), "data.chat.template", REMEDY) if self.file else _of(tokenizer)
         if not re.search(r"\{%-?\s*generation\s*-?%\}", self._text):
             rule = "the template marks no answers with {% generation %}, so no token would be scored"
             raise ConfigError("data.chat.template", self.file, rule, REMEDY)
