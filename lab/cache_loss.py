@@ -95,7 +95,8 @@ def data_of(run: Path, most: int | None) -> Any:
 
 
 def validation_windows(run: Path, most: int | None) -> Iterator[Window]:
-    """Windows of a run's validation text that contain one document.
+    """Windows of a run's validation text that contain one document; none of conversations, whose rows hold several, and
+    questions.
 
     Args:
         run, most: as in ``data_of``
@@ -103,7 +104,12 @@ def validation_windows(run: Path, most: int | None) -> Iterator[Window]:
     Raises:
         ConfigError: as in ``data_of``
     """
-    for batch in data_of(run, most).val_dataloader():
+    from training.data.chat_module import ChatDataModule  # Lightning, which --help does without
+
+    data = data_of(run, most)
+    if isinstance(data, ChatDataModule):
+        return
+    for batch in data.val_dataloader():
         tokens, targets, segments = batch["tokens"], batch["targets"], batch.get("segments")
         if segments is not None:
             whole = (segments == segments[:, :1]).all(1)
@@ -175,7 +181,9 @@ def main(arguments: Sequence[str]) -> None:
     else:
         windows = list(validation_windows(Path(words.model), most))
     if not windows:
-        raise ConfigError("MODEL", words.model, "has no validation text", "Name some: --text FILE")
+        raise ConfigError(
+            "MODEL", words.model, "has no validation text; conversations are none", "Name some: --text FILE"
+        )
     try:
         rows = losses(writer.decoder, windows, words.bits or BITS)
     except BlockError as error:

@@ -15,8 +15,11 @@ from run_folder import write_run
 from blocks.compose import compose
 from blocks.decoder import Decoder
 from blocks.kernels.cross_entropy import IGNORED
-from lab.cache_loss import losses, main, mean_loss
+from lab.cache_loss import losses, main, mean_loss, validation_windows
 from registry import ConfigError
+from training.data.prompt_module import PromptDataModule
+from training.data.sorting import Sorting
+from training.data.tokenizers.chars import Chars
 
 pytestmark = pytest.mark.xdist_group("cache_loss")  # its fixture is slow to set up
 
@@ -96,3 +99,12 @@ def test_mistake_is_one_message_at_its_option(words: list[str], path: str, run: 
 def test_model_that_is_no_run_needs_a_text(run: Path) -> None:
     with pytest.raises(ConfigError, match="--text"):
         main([str(run / "checkpoints" / "last.ckpt")])
+
+
+def test_prompts_of_a_run_are_no_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Their batches have no targets; of the rows of conversations none is one document."""
+    data = PromptDataModule(Sorting(train=20, held_out=4), Chars(16), 12, 4, cache_dir=str(tmp_path))
+    data.prepare_data()
+    data.setup()
+    monkeypatch.setattr("lab.cache_loss.data_of", lambda *_: data)
+    assert not list(validation_windows(tmp_path, None))
