@@ -55,9 +55,10 @@ class Layer:
         with torch.inference_mode():
             caches = {layer: _filled(layer, context, device, kind) for layer in (plain, chosen)}
             for what, tokens in (("token", 1), ("prompt", PROMPT)):
-                for _ in range(steps + 1):
+                for step in range(steps + 1):
                     x = torch.randn(1, tokens, WIDTH, device=device).to(kind)
-                    for way in WAYS:
+                    at = step % len(WAYS)
+                    for way in WAYS[at:] + WAYS[:at]:
                         layer = plain if way == "no selector" else chosen
                         cache = caches[layer]
                         places = torch.arange(cache.length, cache.length + tokens, device=device)[None]
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     parser = options.parser("selectors", __doc__, rounds=5, minutes=10)
     options.add_names(parser, "dtypes", "fp32", ("fp32", "bf16"))
     given = options.read(parser, arguments)
-    contexts, steps = ((8,), 1) if given.quick else (CONTEXTS, 12)
+    contexts, steps = ((8,), 1) if given.quick else (CONTEXTS, 11)
     result = Result("selectors", machine.about(given.device, given.threads))
     for dtype in given.dtypes:
         entries = [Entry(n, "benchmarks.selectors:Layer", {"attention": n, "dtype": dtype}) for n in ATTENTIONS]

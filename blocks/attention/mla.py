@@ -24,7 +24,7 @@ from blocks.attention.selecting import Losses, declared, remembered, selected
 from blocks.base import Placement
 from blocks.cache import Cache
 from blocks.carry import Carry
-from blocks.kernels.few_keys import attend_few
+from blocks.kernels.few_keys import PART, attend_few
 from blocks.kernels.few_rows import by_mkl, reads_fast
 from blocks.kernels.latent_attention import absorbs, into_latents, key_multiple, out_of_latents
 from blocks.kernels.scoring import Scoring, Slopes, of_heads
@@ -239,7 +239,7 @@ class MLA(Attention):
         def attend(q: Tensor, stored: tuple[Tensor, ...], bias: Tensor) -> Tensor:
             return self.kernels.attend_latents(q, stored[0], stored[0].shape[1], self.latent, self.scale, bias)
 
-        y = attend_few(attend, torch.cat((into_latents(q_nope, key_up), q_rope), -1), (memory,), bias)
+        y = attend_few(attend, torch.cat((into_latents(q_nope, key_up), q_rope), -1), (memory,), bias, PART)
         return None if y is None else out_of_latents(y, value_up)
 
     def _ups(self) -> tuple[Tensor, Tensor]:

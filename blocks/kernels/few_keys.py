@@ -12,15 +12,19 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-PART, LEAST = 8, 1024  # keys to one that is seen, and keys in all, from which on they are gathered
+# Keys to one that is seen, from which on they are gathered: of one query, and of several, whose products on keys of
+# their own are of fewer rows than on common ones. Latents are wide, and all heads read them: PART for several too.
+PART, PART_OF_SEVERAL = 8, 32
+LEAST = 1024  # keys in all
 GATHERED = {"cpu": 2**23, "cuda": 2**28}  # bytes in memory at a time: a CPU's cache holds them
 
 Attend = Callable[[Tensor, tuple[Tensor, ...], Tensor], Tensor]
 
 
-def few(seen: Tensor) -> Tensor | None:
+def few(seen: Tensor, part: int | None = None) -> Tensor | None:
     """The keys that queries see, of seen [B,T,S]: indices [B,T,K], the K of the query that sees most; a query that sees
-    fewer has some that it does not see. None where they are not few, or something needs a gradient."""
+    fewer has some that it does not see. None where they are not few, one of ``part`` keys at most, or something needs a
+    gradient."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or seen.is_meta:
         return None
     T, S = seen.shape[1:]
@@ -28,7 +32,8 @@ def few(seen: Tensor) -> Tensor | None:
         return None
     numbers = seen.view(torch.uint8)  # whose sum is several times as fast
     most = int(numbers.sum(-1, dtype=torch.int32).amax())
-    if most * PART > S - T // 2:  # of later keys no scores are computed
+    part = part or (PART if T == 1 else PART_OF_SEVERAL)
+    if most * part > S - T // 2:  # of later keys no scores are computed
         return None
     return numbers.topk(most, -1, sorted=False).indices
 
@@ -49,7 +54,9 @@ def pieces(n: int, a_query: int, device: torch.device) -> Iterator[slice]:
     return (slice(start, min(start + together, n)) for start in range(0, n, together))
 
 
-def attend_few(attend: Attend, q: Tensor, stored: tuple[Tensor, ...], bias: Tensor) -> Tensor | None:
+def attend_few(
+    attend: Attend, q: Tensor, stored: tuple[Tensor, ...], bias: Tensor, part: int | None = None
+) -> Tensor | None:
     """Attention of queries to the keys that a bias leaves them.
 
     Args:
@@ -57,12 +64,13 @@ def attend_few(attend: Attend, q: Tensor, stored: tuple[Tensor, ...], bias: Tens
         q: [B,T,N,·]
         stored: [B,S,…] each
         bias: [B|1,N|1,T,S], −∞ on keys that are not seen; no head sees later ones
+        part: as for ``few``
 
     Returns:
         [B,T,N,V]; None where ``few`` is
     """
     B, T, S = len(q), q.shape[1], bias.shape[-1]
-    index = few((bias > float("-inf")).any(1).expand(B, T, S))
+    index = few((bias > float("-inf")).any(1).expand(B, T, S), part)
     if index is None:
         return None
     parts, bias = [], bias.expand(B, -1, T, S)

@@ -85,7 +85,8 @@ def test_attention_is_that_of_the_definition(
     least: int,
 ) -> None:
     monkeypatch.setattr(few_keys, "LEAST", least)
-    monkeypatch.setattr(few_keys, "PART", 1)
+    for part in ("PART", "PART_OF_SEVERAL"):
+        monkeypatch.setattr(few_keys, part, 1)
     attention: Any = model(compressor).layers[0].attention
     positions, segments = packed(*documents, first=first)
     T, at, of = positions.shape[1], positions[0].tolist(), segments[0].tolist()

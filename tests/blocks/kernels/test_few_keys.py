@@ -24,8 +24,9 @@ DTYPES = [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 2e-2)]
 @pytest.fixture(autouse=True)
 def few_are_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that sequences can be short."""
-    monkeypatch.setattr(few_keys, "PART", 4)
-    monkeypatch.setattr(few_keys, "LEAST", 1)
+    for name, value in (("PART", 4), ("PART_OF_SEVERAL", 4), ("LEAST", 1)):
+        monkeypatch.setattr(few_keys, name, value)
+    monkeypatch.setattr("blocks.attention.mla.PART", 4)
 
 
 def seen_by(B: int, T: int, S: int, most: int) -> Tensor:
@@ -96,6 +97,8 @@ def test_keys_are_gathered_where_few_are_seen_and_nothing_needs_a_gradient(monke
         assert few(seen) is None
         monkeypatch.setattr(few_keys, "LEAST", 41)
         assert few(seen) is not None
+        monkeypatch.setattr(few_keys, "PART_OF_SEVERAL", 5)
+        assert few(seen) is None and few(seen, 4) is not None and few(seen[:, :1]) is not None
     assert few(seen) is None
 
 
@@ -127,12 +130,12 @@ def test_a_model_gathers_and_gives_the_logits_of_all_scores(
 
     monkeypatch.setattr(few_keys, "taken", counted)
     monkeypatch.setattr("blocks.attention.shared_kv.taken", counted)
-    for part in (4, 1000):
-        monkeypatch.setattr(few_keys, "PART", part)
+    for least in (1, 1000):
+        monkeypatch.setattr(few_keys, "LEAST", least)
         caches = decoder.new_caches(3, 61, padding=padding)
-        found[part] = torch.cat([decoder(t, caches=caches) for t in ids.split([30, 20, 1, 1, 9], 1)], 1)
-        assert bool(gathered) == (part == 4)
+        found[least] = torch.cat([decoder(t, caches=caches) for t in ids.split([30, 20, 1, 1, 9], 1)], 1)
+        assert bool(gathered) == (least == 1)
         gathered.clear()
     hidden = torch.arange(61) < padding[:, None]
-    assert torch.equal(found[4].isfinite().all(-1), torch.ones_like(hidden))
-    torch.testing.assert_close(found[4][~hidden], found[1000][~hidden], rtol=0, atol=1e-12)
+    assert torch.equal(found[1].isfinite().all(-1), torch.ones_like(hidden))
+    torch.testing.assert_close(found[1][~hidden], found[1000][~hidden], rtol=0, atol=1e-12)
