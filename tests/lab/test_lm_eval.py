@@ -218,7 +218,7 @@ def test_option_that_cannot_be_is_refused_by_name(name: str, value: Any, run: Pa
     arguments = {"path": str(run), name.rpartition(".")[2]: value}
     with pytest.raises(ConfigError) as refused:
         Blockwright.create_from_arg_obj(arguments)
-    assert refused.value.path == {"path": "ckpt_path"}.get(name, name)
+    assert refused.value.path == {"path": "RUN"}.get(name, name)
 
 
 @pytest.mark.parametrize(

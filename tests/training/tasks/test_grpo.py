@@ -454,7 +454,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"temperature": 0.0}, "task.temperature", "above 0"),
     ({"top_p": 0.0}, "task.top_p", "above 0"),
     ({"penalty": "k3"}, "task.reference", "none is named"),
-    ({"penalty": "k3", "reference": "nowhere"}, "task.reference", "is not a checkpoint file"),
+    ({"penalty": "k3", "reference": "nowhere"}, "task.reference", "no such file or folder"),
     (
         {"reward": {"name": "exact_match", "answer": "solution"}},
         "task.reward",
