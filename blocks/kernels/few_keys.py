@@ -25,7 +25,7 @@ def few(seen: Tensor, part: int | None = None) -> Tensor | None:
     """The keys that queries see, of seen [B,T,S]: indices [B,T,K], the K of the query that sees most; a query that sees
     fewer has some that it does not see. None where they are not few, one of ``part`` keys at most, or something needs a
     gradient."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or seen.is_meta:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or seen.is_meta or type(seen) is not Tensor:
         return None
     T, S = seen.shape[1:]
     if S < LEAST:

@@ -125,7 +125,7 @@ def highest(scores: Tensor, k: int) -> Tensor:
     if k >= scores.shape[-1]:
         return torch.ones_like(scores, dtype=torch.bool)
     least = scores.topk(k, -1, sorted=False).values.amin(-1, keepdim=True)
-    if not scores.is_cpu or torch.compiler.is_compiling():
+    if not scores.is_cpu or torch.compiler.is_compiling() or type(scores) is not Tensor:  # a tracer's has no values
         return _last_of_equal(scores, least, k)
     chosen = scores >= least
     tied = how_many(chosen) != k  # few rows, nearly always

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from blocks.attention.selecting import _held
 from blocks.compose import check, compose
 from blocks.decoder import Decoder
+from blocks.kernels.few_keys import few
 from blocks.selector import indexer
 from blocks.selector.base import Asked, Held, highest
 from blocks.selector.documents import blocks_of
@@ -67,6 +69,13 @@ def test_highest_breaks_ties_towards_the_later_at_every_length() -> None:
             assert torch.equal(highest(scores[:, :end], k), of_sort.scatter(1, end - 1 - order, True))
             behind = nn.functional.pad(scores[:, :end], (0, 23 - end), value=-math.inf)  # what no query sees
             assert k > end or torch.equal(highest(behind, k)[:, :end], highest(scores[:, :end], k))
+
+
+@torch.no_grad()
+def test_no_choice_asks_for_values_where_there_are_none() -> None:
+    with FakeTensorMode():
+        assert highest(torch.randn(3, 40), 5).shape == (3, 40)
+        assert few(torch.randn(2, 3, 2000) > 3) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
