@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,16 @@ from torch.distributed import _functional_collectives as functional
 
 def _wait(tensor: Tensor) -> Tensor:
     return tensor.wait() if isinstance(tensor, functional.AsyncCollectiveTensor) else tensor
+
+
+def _each(start: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A collective of each part; all are under way before the first is waited for.
+
+    On a CPU one after the other: of two that were under way together, gloo once waited for ever for one, on all ranks.
+    """
+    if parts and parts[0].is_cpu:
+        return tuple(_wait(start(part.contiguous())) for part in parts)
+    return tuple(map(_wait, [start(part.contiguous()) for part in parts]))
 
 
 class _Enter(torch.autograd.Function):
@@ -60,9 +70,7 @@ class _Exchange(torch.autograd.Function):
 
 
 def _travel(parts: Sequence[Tensor], received: list[int], sent: list[int], group: ProcessGroup) -> tuple[Tensor, ...]:
-    """All are under way before the first is waited for."""
-    started = [functional.all_to_all_single(part.contiguous(), received, sent, group) for part in parts]
-    return tuple(map(_wait, started))
+    return _each(lambda part: functional.all_to_all_single(part, received, sent, group), parts)
 
 
 def exchange(received: list[int], sent: list[int], group: ProcessGroup, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -84,19 +92,16 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, group: ProcessGroup, *parts: Tensor) -> tuple[Tensor, ...]:
         ctx.group = group
-        started = [_all_gather(part.contiguous(), 0, group) for part in parts]
-        return tuple(map(_wait, started))
+        return _each(lambda part: _all_gather(part, 0, group), parts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        started = [_reduce_scatter(grad.contiguous(), "sum", 0, ctx.group) for grad in grads]
-        return None, *map(_wait, started)
+        return None, *_each(lambda grad: _reduce_scatter(grad, "sum", 0, ctx.group), grads)
 
 
 def gather(group: ProcessGroup, *parts: Tensor) -> tuple[Tensor, ...]:
     """[m,…] of each rank → [n·m,…] of all n ranks, in their order; a part's gradient is the sum of all ranks'.
 
-    All are under way before the first is waited for, and are one step of the backward pass: ranks whose graphs differ
-    otherwise still communicate in the same order.
+    All are one step of the backward pass: ranks whose graphs differ otherwise still communicate in the same order.
     """
     return _Gather.apply(group, *parts)
