@@ -104,7 +104,8 @@ def _train(arguments: Sequence[str]) -> None:
     train.main()
 
 
-def _run(arguments: Sequence[str]) -> int | None:
+def run(arguments: Sequence[str]) -> int | None:
+    """Run a command line after the word ``blockwright``."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help", "help"):
         print(usage(), end="")
@@ -129,4 +130,4 @@ def _run(arguments: Sequence[str]) -> int | None:
 
 def main() -> None:
     """The console script."""
-    sys.exit(run_command(_run))
+    sys.exit(run_command(run))

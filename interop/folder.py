@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from registry import ConfigError
+from registry.quoting import quoted
 
 ORIGIN = "origin.json"  # of an imported folder, see interop/origin.py
 MAX_BYTES = 32_000_000  # of a JSON file; the largest known index has a third of it
@@ -18,9 +19,9 @@ MAX_BYTES = 32_000_000  # of a JSON file; the largest known index has a third of
 
 def start_from(folder: Path) -> list[str]:
     """Overrides by which a run starts from the weights in a folder, with their tokenizer if it has one."""
-    words = [f"init_from={folder}", "model=pretrained"]
+    words = [f"init_from={quoted(folder)}", "model=pretrained"]
     file = folder / "tokenizer.json"
-    return [*words, "data/tokenizer=pretrained", f"data.tokenizer.file={file}"] if file.is_file() else words
+    return [*words, "data/tokenizer=pretrained", f"data.tokenizer.file={quoted(file)}"] if file.is_file() else words
 
 
 @contextmanager

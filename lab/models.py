@@ -1,68 +1,57 @@
-"""Load a model by name, from a preset, run, checkpoint or file, onto the meta device."""
+"""A model by name, from a preset, run, checkpoint or file: as overrides of a run, and on the meta device."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import registry
-from blocks.checkpoint.read import read_checkpoint
 from blocks.compose import compose
 from blocks.decoder import Decoder
 from registry import ConfigError
+from registry.quoting import quoted
 from training.configuration.composing import compose_config
+from training.configuration.named_model import composition_of
+
+FILES = (".yaml", ".yml")
+REMEDY = "Name a preset, a run's folder (logs/train/runs/…), a *.ckpt, or a *.yaml that holds a composition"
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Decoder:
     """The decoder of a preset, a run's folder, a checkpoint or a composition's file, on the meta device.
 
+    Args:
+        name: of the preset, or the path
+        overrides: of the composition, as train.py takes them
+
     Raises:
         ConfigError: there is no such model, or it cannot be built
     """
-    path = Path(name)
-    if "/" not in name and path.suffix not in (".ckpt", ".yaml", ".yml"):
-        return compose(compose_config([f"model={name}", *overrides]).model, device="meta")
-    if path.suffix in (".yaml", ".yml"):
-        return compose(_changed(_written(path), overrides), device="meta")
-    checkpoint = read_checkpoint(_checkpoint_of(path) if path.is_dir() else path)
-    return compose(_changed(checkpoint["hyper_parameters"]["model"], overrides), device="meta")
-
-
-def _written(path: Path) -> Any:
+    node = compose_config(chosen(name, overrides)).model
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        remedy = "Name a file that holds a composition"
-        raise ConfigError("model", str(path), f"cannot be read ({type(error).__name__})", remedy) from None
-    written = registry.to_plain(text)
-    return written["model"] if isinstance(written, dict) and isinstance(written.get("model"), dict) else written
-
-
-def _checkpoint_of(run: Path) -> Path:
-    last = run / "checkpoints" / "last.ckpt"
-    found = sorted((run / "checkpoints").glob("*.ckpt"), key=lambda p: p.stat().st_mtime)
-    if not found:
-        remedy = "Name a run's folder (logs/train/runs/…), a *.ckpt or a *.yaml"
-        raise ConfigError("model", str(run), "holds no checkpoints/*.ckpt", remedy)
-    return last if last.exists() else found[-1]
-
-
-def _changed(model: Any, overrides: Sequence[str]) -> Any:
-    """A composition from a file, with values set on top of it."""
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        if not key.startswith("model."):
-            rule = "only values can be set in a model that is a file: it has no groups to choose from"
-            raise ConfigError(key, value, rule, "Write model.KEY=VALUE, or start from a preset")
-    if not overrides:
-        return model
-    try:
-        changes = OmegaConf.from_dotlist([override.lstrip("+").removeprefix("model.") for override in overrides])
-        return OmegaConf.merge(OmegaConf.create(model), changes)
-    except (OmegaConfBaseException, ValueError) as error:
+        return compose(composition_of(OmegaConf.to_container(node, resolve=True, enum_to_str=True)), device="meta")
+    except OmegaConfBaseException as error:
         rule = str(error).splitlines()[0]
-        raise ConfigError("command line", " ".join(overrides), rule, "Write model.KEY=VALUE") from None
+        raise ConfigError(error.full_key or "model", "…", rule, "Write the value itself") from None
+    except ConfigError as error:
+        if error.path not in ("model.file", "init_from", "ckpt_path"):
+            raise
+        raise ConfigError("model", name, error.rule, REMEDY) from None
+
+
+def chosen(name: str, overrides: Sequence[str] = ()) -> list[str]:
+    """The overrides by which a run has this model: its weights too, where a run or a checkpoint is named."""
+    path = Path(name)
+    if path.suffix in FILES:
+        return ["model=file", f"model.file={quoted(path)}", *map(added, overrides)]
+    if "/" in name or path.suffix:
+        return ["model=pretrained", f"init_from={quoted(path)}", *map(added, overrides)]
+    return [f"model={name}", *overrides]
+
+
+def added(override: str) -> str:
+    """An override of a model that is named and not written: nothing of it is in the groups, so all is added."""
+    return re.sub(r"^model([/.])", lambda found: ("+" if found[1] == "/" else "++") + found[0], override)

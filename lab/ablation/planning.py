@@ -10,11 +10,11 @@ from typing import Any
 from lab.ablation.definition import Definition
 from lab.match.sizing import Arm, Sized, arm_of, named, size
 from registry import ConfigError
+from registry.quoting import quoted
 from training.checkpoints.surgery import check_surgery
 from training.configuration import figures
 from training.configuration.composing import compose_config
 from training.configuration.instantiate import instantiate
-from training.configuration.overrides import quoted
 from training.entry.preflight import check
 
 STEPS = "trainer.max_steps"

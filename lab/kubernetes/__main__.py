@@ -14,8 +14,8 @@ from pathlib import Path
 from lab.sweep import plan as plans
 from registry import ConfigError, did_you_mean
 from registry.command import Parser, run_command
+from registry.quoting import quoted
 from training import jobs
-from training.configuration.overrides import quoted
 
 OF_A_SWEEP = ("status", "stop", "resume", "retry")
 OPTIONS = ("--prefix", "--tail=-1", "--max-log-requests=100")

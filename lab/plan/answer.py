@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from blocks.decoder import Decoder
 from lab.describe import usual_context
-from lab.models import load
+from lab.models import chosen, load
 from lab.plan import table
 from lab.plan.costs import as_plain
 from lab.plan.generation import Generation, generation
-from lab.plan.hardware import coefficients
+from lab.plan.hardware import beyond, coefficients
 from lab.plan.layout import Job
 from lab.plan.measure import measure
 from lab.plan.request import Request, read
 from lab.plan.search import Candidate, Found, search
 from registry import ConfigError
 from registry.printing import show
-from training.parallel.refusals import blocks_of, check_groups
+from training.configuration.composing import compose_config
+from training.entry.preflight import preflight
+
+NODE = 8  # GPUs of one machine, at most
 
 
 def answer(arguments: Sequence[str]) -> None:
@@ -54,36 +58,48 @@ def _layouts(asked: Request, decoder: Decoder, length: int) -> None:
     if asked.as_json:
         rows = [as_plain(c, found.best[0], measured, job, asked.device, *cost) for c in found.best]
         plain = {"model": asked.model, "job": asdict(job), "gpu": asdict(asked.device), "layouts": rows}
-        print(json.dumps({**plain, "considered": found.considered, "fit": found.fit}, indent=1))
+        seen = {"considered": found.considered, "fit": found.fit, "warnings": beyond(job)}
+        print(json.dumps({**plain, **seen}, indent=1))
         return
     show(table.layouts(found, measured, job, asked.device, *cost))
+    for line in beyond(job):
+        print(f"warning: {line}", file=sys.stderr)
     if asked.explain:
         show(table.explained(found.best[0]))
-    _say_how(asked, found, job, decoder)
+    _say_how(asked, found, job)
 
 
-def _say_how(asked: Request, found: Found, job: Job, decoder: Decoder) -> None:
+def _say_how(asked: Request, found: Found, job: Job) -> None:
     """The command of the fastest layout that this project trains."""
     if found.here is None:
-        print("None of these fit with what this project trains itself: pipeline=1 shard=true")
+        print("None of these fit with what this project trains itself: pipeline=1 shard=true precision=bf16")
         return
     slower = found.best[0].speed / found.here.speed - 1
     speed = f"{found.here.speed:,.0f} tokens/s a GPU, {slower:.1%} slower than the best"
     print(f"Fastest here ({found.here.layout}, {speed}):")
     print(f"  {command(asked, found.here, job)}")
+    if (error := refusal(asked, found.here, job)) is not None:
+        print(f"  a run refuses this: {error.path} {error.rule}. {error.remedy}")
+
+
+def refusal(asked: Request, candidate: Candidate, job: Job) -> ConfigError | None:
+    """Why a run refuses the command of a layout, if it does; the GPUs themselves are not looked for."""
+    _, _, *words = shlex.split(command(asked, candidate, job))
     try:
-        check_groups(blocks_of(decoder.config), found.here.layout.sizes(job))
+        preflight(compose_config([*words, "trainer.accelerator=cpu"], output_dir="."))
     except ConfigError as error:
-        print(f"  with: {error.remedy} ({error.path} {error.rule})")
+        return error
+    return None
 
 
 def command(asked: Request, candidate: Candidate, job: Job) -> str:
-    """The training that a layout stands for."""
+    """The training that a layout stands for, on nodes of at most eight GPUs that are alike."""
     layout, sizes = candidate.layout, candidate.layout.sizes(job)
     spread = {"tensor": sizes.tensor, "expert": sizes.expert, "context": sizes.context}
-    words = [f"model={asked.model}", *asked.overrides, "trainer=fsdp", "trainer.precision=bf16-mixed"]
+    words = [*chosen(asked.model, asked.overrides), "trainer=fsdp", "trainer.precision=bf16-mixed"]
     words += [f"trainer.strategy.{name}={size}" for name, size in spread.items() if size > 1]
-    words += [f"trainer.devices={min(8, job.gpus)}", f"trainer.num_nodes={max(1, job.gpus // 8)}"]
+    devices = max(size for size in range(1, NODE + 1) if job.gpus % size == 0)
+    words += [f"trainer.devices={devices}", f"trainer.num_nodes={job.gpus // devices}"]
     rows = layout.micro_batch * layout.data(job)
     words += [f"data.batch_size={rows}", f"data.eval_batch_size={rows}", f"data.sequence_length={job.length}"]
     words += [f"trainer.accumulate_grad_batches={layout.micro_batches(job)}"]

@@ -44,7 +44,7 @@ def as_plain(
     """A row of ``--json``: SI units throughout."""
     return {
         "layout": asdict(candidate.layout),
-        "runs_here": candidate.layout.runs_here(),
+        "runs_here": candidate.layout.trains_here(job),
         "step_seconds": candidate.step.seconds,
         "tokens_per_second_and_gpu": candidate.speed,
         "flops_per_second_and_gpu": candidate.step.flops_per_second,

@@ -19,7 +19,7 @@ import numpy as np
 
 import registry
 from blocks.compose import compose
-from lab.plan.hardware import Coefficients, Hardware, coefficients, hardware
+from lab.plan.hardware import PUBLISHED, Coefficients, Hardware, coefficients, hardware
 from lab.plan.layout import Job, Layout
 from lab.plan.measure import Measured, measure
 from lab.plan.step import Step, step
@@ -29,9 +29,7 @@ from registry.arguments import read_arguments
 from registry.command import run_command
 from registry.extras import require
 from registry.limits import read_text
-from training.configuration.conf import CONF
 
-PUBLISHED = CONF / "planner" / "published.yaml"
 # start, least, most: what kernels are known to reach, before any run here was looked at
 START: Mapping[str, tuple[float, float, float]] = {
     "dense": (0.62, 0.4, 0.8),

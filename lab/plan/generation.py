@@ -16,8 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from blocks.attention.base import empty_cache
 from blocks.cost import alike, count_parameters, with_layers
 from blocks.decoder import Decoder
+from lab.card import in_bytes
 from lab.plan.hardware import Coefficients, Hardware
 from lab.plan.memory import USABLE
+from registry import ConfigError
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,34 @@ def generation(
         decoder: on the meta device
         context: tokens in each cache, on average
         weight_bits, cache_bits: of a number; states of recurrent mixers are never quantised
+
+    Raises:
+        ConfigError: the weights and one cache do not fit, or there are no caches
     """
     counted = count_parameters(decoder)
     weights = (counted.total - counted.families["mtp"]) * weight_bits / 8
     cache = _cache_bytes(decoder, context, cache_bits)
-    batch = int((USABLE * gpus * hardware.memory - weights) // cache)
+    batch = _most(USABLE * gpus * hardware.memory, weights, cache, gpus)
     short, long = (_flops(decoder, n) for n in (1, context))
     peak, faster = gpus * hardware.bf16 * hardware.sustained * fitted.dense, fitted.fp8 if weight_bits <= 8 else 1.0
     read = gpus * hardware.hbm
     products = {"reads": weights / read, "computes": batch * short / (peak * faster)}
     attention = {"reads": batch * cache / read, "computes": batch * (long - short) / peak}
     return Generation(batch, weights, batch * cache, products, attention)
+
+
+def _most(room: float, weights: float, cache: float, gpus: int) -> int:
+    """Sequences whose caches fit beside the weights."""
+    if not cache:
+        rule = "remembers nothing of a token, so no memory limits how many sequences are generated at once"
+        raise ConfigError("model.attention", "none", rule, "Plan a model that has a token mixer")
+    if (batch := int((room - weights) // cache)) < 1:
+        rule = (
+            f"have {in_bytes(room)} for weights ({in_bytes(weights)}) and the cache of one sequence ({in_bytes(cache)})"
+        )
+        remedy = "Use more GPUs or larger ones, a shorter length, or lower weights.bits and cache.bits"
+        raise ConfigError("gpus", gpus, rule, remedy)
+    return batch
 
 
 def _cache_bytes(decoder: Decoder, context: int, bits: float) -> float:

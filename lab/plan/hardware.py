@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import registry
+from lab.plan.layout import Job
 from registry import ConfigError, did_you_mean
 from registry.limits import read_text
 from training.configuration.conf import CONF
 
 FOLDER, COEFFICIENTS = CONF / "hardware", Path(CONF) / "planner" / "coefficients.yaml"
+PUBLISHED = CONF / "planner" / "published.yaml"
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,18 @@ def hardware(name: str) -> Hardware:
     if name not in names():
         raise ConfigError("gpu", name, "there is no such device in conf/hardware", did_you_mean(name, names()))
     return Hardware(name=name, **{"speed": _fitted()["speed"].get(name, 1.0), **_read(FOLDER / f"{name}.yaml")})
+
+
+def beyond(job: Job) -> list[str]:
+    """In what a job lies beyond every published run: there the planner has never been compared with anything."""
+    runs = _read(PUBLISHED)["runs"]
+    most = {name: max(run[name] for run in runs) for name in ("gpus", "length")}
+    asked = {"gpus": job.gpus, "length": job.length}
+    return [
+        f"{name} = {asked[name]:,} is beyond every published run (at most {largest:,}): this is extrapolated"
+        for name, largest in most.items()
+        if asked[name] > largest
+    ]
 
 
 def coefficients() -> Coefficients:

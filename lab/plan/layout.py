@@ -86,8 +86,12 @@ class Layout:
         return max(1, self.expert // self.tensor)
 
     def runs_here(self) -> bool:
-        """Whether this project trains so; others are for a framework that has pipelines."""
+        """Whether this project spreads a training so; others are for a framework that has pipelines."""
         return self.pipeline == 1 and self.shard
+
+    def trains_here(self, job: Job) -> bool:
+        """Whether this project trains the job so: its matrix products are not in fp8."""
+        return self.runs_here() and job.precision == "bf16"
 
     def __str__(self) -> str:
         named = {"tp": self.tensor, "pp": self.pipeline, "cp": self.context, "ep": self.expert}

@@ -103,7 +103,7 @@ def search(
     best: dict[tuple[Any, ...], Candidate] = {}
     for candidate in fit:
         best.setdefault(_sizes(candidate.layout), candidate)
-    here = next((candidate for candidate in fit if candidate.layout.runs_here()), None)
+    here = next((candidate for candidate in fit if candidate.layout.trains_here(job)), None)
     return Found(list(best.values())[:top], here, considered, len(fit), dict(refused))
 
 

@@ -39,7 +39,7 @@ def layouts(
     _row(table, "MFU, scores halved", [mfu(c, hardware) for c in rows], "{:.1%}".format)
     table.add_row("against the best", *(_verdict(c, rows[0]) for c in rows))
     table.add_row("  slower by, s", *(_reasons(c, rows[0]) for c in rows))
-    table.add_row("runs here", *("yes" if c.layout.runs_here() else "no" for c in rows))
+    table.add_row("runs here", *("yes" if c.layout.trains_here(job) else "no" for c in rows))
     _row(table, "memory a GPU", [sum(m.values()) for m in memories], in_bytes)
     for part in memories[0]:
         _row(table, f"  {part}", [m[part] for m in memories], in_bytes)

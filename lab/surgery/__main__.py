@@ -40,10 +40,10 @@ from lab.writer import Writer
 from registry import ConfigError
 from registry.command import Parser, run_command
 from registry.printing import show
+from registry.quoting import quoted
 from training.configuration.composing import compose_config
 from training.configuration.instantiate import instantiate
 from training.configuration.named_model import composition_of
-from training.configuration.overrides import quoted
 from training.surgery import Surgery, refuse_inexact
 
 MAX_BYTES = 5 * 10**9  # of a file of weights

@@ -25,8 +25,8 @@ from lab.sweep.table import best_of, rows_of, table_of
 from registry import ConfigError, did_you_mean
 from registry.command import Parser, run_command
 from registry.printing import show as print_table
+from registry.quoting import quoted
 from training import jobs as training_jobs
-from training.configuration.overrides import quoted
 from training.jobs import RESULTS, results_of
 from training.writing import write_json
 

@@ -22,10 +22,10 @@ from lab.sweep import locks
 from lab.sweep import plan as plans
 from lab.sweep.table import FIGURES
 from registry import REFUSED, ConfigError
+from registry.quoting import quoted
 from training import jobs
 from training.checkpoints.find import newest
 from training.checkpoints.places import FOLDER
-from training.configuration.overrides import quoted
 from training.jobs import RESULTS, record_failure, results_of
 from training.stops import DIVERGED, PREEMPTED, SIGNALS
 from training.writing import write_json

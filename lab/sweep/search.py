@@ -31,10 +31,10 @@ from lab.sweep.space import Space, choices, ends, read_space, suggest
 from lab.sweep.study import open_study
 from registry import ConfigError, did_you_mean
 from registry.extras import require
+from registry.quoting import quoted
 from training.checkpoints.find import newest
 from training.configuration import figures
 from training.configuration.instantiate import check_target
-from training.configuration.overrides import quoted
 from training.jobs import record_failure, results_of
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from blockwright.command import COMMANDS, TRAIN, _run, completion, usage
+from blockwright.command import COMMANDS, TRAIN, completion, run, usage
 from registry import ConfigError
 
 
@@ -23,7 +23,7 @@ def test_every_command_has_a_main_and_a_line_of_help() -> None:
 
 
 def test_arguments_reach_the_module(capsys: pytest.CaptureFixture[str]) -> None:
-    _run(["blocks", "attention/mqa"])
+    run(["blocks", "attention/mqa"])
     assert "attention/mqa" in capsys.readouterr().out
 
 
@@ -33,7 +33,7 @@ def test_arguments_reach_the_module(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_what_is_no_command_is_refused(word: str, remedy: str) -> None:
     with pytest.raises(ConfigError) as told:
-        _run([word])
+        run([word])
     assert remedy in told.value.remedy
 
 
@@ -44,7 +44,7 @@ def test_train_becomes_the_script_for_the_ranks_that_it_starts(monkeypatch: pyte
     monkeypatch.setattr(train, "main", lambda: seen.append((list(sys.argv), sys.modules["__main__"].__spec__)))
     monkeypatch.setattr(sys, "argv", ["blockwright", TRAIN, "seed=1"])
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", object(), raising=False)
-    _run([TRAIN, "seed=1"])
+    run([TRAIN, "seed=1"])
     assert seen == [([train.__file__, "seed=1"], None)]
 
 

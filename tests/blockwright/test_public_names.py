@@ -38,7 +38,7 @@ def test_version_is_that_of_the_distribution() -> None:
 
 def test_import_and_help_load_neither_torch_nor_lightning() -> None:
     code = (
-        "import sys, blockwright; from blockwright.command import _run; dir(blockwright); _run(['--help']);"
+        "import sys, blockwright; from blockwright.command import run; dir(blockwright); run(['--help']);"
         "assert not {'torch', 'lightning', 'numpy'} & set(sys.modules), sorted(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -410,7 +410,7 @@ def test_a_file_of_a_composition_and_a_checkpoint_are_described_too(
         ("model=gpt2 model.attention.n_head=3", "model.attention.n_head", "n_heads"),
         ("model=gpt2 model.d_model=7", "model.attention.n_heads", "nearest"),
         ("model=no/such.yaml", "model", "composition"),
-        ("model=no/such.ckpt", "ckpt_path", "logs/"),
+        ("model=no/such.ckpt", "model", "logs/"),
         ("model=tests/", "model", "folder"),
     ],
 )
@@ -422,12 +422,19 @@ def test_a_mistake_is_refused_with_its_remedy(
     assert refused.value.path == path and remedy in refused.value.remedy
 
 
-def test_a_group_cannot_be_chosen_in_a_file(tmp_path: Path, tiny: Callable[..., dict[str, Any]]) -> None:
+def test_a_file_takes_groups_and_keys_as_a_preset_does(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny: Callable[..., dict[str, Any]]
+) -> None:
     from omegaconf import OmegaConf
 
-    (tmp_path / "own.yaml").write_text(OmegaConf.to_yaml(tiny()))
-    with pytest.raises(ConfigError, match="no groups to choose from"):
-        main([f"model={tmp_path / 'own.yaml'}", "model/attention=mla"])
+    written, wanted = tmp_path / "own model.yaml", tmp_path / "wanted.yaml"
+    written.write_text(OmegaConf.to_yaml(tiny()))
+    wanted.write_text(OmegaConf.to_yaml({**tiny(), "n_layers": 1, "attention": {"name": "mqa", "n_heads": 2}}))
+    totals = []
+    for words in (["model/attention=mqa", "model.attention.n_heads=2", "model.n_layers=1"], []):
+        main([f"model={written if words else wanted}", *words, "--json"])
+        totals.append(json.loads(capsys.readouterr().out)["models"][0]["parameters"]["total"])
+    assert totals[0] == totals[1]
 
 
 def test_one_value_is_for_all_models_and_several_are_for_each() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 CONFIG_FLAGS = ("--config-name", "-cn", "--config-dir", "-cd", "--config-path", "-cp")
 
 
@@ -22,9 +19,3 @@ def config_flags(arguments: list[str]) -> list[str]:
 def kept(overrides: list[str]) -> list[str]:
     """Overrides of Hydra's own configuration that a job needs when it runs alone."""
     return [o for o in overrides if o.lstrip("+").startswith("hydra.searchpath")]
-
-
-def quoted(value: Path | str) -> str:
-    """A path quoted for Hydra's override grammar."""
-    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(value))
-    return f"'{escaped}'"

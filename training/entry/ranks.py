@@ -10,8 +10,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, read_write
 
+from registry.quoting import quoted
 from training import jobs
-from training.configuration.overrides import config_flags, kept, quoted
+from training.configuration.overrides import config_flags, kept
 
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

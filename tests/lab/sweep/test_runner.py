@@ -21,7 +21,7 @@ from lab.sweep.__main__ import main
 from lab.sweep.callback import SWEEPER
 from lab.sweep.table import rows_of
 from registry import ConfigError
-from training.configuration.overrides import quoted
+from registry.quoting import quoted
 from training.jobs import RESULTS, results_of
 from training.writing import write_json
 

@@ -1,0 +1,191 @@
+"""Commands that the project prints are accepted as they stand, from folders of any name."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from blocks.compose import compose
+from blockwright.command import COMMANDS, TRAIN, run
+from interop.exporting import export_folder
+from lab.sweep import plan as plans
+from registry.command import run_command
+from registry.errors import ConfigError
+from registry.quoting import quoted
+from training.configuration.composing import compose_config
+from training.entry.preflight import preflight
+
+ROOT = Path(__file__).resolve().parent.parent
+CODE = ("registry", "blocks", "training", "lab", "interop", "blockwright", "hydra_plugins")
+ODD = "it's my [first], $HOME=1 {a: b}"  # the name of a folder that means something to the shell and to Hydra
+
+
+@pytest.fixture(scope="module")
+def odd(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, its export to transformers, and its composition, in a folder of an odd name."""
+    folder = tmp_path_factory.mktemp("printed") / ODD
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    decoder = compose(tiny(vocab_size=257), seed=7)
+    weights = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
+    checkpoint = {"state_dict": weights, "hyper_parameters": {"model": decoder.config}}
+    torch.save(checkpoint, folder / "run" / "checkpoints" / "last.ckpt")
+    (folder / "model.yaml").write_text(OmegaConf.to_yaml(tiny(vocab_size=257, max_positions=512)))
+    export_folder(folder / "run", folder / "hf")
+    return folder
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    """The command that a command prints: the last line's from its program on."""
+
+    def call(*words: str) -> list[str]:
+        assert run_command(run, words) == 0
+        last = capsys.readouterr().out.strip().splitlines()[-1]
+        (found,) = re.findall(r"(?:python train\.py|blockwright) .*$", last)
+        return shlex.split(found)
+
+    return call
+
+
+@pytest.fixture
+def trains(small: list[str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """The words of a printed training after its program, checked as a run checks them."""
+
+    def check(words: list[str], program: tuple[str, ...] = ("python", "train.py")) -> dict[str, Any]:
+        assert tuple(words[:2]) == program
+        given = [o for o in small if not o.startswith("model.")]
+        return preflight(compose_config([*given, *words[2:], "trainer.accelerator=cpu"], output_dir=str(tmp_path)))
+
+    return check
+
+
+def test_the_command_of_an_import(
+    odd: Path, tmp_path: Path, printed: Callable[..., list[str]], trains: Callable[..., dict[str, Any]]
+) -> None:
+    out = tmp_path / ODD
+    assert trains(printed("import", str(odd / "hf"), str(out)))["init_from"] == str(out)
+
+
+def test_the_command_of_surgery(
+    odd: Path, tmp_path: Path, printed: Callable[..., list[str]], trains: Callable[..., dict[str, Any]]
+) -> None:
+    out = tmp_path / ODD
+    plain = trains(printed("surgery", str(odd / "run"), "model/attention=mha", "--out", str(out)))
+    assert plain["init_from"] == str(out) and plain["model"]["attention"]["name"] == "mha"
+
+
+HERE = ("gpu=h100", "length=32", "micro_batch=1", "tensor=1", "pipeline=1", "context=1", "shard=true")
+
+
+@pytest.mark.parametrize(
+    ("model", "gpus"), [("tiny", 12), ("model.yaml", 8), ("run", 7), ("run/checkpoints/last.ckpt", 13)]
+)
+def test_the_command_of_a_plan(
+    odd: Path, model: str, gpus: int, printed: Callable[..., list[str]], trains: Callable[..., dict[str, Any]]
+) -> None:
+    named = model if model == "tiny" else str(odd / model)
+    words = printed("plan", f"model={named}", f"gpus={gpus}", *HERE)
+    plain = trains(words, ("blockwright", "train"))
+    assert plain["trainer"]["devices"] * plain["trainer"]["num_nodes"] == gpus
+    assert plain["init_from"] == (named if "run" in model else None)
+
+
+def test_a_plan_says_what_its_command_lacks(odd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", f"model={odd / 'run'}", "model.n_layers=4", "gpus=8", *HERE]
+    assert run_command(run, words) == 0
+    assert "a run refuses this: init_from has other weights" in capsys.readouterr().out
+
+
+def test_the_command_of_an_ablation(tmp_path: Path, small: list[str], printed: Callable[..., list[str]]) -> None:
+    arms = {"one": "model/attention=mha", "two": "model/attention=mqa"}
+    (tmp_path / "mine.yaml").write_text(
+        OmegaConf.to_yaml(
+            {"about": "heads", "baseline": "one", "arms": arms, "metric": "val/loss", "seeds": 1, "tokens": 640}
+        )
+    )
+    given = [str(tmp_path / "mine.yaml"), *small, f"paths.log_dir={quoted(tmp_path / ODD)}"]
+    words = printed("ablate", *given, "--plan-only")
+    assert words[:3] == ["blockwright", "sweep", "resume"] and plans.read(Path(words[3]))["kind"] == "ablation"
+
+
+# --- in messages --------------------------------------------------------------------------------------------------
+
+
+def _texts() -> Iterator[tuple[str, str]]:
+    """Where and what: every text of the code but docstrings, with {} for what is filled in."""
+    for file in sorted(path for folder in CODE for path in (ROOT / folder).rglob("*.py")):
+        tree = ast.parse(file.read_text())
+        parts = {id(value) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for value in node.values}
+        told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if id(node) in parts or id(node) in told:
+                continue
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(str(v.value) if isinstance(v, ast.Constant) else "{}" for v in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = node.value
+            else:
+                continue
+            yield f"{file.relative_to(ROOT)}:{node.lineno}", text
+
+
+COMMAND = re.compile(r"(?<!\$\()\b(blockwright|python train\.py) ([\w-][^;`\n()]*)")
+MENTIONED = [(where, *found) for where, text in _texts() for found in COMMAND.findall(text)]
+VALUES = {"RUN", "OUT", "DIR", "FILE", "NAME", "TASKS", "MODEL", "{}", "…", "N", "KIND"}  # given by the reader
+
+
+def _flags(name: str) -> set[str]:
+    import contextlib
+    import io
+
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        run_command(run, [name, "--help"])
+    return set(re.findall(r"--[a-z][\w-]*", said.getvalue()))
+
+
+def test_messages_mention_commands() -> None:
+    assert len(MENTIONED) > 60
+
+
+@pytest.mark.parametrize(("where", "program", "rest"), [m for m in MENTIONED if m[1] == "blockwright"])
+def test_a_command_in_a_message_exists_with_its_flags(where: str, program: str, rest: str) -> None:
+    name, *words = rest.replace(":", " ").replace(",", " ").split()
+    if name == "COMMAND":
+        return
+    assert name in COMMANDS, f"{where}: blockwright {rest}"
+    flags = {re.split(r"[=)\]]", word.lstrip("[("))[0] for word in words if word.lstrip("[(").startswith("--")}
+    if name != TRAIN:
+        assert not flags or flags - {"--", "--help"} <= _flags(name), f"{where}: blockwright {rest}"
+
+
+OVERRIDES = [
+    (where, word)
+    for where, text in _texts()
+    if re.search(r"\b(Write|Add|Leave|python train\.py|Use|or)\b", text)
+    for word in re.findall(r"(?<![\w.~+/{}\[-])~?[a-z_]+(?:[./][a-z_]+)*=[a-z0-9_]+(?![\w.{}\[*])", text)
+]
+
+
+def test_messages_mention_overrides() -> None:
+    assert len(OVERRIDES) > 30
+
+
+CHOICES = r"(model|task|data|trainer|experiment|callbacks|logger)(/\w+)?="
+GROUPS = {word for _, word in OVERRIDES if re.match(CHOICES, word)}
+
+
+@pytest.mark.parametrize("word", sorted(GROUPS))
+def test_a_choice_in_a_message_is_one(word: str) -> None:
+    """Others are values, which their own tests write."""
+    try:
+        compose_config([word])
+    except ConfigError as error:
+        assert "there is no such" not in error.rule, error
