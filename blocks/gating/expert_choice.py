@@ -16,8 +16,8 @@ class ExpertChoice(LinearGating):
     """Experts choose tokens, instead of tokens experts: the load is even by construction.
 
     Zhou et al. 2022, arXiv 2202.09368: S = softmax(W x) over experts, [T,E]; each expert takes the k T / E tokens of
-    the batch that have the highest S in its column, with S as weight. A token is taken by any number of experts, k on
-    highest S in its column, with S as weight. A token is chosen by any number of experts, k on average, or by none.
+    the batch that have the highest S in its column, with S as weight. A token is chosen by any number of experts, k on
+    average, or by none.
 
     Which tokens an expert takes depends on all tokens of the batch, later ones included: a language model trained with
     it sees a little of the future in its training loss, and generates under another rule than it was trained with. It

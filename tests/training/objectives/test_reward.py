@@ -34,6 +34,19 @@ def test_arithmetic() -> None:
     assert given("arithmetic", texts, answer=["1234.5", 7, 2, 1, 0.1 + 0.2, "?"]) == [1, 1, 0, 0, 1, None]
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("12-8", 8), ("(3)-8", 8), ("x-8", 8), ("5%-8", 8), ("12 - 8", 8), ("= -8", -8), ("-8", -8), ("\u22128", -8)]
+    + [("$-8", -8), ("(-8)", -8), ("12*-8", -8), ("1e-3", 0.001), ("-2.5E+2", -250), ("1e999", None)],
+)
+def test_minus_is_a_sign_unless_it_subtracts(text: str, number: float | None) -> None:
+    """As a completion, and as the answer of a record."""
+    assert given("arithmetic", [text, f"so {text}.", str(number)], answer=[str(number), number, text]) == (
+        [1, 1, 1] if number is not None else [None, None, None]
+    )
+    assert given("arithmetic", [text], answer=[str(-number if number else 0)]) == [0]
+
+
 def test_regex_format() -> None:
     pattern = r"<think>.*</think>\d+"
     assert given({"name": "regex_format", "pattern": pattern}, ["<think>\n</think>4", "4", "a<think></think>4"]) == [

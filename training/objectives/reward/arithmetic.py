@@ -9,14 +9,15 @@ from registry import register
 from registry.ranges import NonNegative
 from training.objectives.reward.base import Reward, column
 
-NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+# A minus behind a number, a name or a bracket subtracts; elsewhere it is a sign.
+NUMBER = re.compile(r"(?:(?<![\w)\]%.])[-−])?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 @register("reward", "arithmetic")
 class Arithmetic(Reward):
     """1 if the last number of a completion is the number in a column, else 0; thousands may have commas, as in GSM8K.
 
-    None where the column holds no number.
+    ``12-8`` ends with 8, ``= -8`` with −8. None where the column holds no number, or one beyond the range of a float.
 
     Args:
         answer: name of the column
@@ -43,4 +44,5 @@ class Arithmetic(Reward):
 
 def _last(text: str) -> float | None:
     found = NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
+    value = float(found[-1].replace(",", "").replace("−", "-")) if found else math.nan
+    return value if math.isfinite(value) else None
