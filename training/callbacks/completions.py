@@ -17,7 +17,7 @@ from training.cadence import logs_now
 from training.tasks.grpo import Grpo
 
 FILE = "completions.jsonl"
-Sample = tuple[str, str, float]
+Sample = tuple[str, str, float | None]
 
 
 @enforced("callbacks.completions")
@@ -65,10 +65,14 @@ def completions_table(samples: Sequence[Sample], title: str) -> Table:
     """Completions as a table; texts as Python writes them, so that no character of theirs acts on the terminal."""
     table = Table("prompt", "completion", "reward", title=title, title_justify="left")
     for prompt, completion, reward in samples:
-        table.add_row(*(repr(text).replace("[", r"\[") for text in (prompt, completion)), f"{reward:.3g}")
+        table.add_row(*(repr(text).replace("[", r"\[") for text in (prompt, completion)), _shown(reward))
     return table
 
 
+def _shown(reward: float | None) -> str:
+    return "none" if reward is None else f"{reward:.3g}"
+
+
 def _markdown(samples: Sequence[Sample]) -> str:
-    rows = [f"| `{prompt!r}` | `{completion!r}` | {reward:.3g} |" for prompt, completion, reward in samples]
+    rows = [f"| `{prompt!r}` | `{completion!r}` | {_shown(reward)} |" for prompt, completion, reward in samples]
     return "\n".join(["| prompt | completion | reward |", "|---|---|---|", *rows])

@@ -13,7 +13,7 @@ from blocks.generation.sample import Sampling
 from blocks.initialise import stable_seed
 from training.data.corpus import Split
 from training.data.prompt_module import PromptDataModule
-from training.objectives.advantage.base import Advantage
+from training.objectives.advantage.base import Advantage, deviation, total
 from training.objectives.reward.base import Reward
 from training.objectives.reward.judging import judge
 from training.parallel.gathered import gathered
@@ -78,7 +78,8 @@ class GroupSampler:
             if not ranks.sum(torch.tensor(len(flat), device=device)):
                 break
             replaced |= set(flat)
-            sampled += self._replace(decoder, data, ranks, flat, f"rollout/{number}/{attempt}", found, rewards)
+            more = self._replace(decoder, data, ranks, flat, f"rollout/{number}/{attempt}", found, rewards)
+            sampled, failed = sampled + more[0], failed + more[1]
         found.advantage = self._advantages(rewards, ranks, device)
         found.figures = self._figures(found, rewards, failed) | {"replaced": float(len(replaced) * self.group_size)}
         return found, sampled
@@ -92,20 +93,26 @@ class GroupSampler:
         attempt: str,
         found: Rollout,
         rewards: Rewards,
-    ) -> int:
-        """Sample groups again, for prompts that are a function of seed, attempt and place among all ranks."""
+    ) -> tuple[int, int]:
+        """Sample groups again, for prompts that are a function of seed, attempt and place among all ranks.
+
+        Returns:
+            how many tokens were sampled, and how many rewards failed
+        """
         first, every = ranks.index * (len(found) // self.group_size), len(data.prompts("train"))
         names = [f"{attempt}/{first + place}" for place in places or [0]]  # all ranks take the steps
         prompts = [stable_seed(self.seed, name) % every for name in names]
         seeds = [stable_seed(self.seed, f"{name}/{i}") for name in names for i in range(self.group_size)]
         others = self.continued(decoder, data, ranks, prompts, "train", seeds, self.sampling)
+        failed = 0
         if places:
             rows = [place * self.group_size + i for place in places for i in range(self.group_size)]
             found.replace(rows, others)
-            for name, values in self.judged(data, others, self._grouped(prompts), "train")[0].items():
+            judged, failed = self.judged(data, others, self._grouped(prompts), "train")
+            for name, values in judged.items():
                 for row, value in zip(rows, values, strict=True):
                     rewards[name][row] = value
-        return sum(map(len, others.completions))
+        return sum(map(len, others.completions)), failed
 
     def continued(
         self,
@@ -126,7 +133,7 @@ class GroupSampler:
             return self.engine.sample(decoder, request)
 
     def judged(self, data: PromptDataModule, found: Rollout, numbers: list[int], split: Split) -> tuple[Rewards, int]:
-        """Rewards of each part for completions of prompts, and how many parts failed."""
+        """Rewards of each part for completions of prompts, NaN for none, and how many failed."""
         prompts = [data.prompts(split)[n] for n in numbers]
         texts = [data.tokenizer.decode(c) for c in found.completions]
         names = set.intersection(*(set(prompt.columns) for prompt in prompts))
@@ -135,39 +142,48 @@ class GroupSampler:
         return judge(self.reward, [prompt.text for prompt in prompts], texts, columns)
 
     def total(self, rewards: Mapping[str, list[float]]) -> Tensor:
-        """Weighted sum of the parts, of each completion."""
-        return (torch.tensor(list(rewards.values())).T * self._weights).nansum(-1)
+        """Weighted sum of the parts, of each completion; NaN where no part has given a reward."""
+        return total(self._table(rewards), self._weights)
 
     @property
     def _weights(self) -> Tensor:
-        return torch.tensor([weight for weight, _ in self.reward.parts().values()])
+        return torch.tensor([weight for weight, _ in self.reward.parts().values()], dtype=torch.float32)
+
+    @staticmethod
+    def _table(rewards: Mapping[str, list[float]]) -> Tensor:
+        """Rewards [completions, parts]."""
+        return torch.tensor(list(rewards.values()), dtype=torch.float32).T
 
     def _grouped(self, prompts: list[int]) -> list[int]:
         return [n for n in prompts for _ in range(self.group_size)]
 
     def _flat(self, rewards: Mapping[str, list[float]]) -> Tensor:
-        """Whether the rewards of a group are all equal."""
-        total = self.total(rewards).view(-1, self.group_size)
-        return (total.amax(1) - total.amin(1)) < 1e-8
+        """Whether the rewards of a group are all equal, or fewer than two of its completions have one."""
+        groups = self.total(rewards).view(-1, self.group_size)
+        spread = groups.nan_to_num(-torch.inf).amax(1) - groups.nan_to_num(torch.inf).amin(1)
+        return spread < 1e-8
 
     def _advantages(self, rewards: Mapping[str, list[float]], ranks: DataRanks, device: torch.device) -> list[float]:
         """Advantages of this rank's completions, computed over the prompts of all ranks."""
-        own = torch.tensor(list(rewards.values())).T.reshape(-1, self.group_size, len(rewards))
+        own = self._table(rewards).reshape(-1, self.group_size, len(rewards))
         every = own.new_zeros(ranks.number, *own.shape)
         every[ranks.index] = own
         advantage = self.advantage(ranks.sum(every.to(device)).flatten(0, 1).cpu(), self._weights)
         return advantage.unflatten(0, (ranks.number, -1))[ranks.index].flatten().tolist()
 
     def _figures(self, found: Rollout, rewards: Mapping[str, list[float]], failed: int) -> dict[str, float]:
-        """Sums over completions of what is logged."""
-        total = self.total(rewards).view(-1, self.group_size)
-        figures = {
-            "reward": float(total.sum()),
-            "reward_std": float(total.std(1).sum() * self.group_size),
+        """Sums over completions of what is logged; of rewards, over those that have one, which ``judged`` counts."""
+        parts = {"reward": self.total(rewards)}
+        if len(rewards) > 1:
+            parts |= dict(zip((f"reward_{name}" for name in rewards), self._table(rewards).unbind(1), strict=True))
+        found.judged = {name: int((~values.isnan()).sum()) for name, values in parts.items()}
+        spread = deviation(parts["reward"].view(-1, self.group_size), 1)
+        return {
+            **{name: float(values.nansum()) for name, values in parts.items()},
+            "judged": float(found.judged["reward"]),
+            "reward_std": float(spread.sum() * self.group_size),
             "zero_spread": float(self._flat(rewards).sum() * self.group_size),
             "length": float(sum(map(len, found.completions))),
             "truncated": float(len(found) - sum(found.ended)),
-            "reward_failures": float(failed * len(found)),
+            "reward_failures": float(failed),
         }
-        parts = rewards if len(rewards) > 1 else {}
-        return figures | {f"reward_{name}": float(torch.tensor(v).nansum()) for name, v in parts.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,24 +14,29 @@ from training.data.corpus import Split
 from training.data.prompt_module import PromptDataModule
 from training.parallel.ranks import DataRanks
 from training.rollouts.group_sampler import GroupSampler
+from training.rollouts.record import Rollout
 
 SAMPLES = 8  # completions shown of a measurement
 
 
+FIGURES = ("reward", "greedy")
+
+
 class HeldOut:
-    """A measurement over batches of prompts.
+    """A measurement over batches of prompts: means over the completions that have a reward.
 
     Args:
         sampler: what samples and judges
 
     Attributes:
-        samples: prompt, sampled completion and reward of some prompts
+        samples: prompt, sampled completion and reward, None for none, of some prompts
     """
 
     def __init__(self, sampler: GroupSampler) -> None:
         self.sampler = sampler
-        self.samples: list[tuple[str, str, float]] = []
-        self._sums = {"reward": 0.0, "greedy": 0.0, "prompts": 0.0}
+        self.samples: list[tuple[str, str, float | None]] = []
+        counts = [f"{name}_{of}" for name in FIGURES for of in ("judged", "completions")]
+        self._sums = dict.fromkeys((*FIGURES, *counts, "failures"), 0.0)
 
     @torch.no_grad()
     def add(self, decoder: Decoder, data: PromptDataModule, ranks: DataRanks, prompts: list[int], split: Split) -> None:
@@ -37,18 +44,29 @@ class HeldOut:
         real = [n for n in prompts if n >= 0]
         numbers = real or [0]  # a rank without any takes the steps of the others
         seeds = [stable_seed(self.sampler.seed, f"{split}/{n}") for n in numbers]
-        for name, sampling in (("reward", self.sampler.sampling), ("greedy", Sampling(0.0))):
+        for name, sampling in zip(FIGURES, (self.sampler.sampling, Sampling(0.0)), strict=True):
             found = self.sampler.continued(decoder, data, ranks, numbers, split, seeds, sampling)
-            total = self.sampler.total(self.sampler.judged(data, found, numbers, split)[0])[: len(real)]
-            self._sums[name] += float(total.sum())
-            if sampling is self.sampler.sampling:
-                asked, said = (data.prompts(split)[n].text for n in real), map(data.tokenizer.decode, found.completions)
-                self.samples += zip(asked, said, total.tolist(), strict=False)
-        self._sums["prompts"] += len(real)
+            if real:
+                self._count(name, data, found, real, split)
         del self.samples[SAMPLES:]
 
+    def _count(self, name: str, data: PromptDataModule, found: Rollout, prompts: list[int], split: Split) -> None:
+        rewards, failed = self.sampler.judged(data, found, prompts, split)
+        values = [None if math.isnan(value) else value for value in self.sampler.total(rewards).tolist()]
+        judged = [value for value in values if value is not None]
+        more = {name: sum(judged), f"{name}_judged": len(judged), f"{name}_completions": len(values)}
+        for key, value in {**more, "failures": failed}.items():
+            self._sums[key] += value
+        if name == "reward":
+            asked, said = (data.prompts(split)[n].text for n in prompts), map(data.tokenizer.decode, found.completions)
+            self.samples += zip(asked, said, values, strict=True)
+
     def means(self, ranks: DataRanks, device: torch.device) -> dict[str, Tensor]:
-        """Mean rewards over the prompts of all ranks; must be called on all of them."""
+        """Mean rewards over the prompts of all ranks, NaN where none has one; ``judged``, the share of completions that
+        have one, and ``reward_failures``, rewards that failed, per completion. Must be called on all ranks."""
         own = torch.tensor(list(self._sums.values()), dtype=torch.float64, device=device)
-        reward, greedy, prompts = ranks.sum(own)
-        return {"reward": (reward / prompts).float(), "greedy": (greedy / prompts).float()}
+        sums = dict(zip(self._sums, ranks.sum(own), strict=True))
+        found = {name: sums[name] / sums[f"{name}_judged"] for name in FIGURES}
+        completions, judged = (sum(sums[f"{name}_{of}"] for name in FIGURES) for of in ("completions", "judged"))
+        found |= {"judged": judged / completions, "reward_failures": sums["failures"] / completions}
+        return {name: value.float() for name, value in found.items()}

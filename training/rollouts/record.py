@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SUMS = ("figures", "judged")  # of a whole rollout
+
 
 @dataclass
 class Rollout:
@@ -25,6 +27,7 @@ class Rollout:
         advantage: of each, once it is judged
         old: log-probability of each token as the trainer computes it, where several updates need it
         figures: sums of what is logged, by name
+        judged: for figures that are a mean over the completions with a reward, how many these are
     """
 
     prompts: list[list[int]]
@@ -36,13 +39,14 @@ class Rollout:
     advantage: list[float] = field(default_factory=list)
     old: list[list[float]] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
+    judged: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.completions)
 
     def part(self, rows: Sequence[int]) -> Rollout:
         """Some of the completions, without figures."""
-        lists = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "figures"}
+        lists = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in SUMS}
         taken: dict[str, Any] = {name: [values[i] for i in rows if values] for name, values in lists.items()}
         return Rollout(**taken)
 
@@ -50,7 +54,7 @@ class Rollout:
         """Put other completions in the places of some."""
         for each in fields(self):
             mine, theirs = getattr(self, each.name), getattr(others, each.name)
-            if each.name != "figures" and mine:
+            if each.name not in SUMS and mine:
                 for row, value in zip(rows, theirs, strict=True):
                     mine[row] = value
 

@@ -88,7 +88,7 @@ class Grpo(Task):
     """
 
     unit: ClassVar[str] = "of the objective"
-    figures: ClassVar[tuple[str, ...]] = ("reward", "greedy")
+    figures: ClassVar[tuple[str, ...]] = ("reward", "greedy", "judged", "reward_failures")
     shown: ClassVar[tuple[str, ...]] = ("reward", "reward_std", "zero_spread", "kl", "entropy", "length", "truncated")
     curves: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "reward": ("train/reward", "val/reward", "val/greedy"),
@@ -226,6 +226,11 @@ class Grpo(Task):
         whole = self._rollouts[number]
         return whole if self.data.updates == 1 else whole.part(self._slices(whole, number)[update])
 
+    def _whole(self, batch: Batch) -> tuple[Rollout, float]:
+        """The rollout of a batch, and the share of it that its update is made of."""
+        whole = self._rollouts[int(batch["rollout"][0])]
+        return whole, 1 / self.data.updates
+
     def _slices(self, whole: Rollout, number: int) -> list[list[int]]:
         """The completions of each update of a rollout."""
         generator = torch.Generator().manual_seed(stable_seed(self.seed, f"slices/{number}/{self.ranks().index}"))
@@ -267,11 +272,13 @@ class Grpo(Task):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         rollout = self.rollout_of(batch)
         mask = self._mask(rollout)
+        whole, share = self._whole(batch)
         return {
             "total": self.policy.average.count(mask),
             "tokens": mask.sum().clamp(min=1).long(),
             "routed": torch.tensor(sum(experts.shape[0] for row in rollout.experts for experts in row)),
             "completions": torch.tensor(len(rollout)),
+            **{f"judged/{name}": torch.tensor(n * share, dtype=torch.float64) for name, n in whole.judged.items()},
             "sequences": torch.tensor(len(batch["tokens"])),
         }
 
@@ -294,12 +301,11 @@ class Grpo(Task):
         gap = ((old - sampler).abs() * mask).sum()
         figures = {name: self.step.mean(value, "tokens") for name, value in {**sums, "sampler_gap": gap}.items()}
         figures["rerouted"] = self.step.mean(scored.rerouted.float(), "routed")
-        share = len(rollout) / max(len(self._rollouts[int(batch["rollout"][0])]), 1)
-        whole = self._rollouts[int(batch["rollout"][0])].figures
-        figures |= {
-            name: self.step.mean(torch.tensor(value * share, device=self.device), "completions")
-            for name, value in whole.items()
-        }
+        whole, share = self._whole(batch)
+        for name, value in whole.figures.items():
+            count = f"judged/{name}" if name in whole.judged else "completions"
+            own = torch.tensor(value * share, dtype=torch.float32, device=self.device)
+            figures[name] = self.step.mean(own, count)
         count = self.policy.average.count(mask)
         return Scored(total, count, figures=figures, routings=scored.routings)
 

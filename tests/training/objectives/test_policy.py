@@ -126,6 +126,18 @@ def test_advantage_leaves_out_what_has_no_reward() -> None:
 
 
 @pytest.mark.parametrize("name", registry.names("advantage"))
+@pytest.mark.parametrize("parts", [1, 3])
+def test_what_has_no_reward_changes_no_other_advantage(name: str, parts: int) -> None:
+    """Completions without any reward get 0, and the others what they have without them."""
+    rewards = torch.randn(3, 6, parts, dtype=torch.float64, generator=torch.Generator().manual_seed(parts))
+    lacking, weights = rewards.clone(), torch.ones(parts, dtype=torch.float64)
+    lacking[:, ::2] = torch.nan
+    found = part("advantage", name)(lacking, weights)
+    assert not found[:, ::2].any()
+    torch.testing.assert_close(found[:, 1::2], part("advantage", name)(rewards[:, 1::2], weights))
+
+
+@pytest.mark.parametrize("name", registry.names("advantage"))
 def test_advantage_is_zero_without_rewards_and_without_spread(name: str) -> None:
     none, alone = torch.full((2, 4, 1), torch.nan), torch.tensor([[[1.0], [torch.nan]]])
     assert not part("advantage", name)(none, torch.ones(1)).any()

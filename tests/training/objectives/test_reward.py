@@ -36,8 +36,10 @@ def test_arithmetic() -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("12-8", 8), ("(3)-8", 8), ("x-8", 8), ("5%-8", 8), ("12 - 8", 8), ("= -8", -8), ("-8", -8), ("\u22128", -8)]
-    + [("$-8", -8), ("(-8)", -8), ("12*-8", -8), ("1e-3", 0.001), ("-2.5E+2", -250), ("1e999", None)],
+    [
+        *(("12-8", 8), ("(3)-8", 8), ("x-8", 8), ("5%-8", 8), ("12 - 8", 8), ("= -8", -8), ("-8", -8), ("\u22128", -8)),
+        *(("$-8", -8), ("(-8)", -8), ("12*-8", -8), ("1e-3", 0.001), ("-2.5E+2", -250), ("1e999", None)),
+    ],
 )
 def test_minus_is_a_sign_unless_it_subtracts(text: str, number: float | None) -> None:
     """As a completion, and as the answer of a record."""
@@ -99,21 +101,53 @@ def test_controls_keep_the_mean_and_nothing_else() -> None:
     assert given(some, ["1", "2", "3"], answer=[1, 1, "?"]) == [0.5] * 3 and given(some, ["3"], answer=["?"]) == [None]
 
 
-@pytest.mark.parametrize("values", [RuntimeError("no"), [1.0], [math.nan, None], [math.inf, 1.0]])
-def test_failure_is_counted_and_ends_nothing(values: Any) -> None:
-    class Odd(Reward):
-        def __call__(self, *args: Any, **columns: Any) -> Any:
-            if isinstance(values, Exception):
-                raise values
-            return values
+class Odd(Reward):
+    """Gives what it is made with, or raises it, for each completion ``odd``; 0.5 for others."""
 
-    if isinstance(values, Exception) or len(values) != 2:
-        with pytest.warns(UserWarning, match="the reward odd failed"):
-            found, failed = judge(Odd(), ["", ""], ["a", "b"], {})
-        assert failed == 1 and all(map(math.isnan, found["odd"]))
-    else:
-        found, failed = judge(Odd(), ["", ""], ["a", "b"], {})
-        assert failed == 0 and math.isnan(found["odd"][0])
+    bounds = (0.0, 1.0)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self, prompts: Any, completions: Any, **columns: Any) -> Any:
+        if isinstance(self.value, Exception) and "odd" in completions:
+            raise self.value
+        return [self.value if text == "odd" else 0.5 for text in completions]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [RuntimeError("no"), math.nan, math.inf, -math.inf, 10**400, "1", b"1", "one", [1.0], 1j, 1.5, -1e9],
+)
+def test_bad_answer_is_the_failure_of_one_completion(value: Any) -> None:
+    """Of whatever kind: its neighbours keep their rewards, and it is counted."""
+    with pytest.warns(UserWarning, match="the reward odd failed for 1 of 3 completions: "):
+        found, failed = judge(Odd(value), [""] * 3, ["a", "odd", "b"], {"some": [1, 2, 3]})
+    assert failed == 1 and found["odd"][::2] == [0.5, 0.5] and math.isnan(found["odd"][1])
+
+
+def test_no_opinion_and_whole_numbers_are_no_failure() -> None:
+    for value, expected in ((1, 1.0), (True, 1.0), (None, None)):
+        found, failed = judge(Odd(value), ["", ""], ["a", "odd"], {})
+        assert failed == 0 and (found["odd"][1] == expected or (expected is None and math.isnan(found["odd"][1])))
+
+
+def test_wrong_number_of_values_is_the_failure_of_all() -> None:
+    class Short(Reward):
+        def __call__(self, *args: Any, **columns: Any) -> Any:
+            return [1.0]
+
+    with pytest.warns(UserWarning, match="the reward short failed for 2 of 2 completions: gave 1 values for 2"):
+        found, failed = judge(Short(), ["", ""], ["a", "b"], {})
+    assert failed == 2 and all(map(math.isnan, found["short"]))
+
+
+def test_reward_that_looks_at_others_is_not_asked_again_for_each() -> None:
+    """Levelled for each by itself, every completion would get its own reward."""
+    levelled = reward({"name": "levelled", "reward": "exact_match"})
+    levelled.reward = Odd(RuntimeError("no"))
+    with pytest.warns(UserWarning, match="failed for 2 of 2 completions: RuntimeError: no"):
+        assert judge(levelled, ["", ""], ["a", "odd"], {})[1] == 2
 
 
 class Stubborn(Reward):
@@ -135,8 +169,15 @@ def test_reward_that_hangs_is_counted_and_ends_nothing(pattern: str | None) -> N
     node = {"name": "regex_format", "pattern": pattern, "timeout_s": 0.2}
     hangs = Stubborn() if pattern is None else reward(node)
     before, alarm = time.monotonic(), signal.getsignal(signal.SIGALRM)
-    with pytest.warns(UserWarning, match="failed: Overdue: took longer than 0.2 seconds"):
+    with pytest.warns(UserWarning, match="failed for 1 of 1 completions: Overdue: took longer than 0.2 seconds"):
         found, failed = judge(hangs, [""], ["a" * 64], {})
     assert failed == 1 and all(map(math.isnan, *found.values())) and time.monotonic() - before < 20
     assert signal.getsignal(signal.SIGALRM) == alarm and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert judge(reward("exact_match"), [""], ["1"], {"answer": ["1"]}) == ({"exact_match": [1.0]}, 0)
+
+
+def test_completion_that_hangs_leaves_the_others_their_rewards() -> None:
+    node = {"name": "regex_format", "pattern": "(a+)+b", "timeout_s": 0.3}
+    with pytest.warns(UserWarning, match="failed for 1 of 3 completions: Overdue"):
+        found, failed = judge(reward(node), [""] * 3, ["ab", "a" * 64, "c"], {})
+    assert failed == 1 and found["regex_format"][::2] == [1.0, 0.0] and math.isnan(found["regex_format"][1])

@@ -202,6 +202,13 @@ class Constantly(Reward):
         return [0.5] * len(completions)
 
 
+class Reluctant(Reward):
+    """1 for an odd number of characters; no opinion of an even one, and no number for one with a 7."""
+
+    def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[Any]:
+        return [10**400 if "7" in text else 1 if len(text) % 2 else None for text in completions]
+
+
 class Failing(Reward):
     """Raises."""
 
@@ -217,6 +224,7 @@ def rewards(temporary_blocks: None) -> None:
         ("seldom", Seldom),
         ("constantly", Constantly),
         ("failing", Failing),
+        ("reluctant", Reluctant),
     ):
         registry.register("reward", name)(cls)
 
@@ -241,6 +249,7 @@ def train(tiny: Make, tmp_path: Path) -> Make:
         accumulate: int = 1,
         model: Any = None,
         data: Any = None,
+        validate: int = 0,
         **task: Any,
     ) -> tuple[Grpo, Watch, L.Trainer]:
         made = Grpo(
@@ -265,7 +274,10 @@ def train(tiny: Make, tmp_path: Path) -> Make:
             max_steps=steps,
             max_epochs=-1,
             log_every_n_steps=1,
-            limit_val_batches=0,
+            limit_val_batches=validate,
+            num_sanity_val_steps=0,
+            val_check_interval=steps if validate else None,
+            check_val_every_n_epoch=None if validate else 1,
             accumulate_grad_batches=accumulate,
             enable_model_summary=False,
             callbacks=[watch, *callbacks],
@@ -323,7 +335,9 @@ def test_shuffled_reward_raises_nothing(train: Make) -> None:
 def test_reward_without_spread_and_failing_reward_change_nothing(train: Make) -> None:
     for reward in ("constantly", "failing"):
         if reward == "failing":
-            with pytest.warns(UserWarning, match="the reward failing failed: RuntimeError: no judge"):
+            with pytest.warns(
+                UserWarning, match="the reward failing failed for 16 of 16 completions: RuntimeError: no judge"
+            ):
                 task, _, trainer = train(2, reward=reward)
             assert trainer.callback_metrics["train/reward_failures"] == 1
         else:
@@ -332,6 +346,29 @@ def test_reward_without_spread_and_failing_reward_change_nothing(train: Make) ->
         head = task.model.output_weight
         assert task._rollouts and not any(next(iter(task._rollouts.values())).advantage)
         assert head.grad is None or not head.grad.any()
+
+
+def test_figures_are_of_the_completions_that_have_a_reward(train: Make) -> None:
+    """In training and on held-out prompts; what has none counts as no 0, and failures are a figure."""
+    rollouts: list[Any] = []
+
+    class Keep(L.Callback):
+        def on_after_backward(self, trainer: L.Trainer, task: Any) -> None:
+            rollouts.append(next(iter(task._rollouts.values())))
+
+    with pytest.warns(UserWarning, match="the reward reluctant failed for .* gave a int that is no finite number"):
+        task, _, trainer = train(1, reward="reluctant", callbacks=[Keep()], validate=1)
+    figures = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    texts = [task.data.tokenizer.decode(c) for c in rollouts[0].completions]
+    judged = [len(text) % 2 == 1 and "7" not in text for text in texts]
+    failed = ["7" in text for text in texts]
+    assert 0 < sum(judged) < len(texts) and any(failed)
+    assert figures["train/reward"] == 1 and figures["train/judged"] == pytest.approx(sum(judged) / len(texts))
+    assert figures["train/reward_failures"] == pytest.approx(sum(failed) / len(texts))
+    assert figures["train/zero_spread"] == 1 and not any(rollouts[0].advantage)  # all that is judged is equal
+    assert figures["val/reward"] == figures["val/greedy"] == 1 and 0 < figures["val/judged"] < 1
+    assert 0 < figures["val/reward_failures"] < 1
+    assert {reward for _, _, reward in task.held_out.samples} == {1.0, None}
 
 
 def test_groups_without_spread_are_replaced(train: Make) -> None:

@@ -24,6 +24,8 @@ class Arithmetic(Reward):
         tolerance: largest relative error
     """
 
+    bounds = (0.0, 1.0)
+
     def __init__(self, answer: str = "answer", tolerance: NonNegative = 1e-6) -> None:
         self.answer, self.tolerance = answer, tolerance
 

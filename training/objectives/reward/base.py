@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,9 +19,14 @@ class Reward(Composable):
 
     Attributes:
         timeout_s: seconds that one call may take; after them it counts as failed
+        bounds: least and greatest value; one outside counts as failed, as one that is not finite does
+        together: whether a value depends on the other completions too. If not, a call that fails is repeated for each
+            completion by itself, so that the failure is that of one
     """
 
     timeout_s: float = 60.0
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    together: bool = False
 
     def __init__(self) -> None: ...  # for rewards without settings
 

@@ -15,6 +15,8 @@ class ExactMatch(Reward):
         answer: name of the column
     """
 
+    bounds = (0.0, 1.0)
+
     def __init__(self, answer: str = "answer") -> None:
         self.answer = answer
 

@@ -20,6 +20,8 @@ class Length(Reward):
         buffer: tokens over which the punishment grows
     """
 
+    bounds = (-1.0, 0.0)
+
     def __init__(self, longest: Count, buffer: Count) -> None:
         if buffer > longest:
             raise BlockError("buffer", buffer, f"must not exceed longest ({longest})", "Lower it")

@@ -17,8 +17,10 @@ class Levelled(Reward):
         reward: that is averaged; its values of None are left out
     """
 
+    together = True
+
     def __init__(self, reward: Reward) -> None:
-        self.reward, self.timeout_s = reward, reward.timeout_s
+        self.reward, self.timeout_s, self.bounds = reward, reward.timeout_s, reward.bounds
 
     def needs(self) -> tuple[str, ...]:
         return self.reward.needs()

@@ -19,6 +19,8 @@ class ReasoningGymReward(Reward):
     For problems of the corpus ``training.data.reasoning_gym.ReasoningGym``, whose columns name them.
     """
 
+    bounds = (0.0, 1.0)
+
     def __init__(self) -> None:
         require("reasoning_gym", "reasoning_gym", path="task.reward", value="reasoning_gym")
 

@@ -18,6 +18,8 @@ class RegexFormat(Reward):
         timeout_s: seconds for the completions of a rollout; one that backtracks without bound counts as failed
     """
 
+    bounds = (0.0, 1.0)
+
     def __init__(self, pattern: str, timeout_s: Positive = 60.0) -> None:
         self.timeout_s = timeout_s
         try:

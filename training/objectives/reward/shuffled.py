@@ -19,8 +19,10 @@ class Shuffled(Reward):
         reward: that is given to others
     """
 
+    together = True
+
     def __init__(self, reward: Reward) -> None:
-        self.reward, self.timeout_s = reward, reward.timeout_s
+        self.reward, self.timeout_s, self.bounds = reward, reward.timeout_s, reward.bounds
 
     def needs(self) -> tuple[str, ...]:
         return self.reward.needs()

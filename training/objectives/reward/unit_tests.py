@@ -38,6 +38,7 @@ class UnitTests(Reward):
         weaker: accept a box without namespaces, where the system allows none: code may then read and write your files
     """
 
+    bounds = (0.0, 1.0)
     timeout_s = math.inf  # every program has its own
 
     def __init__(
