@@ -1,25 +1,32 @@
-"""Run an untrusted Python program in a process that can do no harm."""
+"""Run an untrusted Python program in a process that can do no harm, and its tests in another, which it cannot see."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import secrets
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-INSIDE = Path(__file__).with_name("boxed.py")
+from training.objectives.boxed import judge, program
+
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin")
-START_S = 5.0  # for Python to start
-ANSWER = 1000  # bytes that are read of it
+START_S = 5.0  # for both to start
+LAST_S = 2.0  # for the judge, once the program's time is over
+NOBODY = "65534"
+INSIDE = "/box"  # where a box sees our own files
+ROOT = Path(__file__).parents[len(__name__.split(".")) - 1]
+BEGIN = "import sys; sys.path.insert(0, sys.argv[1]); from {} import main; del sys.path[0]; main()"
 
 
 class BoxError(RuntimeError):
@@ -28,17 +35,22 @@ class BoxError(RuntimeError):
 
 @dataclass(frozen=True)
 class Box:
-    """A process without network, other processes, environment, or files of the user.
+    """Two processes without network, other processes, environment, or files of the user: for a program, and for its
+    tests.
 
-    Namespaces of Linux (users, processes, network, mounts) take all files away but Python's and the system's, which are
-    read-only; a filter of system calls refuses processes, sockets and signals. Only the standard library is there.
+    What reports is the judge, which has the tests and asks the program for values through a pipe. The program has
+    neither the tests, nor a handle on the judge: what it does to its own process can only change what it answers.
+
+    bubblewrap takes all files away but Python's and the system's, which are read-only, in namespaces of Linux (users,
+    processes, network, mounts); a filter of system calls refuses processes, sockets, signals and files that are memory.
+    Only the standard library is there.
 
     Args:
-        seconds: of processor time; four times as long and 5 seconds more of wall-clock time
-        memory_mb: of its address space, in MB
+        seconds: of processor time for each of the two; of wall-clock time four times as much and 5 more
+        memory_mb: of the address space of each, in MB
         file_mb: of all files that it writes, in MB
-        weaker: where namespaces are not allowed, run it with the limits and the filter alone: then it may read and
-            write the user's files
+        weaker: without bubblewrap, with the limits and the filter alone: then a program may read and write the user's
+            files, and, where the system lets processes of a user trace each other, the process that trains
     """
 
     seconds: int
@@ -46,65 +58,150 @@ class Box:
     file_mb: int
     weaker: bool = False
 
-    def passed(self, program: str, tests: Sequence[str]) -> int:
-        """How many tests raise nothing when run after the program; 0 if that does not end well.
+    def passed(self, source: str, tests: Sequence[str], said: int | None = None) -> int:
+        """How many tests raise nothing when run on the program: 0 to their number.
+
+        Args:
+            source: of the program
+            tests: Python code; a name that is neither defined in them nor Python's own is the program's
+            said: descriptor for what the boxes say, for messages; None for nowhere
 
         Raises:
-            BoxError: the box cannot be made
+            BoxError: the boxes cannot be made
         """
-        word = secrets.token_hex(16)
-        with tempfile.TemporaryDirectory(prefix="box-") as folder, tempfile.TemporaryFile() as request:
-            given = {
-                "word": word,
-                "program": program,
-                "tests": list(tests),
-                "folder": folder,
-                "readable": readable(),
-                "weaker": self.weaker,
-                "seconds": self.seconds,
-                "memory": self.memory_mb * 10**6,
-                "file_bytes": self.file_mb * 10**6,
-            }
-            request.write(json.dumps(given).encode())
-            request.seek(0)
-            answer = self._answer(folder, request)
-        said, _, rest = answer.partition(" ")
-        if said != word:
-            return 0
-        if rest.startswith("broken"):
-            raise BoxError(rest.removeprefix("broken "))
-        return int(rest.removeprefix("ok "))
+        with contextlib.ExitStack() as open_things:
+            errors = open_things.enter_context(open(os.devnull, "wb")).fileno() if said is None else said
+            asked, answers = (open_things.enter_context(_pipe()) for _ in range(2))
+            given = {"tests": list(tests), "source": answers.out, "sink": asked.into}
+            judging = open_things.enter_context(
+                self._started(judge, given, subprocess.PIPE, errors, (answers.out, asked.into))
+            )
+            end = time.monotonic() + 4 * self.seconds + START_S
+            report = judging.stdout.fileno()
+            found = _read(report, 1, end)
+            if found != judge.READY:
+                raise BoxError("a process in a box did not start")
+            given = {"program": source, "source": asked.out}
+            running = open_things.enter_context(self._started(program, given, answers.into, errors, (asked.out,)))
+            for pipe in (asked, answers):
+                pipe.close()  # so that each sees the other's end
+            found = _read(report, len(tests), end)
+            if len(found) < len(tests):
+                _end(running)
+                found += _read(report, len(tests) - len(found), time.monotonic() + LAST_S)
+        if judge.ABSENT in found:
+            raise BoxError("a process in a box did not start")
+        return found.count(judge.PASSED)
 
-    def _answer(self, folder: str, request: object) -> str:
-        """What the inside writes first; its process and all of its own are killed then."""
-        kept = {key: os.environ[key] for key in ("LD_LIBRARY_PATH",) if key in os.environ}  # Python's own libraries
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(INSIDE)],
-            stdin=request,  # type: ignore[call-overload]
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env=kept,
-            start_new_session=True,
-        )
-        try:
-            return self._read(process.stdout.fileno())
-        finally:
-            process.kill()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.stdout.close()
-            process.wait()
+    def check(self) -> bool:
+        """Whether Python runs within the limits.
 
-    def _read(self, pipe: int) -> str:
-        end, found = time.monotonic() + 4 * self.seconds + START_S, b""
-        while (left := end - time.monotonic()) > 0 and len(found) < ANSWER:
-            if not select.select([pipe], [], [], left)[0]:
-                break
-            if not (more := os.read(pipe, ANSWER)):
-                break
-            found += more
-        return found.decode(errors="replace")
+        Raises:
+            BoxError: the boxes cannot be made, with the reason that the system gives
+        """
+        if not self.weaker and _bubblewrap() is None:
+            raise BoxError("bubblewrap is not installed")
+        with tempfile.TemporaryFile() as said:
+            try:
+                return self.passed("def f(x): return x", ["assert f(1) == 1"], said.fileno()) == 1
+            except BoxError as error:
+                said.seek(0)
+                lines = said.read().decode(errors="replace").strip().splitlines()
+                raise BoxError(lines[-1] if lines else str(error)) from None
+
+    @contextlib.contextmanager
+    def _started(
+        self, role: ModuleType, given: dict[str, Any], out: int, errors: int, kept: tuple[int, ...]
+    ) -> Iterator[Any]:
+        """A process in a box, which ends with this context."""
+        limits = {"seconds": self.seconds, "memory": self.memory_mb * 10**6, "file_bytes": self.file_mb * 10**6}
+        with tempfile.TemporaryDirectory(prefix="box-") as folder:
+            with tempfile.TemporaryFile() as request:
+                request.write(json.dumps({**given, **limits, "weaker": self.weaker}).encode())
+                request.seek(0)
+                process = subprocess.Popen(
+                    [*([] if self.weaker else _walls()), *_python(role, ROOT if self.weaker else Path(INSIDE))],
+                    stdin=request,
+                    stdout=out,
+                    stderr=errors,
+                    cwd=folder,
+                    env=_environment(),
+                    start_new_session=True,
+                    pass_fds=kept,
+                )
+            try:
+                yield process
+            finally:
+                _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a box; its first process takes all others with it."""
+    process.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    if process.stdout is not None:
+        process.stdout.close()
+    process.wait()
+
+
+def _read(pipe: int, size: int, end: float) -> bytes:
+    """So many bytes, or those that came before a time or the pipe's end."""
+    found = b""
+    while len(found) < size and (left := end - time.monotonic()) > 0:
+        if not select.select([pipe], [], [], left)[0] or not (more := os.read(pipe, size - len(found))):
+            break
+        found += more
+    return found
+
+
+class _Pipe:
+    """A pipe's two ends."""
+
+    def __init__(self) -> None:
+        self.out, self.into = os.pipe()
+        self.is_open = True
+
+    def close(self) -> None:
+        if self.is_open:
+            self.is_open = False
+            os.close(self.out)
+            os.close(self.into)
+
+
+@contextlib.contextmanager
+def _pipe() -> Iterator[_Pipe]:
+    pipe = _Pipe()
+    try:
+        yield pipe
+    finally:
+        pipe.close()
+
+
+def _bubblewrap() -> str | None:
+    return shutil.which("bwrap")
+
+
+def _environment() -> dict[str, str]:
+    return {key: os.environ[key] for key in ("LD_LIBRARY_PATH",) if key in os.environ}  # Python's own libraries
+
+
+def _python(role: ModuleType, root: Path) -> list[str]:
+    interpreter = os.path.realpath(sys.executable)
+    return [interpreter, "-I", "-S", "-c", BEGIN.format(role.__name__), str(root)]
+
+
+def _walls() -> list[str]:
+    """The command of bubblewrap, up to the one that it runs. The capability is for mounting /tmp, and is given up."""
+    own = Path(judge.__file__).parent
+    options = ["--die-with-parent", "--new-session", "--unshare-user", "--uid", NOBODY, "--gid", NOBODY]
+    options += [f"--unshare-{what}" for what in ("pid", "net", "ipc", "uts")]
+    options += ["--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"]
+    for path in readable():
+        options += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
+    options += ["--ro-bind", str(own), f"{INSIDE}/{own.relative_to(ROOT)}", "--dir", "/tmp"]
+    options += ["--dev-bind", os.devnull, os.devnull, "--remount-ro", "/", "--chdir", "/tmp"]
+    return [_bubblewrap() or "bwrap", *options, "--"]
 
 
 def readable() -> list[str]:

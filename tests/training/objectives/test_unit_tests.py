@@ -1,33 +1,21 @@
-"""Programs in a box: what they pass, and that hostile ones do nothing but fail."""
+"""Code judged by unit tests: what tests may ask of it, and what they get."""
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import registry
 from registry import ConfigError, Node, Scope
-from training.objectives import box as module
+from tests.training.objectives.boxes import strongest
 from training.objectives.box import Box, BoxError
+from training.objectives.reward.judging import judge
 from training.objectives.reward.unit_tests import code_of
-
-BOX = Box(seconds=1, memory_mb=256, file_mb=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def allowed() -> None:
-    try:
-        BOX.passed("", ["1"])
-    except BoxError as error:
-        pytest.skip(f"no namespaces here: {error}")
 
 
 def reward(**settings: Any) -> Any:
+    settings = {"weaker": strongest().weaker, **settings}
     return registry.build("reward", Node({"name": "unit_tests", **settings}, "task.reward"), Scope({}, {}))
 
 
@@ -45,111 +33,108 @@ def test_code_of_a_completion() -> None:
     assert code_of("x = 1") == "x = 1" and code_of("```python\nx = 1") == "x = 1"
 
 
-OPENS = (
-    "import os\ndef can(act, *args, **kw):\n    try:\n        act(*args, **kw)\n    except (OSError, RuntimeError):\n"
-)
-OPENS += "        return False\n    return True\n"
-
-HOSTILE = {
-    "fork": "assert can(os.fork)",
-    "program": "import subprocess; assert can(subprocess.run, ['/bin/true'])",
-    "exec": "assert can(os.execv, '/bin/true', ['true'])",
-    "socket": "import socket; assert can(socket.socket)",
-    "unix socket": "import socket; assert can(socket.socketpair)",
-    "kill": "assert can(os.kill, os.getppid(), 9)",
-    "kill all": "assert can(os.kill, -1, 9)",
-    "environment": "assert 'SECRET' in os.environ or len(os.environ) > 2",
-    "environment of others": "assert os.path.exists('/proc/self')",
-    "password file": "assert can(open, '/etc/passwd')",
-    "file of the user": "assert can(open, USERS)",
-    "writing there": "assert can(open, USERS, 'w')",
-    "writing beside": "os.makedirs(os.path.dirname(USERS)); open(USERS, 'w').close(); assert os.path.exists('/etc')",
-    "system": "assert can(open, '/usr/x', 'w')",
-    "Python": "assert can(open, os.__file__, 'a')",
-    "mount": "import ctypes; assert ctypes.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, None) == 0",
-    "namespace": "import ctypes; assert ctypes.CDLL(None).unshare(1 << 28) == 0",
-    "old root": "assert os.listdir('/.old')",
-    "large file": "open('/tmp/x', 'wb').write(bytes(10**7))",
-    "many files": "for i in range(5000): open(f'/tmp/{i}', 'w').close()",
-    "memory": "bytearray(10**9)",
-    "threads": "from threading import Thread; import time\n"
-    "for i in range(500): Thread(target=time.sleep, args=(1,), daemon=True).start()",
-    "early end": "os._exit(0)",
-    "exception": "raise SystemExit(0)",
-    "crash": "import ctypes; ctypes.string_at(0)",
-    "forged count": "[os.write(fd, b'ok 1') for fd in range(3, 64) if can(os.write, fd, b'')]; os._exit(0)",
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_program_can_do_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of these tests passes if the program does what it must not."""
-    monkeypatch.setenv("SECRET", "123456")
-    users = tmp_path / "theirs.txt"
-    users.write_text("mine")
-    assert BOX.passed(f"USERS = {str(users)!r}\n{OPENS}", [HOSTILE[name]]) == 0
-    assert users.read_text() == "mine" and os.listdir(tmp_path) == ["theirs.txt"]
-
-
-def test_what_the_hostile_programs_use_works_where_it_may() -> None:
-    """So that they fail for the right reason."""
-    harmless = ["assert can(open, '/tmp/x', 'w')", "assert can(open, os.__file__)", "import ctypes, socket, subprocess"]
-    harmless += ["import threading; t = threading.Thread(target=int); t.start(); t.join()", "bytearray(10**7)"]
-    assert BOX.passed(OPENS, harmless) == len(harmless)
-
-
-def test_program_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its processor time; one that only waits, and has left its group, by the clock."""
-    assert BOX.passed("while True: pass", ["1"]) == 0
-    monkeypatch.setattr(module, "START_S", -2.0)
-    before = time.monotonic()
-    leaves = "import ctypes, os, time\nos.setsid()\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\ntime.sleep(600)"
-    assert BOX.passed(leaves, ["1"]) == 0 and time.monotonic() - before < 60
-    time.sleep(0.2)
-    assert not [pid for pid in filter(str.isdigit, os.listdir("/proc")) if _is_boxed(pid)]
+PROGRAM = """
+from collections import Counter, namedtuple
+import math
+LIMIT = 10
+Pair = namedtuple("Pair", "a b")
+class Stack:
+    kind = "last in, first out"
+    def __init__(self, *items): self.items = list(items)
+    def push(self, item): self.items.append(item); return self
+    def pop(self): return self.items.pop()
+    def __len__(self): return len(self.items)
+    def __getitem__(self, i): return self.items[i]
+    def __repr__(self): return f"Stack{self.items}"
+class Mistake(ValueError): pass
+def same(x, *more, key=None): return x if key is None else key
+def count(word): return Counter(word)
+def pair(a, b): return Pair(a, b)
+def squares():
+    n = 0
+    while True: yield n * n; n += 1
+def add(a, b): return a + b
+def fail(x): raise Mistake(f"not {x}")
+def sort(items): items.sort()
+def make(x): return lambda y: x + y
+"""
+PASS = [
+    "assert add(2, 3) == 5 and add('a', 'b') == 'ab' and LIMIT == 10",
+    "for x in (None, True, 1.5, -7, 10**5000, 'é\\ud800', b'\\xff', 1j, (1, (2,)), [[]], {1, 2}, frozenset('a'), "
+    "{(1, 2): [None]}, float('inf')):\n    assert same(x) == x and type(same(x)) is type(x)",
+    "assert math.isnan(same(float('nan')))",
+    "assert same(1, 2, key='k') == 'k' and pair(1, 2) == (1, 2) and count('aab') == {'a': 2, 'b': 1}",
+    "s = Stack(1)\ns.push(2).push([3])\nassert len(s) == 3 and s[1] == 2 and s.pop() == [3] and list(s) == [1, 2]",
+    "assert Stack.kind == s.kind and repr(s) == 'Stack[1, 2]' and s and not Stack() and s.push(1) is s",
+    "s.items = [7]\nassert s.items == [7]",
+    "from itertools import islice\nassert list(islice(squares(), 4)) == [0, 1, 4, 9]",
+    "try:\n    fail(3)\nexcept ValueError as error:\n    assert str(error) == 'not 3'\nelse:\n    assert False",
+    "def check(candidate):\n    assert candidate(1, 1) == 2\ncheck(add)",
+    "assert make(1)(2) == 3",
+    "import re\nassert re.sub('a', 'b', same('aa')) == 'bb'",
+    "helper = lambda: add(1, 1)",
+    "assert helper() == 2",
+]
+FAIL = [
+    "assert add(2, 2) == 5",
+    "assert missing(1)",
+    "items = [2, 1]\nsort(items)\nassert items == [1, 2]",  # it was given a copy
+    "assert Stack(1) == Stack(1)",
+    "assert same(print)",
+    "assert fail(1) is None",
+    "assert add(1,",
+    "raise SystemExit(0)",
+    "try:\n    same('x' * 10**7)\nexcept ValueError:\n    pass",
+]
 
 
-def _is_boxed(pid: str) -> bool:
-    try:
-        return "boxed.py" in Path("/proc", pid, "cmdline").read_text()
-    except OSError:
-        return False
+def test_what_tests_may_ask_of_code() -> None:
+    tests = [test for both in zip(PASS, [*FAIL, *FAIL], strict=False) for test in both]
+    assert [reward()([""], [PROGRAM], tests=[[*PASS[:i], PASS[i]]]) for i in (len(PASS) - 1,)] == [[1.0]]
+    assert strongest().passed(PROGRAM, tests) == len(PASS)
+    assert strongest().passed(PROGRAM, FAIL) == 0
 
 
-def test_flood_of_output_is_not_kept() -> None:
-    flood = "import os\nfor fd in range(3, 64):\n    try:\n        while True: os.write(fd, b'x' * 10**6)\n"
-    flood += "    except OSError: pass"
-    assert BOX.passed("print('x' * 10**6)", ["1"]) == 1
-    assert BOX.passed(flood, ["1"]) == 0
+def test_what_was_passed_before_the_code_ends_counts() -> None:
+    code = "import os\ndef f(x): return x if x < 3 else os._exit(0)"
+    tests = ["assert f(1) == 1", "assert f(2) == 2", "assert f(3) == 3", "assert f(1) == 1"]
+    assert reward()([""], [code], tests=[tests]) == [0.5]
 
 
-def test_system_without_namespaces_is_refused_unless_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without(self: Box, program: str, tests: Any) -> int:
+def test_ended_code_is_no_exception_that_a_test_expects() -> None:
+    expects = "try:\n    f(-1)\n{}\n    pass"
+    tests = [expects.format(f"except {kind}:") for kind in ("Exception", "BaseException")]
+    assert strongest().passed("import os\ndef f(x): os._exit(0)", tests) == 0
+
+
+def test_box_that_does_not_start_is_a_failure_of_one_completion(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = reward()
+
+    def passed(self: Box, source: str, tests: Any) -> int:
+        if source == "b":
+            raise BoxError("a process in a box did not start")
+        return 1
+
+    monkeypatch.setattr(Box, "passed", passed)
+    with pytest.warns(UserWarning, match="unit_tests failed for 1 of 3 completions"):
+        found, failed = judge(made, [""] * 3, ["a", "b", "c"], {"tests": ["1"] * 3})
+    assert failed == 1 and found["unit_tests"][::2] == [1.0, 1.0]
+
+
+def test_system_without_walls_is_refused_unless_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(self: Box) -> bool:
         if not self.weaker:
-            raise BoxError("unshare 268435456: Operation not permitted")
-        return len(tests)
+            raise BoxError("bwrap: No permissions to create new namespace")
+        return True
 
-    monkeypatch.setattr(Box, "passed", without)
-    with pytest.raises(ConfigError, match="unshare 268435456: Operation not permitted") as refusal:
-        reward()
+    monkeypatch.setattr(Box, "check", without)
+    with pytest.raises(ConfigError, match="No permissions to create new namespace") as refusal:
+        reward(weaker=False)
     assert refusal.value.path == "task.reward.weaker" and "task.reward.weaker=true" in refusal.value.remedy
-    assert reward(weaker=True)([""], ["x"], tests=["1"]) == [1.0]
-
-
-def test_weaker_box_still_has_limits_and_no_processes_or_network() -> None:
-    weak = Box(seconds=1, memory_mb=256, file_mb=2, weaker=True)
-    tests = ["1", HOSTILE["fork"], HOSTILE["socket"], HOSTILE["kill"], HOSTILE["memory"], HOSTILE["environment"]]
-    assert weak.passed(OPENS, tests) == 1
+    assert "bubblewrap" in refusal.value.remedy
+    assert reward(weaker=True)([""], ["x = 1"], tests=["assert x == 1"]) == [1.0]
 
 
 def test_limits_too_low_for_python_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 64"):
         reward(memory_mb=1)
-
-
-def test_box_works_outside_the_main_thread() -> None:
-    found: list[int] = []
-    thread = threading.Thread(target=lambda: found.append(BOX.passed("", ["1"])))
-    thread.start()
-    thread.join()
-    assert found == [1]

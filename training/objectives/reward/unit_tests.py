@@ -23,19 +23,26 @@ class UnitTests(Reward):
 
     The code is the last fenced block of the completion, or all of it. It runs in a box (training/objectives/box.py): a
     process without network, other processes, environment or files of the user, with limits of time and memory, and with
-    the standard library only. Tests run in the same process after it, each by itself, and pass if they raise nothing;
-    code that ends the process early passes none. Code that searches the memory of its process could still forge the
-    count: as for every verifier, read some of what it rewards.
+    the standard library only. Tests run in the order given, each by itself, in another box, which the code cannot see:
+    they pass if they raise nothing. Code that ends its process passes none of the tests that are left.
+
+    Names that the tests use and do not define are the code's; builtins, and modules of the standard library, are
+    Python's own. Tests give functions copies of plain data (numbers, texts, bytes, lists, tuples, sets, dicts), and get
+    copies of it; other objects of the code can be called, asked for attributes, items and their length, and iterated,
+    but are neither compared nor calculated with. So code can only pass by what it answers; weak tests pass wrong code
+    all the same: as for every verifier, read some of what it rewards.
 
     None where the column holds no test.
 
     Args:
         tests: name of the column: Python code, or a list of it
-        seconds: of processor time for a completion; of wall-clock time four times as much and 5 more
+        seconds: of processor time for a completion, and as much for its tests; of wall-clock time four times as much
+            and 5 more
         memory_mb: of its address space, in MB
         file_mb: of the files that it may write, which nothing else sees, in MB
         workers: completions at once
-        weaker: accept a box without namespaces, where the system allows none: code may then read and write your files
+        weaker: accept a box without bubblewrap, where it is not installed or the system allows no namespaces: code may
+            then read and write your files
     """
 
     bounds = (0.0, 1.0)
@@ -53,12 +60,10 @@ class UnitTests(Reward):
         self.tests, self.workers = tests, workers or os.cpu_count() or 1
         self.box = Box(seconds, memory_mb, file_mb, weaker)
         try:
-            works = self.box.passed("", ["1"])
+            works = self.box.check()
         except BoxError as error:
-            rule = f"this system does not allow the namespaces that keep programs from your files and network ({error})"
-            remedy = (
-                "Allow them (a container needs user namespaces and mounts), or accept less: task.reward.weaker=true"
-            )
+            rule = f"the walls that keep programs from your files and network cannot be made here ({error})"
+            remedy = "Install bubblewrap, and allow user namespaces; or accept less: task.reward.weaker=true"
             raise BlockError("weaker", weaker, rule, remedy) from None
         if not works:
             rule = "Python itself does not run within these limits"
@@ -76,7 +81,12 @@ class UnitTests(Reward):
 
     def _judge(self, completion: str, tests: Any) -> float | None:
         each = [tests] if isinstance(tests, str) else [str(test) for test in tests or ()]
-        return self.box.passed(code_of(completion), each) / len(each) if each else None
+        if not each:
+            return None
+        try:
+            return self.box.passed(code_of(completion), each) / len(each)
+        except BoxError:  # no fault of the completion, and not 0: a failure, counted by who judges
+            return math.nan
 
 
 def code_of(completion: str) -> str:
