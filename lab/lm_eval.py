@@ -9,9 +9,10 @@ processes, and generation of several requests at once.
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ except ImportError as error:
         raise missing from None
     print(missing.render(), file=sys.stderr)
     sys.exit(REFUSED)
+
+_log = logging.getLogger(__name__)
 
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the harness's names, by priority
 SAMPLING = tuple(Sampling.__dataclass_fields__)
@@ -193,23 +196,28 @@ class Blockwright(TemplateLM):
     @torch.inference_mode()
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """A continuation of each context, up to an end token of the model or the first stop string."""
-        texts = []
+        texts, short = [], _Short()
         for request in requests:
             context, settings = request.args
             for key in settings:
                 if key not in GENERATION:
                     rule = "is not a supported generation setting"
                     raise ConfigError(f"generation_kwargs.{key}", settings[key], rule, did_you_mean(key, GENERATION))
-            texts.append(self._continue(context, settings))
+            texts.append(self._continue(context, settings, short))
             self.cache_hook.add_partial("generate_until", request.args, texts[-1])
+        short.warn(len(texts), self.max_length)
         return texts
 
-    def _continue(self, context: str, settings: dict[str, Any]) -> str:
+    def _continue(self, context: str, settings: dict[str, Any], short: _Short) -> str:
+        """The continuation of a context, which is kept; the answer gets the room that it leaves, at least a token."""
         until, sampling = _until(settings), _sampling(settings)
         asked = next((name for name in LENGTHS if settings.get(name) is not None), None)
         most = self.max_gen_toks if asked is None else _count(f"generation_kwargs.{asked}", settings[asked], 0)
-        room = min(most, self.max_length - 1)
-        tokens = (self.tok_encode(context) or [self._prefix])[-(self.max_length - room) :]
+        whole = self.tok_encode(context) or [self._prefix]
+        tokens = whole[-max(1, self.max_length - 1) :]
+        room = min(most, self.max_length - len(tokens))
+        short.prompts += len(tokens) < len(whole)
+        short.answers += room < most
         ends = self.words.stop_tokens(until) | (self._chat.chat.ends(self.words) if self._chat else frozenset())
         rows = Continuations(self.decoder, [tokens], room, sampling, seed=self.seed, stop_tokens=ends)
         text, pieces = TextStream(self.words.decode, until), []
@@ -224,6 +232,30 @@ class Blockwright(TemplateLM):
         """[B,T], padded on the right, which does not affect a causal model."""
         length = max(map(len, rows))
         return torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], device=self._device)
+
+
+@dataclass
+class _Short:
+    """How many requests did not fit the model.
+
+    Args:
+        prompts: that lost their beginning
+        answers: that were given less room than was asked
+    """
+
+    prompts: int = 0
+    answers: int = 0
+
+    def warn(self, requests: int, longest: int) -> None:
+        """Warn once, if there were any."""
+        if self.answers:
+            lost = f"; {self.prompts:,} prompts are longer than that, and lost their beginning" if self.prompts else ""
+            _log.warning(
+                "%s of %s answers had less room than max_gen_toks: prompts are kept, and sequences have at most %s "
+                "tokens%s",
+                *(f"{n:,}" for n in (self.answers, requests, longest)),
+                lost,
+            )
 
 
 def _count(name: str, value: Any, least: int) -> int:

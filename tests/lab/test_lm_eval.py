@@ -167,6 +167,27 @@ def test_generation_ends_at_every_end_token(model: Blockwright, monkeypatch: pyt
     assert text == words.decode(new[: new.index(new[4])])
 
 
+def test_generation_keeps_the_prompt_and_says_what_had_no_room(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model of 16 positions, asked for 256 tokens, which is the harness's default."""
+    from lab import lm_eval
+
+    seen: list[tuple[list[int], int]] = []
+    monkeypatch.setattr(lm_eval, "Continuations", lambda _, rows, room, *a, **k: seen.append((rows[0], room)) or [])
+    model = Blockwright(str(run))
+    contexts = ["twelve bytes", "sixteen letters:", "longer than the sixteen positions", "", "a"]
+    settings = [{}, {}, {}, {}, {"max_gen_toks": 3}]
+    model.generate_until(ask("generate_until", *zip(contexts, settings, strict=True)))
+    kept = [list(context.encode()[-15:]) or [256] for context in contexts]
+    assert seen == list(zip(kept, [4, 1, 1, 15, 3], strict=True))
+    [said] = [record.getMessage() for record in caplog.records if record.name == "lab.lm_eval"]
+    assert "4 of 5 answers had less room" in said and "2 prompts are longer" in said and "16 tokens" in said
+    caplog.clear()
+    model.generate_until(ask("generate_until", ("a", {"max_gen_toks": 3})))
+    assert not [record for record in caplog.records if record.name == "lab.lm_eval"]
+
+
 def test_generation_takes_every_field_of_sampling_and_every_name_of_the_length(
     model: Blockwright, monkeypatch: pytest.MonkeyPatch
 ) -> None:
