@@ -62,12 +62,16 @@ def take(folder: Path) -> int | None:
     Returns:
         the descriptor; None if another process has the lock
     """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
+    while True:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        if _is_file(descriptor, folder / LOCK):
+            break
+        os.close(descriptor)  # of a writer that has ended meanwhile, and removed it: others do not see this lock
     os.truncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()} {_kernel()}".encode())
     return descriptor
@@ -86,13 +90,30 @@ def only_writer(folder: Path) -> Iterator[bool]:
         yield True
         return
     if descriptor is None:
-        yield (folder / LOCK).read_text().split()[1:] != [_kernel()]
+        yield _kernel_of(folder / LOCK) not in (_kernel(), None)
         return
     try:
         yield True
     finally:
-        (folder / LOCK).unlink(missing_ok=True)
+        (folder / LOCK).unlink(missing_ok=True)  # before it is free: later, it may be the next writer's
         os.close(descriptor)
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    """Whether a descriptor is of the file that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _kernel_of(lock: Path) -> str | None:
+    """The kernel that a lock names; None where its process has just taken it, or just ended."""
+    try:
+        words = lock.read_text().split()
+    except FileNotFoundError:
+        return None
+    return words[1] if len(words) == 2 else None
 
 
 @contextlib.contextmanager

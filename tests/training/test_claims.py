@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from training import claims
 
@@ -25,3 +29,37 @@ def test_lock_that_another_machine_has_left_is_no_writer(tmp_path: Path) -> None
             assert alone
     with claims.only_writer(tmp_path / "missing") as alone:
         assert alone
+
+
+def test_lock_file_that_its_writer_removes_meanwhile_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer ends between another's opening of the file and its lock: that lock would be of a file without a name,
+    and a third writer would be alone too."""
+    flock, first = fcntl.flock, claims.only_writer(tmp_path)
+    first.__enter__()
+
+    def ends_before(descriptor: int, operation: int) -> Any:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        first.__exit__(None, None, None)
+        return flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", ends_before)
+    with claims.only_writer(tmp_path) as second, claims.only_writer(tmp_path) as third:
+        assert second and not third
+
+
+@pytest.mark.parametrize("left", [None, ""])
+def test_lock_that_is_just_taken_or_left_has_a_writer(left: str | None, tmp_path: Path) -> None:
+    """Its file is not written yet, or has no name any more: no traceback, and not alone."""
+    with claims.only_writer(tmp_path):
+        take = claims.take
+
+        def fails(folder: Path) -> None:
+            assert take(folder) is None
+            (folder / claims.LOCK).unlink() if left is None else (folder / claims.LOCK).write_text(left)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(claims, "take", fails)
+            with claims.only_writer(tmp_path) as second:
+                assert not second
