@@ -76,6 +76,8 @@ def table(found: Solved) -> Table:
         made.add_row(name, f"{share.value:.3f}", f"{share.low:.3f} to {share.high:.3f}")
     made.add_row("mean reward of a sample", f"{found.reward:.3f}", "")
     made.add_row("samples cut off", f"{found.truncated:.3f}", "")
+    if found.judged < 1:
+        made.add_row("completions with a reward", f"{found.judged:.3f}", "")
     if found.failures:
         made.add_row("failures of rewards", str(found.failures), "")
     return made

@@ -10,6 +10,7 @@ from typing import Any
 from blocks.decoder import Decoder
 from blocks.initialise import stable_seed
 from lab.solving.problems import Problems
+from registry import ConfigError
 from training.data.prompts import Prompt
 from training.data.tokenizers.base import Tokenizer
 from training.objectives.reward.judging import judge
@@ -34,15 +35,17 @@ class Solved:
 
     Args:
         prompts: number of prompts
-        greedy: share of prompts whose likeliest completion is right
-        passed: k → pass@k
-        reward: mean reward of a sampled completion
+        judged: share of completions that have a reward
+        greedy: share of prompts whose likeliest completion is right, of those whose likeliest has a reward
+        passed: k → pass@k, of the prompts with at least k sampled completions that have a reward
+        reward: mean reward of the sampled completions that have one
         truncated: share of sampled completions that did not end
-        failures: how many times a reward raised, or gave another number of values
-        completions: prompt, completion, reward, and whether it was sampled
+        failures: completions that lack a reward, or a part of it, because it failed
+        completions: prompt, completion, reward or None, and whether it was sampled
     """
 
     prompts: int
+    judged: float
     greedy: Share
     passed: dict[int, Share]
     reward: float
@@ -72,11 +75,14 @@ def solve(
         seed: of the draws; those of a completion depend on seed, prompt and its number alone
         rows: decoded together
         tell: is given a line after each batch
+
+    Raises:
+        ConfigError: the reward has judged no likeliest completion, or never as many of a prompt as a pass@k needs
     """
     reward, sampling, size = problems.judge(), problems.sampling(), max(1, rows // problems.samples)
     weights = [weight for weight, _ in reward.parts().values()]
     completions: list[dict[str, Any]] = []
-    right: dict[bool, list[int]] = {False: [], True: []}  # sampled → right completions of each prompt
+    right: dict[bool, list[tuple[int, int]]] = {False: [], True: []}  # sampled → judged and right ones of each prompt
     failures = ended = 0
     for start in range(0, len(prompts), size):
         batch = prompts[start : start + size]
@@ -98,25 +104,40 @@ def solve(
             for prompt, text, total in zip(asked, texts, totals, strict=True):
                 completions.append({"prompt": prompt.text, "completion": text, "reward": total, "sampled": sampled})
             for i in range(len(batch)):
-                mine = totals[i * copies : (i + 1) * copies]
-                right[sampled].append(sum(total >= problems.right for total in mine))
+                mine = [total for total in totals[i * copies : (i + 1) * copies] if total is not None]
+                right[sampled].append((len(mine), sum(total >= problems.right for total in mine)))
         tell(f"{min(start + size, len(prompts))} of {len(prompts)} prompts answered")
-    n, samples = len(prompts), problems.samples
-    estimates = {k: sum(pass_at_k(samples, c, k) for c in right[True]) / n for k in problems.attempts}
     drawn = [each["reward"] for each in completions if each["sampled"]]
+    judged = [reward for reward in drawn if reward is not None]
     return Solved(
-        n,
-        wilson(sum(right[False]) / n, n),
-        {k: wilson(value, n) for k, value in estimates.items()},
-        sum(drawn) / len(drawn),
+        len(prompts),
+        sum(each["reward"] is not None for each in completions) / len(completions),
+        _share(right[False], 1),
+        {k: _share(right[True], k) for k in problems.attempts},
+        sum(judged) / len(judged),
         1 - ended / len(drawn),
         failures,
         completions,
     )
 
 
-def _total(weights: Sequence[float], values: Sequence[float]) -> float:
-    return sum(w * v for w, v in zip(weights, values, strict=True) if not math.isnan(v))
+def _share(counts: Sequence[tuple[int, int]], k: int) -> Share:
+    """pass@k over the prompts of which at least k completions have a reward, given (those, right ones) of each.
+
+    Raises:
+        ConfigError: there is none
+    """
+    each = [pass_at_k(n, right, k) for n, right in counts if n >= k]
+    if not each:
+        rule = f"no prompt has {k} completion{'s' * (k > 1)} with a reward: it failed, or has no opinion"
+        raise ConfigError("task.reward", None, rule, "See the warnings above, and the columns that it reads")
+    return wilson(sum(each) / len(each), len(each))
+
+
+def _total(weights: Sequence[float], values: Sequence[float]) -> float | None:
+    """The weighted sum of what the parts gave; None where none gave anything."""
+    given = [w * v for w, v in zip(weights, values, strict=True) if not math.isnan(v)]
+    return sum(given) if given else None
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:

@@ -12,12 +12,14 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
+import registry
 from blocks.compose import compose
 from lab.evaluate import main
 from lab.solving.measure import pass_at_k, wilson
 from lab.solving.problems import read_problems
 from registry import ConfigError
 from training.data.tokenizers.bytes import Bytes
+from training.objectives.reward.base import Reward
 
 
 @pytest.mark.parametrize(("n", "right"), [(5, 0), (5, 2), (6, 5), (4, 4)])
@@ -78,6 +80,35 @@ def test_command_measures_every_prompt(run: Path, capsys: pytest.CaptureFixture[
     main(given)
     shown = capsys.readouterr().out
     assert "pass@2" in shown and "95 % interval" in shown and "5 of 5 prompts answered" in shown
+
+
+class Reluctant(Reward):
+    """1 for an odd number of characters; no opinion of an even one."""
+
+    def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+        return [1.0 if len(text) % 2 else None for text in completions]
+
+
+def test_what_has_no_reward_is_not_wrong(run: Path, capsys: pytest.CaptureFixture[str], temporary_blocks: None) -> None:
+    registry.register("reward", "reluctant")(Reluctant)
+    out = run / "reluctant.jsonl"
+    given = [str(run), "--task", task(run, reward="reluctant", k=[1]), "--device", "cpu", "--out", str(out)]
+    main([*given, "--json"])
+    found, said = json.loads(capsys.readouterr().out), [json.loads(line) for line in out.read_text().splitlines()]
+    judged = [row["reward"] for row in said if row["reward"] is not None]
+    assert found["judged"] == pytest.approx(len(judged) / len(said)) and 0 < found["judged"] < 1
+    assert found["greedy"]["value"] == found["passed"]["1"]["value"] == found["reward"] == 1
+    main(given)
+    assert "completions with a reward" in capsys.readouterr().out
+
+
+def test_reward_that_judges_nothing_is_refused(run: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "say"}], "answer": "?"}]
+    (run / "unknown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    none = task(run, reward="arithmetic", prompts=str(run / "unknown.jsonl"))
+    with pytest.raises(ConfigError, match="no prompt has 1 completion with a reward") as refusal:
+        main([str(run), "--task", none, "--device", "cpu"])
+    assert refusal.value.path == "task.reward"
 
 
 def test_prompts_are_asked_as_the_run_was_trained_with_all_that_rewards_and_templates_read(run: Path) -> None:
