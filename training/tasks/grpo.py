@@ -303,9 +303,9 @@ class Grpo(Task):
         figures["rerouted"] = self.step.mean(scored.rerouted.float(), "routed")
         whole, share = self._whole(batch)
         for name, value in whole.figures.items():
-            count = f"judged/{name}" if name in whole.judged else "completions"
+            of = f"judged/{name}" if name in whole.judged else "completions"
             own = torch.tensor(value * share, dtype=torch.float32, device=self.device)
-            figures[name] = self.step.mean(own, count)
+            figures[name] = self.step.mean(own, of)
         count = self.policy.average.count(mask)
         return Scored(total, count, figures=figures, routings=scored.routings)
 

@@ -87,7 +87,7 @@ class Held:
         return self._program.ask("item", self, key)
 
     def __len__(self) -> int:
-        return self._program.ask("len", self)  # type: ignore[no-any-return]
+        return self._program.ask("len", self)
 
     def __iter__(self) -> Any:
         return self._program.ask("iter", self)
@@ -96,13 +96,13 @@ class Held:
         return self._program.ask("next", self)
 
     def __bool__(self) -> bool:
-        return self._program.ask("bool", self)  # type: ignore[no-any-return]
+        return self._program.ask("bool", self)
 
     def __str__(self) -> str:
-        return self._program.ask("str", self)  # type: ignore[no-any-return]
+        return self._program.ask("str", self)
 
     def __repr__(self) -> str:
-        return self._program.ask("repr", self)  # type: ignore[no-any-return]
+        return self._program.ask("repr", self)
 
 
 def _number(value: Any) -> int:
