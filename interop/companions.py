@@ -6,7 +6,6 @@ Checkpoints are untrusted, so only the file names below are written, and at most
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from interop.folder import dump_json
 from registry import ConfigError
+from registry.folder import parse_json, read_text
 
 SETTINGS, SPECIAL, GENERATION = "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"
 NAMES = (SETTINGS, SPECIAL, GENERATION, "added_tokens.json", "chat_template.json", "chat_template.jinja")
@@ -35,7 +35,7 @@ def read(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in (*NAMES, *(name for name in templates if TEMPLATE.fullmatch(name))):
         if (folder / name).is_file():
-            found[name] = _text(folder / name)
+            found[name] = read_text(folder, name, MAX_BYTES)
     return check(found, str(folder))
 
 
@@ -68,10 +68,7 @@ def values(files: Mapping[str, str], name: str, where: str = "tokenizer") -> dic
     """
     if name not in files or not name.endswith(".json"):
         return {}
-    try:
-        found = json.loads(files[name])
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: {name}", "…", f"cannot be read as JSON ({error})", "Fetch it again") from None
+    found = parse_json(files[name], f"{where}: {name}")
     if not isinstance(found, dict):
         raise ConfigError(f"{where}: {name}", type(found).__name__, "must hold a mapping", "Fetch it again")
     return found
@@ -85,13 +82,3 @@ def write(files: Mapping[str, str], folder: Path) -> None:
     settings = values(files, SETTINGS)
     if settings.keys() & set(NOT_EXPORTED):
         dump_json(folder / SETTINGS, {key: value for key, value in settings.items() if key not in NOT_EXPORTED})
-
-
-def _text(file: Path) -> str:
-    try:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_BYTES + 1)
-        return data.decode()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ConfigError(str(file), "…", f"cannot be read ({reason})", "Fetch it again, or remove it") from None

@@ -10,17 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from registry import ConfigError
+from registry import ConfigError, folder
 from registry.quoting import quoted
 
 ORIGIN = "origin.json"  # of an imported folder, see interop/origin.py
-MAX_BYTES = 32_000_000  # of a JSON file; the largest known index has a third of it
 
 
-def start_from(folder: Path) -> list[str]:
+def start_from(start: Path) -> list[str]:
     """Overrides by which a run starts from the weights in a folder, with their tokenizer if it has one."""
-    words = [f"init_from={quoted(folder)}", "model=pretrained"]
-    file = folder / "tokenizer.json"
+    words = [f"init_from={quoted(start)}", "model=pretrained"]
+    file = start / "tokenizer.json"
     return [*words, "data/tokenizer=pretrained", f"data.tokenizer.file={quoted(file)}"] if file.is_file() else words
 
 
@@ -48,24 +47,12 @@ def whole(out: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds a mapping.
+    """Read a JSON file of a folder that holds a mapping.
 
     Raises:
         ConfigError: missing or unreadable
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"longer than {MAX_BYTES:,} bytes")
-        values = json.loads(data.decode())
-    except FileNotFoundError:
-        raise ConfigError(
-            str(path), None, "there is no such file", "Name the folder of a complete checkpoint"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(str(path), "…", f"cannot be read as JSON ({reason})", "Fetch the file again") from None
+    values = folder.read_json(path.parent, path.name)
     if not isinstance(values, dict):
         raise ConfigError(str(path), type(values).__name__, "must hold a mapping", "Fetch the file again")
     return values

@@ -23,6 +23,7 @@ from interop.folder import dump_json
 from interop.shards import Outgoing, write_shards
 from registry import ConfigError, did_you_mean
 from registry.extras import require
+from registry.folder import MAX_FILE_BYTES, read_bytes
 
 MAX_SHARD = 5 * 10**9
 Get = Callable[..., Any]  # (key, default=) of the file's metadata
@@ -266,7 +267,7 @@ def _joined(keys: Any, values: Any) -> Callable[[], Tensor]:
 def _write_tokenizer(fields: Mapping[str, Any], file: Path, folder: Path) -> None:
     beside = file.with_name("tokenizer.json")
     if beside.is_file():
-        (folder / beside.name).write_bytes(beside.read_bytes())
+        (folder / beside.name).write_bytes(read_bytes(beside.parent, beside.name, MAX_FILE_BYTES))
     else:
         dump_json(folder / beside.name, _engine(fields, str(file)))
     words = fields["tokenizer.ggml.tokens"]

@@ -6,7 +6,6 @@ then read one after the other, each tensor into its place, so peak memory is the
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from interop.own import OWN
 from interop.packed import Unpacked, block_size
 from interop.shards import Shards, ready, write_shards
 from registry import ConfigError, did_you_mean
+from registry.folder import MAX_FILE_BYTES, read_bytes
 
 # Some checkpoints with a tied embedding store the head too.
 HEAD = Row("embedding.weight", "lm_head.weight", copy_of="embedding.weight")
@@ -93,7 +93,7 @@ def copy_files(names: Iterable[str], source: Path, folder: Path) -> None:
     """Copy those of the files that exist."""
     for name in names:
         if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+            (folder / name).write_bytes(read_bytes(source, name, MAX_FILE_BYTES))
 
 
 def find(values: Mapping[str, Any]) -> Family:

@@ -15,6 +15,7 @@ from typing import Any
 
 from interop.folder import ORIGIN, dump_json, read_json
 from registry import ConfigError
+from registry.folder import parse_json, read_bytes
 
 MAX_BYTES = 2**20  # as JSON with licences: it is part of every checkpoint
 LICENCE = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[A-Za-z0-9_.-]{0,40}", re.IGNORECASE)
@@ -34,7 +35,7 @@ def read(folder: Path) -> dict[str, Any]:
 def licences(folder: Path) -> dict[str, str]:
     """File name → licence text. README files are left out: they describe the weights in the folder."""
     files = (file for file in sorted(folder.iterdir()) if LICENCE.fullmatch(file.name) and file.is_file())
-    return {file.name: file.read_bytes()[:MAX_BYTES].decode(errors="replace") for file in files}
+    return {file.name: read_bytes(folder, file.name, MAX_BYTES).decode(errors="replace") for file in files}
 
 
 def check(origin: Any, where: str) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def check(origin: Any, where: str) -> dict[str, Any]:
         text = json.dumps(origin)
     except (TypeError, ValueError, RecursionError):
         raise ConfigError(where, type(origin).__name__, "must be plain data", remedy) from None
-    found = json.loads(text)
+    found = parse_json(text, where)
     if len(text) > MAX_BYTES:
         raise ConfigError(where, f"{len(text):,} bytes", f"is longer than {MAX_BYTES:,} bytes", remedy)
     if not isinstance(found, dict) or not isinstance(found.get("config", {}), dict):

@@ -19,7 +19,7 @@ from blocks.decoder import Decoder
 from interop import origin
 from interop.shards import Shards
 from registry import ConfigError
-from registry.limits import read_text
+from registry.folder import read_text
 
 COMPOSITION = "model.yaml"
 
@@ -122,7 +122,7 @@ def read_composition(start: Path) -> dict[str, Any]:
         ConfigError: missing or invalid
     """
     checkpoint = read_start(start)
-    return check(checkpoint["hyper_parameters"]["model"] if checkpoint else read_text(start / COMPOSITION, "init_from"))
+    return check(checkpoint["hyper_parameters"]["model"] if checkpoint else read_text(start, COMPOSITION))
 
 
 def read_origin(start: Path) -> dict[str, Any]:

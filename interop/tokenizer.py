@@ -15,6 +15,7 @@ from interop import companions
 from interop.folder import dump_json
 from interop.special import Special
 from registry import ConfigError, did_you_mean
+from registry.folder import parse_json
 
 EOS, UNKNOWN = "<|endoftext|>", "<|unknown|>"
 COMPANIONS, SPECIAL = "companions", "special"  # keys of a pretrained tokenizer's state
@@ -83,7 +84,7 @@ def _chars(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _bpe(state: Mapping[str, Any]) -> dict[str, Any]:
     """The trained engine, with the end of a document after its vocabulary."""
-    engine = json.loads(state["tokenizers"])
+    engine = parse_json(state["tokenizers"], "data.tokenizer")
     end = {EOS: state["vocab_size"] - 1}
     model = {**engine["model"], "vocab": _filled(engine["model"]["vocab"], state["vocab_size"], end)}
     return _engine(model, engine["pre_tokenizer"], _BYTE_LEVEL, end)
@@ -91,7 +92,7 @@ def _bpe(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pretrained(state: Mapping[str, Any]) -> dict[str, Any]:
     """A pretrained tokenizer, unchanged."""
-    return json.loads(state["tokenizers"])
+    return parse_json(state["tokenizers"], "data.tokenizer")
 
 
 OURS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"bytes": _bytes, "chars": _chars, "bpe": _bpe}

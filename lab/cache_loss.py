@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from rich import box
 from rich.table import Table
 from torch import Tensor
@@ -23,11 +22,12 @@ from torch import Tensor
 from blocks.decoder import Decoder
 from blocks.kernels.cross_entropy import IGNORED
 from blocks.kernels.quantise import BITS
+from lab.own_text import own_text
+from lab.text_file import read_text_file
 from lab.writer import Writer
 from registry import BlockError, ConfigError
 from registry.command import Parser, run_command
 from registry.printing import show
-from training.configuration.instantiate import instantiate
 
 Window = tuple[Tensor, Tensor]  # tokens [B,T], and their next tokens
 USUAL = 256  # tokens of a window
@@ -73,43 +73,17 @@ def losses(decoder: Decoder, windows: Sequence[Window], bits: Sequence[int]) -> 
 # --- the windows ------------------------------------------------------------------------------------------------------
 
 
-def data_of(run: Path, most: int | None) -> Any:
-    """The data module of a run, prepared.
+def validation_windows(run: Path, most: int | None) -> Iterator[Window]:
+    """Windows of a run's validation text that contain one document.
 
     Args:
         run: its folder
         most: maximum number of windows evaluated, evenly spaced; None for all
 
     Raises:
-        ConfigError: the folder has no configuration
+        ConfigError: as in ``own_text``
     """
-    file = run / ".hydra" / "config.yaml"
-    if not file.is_file():
-        rule = "holds no .hydra/config.yaml, which names its validation text"
-        raise ConfigError("RUN", str(run), rule, "Name a run's folder, or the text: --text FILE")
-    node: Any = OmegaConf.to_container(OmegaConf.load(file).data, resolve=True)
-    data = instantiate({**node, "eval_windows": most}, "data")
-    data.prepare_data()
-    data.setup("validate")
-    return data
-
-
-def validation_windows(run: Path, most: int | None) -> Iterator[Window]:
-    """Windows of a run's validation text that contain one document; none of conversations, whose rows hold several, and
-    questions.
-
-    Args:
-        run, most: as in ``data_of``
-
-    Raises:
-        ConfigError: as in ``data_of``
-    """
-    from training.data.chat_module import ChatDataModule  # Lightning, which --help does without
-
-    data = data_of(run, most)
-    if isinstance(data, ChatDataModule):
-        return
-    for batch in data.val_dataloader():
+    for batch in own_text(run, "MODEL", most).val_dataloader():
         tokens, targets, segments = batch["tokens"], batch["targets"], batch.get("segments")
         if segments is not None:
             whole = (segments == segments[:, :1]).all(1)
@@ -130,11 +104,7 @@ def text_windows(writer: Writer, files: Sequence[Path], length: int | None, most
         raise ConfigError("--length", length, f"the model has positions for {room} tokens", f"Write --length {room}")
     count = 0
     for file in files:
-        try:
-            ids = writer.encode(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            rule = f"cannot be read ({type(error).__name__})"
-            raise ConfigError("--text", str(file), rule, "Name a file of text in UTF-8") from None
+        ids = writer.encode(read_text_file(file), option="--text")
         for start in range(0, len(ids) - length, length):
             if most is None or count < most:
                 window = torch.tensor([ids[start : start + length + 1]])
@@ -181,9 +151,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         windows = list(validation_windows(Path(words.model), most))
     if not windows:
-        raise ConfigError(
-            "MODEL", words.model, "has no validation text; conversations are none", "Name some: --text FILE"
-        )
+        raise ConfigError("MODEL", words.model, "has no validation text of whole windows", "Name some: --text FILE")
     try:
         rows = losses(writer.decoder, windows, words.bits or BITS)
     except BlockError as error:

@@ -200,8 +200,8 @@ class Writer:
             rule = "an attention of this model has no new_cache, but generation needs a cache"
             raise ConfigError("MODEL", self.decoder.config["attention"], rule, "Give the block a new_cache") from None
 
-    def encode(self, prompt: str, bos: bool = False) -> list[int]:
-        """The ids of a prompt.
+    def encode(self, prompt: str, bos: bool = False, option: str = "--prompt") -> list[int]:
+        """The ids of a prompt, which ``option`` gave.
 
         Raises:
             ConfigError: there are none, one is outside the model's vocabulary, no token begins a document, or the
@@ -210,16 +210,16 @@ class Writer:
         try:
             prompt.encode()
         except UnicodeEncodeError:  # bytes of a command line that are not UTF-8 arrive as lone surrogates
-            raise ConfigError("--prompt", ascii(prompt), "is no text in UTF-8", "Convert it to UTF-8") from None
+            raise ConfigError(option, ascii(prompt), "is no text in UTF-8", "Convert it to UTF-8") from None
         front = [begin(self.words, "--bos", "Leave --bos out, and write a prompt")] if bos else []
         ids = [*front, *self.words.encode(prompt).tolist()]
         if not ids:
             remedy = "Write some text, or begin a document: --bos"
-            raise ConfigError("--prompt", prompt, "is empty, but a model continues at least one token", remedy)
+            raise ConfigError(option, prompt, "is empty, but a model continues at least one token", remedy)
         known = self.decoder.config["vocab_size"]
         if max(ids) >= known:
             rule = f"the tokenizer gives id {max(ids)}, but the model has {known}: they do not belong together"
-            raise ConfigError("--prompt", prompt, rule, "Put the tokenizer.json of the model into its folder")
+            raise ConfigError(option, prompt, rule, "Put the tokenizer.json of the model into its folder")
         return ids
 
     def _decode(self, ids: Sequence[int]) -> str:

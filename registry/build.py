@@ -17,7 +17,7 @@ from registry import catalogue
 from registry.children import Node, child_nodes
 from registry.errors import BlockError, ConfigError, did_you_mean
 from registry.fixes import fixed_values
-from registry.limits import check_text, check_values
+from registry.limits import check_text, check_values, load_text
 from registry.schema import INHERIT, Parameter
 
 
@@ -49,6 +49,7 @@ def to_plain(config: Any, path: str = "model") -> Any:
     try:
         if isinstance(config, str):
             check_text(config, path)
+            check_values(load_text(config), path)
             config = OmegaConf.create(config)
         elif isinstance(config, Mapping) and not own:
             check_values(config, path)

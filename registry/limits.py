@@ -6,12 +6,15 @@ dictionary that holds one list many times.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
+from omegaconf._utils import get_yaml_loader
 
 from registry.errors import ConfigError
 
@@ -20,6 +23,7 @@ MAX_NODES = 10_000  # values, keys included
 MAX_DEPTH = 32  # of nesting
 MAX_INTEGER = 2**53  # exact in a float, and larger than any tensor
 MAX_TEXT = 100_000  # characters of one string
+KERNEL = (("/", "proc"), ("/", "sys"), ("/", "dev"))  # folders whose files are on no disk
 
 _OPENS = re.compile(rf"(?:[\[{{]\s*){{{MAX_DEPTH + 1}}}")
 _Item = tuple[str, int, Any]  # path, depth, value
@@ -34,18 +38,53 @@ def read_text(file: Path, path: str, remedy: str = "Name a YAML file of a model"
         remedy: for the same
 
     Raises:
-        ConfigError: unreadable, or too long
+        ConfigError: unreadable, no plain file, or too long
     """
     try:
-        with file.open("rb") as opened:  # a device or pipe reports no size
-            data = opened.read(MAX_BYTES + 1)
-        text = data.decode()
+        return read_plain(file, path, remedy).decode()
+    except UnicodeDecodeError:
+        raise ConfigError(path, str(file), "cannot be read (it is not UTF-8)", remedy) from None
+
+
+def read_plain(file: Path, path: str, remedy: str, most: int = MAX_BYTES) -> bytes:
+    """The contents of a plain file of limited size.
+
+    Args:
+        file, path, remedy: as in ``read_text``
+        most: bytes
+
+    Raises:
+        ConfigError: unreadable, no plain file, or too long
+    """
+    try:
+        with open_plain(file) as opened:
+            long = os.fstat(opened.fileno()).st_size > most
+            data = b"" if long else opened.read(most + 1)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(path, str(file), f"cannot be read ({reason})", remedy) from None
-    if len(data) > MAX_BYTES:
-        raise ConfigError(path, str(file), f"is longer than {MAX_BYTES:,} bytes", remedy)
-    return text
+    if long or len(data) > most:
+        raise ConfigError(path, str(file), f"is longer than {most:,} bytes", remedy)
+    return data
+
+
+def open_plain(file: Path) -> BinaryIO:
+    """Open a file that lies on a disk: no device, no pipe, which might never end, and nothing that the kernel makes up,
+    such as the environment in /proc.
+
+    Raises:
+        OSError: it cannot be opened
+        ValueError: it is none
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    opened = os.fdopen(descriptor, "rb") if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+    if opened is None:
+        os.close(descriptor)
+        raise ValueError("it is no plain file")
+    if file.resolve().parts[:2] in KERNEL:
+        opened.close()
+        raise ValueError("it is no file on a disk")
+    return opened
 
 
 def check_text(text: str, path: str) -> None:
@@ -71,6 +110,16 @@ def check_text(text: str, path: str) -> None:
         raise _too_deep(path) from None
     if root is not None:
         _measure(root, path, {}, ())
+
+
+def load_text(text: str) -> Any:
+    """The values of YAML that ``check_text`` has passed, read as OmegaConf does (``1e-3`` is a number), except that
+    ``${…}`` is not parsed: OmegaConf's parser takes seconds for a line of them.
+
+    Raises:
+        yaml.YAMLError: a key stands twice, or a value is of no plain type
+    """
+    return yaml.load(text, Loader=get_yaml_loader())  # a SafeLoader
 
 
 def _measure(node: yaml.Node, path: str, sizes: dict[int, int], above: tuple[int, ...]) -> int:

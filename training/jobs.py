@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from registry import ConfigError
+from registry.folder import read_json
 from training.writing import write_json
 
 RESULTS = "results.json"  # in the folder of a job
@@ -30,8 +31,8 @@ def results_of(job: Path) -> dict[str, Any] | None:
     None while it is unfinished, or if it was killed while writing them.
     """
     try:
-        found = json.loads((job / RESULTS).read_text())
-    except (OSError, ValueError):
+        found = read_json(job, RESULTS)
+    except ConfigError:
         return None
     if not isinstance(found, dict) or not isinstance(found.get("status"), str):
         return None

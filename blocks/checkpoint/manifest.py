@@ -19,6 +19,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from registry.folder import MAX_JSON_BYTES, parse_json
+from registry.limits import open_plain
+
 MANIFEST = "manifest.json"
 FORMAT = "blockwright-checkpoint-1"
 _TRAILER = re.compile(rb"blockwright-sha256:([0-9a-f]{64})\Z")
@@ -181,8 +184,9 @@ def read_manifest(folder: Path) -> Digests:
         OSError: it cannot be read
     """
     try:
-        text = (folder / MANIFEST).read_text()
-        files = dict(json.loads(text)["files"])
+        with open_plain(folder / MANIFEST) as opened:
+            text = opened.read(MAX_JSON_BYTES).decode()
+        files = dict(parse_json(text, MANIFEST)["files"])
         whole = text == _canonical(files) and all(_is_entry(name, entry) for name, entry in files.items())
     except (ValueError, TypeError, KeyError, RecursionError):
         whole = False

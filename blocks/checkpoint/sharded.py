@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from registry import ConfigError
+from registry.folder import MAX_FILE_BYTES, read_bytes
 
 META = "meta.pt"
 INDEX = ".metadata"
@@ -50,7 +51,7 @@ def read_index(folder: Path) -> Any:
     Raises:
         pickle.UnpicklingError: it contains anything else
     """
-    index = _Unpickler(io.BytesIO((folder / INDEX).read_bytes())).load()
+    index = _Unpickler(io.BytesIO(read_bytes(folder, INDEX, MAX_FILE_BYTES))).load()
     if any(Path(info.relative_path).name != str(info.relative_path) for info in index.storage_data.values()):
         raise pickle.UnpicklingError("names a file outside its folder")
     return index

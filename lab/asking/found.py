@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab.report.statistics import interval
+from registry.folder import read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -74,7 +74,7 @@ class Found:
     @classmethod
     def read(cls, file: Path) -> Found:
         """From the file of a run; an OSError, ValueError, KeyError or TypeError if it is missing or damaged."""
-        plain = json.loads(file.read_text())
+        plain = read_json(file.parent, file.name)
         made = {str(shown): [Accuracy(**each) for each in rows] for shown, rows in dict(plain["accuracies"]).items()}
         turns = [(each["picture"], [tuple(map(str, turn)) for turn in each["turns"]]) for each in plain["samples"]]
         return cls(made, [Sample(str(picture), asked) for picture, asked in turns])  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,17 @@ from lab.plan.layout import Job, Layout
 from lab.sweep.plan import overrides_of
 from registry import ConfigError
 from training.configuration.composing import compose_config
-from training.configuration.instantiate import instantiate
+from training.configuration.instantiate import build_readable
 from training.optimizers.adamw import AdamW
+from training.optimizers.base import OptimizerRecipe
 from training.schedulers.base import Schedule
 from training.schedulers.constant import Constant
 from training.schedulers.warmup_cosine import WarmupCosine
 from training.schedulers.warmup_stable_decay import WarmupStableDecay
 
+# Keys of the overrides of a run that matter here.
+READ = re.compile(r"experiment|seed|data(\.batch_size|\.sequence_length)?|(optimizer|scheduler|trainer)([./].*)?")
+REMEDY = "Give it on the command line: optimizer=adamw scheduler=warmup_cosine"
 MISSING = "???"  # a value that the user has to give, in OmegaConf's terms
 
 
@@ -94,9 +99,10 @@ def settings(run: Path, overrides: Sequence[str]) -> Settings:
     Raises:
         ConfigError: it cannot be composed, or has what the engines do not compute
     """
-    node: Any = compose_config([*overrides_of(run), *overrides], output_dir=str(run))
+    node: Any = compose_config([*_readable_overrides(run), *overrides], output_dir=str(run))
     part = {key: OmegaConf.to_container(node[key], resolve=True) for key in ("optimizer", "scheduler", "trainer")}
-    optimizer, schedule = instantiate(part["optimizer"], "optimizer"), instantiate(part["scheduler"], "scheduler")
+    optimizer = build_readable(part["optimizer"], OptimizerRecipe, "optimizer", REMEDY)
+    schedule = build_readable(part["scheduler"], Schedule, "scheduler", REMEDY)
     if not isinstance(optimizer, AdamW) or optimizer.multipliers:
         rule = "the engines compute AdamW with one learning rate, not this"
         raise ConfigError("optimizer", repr(optimizer), rule, "Write optimizer=adamw, optimizer.multipliers=null")
@@ -109,6 +115,24 @@ def settings(run: Path, overrides: Sequence[str]) -> Settings:
     schedule.check(steps)
     batch = node.data.batch_size * trainer["accumulate_grad_batches"]
     return Settings(batch, node.data.sequence_length, steps, optimizer, rates(schedule, steps), float(clip), node.seed)
+
+
+def _readable_overrides(run: Path) -> list[str]:
+    """The overrides of a run that this reads. Its folder may be untrusted: no other is composed, and none may be
+    interpolated, which could read the environment.
+
+    Raises:
+        ConfigError: one of them is an interpolation
+    """
+    kept = []
+    for override in overrides_of(run):
+        key = override.lstrip("+~").partition("=")[0].partition("@")[0]
+        if READ.fullmatch(key):
+            if "${" in override:
+                rule = "is an interpolation, which is not read from a run's folder"
+                raise ConfigError(key, override[:200], rule, f"Give the value: {key}=VALUE")
+            kept.append(override)
+    return kept
 
 
 def rates(schedule: Schedule, steps: int) -> Rates:

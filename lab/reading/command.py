@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 from rich import box
 from rich.table import Table
 
@@ -17,19 +16,21 @@ import registry
 from blocks.compose import check
 from blocks.kernels.machine import keep_freed_memory, set_float32_matmul
 from interop.source import Source, build, checkpoint_of, open_source
+from lab.own_text import own_text
 from lab.reading import results
-from lab.reading.base import Text, find
+from lab.reading.base import find
 from lab.reading.chart import written
 from lab.reading.measure import DEPTHS, Grid, read
 from lab.reading.position_loss import PositionLoss, position_loss
 from lab.reading.reading import Reading
 from lab.reading.wording import WORDINGS, wording_of
+from lab.text_file import read_text_file
 from lab.writer import DTYPES, tokenizer_of, usable_device
 from registry import ConfigError, did_you_mean
 from registry.command import Parser
+from registry.folder import own_folder
 from registry.printing import show
 from training.checkpoints.surgery import check_surgery
-from training.configuration.instantiate import instantiate
 
 SUFFIXES = {"k": 2**10, "m": 2**20}
 
@@ -97,7 +98,10 @@ def main(arguments: Sequence[str]) -> None:
     lengths = results.check_lengths(lengths_of(words.lengths), source.model["max_positions"], "--lengths")
     tokenizer = tokenizer_of(source, folder)
     wording = wording_of(words.wording, _numbers("--symbols", words.symbols, int), tokenizer, lambda key: f"--{key}")
-    text = _text_of(words.text, tokenizer) if words.text else own_text(folder)
+    if words.text:
+        text = np.asarray(tokenizer.encode(read_text_file(words.text)), dtype=np.int64)
+    else:
+        text = own_text(folder, "MODEL").tokens("val")
     grid = Grid(lengths, depths, words.samples, words.seed, words.generate)
     results.try_prompts(tests, grid, text, wording, "--lengths")
     keep_freed_memory()
@@ -115,7 +119,7 @@ def main(arguments: Sequence[str]) -> None:
             show(grid_table(reading))
         if loss is not None:
             show(loss_table(loss))
-    out = words.out or (folder / "reading" if folder.is_dir() and checkpoint_of(folder) else None)
+    out = words.out or (own_folder(folder, "reading") if folder.is_dir() and checkpoint_of(folder) else None)
     if out is not None:
         files = results.write(out, readings, loss)
         if not words.json:
@@ -143,31 +147,6 @@ def _dtype(name: str) -> Any:
     import torch
 
     return getattr(torch, name)
-
-
-def _text_of(file: Path, tokenizer: Any) -> Text:
-    try:
-        return np.asarray(tokenizer.encode(file.read_text(encoding="utf-8")), dtype=np.int64)
-    except (OSError, UnicodeDecodeError) as error:
-        rule = f"cannot be read ({type(error).__name__})"
-        raise ConfigError("--text", str(file), rule, "Name a file of text in UTF-8") from None
-
-
-def own_text(run: Path) -> Text:
-    """The validation text of a run, as token ids.
-
-    Raises:
-        ConfigError: it is no run's folder
-    """
-    file = run / ".hydra" / "config.yaml"
-    if not file.is_file():
-        rule = "holds no .hydra/config.yaml, which names its validation text"
-        raise ConfigError("MODEL", str(run), rule, "Name a run's folder, or a text: --text FILE")
-    node: Mapping[str, Any] = OmegaConf.to_container(OmegaConf.load(file).data, resolve=True)  # type: ignore[assignment]
-    data = instantiate(node, "data")
-    data.prepare_data()
-    data.setup("validate")
-    return data.tokens("val")
 
 
 def grid_table(reading: Reading) -> Table:

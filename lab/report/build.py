@@ -17,6 +17,7 @@ from lab.report.svg import CSS, standalone
 from lab.report.tables import Cell, Table
 from registry import ConfigError
 from registry.extras import require
+from registry.folder import own_folder
 from training.writing import write_text
 
 HERE = Path(__file__).parent
@@ -56,7 +57,7 @@ def need_packages() -> None:
 
 def write(findings: Findings) -> Path:
     """Write the report, replacing an older one."""
-    folder = findings.sweep.directory / "report"
+    folder = own_folder(findings.sweep.directory, "report")
     sections = arrange(findings)
     files = {f.file: standalone(f.chart) for section in sections for f in section.figures}
     files |= {"runs.csv": rows(findings), "report.md": markdown(findings, sections)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from lab.report.figure import Figure
 from lab.report.findings import Finding
 from lab.report.reading import Run
 from lab.report.words import seeds
+from registry.folder import read_json
 
 
 def reach(index: int, finding: Finding) -> list[Figure]:
@@ -35,7 +35,7 @@ def _readings(run: Run) -> dict[str, Reading]:
     """The reading tests of a run; empty if it has made none, or its file is damaged."""
     try:
         assert run.folder is not None
-        tests = json.loads((run.folder / FILE).read_text())["tests"]
+        tests = read_json(run.folder, FILE)["tests"]
         return {test["test"]: _checked(test) for test in tests}
     except (AssertionError, OSError, ValueError, KeyError, TypeError):
         return {}

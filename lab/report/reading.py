@@ -6,7 +6,6 @@ and the first arm is the baseline.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from lab.sweep.damage import damage_of
 from lab.sweep.plan import overrides_of
 from registry import ConfigError, did_you_mean
+from registry.folder import read_json, read_yaml
 from training.jobs import RESULTS, results_of
 
 PLAN = "plan.json"
@@ -161,7 +161,7 @@ def _plan(directory: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        plan = json.loads(file.read_text())
+        plan = read_json(directory, PLAN)
         if not isinstance(plan, dict):
             raise ValueError("it is not a mapping")
         if wrong := damage_of(plan):
@@ -176,17 +176,20 @@ def _aim(directory: Path, plan: Mapping[str, Any]) -> tuple[str, bool, str]:
     """The sweep's metric, whether more is better, and the kind of sweep."""
     if "metric" in plan:
         return plan["metric"], plan.get("direction") == "maximize", plan.get("kind", "grid")
-    from omegaconf import OmegaConf
-
-    file = directory / "multirun.yaml"
     try:
-        written = OmegaConf.load(file) if file.exists() else OmegaConf.create()
-    except Exception:  # an incomplete file counts as none
-        written = OmegaConf.create()
-    metric = OmegaConf.select(written, "optimized_metric") or "val/loss"
-    sweeper = OmegaConf.select(written, "hydra.sweeper", throw_on_resolution_failure=False) or {}
-    kind = "search" if "optuna" in str(sweeper.get("_target_")) else "grid"
-    return str(metric), "maximize" in str(sweeper.get("direction")), plan.get("kind", kind)
+        written = read_yaml(directory, "multirun.yaml")
+    except ConfigError:  # none, or an incomplete file
+        written = None
+    metric, sweeper = _within(written, "optimized_metric"), _within(written, "hydra", "sweeper")
+    kind = "search" if "optuna" in str(_within(sweeper, "_target_")) else "grid"
+    return str(metric or "val/loss"), "maximize" in str(_within(sweeper, "direction")), plan.get("kind", kind)
+
+
+def _within(value: Any, *keys: str) -> Any:
+    """A value in nested mappings; None if there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def _check_any_figure(directory: Path, runs: Sequence[Run], metric: str) -> None:
@@ -243,8 +246,8 @@ def _seed(overrides: Sequence[str]) -> int:
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
+        return read_json(file.parent, file.name)
+    except ConfigError:
         return None
 
 

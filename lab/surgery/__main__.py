@@ -33,8 +33,9 @@ from interop.exporting import write_tokenizer
 from interop.folder import start_from, whole
 from interop.shards import ready, write_shards
 from interop.source import COMPOSITION, open_source, read_composition
-from lab.cache_loss import USUAL, Window, data_of, text_windows, validation_windows
+from lab.cache_loss import USUAL, Window, text_windows, validation_windows
 from lab.describe import usual_context
+from lab.own_text import own_text
 from lab.surgery.ledger import cost_table, costs, plain, rows, table
 from lab.writer import Writer
 from registry import ConfigError
@@ -83,7 +84,7 @@ def texts(
         return lambda: ({"tokens": tokens} for tokens, _ in windows[:learn]), windows[learn:] if measures else []
 
     def own() -> Iterable[Mapping[str, Tensor]]:
-        return data_of(run, None).train_dataloader()
+        return own_text(run, "RUN").train_dataloader()
 
     return own, list(validation_windows(run, most)) if measures else []
 

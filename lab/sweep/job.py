@@ -22,6 +22,7 @@ from lab.sweep import locks
 from lab.sweep import plan as plans
 from lab.sweep.table import FIGURES
 from registry import REFUSED, ConfigError
+from registry.folder import read_json
 from registry.quoting import quoted
 from training import jobs
 from training.checkpoints.find import newest
@@ -177,8 +178,8 @@ def _attempts(folder: Path) -> int:
     found = newest(folder)
     begun = "" if found is None else f"{found.name} {found.stat().st_mtime_ns}"
     try:
-        before = json.loads((folder / ATTEMPTS).read_text())
-    except (OSError, ValueError):
+        before = read_json(folder, ATTEMPTS)
+    except ConfigError:
         before = {}
     tries = before.get("tries", 0) + 1 if before.get("from") == begun else 0
     write_json(folder / ATTEMPTS, {"from": begun, "tries": tries})

@@ -7,13 +7,14 @@ import os
 from pathlib import Path
 
 from registry import ConfigError
+from registry.folder import read_text
 from training.claims import LOCK, take
 
 
 def holder(folder: Path) -> int | None:
     """The process that has locked a folder; None if there is none, or it is unknown."""
     try:
-        return int((folder / LOCK).read_text().split()[0]) if is_taken(folder) else None
+        return int(read_text(folder, LOCK).split()[0]) if is_taken(folder) else None
     except (OSError, ValueError, IndexError):
         return None
 

@@ -5,7 +5,6 @@ A grid or an ablation lists its jobs. A search, which does not know them in adva
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from lab.sweep.damage import damage_of
 from registry import ConfigError
+from registry.folder import read_json, read_yaml
 from training.checkpoints.places import SWEEP
 from training.writing import write_json
 
@@ -49,10 +49,7 @@ def read(directory: Path) -> dict[str, Any]:
         raise ConfigError("DIR", str(directory), "there is no such folder", remedy)
     if not file.is_file():
         raise ConfigError("DIR", str(directory), f"holds no {PLAN}, so no sweep was started here", remedy)
-    try:
-        plan = json.loads(file.read_text())
-    except ValueError as error:
-        raise ConfigError(str(file), "…", f"is not JSON ({error})", "Start a new sweep in another folder") from None
+    plan = read_json(directory, PLAN)
     missing = [key for key in NEEDED if key not in plan] if isinstance(plan, dict) else NEEDED
     if missing or plan["kind"] not in KINDS or (plan["kind"] != "search" and "jobs" not in plan):
         rule = f"is not a sweep's plan (needs {', '.join(NEEDED)}, and jobs unless it is a search)"
@@ -90,10 +87,9 @@ def is_repeated(sweep: Path, argv: Sequence[str]) -> bool:
 
 def overrides_of(job: Path) -> list[str]:
     """A job's own overrides, without the checkpoint that it resumed from; empty if it was killed while writing them."""
-    from omegaconf import OmegaConf
-
     try:
-        given = [str(o) for o in OmegaConf.load(job / ".hydra" / "overrides.yaml")]
-    except Exception:  # none, or half a file
+        found = read_yaml(job, ".hydra/overrides.yaml")
+    except ConfigError:  # none, or half a file
         return []
+    given = [str(each) for each in found] if isinstance(found, list) else []
     return [o for o in given if not (o.startswith("ckpt_path=") and f"{job.resolve()}/checkpoints" in o)]

@@ -15,11 +15,8 @@ from run_folder import write_run
 from blocks.compose import compose
 from blocks.decoder import Decoder
 from blocks.kernels.cross_entropy import IGNORED
-from lab.cache_loss import losses, main, mean_loss, validation_windows
+from lab.cache_loss import losses, main, mean_loss
 from registry import ConfigError
-from training.data.prompt_module import PromptDataModule
-from training.data.sorting import Sorting
-from training.data.tokenizers.chars import Chars
 
 pytestmark = pytest.mark.xdist_group("cache_loss")  # its fixture is slow to set up
 
@@ -35,6 +32,12 @@ def decoder(tiny: Callable[..., dict[str, Any]]) -> Decoder:
 @pytest.fixture(scope="module")
 def run(decoder: Decoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("run"), decoder, TEXT)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the tokens of a run's own text go: the project's data."""
+    monkeypatch.setenv("PROJECT_ROOT", str(tmp_path))
 
 
 def window(n: int = 70) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,10 +104,14 @@ def test_model_that_is_no_run_needs_a_text(run: Path) -> None:
         main([str(run / "checkpoints" / "last.ckpt")])
 
 
-def test_prompts_of_a_run_are_no_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Their batches have no targets; of the rows of conversations none is one document."""
-    data = PromptDataModule(Sorting(train=20, held_out=4), Chars(16), 12, 4, cache_dir=str(tmp_path))
-    data.prepare_data()
-    data.setup()
-    monkeypatch.setattr("lab.cache_loss.data_of", lambda *_: data)
-    assert not list(validation_windows(tmp_path, None))
+def test_prompts_of_a_run_are_no_text(run: Path, tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
+    (tmp_path / ".hydra" / "config.yaml").write_text("data: {_target_: training.data.prompt_module.PromptDataModule}")
+    with pytest.raises(ConfigError, match=r"is no text, but conversations.*--text FILE"):
+        main([str(tmp_path)])
+
+
+def test_tokens_of_a_run_go_to_the_projects_cache(run: Path, tmp_path: Path) -> None:
+    main([str(run), "--windows", "1"])
+    assert (tmp_path / "data" / "cache").is_dir() and not (run / "cache").exists()

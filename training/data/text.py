@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import glob
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -22,7 +23,9 @@ import numpy.typing as npt
 
 from registry.enforcing import enforced
 from registry.errors import ConfigError, did_you_mean
+from registry.limits import KERNEL
 from registry.ranges import BelowOne, Whole
+from registry.readable import readable
 from training.data.corpus import SPLITS, Corpus, Split
 from training.data.pieces import between, documents, line_starts, read
 
@@ -60,6 +63,7 @@ def _first_of_shuffle(n: int, k: int, seed: int) -> list[int]:
     return first
 
 
+@readable
 @enforced("data.corpus")
 class TextFiles(Corpus):
     """UTF-8 text files; each is one document, or several with a separator between them.
@@ -173,6 +177,9 @@ class TextFiles(Corpus):
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
+    def paths(self) -> list[Path]:
+        return self._paths
+
     @property
     def _shown(self) -> str | list[str]:
         return self.files[0] if len(self.files) == 1 else self.files
@@ -217,6 +224,24 @@ class TextFiles(Corpus):
         ]
 
 
+def _refuse_everywhere(path: Path, pattern: str) -> None:
+    """Refuse a pattern that looks through the whole disk, or where the kernel makes files up."""
+    first = path.parts[1:2]
+    if path.is_absolute() and glob.has_magic(str(path)) and (glob.has_magic(first[0]) or path.parts[:2] in KERNEL):
+        rule = "looks through folders that hold no text of yours"
+        raise ConfigError("data.corpus.files", pattern, rule, "Name a folder: /data/books/**/*.txt")
+
+
+def _matching(path: Path) -> Iterator[Path]:
+    """What a pattern matches, without hidden names; ``**`` follows no links, which may lead in circles."""
+    fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+    rest = path.parts[len(fixed.parts) :]
+    if "**" not in rest:
+        return map(Path, glob.glob(str(path)))
+    found = fixed.glob(str(Path(*rest)))
+    return (each for each in found if not any(part.startswith(".") for part in each.relative_to(fixed).parts))
+
+
 def expand(pattern: str) -> list[Path]:
     """The files matching a path or glob.
 
@@ -230,8 +255,8 @@ def expand(pattern: str) -> list[Path]:
         raise ConfigError(
             "data.corpus.files", pattern, "is a directory, but files are needed", f"Name them: '{pattern}/**/*.txt'"
         )
-    found = [Path(name) for name in glob.glob(str(path), recursive=True)]
-    files = [each for each in found if each.is_file()]
+    _refuse_everywhere(path, pattern)
+    files = [each for each in _matching(path) if each.is_file()]
     if files:
         return files
     is_glob = glob.has_magic(str(path))

@@ -32,7 +32,7 @@ SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 def main() -> None:
     """Run, and turn every mistake of the user into one message and an exit code."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # makes Hydra raise instead of printing its own message
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing its own message, whatever is set
     # Hydra copies the whole store, though it only reads it, for each of the 200 groups that --help lists: 0.6 CPU-s of
     # 2.9, where help may take 3 (tests/test_startup.py). What the store hands out is a copy in any case.
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]

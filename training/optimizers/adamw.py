@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from registry.ranges import BelowOne, NonNegative, Positive
+from registry.readable import readable
 from training.optimizers.base import (
     Multipliers,
     OptimizerRecipe,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")  # meta, where costs are measured, has no such kernel
 
 
+@readable
 class AdamW(OptimizerRecipe):
     """Decoupled weight decay regularisation (Loshchilov & Hutter, 2019, arXiv:1711.05101).
 

@@ -9,6 +9,7 @@ from annotated_types import Ge, Le
 
 from registry.errors import ConfigError, did_you_mean
 from registry.ranges import BelowOne, NonNegative, Positive
+from registry.readable import readable
 from training.optimizers.adamw import torch_adamw
 from training.optimizers.base import (
     Multipliers,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 USUAL = ("embedding", "head", "gating")  # not every model has all of them
 
 
+@readable
 class Muon(OptimizerRecipe):
     """Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) as scaled by Moonshot (2025, arXiv:2502.16982).
 

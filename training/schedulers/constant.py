@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from registry.readable import readable
 from training.schedulers.base import Schedule, Span
 
 
+@readable
 class Constant(Schedule):
     """The peak learning rate after the warm-up: factor 1.
 

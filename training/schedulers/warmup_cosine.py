@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 from registry.ranges import Fraction
+from registry.readable import readable
 from training.schedulers.base import Schedule, Span
 
 
+@readable
 class WarmupCosine(Schedule):
     """Cosine decay without restarts (Loshchilov & Hutter, 2017, arXiv:1608.03983), after a linear warm-up.
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from registry.errors import ConfigError, did_you_mean
 from registry.ranges import Fraction
+from registry.readable import readable
 from training.schedulers.base import Schedule, Span, steps_of
 
 SHAPES: dict[str, Callable[[float], float]] = {  # from 1 at t = 0 to 0 at t = 1
@@ -17,6 +18,7 @@ SHAPES: dict[str, Callable[[float], float]] = {  # from 1 at t = 0 to 0 at t = 1
 }
 
 
+@readable
 class WarmupStableDecay(Schedule):
     """WSD of MiniCPM (Hu et al., 2024, arXiv:2404.06395), decay shapes of Hägele et al. (2024, arXiv:2405.18392).
 

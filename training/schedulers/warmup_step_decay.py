@@ -7,9 +7,11 @@ from itertools import pairwise
 
 from registry.errors import ConfigError
 from registry.ranges import Fraction, ProperFraction
+from registry.readable import readable
 from training.schedulers.base import Schedule, Span, steps_of
 
 
+@readable
 class WarmupStepDecay(Schedule):
     """DeepSeek's multi-step schedule (DeepSeek LLM, 2024, arXiv:2401.02954; V2, arXiv:2405.04434).
 

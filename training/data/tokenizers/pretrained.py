@@ -15,6 +15,8 @@ from interop.special import model_config, resolve
 from interop.tokenizer import COMPANIONS, SPECIAL, byte_alphabet, special
 from registry.errors import ConfigError, did_you_mean
 from registry.extras import require
+from registry.folder import MAX_FILE_BYTES
+from registry.limits import read_plain
 from registry.ranges import Count
 from training.data.tokenizers.base import Tokenizer, need_room, token_dtype
 
@@ -52,10 +54,11 @@ class Pretrained(Tokenizer):
         require("hf", "tokenizers", path="data.tokenizer", value="pretrained")
         path = Path(file).expanduser()
         try:
-            self._state = path.read_text(encoding="utf-8")
+            self._state = read_plain(path, "data.tokenizer.file", "", MAX_FILE_BYTES).decode()
             words = self._words
         except Exception as error:  # the library raises plain Exception for what it cannot parse
-            rule = f"cannot be read as a tokenizer.json ({error})"
+            reason = error.rule if isinstance(error, ConfigError) else error
+            rule = f"cannot be read as a tokenizer.json ({reason})"
             raise ConfigError("data.tokenizer.file", file, rule, "Name the tokenizer.json of the model") from None
         self.companions = companions.read(path.parent)
         special = resolve(self.companions, model_config(path.parent), words, self.special_words, eos)

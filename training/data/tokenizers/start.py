@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 from interop.folder import start_from
 from interop.source import checkpoint_of, read_start, tokenizer_state
 from registry.errors import ConfigError
+from registry.folder import MAX_FILE_BYTES, parse_json, read_text
 from training.data.tokenizers.base import Tokenizer, vocabulary_of
 
+TOKENIZER = "tokenizer.json"
 NOT_IDS = ("vocab_size", "eos", "config")  # padding of the vocabulary, and which of its tokens ends a document
 
 
@@ -44,15 +45,16 @@ def _state_at(start: Path) -> Mapping[str, Any] | None:
     """The state of the tokenizer of some weights; None if none is known."""
     if checkpoint_of(start) is not None:
         return tokenizer_state(read_start(start))
-    file = start / "tokenizer.json"
-    return {"kind": "pretrained", "tokenizers": file.read_text(encoding="utf-8")} if file.is_file() else None
+    if not (start / TOKENIZER).is_file():
+        return None
+    return {"kind": "pretrained", "tokenizers": read_text(start, TOKENIZER, MAX_FILE_BYTES)}
 
 
 def _ids(state: Mapping[str, Any]) -> dict[str, Any]:
     """What determines ids; of a tokenizer.json its tokens, however it is written."""
     found = {key: value for key, value in vocabulary_of(state).items() if key not in NOT_IDS}
     if isinstance(text := found.get("tokenizers"), str):
-        content = json.loads(text)
+        content = parse_json(text, "data.tokenizer")
         added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
         found |= {"tokenizers": [content["model"].get("vocab"), content["model"].get("merges"), added]}
     return found

@@ -1,0 +1,131 @@
+"""Read the text files of a folder that may be untrusted: a run's, a sweep's, a checkpoint's.
+
+Every such file is read here, as data: a plain file within the folder, of limited size, depth and number of values. No
+interpolation is resolved, so that nothing of the environment is read. A file that is missing, or is not what it should
+be, is a ConfigError, which is a ValueError: where a damaged file counts as none, catch that.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from registry.errors import ConfigError
+from registry.limits import MAX_BYTES, MAX_DEPTH, check_text, check_values, load_text, read_plain
+
+MAX_JSON_BYTES = 32_000_000  # the index of the largest known checkpoint has a third of it
+MAX_FILE_BYTES = 256_000_000  # of a text that is copied or given to a library; the largest known vocabulary: 35 MB
+MAX_JSON_NODES = 4_000_000
+REMEDY = "Fetch the file again, or do not trust this folder"
+
+
+def place(folder: Path, name: str) -> Path:
+    """The path of a file of a folder, which may be a link into Hugging Face's cache, as its downloads are.
+
+    Args:
+        folder: of the file
+        name: relative to the folder
+
+    Raises:
+        ConfigError: it is a link to a file outside the folder
+    """
+    file = folder / name
+    found = file.resolve()
+    in_hub = found.parent.name == "blobs" and found.parent.parent.name.startswith("models--")
+    if not in_hub and not found.is_relative_to(folder.resolve()):
+        raise ConfigError(str(file), str(found), "is a link to a file outside its folder", REMEDY)
+    return file
+
+
+def own_folder(folder: Path, name: str) -> Path:
+    """A folder within a folder, to write to.
+
+    Raises:
+        ConfigError: it is a link, so that what is written would land elsewhere
+    """
+    if (folder / name).is_symlink():
+        remedy = "Remove the link, or copy the folder without it"
+        raise ConfigError("folder", str(folder / name), "is a link, which may lead out of the folder", remedy)
+    return folder / name
+
+
+def read_bytes(folder: Path, name: str, most: int = MAX_BYTES) -> bytes:
+    """The contents of a file.
+
+    Args:
+        folder, name: as in ``place``
+        most: bytes
+
+    Raises:
+        ConfigError: it is missing, no plain file, outside the folder, or longer
+    """
+    file = place(folder, name)
+    if not file.exists():
+        raise ConfigError(str(file), None, "there is no such file", "Name the folder of a complete checkpoint or run")
+    return read_plain(file, str(file), REMEDY, most)
+
+
+def read_text(folder: Path, name: str, most: int = MAX_BYTES) -> str:
+    """The text of a file in UTF-8; raises like ``read_bytes``."""
+    try:
+        return read_bytes(folder, name, most).decode()
+    except UnicodeDecodeError:
+        raise ConfigError(str(folder / name), "…", "cannot be read (it is not UTF-8)", REMEDY) from None
+
+
+def read_json(folder: Path, name: str, most: int = MAX_JSON_BYTES) -> Any:
+    """The values of a JSON file.
+
+    Raises:
+        ConfigError: as ``read_text``; or it is not JSON, or holds too much
+    """
+    text = read_text(folder, name, most)
+    return parse_json(text, str(folder / name))
+
+
+def parse_json(text: str, path: str) -> Any:
+    """The values of a JSON text.
+
+    Args:
+        text: of limited size
+        path: of the file, for messages
+
+    Raises:
+        ConfigError: it is not JSON, or its values are too many or nested too deep
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(path, "…", f"cannot be read as JSON ({error})", REMEDY) from None
+    level, seen = [values], 0
+    for _ in range(MAX_DEPTH + 2):
+        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [value for each in inner for value in each]
+        seen += len(level)
+        if not level or seen > MAX_JSON_NODES:
+            break
+    if level:
+        what = f"is nested more than {MAX_DEPTH} deep"
+        rule = f"holds more than {MAX_JSON_NODES:,} values" if seen > MAX_JSON_NODES else what
+        raise ConfigError(path, "…", rule, REMEDY)
+    return values
+
+
+def read_yaml(folder: Path, name: str) -> Any:
+    """The values of a YAML file; ``${…}`` in it stays as it is written.
+
+    Raises:
+        ConfigError: as ``read_text``; or it is not YAML, or holds too much
+    """
+    text, path = read_text(folder, name), str(folder / name)
+    try:
+        check_text(text, path)
+        values = load_text(text)
+        check_values(values, path, data=False)
+    except ConfigError:
+        raise
+    except Exception as error:  # YAML's own, of several unrelated classes
+        reason = " ".join(str(getattr(error, "problem", None) or type(error).__name__).split())
+        raise ConfigError(path, "…", f"cannot be read as YAML ({reason})", REMEDY) from None
+    return values
