@@ -76,7 +76,10 @@ def _check_fits(data: TextDataModule, run: Path) -> None:
 
 def _settings(run: Path) -> dict[str, Any]:
     """The data's settings that are read: ``KEPT``, and the corpus."""
-    found = read_yaml(run, SETTINGS)
+    try:
+        found = read_yaml(run, SETTINGS)
+    except ConfigError as error:
+        raise ConfigError(error.path, error.value, error.rule, REMEDY) from None
     node = found.get("data") if isinstance(found, Mapping) else None
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if node is None or target != MODULE:

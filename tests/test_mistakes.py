@@ -474,7 +474,7 @@ def outcomes(
         [sys.executable, "-c", DRIVER],
         input=json.dumps(given),
         cwd=folder,
-        env={**environment, "PYTHONPATH": str(ROOT)},
+        env={**environment, "PYTHONPATH": str(ROOT), "HYDRA_FULL_ERROR": "0"},  # which would have Hydra say it
         capture_output=True,
         text=True,
         timeout=300,

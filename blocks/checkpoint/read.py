@@ -96,5 +96,7 @@ def _is_entry(name: Any, weight: Any) -> bool:
 def _reason(error: Exception) -> str:
     """torch's error message, without its advice to load the file unsafely."""
     advice = ("Weights only load failed", "Please file an issue", "(1)", "(2)", "Check the documentation")
+    if isinstance(error, LookupError | EOFError | AttributeError | TypeError):  # of a reader that expects its own files
+        return "it is no file of torch.save"
     lines = [line.strip().removeprefix("WeightsUnpickler error: ") for line in str(error).splitlines()]
     return next((line for line in lines if line and not line.startswith(advice)), type(error).__name__)

@@ -95,6 +95,7 @@ def main(arguments: Sequence[str]) -> None:
     registry.load()
     folder = Path(words.model)
     source = _positioned(_opened(folder), words.position, words.model)
+    out = words.out or (own_folder(folder, "reading") if folder.is_dir() and checkpoint_of(folder) else None)
     lengths = results.check_lengths(lengths_of(words.lengths), source.model["max_positions"], "--lengths")
     tokenizer = tokenizer_of(source, folder)
     wording = wording_of(words.wording, _numbers("--symbols", words.symbols, int), tokenizer, lambda key: f"--{key}")
@@ -119,7 +120,6 @@ def main(arguments: Sequence[str]) -> None:
             show(grid_table(reading))
         if loss is not None:
             show(loss_table(loss))
-    out = words.out or (own_folder(folder, "reading") if folder.is_dir() and checkpoint_of(folder) else None)
     if out is not None:
         files = results.write(out, readings, loss)
         if not words.json:

@@ -85,6 +85,8 @@ def test_command_takes_any_text(run: Path, decoder: Decoder, capsys: pytest.Capt
     ("words", "path"),
     [
         (["--text", "/nowhere"], "--text"),
+        (["--text", "EMPTY"], "--text"),
+        (["--text", "/dev/zero"], "--text"),
         (["--text", "SHORT", "--length", "60"], "--text"),
         (["--text", "TEXT", "--length", "5000"], "--length"),
         (["--windows", "-1"], "--windows"),
@@ -93,7 +95,8 @@ def test_command_takes_any_text(run: Path, decoder: Decoder, capsys: pytest.Capt
 )
 def test_mistake_is_one_message_at_its_option(words: list[str], path: str, run: Path) -> None:
     (run / "short").write_text(TEXT[:60])
-    files = {"TEXT": str(run / "0.txt"), "SHORT": str(run / "short")}
+    (run / "empty").touch()
+    files = {"EMPTY": str(run / "empty"), "TEXT": str(run / "0.txt"), "SHORT": str(run / "short")}
     with pytest.raises(ConfigError) as refused:
         main([str(run), *(files.get(word, word) for word in words)])
     assert refused.value.path == path
