@@ -72,8 +72,10 @@ class Runs:
         return os.system, (f"touch {CANARY.absolute()}",)
 
 
-def call(name: str = "os.system", **arguments: Any) -> dict[str, Any]:
-    return {"_target_": name, **(arguments or {"command": f"touch {CANARY.absolute()}"})}
+def call(name: str = "numpy.load", **arguments: Any) -> dict[str, Any]:
+    """A node that unpickles; Hydra itself refuses os.system and its like."""
+    file = str(Path("folder", "pickle.npy").absolute())
+    return {"_target_": name, **(arguments or {"file": file, "allow_pickle": True})}
 
 
 def bomb(levels: int = 12) -> str:
@@ -175,9 +177,9 @@ def hostile(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPa
     dump_json(folder / "adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": call()})
     dump_json(folder / "config.json", {"model_type": "llama", "auto_map": {"AutoModel": "evil.Model"}, "x": call()})
     (folder / "ablation.yaml").write_text(yaml.safe_dump({"arms": {"a": [f"+x={ENVIRONMENT}"]}, "base": [str(call())]}))
-    over = ["optimizer._target_=os.system", "+optimizer.command=touch\\ ran", f"optimizer.lr={ENVIRONMENT}"]
+    over = ["~optimizer", f"+optimizer={json.dumps(call()).replace(chr(34), '')}"]
     dump_yaml(folder / ".hydra" / "overrides.yaml", over)
-    jobs = [{"job": n, "overrides": ["+x._target_=os.system", f"+x.command={ENVIRONMENT}"]} for n in (0, 1)]
+    jobs = [{"job": n, "overrides": ["+x._target_=numpy.load", f"+x.command={ENVIRONMENT}"]} for n in (0, 1)]
     plan = {"kind": "grid", "metric": "val/loss", "direction": "minimize", "jobs": jobs, "command": ENVIRONMENT}
     dump_json(folder / "plan.json", {**plan, "workers": 10**6, "cwd": "/", "name": ENVIRONMENT})
     dump_json(folder / "0" / "results.json", {"status": "completed", "metrics": {"val/loss": 1.0}, "x": call()})
@@ -207,7 +209,10 @@ def guarded(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(hostile.parent)
     before = set(hostile.parent.iterdir())
     yield
-    assert not list(hostile.parent.rglob("ran")), "a payload ran"
+    ran = list(hostile.parent.rglob("ran"))
+    for file in ran:
+        file.unlink()
+    assert not ran, "a payload ran"
     new = [path for path in hostile.parent.iterdir() if path not in before]
     assert not [path for path in new if path.name not in ("project", "OUT", "OUT.ckpt", "logs")], new
     written = [p for root in new for p in (root, *root.rglob("*")) if p.is_file() and p.stat().st_size < 2**24]
