@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ class BlockwrightCache(Cache):
 
     Args:
         decoder: whose caches they are
-        room: tokens of a row, padding included; None grows as needed
+        room: tokens of a row that it begins with, padding included; None if unknown. It grows as needed
     """
 
     def __init__(self, decoder: Decoder, room: int | None = None) -> None:
@@ -28,19 +29,43 @@ class BlockwrightCache(Cache):
         self.decoder, self.room, self.seen = decoder, room, 0
         self.held: list[Any] = []
 
-    def prepare(self, tokens: Tensor, mask: Tensor | None) -> list[Any]:
-        """The caches, with room for tokens [B,T] behind those seen; ``mask`` [B,S] is of all of them."""
+    def prepare(self, tokens: Tensor, mask: Tensor | None, positions: Tensor | None = None) -> list[Any]:
+        """The caches, with room for tokens [B,T] behind those seen.
+
+        Args:
+            mask: [B,S] of all of them; None where there is no padding but that of the first call
+            positions: [B|1,T] that a caller expects; None for those that the caches count
+
+        Raises:
+            BlockError: padding elsewhere than on the left, or other positions
+        """
         B, T = tokens.shape[:2]
         needed = self.seen + T
+        padding = self._padding(mask, (B, needed))
+        _check_positions(positions, self.seen, T, padding)
         if not self.held:
-            padding = None if mask is None else _left_padding(mask)
             self.held = self.decoder.new_caches(B, self.room or needed + AHEAD, padding=padding)
-        elif self.room is None and any(_fills(c) and c.room < needed for c in self.held):
+        elif any(_fills(c) and c.room < needed for c in self.held):
             self._grow(needed + AHEAD)
         self.seen = needed
         return self.held
 
+    def _padding(self, mask: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
+        """[B] padding tokens of each row, which no later call may change."""
+        held = self.held[0].padding if self.held else None
+        if mask is None:
+            return held
+        if tuple(mask.shape) != shape:
+            remedy = "Give a mask of all tokens, those in the cache included"
+            raise BlockError("attention_mask", tuple(mask.shape), f"must be {shape}", remedy)
+        padding = _left_padding(mask)
+        if self.held and not _equal(padding, held):
+            rule = "the padding of a row is that of its first call"
+            raise BlockError("attention_mask", "…", rule, "Pad later tokens not at all, or set use_cache=False")
+        return padding
+
     def _grow(self, room: int) -> None:
+        self.room = None
         for i, new in enumerate(self.decoder.new_caches(self.batch_size, room)):
             if _fills(self.held[i]):
                 new.take_over(self.held[i])
@@ -68,16 +93,34 @@ class BlockwrightCache(Cache):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Continue with these rows, as beam search does."""
         for cache in self.held:
-            for buffer in cache.buffers.values():
-                buffer.copy_(buffer.index_select(0, beam_idx))
-            if cache.padding is not None:
-                cache.padding = cache.padding.index_select(0, beam_idx)
+            cache.take(beam_idx)
+
+    batch_select_indices = reorder_cache
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Continue with each row so many times."""
+        self.reorder_cache(torch.arange(self.batch_size).repeat_interleave(repeats))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BlockwrightCache:
+        """Its own buffers, and the same decoder: a prompt's cache is continued several times from copies."""
+        copied = BlockwrightCache(self.decoder, self.room)
+        copied.seen, copied.held = self.seen, copy.deepcopy(self.held, memo)
+        return copied
 
     def _refuse(self, *_: Any) -> None:
-        rule = "these caches neither forget tokens nor repeat rows"
+        rule = "these caches do not forget tokens"
         raise BlockError("cache", type(self).__name__, rule, "Generate without an assistant; or use_cache=False")
 
-    crop = batch_repeat_interleave = batch_select_indices = update = _refuse  # type: ignore[assignment]
+    crop = update = _refuse  # type: ignore[assignment]
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """No layer: generate then leaves out of a continued text what the cache holds."""
+        return [False] * len(self)
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        return [False] * len(self)
 
     @property
     def is_croppable(self) -> bool:
@@ -92,21 +135,47 @@ class BlockwrightCache(Cache):
         return bool(self.held)
 
 
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
+
+
 def _fills(cache: Any) -> bool:
     """Whether it has to grow; a plug-in's cache of another class looks after itself."""
     return isinstance(cache, BlockCache) and cache.fills
 
 
+def fits_cache(tokens: Tensor, mask: Tensor | None, positions: Tensor | None) -> bool:
+    """Whether each row of tokens [B,T] is one document from position 0, padded on the left if at all."""
+    if mask is not None and mask.shape != tokens.shape:
+        return False
+    try:
+        padding = None if mask is None else _left_padding(mask)
+        _check_positions(positions, 0, tokens.shape[1], padding)
+    except BlockError:
+        return False
+    return True
+
+
 def _left_padding(mask: Tensor) -> Tensor | None:
-    """[B] padding tokens before each row.
+    """[B] padding tokens before each row of a mask [B,S]; None without any.
 
     Raises:
         BlockError: there is padding elsewhere
     """
     padding = (mask == 0).sum(1)
-    if not padding.any():
-        return None
-    if not (torch.arange(mask.shape[1], device=mask.device) >= padding[:, None]).eq(mask.bool()).all():
+    if not (torch.arange(mask.shape[1], device=mask.device) >= padding[:, None]).eq(mask).all():
         rule = "a cache holds rows padded on the left"
-        raise BlockError("attention_mask", "…", rule, "Set tokenizer.padding_side='left'")
-    return padding
+        remedy = "Set tokenizer.padding_side='left', or use_cache=False"
+        raise BlockError("attention_mask", "…", rule, remedy)
+    return padding if padding.any() else None
+
+
+def _check_positions(positions: Tensor | None, seen: int, T: int, padding: Tensor | None) -> None:
+    """Refuse positions [B|1,T] of real tokens that are not those of one document in each row."""
+    if positions is None:
+        return
+    counted = torch.arange(seen, seen + T, device=positions.device)[None]
+    counted = counted if padding is None else counted - padding[:, None]
+    if ((positions != counted) & (counted >= 0)).any():
+        rule = "a cache continues one document in each row, from position 0"
+        raise BlockError("position_ids", "…", rule, "Leave them out, or set use_cache=False")
