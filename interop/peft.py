@@ -5,7 +5,11 @@ the published model; any other under the names of the wrapper in interop/transfo
 stack of E experts as one matrix: A as [E·r,in], B as [out,r·E] with the expert varying fastest. Where it adapts several
 stacks of one module it nests them, the first innermost.
 
-Not supported: DoRA, biases, dropout, ranks by pattern, adapters of embeddings, and matrices that a family fuses.
+A setting of adapter_config.json is read, changes nothing (``IDLE``), has the one meaning that is supported (``ONLY``),
+is switched off, or is refused by its name, whichever version of PEFT wrote it.
+
+Not supported: DoRA, biases, ranks by pattern, starts that change the base (PiSSA, OLoRA, LoftQ, …), adapters of
+embeddings, and matrices that a family fuses.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from blocks.checkpoint.read import read_checkpoint
@@ -32,8 +37,25 @@ from registry import ConfigError
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 SIDES = ((A, ".lora_A.weight"), (B, ".lora_B.weight"))
-# Settings that change what an adapter computes → the only value supported.
-PLAIN: dict[str, Any] = {"use_dora": False, "bias": "none", "rank_pattern": {}, "alpha_pattern": {}, "lora_bias": False}
+READ = ("peft_type", "r", "lora_alpha", "use_rslora", "target_parameters")
+PROVENANCE = "where it came from, and what for"
+TENSORS = "the names of the tensors in the file say it"
+TRAINING = "training only"
+IDLE = {
+    **dict.fromkeys(("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"), PROVENANCE),
+    **dict.fromkeys(("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"), TENSORS),
+    **dict.fromkeys(("inference_mode", "lora_dropout"), TRAINING),
+    "fan_in_fan_out": "how the base stores its matrices; A and B are laid out alike",
+    "megatron_core": "names a package, without megatron_config",
+    "qalora_group_size": "of use_qalora, which is refused",
+}
+# Settings with meanings that leave the base and the update as they are.
+ONLY: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),  # they draw A and B, and keep the base
+}
+OFF = (None, False, [], {})
+LARGEST = torch.finfo(torch.float32).max
 
 
 def export_adapter(run: Path, out: Path, *, family: str | None = None) -> str:
@@ -123,13 +145,7 @@ def read_adapter(folder: Path, decoder: Decoder) -> tuple[dict[str, Tensor], flo
     config = read_json(folder / CONFIG)
     if config.get("peft_type") != "LORA":
         raise ConfigError("adapter.start", config.get("peft_type"), "must be a LoRA", "Train one with peft_type LORA")
-    for key, only in PLAIN.items():
-        if config.get(key) not in (None, only):
-            rule = f"{key} is not supported here"
-            raise ConfigError(f"{folder / CONFIG}", config[key], rule, f"Train it with {key}={only!r}")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
-        raise ConfigError(f"{folder / CONFIG}", (rank, alpha), "must name r and lora_alpha", "Write the adapter again")
+    rank, scale = _settings(config, str(folder / CONFIG))
     shards = Shards(folder, WEIGHTS)
     left, found = dict(shards.read(shards.entries)), dict[str, Tensor]()
     targets = config.get("target_parameters") or ()
@@ -137,11 +153,39 @@ def read_adapter(folder: Path, decoder: Decoder) -> tuple[dict[str, Tensor], flo
     for ours, key, stacked in list(_places(left.keys(), targets, base)):
         for side, theirs in SIDES:
             tensor = left.pop(key + theirs)
+            if tensor.ndim != 2 or tensor.shape[side == B] != rank * (stacked or 1):
+                rule = f"{key + theirs} is not of rank {rank}, which {CONFIG} names"
+                raise ConfigError(str(folder / WEIGHTS), tuple(tensor.shape), rule, "Write the adapter again")
             found[ours + side] = _stacked(tensor, side, stacked, rank) if stacked else tensor
     if left:
         rule = "adapts what this model does not have, or what is split otherwise here"
         raise ConfigError(str(folder / WEIGHTS), next(iter(left)), rule, "Start from an adapter of this model")
-    return found, alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    return found, scale
+
+
+def _settings(config: Mapping[str, Any], where: str) -> tuple[int, float]:
+    """The rank, and the factor of the update.
+
+    Raises:
+        ConfigError: a setting is missing, wrong, or has an effect that is not supported
+    """
+    for key, value in config.items():
+        allowed = (*OFF, *ONLY.get(key, ()))
+        if key not in (*READ, *IDLE) and not any(value == v and type(value) is type(v) for v in allowed):
+            known = ONLY.get(key, ())
+            remedy = f"Train it with one of {', '.join(map(repr, known))}" if known else "Train it without this setting"
+            raise ConfigError(f"{where}: {key}", value, "is not supported here, so its effect would be lost", remedy)
+    rank, alpha, targets = config.get("r"), config.get("lora_alpha"), config.get("target_parameters")
+    if type(rank) is not int or rank < 1:
+        raise ConfigError(f"{where}: r", rank, "must be a rank, 1 or more", "Write the adapter again")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= LARGEST:
+        rule = "must be a finite positive number"
+        raise ConfigError(f"{where}: lora_alpha", alpha, rule, "Write the adapter again")
+    if config.get("use_rslora") not in (None, True, False):
+        raise ConfigError(f"{where}: use_rslora", config["use_rslora"], "must be true or false", "Write it again")
+    if targets is not None and not (isinstance(targets, list) and all(isinstance(t, str) for t in targets)):
+        raise ConfigError(f"{where}: target_parameters", targets, "must be a list of names", "Write it again")
+    return rank, alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
 def _places(keys: Collection[str], targets: Collection[str], decoder: Decoder) -> Iterator[tuple[str, str, int]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 
 from blocks.compose import compose
 from blocks.lora import B, attach, is_adapter
-from interop.peft import read_adapter, write_adapter
+from interop.peft import IDLE, ONLY, READ, _settings, read_adapter, write_adapter
 from registry import ConfigError
 
 peft = pytest.importorskip("peft", reason="needs blockwright[trl]")
@@ -75,8 +77,16 @@ def test_peft_reads_our_adapter(wrapped: Make, tmp_path: Path, stacks: list[str]
     ("change", "words"),
     [
         ({"peft_type": "IA3"}, "must be a LoRA"),
-        ({"use_dora": True}, "use_dora is not supported"),
-        ({"r": 0}, "must name r"),
+        ({"r": 0}, "1 or more"),
+        ({"r": True}, "1 or more"),
+        ({"r": 2}, "is not of rank 2"),
+        *(
+            ({"lora_alpha": alpha}, "finite positive")
+            for alpha in (math.nan, math.inf, True, -1e308, 0, 1e300, "8", None)
+        ),
+        ({"use_rslora": "yes"}, "true or false"),
+        ({"target_parameters": "down"}, "list of names"),
+        ({"of_a_later_peft": 1}, "of_a_later_peft"),
         ({"target_parameters": []}, "does not have, or what is split"),
     ],
 )
@@ -89,3 +99,49 @@ def test_adapter_of_another_kind_is_refused(wrapped: Make, tmp_path: Path, chang
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(ConfigError, match=words):
         read_adapter(tmp_path, compose(model.config.composition, device="meta"))
+
+
+# Every setting of the installed PEFT → a value with an effect, where it is neither read nor without an effect here.
+EFFECTS: dict[str, Any] = {
+    "bias": "all",
+    "modules_to_save": ["head"],
+    "init_lora_weights": "pissa",
+    "rank_pattern": {"query": 2},
+    "alpha_pattern": {"query": 2},
+    "megatron_config": {"a": 1},
+    "trainable_token_indices": [1],
+    "loftq_config": {"loftq_bits": 4},
+    "eva_config": {"rho": 2.0},
+    "corda_config": {"corda_method": "ipm"},
+    "lora_ga_config": {"direction": "ArB2r"},
+    "velora_config": {"num_groups": 2},
+    "alora_invocation_tokens": [1, 2],
+    "monteclora_config": {"a": 1},
+    "layer_replication": [[0, 1]],
+    "use_bdlora": {"a": 1},
+    "arrow_config": {"top_k": 2},
+    "kasa_config": {"a": 1},
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(peft.LoraConfig)])
+def test_every_setting_of_peft_is_obeyed_without_effect_or_refused(name: str) -> None:
+    """Of the installed version: a new setting is refused as long as it is not listed."""
+    if name in READ or name in IDLE:
+        assert name in READ or IDLE[name]
+        return
+    with pytest.raises(ConfigError, match=rf"{name}.*its effect would be lost"):
+        _settings({"r": 1, "lora_alpha": 1, name: EFFECTS.get(name, True)}, "adapter_config.json")
+    default = peft.LoraConfig(r=1).to_dict().get(name)
+    assert _settings({"r": 4, "lora_alpha": 8, name: default}, "…") == (4, 2.0)
+
+
+@pytest.mark.parametrize("start", ["olora", "corda", "loftq", "lora_ga", "pissa_niter_4", "kasa"])
+def test_start_that_changes_the_base_is_refused(start: str) -> None:
+    with pytest.raises(ConfigError, match="init_lora_weights"):
+        _settings({"r": 1, "lora_alpha": 1, "init_lora_weights": start}, "…")
+
+
+def test_tables_name_settings_of_peft_once() -> None:
+    fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    assert {*READ, *IDLE, *ONLY} <= fields and len({*READ, *IDLE, *ONLY}) == len(READ) + len(IDLE) + len(ONLY)
