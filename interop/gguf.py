@@ -6,12 +6,15 @@ rows are put back here. DeepSeek's are not permuted. A newer deepseek2 file stor
 one of them transposed, which are joined again.
 
 Tokenizers: byte-level BPE of the pre-tokenizers in ``PRE``; for any other, put the model's tokenizer.json beside the
-file. Not supported: files in several parts, adapters, and rotary scalings other than linear and yarn.
+file. Every key of the metadata is read, listed as idle in interop/gguf_metadata.py, or refused.
+Not supported: files in several parts, adapters, and rotary scalings other than linear and yarn.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,13 @@ from torch import Tensor
 
 from interop.companions import SETTINGS
 from interop.folder import dump_json
+from interop.gguf_metadata import REMEDY, Metadata
 from interop.shards import Outgoing, write_shards
 from registry import ConfigError, did_you_mean
 from registry.extras import require
 from registry.folder import MAX_FILE_BYTES, read_bytes
 
 MAX_SHARD = 5 * 10**9
-Get = Callable[..., Any]  # (key, default=) of the file's metadata
 
 # Names without ``blk.{i}.`` and ``.weight`` → those of transformers.
 FRAME = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -93,44 +96,46 @@ def unpack(file: Path, folder: Path) -> None:
     try:
         reader = GGUFReader(file)
         fields = {name: field.contents() for name, field in reader.fields.items()}
-        architecture = fields["general.architecture"]
     except Exception as error:  # the reader raises several classes for a truncated or foreign file
         rule = f"cannot be read as GGUF ({error})"
         raise ConfigError(str(file), "…", rule, "Fetch it again; name the first of no parts") from None
-    if architecture not in CONFIGS:
-        rule = "is not a supported architecture"
-        raise ConfigError(f"{file}: general.architecture", architecture, rule, did_you_mean(architecture, CONFIGS))
-
-    def get(key: str, default: Any = ...) -> Any:
-        found = fields.get(f"{architecture}.{key}", default)
-        if found is ...:
-            rule = "is missing"
-            raise ConfigError(f"{file}: {architecture}.{key}", None, rule, "Convert the model again with llama.cpp")
-        return found
-
+    read = Metadata(fields, str(file))
+    if read.architecture not in CONFIGS:
+        remedy = did_you_mean(read.architecture, CONFIGS)
+        raise read.refuse("general.architecture", read.architecture, "is not a supported architecture", remedy)
+    if (parts := read.whole("split.count", 1)) > 1:
+        raise read.refuse("split.count", parts, "is one of several parts", "Join them with llama-gguf-split --merge")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    config = CONFIGS[architecture](get, tensors) | _frame(get, tensors, fields)
+    config = _frame(read, tensors)
+    config |= CONFIGS[read.architecture](read, tensors, config)
+    _write_tokenizer(read, config, file, folder)
+    read.refuse_unread()
     ready = {name: Outgoing(4 * n, make) for name, n, make in _converted(tensors, config, str(file))}
     write_shards(folder, ready, MAX_SHARD)
     dump_json(folder / "config.json", config)
-    _write_tokenizer(fields, file, folder)
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------
 
 
-def _frame(get: Get, tensors: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    ids = {name: fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+def _frame(read: Metadata, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    embedding = tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise ConfigError(f"{read.where}: token_embd.weight", None, "must be a matrix of the file", REMEDY)
+    rows, own = int(embedding.shape[1]), read.own
+    if read.whole(own("vocab_size"), rows) != rows:
+        raise read.refuse(own("vocab_size"), read.fields[own("vocab_size")], f"the embedding has {rows} rows")
+    ids = {name: read.whole(f"tokenizer.ggml.{name}_token_id", None, most=rows - 1) for name in ("bos", "eos")}
     return {
-        "vocab_size": int(tensors["token_embd.weight"].shape[1]),
-        "hidden_size": get("embedding_length"),
-        "num_hidden_layers": get("block_count"),
-        "max_position_embeddings": get("context_length"),
-        "intermediate_size": get("feed_forward_length"),
-        "num_attention_heads": get("attention.head_count"),
-        "rms_norm_eps": round(get("attention.layer_norm_rms_epsilon"), 12),  # stored in fp32
-        "rope_theta": get("rope.freq_base", 10000.0),
-        "rope_scaling": _scaling(get),
+        "vocab_size": rows,
+        "hidden_size": read.whole(own("embedding_length"), least=1),
+        "num_hidden_layers": read.whole(own("block_count"), least=1),
+        "max_position_embeddings": read.whole(own("context_length"), least=1),
+        "intermediate_size": read.whole(own("feed_forward_length"), least=1),
+        "num_attention_heads": read.whole(own("attention.head_count"), least=1),
+        "rms_norm_eps": round(read.real(own("attention.layer_norm_rms_epsilon")), 12),  # stored in fp32
+        "rope_theta": read.real(own("rope.freq_base"), 10000.0),
+        "rope_scaling": _scaling(read),
         "hidden_act": "silu",
         "tie_word_embeddings": "output.weight" not in tensors,
         "dtype": "float32",
@@ -138,65 +143,97 @@ def _frame(get: Get, tensors: Mapping[str, Any], fields: Mapping[str, Any]) -> d
     }
 
 
-def _scaling(get: Get) -> dict[str, Any] | None:
-    kind = get("rope.scaling.type", "none")
+def _scaling(read: Metadata) -> dict[str, Any] | None:
+    scaling = read.own("rope.scaling")
+    kind = read.text(f"{scaling}.type", "none")
     if kind == "none":
         return None
     if kind not in ("linear", "yarn"):
-        raise ConfigError("rope.scaling.type", kind, "is not supported", "Use a file with linear or yarn")
-    found = {"rope_type": kind, "factor": get("rope.scaling.factor")}
+        raise read.refuse(f"{scaling}.type", kind, "is not supported", "Use a file with linear or yarn")
+    found = {"rope_type": kind, "factor": read.real(f"{scaling}.factor")}
+    original = read.whole(f"{scaling}.original_context_length", ... if kind == "yarn" else None, least=1)
     if kind == "yarn":
-        found["original_max_position_embeddings"] = get("rope.scaling.original_context_length")
-        if (sharpness := get("rope.scaling.yarn_log_multiplier", None)) is not None:
+        found["original_max_position_embeddings"] = original
+        if sharpness := read.real(f"{scaling}.yarn_log_multiplier", 0.0, least=-1.0):
             found |= dict.fromkeys(("mscale", "mscale_all_dim"), round(10 * sharpness, 6))  # stored as a tenth
+        betas = {n: read.real(f"{scaling}.yarn_{n}", None) for n in ("beta_fast", "beta_slow")}
+        found |= {name: value for name, value in betas.items() if value is not None}
     return found
 
 
-def _llama(get: Get, tensors: Mapping[str, Any]) -> dict[str, Any]:
+def _llama(read: Metadata, tensors: Mapping[str, Any], frame: Mapping[str, Any]) -> dict[str, Any]:
     if "rope_freqs.weight" in tensors:
         rule = "holds Llama 3's rotary factors instead of the settings they come from"
-        raise ConfigError("rope_freqs.weight", "…", rule, "Import the published safetensors")
-    width = get("attention.key_length", get("embedding_length") // get("attention.head_count"))
+        raise ConfigError(f"{read.where}: rope_freqs.weight", "…", rule, "Import the published safetensors")
+    width = _head_width(read, frame, read.whole(read.own("attention.key_length"), None, least=1))
     biased = "blk.0.attn_output.bias" in tensors
-    heads = {"num_key_value_heads": _kv_heads(get), "head_dim": width}
+    heads = {"num_key_value_heads": _kv_heads(read, frame), "head_dim": width}
     return {"model_type": "llama", **heads, "attention_bias": biased}
 
 
-def _qwen2(get: Get, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    return {"model_type": "qwen2", "num_key_value_heads": _kv_heads(get)}
+def _qwen2(read: Metadata, tensors: Mapping[str, Any], frame: Mapping[str, Any]) -> dict[str, Any]:
+    plain = frame["hidden_size"] // frame["num_attention_heads"]
+    if _head_width(read, frame, read.whole(read.own("attention.key_length"), None, least=1)) != plain:
+        raise read.refuse(read.own("attention.key_length"), read.fields, f"heads of Qwen 2 are {plain} wide here")
+    return {"model_type": "qwen2", "num_key_value_heads": _kv_heads(read, frame)}
 
 
-def _kv_heads(get: Get) -> int:
-    return get("attention.head_count_kv", get("attention.head_count"))
+def _kv_heads(read: Metadata, frame: Mapping[str, Any]) -> int:
+    return read.whole(read.own("attention.head_count_kv"), frame["num_attention_heads"], least=1)
 
 
-def _deepseek2(get: Get, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    rope = get("rope.dimension_count")
-    sigmoid = any("exp_probs_b" in name for name in tensors)
-    groups = get("expert_group_count", 1)
-    method = "noaux_tc" if sigmoid else "group_limited_greedy" if groups > 1 else "greedy"
+def _head_width(read: Metadata, frame: Mapping[str, Any], given: int | None) -> int:
+    """The width of a head, which is that of its values and of its rotation too."""
+    width: int = given or frame["hidden_size"] // frame["num_attention_heads"]
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if (other := read.whole(read.own(key), width)) != width:
+            raise read.refuse(read.own(key), other, f"must be the width of a head, {width}")
+    return width
+
+
+def _deepseek2(read: Metadata, tensors: Mapping[str, Any], frame: Mapping[str, Any]) -> dict[str, Any]:
+    own = read.own
+    rope, heads = read.whole(own("rope.dimension_count"), least=1), frame["num_attention_heads"]
+    if (kv := read.whole(own("attention.head_count_kv"), heads)) not in (1, heads):  # 1: keys and values by the latent
+        raise read.refuse(own("attention.head_count_kv"), kv, f"must be 1 or {heads}")
+    key, value = (read.whole(own(f"attention.{name}_length"), least=1) for name in ("key", "value"))
+    width = read.whole(own("attention.key_length_mla"), key, least=1)
+    if width <= rope:
+        raise read.refuse(own("attention.key_length"), width, f"must be larger than the rotated width, {rope}")
+    return {
+        "q_lora_rank": read.whole(own("attention.q_lora_rank"), None, least=1),
+        "kv_lora_rank": read.whole(own("attention.kv_lora_rank"), least=1),
+        "qk_nope_head_dim": width - rope,
+        "qk_rope_head_dim": rope,
+        "v_head_dim": read.whole(own("attention.value_length_mla"), value, least=1),
+        "n_routed_experts": read.whole(own("expert_count"), least=1),
+        "n_shared_experts": read.whole(own("expert_shared_count"), 0),
+        "num_experts_per_tok": read.whole(own("expert_used_count"), least=1),
+        "moe_intermediate_size": read.whole(own("expert_feed_forward_length"), least=1),
+        "first_k_dense_replace": read.whole(own("leading_dense_block_count"), 0),
+        "routed_scaling_factor": read.real(own("expert_weights_scale"), 1.0),
+        "norm_topk_prob": read.flag(own("expert_weights_norm"), False),
+        **_groups(read, any("exp_probs_b" in name for name in tensors)),
+    }
+
+
+def _groups(read: Metadata, biased: bool) -> dict[str, Any]:
+    """How experts are chosen. A file of an older converter does not say how many groups there are."""
+    sigmoid = read.whole(read.own("expert_gating_func"), 2 if biased else 1) == 2
+    if sigmoid != biased or read.fields.get(read.own("expert_gating_func"), 1) not in (1, 2):
+        rule = "must be 2 (sigmoid) with biases of the choice, and 1 (softmax) without"
+        raise read.refuse(read.own("expert_gating_func"), read.fields[read.own("expert_gating_func")], rule)
+    groups = read.whole(read.own("expert_group_count"), least=1)
     return {
         "model_type": "deepseek_v3" if sigmoid else "deepseek_v2",
-        "q_lora_rank": get("attention.q_lora_rank", None),
-        "kv_lora_rank": get("attention.kv_lora_rank"),
-        "qk_nope_head_dim": get("attention.key_length_mla", get("attention.key_length")) - rope,
-        "qk_rope_head_dim": rope,
-        "v_head_dim": get("attention.value_length_mla", get("attention.value_length")),
-        "n_routed_experts": get("expert_count"),
-        "n_shared_experts": get("expert_shared_count", 0),
-        "num_experts_per_tok": get("expert_used_count"),
-        "moe_intermediate_size": get("expert_feed_forward_length"),
-        "first_k_dense_replace": get("leading_dense_block_count", 0),
-        "routed_scaling_factor": get("expert_weights_scale", 1.0),
-        "norm_topk_prob": get("expert_weights_norm", False),
         "n_group": groups,
-        "topk_group": get("expert_group_used_count", 1),
-        "topk_method": method,
+        "topk_group": read.whole(read.own("expert_group_used_count"), 1 if groups == 1 else ..., least=1),
+        "topk_method": "noaux_tc" if sigmoid else "group_limited_greedy" if groups > 1 else "greedy",
         "scoring_func": "sigmoid" if sigmoid else "softmax",
     }
 
 
-CONFIGS: dict[str, Callable[[Get, Mapping[str, Any]], dict[str, Any]]] = {
+CONFIGS: dict[str, Callable[[Metadata, Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]] = {
     "llama": _llama,
     "qwen2": _qwen2,
     "deepseek2": _deepseek2,
@@ -210,88 +247,114 @@ def _converted(
 ) -> Iterator[tuple[str, int, Callable[[], Tensor]]]:
     """(name of transformers, numbers in it, how to make it) of every tensor."""
     for name, tensor in tensors.items():
-        prefix, leaf = _place(name)
+        prefix, leaf = _place(name, where)
         stem, _, kind = leaf.rpartition(".")
         n = int(tensor.n_elements)
         if leaf in CHOICE_BIAS:
-            yield prefix + CHOICE_BIAS[leaf], n, _reader(tensor)
+            yield prefix + CHOICE_BIAS[leaf], n, partial(_read, tensor, where)
         elif stem in STACKS:
             experts = int(tensor.shape[-1])
             for e in range(experts):
-                yield prefix + STACKS[stem].format(e=e) + f".{kind}", n // experts, _reader(tensor, e)
+                yield prefix + STACKS[stem].format(e=e) + f".{kind}", n // experts, partial(_read, tensor, where, e)
         elif stem == "attn_k_b":
-            values = tensors[name.replace("attn_k_b", "attn_v_b")]
-            yield f"{prefix}self_attn.kv_b_proj.{kind}", n + int(values.n_elements), _joined(tensor, values)
+            other = name.replace("attn_k_b", "attn_v_b")
+            values = tensors.get(other)
+            if values is None or len(values.shape) != 3 or len(tensor.shape) != 3:
+                raise ConfigError(f"{where}: {other}", None, "must stand beside attn_k_b, with heads apart", REMEDY)
+            yield f"{prefix}self_attn.kv_b_proj.{kind}", n + int(values.n_elements), _joined(tensor, values, where)
         elif stem in ("attn_q", "attn_k") and config["model_type"] == "llama":
             heads = config["num_attention_heads" if stem == "attn_q" else "num_key_value_heads"]
-            yield f"{prefix}{LAYER[stem]}.{kind}", n, _unpermuted(tensor, heads)
+            if int(tensor.shape[-1]) % (2 * heads):
+                rule = f"must have rows for {heads} heads of an even width"
+                raise ConfigError(f"{where}: {name}", [int(size) for size in tensor.shape], rule, REMEDY)
+            yield f"{prefix}{LAYER[stem]}.{kind}", n, _unpermuted(tensor, heads, where)
         elif stem in (LAYER if prefix else FRAME):
-            yield f"{prefix}{(LAYER if prefix else FRAME)[stem]}.{kind}", n, _reader(tensor)
+            yield f"{prefix}{(LAYER if prefix else FRAME)[stem]}.{kind}", n, partial(_read, tensor, where)
         elif stem != "attn_v_b":
             rule = f"is not a tensor of {config['model_type']} as llama.cpp writes it"
             raise ConfigError(where, name, rule, "Import the published safetensors")
 
 
-def _place(name: str) -> tuple[str, str]:
+def _place(name: str, where: str) -> tuple[str, str]:
     """``blk.3.attn_q.weight`` → (``model.layers.3.``, ``attn_q.weight``)."""
     if not name.startswith("blk."):
         return "", name
-    _, layer, leaf = name.split(".", 2)
-    return f"model.layers.{layer}.", leaf
+    found = re.fullmatch(r"blk\.(\d{1,6})\.(.+)", name)
+    if found is None:
+        raise ConfigError(where, name, "must be blk.LAYER.NAME", REMEDY)
+    return f"model.layers.{int(found[1])}.", found[2]
 
 
-def _read(tensor: Any) -> Tensor:
-    """In fp32, with the shape that torch gives it."""
+def _read(tensor: Any, where: str, expert: int | None = None) -> Tensor:
+    """In fp32, with the shape that torch gives it; of a stack, one expert alone is dequantised."""
     from gguf import dequantize
 
-    return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
+    data = tensor.data if expert is None else tensor.data[expert]
+    try:
+        return torch.from_numpy(dequantize(data, tensor.tensor_type).copy()).float()
+    except Exception as error:  # gguf raises several classes
+        rule = f"cannot be dequantised from {tensor.tensor_type.name} ({error})"
+        raise ConfigError(f"{where}: {tensor.name}", tensor.tensor_type.name, rule, REMEDY) from None
 
 
-def _reader(tensor: Any, expert: int | None = None) -> Callable[[], Tensor]:
-    return lambda: _read(tensor) if expert is None else _read(tensor)[expert].clone()
-
-
-def _unpermuted(tensor: Any, heads: int) -> Callable[[], Tensor]:
+def _unpermuted(tensor: Any, heads: int, where: str) -> Callable[[], Tensor]:
     """Rows of neighbouring pairs → the two halves of each head."""
-    return lambda: _read(tensor).unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2).contiguous()
+    return lambda: _read(tensor, where).unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2).contiguous()
 
 
-def _joined(keys: Any, values: Any) -> Callable[[], Tensor]:
+def _joined(keys: Any, values: Any, where: str) -> Callable[[], Tensor]:
     """Keys [N,C,nope] and values [N,V,C] of each head → [N·(nope+V),C]."""
-    return lambda: torch.cat((_read(keys).mT, _read(values)), 1).flatten(0, 1).contiguous()
+    return lambda: torch.cat((_read(keys, where).mT, _read(values, where)), 1).flatten(0, 1).contiguous()
 
 
 # ---- tokenizer -------------------------------------------------------------------------------------------------------
 
 
-def _write_tokenizer(fields: Mapping[str, Any], file: Path, folder: Path) -> None:
-    beside = file.with_name("tokenizer.json")
-    if beside.is_file():
+def _write_tokenizer(read: Metadata, config: Mapping[str, Any], file: Path, folder: Path) -> None:
+    beside, rows = file.with_name("tokenizer.json"), config["vocab_size"]
+    engine = _engine(read, rows, beside.is_file())
+    if engine is None:
         (folder / beside.name).write_bytes(read_bytes(beside.parent, beside.name, MAX_FILE_BYTES))
     else:
-        dump_json(folder / beside.name, _engine(fields, str(file)))
-    words = fields["tokenizer.ggml.tokens"]
-    named = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    ids = {ours: fields.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in named.items()}
-    settings = {f"{name}_token": words[number] for name, number in ids.items() if number is not None}
-    template = fields.get("tokenizer.chat_template")
+        dump_json(folder / beside.name, engine)
+    words = read.texts("tokenizer.ggml.tokens")
+    named = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "eot": "eot"}
+    most = len(words) - 1
+    ids = {n: read.whole(f"tokenizer.ggml.{theirs}_token_id", None, most=most) for n, theirs in named.items()}
+    settings: dict[str, Any] = {f"{name}_token": words[number] for name, number in ids.items() if number is not None}
+    for name in ("add_bos_token", "add_eos_token"):
+        if (added := read.flag(f"tokenizer.ggml.{name}", None)) is not None:
+            settings[name] = added
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    dump_json(folder / SETTINGS, settings | ({} if template is None else {"chat_template": template}))
+    if (template := read.text("tokenizer.chat_template", None)) is not None:
+        settings["chat_template"] = template
+    dump_json(folder / SETTINGS, settings)
 
 
-def _engine(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    kind, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "gpt-2")
+def _engine(read: Metadata, rows: int, replaced: bool) -> dict[str, Any] | None:
+    """The contents of tokenizer.json; None where a file beside replaces it."""
+    ggml = "tokenizer.ggml"
+    kind, pre = read.text(f"{ggml}.model", None), read.text(f"{ggml}.pre", "gpt-2")
+    words = read.texts(f"{ggml}.tokens")
+    if replaced:
+        read.taken |= {f"{ggml}.token_type", f"{ggml}.merges"}
+        return None
     if kind != "gpt2" or pre not in PRE:
         rule = f"is a tokenizer ({kind}) that cannot be rebuilt; known are {', '.join(PRE)}"
-        raise ConfigError(f"{where}: tokenizer.ggml.pre", pre, rule, "Put the model's tokenizer.json beside the file")
-    words, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+        raise read.refuse(f"{ggml}.pre", pre, rule, "Put the model's tokenizer.json beside the file")
+    if len(words) > rows or len(set(words)) < len(words):
+        raise read.refuse(f"{ggml}.tokens", len(words), f"must be at most {rows} tokens, each once")
+    types = read.wholes(f"{ggml}.token_type", len(words))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [
         {"id": i, "content": word, **flags, "special": kind == CONTROL}
         for i, (word, kind) in enumerate(zip(words, types, strict=True))
         if kind in (CONTROL, USER_DEFINED)
     ]
-    merges = [merge.split(" ", 1) for merge in fields["tokenizer.ggml.merges"]]
+    merges = [merge.split(" ", 1) for merge in read.texts(f"{ggml}.merges")]
+    known = set(words)
+    if bad := [pair for pair in merges if len(pair) != 2 or not known.issuperset((*pair, "".join(pair)))]:
+        raise read.refuse(f"{ggml}.merges", " ".join(bad[0]), "must join two tokens to a third")
     model = {"type": "BPE", "vocab": {word: i for i, word in enumerate(words)}, "merges": merges}
     parts = PRE[pre]
     return {

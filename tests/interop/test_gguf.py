@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from foreign_models import V
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from interop.gguf import FRAME, LAYER, STACKS, unpack
-from interop.hf import main
+from interop.gguf import FRAME, LAYER, STACKS, _deepseek2, _frame, _write_tokenizer, unpack
+from interop.gguf_metadata import Metadata
+from interop.hf import _made, main
 from interop.source import load
 from registry import ConfigError
 
@@ -35,10 +40,14 @@ def write(folder: Path, file: Path, split: bool = False, **changes: Any) -> Path
     config = json.loads((folder / "config.json").read_text())
     architecture = {"llama": "llama", "qwen2": "qwen2", "deepseek_v2": "deepseek2"}[config["model_type"]]
     writer = gguf.GGUFWriter(file, changes.pop("architecture", architecture))
+    change = changes.pop("change", lambda tensors: None)
     for key, value in {**metadata(config, architecture, split), **changes}.items():
-        add(writer, key, value)
+        if value is not None:
+            add(writer, key, value)
     tensors = load_file(folder / "model.safetensors")
-    for name, tensor in named(tensors, config, split).items():
+    tensors = named(tensors, config, split)
+    change(tensors)
+    for name, tensor in tensors.items():
         writer.add_tensor(name, np.ascontiguousarray(tensor.float().numpy()))
     for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
         getattr(writer, step)()
@@ -46,7 +55,13 @@ def write(folder: Path, file: Path, split: bool = False, **changes: Any) -> Path
 
 
 def add(writer: Any, key: str, value: Any) -> None:
-    kinds = {bool: "bool", int: "uint32", float: "float32", str: "string", list: "array"}
+    kinds = {
+        bool: "bool",
+        int: "int32" if isinstance(value, int) and value < 0 else "uint32",
+        float: "float32",
+        str: "string",
+        list: "array",
+    }
     getattr(writer, f"add_{kinds[type(value)]}")(key, value)
 
 
@@ -84,8 +99,8 @@ def latent(config: dict[str, Any], split: bool) -> dict[str, Any]:
         lengths |= {"attention.key_length": config["kv_lora_rank"] + rope, "attention.head_count_kv": 1}
         lengths["attention.value_length"] = config["kv_lora_rank"]
     optional = {"attention.q_lora_rank": config["q_lora_rank"]} if config["q_lora_rank"] else {}
-    if config.get("n_group"):
-        optional |= {"expert_group_count": config["n_group"], "expert_group_used_count": config["topk_group"]}
+    optional |= {"expert_group_count": config.get("n_group") or 1}
+    optional |= {"expert_group_used_count": config.get("topk_group") or 1}
     return {
         **lengths,
         **optional,
@@ -171,18 +186,116 @@ def test_tokenizer_beside_the_file_is_taken(checkpoint: Callable[..., Path], tmp
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"architecture": "bert"}, "not a supported architecture"),
-        ({"llama.rope.scaling.type": "longrope"}, "is not supported"),
-    ],
-)
-def test_what_has_no_counterpart_is_refused(
-    checkpoint: Callable[..., Path], tmp_path: Path, changes: dict[str, Any], words: str
+# Key of a file → a value that cannot be obeyed. Each replaces or is added to what a sound file has.
+WRONG: dict[str, Any] = {
+    "architecture": "bert",
+    "split.count": 3,
+    "adapter.type": "lora",
+    "llama.rope.scaling.type": "longrope",
+    "llama.rope.scaling.attn_factor": 0.9,
+    "llama.rope.dimension_count": 4,
+    "llama.attention.value_length": 4,
+    "llama.attention.sliding_window": 16,
+    "llama.attention.head_count": 0,
+    "llama.attention.head_count_kv": [2, 2],
+    "llama.attention.layer_norm_rms_epsilon": "small",
+    "llama.attention.layer_norm_epsilon": 1e-5,
+    "llama.block_count": -1,
+    "llama.embedding_length": "wide",
+    "llama.vocab_size": 7,
+    "llama.expert_count": 8,
+    "llama.rope.freq_base": -1.0,
+    "llama.something_new": 1.5,
+    "tokenizer.ggml.eos_token_id": 99,
+    "tokenizer.ggml.bos_token_id": -1,
+    "tokenizer.ggml.tokens": ["a", "a"],
+    "tokenizer.ggml.token_type": [1],
+    "tokenizer.ggml.merges": ["ab"],
+    "tokenizer.ggml.pre": 3,
+    "tokenizer.ggml.normalizer": "nfc",
+    "tokenizer.chat_template": 5,
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_metadata_that_cannot_be_obeyed_is_refused(checkpoint: Callable[..., Path], tmp_path: Path, key: str) -> None:
+    file = write(checkpoint("llama"), tmp_path / "m.gguf", **{key: WRONG[key]})
+    with pytest.raises(ConfigError) as found:
+        unpack(file, tmp_path)
+    assert key in str(found.value.path) and found.value.remedy
+
+
+def test_every_key_of_a_sound_file_is_read_and_typed(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """Each key in turn missing, and of each other type: read otherwise, or one message."""
+    folder, values = checkpoint("deepseek_v2 q_lora yarn"), [-1, 0, 2**31 - 1, 0.5, math.nan, "x", True, ["x"], [1]]
+    fields = {**metadata(json.loads((folder / "config.json").read_text()), "deepseek2", True)}
+    fields["general.architecture"] = "deepseek2"
+    tensors = {"token_embd.weight": SimpleNamespace(shape=[32, V])}
+    refused = 0
+    for key in fields:
+        for changed in ({k: v for k, v in fields.items() if k != key}, *({**fields, key: value} for value in values)):
+            try:
+                read = Metadata(changed, "m.gguf")
+                frame = _frame(read, tensors)
+                _deepseek2(read, tensors, frame)
+                _write_tokenizer(read, frame, tmp_path / "m.gguf", tmp_path)
+                read.refuse_unread()
+            except ConfigError as error:
+                assert error.remedy
+                refused += 1
+    assert refused > 5 * len(fields)
+
+
+def test_file_cut_or_changed_anywhere_gives_one_message(
+    checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = write(checkpoint("llama"), tmp_path / "m.gguf", **changes)
-    with pytest.raises(ConfigError, match=words):
+    """Header, metadata and descriptions of tensors; what changes numbers alone is imported."""
+    whole = write(checkpoint("llama"), tmp_path / "whole.gguf").read_bytes()
+    head, draw, codes = whole.index(b"output_norm") + 40, random.Random(0), set()
+    places = [draw.randrange(head) for _ in range(60)]
+    damaged = [whole[:at] for at in places[:20]]
+    damaged += [whole[:at] + bytes([draw.randrange(256)]) + whole[at + 1 :] for at in places[20:]]
+    for number, content in enumerate(damaged):
+        file = tmp_path / f"{number}.gguf"
+        file.write_bytes(content)
+        codes.add(main(["import", str(file), str(tmp_path / str(number))]))
+    assert codes <= {0, 64} and "Traceback" not in capsys.readouterr().err
+
+
+DAMAGED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "token_embd.weight": lambda tensors: tensors.pop("token_embd.weight"),
+    "blk.0": lambda tensors: tensors.update({"blk.0": torch.ones(2)}),
+    "blk.x.attn_q.weight": lambda tensors: tensors.update({"blk.x.attn_q.weight": torch.ones(2, 2)}),
+    "blk.0.attn_q.weight": lambda tensors: tensors.update({"blk.0.attn_q.weight": torch.ones(3, 2)}),
+    "blk.0.attn_k_b.weight": lambda tensors: tensors.update({"blk.0.attn_k_b.weight": torch.ones(2, 2, 2)}),
+    "output_norm.weight": lambda tensors: tensors.pop("output_norm.weight"),
+    "blk.0.ffn_up_exps.weight": lambda tensors: tensors.update({"blk.0.ffn_up_exps.weight": torch.ones(2, 2, 2)}),
+    "blk.0.ffn_down.weight": lambda tensors: tensors.update({"blk.0.ffn_down.weight": torch.ones(2, 2)}),
+    "blk.9.attn_q.weight": lambda tensors: tensors.update({"blk.9.attn_q.weight": torch.ones(16, 2)}),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_tensor_that_is_missing_or_of_another_shape_is_refused(
+    checkpoint: Callable[..., Path], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(checkpoint("llama"), tmp_path / "m.gguf", change=DAMAGED[name])
+    assert main(["import", str(file), str(tmp_path / "out")]) == 64
+    assert not (tmp_path / "out").exists() and capsys.readouterr().err
+
+
+def test_stack_of_experts_is_dequantised_once(
+    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, sizes, whole = write(checkpoint("deepseek_v2"), tmp_path / "m.gguf"), [], gguf.dequantize
+    monkeypatch.setattr(gguf, "dequantize", lambda data, kind: sizes.append(data.size) or whole(data, kind))
+    unpack(file, _made(tmp_path / "out"))
+    assert sum(sizes) == sum(int(tensor.n_elements) for tensor in gguf.GGUFReader(file).tensors)
+
+
+def test_file_that_names_no_groups_of_experts_is_refused(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    file = write(checkpoint("deepseek_v2"), tmp_path / "m.gguf", **{"deepseek2.expert_group_count": None})
+    with pytest.raises(ConfigError, match=r"expert_group_count.*is missing"):
         unpack(file, tmp_path)
 
 
