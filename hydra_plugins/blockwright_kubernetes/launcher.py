@@ -15,6 +15,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from lab.kubernetes.options import Options
+from lab.sweep.application import check_application
 
 
 class KubernetesLauncher(Launcher):
@@ -28,6 +29,7 @@ class KubernetesLauncher(Launcher):
         self.options = options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        check_application(config, "hydra/launcher", "kubernetes", "another launcher")
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from hydra_plugins.blockwright_optuna._options import store
+from lab.sweep.application import check_application
 from registry import ConfigError
 
 
@@ -23,7 +24,7 @@ class ResumableOptunaSweeper(Sweeper):
         settings: those of ``hydra_plugins.blockwright_optuna._options.OptunaSweeper``
 
     Raises:
-        ConfigError: Optuna is not installed
+        ConfigError: Optuna is not installed; in ``setup``: it is another application
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -37,6 +38,7 @@ class ResumableOptunaSweeper(Sweeper):
         self.search = Search(**{**settings, "sampler": instantiate(settings["sampler"])})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        check_application(config, "hydra/sweeper", "optuna", "another sweeper")
         self.search.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> None:
