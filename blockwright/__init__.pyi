@@ -3,7 +3,7 @@
 __version__: str
 
 # compose and load models
-from blocks.checkpoint.load import load_decoder as load
+from interop.source import load as load
 from blocks.compose import check as check
 from blocks.compose import compose as compose
 from blocks.compose import preset as preset

@@ -87,10 +87,19 @@ class Family:
             TypeError,
             ValueError,
         ) as error:
-            raise LookupError(str(error)) from None
+            raise LookupError(self._why(error)) from None
         if unlike := difference(decoder, again):
             raise UnlikeError(unlike)
         return values
+
+    def _why(self, error: Exception) -> str:
+        """What of a decoder this family lacks, in words."""
+        if isinstance(error, AttributeError) and error.name is not None:
+            kind, setting = type(error.obj).__name__, error.name
+            return f"{self.model_type} needs {setting} of a layer, and {kind} has none"
+        if isinstance(error, ConfigError):
+            return f"{error.path} {error.rule}"
+        return str(error) or f"{self.model_type} has no word for a setting of it"
 
     def rows(self, decoder: Decoder) -> tuple[Row, ...]:
         """The table of names for a decoder of this family."""

@@ -180,13 +180,17 @@ def _state(checkpoint: Path, written: int) -> dict[str, Tensor]:
     return weights_of(read_checkpoint(checkpoint))
 
 
-def load(path: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
+def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
     """A decoder in evaluation mode, with its weights, from a run, a checkpoint or an imported folder.
+
+    Args:
+        path: a run's folder, for its last checkpoint; a checkpoint; or the OUT of ``blockwright import``
+        dtype, device: of the weights
 
     Raises:
         ConfigError: as for ``open_source``, or the weights do not fit
     """
-    return build(open_source(path), dtype=dtype, device=device)
+    return build(open_source(Path(path)), dtype=dtype, device=device)
 
 
 def build(source: Source, *, dtype: torch.dtype, device: torch.device | str) -> Decoder:

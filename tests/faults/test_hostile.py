@@ -21,11 +21,10 @@ import yaml
 from safetensors.torch import save_file
 
 import registry
-from blocks.checkpoint.load import load_decoder
 from blocks.checkpoint.read import read_checkpoint
 from blocks.compose import check, compose
 from interop.importing import import_folder
-from interop.source import open_source, read_composition
+from interop.source import load, open_source, read_composition
 from registry import ConfigError, RegistrationError
 from training.checkpoints.plugin import SealedCheckpoints
 from training.configuration.composing import compose_config
@@ -257,12 +256,12 @@ FILES: dict[str, Callable[[Path], Any]] = {
     "checkpoint whose zip holds a pickle": lambda tmp: read_checkpoint(zip_with_pickle(tmp)),
     "checkpoint with an object in its weights": lambda tmp: read_checkpoint(checkpoint(tmp, state_dict={"a": Runs()})),
     "checkpoint with an object elsewhere": lambda tmp: read_checkpoint(checkpoint(tmp, callbacks=Runs())),
-    "checkpoint with a target": lambda tmp: load_decoder(checkpoint(tmp, at("ffn._target_", "os.system"))),
-    "checkpoint that reads the environment": lambda tmp: load_decoder(
+    "checkpoint with a target": lambda tmp: load(checkpoint(tmp, at("ffn._target_", "os.system"))),
+    "checkpoint that reads the environment": lambda tmp: load(
         checkpoint(tmp, at("norm.name", "${oc.env:SECRET_TOKEN}"))
     ),
-    "checkpoint that stands for too much": lambda tmp: load_decoder(checkpoint(tmp, at("overrides", doubled(60)))),
-    "checkpoint of a size": lambda tmp: load_decoder(checkpoint(tmp, {**MODEL, "vocab_size": 2**34})),
+    "checkpoint that stands for too much": lambda tmp: load(checkpoint(tmp, at("overrides", doubled(60)))),
+    "checkpoint of a size": lambda tmp: load(checkpoint(tmp, {**MODEL, "vocab_size": 2**34})),
     "checkpoint at an address": lambda tmp: read_checkpoint("http://127.0.0.1:9/x.ckpt"),
     "address for the trainer": lambda tmp: SealedCheckpoints().load_checkpoint("https://h/x", None, False),
     "checkpoint for the trainer": lambda tmp: SealedCheckpoints().load_checkpoint(raw_pickle(tmp), None, False),

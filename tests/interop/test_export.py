@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from blocks.compose import compose
 from interop.exporting import export_folder, recognise
+from interop.families.catalogue import FAMILIES
 from interop.fingerprint import difference
 from interop.hf import main
 from interop.importing import import_folder
@@ -206,3 +207,16 @@ def test_difference_is_none_for_the_same_and_names_what_differs(tiny: Tiny) -> N
     assert difference(one, compose(tiny(moe=True), device="meta")) is None
     other = compose(tiny(moe=True, gating={"name": "softmax_topk", "top_k": 2, "scaling": 2.0}), device="meta")
     assert difference(one, other) == "layers.1.ffn.gating.scaling: 1.0 here, 2.0 there"
+
+
+@pytest.mark.parametrize("attention", ["gqa", "mla", "kda"])
+def test_family_of_another_kind_of_model_says_what_is_lacking(
+    attention: str, tiny: Callable[..., dict[str, Any]]
+) -> None:
+    """In words, whichever family is asked for."""
+    decoder = compose(tiny(attention={"name": attention}, residual={"name": "sandwich"}), device="meta")
+    for family in FAMILIES:
+        with pytest.raises(ConfigError) as found:
+            recognise(decoder, family, {})
+        said = found.value.rule
+        assert not any(words in said for words in ("object has no attribute", "()", "NoneType", "argument")), said

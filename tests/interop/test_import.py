@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import blockwright
 from interop.exporting import export_folder
 from interop.hf import main
 from interop.importing import import_folder
@@ -184,3 +185,9 @@ def test_two_names_of_one_setting_must_agree(checkpoint: Callable[..., Path], tm
     import_folder(folder, tmp_path / "out")
     with pytest.raises(ConfigError, match="contradicts num_experts_per_tok = 2"):
         import_folder(changed(folder, experts_per_token=4), tmp_path / "no")
+
+
+def test_imported_folder_opens_by_the_public_name(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    import_folder(checkpoint("llama"), tmp_path / "out")
+    tokens = torch.arange(8)[None]
+    assert torch.equal(blockwright.load(str(tmp_path / "out"))(tokens), load(tmp_path / "out")(tokens))

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from blocks.checkpoint.fits import check_fits
-from blocks.checkpoint.load import load_decoder
 from blocks.checkpoint.read import read_checkpoint
 from blocks.compose import compose
+from interop.source import load
 from registry import ConfigError
 
 
@@ -53,7 +53,7 @@ def refusal(path: Path) -> ConfigError:
 def test_trained_model_is_rebuilt_with_the_same_logits(fit: Callable[..., L.Trainer], tmp_path: Path) -> None:
     trainer = fit("model/gating=sigmoid_bias", "model/position=learned", "model.gating.bias_step=0.1")
     trainer.save_checkpoint(tmp_path / "trained.ckpt")
-    decoder = load_decoder(tmp_path / "trained.ckpt")
+    decoder = load(tmp_path / "trained.ckpt")
     tokens = torch.randint(257, (2, 30))
     task = trainer.lightning_module.eval()
     assert not decoder.training
@@ -62,7 +62,7 @@ def test_trained_model_is_rebuilt_with_the_same_logits(fit: Callable[..., L.Trai
     assert decoder.layers[1].ffn.gating.bias.abs().max() > 0  # type: ignore[union-attr, operator]
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "trained.ckpt").rename(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    assert torch.equal(load_decoder(tmp_path / "run")(tokens), decoder(tokens))
+    assert torch.equal(load(tmp_path / "run")(tokens), decoder(tokens))
 
 
 def test_whole_checkpoint_loads_without_running_code(fit: Callable[..., L.Trainer], tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_hostile_file_is_refused_and_runs_nothing(saved: Callable[..., Path], tm
     error = refusal(path)
     assert "system" in error.rule and "weights_only" not in str(error)  # torch advises to load it unsafely
     with pytest.raises(ConfigError):
-        load_decoder(path)
+        load(path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -124,7 +124,7 @@ def test_block_that_is_not_installed_here_is_named(saved: Callable[..., Path]) -
     content["hyper_parameters"]["model"]["attention"] = {"name": "of_a_guest"}
     torch.save(content, path)
     with pytest.raises(ConfigError, match=r"of_a_guest.*no attention is registered"):
-        load_decoder(path)
+        load(path)
 
 
 def test_fitting_checkpoint_is_accepted(saved: Callable[..., Path], tiny: Callable[..., dict[str, Any]]) -> None:
