@@ -183,7 +183,7 @@ class BlockwrightModel(BlockwrightPreTrainedModel):
             if name in REFUSED:
                 only, rule, remedy = REFUSED[name]
             elif name in PACKING and positions is None:
-                only, rule = None, "documents are told apart by position_ids"
+                only, rule = None, "documents are known by position_ids alone"
                 remedy = "Give position_ids that begin again at each document"
             elif name in (*PACKING, "output_hidden_states"):  # the latter: capture_outputs has read it
                 continue
@@ -341,7 +341,7 @@ def _check_mask(mask: Tensor, shape: torch.Size) -> None:
         raise BlockError("attention_mask", tuple(mask.shape), f"must be {tuple(shape)}", remedy)
     if ((mask != 0) & (mask != 1)).any():
         rule = "must be 1 for tokens and 0 for padding"
-        raise BlockError("attention_mask", mask.max().item(), rule, "Tell documents apart by position_ids")
+        raise BlockError("attention_mask", mask.max().item(), rule, "Separate documents by position_ids")
 
 
 def _documents(tokens: Tensor, mask: Tensor | None, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -251,7 +251,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"input_ids": TOKENS, "output_attentions": True}, "no attention maps"),
     ({"input_ids": TOKENS, "output_router_logits": True}, "routing is not returned"),
     ({"input_ids": TOKENS, "is_causal": False}, "every composition is causal"),
-    ({"input_ids": TOKENS, "cu_seq_lens_q": torch.tensor([0, 12])}, "told apart by position_ids"),
+    ({"input_ids": TOKENS, "cu_seq_lens_q": torch.tensor([0, 12])}, "known by position_ids alone"),
     ({"input_ids": TOKENS, "atention_mask": torch.ones(2, 12)}, "is no argument of this model"),
 ]
 
