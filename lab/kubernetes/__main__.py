@@ -7,6 +7,7 @@ same options (hydra.launcher.*), folder and table, and is resumed in the same wa
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from training import jobs
 
 OF_A_SWEEP = ("status", "stop", "resume", "retry")
 OPTIONS = ("--prefix", "--tail=-1", "--max-log-requests=100")
+FOLLOW = "--follow"
+REST = f"run: OVERRIDES; render: FOLDER OVERRIDES; logs: DIR [N] [{FOLLOW}]; others: DIR [N]"
 ACTIONS = ("run", "render", "logs", *OF_A_SWEEP)
 
 
@@ -30,9 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = Parser(prog="blockwright kubernetes", description=__doc__)
     parser.add_argument("action", help=f"one of {', '.join(ACTIONS)}")
-    parser.add_argument(
-        "rest", nargs="*", metavar="…", help="run: OVERRIDES; render: FOLDER OVERRIDES; others: DIR [N]"
-    )
+    parser.add_argument("rest", nargs="*", metavar="…", help=REST)
     head, tail = list(arguments[:1]), list(arguments[1:])
     action = parser.parse_args(head).action
     if action not in ACTIONS:
@@ -58,11 +59,13 @@ def run(overrides: Sequence[str]) -> int:
 
 
 def logs(arguments: Sequence[str]) -> int:
-    """Follow the logs of a sweep's pods, or of one job's.
+    """Print the logs of a sweep's pods, or of one job's; with ``--follow`` what comes, too.
 
     Raises:
         ConfigError: not a sweep on a cluster
     """
+    follows = FOLLOW in arguments
+    arguments = [word for word in arguments if word != FOLLOW]
     if not arguments:
         raise ConfigError("command line", "logs", "needs a sweep", "Write logs DIR, or logs DIR N for one job")
     from lab.kubernetes.launch import jobs_of
@@ -75,6 +78,10 @@ def logs(arguments: Sequence[str]) -> int:
         raise ConfigError("DIR", str(sweep), rule, "Its logs are in its folders: DIR/N/job.log")
     found = jobs_of(sweep, plan)
     selector = found.selector + (f",{GROUP}/job={arguments[1]}" if arguments[1:] else "")
+    if follows:
+        sys.stdout.flush()
+        command = found.cluster.command("logs", FOLLOW, "--selector", selector, *OPTIONS)
+        return subprocess.run(command, check=False).returncode
     print(found.cluster.call("logs", "--selector", selector, *OPTIONS)[0], end="")
     return 0
 

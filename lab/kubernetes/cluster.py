@@ -9,7 +9,8 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from registry import ConfigError
@@ -22,17 +23,20 @@ TRANSIENT = re.compile(
     r"|network is unreachable|TLS handshake|the object has been modified",
     re.IGNORECASE,
 )
+KLOG = re.compile(r"^[EWIF]\d{4} \d\d:\d\d:\d\d.*$", re.MULTILINE)  # what kubectl's library logs beside its answer
+UNKNOWN_KIND = r"no matches for kind|doesn't have a resource type"  # also where the server could not be asked
 UNSET = re.compile(r"localhost:8080|no configuration has been provided|current-context is not set", re.IGNORECASE)
+QUOTA, CERTIFICATE = "exceeded quota", "x509|certificate"
 LOGIN = r"unauthorized|must be logged in|provide credentials|token (has|is) expired|refresh token|getting credentials"
 REFUSALS: Sequence[tuple[str, str, str, str]] = (  # pattern, option, rule, remedy; the first one counts
     (UNSET.pattern, "context", "kubectl knows no cluster", "Get a kubeconfig: kubectl config get-contexts"),
     (r"context .* does not exist", "context", "is no context of kubectl", "kubectl config get-contexts"),
     (LOGIN, "context", "the login has expired", "Log in again, until kubectl auth whoami answers"),
-    (r"x509|certificate", "context", "the certificate is not valid", "Renew the kubeconfig, and check the clock"),
+    (CERTIFICATE, "context", "the certificate is not valid", "Renew the kubeconfig, and check the clock"),
     (r"namespaces? .*not found", "namespace", "does not exist", "kubectl create namespace NAME, or name another"),
-    (r"exceeded quota", "parallel", "would exceed the namespace's quota", "Lower it, ask for less, or name a queue"),
+    (QUOTA, "parallel", "would exceed the namespace's quota", "Lower it, ask for less, or name a queue"),
     (r"violates? PodSecurity", "namespace", "its pod security level forbids these pods", "Leave capabilities out"),
-    (r"no matches for kind|doesn't have a resource type", "kind", "the cluster lacks its definition", "See kind=job"),
+    (UNKNOWN_KIND, "kind", "the cluster lacks its definition", "See kind=job"),
     (r"immutable|conflict", "", "exists with other options", "Delete the job, or name another hydra.sweep.dir"),
     (r"forbidden", "namespace", "you may not do this", "Ask for the role of deploy/kubernetes/role.yaml"),
     (r"unknown field|unmarshal|is invalid|quantities must", "", "the server refuses the manifest", "See render=FOLDER"),
@@ -40,8 +44,33 @@ REFUSALS: Sequence[tuple[str, str, str, str]] = (  # pattern, option, rule, reme
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def passes(error: str) -> bool:
+    """Whether an error of kubectl is one that passes: the server was not reached, or is overloaded.
+
+    Lines that its library logs count only where kubectl itself says no more than that it knows no such kind.
+    """
+    own = KLOG.sub("", error).strip()
+    if UNSET.search(error) or re.search(f"{LOGIN}|{CERTIFICATE}", error, re.IGNORECASE):
+        return False
+    vague = not own or re.search(UNKNOWN_KIND, own)
+    return bool(TRANSIENT.search(error if vague else own))
+
+
+def last_line(error: str) -> str:
+    """What kubectl says at last."""
+    return (KLOG.sub("", error).strip() or error).splitlines()[-1]
+
+
 class NotFound(Exception):  # noqa: N818 - an answer
     """What was asked for is not in the cluster, or may not be looked at."""
+
+
+class Unreachable(ConfigError):  # noqa: N818 - a state
+    """The API server does not answer, after some tries."""
+
+
+class NoRoom(ConfigError):  # noqa: N818 - a state
+    """A quota of the namespace is used up."""
 
 
 @dataclass
@@ -53,12 +82,14 @@ class Cluster:
         namespace: None for the context's
         run: like ``subprocess.run``
         say: prints a line
+        waits: seconds before each further try of a call that was not answered; None for ``WAITS_S``
     """
 
     context: str | None = None
     namespace: str | None = None
     run: Run = subprocess.run
     say: Callable[[str], object] = print
+    waits: Sequence[float] | None = None
 
     def call(self, *arguments: str, given: Any = None, timeout: float | None = TIMEOUT_S) -> tuple[str, str]:
         """Call kubectl, again after errors that pass.
@@ -73,12 +104,10 @@ class Cluster:
 
         Raises:
             NotFound: there is no such object
-            ConfigError: the cluster refuses, or does not answer
+            ConfigError: the cluster refuses; ``NoRoom`` for a quota, ``Unreachable`` if it does not answer
         """
-        where = [*(["--context", self.context] if self.context else [])]
-        where += ["--namespace", self.namespace] if self.namespace else []
-        command, text = ["kubectl", *where, *arguments], None if given is None else json.dumps(given)
-        for wait in (*WAITS_S, None):
+        command, text = self.command(*arguments), None if given is None else json.dumps(given)
+        for wait in (*(WAITS_S if self.waits is None else self.waits), None):
             error = ""
             try:
                 done = self.run(command, input=text, capture_output=True, text=True, timeout=timeout)
@@ -92,21 +121,30 @@ class Cluster:
                 raise ConfigError(
                     "hydra/launcher", "kubernetes", "needs kubectl, which is not installed", remedy
                 ) from None
-            if not TRANSIENT.search(error) or UNSET.search(error) or wait is None:
+            if not passes(error) or wait is None:
                 break
-            self.say(f"the cluster does not answer ({error.splitlines()[-1][:80]}); trying again in {wait} s")
+            self.say(f"the cluster does not answer ({last_line(error)[:80]}); trying again in {wait} s")
             time.sleep(wait)
         raise self._refusal(arguments, error)
 
+    def command(self, *arguments: str) -> list[str]:
+        """A call of kubectl on this cluster and namespace."""
+        where = [*(["--context", self.context] if self.context else [])]
+        return ["kubectl", *where, *(["--namespace", self.namespace] if self.namespace else []), *arguments]
+
     def _refusal(self, arguments: Sequence[str], error: str) -> Exception:
+        if passes(error):
+            rule = f"the cluster does not answer ({last_line(error)[:200]})"
+            return Unreachable("hydra.launcher.context", self.context, rule, "Try: kubectl get --raw /readyz")
+        error = KLOG.sub("", error).strip()
         if re.search(r"\(NotFound\)", error) and "namespaces" not in error:
             return NotFound(error)
         short = " ".join(error.removeprefix("Error from server").split())[:300]
         for pattern, option, rule, remedy in REFUSALS:
             if re.search(pattern, error, re.IGNORECASE):
-                value = getattr(self, option, None) or " ".join(arguments[:2])
+                value = getattr(self, option) if option in ("context", "namespace") else " ".join(arguments[:2])
                 path = f"hydra.launcher.{option}" if option else "hydra.launcher"
-                return ConfigError(path, value, f"{rule} ({short})", remedy)
+                return (NoRoom if pattern == QUOTA else ConfigError)(path, value, f"{rule} ({short})", remedy)
         rule = f"the cluster refused or did not answer ({short})"
         return ConfigError("hydra.launcher", f"kubectl {arguments[0]}", rule, "Try it by hand, and see render=FOLDER")
 
@@ -122,8 +160,25 @@ class Cluster:
         """Objects of some kinds with some labels."""
         return self.get(kinds, "-l", selector)["items"]
 
+    def identity(self) -> dict[str, Any]:
+        """Which cluster and namespace this is: the context and namespace by name, and the UID of the namespace.
+
+        What kubectl does not know, or the user may not read, is None.
+        """
+        context, namespace = self.context, self.namespace
+        with suppress(ConfigError, NotFound, ValueError):
+            view = json.loads(self.call("config", "view", "--minify", "-o", "json")[0] or "{}")
+            context = context or view.get("current-context") or None
+            own = (view.get("contexts") or [{}])[0].get("context", {})
+            namespace = namespace or own.get("namespace") or "default"
+        uid = None
+        if namespace:
+            found = replace(self, context=context, namespace=namespace).find("namespace", namespace)
+            uid = (found or {}).get("metadata", {}).get("uid")
+        return {"context": context, "namespace": namespace, "uid": uid}
+
     def find(self, kind: str, name: str) -> dict[str, Any] | None:
-        """An object; None if the user may not look.
+        """An object; None, and a line, if the user may not look.
 
         Raises:
             NotFound: there is none
@@ -131,9 +186,10 @@ class Cluster:
         try:
             return self.get(kind, name)
         except ConfigError as error:
-            if "forbidden" in error.rule.lower() or "lacks its definition" in error.rule:
-                return None
-            raise
+            if "forbidden" not in error.rule.lower():
+                raise
+            self.say(f"{kind.partition('.')[0]} {name} is not checked: you may not read it")
+            return None
 
     def has(self, group: str) -> bool:
         """Whether the cluster has resources of an API group."""
@@ -159,6 +215,20 @@ class Cluster:
         body = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
         how = ["create", "--dry-run=server"] if rehearsed else ["apply", "--server-side", "--field-manager=blockwright"]
         return self.call(*how, "--validate=strict", "-f", "-", given=body)[1]
+
+    def own(self, owner: Mapping[str, Any], manifests: Sequence[Mapping[str, Any]]) -> None:
+        """Create objects that are deleted with another one.
+
+        Args:
+            owner: apiVersion, kind and name of an object that is there
+            manifests: plain objects
+        """
+        if not manifests:
+            return
+        there = self.get(owner["kind"].lower(), owner["metadata"]["name"])
+        reference = {key: owner[key] for key in ("apiVersion", "kind")}
+        reference |= {"name": owner["metadata"]["name"], "uid": there["metadata"]["uid"]}
+        self.create([{**m, "metadata": {**m["metadata"], "ownerReferences": [reference]}} for m in manifests])
 
     def delete(self, kind: str, names: Sequence[str]) -> None:
         """Delete objects, and wait until their pods have saved and ended."""

@@ -10,12 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lab.kubernetes import watch
-from lab.kubernetes.cluster import Cluster
+from lab.kubernetes.cluster import Cluster, NoRoom, Unreachable
 from lab.kubernetes.options import GROUP, Options
 from lab.kubernetes.preflight import RESOURCES
 from lab.kubernetes.render import Manifest
@@ -25,8 +25,10 @@ from training.jobs import RESULTS, record_failure, results_of
 from training.writing import write_json
 
 STOP = ".stop"  # in a sweep's folder: start no further job
-TICK_S = 1.0
+TICK_S, LONGEST_S = 1.0, 8.0  # between two looks: at first, and while nothing changes
 UNSEEN_S = 5  # without a pod, after which a job's events are asked for
+SLOW_S = 20  # that a pod may be Pending without a reason, after which its events are asked for
+STORAGE = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")  # events of pods that wait for their node
 
 
 @dataclass
@@ -51,6 +53,8 @@ class Jobs:
     _told: dict[str, str] = field(default_factory=dict)
     _stuck: dict[int, float] = field(default_factory=dict)
     _seen: dict[int, float] = field(default_factory=dict)
+    _pending: dict[str, float] = field(default_factory=dict)
+    _quiet_s: float = 0.0
     _following: set[str] = field(default_factory=set)
 
     @property
@@ -80,8 +84,19 @@ class Jobs:
 
     def _obstacle(self, one: Manifest, pods: Sequence[Manifest]) -> tuple[str, str] | None:
         """What keeps a pod of a job from starting, or from being made."""
+        if not pods:
+            name = one["metadata"]["name"]
+            return self._event((name, f"{name}-node-0"), ("FailedCreate",))
         found = next((each for pod in pods if (each := watch.obstacle(pod))), None)
-        return found if pods else self._event(one["metadata"]["name"])
+        return found or next((each for pod in pods if watch.is_pending(pod) and (each := self._slow(pod))), None)
+
+    def _slow(self, pod: Manifest) -> tuple[str, str] | None:
+        """What the events of a pod say that is Pending without a reason in its state."""
+        name, now = pod["metadata"]["name"], time.time()
+        since = self._pending.setdefault(name, now)
+        if now - since < SLOW_S:
+            return None
+        return self._event((name,), STORAGE) or ("Pending", f"for {now - since:.0f} s")
 
     def _read(self, number: int, one: Manifest, pods: Sequence[Manifest]) -> bool:
         """Write the results of a job if it has ended, and say whether it has."""
@@ -111,24 +126,61 @@ class Jobs:
         open_jobs = {n for n in made if results_of(self.folder / str(n)) is None}
         for number in made.keys() - open_jobs:
             ended(number)
-        while open_jobs and not signals and not (self.folder / STOP).exists():
-            found, pods = self.look()
-            for number in sorted(open_jobs & found.keys()):
-                if self._read(number, found[number], pods.get(number, [])):
-                    open_jobs.remove(number)
-                    ended(number)
-                else:
-                    self._watch(number, found[number], pods.get(number, []), options)
-            for number in sorted(n for n in open_jobs if results_of(self.folder / str(n))):  # given up
-                open_jobs.remove(number)
-                ended(number)
-            room = options.parallel - len(open_jobs & found.keys())
-            for number in sorted(open_jobs - found.keys())[: max(0, room)]:
-                self.cluster.create(made[number])
-                self.cluster.say(f"job {number}: {made[number][-1]['metadata']['name']} is created")
-            self.show([self._row(n, found[n], pods.get(n, [])) for n in sorted(open_jobs & found.keys())])
-            if open_jobs:
-                self._wait(signals)
+        patient, self.cluster = self.cluster, replace(self.cluster, waits=())  # waits between looks, not within calls
+        try:
+            while open_jobs and not signals and not (self.folder / STOP).exists():
+                try:
+                    self._round(made, open_jobs, options, ended)
+                except Unreachable as away:
+                    self._tell("cluster", f"{away.rule}; jobs continue, and this waits for it")
+                if open_jobs:
+                    self._wait(signals)
+        finally:
+            self.cluster = patient
+
+    def _round(
+        self,
+        made: Mapping[int, Sequence[Manifest]],
+        open_jobs: set[int],
+        options: Options,
+        ended: Callable[[int], object],
+    ) -> None:
+        """Look once: read what has ended, say what has changed, and create what there is room for."""
+        found, pods = self.look()
+        self._told.pop("cluster", None)
+        for number in sorted(open_jobs & found.keys()):
+            if self._read(number, found[number], pods.get(number, [])):
+                continue
+            if number not in self._seen:
+                self.cluster.own(found[number], made[number][1:])  # its creator may have been killed in between
+            self._watch(number, found[number], pods.get(number, []), options)
+        for number in sorted(self._seen.keys() & (open_jobs - found.keys())):
+            if results_of(self.folder / str(number)) is None:
+                record_failure(self.folder / str(number), "deleted from the cluster by another user")
+        for number in sorted(n for n in open_jobs if results_of(self.folder / str(n))):
+            open_jobs.remove(number)
+            ended(number)
+        room = options.parallel - len(open_jobs & found.keys())
+        for number in sorted(open_jobs - found.keys())[: max(0, room)]:
+            if not self._create(number, made[number], options):
+                break
+        self.show([self._row(n, found[n], pods.get(n, [])) for n in sorted(open_jobs & found.keys())])
+
+    def _create(self, number: int, objects: Sequence[Manifest], options: Options) -> bool:
+        """Create a job and what it owns; false while a quota leaves no room for it."""
+        name, now = objects[0]["metadata"]["name"], time.time()
+        try:
+            self.cluster.create(objects[:1])
+        except NoRoom as full:
+            self._tell(name, f"waits for room: {full.rule}")
+            if now - self._stuck.setdefault(number, now) >= options.start_deadline_s:
+                record_failure(self.folder / str(number), f"given up after {options.start_deadline_s} s: {full.rule}")
+            return False
+        self.cluster.own(objects[0], objects[1:])
+        self._stuck.pop(number, None)
+        self.cluster.say(f"job {number}: {name} is created")
+        self._seen[number], self._quiet_s = now, 0.0
+        return True
 
     def _row(self, number: int, one: Manifest, pods: Sequence[Manifest]) -> tuple[int, str, float]:
         """Of a live table: number, what was last said of the job, and since when this process has seen it."""
@@ -138,7 +190,8 @@ class Jobs:
         return number, said[-1] if said else "waiting", time.monotonic() - age
 
     def _wait(self, signals: Sequence[int]) -> None:
-        until = time.monotonic() + TICK_S
+        self._quiet_s = min(LONGEST_S, max(TICK_S, self._quiet_s * 1.5))
+        until = time.monotonic() + self._quiet_s
         while time.monotonic() < until and not signals:
             time.sleep(min(0.1, TICK_S))
 
@@ -147,8 +200,7 @@ class Jobs:
         now = time.time()
         if number not in self._seen:
             self._seen[number] = now
-            if pods:
-                self.cluster.say(f"job {number}: {one['metadata']['name']} is there")
+            self.cluster.say(f"job {number}: {one['metadata']['name']} is there")
         for pod in pods:
             self._tell(pod["metadata"]["name"], watch.line(pod, now))
             if not self.shared and pod.get("status", {}).get("phase") == "Running" and watch.is_first(pod):
@@ -168,13 +220,14 @@ class Jobs:
         if now - since >= options.start_deadline_s:
             self._give_up(number, one, watch.blocked(*obstacle), options.start_deadline_s)
 
-    def _event(self, name: str) -> tuple[str, str] | None:
-        """Why a controller makes no pods."""
-        for owner in (name, f"{name}-node-0"):
-            selector = f"involvedObject.name={owner},reason=FailedCreate"
+    def _event(self, owners: Sequence[str], reasons: Sequence[str]) -> tuple[str, str] | None:
+        """Reason and message of the last warning about one of some objects."""
+        for owner in owners:
+            selector = f"involvedObject.name={owner},type=Warning"
             with suppress(ConfigError):
-                for event in self.cluster.get("events", "--field-selector", selector)["items"][-1:]:
-                    return "FailedCreate", str(event.get("message", ""))
+                events = self.cluster.get("events", "--field-selector", selector)["items"]
+                for event in reversed([e for e in events if e.get("reason") in reasons]):
+                    return event["reason"], str(event.get("message", ""))
         return None
 
     def _give_up(self, number: int, one: Manifest, why: str, seconds: int) -> None:
@@ -183,7 +236,7 @@ class Jobs:
 
     def _tell(self, name: str, state: str) -> None:
         if self._told.get(name) != state:
-            self._told[name] = state
+            self._told[name], self._quiet_s = state, 0.0
             self.cluster.say(f"  {name}: {state}")
 
     def _follow(self, pod: str, number: int) -> None:
@@ -193,14 +246,14 @@ class Jobs:
             file = self.folder / str(number) / LOG
             threading.Thread(target=follow, args=(self.cluster, pod, file), daemon=True).start()
 
-    def stop(self, numbers: Collection[int] | None = None) -> list[int]:
+    def stop(self, numbers: Collection[int] | None = None) -> tuple[list[int], list[int]]:
         """Read the jobs that have ended, and delete the others, whose pods save first.
 
         Args:
             numbers: of jobs to delete even if they have ended; None for those that have not
 
         Returns:
-            the deleted ones
+            the deleted ones whose pods ran, and which so have saved; and those that had not started
         """
         made, pods = self.look()
         for number, one in made.items():
@@ -208,7 +261,8 @@ class Jobs:
                 self._read(number, one, pods.get(number, []))
         chosen = [n for n, one in made.items() if (watch.ending(one) is None if numbers is None else n in numbers)]
         self.cluster.delete(RESOURCES[self.kind], [made[n]["metadata"]["name"] for n in chosen])
-        return chosen
+        ran = [n for n in chosen if any(not watch.is_pending(pod) for pod in pods.get(n, []))]
+        return ran, [n for n in chosen if n not in ran]
 
 
 def follow(cluster: Cluster, pod: str, file: Path, pause_s: float = 1.0) -> None:
@@ -224,10 +278,8 @@ def follow(cluster: Cluster, pod: str, file: Path, pause_s: float = 1.0) -> None
     last, at_last = "", 0  # time of the last line, and how many lines had it
     ended = False
     while True:
-        where = [*(["--context", cluster.context] if cluster.context else [])]
-        where += ["--namespace", cluster.namespace] if cluster.namespace else []
         since = [f"--since-time={last}"] if last else []
-        command = ["kubectl", *where, "logs", "--follow", "--timestamps", pod, *since]
+        command = cluster.command("logs", "--follow", "--timestamps", pod, *since)
         with _opened(command) as process, file.open("ab") as log:
             assert process.stdout and process.stderr
             again, skipped, grew = at_last, 0, False

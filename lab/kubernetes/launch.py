@@ -28,6 +28,7 @@ from lab.kubernetes.render import Manifest, render
 from lab.kubernetes.wanted import check_options, check_overrides, check_pruning, check_world
 from lab.sweep import plan as plans
 from lab.sweep.progress import Display
+from registry import ConfigError
 from training.configuration.secrets import read_from_environment
 from training.jobs import results_of
 from training.stops import SIGNALS, Interrupted
@@ -39,11 +40,25 @@ SHAPES = ("trainer", "hardware", "experiment", "debug")  # groups that may chang
 IN_PODS = ("extras.print_config=false",)  # else a killed pod's last words would be the configuration
 
 
+def check_identity(cluster: Cluster, where: Mapping[str, Any]) -> None:
+    """Refuse a cluster that has taken the place of the one where a sweep's jobs were created.
+
+    Raises:
+        ConfigError
+    """
+    found = cluster.identity()["uid"] if where.get("uid") else None
+    if found is not None and found != where["uid"]:
+        rule = "names another cluster, or the namespace has been made anew, since the jobs of this sweep were created"
+        remedy = "Point kubectl at the former one, or name another hydra.sweep.dir"
+        raise ConfigError("hydra.launcher.context", where["context"], rule, remedy)
+
+
 def jobs_of(sweep: Path, plan: Mapping[str, Any]) -> Jobs:
     """The jobs of a sweep that was started on a cluster."""
     where = plan[CLUSTER]
     aside = functools.partial(print, file=sys.stderr)  # the output may be JSON
     cluster = Cluster(where["context"], where["namespace"], say=aside)
+    check_identity(cluster, where)
     shared = where.get("folder") == str(sweep)  # unknown: killed before it created any
     return Jobs(cluster, where["sweep"], where.get("kind", "job"), sweep, shared=shared)
 
@@ -102,7 +117,7 @@ class Launch:
     ) -> None:
         where = plan[CLUSTER]
         name, known = where["sweep"], "kind" in where
-        cluster = Cluster(self.options.context, self.options.namespace, say=display.say)
+        cluster, identity = self._cluster(where, display.say)
         options = dataclasses.replace(self.options, kind=where["kind"]) if known else settle(cluster, self.options)
         options = with_grace(options, self.sweep, display.say)
         made = self._rendered(options, name, given, more)
@@ -114,11 +129,26 @@ class Launch:
             needs(cluster, options)
             rehearse(cluster, new)
         if not known:
-            plans.write(self.sweep, {**plan, CLUSTER: {**where, "kind": options.made_as, "folder": folder}})
+            made_as = {"kind": options.made_as, "folder": folder}
+            plans.write(self.sweep, {**plan, CLUSTER: {**where, **identity, **made_as}})
         with noted() as signals:
             jobs.run(made, options, display.ended, signals)
         if signals or (self.sweep / STOP).exists():
             self._stopped(jobs, signals, made)
+
+    def _cluster(self, where: Mapping[str, Any], say: Callable[[str], object]) -> tuple[Cluster, dict[str, Any]]:
+        """The cluster of the sweep, by its plan if jobs of it have been created, and what names it."""
+        given = {key: getattr(self.options, key) for key in ("context", "namespace")}
+        if "kind" not in where:
+            identity = Cluster(**given, say=say).identity()
+            return Cluster(identity["context"], identity["namespace"], say=say), identity
+        for key, value in given.items():
+            if value not in (None, where[key]):
+                rule = f"is not where the jobs of this sweep are ({where[key]})"
+                raise ConfigError(f"hydra.launcher.{key}", value, rule, "Leave it out, or name another hydra.sweep.dir")
+        cluster = Cluster(where["context"], where["namespace"], say=say)
+        check_identity(cluster, where)
+        return cluster, {}
 
     def _composed(self, given: Mapping[int, Sequence[str]]) -> list[str]:
         """Compose one job of each world, so that a typo and a wrong world end it here; returns further overrides."""
@@ -153,7 +183,9 @@ class Launch:
         import yaml
 
         for number, objects in made.items():
-            text = yaml.safe_dump_all(objects, sort_keys=False, width=120)
+            namespace = {"namespace": self.options.namespace} if self.options.namespace else {}
+            named = [{**one, "metadata": {**one["metadata"], **namespace}} for one in objects]
+            text = yaml.safe_dump_all(named, sort_keys=False, width=120)
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / f"{number}.yaml", text)
         print(f"wrote {len(made)} manifests to {folder}; nothing was started")
@@ -165,7 +197,8 @@ class Launch:
     def _stopped(self, jobs: Jobs, signals: Sequence[int], made: Mapping[int, Any]) -> None:
         left = [n for n in made if not self._ended(n)]
         if signals and self.options.on_stop == "stop":
-            jobs.cluster.say(f"stopping: {len(jobs.stop())} jobs save and end")
+            ran, waiting = jobs.stop()
+            jobs.cluster.say(f"stopped: {len(ran)} jobs have saved and ended, {len(waiting)} had not started")
         elif signals:
             how = f"blockwright sweep stop {self.sweep}"
             jobs.cluster.say(f"{len(left)} jobs continue in the cluster; to stop them: {how}")

@@ -34,6 +34,7 @@ class Options:
         pull_secrets: names of Secrets for the image's registry
         node_selector: labels that a node must have
         tolerations: of taints, as in a pod
+        labels: of all objects of a job, for people and policies
         annotations: of the pods
         capabilities: of the container, as IPC_LOCK; the pod security level ``restricted`` allows none
         queue: Kueue's LocalQueue
@@ -70,6 +71,7 @@ class Options:
     pull_secrets: list[str] = field(default_factory=list)
     node_selector: dict[str, str] = field(default_factory=dict)
     tolerations: list[Any] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
     capabilities: list[str] = field(default_factory=list)
     queue: str | None = None

@@ -21,6 +21,8 @@ def settle(cluster: Cluster, options: Options) -> Options:
     Raises:
         ConfigError: no login, a missing right, or a missing definition
     """
+    if cluster.namespace:
+        _find(cluster, "namespace", "namespace", cluster.namespace, "kubectl create namespace NAME, or name another")
     kind = options.made_as
     group = RESOURCES[kind].partition(".")[2]
     if kind != "job" and not cluster.has(group):
@@ -35,9 +37,9 @@ def settle(cluster: Cluster, options: Options) -> Options:
         rights.append(("create", "services"))
     for verb, resource, *more in rights:
         if not cluster.may(verb, resource, *more):
-            rule = f"you may not {verb} {resource}{' logs' if more else ''} here"
-            remedy = "Ask for the role of deploy/kubernetes/role.yaml"
-            raise ConfigError("hydra.launcher.namespace", options.namespace, rule, remedy)
+            rule = f"you may not {verb} {resource}{' logs' if more else ''} here, if it exists"
+            remedy = "Check its name, or ask for the role of deploy/kubernetes/role.yaml"
+            raise ConfigError("hydra.launcher.namespace", cluster.namespace, rule, remedy)
     return dataclasses.replace(options, kind=kind)
 
 
@@ -58,12 +60,15 @@ def needs(cluster: Cluster, options: Options) -> None:
     for name, secrets in (("secrets", options.secrets), ("pull_secrets", options.pull_secrets)):
         for secret in secrets:
             _find(cluster, name, "secret", secret, "kubectl create secret generic NAME --from-literal=KEY=VALUE")
+    if options.queue and not cluster.has("kueue.x-k8s.io"):
+        rule = "is Kueue's, which the cluster does not have: the jobs would not queue"
+        raise ConfigError("hydra.launcher.queue", options.queue, rule, "Have Kueue installed, or leave it out")
     if options.queue:
         _find(cluster, "queue", "localqueues.kueue.x-k8s.io", options.queue, "kubectl get localqueues")
     if options.priority:
         kind = "workloadpriorityclasses.kueue.x-k8s.io" if options.queue else "priorityclass"
         _find(cluster, "priority", kind, options.priority, f"kubectl get {kind}")
-    if options.kind == "trainjob":
+    if options.made_as == "trainjob":
         kind = "clustertrainingruntimes.trainer.kubeflow.org"
         _find(cluster, "runtime", kind, options.runtime, "Apply deploy/kubernetes/runtime.yaml")
 

@@ -53,7 +53,7 @@ def name_of(task: str, sweep: str, number: int) -> str:
 def render(
     options: Options, task: str, sweep: str, number: int, folder: str, overrides: Sequence[str]
 ) -> list[Manifest]:
-    """The objects of one job, in the order in which they are created; the last one is the job.
+    """The objects of one job, in the order in which they are created: the job, and what it owns.
 
     Args:
         options: as checked by ``lab.kubernetes.check.check_options``
@@ -67,7 +67,8 @@ def render(
         manifests
     """
     name, kind = name_of(task, sweep, number), options.made_as
-    labels = {"app.kubernetes.io/managed-by": "blockwright", f"{GROUP}/sweep": sweep, f"{GROUP}/job": str(number)}
+    own = {"app.kubernetes.io/managed-by": "blockwright", f"{GROUP}/sweep": sweep, f"{GROUP}/job": str(number)}
+    labels = {**options.labels, **own}
     queued = {QUEUE: options.queue} if options.queue else {}
     if options.queue and options.priority:
         queued["kueue.x-k8s.io/priority-class"] = options.priority
@@ -91,7 +92,7 @@ def render(
     objects: list[Manifest] = [{"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}]
     if options.nodes > 1:
         job["template"]["spec"]["subdomain"] = name
-        objects.insert(0, _service(name, labels))
+        objects.append(_service(name, labels))
     return objects
 
 
@@ -190,7 +191,7 @@ def pod(options: Options, head: str, command: Sequence[str]) -> dict[str, Any]:
     container = {
         "name": CONTAINER,
         "image": options.image,
-        "command": list(command),
+        "command": [as_written(word) for word in command],
         "env": environment(options, head),
         "envFrom": [{"secretRef": {"name": secret}} for secret in options.secrets],
         "resources": {"limits": limits, "requests": dict(limits)},
@@ -225,7 +226,12 @@ def environment(options: Options, head: str) -> list[dict[str, str]]:
     given |= {"PYTHONUNBUFFERED": "1", "NNODES": str(options.nodes), "PROJECT_ROOT": options.mount}
     if options.nodes > 1:
         given |= {"MASTER_ADDR": head, "MASTER_PORT": PORT}
-    return [{"name": name, "value": str(value)} for name, value in {**given, **options.env}.items()]
+    return [{"name": name, "value": as_written(str(value))} for name, value in {**given, **options.env}.items()]
+
+
+def as_written(text: str) -> str:
+    """A text that reaches the container as it is: the kubelet replaces $(NAME) by a variable's value, and $$ by $."""
+    return text.replace("$", "$$")
 
 
 def _storage(options: Options) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

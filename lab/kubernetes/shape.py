@@ -12,7 +12,7 @@ from typing import Any
 
 from registry import ConfigError, did_you_mean
 
-QUANTITY = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?(m|[kMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?")
+QUANTITY = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(m|[kMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?")
 Words = dict[str, type]
 words: Words = {"*": str}
 names = [{"name": str}]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from lab.kubernetes.check import DNS, EFFECTS, LABEL, VARIABLE
-from lab.kubernetes.options import Options
+from lab.kubernetes.options import GROUP, Options
 from lab.kubernetes.shape import QUANTITY, amount
 from registry import ConfigError, did_you_mean
 from registry.ranges import Count, Whole
@@ -17,6 +17,7 @@ from registry.schema import conforms, fault
 
 PATH = "hydra.launcher"
 KINDS = ("auto", "job", "jobset", "trainjob")
+OF_RUNTIME = ("secrets", "capabilities", "restarts", "ttl_s", "priority")
 RANGES: dict[str, Any] = {
     "nodes": Count,
     "gpus": Whole,
@@ -27,10 +28,13 @@ RANGES: dict[str, Any] = {
 RANGES |= {"grace_s": Annotated[int, Ge(10)] | None, "ttl_s": Whole | None}
 NAMES = {"namespace": 63, "queue": 63, "claim": 253, "runtime": 253, "priority": 253}  # and their longest
 SECRET = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)", re.IGNORECASE)
-VALUE = re.compile(r"gh[pousr]_|github_pat_|glpat-|hf_|sk-|xox[abp]-|AKIA|-----BEGIN")  # how known secrets begin
+VALUE = re.compile(  # how known secrets begin, and a password in an address
+    r"(?<![A-Za-z0-9])(gh[pousr]_|github_pat_|glpat-|hf_|sk-|xox[abp]-|AKIA|-----BEGIN)|://[^/\s:@]*:[^/\s@]+@"
+)
 SECRET_KEY = re.compile(r"(^|[._+])(api_?key|access_?key|password|passwd|secret)$", re.IGNORECASE)  # of an override
 OURS = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "JOB_COMPLETION_INDEX", "RANK", "LOCAL_RANK", "WORLD_SIZE")
 IMAGE = re.compile(r"[a-z0-9][-a-zA-Z0-9._:/]*(@sha256:[0-9a-f]{64})?")
+OWN_LABEL = re.compile(rf"{re.escape(GROUP)}/|kueue\.x-k8s\.io/|app\.kubernetes\.io/managed-by$")
 DOMAIN = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)")
 
 
@@ -79,9 +83,10 @@ def _image(image: str | None) -> Iterator[ConfigError]:
 
 
 def _kind(options: Options) -> Iterator[ConfigError]:
-    if options.kind == "trainjob" and options.secrets:
-        rule = "cannot be given to a TrainJob"
-        yield _at("secrets", options.secrets, rule, "Add envFrom to the ClusterTrainingRuntime, or write kind=jobset")
+    for name in OF_RUNTIME if options.kind == "trainjob" else ():
+        if (value := getattr(options, name)) != getattr(Options(), name) and not (name == "priority" and options.queue):
+            rule = "cannot be given to a TrainJob: its ClusterTrainingRuntime has it"
+            yield _at(name, value, rule, "Write it into the runtime and leave it out here, or write kind=jobset")
     if options.topology and not options.queue:
         yield _at("topology", options.topology, "is kept by Kueue, so it needs a queue", f"Write {PATH}.queue=…")
     if options.capabilities:
@@ -109,8 +114,9 @@ def _resources(options: Options) -> Iterator[ConfigError]:
             return
     for own, names in (("resources", options.resources), ("gpu", [options.gpu])):
         for name in names:
-            if "/" not in name:
-                yield _at(own, name, "is not the full name of a device", "Write e.g. rdma/ib or nvidia.com/gpu")
+            if "/" not in name and name != "ephemeral-storage" and not name.startswith("hugepages-"):
+                rule = "is neither the full name of a device nor ephemeral-storage or hugepages-SIZE"
+                yield _at(own, name, rule, "Write e.g. rdma/ib or nvidia.com/gpu")
     if options.gpu in options.resources:
         yield _at("resources", options.gpu, "is given by gpus", f"Write {PATH}.gpus=N")
     if options.memory and options.shm and amount(options.shm) > amount(options.memory):
@@ -128,7 +134,7 @@ def _places(options: Options) -> Iterator[ConfigError]:
             yield _at(
                 own, path, "must be an absolute path without a colon, below the root", f"Write {PATH}.{own}=/data"
             )
-        if claim != options.claim and not DNS.fullmatch(claim):
+        if claim != options.claim and not (len(claim) <= 253 and all(map(DNS.fullmatch, claim.split(".")))):
             yield _at("volumes", claim, "is not the name of a claim", "Write CLAIM: PATH")
     used = [*places.values(), "/tmp", "/dev/shm"]
     for path in {p for p in used if used.count(p) > 1}:
@@ -141,7 +147,7 @@ def _environment(options: Options) -> Iterator[ConfigError]:
             yield _at("env", name, "must be the name of an environment variable", "Write letters, digits and _")
         elif name in OURS or name.startswith("PET_"):
             yield _at(f"env.{name}", options.env[name], "is set by the launcher", "Leave it out; see nodes and gpus")
-        elif SECRET.search(name) or VALUE.match(str(options.env[name])):
+        elif SECRET.search(name) or VALUE.search(str(options.env[name])):
             rule = "looks like a secret, and a manifest can be read by all who may list jobs"
             remedy = f"kubectl create secret generic NAME --from-literal={name}=…, and {PATH}.secrets=[NAME]"
             yield _at(f"env.{name}", "…", rule, remedy)
@@ -153,11 +159,14 @@ def _environment(options: Options) -> Iterator[ConfigError]:
 
 
 def _selection(options: Options) -> Iterator[ConfigError]:
-    for key, given in (("node_selector", options.node_selector), ("annotations", options.annotations)):
-        for name, value in given.items():
-            if not DOMAIN.fullmatch(name) or len(name.rpartition("/")[2]) > 63:
+    for key in ("node_selector", "labels", "annotations"):
+        for name, value in getattr(options, key).items():
+            read = name.lower() if key == "annotations" else name  # servers read them so
+            if not DOMAIN.fullmatch(read) or len(name.rpartition("/")[2]) > 63:
                 yield _at(f"{key}.{name}", value, "is not a valid key", "Write e.g. example.com/name")
-            elif key == "node_selector" and not (len(str(value)) <= 63 and LABEL.fullmatch(str(value))):
+            elif key == "labels" and OWN_LABEL.match(name):
+                yield _at(f"{key}.{name}", value, "is set by the launcher", "Leave it out; see queue")
+            elif key != "annotations" and not (len(str(value)) <= 63 and LABEL.fullmatch(str(value))):
                 yield _at(f"{key}.{name}", value, "cannot be the value of a label", "kubectl get nodes --show-labels")
     for i, toleration in enumerate(options.tolerations):
         yield from _toleration(toleration, i)
@@ -193,7 +202,8 @@ def check_overrides(overrides: Sequence[str], read: Mapping[str, str]) -> None:
     remedy = f"Put it into a Secret, name that in {PATH}.secrets, and write ${{oc.env:NAME}} in single quotes"
     rule = "is a secret, and a manifest can be read by all who may list jobs"
     for key, _, value in (override.partition("=") for override in overrides):
-        if SECRET_KEY.search(key) and value not in ("", "null") and not value.startswith("$"):
+        named = SECRET_KEY.search(key) and value not in ("", "null") and not value.startswith("$")
+        if named or VALUE.search(value):
             raise ConfigError(key, "…", rule, remedy)
     for name in read.values():
         raise ConfigError(f"{PATH}.env", name, "would be written by value into a manifest", remedy)

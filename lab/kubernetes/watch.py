@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,8 +29,19 @@ REMEDIES = {  # of what keeps a pod from starting
     "CreateContainerError": "check hydra.launcher.volumes and image",
     "RunContainerError": "check the image: it must have python and this project",
     "Unschedulable": "no node has what it asks for: check gpus, cpu, memory, node_selector, tolerations and the claim",
-    "FailedCreate": "the namespace forbids its pods, or its quota is used up: lower parallel, or name a queue",
+    "FailedMount": "check hydra.launcher.claim, volumes and secrets, and the storage behind them",
+    "FailedAttachVolume": "a disk is attached elsewhere or gone: check hydra.launcher.claim and volumes",
+    "FailedCreatePodSandBox": "the network of its node starts no pods: ask who runs the cluster",
+    "Pending": "kubectl describe pod says more; a large image may need a longer hydra.launcher.start_deadline_s",
 }
+OF_MESSAGE = (  # pattern, remedy of a controller that makes no pods; the first one counts
+    (r"exceeded quota", "the namespace's quota is used up: lower hydra.launcher.parallel, or name a queue"),
+    (r"violates PodSecurity", "leave hydra.launcher.capabilities out, or name another namespace"),
+    (r"PriorityClass", "check hydra.launcher.priority: kubectl get priorityclasses"),
+    (r"serviceaccount", "the namespace has no service account yet: kubectl get serviceaccounts"),
+    (r"usage per|limit range|LimitRange", "change cpu, memory or gpus of hydra.launcher: kubectl get limitranges"),
+)
+FORBIDDEN = "an admission policy of the cluster forbids its pods: its message says which"
 QUEUED = "waits in its queue"
 Object = Mapping[str, Any]
 
@@ -62,7 +74,7 @@ def is_queued(job: Object) -> bool:
 def obstacle(pod: Object) -> tuple[str, str] | None:
     """What keeps a pod from starting: reason and message; None if nothing does."""
     status = pod.get("status", {})
-    if status.get("phase", "Pending") != "Pending":
+    if not is_pending(pod):
         return None
     for each in status.get("containerStatuses") or []:
         waits = each.get("state", {}).get("waiting") or {}
@@ -77,7 +89,20 @@ def obstacle(pod: Object) -> tuple[str, str] | None:
 def blocked(reason: str, message: str) -> str:
     """An obstacle in a line, with the remedy."""
     remedy = REMEDIES.get(reason, "kubectl describe pod says more")
-    return f"cannot start: {reason}{f' ({message[:160]})' if message else ''}. Remedy: {remedy}"
+    if reason == "FailedCreate":
+        remedy = next((said for pattern, said in OF_MESSAGE if re.search(pattern, message)), FORBIDDEN)
+    return f"cannot start: {reason}{f' ({shortened(message)})' if message else ''}. Remedy: {remedy}"
+
+
+def shortened(message: str, most: int = 300) -> str:
+    """A message in a line. What is left out is in the middle, for the cause comes last."""
+    text = " ".join(message.split())
+    return text if len(text) <= most else f"{text[: most // 3]} … {text[-2 * most // 3 :]}"
+
+
+def is_pending(pod: Object) -> bool:
+    """Whether none of a pod's containers has started."""
+    return pod.get("status", {}).get("phase", "Pending") == "Pending"
 
 
 def line(pod: Object, now: float) -> str:
@@ -93,7 +118,8 @@ def line(pod: Object, now: float) -> str:
     elif gone := pod["metadata"].get("deletionTimestamp"):  # when its grace period is over
         lost = now - _seconds(gone) > LOST_S
         node = pod.get("spec", {}).get("nodeName", "")
-        remedy = f"kubectl delete pod --force {pod['metadata']['name']}, if the machine is off"
+        taint = f"kubectl taint node {node} node.kubernetes.io/out-of-service"
+        remedy = f"if the machine is off, {taint}=nodeshutdown:NoExecute, and {taint}- when it is back"
         parts.append(f"its node {node} does not answer. Remedy: {remedy}" if lost else "is being stopped")
     return "; ".join([str(status.get("phase", "Pending")).lower(), *parts])
 

@@ -105,8 +105,9 @@ def stop(sweep: Path, plan: Mapping[str, Any]) -> int:
         from lab.kubernetes.launch import jobs_of
 
         (sweep / STOP).touch()  # a launcher that watches starts none again
-        stopped = jobs_of(sweep, plan).stop()
-        print(f"{len(stopped)} jobs have saved and ended. Resume with: {resume_command(sweep)}")
+        ran, waiting = jobs_of(sweep, plan).stop()
+        said = f"{len(ran)} jobs have saved and ended" + (f", {len(waiting)} had not started" if waiting else "")
+        print(f"{said}. Resume with: {resume_command(sweep)}")
         return 0
     holders = {locks.holder(folder) for folder in (sweep, *(p for p in sweep.iterdir() if p.name.isdigit()))} - {None}
     if not holders:

@@ -73,6 +73,7 @@ def served(folder: Path, ready_s: float = READY_S) -> Iterator[Path]:
     server += [f"--service-account-key-file={key}", f"--service-account-signing-key-file={key}"]
     server += ["--service-account-issuer=https://127.0.0.1", "--service-cluster-ip-range=10.0.0.0/24"]
     server += ["--disable-admission-plugins=ServiceAccount"]  # no controller makes the accounts
+    server += ["--allow-privileged=true"]  # as clusters have it: else the server itself refuses some of the manifests
     started: list[tuple[str, subprocess.Popen[bytes]]] = []
     try:
         for name, flags in (("etcd", etcd), ("kube-apiserver", server)):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from image import Image
+from kubelet import expanded
 from scripted_cluster import ScriptedCluster, end
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -48,7 +49,7 @@ class Pod:
         spec, metadata = pod["spec"], pod["metadata"]
         box, self.grace, self.killed = spec["containers"][0], spec["terminationGracePeriodSeconds"], 0.0
         index = metadata["annotations"]["batch.kubernetes.io/job-completion-index"]
-        env = {each["name"]: each["value"] for each in box["env"]} | {"JOB_COMPLETION_INDEX": index}
+        env = {each["name"]: expanded(each["value"], {}) for each in box["env"]} | {"JOB_COMPLETION_INDEX": index}
         head = env.get("MASTER_ADDR", "")
         self.host = head.replace("-node-0-0.", f"-node-0-{index}.") if "-node-0-0." in head else f"{self.owner}-{index}"
         self.folder = folder / self.name
@@ -99,7 +100,7 @@ class Pod:
         ]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*enter, "sh", *box["command"]],
+                [*enter, "sh", *(expanded(word, env) for word in box["command"])],
                 env=inside,
                 stdout=log,
                 stderr=subprocess.STDOUT,

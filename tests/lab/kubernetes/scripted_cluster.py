@@ -37,7 +37,9 @@ class ScriptedCluster:
     Keys of the file, for tests: ``outcomes`` (job number → {code, message, reason, disrupted, index} of each attempt;
     with an index, of that node alone), ``pending`` (job number → what its pods wait for), ``podless`` (job numbers),
     ``lacks`` (API groups), ``faults`` ({match, stderr, times, after}: after means that the call is carried out and its
-    answer lost), ``missing`` and ``forbidden`` (names of what pods refer to), ``denied`` (verbs), ``warning`` (of dry
+    answer lost), ``events`` (name of an object, or
+    ``pods of N`` → a message or an event), ``context``, ``namespace`` and ``uid`` of it, ``missing`` and ``forbidden``
+    (names of what pods refer to), ``denied`` (verbs), ``warning`` (of dry
     runs), ``calls``, ``made`` and ``deleted`` (names, one each time), ``alive`` (jobs with processes, kept by a node
     that runs pods in earnest: node.py).
     """
@@ -94,6 +96,10 @@ def answer(state: Object, arguments: list[str], given: str | None) -> tuple[str,
     if verb == "api-resources":
         group = rest[0].partition("=")[2]
         return ("" if group in state.get("lacks", []) else f"things.{group}\n"), ""
+    if verb == "config":
+        own = {"namespace": state["namespace"]} if "namespace" in state else {}
+        name = state.get("context", "scripted")
+        return json.dumps({"current-context": name, "contexts": [{"name": name, "context": own}]}), ""
     if verb == "auth":
         return ("no\n" if f"{rest[1]} {rest[2]}" in state.get("denied", []) else "yes\n"), ""
     if verb in ("create", "apply"):
@@ -118,7 +124,8 @@ def _create(state: Object, body: Object, rehearsed: bool) -> tuple[str, str]:
             name = one["metadata"]["name"]
             raise Refusal(f'The {one["kind"]} "{name}" is invalid: spec.template: Invalid value: field is immutable')
         if not rehearsed and not known:
-            state["objects"][key] = {**one, "status": {}}
+            uid = f"uid-{len(state['made'])}"
+            state["objects"][key] = {**one, "metadata": {**one["metadata"], "uid": uid}, "status": {}}
             state["made"].append(key)
     return "", state.get("warning", "") if rehearsed else ""
 
@@ -133,13 +140,19 @@ def _get(state: Object, rest: list[str]) -> Object:
         return {"items": [o for o in found if wanted.items() <= o["metadata"].get("labels", {}).items()]}
     if "--field-selector" in rest:
         name = re.search(r"involvedObject.name=([^,]+)", " ".join(rest))[1]  # type: ignore[index]
-        return {"items": [{"message": m} for n, m in state.get("events", {}).items() if n == name]}
+        number = next(iter(o["metadata"]["labels"].get("blockwright.dev/job") for o in _named(state, name)), None)
+        events = [e for n, e in state.get("events", {}).items() if n in (name, f"pods of {number}")]
+        return {"items": [e if isinstance(e, dict) else {"reason": "FailedCreate", "message": e} for e in events]}
     kind, name = kinds[0], rest[1]
+    if kind == "namespace" and name in state.get("missing", []):
+        raise Refusal(f'Error from server (NotFound): namespaces "{name}" not found')
     if name in state.get("forbidden", []):
         raise Refusal(f'Error from server (Forbidden): {rest[0]} "{name}" is forbidden: User cannot get resource')
     if kind in KINDS.values():
         if found := state["objects"].get(f"{kind}/{name}"):
             return found
+    elif kind == "namespace":
+        return {"kind": "Namespace", "metadata": {"name": name, "uid": state.get("uid", "here")}}
     elif name not in state.get("missing", []):
         return {"kind": kind, "metadata": {"name": name}, "spec": state.get("specs", {}).get(name, {})}
     raise Refusal(f'Error from server (NotFound): {rest[0]} "{name}" not found')
@@ -150,9 +163,18 @@ def _delete(state: Object, kind: str, names: list[str]) -> tuple[str, str]:
     for name in names:
         state["objects"].pop(f"{wanted}/{name}", None)
         state["deleted"].append(f"{wanted}/{name}")
-        for key in [k for k, o in state["objects"].items() if o["kind"] == "Pod" and o["owner"] == name]:
+        for key in [k for k, o in state["objects"].items() if _owned(o, name)]:
             del state["objects"][key]
     return "", ""
+
+
+def _owned(one: Object, name: str) -> bool:
+    owners = one["metadata"].get("ownerReferences", [])
+    return one.get("owner") == name or any(owner["name"] == name for owner in owners)
+
+
+def _named(state: Object, name: str) -> list[Object]:
+    return [o for o in state["objects"].values() if o["metadata"]["name"] == name]
 
 
 # The controllers

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -90,7 +91,7 @@ def test_launcher_checks_creates_and_attaches(
 
     def start(*more: str) -> Any:
         sweep = [str(ROOT / "train.py"), *options, *small, "seed=0,1", "hydra.sweep.dir=sweep"]
-        return warm.start(*(more or sweep), cwd=tmp_path, env=settings)
+        return warm.start(*(more or sweep), cwd=tmp_path, env=settings, merge=True)
 
     def jobs() -> dict[str, str]:
         listed = json.loads(kubectl("get", "jobs", "-n", "training", "-o", "json").stdout)["items"]
@@ -104,9 +105,9 @@ def test_launcher_checks_creates_and_attaches(
     seen: list[dict[str, str]] = []
     for _ in range(2):  # the second one attaches
         process, until = start(), time.monotonic() + 120
-        while len(jobs()) < 2 and process.poll() is None and time.monotonic() < until:
+        watches = re.compile(r"job 1: \S+ is (created|there)")  # and so handles signals
+        while not watches.search(process.read()) and process.poll() is None and time.monotonic() < until:
             time.sleep(0.2)
-        time.sleep(2)
         process.send_signal(2)
         said, _ = process.communicate()
         assert process.returncode == 75 and "2 jobs continue in the cluster" in said, said

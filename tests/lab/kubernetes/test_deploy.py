@@ -35,7 +35,9 @@ def test_role_allows_what_is_asked_for() -> None:
     allowed = {f"{kind}.{group}" if group else kind: verbs for group, kind, verbs in rules}
     for resource in RESOURCES.values():
         assert allowed[resource] >= {"create", "patch", "get", "list", "delete"}
-    assert allowed["services"] >= {"create", "patch"} and {"get", "list"} <= allowed["pods"] & allowed["events"]
+    assert allowed["services"] == {"create", "patch"} and allowed["pods"] == {"get", "list"}
+    assert allowed["events"] == {"list"}
+    assert all(allowed[kind] == {"get"} for kind in ("pods/log", "persistentvolumeclaims", "namespaces"))
     assert "secrets" not in allowed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -63,6 +64,7 @@ class Swept:
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs_module, "TICK_S", 0)
+    monkeypatch.setattr(jobs_module, "LONGEST_S", 0)
     monkeypatch.setattr(jobs_module, "UNSEEN_S", 0)
     monkeypatch.setattr(clusters, "WAITS_S", (0, 0, 0))
 
@@ -146,7 +148,7 @@ def test_errors_that_pass_are_waited_out(swept: Callable[..., Swept], words: str
     )
     assert sweep.run()[0]["metrics"] == {"val/loss": 1.0}  # type: ignore[index]
     assert sweep.state()["made"] == [f"Job/train-{SWEEP}-0"]
-    assert any("trying again" in line for line in sweep.said)
+    assert any("does not answer" in line for line in sweep.said)
 
 
 def test_call_without_an_answer_is_tried_again() -> None:
@@ -245,7 +247,7 @@ def test_stop_deletes_what_runs_and_reads_what_has_ended(swept: Callable[..., Sw
     signals: list[int] = []
     sweep.ended = type("", (list,), {"append": lambda self, n: signals.append(15)})()  # at the first end
     sweep.run(2, signals)
-    assert Jobs(sweep.client, SWEEP, "job", sweep.folder).stop() == [1]
+    assert Jobs(sweep.client, SWEEP, "job", sweep.folder).stop() == ([], [1])
     assert results_of(sweep.folder / "0")["metrics"] == {"val/loss": 1.0}  # type: ignore[index]
     assert sweep.state()["deleted"] == [f"Job/train-{SWEEP}-1"]
 
@@ -350,6 +352,7 @@ MISTAKES: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     ({"denied": ["get pods"]}, {}, "namespace", "may not get pods"),
     ({"warning": 'Warning: would violate PodSecurity "restricted:latest": x'}, {}, "namespace", "never start"),
 ]
+KLOG = 'E1128 10:00:00.1 123 memcache.go:265] "Unhandled Error" err="Get \\"https://h:6443/api\\": connection refused"'
 WORDS = {
     "error: You must be logged in to the server (Unauthorized)": ("context", "login has expired"),
     "error: current-context is not set": ("context", "knows no cluster"),
@@ -360,7 +363,9 @@ WORDS = {
     'Error from server (Forbidden): jobs.batch is forbidden: User "x" cannot create': ("namespace", "may not"),
     'Error from server (Forbidden): pods "a" is forbidden: exceeded quota: gpus': ("parallel", "quota"),
     'Error from server (BadRequest): strict decoding error: unknown field "spec.x"': ("", "refuses the manifest"),
-    "Error from server (ServiceUnavailable): the server is currently unable to handle": ("", "did not answer"),
+    "Error from server (ServiceUnavailable): the server is currently unable to handle": ("context", "does not answer"),
+    f'{KLOG}\nerror: the server doesn\'t have a resource type "jobsets"': ("context", "does not answer"),
+    f'{KLOG}\nError from server (Forbidden): jobs.batch is forbidden: User "x" cannot': ("namespace", "may not"),
 }
 
 
@@ -421,3 +426,125 @@ def test_job_inside_a_jobset_is_rehearsed_too(swept: Callable[..., Swept]) -> No
     client.create = lambda made, rehearsed=False: tried.extend(m["kind"] for m in made) or ""  # type: ignore[method-assign,func-returns-value]
     rehearse(client, render(Options(image=IMAGE, nodes=2), "train", SWEEP, 0, "/runs/x", []))
     assert tried == ["JobSet", "Job"]
+
+
+# What a real server does
+
+
+@pytest.mark.parametrize("reason", ["FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", None])
+def test_pod_that_stays_pending_is_reported_by_its_events_and_given_up(
+    swept: Callable[..., Swept], monkeypatch: pytest.MonkeyPatch, reason: str | None
+) -> None:
+    monkeypatch.setattr(jobs_module, "SLOW_S", 0)
+    events = {"pods of 0": {"reason": reason, "message": f"{'x' * 400} the cause"}} if reason else {}
+    sweep = swept(pending={"0": "ContainerCreating"}, events=events)
+    failed = sweep.run(start_deadline_s=0)[0]
+    assert failed["status"] == "failed" and "given up after 0 s" in failed["reason"]  # type: ignore[index]
+    assert (reason or "Pending") in failed["reason"] and "Remedy: " in failed["reason"]  # type: ignore[index]
+    assert not reason or "the cause" in failed["reason"]  # type: ignore[index]
+
+
+def test_pod_that_waits_for_a_moment_is_left_alone(swept: Callable[..., Swept]) -> None:
+    sweep = swept(pending={"0": "ContainerCreating"})
+    signals: list[int] = []
+    sweep.shown = type("", (list,), {"append": lambda self, rows: signals.append(15) if rows else None})()
+    assert sweep.run(start_deadline_s=0, signals=signals)[0] is None
+    assert not any("events" in call for call in sweep.state()["calls"])
+
+
+def test_dead_node_has_a_remedy_that_ends_its_pods() -> None:
+    pod = {"metadata": {"name": "p", "deletionTimestamp": "2026-11-26T00:00:00Z"}, "spec": {"nodeName": "n7"}}
+    said_of_it = watch.line({**pod, "status": {"phase": "Running"}}, time.time())
+    assert "kubectl taint node n7 node.kubernetes.io/out-of-service=nodeshutdown:NoExecute" in said_of_it
+    assert "--force" not in said_of_it
+
+
+def test_server_that_is_away_for_long_is_waited_for(swept: Callable[..., Swept]) -> None:
+    sweep = swept(outcomes={"0": [said(1.0)]})
+    away = "The connection to the server 10.0.0.1:6443 was refused - did you specify the right host or port?"
+    sweep.set(faults=[{"match": "get jobs", "stderr": away, "times": 40}])
+    assert sweep.run()[0]["metrics"] == {"val/loss": 1.0}  # type: ignore[index]
+    assert len([line for line in sweep.said if "jobs continue, and this waits for it" in line]) == 1
+
+
+def test_signal_ends_the_waiting_for_a_server(swept: Callable[..., Swept]) -> None:
+    sweep = swept()
+    signals: list[int] = []
+    sweep.said = type("", (list,), {"append": lambda self, line: signals.append(15)})()
+    sweep.set(faults=[{"match": "get", "stderr": "Unable to connect to the server: EOF", "times": 10**6}])
+    assert sweep.run(signals=signals)[0] is None
+
+
+def test_full_quota_means_no_room_yet(swept: Callable[..., Swept]) -> None:
+    full = "Error from server (Forbidden): jobs.batch is forbidden: exceeded quota: n, requested: count/jobs.batch=1"
+    sweep = swept(outcomes={str(n): [said(float(n))] for n in range(3)})
+    sweep.set(faults=[{"match": "apply", "stderr": full, "times": 2}])
+    results = sweep.run(3)
+    assert [results[n]["metrics"]["val/loss"] for n in range(3)] == [0.0, 1.0, 2.0]  # type: ignore[index]
+    assert any("waits for room" in line for line in sweep.said)
+    sweep.folder = sweep.folder.parent / "another"
+    sweep.folder.mkdir()
+    sweep.set(objects={}, faults=[{"match": "apply", "stderr": full, "times": 10**6}])
+    assert "given up" in sweep.run(1, start_deadline_s=0)[0]["reason"]  # type: ignore[index]
+
+
+def test_service_is_its_jobs_and_goes_with_it(swept: Callable[..., Swept]) -> None:
+    sweep = swept(pending={"0": "Unschedulable"})
+    sweep.run(nodes=2, kind="job", start_deadline_s=0)
+    state = sweep.state()
+    assert [name.partition("/")[0] for name in state["made"]] == ["Job", "Service"]
+    assert state["deleted"] and not state["objects"]
+
+
+def test_service_that_a_killed_launcher_has_not_made_is_made(swept: Callable[..., Swept]) -> None:
+    sweep = swept(outcomes={"0": [said(1.0)]})
+    given = Options(image=IMAGE, nodes=2, kind="job")
+    sweep.client.create(render(given, "train", SWEEP, 0, "/runs/x", ["seed=0"])[:1])
+    assert sweep.run(nodes=2, kind="job")[0]["status"] == "completed"  # type: ignore[index]
+    (service,) = (o for o in sweep.state()["objects"].values() if o["kind"] == "Service")
+    assert service["metadata"]["ownerReferences"][0]["uid"] == "uid-0"
+
+
+def test_job_deleted_by_hand_is_not_made_again(swept: Callable[..., Swept]) -> None:
+    sweep = swept(pending={"0": "Unschedulable"})
+
+    class Deletes(list[Any]):
+        def append(self, rows: Any) -> None:
+            if rows:
+                sweep.set(objects={})
+
+    sweep.shown = Deletes()
+    assert "deleted from the cluster" in sweep.run()[0]["reason"]  # type: ignore[index]
+    assert len(sweep.state()["made"]) == 1
+
+
+def test_queue_without_kueue_is_refused(swept: Callable[..., Swept]) -> None:
+    _refused(swept(lacks=["kueue.x-k8s.io"]), "queue", "would not queue", queue="team")
+
+
+def test_namespace_that_is_not_there_is_no_missing_right(swept: Callable[..., Swept]) -> None:
+    sweep = swept(missing=["trainign"], denied=["create jobs.batch"])
+    with pytest.raises(ConfigError, match="does not exist") as refused:
+        settle(dataclasses.replace(sweep.client, namespace="trainign"), Options(image=IMAGE))
+    assert refused.value.path == "hydra.launcher.namespace" and refused.value.value == "trainign"
+
+
+def test_what_may_not_be_read_is_said_not_to_be_checked(swept: Callable[..., Swept]) -> None:
+    sweep = swept(forbidden=["wandb"])
+    _preflight(sweep, secrets=["wandb"])
+    assert "secret wandb is not checked: you may not read it" in sweep.said
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        ("exceeded quota: gpus", "parallel"),
+        ('violates PodSecurity "restricted"', "capabilities"),
+        ("no PriorityClass with name high was found", "priority"),
+        ("maximum cpu usage per Container is 2", "limitranges"),
+        ('admission webhook "x" denied the request', "its message says which"),
+    ],
+)
+def test_pods_that_are_not_made_have_the_remedy_of_their_cause(message: str, remedy: str) -> None:
+    assert remedy in watch.blocked("FailedCreate", f"pods is forbidden: {message}")
+    assert "quota" not in remedy or "quota" in message

@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext
+from kubelet import expanded
 from omegaconf import OmegaConf
 from scripted_cluster import ScriptedCluster
 from warm import Running, Warm
@@ -226,7 +227,8 @@ def launched(kubectl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sma
         given = [*small, "hydra/launcher=kubernetes", f"hydra.launcher.image={IMAGE}", *overrides]
         config = compose("config", overrides=[*given, f"hydra.sweep.dir={tmp_path}/sweep"], return_hydra_config=True)
         (tmp_path / "sweep").mkdir(exist_ok=True)
-        begin(tmp_path / "sweep", config, [])
+        if not (tmp_path / "sweep" / plans.PLAN).exists():
+            begin(tmp_path / "sweep", config, [])
         context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
         given_options = OmegaConf.to_container(config.hydra.launcher, resolve=True)
         (first,) = plans.read(tmp_path / "sweep")["jobs"]
@@ -264,7 +266,7 @@ def test_secret_by_value_is_refused(
     if path is None:
         launched(override)
         (job,) = (o for o in json.loads(cluster.file.read_text())["objects"].values() if o["kind"] == "Job")
-        command = job["spec"]["template"]["spec"]["containers"][0]["command"]
+        command = [expanded(w, {}) for w in job["spec"]["template"]["spec"]["containers"][0]["command"]]
         assert compose_config(command[command.index("--") + 1 :]).logger.wandb.api_key == "hunter2hunter2"
         written = [cluster.file, *(tmp_path / "sweep").rglob("*.json")]
         assert len(written) > 2 and not [file for file in written if "hunter2" in file.read_text()]
@@ -364,3 +366,54 @@ def test_killed_search_equals_one_never_killed(start: Start, cluster: ScriptedCl
     studies = [open_study(tmp_path / name, plans.read(tmp_path / name)) for name in ("whole", "killed")]
     drawn = [[(t.number, t.params, t.value, t.state) for t in study.trials] for study in studies]
     assert drawn[0] == drawn[1] and len(drawn[0]) == 8
+
+
+@pytest.mark.parametrize(
+    ("moved", "override", "said"),
+    [
+        ({}, "hydra.launcher.namespace=other", "is not where the jobs of this sweep are"),
+        ({}, "hydra.launcher.context=other", "is not where the jobs of this sweep are"),
+        ({"uid": "of another cluster"}, "seed=0", "names another cluster"),
+        ({"namespace": "other", "context": "other"}, "seed=0", None),
+    ],
+)
+def test_sweep_stays_where_its_jobs_are(
+    launched: Launched,
+    cluster: ScriptedCluster,
+    tmp_path: Path,
+    moved: dict[str, str],
+    override: str,
+    said: str | None,
+) -> None:
+    """Whatever kubectl's context has become since."""
+    with cluster.open() as state:
+        state |= {"context": "home", "namespace": "team"}
+    launched()
+    where = plans.read(tmp_path / "sweep")["cluster"]
+    assert (where["context"], where["namespace"], where["uid"]) == ("home", "team", "here")
+    with cluster.open() as state:
+        state |= moved
+    made = json.loads(cluster.file.read_text())["made"]
+    if said is None:
+        launched(override)
+    else:
+        with pytest.raises(ConfigError, match=said):
+            launched(override)
+    assert json.loads(cluster.file.read_text())["made"] == made
+
+
+def test_rendered_manifests_name_their_namespace(launched: Launched, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        launched(f"hydra.launcher.render={tmp_path}/out", "hydra.launcher.namespace=team")
+    (job,) = yaml.safe_load_all((tmp_path / "out" / "0.yaml").read_text())
+    assert job["metadata"]["namespace"] == "team"
+
+
+@pytest.mark.parametrize(
+    "override", ["+logger.x.url=s3://user:hunter2@host/bucket", "+tags=[a,ghp_0123456789abcdef]", "+x=hf_abcdefgh"]
+)
+def test_secret_within_a_value_is_refused(launched: Launched, cluster: ScriptedCluster, override: str) -> None:
+    with pytest.raises(ConfigError, match="is a secret") as refused:
+        launched(override)
+    assert override.partition("=")[2] not in str(refused.value)
+    assert not json.loads(cluster.file.read_text())["calls"]

@@ -13,12 +13,14 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kubelet import expanded
+from scripted_cluster import job_of
 from wrong_manifests import CASES, IMAGE, good
 
 from lab.kubernetes.check import check, problems
 from lab.kubernetes.options import Options
 from lab.kubernetes.render import inner_job, name_of, render
-from lab.kubernetes.wanted import check_options, mistakes
+from lab.kubernetes.wanted import OF_RUNTIME, check_options, mistakes
 from registry import ConfigError
 
 HERE = Path(__file__).resolve().parent
@@ -139,6 +141,16 @@ WORD = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=12).
 FREE = st.text(min_size=1, max_size=60)
 
 
+NOT_OF_A_TRAINJOB = st.fixed_dictionaries(
+    {
+        "secrets": st.lists(WORD, max_size=2, unique=True),
+        "capabilities": st.lists(st.sampled_from(["IPC_LOCK", "SYS_PTRACE"]), max_size=1),
+        "restarts": st.integers(0, 100),
+        "ttl_s": st.none() | st.integers(0, 10**6),
+    }
+)
+
+
 @st.composite
 def option_sets(draw: st.DrawFn) -> Options:
     """Any valid options."""
@@ -160,18 +172,16 @@ def option_sets(draw: st.DrawFn) -> Options:
         mount=draw(WORD.map(lambda w: f"/{w}")),
         volumes={f"c-{c}": f"/volumes/{c}" for c in claims},
         env=draw(st.dictionaries(WORD.map(lambda w: f"X_{w}0"), FREE, max_size=3)),
-        secrets=[] if kind == "trainjob" else draw(st.lists(WORD, max_size=2, unique=True)),
         pull_secrets=draw(st.lists(WORD, max_size=1)),
         node_selector=draw(st.dictionaries(WORD, WORD, max_size=2)),
         tolerations=draw(st.lists(toleration, max_size=2)),
         annotations=draw(st.dictionaries(WORD, FREE, max_size=2)),
-        capabilities=draw(st.lists(st.sampled_from(["IPC_LOCK", "SYS_PTRACE"]), max_size=1)),
+        labels=draw(st.dictionaries(WORD, WORD, max_size=2)),
         queue=queue,
-        priority=draw(st.none() | WORD),
+        priority=draw(st.none() | WORD) if queue or kind != "trainjob" else None,
         topology="topology.kubernetes.io/zone" if queue and draw(st.booleans()) else None,
         grace_s=draw(st.none() | st.integers(10, 3600)),
-        restarts=draw(st.integers(0, 100)),
-        ttl_s=draw(st.none() | st.integers(0, 10**6)),
+        **({} if kind == "trainjob" else draw(NOT_OF_A_TRAINJOB)),
     )
 
 
@@ -185,7 +195,85 @@ def _accepted(options: Options, task: str, number: int, overrides: list[str], sc
             if each["kind"] in schemas:
                 schemas[each["kind"]].validate(each)
     assert made == json.loads(json.dumps(made))
+    _kept(options, made[0], overrides)
     assert made == render(options, task, "0a1b2c3d", number, "/runs/x", overrides)
+
+
+def _kept(options: Options, job: dict[str, Any], overrides: list[str]) -> None:
+    """What a kubelet makes of commands and variables is what was given, whatever is written in them."""
+    spec = job["spec"]["trainer"] if job["kind"] == "TrainJob" else job_of(job)["template"]["spec"]["containers"][0]
+    known = {"HOME": "/root", "WANDB_API_KEY": "a secret"}
+    command = [expanded(word, known) for word in spec["command"]]
+    assert command[command.index("--") + 1 :] == overrides
+    assert options.env.items() <= {one["name"]: expanded(one["value"], known) for one in spec["env"]}.items()
+
+
+@pytest.mark.parametrize(
+    "text", ["$(HOME)", "$$", "$", "$$(HOME)", "['$(WANDB_API_KEY)']", "${oc.env:HOME}", "a$$$b$("]
+)
+def test_dollars_reach_the_container_as_they_are_written(text: str) -> None:
+    for kind in ("job", "jobset", "trainjob"):
+        options = Options(image=IMAGE, kind=kind, env={"X": text})
+        _kept(options, render(options, "t", "0a1b2c3d", 0, "/runs/x", [f"f={text}"])[0], [f"f={text}"])
+
+
+OF_THE_LAUNCHER = {  # options that no manifest shows, and who reads them
+    "_target_": "Hydra",
+    "namespace": "kubectl; render writes it",
+    "context": "kubectl",
+    "start_deadline_s": "Jobs",
+    "parallel": "Jobs",
+    "on_stop": "Launch",
+    "render": "Launch",
+}
+OTHER: dict[str, Any] = {  # another value of each option, and what it needs
+    "image": "other",
+    "kind": "jobset",
+    "runtime": "other",
+    "nodes": 3,
+    "gpus": 2,
+    "gpu": "amd.com/gpu",
+    "cpu": "3",
+    "memory": "32Gi",
+    "resources": {"ephemeral-storage": "1Gi"},
+    "shm": "1Gi",
+    "claim": "a.dotted.claim",
+    "mount": "/elsewhere",
+    "volumes": {"b.dotted": "/b"},
+    "env": {"X": "1"},
+    "secrets": ["wandb"],
+    "pull_secrets": ["registry"],
+    "node_selector": {"pool": "x"},
+    "tolerations": [{"operator": "Exists"}],
+    "labels": {"team": "x"},
+    "annotations": {"Example.com/x": "y"},
+    "capabilities": ["IPC_LOCK"],
+    "queue": "team",
+    "priority": "high",
+    "topology": "topology.kubernetes.io/zone",
+    "grace_s": 99,
+    "restarts": 2,
+    "ttl_s": 5,
+}
+
+
+@pytest.mark.parametrize("kind", ["job", "jobset", "trainjob"])
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Options) if f.name not in OF_THE_LAUNCHER])
+def test_every_option_shows_in_the_manifest_or_is_refused(kind: str, name: str) -> None:
+    around: dict[str, Any] = {
+        "image": IMAGE,
+        "kind": kind,
+        "gpus": 1,
+        "memory": "16Gi",
+        **({"queue": "q"} if name == "topology" else {}),
+    }
+    changed = Options(**{**around, name: "trainjob" if (name, kind) == ("kind", "jobset") else OTHER[name]})
+    if any(mistakes(changed)):
+        assert kind == "trainjob" and name in OF_RUNTIME
+        return
+    made = [render(options, "t", "0a1b2c3d", 0, "/runs/x", []) for options in (Options(**around), changed)]
+    assert (made[0] != made[1]) is not (name == "runtime" and kind != "trainjob")
+    check(made[1])
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
