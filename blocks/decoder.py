@@ -12,11 +12,12 @@ from blocks.attention.base import Attention, empty_cache, takes_losses
 from blocks.base import Block
 from blocks.cache import Cache
 from blocks.carry import Carry, takes_carry
-from blocks.ffn.base import FFN
+from blocks.ffn.base import FFN, takes_real
 from blocks.gating.base import Routing, with_losses
 from blocks.images.base import Images, Pictures
 from blocks.kernels.choice import choose
 from blocks.kernels.cross_entropy import IGNORED
+from blocks.kernels.documents import is_real
 from blocks.kernels.few_rows import linear
 from blocks.mtp import MTP, later_targets
 from blocks.norm.base import Norm
@@ -35,7 +36,7 @@ class Layer(nn.Module):
         super().__init__()
         self.attention, self.ffn, self.residual = attention, ffn, residual
         self._carries = takes_carry(attention), takes_carry(ffn)
-        self._learns = takes_losses(attention)
+        self._learns, self._skips_padding = takes_losses(attention), takes_real(ffn)
 
     def forward(
         self,
@@ -58,7 +59,9 @@ class Layer(nn.Module):
         """
         carry = dict(carry or {})  # its own: a layer that is computed again for the gradient finds what it found before
         of_attention: dict[str, Any] = {"carry": carry} if self._carries[0] else {}
-        of_ffn = {"carry": carry} if self._carries[1] else {}
+        of_ffn: dict[str, Any] = {"carry": carry} if self._carries[1] else {}
+        if self._skips_padding and segments is not None:
+            of_ffn |= {"real": is_real(segments if share is None else share.take(segments))}
         chosen = () if experts is None else (experts,)
         routing: Routing | None = None
         losses: dict[str, Tensor] = {}
@@ -186,7 +189,7 @@ class Decoder(nn.Module):
         Args:
             tokens: [B,T] int64. With ``embedded`` they are not looked up, but gates that route by id read them
             positions: [B|1,T] of each token in its document; None continues from the caches
-            segments: [B,T] document ids of packed sequences
+            segments: [B,T] document ids of packed sequences; −1 is padding, which is in no load and no loss
             caches: one per layer, from ``new_caches``; the tokens are appended to them
             embedded: [B,T,D] in place of ``look_up(tokens)``. Positions are added to it; it is not scaled, since only
                 ``look_up`` scales
@@ -268,8 +271,6 @@ class Decoder(nn.Module):
             embedded = self.embed(later, take(positions[:, k:]))
             hidden, routing = depth(embedded, hidden[:, : later.shape[1]], later, positions[:, :-k], inner, share)
             losses.append((self.nll(hidden, aim), (aim != IGNORED).sum()))
-            if share is not None and routing is not None:  # ranks with the sequence's end have fewer tokens
-                routing = routing.weighted(share.weight(later.shape[1], tokens.shape[1] - k))
             routings.append(routing)
         return losses, routings
 

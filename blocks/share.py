@@ -40,16 +40,8 @@ class Share(ABC):
             x: [B,t,D] of this rank's tokens
             positions, segments: [B|1,T'] and [B,T'] of the whole sequences
             carry: as in blocks/carry.py, of this rank's tokens; None for an attention that does not take it
-            losses: to be filled with the attention's, means over this rank's tokens; None: it has none
+            losses: to be filled with the attention's: the mean over the ranks is that over all tokens; None: it has none
 
         Returns:
             [B,t,D]
-        """
-
-    @abstractmethod
-    def weight(self, n_own: int, n_all: int) -> float:
-        """The factor on a mean over this rank's tokens with which the mean over ranks is that over all tokens.
-
-        Args:
-            n_own, n_all: tokens of a sequence, on this rank and in all
         """

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from blocks.cache import Cache
 from blocks.carry import Carry
 from blocks.kernels.attention import visible
+from blocks.kernels.documents import is_real
 from blocks.kernels.scoring import Slopes, dense
 from blocks.selector.base import Asked, Held, Selector
 from registry import BlockError
@@ -73,6 +74,8 @@ def selected(
         held = held._replace(before=carry[CHOSEN][..., : stored.shape[1]].transpose(1, 2))
     chosen = None if takes_all else selector(asked, held)
     if losses is not None and learns:
+        if segments is not None:
+            asked = asked._replace(real=is_real(segments[:, -asked.x.shape[1] :]))
         losses |= selector.losses(asked, held, chosen, scale, dense(bias))
     if cache is not None and spread and not selector.reuses:  # parts of a sequence are joined, and so alike
         heads = asked.q.shape[2] if selector.per_head else 1

@@ -13,6 +13,7 @@ from blocks.base import Placement
 from blocks.cache import Cache
 from blocks.compressor.base import Compressor, Entries
 from blocks.compressor.cache import WindowedCache
+from blocks.kernels.documents import is_real
 from blocks.kernels.few_keys import few, pieces, taken
 from blocks.kernels.scoring import Scoring, dense
 from blocks.linear import Linear
@@ -122,7 +123,8 @@ class SharedKV(Attention):
         near = near if held is None else self._remembered(held, k)
         entries = None
         if self.compressor is not None:
-            asked = Asked(x, latent, q, positions, length)
+            real = None if segments is None else is_real(segments)
+            asked = Asked(x, latent, q, positions, length, real=real)
             entries = self.compressor(asked, segments, held, self.scale, rotate, losses)
         y = rotate(self._attended(q, positions, near, entries), -positions)
         y = y.flatten(-2).unflatten(-1, (self.n_groups, -1))

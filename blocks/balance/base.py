@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -12,42 +11,95 @@ from blocks.base import Block
 from registry import BlockError, family
 
 
-def _alone(counts: Tensor, n_tokens: int) -> Tensor:
-    return counts / n_tokens
+class Ranks(Protocol):
+    """Processes that compute some of the tokens each.
+
+    Attributes:
+        number: of them
+    """
+
+    number: int
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Σ over them, without a gradient."""
+
+
+class Alone:
+    """The only process."""
+
+    number = 1
+
+    def sum(self, value: Tensor) -> Tensor:
+        return value
 
 
 @family("balance", context=("n_experts", "top_k"))
 class Balance(Block):
     """Returns weighted losses. Token counts carry no gradient, so it flows through the affinities only.
 
-    A rank may have some of the batch's sequences, and some of a sequence's tokens. So counts become counts per token by
-    ``over_batch`` or ``over_sequence``, which multi-rank training sets to count the tokens of all its ranks; the rest
-    must be a mean over tokens, since the losses of the ranks are averaged.
+    A batch has padding, which is no token, and a rank may have some of the batch's sequences and some of a sequence's
+    tokens. So a loss is made of ``over_sequences``, ``over_batch`` and ``mean``, which count the tokens of all ranks
+    and no padding, and are what the losses of the ranks must be for their average to be that of all.
 
     Class attributes:
         splits: whether a sequence may be spread over ranks; else a training that does so is refused
 
     Attributes:
-        over_batch: (counts of this rank's tokens, their number) → counts per token of the batch
-        over_sequence: the same per token of each sequence, for counts [B,…] and tokens of a sequence
+        batch_ranks: those with tokens of the batch; multi-rank training sets them
+        sequence_ranks: those of them with tokens of the same sequences
     """
 
     splits: ClassVar[bool] = False
-    over_batch: Callable[[Tensor, int], Tensor] = staticmethod(_alone)
-    over_sequence: Callable[[Tensor, int], Tensor] = staticmethod(_alone)
+    batch_ranks: Ranks = Alone()
+    sequence_ranks: Ranks = Alone()
 
-    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
+    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor, real: Tensor | None = None) -> dict[str, Tensor]:
         """The losses of this routing.
 
         Args:
             probs: [B,T,E] affinities of B sequences, before any selection bias or group mask
-            experts: [B,T,k] the choices made
+            experts: [B,T,k] the choices made; E for padding
             logits: [B,T,E] the inputs of the affinities
+            real: [B,T], which are tokens and not padding; None for all
 
         Returns:
             name → scalar, already weighted
         """
         raise NotImplementedError
+
+    def over_sequences(self, counts: Tensor, values: Tensor, real: Tensor | None) -> Tensor:
+        """Σ_i (counts of a sequence)_i / its tokens · (mean of values over its tokens)_i, averaged over the sequences.
+
+        Args:
+            counts: [B,n], of the tokens of each sequence
+            values: [B,T,n]
+            real: [B,T], as in ``forward``
+        """
+        n_tokens = _tokens(values, real)
+        counts, n_tokens = self.sequence_ranks.sum(torch.cat((counts, n_tokens), 1)).split((counts.shape[1], 1), 1)
+        means = _sums(values, real) * self.sequence_ranks.number / n_tokens.clamp(min=1)
+        each = (counts / n_tokens.clamp(min=1) * means).sum(-1)  # 0 for a sequence of padding
+        return each.sum() / (n_tokens > 0).sum().clamp(min=1)
+
+    def over_batch(self, counts: Tensor, values: Tensor, real: Tensor | None) -> Tensor:
+        """Σ_i counts_i / tokens · (mean of values over the tokens)_i, of all sequences together.
+
+        Args:
+            counts: [n], of the tokens of all sequences
+            values: [B,T,n]
+            real: [B,T], as in ``forward``
+        """
+        own = _tokens(values, real)
+        rows = (self.sequence_ranks.sum(own) > 0).sum().to(own.dtype)  # ranks are averaged with these weights
+        sums = self.batch_ranks.sum(torch.cat((counts, own.sum()[None], rows[None])))
+        counts, n_tokens, all_rows = sums[:-2], sums[-2].clamp(min=1), sums[-1]
+        means = _sums(values, real).sum(0) * all_rows / (rows.clamp(min=1) * n_tokens)
+        return (counts / n_tokens * means).sum()
+
+    def mean(self, values: Tensor, real: Tensor | None) -> Tensor:
+        """The mean of values [B,T] over the tokens of all sequences."""
+        values = values[..., None]
+        return self.over_batch(_tokens(values, real).sum()[None], values, real)
 
 
 def choices(experts: Tensor, probs: Tensor) -> Tensor:
@@ -65,8 +117,8 @@ def choices(experts: Tensor, probs: Tensor) -> Tensor:
 
 
 def shares(probs: Tensor) -> Tensor:
-    """P: affinities [B,T,E], divided by their sum over experts, averaged over the sequence: [B,E]."""
-    return (probs / probs.sum(-1, keepdim=True)).mean(-2)
+    """Affinities [...,E], divided by their sum over experts."""
+    return probs / probs.sum(-1, keepdim=True)
 
 
 def check_devices(n_experts: int, n_devices: int) -> None:
@@ -78,3 +130,15 @@ def check_devices(n_experts: int, n_devices: int) -> None:
     if n_devices < 1 or n_experts % n_devices:
         remedy = "Choose a divisor of the number of experts"
         raise BlockError("n_devices", n_devices, f"must divide n_experts ({n_experts})", remedy)
+
+
+def _tokens(values: Tensor, real: Tensor | None) -> Tensor:
+    """How many tokens each sequence has, [B,1] in the dtype of values [B,T,n]."""
+    if real is None:
+        return values.new_full((len(values), 1), values.shape[1])
+    return real.sum(1, keepdim=True).to(values.dtype)
+
+
+def _sums(values: Tensor, real: Tensor | None) -> Tensor:
+    """Sums of values [B,T,n] over the tokens of each sequence, [B,n]."""
+    return (values if real is None else values.masked_fill(~real[..., None], 0)).sum(1)

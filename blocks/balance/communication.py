@@ -39,10 +39,10 @@ class CommunicationBalance(Balance):
             raise BlockError("top_devices", top_devices, rule, "Use the gate's top_groups")
         self.n_devices, self.top_devices, self.alpha = n_devices, top_devices, alpha
 
-    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
+    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor, real: Tensor | None = None) -> dict[str, Tensor]:
         device_of = experts // (probs.shape[-1] // self.n_devices)  # E, no expert, becomes D, no device
         reached = torch.zeros(*experts.shape[:2], self.n_devices + 1, dtype=probs.dtype, device=probs.device)
         reached = reached.scatter(-1, device_of, 1.0)[..., : self.n_devices]
-        f = self.over_sequence(reached.sum(1), probs.shape[1]) * (self.n_devices / self.top_devices)
         p = shares(probs).unflatten(-1, (self.n_devices, -1)).sum(-1)
-        return {"communication_balance": self.alpha * (f * p).sum(-1).mean()}
+        factor = self.alpha * self.n_devices / self.top_devices
+        return {"communication_balance": factor * self.over_sequences(reached.sum(1), p, real)}

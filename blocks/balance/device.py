@@ -31,8 +31,8 @@ class DeviceBalance(Balance):
         check_devices(n_experts, n_devices)
         self.n_experts, self.top_k, self.n_devices, self.alpha = n_experts, top_k, n_devices, alpha
 
-    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        f = self.over_sequence(choices(experts, probs), probs.shape[1]) * (self.n_experts / self.top_k)
-        f_device = f.unflatten(-1, (self.n_devices, -1)).mean(-1)
-        p_device = shares(probs).unflatten(-1, (self.n_devices, -1)).sum(-1)
-        return {"device_balance": self.alpha * (f_device * p_device).sum(-1).mean()}
+    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor, real: Tensor | None = None) -> dict[str, Tensor]:
+        counts = choices(experts, probs).unflatten(-1, (self.n_devices, -1)).mean(-1)
+        p = shares(probs).unflatten(-1, (self.n_devices, -1)).sum(-1)
+        factor = self.alpha * self.n_experts / self.top_k
+        return {"device_balance": factor * self.over_sequences(counts, p, real)}

@@ -30,6 +30,6 @@ class ExpertBalance(Balance):
         super().__init__()
         self.n_experts, self.top_k, self.alpha = n_experts, top_k, alpha
 
-    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        f = self.over_sequence(choices(experts, probs), probs.shape[1]) * (self.n_experts / self.top_k)
-        return {"expert_balance": self.alpha * (f * shares(probs)).sum(-1).mean()}
+    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor, real: Tensor | None = None) -> dict[str, Tensor]:
+        loss = self.over_sequences(choices(experts, probs), shares(probs), real)
+        return {"expert_balance": self.alpha * self.n_experts / self.top_k * loss}

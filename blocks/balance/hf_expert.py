@@ -29,7 +29,6 @@ class HFExpertBalance(Balance):
         super().__init__()
         self.alpha = alpha
 
-    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        per_token = self.over_batch(choices(experts.flatten(0, 1), probs), experts[..., 0].numel())
-        loss = probs.shape[-1] * (per_token * shares(probs.flatten(0, 1))).sum()
-        return {"hf_expert_balance": self.alpha * loss}
+    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor, real: Tensor | None = None) -> dict[str, Tensor]:
+        loss = self.over_batch(choices(experts.flatten(0, 1), probs), shares(probs), real)
+        return {"hf_expert_balance": self.alpha * probs.shape[-1] * loss}

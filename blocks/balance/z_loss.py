@@ -26,5 +26,5 @@ class RouterZLoss(Balance):
         super().__init__()
         self.alpha = alpha
 
-    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        return {"z_loss": self.alpha * logits.logsumexp(-1).square().mean()}
+    def forward(self, probs: Tensor, experts: Tensor, logits: Tensor, real: Tensor | None = None) -> dict[str, Tensor]:
+        return {"z_loss": self.alpha * self.mean(logits.logsumexp(-1).square(), real)}

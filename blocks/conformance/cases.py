@@ -40,10 +40,11 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
     "parallel plan": construction.parallel_plan,
     "routing": routing.routing_contract,
     "balance": routing.balance_gradients,
+    "padding": routing.padding,
 }
 # Blocks with ``causal = False`` may break these; they are run all the same.
 OF_CAUSAL_BLOCKS = ("causality", "stepping", "ragged rows", "packing", "batch invariance", "padding invariance")
-OF_TOKENS = (*OF_CAUSAL_BLOCKS, "quantised caches", "score rows", "routing", "balance")
+OF_TOKENS = (*OF_CAUSAL_BLOCKS, "quantised caches", "score rows", "routing", "balance", "padding")
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 import registry
 from blocks.balance.base import Balance
+from blocks.conformance.behaviour import BOUND
 from blocks.conformance.setting import Setting, filled, tokens, watched
-from blocks.conformance.verdict import ExemptError, must
+from blocks.conformance.verdict import ExemptError, must, must_agree
 from blocks.decoder import Decoder
 from blocks.gating.base import Gating, Routing
+from blocks.kernels.documents import PADDING
+from blocks.selector.base import Selector
 
 
 def routing_contract(setting: Setting) -> None:
@@ -81,3 +85,34 @@ def _balanced(setting: Setting) -> Decoder:
     losses = [filled(registry.lookup("balance", name)) for name in registry.names("balance")[:1]]
     children = [p.name for p in setting.entry.schema.children.values() if p.child == "balance"]
     return setting.decoder({**dict(zip(children, losses, strict=False)), **setting.node()})
+
+
+def padding(setting: Setting) -> None:
+    """Padding (segments of −1), in columns and rows, changes no load, no balance loss and no loss of a selector, within
+    1e-5; in evaluation and, where nothing is drawn, in training."""
+    decoder = setting.decoder()
+    learns = [m for m in decoder.modules() if isinstance(m, Selector) and m.learns]
+    if not learns and not any(isinstance(m, Gating) for m in decoder.modules()):
+        raise ExemptError("it neither routes tokens nor learns to select them")
+    ids = tokens(2, 9)
+    padded, segments = tokens(3, 12, seed=1), torch.full((3, 12), PADDING)
+    padded[:2, :9], segments[:2, :9] = ids, 0
+    for training in (False, True):
+        decoder.train(training)
+        for selector in learns:
+            selector.train()
+        alone, again, among = (_of_routing(decoder, *given) for given in ((ids, 0), (ids, 1), (padded, 0, segments)))
+        if not training or all(map(torch.equal, alone.values(), again.values())):
+            for name, value in alone.items():
+                must_agree(among[name], value, BOUND, f"{name} with padding")
+
+
+def _of_routing(decoder: Decoder, ids: Tensor, seed: int, segments: Tensor | None = None) -> dict[str, Tensor]:
+    """The loads and losses of all layers, by name."""
+    torch.manual_seed(seed)
+    found: dict[str, Tensor] = {}
+    for i, routing in enumerate(decoder.hidden(ids, segments=segments)[1]):
+        if routing is not None:
+            each = {"load": routing.load, **routing.losses}
+            found |= {f"{name} of layer {i}": value.detach() for name, value in each.items()}
+    return found

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from blocks.dropping.base import Dropping
-from blocks.gating.base import Routing
+from blocks.gating.base import Routing, rows
 from registry import BlockError, register
 from registry.ranges import Count, Fraction, Positive
 
@@ -22,7 +22,7 @@ class DeviceBudget(Dropping):
     familiar. Dropped pairs add nothing to a token's output; the remaining weights are unchanged.
 
     Exempt sequences are drawn for each batch, and count towards the budget first. Devices hold equal, contiguous ranges
-    of experts. The budget is that of this process's tokens.
+    of experts. The budget is that of this process's tokens, without padding.
 
     Args:
         n_devices: D, devices that share the experts; 8 in V2
@@ -46,20 +46,14 @@ class DeviceBudget(Dropping):
         whole = (draws < self.exempt).repeat_interleave(shape[1])
         kept = self.within_budget(routing, whole)
         experts = routing.experts.masked_fill(~kept, self.n_experts)
-        return routing._replace(experts=experts, weights=routing.weights * kept, pairs=self._rows(routing, experts))
-
-    def _rows(self, routing: Routing, experts: Tensor) -> int | None:
-        """How many rows the experts compute: the kept pairs, where counting them is free. Elsewhere the host would wait
-        for the device, and a compiler begin a new graph, in every layer: there they compute as many as before."""
-        if experts.is_cpu and not torch.compiler.is_compiling():
-            return int((experts < self.n_experts).sum())
-        return routing.pairs
+        return routing._replace(
+            experts=experts, weights=routing.weights * kept, pairs=rows(experts, self.n_experts, routing.pairs)
+        )
 
     def within_budget(self, routing: Routing, whole: Tensor) -> Tensor:
         """Which pairs to keep, [T,k]; ``whole`` [T] marks tokens that are never dropped."""
         experts, E = routing.experts, self.n_experts
-        pairs = experts.numel() if routing.pairs is None else routing.pairs
-        budget = math.ceil(self.capacity * pairs / self.n_devices)
+        budget = ((experts < E).sum() * (self.capacity / self.n_devices)).ceil()
         affinity = routing.probs.gather(1, experts.clamp(max=E - 1)).detach().masked_fill(whole[:, None], math.inf)
         affinity = affinity.masked_fill(experts == E, -math.inf).flatten()
         device = experts.flatten() // (E // self.n_devices)

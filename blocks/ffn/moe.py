@@ -36,8 +36,15 @@ class MoE(FFN):
         super().__init__()
         self.gating, self.experts, self.shared, self.dropping = gating, experts, shared, dropping
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None, experts: Tensor | None = None) -> tuple[Tensor, Routing]:
-        routing = self.gating(x, tokens) if experts is None else self.gating(x, tokens, experts)
+    def forward(
+        self,
+        x: Tensor,
+        tokens: Tensor | None = None,
+        experts: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> tuple[Tensor, Routing]:
+        given = {name: value for name, value in {"experts": experts, "real": real}.items() if value is not None}
+        routing = self.gating(x, tokens, **given)
         if self.dropping is not None:
             routing = self.dropping(routing, x.shape[:2])
         y = self.experts(x.flatten(0, 1), routing).view_as(x)

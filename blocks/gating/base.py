@@ -20,11 +20,11 @@ FILL = {"exclude": float("-inf"), "zero": 0.0}  # value of scores outside the ke
 class Routing(NamedTuple):
     """Expert assignment of T tokens, all those of the batch.
 
-    experts: [T,k] int64, the experts chosen for each token; the value E means no expert
+    experts: [T,k] int64, the experts chosen for each token; the value E means no expert, as for all of padding
     weights: [T,k] fp32, factors on the experts' outputs; the router's gradient flows through them
     probs: [T,E] fp32, affinities before any selection bias or group mask
     losses: name → scalar, already weighted, added to the training loss; also those of the layer's attention
-    load: [E] fp32, tokens per expert (no gradient)
+    load: [E] fp32, tokens per expert (no gradient); padding is no token
     pairs: at most how many entries of ``experts`` are below E, known without asking the device: so many rows are
         computed, those without an expert with weight 0; None: all T·k
     """
@@ -36,9 +36,22 @@ class Routing(NamedTuple):
     load: Tensor
     pairs: int | None = None
 
-    def weighted(self, factor: float) -> Routing:
-        """The same with its losses times a factor."""
-        return self._replace(losses={name: loss * factor for name, loss in self.losses.items()})
+
+def routed(
+    experts: Tensor, weights: Tensor, probs: Tensor, real: Tensor | None = None, pairs: int | None = None
+) -> Routing:
+    """The routing of choices, without losses; padding goes to no expert.
+
+    Args:
+        experts, weights, probs, pairs: as in ``Routing``
+        real: [B,T] or [T], which are tokens and not padding; None for all
+    """
+    E = probs.shape[-1]
+    if real is not None:
+        padding = ~real.flatten()[:, None]
+        experts, weights = experts.masked_fill(padding, E), weights.masked_fill(padding, 0)
+        pairs = rows(experts, E, pairs)
+    return Routing(experts, weights, probs, {}, count(experts, E), pairs)
 
 
 def with_losses(routing: Routing | None, losses: dict[str, Tensor]) -> Routing | None:
@@ -73,14 +86,22 @@ class Gating(KeepsDtype, Block):
             raise BlockError("top_k", top_k, rule, "Lower top_k, or give the ffn more experts (model.ffn.n_experts)")
         self.n_experts, self.top_k = n_experts, top_k
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None, experts: Tensor | None = None) -> Routing:
+    def forward(
+        self,
+        x: Tensor,
+        tokens: Tensor | None = None,
+        experts: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Routing:
         """Route x, [B,T,D] or [T,D] for one sequence, with the ids of its tokens; the routing has all tokens in order.
 
         The batch dimension matters because some balance losses are means over sequences.
 
         Args:
             experts: those of an earlier routing, [T,k], to be weighed again in place of a choice (routing replay); −1
-                where a token's are to be chosen. A plug-in may omit this parameter: its routing cannot be replayed
+                or E where a token's are to be chosen. A plug-in may omit this parameter: its routing cannot be replayed
+            real: which of x are tokens and not padding, [B,T] or [T]; None for all. Padding moves nothing: no choice of
+                a token, no load, no loss (``routed``)
         """
         raise NotImplementedError
 
@@ -101,9 +122,13 @@ class LinearGating(Gating):
         self.balance = nn.ModuleList(balance or [])
         self.weight = nn.Parameter(torch.empty(n_experts, d_model))
         self.logit_bias = nn.Parameter(torch.empty(n_experts)) if bias else None
+        self._chooses_among = "real" in inspect.signature(type(self).choose).parameters
 
     def choose(self, logits: Tensor, experts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Router logits [T,E] → experts [T,k], weights [T,k], affinities [T,E]; fp32 in, fp32 out.
+
+        A gate whose choice for a token depends on other tokens takes ``real`` [T] as a parameter, and leaves padding
+        out; the others need not know.
 
         Args:
             experts: [T,k], weighed in place of a choice. A plug-in may omit this parameter, as in ``forward``
@@ -117,21 +142,36 @@ class LinearGating(Gating):
         """Number of (token, expert) pairs that ``choose`` makes of T tokens; None: T·k."""
         return None
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None, experts: Tensor | None = None) -> Routing:
+    def forward(
+        self,
+        x: Tensor,
+        tokens: Tensor | None = None,
+        experts: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Routing:
         device = "cpu" if x.is_meta else x.device.type  # autocast does not know the meta device
         with torch.autocast(device, enabled=False):
             bias = None if self.logit_bias is None else self.logit_bias.float()
             logits = full_linear(x.flatten(0, -2).float(), self.weight.float(), bias)
             if experts is None:
-                experts, weights, probs = self.choose(logits)
+                among = {"real": real.flatten()} if self._chooses_among and real is not None else {}
+                experts, weights, probs = self.choose(logits, **among)
             else:
-                experts = torch.where(experts < 0, self.choose(logits)[0], experts)
+                none = (experts < 0) | (experts >= self.n_experts)
+                experts = torch.where(none, self.choose(logits)[0], experts)
                 experts, weights, probs = self.choose(logits, experts)
+        routing = routed(experts, weights, probs, real, self.pairs(len(experts)))
+        return routing._replace(losses=self._losses(routing, logits, x.shape[-2], real))
+
+    def _losses(self, routing: Routing, logits: Tensor, length: int, real: Tensor | None) -> dict[str, Tensor]:
+        """The balance losses of sequences of a length, by name."""
         losses: dict[str, Tensor] = {}
+        given = [t.unflatten(0, (-1, length)) for t in (routing.probs, routing.experts, logits)]
+        given += [] if real is None else [real.reshape(-1, length)]
         for balance in self.balance:
-            for name, loss in balance(*(t.unflatten(0, (-1, x.shape[-2])) for t in (probs, experts, logits))).items():
+            for name, loss in balance(*given).items():
                 losses[name] = losses.get(name, 0) + loss
-        return Routing(experts, weights, probs, losses, count(experts, self.n_experts), self.pairs(len(experts)))
+        return losses
 
 
 def highest(scores: Tensor, k: int, experts: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -150,6 +190,19 @@ def count(experts: Tensor, n_experts: int) -> Tensor:
     one = torch.ones(experts.numel(), dtype=torch.float32, device=experts.device)
     load = one.new_zeros(n_experts + 1)  # the last entry counts "no expert"
     return load.scatter_add_(0, experts.flatten(), one)[:n_experts]
+
+
+def rows(experts: Tensor, n_experts: int, most: int | None) -> int | None:
+    """``Routing.pairs`` of choices some of which are of no expert: their number, where counting them is free. Elsewhere
+    the host would wait for the device, and a compiler begin a new graph, in every layer: there as many as before.
+
+    Args:
+        experts: [T,k]
+        most: ``pairs`` before
+    """
+    if experts.is_cpu and not torch.compiler.is_compiling():
+        return int((experts < n_experts).sum())
+    return most
 
 
 def keep_groups(scores: Tensor, group_scores: Tensor, top_groups: int, fill: float = float("-inf")) -> Tensor:

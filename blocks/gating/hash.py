@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blocks.gating.base import Gating, Routing, count
+from blocks.gating.base import Gating, Routing, routed
 from registry import BlockError, register
 from registry.ranges import Count
 
@@ -30,13 +30,19 @@ class Hash(Gating):
     def reset_parameters(self) -> None:
         self.table.copy_(torch.rand(len(self.table), self.n_experts).topk(self.top_k).indices)
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None, experts: Tensor | None = None) -> Routing:
+    def forward(
+        self,
+        x: Tensor,
+        tokens: Tensor | None = None,
+        experts: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Routing:
         if tokens is None:
             rule = "routes by the tokens' ids, which this caller does not pass"
             raise BlockError("gating", "hash", rule, "Call the ffn with tokens, as the decoder does")
         experts = self.table[tokens.flatten()]
         weights, probs = self.weigh(x, experts)
-        return Routing(experts, weights, probs, {}, count(experts, self.n_experts))
+        return routed(experts, weights, probs, real)
 
     def weigh(self, x: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs [B,T,D] or [T,D] and their experts [T,k] → weights [T,k] and affinities [T,E], fp32."""

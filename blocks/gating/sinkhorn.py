@@ -42,17 +42,26 @@ class Sinkhorn(LinearGating):
         super().__init__(d_model, n_experts, top_k, balance)
         self.iterations = iterations
 
-    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override] # no replay
+    def choose(  # type: ignore[override] # no replay
+        self, logits: Tensor, real: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         probs = logits.sigmoid() if self.top_k == 1 else logits.softmax(-1)
-        scores = balanced(logits.detach(), self.iterations) if self.training else logits
+        scores = balanced(logits.detach(), self.iterations, real) if self.training else logits
         experts = scores.topk(self.top_k).indices
         return experts, probs.gather(1, experts), probs
 
 
-def balanced(logits: Tensor, iterations: int) -> Tensor:
-    """log of exp(logits), [T,E], scaled so that all columns have nearly the same sum, and all rows too."""
+def balanced(logits: Tensor, iterations: int, real: Tensor | None = None) -> Tensor:
+    """log of exp(logits), [T,E], scaled so that all columns have nearly the same sum, and all rows too.
+
+    Args:
+        real: [T], which rows are tokens; those of padding are in no sum of a column. None for all
+    """
+    counted = torch.zeros_like(logits[:, :1])
+    if real is not None:
+        counted = counted.masked_fill(~real[:, None], float("-inf"))
     rows, columns = torch.zeros_like(logits[:, :1]), torch.zeros_like(logits[:1])
     for _ in range(iterations):
-        columns = -(logits + rows).logsumexp(0, keepdim=True)
+        columns = -(logits + rows + counted).logsumexp(0, keepdim=True)
         rows = -(logits + columns).logsumexp(1, keepdim=True)
     return logits + rows + columns

@@ -12,6 +12,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 V = TypeVar("V")
 
+PADDING = -1  # the document of padding: it is in no loss, no load and no figure
+
 _made = WeakTensorKeyDictionary()  # segments → what was made of them; both go with the batch
 
 
@@ -26,6 +28,11 @@ def once(segments: Tensor, key: Hashable, make: Callable[[Tensor], V]) -> V:
     if key not in known:
         known[key] = make(segments.data)
     return known[key]
+
+
+def is_real(segments: Tensor) -> Tensor:
+    """Document ids [B,T] → which tokens are not padding, [B,T] booleans."""
+    return segments != PADDING
 
 
 def starts(segments: Tensor) -> Tensor:

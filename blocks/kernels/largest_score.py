@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from blocks.base import Block
 from blocks.kernels.attention import visible
 from blocks.kernels.choice import Kernels
+from blocks.kernels.documents import is_real
 from blocks.kernels.scoring import Scoring, Slopes, dense
 from blocks.kernels.seam import Implementation
 
@@ -49,7 +50,7 @@ class LargestScores:
 
 
 def largest_scores(q: Tensor, k: Tensor, scoring: Scoring) -> Tensor:
-    """max over queries t and keys s that t sees of scale · q_t·k_s, before a softcap and a bias.
+    """max over queries t, without padding, and keys s that t sees of scale · q_t·k_s, before a softcap and a bias.
 
     Args:
         q, k, scoring: as in ``blocks.kernels.attention.causal_attention``; a bias of −∞ hides a key
@@ -75,6 +76,8 @@ def _largest(q: Tensor, k: Tensor, scoring: Scoring) -> Tensor:
         scores = (some @ keys[..., :seen]).view(B, N, last - first, seen)
         ids = None if scoring.segments is None else scoring.segments[:, :seen]
         mask = visible(last - first, seen, q.device, ids, scoring.window)
+        if ids is not None:
+            mask = mask & is_real(ids)[:, None, None]  # padding sees padding alone
         if bias is not None:
             mask = mask & (bias[:, :, first:last, :seen] > float("-inf"))
         found.append(scores.masked_fill_(~mask, float("-inf")).amax((0, 2, 3)))

@@ -25,6 +25,7 @@ class Asked(NamedTuple):
     positions: [B|1,T]
     declared: tokens that the sequences are declared to have, for ``Position.rotate_in``
     rotate: as the attention rotates heads [B,T,·,W] at positions [B|1,T], where it chooses among means of tokens
+    real: [B,T], which of them are tokens and not padding; None for all
     """
 
     x: Tensor
@@ -33,12 +34,14 @@ class Asked(NamedTuple):
     positions: Tensor
     declared: int
     rotate: Callable[[Tensor, Tensor], Tensor] | None = None
+    real: Tensor | None = None
 
     def rows(self, rows: slice) -> Asked:
         """Some of the tokens."""
         positions = self.positions[:, rows]
         x, latent, q = (t[:, rows] for t in self[:3])
-        return self._replace(x=x, latent=latent, q=q, positions=positions)
+        real = None if self.real is None else self.real[:, rows]
+        return self._replace(x=x, latent=latent, q=q, positions=positions, real=real)
 
 
 class Held(NamedTuple):
@@ -101,7 +104,8 @@ class Selector(Block):
     def losses(
         self, asked: Asked, held: Held, chosen: Tensor | None, scale: float, bias: Tensor | None
     ) -> dict[str, Tensor]:
-        """Losses by which it learns, name → scalar, already weighted; none by default.
+        """Losses by which it learns, name → scalar, already weighted; none by default. Each is a mean over the queries
+        that are ``asked.real``.
 
         Args:
             asked, held: as for the choice

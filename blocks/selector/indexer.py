@@ -108,7 +108,10 @@ class Indexer(Selector):
                 keys_seen = torch.where(whole.any(-1, keepdim=True), whole, keys_seen)
             weights = attention_weights(q[:, rows], of_attention, scale, keys_seen, own)
             weights = weights if blocks is None else blocks.total(weights)
-            return divergence(weights, self.scores(asked.rows(rows), keys), possible)
+            some_asked = asked.rows(rows)
+            if some_asked.real is not None:
+                possible = possible & some_asked.real[..., None]
+            return divergence(weights, self.scores(some_asked, keys), possible)
 
         every = list(self._rows(asked, of_attention.shape[1], max(self.n_heads, q.shape[2])))
         if len(every) == 1:
@@ -117,7 +120,8 @@ class Indexer(Selector):
             total = torch.stack([checkpoint(some, rows, use_reentrant=False) for rows in every]).sum()
         # Of each rank's heads where they are split: the sum over the ranks has the gradient of the mean over all heads.
         share = q.shape[2] / self.attention_heads
-        return {"index_kl": self.loss_weight * share * total / x[..., 0].numel()}
+        n_queries = x[..., 0].numel() if asked.real is None else asked.real.sum().clamp(min=1)
+        return {"index_kl": self.loss_weight * share * total / n_queries}
 
     def _rows(self, asked: Asked, n: int, heads: int) -> Iterator[slice]:
         B, T = asked.x.shape[:2]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from blocks.dropping import device_budget
 from blocks.dropping.device_budget import DeviceBudget
-from blocks.gating.base import Routing, count
+from blocks.gating.base import Routing, count, rows
 from blocks.kernels.choice import Kernels
 from registry import ConfigError
 
@@ -109,15 +110,15 @@ def test_rows_that_are_not_counted_change_nothing(
     drop = {"name": "device_budget", "n_devices": 4, "capacity": 0.5}
     moe = make_block("ffn", {"name": "moe", "n_experts": 8, "dropping": drop}, around=around)
     moe.experts.kernels = Kernels(experts=kernel)
-    x, sides, rows = torch.randn(2, 21, 48, dtype=torch.float64, requires_grad=True), [], []
+    x, sides, computed = torch.randn(2, 21, 48, dtype=torch.float64, requires_grad=True), [], []
     for counted in (True, False):
         if not counted:
-            monkeypatch.setattr(DeviceBudget, "_rows", lambda self, routing, experts: routing.pairs)
+            monkeypatch.setattr(device_budget, "rows", lambda experts, n_experts, most: most)
         torch.manual_seed(0)
         y, routing = moe(x)
-        rows.append(routing.experts.numel() if routing.pairs is None else routing.pairs)
+        computed.append(routing.experts.numel() if routing.pairs is None else routing.pairs)
         sides.append([y, *torch.autograd.grad(y.square().sum(), [x, *moe.parameters()])])
-    assert rows[0] < rows[1] and (routing.experts == 8).any()
+    assert computed[0] < computed[1] and (routing.experts == 8).any()
     for got, right in zip(*sides, strict=True):
         torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-12)
 
@@ -126,7 +127,7 @@ def test_a_gpu_is_not_waited_for_and_a_compiler_makes_one_graph() -> None:
     drop = DeviceBudget(E, DEVICES)
     with FakeTensorMode():
         there = torch.zeros(B * T, K, dtype=torch.int64, device="cuda")
-        assert [drop._rows(routed()._replace(pairs=n), there) for n in (None, 99)] == [None, 99]
+        assert [rows(there, 8, n) for n in (None, 99)] == [None, 99]
     graph = torch.compile(drop, backend="eager", fullgraph=True)
     torch.manual_seed(0)
     compiled = graph(routed(), (B, T))

@@ -17,7 +17,7 @@ from training.tasks.base import Task
 
 @enforced("callbacks.throughput")
 class Throughput(L.Callback):
-    """Logs ``speed/tokens_per_second`` and ``speed/mfu``; of a task that samples what it trains on, also
+    """Logs ``speed/tokens_per_second``, of tokens without padding, and ``speed/mfu``; of a task that samples what it trains on, also
     ``speed/rollout_tokens_per_second`` of sampling alone, and ``speed/update_tokens_per_second`` of the rest.
 
     Model FLOPs are those of the forward pass, counted on the meta device per token at the batch's length, times three
@@ -30,7 +30,7 @@ class Throughput(L.Callback):
 
     def __init__(self, warmup: Whole = 2) -> None:
         self.warmup = warmup
-        self._tokens = 0
+        self._tokens: int | torch.Tensor = 0  # on the device, which the host does not wait for
         self._since = 0.0
         self._outside = 0.0
         self._flops: float | None = None
@@ -62,14 +62,15 @@ class Throughput(L.Callback):
             if self._flops is None and isinstance(pl_module, Task):
                 self._flops = 3 * forward_flops_per_token(pl_module.model_config, batch["tokens"].shape[1])
             seconds = time.perf_counter() - self._since
-            rate = self._tokens / seconds
+            tokens = int(self._tokens)
+            rate = tokens / seconds
             pl_module.log("speed/tokens_per_second", rate, prog_bar=True)
             if self._flops:
                 pl_module.log("speed/mfu", rate * self._flops / self._peak)
             sampled, sampling = _sampled(pl_module)
             if sampled:
                 pl_module.log("speed/rollout_tokens_per_second", readers * sampled / sampling)
-                pl_module.log("speed/update_tokens_per_second", self._tokens / (seconds - sampling))
+                pl_module.log("speed/update_tokens_per_second", tokens / (seconds - sampling))
             self._since, self._tokens = time.perf_counter(), 0
 
 

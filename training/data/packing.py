@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blocks.kernels.cross_entropy import IGNORED
+from blocks.kernels.documents import PADDING
 from registry.errors import ConfigError
 from training.claims import OWNER, alone, claimed, forget, is_abandoned, new_owner, remove_old_locks
 from training.data.corpus import SPLITS, Corpus, Split
@@ -106,7 +107,7 @@ def cut(stream: Stream, places: Ints, token_bytes: Ints, joined: bool = False) -
 
     Returns:
         tokens [B, T]; targets [B, T], the next token, or −100 where it begins another document or is padding;
-        segments [B, T], the document's number within its window, from 0 (padding counts as one more document);
+        segments [B, T], the document's number within its window, from 0, and −1 of padding;
         positions [B, T], from 0 at each document's start and at the window's; n_bytes [B], of the scored targets
     """
     real = places >= 0
@@ -120,7 +121,7 @@ def cut(stream: Stream, places: Ints, token_bytes: Ints, joined: bool = False) -
     return {
         "tokens": tokens,
         "targets": np.where(counted, ids[:, 1:], IGNORED),
-        "segments": np.cumsum(inputs_begin, axis=1) - 1,
+        "segments": np.where(real[:, :-1], np.cumsum(inputs_begin, axis=1) - 1, PADDING),
         "positions": column - np.maximum.accumulate(np.where(inputs_begin, column, 0), axis=1),
         "n_bytes": np.where(counted, token_bytes[ids[:, 1:]], 0).sum(axis=1),
     }

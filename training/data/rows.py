@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from blocks.kernels import documents
 from blocks.kernels.cross_entropy import IGNORED
 from training.data.order import PADDING, over_epochs
 from training.data.packing import Ints, Stream
@@ -111,7 +112,7 @@ class Rows(Dataset[dict[str, Tensor]]):
     def _row(self, items: list[int], T: int) -> dict[str, Ints]:
         tokens = np.full(T, self.stream.eos // 2, dtype=np.int64)
         targets = np.full(T, IGNORED, dtype=np.int64)
-        segments, positions, at = np.full(T, len(items), dtype=np.int64), np.arange(T), 0
+        segments, positions, at = np.full(T, documents.PADDING, dtype=np.int64), np.arange(T), 0
         for number, item in enumerate(items):
             first, length = int(self.starts[item]), int(self.lengths[item])
             marked = self.stream.tokens[first : first + length].astype(np.int64)

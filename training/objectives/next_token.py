@@ -18,7 +18,7 @@ def count_scored(targets: Tensor, weights: Tensor | None = None) -> Tensor:
 def count_each_depth(
     targets: Tensor, segments: Tensor | None, depths: int, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Denominators of the loss terms: scored tokens, those of each multi-token prediction depth, sequences.
+    """Denominators of the loss terms: scored tokens, and those of each multi-token prediction depth.
 
     Args:
         targets: the next token after each, [B,T]
@@ -26,6 +26,6 @@ def count_each_depth(
         depths: of multi-token prediction; depth k predicts k tokens further ahead
         weights: of the targets, [B,T], for the total only; None for 1
     """
-    counts = {"total": count_scored(targets, weights), "sequences": torch.tensor(len(targets))}
+    counts = {"total": count_scored(targets, weights)}
     later = {f"mtp{k}": count_scored(later_targets(targets, segments, k)) for k in range(1, depths + 1)}
     return {**counts, **later}

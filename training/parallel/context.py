@@ -23,6 +23,7 @@ from torch.distributed import ProcessGroup
 from blocks.attention.base import Attention
 from blocks.cache import Cache, Ring
 from blocks.carry import Carry, joined, split
+from blocks.kernels.documents import is_real
 from blocks.share import Share
 from registry import BlockError, ConfigError
 from training.parallel.collectives import gather
@@ -87,16 +88,26 @@ class HeadAndTail(Share):
         y = torch.cat([attention(h, places, cache=memory, **more) for h, places, more in halves], 1)
         if carry is not None:
             carry.update(joined(*carried))
-        if losses is not None:
-            share = self.chunk / x.shape[1]  # of the first half
-            losses |= {name: share * value + (1 - share) * found[1][name] for name, value in found[0].items()}
+        if losses is not None and found[0]:
+            shares = self._shares(x, segments, positions.shape[1])
+            losses |= {name: shares[0] * value + shares[1] * found[1][name] for name, value in found[0].items()}
         if memory.appends != 2:
             rule = "must append to its cache once in a pass, for its keys to be gathered from other ranks"
             raise BlockError("attention", type(attention).__name__, rule, "Train it without trainer.strategy.context")
         return y
 
-    def weight(self, n_own: int, n_all: int) -> float:
-        return n_own * self.context.size / n_all
+    def _shares(self, x: Tensor, segments: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
+        """The factors on the means of this rank's two chunks with which the mean over ranks is that over all tokens.
+
+        Args:
+            x: [B,t,D] of this rank's tokens
+            segments: [B,T'] of the whole sequences; None: none is padding
+            length: T'
+        """
+        real = x.new_ones(len(x), length, dtype=torch.bool) if segments is None else is_real(segments)
+        head, tail = self.take(real).tensor_split([self.chunk], 1)
+        n = real.sum().clamp(min=1) / self.context.size
+        return head.sum() / n, tail.sum() / n
 
     def documents(self, segments: Tensor, start: int, end: int) -> Tensor:
         """Documents of some tokens; for all layers one tensor, by which kernels know what they have made of it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -37,11 +36,6 @@ class DataRanks:
     def mean(self, value: Tensor) -> Tensor:
         return self.sum(value) / self.number
 
-    def per_token(self, counts: Tensor, n_tokens: int) -> Tensor:
-        """Counts of this rank's tokens → counts per token of all ranks."""
-        together = self.sum(torch.cat((counts.flatten(), counts.new_full((1,), n_tokens))))
-        return (together[:-1] / together[-1]).view_as(counts)
-
 
 def data_ranks(trainer: Any) -> DataRanks:
     """Those of a trainer whose processes have started."""
@@ -61,7 +55,4 @@ def balance_over(module: nn.Module, batch: DataRanks, sequence: DataRanks) -> No
     """
     for block in module.modules():
         if isinstance(block, Balance):
-            if batch.number > 1:
-                block.over_batch = batch.per_token
-            if sequence.number > 1:
-                block.over_sequence = sequence.per_token
+            block.batch_ranks, block.sequence_ranks = batch, sequence

@@ -81,7 +81,12 @@ def check_block(path: str, kind: str, name: str) -> None:
         raise ConfigError(path, name, rule, f"Use another, such as softmax_topk for gating, or {_small(WITHOUT)}")
     if kind == "balance" and not cls.splits:
         rule = f"does not say that its loss can be computed from parts of a window ({PATH})"
-        raise ConfigError(path, name, rule, f"Count by over_sequence and say splits = True, or {_small(WITHOUT)}")
+        raise ConfigError(
+            path,
+            name,
+            rule,
+            f"Make it of over_sequences, over_batch and mean, and say splits = True, or {_small(WITHOUT)}",
+        )
 
 
 def check_attentions(decoder: Decoder) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blocks.decoder import Decoder
 from blocks.gating.base import Gating, Routing
+from blocks.kernels.documents import PADDING
 from blocks.kernels.log_probabilities import linear_log_probabilities
 from training.data.rows import best_fit
 from training.rollouts.record import Rollout, completion_mask
@@ -109,7 +110,7 @@ class _Packed:
                 self.segments[row, at : at + n], self.positions[row, at : at + n] = number, torch.arange(n)
                 self.places[item] = row * capacity + at
                 at += n
-            self.segments[row, at:], self.positions[row, at:] = len(items), torch.arange(capacity - at)
+            self.segments[row, at:], self.positions[row, at:] = PADDING, torch.arange(capacity - at)
 
     def experts(self, rollout: Rollout, decoder: Decoder, device: torch.device) -> list[Tensor | None] | None:
         """For each layer the experts at sampling, [R·C,k], −1 for padding; None where none routes."""

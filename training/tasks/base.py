@@ -18,6 +18,7 @@ from blocks.decoder import Decoder
 from blocks.images.base import Pictures
 from blocks.initialise import draw_adapters, stable_seed
 from blocks.kernels import choice
+from blocks.kernels.documents import is_real
 from blocks.model_config import read
 from blocks.plugins import distributions
 from blocks.share import Share
@@ -47,6 +48,7 @@ from training.tasks.scored import Scored
 from training.tasks.step_mean import StepMean
 
 Batch = dict[str, Tensor]
+SEQUENCES = "sequences"  # the count that weighs balance losses
 STAGES = ("train", "val", "test")
 
 
@@ -129,7 +131,7 @@ class Task(L.LightningModule):
         )
         self.loads = RoutingLoads()
         self.origin: dict[str, Any] = {}  # of the weights; see interop/origin.py
-        self.step = StepMean(self.counts)
+        self.step = StepMean(lambda batch: {**self.counts(batch), SEQUENCES: sequences_of(batch)})
         self._settings: list[dict[str, Any]] = []  # of the optimizer's groups, as configured
 
     # --- defined by subclasses ------------------------------------------------------------------------------------
@@ -148,13 +150,13 @@ class Task(L.LightningModule):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Denominators of the loss terms: name → their number in a batch, an integer tensor (a sum of weights: any).
 
-        Called for all batches of a step before its first forward pass. ``"total"`` corresponds to ``Scored.count``;
-        ``"sequences"`` weighs balance losses.
+        Called for all batches of a step before its first forward pass. ``"total"`` corresponds to ``Scored.count``.
         """
 
-    def tokens_of(self, batch: Batch) -> int:
-        """How many tokens training on a batch computes, for figures of speed."""
-        return batch["tokens"].numel()
+    def tokens_of(self, batch: Batch) -> int | Tensor:
+        """How many tokens training on a batch computes, without padding, for figures of speed."""
+        segments = batch.get("segments")
+        return batch["tokens"].numel() if segments is None else is_real(segments).sum()
 
     def take_sampled(self) -> tuple[int, float]:
         """Tokens sampled for training since the last call, and the seconds that took."""
@@ -283,7 +285,7 @@ class Task(L.LightningModule):
         scored = self.objective(batch, "train")
         self._measure("train", scored, batch)
         terms = dict(scored.terms)
-        share = self.step.share(len(next(iter(batch.values()))), "sequences")
+        share = self.step.share(sequences_of(batch), SEQUENCES)
         terms |= {name: value * share for name, value in balance_losses(scored.routings, self.model).items()}
         self.step.record({**terms, **scored.figures}, self.trainer.accumulate_grad_batches)
         if logs_now(self.trainer):
@@ -411,3 +413,9 @@ class Task(L.LightningModule):
 
     def _loss(self, stage: str) -> TokenLoss:
         return cast(TokenLoss, self.losses[f"{stage}_loss"])
+
+
+def sequences_of(batch: Batch) -> Tensor:
+    """How many rows of a batch are not padding alone."""
+    segments = batch.get("segments")
+    return torch.tensor(len(next(iter(batch.values())))) if segments is None else is_real(segments).any(1).sum()

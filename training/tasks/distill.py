@@ -114,7 +114,7 @@ class Distill(CausalLM):
                 self.model.get_parameter(name).requires_grad_(name not in frozen)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.seen += self.tokens_of(batch)
+        self.seen += int(self.tokens_of(batch))
 
     def objective(self, batch: Batch, stage: str) -> Scored:
         if stage != "train":

@@ -279,7 +279,6 @@ class Grpo(Task):
             "routed": torch.tensor(sum(experts.shape[0] for row in rollout.experts for experts in row)),
             "completions": torch.tensor(len(rollout)),
             **{f"judged/{name}": torch.tensor(n * share, dtype=torch.float64) for name, n in whole.judged.items()},
-            "sequences": torch.tensor(len(batch["tokens"])),
         }
 
     def _mask(self, rollout: Rollout) -> Tensor:

@@ -52,7 +52,7 @@ class Pairwise(Task):
         return data_of(self, PreferenceDataModule, rule, "Use data=preferences, or experiment=preference_sort")
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        return {"total": torch.tensor(len(batch["pair"])), "sequences": torch.tensor(len(batch["tokens"]))}
+        return {"total": torch.tensor(len(batch["pair"]))}
 
     def objective(self, batch: Batch, stage: str) -> Scored:
         hidden, routings = self.model.hidden(batch["tokens"], batch["positions"], batch["segments"])

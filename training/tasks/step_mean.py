@@ -63,7 +63,7 @@ class StepMean:
         """
         return total * (self._scale * self._together) / self._totals[name]
 
-    def share(self, part: int, name: str) -> Tensor:
+    def share(self, part: int | Tensor, name: str) -> Tensor:
         """The factor from a micro-batch's mean over ``part`` to its part of the step's mean: 1 if all are equal."""
         return part * self._scale / self._totals[name]
 

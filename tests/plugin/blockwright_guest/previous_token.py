@@ -20,4 +20,4 @@ class PreviousToken(Task):
         return Scored(self.model.nll(hidden, targets), (targets != -100).sum(), routings=routings)
 
     def counts(self, batch):
-        return {"total": (previous(batch) != -100).sum(), "sequences": torch.tensor(len(batch["tokens"]))}
+        return {"total": (previous(batch) != -100).sum()}

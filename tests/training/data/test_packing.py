@@ -46,7 +46,7 @@ def slow_window(texts: list[list[int]], places: list[int]) -> dict[str, list[int
         follows = places[t + 1]
         row["tokens"].append(tokens[place] if place >= 0 else EOS)
         is_new = t > 0 and (is_start[place] if place >= 0 else places[t - 1] >= 0)
-        row["segments"].append(0 if t == 0 else row["segments"][-1] + is_new)
+        row["segments"].append(-1 if place < 0 else 0 if t == 0 else row["segments"][-1] + is_new)
         row["positions"].append(0 if t == 0 or is_new else row["positions"][-1] + 1)
         within = place >= 0 and follows >= 0 and document_of[place] == document_of[follows] and tokens[place] != EOS
         row["targets"].append(tokens[follows] if within else -100)
@@ -107,7 +107,7 @@ def test_a_token_never_predicts_into_another_document(texts, length):
 def test_an_empty_window_is_ignored_throughout():
     batch = cut(stream_of([[1, 2, 3]]), line(np.array([-1]), 5, 4), Bytes().token_bytes())
     assert (batch["targets"] == -100).all() and batch["n_bytes"].tolist() == [0]
-    assert (batch["segments"] == 0).all()
+    assert (batch["segments"] == -1).all()
 
 
 # ---- the cache

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blocks.decoder import Decoder
 from blocks.gating.base import Routing
+from blocks.kernels.documents import is_real
 from registry import Composable, family
 
 
@@ -30,6 +31,11 @@ class Lesson:
     targets: Tensor
     positions: Tensor | None = None
     segments: Tensor | None = None
+
+    @property
+    def real(self) -> Tensor | None:
+        """[B,T], which are tokens and not padding; None for all."""
+        return None if self.segments is None else is_real(self.segments)
 
     @property
     def given(self) -> tuple[Tensor, Tensor | None, Tensor | None]:

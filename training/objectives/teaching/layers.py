@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from blocks.attention.base import takes_losses
 from blocks.carry import takes_carry
 from blocks.decoder import Decoder
+from blocks.ffn.base import takes_real
 from blocks.gating.base import Routing
 from registry import BlockError, register
 from training.objectives.teaching.base import Lesson, Teaching
@@ -34,15 +35,17 @@ class Layers(Teaching):
         paths = changed(lesson.student, lesson.teacher)
         seen = _watched(lesson, paths)
         losses: list[Tensor] = []
+        real = lesson.real
         routings: list[Routing | None] = [None] * len(lesson.student.layers)
         for path in paths:
             (given, named), wanted = seen[path]
             block = lesson.student.get_submodule(path)
-            found = block(*given, **_taken(block, named))
+            given_too = {"real": real} if real is not None and takes_real(block) else {}
+            found = block(*given, **_taken(block, named), **given_too)
             if isinstance(found, tuple):  # of a feed-forward block
                 routings[int(path.split(".")[1])] = found[1]
-            error = (_output(found) - wanted).float().square().sum(-1)
-            losses.append(error / wanted.float().square().sum(-1).mean().clamp(min=1e-12))
+            error, size = ((_output(found) - wanted).float().square().sum(-1), wanted.float().square().sum(-1))
+            losses.append(error / (size if real is None else size[real]).mean().clamp(min=1e-12))
         return torch.stack(losses).mean(0), routings
 
 
@@ -69,7 +72,7 @@ def _kind(block: nn.Module) -> tuple[Any, ...]:
 
 def _taken(block: nn.Module, named: dict[str, Any]) -> dict[str, Any]:
     """Of the arguments of a teacher's block those that the student's takes."""
-    takes = {"carry": takes_carry(block), "losses": takes_losses(block)}
+    takes = {"carry": takes_carry(block), "losses": takes_losses(block), "real": False}
     return {key: value for key, value in named.items() if takes.get(key, True)}
 
 

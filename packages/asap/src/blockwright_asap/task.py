@@ -57,7 +57,7 @@ class Correct(Task):
 
     def counts(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         labels = batch["labels"]
-        return {"total": torch.tensor(labels.numel(), device=labels.device), "sequences": torch.tensor(len(labels))}
+        return {"total": torch.tensor(labels.numel(), device=labels.device)}
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()

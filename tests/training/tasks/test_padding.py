@@ -1,0 +1,164 @@
+"""Padding is nobody's token: it changes no figure, loss, load, bias or weight of any task. That every gate, balance loss
+and selector keeps this is the conformance check ``padding``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from torch import Tensor
+from torch.nn import functional as F
+
+import registry
+from blocks.kernels.documents import PADDING
+from training.configuration.conf import CONF
+from training.callbacks.qk_clip import QKClip
+from training.data.chat_module import ChatDataModule
+from training.data.module import TextDataModule
+from training.data.preference_module import PreferenceDataModule
+from training.data.prompt_module import PromptDataModule
+from training.data.sorting import Sorting, SortingPreferences
+from training.data.tokenizers.chars import Chars
+from training.optimizers.adamw import AdamW
+from training.rollouts import scoring
+from training.schedulers.constant import Constant
+
+Make = Callable[..., Any]
+COLUMNS, ROWS = 3, 2  # of padding that is added
+FILL = {"segments": PADDING, "targets": -100, "sequence": -1, "tokens": 5}
+
+# Every task that the configuration offers, with its data and settings: a new one is added here.
+TASKS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "causal_lm": (ChatDataModule, {}),
+    "distill": (ChatDataModule, {"stages": [{"loss": "layers", "tokens": 200}, {"loss": "logits"}]}),
+    "grpo": (PromptDataModule, {"reward": "exact_match", "group_size": 2, "max_new_tokens": 3}),
+    "preference": (PreferenceDataModule, {"preference": "simpo"}),
+    "reward": (PreferenceDataModule, {}),
+}
+
+
+def test_every_task_of_the_configuration_is_tested() -> None:
+    assert set(TASKS) == {path.stem for path in (CONF / "task").glob("*.yaml")} - {"base"}
+
+
+class Padded:
+    """A data set whose batches have more columns of padding, and more rows, than those of another."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitems__(self, rows: list[Any]) -> dict[str, Tensor]:
+        batch = self.data.__getitems__(rows)
+        if "targets" not in batch:  # prompts, which are no rows of training
+            return {**batch, "tokens": F.pad(batch["tokens"], (0, COLUMNS), value=5)}
+        shape = batch["tokens"].shape
+        batch.setdefault("segments", torch.zeros(shape, dtype=torch.int64))
+        return {name: widened(t, FILL.get(name, 0)) if t.shape == shape else t for name, t in batch.items()}
+
+    __getitem__ = __getitems__
+
+
+def widened(values: Tensor, fill: int) -> Tensor:
+    return F.pad(values, (0, COLUMNS, 0, ROWS), value=fill)
+
+
+def widen(packed: scoring._Packed) -> None:
+    """Add padding to the rows that completions are packed in."""
+    width = packed.tokens.shape[1]
+    for name in ("tokens", "segments", "positions"):
+        setattr(packed, name, widened(getattr(packed, name), FILL.get(name, 0)))
+    packed.places = [place // width * (width + COLUMNS) + place % width for place in packed.places]
+
+
+class Watch(L.Callback):
+    """What was logged, and how many tokens a step counts for figures of speed."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, float] = {}
+
+    def on_train_batch_end(self, trainer: L.Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        own = {**trainer.callback_metrics, "tokens": task.tokens_of(batch)}
+        self.figures |= {f"{batch_idx} {name}": float(value) for name, value in own.items()}
+
+
+@pytest.fixture(scope="module")
+def train(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    folder = tmp_path_factory.mktemp("padding")
+    balances = [{"name": name, **_of_devices(name)} for name in registry.names("balance")]
+    selector = {"name": "dsa", "n_heads": 2, "head_dim": 8, "top_k": 4}
+    model = tiny(
+        moe=True,
+        vocab_size=16,
+        init={"std": 0.3},
+        attention={"name": "gqa", "selector": selector},
+        gating={"name": "sigmoid_bias", "top_k": 2, "bias_step": 0.125, "balance": balances},
+    )
+
+    def run(name: str, steps: int = 1) -> tuple[Any, dict[str, float], L.Trainer]:
+        data_class, settings = TASKS[name]
+        module, _, cls = yaml.safe_load((CONF / "task" / f"{name}.yaml").read_text())["_target_"].rpartition(".")
+        start = {
+            key: str(folder / "start.ckpt") for key in {"grpo": ["init_from"], "distill": ["teacher"]}.get(name, [])
+        }
+        changed = {"ffn": {**model["ffn"], "n_experts": 8}} if name == "distill" else {}  # else no layer is aligned
+        task = getattr(import_module(module), cls)
+        made = task({**model, **changed}, AdamW(lr=3e-3), Constant(warmup=1), **settings, **start)
+        corpus = SortingPreferences if data_class is PreferenceDataModule else Sorting
+        data = data_class(
+            corpus=corpus(train=24, held_out=6),
+            tokenizer=Chars(16),
+            sequence_length=24,
+            batch_size=4,
+            cache_dir=str(folder / "cache"),
+        )
+        watch = Watch()
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        trainer = L.Trainer(
+            **quiet,
+            accelerator="cpu",
+            max_steps=steps,
+            log_every_n_steps=1,
+            val_check_interval=steps,
+            num_sanity_val_steps=0,
+            callbacks=[QKClip(threshold=0.5), watch],
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(made, data)
+        validated = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val")}
+        return made, {**watch.figures, **validated}, trainer
+
+    _, _, trainer = run("causal_lm")
+    trainer.save_checkpoint(folder / "start.ckpt")
+    return run
+
+
+def _of_devices(name: str) -> dict[str, int]:
+    devices = {"device": {"n_devices": 2}, "communication": {"n_devices": 2, "top_devices": 1}}
+    return devices.get(name, {})
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_padding_changes_nothing(train: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    plain, expected, _ = train(name)
+    dataset, pack = TextDataModule._dataset, scoring._Packed.__init__
+    for cls in (ChatDataModule, PromptDataModule):
+        dataset = cls._dataset
+        monkeypatch.setattr(cls, "_dataset", lambda self, *a, dataset=dataset: Padded(dataset(self, *a)))
+    monkeypatch.setattr(scoring._Packed, "__init__", lambda self, inputs: (pack(self, inputs), widen(self))[0])
+    padded, found, _ = train(name)
+    assert any("max_violation" in key for key in expected) and any("tokens" in key for key in expected)
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    for (key, right), got in zip(plain.model.state_dict().items(), padded.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(got, right, rtol=0, atol=2e-4, msg=lambda said, key=key: f"{key}: {said}")
+    moved = [int(b) for key, b in padded.model.named_buffers() if key.endswith("gating.moved")]
+    assert moved and all(moved)
