@@ -40,7 +40,7 @@ class Share(ABC):
             x: [B,t,D] of this rank's tokens
             positions, segments: [B|1,T'] and [B,T'] of the whole sequences
             carry: as in blocks/carry.py, of this rank's tokens; None for an attention that does not take it
-            losses: to be filled with the attention's: the mean over the ranks is that over all tokens; None: it has none
+            losses: to be filled with the attention's, of which the mean over ranks is that over all tokens; None: none
 
         Returns:
             [B,t,D]

@@ -15,8 +15,8 @@ from blocks.tiling.base import Grid
 from registry import ConfigError
 from training.data.boxes import Box
 from training.data.picture_conversations import WORD
-from training.data.picture_rows import grids_of
-from training.data.pictures import open_picture, tiles_of
+from training.data.picture_rows import grid_of
+from training.data.pictures import Files, tiles_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,12 +47,13 @@ def encode(
     if wanted != len(files):
         rule = f"the prompts have {wanted} {WORD}, and there are {len(files)} pictures"
         raise ConfigError("--image", list(files), rule, f"Write one {WORD} in a prompt for each --image")
-    opened = [open_picture(Path(file), "--image") for file in files]
+    opened = Files("--image", [Path(file) for file in files], "--image")
     ids, tiles, grids = [], [], list[Grid]()
     for prompt in prompts:
         first, *others = prompt.split(WORD)
         row, own = ids_of(first) if first else [], opened[len(grids) : len(grids) + len(others)]
-        for picture, grid, text in zip(own, grids_of(images, own, "--image"), others, strict=True):
+        for picture, text in zip(own, others, strict=True):
+            grid = grid_of(images, picture, len(own), "--image")
             row += [images.image_token] * images.tiling.count(grid) + (ids_of(text) if text else [])
             tiles.append(tiles_of(picture, grid, images.vision, images.tiling))
             grids.append(grid)

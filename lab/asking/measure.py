@@ -128,7 +128,7 @@ def _cut(images: Images, talks: Sequence[Talk], device: torch.device) -> Picture
     return Pictures(torch.from_numpy(np.concatenate(tiles)).to(device), grids) if tiles else None
 
 
-def _shown(pictures: list[list[Image]], shown: Shown) -> list[list[Image]]:
+def _shown(pictures: list[Sequence[Image]], shown: Shown) -> list[Sequence[Image]]:
     from PIL import Image
 
     if shown == "blanked":

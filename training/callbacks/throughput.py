@@ -17,8 +17,9 @@ from training.tasks.base import Task
 
 @enforced("callbacks.throughput")
 class Throughput(L.Callback):
-    """Logs ``speed/tokens_per_second``, of tokens without padding, and ``speed/mfu``; of a task that samples what it trains on, also
-    ``speed/rollout_tokens_per_second`` of sampling alone, and ``speed/update_tokens_per_second`` of the rest.
+    """Logs ``speed/tokens_per_second`` and ``speed/mfu``, of tokens without padding; of a task that samples what it
+    trains on, also ``speed/rollout_tokens_per_second`` of sampling alone, and ``speed/update_tokens_per_second`` of the
+    rest.
 
     Model FLOPs are those of the forward pass, counted on the meta device per token at the batch's length, times three
     for training, without recomputation. The peak is measured at the start with one large product in the precision of

@@ -8,7 +8,8 @@ of JSON schemas, or JSON of one, that a format may show; an answer may have ``to
 
 from __future__ import annotations
 
-import hashlib
+import datetime
+import decimal
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -23,10 +24,12 @@ from registry.errors import ConfigError
 from registry.extras import require
 from registry.ranges import BelowOne, Whole
 from training.data.corpus import SPLITS, Corpus, Split
-from training.data.text import ENOUGH_DOCUMENTS, QUICK_BYTES, assign, expand
+from training.data.fingerprint import digest, of_file, state
+from training.data.text import ENOUGH_DOCUMENTS, LEFT_OUT, QUICK_BYTES, assign, expand
 
 ROLES = ("system", "user", "assistant", "tool")
 OF_TOOLS = ("tool_calls", "tool_call_id", "name")  # keys of messages that a template may show
+PICTURES = ("images", "image", "picture", "pictures")  # columns of which other rules say what is wrong
 FORMS = 'Write {"messages": [{"role": "user", "content": "…"}, …]} or {"prompt": "…", "completion": "…"}'
 
 
@@ -115,11 +118,7 @@ class Conversations(ConversationCorpus):
         return sum(path.stat().st_size for path in self._paths) <= QUICK_BYTES
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(json.dumps([self.val_fraction, self.test_fraction, self.split_seed]).encode())
-        for path in self._paths:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+        return digest(state(self, LEFT_OUT), list(map(of_file, self._paths)))
 
     @cached_property
     def _paths(self) -> list[Path]:
@@ -246,10 +245,33 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow.parquet
 
     number = 0
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-        for record in batch.to_pylist():
-            number += 1
-            yield f"{path.name}:{number}", {k: v for k, v in record.items() if v is not None}
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for record in batch.to_pylist():
+                number += 1
+                where = f"{path.name}:{number}"
+                yield where, {k: _plain(v, k, where) for k, v in record.items() if v is not None}
+    except ConfigError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        rule = f"cannot be read as Parquet ({' '.join(str(error).split())[:200]})"
+        refuse(path.name, rule, "Write the file again, or use JSON lines")
+
+
+def _plain(value: Any, column: str, where: str) -> Any:
+    """A value of a column as plain data: times in ISO 8601, decimals as text, which keeps them exact. Pictures that are
+    stored in a record are refused where they are read."""
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal | datetime.timedelta):
+        return str(value)
+    if isinstance(value, bytes) and column not in PICTURES:
+        refuse(where, f"the column {column} holds bytes, which no task reads", "Drop it, or store text")
+    if isinstance(value, dict):
+        return {key: _plain(each, column, where) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each, column, where) for each in value]
+    return value
 
 
 def refuse(where: str, rule: str, remedy: str = FORMS) -> NoReturn:

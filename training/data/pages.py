@@ -6,8 +6,6 @@ before pages are composed: validation and test show handwriting that training ha
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections import defaultdict
 from collections.abc import Iterator
@@ -24,6 +22,7 @@ from registry.ranges import Count, Fraction, Whole
 from training.data.boxes import Box, boxes, overlap
 from training.data.conversations import Conversation
 from training.data.corpus import SPLITS, Split
+from training.data.fingerprint import digest, state
 from training.data.picture_conversations import WORD, Judged, PictureCorpus
 
 if TYPE_CHECKING:
@@ -105,8 +104,7 @@ class Pages(PictureCorpus):
         return False  # drawn as expected, whatever the number
 
     def fingerprint(self) -> str:
-        settings = ["pages 2", self.sizes, self.cell, self.blank, self.single, self.where, self.salt]
-        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        return digest("pages 2", state(self))
 
     def _page(self, split: Split, n: int) -> Conversation:
         draw = random.Random(f"{split}/{n}/{self.salt}")

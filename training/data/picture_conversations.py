@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +12,9 @@ from registry.enforcing import enforced
 from registry.errors import ConfigError
 from registry.ranges import BelowOne, Whole
 from training.data.conversations import Conversation, ConversationCorpus, Conversations, read_record, refuse
-from training.data.pictures import open_picture
+from training.data.fingerprint import digest, of_file, state
+from training.data.pictures import Files, no_file
+from training.data.text import LEFT_OUT
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,8 +44,8 @@ class PictureCorpus(ConversationCorpus):
         return Judged("answer", "", {"exact": float(answer.strip() == truth.strip())})
 
     @abstractmethod
-    def pictures(self, conversation: Conversation) -> list[Image]:
-        """The pictures of a conversation in order, in RGB."""
+    def pictures(self, conversation: Conversation) -> Sequence[Image]:
+        """The pictures of a conversation in order, in RGB; each may be opened when it is asked for."""
 
 
 @enforced("data.corpus")
@@ -72,8 +74,8 @@ class PictureConversations(Conversations, PictureCorpus):
         if self.folder is not None and not self.folder.is_dir():
             raise ConfigError("data.corpus.folder", folder, "there is no such folder", "Name that of the pictures")
 
-    def pictures(self, conversation: Conversation) -> list[Image]:
-        return [open_picture(Path(path)) for path in conversation.columns["images"]]
+    def pictures(self, conversation: Conversation) -> Sequence[Image]:
+        return Files(conversation.where, [Path(path) for path in conversation.columns["images"]])
 
     def read(self, record: Any, where: str) -> Conversation:
         return read_record(record, where)
@@ -82,16 +84,19 @@ class PictureConversations(Conversations, PictureCorpus):
         super().check()
         shown = ((each.where, Path(p)) for each in self._all() for p in each.columns["images"])
         for where, path in shown if self.is_small() else ():
-            if not path.is_file():
-                rule = f"its picture {path} {'is a folder' if path.is_dir() else 'does not exist'}"
+            if fault := no_file(path):
+                rule = f"its picture {str(path)[:300]} {fault}"
                 raise ConfigError("data.corpus.files", where, rule, "Correct the path")
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(super().fingerprint().encode())
-        for conversation in self._all():
-            for path in map(Path, conversation.columns["images"]):
-                digest.update(f"{path.name} {path.stat().st_size if path.is_file() else None};".encode())
-        return digest.hexdigest()
+        """Of pictures the contents too, whatever their names; each file is read once."""
+        shown = list({Path(path): None for each in self._all() for path in each.columns["images"]})
+        with ThreadPoolExecutor() as threads:
+            contents = list(threads.map(lambda path: None if no_file(path) else of_file(path), shown))
+        order = {path: number for number, path in enumerate(shown)}
+        which = [[order[Path(path)] for path in each.columns["images"]] for each in self._all()]
+        left_out = {**LEFT_OUT, "folder": "the contents of pictures are compared, wherever they are"}
+        return digest(state(self, left_out), list(map(of_file, self._paths)), contents, which)
 
     def _records_of(self, path: Path) -> Iterator[tuple[str, Any]]:
         folder = self.folder or path.parent

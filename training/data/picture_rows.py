@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -19,17 +17,23 @@ from registry.errors import ConfigError
 from training.data.chat.base import Message, Piece, encode
 from training.data.conversations import Conversation
 from training.data.corpus import Corpus
+from training.data.fingerprint import digest, state
 from training.data.order import PADDING
 from training.data.packing import Ints
 from training.data.picture_conversations import WORD, PictureCorpus
 from training.data.pictures import SETTING, tiles_of
-from training.data.rendering import Rendering, chat_of
+from training.data.rendering import LEFT_OUT, Rendering, chat_of
 from training.data.rows import Rows, best_fit
 from training.data.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+LEFT_OUT_TOO = {
+    "images": "its tiling, token and tile are compared; tower and projector compute embeddings, not how many there are",
+    "open_pictures": "the corpus compares the contents of pictures",
+    "tiles": "it is a result",
+}
 Open = Callable[[Conversation], Sequence["Image"]]  # the pictures of a conversation
 
 
@@ -77,9 +81,9 @@ class PictureRendering(Rendering):
         return cls(images, corpus.pictures, tokenizer, chat_of(data), data.get("sequence_length", 256))
 
     def fingerprint(self) -> str:
-        tiling = {k: v for k, v in vars(self.images.tiling).items() if isinstance(v, int | str)}
-        parts = [super().fingerprint(), "tiles", type(self.images.tiling).__qualname__, tiling, self.images.image_token]
-        return hashlib.sha256(json.dumps([*parts, self.images.vision.tile]).encode()).hexdigest()
+        left_out = {**LEFT_OUT, **LEFT_OUT_TOO}
+        parts = [*self._shaping(), state(self, left_out), state(self.images.tiling)]
+        return digest(*parts, self.images.image_token, self.images.vision.tile)
 
     def encode(self, text: str) -> npt.NDArray[Any]:
         ids = super().encode(text)
@@ -161,22 +165,27 @@ def _refuse(
 
 
 def grids_of(images: Images, pictures: Sequence[Image], path: str = SETTING, where: str = "") -> list[Grid]:
-    """The grid of each picture of a conversation.
+    """The grid of each picture of a conversation; as ``grid_of``."""
+    return [grid_of(images, picture, len(pictures), path, where) for picture in pictures]
+
+
+def grid_of(images: Images, picture: Image, n_pictures: int, path: str = SETTING, where: str = "") -> Grid:
+    """The grid of a picture.
 
     Args:
         images: the image side of the model
-        pictures: of the conversation
+        picture: of a conversation
+        n_pictures: of the conversation
         path, where: of it, for messages
 
     Raises:
         ConfigError: a picture so long that nothing of it would be left on a tile
     """
-    P = images.vision.tile
-    for width, height in (picture.size for picture in pictures):
-        if round(P * min(width, height) / max(width, height)) < 1:
-            rule = f"a picture of {width} × {height} pixels is thinner than a pixel on a tile of {P}"
-            raise ConfigError(path, where or f"{width} × {height}", rule, "Cut it into several")
-    return [images.tiling.grid(*picture.size, len(pictures)) for picture in pictures]
+    P, (width, height) = images.vision.tile, picture.size
+    if round(P * min(width, height) / max(width, height)) < 1:
+        rule = f"a picture of {width} × {height} pixels is thinner than a pixel on a tile of {P}"
+        raise ConfigError(path, where or f"{width} × {height}", rule, "Cut it into several")
+    return images.tiling.grid(width, height, n_pictures)
 
 
 def refuse_token(images: Images, tokenizer: Tokenizer) -> None:
@@ -234,13 +243,17 @@ class PictureRows(Rows):
 
     __getitem__ = __getitems__
 
-    def _seen(self, item: int) -> Iterable[tuple[Image, Grid]]:
-        """The pictures of a conversation that have places, and their grids."""
+    def _seen(self, item: int) -> Iterator[tuple[Image, Grid]]:
+        """The pictures of a conversation that have places, and their grids; each is opened when it is asked for."""
         first, length = int(self.stream.starts[item]), int(self.lengths[item])
         places = int((self.stream.tokens[first : first + length] == 2 * self.images.image_token).sum())
         conversation = self.sights.conversations[item]
         pictures = self.sights.open_pictures(conversation) if places else []
-        grids = shown(self.images.tiling, grids_of(self.images, pictures), places)
-        if sum(map(self.images.tiling.count, grids)) != places:
+        for picture in pictures if places else ():
+            grid = grid_of(self.images, picture, len(pictures))
+            places -= self.images.tiling.count(grid)
+            yield picture, grid
+            if places <= 0:
+                break
+        if places:
             _refuse(conversation, "its pictures have changed since its tokens were prepared", "Empty data.cache_dir")
-        return zip(pictures, grids, strict=False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +11,7 @@ from registry.extras import require
 from registry.ranges import Count, Whole
 from training.data.conversations import Conversation, ConversationCorpus
 from training.data.corpus import SPLITS, Split
+from training.data.fingerprint import digest, state
 
 
 @enforced("data.corpus")
@@ -73,8 +72,7 @@ class ReasoningGym(ConversationCorpus):
     def fingerprint(self) -> str:
         from importlib.metadata import version
 
-        settings = [version("reasoning-gym"), self.tasks, self.settings, self.sizes, self.salt]
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return digest(version("reasoning-gym"), state(self))
 
 
 def problems(task: str, settings: Mapping[str, Any], seed: int, size: int) -> Any:

@@ -5,8 +5,6 @@ So everything that holds for tokenised text holds for conversations: the cache o
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -20,7 +18,14 @@ from registry.errors import ConfigError
 from training.data.chat.base import Chat, Message, answered, encode
 from training.data.conversations import Conversation, ConversationCorpus
 from training.data.corpus import Corpus
+from training.data.fingerprint import digest, state
 from training.data.tokenizers.base import Tokenizer, token_dtype
+
+LEFT_OUT = {
+    "tokenizer": "its own fingerprint is compared",
+    "chat": "its own identity is compared",
+    "counts": "it is a result",
+}
 
 
 class Rendering(Tokenizer):
@@ -117,9 +122,14 @@ class Rendering(Tokenizer):
         raise NotImplementedError("the tokenizer is rebuilt, and rendered with again")
 
     def fingerprint(self) -> str:
-        # With the kind: of the same files, the tokens of prompts and of whole conversations are others.
-        parts = [self.kind, self.tokenizer.fingerprint(), self.chat.identity(), self.longest]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return digest(*self._shaping(), state(self, LEFT_OUT))
+
+    def _shaping(self) -> list[Any]:
+        """The parts of a fingerprint that all renderings have. With the kind: of the same files, the tokens of prompts
+        and of whole conversations are others."""
+        words = self.tokenizer
+        special = [words.bos, words.eos, sorted(words.special_words.items())]
+        return [self.kind, words.fingerprint(), special, self.chat.identity()]
 
     def _contents(self, conversations: Iterable[Conversation]) -> Iterable[str]:
         """All texts of conversations, with those of the format."""

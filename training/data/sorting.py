@@ -6,8 +6,6 @@ right about half the time, whatever is asked for; a reward for the rising order 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import zlib
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from registry.errors import ConfigError
 from registry.ranges import Count, Fraction, Whole
 from training.data.conversations import Conversation, ConversationCorpus
 from training.data.corpus import Split
+from training.data.fingerprint import digest, state
 from training.data.preferences import Preference
 
 HELD_OUT = 8  # one prompt in so many is held out; half of these for val, half for test
@@ -76,8 +75,7 @@ class Sorting(ConversationCorpus):
         return False  # drawn as expected, whatever the number
 
     def fingerprint(self) -> str:
-        settings = ["sorting 1", self.sizes, self.shortest, self.longest, self.falling, self.salt]
-        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        return digest("sorting 1", state(self))
 
 
 class SortingPreferences(Sorting):
@@ -89,9 +87,6 @@ class SortingPreferences(Sorting):
             if (other := answer["content"][::-1]) != answer["content"]:  # else all digits are the same
                 rejected = [prompt, {**answer, "content": other}]
                 yield Preference(each.where, each.messages, each.columns, rejected=rejected)
-
-    def fingerprint(self) -> str:
-        return hashlib.sha256(f"preferences {super().fingerprint()}".encode()).hexdigest()
 
 
 def split_of(digits: str) -> Split:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import difflib
 import glob
-import hashlib
 import itertools
-import json
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,9 +25,11 @@ from registry.limits import KERNEL
 from registry.ranges import BelowOne, Whole
 from registry.readable import readable
 from training.data.corpus import SPLITS, Corpus, Split
+from training.data.fingerprint import digest, of_file, state
 from training.data.pieces import between, documents, line_starts, read
 
 ENOUGH_DOCUMENTS = 10  # with fewer, a held-out document would be too large a part of the text
+LEFT_OUT = {"files": "their contents are compared, wherever they are"}
 QUICK_BYTES = 16 * 2**20  # read by `check`: about a tenth of a second
 
 
@@ -170,12 +170,7 @@ class TextFiles(Corpus):
 
     def fingerprint(self) -> str:
         """Digest of the files' contents in order and of all options; file names and locations do not matter."""
-        options = [self.separator, self.val_fraction, self.test_fraction, self.split_seed]
-        digest = hashlib.sha256(json.dumps(options).encode())
-        for path in self._paths:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+        return digest(state(self, LEFT_OUT), list(map(of_file, self._paths)))
 
     def paths(self) -> list[Path]:
         return self._paths

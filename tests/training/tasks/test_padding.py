@@ -1,11 +1,10 @@
-"""Padding is nobody's token: it changes no figure, loss, load, bias or weight of any task. That every gate, balance loss
-and selector keeps this is the conformance check ``padding``."""
+"""Padding is no token: it changes no figure, loss, load, bias or weight of any task. Every gate, balance loss and
+selector by itself is held to it by the conformance check ``padding``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -17,8 +16,8 @@ from torch.nn import functional as F
 
 import registry
 from blocks.kernels.documents import PADDING
-from training.configuration.conf import CONF
 from training.callbacks.qk_clip import QKClip
+from training.configuration.conf import CONF
 from training.data.chat_module import ChatDataModule
 from training.data.module import TextDataModule
 from training.data.preference_module import PreferenceDataModule

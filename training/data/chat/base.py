@@ -6,12 +6,13 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from registry import Composable, ConfigError, family
+from training.data.fingerprint import digest, state
 from training.data.tokenizers.base import Tokenizer
 
 BOS, EOS = "bos", "eos"  # the tokenizer's own special tokens, whatever their words
@@ -42,7 +43,14 @@ class Chat(Composable):
     ``open(messages)`` followed by an answer's scored pieces is what ``render`` gives with the answer. Pieces are
     encoded separately and their ids joined: the boundary of what is scored never lies within a token, and text of users
     is never a special token.
+
+    Class attributes:
+        version: to be raised when the code writes another text
+        left_out: attribute → why the rendered text does not depend on it
     """
+
+    version: ClassVar[int] = 1
+    left_out: ClassVar[Mapping[str, str]] = {}
 
     def prepare(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer that lacks a special token of the format.
@@ -104,8 +112,12 @@ class Chat(Composable):
         return None
 
     def identity(self) -> str:
-        """What the rendered text depends on: names the cache of rendered conversations."""
-        return f"{type(self).__module__}.{type(self).__qualname__}"
+        """What the rendered text depends on, all settings: names the cache of rendered conversations."""
+        return digest(state(self, self.left_out), self.version, self.made())
+
+    def made(self) -> list[Any]:
+        """Plain data that ``prepare`` made of files and of the tokenizer, and that the rendered text depends on."""
+        return []
 
 
 def answered(message: Message) -> bool:

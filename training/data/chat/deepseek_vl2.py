@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 from registry import register
 from training.data.chat.base import BOS, EOS, Chat, Message, Piece, answered
@@ -18,6 +19,8 @@ class DeepSeekVL2(Chat):
     of its own.
     """
 
+    version: ClassVar[int] = 2  # of the rule above; before, answers began with a space
+
     def __init__(self) -> None: ...
 
     def words(self) -> Iterable[str]:
@@ -34,6 +37,3 @@ class DeepSeekVL2(Chat):
 
     def header(self) -> list[Piece]:
         return [Piece(ASSISTANT, True), Piece(":")]
-
-    def identity(self) -> str:
-        return f"{super().identity()} 2"  # of the rule above; before, answers began with a space

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from interop import companions
 from registry import ConfigError, register
@@ -38,10 +37,12 @@ class Jinja(Chat):
         template: file of the template; null for the one beside the tokenizer
     """
 
+    left_out: ClassVar[Mapping[str, str]] = {"file": "its text is compared"}
+
     def __init__(self, template: str | None = None) -> None:
         self.file = template
         self._template: Template | None = None
-        self._text, self._words = "", dict[str, str]()
+        self._text, self._words, self._special = "", dict[str, str](), list[str]()
 
     def prepare(self, tokenizer: Tokenizer) -> None:
         require("lab", "jinja2", path="data.chat", value="jinja")
@@ -77,8 +78,8 @@ class Jinja(Chat):
     def template(self) -> str | None:
         return self._text if self.file else None
 
-    def identity(self) -> str:
-        return f"{super().identity()} {hashlib.sha256(self._text.encode()).hexdigest()}"
+    def made(self) -> list[Any]:
+        return [self._text, self._words, self._special]
 
     def _pieces(self, messages: Sequence[Message], tools: Tools, *, add_generation_prompt: bool) -> list[Piece]:
         """Render, then find the template's own special tokens; those in messages are hidden from it meanwhile."""

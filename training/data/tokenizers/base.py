@@ -6,8 +6,6 @@ pickle.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -17,11 +15,15 @@ import numpy.typing as npt
 
 from interop.tokenizer import COMPANIONS, SPECIAL
 from registry.errors import ConfigError
+from training.data.fingerprint import digest
 
 
 def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:
     """The smaller of two dtypes that holds every id, for tokens on disk."""
     return np.uint16 if vocab_size <= 2**16 else np.uint32
+
+
+LEFT_OUT = {COMPANIONS: "files that exports and templates use: a format that uses one has its text in its own identity"}
 
 
 def vocabulary_of(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,5 +144,6 @@ class Tokenizer(ABC):
         """The tokenizer described by ``to_json``'s result."""
 
     def fingerprint(self) -> str:
-        """Hexadecimal digest of the vocabulary if fitted, else of the arguments of ``fit``."""
-        return hashlib.sha256(json.dumps(vocabulary_of(self.to_json()), sort_keys=True).encode()).hexdigest()
+        """Hexadecimal digest of the whole state but ``LEFT_OUT``: if fitted of the vocabulary and the special tokens,
+        which formats write, else of the arguments of ``fit``."""
+        return digest({key: value for key, value in self.to_json().items() if key not in LEFT_OUT})
