@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from registry.errors import ConfigError
@@ -102,3 +107,78 @@ def test_parquet_gives_the_same_records(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist([json.loads(line) for line in lines]), tmp_path / "a.parquet")
     ours, theirs = (list(Conversations(str(tmp_path / f"a.{e}")).conversations("train")) for e in ("jsonl", "parquet"))
     assert [(c.messages, c.columns) for c in ours] == [(c.messages, c.columns) for c in theirs]
+
+
+# --- Parquet ----------------------------------------------------------------------------------------------------------
+
+WHEN = datetime(2020, 1, 2, 3, 4, 5)
+COLUMNS: dict[str, tuple[Any, Any]] = {  # of a type that JSON lacks → what is read of it
+    "timestamps": ([WHEN], "2020-01-02T03:04:05"),
+    "timestamps with a zone": (pa.array([WHEN], pa.timestamp("us", tz="UTC")), "2020-01-02T03:04:05+00:00"),
+    "nanoseconds": (pa.array([1234567890123456789], pa.timestamp("ns")), "2009-02-13T23:31:30.123456789"),
+    "dates": ([WHEN.date()], "2020-01-02"),
+    "times": ([WHEN.time()], "03:04:05"),
+    "durations": (pa.array([90_000], pa.duration("ms")), "0:01:30"),
+    "decimals": ([Decimal("1.250")], "1.250"),
+    "nested": ([{"a": [{"b": WHEN}]}], {"a": [{"b": "2020-01-02T03:04:05"}]}),
+    "maps": (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int32())), [["a", 1]]),
+    "a dictionary": (pa.array(["a"]).dictionary_encode(), "a"),
+    "large strings": (pa.array(["a"], pa.large_string()), "a"),
+}
+
+
+def parquet(folder: Path, **columns: Any) -> Path:
+    pyarrow.parquet.write_table(pa.table({"messages": [[USER, ANSWER]], **columns}), folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+def read(file: Path) -> Any:
+    corpus = Conversations(str(file), val_fraction=0, test_fraction=0)
+    corpus.check()
+    return json.loads(next(corpus.documents("train")))
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_columns_of_every_type_are_read_as_plain_data(tmp_path: Path, name: str) -> None:
+    values, expected = COLUMNS[name]
+    assert read(parquet(tmp_path, own=values))["columns"] == {"own": expected}
+
+
+def test_nulls_are_no_columns(tmp_path: Path) -> None:
+    assert read(parquet(tmp_path, a=pa.nulls(1), b=pa.array([None], pa.string())))["columns"] == {}
+
+
+def _empty(folder: Path) -> Path:
+    file = parquet(folder)
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(file).slice(0, 0), file)
+    return file
+
+
+def _spoilt(change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        file = parquet(folder)
+        file.write_bytes(change(file.read_bytes()))
+        return file
+
+    return make
+
+
+UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "bytes": (lambda folder: parquet(folder, own=[b"ab"]), "x.parquet:1': the column own holds bytes"),
+    "bytes in a struct": (lambda folder: parquet(folder, own=[{"a": b"ab"}]), "x.parquet:1': the column own holds"),
+    "pictures in the record": (lambda folder: parquet(folder, images=[[{"bytes": b"ab"}]]), "it has images"),
+    "truncated": (_spoilt(lambda held: held[: len(held) // 2]), "x.parquet': cannot be read as Parquet"),
+    "overwritten": (_spoilt(lambda held: held[:20] + b"\xff" * 99 + held[119:]), "cannot be read as Parquet"),
+    "of no bytes": (_spoilt(lambda held: b""), "cannot be read as Parquet"),
+    "not Parquet": (_spoilt(lambda held: b'{"messages": []}'), "cannot be read as Parquet"),
+    "without rows": (_empty, "the files hold no conversation"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_files_that_cannot_be_read_are_refused_in_one_message(tmp_path: Path, name: str) -> None:
+    make, rule = UNREADABLE[name]
+    with pytest.raises(ConfigError) as refusal:
+        read(make(tmp_path))
+    assert refusal.value.path == "data.corpus.files" and rule in str(refusal.value)
+    assert str(refusal.value).count("data.corpus.files") == 1

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +25,7 @@ from training.data.boxes import boxes, overlap
 from training.data.pages import Pages
 from training.data.picture_conversations import PictureConversations
 from training.data.picture_module import PictureDataModule
-from training.data.pictures import open_picture, tiles_of
+from training.data.pictures import PIXELS, Files, open_picture, tiles_of
 from training.data.tokenizers.bytes import Bytes
 
 IMAGE = 257
@@ -76,6 +79,95 @@ def test_pictures_of_every_mode_are_read_as_rgb(tmp_path: Path) -> None:
     turned[0x0112] = 6  # to be shown a quarter turn to the right
     page.save(tmp_path / "turned.jpg", exif=turned)
     assert open_picture(tmp_path / "turned.jpg").size == (20, 40)
+
+
+def gif(side: int) -> bytes:
+    """A picture of side² pixels in 35 bytes."""
+    size = struct.pack("<HH", side, side)
+    return b"GIF89a" + size + b"\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0" + size + b"\0\x02\x02D\x01\0;"
+
+
+def test_what_is_transparent_shows_white(tmp_path: Path) -> None:
+    half, palette = Image.new("RGBA", (2, 1), (200, 0, 0, 255)), Image.new("P", (2, 1), 1)
+    half.putpixel((1, 0), (0, 0, 0, 0))
+    palette.putpalette([0, 0, 0, 200, 0, 0])
+    palette.putpixel((1, 0), 0)
+    grey = Image.new("LA", (2, 1), (9, 255))
+    grey.putpixel((1, 0), (9, 0))
+    half.save(tmp_path / "a.png")
+    palette.save(tmp_path / "b.png", transparency=0)
+    palette.save(tmp_path / "c.gif", transparency=0)
+    grey.save(tmp_path / "d.png")
+    Image.new("L", (2, 1), 77).save(tmp_path / "e.png", transparency=77)
+    for name, first in (("a.png", 200), ("b.png", 200), ("c.gif", 200), ("d.png", 9), ("e.png", 255)):
+        found = open_picture(tmp_path / name)
+        assert found.mode == "RGB" and found.getpixel((1, 0)) == (255, 255, 255), name
+        assert found.getpixel((0, 0))[0] == first, name  # type: ignore[index]
+    half.putpixel((1, 0), (0, 0, 0, 51))
+    half.save(tmp_path / "a.png")
+    assert open_picture(tmp_path / "a.png").getpixel((1, 0)) == (204, 204, 204)
+
+
+def test_sixteen_bits_mean_what_the_file_declares(tmp_path: Path) -> None:
+    for most, value in ((65535, 255), (65535, 65535), (4095, 4095), (1000, 250)):
+        (tmp_path / "x.pgm").write_bytes(b"P5 2 1 %d\n" % most + struct.pack(">HH", value, 0))
+        assert abs(open_picture(tmp_path / "x.pgm").getpixel((0, 0))[0] - 255 * value / most) <= 1, (most, value)  # type: ignore[index]
+    for name, value in (("x.png", 4095), ("x.tif", 255)):
+        Image.fromarray(np.full((2, 2), value, dtype=np.uint16)).save(tmp_path / name)
+        with pytest.raises(ConfigError, match="declares 16 bits, and its largest value is"):
+            open_picture(tmp_path / name)
+    Image.fromarray(np.zeros((2, 2), dtype=np.uint16)).save(tmp_path / "black.png")
+    assert open_picture(tmp_path / "black.png").getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_what_is_no_ordinary_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, words in (
+        ("pipe.png", "no ordinary file"),
+        (".", "is a folder"),
+        ("a" * 5000, "cannot be found"),
+        ("a\0.png", "cannot be found"),
+        ("none.png", "does not exist"),
+        ("/dev/zero", "no ordinary file"),
+    ):
+        with pytest.raises(ConfigError, match=words) as caught:
+            open_picture(tmp_path / name)
+        assert len(str(caught.value)) < 600
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from registry import ConfigError
+from training.data.pictures import Files
+for path in map(Path, sys.argv[1:]):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        print(sum(1 for _ in Files("here", [path] * 4)))
+    except ConfigError as error:
+        print(error.rule)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_whatever_a_file_says(tmp_path: Path) -> None:
+    """A picture of 81 million pixels in 35 bytes is refused unopened; of four large ones, one is held at a time."""
+    (tmp_path / "bomb.gif").write_bytes(gif(9000))
+    Image.new("P", (5000, 5000)).save(tmp_path / "large.gif")
+    files = [str(tmp_path / name) for name in ("bomb.gif", "large.gif")]
+    found = subprocess.run([sys.executable, "-c", MEASURED, *files], capture_output=True, text=True, check=True)
+    refused, used, opened, used_by_large = found.stdout.splitlines()
+    assert refused == f"has more than {PIXELS:,} pixels" and int(used) < 40
+    assert opened == "4" and int(used_by_large) < 300  # megabytes; one takes 125, and the next while it is replaced
+
+
+def test_pixels_of_a_conversation_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradient(10, 10).save(tmp_path / "x.png")
+    monkeypatch.setattr("training.data.pictures.TOGETHER", 250)
+    with pytest.raises(ConfigError, match=r"chat.jsonl:3.*more than 250 pixels together"):
+        list(Files("chat.jsonl:3", [tmp_path / "x.png"] * 3))
+    assert len(list(Files("chat.jsonl:3", [tmp_path / "x.png"] * 2))) == 2
 
 
 def spoilt(tmp_path: Path, name: str) -> Path:
