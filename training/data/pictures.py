@@ -40,7 +40,7 @@ def no_file(path: Path) -> str:
 
 
 class Files(Sequence["Image"]):
-    """The pictures in files, each opened when it is asked for and kept by nobody: memory is that of one.
+    """The pictures in files, each opened when it is asked for and not kept: memory is that of one.
 
     Together they have at most ``TOGETHER`` pixels.
 
