@@ -2,28 +2,29 @@
 
 Both decoders are walked in parallel. A block that computes the same is copied; where a registered transplant serves,
 it makes the new weights; otherwise what has the same name and shape is copied, and the rest stays drawn. Every
-operation is recorded: which operator, exact or not, and how many numbers were copied, derived and drawn.
+operation is recorded: which operator, what it claims, and how many numbers were copied, derived and drawn. Then old and
+new read the same random tokens, and every claim is held to their logits (blocks/ledger.py).
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import registry
-from blocks.base import Block
-from blocks.cost import signature
-from blocks.decoder import LAYER_PARTS, Decoder, Layer
+from blocks.decoder import LAYER_PARTS, Decoder
 from blocks.growth.base import Growth
-from blocks.transplant.base import Setting, Transplant, Transplanted, shapes
+from blocks.ledger import DEPTH, Ledger, Operation, measured
+from blocks.mixed import FRAME, silence
+from blocks.settings import differences, shown
+from blocks.transplant.base import Setting, Transplant, Transplanted, left_drawn, shapes, unhandled
 from registry import BlockError, ConfigError, Node, Scope
 
-FRAME = ("embedding", "position", "norm", "head")
+SEEN = 64  # tokens by which a layer shows that it has no effect
 Named = tuple[str, Transplant]  # an operator and its name
 Batches = Iterable[Mapping[str, Tensor]]
 
@@ -45,38 +46,24 @@ class Step:
     operator: Transplant | None
 
 
-@dataclass(frozen=True)
-class Operation:
-    """What was done in one place.
-
-    Args:
-        path, name: as in ``Step``
-        exact: whether the block computes what the old one did
-        note: in a few words
-        copied, derived, drawn: parameters
-    """
-
-    path: str
-    name: str
-    exact: bool
-    note: str = ""
-    copied: int = 0
-    derived: int = 0
-    drawn: int = 0
-
-
 class _Copy(Transplant):
     """A block that computes the same."""
 
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
-        return signature(old) == signature(new)
+        return shapes(old) == shapes(new) and not differences(old, new)
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
         return Transplanted(old.state_dict(), frozenset(old.state_dict()), exact=True)
 
 
+class _Untie(_Copy):
+    """The matrix of the embedding becomes that of an output head."""
+
+    handles = ("name", "max_norm", "norm_type", "padding_idx", "scale_grad_by_freq", "sparse")
+
+
 class _Fit(Transplant):
-    """Another block, or other settings: copies what has the same name and shape."""
+    """Another block, or other settings: copies what has the same name and shape, and claims nothing."""
 
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
         return True
@@ -84,7 +71,7 @@ class _Fit(Transplant):
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
         there, here = old.state_dict(), shapes(new)
         same = {name: t for name, t in there.items() if here.get(name) == tuple(t.shape)}
-        note = "other settings" if len(same) == len(here) == len(there) else "what has the same name and shape"
+        note = "" if len(same) == len(here) == len(there) else "what has the same name and shape"
         return Transplanted(same, frozenset(same), exact=False, note=note)
 
 
@@ -114,8 +101,9 @@ def plan(old: Decoder, new: Decoder, named: Sequence[Named], growth: Growth) -> 
         growth: where the layers come from, if their numbers differ
 
     Raises:
-        ConfigError: several operators serve one block, or a named one serves none
+        ConfigError: several operators serve one block, a named one serves none, or the vocabulary is another
     """
+    _refuse_another_vocabulary(old, new)
     others = automatic()
     pairs = _pairs(old, new, growth)
     steps = [_step(path, source, old, new, named, others) for path, source in pairs]
@@ -124,6 +112,27 @@ def plan(old: Decoder, new: Decoder, named: Sequence[Named], growth: Growth) -> 
             rule = "serves no block that changes here"
             raise ConfigError("surgery.transplant", name, rule, "Leave it out, or change a block that it can make")
     return steps
+
+
+def _refuse_another_vocabulary(old: Decoder, new: Decoder) -> None:
+    there, here = old.config["vocab_size"], new.config["vocab_size"]
+    if there != here:
+        rule = f"is {there} in the trained model, and no operator makes weights for other tokens"
+        raise ConfigError("model.vocab_size", here, rule, f"Write model.vocab_size={there}")
+
+
+def changing(old: Decoder, new: Decoder, steps: Sequence[Step]) -> dict[str, str]:
+    """What surely changes, before there are weights: path of a block → why it will not be called exact."""
+    found = {}
+    for step in steps:
+        theirs, ours = None if step.source is None else _at(old, step.source), _at(new, step.path)
+        if step.operator is None or theirs is None or ours is None:
+            found |= {} if step.name == "copy" else {step.path: "nothing of the trained weights is kept"}
+        elif others := unhandled(step.operator, theirs, ours):
+            found[step.path] = f"other settings: {shown(others)}"
+        elif step.operator is FIT[1]:
+            found[step.path] = "only what has the same name and shape is copied"
+    return found
 
 
 def _pairs(old: Decoder, new: Decoder, growth: Growth) -> list[tuple[str, str | None]]:
@@ -141,7 +150,7 @@ def _step(
 ) -> Step:
     theirs, ours = None if source is None else _at(old, source), _at(new, path)
     if path == "head" and theirs is None and ours is not None:
-        return Step(path, "embedding", "untie", COPY[1])
+        return Step(path, "embedding", "untie", _Untie())
     if ours is None or theirs is None:
         return Step(path, None, "copy" if ours is theirs else "tie" if ours is None else "draw", None)
     if COPY[1].serves(theirs, ours):
@@ -170,12 +179,12 @@ def _at(decoder: Decoder, path: str) -> nn.Module | None:
 @torch.no_grad()
 def operate(
     old: Decoder, new: Decoder, steps: Sequence[Step], growth: Growth, batches: Callable[[], Batches], seed: int
-) -> list[Operation]:
-    """Fill the new decoder, in place, in the order of the steps.
+) -> Ledger:
+    """Fill the new decoder, in place, in the order of the steps, and measure what that changed.
 
     Args:
-        old: the trained decoder, on the CPU
-        new: the decoder to fill, initialised
+        old: the trained decoder, on the CPU, in fp32
+        new: the decoder to fill, initialised, in fp32: lower precision would hide what is exact
         steps: from ``plan``
         growth: as given to ``plan``
         batches: gives training text (``tokens``, and ``positions`` and ``segments`` if they have them); called once, if
@@ -190,32 +199,52 @@ def operate(
     around = new.config["max_positions"]
     done = [_apply(old, new, step, Setting(around, moments.get(step.source or ""), seed)) for step in steps]
     done += _silence(old, new, growth)
-    return [*done, *_settle(old, new)]
+    done = [*_settle(old, new, done), *_capped(old, new)]
+    return measured(old, new, growth, done)
 
 
 def _apply(old: Decoder, new: Decoder, step: Step, setting: Setting) -> Operation:
     block = _at(new, step.path)
     if block is None:
-        return Operation(step.path, step.name, exact=step.name == "copy")
+        return Operation(step.path, step.name, claimed=step.name == "copy")
     sizes = {name: parameter.numel() for name, parameter in block.named_parameters()}
-    if step.operator is None or step.source is None:
-        return Operation(step.path, step.name, exact=False, drawn=sum(sizes.values()))
+    source = None if step.source is None else _at(old, step.source)
+    if step.operator is None or source is None:
+        return Operation(step.path, step.name, claimed=False, drawn=sum(sizes.values()))
     try:
-        made = step.operator(_at(old, step.source), block, setting)  # type: ignore[arg-type]
+        made = step.operator(source, block, setting)
     except BlockError as error:
         where = f"model.{step.path.rpartition('.')[2]}.{error.parameter}"
         raise ConfigError(
             where, error.value, f"{error.rule} (to make {step.path} by {step.name})", error.remedy
         ) from None
-    own = block.state_dict()
-    for name, tensor in made.tensors.items():
-        own[name].copy_(tensor)
+    _put(block, step, made)
     copied = sum(n for name, n in sizes.items() if name in made.copied)
     drawn = sum(n for name, n in sizes.items() if name not in made.tensors) + made.drawn
     derived = sum(sizes.values()) - copied - drawn
     if derived < 0:  # what is drawn was counted as copied
         copied, derived = copied + derived, 0
-    return Operation(step.path, step.name, made.exact, made.note, copied, derived, drawn)
+    claimed, note = _claim(step.operator, source, block, made)
+    return Operation(step.path, step.name, claimed, note, copied, derived, drawn, differences(source, block))
+
+
+def _put(block: nn.Module, step: Step, made: Transplanted) -> None:
+    own = block.state_dict()
+    for name, tensor in made.tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            there = tuple(own[name].shape) if name in own else "nothing"
+            raise TypeError(
+                f"transplant {step.name} makes {name} of {tuple(tensor.shape)} for {step.path}, which has {there}"
+            )
+        own[name].copy_(tensor)
+
+
+def _claim(operator: Transplant, old: nn.Module, new: nn.Module, made: Transplanted) -> tuple[bool, str]:
+    """Whether the operator says that nothing changes, of what it knows, and a note."""
+    others, drawn = unhandled(operator, old, new), left_drawn(operator, new, made)
+    notes = [made.note, f"other settings: {shown(others)}" if others else ""]
+    notes.append(f"{drawn[0]} drawn" if drawn and made.exact else "")
+    return made.exact and not others and not drawn, "; ".join(note for note in notes if note)
 
 
 def _silence(old: Decoder, new: Decoder, growth: Growth) -> list[Operation]:
@@ -226,42 +255,56 @@ def _silence(old: Decoder, new: Decoder, growth: Growth) -> list[Operation]:
     silent = sorted(growth.silent(there, here))
     for i in silent:
         silence(new.layers[i])  # type: ignore[arg-type]
-    exact = here - there == len(silent) and all(_is_identity(new.layers[i], new.config["d_model"]) for i in silent)
+    claimed = here - there == len(silent) and all(_is_identity(new.layers[i], new.config) for i in silent)
     note = f"{there} → {here} layers, {len(silent)} of them begin without effect"
-    return [Operation("layers", type(growth).__name__.lower(), exact, note)]
+    return [Operation(DEPTH, type(growth).__name__.lower(), claimed, note)]
 
 
-def silence(layer: Layer) -> None:
-    """Bring to zero what a layer adds to the residual stream."""
-    for block in layer.modules():
-        for name in block.residual_outputs if isinstance(block, Block) else ():
-            block.get_parameter(name).zero_()
-            bias = dict(block.named_parameters()).get(name.replace("weight", "bias"))
-            if bias is not None:
-                bias.zero_()
+def _is_identity(layer: nn.Module, model: Mapping[str, Any]) -> bool:
+    """Whether a layer changes neither the stream nor what the layers above it are given besides."""
+    T = min(SEEN, model["max_positions"])
+    x, before = torch.randn(2, 1, T, model["d_model"], generator=torch.Generator().manual_seed(0))
+    tokens, positions = torch.zeros(1, T, dtype=torch.int64), torch.arange(T)[None]
+    carry = layer(before, tokens, positions)[2]
+    y, _, after = layer(x, tokens, positions, carry=carry)
+    same = all(after[name] is carry[name] or torch.equal(after[name], carry[name]) for name in after)
+    return torch.equal(y, x) and same
 
 
-def _is_identity(layer: nn.Module, d_model: int) -> bool:
-    x = torch.randn(1, 4, d_model, generator=torch.Generator().manual_seed(0))
-    tokens = torch.arange(4)[None]
-    return torch.equal(layer(x, tokens, tokens)[0], x)
+def _settle(old: Decoder, new: Decoder, done: Sequence[Operation]) -> list[Operation]:
+    """Divide by what the decoder itself multiplies by: the embeddings' scale, and the width of a tied head.
 
-
-def _settle(old: Decoder, new: Decoder) -> list[Operation]:
-    """Account for what the decoder itself multiplies by: the embeddings' scale, and the width of a tied head."""
-    done = []
+    Where that concerns parts which several operators made, they are one operation: none of them is exact alone.
+    """
     scale = old.embedding_scale / new.embedding_scale
     new.embedding.weight.mul_(scale)
-    if new.head is None:
-        ratio = scale * new.config["d_model"] / old.config["d_model"]
-        gain = dict(new.norm.named_parameters(recurse=False))
-        for parameter in gain.values():
-            parameter.div_(ratio)
-        if ratio != 1 and not gain:
-            done.append(Operation("norm", "fit", exact=False, note="it has no gain to divide a tied head's logits by"))
-    if old.logit_softcap != new.logit_softcap:
-        done.append(Operation("head", "fit", exact=False, note="another logit_softcap"))
-    return done
+    ratio = scale * new.config["d_model"] / old.config["d_model"] if new.head is None else 1.0
+    divided = ratio == 1 or _divide(new.norm, ratio)
+    frame = [o for o in done if o.path in FRAME]
+    if scale == ratio == 1 or (divided and len({o.name for o in frame if o.copied + o.derived + o.drawn}) == 1):
+        return list(done)
+    claimed = divided and all(o.claimed for o in frame)
+    note = "embeddings in another scale" if divided else "the norm has no gain to divide a tied head's logits by"
+    return [replace(o, name="rescale", claimed=claimed, note=o.note or note) if o in frame else o for o in done]
+
+
+def _divide(norm: nn.Module, ratio: float) -> bool:
+    """Divide what a norm gives by a number, by its own gains; whether that was possible."""
+    dim = next((len(p) for p in norm.parameters() if p.ndim == 1), 0)
+    x = torch.randn(4, dim, generator=torch.Generator().manual_seed(0)) if dim else None
+    before = None if x is None else norm(x)
+    for parameter in norm.parameters(recurse=False):
+        parameter.div_(ratio)
+    return x is not None and before is not None and torch.allclose(norm(x) * ratio, before, rtol=1e-5, atol=1e-6)
+
+
+def _capped(old: Decoder, new: Decoder) -> list[Operation]:
+    """Another bound of the output logits."""
+    pair = old.logit_softcap, new.logit_softcap
+    if pair[0] == pair[1]:
+        return []
+    found = {"logit_softcap": pair}
+    return [Operation("logit_softcap", "fit", claimed=False, note=f"other settings: {shown(found)}", settings=found)]
 
 
 @torch.no_grad()
@@ -286,35 +329,3 @@ def second_moments(decoder: Decoder, paths: Sequence[str], batches: Batches) -> 
         for hook in hooks:
             hook.remove()
     return {path: total / tokens for path, total in sums.items()}
-
-
-# --- one operator at a time -------------------------------------------------------------------------------------------
-
-
-def mixed(old: Decoder, new: Decoder, growth: Growth, paths: Iterable[str]) -> Decoder:
-    """The old decoder with some blocks of the new one, to see what each operator changes; shares their weights.
-
-    Args:
-        old, new: before and after ``operate``
-        growth: as given to ``plan``
-        paths: of the blocks of the new decoder; ``layers`` for its depth alone
-    """
-    taken, there, here = set(paths), len(old.layers), len(new.layers)
-    sources, silent = range(there), frozenset[int]()
-    if there != here and any(path.startswith("layers") for path in taken):
-        sources, silent = growth.sources(there, here), growth.silent(there, here)  # type: ignore[assignment]
-    layers = [copy.deepcopy(old.layers[j]) if i in silent else old.layers[j] for i, j in enumerate(sources)]
-    with torch.no_grad():
-        for i in silent:
-            silence(layers[i])  # type: ignore[arg-type]
-    probe = copy.copy(old)
-    probe._modules = dict(old._modules)
-    probe.layers = nn.ModuleList(
-        Layer(*(getattr(new.layers[i] if f"layers.{i}.{part}" in taken else layer, part) for part in LAYER_PARTS))
-        for i, layer in enumerate(layers)
-    )
-    for name in taken.intersection(FRAME):
-        setattr(probe, name, getattr(new, name))
-    if "embedding" in taken:
-        probe.embedding_scale = new.embedding_scale
-    return probe

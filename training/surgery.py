@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,39 @@ if TYPE_CHECKING:
 
     from blocks.decoder import Decoder
     from blocks.growth.base import Growth
-    from blocks.surgery import Named, Operation, Step
+    from blocks.ledger import Ledger
+    from blocks.surgery import Named, Step
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a surgery will do, before there are weights.
+
+    Args:
+        grown: how the depth changes, in words
+        steps: which operator makes each block
+        changes: path of a block that will not be exact → why
+    """
+
+    grown: list[str]
+    steps: Sequence[Step]
+    changes: Mapping[str, str]
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether some operator learns from training text."""
+        return any(step.operator is not None and step.operator.reads_inputs for step in self.steps)
+
+    def report(self) -> list[str]:
+        """Which operator makes what, and what surely changes; empty if nothing is made."""
+        paths = defaultdict(list)
+        for step in self.steps:
+            paths[step.name, self.changes.get(step.path, "")].append(step.path)
+        return self.grown + [
+            f"{name}: {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else "") + (why and f", {why}")
+            for (name, why), found in paths.items()
+            if name != "copy"
+        ]
 
 
 @enforced("surgery")
@@ -29,7 +63,8 @@ class Surgery:
         transplant: an operator that is preferred where it serves, by its name or with its options, or a list of them;
             null: the registered one that serves
         growth: where layers come from if there are more or fewer
-        exact: whether to refuse operators that change what the model computes
+        exact: whether to refuse a model that computes something else than the trained one: what no operator claims to
+            keep, and what a measurement on random tokens shows to differ
         batches: batches of training text from which operators learn what their block reads
     """
 
@@ -62,67 +97,81 @@ class Surgery:
             named.append((name, build(node, "surgery.transplant")))
         return plan(old, new, named, self.growth)
 
-    def check(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-        """Plan without weights, and say which operator makes what.
+    def check(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> Outline:
+        """Plan without weights.
 
         Args:
             there: composition of the trained model
             here: that of the model to fill
 
         Raises:
-            ConfigError: as ``plan``
+            ConfigError: as ``plan``; or something surely changes, and must not
         """
         from blocks.compose import compose
+        from blocks.surgery import changing
 
         old, new = compose(there, device="meta"), compose(here, device="meta")
-        paths = defaultdict(list)
-        for step in self.plan(old, new):
-            paths[step.name].append(step.path)
+        steps = self.plan(old, new)
+        changes = changing(old, new, steps)
+        if self.exact:
+            for path, why in changes.items():
+                raise _inexact(f"{path} may compute something else ({why})")
         grown = [] if len(old.layers) == len(new.layers) else [f"{len(old.layers)} → {len(new.layers)} layers"]
-        return grown + [
-            f"{name}: {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else "")
-            for name, found in paths.items()
-            if name != "copy"
-        ]
+        return Outline(grown, steps, changes)
 
     def fill(
-        self, new: Decoder, start: Path, text: Callable[[], Iterable[Mapping[str, Tensor]]], seed: int
-    ) -> tuple[Decoder, list[Operation]]:
-        """Fill a decoder, initialised, in place.
+        self,
+        new: Decoder,
+        start: Path,
+        text: Callable[[], Iterable[Mapping[str, Tensor]]],
+        seed: int,
+        tell: Callable[[Decoder, Ledger], None],
+    ) -> None:
+        """Fill a decoder, initialised, in place, and measure what that changed.
 
         Args:
-            new: the decoder, on the CPU
+            new: the decoder, on the CPU; of lower precision, it is filled and measured in fp32, and then rounded
             start: a run's folder, a checkpoint or an imported folder
             text: gives batches of training text
             seed: of what operators draw
-
-        Returns:
-            the old decoder, and what was done
+            tell: given the old decoder and the ledger, before anything is refused for it
 
         Raises:
             ConfigError: as ``plan``; a size does not suit an operator; or it is not exact and has to be
         """
+        import torch
+
+        from blocks.precision import built_in_full_precision
         from blocks.surgery import operate
         from interop.source import load
 
-        old = load(start)
-        steps = self.plan(old, new)
-        done = operate(old, new, steps, self.growth, lambda: itertools.islice(text(), self.batches), seed)
+        with built_in_full_precision(), torch.no_grad():
+            lowered = any(parameter.dtype != torch.float32 for parameter in new.parameters())
+            old, full = load(start), copy.deepcopy(new).to(torch.float32) if lowered else new
+            steps = self.plan(old, full)
+            ledger = operate(old, full, steps, self.growth, lambda: itertools.islice(text(), self.batches), seed)
+            if lowered:
+                new.load_state_dict(full.state_dict())
+        tell(old, ledger)
         if self.exact:
-            refuse_inexact(done)
-        return old, done
+            refuse_inexact(ledger)
 
 
-def refuse_inexact(done: Sequence[Operation]) -> None:
-    """Refuse operations that change what the model computes.
+def refuse_inexact(ledger: Ledger) -> None:
+    """Refuse a model that computes something else than the trained one, or that is too large to be compared with it.
 
     Raises:
         ConfigError: at ``surgery.exact``
     """
-    for operation in done:
-        if not operation.exact:
+    if ledger.errors:
+        raise _inexact(ledger.errors[0])
+    for operation in ledger.operations:
+        if not operation.claimed:
             why = f" ({operation.note})" if operation.note else ""
-            rule = f"{operation.name} changes what {operation.path} computes{why}"
-            raise ConfigError(
-                "surgery.exact", True, rule, "Write surgery.exact=false, or choose sizes that lose nothing"
-            )
+            raise _inexact(f"{operation.name} changes what {operation.path} computes{why}")
+    if not ledger.exact:
+        raise _inexact("the models are too large to be compared here, and what is not measured is not called exact")
+
+
+def _inexact(rule: str) -> ConfigError:
+    return ConfigError("surgery.exact", True, rule, "Write surgery.exact=false, or choose settings that lose nothing")

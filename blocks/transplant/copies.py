@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from torch import nn
 
 from blocks.ffn.moe import MoE
@@ -17,6 +20,15 @@ class Copies(Upcycle):
     the same sum s, by which the outputs are divided: 1 for ``topk_softmax``, ``scaling`` for a renormalised gate.
     Copies part slowly; ``drop`` makes them differ from the start.
     """
+
+    example: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = (
+        {},
+        {
+            "ffn": {"name": "moe", "n_experts": 4},
+            "experts": {"name": "swiglu", "d_ff": 48},
+            "gating": {"name": "topk_softmax", "top_k": 2},
+        },
+    )
 
     def suits(self, old: SwiGLU, new: MoE) -> bool:
         return new.shared is None and width(new.experts) == old.down.in_features

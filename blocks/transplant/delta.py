@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import nn
 
@@ -19,6 +22,13 @@ class Delta(Transplant):
     Convolutions see the current token only. Decay, strength and output gate are drawn. Never exact: recover it with
     ``task=distill``, layers first.
     """
+
+    handles: ClassVar[tuple[str, ...]] = (
+        *("name", "head_dim", "n_kv_heads", "position", "scale", "window", "values", "selector", "scores", "qk_norm"),
+        *("v_head_dim", "shared_by", "reach", "query_conv", "key_conv", "value_conv", "strength", "decay", "norm"),
+        "output_gate",
+    )
+    example: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = ({}, {"attention": {"name": "kda", "n_heads": 4}})
 
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
         return isinstance(old, GroupedAttention) and isinstance(new, GatedDelta)

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from blocks.attention.grouped import GroupedAttention
-from blocks.cost import signature
-from blocks.transplant.base import Setting, Transplant, Transplanted
+from blocks.transplant.base import Setting, Transplant, Transplanted, shapes, unhandled
 from blocks.values.value_residual import ValueResidual
 from registry import register
 
@@ -18,13 +18,14 @@ FACTORS = "values.factors"
 class FirstValues(Transplant):
     """An attention → the same with ``values: value_residual``: λ₁ begins at 1, λ₂ at 0, which is exact."""
 
+    handles: ClassVar[tuple[str, ...]] = ("values",)
+    example: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = ({}, {"values": {"name": "value_residual"}})
+
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
         if not isinstance(old, GroupedAttention) or not isinstance(new, GroupedAttention) or old.values is not None:
             return False
-        bare = copy.copy(new)
-        bare._modules = {name: module for name, module in new._modules.items() if name != "values"}
-        bare.values = None
-        return isinstance(new.values, ValueResidual) and signature(bare) == signature(old)
+        here = {name: shape for name, shape in shapes(new).items() if name != FACTORS}
+        return isinstance(new.values, ValueResidual) and here == shapes(old) and not unhandled(self, old, new)
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
         copied = old.state_dict()

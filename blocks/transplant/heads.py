@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from blocks.attention.grouped import GroupedAttention
@@ -12,6 +14,8 @@ PARTS = ("key.weight", "value.weight", "key.bias", "value.bias")
 
 class Heads(Transplant):
     """Keys and values of another number of heads; everything else is copied."""
+
+    handles: ClassVar[tuple[str, ...]] = ("n_kv_heads",)
 
     def suits(self, there: int, here: int) -> bool:
         """Whether so many heads can become so many."""
@@ -24,9 +28,10 @@ class Heads(Transplant):
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
         if not (isinstance(old, GroupedAttention) and isinstance(new, GroupedAttention)):
             return False
-        same = old.head_dim == new.head_dim and old.window == new.window
-        rest = [{n: s for n, s in shapes(block).items() if n not in PARTS} for block in (old, new)]
-        return same and rest[0] == rest[1] and self.suits(old.n_kv_heads, new.n_kv_heads)
+        there, here = shapes(old), shapes(new)
+        rest = [{n: s for n, s in block.items() if n not in PARTS} for block in (there, here)]
+        same = old.head_dim == new.head_dim and there.keys() == here.keys() and rest[0] == rest[1]
+        return same and self.suits(old.n_kv_heads, new.n_kv_heads)
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
         assert isinstance(old, GroupedAttention) and isinstance(new, GroupedAttention)

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from blocks.norm.none import NoNorm
 from blocks.position.base import Position
 from blocks.position.rope import RoPE
 from blocks.position.rope_chosen import RoPEChosen
+from blocks.settings import computes_alike, differences
 from blocks.transplant.base import Setting, Transplant, Transplanted
 from registry import BlockError, register
 
@@ -62,6 +64,26 @@ class Latent(Transplant):
         rank_from: ``activations``: E[x xᵀ] is measured on training text; ``weights``: it is the identity
     """
 
+    handles: ClassVar[tuple[str, ...]] = (
+        *("name", "head_dim", "n_kv_heads", "scale", "key", "value", "query"),
+        *("n_heads", "nope", "rope", "v_head_dim", "latent", "kv_down", "kv_up", "kv_norm", "position"),
+    )
+    example: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = (
+        {},
+        {
+            "attention": {
+                "name": "mla",
+                "n_heads": 4,
+                "kv_lora_rank": 16,
+                "kv_norm": "none",
+                "qk_nope_head_dim": 8,
+                "qk_rope_head_dim": 16,
+                "v_head_dim": 8,
+                "position": {"name": "rope_chosen", "of_dim": 8},
+            }
+        },
+    )
+
     def __init__(self, rank_from: Literal["activations", "weights"] = "activations") -> None:
         self.rank_from = rank_from
 
@@ -93,8 +115,8 @@ class Latent(Transplant):
             "kv_up.weight": torch.cat((key_up[group], padding, value_up[group]), 1).flatten(0, 1),
             "output.weight": old.output.weight,
         }
-        same_bias = type(old.position).bias is type(new.position).bias
-        exact = kept > 1 - NEGLIGIBLE and turning.complete and isinstance(new.kv_norm, NoNorm) and same_bias
+        exact = kept > 1 - NEGLIGIBLE and turning.complete and isinstance(new.kv_norm, NoNorm)
+        exact = exact and _same_positions(old.position, new.position)
         tensors |= _gain("kv_norm", new.kv_norm, down, inputs)
         if isinstance(new.query, nn.Linear):
             tensors["query.weight"] = queries
@@ -144,6 +166,12 @@ def dims(position: Any, width: int) -> Tensor:
         return torch.empty(2, 0, dtype=torch.int64)
     half = torch.arange(min(width, position.rotary_dim) // 2)
     return torch.stack((2 * half, 2 * half + 1) if position.interleaved else (half, half + len(half)))
+
+
+def _same_positions(there: Position, here: Position) -> bool:
+    """Whether nothing but the choice of pairs differs: both only turn them, or both are one block with its settings."""
+    turns = [any(computes_alike(type(each), cls) for cls in (RoPE, RoPEChosen)) for each in (there, here)]
+    return all(turns) or not differences(there, here)
 
 
 def _choose(there: Any, here: Any, q: Tensor, k: Tensor, group: Tensor, inputs: Tensor) -> Turning:

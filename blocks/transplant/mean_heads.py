@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from torch import Tensor
 
 from blocks.transplant.base import Transplanted
@@ -13,6 +16,8 @@ class MeanHeads(Heads):
 
     Ainslie et al. 2023, arXiv 2305.13245, recover it with 5 % of the pre-training.
     """
+
+    example: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = ({}, {"attention": {"name": "mqa", "n_heads": 4}})
 
     def suits(self, there: int, here: int) -> bool:
         return here < there and there % here == 0

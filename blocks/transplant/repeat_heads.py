@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from torch import Tensor
 
 from blocks.transplant.base import Transplanted
@@ -10,6 +13,8 @@ from registry import register
 @register("transplant", "repeat_heads")
 class RepeatHeads(Heads):
     """Grouped-query attention → more heads of keys and values (gqa → mha), each a copy. Exact."""
+
+    example: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = ({}, {"attention": {"name": "mha", "n_heads": 4}})
 
     def suits(self, there: int, here: int) -> bool:
         return here > there and here % there == 0

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import copy
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import nn
 
 from blocks.attention.base import Attention
-from blocks.cost import signature
 from blocks.selector.base import Selector
-from blocks.transplant.base import Setting, Transplant, Transplanted, shapes
+from blocks.transplant.base import Setting, Transplant, Transplanted, shapes, unhandled
 from registry import register
 
 
@@ -20,10 +19,23 @@ class AnotherSelector(Transplant):
     where neither leaves out a key of the longest sequence.
     """
 
+    handles: ClassVar[tuple[str, ...]] = ("selector",)
+    example: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = (
+        {},
+        {
+            "attention": {
+                "name": "gqa",
+                "n_heads": 4,
+                "n_kv_heads": 2,
+                "selector": {"name": "dsa", "n_heads": 2, "head_dim": 8, "top_k": 5, "dense": True},
+            }
+        },
+    )
+
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
         both = isinstance(old, Attention) and isinstance(new, Attention)
         chooses = any(isinstance(getattr(block, "selector", None), Selector) for block in (old, new))
-        return both and chooses and signature(_without(old)) == signature(_without(new))
+        return both and chooses and _around(old) == _around(new) and not unhandled(self, old, new)
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
         here = shapes(new)
@@ -34,9 +46,6 @@ class AnotherSelector(Transplant):
         return Transplanted(tensors, frozenset(tensors), exact, note)
 
 
-def _without(block: nn.Module) -> nn.Module:
-    """The block without its selector; shares everything else."""
-    bare = copy.copy(block)
-    bare.__dict__.pop("selector", None)
-    bare._modules = {name: module for name, module in block._modules.items() if name != "selector"}
-    return bare
+def _around(block: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of all but the selector."""
+    return {name: shape for name, shape in shapes(block).items() if not name.startswith("selector.")}

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import nn
 
 from blocks.ffn.moe import MoE
 from blocks.ffn.swiglu import SwiGLU
 from blocks.transplant.base import Setting, Transplanted, shapes
-from blocks.transplant.upcycle import Upcycle
+from blocks.transplant.upcycle import Upcycle, is_plain
 from registry import register
 
 
@@ -18,8 +21,17 @@ class Shared(Upcycle):
     low-rank adapters.
     """
 
+    example: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = (
+        {},
+        {
+            "ffn": {"name": "moe", "n_experts": 4, "shared": {"name": "swiglu", "d_ff": 48}},
+            "experts": {"name": "swiglu", "d_ff": 16},
+            "gating": {"name": "topk_softmax", "top_k": 2},
+        },
+    )
+
     def suits(self, old: SwiGLU, new: MoE) -> bool:
-        return isinstance(new.shared, SwiGLU) and shapes(new.shared) == shapes(old)
+        return is_plain(new.shared, SwiGLU) and shapes(new.shared) == shapes(old)  # type: ignore[arg-type]
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
         copied = {f"shared.{name}": tensor for name, tensor in old.state_dict().items()}

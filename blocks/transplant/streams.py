@@ -1,19 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from torch import nn
 
-from blocks.cost import signature
-from blocks.norm.layernorm import LayerNorm
-from blocks.norm.rmsnorm import RMSNorm
-from blocks.norm.rmsnorm1p import RMSNorm1p
 from blocks.residual.attention_residual import AttentionResidual
 from blocks.residual.prenorm import PreNorm
 from blocks.residual.streams import Streams
-from blocks.transplant.base import Setting, Transplant, Transplanted
+from blocks.transplant.base import Setting, Transplant, Transplanted, shapes
 from registry import register
 
 NORMS = ("attention_norm", "ffn_norm")
-SCALE_FREE = (RMSNorm, LayerNorm, RMSNorm1p)  # the same whatever the scale of what they read, but for eps
 
 
 @register("transplant", "streams")
@@ -22,19 +20,25 @@ class FromPreNorm(Transplant):
 
     The norms are copied, and the connections stay as they begin, at which these blocks compute what ``prenorm`` does:
     what is read from equal streams adds up to one of them, each output is written once to each, and mixing leaves equal
-    streams equal. Attention over the depth begins as the mean of the sources, their sum but for a scale: exact with
-    norms that do not see it, the final one included.
+    streams equal. Attention over the depth begins as the mean of the sources, their sum but for a scale: not exact,
+    since even a norm that divides by the scale adds its eps before; the ledger says how far off that is.
     """
+
+    handles: ClassVar[tuple[str, ...]] = (
+        *("name", "streams", "closing", "mixing", "attention_connection", "ffn_connection"),
+        *("starts", "eps", "attention_query", "ffn_query", "closing_query"),
+    )
+    example: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = ({}, {"residual": {"name": "mhc"}})
 
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
         if type(old) is not PreNorm or not isinstance(new, Streams | AttentionResidual):
             return False
-        return all(signature(getattr(old, norm)) == signature(getattr(new, norm)) for norm in NORMS)
+        return all(shapes(getattr(old, norm)) == shapes(getattr(new, norm)) for norm in NORMS)
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
         copied = old.state_dict()
         begun = {name: tensor for name, tensor in new.state_dict().items() if name.split(".")[0] not in NORMS}
         drawn = sum(t.numel() for name, t in begun.items() if name.endswith("connection.weight"))
-        exact = isinstance(new, Streams) or all(isinstance(getattr(new, norm), SCALE_FREE) for norm in NORMS)
-        note = "connections begin as one stream's"
+        exact = isinstance(new, Streams)
+        note = "connections begin as one stream's" if exact else "reads the mean of what was added up"
         return Transplanted({**begun, **copied}, frozenset(copied), exact, note, drawn)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -9,9 +11,13 @@ from blocks.experts.swiglu import SwiGLUExperts
 from blocks.ffn.moe import MoE
 from blocks.ffn.swiglu import SwiGLU
 from blocks.gating.base import Gating
+from blocks.settings import computes_alike
 from blocks.transplant.base import Transplant
 
 PROBES, SAME = 64, 1e-4  # random tokens that a gate weighs, and how equal the sums of its weights must be
+
+
+DENSE_PARTS = ("gate", "up", "down")
 
 
 class Upcycle(Transplant):
@@ -20,13 +26,20 @@ class Upcycle(Transplant):
     Komatsuzaki et al. 2022, arXiv 2212.05055, begin from copies.
     """
 
+    handles: ClassVar[tuple[str, ...]] = ("name", *DENSE_PARTS, "gating", "experts", "shared")
+
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
-        mixture = isinstance(old, SwiGLU) and isinstance(new, MoE) and isinstance(new.experts, SwiGLUExperts)
+        mixture = is_plain(old, SwiGLU) and isinstance(new, MoE) and is_plain(new.experts, SwiGLUExperts)
         return mixture and self.suits(old, new)  # type: ignore[arg-type]
 
     def suits(self, old: SwiGLU, new: MoE) -> bool:
         """Whether their widths suit."""
         raise NotImplementedError
+
+
+def is_plain(block: Any, cls: type) -> bool:
+    """Whether a block computes as this class does: a class that derives from it may add to it."""
+    return isinstance(block, cls) and computes_alike(type(block), cls)
 
 
 def width(experts: nn.Module) -> int:

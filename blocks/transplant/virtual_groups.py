@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +23,15 @@ class VirtualGroups(Upcycle):
     token's weights, and the outputs are multiplied by G/s. Exact if s is the same for all tokens. Expert c·G + i is
     shard i of copy c.
     """
+
+    example: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = (
+        {},
+        {
+            "ffn": {"name": "moe", "n_experts": 8},
+            "experts": {"name": "swiglu", "d_ff": 24},
+            "gating": {"name": "topk_softmax", "top_k": 2},
+        },
+    )
 
     def suits(self, old: SwiGLU, new: MoE) -> bool:
         F, f = old.down.in_features, width(new.experts)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -25,12 +28,21 @@ class Widen(Transplant):
     not stay in order.
     """
 
+    handles: ClassVar[tuple[str, ...]] = ("n_kv_heads",)
+    example: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = (
+        {},
+        {
+            "d_model": 64,
+            "attention": {"name": "gqa", "n_heads": 8, "n_kv_heads": 4},
+            "ffn": {"name": "swiglu", "d_ff": 96},
+        },
+    )
+
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
         if type(old) is not type(new) or not isinstance(old, WIDENED):
             return False
         stacks = any(isinstance(m, Experts) for m in new.modules())
-        heads = getattr(old, "head_dim", None) == getattr(new, "head_dim", None)
-        return heads and not stacks and _ratio(old, new) > 1
+        return not stacks and _ratio(old, new) > 1 and _heads(old) == _heads(new)
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
         wanted, tensors = shapes(new), {}
@@ -39,6 +51,13 @@ class Widen(Transplant):
             times = [here // there for there, here in zip(tensor.shape, wanted[name], strict=True)]
             tensors[name] = _repeated(tensor, times) / (times[-1] if name in shrinks else 1)
         return Transplanted(tensors, frozenset(tensors), exact=True, note=f"{_ratio(old, new)} copies side by side")
+
+
+def _heads(block: nn.Module) -> tuple[int, int] | None:
+    """Width of a head, and how many query heads share one of keys; None for no attention."""
+    if not isinstance(block, GroupedAttention):
+        return None
+    return block.head_dim, block.query.out_features // block.key.out_features
 
 
 def _repeated(tensor: Tensor, times: list[int]) -> Tensor:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from torch import nn
 
 from blocks.attention.grouped import GroupedAttention
@@ -14,6 +17,12 @@ class Window(Transplant):
     Exact if no sequence is longer than either window. Beltagy et al. 2020 (Longformer), arXiv 2004.05150, do the
     reverse of it to extend a context.
     """
+
+    handles: ClassVar[tuple[str, ...]] = ("window",)
+    example: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = (
+        {},
+        {"attention": {"name": "sliding_window", "n_heads": 4, "n_kv_heads": 2, "window": 64}},
+    )
 
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
         grouped = isinstance(old, GroupedAttention) and isinstance(new, GroupedAttention)

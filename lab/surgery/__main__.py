@@ -2,8 +2,9 @@
 
 OVERRIDES change the composition of RUN, as train.py takes them (model/attention=mla model.ffn.n_experts=8), and choose
 operators (surgery/transplant=drop surgery.exact=true). The ledger says for every operator, before a token is trained,
-whether it is exact, and how many parameters it copies, derives and draws; with --ledger also the largest differences of
-logits and loss on validation text. OUT is a folder to start from: train.py init_from=OUT model=pretrained.
+how far it moves the logits on random tokens, whether it is exact, and how many parameters it copies, derives and draws;
+with --ledger also the difference of the loss on validation text. OUT is a folder to start from: train.py init_from=OUT
+model=pretrained.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from blocks.checkpoint.read import PREFIX
 from blocks.compose import check, compose
 from blocks.decoder import Decoder
 from blocks.kernels.cross_entropy import IGNORED
+from blocks.ledger import Ledger
 from blocks.plugins import distributions
 from interop import origin
 from interop.exporting import write_tokenizer
@@ -43,10 +44,12 @@ from registry.command import Parser, run_command
 from registry.printing import show
 from registry.quoting import quoted
 from training.configuration.composing import compose_config
-from training.configuration.instantiate import instantiate
+from training.configuration.instantiate import check_target, instantiate
 from training.configuration.named_model import composition_of
-from training.surgery import Surgery, refuse_inexact
+from training.surgery import Surgery
 
+OBEYED = r"[+~]*(model|surgery|seed|hydra)\b"  # overrides that have an effect here
+USUAL_WINDOWS = 64
 MAX_BYTES = 5 * 10**9  # of a file of weights
 Text = Callable[[], Iterable[Mapping[str, Tensor]]]
 
@@ -63,7 +66,26 @@ def requested(run: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Surg
     model, settings = (
         OmegaConf.to_container(node, resolve=True, enum_to_str=True) for node in (cfg.model, cfg.surgery)
     )
+    check_target(settings, "surgery")
     return check(composition_of(model)), instantiate(settings, "surgery"), cfg.seed
+
+
+def _refuse_without_effect(words: Any) -> None:
+    """Refuse what this command would read and not obey.
+
+    Raises:
+        ConfigError
+    """
+    for override in words.overrides:
+        if not re.match(OBEYED, override):
+            key, _, value = override.partition("=")
+            rule = "changes neither the composition nor the surgery, and nothing is trained here"
+            raise ConfigError(key, value, rule, "Leave it out, or give it to the run that starts from OUT")
+    if words.windows is not None and not words.ledger:
+        raise ConfigError("--windows", words.windows, "counts the text that --ledger reads", "Add --ledger")
+    if words.length is not None and not words.text:
+        rule = "cuts the files of --text, and the text of RUN has windows of its own"
+        raise ConfigError("--length", words.length, rule, "Add --text FILE")
 
 
 def texts(
@@ -117,11 +139,11 @@ def _parser() -> Parser:
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder, a checkpoint, or an imported folder")
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="of the composition, and of surgery")
     parser.add_argument("--out", metavar="OUT", type=Path, help="folder to write; must not exist, or be empty")
-    parser.add_argument("--ledger", action="store_true", help="measure logits and loss on validation text")
+    parser.add_argument("--ledger", action="store_true", help="measure the loss on validation text too")
     parser.add_argument("--text", action="append", type=Path, default=[], metavar="FILE", help="instead of RUN's own")
     usual = f"tokens of a window of --text; default {USUAL}, or all that the model reads if fewer"
     parser.add_argument("--length", type=int, metavar="N", help=usual)
-    parser.add_argument("--windows", type=int, default=64, metavar="N", help="windows to measure on; default 64")
+    parser.add_argument("--windows", type=int, metavar="N", help=f"that --ledger reads; default {USUAL_WINDOWS}")
     parser.add_argument("--json", action="store_true", help="print plain numbers")
     return parser
 
@@ -136,23 +158,31 @@ def main(arguments: Sequence[str]) -> None:
     for name in ("length", "windows"):
         if (given := getattr(words, name)) is not None and given < 1:
             raise ConfigError(f"--{name}", given, "must be at least 1", "Leave it out")
+    _refuse_without_effect(words)
     registry.load()
     model, surgery, seed = requested(words.run, words.overrides)
-    surgery.check(read_composition(words.run), model)
-    text, windows = texts(words.run, words.text, words.length, words.windows, surgery.batches, words.ledger)
+    learns = surgery.check(read_composition(words.run), model).reads_text
+    if words.text and not (words.ledger or learns):
+        rule = "is read by no operator of this surgery"
+        raise ConfigError("--text", str(words.text[0]), rule, "Add --ledger to measure the loss on it, or leave it out")
+    most = words.windows or USUAL_WINDOWS
+    text, windows = texts(words.run, words.text, words.length, most, surgery.batches, words.ledger)
     new = compose(model, seed=seed).eval()
-    old, done = surgery.fill(new, words.run, text, seed)
-    found = rows(old, new, surgery.growth, done, windows)
-    context = usual_context([old, new])
-    before, after = costs(old.config, context), costs(new.config, context)
-    if words.json:
-        print(json.dumps(plain(found, before, after, context), indent=1))
-    else:
-        scored = sum(int((targets != IGNORED).sum()) for _, targets in windows)
-        show(table(found, scored))
-        show(cost_table(before, after, context))
-    if surgery.exact and (wrong := next((row for row in found if row.disproved), None)):
-        refuse_inexact([replace(o, exact=o.name != wrong.operator) for o in done])
+
+    def tell(old: Decoder, ledger: Ledger) -> None:
+        """Before a refusal."""
+        found = rows(old, new, surgery.growth, ledger, windows)
+        context = usual_context([old, new])
+        before, after = costs(old.config, context), costs(new.config, context)
+        if words.json:
+            print(json.dumps(plain(found, ledger, before, after, context), indent=1))
+        else:
+            show(table(found, ledger, sum(int((targets != IGNORED).sum()) for _, targets in windows)))
+            show(cost_table(before, after, context))
+        for error in ledger.errors:
+            print(f"error of an operator: {error}", file=sys.stderr)
+
+    surgery.fill(new, words.run, text, seed, tell)
     if words.out is not None:
         write(words.out, words.run, new)
         print(f"Wrote {words.out}. Start from it: {shlex.join(['python', 'train.py', *start_from(words.out)])}")

@@ -1,9 +1,9 @@
-"""The ledger of a surgery: what each operator did, whether it is exact, and what it costs, before any training."""
+"""The ledger of a surgery as a table: what each operator did, whether it is exact, and what it costs, untrained."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,12 +15,10 @@ from blocks.cost import cache_bytes, count_parameters, forward_flops_per_token
 from blocks.decoder import Decoder
 from blocks.growth.base import Growth
 from blocks.kernels.cross_entropy import IGNORED
-from blocks.surgery import Operation, mixed
+from blocks.ledger import DEPTH, TOGETHER, TOLERANCE, Ledger, Line
+from blocks.mixed import grown, mixed
 from lab.cache_loss import Window
 from lab.card import in_bytes
-
-ROUNDING = 1e-3  # of logits: what is called exact and differs by more is not
-TOTAL = "all together"
 
 
 @dataclass(frozen=True)
@@ -28,69 +26,57 @@ class Row:
     """One operator.
 
     Args:
-        operator: its name
-        blocks: how many it made
-        exact: whether it leaves the outputs alone, up to rounding
-        note: of its first block
-        copied, derived, drawn: parameters
-        logits: largest difference of a logit on the text, with this operator alone; None if not measured
-        loss: difference of the mean loss on the text, in nats a token; None if not measured
+        line: of the ledger: its claim, and the measurement on random tokens
+        loss: difference of the mean loss on the text with this operator alone, in nats a token; None if not measured
     """
 
-    operator: str
-    blocks: int
-    exact: bool
-    note: str
-    copied: int
-    derived: int
-    drawn: int
-    logits: float | None = None
+    line: Line
     loss: float | None = None
 
+    def count(self, key: str) -> int:
+        """Parameters that are ``copied``, ``derived`` or ``drawn``."""
+        return sum(getattr(operation, key) for operation in self.line.operations)
+
     @property
-    def disproved(self) -> bool:
-        """Whether it is called exact, and measured otherwise."""
-        return self.exact and self.logits is not None and self.logits > ROUNDING
+    def verdict(self) -> str:
+        """Whether it is exact, in words."""
+        if self.line.difference is None:
+            return "not measured"
+        return "yes" if self.line.exact else "no, though claimed" if self.line.refuted else "no"
 
 
-def rows(old: Decoder, new: Decoder, growth: Growth, done: Sequence[Operation], windows: Sequence[Window]) -> list[Row]:
-    """A row for each operator, and one for all together.
+def rows(old: Decoder, new: Decoder, growth: Growth, ledger: Ledger, windows: Sequence[Window]) -> list[Row]:
+    """A row for each line of the ledger, and one for all together.
 
     Args:
         old, new: before and after the surgery, in evaluation mode
         growth: the one that it used
-        done: what was done
-        windows: text to measure on; none leaves the differences out
+        ledger: what was done and measured
+        windows: text to measure the loss on; none leaves it out
     """
-    names = [name for name in dict.fromkeys(o.name for o in done) if name != "copy"]
-    groups = {name: [o for o in done if o.name == name] for name in [*names, "copy"]}
-    found = [_row(name, group, old, new, growth, windows) for name, group in groups.items() if group]
-    return [*found, _row(TOTAL, list(done), old, new, growth, windows)]
+    base = grown(old, len(new.layers), growth)
+    return [Row(line, _loss(line, old, base, new, windows)) for line in (*ledger.lines, ledger.together)]
 
 
-def _row(
-    name: str, group: Sequence[Operation], old: Decoder, new: Decoder, growth: Growth, windows: Sequence[Window]
-) -> Row:
-    copied, derived, drawn = (sum(getattr(o, key) for o in group) for key in ("copied", "derived", "drawn"))
-    exact, note = all(o.exact for o in group), next((o.note for o in group if o.note), "")
-    measured: tuple[float, float] | tuple[None, None] = (None, None)
-    if windows and name != "copy":
-        probe = new if name == TOTAL else mixed(old, new, growth, [o.path for o in group])
-        measured = differences(old, probe, windows)
-    return Row(name, len(group), exact, "" if name == TOTAL else note, copied, derived, drawn, *measured)
+def _loss(line: Line, old: Decoder, base: Decoder, new: Decoder, windows: Sequence[Window]) -> float | None:
+    if not windows or line.operator == "copy" or (line.difference is None and line.operator != TOGETHER):
+        return None
+    if line.operator == TOGETHER:
+        return loss_difference(old, new, windows)
+    if any(operation.path == DEPTH for operation in line.operations):
+        return loss_difference(old, base, windows)
+    return loss_difference(base, mixed(base, new, [operation.path for operation in line.operations]), windows)
 
 
 @torch.inference_mode()
-def differences(old: Decoder, new: Decoder, windows: Iterable[Window]) -> tuple[float, float]:
-    """Largest difference of a logit, and the difference of the mean loss in nats a token, new − old."""
-    largest, nats, scored = 0.0, 0.0, 0
+def loss_difference(old: Decoder, new: Decoder, windows: Iterable[Window]) -> float:
+    """Difference of the mean loss in nats a token, new − old."""
+    nats, scored = 0.0, 0
     for tokens, targets in windows:
-        hidden = [decoder.hidden(tokens)[0] for decoder in (old, new)]
-        logits = [decoder.logits(h) for decoder, h in zip((old, new), hidden, strict=True)]
-        largest = max(largest, float((logits[1] - logits[0]).abs().max()))
-        nats += float(new.nll(hidden[1], targets) - old.nll(hidden[0], targets))
+        before, after = (decoder.nll(decoder.hidden(tokens)[0], targets) for decoder in (old, new))
+        nats += float(after - before)
         scored += int((targets != IGNORED).sum())
-    return largest, nats / max(scored, 1)
+    return nats / max(scored, 1)
 
 
 def costs(model: Mapping[str, Any], context: int) -> dict[str, float]:
@@ -104,24 +90,51 @@ def costs(model: Mapping[str, Any], context: int) -> dict[str, float]:
 
 
 def plain(
-    found: Sequence[Row], before: Mapping[str, float], after: Mapping[str, float], context: int
+    found: Sequence[Row], ledger: Ledger, before: Mapping[str, float], after: Mapping[str, float], context: int
 ) -> dict[str, Any]:
     """The ledger as plain numbers."""
-    return {"context": context, "before": dict(before), "after": dict(after), "operators": [asdict(r) for r in found]}
+    operators = [
+        {
+            "operator": row.line.operator,
+            "blocks": len(row.line.operations),
+            "exact": row.line.exact,
+            "claimed": row.line.claimed,
+            "measured": row.line.difference is not None,
+            "note": row.line.note,
+            **{key: row.count(key) for key in ("copied", "derived", "drawn")},
+            "logits": row.line.difference,
+            "loss": row.loss,
+        }
+        for row in found
+    ]
+    measured = {"tolerance": TOLERANCE, "random_tokens": ledger.tokens, "errors": ledger.errors}
+    return {"context": context, "before": dict(before), "after": dict(after), **measured, "operators": operators}
 
 
-def table(found: Sequence[Row], tokens: int) -> Table:
-    """The rows as a table."""
-    caption = f"differences on {tokens:,} tokens, each operator alone" if tokens else "no text: nothing measured"
+def table(found: Sequence[Row], ledger: Ledger, scored: int) -> Table:
+    """The rows as a table.
+
+    Args:
+        found: the rows
+        ledger: what they are of
+        scored: tokens of text that the loss is of
+    """
+    caption = "too large to be compared here: nothing is called exact"
+    if ledger.tokens:
+        caption = (
+            f"logits: largest difference on {ledger.tokens:,} random tokens over the largest logit, in fp32, each"
+            f" operator alone; exact: claimed, and at most {TOLERANCE:g}"
+        )
+    caption += f"; loss: in nats, on {scored:,} tokens of text" if scored else ""
     shown = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     for head in ("operator", "blocks", "exact", "logits", "loss", "copied", "derived", "drawn", ""):
         shown.add_column(head, justify="left" if head in ("operator", "exact", "") else "right")
     for row in found:
-        exact = "no" if not row.exact else "yes, but measured otherwise" if row.disproved else "yes"
-        logits = "" if row.logits is None else f"{row.logits:.2g}"
+        line = row.line
+        logits = "" if line.difference is None else f"{line.difference:.2g}"
         loss = "" if row.loss is None else f"{row.loss:+.5f}"
-        numbers = (f"{row.copied:,}", f"{row.derived:,}", f"{row.drawn:,}")
-        shown.add_row(row.operator, str(row.blocks), exact, logits, loss, *numbers, row.note)
+        numbers = [f"{row.count(key):,}" for key in ("copied", "derived", "drawn")]
+        shown.add_row(line.operator, str(len(line.operations)), row.verdict, logits, loss, *numbers, line.note)
     return shown
 
 

@@ -108,8 +108,8 @@ def check_surgery(plain: dict[str, Any], patched_there: bool) -> None:
     if start is None or plain["ckpt_path"]:
         return
     if plain["surgery"] is not None:
-        operators = instantiate(plain["surgery"], "surgery").check(read_composition(Path(start)), plain["model"])
-        say(f"surgery on {start}; " + "; ".join(operators or ["nothing changes"]))
+        planned = instantiate(plain["surgery"], "surgery").check(read_composition(Path(start)), plain["model"])
+        say(f"surgery on {start}; " + "; ".join(planned.report() or ["nothing changes"]))
         return
     allowed = patched_there or plain["resume"].get("changed") == "allow"
     past = past_of(checkpoint) if (checkpoint := read_start(Path(start))) else None

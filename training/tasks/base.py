@@ -19,6 +19,7 @@ from blocks.images.base import Pictures
 from blocks.initialise import draw_adapters, stable_seed
 from blocks.kernels import choice
 from blocks.kernels.documents import is_real
+from blocks.ledger import Ledger
 from blocks.model_config import read
 from blocks.plugins import distributions
 from blocks.share import Share
@@ -28,6 +29,7 @@ from registry import ConfigError
 from registry.enforcing import enforced
 from registry.ranges import Seed
 from training.cadence import logs_now, validate_by_steps
+from training.checkpoints.resume import say
 from training.data.module import TextDataModule
 from training.data.tokenizers.start import check_start
 from training.lora import Lora, fill
@@ -207,7 +209,12 @@ class Task(L.LightningModule):
             load_weights(decoder, start)
         else:
             data = getattr(self._trainer, "datamodule", None)
-            self.surgery.fill(decoder, start, data.train_dataloader if data else list, self.seed)
+            text = data.train_dataloader if data else list
+
+            def tell(old: Decoder, ledger: Ledger) -> None:
+                say("\n  ".join([f"surgery on {start}, measured on random tokens:", *ledger.report()]))
+
+            self.surgery.fill(decoder, start, text, self.seed, tell)
 
     def _filler(self) -> Callable[..., None]:
         values = {} if self.adapter is None else self.adapter.read(outline(self.model_config, self.adapter, ()))

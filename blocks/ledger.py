@@ -1,0 +1,182 @@
+"""The ledger of a surgery: what each operator did, what it claims, and how far it moved the logits.
+
+What an operator claims is held to a measurement on random tokens (blocks/probing.py). Exact is what is claimed *and*
+measured to be within ``TOLERANCE``: tokens alone would miss what they do not reach, such as a bound on large values. A
+claim that the measurement does not bear out is an error of the operator, with the place and the settings that differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from blocks.decoder import Decoder
+from blocks.growth.base import Growth
+from blocks.mixed import grown, mixed
+from blocks.probing import Batch, distance, random_batches
+from blocks.settings import shown
+from registry import BlockError
+
+TOLERANCE = 1e-4  # largest difference of a logit over the largest logit; rounding in fp32 stays a hundred times below
+TOGETHER = "all together"
+DEPTH = "layers"  # path of an operation that changes the depth
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What was done in one place.
+
+    Args:
+        path: of the block in the new decoder: ``layers.3.attention``
+        name: of the operator
+        claimed: whether the operator says that the block computes what the old one did
+        note: in a few words
+        copied, derived, drawn: parameters
+        settings: in which the blocks differ: path → old and new value
+    """
+
+    path: str
+    name: str
+    claimed: bool
+    note: str = ""
+    copied: int = 0
+    derived: int = 0
+    drawn: int = 0
+    settings: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One operator, with its operations that make the same claim.
+
+    Args:
+        operator: its name
+        operations: what it did
+        difference: of the logits, with these operations alone (``blocks.probing.distance``); None if not measured
+        place: of the first operation that is measured otherwise than claimed; None if none alone is
+    """
+
+    operator: str
+    operations: tuple[Operation, ...]
+    difference: float | None = None
+    place: Operation | None = None
+
+    @property
+    def claimed(self) -> bool:
+        return all(operation.claimed for operation in self.operations)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the model computes the same: claimed, and measured."""
+        return self.claimed and self.difference is not None and self.difference <= TOLERANCE
+
+    @property
+    def refuted(self) -> bool:
+        """Whether the measurement does not bear out the claim."""
+        return self.claimed and self.difference is not None and self.difference > TOLERANCE
+
+    @property
+    def note(self) -> str:
+        """Of the first operation that has one."""
+        return "" if self.operator == TOGETHER else next((o.note for o in self.operations if o.note), "")
+
+    def __str__(self) -> str:
+        """In one line, as a run logs it."""
+        if self.difference is None:
+            found = "not measured"
+        else:
+            found = f"{'exact' if self.exact else 'not exact'}, logits within {self.difference:.2g} of their scale"
+        return f"{self.operator}: {found}" + (f" ({self.note})" if self.note else "")
+
+    @property
+    def error(self) -> str:
+        """What is wrong with a claim that the measurement refutes."""
+        where = f"{self.place.path} computes" if self.place else "its blocks compute"
+        differs = shown(
+            {k: v for o in ((self.place,) if self.place else self.operations) for k, v in o.settings.items()}
+        )
+        found = f"the logits differ by {self.difference:.2g} of their scale, above {TOLERANCE:g}"
+        settings = f"settings that differ: {differs or 'none that a block stores'}"
+        return f"{self.operator} claims that {where} the same, but {found}; {settings}"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Everything that a surgery did.
+
+    Args:
+        lines: one for each operator and claim
+        together: all of them
+        tokens: of the random text that was measured on; 0 if nothing was
+    """
+
+    lines: tuple[Line, ...]
+    together: Line
+    tokens: int
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        return self.together.operations
+
+    @property
+    def exact(self) -> bool:
+        """Whether the new model computes what the old one does."""
+        return self.together.exact and all(line.exact or line.difference is None for line in self.lines)
+
+    def report(self) -> list[str]:
+        """A sentence for each line, and for each error."""
+        return [*map(str, (*self.lines, self.together)), *(f"error of an operator: {error}" for error in self.errors)]
+
+    @property
+    def errors(self) -> list[str]:
+        """What operators claim, and a measurement refutes."""
+        return [line.error for line in (*self.lines, self.together) if line.refuted]
+
+
+def measured(old: Decoder, new: Decoder, growth: Growth, done: Sequence[Operation]) -> Ledger:
+    """Hold every claim to the logits on random tokens.
+
+    Args:
+        old, new: before and after the surgery
+        growth: the one that it used
+        done: what was done
+    """
+    names = sorted(dict.fromkeys(operation.name for operation in done), key=lambda name: name == "copy")
+    batches = random_batches(old, new, 4 * (len(names) + 1), _reach(done))
+    base = grown(old, len(new.layers), growth)
+    lines = []
+    for name in names:
+        ours = [operation for operation in done if operation.name == name]
+        groups = [[o for o in ours if o.claimed is claimed] for claimed in (True, False)]
+        found = [_line(name, group, old, base, new, batches) for group in groups if group]
+        apart = len(found) == 1 or all(line.difference is not None for line in found)
+        lines += found if apart else [_line(name, ours, old, base, new, batches)]
+    together = Line(TOGETHER, tuple(done), distance(old, new, batches))
+    return Ledger(tuple(lines), together, sum(batch.tokens.numel() for batch in batches))
+
+
+def _line(
+    name: str, group: Sequence[Operation], old: Decoder, base: Decoder, new: Decoder, batches: list[Batch]
+) -> Line:
+    line = Line(name, tuple(group), _alone(group, old, base, new, batches))
+    if not line.refuted:
+        return line
+    alone = ((operation, _alone([operation], old, base, new, batches)) for operation in group)
+    return replace(line, place=next((o for o, found in alone if found is not None and found > TOLERANCE), None))
+
+
+def _alone(group: Sequence[Operation], old: Decoder, base: Decoder, new: Decoder, batches: list[Batch]) -> float | None:
+    """The difference that these operations make; None where the others cannot be left out, as half of the streams."""
+    if any(operation.path == DEPTH for operation in group):
+        return distance(old, base, batches)
+    try:
+        return distance(base, mixed(base, new, [operation.path for operation in group]), batches)
+    except (RuntimeError, BlockError):  # shapes that only fit together
+        return None
+
+
+def _reach(done: Sequence[Operation]) -> int:
+    """The largest whole number among settings that differ, such as a window: longer sequences may show it."""
+    values = (value for operation in done for pair in operation.settings.values() for value in pair)
+    return max((value for value in values if type(value) is int), default=0)

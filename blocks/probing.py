@@ -1,0 +1,132 @@
+"""Two decoders on the same random tokens: how far apart their logits are, over the logits' scale, in fp32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blocks.decoder import Decoder
+
+SHORT, PACKED, LONG, LONGEST = 7, 97, 512, 4096  # tokens of a sequence
+BEYOND = 65  # tokens past a difference that only longer sequences show
+FEWEST = 32  # tokens that say something
+FLOPS = 4e12  # of all comparisons together, some seconds on a few cores
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Random tokens.
+
+    Args:
+        tokens: [B,T]
+        positions, segments: [B,T] of documents packed into rows; None for whole sequences
+    """
+
+    tokens: Tensor
+    positions: Tensor | None = None
+    segments: Tensor | None = None
+
+    def logits(self, decoder: Decoder) -> Tensor:
+        return decoder(self.tokens, self.positions, self.segments)
+
+
+def random_batches(old: Decoder, new: Decoder, times: int, reach: int = 0, seed: int = 0) -> list[Batch]:
+    """Tokens on which two decoders are compared: two short sequences, three packed documents, and a long sequence.
+
+    Args:
+        old, new: no sequence is longer than either reads
+        times: how often a decoder will read them
+        reach: tokens that the long sequence exceeds, where that can be computed: a window that differs
+        seed: of the tokens
+
+    Returns:
+        none where they would take too long on any machine without an accelerator, or the decoders are on meta
+    """
+    if old.embedding.weight.is_meta or new.embedding.weight.is_meta:
+        return []
+    most = min(old.config["max_positions"], new.config["max_positions"])
+    size = max(sum(p.numel() for p in decoder.parameters()) for decoder in (old, new))
+    budget = int(FLOPS / (2 * size * max(times, 1)))
+    if budget < FEWEST:
+        return []
+    long = min(most, max(LONG, min(reach + BEYOND, LONGEST)), max(FEWEST, budget // 2))
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(rows: int, length: int) -> Tensor:
+        return _without_images(torch.randint(old.config["vocab_size"], (rows, length), generator=generator), old, new)
+
+    found = [Batch(draw(1, long))]
+    if budget >= long + PACKED:
+        found.append(_packed(draw(1, min(most, PACKED))))
+    if budget >= long + PACKED + 2 * SHORT:
+        found.append(Batch(draw(2, min(most, SHORT))))
+    return found
+
+
+def _packed(tokens: Tensor) -> Batch:
+    """Three documents in one row, each with positions of its own."""
+    length = tokens.shape[1]
+    first, second = length // 5, length // 2
+    place = torch.arange(length)
+    document = (place >= first).long() + (place >= second)
+    begins = torch.tensor((0, first, second))[document]
+    return Batch(tokens, (place - begins)[None], document[None])
+
+
+def _without_images(tokens: Tensor, *decoders: Decoder) -> Tensor:
+    """The place of an image becomes some other token: a model of pictures would look for one there."""
+    for images in (decoder.images for decoder in decoders):
+        if images is not None:
+            tokens = tokens.where(
+                tokens != images.image_token, (images.image_token + 1) % decoders[0].config["vocab_size"]
+            )
+    return tokens
+
+
+@torch.no_grad()
+def distance(old: Decoder, new: Decoder, batches: list[Batch]) -> float | None:
+    """Largest difference of a logit over the largest logit of the old decoder; None if nothing is measured.
+
+    Logits that are no numbers are infinitely far.
+    """
+    if not batches:
+        return None
+    largest, scale = 0.0, 0.0
+    with _evaluated(old, new), _full_precision():
+        for batch in batches:
+            before, after = batch.logits(old), batch.logits(new)
+            largest = max(largest, float((after - before).abs().nan_to_num(math.inf, math.inf).max()))
+            scale = max(scale, float(before.abs().nan_to_num(0.0, math.inf).max()))
+    if not largest or not math.isfinite(largest):
+        return largest
+    return largest / scale if scale else math.inf
+
+
+@contextmanager
+def _evaluated(*decoders: Decoder) -> Iterator[None]:
+    """In evaluation mode, and afterwards as before."""
+    before = {module: module.training for decoder in decoders for module in decoder.modules()}
+    for module in before:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Products in fp32, whatever training has chosen for its own."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
