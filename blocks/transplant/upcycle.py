@@ -30,7 +30,8 @@ class Upcycle(Transplant):
 
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
         mixture = is_plain(old, SwiGLU) and isinstance(new, MoE) and is_plain(new.experts, SwiGLUExperts)
-        return mixture and self.suits(old, new)  # type: ignore[arg-type]
+        same_width = mixture and new.experts.down.shape[1] == old.down.out_features  # type: ignore[union-attr,index]
+        return same_width and self.suits(old, new)  # type: ignore[arg-type]
 
     def suits(self, old: SwiGLU, new: MoE) -> bool:
         """Whether their widths suit."""
