@@ -14,7 +14,7 @@ from typing import Any
 from blocks.decoder import Decoder
 from blocks.growth.base import Growth
 from blocks.mixed import grown, mixed
-from blocks.probing import Batch, distance, random_batches
+from blocks.probing import Batch, distance, random_batches, read
 from blocks.settings import shown
 from registry import BlockError
 
@@ -143,37 +143,53 @@ def measured(old: Decoder, new: Decoder, growth: Growth, done: Sequence[Operatio
         done: what was done
     """
     names = sorted(dict.fromkeys(operation.name for operation in done), key=lambda name: name == "copy")
-    batches = random_batches(old, new, 4 * (len(names) + 1), _reach(done))
-    base = grown(old, len(new.layers), growth)
-    lines = []
-    for name in names:
-        ours = [operation for operation in done if operation.name == name]
-        groups = [[o for o in ours if o.claimed is claimed] for claimed in (True, False)]
-        found = [_line(name, group, old, base, new, batches) for group in groups if group]
-        apart = len(found) == 1 or all(line.difference is not None for line in found)
-        lines += found if apart else [_line(name, ours, old, base, new, batches)]
-    together = Line(TOGETHER, tuple(done), distance(old, new, batches))
+    # Old, new, the old one at the new depth, and each operator alone, in at most three groups.
+    batches = random_batches(old, new, 3 * len(names) + 3, _reach(done))
+    apart = _Apart(old, grown(old, len(new.layers), growth), new, batches)
+    lines = [line for name in names for line in _lines(name, [o for o in done if o.name == name], apart)]
+    together = Line(TOGETHER, tuple(done), distance(apart.before, read(new, batches)))
     return Ledger(tuple(lines), together, sum(batch.tokens.numel() for batch in batches))
 
 
-def _line(
-    name: str, group: Sequence[Operation], old: Decoder, base: Decoder, new: Decoder, batches: list[Batch]
-) -> Line:
-    line = Line(name, tuple(group), _alone(group, old, base, new, batches))
+class _Apart:
+    """What operations do to the logits, each without the others.
+
+    Args:
+        old, base, new: before the surgery, at the new depth but otherwise as before, and after it
+        batches: what they read
+    """
+
+    def __init__(self, old: Decoder, base: Decoder, new: Decoder, batches: list[Batch]) -> None:
+        self.base, self.new, self.batches = base, new, batches
+        self.before = read(old, batches)
+        self.at_depth = self.before if base is old else read(base, batches)
+
+    def of(self, group: Sequence[Operation]) -> float | None:
+        """None where the others cannot be left out, as half of the streams."""
+        if any(operation.path == DEPTH for operation in group):
+            return distance(self.before, self.at_depth)
+        try:
+            alone = mixed(self.base, self.new, [operation.path for operation in group])
+            return distance(self.at_depth, read(alone, self.batches))
+        except (RuntimeError, BlockError):  # shapes that only fit together
+            return None
+
+
+def _lines(name: str, ours: Sequence[Operation], apart: _Apart) -> list[Line]:
+    """The operations of one operator by their claims, or in one line where they cannot be told apart."""
+    groups = [[o for o in ours if o.claimed is claimed] for claimed in (True, False)]
+    found = [_line(name, group, apart) for group in groups if group]
+    if len(found) == 2 and any(line.difference is None for line in found):
+        return [_line(name, ours, apart)]
+    return found
+
+
+def _line(name: str, group: Sequence[Operation], apart: _Apart) -> Line:
+    line = Line(name, tuple(group), apart.of(group))
     if not line.refuted:
         return line
-    alone = ((operation, _alone([operation], old, base, new, batches)) for operation in group)
+    alone = ((operation, apart.of([operation])) for operation in group)
     return replace(line, place=next((o for o, found in alone if found is not None and found > TOLERANCE), None))
-
-
-def _alone(group: Sequence[Operation], old: Decoder, base: Decoder, new: Decoder, batches: list[Batch]) -> float | None:
-    """The difference that these operations make; None where the others cannot be left out, as half of the streams."""
-    if any(operation.path == DEPTH for operation in group):
-        return distance(old, base, batches)
-    try:
-        return distance(base, mixed(base, new, [operation.path for operation in group]), batches)
-    except (RuntimeError, BlockError):  # shapes that only fit together
-        return None
 
 
 def _reach(done: Sequence[Operation]) -> int:

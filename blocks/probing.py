@@ -31,9 +31,6 @@ class Batch:
     positions: Tensor | None = None
     segments: Tensor | None = None
 
-    def logits(self, decoder: Decoder) -> Tensor:
-        return decoder(self.tokens, self.positions, self.segments)
-
 
 def random_batches(old: Decoder, new: Decoder, times: int, reach: int = 0, seed: int = 0) -> list[Batch]:
     """Tokens on which two decoders are compared: two short sequences, three packed documents, and a long sequence.
@@ -89,28 +86,31 @@ def _without_images(tokens: Tensor, *decoders: Decoder) -> Tensor:
 
 
 @torch.no_grad()
-def distance(old: Decoder, new: Decoder, batches: list[Batch]) -> float | None:
-    """Largest difference of a logit over the largest logit of the old decoder; None if nothing is measured.
+def read(decoder: Decoder, batches: list[Batch]) -> list[Tensor]:
+    """The logits [B,T,V] of each batch, in evaluation mode."""
+    with _evaluated(decoder), _full_precision():
+        return [decoder(batch.tokens, batch.positions, batch.segments) for batch in batches]
+
+
+def distance(before: list[Tensor], after: list[Tensor]) -> float | None:
+    """Largest difference of a logit over the largest logit before; None if there are none.
 
     Logits that are no numbers are infinitely far.
     """
-    if not batches:
+    if not before:
         return None
-    largest, scale = 0.0, 0.0
-    with _evaluated(old, new), _full_precision():
-        for batch in batches:
-            before, after = batch.logits(old), batch.logits(new)
-            largest = max(largest, float((after - before).abs().nan_to_num(math.inf, math.inf).max()))
-            scale = max(scale, float(before.abs().nan_to_num(0.0, math.inf).max()))
+    pairs = zip(before, after, strict=True)
+    largest = max(float((b - a).abs().nan_to_num(math.inf, math.inf).max()) for a, b in pairs)
+    scale = max(float(a.abs().nan_to_num(0.0, math.inf).max()) for a in before)
     if not largest or not math.isfinite(largest):
         return largest
     return largest / scale if scale else math.inf
 
 
 @contextmanager
-def _evaluated(*decoders: Decoder) -> Iterator[None]:
+def _evaluated(decoder: Decoder) -> Iterator[None]:
     """In evaluation mode, and afterwards as before."""
-    before = {module: module.training for decoder in decoders for module in decoder.modules()}
+    before = {module: module.training for module in decoder.modules()}
     for module in before:
         module.training = False
     try:
