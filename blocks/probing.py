@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blocks.decoder import Decoder
 
-SHORT, PACKED, LONG, LONGEST = 7, 97, 512, 4096  # tokens of a sequence
+SHORT, PACKED, LONG, LONGEST = 7, 97, 512, 2048  # tokens of a sequence
 BEYOND = 65  # tokens past a difference that only longer sequences show
 FEWEST = 32  # tokens that say something
 FLOPS = 4e12  # of all comparisons together, some seconds on a few cores

@@ -12,6 +12,7 @@ from blocks.transplant.base import Setting, Transplant, Transplanted, shapes
 from registry import register
 
 NORMS = ("attention_norm", "ffn_norm")
+NEGLIGIBLE = 1e-4  # what is read from M streams adds up to 1 + M·eps
 
 
 @register("transplant", "streams")
@@ -39,6 +40,12 @@ class FromPreNorm(Transplant):
         copied = old.state_dict()
         begun = {name: tensor for name, tensor in new.state_dict().items() if name.split(".")[0] not in NORMS}
         drawn = sum(t.numel() for name, t in begun.items() if name.endswith("connection.weight"))
-        exact = isinstance(new, Streams)
-        note = "connections begin as one stream's" if exact else "reads the mean of what was added up"
+        exact = isinstance(new, Streams) and new.streams * _eps(new) < NEGLIGIBLE
+        note = "connections begin as one stream's" if exact else "what is read from equal streams is not one of them"
         return Transplanted({**begun, **copied}, frozenset(copied), exact, note, drawn)
+
+
+def _eps(block: nn.Module) -> float:
+    """What is added to each number that the block reads a stream by; 0 for none."""
+    parts = (getattr(block, name, None) for name in ("attention_connection", "ffn_connection", "closing"))
+    return max(getattr(part, "eps", 0.0) for part in parts)

@@ -254,9 +254,8 @@ def test_other_settings_are_not_called_exact(old: Model, new: Model, differs: st
 
 def test_every_operator_has_an_example_in_which_it_serves() -> None:
     for name in OPERATORS:
-        pair = next(of_operator(name))
-        _, _, ledger = operated(pair)
-        assert name in {operation.name for operation in ledger.operations} and held(pair)
+        _, _, ledger = operated(next(of_operator(name)))
+        assert name in {operation.name for operation in ledger.operations} and not ledger.errors
 
 
 def test_some_pairs_hold() -> None:
