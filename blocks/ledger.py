@@ -176,7 +176,7 @@ class _Apart:
 
 
 def _lines(name: str, ours: Sequence[Operation], apart: _Apart) -> list[Line]:
-    """The operations of one operator by their claims, or in one line where they cannot be told apart."""
+    """The operations of one operator by their claims, or in one line where they cannot be separated."""
     groups = [[o for o in ours if o.claimed is claimed] for claimed in (True, False)]
     found = [_line(name, group, apart) for group in groups if group]
     if len(found) == 2 and any(line.difference is None for line in found):

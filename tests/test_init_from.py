@@ -21,6 +21,7 @@ from training.configuration.composing import compose_config
 from training.configuration.instantiate import instantiate
 from training.entry.preflight import preflight
 
+SURGERY = ["init_from=OUT", "model=pretrained", "surgery=default", "+model/attention=mha"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -94,6 +95,13 @@ def test_surgery_puts_the_weights_into_another_composition(
         (["model=pretrained"], "init_from", "none is named"),
         (["init_from=/nowhere", "model=pretrained"], "init_from", "holds neither model.yaml nor"),
         (["init_from=/nowhere"], "init_from", "holds neither model.yaml nor"),
+        (
+            [*SURGERY, "+model/position=rope", "model.position.theta=5e5", "surgery.exact=true"],
+            "surgery.exact",
+            "theta",
+        ),
+        ([*SURGERY, "surgery.exact=yes please"], "surgery.exact", "true or false"),
+        ([*SURGERY, "++model.vocab_size=64"], "model.vocab_size", "Write model.vocab_size=257"),
         (["init_from=5", "model=pretrained"], "init_from", "a string or null.*a run's folder"),
         (["surgery=default"], "init_from", "leave surgery out"),
         (
