@@ -125,7 +125,7 @@ class Surgery:
         start: Path,
         text: Callable[[], Iterable[Mapping[str, Tensor]]],
         seed: int,
-        tell: Callable[[Decoder, Ledger], None],
+        report: Callable[[Decoder, Ledger], None],
     ) -> None:
         """Fill a decoder, initialised, in place, and measure what that changed.
 
@@ -134,7 +134,7 @@ class Surgery:
             start: a run's folder, a checkpoint or an imported folder
             text: gives batches of training text
             seed: of what operators draw
-            tell: given the old decoder and the ledger, before anything is refused for it
+            report: given the old decoder and the ledger, before anything is refused for it
 
         Raises:
             ConfigError: as ``plan``; a size does not suit an operator; or it is not exact and has to be
@@ -152,7 +152,7 @@ class Surgery:
             ledger = operate(old, full, steps, self.growth, lambda: itertools.islice(text(), self.batches), seed)
             if lowered:
                 new.load_state_dict(full.state_dict())
-        tell(old, ledger)
+        report(old, ledger)
         if self.exact:
             refuse_inexact(ledger)
 

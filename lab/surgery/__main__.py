@@ -169,7 +169,7 @@ def main(arguments: Sequence[str]) -> None:
     text, windows = texts(words.run, words.text, words.length, most, surgery.batches, words.ledger)
     new = compose(model, seed=seed).eval()
 
-    def tell(old: Decoder, ledger: Ledger) -> None:
+    def report(old: Decoder, ledger: Ledger) -> None:
         """Before a refusal."""
         found = rows(old, new, surgery.growth, ledger, windows)
         context = usual_context([old, new])
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str]) -> None:
         for error in ledger.errors:
             print(f"error of an operator: {error}", file=sys.stderr)
 
-    surgery.fill(new, words.run, text, seed, tell)
+    surgery.fill(new, words.run, text, seed, report)
     if words.out is not None:
         write(words.out, words.run, new)
         print(f"Wrote {words.out}. Start from it: {shlex.join(['python', 'train.py', *start_from(words.out)])}")

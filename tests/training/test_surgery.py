@@ -1,4 +1,4 @@
-"""Surgery as a run does it: measured in fp32 whatever the run's precision, told, and refused if it has to be exact."""
+"""Surgery as a run does it: measured in fp32 whatever its precision, reported, and refused if it has to be exact."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ def test_model_of_lower_precision_is_measured_in_fp32_and_rounded(tiny: Tiny, st
     assert mine.dtype == torch.bfloat16 and torch.equal(mine, trained.to(torch.bfloat16))
 
 
-def test_what_is_too_large_to_measure_is_told_and_not_exact(
-    tiny: Tiny, start: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_too_large_to_measure_is_not_exact(tiny: Tiny, start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("blocks.probing.FLOPS", 1e5)
     assert not filled(Surgery(), compose(tiny(**MHA)), start)[1].exact
     with pytest.raises(ConfigError, match="too large to be compared") as caught:

@@ -211,10 +211,10 @@ class Task(L.LightningModule):
             data = getattr(self._trainer, "datamodule", None)
             text = data.train_dataloader if data else list
 
-            def tell(old: Decoder, ledger: Ledger) -> None:
+            def report(old: Decoder, ledger: Ledger) -> None:
                 say("\n  ".join([f"surgery on {start}, measured on random tokens:", *ledger.report()]))
 
-            self.surgery.fill(decoder, start, text, self.seed, tell)
+            self.surgery.fill(decoder, start, text, self.seed, report)
 
     def _filler(self) -> Callable[..., None]:
         values = {} if self.adapter is None else self.adapter.read(outline(self.model_config, self.adapter, ()))
