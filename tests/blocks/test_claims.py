@@ -237,6 +237,12 @@ def blocked(attention: Model, size: int) -> Model:
         pytest.param({"position": "alibi"}, WIDE, "position.n_heads", id="twice as wide, slopes"),
         pytest.param({"attention": {**GQA, "selector": DSA}}, {"attention": LATENT}, "selector", id="latent from dsa"),
         pytest.param({}, {"attention": {**LATENT, "selector": DSA}}, "selector", id="latent with dsa"),
+        pytest.param(
+            {"attention": {**GQA, "selector": DSA}},
+            {"attention": {**LATENT, "selector": DSA}},
+            "",
+            id="latent, both dsa",
+        ),
         pytest.param({"attention": {**GQA, "values": "value_residual"}}, {"attention": LATENT}, "values", id="values"),
         pytest.param(bounded(48, 0.5), MIXTURE, "name", id="copies of a bounded block"),
     ],
