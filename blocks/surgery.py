@@ -123,7 +123,7 @@ def _refuse_another_vocabulary(old: Decoder, new: Decoder) -> None:
 
 def changing(old: Decoder, new: Decoder, steps: Sequence[Step]) -> dict[str, str]:
     """What surely changes, before there are weights: path of a block → why it will not be called exact."""
-    found = {}
+    found: dict[str, str] = {}
     for step in steps:
         theirs, ours = None if step.source is None else _at(old, step.source), _at(new, step.path)
         if step.operator is None or theirs is None or ours is None:
