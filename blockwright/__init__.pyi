@@ -63,6 +63,7 @@ from lab.writer import Writer as Writer
 
 # train
 from training.callbacks.finale import Finale as Finale
+from training.figure import Figure as Figure
 from training.tasks.scored import Scored as Scored
 from training.tasks.base import Task as Task
 from training.tasks.causal_lm import CausalLM as CausalLM

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +23,13 @@ from registry.ranges import NonNegative, Whole
 from training.cadence import logs_now
 from training.callbacks.finale import Finale
 from training.callbacks.interruption import Interruption
+from training.figure import find, names_in, of_run, records
 from training.jobs import RESULTS
 from training.parallel.local import is_distributed
 from training.tasks.base import Task
 from training.writing import write_json, write_text
 
-LOSS = "loss"  # its unit is that of the task
-SHOWN = (
-    ("val/loss", "validation loss", LOSS),
-    ("val/perplexity", "validation perplexity", ""),
-    ("val/bits_per_byte", "validation bits per byte", ""),
-    ("test/loss", "test loss", LOSS),
-    ("test/perplexity", "test perplexity", ""),
-    ("test/bits_per_byte", "test bits per byte", ""),
-    ("val/reward", "validation reward", "a sampled completion"),
-    ("val/greedy", "validation reward", "the likeliest completion"),
-    ("test/reward", "test reward", "a sampled completion"),
-    ("test/greedy", "test reward", "the likeliest completion"),
-    ("train/loss", "last training loss", LOSS),
-    ("speed/tokens_per_second", "speed", "tokens/s"),
-    ("speed/mfu", "model FLOPs utilisation", "of measured peak"),
-)
+STAGES = {"val": "validation", "test": "test", "train": "last training"}
 
 
 @enforced("callbacks.report")
@@ -67,17 +52,17 @@ class RunReport(Finale):
         self.sample_tokens, self.temperature = sample_tokens, temperature
         self.train: list[tuple[int, float]] = []
         self.val: list[tuple[int, float]] = []
-        self.figures: dict[str, list[tuple[int, float]]] = {}
+        self.drawn: dict[str, list[tuple[int, float]]] = {}
         self.seconds = 0.0
         self._since = time.perf_counter()
         self._costs: dict[str, float | None] | None = None  # measured once
 
     def state_dict(self) -> dict[str, Any]:
-        return {"train": self.train, "val": self.val, "figures": self.figures, "seconds": self._elapsed()}
+        return {"train": self.train, "val": self.val, "drawn": self.drawn, "seconds": self._elapsed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train, self.val, self.seconds = list(state_dict["train"]), list(state_dict["val"]), state_dict["seconds"]
-        self.figures = {name: list(curve) for name, curve in state_dict.get("figures", {}).items()}
+        self.drawn = {name: list(curve) for name, curve in state_dict["drawn"].items()}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._since = time.perf_counter()
@@ -107,7 +92,7 @@ class RunReport(Finale):
         """Keep the figures of a stage that the task has drawn."""
         for name in sum(task.curves.values(), ()) if isinstance(task, Task) else ():
             if name.startswith(stage) and name in trainer.callback_metrics:
-                self.figures.setdefault(name, []).append((trainer.global_step, float(trainer.callback_metrics[name])))
+                self.drawn.setdefault(name, []).append((trainer.global_step, float(trainer.callback_metrics[name])))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if self.train or self.val:
@@ -136,21 +121,22 @@ class RunReport(Finale):
         saves = [c.slowest_s for c in trainer.callbacks if isinstance(c, Interruption)]  # type: ignore[attr-defined]
         figures |= {"save_seconds": round(max(saves), 3)} if saves else {}
         results = {"status": "completed", **figures, "fit_seconds": round(self.seconds, 1), "metrics": metrics}
+        results["figures"] = records(metrics, of_run(trainer))
         write_json(self.directory / RESULTS, results)
         final = [(trainer.global_step, metrics["val/loss"])] if "val/loss" in metrics else []
         self._write_curves(trainer, task, final)
         if self.train:
-            chart = single.losses(self.train, [*self.val, *final], task.unit)
+            chart = single.losses(self.train, [*self.val, *final], _unit_of_loss(trainer))
             write_text(self.directory / "loss.svg", standalone(chart))
         for name, names in task.curves.items():
-            shown = {label: self.figures[label] for label in names if label in self.figures}
+            shown = {label: self.drawn[label] for label in names if label in self.drawn}
             if shown:
                 write_text(self.directory / f"{name}.svg", standalone(single.figures(name, shown)))
         if task.expert_shares:
             chart = single.expert_load({layer: share.tolist() for layer, share in task.expert_shares.items()})
             write_text(self.directory / "expert_load.svg", standalone(chart))
-        printing.show(results_table(results, task.figures, task.unit))
-        if "reward" in task.figures:
+        printing.show(results_table(results))
+        if "reward" in names_in("val", task.figures):
             pass  # its completions are shown after each validation
         elif self.sample_tokens and spread:
             print("no sampled text: no rank has the whole model; see blockwright generate")
@@ -181,26 +167,36 @@ class RunReport(Finale):
         return tokenizer.decode(tokens[0, 1:].tolist())
 
 
-def results_table(results: dict[str, Any], figures: Sequence[str] = (), unit: str = "nats a token") -> Table:
-    """The figures of one run.
+def _unit_of_loss(trainer: L.Trainer) -> str:
+    """The unit of the validation loss, or of that of training where there is none."""
+    known = (find(name, of_run(trainer)) for name in ("val/loss", "train/loss"))
+    return next((figure.unit for figure in known if figure is not None), "")
 
-    Args:
-        results: as written
-        figures: of the task, shown by their names where they have no words of ours
-        unit: of the loss
-    """
-    table = Table("figure", "value", "unit", title="results", title_justify="left")
-    table.add_row("parameters", f"{results['parameters']:,}", f"{results['active_parameters']:,} active")
-    table.add_row("optimizer steps", f"{results['steps']:,}", f"{results['fit_seconds']:.0f} s of training")
-    for key, label, of in SHOWN:
-        if key in results["metrics"]:
-            table.add_row(label, f"{results['metrics'][key]:,.6g}", unit if of == LOSS else of)
-    named = {key for key, _, _ in SHOWN}
-    for stage, label in (("val", "validation"), ("test", "test")):
-        for name in figures:
-            if (key := f"{stage}/{name}") not in named and key in results["metrics"]:
-                table.add_row(f"{label} {name}", f"{results['metrics'][key]:,.6g}", "")
+
+def results_table(results: dict[str, Any]) -> Table:
+    """The figures of one run, as written, each with its unit and whether more or less of it is better."""
+    table = Table("figure", "value", "unit", "better", title="results", title_justify="left")
+    table.add_row("parameters", f"{results['parameters']:,}", f"{results['active_parameters']:,} active", "")
+    table.add_row("optimizer steps", f"{results['steps']:,}", f"{results['fit_seconds']:.0f} s of training", "")
+    for name in sorted(filter(_is_told, results["metrics"]), key=_order):
+        of = results["figures"].get(name, {"unit": "", "better": "not declared"})
+        group, _, rest = name.partition("/")
+        label = f"{STAGES.get(group, group)} {rest}".replace("_", " ")
+        table.add_row(label, f"{results['metrics'][name]:,.6g}", of["unit"], of["better"] or "")
     violations = [v for k, v in results["metrics"].items() if k.startswith("val_load/") and k.endswith("max_violation")]
     if violations:
-        table.add_row("busiest expert over the mean", f"{1 + max(violations):.3g}", "×, worst layer, validation")
+        worst = f"{1 + max(violations):.3g}"
+        table.add_row("busiest expert over the mean", worst, "×, worst layer, validation", "less")
     return table
+
+
+def _is_told(name: str) -> bool:
+    """Whether a figure is of the model: of training only the loss is, and of the load of experts the worst."""
+    group = name.partition("/")[0]
+    return name == "train/loss" or not (group == "train" or group.endswith("_load"))
+
+
+def _order(name: str) -> int:
+    """Validation, test, training, the rest as they come."""
+    group = name.partition("/")[0]
+    return [*STAGES].index(group) if group in STAGES else len(STAGES)

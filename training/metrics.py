@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from training.figure import Figure
+
 WITHOUT_FP64 = ("mps",)  # types of devices
+LOADS = ("train_load", "val_load", "test_load")  # groups of logged figures
 
 
 class Sums(Metric):
@@ -80,13 +84,18 @@ class ExpertLoad(Sums):
     max_violation: load of the busiest expert over the mean load, minus 1 (0 is even; Wang et al. 2024, MaxVio)
     entropy: of the shares, divided by ln E (1 is even)
     busiest: share of all choices of the busiest expert
-    shares: each expert's share of all choices, [E]
+    shares: each expert's share of all choices, [E]; not logged
 
     Args:
         n_experts: E
         persistent: as in ``TokenLoss``
     """
 
+    figures: ClassVar[tuple[Figure, ...]] = (
+        Figure("layer{layer}/max_violation", "of the mean load", "less", LOADS),
+        Figure("layer{layer}/entropy", "of ln E", "more", LOADS),
+        Figure("layer{layer}/busiest", "of all choices", "less", LOADS),
+    )
     load: Tensor
 
     def __init__(self, n_experts: int, persistent: bool = False) -> None:

@@ -81,7 +81,8 @@ class OptunaSweeper:
 
     Args:
         sampler: which parameters to try next
-        direction: ``minimize`` or ``maximize`` the run's ``optimized_metric``
+        direction: ``minimize`` or ``maximize``, of an ``optimized_metric`` that no task and no callback declares; else
+            null, and it follows from the figure
         storage: URL of a database for the study; null for ``study.db`` in the sweep's folder
         study_name: null for one made of the task's name and the sweep's folder
         n_trials: trials in all
@@ -94,7 +95,7 @@ class OptunaSweeper:
     _recursive_: bool = False  # the sampler's class is looked for after the sweeper has seen that Optuna is there
     defaults: list[Any] = field(default_factory=lambda: [{"sampler": "tpe"}])
     sampler: Sampler = MISSING
-    direction: Any = "minimize"
+    direction: Any = None
     storage: str | None = None
     study_name: str | None = None
     n_trials: int = 20

@@ -71,7 +71,7 @@ class Definition:
         tokens: training tokens per job; None: by trainer.max_steps
         lr: peak learning rates to try for every arm; None: the composed one
         metric: the compared figure
-        direction: ``minimize`` or ``maximize``
+        direction: ``minimize`` or ``maximize``, of a figure that no arm's task or callback declares; None: it follows
         workers: parallel jobs
         also: further figures in the report's table, with their intervals but without comparisons
     """
@@ -86,7 +86,7 @@ class Definition:
     tokens: int | None
     lr: tuple[float, ...] | None
     metric: str
-    direction: str
+    direction: str | None
     workers: int
     also: tuple[str, ...] = ()
 
@@ -130,8 +130,8 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
         raise ConfigError(
             "baseline", baseline, "must be the name of an arm that is compared", did_you_mean(baseline, compared)
         )
-    direction = written.get("direction", "minimize")
-    if direction not in DIRECTIONS:
+    direction = written.get("direction")
+    if direction is not None and direction not in DIRECTIONS:
         raise ConfigError("direction", direction, "must be minimize or maximize", did_you_mean(direction, DIRECTIONS))
     return Definition(
         name=Path(name).stem,

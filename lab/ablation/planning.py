@@ -32,6 +32,7 @@ class Plan:
         tokens_per_step: tokens per optimizer step of the baseline, over all processes
         tokens: arm → training tokens per job; None if epochs are counted
         log_dir: parent of the runs' folders
+        direction: in which the metric is better, ``minimize`` or ``maximize``
     """
 
     definition: Definition
@@ -41,6 +42,7 @@ class Plan:
     tokens_per_step: int
     tokens: dict[str, int | None]
     log_dir: str
+    direction: str
 
     def as_plain(self, command: Sequence[str]) -> dict[str, Any]:
         """In the format of plan.json.
@@ -54,7 +56,7 @@ class Plan:
             "name": d.name,
             "command": shlex.join(command),
             "metric": d.metric,
-            "direction": d.direction,
+            "direction": self.direction,
             "workers": d.workers,
             "jobs": self.jobs,
             "also": list(d.also),
@@ -99,9 +101,10 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
     for lr, rate in _rates(definition):
         if lr is not None:  # an optimizer may take no lr, or not this one
             _composed(sized[0].arm.name, [*sized[0].overrides, *rate])
-    _refuse_unmeasured(definition, final)
+    direction = _direction(definition, final)
     base, tokens = final[definition.baseline], {name: _tokens(plain) for name, plain in final.items()}
-    return Plan(definition, sized, jobs, base["trainer"].get("max_steps", -1), _tokens_per_step(base), tokens, log_dir)
+    steps_of_base = base["trainer"].get("max_steps", -1)
+    return Plan(definition, sized, jobs, steps_of_base, _tokens_per_step(base), tokens, log_dir, direction)
 
 
 def _jobs(definition: Definition, sized: Sequence[Sized]) -> list[dict[str, Any]]:
@@ -150,13 +153,20 @@ def _refuse_alike(final: dict[str, dict[str, Any]], starts: Mapping[str, str | N
             raise ConfigError("arms", name, rule, "Change one of them, or remove it")
 
 
-def _refuse_unmeasured(definition: Definition, final: dict[str, dict[str, Any]]) -> None:
-    """Refuse a metric that is misspelt, or that some arm does not measure."""
+def _direction(definition: Definition, final: dict[str, dict[str, Any]]) -> str:
+    """The direction of the metric, which all arms must measure, and mean the same by."""
     figures.refuse_misspelt("metric", definition.metric)
+    found: dict[str, str] = {}
     for name, plain in final.items():
         if definition.arms[name].compared:
             with named(name):
                 figures.refuse_unmeasured("metric", definition.metric, plain)
+                asked = ("direction", definition.direction)
+                found[name] = figures.direction(plain, asked, path="metric", name=definition.metric)
+    if len(set(found.values())) > 1:
+        rule = f"has more than one meaning: {', '.join(f'{name} is to {way} it' for name, way in found.items())}"
+        raise ConfigError("metric", definition.metric, rule, "Compare arms by a figure that they share")
+    return next(iter(found.values()))
 
 
 def _rates(definition: Definition) -> list[tuple[float | None, list[str]]]:

@@ -17,10 +17,12 @@ from registry import ConfigError, printing
 from registry.enforcing import enforced
 from registry.ranges import Count, Whole
 from training.data.picture_module import PictureDataModule
+from training.figure import Figure
 from training.tasks.base import Task
 from training.writing import write_json, write_text
 
 PATH = "callbacks.pictures"
+GROUP = ("pictures",)  # of its figures
 
 
 @enforced(PATH)
@@ -38,6 +40,13 @@ class Asking(L.Callback):
         samples: conversations shown in the report
         rows: conversations held together
     """
+
+    figures = (
+        Figure("blanked_{question}_{figure}", "of answers", None, GROUP),
+        Figure("shuffled_{question}_{figure}", "of answers", None, GROUP),
+        Figure("{question}_constant", "of answers", None, GROUP),  # of an answer that no picture changes
+        Figure("{question}_{figure}", "of answers", "more", GROUP),
+    )
 
     def __init__(
         self,

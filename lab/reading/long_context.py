@@ -16,9 +16,11 @@ from registry import ConfigError
 from registry.enforcing import enforced
 from registry.ranges import Count, Fraction, Whole
 from training.data.module import TextDataModule
+from training.figure import Figure
 from training.tasks.base import Task
 
 PATH = "callbacks.long_context"
+GROUP = ("long_context",)  # of its figures
 
 
 @enforced(PATH)
@@ -44,6 +46,13 @@ class LongContext(L.Callback):
         stretches: places of the text where the loss by position is measured; null for no such measurement
         seed: of the prompts; not the run's, so that runs are measured on the same prompts
     """
+
+    figures = (
+        Figure("loss_window", "nats a token", "less", GROUP),
+        Figure("loss_to_{position}", "nats a token", "less", GROUP),
+        Figure("slope", "nats a doubling", "less", GROUP),
+        Figure("{suite}_{length}", "of answers", "more", GROUP),
+    )
 
     def __init__(
         self,

@@ -22,9 +22,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("directory", metavar="DIR", type=Path, help="folder of a sweep: logs/*/multiruns/…")
     parser.add_argument("--baseline", metavar="NAME", help="arm that the others are compared with")
     parser.add_argument("--metric", metavar="NAME", help="what they are compared by, as in results.json: test/loss")
+    parser.add_argument("--direction", metavar="WAY", help="minimize or maximize it, if its runs do not say which")
     given = parser.parse_args(arguments)
     build.need_packages()
-    findings = find(read(given.directory, given.baseline, given.metric))
+    findings = find(read(given.directory, given.baseline, given.metric, given.direction))
     terminal.show(findings, build.write(findings))
 
 

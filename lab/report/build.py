@@ -161,7 +161,7 @@ def page(findings: Findings, sections: list[Section]) -> str:
     return environment.get_template("page.html.j2").render(
         title=sweep.name,
         kind=KINDS.get(sweep.kind, sweep.kind),
-        metric=sweep.metric,
+        metric=f"{sweep.metric}, {sweep.unit}" if sweep.unit else sweep.metric,
         better="more is better" if sweep.maximize else "less is better",
         state=words.state(findings),
         search=sweep.kind == "search",

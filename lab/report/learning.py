@@ -29,7 +29,7 @@ def curves(findings: Findings, over: str) -> Figure | None:
     chart = Chart(f"loss-over-{over}", f"Validation loss over {what}", 300, right=label_room(findings), top=30)
     x = Scale(0, end, chart.x0, chart.x1)
     y = Scale(*padded(late), chart.y0, chart.y1)
-    chart.axes(x, y, what, "validation loss, nats a token", short)
+    chart.axes(x, y, what, f"validation loss, {findings.sweep.unit_of('val/loss')}".rstrip(", "), short)
     area = chart.clipped()
     ends = [_arm_lines(chart, area, f, lines[f.name], findings, x, y) for f in findings.arms]
     end_labels(chart, [e for e in ends if e], y)
@@ -59,7 +59,8 @@ def gaps(findings: Findings) -> Figure | None:
     chart = Chart("gap-over-tokens", title, 300, right=label_room(findings), top=30)
     late = [gap for line in lines.values() for at, gap in line if at >= EARLY * end]
     x, y = Scale(0, end, chart.x0, chart.x1), Scale(*padded([0.0, *late]), chart.y0, chart.y1)
-    chart.axes(x, y, "tokens", f"validation loss minus that of {other}, nats", short)
+    unit = findings.sweep.unit_of("val/loss")
+    chart.axes(x, y, "tokens", f"validation loss minus that of {other}, {unit}".rstrip(", "), short)
     chart.add("line", "zero", x1=chart.x0, x2=chart.x1, y1=y(0), y2=y(0))
     area, ends = chart.clipped(), [(findings.baseline.name, "s0", chart.x1 + 0.0, y(0))]
     for f in findings.others:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lab.report.figure import LETTER, Figure, colour
 from lab.report.findings import Finding, Findings
 from lab.report.svg import Chart, Scale, cut, padded
-from lab.report.words import around, signed, unit
+from lab.report.words import around, signed
 
 
 def differences(findings: Findings) -> Figure | None:
@@ -21,7 +21,7 @@ def differences(findings: Findings) -> Figure | None:
     values = [0.0, *(v for f in shown if f.comparison for v in _reach(f))]
     x = Scale(*padded(values), chart.x0, chart.x1)
     better = "right" if findings.sweep.maximize else "left"
-    of = f", {unit(metric)}" if unit(metric) else ""
+    of = f", {findings.sweep.unit}" if findings.sweep.unit else ""
     chart.axes(x, None, f"difference in {metric}{of} ({better} is better)")
     chart.add("line", "zero", x1=x(0), x2=x(0), y1=chart.y1 - 4, y2=chart.y0)
     chart.add("text", "name mid", cut(other, 16), x=min(max(x(0), chart.x0 + 30), chart.x1 - 30), y=13)

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from lab.sweep.damage import damage_of
+from lab.sweep.direction import described, maximizes
 from lab.sweep.plan import overrides_of
 from registry import ConfigError, did_you_mean
 from registry.folder import read_json, read_yaml
+from training.figure import Figure
 from training.jobs import RESULTS, results_of
 
 PLAN = "plan.json"
 UNFINISHED = "unfinished"
-MORE_IS_BETTER = ("tokens_per_second", "mfu", "accuracy")  # for all others, less is better
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class Arm:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep; ``arms[baseline]`` is the baseline, ``also`` are further figures to show."""
+    """A sweep; ``arms[baseline]`` is the baseline, ``also`` are further figures to show, ``figures`` the units and
+    directions that its runs give, by name."""
 
     directory: Path
     kind: str
@@ -99,22 +101,35 @@ class Sweep:
     arms: tuple[Arm, ...]
     baseline: int
     also: tuple[str, ...] = ()
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> str:
+        """Of its metric, or nothing."""
+        return self.unit_of(self.metric)
+
+    def unit_of(self, name: str) -> str:
+        return self.figures[name].unit if name in self.figures else ""
 
     @property
     def runs(self) -> list[Run]:
         return sorted((run for arm in self.arms for run in arm.runs), key=lambda run: run.job)
 
 
-def read(directory: Path, baseline: str | None = None, metric: str | None = None) -> Sweep:
+def read(
+    directory: Path, baseline: str | None = None, metric: str | None = None, direction: str | None = None
+) -> Sweep:
     """Read a sweep's folder.
 
     Args:
         directory: of the sweep
         baseline: name of the arm to compare with; None for the plan's, or the first
         metric: to compare; None for the sweep's own
+        direction: ``minimize`` or ``maximize``, of a metric that no run describes
 
     Raises:
-        ConfigError: there is nothing to report: no folder, no sweep, no finished job, no such arm or metric
+        ConfigError: there is nothing to report: no folder, no sweep, no finished job, no such arm or metric; or which
+            way the metric is better is not known, or contradictory
     """
     _check_folder(directory)
     plan = _plan(directory)
@@ -123,11 +138,12 @@ def read(directory: Path, baseline: str | None = None, metric: str | None = None
         rule = "holds no jobs (folders 0, 1, 2 …)" if any(directory.iterdir()) else "is empty"
         raise ConfigError("DIR", str(directory), f"{rule}, so it is not a sweep's folder", WHERE)
     arms = _planned_arms(plan, runs) if plan.get("arms") and plan.get("jobs") else _found_arms(runs)
-    found, maximize, kind = _aim(directory, plan)
-    if metric and metric != found:  # the plan's direction is for another metric
-        found, maximize = metric, metric.rpartition("/")[2] in MORE_IS_BETTER
-    metric = found
+    found, planned, kind = _aim(directory, plan)
+    planned = (planned[0], None) if metric not in (None, found) else planned  # it is for another metric
+    metric = metric or found
     _check_any_figure(directory, runs, metric)
+    figures = _described(directory, runs)
+    maximize = maximizes("--metric", metric, figures.get(metric), ("--direction", direction), planned)
     sweep = Sweep(
         directory,
         kind,
@@ -138,6 +154,7 @@ def read(directory: Path, baseline: str | None = None, metric: str | None = None
         tuple(arms),
         _baseline(plan, arms, baseline),
         tuple(plan.get("also", ())),
+        figures,
     )
     return sweep
 
@@ -172,17 +189,24 @@ def _plan(directory: Path) -> dict[str, Any]:
         raise ConfigError("DIR", str(file), rule, "Remove it: the runs beside it are reported without a plan") from None
 
 
-def _aim(directory: Path, plan: Mapping[str, Any]) -> tuple[str, bool, str]:
-    """The sweep's metric, whether more is better, and the kind of sweep."""
+def _described(directory: Path, runs: Sequence[Run]) -> dict[str, Figure]:
+    """What the runs say of their figures."""
+    folders = [run.folder for run in runs if run.folder is not None and run.status == "completed"]
+    return described(filter(None, map(results_of, folders)), str(directory))
+
+
+def _aim(directory: Path, plan: Mapping[str, Any]) -> tuple[str, tuple[str, str | None], str]:
+    """The sweep's metric, where its direction is written with what is, and the kind of sweep."""
     if "metric" in plan:
-        return plan["metric"], plan.get("direction") == "maximize", plan.get("kind", "grid")
+        return plan["metric"], (f"direction of {directory / PLAN}", plan.get("direction")), plan.get("kind", "grid")
     try:
         written = read_yaml(directory, "multirun.yaml")
     except ConfigError:  # none, or an incomplete file
         written = None
     metric, sweeper = _within(written, "optimized_metric"), _within(written, "hydra", "sweeper")
-    kind = "search" if "optuna" in str(_within(sweeper, "_target_")) else "grid"
-    return str(metric or "val/loss"), "maximize" in str(_within(sweeper, "direction")), plan.get("kind", kind)
+    kind, way = "search" if "optuna" in str(_within(sweeper, "_target_")) else "grid", _within(sweeper, "direction")
+    said = f"direction of {directory / 'multirun.yaml'}", None if way is None else str(way)
+    return str(metric or "val/loss"), said, plan.get("kind", kind)
 
 
 def _within(value: Any, *keys: str) -> Any:

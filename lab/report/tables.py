@@ -61,8 +61,9 @@ def arms(findings: Findings) -> Table:
     metric = findings.sweep.metric
     several = len({f.against for f in findings.others}) > 1
     also = findings.sweep.also
-    columns = ("arm", "seeds: runs", metric, *(("against",) if several else ()), "difference", "p", *also, "tokens")
-    columns = (*columns, *(label for _, label in BUDGETS))
+    sweep, shown = findings.sweep, [words.headed(name, findings.sweep) for name in (metric, *also)]
+    columns = ("arm", "seeds: runs", shown[0], *(("against",) if several else ()), "difference", "p", *shown[1:])
+    columns = (*columns, "tokens", *(label for _, label in BUDGETS))
     tuned = any(len(f.rates) > 1 for f in findings.arms)
     if tuned:
         columns = ("arm", "learning rate", *columns[1:])
@@ -87,7 +88,8 @@ def arms(findings: Findings) -> Table:
         f"± is the 95 % interval of the mean; difference: to {other}, over common seeds; p: after "
         f"Holm's correction; tokens: how many times fewer tokens than {other} to the higher of the "
         "two last losses of validations in training (below 1×: more tokens; –: unknown); active: parameters that a "
-        "token passes; FLOPs: of training, a token; cache bytes: a token, in fp32."
+        "token passes; FLOPs: of training, a token; cache bytes: a token, in fp32. "
+        f"{words.legend((metric, *also), sweep)}"
     )
     if tuned:
         note += (
@@ -104,7 +106,8 @@ def differences(findings: Findings) -> Table | None:
     columns = ("arm", *(f"seed {seed}" for seed in seeds))
     rows = [_row(f.name, *(_seed_cell(f, seed, findings) for seed in seeds)) for f in findings.arms]
     others = " or ".join(dict.fromkeys(f.against for f in findings.others)) or findings.baseline.name
-    note = f"{findings.sweep.metric}, in brackets its difference to the same seed of {others}. Each leads to its run."
+    of = f" in {findings.sweep.unit}" if findings.sweep.unit else ""
+    note = f"{findings.sweep.metric}{of}, in brackets its difference to that seed of {others}. Each leads to its run."
     return Table("Values by seed", columns, tuple(rows), frozenset(columns[1:]), note=note)
 
 
@@ -155,7 +158,8 @@ def rates(findings: Findings) -> Table | None:
         means = [words.plain(of[lr].mean) if lr in of else "" for lr in tried]
         best = "–" if f.lr is None else f"{f.lr:g}" + (" (edge: try further)" if f.lr_is_at_the_edge else "")
         rows.append(_row(f.name, *means, best))
-    return Table(f"Mean {findings.sweep.metric} at each learning rate", columns, tuple(rows), frozenset(columns[1:]))
+    title = words.headed(findings.sweep.metric, findings.sweep)
+    return Table(f"Mean {title} at each learning rate", columns, tuple(rows), frozenset(columns[1:]))
 
 
 def _change(value: object) -> str:
@@ -166,7 +170,8 @@ def runs(findings: Findings) -> Table:
     """All runs with their folders."""
     metric = findings.sweep.metric
     tuned = any(run.lr is not None for run in findings.sweep.runs)
-    columns = ("run", "arm", "seed", *(("learning rate",) if tuned else ()), "status", metric, "seconds", "overrides")
+    named = words.headed(metric, findings.sweep)
+    columns = ("run", "arm", "seed", *(("learning rate",) if tuned else ()), "status", named, "seconds", "overrides")
     given = [set(run.overrides) for run in findings.sweep.runs]
     shared = set.intersection(*given) if len(given) > 1 else set()
     rows = []
@@ -178,7 +183,7 @@ def runs(findings: Findings) -> Table:
         own = " ".join(o for o in run.overrides if o not in shared)
         cells = (findings.arm_of(run), str(run.seed), *rate, state, words.plain(value), seconds, own)
         rows.append(_row(link(run, str(run.job)), *cells, cls="lost" if value is None else ""))
-    numeric = frozenset(("seed", "learning rate", metric, "seconds"))
+    numeric = frozenset(("seed", "learning rate", named, "seconds"))
     alike = [o for o in findings.sweep.runs[0].overrides if o in shared]
     note = f"And all of them: {' '.join(alike)}" if alike else ""
     return Table("All runs", columns, tuple(rows), numeric, note=note)
@@ -201,7 +206,7 @@ def trials(findings: Findings) -> Table:
     done = [(v, run) for run in findings.sweep.runs if (v := run.value(metric)) is not None]
     done.sort(key=lambda pair: (sign * pair[0], pair[1].job))
     rows = [_row(link(run, str(run.job)), words.plain(v), findings.arm_of(run)) for v, run in done[:20]]
-    title = "Best trials" if len(done) > 20 else "Trials, best first"
+    title, named = "Best trials" if len(done) > 20 else "Trials, best first", words.headed(metric, findings.sweep)
     return Table(
-        title, ("trial", metric, "what differs"), tuple(rows), frozenset((metric,)), frozenset(("what differs",))
+        title, ("trial", named, "what differs"), tuple(rows), frozenset((named,)), frozenset(("what differs",))
     )

@@ -33,7 +33,9 @@ def show(findings: Findings, page: Path, file: IO[str] | None = None) -> None:
         file: to print to; None for standard output
     """
     console = printing.console(file)
-    console.print(f"[bold]{escape(findings.sweep.name)}[/]  {escape(findings.sweep.metric)}")
+    better = "more" if findings.sweep.maximize else "less"
+    of = ", ".join(filter(None, (findings.sweep.metric, findings.sweep.unit, f"{better} is better")))
+    console.print(f"[bold]{escape(findings.sweep.name)}[/]  {escape(of)}")
     if state := words.state(findings):
         console.print(Text(f"{state}\n", style="yellow"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 from lab.report.findings import Finding, Findings
-from lab.report.reading import UNFINISHED
+from lab.report.reading import UNFINISHED, Sweep
 from lab.report.statistics import LEVEL, Comparison, Interval
 
-UNITS = {"loss": "nats", "bits_per_byte": "bits a byte", "tokens_per_second": "tokens/s"}
+ARROWS = {"less": "↓", "more": "↑", None: ""}
 MINUS = "−"
 HUGE = 1e12  # above, digits are not shown
 
 
-def unit(metric: str) -> str:
-    """The unit of a metric, or nothing."""
-    return UNITS.get(metric.rpartition("/")[2], "")
+def headed(name: str, sweep: Sweep) -> str:
+    """The name of a figure over its column, with an arrow that says which way is better."""
+    figure = sweep.figures.get(name)
+    better = figure.better if figure is not None else None
+    better = ("more" if sweep.maximize else "less") if name == sweep.metric else better
+    return f"{name} {ARROWS[better]}".rstrip()
+
+
+def legend(names: Sequence[str], sweep: Sweep) -> str:
+    """What the arrows over columns mean, and the units of the figures under them."""
+    units = [f"{name} in {unit}" for name in dict.fromkeys(names) if (unit := sweep.unit_of(name))]
+    return f"↓: less is better, ↑: more is better{''.join(f'; {each}' for each in units)}."
 
 
 def plain(value: float | None, decimals: int = 4) -> str:
@@ -125,7 +135,7 @@ def _verdict(finding: Finding, findings: Findings) -> str:
     if how == "unfinished":
         return f"{name} has no result yet."
     found = around(finding.interval)
-    measure = f"{findings.sweep.metric} {found} {unit(findings.sweep.metric)}".rstrip()
+    measure = f"{findings.sweep.metric} {found} {findings.sweep.unit}".rstrip()
     if how == "baseline" and not findings.others:
         return f"{name}: {measure} ({seeds(len(finding.values))})."
     if how == "baseline":
@@ -136,7 +146,7 @@ def _verdict(finding: Finding, findings: Findings) -> str:
 
 
 def _comparison(comparison: Comparison, name: str, other: str, how: str, findings: Findings) -> str:
-    of, difference = unit(findings.sweep.metric), comparison.difference
+    of, difference = findings.sweep.unit, comparison.difference
     amount = f"{plain(abs(difference.mean), decimals(difference.half))}"
     if how == "unknown":
         direction = "lower" if difference.mean < 0 else "higher"

@@ -151,7 +151,8 @@ def show(sweep: Path, plan: Mapping[str, Any], as_json: bool) -> None:
     line = ", ".join(f"{number} {status}" for status, number in counts.items()) or "no job has begun"
     print(f"{'running' if running else 'not running'}: {line}")
     if best is not None:
-        print(f"best {plan['metric']}: {best[1]:.4f} (job {best[0]})")
+        better = "more" if plan["direction"] == "maximize" else "less"
+        print(f"best {plan['metric']}: {best[1]:.4f} (job {best[0]}); {better} is better")
 
 
 def _finite(value: Any) -> Any:

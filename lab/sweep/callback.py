@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -16,6 +15,7 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -135,14 +135,16 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
         "name": config.task_name,
         "command": shlex.join(["python", "train.py", *arguments]),
         "metric": config.optimized_metric,
-        "direction": direction_of(sweeper),
         "workers": workers_of(config),
         "flags": [*flags, *kept(given["hydra"])],
     }
+    asked = ("hydra.sweeper.direction", sweeper.get("direction"))
     if is_grid:
         plan["jobs"] = grid_of(sweeper, given["task"])
-        check_first(config, plan["jobs"])
+        first = composed(config, plan["jobs"][0]["overrides"]) if plan["jobs"] else config
+        plan["direction"] = figures.check_composed(first)
     else:
+        plan["direction"] = figures.check_composed(composed(config, first_of(sweeper, given["task"])), asked)
         plan |= {"argv": argv, "sweeper": sweeper.get("_target_"), "n_trials": sweeper.get("n_trials")}
     if launcher.endswith(".KubernetesLauncher"):
         where = {key: config.hydra.launcher.get(key) for key in ("context", "namespace")}
@@ -154,18 +156,35 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
     plans.write(sweep, plan)
 
 
-def check_first(config: DictConfig, jobs: list[dict[str, Any]]) -> None:
-    """Refuse a grid whose first job lacks the compared figure; the other jobs check themselves.
+def composed(config: DictConfig, overrides: list[str]) -> DictConfig:
+    """The configuration of the first job, from which the direction of all follows; the other jobs check themselves.
 
-    Raises:
-        ConfigError
+    Args:
+        config: of the multirun, which stands for a job that cannot be composed: that becomes a failed row
+        overrides: of the job
     """
-    if jobs:
-        try:
-            first = GlobalHydra.instance().config_loader().load_sweep_config(config, jobs[0]["overrides"])
-        except Exception:  # a job that cannot be composed becomes a failed row
-            return
-        figures.check_composed(first)
+    try:
+        return GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
+    except Exception:
+        return config
+
+
+def first_of(sweeper: DictConfig, overrides: list[str]) -> list[str]:
+    """The overrides of a search with the first value of each that is searched; none where its syntax is another."""
+    given = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    try:
+        read = parser.parse_overrides([*given, *overrides])
+        return [f"{each.key_or_group}={_first(each)}" for each in read]
+    except Exception:  # another sweeper's, or a mistake that the search refuses
+        return []
+
+
+def _first(override: Override) -> Any:
+    if not override.is_sweep_override():
+        return override.get_value_element_as_str()
+    value = override.value()
+    return value.start if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
 
 
 def grid_of(sweeper: DictConfig, overrides: list[str]) -> list[dict[str, Any]]:
@@ -177,11 +196,6 @@ def grid_of(sweeper: DictConfig, overrides: list[str]) -> list[dict[str, Any]]:
     batches = BasicSweeper.split_arguments(parser.parse_overrides([*given, *overrides]), sweeper.get("max_batch_size"))
     jobs = [list(overrides) for batch in batches for overrides in batch]
     return [{"job": i, "overrides": overrides} for i, overrides in enumerate(jobs)]
-
-
-def direction_of(sweeper: Mapping[str, Any]) -> str:
-    """``minimize`` or ``maximize``; a grid minimizes by default."""
-    return "maximize" if "maximize" in str(sweeper.get("direction", "minimize")) else "minimize"
 
 
 def workers_of(config: DictConfig) -> int:

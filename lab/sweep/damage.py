@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 TEXT, TEXTS, WHOLE, FIGURES = "a text", "a list of texts", "a whole number", "figures by name"
+DIRECTION = "minimize or maximize"
 OR_NULL = " or null"
 PLAN = {
-    **dict.fromkeys(("kind", "command", "metric", "direction", "cwd"), TEXT),
+    **dict.fromkeys(("kind", "command", "metric", "cwd"), TEXT),
+    "direction": DIRECTION,
     **dict.fromkeys(("argv", "flags", "also"), TEXTS),
     "name": "a name",
     "workers": WHOLE,
@@ -69,6 +71,7 @@ def _is(value: Any, kind: str) -> bool:
     number = whole or (isinstance(value, float) and math.isfinite(value))
     return {
         TEXT: isinstance(value, str),
+        DIRECTION: value in ("minimize", "maximize"),
         "a name": isinstance(value, str) or number,
         WHOLE: whole,
         "a number": number,

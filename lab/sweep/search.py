@@ -49,7 +49,7 @@ class Search:
     def __init__(
         self,
         sampler: Any,
-        direction: Any = "minimize",
+        direction: Any = None,
         storage: str | None = None,
         study_name: str | None = None,
         n_trials: int = 20,
@@ -74,10 +74,6 @@ class Search:
                 raise ConfigError(f"hydra.sweeper.{key}", value, f"counts {what}", remedy)
         check_packages(self.sampler)
         self.resumed = plans.is_resumed(self.folder)
-        if self.direction not in ("minimize", "maximize"):
-            rule = "a run returns one figure, optimized_metric, which a search minimizes or maximizes"
-            remedy = "Write hydra.sweeper.direction=minimize"
-            raise ConfigError("hydra.sweeper.direction", self.direction, rule, remedy)
 
     def sweep(self, arguments: list[str]) -> None:
         """Search.
@@ -93,12 +89,11 @@ class Search:
         if not space:
             remedy = "Write optimizer.lr='tag(log, interval(1e-3, 1e-2))', say, or hparams_search=optuna"
             raise ConfigError("hydra.sweeper.params", {}, "leaves nothing to search", remedy)
-        if not self.resumed:
-            check_space(self._composed, space, fixed)
+        found = {} if self.resumed else {"direction": check_space(self._composed, space, fixed, self.direction)}
         if self._is_grid():
             self._grid = {name: choices(each) for name, each in space.items()}
             self.n_trials = min(self.n_trials, math.prod(map(len, self._grid.values())))
-        self.plan = {**plans.read(self.folder), "n_trials": self.n_trials}
+        self.plan = {**plans.read(self.folder), **found, "n_trials": self.n_trials}
         plans.write(self.folder, self.plan)
         open_study(self.folder, self.plan)
         for trials in self._batches():
@@ -237,7 +232,7 @@ def consecutive(jobs: Sequence[tuple[int, list[str]]]) -> Iterator[list[tuple[in
         yield group
 
 
-def check_space(composed: Any, space: Space, fixed: Mapping[str, Any]) -> None:
+def check_space(composed: Any, space: Space, fixed: Mapping[str, Any], direction: Any = None) -> str:
     """Compose every choice of a search once, so that a typo is found before the first trial.
 
     Combinations of values are not checked: a trial with an invalid one is a failed row of the table.
@@ -246,6 +241,10 @@ def check_space(composed: Any, space: Space, fixed: Mapping[str, Any]) -> None:
         composed: composes a configuration from overrides
         space: the search space
         fixed: the fixed overrides
+        direction: of the sweeper's settings
+
+    Returns:
+        the direction of the search
 
     Raises:
         ConfigError, or what Hydra raises: an unknown key or option, a value of another type, an unknown pruner
@@ -253,8 +252,8 @@ def check_space(composed: Any, space: Space, fixed: Mapping[str, Any]) -> None:
     tried = {name: ends(distribution) for name, distribution in space.items()}
     first = {**{name: values[0] for name, values in tried.items()}, **fixed}
     config = composed([f"{name}={value}" for name, value in first.items()])
-    figures.check_composed(config)
-    _check_pruners(config)
+    found = figures.check_composed(config, ("hydra.sweeper.direction", direction))
+    _check_pruners(config, found)
     for part in CHECKED:
         check_target(
             OmegaConf.to_container(config.get(part) or OmegaConf.create({}), resolve=False), part, skip=SKIPPED
@@ -262,15 +261,19 @@ def check_space(composed: Any, space: Space, fixed: Mapping[str, Any]) -> None:
     for name, values in tried.items():
         for value in values[1:]:
             composed([f"{key}={v}" for key, v in {**first, name: value}.items()])
+    return found
 
 
 SKIPPED = ("dry_run", "world", "compile")  # keys of trainer defined by this project
 
 
-def _check_pruners(config: DictConfig) -> None:
+def _check_pruners(config: DictConfig, direction: str) -> None:
+    """Refuse an unknown pruner, and one by a figure that is better in the other direction than the search's."""
     known = [name for name in dir(optuna.pruners) if name.endswith("Pruner")]
     for name in config.get("callbacks") or {}:
         path = f"callbacks.{name}.pruner._target_"
         module, _, pruner = str(OmegaConf.select(config, path)).rpartition(".")
         if module == "optuna.pruners" and pruner not in known:
             raise ConfigError(path, f"{module}.{pruner}", "Optuna has no such pruner", did_you_mean(pruner, known))
+        if module and (monitor := OmegaConf.select(config, f"callbacks.{name}.monitor")) is not None:
+            figures.refuse_other_direction(f"callbacks.{name}.monitor", monitor, config, direction)

@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from lab.sweep.direction import described, maximizes
 from lab.sweep.locks import is_taken
 from lab.sweep.plan import PLAN, name_of, overrides_of, read
 from registry.printing import show
@@ -67,16 +68,23 @@ def summarise(sweep: Path) -> list[dict[str, Any]]:
 
 
 def best_of(sweep: Path, plan: Mapping[str, Any]) -> tuple[int, float] | None:
-    """The job of a sweep with the best finite value of its metric, or val/loss without a plan, and that value."""
-    found = []
+    """The job of a sweep with the best finite value of its metric, or val/loss without a plan, and that value.
+
+    Raises:
+        ConfigError: the plan and the runs contradict each other
+    """
+    metric, known = plan.get("metric", FIGURES[0]), []
     for folder in (p for p in sweep.iterdir() if p.name.isdigit()):
         results = results_of(folder) or {}
-        value = results.get("metrics", {}).get(plan.get("metric", FIGURES[0]))
+        value = results.get("metrics", {}).get(metric)
         if results.get("status") == "completed" and value is not None and math.isfinite(value):
-            found.append((value, int(folder.name)))
-    if not found:
+            known.append((value, int(folder.name), results))
+    figure = described((results for *_, results in known), str(sweep)).get(metric)
+    if not known or (figure is None and "direction" not in plan):
         return None
-    value, job = max(found) if plan.get("direction") == "maximize" else min(found)
+    asked = (f"direction of {sweep / PLAN}", plan.get("direction"))
+    most = maximizes(f"metric of {sweep / PLAN}", metric, figure, asked)
+    value, job, _ = (max if most else min)(known, key=lambda row: row[0])
     return job, value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,14 @@ def completed(loss: float, **more: Any) -> dict[str, Any]:
     """results.json of a run that ended well."""
     metrics = {"val/loss": loss, "test/loss": loss + 0.01, "speed/tokens_per_second": 1000.0}
     figures = {"parameters": 1_000_000, "active_parameters": 900_000, "steps": 100, "fit_seconds": 12.5}
-    return {"status": "completed", **figures, "metrics": metrics, **more}
+    return {"status": "completed", **figures, "metrics": metrics, "figures": described(metrics), **more}
+
+
+def described(metrics: Iterable[str], **other: str | None) -> dict[str, Any]:
+    """What results.json says of figures: of losses less is better, of speeds more, of others what is given."""
+    usual = {"loss": "less", "bits_per_byte": "less", "perplexity": "less", "tokens_per_second": "more", **other}
+    known = {name: usual[name.rpartition("/")[2]] for name in metrics if name.rpartition("/")[2] in usual}
+    return {name: {"unit": "nats a token" if name.endswith("loss") else "", "better": way} for name, way in known.items()}
 
 
 def falling(final: float, rng: random.Random, steps: int = 100, slower: float = 1.0) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from registry import printing
 from registry.enforcing import enforced
 from registry.ranges import Whole
 from training.cadence import logs_now
+from training.figure import TRAIN, Figure
 from training.tasks.grpo import Grpo
 
 FILE = "completions.jsonl"
@@ -33,6 +34,11 @@ class Completions(L.Callback):
         directory: of the file
         rows: of the table, at most 8; 0 for none
     """
+
+    figures = (
+        Figure("rise_positive", "nats a token", None, TRAIN),
+        Figure("rise_negative", "nats a token", None, TRAIN),
+    )
 
     def __init__(self, directory: str, rows: Whole = 4) -> None:
         self.file, self.rows = Path(directory) / FILE, rows

@@ -11,6 +11,7 @@ from torch import Tensor
 from registry.enforcing import enforced
 from registry.ranges import Count, ProperFraction
 from training.cadence import logs_now
+from training.figure import Figure
 from training.tasks.base import Task
 
 
@@ -25,6 +26,8 @@ class DeadExperts(L.Callback):
         below: fraction of the fair share 1/E below which an expert counts as idle
         steps: optimizer steps after which an idle expert counts as dead
     """
+
+    figures = (Figure("dead_experts", "experts", "less", ("train_load",)),)
 
     def __init__(self, below: ProperFraction = 0.01, steps: Count = 200) -> None:
         self.below, self.steps = below, steps

@@ -17,6 +17,7 @@ from registry.enforcing import enforced
 from registry.ranges import Count
 from training.data.chat_module import ChatDataModule
 from training.data.module import TextDataModule
+from training.figure import Figure
 from training.metrics import TokenLoss
 from training.parallel.local import is_distributed
 from training.tasks.base import Task
@@ -34,6 +35,8 @@ class Extrapolation(L.Callback):
         position: a position block to measure the trained weights with, such as YaRN after training with RoPE; null for
             the model's own. val/loss always uses the model's own
     """
+
+    figures = (Figure("loss_{multiple}x", "nats a token", "less", ("extrapolation",)),)
 
     def __init__(self, multiples: Sequence[Count] = (4,), position: Mapping[str, Any] | None = None) -> None:
         if not multiples:

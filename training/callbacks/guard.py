@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from registry.enforcing import enforced
 from registry.ranges import Count, Positive
 from training.cadence import logs_now
+from training.figure import TRAIN, Figure
 from training.parallel.clipping import total_norm
 from training.stops import Diverged
 
@@ -51,6 +52,8 @@ class Guard(L.Callback):
         sigmas: standard deviations above their mean that count as bad; null checks finiteness only
         patience: consecutive skipped steps before training is stopped
     """
+
+    figures = (Figure("skipped_steps", "steps", None, TRAIN),)
 
     def __init__(
         self, window: Annotated[int, Ge(2)] = 128, sigmas: Positive | None = 6.0, patience: Count = 10

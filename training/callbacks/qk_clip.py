@@ -17,6 +17,7 @@ from registry import ConfigError
 from registry.enforcing import enforced
 from registry.ranges import Fraction, Positive
 from training.cadence import logs_now
+from training.figure import TRAIN, Figure
 from training.parallel.local import own_place, plain
 from training.tasks.base import Task
 
@@ -43,6 +44,8 @@ class QKClip(L.Callback):
         threshold: τ, the largest score that is left as it is
         alpha: α, the share of the factor's exponent that falls to the queries
     """
+
+    figures = (Figure("largest_score", "", None, TRAIN),)
 
     def __init__(self, threshold: Positive = 100.0, alpha: Fraction = 0.5) -> None:
         self.threshold, self.alpha = threshold, alpha

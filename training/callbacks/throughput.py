@@ -12,7 +12,10 @@ from blocks.cost import forward_flops_per_token
 from registry.enforcing import enforced
 from registry.ranges import Whole
 from training.cadence import logs_now
+from training.figure import Figure
 from training.tasks.base import Task
+
+SPEED = ("speed",)  # the group of its figures
 
 
 @enforced("callbacks.throughput")
@@ -28,6 +31,13 @@ class Throughput(L.Callback):
     Args:
         warmup: optimizer steps excluded from the first figure
     """
+
+    figures = (
+        Figure("tokens_per_second", "tokens/s", "more", SPEED),
+        Figure("mfu", "of the measured peak", "more", SPEED),
+        Figure("rollout_tokens_per_second", "tokens/s", "more", SPEED),
+        Figure("update_tokens_per_second", "tokens/s", "more", SPEED),
+    )
 
     def __init__(self, warmup: Whole = 2) -> None:
         self.warmup = warmup

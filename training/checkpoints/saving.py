@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -21,7 +21,7 @@ from training.checkpoints.carry import carry
 from training.checkpoints.find import LAST, PREVIOUS
 from training.checkpoints.plugin import SealedCheckpoints
 from training.checkpoints.record import peek
-from training.configuration.figures import FIGURES
+from training.figure import OF_TEXT, find, mode_in, of_run
 
 
 def save(trainer: L.Trainer, path: Path, weights_only: bool | None = False) -> bool:
@@ -82,28 +82,41 @@ def _by_device(scalars: list[Tensor]) -> list[Tensor]:
 class Keeper(ModelCheckpoint):
     """Lightning's ModelCheckpoint using ``save``, with the same arguments.
 
-    How this differs from Lightning's: a run that resumes in another folder keeps its best checkpoints and their scores.
-    The files are carried over from the folder of the checkpoint. One that is missing there, or of a later step than the
-    checkpoint, is dropped with its score, with a warning.
+    How this differs from Lightning's: whether more or less is better follows from the figure; and a run that resumes in
+    another folder keeps its best checkpoints and their scores. The files are carried over from the folder of the
+    checkpoint. One that is missing there, or of a later step than the checkpoint, is dropped with its score, with a
+    warning.
 
     Args:
         args, settings: those of ModelCheckpoint; ``filename`` is not that of the newest checkpoint, which would
             take the place of the best
+        mode: ``min`` or ``max``, of a figure that no task and no callback declares; else null
     """
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
+    def __init__(self, *args: Any, mode: Literal["min", "max"] | None = None, **settings: Any) -> None:
+        super().__init__(*args, mode=mode or "min", **settings)
+        self.asked_mode = mode
         if f"{self.filename}.ckpt" in (LAST, PREVIOUS):
             rule = "is the name of the newest checkpoint, which would take the place of the best"
             raise ConfigError("callbacks.checkpoint.filename", self.filename, rule, "Write another: best")
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.monitor is not None and not self._is_unmeasured(trainer):
+            mode = mode_in(trainer, "callbacks.checkpoint", self.monitor, self.asked_mode)
+            if mode != self.mode:
+                self.mode, self.kth_value = mode, -self.kth_value
+        super().setup(trainer, pl_module, stage)
+
     def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        # A task on rewards has no loss to validate by, and the note before the run says that none will be the best.
-        measured = getattr(trainer.lightning_module, "figures", None)
-        missing = self.monitor in FIGURES and self.monitor not in monitor_candidates
-        if missing and measured is not None and str(self.monitor).partition("/")[2] not in measured:
-            return
-        super()._save_topk_checkpoint(trainer, monitor_candidates)
+        if self.monitor in monitor_candidates or not self._is_unmeasured(trainer):
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+    def _is_unmeasured(self, trainer: L.Trainer) -> bool:
+        """Whether it monitors a figure of text in a task on something else, such as rewards.
+
+        Such a run has no best checkpoint, as the note before it says.
+        """
+        return find(str(self.monitor), OF_TEXT) is not None and find(str(self.monitor), of_run(trainer)) is None
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         past = checkpoint["callbacks"].get(self.state_key)

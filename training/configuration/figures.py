@@ -1,8 +1,9 @@
-"""Determine before a run which figures it will log, so that none is missing after hours of training."""
+"""Determine before a run which figures it will log, and which way each is better."""
 
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,17 +11,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from registry import ConfigError
 from training.configuration.instantiate import find_target
+from training.figure import MEASURED, OF_TEXT, Better, Figure, better_of, declared, find, names_in, of_task
 
-STAGES = ("val", "test")
-FIGURES = tuple(f"{stage}/{figure}" for stage in STAGES for figure in ("bits_per_byte", "loss", "perplexity"))
+FIGURES = tuple(f"{stage}/{name}" for stage in MEASURED for name in names_in(stage, OF_TEXT))
 PLAIN = ("training.tasks.causal_lm.CausalLM", None)  # measures these, which is known without importing Lightning
+DIRECTIONS: dict[Better, str] = {"less": "minimize", "more": "maximize"}  # of plans, and of Optuna
 KEEPERS = ("Keeper", "ModelCheckpoint")  # without their figure they keep no best checkpoint, and training continues
 
 
 def check(plain: Mapping[str, Any], compared: bool = False) -> None:
-    """Refuse misspelt figures, and required ones that will not be measured.
+    """Refuse misspelt figures, required ones that will not be measured, and directions that contradict a figure.
 
-    Callbacks may log other figures, so unknown names are refused only if they are near a known one.
+    Callbacks may log figures that they do not declare, so unknown names are refused only if they are near a known one,
+    or if something acts on them without a direction.
 
     Args:
         plain: a composed configuration
@@ -33,20 +36,107 @@ def check(plain: Mapping[str, Any], compared: bool = False) -> None:
         refuse_misspelt(path, figure, (*FIGURES, *_measured(plain)))
         if path in _needed(plain, compared):
             refuse_unmeasured(path, figure, plain)
+    if plain["direction"] is not None:
+        direction(plain)
+    for name, node in (plain["callbacks"] or {}).items():
+        if isinstance(node, Mapping) and isinstance(node.get("monitor"), str):
+            _check_mode(f"callbacks.{name}", node, plain)
 
 
-def check_composed(config: DictConfig) -> None:
+def check_composed(config: DictConfig, *asked: tuple[str, Any]) -> str:
     """``check`` for the first run of a sweep, before it is resolved.
 
     Args:
         config: as composed; interpolations are not checked
+        asked: as of ``direction``
+
+    Returns:
+        the direction of the sweep
 
     Raises:
-        ConfigError: at the figure
+        ConfigError: at the figure, or at a direction that contradicts it
     """
-    parts = ("optimized_metric", "callbacks", "test", "data", "trainer", "task")
+    plain = _unresolved(config)
+    check(plain, compared=True)
+    return direction(plain, *asked)
+
+
+def _unresolved(config: DictConfig) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(config, resolve=False)
-    check({part: plain[part] for part in parts}, compared=True)
+    parts = ("optimized_metric", "direction", "callbacks", "test", "data", "trainer", "task")
+    return {part: plain[part] for part in parts}
+
+
+def refuse_other_direction(path: str, name: str, config: DictConfig, direction: str) -> None:
+    """Refuse a figure by which trials of a search are ended early, unless it is better in the search's direction.
+
+    Args:
+        path: the setting that names it
+        name: of the figure
+        config: as composed, of a trial
+        direction: of the search
+
+    Raises:
+        ConfigError: at ``path``
+    """
+    if name == config.optimized_metric:
+        return
+    figure = declaration(name, _unresolved(config))
+    better = None if figure is None else figure.better
+    if better is None or DIRECTIONS[better] != direction:
+        known = "of no known direction" if better is None else f"better when it is {better}"
+        rule = f"is {known}, and the search is to {direction} {config.optimized_metric}"
+        raise ConfigError(path, name, rule, "Leave it out, or name a figure that is better in that direction")
+
+
+def direction(
+    plain: Mapping[str, Any], *asked: tuple[str, Any], path: str = "optimized_metric", name: str | None = None
+) -> str:
+    """``minimize`` or ``maximize``, as follows from a figure.
+
+    Args:
+        plain: a composed configuration
+        asked: settings that may say the direction too, by path; without any, that at the root of the configuration
+        path: the setting that names the figure
+        name: of the figure; None for ``optimized_metric``
+
+    Raises:
+        ConfigError: as of ``better_of``
+    """
+    figure = str(plain["optimized_metric"] if name is None else name)
+    said = asked if name is not None else (("direction", plain["direction"]), *asked)
+    return DIRECTIONS[better_of(path, figure, declaration(figure, plain), *said)]
+
+
+def declaration(name: str, plain: Mapping[str, Any]) -> Figure | None:
+    """The declaration of a figure by the run's task or callbacks; None if there is none."""
+    if plain["task"].get("_target_") in PLAIN and (found := find(name, OF_TEXT)) is not None:
+        return found
+    nodes = {f"callbacks.{key}": node for key, node in (plain["callbacks"] or {}).items() if isinstance(node, Mapping)}
+    classes = [find_target(node["_target_"], path) for path, node in nodes.items() if "_target_" in node]
+    return find(name, (*of_task(_task_of(plain)), *declared(*classes)))
+
+
+def _task_of(plain: Mapping[str, Any]) -> Any:
+    return find_target(plain["task"].get("_target_") or PLAIN[0], "task")
+
+
+def _check_mode(path: str, node: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    """Refuse a callback whose ``mode`` contradicts its figure, or that acts on one of unknown direction."""
+    monitor = node["monitor"]
+    if "${" in monitor or _reason(monitor, plain):
+        return
+    if "mode" in node:
+        better_of(f"{path}.monitor", monitor, declaration(monitor, plain), (f"{path}.mode", node["mode"]))
+        return
+    usual = inspect.signature(find_target(node.get("_target_"), path)).parameters.get("mode")
+    if usual is None:  # it does not act on a direction
+        return
+    figure = declaration(monitor, plain)
+    better = better_of(f"{path}.monitor", monitor, figure, (f"{path}.mode", None))
+    if usual.default not in (None, right := {"less": "min", "more": "max"}[better]):
+        rule = f"is the default of {node['_target_']}, and contradicts {monitor}, of which {better} is better"
+        raise ConfigError(f"{path}.mode", usual.default, rule, f"Write +{path}.mode={right}")
 
 
 def refuse_misspelt(path: str, figure: Any, known: Sequence[str] = FIGURES) -> None:
@@ -104,11 +194,10 @@ def _reason(figure: str, plain: Mapping[str, Any]) -> str | None:
 
 def _measured(plain: Mapping[str, Any]) -> tuple[str, ...]:
     """What validations and tests of the task log."""
-    target = plain["task"].get("_target_")
-    if target in PLAIN:
+    if plain["task"].get("_target_") in PLAIN:
         return FIGURES
-    figures = getattr(find_target(target, "task"), "figures", None)
-    return FIGURES if figures is None else tuple(f"{stage}/{figure}" for stage in STAGES for figure in figures)
+    figures = of_task(_task_of(plain))
+    return tuple(f"{stage}/{name}" for stage in MEASURED for name in names_in(stage, figures))
 
 
 def _asked(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +223,7 @@ def _needed(plain: Mapping[str, Any], compared: bool) -> set[str]:
 def _unmeasured(plain: Mapping[str, Any]) -> dict[str, str]:
     """Stage → the setting that disables its measurements."""
     missing = {} if plain["test"] else {"test": "test=false"}
-    for stage in STAGES:
+    for stage in MEASURED:
         for path, holder in (("data.corpus", plain["data"].get("corpus")), ("trainer", plain["trainer"])):
             key = f"{stage}_fraction" if path == "data.corpus" else f"limit_{stage}_batches"
             value = (holder or {}).get(key)

@@ -58,6 +58,10 @@ class Root(TypedDict):
     train: bool
     test: bool
     optimized_metric: Annotated[str, Remedy("Name the figure by which runs are compared: optimized_metric=val/loss")]
+    direction: Annotated[
+        Literal["minimize", "maximize"] | None,
+        Remedy("Leave it out: it follows from the figure, if a task or a callback declares that"),
+    ]
     model: Any
     adapter: Part
     surgery: Part
@@ -73,6 +77,7 @@ class Root(TypedDict):
 
 
 OLDER: dict[str, Any] = {"resume": {"changed": "show"}, "adapter": None, "surgery": None}  # not in older configurations
+OLDER |= {"direction": None}
 EXTRAS = {"print_config": True, "ignore_warnings": False, "enforce_tags": False}  # for a file with some of them
 
 

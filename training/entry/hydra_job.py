@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -34,7 +36,7 @@ def hydra_job(cfg: DictConfig) -> float | None:
     """Run one job. In a sweep a failure becomes a row of the table with the worst value, and the sweep continues."""
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     directory = Path(HydraConfig.get().runtime.output_dir)
-    value, figures = _worst(), None
+    value, found = _worst(directory), None
     try:
         if sweeping or is_child() or (directory.parent / SWEEP).is_file():  # a sweep locks its jobs itself
             return _job(cfg, directory, sweeping)
@@ -58,12 +60,12 @@ def hydra_job(cfg: DictConfig) -> float | None:
     except Pruned as stop:
         if not sweeping:
             raise
-        status, reason, value, figures = "pruned", str(stop), stop.value, {stop.monitor: stop.value}
+        status, reason, value, found = "pruned", str(stop), stop.value, {stop.monitor: stop.value}
     except Exception as error:
         if not sweeping:
             raise
         status, reason = "failed", f"{type(error).__name__}: {error}"
-    record_failure(directory, reason, status, figures)
+    record_failure(directory, reason, status, found)
     return value
 
 
@@ -77,6 +79,8 @@ def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
         )
         raise ConfigError("hydra/launcher", "kubernetes", rule, remedy)
     plain = preflight(cfg, compared=sweeping)
+    if (plan := _plan(directory)).get("metric") == cfg.optimized_metric:
+        figures.direction(plain, (f"direction of {directory.parent / SWEEP}", plan.get("direction")))
     if (note := figures.left_out(plain)) and not is_child():
         print(note, file=sys.stderr)
     from training.entry import cli
@@ -99,7 +103,9 @@ def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
         return 0.0
     in_sweep = sweeping or (directory.parent / SWEEP).is_file()
     if in_sweep and not is_child() and results_of(directory) is None:  # without callbacks.report
-        write_json(directory / RESULTS, {"status": "completed", "metrics": metrics})
+        known = {name: of for name in metrics if (of := figures.declaration(name, plain)) is not None}
+        described = {name: figure.to_plain() for name, figure in known.items()}
+        write_json(directory / RESULTS, {"status": "completed", "metrics": metrics, "figures": described})
     last = place_of(plain).checkpoints / LAST
     if last.exists() and not is_child():
         print(f"Continue: {_continuation(arguments, plain['trainer'].get('max_steps', -1), last)}")
@@ -112,7 +118,7 @@ def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
         if cfg.optimized_metric not in (note or "") and not is_child():  # the training counts anyway
             print(f"warning: {missing}", file=sys.stderr)
         return None
-    return value if math.isfinite(value) else _worst()
+    return value if math.isfinite(value) else _worst(directory)
 
 
 def _continuation(arguments: list[str], steps: int, checkpoint: Path) -> str:
@@ -123,7 +129,15 @@ def _continuation(arguments: list[str], steps: int, checkpoint: Path) -> str:
     return shlex.join([*folders, "python", "train.py", *kept, *longer, f"ckpt_path={checkpoint}"])
 
 
-def _worst() -> float:
+def _plan(directory: Path) -> dict[str, Any]:
+    """The plan of the sweep that a job is one of; empty for a run alone."""
+    try:
+        plan = json.loads((directory.parent / SWEEP).read_text())
+    except (OSError, ValueError):
+        return {}
+    return plan if isinstance(plan, dict) else {}
+
+
+def _worst(directory: Path) -> float:
     """The value of a failed or diverged job for a sweeper; some do not support NaN."""
-    direction = HydraConfig.get().sweeper.get("direction", "minimize")
-    return -math.inf if "maximize" in str(direction) else math.inf
+    return -math.inf if _plan(directory).get("direction") == "maximize" else math.inf

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -32,8 +32,9 @@ from training.cadence import logs_now, validate_by_steps
 from training.checkpoints.resume import say
 from training.data.module import TextDataModule
 from training.data.tokenizers.start import check_start
+from training.figure import OF_TEXT, TRAIN, Figure, find, names_in, refuse_contradictions
 from training.lora import Lora, fill
-from training.metrics import Sums, TokenLoss
+from training.metrics import ExpertLoad, Sums, TokenLoss
 from training.optimizers.base import OptimizerRecipe
 from training.parallel.build import build
 from training.parallel.clipping import clip
@@ -81,9 +82,9 @@ class Task(L.LightningModule):
             ``init_from``; null for none. A resumed run has its own
 
     Class attributes:
-        unit: of the loss, in the report
-        figures: what a validation logs, as ``val/<name>``; a test as ``test/<name>``. Of the three that this class
-            measures, a task leaves out those that mean nothing for it
+        figures: what the task logs, each with its unit and whether more or less of it is better. Of the three that this
+            class measures, a task leaves out those that mean nothing for it, and they are not logged
+        always: what every task logs besides. Terms of the loss are declared by being logged
         shown: what progress shows of ``train/<name>``
         curves: what the report draws besides the loss: file → names of logged figures
         reads: keys that a training batch must have
@@ -92,8 +93,8 @@ class Task(L.LightningModule):
         improves: whether it chooses among what a model can do already, so that random weights are refused
     """
 
-    unit: ClassVar[str] = "nats a token"
-    figures: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "bits_per_byte")
+    figures: ClassVar[tuple[Figure, ...]] = OF_TEXT
+    always: tuple[Figure, ...] = (Figure("lr", "", None, TRAIN), *ExpertLoad.figures)
     shown: ClassVar[tuple[str, ...]] = ("loss",)
     curves: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     reads: ClassVar[tuple[str, ...]] = ("tokens", "targets")
@@ -252,6 +253,7 @@ class Task(L.LightningModule):
     # --- training -------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
+        refuse_contradictions(self.trainer)
         if self.compiled:
             from training.compiling import compile_layers
 
@@ -294,10 +296,17 @@ class Task(L.LightningModule):
         terms = dict(scored.terms)
         share = self.step.share(sequences_of(batch), SEQUENCES)
         terms |= {name: value * share for name, value in balance_losses(scored.routings, self.model).items()}
+        self._declare(terms)
         self.step.record({**terms, **scored.figures}, self.trainer.accumulate_grad_batches)
         if logs_now(self.trainer):
             self._log_training()
         return self.step.mean(scored.total, "total") + sum(terms.values(), torch.zeros_like(scored.total))
+
+    def _declare(self, terms: Iterable[str]) -> None:
+        """Declare terms of the loss, whose names are those of blocks."""
+        for name in terms:
+            if find(f"train/{name}", (*self.figures, *self.always)) is None:
+                self.always = (*self.always, Figure(name, "of the loss", "less", TRAIN))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then update every gate with the load of all micro-batches on all ranks, once.
@@ -364,7 +373,7 @@ class Task(L.LightningModule):
 
     def _conclude(self, stage: str) -> None:
         for name, value in self._loss(stage).compute().items():
-            if name in self.figures:
+            if name in names_in(stage, self.figures):
                 self.log(f"{stage}/{name}", value.float(), prog_bar=name == "loss")
         self.log_dict(self.loads.figures(stage))
 
@@ -373,9 +382,9 @@ class Task(L.LightningModule):
         metric = self._loss("train")
         values = metric.compute()
         metric.reset()
-        for name in ("loss", "bits_per_byte"):
-            if name in values:
-                self.log(f"train/{name}", values[name].float(), prog_bar=name == "loss")
+        for name, value in values.items():
+            if name in names_in("train", self.figures):
+                self.log(f"train/{name}", value.float(), prog_bar=name == "loss")
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         for name, value in self.step.figures(self.ranks()).items():
             self.log(f"train/{name}", value, prog_bar=name in self.shown)

@@ -12,6 +12,7 @@ from blocks.images.base import Pictures
 from blocks.share import Share
 from registry.enforcing import enforced
 from registry.ranges import NonNegative
+from training.figure import OF_TEXT, TRAIN, Figure
 from training.objectives.next_token import count_each_depth, count_scored
 from training.tasks.base import Batch, Task
 from training.tasks.scored import Scored
@@ -31,6 +32,7 @@ class CausalLM(Task):
         settings: those of ``Task``
     """
 
+    figures = (*OF_TEXT, Figure("logit_z", "of the loss", "less", TRAIN))
     reads = ("tokens", "targets", "n_bytes")
     splits = True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from interop.source import load
 from registry import BlockError, ConfigError, Node, Scope, did_you_mean
 from registry.enforcing import enforced
 from registry.schema import conforms
+from training.figure import MEASURED, OF_TEXT, TRAIN, Figure
 from training.objectives.next_token import count_scored
 from training.objectives.teaching.base import Lesson, Teaching
 from training.patterns import matching
@@ -55,6 +56,10 @@ class Distill(CausalLM):
         settings: those of ``CausalLM``
     """
 
+    figures = (
+        *(replace(figure, groups=MEASURED) for figure in OF_TEXT),
+        Figure("loss", "of the stage", "less", TRAIN),
+    )
     splits = False
 
     def __init__(

@@ -28,6 +28,7 @@ from registry.enforcing import enforced
 from registry.ranges import Count, Fraction, Positive, Whole
 from training.data.corpus import SPLITS
 from training.data.prompt_module import PromptDataModule
+from training.figure import EVERY, TRAIN, Figure
 from training.objectives.policy import Completions, PolicyObjective
 from training.parallel.gathered import gathered
 from training.rollouts.group_sampler import GroupSampler
@@ -87,8 +88,26 @@ class Grpo(Task):
         held_out: the last measurement on held-out prompts
     """
 
-    unit: ClassVar[str] = "of the objective"
-    figures: ClassVar[tuple[str, ...]] = ("reward", "greedy", "judged", "reward_failures")
+    figures: ClassVar[tuple[Figure, ...]] = (
+        Figure("reward", "a sampled completion", "more", EVERY),
+        Figure("greedy", "a likeliest completion", "more"),
+        Figure("loss", "of the objective", None, TRAIN),  # near 0 by construction
+        Figure("reward_std", "within a group", None, TRAIN),
+        Figure("judged", "of completions", "more", EVERY),
+        Figure("reward_failures", "parts a completion", "less", EVERY),
+        Figure("reward_{part}", "a sampled completion", "more", TRAIN),
+        Figure("zero_spread", "of completions", None, TRAIN),
+        Figure("replaced", "of completions", None, TRAIN),
+        Figure("length", "tokens a completion", None, TRAIN),
+        Figure("truncated", "of completions", None, TRAIN),
+        Figure("entropy", "nats a token", None, TRAIN),
+        Figure("kl", "nats a token", None, TRAIN),
+        Figure("correction", "", None, TRAIN),
+        Figure("clip_low", "of tokens", None, TRAIN),
+        Figure("clip_high", "of tokens", None, TRAIN),
+        Figure("sampler_gap", "nats a token", "less", TRAIN),
+        Figure("rerouted", "of choices", None, TRAIN),
+    )
     shown: ClassVar[tuple[str, ...]] = ("reward", "reward_std", "zero_spread", "kl", "entropy", "length", "truncated")
     curves: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "reward": ("train/reward", "val/reward", "val/greedy"),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from registry import ConfigError
 from training.data.preference_module import PreferenceDataModule
+from training.figure import EVERY, Figure, names_in
 from training.tasks.base import Batch, Task
 from training.tasks.needed_data import data_of
 from training.tasks.scored import Scored
@@ -21,8 +22,13 @@ class Pairwise(Task):
     The loss is the mean over all pairs of the optimizer step. Multi-token prediction is not trained.
     """
 
-    unit: ClassVar[str] = "a pair"
-    figures: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin", "chosen", "rejected")
+    figures: ClassVar[tuple[Figure, ...]] = (
+        Figure("loss", "nats a pair", "less", EVERY),
+        Figure("accuracy", "of pairs", "more", EVERY),
+        Figure("margin", "of reward", "more", EVERY),
+        Figure("chosen", "of reward", None, EVERY),  # of DPO both may fall, of a reward model both may be shifted
+        Figure("rejected", "of reward", None, EVERY),
+    )
     reads: ClassVar[tuple[str, ...]] = ("tokens", "targets", "segments", "positions", "sequence", "pair")
 
     @abstractmethod
@@ -73,9 +79,9 @@ class Pairwise(Task):
         self._measured: dict[str, Tensor] = {}
 
     def _conclude(self, stage: str) -> None:
-        names = (*self.figures, "pairs")
-        *sums, pairs = self.ranks().sum(torch.stack([self._measured[name] for name in names]))
-        for name, value in zip(self.figures, sums, strict=True):
+        names = names_in(stage, self.figures)
+        *sums, pairs = self.ranks().sum(torch.stack([self._measured[name] for name in (*names, "pairs")]))
+        for name, value in zip(names, sums, strict=True):
             self.log(f"{stage}/{name}", (value / pairs).float(), prog_bar=name == "accuracy")
         self.log_dict(self.loads.figures(stage))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from blockwright import ConfigError, Scored, Task
+from blockwright import ConfigError, Figure, Scored, Task
 from blockwright_asap import learned, replay
 from blockwright_asap.data import RobotRollouts
 from blockwright_asap.labels import BOUND
@@ -26,7 +26,10 @@ class Correct(Task):
     bodies (E_g-mpjpe) over a second, mm.
     """
 
-    figures: ClassVar[tuple[str, ...]] = ("loss", *REPLAYS.values())
+    figures: ClassVar[tuple[Figure, ...]] = (
+        Figure("loss", "a label, in standard deviations", "less", ("train", "val", "test")),
+        *(Figure(name, "mm", "less") for name in REPLAYS.values()),
+    )
     reads: ClassVar[tuple[str, ...]] = ("tokens", "features", "labels")
 
     mean: Tensor
