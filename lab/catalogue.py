@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 import registry
@@ -24,6 +25,9 @@ from blocks.decoder import Decoder
 from blocks.gating.base import Gating
 from registry import ConfigError, presets
 from registry.command import run_command
+from training.configuration.conf import CONF
+from training.configuration.instantiate import find_target
+from training.figure import declared
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "catalogue.md"
 REMEDY = "python -m lab.catalogue > docs/catalogue.md"
@@ -247,7 +251,24 @@ def markdown() -> str:
             lines += ["", f"## {kind}", "", *_family(kind, names)]
     lines += ["", "## What the ticks mean", "", *(f"* **{tick}**: {meaning}" for tick, meaning in MEANING.items())]
     lines += ["", "## Models", "", *_presets()]
+    lines += ["", "## Figures", "", *_figures()]
     return "\n".join(lines) + "\n"
+
+
+def _figures() -> list[str]:
+    """What the tasks and callbacks of ``conf`` declare that they log; what several declare alike is one row."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for group in ("task", "callbacks"):
+        for file in sorted((CONF / group).glob("*.yaml")):
+            written = yaml.safe_load(file.read_text())
+            node = written if group == "task" else written.get(file.stem)
+            if node and node["_target_"] != "???":
+                for figure in declared(find_target(node["_target_"], f"{group}.{file.stem}")):
+                    names = ", ".join(f"`{name}`" for name in figure.names)
+                    by = rows.setdefault((names, figure.unit, figure.better or "neither"), [])
+                    by.append(f"`{group}={file.stem}`")
+    head = ["figure", "unit", "better", "logged by"]
+    return _table(head, [[*row, "every task" if len(by) > 3 else ", ".join(by)] for row, by in rows.items()])
 
 
 def _family(kind: str, names: Sequence[str]) -> list[str]:

@@ -41,7 +41,8 @@ def described(metrics: Iterable[str], **other: str | None) -> dict[str, Any]:
     """What results.json says of figures: of losses less is better, of speeds more, of others what is given."""
     usual = {"loss": "less", "bits_per_byte": "less", "perplexity": "less", "tokens_per_second": "more", **other}
     known = {name: usual[name.rpartition("/")[2]] for name in metrics if name.rpartition("/")[2] in usual}
-    return {name: {"unit": "nats a token" if name.endswith("loss") else "", "better": way} for name, way in known.items()}
+    units = {name: "nats a token" if name.endswith("loss") else "" for name in known}
+    return {name: {"unit": units[name], "better": better} for name, better in known.items()}
 
 
 def falling(final: float, rng: random.Random, steps: int = 100, slower: float = 1.0) -> dict[str, Any]:

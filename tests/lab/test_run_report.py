@@ -20,6 +20,7 @@ from lab.report.single import expert_load, losses
 from lab.report.svg import standalone
 from lab.run_report import RunReport, results_table
 from training.entry.run import run
+from training.figure import OF_TEXT, declared, records
 from training.stops import Interrupted
 from training.tasks.causal_lm import CausalLM
 from training.tasks.pairs import Pairwise
@@ -118,7 +119,8 @@ def test_load_is_drawn_for_layers_of_different_width(tmp_path: Path) -> None:
 
 def test_table_leaves_out_what_was_not_measured() -> None:
     results = {"parameters": 1000, "active_parameters": 600, "steps": 3, "fit_seconds": 1.5}
-    table = results_table({**results, "metrics": {"val/loss": 1.25, "val_load/layer1/max_violation": 0.5}})
+    metrics = {"val/loss": 1.25, "val_load/layer1/max_violation": 0.5}
+    table = results_table({**results, "metrics": metrics, "figures": records(metrics, OF_TEXT)})
     cells = [list(column.cells) for column in table.columns]
     assert cells[0] == ["parameters", "optimizer steps", "validation loss", "busiest expert over the mean"]
     assert cells[1] == ["1,000", "3", "1.25", "1.5"]
@@ -127,11 +129,18 @@ def test_table_leaves_out_what_was_not_measured() -> None:
 def test_loss_of_a_task_on_pairs_is_no_nats_a_token() -> None:
     results = {"parameters": 1000, "active_parameters": 600, "steps": 3, "fit_seconds": 1.5}
     metrics = {"val/loss": 0.69, "val/accuracy": 0.5, "train/loss": 0.7}
-    table = results_table({**results, "metrics": metrics}, Pairwise.figures, Pairwise.unit)
-    name, value, unit = (list(column.cells)[2:] for column in table.columns)
-    assert name == ["validation loss", "last training loss", "validation accuracy"]
-    assert value == ["0.69", "0.7", "0.5"] and unit == ["a pair", "a pair", ""]
-    assert "loss, a pair" in standalone(losses([(1, 0.7)], [], Pairwise.unit))
+    table = results_table({**results, "metrics": metrics, "figures": records(metrics, declared(Pairwise))})
+    name, value, unit, better = (list(column.cells)[2:] for column in table.columns)
+    assert name == ["validation loss", "validation accuracy", "last training loss"]
+    assert value == ["0.69", "0.5", "0.7"] and unit == ["nats a pair", "of pairs", "nats a pair"]
+    assert better == ["less", "more", "less"]
+    assert "loss, nats a pair" in standalone(losses([(1, 0.7)], [], unit[0]))
+
+
+def test_figure_that_nothing_declares_is_shown_as_such() -> None:
+    results = {"parameters": 1000, "active_parameters": 600, "steps": 3, "fit_seconds": 1.5}
+    table = results_table({**results, "metrics": {"val/f1": 0.5}, "figures": {}})
+    assert [list(column.cells)[2] for column in table.columns] == ["validation f1", "0.5", "", "not declared"]
 
 
 def curves_of(folder: Path) -> dict[str, Any]:

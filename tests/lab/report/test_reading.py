@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_folder import ablation, completed, grid, write_job
+from sweep_folder import ablation, completed, described, grid, write_job
 
 from lab.report import build, words
 from lab.report.findings import find
@@ -77,7 +77,7 @@ def test_keys_that_end_alike_are_written_out(tmp_path: Path) -> None:
 def test_sweep_of_seeds_alone_is_one_arm(tmp_path: Path) -> None:
     findings = find(read(grid(tmp_path, {"mha": [2.0, 2.1, 2.2]})))
     assert [f.name for f in findings.arms] == ["as configured"] and not findings.others
-    assert words.verdict(findings.baseline, findings) == "as configured: val/loss 2.10 ± 0.25 nats (3 seeds)."
+    assert words.verdict(findings.baseline, findings) == "as configured: val/loss 2.10 ± 0.25 nats a token (3 seeds)."
 
 
 def test_plan_without_arms_is_read_by_its_overrides(tmp_path: Path) -> None:
@@ -96,10 +96,10 @@ def test_plan_without_arms_is_read_by_its_overrides(tmp_path: Path) -> None:
 
 def test_aim_of_a_sweep_without_a_plan_is_in_its_configuration(tmp_path: Path) -> None:
     grid(tmp_path, {"mha": [2.0], "mla": [1.9]})
-    written = {"optimized_metric": "test/loss", "hydra": {"sweeper": {"_target_": "x.Optuna", "direction": "maximize"}}}
+    written = {"optimized_metric": "test/loss", "hydra": {"sweeper": {"_target_": "x.Optuna", "direction": "minimize"}}}
     (tmp_path / "multirun.yaml").write_text(json.dumps(written).replace("x.Optuna", "hydra_plugins.optuna.Sweeper"))
     sweep = read(tmp_path)
-    assert (sweep.metric, sweep.maximize, sweep.kind) == ("test/loss", True, "search")
+    assert (sweep.metric, sweep.maximize, sweep.kind) == ("test/loss", False, "search")
     (tmp_path / "multirun.yaml").write_text("{half: [")
     assert read(tmp_path).metric == "val/loss"
 
@@ -165,7 +165,7 @@ def test_another_metric_has_its_own_direction(metric: str, better: str, tmp_path
     plan = {"kind": "grid", "metric": "val/bits", "direction": "minimize" if "speed" in metric else "maximize"}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     for i, (arm, figure) in enumerate((arm, f + s / 100) for arm, f in (("mha", 1.0), ("mla", 9.0)) for s in range(3)):
-        results = {**completed(2.0), "metrics": {metric: figure}}
+        results = {**completed(2.0), "metrics": {metric: figure}, "figures": described([metric])}
         write_job(tmp_path, i, [f"model/attention={arm}", f"seed={i % 3}"], results)
     findings = find(read(tmp_path, metric=metric))
     assert words.tone(findings.arms[1], findings) == ("better" if better == "mla" else "worse")

@@ -14,6 +14,7 @@ import scipy.stats
 from lab.report import statistics, words
 from lab.report.findings import Findings, find, pareto
 from lab.report.reading import Arm, Run, Sweep
+from training.figure import Figure
 
 SWEEPS = 1000
 
@@ -27,7 +28,8 @@ def sweep_of(losses: Mapping[str, Mapping[tuple[float | None, int], float]], max
             for i, ((lr, seed), loss) in enumerate(values.items())
         ]
         arms.append(Arm(name, (), tuple(runs)))
-    return Sweep(Path("x"), "ablation", "x", "", "val/loss", maximize, tuple(arms), 0)
+    figures = {"val/loss": Figure("loss", "nats", "more" if maximize else "less")}
+    return Sweep(Path("x"), "ablation", "x", "", "val/loss", maximize, tuple(arms), 0, figures=figures)
 
 
 def simulated(

@@ -27,7 +27,8 @@ from lab.sweep.study import open_study
 pytestmark = pytest.mark.xdist_group("search")  # its fixture is slow to set up
 
 SAMPLER = {"_target_": "optuna.samplers.TPESampler", "seed": 0, "n_startup_trials": 2}
-CONFIG = {"optimized_metric": "val/loss", "callbacks": {}, "test": False, "data": {}, "trainer": {}, "task": {}}
+CONFIG = {"optimized_metric": "val/loss", "direction": None, "callbacks": {}, "test": False, "data": {}, "trainer": {},
+          "task": {}}  # fmt: skip
 SPACE = ["x=interval(0.0, 1.0)", "name=choice(a, b, c)"]
 
 
@@ -85,7 +86,6 @@ def test_sampler_without_its_package_is_refused(sampler: type, package: str, mon
 def search(sweep: Path, launcher: Launcher, n_trials: int = 7, n_jobs: int = 2, **more: Any) -> Search:
     settings = {
         "sampler": OmegaConf.create(SAMPLER),
-        "direction": "minimize",
         "storage": None,
         "study_name": None,
         "n_trials": n_trials,
@@ -163,18 +163,39 @@ def test_trial_that_was_running_goes_on_from_its_own_checkpoint(
     assert again.launched[0][1] == expected
 
 
-@pytest.mark.parametrize(("direction", "worst"), [("minimize", math.inf), ("maximize", -math.inf)])
-def test_failed_trial_is_told_as_the_worst_and_never_the_best(sweep: Path, direction: str, worst: float) -> None:
-    plans.write(sweep, {**plans.read(sweep), "direction": direction})
+@pytest.mark.parametrize(("metric", "worst"), [("val/loss", math.inf), ("val/accuracy", -math.inf)])
+def test_failed_trial_is_told_as_the_worst_and_never_the_best(
+    sweep: Path, metric: str, worst: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the direction of the figure, which nothing else says; the Optuna of both sees it."""
+    task = {} if metric == "val/loss" else {"_target_": "training.tasks.reward.RewardModel"}
+    monkeypatch.setitem(globals(), "CONFIG", {**CONFIG, "optimized_metric": metric, "task": task})
 
     class Failing(Launcher):
         def run(self, number: int, given: dict[str, str]) -> float:
             return math.nan if number == 1 else super().run(number, {**given, "name": "a"})
 
-    search(sweep, Failing(sweep), n_trials=3, n_jobs=1, direction=direction).sweep(SPACE)
+    search(sweep, Failing(sweep), n_trials=3, n_jobs=1).sweep(SPACE)
     assert trials_of(sweep)[1][1:3] == ("COMPLETE", worst)
     best = OmegaConf.load(sweep / "optimization_results.yaml")
     assert best.best_job != 1 and math.isfinite(best.best_value)
+    values = [trial[2] for trial in trials_of(sweep)]
+    assert best.best_value == (max if worst < 0 else min)(values)
+    assert open_study(sweep, plans.read(sweep)).best_value == best.best_value
+
+
+@pytest.mark.parametrize(
+    ("direction", "says"),
+    [
+        ("maximize", "contradicts val/loss, of which less is better"),
+        ("minimise", "Did you mean 'minimize'"),
+        (["minimize", "maximize"], "says which way a figure is better"),
+    ],
+)
+def test_direction_that_is_not_the_figures_is_refused(sweep: Path, direction: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        search(sweep, Launcher(sweep), direction=direction).sweep(SPACE)
+    assert caught.value.path == "hydra.sweeper.direction"
 
 
 def test_search_finished_already_runs_nothing(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,8 +271,6 @@ def test_password_of_the_environment_is_not_written_down(tmp_path: Path, monkeyp
     [
         ({"n_trials": 0}, "a search needs one"),
         ({"n_jobs": -1}, "counts trials at a time"),
-        ({"direction": "minimise"}, "Write hydra.sweeper.direction=minimize"),
-        ({"direction": ["minimize", "maximize"]}, "a run returns one figure"),
     ],
 )
 def test_settings_that_cannot_be_right_are_refused(

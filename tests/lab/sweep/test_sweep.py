@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
+from sweep_folder import described
 
 from lab.sweep.callback import SweepCallback
 from lab.sweep.plan import write
@@ -30,7 +31,9 @@ def job(sweep: Path, number: int, overrides: list[str], **results: Any) -> Path:
 
 def done(loss: float, **more: Any) -> dict[str, Any]:
     metrics = {"val/loss": loss, "val/bits_per_byte": loss / 2, "speed/tokens_per_second": 1234.5, **more}
-    return {"status": "completed", "parameters": 2_500_000, "active_parameters": 900, "metrics": metrics}
+    numbers = {"parameters": 2_500_000, "active_parameters": 900}
+    of = described(metrics, read_exact="more")
+    return {"status": "completed", **numbers, "metrics": metrics, "figures": of}
 
 
 @pytest.fixture

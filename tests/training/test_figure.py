@@ -1,0 +1,222 @@
+"""A figure and its direction: names, what contradicts it, and callbacks that act on it in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import OmegaConf
+
+from registry import ConfigError, RegistrationError
+from training.callbacks.early_stopping import EarlyStopping
+from training.checkpoints.saving import Keeper
+from training.configuration import figures
+from training.configuration.composing import compose_config
+from training.figure import (
+    OF_TEXT,
+    TRAIN,
+    Figure,
+    better_of,
+    declared,
+    find,
+    names_in,
+    read_records,
+    records,
+    refuse_contradictions,
+)
+from training.tasks.causal_lm import CausalLM
+from training.tasks.grpo import Grpo
+from training.tasks.pairs import Pairwise
+
+
+def test_word_in_braces_stands_for_one_part_of_a_name() -> None:
+    figure = Figure("layer{layer}/entropy", "of ln E", "more", ("val_load", "test_load"))
+    assert figure.stands_for("val_load/layer12/entropy") and figure.stands_for("test_load/layer0/entropy")
+    for other in (
+        "train_load/layer1/entropy",
+        "val_load/layer/entropy",
+        "val_load/layer1/2/entropy",
+        "val_load/layer1/x",
+    ):
+        assert not figure.stands_for(other)
+
+
+def test_first_that_fits_counts() -> None:
+    of_grpo = declared(Grpo)
+    found = {
+        name: find(f"train/{name}", of_grpo) for name in ("reward_std", "reward_failures", "reward_length", "loss")
+    }
+    assert {name: figure and figure.better for name, figure in found.items()} == {
+        "reward_std": None, "reward_failures": "less", "reward_length": "more", "loss": None,
+    }  # fmt: skip
+    assert find("val/loss", of_grpo) is None and names_in("val", Grpo.figures) == ("reward", "greedy")
+
+
+def test_direction_that_is_none_is_a_mistake_of_the_program() -> None:
+    with pytest.raises(RegistrationError, match="better of the figure 'f1' is 'max'"):
+        Figure("f1", "", "max")  # type: ignore[arg-type]
+
+
+def test_results_give_back_what_was_declared() -> None:
+    logged = {"val/loss": 1.0, "val/accuracy": 0.5, "train/lr": 0.1, "val/own": 1.0}
+    figures = declared(Pairwise)
+    back = read_records({"figures": records(logged, figures)})
+    assert {name: (f.unit, f.better) for name, f in back.items()} == {
+        "val/loss": ("nats a pair", "less"), "val/accuracy": ("of pairs", "more"), "train/lr": ("", None),
+    }  # fmt: skip
+
+
+LOSS, COUNT = Figure("loss", "nats a token", "less"), Figure("length", "tokens", None, TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("figure", "asked", "path", "says"),
+    [
+        (LOSS, [("direction", "maximize")], "direction", "contradicts x/y, of which less is better"),
+        (LOSS, [("mode", "max")], "mode", "or write min"),
+        (LOSS, [("direction", None), ("sweeper", "maximize")], "sweeper", "or write minimize"),
+        (LOSS, [("direction", "minimise")], "direction", "Did you mean 'minimize'"),
+        (COUNT, [("direction", "minimize")], "metric", "neither better nor worse where it is more (tokens)"),
+        (None, [("a.mode", None)], "metric", "or write a.mode=max"),
+        (None, [("direction", None)], "metric", "figures = (Figure('y', …),); or write direction=maximize"),
+        (None, [("a", "minimize"), ("b", "maximize")], "a", "contradicts b=maximize"),
+        (None, [("a", ["minimize"])], "a", "says which way a figure is better"),
+    ],
+)
+def test_contradiction_and_doubt_are_refused(figure: Any, asked: Any, path: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        better_of("metric", "x/y", figure, *asked)
+    assert caught.value.path == path and says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("figure", "asked", "better"),
+    [(LOSS, [], "less"), (LOSS, [("d", "minimize"), ("m", "min")], "less"), (None, [("d", "maximize")], "more")],
+)
+def test_direction_follows_from_the_figure_or_from_what_is_asked(figure: Any, asked: Any, better: str) -> None:
+    assert better_of("metric", "x/y", figure, *asked) == better
+
+
+# --- callbacks --------------------------------------------------------------------------------------------------------
+
+
+class Right(L.Callback):
+    """Logs a share of right answers that falls, and one that nothing declares; also a target of a configuration."""
+
+    figures = (Figure("right", "of answers", "more"), Figure("answers", "", None))
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        share = 1 / (1 + trainer.global_step)
+        pl_module.log_dict({"val/right": share, "val/answers": 7.0, "val/odd": share})
+
+
+EACH: dict[str, Any] = {"limit_val_batches": 1, "val_check_interval": 1, "num_sanity_val_steps": 0, "max_steps": 6}
+
+
+def test_callbacks_act_in_the_direction_of_their_figures(fit: Callable[..., L.Trainer], tmp_path: Path) -> None:
+    """The best is of most answers right, and of least loss; training stops where no more are right."""
+    monitors = ("val/right", "val/loss")
+    kept = {monitor: Keeper(tmp_path / monitor[4:], filename="best", monitor=monitor) for monitor in monitors}
+    odd = Keeper(tmp_path / "odd", filename="best", monitor="val/odd", mode="max")
+    stop = EarlyStopping("val/right", patience=2)
+    trainer = fit(callbacks=[Right(), odd, stop, *kept.values()], enable_checkpointing=True, **EACH)
+    assert float(kept["val/right"].best_model_score) == float(odd.best_model_score) == 0.5  # of the first step
+    assert kept["val/right"].mode == odd.mode == "max" and kept["val/loss"].mode == "min"
+    assert torch.load(tmp_path / "right" / "best.ckpt", weights_only=True)["global_step"] == 1
+    assert trainer.global_step == 3 and float(stop.best_score) == 0.5 and stop.wait_count == 2
+    term = find("train/expert_balance", declared(trainer.lightning_module))  # declared by being one of the loss
+    assert term is not None and term.better == "less"
+    assert find("train/expert_balance", declared(CausalLM)) is None
+
+
+@pytest.mark.parametrize(
+    ("callback", "path", "says"),
+    [
+        (lambda: EarlyStopping("val/right", mode="min"), "callbacks.early_stopping.mode", "of which more is better"),
+        (lambda: EarlyStopping("val/answers"), "callbacks.early_stopping.monitor", "neither better nor worse"),
+        (lambda: EarlyStopping("val/odd"), "callbacks.early_stopping.monitor", "callbacks.early_stopping.mode=max"),
+        (lambda: Keeper(monitor="val/loss", mode="max"), "callbacks.checkpoint.mode", "of which less is better"),
+        (lambda: Keeper(monitor="val/odd"), "callbacks.checkpoint.monitor", "which way is better is not known"),
+        (lambda: LightningEarlyStopping("val/right"), "EarlyStopping.mode", "of which more is better"),
+        (lambda: ModelCheckpoint(monitor="val/loss", mode="max"), "ModelCheckpoint.mode", "of which less is better"),
+    ],
+)  # fmt: skip
+def test_callback_that_would_act_in_the_wrong_direction_is_refused(
+    callback: Callable[[], Any], path: str, says: str
+) -> None:
+    """Whoever made it: in Python, by the Lightning CLI or by Hydra."""
+    made = callback()
+    trainer: Any = SimpleNamespace(lightning_module=CausalLM, callbacks=[Right(), made])
+    with pytest.raises(ConfigError) as caught:
+        made.setup(trainer, CausalLM, "fit") if hasattr(made, "asked_mode") else refuse_contradictions(trainer)
+    assert caught.value.path == path and says in str(caught.value)
+
+
+def test_task_refuses_a_callback_of_lightning_before_the_first_step(fit: Callable[..., L.Trainer]) -> None:
+    with pytest.raises(ConfigError, match="contradicts val/right, of which more is better"):
+        fit(callbacks=[Right(), LightningEarlyStopping("val/right")], **EACH)
+
+
+LIGHTNING = "lightning.pytorch.callbacks.EarlyStopping"  # whose mode is min, if nothing is said
+RIGHT = f"+callbacks.right._target_={__name__}.Right"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "says"),
+    [
+        (["direction=maximize"], "direction", "contradicts val/loss, of which less is better"),
+        (["callbacks.checkpoint.mode=max"], "callbacks.checkpoint.mode", "contradicts val/loss"),
+        (["callbacks.checkpoint.monitor=val/odd"], "callbacks.checkpoint.monitor", "callbacks.checkpoint.mode=max"),
+        (["callbacks.checkpoint.monitor=train/lr"], "callbacks.checkpoint.monitor", "neither better nor worse"),
+        (["optimized_metric=val/right", "direction=minimize", RIGHT], "direction", "of which more is better"),
+        ([f"+callbacks.stop._target_={LIGHTNING}", "+callbacks.stop.monitor=val/right", RIGHT], "callbacks.stop.mode",
+         "Write +callbacks.stop.mode=max"),
+    ],
+)  # fmt: skip
+def test_configuration_in_the_wrong_direction_is_refused(
+    overrides: list[str], path: str, says: str, composed: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        figures.check(changed(composed, overrides))
+    assert caught.value.path == path and says in str(caught.value)
+
+
+def changed(composed: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The configuration with overrides of its values, as Hydra would make it."""
+    given = OmegaConf.from_dotlist([each.lstrip("+") for each in overrides])
+    plain: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(composed), given), resolve=True)
+    return plain
+
+
+@pytest.fixture(scope="module")
+def composed(small: list[str]) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(compose_config(small, output_dir="x"), resolve=True)
+    return plain
+
+
+def test_direction_of_a_sweep_is_that_of_its_figure(composed: dict[str, Any]) -> None:
+    def of(*overrides: str) -> str:
+        return figures.check_composed(OmegaConf.create(changed(composed, list(overrides))))
+
+    assert of() == "minimize" and of("optimized_metric=val/right", RIGHT) == "maximize"
+    assert of("optimized_metric=speed/tokens_per_second") == "maximize"
+    assert of("optimized_metric=val/own", "direction=maximize") == "maximize"
+    with pytest.raises(ConfigError, match="which way is better is not known"):
+        of("optimized_metric=val/own")
+
+
+def test_checks_before_a_run_include_those_of_directions(checked: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(ConfigError, match="contradicts val/loss, of which less is better"):
+        checked("callbacks.checkpoint.mode=max")
+
+
+def test_figures_of_text_are_those_of_the_task() -> None:
+    """They are read without it, where Lightning need not be imported."""
+    assert CausalLM.figures[: len(OF_TEXT)] == OF_TEXT and figures.PLAIN[0] == f"{CausalLM.__module__}.CausalLM"
