@@ -34,7 +34,7 @@ OF_CALLBACK = {  # what a callback needs of a run of text
     "extrapolation": ["callbacks.extrapolation.multiples=[2]"],
     "long_context": ["callbacks.long_context.lengths=[64]", "callbacks.long_context.samples=1",
                      "callbacks.long_context.symbols=[1,64]", "callbacks.long_context.stretches=1"],
-    "throughput": ["callbacks.throughput.warmup=0"],
+    "throughput": ["+callbacks.throughput.warmup=0"],
     "experts": ["callbacks.experts.steps=1", "callbacks.experts.below=0.99"],
     "pictures": [],  # of data of its own: see below
     "pruning": [],  # in a search alone; it logs nothing
@@ -81,7 +81,7 @@ def undeclared(folder: Path) -> set[str]:
     return set(results["metrics"]) - set(results["figures"])
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [t if t == "causal_lm" else pytest.param(t, marks=pytest.mark.slow) for t in TASKS])
 def test_every_figure_that_a_task_logs_is_declared(task: str, trained: Callable[..., Path], of_text: Path) -> None:
     folder = of_text if task == "causal_lm" else trained(task, [f"task={task}", *OF_TASK.get(task, [])])
     assert undeclared(folder) == set()
