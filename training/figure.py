@@ -161,11 +161,11 @@ def _only_asked(path: str, name: str, asked: Iterable[tuple[str, Any]], said: li
         rule = "is declared by no task and no callback of the run, so which way is better is not known"
         remedy = f"Correct the name, or declare it where it is logged: figures = (Figure({_short(name)!r}, …),)"
         raise ConfigError(path, name, rule, f"{remedy}{f'; or write {ways[0]}' if ways else ''}")
-    ways = {WORDS[value] for _, value in said}
-    if len(ways) > 1:
+    found = {WORDS[value] for _, value in said}
+    if len(found) > 1:
         (where, value), (other, against) = said[:2]
         raise ConfigError(where, value, f"contradicts {other}={against}", "Leave one of them out")
-    return ways.pop()
+    return found.pop()
 
 
 def _short(name: str) -> str:
