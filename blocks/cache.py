@@ -243,7 +243,7 @@ class Cache:
         assert self.padding is not None
         first = self.padding[:, None, None]
         hidden = (keys < first) & (queries[:, None] >= first)
-        return torch.zeros(hidden.shape, device=keys.device).masked_fill_(hidden, float("-inf"))[:, None]
+        return torch.zeros_like(hidden, dtype=torch.float32).masked_fill_(hidden, float("-inf"))[:, None]
 
 
 class Ring(Cache):

@@ -16,7 +16,7 @@ from blocks.linear import Linear
 from blocks.model_config import read
 from blocks.mtp import MTP
 from blocks.position.base import Position
-from blocks.precision import built_in_full_precision
+from blocks.precision import default_dtype
 from blocks.refusals import MAX_DISTINCT, check_room, check_together, size, too_many_changes, written_at
 from registry import ConfigError, Node, Scope, presets
 from registry.build import add_one
@@ -94,12 +94,11 @@ def compose(config: Any, *, device: torch.device | str = "cpu", seed: int = 0) -
 
 def assemble(model: Mapping[str, Any]) -> Decoder:
     """Build a checked configuration on the current default device, without the initialisation rule."""
-    dtype = torch.get_default_dtype()
-    with built_in_full_precision():  # what keeps its dtype must start in fp32; the rest is cast later
+    with default_dtype(torch.float32) as asked:  # what keeps its dtype must start in fp32; the rest is cast later
         embedding, position, norm, head = _frame(model)
         layers = [_layer(model, nodes, index) for index, nodes in enumerate(_plan(model))]
         decoder = Decoder(model, embedding, position, layers, norm, head, _depths(model), _images(model))
-    return decoder if dtype == torch.float32 else decoder.to(dtype)
+    return decoder if asked == torch.float32 else decoder.to(asked)
 
 
 def _plan(model: Mapping[str, Any]) -> list[dict[str, dict[str, Any]]]:

@@ -7,7 +7,7 @@ follow. Sums and counters should not: in bfloat16, 256 + 1 is 256, and a bias of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -34,14 +34,24 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def built_in_full_precision() -> Iterator[None]:
-    """Context in which tensors made without a dtype are fp32, whatever the default dtype."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
+def default_dtype(dtype: torch.dtype) -> Iterator[torch.dtype]:
+    """Context in which tensors made without a dtype have this one; gives the default outside of it."""
+    outside = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
     try:
-        yield
+        yield outside
     finally:
-        torch.set_default_dtype(default)
+        torch.set_default_dtype(outside)
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Context without autocast on any device."""
+    accelerator = torch.accelerator.current_accelerator()
+    with ExitStack() as stack:
+        for device in {"cpu", "cpu" if accelerator is None else accelerator.type}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def unlowered(x: Tensor) -> torch.autocast:

@@ -29,7 +29,9 @@ GROUP = 32  # fp4 numbers that share a scale
 BLOCKS, SCALES = "_blocks", "_scales"
 AGAIN = "Fetch the checkpoint again"
 
-_SIGNED = torch.tensor([sign * v for sign in (1, -1) for v in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)])
+_SIGNED = torch.tensor(
+    [sign * v for sign in (1, -1) for v in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)], dtype=torch.float32
+)
 _BYTE = torch.arange(256)
 PAIRS = _SIGNED[torch.stack((_BYTE & 15, _BYTE >> 4), -1)].bfloat16()  # byte → its two numbers
 

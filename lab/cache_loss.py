@@ -107,7 +107,7 @@ def text_windows(writer: Writer, files: Sequence[Path], length: int | None, most
         ids = writer.encode(read_text_file(file), option="--text")
         for start in range(0, len(ids) - length, length):
             if most is None or count < most:
-                window = torch.tensor([ids[start : start + length + 1]])
+                window = torch.tensor([ids[start : start + length + 1]], dtype=torch.int64)
                 count += 1
                 yield window[:, :-1], window[:, 1:]
     if not count:

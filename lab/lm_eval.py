@@ -231,7 +231,9 @@ class Blockwright(TemplateLM):
     def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """[B,T], padded on the right, which does not affect a causal model."""
         length = max(map(len, rows))
-        return torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], device=self._device)
+        return torch.tensor(
+            [[*row, *[0] * (length - len(row))] for row in rows], device=self._device, dtype=torch.int64
+        )
 
 
 @dataclass
@@ -296,7 +298,7 @@ def _sampling(settings: dict[str, Any]) -> Sampling:
 
 def _score(logits: Tensor, targets: list[int]) -> tuple[float, bool]:
     """Logits [n,V] and the n next tokens → their log-likelihood, and whether each was the likeliest."""
-    wanted = torch.tensor(targets, device=logits.device)
+    wanted = torch.tensor(targets, device=logits.device, dtype=torch.int64)
     nats = logits.log_softmax(-1).gather(1, wanted[:, None]).sum()
     return float(nats), bool((logits.argmax(-1) == wanted).all())
 

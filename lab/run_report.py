@@ -160,7 +160,7 @@ class RunReport(Finale):
         assert task.decoder is not None
         room = task.decoder.config["max_positions"]
         begin = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
-        prompt = torch.tensor([[begin]], device=task.device)
+        prompt = torch.tensor([[begin]], device=task.device, dtype=torch.int64)
         task.decoder.eval()
         count = min(self.sample_tokens, room - 1)
         tokens = generate(task.decoder, prompt, count, temperature=self.temperature, seed=task.seed)

@@ -233,7 +233,7 @@ def usable_device(name: str) -> torch.device:
         ConfigError: torch has none
     """
     try:
-        return torch.empty(0, device=name).device
+        return torch.empty(0, device=name, dtype=torch.float32).device
     except (RuntimeError, AssertionError):
         raise ConfigError("device", name, "torch has no such device here", "Write cpu, or cuda:0 on a GPU") from None
 

@@ -75,7 +75,7 @@ def ragged_rows(setting: Setting) -> None:
     _needs_caches(setting)
     decoder, ids, padding = setting.decoder(), tokens(3, 12), (1, 9, 4)
     for chunks in ([12], [7, 1, 4], [1] * 12):
-        found = _in_chunks(decoder, ids, chunks, padding=torch.tensor(padding))
+        found = _in_chunks(decoder, ids, chunks, padding=torch.tensor(padding, dtype=torch.int64))
         for row, n in enumerate(padding):
             own = states(decoder, ids[row : row + 1, n:])
             must_agree(found[row : row + 1, n:], own, BOUND, f"{12 - n} tokens behind {n} of padding")
@@ -123,7 +123,7 @@ def packing(setting: Setting) -> None:
     decoder, lengths = setting.decoder(), (5, 1, 7)
     documents = [tokens(1, n, seed=n) for n in lengths]
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
-    segments = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)])[None]
+    segments = torch.cat([torch.full((n,), i, dtype=torch.int64) for i, n in enumerate(lengths)])[None]
     packed = states(decoder, torch.cat(documents, 1), positions, segments)
     for i, (document, own) in enumerate(zip(documents, packed.split(lengths, 1), strict=True)):
         must_agree(own, states(decoder, document), BOUND, f"document {i + 1} of 3 in a packed row")
@@ -183,7 +183,7 @@ def score_rows(setting: Setting) -> None:
         raise ExemptError("its attention names no rows")
     scores, found = LargestScores(attention), list[Tensor]()
     n_groups = min(weights[part.name].shape[0] // part.height for part in rows)
-    factor = torch.ones(n_groups).index_fill(0, torch.tensor(0), 0.5)
+    factor = torch.ones(n_groups, dtype=torch.float32).index_fill(0, torch.tensor(0, dtype=torch.int64), 0.5)
     for _ in range(2):
         decoder.hidden(ids)
         largest = scores.take()

@@ -84,7 +84,7 @@ class KernelCase:
 
         def draw(*shape: int) -> Tensor:
             """Rounded to the precision first: then only what is computed differs."""
-            return torch.randn(shape, generator=generator).to(dtype).to(device).requires_grad_()
+            return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype).to(device).requires_grad_()
 
         return tuple(_moved(value, device) for value in dict(_CALLS[self.kernel](draw))[self.call])
 
@@ -110,7 +110,7 @@ def greatest_error(
         float((got.to(wide) - wanted).norm() / wanted.norm().clamp(min=1e-6))
         for got, wanted in zip(found, right, strict=False)
     ]
-    return float(torch.tensor(errors).max())  # NaN if one is
+    return float(torch.tensor(errors, dtype=torch.float32).max())  # NaN if one is
 
 
 def _results(call: Callable[..., Any], given: Given) -> list[Tensor]:
@@ -158,7 +158,7 @@ def _attention(draw: Draw) -> Iterator[tuple[str, Given]]:
     def heads(T: int, S: int | None = None, N: int = 4, K: int = 2, H: int = 16, V: int = 16) -> Given:
         return draw(2, T, N, H), draw(2, S or T, K, H), draw(2, S or T, K, V)
 
-    ids = torch.tensor([[0] * 5 + [1] * 8, [0] * 13])
+    ids = torch.tensor([[0] * 5 + [1] * 8, [0] * 13], dtype=torch.int64)
     far = (torch.arange(131)[None] // 50).expand(2, -1).contiguous()
     yield "causal", (*heads(13), Scoring(0.3))
     yield "no groups, narrow values", (*heads(13, K=4, H=24), Scoring(0.3))
@@ -193,8 +193,8 @@ def _latent_attention(draw: Draw) -> Iterator[tuple[str, Given]]:
 
 def _experts(draw: Draw) -> Iterator[tuple[str, Given]]:
     generator = torch.Generator().manual_seed(1)
-    chosen = torch.rand(21, 5, generator=generator).topk(2, -1).indices
-    some = chosen.masked_fill(torch.rand(21, 2, generator=generator) < 0.4, 5)
+    chosen = torch.rand(21, 5, generator=generator, dtype=torch.float32).topk(2, -1).indices
+    some = chosen.masked_fill(torch.rand(21, 2, generator=generator, dtype=torch.float32) < 0.4, 5)
     weights = draw(5, 14, 24), draw(5, 24, 7)
     yield "all choices", (draw(21, 24), Choices(chosen, draw(21, 2)), *weights)
     yield "choices left out", (draw(21, 24), Choices(some, draw(21, 2), int((some < 5).sum())), *weights)
@@ -216,7 +216,7 @@ def _recurrence(draw: Draw) -> Iterator[tuple[str, Given]]:
         leaves = [t.requires_grad_() for t in (q, k, v, -draw(2, T, 3, channels).detach().exp())]
         return [*leaves, draw(2, T, 3).detach().sigmoid().requires_grad_(), draw(2, 3, 5, 7).detach()]
 
-    documents = torch.arange(149)[None] // torch.tensor([[40], [100]])
+    documents = torch.arange(149)[None] // torch.tensor([[40], [100]], dtype=torch.int64)
     for name, channels in {"decay by head": 1, "decay by channel": 5}.items():
         yield name, (*given(149, channels), None)
         yield f"{name}, packed", (*given(149, channels), documents)
@@ -234,7 +234,7 @@ def _gated_silu(draw: Draw) -> Iterator[tuple[str, Given]]:
 
 
 def _rotation(draw: Draw) -> Iterator[tuple[str, Given]]:
-    angles = torch.linspace(0.0, 3.0, 7 * 4).view(1, 7, 4)
+    angles = torch.linspace(0.0, 3.0, 7 * 4, dtype=torch.float32).view(1, 7, 4)
     for interleaved in (False, True):
         given = (draw(3, 7, 2, 10), angles.cos(), angles.sin(), interleaved)
         yield "neighbouring pairs" if interleaved else "half a head apart", given

@@ -95,7 +95,7 @@ def _prototype(model: str, tested: tuple[type]) -> Decoder:
     with torch.no_grad():
         for parameter in decoder.parameters():
             if parameter.ndim < 2:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+                parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float32), alpha=0.1)
     return decoder
 
 

@@ -28,7 +28,7 @@ class Hash(Gating):
         self.register_buffer("table", torch.zeros(vocab_size, top_k, dtype=torch.long))
 
     def reset_parameters(self) -> None:
-        self.table.copy_(torch.rand(len(self.table), self.n_experts).topk(self.top_k).indices)
+        self.table.copy_(torch.rand(len(self.table), self.n_experts, dtype=torch.float32).topk(self.top_k).indices)
 
     def forward(
         self,

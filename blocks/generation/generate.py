@@ -97,14 +97,16 @@ class Continuations:
         self.decoder, self.sampling = decoder, sampling or Sampling()
         self.stop_tokens, self.left = frozenset(stop_tokens), new_tokens
         self.ended = [False] * len(prompts)
-        self._pending, self._pictures = torch.tensor(padded, device=device), pictures
+        self._pending, self._pictures = torch.tensor(padded, device=device, dtype=torch.int64), pictures
         self._generators = [torch.Generator(device).manual_seed(seed + i) for i in range(len(prompts))]
         self._seen = self._tokens_of(prompts) if self.sampling.repetition_penalty != 1 else None
         unequal = any(len(row) != longest for row in prompts)
         masked = unequal or any(isinstance(part, Selector) for part in decoder.modules())
         most = SCORES // (len(prompts) * longest) if masked else CHUNK
         self.chunk = chunk or max(64, min(CHUNK, most))
-        padding = torch.tensor([longest - len(row) for row in prompts], device=device) if unequal else None
+        padding = (
+            torch.tensor([longest - len(row) for row in prompts], device=device, dtype=torch.int64) if unequal else None
+        )
         # The last token is returned and never read.
         self._caches = decoder.new_caches(len(prompts), max(longest + new_tokens - 1, 1), bits, padding)
 

@@ -42,7 +42,7 @@ def few_swiglu(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, dow
     if not pairs:
         return torch.zeros_like(x)
     visited = [(e, len(list(group))) for e, group in groupby(pairs, key=lambda pair: pair[0])]
-    chosen, token = torch.tensor([[i, i // k] for _, i in pairs]).unbind(1)
+    chosen, token = torch.tensor([[i, i // k] for _, i in pairs], dtype=torch.int64).unbind(1)
     gate, up = _each(x.index_select(0, token), gate_up, visited).chunk(2, -1)
     hidden = F.silu(gate).mul_(up).mul_(weights.flatten().index_select(0, chosen)[:, None])
     answers = _each(hidden, down, visited).to(x.dtype)  # autocast returns its own dtype

@@ -202,8 +202,8 @@ def _make_mask(T: int, S: int, window: int | None, device: torch.device, ids: Te
     by_query = _indices(low, high, full_low, torch.cat((full_high[:, :whole], full_low[:, whole:]), 1), columns)
     full_rows = seen_by(full_high[:, :whole], full_low[:, :whole])
     by_key = _indices(*seen_by(high, low), full_rows[0], torch.maximum(*full_rows), rows)
-    reach = None if window is None else torch.full((), window, device=device)
-    mod = _mask_mod(torch.full((), past, device=device), reach, ids)
+    reach = None if window is None else torch.full((), window, device=device, dtype=torch.int64)
+    mod = _mask_mod(torch.full((), past, device=device, dtype=torch.int64), reach, ids)
     found = dict(zip((*_parts("kv"), *_parts("q")), (*by_query, *by_key), strict=True))
     return BlockMask((T, S), **found, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=mod)  # type: ignore[arg-type]
 

@@ -102,7 +102,7 @@ def _pad(order: Order, rounded: bool) -> _Padded:
     if not len(order.sorted):  # no pair has an expert
         nothing = order.sorted
         return _Padded([], nothing, nothing, nothing.bool(), nothing)
-    padded = torch.tensor(lengths)
+    padded = torch.tensor(lengths, dtype=torch.int64)
     starts = ends - counts
     owner = torch.arange(len(lengths)).repeat_interleave(padded)
     owner = F.pad(owner, (0, _room(len(owner)) - len(owner)), value=len(lengths) - 1)

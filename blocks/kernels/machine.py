@@ -61,7 +61,7 @@ def is_amd() -> bool:
 def _error_of_medium() -> float:
     """Relative error of a product under ``medium``, in the Frobenius norm."""
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
+    a, b = (torch.randn(512, 512, generator=generator, dtype=torch.float32) for _ in range(2))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:

@@ -17,7 +17,7 @@ class NoMixing(Mixing):
         super().__init__()
 
     def start(self) -> Tensor:
-        return torch.empty(0)
+        return torch.empty(0, dtype=torch.float32)
 
     def forward(self, x: Tensor, logits: Tensor) -> Tensor:
         return x

@@ -32,14 +32,15 @@ class Permutations(Mixing):
             rule = f"have {math.factorial(n_streams):,} permutations, a logit for each"
             raise BlockError("n_streams", n_streams, rule, f"Use up to {MOST}, or mixing: sinkhorn")
         self.n_streams, self.n_logits = n_streams, math.factorial(n_streams)
-        self.register_buffer("table", torch.zeros(self.n_logits, n_streams**2))
+        self.register_buffer("table", torch.zeros(self.n_logits, n_streams**2, dtype=torch.float32))
 
     def reset_parameters(self) -> None:
-        order = torch.tensor(list(itertools.permutations(range(self.n_streams))))  # the first one moves nothing
+        every = list(itertools.permutations(range(self.n_streams)))  # the first one moves nothing
+        order = torch.tensor(every, dtype=torch.int64)
         self.table.copy_(torch.nn.functional.one_hot(order, self.n_streams).flatten(1))
 
     def start(self) -> Tensor:
-        return torch.cat((torch.zeros(1), torch.full((self.n_logits - 1,), APART)))
+        return torch.tensor([0.0, *[APART] * (self.n_logits - 1)], dtype=torch.float32)
 
     def forward(self, x: Tensor, logits: Tensor) -> Tensor:
         matrix = logits.softmax(-1) @ self.table.to(logits.dtype)

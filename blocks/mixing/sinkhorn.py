@@ -27,7 +27,7 @@ class Sinkhorn(Mixing):
         self.iterations, self.eps = iterations, eps
 
     def start(self) -> Tensor:
-        return (APART * (1 - torch.eye(self.n_streams))).flatten()
+        return (APART * (1 - torch.eye(self.n_streams, dtype=torch.float32))).flatten()
 
     def forward(self, x: Tensor, logits: Tensor) -> Tensor:
         matrix = logits.unflatten(-1, (self.n_streams, -1)).softmax(-1) + self.eps

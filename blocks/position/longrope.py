@@ -84,7 +84,7 @@ class LongRoPE(Position):
     def frequencies(self, device: torch.device, length: int | None = None) -> Tensor:
         """Radians per position for each pair in sequences of ``length`` tokens, the longest by default, [R/2] fp32."""
         is_long = (length or self.longest) > self.original_positions
-        factors = torch.tensor(self.long_factors if is_long else self.short_factors).to(device)
+        factors = torch.tensor(self.long_factors if is_long else self.short_factors, dtype=torch.float32).to(device)
         return base_frequencies(self.theta, self.rotary_dim, device) / factors
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

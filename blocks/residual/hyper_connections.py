@@ -93,7 +93,7 @@ class Connection(nn.Module):
     def reset_parameters(self) -> None:
         n = len(self.static)
         read = torch.nn.functional.one_hot(torch.randint(n, ()), n)[:, None]
-        self.static.copy_(torch.cat((read, torch.eye(n), torch.ones(n, 1)), 1))
+        self.static.copy_(torch.cat((read, torch.eye(n, dtype=torch.float32), read.new_ones(n, 1)), 1))
         self.scale.zero_()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

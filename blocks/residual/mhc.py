@@ -100,10 +100,10 @@ class Connection(nn.Module):
 
     def reset_parameters(self, mixing: Tensor) -> None:
         n = self.sizes[0]
-        read = torch.full((n,), 0.5 / max(n - 1, 1))
+        read = torch.full((n,), 0.5 / max(n - 1, 1), dtype=torch.float32)
         read[torch.randint(n, ())] = 0.5 if n > 1 else 1 - self.eps
         self.scale.zero_()
-        self.bias.copy_(torch.cat(((read - self.eps).logit(1e-6), torch.zeros(n), mixing)))
+        self.bias.copy_(torch.cat(((read - self.eps).logit(1e-6), torch.zeros_like(read), mixing)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Streams [B,T,M,D] → read [B,T,M], write [B,T,M] and logits [B,T,L], in at least fp32."""

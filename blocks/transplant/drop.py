@@ -38,6 +38,6 @@ class Drop(Copies):
             units = torch.randperm(F, generator=generator)[:number]
             for rows in (gate_up[expert][:F], gate_up[expert][F:], down[expert].T):
                 std, mean = torch.std_mean(rows)
-                rows[units] = mean + std * torch.randn(number, rows.shape[1], generator=generator)
+                rows[units] = mean + std * torch.randn(number, rows.shape[1], generator=generator, dtype=torch.float32)
         drawn = 3 * number * down.shape[1] * len(down)
         return replace(made, exact=False, drawn=drawn, note=f"{self.share:.0%} of the hidden units drawn again")

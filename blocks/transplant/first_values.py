@@ -29,5 +29,5 @@ class FirstValues(Transplant):
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
         copied = old.state_dict()
-        begun = {FACTORS: torch.tensor((1.0, 0.0))}
+        begun = {FACTORS: torch.tensor((1.0, 0.0), dtype=torch.float32)}
         return Transplanted({**copied, **begun}, frozenset(copied), exact=True, note="values begin as they were")

@@ -60,7 +60,7 @@ def stacked(old: SwiGLU, n_experts: int) -> dict[str, Tensor]:
 @torch.no_grad()
 def sum_of_weights(gate: Gating, d_model: int, seed: int) -> tuple[float, bool]:
     """What the weights of a token's experts add up to, and whether that is the same for all tokens."""
-    x = torch.randn(1, PROBES, d_model, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(1, PROBES, d_model, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     sums = gate(x, torch.arange(PROBES)[None] % 2).weights.sum(-1)
     mean = float(sums.mean())
     return mean, bool((sums - mean).abs().max() <= SAME * abs(mean))

@@ -33,7 +33,7 @@ class ValueResidual(Values):
         self.factors = nn.Parameter(torch.empty(2))
 
     def reset_parameters(self) -> None:
-        self.factors.copy_(torch.tensor((1 - self.first, self.first)))
+        self.factors.copy_(torch.tensor((1 - self.first, self.first), dtype=torch.float32))
 
     def forward(self, v: Tensor, carry: Carry) -> Tensor:
         first = carry.setdefault(NAME, v)

@@ -270,7 +270,7 @@ class Measured:
     @functools.cached_property
     def inputs(self) -> int:
         """Numbers of a token that all layers read: the residual stream, or all of several."""
-        x = torch.empty(1, 1, self.decoder.config["d_model"], device="meta")
+        x = torch.empty(1, 1, self.decoder.config["d_model"], device="meta", dtype=torch.float32)
         total = x.numel() * (1 + len(self.decoder.mtp))  # the first layer and those of other depths open streams
         for i, layer in enumerate(self.decoder.layers):
             residual: Any = layer.residual

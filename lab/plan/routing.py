@@ -21,7 +21,7 @@ def _choices(gate: Gating) -> Tensor:
     initialise(drawn, std=0.02, depth_scaled=False, n_layers=1, seed=0)
     generator = torch.Generator().manual_seed(0)
     width = next((p.shape[-1] for p in drawn.parameters() if p.ndim == 2), 8)
-    x = torch.randn(1, TOKENS, width, generator=generator)
+    x = torch.randn(1, TOKENS, width, generator=generator, dtype=torch.float32)
     with torch.no_grad():
         return drawn(x, torch.randint(256, (1, TOKENS), generator=generator)).experts
 
@@ -35,5 +35,5 @@ def count_places(gate: Gating, places: int) -> float:
     """Places that a token's experts lie at, on average, with the experts in equal runs over so many places."""
     chosen = _choices(gate)
     place = (chosen * places // gate.n_experts).clamp(max=places)
-    reached = torch.zeros(len(chosen), places + 1).scatter_(1, place, 1.0)
+    reached = torch.zeros(len(chosen), places + 1, dtype=torch.float32).scatter_(1, place, 1.0)
     return float(reached[:, :places].sum(1).mean())

@@ -85,7 +85,9 @@ def forced_scores(decoder: Decoder, given: Sequence[Prompt]) -> list[float]:
     """
     scores: list[float] = []
     for batch in _batches(given):
-        tokens = torch.tensor([prompt.tokens[:-1] for prompt in batch], device=decoder.embedding.weight.device)
+        tokens = torch.tensor(
+            [prompt.tokens[:-1] for prompt in batch], device=decoder.embedding.weight.device, dtype=torch.int64
+        )
         hidden = decoder.hidden(tokens)[0]
         for row, prompt in zip(hidden, batch, strict=True):
             asked = sorted(prompt.accepted)

@@ -34,8 +34,8 @@ class PromptRows(Dataset[dict[str, Tensor]]):
         tokens = torch.zeros(len(rows), max(1, *map(len, ids)), dtype=torch.int64)
         for row, prompt in zip(tokens, ids, strict=True):
             row[: len(prompt)] = torch.tensor(prompt, dtype=torch.int64)
-        number, rollout, update = torch.tensor(rows).unbind(1)
-        lengths = torch.tensor([len(prompt) for prompt in ids])
+        number, rollout, update = torch.tensor(rows, dtype=torch.int64).unbind(1)
+        lengths = torch.tensor([len(prompt) for prompt in ids], dtype=torch.int64)
         return {"tokens": tokens, "lengths": lengths, "prompt": number, "rollout": rollout, "update": update}
 
     __getitem__ = __getitems__  # called by a loader whose items are lists, without a batch sampler

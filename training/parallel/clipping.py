@@ -21,7 +21,7 @@ def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
-        return torch.zeros(())
+        return torch.zeros((), dtype=torch.float32)
     if not any(isinstance(g, DTensor) for g in gradients):
         return _norm(gradients)
     world = dist.get_world_size()

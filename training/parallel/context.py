@@ -176,7 +176,7 @@ class Spread(Cache):
         if ids is None:
             return None
         hidden = ids[:, -n_new:, None] != ids[:, None]
-        return torch.zeros(hidden.shape, device=ids.device).masked_fill_(hidden, float("-inf"))[:, None]
+        return torch.zeros_like(hidden, dtype=torch.float32).masked_fill_(hidden, float("-inf"))[:, None]
 
 
 def _lengthened(values: Tensor, length: int) -> Tensor:

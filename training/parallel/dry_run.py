@@ -55,7 +55,7 @@ class _Random(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         draw = torch.Generator().manual_seed(index)
         tokens = torch.randint(self.vocab_size, self.shape, generator=draw)
-        n_bytes = torch.full((self.shape[0],), self.shape[1] - 1)
+        n_bytes = torch.full((self.shape[0],), self.shape[1] - 1, dtype=torch.int64)
         return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "n_bytes": n_bytes}
 
 

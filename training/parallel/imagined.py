@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from blocks.compose import compose
 from blocks.decoder import Decoder
+from blocks.precision import default_dtype
 from registry.printing import show
 from training.configuration.instantiate import instantiate
 from training.optimizers.base import OptimizerRecipe
@@ -47,7 +48,7 @@ def imagine(plain_config: Mapping[str, Any]) -> dict[str, float]:
     sizes = sizes_of(trainer["strategy"], trainer["world"])
     recipe: OptimizerRecipe = instantiate(plain_config["optimizer"], "optimizer")
     precision = str(trainer.get("precision"))
-    with ranks(sizes.world), _weights_in(HALVES.get(precision, torch.float32)):
+    with ranks(sizes.world), default_dtype(HALVES.get(precision, torch.float32)):
         sharding = Sharding(make_meshes(sizes, "cpu"), LOW.get(precision))
         decoder = build(plain_config["model"], plain_config["seed"], sharding, shapes_only=True)
         held = {
@@ -74,16 +75,6 @@ def ranks(world: int, rank: int = 0) -> Iterator[None]:
     finally:
         dist.destroy_process_group()
         _clear_sharding_prop_cache()
-
-
-@contextmanager
-def _weights_in(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _kept(decoder: Decoder, recipe: OptimizerRecipe) -> tuple[Sequence[Tensor], ...]:

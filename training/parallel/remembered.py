@@ -31,7 +31,7 @@ def appended(attention: Attention, d_model: int) -> Appended:
     Args:
         attention: on the meta device
     """
-    memory, x = Appended(), torch.empty(1, TOKENS, d_model, device="meta")
+    memory, x = Appended(), torch.empty(1, TOKENS, d_model, device="meta", dtype=torch.float32)
     with torch.no_grad():
         attention(x, torch.arange(TOKENS, device="meta")[None], cache=memory)
     return memory

@@ -51,7 +51,7 @@ def divisible(region: Region, ranks: int, width: int) -> bool:
     if any(_indivisible(part.parameter, DIMENSION.get(part.placement), ranks) for part in region.parts):
         return False
     trial = narrowed(region, ranks)
-    x = torch.empty(1, 4, width, device="meta")
+    x = torch.empty(1, 4, width, device="meta", dtype=torch.float32)
     try:
         with torch.no_grad():
             out = trial(x, *_second_argument(trial))

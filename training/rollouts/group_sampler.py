@@ -75,7 +75,7 @@ class GroupSampler:
         sampled, replaced = sum(map(len, found.completions)), set[int]()
         for attempt in range(1, self.resamples + 1):
             flat = self._flat(rewards).nonzero().flatten().tolist()
-            if not ranks.sum(torch.tensor(len(flat), device=device)):
+            if not ranks.sum(torch.tensor(len(flat), device=device, dtype=torch.int64)):
                 break
             replaced |= set(flat)
             more = self._replace(decoder, data, ranks, flat, f"rollout/{number}/{attempt}", found, rewards)

@@ -61,11 +61,11 @@ class Rollout:
 
 def completion_mask(rollout: Rollout) -> Tensor:
     """Whether a place is a token of the completion [B,T]."""
-    lengths = torch.tensor([len(c) for c in rollout.completions])
+    lengths = torch.tensor([len(c) for c in rollout.completions], dtype=torch.int64)
     return torch.arange(int(lengths.max())) < lengths[:, None]
 
 
 def padded(values: Sequence[Sequence[float]]) -> Tensor:
     """Lists of numbers as rows [B,T], 0 after their ends."""
     longest = max(map(len, values))
-    return torch.tensor([[*row, *[0.0] * (longest - len(row))] for row in values])
+    return torch.tensor([[*row, *[0.0] * (longest - len(row))] for row in values], dtype=torch.float32)

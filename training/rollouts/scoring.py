@@ -28,7 +28,7 @@ class ScoredRollout:
 
     logp: Tensor
     routings: list[Routing | None] = field(default_factory=list)
-    rerouted: Tensor = field(default_factory=lambda: torch.tensor(0))
+    rerouted: Tensor = field(default_factory=lambda: torch.tensor(0, dtype=torch.int64))
     routed: int = 0
 
 
@@ -54,8 +54,8 @@ def score(decoder: Decoder, rollout: Rollout, temperature: float, replay: bool =
     hidden, routings = decoder.hidden(*given, experts=experts if replay else None)
     first = [place + len(prompt) - 1 for place, prompt in zip(packed.places, rollout.prompts, strict=True)]
     where = [at for a, c in zip(first, rollout.completions, strict=True) for at in range(a, a + len(c))]
-    wanted = torch.tensor([token for c in rollout.completions for token in c], device=device)
-    scored = hidden.flatten(0, 1)[torch.tensor(where, device=device)]
+    wanted = torch.tensor([token for c in rollout.completions for token in c], device=device, dtype=torch.int64)
+    scored = hidden.flatten(0, 1)[torch.tensor(where, device=device, dtype=torch.int64)]
     how = (decoder.logit_softcap, temperature, _kept(rollout, device))
     found = linear_log_probabilities(scored, decoder.output_weight, wanted, *how)
     mask = completion_mask(rollout).to(device)
@@ -74,7 +74,7 @@ def _kept(rollout: Rollout, device: torch.device) -> Tensor | None:
         return None
     found, start = [], 0
     for kept, completion in zip(rollout.kept, rollout.completions, strict=True):
-        found.append(kept.long() + torch.tensor([[start], [0]]))
+        found.append(kept.long() + torch.tensor([[start], [0]], dtype=torch.int64))
         start += len(completion)
     return torch.cat(found, 1).to(device)
 
@@ -96,7 +96,7 @@ class _Packed:
     """Sequences packed into rows: tokens, segments and positions [R,C], and the flat place where each begins."""
 
     def __init__(self, inputs: list[list[int]]) -> None:
-        lengths = torch.tensor([len(row) for row in inputs])
+        lengths = torch.tensor([len(row) for row in inputs], dtype=torch.int64)
         capacity = int(lengths.max())
         rows = best_fit(lengths.numpy(), capacity)
         self.tokens = torch.zeros(len(rows), capacity, dtype=torch.int64)
@@ -106,7 +106,7 @@ class _Packed:
             at = 0
             for number, item in enumerate(items):
                 n = len(inputs[item])
-                self.tokens[row, at : at + n] = torch.tensor(inputs[item])
+                self.tokens[row, at : at + n] = torch.tensor(inputs[item], dtype=torch.int64)
                 self.segments[row, at : at + n], self.positions[row, at : at + n] = number, torch.arange(n)
                 self.places[item] = row * capacity + at
                 at += n

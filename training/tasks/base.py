@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -22,6 +23,7 @@ from blocks.kernels.documents import is_real
 from blocks.ledger import Ledger
 from blocks.model_config import read
 from blocks.plugins import distributions
+from blocks.precision import KeepsDtype
 from blocks.share import Share
 from interop.source import load_part, load_weights, read_origin
 from interop.towers import Tower
@@ -34,6 +36,7 @@ from training.data.module import TextDataModule
 from training.data.tokenizers.start import check_start
 from training.figure import OF_TEXT, TRAIN, Figure, find, names_in, refuse_contradictions
 from training.lora import Lora, fill
+from training.low_weights import lower_only_weights
 from training.metrics import ExpertLoad, Sums, TokenLoss
 from training.optimizers.base import OptimizerRecipe
 from training.parallel.build import build
@@ -56,12 +59,15 @@ STAGES = ("train", "val", "test")
 
 
 @enforced("task")
-class Task(L.LightningModule):
+class Task(KeepsDtype, L.LightningModule):
     """A decoder composed from a configuration, and its training. A subclass defines ``objective``.
 
     The loss of an optimizer step is a mean over everything scored, in all micro-batches on all ranks, plus further
     terms, each with its own mean, plus the balance losses of the gating blocks. A balance loss is computed per
     micro-batch and averaged weighted by their sequences; see docs/how-to/scale.md.
+
+    A trainer's low precision lowers the weights of the decoder: neither batches, nor buffers of the task, nor tensors
+    made from Python numbers.
 
     Args:
         model: composition of the decoder, as plain types (the ``model`` node)
@@ -169,6 +175,8 @@ class Task(L.LightningModule):
 
     def configure_model(self) -> None:
         """Build the decoder: on the meta device first, then materialised (Lightning may call this twice)."""
+        if self._trainer is not None:
+            lower_only_weights(self.trainer.precision_plugin)
         if self.decoder is None:
             self.decoder = self._build().choose_kernels(self.kernels)
             freeze(self.decoder, self.frozen)
@@ -240,6 +248,11 @@ class Task(L.LightningModule):
     def expert_shares(self) -> dict[str, Tensor]:
         """Layer → share of choices of each expert, when last logged."""
         return self.loads.shares
+
+    @property
+    def as_in_a_step(self) -> AbstractContextManager[None]:
+        """Context in which the decoder computes as in a step, autocast included: for hooks outside of one."""
+        return self.trainer.precision_plugin.forward_context()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [B,T] → logits [B,T,V]."""

@@ -202,8 +202,9 @@ class Grpo(Task):
             rule = "policy optimisation trains no multi-token prediction"
             raise ConfigError("task.frozen", list(self.frozen), rule, "Freeze it: task.frozen=[mtp]; or model.mtp=null")
         if self.policy.penalty is not None and self.reference is not None and not self._held_reference:
+            like = self.model.embedding.weight  # in whose precision a policy that has not moved is no distance away
             try:
-                reference = load(Path(self.reference), device=self.model.embedding.weight.device)
+                reference = load(Path(self.reference), dtype=like.dtype, device=like.device)
             except ConfigError as error:
                 raise ConfigError("task.reference", error.value, error.rule, error.remedy) from None
             self._held_reference = (reference.requires_grad_(False),)
@@ -261,9 +262,10 @@ class Grpo(Task):
             torch.cuda.synchronize()  # of the update before, whose time is not this one's
         prompts, began = batch["prompt"].tolist(), time.perf_counter()
         self.model.eval()
-        found, sampled = self.groups.sample(self.model, self.data, self.ranks(), prompts, number)
-        if self.data.updates > 1:
-            self._score_old(found, number)
+        with self.as_in_a_step:  # batches are counted outside of one
+            found, sampled = self.groups.sample(self.model, self.data, self.ranks(), prompts, number)
+            if self.data.updates > 1:
+                self._score_old(found, number)
         self.model.train()
         self._sampled = (self._sampled[0] + sampled, self._sampled[1] + time.perf_counter() - began)
         return found
@@ -295,14 +297,19 @@ class Grpo(Task):
         return {
             "total": self.policy.average.count(mask),
             "tokens": mask.sum().clamp(min=1).long(),
-            "routed": torch.tensor(sum(experts.shape[0] for row in rollout.experts for experts in row)),
-            "completions": torch.tensor(len(rollout)),
+            "routed": torch.tensor(
+                sum(experts.shape[0] for row in rollout.experts for experts in row), dtype=torch.int64
+            ),
+            "completions": torch.tensor(len(rollout), dtype=torch.int64),
             **{f"judged/{name}": torch.tensor(n * share, dtype=torch.float64) for name, n in whole.judged.items()},
         }
 
     def _mask(self, rollout: Rollout) -> Tensor:
         mask = completion_mask(rollout)
-        return mask & torch.tensor(rollout.ended)[:, None] if self.mask_truncated else mask
+        return mask & torch.tensor(rollout.ended, dtype=torch.bool)[:, None] if self.mask_truncated else mask
+
+    def _advantage(self, rollout: Rollout) -> Tensor:
+        return torch.tensor(rollout.advantage, device=self.device, dtype=torch.float32)
 
     def objective(self, batch: Batch, stage: str) -> Scored:
         rollout = self.rollout_of(batch)
@@ -312,8 +319,7 @@ class Grpo(Task):
         self._updated = (rollout, logp.detach())
         old = padded(rollout.old).to(self.device) if rollout.old else logp.detach()
         sampler = padded(rollout.sampler).to(self.device)
-        advantage = torch.tensor(rollout.advantage, device=self.device)
-        given = Completions(old, advantage, mask.float(), sampler, self._reference_logp(rollout))
+        given = Completions(old, self._advantage(rollout), mask.float(), sampler, self._reference_logp(rollout))
         total, sums = self.policy(logp, given)
         sums["entropy"] = -(logp.detach() * mask).sum()  # estimated by the sampled tokens
         gap = ((old - sampler).abs() * mask).sum()
@@ -333,9 +339,9 @@ class Grpo(Task):
         advantage, and of those with a negative one; all ranks must call it."""
         assert self._updated is not None
         rollout, before = self._updated
-        with gathered(self.model):
+        with gathered(self.model), self.as_in_a_step:
             after = score(self.model, rollout, self.temperature, self.replay).logp
-        mask, advantage = self._mask(rollout).to(self.device), torch.tensor(rollout.advantage, device=self.device)
+        mask, advantage = self._mask(rollout).to(self.device), self._advantage(rollout)
         rise = (after - before).double() * mask
         signs = {"rise_positive": advantage > 0, "rise_negative": advantage < 0}
         sums = torch.stack([torch.stack((rise[of].sum(), mask[of].sum())) for of in signs.values()])

@@ -58,7 +58,7 @@ class Pairwise(Task):
         return data_of(self, PreferenceDataModule, rule, "Use data=preferences, or experiment=preference_sort")
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        return {"total": torch.tensor(len(batch["pair"]))}
+        return {"total": torch.tensor(len(batch["pair"]), dtype=torch.int64)}
 
     def objective(self, batch: Batch, stage: str) -> Scored:
         hidden, routings = self.model.hidden(batch["tokens"], batch["positions"], batch["segments"])
@@ -66,7 +66,7 @@ class Pairwise(Task):
         with torch.no_grad():
             each = {"accuracy": (chosen > rejected).float(), "margin": chosen - rejected}
             sums = {name: value.sum() for name, value in {**each, "chosen": chosen, "rejected": rejected}.items()}
-        count = torch.tensor(len(loss), device=loss.device)
+        count = torch.tensor(len(loss), device=loss.device, dtype=torch.int64)
         if stage == "train":
             figures = {name: self.step.mean(value, "total") for name, value in sums.items()}
             return Scored(loss.sum(), count, figures=figures, routings=routings)

@@ -117,7 +117,7 @@ class Preference(Pairwise):
         decoder = self.model if begins else self._load()
         decoder.eval()
         found: Logs = {}
-        with self.trainer.precision_plugin.forward_context(), switched_off(decoder):
+        with self.as_in_a_step, switched_off(decoder):
             for split in SPLITS:
                 found[split] = self.ranks().sum(self._compute_split(decoder, split)).cpu()
         self.model.train(self.trainer.training)
@@ -129,7 +129,7 @@ class Preference(Pairwise):
 
     def _compute_split(self, decoder: Decoder, split: Split) -> Tensor:
         """This rank's part, 0 elsewhere [pairs, 2]."""
-        logs = torch.zeros(self.data.number(split), 2, device=self.device)
+        logs = torch.zeros(self.data.number(split), 2, device=self.device, dtype=torch.float32)
         for batch in self.data.every(split):
             there = self.trainer.strategy.batch_to_device(batch)
             hidden, _ = decoder.hidden(there["tokens"], there["positions"], there["segments"])

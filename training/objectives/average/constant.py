@@ -22,4 +22,4 @@ class Constant(Average):
         return mask.float()
 
     def count(self, mask: Tensor) -> Tensor:
-        return torch.tensor(len(mask) * self.max_new_tokens, device=mask.device)
+        return torch.tensor(len(mask) * self.max_new_tokens, device=mask.device, dtype=torch.int64)

@@ -21,4 +21,4 @@ class Sequence(Average):
         return mask / mask.sum(1, keepdim=True).clamp(min=1)
 
     def count(self, mask: Tensor) -> Tensor:
-        return torch.tensor(len(mask), device=mask.device)
+        return torch.tensor(len(mask), device=mask.device, dtype=torch.int64)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from blocks.precision import without_autocast
 from training.objectives.reward.base import Reward
 from training.time_limit import Overdue, time_limit
 
@@ -80,7 +81,7 @@ def _called(
     columns: Mapping[str, Sequence[Any]],
     seconds: float,
 ) -> Judged:
-    with time_limit(seconds):
+    with time_limit(seconds), without_autocast():  # a reward is no part of the model
         values = list(part(prompts, completions, **columns))
     if len(values) != len(completions):
         return [Failure(f"gave {len(values)} values for {len(completions)} completions")] * len(completions)

@@ -66,7 +66,7 @@ class Learned(Reward):
         import torch
 
         device, longest = self._decoder.embedding.weight.device, max(map(len, rows))
-        tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+        tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device, dtype=torch.int64)
         with torch.no_grad():
             hidden, _ = self._decoder.hidden(tokens)  # causal: padding on the right is not seen
             last = hidden[range(len(rows)), [len(row) - 1 for row in rows]]

@@ -43,10 +43,10 @@ class _Rows:
         prompts, copies = request.prompts, request.copies
         self.longest = max(map(len, prompts))
         missing = [self.longest - len(row) for row in prompts]
-        padding = torch.tensor(missing, device=self.device) if any(missing) else None
+        padding = torch.tensor(missing, device=self.device, dtype=torch.int64) if any(missing) else None
         room = max(self.longest + request.new_tokens - 1, 1)
         self.caches = decoder.new_caches(len(prompts), room, None, padding)
-        tokens = torch.tensor([[0] * n + list(row) for n, row in zip(missing, prompts, strict=True)])
+        tokens = torch.tensor([[0] * n + list(row) for n, row in zip(missing, prompts, strict=True)], dtype=torch.int64)
         logits, chosen = read(decoder, tokens.to(self.device), self.caches)
         self.running = list(range(len(request.seeds)))
         each = torch.arange(len(prompts), device=self.device).repeat_interleave(copies)
@@ -67,7 +67,7 @@ class _Rows:
         return logits[rows]
 
     def _record(self, chosen: list[Tensor], at: int) -> None:
-        rows = torch.tensor(self.running, device=self.device)
+        rows = torch.tensor(self.running, device=self.device, dtype=torch.int64)
         for every, experts in zip(self.experts, chosen, strict=True):
             every[rows, at : at + experts.shape[1]] = experts.short()
 
@@ -93,7 +93,7 @@ class _Rows:
         """Compute the logits after the tokens drawn last."""
         going = [i for i, row in enumerate(self.running) if not self.found.ended[row]]
         if 2 * len(going) <= len(self.running) and not self.request.together:
-            rows = torch.tensor(going, device=self.device)
+            rows = torch.tensor(going, device=self.device, dtype=torch.int64)
             self.drawn = self._take(rows, self.drawn)
             self.running = [self.running[i] for i in going]
         at = self.caches[0].length

@@ -107,10 +107,10 @@ class Vllm(Engine):
     def _check(self, decoder: Decoder, found: Rollout, temperature: float) -> None:
         prompt, completion = found.prompts[0], found.completions[0]
         device = decoder.embedding.weight.device
-        tokens = torch.tensor([[*prompt, *completion]], device=device)
+        tokens = torch.tensor([[*prompt, *completion]], device=device, dtype=torch.int64)
         logits = decoder(tokens)[0, len(prompt) - 1 : -1] / (temperature or 1.0)
         own = at_tokens(logits, tokens[0, len(prompt) :])
-        gap = float((own - torch.tensor(found.sampler[0], device=device)).abs().mean())
+        gap = float((own - torch.tensor(found.sampler[0], device=device, dtype=torch.float32)).abs().mean())
         if temperature and not gap <= self.tolerance:
             rule = f"its log-probabilities differ from the trainer's by {gap:.3g} nats a token: it has other weights"
             raise ConfigError("task.engine.tolerance", self.tolerance, rule, "Report it, or write task.engine=native")

@@ -62,9 +62,9 @@ class ActorCritic(nn.Module):
             last.bias.zero_()
         self.log_std = nn.Parameter(torch.full((n_actions,), math.log(std)))
         for name, width in (("actor", n_actor), ("critic", n_critic)):
-            self.register_buffer(f"{name}_mean", torch.zeros(width))
-            self.register_buffer(f"{name}_var", torch.ones(width))
-        self.register_buffer("count", torch.tensor(1e-3))
+            self.register_buffer(f"{name}_mean", torch.zeros(width, dtype=torch.float32))
+            self.register_buffer(f"{name}_var", torch.ones(width, dtype=torch.float32))
+        self.register_buffer("count", torch.tensor(1e-3, dtype=torch.float32))
 
     def see(self, actor: Tensor, critic: Tensor) -> None:
         """Add observations to the statistics. Only between iterations: within one, every ratio would be wrong."""
@@ -159,7 +159,7 @@ class PPO:
         for _ in range(HORIZON):
             actor, critic = self.seen
             mean = net.act(actor)
-            action = mean + std * torch.randn(mean.shape, generator=self.generator)
+            action = mean + std * torch.randn(mean.shape, generator=self.generator, dtype=torch.float32)
             reward, done, timeout, seen, last = self.environment.step(action.double().numpy())
             gained, late = _tensor(reward), _tensor(timeout)
             if timeout.any():  # an episode that ends by its time alone would have continued

@@ -60,7 +60,7 @@ class Correct(Task):
 
     def counts(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         labels = batch["labels"]
-        return {"total": torch.tensor(labels.numel(), device=labels.device)}
+        return {"total": torch.tensor(labels.numel(), device=labels.device, dtype=torch.int64)}
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
@@ -75,7 +75,7 @@ class Correct(Task):
         """Log the errors of open-loop replays; every rank computes the same."""
         data: RobotRollouts = self.trainer.datamodule  # type: ignore[attr-defined]
         statistics = {name: getattr(self, name).cpu() for name in ("mean", "std", "scale")}
-        limit = torch.full((NU,), BOUND) if data.corrects == "action" else 4 * statistics["scale"]
+        limit = torch.full((NU,), BOUND, dtype=torch.float32) if data.corrects == "action" else 4 * statistics["scale"]
         correction = learned.Learned(self.model, statistics, data.facts, limit.numpy())
         study = data.study
         found = replay.open_loop(study.held_out, study.simulator(data.base), correction)
