@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import registry
-from blocks.conformance import behaviour, children, construction, hyperparameters, routing
+from blocks.conformance import behaviour, children, construction, default_dtype, hyperparameters, routing
 from blocks.conformance.alternatives import switched_on
 from blocks.conformance.setting import IMAGES, Setting
 from blocks.conformance.verdict import ExemptError, PromiseError
@@ -28,6 +28,7 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
     "padding invariance": behaviour.padding_invariance,
     "gradients": behaviour.gradients,
     "precision": behaviour.precision,
+    "default dtype": default_dtype.independent_of_default_dtype,
     "score rows": behaviour.score_rows,
     "hyper-parameters": hyperparameters.every_hyperparameter,
     "null children": children.null_children,

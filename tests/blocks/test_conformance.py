@@ -97,7 +97,7 @@ class Averaging(Attention):
         seen = self.seen(positions)
         if segments is not None:
             seen = seen & (segments[:, :, None] == segments[:, None, :])
-        weights = seen / seen.sum(-1, keepdim=True)
+        weights = seen.float() / seen.sum(-1, keepdim=True)
         return self.project(weights.to(x.dtype) @ x)
 
     def parallel_plan(self) -> Any:
@@ -227,9 +227,16 @@ class RoundedAngles(Position):
         self.head_dim = head_dim
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        pairs = torch.arange(0, self.head_dim, 2, device=q.device) / self.head_dim
+        pairs = torch.arange(0, self.head_dim, 2, device=q.device, dtype=torch.float32) / self.head_dim
         angles = positions[..., None].to(q.dtype) * (100.0**-pairs).to(q.dtype)
         return tuple(self.kernels.rotate(t, angles.cos(), angles.sin(), False) for t in (q, k))  # type: ignore[return-value]
+
+
+class Counting(Plain):
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+        places = torch.arange(1, x.shape[-1] + 1, device=x.device)
+        share = places / x.shape[-1]  # of whole numbers, so of the default dtype
+        return self.project(x * share.to(x.dtype)), None
 
 
 class Epsless(Norm):
@@ -327,6 +334,7 @@ BROKEN: list[tuple[str, type, str]] = [
     ("attention", LengthScaled, "padding invariance"),
     ("ffn", Idle, "gradients"),
     ("position", RoundedAngles, "precision"),
+    ("ffn", Counting, "default dtype"),
     ("attention", OneSided, "score rows"),
     ("norm", Epsless, "hyper-parameters"),
     ("ffn", NeverBare, "null children"),
