@@ -250,6 +250,7 @@ def train(tiny: Make, tmp_path: Path) -> Make:
         model: Any = None,
         data: Any = None,
         validate: int = 0,
+        precision: Any = "32-true",
         **task: Any,
     ) -> tuple[Grpo, Watch, L.Trainer]:
         made = Grpo(
@@ -271,6 +272,7 @@ def train(tiny: Make, tmp_path: Path) -> Make:
         trainer = L.Trainer(
             **quiet,
             accelerator="cpu",
+            precision=precision,
             max_steps=steps,
             max_epochs=-1,
             log_every_n_steps=1,
@@ -426,7 +428,8 @@ def test_updates_of_a_rollout_take_each_completion_once(train: Make) -> None:
     assert seen[0][2] != seen[2][2]
 
 
-def test_ratio_of_a_first_update_is_1(train: Make) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
+def test_ratio_of_a_first_update_is_1(train: Make, precision: str) -> None:
     """With MLA, experts that are replayed, and several updates of a rollout, whose first changes the weights."""
     away: list[float] = []
 
@@ -436,7 +439,7 @@ def test_ratio_of_a_first_update_is_1(train: Make) -> None:
             ratio = ((logp - padded(rollout.old)) * completion_mask(rollout)).exp()
             away.append(float((ratio - 1).abs().max()))
 
-    trainer = train(4, updates=2, replay=True, callbacks=[Ratios()])[2]
+    trainer = train(4, updates=2, replay=True, callbacks=[Ratios()], precision=precision)[2]
     assert away[0] == away[2] == 0  # the same computation, bit-identical
     assert min(away[1], away[3]) > 1e-3
     assert trainer.callback_metrics["train/rerouted"] == 0

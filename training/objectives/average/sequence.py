@@ -3,6 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from blocks.precision import at_least_fp32
 from registry import register
 from training.objectives.average.base import Average
 
@@ -18,7 +19,7 @@ class Sequence(Average):
     def __init__(self) -> None: ...
 
     def weights(self, mask: Tensor) -> Tensor:
-        return mask / mask.sum(1, keepdim=True).clamp(min=1)
+        return at_least_fp32(mask) / mask.sum(1, keepdim=True).clamp(min=1)
 
     def count(self, mask: Tensor) -> Tensor:
         return torch.tensor(len(mask), device=mask.device, dtype=torch.int64)
