@@ -71,7 +71,7 @@ def _packed(tokens: Tensor) -> Batch:
     first, second = length // 5, length // 2
     place = torch.arange(length)
     document = (place >= first).long() + (place >= second)
-    begins = torch.tensor((0, first, second))[document]
+    begins = torch.tensor((0, first, second), dtype=torch.int64)[document]
     return Batch(tokens, (place - begins)[None], document[None])
 
 

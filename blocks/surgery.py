@@ -263,7 +263,7 @@ def _silence(old: Decoder, new: Decoder, growth: Growth) -> list[Operation]:
 def _is_identity(layer: nn.Module, model: Mapping[str, Any]) -> bool:
     """Whether a layer changes neither the stream nor what the layers above it are given besides."""
     T = min(SEEN, model["max_positions"])
-    x, before = torch.randn(2, 1, T, model["d_model"], generator=torch.Generator().manual_seed(0))
+    x, before = torch.randn(2, 1, T, model["d_model"], generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     tokens, positions = torch.zeros(1, T, dtype=torch.int64), torch.arange(T)[None]
     carry = layer(before, tokens, positions)[2]
     y, _, after = layer(x, tokens, positions, carry=carry)
@@ -291,7 +291,7 @@ def _settle(old: Decoder, new: Decoder, done: Sequence[Operation]) -> list[Opera
 def _divide(norm: nn.Module, ratio: float) -> bool:
     """Divide what a norm gives by a number, by its own gains; whether that was possible."""
     dim = next((len(p) for p in norm.parameters() if p.ndim == 1), 0)
-    x = torch.randn(4, dim, generator=torch.Generator().manual_seed(0)) if dim else None
+    x = torch.randn(4, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float32) if dim else None
     before = None if x is None else norm(x)
     for parameter in norm.parameters(recurse=False):
         parameter.div_(ratio)

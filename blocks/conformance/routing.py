@@ -95,7 +95,7 @@ def padding(setting: Setting) -> None:
     if not learns and not any(isinstance(m, Gating) for m in decoder.modules()):
         raise ExemptError("it neither routes tokens nor learns to select them")
     ids = tokens(2, 9)
-    padded, segments = tokens(3, 12, seed=1), torch.full((3, 12), PADDING)
+    padded, segments = tokens(3, 12, seed=1), torch.full((3, 12), PADDING, dtype=torch.int64)
     padded[:2, :9], segments[:2, :9] = ids, 0
     for training in (False, True):
         decoder.train(training)

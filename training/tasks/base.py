@@ -447,4 +447,8 @@ class Task(KeepsDtype, L.LightningModule):
 def sequences_of(batch: Batch) -> Tensor:
     """How many rows of a batch are not padding alone."""
     segments = batch.get("segments")
-    return torch.tensor(len(next(iter(batch.values())))) if segments is None else is_real(segments).any(1).sum()
+    return (
+        torch.tensor(len(next(iter(batch.values()))), dtype=torch.int64)
+        if segments is None
+        else is_real(segments).any(1).sum()
+    )
