@@ -46,6 +46,8 @@ class RunReport(Finale):
         temperature: of the sampling
     """
 
+    observes = "writes and shows what was logged"
+
     def __init__(self, directory: str, sample_tokens: Whole = 400, temperature: NonNegative = 0.8) -> None:
         require("lab", "matplotlib", path="callbacks.report")  # before training, not when the curves are drawn
         self.directory = Path(directory)

@@ -39,6 +39,7 @@ class Completions(L.Callback):
         Figure("rise_positive", "nats a token", None, TRAIN),
         Figure("rise_negative", "nats a token", None, TRAIN),
     )
+    observes = "shows completions, and measures what an update did to them"
 
     def __init__(self, directory: str, rows: Whole = 4) -> None:
         self.file, self.rows = Path(directory) / FILE, rows

@@ -38,6 +38,7 @@ class Throughput(L.Callback):
         Figure("rollout_tokens_per_second", "tokens/s", "more", SPEED),
         Figure("update_tokens_per_second", "tokens/s", "more", SPEED),
     )
+    observes = "measures speed"
 
     def __init__(self, warmup: Whole = 2) -> None:
         self.warmup = warmup

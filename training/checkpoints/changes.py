@@ -10,11 +10,14 @@ from typing import Any
 from training.checkpoints.record import Past
 from training.configuration.instantiate import find_target
 
-LENGTH = ("trainer.max_steps", "trainer.max_epochs")  # a longer run is still the same run
+_LENGTH = "a longer run is still the same run"
+SAME_RUN = {  # setting → why the run is still the same if it changes; such a change is shown
+    **dict.fromkeys((f"trainer.{k}" for k in ("max_steps", "max_epochs", "max_time", "min_steps", "min_epochs")), _LENGTH),
+    "trainer.log_every_n_steps": "the same steps are logged, at other intervals",
+}
 # Keys of a model that affect training but not its output; all others determine the meaning of its weights.
 TRAINING_ONLY = ("model.init", "model.max_positions", "model.mtp.loss_weight")
 TRAINING_ONLY_PARTS = {"balance", "dropping", "bias_step", "bias_until"}
-LATER = ("task.adapter", "task.surgery")  # settings that older versions did not record: the same as null
 WIDEST = 48  # characters of a value in a table
 _ABSENT = object()
 
@@ -45,20 +48,21 @@ class Change:
 
 
 def changes(past: Past, ours: Mapping[str, Any]) -> list[Change]:
-    """Every setting that differs, among those that the checkpoint records.
+    """Every setting that differs; of a checkpoint without a record, among those that are known of it.
 
     Args:
         past: of the checkpoint
         ours: the record of this run
     """
-    found = [c for part, there in past.settings.items() for c in _differences(part, there, ours.get(part))]
+    parts = {**past.settings, **ours} if past.complete else past.settings
+    found = [c for part in parts for c in _differences(part, past.settings.get(part), ours.get(part))]
     # A checkpoint without a record may come from an older version, which wrote out unset values.
     return [c for c in found if past.complete or None not in (c.there, c.here) or _ABSENT not in (c.there, c.here)]
 
 
 def is_same_run(past: Past, ours: Mapping[str, Any]) -> bool:
-    """Whether this run may be the one that wrote a checkpoint: only its length may differ."""
-    return not [change for change in changes(past, ours) if change.path not in LENGTH]
+    """Whether this run may be the one that wrote a checkpoint: only its length may differ, and how often it logs."""
+    return not [change for change in changes(past, ours) if change.path not in SAME_RUN]
 
 
 def weight_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[Change]:
@@ -73,8 +77,6 @@ def weight_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[Ch
 
 def _differences(path: str, there: Any, here: Any) -> Iterator[Change]:
     if there == here or (_is_empty(there) and _is_empty(here)):
-        return
-    if path in LATER and all(value is None or value is _ABSENT for value in (there, here)):
         return
     if not isinstance(there, Mapping) or not isinstance(here, Mapping):
         yield Change(path, there, here)

@@ -1,12 +1,15 @@
-"""The record of a run in its checkpoints: the settings that determine its numbers, as plain types.
+"""The record of a run in its checkpoints: every setting that can change a weight or a figure, as it was given.
 
-Left out: settings that change no number of the training (paths, loggers, reports, workers, kernels, devices).
+What is recorded is what is not left out, so a new setting is recorded by itself. Nothing that is found or settled later
+(the checkpoint to resume from, folders) is recorded: the same command has the same record at every start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +17,109 @@ import torch
 
 from blocks.checkpoint.sharded import is_folder, read_meta
 from blocks.model_config import reread
+from training.checkpoints.observing import why_left_out
 from training.configuration.renamed import with_moved
 
 KEY = "configuration"  # of a checkpoint
-PARTS = ("seed", "init_from", "model", "optimizer", "scheduler", "data", "task", "trainer")
-NOT_OF_DATA = ("num_workers", "eval_batch_size", "eval_windows", "cache_dir")
-NOT_OF_TASK = (
-    *("model", "optimizer", "scheduler", "seed", "init_from"),  # recorded separately
-    *("kernels", "compile", "activation_checkpointing"),
-)
-OF_TRAINER: dict[str, Any] = {  # argument → default
-    "max_steps": -1,
-    "max_epochs": None,
-    "accumulate_grad_batches": 1,
-    "precision": "32-true",
-    "gradient_clip_val": None,
-    "gradient_clip_algorithm": None,
-    "limit_train_batches": None,
-    "overfit_batches": 0.0,
+_RUNS = "names or describes the run"
+_STARTS = "chooses where to start; the run that it finds is compared by the other settings"
+_FILES = "says where files are"
+_SHOWS = "shows or watches what is computed"
+_ROUNDING = "computes the same in another way, but for rounding"
+_MEASURES = "chooses what is measured after training"
+LEFT_OUT = {  # setting, or pattern of settings → why it changes no weight and no figure; callbacks: see observing.py
+    "task_name": _RUNS,
+    "tags": _RUNS,
+    "ckpt_path": _STARTS,
+    "auto_resume": _STARTS,
+    "resume": _STARTS,
+    "train": _MEASURES,
+    "test": _MEASURES,
+    "optimized_metric": "chooses the figure by which runs are compared",
+    "logger": "says where figures go",
+    "paths": _FILES,
+    "extras": _SHOWS,
+    "data.num_workers": "batches are a function of seed and step, whichever process reads them",
+    "data.eval_batch_size": "a figure is a sum over a split, however that is divided",
+    "data.cache_dir": _FILES,
+    "task.kernels": _ROUNDING,
+    "task.compile": _ROUNDING,
+    "task.activation_checkpointing": _ROUNDING,
+    "trainer.accelerator": _ROUNDING,
+    "trainer.devices": "batches are of all processes, however many share them",
+    "trainer.num_nodes": "batches are of all processes, however many share them",
+    "trainer.strategy": "batches are of all processes, however they share model and data",
+    "trainer.deterministic": _ROUNDING,
+    "trainer.benchmark": _ROUNDING,
+    "trainer.default_root_dir": _FILES,
+    "trainer.logger": "says where figures go",
+    "trainer.dry_run": "trains nothing",
+    "trainer.world": "trains nothing",
+    "trainer.enable_checkpointing": _FILES,
+    "trainer.enable_progress_bar": _SHOWS,
+    "trainer.enable_model_summary": _SHOWS,
+    "trainer.enable_autolog_hparams": _SHOWS,
+    "trainer.model_registry": _FILES,
+    "trainer.profiler": _SHOWS,
+    "trainer.detect_anomaly": _SHOWS,
+    "trainer.barebones": _SHOWS,
+    "trainer.limit_predict_batches": _MEASURES,
+    "callbacks.*.directory": _FILES,
+    "callbacks.Machine.keep_memory": "says where freed memory goes",
 }
+TRAINER = "lightning.pytorch.Trainer"  # named by no file of Lightning CLI
+HOISTED = ("optimizer", "scheduler", "init_from", "adapter", "surgery")  # of the task, and at the root of a composition
 
 
 def record(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the settings that determine the numbers of the training.
+    """Select the settings that can change a weight or a figure. The configuration is not changed.
 
     Args:
         plain: the result of ``preflight`` or of ``from_cli``, without secrets
+
+    Raises:
+        ConfigError: a callback or a plugin cannot be imported
     """
-    found = {part: _listed(plain.get(part)) for part in PARTS}
-    data, task, trainer = (dict(found[part] or {}) for part in ("data", "task", "trainer"))
-    drop = (*NOT_OF_DATA, "seed") if data.get("seed") == found["seed"] else NOT_OF_DATA
-    found["data"] = {key: value for key, value in data.items() if key not in drop}
-    found["task"] = {key: value for key, value in task.items() if key not in NOT_OF_TASK}
-    given = {key: trainer.get(key) for key in OF_TRAINER}
-    found["trainer"] = {key: OF_TRAINER[key] if value is None else value for key, value in given.items()}
+    given = {key: _listed(value) for key, value in plain.items() if key not in LEFT_OUT}
+    for part in ("data", "task"):  # an interpolation of a setting at the root, which is recorded there
+        given[part] = {k: v for k, v in (given.get(part) or {}).items() if k not in given or given[k] != v}
+    given["trainer"] = _trainer(given.get("trainer") or {})
+    given["callbacks"] = _by_class(_changing((given.get("callbacks") or {}).values(), "callbacks"))
+    return _kept(given)
+
+
+def _kept(node: Any, path: str = "") -> Any:
+    if isinstance(node, list):
+        return [_kept(inner, f"{path}{i}.") for i, inner in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return node
+    kept = {key: inner for key, inner in node.items() if not _is_left_out(f"{path}{key}")}
+    return {key: _kept(inner, f"{path}{key}.") for key, inner in kept.items()}
+
+
+def _is_left_out(path: str) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in LEFT_OUT)
+
+
+def _trainer(node: Mapping[str, Any]) -> dict[str, Any]:
+    plugins = node.get("plugins") or []
+    changing = _changing(plugins if isinstance(plugins, list) else [plugins], "trainer.plugins")
+    return {**node, "precision": node.get("precision") or "32-true", "plugins": changing or None}
+
+
+def _changing(nodes: Iterable[Any], path: str) -> list[Any]:
+    """The nodes whose classes may change numbers; those that are null are switched off."""
+    return [n for n in nodes if n and not (isinstance(n, Mapping) and why_left_out(n.get("_target_"), path))]
+
+
+def _by_class(nodes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Nodes by the names of their classes, since Lightning CLI has no others; a second of a class is ``NAME 2``."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for node in nodes:
+        name = str(node["_target_"]).rpartition(".")[2]
+        seen[name] += 1
+        found[name if seen[name] == 1 else f"{name} {seen[name]}"] = node
     return found
 
 
@@ -60,10 +132,14 @@ def _listed(value: Any) -> Any:
 
 def from_cli(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration of Lightning CLI in the shape of ``preflight``'s, as far as ``record`` uses it."""
-    task, data = _node(settings["model"]), _node(settings["data"])
-    own = {key: task.get(key) for key in ("optimizer", "scheduler", "init_from")}
-    own["model"] = reread(task.get("model"))  # a file may hold an older format
-    return {**own, "seed": settings["seed_everything"], "data": data, "task": task, "trainer": settings["trainer"]}
+    task, data, trainer = (_node(settings[part]) for part in ("model", "data", "trainer"))
+    hoisted = {key: task.get(key) for key in HOISTED}
+    hoisted["model"] = reread(task.get("model"))  # a file may hold an older format
+    task = {**task, "model": hoisted["model"]}
+    callbacks = trainer.pop("callbacks", None) or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    parts = {"data": data, "task": task, "trainer": {"_target_": TRAINER, **trainer}}
+    return {**hoisted, "seed": settings["seed_everything"], **parts, "callbacks": dict(enumerate(callbacks))}
 
 
 def _node(value: Any) -> Any:
@@ -95,7 +171,7 @@ class Past:
 def past_of(checkpoint: Mapping[str, Any]) -> Past:
     """Read the record of the run that wrote a checkpoint."""
     settings = checkpoint.get(KEY)
-    complete = isinstance(settings, dict) and set(PARTS) <= set(settings)
+    complete = isinstance(settings, dict)
     if not complete:
         known = checkpoint.get("hyper_parameters")
         settings = {key: known[key] for key in ("model", "seed") if key in known} if isinstance(known, dict) else {}

@@ -157,8 +157,6 @@ class ComposedCLI(LightningCLI):
             refuse_random_weights(settings.get("ckpt_path"), given.get("init_from"))
         if settings.get("ckpt_path"):
             checkpoint = read_checkpoint(settings.ckpt_path, shapes_only=True)
-            if given.get("init_from"):
-                given["init_from"] = None  # a resumed run has its own weights
             if "model" in given and is_task(settings.model.class_path):
                 trained = outline(read(given["model"]), _adapter_of(given), given.get("frozen"))
                 check_fits(checkpoint, trained, settings.ckpt_path)

@@ -13,7 +13,7 @@ from blocks.kernels.choice import check as check_kernels
 from interop.source import read_start
 from registry import ConfigError
 from training.checkpoints.last_rate import LAST, last_rate
-from training.checkpoints.record import past_of, record
+from training.checkpoints.record import past_of
 from training.compiling import check_compiler
 from training.configuration import figures, packages, root, trainer_settings
 from training.configuration.instantiate import check_target, instantiate
@@ -45,7 +45,7 @@ def preflight(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
         ConfigError: with the path, the value, the rule and the remedy
     """
     plain = check(cfg, compared)
-    find_start(plain, record(hidden(plain, read_from_environment(cfg))))
+    find_start(plain, hidden(plain, read_from_environment(cfg)))
     return plain
 
 

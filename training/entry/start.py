@@ -14,7 +14,7 @@ from interop.towers import PATH, Tower
 from registry import ConfigError
 from training.checkpoints.optimizer import check_optimizer
 from training.checkpoints.places import refuse_overwriting, settle
-from training.checkpoints.record import past_of
+from training.checkpoints.record import past_of, record
 from training.checkpoints.resume import check_changes, resolve_checkpoint, say
 from training.checkpoints.surgery import changed_window
 from training.checkpoints.surgery import check_surgery as check_swaps
@@ -25,16 +25,19 @@ from training.tasks.lookup import is_task
 from training.tasks.outline import outline
 
 
-def find_start(plain: dict[str, Any], ours: dict[str, Any]) -> None:
+def find_start(plain: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Find the start of the run: a checkpoint to resume from, the weights of another model, or neither.
 
     Args:
-        plain: the configuration; its ``ckpt_path`` becomes a file or None
-        ours: its record
+        plain: the configuration; its ``ckpt_path`` becomes a file or None, and a sweep's job gets its own folder of
+            checkpoints. Nothing that is recorded changes
+        given: a copy of it, without secrets
 
     Raises:
         ConfigError: it does not fit the run
     """
+    resumes = plain["ckpt_path"] is not None or plain["auto_resume"]
+    ours = record(given) if resumes else {}  # it imports the classes of callbacks, and so Lightning
     place = settle(plain)
     path = plain["ckpt_path"] = resolve_checkpoint(plain, place, ours)
     if path and is_task(plain["task"].get("_target_")):
@@ -52,7 +55,7 @@ def find_start(plain: dict[str, Any], ours: dict[str, Any]) -> None:
         refuse_random_weights(path, plain["init_from"])
 
 
-def _check_weights(plain: dict[str, Any]) -> None:
+def _check_weights(plain: Mapping[str, Any]) -> None:
     """Check that imported weights fit the model and the data; a resumed run has its own."""
     if plain["init_from"] is None:
         _refuse_nothing_to_operate(plain)
@@ -61,38 +64,32 @@ def _check_weights(plain: dict[str, Any]) -> None:
         rule = f"the task {plain['task'].get('_target_')} does not support init_from"
         raise ConfigError("init_from", plain["init_from"], rule, "Leave it out, or use task=causal_lm")
     if plain["ckpt_path"]:
-        plain["task"]["init_from"] = None
-    else:
-        if plain["surgery"] is None:
-            check_init(Path(plain["init_from"]), plain["model"])
-        if (tokenizer := tokenizer_of(plain["data"])) is not None:
-            check_start(plain["init_from"], tokenizer)
+        return
+    if plain["surgery"] is None:
+        check_init(Path(plain["init_from"]), plain["model"])
+    if (tokenizer := tokenizer_of(plain["data"])) is not None:
+        check_start(plain["init_from"], tokenizer)
 
 
-def check_tower(plain: dict[str, Any]) -> None:
+def check_tower(plain: Mapping[str, Any]) -> None:
     """Check that the weights of a tower alone fit the model; a resumed run has its own."""
     folder = plain["task"].get("tower")
-    if folder is None:
-        return
-    if plain["ckpt_path"]:
-        plain["task"]["tower"] = None
+    if folder is None or plain["ckpt_path"]:
         return
     if not isinstance(folder, str):
         raise ConfigError(PATH, folder, "must be the path of a folder", f"Write {PATH}=DIR")
     Tower(Path(folder)).check(plain["model"])
 
 
-def _check_adapter(plain: dict[str, Any]) -> None:
+def _check_adapter(plain: Mapping[str, Any]) -> None:
     """Refuse an adapter of random weights, or a start that is another; a resumed run has its own."""
-    if plain["adapter"] is None:
+    if plain["adapter"] is None or plain["ckpt_path"]:
         return
-    if plain["ckpt_path"]:
-        plain["task"]["adapter"] = {**plain["adapter"], "start": None}
-    elif plain["init_from"] is None:
+    if plain["init_from"] is None:
         rule = "an adapter is trained on a model that stays as it is, and this one would be random"
         raise ConfigError("init_from", None, rule, "Name its weights: init_from=RUN, or the OUT of blockwright import")
     else:
-        instantiate(plain["adapter"], "adapter").read(outline_of(plain))
+        instantiate(plain["adapter"], "adapter").read(outline_of(dict(plain)))
 
 
 def check_surgery(plain: dict[str, Any], patched_there: bool) -> None:

@@ -75,7 +75,8 @@ class Task(KeepsDtype, L.LightningModule):
         scheduler: factor on the learning rate over the steps
         seed: of the initial weights and all random draws of training
         init_from: a run's folder, a checkpoint or an imported folder to take the initial weights from; null for random
-            ones. A resumed run takes those of its checkpoint
+            ones. A resumed run takes those of its checkpoint, and reads neither this nor ``tower`` nor the adapter's
+            start
         activation_checkpointing: ``full``: layers keep only their input and recompute the rest for the gradient;
             ``selective``: only feed-forward blocks do; ``none``
         kernels: kernel → implementation, instead of the automatic choice for the device
@@ -85,7 +86,7 @@ class Task(KeepsDtype, L.LightningModule):
         adapter: trains low-rank updates of a frozen model; null trains the model itself
         surgery: how weights of another composition are put into this model; null: they must fit
         tower: folder of a SigLIP checkpoint of transformers or timm that the vision tower starts from, after
-            ``init_from``; null for none. A resumed run has its own
+            ``init_from``; null for none
 
     Class attributes:
         figures: what the task logs, each with its unit and whether more or less of it is better. Of the three that this
@@ -185,29 +186,34 @@ class Task(KeepsDtype, L.LightningModule):
             balance_over(self.decoder, self.ranks(), together)
             self.loads.fill(self.decoder, STAGES)
 
+    @property
+    def starts(self) -> bool:
+        """Whether the weights are those to start from, and not a checkpoint's."""
+        return self._trainer is None or self._trainer.ckpt_path is None
+
     def _build(self) -> Decoder:
-        if self.init_from is not None:
-            self.origin = {} if self.surgery else read_origin(Path(self.init_from))  # a family that it has left
+        start = self.init_from if self.starts else None
+        if start is not None:
+            self.origin = {} if self.surgery else read_origin(Path(start))  # a family that it has left
             if isinstance(data := getattr(self._trainer, "datamodule", None), TextDataModule):
-                check_start(self.init_from, data.tokenizer)  # known only now, if it was fitted
+                check_start(start, data.tokenizer)  # known only now, if it was fitted
         sharding = getattr(self._trainer and self._trainer.strategy, "sharding", None)
         if sharding is not None:
-            if self.surgery is not None and self.init_from is not None:
+            if self.surgery is not None and start is not None:
                 rule = "needs whole blocks, and this strategy shards them"
                 raise ConfigError("surgery", "default", rule, "Run blockwright surgery first, and start from its OUT")
             adapt = None if self.adapter is None else self.adapter.attach
-            fill_part = None if self.init_from is None and self.tower is None else self._filler()
             how = self.activation_checkpointing
-            return build(self.model_config, self.seed, sharding, how, fill_part, adapt=adapt)
+            return build(self.model_config, self.seed, sharding, how, self._filler(), adapt=adapt)
         decoder = compose(self.model_config, seed=self.seed)
-        if self.init_from is not None:
-            self._start(decoder, Path(self.init_from))
-        if self.tower is not None:
+        if start is not None:
+            self._start(decoder, Path(start))
+        if self.tower is not None and self.starts:
             Tower(Path(self.tower)).load_part(decoder, "")
         if self.adapter is not None:
             self.adapter.attach(decoder)
             draw_adapters(decoder, self.seed)
-            fill(decoder, self.adapter.read(decoder))
+            fill(decoder, self.adapter.read(decoder) if self.starts else {})
         seeing = [] if decoder.images is None else decoder.images.vision.stack
         for layer in [*decoder.layers, *decoder.mtp, *seeing]:
             recompute(layer, self.activation_checkpointing)
@@ -225,7 +231,9 @@ class Task(KeepsDtype, L.LightningModule):
 
             self.surgery.fill(decoder, start, text, self.seed, report)
 
-    def _filler(self) -> Callable[..., None]:
+    def _filler(self) -> Callable[..., None] | None:
+        if not self.starts or (self.init_from is None and self.tower is None):
+            return None
         values = {} if self.adapter is None else self.adapter.read(outline(self.model_config, self.adapter, ()))
         tower = None if self.tower is None else Tower(Path(self.tower))
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from training.checkpoints.changes import Change, changes, is_same_run, listed, table
-from training.checkpoints.record import Past, from_cli, record
+from training.checkpoints.record import Past
 
 
 def of(there: dict[str, Any], here: dict[str, Any], complete: bool = True) -> list[Change]:
@@ -64,21 +64,6 @@ def test_longer_run_is_the_same_run() -> None:
     assert not is_same_run(Past(there, True, 3, None), {"seed": 1, "trainer": {"max_steps": 3}})
 
 
-def test_record_leaves_out_what_changes_no_number() -> None:
-    plain = {
-        **{part: {} for part in ("model", "optimizer", "scheduler", "logger", "paths")},
-        "seed": 1,
-        "init_from": None,
-        "data": {"seed": 1, "batch_size": 2, "num_workers": 3, "cache_dir": "x"},
-        "task": {"model": {}, "z_loss": 0.0, "kernels": {}, "compile": True},
-        "trainer": {"max_steps": 3, "devices": 8, "log_every_n_steps": 1},
-    }
-    kept = record(plain)
-    assert kept["data"] == {"batch_size": 2} and kept["task"] == {"z_loss": 0.0} and "logger" not in kept
-    assert kept["trainer"]["max_steps"] == 3 and not {"devices", "log_every_n_steps"} & set(kept["trainer"])
-    assert record({**plain, "data": {"seed": 2}})["data"] == {"seed": 2}  # of its own
-
-
 def test_table_and_sentence_show_both_values() -> None:
     found = [
         Change("seed", 0, 5),
@@ -98,21 +83,3 @@ def test_default_that_one_command_line_writes_out_is_no_change() -> None:
     assert [str(c) for c in of({"scheduler": cosine}, {"scheduler": {**cosine, "min_ratio": 0.5}})] == [
         "scheduler.min_ratio was not set, is 0.5"
     ]
-    settings = {
-        "seed_everything": 1,
-        "model": {"class_path": "x.Task", "init_args": {"model": {"d_model": 8}, "optimizer": None, "z_loss": 0.0}},
-        "data": {"class_path": "x.Data", "init_args": {"seed": 1, "sizes": (1, 2)}},
-        "trainer": {"max_steps": 3},
-    }
-    kept = record(from_cli(settings))
-    assert (
-        kept["seed"] == 1 and kept["model"] == {"d_model": 8} and kept["task"] == {"_target_": "x.Task", "z_loss": 0.0}
-    )
-    assert kept["data"] == {"_target_": "x.Data", "sizes": [1, 2]}
-
-
-@pytest.mark.parametrize("key", ["adapter", "surgery"])
-def test_run_from_before_a_setting_existed_is_the_same_run(key: str) -> None:
-    there: dict[str, Any] = {"task": {"z_loss": 0.0}}
-    assert is_same_run(Past(there, True, 3, None), {"task": {"z_loss": 0.0, key: None}})
-    assert not is_same_run(Past(there, True, 3, None), {"task": {"z_loss": 0.0, key: {"rank": 8}}})

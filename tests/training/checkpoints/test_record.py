@@ -1,0 +1,190 @@
+"""What is recorded is what was asked, by every command line: all but a list, of which each name has a reason."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import lightning as L
+import pytest
+
+from registry import ConfigError
+from training.checkpoints.changes import SAME_RUN, changes, is_same_run
+from training.checkpoints.record import LEFT_OUT, Past, from_cli, record
+from training.configuration.composing import compose_config
+from training.configuration.conf import CONF
+from training.configuration.root import Root
+from training.data.module import TextDataModule
+from training.entry.cli import to_cli
+from training.entry.preflight import check
+from training.tasks.base import Task
+
+Plain = dict[str, Any]
+
+
+class Averages(L.Callback):
+    """A callback of another package, which changes weights."""
+
+    def __init__(self, decay: float = 0.9) -> None:
+        self.decay = decay
+
+
+class Looks(Averages):
+    """A callback of another package, which says that it does not."""
+
+    observes = "prints"
+
+
+@pytest.fixture(scope="module")
+def composed(small: list[str]) -> Plain:
+    return check(compose_config([*small, "callbacks=[default,early_stopping]"], output_dir="run"))
+
+
+@pytest.fixture
+def given(composed: Plain) -> Plain:
+    return copy.deepcopy(composed)
+
+
+def of(plain: Plain) -> Past:
+    return Past(record(plain), True, 0, None)
+
+
+def node(plain: Plain, path: str) -> Any:
+    for key in path.split("."):
+        plain = plain[int(key)] if isinstance(plain, list) else plain[key]
+    return plain
+
+
+def nodes(value: Any, path: str = "") -> Iterator[str]:
+    """The path of every mapping in a configuration that is recorded."""
+    if any(fnmatchcase(path, pattern) for pattern in LEFT_OUT):
+        return
+    if isinstance(value, Mapping):
+        yield path
+        for key, inner in value.items():
+            yield from nodes(inner, f"{path}.{key}" if path else key)
+
+
+def test_setting_of_which_nobody_has_heard_is_recorded_wherever_it_stands(given: Plain) -> None:
+    """And a change of it makes another run."""
+    silent = ("callbacks.checkpoint", "callbacks.interruption", "callbacks.report", "callbacks.progress")
+    silent += ("callbacks.throughput", "callbacks.completions")
+    planted = 0
+    for path in [path for path in nodes(given) if path != "callbacks" and not path.startswith(silent)]:
+        changed = copy.deepcopy(given)
+        (node(changed, path) if path else changed)["nobody_has_heard_of_it"] = 1
+        past, ours = of(given), record(changed)
+        if path == "task" or not path.startswith("task."):  # what stands there stands at the root too
+            assert [c.path for c in changes(past, ours)] and not is_same_run(past, ours), path
+            planted += 1
+    assert planted > 20
+    for path in ("", "trainer", "data", "data.corpus", "task", "optimizer", "callbacks.guard", "model.attention"):
+        assert path in list(nodes(given)), path
+
+
+@pytest.mark.parametrize("name", ["guard", "experts", "early_stopping", "machine"])
+def test_callback_that_may_change_a_number_makes_another_run(given: Plain, name: str) -> None:
+    without = copy.deepcopy(given)
+    del without["callbacks"][name]
+    assert not is_same_run(of(given), record(without)) and not is_same_run(of(without), record(given))
+    assert record({**given, "callbacks": {**given["callbacks"], name: None}}) == record(without)
+
+
+def test_callback_of_another_package_changes_numbers_unless_it_says_that_it_only_observes(given: Plain) -> None:
+    for target, same in ((f"{__name__}.Averages", False), (f"{__name__}.Looks", True)):
+        more = {**given, "callbacks": {**given["callbacks"], "x": {"_target_": target, "decay": 0.5}}}
+        assert is_same_run(of(given), record(more)) is same
+    twice = {f"x{i}": {"_target_": f"{__name__}.Averages", "decay": decay} for i, decay in enumerate((0.1, 0.2))}
+    assert len(record({**given, "callbacks": twice})["callbacks"]) == 2
+    weights = {"_target_": "lightning.pytorch.callbacks.StochasticWeightAveraging", "swa_lrs": 0.1}
+    assert not is_same_run(of(given), record({**given, "callbacks": {**given["callbacks"], "swa": weights}}))
+    rates = {"_target_": "lightning.pytorch.callbacks.LearningRateMonitor"}
+    assert is_same_run(of(given), record({**given, "callbacks": {**given["callbacks"], "rates": rates}}))
+
+
+SAME = {
+    "logger": {"csv": {}},
+    "paths.output_dir": "elsewhere",
+    "paths.log_dir": "elsewhere",
+    "data.num_workers": 3,
+    "data.cache_dir": "elsewhere",
+    "task.kernels.attention": "reference",
+    "trainer.devices": 8,
+    "trainer.strategy": "ddp",
+    "trainer.accelerator": "gpu",
+    "callbacks.checkpoint.dirpath": "elsewhere",
+    "callbacks.report.directory": "elsewhere",
+    "callbacks.completions.directory": "elsewhere",
+    "trainer.plugins.0.asynchronous": True,
+    "ckpt_path": "x.ckpt",
+    "auto_resume": True,
+    "trainer.max_steps": 99,
+    "trainer.log_every_n_steps": 2,
+}
+
+
+@pytest.mark.parametrize("path", SAME)
+def test_change_of_what_changes_no_number_is_the_same_run(given: Plain, path: str) -> None:
+    past = of(given)
+    parent, _, key = path.rpartition(".")
+    (node(given, parent) if parent else given)[key] = SAME[path]
+    assert is_same_run(past, record(given))
+    assert bool(changes(past, record(given))) == (path in SAME_RUN)
+
+
+def test_task_and_data_record_what_they_do_not_take_from_the_root(given: Plain) -> None:
+    assert not {"model", "optimizer", "seed"} & set(record(given)["task"]) and "seed" not in record(given)["data"]
+    for part in ("task", "data"):
+        other = copy.deepcopy(given)
+        other[part]["seed"] = 7
+        assert [c.path for c in changes(of(given), record(other))] == [f"{part}.seed"]
+
+
+def test_both_command_lines_record_the_same(given: Plain) -> None:
+    given["callbacks"]["qk_clip"] = {"_target_": "training.callbacks.qk_clip.QKClip", "threshold": 3.0, "alpha": 0.5}
+    cli = to_cli(given)
+    cli["trainer"] |= {"overfit_batches": 0.0, "max_time": None, "sync_batchnorm": False}  # it writes out defaults
+    ours = record(from_cli(cli))
+    assert not changes(of(given), ours) and not changes(Past(ours, True, 0, None), record(given))
+    cli["trainer"]["precision"] = None
+    assert not changes(of(given), record(from_cli(cli)))
+    cli["trainer"]["callbacks"][-1]["init_args"]["threshold"] = 4.0
+    assert [c.path for c in changes(of(given), record(from_cli(cli)))] == ["callbacks.QKClip.threshold"]
+
+
+def test_record_does_not_change_the_configuration(given: Plain) -> None:
+    before = copy.deepcopy(given)
+    record(given)
+    assert given == before
+
+
+def test_what_is_left_out_exists_and_has_a_reason() -> None:
+    known = set(get_type_hints(Root)) | {f"callbacks.x.{key}" for key in _keys_in("callbacks")}
+    for part, target in (("trainer", L.Trainer), ("data", TextDataModule), ("task", Task)):
+        known |= {f"{part}.{key}" for key in inspect.signature(target).parameters}
+        known |= {f"{part}.{key}" for key in _keys_in(part)}
+    known |= {"callbacks.Machine.keep_memory"}
+    for table in (LEFT_OUT, SAME_RUN):
+        for pattern, reason in table.items():
+            assert any(fnmatchcase(path, pattern) for path in known), pattern
+            assert len(reason.split()) > 2 or reason == "trains nothing", pattern
+
+
+def _keys_in(group: str) -> set[str]:
+    import yaml
+
+    found: set[str] = set()
+    for file in (Path(CONF) / group).glob("*.yaml"):
+        content = yaml.safe_load(file.read_text()) or {}
+        for value in [content, *(content.values() if group == "callbacks" else ())]:
+            found |= set(value) if isinstance(value, Mapping) else set()
+    return found
+
+
+def test_class_that_is_not_there_is_refused(given: Plain) -> None:
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        record({**given, "callbacks": {"x": {"_target_": "nowhere.Nothing"}}})
