@@ -23,6 +23,7 @@ from registry.ranges import NonNegative, Whole
 from training.cadence import logs_now
 from training.callbacks.finale import Finale
 from training.callbacks.interruption import Interruption
+from training.callbacks.step_end import StepEnd
 from training.figure import find, names_in, of_run, records
 from training.jobs import RESULTS
 from training.parallel.local import is_distributed
@@ -33,7 +34,7 @@ STAGES = {"val": "validation", "test": "test", "train": "last training"}
 
 
 @enforced("callbacks.report")
-class RunReport(Finale):
+class RunReport(StepEnd, Finale):
     """Writes results.json, curves.json, loss.svg, expert_load.svg and sample.txt, and prints a summary. Of a task that
     names other curves it draws those too; one that samples completions has those for a sampled text.
 
@@ -75,26 +76,24 @@ class RunReport(Finale):
     def _elapsed(self) -> float:
         return self.seconds + time.perf_counter() - self._since
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_step_end(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         if logs_now(trainer):
-            self.train.append((trainer.global_step, float(trainer.callback_metrics["train/loss"])))
-            self._keep(trainer, pl_module, "train/")
+            self.train.append((step, float(trainer.callback_metrics["train/loss"])))
+            self._keep(trainer, pl_module, "train/", step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
-            self._keep(trainer, pl_module, "val/")
+            self._keep(trainer, pl_module, "val/", trainer.global_step)
         measured = "val/loss" in trainer.callback_metrics  # a task on rewards measures other figures
         if measured and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.val.append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
             self._write_curves(trainer, pl_module)
 
-    def _keep(self, trainer: L.Trainer, task: L.LightningModule, stage: str) -> None:
+    def _keep(self, trainer: L.Trainer, task: L.LightningModule, stage: str, step: int) -> None:
         """Keep the figures of a stage that the task has drawn."""
         for name in sum(task.curves.values(), ()) if isinstance(task, Task) else ():
             if name.startswith(stage) and name in trainer.callback_metrics:
-                self.drawn.setdefault(name, []).append((trainer.global_step, float(trainer.callback_metrics[name])))
+                self.drawn.setdefault(name, []).append((step, float(trainer.callback_metrics[name])))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if self.train or self.val:

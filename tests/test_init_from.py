@@ -148,6 +148,9 @@ def test_both_doors_start_from_it_and_a_resumed_run_does_not_read_it_again(
         config = str(tmp_path / "hydra" / "lightning_cli.yaml")
         further = train_py("fit", "--config", config, "--trainer.max_steps=5", f"--ckpt_path={last}")
         assert further.returncode == 0, further.stderr
+        (by_cli,) = (tmp_path / "logs").glob("*/cli/*/checkpoints/last.ckpt")
+        for file in (last, tmp_path / "again" / "checkpoints" / "last.ckpt", by_cli):  # as asked, at every start
+            assert torch.load(file, weights_only=True)["configuration"]["init_from"] == str(imported)
         anew = train_py(*longer)
         assert anew.returncode == 64 and "model.safetensors" in anew.stderr
     finally:

@@ -50,6 +50,7 @@ CASES = {
 REFUSED = {  # each where a run that was stopped has left its checkpoints
     "new run": (),
     "automatic start with another seed": ("auto_resume=true", "seed=1"),
+    "automatic start with a callback that changes weights": ("auto_resume=true", "callbacks=qk_clip"),
     "another position": ("ckpt_path=last", "model/position=alibi"),
     "another optimizer": ("ckpt_path=last", "optimizer=adamw"),
 }
@@ -72,6 +73,8 @@ class Stopped(Bytes):
 
 class Sends(L.Callback):
     '''Asks its own process to stop, before a batch is computed.'''
+
+    observes = "sends signals"
 
     def __init__(self, signum: int, at: int, times: int = 1, when: str = "train_batch_start"):
         self.signum, self.at, self.times, self.when = signum, at, times, when

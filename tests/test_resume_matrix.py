@@ -34,6 +34,8 @@ import lightning as L
 class Once(L.Callback):
     '''Sends its process a signal at a step, but not again.'''
 
+    observes = "sends signals"
+
     def __init__(self, signum: int, marker: str):
         self.signum, self.marker = signum, Path(marker)
 

@@ -182,6 +182,8 @@ import torch
 class Record(L.Callback):
     """Writes each step's batch and loss to a file of its rank, and kills its process at a step, in a hook."""
 
+    observes = "writes down what it sees"
+
     def __init__(self, file: str, die_at: int = -1, die_in: str = ""):
         self.file, self.die_at, self.die_in = file, die_at, die_in
 

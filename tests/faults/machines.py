@@ -35,6 +35,8 @@ import lightning as L
 class Watched(L.Callback):
     """Writes down when each step was over and what it lost; once, a process or its whole machine dies at a step."""
 
+    observes = "writes down what it sees"
+
     def __init__(self, folder, die_at=-1, machine=False):
         self.folder, self.die_at, self.machine = Path(folder), die_at, machine
 

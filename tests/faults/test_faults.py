@@ -98,6 +98,7 @@ def test_slurm_job_is_queued_again_and_goes_on(
     (tmp_path / "scontrol").chmod(0o755)
     (tmp_path / "slurm_guest.py").write_text(
         "import os\nimport lightning as L\n\n\nclass Warns(L.Callback):\n"
+        "    observes = 'sends signals'\n\n"
         "    def on_train_batch_start(self, trainer, task, batch, batch_idx):\n"
         f"        if trainer.global_step == 2:\n            os.kill(os.getpid(), {int(signal.SIGUSR1)})\n"
     )

@@ -17,6 +17,7 @@ from interop.importing import import_folder
 from interop.source import load
 from lab.handover.__main__ import main as command
 from registry import ConfigError
+from training.checkpoints.record import record
 
 LORA = (
     "model=pretrained",
@@ -67,6 +68,17 @@ def test_run_resumes_bit_identical_and_reads_as_merged(
     assert torch.allclose(load(tmp_path / "rest.ckpt")(tokens), trained(tokens), atol=1e-6)
     again = fit(*LORA[:1], f"init_from={tmp_path / 'rest.ckpt'}", "trainer.max_steps=1", "optimizer.lr=1e-12")
     assert torch.allclose(again.lightning_module.decoder(tokens), trained(tokens), atol=1e-5)
+
+
+def test_resumed_run_records_the_starts_that_were_asked_for_and_reads_none(
+    fit: Callable[..., Any], checked: Callable[..., Any], lora: tuple[str, ...], tmp_path: Path
+) -> None:
+    file = tmp_path / "half.ckpt"
+    fit(*lora, "trainer.max_steps=1").save_checkpoint(file)
+    asked = (*lora, "adapter.start=gone", "task.tower=gone", f"ckpt_path={file}", "trainer.max_steps=2")
+    kept = record(checked(*asked))
+    assert (kept["adapter"]["start"], kept["task"]["tower"]) == ("gone", "gone") and kept["init_from"]
+    assert fit(*asked, ckpt_path=file).global_step == 2
 
 
 def test_adapter_leaves_and_returns_in_pefts_layout(

@@ -14,6 +14,7 @@ from registry import printing
 from registry.enforcing import enforced
 from registry.ranges import Whole
 from training.cadence import logs_now
+from training.callbacks.step_end import StepEnd
 from training.figure import TRAIN, Figure
 from training.tasks.grpo import Grpo
 
@@ -22,7 +23,7 @@ Sample = tuple[str, str, float | None]
 
 
 @enforced("callbacks.completions")
-class Completions(L.Callback):
+class Completions(StepEnd):
     """For tasks on rewards: a table of sampled completions of held-out prompts after each validation, on the terminal,
     in TensorBoard and, the first eight, in completions.jsonl.
 
@@ -44,9 +45,7 @@ class Completions(L.Callback):
     def __init__(self, directory: str, rows: Whole = 4) -> None:
         self.file, self.rows = Path(directory) / FILE, rows
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_step_end(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         if isinstance(pl_module, Grpo) and logs_now(trainer):
             pl_module.log_dict({f"train/{name}": value for name, value in pl_module.rises().items()})
 

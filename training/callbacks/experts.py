@@ -11,12 +11,13 @@ from torch import Tensor
 from registry.enforcing import enforced
 from registry.ranges import Count, ProperFraction
 from training.cadence import logs_now
+from training.callbacks.step_end import StepEnd
 from training.figure import Figure
 from training.tasks.base import Task
 
 
 @enforced("callbacks.experts")
-class DeadExperts(L.Callback):
+class DeadExperts(StepEnd):
     """Warns of experts whose load stays below a fraction of the fair share, and of routers with half of them so.
 
     Checks the loads each time they are logged, over all tokens since the last time. Logs
@@ -32,21 +33,19 @@ class DeadExperts(L.Callback):
     def __init__(self, below: ProperFraction = 0.01, steps: Count = 200) -> None:
         self.below, self.steps = below, steps
         self._idle: dict[str, list[int]] = {}  # layer → idle steps of each expert
-        self._last = 0
+        self._last: int | None = None  # optimizer steps done when last looked at
         self._warned: dict[str, list[int]] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._last = trainer.global_step
+        self._last = trainer.global_step if self._last is None else self._last
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if not logs_now(trainer) or not isinstance(pl_module, Task):
+    def on_step_end(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+        if not logs_now(trainer) or not isinstance(pl_module, Task) or self._last is None:
             return
-        passed, self._last = trainer.global_step - self._last, trainer.global_step
+        passed, self._last = step - self._last, step
         dead, warned = 0, any(self._warned.values())
         for layer, shares in pl_module.expert_shares.items():
-            dead += self.look(layer, shares, passed, trainer.global_step)
+            dead += self.look(layer, shares, passed, step)
         if dead or warned:  # log 0 once, when none is left
             pl_module.log("train_load/dead_experts", float(dead))
 
@@ -76,7 +75,8 @@ class DeadExperts(L.Callback):
         return len(dead)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"idle": self._idle, "told": self._warned}
+        return {"idle": self._idle, "told": self._warned, "last": self._last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._idle, self._warned = dict(state_dict["idle"]), dict(state_dict["told"])
+        self._last = state_dict["last"]

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from registry.enforcing import enforced
 from registry.ranges import Count, Positive
 from training.cadence import logs_now
+from training.callbacks.step_end import StepEnd
 from training.figure import TRAIN, Figure
 from training.parallel.clipping import total_norm
 from training.stops import Diverged
@@ -30,7 +31,7 @@ def _overflows(values: dict[str, float]) -> bool:
 
 
 @enforced("callbacks.guard")
-class Guard(L.Callback):
+class Guard(StepEnd):
     """Skips an optimizer step on all ranks when its loss or gradient norm is bad, and stops the run if this persists.
 
     Bad is a value that is not finite, or, once ``window`` steps have been seen, above their mean by more than
@@ -62,6 +63,7 @@ class Guard(L.Callback):
         self._seen = {name: deque[float](maxlen=window) for name in QUANTITIES}
         self._loss: Tensor | float = 0.0  # sum over the step's micro-batches so far
         self.skipped = self.in_a_row = 0
+        self._judged: tuple[dict[str, float], bool] | None = None  # values of the step, whether it is skipped
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -69,7 +71,7 @@ class Guard(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         # Before clipping, and after the gradients have been averaged over ranks and micro-batches.
-        loss, self._loss = self._loss, 0.0
+        loss, self._loss, self._judged = self._loss, 0.0, None
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         norm = total_norm(pl_module.parameters())
         both = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=pl_module.device) for v in (loss, norm)])
@@ -79,22 +81,29 @@ class Guard(L.Callback):
         if scaler and scaler.get_scale() > 1 and _overflows(values):
             return
         reason = self.judge(values)
-        self.in_a_row = self.in_a_row + 1 if reason else 0
+        self._judged = values, reason is not None
         if reason:
-            self.skipped += 1
             for parameter in pl_module.parameters():
                 parameter.grad = None  # optimizers skip parameters without one
             rank_zero_warn(f"step {trainer.global_step} is skipped: {reason}")
-            if self.in_a_row >= self.patience:
-                raise Diverged(trainer.global_step, f"{reason}, as in each of the last {self.in_a_row} steps")
+            if self.in_a_row + 1 >= self.patience:
+                raise Diverged(trainer.global_step, f"{reason}, as in each of the last {self.in_a_row + 1} steps")
+
+    def on_step_end(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+        if self._judged is not None:
+            self.record(*self._judged)
 
     def judge(self, values: dict[str, float]) -> str | None:
-        """What is wrong with the values of a step, or None; records finite values."""
-        reasons = [self._fault(name, value) for name, value in values.items()]
+        """What is wrong with the values of a step, or None."""
+        return next(filter(None, [self._fault(name, value) for name, value in values.items()]), None)
+
+    def record(self, values: dict[str, float], skipped: bool) -> None:
+        """Take the values of a step, if they are finite, into the window, and count it if it was skipped."""
+        self.skipped += skipped
+        self.in_a_row = self.in_a_row + 1 if skipped else 0
         if all(map(math.isfinite, values.values())):
             for name, value in values.items():
                 self._seen[name].append(value)
-        return next(filter(None, reasons), None)
 
     def _fault(self, name: str, value: float) -> str | None:
         if not math.isfinite(value):
@@ -111,6 +120,7 @@ class Guard(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self.skipped and logs_now(trainer):
             pl_module.log("train/skipped_steps", float(self.skipped))
 

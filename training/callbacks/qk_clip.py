@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import lightning as L
 import torch
@@ -17,13 +16,14 @@ from registry import ConfigError
 from registry.enforcing import enforced
 from registry.ranges import Fraction, Positive
 from training.cadence import logs_now
+from training.callbacks.step_end import StepEnd
 from training.figure import TRAIN, Figure
 from training.parallel.local import own_place, plain
 from training.tasks.base import Task
 
 
 @enforced("callbacks.qk_clip")
-class QKClip(L.Callback):
+class QKClip(StepEnd):
     """Bounds attention scores by the weights they come from, after each optimizer step.
 
     Kimi K2, arXiv 2507.20534, §2.1 (MuonClip). Where m, the largest score of a head in the step's batches, exceeds τ:
@@ -68,11 +68,7 @@ class QKClip(L.Callback):
         self._leave_out([m for m, rows in found if not rows])
         self._watched = [_Watched(m, rows) for m, rows in found if rows]
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.fit_loop._should_accumulate():
-            return
+    def on_step_end(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         found = {watched: watched.take(self._tensor) for watched in self._watched}
         self._leave_out([watched.attention for watched, own in found.items() if own is None])
         seen = {watched: own for watched, own in found.items() if own is not None}

@@ -12,7 +12,11 @@ from training.configuration.instantiate import find_target
 
 _LENGTH = "a longer run is still the same run"
 SAME_RUN = {  # setting → why the run is still the same if it changes; such a change is shown
-    **dict.fromkeys((f"trainer.{k}" for k in ("max_steps", "max_epochs", "max_time", "min_steps", "min_epochs")), _LENGTH),
+    "trainer.max_steps": _LENGTH,
+    "trainer.max_epochs": _LENGTH,
+    "trainer.max_time": _LENGTH,
+    "trainer.min_steps": _LENGTH,
+    "trainer.min_epochs": _LENGTH,
     "trainer.log_every_n_steps": "the same steps are logged, at other intervals",
 }
 # Keys of a model that affect training but not its output; all others determine the meaning of its weights.

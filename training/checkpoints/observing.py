@@ -1,7 +1,7 @@
 """Callbacks and plugins that only observe: adding, changing or removing one changes no weight and no figure.
 
-A class says so itself, by a class attribute ``observes`` with the reason, in words. One that does not counts as changing
-numbers, as does any callback of Lightning's but the following.
+A class says so itself, by a class attribute ``observes`` with the reason, in words. One that does not counts as
+changing numbers, as does any callback of Lightning's but the following.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from registry import ConfigError
 from registry.enforcing import enforced
 from registry.ranges import Seed
 from training.cadence import logs_now, validate_by_steps
+from training.checkpoints.position import between_steps
 from training.checkpoints.resume import say
 from training.data.module import TextDataModule
 from training.data.tokenizers.start import check_start
@@ -47,6 +48,7 @@ from training.parallel.ranks import DataRanks, balance_over, data_ranks
 from training.parallel.recompute import Recompute, check, recompute
 from training.schedulers.base import Schedule
 from training.surgery import Surgery
+from training.tasks.counted import Counted
 from training.tasks.frozen import freeze
 from training.tasks.outline import outline
 from training.tasks.routing import RoutingLoads, balance_losses
@@ -65,6 +67,10 @@ class Task(KeepsDtype, L.LightningModule):
     The loss of an optimizer step is a mean over everything scored, in all micro-batches on all ranks, plus further
     terms, each with its own mean, plus the balance losses of the gating blocks. A balance loss is computed per
     micro-batch and averaged weighted by their sequences; see docs/how-to/scale.md.
+
+    All that an optimizer step changes (weights, gates, sums, counts, and what callbacks do in ``on_step_end``) changes
+    after the last hook of the step and before it is counted. So a checkpoint is that of its ``global_step``, whichever
+    hook writes it.
 
     A trainer's low precision lowers the weights of the decoder: neither batches, nor buffers of the task, nor tensors
     made from Python numbers.
@@ -142,6 +148,8 @@ class Task(KeepsDtype, L.LightningModule):
         self.loads = RoutingLoads()
         self.origin: dict[str, Any] = {}  # of the weights; see interop/origin.py
         self.step = StepMean(lambda batch: {**self.counts(batch), SEQUENCES: sequences_of(batch)})
+        self.counted = Counted()
+        self._measured_in_step: list[tuple[Tensor, Tensor, Tensor]] = []  # nats, tokens and bytes of micro-batches
         self._settings: list[dict[str, Any]] = []  # of the optimizer's groups, as configured
 
     # --- defined by subclasses ------------------------------------------------------------------------------------
@@ -291,7 +299,7 @@ class Task(KeepsDtype, L.LightningModule):
         if self.ranks().index:  # a checkpoint's sums are over all ranks: only the first keeps them
             for _, metric in self._sums():
                 metric.reset()
-        self.step.end()
+        self._forget_step()
         validate_by_steps(self.trainer, self.trainer.global_step)
         scheduler = cast(LambdaLR, self.trainer.lr_scheduler_configs[0].scheduler)
         scheduler.base_lrs = [settings["lr"] for settings in self._settings]
@@ -313,14 +321,13 @@ class Task(KeepsDtype, L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         scored = self.objective(batch, "train")
-        self._measure("train", scored, batch)
+        self._measured_in_step.append(self._sums_of(scored, batch))
+        self.loads.add_to_step(scored.routings)
         terms = dict(scored.terms)
         share = self.step.share(sequences_of(batch), SEQUENCES)
         terms |= {name: value * share for name, value in balance_losses(scored.routings, self.model).items()}
         self._declare(terms)
         self.step.record({**terms, **scored.figures}, self.trainer.accumulate_grad_batches)
-        if logs_now(self.trainer):
-            self._log_training()
         return self.step.mean(scored.total, "total") + sum(terms.values(), torch.zeros_like(scored.total))
 
     def _declare(self, terms: Iterable[str]) -> None:
@@ -340,7 +347,26 @@ class Task(KeepsDtype, L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         overflowed = scaler is not None and scaler.get_scale() < scale
         stepped = not overflowed and any(p.grad is not None for p in self.parameters())
+        self._end_step(stepped)
+
+    def _end_step(self, stepped: bool) -> None:
+        """Count the step before any hook follows that may write a checkpoint."""
+        for sums in self._measured_in_step:
+            self._loss("train").update(*sums)
         self.loads.end_step(self.model, self.ranks(), stepped)
+        self.counted.end_step()
+        if logs_now(self.trainer):
+            self._log_training()
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if (act := getattr(callback, "on_step_end", None)) is not None:
+                act(self.trainer, self, self.trainer.global_step + 1)
+        self._forget_step()
+
+    def _forget_step(self) -> None:
+        """Drop what was added up over the micro-batches of a step."""
+        self._measured_in_step.clear()
+        self.loads.forget_step()
+        self.counted.forget_step()
         self.step.end()
 
     def configure_gradient_clipping(
@@ -386,11 +412,15 @@ class Task(KeepsDtype, L.LightningModule):
         self.loads.reset(stage)
 
     def _measure(self, stage: str, scored: Scored, batch: Batch) -> None:
-        total = scored.total.detach() if scored.logged is None else scored.logged
+        self._loss(stage).update(*self._sums_of(scored, batch))
+        self.loads.add(stage, scored.routings)
+
+    def _sums_of(self, scored: Scored, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Nats, tokens and bytes of a micro-batch."""
+        total = scored.total.detach() if scored.logged is None else scored.logged.detach()
         counted = "n_bytes" in batch and (self.context is None or self.context.rank == 0)  # of whole windows
         n_bytes = batch["n_bytes"].sum() if counted else torch.zeros_like(scored.count)
-        self._loss(stage).update(total, scored.count, n_bytes)
-        self.loads.add(stage, scored.routings)
+        return total, scored.count, n_bytes
 
     def _conclude(self, stage: str) -> None:
         for name, value in self._loss(stage).compute().items():
@@ -414,7 +444,10 @@ class Task(KeepsDtype, L.LightningModule):
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what loading needs: plug-in packages, optimizer parameter names, sums over all ranks."""
+        """Store what loading needs: plug-in packages, optimizer parameter names, sums over all ranks, counts."""
+        if "fit_loop" in checkpoint.get("loops", {}):
+            between_steps(self.trainer, checkpoint["loops"]["fit_loop"])
+        checkpoint["counted"] = self.counted.state_dict()
         checkpoint["distributions"] = distributions(self.model_config)
         for path, metric in self._sums():
             for name in metric.state_dict():
@@ -429,6 +462,7 @@ class Task(KeepsDtype, L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.origin = checkpoint.get("origin", {})
+        self.counted.load_state_dict(checkpoint.get("counted", {}))
 
     def _sums(self) -> list[tuple[str, Sums]]:
         """The metrics of training, which checkpoints store, by path."""

@@ -77,7 +77,6 @@ class Distill(CausalLM):
             raise ConfigError("task.stages", list(stages), rule, "Give each stage before it its tokens")
         if self.model_config["mtp"]:
             raise ConfigError("model.mtp", self.model_config["mtp"], "is not trained by distillation", "Set it to null")
-        self.seen = 0  # tokens trained on
         self._taught: list[Decoder] = []  # in a list, so that it is no part of this module
         self._trainable: list[str] = []
         self._now: int | None = None
@@ -111,15 +110,12 @@ class Distill(CausalLM):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        now = self.stage_at(self.seen)
-        if now != self._now and batch_idx % self.trainer.accumulate_grad_batches == 0:
+        now = self.stage_at(self.counted["tokens"])  # as of the last step: the same for all its micro-batches
+        if now != self._now:
             self._now = now
             frozen = set(matching(self._trainable, self.stages[now].frozen, f"task.stages.{now}.frozen"))
             for name in self._trainable:
                 self.model.get_parameter(name).requires_grad_(name not in frozen)
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.seen += int(self.tokens_of(batch))
 
     def objective(self, batch: Batch, stage: str) -> Scored:
         if stage != "train":
@@ -127,6 +123,7 @@ class Distill(CausalLM):
         if Pictures.of(batch) is not None:
             raise ConfigError("data", "pictures", "are not read by distillation", "Choose data of text")
         assert self._now is not None
+        self.counted.add("tokens", self.tokens_of(batch))
         given = (batch["tokens"], batch["targets"], batch.get("positions"), batch.get("segments"))
         try:
             losses, routings = self.stages[self._now].loss(Lesson(self.model, self._taught[0], *given))
@@ -135,16 +132,6 @@ class Distill(CausalLM):
         targets, weights = batch["targets"], batch.get("weights")
         scored = (targets != IGNORED) if weights is None else (targets != IGNORED) * weights
         return Scored((losses * scored).sum(), count_scored(targets, weights), routings=routings)
-
-    # --- checkpoints ----------------------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["distilled_tokens"] = self.seen
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.seen = checkpoint.get("distilled_tokens", 0)
 
 
 def _stage(node: Any, path: str) -> Stage:

@@ -36,19 +36,25 @@ class RoutingLoads(nn.ModuleDict):
             self[f"{stage}_load"] = nn.ModuleDict(loads)
 
     def add(self, stage: str, routings: Routings) -> None:
-        """Add the loads of a micro-batch to the logged ones, and in training to those of the step."""
-        for layer, routing in routed(routings):
-            if not len(routing.load):  # it has losses of an attention only
-                continue
-            self._metrics(stage)[layer].update(routing.load)
-            if stage == "train":
-                self._step[layer] = self._step.get(layer, 0) + routing.load
+        """Add the loads of a batch to the logged ones."""
+        for layer, load in loaded(routings):
+            self._metrics(stage)[layer].update(load)
+
+    def add_to_step(self, routings: Routings) -> None:
+        """Add the loads of a training micro-batch to those of the step."""
+        for layer, load in loaded(routings):
+            self._step[layer] = self._step.get(layer, 0) + load
 
     def end_step(self, decoder: Decoder, ranks: DataRanks, stepped: bool) -> None:
-        """If the step was taken, update every trained gate with its load on all ranks; then reset it."""
+        """Log the loads of the step; if it was taken, update every trained gate with its load on all ranks."""
+        for layer, load in self._step.items():
+            self._metrics("train")[layer].update(load)
         for layer, gate in gates_of(decoder).items():
             if layer in self._step and stepped and is_trained(gate):
                 gate.update(ranks.sum(self._step[layer]))
+        self.forget_step()
+
+    def forget_step(self) -> None:
         self._step.clear()
 
     def figures(self, stage: str) -> dict[str, Tensor]:
@@ -88,6 +94,11 @@ def is_trained(gate: Gating) -> bool:
 def routed(routings: Routings) -> Iterator[tuple[str, Routing]]:
     """Index and routing of each layer that routed, or has losses."""
     return ((str(i), routing) for i, routing in enumerate(routings) if routing is not None)
+
+
+def loaded(routings: Routings) -> Iterator[tuple[str, Tensor]]:
+    """Index and load of each layer that routed; some have losses of an attention only."""
+    return ((layer, routing.load) for layer, routing in routed(routings) if len(routing.load))
 
 
 def balance_losses(routings: Routings, decoder: Decoder) -> dict[str, Tensor]:

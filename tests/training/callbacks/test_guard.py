@@ -98,7 +98,12 @@ def test_micro_batches_are_judged_together(fit: Fit) -> None:
 
 
 def feed(guard: Guard, values: list[float]) -> list[str | None]:
-    return [guard.judge({"loss": v, "gradient norm": 1.0 + 0.01 * (i % 7)}) for i, v in enumerate(values)]
+    said = []
+    for i, value in enumerate(values):
+        step = {"loss": value, "gradient norm": 1.0 + 0.01 * (i % 7)}
+        said.append(guard.judge(step))
+        guard.record(step, said[-1] is not None)
+    return said
 
 
 def test_outlier_is_judged_once_the_window_is_full_and_upwards_only() -> None:

@@ -140,7 +140,7 @@ def test_run_passes_its_stages_and_comes_nearer_the_teacher(
     aligned, learnt = losses[:2], losses[2:]
     assert aligned[1] < aligned[0] and learnt[-1] < learnt[0]
     head = [torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True) for run in ("first", "second")]
-    assert head[1]["distilled_tokens"] == 6 * 64
+    assert head[1]["counted"]["tokens"] == 6 * 64
     before, after = (found["state_dict"] for found in head)
     same = {name for name in before.keys() & after.keys() if torch.equal(before[name], after[name])}
     assert "decoder.head.weight" in same and not {"decoder.embedding.weight", "decoder.norm.weight"} & same

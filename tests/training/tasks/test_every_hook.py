@@ -1,4 +1,4 @@
-"""A checkpoint written at any hook of any task is one of the last optimizer step: resumed, it is the uninterrupted run."""
+"""A checkpoint written at any hook of any task is that of its step: resumed, it is the uninterrupted run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import torch
 import yaml
 
 import registry
+from training.callbacks.experts import DeadExperts
 from training.callbacks.guard import Guard
+from training.callbacks.qk_clip import QKClip
 from training.checkpoints.plugin import SealedCheckpoints
 from training.configuration.conf import CONF
 from training.configuration.instantiate import find_target
@@ -27,8 +29,9 @@ from training.optimizers.adamw import AdamW
 from training.schedulers.constant import Constant
 
 STEPS = 5
+Fit = Callable[..., "Last"]
 OUTSIDE = ("setup", "teardown", "on_fit_start", "on_fit_end", "on_save", "on_load", "on_exception", "on_sanity")
-OUTSIDE += ("on_test", "on_predict", "on_train_end")  # nothing to save yet, or the run has ended
+OUTSIDE += ("on_test", "on_predict", "on_train_start", "on_train_end")  # not set up yet, or ended: see below
 HOOKS = [name for name in dir(L.Callback) if name.startswith("on_") and not name.startswith(OUTSIDE)]
 SETTINGS: dict[str, dict[str, Any]] = {  # of a task: what it needs besides a model
     "causal_lm": {"z_loss": 1e-4},
@@ -59,21 +62,27 @@ class Saves(L.Callback):
 
     def __init__(self) -> None:
         self.saved: list[tuple[str, Any]] = []
-        self.losses: dict[int, float] = {}
 
     def save(self, hook: str, trainer: L.Trainer) -> None:
-        dumped = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        self.saved.append((hook, copy.deepcopy(dumped)))
+        self.saved.append((hook, dumped(trainer)))
 
 
-class Last(Saves):
-    """The losses of each step, and the state at the end."""
+def dumped(trainer: L.Trainer) -> dict[str, Any]:
+    return copy.deepcopy(trainer._checkpoint_connector.dump_checkpoint(weights_only=False))
+
+
+class Last(L.Callback):
+    """The loss of each batch, and the state at the end."""
+
+    def __init__(self) -> None:
+        self.losses: dict[int, float] = {}
+        self.end: dict[str, Any] = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses[trainer.fit_loop.epoch_loop.total_batch_idx] = float(outputs["loss"])
 
     def on_train_end(self, trainer: L.Trainer, task: Any) -> None:
-        self.save("end", trainer)
+        self.end = dumped(trainer)
 
 
 def _saving(name: str) -> Any:
@@ -102,7 +111,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fit(tiny: Callable[..., Any], folder: Path, blocks_of_the_module: None) -> Callable[..., Last]:
+def fit(tiny: Callable[..., Any], folder: Path, blocks_of_the_module: None) -> Fit:
     registry.register("reward", "brief")(Brief)
 
     def run(
@@ -135,7 +144,7 @@ def fit(tiny: Callable[..., Any], folder: Path, blocks_of_the_module: None) -> C
             val_check_interval=2,
             limit_val_batches=1,
             num_sanity_val_steps=0,
-            callbacks=[*saves, Guard(window=2, sigmas=50.0), last],
+            callbacks=[*saves, Guard(window=2, sigmas=50.0), QKClip(threshold=0.05), DeadExperts(0.9, 2), last],
             plugins=[SealedCheckpoints()],
             use_distributed_sampler=False,
             default_root_dir=folder,
@@ -147,59 +156,113 @@ def fit(tiny: Callable[..., Any], folder: Path, blocks_of_the_module: None) -> C
 
 
 @pytest.fixture(scope="module")
-def start(fit: Callable[..., Last], folder: Path) -> Path:
+def start(fit: Fit, folder: Path) -> Path:
     """A checkpoint to start from."""
     last = fit("causal_lm", steps=1)
-    torch.save({**last.saved[-1][1]}, folder / "start.ckpt")
+    torch.save(last.end, folder / "start.ckpt")
     return folder / "start.ckpt"
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from leaves(inner, f"{path}/{key}")
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            yield from leaves(inner, f"{path}/{i}")
+def leaves(value: Any, but: tuple[str, ...], path: str = "") -> Iterator[tuple[str, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None
+    if items is not None:
+        for key, inner in items:
+            if key not in but:
+                yield from leaves(inner, but, f"{path}/{key}")
     else:
         yield path, value
 
 
+def is_same(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
 def differs(ours: Any, theirs: Any, but: tuple[str, ...] = ()) -> list[str]:
     """The paths at which two checkpoints differ."""
-    a, b = (dict(leaves({k: v for k, v in each.items() if k not in but})) for each in (ours, theirs))
-    same = {k for k in a.keys() & b.keys() if torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k]))
-            if isinstance(a[k], torch.Tensor)} | {k for k in a.keys() & b.keys() if not isinstance(a[k], torch.Tensor) and a[k] == b[k]}
+    a, b = (dict(leaves(each, but)) for each in (ours, theirs))
+    same = {path for path in a.keys() & b.keys() if is_same(a[path], b[path])}
     return sorted((a.keys() | b.keys()) - same)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("name", sorted(SETTINGS))
-def test_explore(fit, start, folder, name, accumulate):
-    if name == "grpo" and accumulate == 2:
-        return
+NOT_OF_A_STEP = (
+    "loops",
+    "epoch",
+    "batches",
+    "rollouts",
+)  # the position is judged by resuming; rollouts are drawn again
+
+
+def assert_same(ours: dict[str, Any], theirs: dict[str, Any], what: str, but: tuple[str, ...] = ()) -> None:
+    assert not (found := differs(ours, theirs, but)), f"{what}: {found[:6]}"
+
+
+def resume_and_compare(fit: Fit, name: str, accumulate: int, start: Any, saved: tuple[str, Any], whole: Last) -> None:
+    hook, checkpoint = saved
+    what = f"{name}, {accumulate} micro-batches, {hook} at step {checkpoint['global_step']}"
+    file = Path(start).with_name("saved.ckpt")
+    torch.save(checkpoint, file)
+    on = fit(name, accumulate=accumulate, start=start, ckpt_path=file)
+    assert on.losses and on.losses == {k: v for k, v in whole.losses.items() if k >= min(on.losses)}, what
+    assert min(on.losses) <= accumulate * (checkpoint["global_step"] + 1), what
+    assert_same(on.end, whole.end, what, ("loops", "rollouts"))
+
+
+def saved_everywhere(fit: Fit, name: str, accumulate: int, start: Any) -> tuple[Last, list[tuple[str, Any]]]:
     saves = Everywhere()
-    begins = None if name == "causal_lm" else start
-    whole = fit(name, saves=[saves], accumulate=accumulate, start=begins)
-    by_step = {}
-    for hook, saved in saves.saved:
-        by_step.setdefault(saved["global_step"], []).append((hook, saved))
-    for step, found in by_step.items():
-        first = found[0][1]
-        for hook, saved in found[1:]:
-            d = differs(saved, first, but=("loops", "epoch", "rollouts", "EverywhereX"))
-            if d: print("STATE", name, accumulate, step, hook, d[:6])
-    import time
-    seen = set()
-    for i, (hook, saved) in enumerate(saves.saved):
-        if (hook, saved["global_step"]) in seen: continue
-        seen.add((hook, saved["global_step"]))
-        file = folder / f"{name}.ckpt"
-        torch.save(saved, file)
-        try:
-            on = fit(name, ckpt_path=file, accumulate=accumulate, start=begins)
-        except BaseException as e:
-            print("RAISED", name, accumulate, hook, saved["global_step"], repr(e)[:200]); continue
-        d = differs(on.saved[-1][1], whole.saved[-1][1], but=("loops",))
-        l = {k: (v, whole.losses.get(k)) for k, v in on.losses.items() if v != whole.losses.get(k)}
-        if d or l: print("RESUME", name, accumulate, hook, saved["global_step"], d[:5], list(l.items())[:2], len(on.losses))
+    whole = fit(name, saves=[saves], accumulate=accumulate, start=start)
+    assert set(HOOKS) <= {hook for hook, _ in saves.saved}
+    return whole, saves.saved
+
+
+def micro_batches(name: str) -> int:
+    return 1 if name == "grpo" else 2  # several updates of a rollout are not accumulated
+
+
+def test_every_task_is_tried() -> None:
+    assert tasks().keys() == SETTINGS.keys(), "a new task needs its settings, and data, in this file"
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_checkpoint_of_any_hook_is_that_of_its_step(fit: Fit, start: Path, name: str) -> None:
+    """All of one step are the same, and one amid a step resumes as the uninterrupted run."""
+    whole, saved = saved_everywhere(fit, name, micro_batches(name), start)
+    first: dict[int, Any] = {}
+    for hook, checkpoint in saved:
+        step = checkpoint["global_step"]
+        same = first.setdefault(step, checkpoint)
+        assert_same(checkpoint, same, f"{name}, {hook} at step {step}", NOT_OF_A_STEP)
+    amid = [each for each in saved if each[0] == "on_before_optimizer_step" and each[1]["global_step"] == 3]
+    resume_and_compare(fit, name, micro_batches(name), start, amid[0], whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_run_resumes_from_every_hook(fit: Fit, start: Path, name: str, accumulate: int) -> None:
+    if accumulate > micro_batches(name):
+        return
+    whole, saved = saved_everywhere(fit, name, accumulate, start)
+    left = [each for each in saved if each[1]["global_step"] < STEPS]
+    assert len(left) > 50
+    for each in left:
+        resume_and_compare(fit, name, accumulate, start, each, whole)
+
+
+class Stops(L.Callback):
+    """Ends training after a batch, as a limit on its time does."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self.after
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3, 4])  # amid a step, at its end, of which that of an epoch is the second
+def test_run_that_its_time_has_ended_resumes(fit: Fit, start: Path, batches: int) -> None:
+    whole = fit("distill", accumulate=2, start=start)
+    saves = Everywhere()
+    last = fit("distill", saves=[saves, Stops(batches)], accumulate=2, start=start)
+    ends = [each for each in saves.saved if each[0] == "on_train_epoch_end"]
+    for each in (ends[-1], ("on_train_end", last.end)):
+        resume_and_compare(fit, "distill", 2, start, each, whole)

@@ -1,0 +1,42 @@
+"""The position in training that a checkpoint holds: between two optimizer steps, whichever hook writes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+
+
+def between_steps(trainer: L.Trainer, loops: dict[str, Any]) -> None:
+    """Put the loops of a checkpoint where a resumed run can continue: at the end of the last optimizer step.
+
+    No file holds the gradients of a step in progress, so all its micro-batches are computed again. Lightning would
+
+    * continue with the rest of them, and count the batch and the step in progress as done;
+    * give an epoch of which no batch has begun the batches of the one before, and end it at once;
+    * count an epoch as ended in which training was stopped, by its time or a callback.
+
+    Args:
+        trainer: at any hook
+        loops: the fit loop's state in the checkpoint, changed in place
+    """
+    loop, epoch = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
+    now, batches = loop.batch_progress.current, loops["epoch_loop.batch_progress"]
+    if epoch.processed == epoch.ready > 0 and not loop._num_ready_batches_reached():
+        for counts in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
+            counts["processed"] = counts["completed"] = counts["ready"] - 1
+    elif epoch.ready > epoch.started or epoch.completed == epoch.ready:
+        batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
+        return
+    if now.ready > now.processed or loop._should_accumulate():
+        _back(batches, now.processed % trainer.accumulate_grad_batches)
+        step = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
+        for counts in (step["total"], step["current"]):
+            counts["ready"] = counts["completed"]
+
+
+def _back(batches: dict[str, Any], micro_batches: int) -> None:
+    """Take back micro-batches, and the batch in progress."""
+    for counts in (batches["total"], batches["current"]):
+        counts.update(dict.fromkeys(counts, counts["processed"] - micro_batches))
+    batches["is_last_batch"] = False
