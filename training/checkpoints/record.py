@@ -80,12 +80,21 @@ def record(plain: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: a callback or a plugin cannot be imported
     """
-    given = {key: _listed(value) for key, value in plain.items() if key not in LEFT_OUT}
+    listed = _listed({key: value for key, value in plain.items() if key not in LEFT_OUT})
+    given = _without_folder(listed, (plain.get("paths") or {}).get("output_dir"))
     for part in ("data", "task"):  # an interpolation of a setting at the root, which is recorded there
         given[part] = {k: v for k, v in (given.get(part) or {}).items() if k not in given or given[k] != v}
     given["trainer"] = _trainer(given.get("trainer") or {})
     given["callbacks"] = _by_class(_changing((given.get("callbacks") or {}).values(), "callbacks"))
     return _kept(given)
+
+
+def _without_folder(given: dict[str, Any], folder: str | None) -> dict[str, Any]:
+    """With a placeholder for the run's own folder, which is another at every start."""
+    from training.configuration.placeholders import portable  # it imports Lightning
+
+    own: dict[str, Any] = portable(given, folder) if folder and Path(folder).is_absolute() else given
+    return own
 
 
 def _kept(node: Any, path: str = "") -> Any:

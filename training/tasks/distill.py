@@ -123,7 +123,7 @@ class Distill(CausalLM):
         if Pictures.of(batch) is not None:
             raise ConfigError("data", "pictures", "are not read by distillation", "Choose data of text")
         assert self._now is not None
-        self.counted.add("tokens", self.tokens_of(batch))
+        self.counted.add("tokens", int(self.tokens_of(batch)))
         given = (batch["tokens"], batch["targets"], batch.get("positions"), batch.get("segments"))
         try:
             losses, routings = self.stages[self._now].loss(Lesson(self.model, self._taught[0], *given))

@@ -106,6 +106,15 @@ def test_callback_of_another_package_changes_numbers_unless_it_says_that_it_only
     assert is_same_run(of(given), record({**given, "callbacks": {**given["callbacks"], "rates": rates}}))
 
 
+def test_folder_of_the_run_itself_is_no_change(given: Plain) -> None:
+    def at(folder: str) -> Plain:
+        callback = {"_target_": f"{__name__}.Averages", "decay": f"{folder}/decay.txt"}
+        return {**given, "paths": {**given["paths"], "output_dir": folder}, "callbacks": {"x": callback}}
+
+    assert record(at("/runs/first")) == record(at("/runs/second"))
+    assert "${run_dir}/decay.txt" in record(at("/runs/first"))["callbacks"]["Averages"].values()
+
+
 SAME = {
     "logger": {"csv": {}},
     "paths.output_dir": "elsewhere",
