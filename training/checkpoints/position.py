@@ -23,7 +23,8 @@ def between_steps(trainer: L.Trainer, loops: dict[str, Any]) -> None:
     loop, epoch = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
     now, batches = loop.batch_progress.current, loops["epoch_loop.batch_progress"]
     if epoch.processed == epoch.ready > 0 and not loop._num_ready_batches_reached():
-        for counts in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
+        both = (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]) if trainer.should_stop else ()
+        for counts in both:
             counts["processed"] = counts["completed"] = counts["ready"] - 1
     elif epoch.ready > epoch.started or epoch.completed == epoch.ready:
         batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
