@@ -20,8 +20,9 @@ def between_steps(trainer: L.Trainer, loops: dict[str, Any]) -> None:
         trainer: at any hook
         loops: the fit loop's state in the checkpoint, changed in place
     """
-    loop, epoch = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
-    now, batches = loop.batch_progress.current, loops["epoch_loop.batch_progress"]
+    loop, batches = trainer.fit_loop.epoch_loop, loops["epoch_loop.batch_progress"]
+    now: Any = loop.batch_progress.current  # whose class Lightning does not declare
+    epoch: Any = trainer.fit_loop.epoch_progress.current
     if epoch.processed == epoch.ready > 0 and not loop._num_ready_batches_reached():
         both = (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]) if trainer.should_stop else ()
         for counts in both:

@@ -118,7 +118,7 @@ def check_surgery(plain: dict[str, Any], patched_there: bool) -> None:
         say(f"starts from {start}; " + "; ".join(lines))
 
 
-def _refuse_nothing_to_operate(plain: dict[str, Any]) -> None:
+def _refuse_nothing_to_operate(plain: Mapping[str, Any]) -> None:
     if plain["surgery"] is not None and not plain["ckpt_path"]:
         rule = "puts the weights of a trained model into another, and none is named"
         raise ConfigError("init_from", None, rule, "Name a run: init_from=RUN; or leave surgery out")
