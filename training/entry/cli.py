@@ -177,6 +177,7 @@ class ComposedCLI(LightningCLI):
             if refusal := _refusal_within(error):
                 raise refusal from None
             raise
+        self.model.resumes = bool(settings.get("ckpt_path"))
         placeholders.refuse_to_overwrite(self.trainer, settings.get("ckpt_path"))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

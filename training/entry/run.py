@@ -58,6 +58,7 @@ def run(
     loggers = [instantiate(node, f"logger.{k}") for k, node in (plain["logger"] or {}).items() if node]
     data = instantiate(plain["data"], "data")
     task = instantiate(plain["task"], "task")
+    task.resumes = plain["ckpt_path"] is not None
     callbacks.append(Recording(record(shown or plain)))
     node = {**no_bar(callbacks), **node, "callbacks": callbacks, "logger": loggers or False}
     trainer = instantiate(node, "trainer")

@@ -136,6 +136,7 @@ class Task(KeepsDtype, L.LightningModule):
         self.model_config = read(model)
         self.recipe, self.schedule, self.seed, self.init_from = optimizer, scheduler, seed, init_from
         self.tower = tower
+        self.resumes = False  # set by who starts the trainer, which has no checkpoint yet when the model is built
         self.kernels = choice.check(kernels or {}, "task.kernels")
         # Plain types only: a checkpoint must load under weights_only=True and rebuild its model without YAML.
         recorded = {} if adapter is None else {"adapter": adapter.record()}
@@ -197,7 +198,7 @@ class Task(KeepsDtype, L.LightningModule):
     @property
     def starts(self) -> bool:
         """Whether the weights are those to start from, and not a checkpoint's."""
-        return self._trainer is None or self._trainer.ckpt_path is None
+        return not self.resumes and (self._trainer is None or self._trainer.ckpt_path is None)
 
     def _build(self) -> Decoder:
         start = self.init_from if self.starts else None
