@@ -25,7 +25,7 @@ from lab.sweep import locks
 from lab.sweep import plan as plans
 from lab.sweep.job import INDEX
 from lab.sweep.progress import ended_line
-from lab.sweep.table import summarise
+from lab.sweep.table import exit_code, summarise
 from registry import REFUSED, ConfigError
 from training.configuration import figures
 from training.configuration.overrides import config_flags, kept
@@ -80,7 +80,8 @@ class SweepCallback(Callback):
         print(ended_line(folder.parent, plan, int(folder.name), plan["workers"]), flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        summarise(Path(config.hydra.sweep.dir))
+        if code := exit_code(summarise(Path(config.hydra.sweep.dir))):
+            sys.exit(code)
 
 
 def stop_jobs(signum: int, frame: FrameType | None) -> None:

@@ -38,7 +38,7 @@ IDLE = 3  # such attempts after which a stop counts as a failure
 TAIL = 3  # log lines in a reason
 MESSAGE = Path("/dev/termination-log")
 LIMIT = 4096  # bytes of a termination message
-KEPT = ("status", "parameters", "active_parameters", "save_seconds", "metrics")  # of the results, in a message
+KEPT = ("status", "parameters", "active_parameters", "save_seconds")  # of the results, in a message beside figures
 INDEX = "JOB_COMPLETION_INDEX"  # set in a pod: its node
 NAMES_S = 300  # until the names of a job's pods must be known
 
@@ -253,12 +253,22 @@ def _reported(results: Mapping[str, Any], code: int) -> int:
 
 
 def message(results: Mapping[str, Any], code: int) -> str:
-    """Results within the 4 KiB of a termination message: of too many figures, those of the table."""
-    kept = {key: results[key] for key in KEPT if results.get(key)}
+    """Results within the 4 KiB of a termination message.
+
+    Of too many figures those stay that a sweep may compare, the table's first: they have a direction.
+    """
+    kept: dict[str, Any] = {key: results[key] for key in KEPT if results.get(key)}
     kept |= {"code": code, **({"reason": str(results["reason"])[:1000]} if results.get("reason") else {})}
-    if len(json.dumps(kept).encode()) > LIMIT:
-        metrics = results.get("metrics", {})
-        kept["metrics"] = {name: metrics[name] for name in FIGURES if name in metrics}
+    metrics, described = (results.get(key) or {} for key in ("metrics", "figures"))
+    compared = [name for name, of in described.items() if of.get("better") is not None]
+    for name in dict.fromkeys([*FIGURES, *compared, *metrics]):
+        if name not in metrics:
+            continue
+        of = {"figures": {**kept.get("figures", {}), name: described[name]}} if name in described else {}
+        more = {**kept, "metrics": {**kept.get("metrics", {}), name: metrics[name]}, **of}
+        if len(json.dumps(more).encode()) > LIMIT:
+            break
+        kept = more
     return json.dumps(kept)
 
 

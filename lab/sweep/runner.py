@@ -17,7 +17,7 @@ from lab.sweep import plan as plans
 from lab.sweep.job import LOG, command, conclude
 from lab.sweep.locks import take_sweep
 from lab.sweep.progress import Display
-from lab.sweep.table import summarise
+from lab.sweep.table import exit_code, summarise
 from registry import REFUSED, ConfigError
 from training.jobs import record_failure, results_of
 from training.stops import DIVERGED, PREEMPTED, SIGNALS
@@ -38,7 +38,7 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
         jobs: numbers of the jobs to run if unfinished; None: all
 
     Returns:
-        0 when all have ended, with or without success; 75 when stopped by a signal
+        0 when all have ended; 1 if every one has failed or diverged; 75 when stopped by a signal
 
     Raises:
         ConfigError: no sweep, a search, a running sweep, or no such job
@@ -57,14 +57,14 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
         with _noted() as signals, Display(directory, plan, workers) as display:
             display.say(f"{directory}: {len(waiting)} of {len(plan['jobs'])} jobs to run, {workers} at a time")
             _Runner(directory, plan, workers, lock, display).run(waiting, signals)
-        summarise(directory)
+        code = exit_code(summarise(directory))
     finally:
         os.close(lock)
     if signals:
         name = signal.Signals(signals[0]).name
         print(f"stopped by {name}. Resume with: {resume_command(directory)}", flush=True)
         return PREEMPTED
-    return 0
+    return code
 
 
 def check_can_run(directory: Path, plan: Mapping[str, Any], workers: int) -> None:

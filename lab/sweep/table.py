@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ def rows_of(sweep: Path, states: Mapping[int, Mapping[str, str]] | None = None) 
         row["reason"] = results.get("reason", "")
         rows.append(row)
     return rows
+
+
+def exit_code(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Of a sweep's table: 1 if every job has failed or diverged, for scripts that go on with its results."""
+    return int(bool(rows) and all(row["status"] in ("failed", "diverged") for row in rows))
 
 
 def summarise(sweep: Path) -> list[dict[str, Any]]:

@@ -85,8 +85,8 @@ def test_stopped_run_is_resumed_from_its_own_folder(
     checkpoint.parent.mkdir()
     checkpoint.touch()
     assert one.run_job(tmp_path, 0, ["seed=1"]) == 75
-    assert f"seed=1 hydra.mode=RUN hydra.run.dir='{tmp_path}/0'" in (tmp_path / "0" / one.LOG).read_text()
-    assert f"ckpt_path='{checkpoint}'" in (tmp_path / "0" / one.LOG).read_text()
+    assert f"seed=1 hydra.mode=RUN hydra.run.dir={tmp_path}/0" in (tmp_path / "0" / one.LOG).read_text()
+    assert f"ckpt_path={checkpoint}" in (tmp_path / "0" / one.LOG).read_text()
 
 
 def test_stops_without_progress_become_a_failure(train: Train, pod: Path, tmp_path: Path) -> None:
@@ -166,7 +166,16 @@ def test_message_fits_its_four_kibibytes() -> None:
     metrics = {f"some/figure/{i}": i / 3 for i in range(400)} | {"val/loss": 0.1}
     text = one.message({"status": "failed", "reason": "x" * 9000, "metrics": metrics, "save_seconds": 2.5}, 70)
     assert len(text.encode()) <= one.LIMIT
-    assert json.loads(text)["metrics"] == {"val/loss": 0.1} and json.loads(text)["save_seconds"] == 2.5
+    found = json.loads(text)
+    assert found["metrics"]["val/loss"] == 0.1 and found["save_seconds"] == 2.5 and len(found["metrics"]) > 20
+
+
+def test_message_keeps_the_figures_that_a_sweep_may_compare() -> None:
+    metrics = {f"some/figure/{i}": i / 3 for i in range(400)} | {"val/reward": 0.5, "val/loss": 0.1}
+    described = {name: {"unit": "", "better": None} for name in metrics}
+    described["val/reward"] = {"unit": "a completion", "better": "more"}
+    found = json.loads(one.message({"status": "completed", "metrics": metrics, "figures": described}, 0))
+    assert found["metrics"]["val/reward"] == 0.5 and found["figures"]["val/reward"]["better"] == "more"
 
 
 def test_user_runs_one_job_of_a_plan(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def test_trial_that_was_running_goes_on_from_its_own_checkpoint(
     again = Launcher(sweep)
     search(sweep, again, n_trials=4, n_jobs=1).sweep(SPACE)
     assert [number for number, _ in again.launched] == [2, 3]
-    expected = (*killed.launched[-1][1], f"ckpt_path='{sweep}/2/checkpoints/last.ckpt'")
+    expected = (*killed.launched[-1][1], f"ckpt_path={sweep}/2/checkpoints/last.ckpt")
     assert again.launched[0][1] == expected
 
 
