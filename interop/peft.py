@@ -54,7 +54,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),  # they draw A and B, and keep the base
 }
-OFF = (None, False, [], {})
+OFF: tuple[Any, ...] = (None, False, [], {})
 LARGEST = torch.finfo(torch.float32).max
 
 

@@ -242,7 +242,7 @@ class BlockwrightForCausalLM(BlockwrightPreTrainedModel, GenerationMixin):
         self.post_init()
 
     @property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> Decoder:  # type: ignore[override] # an attribute there, and read alone
         """Our decoder."""
         return self.model.decoder
 

@@ -95,7 +95,9 @@ class BlockwrightCache(Cache):
         for cache in self.held:
             cache.take(beam_idx)
 
-    batch_select_indices = reorder_cache
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """The same, under the name that other searches use."""
+        self.reorder_cache(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Continue with each row so many times."""

@@ -83,7 +83,8 @@ def validation_windows(run: Path, most: int | None) -> Iterator[Window]:
     Raises:
         ConfigError: as in ``own_text``
     """
-    for batch in own_text(run, "MODEL", most).val_dataloader():
+    batches: Iterable[Any] = own_text(run, "MODEL", most).val_dataloader()
+    for batch in batches:
         tokens, targets, segments = batch["tokens"], batch["targets"], batch.get("segments")
         if segments is not None:
             whole = (segments == segments[:, :1]).all(1)

@@ -141,11 +141,11 @@ class Surgery:
         """
         import torch
 
-        from blocks.precision import built_in_full_precision
+        from blocks.precision import default_dtype
         from blocks.surgery import operate
         from interop.source import load
 
-        with built_in_full_precision(), torch.no_grad():
+        with default_dtype(torch.float32), torch.no_grad():
             lowered = any(parameter.dtype != torch.float32 for parameter in new.parameters())
             old, full = load(start), copy.deepcopy(new).to(torch.float32) if lowered else new
             steps = self.plan(old, full)

@@ -33,9 +33,7 @@ class ExpertChoice(LinearGating):
     def __init__(self, d_model: int, n_experts: int, top_k: Count = 2, balance: list[Balance] | None = None) -> None:
         super().__init__(d_model, n_experts, top_k, balance)
 
-    def choose(  # type: ignore[override] # no replay
-        self, logits: Tensor, real: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def choose(self, logits: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         probs, E = logits.softmax(-1), self.n_experts
         scores = probs if real is None else probs.masked_fill(~real[:, None], -1)
         taken = scores.topk(self._capacity(len(probs)), dim=0).indices  # [c,E]

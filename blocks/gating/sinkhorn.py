@@ -42,9 +42,7 @@ class Sinkhorn(LinearGating):
         super().__init__(d_model, n_experts, top_k, balance)
         self.iterations = iterations
 
-    def choose(  # type: ignore[override] # no replay
-        self, logits: Tensor, real: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def choose(self, logits: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         probs = logits.sigmoid() if self.top_k == 1 else logits.softmax(-1)
         scores = balanced(logits.detach(), self.iterations, real) if self.training else logits
         experts = scores.topk(self.top_k).indices

@@ -103,8 +103,8 @@ def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
         return 0.0
     in_sweep = sweeping or (directory.parent / SWEEP).is_file()
     if in_sweep and not is_child() and results_of(directory) is None:  # without callbacks.report
-        known = {name: of for name in metrics if (of := figures.declaration(name, plain)) is not None}
-        described = {name: figure.to_plain() for name, figure in known.items()}
+        declared = {name: of for name in metrics if (of := figures.declaration(name, plain)) is not None}
+        described = {name: figure.to_plain() for name, figure in declared.items()}
         write_json(directory / RESULTS, {"status": "completed", "metrics": metrics, "figures": described})
     last = place_of(plain).checkpoints / LAST
     if last.exists() and not is_child():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import registry
 from blocks.decoder import Decoder
@@ -56,7 +56,7 @@ class Distill(CausalLM):
         settings: those of ``CausalLM``
     """
 
-    figures = (
+    figures: ClassVar[tuple[Figure, ...]] = (
         *(replace(figure, groups=MEASURED) for figure in OF_TEXT),
         Figure("loss", "of the stage", "less", TRAIN),
     )
