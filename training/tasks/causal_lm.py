@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class CausalLM(Task):
         settings: those of ``Task``
     """
 
-    figures = (*OF_TEXT, Figure("logit_z", "of the loss", "less", TRAIN))
+    figures: ClassVar[tuple[Figure, ...]] = (*OF_TEXT, Figure("logit_z", "of the loss", "less", TRAIN))
     reads = ("tokens", "targets", "n_bytes")
     splits = True
 
