@@ -50,6 +50,7 @@ DATA = {  # of a task that does not read text
     "grpo": [
         *("data=sorting_prompts", *SORTING, "data.updates=2", "task.group_size=4", "task.max_new_tokens=4"),
         *("init_from={start}", "task/penalty=k3", "task.reference={start}", "task/correction=mask"),
+        *("task/reward=regex_format", "task.reward.pattern='[0-4].*'"),  # about half of random answers: a spread
     ],
     "preference": ["data=sorting_preferences", *SORTING, "init_from={start}"],
     "reward": ["data=sorting_preferences", *SORTING, "init_from={start}"],
@@ -83,7 +84,8 @@ class Begin(L.Callback):
     """Rounds the weights to bf16, whatever their dtype, and then lowers the default dtype, if asked to."""
 
     def __init__(self, default: torch.dtype) -> None:
-        self.default, self.first = default, dict[str, float]()
+        self.default = default
+        self.logged: list[dict[str, float]] = []  # at each step, and at its validation
         self.counts: list[dict[str, float]] = []  # that the losses of each step are divided by
 
     def on_fit_start(self, trainer: L.Trainer, task: Any) -> None:
@@ -96,7 +98,11 @@ class Begin(L.Callback):
         self.counts.append({name: float(value) for name, value in task.step._totals.items()})
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self.first = self.first or {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.logged.append(_figures(trainer))
+
+
+def _figures(trainer: L.Trainer) -> dict[str, float]:
+    return {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("speed/")}
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +145,9 @@ def _fit(name: str, condition: str, folder: Path, corpus: Path, start: bool = Fa
             trainer.validate(task, data, verbose=False)
     finally:
         torch.set_default_dtype(torch.float32)
-    figures = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("speed/")}
+    figures = [*begin.logged, _figures(trainer)]  # the last are those of the validation alone
     weights = {name for name, _ in task.named_parameters()}
-    found = {"figures": figures, "first": begin.first, "stored": stored, "policies": seen, "counts": begin.counts}
+    found = {"figures": figures, "stored": stored, "policies": seen, "counts": begin.counts}
     return {**found, "weights": weights, "folder": folder}
 
 
@@ -167,7 +173,10 @@ class _policies:  # noqa: N801 # a context
 def test_default_dtype_changes_no_bit_of_a_run(task: str, run: Callable[[str, str], Run]) -> None:
     """Figures, weights, optimizer, sums, rollouts, and what callbacks store and measure."""
     plain, low = run(task, "fp32"), run(task, "default dtype")
-    assert low["figures"] == plain["figures"] and plain["figures"]
+    assert low["figures"] == plain["figures"]
+    assert [name for name in plain["figures"][0] if name.startswith("train/")] and plain["figures"][-1]
+    for _, given in plain["policies"]:  # else nothing of a rollout would reach the weights
+        assert given.advantage.any()
     for kept in plain["stored"].keys() - {"callbacks", "loops"}:  # which have times and paths
         one, other = (tree_leaves(each["stored"][kept]) for each in (plain, low))
         for a, b in zip(one, other, strict=True):
@@ -188,11 +197,12 @@ def test_figures_are_those_of_the_same_rounded_weights(
     parameters = [key for key in low["stored"]["state_dict"] if key in plain["weights"]]
     for name, value in low["stored"]["state_dict"].items():
         assert name in parameters or value.dtype == plain["stored"]["state_dict"][name].dtype, name
-    assert low["first"].keys() == plain["first"].keys()
+    first, low_first = plain["figures"][0], low["figures"][0]
+    assert low_first.keys() == first.keys()
     if not low["policies"]:  # else two samplers, whose completions may differ
         assert low["counts"] == plain["counts"]
-        for name, value in plain["first"].items():
-            assert "load" in name or name.startswith("speed/") or low["first"][name] == pytest.approx(value, 0.05, 0.05)
+        for name, value in first.items():
+            assert "load" in name or low_first[name] == pytest.approx(value, 0.05, 0.05)
 
 
 @pytest.mark.slow
