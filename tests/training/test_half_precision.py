@@ -33,6 +33,7 @@ pytestmark = pytest.mark.xdist_group("half_precision")  # its runs are compared 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TASKS = sorted(file.stem for file in (CONF / "task").glob("*.yaml") if file.stem != "base")
 CONDITIONS = ("default dtype", "bf16-true", "bf16-mixed")
+ROUNDING = ("load", "accuracy")  # decides them: which expert is chosen, and which of two equal policies wins
 Run = dict[str, Any]
 
 # --- tasks and callbacks ----------------------------------------------------------------------------------------------
@@ -202,7 +203,8 @@ def test_figures_are_those_of_the_same_rounded_weights(
     if not low["policies"]:  # else two samplers, whose completions may differ
         assert low["counts"] == plain["counts"]
         for name, value in first.items():
-            assert "load" in name or low_first[name] == pytest.approx(value, 0.05, 0.05)
+            undecided = any(part in name for part in ROUNDING)
+            assert undecided or low_first[name] == pytest.approx(value, 0.05, 0.05), name
 
 
 @pytest.mark.slow
@@ -271,7 +273,12 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "teaching": lambda f: f(LESSON)[0].detach(),
 }
 KINDS = [f.kind for f in registry.families() if f.contract.__module__.startswith("training.objectives.")]
-OBJECTIVES = [(kind, name) for kind in KINDS for name in registry.names(kind) if name not in WITHOUT_TENSORS]
+OBJECTIVES = [
+    pytest.param(kind, name, marks=pytest.mark.slow if name == "reward_model" else ())  # which needs a run
+    for kind in KINDS
+    for name in registry.names(kind)
+    if name not in WITHOUT_TENSORS
+]
 
 
 @pytest.mark.parametrize(("kind", "name"), OBJECTIVES)
@@ -279,9 +286,9 @@ def test_objective_depends_on_neither_default_dtype_nor_autocast(
     kind: str, name: str, request: pytest.FixtureRequest
 ) -> None:
     """But for models of its own, which autocast lowers: a teacher."""
-    more = (
-        {"run": str(run("reward", "fp32")["folder"] / "fp32.ckpt")} if name == "reward_model" else NODES.get(name, {})
-    )
+    more = NODES.get(name, {})
+    if name == "reward_model":
+        more = {"run": str(request.getfixturevalue("run")("reward", "fp32")["folder"] / "fp32.ckpt")}
     scope = Scope({"ratio": Node("sequence", "task.ratio")}, {"max_new_tokens": 257})
     objective = registry.build(kind, Node({"name": name, **more}, f"task.{kind}"), scope)
     plain = tree_leaves(CALLS[kind](objective))
