@@ -210,15 +210,27 @@ def test_figures_are_those_of_the_same_rounded_weights(
 @pytest.mark.slow
 @pytest.mark.parametrize("condition", ["fp32", *CONDITIONS])
 def test_first_ratio_of_a_policy_is_1(condition: str, run: Callable[[str, str], Run]) -> None:
-    """And what it is compared with are the numbers that were recorded, in fp32."""
-    (logp, given), (after, _) = run("grpo", condition)["policies"]
+    """And what it is compared with are the numbers that were recorded, in fp32.
+
+    So is the correction. It is 1 where products are fp32; in bf16 it weighs what the sampler's products of single
+    tokens, with caches, differ by from those of packed rows.
+    """
+    found = run("grpo", condition)
+    (logp, given), (after, _) = found["policies"]
     assert torch.equal((logp - given.old) * given.mask, torch.zeros_like(logp))
     assert not torch.equal(after, logp)
     for name in ("old", "sampler", "advantage", "reference"):
         assert getattr(given, name).dtype == torch.float32, name
     rounding = 1e-5 if condition in ("fp32", "default dtype") else 0.1
     assert ((given.old - given.sampler) * given.mask).abs().max() < rounding
-    assert not given.sampler.any() or not torch.equal(given.sampler, given.sampler.bfloat16().float())
+    (rollout,) = found["stored"]["rollouts"][0].values()
+    for name in ("old", "sampler"):
+        recorded = {value for row in rollout[name] for value in row}
+        assert set(getattr(given, name)[given.mask > 0].tolist()) <= recorded, name
+    factors = ((given.old - given.sampler).double() * given.mask).sum(1, keepdim=True).exp()
+    correction = float((factors * given.mask).sum() / given.mask.sum())
+    assert found["figures"][0]["train/correction"] == pytest.approx(correction, 1e-6)
+    assert correction == pytest.approx(1, abs=rounding)
     if condition != "bf16-mixed":  # there the reference and the policy may be scored beside other rows
         assert ((given.old - given.reference) * given.mask).abs().max() < rounding
 
