@@ -23,6 +23,7 @@ import registry
 from blocks.generation.generate import Continuations
 from blocks.generation.sample import Sampling
 from blocks.generation.text_stream import TextStream
+from blocks.position.boundaries import alike
 from interop.source import build, open_source
 from lab.chat_text import ChatText, format_of
 from lab.writer import DTYPES, begin, tokenizer_of
@@ -169,10 +170,9 @@ class Blockwright(TemplateLM):
         self, requests: Sequence[Scored], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """Log-likelihood in nats of each continuation, and whether greedy decoding gives it."""
-        order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
         found: dict[int, tuple[float, bool]] = {}
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
+        lengths = [min(len(context) + len(scored) - 1, self.max_length) for _, context, scored in requests]
+        for batch in alike(self.decoder, lengths, self.batch_size):
             rows = [[*requests[i][1], *requests[i][2]][-self.max_length - 1 :] for i in batch]
             logits = self.decoder(self._padded([row[:-1] for row in rows])).float()
             for i, row, scores in zip(batch, rows, logits, strict=True):
@@ -229,7 +229,7 @@ class Blockwright(TemplateLM):
         return "".join([*pieces, text.close()])
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """[B,T], padded on the right, which does not affect a causal model."""
+        """[B,T], padded on the right, which a causal model does not see."""
         length = max(map(len, rows))
         return torch.tensor(
             [[*row, *[0] * (length - len(row))] for row in rows], device=self._device, dtype=torch.int64

@@ -30,6 +30,7 @@ class Position(Block):
     Attributes:
         softmax_scale: multiplies the attention's 1/√H (YaRN's temperature)
         limit: number of positions; None if unlimited
+        boundary: length, in tokens, that ``rotate_in`` rotates longer sequences otherwise than; None if there is none
     """
 
     place: ClassVar[Literal["attention", "embedding"]] = "attention"
@@ -38,6 +39,7 @@ class Position(Block):
         super().__init__()
         self.softmax_scale = 1.0
         self.limit: int | None = None
+        self.boundary: int | None = None
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """Embeddings x [B,T,D] at positions [B|1,T] → [B,T,D]."""

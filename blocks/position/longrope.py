@@ -32,7 +32,9 @@ class LongRoPE(Position):
 
     A sequence has the length that is *declared*: its window without a cache, the cache's capacity with one, or
     ``length`` where given. So a chunked prefill and the tokens decoded after it are rotated alike, and nothing cached
-    ever has to be computed again; but a text is read otherwise in a longer window. transformers and the paper switch at
+    ever has to be computed again; but a text is read otherwise in a longer window. So evaluation pads no short sequence
+    to a long one (blocks/position/boundaries.py), and policy optimisation wants ``length``, unless all sequences are on
+    one side of L. transformers and the paper switch at
     the token that exceeds L, where keys cached before keep the short factors (transformers) or all are computed again
     (the paper).
 
@@ -80,6 +82,7 @@ class LongRoPE(Position):
         self.long_mscale = long_mscale or math.sqrt(1 + math.log(factor) / math.log(original_positions))
         self.short_mscale = short_mscale
         self.declared, self.longest = length, length or max_positions
+        self.boundary = None if length else original_positions
 
     def frequencies(self, device: torch.device, length: int | None = None) -> Tensor:
         """Radians per position for each pair in sequences of ``length`` tokens, the longest by default, [R/2] fp32."""

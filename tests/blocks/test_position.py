@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from lightning.pytorch.plugins.precision import HalfPrecision
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import registry
 from blocks.kernels.scoring import dense
 from blocks.position.base import Position
+from blocks.position.boundaries import alike
 from registry import ConfigError
 
 ROTARY = {
@@ -228,6 +230,33 @@ def test_longropes_critical_pair_is_where_the_papers_search_found_it(
     factors = make(node, head_dim=width).long_factors
     assert factors[0] == 1 and sorted(factors) == factors and factors[pair + 1 :] == [factor] * (width // 2 - pair - 1)
     assert factors[pair] == pytest.approx(factor, rel=0.02) and factors[pair - 1] < 0.95 * factor
+
+
+@pytest.mark.parametrize("length", [4096, 8193])
+def test_longropes_angles_at_position_8192_do_not_depend_on_the_default_dtype(
+    make: Callable[..., Position], length: int
+) -> None:
+    """Lightning's ``bf16-true`` lowers the default dtype in a training step, and not in an evaluation by itself: a
+    divisor in bf16 would be up to 20 radians off."""
+    longrope = make({"name": "longrope", "theta": 10000.0, "factor": 32.0, "original_positions": 4096}, head_dim=96)
+    q, at = torch.ones(1, 1, 4, 96, dtype=torch.float32), order(1, 8192)
+    evaluated = longrope.rotate_in(q, q, at, length)[0]
+    with HalfPrecision("bf16-true").forward_context():
+        assert torch.equal(longrope.rotate_in(q, q, at, length)[0], evaluated)
+    a, b = evaluated[0, 0, 0].double().chunk(2)  # of a pair (1, 1), turned from 45 degrees
+    factors = torch.tensor(longrope.long_factors if length > 4096 else longrope.short_factors, dtype=torch.float64)
+    exact = 8192 * 10000.0 ** -(torch.arange(48, dtype=torch.float64) / 48) / factors
+    torch.testing.assert_close((b.atan2(a) - math.pi / 4 - exact).cos(), torch.ones(48).double(), rtol=0, atol=1e-6)
+
+
+def test_batches_that_are_rotated_alike_have_rows_on_one_side_of_every_boundary(make: Callable[..., Position]) -> None:
+    longropes = [make({"name": "longrope", "original_positions": n}) for n in (16, 8)]
+    lengths = [3, 16, 17, 8, 9, 40, 8]
+    assert [[lengths[i] for i in rows] for rows in alike(nn.ModuleList(longropes), lengths, 2)] == [
+        *([40, 17], [16, 9], [8, 8], [3]),
+    ]
+    fixed = make({"name": "longrope", "original_positions": 16, "length": 64})
+    assert [[lengths[i] for i in rows] for rows in alike(fixed, lengths, 4)] == [[40, 17, 16, 9], [8, 8, 3]]
 
 
 def test_longrope_declares_short_and_long(make: Callable[..., Position]) -> None:

@@ -125,6 +125,19 @@ def test_likelihoods_do_not_depend_on_what_they_are_batched_with(model: Blockwri
         assert value == pytest.approx(expected, abs=1e-4)
 
 
+def test_short_text_is_rotated_beside_a_long_one_as_by_itself(
+    model: Blockwright, tiny: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    position = {"name": "longrope", "original_positions": 8}
+    longrope = compose(tiny(vocab_size=257, position=position, init={"std": 0.3, "depth_scaled": False}), seed=3)
+    monkeypatch.setattr(model, "decoder", longrope.eval())
+    pairs = [("a", " bcd"), ("long context before it", "x"), ("b", " cdefg")]
+    together = model.loglikelihood(ask("loglikelihood", *pairs), disable_tqdm=True)
+    for pair, (value, _) in zip(pairs, together, strict=True):
+        ((alone, _),) = model.loglikelihood(ask("loglikelihood", pair), disable_tqdm=True)
+        assert value == pytest.approx(alone, abs=1e-4)
+
+
 def test_greedy_is_said_of_what_greedy_decoding_gives(model: Blockwright) -> None:
     context = "To be"
     prompt = torch.tensor([list(context.encode())])

@@ -22,6 +22,7 @@ from blocks.generation.generate import check_lengths
 from blocks.generation.sample import Sampling
 from blocks.initialise import stable_seed
 from blocks.lora import switched_off
+from blocks.position.boundaries import boundaries
 from interop.source import load
 from registry import ConfigError, Node, Scope
 from registry.enforcing import enforced
@@ -222,11 +223,15 @@ class Grpo(Task):
         self._check_lengths()
 
     def _check_lengths(self) -> None:
-        longest, new = max((p.ids for p in self.data.prompts("train")), key=len), self.groups.max_new_tokens
+        prompts, new = sorted((p.ids for p in self.data.prompts("train")), key=len), self.groups.max_new_tokens
         try:
-            check_lengths(self.model, [longest], new)
+            check_lengths(self.model, prompts[-1:], new)
         except registry.BlockError as error:
             raise ConfigError("task.max_new_tokens", new, error.rule, error.remedy) from None
+        shortest, longest = len(prompts[0]), len(prompts[-1]) + new - 1
+        if any(shortest <= boundary < longest for boundary in boundaries(self.model)):
+            rule = f"null, and sequences of {shortest} to {longest} tokens are rotated as short ones or as long ones"
+            raise ConfigError("model.position.length", None, rule, f"Declare one length for all, such as {longest}")
 
     @property
     def data(self) -> PromptDataModule:

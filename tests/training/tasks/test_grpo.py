@@ -521,6 +521,16 @@ def test_completion_longer_than_the_positions_is_refused(train: Make, tiny: Make
     assert refusal.value.path == "task.max_new_tokens"
 
 
+def test_sampler_and_update_rotate_alike_or_are_refused(train: Make, tiny: Make) -> None:
+    """LongRoPE's length of a sampler is the room of its caches, and of an update the longest sequence of its rows."""
+    longrope = {"name": "longrope", "original_positions": 8}
+    with pytest.raises(ConfigError, match="as short ones or as long") as refusal:
+        train(1, model=tiny(vocab_size=16, position=longrope))
+    assert refusal.value.path == "model.position.length"
+    figures = train(1, model=tiny(vocab_size=16, position={**longrope, "length": 64}))[2].callback_metrics
+    assert figures["train/sampler_gap"] < 1e-5
+
+
 @pytest.mark.parametrize("gating", ["expert_choice", "sinkhorn"])
 def test_gate_that_looks_across_the_batch_is_refused(train: Make, tiny: Make, gating: str) -> None:
     model = tiny(moe=True, vocab_size=16)

@@ -45,12 +45,14 @@ class Learned(Reward):
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
     ) -> list[float | None]:
+        from blocks.position.boundaries import alike
+
         before = columns.get("messages") or [[{"role": "user", "content": prompt}] for prompt in prompts]
         rows = [self._ids(*each) for each in zip(before, completions, strict=True)]
         scores: list[float | None] = [None] * len(rows)
         fits = [i for i, row in enumerate(rows) if len(row) <= self._decoder.config["max_positions"]]
-        for first in range(0, len(fits), self.batch_size):
-            some = fits[first : first + self.batch_size]
+        for batch in alike(self._decoder, [len(rows[i]) for i in fits], self.batch_size):
+            some = [fits[place] for place in batch]
             for i, score in zip(some, self._score([rows[i] for i in some]), strict=True):
                 scores[i] = score
         return scores
