@@ -60,7 +60,8 @@ def consolidate(source: Path, out: Path, *, checkpoint: bool = False) -> None:
         if states:
             save(states, folder / f"{OPTIMIZER}.safetensors")
         if checkpoint:
-            torch.save(found, folder / "last.ckpt")
+            with (folder / "last.ckpt").open("wb") as file:  # torch's own would not say that the disk is full
+                torch.save(found, file)
 
 
 def _optimizer_tensors(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

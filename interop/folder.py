@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from registry import ConfigError, folder
+from registry.disk import os_error_of
 from registry.quoting import quoted
 
 ORIGIN = "origin.json"  # of an imported folder, see interop/origin.py
@@ -37,7 +38,9 @@ def whole(out: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         os.replace(temporary, out)
-    except OSError as error:
+    except (OSError, RuntimeError) as raised:
+        if (error := os_error_of(raised)) is None:
+            raise
         reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         raise ConfigError(
             "OUT", str(out), f"cannot be written ({reason})", "Name another folder, or make room"

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.table import Table
 
 from blocks.compose import compose
@@ -97,7 +98,10 @@ class RunReport(StepEnd, Finale):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if self.train or self.val:
-            self._write_curves(trainer, pl_module)
+            try:
+                self._write_curves(trainer, pl_module)
+            except OSError as error:  # must not take the place of what ended the run
+                rank_zero_warn(f"{self.directory / curves.FILE} is not written ({error.strerror})")
 
     def _write_curves(self, trainer: L.Trainer, task: L.LightningModule, final: curves.Curve = ()) -> None:
         if not trainer.is_global_zero or not isinstance(task, Task):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from registry.disk import refusal_of_full
 from registry.errors import REFUSED, ConfigError, did_you_mean
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -35,7 +36,7 @@ def run_command(command: Callable[[Sequence[str]], int | None], arguments: Seque
         arguments: None for those of the process
 
     Returns:
-        the exit code; a ``ConfigError`` is printed as one message
+        the exit code; a ``ConfigError`` and a full disk are printed as one message
     """
     try:
         code = command(sys.argv[1:] if arguments is None else arguments) or 0
@@ -49,3 +50,8 @@ def run_command(command: Callable[[Sequence[str]], int | None], arguments: Seque
     except BrokenPipeError:  # the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if (refusal := refusal_of_full(error)) is None:
+            raise
+        print(refusal.render(), file=sys.stderr)
+        return REFUSED

@@ -125,7 +125,8 @@ def write(out: Path, run: Path, decoder: Decoder) -> None:
             (folder / "checkpoints").mkdir()
             words: dict[str, Any] = {} if source.tokenizer is None else {"data": {"tokenizer": source.tokenizer}}
             words |= {"origin": source.origin} if source.origin else {}
-            torch.save({"state_dict": weights, **parts, **words}, folder / "checkpoints" / "last.ckpt")
+            with (folder / "checkpoints" / "last.ckpt").open("wb") as file:  # torch's own would not say: full disk
+                torch.save({"state_dict": weights, **parts, **words}, file)
             return
         (folder / COMPOSITION).write_text(yaml.safe_dump(decoder.config, sort_keys=False), encoding="utf-8")
         write_tokenizer(source, folder, decoder.config["max_positions"])

@@ -212,6 +212,7 @@ def _joined(node: int, tries: int) -> dict[str, str]:
 
 def _run(arguments: Sequence[str], cwd: str | None, log: Path | None, environment: Mapping[str, str]) -> int:
     """Run a command, its output here and in its log, and signals forwarded."""
+    file = (log or Path(os.devnull)).open("ab", buffering=0)  # closed by the copying, which may outlive this
     process = subprocess.Popen(
         arguments,
         stdin=subprocess.DEVNULL,
@@ -222,7 +223,7 @@ def _run(arguments: Sequence[str], cwd: str | None, log: Path | None, environmen
     )
     before = {s: signal.signal(s, lambda signum, _: process.send_signal(signum)) for s in SIGNALS}
     assert process.stdout is not None
-    copying = threading.Thread(target=_copy, args=(process.stdout, log), daemon=True)
+    copying = threading.Thread(target=_copy, args=(process.stdout, file), daemon=True)
     copying.start()
     try:
         return process.wait()
@@ -232,13 +233,18 @@ def _run(arguments: Sequence[str], cwd: str | None, log: Path | None, environmen
             signal.signal(signum, handler)
 
 
-def _copy(output: IO[bytes], log: Path | None) -> None:
-    with (log or Path(os.devnull)).open("ab") as file:
+def _copy(output: IO[bytes], log: IO[bytes]) -> None:
+    """Copy until the end, whatever becomes of the copies: a job whose output nothing reads would wait for ever."""
+    with log:
+        copies: list[Any] = [log, sys.stdout.buffer]
         while chunk := os.read(output.fileno(), 1 << 16):
-            file.write(chunk)
-            file.flush()
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
+            for copy in list(copies):
+                try:
+                    copy.write(chunk)
+                    copy.flush()
+                except OSError as error:
+                    copies.remove(copy)
+                    print(f"warning: the job's output is no longer written to {copy.name} ({error})", file=sys.stderr)
 
 
 def _reported(results: Mapping[str, Any], code: int) -> int:

@@ -19,6 +19,7 @@ import torch
 
 from blocks.checkpoint import manifest
 from registry import ConfigError
+from registry.disk import os_error_of
 from training.checkpoints.find import LAST, PREVIOUS
 from training.claims import OWNER, claimed, forget, is_abandoned, new_owner, remove_old_locks
 
@@ -132,10 +133,7 @@ def refused_if_unwritable(path: Path, partial: Path, owns: bool = True) -> Itera
         reason = f"what was read back differs from what was written: {error.reason}"
         raise ConfigError("checkpoint", str(path), reason, "Check the disk, or set paths.log_dir elsewhere") from None
     except (OSError, RuntimeError) as error:
-        found: BaseException | None = error
-        while found is not None and not isinstance(found, OSError):
-            found = found.__cause__ or found.__context__
-        if found is None:
+        if (found := os_error_of(error)) is None:
             raise
         rule = f"cannot be written ({found.strerror or found})"
         remedy = "Make room or set paths.log_dir elsewhere; checkpoints written before are intact"

@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from blocks.kernels.cross_entropy import IGNORED
 from blocks.kernels.documents import PADDING
+from registry.disk import FULL
 from registry.errors import ConfigError
 from training.claims import OWNER, alone, claimed, forget, is_abandoned, new_owner, remove_old_locks
 from training.data.corpus import SPLITS, Corpus, Split
@@ -185,20 +186,25 @@ def pack(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path, key: str) -> Pac
             held.enter_context(claimed(cache_dir, owner))
             mine.mkdir()
         except OSError as error:
-            raise ConfigError(
-                "data.cache_dir",
-                str(cache_dir),
-                f"the token cache cannot be written here ({error.strerror})",
-                "Name a folder of yours on a disk with room: data.cache_dir=…",
-            ) from error
+            raise _unwritable(cache_dir, error) from error
         try:
             _write(corpus, tokenizer, mine)
             _publish(mine, folder, tokenizer.eos)
+        except OSError as error:
+            if error.errno not in FULL:  # reading the text fails otherwise
+                raise
+            raise _unwritable(cache_dir, error) from error
         finally:
             shutil.rmtree(mine, ignore_errors=True)
     packed = load(folder, tokenizer.eos)
     assert packed, f"{folder} was written but cannot be read"
     return packed
+
+
+def _unwritable(cache_dir: Path, error: OSError) -> ConfigError:
+    rule = f"the token cache cannot be written here ({error.strerror})"
+    remedy = "Name a folder of yours on a disk with room: data.cache_dir=…"
+    return ConfigError("data.cache_dir", str(cache_dir), rule, remedy)
 
 
 def load(folder: Path, eos: int) -> Packed | None:

@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 
 import registry
 from registry import REFUSED, ConfigError
+from registry.disk import refusal_of_full
 from registry.hydra import include_config_dir
 from registry.printing import Outlived
 from training.configuration.conf import CONF
@@ -96,6 +97,8 @@ def refusal_of(error: Exception, arguments: list[str]) -> ConfigError | None:
     """The ConfigError for an exception that is a user's mistake; None for other exceptions."""
     if isinstance(error, ConfigError):
         return error
+    if (full := refusal_of_full(error)) is not None:
+        return full
     if isinstance(error, REFUSALS) or is_no_name(error):
         return explain(error, [a for a in arguments if not a.startswith("-")])
     if isinstance(error, OSError) and error.filename and error.errno in NO_FOLDER:

@@ -206,3 +206,11 @@ def test_stop_asks_the_process_that_holds_the_sweep(tmp_path: Path) -> None:
         assert process.stdout and process.stdout.readline()
         assert main(["stop", str(tmp_path)]) == 0
         assert process.wait(timeout=20) == -signal.SIGTERM
+
+
+def test_job_ends_though_its_log_cannot_be_written(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """More than a pipe holds, which would fill if nothing read it."""
+    lines = [sys.executable, "-c", "print('x' * 100, flush=True); print('y' * 300_000)"]
+    assert one._run(lines, None, Path("/dev/full"), dict(os.environ)) == 0
+    shown = capfdbinary.readouterr()
+    assert shown.out.count(b"y") == 300_000 and shown.err.count(b"no longer written to /dev/full") == 1

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import resource
 import time
 from pathlib import Path
 
@@ -248,6 +249,17 @@ def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path, small_corpus):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"^data\.cache_dir = .*cannot be written"):
         pack(small_corpus, Bytes(), tmp_path / "file" / "cache", "key")
+
+
+def test_a_disk_that_fills_up_is_named_and_nothing_is_left(tmp_path, small_corpus):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(ConfigError, match=r"^data\.cache_dir = .*cannot be written here \(File too large\)"):
+            pack(small_corpus, Bytes(), tmp_path, "key")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
 def test_a_stream_is_sent_to_a_process_without_its_tokens(packed):

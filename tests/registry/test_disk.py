@@ -1,0 +1,58 @@
+"""A full disk is one message, whatever was being written: by Python, by torch, by a library of another language."""
+
+from __future__ import annotations
+
+import errno
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from interop.folder import whole
+from registry import ConfigError
+from registry.command import run_command
+from registry.disk import refusal_of_full
+from training.entry.main import refusal_of
+from training.writing import write_text
+
+LARGE = 100_000
+
+
+@pytest.fixture
+def full() -> Iterator[None]:
+    """No file grows beyond a kilobyte."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_command_says_what_could_not_be_written(full: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda given: write_text(tmp_path / "table.csv", "x" * LARGE), []) == 64
+    shown = capsys.readouterr().err
+    assert f"error: disk = {tmp_path / 'table.csv'}" in shown and "File too large" in shown and "Traceback" not in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_says_what_could_not_be_written(full: None, tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught:
+        write_text(tmp_path / "results.json", "x" * LARGE)
+    refusal = refusal_of(caught.value, [])
+    assert refusal is not None and refusal.value == str(tmp_path / "results.json")
+
+
+def test_error_of_torch_is_one_of_its_file(full: None, tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match="File too large"),
+        whole(tmp_path / "out") as folder,
+        (folder / "last.ckpt").open("wb") as file,
+    ):
+        torch.save({"weights": torch.zeros(LARGE)}, file)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_errors_are_none_of_a_full_disk() -> None:
+    assert refusal_of_full(OSError(errno.ENOENT, "No such file")) is None
+    assert refusal_of_full(RuntimeError("shapes")) is None
