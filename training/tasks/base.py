@@ -103,6 +103,7 @@ class Task(KeepsDtype, L.LightningModule):
         reads: keys that a training batch must have
         splits: whether ``objective`` scores the tokens of ``share`` alone; else a training whose ranks share windows
             (context parallelism) is refused
+        steady: whether its training batches have few shapes; else ``compile`` is refused, for each would be compiled
         improves: whether it chooses among what a model can do already, so that random weights are refused
     """
 
@@ -112,6 +113,7 @@ class Task(KeepsDtype, L.LightningModule):
     curves: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     reads: ClassVar[tuple[str, ...]] = ("tokens", "targets")
     splits: ClassVar[bool] = False
+    steady: ClassVar[bool] = True
     improves: ClassVar[bool] = False
 
     def __init__(
@@ -131,6 +133,9 @@ class Task(KeepsDtype, L.LightningModule):
     ) -> None:
         super().__init__()
         check(activation_checkpointing)
+        if compile and not self.steady:
+            rule = f"layers are compiled for each shape, and nearly every batch of {type(self).__name__} has another"
+            raise ConfigError("trainer.compile", True, rule, "Write trainer.compile=false")
         self.activation_checkpointing: Recompute = activation_checkpointing
         self.compiled, self.frozen, self.adapter, self.surgery = compile, tuple(frozen), adapter, surgery
         self.model_config = read(model)

@@ -117,6 +117,7 @@ class Grpo(Task):
         "rises": ("train/rise_positive", "train/rise_negative"),
     }
     reads: ClassVar[tuple[str, ...]] = ("tokens", "lengths", "prompt", "rollout", "update")
+    steady: ClassVar[bool] = False  # completions end when they end, and are sampled token by token
     improves: ClassVar[bool] = True
 
     def __init__(

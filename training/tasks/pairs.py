@@ -29,6 +29,7 @@ class Pairwise(Task):
         Figure("chosen", "of reward", None, EVERY),  # of DPO both may fall, of a reward model both may be shifted
         Figure("rejected", "of reward", None, EVERY),
     )
+    steady: ClassVar[bool] = False  # a batch is as long as its longest answer
     reads: ClassVar[tuple[str, ...]] = ("tokens", "targets", "segments", "positions", "sequence", "pair")
 
     @abstractmethod

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import registry
+from blocks.decoder import Layer
 from blocks.kernels.documents import PADDING
+from registry import ConfigError
 from training.callbacks.qk_clip import QKClip
 from training.configuration.conf import CONF
 from training.data.chat_module import ChatDataModule
@@ -102,7 +104,7 @@ def train(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
         gating={"name": "sigmoid_bias", "top_k": 2, "bias_step": 0.125, "balance": balances},
     )
 
-    def run(name: str, steps: int = 1) -> tuple[Any, dict[str, float], L.Trainer]:
+    def run(name: str, steps: int = 1, **more: Any) -> tuple[Any, dict[str, float], L.Trainer]:
         data_class, settings = TASKS[name]
         module, _, cls = yaml.safe_load((CONF / "task" / f"{name}.yaml").read_text())["_target_"].rpartition(".")
         start = {
@@ -110,7 +112,7 @@ def train(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
         }
         changed = {"ffn": {**model["ffn"], "n_experts": 8}} if name == "distill" else {}  # else no layer is aligned
         task = getattr(import_module(module), cls)
-        made = task({**model, **changed}, AdamW(lr=3e-3), Constant(warmup=1), **settings, **start)
+        made = task({**model, **changed}, AdamW(lr=3e-3), Constant(warmup=1), **settings, **start, **more)
         corpus = SortingPreferences if data_class is PreferenceDataModule else Sorting
         data = data_class(
             corpus=corpus(train=24, held_out=6),
@@ -161,3 +163,19 @@ def test_padding_changes_nothing(train: Make, monkeypatch: pytest.MonkeyPatch, n
         torch.testing.assert_close(got, right, rtol=0, atol=2e-4, msg=lambda said, key=key: f"{key}: {said}")
     moved = [int(b) for key, b in padded.model.named_buffers() if key.endswith("gating.moved")]
     assert moved and all(moved)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_layers_are_compiled_where_batches_have_one_shape(
+    train: Make, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Else each batch would be compiled, and, of a rollout, each token."""
+    shapes, forward = set(), Layer.forward
+    monkeypatch.setattr(
+        Layer, "forward", lambda self, x, *a, **k: (shapes.add((self.training, x.shape)), forward(self, x, *a, **k))[1]
+    )
+    made, _, _ = train(name, steps=2)
+    assert (len({shape for training, shape in shapes if training}) <= 1) is made.steady
+    if not made.steady:
+        with pytest.raises(ConfigError, match=r"trainer\.compile.* another"):
+            train(name, compile=True)
