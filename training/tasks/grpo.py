@@ -335,7 +335,7 @@ class Grpo(Task):
         for name, value in whole.figures.items():
             of = f"judged/{name}" if name in whole.judged else "completions"
             own = torch.tensor(value * share, dtype=torch.float32, device=self.device)
-            figures[name] = self.step.mean(own, of)
+            figures[name] = self.step.figure(own, of)
         count = self.policy.average.count(mask)
         return Scored(total, count, figures=figures, routings=scored.routings)
 

@@ -41,8 +41,7 @@ class StepMean:
         names = list(counts[0])
         own = torch.stack([torch.stack([each[name] for name in names]).to(device) for each in counts]).sum(0)
         totals = ranks.sum(own)
-        totals = totals.masked_fill(totals == 0, 1).float()
-        self._totals = dict(zip(names, totals.unbind(), strict=True))
+        self._totals = dict(zip(names, totals.float().unbind(), strict=True))
         # Lightning divides by the nominal number of micro-batches per step, strategies by the number of ranks.
         self._scale = trainer.accumulate_grad_batches * ranks.number
         self._together = ranks.together  # all of which have counted the same windows
@@ -59,13 +58,22 @@ class StepMean:
             name: of the count to divide by
 
         Returns:
-            a part that, averaged over ranks and divided by ``accumulate_grad_batches``, sums to the mean
+            a part that, averaged over ranks and divided by ``accumulate_grad_batches``, sums to the mean; 0 where the
+            step has none, so that the loss of what is not there has no gradient
         """
-        return total * (self._scale * self._together) / self._totals[name]
+        return total * (self._scale * self._together) / self._divisor(name)
+
+    def figure(self, total: Tensor, name: str) -> Tensor:
+        """As ``mean``, of what is only logged: NaN where the step has none, of which 0 would be an opinion."""
+        return self.mean(total, name).masked_fill(self._totals[name] == 0, torch.nan)
+
+    def _divisor(self, name: str) -> Tensor:
+        total = self._totals[name]
+        return total.masked_fill(total == 0, 1)
 
     def share(self, part: int | Tensor, name: str) -> Tensor:
         """The factor from a micro-batch's mean over ``part`` to its part of the step's mean: 1 if all are equal."""
-        return part * self._scale / self._totals[name]
+        return part * self._scale / self._divisor(name)
 
     def record(self, figures: Mapping[str, Tensor], micro_batches: int) -> None:
         """Add a micro-batch's parts of means, for ``figures``."""

@@ -342,6 +342,7 @@ def test_reward_without_spread_and_failing_reward_change_nothing(train: Make) ->
             ):
                 task, _, trainer = train(2, reward=reward)
             assert trainer.callback_metrics["train/reward_failures"] == 1
+            assert trainer.callback_metrics["train/reward"].isnan() and trainer.callback_metrics["train/judged"] == 0
         else:
             task, _, trainer = train(2, reward=reward)
         # Balance losses alone move routers, and what leads to them.
