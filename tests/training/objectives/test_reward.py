@@ -142,6 +142,26 @@ def test_wrong_number_of_values_is_the_failure_of_all() -> None:
     assert failed == 2 and all(map(math.isnan, found["short"]))
 
 
+@pytest.mark.parametrize("value", [RuntimeError("no"), math.nan, 2.0])
+def test_completion_gains_nothing_by_the_failure_of_a_penalty(value: Any) -> None:
+    """It has no reward from the other parts either; where a part has no opinion, the others count alone."""
+    penalised = reward({**BOTH, "weights": [1, -1]})
+    penalised.rewards[1] = Odd(value)
+    with pytest.warns(UserWarning, match="the reward odd failed for 1 of 2 completions"):
+        found, failed = judge(penalised, ["", ""], ["a", "odd"], {"answer": ["a", "odd"]})
+    assert failed == 1 and [row[0] for row in found.values()] == [1, 0.5]
+    assert all(math.isnan(row[1]) for row in found.values())
+    penalised.rewards[1] = Odd(None)
+    assert judge(penalised, [""], ["odd"], {"answer": ["odd"]})[0]["exact_match"] == [1]
+
+
+def test_sum_has_the_time_of_its_parts() -> None:
+    """Which a control around it takes: programs have limits of their own."""
+    tested = {"name": "unit_tests", "weaker": True}
+    assert reward({"name": "shuffled", "reward": BOTH}).timeout_s == 120
+    assert reward({"name": "shuffled", "reward": {**BOTH, "rewards": ["exact_match", tested]}}).timeout_s == math.inf
+
+
 def test_reward_that_looks_at_others_is_not_asked_again_for_each() -> None:
     """Levelled for each by itself, every completion would get its own reward."""
     levelled = reward({"name": "levelled", "reward": "exact_match"})

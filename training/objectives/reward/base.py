@@ -34,7 +34,10 @@ class Reward(Composable):
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
     ) -> list[float | None]:
-        """One reward a completion; None where this function has no opinion.
+        """One reward a completion; None where this function has no opinion, for reasons of the prompt and its columns.
+
+        A completion that cannot be judged is a failure: raise, or give NaN. None would leave this function out of a
+        weighted sum, to which a completion must not have the key.
 
         Args:
             prompts: the last message of each conversation before the completion

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from blocks.precision import without_autocast
@@ -28,8 +29,11 @@ def judge(
 ) -> tuple[dict[str, list[float]], int]:
     """Each part's rewards, NaN for none, and how many are missing because the part failed.
 
-    It fails where it raises, takes longer than its ``timeout_s``, gives another number of values, or a value that is no
-    finite number within its ``bounds``. All finite rewards of a run come from here.
+    A part fails where it raises, takes longer than ``timeout_s``, gives another number of values, or a value that is
+    no finite number within its ``bounds``. All finite rewards of a run come from here.
+
+    A completion of which a part fails has no reward from any part: its sum without a failed penalty would be higher
+    than that of a completion that was judged.
 
     Args:
         reward: to judge by
@@ -37,16 +41,17 @@ def judge(
         completions: their texts
         columns: of the data, one value a completion
     """
-    found: dict[str, list[float]] = {}
+    each = {name: _judge(part, prompts, completions, columns) for name, (_, part) in reward.parts().items()}
+    found = {name: [math.nan if isinstance(value, Failure) else value for value in row] for name, row in each.items()}
     failed = 0
-    for name, (_, part) in reward.parts().items():
-        values = _judge(part, prompts, completions, columns)
-        reasons = [value.reason for value in values if isinstance(value, Failure)]
-        if reasons:
-            of = f"{len(reasons)} of {len(values)} completions"
-            warnings.warn(f"the reward {name} failed for {of}: {reasons[0]}", stacklevel=2)
-        failed += len(reasons)
-        found[name] = [math.nan if isinstance(value, Failure) else value for value in values]
+    for name, row in each.items():
+        failures = {i: value.reason for i, value in enumerate(row) if isinstance(value, Failure)}
+        if failures:
+            of = f"{len(failures)} of {len(row)} completions"
+            warnings.warn(f"the reward {name} failed for {of}: {next(iter(failures.values()))}", stacklevel=2)
+        failed += len(failures)
+        for values, i in product(found.values(), failures):
+            values[i] = math.nan
     return found, failed
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +22,9 @@ class Learned(Reward):
     """The score that a reward model gives to a completion: a run of ``task=reward``.
 
     Its conversation is written in the reward model's own chat format and tokenizer, with the end of an answer after the
-    completion, whether it ended or not. None for a conversation with more tokens than the model has positions. The
-    model is loaded at the first call, in fp32, on the device that the process trains on, and is not trained.
+    completion, whether it ended or not. A conversation with more tokens than the model has positions is not judged: it
+    counts as failed. The model is loaded at the first call, in fp32, on the device that the process trains on, and is
+    not trained.
 
     Args:
         run: folder of the run, or a checkpoint of it
@@ -49,7 +51,7 @@ class Learned(Reward):
 
         before = columns.get("messages") or [[{"role": "user", "content": prompt}] for prompt in prompts]
         rows = [self._ids(*each) for each in zip(before, completions, strict=True)]
-        scores: list[float | None] = [None] * len(rows)
+        scores: list[float | None] = [math.nan] * len(rows)
         fits = [i for i, row in enumerate(rows) if len(row) <= self._decoder.config["max_positions"]]
         for batch in alike(self._decoder, [len(rows[i]) for i in fits], self.batch_size):
             some = [fits[place] for place in batch]

@@ -12,7 +12,8 @@ from training.objectives.reward.base import Reward
 class Weighted(Reward):
     """The weighted sum of rewards, each of which is logged; DeepSeek-V2's eq. 35 (arXiv 2405.04434).
 
-    A reward that is None is left out of the sum; it is None only where all are.
+    A reward that is None is left out of the sum; it is None only where all are. A completion of which a part fails has
+    no reward.
 
     Args:
         rewards: nodes of rewards
@@ -24,6 +25,7 @@ class Weighted(Reward):
             rule = f"there must be one for each of the {len(rewards)} rewards, and at least one"
             raise BlockError("weights", weights, rule, "Write as many weights as rewards")
         self.rewards, self.weights = rewards, weights
+        self.timeout_s = sum(reward.timeout_s for reward in rewards)
 
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
