@@ -28,10 +28,14 @@ class Delta(Transplant):
         *("v_head_dim", "shared_by", "reach", "query_conv", "key_conv", "value_conv", "strength", "decay", "norm"),
         "output_gate",
     )
-    example: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = ({}, {"attention": {"name": "kda", "n_heads": 4}})
+    example: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = (
+        {},
+        {"attention": {"name": "kda", "n_heads": 4, "head_dim": 8}},
+    )
 
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
-        return isinstance(old, GroupedAttention) and isinstance(new, GatedDelta)
+        both = isinstance(old, GroupedAttention) and isinstance(new, GatedDelta)
+        return both and old.output.out_features == new.output.out_features  # type: ignore[union-attr]
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
         assert isinstance(old, GroupedAttention) and isinstance(new, GatedDelta)

@@ -92,7 +92,8 @@ class Latent(Transplant):
         return self.rank_from == "activations"
 
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
-        return isinstance(old, GroupedAttention) and old.window is None and isinstance(new, MLA)
+        plain = isinstance(old, GroupedAttention) and old.window is None and isinstance(new, MLA)
+        return plain and old.output.out_features == new.output.out_features  # type: ignore[union-attr]
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
         assert isinstance(old, GroupedAttention) and isinstance(new, MLA)
