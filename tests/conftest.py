@@ -327,8 +327,8 @@ def fit(checked: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[...,
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
         trainer = L.Trainer(**{**ours, **quiet, **settings}, default_root_dir=tmp_path, callbacks=list(callbacks))
         task, data = instantiate(plain["task"], "task"), instantiate(plain["data"], "data")
-        task.resumes = ckpt_path is not None
-        trainer.fit(task, data, ckpt_path=ckpt_path, weights_only=True)
+        trainer.ckpt_path = ckpt_path
+        trainer.fit(task, data, weights_only=True)
         return trainer
 
     return train

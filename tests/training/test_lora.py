@@ -18,6 +18,7 @@ from interop.source import load
 from lab.handover.__main__ import main as command
 from registry import ConfigError
 from training.checkpoints.record import record
+from training.configuration.instantiate import instantiate
 
 LORA = (
     "model=pretrained",
@@ -65,7 +66,7 @@ def test_run_resumes_bit_identical_and_reads_as_merged(
     assert all(ours[name].any() for name in ours if is_adapter(name))
     tokens, trained = torch.arange(20).view(2, 10), whole.lightning_module.decoder.eval()
     assert (trained(tokens) - before(tokens)).abs().max() > 1e-3
-    assert torch.allclose(load(tmp_path / "rest.ckpt")(tokens), trained(tokens), atol=1e-6)
+    assert torch.allclose(load(tmp_path / "rest.ckpt")(tokens), trained(tokens), atol=1e-5)  # W + BA rounds otherwise
     again = fit(*LORA[:1], f"init_from={tmp_path / 'rest.ckpt'}", "trainer.max_steps=1", "optimizer.lr=1e-12")
     assert torch.allclose(again.lightning_module.decoder(tokens), trained(tokens), atol=1e-5)
 
@@ -79,6 +80,21 @@ def test_resumed_run_records_the_starts_that_were_asked_for_and_reads_none(
     kept = record(checked(*asked))
     assert (kept["adapter"]["start"], kept["task"]["tower"]) == ("gone", "gone") and kept["init_from"]
     assert fit(*asked, ckpt_path=file).global_step == 2
+
+
+def test_trainer_that_has_resumed_a_run_measures_another_from_its_own_start(
+    fit: Callable[..., Any], checked: Callable[..., Any], lora: tuple[str, ...], base: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "half.ckpt"
+    trainer = fit(*lora, "trainer.max_steps=1")
+    trainer.save_checkpoint(file)
+    plain = checked(*lora)
+    data = instantiate(plain["data"], "data")
+    trainer.validate(trainer.lightning_module, data, ckpt_path=file, weights_only=True, verbose=False)
+    other = instantiate(plain["task"], "task")
+    trainer.validate(other, data, verbose=False)
+    weights = other.decoder.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in load(base).state_dict().items())
 
 
 def test_adapter_leaves_and_returns_in_pefts_layout(

@@ -38,7 +38,7 @@ from training.configuration.root import Changed, check_value
 from training.configuration.secrets import hidden, read_from_environment
 from training.entry.preflight import OWN, preflight
 from training.entry.room import check_room
-from training.entry.run import conclude, leave_processes, measure, no_bar, quieten
+from training.entry.run import conclude, fit, leave_processes, measure, no_bar, quieten, restoring
 from training.entry.start import refuse_random_weights, refuse_untrained
 from training.lora import Lora
 from training.tasks.lookup import is_task
@@ -177,7 +177,6 @@ class ComposedCLI(LightningCLI):
             if refusal := _refusal_within(error):
                 raise refusal from None
             raise
-        self.model.resumes = bool(settings.get("ckpt_path"))
         placeholders.refuse_to_overwrite(self.trainer, settings.get("ckpt_path"))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -200,6 +199,10 @@ class ComposedCLI(LightningCLI):
             )
         self.trainer.callbacks.append(Recording(ours))  # type: ignore[attr-defined]
 
+    def fit(self, model: Any, datamodule: Any = None, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Train, from a checkpoint if one is named."""
+        fit(self.trainer, model, datamodule, ckpt_path)
+
     def after_fit(self) -> None:
         conclude(self.trainer, self.model, self.datamodule, test=False)
 
@@ -215,7 +218,8 @@ class ComposedCLI(LightningCLI):
         """Write the likeliest next token after each one of the test text."""
         datamodule.eval_windows = None
         self.trainer.callbacks.append(Predictions(self.trainer.default_root_dir))  # type: ignore[attr-defined]
-        self.trainer.predict(model, datamodule, return_predictions=False, ckpt_path=ckpt_path, weights_only=True)
+        with restoring(self.trainer, ckpt_path):
+            self.trainer.predict(model, datamodule, return_predictions=False, weights_only=True)
 
 
 def _adapter_of(given: Any) -> Lora | None:

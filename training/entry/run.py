@@ -58,7 +58,6 @@ def run(
     loggers = [instantiate(node, f"logger.{k}") for k, node in (plain["logger"] or {}).items() if node]
     data = instantiate(plain["data"], "data")
     task = instantiate(plain["task"], "task")
-    task.resumes = plain["ckpt_path"] is not None
     callbacks.append(Recording(record(shown or plain)))
     node = {**no_bar(callbacks), **node, "callbacks": callbacks, "logger": loggers or False}
     trainer = instantiate(node, "trainer")
@@ -67,13 +66,32 @@ def run(
         logger.log_hyperparams({k: (shown or plain)[k] for k in LOGGED})
     try:
         if plain["train"]:
-            trainer.fit(task, data, ckpt_path=plain["ckpt_path"], weights_only=True)
+            fit(trainer, task, data, plain["ckpt_path"])
             with _resumable(trainer):
                 return conclude(trainer, task, data, test=plain["test"])
         return conclude(trainer, task, data, test=plain["test"], ckpt_path=plain["ckpt_path"])
     except BaseException:
         _dismiss(trainer)
         raise
+
+
+def fit(trainer: L.Trainer, task: L.LightningModule, data: L.LightningDataModule | None, ckpt_path: str | None) -> None:
+    """Train, from a checkpoint if one is named."""
+    with restoring(trainer, ckpt_path):
+        trainer.fit(task, datamodule=data, weights_only=True)
+
+
+@contextmanager
+def restoring(trainer: L.Trainer, ckpt_path: str | None) -> Iterator[None]:
+    """Name the trainer's checkpoint before it builds the model, which then reads nothing else to start from.
+
+    Lightning's argument ``ckpt_path`` says it to the trainer, and so to the task, only afterwards.
+    """
+    trainer.ckpt_path = ckpt_path
+    try:
+        yield
+    finally:
+        trainer.ckpt_path = None
 
 
 @contextmanager
@@ -157,7 +175,8 @@ def measure(
         _stand_at(trainer, ckpt_path)
     found = dict(metrics or {})
     for command in commands:
-        getattr(trainer, command)(task, data, ckpt_path=ckpt_path, weights_only=True, verbose=False)
+        with restoring(trainer, ckpt_path):
+            getattr(trainer, command)(task, data, weights_only=True, verbose=False)
         found |= _numbers(trainer)
     return _tell(trainer, task, found)
 

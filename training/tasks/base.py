@@ -81,8 +81,9 @@ class Task(KeepsDtype, L.LightningModule):
         scheduler: factor on the learning rate over the steps
         seed: of the initial weights and all random draws of training
         init_from: a run's folder, a checkpoint or an imported folder to take the initial weights from; null for random
-            ones. A resumed run takes those of its checkpoint, and reads neither this nor ``tower`` nor the adapter's
-            start
+            ones. A resumed run takes those of its checkpoint. With ``trainer.ckpt_path = FILE`` before ``fit`` it reads
+            neither this nor ``tower`` nor the adapter's start; with ``fit(ckpt_path=FILE)``, of which Lightning says
+            nothing until the model is built, it reads them first
         activation_checkpointing: ``full``: layers keep only their input and recompute the rest for the gradient;
             ``selective``: only feed-forward blocks do; ``none``
         kernels: kernel → implementation, instead of the automatic choice for the device
@@ -141,7 +142,6 @@ class Task(KeepsDtype, L.LightningModule):
         self.model_config = read(model)
         self.recipe, self.schedule, self.seed, self.init_from = optimizer, scheduler, seed, init_from
         self.tower = tower
-        self.resumes = False  # set by who starts the trainer, which has no checkpoint yet when the model is built
         self.kernels = choice.check(kernels or {}, "task.kernels")
         # Plain types only: a checkpoint must load under weights_only=True and rebuild its model without YAML.
         recorded = {} if adapter is None else {"adapter": adapter.record()}
@@ -202,8 +202,12 @@ class Task(KeepsDtype, L.LightningModule):
 
     @property
     def starts(self) -> bool:
-        """Whether the weights are those to start from, and not a checkpoint's."""
-        return not self.resumes and (self._trainer is None or self._trainer.ckpt_path is None)
+        """Whether the weights are those to start from, and not those of the trainer's ``ckpt_path``.
+
+        Before the model is built, a trainer holds a path that was assigned to it, and still the last one that was an
+        argument, which it will not read again.
+        """
+        return self._trainer is None or not self._trainer._checkpoint_connector._user_managed
 
     def _build(self) -> Decoder:
         start = self.init_from if self.starts else None
