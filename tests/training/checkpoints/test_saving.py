@@ -24,6 +24,7 @@ from training.checkpoints.atomic import write_file
 from training.checkpoints.carry import carry
 from training.checkpoints.plugin import SealedCheckpoints
 from training.checkpoints.saving import Keeper, all_finite, save
+from training.figure import OF_TEXT, Figure
 
 Fit = Callable[..., L.Trainer]
 
@@ -123,8 +124,9 @@ def keeper(folder: Path, **more: Any) -> Keeper:
 def test_task_that_measures_another_figure_keeps_no_best_checkpoint_and_trains_on(tmp_path: Path) -> None:
     """The note before the run said so; Lightning would end it after its second validation."""
     loop: Any = SimpleNamespace(epoch_loop=SimpleNamespace(val_loop=SimpleNamespace(_has_run=True)))
-    for figures, refused in ((("reward",), False), (("loss",), True)):
-        trainer: Any = SimpleNamespace(lightning_module=SimpleNamespace(figures=figures), fit_loop=loop)
+    for figures, refused in (((Figure("reward", "", "more"),), False), (OF_TEXT, True)):
+        task = SimpleNamespace(figures=figures)
+        trainer: Any = SimpleNamespace(lightning_module=task, callbacks=[], fit_loop=loop)
         with pytest.raises(MisconfigurationException) if refused else nullcontext():
             keeper(tmp_path)._save_topk_checkpoint(trainer, {"val/reward": torch.tensor(1.0)})
 
