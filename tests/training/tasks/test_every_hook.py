@@ -259,9 +259,9 @@ class Stops(L.Callback):
 
 
 @pytest.mark.parametrize("batches", [1, 4])  # amid a step; at the end of an epoch
-def test_run_that_its_time_has_ended_resumes(fit: Fit, start: Path, whole: Last, batches: int) -> None:
+@pytest.mark.parametrize("hook", ["on_train_end", pytest.param("on_train_epoch_end", marks=pytest.mark.slow)])
+def test_run_that_its_time_has_ended_resumes(fit: Fit, start: Path, whole: Last, hook: str, batches: int) -> None:
     saves = Everywhere()
     last = fit("distill", saves=[saves, Stops(batches)], accumulate=2, start=start)
-    ends = [each for each in saves.saved if each[0] == "on_train_epoch_end"]
-    for each in (ends[-1], ("on_train_end", last.end)):
-        resume_and_compare(fit, "distill", 2, start, each, whole)
+    saved = {**dict(saves.saved), "on_train_end": last.end}
+    resume_and_compare(fit, "distill", 2, start, (hook, saved[hook]), whole)
