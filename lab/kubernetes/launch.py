@@ -48,7 +48,7 @@ def check_identity(cluster: Cluster, where: Mapping[str, Any]) -> None:
     """
     found = cluster.identity()["uid"] if where.get("uid") else None
     if found is not None and found != where["uid"]:
-        rule = "names another cluster, or the namespace has been made anew, since the jobs of this sweep were created"
+        rule = "names another cluster, or the namespace was created again, since the jobs of this sweep were created"
         remedy = "Point kubectl at the former one, or name another hydra.sweep.dir"
         raise ConfigError("hydra.launcher.context", where["context"], rule, remedy)
 

@@ -52,7 +52,7 @@ def rows_of(sweep: Path, states: Mapping[int, Mapping[str, str]] | None = None) 
 
 
 def exit_code(rows: Sequence[Mapping[str, Any]]) -> int:
-    """Of a sweep's table: 1 if every job has failed or diverged, for scripts that go on with its results."""
+    """Of a sweep's table: 1 if every job has failed or diverged, for scripts that continue with its results."""
     return int(bool(rows) and all(row["status"] in ("failed", "diverged") for row in rows))
 
 

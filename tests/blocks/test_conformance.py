@@ -23,6 +23,7 @@ from blocks.conformance import Case, PromiseError, cases
 from blocks.conformance.__main__ import main
 from blocks.conformance.cases import CHECKS
 from blocks.ffn.base import FFN
+from blocks.gating.base import Routing
 from blocks.gating.softmax_topk import SoftmaxTopK
 from blocks.norm.base import Norm
 from blocks.norm.rmsnorm import RMSNorm
@@ -310,6 +311,11 @@ class Doubling(SoftmaxTopK):
         return experts[:, :1].expand_as(experts), weights, probs
 
 
+class PaddingCounted(SoftmaxTopK):
+    def forward(self, x: Tensor, tokens: Any = None, experts: Any = None, real: Any = None) -> Routing:
+        return super().forward(x, tokens, experts)
+
+
 class LearnedAlpha(ExpertBalance):
     def __init__(self, n_experts: int, top_k: int, alpha: float = 0.003) -> None:
         super().__init__(n_experts, top_k, alpha)
@@ -348,6 +354,7 @@ BROKEN: list[tuple[str, type, str]] = [
     ("ffn", Overplanned, "parallel plan"),
     ("gating", Doubling, "routing"),
     ("balance", LearnedAlpha, "balance"),
+    ("gating", PaddingCounted, "padding"),
 ]
 
 

@@ -23,7 +23,7 @@ class EarlyStopping(LightningEarlyStopping):
     """
 
     def __init__(self, *args: Any, mode: Literal["min", "max"] | None = None, **settings: Any) -> None:
-        super().__init__(*args, **{**settings, "mode": mode or "min"})
+        super().__init__(*args, mode=mode or "min", **settings)  # type: ignore[misc] # jsonargparse reads this call
         self.asked_mode = mode
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from training.schedulers.base import Schedule
 log = logging.getLogger(__name__)
 
 
-def resolve_checkpoint(plain: Mapping[str, Any], place: Place, ours: Mapping[str, Any]) -> str | None:
+def resolve_checkpoint(plain: Mapping[str, Any], place: Place, ours: Callable[[], Mapping[str, Any]]) -> str | None:
     """The checkpoint to resume from, or None for a new run.
 
     A path: itself, or its predecessor if it is damaged. ``last``: the newest undamaged one in this run's own folders;
@@ -33,7 +33,7 @@ def resolve_checkpoint(plain: Mapping[str, Any], place: Place, ours: Mapping[str
     Args:
         plain: the configuration
         place: the run's folders
-        ours: the record of this run
+        ours: gives the record of this run, and is called if another's is found
 
     Raises:
         ConfigError: there is none, or ``auto_resume`` finds one of another configuration in this run's own folders
@@ -63,26 +63,28 @@ def resolve_checkpoint(plain: Mapping[str, Any], place: Place, ours: Mapping[str
     return str(found) if found else None
 
 
-def _refuse_another(found: Path, ours: Mapping[str, Any]) -> None:
+def _refuse_another(found: Path, ours: Callable[[], Mapping[str, Any]]) -> None:
     past = peek(found)
-    if past is not None and not is_same_run(past, ours):
-        rule = f"found {found} of another configuration ({listed(changes(past, ours))})"
+    if past is not None and not is_same_run(past, ours()):
+        rule = f"found {found} of another configuration ({listed(changes(past, ours()))})"
         remedy = f"Resume it anyway with ckpt_path={found}, or start a new run in another folder"
         raise ConfigError("auto_resume", True, rule, remedy)
 
 
-def _among(runs: Path, ours: Mapping[str, Any], any_will_do: bool) -> Path | None:
+def _among(runs: Path, ours: Callable[[], Mapping[str, Any]], any_will_do: bool) -> Path | None:
     """The newest good checkpoint among separate runs with this configuration; else of any run, or None."""
     candidates = by_age(runs)
     pasts = {path: peek(path) for path in candidates}
-    fits = {path: past is None or is_same_run(past, ours) for path, past in pasts.items()}  # None: looked at as damaged
+    fits = {
+        path: past is None or is_same_run(past, ours()) for path, past in pasts.items()
+    }  # None: looked at as damaged
     found = first_good(path for path in candidates if fits[path])
     other = next((path for path in candidates if not fits[path]), None)
     if other is None or (found and candidates.index(other) > candidates.index(found)):
         return found
     past = pasts[other]
     assert past is not None
-    differs = f"{other}, differs: {listed(changes(past, ours))}"
+    differs = f"{other}, differs: {listed(changes(past, ours()))}"
     if found:
         _tell(logging.INFO, f"resumes the newest run of this configuration; a newer one, {differs}")
         return found

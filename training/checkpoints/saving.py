@@ -94,7 +94,7 @@ class Keeper(ModelCheckpoint):
     """
 
     def __init__(self, *args: Any, mode: Literal["min", "max"] | None = None, **settings: Any) -> None:
-        super().__init__(*args, **{**settings, "mode": mode or "min"})
+        super().__init__(*args, mode=mode or "min", **settings)  # type: ignore[misc] # jsonargparse reads this call
         self.asked_mode = mode
         if f"{self.filename}.ckpt" in (LAST, PREVIOUS):
             rule = "is the name of the newest checkpoint, which would take the place of the best"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -16,6 +15,7 @@ from omegaconf import DictConfig
 
 import registry
 from registry import ConfigError, presets
+from registry.folder import read_json
 from training.checkpoints.find import LAST
 from training.checkpoints.places import SWEEP, place_of
 from training.claims import only_writer
@@ -132,8 +132,8 @@ def _continuation(arguments: list[str], steps: int, checkpoint: Path) -> str:
 def _plan(directory: Path) -> dict[str, Any]:
     """The plan of the sweep that a job is one of; empty for a run alone."""
     try:
-        plan = json.loads((directory.parent / SWEEP).read_text())
-    except (OSError, ValueError):
+        plan = read_json(directory.parent, SWEEP)
+    except ConfigError:
         return {}
     return plan if isinstance(plan, dict) else {}
 

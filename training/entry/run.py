@@ -203,7 +203,7 @@ def _stand_at(trainer: L.Trainer, ckpt_path: str) -> None:
 
 
 def _numbers(trainer: L.Trainer) -> dict[str, float]:
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if value.ndim == 0}
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if getattr(value, "ndim", 0) == 0}
 
 
 def quieten(ignore: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ def find_start(plain: dict[str, Any], given: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: it does not fit the run
     """
-    resumes = plain["ckpt_path"] is not None or plain["auto_resume"]
-    ours = record(given) if resumes else {}  # it imports the classes of callbacks, and so Lightning
+    ours = cache(lambda: record(given))  # made when it is compared: it imports the classes of callbacks, so Lightning
     place = settle(plain)
     path = plain["ckpt_path"] = resolve_checkpoint(plain, place, ours)
     if path and is_task(plain["task"].get("_target_")):
@@ -46,7 +46,7 @@ def find_start(plain: dict[str, Any], given: Mapping[str, Any]) -> None:
         check_fits(checkpoint, trained, path)
         if plain["train"]:
             check_optimizer(checkpoint, instantiate(plain["optimizer"], "optimizer"), trained, path)
-        check_changes(path, past_of(checkpoint), ours, plain)
+        check_changes(path, past_of(checkpoint), ours(), plain)
     refuse_overwriting(plain, place)
     _check_weights(plain)
     check_tower(plain)

@@ -21,7 +21,7 @@ LAST = "checkpoints/last.ckpt"
 @pytest.fixture
 def found(ours: dict[str, Any]) -> Callable[[dict[str, Any]], Path | None]:
     def find(plain: dict[str, Any]) -> Path | None:
-        path = resolve_checkpoint(plain, settle(plain), ours)
+        path = resolve_checkpoint(plain, settle(plain), lambda: ours)
         return Path(path) if path else None
 
     return find
