@@ -222,6 +222,29 @@ def forward_flops_per_token(model: Mapping[str, Any] | Decoder, length: int) -> 
     return (around + layers) / length
 
 
+def training_flops_per_token(model: Mapping[str, Any] | Decoder, length: int) -> float:
+    """FLOPs of one training step, per token: three times those of the forward pass, whose every product has two in the
+    backward pass, and of all depths of multi-token prediction, with the head for each. Recomputation is not in it.
+
+    Arguments as in ``forward_flops_per_token``.
+    """
+    decoder = model if isinstance(model, Decoder) else compose(model, device="meta")
+    return 3 * (forward_flops_per_token(decoder, length) + _mtp_flops(decoder, length) / length)
+
+
+def _mtp_flops(decoder: Decoder, length: int) -> int:
+    if not len(decoder.mtp):
+        return 0
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
+    hidden = torch.empty(1, length, decoder.config["d_model"], dtype=decoder.embedding.weight.dtype, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        for states, _ in decoder.mtp_states(hidden, tokens):
+            decoder.logits(states)
+    return counter.get_total_flops()
+
+
 def _flops(decoder: Decoder, indices: Sequence[int], length: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode  # imports triton, which refusals of a run have no time for
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -255,24 +255,39 @@ class Decoder(nn.Module):
             for each depth, the summed nll in nats and the number of scored targets, both 0 for sequences too short for
             it, and the routing of its layer
         """
-        positions = _next_positions(tokens, None) if positions is None else positions
         take = _whole if share is None else share.take
         losses: list[tuple[Tensor, Tensor]] = []
         routings: list[Routing | None] = []
+        for k, (states, routing) in enumerate(self.mtp_states(hidden, tokens, positions, segments, share), start=1):
+            aim = take(later_targets(targets, segments, k))
+            losses.append((self.nll(states, aim), (aim != IGNORED).sum()))
+            routings.append(routing)
+        for _ in range(len(self.mtp) - len(losses)):  # too short for these depths
+            zero = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            losses.append((zero, torch.zeros_like(targets[0, 0])))
+            routings.append(None)
+        return losses, routings
+
+    def mtp_states(
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        share: Share | None = None,
+    ) -> Iterator[tuple[Tensor, Routing | None]]:
+        """For each depth k that sequences are long enough for, its states [B,T−k,D] and the routing of its layer;
+        arguments as in ``mtp_nll``."""
+        positions = _next_positions(tokens, None) if positions is None else positions
+        take = _whole if share is None else share.take
         for k, depth in enumerate(self.mtp, start=1):
-            if tokens.shape[1] <= k:  # too short for this depth
-                zero = torch.zeros((), dtype=torch.float32, device=hidden.device)
-                losses.append((zero, torch.zeros_like(targets[0, 0])))
-                routings.append(None)
-                continue
+            if tokens.shape[1] <= k:
+                return
             # Depth k pairs the state of token i with the embedding of token i+k, and predicts token i+k+1.
             later, inner = take(tokens[:, k:]), None if segments is None else segments[:, :-k]
-            aim = take(later_targets(targets, segments, k))
             embedded = self.embed(later, take(positions[:, k:]))
             hidden, routing = depth(embedded, hidden[:, : later.shape[1]], later, positions[:, :-k], inner, share)
-            losses.append((self.nll(hidden, aim), (aim != IGNORED).sum()))
-            routings.append(routing)
-        return losses, routings
+            yield hidden, routing
 
     def new_caches(
         self, batch: int, length: int, bits: int | None = None, padding: Tensor | None = None

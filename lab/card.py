@@ -107,7 +107,8 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
 # Settings, not measurements.
 SETTINGS = {"flops.context", "cache.bits", "cache.context", "training.gpus", "training.bytes_per_parameter"}
 NOTE = (
-    "FLOPs: attention not halved for causality. Training is 3x the forward pass: each product has two in the backward."
+    "FLOPs: attention not halved for causality. Training is 3x the forward pass, multi-token prediction included: each "
+    "product has two in the backward."
 )
 # Left out where no model has them.
 IMAGES = {key for section in SECTIONS for _, key, _ in section if key.startswith("images.")}

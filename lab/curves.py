@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from blocks.compose import compose
-from blocks.cost import cache_bytes_per_token, forward_flops_per_token
+from blocks.cost import cache_bytes_per_token, training_flops_per_token
 from training.writing import write_text
 
 FILE = "curves.json"
@@ -31,14 +31,14 @@ def costs(model: Mapping[str, Any], length: int) -> dict[str, float | None]:
         length: T, tokens of its training sequences
 
     Returns:
-        ``flops_per_token`` of training, three times the forward pass, and ``cache_bytes_per_token`` in fp32, of a
-        sequence of this length; None if a plug-in's block cannot be measured
+        ``flops_per_token`` of training, and ``cache_bytes_per_token`` in fp32, of a sequence of this length;
+        None if a plug-in's block cannot be measured
     """
     found: dict[str, float | None] = {"flops_per_token": None, "cache_bytes_per_token": None}
     try:
         decoder = compose(model, device="meta")
         length = min(length, decoder.config["max_positions"])
-        found["flops_per_token"] = 3 * forward_flops_per_token(decoder, length)
+        found["flops_per_token"] = training_flops_per_token(decoder, length)
         found["cache_bytes_per_token"] = cache_bytes_per_token(decoder, length, torch.float32)
     except NotImplementedError:  # an attention without a cache
         pass

@@ -23,6 +23,7 @@ from blocks.cost import (
     forward_flops_per_token,
     growth_beyond_windows,
     seeing_flops,
+    training_flops_per_token,
 )
 from blocks.decoder import Decoder
 from blocks.kernels import choice
@@ -79,7 +80,7 @@ def figures(decoder: Decoder, options: Options) -> dict[str, Any]:
         "flops": {
             "context": context,
             "forward_per_token": forward,
-            "training_per_token": 3 * forward,
+            "training_per_token": training_flops_per_token(decoder, context),
             "ffn_ratio": ratio,
             "deepseek_moe_formula": deepseek_moe_flops(L, D, V, ratio, context),
         },

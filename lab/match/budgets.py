@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from blocks.compose import compose
-from blocks.cost import cache_bytes_per_token, count_families, count_parameters, forward_flops_per_token
+from blocks.cost import cache_bytes_per_token, count_families, count_parameters, training_flops_per_token
 from blocks.decoder import Decoder
 
 BUDGETS = ("params", "active_params", "flops", "cache_bytes")
@@ -78,7 +78,7 @@ def residuals(figures: Figures, goal: Mapping[str, float | None]) -> dict[str, f
 
 
 def _flops(decoder: Decoder, context: int) -> float:
-    return 3 * forward_flops_per_token(decoder, context)  # each product has two in the backward pass
+    return training_flops_per_token(decoder, context)
 
 
 def _cache(decoder: Decoder, context: int) -> float | None:

@@ -10,7 +10,15 @@ import torch
 from torch import nn
 
 from blocks.compose import compose
-from blocks.cost import FAMILIES, alike, cache_bytes, cache_bytes_per_token, count_parameters, forward_flops_per_token
+from blocks.cost import (
+    FAMILIES,
+    alike,
+    cache_bytes,
+    cache_bytes_per_token,
+    count_parameters,
+    forward_flops_per_token,
+    training_flops_per_token,
+)
 from blocks.experts.base import Experts
 from blocks.ffn.base import FFN
 from blocks.ffn.moe import MoE
@@ -81,6 +89,22 @@ def test_flops_of_a_mixture_are_those_of_its_active_parameters(
     norms = (2 * L + 1) * D
     matrices = counted.active - counted.embedding - norms
     assert forward_flops_per_token(config, 16) == 2 * matrices + L * mha(16)
+
+
+@pytest.mark.parametrize("length", [2, 3, 24])
+def test_multi_token_prediction_costs_a_layer_a_projection_and_the_head_for_each_depth(
+    tiny: Callable[..., Any], length: int
+) -> None:
+    """Depth k has length − k tokens; of two tokens only the first depth has any."""
+
+    def of_depth(k: int) -> float:
+        deeper, model = (forward_flops_per_token(tiny(n_layers=n), length - k) for n in (L + 1, L))
+        return (length - k) * (deeper - model + 2 * 2 * D * D + 2 * V * D)
+
+    without, trained = (training_flops_per_token(tiny(mtp=mtp), length) for mtp in (None, {"depth": 2}))
+    assert without == 3 * forward_flops_per_token(tiny(), length)
+    expected = 3 * sum(of_depth(k) for k in (1, 2) if k < length) / length
+    assert trained - without == pytest.approx(expected, rel=1e-12)
 
 
 def test_costing_allocates_no_weights(tiny: Callable[..., Any]) -> None:

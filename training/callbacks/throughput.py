@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from blocks.cost import forward_flops_per_token
+from blocks.cost import training_flops_per_token
 from registry.enforcing import enforced
 from registry.ranges import Whole
 from training.cadence import logs_now
@@ -72,7 +72,7 @@ class Throughput(L.Callback):
         )
         if logs_now(trainer):
             if self._flops is None and isinstance(pl_module, Task):
-                self._flops = 3 * forward_flops_per_token(pl_module.model_config, batch["tokens"].shape[1])
+                self._flops = training_flops_per_token(_trained(pl_module), batch["tokens"].shape[1])
             seconds = time.perf_counter() - self._since
             tokens = int(self._tokens)
             rate = tokens / seconds
@@ -84,6 +84,12 @@ class Throughput(L.Callback):
                 pl_module.log("speed/rollout_tokens_per_second", readers * sampled / sampling)
                 pl_module.log("speed/update_tokens_per_second", tokens / (seconds - sampling))
             self._since, self._tokens = time.perf_counter(), 0
+
+
+def _trained(task: Task) -> dict[str, Any]:
+    """Its composition, without multi-token prediction where that is frozen, as tasks that do not train it ask."""
+    config = dict(task.model_config)
+    return config if any(p.requires_grad for p in task.model.mtp.parameters()) else {**config, "mtp": None}
 
 
 def _sampled(task: L.LightningModule) -> tuple[int, float]:
