@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 import registry
 from blocks.compose import check, compose
 from blocks.decoder import Decoder
+from lab.card import flat
 from lab.match import knobs
 from lab.match.budgets import BUDGETS, WORDS, Figures, measure, measure_one, residuals
 from lab.match.knobs import Keys, Knob, Place
@@ -210,13 +211,26 @@ def _sized(arm: Arm, match: Match | None, goal: Mapping[str, Any] | None, target
             raise _unreached(arm, knob, match, found, off)
     new = {place: knob.at(found.value)[place.keys] for place in knob.places}
     new = {place: value for place, value in new.items() if value != place.value}
+    overrides = (*arm.overrides, *(override(arm.written, place, value) for place, value in new.items()))
+    with named(arm.name):
+        _refuse_followers(overrides, check(knobs.changed(arm.model, knob.at(found.value))), match.by)
     return replace(
         left_alone,
         figures=measure(decoders[found.value], arm.context),
         changed={place.path: (place.value, value) for place, value in new.items()},
-        overrides=(*arm.overrides, *(override(arm.written, place, value) for place, value in new.items())),
+        overrides=overrides,
         multiple=found.multiple,
     )
+
+
+def _refuse_followers(overrides: Sequence[str], measured: Mapping[str, Any], by: str) -> None:
+    """Refuse overrides that compose another model than was measured: an interpolation follows what they change."""
+    ours = flat(check(composition_of(registry.to_plain(compose_config(overrides).model))))
+    theirs = flat(measured)
+    if ours != theirs:
+        key = next(key for key in (*ours, *theirs) if ours.get(key) != theirs.get(key))
+        rule = f"model.{key} follows it by an interpolation, so another model would be trained than was measured"
+        raise ConfigError("by", by, rule, f"Write model.{key} as a number, or size the arm by another knob")
 
 
 def _search(arm: Arm, knob: Knob, match: Match, own: float, wanted: float, decoders: dict[int, Decoder]) -> Found:

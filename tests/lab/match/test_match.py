@@ -52,6 +52,7 @@ def test_figures_are_those_of_the_whole_model_run_at_once(preset: str) -> None:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         decoder(torch.zeros(1, 48, dtype=torch.long, device="meta"))
     assert figures.flops == 3 * counter.get_total_flops() / 48
+    assert figures.flops < measure({**decoder.config, "mtp": {"depth": 1}}, 48).flops
     assert figures.cache_bytes == sum(cache.nbytes for cache in decoder.new_caches(1, 48)) / 48
 
 
@@ -224,6 +225,12 @@ def test_no_other_value_of_the_multiple_is_nearer(tiny: Callable[..., Any], budg
         tried += 1
         assert figure is not None and reached <= abs(figure - goal)
     assert tried >= 3
+
+
+def test_number_that_follows_the_knob_is_refused_since_another_model_would_be_trained() -> None:
+    arm = arm_of("other", ("model=tiny", "model/attention=gqa", "model.experts.d_ff=${model.ffn.shared.d_ff}"))
+    with pytest.raises(ConfigError, match=r"arm other: by = 'd_ff': model.experts.d_ff follows it by an interpolation"):
+        _sized(arm, Match("params", "d_ff"), None, 1.1 * measure(arm.model, arm.context).params)
 
 
 def test_an_arm_that_is_near_enough_is_left_alone() -> None:
