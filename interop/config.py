@@ -41,6 +41,8 @@ _IDLE = {
 }
 # Keys that change no logit of any family, and why. Any other key is translated, refused, or ignored on request.
 IDLE = {key: reason for reason, keys in _IDLE.items() for key in keys.split()}
+# Settings of transformers' base class that no family has; each passes at the value by which it is absent.
+ABSENT: dict[str, Any] = {"add_cross_attention": False, "pruned_heads": {}, "tie_encoder_decoder": False}
 # Read here, never in a family's table.
 ALWAYS_READ = {"model_type", "quantization_config"}
 
@@ -85,16 +87,21 @@ class Config:
         return default
 
     def refuse_unread(self, family: str) -> None:
-        """Refuse a key with a value that was not read, and an ``ignored`` key that cannot be ignored."""
+        """Refuse a key with a value that was not read, and an ``ignored`` key that cannot be ignored.
+
+        ``false``, 0 and empty values too: they may switch off what a family does by default.
+        """
         for name in sorted(self.ignored):
             if name in self.taken & self.values.keys():
                 rule = f"{family} reads this setting: without it the model would compute something else"
                 raise ConfigError("--ignore", name, rule, f"Leave out --ignore {name}")
             if name not in self.values:
                 unread = [key for key in self.values if key not in self.taken | IDLE.keys()]
-                raise ConfigError("--ignore", name, "config.json has no such key", did_you_mean(name, unread))
+                remedy = did_you_mean(name, unread, "Leave it out: this family reads every key of it")
+                raise ConfigError("--ignore", name, "config.json has no such key", remedy)
         for name, value in self.values.items():
-            if name not in self.taken | IDLE.keys() | self.ignored and value not in (None, False, "", [], {}):
+            absent = value is None or (name in ABSENT and value == ABSENT[name])
+            if name not in self.taken | IDLE.keys() | self.ignored and not absent:
                 rule = f"{family} does not read this setting, so its effect would be lost"
                 raise refusal(name, value, rule, f"If you know that it changes no logit, add --ignore {name}")
 

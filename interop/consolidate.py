@@ -22,7 +22,7 @@ import registry
 from blocks.checkpoint.read import read_checkpoint
 from blocks.checkpoint.weights import weights_of
 from interop import origin, tokenizer
-from interop.folder import start_from, whole
+from interop.folder import check_out, start_from, whole
 from interop.shards import ready, save, write_shards
 from interop.source import COMPOSITION, tokenizer_state
 from registry.command import Parser, run_command
@@ -42,6 +42,7 @@ def consolidate(source: Path, out: Path, *, checkpoint: bool = False) -> None:
     Raises:
         ConfigError: the source is damaged, or the folder cannot be written
     """
+    check_out(out)
     last = source / "checkpoints" / "last.ckpt"
     checkpoint_file = last if last.exists() else source
     found = read_checkpoint(checkpoint_file)

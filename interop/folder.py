@@ -24,6 +24,16 @@ def start_from(start: Path) -> list[str]:
     return [*words, "data/tokenizer=pretrained", f"data.tokenizer.file={quoted(file)}"] if file.is_file() else words
 
 
+def check_out(out: Path) -> None:
+    """Refuse a folder that cannot be written, before work whose result would be lost.
+
+    Raises:
+        ConfigError: ``out`` exists and is not empty
+    """
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise ConfigError("OUT", str(out), "exists already", "Name a folder that does not exist, or an empty one")
+
+
 @contextmanager
 def whole(out: Path) -> Iterator[Path]:
     """A temporary folder beside ``out``, renamed to ``out`` at the end and removed after an error.
@@ -31,8 +41,7 @@ def whole(out: Path) -> Iterator[Path]:
     Raises:
         ConfigError: ``out`` exists and is not empty, or cannot be written
     """
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise ConfigError("OUT", str(out), "exists already", "Name a folder that does not exist, or an empty one")
+    check_out(out)
     temporary = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.partial")
     try:
         temporary.mkdir(parents=True)

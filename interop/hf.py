@@ -15,19 +15,20 @@ import torch
 
 import registry
 from interop.exporting import export_folder
-from interop.folder import start_from
+from interop.folder import check_out, start_from
 from interop.gguf import unpack
 from interop.importing import import_folder
 from interop.peft import export_adapter
 from registry import ConfigError
 from registry.command import Parser, run_command
 
+USUAL_BYTES = 5 * 10**9  # of a file of weights
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def _size(text: str) -> int:
-    """``5GB``, ``200MB``, ``1000`` → bytes."""
-    match = re.fullmatch(r"(\d+)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    """``5GB``, ``200MB``, ``1000B`` → bytes. A number alone is refused: 5 would mean a file for every tensor."""
+    match = re.fullmatch(r"(\d+)\s*([KMGT]?)B", text.strip(), re.IGNORECASE)
     if not match or not int(match[1]):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 5GB or 200MB")
     return int(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")
@@ -61,7 +62,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 
 def _add_sizes(parser: argparse.ArgumentParser, dtypes: Iterable[str], more: str) -> None:
     parser.add_argument("--dtype", choices=tuple(dtypes), help=f"of the parameters; as stored if left out{more}")
-    parser.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="e.g. 5GB, 200MB")
+    parser.add_argument("--max-shard-size", type=_size, metavar="SIZE", help="e.g. 200MB; default 5GB")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +77,7 @@ def _run(arguments: Sequence[str]) -> None:
         options = {
             "dtype": DTYPES.get(given.dtype),
             "mtp": given.mtp,
-            "max_bytes": given.max_shard_size,
+            "max_bytes": given.max_shard_size or USUAL_BYTES,
             "ignored": given.ignore,
         }
         found = _import(given.source, given.out, options)
@@ -96,14 +97,11 @@ def _import(source: Path, out: Path, options: dict[str, Any]) -> str:
         raise ConfigError("DIR", str(source), "is one file, and no *.gguf", "Name its folder, with config.json")
     if source.suffix != ".gguf":
         return import_folder(source, out, **options)
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=_made(out.absolute().parent)) as folder:
+    check_out(out)
+    beside = next(parent for parent in out.absolute().parents if parent.is_dir())
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=beside) as folder:
         unpack(source, Path(folder))
         return import_folder(Path(folder), out, **options)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def export(given: argparse.Namespace, beside: Mapping[str, str] | None = None) -> None:
@@ -118,11 +116,13 @@ def export(given: argparse.Namespace, beside: Mapping[str, str] | None = None) -
     if given.adapter:
         if given.dtype is not None:
             raise ConfigError("--dtype", given.dtype, "an adapter is written as it was trained", "Leave it out")
+        if given.max_shard_size is not None:
+            raise ConfigError("--max-shard-size", given.max_shard_size, "an adapter is one file", "Leave it out")
         written = export_adapter(given.source, given.out, family=given.family)
         print(f"Exported the adapter to {given.out}, for a model of model_type {written!r}.")
         return
     dtype = DTYPES.get(given.dtype, given.dtype)
-    options = {"family": given.family, "dtype": dtype, "max_bytes": given.max_shard_size}
+    options = {"family": given.family, "dtype": dtype, "max_bytes": given.max_shard_size or USUAL_BYTES}
     written, why = export_folder(given.source, given.out, **options, beside=beside)
     print(f"Exported to {given.out} as model_type {written!r}.")
     if why:

@@ -67,6 +67,9 @@ def import_folder(
     shards = Unpacked(Shards(source), block)
     _check_depth(values, len(shards.entries))
     model = family.composition(values, mtp, ignored)
+    if mtp and not model.get("mtp"):
+        rule = f"this checkpoint of {family.model_type} has no heads of multi-token prediction that are read here"
+        raise ConfigError("--mtp", True, rule, "Leave it out")
     files, licences = companions.read(source), origin.licences(source)
     with torch.device("meta"):
         decoder = compose(model, device="meta")

@@ -146,6 +146,9 @@ def main(arguments: Sequence[str]) -> None:
     for name, least in (("length", 1), ("windows", 0)):
         if (given := getattr(words, name)) is not None and given < least:
             raise ConfigError(f"--{name}", given, f"must be at least {least}", "Leave it out")
+    if words.length is not None and not words.text:
+        rule = "cuts the files of --text, and the text of a run has windows of its own"
+        raise ConfigError("--length", words.length, rule, "Add --text FILE")
     writer, most = Writer.open(words.model, device="cpu"), words.windows or None
     if words.text:
         windows = list(text_windows(writer, words.text, words.length, most))

@@ -41,7 +41,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 repeats less")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends a text; again for several")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws; prompt i draws from seed + i")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the draws, at a temperature above 0; prompt i draws from seed + i"
+    )
     parser.add_argument("--bits", type=int, choices=BITS, help="quantise the cache; default: exact")
     parser.add_argument("--bos", action="store_true", help="begin prompts with the token that begins a document")
     parser.add_argument("--dtype", default="float32", help=", ".join(DTYPES))
@@ -67,11 +69,29 @@ def read(arguments: Sequence[str]) -> tuple[argparse.Namespace, Request]:
         raise ConfigError("--max-new-tokens", words.max_new_tokens, "must be at least 1", "Write 1 or more")
     if not 0 <= words.seed < 2**63:
         raise ConfigError("--seed", words.seed, "must be a whole number from 0 to 2^63", "Write e.g. --seed 0")
-    if words.boxes and not (words.image and words.boxes.endswith(".png") and Path(words.boxes).parent.is_dir()):
-        rule = "names a PNG in a folder that exists, and there is an --image to draw into"
-        raise ConfigError("--boxes", words.boxes, rule, "Write e.g. --image page.jpg --boxes boxes.png")
+    _check_boxes(words.boxes, words.image)
+    _refuse_without_effect(words)
     stops = tuple(words.stop)
     return words, Request(words.max_new_tokens, sampling, stops, words.seed, words.bits, words.bos, tuple(words.image))
+
+
+def _check_boxes(boxes: str | None, images: Sequence[str]) -> None:
+    if boxes is None:
+        return
+    remedy = "Write e.g. --image page.jpg --boxes boxes.png"
+    if not (images and boxes.endswith(".png") and Path(boxes).parent.is_dir()):
+        rule = "names a PNG in a folder that exists, and there is an --image to draw into"
+        raise ConfigError("--boxes", boxes, rule, remedy)
+    if Path(boxes).resolve() in [Path(image).resolve() for image in images]:
+        raise ConfigError("--boxes", boxes, "would be written over a picture of --image", remedy)
+
+
+def _refuse_without_effect(words: argparse.Namespace) -> None:
+    """The likeliest token is among any that these keep. A seed has no effect either, and does no harm in a script."""
+    for name in ("top_k", "top_p", "min_p"):
+        if words.temperature == 0 and (given := getattr(words, name)) is not None:
+            rule = "has no effect at temperature 0, which takes the likeliest token"
+            raise ConfigError(f"--{name.replace('_', '-')}", given, rule, "Leave it out, or raise --temperature")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -91,7 +111,7 @@ def main(arguments: Sequence[str]) -> None:
         first = found["completions"][0]["text"]
     else:
         first = show(writer, prompts, request)[0].removeprefix(prompts[0])
-    if words.boxes:
+    if words.boxes is not None:
         drawn(open_picture(Path(words.image[0]), "--image"), boxes(first)).save(words.boxes)
 
 

@@ -36,6 +36,9 @@ def main(arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(USAGE, end="")
         return
+    if len(arguments) > 1:
+        rule = "takes one kind or block to show"
+        raise ConfigError("arguments", " ".join(arguments), rule, "Write e.g. attention, attention/mla or 'gating/*'")
     if arguments == ["--markdown"]:
         print(markdown())
         return

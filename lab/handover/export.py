@@ -39,6 +39,8 @@ def hand_over(given: argparse.Namespace) -> None:
     asked = read_arguments(given.settings, options=("gpus", "gpu", *CHOICES), flags=())
     require(asked.options, "gpus", "gpu")
     has_weights = given.source.exists() and given.source.suffix not in (".yaml", ".yml")
+    if not has_weights:
+        _refuse_of_weights(given)
     decoder, origin = _opened(given.source, has_weights)
     family, _, why = recognise(decoder, given.family, origin)
     if family.model_type == OWN.model_type:
@@ -57,6 +59,13 @@ def hand_over(given: argparse.Namespace) -> None:
         export_config(decoder, given.out, family=family.model_type, beside=beside)
         print(f"Wrote config.json of model_type {family.model_type!r} to {given.out}; there are no weights.")
     _say(engine, given.out, best, trained, given.source)
+
+
+def _refuse_of_weights(given: argparse.Namespace) -> None:
+    for option, value in (("--dtype", given.dtype), ("--max-shard-size", given.max_shard_size)):
+        if value is not None:
+            rule = f"is of weights, and {given.source} is a composition without any"
+            raise ConfigError(option, value, rule, "Leave it out, or name a run")
 
 
 def in_whole_rounds(found: Sequence[Candidate], job: Job) -> list[Candidate]:

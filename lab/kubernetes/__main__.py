@@ -22,6 +22,11 @@ OF_A_SWEEP = ("status", "stop", "resume", "retry")
 OPTIONS = ("--prefix", "--tail=-1", "--max-log-requests=100")
 FOLLOW = "--follow"
 REST = f"run: OVERRIDES; render: FOLDER OVERRIDES; logs: DIR [N] [{FOLLOW}]; others: DIR [N]"
+# Overrides that the actions make, and by which.
+SET_HERE = {
+    "hydra/launcher": "run and render are of hydra/launcher=kubernetes",
+    "hydra.launcher.render": "render FOLDER",
+}
 ACTIONS = ("run", "render", "logs", *OF_A_SWEEP)
 
 
@@ -47,8 +52,21 @@ def main(arguments: Sequence[str]) -> int:
     if action == "render":
         if not tail or "=" in tail[0]:
             raise ConfigError("command line", "render", "needs a folder", "Write render FOLDER OVERRIDE …")
-        return run([f"hydra.launcher.render={quoted(Path(tail[0]).absolute())}", *tail[1:]])
-    return run(tail)
+        return run([f"hydra.launcher.render={quoted(Path(tail[0]).absolute())}", *checked(tail[1:])])
+    return run(checked(tail))
+
+
+def checked(overrides: Sequence[str]) -> Sequence[str]:
+    """Overrides that leave the action as it is.
+
+    Raises:
+        ConfigError: one would win over the launcher or the folder that the action sets
+    """
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key in SET_HERE:
+            raise ConfigError(key, value, f"is set by the action: {SET_HERE[key]}", "Leave it out")
+    return overrides
 
 
 def run(overrides: Sequence[str]) -> int:
@@ -62,23 +80,24 @@ def logs(arguments: Sequence[str]) -> int:
     """Print the logs of a sweep's pods, or of one job's; with ``--follow`` what comes, too.
 
     Raises:
-        ConfigError: not a sweep on a cluster
+        ConfigError: an error in the command line, or not a sweep on a cluster
     """
-    follows = FOLLOW in arguments
-    arguments = [word for word in arguments if word != FOLLOW]
-    if not arguments:
-        raise ConfigError("command line", "logs", "needs a sweep", "Write logs DIR, or logs DIR N for one job")
+    parser = Parser(prog="blockwright kubernetes logs", description="The logs of a sweep's pods, or of one job's.")
+    parser.add_argument("dir", metavar="DIR", type=Path, help="folder of a sweep")
+    parser.add_argument("job", metavar="N", type=int, nargs="?", help="number of one job")
+    parser.add_argument(FOLLOW, action="store_true", help="print what comes, too")
+    given = parser.parse_args(list(arguments))
     from lab.kubernetes.launch import jobs_of
     from lab.kubernetes.options import GROUP
 
-    sweep = Path(arguments[0]).resolve()
+    sweep = given.dir.resolve()
     plan = plans.read(sweep)
     if "cluster" not in plan:
         rule = "was not started on a cluster"
         raise ConfigError("DIR", str(sweep), rule, "Its logs are in its folders: DIR/N/job.log")
     found = jobs_of(sweep, plan)
-    selector = found.selector + (f",{GROUP}/job={arguments[1]}" if arguments[1:] else "")
-    if follows:
+    selector = found.selector + (f",{GROUP}/job={given.job}" if given.job is not None else "")
+    if given.follow:
         sys.stdout.flush()
         command = found.cluster.command("logs", FOLLOW, "--selector", selector, *OPTIONS)
         return subprocess.run(command, check=False).returncode

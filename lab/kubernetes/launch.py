@@ -19,6 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
+from interop.folder import check_out, whole
 from lab.kubernetes.check import check
 from lab.kubernetes.cluster import Cluster
 from lab.kubernetes.jobs import STOP, Jobs
@@ -48,7 +49,7 @@ def check_identity(cluster: Cluster, where: Mapping[str, Any]) -> None:
     """
     found = cluster.identity()["uid"] if where.get("uid") else None
     if found is not None and found != where["uid"]:
-        rule = "names another cluster, or the namespace was created again, since the jobs of this sweep were created"
+        rule = "names another cluster, or the namespace has been recreated, since the jobs of this sweep were created"
         remedy = "Point kubectl at the former one, or name another hydra.sweep.dir"
         raise ConfigError("hydra.launcher.context", where["context"], rule, remedy)
 
@@ -99,6 +100,8 @@ class Launch:
             Interrupted: this process was stopped
         """
         check_options(self.options)
+        if self.options.render is not None:
+            check_out(Path(self.options.render))
         given = {first + i: [o for o in one if not o.startswith("ckpt_path=")] for i, one in enumerate(job_overrides)}
         read = read_from_environment(self.config.hydra.launcher)
         for overrides in given.values():
@@ -182,12 +185,11 @@ class Launch:
     def _write(self, made: Mapping[int, Sequence[Manifest]], folder: Path) -> None:
         import yaml
 
-        for number, objects in made.items():
-            namespace = {"namespace": self.options.namespace} if self.options.namespace else {}
-            named = [{**one, "metadata": {**one["metadata"], **namespace}} for one in objects]
-            text = yaml.safe_dump_all(named, sort_keys=False, width=120)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / f"{number}.yaml", text)
+        with whole(folder) as written:  # manifests of an earlier command, left there, would be applied with these
+            for number, objects in made.items():
+                namespace = {"namespace": self.options.namespace} if self.options.namespace else {}
+                named = [{**one, "metadata": {**one["metadata"], **namespace}} for one in objects]
+                write_text(written / f"{number}.yaml", yaml.safe_dump_all(named, sort_keys=False, width=120))
         print(f"wrote {len(made)} manifests to {folder}; nothing was started")
         sys.exit(0)
 

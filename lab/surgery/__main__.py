@@ -31,7 +31,7 @@ from blocks.ledger import Ledger
 from blocks.plugins import distributions
 from interop import origin
 from interop.exporting import write_tokenizer
-from interop.folder import start_from, whole
+from interop.folder import check_out, start_from, whole
 from interop.shards import ready, write_shards
 from interop.source import COMPOSITION, open_source, read_composition
 from lab.cache_loss import USUAL, Window, text_windows, validation_windows
@@ -160,6 +160,8 @@ def main(arguments: Sequence[str]) -> None:
         if (given := getattr(words, name)) is not None and given < 1:
             raise ConfigError(f"--{name}", given, "must be at least 1", "Leave it out")
     _refuse_without_effect(words)
+    if words.out is not None:
+        check_out(words.out)
     registry.load()
     model, surgery, seed = requested(words.run, words.overrides)
     learns = surgery.check(read_composition(words.run), model).reads_text

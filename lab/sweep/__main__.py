@@ -56,6 +56,9 @@ def main(arguments: Sequence[str]) -> int:
     for flag, value, action in (*single, ("--", overrides, "job")):
         if value is not None and given.action != action:
             raise ConfigError("command line", flag, f"is an option of {action}", f"Leave it out, or write {action}")
+    if given.workers is not None and given.action not in ("resume", "retry"):
+        rule = "is how many jobs resume and retry run at a time"
+        raise ConfigError("--workers", given.workers, rule, "Leave it out, or write resume or retry")
     sweep = given.dir.resolve()
     if given.action == "job":
         if given.job is None:
@@ -72,6 +75,11 @@ def main(arguments: Sequence[str]) -> int:
     if plan["kind"] == "search":
         return go_on_with_search(sweep, plan, given.action == "retry", _numbers(given.jobs), given.workers)
     if "cluster" in plan:
+        if given.workers is not None:
+            rule = "is of processes here, and the cluster runs the jobs of this sweep"
+            raise ConfigError(
+                "--workers", given.workers, rule, "Leave it out: a sweep keeps its hydra.launcher.parallel"
+            )
         return resume_on_cluster(sweep, plan, given.action == "retry", _numbers(given.jobs))
     if given.action == "resume":
         return run_plan(sweep, given.workers)

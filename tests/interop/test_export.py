@@ -196,7 +196,7 @@ def test_dtype_and_size_of_shards_are_the_ones_asked_for(
     assert all(len(load_file(f)) == 1 or sum(t.nbytes for t in load_file(f).values()) <= 20_000 for f in files)
 
 
-@pytest.mark.parametrize("size", ["0", "big", "-5GB", "5 apples"])
+@pytest.mark.parametrize("size", ["0", "big", "-5GB", "5 apples", "5"])
 def test_size_that_is_none_is_refused(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(tmp_path), str(tmp_path / "hf"), f"--max-shard-size={size}"]) == 64
     assert f"{size!r} is not a size; write 5GB or 200MB" in capsys.readouterr().err

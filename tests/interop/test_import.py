@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import blockwright
 from interop.exporting import export_folder
+from interop.families.catalogue import FAMILIES
 from interop.hf import main
 from interop.importing import import_folder
 from interop.source import load
@@ -149,6 +151,24 @@ def test_unknown_key_is_refused_until_it_is_ignored_by_name(
     said = capsys.readouterr().out
     assert "Ignored colour of config.json" in said and "Ignored shade of config.json" in said
     assert json.loads((tmp_path / "out" / "origin.json").read_text())["ignored"] == {"colour": "blue", "shade": 3}
+
+
+@pytest.mark.parametrize("value", [False, 0, "", [], {}])
+def test_unknown_key_is_refused_whose_value_is_false_or_empty(
+    value: Any, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    values = json.loads((checkpoint("llama") / "config.json").read_text())
+    of_old_files = {"pruned_heads": {}, "add_cross_attention": False, "colour": None}
+    FAMILIES["llama"].composition({**values, **of_old_files})
+    with pytest.raises(ConfigError, match="--ignore gate"):
+        FAMILIES["llama"].composition({**values, "gate": value})
+
+
+def test_heads_of_prediction_are_not_asked_of_a_checkpoint_without(
+    checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["import", str(checkpoint("llama")), str(tmp_path / "out"), "--mtp"]) == 64
+    assert "error: --mtp = True" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_keys_that_change_nothing_anywhere_pass_and_origin_says_why(

@@ -135,10 +135,10 @@ def test_terminal_gets_each_piece_at_once(run: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_json_is_one_document(run: Path, writer: Writer, capsys: pytest.CaptureFixture[str]) -> None:
-    words = "--prompt A --prompt BC --temperature 0 --max-new-tokens 9 --seed 3 --bits 8 --min-p 0.1 --json"
+    words = "--prompt A --prompt BC --temperature 0 --max-new-tokens 9 --seed 3 --bits 8 --json"
     main([str(run), *words.split()])
     told = json.loads(capsys.readouterr().out)
-    assert (told["model"], told["seed"], told["bits"], told["min_p"], told["top_k"]) == (str(run), 3, 8, 0.1, None)
+    assert (told["model"], told["seed"], told["bits"], told["min_p"], told["top_k"]) == (str(run), 3, 8, None, None)
     assert [c["prompt"] for c in told["completions"]] == ["A", "BC"]
     assert [c["text"] for c in told["completions"]] == writer.write(["A", "BC"], 9, temperature=0, bits=8)
     assert all(c["ended"] in ("length", "end") and 0 <= c["tokens"] <= 9 for c in told["completions"])

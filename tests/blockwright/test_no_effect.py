@@ -1,0 +1,53 @@
+"""An option that would have no effect, or lose work, is refused at once: one message, exit code 64."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from blockwright.command import run
+from registry.command import run_command
+
+# Command line → path of the refusal, and a pattern of its rule. Nothing named here exists but {full}, a folder with a
+# file, and {picture}: so each is refused before anything is opened.
+REFUSED = {
+    "blocks attention mha": ("arguments", "one kind or block"),
+    "blocks attention --markdown": ("arguments", "one kind or block"),
+    "check norm attention": ("arguments", "one pattern"),
+    "generate RUN --prompt a --temperature 0 --top-k 5": ("--top-k", "no effect at temperature 0"),
+    "generate RUN --prompt a --temperature 0 --top-p 0.5": ("--top-p", "no effect at temperature 0"),
+    "generate RUN --prompt a --temperature 0 --min-p 0.5": ("--min-p", "no effect at temperature 0"),
+    "generate RUN --prompt a --boxes ''": ("--boxes", "names a PNG"),
+    "generate RUN --prompt '<image>' --image {picture} --boxes {picture}": ("--boxes", "over a picture"),
+    "cache-loss RUN --length 16": ("--length", "cuts the files of --text"),
+    "surgery RUN model/attention=mha --out {full}": ("OUT", "exists already"),
+    "consolidate RUN {full}": ("OUT", "exists already"),
+    "import {full}/model.gguf {full}": ("OUT", "exists already"),
+    "export RUN OUT --adapter --max-shard-size 5GB": ("--max-shard-size", "one file"),
+    "export RUN OUT --max-shard-size 5": ("command line", "'5' is not a size"),
+    "export tiny OUT --to automodel gpus=1 gpu=h100 --dtype float16": ("--dtype", "without any"),
+    "sweep status DIR --workers 3": ("--workers", "resume and retry"),
+    "kubernetes logs DIR 0 1": ("command line", "unrecognized arguments: 1"),
+    "kubernetes logs DIR first": ("command line", "invalid int value"),
+    "kubernetes render OUT hydra.launcher.render=X": ("hydra.launcher.render", "render FOLDER"),
+    "kubernetes run hydra/launcher=joblib": ("hydra/launcher", "set by the action"),
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_option_without_effect_is_refused_at_once(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/model.gguf").touch()
+    words = shlex.split(line.format(full="full", picture="page.png"))
+    assert run_command(run, words) == 64
+    said = capsys.readouterr().err
+    (found,) = re.findall(r"^error: (.+) = .*\n  rule:   (.+)\n  remedy: .+$", said, re.M)
+    path, rule = REFUSED[line]
+    assert found[0] == path and re.search(rule, found[1]), said
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["full", "model.gguf"]
