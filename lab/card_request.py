@@ -77,6 +77,9 @@ def read(arguments: Sequence[str]) -> Request:
     for key, _, value in (word.partition("=") for word in given.overrides):
         if key.partition(".")[0] in ("cache", "training", "context", "gpus", "against", "models"):
             raise ConfigError(key, value, "there is no such option", did_you_mean(key, [*KEYS, "model"]))
+        if not key.lstrip("+~").startswith("model"):
+            rule = "changes no model, and costs are those of models alone"
+            raise ConfigError(key, value, rule, "Leave it out; overrides begin with model, as model.n_layers=4")
     plot = _plot(given.flags["--plot"]) if "--plot" in given.flags else None
     return Request(models, _options(own, models), given.overrides, _against(own, models), "--json" in given.flags, plot)
 
@@ -84,6 +87,8 @@ def read(arguments: Sequence[str]) -> Request:
 def _plot(file: str) -> Path:
     if Path(file).suffix != ".svg":
         raise ConfigError("--plot", file, "must name a file ending in .svg", "Write --plot costs.svg")
+    if not Path(file).absolute().parent.is_dir():
+        raise ConfigError("--plot", file, "must be in a folder that exists", "Make the folder, or name another file")
     require("lab", "matplotlib", path="--plot", value=file)
     return Path(file)
 
@@ -126,6 +131,9 @@ def _number(key: str, text: str, fits: Callable[[float], bool], rule: str) -> fl
 
 
 def _against(own: Mapping[str, str], models: Sequence[str]) -> int:
+    if "against" in own and len(models) == 1:
+        remedy = f"Leave it out, or write model={models[0]},{own['against']}"
+        raise ConfigError("against", own["against"], "compares models, and one is described", remedy)
     name = own.get("against", models[-1])
     if name not in models:
         raise ConfigError("against", name, "must be one of the models described", did_you_mean(name, models))

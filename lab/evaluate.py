@@ -6,6 +6,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
+from registry import ConfigError
+
 USAGE = """\
 blockwright evaluate MODEL --suite needle --lengths 4k,32k,128k [--generate] [--position NODE]   how far it reads
 blockwright evaluate MODEL --task FILE                                            prompts judged by a reward: pass@k
@@ -13,6 +15,8 @@ blockwright evaluate --model_args path=MODEL --tasks TASKS …                  
 
 blockwright evaluate MODEL --suite x --help and --task x --help describe the first two; other options are the harness's.
 """
+
+HARNESS = "lab.lm_eval"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -26,5 +30,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     options = {word.split("=")[0] for word in arguments}
     ours = {"--suite": "lab.reading.command", "--task": "lab.solving.command"}
-    found = next((module for option, module in ours.items() if option in options), "lab.lm_eval")
+    found = next((module for option, module in ours.items() if option in options), HARNESS)
+    if found == HARNESS and not (arguments and arguments[0].startswith("-")):
+        rule = "does not say by what it is evaluated"
+        remedy = "Add --suite needle --lengths 512, or --task FILE; or write --model_args path=MODEL --tasks TASKS"
+        raise ConfigError("command line", " ".join(arguments), rule, remedy)
     importlib.import_module(found).main(arguments)

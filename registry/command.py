@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from registry.disk import refusal_of_full
-from registry.errors import REFUSED, ConfigError, did_you_mean
+from registry.errors import REFUSED, ConfigError, did_you_mean, refused_path
 
 INTERRUPTED = 130  # 128 + SIGINT
 
@@ -51,7 +51,8 @@ def run_command(command: Callable[[Sequence[str]], int | None], arguments: Seque
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if (refusal := refusal_of_full(error)) is None:
+        refusal = refusal_of_full(error) or refused_path(error, "Name another path, or correct its permissions")
+        if refusal is None:
             raise
         print(refusal.render(), file=sys.stderr)
         return REFUSED

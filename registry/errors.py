@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from typing import Any
 
@@ -49,6 +50,20 @@ class BlockError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.parameter} = {self.value!r}: {self.rule}. {self.remedy}"
+
+
+# A path that is not the user's, is a file where a folder is due or the reverse, or cannot be one at all.
+NO_PATH = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+)
+
+
+def refused_path(error: BaseException, remedy: str) -> ConfigError | None:
+    """The refusal that an operating system's error about a path is; None for other errors."""
+    if not isinstance(error, OSError) or not error.filename or error.errno not in NO_PATH:
+        return None
+    return ConfigError("path", error.filename, f"cannot be read or written ({error.strerror})", remedy)
 
 
 def did_you_mean(word: Any, known: Iterable[str], otherwise: str = "") -> str:

@@ -282,6 +282,7 @@ EARLY = {
     # files
     "corpus not named": Mistake("data.corpus.files=???", "data.corpus.files", "a value is required"),
     "corpus not there": Mistake("data.corpus.files={tmp}/emty.txt", "data.corpus.files", "Did you mean 'empty.txt'"),
+    "corpus that is a pipe": Mistake("data.corpus.files={tmp}/pipe", "data.corpus.files", "no ordinary file"),
     "corpus empty": Mistake("data.corpus.files={tmp}/empty.txt", "data.corpus.files", "hold no text"),
     "corpus too short": Mistake(
         "data.corpus.files={tmp}/short.txt\ndata.corpus.val_fraction=0\ndata.corpus.test_fraction=0",
@@ -427,6 +428,7 @@ class Hostile:
 
 
 def _files(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
     (folder / "empty.txt").write_text("")
     (folder / "short.txt").write_text("a\nb\nc\nd\n" * 3)
     (folder / "latin.txt").write_bytes("café\n".encode("latin-1") * 100)

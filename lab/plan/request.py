@@ -58,6 +58,9 @@ KEYS = (
     *("model", "gpus", "gpu", "tokens", "batch", "length", "precision", "price.gpu_hour", "price.kwh"),
     *("power.overhead", "weights.bits", "cache.bits"),
 )
+OF_TOKENS = ("price.gpu_hour", "price.kwh", "power.overhead")  # what they are multiplied by
+OF_LAYOUTS = ("tokens", "batch", "precision", *OF_TOKENS, *CHOICES, "--explain")
+OF_GENERATION = ("weights.bits", "cache.bits")
 FLAGS = ("--explain", "--generation", "--published", "--json")
 READ: Mapping[str, Callable[[str, str], Any]] = {
     **dict.fromkeys(
@@ -83,7 +86,7 @@ def read(arguments: Sequence[str]) -> Request:
         if not key.startswith("model"):
             raise ConfigError(key, value, "there is no such option", did_you_mean(key, [*KEYS, *CHOICES]))
     gpus = whole("gpus", own["gpus"], 1, "is a number of GPUs")
-    return Request(
+    asked = Request(
         model=own["model"],
         overrides=given.overrides,
         device=hardware(own["gpu"]),
@@ -102,6 +105,26 @@ def read(arguments: Sequence[str]) -> Request:
         explain="--explain" in given.flags,
         as_json="--json" in given.flags,
     )
+    _refuse_without_effect({**own, **dict.fromkeys(given.flags, "")}, asked.show)
+    return asked
+
+
+def _refuse_without_effect(given: Mapping[str, str], show: Literal["layouts", "generation"]) -> None:
+    other, rule, remedy = {
+        "generation": (OF_LAYOUTS, "is of the training, and --generation asks for none", "Leave one of them out"),
+        "layouts": (
+            OF_GENERATION,
+            "is of generation, and a training is asked for",
+            "Leave it out, or add --generation",
+        ),
+    }[show]
+    for key in given:
+        if key in other:
+            raise ConfigError(key, given[key], rule, remedy)
+        if key in OF_TOKENS and "tokens" not in given:
+            raise ConfigError(
+                key, given[key], "adds up over a training, whose length is not given", "Add e.g. tokens=1e12"
+            )
 
 
 def require(own: Mapping[str, str], *keys: str) -> None:

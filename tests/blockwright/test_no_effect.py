@@ -22,6 +22,8 @@ REFUSED = {
     "generate RUN --prompt a --temperature 0 --min-p 0.5": ("--min-p", "no effect at temperature 0"),
     "generate RUN --prompt a --boxes ''": ("--boxes", "names a PNG"),
     "generate RUN --prompt '<image>' --image {picture} --boxes {picture}": ("--boxes", "over a picture"),
+    "evaluate RUN": ("command line", "by what it is evaluated"),
+    "evaluate": ("command line", "by what it is evaluated"),
     "cache-loss RUN --length 16": ("--length", "cuts the files of --text"),
     "surgery RUN model/attention=mha --out {full}": ("OUT", "exists already"),
     "consolidate RUN {full}": ("OUT", "exists already"),

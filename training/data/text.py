@@ -250,6 +250,9 @@ def expand(pattern: str) -> list[Path]:
         raise ConfigError(
             "data.corpus.files", pattern, "is a directory, but files are needed", f"Name them: '{pattern}/**/*.txt'"
         )
+    if path.exists():
+        rule = "is no ordinary file, and a text is read more than once"
+        raise ConfigError("data.corpus.files", pattern, rule, "Write what it holds to a file")
     _refuse_everywhere(path, pattern)
     files = [each for each in _matching(path) if each.is_file()]
     if files:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import shlex
@@ -17,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 import registry
 from registry import REFUSED, ConfigError
 from registry.disk import refusal_of_full
+from registry.errors import refused_path
 from registry.hydra import include_config_dir
 from registry.printing import Outlived
 from training.configuration.conf import CONF
@@ -27,7 +27,6 @@ from training.jobs import begun
 from training.parallel.lost_peer import is_lost_peer
 from training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, stoppable
 
-NO_FOLDER = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  # a folder that is not the user's, or a file
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
@@ -101,10 +100,9 @@ def refusal_of(error: Exception, arguments: list[str]) -> ConfigError | None:
         return full
     if isinstance(error, REFUSALS) or is_no_name(error):
         return explain(error, [a for a in arguments if not a.startswith("-")])
-    if isinstance(error, OSError) and error.filename and error.errno in NO_FOLDER:
-        rule = f"cannot be written or read ({error.strerror})"
-        remedy = "Name a folder of yours: hydra.run.dir=DIR, paths.log_dir=DIR, or what you set to this path"
-        return ConfigError("folder", error.filename, rule, remedy)
+    remedy = "Name a path of yours: hydra.run.dir=DIR, paths.log_dir=DIR, or what you set to this path"
+    if (refusal := refused_path(error, remedy)) is not None:
+        return refusal
     if type(error).__name__ == "MisconfigurationException":  # Lightning's error
         return ConfigError("trainer", "…", str(error), "Check trainer, callbacks and logger: python train.py --cfg job")
     if isinstance(error, ValueError) and "`val_check_interval`" in str(error):  # Lightning knows the epoch's length
