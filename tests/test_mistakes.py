@@ -283,6 +283,7 @@ EARLY = {
     "corpus not named": Mistake("data.corpus.files=???", "data.corpus.files", "a value is required"),
     "corpus not there": Mistake("data.corpus.files={tmp}/emty.txt", "data.corpus.files", "Did you mean 'empty.txt'"),
     "corpus that is a pipe": Mistake("data.corpus.files={tmp}/pipe", "data.corpus.files", "no ordinary file"),
+    "corpus with a name longer than any": Mistake("data.corpus.files=" + "a" * 5000, "path", "name too long"),
     "corpus empty": Mistake("data.corpus.files={tmp}/empty.txt", "data.corpus.files", "hold no text"),
     "corpus too short": Mistake(
         "data.corpus.files={tmp}/short.txt\ndata.corpus.val_fraction=0\ndata.corpus.test_fraction=0",

@@ -1,4 +1,4 @@
-"""An option that would have no effect, or lose work, is refused at once: one message, exit code 64."""
+"""An option that would have no effect or lose work, or a path that can be none: one message at once, exit code 64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blockwright.command import run
+from blockwright.command import COMMANDS, run
 from registry.command import run_command
 
 # Command line → path of the refusal, and a pattern of its rule. Nothing named here exists but {full}, a folder with a
@@ -53,3 +53,29 @@ def test_option_without_effect_is_refused_at_once(
     path, rule = REFUSED[line]
     assert found[0] == path and re.search(rule, found[1]), said
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["full", "model.gguf"]
+
+
+LONG = "a" * 5000  # more than any file system takes as a name
+OF_A_PATH = {
+    "describe": f"model={LONG}",
+    "plan": f"model={LONG} gpus=1 gpu=h100",
+    "ablate": LONG,
+    "sweep": f"status {LONG}",
+    "kubernetes": f"status {LONG}",
+    "report": LONG,
+    "surgery": LONG,
+    "generate": f"{LONG} --prompt a",
+    "cache-loss": LONG,
+    "evaluate": f"{LONG} --suite needle --lengths 16",
+    "import": f"{LONG} OUT",
+    "export": f"{LONG} OUT",
+    "consolidate": f"{LONG} OUT",
+}
+OF_NONE = {"match", "blocks", "check", "train"}  # the last one: tests/test_mistakes.py
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - OF_NONE))
+def test_path_that_can_be_none_is_refused_in_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(run, [command, *OF_A_PATH[command].split()]) == 64
+    said = capsys.readouterr().err
+    assert said.count("error: ") == 1 and "remedy: " in said and len(said) < 1000
