@@ -28,9 +28,9 @@ READERS = (
     "yaml.safe_load",
     "yaml.full_load",
     "yaml.unsafe_load",
-    "OmegaConf.load",
+    "omegaconf.OmegaConf.load",
 )
-READERS += ("pickle.load", "pickle.loads", "joblib.load", "torch.load", "np.load", "numpy.load")
+READERS += ("pickle.load", "pickle.loads", "joblib.load", "torch.load", "numpy.load")
 METHODS = ("read_text", "read_bytes")
 # Where a file or a text is read otherwise, and what it is.
 ELSEWHERE = {
@@ -41,7 +41,8 @@ ELSEWHERE = {
     "blockwright/api.py read_text": "files of this package",
     "lab/report/svg.py read_text": "a file of this package",
     "lab/report/build.py read_text": "files of this package",
-    "lab/catalogue.py read_text": "a page of this project",
+    "lab/catalogue.py read_text": "a page and the configuration of this project",
+    "lab/catalogue.py yaml.safe_load": "the configuration of this project",
     "training/data/shakespeare.py read_text": "files of an installed package",
     "blocks/refusals.py read_text": "a file of the kernel",
     "blocks/kernels/machine.py read_text": "a file of the kernel",
@@ -54,7 +55,7 @@ ELSEWHERE = {
     "training/objectives/boxed/exchange.py json.loads": "a line of limited length, from a program that is not trusted",
     "lab/catalogue.py yaml.safe_load": "files of this project",
     "training/objectives/reward/reasoning_gym.py json.loads": "a column that this process wrote",
-    "training/tasks/reference.py np.load": "the project's own cache",
+    "training/tasks/reference.py numpy.load": "the project's own cache",
     "lab/kubernetes/cluster.py json.loads": "what kubectl prints",
     "lab/kubernetes/watch.py json.loads": "what a pod of this sweep wrote",
     "interop/shards.py json.loads": "the header of a file, which safetensors has bounded",
@@ -64,18 +65,43 @@ ELSEWHERE = {
     "blocks/checkpoint/read.py torch.load": "a checkpoint",
     "training/checkpoints/record.py torch.load": "a checkpoint",
 }
-SAFELY = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
+SAFELY = {"torch.load": ("weights_only", True), "numpy.load": ("allow_pickle", False)}
+
+
+def reading(text: str) -> Iterator[tuple[str, ast.Call]]:
+    """Name of each call in a program that reads a file or a text of one, by whatever name it is imported."""
+    nodes, imported = list(ast.walk(ast.parse(text))), dict[str, str]()
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            imported |= {a.asname or a.name: module + a.name for a in node.names if a.asname or module}
+    for node in nodes:
+        if isinstance(node, ast.Call):
+            first, *rest = ast.unparse(node.func).split(".")
+            name = ".".join((imported.get(first, first), *rest))
+            if name in READERS or (rest and rest[-1] in METHODS):
+                yield name if name in READERS else rest[-1], node
 
 
 def calls() -> Iterator[tuple[str, ast.Call]]:
-    """File and name of each call that reads a file or a text of one."""
+    """File and name of each call of this project that reads a file or a text of one."""
     for source in (p for package in PACKAGES for p in (ROOT / package).rglob("*.py")):
-        for node in ast.walk(ast.parse(source.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                name = f"{ast.unparse(node.func.value)}.{node.func.attr}"
-                if name in READERS or node.func.attr in METHODS:
-                    shown = name if name in READERS else node.func.attr
-                    yield f"{source.relative_to(ROOT)} {shown}", node
+        for name, node in reading(source.read_text()):
+            yield f"{source.relative_to(ROOT)} {name}", node
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        ("import json\njson.load(f)", "json.load"),
+        ("from yaml import safe_load as read\nread(f)", "yaml.safe_load"),
+        ("def f():\n    import numpy as n\n    n.load(f)", "numpy.load"),
+        ("from omegaconf import OmegaConf\nOmegaConf.load(f)", "omegaconf.OmegaConf.load"),
+        ("(Path(f) / 'a.b').read_text()", "read_text"),
+    ],
+)
+def test_reading_is_found_by_whatever_name(program: str, name: str) -> None:
+    assert [found for found, _ in reading(program)] == [name]
 
 
 def test_files_are_read_in_one_place() -> None:
