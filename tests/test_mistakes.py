@@ -341,12 +341,12 @@ LATE = {
 # What shows only when training has begun: still no traceback.
 TOO_LATE = {
     "monitor of nothing": Mistake(
-        "callbacks.checkpoint.monitor=val/accuracy", "trainer", "could not find the monitored key"
+        "callbacks.checkpoint.monitor=val/accuracy", "callbacks.checkpoint.monitor", "declared by no task"
     ),
     "early stopping by what nobody logs": Mistake(
         "callbacks=[default,early_stopping]\ncallbacks.early_stopping.monitor=val/accuracy",
         "callbacks.early_stopping.monitor",
-        "no such value was logged",
+        "declared by no task",
     ),
     "validation less often than once an epoch of them": Mistake(
         "trainer.check_val_every_n_epoch=1\ntrainer.val_check_interval=100000",
