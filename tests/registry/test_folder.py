@@ -53,7 +53,6 @@ ELSEWHERE = {
     "training/objectives/boxed/judge.py json.load": "what the parent writes",
     "training/objectives/boxed/program.py json.load": "what the parent writes",
     "training/objectives/boxed/exchange.py json.loads": "a line of limited length, from a program that is not trusted",
-    "lab/catalogue.py yaml.safe_load": "files of this project",
     "training/objectives/reward/reasoning_gym.py json.loads": "a column that this process wrote",
     "training/tasks/reference.py numpy.load": "the project's own cache",
     "lab/kubernetes/cluster.py json.loads": "what kubectl prints",
