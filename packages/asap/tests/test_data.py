@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from blockwright_asap.methods import AGAIN
 from blockwright_asap.replay import N_FEATURES, features
 from blockwright_asap.robot import NQ, NU
 from blockwright_asap.study import Settings, Study
+from blockwright_asap.task import Correct
 from blockwright_asap.training import train
 from small_study import SMALL
 
@@ -44,6 +46,22 @@ def test_a_window_has_its_own_labels_and_a_prompt_of_its_robot_from_before(promp
             assert (x[:, prompt - 1] < x[:, prompt]).all() and (x[:, 1:prompt].diff() == 1).all()
     assert torch.equal(data[3]["features"], windows(prompt, 5)[3]["features"])
     assert {*windows(6, 5)[[0]]["features"][:, 0, 0].tolist()} == {0.0}
+
+
+def test_robots_of_a_validation_count_once_however_many_ranks_there_are() -> None:
+    decoder = compose(preset("asap_delta")).eval()
+    task = SimpleNamespace(model=decoder, counts=lambda batch: Correct.counts(None, batch))  # type: ignore[arg-type]
+
+    def sums(ranks: int) -> tuple[float, int]:
+        data = windows(6, 5)
+        parts = []
+        for data.rows in [(0, rank, ranks) for rank in range(ranks)]:
+            scored = Correct.objective(task, data[[0, 1, 2]], "val")  # type: ignore[arg-type]
+            parts.append((float(scored.total), int(scored.count)))
+        return sum(total for total, _ in parts), sum(count for _, count in parts)
+
+    with torch.no_grad():
+        assert sums(5) == pytest.approx(sums(1), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,9 @@ class Windows(Dataset[dict[str, Tensor]]):
     def __getitem__(self, item: int | list[int]) -> dict[str, Tensor]:
         size, rank, ranks = self.rows
         if isinstance(item, list):
-            return self._whole(item[rank::ranks] or item[:1])
+            mine = item[rank::ranks]
+            batch = self._whole(mine or item[:1])  # a rank without a robot takes the steps of the others, unscored
+            return batch if mine else {**batch, "labels": batch["labels"][:, :0]}
         rng = np.random.default_rng([self.seed, item])
         robots = rng.integers(0, len(self.x), size)
         starts = rng.integers(self.prompt, self.x.shape[1] - self.length + 1, size)

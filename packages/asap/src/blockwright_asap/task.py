@@ -55,7 +55,7 @@ class Correct(Task):
     def objective(self, batch: dict[str, Tensor], stage: str) -> Scored:
         labels = batch["labels"]
         said, routings = learned.predict(self.model, batch["features"], labels.shape[-1])
-        total = smooth_l1_loss(said[:, -labels.shape[1] :].float(), labels, reduction="sum")
+        total = smooth_l1_loss(said[:, said.shape[1] - labels.shape[1] :].float(), labels, reduction="sum")
         return Scored(total, self.counts(batch)["total"], routings=routings)
 
     def counts(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
