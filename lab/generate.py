@@ -67,6 +67,8 @@ def read(arguments: Sequence[str]) -> tuple[argparse.Namespace, Request]:
         raise at_its_option(error) from None
     if words.max_new_tokens < 1:
         raise ConfigError("--max-new-tokens", words.max_new_tokens, "must be at least 1", "Write 1 or more")
+    if "" in words.stop:
+        raise ConfigError("--stop", "", "an empty text ends nothing", "Leave it out, or write the text")
     if not 0 <= words.seed < 2**63:
         raise ConfigError("--seed", words.seed, "must be a whole number from 0 to 2^63", "Write e.g. --seed 0")
     _check_boxes(words.boxes, words.image)

@@ -89,6 +89,10 @@ def main(arguments: Sequence[str]) -> None:
     tests = find([name for name in words.suite.split(",") if name], "--suite")
     if words.samples < 1:
         raise ConfigError("--samples", words.samples, "must be at least 1", "Leave it out")
+    if words.window is not None and words.window < 1:
+        raise ConfigError("--window", words.window, "must be at least 1 token", "Leave it out")
+    if words.out and Path(words.out).exists() and not Path(words.out).is_dir():
+        raise ConfigError("--out", words.out, "is a file, and a folder is written", "Name a folder")
     if words.dtype not in DTYPES:
         raise ConfigError("--dtype", words.dtype, "is not supported", did_you_mean(words.dtype, DTYPES))
     depths = results.check_depths(_numbers("--depths", words.depths, float), "--depths")
