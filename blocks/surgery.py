@@ -104,6 +104,7 @@ def plan(old: Decoder, new: Decoder, named: Sequence[Named], growth: Growth) -> 
         ConfigError: several operators serve one block, a named one serves none, or the vocabulary is another
     """
     _refuse_another_vocabulary(old, new)
+    _refuse_a_head_of_another_width(old, new)
     others = automatic()
     pairs = _pairs(old, new, growth)
     steps = [_step(path, source, old, new, named, others) for path, source in pairs]
@@ -119,6 +120,13 @@ def _refuse_another_vocabulary(old: Decoder, new: Decoder) -> None:
     if there != here:
         rule = f"is {there} in the trained model, and no operator makes weights for other tokens"
         raise ConfigError("model.vocab_size", here, rule, f"Write model.vocab_size={there}")
+
+
+def _refuse_a_head_of_another_width(old: Decoder, new: Decoder) -> None:
+    widths = old.config["d_model"], new.config["d_model"]
+    if old.head is None and new.head is not None and widths[0] != widths[1]:
+        rule = f"has a head of width {widths[1]} made from the trained embedding, which is of width {widths[0]}"
+        raise ConfigError("model.tie_embeddings", False, rule, "Write model.tie_embeddings=true, or keep d_model")
 
 
 def changing(old: Decoder, new: Decoder, steps: Sequence[Step]) -> dict[str, str]:
