@@ -14,6 +14,7 @@ def between_steps(trainer: L.Trainer, loops: dict[str, Any]) -> None:
 
     * continue with the rest of them, and count the batch and the step in progress as done;
     * give an epoch of which no batch has begun the batches of the one before, and end it at once;
+    * add a batch to an epoch that has ended without a validation;
     * count an epoch as ended in which training was stopped, by its time or a callback.
 
     Args:
@@ -23,11 +24,13 @@ def between_steps(trainer: L.Trainer, loops: dict[str, Any]) -> None:
     loop, batches = trainer.fit_loop.epoch_loop, loops["epoch_loop.batch_progress"]
     now: Any = loop.batch_progress.current  # whose class Lightning does not declare
     epoch: Any = trainer.fit_loop.epoch_progress.current
+    both = (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"])
     if epoch.processed == epoch.ready > 0 and not loop._num_ready_batches_reached():
-        both = (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]) if trainer.should_stop else ()
-        for counts in both:
+        for counts in both if trainer.should_stop else ():
             counts["processed"] = counts["completed"] = counts["ready"] - 1
-    elif epoch.ready > epoch.started or epoch.completed == epoch.ready:
+    elif epoch.ready > epoch.started or epoch.processed == epoch.ready:
+        for counts in both:
+            counts["completed"] = counts["processed"]
         batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
         return
     if now.ready > now.processed or loop._should_accumulate():
