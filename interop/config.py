@@ -42,7 +42,12 @@ _IDLE = {
 # Keys that change no logit of any family, and why. Any other key is translated, refused, or ignored on request.
 IDLE = {key: reason for reason, keys in _IDLE.items() for key in keys.split()}
 # Settings of transformers' base class that no family has; each passes at the value by which it is absent.
-ABSENT: dict[str, Any] = {"add_cross_attention": False, "pruned_heads": {}, "tie_encoder_decoder": False}
+ABSENT: dict[str, Any] = {
+    "add_cross_attention": False,
+    "pruned_heads": {},
+    "rm_head": False,
+    "tie_encoder_decoder": False,
+}
 # Read here, never in a family's table.
 ALWAYS_READ = {"model_type", "quantization_config"}
 

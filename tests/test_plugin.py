@@ -233,7 +233,7 @@ def test_guest_proves_its_blocks_by_the_kit_in_its_own_tests(
     assert passed > 40
     assert "its attention keeps no cache" in done.stdout
     assert "it does not route tokens" in done.stdout
-    assert skipped < 15 + 28  # calls that the kernel does not take
+    assert skipped < 15 + 28 + 7  # calls that the kernel does not take, and blocks without a router or an indexer
 
 
 def test_nothing_here_names_the_guest() -> None:

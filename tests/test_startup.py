@@ -35,14 +35,14 @@ WITHOUT_TORCH = ("blocks", "report", "sweep")
 # The help of every command, each in a fork of a process that has torch already, if the command needs it.
 HELP = """
 import contextlib, io, json, os, sys, time, traceback
-from blockwright.command import _run
+from blockwright.command import run
 
 def answer(name):
     said, code, start = io.StringIO(), None, time.process_time()
     sys.argv = ["blockwright", name, "--help"]
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            code = _run([name, "--help"]) or 0
+            code = run([name, "--help"]) or 0
         except SystemExit as end:
             code = end.code or 0
         except BaseException:

@@ -19,6 +19,7 @@ from registry import BlockError
 BOUND = 1e-5  # fp32, two layers: another order of summation differs by about 1e-6
 KEEPS_SHAPE = ("attention", "ffn", "experts", "norm", "residual")  # contracts whose output has the input's shape
 CACHED = ("attention", "position", "scores", "compressor")  # kinds that process what a cache returns
+STEP_BOUND = 3e-5  # compressed keys are sums in another order too: 1.1e-5 in fp32, 4e-15 in fp64
 BF16_BOUND = 0.08  # of a token's norm: about twenty roundings of 0.4 % each, in random directions
 
 
@@ -61,12 +62,12 @@ def causality(setting: Setting) -> None:
 
 
 def stepping(setting: Setting) -> None:
-    """With a cache, token by token and in chunks of any length equal one pass over all tokens, within 1e-5."""
+    """With a cache, token by token and in chunks of any length equal one pass over all tokens, within 3e-5."""
     decoder, ids = setting.decoder(), tokens(2, 12)
     whole = states(decoder, ids)
     for chunks in ([1] * 12, [5, 1, 4, 2], [12], [1, 8, 1, 2]):  # some longer than the window of a block that has one
         named = ", ".join(map(str, chunks[:2]))
-        must_agree(_in_chunks(decoder, ids, chunks), whole, BOUND, f"chunks of {named}, … tokens")
+        must_agree(_in_chunks(decoder, ids, chunks), whole, STEP_BOUND, f"chunks of {named}, … tokens")
 
 
 def ragged_rows(setting: Setting) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from interop.gguf import FRAME, LAYER, STACKS, _deepseek2, _frame, _write_tokenizer, unpack
 from interop.gguf_metadata import Metadata
-from interop.hf import _made, main
+from interop.hf import main
 from interop.source import load
 from registry import ConfigError
 
@@ -289,7 +289,8 @@ def test_stack_of_experts_is_dequantised_once(
 ) -> None:
     file, sizes, whole = write(checkpoint("deepseek_v2"), tmp_path / "m.gguf"), [], gguf.dequantize
     monkeypatch.setattr(gguf, "dequantize", lambda data, kind: sizes.append(data.size) or whole(data, kind))
-    unpack(file, _made(tmp_path / "out"))
+    (tmp_path / "out").mkdir()
+    unpack(file, tmp_path / "out")
     assert sum(sizes) == sum(int(tensor.n_elements) for tensor in gguf.GGUFReader(file).tensors)
 
 

@@ -14,6 +14,8 @@ from tests.training.objectives.boxes import strongest
 from training.objectives import box as module
 from training.objectives.box import Box, BoxError
 
+pytestmark = pytest.mark.xdist_group("box")  # they look at the processes of the machine
+
 BOX = Box(seconds=1, memory_mb=256, file_mb=2)
 
 

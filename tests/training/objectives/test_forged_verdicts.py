@@ -11,6 +11,8 @@ from registry import Node, Scope
 from tests.training.objectives.boxes import strongest
 from training.objectives.reward.judging import judge
 
+pytestmark = pytest.mark.xdist_group("box")  # they look at the processes of the machine
+
 TESTS = [
     "assert f(3) == 9",
     "assert all(f(x) == x * x for x in range(1, 5))",

@@ -13,6 +13,8 @@ from training.objectives.box import Box, BoxError
 from training.objectives.reward.judging import judge
 from training.objectives.reward.unit_tests import code_of
 
+pytestmark = pytest.mark.xdist_group("box")  # they look at the processes of the machine
+
 
 def reward(**settings: Any) -> Any:
     settings = {"weaker": strongest().weaker, **settings}
