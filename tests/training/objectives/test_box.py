@@ -100,9 +100,10 @@ def test_program_that_waits_is_stopped_by_the_clock(monkeypatch: pytest.MonkeyPa
     )
     leaves += "    ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\n    time.sleep(600)"
     assert BOX.passed(leaves, ["assert f(1) == 1", "leave()", "assert f(1) == 1"]) == 1
-    assert time.monotonic() - before < 60 and not [
-        pid for pid in filter(str.isdigit, os.listdir("/proc")) if _ours(pid)
-    ]
+    while left := [pid for pid in filter(str.isdigit, os.listdir("/proc")) if _ours(pid)]:
+        assert time.monotonic() - before < 60, left  # one that is killed may be seen for a moment
+        time.sleep(0.05)
+    assert time.monotonic() - before < 60
 
 
 def _ours(pid: str) -> bool:
