@@ -19,7 +19,7 @@ import registry
 from blocks.decoder import LAYER_PARTS, Decoder
 from blocks.growth.base import Growth
 from blocks.ledger import DEPTH, Ledger, Operation, measured
-from blocks.mixed import FRAME, silence
+from blocks.mixed import FRAME, grown, silence
 from blocks.settings import differences, shown
 from blocks.transplant.base import Setting, Transplant, Transplanted, left_drawn, shapes, unhandled
 from registry import BlockError, ConfigError, Node, Scope
@@ -206,7 +206,7 @@ def operate(
     moments = second_moments(old, sorted(s for s in sources if s), batches()) if sources else {}
     around = new.config["max_positions"]
     done = [_apply(old, new, step, Setting(around, moments.get(step.source or ""), seed)) for step in steps]
-    done += _silence(old, new, growth, done)
+    done += _silence(old, new, growth)
     done = [*_settle(old, new, done), *_capped(old, new)]
     return measured(old, new, growth, done)
 
@@ -255,11 +255,11 @@ def _claim(operator: Transplant, old: nn.Module, new: nn.Module, made: Transplan
     return made.exact and not others and not drawn, "; ".join(note for note in notes if note)
 
 
-def _silence(old: Decoder, new: Decoder, growth: Growth, done: Sequence[Operation]) -> list[Operation]:
+def _silence(old: Decoder, new: Decoder, growth: Growth) -> list[Operation]:
     """Grow the depth: bring the outputs of silent layers to zero.
 
-    A layer that moves may be another one at its new place, as where every second chooses keys: growth changes nothing
-    only if the operators that made it do not.
+    They must be without effect among the old layers too: where every second layer chooses keys for the next, a copy may
+    choose for layers that it stands before.
     """
     there, here = len(old.layers), len(new.layers)
     if there == here:
@@ -267,10 +267,9 @@ def _silence(old: Decoder, new: Decoder, growth: Growth, done: Sequence[Operatio
     silent = sorted(growth.silent(there, here))
     for i in silent:
         silence(new.layers[i])  # type: ignore[arg-type]
-    moved = [i for i, source in enumerate(growth.sources(there, here)) if i != source and i not in silent]
-    kept = all(o.claimed for o in done if any(o.path.startswith(f"layers.{i}.") for i in moved))
-    silenced = all(_is_identity(new.layers[i], new.config) for i in silent)
-    claimed = here - there == len(silent) and silenced and kept
+    among = [new, grown(old, here, growth)]
+    silenced = all(_is_identity(decoder.layers[i], new.config) for decoder in among for i in silent)
+    claimed = here - there == len(silent) and silenced
     note = f"{there} → {here} layers, {len(silent)} of them begin without effect"
     return [Operation(DEPTH, type(growth).__name__.lower(), claimed, note)]
 

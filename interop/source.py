@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -43,12 +44,31 @@ class Source:
     origin: dict[str, Any] = field(default_factory=dict)
 
 
-def open_source(path: Path) -> Source:
+@contextmanager
+def named_by(word: str) -> Iterator[None]:
+    """What is wrong with the place of weights is refused of the word of the command that names it."""
+    try:
+        yield
+    except ConfigError as error:
+        if error.path not in ("RUN", "init_from", "ckpt_path"):
+            raise
+        raise ConfigError(word, error.value, error.rule, error.remedy) from None
+
+
+def open_source(path: Path, word: str = "RUN") -> Source:
     """Detect what ``path`` is, and read it.
+
+    Args:
+        word: of the command, by which the path is named
 
     Raises:
         ConfigError: none of these, or damaged
     """
+    with named_by(word):
+        return _opened(path)
+
+
+def _opened(path: Path) -> Source:
     remedy = "Name a run's folder, a *.ckpt, or the OUT of blockwright import"
     if not path.exists():
         raise ConfigError("RUN", str(path), "there is no such file or folder", remedy)

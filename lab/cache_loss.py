@@ -105,7 +105,11 @@ def text_windows(writer: Writer, files: Sequence[Path], length: int | None, most
         raise ConfigError("--length", length, f"the model has positions for {room} tokens", f"Write --length {room}")
     count = 0
     for file in files:
-        ids = writer.encode(read_text_file(file), option="--text")
+        text = read_text_file(file)
+        try:
+            ids = writer.encode(text, option="--text")
+        except ConfigError as error:  # whose value is the text
+            raise ConfigError(error.path, str(file), error.rule, error.remedy) from None
         for start in range(0, len(ids) - length, length):
             if most is None or count < most:
                 window = torch.tensor([ids[start : start + length + 1]], dtype=torch.int64)

@@ -79,7 +79,8 @@ class RunReport(StepEnd, Finale):
 
     def on_step_end(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         if logs_now(trainer):
-            self.train.append((step, float(trainer.callback_metrics["train/loss"])))
+            if (loss := trainer.callback_metrics.get("train/loss")) is not None:  # a task may declare other figures
+                self.train.append((step, float(loss)))
             self._keep(trainer, pl_module, "train/", step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -85,7 +85,7 @@ class Writer:
             remedy = "Name a run's folder (logs/train/runs/…), a *.ckpt, or the OUT of blockwright import"
             raise ConfigError("MODEL", str(path), "there is no such file or folder", remedy)
         registry.load()
-        source = open_source(folder)
+        source = open_source(folder, "MODEL")
         words = tokenizer_of(source, folder)
         return cls(build(source, dtype=getattr(torch, dtype), device=where), words)
 

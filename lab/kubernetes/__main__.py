@@ -7,7 +7,6 @@ same options (hydra.launcher.*), folder and table, and is resumed in the same wa
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,8 +98,7 @@ def logs(arguments: Sequence[str]) -> int:
     selector = found.selector + (f",{GROUP}/job={given.job}" if given.job is not None else "")
     if given.follow:
         sys.stdout.flush()
-        command = found.cluster.command("logs", FOLLOW, "--selector", selector, *OPTIONS)
-        return subprocess.run(command, check=False).returncode
+        return found.cluster.follow("logs", FOLLOW, "--selector", selector, *OPTIONS)
     print(found.cluster.call("logs", "--selector", selector, *OPTIONS)[0], end="")
     return 0
 

@@ -110,22 +110,32 @@ class Cluster:
         for wait in (*(WAITS_S if self.waits is None else self.waits), None):
             error = ""
             try:
-                done = self.run(command, input=text, capture_output=True, text=True, timeout=timeout)
+                done = self._kubectl(command, input=text, capture_output=True, text=True, timeout=timeout)
                 if done.returncode == 0 or (arguments[0] == "auth" and done.stdout.startswith("no")):
                     return done.stdout, done.stderr
                 error = done.stderr.strip()
             except subprocess.TimeoutExpired:
                 error = f"timed out after {timeout} s"
-            except FileNotFoundError:
-                remedy = "Install kubectl: https://kubernetes.io/docs/tasks/tools"
-                raise ConfigError(
-                    "hydra/launcher", "kubernetes", "needs kubectl, which is not installed", remedy
-                ) from None
             if not passes(error) or wait is None:
                 break
             self.say(f"the cluster does not answer ({last_line(error)[:80]}); trying again in {wait} s")
             time.sleep(wait)
         raise self._refusal(arguments, error)
+
+    def follow(self, *arguments: str) -> int:
+        """Call kubectl, which writes where this process writes; its exit code.
+
+        Raises:
+            ConfigError: it is not installed
+        """
+        return self._kubectl(self.command(*arguments)).returncode
+
+    def _kubectl(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        try:
+            return self.run(command, **options)
+        except FileNotFoundError:
+            remedy = "Install kubectl: https://kubernetes.io/docs/tasks/tools"
+            raise ConfigError("hydra/launcher", "kubernetes", "needs kubectl, which is not installed", remedy) from None
 
     def command(self, *arguments: str) -> list[str]:
         """A call of kubectl on this cluster and namespace."""

@@ -53,7 +53,6 @@ class Jobs:
     _told: dict[str, str] = field(default_factory=dict)
     _stuck: dict[int, float] = field(default_factory=dict)
     _seen: dict[int, float] = field(default_factory=dict)
-    _pending: dict[str, float] = field(default_factory=dict)
     _quiet_s: float = 0.0
     _following: set[str] = field(default_factory=set)
 
@@ -92,11 +91,10 @@ class Jobs:
 
     def _slow(self, pod: Manifest) -> tuple[str, str] | None:
         """What the events of a pod say that is Pending without a reason in its state."""
-        name, now = pod["metadata"]["name"], time.time()
-        since = self._pending.setdefault(name, now)
-        if now - since < SLOW_S:
+        metadata = pod["metadata"]
+        if time.time() - watch.seconds(metadata["creationTimestamp"]) < SLOW_S:
             return None
-        return self._event((name,), STORAGE) or ("Pending", f"for {now - since:.0f} s")
+        return self._event((metadata["name"],), STORAGE) or ("Pending", f"for more than {SLOW_S} s")
 
     def _read(self, number: int, one: Manifest, pods: Sequence[Manifest]) -> bool:
         """Write the results of a job if it has ended, and say whether it has."""
@@ -211,7 +209,7 @@ class Jobs:
             self._seen[number] = now
         elif pods or now - self._seen[number] >= UNSEEN_S:
             obstacle = self._obstacle(one, pods)
-            if obstacle and not pods:
+            if obstacle and not any(map(watch.obstacle, pods)):  # else the line of a pod says it
                 self._tell(one["metadata"]["name"], watch.blocked(*obstacle))
         if obstacle is None:
             self._stuck.pop(number, None)

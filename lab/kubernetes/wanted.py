@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from lab.kubernetes.check import DNS, EFFECTS, LABEL, VARIABLE
 from lab.kubernetes.options import GROUP, Options
@@ -18,14 +18,15 @@ from registry.schema import conforms, fault
 PATH = "hydra.launcher"
 KINDS = ("auto", "job", "jobset", "trainjob")
 OF_RUNTIME = ("secrets", "capabilities", "restarts", "ttl_s", "priority")
+Int32 = Annotated[int, Ge(0), Le(2**31 - 1)]  # as a server stores it
 RANGES: dict[str, Any] = {
     "nodes": Count,
     "gpus": Whole,
     "parallel": Count,
-    "restarts": Whole,
+    "restarts": Int32,
     "start_deadline_s": Count,
 }
-RANGES |= {"grace_s": Annotated[int, Ge(10)] | None, "ttl_s": Whole | None}
+RANGES |= {"grace_s": Annotated[int, Ge(10)] | None, "ttl_s": Int32 | None}
 NAMES = {"namespace": 63, "queue": 63, "claim": 253, "runtime": 253, "priority": 253}  # and their longest
 SECRET = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)", re.IGNORECASE)
 VALUE = re.compile(  # how known secrets begin, and a password in an address
@@ -87,6 +88,8 @@ def _kind(options: Options) -> Iterator[ConfigError]:
         if (value := getattr(options, name)) != getattr(Options(), name) and not (name == "priority" and options.queue):
             rule = "cannot be given to a TrainJob: its ClusterTrainingRuntime has it"
             yield _at(name, value, rule, "Write it into the runtime and leave it out here, or write kind=jobset")
+    if options.runtime != Options().runtime and options.kind != "trainjob":
+        yield _at("runtime", options.runtime, "is of a TrainJob", f"Leave it out, or write {PATH}.kind=trainjob")
     if options.topology and not options.queue:
         yield _at("topology", options.topology, "is kept by Kueue, so it needs a queue", f"Write {PATH}.queue=…")
     if options.capabilities:
@@ -152,7 +155,9 @@ def _environment(options: Options) -> Iterator[ConfigError]:
             remedy = f"kubectl create secret generic NAME --from-literal={name}=…, and {PATH}.secrets=[NAME]"
             yield _at(f"env.{name}", "…", rule, remedy)
     for key in ("secrets", "pull_secrets"):
-        for secret in getattr(options, key):
+        for i, secret in enumerate(named := getattr(options, key)):
+            if secret in named[:i]:
+                yield _at(key, secret, "is named twice", "Name it once")
             if not all(DNS.fullmatch(part) for part in secret.split(".")):
                 rule = "is not the name of a Secret; values of secrets are never written here"
                 yield _at(key, "…" if len(secret) > 40 else secret, rule, "Write names: [wandb]")

@@ -116,7 +116,7 @@ def line(pod: Object, now: float) -> str:
     if end := terminated(pod):
         parts.append(exit_words(end))
     elif gone := pod["metadata"].get("deletionTimestamp"):  # when its grace period is over
-        lost = now - _seconds(gone) > LOST_S
+        lost = now - seconds(gone) > LOST_S
         node = pod.get("spec", {}).get("nodeName", "")
         taint = f"kubectl taint node {node} node.kubernetes.io/out-of-service"
         remedy = f"if the machine is off, {taint}=nodeshutdown:NoExecute, and {taint}- when it is back"
@@ -124,7 +124,8 @@ def line(pod: Object, now: float) -> str:
     return "; ".join([str(status.get("phase", "Pending")).lower(), *parts])
 
 
-def _seconds(stamp: str) -> float:
+def seconds(stamp: str) -> float:
+    """A time as servers write it, in seconds since 1970."""
     return datetime.datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
 
 

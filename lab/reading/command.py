@@ -86,7 +86,10 @@ def main(arguments: Sequence[str]) -> None:
         ConfigError: an error in the command line, the model or the text
     """
     words = _parser().parse_args(arguments)
-    tests = find([name for name in words.suite.split(",") if name], "--suite")
+    named = [name for name in words.suite.split(",") if name]
+    if twice := [name for i, name in enumerate(named) if name in named[:i]]:
+        raise ConfigError("--suite", twice[0], "is named twice", "Name each test once")
+    tests = find(named, "--suite")
     if words.samples < 1:
         raise ConfigError("--samples", words.samples, "must be at least 1", "Leave it out")
     if words.window is not None and words.window < 1:
@@ -134,7 +137,7 @@ def _opened(folder: Path) -> Source:
     if not folder.exists():
         remedy = "Name a run's folder (logs/train/runs/…), a *.ckpt, or the OUT of blockwright import"
         raise ConfigError("MODEL", str(folder), "there is no such file or folder", remedy)
-    return open_source(folder)
+    return open_source(folder, "MODEL")
 
 
 def _positioned(source: Source, node: str | None, name: str) -> Source:

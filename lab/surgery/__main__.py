@@ -33,7 +33,7 @@ from interop import origin
 from interop.exporting import write_tokenizer
 from interop.folder import check_out, start_from, whole
 from interop.shards import ready, write_shards
-from interop.source import COMPOSITION, open_source, read_composition
+from interop.source import COMPOSITION, named_by, open_source, read_composition
 from lab.cache_loss import USUAL, Window, text_windows, validation_windows
 from lab.describe import usual_context
 from lab.own_text import own_text
@@ -48,7 +48,7 @@ from training.configuration.instantiate import check_target, instantiate
 from training.configuration.named_model import composition_of
 from training.surgery import Surgery
 
-OBEYED = r"[+~]*(model|surgery|seed|hydra)\b"  # overrides that have an effect here
+OBEYED = r"[+~]*(model|surgery|seed)\b"  # overrides that have an effect here
 USUAL_WINDOWS = 64
 MAX_BYTES = 5 * 10**9  # of a file of weights
 Text = Callable[[], Iterable[Mapping[str, Tensor]]]
@@ -163,8 +163,9 @@ def main(arguments: Sequence[str]) -> None:
     if words.out is not None:
         check_out(words.out)
     registry.load()
-    model, surgery, seed = requested(words.run, words.overrides)
-    learns = surgery.check(read_composition(words.run), model).reads_text
+    with named_by("RUN"):
+        model, surgery, seed = requested(words.run, words.overrides)
+        learns = surgery.check(read_composition(words.run), model).reads_text
     if words.text and not (words.ledger or learns):
         rule = "is read by no operator of this surgery"
         raise ConfigError("--text", str(words.text[0]), rule, "Add --ledger to measure the loss on it, or leave it out")

@@ -79,7 +79,8 @@ def best_of(sweep: Path, plan: Mapping[str, Any]) -> tuple[int, float] | None:
         ConfigError: the plan and the runs contradict each other
     """
     metric, known = plan.get("metric", FIGURES[0]), []
-    for folder in (p for p in sweep.iterdir() if p.name.isdigit()):
+    folders = (p for p in sweep.iterdir() if p.name.isdigit())
+    for folder in sorted(folders, key=lambda p: int(p.name)):  # of a tie the first
         results = results_of(folder) or {}
         value = results.get("metrics", {}).get(metric)
         if results.get("status") == "completed" and value is not None and math.isfinite(value):

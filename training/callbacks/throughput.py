@@ -13,6 +13,7 @@ from registry.enforcing import enforced
 from registry.ranges import Whole
 from training.cadence import logs_now
 from training.figure import Figure
+from training.parallel.ranks import data_ranks
 from training.tasks.base import Task
 
 SPEED = ("speed",)  # the group of its figures
@@ -66,22 +67,19 @@ class Throughput(L.Callback):
             self._since, self._tokens = time.perf_counter(), 0
             _sampled(pl_module)
             return
-        readers = (trainer.distributed_sampler_kwargs or {"num_replicas": 1})["num_replicas"]
-        self._tokens += readers * (
-            pl_module.tokens_of(batch) if isinstance(pl_module, Task) else batch["tokens"].numel()
-        )
+        self._tokens += pl_module.tokens_of(batch) if isinstance(pl_module, Task) else batch["tokens"].numel()
         if logs_now(trainer):
             if self._flops is None and isinstance(pl_module, Task):
                 self._flops = training_flops_per_token(_trained(pl_module), batch["tokens"].shape[1])
             seconds = time.perf_counter() - self._since
-            tokens = int(self._tokens)
+            sampled, sampling = _sampled(pl_module)
+            tokens, sampled = (_of_all(n, trainer, pl_module.device) for n in (self._tokens, sampled))
             rate = tokens / seconds
             pl_module.log("speed/tokens_per_second", rate, prog_bar=True)
             if self._flops:
                 pl_module.log("speed/mfu", rate * self._flops / self._peak)
-            sampled, sampling = _sampled(pl_module)
             if sampled:
-                pl_module.log("speed/rollout_tokens_per_second", readers * sampled / sampling)
+                pl_module.log("speed/rollout_tokens_per_second", sampled / sampling)
                 pl_module.log("speed/update_tokens_per_second", tokens / (seconds - sampling))
             self._since, self._tokens = time.perf_counter(), 0
 
@@ -90,6 +88,12 @@ def _trained(task: Task) -> dict[str, Any]:
     """Its composition, without multi-token prediction where that is frozen, as tasks that do not train it ask."""
     config = dict(task.model_config)
     return config if any(p.requires_grad for p in task.model.mtp.parameters()) else {**config, "mtp": None}
+
+
+def _of_all(tokens: int | torch.Tensor, trainer: L.Trainer, device: torch.device) -> int:
+    """Tokens of all ranks, of which each may have other padding."""
+    ranks = data_ranks(trainer)
+    return int(ranks.sum(torch.as_tensor(tokens, device=device, dtype=torch.int64))) // ranks.together
 
 
 def _sampled(task: L.LightningModule) -> tuple[int, float]:

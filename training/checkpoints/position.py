@@ -25,10 +25,12 @@ def between_steps(trainer: L.Trainer, loops: dict[str, Any]) -> None:
     now: Any = loop.batch_progress.current  # whose class Lightning does not declare
     epoch: Any = trainer.fit_loop.epoch_progress.current
     both = (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"])
-    if epoch.processed == epoch.ready > 0 and not loop._num_ready_batches_reached():
-        for counts in both if trainer.should_stop else ():
+    ended, unbegun = epoch.processed == epoch.ready, epoch.ready > epoch.started
+    stopped = ended and epoch.ready > 0 and not loop._num_ready_batches_reached()
+    if stopped and trainer.should_stop:
+        for counts in both:
             counts["processed"] = counts["completed"] = counts["ready"] - 1
-    elif epoch.ready > epoch.started or epoch.processed == epoch.ready:
+    if not stopped and (ended or unbegun):
         for counts in both:
             counts["completed"] = counts["processed"]
         batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}

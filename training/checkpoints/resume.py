@@ -75,9 +75,8 @@ def _among(runs: Path, ours: Callable[[], Mapping[str, Any]], any_will_do: bool)
     """The newest good checkpoint among separate runs with this configuration; else of any run, or None."""
     candidates = by_age(runs)
     pasts = {path: peek(path) for path in candidates}
-    fits = {
-        path: past is None or is_same_run(past, ours()) for path, past in pasts.items()
-    }  # None: looked at as damaged
+    # A checkpoint without a past is damaged: first_good says so.
+    fits = {path: past is None or is_same_run(past, ours()) for path, past in pasts.items()}
     found = first_good(path for path in candidates if fits[path])
     other = next((path for path in candidates if not fits[path]), None)
     if other is None or (found and candidates.index(other) > candidates.index(found)):

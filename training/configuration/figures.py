@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from registry import ConfigError
 from training.configuration.instantiate import find_target
+from training.configuration.root import OLDER
 from training.figure import MEASURED, OF_TEXT, Better, Figure, better_of, declared, find, names_in, of_task
 
 FIGURES = tuple(f"{stage}/{name}" for stage in MEASURED for name in names_in(stage, OF_TEXT))
@@ -64,7 +65,7 @@ def check_composed(config: DictConfig, *asked: tuple[str, Any]) -> str:
 def _unresolved(config: DictConfig) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(config, resolve=False)
     parts = ("optimized_metric", "direction", "callbacks", "test", "data", "trainer", "task")
-    return {part: plain[part] for part in parts}
+    return {part: plain.get(part, OLDER.get(part)) for part in parts}
 
 
 def refuse_other_direction(path: str, name: str, config: DictConfig, direction: str) -> None:

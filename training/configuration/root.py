@@ -76,8 +76,12 @@ class Root(TypedDict):
     extras: Extras
 
 
-OLDER: dict[str, Any] = {"resume": {"changed": "show"}, "adapter": None, "surgery": None}  # not in older configurations
-OLDER |= {"direction": None}
+OLDER: dict[str, Any] = {  # not in older configurations
+    "resume": {"changed": "show"},
+    "adapter": None,
+    "surgery": None,
+    "direction": None,
+}
 EXTRAS = {"print_config": True, "ignore_warnings": False, "enforce_tags": False}  # for a file with some of them
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import select
 import shutil
 import signal
@@ -50,7 +51,8 @@ class Box:
         memory_mb: of the address space of each, in MB
         file_mb: of all files that it writes, in MB
         weaker: without bubblewrap, with the limits and the filter alone: then a program may read and write the user's
-            files, and, where the system lets processes of a user trace each other, the process that trains
+            files, read the environment of the process that trains, and, where the system lets processes of a user
+            trace each other, change that process
     """
 
     seconds: int
@@ -72,26 +74,28 @@ class Box:
         with contextlib.ExitStack() as open_things:
             errors = open_things.enter_context(open(os.devnull, "wb")).fileno() if said is None else said
             asked, answers = (open_things.enter_context(_pipe()) for _ in range(2))
-            given = {"tests": list(tests), "source": answers.out, "sink": asked.into}
+            key = secrets.token_bytes(32)
+            given = {"tests": list(tests), "source": answers.out, "sink": asked.into, "key": key.hex()}
             judging = open_things.enter_context(
                 self._started(judge, given, subprocess.PIPE, errors, (answers.out, asked.into))
             )
             end = time.monotonic() + 4 * self.seconds + START_S
             report = judging.stdout.fileno()
-            found = _read(report, 1, end)
-            if found != judge.READY:
+            if _read(report, judge.SIZE, end) != judge.signed(judge.READY, 0, key):
                 raise BoxError("a process in a box did not start")
             given = {"program": source, "source": asked.out}
             running = open_things.enter_context(self._started(program, given, answers.into, errors, (asked.out,)))
             for pipe in (asked, answers):
                 pipe.close()  # so that each sees the other's end
-            found = _read(report, len(tests), end)
-            if len(found) < len(tests):
+            size = judge.SIZE * len(tests)
+            found = _read(report, size, end)
+            if len(found) < size:
                 _end(running)
-                found += _read(report, len(tests) - len(found), time.monotonic() + LAST_S)
-        if judge.ABSENT in found:
+                found += _read(report, size - len(found), time.monotonic() + LAST_S)
+        events = [found[at : at + judge.SIZE] for at in range(0, len(found), judge.SIZE)]
+        if judge.signed(judge.ABSENT, 1, key) in events:
             raise BoxError("a process in a box did not start")
-        return found.count(judge.PASSED)
+        return sum(event == judge.signed(judge.PASSED, number, key) for number, event in enumerate(events, 1))
 
     def check(self) -> bool:
         """Whether Python runs within the limits.
@@ -137,9 +141,9 @@ class Box:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill a box; its first process takes all others with it."""
-    process.kill()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode is None:  # else its number may be that of another process
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     if process.stdout is not None:
         process.stdout.close()
     process.wait()
@@ -147,9 +151,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _read(pipe: int, size: int, end: float) -> bytes:
     """So many bytes, or those that came before a time or the pipe's end."""
-    found = b""
+    found, readable = b"", select.poll()
+    readable.register(pipe, select.POLLIN)
     while len(found) < size and (left := end - time.monotonic()) > 0:
-        if not select.select([pipe], [], [], left)[0] or not (more := os.read(pipe, size - len(found))):
+        if not readable.poll(1000 * left) or not (more := os.read(pipe, size - len(found))):
             break
         found += more
     return found

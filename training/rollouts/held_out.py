@@ -17,9 +17,7 @@ from training.rollouts.group_sampler import GroupSampler
 from training.rollouts.record import Rollout
 
 SAMPLES = 8  # completions shown of a measurement
-
-
-FIGURES = ("reward", "greedy")
+MEANS = ("reward", "greedy")  # of sampled completions, and of the likeliest
 
 
 class HeldOut:
@@ -35,8 +33,8 @@ class HeldOut:
     def __init__(self, sampler: GroupSampler) -> None:
         self.sampler = sampler
         self.samples: list[tuple[str, str, float | None]] = []
-        counts = [f"{name}_{of}" for name in FIGURES for of in ("judged", "completions")]
-        self._sums = dict.fromkeys((*FIGURES, *counts, "failures"), 0.0)
+        counts = [f"{name}_{of}" for name in MEANS for of in ("judged", "completions")]
+        self._sums = dict.fromkeys((*MEANS, *counts, "failures"), 0.0)
 
     @torch.no_grad()
     def add(self, decoder: Decoder, data: PromptDataModule, ranks: DataRanks, prompts: list[int], split: Split) -> None:
@@ -44,7 +42,7 @@ class HeldOut:
         real = [n for n in prompts if n >= 0]
         numbers = real or [0]  # a rank without any takes the steps of the others
         seeds = [stable_seed(self.sampler.seed, f"{split}/{n}") for n in numbers]
-        for name, sampling in zip(FIGURES, (self.sampler.sampling, Sampling(0.0)), strict=True):
+        for name, sampling in zip(MEANS, (self.sampler.sampling, Sampling(0.0)), strict=True):
             found = self.sampler.continued(decoder, data, ranks, numbers, split, seeds, sampling)
             if real:
                 self._count(name, data, found, real, split)
@@ -66,7 +64,7 @@ class HeldOut:
         have one, and ``reward_failures``, rewards that failed, per completion. Must be called on all ranks."""
         own = torch.tensor(list(self._sums.values()), dtype=torch.float64, device=device)
         sums = dict(zip(self._sums, ranks.sum(own), strict=True))
-        found = {name: sums[name] / sums[f"{name}_judged"] for name in FIGURES}
-        completions, judged = (sum(sums[f"{name}_{of}"] for name in FIGURES) for of in ("completions", "judged"))
+        found = {name: sums[name] / sums[f"{name}_judged"] for name in MEANS}
+        completions, judged = (sum(sums[f"{name}_{of}"] for name in MEANS) for of in ("completions", "judged"))
         found |= {"judged": judged / completions, "reward_failures": sums["failures"] / completions}
         return {name: value.float() for name, value in found.items()}

@@ -80,7 +80,7 @@ class Pairwise(Task):
         self._measured: dict[str, Tensor] = {}
 
     def _conclude(self, stage: str) -> None:
-        names = names_in(stage, self.figures)
+        names = [name for name in names_in(stage, self.figures) if name in self._measured]
         *sums, pairs = self.ranks().sum(torch.stack([self._measured[name] for name in (*names, "pairs")]))
         for name, value in zip(names, sums, strict=True):
             self.log(f"{stage}/{name}", (value / pairs).float(), prog_bar=name == "accuracy")

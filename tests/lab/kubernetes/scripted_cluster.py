@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,21 +35,22 @@ class ScriptedCluster:
     Args:
         folder: of its file
 
-    Keys of the file, for tests: ``outcomes`` (job number → {code, message, reason, disrupted, index} of each attempt;
-    with an index, of that node alone), ``pending`` (job number → what its pods wait for), ``podless`` (job numbers),
-    ``lacks`` (API groups), ``faults`` ({match, stderr, times, after}: after means that the call is carried out and its
-    answer lost), ``events`` (name of an object, or
-    ``pods of N`` → a message or an event), ``context``, ``namespace`` and ``uid`` of it, ``missing`` and ``forbidden``
-    (names of what pods refer to), ``denied`` (verbs), ``warning`` (of dry
-    runs), ``calls``, ``made`` and ``deleted`` (names, one each time), ``alive`` (jobs with processes, kept by a node
-    that runs pods in earnest: node.py).
+    Keys of the file, for tests: ``outcomes`` (job number → {code, message, reason, disrupted, index} of each
+    attempt; with an index, of that node alone), ``pending`` (job number → what its pods wait for), ``podless``
+    (job numbers), ``lacks`` (API groups), ``faults`` ({match, stderr, times, after}: after means that the call
+    is carried out and its answer lost), ``events`` (name of an object, or ``pods of N`` → a message or an
+    event), ``context``, ``namespace`` and ``uid`` of it, ``missing`` and ``forbidden`` (names of what pods
+    refer to), ``since`` (when its clock began, in seconds since 1970), ``denied`` (verbs), ``warning`` (of dry
+    runs), ``calls``, ``made`` and ``deleted`` (names, one each time), ``alive`` (jobs with processes, kept by a
+    node that runs pods in earnest: node.py).
     """
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "cluster.json"
         folder.mkdir(parents=True, exist_ok=True)
         if not self.file.exists():
-            self.file.write_text(json.dumps({"objects": {}, "made": [], "calls": [], "clock": 0, "deleted": []}))
+            empty = {"objects": {}, "made": [], "calls": [], "clock": 0, "deleted": []}
+            self.file.write_text(json.dumps({**empty, "since": time.time()}))
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Object]:
@@ -230,14 +232,14 @@ def _make_pod(state: Object, one: Object, spec: Object, index: int, attempt: int
         "name": name,
         "labels": spec["template"]["metadata"]["labels"],
         "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
-        "creationTimestamp": stamp(state["clock"]),
+        "creationTimestamp": stamp(state["since"] + state["clock"]),
     }
     pod = {"kind": "Pod", "owner": one["metadata"]["name"], "index": index, "attempt": attempt, "metadata": metadata}
     state["objects"][f"Pod/{name}"] = {**pod, "spec": spec["template"]["spec"], "status": {"phase": "Pending"}}
 
 
-def stamp(clock: int) -> str:
-    return (datetime.datetime(2026, 11, 26) + datetime.timedelta(seconds=clock)).strftime("%Y-%m-%dT%H:%M:%SZ")
+def stamp(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _advance(state: Object, pod: Object, number: str, attempt: int) -> None:

@@ -433,15 +433,15 @@ def test_job_inside_a_jobset_is_rehearsed_too(swept: Callable[..., Swept]) -> No
 
 @pytest.mark.parametrize("reason", ["FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", None])
 def test_pod_that_stays_pending_is_reported_by_its_events_and_given_up(
-    swept: Callable[..., Swept], monkeypatch: pytest.MonkeyPatch, reason: str | None
+    swept: Callable[..., Swept], reason: str | None
 ) -> None:
-    monkeypatch.setattr(jobs_module, "SLOW_S", 0)
     events = {"pods of 0": {"reason": reason, "message": f"{'x' * 400} the cause"}} if reason else {}
-    sweep = swept(pending={"0": "ContainerCreating"}, events=events)
+    sweep = swept(pending={"0": "ContainerCreating"}, events=events, since=0)
     failed = sweep.run(start_deadline_s=0)[0]
     assert failed["status"] == "failed" and "given up after 0 s" in failed["reason"]  # type: ignore[index]
     assert (reason or "Pending") in failed["reason"] and "Remedy: " in failed["reason"]  # type: ignore[index]
     assert not reason or "the cause" in failed["reason"]  # type: ignore[index]
+    assert [line for line in sweep.said if (reason or "Pending") in line]
 
 
 def test_pod_that_waits_for_a_moment_is_left_alone(swept: Callable[..., Swept]) -> None:

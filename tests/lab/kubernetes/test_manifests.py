@@ -368,6 +368,10 @@ WRONG: list[tuple[str, Any, str]] = [
     ("node_selector", {"a" * 64: "b"}, "not a valid key"),
     ("capabilities", ["CAP_IPC_LOCK"], "without CAP_"),
     ("topology", "zone", "needs a queue"),
+    ("runtime", "other", "is of a TrainJob"),
+    ("secrets", ["wandb", "wandb"], "named twice"),
+    ("restarts", 10**12, "at most"),
+    ("ttl_s", 10**12, "at most"),
 ]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import textwrap
 import threading
 import time
@@ -59,6 +61,12 @@ HOSTILE = {
     "memory file": "assert can(os.memfd_create, 'x')",
     "trace": "import ctypes; assert ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0",
     "process file": "assert can(os.pidfd_open, os.getpid())",
+    "queued signal": "import ctypes; info = bytes(8) + b'\\xff' * 4 + bytes(116)\n"
+    "assert ctypes.CDLL(None).syscall(129, os.getppid(), 0, info) == 0",
+    "owner of signals": "import fcntl; assert can(fcntl.fcntl, os.pipe()[0], 8, os.getppid())",
+    "kind of signals": "import fcntl; assert can(fcntl.fcntl, os.pipe()[0], 10, 9)",
+    "limits of others": "import resource; assert can(resource.prlimit, os.getppid(), resource.RLIMIT_CORE)",
+    "priority of others": "assert can(os.setpriority, os.PRIO_PROCESS, os.getppid(), 19)",
     "keys of the kernel": "import ctypes; assert ctypes.CDLL(None).syscall(250, 0, -3, 0) >= 0",
 }
 
@@ -141,7 +149,8 @@ def test_reason_that_the_system_gives_is_named(monkeypatch: pytest.MonkeyPatch, 
         BOX.check()
 
 
-WEAK = ("fork", "socket", "kill", "memory", "memory file", "environment", "trace")
+WEAK = ("fork", "socket", "kill", "memory", "memory file", "environment", "trace", "queued signal", "owner of signals")
+WEAK += ("kind of signals", "limits of others", "priority of others")
 
 
 @pytest.mark.parametrize("name", WEAK)
@@ -162,6 +171,37 @@ for pid in filter(str.isdigit, os.listdir('/proc')):
     program = attempt(f"{look}assert any(found)")
     assert weak.passed(program, DONE) == 0
     assert weak.passed(attempt(f"{look}assert found"), DONE) == 1  # it does see the judge
+
+
+FORGING = """
+import os
+TRIED = 0
+for fd in os.listdir(f'/proc/{os.getppid()}/fd'):
+    try:
+        os.write(os.open(f'/proc/{os.getppid()}/fd/{fd}', os.O_WRONLY | os.O_NONBLOCK), b'1' * 4096)
+        TRIED += 1
+    except OSError:
+        pass
+open({file!r}, 'w').write(str(TRIED))
+def f(x): return 0
+"""
+TRAINER = """
+import struct
+from training.objectives.box import Box
+from training.objectives.boxed.restrict import CAPABILITIES, call
+call("capset", struct.pack("Ii", CAPABILITIES, 0), bytes(24))  # an ordinary user's process, whatever runs the tests
+box = Box(seconds=1, memory_mb=256, file_mb=2, weaker=True)
+print(box.passed({program!r}, ["assert f(1)"] * 3))
+"""
+
+
+def test_weaker_box_takes_no_verdict_from_the_trainers_end_of_the_pipe(tmp_path: Path) -> None:
+    file = tmp_path / "tried"
+    program = FORGING.replace("{file!r}", repr(str(file)))
+    command = [sys.executable, "-c", TRAINER.format(program=program)]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=module.ROOT, check=False)
+    assert found.stdout == "0\n", found.stderr
+    assert int(file.read_text()) > 0  # it did write there
 
 
 def test_box_works_outside_the_main_thread() -> None:

@@ -32,6 +32,7 @@ def test_exact_match() -> None:
 def test_arithmetic() -> None:
     texts = ["so it is 1,234.50", "3 + 4 = 7", "-2", "none", "0.1 + 0.2 = 0.3", "8"]
     assert given("arithmetic", texts, answer=["1234.5", 7, 2, 1, 0.1 + 0.2, "?"]) == [1, 1, 0, 0, 1, None]
+    assert given("arithmetic", [".5", "-.5", "x.5", "$.5", "1..5"], answer=[0.5, -0.5, 5, 0.5, 5]) == [1] * 5
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,13 @@ def test_controls_keep_the_mean_and_nothing_else() -> None:
     assert given({"name": "levelled", "reward": "exact_match"}, texts, answer=right) == [0.75] * 40
     some = {"name": "levelled", "reward": "arithmetic"}
     assert given(some, ["1", "2", "3"], answer=[1, 1, "?"]) == [0.5] * 3 and given(some, ["3"], answer=["?"]) == [None]
+
+
+def test_mean_leaves_out_what_failed() -> None:
+    levelled = reward({"name": "levelled", "reward": "exact_match"})
+    levelled.reward = Odd(math.nan)
+    found = levelled(["", "", ""], ["a", "odd", "b"])
+    assert found[0] == found[2] == 0.5 and math.isnan(found[1])
 
 
 class Odd(Reward):

@@ -1,13 +1,15 @@
 """The inside of the judge's box: run tests on a program that is in another box. Standard library only.
 
-To stdout goes a byte for each event: READY once this process is restricted, then for each test PASSED or FAILED, or
-ABSENT and nothing else if the program's box did not start.
+To stdout goes a report of each event: READY once this process is restricted, then for each test PASSED or FAILED, or
+ABSENT and nothing else if the program's box did not start. Each report is signed with a key that only the judge and who
+started it have: a program that could write to this stdout could still not forge one.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
+import hmac
 import importlib
 import json
 import os
@@ -19,6 +21,7 @@ from training.objectives.boxed.exchange import Ended, packed, receive, send, unp
 from training.objectives.boxed.restrict import restrict
 
 READY, PASSED, FAILED, ABSENT = b"r", b"1", b"0", b"x"
+SIZE = 32  # bytes of a report
 
 
 class Program:
@@ -153,27 +156,32 @@ def passes(test: str, space: dict[str, Any], program: Program) -> bool:
     return not program.ended
 
 
-def report(tests: Sequence[str], program: Program, verdict: int) -> None:
+def signed(event: bytes, number: int, key: bytes) -> bytes:
+    """The report of an event, the first of which has the number 0."""
+    return hmac.digest(key, b"%d %s" % (number, event), "sha256")
+
+
+def report(tests: Sequence[str], program: Program, verdict: int, key: bytes) -> None:
     """Write of each test whether it passes."""
     space: dict[str, Any] = {"__name__": "test"}
-    for test in tests:
-        os.write(verdict, PASSED if passes(test, space, program) else FAILED)
+    for number, test in enumerate(tests, 1):
+        os.write(verdict, signed(PASSED if passes(test, space, program) else FAILED, number, key))
 
 
 def main() -> None:
     request = json.load(sys.stdin)
-    verdict = os.dup(1)
+    verdict, key = os.dup(1), bytes.fromhex(request["key"])
     for number in (0, 1):
         os.dup2(2, number)  # which leads nowhere
     source, sink = os.fdopen(request["source"], "rb"), os.fdopen(request["sink"], "wb")
     restrict(request)
-    os.write(verdict, READY)
+    os.write(verdict, signed(READY, 0, key))
     try:
         started = receive(source) == "ready"
     except Ended:
         started = False
     if started:
-        report(request["tests"], Program(source, sink), verdict)
+        report(request["tests"], Program(source, sink), verdict, key)
     else:
-        os.write(verdict, ABSENT)
+        os.write(verdict, signed(ABSENT, 1, key))
     os._exit(0)

@@ -17,8 +17,9 @@ CAPABILITIES = 0x20080522  # version 3
 THREAD, NOT_PERMITTED, NO_SUCH_CALL = 0x10000, 1, 38
 CLONE3 = 435  # the same on all machines
 # System calls that are refused, by machine: new processes and programs, sockets, signals to others, tracing, mounts,
-# namespaces, keys, io_uring, bpf, perf, userfaultfd, the memory and files of others (process_madvise, pidfd_getfd), and
-# what no limit of memory counts: files that are memory (memfd_create, memfd_secret), and shared memory.
+# namespaces, keys, io_uring, bpf, perf, userfaultfd, the memory, files, priorities and processors of others
+# (process_madvise, pidfd_getfd, setpriority, sched_setaffinity), and what no limit of memory counts: files that are
+# memory (memfd_create, memfd_secret), and shared memory.
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 CLONE = {"x86_64": 56, "aarch64": 220}
 REFUSED = {
@@ -26,22 +27,27 @@ REFUSED = {
         *(57, 58, 59, 322, 41, 53, 62, 200, 234, 424, 434, 101, 310, 311, 165, 166, 155, 161, 272, 308, 442),
         *(248, 249, 250, 425, 426, 427, 321, 298, 323, 29, 64, 68, 240),
         *(319, 447, 438, 440, 448, *range(428, 434)),
+        *(129, 297, 312, 141, 142, 144, 203, 314, 251, 256, 279),
     ],
     "aarch64": [
         *(221, 281, 198, 199, 129, 130, 131, 424, 434, 117, 270, 271, 40, 39, 41, 51, 97, 268, 442),
         *(217, 218, 219, 425, 426, 427, 280, 241, 282, 194, 190, 186, 180),
         *(279, 447, 438, 440, 448, *range(428, 434)),
+        *(138, 240, 272, 140, 118, 119, 122, 274, 30, 238, 239),
     ],
 }
+# Of these calls some arguments are refused: the owner and the kind of a file's signals, the limits of another process.
+FCNTL, SIGNALS = {"x86_64": 72, "aarch64": 25}, (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX
+PRLIMIT = {"x86_64": 302, "aarch64": 261}
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 def restrict(request: dict[str, Any]) -> None:
-    """A folder of its own where the process is in namespaces, no capabilities, limits, and a filter of system calls;
-    only what works of the last where the request accepts that.
+    """A folder of its own, no capabilities, limits, and a filter of system calls. Other processes of the user can read
+    neither memory nor open files of this one, which is not dumpable.
 
-    No other process of the user may read the memory or the files of this one: it is not dumpable.
+    Where the request accepts a ``weaker`` box, there is no folder of its own, and no filter where the system has none.
 
     Raises:
         OSError: the system does not allow it
@@ -95,11 +101,21 @@ def refuse_calls() -> None:
     refuse, allow, kill = 0x00050000, 0x7FFF0000, 0x80000000
     program = [statement(load, 4), statement(equal, AUDIT[machine], 1), statement(answer, kill), statement(load, 0)]
     program += [statement(above, 0x40000000, 0, 1), statement(answer, kill)]  # of the x32 interface
+    denied = statement(answer, refuse | NOT_PERMITTED)
+
+    def on_argument(number: int, place: int, tests: list[bytes]) -> list[bytes]:
+        """Tests of an argument of one call, the first of which is at 0; then its number is loaded again."""
+        inside = [statement(load, 16 + 8 * place), *tests, statement(load, 0)]
+        return [statement(equal, number, 0, len(inside)), *inside]
+
     for number in REFUSED[machine]:
-        program += [statement(equal, number, 0, 1), statement(answer, refuse | NOT_PERMITTED)]
+        program += [statement(equal, number, 0, 1), denied]
+    owners = [each for command in SIGNALS for each in (statement(equal, command, 0, 1), denied)]
+    program += on_argument(FCNTL[machine], 1, owners)
+    program += on_argument(PRLIMIT[machine], 0, [statement(equal, 0, 1), denied])  # 0: this process
     program += [statement(equal, CLONE3, 0, 1), statement(answer, refuse | NO_SUCH_CALL)]  # threads take the older one
     program += [statement(equal, CLONE[machine], 0, 3), statement(load, 16), statement(bits, THREAD, 1)]
-    program += [statement(answer, refuse | NOT_PERMITTED), statement(answer, allow)]
+    program += [denied, statement(answer, allow)]
     text = ctypes.create_string_buffer(b"".join(program))
     call("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     call("prctl", SECCOMP, FILTER, struct.pack("HxxxxxxQ", len(program), ctypes.addressof(text)), 0, 0)

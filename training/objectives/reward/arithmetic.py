@@ -9,15 +9,16 @@ from registry import register
 from registry.ranges import NonNegative
 from training.objectives.reward.base import Reward, column
 
-# A minus behind a number, a name or a bracket subtracts; elsewhere it is a sign.
-NUMBER = re.compile(r"(?:(?<![\w)\]%.])[-−])?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
+# A minus just behind a number, a name or a bracket subtracts; elsewhere it is a sign.
+NUMBER = re.compile(r"(?:(?<![\w)\]%.])[-−])?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+)?")
 
 
 @register("reward", "arithmetic")
 class Arithmetic(Reward):
     """1 if the last number of a completion is the number in a column, else 0; thousands may have commas, as in GSM8K.
 
-    ``12-8`` ends with 8, ``= -8`` with −8. None where the column holds no number, or one beyond the range of a float.
+    ``12-8`` ends with 8, ``= -8`` and ``12 -8`` with −8, ``-.5`` with −0.5. None where the column holds no number, or
+    one beyond the range of a float.
 
     Args:
         answer: name of the column

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ class Levelled(Reward):
     The mean of a batch is unchanged, so on held-out prompts it is still that of ``reward``.
 
     Args:
-        reward: that is averaged; its values of None are left out
+        reward: that is averaged; its values of None are left out, and one that failed stays failed
     """
 
     together = True
@@ -28,5 +29,8 @@ class Levelled(Reward):
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
     ) -> list[float | None]:
-        known = [value for value in self.reward(prompts, completions, **columns) if value is not None]
-        return [sum(known) / len(known) if known else None] * len(completions)
+        found = self.reward(prompts, completions, **columns)
+        failed = [value is not None and math.isnan(value) for value in found]
+        known = [value for value, fails in zip(found, failed, strict=True) if value is not None and not fails]
+        mean = sum(known) / len(known) if known else None
+        return [math.nan if fails else mean for fails in failed]
