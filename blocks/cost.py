@@ -7,7 +7,6 @@ Not counted: activations, communication, savings of fast kernels (a causal or wi
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -141,7 +140,7 @@ MANY = 80_640  # tokens; divisible by every usual number of experts
 def _idle_experts(decoder: Decoder) -> int:
     groups = alike(decoder.layers)
     meta = decoder if decoder.embedding.weight.is_meta else compose(decoder.config, device="meta")
-    probe, n_tokens = with_layers(meta, [group[0] for group in groups]), 1
+    probe, n_tokens = meta.with_layers(meta.layers[group[0]] for group in groups), 1
     routings = _routings(probe, n_tokens)
     if any(routing is not None and routing.pairs is not None for routing in routings):
         n_tokens = MANY  # experts per token is an average, which one token cannot show
@@ -198,13 +197,6 @@ def signature(layer: nn.Module) -> tuple[Any, ...]:
     return repr(settings), tuple(shapes)
 
 
-def with_layers(decoder: Decoder, indices: Sequence[int]) -> Decoder:
-    """The decoder with these layers only; shares every module."""
-    probe = copy.copy(decoder)
-    probe._modules = {**decoder._modules, "layers": nn.ModuleList(decoder.layers[i] for i in indices)}
-    return probe
-
-
 # --- FLOPs ------------------------------------------------------------------------------------------------------------
 
 
@@ -249,7 +241,7 @@ def _flops(decoder: Decoder, indices: Sequence[int], length: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode  # imports triton, which refusals of a run have no time for
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        with_layers(decoder, indices)(torch.zeros(1, length, dtype=torch.long, device="meta"))
+        decoder.with_layers(decoder.layers[i] for i in indices)(torch.zeros(1, length, dtype=torch.long, device="meta"))
     return counter.get_total_flops()
 
 

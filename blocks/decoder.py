@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -132,6 +133,12 @@ class Decoder(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Decoder:
         super()._apply(fn, recurse)  # .to(), .cuda(), .to_empty(): another device has other kernels
         return self.choose_kernels(self._kernel_overrides)
+
+    def with_layers(self, layers: Iterable[nn.Module]) -> Decoder:
+        """This decoder with other layers; it shares every other module."""
+        probe = copy.copy(self)
+        probe._modules = {**self._modules, "layers": nn.ModuleList(layers)}
+        return probe
 
     @property
     def output_weight(self) -> Tensor:

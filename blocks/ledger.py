@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from blocks.decoder import Decoder
 from blocks.growth.base import Growth
 from blocks.mixed import grown, mixed
 from blocks.probing import Batch, distance, random_batches, read
 from blocks.settings import shown
-from registry import BlockError
 
 TOLERANCE = 1e-4  # largest difference of a logit over the largest logit; rounding in fp32 stays a hundred times below
 TOGETHER = "all together"
@@ -54,12 +55,14 @@ class Line:
         operator: its name
         operations: what it did
         difference: of the logits, with these operations alone (``blocks.probing.distance``); None if not measured
+        reason: why that could not be measured
         place: of the first operation that is measured otherwise than claimed; None if none alone is
     """
 
     operator: str
     operations: tuple[Operation, ...]
     difference: float | None = None
+    reason: str = ""
     place: Operation | None = None
 
     @property
@@ -78,8 +81,9 @@ class Line:
 
     @property
     def note(self) -> str:
-        """Of the first operation that has one."""
-        return "" if self.operator == TOGETHER else next((o.note for o in self.operations if o.note), "")
+        """Of the first operation that has one, and why it was not measured."""
+        of_operation = "" if self.operator == TOGETHER else next((o.note for o in self.operations if o.note), "")
+        return "; ".join(note for note in (of_operation, self.reason) if note)
 
     def __str__(self) -> str:
         """In one line, as a run logs it."""
@@ -146,8 +150,8 @@ def measured(old: Decoder, new: Decoder, growth: Growth, done: Sequence[Operatio
     # Old, new, the old one at the new depth, and each operator alone, in at most three groups.
     batches = random_batches(old, new, 3 * len(names) + 3, _reach(done))
     apart = _Apart(old, grown(old, len(new.layers), growth), new, batches)
-    lines = [line for name in names for line in _lines(name, [o for o in done if o.name == name], apart)]
     together = Line(TOGETHER, tuple(done), distance(apart.before, read(new, batches)))
+    lines = [line for name in names for line in _lines(name, [o for o in done if o.name == name], apart)]
     return Ledger(tuple(lines), together, sum(batch.tokens.numel() for batch in batches))
 
 
@@ -164,15 +168,21 @@ class _Apart:
         self.before = read(old, batches)
         self.at_depth = self.before if base is old else read(base, batches)
 
-    def of(self, group: Sequence[Operation]) -> float | None:
-        """None where the others cannot be left out, as half of the streams."""
+    def line(self, name: str, group: Sequence[Operation]) -> Line:
+        """What these operations of an operator do; not measured where the others cannot be left out, as half of the
+        streams."""
+        line = Line(name, tuple(group))
         if any(operation.path == DEPTH for operation in group):
-            return distance(self.before, self.at_depth)
+            return replace(line, difference=distance(self.before, self.at_depth))
         try:
             alone = mixed(self.base, self.new, [operation.path for operation in group])
-            return distance(self.at_depth, read(alone, self.batches))
-        except (RuntimeError, BlockError):  # shapes that only fit together
-            return None
+            return replace(line, difference=distance(self.at_depth, read(alone, self.batches)))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, LookupError) as error:
+            # Old and new have been read, so each block works: only their shapes do not fit one another.
+            found = (str(error).splitlines() or [type(error).__name__])[0]
+            return replace(line, reason=f"cannot be done without the others ({found})")
 
 
 def _lines(name: str, ours: Sequence[Operation], apart: _Apart) -> list[Line]:
@@ -185,11 +195,19 @@ def _lines(name: str, ours: Sequence[Operation], apart: _Apart) -> list[Line]:
 
 
 def _line(name: str, group: Sequence[Operation], apart: _Apart) -> Line:
-    line = Line(name, tuple(group), apart.of(group))
-    if not line.refuted:
-        return line
-    alone = ((operation, apart.of([operation])) for operation in group)
-    return replace(line, place=next((o for o, found in alone if found is not None and found > TOLERANCE), None))
+    line = apart.line(name, group)
+    return replace(line, place=_place(line, apart)) if line.refuted else line
+
+
+def _place(line: Line, apart: _Apart) -> Operation | None:
+    """The first operation of a refuted line that is refuted alone, found by halves: each would take too long."""
+    ours = line.operations
+    if len(ours) == 1:
+        return ours[0]
+    middle = len(ours) // 2
+    halves = (apart.line(line.operator, half) for half in (ours[:middle], ours[middle:]))
+    half = next((half for half in halves if half.refuted), None)
+    return None if half is None else _place(half, apart)
 
 
 def _reach(done: Sequence[Operation]) -> int:

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterable
 
 import torch
-from torch import nn
 
 from blocks.base import Block
 from blocks.decoder import LAYER_PARTS, Decoder, Layer
@@ -36,7 +35,7 @@ def grown(old: Decoder, n_layers: int, growth: Growth) -> Decoder:
     layers = [copy.deepcopy(old.layers[j]) if i in silent else old.layers[j] for i, j in sources]
     for i in silent:
         silence(layers[i])  # type: ignore[arg-type]
-    return _with_layers(old, layers)
+    return old.with_layers(layers)
 
 
 def mixed(old: Decoder, new: Decoder, paths: Iterable[str]) -> Decoder:
@@ -47,12 +46,9 @@ def mixed(old: Decoder, new: Decoder, paths: Iterable[str]) -> Decoder:
         paths: of the blocks of the new decoder: ``norm``, ``layers.3.attention``
     """
     taken = set(paths)
-    probe = _with_layers(
-        old,
-        [
-            Layer(*(getattr(theirs if f"layers.{i}.{part}" in taken else ours, part) for part in LAYER_PARTS))
-            for i, (ours, theirs) in enumerate(zip(old.layers, new.layers, strict=True))
-        ],
+    probe = old.with_layers(
+        Layer(*(getattr(theirs if f"layers.{i}.{part}" in taken else ours, part) for part in LAYER_PARTS))
+        for i, (ours, theirs) in enumerate(zip(old.layers, new.layers, strict=True))
     )
     for name in taken.intersection(FRAME):
         setattr(probe, name, getattr(new, name))
@@ -60,10 +56,4 @@ def mixed(old: Decoder, new: Decoder, paths: Iterable[str]) -> Decoder:
         probe.embedding_scale = new.embedding_scale
     if "logit_softcap" in taken:
         probe.logit_softcap = new.logit_softcap
-    return probe
-
-
-def _with_layers(decoder: Decoder, layers: Iterable[nn.Module]) -> Decoder:
-    probe = copy.copy(decoder)
-    probe._modules = {**decoder._modules, "layers": nn.ModuleList(layers)}
     return probe

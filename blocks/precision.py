@@ -45,6 +45,17 @@ def default_dtype(dtype: torch.dtype) -> Iterator[torch.dtype]:
 
 
 @contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """Context in which fp32 matrices are multiplied in this precision of ``torch.set_float32_matmul_precision``."""
+    outside = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(outside)
+
+
+@contextmanager
 def without_autocast() -> Iterator[None]:
     """Context without autocast on any device."""
     accelerator = torch.accelerator.current_accelerator()

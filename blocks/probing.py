@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blocks.decoder import Decoder
+from blocks.precision import matmul_precision, without_autocast
 
 SHORT, PACKED, LONG, LONGEST = 7, 97, 512, 2048  # tokens of a sequence
 BEYOND = 65  # tokens past a difference that only longer sequences show
@@ -88,7 +89,7 @@ def _without_images(tokens: Tensor, *decoders: Decoder) -> Tensor:
 @torch.no_grad()
 def read(decoder: Decoder, batches: list[Batch]) -> list[Tensor]:
     """The logits [B,T,V] of each batch, in evaluation mode."""
-    with _evaluated(decoder), _full_precision():
+    with _evaluated(decoder), matmul_precision("highest"), without_autocast():  # whatever training has chosen
         return [decoder(batch.tokens, batch.positions, batch.segments) for batch in batches]
 
 
@@ -118,15 +119,3 @@ def _evaluated(decoder: Decoder) -> Iterator[None]:
     finally:
         for module, training in before.items():
             module.training = training
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Products in fp32, whatever training has chosen for its own."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)

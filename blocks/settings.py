@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 NAME = "name"  # path of what the block itself is
-_ABSENT = "none"
+_ABSENT = object()  # equal to no setting
 _TENSOR = "a tensor"
 _INTERNAL = frozenset(vars(nn.Module())) | {"kernels"}  # another kernel computes the same
 # What the shapes of tensors say already.
@@ -73,6 +73,8 @@ def _plain(value: Any) -> Any:
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, type) and isinstance(other, type):
         return computes_alike(one, other)
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
     flags = isinstance(one, bool) == isinstance(other, bool)  # 1 is 1.0, and is not true
     return (one == other and flags) or {one, other} == {None, _ABSENT}
 
@@ -96,5 +98,6 @@ def _word(value: Any) -> str:
     if isinstance(value, type):
         text = value.__name__
     else:
-        text = _ABSENT if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+        absent = value is None or value is _ABSENT
+        text = "none" if absent else f"{value:g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 40 else f"{text[:39]}…"

@@ -173,8 +173,8 @@ def _llama(read: Metadata, tensors: Mapping[str, Any], frame: Mapping[str, Any])
 
 def _qwen2(read: Metadata, tensors: Mapping[str, Any], frame: Mapping[str, Any]) -> dict[str, Any]:
     plain = frame["hidden_size"] // frame["num_attention_heads"]
-    if _head_width(read, frame, read.whole(read.own("attention.key_length"), None, least=1)) != plain:
-        raise read.refuse(read.own("attention.key_length"), read.fields, f"heads of Qwen 2 are {plain} wide here")
+    if (width := _head_width(read, frame, read.whole(read.own("attention.key_length"), None, least=1))) != plain:
+        raise read.refuse(read.own("attention.key_length"), width, f"heads of Qwen 2 are {plain} wide here")
     return {"model_type": "qwen2", "num_key_value_heads": _kv_heads(read, frame)}
 
 
@@ -218,7 +218,8 @@ def _deepseek2(read: Metadata, tensors: Mapping[str, Any], frame: Mapping[str, A
 
 
 def _groups(read: Metadata, biased: bool) -> dict[str, Any]:
-    """How experts are chosen. A file of an older converter does not say how many groups there are."""
+    """How experts are chosen. A file of an older converter does not say in how many groups, and is refused: with one
+    group, a model that has several would choose other experts."""
     sigmoid = read.whole(read.own("expert_gating_func"), 2 if biased else 1) == 2
     if sigmoid != biased or read.fields.get(read.own("expert_gating_func"), 1) not in (1, 2):
         rule = "must be 2 (sigmoid) with biases of the choice, and 1 (softmax) without"
@@ -258,9 +259,12 @@ def _converted(
                 yield prefix + STACKS[stem].format(e=e) + f".{kind}", n // experts, partial(_read, tensor, where, e)
         elif stem == "attn_k_b":
             other = name.replace("attn_k_b", "attn_v_b")
-            values = tensors.get(other)
-            if values is None or len(values.shape) != 3 or len(tensor.shape) != 3:
-                raise ConfigError(f"{where}: {other}", None, "must stand beside attn_k_b, with heads apart", REMEDY)
+            shapes = [[] if t is None else [int(size) for size in t.shape] for t in (tensor, tensors.get(other))]
+            # As stored: [nope,C,N] and [C,V,N].
+            if [len(shape) for shape in shapes] != [3, 3] or shapes[0][1:] != [shapes[1][0], shapes[1][2]]:
+                rule = f"must stand beside attn_k_b of {shapes[0]}, with as many heads and the latent's width"
+                raise ConfigError(f"{where}: {other}", shapes[1] or None, rule, REMEDY)
+            values = tensors[other]
             yield f"{prefix}self_attn.kv_b_proj.{kind}", n + int(values.n_elements), _joined(tensor, values, where)
         elif stem in ("attn_q", "attn_k") and config["model_type"] == "llama":
             heads = config["num_attention_heads" if stem == "attn_q" else "num_key_value_heads"]

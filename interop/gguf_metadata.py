@@ -1,4 +1,8 @@
-"""The metadata of a GGUF file, read strictly: each key has a type, is listed without an effect, or is refused."""
+"""The metadata of a GGUF file, read strictly: each key has a type, is listed without an effect, or is refused.
+
+A key that is not known passes with the value 0, false or "": so llama.cpp writes settings of other architectures that
+are off. Where another value is the one without an effect, the key is in ``ONLY``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from typing import Any
 from registry import ConfigError
 
 _IDLE = {
-    "where the file came from, and how it was made": r"GGUF\..*|general\.(?!architecture$).*|quantize\..*|split\.no",
+    "where the file came from, and how it was made": r"""GGUF\..*|general\.(?!architecture$).*|quantize\..*
+        |split\.(no|tensors\.count)""",
     "of SentencePiece, whose tokenizers are not rebuilt": r"""tokenizer\.ggml\.(scores|add_space_prefix
         |remove_extra_whitespaces|precompiled_charsmap|token_type_count|escape_whitespaces|treat_whitespace_as_suffix)""",
     "tokens that other programs use by name": r"""tokenizer\.ggml\.(fim_\w+|prefix|suffix|middle|mask|cls|seperator

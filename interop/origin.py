@@ -49,9 +49,9 @@ def check(origin: Any, where: str) -> dict[str, Any]:
         text = json.dumps(origin)
     except (TypeError, ValueError, RecursionError):
         raise ConfigError(where, type(origin).__name__, "must be plain data", remedy) from None
-    found = parse_json(text, where)
     if len(text) > MAX_BYTES:
         raise ConfigError(where, f"{len(text):,} bytes", f"is longer than {MAX_BYTES:,} bytes", remedy)
+    found = parse_json(text, where)
     if not isinstance(found, dict) or not isinstance(found.get("config", {}), dict):
         raise ConfigError(where, type(found).__name__, "must hold a mapping, with another as config", remedy)
     texts = found.get("licences", {})

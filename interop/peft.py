@@ -46,6 +46,7 @@ IDLE = {
     **dict.fromkeys(("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"), TENSORS),
     **dict.fromkeys(("inference_mode", "lora_dropout"), TRAINING),
     "fan_in_fan_out": "how the base stores its matrices; A and B are laid out alike",
+    "eva_config": "of the start with eva, which draws A and keeps the base; other ranks are in rank_pattern",
     "megatron_core": "names a package, without megatron_config",
     "qalora_group_size": "of use_qalora, which is refused",
 }
@@ -153,7 +154,10 @@ def read_adapter(folder: Path, decoder: Decoder) -> tuple[dict[str, Tensor], flo
     for ours, key, stacked in list(_places(left.keys(), targets, base)):
         for side, theirs in SIDES:
             tensor = left.pop(key + theirs)
-            if tensor.ndim != 2 or tensor.shape[side == B] != rank * (stacked or 1):
+            if tensor.ndim != 2:
+                rule = f"{key + theirs} is not a matrix"
+                raise ConfigError(str(folder / WEIGHTS), tuple(tensor.shape), rule, "Write the adapter again")
+            if (tensor.shape[0] if side == A else tensor.shape[1]) != rank * (stacked or 1):
                 rule = f"{key + theirs} is not of rank {rank}, which {CONFIG} names"
                 raise ConfigError(str(folder / WEIGHTS), tuple(tensor.shape), rule, "Write the adapter again")
             found[ours + side] = _stacked(tensor, side, stacked, rank) if stacked else tensor

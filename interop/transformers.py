@@ -22,6 +22,7 @@ from torch import Tensor
 
 from blocks.compose import check, compose
 from blocks.decoder import Decoder, Layer
+from blocks.kernels.documents import PADDING
 from blocks.kernels.few_rows import linear
 from interop.own import MODEL_TYPE
 from registry import BlockError, ConfigError, load
@@ -345,7 +346,7 @@ def _check_mask(mask: Tensor, shape: torch.Size) -> None:
 
 
 def _documents(tokens: Tensor, mask: Tensor | None, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Positions [B|1,T] and segments [B,T] of tokens [B,T]: padding is document 0.
+    """Positions [B|1,T] and segments [B,T] of tokens [B,T]: padding is in no document, ``PADDING``.
 
     Raises:
         BlockError: a mask of another kind, or padding inside a document
@@ -374,7 +375,7 @@ def _padded_documents(real: Tensor, positions: Tensor | None) -> tuple[Tensor, T
     if (real & ~adjacent & ~begins).any():
         rule = "has padding inside a document, where windows and recurrent layers would count it"
         raise BlockError("attention_mask", "…", rule, "Pad on the left or on the right")
-    return positions.clamp(min=0), (real & begins).long().cumsum(1) * real
+    return positions.clamp(min=0), torch.where(real, (real & begins).long().cumsum(1), PADDING)
 
 
 AutoConfig.register(MODEL_TYPE, BlockwrightConfig, exist_ok=True)

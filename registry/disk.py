@@ -13,7 +13,7 @@ def os_error_of(error: BaseException) -> OSError | None:
     """The OSError that an exception is or was raised from, as torch does with those of a file; None without one."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, OSError):
-        found = found.__cause__ or found.__context__
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
     return found
 
 

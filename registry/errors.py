@@ -60,7 +60,7 @@ NO_PATH = (
 
 
 def refused_path(error: BaseException, remedy: str) -> ConfigError | None:
-    """The refusal that an operating system's error about a path is; None for other errors."""
+    """A ConfigError for an OSError about a path (``NO_PATH``); None for other errors."""
     if not isinstance(error, OSError) or not error.filename or error.errno not in NO_PATH:
         return None
     return ConfigError("path", error.filename, f"cannot be read or written ({error.strerror})", remedy)

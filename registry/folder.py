@@ -28,12 +28,15 @@ def place(folder: Path, name: str) -> Path:
         name: relative to the folder
 
     Raises:
-        ConfigError: it is a link to a file outside the folder
+        ConfigError: it is a link to a file outside the folder, or in a circle
     """
     file = folder / name
-    found = file.resolve()
+    try:
+        found, inside = file.resolve(), folder.resolve()
+    except (OSError, RuntimeError):  # the latter of a circle, up to Python 3.12
+        raise ConfigError(str(file), "…", "is a link that leads nowhere", REMEDY) from None
     in_hub = found.parent.name == "blobs" and found.parent.parent.name.startswith("models--")
-    if not in_hub and not found.is_relative_to(folder.resolve()):
+    if not in_hub and not found.is_relative_to(inside):
         raise ConfigError(str(file), str(found), "is a link to a file outside its folder", REMEDY)
     return file
 

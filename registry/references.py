@@ -28,6 +28,7 @@ class References:
         self.root, self.path, self.remedy = root, path, remedy
         self._known: dict[str, Any] = {}
         self._open: list[str] = []
+        self._written = 0  # characters in place of references, of the whole file
 
     def resolve(self, value: Any) -> Any:
         """A value, with what it refers to in place of its references.
@@ -43,13 +44,18 @@ class References:
 
     def _text(self, text: str) -> Any:
         if whole := _REFERENCE.fullmatch(text):
-            return self._named(whole[1])
+            return self._counted(self._named(whole[1]), text)
         if "${" in _REFERENCE.sub("", text):
             raise self._refusal(text, "is an interpolation, and one in a run's folder may only name its other settings")
-        found = "".join(part if i % 2 == 0 else str(self._named(part)) for i, part in enumerate(_REFERENCE.split(text)))
-        if len(found) > MAX_TEXT:
-            raise self._refusal(text, f"is longer than {MAX_TEXT:,} characters")
-        return found
+        parts = enumerate(_REFERENCE.split(text))
+        return "".join(part if i % 2 == 0 else str(self._counted(self._named(part), text)) for i, part in parts)
+
+    def _counted(self, value: Any, text: str) -> Any:
+        """A value that stands in place of a reference in a text."""
+        self._written += len(str(value))
+        if self._written > MAX_TEXT:
+            raise self._refusal(text, f"refers to other settings, which come to more than {MAX_TEXT:,} characters")
+        return value
 
     def _named(self, name: str) -> Any:
         if name not in self._known:

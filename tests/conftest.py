@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 import os
 import subprocess
 import sys
@@ -50,6 +51,15 @@ def pytest_collection_finish() -> None:
 def full_precision_of_products() -> None:
     """A training sets it for its process, which here goes on to other tests."""
     torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture(autouse=True)
+def no_handlers_of_logs() -> Iterator[None]:
+    """Hydra leaves some, which in a later test would complain that the stream of this one is closed."""
+    yield
+    for handler in list(logging.root.handlers):
+        if not type(handler).__module__.startswith("_pytest"):
+            logging.root.removeHandler(handler)
 
 
 @pytest.fixture(autouse=True)

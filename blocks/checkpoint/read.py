@@ -51,8 +51,10 @@ def _read_folder(folder: Path, shapes_only: bool) -> dict[str, Any]:
         weights = sharded.outline(folder).items()
         model = {k.removeprefix(sharded.MODEL): v for k, v in weights if k.startswith(sharded.MODEL)}
         return {**sharded.read_meta(folder), "state_dict": model}
+    except ConfigError:
+        raise
     except Exception as error:
-        rule = f"cannot be loaded safely ({_reason(error)})"
+        rule = f"cannot be loaded safely ({_reason(error, 'it is no sharded checkpoint of torch')})"
         raise ConfigError("ckpt_path", str(folder), rule, "Use a checkpoint of train.py") from None
 
 
@@ -83,7 +85,7 @@ def read_file(path: str | Path, *, map_location: Any = "cpu", mapped: bool = Fal
         rule = f"cannot be loaded safely ({error.reason})"
         raise ConfigError("ckpt_path", str(path), rule, "Use the one before it (last.previous.ckpt)") from None
     except Exception as error:  # torch raises several classes for a truncated, foreign or hostile file
-        rule = f"cannot be loaded safely ({_reason(error)})"
+        rule = f"cannot be loaded safely ({_reason(error, 'it is no file of torch.save')})"
         raise ConfigError("ckpt_path", str(path), rule, "Use a checkpoint of train.py") from None
 
 
@@ -93,10 +95,14 @@ def _is_entry(name: Any, weight: Any) -> bool:
     return isinstance(name, str) and (dense or not ours)
 
 
-def _reason(error: Exception) -> str:
-    """torch's error message, without its advice to load the file unsafely."""
+def _reason(error: Exception, foreign: str) -> str:
+    """torch's error message, without its advice to load the file unsafely.
+
+    Args:
+        foreign: said of the error of a reader that expects its own files
+    """
     advice = ("Weights only load failed", "Please file an issue", "(1)", "(2)", "Check the documentation")
-    if isinstance(error, LookupError | EOFError | AttributeError | TypeError):  # of a reader that expects its own files
-        return "it is no file of torch.save"
+    if isinstance(error, LookupError | EOFError | AttributeError | TypeError):
+        return foreign
     lines = [line.strip().removeprefix("WeightsUnpickler error: ") for line in str(error).splitlines()]
     return next((line for line in lines if line and not line.startswith(advice)), type(error).__name__)

@@ -49,6 +49,7 @@ def read_index(folder: Path) -> Any:
     """The index: names and shapes of the tensors, and which file holds which part.
 
     Raises:
+        ConfigError: it is no plain file of the folder, or too long
         pickle.UnpicklingError: it contains anything else
     """
     index = _Unpickler(io.BytesIO(read_bytes(folder, INDEX, MAX_FILE_BYTES))).load()
@@ -90,6 +91,8 @@ def read_folder(folder: Path, optimizers: bool = True) -> dict[str, Any]:
         wanted = {k: v for k, v in found.items() if optimizers or k.startswith(MODEL)}
         tensors = {key: torch.empty_like(like, device="cpu") for key, like in wanted.items()}
         read_tensors(folder, tensors)
+    except ConfigError:
+        raise
     except Exception as error:  # torch raises several classes for a truncated, foreign or hostile file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         rule = f"cannot be loaded safely ({reason})"

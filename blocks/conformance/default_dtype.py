@@ -45,7 +45,12 @@ def _step(decoder: Decoder) -> Found:
     decoder.zero_grad()
     seen, pictures = shown(decoder, tokens(2, 9))
     hidden, routings = decoder.hidden(seen, pictures=pictures)
-    losses = {name: loss for r in routings if r is not None for name, loss in r.losses.items()}
+    losses = {
+        f"{name} of layer {i}": loss
+        for i, routing in enumerate(routings)
+        if routing is not None
+        for name, loss in routing.losses.items()
+    }
     torch.stack([hidden.square().mean(), *losses.values()]).sum().backward()
     gradients = {f"the gradient of {n}": p.grad for n, p in decoder.named_parameters() if p.grad is not None}
     return {"the hidden states": hidden.detach(), **losses, **gradients, **_updated(decoder)}

@@ -53,7 +53,8 @@ class DeviceBudget(Dropping):
     def within_budget(self, routing: Routing, whole: Tensor) -> Tensor:
         """Which pairs to keep, [T,k]; ``whole`` [T] marks tokens that are never dropped."""
         experts, E = routing.experts, self.n_experts
-        budget = ((experts < E).sum() * (self.capacity / self.n_devices)).ceil()
+        pairs = (experts < E).sum().double()  # by the default dtype, a product would round to a whole pair more or less
+        budget = (pairs * self.capacity / self.n_devices).ceil()
         affinity = routing.probs.gather(1, experts.clamp(max=E - 1)).detach().masked_fill(whole[:, None], math.inf)
         affinity = affinity.masked_fill(experts == E, -math.inf).flatten()
         device = experts.flatten() // (E // self.n_devices)

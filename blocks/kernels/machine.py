@@ -20,6 +20,8 @@ from typing import Literal
 
 import torch
 
+from blocks.precision import matmul_precision
+
 Matmul = Literal["auto", "highest", "high", "medium"]
 FULL_FP32 = 1e-6  # relative error of a product of 512 terms: fp32 has 3e-7, bf16 inside 2e-3
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
@@ -62,12 +64,8 @@ def _error_of_medium() -> float:
     """Relative error of a product under ``medium``, in the Frobenius norm."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(512, 512, generator=generator, dtype=torch.float32) for _ in range(2))
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
+    with matmul_precision("medium"):
         product = (a @ b).double()
-    finally:
-        torch.set_float32_matmul_precision(before)
     exact = a.double() @ b.double()
     return float((product - exact).norm() / exact.norm())
 

@@ -17,16 +17,13 @@ from blocks.transplant.base import Transplant
 PROBES, SAME = 64, 1e-4  # random tokens that a gate weighs, and how equal the sums of its weights must be
 
 
-DENSE_PARTS = ("gate", "up", "down")
-
-
 class Upcycle(Transplant):
     """``swiglu`` → ``moe`` with experts ``swiglu`` and no shared expert, unless a subclass says otherwise.
 
     Komatsuzaki et al. 2022, arXiv 2212.05055, begin from copies.
     """
 
-    handles: ClassVar[tuple[str, ...]] = ("name", *DENSE_PARTS, "gating", "experts", "shared")
+    handles: ClassVar[tuple[str, ...]] = ("name", "gate", "up", "down", "gating", "experts", "shared")
 
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
         mixture = is_plain(old, SwiGLU) and isinstance(new, MoE) and is_plain(new.experts, SwiGLUExperts)

@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from blocks.attention.base import empty_cache
-from blocks.cost import alike, count_parameters, with_layers
+from blocks.cost import alike, count_parameters
 from blocks.decoder import Decoder
 from lab.card import in_bytes
 from lab.plan.hardware import Coefficients, Hardware
@@ -105,8 +105,8 @@ def _cache_bytes(decoder: Decoder, context: int, bits: float) -> float:
 
 def _flops(decoder: Decoder, context: int) -> int:
     """Of one token that is decoded behind ``context`` − 1 others; alike layers are counted once."""
-    around = _decoded(with_layers(decoder, []), context)
-    layers = [(len(group), with_layers(decoder, group[:1])) for group in alike(decoder.layers)]
+    around = _decoded(decoder.with_layers([]), context)
+    layers = [(len(group), decoder.with_layers([decoder.layers[group[0]]])) for group in alike(decoder.layers)]
     return around + sum(times * (_decoded(probe, context) - around) for times, probe in layers)
 
 

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from blocks.attention.base import empty_cache
-from blocks.cost import alike, with_layers
+from blocks.cost import alike
 from blocks.decoder import Decoder
 from blocks.experts.base import Experts
 from blocks.gating.base import Gating
@@ -291,18 +291,18 @@ def measure(decoder: Decoder) -> Measured:
         decoder: float32, of which a copy in bfloat16 is watched
     """
     groups = alike(decoder.layers)
-    probe = copy.deepcopy(with_layers(decoder, [group[0] for group in groups])).to(torch.bfloat16)
+    probe = copy.deepcopy(decoder.with_layers(decoder.layers[group[0]] for group in groups)).to(torch.bfloat16)
     probe.choose_kernels({"attention": "reference"})  # pads no value to the width of keys
-    total = empty = _watched(with_layers(probe, []), _forward)
+    total = empty = _watched(probe.with_layers([]), _forward)
     scores, cached = [], 0.0
     for index, group in enumerate(groups):
-        layer = _difference(_watched(with_layers(probe, [index]), _forward), empty)
+        layer = _difference(_watched(probe.with_layers([probe.layers[index]]), _forward), empty)
         total = {part: total[part] + layer[part].times(len(group)) for part in PARTS}
         window, numbers = _memory(decoder.layers[group[0]].attention)
         scores.append(Scores(sum(s.scores for s in layer.values()) * len(group), window))
         cached += numbers * len(group)
     if len(decoder.mtp):
-        further = _watched(with_layers(probe, []), _predict_further)
+        further = _watched(probe.with_layers([]), _predict_further)
         total = {part: total[part] + further[part] for part in PARTS}
         scores.append(Scores(sum(s.scores for s in further.values()), math.inf))
     experts = [m for layer in decoder.layers for m in layer.modules() if isinstance(m, Experts)]

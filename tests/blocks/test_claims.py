@@ -10,10 +10,11 @@ import copy
 import itertools
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from typing import Any, NamedTuple, get_args, get_type_hints
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from blocks.compose import compose
 from blocks.conformance.alternatives import alternatives
 from blocks.conformance.setting import IMAGES, Setting
 from blocks.decoder import Decoder
-from blocks.ledger import TOLERANCE, Ledger
+from blocks.ledger import TOLERANCE, Ledger, Line, Operation, _Apart, _line
 from blocks.model_config import ModelConfig
 from blocks.probing import random_batches
 from blocks.surgery import build, operate, plan
@@ -311,6 +312,34 @@ def test_what_is_not_measured_is_not_exact(monkeypatch: pytest.MonkeyPatch) -> N
     _, _, ledger = operated(Pair("", dict(DENSE), {**DENSE, "attention": MHA}))
     assert ledger.together.claimed and ledger.together.difference is None and not ledger.tokens
     assert not ledger.exact and "repeat_heads: not measured" in ledger.report()[0]
+
+
+def test_claim_that_is_wrong_in_one_place_is_found_by_halves() -> None:
+    class Counted(_Apart):
+        def __init__(self, bad: int) -> None:
+            self.bad, self.measured = f"layers.{bad}.attention", 0
+
+        def line(self, name: str, group: Sequence[Operation]) -> Line:
+            self.measured += 1
+            return Line(name, tuple(group), 1.0 if self.bad in {o.path for o in group} else 0.0)
+
+    done = [Operation(f"layers.{i}.attention", "careless", claimed=True) for i in range(64)]
+    for bad in (0, 37, 63):
+        apart = Counted(bad)
+        assert _line("careless", done, apart).place == done[bad]
+        assert apart.measured <= 1 + 2 * 6
+
+
+def test_what_cannot_be_done_alone_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixing, pair = Mock(), Pair("", dict(DENSE), {**DENSE, "attention": MHA})
+    monkeypatch.setattr("blocks.ledger.mixed", mixing)
+    for error in (RuntimeError("a and b\nmore"), ValueError("a and b"), IndexError("a and b")):
+        mixing.side_effect = error
+        report = operated(pair)[2].report()[0]
+        assert "repeat_heads: not measured" in report and "without the others (a and b)" in report
+    mixing.side_effect = torch.OutOfMemoryError("too much")
+    with pytest.raises(torch.OutOfMemoryError):
+        operated(pair)
 
 
 def test_a_window_is_passed() -> None:

@@ -22,6 +22,8 @@ from blocks.cache import Cache
 from blocks.conformance import Case, PromiseError, cases
 from blocks.conformance.__main__ import main
 from blocks.conformance.cases import CHECKS
+from blocks.conformance.default_dtype import _step
+from blocks.conformance.setting import Setting
 from blocks.ffn.base import FFN
 from blocks.gating.base import Routing
 from blocks.gating.softmax_topk import SoftmaxTopK
@@ -356,6 +358,11 @@ BROKEN: list[tuple[str, type, str]] = [
     ("balance", LearnedAlpha, "balance"),
     ("gating", PaddingCounted, "padding"),
 ]
+
+
+def test_losses_of_every_layer_are_held_under_another_default_dtype() -> None:
+    found = _step(Setting("balance", "expert").decoder().train())
+    assert {name[-7:] for name in found if " of layer " in name} == {"layer 0", "layer 1"}
 
 
 @pytest.fixture

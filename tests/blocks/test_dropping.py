@@ -14,6 +14,7 @@ from blocks.dropping import device_budget
 from blocks.dropping.device_budget import DeviceBudget
 from blocks.gating.base import Routing, count, rows
 from blocks.kernels.choice import Kernels
+from blocks.precision import default_dtype
 from registry import ConfigError
 
 B, T, E, K, DEVICES = 4, 21, 8, 2, 4
@@ -61,6 +62,16 @@ def test_budget_is_of_the_pairs_that_are_real() -> None:
     kept = DeviceBudget(E, DEVICES, 0.5, exempt=0.0)(sparse, (B, T))
     devices = kept.experts[kept.experts < E] // (E // DEVICES)
     assert torch.bincount(devices).max() == -int(-0.5 * int(taken.sum()) // DEVICES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n_pairs", "n_devices"), [(21, 7), (1028, 4), (1025, 1)])
+def test_budget_is_counted_exactly_under_any_default_dtype(n_pairs: int, n_devices: int, dtype: torch.dtype) -> None:
+    experts, probs = torch.zeros(n_pairs, 1, dtype=torch.int64), torch.full((n_pairs, n_devices), 0.5)
+    routing = Routing(experts, probs[:, :1], probs, {}, count(experts, n_devices))
+    with default_dtype(dtype):
+        kept = DeviceBudget(n_devices, n_devices).within_budget(routing, torch.zeros(n_pairs, dtype=torch.bool))
+    assert int(kept.sum()) == -(-n_pairs // n_devices)
 
 
 def test_dropped_pairs_have_no_expert_and_no_weight() -> None:

@@ -268,6 +268,12 @@ def test_no_command_runs_anything_wherever_the_folder_is_named(command: str, hos
         check_all(command, forms, hostile)
 
 
+def test_link_to_itself_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "config.json").symlink_to("config.json")
+    code, said = run("import", FORMS["import"][0], tmp_path)
+    assert code == REFUSED and "is a link that leads nowhere" in said
+
+
 HARMLESS = ("all is well but the tokenizer", "transform that is a command", "data that is a partial")
 
 

@@ -225,6 +225,45 @@ def test_metadata_that_cannot_be_obeyed_is_refused(checkpoint: Callable[..., Pat
     assert key in str(found.value.path) and found.value.remedy
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"split.no": 0, "split.count": 0, "split.tensors.count": 12},  # llama-gguf-split --merge leaves them
+        {"llama.expert_count": 0, "llama.expert_used_count": 0},
+    ],
+)
+def test_metadata_without_an_effect_is_passed(
+    checkpoint: Callable[..., Path], tmp_path: Path, extra: dict[str, Any]
+) -> None:
+    file = write(checkpoint("llama"), tmp_path / "m.gguf", **extra)
+    (tmp_path / "out").mkdir()
+    unpack(file, tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_refusal_of_a_key_shows_its_own_value(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    sizes = {f"qwen2.{key}": 2 for key in ("attention.key_length", "attention.value_length", "rope.dimension_count")}
+    file = write(checkpoint("qwen2"), tmp_path / "m.gguf", **sizes)
+    with pytest.raises(ConfigError, match="heads of Qwen 2") as found:
+        unpack(file, tmp_path)
+    assert found.value.value == 2 and found.value.path.endswith("qwen2.attention.key_length")
+
+
+@pytest.mark.parametrize("cut", [lambda t: t[:-1], lambda t: t[:, :, :-1], lambda t: t[0], lambda t: None])
+def test_keys_and_values_of_a_latent_that_do_not_fit_are_refused(
+    checkpoint: Callable[..., Path], tmp_path: Path, cut: Callable[[Tensor], Tensor | None]
+) -> None:
+    name = "blk.0.attn_v_b.weight"
+
+    def change(tensors: dict[str, Any]) -> None:
+        if (left := cut(tensors.pop(name))) is not None:
+            tensors[name] = left
+
+    file = write(checkpoint("deepseek_v2 q_lora yarn"), tmp_path / "m.gguf", split=True, change=change)
+    with pytest.raises(ConfigError, match="must stand beside attn_k_b"):
+        unpack(file, tmp_path)
+
+
 def test_every_key_of_a_sound_file_is_read_and_typed(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     """Each key in turn missing, and of each other type: read otherwise, or one message."""
     folder, values = checkpoint("deepseek_v2 q_lora yarn"), [-1, 0, 2**31 - 1, 0.5, math.nan, "x", True, ["x"], [1]]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from blocks.compose import compose
 from blocks.lora import B, attach, is_adapter
@@ -101,6 +102,15 @@ def test_adapter_of_another_kind_is_refused(wrapped: Make, tmp_path: Path, chang
         read_adapter(tmp_path, compose(model.config.composition, device="meta"))
 
 
+def test_tensor_that_is_no_matrix_is_refused(wrapped: Make, tmp_path: Path) -> None:
+    model = wrapped(**MLA)
+    peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=["head"])).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name: tensor.flatten() for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(ConfigError, match="is not a matrix"):
+        read_adapter(tmp_path, compose(model.config.composition, device="meta"))
+
+
 # Every setting of the installed PEFT → a value with an effect, where it is neither read nor without an effect here.
 EFFECTS: dict[str, Any] = {
     "bias": "all",
@@ -111,7 +121,6 @@ EFFECTS: dict[str, Any] = {
     "megatron_config": {"a": 1},
     "trainable_token_indices": [1],
     "loftq_config": {"loftq_bits": 4},
-    "eva_config": {"rho": 2.0},
     "corda_config": {"corda_method": "ipm"},
     "lora_ga_config": {"direction": "ArB2r"},
     "velora_config": {"num_groups": 2},
@@ -140,6 +149,13 @@ def test_every_setting_of_peft_is_obeyed_without_effect_or_refused(name: str) ->
 def test_start_that_changes_the_base_is_refused(start: str) -> None:
     with pytest.raises(ConfigError, match="init_lora_weights"):
         _settings({"r": 1, "lora_alpha": 1, "init_lora_weights": start}, "…")
+
+
+@pytest.mark.filterwarnings("ignore:`init_lora_weights` is 'eva'")
+@pytest.mark.parametrize("start", ["gaussian", "eva", "orthogonal"])
+def test_start_that_keeps_the_base_is_read(start: str) -> None:
+    config = peft.LoraConfig(r=4, lora_alpha=8, init_lora_weights=start).to_dict()
+    assert _settings({**config, "peft_type": "LORA"}, "…") == (4, 2.0)
 
 
 def test_tables_name_settings_of_peft_once() -> None:

@@ -213,6 +213,18 @@ def test_loss_is_the_mean_over_labels_and_balance_where_asked(wrapped: Make) -> 
     assert not torch.allclose(gate.grad, wanted[[id(p) for p in model.parameters()].index(id(gate))], atol=1e-4)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_in_no_load_and_no_balance_loss(wrapped: Make, side: str) -> None:
+    model, seen = wrapped(**MLA).train(), []
+    model.decoder.layers[1].ffn.gating.register_forward_hook(lambda gate, given, routing: seen.append(routing))
+    model(TOKENS[:, :8])
+    mask, by = (torch.arange(12) < 8).long().repeat(2, 1), 4 if side == "left" else 0
+    model(TOKENS.roll(by, 1), attention_mask=mask.roll(by, 1))
+    plain, among = seen
+    assert torch.equal(among.load, plain.load) and plain.losses
+    torch.testing.assert_close(among.losses, plain.losses)
+
+
 def test_recomputed_activations_give_the_same_gradient(wrapped: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     model, calls = wrapped(**MLA).train(), []
     inner = type(model.decoder.layers[0].ffn).forward

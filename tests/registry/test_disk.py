@@ -13,7 +13,7 @@ import torch
 from interop.folder import whole
 from registry import ConfigError
 from registry.command import run_command
-from registry.disk import refusal_of_full
+from registry.disk import os_error_of, refusal_of_full
 from training.entry.main import refusal_of
 from training.writing import write_text
 
@@ -56,3 +56,18 @@ def test_error_of_torch_is_one_of_its_file(full: None, tmp_path: Path) -> None:
 def test_other_errors_are_none_of_a_full_disk() -> None:
     assert refusal_of_full(OSError(errno.ENOENT, "No such file")) is None
     assert refusal_of_full(RuntimeError("shapes")) is None
+
+
+def test_error_that_hides_what_was_before_is_none_of_it() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "f")
+    for hides in (False, True):
+        try:
+            try:
+                raise full
+            except OSError:
+                if hides:
+                    raise RuntimeError("shapes") from None
+                raise RuntimeError("torch: unexpected position") from full
+        except RuntimeError as error:
+            found = error
+        assert os_error_of(found) is (None if hides else full)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,9 +157,10 @@ def test_what_is_no_file_of_the_folder_is_refused(tmp_path: Path) -> None:
     (folder / "environment").symlink_to("/proc/self/environ")
     (tmp_path / "secret").write_text("s")
     (folder / "above").symlink_to(tmp_path / "secret")
+    (folder / "circle").symlink_to("circle")
     with (folder / "huge").open("wb") as file:
         file.truncate(2**40)
-    for name in ("pipe", "environment", "above", "huge", "none", "."):
+    for name in ("pipe", "environment", "above", "circle", "huge", "none", "."):
         assert refusal(folder, name).remedy
     with pytest.raises(ConfigError, match="is a link"):
         (folder / "report").symlink_to(tmp_path)
@@ -213,6 +215,20 @@ def test_references_that_double_end_at_the_limit() -> None:
         root = {"s0": first, **{f"s{i}": f"${{s{i - 1}}}" * 10 for i in range(1, 40)}}
         with pytest.raises(ConfigError):
             References(root, "f", "r").resolve("${s39}")
+
+
+@pytest.mark.parametrize(
+    "value", ["${long}" * 2000, ["${long}x"] * 2000, ["${long}"] * 2000], ids=["one", "many", "whole"]
+)
+def test_references_to_a_long_text_end_at_the_limit(value: Any) -> None:
+    """Before it is joined, and over all values of the file."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError, match="come to more than"):
+            References({"long": "x" * 10_000}, "f", "r").resolve(value)
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_only_declared_classes_are_found() -> None:

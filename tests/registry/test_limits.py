@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,27 @@ def test_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="not UTF-8"):
         read_text(file, "model.file")
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a /dev/shm")
+def test_file_in_shared_memory_is_read() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        (Path(folder) / "model.yaml").write_text("a: 1")
+        assert read_text(Path(folder) / "model.yaml", "model.file") == "a: 1"
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs a /proc")
+def test_link_that_changes_once_it_is_opened_leads_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link, plain, opening = tmp_path / "link", tmp_path / "plain", os.open
+    plain.write_text("a: 1")
+    link.symlink_to("/proc/self/environ")
+
+    def swapped(path: Any, flags: int) -> int:
+        descriptor = opening(path, flags)
+        link.unlink()
+        link.symlink_to(plain)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(ConfigError, match="no file on a disk"):
+        read_text(link, "model.file")

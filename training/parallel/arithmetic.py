@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from blocks.cost import alike, with_layers
+from blocks.cost import alike
 from blocks.decoder import Decoder
 from blocks.gating.base import Gating
 from training.optimizers.base import OptimizerRecipe
@@ -119,7 +119,7 @@ def crossings(decoder: Decoder, sizes: Sizes) -> list[Crossing]:
 def _distinct(decoder: Decoder) -> tuple[Decoder, list[list[int]]]:
     """The decoder with one of each of its distinct layers, and the layers each represents."""
     groups = alike(decoder.layers)
-    return with_layers(decoder, [group[0] for group in groups]), groups
+    return decoder.with_layers(decoder.layers[group[0]] for group in groups), groups
 
 
 def _split_regions(decoder: Decoder, sizes: Sizes) -> list[Region]:

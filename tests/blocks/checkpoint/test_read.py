@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,27 @@ def test_hostile_file_is_refused_and_runs_nothing(saved: Callable[..., Path], tm
 def test_file_that_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.ckpt").write_bytes(content)
     assert "cannot be loaded safely" in refusal(tmp_path / "x.ckpt").rule
+
+
+def sharded_folder(folder: Path, index: bytes) -> Path:
+    (folder / ".metadata").write_bytes(index)
+    torch.save({}, folder / "meta.pt")
+    return folder
+
+
+def test_index_that_is_none_is_not_called_a_file_of_torch(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="it is no sharded checkpoint of torch"):
+        read_checkpoint(sharded_folder(tmp_path, pickle.dumps({})), shapes_only=True)
+
+
+@pytest.mark.parametrize("shapes_only", [False, True])
+def test_refusal_of_an_index_is_passed_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes_only: bool
+) -> None:
+    monkeypatch.setattr("blocks.checkpoint.sharded.MAX_FILE_BYTES", 1)
+    with pytest.raises(ConfigError) as caught:
+        read_checkpoint(sharded_folder(tmp_path, b"long"), shapes_only=shapes_only)
+    assert caught.value.path == str(tmp_path / ".metadata") and caught.value.rule == "is longer than 1 bytes"
 
 
 def test_truncated_file_is_refused(saved: Callable[..., Path]) -> None:
