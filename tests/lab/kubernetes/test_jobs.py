@@ -271,7 +271,7 @@ def test_what_happens_to_a_pod_is_named(given: dict[str, Any], words: str) -> No
         terminated = {"exitCode": given["end"][0], "reason": given["end"][1]}
         status["containerStatuses"] = [{"state": {"terminated": terminated}}]
     metadata = {"name": "p", **({"deletionTimestamp": given["gone"]} if "gone" in given else {})}
-    now = watch._seconds("2026-11-26T01:00:00Z")
+    now = watch.seconds("2026-11-26T01:00:00Z")
     assert words in watch.line({"metadata": metadata, "spec": {"nodeName": "n1"}, "status": status}, now)
 
 
