@@ -168,6 +168,9 @@ def test_pixels_of_a_conversation_are_bounded(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ConfigError, match=r"chat.jsonl:3.*more than 250 pixels together"):
         list(Files("chat.jsonl:3", [tmp_path / "x.png"] * 3))
     assert len(list(Files("chat.jsonl:3", [tmp_path / "x.png"] * 2))) == 2
+    monkeypatch.setattr("training.data.pictures.PIXELS", 99)
+    with pytest.raises(ConfigError, match="has more than 99 pixels"):
+        open_picture(tmp_path / "x.png")
 
 
 def spoilt(tmp_path: Path, name: str) -> Path:
