@@ -25,6 +25,7 @@ from registry import Node, Scope
 from training.configuration.composing import compose_config
 from training.configuration.instantiate import instantiate
 from training.entry.preflight import OWN, preflight
+from training.figure import find, of_run
 from training.objectives.policy import PolicyObjective
 from training.objectives.preference.base import Answers
 from training.objectives.teaching.base import Lesson
@@ -142,6 +143,8 @@ def _fit(name: str, condition: str, folder: Path, corpus: Path, start: bool = Fa
             parameter.data.copy_(parameter.data.bfloat16())
         if start or name == "reward":
             trainer.save_checkpoint(folder / ("start.ckpt" if start else f"{condition}.ckpt"))
+        logged = {**trainer.callback_metrics, **trainer.logged_metrics}
+        undeclared = [figure for figure in logged if find(figure, of_run(trainer)) is None]
         with default_dtype(begin.default):
             trainer.validate(task, data, verbose=False)
     finally:
@@ -149,6 +152,7 @@ def _fit(name: str, condition: str, folder: Path, corpus: Path, start: bool = Fa
     figures = [*begin.logged, _figures(trainer)]  # the last are those of the validation alone
     weights = {name for name, _ in task.named_parameters()}
     found = {"figures": figures, "stored": stored, "policies": seen, "counts": begin.counts}
+    found["undeclared"] = undeclared
     return {**found, "weights": weights, "folder": folder}
 
 
@@ -174,7 +178,7 @@ class _policies:  # noqa: N801 # a context
 def test_default_dtype_changes_no_bit_of_a_run(task: str, run: Callable[[str, str], Run]) -> None:
     """Figures, weights, optimizer, sums, rollouts, and what callbacks store and measure."""
     plain, low = run(task, "fp32"), run(task, "default dtype")
-    assert low["figures"] == plain["figures"]
+    assert low["figures"] == plain["figures"] and not plain["undeclared"]
     assert [name for name in plain["figures"][0] if name.startswith("train/")] and plain["figures"][-1]
     for _, given in plain["policies"]:  # else nothing of a rollout would reach the weights
         assert given.advantage.any()

@@ -16,6 +16,7 @@ import registry
 from training.callbacks.experts import DeadExperts
 from training.callbacks.guard import Guard
 from training.callbacks.qk_clip import QKClip
+from training.callbacks.throughput import Throughput
 from training.checkpoints.plugin import SealedCheckpoints
 from training.configuration.conf import CONF
 from training.configuration.instantiate import find_target
@@ -24,6 +25,7 @@ from training.data.preference_module import PreferenceDataModule
 from training.data.prompt_module import PromptDataModule
 from training.data.sorting import Sorting, SortingPreferences
 from training.data.tokenizers.chars import Chars
+from training.figure import find, of_run
 from training.objectives.reward.base import Reward
 from training.optimizers.adamw import AdamW
 from training.schedulers.constant import Constant
@@ -72,17 +74,20 @@ def dumped(trainer: L.Trainer) -> dict[str, Any]:
 
 
 class Last(L.Callback):
-    """The loss of each batch, and the state at the end."""
+    """The loss of each batch, the state at the end, and figures that neither the task nor a callback declares."""
 
     def __init__(self) -> None:
         self.losses: dict[int, float] = {}
         self.end: dict[str, Any] = {}
+        self.undeclared: list[str] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses[trainer.fit_loop.epoch_loop.total_batch_idx] = float(outputs["loss"])
 
     def on_train_end(self, trainer: L.Trainer, task: Any) -> None:
         self.end = dumped(trainer)
+        logged = {**trainer.callback_metrics, **trainer.logged_metrics}
+        self.undeclared = [name for name in logged if find(name, of_run(trainer)) is None]
 
 
 def _saving(name: str) -> Any:
@@ -204,7 +209,7 @@ def resume_and_compare(fit: Fit, name: str, accumulate: int, start: Any, saved: 
 
 def saved_everywhere(fit: Fit, name: str, accumulate: int, start: Any) -> tuple[Last, list[tuple[str, Any]]]:
     saves = Everywhere()
-    whole = fit(name, saves=[saves], accumulate=accumulate, start=start)
+    whole = fit(name, saves=[saves, Throughput(warmup=1)], accumulate=accumulate, start=start)
     assert set(HOOKS) <= {hook for hook, _ in saves.saved}
     return whole, saves.saved
 
@@ -219,8 +224,9 @@ def test_every_task_is_tried() -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_checkpoint_of_any_hook_is_that_of_its_step(fit: Fit, start: Path, name: str) -> None:
-    """All of one step are the same, and one amid a step resumes as the uninterrupted run."""
+    """All of one step are the same, and one amid a step resumes as the uninterrupted run. All figures are declared."""
     whole, saved = saved_everywhere(fit, name, micro_batches(name), start)
+    assert whole.undeclared == []
     first: dict[int, Any] = {}
     for hook, checkpoint in saved:
         step = checkpoint["global_step"]
