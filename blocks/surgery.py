@@ -268,7 +268,7 @@ def _silence(old: Decoder, new: Decoder, growth: Growth) -> list[Operation]:
     for i in silent:
         silence(new.layers[i])  # type: ignore[arg-type]
     among = [new, grown(old, here, growth)]
-    silenced = all(_is_identity(decoder.layers[i], new.config) for decoder in among for i in silent)
+    silenced = all(_is_identity(decoder.layers[i], decoder.config) for decoder in among for i in silent)
     claimed = here - there == len(silent) and silenced
     note = f"{there} → {here} layers, {len(silent)} of them begin without effect"
     return [Operation(DEPTH, type(growth).__name__.lower(), claimed, note)]
