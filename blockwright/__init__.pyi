@@ -33,6 +33,8 @@ from blocks.conformance.kernel_parity import kernel_cases as kernel_cases
 
 # the contract of each kind, and what passes between blocks
 from blocks.attention.base import Attention as Attention
+from blocks.attention.scored import Pass as Pass
+from blocks.attention.scored import Scored as ScoredAttention
 from blocks.balance.base import Balance as Balance
 from blocks.cache import Cache as Cache
 from blocks.dropping.base import Dropping as Dropping
@@ -50,6 +52,7 @@ from blocks.projector.base import Projector as Projector
 from blocks.qk_norm.base import QKNorm as QKNorm
 from blocks.residual.base import Residual as Residual
 from blocks.scores.base import Scores as Scores
+from blocks.selector.base import Selector as Selector
 from blocks.tiling.base import Grid as Grid
 from blocks.tiling.base import Tiling as Tiling
 from blocks.values.base import Values as Values

@@ -36,6 +36,7 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
     "meta build": construction.meta_build,
     "determinism": construction.determinism,
     "allocation": construction.allocation,
+    "memory": construction.remembers_what_it_says,
     "flops": construction.flops,
     "compile": construction.compiling,
     "parallel plan": construction.parallel_plan,
@@ -45,7 +46,7 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
 }
 # Blocks with ``causal = False`` may break these; they are run all the same.
 OF_CAUSAL_BLOCKS = ("causality", "stepping", "ragged rows", "packing", "batch invariance", "padding invariance")
-OF_TOKENS = (*OF_CAUSAL_BLOCKS, "quantised caches", "score rows", "routing", "balance", "padding")
+OF_TOKENS = (*OF_CAUSAL_BLOCKS, "quantised caches", "memory", "score rows", "routing", "balance", "padding")
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from blocks.attention.scored import Scored
 from blocks.base import Block, Placement
 from blocks.compose import assemble, check, compose
 from blocks.conformance.behaviour import BOUND, CACHED, states
 from blocks.conformance.setting import Setting, shown, tokens
-from blocks.conformance.verdict import must, must_agree
+from blocks.conformance.verdict import ExemptError, must, must_agree
 from blocks.cost import count_parameters
 from blocks.decoder import Decoder
 from blocks.gating.base import Gating
@@ -115,6 +116,19 @@ def allocation(setting: Setting) -> None:
         with torch.no_grad():
             decoder.hidden(tokens(2, 8), caches=caches)
         _weigh(caches, promised, "a filled")
+
+
+def remembers_what_it_says(setting: Setting) -> None:
+    """Attention by scores attends once, and remembers of a token the shapes that it declares, where it does."""
+    decoder = compose(setting.model(), device="meta")
+    scored = [block for block in decoder.modules() if isinstance(block, Scored)]
+    measured = [block for block in scored if type(block).new_cache is Scored.new_cache]
+    if not measured:
+        raise ExemptError("it has a cache of its own, or none")
+    for block in measured:
+        said, found = block.remembered(), block.found()
+        same = said.slots() == found.slots() and said.widths() == found.widths()
+        must(same, f"memory() says {dict(said.shapes)}, and mix remembers {dict(found.shapes)}")
 
 
 def _weigh(caches: Iterable[Any], promised: Iterable[int], state: str) -> None:

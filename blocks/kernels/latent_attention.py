@@ -57,6 +57,13 @@ def out_of_latents(y: Tensor, value_up: Tensor) -> Tensor:
     return rows.transpose(0, 1).unflatten(0, y.shape[:2])
 
 
+def of_latents(expanded: Tensor, shared: Tensor, key: int, value: int) -> tuple[Tensor, Tensor]:
+    """What all heads' matrices make of latents, [B,S,N·(n+v)], and a part of the keys that heads share, [B,S,R] → keys
+    [B,S,N,n+R] and values [B,S,N,v]."""
+    k, v = expanded.unflatten(-1, (-1, key + value)).split((key, value), -1)
+    return torch.cat((k, shared[:, :, None].expand(-1, -1, k.shape[2], -1)), -1), v
+
+
 def _times_rows(rows: Tensor, matrix: Tensor, parts: int = 1) -> Tensor:
     """[B,M,K] and [B,N,K] → [B,M,N], the products of each pair of rows; in parts, for a single matrix only.
 

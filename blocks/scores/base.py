@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from blocks.base import Block
@@ -11,7 +13,13 @@ from registry import family
 
 @family("scores", context=("n_heads",))
 class Scores(Block):
-    """A child of attention that replaces ``blocks.kernels.attention.causal_attention``."""
+    """A child of attention that replaces ``blocks.kernels.attention.causal_attention``.
+
+    A class whose heads depend on each other says ``per_head = False``: such heads are not split over ranks, and no rows
+    of the weights are those of one head's scores.
+    """
+
+    per_head: ClassVar[bool] = True
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """Queries [B,T,N,H], keys [B,S,K,H], values [B,S,K,V] → [B,T,N,V]; ``scoring`` comes without sinks and cap."""

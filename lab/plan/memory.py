@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 
+from blocks.attention.attending import EXPANDED, KEPT
 from blocks.attention.base import Attention
-from blocks.attention.mla import EXPANDED, KEPT, MLA
+from blocks.attention.mla import MLA
 from lab.plan.layout import Job, Layout
 from lab.plan.measure import Measured
 from training.optimizers.adamw import AdamW

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.attention import shared_kv
+from blocks.attention import beside
 from blocks.cache import Cache
 from blocks.compose import compose
 from blocks.compressor.pool import Pool, ends_of
@@ -149,7 +149,7 @@ def test_queries_in_parts_are_those_together(
     tokens = ids(37, 1)
     whole = decoder.hidden(tokens, positions, segments)[0]
     for rows in (1, 7, 36):
-        monkeypatch.setattr(shared_kv, "ROWS", rows)
+        monkeypatch.setattr(beside, "ROWS", rows)
         found = decoder.hidden(tokens, positions, segments)[0]
         assert ((found - whole).float().norm(dim=-1) / whole.float().norm(dim=-1)).median() <= bound / 20
         torch.testing.assert_close(found, whole, rtol=0, atol=bound if dtype == torch.float32 else 1.0)

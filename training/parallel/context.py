@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from blocks.attention.base import Attention
+from blocks.attention.scored import Scored
 from blocks.cache import Cache, Ring
 from blocks.carry import Carry, joined, split
 from blocks.kernels.documents import is_real
@@ -187,5 +188,7 @@ def _lengthened(values: Tensor, length: int) -> Tensor:
 
 def _reach(attention: Attention, length: int) -> int | None:
     """Number of last tokens that an attention keeps; None for all."""
+    if isinstance(attention, Scored):
+        return attention.window if attention.window is not None and attention.window < length else None
     kept = attention.new_cache(1, length, torch.float32, torch.device("meta"))
     return kept.room if isinstance(kept, Ring) else None

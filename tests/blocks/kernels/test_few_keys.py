@@ -26,7 +26,6 @@ def few_are_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that sequences can be short."""
     for name, value in (("PART", 4), ("PART_OF_SEVERAL", 4), ("LEAST", 1)):
         monkeypatch.setattr(few_keys, name, value)
-    monkeypatch.setattr("blocks.attention.mla.PART", 4)
 
 
 def seen_by(B: int, T: int, S: int, most: int) -> Tensor:
@@ -129,7 +128,7 @@ def test_a_model_gathers_and_gives_the_logits_of_all_scores(
         return taken(keys, index)
 
     monkeypatch.setattr(few_keys, "taken", counted)
-    monkeypatch.setattr("blocks.attention.shared_kv.taken", counted)
+    monkeypatch.setattr("blocks.attention.beside.taken", counted)
     for least in (1, 1000):
         monkeypatch.setattr(few_keys, "LEAST", least)
         caches = decoder.new_caches(3, 61, padding=padding)

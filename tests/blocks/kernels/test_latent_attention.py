@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.attention import mla as mla_module
+from blocks.attention import attending
 from blocks.attention.mla import MLA
 from blocks.kernels import few_rows
 from blocks.kernels import latent_attention as latent_module
@@ -139,7 +139,7 @@ def test_mla_gives_the_same_both_ways(
     x, where = drawn(2, 21, 48, dtype=dtype), torch.arange(21)[None]
     outputs = []
     for choice in (True, False):
-        monkeypatch.setattr(mla_module, "absorbs", lambda *a, choice=choice: choice)
+        monkeypatch.setattr(attending, "absorbs", lambda *a, choice=choice: choice)
         cache = attention.new_cache(2, 21, dtype, torch.device("cpu"))
         parts = zip(x.split([9, 1, 1, 10], 1), where.split([9, 1, 1, 10], 1), strict=True)
         outputs.append(torch.cat([attention(part, positions, cache=cache) for part, positions in parts], 1))

@@ -18,7 +18,7 @@ from counting import Counted
 from many_ranks import BIASED, DEEPSEEK, DENSE, GPT, MOE, MTP, STREAMS, Descent, EndedError, Restored, far, spawn, train
 from torch import Tensor, nn
 
-from blocks.attention import mla
+from blocks.attention import attending
 from blocks.attention.base import Attention, even_heads, score_bias
 from blocks.cache import Cache
 from blocks.compose import compose
@@ -57,6 +57,9 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "mla, shared": {"name": "mla", "n_heads": 4, "selector": {"name": "shared", "of": CHOOSES, "every": 2}},
     "mha, block": {"name": "mha", "n_heads": 4, "selector": {"name": "block", "block_size": 5, "top_k": 2}},
     "plug-in": {"name": "plain_plugin", "n_heads": 4},
+    "differential": {"name": "differential", "n_heads": 4},
+    "differential, dsa": {"name": "differential", "n_heads": 4, "selector": CHOOSES},
+    "shared_kv": {"name": "shared_kv", "n_heads": 4, "n_groups": 2, "window": 11},
 }
 POSITIONS = ("none", "rope", "rope_linear", "rope_llama3", "rope_ntk", "yarn", "alibi", "learned", "sinusoidal")
 NO_EXPERTS = {"ffn": {"name": "swiglu", "d_ff": 24}}
@@ -92,12 +95,16 @@ SOME = [
     ("mha, block", "none", "packed", "moe"),
     ("plug-in", "rope", "packed", "moe"),
     ("plug-in", "alibi", "packed", "dense"),
+    ("differential", "rope", "packed", "moe"),
+    ("differential", "alibi", "whole", "dense"),
+    ("differential, dsa", "rope", "packed", "moe"),
+    ("shared_kv", "rope", "packed", "dense"),
 ]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def plug_in(blocks_of_the_module: None) -> Iterator[None]:
-    """An attention that knows the family's contract alone, as another package would write it."""
+    """Attentions that know a contract alone, as another package would write them."""
 
     @register("attention", "plain_plugin")
     class PlainPlugin(Attention):
@@ -186,7 +193,7 @@ def compared(case: tuple[str, str, str, str]) -> dict[str, float]:
     whole, spread = model(attention, position, feed), model(attention, position, feed)
     ranks = DataRanks(n, dist.get_rank())
     balance_over(spread, ranks, ranks)
-    mla.KEPT, mla.EXPANDED = (0, 1) if packing == "packed" else (2**26, 2**28)  # one head at a time, or all
+    attending.KEPT, attending.EXPANDED = (0, 1) if packing == "packed" else (2**26, 2**28)  # one head at a time, or all
     share = Context(dist.group.WORLD, n, dist.get_rank()).share(LENGTH)  # type: ignore[arg-type]
     values, loads, scored = loss(whole, given, None)
     own, own_loads, own_scored = loss(spread, given, share)

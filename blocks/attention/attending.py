@@ -1,0 +1,209 @@
+"""How a scored attention is computed: whole, part by part, over latents, or on few keys, whichever is cheaper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from blocks.attention.base import attend_in_parts, reads_in_parts, score_terms
+from blocks.attention.selecting import remembered, selected
+from blocks.kernels import few_keys
+from blocks.kernels.few_rows import by_mkl, reads_fast
+from blocks.kernels.latent_attention import absorbs, into_latents, key_multiple, of_latents, out_of_latents
+from blocks.kernels.scoring import Scoring, Slopes, dense, of_heads
+from blocks.selector.base import Asked
+
+if TYPE_CHECKING:
+    from blocks.attention.scored import Held, Pass, Scored
+
+Bias = Tensor | Slopes | None
+
+# Where queries are fewer than keys, bytes of all heads' keys and values
+KEPT = 2**26  # that are kept for the gradient; more are expanded again
+EXPANDED = 2**28  # that are expanded at a time
+
+
+class Layout(NamedTuple):
+    """What is remembered of a token: name → the shapes of its parts."""
+
+    shapes: Mapping[str, Sequence[tuple[int, ...]]]
+
+    def slots(self) -> dict[str, tuple[int, ...]]:
+        """Of a cache: name → shape of what lies side by side."""
+        return {name: (*s[0][:-1], sum(part[-1] for part in s)) for name, s in self.shapes.items()}
+
+    def widths(self) -> dict[str, list[int]]:
+        """Name → widths of the parts, where it has several."""
+        return {name: [part[-1] for part in s] for name, s in self.shapes.items() if len(s) > 1}
+
+    def apart(self, stored: Sequence[Tensor]) -> list[Tensor]:
+        """What a cache holds, slot by slot, the selector's left out → its parts."""
+        found: list[Tensor] = []
+        for shapes, slot in zip(self.shapes.values(), stored, strict=False):
+            found += slot.split([part[-1] for part in shapes], -1) if len(shapes) > 1 else [slot]
+        return found
+
+
+def layout(held: Held) -> Layout:
+    return Layout({name: [t.shape[2:] for t in _tuple(part)] for name, part in held.items()})
+
+
+def parts(held: Held) -> list[Tensor]:
+    return list(chain.from_iterable(_tuple(part) for part in held.values()))
+
+
+def _tuple(part: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return part if isinstance(part, tuple) else (part,)
+
+
+def _side_by_side(part: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return torch.cat(part, -1) if isinstance(part, tuple) else part
+
+
+def attend(block: Scored, x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor) -> Tensor:
+    """``Scored.attend``.
+
+    Raises:
+        TypeError: what is to be remembered has other shapes than the cache was made for
+    """
+    cache, T, shape = given.cache, q.shape[1], layout(held)
+    if cache is not None and not cache.length and shape.slots() != (made := block.remembered().slots()):
+        name = type(block).__name__
+        raise TypeError(f"{name} has a cache for {made}, and mix remembers {shape.slots()}: memory() must say the same")
+    S = T if cache is None else cache.length + T
+    selector, index = block.selector, remembered(block.selector, x, given.positions, cache)
+    all_seen = selector is None or selector.takes_all(S)
+    asked = Asked(x, latent, q, given.positions, given.declared)
+    if cache is None:
+        bias, segments = score_terms(block.position, given.positions, given.segments, None)
+        bias = _selected(block, asked, given, next(iter(held.values())), shape, index, segments, bias)
+        return _whole(block, q, parts(held), bias, segments)
+
+    new = *map(_side_by_side, held.values()), *index
+    up = None if cache.spread or block.scores is not None or block.window is not None else block.up()
+    absorbed = up if up is not None and absorbs(T, S, *_widths(q, up, parts(held)[1])) else None
+    if absorbed is None and all_seen and block.scores is None and reads_in_parts(block.kernels, cache, T):
+
+        def read(tokens: slice) -> tuple[Tensor, Tensor]:
+            return block.expand(shape.apart(cache.read(tokens)))
+
+        return attend_in_parts(block.position, given.positions, cache, q, new, block.scale, read)
+
+    longer: Sequence[Tensor] = cache.append(*new) if absorbed is None else cache.append(*new, multiple=_multiple(q))
+    stored = longer if absorbed is None else [t[:, :S] for t in longer]
+    bias, segments = score_terms(block.position, given.positions, None, cache)
+    bias = _selected(block, asked, given, stored[0], shape, tuple(stored[len(held) :]), segments, bias)
+    y = None if all_seen or cache.spread else _on_few(block, q, stored[: len(held)], shape, bias, up)
+    if y is not None:
+        return y
+    if absorbed is None:
+        return _whole(block, q, shape.apart(stored), bias, segments)
+    with by_mkl() if T == 1 and reads_fast(q) else nullcontext():
+        q, value_up = _into_latents(q, absorbed, shape)
+        y = block.kernels.attend_latents(q, longer[0], S, absorbed.shape[-1], block.scale, dense(bias))
+        return out_of_latents(y, value_up)
+
+
+def _multiple(q: Tensor) -> int:
+    return key_multiple(q.dtype, q.device)
+
+
+def _selected(
+    block: Scored,
+    asked: Asked,
+    given: Pass,
+    stored: Tensor | tuple[Tensor, ...],
+    shape: Layout,
+    index: tuple[Tensor, ...],
+    segments: Tensor | None,
+    bias: Bias,
+) -> Bias:
+    """The bias with what the selector hides; as it is without one."""
+    if block.selector is None:
+        return bias
+
+    def keys(of: Tensor) -> Tensor:
+        apart = shape.apart([of])
+        return block.expand(apart)[0] if len(shape.shapes) == 1 else block.keys(apart)
+
+    found = _side_by_side(stored), keys, index, segments, given.cache
+    return selected(block.selector, asked, *found, bias, block.scale, given.losses, given.carry)
+
+
+def _on_few(
+    block: Scored, q: Tensor, stored: Sequence[Tensor], shape: Layout, bias: Bias, up: Tensor | None
+) -> Tensor | None:
+    """Attention to the keys that the selector leaves, over latents if it can be; None where they are not few."""
+    if not isinstance(bias, Tensor):
+        return None
+    if up is None:
+
+        def own(q: Tensor, stored: tuple[Tensor, ...], bias: Tensor) -> Tensor:
+            return _scored(block, q, *block.expand(shape.apart(stored)), bias)
+
+        # What is remembered as one is expanded for each query: of no more keys than there are in all.
+        least = few_keys.PART if q.shape[1] == 1 else few_keys.PART_OF_SEVERAL
+        part = None if len(shape.shapes) > 1 else max(least, q.shape[1])
+        return few_keys.attend_few(own, q, tuple(stored), bias, part)
+
+    def own_latents(q: Tensor, stored: tuple[Tensor, ...], bias: Tensor) -> Tensor:
+        return block.kernels.attend_latents(q, stored[0], stored[0].shape[1], up.shape[-1], block.scale, bias)
+
+    q, value_up = _into_latents(q, up, shape)
+    y = few_keys.attend_few(own_latents, q, tuple(stored), bias, few_keys.PART)
+    return None if y is None else out_of_latents(y, value_up)
+
+
+def _whole(block: Scored, q: Tensor, parts: Sequence[Tensor], bias: Bias, segments: Tensor | None) -> Tensor:
+    """Attention over the keys and values of all that is remembered.
+
+    For few queries on many keys all heads' keys and values would outgrow the rest of a layer: those of latents are
+    expanded for some heads at a time, and again for the gradient.
+    """
+    up = None if q.shape[1] == parts[0].shape[1] or block.scores is not None else block.up()
+    if up is None:
+        return _scored(block, q, *block.expand(parts), bias, segments)
+    latent, shared = parts
+    _, R, n, V = _widths(q, up, shared)
+    N, a_head = q.shape[2], latent[..., 0].numel() * (n + R + V) * latent.element_size()
+    if N * a_head <= KEPT:
+        return _scored(block, q, *block.expand(parts), bias, segments)
+
+    def some(up: Tensor, q: Tensor, bias: Bias) -> Tensor:
+        return _scored(block, q, *of_latents(F.linear(latent, up.flatten(0, 1)), shared, n, V), bias, segments)
+
+    together = heads_together(N, a_head)
+    heads = [slice(first, first + together) for first in range(0, N, together)]
+    given = [(up[h], q[:, :, h], None if bias is None else of_heads(bias, h)) for h in heads]
+    return torch.cat([checkpoint(some, *each, use_reentrant=False, preserve_rng_state=False) for each in given], 2)
+
+
+def _scored(block: Scored, q: Tensor, k: Tensor, v: Tensor, bias: Bias, segments: Tensor | None = None) -> Tensor:
+    return (block.scores or block.kernels.attend)(q, k, v, Scoring(block.scale, bias, segments, block.window))
+
+
+def _widths(q: Tensor, up: Tensor, shared: Tensor) -> tuple[int, int, int, int]:
+    """The widths C, R, n, V of ``Scored.up``."""
+    R = shared.shape[-1]
+    n = q.shape[-1] - R
+    return up.shape[2], R, n, up.shape[1] - n
+
+
+def _into_latents(q: Tensor, up: Tensor, shape: Layout) -> tuple[Tensor, Tensor]:
+    """Queries [B,T,N,n+R] → [B,T,N,C+R], and the value matrices of the heads, [N,V,C]."""
+    R = next(iter(shape.shapes.values()))[1][-1]
+    n = q.shape[-1] - R
+    own, rest = q.split((n, R), -1)
+    return torch.cat((into_latents(own, up[:, :n]), rest), -1), up[:, n:]
+
+
+def heads_together(n_heads: int, a_head: int) -> int:
+    """The most heads, a divisor of all, whose keys and values of ``a_head`` bytes each fit ``EXPANDED``; at least 1."""
+    return max(n for n in range(1, n_heads + 1) if n_heads % n == 0 and (n == 1 or n * a_head <= EXPANDED))

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from blocks.attention.base import even_heads
+from blocks.attention.scored import Memory, Pass, Scored
+from blocks.base import Placement
+from blocks.linear import Linear
+from blocks.norm.base import Norm
+from blocks.position.base import Position
+from blocks.selector.base import Selector
+from registry import register
+from registry.ranges import Count
+
+
+@register("attention", "differential")
+class Differential(Scored):
+    """Differential attention: the difference of two softmax maps, in which what both see by chance cancels.
+
+    Ye et al. 2024, arXiv 2410.05258, with layers counted from 0:
+        λ₀ = 0.8 − 0.6 exp(−0.3 layer), λ = exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ₀
+        y = W_o [(1 − λ₀) norm((softmax(q₁k₁ᵀ/√H) − λ softmax(q₂k₂ᵀ/√H)) v)]_n
+    The norm is that of each head, over its 2·H values. ``n_heads`` counts the softmax maps, two of which are a head of
+    the paper. The cache holds 2·D numbers per token.
+
+    Args:
+        n_heads: N, softmax maps, an even number
+        position: rotates queries and keys, or biases scores
+        head_norm: of the difference, in each head
+        selector: chooses which keys a query sees; null for none
+    """
+
+    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
+
+    def __init__(
+        self,
+        d_model: int,
+        layer_idx: int,
+        position: Position,
+        head_norm: Norm,
+        n_heads: Count = 8,
+        selector: Selector | None = None,
+    ) -> None:
+        super().__init__(d_model)
+        self.head_dim, self.start = even_heads(d_model, n_heads), 0.8 - 0.6 * math.exp(-0.3 * layer_idx)
+        self.pairs = even_heads(n_heads, 2)
+        self.query, self.key, self.value, self.output = (Linear(d_model, d_model, bias=False) for _ in range(4))
+        self.factors = nn.Parameter(torch.empty(4, self.head_dim))  # λ_q1, λ_k1, λ_q2, λ_k2
+        self.position, self.head_norm, self.selector = position, head_norm, selector
+        self.scale = position.softmax_scale / self.head_dim**0.5
+
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        width = even_heads(known["d_model"], known["n_heads"])
+        return {"dim": 2 * width} if child == "head_norm" else super().child_context(child, known)
+
+    def mix(self, x: Tensor, given: Pass) -> Tensor:
+        q, k = (W(x).unflatten(-1, (-1, self.head_dim)) for W in (self.query, self.key))
+        q, k = given.rotated(self.position, q, k)
+        v = self.value(x).unflatten(-1, (-1, 2 * self.head_dim))
+        one, other = self.attend(x, given, q, {"k": k, "v": v}).unflatten(2, (-1, 2)).unbind(3)
+        y = self.head_norm(one - self.share() * other)
+        return self.output((1 - self.start) * y.flatten(-2))
+
+    def share(self) -> Tensor:
+        """λ, how much of the second map is subtracted."""
+        q1, k1, q2, k2 = self.factors.to(torch.promote_types(self.factors.dtype, torch.float32))
+        return ((q1 @ k1).exp() - (q2 @ k2).exp() + self.start).to(self.factors.dtype)
+
+    def expand(self, held: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return held[0], held[1].repeat_interleave(2, 2)
+
+    def memory(self) -> Memory:
+        return {"k": [(2 * self.pairs, self.head_dim)], "v": [(self.pairs, 2 * self.head_dim)]}
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        split: dict[str, Placement] = dict.fromkeys(("query.weight", "key.weight", "value.weight"), "column")
+        return {**split, "factors": "replicate", "output.weight": "row"}

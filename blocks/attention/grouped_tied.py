@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from blocks.attention.base import even_heads
+from blocks.attention.scored import Memory, Pass, Scored
+from blocks.base import Placement
+from blocks.linear import Linear
+from blocks.position.base import Position
+from blocks.selector.base import Selector
+from registry import BlockError, register
+from registry.ranges import Count
+
+
+@register("attention", "grouped_tied")
+class GroupedTied(Scored):
+    """Grouped tied attention: values are remembered once, and half of each is its key's unrotated half.
+
+    Zadouri et al. 2025, arXiv 2505.21664 (GTA): t_g = W_t,g x, r = rotate(W_r x); k_g = [t_g,1:H/2; r] and v_g = t_g,
+    with g = ⌊n K/N⌋; y = W_o [softmax(q_n k_gᵀ/√H) v_g]_n. Of a query the second half is rotated. The cache holds
+    K·H + H/2 numbers per token, about half of ``gqa``.
+
+    Args:
+        n_heads: N, query heads
+        n_kv_heads: K, tied heads; divides n_heads
+        position: rotates half of queries and keys, or biases scores
+        selector: chooses which keys a query sees; null for none
+    """
+
+    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
+
+    def __init__(
+        self,
+        d_model: int,
+        position: Position,
+        n_heads: Count = 8,
+        n_kv_heads: Count = 2,
+        selector: Selector | None = None,
+    ) -> None:
+        super().__init__(d_model)
+        if n_heads % n_kv_heads:
+            rule = f"must divide n_heads ({n_heads})"
+            raise BlockError("n_kv_heads", n_kv_heads, rule, "Use 1 for one tied head, n_heads for one each")
+        self.n_kv_heads, self.half = n_kv_heads, even_heads(even_heads(d_model, n_heads), 2)
+        self.query, self.output = (Linear(d_model, d_model, bias=False) for _ in range(2))
+        self.tied = Linear(d_model, n_kv_heads * 2 * self.half, bias=False)
+        self.rotating = Linear(d_model, self.half, bias=False)
+        self.position, self.selector = position, selector
+        self.scale = position.softmax_scale / (2 * self.half) ** 0.5
+
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        found = super().child_context(child, known)
+        return {**found, "head_dim": found["head_dim"] // 2} if child == "position" else found
+
+    def mix(self, x: Tensor, given: Pass) -> Tensor:
+        still, turning = self.query(x).unflatten(-1, (-1, 2 * self.half)).chunk(2, -1)
+        turning, r = given.rotated(self.position, turning, self.rotating(x)[:, :, None])
+        y = self.attend(x, given, torch.cat((still, turning), -1), {"tied": (self.tied(x), r.squeeze(2))})
+        return self.output(y.flatten(-2))
+
+    def expand(self, held: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        tied, r = held[0].unflatten(-1, (-1, 2 * self.half)), held[1][:, :, None]
+        return torch.cat((tied[..., : self.half], r.expand(-1, -1, tied.shape[2], -1)), -1), tied
+
+    def memory(self) -> Memory:
+        return {"tied": [(self.n_kv_heads * 2 * self.half,), (self.half,)]}
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        return {
+            "query.weight": "column",
+            "tied.weight": "column",
+            "rotating.weight": "replicate",
+            "output.weight": "row",
+        }

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from blocks.attention import attending
+from blocks.attention.base import Attention, rotated
+from blocks.attention.selecting import Losses, declared
+from blocks.base import Block
+from blocks.cache import Cache, Ring
+from blocks.carry import Carry
+from blocks.kernels.choice import Kernels
+from blocks.position.base import Position
+from blocks.scores.base import Scores
+from blocks.selector.base import Selector
+
+Held = Mapping[str, Tensor | tuple[Tensor, ...]]
+Memory = Mapping[str, Sequence[tuple[int, ...]]]
+
+
+class Pass(NamedTuple):
+    """What is known of the T tokens of a pass, beside x.
+
+    positions: [B|1,T]
+    segments: [B,T] documents; None: each row is one
+    cache: of the tokens before; None for none
+    carry: what crosses depth (blocks/carry.py)
+    losses: to be filled in training; None: nothing learns
+    """
+
+    positions: Tensor
+    segments: Tensor | None
+    cache: Cache | None
+    carry: Carry
+    losses: Losses | None
+
+    @property
+    def declared(self) -> int:
+        """Tokens that the sequences are declared to have, for ``Position.rotate_in``."""
+        return declared(self.positions, self.cache)
+
+    def rotated(self, position: Position, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [B,T,N,R] and keys [B,T,K,R] of the tokens, rotated."""
+        return rotated(position, q, k, self.positions, self.cache)
+
+
+class Scored(Attention):
+    """Attention by scores and a softmax: the shared base of ``gqa``, ``mla`` and others.
+
+    A subclass has ``mix``, which calls ``attend`` once, with queries and what is to be remembered of each token; and
+    ``expand``, where that is not keys and values as they are. Caches (exact, quantised, of a window), prompts of
+    unequal length and in parts, packed documents, selectors, gathering of the keys they choose, tokens spread over
+    ranks and, with ``up``, decoding that expands nothing follow from these (blocks/attention/attending.py).
+
+    Attributes, to be set by the subclass:
+        position: biases scores
+        scale: multiplies q·k
+        window: number of last tokens a query sees, itself included; None, the default, for all
+        scores: replaces the plain softmax; None, the default, for none
+        selector: chooses which keys a query sees, without a window; None, the default, for none
+    """
+
+    position: Position
+    scale: float
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.window: int | None = None
+        self.scores: Scores | None = None  # not of the class, which would hide a submodule of that name
+        self.selector: Selector | None = None
+        self._measured: tuple[list[torch.Size], attending.Layout] | None = None
+
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        of_selector = {"latent_dim": known["d_model"], "attention_heads": known.get("n_heads", 1)}
+        return {**super().child_context(child, known), **of_selector}
+
+    def mix(self, x: Tensor, given: Pass) -> Tensor:
+        """x [B,T,D] → [B,T,D], by one call of ``attend``."""
+        raise NotImplementedError
+
+    def expand(self, held: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys [B,S,K,H] and values [B,S,K,V] of what is remembered of S tokens, the parts in the order in which they
+        are given to ``attend``; by default they are these. K divides N."""
+        k, v = held
+        return k, v
+
+    def keys(self, held: Sequence[Tensor]) -> Tensor:
+        """The keys of what is remembered under the first of several names, or of averages of it; by default it is
+        these. Not asked where there is one name: ``expand`` gives them."""
+        return held[0]
+
+    def memory(self) -> Memory | None:
+        """Name → shapes of the parts of what is remembered of a token: ``{"k": [(K, H)], "v": [(K, H)]}``.
+
+        None, the default, has it found by a pass without values, in some milliseconds for each block.
+        """
+        return None
+
+    def up(self) -> Tensor | None:
+        """Matrices [N,n+V,C], where a latent c [B,S,C] and a part r [B,S,R] that all heads share are remembered as one,
+        and a head with matrix [K; V] has the key [K c; r] and the value V c; n = H − R. None where it is not so."""
+        return None
+
+    def attend(self, x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor | None = None) -> Tensor:
+        """Attention of the tokens of a pass to all that they see; they are remembered, where there is a cache.
+
+        Args:
+            x, given: of ``mix``
+            q: [B,T,N,H], rotated
+            held: name → what is remembered of each token, [B,T,…], rotated. The parts [B,T,·] of a tuple are kept side
+                by side, and share no quantisation scale
+            latent: [B,T,L], what queries are made from; x by default
+
+        Returns:
+            [B,T,N,V]
+        """
+        return attending.attend(self, x, given, q, held, x if latent is None else latent)
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        *,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+        losses: Losses | None = None,
+        carry: Carry | None = None,
+    ) -> Tensor:
+        return self.mix(x, Pass(positions, segments, cache, {} if carry is None else carry, losses))
+
+    def new_cache(
+        self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
+    ) -> Cache:
+        layout = self.remembered()
+        slots = layout.slots() | ({} if self.selector is None else self.selector.slots())
+        if self.window is None or self.window >= length:
+            return Cache(batch, length, slots, dtype, device, bits=bits, parts=layout.widths())
+        ring = Ring(batch, self.window, slots, dtype, device, bits=bits, parts=layout.widths())
+        ring.declared = length
+        return ring
+
+    def remembered(self) -> attending.Layout:
+        """What is remembered of a token: ``memory``, or found, and again where parameters have other shapes."""
+        if (declared := self.memory()) is not None:
+            return attending.Layout(declared)
+        sizes = [p.shape for p in self.parameters()]
+        if self._measured is None or self._measured[0] != sizes:
+            self._measured = sizes, self.found()
+        return self._measured[1]
+
+    def found(self) -> attending.Layout:
+        """What ``mix`` gives to ``attend`` to be remembered of a token, by a pass on the meta device.
+
+        Raises:
+            TypeError: ``mix`` does not attend once, or fails without values
+        """
+        twin, found = _without_values(self), list[attending.Layout]()
+
+        def noted(x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor | None = None) -> Tensor:
+            found.append(attending.layout(held))
+            return q.new_empty(*q.shape[:3], twin.expand(attending.parts(held))[1].shape[-1])
+
+        twin.attend = noted
+        like = next(twin.parameters())
+        with torch.no_grad(), torch.device("meta"):
+            first = torch.zeros(1, 1, dtype=torch.long)
+            try:
+                twin.mix(torch.empty(1, 1, self.d_model, dtype=like.dtype), Pass(first, None, None, {}, None))
+            except (NotImplementedError, RuntimeError) as error:
+                rule = f"{type(self).__name__}.mix fails on a token without values, by which its memory is found"
+                raise TypeError(f"{rule} ({error}): declare it by memory()") from None
+        if len(found) != 1:
+            raise TypeError(f"{type(self).__name__}.mix calls attend {len(found)} times; it must once")
+        return found[0]
+
+
+def _without_values(block: Scored) -> Any:
+    """A copy on the meta device, whole where parameters are distributed, for which no memory is needed."""
+    memo: dict[int, Any] = {}
+    for p in chain(block.parameters(), block.buffers()):
+        empty = torch.empty(p.shape, dtype=p.dtype, device="meta")
+        memo[id(p)] = nn.Parameter(empty, p.requires_grad) if isinstance(p, nn.Parameter) else empty
+    twin = copy.deepcopy(block, memo)
+    for module in twin.modules():
+        if isinstance(module, Block):
+            module.kernels = Kernels()  # those of another device may not know this one
+    return twin

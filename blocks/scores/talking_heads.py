@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from blocks.base import Placement
+from blocks.kernels.attention import visible
+from blocks.kernels.scoring import Scoring, dense
+from blocks.scores.base import Scores
+from registry import register
+
+
+@register("scores", "talking_heads")
+class TalkingHeads(Scores):
+    """Heads that hear each other's scores, and each other's weights.
+
+    Shazeer et al. 2020, arXiv 2003.02436: w = P_w softmax(P_l (q·k scale)), with P_l and P_w [N,N] over the heads; a
+    position's bias and the mask come between P_l and the softmax. Both start as the identity, so as a plain softmax.
+    No fused kernel computes it, so the scores of all T × S pairs are materialised.
+    """
+
+    per_head = False
+
+    def __init__(self, n_heads: int) -> None:
+        super().__init__()
+        self.of_scores, self.of_weights = (nn.Parameter(torch.empty(n_heads, n_heads)) for _ in range(2))
+
+    def reset_parameters(self) -> None:
+        nn.init.eye_(self.of_scores)
+        nn.init.eye_(self.of_weights)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+        k, v = (t.repeat_interleave(q.shape[2] // t.shape[2], 2) for t in (k, v))
+        scores = torch.einsum("mn,btnh,bsnh->bmts", self.of_scores, q, k) * scoring.scale
+        bias = dense(scoring.bias)
+        scores = scores if bias is None else scores + bias
+        seen = visible(q.shape[1], k.shape[1], q.device, scoring.segments, scoring.window)
+        weights = scores.masked_fill(~seen, float("-inf")).softmax(
+            -1, dtype=torch.promote_types(q.dtype, torch.float32)
+        )
+        return torch.einsum("mn,bnts,bsmv->btmv", self.of_weights, weights.to(v.dtype), v)
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        return {"of_scores": "replicate", "of_weights": "replicate"}
