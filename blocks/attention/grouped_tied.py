@@ -45,12 +45,12 @@ class GroupedTied(Scored):
         if n_heads % n_kv_heads:
             rule = f"must divide n_heads ({n_heads})"
             raise BlockError("n_kv_heads", n_kv_heads, rule, "Use 1 for one tied head, n_heads for one each")
-        self.n_kv_heads, self.half = n_kv_heads, even_heads(even_heads(d_model, n_heads), 2)
+        self.n_kv_heads, self.rope = n_kv_heads, even_heads(even_heads(d_model, n_heads), 2)
         self.query, self.output = (Linear(d_model, d_model, bias=False) for _ in range(2))
-        self.tied = Linear(d_model, n_kv_heads * 2 * self.half, bias=False)
-        self.rotating = Linear(d_model, self.half, bias=False)
+        self.tied = Linear(d_model, n_kv_heads * 2 * self.rope, bias=False)
+        self.rotating = Linear(d_model, self.rope, bias=False)
         self.position, self.selector = position, selector
-        self.scale = position.softmax_scale / (2 * self.half) ** 0.5
+        self.scale = position.softmax_scale / (2 * self.rope) ** 0.5
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -58,17 +58,17 @@ class GroupedTied(Scored):
         return {**found, "head_dim": found["head_dim"] // 2} if child == "position" else found
 
     def mix(self, x: Tensor, given: Pass) -> Tensor:
-        still, turning = self.query(x).unflatten(-1, (-1, 2 * self.half)).chunk(2, -1)
+        still, turning = self.query(x).unflatten(-1, (-1, 2 * self.rope)).chunk(2, -1)
         turning, r = given.rotated(self.position, turning, self.rotating(x)[:, :, None])
         y = self.attend(x, given, torch.cat((still, turning), -1), {"tied": (self.tied(x), r.squeeze(2))})
         return self.output(y.flatten(-2))
 
     def expand(self, held: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        tied, r = held[0].unflatten(-1, (-1, 2 * self.half)), held[1][:, :, None]
-        return torch.cat((tied[..., : self.half], r.expand(-1, -1, tied.shape[2], -1)), -1), tied
+        tied, r = held[0].unflatten(-1, (-1, 2 * self.rope)), held[1][:, :, None]
+        return torch.cat((tied[..., : self.rope], r.expand(-1, -1, tied.shape[2], -1)), -1), tied
 
     def memory(self) -> Memory:
-        return {"tied": [(self.n_kv_heads * 2 * self.half,), (self.half,)]}
+        return {"tied": [(self.n_kv_heads * 2 * self.rope,), (self.rope,)]}
 
     def parallel_plan(self) -> dict[str, Placement]:
         return {
