@@ -111,7 +111,7 @@ def model(attention: Any, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("cls", WRONG)
-def test_block_that_is_written_wrongly_is_named(cls: type[Scored], decoder: Callable[..., Decoder]) -> None:
+def test_block_that_is_written_wrongly_is_named(cls: type[Written], decoder: Callable[..., Decoder]) -> None:
     made = decoder(cls)
     with pytest.raises(TypeError) as refused, torch.no_grad():
         made.hidden(torch.zeros(1, 3, dtype=torch.int64), caches=made.new_caches(1, 8))
@@ -119,7 +119,7 @@ def test_block_that_is_written_wrongly_is_named(cls: type[Scored], decoder: Call
 
 
 @pytest.mark.parametrize("cls", [cls for cls in WRONG if cls is not Valued])
-def test_kit_says_what_is_wrong(cls: type[Scored], decoder: Callable[..., Decoder]) -> None:
+def test_kit_says_what_is_wrong(cls: type[Written], decoder: Callable[..., Decoder]) -> None:
     decoder(cls)
     outcome = Case("attention", "written", "memory").outcome()
     assert outcome.status == "failed" and outcome.reason
