@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from blocks.attention.base import attend_in_parts, reads_in_parts, score_terms
+from blocks.attention.biases import attend_in_parts, reads_in_parts, score_terms
+from blocks.attention.remembered import Held, Layout, layout, parts, side_by_side
 from blocks.attention.selecting import remembered, selected
 from blocks.kernels import few_keys
 from blocks.kernels.few_rows import by_mkl, reads_fast
@@ -21,50 +21,13 @@ from blocks.kernels.scoring import Scoring, Slopes, dense, of_heads
 from blocks.selector.base import Asked
 
 if TYPE_CHECKING:
-    from blocks.attention.scored import Held, Pass, Scored
+    from blocks.attention.scored import Pass, Scored
 
 Bias = Tensor | Slopes | None
 
 # Where queries are fewer than keys, bytes of all heads' keys and values
 KEPT = 2**26  # that are kept for the gradient; more are expanded again
 EXPANDED = 2**28  # that are expanded at a time
-
-
-class Layout(NamedTuple):
-    """What is remembered of a token: name → the shapes of its parts."""
-
-    shapes: Mapping[str, Sequence[tuple[int, ...]]]
-
-    def slots(self) -> dict[str, tuple[int, ...]]:
-        """Of a cache: name → shape of what lies side by side."""
-        return {name: (*s[0][:-1], sum(part[-1] for part in s)) for name, s in self.shapes.items()}
-
-    def widths(self) -> dict[str, list[int]]:
-        """Name → widths of the parts, where it has several."""
-        return {name: [part[-1] for part in s] for name, s in self.shapes.items() if len(s) > 1}
-
-    def apart(self, stored: Sequence[Tensor]) -> list[Tensor]:
-        """What a cache holds, slot by slot, the selector's left out → its parts."""
-        found: list[Tensor] = []
-        for shapes, slot in zip(self.shapes.values(), stored, strict=False):
-            found += slot.split([part[-1] for part in shapes], -1) if len(shapes) > 1 else [slot]
-        return found
-
-
-def layout(held: Held) -> Layout:
-    return Layout({name: [t.shape[2:] for t in _tuple(part)] for name, part in held.items()})
-
-
-def parts(held: Held) -> list[Tensor]:
-    return list(chain.from_iterable(_tuple(part) for part in held.values()))
-
-
-def _tuple(part: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return part if isinstance(part, tuple) else (part,)
-
-
-def _side_by_side(part: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return torch.cat(part, -1) if isinstance(part, tuple) else part
 
 
 def attend(block: Scored, x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor) -> Tensor:
@@ -86,7 +49,7 @@ def attend(block: Scored, x: Tensor, given: Pass, q: Tensor, held: Held, latent:
         bias = _selected(block, asked, given, next(iter(held.values())), shape, index, segments, bias)
         return _whole(block, q, parts(held), bias, segments)
 
-    new = *map(_side_by_side, held.values()), *index
+    new = *map(side_by_side, held.values()), *index
     up = None if cache.spread or block.scores is not None or block.window is not None else block.up()
     absorbed = up if up is not None and absorbs(T, S, *_widths(q, up, parts(held)[1])) else None
     if absorbed is None and all_seen and block.scores is None and reads_in_parts(block.kernels, cache, T):
@@ -133,7 +96,7 @@ def _selected(
         apart = shape.apart([of])
         return block.expand(apart)[0] if len(shape.shapes) == 1 else block.keys(apart)
 
-    found = _side_by_side(stored), keys, index, segments, given.cache
+    found = side_by_side(stored), keys, index, segments, given.cache
     return selected(block.selector, asked, *found, bias, block.scale, given.losses, given.carry)
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from blocks.attention.base import even_heads
-from blocks.attention.scored import Memory, Pass, Scored
+from blocks.attention.remembered import Memory
+from blocks.attention.scored import Pass, Scored
 from blocks.base import Placement
 from blocks.linear import Linear
 from blocks.norm.base import Norm

@@ -4,7 +4,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blocks.attention.gqa import GQA
-from blocks.attention.scored import Held, Pass
+from blocks.attention.remembered import Held
+from blocks.attention.scored import Pass
 from registry import register
 
 

@@ -5,8 +5,9 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from blocks.attention.base import even_heads
+from blocks.attention.remembered import Memory
 from blocks.attention.score_rows import ScoreRows
-from blocks.attention.scored import Memory, Pass, Scored
+from blocks.attention.scored import Pass, Scored
 from blocks.attention.selecting import refuse_unlearnable
 from blocks.base import Placement
 from blocks.linear import Linear

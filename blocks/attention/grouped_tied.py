@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from blocks.attention.base import even_heads
-from blocks.attention.scored import Memory, Pass, Scored
+from blocks.attention.remembered import Memory
+from blocks.attention.scored import Pass, Scored
 from blocks.base import Placement
 from blocks.linear import Linear
 from blocks.position.base import Position
@@ -18,15 +19,16 @@ from registry.ranges import Count
 
 @register("attention", "grouped_tied")
 class GroupedTied(Scored):
-    """Grouped tied attention: values are remembered once, and half of each is its key's unrotated half.
+    """Grouped tied attention: only values are remembered, and a part of each is the unrotated part of its key.
 
-    Zadouri et al. 2025, arXiv 2505.21664 (GTA): t_g = W_t,g x, r = rotate(W_r x); k_g = [t_g,1:H/2; r] and v_g = t_g,
-    with g = ⌊n K/N⌋; y = W_o [softmax(q_n k_gᵀ/√H) v_g]_n. Of a query the second half is rotated. The cache holds
-    K·H + H/2 numbers per token, about half of ``gqa``.
+    Zadouri et al. 2025, arXiv 2505.21664 (GTA): t_g = W_t,g x, r = rotate(W_r x); k_g = [t_g,1:H−R; r] and v_g = t_g,
+    with g = ⌊n K/N⌋; y = W_o [softmax(q_n k_gᵀ/√H) v_g]_n. Of a query the last R are rotated. The cache holds K·H + R
+    numbers per token, about half of ``gqa``.
 
     Args:
         n_heads: N, query heads
         n_kv_heads: K, tied heads; divides n_heads
+        rope_head_dim: R, rotated part of a head; null is half, as in the paper, or the even number below
         position: rotates half of queries and keys, or biases scores
         selector: chooses which keys a query sees; null for none
     """
@@ -39,36 +41,39 @@ class GroupedTied(Scored):
         position: Position,
         n_heads: Count = 8,
         n_kv_heads: Count = 2,
+        rope_head_dim: Count | None = None,
         selector: Selector | None = None,
     ) -> None:
         super().__init__(d_model)
         if n_heads % n_kv_heads:
             rule = f"must divide n_heads ({n_heads})"
             raise BlockError("n_kv_heads", n_kv_heads, rule, "Use 1 for one tied head, n_heads for one each")
-        self.n_kv_heads, self.rope = n_kv_heads, even_heads(even_heads(d_model, n_heads), 2)
+        self.head_dim, self.rope = _widths(d_model, n_heads, rope_head_dim)
+        self.n_kv_heads = n_kv_heads
         self.query, self.output = (Linear(d_model, d_model, bias=False) for _ in range(2))
-        self.tied = Linear(d_model, n_kv_heads * 2 * self.rope, bias=False)
+        self.tied = Linear(d_model, n_kv_heads * self.head_dim, bias=False)
         self.rotating = Linear(d_model, self.rope, bias=False)
         self.position, self.selector = position, selector
-        self.scale = position.softmax_scale / (2 * self.rope) ** 0.5
+        self.scale = position.softmax_scale / self.head_dim**0.5
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
-        found = super().child_context(child, known)
-        return {**found, "head_dim": found["head_dim"] // 2} if child == "position" else found
+        rope = _widths(*(known[name] for name in ("d_model", "n_heads", "rope_head_dim")))[1]
+        return {**super().child_context(child, known), **({"head_dim": rope} if child == "position" else {})}
 
     def mix(self, x: Tensor, given: Pass) -> Tensor:
-        still, turning = self.query(x).unflatten(-1, (-1, 2 * self.rope)).chunk(2, -1)
+        q = self.query(x).unflatten(-1, (-1, self.head_dim))
+        still, turning = q.split((self.head_dim - self.rope, self.rope), -1)
         turning, r = given.rotated(self.position, turning, self.rotating(x)[:, :, None])
         y = self.attend(x, given, torch.cat((still, turning), -1), {"tied": (self.tied(x), r.squeeze(2))})
         return self.output(y.flatten(-2))
 
     def expand(self, held: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        tied, r = held[0].unflatten(-1, (-1, 2 * self.rope)), held[1][:, :, None]
-        return torch.cat((tied[..., : self.rope], r.expand(-1, -1, tied.shape[2], -1)), -1), tied
+        tied, r = held[0].unflatten(-1, (-1, self.head_dim)), held[1][:, :, None]
+        return torch.cat((tied[..., : -self.rope], r.expand(-1, -1, tied.shape[2], -1)), -1), tied
 
     def memory(self) -> Memory:
-        return {"tied": [(self.n_kv_heads * 2 * self.rope,), (self.rope,)]}
+        return {"tied": [(self.n_kv_heads * self.head_dim,), (self.rope,)]}
 
     def parallel_plan(self) -> dict[str, Placement]:
         return {
@@ -77,3 +82,16 @@ class GroupedTied(Scored):
             "rotating.weight": "replicate",
             "output.weight": "row",
         }
+
+
+def _widths(d_model: int, n_heads: int, rope: int | None) -> tuple[int, int]:
+    """Widths of a head, and of its rotated part.
+
+    Raises:
+        BlockError: the rotated part is wider than the head
+    """
+    head = even_heads(d_model, n_heads)
+    rope = rope or max(2, head // 4 * 2)
+    if rope > head:
+        raise BlockError("rope_head_dim", rope, f"is a part of a head of {head}", "Lower it, or n_heads")
+    return head, rope

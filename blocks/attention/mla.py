@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from blocks.attention.base import even_heads
+from blocks.attention.remembered import Memory
 from blocks.attention.score_rows import ScoreRows
-from blocks.attention.scored import Memory, Pass, Scored
+from blocks.attention.scored import Pass, Scored
 from blocks.base import Placement
 from blocks.kernels.latent_attention import of_latents
 from blocks.linear import Linear

@@ -1,26 +1,20 @@
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blocks.attention import attending
 from blocks.attention.base import Attention, rotated
+from blocks.attention.remembered import Held, Layout, Memory, find
 from blocks.attention.selecting import Losses, declared
-from blocks.base import Block
 from blocks.cache import Cache, Ring
 from blocks.carry import Carry
-from blocks.kernels.choice import Kernels
 from blocks.position.base import Position
 from blocks.scores.base import Scores
 from blocks.selector.base import Selector
-
-Held = Mapping[str, Tensor | tuple[Tensor, ...]]
-Memory = Mapping[str, Sequence[tuple[int, ...]]]
 
 
 class Pass(NamedTuple):
@@ -74,7 +68,7 @@ class Scored(Attention):
         self.window: int | None = None
         self.scores: Scores | None = None  # not of the class, which would hide a submodule of that name
         self.selector: Selector | None = None
-        self._measured: tuple[list[torch.Size], attending.Layout] | None = None
+        self._measured: tuple[list[torch.Size], Layout] | None = None
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -146,49 +140,22 @@ class Scored(Attention):
         ring.declared = length
         return ring
 
-    def remembered(self) -> attending.Layout:
+    def remembered(self) -> Layout:
         """What is remembered of a token: ``memory``, or found, and again where parameters have other shapes."""
         if (declared := self.memory()) is not None:
-            return attending.Layout(declared)
+            return Layout(declared)
         sizes = [p.shape for p in self.parameters()]
         if self._measured is None or self._measured[0] != sizes:
             self._measured = sizes, self.found()
         return self._measured[1]
 
-    def found(self) -> attending.Layout:
-        """What ``mix`` gives to ``attend`` to be remembered of a token, by a pass on the meta device.
+    def found(self) -> Layout:
+        """What ``mix`` gives to ``attend`` to be remembered of a token.
 
         Raises:
             TypeError: ``mix`` does not attend once, or fails without values
         """
-        twin, found = _without_values(self), list[attending.Layout]()
-
-        def noted(x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor | None = None) -> Tensor:
-            found.append(attending.layout(held))
-            return q.new_empty(*q.shape[:3], twin.expand(attending.parts(held))[1].shape[-1])
-
-        twin.attend = noted
-        like = next(twin.parameters())
-        with torch.no_grad(), torch.device("meta"):
-            first = torch.zeros(1, 1, dtype=torch.long)
-            try:
-                twin.mix(torch.empty(1, 1, self.d_model, dtype=like.dtype), Pass(first, None, None, {}, None))
-            except (NotImplementedError, RuntimeError) as error:
-                rule = f"{type(self).__name__}.mix fails on a token without values, by which its memory is found"
-                raise TypeError(f"{rule} ({error}): declare it by memory()") from None
-        if len(found) != 1:
-            raise TypeError(f"{type(self).__name__}.mix calls attend {len(found)} times; it must once")
-        return found[0]
-
-
-def _without_values(block: Scored) -> Any:
-    """A copy on the meta device, whole where parameters are distributed, for which no memory is needed."""
-    memo: dict[int, Any] = {}
-    for p in chain(block.parameters(), block.buffers()):
-        empty = torch.empty(p.shape, dtype=p.dtype, device="meta")
-        memo[id(p)] = nn.Parameter(empty, p.requires_grad) if isinstance(p, nn.Parameter) else empty
-    twin = copy.deepcopy(block, memo)
-    for module in twin.modules():
-        if isinstance(module, Block):
-            module.kernels = Kernels()  # those of another device may not know this one
-    return twin
+        dtype = next(self.parameters()).dtype
+        x = torch.empty(1, 1, self.d_model, dtype=dtype, device="meta")
+        first = torch.zeros(1, 1, dtype=torch.int64, device="meta")
+        return find(self, x, Pass(first, None, None, {}, None))

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from blocks.attention.base import even_heads
 from blocks.attention.beside import attend_beside, windowed
-from blocks.attention.scored import Memory, Pass, Scored
+from blocks.attention.remembered import Memory
+from blocks.attention.scored import Pass, Scored
 from blocks.base import Placement
 from blocks.cache import Cache
 from blocks.compressor.base import Compressor

@@ -72,7 +72,7 @@ def stepping(setting: Setting) -> None:
 
 def ragged_rows(setting: Setting) -> None:
     """With a cache, rows of unequal length padded on the left equal each row alone, within 1e-5. Attentions that use
-    ``score_bias`` of blocks/attention/base.py satisfy this."""
+    ``score_bias`` of blocks/attention/biases.py satisfy this."""
     _needs_caches(setting)
     decoder, ids, padding = setting.decoder(), tokens(3, 12), (1, 9, 4)
     for chunks in ([12], [7, 1, 4], [1] * 12):

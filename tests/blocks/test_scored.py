@@ -172,8 +172,8 @@ def exclusive(x: Tensor, block: Any) -> Tensor:
 
 
 def grouped_tied(x: Tensor, block: Any) -> Tensor:
-    q, v, r = heads(x, block.query.weight, 6), heads(x, block.tied.weight, 6), heads(x, block.rotating.weight, 3)
-    k = torch.cat((v[..., :3], r.expand(-1, -1, 2, -1)), -1)
+    q, v, r = heads(x, block.query.weight, 6), heads(x, block.tied.weight, 6), heads(x, block.rotating.weight, 2)
+    k = torch.cat((v[..., :4], r.expand(-1, -1, 2, -1)), -1)
     k, v = (t.repeat_interleave(4, 2) for t in (k, v))
     return times(softmax_map(q, k, 6**-0.5), v).flatten(-2) @ block.output.weight.T
 

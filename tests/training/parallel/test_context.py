@@ -19,7 +19,8 @@ from many_ranks import BIASED, DEEPSEEK, DENSE, GPT, MOE, MTP, STREAMS, Descent,
 from torch import Tensor, nn
 
 from blocks.attention import attending
-from blocks.attention.base import Attention, even_heads, score_bias
+from blocks.attention.base import Attention, even_heads
+from blocks.attention.biases import score_bias
 from blocks.cache import Cache
 from blocks.compose import compose
 from blocks.decoder import Decoder

@@ -1,0 +1,104 @@
+"""What is added to scores before the softmax: a position's bias, and what hides padding and other documents."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from blocks.cache import Cache
+from blocks.kernels.choice import Kernels
+from blocks.kernels.long_attention import Bias, Read, attention_in_parts, suits
+from blocks.kernels.scoring import Slopes, dense
+from blocks.position.base import Position
+
+
+def score_bias(position: Position, positions: Tensor, cache: Cache | None) -> Tensor | None:
+    """Additive score bias [B|1,N|1,T,S]: the position's bias, and −∞ on a cache's padding and on other documents of a
+    cache that has several; None if there is nothing.
+
+    Args:
+        positions: [B|1,T] of the queries
+        cache: the cache whose last ``append`` gave the keys; None if the keys are those of the queries' tokens
+    """
+    padding = None if cache is None else cache.padding_bias(positions.shape[1])
+    return dense(_padded(_position_bias(position, positions, cache), padding))
+
+
+def score_terms(
+    position: Position, positions: Tensor, segments: Tensor | None, cache: Cache | None
+) -> tuple[Tensor | Slopes | None, Tensor | None]:
+    """``bias`` and ``segments`` of a ``Scoring``: those of ``score_bias``, but a cache's documents are not in the bias,
+    and slopes stay what they are: a tensor of either is as large as all scores.
+
+    Args:
+        positions, segments: of the queries, [B|1,T] and [B,T]
+        cache: as in ``score_bias``
+    """
+    bias = _position_bias(position, positions, cache)
+    if cache is None:
+        return bias, segments
+    documents = cache.segments()
+    return (bias if documents is not None else _padded(bias, cache.padding_bias(positions.shape[1]))), documents
+
+
+def _padded(bias: Tensor | Slopes | None, padding: Tensor | None) -> Tensor | Slopes | None:
+    if padding is None:
+        return bias
+    found = dense(bias)
+    return padding if found is None else found + padding
+
+
+def _position_bias(position: Position, positions: Tensor, cache: Cache | None) -> Tensor | Slopes | None:
+    if cache is None:
+        return position.bias(positions, positions)
+    shifts = type(position).bias is not Position.bias  # avoids a tensor as long as the cache
+    return position.bias(positions, cache.positions(positions.device)) if shifts else None
+
+
+def reads_in_parts(kernels: Kernels, cache: Cache, T: int) -> bool:
+    """Whether T new tokens should attend to a cache part by part: many on a long past, where the kernel is ours for
+    CPUs, and a cache that keeps every token in order."""
+    in_order = type(cache).append is Cache.append and type(cache).indices is Cache.indices
+    return kernels.attention == "blocked" and in_order and suits(T, cache.length + T)
+
+
+def attend_in_parts(
+    position: Position,
+    positions: Tensor,
+    cache: Cache,
+    q: Tensor,
+    new: tuple[Tensor, ...],
+    scale: float,
+    read: Read | None = None,
+) -> Tensor:
+    """Store T new tokens and attend to a cache part by part, where ``reads_in_parts``.
+
+    Args:
+        positions: [B|1,T] of the new tokens
+        q: [B,T,N,H]
+        new: what the cache stores of them
+        scale: multiplies q·k
+        read: keys and values of some tokens; default: what is stored
+
+    Returns:
+        [B,T,N,V]
+    """
+    cache.store(*new)
+    bias = _part_bias(position, positions, cache)
+    return attention_in_parts(q, cache.length, read or cache.read, scale, bias)
+
+
+def _part_bias(position: Position, positions: Tensor, cache: Cache) -> Bias | None:
+    """``score_bias`` as a function of some of the new tokens and some of the stored ones."""
+    shifts = type(position).bias is not Position.bias
+    if not shifts and cache.padding is None:
+        return None
+    indices, places = cache.indices(positions.device), cache.positions(positions.device)
+
+    def bias(rows: slice, keys: slice) -> Tensor | None:
+        own = dense(position.bias(positions[:, rows], places[:, keys])) if shifts else None
+        if cache.padding is None:
+            return own
+        hidden = cache.hide_padding(indices[-positions.shape[1] :][rows], indices[keys])
+        return hidden if own is None else own + hidden
+
+    return bias
