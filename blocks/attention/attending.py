@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from blocks.attention.biases import attend_in_parts, reads_in_parts, score_terms
-from blocks.attention.remembered import Held, Layout, layout, parts, side_by_side
+from blocks.attention.remembered import Held, Layout, layout, parts, refuse_other_shapes, side_by_side
 from blocks.attention.selecting import remembered, selected
-from blocks.kernels import few_keys
+from blocks.kernels import few_keys, latent_attention
 from blocks.kernels.few_rows import by_mkl, reads_fast
 from blocks.kernels.latent_attention import absorbs, into_latents, key_multiple, of_latents, out_of_latents
 from blocks.kernels.scoring import Scoring, Slopes, dense, of_heads
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 Bias = Tensor | Slopes | None
 
-# Where queries are fewer than keys, bytes of all heads' keys and values
-KEPT = 2**26  # that are kept for the gradient; more are expanded again
-EXPANDED = 2**28  # that are expanded at a time
-
 
 def attend(block: Scored, x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor) -> Tensor:
     """``Scored.attend``.
@@ -37,9 +33,8 @@ def attend(block: Scored, x: Tensor, given: Pass, q: Tensor, held: Held, latent:
         TypeError: what is to be remembered has other shapes than the cache was made for
     """
     cache, T, shape = given.cache, q.shape[1], layout(held)
-    if cache is not None and not cache.length and shape.slots() != (made := block.remembered().slots()):
-        name = type(block).__name__
-        raise TypeError(f"{name} has a cache for {made}, and mix remembers {shape.slots()}: memory() must say the same")
+    if cache is not None and not (cache.length or cache.spread):
+        refuse_other_shapes(block, block.remembered(), shape)
     S = T if cache is None else cache.length + T
     selector, index = block.selector, remembered(block.selector, x, given.positions, cache)
     all_seen = selector is None or selector.takes_all(S)
@@ -59,7 +54,8 @@ def attend(block: Scored, x: Tensor, given: Pass, q: Tensor, held: Held, latent:
 
         return attend_in_parts(block.position, given.positions, cache, q, new, block.scale, read)
 
-    longer: Sequence[Tensor] = cache.append(*new) if absorbed is None else cache.append(*new, multiple=_multiple(q))
+    rounded = {} if absorbed is None else {"multiple": key_multiple(q.dtype, q.device)}
+    longer: Sequence[Tensor] = cache.append(*new, **rounded)
     stored = longer if absorbed is None else [t[:, :S] for t in longer]
     bias, segments = score_terms(block.position, given.positions, None, cache)
     bias = _selected(block, asked, given, stored[0], shape, tuple(stored[len(held) :]), segments, bias)
@@ -72,10 +68,6 @@ def attend(block: Scored, x: Tensor, given: Pass, q: Tensor, held: Held, latent:
         q, value_up = _into_latents(q, absorbed, shape)
         y = block.kernels.attend_latents(q, longer[0], S, absorbed.shape[-1], block.scale, dense(bias))
         return out_of_latents(y, value_up)
-
-
-def _multiple(q: Tensor) -> int:
-    return key_multiple(q.dtype, q.device)
 
 
 def _selected(
@@ -136,13 +128,13 @@ def _whole(block: Scored, q: Tensor, parts: Sequence[Tensor], bias: Bias, segmen
     latent, shared = parts
     _, R, n, V = _widths(q, up, shared)
     N, a_head = q.shape[2], latent[..., 0].numel() * (n + R + V) * latent.element_size()
-    if N * a_head <= KEPT:
+    if N * a_head <= latent_attention.KEPT:
         return _scored(block, q, *block.expand(parts), bias, segments)
 
     def some(up: Tensor, q: Tensor, bias: Bias) -> Tensor:
         return _scored(block, q, *of_latents(F.linear(latent, up.flatten(0, 1)), shared, n, V), bias, segments)
 
-    together = heads_together(N, a_head)
+    together = latent_attention.heads_together(N, a_head)
     heads = [slice(first, first + together) for first in range(0, N, together)]
     given = [(up[h], q[:, :, h], None if bias is None else of_heads(bias, h)) for h in heads]
     return torch.cat([checkpoint(some, *each, use_reentrant=False, preserve_rng_state=False) for each in given], 2)
@@ -165,8 +157,3 @@ def _into_latents(q: Tensor, up: Tensor, shape: Layout) -> tuple[Tensor, Tensor]
     n = q.shape[-1] - R
     own, rest = q.split((n, R), -1)
     return torch.cat((into_latents(own, up[:, :n]), rest), -1), up[:, n:]
-
-
-def heads_together(n_heads: int, a_head: int) -> int:
-    """The most heads, a divisor of all, whose keys and values of ``a_head`` bytes each fit ``EXPANDED``; at least 1."""
-    return max(n for n in range(1, n_heads + 1) if n_heads % n == 0 and (n == 1 or n * a_head <= EXPANDED))

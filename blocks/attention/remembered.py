@@ -57,6 +57,17 @@ def side_by_side(part: Tensor | tuple[Tensor, ...]) -> Tensor:
     return torch.cat(part, -1) if isinstance(part, tuple) else part
 
 
+def refuse_other_shapes(block: nn.Module, made: Layout, given: Layout) -> None:
+    """Refuse what a cache was not made for.
+
+    Raises:
+        TypeError
+    """
+    if made.slots() != given.slots():
+        rule = f"{type(block).__name__} has a cache for {made.slots()}, and its mix remembers {given.slots()}"
+        raise TypeError(f"{rule}: memory() must say the same")
+
+
 def find(block: nn.Module, x: Tensor, given: Any) -> Layout:
     """What the ``mix`` of a block gives to ``attend``, by a pass on the meta device.
 

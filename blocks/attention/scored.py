@@ -47,9 +47,8 @@ class Scored(Attention):
     """Attention by scores and a softmax: the shared base of ``gqa``, ``mla`` and others.
 
     A subclass has ``mix``, which calls ``attend`` once, with queries and what is to be remembered of each token; and
-    ``expand``, where that is not keys and values as they are. Caches (exact, quantised, of a window), prompts of
-    unequal length and in parts, packed documents, selectors, gathering of the keys they choose, tokens spread over
-    ranks and, with ``up``, decoding that expands nothing follow from these (blocks/attention/attending.py).
+    ``expand``, where that is not keys and values as they are. Caches, prompts of unequal length and in parts, packed
+    documents, selectors and tokens spread over ranks follow from these (blocks/attention/attending.py).
 
     Attributes, to be set by the subclass:
         position: biases scores

@@ -47,15 +47,25 @@ def main(arguments: Sequence[str]) -> int:
         _show_one(*blocks[0], outcomes["/".join(blocks[0])])
     else:
         _show_many(outcomes)
-    failed = sum(o.status == "failed" for of_block in outcomes.values() for o in of_block.values())
-    out.print(f"{len(blocks)} block{'s' * (len(blocks) > 1)}, {len(CHECKS)} checks: {failed or 'none'} failed")
+    failed = [
+        (block, o.reason) for block, of_block in outcomes.items() for o in of_block.values() if o.status == "failed"
+    ]
+    causes = len(set(failed))
+    of_causes = f", of {causes} cause{'s' * (causes > 1)}" if causes < len(failed) else ""
+    out.print(
+        f"{len(blocks)} block{'s' * (len(blocks) > 1)}, {len(CHECKS)} checks: {len(failed) or 'none'} failed{of_causes}"
+    )
     return 1 if failed else 0
 
 
 def _show_one(kind: str, name: str, outcomes: dict[str, Outcome]) -> None:
-    table = Table("check", "", "promise, or why not", title=f"{kind}/{name}")
+    """A row per check; a cause for which several fail is told once."""
+    table, told = Table("check", "", "promise, or why not", title=f"{kind}/{name}"), dict[str, str]()
     for check, outcome in outcomes.items():
-        table.add_row(check, MARKS[outcome.status], escape(outcome.reason or Case(kind, name, check).promise))
+        said = outcome.reason or Case(kind, name, check).promise
+        if outcome.status == "failed" and told.setdefault(said, check) != check:
+            said = f"as {told[said]!r}"
+        table.add_row(check, MARKS[outcome.status], escape(said))
     show(table)
 
 

@@ -17,6 +17,9 @@ from blocks.kernels.seam import kernel
 FEW = 64  # rows; larger products are compute-bound
 LARGE = 2**21  # bytes of a row's cache; above, rows are computed one by one, to reuse the CPU's cache
 PART = 256  # positions; MKL reads a long cache fastest as a batch of parts
+# Where queries are fewer than keys, bytes of all heads' keys and values
+KEPT = 2**26  # that are kept for the gradient; more are expanded again
+EXPANDED = 2**28  # that are expanded at a time
 
 
 def absorbs(T: int, S: int, latent: int, rope: int, nope: int, value: int) -> bool:
@@ -34,6 +37,11 @@ def absorbs(T: int, S: int, latent: int, rope: int, nope: int, value: int) -> bo
     expanded = S * latent * (nope + value) + T * S * (nope + rope + value)
     absorbed = T * latent * (nope + value) + T * S * (2 * latent + rope)
     return nope + value >= T and absorbed < expanded
+
+
+def heads_together(n_heads: int, a_head: int) -> int:
+    """The most heads, a divisor of all, whose keys and values of ``a_head`` bytes each fit ``EXPANDED``; at least 1."""
+    return max(n for n in range(1, n_heads + 1) if n_heads % n == 0 and (n == 1 or n * a_head <= EXPANDED))
 
 
 def key_multiple(dtype: torch.dtype, device: torch.device) -> int:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 
-from blocks.attention.attending import EXPANDED, KEPT
 from blocks.attention.base import Attention
 from blocks.attention.mla import MLA
+from blocks.kernels.latent_attention import EXPANDED, KEPT
 from lab.plan.layout import Job, Layout
 from lab.plan.measure import Measured
 from training.optimizers.adamw import AdamW

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import registry
+from blocks.attention import attending
 from blocks.attention.scored import Pass, Scored
 from blocks.compose import compose
+from blocks.conformance.__main__ import main
 from blocks.conformance.cases import Case
 from blocks.decoder import Decoder
+from blocks.kernels import few_keys, latent_attention
 from blocks.position.base import Position
 from registry import register
 
@@ -226,6 +230,49 @@ def test_talking_heads_begin_as_a_plain_softmax() -> None:
     talking.load_state_dict(plain.state_dict(), strict=False)
     ids = torch.arange(T)[None]
     torch.testing.assert_close(talking(ids), plain(ids), rtol=0, atol=1e-5)
+
+
+def test_one_cause_is_told_once(decoder: Callable[..., Decoder], capsys: pytest.CaptureFixture[str]) -> None:
+    decoder(Misdeclared)
+    assert main(["attention/written"]) == 1
+    said = capsys.readouterr().out
+    assert said.count("memory() must say the same") == 1 and "as 'stepping'" in said and "failed, of " in said
+
+
+BLOCKS = {n: registry.lookup("attention", n).cls for n in registry.names("attention")}
+SCORED = {n: cls for n, cls in BLOCKS.items() if issubclass(cls, Scored)}
+
+
+def test_no_block_says_anything_of_caches() -> None:
+    """But one that keeps other keys too; and each declares what it remembers, so nothing has to be found."""
+    for name, cls in SCORED.items():
+        assert "forward" not in vars(cls) and cls.memory is not Scored.memory, name
+        if cls.new_cache is Scored.new_cache:
+            assert "cache." not in inspect.getsource(inspect.getmodule(cls)), name  # type: ignore[arg-type]
+    assert len(SCORED) >= 10
+
+
+@pytest.mark.parametrize("attention", ["mla", "gqa"])
+@torch.no_grad()
+def test_every_way_of_attending_is_the_same(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, absorbed, part by part, few keys gathered, and some heads at a time, of a block with ``up`` and one without."""
+    ids = torch.randint(V, (2, 57), generator=torch.Generator().manual_seed(3))
+    chosen = {"selector": {"name": "dsa", "top_k": 3}}
+    for more in ({}, chosen):
+        decoder = compose(model({"name": attention, "n_heads": 4, **more}), seed=3).double().eval()
+        right = decoder.hidden(ids)[0]
+        for way in ("absorbed", "expanded", "one head at a time", "few keys"):
+            with monkeypatch.context() as patch:
+                patch.setattr(attending, "absorbs", lambda *_, way=way: way == "absorbed")
+                patch.setattr(latent_attention, "KEPT", 0 if way == "one head at a time" else 2**26)
+                patch.setattr(latent_attention, "EXPANDED", 1 if way == "one head at a time" else 2**28)
+                for name in ("PART", "PART_OF_SEVERAL", "LEAST"):
+                    patch.setattr(few_keys, name, 1 if way == "few keys" else 10**6)
+                caches = decoder.new_caches(2, 57)
+                parts = [decoder.hidden(part, caches=caches)[0] for part in ids.split([20, 13, 1, 1, 22], 1)]
+            torch.testing.assert_close(
+                torch.cat(parts, 1), right, rtol=0, atol=1e-9, msg=lambda m, way=way: f"{way}: {m}"
+            )
 
 
 # --- what a block gets ------------------------------------------------------------------------------------------------

@@ -18,12 +18,12 @@ from counting import Counted
 from many_ranks import BIASED, DEEPSEEK, DENSE, GPT, MOE, MTP, STREAMS, Descent, EndedError, Restored, far, spawn, train
 from torch import Tensor, nn
 
-from blocks.attention import attending
 from blocks.attention.base import Attention, even_heads
 from blocks.attention.biases import score_bias
 from blocks.cache import Cache
 from blocks.compose import compose
 from blocks.decoder import Decoder
+from blocks.kernels import latent_attention
 from blocks.position.base import Position
 from registry import register
 from training.checkpoints.plugin import SealedCheckpoints
@@ -196,7 +196,8 @@ def compared(case: tuple[str, str, str, str]) -> dict[str, float]:
     whole, spread = (model(attention, position, feed).to(PRECISION[n]) for _ in range(2))
     ranks = DataRanks(n, dist.get_rank())
     balance_over(spread, ranks, ranks)
-    attending.KEPT, attending.EXPANDED = (0, 1) if packing == "packed" else (2**26, 2**28)  # one head at a time, or all
+    one_by_one = packing == "packed"  # one head at a time, or all
+    latent_attention.KEPT, latent_attention.EXPANDED = (0, 1) if one_by_one else (2**26, 2**28)
     share = Context(dist.group.WORLD, n, dist.get_rank()).share(LENGTH)  # type: ignore[arg-type]
     values, loads, scored = loss(whole, given, None)
     own, own_loads, own_scored = loss(spread, given, share)
