@@ -255,7 +255,7 @@ def test_no_block_says_anything_of_caches() -> None:
 @pytest.mark.parametrize("attention", ["mla", "gqa"])
 @torch.no_grad()
 def test_every_way_of_attending_is_the_same(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole, absorbed, part by part, few keys gathered, and some heads at a time, of a block with ``up`` and one without."""
+    """Whole, absorbed, on few keys gathered, and some heads at a time, of a block with ``up`` and of one without."""
     ids = torch.randint(V, (2, 57), generator=torch.Generator().manual_seed(3))
     chosen = {"selector": {"name": "dsa", "top_k": 3}}
     for more in ({}, chosen):
