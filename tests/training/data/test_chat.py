@@ -202,6 +202,21 @@ def test_tools_reach_the_template_as_in_transformers() -> None:
     assert written(form.open(ADDED[:1])) == "user:Hiassistant:"  # a line end after a block is removed
 
 
+@pytest.mark.parametrize(
+    "given", ["ensure_ascii=False", "ensure_ascii=True", "True", "indent=4", "separators=(',', ':')", "sort_keys=True"]
+)
+def test_json_is_written_as_in_transformers(given: str) -> None:
+    """With its arguments, which published templates give: GLM-4.5 writes ``tojson(ensure_ascii=False)``."""
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    tokenizer, template = WithWords(), WITH_TOOLS.replace("tojson", f"tojson({given})")
+    tokenizer.companions = {"chat_template.jinja": template}
+    form = registry.build("chat", Node("jinja", "data.chat"), Scope({}, {}))
+    form.prepare(tokenizer)
+    schema = [{"function": {"name": "add", "description": "adds é"}}]
+    theirs, _ = utils.render_jinja_template([ADDED], tools=schema, chat_template=template)
+    assert written(form.render(ADDED, schema)) == theirs[0]
+
+
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name != "jinja"])
 def test_format_without_a_form_for_tools_refuses_them(name: str) -> None:
     for given in ((ADDED, ()), ([USER, ANSWER], SCHEMA)):

@@ -155,8 +155,18 @@ def _refuse(message: str) -> None:
     raise ValueError(message)
 
 
-def _json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """The filter ``tojson`` with the arguments that it has in transformers, in their order."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    if not ensure_ascii:
+        return text
+    return re.sub(f"[^\0-~{HIDDEN}]", lambda found: json.dumps(found[0])[1:-1], text)  # what hides a word is removed
 
 
 def _marks() -> type:
