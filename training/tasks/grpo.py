@@ -388,18 +388,17 @@ class Grpo(Task):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also store what was sampled, on every rank, if updates of it are still to come."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["rollouts"] = self.ranks_gather({k: vars(v) for k, v in self._rollouts.items()})
-        dealt = self._rollouts.items() if self.data.updates > 1 else ()
-        checkpoint["slices"] = self.ranks_gather({k: self._slices(v, k) for k, v in dealt})
+        kept = self._rollouts.items() if self.data.updates > 1 else ()
+        checkpoint["rollouts"] = self.ranks_gather({k: {**vars(v), "slices": self._slices(v, k)} for k, v in kept})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        stored, slices, ranks = checkpoint.get("rollouts") or [], checkpoint.get("slices"), self.ranks()
+        stored, ranks = checkpoint.get("rollouts") or [], self.ranks()
         for number in stored[0] if stored else ():
-            parts = [Rollout(**own[number]) for own in stored]
-            if slices:
-                dealt = [own[number] for own in slices]
-            else:  # of an older version
+            fields = [dict(own[number]) for own in stored]
+            dealt = [own.pop("slices", None) for own in fields]
+            parts = [Rollout(**own) for own in fields]
+            if None in dealt:  # of an older version
                 dealt = [self._drawn(len(part), int(number), rank) for rank, part in enumerate(parts)]
             again = [*zip(parts, dealt, strict=True)]
             if len(parts) != ranks.number:
