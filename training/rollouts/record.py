@@ -71,9 +71,9 @@ def dealt_again(
         slices: completions of each update, for each of these ranks
         number: of ranks now
     """
-    lists = {
-        f.name: [v for part in parts for v in getattr(part, f.name)] for f in fields(Rollout) if f.name not in SUMS
-    }
+    lists: dict[str, Any] = {}
+    for name in (f.name for f in fields(Rollout) if f.name not in SUMS):
+        lists[name] = [value for part in parts for value in getattr(part, name)]
     sums: dict[str, Any] = {name: Counter() for name in SUMS}
     for name, part in product(SUMS, parts):
         for key, value in getattr(part, name).items():
