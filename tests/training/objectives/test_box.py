@@ -102,6 +102,7 @@ def test_what_the_hostile_programs_use_works_where_it_may() -> None:
 def test_program_that_waits_is_stopped_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even one that has left its group, and does not end with its parent; what it passed before counts."""
     monkeypatch.setattr(module, "START_S", 1.0)
+    monkeypatch.setattr(module, "PATIENCE", 1)
     before = time.monotonic()
     leaves = (
         "import ctypes, os, time\ndef f(x): return x\ndef leave():\n    try: os.setsid()\n    except OSError: pass\n"
