@@ -3,7 +3,8 @@
 A record has ``messages``, a list of ``{role, content}``; or ``prompt`` and ``completion``, each a text or a list of
 messages, of which the completion alone is scored. A message with ``scored: false`` is not scored. ``tools`` is a list
 of JSON schemas, or JSON of one, that a format may show; an answer may have ``tool_calls``, which messages of the role
-``tool`` answer. Other columns are kept; tasks with rewards read them.
+``tool`` answer, and ``reasoning_content``, its thoughts, also under the older names ``reasoning`` and ``thinking``.
+Other columns are kept; tasks with rewards read them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from training.data.text import ENOUGH_DOCUMENTS, LEFT_OUT, QUICK_BYTES, assign, 
 
 ROLES = ("system", "user", "assistant", "tool")
 OF_TOOLS = ("tool_calls", "tool_call_id", "name")  # keys of messages that a template may show
+REASONING = ("reasoning_content", "thinking", "reasoning")  # keys of a message's thoughts, of which the first is read
 PICTURES = ("images", "image", "picture", "pictures")  # columns of which other rules say what is wrong
 FORMS = 'Write {"messages": [{"role": "user", "content": "…"}, …]} or {"prompt": "…", "completion": "…"}'
 
@@ -39,7 +41,7 @@ class Conversation:
 
     Args:
         where: file and line, for messages
-        messages: role, content and, where false, scored, of each turn
+        messages: role, content and, where false, scored, of each turn; and what else a template may show
         columns: the record's other columns
         tools: JSON schemas of the tools that the model may call
     """
@@ -197,7 +199,11 @@ def _turn(turn: Any, key: str, where: str) -> dict[str, Any]:
         refuse(where, f"scored must be true or false: {str(turn['scored'])[:80]!r}")
     if turn["role"] == "assistant" and not turn["content"] and not calls:
         refuse(where, "an answer is empty")
-    return {k: turn[k] for k in ("role", "content", "scored", *OF_TOOLS) if turn.get(k) is not None}
+    thoughts = next((turn[k] for k in REASONING if turn.get(k) is not None), None)
+    if not isinstance(thoughts, str | None):
+        refuse(where, f"the reasoning of a message must be a text: {str(thoughts)[:80]}")
+    turn = {**turn, REASONING[0]: thoughts}
+    return {k: turn[k] for k in ("role", "content", "scored", REASONING[0], *OF_TOOLS) if turn.get(k) is not None}
 
 
 def unscored(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from training.objectives.boxed import judge, program
 
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin")
 START_S = 5.0  # for both to start
+PATIENCE = 4  # wall-clock time over processor time
 LAST_S = 2.0  # for the judge, once the program's time is over
 NOBODY = "65534"
 INSIDE = "/box"  # where a box sees our own files
@@ -79,7 +80,7 @@ class Box:
             judging = open_things.enter_context(
                 self._started(judge, given, subprocess.PIPE, errors, (answers.out, asked.into))
             )
-            end = time.monotonic() + 4 * self.seconds + START_S
+            end = time.monotonic() + PATIENCE * self.seconds + START_S
             report = judging.stdout.fileno()
             if _read(report, judge.SIZE, end) != judge.signed(judge.READY, 0, key):
                 raise BoxError("a process in a box did not start")

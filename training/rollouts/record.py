@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from itertools import accumulate, pairwise, product
 from typing import Any
 
 import torch
@@ -57,6 +59,37 @@ class Rollout:
             if each.name not in SUMS and mine:
                 for row, value in zip(rows, theirs, strict=True):
                     mine[row] = value
+
+
+def dealt_again(
+    parts: Sequence[Rollout], slices: Sequence[Sequence[Sequence[int]]], number: int
+) -> list[tuple[Rollout, list[list[int]]]]:
+    """The part and the slices of each of another number of ranks: every update is of the same completions.
+
+    Args:
+        parts: of the rollout, one for each rank that sampled
+        slices: completions of each update, for each of these ranks
+        number: of ranks now
+    """
+    lists: dict[str, Any] = {}
+    for name in (f.name for f in fields(Rollout) if f.name not in SUMS):
+        lists[name] = [value for part in parts for value in getattr(part, name)]
+    sums: dict[str, Any] = {name: Counter() for name in SUMS}
+    for name, part in product(SUMS, parts):
+        for key, value in getattr(part, name).items():
+            sums[name][key] += value
+    starts = accumulate(map(len, parts), initial=0)
+    shifted = [[[start + row for row in rows] for rows in own] for start, own in zip(starts, slices, strict=False)]
+    updates = [[row for rows in each for row in rows] for each in zip(*shifted, strict=True)]
+    found, whole = [], Rollout(**lists)
+    for rank in range(number):
+        shares = [rows[rank::number] for rows in updates]
+        part = whole.part([row for rows in shares for row in rows])
+        for name in SUMS:  # they are summed over ranks again
+            setattr(part, name, {key: value if rank == 0 else 0 for key, value in sums[name].items()})
+        ends = list(accumulate(map(len, shares), initial=0))
+        found.append((part, [list(range(*pair)) for pair in pairwise(ends)]))
+    return found
 
 
 def completion_mask(rollout: Rollout) -> Tensor:

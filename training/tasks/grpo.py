@@ -35,7 +35,7 @@ from training.parallel.gathered import gathered
 from training.rollouts.group_sampler import GroupSampler
 from training.rollouts.held_out import HeldOut
 from training.rollouts.lacking import refuse_lacking
-from training.rollouts.record import Rollout, completion_mask, padded
+from training.rollouts.record import Rollout, completion_mask, dealt_again, padded
 from training.rollouts.scoring import score
 from training.tasks.base import Batch, Task
 from training.tasks.needed_data import data_of
@@ -175,6 +175,7 @@ class Grpo(Task):
         self.reference, self.temperature = reference, temperature
         self.mask_truncated, self.replay = mask_truncated, replay
         self._rollouts: dict[int, Rollout] = {}  # by number; those of the current optimizer step
+        self._dealt: dict[int, list[list[int]]] = {}  # completions of the updates of a rollout that was resumed
         self._held_reference: tuple[Decoder, ...] = ()  # in a tuple, so that it is no part of the model
         self.held_out = HeldOut(self.groups)  # of the last measurement
         self._sampled = (0, 0.0)  # tokens, and seconds, since the last log
@@ -259,9 +260,12 @@ class Grpo(Task):
 
     def _slices(self, whole: Rollout, number: int) -> list[list[int]]:
         """The completions of each update of a rollout."""
-        generator = torch.Generator().manual_seed(stable_seed(self.seed, f"slices/{number}/{self.ranks().index}"))
-        order, size = torch.randperm(len(whole), generator=generator).tolist(), len(whole) // self.data.updates
-        return [order[start : start + size] for start in range(0, len(whole), size)]
+        return self._dealt.get(number) or self._drawn(len(whole), number, self.ranks().index)
+
+    def _drawn(self, completions: int, number: int, rank: int) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(stable_seed(self.seed, f"slices/{number}/{rank}"))
+        order, size = torch.randperm(completions, generator=generator).tolist(), completions // self.data.updates
+        return [order[start : start + size] for start in range(0, completions, size)]
 
     def _sample(self, batch: Batch, number: int) -> Rollout:
         if self.device.type == "cuda":
@@ -384,13 +388,22 @@ class Grpo(Task):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also store what was sampled, on every rank, if updates of it are still to come."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["rollouts"] = self.ranks_gather({k: vars(v) for k, v in self._rollouts.items()})
+        kept = self._rollouts.items() if self.data.updates > 1 else ()
+        checkpoint["rollouts"] = self.ranks_gather({k: {**vars(v), "slices": self._slices(v, k)} for k, v in kept})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        stored = checkpoint.get("rollouts") or []
-        if len(stored) > self.ranks().index:
-            self._rollouts = {int(k): Rollout(**v) for k, v in stored[self.ranks().index].items()}
+        stored, ranks = checkpoint.get("rollouts") or [], self.ranks()
+        for number in stored[0] if stored else ():
+            fields = [dict(own[number]) for own in stored]
+            dealt = [own.pop("slices", None) for own in fields]
+            parts = [Rollout(**own) for own in fields]
+            if None in dealt:  # of an older version
+                dealt = [self._drawn(len(part), int(number), rank) for rank, part in enumerate(parts)]
+            again = [*zip(parts, dealt, strict=True)]
+            if len(parts) != ranks.number:
+                again = dealt_again(parts, dealt, ranks.number)
+            self._rollouts[int(number)], self._dealt[int(number)] = again[ranks.index]
 
     def ranks_gather(self, own: Any) -> list[Any]:
         """The values of all ranks that read different data, in their order."""

@@ -11,6 +11,7 @@ import pytest
 import registry
 from registry import ConfigError, Node, Scope
 from training.data.chat.base import Chat, Piece, encode
+from training.data.conversations import read_record
 from training.data.tokenizers.bytes import Bytes
 
 WORDS = ["<|im_start|>", "<|im_end|>", "<｜User｜>", "<｜Assistant｜>", "<|begin_of_text|>", "<|start_header_id|>"]
@@ -200,6 +201,46 @@ def test_tools_reach_the_template_as_in_transformers() -> None:
     assert written([piece for piece in pieces if piece.scored]) == scored
     assert [p.text for p in pieces if p.special] == ["<s>", "</s>", "</s>"]
     assert written(form.open(ADDED[:1])) == "user:Hiassistant:"  # a line end after a block is removed
+
+
+@pytest.mark.parametrize(
+    "given", ["ensure_ascii=False", "ensure_ascii=True", "True", "indent=4", "separators=(',', ':')", "sort_keys=True"]
+)
+def test_json_is_written_as_in_transformers(given: str) -> None:
+    """With its arguments, which published templates give: GLM-4.5 writes ``tojson(ensure_ascii=False)``."""
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    tokenizer, template = WithWords(), WITH_TOOLS.replace("tojson", f"tojson({given})")
+    tokenizer.companions = {"chat_template.jinja": template}
+    form = registry.build("chat", Node("jinja", "data.chat"), Scope({}, {}))
+    form.prepare(tokenizer)
+    schema = [{"function": {"name": "add", "description": "adds é"}}]
+    theirs, _ = utils.render_jinja_template([ADDED], tools=schema, chat_template=template)
+    assert written(form.render(ADDED, schema)) == theirs[0]
+
+
+THINKING = """{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}{% generation %}\
+{% if m.reasoning_content is string %}<think>{{ m.reasoning_content }}|{{ m.thinking }}</think>{% endif %}\
+{{ m.content }}</s>{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"""
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+@pytest.mark.parametrize("thoughts", ["2 and 2 </s>", "", None])
+def test_reasoning_reaches_the_template_as_in_transformers(key: str, thoughts: str | None) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    tokenizer, record = WithWords(), {"messages": [USER, {**ANSWER, key: thoughts}]}
+    tokenizer.companions = {"chat_template.jinja": THINKING}
+    form = registry.build("chat", Node("jinja", "data.chat"), Scope({}, {}))
+    form.prepare(tokenizer)
+    pieces = form.render(read_record(record, "chats:1").messages)
+    theirs, _ = utils.render_jinja_template([record["messages"]], chat_template=THINKING)
+    assert written(pieces) == theirs[0] and [p.text for p in pieces if p.special] == ["</s>"]
+
+
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name != "jinja"])
+def test_format_without_a_form_for_reasoning_refuses_it(name: str) -> None:
+    with pytest.raises(ConfigError, match="has no form for reasoning_content") as refusal:
+        chat(name).render(read_record({"messages": [USER, {**ANSWER, "thinking": "2 and 2"}]}, "chats:1").messages)
+    assert refusal.value.path == "data.chat" and "data/chat=jinja" in refusal.value.remedy
 
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name != "jinja"])

@@ -59,6 +59,7 @@ def test_forms_of_records() -> None:
         ({"messages": [USER, {**ANSWER, "scored": "false"}]}, "scored must be true or false: 'false'"),
         ({"messages": [USER, RESULT]}, "must follow an answer with tool_calls"),
         ({"messages": [USER, {**CALLS, "tool_calls": "f()"}]}, "tool_calls must be a list of mappings"),
+        ({"messages": [USER, {"role": "assistant", "content": "4", "reasoning": ["2"]}]}, "must be a text"),
         ({"messages": [USER, ANSWER], "tools": "[oops"}, "tools is no JSON"),
         ({"messages": [USER, ANSWER], "tools": [3]}, "must be a list of JSON schemas"),
     ],

@@ -78,7 +78,7 @@ def train(folder: Path, steps: int, ckpt_path: Path | None = None, model: str = 
         **how,
     )
     trainer.fit(task, data, ckpt_path=ckpt_path, weights_only=True)
-    if model is MOE and ckpt_path is None:
+    if data.updates > 1 and ckpt_path is None:
         trainer.save_checkpoint(folder / "stop.ckpt")
     names = ("train/reward", "train/loss", "train/replaced", "val/reward")
     figures = {name: float(trainer.callback_metrics[name]) for name in names}
@@ -111,15 +111,30 @@ def on_ranks(folder: Path) -> dict[str, Any]:
     uninterrupted = train(folder / "whole", 4, **how)
     train(folder / "part", 3, **how)
     rest = train(folder / "part", 4, folder / "part" / "stop.ckpt", **how)
-    return {**found, "whole": uninterrupted, "rest": rest}
+    how["model"] = DENSE
+    of_one = train(folder / "alone", 4, folder / "alone" / "stop.ckpt", **how)
+    of_two = train(folder / "both", 4, **how)
+    train(folder / "pair", 3, **how)
+    return {**found, "whole": uninterrupted, "rest": rest, "of one": of_one, "of two": of_two}
+
+
+def alone(folder: Path) -> dict[str, Any]:
+    return train(folder / "alone", 3, updates=2)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("runs")
+    spawn(1, alone, folder)
     two = spawn(2, on_ranks, folder)  # first: threads of a training do not survive the fork
     split = train(folder / "split", 3, model=SPLIT)
-    return {"ddp": (one := train(folder / "one", 3)), "fsdp": one, "fsdp_ep": split, "two": two}
+    return {
+        "ddp": (one := train(folder / "one", 3)),
+        "fsdp": one,
+        "fsdp_ep": split,
+        "two": two,
+        "pair": folder / "pair" / "stop.ckpt",
+    }
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -144,3 +159,16 @@ def test_two_ranks_resume_between_the_updates_of_a_rollout(runs: Any) -> None:
     for rank in runs["two"]:
         assert rank["rest"]["texts"] == rank["whole"]["texts"][3:]
         assert all(torch.equal(rank["rest"]["weights"][k], v) for k, v in rank["whole"]["weights"].items())
+
+
+def test_another_number_of_ranks_resumes_between_the_updates_of_a_rollout(runs: Any, tmp_path: Path) -> None:
+    """The update that is left is of the completions that it was to be of, however many ranks share them."""
+    for uninterrupted, rest in (
+        ([train(tmp_path / "whole", 4, updates=2)], [rank["of one"] for rank in runs["two"]]),
+        ([rank["of two"] for rank in runs["two"]], [train(tmp_path, 4, runs["pair"], updates=2)]),
+    ):
+        expected = sorted(text for rank in uninterrupted for text in rank["texts"][3])
+        assert sorted(text for rank in rest for text in rank["texts"][0]) == expected
+        assert rest[0]["figures"] == pytest.approx(uninterrupted[0]["figures"], abs=1e-5)
+        for name, weight in uninterrupted[0]["weights"].items():
+            torch.testing.assert_close(rest[0]["weights"][name], weight, atol=1e-5, rtol=1e-4, msg=name)

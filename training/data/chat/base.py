@@ -17,7 +17,8 @@ from training.data.tokenizers.base import Tokenizer
 
 BOS, EOS = "bos", "eos"  # the tokenizer's own special tokens, whatever their words
 
-Message = Mapping[str, Any]  # role, content; scored: false excludes an answer from the loss; tool_calls
+# role, content; scored: false excludes an answer from the loss; tool_calls; reasoning_content
+Message = Mapping[str, Any]
 Tools = Sequence[Mapping[str, Any]]  # JSON schemas
 
 
@@ -89,13 +90,17 @@ class Chat(Composable):
             tools: that the model may call
 
         Raises:
-            ConfigError: at ``data.chat``: tools, and the format has no form for them
+            ConfigError: at ``data.chat``: tools or reasoning, and the format has no form for them
         """
         if tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
             rule = "the format has no form for tools, which a conversation has"
             remedy = (
                 "Use data/chat=jinja with a template that shows them, or remove tools, tool_calls and tool messages"
             )
+            raise ConfigError("data.chat", type(self).__name__, rule, remedy)
+        if any(message.get("reasoning_content") for message in messages):
+            rule = "the format has no form for reasoning_content, which a conversation has"
+            remedy = "Use data/chat=jinja with a template that shows it, write it into content, or remove it"
             raise ConfigError("data.chat", type(self).__name__, rule, remedy)
         return [*self.begin(), *(piece for message in messages for piece in self.turn(message))]
 

@@ -37,6 +37,7 @@ class Jinja(Chat):
         template: file of the template; null for the one beside the tokenizer
     """
 
+    version: ClassVar[int] = 2  # before, no template saw reasoning_content
     left_out: ClassVar[Mapping[str, str]] = {"file": "its text is compared"}
 
     def __init__(self, template: str | None = None) -> None:
@@ -84,7 +85,8 @@ class Jinja(Chat):
     def _pieces(self, messages: Sequence[Message], tools: Tools, *, add_generation_prompt: bool) -> list[Piece]:
         """Render, then find the template's own special tokens; those in messages are hidden from it meanwhile."""
         assert self._template is not None, "prepare has not run"
-        shown = {"messages": self._hide(list(messages)), "tools": self._hide(list(tools)) or None}
+        known = [_with_older_names(message) for message in messages]
+        shown = {"messages": self._hide(known), "tools": self._hide(list(tools)) or None}
         try:
             with time_limit(SECONDS):
                 text = self._template.render(**shown, add_generation_prompt=add_generation_prompt, **self._words)
@@ -151,12 +153,28 @@ def _compiled(text: str, file: str | None) -> Template:
         raise ConfigError("data.chat.template", file, rule, REMEDY) from None
 
 
+def _with_older_names(message: Message) -> Message:
+    """A message whose reasoning is also under the name that templates of gpt-oss read, as in transformers."""
+    thoughts = message.get("reasoning_content")
+    return message if thoughts is None else {**message, "thinking": thoughts}
+
+
 def _refuse(message: str) -> None:
     raise ValueError(message)
 
 
-def _json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """The filter ``tojson`` with the arguments that it has in transformers, in their order."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    if not ensure_ascii:
+        return text
+    return re.sub(f"[^\0-~{HIDDEN}]", lambda found: json.dumps(found[0])[1:-1], text)  # what hides a word is removed
 
 
 def _marks() -> type:
