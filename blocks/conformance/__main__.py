@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _show_one(kind: str, name: str, outcomes: dict[str, Outcome]) -> None:
-    """A row per check; a cause for which several fail is told once."""
+    """A row per check; a cause for which several fail is shown once."""
     table, told = Table("check", "", "promise, or why not", title=f"{kind}/{name}"), dict[str, str]()
     for check, outcome in outcomes.items():
         said = outcome.reason or Case(kind, name, check).promise
