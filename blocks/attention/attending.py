@@ -32,13 +32,14 @@ def attend(block: Scored, x: Tensor, given: Pass, q: Tensor, held: Held, latent:
     Raises:
         TypeError: what is to be remembered has other shapes than the cache was made for
     """
-    cache, T, shape = given.cache, q.shape[1], layout(held)
-    if cache is not None and not (cache.length or cache.spread):
-        refuse_other_shapes(block, block.remembered(), shape)
+    cache, T = given.cache, q.shape[1]
+    shape = block.remembered() if cache is not None and not cache.spread else layout(held)
+    if cache is not None and not (cache.spread or cache.length):
+        refuse_other_shapes(block, shape, layout(held))
     S = T if cache is None else cache.length + T
     selector, index = block.selector, remembered(block.selector, x, given.positions, cache)
     all_seen = selector is None or selector.takes_all(S)
-    asked = Asked(x, latent, q, given.positions, given.declared)
+    asked = None if selector is None else Asked(x, latent, q, given.positions, given.declared)
     if cache is None:
         bias, segments = score_terms(block.position, given.positions, given.segments, None)
         bias = _selected(block, asked, given, next(iter(held.values())), shape, index, segments, bias)
@@ -72,7 +73,7 @@ def attend(block: Scored, x: Tensor, given: Pass, q: Tensor, held: Held, latent:
 
 def _selected(
     block: Scored,
-    asked: Asked,
+    asked: Asked | None,
     given: Pass,
     stored: Tensor | tuple[Tensor, ...],
     shape: Layout,
@@ -81,7 +82,7 @@ def _selected(
     bias: Bias,
 ) -> Bias:
     """The bias with what the selector hides; as it is without one."""
-    if block.selector is None:
+    if block.selector is None or asked is None:
         return bias
 
     def keys(of: Tensor) -> Tensor:

@@ -67,6 +67,7 @@ class Scored(Attention):
         self.window: int | None = None
         self.scores: Scores | None = None  # not of the class, which would hide a submodule of that name
         self.selector: Selector | None = None
+        self._declared: Layout | None = None
         self._measured: tuple[list[torch.Size], Layout] | None = None
 
     @classmethod
@@ -141,8 +142,10 @@ class Scored(Attention):
 
     def remembered(self) -> Layout:
         """What is remembered of a token: ``memory``, or found, and again where parameters have other shapes."""
-        if (declared := self.memory()) is not None:
-            return Layout(declared)
+        if self._declared is None and (declared := self.memory()) is not None:
+            self._declared = Layout(declared)
+        if self._declared is not None:
+            return self._declared
         sizes = [p.shape for p in self.parameters()]
         if self._measured is None or self._measured[0] != sizes:
             self._measured = sizes, self.found()
