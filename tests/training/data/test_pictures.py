@@ -82,9 +82,9 @@ def test_pictures_of_every_mode_are_read_as_rgb(tmp_path: Path) -> None:
 
 
 def gif(side: int) -> bytes:
-    """A picture of side² pixels in 35 bytes."""
-    size = struct.pack("<HH", side, side)
-    return b"GIF89a" + size + b"\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0" + size + b"\0\x02\x02D\x01\0;"
+    """A picture of side² pixels in 35 bytes: its one frame has one, and a reader fills the rest."""
+    size, frame = struct.pack("<HH", side, side), struct.pack("<HH", 1, 1)
+    return b"GIF89a" + size + b"\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0" + frame + b"\0\x02\x02D\x01\0;"
 
 
 def test_what_is_transparent_shows_white(tmp_path: Path) -> None:
