@@ -13,7 +13,7 @@ _ABSENT = object()  # equal to no setting
 _TENSOR = "a tensor"
 _INTERNAL = frozenset(vars(nn.Module())) | {"kernels"}  # another kernel computes the same
 # What the shapes of tensors say already.
-_SIZES = {"in_features", "out_features", "num_embeddings", "embedding_dim", "normalized_shape"}
+_SIZES = {"d_model", "in_features", "out_features", "num_embeddings", "embedding_dim", "normalized_shape"}
 # Members that a class has to be built and described, and does not compute with.
 _BUILDING = {"Config", "conformance_settings", "default_children", "child_context", "parallel_plan"}
 

@@ -141,7 +141,9 @@ EARLY = {
     "class in a preset": Mistake("model=foreign", "model.attention._target_", r"dotted path .*foreign\.yaml"),
     "preset that is not YAML": Mistake("model=broken", "model", r"line 2: .*broken\.yaml.*Fix"),
     "format of a later version": Mistake("model.format=3", "model.format", "unknown to this version.*its own: 2"),
-    "no family selected": Mistake("~model.attention", "model.attention", r"\+model/attention=<gated_delta\|gqa\|"),
+    "no family selected": Mistake(
+        "~model.attention", "model.attention", r"\+model/attention=<[^>]*\|gated_delta\|gqa\|"
+    ),
     "foreign class in a model": Mistake(
         "+model.attention._target_=os.system", "model.attention._target_", "never a class by its dotted path"
     ),
@@ -181,7 +183,7 @@ EARLY = {
     "selector of a window": Mistake(
         "model/attention=sliding_window\n+model/selector=dsa",
         "model.selector",
-        "no block of this model takes this selector.*attention gqa",
+        "no block of this model takes this selector.*attention .*gqa",
     ),
     "no name of a block": Mistake(
         "model.attention.name=null",

@@ -33,9 +33,9 @@ def attend(block: Scored, x: Tensor, given: Pass, q: Tensor, held: Held, latent:
         TypeError: what is to be remembered has other shapes than the cache was made for
     """
     cache, T = given.cache, q.shape[1]
-    shape = block.remembered() if cache is not None and not cache.spread else layout(held)
+    shape = layout(held)
     if cache is not None and not (cache.spread or cache.length):
-        refuse_other_shapes(block, shape, layout(held))
+        refuse_other_shapes(block, block.remembered(), shape)
     S = T if cache is None else cache.length + T
     selector, index = block.selector, remembered(block.selector, x, given.positions, cache)
     all_seen = selector is None or selector.takes_all(S)

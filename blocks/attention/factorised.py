@@ -30,7 +30,7 @@ class Factorised(Scored):
         head_dim: H, width of a head; null is 2 · d_model / n_heads
         q_lora_rank: width of c; null is d_model / 4
         position: rotates queries and keys, or biases scores
-        q_norm: of c
+        q_norm: norm of c
         selector: chooses which keys a query sees; null for none
     """
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from blocks.kernels.choice import Kernels
 
 Held = Mapping[str, Tensor | tuple[Tensor, ...]]
 Memory = Mapping[str, Sequence[tuple[int, ...]]]
+# Of blocks that declare none: what was found, and the shapes of their parameters then. No setting of a block.
+FOUND: WeakKeyDictionary[nn.Module, tuple[list[torch.Size], Layout]] = WeakKeyDictionary()
 
 
 class Layout(NamedTuple):

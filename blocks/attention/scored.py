@@ -8,7 +8,7 @@ from torch import Tensor
 
 from blocks.attention import attending
 from blocks.attention.base import Attention, rotated
-from blocks.attention.remembered import Held, Layout, Memory, find
+from blocks.attention.remembered import FOUND, Held, Layout, Memory, find
 from blocks.attention.selecting import Losses, declared
 from blocks.cache import Cache, Ring
 from blocks.carry import Carry
@@ -67,8 +67,6 @@ class Scored(Attention):
         self.window: int | None = None
         self.scores: Scores | None = None  # not of the class, which would hide a submodule of that name
         self.selector: Selector | None = None
-        self._declared: Layout | None = None
-        self._measured: tuple[list[torch.Size], Layout] | None = None
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -142,14 +140,12 @@ class Scored(Attention):
 
     def remembered(self) -> Layout:
         """What is remembered of a token: ``memory``, or found, and again where parameters have other shapes."""
-        if self._declared is None and (declared := self.memory()) is not None:
-            self._declared = Layout(declared)
-        if self._declared is not None:
-            return self._declared
+        if (declared := self.memory()) is not None:
+            return Layout(declared)
         sizes = [p.shape for p in self.parameters()]
-        if self._measured is None or self._measured[0] != sizes:
-            self._measured = sizes, self.found()
-        return self._measured[1]
+        if self not in FOUND or FOUND[self][0] != sizes:
+            FOUND[self] = sizes, self.found()
+        return FOUND[self][1]
 
     def found(self) -> Layout:
         """What ``mix`` gives to ``attend`` to be remembered of a token.

@@ -17,7 +17,7 @@ from blocks.base import Block, Placement
 from blocks.compose import assemble, check, compose
 from blocks.conformance.behaviour import BOUND, CACHED, states
 from blocks.conformance.setting import Setting, shown, tokens
-from blocks.conformance.verdict import ExemptError, must, must_agree
+from blocks.conformance.verdict import ExemptError, PromiseError, must, must_agree
 from blocks.cost import count_parameters
 from blocks.decoder import Decoder
 from blocks.gating.base import Gating
@@ -126,7 +126,10 @@ def remembers_what_it_says(setting: Setting) -> None:
     if not measured:
         raise ExemptError("it has a cache of its own, or none")
     for block in measured:
-        said, found = block.remembered(), block.found()
+        try:
+            said, found = block.remembered(), block.found()
+        except TypeError as error:  # it does not attend once
+            raise PromiseError(str(error)) from None
         same = said.slots() == found.slots() and said.widths() == found.widths()
         must(same, f"memory() says {dict(said.shapes)}, and mix remembers {dict(found.shapes)}")
 

@@ -17,6 +17,7 @@ from warm import Warm
 from blocks.attention.base import Attention
 from blocks.attention.gqa import GQA
 from blocks.attention.score_rows import ScoreRows
+from blocks.attention.scored import Pass
 from blocks.balance.expert import ExpertBalance
 from blocks.cache import Cache
 from blocks.conformance import Case, PromiseError, cases
@@ -191,6 +192,14 @@ class Flattering(Small):
         )
 
 
+class Misremembering(Small):
+    """Attends once more where what it remembers is found: by a token on the meta device."""
+
+    def mix(self, x: Tensor, given: Pass) -> Tensor:
+        again = x.is_meta and x.shape[1] == 1
+        return super().mix(x, given) + (super().mix(x, given) if again else 0)
+
+
 class Unsegmented(Small):
     def forward(
         self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
@@ -350,6 +359,7 @@ BROKEN: list[tuple[str, type, str]] = [
     ("position", Tabulated, "meta build"),
     ("ffn", Capricious, "determinism"),
     ("attention", Flattering, "allocation"),
+    ("attention", Misremembering, "memory"),
     ("ffn", Hidden, "flops"),
     ("ffn", Branching, "compile"),
     ("ffn", Unplanned, "parallel plan"),

@@ -114,7 +114,7 @@ REFUSED = {
     "+trainer.strategy=ddp": ("trainer.strategy", "exists already", "Leave out the +: trainer.strategy=ddp"),
     "model.layout={}": ("model.layout", "(ffn), so it would change nothing", "model.layout=null"),
     "++model.variants={ }": ("model.variants", "change nothing", "model.variants=null"),
-    "model.attention={}": ("model.attention", "change nothing", "model/attention=<gated_delta|gqa|"),
+    "model.attention={}": ("model.attention", "change nothing", "|gated_delta|gqa|"),
     "callbacks.report={}": ("callbacks.report", "change nothing", "callbacks.report=null"),
     "callbacks={}": ("callbacks", "change nothing", "Choose another: callbacks=<checkpoint|completions|default"),
     "optimizer=null": ("optimizer", "name of one of its files", "adamw"),
