@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -309,16 +310,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: None for those of the process
     """
-    from lm_eval.__main__ import cli_evaluate
-
     given = list(sys.argv[1:] if arguments is None else arguments)
     ours = not any(a.split("=")[0] in ("--model", "-M", "-h", "--help") for a in given)
     sys.argv[1:] = [*given, "--model", "blockwright"] if ours else given
     try:
+        if ours:
+            _refuse_nowhere(given)
+        from lm_eval.__main__ import cli_evaluate  # which loads every task
+
         cli_evaluate()
     except ConfigError as error:
         print(error.render(), file=sys.stderr)
         sys.exit(REFUSED)
+
+
+def _refuse_nowhere(given: Sequence[str]) -> None:
+    """Refuse a path at which nothing is, before the harness looks for its tasks.
+
+    Raises:
+        ConfigError
+    """
+    for path in re.findall(r"(?:^|[\s,=])path=([^,\s]+)", " ".join(given)):
+        if not Path(path).exists():
+            remedy = "Name a run's folder, a *.ckpt, or the OUT of blockwright import"
+            raise ConfigError("--model_args path", path, "there is no such file or folder", remedy)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import resource
 import subprocess
@@ -102,17 +103,31 @@ def ask(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
     return once
 
 
+@pytest.fixture(scope="module")
+def slower(environment: dict[str, str]) -> Callable[[int], float]:
+    """How much slower than expected torch's own import is, measured once for each further try of all tests."""
+
+    @functools.cache
+    def measure(number: int) -> float:
+        return max(1.0, measured([sys.executable, "-c", "import torch"], environment)[1] / TORCH)
+
+    return measure
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_answers_within_its_budget(
-    name: str, ask: Callable[[str], Answer], environment: dict[str, str], tmp_path: Path
+    name: str,
+    ask: Callable[[str], Answer],
+    slower: Callable[[int], float],
+    environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     assert ask(name).code == COMMANDS[name][1], ask(name).err
     # Watched, it is slower than a user has it. A busy or slower machine makes even CPU time longer, so if need be
-    # unwatched, a few times over, each time beside torch's own import.
+    # unwatched, a few times over, each time as torch's own import is slower.
     shares = [ask(name).seconds / BUDGET]
     while min(shares) > 1 and len(shares) < 5:
-        slower = max(1.0, measured([sys.executable, "-c", "import torch"], environment)[1] / TORCH)
-        shares.append(answer(name, environment, tmp_path).seconds / (BUDGET * slower))
+        shares.append(answer(name, environment, tmp_path).seconds / (BUDGET * slower(len(shares))))
     assert min(shares) <= 1, shares
 
 
@@ -143,7 +158,7 @@ def test_refused_configuration_leaves_nothing_of_a_run_behind(ask: Callable[[str
     assert left <= {".hydra", "train.log"}  # Hydra's own, made before any check
 
 
-def test_help_of_every_command_needs_no_model(environment: dict[str, str]) -> None:
+def test_help_of_every_command_needs_no_model(environment: dict[str, str], slower: Callable[[int], float]) -> None:
     order = [WITHOUT_TORCH, [name for name in SUBCOMMANDS if name not in WITHOUT_TORCH]]
     done = subprocess.run(
         [sys.executable, "-c", HELP, json.dumps(order)], cwd=ROOT, env=environment, capture_output=True, text=True
@@ -155,4 +170,5 @@ def test_help_of_every_command_needs_no_model(environment: dict[str, str]) -> No
         assert code == 0 and own_names.get(name, f"blockwright {name}") in said, (name, said)
         assert not SLOW & set(imported), name
         assert name not in WITHOUT_TORCH or "torch" not in imported, name
-        assert seconds < BUDGET / 2, name  # torch takes the other half
+        # Torch takes the other half; a busy or slower machine is measured only where it matters.
+        assert seconds < BUDGET / 2 or seconds < BUDGET / 2 * slower(1), name
