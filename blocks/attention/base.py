@@ -108,3 +108,26 @@ def even_heads(d_model: int, n_heads: int) -> int:
         rule = f"must divide d_model ({d_model})"
         raise BlockError("n_heads", n_heads, rule, f"The nearest number that does is {near}; or set the head's width")
     return d_model // n_heads
+
+
+def check_groups(n_heads: int, n_kv_heads: int) -> None:
+    """Refuse query heads that cannot share heads of keys and values evenly.
+
+    Raises:
+        BlockError
+    """
+    if n_heads % n_kv_heads:
+        rule = f"must divide n_heads ({n_heads})"
+        raise BlockError("n_kv_heads", n_kv_heads, rule, "Use 1 for one shared head, n_heads for none shared")
+
+
+def rotated_part(head: int, rope: int | None) -> int:
+    """Width of the part of a head that is rotated: half of it, or the even number below, unless it is given.
+
+    Raises:
+        BlockError: it is wider than the head
+    """
+    rope = rope or max(2, head // 4 * 2)
+    if rope > head:
+        raise BlockError("rope_head_dim", rope, f"is a part of head_dim ({head})", "Lower it, or widen the head")
+    return rope

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blocks.attention.base import even_heads
 from blocks.attention.remembered import Memory
 from blocks.attention.scored import Pass, Scored
 from blocks.base import Placement
@@ -15,7 +14,7 @@ from blocks.linear import Linear
 from blocks.norm.base import Norm
 from blocks.position.base import Position
 from blocks.selector.base import Selector
-from registry import register
+from registry import BlockError, register
 from registry.ranges import Count
 
 
@@ -26,11 +25,10 @@ class Differential(Scored):
     Ye et al. 2024, arXiv 2410.05258, with layers counted from 0:
         λ₀ = 0.8 − 0.6 exp(−0.3 layer), λ = exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ₀
         y = W_o [(1 − λ₀) norm((softmax(q₁k₁ᵀ/√H) − λ softmax(q₂k₂ᵀ/√H)) v)]_n
-    The norm is that of each head, over its 2·H values. ``n_heads`` counts the softmax maps, two of which are a head of
-    the paper. The cache holds 2·D numbers per token.
+    The norm is that of each head, over its 2·H values. The cache holds 2·D numbers per token.
 
     Args:
-        n_heads: N, softmax maps, an even number
+        n_heads: N, heads of two softmax maps each; H = D / 2N
         position: rotates queries and keys, or biases scores
         head_norm: of the difference, in each head
         selector: chooses which keys a query sees; null for none
@@ -44,12 +42,12 @@ class Differential(Scored):
         layer_idx: int,
         position: Position,
         head_norm: Norm,
-        n_heads: Count = 8,
+        n_heads: Count = 4,
         selector: Selector | None = None,
     ) -> None:
         super().__init__(d_model)
-        self.head_dim, self.start = even_heads(d_model, n_heads), 0.8 - 0.6 * math.exp(-0.3 * layer_idx)
-        self.pairs = even_heads(n_heads, 2)
+        self.n_heads, self.head_dim = n_heads, _width(d_model, n_heads)
+        self.start = 0.8 - 0.6 * math.exp(-0.3 * layer_idx)
         self.query, self.key, self.value, self.output = (Linear(d_model, d_model, bias=False) for _ in range(4))
         self.factors = nn.Parameter(torch.empty(4, self.head_dim))  # λ_q1, λ_k1, λ_q2, λ_k2
         self.position, self.head_norm, self.selector = position, head_norm, selector
@@ -57,8 +55,10 @@ class Differential(Scored):
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
-        width = even_heads(known["d_model"], known["n_heads"])
-        return {"dim": 2 * width} if child == "head_norm" else super().child_context(child, known)
+        maps, width = 2 * known["n_heads"], _width(known["d_model"], known["n_heads"])
+        if child == "selector":
+            return {"latent_dim": known["d_model"], "attention_heads": maps}
+        return {"dim": 2 * width} if child == "head_norm" else {"head_dim": width, "n_heads": maps}
 
     def mix(self, x: Tensor, given: Pass) -> Tensor:
         q, k = (W(x).unflatten(-1, (-1, self.head_dim)) for W in (self.query, self.key))
@@ -77,8 +77,19 @@ class Differential(Scored):
         return held[0], held[1].repeat_interleave(2, 2)
 
     def memory(self) -> Memory:
-        return {"k": [(2 * self.pairs, self.head_dim)], "v": [(self.pairs, 2 * self.head_dim)]}
+        return {"k": [(2 * self.n_heads, self.head_dim)], "v": [(self.n_heads, 2 * self.head_dim)]}
 
     def parallel_plan(self) -> dict[str, Placement]:
         split: dict[str, Placement] = dict.fromkeys(("query.weight", "key.weight", "value.weight"), "column")
         return {**split, "factors": "replicate", "output.weight": "row"}
+
+
+def _width(d_model: int, n_heads: int) -> int:
+    """Width of a map.
+
+    Raises:
+        BlockError: the maps do not divide d_model
+    """
+    if d_model % (2 * n_heads):
+        raise BlockError("n_heads", n_heads, f"twice it must divide d_model ({d_model})", "A head has two softmax maps")
+    return d_model // (2 * n_heads)

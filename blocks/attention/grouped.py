@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from blocks.attention.base import even_heads
+from blocks.attention.base import check_groups, even_heads
 from blocks.attention.remembered import Memory
 from blocks.attention.score_rows import ScoreRows
 from blocks.attention.scored import Pass, Scored
@@ -17,7 +17,6 @@ from blocks.qk_norm.base import QKNorm
 from blocks.scores.base import Scores
 from blocks.selector.base import Selector
 from blocks.values.base import Values
-from registry import BlockError
 from registry.ranges import Count, Positive
 
 
@@ -61,9 +60,7 @@ class GroupedAttention(Scored):
     ) -> None:
         super().__init__(d_model)
         H = head_dim or even_heads(d_model, n_heads)
-        if n_heads % n_kv_heads:
-            rule = f"must divide n_heads ({n_heads})"
-            raise BlockError("n_kv_heads", n_kv_heads, rule, "Use 1 for one shared head, n_heads for none shared")
+        check_groups(n_heads, n_kv_heads)
         refuse_unlearnable(selector, scores)
         self.head_dim, self.n_kv_heads = H, n_kv_heads
         self.window, self.selector = window, selector

@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from blocks.attention.base import even_heads
+from blocks.attention.base import check_groups, even_heads, rotated_part
 from blocks.attention.remembered import Memory
 from blocks.attention.scored import Pass, Scored
 from blocks.base import Placement
 from blocks.linear import Linear
 from blocks.position.base import Position
 from blocks.selector.base import Selector
-from registry import BlockError, register
+from registry import register
 from registry.ranges import Count
 
 
@@ -45,11 +45,9 @@ class GroupedTied(Scored):
         selector: Selector | None = None,
     ) -> None:
         super().__init__(d_model)
-        if n_heads % n_kv_heads:
-            rule = f"must divide n_heads ({n_heads})"
-            raise BlockError("n_kv_heads", n_kv_heads, rule, "Use 1 for one tied head, n_heads for one each")
-        self.head_dim, self.rope = _widths(d_model, n_heads, rope_head_dim)
-        self.n_kv_heads = n_kv_heads
+        check_groups(n_heads, n_kv_heads)
+        self.head_dim, self.n_kv_heads = even_heads(d_model, n_heads), n_kv_heads
+        self.rope = rotated_part(self.head_dim, rope_head_dim)
         self.query, self.output = (Linear(d_model, d_model, bias=False) for _ in range(2))
         self.tied = Linear(d_model, n_kv_heads * self.head_dim, bias=False)
         self.rotating = Linear(d_model, self.rope, bias=False)
@@ -58,8 +56,9 @@ class GroupedTied(Scored):
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
-        rope = _widths(*(known[name] for name in ("d_model", "n_heads", "rope_head_dim")))[1]
-        return {**super().child_context(child, known), **({"head_dim": rope} if child == "position" else {})}
+        found = super().child_context(child, known)
+        rope = rotated_part(found["head_dim"], known["rope_head_dim"])
+        return {**found, "head_dim": rope} if child == "position" else found
 
     def mix(self, x: Tensor, given: Pass) -> Tensor:
         q = self.query(x).unflatten(-1, (-1, self.head_dim))
@@ -82,16 +81,3 @@ class GroupedTied(Scored):
             "rotating.weight": "replicate",
             "output.weight": "row",
         }
-
-
-def _widths(d_model: int, n_heads: int, rope: int | None) -> tuple[int, int]:
-    """Widths of a head, and of its rotated part.
-
-    Raises:
-        BlockError: the rotated part is wider than the head
-    """
-    head = even_heads(d_model, n_heads)
-    rope = rope or max(2, head // 4 * 2)
-    if rope > head:
-        raise BlockError("rope_head_dim", rope, f"is a part of a head of {head}", "Lower it, or n_heads")
-    return head, rope

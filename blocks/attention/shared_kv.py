@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blocks.attention.base import even_heads
+from blocks.attention.base import even_heads, rotated_part
 from blocks.attention.beside import attend_beside, windowed
 from blocks.attention.remembered import Memory
 from blocks.attention.scored import Pass, Scored
@@ -145,13 +145,6 @@ class SharedKV(Scored):
 
 
 def _widths(d_model: int, n_heads: int, head: int | None, rope: int | None, latent: int | None) -> tuple[int, int, int]:
-    """Widths of a head, of its rotated part and of the query latent.
-
-    Raises:
-        BlockError: the rotated part is wider than the head
-    """
+    """Widths of a head, of its rotated part and of the query latent."""
     head = head or even_heads(d_model, n_heads)
-    rope = rope or max(2, head // 4 * 2)
-    if rope > head:
-        raise BlockError("rope_head_dim", rope, f"is a part of head_dim ({head})", "Lower it, or widen the head")
-    return head, rope, latent or max(1, d_model // 4)
+    return head, rotated_part(head, rope), latent or max(1, d_model // 4)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -221,6 +224,40 @@ def test_block_is_its_definition(name: str, make_block: Callable[..., Any]) -> N
     ours, theirs = (torch.autograd.grad(y.square().sum(), weights) for y in (found, right))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", DEFINED)
+def test_parts_of_the_plan_add_up(name: str, make_block: Callable[..., Any]) -> None:
+    """Two halves of the heads, as ranks hold them, give the whole together."""
+    block = make_block("attention", DEFINED[name][0], layer_idx=1, around={"position": "none"})
+    x, positions = torch.randn(2, T, D, dtype=torch.float64), torch.arange(T)[None]
+    plan, total = block.parallel_plan(), 0
+    if "column" not in plan.values():
+        return
+    for half in (0, 1):
+        part = copy.deepcopy(block)
+        for parameter, how in plan.items():
+            tensor = part.get_parameter(parameter)
+            if how != "replicate":
+                tensor.data = tensor.data.chunk(2, 0 if how == "column" else 1)[half]
+        total = total + part(x, positions)
+    torch.testing.assert_close(total, block(x, positions), rtol=0, atol=1e-10)
+
+
+def test_example_of_the_page_is_a_block(temporary_blocks: None) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/add-a-block.md").read_text()
+    (code,) = re.findall(r"```python\n(# my_blocks/tied.py.*?)```", page, re.S)
+    exec(code, {"__name__": "tied"})
+    for check in (
+        "memory",
+        "stepping",
+        "ragged rows",
+        "quantised caches",
+        "packing",
+        "parallel plan",
+        "hyper-parameters",
+    ):
+        assert Case("attention", "tied", check).outcome().status == "passed", check
 
 
 def test_talking_heads_begin_as_a_plain_softmax() -> None:
