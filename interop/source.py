@@ -23,6 +23,7 @@ from registry import ConfigError
 from registry.folder import read_text
 
 COMPOSITION = "model.yaml"
+REMEDY = "Name a run's folder (logs/train/runs/…), a *.ckpt, or the OUT of blockwright import"
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,18 @@ def open_source(path: Path, word: str = "RUN") -> Source:
         return _opened(path)
 
 
-def _opened(path: Path) -> Source:
-    remedy = "Name a run's folder, a *.ckpt, or the OUT of blockwright import"
+def check_there(path: Path, word: str) -> None:
+    """Refuse a path at which nothing is.
+
+    Raises:
+        ConfigError: at ``word``
+    """
     if not path.exists():
-        raise ConfigError("RUN", str(path), "there is no such file or folder", remedy)
+        raise ConfigError(word, str(path), "there is no such file or folder", REMEDY)
+
+
+def _opened(path: Path) -> Source:
+    check_there(path, "RUN")
     if (path / COMPOSITION).is_file():
         return _imported(path)
     last = path / "checkpoints" / "last.ckpt"
@@ -79,7 +88,7 @@ def _opened(path: Path) -> Source:
         return _trained(path)
     if path.is_dir() and not last.exists():
         rule = f"holds neither {COMPOSITION} nor checkpoints/last.ckpt"
-        raise ConfigError("RUN", str(path), rule, remedy)
+        raise ConfigError("RUN", str(path), rule, REMEDY)
     return _trained(last if path.is_dir() else path)
 
 

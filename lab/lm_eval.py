@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from blocks.generation.generate import Continuations
 from blocks.generation.sample import Sampling
 from blocks.generation.text_stream import TextStream
 from blocks.position.boundaries import alike
-from interop.source import build, open_source
+from interop.source import build, check_there, open_source
 from lab.chat_text import ChatText, format_of
 from lab.writer import DTYPES, begin, tokenizer_of
 from registry import REFUSED, BlockError, ConfigError, did_you_mean
@@ -43,6 +42,7 @@ except ImportError as error:
     print(missing.render(), file=sys.stderr)
     sys.exit(REFUSED)
 
+PATH = "--model_args path"
 _log = logging.getLogger(__name__)
 
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the harness's names, by priority
@@ -91,7 +91,7 @@ class Blockwright(TemplateLM):
         }
         self.batch_size = {name: _count(name, value, 1) for name, value in counts.items()}["batch_size"]
         folder = Path(str(path))
-        source = open_source(folder)
+        source = open_source(folder, PATH)
         self.words = tokenizer_of(source, folder)
         if dtype not in DTYPES:
             raise ConfigError("dtype", dtype, "is not supported", did_you_mean(dtype, DTYPES))
@@ -330,10 +330,9 @@ def _refuse_nowhere(given: Sequence[str]) -> None:
     Raises:
         ConfigError
     """
-    for path in re.findall(r"(?:^|[\s,=])path=([^,\s]+)", " ".join(given)):
-        if not Path(path).exists():
-            remedy = "Name a run's folder, a *.ckpt, or the OUT of blockwright import"
-            raise ConfigError("--model_args path", path, "there is no such file or folder", remedy)
+    for part in (part for word in given for part in word.removeprefix("--model_args=").split(",")):
+        if part.startswith("path="):
+            check_there(Path(part.removeprefix("path=")), PATH)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from blocks.generation.generate import Continuations
 from blocks.generation.sample import Sampling
 from blocks.generation.text_stream import TextStream
 from blocks.images.base import Pictures
-from interop.source import Source, build, open_source
+from interop.source import Source, build, check_there, open_source
 from lab import seeing
 from registry import BlockError, ConfigError, did_you_mean
 from training.data.tokenizers.base import Tokenizer
@@ -81,9 +81,7 @@ class Writer:
             raise ConfigError("dtype", dtype, "is not supported", did_you_mean(dtype, DTYPES))
         where = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         folder = Path(path)
-        if not folder.exists():
-            remedy = "Name a run's folder (logs/train/runs/…), a *.ckpt, or the OUT of blockwright import"
-            raise ConfigError("MODEL", str(path), "there is no such file or folder", remedy)
+        check_there(folder, "MODEL")  # before blocks are loaded
         registry.load()
         source = open_source(folder, "MODEL")
         words = tokenizer_of(source, folder)

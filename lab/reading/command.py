@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> None:
     depths = results.check_depths(_numbers("--depths", words.depths, float), "--depths")
     registry.load()
     folder = Path(words.model)
-    source = _positioned(_opened(folder), words.position, words.model)
+    source = _positioned(open_source(folder, "MODEL"), words.position, words.model)
     out = words.out or (own_folder(folder, "reading") if folder.is_dir() and checkpoint_of(folder) else None)
     lengths = results.check_lengths(lengths_of(words.lengths), source.model["max_positions"], "--lengths")
     tokenizer = tokenizer_of(source, folder)
@@ -131,13 +131,6 @@ def main(arguments: Sequence[str]) -> None:
         files = results.write(out, readings, loss)
         if not words.json:
             print(f"{out}: {', '.join(file.name for file in files)}")
-
-
-def _opened(folder: Path) -> Source:
-    if not folder.exists():
-        remedy = "Name a run's folder (logs/train/runs/…), a *.ckpt, or the OUT of blockwright import"
-        raise ConfigError("MODEL", str(folder), "there is no such file or folder", remedy)
-    return open_source(folder, "MODEL")
 
 
 def _positioned(source: Source, node: str | None, name: str) -> Source:

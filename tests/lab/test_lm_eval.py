@@ -252,7 +252,7 @@ def test_option_that_cannot_be_is_refused_by_name(name: str, value: Any, run: Pa
     arguments = {"path": str(run), name.rpartition(".")[2]: value}
     with pytest.raises(ConfigError) as refused:
         Blockwright.create_from_arg_obj(arguments)
-    assert refused.value.path == {"path": "RUN"}.get(name, name)
+    assert refused.value.path == {"path": "--model_args path"}.get(name, name)
 
 
 @pytest.mark.parametrize(
@@ -355,6 +355,6 @@ def test_command_line_refuses_a_run_that_is_not_there(
     monkeypatch.setattr(sys, "argv", ["lm_eval"])  # which the harness reads
     options = ["--tasks", "local_choice", "--include_path", str(tasks), "--batch_size", "2"]
     with pytest.raises(SystemExit, match=r"^64$"):
-        main(["--model_args", "path=/nowhere,max_length=64", *options])
+        main(["--model_args", "path=/no where,max_length=64", *options])
     said = capsys.readouterr().err
-    assert "error: " in said and "Traceback" not in said
+    assert "error: --model_args path = /no where" in said and "Traceback" not in said
