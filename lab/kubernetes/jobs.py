@@ -182,7 +182,7 @@ class Jobs:
 
     def _row(self, number: int, one: Manifest, pods: Sequence[Manifest]) -> tuple[int, str, float]:
         """Of a live table: number, what was last said of the job, and since when this process has seen it."""
-        names = [one["metadata"]["name"], *(pod["metadata"]["name"] for pod in pods)]
+        names = [*(pod["metadata"]["name"] for pod in pods), one["metadata"]["name"]]  # what holds it back last
         said = [self._told[name] for name in names if name in self._told]
         age = time.time() - self._seen.get(number, time.time())
         return number, said[-1] if said else "waiting", time.monotonic() - age
@@ -213,6 +213,8 @@ class Jobs:
                 self._tell(one["metadata"]["name"], watch.blocked(*obstacle))
         if obstacle is None:
             self._stuck.pop(number, None)
+            if not watch.is_queued(one):
+                self._told.pop(one["metadata"]["name"], None)
             return
         since = self._stuck.setdefault(number, now)
         if now - since >= options.start_deadline_s:

@@ -403,6 +403,9 @@ def test_missing_kubectl_is_refused() -> None:
     def missing(*_: Any, **__: Any) -> None:
         raise FileNotFoundError
 
+    for call in (Cluster(run=missing).call, Cluster(run=missing).follow):
+        with pytest.raises(ConfigError, match="kubectl, which is not installed"):
+            call("logs")
     with pytest.raises(ConfigError, match="kubectl, which is not installed"):
         settle(Cluster(run=missing), Options(image=IMAGE))  # type: ignore[arg-type]
 
@@ -442,6 +445,23 @@ def test_pod_that_stays_pending_is_reported_by_its_events_and_given_up(
     assert (reason or "Pending") in failed["reason"] and "Remedy: " in failed["reason"]  # type: ignore[index]
     assert not reason or "the cause" in failed["reason"]  # type: ignore[index]
     assert [line for line in sweep.said if (reason or "Pending") in line]
+
+
+def test_live_table_says_what_a_pod_waits_for(swept: Callable[..., Swept]) -> None:
+    """Rather than that it is pending."""
+    sweep = swept(pending={"0": "ContainerCreating"}, events={"pods of 0": {"reason": "FailedMount"}}, since=0)
+    signals: list[int] = []
+    rows: list[Any] = []
+
+    class Shown(list[Any]):
+        def append(self, shown: Any) -> None:
+            rows.extend(shown)
+            if any("Remedy: " in said for _, said, _ in shown) or len(rows) > 20:
+                signals.append(15)
+
+    sweep.shown = Shown()
+    sweep.run(signals=signals)
+    assert "FailedMount" in rows[-1][1] and "Remedy: " in rows[-1][1]
 
 
 def test_pod_that_waits_for_a_moment_is_left_alone(swept: Callable[..., Swept]) -> None:
