@@ -260,12 +260,11 @@ class Grpo(Task):
 
     def _slices(self, whole: Rollout, number: int) -> list[list[int]]:
         """The completions of each update of a rollout."""
-        return self._dealt.get(number) or self._drawn(len(whole), number, self.ranks().index)
-
-    def _drawn(self, completions: int, number: int, rank: int) -> list[list[int]]:
-        generator = torch.Generator().manual_seed(stable_seed(self.seed, f"slices/{number}/{rank}"))
-        order, size = torch.randperm(completions, generator=generator).tolist(), completions // self.data.updates
-        return [order[start : start + size] for start in range(0, completions, size)]
+        if number in self._dealt:
+            return self._dealt[number]
+        generator = torch.Generator().manual_seed(stable_seed(self.seed, f"slices/{number}/{self.ranks().index}"))
+        order, size = torch.randperm(len(whole), generator=generator).tolist(), len(whole) // self.data.updates
+        return [order[start : start + size] for start in range(0, len(whole), size)]
 
     def _sample(self, batch: Batch, number: int) -> Rollout:
         if self.device.type == "cuda":
@@ -396,10 +395,8 @@ class Grpo(Task):
         stored, ranks = checkpoint.get("rollouts") or [], self.ranks()
         for number in stored[0] if stored else ():
             fields = [dict(own[number]) for own in stored]
-            dealt = [own.pop("slices", None) for own in fields]
+            dealt = [own.pop("slices") for own in fields]
             parts = [Rollout(**own) for own in fields]
-            if None in dealt:  # of an older version
-                dealt = [self._drawn(len(part), int(number), rank) for rank, part in enumerate(parts)]
             again = [*zip(parts, dealt, strict=True)]
             if len(parts) != ranks.number:
                 again = dealt_again(parts, dealt, ranks.number)
