@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
+import lightning as L
 import pytest
 import torch
 
@@ -100,6 +102,13 @@ def test_curves_travel_in_the_checkpoint() -> None:
     assert again.seconds == state["seconds"]
     again.train.append((3, 2.0))
     assert report.train == [(1, 3.0), (2, 2.5)]
+
+
+def test_task_without_a_loss_has_its_other_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lab.run_report.logs_now", lambda trainer: True)
+    report = RunReport(str(tmp_path))
+    report.on_step_end(SimpleNamespace(callback_metrics={"train/f1": torch.tensor(0.5)}), L.LightningModule(), 1)  # type: ignore[arg-type]
+    assert report.train == []
 
 
 def test_curves_are_drawn_without_validations_too(tmp_path: Path) -> None:

@@ -210,6 +210,8 @@ def test_direction_of_a_sweep_is_that_of_its_figure(composed: dict[str, Any]) ->
     assert of("optimized_metric=val/own", "direction=maximize") == "maximize"
     with pytest.raises(ConfigError, match="which way is better is not known"):
         of("optimized_metric=val/own")
+    older = {key: value for key, value in composed.items() if key != "direction"}
+    assert figures.check_composed(OmegaConf.create(older)) == "minimize"
 
 
 def test_checks_before_a_run_include_those_of_directions(checked: Callable[..., dict[str, Any]]) -> None:

@@ -53,6 +53,16 @@ def test_best_job_is_that_of_most_reward(tmp_path: Path) -> None:
     assert "best 0.9020 (job 11)" in ended_line(tmp_path, plan, 0, 1)
 
 
+def test_of_a_tie_the_first_job_is_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the folder lists them."""
+    plan, listed = plans.read(folder_of(tmp_path)), Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(listed(self), reverse=True)))
+    for job in (2, 9, 10):
+        file = tmp_path / str(job) / "results.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"metrics": {METRIC: 0.95}}))
+    assert best_of(tmp_path, plan) == (2, 0.95)
+
+
 @pytest.mark.parametrize("written", ["minimize", "Maximize", "up", 3, None])
 def test_plan_that_a_hand_has_turned_round_is_refused(tmp_path: Path, written: Any) -> None:
     folder_of(tmp_path)

@@ -12,6 +12,7 @@ import torch
 from blocks.cost import forward_flops_per_token
 from training.callbacks import throughput
 from training.callbacks.throughput import Throughput, matmul_peak
+from training.parallel.ranks import DataRanks
 
 Fit = Callable[..., L.Trainer]
 TOKENS = 2 * 32  # of a batch of the small run
@@ -48,6 +49,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(throughput, "time", clock)
     monkeypatch.setattr(throughput, "matmul_peak", lambda device, dtype: 1e9)
     return clock
+
+
+def test_tokens_are_those_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which each has other padding; two of which read the same windows."""
+    others = torch.tensor(11 + 40 + 11)
+
+    class Four(DataRanks):
+        def sum(self, value: torch.Tensor) -> torch.Tensor:
+            return value + others
+
+    monkeypatch.setattr(throughput, "data_ranks", lambda trainer: Four(4, together=2))
+    assert throughput._of_all(torch.tensor(40), L.Trainer(logger=False), torch.device("cpu")) == 51
 
 
 def test_rate_leaves_out_warm_up_and_validation(fit: Fit, clock: Clock) -> None:

@@ -16,6 +16,7 @@ from registry import ConfigError, Node, Scope
 from training.data.preference_module import PreferenceDataModule
 from training.data.sorting import SortingPreferences
 from training.data.tokenizers.chars import Chars
+from training.figure import Figure
 from training.optimizers.adamw import AdamW
 from training.schedulers.constant import Constant
 from training.tasks.preference import Preference, answers_of
@@ -86,6 +87,11 @@ def start(train: Make, folder: Path) -> str:
     _, _, trainer = train(1, preference="simpo")
     trainer.save_checkpoint(folder / "start.ckpt")
     return str(folder / "start.ckpt")
+
+
+def test_figure_that_a_task_adds_is_its_own_to_log(train: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Preference, "figures", (*Preference.figures, Figure("f1", "of answers", "more")))
+    assert "val/accuracy" in train(1, preference="simpo")[2].callback_metrics
 
 
 @pytest.fixture(scope="module")
