@@ -49,6 +49,7 @@ class Layers:
 
         from benchmarks.models.base import DTYPES
         from benchmarks.works import training
+        from blocks.forward_pass import Pass
 
         torch.manual_seed(0)
         kind = DTYPES[self.dtype]
@@ -56,7 +57,7 @@ class Layers:
         positions = torch.arange(length, device=self.device)[None]
         works = {}
         for name, block in blocks(self.device, kind).items():
-            works[name] = training(lambda block=block: block(x, positions), x, *block.parameters())
+            works[name] = training(lambda block=block: block(x, Pass(positions)), x, *block.parameters())
         return {"seconds": turns(works, self.device, budget=budget, shift=shift)}
 
 
@@ -74,6 +75,7 @@ class Decoding:
         import torch
 
         from benchmarks.models.base import DTYPES
+        from blocks.forward_pass import Pass
 
         kind, found = DTYPES[self.dtype], {}
         for name, block in blocks(self.device, kind, references=False).items():
@@ -82,11 +84,11 @@ class Decoding:
                 cache = block.new_cache(1, context + steps + 1, kind, torch.device(self.device))
                 for at in range(0, context, 1024):
                     given = torch.randn(1, min(1024, context - at), WIDTH, device=self.device).to(kind)
-                    block(given, torch.arange(at, at + given.shape[1], device=self.device)[None], cache=cache)
+                    block(given, Pass(torch.arange(at, at + given.shape[1], device=self.device)[None], cache=cache))
                 times = []
                 for at in range(context, context + steps + 1):
                     given, place = given[:, :1], torch.full((1, 1), at, device=self.device)
-                    times.append(seconds_of(lambda: block(given, place, cache=cache), self.device))  # noqa: B023
+                    times.append(seconds_of(lambda: block(given, Pass(place, cache=cache)), self.device))  # noqa: B023
                 found[name] = spread(times[1:]).median
         return {"seconds": found}
 

@@ -46,6 +46,7 @@ class Layer:
         import torch
 
         from benchmarks.models.base import DTYPES
+        from blocks.forward_pass import Pass
 
         kind, device = DTYPES[self.dtype], torch.device(self.device)
         torch.manual_seed(0)
@@ -63,7 +64,7 @@ class Layer:
                         cache = caches[layer]
                         places = torch.arange(cache.length, cache.length + tokens, device=device)[None]
                         with _gathering(way == "gathered"):
-                            took = seconds_of(lambda: layer(x, places, cache=cache), self.device)  # noqa: B023
+                            took = seconds_of(lambda: layer(x, Pass(places, cache=cache)), self.device)  # noqa: B023
                         found[what][way].append(took)
         return {what: {way: spread(took[1:]).median for way, took in ways.items()} for what, ways in found.items()}
 
@@ -81,6 +82,7 @@ def _filled(layer: Any, context: int, device: Any, dtype: Any) -> Any:
     import torch
 
     from blocks.cache import Cache
+    from blocks.forward_pass import Pass
 
     cache = layer.new_cache(1, 2 * context + 100 * PROMPT, dtype, device)
     if type(cache) is Cache:
@@ -89,7 +91,7 @@ def _filled(layer: Any, context: int, device: Any, dtype: Any) -> Any:
         return cache
     for start in range(0, context, 1024):
         given = torch.randn(1, min(1024, context - start), WIDTH, device=device).to(dtype)
-        layer(given, torch.arange(start, start + given.shape[1], device=device)[None], cache=cache)
+        layer(given, Pass(torch.arange(start, start + given.shape[1], device=device)[None], cache=cache))
     return cache
 
 

@@ -2,12 +2,12 @@
 
 The first layer's values (value residual), the keys that an earlier layer chose. Each layer is given what the layer
 below left, a dict of tensors by name, and leaves a new dict: nothing is kept outside of the arguments and results of
-``Layer.forward``, so activation checkpointing, compilation and sharding see all of it. Only blocks whose ``forward``
-names ``carry`` are given it::
+``Layer.forward``, so activation checkpointing, compilation and sharding see all of it. A block finds it in its
+``Pass``::
 
-    def forward(self, x, positions, *, segments=None, cache=None, carry=None):
+    def mix(self, x, given):
         v = self.value(x)
-        first = v if carry is None else carry.setdefault("values", v)
+        first = v if given.carry is None else given.carry.setdefault("values", v)
 
 A block adds entries to the dict that it is given, or replaces them; it never changes a tensor in place. Without a dict
 it computes what the first layer would. Every tensor is [B,T,…], of the tokens that pass through the layer: these may be
@@ -17,17 +17,10 @@ part of the heads. Multi-token prediction begins with nothing carried.
 
 from __future__ import annotations
 
-import inspect
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Carry = dict[str, Tensor]
-
-
-def takes_carry(block: nn.Module) -> bool:
-    """Whether a block's ``forward`` names ``carry``."""
-    return "carry" in inspect.signature(type(block).forward).parameters
 
 
 def split(carry: Carry, first: int) -> tuple[Carry, Carry]:

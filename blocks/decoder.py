@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blocks.attention.base import Attention, empty_cache, takes_losses
+from blocks.attention.base import Attention, empty_cache
 from blocks.base import Block
 from blocks.cache import Cache
-from blocks.carry import Carry, takes_carry
-from blocks.ffn.base import FFN, takes_real
+from blocks.carry import Carry
+from blocks.ffn.base import FFN
+from blocks.forward_pass import Losses, Pass
 from blocks.gating.base import Routing, with_losses
 from blocks.images.base import Images, Pictures
 from blocks.kernels.choice import choose
 from blocks.kernels.cross_entropy import IGNORED
-from blocks.kernels.documents import is_real
 from blocks.kernels.few_rows import linear
 from blocks.mtp import MTP, later_targets
 from blocks.norm.base import Norm
@@ -36,46 +36,29 @@ class Layer(nn.Module):
     def __init__(self, attention: Attention, ffn: FFN, residual: Residual) -> None:
         super().__init__()
         self.attention, self.ffn, self.residual = attention, ffn, residual
-        self._carries = takes_carry(attention), takes_carry(ffn)
-        self._learns, self._skips_padding = takes_losses(attention), takes_real(ffn)
 
     def forward(
-        self,
-        x: Tensor,
-        tokens: Tensor,
-        positions: Tensor,
-        segments: Tensor | None = None,
-        cache: Cache | None = None,
-        share: Share | None = None,
-        experts: Tensor | None = None,
-        carry: Carry | None = None,
-        ends: tuple[bool, bool] = (True, True),
+        self, x: Tensor, given: Pass, ends: tuple[bool, bool] = (True, True)
     ) -> tuple[Tensor, Routing | None, Carry]:
-        """x of token ids [B,T] → x after this layer, the routing of the tokens if the ffn routes or there are losses,
-        and what the next layer is given as ``carry``.
+        """x → x after this layer, the routing of the tokens if the ffn routes or there are losses, and what the next
+        layer is given as ``carry``.
 
         ``ends`` says whether the layer is the first of its stack, and whether it is the last: x is [B,T,D] at both, and
-        in between what the residual block makes of it. With a share, ``x``, ``tokens`` and ``carry`` are of its tokens,
-        ``positions`` and ``segments`` of the whole sequences.
+        in between what the residual block makes of it.
         """
-        carry = dict(carry or {})  # its own: a layer that is computed again for the gradient finds what it found before
-        of_attention: dict[str, Any] = {"carry": carry} if self._carries[0] else {}
-        of_ffn: dict[str, Any] = {"carry": carry} if self._carries[1] else {}
-        if self._skips_padding and segments is not None:
-            of_ffn |= {"real": is_real(segments if share is None else share.take(segments))}
-        chosen = () if experts is None else (experts,)
+        # Its own: a layer that is computed again for the gradient finds what it found before. Made here, within what
+        # sharding strategies wrap: they rebuild every dict that they pass on.
+        carry: Carry = dict(given.carry or {})
+        losses: Losses = {}
+        given = given._replace(carry=carry, losses=losses)
         routing: Routing | None = None
-        losses: dict[str, Tensor] = {}
-        of_attention |= {"losses": losses} if self._learns else {}
 
         def attend(h: Tensor) -> Tensor:
-            if share is not None:
-                return share.attend(self.attention, h, positions, segments, **of_attention)
-            return self.attention(h, positions, segments=segments, cache=cache, **of_attention)
+            return self.attention(h, given) if given.share is None else given.share.attend(self.attention, h, given)
 
         def feed(h: Tensor) -> Tensor:
             nonlocal routing
-            y, routing = self.ffn(h, tokens, *chosen, **of_ffn)
+            y, routing = self.ffn(h, given)
             return y
 
         first, last = ends  # here, where strategies that shard a layer gather its weights
@@ -216,11 +199,12 @@ class Decoder(nn.Module):
             embedded = self.look_up(tokens, pictures)
         x = self.position.embed(self.look_up(own) if embedded is None else take(embedded), take(positions))
         routings: list[Routing | None] = []
-        carry: Carry = {}
+        given = Pass(positions, segments, carry={}, tokens=own, share=share)
         for i, layer in enumerate(self.layers):
-            chosen, ends = None if experts is None else experts[i], (i == 0, i == len(self.layers) - 1)
-            given = own, positions, segments, caches[i] if caches else None, share, chosen
-            x, routing, carry = layer(x, *given, carry, ends)
+            cache, chosen = caches[i] if caches else None, None if experts is None else experts[i]
+            ends = i == 0, i == len(self.layers) - 1
+            x, routing, carry = layer(x, given._replace(cache=cache, experts=chosen), ends)
+            given = given._replace(carry=carry)
             routings.append(routing)
         return self.norm(x), routings
 
@@ -293,7 +277,8 @@ class Decoder(nn.Module):
             # Depth k pairs the state of token i with the embedding of token i+k, and predicts token i+k+1.
             later, inner = take(tokens[:, k:]), None if segments is None else segments[:, :-k]
             embedded = self.embed(later, take(positions[:, k:]))
-            hidden, routing = depth(embedded, hidden[:, : later.shape[1]], later, positions[:, :-k], inner, share)
+            given = Pass(positions[:, :-k], inner, tokens=later, share=share)
+            hidden, routing = depth(embedded, hidden[:, : later.shape[1]], given)
             yield hidden, routing
 
     def new_caches(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from blocks.forward_pass import Pass
 from blocks.gating.base import Routing
 from blocks.kernels.cross_entropy import IGNORED
 from blocks.norm.base import Norm
-from blocks.share import Share
 
 
 def later_targets(targets: Tensor, segments: Tensor | None, k: int) -> Tensor:
@@ -43,19 +43,8 @@ class MTP(nn.Module):
         self.embedding_norm, self.hidden_norm, self.project = embedding_norm, hidden_norm, project
         self.layer, self.norm = layer, norm
 
-    def forward(
-        self,
-        embedded: Tensor,
-        hidden: Tensor,
-        tokens: Tensor,
-        positions: Tensor,
-        segments: Tensor | None,
-        share: Share | None = None,
-    ) -> tuple[Tensor, Routing | None]:
-        """Embeddings [B,T,D] of ``tokens`` [B,T], and the states [B,T,D] of the tokens k before → states [B,T,D].
-
-        With a share, as in ``Layer``.
-        """
+    def forward(self, embedded: Tensor, hidden: Tensor, given: Pass) -> tuple[Tensor, Routing | None]:
+        """Embeddings [B,T,D] of the tokens, and the states [B,T,D] of those k before → states [B,T,D]."""
         x = self.project(torch.cat((self.embedding_norm(embedded), self.hidden_norm(hidden)), -1))
-        x, routing, _ = self.layer(x, tokens, positions, segments, None, share)
+        x, routing, _ = self.layer(x, given)
         return self.norm(x), routing

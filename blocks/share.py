@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from blocks.attention.base import Attention
-from blocks.carry import Carry
+from blocks.forward_pass import Pass
 
 
 class Share(ABC):
@@ -25,22 +25,12 @@ class Share(ABC):
         """
 
     @abstractmethod
-    def attend(
-        self,
-        attention: Attention,
-        x: Tensor,
-        positions: Tensor,
-        segments: Tensor | None,
-        carry: Carry | None = None,
-        losses: dict[str, Tensor] | None = None,
-    ) -> Tensor:
+    def attend(self, attention: Attention, x: Tensor, given: Pass) -> Tensor:
         """Attention of this rank's tokens on those of all ranks.
 
         Args:
             x: [B,t,D] of this rank's tokens
-            positions, segments: [B|1,T'] and [B,T'] of the whole sequences
-            carry: as in blocks/carry.py, of this rank's tokens; None for an attention that does not take it
-            losses: to be filled with the attention's, of which the mean over ranks is that over all tokens; None: none
+            given: its ``losses`` are filled with the attention's, of which the mean over ranks is that over all tokens
 
         Returns:
             [B,t,D]

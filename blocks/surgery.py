@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import registry
 from blocks.decoder import LAYER_PARTS, Decoder
+from blocks.forward_pass import Pass
 from blocks.growth.base import Growth
 from blocks.ledger import DEPTH, Ledger, Operation, measured
 from blocks.mixed import FRAME, grown, silence
@@ -278,9 +279,9 @@ def _is_identity(layer: nn.Module, model: Mapping[str, Any]) -> bool:
     """Whether a layer changes neither the stream nor what the layers above it are given besides."""
     T = min(SEEN, model["max_positions"])
     x, before = torch.randn(2, 1, T, model["d_model"], generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    tokens, positions = torch.zeros(1, T, dtype=torch.int64), torch.arange(T)[None]
-    carry = layer(before, tokens, positions)[2]
-    y, _, after = layer(x, tokens, positions, carry=carry)
+    given = Pass(torch.arange(T)[None], tokens=torch.zeros(1, T, dtype=torch.int64))
+    carry = layer(before, given)[2]
+    y, _, after = layer(x, given._replace(carry=carry))
     same = all(after[name] is carry[name] or torch.equal(after[name], carry[name]) for name in after)
     return torch.equal(y, x) and same
 

@@ -33,13 +33,13 @@ from blocks.conformance.kernel_parity import kernel_cases as kernel_cases
 
 # the contract of each kind, and what passes between blocks
 from blocks.attention.base import Attention as Attention
-from blocks.attention.scored import Pass as Pass
 from blocks.attention.scored import Scored as ScoredAttention
 from blocks.balance.base import Balance as Balance
 from blocks.cache import Cache as Cache
 from blocks.dropping.base import Dropping as Dropping
 from blocks.experts.base import Experts as Experts
 from blocks.ffn.base import FFN as FFN
+from blocks.forward_pass import Pass as Pass
 from blocks.gating.base import Gating as Gating
 from blocks.gating.base import Routing as Routing
 from blocks.images.base import Images as Images

@@ -217,6 +217,12 @@ def build(kind: str, node: Node, scope: Scope) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # a plug-in's constructor: report its message with a path, not a traceback
+        lacking = [k for k in sorted(entry.schema.context - scope.context.keys()) if f"'{k}'" in str(error)]
+        if lacking and scope.parents:
+            owner, names = "{} {!r}".format(*scope.parents[-1]), ", ".join(lacking)
+            rule = f"{kind} {entry.name!r} needs {names} of the block that owns it, and {owner} does not give it"
+            remedy = f"Return it from child_context for this child: {{{lacking[0]!r}: …}}"
+            raise ConfigError(node.path, entry.name, rule, remedy) from error
         rule = f"{kind} {entry.name!r} of {entry.provider} cannot be built: {type(error).__name__}: {error}"
         set_values = {k: v for k, v in given.items() if v is not None}
         raise ConfigError(node.path, set_values, rule, "Check its parameters") from error

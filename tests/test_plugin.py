@@ -24,6 +24,8 @@ import torch
 import yaml
 from warm import Warm
 
+from blocks.forward_pass import Pass
+
 pytestmark = pytest.mark.xdist_group("plugin")  # its fixture runs a whole program, once
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -318,11 +320,11 @@ def test_guest_attention_looks_back_only_and_within_its_document(guests: None, m
     x, positions = torch.randn(2, 9, 48, dtype=torch.float64), torch.arange(9)[None]
     changed = x.clone()
     changed[:, 5:] += 1
-    assert torch.equal(block(x, positions)[:, :5], block(changed, positions)[:, :5])
+    assert torch.equal(block(x, Pass(positions))[:, :5], block(changed, Pass(positions))[:, :5])
     packed = torch.tensor([[0] * 5 + [1] * 4] * 2)
     restarted = torch.cat((torch.arange(5), torch.arange(4)))[None]
-    second = block(x[:, 5:], torch.arange(4)[None])
-    assert torch.allclose(block(x, restarted.expand(2, -1), segments=packed)[:, 5:], second)
+    second = block(x[:, 5:], Pass(torch.arange(4)[None]))
+    assert torch.allclose(block(x, Pass(restarted.expand(2, -1), segments=packed))[:, 5:], second)
 
 
 def test_guest_position_knows_distance_only(guests: None, make_block: Callable[..., Any]) -> None:

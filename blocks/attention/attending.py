@@ -6,38 +6,43 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from blocks.attention.beside import Beside, attend_beside
 from blocks.attention.biases import attend_in_parts, reads_in_parts, score_terms
-from blocks.attention.remembered import Held, Layout, layout, parts, refuse_other_shapes, side_by_side
+from blocks.attention.latents import Bias, by_heads, bytes_of_a_head, queries_of_latents, widths
+from blocks.attention.mistakes import expanded, refuse_call, refuse_other_shapes
+from blocks.attention.remembered import Held, Layout, layout, parts, side_by_side
 from blocks.attention.selecting import remembered, selected
+from blocks.forward_pass import Pass
 from blocks.kernels import few_keys, latent_attention
 from blocks.kernels.few_rows import by_mkl, reads_fast
-from blocks.kernels.latent_attention import absorbs, into_latents, key_multiple, of_latents, out_of_latents
-from blocks.kernels.scoring import Scoring, Slopes, dense, of_heads
+from blocks.kernels.latent_attention import absorbs, key_multiple, out_of_latents
+from blocks.kernels.scoring import Scoring, dense
 from blocks.selector.base import Asked
 
 if TYPE_CHECKING:
-    from blocks.attention.scored import Pass, Scored
-
-Bias = Tensor | Slopes | None
+    from blocks.attention.scored import Scored
 
 
-def attend(block: Scored, x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor) -> Tensor:
+def attend(
+    block: Scored, x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor, beside: Beside | None
+) -> Tensor:
     """``Scored.attend``.
 
     Raises:
-        TypeError: what is to be remembered has other shapes than the cache was made for
+        TypeError: what is given has wrong shapes, or others than the cache was made for
     """
     cache, T = given.cache, q.shape[1]
+    if cache is None or not cache.length:
+        refuse_call(block, x, q, held)
+    if beside is not None:
+        return attend_beside(block, given, q, parts(held)[0], beside)
     shape = layout(held)
     if cache is not None and not (cache.spread or cache.length):
         refuse_other_shapes(block, block.remembered(), shape)
     S = T if cache is None else cache.length + T
-    selector, index = block.selector, remembered(block.selector, x, given.positions, cache)
+    selector, index = block.selector, remembered(block.selector, x, given)
     all_seen = selector is None or selector.takes_all(S)
     asked = None if selector is None else Asked(x, latent, q, given.positions, given.declared)
     if cache is None:
@@ -47,7 +52,7 @@ def attend(block: Scored, x: Tensor, given: Pass, q: Tensor, held: Held, latent:
 
     new = *map(side_by_side, held.values()), *index
     up = None if cache.spread or block.scores is not None or block.window is not None else block.up()
-    absorbed = up if up is not None and absorbs(T, S, *_widths(q, up, parts(held)[1])) else None
+    absorbed = up if up is not None and absorbs(T, S, *widths(q, up, parts(held)[1])) else None
     if absorbed is None and all_seen and block.scores is None and reads_in_parts(block.kernels, cache, T):
 
         def read(tokens: slice) -> tuple[Tensor, Tensor]:
@@ -66,7 +71,7 @@ def attend(block: Scored, x: Tensor, given: Pass, q: Tensor, held: Held, latent:
     if absorbed is None:
         return _whole(block, q, shape.apart(stored), bias, segments)
     with by_mkl() if T == 1 and reads_fast(q) else nullcontext():
-        q, value_up = _into_latents(q, absorbed, shape)
+        q, value_up = queries_of_latents(q, absorbed, shape)
         y = block.kernels.attend_latents(q, longer[0], S, absorbed.shape[-1], block.scale, dense(bias))
         return out_of_latents(y, value_up)
 
@@ -89,8 +94,7 @@ def _selected(
         apart = shape.apart([of])
         return block.expand(apart)[0] if len(shape.shapes) == 1 else block.keys(apart)
 
-    found = side_by_side(stored), keys, index, segments, given.cache
-    return selected(block.selector, asked, *found, bias, block.scale, given.losses, given.carry)
+    return selected(block.selector, asked, side_by_side(stored), keys, index, segments, given, bias, block.scale)
 
 
 def _on_few(
@@ -102,7 +106,7 @@ def _on_few(
     if up is None:
 
         def own(q: Tensor, stored: tuple[Tensor, ...], bias: Tensor) -> Tensor:
-            return _scored(block, q, *block.expand(shape.apart(stored)), bias)
+            return _scored(block, q, *expanded(block, shape.apart(stored), q), bias)
 
         # What is remembered as one is expanded for each query: of no more keys than there are in all.
         least = few_keys.PART if q.shape[1] == 1 else few_keys.PART_OF_SEVERAL
@@ -112,7 +116,7 @@ def _on_few(
     def own_latents(q: Tensor, stored: tuple[Tensor, ...], bias: Tensor) -> Tensor:
         return block.kernels.attend_latents(q, stored[0], stored[0].shape[1], up.shape[-1], block.scale, bias)
 
-    q, value_up = _into_latents(q, up, shape)
+    q, value_up = queries_of_latents(q, up, shape)
     y = few_keys.attend_few(own_latents, q, tuple(stored), bias, few_keys.PART)
     return None if y is None else out_of_latents(y, value_up)
 
@@ -124,37 +128,14 @@ def _whole(block: Scored, q: Tensor, parts: Sequence[Tensor], bias: Bias, segmen
     expanded for some heads at a time, and again for the gradient.
     """
     up = None if q.shape[1] == parts[0].shape[1] or block.scores is not None else block.up()
-    if up is None:
-        return _scored(block, q, *block.expand(parts), bias, segments)
-    latent, shared = parts
-    _, R, n, V = _widths(q, up, shared)
-    N, a_head = q.shape[2], latent[..., 0].numel() * (n + R + V) * latent.element_size()
-    if N * a_head <= latent_attention.KEPT:
-        return _scored(block, q, *block.expand(parts), bias, segments)
+    if up is None or q.shape[2] * bytes_of_a_head(q, up, parts) <= latent_attention.KEPT:
+        return _scored(block, q, *expanded(block, parts, q), bias, segments)
 
-    def some(up: Tensor, q: Tensor, bias: Bias) -> Tensor:
-        return _scored(block, q, *of_latents(F.linear(latent, up.flatten(0, 1)), shared, n, V), bias, segments)
+    def some(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
+        return _scored(block, q, k, v, bias, segments)
 
-    together = latent_attention.heads_together(N, a_head)
-    heads = [slice(first, first + together) for first in range(0, N, together)]
-    given = [(up[h], q[:, :, h], None if bias is None else of_heads(bias, h)) for h in heads]
-    return torch.cat([checkpoint(some, *each, use_reentrant=False, preserve_rng_state=False) for each in given], 2)
+    return by_heads(some, q, parts, up, bias)
 
 
 def _scored(block: Scored, q: Tensor, k: Tensor, v: Tensor, bias: Bias, segments: Tensor | None = None) -> Tensor:
     return (block.scores or block.kernels.attend)(q, k, v, Scoring(block.scale, bias, segments, block.window))
-
-
-def _widths(q: Tensor, up: Tensor, shared: Tensor) -> tuple[int, int, int, int]:
-    """The widths C, R, n, V of ``Scored.up``."""
-    R = shared.shape[-1]
-    n = q.shape[-1] - R
-    return up.shape[2], R, n, up.shape[1] - n
-
-
-def _into_latents(q: Tensor, up: Tensor, shape: Layout) -> tuple[Tensor, Tensor]:
-    """Queries [B,T,N,n+R] → [B,T,N,C+R], and the value matrices of the heads, [N,V,C]."""
-    R = next(iter(shape.shapes.values()))[1][-1]
-    n = q.shape[-1] - R
-    own, rest = q.split((n, R), -1)
-    return torch.cat((into_latents(own, up[:, :n]), rest), -1), up[:, n:]

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blocks.attention.score_rows import ScoreRows
 from blocks.base import Block
 from blocks.cache import Cache
-from blocks.position.base import Position
+from blocks.forward_pass import Pass
 from registry import BlockError, family
 
 
@@ -22,27 +22,14 @@ class Attention(Block):
 
     ``child_context`` gives the position child the width of the queries and keys that it rotates, and the number of
     heads whose scores it may bias. A block whose rotated width is not ``head_dim`` overrides it, as ``mla`` does.
-
-    A block whose ``forward`` also names ``carry`` is given what crosses depth (blocks/carry.py).
     """
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"head_dim": known.get("head_dim") or even_heads(known["d_model"], known.get("n_heads", 1))}
 
-    def forward(
-        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:
-        """Mix tokens.
-
-        Args:
-            x: [B,T,D]
-            positions: [B|1,T] of each token in its document
-            segments: [B,T] document ids of packed sequences; tokens of different documents never see each other
-            cache: keys and values of the tokens before these T, which are appended to it
-
-        A block may also take ``losses: dict[str, Tensor] | None``, to be filled in training with losses of its own:
-        name → scalar, a mean over tokens, already weighted.
+    def forward(self, x: Tensor, given: Pass) -> Tensor:
+        """Mix tokens x [B,T,D], of which ``given`` tells positions, documents and the cache of those before them.
 
         Returns:
             [B,T,D]
@@ -83,17 +70,6 @@ def empty_cache(
         rule = f"{type(attention).__name__}.new_cache takes no bits: this attention keeps exact caches only"
         raise BlockError("bits", bits, rule, "Leave bits out")
     return attention.new_cache(batch, length, dtype, device, bits)
-
-
-def takes_losses(attention: nn.Module) -> bool:
-    """Whether an attention's ``forward`` names ``losses``."""
-    return "losses" in inspect.signature(type(attention).forward).parameters
-
-
-def rotated(position: Position, q: Tensor, k: Tensor, positions: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor]:
-    """Queries [B,T,N,H] and keys [B,T,K,H] at positions [B|1,T], rotated for the sequence's declared length."""
-    declared = positions.shape[1] if cache is None else cache.declared or cache.room
-    return position.rotate_in(q, k, positions, declared)
 
 
 def even_heads(d_model: int, n_heads: int) -> int:

@@ -12,17 +12,19 @@ from blocks.attention.sources import Near, Source
 from blocks.cache import Cache
 from blocks.compressor.base import Entries
 from blocks.compressor.cache import WindowedCache
+from blocks.forward_pass import Pass
 from blocks.kernels.few_keys import few, pieces
 from blocks.kernels.scoring import Scoring, dense
 from registry import BlockError
 
 if TYPE_CHECKING:
-    from blocks.attention.scored import Pass, Scored
+    from blocks.attention.scored import Scored
 
+Beside = Callable[[], Entries]
 ROWS = 256  # queries whose scores are in memory at a time
 
 
-def attend_beside(block: Scored, given: Pass, q: Tensor, k: Tensor, beside: Callable[[], Entries]) -> Tensor:
+def attend_beside(block: Scored, given: Pass, q: Tensor, k: Tensor, beside: Beside) -> Tensor:
     """Some queries at a time, each on its window and on those keys beside it that it sees.
 
     Args:

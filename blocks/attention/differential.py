@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from blocks.attention.remembered import Memory
-from blocks.attention.scored import Pass, Scored
+from blocks.attention.scored import Scored
 from blocks.base import Placement
+from blocks.forward_pass import Pass
 from blocks.linear import Linear
 from blocks.norm.base import Norm
 from blocks.position.base import Position

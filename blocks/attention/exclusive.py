@@ -3,9 +3,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from blocks.attention.beside import Beside
 from blocks.attention.gqa import GQA
 from blocks.attention.remembered import Held
-from blocks.attention.scored import Pass
+from blocks.forward_pass import Pass
 from registry import register
 
 
@@ -16,8 +17,16 @@ class Exclusive(GQA):
     arXiv 2603.09078 (XSA): y_t ← y_t − (y_t·v̂_t) v̂_t with v̂ = v / ‖v‖, head by head. The cache is that of ``gqa``.
     """
 
-    def attend(self, x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor | None = None) -> Tensor:
-        y, v = super().attend(x, given, q, held, latent), held["v"]
+    def attend(
+        self,
+        x: Tensor,
+        given: Pass,
+        q: Tensor,
+        held: Held,
+        latent: Tensor | None = None,
+        beside: Beside | None = None,
+    ) -> Tensor:
+        y, v = super().attend(x, given, q, held, latent, beside), held["v"]
         assert isinstance(v, Tensor)
         own = F.normalize(v, dim=-1).repeat_interleave(q.shape[2] // v.shape[2], 2)
         return y - (y * own).sum(-1, keepdim=True) * own

@@ -7,9 +7,10 @@ from torch import Tensor
 from blocks.attention.base import check_groups, even_heads
 from blocks.attention.remembered import Memory
 from blocks.attention.score_rows import ScoreRows
-from blocks.attention.scored import Pass, Scored
+from blocks.attention.scored import Scored
 from blocks.attention.selecting import refuse_unlearnable
 from blocks.base import Placement
+from blocks.forward_pass import Pass
 from blocks.linear import Linear
 from blocks.output_gate.base import OutputGate
 from blocks.position.base import Position

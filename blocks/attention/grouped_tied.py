@@ -8,8 +8,9 @@ from torch import Tensor
 
 from blocks.attention.base import check_groups, even_heads, rotated_part
 from blocks.attention.remembered import Memory
-from blocks.attention.scored import Pass, Scored
+from blocks.attention.scored import Scored
 from blocks.base import Placement
+from blocks.forward_pass import Pass
 from blocks.linear import Linear
 from blocks.position.base import Position
 from blocks.selector.base import Selector

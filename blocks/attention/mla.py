@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from blocks.attention.base import even_heads
 from blocks.attention.remembered import Memory
 from blocks.attention.score_rows import ScoreRows
-from blocks.attention.scored import Pass, Scored
+from blocks.attention.scored import Scored
 from blocks.base import Placement
+from blocks.forward_pass import Pass
 from blocks.kernels.latent_attention import of_latents
 from blocks.linear import Linear
 from blocks.norm.base import Norm

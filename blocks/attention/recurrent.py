@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blocks.attention.base import Attention
-from blocks.cache import Cache, State
+from blocks.cache import State
 from blocks.convolution import CausalConv
+from blocks.forward_pass import Pass
 
 Parts = Mapping[str, Tensor]
 
@@ -33,12 +34,10 @@ class Recurrent(Attention):
         """Shapes of the fp32 states of one row."""
         return {}
 
-    def forward(
-        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:
-        held = cache if isinstance(cache, State) else None
+    def forward(self, x: Tensor, given: Pass) -> Tensor:
+        held = given.cache if isinstance(given.cache, State) else None
         if held is None:
-            return self.mix(x, segments, None)[0]
+            return self.mix(x, given.segments, None)[0]
         y, parts = self.mix(held.without_padding(x), None, held)
         held.advance(x.shape[1], parts)
         return y

@@ -1,46 +1,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blocks.attention import attending
-from blocks.attention.base import Attention, rotated
+from blocks.attention.base import Attention
+from blocks.attention.beside import Beside
+from blocks.attention.mistakes import refuse_result
 from blocks.attention.remembered import FOUND, Held, Layout, Memory, find
-from blocks.attention.selecting import Losses, declared
 from blocks.cache import Cache, Ring
-from blocks.carry import Carry
+from blocks.forward_pass import Pass
 from blocks.position.base import Position
 from blocks.scores.base import Scores
 from blocks.selector.base import Selector
-
-
-class Pass(NamedTuple):
-    """What is known of the T tokens of a pass, beside x.
-
-    positions: [B|1,T]
-    segments: [B,T] documents; None: each row is one
-    cache: of the tokens before; None for none
-    carry: what crosses depth (blocks/carry.py)
-    losses: to be filled in training; None: nothing learns
-    """
-
-    positions: Tensor
-    segments: Tensor | None
-    cache: Cache | None
-    carry: Carry
-    losses: Losses | None
-
-    @property
-    def declared(self) -> int:
-        """Tokens that the sequences are declared to have, for ``Position.rotate_in``."""
-        return declared(self.positions, self.cache)
-
-    def rotated(self, position: Position, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries [B,T,N,R] and keys [B,T,K,R] of the tokens, rotated."""
-        return rotated(position, q, k, self.positions, self.cache)
 
 
 class Scored(Attention):
@@ -100,7 +75,15 @@ class Scored(Attention):
         and a head with matrix [K; V] has the key [K c; r] and the value V c; n = H − R. None where it is not so."""
         return None
 
-    def attend(self, x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor | None = None) -> Tensor:
+    def attend(
+        self,
+        x: Tensor,
+        given: Pass,
+        q: Tensor,
+        held: Held,
+        latent: Tensor | None = None,
+        beside: Beside | None = None,
+    ) -> Tensor:
         """Attention of the tokens of a pass to all that they see; they are remembered, where there is a cache.
 
         Args:
@@ -109,23 +92,18 @@ class Scored(Attention):
             held: name → what is remembered of each token, [B,T,…], rotated. The parts [B,T,·] of a tuple are kept side
                 by side, and share no quantisation scale
             latent: [B,T,L], what queries are made from; x by default
+            beside: asked, once the tokens are remembered, for further keys of the same softmax, such as means of
+                windows, beside a ``window`` of the tokens' own, which are one tensor [B,T,1,H] for keys and values
 
         Returns:
             [B,T,N,V]
         """
-        return attending.attend(self, x, given, q, held, x if latent is None else latent)
+        return attending.attend(self, x, given, q, held, x if latent is None else latent, beside)
 
-    def forward(
-        self,
-        x: Tensor,
-        positions: Tensor,
-        *,
-        segments: Tensor | None = None,
-        cache: Cache | None = None,
-        losses: Losses | None = None,
-        carry: Carry | None = None,
-    ) -> Tensor:
-        return self.mix(x, Pass(positions, segments, cache, {} if carry is None else carry, losses))
+    def forward(self, x: Tensor, given: Pass) -> Tensor:
+        y = self.mix(x, given)
+        refuse_result(self, x, y)
+        return y
 
     def new_cache(
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
@@ -156,4 +134,4 @@ class Scored(Attention):
         dtype = next(self.parameters()).dtype
         x = torch.empty(1, 1, self.d_model, dtype=dtype, device="meta")
         first = torch.zeros(1, 1, dtype=torch.int64, device="meta")
-        return find(self, x, Pass(first, None, None, {}, None))
+        return find(self, x, Pass(first, carry={}))

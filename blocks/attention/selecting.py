@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from blocks.cache import Cache
 from blocks.carry import Carry
+from blocks.forward_pass import Pass
 from blocks.kernels.attention import visible
 from blocks.kernels.documents import is_real
 from blocks.kernels.scoring import Slopes, dense
 from blocks.selector.base import Asked, Held, Selector
 from registry import BlockError
 
-Losses = dict[str, Tensor]
 CHOSEN = "chosen"  # what layers above are given, [B,T,N|1,S]
 
 
@@ -31,14 +31,9 @@ def refuse_unlearnable(selector: Selector | None, scores: object | None) -> None
         raise BlockError("selector", type(selector).__name__, rule, "Leave out scores, or choose selector: block")
 
 
-def remembered(selector: Selector | None, x: Tensor, positions: Tensor, cache: Cache | None) -> tuple[Tensor, ...]:
-    """What a selector caches of tokens x [B,T,D] at positions [B|1,T]; nothing without one."""
-    return () if selector is None else selector.remember(x, positions, declared(positions, cache))
-
-
-def declared(positions: Tensor, cache: Cache | None) -> int:
-    """Tokens that sequences are declared to have, for ``Position.rotate_in``."""
-    return positions.shape[1] if cache is None else cache.declared or cache.room
+def remembered(selector: Selector | None, x: Tensor, given: Pass) -> tuple[Tensor, ...]:
+    """What a selector caches of tokens x [B,T,D]; nothing without one."""
+    return () if selector is None else selector.remember(x, given.positions, given.declared)
 
 
 def selected(
@@ -48,22 +43,20 @@ def selected(
     expand: Callable[[Tensor], Tensor],
     slots: tuple[Tensor, ...],
     segments: Tensor | None,
-    cache: Cache | None,
+    given: Pass,
     bias: Tensor | Slopes | None,
     scale: float,
-    losses: Losses | None,
-    carry: Carry | None,
 ) -> Tensor | Slopes | None:
     """The bias of the scores with −∞ on keys that are not chosen; as it is where all are.
 
     Args:
         stored, expand, slots: as in ``Held``
         segments: [B,S] documents of the keys; None: each row is one
-        cache: the keys' cache, with the new tokens appended; None if the keys are those of the queries' tokens
+        given: whose cache has the new tokens; its losses are filled with those of the selector where it learns, and its
+            ``carry`` has what the nearest layer below chose, and is left with what this one does
         bias, scale: of the scores
-        losses: to be filled with those of the selector where it learns; None: it does not
-        carry: has what the nearest layer below chose, and is left with what this one does
     """
+    cache, carry, losses = given.cache, given.carry, given.losses
     learns = losses is not None and selector.training and torch.is_grad_enabled()
     takes_all, spread = selector.takes_all(stored.shape[1]), cache is not None and cache.spread
     if takes_all and not (learns or spread):

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from blocks.attention.base import even_heads, rotated_part
-from blocks.attention.beside import attend_beside, windowed
+from blocks.attention.beside import Beside, windowed
 from blocks.attention.remembered import Memory
-from blocks.attention.scored import Pass, Scored
+from blocks.attention.scored import Scored
 from blocks.base import Placement
 from blocks.cache import Cache
 from blocks.compressor.base import Compressor
 from blocks.compressor.cache import WindowedCache
-from blocks.kernels.documents import is_real
+from blocks.forward_pass import Pass
 from blocks.linear import Linear
 from blocks.norm.base import Norm
 from blocks.position.base import Position
@@ -107,13 +107,12 @@ class SharedKV(Scored):
         q = self.query_norm(self.q_up(latent).unflatten(-1, (self.n_heads, -1)))
         q = rotate(q, given.positions, which=0)
         k = rotate(self.kv_norm(self.kv(x))[:, :, None], given.positions)
-        if self.compressor is None:
-            y = self.attend(x, given, q, {"k": k}, latent)
-        else:
-            real, held = None if given.segments is None else is_real(given.segments), windowed(given.cache)
-            asked = Asked(x, latent, q, given.positions, given.declared, real=real)
-            entries = partial(self.compressor, asked, given.segments, held, self.scale, rotate, given.losses)
-            y = attend_beside(self, given, q, k, entries)
+        beside: Beside | None = None
+        if self.compressor is not None:
+            asked = Asked(x, latent, q, given.positions, given.declared, real=given.real)
+            held = windowed(given.cache)
+            beside = partial(self.compressor, asked, given.segments, held, self.scale, rotate, given.losses)
+        y = self.attend(x, given, q, {"k": k}, latent, beside)
         y = rotate(y, -given.positions).flatten(-2).unflatten(-1, (self.n_groups, -1))
         return self.output(torch.einsum("btgh,glh->btgl", y, self.group.to(y.dtype)).flatten(-2))
 

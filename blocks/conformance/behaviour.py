@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blocks.attention.score_rows import row_factors
 from blocks.conformance.setting import MODEL, Setting, shown, tokens, watched
@@ -128,6 +128,47 @@ def packing(setting: Setting) -> None:
     packed = states(decoder, torch.cat(documents, 1), positions, segments)
     for i, (document, own) in enumerate(zip(documents, packed.split(lengths, 1), strict=True)):
         must_agree(own, states(decoder, document), BOUND, f"document {i + 1} of 3 in a packed row")
+
+
+def writes_nothing(setting: Setting) -> None:
+    """A call changes none of the tensors that it is given, and leaves none on the block."""
+    decoder, ids = setting.decoder().train(), tokens(2, 7)
+    blocks, before = setting.instances(decoder), list[list[tuple[Tensor, int]]]()
+    kept = {name: _kept(block) for name, block in blocks.items()}
+
+    def note(block: nn.Module, given: tuple[Any, ...]) -> None:
+        before.append([(t, t._version) for t in given if isinstance(t, Tensor)])
+
+    def compare(block: nn.Module, given: tuple[Any, ...], out: Any) -> None:
+        changed = [tuple(t.shape) for t, version in before.pop() if t._version != version]
+        must(not changed, f"it changes in place what it is given, of shape {changed}: x = x + …, not x += …")
+
+    hooks = [
+        watch
+        for m in blocks.values()
+        for watch in (m.register_forward_pre_hook(note), m.register_forward_hook(compare))
+    ]
+    try:
+        states(decoder, ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, block in blocks.items():
+        left = sorted(_kept(block) - kept[name])
+        must(
+            not left,
+            f"a call leaves a tensor in {', '.join(left)}: what crosses depth is in given.carry, tokens in the cache",
+        )
+
+
+def _kept(block: nn.Module) -> set[str]:
+    """Attributes that are tensors, and neither parameters nor buffers."""
+    return {
+        f"self.{f'{path}.' if path else ''}{name}"
+        for path, module in block.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor)
+    }
 
 
 def batch_invariance(setting: Setting) -> None:

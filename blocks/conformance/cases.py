@@ -5,27 +5,32 @@ from __future__ import annotations
 import fnmatch
 import functools
 import inspect
+import traceback
 import unittest
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import registry
+from blocks.base import Block
 from blocks.conformance import behaviour, children, construction, default_dtype, hyperparameters, routing
 from blocks.conformance.alternatives import switched_on
 from blocks.conformance.setting import IMAGES, Setting
 from blocks.conformance.verdict import ExemptError, PromiseError
+from blocks.norm.base import Norm
 from registry import ConfigError, did_you_mean
 
 CHECKS: dict[str, Callable[[Setting], None]] = {
     "shape and dtype": behaviour.shape_and_dtype,
     "causality": behaviour.causality,
+    "batch invariance": behaviour.batch_invariance,
+    "padding invariance": behaviour.padding_invariance,
+    "packing": behaviour.packing,
+    "memory": construction.remembers_what_it_says,
     "stepping": behaviour.stepping,
     "ragged rows": behaviour.ragged_rows,
     "quantised caches": behaviour.quantised_caches,
-    "packing": behaviour.packing,
-    "batch invariance": behaviour.batch_invariance,
-    "padding invariance": behaviour.padding_invariance,
+    "nothing written": behaviour.writes_nothing,
     "gradients": behaviour.gradients,
     "precision": behaviour.precision,
     "default dtype": default_dtype.independent_of_default_dtype,
@@ -36,7 +41,6 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
     "meta build": construction.meta_build,
     "determinism": construction.determinism,
     "allocation": construction.allocation,
-    "memory": construction.remembers_what_it_says,
     "flops": construction.flops,
     "compile": construction.compiling,
     "parallel plan": construction.parallel_plan,
@@ -121,8 +125,20 @@ class Case:
                 return Outcome("not applicable", "not causal by design")
             return Outcome("failed", str(broken))
         except Exception as error:
-            return Outcome("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
+            return Outcome("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:400]}{_at(error)}")
         return Outcome("passed")
+
+
+def _at(error: Exception) -> str:
+    """In which block an error arose, and inside of which: a child knows neither its name nor its owner."""
+    frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    blocks = list({id(b): b for b in frames if isinstance(b, Block)}.values())
+    if len(blocks) < 2:
+        return ""
+    owner, inner = blocks[-2:]
+    name = next((n for n, child in owner.named_children() if child is inner), None)
+    hint = ": the width of a norm is the dim that child_context gives it" if isinstance(inner, Norm) else ""
+    return "" if name is None else f" (in {name} of {type(owner).__name__}{hint})"
 
 
 @functools.lru_cache(maxsize=8)

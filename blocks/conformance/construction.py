@@ -24,6 +24,8 @@ from blocks.gating.base import Gating
 from blocks.initialise import initialise
 from blocks.kernels.grouped_matmul import FLOPS
 from blocks.kernels.quantise import BITS
+from blocks.scores.base import Scores
+from blocks.selector.base import Selector
 from registry import BlockError
 
 
@@ -119,7 +121,8 @@ def allocation(setting: Setting) -> None:
 
 
 def remembers_what_it_says(setting: Setting) -> None:
-    """Attention by scores attends once, and remembers of a token the shapes that it declares, where it does."""
+    """Attention by scores attends once, remembers of a token the shapes that it declares, where it does, and attends
+    with the selector and the scores that it is given."""
     decoder = compose(setting.model(), device="meta")
     scored = [block for block in decoder.modules() if isinstance(block, Scored)]
     measured = [block for block in scored if type(block).new_cache is Scored.new_cache]
@@ -132,6 +135,10 @@ def remembers_what_it_says(setting: Setting) -> None:
             raise PromiseError(str(error)) from None
         same = said.slots() == found.slots() and said.widths() == found.widths()
         must(same, f"memory() says {dict(said.shapes)}, and mix remembers {dict(found.shapes)}")
+        for name, child in block.named_children():
+            for attribute, contract in (("selector", Selector), ("scores", Scores)):
+                used = not isinstance(child, contract) or getattr(block, attribute) is child
+                must(used, f"the child {name} is built, and not attended with: set self.{attribute} to it")
 
 
 def _weigh(caches: Iterable[Any], promised: Iterable[int], state: str) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from blocks.base import Block
+from blocks.forward_pass import Pass
 from blocks.gating.base import Routing
 from registry import family
 
@@ -15,23 +14,17 @@ from registry import family
 class FFN(Block):
     """A feed-forward block, dense or a mixture of experts."""
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Routing | None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, Routing | None]:
         """Transform each token.
 
         Args:
             x: [B,T,D]
-            tokens: [B,T] ids, for gates that route by them; the decoder always passes them. A block that routes also
-                takes ``experts``, those of an earlier routing, and ``real``, which are no padding (``Gating.forward``)
+            given: what is known of the tokens; None where x is all there is, as of a picture's patches
 
         Returns:
             [B,T,D], and the routing of the tokens (None when dense)
         """
         raise NotImplementedError
-
-
-def takes_real(ffn: nn.Module) -> bool:
-    """Whether a feed-forward block's ``forward`` names ``real``: then it is given which tokens are not padding."""
-    return "real" in inspect.signature(type(ffn).forward).parameters
 
 
 def rounded_width(exact: float, multiple: int = 64) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from blocks.ffn.swiglu import SwiGLU
+from blocks.forward_pass import Pass
 from registry import register
 from registry.ranges import Count, Positive
 
@@ -20,6 +21,6 @@ class BoundedSwiGLU(SwiGLU):
         super().__init__(d_model, d_ff)
         self.limit = limit
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         gate, up = self.gate(x).clamp(max=self.limit), self.up(x).clamp(-self.limit, self.limit)
         return self.down(self.kernels.gate_silu(gate, up)), None

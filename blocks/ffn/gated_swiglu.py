@@ -4,6 +4,7 @@ from torch import Tensor
 
 from blocks.base import Placement
 from blocks.ffn.swiglu import SwiGLU
+from blocks.forward_pass import Pass
 from blocks.linear import Linear
 from registry import register
 from registry.ranges import Count
@@ -24,7 +25,7 @@ class GatedSwiGLU(SwiGLU):
         super().__init__(d_model, d_ff)
         self.token_gate = Linear(d_model, 1, bias=False)
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         return self.token_gate(x).sigmoid() * super().forward(x)[0], None
 
     def parallel_plan(self) -> dict[str, Placement]:

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from blocks.base import Placement
 from blocks.ffn.base import FFN, rounded_width
+from blocks.forward_pass import Pass
 from blocks.linear import Linear
 from registry import register
 from registry.ranges import Count
@@ -34,7 +35,7 @@ class GEGLU(FFN):
         self.up = Linear(d_model, width, bias=False)
         self.down = Linear(width, d_model, bias=False)
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         return self.down(F.gelu(self.gate(x), approximate=self.approximate) * self.up(x)), None
 
     def parallel_plan(self) -> dict[str, Placement]:

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from blocks.base import Placement
 from blocks.ffn.base import FFN
+from blocks.forward_pass import Pass
 from blocks.linear import Linear
 from registry import register
 from registry.ranges import Count
@@ -40,7 +41,7 @@ class GELU(FFN):
         self.up = Linear(d_model, d_ff or 4 * d_model, bias=bias)
         self.down = Linear(d_ff or 4 * d_model, d_model, bias=bias)
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         x = self.up(x)
         sigmoid = self.approximate == "sigmoid"
         return self.down(x * (1.702 * x).sigmoid() if sigmoid else F.gelu(x, approximate=self.approximate)), None

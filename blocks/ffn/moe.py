@@ -5,6 +5,7 @@ from torch import Tensor
 from blocks.dropping.base import Dropping
 from blocks.experts.base import Experts
 from blocks.ffn.base import FFN
+from blocks.forward_pass import Pass
 from blocks.gating.base import Gating, Routing
 from registry import register
 from registry.ranges import Count
@@ -36,15 +37,10 @@ class MoE(FFN):
         super().__init__()
         self.gating, self.experts, self.shared, self.dropping = gating, experts, shared, dropping
 
-    def forward(
-        self,
-        x: Tensor,
-        tokens: Tensor | None = None,
-        experts: Tensor | None = None,
-        real: Tensor | None = None,
-    ) -> tuple[Tensor, Routing]:
-        given = {name: value for name, value in {"experts": experts, "real": real}.items() if value is not None}
-        routing = self.gating(x, tokens, **given)
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, Routing]:
+        known = {} if given is None else {"experts": given.experts, "real": given.real}
+        known = {name: value for name, value in known.items() if value is not None}  # a plug-in's gate need not take it
+        routing = self.gating(x, None if given is None else given.tokens, **known)
         if self.dropping is not None:
             routing = self.dropping(routing, x.shape[:2])
         y = self.experts(x.flatten(0, 1), routing).view_as(x)

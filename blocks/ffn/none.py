@@ -5,6 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from blocks.ffn.base import FFN
+from blocks.forward_pass import Pass
 from registry import register
 
 
@@ -21,5 +22,5 @@ class NoFFN(FFN):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         return x * 0, None  # not zeros: the norm before it must have a gradient, or data parallelism stops

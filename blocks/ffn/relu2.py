@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from blocks.base import Placement
 from blocks.ffn.base import FFN
+from blocks.forward_pass import Pass
 from blocks.linear import Linear
 from registry import register
 from registry.ranges import Count
@@ -29,7 +30,7 @@ class ReLU2(FFN):
         self.up = Linear(d_model, d_ff or 4 * d_model, bias=False)
         self.down = Linear(d_ff or 4 * d_model, d_model, bias=False)
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         return self.down(F.relu(self.up(x)).square()), None
 
     def parallel_plan(self) -> dict[str, Placement]:

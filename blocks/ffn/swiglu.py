@@ -6,6 +6,7 @@ from torch import Tensor
 
 from blocks.base import Placement
 from blocks.ffn.base import FFN, rounded_width
+from blocks.forward_pass import Pass
 from blocks.linear import Linear
 from registry import register
 from registry.ranges import Count
@@ -30,7 +31,7 @@ class SwiGLU(FFN):
         self.up = Linear(d_model, width, bias=False)
         self.down = Linear(width, d_model, bias=False)
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         return self.down(self.kernels.gate_silu(self.gate(x), self.up(x))), None
 
     def parallel_plan(self) -> dict[str, Placement]:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from blocks.base import Placement
 from blocks.ffn.base import FFN
+from blocks.forward_pass import Pass
 from blocks.linear import Linear
 from registry import register
 from registry.ranges import Count
@@ -40,7 +41,7 @@ class XIELU(FFN):
         self.positive.fill_(math.log(math.expm1(0.8)))
         self.negative.fill_(math.log(math.expm1(0.8 - BETA)))
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         u = self.up(x)
         above = F.softplus(self.positive) * u.square()
         below = (BETA + F.softplus(self.negative)) * (u.clamp(max=EPS).expm1() - u)

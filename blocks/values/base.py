@@ -13,6 +13,6 @@ from registry import family
 class Values(Block):
     """A child of attention."""
 
-    def forward(self, v: Tensor, carry: Carry) -> Tensor:
+    def forward(self, v: Tensor, carry: Carry | None) -> Tensor:
         """Values [B,T,K,V] → [B,T,K,V]; ``carry`` as in blocks/carry.py."""
         raise NotImplementedError

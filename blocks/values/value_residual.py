@@ -35,8 +35,8 @@ class ValueResidual(Values):
     def reset_parameters(self) -> None:
         self.factors.copy_(torch.tensor((1 - self.first, self.first), dtype=torch.float32))
 
-    def forward(self, v: Tensor, carry: Carry) -> Tensor:
-        first = carry.setdefault(NAME, v)
+    def forward(self, v: Tensor, carry: Carry | None) -> Tensor:
+        first = v if carry is None else carry.setdefault(NAME, v)
         if first.shape != v.shape:
             rule = f"mixes values of {tuple(v.shape[2:])} with the first layer's, of {tuple(first.shape[2:])}"
             remedy = "Give all attentions as many KV heads, or set values: null in the variant that differs"

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import registry
 from blocks.attention.base import Attention, even_heads
 from blocks.cache import Cache
+from blocks.forward_pass import Pass
 from registry import BlockError, ConfigError
 
 B, T, D = 2, 63, 48
@@ -59,12 +60,12 @@ def order(length: int = T) -> Tensor:
 @torch.no_grad()
 def test_future_tokens_change_nothing(make: Callable[..., Attention], name: str, position: str) -> None:
     attention, x = make(name, position), tokens()
-    y = attention(x, order())
+    y = attention(x, Pass(order()))
     assert y.shape == x.shape and y.dtype == x.dtype
     for t in (1, 31, 62):
         other = x.clone()
         other[:, t:] = 10 * torch.randn_like(other[:, t:])
-        changed = attention(other, order())
+        changed = attention(other, Pass(order()))
         torch.testing.assert_close(changed[:, :t], y[:, :t], rtol=0, atol=1e-12)
         assert (changed[:, t:] - y[:, t:]).abs().amin() > 0
 
@@ -76,8 +77,8 @@ def test_packed_documents_are_as_if_alone(make: Callable[..., Attention], name: 
     lengths = [20, 1, 42]
     segments = torch.repeat_interleave(torch.tensor([7, 0, 3]), torch.tensor(lengths))[None].expand(B, T)
     positions = torch.cat([order(n) for n in lengths], 1)
-    packed = attention(x, positions, segments=segments)
-    alone = torch.cat([attention(part, order(part.shape[1])) for part in x.split(lengths, 1)], 1)
+    packed = attention(x, Pass(positions, segments=segments))
+    alone = torch.cat([attention(part, Pass(order(part.shape[1]))) for part in x.split(lengths, 1)], 1)
     torch.testing.assert_close(packed, alone, rtol=0, atol=1e-12)
 
 
@@ -87,9 +88,9 @@ def test_each_row_is_packed_in_its_own_way(make: Callable[..., Attention], name:
     attention, x = make(name, position), tokens()
     segments, positions = torch.zeros(B, T, dtype=torch.long), order().repeat(B, 1)
     segments[1, 30:], positions[1, 30:] = 1, order(T - 30)[0]
-    packed = attention(x, positions, segments=segments)
-    torch.testing.assert_close(packed[0], attention(x[:1], order())[0], rtol=0, atol=1e-12)
-    torch.testing.assert_close(packed[1, 30:], attention(x[1:, 30:], order(T - 30))[0], rtol=0, atol=1e-12)
+    packed = attention(x, Pass(positions, segments=segments))
+    torch.testing.assert_close(packed[0], attention(x[:1], Pass(order()))[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(packed[1, 30:], attention(x[1:, 30:], Pass(order(T - 30)))[0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -103,17 +104,17 @@ def test_pass_in_chunks_with_a_cache_equals_the_whole_pass(
     attention, x = make(name, position), tokens()
     cache = attention.new_cache(B, T + 2, x.dtype, x.device)
     parts = [
-        attention(part, where, cache=cache)
+        attention(part, Pass(where, cache=cache))
         for part, where in zip(x.split(chunks, 1), order().split(chunks, 1), strict=True)
     ]
-    torch.testing.assert_close(torch.cat(parts, 1), attention(x, order()), rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.cat(parts, 1), attention(x, Pass(order())), rtol=0, atol=1e-12)
     assert cache.length == T
 
 
 @pytest.mark.parametrize(("name", "position"), EVERY)
 def test_every_parameter_learns(make: Callable[..., Attention], name: str, position: str) -> None:
     attention, x = make(name, position), tokens().requires_grad_()
-    attention(x, order()).square().mean().backward()
+    attention(x, Pass(order())).square().mean().backward()
     for parameter, p in [("x", x), *attention.named_parameters()]:
         assert p.grad is not None and p.grad.isfinite().all(), parameter
         if parameter == "key.bias" and position != "rope":
@@ -127,7 +128,7 @@ def test_half_precision_stays_near_single(make: Callable[..., Attention], name: 
     half = make(name, position, torch.bfloat16)
     single = make(name, position, torch.bfloat16).float()  # the same rounded weights
     x = tokens(torch.bfloat16)
-    y, expected = half(x, order()), single(x.float(), order())
+    y, expected = half(x, Pass(order())), single(x.float(), Pass(order()))
     assert y.dtype == torch.bfloat16
     assert (y.float() - expected).norm() < 2e-2 * expected.norm()
 
@@ -137,7 +138,7 @@ def test_half_precision_stays_near_single(make: Callable[..., Attention], name: 
 def test_single_precision_stays_near_double(make: Callable[..., Attention], name: str, position: str) -> None:
     single = make(name, position, torch.float32)
     double = make(name, position, torch.float32).double()
-    y, expected = single(tokens(torch.float32), order()), double(tokens(torch.float32).double(), order())
+    y, expected = single(tokens(torch.float32), Pass(order())), double(tokens(torch.float32).double(), Pass(order()))
     assert (y.double() - expected).norm() < 1e-5 * expected.norm()
 
 
@@ -195,7 +196,7 @@ def test_heads_share_keys_and_values_in_neighbouring_groups(
         own, shared = slice(n * H, (n + 1) * H), slice(n // (6 // n_kv_heads) * H, (n // (6 // n_kv_heads) + 1) * H)
         heads.append(softmax_over_the_past(q[:, own] @ k[:, shared].t() / H**0.5) @ v[:, shared])
     expected = attention.output(torch.cat(heads, -1))
-    torch.testing.assert_close(attention(x[None], order())[0], expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(attention(x[None], Pass(order()))[0], expected, rtol=0, atol=1e-12)
 
 
 def rotated(x: Tensor, theta: float = 10000.0) -> Tensor:
@@ -257,14 +258,14 @@ def absorbed(m: nn.Module, x: Tensor) -> Tensor:
 def test_mla_follows_the_paper_step_by_step(make: Callable[..., Attention], name: str, oracle: Callable) -> None:
     attention, x = make(name, {"name": "rope", "pairing": "interleaved"}), tokens()
     expected = torch.stack([oracle(attention, row) for row in x])
-    torch.testing.assert_close(attention(x, order()), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(attention(x, Pass(order())), expected, rtol=0, atol=1e-10)
 
 
 @torch.no_grad()
 def test_mla_caches_the_normalised_latent_and_the_turned_key(make: Callable[..., Attention]) -> None:
     attention, x = make("mla, odd widths", {"name": "rope", "pairing": "interleaved"}), tokens()
     cache = attention.new_cache(B, T, x.dtype, x.device)
-    attention(x, order(), cache=cache)
+    attention(x, Pass(order(), cache=cache))
     compressed = x[0] @ attention.kv_down.weight.t()
     (held,) = cache.buffers.values()
     latent, k_rope = held[0].split((11, attention.rope), -1)
@@ -365,7 +366,7 @@ def test_fast_path_is_the_one_torch_has(make: Callable[..., Attention], monkeypa
     calls = []
     fast = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(k) or fast(*a, **k))
-    make("gqa", "rope")(tokens(), order())
+    make("gqa", "rope")(tokens(), Pass(order()))
     assert [(c["is_causal"], c["attn_mask"], c["enable_gqa"]) for c in calls] == [(True, None, True)]
 
 

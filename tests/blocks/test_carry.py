@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from blocks.attention.gqa import GQA
-from blocks.cache import Cache
-from blocks.carry import Carry, joined, split
+from blocks.carry import joined, split
 from blocks.compose import compose
 from blocks.decoder import Decoder
+from blocks.forward_pass import Pass
 from blocks.norm.base import Norm
 from blocks.residual.base import Mixer
 from blocks.residual.prenorm import PreNorm
@@ -42,18 +42,10 @@ def blocks(blocks_of_the_module: None) -> Iterator[None]:
     class Summing(GQA):
         """Adds the inputs of the attentions below."""
 
-        def forward(
-            self,
-            x: Tensor,
-            positions: Tensor,
-            *,
-            segments: Tensor | None = None,
-            cache: Cache | None = None,
-            carry: Carry | None = None,
-        ) -> Tensor:
-            carry = {} if carry is None else carry
+        def forward(self, x: Tensor, given: Pass) -> Tensor:
+            carry = {} if given.carry is None else given.carry
             carry["sum"] = x + carry.get("sum", 0)
-            return super().forward(carry["sum"].tanh(), positions, segments=segments, cache=cache)
+            return super().forward(carry["sum"].tanh(), given)
 
     @register("residual", "doubled")
     class Doubled(PreNorm):

@@ -14,6 +14,7 @@ from blocks.cache import Cache
 from blocks.compose import compose
 from blocks.compressor.pool import Pool, ends_of
 from blocks.decoder import Decoder
+from blocks.forward_pass import Pass
 from blocks.kernels import few_keys
 from registry import BlockError, ConfigError
 
@@ -121,7 +122,7 @@ def test_attention_is_that_of_the_definition(
         scores_t = torch.cat((q @ keys.T * attention.scale, attention.scores.sinks[:, None]), -1).softmax(-1)[:, :-1]
         y = turned(scores_t @ keys, -at[t]).flatten().unflatten(0, (2, -1))
         want.append(attention.output(torch.einsum("gh,glh->gl", y, attention.group).flatten()))
-    found = attention(x, positions, segments=None if len(documents) == 1 else segments)
+    found = attention(x, Pass(positions, segments=None if len(documents) == 1 else segments))
     torch.testing.assert_close(found[0], torch.stack(want), rtol=0, atol=1e-10)
 
 

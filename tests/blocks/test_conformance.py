@@ -17,7 +17,6 @@ from warm import Warm
 from blocks.attention.base import Attention
 from blocks.attention.gqa import GQA
 from blocks.attention.score_rows import ScoreRows
-from blocks.attention.scored import Pass
 from blocks.balance.expert import ExpertBalance
 from blocks.cache import Cache
 from blocks.conformance import Case, PromiseError, cases
@@ -26,6 +25,7 @@ from blocks.conformance.cases import CHECKS
 from blocks.conformance.default_dtype import _step
 from blocks.conformance.setting import Setting
 from blocks.ffn.base import FFN
+from blocks.forward_pass import Pass
 from blocks.gating.base import Routing
 from blocks.gating.softmax_topk import SoftmaxTopK
 from blocks.norm.base import Norm
@@ -76,7 +76,7 @@ class Plain(FFN):
         super().__init__()
         self.project = nn.Linear(d_model, d_model, bias=False)
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         return self.project(x), None
 
     def parallel_plan(self) -> Any:
@@ -95,10 +95,8 @@ class Averaging(Attention):
     def seen(self, positions: Tensor) -> Tensor:
         return positions[:, :, None] >= positions[:, None, :]
 
-    def forward(
-        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:
-        seen = self.seen(positions)
+    def forward(self, x: Tensor, given: Pass) -> Tensor:
+        seen, segments = self.seen(given.positions), given.segments
         if segments is not None:
             seen = seen & (segments[:, :, None] == segments[:, None, :])
         weights = seen.float() / seen.sum(-1, keepdim=True)
@@ -109,7 +107,7 @@ class Averaging(Attention):
 
 
 class Narrow(Plain):
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         return self.project(x)[..., :1], None  # one number a token, which broadcasts without a word
 
 
@@ -119,7 +117,7 @@ class Peeking(Averaging):
 
 
 class PeekingInTraining(Plain):
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         return self.project(x.roll(-1, 1) if self.training else x), None
 
 
@@ -201,10 +199,8 @@ class Misremembering(Small):
 
 
 class Unsegmented(Small):
-    def forward(
-        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:
-        return super().forward(x, positions, cache=cache)
+    def forward(self, x: Tensor, given: Pass) -> Tensor:
+        return super().forward(x, given._replace(segments=None))
 
 
 class BatchCentred(Norm):
@@ -216,12 +212,21 @@ class BatchCentred(Norm):
 
 
 class LengthScaled(Averaging):
-    def forward(
-        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:
-        one = torch.zeros(1, x.shape[1], device=x.device) if segments is None else segments
+    def forward(self, x: Tensor, given: Pass) -> Tensor:
+        one = torch.zeros(1, x.shape[1], device=x.device) if given.segments is None else given.segments
         length = (one[:, :, None] == one[:, None, :]).sum(-1, keepdim=True)
-        return super().forward(x, positions, segments=segments) * length.to(x.dtype)
+        return super().forward(x, given._replace(cache=None)) * length.to(x.dtype)
+
+
+class Overwriting(Plain):
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
+        return self.project(x if torch.is_grad_enabled() else x.add_(0)), None
+
+
+class Keeping(Plain):
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
+        self.last = x.detach()
+        return self.project(x), None
 
 
 class Idle(Plain):
@@ -245,7 +250,7 @@ class RoundedAngles(Position):
 
 
 class Counting(Plain):
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         places = torch.arange(1, x.shape[-1] + 1, device=x.device)
         share = places / x.shape[-1]  # of whole numbers, so of the default dtype
         return self.project(x * share.to(x.dtype)), None
@@ -264,7 +269,7 @@ class Secretive(Plain):
     def reset_parameters(self) -> None:
         self.factor = 1 + torch.rand(()).item()
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         return self.project(x) * getattr(self, "factor", 1.0), None
 
 
@@ -284,12 +289,12 @@ class Capricious(Plain):
 
 
 class Hidden(Plain):
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         return self.project(x if x.is_meta else self.project(x)), None
 
 
 class Branching(Plain):
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         return self.project(x / 2 if not x.is_meta and x.abs().max() > 1e6 else x), None
 
 
@@ -312,7 +317,7 @@ class NeverBare(Plain):
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"dim": known["d_model"]}
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         return super().forward(self.norm(x))
 
 
@@ -349,6 +354,8 @@ BROKEN: list[tuple[str, type, str]] = [
     ("attention", Unsegmented, "packing"),
     ("norm", BatchCentred, "batch invariance"),
     ("attention", LengthScaled, "padding invariance"),
+    ("ffn", Overwriting, "nothing written"),
+    ("ffn", Keeping, "nothing written"),
     ("ffn", Idle, "gradients"),
     ("position", RoundedAngles, "precision"),
     ("ffn", Counting, "default dtype"),
@@ -420,7 +427,7 @@ class Unguessable(Plain):
         super().__init__(d_model)
         self.factor = sum(weights.values())
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         return self.project(x) * self.factor, None
 
 
@@ -436,7 +443,7 @@ def test_a_required_parameter_of_an_unknown_kind_is_declared_by_the_class(
 
 
 class Crashing(Plain):
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         raise RuntimeError("out of\ncheese")
 
 
@@ -460,7 +467,7 @@ class Optional(Plain):
         super().__init__(d_model)
         self.ahead = ahead
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         return self.project(x.roll(-1, 1) if self.ahead else x), None
 
 
@@ -477,7 +484,7 @@ class Coupled(Plain):
         super().__init__(d_model)
         self.limited, self.limit = limited, limit
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         y = self.project(x)
         return y.clamp(-self.limit, self.limit) if self.limited else y, None
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import registry
 from blocks.compose import compose
 from blocks.decoder import Decoder
+from blocks.forward_pass import Pass
 
 CONFIGS = {
     "dense": {},
@@ -40,7 +41,7 @@ def test_logits_are_those_of_the_parts_in_order(decoder: Decoder) -> None:
     positions = torch.arange(21)[None]
     x = decoder.position.embed(decoder.embedding.weight[tokens()], positions)
     for layer in decoder.layers:
-        x = layer.residual(x, lambda h, m=layer: m.attention(h, positions), lambda h, m=layer: m.ffn(h)[0])
+        x = layer.residual(x, lambda h, m=layer: m.attention(h, Pass(positions)), lambda h, m=layer: m.ffn(h)[0])
     expected = decoder.norm(x) @ decoder.output_weight.t()
     logits = decoder(tokens())
     assert logits.shape == (2, 21, 61)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import registry
 from blocks.ffn.base import FFN, rounded_width
+from blocks.forward_pass import Pass
 from registry import ConfigError
 
 AROUND = {"gating": {"name": "softmax_topk", "top_k": 2}, "experts": {"name": "swiglu", "d_ff": 12}}
@@ -145,7 +146,7 @@ def test_moe_is_shared_plus_weighted_experts(make: Callable[..., FFN], gate: str
     around = {"gating": {"name": gate, "top_k": 3, **scaled}}
     moe, x = make({"name": "moe", "n_experts": 8, "shared": shared}, around=around), tokens()
     ids = torch.arange(63).view(3, 21) % 61
-    y, routing = moe(x, ids)
+    y, routing = moe(x, Pass(torch.arange(21)[None], tokens=ids))
     assert len(routing.experts) == 63 and routing.load.shape == (8,) and routing.load.sum() > 150
     flat = x.flatten(0, 1)
     probs = moe.gating(x, ids)

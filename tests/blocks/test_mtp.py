@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from blocks.compose import check, compose
 from blocks.cost import count_parameters
+from blocks.forward_pass import Pass
 from registry import ConfigError
 
 T = 12
@@ -33,9 +34,11 @@ def by_hand(decoder: Any, tokens: Tensor, hidden: Tensor, segments: Tensor | Non
             rows.append(depth.project(torch.cat((depth.embedding_norm(embedded), depth.hidden_norm(states[i])), -1)))
         x, *_ = depth.layer(
             torch.stack(rows, 1),
-            tokens[:, k:T],
-            torch.arange(T - k)[None],
-            None if segments is None else segments[:, : T - k],
+            Pass(
+                torch.arange(T - k)[None],
+                None if segments is None else segments[:, : T - k],
+                tokens=tokens[:, k:T],
+            ),
         )
         x = depth.norm(x)
         states = {i: x[:, i] for i in range(T - k)}

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from blocks.forward_pass import Pass
+
 WEIGHTS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {  # rows, and the gate of its logits
     "elementwise": (48, lambda u: 1 / (1 + (-u).exp())),
     "per_head": (4, lambda u: 1 / (1 + (-u).exp())),
@@ -36,4 +38,4 @@ def test_open_gate_leaves_the_attention_as_it_was(make_block: Callable[..., Any]
     assert missing == ["output_gate.project.weight"]
     gated.output_gate.project.weight.data.zero_()
     x, positions = torch.randn(2, 7, 48, dtype=torch.float64), torch.arange(7)[None]
-    torch.testing.assert_close(2 * gated(x, positions), plain(x, positions), rtol=0, atol=1e-12)
+    torch.testing.assert_close(2 * gated(x, Pass(positions)), plain(x, Pass(positions)), rtol=0, atol=1e-12)

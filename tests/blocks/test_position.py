@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import registry
+from blocks.forward_pass import Pass
 from blocks.kernels.scoring import dense
 from blocks.position.base import Position
 from blocks.position.boundaries import alike
@@ -283,12 +284,12 @@ def test_chunks_and_decoded_tokens_are_rotated_as_the_whole_they_belong_to(
         cache, ends = block.new_cache(1, length, torch.float64, torch.device("cpu")), (8, 14, 15, 16, 33, length)
         starts = [0, *(end for end in ends if end < length)]
         parts = [(a, min(b, length)) for a, b in zip(starts, ends, strict=False) if a < length]
-        return torch.cat([block(x[:, a:b], order(b - a, a), cache=cache) for a, b in parts], 1)
+        return torch.cat([block(x[:, a:b], Pass(order(b - a, a), cache=cache)) for a, b in parts], 1)
 
     for length in (16, 40):
-        whole = mix(x[:, :length], order(length))
+        whole = mix(x[:, :length], Pass(order(length)))
         torch.testing.assert_close(chunked(mix, length), whole, rtol=0, atol=1e-9)
-        assert ((whole - plain(x[:, :length], order(length))).abs().max() > 1e-3) == (length > 16)
+        assert ((whole - plain(x[:, :length], Pass(order(length)))).abs().max() > 1e-3) == (length > 16)
 
 
 # --- the others -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import registry
+from blocks.forward_pass import Pass
 
 CONTEXT = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 12}
 
@@ -43,7 +44,7 @@ def test_attention_tells_its_norm_how_many_heads_there_are(
     assert (len(block.qk_norm.q_norm.weight), len(block.qk_norm.k_norm.weight)) == widths
     torch.manual_seed(0)
     x, positions = torch.randn(2, 7, 48, dtype=torch.float64), torch.arange(7)[None]
-    y = block(x, positions)
+    y = block(x, Pass(positions))
     block.query.weight.data *= 100
     block.key.weight.data *= 100
-    torch.testing.assert_close(block(x, positions), y, rtol=0, atol=1e-4)  # but for eps
+    torch.testing.assert_close(block(x, Pass(positions)), y, rtol=0, atol=1e-4)  # but for eps

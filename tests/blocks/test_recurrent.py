@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blocks.compose import compose
+from blocks.forward_pass import Pass
 from blocks.generation.generate import Continuations
 from registry import ConfigError
 
@@ -58,7 +59,7 @@ def test_delta_rule_is_the_papers(make_block: Make, name: str) -> None:
         outputs.append(torch.einsum("bnkv,bnk->bnv", S, q[:, t]) / 5**0.5)
     y = normalised(torch.stack(outputs, 1)) * block.norm.weight
     right = block.output((y * gate.view_as(y)).flatten(2))
-    torch.testing.assert_close(block(x, torch.arange(T)[None]), right, rtol=0, atol=1e-10)
+    torch.testing.assert_close(block(x, Pass(torch.arange(T)[None])), right, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["head", "channel"])
@@ -100,7 +101,7 @@ def test_mamba2_is_the_papers_state_space_model(make_block: Make) -> None:
         outputs.append(torch.einsum("bnkv,bnk->bnv", S, q[:, t]) + block.skip[:, None] * v[:, t])
     y = (torch.stack(outputs, 1).flatten(2) * F.silu(block.gate(x))).unflatten(-1, (2, 21))
     right = block.output(normalised(y, 1e-5).flatten(2) * block.weight)
-    torch.testing.assert_close(block(x, torch.arange(T)[None]), right, rtol=0, atol=1e-10)
+    torch.testing.assert_close(block(x, Pass(torch.arange(T)[None])), right, rtol=0, atol=1e-10)
 
 
 def test_lightning_decays_each_head_at_a_fixed_rate(make_block: Make) -> None:
@@ -114,7 +115,7 @@ def test_lightning_decays_each_head_at_a_fixed_rate(make_block: Make) -> None:
     y = torch.einsum("btnk,bsnk,nts,bsnv->btnv", q, k, weights, v).flatten(2)
     gate = block.output_gate.project(x).sigmoid()
     right = block.output(normalised(y) * block.norm.weight * gate)
-    torch.testing.assert_close(block(x, torch.arange(T)[None]), right, rtol=0, atol=1e-10)
+    torch.testing.assert_close(block(x, Pass(torch.arange(T)[None])), right, rtol=0, atol=1e-10)
 
 
 def test_short_convolution_is_gated_on_both_sides(make_block: Make) -> None:
@@ -122,7 +123,7 @@ def test_short_convolution_is_gated_on_both_sides(make_block: Make) -> None:
     x = torch.randn(2, T, D, dtype=torch.float64)
     y = convolved(block.input(x) * block.value(x), block.value_conv.weight, block.value_conv.bias)
     right = block.output(block.gate(x) * y)
-    torch.testing.assert_close(block(x, torch.arange(T)[None]), right, rtol=0, atol=1e-10)
+    torch.testing.assert_close(block(x, Pass(torch.arange(T)[None])), right, rtol=0, atol=1e-10)
 
 
 # --- beside attention -------------------------------------------------------------------------------------------------

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 import registry
 from blocks.attention import attending
-from blocks.attention.scored import Pass, Scored
+from blocks.attention.depth import NAMES
+from blocks.attention.scored import Scored
 from blocks.compose import compose
 from blocks.conformance.__main__ import main
 from blocks.conformance.cases import Case
 from blocks.decoder import Decoder
+from blocks.forward_pass import Pass
 from blocks.kernels import few_keys, latent_attention
 from blocks.position.base import Position
 from registry import register
@@ -202,11 +204,29 @@ def talking_heads(x: Tensor, block: Any) -> Tensor:
     return times(weights, v).flatten(-2) @ block.output.weight.T
 
 
+def depth(x: Tensor, block: Any) -> Tensor:
+    """A third layer: the keys and values of the two below are drawn by ``below``."""
+    q, k, v = (heads(x, m.weight, 6) for m in (block.query, block.key, block.value))
+    keys, values = (torch.stack((*part.unbind(2), own), 2) for part, own in zip(below(), (k, v), strict=True))
+    asking = q.unflatten(2, (2, 4)).mean(3)
+    weights = (torch.stack([(asking * keys[:, :, j]).sum(-1) for j in range(3)], 2) * 6**-0.5).softmax(2)
+    v = sum(weights[:, :, j, :, None] * values[:, :, j] for j in range(3))
+    k, v = (t.repeat_interleave(4, 2) for t in (k, v))
+    return times(softmax_map(q, k, 6**-0.5), v).flatten(-2) @ block.output.weight.T
+
+
+def below() -> list[Tensor]:
+    """Keys and values [B,T,2,K,H] of two layers below."""
+    draws = torch.Generator().manual_seed(5)
+    return [torch.randn(2, T, 2, 2, 6, dtype=torch.float64, generator=draws) for _ in range(2)]
+
+
 DEFINED: dict[str, tuple[Any, Callable[[Tensor, Any], Tensor]]] = {
     "differential": ("differential", differential),
     "exclusive": ("exclusive", exclusive),
     "grouped_tied": ("grouped_tied", grouped_tied),
     "factorised": ("factorised", factorised),
+    "depth": ("depth", depth),
     "talking heads": ({"name": "mha", "scores": "talking_heads"}, talking_heads),
 }
 
@@ -218,12 +238,34 @@ def test_block_is_its_definition(name: str, make_block: Callable[..., Any]) -> N
     block = make_block("attention", node, layer_idx=1, around={"position": "none"})
     x = torch.randn(2, T, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
     segments, positions = (torch.arange(T) >= LENGTHS[0]).long()[None].expand(2, -1), torch.arange(T)[None]
-    found, right = block(x, positions, segments=segments), definition(x, block)
+    carry = dict(zip(NAMES, below(), strict=True))
+    found, right = block(x, Pass(positions, segments=segments, carry=carry)), definition(x, block)
     torch.testing.assert_close(found, right, rtol=0, atol=1e-11)
     weights = [*block.parameters(), x]
     ours, theirs = (torch.autograd.grad(y.square().sum(), weights) for y in (found, right))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_differential_attention_is_that_of_transformers(make_block: Callable[..., Any]) -> None:
+    """DiffLlama puts the first maps of all heads before the second ones; here a head's two maps lie side by side."""
+    from transformers import DiffLlamaConfig
+    from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention, DiffLlamaRotaryEmbedding
+
+    sizes: Any = {"hidden_size": D, "num_attention_heads": 8, "num_key_value_heads": 8, "rms_norm_eps": 1e-6}
+    config = DiffLlamaConfig(**sizes, attn_implementation="sdpa", lambda_std_dev=0.5)
+    theirs, turn = DiffLlamaAttention(config, layer_idx=3).double(), DiffLlamaRotaryEmbedding(config)
+    ours = make_block("attention", {"name": "differential", "n_heads": 4}, layer_idx=3, around={"position": "rope"})
+    for mine, other in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
+        halves = theirs.get_parameter(f"{other}.weight").unflatten(0, (2, 4, 6)).transpose(0, 1)
+        ours.get_parameter(f"{mine}.weight").data.copy_(halves.flatten(0, 2))
+    ours.output.weight.data.copy_(theirs.o_proj.weight)
+    ours.factors.data.copy_(torch.stack((theirs.lambda_q1, theirs.lambda_k1, theirs.lambda_q2, theirs.lambda_k2)))
+    ours.head_norm.weight.data.fill_(1)
+    x, positions = torch.randn(2, T, D, dtype=torch.float64), torch.arange(T)[None]
+    with torch.no_grad():
+        right = theirs(x, turn(x, positions))[0]
+        torch.testing.assert_close(ours(x, Pass(positions)), right, rtol=0, atol=1e-6)  # its λ is fp32
 
 
 @pytest.mark.parametrize("name", DEFINED)
@@ -240,8 +282,8 @@ def test_parts_of_the_plan_add_up(name: str, make_block: Callable[..., Any]) -> 
             tensor = part.get_parameter(parameter)
             if how != "replicate":
                 tensor.data = tensor.data.chunk(2, 0 if how == "column" else 1)[half]
-        total = total + part(x, positions)
-    torch.testing.assert_close(total, block(x, positions), rtol=0, atol=1e-10)
+        total = total + part(x, Pass(positions))
+    torch.testing.assert_close(total, block(x, Pass(positions)), rtol=0, atol=1e-10)
 
 
 def test_example_of_the_page_is_a_block(temporary_blocks: None) -> None:
@@ -315,7 +357,7 @@ def test_every_way_of_attending_is_the_same(attention: str, monkeypatch: pytest.
 # --- what a block gets ------------------------------------------------------------------------------------------------
 
 SELECTORS = [name for name in registry.names("selector") if name != "shared"]
-OF_SCORES = ["differential", "exclusive", "grouped_tied", "factorised"]
+OF_SCORES = ["differential", "exclusive", "grouped_tied", "factorised", "depth"]
 
 
 @pytest.mark.parametrize("selector", SELECTORS)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from blocks.forward_pass import Pass
 from blocks.kernels.attention import causal_attention_reference
 from blocks.kernels.scoring import Scoring
 from registry import ConfigError
@@ -27,7 +28,7 @@ def test_attention_uses_it_with_its_own_scale_and_window(
     q, k, v = (p(x).unflatten(-1, (-1, 12)) for p in (block.query, block.key, block.value))
     extra = {"softcap": 2.0} if scores["name"] == "softcap" else {"sinks": block.scores.sinks}
     y = causal_attention_reference(q, k, v, Scoring(5.0**-0.5, **window, **extra))
-    torch.testing.assert_close(block(x, torch.arange(9)[None]), block.output(y.flatten(-2)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(block(x, Pass(torch.arange(9)[None])), block.output(y.flatten(-2)), rtol=0, atol=1e-6)
     plain = causal_attention_reference(q, k, v, Scoring(5.0**-0.5, **window))
     assert (y - plain).abs().max() > 1e-3
 

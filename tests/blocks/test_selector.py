@@ -235,8 +235,8 @@ def test_layers_that_share_see_what_the_layer_below_chose(model: Callable[..., D
     decoder, tokens = model(GROUPED, SHARED), ids(30)
     seen: list[Any] = []
     for layer in decoder.layers:
-        hook = lambda module, given, options, out: seen.append(options["carry"]["chosen"])  # noqa: E731
-        layer.attention.register_forward_hook(hook, with_kwargs=True)  # type: ignore[union-attr]
+        hook = lambda module, given, out: seen.append(given[1].carry["chosen"])  # noqa: E731
+        layer.attention.register_forward_hook(hook)  # type: ignore[union-attr]
     decoder(tokens)
     assert seen[0].sum(-1).max() == DSA["top_k"] and all(torch.equal(each, seen[0]) for each in seen)
 

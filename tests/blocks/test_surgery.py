@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from blocks.compose import compose
 from blocks.decoder import Decoder
+from blocks.forward_pass import Pass
 from blocks.growth.base import Growth
 from blocks.growth.stacked import Stacked
 from blocks.growth.zeroed import Zeroed
@@ -205,7 +206,7 @@ def test_activations_beat_weights_where_inputs_are_uneven() -> None:
         with torch.no_grad():
             made = operator(old, new, Setting(setting.max_positions, inputs))
             new.load_state_dict({name: tensor.float() for name, tensor in made.tensors.items()})
-            where = torch.arange(50)[None]
+            where = Pass(torch.arange(50)[None])
             errors.append(float((old(x, where) - new(x, where)).square().mean()))
     assert errors[0] < 0.5 * errors[1]
 

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.shapes import SHAPES, Family, composition
 from blocks.compose import assemble, check
 from blocks.decoder import Decoder
+from blocks.forward_pass import Pass
 from training.compiling import compile_layers
 
 PARTS: dict[str, tuple[Family, str]] = {
@@ -81,9 +82,9 @@ def _given(batch: int, length: int, device: str) -> tuple[Tensor, Tensor]:
 def _call(decoder: Decoder, part: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     layer: Any = decoder.layers[0]
     calls: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-        "attention": lambda x, tokens, positions: layer.attention(x, positions),
-        "ffn": lambda x, tokens, positions: layer.ffn(x, tokens)[0],
-        "layer": lambda x, tokens, positions: layer(x, tokens, positions)[0],
+        "attention": lambda x, tokens, positions: layer.attention(x, Pass(positions)),
+        "ffn": lambda x, tokens, positions: layer.ffn(x, Pass(positions, tokens=tokens))[0],
+        "layer": lambda x, tokens, positions: layer(x, Pass(positions, tokens=tokens))[0],
     }
     return calls[PARTS[part][1]]
 

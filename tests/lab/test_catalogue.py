@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import registry
 from blocks.attention.gqa import GQA
+from blocks.forward_pass import Pass
 from blocks.position.base import Position
 from lab import catalogue
 from lab.catalogue import PAGE, REMEDY, builtin, host, main, papers, stale
@@ -60,16 +61,16 @@ def test_papers_are_those_of_the_docstring_without_its_arguments() -> None:
 class Peeking(GQA):
     """Sees the whole sequence."""
 
-    def forward(self, x: Tensor, positions: Tensor, *, segments: Any = None, cache: Any = None) -> Tensor:
-        return super().forward(x, positions, segments=segments, cache=cache) + x.mean(1, keepdim=True)
+    def forward(self, x: Tensor, given: Pass) -> Tensor:
+        return super().forward(x, given) + x.mean(1, keepdim=True)
 
 
 class PeekingInTraining(Peeking):
     """Sees the whole sequence while it trains."""
 
-    def forward(self, x: Tensor, positions: Tensor, *, segments: Any = None, cache: Any = None) -> Tensor:
+    def forward(self, x: Tensor, given: Pass) -> Tensor:
         see = super() if self.training else super(Peeking, self)
-        return see.forward(x, positions, segments=segments, cache=cache)
+        return see.forward(x, given)
 
 
 class Cacheless(GQA):
@@ -82,22 +83,22 @@ class Cacheless(GQA):
 class Unpositioned(GQA):
     """Turns nothing when it decodes step by step, or ever."""
 
-    def forward(self, x: Tensor, positions: Tensor, *, segments: Any = None, cache: Any = None) -> Tensor:
-        return super().forward(x, torch.zeros_like(positions), segments=segments, cache=cache)
+    def forward(self, x: Tensor, given: Pass) -> Tensor:
+        return super().forward(x, given._replace(positions=torch.zeros_like(given.positions)))
 
 
 class Undivided(GQA):
     """Ignores documents."""
 
-    def forward(self, x: Tensor, positions: Tensor, *, segments: Any = None, cache: Any = None) -> Tensor:
-        return super().forward(x, positions, cache=cache)
+    def forward(self, x: Tensor, given: Pass) -> Tensor:
+        return super().forward(x, given._replace(segments=None))
 
 
 class Forgetting(GQA):
     """Decodes each token as if it were the first."""
 
-    def forward(self, x: Tensor, positions: Tensor, *, segments: Any = None, cache: Any = None) -> Tensor:
-        return super().forward(x, positions, segments=segments)
+    def forward(self, x: Tensor, given: Pass) -> Tensor:
+        return super().forward(x, given._replace(cache=None))
 
 
 @pytest.mark.usefixtures("temporary_blocks")

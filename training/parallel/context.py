@@ -23,7 +23,8 @@ from torch.distributed import ProcessGroup
 from blocks.attention.base import Attention
 from blocks.attention.scored import Scored
 from blocks.cache import Cache, Ring
-from blocks.carry import Carry, joined, split
+from blocks.carry import joined, split
+from blocks.forward_pass import Pass
 from blocks.kernels.documents import is_real
 from blocks.share import Share
 from registry import BlockError, ConfigError
@@ -69,29 +70,19 @@ class HeadAndTail(Share):
         last = 2 * n - 1 - r
         return torch.cat((whole[:, r * c : (r + 1) * c], whole[:, last * c : (last + 1) * c]), 1)
 
-    def attend(
-        self,
-        attention: Attention,
-        x: Tensor,
-        positions: Tensor,
-        segments: Tensor | None,
-        carry: Carry | None = None,
-        losses: dict[str, Tensor] | None = None,
-    ) -> Tensor:
-        memory, own = Spread(self, positions, segments, _reach(attention, positions.shape[1])), self.take(positions)
-        carried = split(carry or {}, self.chunk)
-        found: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-        given = [
-            {**({} if carry is None else {"carry": part}), **({} if losses is None else {"losses": own_losses})}
-            for part, own_losses in zip(carried, found, strict=True)
-        ]
-        halves = zip(*(t.tensor_split([self.chunk], 1) for t in (x, own)), given, strict=True)
-        y = torch.cat([attention(h, places, cache=memory, **more) for h, places, more in halves], 1)
-        if carry is not None:
-            carry.update(joined(*carried))
-        if losses is not None and found[0]:
-            shares = self._shares(x, segments, positions.shape[1])
-            losses |= {name: shares[0] * value + shares[1] * found[1][name] for name, value in found[0].items()}
+    def attend(self, attention: Attention, x: Tensor, given: Pass) -> Tensor:
+        length = given.positions.shape[1]
+        memory = Spread(self, given.positions, given.segments, _reach(attention, length))
+        carried = split(given.carry or {}, self.chunk)
+        places = self.take(given.positions).tensor_split([self.chunk], 1)
+        head, tail = (Pass(p, cache=memory, carry=part, losses={}) for p, part in zip(places, carried, strict=True))
+        halves = zip(x.tensor_split([self.chunk], 1), (head, tail), strict=True)
+        y = torch.cat([attention(h, chunk) for h, chunk in halves], 1)
+        if given.carry is not None:
+            given.carry.update(joined(*carried))
+        if given.losses is not None and head.losses and tail.losses:
+            shares = self._shares(x, given.segments, length)
+            given.losses.update({n: shares[0] * value + shares[1] * tail.losses[n] for n, value in head.losses.items()})
         if memory.appends != 2:
             rule = "must append to its cache once in a pass, for its keys to be gathered from other ranks"
             raise BlockError("attention", type(attention).__name__, rule, "Train it without trainer.strategy.context")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from blocks.attention.base import Attention
 from blocks.cache import Cache
+from blocks.forward_pass import Pass
 
 
 class Appended(Cache):
@@ -33,5 +34,5 @@ def appended(attention: Attention, d_model: int) -> Appended:
     """
     memory, x = Appended(), torch.empty(1, TOKENS, d_model, device="meta", dtype=torch.float32)
     with torch.no_grad():
-        attention(x, torch.arange(TOKENS, device="meta")[None], cache=memory)
+        attention(x, Pass(torch.arange(TOKENS, device="meta")[None], cache=memory))
     return memory

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from blocks.attention.base import Attention
+from blocks.ffn.base import FFN
+from blocks.forward_pass import Pass
 from training.parallel.collectives import enter, leave
 from training.parallel.local import distribute, localised
 from training.parallel.plan import DIMENSION, Region
@@ -69,11 +71,12 @@ def narrowed(region: Region, ranks: int) -> Any:
     return block
 
 
-def _second_argument(block: nn.Module) -> list[Tensor]:
-    """The argument after x: positions for an attention, token ids for an ffn."""
-    if isinstance(block, Attention) or len(inspect.signature(block.forward).parameters) > 1:
-        return [torch.arange(4, device="meta")[None]]
-    return []
+def _second_argument(block: nn.Module) -> list[Pass | Tensor]:
+    """The argument after x: a pass, or the ids of the tokens for a gate."""
+    ids = torch.arange(4, device="meta")[None]
+    if isinstance(block, (Attention, FFN)):
+        return [Pass(ids, tokens=ids)]
+    return [ids] if len(inspect.signature(block.forward).parameters) > 1 else []
 
 
 def _indivisible(parameter: Tensor, dimension: int | None, ranks: int) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blocks.attention import attending
 from blocks.attention.mla import MLA
+from blocks.forward_pass import Pass
 from blocks.kernels import few_rows
 from blocks.kernels import latent_attention as latent_module
 from blocks.kernels.attention import causal_attention_reference
@@ -142,9 +143,9 @@ def test_mla_gives_the_same_both_ways(
         monkeypatch.setattr(attending, "absorbs", lambda *a, choice=choice: choice)
         cache = attention.new_cache(2, 21, dtype, torch.device("cpu"))
         parts = zip(x.split([9, 1, 1, 10], 1), where.split([9, 1, 1, 10], 1), strict=True)
-        outputs.append(torch.cat([attention(part, positions, cache=cache) for part, positions in parts], 1))
+        outputs.append(torch.cat([attention(part, Pass(positions, cache=cache)) for part, positions in parts], 1))
     torch.testing.assert_close(*outputs, rtol=0, atol=bound)
-    torch.testing.assert_close(outputs[0], attention(x, where), rtol=0, atol=bound)
+    torch.testing.assert_close(outputs[0], attention(x, Pass(where)), rtol=0, atol=bound)
 
 
 def test_keys_are_rounded_where_every_new_shape_is_compiled() -> None:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import registry
 from blocks.compose import check, compose
+from blocks.forward_pass import Pass
 from lab.match import __main__ as command
 from lab.match import knobs, request
 from lab.match.__main__ import main
@@ -265,7 +266,7 @@ def test_block_that_nobody_here_has_seen_is_matched(temporary_blocks: None) -> N
             self.up, self.again = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_ff)
             self.down = nn.Linear(d_ff, d_model)
 
-        def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, None]:
+        def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
             return self.down(self.again(self.up(x))), None
 
     base = ["model=gpt2", "model.n_layers=2"]

@@ -32,7 +32,8 @@ class Retention(Attention):
     def parallel_plan(self):
         return {**{f"{name}.weight": "column" for name in ("query", "key", "value")}, "output.weight": "row"}
 
-    def forward(self, x, positions, *, segments=None, cache=None):
+    def forward(self, x, given):
+        positions, segments = given.positions, given.segments
         q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value))
         q, k = self.position.rotate(q, k, positions)
         lag = (positions[:, :, None] - positions[:, None, :])[:, None].float()  # [B|1,1,T,T]

@@ -13,6 +13,7 @@ import torch
 from many_ranks import DEEPSEEK, DENSE, Descent, far, read_model, spawn, train
 from torch import Tensor
 
+from blocks.forward_pass import Pass
 from registry import ConfigError
 from training.callbacks.guard import Guard
 from training.callbacks.qk_clip import QKClip, _Watched, clip_factors
@@ -59,7 +60,7 @@ def test_scores_of_the_same_batch_are_at_most_the_threshold_afterwards(
     x = torch.randn(1, 13, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
     def largest() -> Tensor:
-        block(x, PLACES, segments=IDS)
+        block(x, Pass(PLACES, segments=IDS))
         return watched.take(0)
 
     before, weights = largest(), {name: p.detach().clone() for name, p in block.named_parameters()}
@@ -85,7 +86,7 @@ def test_passes_without_a_gradient_are_not_measured(make_block: Callable[..., An
     block = make_block("attention", NODES["gqa"])
     watched = _Watched(block, block.score_rows())
     with torch.no_grad():
-        block(torch.randn(1, 13, 48, dtype=torch.float64), PLACES)
+        block(torch.randn(1, 13, 48, dtype=torch.float64), Pass(PLACES))
     assert watched.take(0) is None
 
 

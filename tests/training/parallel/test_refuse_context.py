@@ -14,6 +14,7 @@ from torch import Tensor
 from blocks.attention.gqa import GQA
 from blocks.balance.expert import ExpertBalance
 from blocks.cache import Cache
+from blocks.forward_pass import Pass
 from blocks.gating.softmax_topk import SoftmaxTopK
 from registry import ConfigError, register
 
@@ -37,26 +38,20 @@ class WithOwn(GQA):
 
 
 class Twice(GQA):
-    def forward(
-        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:
-        y = super().forward(x, positions, segments=segments, cache=cache)
-        return super().forward(y, positions, segments=segments, cache=cache)
+    def forward(self, x: Tensor, given: Pass) -> Tensor:
+        y = super().forward(x, given)
+        return super().forward(y, given)
 
 
 class Never(GQA):
-    def forward(
-        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:
-        return super().forward(x, positions, segments=segments)
+    def forward(self, x: Tensor, given: Pass) -> Tensor:
+        return super().forward(x, given._replace(cache=None))
 
 
 class Peeking(GQA):
-    def forward(
-        self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:
-        assert cache is None or cache.stores["k"]
-        return super().forward(x, positions, segments=segments, cache=cache)
+    def forward(self, x: Tensor, given: Pass) -> Tensor:
+        assert given.cache is None or given.cache.stores["k"]
+        return super().forward(x, given)
 
 
 class Unsplit(ExpertBalance):

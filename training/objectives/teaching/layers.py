@@ -6,16 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blocks.attention.base import takes_losses
-from blocks.carry import takes_carry
 from blocks.decoder import Decoder
-from blocks.ffn.base import takes_real
+from blocks.forward_pass import Pass
 from blocks.gating.base import Routing
 from registry import BlockError, register
 from training.objectives.teaching.base import Lesson, Teaching
 
 PARTS = ("attention", "ffn")
-FILLED = ("carry", "losses")  # arguments that a block adds to
 
 
 @register("teaching", "layers")
@@ -38,10 +35,8 @@ class Layers(Teaching):
         real = lesson.real
         routings: list[Routing | None] = [None] * len(lesson.student.layers)
         for path in paths:
-            (given, named), wanted = seen[path]
-            block = lesson.student.get_submodule(path)
-            given_too = {"real": real} if real is not None and takes_real(block) else {}
-            found = block(*given, **_taken(block, named), **given_too)
+            (x, given), wanted = seen[path]
+            found = lesson.student.get_submodule(path)(x, given)
             if isinstance(found, tuple):  # of a feed-forward block
                 routings[int(path.split(".")[1])] = found[1]
             error, size = ((_output(found) - wanted).float().square().sum(-1), wanted.float().square().sum(-1))
@@ -70,27 +65,22 @@ def _kind(block: nn.Module) -> tuple[Any, ...]:
     return type(block), [(name, tuple(p.shape)) for name, p in block.named_parameters()]
 
 
-def _taken(block: nn.Module, named: dict[str, Any]) -> dict[str, Any]:
-    """Of the arguments of a teacher's block those that the student's takes."""
-    takes = {"carry": takes_carry(block), "losses": takes_losses(block), "real": False}
-    return {key: value for key, value in named.items() if takes.get(key, True)}
-
-
 def _output(found: Any) -> Tensor:
     return found[0] if isinstance(found, tuple) else found
 
 
 @torch.no_grad()
-def _watched(lesson: Lesson, paths: Sequence[str]) -> dict[str, tuple[tuple[Any, Any], Tensor]]:
-    """The arguments and outputs of the teacher's blocks, by path."""
-    read: dict[str, tuple[Any, Any]] = {}
+def _watched(lesson: Lesson, paths: Sequence[str]) -> dict[str, tuple[tuple[Tensor, Pass], Tensor]]:
+    """What the teacher's blocks are given and what they give, by path."""
+    read: dict[str, tuple[Tensor, Pass]] = {}
     gave: dict[str, Tensor] = {}
 
     def before(path: str) -> Any:
-        def hook(module: nn.Module, given: Any, named: Any) -> None:  # a block fills some dicts
-            read[path] = given, {key: dict(value) if key in FILLED else value for key, value in named.items()}
+        def hook(module: nn.Module, arguments: tuple[Tensor, Pass]) -> None:  # before the block fills the dicts
+            x, given = arguments
+            read[path] = x, given._replace(carry=dict(given.carry or {}), losses=dict(given.losses or {}))
 
-        return lesson.teacher.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
+        return lesson.teacher.get_submodule(path).register_forward_pre_hook(hook)
 
     def after(path: str) -> Any:
         def hook(module: nn.Module, given: Any, output: Any) -> None:

@@ -1,0 +1,64 @@
+"""What a forward pass knows of its tokens, beside their states: one value, given to every layer and its blocks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+from blocks.carry import Carry
+from blocks.kernels.documents import is_real
+
+if TYPE_CHECKING:
+    from blocks.cache import Cache
+    from blocks.position.base import Position
+    from blocks.share import Share
+
+Losses = dict[str, Tensor]
+
+
+class Pass(NamedTuple):
+    """What is known of the T tokens whose states x [B,T,D] a block is given.
+
+    A tuple, since sharding strategies look for tensors in tuples and dicts alone. A layer gives its blocks its own
+    cache, ``carry`` and ``losses``; all else is the same for every layer. With a share, x, ``tokens`` and ``carry`` are
+    of this rank's tokens, ``positions`` and ``segments`` of the whole sequences; a share gives its attention what is of
+    the tokens it is given.
+
+    Attributes:
+        positions: [B|1,T] of each token in its document
+        segments: [B,T] document ids of packed sequences; tokens of different documents never see each other, and −1
+            is padding. None: each row is one document
+        cache: of the tokens before these T, which are appended to it; None for none
+        carry: what crosses depth, which blocks read and add to (blocks/carry.py); None: nothing does
+        losses: to be filled in training with the attention's own losses: name → scalar, a mean over tokens, already
+            weighted. None: nothing learns
+        tokens: [B,T] ids, for gates that route by them
+        experts: those of an earlier routing of this layer, to be weighed again (``Gating.forward``)
+        share: where the tokens of a sequence are spread over ranks
+    """
+
+    positions: Tensor
+    segments: Tensor | None = None
+    cache: Cache | None = None
+    carry: Carry | None = None
+    losses: Losses | None = None
+    tokens: Tensor | None = None
+    experts: Tensor | None = None
+    share: Share | None = None
+
+    @property
+    def declared(self) -> int:
+        """Tokens that the sequences are declared to have, for ``Position.rotate_in``."""
+        return self.positions.shape[1] if self.cache is None else self.cache.declared or self.cache.room
+
+    @property
+    def real(self) -> Tensor | None:
+        """[B,T]: which tokens of x are no padding; None: all."""
+        if self.segments is None:
+            return None
+        return is_real(self.segments if self.share is None else self.share.take(self.segments))
+
+    def rotated(self, position: Position, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [B,T,N,R] and keys [B,T,K,R] of the tokens, rotated for the length that their sequences have."""
+        return position.rotate_in(q, k, self.positions, self.declared)
