@@ -7,7 +7,7 @@ of unequal length the shorter are padded on the left, so that all rows grow toge
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from math import prod
 from typing import ClassVar
 
@@ -22,10 +22,14 @@ Where = slice | Tensor  # indices along the length
 
 
 class Exact:
-    """Unquantised values, [B,length,*shape]."""
+    """Unquantised values, [B,length,*shape].
+
+    In memory a head's tokens lie side by side, [B,K,length,H], so that attention to them reads memory in order.
+    """
 
     def __init__(self, batch: int, length: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
-        self.numbers = torch.zeros(batch, length, *shape, dtype=dtype, device=device)
+        *heads, width = shape
+        self.numbers = torch.zeros(batch, *heads, length, width, dtype=dtype, device=device).movedim(-2, 1)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors held, by name suffix."""
@@ -33,7 +37,7 @@ class Exact:
 
     def take(self, rows: Tensor) -> None:
         """Keep the rows of these indices, which may occur several times."""
-        self.numbers = self.numbers[rows]
+        self.numbers = self.numbers.movedim(1, -2)[rows].movedim(-2, 1)
 
     def write(self, where: Where, values: Tensor) -> None:
         """Store values [B,T,*shape] at T indices."""
@@ -224,6 +228,11 @@ class Cache:
         indices = self.indices(device)[None]
         return indices if self.padding is None else (indices - self.padding[:, None]).clamp(min=0)
 
+    def alike(self) -> Hashable | None:
+        """Equal for the caches of a batch that hold the same tokens at the same indices; None for one of a class whose
+        indices are unknown here."""
+        return (self.length,) if type(self).indices is Cache.indices else None
+
     def segments(self) -> Tensor | None:
         """[B,S]: the document of each token that ``append`` returned last; None: each row is one document."""
         return None
@@ -285,6 +294,9 @@ class Ring(Cache):
             seen.append(torch.cat((store.read(before), store.rounded(values)), 1))
             store.write(kept, values[:, -len(kept) :])
         return tuple(seen)
+
+    def alike(self) -> Hashable | None:
+        return (self.length, self.room, self._answered) if type(self).indices is Ring.indices else None
 
     def indices(self, device: torch.device) -> Tensor:
         if self._answered is not None:

@@ -199,7 +199,7 @@ class Decoder(nn.Module):
             embedded = self.look_up(tokens, pictures)
         x = self.position.embed(self.look_up(own) if embedded is None else take(embedded), take(positions))
         routings: list[Routing | None] = []
-        given = Pass(positions, segments, carry={}, tokens=own, share=share)
+        given = Pass(positions, segments, carry={}, tokens=own, share=share, made={} if caches else None)
         for i, layer in enumerate(self.layers):
             cache, chosen = caches[i] if caches else None, None if experts is None else experts[i]
             ends = i == 0, i == len(self.layers) - 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from blocks.share import Share
 
 Losses = dict[str, Tensor]
+M = TypeVar("M")
 
 
 class Pass(NamedTuple):
@@ -36,6 +38,7 @@ class Pass(NamedTuple):
         tokens: [B,T] ids, for gates that route by them
         experts: those of an earlier routing of this layer, to be weighed again (``Gating.forward``)
         share: where the tokens of a sequence are spread over ranks
+        made: what the layers of a pass with caches make alike, such as masks, by name (``once``); None: each its own
     """
 
     positions: Tensor
@@ -46,6 +49,16 @@ class Pass(NamedTuple):
     tokens: Tensor | None = None
     experts: Tensor | None = None
     share: Share | None = None
+    made: dict[Hashable, Any] | None = None
+
+    def once(self, name: Hashable, make: Callable[[], M]) -> M:
+        """What ``make`` returns, made by the first layer of the pass that asks for it under this name."""
+        if self.made is None:
+            return make()
+        if name not in self.made:
+            self.made[name] = make()
+        found: M = self.made[name]
+        return found
 
     @property
     def declared(self) -> int:

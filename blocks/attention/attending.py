@@ -46,7 +46,7 @@ def attend(
     all_seen = selector is None or selector.takes_all(S)
     asked = None if selector is None else Asked(x, latent, q, given.positions, given.declared)
     if cache is None:
-        bias, segments = score_terms(block.position, given.positions, given.segments, None)
+        bias, segments = score_terms(block.position, given)
         bias = _selected(block, asked, given, next(iter(held.values())), shape, index, segments, bias)
         return _whole(block, q, parts(held), bias, segments)
 
@@ -63,7 +63,7 @@ def attend(
     rounded = {} if absorbed is None else {"multiple": key_multiple(q.dtype, q.device)}
     longer: Sequence[Tensor] = cache.append(*new, **rounded)
     stored = longer if absorbed is None else [t[:, :S] for t in longer]
-    bias, segments = score_terms(block.position, given.positions, None, cache)
+    bias, segments = score_terms(block.position, given)
     bias = _selected(block, asked, given, stored[0], shape, tuple(stored[len(held) :]), segments, bias)
     y = None if all_seen or cache.spread else _on_few(block, q, stored[: len(held)], shape, bias, up)
     if y is not None:

@@ -5,39 +5,38 @@ from __future__ import annotations
 from torch import Tensor
 
 from blocks.cache import Cache
+from blocks.forward_pass import Pass
 from blocks.kernels.choice import Kernels
 from blocks.kernels.long_attention import Bias, Read, attention_in_parts, suits
 from blocks.kernels.scoring import Slopes, dense
 from blocks.position.base import Position
 
 
-def score_bias(position: Position, positions: Tensor, cache: Cache | None) -> Tensor | None:
+def score_bias(position: Position, given: Pass) -> Tensor | None:
     """Additive score bias [B|1,N|1,T,S]: the position's bias, and −∞ on a cache's padding and on other documents of a
     cache that has several; None if there is nothing.
 
-    Args:
-        positions: [B|1,T] of the queries
-        cache: the cache whose last ``append`` gave the keys; None if the keys are those of the queries' tokens
+    The keys are those that the last ``append`` to the cache gave, or without one those of the queries' tokens.
     """
-    padding = None if cache is None else cache.padding_bias(positions.shape[1])
-    return dense(_padded(_position_bias(position, positions, cache), padding))
+    return dense(_padded(_position_bias(position, given), padding_bias(given)))
 
 
-def score_terms(
-    position: Position, positions: Tensor, segments: Tensor | None, cache: Cache | None
-) -> tuple[Tensor | Slopes | None, Tensor | None]:
+def score_terms(position: Position, given: Pass) -> tuple[Tensor | Slopes | None, Tensor | None]:
     """``bias`` and ``segments`` of a ``Scoring``: those of ``score_bias``, but a cache's documents are not in the bias,
-    and slopes stay what they are: a tensor of either is as large as all scores.
+    and slopes stay what they are: a tensor of either is as large as all scores."""
+    bias = _position_bias(position, given)
+    if given.cache is None:
+        return bias, given.segments
+    documents = given.cache.segments()
+    return (bias if documents is not None else _padded(bias, padding_bias(given))), documents
 
-    Args:
-        positions, segments: of the queries, [B|1,T] and [B,T]
-        cache: as in ``score_bias``
-    """
-    bias = _position_bias(position, positions, cache)
-    if cache is None:
-        return bias, segments
-    documents = cache.segments()
-    return (bias if documents is not None else _padded(bias, cache.padding_bias(positions.shape[1]))), documents
+
+def padding_bias(given: Pass) -> Tensor | None:
+    """``Cache.padding_bias`` of the tokens of a pass, made once for all layers whose caches hold the same tokens."""
+    cache, T = given.cache, given.positions.shape[1]
+    if cache is None or cache.padding is None or cache.alike() is None:
+        return None if cache is None else cache.padding_bias(T)
+    return given.once(("padding", cache.alike()), lambda: cache.padding_bias(T))
 
 
 def _padded(bias: Tensor | Slopes | None, padding: Tensor | None) -> Tensor | Slopes | None:
@@ -47,7 +46,8 @@ def _padded(bias: Tensor | Slopes | None, padding: Tensor | None) -> Tensor | Sl
     return padding if found is None else found + padding
 
 
-def _position_bias(position: Position, positions: Tensor, cache: Cache | None) -> Tensor | Slopes | None:
+def _position_bias(position: Position, given: Pass) -> Tensor | Slopes | None:
+    positions, cache = given.positions, given.cache
     if cache is None:
         return position.bias(positions, positions)
     shifts = type(position).bias is not Position.bias  # avoids a tensor as long as the cache

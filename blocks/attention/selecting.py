@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.cache import Cache
+from blocks.attention.biases import padding_bias
 from blocks.carry import Carry
 from blocks.forward_pass import Pass
 from blocks.kernels.attention import visible
@@ -62,7 +62,7 @@ def selected(
     if takes_all and not (learns or spread):
         _leave(carry, None, 0)
         return bias
-    held = _held(asked, stored, expand, slots, segments, cache)
+    held = _held(asked, stored, expand, slots, segments, given)
     if carry is not None and CHOSEN in carry:
         held = held._replace(before=carry[CHOSEN][..., : stored.shape[1]].transpose(1, 2))
     chosen = None if takes_all else selector(asked, held)
@@ -94,12 +94,12 @@ def _held(
     expand: Callable[[Tensor], Tensor],
     slots: tuple[Tensor, ...],
     segments: Tensor | None,
-    cache: Cache | None,
+    given: Pass,
 ) -> Held:
-    T, S, device = asked.q.shape[1], stored.shape[1], stored.device
+    T, S, device, cache = asked.q.shape[1], stored.shape[1], stored.device, given.cache
     seen = visible(T, S, device, segments)[:, 0]
     positions = asked.positions if cache is None else cache.positions(device)
-    if cache is not None and (padding := cache.padding_bias(T)) is not None:
+    if cache is not None and (padding := padding_bias(given)) is not None:
         seen = seen & (padding[:, 0] == 0)
     places = _places(S, segments, None if cache is None else cache.padding, device)
     return Held(stored, expand, slots, positions, places, seen, segments is not None)

@@ -40,7 +40,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tenso
     window = None if window is None or window >= S else window
     plain = scoring._replace(window=window).plain
     mask: Any = None
-    if not plain or 1 < T < S:
+    if T == 1 and bias is not None and segments is None and window is None and sinks is None:
+        mask, bias = bias.to(q.dtype), None  # one query sees every key
+    elif not plain or 1 < T < S:
         mask = _lower_right(T, S) if plain and q.is_cuda else visible(T, S, q.device, segments, window)
     if bias is not None:
         mask = bias.to(q.dtype).masked_fill(~mask, float("-inf"))

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from blocks.attention.selecting import _held
 from blocks.compose import check, compose
 from blocks.decoder import Decoder
+from blocks.forward_pass import Pass
 from blocks.kernels.few_keys import few
 from blocks.selector import indexer
 from blocks.selector.base import Asked, Held, highest
@@ -180,7 +181,7 @@ def chosen_by(block: Any, x: Tensor, q: Tensor, k: Tensor) -> Tensor:
     """What a selector chooses for tokens x [B,T,D], queries [B,T,N,H] and keys [B,T,K,H]: [B,N|1,T,T]."""
     asked = Asked(x, x, q, torch.arange(x.shape[1])[None], x.shape[1])
     slots = block.remember(x, asked.positions, asked.declared)
-    return block(asked, _held(asked, k, lambda keys: keys, slots, None, None))
+    return block(asked, _held(asked, k, lambda keys: keys, slots, None, Pass(asked.positions)))
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from blocks.attention.biases import score_bias
 from blocks.cache import Cache
 from blocks.compose import compose
 from blocks.decoder import Decoder
+from blocks.forward_pass import Pass
 from blocks.kernels import latent_attention
 from blocks.position.base import Position
 from registry import register
@@ -117,14 +118,13 @@ def plug_in(blocks_of_the_module: None) -> Iterator[None]:
             self.project = nn.Linear(d_model, 3 * d_model, bias=False)
             self.output = nn.Linear(d_model, d_model, bias=False)
 
-        def forward(
-            self, x: Tensor, positions: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None
-        ) -> Tensor:
+        def forward(self, x: Tensor, given: Pass) -> Tensor:
+            segments, cache = given.segments, given.cache
             q, k, v = self.project(x).unflatten(-1, (-1, self.head_dim)).chunk(3, 2)
-            q, k = self.position.rotate(q, k, positions)
+            q, k = self.position.rotate(q, k, given.positions)
             k, v = (k, v) if cache is None else cache.append(k, v)
             scores = torch.einsum("btnh,bsnh->bnts", q, k) / self.head_dim**0.5
-            bias = score_bias(self.position, positions, cache)
+            bias = score_bias(self.position, given)
             scores = scores if bias is None else scores + bias
             hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(k.shape[1] - q.shape[1] + 1)[None, None]
             if segments is not None:
