@@ -34,6 +34,7 @@ PROMISED = {  # at 8k tokens of context: ours ÷ a library's latent attention, t
     ("litgpt", 8): 8.0,
 }
 PREFILL = 3.0  # times transformers' latent attention
+DENSE = 1.05  # times a library's Llama, by our dense model, in every cell
 EQUAL = 1e-5  # difference between decoded and full-pass logits, relative to the largest
 
 
@@ -214,6 +215,11 @@ def tabulate(
             if lead is not None:
                 name = f"{kind} · {title} · {where}: ours ÷ {c.label}"
                 ratios.append(Ratio(name, lead, bound=_bound(shape, dtype, c, kind, context, batch)))
+            if c.family == "dense" and c.maker != "ours" and c.tuned:
+                ours = next((o.label for o in found if o.maker == "ours" and o.family == "dense" and o.tuned), "")
+                if (like := paired(rate.get(ours, {}), rate[c.label])) is not None:
+                    bound = DENSE if (shape.name, dtype) == ("small", "fp32") else None
+                    ratios.append(Ratio(f"{kind} · {title} · {where}: ours dense ÷ {c.label}", like, bound=bound))
             if c.maker == "ours" and kind == "decode" and own:
                 due = formula(shape, c, batch, context, dtype)
                 off = abs(own[max(own)]["cache_bytes"] / due - 1)
