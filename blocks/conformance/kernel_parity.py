@@ -58,10 +58,11 @@ class KernelCase:
         if device is None:
             return Outcome("not applicable", "runs on none of the devices that are here")
         given = self._given(device, self.dtype)
-        if implementation.takes is not None and not implementation.takes(*given):
-            return Outcome("not applicable", "does not take such a call, which falls through to another")
         wide = torch.float64 if self.dtype == torch.float32 and device.type == "cpu" else torch.float32
-        error = greatest_error(implementation.call, _REFERENCES[self.kernel], given, wide)
+        with torch.set_grad_enabled(any(t.requires_grad for t in _tensors(given))):
+            if implementation.takes is not None and not implementation.takes(*given):
+                return Outcome("not applicable", "does not take such a call, which falls through to another")
+            error = greatest_error(implementation.call, _REFERENCES[self.kernel], given, wide)
         if not error <= BOUNDS[self.dtype]:
             return Outcome("failed", f"differs from the reference by {error:.1e} of its norm")
         return Outcome("passed", "")
@@ -122,7 +123,7 @@ def _results(call: Callable[..., Any], given: Given) -> list[Tensor]:
     first = out[0] if isinstance(out, tuple) else out
     weigh = torch.linspace(-1.0, 2.0, first.numel(), dtype=first.dtype, device=first.device).view_as(first)
     learnt = [t for t in _tensors(given) if t.requires_grad]
-    return [first.detach(), *torch.autograd.grad((first * weigh).sum(), learnt)]
+    return [first.detach(), *(torch.autograd.grad((first * weigh).sum(), learnt) if learnt else ())]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -178,6 +179,8 @@ def _attention(draw: Draw) -> Iterator[tuple[str, Given]]:
     yield "learnt bias", (*heads(13), Scoring(0.3, bias=draw(1, 4, 13, 13)))
     yield "sinks", (*heads(13), Scoring(0.3, sinks=draw(4)))
     yield "soft cap", (*heads(13), Scoring(0.3, softcap=2.0))
+    cached = draw(2, 1, 4, 16), draw(2, 2, 13, 16).transpose(1, 2), draw(2, 2, 13, 16).transpose(1, 2)
+    yield "last token, of a cache", (*(t.detach() for t in cached), Scoring(0.3, bias=draw(2, 1, 1, 13).detach()))
 
 
 def _encoder_attention(draw: Draw) -> Iterator[tuple[str, Given]]:

@@ -10,6 +10,7 @@ from torch.backends.cuda import SDPAParams
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from blocks.kernels import one_query
 from blocks.kernels.blocked_attention import blocked_attention, suits
 from blocks.kernels.scoring import Scoring, dense
 from blocks.kernels.seam import kernel
@@ -78,6 +79,7 @@ def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor
     return y.transpose(1, 2)
 
 
+kernel("attention", "one_query", devices=("cpu",), takes=one_query.suits, order=11)(one_query.one_query)
 kernel("attention", "blocked", devices=("cpu",), takes=suits, order=10)(blocked_attention)
 
 

@@ -29,6 +29,10 @@ from blocks.kernels.seam import as_written
 # each tile of at most 32 keys. Forward and backward of 64 tokens, 48 × 4 heads of 16 on a Zen 4 core, take 2.7 ms by a
 # block and 24 by tiles (fp32), 2.1 and 15 (bf16); by MKL, 3.4 and 3.3.
 SHORTEST_BY_ONEDNN = 32
+# Tokens of a whole sequence in fp32 up to which blocks win; in low precision they do at every length. On two Zen 5
+# cores, heads of 64, torch's time for a block's: at 512 tokens 1.2 and with the gradient 1.6, at 1,024 .83 and .96, at
+# 4,096 .77 and .79; in bf16 2.2 and 1.8 at 4,096, 2.1 and 1.7 at 16,384.
+LONGEST_WHOLE = 1024
 SCORES = 2**22  # bytes of a block's scores, the limit of batching sequences
 MOST = 2**25  # bytes of a block's scores beyond LONGEST, or of one head's
 KEPT = 512  # longest sequence whose weights are kept for the backward pass, less memory than the rest of a layer
@@ -46,12 +50,14 @@ class _Block(NamedTuple):
 
 
 def suits(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> bool:
-    """Whether this implementation works and is faster here: on a CPU, and no long sequence that needs no mask."""
+    """Whether this implementation works and is faster here: on a CPU, and no long sequence in fp32 without a mask."""
     T, S = q.shape[1], k.shape[1]
     can = scoring.sinks is None and scoring.softcap is None and not scoring.learns_bias
     short = T == S and as_written() and multiplies_by_onednn(q.dtype)  # a compiler cannot ask which library it is
     shortest = SHORTEST_BY_ONEDNN if short else SHORTEST
-    return can and q.device.type == "cpu" and shortest <= T and (S <= LONGEST or not scoring.plain or T < S)
+    longest = LONGEST_WHOLE if torch.is_grad_enabled() else LONGEST_WHOLE - 1
+    wins = longest >= S or q.element_size() < 4 or not scoring.plain or T < S
+    return can and q.device.type == "cpu" and shortest <= T and wins
 
 
 def _blocks(q: Tensor, S: int, segments: Tensor | None, window: int | None) -> list[_Block]:

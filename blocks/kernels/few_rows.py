@@ -52,11 +52,13 @@ def few(x: Tensor, weight: Tensor) -> bool:
 
 
 def reads_fast(x: Tensor) -> bool:
-    """Whether MKL reads matrices faster for such rows: in fp32, on processors where that was measured.
+    """Whether MKL reads matrices faster for such rows: in plain fp32, on processors where that was measured."""
+    return is_plain(x) and _pays()
 
-    False with gradients or a compiler.
-    """
-    if torch.is_grad_enabled() or x.dtype != torch.float32 or not (x.is_cpu and _pays()):
+
+def is_plain(x: Tensor) -> bool:
+    """Whether x is fp32 on a CPU, without gradients, autocast or a compiler, so that its products can be redirected."""
+    if torch.is_grad_enabled() or x.dtype != torch.float32 or not x.is_cpu:
         return False
     return not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
 
