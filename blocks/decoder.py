@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from blocks.attention.base import Attention, empty_cache
 from blocks.base import Block
@@ -58,8 +59,11 @@ class Layer(nn.Module):
 
         def feed(h: Tensor) -> Tensor:
             nonlocal routing
-            y, routing = self.ffn(h, given)
-            return y
+            if (n := given.needed or h.shape[1]) >= h.shape[1]:
+                y, routing = self.ffn(h, given)
+                return y
+            y, routing = self.ffn(h[:, -n:], given.of_last(n))
+            return F.pad(y, (0, 0, h.shape[1] - n, 0))
 
         first, last = ends  # here, where strategies that shard a layer gather its weights
         x = self.residual(self.residual.open(x) if first else x, attend, feed)
@@ -198,15 +202,41 @@ class Decoder(nn.Module):
         if pictures is not None:
             embedded = self.look_up(tokens, pictures)
         x = self.position.embed(self.look_up(own) if embedded is None else take(embedded), take(positions))
-        routings: list[Routing | None] = []
-        given = Pass(positions, segments, carry={}, tokens=own, share=share, made={} if caches else None)
-        for i, layer in enumerate(self.layers):
-            cache, chosen = caches[i] if caches else None, None if experts is None else experts[i]
-            ends = i == 0, i == len(self.layers) - 1
-            x, routing, carry = layer(x, given._replace(cache=cache, experts=chosen), ends)
-            given = given._replace(carry=carry)
-            routings.append(routing)
+        given = Pass(positions, segments, tokens=own, share=share, made={} if caches else None)
+        x, routings = self._through_layers(x, given, caches, experts)
         return self.norm(x), routings
+
+    def last_hidden(self, tokens: Tensor, caches: Sequence[Cache], embedded: Tensor | None = None) -> Tensor:
+        """``hidden`` of the last token alone, [B,1,D], which reading a prompt asks for.
+
+        Of the tokens before it the last layer computes what its cache remembers: an attention by scores and a
+        feed-forward block leave out the rest, unless a block lets later tokens change what earlier ones get.
+        """
+        causal = all(block.causal for block in self.layers[-1].modules() if isinstance(block, Block))
+        positions = _next_positions(tokens, caches[0])
+        x = self.position.embed(self.look_up(tokens) if embedded is None else embedded, positions)
+        given = Pass(positions, tokens=tokens, made={})
+        x, _ = self._through_layers(x, given, caches, None, needed=1 if causal else None)
+        return self.norm(x[:, -1:])
+
+    def _through_layers(
+        self,
+        x: Tensor,
+        given: Pass,
+        caches: Sequence[Cache] | None,
+        experts: Sequence[Tensor | None] | None,
+        needed: int | None = None,
+    ) -> tuple[Tensor, list[Routing | None]]:
+        """Input of the first layer → output of the last, and the routing in each layer."""
+        routings: list[Routing | None] = []
+        carry: Carry = {}
+        for i, layer in enumerate(self.layers):
+            ends = i == 0, i == len(self.layers) - 1
+            cache, chosen = caches[i] if caches else None, None if experts is None else experts[i]
+            own = given._replace(cache=cache, experts=chosen, carry=carry, needed=needed if ends[1] else None)
+            x, routing, carry = layer(x, own, ends)
+            routings.append(routing)
+        return x, routings
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed negative log-likelihood in nats of targets [B,T] (−100: not scored) given hidden [B,T,D]."""

@@ -38,6 +38,8 @@ class Pass(NamedTuple):
         tokens: [B,T] ids, for gates that route by them
         experts: those of an earlier routing of this layer, to be weighed again (``Gating.forward``)
         share: where the tokens of a sequence are spread over ranks
+        needed: number of last tokens that are asked for in the end, given to the last layer of a pass with caches: of
+            those before them it need compute no more than what is remembered. None: all
         made: what the layers of a pass with caches make alike, such as masks, by name (``once``); None: each its own
     """
 
@@ -49,7 +51,13 @@ class Pass(NamedTuple):
     tokens: Tensor | None = None
     experts: Tensor | None = None
     share: Share | None = None
+    needed: int | None = None
     made: dict[Hashable, Any] | None = None
+
+    def of_last(self, n: int) -> Pass:
+        """What is known of the last n tokens alone, where rows are single documents."""
+        tokens = None if self.tokens is None else self.tokens[:, -n:]
+        return self._replace(positions=self.positions[:, -n:], tokens=tokens, needed=None)
 
     def once(self, name: Hashable, make: Callable[[], M]) -> M:
         """What ``make`` returns, made by the first layer of the pass that asks for it under this name."""

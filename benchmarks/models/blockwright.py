@@ -31,8 +31,7 @@ class Ours(Model):
         self.caches = self.decoder.new_caches(batch, length)
 
     def prefill(self, tokens: Tensor) -> Tensor:
-        hidden, _ = self.decoder.hidden(tokens, caches=self.caches)
-        return self.decoder.logits(hidden[:, -1])
+        return self.decoder.logits(self.decoder.last_hidden(tokens, self.caches)[:, -1])
 
     def fill(self, context: int) -> None:
         for cache in self.caches:

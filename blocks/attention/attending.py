@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from blocks.attention.beside import Beside, attend_beside
 from blocks.attention.biases import attend_in_parts, reads_in_parts, score_terms
@@ -14,6 +15,7 @@ from blocks.attention.latents import Bias, by_heads, bytes_of_a_head, queries_of
 from blocks.attention.mistakes import expanded, refuse_call, refuse_other_shapes
 from blocks.attention.remembered import Held, Layout, layout, parts, side_by_side
 from blocks.attention.selecting import remembered, selected
+from blocks.cache import Cache
 from blocks.forward_pass import Pass
 from blocks.kernels import few_keys, latent_attention
 from blocks.kernels.few_rows import by_mkl, reads_fast
@@ -38,22 +40,36 @@ def attend(
         refuse_call(block, x, q, held)
     if beside is not None:
         return attend_beside(block, given, q, parts(held)[0], beside)
-    shape = layout(held)
-    if cache is not None and not (cache.spread or cache.length):
-        refuse_other_shapes(block, block.remembered(), shape)
-    S = T if cache is None else cache.length + T
-    selector, index = block.selector, remembered(block.selector, x, given)
-    all_seen = selector is None or selector.takes_all(S)
-    asked = None if selector is None else Asked(x, latent, q, given.positions, given.declared)
+    shape, index = layout(held), remembered(block.selector, x, given)
     if cache is None:
         bias, segments = score_terms(block.position, given)
+        asked = _asked(block, x, latent, q, given)
         bias = _selected(block, asked, given, next(iter(held.values())), shape, index, segments, bias)
         return _whole(block, q, parts(held), bias, segments)
-
+    if not (cache.spread or cache.length):
+        refuse_other_shapes(block, block.remembered(), shape)
     new = *map(side_by_side, held.values()), *index
+    if (n := min(given.needed or T, T)) < T:
+        x, latent, q, given = x[:, -n:], latent[:, -n:], q[:, -n:], given.of_last(n)
+    y = _to_cache(block, _asked(block, x, latent, q, given), given, q, cache, new, shape)
+    return y if n == T else F.pad(y, (0, 0, 0, 0, T - n, 0))
+
+
+def _asked(block: Scored, x: Tensor, latent: Tensor, q: Tensor, given: Pass) -> Asked | None:
+    return None if block.selector is None else Asked(x, latent, q, given.positions, given.declared)
+
+
+def _to_cache(
+    block: Scored, asked: Asked | None, given: Pass, q: Tensor, cache: Cache, new: tuple[Tensor, ...], shape: Layout
+) -> Tensor:
+    """Attention of the last T tokens to a cache, after all new ones are appended to it."""
+    T, n_new, slots = q.shape[1], new[0].shape[1], len(shape.shapes)
+    S = cache.length + n_new
+    all_seen = block.selector is None or block.selector.takes_all(S)
     up = None if cache.spread or block.scores is not None or block.window is not None else block.up()
-    absorbed = up if up is not None and absorbs(T, S, *widths(q, up, parts(held)[1])) else None
-    if absorbed is None and all_seen and block.scores is None and reads_in_parts(block.kernels, cache, T):
+    absorbed = up if up is not None and absorbs(T, S, *widths(q, up, shape)) else None
+    expands = absorbed is None or T < n_new  # no tensor may grow with a long prompt, for the last token either
+    if expands and all_seen and block.scores is None and reads_in_parts(block.kernels, cache, n_new):
 
         def read(tokens: slice) -> tuple[Tensor, Tensor]:
             return block.expand(shape.apart(cache.read(tokens)))
@@ -64,8 +80,8 @@ def attend(
     longer: Sequence[Tensor] = cache.append(*new, **rounded)
     stored = longer if absorbed is None else [t[:, :S] for t in longer]
     bias, segments = score_terms(block.position, given)
-    bias = _selected(block, asked, given, stored[0], shape, tuple(stored[len(held) :]), segments, bias)
-    y = None if all_seen or cache.spread else _on_few(block, q, stored[: len(held)], shape, bias, up)
+    bias = _selected(block, asked, given, stored[0], shape, tuple(stored[slots:]), segments, bias)
+    y = None if all_seen or cache.spread else _on_few(block, q, stored[:slots], shape, bias, up)
     if y is not None:
         return y
     if absorbed is None:

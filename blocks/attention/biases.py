@@ -36,7 +36,7 @@ def padding_bias(given: Pass) -> Tensor | None:
     cache, T = given.cache, given.positions.shape[1]
     if cache is None or cache.padding is None or cache.alike() is None:
         return None if cache is None else cache.padding_bias(T)
-    return given.once(("padding", cache.alike()), lambda: cache.padding_bias(T))
+    return given.once(("padding", T, cache.alike()), lambda: cache.padding_bias(T))
 
 
 def _padded(bias: Tensor | Slopes | None, padding: Tensor | None) -> Tensor | Slopes | None:

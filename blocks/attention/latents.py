@@ -17,25 +17,25 @@ from blocks.kernels.scoring import Slopes, of_heads
 Bias = Tensor | Slopes | None
 
 
-def widths(q: Tensor, up: Tensor, shared: Tensor) -> tuple[int, int, int, int]:
+def widths(q: Tensor, up: Tensor, shape: Layout) -> tuple[int, int, int, int]:
     """The widths C, R, n, V of ``Scored.up``."""
-    R = shared.shape[-1]
+    _, (R,) = next(iter(shape.shapes.values()))
     n = q.shape[-1] - R
     return up.shape[2], R, n, up.shape[1] - n
 
 
 def queries_of_latents(q: Tensor, up: Tensor, shape: Layout) -> tuple[Tensor, Tensor]:
     """Queries [B,T,N,n+R] → [B,T,N,C+R], and the value matrices of the heads, [N,V,C]."""
-    R = next(iter(shape.shapes.values()))[1][-1]
-    n = q.shape[-1] - R
+    _, R, n, _ = widths(q, up, shape)
     own, rest = q.split((n, R), -1)
     return torch.cat((into_latents(own, up[:, :n]), rest), -1), up[:, n:]
 
 
 def bytes_of_a_head(q: Tensor, up: Tensor, parts: Sequence[Tensor]) -> int:
     """Of its keys and values, expanded from latents [B,S,C]."""
-    latent, shared = parts
-    _, R, n, V = widths(q, up, shared)
+    latent, R = parts[0], parts[1].shape[-1]
+    n = q.shape[-1] - R
+    V = up.shape[1] - n
     return latent[..., 0].numel() * (n + R + V) * latent.element_size()
 
 
@@ -54,7 +54,8 @@ def by_heads(
         up: [N,n+V,C]
     """
     latent, shared = parts
-    _, _, n, V = widths(q, up, shared)
+    n = q.shape[-1] - shared.shape[-1]
+    V = up.shape[1] - n
 
     def some(up: Tensor, q: Tensor, bias: Bias) -> Tensor:
         return attend(q, *of_latents(F.linear(latent, up.flatten(0, 1)), shared, n, V), bias)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import random
 from collections.abc import Iterable, Mapping
@@ -16,10 +17,11 @@ from blocks.attention.scored import Scored
 from blocks.base import Block, Placement
 from blocks.compose import assemble, check, compose
 from blocks.conformance.behaviour import BOUND, CACHED, states
-from blocks.conformance.setting import Setting, shown, tokens
+from blocks.conformance.setting import MODEL, Setting, shown, tokens
 from blocks.conformance.verdict import ExemptError, PromiseError, must, must_agree
 from blocks.cost import count_parameters
 from blocks.decoder import Decoder
+from blocks.forward_pass import Pass
 from blocks.gating.base import Gating
 from blocks.initialise import initialise
 from blocks.kernels.grouped_matmul import FLOPS
@@ -195,8 +197,9 @@ def compiling(setting: Setting) -> None:
 
 
 def parallel_plan(setting: Setting) -> None:
-    """The plan places every own parameter (``replicate`` if not split) and nothing else, and every parameter has the
-    dimensions that its placement splits."""
+    """The plan places every own parameter (``replicate`` if not split) and nothing else, every parameter has the
+    dimensions that its placement splits, and what two ranks compute of an attention or a dense ffn adds up: each has
+    whole heads, with the queries, keys and values that belong together."""
     needs = {"column": 1, "row": 2, "expert": 2, "replicate": 0}
     for block in setting.instances(compose(setting.model(), device="meta")).values():
         own, plan = dict(own_parameters(block)), block.parallel_plan()
@@ -208,6 +211,42 @@ def parallel_plan(setting: Setting) -> None:
             must(placement in get_args(Placement), f"{name} is {placement!r}, not one of {get_args(Placement)}")
             fits = own[name].ndim >= needs[placement]
             must(fits, f"{name} {tuple(own[name].shape)} cannot be split as {placement!r}")
+    if setting.kind in ("attention", "ffn"):
+        for block in setting.instances(compose(setting.model()).double().eval()).values():
+            _halves_add_up(block)
+
+
+def _halves_add_up(block: Block) -> None:
+    """Where a block runs with half of each split parameter, as tensor parallelism tries, two halves give the whole."""
+    x = torch.randn(2, 7, MODEL["d_model"], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    given, halves = (
+        Pass(torch.arange(7)[None], tokens=torch.arange(14).view(2, 7)),
+        (copy.deepcopy(block), copy.deepcopy(block)),
+    )
+    split = False
+    for path, module in block.named_modules():
+        for name, placement in module.parallel_plan().items() if isinstance(module, Block) else ():
+            whole = module.get_parameter(name)
+            if placement == "expert" or (placement in ("column", "row") and whole.shape[placement == "row"] % 2):
+                return
+            if placement == "replicate":
+                if name.endswith("bias"):  # each rank adds it
+                    whole.data.zero_()
+                parts = whole, whole
+            else:
+                split, parts = True, whole.chunk(2, int(placement == "row"))
+            for half, part in zip(halves, parts, strict=True):
+                half.get_submodule(path).get_parameter(name).data = part.data
+    if not split:
+        return
+    with torch.no_grad():
+        try:
+            found = [half(x, given) for half in halves]
+        except (RuntimeError, ValueError, IndexError):  # it is not split, but computed whole by each rank
+            return
+        one, other, whole = (y[0] if isinstance(y, tuple) else y for y in (*found, block(x, given)))
+    if one.shape == whole.shape:
+        must_agree(one + other, whole, 1e-9, "the sum of what two ranks compute")
 
 
 def own_parameters(block: nn.Module, prefix: str = "") -> Iterable[tuple[str, nn.Parameter]]:

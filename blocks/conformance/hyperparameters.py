@@ -13,7 +13,7 @@ from blocks.conformance.alternatives import Node, valid
 from blocks.conformance.behaviour import states
 from blocks.conformance.construction import move_gates
 from blocks.conformance.setting import Setting, shown, tokens
-from blocks.conformance.verdict import ExemptError, must
+from blocks.conformance.verdict import ExemptError, PromiseError, must
 from blocks.decoder import Decoder
 from registry.schema import Parameter
 
@@ -48,7 +48,12 @@ def _matters(setting: Setting, p: Parameter, usual: list[Any]) -> bool:
     for others, few in itertools.chain([(node, MANY)], ((beside, FEW) for beside in _beside(setting, node, p))):
         base = usual if others is node else _trace(setting, others)
         for value in itertools.islice(valid(setting, others, p), few):
-            if not _same(base, _trace(setting, {**others, p.name: value})):
+            try:
+                other = _trace(setting, {**others, p.name: value})
+            except Exception as error:
+                said = " ".join(str(error).split())
+                raise PromiseError(f"with {p.name}={value}: {type(error).__name__}: {said[:400]}") from error
+            if not _same(base, other):
                 return True
     return False
 

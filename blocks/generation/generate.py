@@ -152,10 +152,12 @@ def prefill(
     """Feed tokens [B,T], with the pictures at their places, into the caches in chunks → fp32 logits for the token after
     the last, [B,V].
 
-    The head is applied to the last token only: logits of a long prompt would be larger than everything else. Pictures
-    are embedded before the prompt is split.
+    The head is applied to the last token only: logits of a long prompt would be larger than everything else. Of the
+    others the last layer computes what its cache remembers. Pictures are embedded before the prompt is split.
     """
-    return read(decoder, tokens, caches, chunk, pictures)[0]
+    for part, x in _parts(decoder, tokens, chunk, pictures):
+        hidden = decoder.last_hidden(part, caches, x)
+    return decoder.logits(hidden[:, -1]).float()
 
 
 def read(
@@ -167,11 +169,18 @@ def read(
 ) -> tuple[Tensor, list[Tensor]]:
     """``prefill`` that also returns the experts chosen for the tokens, [B,T,k], of each layer that routes."""
     chosen: list[list[Tensor]] = []
-    embedded = [None] if pictures is None else decoder.look_up(tokens, pictures).split(chunk, 1)
-    for part, x in zip(tokens.split(chunk, 1), itertools.cycle(embedded)):
+    for part, x in _parts(decoder, tokens, chunk, pictures):
         hidden, routings = decoder.hidden(part, caches=caches, embedded=x)
         chosen.append([r.experts.unflatten(0, part.shape) for r in routings if r is not None])
     return decoder.logits(hidden[:, -1]).float(), [torch.cat(layer, 1) for layer in zip(*chosen, strict=True)]
+
+
+def _parts(
+    decoder: Decoder, tokens: Tensor, chunk: int, pictures: Pictures | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Some tokens of a prompt at a time, and their embeddings where there are pictures."""
+    embedded = [None] if pictures is None else decoder.look_up(tokens, pictures).split(chunk, 1)
+    return zip(tokens.split(chunk, 1), itertools.cycle(embedded))
 
 
 def check_lengths(decoder: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:

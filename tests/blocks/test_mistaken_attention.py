@@ -181,6 +181,23 @@ class PlacesTooLittle(Written):
         return {"query.weight": "column", "output.weight": "row"}
 
 
+class PartsHeadsThatBelongTogether(Written):
+    """The last head of queries uses the first of values, which another rank has."""
+
+    def __init__(self, d_model: int, position: Position) -> None:
+        super().__init__(d_model, position)
+        del self.both
+        self.key, self.value = (nn.Linear(d_model, 48, bias=False) for _ in range(2))
+
+    def given_to_attend(self, x: Tensor, given: Pass) -> tuple[Tensor, Any]:
+        q, k, v = (W(x).unflatten(-1, (-1, 12)) for W in (self.query, self.key, self.value))
+        q, k = given.rotated(self.position, q, k)
+        return q, {"k": k, "v": v.flip(2)}
+
+    def parallel_plan(self) -> Any:
+        return {**dict.fromkeys(("query.weight", "key.weight", "value.weight"), "column"), "output.weight": "row"}
+
+
 class IgnoresItsSelector(Written):
     def __init__(self, d_model: int, position: Position, selector: Selector | None = None) -> None:
         super().__init__(d_model, position)
@@ -217,6 +234,7 @@ TOLD: dict[type[Written], tuple[str, str]] = {
     LooksAhead: ("causality", "tokens before a change"),
     MixesRows: ("batch invariance", "by itself"),
     PlacesTooLittle: ("parallel plan", "it does not place both.weight"),
+    PartsHeadsThatBelongTogether: ("parallel plan", "the sum of what two ranks compute"),
     IgnoresItsSelector: ("memory", "the child chooses is built, and not attended with: set self.selector to it"),
     CountsPositionsItself: ("stepping", "chunks of"),
 }

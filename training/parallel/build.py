@@ -136,7 +136,8 @@ def build(
         _draw_own(decoder, sharding, rule)
     _fetch_ahead(decoder)
     # Training calls this, not forward. What it gathers stays until the backward pass: ``nll`` needs the head.
-    register_fsdp_forward_method(decoder, "hidden")
+    for method in ("hidden", "last_hidden"):
+        register_fsdp_forward_method(decoder, method)
     return decoder
 
 
