@@ -264,4 +264,5 @@ def begin(words: Tokenizer, option: str, remedy: str) -> int:
 def at_its_option(error: BlockError) -> ConfigError:
     names = {"new_tokens": "max-new-tokens"}
     option = names.get(error.parameter, error.parameter.replace("_", "-"))
-    return ConfigError(f"--{option}", error.value, error.rule, error.remedy)
+    remedy = error.remedy.replace(f"{error.parameter}=", f"--{option} ")
+    return ConfigError(f"--{option}", error.value, error.rule, remedy)

@@ -68,7 +68,7 @@ def _to_cache(
     all_seen = block.selector is None or block.selector.takes_all(S)
     up = None if cache.spread or block.scores is not None or block.window is not None else block.up()
     absorbed = up if up is not None and absorbs(T, S, *widths(q, up, shape)) else None
-    expands = absorbed is None or T < n_new  # no tensor may grow with a long prompt, for the last token either
+    expands = absorbed is None or n_new > T  # no tensor may grow with a long prompt, for the last token either
     if expands and all_seen and block.scores is None and reads_in_parts(block.kernels, cache, n_new):
 
         def read(tokens: slice) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch.nn import functional as F
 
 import registry
 from blocks.compose import compose
-from blocks.decoder import Decoder
+from blocks.decoder import Decoder, Layer
 from blocks.forward_pass import Pass
+from blocks.mtp import MTP
 
 CONFIGS = {
     "dense": {},
@@ -23,6 +25,11 @@ CONFIGS = {
     "alibi, post-norm": {"position": "alibi", "residual": "postnorm"},
     "mla, parallel": {"attention": "mla", "residual": "parallel", "norm": "layernorm"},
 }
+
+
+def test_layers_are_given_one_value_beside_the_states() -> None:
+    assert list(inspect.signature(Layer.forward).parameters) == ["self", "x", "given", "ends"]
+    assert list(inspect.signature(MTP.forward).parameters) == ["self", "embedded", "hidden", "given"]
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)

@@ -54,6 +54,15 @@ def _unreadable(error: BaseException, text: str, overrides: Sequence[str]) -> Co
     return ConfigError(where, "…", rule, "Fix that line; quote values that hold braces, colons or ${…} in {…}")
 
 
+def _several(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    if (found := re.search(r"Ambiguous value for argument '([^=]+)=(.*?)'\s", text)) is None:
+        return None
+    key, values = found.groups()
+    listed = "" if "/" in key else f". A list is written {key}=[{values}]"
+    rule = "a run has one value, and several are for a sweep"
+    return ConfigError(key, values, rule, f"Sweep over them: python train.py -m {key}={values}{listed}")
+
+
 def _unparsed(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
     if not isinstance(error, OverrideParseException):
         return None
@@ -222,7 +231,7 @@ def _null(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigEr
 
 
 READINGS = (
-    *(_unreadable, _unparsed, _no_name, _no_option, _no_group),
+    *(_unreadable, _several, _unparsed, _no_name, _no_option, _no_group),
     *(_there_already, _chosen_already, _unknown_key, _wrong_type, _null, _no_folder),
 )
 

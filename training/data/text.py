@@ -258,9 +258,11 @@ def expand(pattern: str) -> list[Path]:
     if files:
         return files
     is_glob = glob.has_magic(str(path))
+    searched = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
+    folder = next(parent for parent in (searched, *searched.parents) if parent.is_dir())
     rule = "the pattern matches no file" if is_glob else "there is no such file"
-    folder = next(parent for parent in path.parents if not glob.has_magic(str(parent)) and parent.is_dir())
-    if is_glob or folder == path.parent:
+    rule = rule if folder == searched else f"there is no folder {searched}"
+    if folder == searched:
         names = [entry.name for entry in sorted(folder.iterdir()) if entry.is_file()]
         looked_for = path.name
     else:  # a folder's name is wrong

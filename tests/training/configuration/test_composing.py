@@ -178,6 +178,15 @@ def test_search_without_optuna_names_its_extra(monkeypatch: pytest.MonkeyPatch) 
     assert refused.path == "hydra/sweeper" and "pip install 'blockwright[optuna]'" in str(refused)
 
 
+@pytest.mark.parametrize("override", ["seed=0,1", "model/attention=mha,gqa"])
+def test_several_values_without_a_sweep_name_the_sweep(override: str) -> None:
+    key, _, values = override.partition("=")
+    with pytest.raises(ConfigError) as caught:
+        compose_config([override], output_dir="x")
+    assert (caught.value.path, caught.value.value) == (key, values)
+    assert f"python train.py -m {override}" in caught.value.remedy
+
+
 def test_folder_of_configurations_that_is_not_there() -> None:
     refused = explain(HydraException("Additional config directory '/models' not found"), ["model=mine"])
     assert refused.path == "--config-dir" and refused.value == "/models" and "DIR/preset/NAME.yaml" in refused.remedy

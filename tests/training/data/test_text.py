@@ -175,7 +175,9 @@ def test_a_missing_file_is_refused_with_the_nearest_name(tmp_path):
 
 def test_a_missing_folder_is_refused_with_the_nearest_name(tmp_path):
     (tmp_path / "books").mkdir()
-    assert "Did you mean 'books'" in refusal(f"{tmp_path}/boks/a.txt")
+    for missing in ("a.txt", "*.txt"):
+        message = refusal(f"{tmp_path}/boks/{missing}")
+        assert "Did you mean 'books'" in message and f"there is no folder {tmp_path}/boks" in message
 
 
 def test_a_pattern_without_a_match_is_refused_with_what_is_there(tmp_path):

@@ -74,6 +74,10 @@ STREAMS = (
     DENSE.replace("residual: prenorm", "residual: mhc").replace("n_layers: 2", "n_layers: 3")
     + "values: value_residual\nmtp: {depth: 1, loss_weight: 0.3}\n"
 )
+# What crosses depth, and losses of attentions, both of which layers fill for those above them.
+CARRIED = DENSE.replace(
+    "n_kv_heads: 2}", "n_kv_heads: 2, selector: {name: dsa, n_heads: 4, head_dim: 8, top_k: 3}}"
+) + ("values: value_residual\n")
 SOURCES = STREAMS.replace("residual: mhc", "residual: {name: attention_residual, block: 2}")
 GUEST = (
     MOE.replace("{name: gqa, n_heads: 4, n_kv_heads: 2}", "{name: retention, n_heads: 4}")

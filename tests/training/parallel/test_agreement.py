@@ -14,6 +14,7 @@ from counting import Counted
 from many_ranks import (
     ALIBI,
     BIASED,
+    CARRIED,
     DEEPSEEK,
     DENSE,
     GPT,
@@ -72,9 +73,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "guest": (GUEST, {}),
     "streams": (STREAMS, {"packed": True, "task": {"activation_checkpointing": "full"}, "steps": 2}),
     "sources": (SOURCES, {"steps": 2}),
+    "carried": (CARRIED, {"packed": True, "task": {"activation_checkpointing": "full"}, "steps": 2}),
 }
 PAIR = [
-    *(("fsdp", case) for case in ("biased, packed, accumulated, recomputed", "muon", "sources")),
+    *(("fsdp", case) for case in ("biased, packed, accumulated, recomputed", "muon", "sources", "carried")),
     *(
         ("tp", case)
         for case in ("deepseek", "biases and tied embeddings", "heads that cannot be split", "guest", "streams")
