@@ -72,18 +72,18 @@ def empty_cache(
     return attention.new_cache(batch, length, dtype, device, bits)
 
 
-def even_heads(d_model: int, n_heads: int) -> int:
-    """Width of a head when d_model is divided evenly.
+def even_heads(d_model: int, n_heads: int, parts: int = 1) -> int:
+    """Width of a part of a head when d_model is divided evenly.
 
     Raises:
-        BlockError: n_heads does not divide d_model
+        BlockError: n_heads, times the parts of each, does not divide d_model
     """
-    if n_heads < 1 or d_model % n_heads:
+    if n_heads < 1 or d_model % (n_heads * parts):
         around = range(max(1, n_heads - 1000), n_heads + 1000)  # bounds the search for an absurd width
-        near = min((n for n in around if d_model % n == 0), key=lambda n: abs(n - n_heads), default=1)
-        rule = f"must divide d_model ({d_model})"
+        near = min((n for n in around if d_model % (n * parts) == 0), key=lambda n: abs(n - n_heads), default=1)
+        rule = f"{'' if parts == 1 else f'times {parts} '}must divide d_model ({d_model})"
         raise BlockError("n_heads", n_heads, rule, f"The nearest number that does is {near}; or set the head's width")
-    return d_model // n_heads
+    return d_model // (n_heads * parts)
 
 
 def check_groups(n_heads: int, n_kv_heads: int) -> None:

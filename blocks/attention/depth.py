@@ -28,13 +28,7 @@ class DepthAttention(GQA):
     """
 
     def attend(
-        self,
-        x: Tensor,
-        given: Pass,
-        q: Tensor,
-        held: Held,
-        latent: Tensor | None = None,
-        beside: Beside | None = None,
+        self, x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor | None = None, beside: Beside | None = None
     ) -> Tensor:
         k, v = held["k"], held["v"]
         assert isinstance(k, Tensor) and isinstance(v, Tensor)

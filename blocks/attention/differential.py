@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from blocks.attention.base import even_heads
 from blocks.attention.remembered import Memory
 from blocks.attention.scored import Scored
 from blocks.base import Placement
@@ -15,7 +16,7 @@ from blocks.linear import Linear
 from blocks.norm.base import Norm
 from blocks.position.base import Position
 from blocks.selector.base import Selector
-from registry import BlockError, register
+from registry import register
 from registry.ranges import Count
 
 
@@ -47,7 +48,7 @@ class Differential(Scored):
         selector: Selector | None = None,
     ) -> None:
         super().__init__(d_model)
-        self.n_heads, self.head_dim = n_heads, _width(d_model, n_heads)
+        self.n_heads, self.head_dim = n_heads, even_heads(d_model, n_heads, 2)
         self.start = 0.8 - 0.6 * math.exp(-0.3 * layer_idx)
         self.query, self.key, self.value, self.output = (Linear(d_model, d_model, bias=False) for _ in range(4))
         self.factors = nn.Parameter(torch.empty(4, self.head_dim))  # λ_q1, λ_k1, λ_q2, λ_k2
@@ -56,18 +57,16 @@ class Differential(Scored):
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
-        maps, width = 2 * known["n_heads"], _width(known["d_model"], known["n_heads"])
-        if child == "selector":
-            return {"latent_dim": known["d_model"], "attention_heads": maps}
-        return {"dim": 2 * width} if child == "head_norm" else {"head_dim": width, "n_heads": maps}
+        maps, width = 2 * known["n_heads"], even_heads(known["d_model"], known["n_heads"], 2)
+        of_maps = super().child_context(child, {**known, "n_heads": maps})
+        return {**of_maps, "head_dim": width, "n_heads": maps, "dim": 2 * width}
 
     def mix(self, x: Tensor, given: Pass) -> Tensor:
         q, k = (W(x).unflatten(-1, (-1, self.head_dim)) for W in (self.query, self.key))
         q, k = given.rotated(self.position, q, k)
         v = self.value(x).unflatten(-1, (-1, 2 * self.head_dim))
         one, other = self.attend(x, given, q, {"k": k, "v": v}).unflatten(2, (-1, 2)).unbind(3)
-        y = self.head_norm(one - self.share() * other)
-        return self.output((1 - self.start) * y.flatten(-2))
+        return self.output((1 - self.start) * self.head_norm(one - self.share() * other).flatten(-2))
 
     def share(self) -> Tensor:
         """λ, how much of the second map is subtracted."""
@@ -83,14 +82,3 @@ class Differential(Scored):
     def parallel_plan(self) -> dict[str, Placement]:
         split: dict[str, Placement] = dict.fromkeys(("query.weight", "key.weight", "value.weight"), "column")
         return {**split, "factors": "replicate", "output.weight": "row"}
-
-
-def _width(d_model: int, n_heads: int) -> int:
-    """Width of a map.
-
-    Raises:
-        BlockError: the maps do not divide d_model
-    """
-    if d_model % (2 * n_heads):
-        raise BlockError("n_heads", n_heads, f"twice it must divide d_model ({d_model})", "A head has two softmax maps")
-    return d_model // (2 * n_heads)

@@ -18,13 +18,7 @@ class Exclusive(GQA):
     """
 
     def attend(
-        self,
-        x: Tensor,
-        given: Pass,
-        q: Tensor,
-        held: Held,
-        latent: Tensor | None = None,
-        beside: Beside | None = None,
+        self, x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor | None = None, beside: Beside | None = None
     ) -> Tensor:
         y, v = super().attend(x, given, q, held, latent, beside), held["v"]
         assert isinstance(v, Tensor)

@@ -76,9 +76,5 @@ class GroupedTied(Scored):
         return {"tied": [(self.n_kv_heads * self.head_dim,), (self.rope,)]}
 
     def parallel_plan(self) -> dict[str, Placement]:
-        return {
-            "query.weight": "column",
-            "tied.weight": "column",
-            "rotating.weight": "replicate",
-            "output.weight": "row",
-        }
+        split: dict[str, Placement] = dict.fromkeys(("query.weight", "tied.weight"), "column")
+        return {**split, "rotating.weight": "replicate", "output.weight": "row"}
