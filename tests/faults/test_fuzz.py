@@ -89,7 +89,7 @@ def node(draw: Any, kind: str, depth: int = 0) -> Any:
         if p.child:
             if depth < 2 and draw(st.integers(0, 5)) == 0:
                 made[p.name] = node(draw, p.child, depth + 1)
-        elif p.required or draw(st.integers(0, 5)) == 0:
+        elif p.required or draw(st.integers(0, 14)) == 0:  # of a dozen nodes with odd values few models are left
             made[p.name] = plain(draw, p)
     return name if len(made) == 1 and draw(st.booleans()) else made
 
@@ -130,23 +130,23 @@ def models(draw: Any) -> dict[str, Any]:
             "closing",
             "compressor",
         )
-        if not optional or draw(st.integers(0, 6)) == 0:
+        if not optional or draw(st.integers(0, 14)) == 0:
             model[kind] = node(draw, kind)
     for switch in ("tie_embeddings", "scale_embeddings"):
         if draw(st.integers(0, 3)) == 0:
             model[switch] = draw(st.booleans())
     if draw(st.integers(0, 5)) == 0:
         model["mtp"] = {"depth": draw(st.sampled_from([0, 1, 2])), "loss_weight": draw(st.sampled_from([0.3, 0, -1]))}
-    if draw(st.integers(0, 2)) == 0:
+    if draw(st.integers(0, 5)) == 0:
         slot = draw(st.sampled_from(SLOTS))
         other = node(draw, slot)
         model["variants"] = {slot: {"other": other if isinstance(other, dict) else {"name": other}}}
         model["layout"] = {slot: draw(patterns(["other", slot]))}
-    if draw(st.integers(0, 4)) == 0:
+    if draw(st.integers(0, 9)) == 0:
         slot = draw(st.sampled_from(SLOTS))
         layers = draw(st.sampled_from([0, -1, "0..1", [0, -1], "1..0", 99, "", [], None]))
         model["overrides"] = [{"layers": layers, slot: node(draw, slot)}]
-    for _ in range(draw(st.sampled_from([0, 0, 0, 1]))):
+    for _ in range(draw(st.sampled_from([0] * 7 + [1]))):
         model[draw(st.sampled_from([*model, "nonsense", "_target_"]))] = draw(st.sampled_from(ODD))
     return model
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers.models.deepseek_v4.configuration_deepseek_v4 import DeepseekV4Config
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4Attention, DeepseekV4RotaryEmbedding
 
+from blocks.forward_pass import Pass
+
 D, N, H, R, L, G, A = 40, 4, 16, 8, 20, 2, 12
 INDEX = {"n_heads": 32, "head_dim": 8, "top_k": 2}
 KINDS = {
@@ -103,4 +105,4 @@ def test_is_that_of_deepseek_v4(make_block: Callable[..., Any], monkeypatch: pyt
     hidden = (index[None] > index[:, None]) | (index[None] <= index[:, None] - 5)
     mask = torch.zeros(2, 1, T, T, dtype=torch.float64).masked_fill(hidden, float("-inf"))
     want = theirs(x, rotary(x, at), at, mask)[0]
-    torch.testing.assert_close(ours(x, at), want, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours(x, Pass(at)), want, rtol=0, atol=1e-6)
