@@ -28,8 +28,9 @@ class Exact:
     """
 
     def __init__(self, batch: int, length: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
-        *heads, width = shape
-        self.numbers = torch.zeros(batch, *heads, length, width, dtype=dtype, device=device).movedim(-2, 1)
+        lying = torch.zeros(batch, *shape[:-1], length, *shape[-1:], dtype=dtype, device=device)
+        self.at = len(shape) or 1  # of the tokens, as they lie
+        self.numbers = lying.movedim(self.at, 1)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors held, by name suffix."""
@@ -37,7 +38,7 @@ class Exact:
 
     def take(self, rows: Tensor) -> None:
         """Keep the rows of these indices, which may occur several times."""
-        self.numbers = self.numbers.movedim(1, -2)[rows].movedim(-2, 1)
+        self.numbers = self.numbers.movedim(1, self.at)[rows].movedim(self.at, 1)
 
     def write(self, where: Where, values: Tensor) -> None:
         """Store values [B,T,*shape] at T indices."""
@@ -229,9 +230,12 @@ class Cache:
         return indices if self.padding is None else (indices - self.padding[:, None]).clamp(min=0)
 
     def alike(self) -> Hashable | None:
-        """Equal for the caches of a batch that hold the same tokens at the same indices; None for one of a class whose
-        indices are unknown here."""
-        return (self.length,) if type(self).indices is Cache.indices else None
+        """Equal for the caches of a batch that hold the same tokens at the same indices and hide the same padding; None
+        for one that does so in its own way."""
+        return (self.length,) if self._hides_as(Cache) else None
+
+    def _hides_as(self, usual: type[Cache]) -> bool:
+        return all(getattr(type(self), n) is getattr(usual, n) for n in ("indices", "padding_bias", "hide_padding"))
 
     def segments(self) -> Tensor | None:
         """[B,S]: the document of each token that ``append`` returned last; None: each row is one document."""
@@ -296,7 +300,7 @@ class Ring(Cache):
         return tuple(seen)
 
     def alike(self) -> Hashable | None:
-        return (self.length, self.room, self._answered) if type(self).indices is Ring.indices else None
+        return (self.length, self.room, self._answered) if self._hides_as(Ring) else None
 
     def indices(self, device: torch.device) -> Tensor:
         if self._answered is not None:

@@ -57,7 +57,8 @@ class Pass(NamedTuple):
     def of_last(self, n: int) -> Pass:
         """What is known of the last n tokens alone, where rows are single documents."""
         tokens = None if self.tokens is None else self.tokens[:, -n:]
-        return self._replace(positions=self.positions[:, -n:], tokens=tokens, needed=None)
+        carry = None if self.carry is None else {name: t[:, -n:] for name, t in self.carry.items()}
+        return self._replace(positions=self.positions[:, -n:], tokens=tokens, carry=carry, needed=None)
 
     def once(self, name: Hashable, make: Callable[[], M]) -> M:
         """What ``make`` returns, made by the first layer of the pass that asks for it under this name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -62,12 +62,17 @@ def causality(setting: Setting) -> None:
 
 
 def stepping(setting: Setting) -> None:
-    """With a cache, token by token and in chunks of any length equal one pass over all tokens, within 3e-5."""
+    """With a cache, token by token and in chunks of any length equal one pass over all tokens, within 3e-5; also where
+    the last token of each chunk alone is asked for, as in generation."""
     decoder, ids = setting.decoder(), tokens(2, 12)
     whole = states(decoder, ids)
     for chunks in ([1] * 12, [5, 1, 4, 2], [12], [1, 8, 1, 2]):  # some longer than the window of a block that has one
         named = ", ".join(map(str, chunks[:2]))
         must_agree(_in_chunks(decoder, ids, chunks), whole, STEP_BOUND, f"chunks of {named}, … tokens")
+        ends, caches = whole[:, torch.tensor(chunks).cumsum(0) - 1], decoder.new_caches(*ids.shape)
+        with torch.no_grad():
+            last = torch.cat([decoder.last_hidden(part, caches) for part in ids.split(chunks, 1)], 1)
+        must_agree(last, ends, STEP_BOUND, f"the last of chunks of {named}, … tokens")
 
 
 def ragged_rows(setting: Setting) -> None:
@@ -137,7 +142,7 @@ def writes_nothing(setting: Setting) -> None:
     kept = {name: _kept(block) for name, block in blocks.items()}
 
     def note(block: nn.Module, given: tuple[Any, ...]) -> None:
-        before.append([(t, t._version) for t in given if isinstance(t, Tensor)])
+        before.append([(t, t._version) for t in _tensors(given)])
 
     def compare(block: nn.Module, given: tuple[Any, ...], out: Any) -> None:
         changed = [tuple(t.shape) for t, version in before.pop() if t._version != version]
@@ -154,21 +159,27 @@ def writes_nothing(setting: Setting) -> None:
         for hook in hooks:
             hook.remove()
     for name, block in blocks.items():
-        left = sorted(_kept(block) - kept[name])
-        must(
-            not left,
-            f"a call leaves a tensor in {', '.join(left)}: what crosses depth is in given.carry, tokens in the cache",
-        )
+        left = ", ".join(path for path, n in _kept(block).items() if n > kept[name].get(path, 0))
+        must(not left, f"a call leaves a tensor in {left}: what crosses depth is in given.carry, tokens in the cache")
 
 
-def _kept(block: nn.Module) -> set[str]:
-    """Attributes that are tensors, and neither parameters nor buffers."""
+def _kept(block: nn.Module) -> dict[str, int]:
+    """How many tensors are in each attribute that is neither a parameter nor a buffer nor a module."""
     return {
-        f"self.{f'{path}.' if path else ''}{name}"
+        f"self.{f'{path}.' if path else ''}{name}": sum(1 for _ in _tensors(value))
         for path, module in block.named_modules()
         for name, value in vars(module).items()
-        if isinstance(value, Tensor)
+        if name not in ("_parameters", "_buffers", "_modules")
     }
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Those in a value, in tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list, dict)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(inner)
 
 
 def batch_invariance(setting: Setting) -> None:

@@ -97,7 +97,10 @@ def draw(narrowed: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
     waits = torch.empty_like(narrowed)
     for row, generator in zip(waits, generators, strict=True):
         row.exponential_(generator=generator)
-    return (narrowed.softmax(-1) / waits).argmax(-1)
+    probabilities = narrowed.softmax(-1)
+    if not probabilities.sum().isfinite():
+        raise RuntimeError("no token can be drawn from logits that are not finite: the model has diverged")
+    return (probabilities / waits).argmax(-1)
 
 
 def candidates(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -104,3 +104,21 @@ def test_fields_out_of_range_are_refused_by_name(name: str, value: float) -> Non
     with pytest.raises(BlockError) as caught:
         Sampling(**{name: value})  # type: ignore[arg-type]
     assert caught.value.parameter == name and caught.value.remedy
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_draw_no_token(value: float) -> None:
+    logits = torch.zeros(2, 5)
+    logits[1, 3] = value
+    with pytest.raises(RuntimeError, match="the model has diverged"):
+        sample(logits, Sampling(), [torch.Generator() for _ in range(2)])
+
+
+def test_draws_are_those_of_torch() -> None:
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)).masked_fill(
+        torch.arange(50) % 3 == 0, -math.inf
+    )
+    ours, theirs = ([torch.Generator().manual_seed(i) for i in range(4)] for _ in range(2))
+    for _ in range(20):
+        rows = [torch.multinomial(row, 1, generator=g) for row, g in zip(logits.softmax(-1), theirs, strict=True)]
+        assert torch.equal(sample(logits, Sampling(), ours), torch.cat(rows))
