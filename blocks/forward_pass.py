@@ -83,4 +83,7 @@ class Pass(NamedTuple):
 
     def rotated(self, position: Position, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Queries [B,T,N,R] and keys [B,T,K,R] of the tokens, rotated for the length that their sequences have."""
-        return position.rotate_in(q, k, self.positions, self.declared)
+        if self.made is None or (alike := position.alike()) is None:
+            return position.rotate_in(q, k, self.positions, self.declared)
+        name = "angles", id(self.positions), alike
+        return position.turned(q, k, self.once(name, lambda: position.angles(self.positions)))

@@ -11,6 +11,7 @@ from torch import Tensor
 from blocks.kernels.seam import as_written, kernel
 from registry import BlockError
 
+Angles = tuple[Tensor, Tensor]
 Rotate = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
 
@@ -96,29 +97,31 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     return y
 
 
+def angles(positions: Tensor, frequencies: Tensor, amplitude: float = 1.0) -> Angles:
+    """Cosines and sines of position · frequency, [B|1,T,R/2] fp32.
+
+    Args:
+        positions: [B|1,T]
+        frequencies: [R/2] fp32, radians per position
+        amplitude: factor on the rotated dimensions
+    """
+    by = positions[..., None].float() * frequencies
+    cos, sin = by.cos(), by.sin()
+    return (cos, sin) if amplitude == 1.0 else (cos * amplitude, sin * amplitude)
+
+
 def turn(
-    q: Tensor,
-    k: Tensor,
-    positions: Tensor,
-    frequencies: Tensor,
-    interleaved: bool,
-    amplitude: float = 1.0,
-    rotate: Rotate = rotate_pairs,
+    q: Tensor, k: Tensor, angles: Angles, interleaved: bool, rotate: Rotate = rotate_pairs
 ) -> tuple[Tensor, Tensor]:
-    """Rotate queries and keys by position · frequency.
+    """Rotate queries and keys.
 
     Args:
         q, k: [B,T,·,H]
-        positions: [B|1,T]
-        frequencies: [R/2] fp32, radians per position
+        angles: ``angles`` of their positions
         interleaved: as in ``rotate_pairs``
-        amplitude: factor on the rotated dimensions
         rotate: an implementation of ``rotate_pairs``
     """
-    angles = positions[..., None].float() * frequencies
-    cos, sin = angles.cos(), angles.sin()
-    if amplitude != 1.0:
-        cos, sin = cos * amplitude, sin * amplitude
+    cos, sin = angles
     if q.shape[1] == 1 and not torch.is_grad_enabled():  # decoding: launching operators costs more than a small copy
         both = rotate(torch.cat((q, k), 2), cos, sin, interleaved)
         q, k = both.split((q.shape[2], k.shape[2]), 2)

@@ -7,6 +7,7 @@ are computed in fp32 from the block's parameters at each call: nothing is shared
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -56,6 +57,19 @@ class Position(Block):
         keys of all chunks of a sequence must be rotated alike.
         """
         return self.rotate(q, k, positions)
+
+    def alike(self) -> Hashable | None:
+        """Equal for blocks whose ``angles`` are equal, so that the layers of a pass with caches compute them once; None
+        for a block without ``angles``."""
+        return None
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``rotate`` needs of positions [B|1,T], of a block that is ``alike`` others."""
+        raise NotImplementedError
+
+    def turned(self, q: Tensor, k: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """``rotate`` by these ``angles``."""
+        raise NotImplementedError
 
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | Slopes | None:
         """Additive bias on the scores of queries at [B|1,T] and keys at [B|1,S]: [B|1,N,T,S], or None for none.

@@ -8,7 +8,7 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor
 
-from blocks.kernels.rotary import base_frequencies, rotary_width, turn
+from blocks.kernels.rotary import angles, base_frequencies, rotary_width, turn
 from blocks.position.base import Position
 from registry import BlockError, register
 from registry.ranges import Count, Positive, Share, Stretch
@@ -96,7 +96,7 @@ class LongRoPE(Position):
         length = self.declared or length
         amplitude = self.long_mscale if length > self.original_positions else self.short_mscale
         frequencies = self.frequencies(q.device, length)
-        return turn(q, k, positions, frequencies, self.interleaved, amplitude, self.kernels.rotate)
+        return turn(q, k, angles(positions, frequencies, amplitude), self.interleaved, self.kernels.rotate)
 
 
 def _one_each(name: str, given: list[float] | None, default: list[float]) -> list[float]:

@@ -5,14 +5,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blocks.kernels.rotary import base_frequencies, rotary_width, turn
-from blocks.position.base import Position
+from blocks.kernels.rotary import base_frequencies, rotary_width
+from blocks.position.rotary import Rotary
 from registry import register
 from registry.ranges import Positive, Share
 
 
 @register("position", "rope")
-class RoPE(Position):
+class RoPE(Rotary):
     """Rotary position embedding: pairs of dimensions are rotated by an angle proportional to the position.
 
     Su et al. 2021, arXiv 2104.09864: pair j of R/2 rotates by t · theta^(−2j/R); scores depend on distances only.
@@ -42,6 +42,3 @@ class RoPE(Position):
     def frequencies(self, device: torch.device) -> Tensor:
         """Radians per position for each pair, [R/2] fp32."""
         return base_frequencies(self.theta, self.rotary_dim, device)
-
-    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return turn(q, k, positions, self.frequencies(q.device), self.interleaved, rotate=self.kernels.rotate)

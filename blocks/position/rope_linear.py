@@ -5,14 +5,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blocks.kernels.rotary import base_frequencies, rotary_width, turn
-from blocks.position.base import Position
+from blocks.kernels.rotary import base_frequencies, rotary_width
+from blocks.position.rotary import Rotary
 from registry import register
 from registry.ranges import Positive, Share, Stretch
 
 
 @register("position", "rope_linear")
-class LinearRoPE(Position):
+class LinearRoPE(Rotary):
     """RoPE with positions divided by a factor, so that a longer context spans the angles of the trained one.
 
     Chen et al. 2023 (position interpolation), arXiv 2306.15595: frequency_j = theta^(−2j/R) / factor. Gemma-3's full
@@ -41,6 +41,3 @@ class LinearRoPE(Position):
     def frequencies(self, device: torch.device) -> Tensor:
         """Radians per position for each pair, [R/2] fp32."""
         return base_frequencies(self.theta, self.rotary_dim, device) / self.factor
-
-    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return turn(q, k, positions, self.frequencies(q.device), self.interleaved, rotate=self.kernels.rotate)

@@ -6,14 +6,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blocks.kernels.rotary import base_frequencies, rotary_width, turn
-from blocks.position.base import Position
+from blocks.kernels.rotary import base_frequencies, rotary_width
+from blocks.position.rotary import Rotary
 from registry import BlockError, register
 from registry.ranges import Count, Positive, Share, Stretch
 
 
 @register("position", "rope_llama3")
-class Llama3RoPE(Position):
+class Llama3RoPE(Rotary):
     """RoPE with Llama-3.1's context extension: slow pairs divided by the factor, fast ones kept, blended in between.
 
     Grattafiori et al. 2024 (Llama 3), arXiv 2407.21783, with the formula of the released code. With w_j = 2π/f_j the
@@ -58,6 +58,3 @@ class Llama3RoPE(Position):
         turns = self.original_positions * base / (2 * math.pi)
         kept = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
         return (1 - kept) * base / self.factor + kept * base
-
-    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return turn(q, k, positions, self.frequencies(q.device), self.interleaved, rotate=self.kernels.rotate)

@@ -5,14 +5,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blocks.kernels.rotary import base_frequencies, rotary_width, turn
-from blocks.position.base import Position
+from blocks.kernels.rotary import base_frequencies, rotary_width
+from blocks.position.rotary import Rotary
 from registry import BlockError, register
 from registry.ranges import Positive, Share, Stretch
 
 
 @register("position", "rope_ntk")
-class NTKRoPE(Position):
+class NTKRoPE(Rotary):
     """RoPE with a larger base, so that the slowest pair is stretched by the factor and the fastest hardly changes.
 
     bloc97 2023 ("NTK-aware scaled RoPE"), described in arXiv 2309.00071, §3.1: theta' = theta · factor^(R/(R−2)).
@@ -46,6 +46,3 @@ class NTKRoPE(Position):
     def frequencies(self, device: torch.device) -> Tensor:
         """Radians per position for each pair, [R/2] fp32."""
         return base_frequencies(self.theta, self.rotary_dim, device)
-
-    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return turn(q, k, positions, self.frequencies(q.device), self.interleaved, rotate=self.kernels.rotate)

@@ -7,14 +7,14 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from blocks.kernels.rotary import base_frequencies, rotary_width, turn
-from blocks.position.base import Position
+from blocks.kernels.rotary import base_frequencies, rotary_width
+from blocks.position.rotary import Rotary
 from registry import register
 from registry.ranges import Count, NonNegative, Positive, Share, Stretch
 
 
 @register("position", "yarn")
-class YaRN(Position):
+class YaRN(Rotary):
     """RoPE stretched to a longer context: slow pairs are interpolated, fast ones kept, and the softmax is sharpened.
 
     Peng et al. 2023, arXiv 2309.00071, as DeepSeek-V2/V3 use it. With base frequency f_j = theta^(−2j/R) and
@@ -80,7 +80,3 @@ class YaRN(Position):
         low, high = max(low, 0), min(high, self.rotary_dim - 1)
         ramp = ((pairs - low) / ((high - low) or 0.001)).clamp(0, 1)
         return base * (1 - ramp) + base / self.factor * ramp
-
-    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        frequencies = self.frequencies(q.device)
-        return turn(q, k, positions, frequencies, self.interleaved, self.amplitude, self.kernels.rotate)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import registry
+from blocks.compose import compose
 from blocks.forward_pass import Pass
 from blocks.kernels.scoring import dense
 from blocks.position.base import Position
@@ -551,3 +552,38 @@ def test_queries_grow_with_the_logarithm_of_their_position(make: Callable[..., P
         right = (q, k) if inner is None else make("rope").rotate(q, k, order(9))
         torch.testing.assert_close(turned, right[0] * growth[:, None, None], rtol=0, atol=1e-6)
         assert torch.equal(same, right[1])
+
+
+@pytest.mark.parametrize("name", [n for n in registry.names("position") if n != "log_temperature"])
+def test_blocks_share_angles_only_if_every_setting_is_equal(make: Callable[..., Position], name: str) -> None:
+    one, same, other = (make(name, head_dim=width) for width in (12, 12, 8))
+    assert one.alike() == same.alike()
+    if one.alike() is not None:
+        assert one.alike() != other.alike() and one.alike() != make({"name": "rope", "theta": 3.0}).alike()
+        assert all(torch.equal(a, b) for a, b in zip(one.angles(order(5)), same.angles(order(5)), strict=True))
+        assert len({make(n).alike() for n in ("rope", "yarn", "rope_linear")}) == 3
+
+
+@torch.no_grad()
+def test_layers_that_rotate_in_other_ways_keep_their_own_angles() -> None:
+    """With caches, where layers that rotate alike compute them once."""
+    model: dict[str, Any] = {
+        "vocab_size": 61,
+        "d_model": 48,
+        "n_layers": 4,
+        "max_positions": 64,
+        "init": {"std": 0.2},
+        "norm": "rmsnorm",
+        "residual": "prenorm",
+        "ffn": {"name": "swiglu", "d_ff": 24},
+        "position": "rope",
+        "attention": "gqa",
+        "variants": {"attention": {"slow": {"name": "gqa", "position": {"name": "rope", "theta": 1e6}}}},
+        "layout": {"attention": "(attention slow)*"},
+    }
+    decoder, ids = compose(model, seed=1).double().eval(), torch.arange(23)[None] % 61
+    caches = decoder.new_caches(1, 23)
+    steps = torch.cat([decoder.hidden(part, caches=caches)[0] for part in ids.split([9, 1, 13], 1)], 1)
+    torch.testing.assert_close(steps, decoder.hidden(ids)[0], rtol=0, atol=1e-9)
+    same = compose({**model, "layout": {"attention": "attention*"}}, seed=1).double().eval()
+    assert (same.hidden(ids)[0] - steps).abs().max() > 0.01
