@@ -69,7 +69,7 @@ def stepping(setting: Setting) -> None:
     for chunks in ([1] * 12, [5, 1, 4, 2], [12], [1, 8, 1, 2]):  # some longer than the window of a block that has one
         named = ", ".join(map(str, chunks[:2]))
         must_agree(_in_chunks(decoder, ids, chunks), whole, STEP_BOUND, f"chunks of {named}, … tokens")
-        ends, caches = whole[:, torch.tensor(chunks).cumsum(0) - 1], decoder.new_caches(*ids.shape)
+        ends, caches = whole[:, torch.tensor(chunks, dtype=torch.int64).cumsum(0) - 1], decoder.new_caches(*ids.shape)
         with torch.no_grad():
             last = torch.cat([decoder.last_hidden(part, caches) for part in ids.split(chunks, 1)], 1)
         must_agree(last, ends, STEP_BOUND, f"the last of chunks of {named}, … tokens")
