@@ -40,7 +40,7 @@ pytestmark = pytest.mark.xdist_group("context")
 CLOSE = 1e-5  # relative, fp32
 # A sum of terms that cancel, as the gradient of a factor of all heads, differs by more than CLOSE in fp32.
 PRECISION = {2: torch.float32, 4: torch.float64}
-LENGTH, ROWS = 48, 2
+LENGTH, ROWS, WORDS = 48, 2, 80
 
 CHOOSES = {"name": "dsa", "n_heads": 4, "head_dim": 8, "top_k": 9}
 ATTENTIONS: dict[str, dict[str, Any]] = {
@@ -144,7 +144,7 @@ def plug_in(blocks_of_the_module: None) -> Iterator[None]:
 
 def model(attention: str, position: str, feed: str) -> Decoder:
     composition = {
-        "vocab_size": 40,
+        "vocab_size": WORDS,
         "d_model": 32,
         "n_layers": 2,
         "max_positions": 64,
@@ -160,7 +160,8 @@ def model(attention: str, position: str, feed: str) -> Decoder:
 
 def batch(packing: str) -> dict[str, Tensor | None]:
     draw = torch.Generator().manual_seed(0)
-    tokens = torch.randint(40, (ROWS, LENGTH + 1), generator=draw)
+    # No token twice in a row: where nothing rotates, their keys are equal, and rounding decides which is chosen.
+    tokens = torch.stack([torch.randperm(WORDS, generator=draw)[: LENGTH + 1] for _ in range(ROWS)])
     place, targets = torch.arange(LENGTH).expand(ROWS, -1), tokens[:, 1:].clone()
     targets[0, :7] = -100
     if packing == "whole":
@@ -407,7 +408,8 @@ def work(cases: list[tuple[str, str, str, str]]) -> dict[Any, dict[str, float]]:
 
 def check(ranks: int, cases: list[tuple[str, str, str, str]]) -> None:
     for case, found in spawn(ranks, work, cases)[0].items():
-        far = {name: value for name, value in found.items() if not value < CLOSE}
+        bounds = {name: (5 if ranks == 2 and name.endswith("factors") else 1) * CLOSE for name in found}
+        far = {name: value for name, value in found.items() if not value < bounds[name]}
         assert not far, (case, far)
 
 
