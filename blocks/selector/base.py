@@ -117,6 +117,8 @@ class Selector(Block):
 
 def how_many(true: Tensor) -> Tensor:
     """How many of booleans [...,S] are true; several times as fast as their ``sum`` on a CPU."""
+    if not true.is_cpu or torch.compiler.is_compiling():  # Triton casts no boolean's bits
+        return true.sum(-1, dtype=torch.int32)
     return true.view(torch.uint8).sum(-1, dtype=torch.int32)
 
 

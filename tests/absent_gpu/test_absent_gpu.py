@@ -52,6 +52,13 @@ def test_what_is_timed_on_a_gpu_takes_a_step(h100: Worker, part: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["attention/gqa", "attention/mla"])
+def test_a_layer_that_chooses_keys_compiles_for_hopper(h100: Worker, name: str) -> None:
+    """With every option on, a selector too, which counts booleans."""
+    assert h100.ask("compiled", name)["fault"] is None
+
+
+@pytest.mark.slow
 def test_a_layer_compiles_for_hopper_without_a_break_and_fits_into_shared_memory(h100: Worker) -> None:
     """A layer with a window: FlexAttention's kernels, and its block mask, which is made inside the compiled layer."""
     found = h100.ask("compiled", "attention/sliding_window")
