@@ -30,7 +30,9 @@ class Rotary(Position):
         return self.turned(q, k, self.angles(positions))
 
     def alike(self) -> Hashable | None:
-        """Class and settings, where these are plain values and all there is."""
+        """Class and settings, where these are plain values and all there is, and it rotates as this class does."""
+        if type(self).rotate is not Rotary.rotate or type(self).rotate_in is not Position.rotate_in:
+            return None
         own = {name: value for name, value in vars(self).items() if name not in OF_MODULES and name != "kernels"}
         plain = all(value is None or isinstance(value, (int, float, str)) for value in own.values())
         return None if self._parameters or self._buffers or self._modules or not plain else (type(self), *own.values())

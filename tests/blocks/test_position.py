@@ -18,6 +18,7 @@ from blocks.forward_pass import Pass
 from blocks.kernels.scoring import dense
 from blocks.position.base import Position
 from blocks.position.boundaries import alike
+from blocks.position.rope import RoPE
 from registry import ConfigError
 
 ROTARY = {
@@ -562,6 +563,17 @@ def test_blocks_share_angles_only_if_every_setting_is_equal(make: Callable[..., 
         assert one.alike() != other.alike() and one.alike() != make({"name": "rope", "theta": 3.0}).alike()
         assert all(torch.equal(a, b) for a, b in zip(one.angles(order(5)), same.angles(order(5)), strict=True))
         assert len({make(n).alike() for n in ("rope", "yarn", "rope_linear")}) == 3
+
+
+@torch.no_grad()
+def test_block_that_rotates_in_its_own_way_does_so_with_a_cache_too(make: Callable[..., Position]) -> None:
+    class Backwards(RoPE):
+        def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+            return super().rotate(q, k, -positions)
+
+    block, (q, k) = Backwards(12), (heads(1, 5, 2, 12, seed=s) for s in (0, 1))
+    for own, right in zip(Pass(order(5), made={}).rotated(block, q, k), block.rotate(q, k, order(5)), strict=True):
+        assert torch.equal(own, right)
 
 
 @torch.no_grad()
