@@ -175,6 +175,7 @@ def test_mistake_is_one_message_at_its_option(
     with pytest.raises(ConfigError) as refused:
         main([str(run) if word == "RUN" else word for word in words])
     assert refused.value.path == path and says in refused.value.render()
+    assert not path.startswith("--") or f"{path[2:].replace('-', '_')}=" not in refused.value.remedy  # not as in Python
     assert not capsys.readouterr().out
 
 
