@@ -6,7 +6,7 @@ CLI on the same configuration.
 
 from __future__ import annotations
 
-from training.entry.main import main
+from blockwright.training.entry.main import main
 
 if __name__ == "__main__":
     main()

@@ -36,13 +36,13 @@ def rank(tokens: int, ffn: str, seed: int = 0) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
-    from blocks.compose import compose
-    from registry import presets
-    from registry.layout import patched
-    from training.parallel.build import Sharding, build
-    from training.parallel.meshes import make_meshes
-    from training.parallel.ranks import DataRanks, balance_over
-    from training.parallel.sizes import Sizes
+    from blockwright.blocks.compose import compose
+    from blockwright.registry import presets
+    from blockwright.registry.layout import patched
+    from blockwright.training.parallel.build import Sharding, build
+    from blockwright.training.parallel.meshes import make_meshes
+    from blockwright.training.parallel.ranks import DataRanks, balance_over
+    from blockwright.training.parallel.sizes import Sizes
 
     ranks = int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))

@@ -74,7 +74,7 @@ class Prefill:
         """Read so many tokens, the last ones scored: bytes of the cache, the peak above weights, nats a byte."""
         import torch
 
-        from blocks.generation.generate import prefill
+        from blockwright.blocks.generation.generate import prefill
 
         text = _bytes("test")[None, : tokens + 1].long()
         with torch.inference_mode():
@@ -143,7 +143,7 @@ def _decoder(shape: Shape, dtype: str, weights: str | None) -> Any:
     import torch
 
     from benchmarks.models.base import DTYPES
-    from blocks.compose import compose
+    from blockwright.blocks.compose import compose
 
     decoder = compose(composition(shape, "mla_moe")).to(DTYPES[dtype])
     if weights is not None:
@@ -156,8 +156,8 @@ def _bytes(split: str) -> Any:
     import numpy as np
     import torch
 
-    from training.data.corpus import Split
-    from training.data.shakespeare import Shakespeare
+    from blockwright.training.data.corpus import Split
+    from blockwright.training.data.shakespeare import Shakespeare
 
     of: tuple[Split, ...] = ("train",) if split == "train" else ("val", "test")
     text = "".join(play for part in of for play in Shakespeare().documents(part))
@@ -169,7 +169,7 @@ def _windows(text: Any, rows: int, target: int, step: int) -> tuple[Any, Any, An
     import numpy as np
     import torch
 
-    from training.data.pose import PoSE
+    from blockwright.training.data.pose import PoSE
 
     random, skip = np.random.RandomState(step), PoSE(target)
     starts = torch.from_numpy(random.randint(0, len(text) - WINDOW - 1, rows))

@@ -49,7 +49,7 @@ class Layers:
 
         from benchmarks.models.base import DTYPES
         from benchmarks.works import training
-        from blocks.forward_pass import Pass
+        from blockwright.blocks.forward_pass import Pass
 
         torch.manual_seed(0)
         kind = DTYPES[self.dtype]
@@ -75,7 +75,7 @@ class Decoding:
         import torch
 
         from benchmarks.models.base import DTYPES
-        from blocks.forward_pass import Pass
+        from blockwright.blocks.forward_pass import Pass
 
         kind, found = DTYPES[self.dtype], {}
         for name, block in blocks(self.device, kind, references=False).items():
@@ -106,7 +106,7 @@ def blocks(device: str, dtype: Any, references: bool = True) -> dict[str, Any]:
     """The mixers, and those with fla's plain recurrence in place of ours."""
     import copy
 
-    from blocks.compose import compose
+    from blockwright.blocks.compose import compose
 
     around: dict[str, Any] = {"vocab_size": 8, "d_model": WIDTH, "n_layers": 1, "max_positions": 2 * CONTEXTS[-1]}
     around |= {"ffn": {"name": "swiglu", "d_ff": 8}, "norm": "rmsnorm", "residual": "prenorm", "position": "none"}
@@ -121,7 +121,7 @@ def blocks(device: str, dtype: Any, references: bool = True) -> dict[str, Any]:
 
 def _with(kernels: Any, recur: Callable[..., Any]) -> Any:
     """Kernels with another recurrence."""
-    from blocks.kernels.seam import Implementation
+    from blockwright.blocks.kernels.seam import Implementation
 
     own = Implementation("reference of fla", recur, (), None, None, None, False, 0)
     return replace(kernels, chains={**kernels.chains, "recurrence": (own,)})

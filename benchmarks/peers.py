@@ -60,7 +60,7 @@ class Equality:
         from torch.nn import functional as F
 
         from benchmarks.models.base import DTYPES
-        from blocks.compose import compose
+        from blockwright.blocks.compose import compose
 
         torch.manual_seed(0)
         decoder = compose(composition(self.shape, family)).eval()
@@ -81,9 +81,9 @@ def as_transformers(decoder: Any, family: Family, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     from benchmarks.models.base import DTYPES
-    from interop.exporting import outgoing, recognise
-    from interop.folder import dump_json
-    from interop.shards import write_shards
+    from blockwright.interop.exporting import outgoing, recognise
+    from blockwright.interop.folder import dump_json
+    from blockwright.interop.shards import write_shards
 
     found, values, _ = recognise(decoder, FAMILY_OF[family], {})
     with tempfile.TemporaryDirectory() as name:

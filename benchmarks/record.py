@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.statistics import Spread
-from lab.report.svg import Chart, Scale, cut, standalone
+from blockwright.lab.report.svg import Chart, Scale, cut, standalone
 
 BAR = 17  # pixels of a bar and its space
 RESULTS = Path(__file__).resolve().parent / "results"

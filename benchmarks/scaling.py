@@ -43,7 +43,7 @@ class Growth:
 
     def _decoder(self, shape: Shape) -> Any:
         from benchmarks.models.base import DTYPES
-        from blocks.compose import compose
+        from blockwright.blocks.compose import compose
 
         return compose(composition(shape, "mla_moe")).to(self.device, DTYPES[self.dtype])
 
@@ -84,7 +84,7 @@ class Growth:
         """Forward and backward of an MoE layer, of its gate, and of the sort alone."""
         import torch
 
-        from blocks.kernels.grouped_matmul import sort_by_expert
+        from blockwright.blocks.kernels.grouped_matmul import sort_by_expert
 
         shape = replace(self.shape, n_layers=1, n_experts=n_experts, top_k=min(ROUTED["top_k"], n_experts))
         ffn = self._decoder(shape).layers[0].ffn

@@ -46,7 +46,7 @@ class Layer:
         import torch
 
         from benchmarks.models.base import DTYPES
-        from blocks.forward_pass import Pass
+        from blockwright.blocks.forward_pass import Pass
 
         kind, device = DTYPES[self.dtype], torch.device(self.device)
         torch.manual_seed(0)
@@ -70,7 +70,7 @@ class Layer:
 
 
 def _layer(attention: Mapping[str, Any], context: int, device: Any, dtype: Any) -> Any:
-    from blocks.compose import compose
+    from blockwright.blocks.compose import compose
 
     around: dict[str, Any] = {"vocab_size": 8, "d_model": WIDTH, "n_layers": 1, "max_positions": 4 * context}
     around |= {"ffn": {"name": "swiglu", "d_ff": 8}, "norm": "rmsnorm", "residual": "prenorm", "position": "rope"}
@@ -81,8 +81,8 @@ def _filled(layer: Any, context: int, device: Any, dtype: Any) -> Any:
     """A cache of a random context; of means of windows, which only the layer can make, it reads one."""
     import torch
 
-    from blocks.cache import Cache
-    from blocks.forward_pass import Pass
+    from blockwright.blocks.cache import Cache
+    from blockwright.blocks.forward_pass import Pass
 
     cache = layer.new_cache(1, 2 * context + 100 * PROMPT, dtype, device)
     if type(cache) is Cache:
@@ -98,7 +98,7 @@ def _filled(layer: Any, context: int, device: Any, dtype: Any) -> Any:
 @contextmanager
 def _gathering(gathers: bool) -> Iterator[None]:
     """Chosen keys are gathered where they are few, or never."""
-    from blocks.kernels import few_keys
+    from blockwright.blocks.kernels import few_keys
 
     least = few_keys.LEAST
     few_keys.LEAST = least if gathers else 2**60

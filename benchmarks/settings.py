@@ -48,7 +48,7 @@ def apply(tuned: bool, device: str) -> Applied:
     """
     import torch
 
-    from blocks.kernels.machine import keep_freed_memory, set_float32_matmul
+    from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
 
     kept = keep_freed_memory() if tuned and device == "cpu" else False
     if tuned and device == "cpu":

@@ -17,13 +17,13 @@ from benchmarks import machine, options
 from benchmarks.first_step import MARK
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.statistics import spread
-from registry import REFUSED
+from blockwright.registry import REFUSED
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST_STEP = "+callbacks.first_step._target_=benchmarks.first_step.FirstStep"
 COMMANDS: dict[str, tuple[list[str], int, float]] = {  # arguments, exit code, CPU seconds promised
     "help": (["train.py", "--help"], 0, 3.0),
-    "catalogue": (["-m", "registry"], 0, 3.0),
+    "catalogue": (["-m", "blockwright.registry"], 0, 3.0),
     "refusal": (["train.py", "model.attention.n_heads=7"], REFUSED, 3.0),
     "first optimizer step of the default model": (["train.py", FIRST_STEP], 0, 7.0),
 }

@@ -138,7 +138,7 @@ def flops_per_token(shape: Shape, family: Family) -> int:
 
     The counted products with all keys grow with the length; the mean over a sequence, per token, has half of them.
     """
-    from blocks.cost import forward_flops_per_token
+    from blockwright.blocks.cost import forward_flops_per_token
 
     model = composition(shape, family)
     return round(1.5 * (forward_flops_per_token(model, shape.sequence) + forward_flops_per_token(model, 1)))

@@ -41,8 +41,8 @@ class BareLoop:
     """Job: train in a plain loop."""
 
     def __init__(self, shape: str, device: str) -> None:
-        from blocks.compose import compose
-        from training.optimizers.adamw import AdamW
+        from blockwright.blocks.compose import compose
+        from blockwright.training.optimizers.adamw import AdamW
 
         self.shape = SHAPES[shape]
         self.decoder = compose(composition(self.shape, "mla_moe"))
@@ -72,8 +72,8 @@ class Trainer:
     """Job: train as ``train.py`` does: the configured callbacks and loggers, Lightning's Trainer."""
 
     def __init__(self, shape: str, device: str) -> None:
-        from training.configuration.composing import compose_config
-        from training.entry.preflight import preflight
+        from blockwright.training.configuration.composing import compose_config
+        from blockwright.training.entry.preflight import preflight
 
         self.shape = SHAPES[shape]
         self.folder = tempfile.TemporaryDirectory()  # as long as the process lives
@@ -90,11 +90,11 @@ class Trainer:
         from torch.utils.data import DataLoader
 
         from benchmarks.step_clock import StepClock
-        from training.configuration.instantiate import instantiate
-        from training.entry.preflight import OWN
-        from training.entry.run import quieten
-        from training.optimizers.adamw import AdamW
-        from training.schedulers.constant import Constant
+        from blockwright.training.configuration.instantiate import instantiate
+        from blockwright.training.entry.preflight import OWN
+        from blockwright.training.entry.run import quieten
+        from blockwright.training.optimizers.adamw import AdamW
+        from blockwright.training.schedulers.constant import Constant
 
         quieten(ignore=True)
         clock = StepClock(first=1, last=steps + 1)

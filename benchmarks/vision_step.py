@@ -125,7 +125,7 @@ def _repeat(step: Callable[[], float]) -> list[float]:
 
 
 def _images(sight: Sight) -> Any:
-    from blocks.compose import compose
+    from blockwright.blocks.compose import compose
 
     return compose(sighted(sight), device="meta").images
 
@@ -176,8 +176,8 @@ def equality(sight: str, dtypes: Sequence[str], device: str, threads: int) -> Ta
 
 def flops_per_step(sight: Sight) -> dict[str, float]:
     """FLOPs of a step: three times the forward passes, with half of the products of causal attention."""
-    from blocks.compose import compose
-    from blocks.cost import forward_flops_per_token, seeing_flops
+    from blockwright.blocks.compose import compose
+    from blockwright.blocks.cost import forward_flops_per_token, seeing_flops
 
     decoder, T = compose(sighted(sight), device="meta"), sight.shape.sequence
     images: Any = decoder.images

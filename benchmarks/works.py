@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from benchmarks.models.base import DTYPES
 from benchmarks.stopwatch import Work
-from blocks.experts.swiglu import SwiGLUExperts
-from blocks.gating.base import Routing
-from blocks.kernels.choice import Kernels
-from blocks.kernels.cross_entropy import linear_cross_entropy
-from blocks.kernels.scoring import Scoring
+from blockwright.blocks.experts.swiglu import SwiGLUExperts
+from blockwright.blocks.gating.base import Routing
+from blockwright.blocks.kernels.choice import Kernels
+from blockwright.blocks.kernels.cross_entropy import linear_cross_entropy
+from blockwright.blocks.kernels.scoring import Scoring
 
 D_MODEL, WIDTH = 512, 256  # of the experts
 EXPERTS = ("ours", "one dense product", "transformers eager loop", "transformers grouped_mm", "padded bmm")

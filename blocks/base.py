@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from blocks.kernels.choice import Kernels
-from registry import Composable
+from blockwright.blocks.kernels.choice import Kernels
+from blockwright.registry import Composable
 
 Placement = Literal["column", "row", "expert", "replicate"]
 

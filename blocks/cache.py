@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from blocks.kernels.quantise import BITS, code_bytes, dequantise, group_sizes, quantise
-from registry import BlockError
+from blockwright.blocks.kernels.quantise import BITS, code_bytes, dequantise, group_sizes, quantise
+from blockwright.registry import BlockError
 
 Mark = tuple[int, dict[str, Tensor]]
 Where = slice | Tensor  # indices along the length

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
-import registry
-from blocks.decoder import LAYER_PARTS, Decoder, Layer
-from blocks.images.base import Images
-from blocks.initialise import initialise
-from blocks.linear import Linear
-from blocks.model_config import read
-from blocks.mtp import MTP
-from blocks.position.base import Position
-from blocks.precision import default_dtype
-from blocks.refusals import MAX_DISTINCT, check_room, check_together, size, too_many_changes, written_at
-from registry import ConfigError, Node, Scope, presets
-from registry.build import add_one
-from registry.layout import patched, plan
+from blockwright import registry
+from blockwright.blocks.decoder import LAYER_PARTS, Decoder, Layer
+from blockwright.blocks.images.base import Images
+from blockwright.blocks.initialise import initialise
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.model_config import read
+from blockwright.blocks.mtp import MTP
+from blockwright.blocks.position.base import Position
+from blockwright.blocks.precision import default_dtype
+from blockwright.blocks.refusals import MAX_DISTINCT, check_room, check_together, size, too_many_changes, written_at
+from blockwright.registry import ConfigError, Node, Scope, presets
+from blockwright.registry.build import add_one
+from blockwright.registry.layout import patched, plan
 
 
 def check(config: Any) -> dict[str, Any]:

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from blocks.attention.base import Attention, empty_cache
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.experts.base import Experts
-from blocks.ffn.base import FFN, rounded_width
-from blocks.gating.base import Gating, Routing
-from blocks.images.base import Images, Pictures
-from blocks.norm.base import Norm
-from blocks.position.base import Position
-from blocks.projector.base import Projector
-from blocks.tiling.base import Grid, Tiling
-from blocks.vision.base import Vision
+from blockwright.blocks.attention.base import Attention, empty_cache
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.experts.base import Experts
+from blockwright.blocks.ffn.base import FFN, rounded_width
+from blockwright.blocks.gating.base import Gating, Routing
+from blockwright.blocks.images.base import Images, Pictures
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.position.base import Position
+from blockwright.blocks.projector.base import Projector
+from blockwright.blocks.tiling.base import Grid, Tiling
+from blockwright.blocks.vision.base import Vision
 
 # Every parameter belongs to one of these, by its outermost module: MLA's norms count as attention.
 FAMILIES = (

@@ -10,23 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.attention.base import Attention, empty_cache
-from blocks.base import Block
-from blocks.cache import Cache
-from blocks.carry import Carry
-from blocks.ffn.base import FFN
-from blocks.forward_pass import Losses, Pass
-from blocks.gating.base import Routing, with_losses
-from blocks.images.base import Images, Pictures
-from blocks.kernels.choice import choose
-from blocks.kernels.cross_entropy import IGNORED
-from blocks.kernels.few_rows import linear
-from blocks.mtp import MTP, later_targets
-from blocks.norm.base import Norm
-from blocks.position.base import Position
-from blocks.residual.base import Residual
-from blocks.share import Share
-from registry import BlockError
+from blockwright.blocks.attention.base import Attention, empty_cache
+from blockwright.blocks.base import Block
+from blockwright.blocks.cache import Cache
+from blockwright.blocks.carry import Carry
+from blockwright.blocks.ffn.base import FFN
+from blockwright.blocks.forward_pass import Losses, Pass
+from blockwright.blocks.gating.base import Routing, with_losses
+from blockwright.blocks.images.base import Images, Pictures
+from blockwright.blocks.kernels.choice import choose
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.blocks.kernels.few_rows import linear
+from blockwright.blocks.mtp import MTP, later_targets
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.position.base import Position
+from blockwright.blocks.residual.base import Residual
+from blockwright.blocks.share import Share
+from blockwright.registry import BlockError
 
 LAYER_PARTS = ("attention", "ffn", "residual")  # the parts of a layer; every other kind is a child
 
@@ -331,7 +331,9 @@ class Decoder(nn.Module):
         if padding is not None:
             for cache in caches:
                 if not isinstance(cache, Cache):
-                    rule = f"{type(cache).__name__} is not a blocks.cache.Cache, and does not support padding"
+                    rule = (
+                        f"{type(cache).__name__} is not a blockwright.blocks.cache.Cache, and does not support padding"
+                    )
                     raise BlockError("padding", padding.tolist(), rule, "Give rows of one length")
                 cache.padding = padding
         return caches

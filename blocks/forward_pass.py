@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from blocks.carry import Carry
-from blocks.kernels.documents import is_real
+from blockwright.blocks.carry import Carry
+from blockwright.blocks.kernels.documents import is_real
 
 if TYPE_CHECKING:
-    from blocks.cache import Cache
-    from blocks.position.base import Position
-    from blocks.share import Share
+    from blockwright.blocks.cache import Cache
+    from blockwright.blocks.position.base import Position
+    from blockwright.blocks.share import Share
 
 Losses = dict[str, Tensor]
 M = TypeVar("M")

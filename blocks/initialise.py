@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Block
-from blocks.lora import initial_std, is_adapter
+from blockwright.blocks.base import Block
+from blockwright.blocks.lora import initial_std, is_adapter
 
 
 class Draw(NamedTuple):

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from blocks.decoder import Decoder
-from blocks.growth.base import Growth
-from blocks.mixed import grown, mixed
-from blocks.probing import Batch, distance, random_batches, read
-from blocks.settings import shown
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.growth.base import Growth
+from blockwright.blocks.mixed import grown, mixed
+from blockwright.blocks.probing import Batch, distance, random_batches, read
+from blockwright.blocks.settings import shown
 
 TOLERANCE = 1e-4  # largest difference of a logit over the largest logit; rounding in fp32 stays a hundred times below
 TOGETHER = "all together"
@@ -54,7 +54,7 @@ class Line:
     Args:
         operator: its name
         operations: what it did
-        difference: of the logits, with these operations alone (``blocks.probing.distance``); None if not measured
+        difference: of the logits, with these operations alone (blocks/probing.py); None if not measured
         reason: why that could not be measured
         place: of the first operation that is measured otherwise than claimed; None if none alone is
     """

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 from torch import Tensor, nn
 
-from blocks.kernels.few_rows import linear
+from blockwright.blocks.kernels.few_rows import linear
 
 _maker: ContextVar[Callable[..., nn.Linear] | None] = ContextVar("maker", default=None)
 

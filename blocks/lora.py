@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.base import Block
-from blocks.kernels.few_rows import linear
-from blocks.linear import Linear
+from blockwright.blocks.base import Block
+from blockwright.blocks.kernels.few_rows import linear
+from blockwright.blocks.linear import Linear
 
 A, B = "_lora_a", "_lora_b"  # after the name of the adapted parameter
 

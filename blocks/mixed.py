@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import torch
 
-from blocks.base import Block
-from blocks.decoder import LAYER_PARTS, Decoder, Layer
-from blocks.growth.base import Growth
+from blockwright.blocks.base import Block
+from blockwright.blocks.decoder import LAYER_PARTS, Decoder, Layer
+from blockwright.blocks.growth.base import Growth
 
 FRAME = ("embedding", "position", "norm", "head")
 

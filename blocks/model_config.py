@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, get_type_hints
 
-import registry
-from registry import ConfigError, Node, did_you_mean, presets
-from registry.format import FORMAT, current
-from registry.schema import conforms, in_words
+from blockwright import registry
+from blockwright.registry import ConfigError, Node, did_you_mean, presets
+from blockwright.registry.format import FORMAT, current
+from blockwright.registry.schema import conforms, in_words
 
 MAX_MTP = 64
 

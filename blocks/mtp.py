@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blocks.forward_pass import Pass
-from blocks.gating.base import Routing
-from blocks.kernels.cross_entropy import IGNORED
-from blocks.norm.base import Norm
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.gating.base import Routing
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.blocks.norm.base import Norm
 
 
 def later_targets(targets: Tensor, segments: Tensor | None, k: int) -> Tensor:

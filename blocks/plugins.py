@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import registry
-from registry import ConfigError
-from registry.catalogue import BUILTIN
+from blockwright import registry
+from blockwright.registry import ConfigError
+from blockwright.registry.catalogue import BUILTIN
 
 
 def distributions(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

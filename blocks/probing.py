@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blocks.decoder import Decoder
-from blocks.precision import matmul_precision, without_autocast
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.precision import matmul_precision, without_autocast
 
 SHORT, PACKED, LONG, LONGEST = 7, 97, 512, 2048  # tokens of a sequence
 BEYOND = 65  # tokens past a difference that only longer sequences show

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-import registry
-from blocks.decoder import LAYER_PARTS, Decoder, Layer
-from blocks.gating.base import Gating
-from blocks.selector.base import Selector
-from registry import ConfigError, Node
-from registry.layout import patched
+from blockwright import registry
+from blockwright.blocks.decoder import LAYER_PARTS, Decoder, Layer
+from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.selector.base import Selector
+from blockwright.registry import ConfigError, Node
+from blockwright.registry.layout import patched
 
 MAX_PARAMETERS = 10**14  # a hundred times the largest known model
 MAX_DISTINCT = 256  # distinct layers of one model

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from blocks.attention.base import Attention
-from blocks.forward_pass import Pass
+from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.forward_pass import Pass
 
 
 class Share(ABC):

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import registry
-from blocks.decoder import LAYER_PARTS, Decoder
-from blocks.forward_pass import Pass
-from blocks.growth.base import Growth
-from blocks.ledger import DEPTH, Ledger, Operation, measured
-from blocks.mixed import FRAME, grown, silence
-from blocks.settings import differences, shown
-from blocks.transplant.base import Setting, Transplant, Transplanted, left_drawn, shapes, unhandled
-from registry import BlockError, ConfigError, Node, Scope
+from blockwright import registry
+from blockwright.blocks.decoder import LAYER_PARTS, Decoder
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.growth.base import Growth
+from blockwright.blocks.ledger import DEPTH, Ledger, Operation, measured
+from blockwright.blocks.mixed import FRAME, grown, silence
+from blockwright.blocks.settings import differences, shown
+from blockwright.blocks.transplant.base import Setting, Transplant, Transplanted, left_drawn, shapes, unhandled
+from blockwright.registry import BlockError, ConfigError, Node, Scope
 
 SEEN = 64  # tokens by which a layer shows that it has no effect
 Named = tuple[str, Transplant]  # an operator and its name

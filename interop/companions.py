@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from interop.folder import dump_json
-from registry import ConfigError
-from registry.folder import parse_json, read_text
+from blockwright.interop.folder import dump_json
+from blockwright.registry import ConfigError
+from blockwright.registry.folder import parse_json, read_text
 
 SETTINGS, SPECIAL, GENERATION = "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"
 NAMES = (SETTINGS, SPECIAL, GENERATION, "added_tokens.json", "chat_template.json", "chat_template.jinja")
@@ -46,7 +46,7 @@ def check(files: Any, where: str) -> dict[str, str]:
         ConfigError: at the path ``where``
     """
     if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
-        raise ConfigError(where, type(files).__name__, "must map file names to texts", "Use a checkpoint of train.py")
+        raise ConfigError(where, type(files).__name__, "must map file names to texts", "Use a checkpoint of a training")
     for name in files:
         if name not in NAMES and not TEMPLATE.fullmatch(str(name)):
             rule = "is not a tokenizer file"

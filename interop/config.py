@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from blocks.decoder import Decoder
-from interop.places import put, show
-from registry import ConfigError, did_you_mean
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.places import put, show
+from blockwright.registry import ConfigError, did_you_mean
 
 REQUIRED = object()
 

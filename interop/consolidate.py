@@ -18,14 +18,14 @@ import torch
 import yaml
 from torch import Tensor
 
-import registry
-from blocks.checkpoint.read import read_checkpoint
-from blocks.checkpoint.weights import weights_of
-from interop import origin, tokenizer
-from interop.folder import check_out, start_from, whole
-from interop.shards import ready, save, write_shards
-from interop.source import COMPOSITION, tokenizer_state
-from registry.command import Parser, run_command
+from blockwright import registry
+from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.checkpoint.weights import weights_of
+from blockwright.interop import origin, tokenizer
+from blockwright.interop.folder import check_out, start_from, whole
+from blockwright.interop.shards import ready, save, write_shards
+from blockwright.interop.source import COMPOSITION, tokenizer_state
+from blockwright.registry.command import Parser, run_command
 
 OPTIMIZER = "optimizer"
 MAX_BYTES = 5 * 10**9
@@ -90,7 +90,7 @@ def _run(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     registry.load()
     consolidate(given.source, given.out, checkpoint=given.checkpoint)
-    print(f"Wrote {given.out}. Start from it: {shlex.join(['python', 'train.py', *start_from(given.out)])}")
+    print(f"Wrote {given.out}. Start from it: {shlex.join(['blockwright', 'train', *start_from(given.out)])}")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import registry
-from blocks.decoder import Decoder
-from interop.config import Config, Fixed, Key, Part, Unused, refusal
-from interop.llama_like import (
+from blockwright import registry
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Config, Fixed, Key, Part, Unused, refusal
+from blockwright.interop.llama_like import (
     EXPERTS,
     FRAME,
     GATED_FFN,
@@ -19,8 +19,8 @@ from interop.llama_like import (
     expert_width,
     n_experts,
 )
-from interop.names import Row
-from interop.places import dense, show, sparse
+from blockwright.interop.names import Row
+from blockwright.interop.places import dense, show, sparse
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 

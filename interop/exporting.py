@@ -9,19 +9,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from interop import companions, origin, tokenizer
-from interop.config import GENERATION, IDLE, TRAINING
-from interop.families.catalogue import FAMILIES, WRITTEN
-from interop.family import Family, UnlikeError
-from interop.folder import dump_json, whole
-from interop.importing import VOCABULARIES, copy_files
-from interop.names import Link, links
-from interop.own import OWN
-from interop.shards import Outgoing, write_shards
-from interop.source import Source, open_source
-from registry import ConfigError, did_you_mean
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop import companions, origin, tokenizer
+from blockwright.interop.config import GENERATION, IDLE, TRAINING
+from blockwright.interop.families.catalogue import FAMILIES, WRITTEN
+from blockwright.interop.family import Family, UnlikeError
+from blockwright.interop.folder import dump_json, whole
+from blockwright.interop.importing import VOCABULARIES, copy_files
+from blockwright.interop.names import Link, links
+from blockwright.interop.own import OWN
+from blockwright.interop.shards import Outgoing, write_shards
+from blockwright.interop.source import Source, open_source
+from blockwright.registry import ConfigError, did_you_mean
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # null where there is none: absent, it may be the class's own
 # Keys of the original config.json without effect on the composition, kept for other programs.

@@ -8,12 +8,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from interop.config import Config, Setting
-from interop.fingerprint import difference
-from interop.names import Row
-from registry import ConfigError
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Config, Setting
+from blockwright.interop.fingerprint import difference
+from blockwright.interop.names import Row
+from blockwright.registry import ConfigError
 
 
 class UnlikeError(LookupError):

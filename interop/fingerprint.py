@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from blocks.decoder import Decoder
+from blockwright.blocks.decoder import Decoder
 
 # Attributes and children without effect on what a trained model computes.
 TRAINING = {"training", "bias_step", "bias_until", "loss_weight"}

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from registry import ConfigError, folder
-from registry.disk import os_error_of
-from registry.quoting import quoted
+from blockwright.registry import ConfigError, folder
+from blockwright.registry.disk import os_error_of
+from blockwright.registry.quoting import quoted
 
 ORIGIN = "origin.json"  # of an imported folder, see interop/origin.py
 

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interop.companions import SETTINGS
-from interop.folder import dump_json
-from interop.gguf_metadata import REMEDY, Metadata
-from interop.shards import Outgoing, write_shards
-from registry import ConfigError, did_you_mean
-from registry.extras import require
-from registry.folder import MAX_FILE_BYTES, read_bytes
+from blockwright.interop.companions import SETTINGS
+from blockwright.interop.folder import dump_json
+from blockwright.interop.gguf_metadata import REMEDY, Metadata
+from blockwright.interop.shards import Outgoing, write_shards
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.extras import require
+from blockwright.registry.folder import MAX_FILE_BYTES, read_bytes
 
 MAX_SHARD = 5 * 10**9
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from registry import ConfigError
+from blockwright.registry import ConfigError
 
 _IDLE = {
     "where the file came from, and how it was made": r"""GGUF\..*|general\.(?!architecture$).*|quantize\..*

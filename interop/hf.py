@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-import registry
-from interop.exporting import export_folder
-from interop.folder import check_out, start_from
-from interop.gguf import unpack
-from interop.importing import import_folder
-from interop.peft import export_adapter
-from registry import ConfigError
-from registry.command import Parser, run_command
+from blockwright import registry
+from blockwright.interop.exporting import export_folder
+from blockwright.interop.folder import check_out, start_from
+from blockwright.interop.gguf import unpack
+from blockwright.interop.importing import import_folder
+from blockwright.interop.peft import export_adapter
+from blockwright.registry import ConfigError
+from blockwright.registry.command import Parser, run_command
 
 USUAL_BYTES = 5 * 10**9  # of a file of weights
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -84,7 +84,7 @@ def _run(arguments: Sequence[str]) -> None:
         print(f"Imported {given.source} (model_type {found}) into {given.out}.")
         for key in given.ignore:
             print(f"Ignored {key} of config.json: if it changes the computation, the import is wrong.")
-        print(f"Fine-tune it: {shlex.join(['python', 'train.py', *start_from(given.out)])}")
+        print(f"Fine-tune it: {shlex.join(['blockwright', 'train', *start_from(given.out)])}")
         return
     export(given)
 

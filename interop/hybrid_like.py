@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from blocks.attention.recurrent import Recurrent
-from blocks.decoder import Decoder
-from interop.config import Config, Key, Part, refusal
-from interop.llama_like import FULL, read_types
-from interop.names import TAPS, Row
-from interop.places import linear, show
+from blockwright.blocks.attention.recurrent import Recurrent
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Config, Key, Part, refusal
+from blockwright.interop.llama_like import FULL, read_types
+from blockwright.interop.names import TAPS, Row
+from blockwright.interop.places import linear, show
 
 LINEAR = "linear_attention"
 OURS = "layers.{i}.attention."

@@ -14,20 +14,20 @@ import torch
 import yaml
 from torch import Tensor
 
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.model_config import read
-from interop import companions, origin
-from interop.config import IDLE, refusal
-from interop.families.catalogue import FAMILIES
-from interop.family import Family
-from interop.folder import read_json, whole
-from interop.names import Link, Row, links
-from interop.own import OWN
-from interop.packed import Unpacked, block_size
-from interop.shards import Shards, ready, write_shards
-from registry import ConfigError, did_you_mean
-from registry.folder import MAX_FILE_BYTES, read_bytes
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.model_config import read
+from blockwright.interop import companions, origin
+from blockwright.interop.config import IDLE, refusal
+from blockwright.interop.families.catalogue import FAMILIES
+from blockwright.interop.family import Family
+from blockwright.interop.folder import read_json, whole
+from blockwright.interop.names import Link, Row, links
+from blockwright.interop.own import OWN
+from blockwright.interop.packed import Unpacked, block_size
+from blockwright.interop.shards import Shards, ready, write_shards
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.folder import MAX_FILE_BYTES, read_bytes
 
 # Some checkpoints with a tied embedding store the head too.
 HEAD = Row("embedding.weight", "lm_head.weight", copy_of="embedding.weight")

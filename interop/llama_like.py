@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from blocks.decoder import Decoder
-from interop.config import Choice, Config, Fixed, Key, Part, refusal
-from interop.names import Row, expert_gate, expert_up, one_expert
-from interop.places import show
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Choice, Config, Fixed, Key, Part, refusal
+from blockwright.interop.names import Row, expert_gate, expert_up, one_expert
+from blockwright.interop.places import show
 
 LAYER = "model.layers.{i}."
 

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from interop.folder import ORIGIN, dump_json, read_json
-from registry import ConfigError
-from registry.folder import parse_json, read_bytes
+from blockwright.interop.folder import ORIGIN, dump_json, read_json
+from blockwright.registry import ConfigError
+from blockwright.registry.folder import parse_json, read_bytes
 
 MAX_BYTES = 2**20  # as JSON with licences: it is part of every checkpoint
 LICENCE = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[A-Za-z0-9_.-]{0,40}", re.IGNORECASE)

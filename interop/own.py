@@ -1,6 +1,6 @@
 """Our own checkpoint format, for models no known family describes: the composition in config.json, our names.
 
-transformers loads it after ``import interop.transformers``.
+transformers loads it after ``import blockwright.interop.transformers``.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from blocks.compose import check
-from blocks.decoder import Decoder
-from interop.config import Config
-from interop.family import Family
-from interop.names import Row
+from blockwright.blocks.compose import check
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Config
+from blockwright.interop.family import Family
+from blockwright.interop.names import Row
 
 MODEL_TYPE = "blockwright"
 

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interop.config import refusal
-from interop.shards import Entry, Shards, all_finite
-from registry import ConfigError
+from blockwright.interop.config import refusal
+from blockwright.interop.shards import Entry, Shards, all_finite
+from blockwright.registry import ConfigError
 
 GROUP = 32  # fp4 numbers that share a scale
 BLOCKS, SCALES = "_blocks", "_scales"

@@ -21,19 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blocks.checkpoint.read import read_checkpoint
-from blocks.checkpoint.weights import raw_weights
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.lora import A, B, adaptable, is_adapter
-from interop.exporting import recognise
-from interop.family import Family
-from interop.folder import dump_json, read_json, whole
-from interop.names import Link, Row, links
-from interop.own import OWN
-from interop.shards import Shards, save
-from interop.source import checkpoint_of
-from registry import ConfigError
+from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.checkpoint.weights import raw_weights
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.lora import A, B, adaptable, is_adapter
+from blockwright.interop.exporting import recognise
+from blockwright.interop.family import Family
+from blockwright.interop.folder import dump_json, read_json, whole
+from blockwright.interop.names import Link, Row, links
+from blockwright.interop.own import OWN
+from blockwright.interop.shards import Shards, save
+from blockwright.interop.source import checkpoint_of
+from blockwright.registry import ConfigError
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 SIDES = ((A, ".lora_A.weight"), (B, ".lora_B.weight"))

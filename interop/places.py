@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-from blocks.attention.recurrent import Recurrent
-from blocks.decoder import Decoder
+from blockwright.blocks.attention.recurrent import Recurrent
+from blockwright.blocks.decoder import Decoder
 
 
 def put(model: dict[str, Any], path: str, value: Any) -> None:

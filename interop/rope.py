@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import registry
-from blocks.decoder import Decoder
-from interop.config import Config, Part, number, refusal
-from registry import Node
+from blockwright import registry
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Config, Part, number, refusal
+from blockwright.registry import Node
 
 # their rope_type → our block, and their key → our parameter
 KINDS: dict[str, tuple[str, dict[str, str]]] = {

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interop.folder import read_json
-from registry import ConfigError
-from registry.extras import require
+from blockwright.interop.folder import read_json
+from blockwright.registry import ConfigError
+from blockwright.registry.extras import require
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DIGESTS = "blockwright-sha256"  # in the metadata of a header: JSON of tensor → digest

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blocks.checkpoint.read import read_checkpoint
-from blocks.checkpoint.sharded import is_folder
-from blocks.checkpoint.weights import shapes_of, weights_of
-from blocks.compose import check, compose
-from blocks.decoder import Decoder
-from interop import origin
-from interop.shards import Shards
-from registry import ConfigError
-from registry.folder import read_text
+from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.checkpoint.sharded import is_folder
+from blockwright.blocks.checkpoint.weights import shapes_of, weights_of
+from blockwright.blocks.compose import check, compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop import origin
+from blockwright.interop.shards import Shards
+from blockwright.registry import ConfigError
+from blockwright.registry.folder import read_text
 
 COMPOSITION = "model.yaml"
 REMEDY = "Name a run's folder (logs/train/runs/…), a *.ckpt, or the OUT of blockwright import"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interop.companions import GENERATION, SETTINGS, SPECIAL, values
-from interop.folder import ORIGIN, read_json
-from registry import ConfigError
+from blockwright.interop.companions import GENERATION, SETTINGS, SPECIAL, values
+from blockwright.interop.folder import ORIGIN, read_json
+from blockwright.registry import ConfigError
 
 # End-of-turn tokens. Some published chat models list them nowhere among their end tokens.
 TURNS = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>")
@@ -44,7 +44,7 @@ class Special:
             map(_is_id, [*given["ends"], *(i for i in single if i is not None)])
         ):
             rule = "must name the ids of bos, ends, pad and unk"
-            raise ConfigError(where, type(state).__name__, rule, "Use a checkpoint of train.py")
+            raise ConfigError(where, type(state).__name__, rule, "Use a checkpoint of a training")
         return cls(**given)
 
     def ids(self) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from interop import companions
-from interop.folder import dump_json
-from interop.special import Special
-from registry import ConfigError, did_you_mean
-from registry.folder import parse_json
+from blockwright.interop import companions
+from blockwright.interop.folder import dump_json
+from blockwright.interop.special import Special
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.folder import parse_json
 
 EOS, UNKNOWN = "<|endoftext|>", "<|unknown|>"
 COMPANIONS, SPECIAL = "companions", "special"  # keys of a pretrained tokenizer's state

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blocks.compose import compose
-from blocks.vision.siglip import SigLIP
-from interop.families.deepseek_vl_v2 import OURS, TOWER
-from interop.folder import read_json
-from interop.names import PATCHES, Link, Row, links
-from interop.shards import Shards
-from registry import ConfigError
+from blockwright.blocks.compose import compose
+from blockwright.blocks.vision.siglip import SigLIP
+from blockwright.interop.families.deepseek_vl_v2 import OURS, TOWER
+from blockwright.interop.folder import read_json
+from blockwright.interop.names import PATCHES, Link, Row, links
+from blockwright.interop.shards import Shards
+from blockwright.registry import ConfigError
 
 PATH, OWN = "task.tower", "images.vision."
 LAYER = "encoder.layers.{i}."

@@ -1,8 +1,8 @@
 """Any composition as a model of ``transformers``, for TRL, PEFT, lm-eval and ``generate`` (extra ``transformers``).
 
-After ``import interop.transformers``, ``AutoModelForCausalLM.from_pretrained(DIR)`` loads what ``blockwright export DIR
---family blockwright`` or ``save_pretrained`` wrote, and ``blockwright import`` reads both. The composition is data in
-config.json and only registered blocks are built: no remote code, no ``trust_remote_code``.
+After ``import blockwright.interop.transformers``, ``AutoModelForCausalLM.from_pretrained(DIR)`` loads what
+``blockwright export DIR --family blockwright`` or ``save_pretrained`` wrote, and ``blockwright import`` reads both. The
+composition is data in config.json and only registered blocks are built: no remote code, no ``trust_remote_code``.
 
 How this differs from models of transformers: padding is never seen and positions count real tokens, whatever
 ``position_ids`` a caller leaves out; in a packed row a document begins where ``position_ids`` begin again. An argument
@@ -20,12 +20,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from blocks.compose import check, compose
-from blocks.decoder import Decoder, Layer
-from blocks.kernels.documents import PADDING
-from blocks.kernels.few_rows import linear
-from interop.own import MODEL_TYPE
-from registry import BlockError, ConfigError, load
+from blockwright.blocks.compose import check, compose
+from blockwright.blocks.decoder import Decoder, Layer
+from blockwright.blocks.kernels.documents import PADDING
+from blockwright.blocks.kernels.few_rows import linear
+from blockwright.interop.own import MODEL_TYPE
+from blockwright.registry import BlockError, ConfigError, load
 
 try:
     from transformers import (
@@ -42,10 +42,12 @@ try:
     from transformers.utils.generic import can_return_tuple
     from transformers.utils.output_capturing import capture_outputs
 
-    from interop.transformers_cache import BlockwrightCache, fits_cache
+    from blockwright.interop.transformers_cache import BlockwrightCache, fits_cache
 except ImportError as error:
     rule = f"needs transformers, which is not installed completely ({error})"
-    raise ConfigError("interop.transformers", None, rule, "pip install 'blockwright[transformers]'") from None
+    raise ConfigError(
+        "blockwright.interop.transformers", None, rule, "pip install 'blockwright[transformers]'"
+    ) from None
 
 LOSS = ("num_items_in_batch", "ignore_index", "shift_labels")  # read where there are labels
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")  # repeat what position_ids say

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from blocks.cache import Cache as BlockCache
-from blocks.decoder import Decoder
-from registry import BlockError
+from blockwright.blocks.cache import Cache as BlockCache
+from blockwright.blocks.decoder import Decoder
+from blockwright.registry import BlockError
 
 AHEAD = 256  # tokens of room for each growth of a cache whose final length is unknown
 

@@ -19,15 +19,15 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from blocks.decoder import Decoder
-from blocks.kernels.cross_entropy import IGNORED
-from blocks.kernels.quantise import BITS
-from lab.own_text import own_text
-from lab.text_file import read_text_file
-from lab.writer import Writer
-from registry import BlockError, ConfigError
-from registry.command import Parser, run_command
-from registry.printing import show
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.blocks.kernels.quantise import BITS
+from blockwright.lab.own_text import own_text
+from blockwright.lab.text_file import read_text_file
+from blockwright.lab.writer import Writer
+from blockwright.registry import BlockError, ConfigError
+from blockwright.registry.command import Parser, run_command
+from blockwright.registry.printing import show
 
 Window = tuple[Tensor, Tensor]  # tokens [B,T], and their next tokens
 USUAL = 256  # tokens of a window

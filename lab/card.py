@@ -8,8 +8,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from blocks.cost import FAMILIES
-from registry import printing
+from blockwright.blocks.cost import FAMILIES
+from blockwright.registry import printing
 
 
 def _exact(value: float) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry import ConfigError, did_you_mean
-from registry.arguments import read_arguments
-from registry.extras import require
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.arguments import read_arguments
+from blockwright.registry.extras import require
 
 # Bytes per parameter while AdamW trains it.
 RECIPES = {

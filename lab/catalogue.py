@@ -1,4 +1,4 @@
-"""``python -m lab.catalogue [--check]``: docs/catalogue.md, generated from the code.
+"""``python -m blockwright.lab.catalogue [--check]``: docs/catalogue.md, generated from the code.
 
 Every built-in block is put into a small decoder, counted and tested: the ticks show observed behaviour, not what a
 block declares. The probes are light, one layer and a dozen tokens; they do not prove conformance.
@@ -18,19 +18,19 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-import registry
-from blocks.compose import compose
-from blocks.cost import cache_bytes, count_parameters, growth_beyond_windows
-from blocks.decoder import Decoder
-from blocks.gating.base import Gating
-from registry import ConfigError, presets
-from registry.command import run_command
-from training.configuration.conf import CONF
-from training.configuration.instantiate import find_target
-from training.figure import declared
+from blockwright import registry
+from blockwright.blocks.compose import compose
+from blockwright.blocks.cost import cache_bytes, count_parameters, growth_beyond_windows
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.gating.base import Gating
+from blockwright.registry import ConfigError, presets
+from blockwright.registry.command import run_command
+from blockwright.training.configuration.conf import CONF
+from blockwright.training.configuration.instantiate import find_target
+from blockwright.training.figure import declared
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "catalogue.md"
-REMEDY = "python -m lab.catalogue > docs/catalogue.md"
+REMEDY = "python -m blockwright.lab.catalogue > docs/catalogue.md"
 
 D_MODEL, LENGTH, VOCABULARY = 64, 12, 61
 BYTES = 257  # vocabulary of the default tokenizer, for a preset that leaves it to the tokenizer
@@ -346,7 +346,7 @@ def main(arguments: Sequence[str]) -> int:
         print(fault or "docs/catalogue.md is current", file=sys.stderr if fault else sys.stdout)
         return 1 if fault else 0
     if arguments:
-        remedy = f"Write: {REMEDY}, or python -m lab.catalogue --check"
+        remedy = f"Write: {REMEDY}, or python -m blockwright.lab.catalogue --check"
         raise ConfigError("command line", " ".join(arguments), "there is no such argument", remedy)
     print(markdown(), end="")
     return 0

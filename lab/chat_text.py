@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import registry
-from interop.source import read_start
-from registry import Node, Scope
-from training.data.chat.base import Chat, Piece, encode
-from training.data.tokenizers.base import Tokenizer
+from blockwright import registry
+from blockwright.interop.source import read_start
+from blockwright.registry import Node, Scope
+from blockwright.training.data.chat.base import Chat, Piece, encode
+from blockwright.training.data.tokenizers.base import Tokenizer
 
 MARK = "\ue003"  # a private-use character, removed from texts
 

@@ -15,9 +15,9 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from blocks.compose import compose
-from blocks.cost import cache_bytes_per_token, training_flops_per_token
-from training.writing import write_text
+from blockwright.blocks.compose import compose
+from blockwright.blocks.cost import cache_bytes_per_token, training_flops_per_token
+from blockwright.training.writing import write_text
 
 FILE = "curves.json"
 Curve = Sequence[tuple[int, float]]

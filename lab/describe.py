@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from blocks.cost import (
+from blockwright.blocks.cost import (
     cache_bytes,
     count_parameters,
     deepseek_moe_flops,
@@ -25,18 +25,18 @@ from blocks.cost import (
     seeing_flops,
     training_flops_per_token,
 )
-from blocks.decoder import Decoder
-from blocks.kernels import choice
-from blocks.kernels.quantise import BITS
-from lab import card
-from lab.card import SETTINGS, flat
-from lab.card_request import RECIPES, Options, Request, read
-from lab.models import load
-from lab.report import card_chart
-from lab.report.svg import standalone
-from registry import BlockError, ConfigError
-from registry.command import run_command
-from training.writing import write_text
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.kernels import choice
+from blockwright.blocks.kernels.quantise import BITS
+from blockwright.lab import card
+from blockwright.lab.card import SETTINGS, flat
+from blockwright.lab.card_request import RECIPES, Options, Request, read
+from blockwright.lab.models import load
+from blockwright.lab.report import card_chart
+from blockwright.lab.report.svg import standalone
+from blockwright.registry import BlockError, ConfigError
+from blockwright.registry.command import run_command
+from blockwright.training.writing import write_text
 
 USAGE = """\
 blockwright describe model=NAME[,NAME…] [OPTION=VALUE …] [HYDRA OVERRIDE …] [--json] [--plot FILE.svg]
@@ -50,7 +50,7 @@ gpus               ways that the training state is sharded; default 8
 against            the model the others are compared with; default: the last
 
 An option takes one value for all models or one for each: cache.bits=6,16. Any other KEY=VALUE is an override as
-train.py takes it, and holds for every model: model/attention=gqa, model.n_layers=4.
+blockwright train takes it, and holds for every model: model/attention=gqa, model.n_layers=4.
 --json prints one document of plain numbers; --plot draws parameters by family, and cache over context.
 """
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-from registry import ConfigError
+from blockwright.registry import ConfigError
 
 USAGE = """\
 blockwright evaluate MODEL --suite needle --lengths 4k,32k,128k [--generate] [--position NODE]   how far it reads
@@ -16,7 +16,7 @@ blockwright evaluate --model_args path=MODEL --tasks TASKS …                  
 blockwright evaluate MODEL --suite x --help and --task x --help describe the first two; other options are the harness's.
 """
 
-HARNESS = "lab.lm_eval"
+HARNESS = "blockwright.lab.lm_eval"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
         print(USAGE, end="")
         return
     options = {word.split("=")[0] for word in arguments}
-    ours = {"--suite": "lab.reading.command", "--task": "lab.solving.command"}
+    ours = {"--suite": "blockwright.lab.reading.command", "--task": "blockwright.lab.solving.command"}
     found = next((module for option, module in ours.items() if option in options), HARNESS)
     if found == HARNESS and not (arguments and arguments[0].startswith("-")):
         rule = "does not say by what it is evaluated"

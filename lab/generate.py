@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from blocks.generation.sample import Sampling
-from blocks.kernels.machine import keep_freed_memory, set_float32_matmul
-from blocks.kernels.quantise import BITS
-from lab.seeing import drawn
-from lab.writer import DTYPES, Request, Writer, at_its_option
-from registry import BlockError, ConfigError
-from registry.command import Parser, run_command
-from training.data.boxes import boxes
-from training.data.pictures import open_picture
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
+from blockwright.blocks.kernels.quantise import BITS
+from blockwright.lab.seeing import drawn
+from blockwright.lab.writer import DTYPES, Request, Writer, at_its_option
+from blockwright.registry import BlockError, ConfigError
+from blockwright.registry.command import Parser, run_command
+from blockwright.training.data.boxes import boxes
+from blockwright.training.data.pictures import open_picture
 
 
 def _parser() -> Parser:

@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import registry
-from blocks.generation.generate import Continuations
-from blocks.generation.sample import Sampling
-from blocks.generation.text_stream import TextStream
-from blocks.position.boundaries import alike
-from interop.source import build, check_there, open_source
-from lab.chat_text import ChatText, format_of
-from lab.writer import DTYPES, begin, tokenizer_of
-from registry import REFUSED, BlockError, ConfigError, did_you_mean
+from blockwright import registry
+from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.generation.text_stream import TextStream
+from blockwright.blocks.position.boundaries import alike
+from blockwright.interop.source import build, check_there, open_source
+from blockwright.lab.chat_text import ChatText, format_of
+from blockwright.lab.writer import DTYPES, begin, tokenizer_of
+from blockwright.registry import REFUSED, BlockError, ConfigError, did_you_mean
 
 try:
     from lm_eval.api.instance import Instance
@@ -36,7 +36,7 @@ try:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
     rule = f"needs the package lm_eval, which is not installed completely ({error})"
-    missing = ConfigError("lab.lm_eval", None, rule, "Install it: pip install 'blockwright[lm_eval]'")
+    missing = ConfigError("blockwright.lab.lm_eval", None, rule, "Install it: pip install 'blockwright[lm_eval]'")
     if __name__ != "__main__":
         raise missing from None
     print(missing.render(), file=sys.stderr)

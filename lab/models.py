@@ -9,12 +9,12 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from registry import ConfigError
-from registry.quoting import quoted
-from training.configuration.composing import compose_config
-from training.configuration.named_model import composition_of
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.registry import ConfigError
+from blockwright.registry.quoting import quoted
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.named_model import composition_of
 
 FILES = (".yaml", ".yml")
 REMEDY = "Name a preset, a run's folder (logs/train/runs/…), a *.ckpt, or a *.yaml that holds a composition"
@@ -25,7 +25,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Decoder:
 
     Args:
         name: of the preset, or the path
-        overrides: of the composition, as train.py takes them
+        overrides: of the composition, as blockwright train takes them
 
     Raises:
         ConfigError: there is no such model, or it cannot be built

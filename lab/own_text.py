@@ -12,18 +12,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interop.source import checkpoint_of, read_composition, read_start, tokenizer_state
-from registry import ConfigError
-from registry.folder import read_yaml
-from registry.limits import open_plain
-from registry.references import References
-from training.configuration.instantiate import build_readable
-from training.data.corpus import Corpus
-from training.data.preflight import MODULE
-from training.data.tokenizers.rebuild import rebuild
+from blockwright.interop.source import checkpoint_of, read_composition, read_start, tokenizer_state
+from blockwright.registry import ConfigError
+from blockwright.registry.folder import read_yaml
+from blockwright.registry.limits import open_plain
+from blockwright.registry.references import References
+from blockwright.training.configuration.instantiate import build_readable
+from blockwright.training.configuration.renamed import with_moved
+from blockwright.training.data.corpus import Corpus
+from blockwright.training.data.preflight import MODULE
+from blockwright.training.data.tokenizers.rebuild import rebuild
 
 if TYPE_CHECKING:
-    from training.data.module import TextDataModule
+    from blockwright.training.data.module import TextDataModule
 
 KEPT = ("sequence_length", "batch_size", "eval_batch_size", "documents", "seed")  # of the data's settings
 MAX_TEXT_BYTES = 2**31  # of all files that a folder names
@@ -43,7 +44,7 @@ def own_text(run: Path, option: str, most: int | None = None) -> TextDataModule:
     Raises:
         ConfigError: the folder has no settings, they name no text, or text that a folder may not name
     """
-    from training.data.module import TextDataModule  # Lightning, which --help does without
+    from blockwright.training.data.module import TextDataModule  # Lightning, which --help does without
 
     if not (run / SETTINGS).is_file():
         rule = f"holds no {SETTINGS}, which names its validation text"
@@ -77,7 +78,7 @@ def _check_fits(data: TextDataModule, run: Path) -> None:
 def _settings(run: Path) -> dict[str, Any]:
     """The data's settings that are read: ``KEPT``, and the corpus."""
     try:
-        found = read_yaml(run, SETTINGS)
+        found = with_moved(read_yaml(run, SETTINGS))
     except ConfigError as error:
         raise ConfigError(error.path, error.value, error.rule, REMEDY) from None
     node = found.get("data") if isinstance(found, Mapping) else None

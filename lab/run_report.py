@@ -11,25 +11,25 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.table import Table
 
-from blocks.compose import compose
-from blocks.cost import count_parameters
-from blocks.generation.generate import generate
-from lab import curves
-from lab.report import single
-from lab.report.svg import standalone
-from registry import printing
-from registry.enforcing import enforced
-from registry.extras import require
-from registry.ranges import NonNegative, Whole
-from training.cadence import logs_now
-from training.callbacks.finale import Finale
-from training.callbacks.interruption import Interruption
-from training.callbacks.step_end import StepEnd
-from training.figure import find, names_in, of_run, records
-from training.jobs import RESULTS
-from training.parallel.local import is_distributed
-from training.tasks.base import Task
-from training.writing import write_json, write_text
+from blockwright.blocks.compose import compose
+from blockwright.blocks.cost import count_parameters
+from blockwright.blocks.generation.generate import generate
+from blockwright.lab import curves
+from blockwright.lab.report import single
+from blockwright.lab.report.svg import standalone
+from blockwright.registry import printing
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.extras import require
+from blockwright.registry.ranges import NonNegative, Whole
+from blockwright.training.cadence import logs_now
+from blockwright.training.callbacks.finale import Finale
+from blockwright.training.callbacks.interruption import Interruption
+from blockwright.training.callbacks.step_end import StepEnd
+from blockwright.training.figure import find, names_in, of_run, records
+from blockwright.training.jobs import RESULTS
+from blockwright.training.parallel.local import is_distributed
+from blockwright.training.tasks.base import Task
+from blockwright.training.writing import write_json, write_text
 
 STAGES = {"val": "validation", "test": "test", "train": "last training"}
 

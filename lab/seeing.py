@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from blocks.decoder import Decoder
-from blocks.images.base import Pictures
-from blocks.tiling.base import Grid
-from registry import ConfigError
-from training.data.boxes import Box
-from training.data.picture_conversations import WORD
-from training.data.picture_rows import grid_of
-from training.data.pictures import Files, tiles_of
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.images.base import Pictures
+from blockwright.blocks.tiling.base import Grid
+from blockwright.registry import ConfigError
+from blockwright.training.data.boxes import Box
+from blockwright.training.data.picture_conversations import WORD
+from blockwright.training.data.picture_rows import grid_of
+from blockwright.training.data.pictures import Files, tiles_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

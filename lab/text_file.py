@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from registry import ConfigError
-from registry.limits import read_plain
+from blockwright.registry import ConfigError
+from blockwright.registry.limits import read_plain
 
 MAX_BYTES = 2**30  # it is encoded at once, in a hundred times the memory
 REMEDY = "Name a file of text in UTF-8"

@@ -1,6 +1,6 @@
 """Generate text with a model and its tokenizer::
 
-    from lab.writer import Writer
+    from blockwright.lab.writer import Writer
     writer = Writer.open("logs/train/runs/RUN")
     print(writer.write("ROMEO:", 200, temperature=0.8)[0])
 
@@ -15,18 +15,18 @@ from pathlib import Path
 
 import torch
 
-import registry
-from blocks.decoder import Decoder
-from blocks.generation.generate import Continuations
-from blocks.generation.sample import Sampling
-from blocks.generation.text_stream import TextStream
-from blocks.images.base import Pictures
-from interop.source import Source, build, check_there, open_source
-from lab import seeing
-from registry import BlockError, ConfigError, did_you_mean
-from training.data.tokenizers.base import Tokenizer
-from training.data.tokenizers.pretrained import Pretrained
-from training.data.tokenizers.rebuild import rebuild
+from blockwright import registry
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.generation.text_stream import TextStream
+from blockwright.blocks.images.base import Pictures
+from blockwright.interop.source import Source, build, check_there, open_source
+from blockwright.lab import seeing
+from blockwright.registry import BlockError, ConfigError, did_you_mean
+from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.pretrained import Pretrained
+from blockwright.training.data.tokenizers.rebuild import rebuild
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 

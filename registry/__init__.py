@@ -1,7 +1,10 @@
 """Registry: name → class → typed configuration → built object. Knows no block."""
 
-from registry.build import Scope, as_written, build, refuse_targets, resolve, to_plain, walk
-from registry.catalogue import (
+if __name__ != "blockwright.registry":  # the same code under a second name would be a second catalogue
+    raise ImportError("registry is a part of blockwright: write `from blockwright import registry`")
+
+from blockwright.registry.build import Scope, as_written, build, refuse_targets, resolve, to_plain, walk
+from blockwright.registry.catalogue import (
     Composable,
     RegistrationError,
     families,
@@ -13,10 +16,10 @@ from registry.catalogue import (
     names,
     register,
 )
-from registry.children import Node, child_nodes
-from registry.errors import REFUSED, BlockError, ConfigError, did_you_mean
-from registry.fixes import SameAs
-from registry.schema import INHERIT
+from blockwright.registry.children import Node, child_nodes
+from blockwright.registry.errors import REFUSED, BlockError, ConfigError, did_you_mean
+from blockwright.registry.fixes import SameAs
+from blockwright.registry.schema import INHERIT
 
 __all__ = [
     "INHERIT",

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from registry import catalogue, presets
-from registry.command import run_command
-from registry.errors import ConfigError, did_you_mean
-from registry.printing import console, show
-from registry.schema import Parameter
+from blockwright.registry import catalogue, presets
+from blockwright.registry.command import run_command
+from blockwright.registry.errors import ConfigError, did_you_mean
+from blockwright.registry.printing import console, show
+from blockwright.registry.schema import Parameter
 
 USAGE = """\
 blockwright blocks [KIND[/NAME] | model[/NAME]]
@@ -131,7 +131,7 @@ def _show_block(entry: catalogue.Entry) -> None:
     names = [n for n, p in entry.schema.parameters.items() if not p.child]
     family = catalogue.find_family(entry.kind)
     example = f" {family.path}.{names[0]}=…" if names else ""
-    out.print(f"python train.py {family.group}={entry.name}{example}", soft_wrap=True)
+    out.print(f"blockwright train {family.group}={entry.name}{example}", soft_wrap=True)
 
 
 def _default(p: Parameter) -> str:

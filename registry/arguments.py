@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from registry.errors import ConfigError, did_you_mean
+from blockwright.registry.errors import ConfigError, did_you_mean
 
 HELP = ("-h", "--help")
 

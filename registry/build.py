@@ -13,12 +13,12 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from registry import catalogue
-from registry.children import Node, child_nodes
-from registry.errors import BlockError, ConfigError, did_you_mean
-from registry.fixes import fixed_values
-from registry.limits import check_text, check_values, load_text
-from registry.schema import INHERIT, Parameter
+from blockwright.registry import catalogue
+from blockwright.registry.children import Node, child_nodes
+from blockwright.registry.errors import BlockError, ConfigError, did_you_mean
+from blockwright.registry.fixes import fixed_values
+from blockwright.registry.limits import check_text, check_values, load_text
+from blockwright.registry.schema import INHERIT, Parameter
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Scope:
 
 
 def to_plain(config: Any, path: str = "model") -> Any:
-    """YAML text, an OmegaConf node or a mapping → dicts, lists and scalars, within the limits of ``registry.limits``.
+    """YAML text, an OmegaConf node or a mapping → dicts, lists and scalars, within the limits of registry/limits.py.
 
     An OmegaConf node comes from this project, and its interpolations are resolved. Text and mappings may be untrusted:
     interpolations in them are refused.
@@ -192,7 +192,7 @@ def walk(
 def build(kind: str, node: Node, scope: Scope) -> Any:
     """Build a block and, before it, the children that its constructor takes.
 
-    Where a child is looked up: ``registry.children``.
+    Where a child is looked up: ``blockwright.registry.children``.
 
     Raises:
         ConfigError: any error in the node or a child's, with the path where it is written

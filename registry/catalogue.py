@@ -23,14 +23,17 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from registry.enforcing import enforced
-from registry.errors import BlockError, did_you_mean
-from registry.fixes import fix
-from registry.schema import INHERIT, Schema, read_schema
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.errors import BlockError, did_you_mean
+from blockwright.registry.fixes import fix
+from blockwright.registry.schema import INHERIT, Schema, read_schema
 
 ENTRY_POINTS = "blockwright.blocks"
 # Package that holds built-in families → the distribution that owns it.
-BUILTIN = dict.fromkeys(("blocks", "training.objectives", "training.data", "training.rollouts"), "blockwright")
+BUILTIN = dict.fromkeys(
+    tuple(f"blockwright.{part}" for part in ("blocks", "training.objectives", "training.data", "training.rollouts")),
+    "blockwright",
+)
 SHARED_CONTEXT = frozenset({"d_model", "n_layers", "layer_idx"})  # supplied to every block by the composer
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from registry.errors import ConfigError
-from registry.layout import patched
-from registry.schema import INHERIT, Parameter
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.layout import patched
+from blockwright.registry.schema import INHERIT, Parameter
 
 
 @dataclass(frozen=True)

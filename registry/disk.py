@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from registry.errors import ConfigError
+from blockwright.registry.errors import ConfigError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -8,9 +8,9 @@ import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from registry.errors import ConfigError
-from registry.ranges import numbers
-from registry.schema import conforms, fault
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.ranges import numbers
+from blockwright.registry.schema import conforms, fault
 
 T = TypeVar("T", bound=type)
 Refuse = Callable[[str, Any, str, str], Exception]  # parameter, value, rule, remedy → the exception

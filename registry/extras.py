@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from registry.errors import ConfigError
+from blockwright.registry.errors import ConfigError
 
 
 def has_package(name: str) -> bool:

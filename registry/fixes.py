@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from registry.errors import did_you_mean
-from registry.schema import conforms, fault, fixed_by
+from blockwright.registry.errors import did_you_mean
+from blockwright.registry.schema import conforms, fault, fixed_by
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from registry.errors import ConfigError
-from registry.limits import MAX_BYTES, MAX_DEPTH, check_text, check_values, load_text, read_plain
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.limits import MAX_BYTES, MAX_DEPTH, check_text, check_values, load_text, read_plain
 
 MAX_JSON_BYTES = 32_000_000  # the index of the largest known checkpoint has a third of it
 MAX_FILE_BYTES = 256_000_000  # of a text that is copied or given to a library; the largest known vocabulary: 35 MB

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from registry import catalogue
-from registry.errors import ConfigError
-from registry.schema import INHERIT
+from blockwright.registry import catalogue
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.schema import INHERIT
 
 FORMAT = 2
 # A saved composition of format 1 has all of these keys; one written by hand lacks most of them.

@@ -23,9 +23,9 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from registry import catalogue, presets
-from registry.build import resolve
-from registry.children import Node
+from blockwright.registry import catalogue, presets
+from blockwright.registry.build import resolve
+from blockwright.registry.children import Node
 
 BASE = "base"  # conf/model/base.yaml: the keys of a model that are not blocks
 

@@ -27,9 +27,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from registry.errors import ConfigError, did_you_mean
-from registry.pattern import NAME, expand, select
-from registry.schema import INHERIT
+from blockwright.registry.errors import ConfigError, did_you_mean
+from blockwright.registry.pattern import NAME, expand, select
+from blockwright.registry.schema import INHERIT
 
 Node = dict[str, Any]
 

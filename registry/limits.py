@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import yaml
 from omegaconf._utils import get_yaml_loader
 
-from registry.errors import ConfigError
+from blockwright.registry.errors import ConfigError
 
 MAX_BYTES = 100_000  # of text; 50 times the largest preset here
 MAX_NODES = 10_000  # values, keys included

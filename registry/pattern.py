@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from registry.errors import ConfigError
+from blockwright.registry.errors import ConfigError
 
 NAME = r"[a-z][a-z0-9_]*"
 MAX_NESTING = 16

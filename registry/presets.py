@@ -2,7 +2,7 @@
 
 Built-in presets are in conf/preset/. A plug-in offers a package folder of YAML files through the entry-point group
 ``blockwright.presets``, and the environment variable ``BLOCKWRIGHT_PRESETS`` names folders of the user. Presets are
-data from any source: they are subject to ``registry.limits``, and name registered blocks only.
+data from any source: they are subject to ``blockwright.registry.limits``, and name registered blocks only.
 
     inherits: llama2_7b        # another preset, which the rest of the file patches:
     n_layers: 40               # a value replaces
@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry import plugins
-from registry.build import refuse_targets, to_plain
-from registry.errors import ConfigError, did_you_mean
-from registry.format import current
-from registry.layout import patched
-from registry.limits import read_text
+from blockwright.registry import plugins
+from blockwright.registry.build import refuse_targets, to_plain
+from blockwright.registry.errors import ConfigError, did_you_mean
+from blockwright.registry.format import current
+from blockwright.registry.layout import patched
+from blockwright.registry.limits import read_text
 
 ENTRY_POINTS = "blockwright.presets"
 VARIABLE = "BLOCKWRIGHT_PRESETS"

@@ -2,8 +2,8 @@
 
 The bounds are those of the library annotated-types, so a plug-in may also write ``Annotated[int, Ge(2)]``. A float must
 be finite unless its annotation has ``UNBOUNDED``. Annotations are checked wherever a configuration is read
-(``registry.schema``, ``training.configuration.instantiate``), and by constructors called from Python
-(``registry.enforcing``). Rules between two parameters are left to the constructor.
+(registry/schema.py, training/configuration/instantiate.py), and by constructors called from Python
+(registry/enforcing.py). Rules between two parameters are left to the constructor.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from typing import Any, TypeVar
 
-from registry.catalogue import load
+from blockwright.registry.catalogue import load
 
 T = TypeVar("T", bound=type)
 _declared: dict[str, type] = {}

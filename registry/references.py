@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from registry.errors import ConfigError
-from registry.limits import MAX_DEPTH, MAX_TEXT
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.limits import MAX_DEPTH, MAX_TEXT
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
 

@@ -22,8 +22,8 @@ from typing import Any, Literal, Union
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from registry import ranges
-from registry.ranges import numbers, parts, within
+from blockwright.registry import ranges
+from blockwright.registry.ranges import numbers, parts, within
 
 INHERIT = "inherit"  # default of a child: the model's, if any. null means none
 # OmegaConf supports these: asking it about each parameter takes 50 ms.

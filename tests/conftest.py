@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from warm import Warm
 
-import registry
-from blocks.decoder import Decoder
-from registry import Node, Scope, catalogue
+from blockwright import registry
+from blockwright.blocks.decoder import Decoder
+from blockwright.registry import Node, Scope, catalogue
 
 MOE = {
     "ffn": {"name": "moe", "n_experts": 6, "shared": {"name": "swiglu", "d_ff": 20}},
@@ -300,7 +300,7 @@ def warm(environment: dict[str, str]) -> Iterator[Warm]:
 def train_py(
     warm: Warm, environment: dict[str, str], tmp_path: Path
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``python train.py ARGUMENTS`` in a folder that is not the checkout."""
+    """``blockwright train ARGUMENTS`` in a folder that is not the checkout."""
 
     def call(*arguments: str, cwd: Path = tmp_path, **variables: str) -> subprocess.CompletedProcess[str]:
         return warm.run(str(TRAIN), *arguments, cwd=cwd, env={**environment, **variables})
@@ -310,9 +310,9 @@ def train_py(
 
 @pytest.fixture
 def checked(small: list[str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """The small run with overrides, composed and through the preflight: what ``training.entry.run.run`` takes."""
-    from training.configuration.composing import compose_config
-    from training.entry.preflight import preflight
+    """The small run with overrides, composed and through the preflight: what training/entry/run.py takes."""
+    from blockwright.training.configuration.composing import compose_config
+    from blockwright.training.entry.preflight import preflight
 
     def make(*overrides: str) -> dict[str, Any]:
         return preflight(compose_config([*small, *overrides], output_dir=str(tmp_path / "run")))
@@ -325,8 +325,8 @@ def fit(checked: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[...,
     """Trains the small run in this process, with no callbacks but the ones given, and hands back the trainer."""
     import lightning as L
 
-    from training.configuration.instantiate import instantiate
-    from training.entry.preflight import OWN
+    from blockwright.training.configuration.instantiate import instantiate
+    from blockwright.training.entry.preflight import OWN
 
     def train(
         *overrides: str, callbacks: Sequence[L.Callback] = (), ckpt_path: Path | None = None, **settings: Any

@@ -25,10 +25,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from registry import ConfigError
-from training.configuration.composing import compose_config
-from training.configuration.instantiate import instantiate
-from training.entry.preflight import check
+from blockwright.registry import ConfigError
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.entry.preflight import check
 
 BASE = [
     *("experiment=vl2_small", "data=images", "callbacks=default", "extras.print_config=false", "test=false"),
@@ -145,7 +145,7 @@ SETTINGS = {
     ),
     "corpus without pictures": Mistake(
         None,
-        "data=chat data._target_=training.data.picture_module.PictureDataModule +data.model=${model}",
+        "data=chat data._target_=blockwright.training.data.picture_module.PictureDataModule +data.model=${model}",
         "data.corpus",
         "conversations with pictures",
     ),
@@ -259,7 +259,7 @@ def test_mistake_is_one_message_before_training(name: str, base: DictConfig, fol
 
 
 def checked(cfg: DictConfig) -> dict[str, Any]:
-    from training.entry.start import check_tower
+    from blockwright.training.entry.start import check_tower
 
     plain = check(cfg)
     check_tower(plain)

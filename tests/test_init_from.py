@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from blocks.compose import compose
-from interop.exporting import export_folder
-from interop.importing import import_folder
-from interop.source import load
-from registry import ConfigError
-from training.configuration.composing import compose_config
-from training.configuration.instantiate import instantiate
-from training.entry.preflight import preflight
+from blockwright.blocks.compose import compose
+from blockwright.interop.exporting import export_folder
+from blockwright.interop.importing import import_folder
+from blockwright.interop.source import load
+from blockwright.registry import ConfigError
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.entry.preflight import preflight
 
 SURGERY = ["init_from=OUT", "model=pretrained", "surgery=default", "+model/attention=mha"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -163,11 +163,11 @@ def test_both_doors_start_from_it_and_a_resumed_run_does_not_read_it_again(
 @pytest.fixture(scope="module")
 def trained(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run, with what its checkpoint has to hold."""
-    from blocks.model_config import read
+    from blockwright.blocks.model_config import read
 
     run = tmp_path_factory.mktemp("run")
     decoder = compose(tiny(vocab_size=257), seed=7)
-    optimizer = {"_target_": "training.optimizers.muon.Muon", "lr": 0.01}
+    optimizer = {"_target_": "blockwright.training.optimizers.muon.Muon", "lr": 0.01}
     checkpoint = {
         "state_dict": {f"decoder.{k}": v for k, v in decoder.state_dict().items()},
         "hyper_parameters": {"model": decoder.config},

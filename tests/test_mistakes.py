@@ -58,7 +58,9 @@ EARLY = {
     "positions that skip nowhere": Mistake("data/transforms=pose", "data.transforms.pose.target", "is required"),
     "no such transform": Mistake("data/transforms=poes", "data/transforms", "Did you mean 'pose'"),
     "transform that is none": Mistake(
-        "+data.transforms.x._target_=training.data.text.TextFiles", "data.transforms.x._target_", "is not a Transform"
+        "+data.transforms.x._target_=blockwright.training.data.text.TextFiles",
+        "data.transforms.x._target_",
+        "is not a Transform",
     ),
     "shares that do not sum to 1": Mistake(
         "data.lengths=[{shares:{32:0.6,16:0.3}}]", "data.lengths.0.shares", "sum to 0.9"
@@ -370,7 +372,7 @@ PRESETS = {
 DRIVER = """
 import contextlib, copy, gc, io, json, sys, time, traceback
 import omegaconf.omegaconf as omegaconf
-import train
+from blockwright import train
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra

@@ -24,7 +24,7 @@ import torch
 import yaml
 from warm import Warm
 
-from blocks.forward_pass import Pass
+from blockwright.blocks.forward_pass import Pass
 
 pytestmark = pytest.mark.xdist_group("plugin")  # its fixture runs a whole program, once
 
@@ -33,9 +33,9 @@ GUEST = Path(__file__).resolve().parent / "plugin"
 
 DRIVER = """
 import contextlib, io, json, sys, traceback
-import lab.describe
-import registry.__main__
-import train
+import blockwright.lab.describe
+import blockwright.registry.__main__
+from blockwright import train
 from hydra.core.global_hydra import GlobalHydra
 
 for name, arguments in json.load(sys.stdin).items():
@@ -45,9 +45,9 @@ for name, arguments in json.load(sys.stdin).items():
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
             if arguments[0] == "describe":
-                lab.describe.main(arguments[1:])
+                blockwright.lab.describe.main(arguments[1:])
             else:
-                registry.__main__.main(arguments[1:]) if arguments[0] == "registry" else train.main()
+                blockwright.registry.__main__.main(arguments[1:]) if arguments[0] == "registry" else train.main()
         except SystemExit as end:
             code = end.code
         except BaseException:
@@ -194,7 +194,7 @@ def test_guest_is_swept_by_a_wildcard(said: dict[str, Any], folder: Path) -> Non
 
 CONFORMANCE = """
 import pytest
-from blocks.conformance import cases, kernel_cases
+from blockwright.blocks.conformance import cases, kernel_cases
 
 GUESTS = ("attention/retention", "gating/noisy_topk", "position/xpos")
 
@@ -209,7 +209,7 @@ def test_kernel(case):
 def test_kernel_is_chosen_where_it_applies_and_passed_over_elsewhere(monkeypatch):
     import dataclasses
     import torch
-    from blocks.kernels import seam
+    from blockwright.blocks.kernels import seam
     from blockwright import Kernels, Scoring
 
     ran = []
@@ -254,8 +254,8 @@ def among_bad_company(
     crowd = tmp_path_factory.mktemp("crowd")
     shutil.copytree(site, crowd, dirs_exist_ok=True)
     (crowd / "copycat.py").write_text(
-        "from blocks.attention.mha import MHA\n"
-        "from registry import register\n\n\n"
+        "from blockwright.blocks.attention.mha import MHA\n"
+        "from blockwright.registry import register\n\n\n"
         '@register("attention", "mha")\n'
         "class Mine(MHA):\n"
         '    """Takes a name that is taken."""\n'
@@ -273,7 +273,7 @@ def among_bad_company(
 def test_clash_of_names_names_both_owners(among_bad_company: dict[str, Any]) -> None:
     (told,) = re.findall(r"UserWarning: (block plug-in 'copycat' .*)", among_bad_company["warnings"])
     assert "of the-copycat did not load" in told and "attention 'mha' is already registered" in told
-    assert "blockwright (blocks.attention.mha.MHA)" in told and "the-copycat (copycat.Mine)" in told
+    assert "blockwright (blockwright.blocks.attention.mha.MHA)" in told and "the-copycat (copycat.Mine)" in told
 
 
 def test_plugin_that_cannot_be_imported_is_named_with_its_reason(among_bad_company: dict[str, Any]) -> None:

@@ -10,14 +10,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import registry
-from blocks.compose import check, compose, preset
-from blocks.decoder import Decoder
-from lab.match.request import swept
-from registry import ConfigError, Node, presets
-from training.configuration.composing import compose_config
-from training.configuration.conf import CONF
-from training.configuration.renamed import RENAMED
+from blockwright import registry
+from blockwright.blocks.compose import check, compose, preset
+from blockwright.blocks.decoder import Decoder
+from blockwright.lab.match.request import swept
+from blockwright.registry import ConfigError, Node, presets
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.conf import CONF
+from blockwright.training.configuration.renamed import RENAMED
 
 BYTES = 257  # vocabulary of the tokenizer that tiny is trained with: its preset leaves that to the tokenizer
 FILES = sorted(presets.BUILTIN.glob("*.yaml"))

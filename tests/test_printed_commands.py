@@ -16,18 +16,18 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from blocks.compose import compose
+from blockwright.blocks.compose import compose
 from blockwright.command import COMMANDS, TRAIN, run
-from interop.exporting import export_folder
-from lab.sweep import plan as plans
-from registry.command import run_command
-from registry.quoting import quoted
-from training.configuration.composing import compose_config
-from training.configuration.conf import CONF
-from training.entry.preflight import preflight
+from blockwright.interop.exporting import export_folder
+from blockwright.lab.sweep import plan as plans
+from blockwright.registry.command import run_command
+from blockwright.registry.quoting import quoted
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.conf import CONF
+from blockwright.training.entry.preflight import preflight
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("registry", "blocks", "training", "lab", "interop", "blockwright", "hydra_plugins")
+CODE = ("registry", "blocks", "training", "lab", "interop", "src")
 ODD = "it's my [first], $HOME=1 {a: b}"  # the name of a folder that means something to the shell and to Hydra
 
 
@@ -52,7 +52,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
     def call(*words: str) -> list[str]:
         assert run_command(run, words) == 0
         last = capsys.readouterr().out.strip().splitlines()[-1]
-        (found,) = re.findall(r"(?:python train\.py|blockwright) .*$", last)
+        (found,) = re.findall(r"blockwright .*$", last)
         return shlex.split(found)
 
     return call
@@ -62,7 +62,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
 def trains(small: list[str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """The words of a printed training after its program, checked as a run checks them."""
 
-    def check(words: list[str], program: tuple[str, ...] = ("python", "train.py")) -> dict[str, Any]:
+    def check(words: list[str], program: tuple[str, ...] = ("blockwright", "train")) -> dict[str, Any]:
         assert tuple(words[:2]) == program
         given = [o for o in small if not o.startswith("model.")]
         return preflight(compose_config([*given, *words[2:], "trainer.accelerator=cpu"], output_dir=str(tmp_path)))
@@ -138,7 +138,7 @@ def _texts() -> Iterator[tuple[str, str]]:
             yield f"{file.relative_to(ROOT)}:{node.lineno}", text
 
 
-COMMAND = re.compile(r"(?<!\$\()\b(blockwright|python train\.py) ([\w-][^;`\n()]*)")
+COMMAND = re.compile(r"(?<!\$\()\b(blockwright) ([\w-][^;`\n()]*)")
 TEXTS = [*_texts()]
 MENTIONED = [(where, *found) for where, text in TEXTS for found in COMMAND.findall(text)]
 VALUES = {"RUN", "OUT", "DIR", "FILE", "NAME", "TASKS", "MODEL", "{}", "…", "N", "KIND"}  # given by the reader
@@ -172,7 +172,7 @@ def test_a_command_in_a_message_exists_with_its_flags(where: str, program: str, 
 OVERRIDES = [
     (where, word)
     for where, text in TEXTS
-    if re.search(r"\b(Write|Add|Leave|python train\.py|Use|or)\b", text)
+    if re.search(r"\b(Write|Add|Leave|blockwright train|Use|or)\b", text)
     for word in re.findall(r"(?<![\w.~+/{}\[-])~?[a-z_]+(?:[./][a-z_]+)*=[a-z0-9_]+(?![\w.{}\[*])", text)
 ]
 

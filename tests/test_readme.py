@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from blockwright.command import COMMANDS
-from registry.__main__ import markdown
-from training.configuration.composing import compose_config
+from blockwright.registry.__main__ import markdown
+from blockwright.training.configuration.composing import compose_config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"^python train\.py (.+)$", README, re.M)
+EXAMPLES = re.findall(r"^blockwright train (.+)$", README, re.M)
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -46,7 +46,7 @@ def test_documents_link_to_files_that_exist() -> None:
 
 def test_tables_of_blocks_and_models_are_current() -> None:
     block = re.search(r"<!-- generated: .*? -->\n(.*?)\n<!-- end -->", README, re.S)
-    assert block and block[1] == markdown(), "run: python -m registry --markdown"
+    assert block and block[1] == markdown(), "run: python -m blockwright.registry --markdown"
 
 
 def test_python_example_runs() -> None:

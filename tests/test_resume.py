@@ -60,7 +60,7 @@ import os
 
 import lightning as L
 
-from training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.bytes import Bytes
 
 
 class Stopped(Bytes):
@@ -101,11 +101,11 @@ class Sends(L.Callback):
 
 DRIVER = """
 import contextlib, io, json, sys, traceback
-import train
+from blockwright import train
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
-from lab import run_report
+from blockwright.lab import run_report
 
 Hydra.get_mode = lambda *_, **__: RunMode.RUN  # else it composes everything once more to learn that
 run_report.plot_losses = run_report.plot_expert_load = lambda *_: None  # a quarter of the time of a run this short

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from training.checkpoints.atomic import write_file
+from blockwright.training.checkpoints.atomic import write_file
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
@@ -55,7 +55,7 @@ class Door(NamedTuple):
 
 
 TRAIN = [sys.executable, str(ROOT / "train.py")]
-LAB_SWEEP = [sys.executable, "-m", "lab.sweep", "resume"]
+LAB_SWEEP = [sys.executable, "-m", "blockwright.lab.sweep", "resume"]
 
 
 def sweep_of(*given: str) -> Callable[[Path, list[str]], list[str]]:
@@ -112,7 +112,7 @@ def base_of(small: list[str], folder: Path, signum: int) -> list[str]:
 def begin(door: str, folder: Path, base: list[str]) -> list[str]:
     folder.mkdir(parents=True)
     if door == "ablation":
-        from lab.sweep import plan as plans
+        from blockwright.lab.sweep import plan as plans
 
         rates = [("a", 0.01), ("b", 0.02)]
         jobs = [

@@ -23,7 +23,7 @@ TORCH = 1.5
 
 COMMANDS = {
     "help": (["train.py", "--help"], 0),
-    "catalogue": (["-m", "registry"], 0),
+    "catalogue": (["-m", "blockwright.registry"], 0),
     "refusal": (["train.py", "model.attention.n_heads=7"], 64),
     "refusal by Hydra": (["train.py", "model.d_modle=64"], 64),
     "refused swap": (["train.py", "model/attention=mlaa"], 64),
@@ -149,7 +149,7 @@ def test_help_lists_the_blocks_and_the_other_door(ask: Callable[[str], Answer]) 
     assert {"tiny", "deepseek_v2_lite", "file", "pretrained"} <= set(model.partition(": ")[2].split(", "))
     for kind in ("position", "ffn", "gating", "experts", "norm", "residual"):
         assert f"model/{kind}: " in help_text
-    assert "train.py fit|validate|test|predict" in help_text
+    assert "blockwright train fit|validate|test|predict" in help_text
     assert ask("help").err == ""
 
 
@@ -165,7 +165,7 @@ def test_help_of_every_command_needs_no_model(environment: dict[str, str], slowe
     )
     answers = {name: rest for name, *rest in map(json.loads, done.stdout.splitlines())}
     assert answers.keys() == SUBCOMMANDS.keys(), done.stderr
-    own_names = {"train": "train.py KEY=VALUE", "evaluate": "lm-eval"}
+    own_names = {"evaluate": "lm-eval"}
     for name, (code, said, seconds, imported) in answers.items():
         assert code == 0 and own_names.get(name, f"blockwright {name}") in said, (name, said)
         assert not SLOW & set(imported), name

@@ -12,8 +12,8 @@ import lightning as L
 import pytest
 import torch
 
-import registry
-from blocks.compose import compose
+from blockwright import registry
+from blockwright.blocks.compose import compose
 
 INSIDE = ["+model.experts.experts={name: swiglu, d_ff: 32}"]
 NEEDS = {  # parameters without a default, by kind or block
@@ -94,5 +94,5 @@ def test_swap_on_the_real_command_line(
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["status"] == "completed" and results["steps"] == 6
     assert results["metrics"]["val/loss"] < 5.2
-    assert "Continue: python train.py" in done.stdout
+    assert "Continue: blockwright train" in done.stdout
     assert "model/attention=gqa" in done.stdout.partition("Continue:")[2]

@@ -257,10 +257,10 @@ def test_children_are_told_to_run_one_job_and_not_the_sweep(monkeypatch: pytest.
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
-    import registry
-    from training.configuration.conf import CONF
-    from training.entry.ranks import pin_children
-    from training.jobs import TRAIN
+    from blockwright import registry
+    from blockwright.training.configuration.conf import CONF
+    from blockwright.training.entry.ranks import pin_children
+    from blockwright.training.jobs import MODULE
 
     registry.load()
     given = ["experiment=attention_ablation", "model/attention=gqa", "hydra.searchpath=[file:///x]", "seed=3"]
@@ -276,7 +276,7 @@ def test_children_are_told_to_run_one_job_and_not_the_sweep(monkeypatch: pytest.
     command = pin_children(tmp_path)  # also the printed one that trains on
     assert command[:4] == ["--config-dir", "here", "-cn=config", "hydra.searchpath=[file:///x]"]
     assert command[4:] == [o for o in given if not o.startswith("hydra.")]
-    assert sys.argv[0] == str(TRAIN) and launcher.__spec__ is None
+    assert launcher.__spec__.name == MODULE  # which Lightning's launcher runs again for the other ranks
     assert sys.argv[1:4] == ["--config-dir", "here", "-cn=config"]
     assert "hydra.mode=RUN" in sys.argv and "hydra.searchpath=[file:///x]" in sys.argv
     assert "-m" not in sys.argv and "model/attention=gqa,mha" not in sys.argv
@@ -284,7 +284,7 @@ def test_children_are_told_to_run_one_job_and_not_the_sweep(monkeypatch: pytest.
 
 
 def test_launcher_variables_are_what_they_were_before_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    from training.entry.ranks import reset_processes
+    from blockwright.training.entry.ranks import reset_processes
 
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("MASTER_PORT", "1234")
@@ -295,7 +295,7 @@ def test_launcher_variables_are_what_they_were_before_the_job(monkeypatch: pytes
 def test_processes_of_a_failed_run_are_ended_and_no_longer_watched() -> None:
     from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 
-    from training.entry.run import _dismiss
+    from blockwright.training.entry.run import _dismiss
 
     children = [subprocess.Popen([sys.executable, "-c", code]) for code in ("import time; time.sleep(60)", "exit(1)")]
     children[1].wait()
@@ -313,7 +313,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def start(warm: Warm, environment: dict[str, str], tmp_path: Path) -> Start:
-    """``python train.py -m ARGUMENTS`` in a process group of its own, which is running when this returns."""
+    """``blockwright train -m ARGUMENTS`` in a process group of its own, which is running when this returns."""
 
     def call(*arguments: str) -> Running:
         return warm.start(str(ROOT / "train.py"), "-m", *arguments, cwd=tmp_path, env=environment, merge=True)
@@ -327,7 +327,7 @@ def lab_sweep(
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         there = {**environment, "PYTHONPATH": str(ROOT)}
-        return warm.run("-m", "lab.sweep", *arguments, cwd=tmp_path, env=there, timeout=900)
+        return warm.run("-m", "blockwright.lab.sweep", *arguments, cwd=tmp_path, env=there, timeout=900)
 
     return call
 
@@ -355,8 +355,8 @@ def kill(process: Running) -> str:
 
 def told(sweep: Path) -> list[tuple[int, str, float | None, dict[str, Any]]]:
     """What the study of a search knows of its trials."""
-    from lab.sweep import plan as plans
-    from lab.sweep.study import open_study
+    from blockwright.lab.sweep import plan as plans
+    from blockwright.lab.sweep.study import open_study
 
     return [(t.number, t.state.name, t.value, t.params) for t in open_study(sweep, plans.read(sweep)).trials]
 

@@ -18,13 +18,13 @@ import torch
 import yaml
 from warm import Warm
 
-from lab.sweep import plan as plans
+from blockwright.lab.sweep import plan as plans
 
 pytestmark = pytest.mark.xdist_group("train")  # its fixture runs a whole program, once
 
 DRIVER = """
 import contextlib, io, json, pathlib, shutil, sys, traceback, zlib
-import train
+from blockwright import train
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
@@ -174,7 +174,7 @@ def test_exported_file_holds_no_hydra(doors: dict[str, dict[str, Any]], folder: 
     text = (folder / "run" / "lightning_cli.yaml").read_text()
     assert doors and "_target_" not in text and "${" not in text.replace("${run_dir}", "").replace("${now}", "")
     written = yaml.safe_load(text)
-    assert written["model"]["class_path"] == "training.tasks.causal_lm.CausalLM"
+    assert written["model"]["class_path"] == "blockwright.training.tasks.causal_lm.CausalLM"
     assert written["model"]["init_args"]["model"]["attention"]["name"] == "gqa"
     assert written["weights_only"] is True
 
@@ -326,9 +326,9 @@ def test_argument_the_cli_has_not_is_named(doors: dict[str, dict[str, Any]]) -> 
 def test_printed_continuation_is_a_command_that_composes(doors: dict[str, dict[str, Any]]) -> None:
     import shlex
 
-    from training.configuration.composing import compose_config
+    from blockwright.training.configuration.composing import compose_config
 
-    (line,) = re.findall(r"^Continue: python train\.py (.+)$", doors["hydra"]["out"], re.M)
+    (line,) = re.findall(r"^Continue: blockwright train (.+)$", doors["hydra"]["out"], re.M)
     words = shlex.split(line)
     cfg = compose_config(words, output_dir="x")
     assert cfg.trainer.max_steps == 12 and cfg.model.attention.name == "gqa"

@@ -30,7 +30,7 @@ def test_every_command_of_the_tutorial_runs(
         while re.match(r"[A-Z_]+=", words[0]):
             name, _, value = words.pop(0).partition("=")
             variables[name] = value
-        if words[:2] == ["python", "train.py"]:
+        if words[:2] == ["blockwright", "train"]:
             arguments = [w.replace("max_steps=100", "max_steps=6") for w in words[2:]]
             run = warm.run(str(ROOT / "train.py"), *arguments, *smaller, cwd=tmp_path, env=variables)
         elif words[0] == "blockwright":

@@ -30,12 +30,12 @@ LOADED = (
     "torch",
     "matplotlib.figure",
     "train",
-    "training.entry.cli",
-    "training.entry.run",
-    "lab.run_report",
-    "lab.sweep.__main__",
+    "blockwright.training.entry.cli",
+    "blockwright.training.entry.run",
+    "blockwright.lab.run_report",
+    "blockwright.lab.sweep.__main__",
 )
-LOADED += ("lab.sweep.search",)
+LOADED += ("blockwright.lab.sweep.search",)
 
 
 class Running:

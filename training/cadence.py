@@ -10,7 +10,7 @@ import sys
 
 import lightning as L
 
-from registry import ConfigError
+from blockwright.registry import ConfigError
 
 NEVER = sys.maxsize  # batches
 

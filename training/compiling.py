@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import torch
 
-from blocks.decoder import Decoder, Layer
-from registry import ConfigError
+from blockwright.blocks.decoder import Decoder, Layer
+from blockwright.registry import ConfigError
 
 
 def check_compiler(accelerator: str) -> None:

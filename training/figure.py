@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from registry import ConfigError, RegistrationError, did_you_mean
+from blockwright.registry import ConfigError, RegistrationError, did_you_mean
 
 Better = Literal["less", "more"]
 MEASURED = ("val", "test")

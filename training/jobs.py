@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from registry import ConfigError
-from registry.folder import read_json
-from training.writing import write_json
+from blockwright.registry import ConfigError
+from blockwright.registry.folder import read_json
+from blockwright.training.writing import write_json
 
 RESULTS = "results.json"  # in the folder of a job
 NUMBERS = ("parameters", "active_parameters", "steps", "save_seconds", "fit_seconds")  # of it, beside its metrics
-TRAIN = Path(__file__).resolve().parents[1] / "train.py"  # the command that runs a job
+MODULE = "blockwright.train"  # runs a job
+TRAIN = ("-m", MODULE)  # Python's arguments for it
 held: dict[Path, int] = {}  # folder → descriptor of its lock, in this process
 begun: list[Path] = []  # the folder of this process's multirun
 

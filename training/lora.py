@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from registry import ConfigError
-from registry.enforcing import enforced
-from registry.ranges import Count, Positive
-from training.patterns import matching
+from blockwright.registry import ConfigError
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.ranges import Count, Positive
+from blockwright.training.patterns import matching
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from blocks.decoder import Decoder
+    from blockwright.blocks.decoder import Decoder
 
 
 @enforced("adapter")
@@ -55,7 +55,7 @@ class Lora:
         Raises:
             ConfigError: a target matches nothing that can have an adapter
         """
-        from blocks.lora import adaptable, attach
+        from blockwright.blocks.lora import adaptable, attach
 
         names = matching(adaptable(decoder), self.targets, "adapter.targets", "linear layer or stack of experts")
         attach(decoder, names, self.rank, self.scale)
@@ -68,8 +68,8 @@ class Lora:
         """
         if self.start is None:
             return {}
-        from blocks.lora import is_adapter
-        from interop.peft import read_adapter
+        from blockwright.blocks.lora import is_adapter
+        from blockwright.interop.peft import read_adapter
 
         theirs, scale = read_adapter(Path(self.start), decoder)
         ours = {name: tuple(p.shape) for name, p in decoder.named_parameters() if is_adapter(name)}

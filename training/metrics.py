@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from training.figure import Figure
+from blockwright.training.figure import Figure
 
 WITHOUT_FP64 = ("mps",)  # types of devices
 LOADS = ("train_load", "val_load", "test_load")  # groups of logged figures

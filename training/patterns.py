@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from registry import ConfigError, did_you_mean
-from registry.schema import conforms
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.schema import conforms
 
 
 def matches(name: str, pattern: str) -> bool:

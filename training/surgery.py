@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import registry
-from registry import ConfigError, Node, Scope
-from registry.enforcing import enforced
-from registry.ranges import Count
+from blockwright import registry
+from blockwright.registry import ConfigError, Node, Scope
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.ranges import Count
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from blocks.decoder import Decoder
-    from blocks.growth.base import Growth
-    from blocks.ledger import Ledger
-    from blocks.surgery import Named, Step
+    from blockwright.blocks.decoder import Decoder
+    from blockwright.blocks.growth.base import Growth
+    from blockwright.blocks.ledger import Ledger
+    from blockwright.blocks.surgery import Named, Step
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Surgery:
         Raises:
             ConfigError: at ``surgery.transplant``
         """
-        from blocks.surgery import build, plan
+        from blockwright.blocks.surgery import build, plan
 
         named: list[Named] = []
         for node in self.transplants:
@@ -107,8 +107,8 @@ class Surgery:
         Raises:
             ConfigError: as ``plan``; or something surely changes, and must not
         """
-        from blocks.compose import compose
-        from blocks.surgery import changing
+        from blockwright.blocks.compose import compose
+        from blockwright.blocks.surgery import changing
 
         old, new = compose(there, device="meta"), compose(here, device="meta")
         steps = self.plan(old, new)
@@ -141,9 +141,9 @@ class Surgery:
         """
         import torch
 
-        from blocks.precision import default_dtype
-        from blocks.surgery import operate
-        from interop.source import load
+        from blockwright.blocks.precision import default_dtype
+        from blockwright.blocks.surgery import operate
+        from blockwright.interop.source import load
 
         with default_dtype(torch.float32), torch.no_grad():
             lowered = any(parameter.dtype != torch.float32 for parameter in new.parameters())

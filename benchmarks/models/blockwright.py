@@ -8,8 +8,8 @@ from torch import Tensor
 from benchmarks.contender import Contender
 from benchmarks.models.base import Model, random_like
 from benchmarks.shapes import Shape, composition
-from blocks.cache import Cache
-from blocks.compose import compose
+from blockwright.blocks.cache import Cache
+from blockwright.blocks.compose import compose
 
 
 class Ours(Model):

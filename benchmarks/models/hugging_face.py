@@ -14,8 +14,8 @@ from torch import Tensor
 from benchmarks.contender import Contender
 from benchmarks.models.base import Model, random_like
 from benchmarks.shapes import Shape, composition
-from blocks.compose import compose
-from interop.exporting import recognise
+from blockwright.blocks.compose import compose
+from blockwright.interop.exporting import recognise
 
 TYPES = {"DeepSeek-V3": "deepseek_v3", "Llama": "llama", "Mixtral": "mixtral"}
 

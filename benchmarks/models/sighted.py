@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.shapes import SHAPES, Shape, composition
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.images.base import Pictures
-from blocks.kernels.cross_entropy import IGNORED
-from blocks.tiling.base import Grid
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.images.base import Pictures
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.blocks.tiling.base import Grid
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Assembled(nn.Module):
     def __init__(self, sight: Sight) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-        from interop.exporting import recognise
+        from blockwright.interop.exporting import recognise
 
         super().__init__()
         _, values, _ = recognise(compose(_text(sight), device="meta"), "deepseek_v2", {})
@@ -189,11 +189,11 @@ def equal(sight: Sight, decoder: Decoder) -> Assembled:
     """The assembled model with the weights of ours."""
     from transformers import AutoModelForCausalLM
 
-    from interop.exporting import outgoing, recognise
-    from interop.folder import dump_json
-    from interop.names import links
-    from interop.shards import write_shards
-    from interop.towers import OWN, SIGLIP
+    from blockwright.interop.exporting import outgoing, recognise
+    from blockwright.interop.folder import dump_json
+    from blockwright.interop.names import links
+    from blockwright.interop.shards import write_shards
+    from blockwright.interop.towers import OWN, SIGLIP
 
     made, ours = Assembled(sight), decoder.state_dict()
     text = compose(_text(sight), device="meta")

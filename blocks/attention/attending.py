@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.attention.beside import Beside, attend_beside
-from blocks.attention.biases import attend_in_parts, reads_in_parts, score_terms
-from blocks.attention.latents import Bias, by_heads, bytes_of_a_head, queries_of_latents, widths
-from blocks.attention.mistakes import expanded, refuse_call, refuse_other_shapes
-from blocks.attention.remembered import Held, Layout, layout, parts, side_by_side
-from blocks.attention.selecting import remembered, selected
-from blocks.cache import Cache
-from blocks.forward_pass import Pass
-from blocks.kernels import few_keys, latent_attention
-from blocks.kernels.few_rows import by_mkl, reads_fast
-from blocks.kernels.latent_attention import absorbs, key_multiple, out_of_latents
-from blocks.kernels.scoring import Scoring, dense
-from blocks.selector.base import Asked
+from blockwright.blocks.attention.beside import Beside, attend_beside
+from blockwright.blocks.attention.biases import attend_in_parts, reads_in_parts, score_terms
+from blockwright.blocks.attention.latents import Bias, by_heads, bytes_of_a_head, queries_of_latents, widths
+from blockwright.blocks.attention.mistakes import expanded, refuse_call, refuse_other_shapes
+from blockwright.blocks.attention.remembered import Held, Layout, layout, parts, side_by_side
+from blockwright.blocks.attention.selecting import remembered, selected
+from blockwright.blocks.cache import Cache
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kernels import few_keys, latent_attention
+from blockwright.blocks.kernels.few_rows import by_mkl, reads_fast
+from blockwright.blocks.kernels.latent_attention import absorbs, key_multiple, out_of_latents
+from blockwright.blocks.kernels.scoring import Scoring, dense
+from blockwright.blocks.selector.base import Asked
 
 if TYPE_CHECKING:
-    from blocks.attention.scored import Scored
+    from blockwright.blocks.attention.scored import Scored
 
 
 def attend(

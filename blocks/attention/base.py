@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blocks.attention.score_rows import ScoreRows
-from blocks.base import Block
-from blocks.cache import Cache
-from blocks.forward_pass import Pass
-from registry import BlockError, family
+from blockwright.blocks.attention.score_rows import ScoreRows
+from blockwright.blocks.base import Block
+from blockwright.blocks.cache import Cache
+from blockwright.blocks.forward_pass import Pass
+from blockwright.registry import BlockError, family
 
 
 @family("attention")

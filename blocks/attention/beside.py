@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from blocks.attention.sources import Near, Source
-from blocks.cache import Cache
-from blocks.compressor.base import Entries
-from blocks.compressor.cache import WindowedCache
-from blocks.forward_pass import Pass
-from blocks.kernels.few_keys import few, pieces
-from blocks.kernels.scoring import Scoring, dense
-from registry import BlockError
+from blockwright.blocks.attention.sources import Near, Source
+from blockwright.blocks.cache import Cache
+from blockwright.blocks.compressor.base import Entries
+from blockwright.blocks.compressor.cache import WindowedCache
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kernels.few_keys import few, pieces
+from blockwright.blocks.kernels.scoring import Scoring, dense
+from blockwright.registry import BlockError
 
 if TYPE_CHECKING:
-    from blocks.attention.scored import Scored
+    from blockwright.blocks.attention.scored import Scored
 
 Beside = Callable[[], Entries]
 ROWS = 256  # queries whose scores are in memory at a time

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.cache import Cache
-from blocks.forward_pass import Pass
-from blocks.kernels.choice import Kernels
-from blocks.kernels.long_attention import Bias, Read, attention_in_parts, suits
-from blocks.kernels.scoring import Slopes, dense
-from blocks.position.base import Position
+from blockwright.blocks.cache import Cache
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kernels.choice import Kernels
+from blockwright.blocks.kernels.long_attention import Bias, Read, attention_in_parts, suits
+from blockwright.blocks.kernels.scoring import Slopes, dense
+from blockwright.blocks.position.base import Position
 
 
 def score_bias(position: Position, given: Pass) -> Tensor | None:

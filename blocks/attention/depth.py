@@ -3,12 +3,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blocks.attention.beside import Beside
-from blocks.attention.gqa import GQA
-from blocks.attention.remembered import Held
-from blocks.carry import Carry
-from blocks.forward_pass import Pass
-from registry import BlockError, register
+from blockwright.blocks.attention.beside import Beside
+from blockwright.blocks.attention.gqa import GQA
+from blockwright.blocks.attention.remembered import Held
+from blockwright.blocks.carry import Carry
+from blockwright.blocks.forward_pass import Pass
+from blockwright.registry import BlockError, register
 
 NAMES = ("depth_keys", "depth_values")  # of the layers so far, in ``carry``, [B,T,L,K,H] each
 

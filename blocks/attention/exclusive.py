@@ -3,11 +3,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.attention.beside import Beside
-from blocks.attention.gqa import GQA
-from blocks.attention.remembered import Held
-from blocks.forward_pass import Pass
-from registry import register
+from blockwright.blocks.attention.beside import Beside
+from blockwright.blocks.attention.gqa import GQA
+from blockwright.blocks.attention.remembered import Held
+from blockwright.blocks.forward_pass import Pass
+from blockwright.registry import register
 
 
 @register("attention", "exclusive")

@@ -5,18 +5,18 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from blocks.attention.base import even_heads
-from blocks.attention.recurrent import Parts, Recurrent
-from blocks.base import Placement
-from blocks.cache import State
-from blocks.convolution import CausalConv
-from blocks.decay.base import Decay
-from blocks.linear import Linear
-from blocks.norm.base import Norm
-from blocks.output_gate.base import OutputGate
-from blocks.precision import at_least_fp32
-from registry import BlockError, register
-from registry.ranges import Count
+from blockwright.blocks.attention.base import even_heads
+from blockwright.blocks.attention.recurrent import Parts, Recurrent
+from blockwright.blocks.base import Placement
+from blockwright.blocks.cache import State
+from blockwright.blocks.convolution import CausalConv
+from blockwright.blocks.decay.base import Decay
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.output_gate.base import OutputGate
+from blockwright.blocks.precision import at_least_fp32
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Count
 
 CONVOLVED = ("query", "key", "value")
 

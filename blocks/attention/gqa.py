@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from blocks.attention.grouped import GroupedAttention
-from registry import register
+from blockwright.blocks.attention.grouped import GroupedAttention
+from blockwright.registry import register
 
 
 @register("attention", "gqa", fixes={"window": None})

@@ -4,21 +4,21 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from blocks.attention.base import check_groups, even_heads
-from blocks.attention.remembered import Memory
-from blocks.attention.score_rows import ScoreRows
-from blocks.attention.scored import Scored
-from blocks.attention.selecting import refuse_unlearnable
-from blocks.base import Placement
-from blocks.forward_pass import Pass
-from blocks.linear import Linear
-from blocks.output_gate.base import OutputGate
-from blocks.position.base import Position
-from blocks.qk_norm.base import QKNorm
-from blocks.scores.base import Scores
-from blocks.selector.base import Selector
-from blocks.values.base import Values
-from registry.ranges import Count, Positive
+from blockwright.blocks.attention.base import check_groups, even_heads
+from blockwright.blocks.attention.remembered import Memory
+from blockwright.blocks.attention.score_rows import ScoreRows
+from blockwright.blocks.attention.scored import Scored
+from blockwright.blocks.attention.selecting import refuse_unlearnable
+from blockwright.blocks.base import Placement
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.output_gate.base import OutputGate
+from blockwright.blocks.position.base import Position
+from blockwright.blocks.qk_norm.base import QKNorm
+from blockwright.blocks.scores.base import Scores
+from blockwright.blocks.selector.base import Selector
+from blockwright.blocks.values.base import Values
+from blockwright.registry.ranges import Count, Positive
 
 
 class GroupedAttention(Scored):

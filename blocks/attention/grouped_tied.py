@@ -6,16 +6,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from blocks.attention.base import check_groups, even_heads, rotated_part
-from blocks.attention.remembered import Memory
-from blocks.attention.scored import Scored
-from blocks.base import Placement
-from blocks.forward_pass import Pass
-from blocks.linear import Linear
-from blocks.position.base import Position
-from blocks.selector.base import Selector
-from registry import register
-from registry.ranges import Count
+from blockwright.blocks.attention.base import check_groups, even_heads, rotated_part
+from blockwright.blocks.attention.remembered import Memory
+from blockwright.blocks.attention.scored import Scored
+from blockwright.blocks.base import Placement
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.position.base import Position
+from blockwright.blocks.selector.base import Selector
+from blockwright.registry import register
+from blockwright.registry.ranges import Count
 
 
 @register("attention", "grouped_tied")

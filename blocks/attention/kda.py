@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from blocks.attention.gated_delta import GatedDelta
-from registry import register
+from blockwright.blocks.attention.gated_delta import GatedDelta
+from blockwright.registry import register
 
 
 @register("attention", "kda", fixes={"n_key_heads": None})

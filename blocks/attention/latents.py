@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from blocks.attention.remembered import Layout
-from blocks.kernels import latent_attention
-from blocks.kernels.latent_attention import into_latents, of_latents
-from blocks.kernels.scoring import Slopes, of_heads
+from blockwright.blocks.attention.remembered import Layout
+from blockwright.blocks.kernels import latent_attention
+from blockwright.blocks.kernels.latent_attention import into_latents, of_latents
+from blockwright.blocks.kernels.scoring import Slopes, of_heads
 
 Bias = Tensor | Slopes | None
 

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.attention.base import even_heads
-from blocks.attention.recurrent import Parts, Recurrent
-from blocks.base import Placement
-from blocks.cache import State
-from blocks.linear import Linear
-from blocks.norm.base import Norm
-from blocks.output_gate.base import OutputGate
-from registry import register
-from registry.ranges import Count
+from blockwright.blocks.attention.base import even_heads
+from blockwright.blocks.attention.recurrent import Parts, Recurrent
+from blockwright.blocks.base import Placement
+from blockwright.blocks.cache import State
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.output_gate.base import OutputGate
+from blockwright.registry import register
+from blockwright.registry.ranges import Count
 
 
 @register("attention", "lightning")

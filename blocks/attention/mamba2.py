@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.attention.recurrent import Parts, Recurrent
-from blocks.base import Placement
-from blocks.cache import State
-from blocks.convolution import CausalConv
-from blocks.decay.base import draw_time_steps
-from blocks.linear import Linear
-from blocks.precision import at_least_fp32
-from registry import BlockError, register
-from registry.ranges import Count, NonNegative, Positive
+from blockwright.blocks.attention.recurrent import Parts, Recurrent
+from blockwright.blocks.base import Placement
+from blockwright.blocks.cache import State
+from blockwright.blocks.convolution import CausalConv
+from blockwright.blocks.decay.base import draw_time_steps
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.precision import at_least_fp32
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Count, NonNegative, Positive
 
 CONVOLVED = ("value", "key", "query")
 

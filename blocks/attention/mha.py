@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from blocks.attention.gqa import GQA
-from registry import SameAs, register
+from blockwright.blocks.attention.gqa import GQA
+from blockwright.registry import SameAs, register
 
 
 @register("attention", "mha", fixes={"n_kv_heads": SameAs("n_heads")})

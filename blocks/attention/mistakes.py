@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from blocks.attention.remembered import Layout, parts
+from blockwright.blocks.attention.remembered import Layout, parts
 
 if TYPE_CHECKING:
-    from blocks.attention.scored import Scored
+    from blockwright.blocks.attention.scored import Scored
 
 NEEDED = {"position": "the child that biases scores", "scale": "which multiplies q·k"}
 

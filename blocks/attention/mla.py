@@ -6,19 +6,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blocks.attention.base import even_heads
-from blocks.attention.remembered import Memory
-from blocks.attention.score_rows import ScoreRows
-from blocks.attention.scored import Scored
-from blocks.base import Placement
-from blocks.forward_pass import Pass
-from blocks.kernels.latent_attention import of_latents
-from blocks.linear import Linear
-from blocks.norm.base import Norm
-from blocks.position.base import Position
-from blocks.selector.base import Selector
-from registry import register
-from registry.ranges import Count
+from blockwright.blocks.attention.base import even_heads
+from blockwright.blocks.attention.remembered import Memory
+from blockwright.blocks.attention.score_rows import ScoreRows
+from blockwright.blocks.attention.scored import Scored
+from blockwright.blocks.base import Placement
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kernels.latent_attention import of_latents
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.position.base import Position
+from blockwright.blocks.selector.base import Selector
+from blockwright.registry import register
+from blockwright.registry.ranges import Count
 
 
 @register("attention", "mla")

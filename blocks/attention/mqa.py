@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from blocks.attention.gqa import GQA
-from blocks.base import Placement
-from registry import register
+from blockwright.blocks.attention.gqa import GQA
+from blockwright.blocks.base import Placement
+from blockwright.registry import register
 
 
 @register("attention", "mqa", fixes={"n_kv_heads": 1})

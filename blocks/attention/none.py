@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from blocks.attention.recurrent import Parts, Recurrent
-from blocks.cache import State
-from registry import register
+from blockwright.blocks.attention.recurrent import Parts, Recurrent
+from blockwright.blocks.cache import State
+from blockwright.registry import register
 
 
 @register("attention", "none")

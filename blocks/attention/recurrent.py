@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.attention.base import Attention
-from blocks.cache import State
-from blocks.convolution import CausalConv
-from blocks.forward_pass import Pass
+from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.cache import State
+from blockwright.blocks.convolution import CausalConv
+from blockwright.blocks.forward_pass import Pass
 
 Parts = Mapping[str, Tensor]
 

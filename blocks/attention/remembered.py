@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Block
-from blocks.kernels.choice import Kernels
+from blockwright.blocks.base import Block
+from blockwright.blocks.kernels.choice import Kernels
 
 Held = Mapping[str, Tensor | tuple[Tensor, ...]]
 Memory = Mapping[str, Sequence[tuple[int, ...]]]

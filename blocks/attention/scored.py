@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blocks.attention import attending
-from blocks.attention.base import Attention
-from blocks.attention.beside import Beside
-from blocks.attention.mistakes import refuse_result
-from blocks.attention.remembered import FOUND, Held, Layout, Memory, find
-from blocks.cache import Cache, Ring
-from blocks.forward_pass import Pass
-from blocks.position.base import Position
-from blocks.scores.base import Scores
-from blocks.selector.base import Selector
+from blockwright.blocks.attention import attending
+from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.attention.beside import Beside
+from blockwright.blocks.attention.mistakes import refuse_result
+from blockwright.blocks.attention.remembered import FOUND, Held, Layout, Memory, find
+from blockwright.blocks.cache import Cache, Ring
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.position.base import Position
+from blockwright.blocks.scores.base import Scores
+from blockwright.blocks.selector.base import Selector
 
 
 class Scored(Attention):

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.attention.biases import padding_bias
-from blocks.carry import Carry
-from blocks.forward_pass import Pass
-from blocks.kernels.attention import visible
-from blocks.kernels.documents import is_real
-from blocks.kernels.scoring import Slopes, dense
-from blocks.selector.base import Asked, Held, Selector
-from registry import BlockError
+from blockwright.blocks.attention.biases import padding_bias
+from blockwright.blocks.carry import Carry
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kernels.attention import visible
+from blockwright.blocks.kernels.documents import is_real
+from blockwright.blocks.kernels.scoring import Slopes, dense
+from blockwright.blocks.selector.base import Asked, Held, Selector
+from blockwright.registry import BlockError
 
 CHOSEN = "chosen"  # what layers above are given, [B,T,N|1,S]
 

@@ -7,22 +7,22 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blocks.attention.base import even_heads, rotated_part
-from blocks.attention.beside import Beside, windowed
-from blocks.attention.remembered import Memory
-from blocks.attention.scored import Scored
-from blocks.base import Placement
-from blocks.cache import Cache
-from blocks.compressor.base import Compressor
-from blocks.compressor.cache import WindowedCache
-from blocks.forward_pass import Pass
-from blocks.linear import Linear
-from blocks.norm.base import Norm
-from blocks.position.base import Position
-from blocks.scores.base import Scores
-from blocks.selector.base import Asked
-from registry import BlockError, register
-from registry.ranges import Count
+from blockwright.blocks.attention.base import even_heads, rotated_part
+from blockwright.blocks.attention.beside import Beside, windowed
+from blockwright.blocks.attention.remembered import Memory
+from blockwright.blocks.attention.scored import Scored
+from blockwright.blocks.base import Placement
+from blockwright.blocks.cache import Cache
+from blockwright.blocks.compressor.base import Compressor
+from blockwright.blocks.compressor.cache import WindowedCache
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.position.base import Position
+from blockwright.blocks.scores.base import Scores
+from blockwright.blocks.selector.base import Asked
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Count
 
 
 @register("attention", "shared_kv")

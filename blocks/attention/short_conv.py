@@ -4,13 +4,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from blocks.attention.recurrent import Parts, Recurrent
-from blocks.base import Placement
-from blocks.cache import State
-from blocks.convolution import CausalConv
-from blocks.linear import Linear
-from registry import register
-from registry.ranges import Count
+from blockwright.blocks.attention.recurrent import Parts, Recurrent
+from blockwright.blocks.base import Placement
+from blockwright.blocks.cache import State
+from blockwright.blocks.convolution import CausalConv
+from blockwright.blocks.linear import Linear
+from blockwright.registry import register
+from blockwright.registry.ranges import Count
 
 
 @register("attention", "short_conv")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blocks.kernels.few_keys import taken
+from blockwright.blocks.kernels.few_keys import taken
 
 
 class Near(NamedTuple):

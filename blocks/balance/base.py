@@ -7,8 +7,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from blocks.base import Block
-from registry import BlockError, family
+from blockwright.blocks.base import Block
+from blockwright.registry import BlockError, family
 
 
 class Ranks(Protocol):

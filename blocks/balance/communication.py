@@ -5,9 +5,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from blocks.balance.base import Balance, check_devices, shares
-from registry import BlockError, register
-from registry.ranges import Count, NonNegative
+from blockwright.blocks.balance.base import Balance, check_devices, shares
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Count, NonNegative
 
 
 @register("balance", "communication")

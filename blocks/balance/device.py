@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from blocks.balance.base import Balance, check_devices, choices, shares
-from registry import register
-from registry.ranges import Count, NonNegative
+from blockwright.blocks.balance.base import Balance, check_devices, choices, shares
+from blockwright.registry import register
+from blockwright.registry.ranges import Count, NonNegative
 
 
 @register("balance", "device")

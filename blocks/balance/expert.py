@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from blocks.balance.base import Balance, choices, shares
-from registry import register
-from registry.ranges import NonNegative
+from blockwright.blocks.balance.base import Balance, choices, shares
+from blockwright.registry import register
+from blockwright.registry.ranges import NonNegative
 
 
 @register("balance", "expert")

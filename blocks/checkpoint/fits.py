@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from blocks.checkpoint.weights import raw_weights
-from blocks.decoder import Decoder
-from blocks.model_config import reread
-from registry import ConfigError
+from blockwright.blocks.checkpoint.weights import raw_weights
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.model_config import reread
+from blockwright.registry import ConfigError
 
 
 def check_fits(checkpoint: dict[str, Any], decoder: Decoder, path: str | Path) -> None:

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from registry.folder import MAX_JSON_BYTES, parse_json
-from registry.limits import open_plain
+from blockwright.registry.folder import MAX_JSON_BYTES, parse_json
+from blockwright.registry.limits import open_plain
 
 MANIFEST = "manifest.json"
 FORMAT = "blockwright-checkpoint-1"

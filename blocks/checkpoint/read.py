@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from blocks import plugins
-from blocks.checkpoint import manifest, sharded
-from registry import ConfigError
+from blockwright.blocks import plugins
+from blockwright.blocks.checkpoint import manifest, sharded
+from blockwright.registry import ConfigError
 
 PREFIX = "decoder."
 
@@ -32,9 +32,9 @@ def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> dict[str,
     found = checkpoint if isinstance(checkpoint, dict) else {}
     settings, weights = found.get("hyper_parameters"), found.get("state_dict")
     if not isinstance(settings, dict) or "model" not in settings:
-        raise ConfigError("ckpt_path", str(path), "holds no model composition", "Use a checkpoint of train.py")
+        raise ConfigError("ckpt_path", str(path), "holds no model composition", "Use a checkpoint of a training")
     if not isinstance(weights, dict) or not all(_is_entry(k, w) for k, w in weights.items()):
-        raise ConfigError("ckpt_path", str(path), "holds no weights by name", "Use a checkpoint of train.py")
+        raise ConfigError("ckpt_path", str(path), "holds no weights by name", "Use a checkpoint of a training")
     plugins.check(found.get("distributions"), str(path))
     return checkpoint
 
@@ -55,7 +55,7 @@ def _read_folder(folder: Path, shapes_only: bool) -> dict[str, Any]:
         raise
     except Exception as error:
         rule = f"cannot be loaded safely ({_reason(error, 'it is no sharded checkpoint of torch')})"
-        raise ConfigError("ckpt_path", str(folder), rule, "Use a checkpoint of train.py") from None
+        raise ConfigError("ckpt_path", str(folder), rule, "Use a checkpoint of a training") from None
 
 
 def read_file(path: str | Path, *, map_location: Any = "cpu", mapped: bool = False) -> Any:
@@ -74,7 +74,7 @@ def read_file(path: str | Path, *, map_location: Any = "cpu", mapped: bool = Fal
         rule = "is a URL, but checkpoints are read from local disks only"
         raise ConfigError("ckpt_path", str(path), rule, "Fetch the file, compare its digest, and name it")
     if not file.is_file():
-        remedy = "Name a *.ckpt under logs/; `last` works for train.py KEY=VALUE … and within --compose"
+        remedy = "Name a *.ckpt under logs/; `last` works for blockwright train KEY=VALUE … and within --compose"
         raise ConfigError("ckpt_path", str(path), "is not a checkpoint file", remedy)
     try:
         manifest.check(file)
@@ -86,7 +86,7 @@ def read_file(path: str | Path, *, map_location: Any = "cpu", mapped: bool = Fal
         raise ConfigError("ckpt_path", str(path), rule, "Use the one before it (last.previous.ckpt)") from None
     except Exception as error:  # torch raises several classes for a truncated, foreign or hostile file
         rule = f"cannot be loaded safely ({_reason(error, 'it is no file of torch.save')})"
-        raise ConfigError("ckpt_path", str(path), rule, "Use a checkpoint of train.py") from None
+        raise ConfigError("ckpt_path", str(path), rule, "Use a checkpoint of a training") from None
 
 
 def _is_entry(name: Any, weight: Any) -> bool:

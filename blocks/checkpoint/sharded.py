@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from registry import ConfigError
-from registry.folder import MAX_FILE_BYTES, read_bytes
+from blockwright.registry import ConfigError
+from blockwright.registry.folder import MAX_FILE_BYTES, read_bytes
 
 META = "meta.pt"
 INDEX = ".metadata"
@@ -96,7 +96,7 @@ def read_folder(folder: Path, optimizers: bool = True) -> dict[str, Any]:
     except Exception as error:  # torch raises several classes for a truncated, foreign or hostile file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         rule = f"cannot be loaded safely ({reason})"
-        raise ConfigError("ckpt_path", str(folder), rule, "Use a checkpoint of train.py") from None
+        raise ConfigError("ckpt_path", str(folder), rule, "Use a checkpoint of a training") from None
     model = {key.removeprefix(MODEL): t for key, t in tensors.items() if key.startswith(MODEL)}
     checkpoint = {**meta, "state_dict": model}
     if optimizers:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.closing.base import Closing
-from registry import register
+from blockwright.blocks.closing.base import Closing
+from blockwright.registry import register
 
 
 @register("closing", "mean")

@@ -3,11 +3,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Placement
-from blocks.closing.base import Closing
-from blocks.precision import at_least_fp32, full_linear, unlowered
-from registry import register
-from registry.ranges import Positive
+from blockwright.blocks.base import Placement
+from blockwright.blocks.closing.base import Closing
+from blockwright.blocks.precision import at_least_fp32, full_linear, unlowered
+from blockwright.registry import register
+from blockwright.registry.ranges import Positive
 
 
 @register("closing", "weighted")

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blocks.base import Block
-from blocks.compressor.cache import Means, WindowedCache
-from blocks.compressor.pool import Ends, Pool, ends_of
-from blocks.selector.base import Asked
-from registry import family
+from blockwright.blocks.base import Block
+from blockwright.blocks.compressor.cache import Means, WindowedCache
+from blockwright.blocks.compressor.pool import Ends, Pool, ends_of
+from blockwright.blocks.selector.base import Asked
+from blockwright.registry import family
 
 Rotate = Callable[[Tensor, Tensor], Tensor]  # heads [B,n,·,W] at positions [B|1,n], in their last dimensions
 Losses = dict[str, Tensor]

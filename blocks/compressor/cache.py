@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blocks.cache import Cache, Ring
-from blocks.compressor.pool import Ends
-from registry import BlockError
+from blockwright.blocks.cache import Cache, Ring
+from blockwright.blocks.compressor.pool import Ends
+from blockwright.registry import BlockError
 
 
 class Means(NamedTuple):

@@ -7,16 +7,16 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from blocks.base import Placement
-from blocks.compressor.base import Compressor, Losses, Rotate
-from blocks.compressor.pool import Pool
-from blocks.linear import Linear
-from blocks.norm.base import Norm
-from blocks.precision import at_least_fp32
-from blocks.selector.base import Asked, Held
-from blocks.selector.indexer import Candidates, Indexer, relu_scores
-from registry import BlockError, register
-from registry.ranges import Count, Positive
+from blockwright.blocks.base import Placement
+from blockwright.blocks.compressor.base import Compressor, Losses, Rotate
+from blockwright.blocks.compressor.pool import Pool
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.precision import at_least_fp32
+from blockwright.blocks.selector.base import Asked, Held
+from blockwright.blocks.selector.indexer import Candidates, Indexer, relu_scores
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Count, Positive
 
 
 @register("compressor", "csa")

@@ -6,11 +6,11 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Ge
 from torch import Tensor
 
-from blocks.base import Placement
-from blocks.compressor.base import Compressor, Rotate
-from blocks.compressor.pool import Pool
-from blocks.norm.base import Norm
-from registry import register
+from blockwright.blocks.base import Placement
+from blockwright.blocks.compressor.base import Compressor, Rotate
+from blockwright.blocks.compressor.pool import Pool
+from blockwright.blocks.norm.base import Norm
+from blockwright.registry import register
 
 
 @register("compressor", "hca")

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from blocks.linear import Linear
-from blocks.precision import at_least_fp32
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.precision import at_least_fp32
 
 
 class Ends(NamedTuple):

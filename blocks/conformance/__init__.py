@@ -1,6 +1,6 @@
 """Checks that every block must pass, for this project and plug-ins: ``blockwright check``, ``cases``."""
 
-from blocks.conformance.cases import Case, Outcome, PromiseError, cases
-from blocks.conformance.kernel_parity import KernelCase, kernel_cases
+from blockwright.blocks.conformance.cases import Case, Outcome, PromiseError, cases
+from blockwright.blocks.conformance.kernel_parity import KernelCase, kernel_cases
 
 __all__ = ["Case", "KernelCase", "Outcome", "PromiseError", "cases", "kernel_cases"]

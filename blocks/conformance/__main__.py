@@ -9,10 +9,10 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from blocks.conformance.cases import CHECKS, Case, Outcome, chosen
-from registry import ConfigError
-from registry.command import run_command
-from registry.printing import console, show
+from blockwright.blocks.conformance.cases import CHECKS, Case, Outcome, chosen
+from blockwright.registry import ConfigError
+from blockwright.registry.command import run_command
+from blockwright.registry.printing import console, show
 
 MARKS = {"passed": "[green]✓[/]", "failed": "[bold red]failed[/]", "not applicable": "[dim]–[/]"}
 USAGE = """\

@@ -8,12 +8,12 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import registry
-from blocks.compose import check
-from blocks.conformance.setting import Setting, filled
-from registry import ConfigError
-from registry.ranges import parts
-from registry.schema import Parameter
+from blockwright import registry
+from blockwright.blocks.compose import check
+from blockwright.blocks.conformance.setting import Setting, filled
+from blockwright.registry import ConfigError
+from blockwright.registry.ranges import parts
+from blockwright.registry.schema import Parameter
 
 Node = dict[str, Any]
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blocks.attention.score_rows import row_factors
-from blocks.conformance.setting import MODEL, Setting, shown, tokens, watched
-from blocks.conformance.verdict import ExemptError, must, must_agree
-from blocks.decoder import Decoder
-from blocks.kernels.largest_score import LargestScores
-from blocks.kernels.quantise import BITS
-from registry import BlockError
+from blockwright.blocks.attention.score_rows import row_factors
+from blockwright.blocks.conformance.setting import MODEL, Setting, shown, tokens, watched
+from blockwright.blocks.conformance.verdict import ExemptError, must, must_agree
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.kernels.largest_score import LargestScores
+from blockwright.blocks.kernels.quantise import BITS
+from blockwright.registry import BlockError
 
 BOUND = 1e-5  # fp32, two layers: another order of summation differs by about 1e-6
 KEEPS_SHAPE = ("attention", "ffn", "experts", "norm", "residual")  # contracts whose output has the input's shape

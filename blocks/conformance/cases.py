@@ -11,14 +11,14 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import registry
-from blocks.base import Block
-from blocks.conformance import behaviour, children, construction, default_dtype, hyperparameters, routing
-from blocks.conformance.alternatives import switched_on
-from blocks.conformance.setting import IMAGES, Setting
-from blocks.conformance.verdict import ExemptError, PromiseError
-from blocks.norm.base import Norm
-from registry import ConfigError, did_you_mean
+from blockwright import registry
+from blockwright.blocks.base import Block
+from blockwright.blocks.conformance import behaviour, children, construction, default_dtype, hyperparameters, routing
+from blockwright.blocks.conformance.alternatives import switched_on
+from blockwright.blocks.conformance.setting import IMAGES, Setting
+from blockwright.blocks.conformance.verdict import ExemptError, PromiseError
+from blockwright.blocks.norm.base import Norm
+from blockwright.registry import ConfigError, did_you_mean
 
 CHECKS: dict[str, Callable[[Setting], None]] = {
     "shape and dtype": behaviour.shape_and_dtype,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import registry
-from blocks.base import Block
-from blocks.compose import check, compose
-from blocks.conformance.alternatives import valid
-from blocks.conformance.setting import Setting
-from blocks.conformance.verdict import ExemptError, must
-from registry import ConfigError
-from registry.schema import Parameter
+from blockwright import registry
+from blockwright.blocks.base import Block
+from blockwright.blocks.compose import check, compose
+from blockwright.blocks.conformance.alternatives import valid
+from blockwright.blocks.conformance.setting import Setting
+from blockwright.blocks.conformance.verdict import ExemptError, must
+from blockwright.registry import ConfigError
+from blockwright.registry.schema import Parameter
 
 
 def null_children(setting: Setting) -> None:

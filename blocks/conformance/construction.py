@@ -13,22 +13,22 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from blocks.attention.scored import Scored
-from blocks.base import Block, Placement
-from blocks.compose import assemble, check, compose
-from blocks.conformance.behaviour import BOUND, CACHED, states
-from blocks.conformance.setting import MODEL, Setting, shown, tokens
-from blocks.conformance.verdict import ExemptError, PromiseError, must, must_agree
-from blocks.cost import count_parameters
-from blocks.decoder import Decoder
-from blocks.forward_pass import Pass
-from blocks.gating.base import Gating
-from blocks.initialise import initialise
-from blocks.kernels.grouped_matmul import FLOPS
-from blocks.kernels.quantise import BITS
-from blocks.scores.base import Scores
-from blocks.selector.base import Selector
-from registry import BlockError
+from blockwright.blocks.attention.scored import Scored
+from blockwright.blocks.base import Block, Placement
+from blockwright.blocks.compose import assemble, check, compose
+from blockwright.blocks.conformance.behaviour import BOUND, CACHED, states
+from blockwright.blocks.conformance.setting import MODEL, Setting, shown, tokens
+from blockwright.blocks.conformance.verdict import ExemptError, PromiseError, must, must_agree
+from blockwright.blocks.cost import count_parameters
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.initialise import initialise
+from blockwright.blocks.kernels.grouped_matmul import FLOPS
+from blockwright.blocks.kernels.quantise import BITS
+from blockwright.blocks.scores.base import Scores
+from blockwright.blocks.selector.base import Selector
+from blockwright.registry import BlockError
 
 
 def state_dict_round_trip(setting: Setting) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blocks.conformance.setting import MODEL, Setting, shown, tokens
-from blocks.conformance.verdict import must
-from blocks.decoder import Decoder
-from blocks.gating.base import Gating
-from blocks.position.base import Position
-from blocks.precision import default_dtype
+from blockwright.blocks.conformance.setting import MODEL, Setting, shown, tokens
+from blockwright.blocks.conformance.verdict import must
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.position.base import Position
+from blockwright.blocks.precision import default_dtype
 
 Found = dict[str, Tensor]
 

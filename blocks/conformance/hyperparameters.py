@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blocks.conformance.alternatives import Node, valid
-from blocks.conformance.behaviour import states
-from blocks.conformance.construction import move_gates
-from blocks.conformance.setting import Setting, shown, tokens
-from blocks.conformance.verdict import ExemptError, PromiseError, must
-from blocks.decoder import Decoder
-from registry.schema import Parameter
+from blockwright.blocks.conformance.alternatives import Node, valid
+from blockwright.blocks.conformance.behaviour import states
+from blockwright.blocks.conformance.construction import move_gates
+from blockwright.blocks.conformance.setting import Setting, shown, tokens
+from blockwright.blocks.conformance.verdict import ExemptError, PromiseError, must
+from blockwright.blocks.decoder import Decoder
+from blockwright.registry.schema import Parameter
 
 MANY = 12  # values tried per parameter, alone
 FEW = 5  # values tried per parameter, in pairs

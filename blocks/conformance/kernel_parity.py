@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.conformance.cases import Outcome, PromiseError
-from blocks.kernels import (
+from blockwright.blocks.conformance.cases import Outcome, PromiseError
+from blockwright.blocks.kernels import (
     attention,
     cross_entropy,
     elementwise,
@@ -29,9 +29,9 @@ from blocks.kernels import (
     recurrence,
     rotary,
 )
-from blocks.kernels.experts import Choices
-from blocks.kernels.scoring import Scoring, Slopes
-from blocks.kernels.seam import KERNELS, capability_of, implementations
+from blockwright.blocks.kernels.experts import Choices
+from blockwright.blocks.kernels.scoring import Scoring, Slopes
+from blockwright.blocks.kernels.seam import KERNELS, capability_of, implementations
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 3e-2}  # of the error's norm as a share of the norm
 Draw = Callable[..., Tensor]

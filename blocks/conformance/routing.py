@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import registry
-from blocks.balance.base import Balance
-from blocks.conformance.behaviour import BOUND
-from blocks.conformance.setting import Setting, filled, tokens, watched
-from blocks.conformance.verdict import ExemptError, must, must_agree
-from blocks.decoder import Decoder
-from blocks.gating.base import Gating, Routing
-from blocks.kernels.documents import PADDING
-from blocks.selector.base import Selector
+from blockwright import registry
+from blockwright.blocks.balance.base import Balance
+from blockwright.blocks.conformance.behaviour import BOUND
+from blockwright.blocks.conformance.setting import Setting, filled, tokens, watched
+from blockwright.blocks.conformance.verdict import ExemptError, must, must_agree
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.gating.base import Gating, Routing
+from blockwright.blocks.kernels.documents import PADDING
+from blockwright.blocks.selector.base import Selector
 
 
 def routing_contract(setting: Setting) -> None:

@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import registry
-from blocks.base import Block
-from blocks.compose import compose
-from blocks.conformance.verdict import must
-from blocks.decoder import Decoder
-from blocks.images.base import Pictures
-from registry import ConfigError
-from registry.catalogue import Entry
-from registry.schema import Parameter
+from blockwright import registry
+from blockwright.blocks.base import Block
+from blockwright.blocks.compose import compose
+from blockwright.blocks.conformance.verdict import must
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.images.base import Pictures
+from blockwright.registry import ConfigError
+from blockwright.registry.catalogue import Entry
+from blockwright.registry.schema import Parameter
 
 MODEL: dict[str, Any] = {
     "vocab_size": 61,

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from blocks.base import Block
-from registry import BlockError, family
+from blockwright.blocks.base import Block
+from blockwright.registry import BlockError, family
 
 SHORTEST, LONGEST = 1e-3, 0.1  # initial time steps
 

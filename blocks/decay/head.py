@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.base import Placement
-from blocks.decay.base import LONGEST, SHORTEST, Decay, check_time_steps, draw_rates, draw_time_steps
-from blocks.linear import Linear
-from blocks.precision import at_least_fp32
-from registry import register
-from registry.ranges import Positive
+from blockwright.blocks.base import Placement
+from blockwright.blocks.decay.base import LONGEST, SHORTEST, Decay, check_time_steps, draw_rates, draw_time_steps
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.precision import at_least_fp32
+from blockwright.registry import register
+from blockwright.registry.ranges import Positive
 
 
 @register("decay", "head")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from blocks.base import Block
-from blocks.gating.base import Routing
-from registry import family
+from blockwright.blocks.base import Block
+from blockwright.blocks.gating.base import Routing
+from blockwright.registry import family
 
 
 @family("dropping", context=("n_experts",))

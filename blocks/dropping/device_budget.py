@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from blocks.dropping.base import Dropping
-from blocks.gating.base import Routing, rows
-from registry import BlockError, register
-from registry.ranges import Count, Fraction, Positive
+from blockwright.blocks.dropping.base import Dropping
+from blockwright.blocks.gating.base import Routing, rows
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Count, Fraction, Positive
 
 
 @register("dropping", "device_budget")

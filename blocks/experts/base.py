@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.base import Block
-from blocks.gating.base import Routing
-from registry import family
+from blockwright.blocks.base import Block
+from blockwright.blocks.gating.base import Routing
+from blockwright.registry import family
 
 
 @family("experts", context=("n_experts",))

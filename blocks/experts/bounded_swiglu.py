@@ -3,11 +3,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.experts.swiglu import SwiGLUExperts
-from blocks.gating.base import Routing
-from blocks.kernels.grouped_matmul import combine, dispatch, grouped_matmul, sort_by_expert
-from registry import register
-from registry.ranges import Count, Positive
+from blockwright.blocks.experts.swiglu import SwiGLUExperts
+from blockwright.blocks.gating.base import Routing
+from blockwright.blocks.kernels.grouped_matmul import combine, dispatch, grouped_matmul, sort_by_expert
+from blockwright.registry import register
+from blockwright.registry.ranges import Count, Positive
 
 
 @register("experts", "bounded_swiglu")

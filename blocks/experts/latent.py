@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
-from blocks.base import Placement
-from blocks.experts.base import Experts
-from blocks.gating.base import Routing
-from blocks.linear import Linear
-from registry import register
-from registry.ranges import Count
+from blockwright.blocks.base import Placement
+from blockwright.blocks.experts.base import Experts
+from blockwright.blocks.gating.base import Routing
+from blockwright.blocks.linear import Linear
+from blockwright.registry import register
+from blockwright.registry.ranges import Count
 
 
 @register("experts", "latent")

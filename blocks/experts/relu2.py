@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.base import Placement
-from blocks.experts.base import Experts
-from blocks.gating.base import Routing
-from blocks.kernels.grouped_matmul import combine, dispatch, grouped_matmul, sort_by_expert
-from registry import register
-from registry.ranges import Count
+from blockwright.blocks.base import Placement
+from blockwright.blocks.experts.base import Experts
+from blockwright.blocks.gating.base import Routing
+from blockwright.blocks.kernels.grouped_matmul import combine, dispatch, grouped_matmul, sort_by_expert
+from blockwright.registry import register
+from blockwright.registry.ranges import Count
 
 
 @register("experts", "relu2")

@@ -5,12 +5,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Placement
-from blocks.experts.base import Experts
-from blocks.gating.base import Routing
-from blocks.kernels.experts import Choices
-from registry import register
-from registry.ranges import Count
+from blockwright.blocks.base import Placement
+from blockwright.blocks.experts.base import Experts
+from blockwright.blocks.gating.base import Routing
+from blockwright.blocks.kernels.experts import Choices
+from blockwright.registry import register
+from blockwright.registry.ranges import Count
 
 
 @register("experts", "swiglu")

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from blocks.experts.base import Experts
-from blocks.gating.base import Routing
-from registry import BlockError, register
-from registry.ranges import Count
+from blockwright.blocks.experts.base import Experts
+from blockwright.blocks.gating.base import Routing
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Count
 
 
 @register("experts", "with_identity")

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.experts.with_identity import WithIdentity
-from registry import register
+from blockwright.blocks.experts.with_identity import WithIdentity
+from blockwright.registry import register
 
 
 @register("experts", "with_skip")

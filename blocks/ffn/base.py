@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.base import Block
-from blocks.forward_pass import Pass
-from blocks.gating.base import Routing
-from registry import family
+from blockwright.blocks.base import Block
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.gating.base import Routing
+from blockwright.registry import family
 
 
 @family("ffn")

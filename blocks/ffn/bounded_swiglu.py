@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.ffn.swiglu import SwiGLU
-from blocks.forward_pass import Pass
-from registry import register
-from registry.ranges import Count, Positive
+from blockwright.blocks.ffn.swiglu import SwiGLU
+from blockwright.blocks.forward_pass import Pass
+from blockwright.registry import register
+from blockwright.registry.ranges import Count, Positive
 
 
 @register("ffn", "bounded_swiglu")

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.base import Placement
-from blocks.ffn.swiglu import SwiGLU
-from blocks.forward_pass import Pass
-from blocks.linear import Linear
-from registry import register
-from registry.ranges import Count
+from blockwright.blocks.base import Placement
+from blockwright.blocks.ffn.swiglu import SwiGLU
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.linear import Linear
+from blockwright.registry import register
+from blockwright.registry.ranges import Count
 
 
 @register("ffn", "gated_swiglu")

@@ -5,12 +5,12 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.base import Placement
-from blocks.ffn.base import FFN, rounded_width
-from blocks.forward_pass import Pass
-from blocks.linear import Linear
-from registry import register
-from registry.ranges import Count
+from blockwright.blocks.base import Placement
+from blockwright.blocks.ffn.base import FFN, rounded_width
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.linear import Linear
+from blockwright.registry import register
+from blockwright.registry.ranges import Count
 
 
 @register("ffn", "geglu")

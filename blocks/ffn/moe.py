@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.dropping.base import Dropping
-from blocks.experts.base import Experts
-from blocks.ffn.base import FFN
-from blocks.forward_pass import Pass
-from blocks.gating.base import Gating, Routing
-from registry import register
-from registry.ranges import Count
+from blockwright.blocks.dropping.base import Dropping
+from blockwright.blocks.experts.base import Experts
+from blockwright.blocks.ffn.base import FFN
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.gating.base import Gating, Routing
+from blockwright.registry import register
+from blockwright.registry.ranges import Count
 
 
 @register("ffn", "moe")

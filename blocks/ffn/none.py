@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from blocks.ffn.base import FFN
-from blocks.forward_pass import Pass
-from registry import register
+from blockwright.blocks.ffn.base import FFN
+from blockwright.blocks.forward_pass import Pass
+from blockwright.registry import register
 
 
 @register("ffn", "none")

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from blocks.balance.base import Balance
-from blocks.base import Block, Placement
-from blocks.precision import KeepsDtype, full_linear
-from registry import BlockError, family
+from blockwright.blocks.balance.base import Balance
+from blockwright.blocks.base import Block, Placement
+from blockwright.blocks.precision import KeepsDtype, full_linear
+from blockwright.registry import BlockError, family
 
 Masked = Literal["exclude", "zero"]
 FILL = {"exclude": float("-inf"), "zero": 0.0}  # value of scores outside the kept groups

@@ -3,9 +3,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blocks.gating.base import Gating, Routing, routed
-from registry import BlockError, register
-from registry.ranges import Count
+from blockwright.blocks.gating.base import Gating, Routing, routed
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Count
 
 
 @register("gating", "hash")

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.base import Placement
-from blocks.gating.hash import Hash
-from blocks.precision import full_linear
-from registry import register
-from registry.ranges import Count, Positive
+from blockwright.blocks.base import Placement
+from blockwright.blocks.gating.hash import Hash
+from blockwright.blocks.precision import full_linear
+from blockwright.registry import register
+from blockwright.registry.ranges import Count, Positive
 
 
 @register("gating", "hash_softplus")

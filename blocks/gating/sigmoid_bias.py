@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from blocks.balance.base import Balance
-from blocks.gating.base import FILL, LinearGating, Masked, check_groups, keep_groups
-from registry import register
-from registry.ranges import Count, NonNegative, Positive, Whole
+from blockwright.blocks.balance.base import Balance
+from blockwright.blocks.gating.base import FILL, LinearGating, Masked, check_groups, keep_groups
+from blockwright.registry import register
+from blockwright.registry.ranges import Count, NonNegative, Positive, Whole
 
 
 @register("gating", "sigmoid_bias")

@@ -5,10 +5,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from blocks.balance.base import Balance
-from blocks.gating.base import LinearGating
-from registry import register
-from registry.ranges import Count
+from blockwright.blocks.balance.base import Balance
+from blockwright.blocks.gating.base import LinearGating
+from blockwright.registry import register
+from blockwright.registry.ranges import Count
 
 
 @register("gating", "sinkhorn")

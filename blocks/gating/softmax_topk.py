@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.balance.base import Balance
-from blocks.gating.base import LinearGating, highest
-from registry import register
-from registry.ranges import Count, Positive
+from blockwright.blocks.balance.base import Balance
+from blockwright.blocks.gating.base import LinearGating, highest
+from blockwright.registry import register
+from blockwright.registry.ranges import Count, Positive
 
 
 @register("gating", "softmax_topk")

@@ -3,8 +3,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.gating.sigmoid_bias import SigmoidBias
-from registry import register
+from blockwright.blocks.gating.sigmoid_bias import SigmoidBias
+from blockwright.registry import register
 
 
 @register("gating", "softplus_bias")

@@ -12,12 +12,12 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from blocks.cache import Cache
-from blocks.decoder import Decoder
-from blocks.generation.sample import Sampling, sample
-from blocks.images.base import Pictures
-from blocks.selector.base import Selector
-from registry import BlockError
+from blockwright.blocks.cache import Cache
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.sample import Sampling, sample
+from blockwright.blocks.images.base import Pictures
+from blockwright.blocks.selector.base import Selector
+from blockwright.registry import BlockError
 
 CHUNK = 8192  # prompt tokens per forward pass
 SCORES = 2**24  # upper bound of the materialised mask of padded rows, or of what a selector chooses

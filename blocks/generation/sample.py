@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from registry import BlockError
+from blockwright.registry import BlockError
 
 
 @dataclass(frozen=True)

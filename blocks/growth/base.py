@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
-from registry import Composable, family
+from blockwright.registry import Composable, family
 
 
 @family("growth", root="surgery")

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blocks.growth.base import Growth
-from registry import register
+from blockwright.blocks.growth.base import Growth
+from blockwright.registry import register
 
 
 @register("growth", "zeroed")

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blocks.base import Block
-from blocks.tiling.base import Grid, Tiling
-from blocks.vision.base import Vision
-from registry import BlockError, family
+from blockwright.blocks.base import Block
+from blockwright.blocks.tiling.base import Grid, Tiling
+from blockwright.blocks.vision.base import Vision
+from blockwright.registry import BlockError, family
 
 
 class Pictures(NamedTuple):

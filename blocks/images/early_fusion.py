@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
-from blocks.images.base import Images, Pictures
-from blocks.projector.base import Projector
-from blocks.tiling.base import Tiling
-from blocks.vision.base import Vision
-from registry import BlockError, register
-from registry.ranges import Whole
+from blockwright.blocks.images.base import Images, Pictures
+from blockwright.blocks.projector.base import Projector
+from blockwright.blocks.tiling.base import Tiling
+from blockwright.blocks.vision.base import Vision
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Whole
 
 REMEDY = (
     "Write the id that the tokenizer gives <image>; or leave one free, e.g. data.tokenizer.vocab_size=258 with bytes"

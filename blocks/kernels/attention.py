@@ -10,10 +10,10 @@ from torch.backends.cuda import SDPAParams
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from blocks.kernels import one_query
-from blocks.kernels.blocked_attention import blocked_attention, suits
-from blocks.kernels.scoring import Scoring, dense
-from blocks.kernels.seam import kernel
+from blockwright.blocks.kernels import one_query
+from blockwright.blocks.kernels.blocked_attention import blocked_attention, suits
+from blockwright.blocks.kernels.scoring import Scoring, dense
+from blockwright.blocks.kernels.seam import kernel
 
 
 @kernel("attention", "sdpa", order=20)

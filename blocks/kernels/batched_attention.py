@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blocks.kernels.blocked_attention import heads_first, heads_last
-from blocks.kernels.seam import as_written
+from blockwright.blocks.kernels.blocked_attention import heads_first, heads_last
+from blockwright.blocks.kernels.seam import as_written
 
 LONGEST = 1024  # positions; beyond, weights outgrow the rest of a layer
 SCORES = 2**22  # bytes of the scores of heads computed together

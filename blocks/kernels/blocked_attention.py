@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from blocks.kernels.long_attention import LONGEST, SHORTEST
-from blocks.kernels.machine import multiplies_by_onednn
-from blocks.kernels.scoring import Scoring, dense
-from blocks.kernels.seam import as_written
+from blockwright.blocks.kernels.long_attention import LONGEST, SHORTEST
+from blockwright.blocks.kernels.machine import multiplies_by_onednn
+from blockwright.blocks.kernels.scoring import Scoring, dense
+from blockwright.blocks.kernels.seam import as_written
 
 # Tokens of a whole sequence from which blocks win where oneDNN multiplies: torch's own attention for CPUs calls it for
 # each tile of at most 32 keys. Forward and backward of 64 tokens, 48 × 4 heads of 16 on a Zen 4 core, take 2.7 ms by a

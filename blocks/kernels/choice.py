@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blocks.kernels.cross_entropy import linear_cross_entropy
-from blocks.kernels.experts import Choices
-from blocks.kernels.scoring import Scoring
-from blocks.kernels.seam import KERNELS, Implementation, capability_of, chain, implementations
-from registry import ConfigError, did_you_mean
+from blockwright.blocks.kernels.cross_entropy import linear_cross_entropy
+from blockwright.blocks.kernels.experts import Choices
+from blockwright.blocks.kernels.scoring import Scoring
+from blockwright.blocks.kernels.seam import KERNELS, Implementation, capability_of, chain, implementations
+from blockwright.registry import ConfigError, did_you_mean
 
 AUTO = "auto"
 
@@ -52,13 +52,13 @@ class Kernels:
     chains: Mapping[str, tuple[Implementation, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
-        """``blocks.kernels.attention.causal_attention``."""
+        """``blockwright.blocks.kernels.attention.causal_attention``."""
         return self._compute("attention", q, k, v, scoring)
 
     def attend_latents(
         self, q: Tensor, memory: Tensor, n_keys: int, latent: int, scale: float, bias: Tensor | None = None
     ) -> Tensor:
-        """``blocks.kernels.latent_attention.latent_attention``."""
+        """``blockwright.blocks.kernels.latent_attention.latent_attention``."""
         return self._compute("latent_attention", q, memory, n_keys, latent, scale, bias)
 
     def recur(
@@ -71,15 +71,15 @@ class Kernels:
         state: Tensor | None = None,
         segments: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """``blocks.kernels.recurrence.recurrence``."""
+        """``blockwright.blocks.kernels.recurrence.recurrence``."""
         return self._compute("recurrence", q, k, v, decay, beta, state, segments)
 
     def attend_all(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """``blocks.kernels.encoder_attention.encoder_attention``."""
+        """``blockwright.blocks.kernels.encoder_attention.encoder_attention``."""
         return self._compute("encoder_attention", q, k, v, scale)
 
     def swiglu_experts(self, x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
-        """``blocks.kernels.experts.swiglu_experts``."""
+        """``blockwright.blocks.kernels.experts.swiglu_experts``."""
         return self._compute("experts", x, choices, gate_up, down)
 
     def nll_and_z(
@@ -91,21 +91,21 @@ class Kernels:
         z_loss: float = 0.0,
         weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """``blocks.kernels.cross_entropy.linear_cross_entropy``; itself where tokens have ``weights``."""
+        """``blockwright.blocks.kernels.cross_entropy.linear_cross_entropy``; itself where tokens have ``weights``."""
         if weights is not None:  # the implementations of other packages need not take them
             return linear_cross_entropy(hidden, weight, targets, softcap, z_loss, weights=weights)
         return self._compute("cross_entropy", hidden, weight, targets, softcap, z_loss)
 
     def normalise(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """``blocks.kernels.elementwise.rms_norm``."""
+        """``blockwright.blocks.kernels.elementwise.rms_norm``."""
         return self._compute("rms_norm", x, weight, eps)
 
     def gate_silu(self, gate: Tensor, up: Tensor) -> Tensor:
-        """``blocks.kernels.elementwise.gated_silu``."""
+        """``blockwright.blocks.kernels.elementwise.gated_silu``."""
         return self._compute("gated_silu", gate, up)
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-        """``blocks.kernels.rotary.rotate_pairs``."""
+        """``blockwright.blocks.kernels.rotary.rotate_pairs``."""
         return self._compute("rotation", x, cos, sin, interleaved)
 
     def _compute(self, kernel: str, *given: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from blocks.kernels.seam import kernel
+from blockwright.blocks.kernels.seam import kernel
 
 IGNORED = -100  # an unscored target, as in torch's cross entropy
 CHUNK_ELEMENTS = 1 << 22  # logits per chunk: 16 MiB of fp32

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.kernels.seam import as_written, kernel
+from blockwright.blocks.kernels.seam import as_written, kernel
 
 
 def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blocks.kernels.few_experts import few, few_swiglu
-from blocks.kernels.grouped_matmul import Order, sort_by_expert
-from blocks.kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
-from blocks.kernels.seam import kernel
+from blockwright.blocks.kernels.few_experts import few, few_swiglu
+from blockwright.blocks.kernels.grouped_matmul import Order, sort_by_expert
+from blockwright.blocks.kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
+from blockwright.blocks.kernels.seam import kernel
 
 
 class Choices(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.kernels.machine import is_amd
+from blockwright.blocks.kernels.machine import is_amd
 
 FEW = 4  # rows
 PARTS = 16  # of the matrix

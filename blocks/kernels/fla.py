@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blocks.kernels.documents import borders, once
-from blocks.kernels.recurrence import Result
-from blocks.kernels.seam import kernel
+from blockwright.blocks.kernels.documents import borders, once
+from blockwright.blocks.kernels.recurrence import Result
+from blockwright.blocks.kernels.seam import kernel
 
 WIDEST = 256  # numbers of a key
 HALF = (torch.bfloat16, torch.float16)

@@ -10,10 +10,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from blocks.kernels.attention import causal_attention
-from blocks.kernels.documents import borders, once
-from blocks.kernels.scoring import Scoring
-from blocks.kernels.seam import kernel
+from blockwright.blocks.kernels.attention import causal_attention
+from blockwright.blocks.kernels.documents import borders, once
+from blockwright.blocks.kernels.scoring import Scoring
+from blockwright.blocks.kernels.seam import kernel
 
 HALF = (torch.bfloat16, torch.float16)
 

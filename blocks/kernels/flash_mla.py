@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blocks.kernels.seam import kernel
+from blockwright.blocks.kernels.seam import kernel
 
 LATENT, WIDTH, PAGE = 512, 576, 64  # widths of V2 and V3, and positions of a page: the library knows no others
 

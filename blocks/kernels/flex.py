@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.kernels.documents import once, starts
-from blocks.kernels.scoring import Scoring, Slopes
-from blocks.kernels.seam import kernel
+from blockwright.blocks.kernels.documents import once, starts
+from blockwright.blocks.kernels.scoring import Scoring, Slopes
+from blockwright.blocks.kernels.seam import kernel
 
 KEPT = 16  # block masks of shapes and windows that are remembered
 BLOCK = 128  # queries, and keys, of a block of the mask

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.kernels.grouped_matmul import Order, combine, dispatch, grouped_matmul
-from blocks.kernels.machine import multiplies_by_onednn
+from blockwright.blocks.kernels.grouped_matmul import Order, combine, dispatch, grouped_matmul
+from blockwright.blocks.kernels.machine import multiplies_by_onednn
 
 ROWS = 8192  # per pass: fewer would fit the L2 cache, but thin products cost more than that saves
 WASTE = 1.3  # maximum ratio of padded to real rows in a group

@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Block
-from blocks.kernels.attention import visible
-from blocks.kernels.choice import Kernels
-from blocks.kernels.documents import is_real
-from blocks.kernels.scoring import Scoring, Slopes, dense
-from blocks.kernels.seam import Implementation
+from blockwright.blocks.base import Block
+from blockwright.blocks.kernels.attention import visible
+from blockwright.blocks.kernels.choice import Kernels
+from blockwright.blocks.kernels.documents import is_real
+from blockwright.blocks.kernels.scoring import Scoring, Slopes, dense
+from blockwright.blocks.kernels.seam import Implementation
 
 HELD = 2**22  # scores held at a time
 
@@ -53,7 +53,7 @@ def largest_scores(q: Tensor, k: Tensor, scoring: Scoring) -> Tensor:
     """max over queries t, without padding, and keys s that t sees of scale · q_t·k_s, before a softcap and a bias.
 
     Args:
-        q, k, scoring: as in ``blocks.kernels.attention.causal_attention``; a bias of −∞ hides a key
+        q, k, scoring: as in ``blockwright.blocks.kernels.attention.causal_attention``; a bias of −∞ hides a key
 
     Returns:
         [N], in fp32 (fp64 for fp64)

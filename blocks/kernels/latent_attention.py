@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blocks.kernels.few_rows import reads_fast
-from blocks.kernels.machine import multiplies_by_onednn
-from blocks.kernels.seam import kernel
+from blockwright.blocks.kernels.few_rows import reads_fast
+from blockwright.blocks.kernels.machine import multiplies_by_onednn
+from blockwright.blocks.kernels.seam import kernel
 
 FEW = 64  # rows; larger products are compute-bound
 LARGE = 2**21  # bytes of a row's cache; above, rows are computed one by one, to reuse the CPU's cache

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blocks.kernels.cross_entropy import IGNORED
-from blocks.kernels.seam import kernel
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.blocks.kernels.seam import kernel
 
 
 @kernel("cross_entropy", "liger", devices=("cuda",), needs="liger_kernel", automatic=False)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from blocks.kernels.cross_entropy import LogitChunk, chunk_shape, wide_dtype
+from blockwright.blocks.kernels.cross_entropy import LogitChunk, chunk_shape, wide_dtype
 
 
 class _LinearLogProbabilities(torch.autograd.Function):

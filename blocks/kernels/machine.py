@@ -20,7 +20,7 @@ from typing import Literal
 
 import torch
 
-from blocks.precision import matmul_precision
+from blockwright.blocks.precision import matmul_precision
 
 Matmul = Literal["auto", "highest", "high", "medium"]
 FULL_FP32 = 1e-6  # relative error of a product of 512 terms: fp32 has 3e-7, bf16 inside 2e-3

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blocks.kernels.few_rows import by_mkl, is_plain
-from blocks.kernels.scoring import Scoring, dense
+from blockwright.blocks.kernels.few_rows import by_mkl, is_plain
+from blockwright.blocks.kernels.scoring import Scoring, dense
 
 
 def suits(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> bool:

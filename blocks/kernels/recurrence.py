@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.kernels.seam import kernel
+from blockwright.blocks.kernels.seam import kernel
 
 CHUNK = 64  # tokens; a power of two
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blocks.kernels.seam import as_written, kernel
-from registry import BlockError
+from blockwright.blocks.kernels.seam import as_written, kernel
+from blockwright.registry import BlockError
 
 Angles = tuple[Tensor, Tensor]
 Rotate = Callable[[Tensor, Tensor, Tensor, bool], Tensor]

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from registry import RegistrationError, did_you_mean
+from blockwright.registry import RegistrationError, did_you_mean
 
 ENTRY_POINTS = "blockwright.kernels"
 OWN = [
@@ -153,7 +153,7 @@ def capability_of(device: torch.device) -> tuple[int, int]:
 def _load() -> None:
     """Import this project's own, then those of installed packages. One that fails warns and stops nothing."""
     for module in OWN:
-        importlib.import_module(f"blocks.kernels.{module}")
+        importlib.import_module(f"blockwright.blocks.kernels.{module}")
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
         try:
             point.load()

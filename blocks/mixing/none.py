@@ -3,8 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blocks.mixing.base import Mixing
-from registry import register
+from blockwright.blocks.mixing.base import Mixing
+from blockwright.registry import register
 
 
 @register("mixing", "none")

@@ -6,8 +6,8 @@ import math
 import torch
 from torch import Tensor
 
-from blocks.mixing.base import APART, Mixing
-from registry import BlockError, register
+from blockwright.blocks.mixing.base import APART, Mixing
+from blockwright.registry import BlockError, register
 
 MOST = 6  # streams: 720 logits
 

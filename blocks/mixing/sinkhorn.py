@@ -3,9 +3,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blocks.mixing.base import APART, Mixing
-from registry import register
-from registry.ranges import Count, Positive
+from blockwright.blocks.mixing.base import APART, Mixing
+from blockwright.registry import register
+from blockwright.registry.ranges import Count, Positive
 
 
 @register("mixing", "sinkhorn")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.base import Block
-from registry import family
+from blockwright.blocks.base import Block
+from blockwright.registry import family
 
 
 @family("norm", context=("dim",))

@@ -3,11 +3,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.base import Placement
-from blocks.linear import Linear
-from blocks.norm.rmsnorm import RMSNorm
-from registry import register
-from registry.ranges import Count, Positive
+from blockwright.blocks.base import Placement
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.norm.rmsnorm import RMSNorm
+from blockwright.registry import register
+from blockwright.registry.ranges import Count, Positive
 
 
 @register("norm", "gated")

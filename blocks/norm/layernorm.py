@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.base import Placement
-from blocks.norm.base import Norm
-from registry import register
-from registry.ranges import Positive
+from blockwright.blocks.base import Placement
+from blockwright.blocks.norm.base import Norm
+from blockwright.registry import register
+from blockwright.registry.ranges import Positive
 
 
 @register("norm", "layernorm")

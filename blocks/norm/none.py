@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.norm.base import Norm
-from registry import register
+from blockwright.blocks.norm.base import Norm
+from blockwright.registry import register
 
 
 @register("norm", "none")

@@ -3,10 +3,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Placement
-from blocks.norm.base import Norm
-from registry import register
-from registry.ranges import Positive
+from blockwright.blocks.base import Placement
+from blockwright.blocks.norm.base import Norm
+from blockwright.registry import register
+from blockwright.registry.ranges import Positive
 
 
 @register("norm", "rmsnorm1p")

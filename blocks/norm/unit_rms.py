@@ -3,9 +3,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.norm.base import Norm
-from registry import register
-from registry.ranges import Positive
+from blockwright.blocks.norm.base import Norm
+from blockwright.registry import register
+from blockwright.registry.ranges import Positive
 
 
 @register("norm", "unit_rms")

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.base import Placement
-from blocks.linear import Linear
-from blocks.output_gate.base import OutputGate
-from registry import register
+from blockwright.blocks.base import Placement
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.output_gate.base import OutputGate
+from blockwright.registry import register
 
 
 @register("output_gate", "elementwise")

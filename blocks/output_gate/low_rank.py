@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.base import Placement
-from blocks.linear import Linear
-from blocks.output_gate.base import OutputGate
-from registry import register
-from registry.ranges import Count
+from blockwright.blocks.base import Placement
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.output_gate.base import OutputGate
+from blockwright.registry import register
+from blockwright.registry.ranges import Count
 
 
 @register("output_gate", "low_rank")

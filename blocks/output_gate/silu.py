@@ -3,8 +3,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.output_gate.elementwise import Elementwise
-from registry import register
+from blockwright.blocks.output_gate.elementwise import Elementwise
+from blockwright.registry import register
 
 
 @register("output_gate", "silu")

@@ -3,8 +3,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.output_gate.per_head import PerHead
-from registry import register
+from blockwright.blocks.output_gate.per_head import PerHead
+from blockwright.registry import register
 
 
 @register("output_gate", "softplus")

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from blocks.kernels.scoring import Slopes
-from blocks.position.base import Position
-from registry import register
+from blockwright.blocks.kernels.scoring import Slopes
+from blockwright.blocks.position.base import Position
+from blockwright.registry import register
 
 
 @register("position", "alibi")

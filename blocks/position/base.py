@@ -12,9 +12,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from blocks.base import Block
-from blocks.kernels.scoring import Slopes
-from registry import family
+from blockwright.blocks.base import Block
+from blockwright.blocks.kernels.scoring import Slopes
+from blockwright.registry import family
 
 
 @family("position", context=("head_dim", "n_heads", "max_positions"))

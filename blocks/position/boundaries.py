@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from blocks.position.base import Position
+from blockwright.blocks.position.base import Position
 
 
 def boundaries(model: nn.Module) -> list[int]:

@@ -4,9 +4,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from blocks.base import Placement
-from blocks.position.base import Position
-from registry import register
+from blockwright.blocks.base import Placement
+from blockwright.blocks.position.base import Position
+from blockwright.registry import register
 
 
 @register("position", "learned")

@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from blocks.kernels.scoring import Slopes
-from blocks.position.base import Position
-from registry import register
-from registry.ranges import Count, Positive
+from blockwright.blocks.kernels.scoring import Slopes
+from blockwright.blocks.position.base import Position
+from blockwright.registry import register
+from blockwright.registry.ranges import Count, Positive
 
 
 @register("position", "log_temperature")

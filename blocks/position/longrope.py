@@ -8,10 +8,10 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor
 
-from blocks.kernels.rotary import angles, base_frequencies, rotary_width, turn
-from blocks.position.base import Position
-from registry import BlockError, register
-from registry.ranges import Count, Positive, Share, Stretch
+from blockwright.blocks.kernels.rotary import angles, base_frequencies, rotary_width, turn
+from blockwright.blocks.position.base import Position
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Count, Positive, Share, Stretch
 
 Gain = Annotated[float, Gt(0), Le(3)]  # squared on the scores; beyond 3 a softmax chooses one key
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from blocks.position.base import Position
-from registry import register
+from blockwright.blocks.position.base import Position
+from blockwright.registry import register
 
 
 @register("position", "none")

@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blocks.kernels.rotary import base_frequencies, rotary_width
-from blocks.position.rotary import Rotary
-from registry import register
-from registry.ranges import Positive, Share
+from blockwright.blocks.kernels.rotary import base_frequencies, rotary_width
+from blockwright.blocks.position.rotary import Rotary
+from blockwright.registry import register
+from blockwright.registry.ranges import Positive, Share
 
 
 @register("position", "rope")

@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blocks.kernels.rotary import base_frequencies
-from blocks.position.rope import RoPE
-from registry import BlockError, register
-from registry.ranges import Count, Positive
+from blockwright.blocks.kernels.rotary import base_frequencies
+from blockwright.blocks.position.rope import RoPE
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Count, Positive
 
 
 @register("position", "rope_chosen")

@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blocks.position.rope import RoPE
-from registry import register
-from registry.ranges import Positive, Share
+from blockwright.blocks.position.rope import RoPE
+from blockwright.registry import register
+from blockwright.registry.ranges import Positive, Share
 
 
 @register("position", "rope_fastest")

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blocks.kernels.rotary import base_frequencies, rotary_width
-from blocks.position.rotary import Rotary
-from registry import BlockError, register
-from registry.ranges import Count, Positive, Share, Stretch
+from blockwright.blocks.kernels.rotary import base_frequencies, rotary_width
+from blockwright.blocks.position.rotary import Rotary
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Count, Positive, Share, Stretch
 
 
 @register("position", "rope_llama3")

@@ -7,8 +7,8 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor, nn
 
-from blocks.kernels.rotary import Angles, angles, turn
-from blocks.position.base import Position
+from blockwright.blocks.kernels.rotary import Angles, angles, turn
+from blockwright.blocks.position.base import Position
 
 OF_MODULES = frozenset(vars(nn.Module()))  # attributes that are no settings
 

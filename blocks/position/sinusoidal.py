@@ -5,9 +5,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from blocks.position.base import Position
-from registry import BlockError, register
-from registry.ranges import Positive
+from blockwright.blocks.position.base import Position
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Positive
 
 
 @register("position", "sinusoidal")

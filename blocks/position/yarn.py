@@ -7,10 +7,10 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from blocks.kernels.rotary import base_frequencies, rotary_width
-from blocks.position.rotary import Rotary
-from registry import register
-from registry.ranges import Count, NonNegative, Positive, Share, Stretch
+from blockwright.blocks.kernels.rotary import base_frequencies, rotary_width
+from blockwright.blocks.position.rotary import Rotary
+from blockwright.registry import register
+from blockwright.registry.ranges import Count, NonNegative, Positive, Share, Stretch
 
 
 @register("position", "yarn")

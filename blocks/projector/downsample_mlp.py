@@ -5,11 +5,11 @@ import itertools
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.base import Placement
-from blocks.linear import Linear
-from blocks.projector.base import Projector
-from registry import BlockError, register
-from registry.ranges import Count
+from blockwright.blocks.base import Placement
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.projector.base import Projector
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Count
 
 
 @register("projector", "downsample_mlp")

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.projector.base import Projector
-from registry import BlockError, register
+from blockwright.blocks.projector.base import Projector
+from blockwright.registry import BlockError, register
 
 
 @register("projector", "identity")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from blocks.projector.downsample_mlp import DownsampleMLP
-from registry import register
+from blockwright.blocks.projector.downsample_mlp import DownsampleMLP
+from blockwright.registry import register
 
 
 @register("projector", "mlp", fixes={"ratio": 1})

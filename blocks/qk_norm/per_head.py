@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from blocks.norm.base import Norm
-from blocks.qk_norm.base import QKNorm
-from registry import register
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.qk_norm.base import QKNorm
+from blockwright.registry import register
 
 
 @register("qk_norm", "per_head")

@@ -3,12 +3,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Placement
-from blocks.norm.base import Norm
-from blocks.precision import at_least_fp32, unlowered
-from blocks.residual.base import Mixer, Residual
-from registry import register
-from registry.ranges import Count, Positive
+from blockwright.blocks.base import Placement
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.precision import at_least_fp32, unlowered
+from blockwright.blocks.residual.base import Mixer, Residual
+from blockwright.registry import register
+from blockwright.registry.ranges import Count, Positive
 
 
 @register("residual", "attention_residual")

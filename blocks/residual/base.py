@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from blocks.base import Block
-from registry import family
+from blockwright.blocks.base import Block
+from blockwright.registry import family
 
 Mixer = Callable[[Tensor], Tensor]
 

@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Placement
-from blocks.closing.base import Closing
-from blocks.norm.base import Norm
-from blocks.precision import at_least_fp32, unlowered
-from blocks.residual.base import Mixer
-from blocks.residual.streams import Streams
-from registry import register
-from registry.ranges import Count
+from blockwright.blocks.base import Placement
+from blockwright.blocks.closing.base import Closing
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.precision import at_least_fp32, unlowered
+from blockwright.blocks.residual.base import Mixer
+from blockwright.blocks.residual.streams import Streams
+from blockwright.registry import register
+from blockwright.registry.ranges import Count
 
 
 @register("residual", "hyper_connections")

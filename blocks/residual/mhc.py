@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Placement
-from blocks.closing.base import Closing
-from blocks.mixing.base import Mixing
-from blocks.norm.base import Norm
-from blocks.precision import at_least_fp32, full_linear, unlowered
-from blocks.residual.base import Mixer
-from blocks.residual.streams import Streams
-from registry import register
-from registry.ranges import Count, Positive
+from blockwright.blocks.base import Placement
+from blockwright.blocks.closing.base import Closing
+from blockwright.blocks.mixing.base import Mixing
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.precision import at_least_fp32, full_linear, unlowered
+from blockwright.blocks.residual.base import Mixer
+from blockwright.blocks.residual.streams import Streams
+from blockwright.registry import register
+from blockwright.registry.ranges import Count, Positive
 
 
 @register("residual", "mhc")

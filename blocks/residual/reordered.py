@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.norm.base import Norm
-from blocks.residual.base import Mixer, Residual
-from registry import register
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.residual.base import Mixer, Residual
+from blockwright.registry import register
 
 
 @register("residual", "reordered")

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.closing.base import Closing
-from blocks.residual.base import Residual
+from blockwright.blocks.closing.base import Closing
+from blockwright.blocks.residual.base import Residual
 
 
 class Streams(Residual):

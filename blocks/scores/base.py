@@ -6,14 +6,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from blocks.base import Block
-from blocks.kernels.scoring import Scoring
-from registry import family
+from blockwright.blocks.base import Block
+from blockwright.blocks.kernels.scoring import Scoring
+from blockwright.registry import family
 
 
 @family("scores", context=("n_heads",))
 class Scores(Block):
-    """A child of attention that replaces ``blocks.kernels.attention.causal_attention``.
+    """A child of attention that replaces ``blockwright.blocks.kernels.attention.causal_attention``.
 
     A class whose heads depend on each other says ``per_head = False``: such heads are not split over ranks, and no rows
     of the weights are those of one head's scores.

@@ -3,10 +3,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Placement
-from blocks.kernels.scoring import Scoring
-from blocks.scores.base import Scores
-from registry import register
+from blockwright.blocks.base import Placement
+from blockwright.blocks.kernels.scoring import Scoring
+from blockwright.blocks.scores.base import Scores
+from blockwright.registry import register
 
 
 @register("scores", "sinks")

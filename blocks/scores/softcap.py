@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.kernels.scoring import Scoring
-from blocks.scores.base import Scores
-from registry import register
-from registry.ranges import Positive
+from blockwright.blocks.kernels.scoring import Scoring
+from blockwright.blocks.scores.base import Scores
+from blockwright.registry import register
+from blockwright.registry.ranges import Positive
 
 
 @register("scores", "softcap")

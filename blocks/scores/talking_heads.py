@@ -3,11 +3,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Placement
-from blocks.kernels.attention import visible
-from blocks.kernels.scoring import Scoring, dense
-from blocks.scores.base import Scores
-from registry import register
+from blockwright.blocks.base import Placement
+from blockwright.blocks.kernels.attention import visible
+from blockwright.blocks.kernels.scoring import Scoring, dense
+from blockwright.blocks.scores.base import Scores
+from blockwright.registry import register
 
 
 @register("scores", "talking_heads")

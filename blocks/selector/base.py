@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blocks.base import Block
-from registry import family
+from blockwright.blocks.base import Block
+from blockwright.registry import family
 
 
 class Asked(NamedTuple):
@@ -110,7 +110,7 @@ class Selector(Block):
         Args:
             asked, held: as for the choice
             chosen: what ``forward`` returned; None: all that is seen
-            scale, bias: of the attention's scores, as in ``blocks.kernels.scoring.Scoring``; bias [B|1,N|1,T,S]
+            scale, bias: of the attention's scores, as in blocks/kernels/scoring.py; bias [B|1,N|1,T,S]
         """
         return {}
 

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from blocks.precision import at_least_fp32
-from blocks.selector.base import Asked, Held, Selector, highest
-from blocks.selector.documents import blocks_of
-from registry import register
-from registry.ranges import Count
+from blockwright.blocks.precision import at_least_fp32
+from blockwright.blocks.selector.base import Asked, Held, Selector, highest
+from blockwright.blocks.selector.documents import blocks_of
+from blockwright.registry import register
+from blockwright.registry.ranges import Count
 
 
 @register("selector", "block")

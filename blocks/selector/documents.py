@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blocks.selector.base import Held
+from blockwright.blocks.selector.base import Held
 
 
 class Blocks(NamedTuple):

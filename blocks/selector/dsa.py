@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from blocks.base import Placement
-from blocks.linear import Linear
-from blocks.norm.base import Norm
-from blocks.position.base import Position
-from blocks.precision import at_least_fp32
-from blocks.selector.base import Asked, Held
-from blocks.selector.indexer import Candidates, Indexer, relu_scores
-from registry import BlockError, register
-from registry.ranges import Count, Positive
+from blockwright.blocks.base import Placement
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.position.base import Position
+from blockwright.blocks.precision import at_least_fp32
+from blockwright.blocks.selector.base import Asked, Held
+from blockwright.blocks.selector.indexer import Candidates, Indexer, relu_scores
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Count, Positive
 
 
 @register("selector", "dsa")

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from blocks.precision import at_least_fp32
-from blocks.selector.base import Asked, Held, Selector, highest
-from blocks.selector.documents import Blocks
-from blocks.selector.learning import attention_weights, divergence
+from blockwright.blocks.precision import at_least_fp32
+from blockwright.blocks.selector.base import Asked, Held, Selector, highest
+from blockwright.blocks.selector.documents import Blocks
+from blockwright.blocks.selector.learning import attention_weights, divergence
 
 PAIRS = 2**25  # of a query, a candidate and a head whose scores are in memory at a time
 TILE = 2**19  # of them that a CPU keeps in its cache from the product to the sum over heads

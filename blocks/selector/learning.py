@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blocks.precision import at_least_fp32
+from blockwright.blocks.precision import at_least_fp32
 
 
 @torch.no_grad()

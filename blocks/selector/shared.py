@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from blocks.selector.base import Asked, Held, Selector
-from registry import register
-from registry.ranges import Count
+from blockwright.blocks.selector.base import Asked, Held, Selector
+from blockwright.registry import register
+from blockwright.registry.ranges import Count
 
 
 @register("selector", "shared")

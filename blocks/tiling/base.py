@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Block, Placement
-from registry import family
+from blockwright.blocks.base import Block, Placement
+from blockwright.registry import family
 
 
 class Grid(NamedTuple):

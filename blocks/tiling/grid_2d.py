@@ -7,9 +7,9 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from blocks.tiling.base import ONE, Grid, Mark, Tiling
-from registry import register
-from registry.ranges import Whole
+from blockwright.blocks.tiling.base import ONE, Grid, Mark, Tiling
+from blockwright.registry import register
+from blockwright.registry.ranges import Whole
 
 
 @register("tiling", "grid_2d")

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.tiling.base import Grid, Mark, Tiling
-from registry import register
+from blockwright.blocks.tiling.base import Grid, Mark, Tiling
+from blockwright.registry import register
 
 
 @register("tiling", "thumbnail")

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from blocks.settings import differences, within
-from registry import Composable, family
+from blockwright.blocks.settings import differences, within
+from blockwright.registry import Composable, family
 
 DENSE: Mapping[str, Any] = {  # what ``Transplant.example`` changes
     "vocab_size": 61,

@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from blocks.ffn.moe import MoE
-from blocks.ffn.swiglu import SwiGLU
-from blocks.transplant.base import Setting, Transplanted
-from blocks.transplant.upcycle import Upcycle, stacked, sum_of_weights, width
-from registry import register
+from blockwright.blocks.ffn.moe import MoE
+from blockwright.blocks.ffn.swiglu import SwiGLU
+from blockwright.blocks.transplant.base import Setting, Transplanted
+from blockwright.blocks.transplant.upcycle import Upcycle, stacked, sum_of_weights, width
+from blockwright.registry import register
 
 
 @register("transplant", "copies")

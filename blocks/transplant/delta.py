@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from blocks.attention.gated_delta import CONVOLVED, GatedDelta
-from blocks.attention.grouped import GroupedAttention
-from blocks.transplant.base import Setting, Transplant, Transplanted
-from blocks.transplant.heads import regrouped
-from registry import BlockError, register
+from blockwright.blocks.attention.gated_delta import CONVOLVED, GatedDelta
+from blockwright.blocks.attention.grouped import GroupedAttention
+from blockwright.blocks.transplant.base import Setting, Transplant, Transplanted
+from blockwright.blocks.transplant.heads import regrouped
+from blockwright.registry import BlockError, register
 
 
 @register("transplant", "delta")

@@ -5,11 +5,11 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from blocks.ffn.swiglu import SwiGLU
-from blocks.transplant.base import Setting, Transplanted
-from blocks.transplant.copies import Copies
-from registry import register
-from registry.ranges import Share
+from blockwright.blocks.ffn.swiglu import SwiGLU
+from blockwright.blocks.transplant.base import Setting, Transplanted
+from blockwright.blocks.transplant.copies import Copies
+from blockwright.registry import register
+from blockwright.registry.ranges import Share
 
 
 @register("transplant", "drop")

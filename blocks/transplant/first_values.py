@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from blocks.attention.grouped import GroupedAttention
-from blocks.transplant.base import Setting, Transplant, Transplanted, shapes, unhandled
-from blocks.values.value_residual import ValueResidual
-from registry import register
+from blockwright.blocks.attention.grouped import GroupedAttention
+from blockwright.blocks.transplant.base import Setting, Transplant, Transplanted, shapes, unhandled
+from blockwright.blocks.values.value_residual import ValueResidual
+from blockwright.registry import register
 
 FACTORS = "values.factors"
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from blocks.attention.grouped import GroupedAttention
-from blocks.transplant.base import Setting, Transplant, Transplanted, shapes
+from blockwright.blocks.attention.grouped import GroupedAttention
+from blockwright.blocks.transplant.base import Setting, Transplant, Transplanted, shapes
 
 PARTS = ("key.weight", "value.weight", "key.bias", "value.bias")
 

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.attention.grouped import GroupedAttention
-from blocks.attention.mla import MLA
-from blocks.kernels.rotary import base_frequencies
-from blocks.norm.base import Norm
-from blocks.norm.none import NoNorm
-from blocks.position.base import Position
-from blocks.position.rope import RoPE
-from blocks.position.rope_chosen import RoPEChosen
-from blocks.settings import computes_alike, differences
-from blocks.transplant.base import Setting, Transplant, Transplanted
-from registry import BlockError, register
+from blockwright.blocks.attention.grouped import GroupedAttention
+from blockwright.blocks.attention.mla import MLA
+from blockwright.blocks.kernels.rotary import base_frequencies
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm.none import NoNorm
+from blockwright.blocks.position.base import Position
+from blockwright.blocks.position.rope import RoPE
+from blockwright.blocks.position.rope_chosen import RoPEChosen
+from blockwright.blocks.settings import computes_alike, differences
+from blockwright.blocks.transplant.base import Setting, Transplant, Transplanted
+from blockwright.registry import BlockError, register
 
 NEGLIGIBLE = 1e-12  # share of an energy that rounding makes of zero, in fp64
 RIDGE = 1e-9  # of the mean square of an input: what the text does not show still counts a little

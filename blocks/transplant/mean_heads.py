@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from blocks.transplant.base import Transplanted
-from blocks.transplant.heads import PARTS, Heads
-from registry import register
+from blockwright.blocks.transplant.base import Transplanted
+from blockwright.blocks.transplant.heads import PARTS, Heads
+from blockwright.registry import register
 
 
 @register("transplant", "mean_heads")

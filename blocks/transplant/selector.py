@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from blocks.attention.base import Attention
-from blocks.selector.base import Selector
-from blocks.transplant.base import Setting, Transplant, Transplanted, shapes, unhandled
-from registry import register
+from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.selector.base import Selector
+from blockwright.blocks.transplant.base import Setting, Transplant, Transplanted, shapes, unhandled
+from blockwright.registry import register
 
 
 @register("transplant", "selector")

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from blocks.ffn.moe import MoE
-from blocks.ffn.swiglu import SwiGLU
-from blocks.transplant.base import Setting, Transplanted, shapes
-from blocks.transplant.upcycle import Upcycle, is_plain
-from registry import register
+from blockwright.blocks.ffn.moe import MoE
+from blockwright.blocks.ffn.swiglu import SwiGLU
+from blockwright.blocks.transplant.base import Setting, Transplanted, shapes
+from blockwright.blocks.transplant.upcycle import Upcycle, is_plain
+from blockwright.registry import register
 
 
 @register("transplant", "shared")

@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from blocks.residual.attention_residual import AttentionResidual
-from blocks.residual.prenorm import PreNorm
-from blocks.residual.streams import Streams
-from blocks.transplant.base import Setting, Transplant, Transplanted, shapes
-from registry import register
+from blockwright.blocks.residual.attention_residual import AttentionResidual
+from blockwright.blocks.residual.prenorm import PreNorm
+from blockwright.blocks.residual.streams import Streams
+from blockwright.blocks.transplant.base import Setting, Transplant, Transplanted, shapes
+from blockwright.registry import register
 
 NORMS = ("attention_norm", "ffn_norm")
 NEGLIGIBLE = 1e-4  # what is read from M streams adds up to 1 + M·eps

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blocks.experts.swiglu import SwiGLUExperts
-from blocks.ffn.moe import MoE
-from blocks.ffn.swiglu import SwiGLU
-from blocks.gating.base import Gating
-from blocks.settings import computes_alike
-from blocks.transplant.base import Transplant
+from blockwright.blocks.experts.swiglu import SwiGLUExperts
+from blockwright.blocks.ffn.moe import MoE
+from blockwright.blocks.ffn.swiglu import SwiGLU
+from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.settings import computes_alike
+from blockwright.blocks.transplant.base import Transplant
 
 PROBES, SAME = 64, 1e-4  # random tokens that a gate weighs, and how equal the sums of its weights must be
 

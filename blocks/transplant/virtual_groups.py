@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blocks.ffn.moe import MoE
-from blocks.ffn.swiglu import SwiGLU
-from blocks.gating.base import LinearGating
-from blocks.transplant.base import Setting, Transplanted
-from blocks.transplant.upcycle import Upcycle, sum_of_weights, width
-from registry import BlockError, register
+from blockwright.blocks.ffn.moe import MoE
+from blockwright.blocks.ffn.swiglu import SwiGLU
+from blockwright.blocks.gating.base import LinearGating
+from blockwright.blocks.transplant.base import Setting, Transplanted
+from blockwright.blocks.transplant.upcycle import Upcycle, sum_of_weights, width
+from blockwright.registry import BlockError, register
 
 
 @register("transplant", "virtual_groups")

@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blocks.attention.grouped import GroupedAttention
-from blocks.experts.base import Experts
-from blocks.ffn.base import FFN
-from blocks.norm.base import Norm
-from blocks.residual.base import Residual
-from blocks.transplant.base import Setting, Transplant, Transplanted, shapes
-from registry import register
+from blockwright.blocks.attention.grouped import GroupedAttention
+from blockwright.blocks.experts.base import Experts
+from blockwright.blocks.ffn.base import FFN
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.residual.base import Residual
+from blockwright.blocks.transplant.base import Setting, Transplant, Transplanted, shapes
+from blockwright.registry import register
 
 WIDENED = (GroupedAttention, FFN, Norm, Residual, nn.Embedding, nn.Linear)
 

@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from blocks.attention.grouped import GroupedAttention
-from blocks.transplant.base import Setting, Transplant, Transplanted, shapes
-from registry import register
+from blockwright.blocks.attention.grouped import GroupedAttention
+from blockwright.blocks.transplant.base import Setting, Transplant, Transplanted, shapes
+from blockwright.registry import register
 
 
 @register("transplant", "window")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.base import Block
-from blocks.carry import Carry
-from registry import family
+from blockwright.blocks.base import Block
+from blockwright.blocks.carry import Carry
+from blockwright.registry import family
 
 
 @family("values")

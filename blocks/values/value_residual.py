@@ -3,11 +3,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Placement
-from blocks.carry import Carry
-from blocks.values.base import Values
-from registry import BlockError, register
-from registry.ranges import Fraction
+from blockwright.blocks.base import Placement
+from blockwright.blocks.carry import Carry
+from blockwright.blocks.values.base import Values
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Fraction
 
 NAME = "values"  # of the first layer's, in ``carry``
 

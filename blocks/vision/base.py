@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Block
-from registry import family
+from blockwright.blocks.base import Block
+from blockwright.registry import family
 
 
 @family("vision", in_layers=False)

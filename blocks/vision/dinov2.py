@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from blocks.vision.transformer import VisionTransformer
-from registry import register
+from blockwright.blocks.vision.transformer import VisionTransformer
+from blockwright.registry import register
 
 FIXED = {"class_token": True, "patch_bias": True, "pre_norm": False, "final_norm": True}
 

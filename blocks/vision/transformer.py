@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Block, Placement
-from blocks.ffn.base import FFN
-from blocks.gating.base import Gating
-from blocks.linear import Linear
-from blocks.norm.base import Norm
-from blocks.vision.base import Vision
-from registry import BlockError
-from registry.ranges import Count, Positive, Whole
+from blockwright.blocks.base import Block, Placement
+from blockwright.blocks.ffn.base import FFN
+from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.vision.base import Vision
+from blockwright.registry import BlockError
+from blockwright.registry.ranges import Count, Positive, Whole
 
 
 class PatchEmbedding(Block):

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from interop.config import Config, Fixed, Key, Part, refusal
-from interop.family import Family
-from interop.llama_like import (
+from blockwright.interop.config import Config, Fixed, Key, Part, refusal
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import (
     ATTENTION,
     BIASED,
     EPS,
@@ -16,8 +16,8 @@ from interop.llama_like import (
     TEMPLATE,
     tied,
 )
-from interop.names import Row
-from interop.rope import rope
+from blockwright.interop.names import Row
+from blockwright.interop.rope import rope
 
 
 def _require_positions(config: Config, model: dict[str, Any]) -> None:

@@ -1,32 +1,32 @@
 """All families."""
 
-from interop.families.apertus import APERTUS
-from interop.families.deepseek import DEEPSEEK
-from interop.families.deepseek_v2 import DEEPSEEK_V2
-from interop.families.deepseek_v3 import DEEPSEEK_V3
-from interop.families.deepseek_v4 import DEEPSEEK_V4
-from interop.families.deepseek_v32 import DEEPSEEK_V32
-from interop.families.deepseek_vl_v2 import DEEPSEEK_VL_V2
-from interop.families.gemma2 import GEMMA2
-from interop.families.gemma3 import GEMMA3
-from interop.families.glm4_moe import GLM4_MOE
-from interop.families.gpt2 import GPT2
-from interop.families.gpt_oss import GPT_OSS
-from interop.families.kimi_linear import KIMI_LINEAR
-from interop.families.llama import LLAMA
-from interop.families.minimax_m2 import MINIMAX_M2
-from interop.families.mistral import MISTRAL
-from interop.families.mixtral import MIXTRAL, MIXTRAL_BY_LOGITS
-from interop.families.nemotron_h import NEMOTRON_H
-from interop.families.olmo2 import OLMO2
-from interop.families.olmo_hybrid import OLMO_HYBRID
-from interop.families.olmoe import OLMOE
-from interop.families.qwen2 import QWEN2
-from interop.families.qwen3 import QWEN3
-from interop.families.qwen3_moe import QWEN3_MOE
-from interop.families.qwen3_next import QWEN3_NEXT
-from interop.families.smollm3 import SMOLLM3
-from interop.family import Family
+from blockwright.interop.families.apertus import APERTUS
+from blockwright.interop.families.deepseek import DEEPSEEK
+from blockwright.interop.families.deepseek_v2 import DEEPSEEK_V2
+from blockwright.interop.families.deepseek_v3 import DEEPSEEK_V3
+from blockwright.interop.families.deepseek_v4 import DEEPSEEK_V4
+from blockwright.interop.families.deepseek_v32 import DEEPSEEK_V32
+from blockwright.interop.families.deepseek_vl_v2 import DEEPSEEK_VL_V2
+from blockwright.interop.families.gemma2 import GEMMA2
+from blockwright.interop.families.gemma3 import GEMMA3
+from blockwright.interop.families.glm4_moe import GLM4_MOE
+from blockwright.interop.families.gpt2 import GPT2
+from blockwright.interop.families.gpt_oss import GPT_OSS
+from blockwright.interop.families.kimi_linear import KIMI_LINEAR
+from blockwright.interop.families.llama import LLAMA
+from blockwright.interop.families.minimax_m2 import MINIMAX_M2
+from blockwright.interop.families.mistral import MISTRAL
+from blockwright.interop.families.mixtral import MIXTRAL, MIXTRAL_BY_LOGITS
+from blockwright.interop.families.nemotron_h import NEMOTRON_H
+from blockwright.interop.families.olmo2 import OLMO2
+from blockwright.interop.families.olmo_hybrid import OLMO_HYBRID
+from blockwright.interop.families.olmoe import OLMOE
+from blockwright.interop.families.qwen2 import QWEN2
+from blockwright.interop.families.qwen3 import QWEN3
+from blockwright.interop.families.qwen3_moe import QWEN3_MOE
+from blockwright.interop.families.qwen3_next import QWEN3_NEXT
+from blockwright.interop.families.smollm3 import SMOLLM3
+from blockwright.interop.family import Family
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family

@@ -3,10 +3,10 @@
 transformers has no class for it; the released remote code is never run here.
 """
 
-from interop.config import Fixed, Unused
-from interop.deepseek_like import MOE, SHARED, gate
-from interop.family import Family
-from interop.llama_like import (
+from blockwright.interop.config import Fixed, Unused
+from blockwright.interop.deepseek_like import MOE, SHARED, gate
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import (
     ATTENTION,
     EPS,
     EXPERTS,
@@ -21,7 +21,7 @@ from interop.llama_like import (
     TABLES,
     tied,
 )
-from interop.rope import rope
+from blockwright.interop.rope import rope
 
 DEEPSEEK = Family(
     model_type="deepseek",

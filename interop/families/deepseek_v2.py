@@ -7,12 +7,12 @@ read here but exported as deepseek_v3, whose class in transformers has it.
 
 from typing import Any
 
-from blocks.decoder import Decoder
-from interop.config import Part
-from interop.deepseek_like import MLA, MOE, NAMES, SOFTMAX, TEMPLATE, gate
-from interop.family import Family
-from interop.llama_like import DIVIDED, EPS, SILU, SIZES, TABLES, tied
-from interop.rope import rope
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Part
+from blockwright.interop.deepseek_like import MLA, MOE, NAMES, SOFTMAX, TEMPLATE, gate
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import DIVIDED, EPS, SILU, SIZES, TABLES, tied
+from blockwright.interop.rope import rope
 
 
 def _refuse_renormalised(decoder: Decoder, config: dict[str, Any]) -> None:

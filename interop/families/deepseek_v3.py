@@ -3,11 +3,11 @@
 The heads are imported only on request (``--mtp``).
 """
 
-from interop.config import Fixed
-from interop.deepseek_like import MLA, MOE, NAMES, PREDICTED, PREDICTION, TEMPLATE, WITHOUT_PREDICTION, gate
-from interop.family import Family
-from interop.llama_like import EPS, SILU, SIZES, TABLES, tied
-from interop.rope import rope
+from blockwright.interop.config import Fixed
+from blockwright.interop.deepseek_like import MLA, MOE, NAMES, PREDICTED, PREDICTION, TEMPLATE, WITHOUT_PREDICTION, gate
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import EPS, SILU, SIZES, TABLES, tied
+from blockwright.interop.rope import rope
 
 DEEPSEEK_V3 = Family(
     model_type="deepseek_v3",

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from blocks.decoder import Decoder
-from interop.config import Config, Fixed, Key, Part, refusal, show
-from interop.deepseek_like import (
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Config, Fixed, Key, Part, refusal, show
+from blockwright.interop.deepseek_like import (
     LATENT_NORM,
     LAYERS,
     MLA,
@@ -23,10 +23,10 @@ from interop.deepseek_like import (
     gate,
     prediction,
 )
-from interop.family import Family
-from interop.llama_like import EPS, LAYER, SILU, SIZES, TABLES, tied
-from interop.names import Row
-from interop.rope import rope
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import EPS, LAYER, SILU, SIZES, TABLES, tied
+from blockwright.interop.names import Row
+from blockwright.interop.rope import rope
 
 OURS, THEIRS = "layers.{i}.attention.selector.", LAYER + "self_attn.indexer."
 INDEXER = (

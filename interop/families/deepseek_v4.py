@@ -11,12 +11,23 @@ from typing import Any
 
 from torch import Tensor
 
-from blocks.decoder import Decoder
-from interop.config import Config, Fixed, Key, Part, Unused, refusal, show
-from interop.family import Family
-from interop.llama_like import EPS, LAYER, MIXTURE, SILU, SIZES, TABLES, expert_width, n_experts, read_types, tied
-from interop.names import Row, expert_gate, expert_up, one_expert
-from interop.rope import Habits, read_rope
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Config, Fixed, Key, Part, Unused, refusal, show
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import (
+    EPS,
+    LAYER,
+    MIXTURE,
+    SILU,
+    SIZES,
+    TABLES,
+    expert_width,
+    n_experts,
+    read_types,
+    tied,
+)
+from blockwright.interop.names import Row, expert_gate, expert_up, one_expert
+from blockwright.interop.rope import Habits, read_rope
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 

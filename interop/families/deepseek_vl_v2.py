@@ -11,17 +11,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from blocks.decoder import Decoder
-from interop.config import Config, Fixed, Part, Unused, refusal
-from interop.deepseek_like import NAMES
-from interop.families.deepseek import DEEPSEEK
-from interop.families.deepseek_v2 import DEEPSEEK_V2
-from interop.families.deepseek_v3 import DEEPSEEK_V3
-from interop.family import Family
-from interop.llama_like import ATTENTION, TABLES
-from interop.names import PATCHES, UNBATCHED, Row, one_of
-from interop.places import show
-from registry import ConfigError
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Config, Fixed, Part, Unused, refusal
+from blockwright.interop.deepseek_like import NAMES
+from blockwright.interop.families.deepseek import DEEPSEEK
+from blockwright.interop.families.deepseek_v2 import DEEPSEEK_V2
+from blockwright.interop.families.deepseek_v3 import DEEPSEEK_V3
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import ATTENTION, TABLES
+from blockwright.interop.names import PATCHES, UNBATCHED, Row, one_of
+from blockwright.interop.places import show
+from blockwright.registry import ConfigError
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from blocks.decoder import Decoder
-from interop.config import Config, Fixed, Key, Part
-from interop.family import Family
-from interop.llama_like import (
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Config, Fixed, Key, Part
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import (
     ATTENTION,
     DIVIDED,
     EPS,
@@ -19,9 +19,9 @@ from interop.llama_like import (
     WINDOWS,
     tied,
 )
-from interop.names import Row
-from interop.places import show
-from interop.rope import rope
+from blockwright.interop.names import Row
+from blockwright.interop.places import show
+from blockwright.interop.rope import rope
 
 _NORMS = {
     "attention_norm": "input_layernorm",

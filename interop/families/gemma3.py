@@ -5,11 +5,11 @@ Read from checkpoints of text models (``gemma3_text``); those of ``gemma3``, wit
 
 from typing import Any
 
-from blocks.decoder import Decoder
-from interop.config import Config, Fixed, Part, Unused, refusal
-from interop.families.gemma2 import CAPS, NORM_ROWS, QUERY_SCALE
-from interop.family import Family
-from interop.llama_like import (
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Config, Fixed, Part, Unused, refusal
+from blockwright.interop.families.gemma2 import CAPS, NORM_ROWS, QUERY_SCALE
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import (
     ATTENTION,
     DIVIDED,
     EPS,
@@ -26,8 +26,8 @@ from interop.llama_like import (
     tied,
     write_windows,
 )
-from interop.rope import Habits, parameters, read_rope
-from registry import ConfigError
+from blockwright.interop.rope import Habits, parameters, read_rope
+from blockwright.registry import ConfigError
 
 HABITS = {FULL: Habits("half_split", theta=1e6), SLIDING: Habits("half_split", theta=1e4)}
 

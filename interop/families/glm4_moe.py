@@ -5,9 +5,9 @@ Multi-token prediction heads are imported only on request (``--mtp``).
 
 from typing import Any
 
-from blocks.decoder import Decoder
-from interop.config import Config, Given, Part
-from interop.deepseek_like import (
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Config, Given, Part
+from blockwright.interop.deepseek_like import (
     CHOICE_BIAS,
     MOE,
     PREDICTED,
@@ -16,8 +16,8 @@ from interop.deepseek_like import (
     gate,
     prediction,
 )
-from interop.family import Family
-from interop.llama_like import (
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import (
     ATTENTION,
     BIASED,
     EPS,
@@ -33,8 +33,8 @@ from interop.llama_like import (
     SIZES,
     tied,
 )
-from interop.places import show
-from interop.rope import rope
+from blockwright.interop.places import show
+from blockwright.interop.rope import rope
 
 
 def _read_qk_norm(config: Config, model: dict[str, Any]) -> None:

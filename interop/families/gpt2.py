@@ -1,10 +1,10 @@
 """GPT-2: matrices stored (in, out); queries, keys and values fused."""
 
-from blocks.decoder import Decoder
-from interop.config import Choice, Fixed, Key, Unused
-from interop.family import Family
-from interop.llama_like import n_heads
-from interop.names import TRANSPOSED, Row, third
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Choice, Fixed, Key, Unused
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import n_heads
+from blockwright.interop.names import TRANSPOSED, Row, third
 
 BLOCK = "transformer.h.{i}."
 

@@ -5,9 +5,9 @@ The released experts are MXFP4 blocks: interop/packed.py.
 
 from torch import Tensor
 
-from interop.config import Fixed, Key, Unused
-from interop.family import Family
-from interop.llama_like import (
+from blockwright.interop.config import Fixed, Key, Unused
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import (
     ATTENTION,
     EPS,
     FRAME,
@@ -23,8 +23,8 @@ from interop.llama_like import (
     n_experts,
     tied,
 )
-from interop.names import TRANSPOSED, Form, Row
-from interop.rope import rope
+from blockwright.interop.names import TRANSPOSED, Form, Row
+from blockwright.interop.rope import rope
 
 MLP, EXPERTS = "layers.{i}.ffn.", LAYER + "mlp.experts."
 

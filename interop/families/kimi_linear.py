@@ -5,12 +5,12 @@ Keys of config.json are those of the released files; transformers saves others, 
 
 from typing import Any
 
-from blocks.decoder import Decoder
-from interop.config import Config, Fixed, Key, Part, Unused, refusal
-from interop.deepseek_like import CHOICE_BIAS, LATENT, LATENT_NORM, LATENT_SIZES
-from interop.family import Family
-from interop.hybrid_like import DELTA, LINEAR, OURS, apart, delta, read_mixers, taps, types
-from interop.llama_like import (
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Config, Fixed, Key, Part, Unused, refusal
+from blockwright.interop.deepseek_like import CHOICE_BIAS, LATENT, LATENT_NORM, LATENT_SIZES
+from blockwright.interop.family import Family
+from blockwright.interop.hybrid_like import DELTA, LINEAR, OURS, apart, delta, read_mixers, taps, types
+from blockwright.interop.llama_like import (
     EPS,
     FRAME,
     FULL,
@@ -24,8 +24,8 @@ from interop.llama_like import (
     read_types,
     tied,
 )
-from interop.names import BROADCAST, Row, beside, expert_gate, expert_up, one_expert
-from interop.places import show
+from blockwright.interop.names import BROADCAST, Row, beside, expert_gate, expert_up, one_expert
+from blockwright.interop.places import show
 
 THEIRS, MOE = LAYER + "self_attn.", LAYER + "block_sparse_moe."
 MATRICES = ("gate", "up", "down")

@@ -1,8 +1,8 @@
 """Llama 2 and 3, and models with their checkpoint format (DeepSeek 7B and 67B)."""
 
-from interop.config import Fixed
-from interop.family import Family
-from interop.llama_like import (
+from blockwright.interop.config import Fixed
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import (
     ATTENTION,
     BIASED,
     DIVIDED,
@@ -18,7 +18,7 @@ from interop.llama_like import (
     WIDTH,
     tied,
 )
-from interop.rope import rope
+from blockwright.interop.rope import rope
 
 LLAMA = Family(
     model_type="llama",

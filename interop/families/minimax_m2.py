@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from blocks.decoder import Decoder
-from interop.config import Config, Fixed, Key, Part, Unused, refusal
-from interop.families.mixtral import MIXTRAL, MOE
-from interop.family import Family
-from interop.llama_like import (
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Config, Fixed, Key, Part, Unused, refusal
+from blockwright.interop.families.mixtral import MIXTRAL, MOE
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import (
     EPS,
     GIVEN_HEADS,
     MIXTURE,
@@ -19,9 +19,9 @@ from interop.llama_like import (
     n_experts,
     tied,
 )
-from interop.names import Row
-from interop.places import show
-from interop.rope import rope
+from blockwright.interop.names import Row
+from blockwright.interop.places import show
+from blockwright.interop.rope import rope
 
 
 def _turned_part(config: Config) -> float:

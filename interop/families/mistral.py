@@ -1,7 +1,7 @@
 """Mistral 7B: Llama's checkpoint format, with an attention window in the first release."""
 
-from interop.family import Family
-from interop.llama_like import (
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import (
     ATTENTION,
     EPS,
     FRAME,
@@ -16,7 +16,7 @@ from interop.llama_like import (
     WINDOW,
     tied,
 )
-from interop.rope import rope
+from blockwright.interop.rope import rope
 
 MISTRAL = Family(
     model_type="mistral",

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from interop.config import Key
-from interop.family import Family
-from interop.llama_like import (
+from blockwright.interop.config import Key
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import (
     ATTENTION,
     EPS,
     FRAME,
@@ -21,8 +21,8 @@ from interop.llama_like import (
     n_experts,
     tied,
 )
-from interop.names import Row, expert_gate, expert_up, one_expert
-from interop.rope import rope
+from blockwright.interop.names import Row, expert_gate, expert_up, one_expert
+from blockwright.interop.rope import rope
 
 MOE = LAYER + "block_sparse_moe."
 

@@ -8,15 +8,15 @@ code read from ``time_step_limit``: as in transformers, steps are at least ``tim
 
 from typing import Any
 
-from blocks.attention.recurrent import Recurrent
-from blocks.decoder import Decoder
-from interop.config import Config, Fixed, Key, Part, Unused, refusal
-from interop.deepseek_like import CHOICE_BIAS
-from interop.family import Family
-from interop.hybrid_like import LINEAR, OURS, taps
-from interop.llama_like import ATTENTION, FULL, SIZES, n_heads, tied
-from interop.names import Row, beside, block, one_expert
-from interop.places import show, sparse
+from blockwright.blocks.attention.recurrent import Recurrent
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Config, Fixed, Key, Part, Unused, refusal
+from blockwright.interop.deepseek_like import CHOICE_BIAS
+from blockwright.interop.family import Family
+from blockwright.interop.hybrid_like import LINEAR, OURS, taps
+from blockwright.interop.llama_like import ATTENTION, FULL, SIZES, n_heads, tied
+from blockwright.interop.names import Row, beside, block, one_expert
+from blockwright.interop.places import show, sparse
 
 BLOCK, MIXER = "backbone.layers.{i}.", "backbone.layers.{i}.mixer."
 MAMBA = OURS + "log_rate"  # what only a Mamba-2 layer has

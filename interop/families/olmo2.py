@@ -1,8 +1,8 @@
 """OLMo 2: norms after the mixers, and one over all queries and one over all keys."""
 
-from interop.config import Fixed
-from interop.family import Family
-from interop.llama_like import (
+from blockwright.interop.config import Fixed
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import (
     ATTENTION,
     EPS,
     EVEN_HEADS,
@@ -16,8 +16,8 @@ from interop.llama_like import (
     WIDTH,
     tied,
 )
-from interop.names import Row
-from interop.rope import rope
+from blockwright.interop.names import Row
+from blockwright.interop.rope import rope
 
 OLMO2 = Family(
     model_type="olmo2",

@@ -6,11 +6,11 @@ are wider than those of keys, such a folder is refused, and the released one is 
 
 from typing import Any
 
-from blocks.decoder import Decoder
-from interop.config import Config, Fixed, Key, Part, Unused, refusal
-from interop.family import Family
-from interop.hybrid_like import DELTA, DELTA_SIZES, OURS, TYPES, VARIANT, apart, delta
-from interop.llama_like import (
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Config, Fixed, Key, Part, Unused, refusal
+from blockwright.interop.family import Family
+from blockwright.interop.hybrid_like import DELTA, DELTA_SIZES, OURS, TYPES, VARIANT, apart, delta
+from blockwright.interop.llama_like import (
     ATTENTION,
     EPS,
     EVEN_HEADS,
@@ -23,9 +23,9 @@ from interop.llama_like import (
     TEMPLATE,
     tied,
 )
-from interop.names import Row, beside
-from interop.places import show
-from interop.rope import rope
+from blockwright.interop.names import Row, beside
+from blockwright.interop.places import show
+from blockwright.interop.rope import rope
 
 THEIRS = LAYER + "linear_attn."
 ROPE = rope("half_split")

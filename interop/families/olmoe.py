@@ -1,8 +1,8 @@
 """OLMoE: routed experts in every layer; one norm over all queries, one over all keys."""
 
-from interop.config import Fixed, Key, Unused
-from interop.family import Family
-from interop.llama_like import (
+from blockwright.interop.config import Fixed, Key, Unused
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import (
     ATTENTION,
     EPS,
     EXPERTS,
@@ -20,7 +20,7 @@ from interop.llama_like import (
     n_experts,
     tied,
 )
-from interop.rope import rope
+from blockwright.interop.rope import rope
 
 OLMOE = Family(
     model_type="olmoe",

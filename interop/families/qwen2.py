@@ -1,7 +1,7 @@
 """Qwen2 and 2.5: Llama with biases on queries, keys and values, and none on the output."""
 
-from interop.family import Family
-from interop.llama_like import (
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import (
     ATTENTION,
     EPS,
     EVEN_HEADS,
@@ -15,7 +15,7 @@ from interop.llama_like import (
     WIDTH,
     tied,
 )
-from interop.rope import rope
+from blockwright.interop.rope import rope
 
 QWEN2 = Family(
     model_type="qwen2",

@@ -1,8 +1,8 @@
 """Qwen3, dense: a norm on each head of queries and keys, and no biases."""
 
-from interop.config import Fixed
-from interop.family import Family
-from interop.llama_like import (
+from blockwright.interop.config import Fixed
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import (
     ATTENTION,
     EPS,
     FRAME,
@@ -17,7 +17,7 @@ from interop.llama_like import (
     WIDTH,
     tied,
 )
-from interop.rope import rope
+from blockwright.interop.rope import rope
 
 QWEN3 = Family(
     model_type="qwen3",

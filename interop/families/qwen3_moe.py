@@ -1,8 +1,8 @@
 """Qwen3-30B-A3B and its kind: routed experts in every layer."""
 
-from interop.config import Fixed, Key, Unused
-from interop.family import Family
-from interop.llama_like import (
+from blockwright.interop.config import Fixed, Key, Unused
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import (
     ATTENTION,
     EPS,
     EXPERTS,
@@ -21,7 +21,7 @@ from interop.llama_like import (
     n_experts,
     tied,
 )
-from interop.rope import rope
+from blockwright.interop.rope import rope
 
 QWEN3_MOE = Family(
     model_type="qwen3_moe",

@@ -6,11 +6,11 @@ as in transformers.
 
 from typing import Any
 
-from blocks.decoder import Decoder
-from interop.config import Config, Fixed, Given, Key, Part, Unused
-from interop.family import Family
-from interop.hybrid_like import DELTA, DELTA_SIZES, OURS, TYPES, delta
-from interop.llama_like import (
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.config import Config, Fixed, Given, Key, Part, Unused
+from blockwright.interop.family import Family
+from blockwright.interop.hybrid_like import DELTA, DELTA_SIZES, OURS, TYPES, delta
+from blockwright.interop.llama_like import (
     ATTENTION,
     EPS,
     EXPERTS,
@@ -30,9 +30,9 @@ from interop.llama_like import (
     n_heads,
     tied,
 )
-from interop.names import Row, beside, block
-from interop.places import show
-from interop.rope import rope
+from blockwright.interop.names import Row, beside, block
+from blockwright.interop.places import show
+from blockwright.interop.rope import rope
 
 THEIRS = LAYER + "linear_attn."
 SHARED = (

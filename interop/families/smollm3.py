@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from blocks.decoder import Decoder
-from blocks.position.none import NoPosition
-from interop.config import Config, Fixed, Part, refusal
-from interop.family import Family
-from interop.llama_like import (
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.position.none import NoPosition
+from blockwright.interop.config import Config, Fixed, Part, refusal
+from blockwright.interop.family import Family
+from blockwright.interop.llama_like import (
     ATTENTION,
     BIASED,
     EPS,
@@ -22,7 +22,7 @@ from interop.llama_like import (
     WIDTH,
     tied,
 )
-from interop.rope import rope
+from blockwright.interop.rope import rope
 
 
 def _read_turned(config: Config, model: dict[str, Any]) -> None:

@@ -13,18 +13,18 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lab.ablation import definition, planning
-from lab.ablation.planning import Plan
-from lab.match.table import arms_table
-from lab.report import build, terminal
-from lab.report.findings import find
-from lab.report.reading import read as read_sweep
-from lab.sweep import plan as plans
-from lab.sweep.runner import resume_command, run_plan
-from registry import ConfigError
-from registry.arguments import read_arguments
-from registry.command import run_command
-from registry.printing import show
+from blockwright.lab.ablation import definition, planning
+from blockwright.lab.ablation.planning import Plan
+from blockwright.lab.match.table import arms_table
+from blockwright.lab.report import build, terminal
+from blockwright.lab.report.findings import find
+from blockwright.lab.report.reading import read as read_sweep
+from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.runner import resume_command, run_plan
+from blockwright.registry import ConfigError
+from blockwright.registry.arguments import read_arguments
+from blockwright.registry.command import run_command
+from blockwright.registry.printing import show
 
 USAGE = """\
 blockwright ablate                                      list conf/ablation and those of plug-ins
@@ -35,7 +35,7 @@ seeds      how many, or which: seeds=3, seeds=[1,2,3]
 tokens     that each job trains on; becomes trainer.max_steps
 workers    jobs at a time, each with its share of the cores
 match, by, tol, baseline, lr, metric, direction    instead of the definition's
-OVERRIDE   any other KEY=VALUE is for all arms, as train.py takes it: data=text optimizer.lr=0.02
+OVERRIDE   any other KEY=VALUE is for all arms, as blockwright train takes it: data=text optimizer.lr=0.02
 
 Every arm is composed, built on the meta device and matched before the first job. --plan-only stops there, with the
 plan written.

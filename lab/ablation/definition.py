@@ -2,7 +2,7 @@
 
 A plug-in offers a package folder of definitions through the entry-point group ``blockwright.ablations``.
 
-A definition is data. Its overrides use Hydra's grammar, as in train.py.
+A definition is data. Its overrides use Hydra's grammar, as in blockwright train.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lab.match.request import number, whole
-from lab.match.sizing import TOL, Match
-from registry import ConfigError, did_you_mean, plugins
-from registry.limits import read_text
-from registry.ranges import Seed
-from training.configuration.conf import CONF
-from training.configuration.root import check_value
+from blockwright.lab.match.request import number, whole
+from blockwright.lab.match.sizing import TOL, Match
+from blockwright.registry import ConfigError, did_you_mean, plugins
+from blockwright.registry.limits import read_text
+from blockwright.registry.ranges import Seed
+from blockwright.training.configuration.conf import CONF
+from blockwright.training.configuration.root import check_value
 
 FOLDER, ENTRY_POINTS = CONF / "ablation", "blockwright.ablations"
 GENERATORS = ("grid", "leave_one_out", "staircase")
@@ -247,7 +247,7 @@ def _mapping(key: str, value: Any, known: Sequence[str] | None = None) -> Mappin
 def _overrides(key: str, value: Any) -> tuple[str, ...]:
     listed = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
-        rule = "must be a list of overrides, as for train.py"
+        rule = "must be a list of overrides, as for blockwright train"
         raise ConfigError(key, value, rule, "Write [model/attention=gqa, optimizer.lr=0.01]; quote what holds braces")
     return tuple(listed)
 

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lab.ablation.definition import Definition
-from lab.match.sizing import Arm, Sized, arm_of, named, size
-from registry import ConfigError
-from registry.quoting import quoted
-from training.checkpoints.surgery import check_surgery
-from training.configuration import figures
-from training.configuration.composing import compose_config
-from training.configuration.instantiate import instantiate
-from training.entry.preflight import check
+from blockwright.lab.ablation.definition import Definition
+from blockwright.lab.match.sizing import Arm, Sized, arm_of, named, size
+from blockwright.registry import ConfigError
+from blockwright.registry.quoting import quoted
+from blockwright.training.checkpoints.surgery import check_surgery
+from blockwright.training.configuration import figures
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.entry.preflight import check
 
 STEPS = "trainer.max_steps"
 
@@ -77,7 +77,7 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
         overrides: for all arms, after ``base`` and before those of an arm, which take precedence
 
     Raises:
-        ConfigError: an arm cannot be composed, built or matched, or would not be accepted by train.py
+        ConfigError: an arm cannot be composed, built or matched, or would not be accepted by blockwright train
     """
     steps, tokens_per_step, log_dir = _lengths(definition, overrides)
     common = [f"task_name={quoted(definition.name)}", *definition.base]
@@ -124,7 +124,7 @@ def _jobs(definition: Definition, sized: Sequence[Sized]) -> list[dict[str, Any]
 
 
 def _composed(name: str, overrides: Sequence[str]) -> tuple[Arm, dict[str, Any]]:
-    """An arm, and its whole configuration as checked by train.py."""
+    """An arm, and its whole configuration as checked by blockwright train."""
     with named(name):
         config = compose_config(overrides, output_dir=".")
         plain = check(config)

@@ -8,18 +8,18 @@ from pathlib import Path
 import lightning as L
 from rich.table import Table
 
-from blocks.decoder import Decoder
-from lab.asking.chart import sights
-from lab.asking.found import FILE, Accuracy, Found, Sample, accuracies, sample
-from lab.asking.measure import Answer, Shown, ask
-from lab.report.svg import standalone
-from registry import ConfigError, printing
-from registry.enforcing import enforced
-from registry.ranges import Count, Whole
-from training.data.picture_module import PictureDataModule
-from training.figure import Figure
-from training.tasks.base import Task
-from training.writing import write_json, write_text
+from blockwright.blocks.decoder import Decoder
+from blockwright.lab.asking.chart import sights
+from blockwright.lab.asking.found import FILE, Accuracy, Found, Sample, accuracies, sample
+from blockwright.lab.asking.measure import Answer, Shown, ask
+from blockwright.lab.report.svg import standalone
+from blockwright.registry import ConfigError, printing
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.ranges import Count, Whole
+from blockwright.training.data.picture_module import PictureDataModule
+from blockwright.training.figure import Figure
+from blockwright.training.tasks.base import Task
+from blockwright.training.writing import write_json, write_text
 
 PATH = "callbacks.pictures"
 GROUP = ("pictures",)  # of its figures

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lab.asking.found import Accuracy, Found, Sample
-from lab.report.svg import LINE, Chart, cut
+from blockwright.lab.asking.found import Accuracy, Found, Sample
+from blockwright.lab.report.svg import LINE, Chart, cut
 
 COLUMNS = 3  # of samples
 SIDE = 92  # pixels of a sample's picture at most

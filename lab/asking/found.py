@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lab.report.statistics import interval
-from registry.folder import read_json
+from blockwright.lab.report.statistics import interval
+from blockwright.registry.folder import read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from lab.asking.measure import Answer  # with torch, which a report does not need
+    from blockwright.lab.asking.measure import Answer  # with torch, which a report does not need
 
 FILE = "pictures.json"  # of a run
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from blocks.decoder import Decoder
-from blocks.generation.generate import Continuations
-from blocks.generation.sample import Sampling
-from blocks.images.base import Images, Pictures
-from blocks.tiling.base import Grid
-from training.data.chat.base import Message, answered
-from training.data.conversations import Conversation
-from training.data.picture_conversations import WORD, Judged, PictureCorpus
-from training.data.picture_rows import PictureRendering, grids_of
-from training.data.pictures import tiles_of
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.images.base import Images, Pictures
+from blockwright.blocks.tiling.base import Grid
+from blockwright.training.data.chat.base import Message, answered
+from blockwright.training.data.conversations import Conversation
+from blockwright.training.data.picture_conversations import WORD, Judged, PictureCorpus
+from blockwright.training.data.picture_rows import PictureRendering, grids_of
+from blockwright.training.data.pictures import tiles_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

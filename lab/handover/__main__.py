@@ -13,10 +13,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import registry
-from interop.hf import add_export, export
-from registry import ConfigError
-from registry.command import Parser, run_command
+from blockwright import registry
+from blockwright.interop.hf import add_export, export
+from blockwright.registry import ConfigError
+from blockwright.registry.command import Parser, run_command
 
 ENGINES = ("megatron-bridge", "automodel")
 
@@ -49,7 +49,7 @@ def _run(arguments: Sequence[str]) -> None:
         raise ConfigError(
             "--adapter", True, rule, f"Leave it out, and the adapter is merged; or leave out --to {given.to}"
         )
-    from lab.handover.export import hand_over  # the planner, and so DTensor, which --help does without
+    from blockwright.lab.handover.export import hand_over  # the planner, and so DTensor, which --help does without
 
     hand_over(given)
 

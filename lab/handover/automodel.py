@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lab.handover.engine import Engine, Takes
-from lab.handover.training import MISSING, Training
+from blockwright.lab.handover.engine import Engine, Takes
+from blockwright.lab.handover.training import MISSING, Training
 
 LLM = "nemo_automodel.NeMoAutoModelForCausalLM"
 ALWAYS = {

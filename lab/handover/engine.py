@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lab.handover.training import Training
-from registry import ConfigError
+from blockwright.lab.handover.training import Training
+from blockwright.registry import ConfigError
 
 
 @dataclass(frozen=True)

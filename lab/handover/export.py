@@ -6,25 +6,25 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from interop.exporting import export_config, recognise
-from interop.hf import export
-from interop.own import OWN
-from interop.source import open_source
-from lab.handover.automodel import AUTOMODEL
-from lab.handover.engine import Engine
-from lab.handover.megatron_bridge import MEGATRON_BRIDGE
-from lab.handover.training import Settings, settings, training
-from lab.match.request import whole
-from lab.models import load
-from lab.plan.hardware import coefficients, hardware
-from lab.plan.layout import Job
-from lab.plan.measure import measure
-from lab.plan.request import chosen_sizes, require
-from lab.plan.search import CHOICES, ERROR, Candidate, search
-from registry import ConfigError
-from registry.arguments import read_arguments
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.exporting import export_config, recognise
+from blockwright.interop.hf import export
+from blockwright.interop.own import OWN
+from blockwright.interop.source import open_source
+from blockwright.lab.handover.automodel import AUTOMODEL
+from blockwright.lab.handover.engine import Engine
+from blockwright.lab.handover.megatron_bridge import MEGATRON_BRIDGE
+from blockwright.lab.handover.training import Settings, settings, training
+from blockwright.lab.match.request import whole
+from blockwright.lab.models import load
+from blockwright.lab.plan.hardware import coefficients, hardware
+from blockwright.lab.plan.layout import Job
+from blockwright.lab.plan.measure import measure
+from blockwright.lab.plan.request import chosen_sizes, require
+from blockwright.lab.plan.search import CHOICES, ERROR, Candidate, search
+from blockwright.registry import ConfigError
+from blockwright.registry.arguments import read_arguments
 
 ENGINES = {"megatron-bridge": MEGATRON_BRIDGE, "automodel": AUTOMODEL}
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lab.handover.engine import Engine, Takes
-from lab.handover.training import MISSING, Training
+from blockwright.lab.handover.engine import Engine, Takes
+from blockwright.lab.handover.training import MISSING, Training
 
 # ZeRO-1, its distributed optimizer; its FSDP has settings of its own.
 ALL = Takes({"shard": (False,)})

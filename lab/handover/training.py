@@ -10,18 +10,18 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from blocks.decoder import Decoder
-from lab.plan.layout import Job, Layout
-from lab.sweep.plan import overrides_of
-from registry import ConfigError
-from training.configuration.composing import compose_config
-from training.configuration.instantiate import build_readable
-from training.optimizers.adamw import AdamW
-from training.optimizers.base import OptimizerRecipe
-from training.schedulers.base import Schedule
-from training.schedulers.constant import Constant
-from training.schedulers.warmup_cosine import WarmupCosine
-from training.schedulers.warmup_stable_decay import WarmupStableDecay
+from blockwright.blocks.decoder import Decoder
+from blockwright.lab.plan.layout import Job, Layout
+from blockwright.lab.sweep.plan import overrides_of
+from blockwright.registry import ConfigError
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.instantiate import build_readable
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.optimizers.base import OptimizerRecipe
+from blockwright.training.schedulers.base import Schedule
+from blockwright.training.schedulers.constant import Constant
+from blockwright.training.schedulers.warmup_cosine import WarmupCosine
+from blockwright.training.schedulers.warmup_stable_decay import WarmupStableDecay
 
 # Keys of the overrides of a run that matter here.
 READ = re.compile(r"experiment|seed|data(\.batch_size|\.sequence_length)?|(optimizer|scheduler|trainer)([./].*)?")

@@ -1,7 +1,7 @@
 """``blockwright kubernetes run|render|status|logs|stop|resume …``: runs and sweeps on a Kubernetes cluster.
 
-A run is a sweep of one job: ``run OVERRIDE …`` is ``train.py -m hydra/launcher=kubernetes OVERRIDE …``, so it has the
-same options (hydra.launcher.*), folder and table, and is resumed in the same way.
+A run is a sweep of one job: ``run OVERRIDE …`` is ``blockwright train -m hydra/launcher=kubernetes OVERRIDE …``, so it
+has the same options (hydra.launcher.*), folder and table, and is resumed in the same way.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab.sweep import plan as plans
-from registry import ConfigError, did_you_mean
-from registry.command import Parser, run_command
-from registry.quoting import quoted
-from training import jobs
+from blockwright.lab.sweep import plan as plans
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.command import Parser, run_command
+from blockwright.registry.quoting import quoted
+from blockwright.training import jobs
 
 OF_A_SWEEP = ("status", "stop", "resume", "retry")
 OPTIONS = ("--prefix", "--tail=-1", "--max-log-requests=100")
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     if action not in ACTIONS:
         raise ConfigError("command line", action, "is not an action", did_you_mean(action, ACTIONS))
     if action in OF_A_SWEEP:
-        from lab.sweep.__main__ import main as sweep
+        from blockwright.lab.sweep.__main__ import main as sweep
 
         return sweep([action, *tail])
     if action == "logs":
@@ -70,7 +70,7 @@ def checked(overrides: Sequence[str]) -> Sequence[str]:
 
 def run(overrides: Sequence[str]) -> int:
     """Replace this process by a multirun on the cluster."""
-    command = [sys.executable, str(jobs.TRAIN), "-m", "hydra/launcher=kubernetes", *overrides]
+    command = [sys.executable, *jobs.TRAIN, "-m", "hydra/launcher=kubernetes", *overrides]
     sys.stdout.flush()
     os.execv(sys.executable, command)
 
@@ -86,8 +86,8 @@ def logs(arguments: Sequence[str]) -> int:
     parser.add_argument("job", metavar="N", type=int, nargs="?", help="number of one job")
     parser.add_argument(FOLLOW, action="store_true", help="print what comes, too")
     given = parser.parse_args(list(arguments))
-    from lab.kubernetes.launch import jobs_of
-    from lab.kubernetes.options import GROUP
+    from blockwright.lab.kubernetes.launch import jobs_of
+    from blockwright.lab.kubernetes.options import GROUP
 
     sweep = given.dir.resolve()
     plan = plans.read(sweep)

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lab.kubernetes.render import LONGEST, Manifest, inner_job
-from lab.kubernetes.shape import KINDS, amount, misshapen
-from registry import ConfigError, did_you_mean
+from blockwright.lab.kubernetes.render import LONGEST, Manifest, inner_job
+from blockwright.lab.kubernetes.shape import KINDS, amount, misshapen
+from blockwright.registry import ConfigError, did_you_mean
 
 DNS = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")

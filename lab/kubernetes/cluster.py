@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from registry import ConfigError
+from blockwright.registry import ConfigError
 
 TIMEOUT_S = 60  # of a call
 WAITS_S = (1, 2, 4, 8, 16, 32)  # before trying again, while an API server is upgraded or a laptop wakes up

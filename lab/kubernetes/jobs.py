@@ -14,15 +14,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lab.kubernetes import watch
-from lab.kubernetes.cluster import Cluster, NoRoom, Unreachable
-from lab.kubernetes.options import GROUP, Options
-from lab.kubernetes.preflight import RESOURCES
-from lab.kubernetes.render import Manifest
-from lab.sweep.job import LOG
-from registry import ConfigError
-from training.jobs import RESULTS, record_failure, results_of
-from training.writing import write_json
+from blockwright.lab.kubernetes import watch
+from blockwright.lab.kubernetes.cluster import Cluster, NoRoom, Unreachable
+from blockwright.lab.kubernetes.options import GROUP, Options
+from blockwright.lab.kubernetes.preflight import RESOURCES
+from blockwright.lab.kubernetes.render import Manifest
+from blockwright.lab.sweep.job import LOG
+from blockwright.registry import ConfigError
+from blockwright.training.jobs import RESULTS, record_failure, results_of
+from blockwright.training.writing import write_json
 
 STOP = ".stop"  # in a sweep's folder: start no further job
 TICK_S, LONGEST_S = 1.0, 8.0  # between two looks: at first, and while nothing changes

@@ -19,21 +19,21 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from interop.folder import check_out, whole
-from lab.kubernetes.check import check
-from lab.kubernetes.cluster import Cluster
-from lab.kubernetes.jobs import STOP, Jobs
-from lab.kubernetes.options import Options
-from lab.kubernetes.preflight import needs, rehearse, settle
-from lab.kubernetes.render import Manifest, render
-from lab.kubernetes.wanted import check_options, check_overrides, check_pruning, check_world
-from lab.sweep import plan as plans
-from lab.sweep.progress import Display
-from registry import ConfigError
-from training.configuration.secrets import read_from_environment
-from training.jobs import results_of
-from training.stops import SIGNALS, Interrupted
-from training.writing import write_text
+from blockwright.interop.folder import check_out, whole
+from blockwright.lab.kubernetes.check import check
+from blockwright.lab.kubernetes.cluster import Cluster
+from blockwright.lab.kubernetes.jobs import STOP, Jobs
+from blockwright.lab.kubernetes.options import Options
+from blockwright.lab.kubernetes.preflight import needs, rehearse, settle
+from blockwright.lab.kubernetes.render import Manifest, render
+from blockwright.lab.kubernetes.wanted import check_options, check_overrides, check_pruning, check_world
+from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.progress import Display
+from blockwright.registry import ConfigError
+from blockwright.training.configuration.secrets import read_from_environment
+from blockwright.training.jobs import results_of
+from blockwright.training.stops import SIGNALS, Interrupted
+from blockwright.training.writing import write_text
 
 CLUSTER = "cluster"  # of a plan: where its jobs are
 LEAST_GRACE_S = 60
@@ -78,7 +78,7 @@ def with_grace(options: Options, sweep: Path, say: Callable[[str], object]) -> O
 
 
 class Launch:
-    """The launcher behind the plug-in; options as of ``lab.kubernetes.options.Options``."""
+    """The launcher behind the plug-in; options as of ``blockwright.lab.kubernetes.options.Options``."""
 
     def __init__(self, given: Mapping[str, Any], hydra_context: HydraContext, config: DictConfig) -> None:
         plain: Any = OmegaConf.to_container(OmegaConf.create(dict(given)), resolve=True)

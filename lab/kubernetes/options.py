@@ -10,7 +10,7 @@ GROUP = "blockwright.dev"  # prefix of labels
 
 @dataclass
 class Options:
-    """What a job gets on a cluster; one vocabulary with ``trainer`` and ``lab.sweep``.
+    """What a job gets on a cluster; one vocabulary with ``trainer`` and ``blockwright.lab.sweep``.
 
     Args:
         image: with this project and its dependencies, best by digest

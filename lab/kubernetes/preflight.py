@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from lab.kubernetes.cluster import Cluster, NotFound
-from lab.kubernetes.options import Options
-from lab.kubernetes.render import Manifest, inner_job
-from registry import ConfigError
+from blockwright.lab.kubernetes.cluster import Cluster, NotFound
+from blockwright.lab.kubernetes.options import Options
+from blockwright.lab.kubernetes.render import Manifest, inner_job
+from blockwright.registry import ConfigError
 
 RESOURCES = {"job": "jobs.batch", "jobset": "jobsets.jobset.x-k8s.io", "trainjob": "trainjobs.trainer.kubeflow.org"}
 LOSS = "its pods restart one by one, so that peers wait for a lost one until the group times out, and each counts"

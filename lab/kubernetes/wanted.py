@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
-from lab.kubernetes.check import DNS, EFFECTS, LABEL, VARIABLE
-from lab.kubernetes.options import GROUP, Options
-from lab.kubernetes.shape import QUANTITY, amount
-from registry import ConfigError, did_you_mean
-from registry.ranges import Count, Whole
-from registry.schema import conforms, fault
+from blockwright.lab.kubernetes.check import DNS, EFFECTS, LABEL, VARIABLE
+from blockwright.lab.kubernetes.options import GROUP, Options
+from blockwright.lab.kubernetes.shape import QUANTITY, amount
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.ranges import Count, Whole
+from blockwright.registry.schema import conforms, fault
 
 PATH = "hydra.launcher"
 KINDS = ("auto", "job", "jobset", "trainjob")
@@ -239,7 +239,7 @@ def check_world(options: Options, trainer: Mapping[str, Any], overrides: Sequenc
     Raises:
         ConfigError: other devices than GPUs, other machines than nodes, or a strategy that these do not fill
     """
-    from training.parallel.sizes import STRATEGY, sizes_of
+    from blockwright.training.parallel.sizes import STRATEGY, sizes_of
 
     nodes, devices = trainer.get("num_nodes", 1), trainer.get("devices", "auto")
     if nodes not in (1, options.nodes):

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lab.kubernetes.options import GROUP
-from training.stops import DIVERGED
+from blockwright.lab.kubernetes.options import GROUP
+from blockwright.training.stops import DIVERGED
 
 LOST_S = 60  # beyond its grace period, after which a pod that is being deleted has lost its node
 INDEX = "batch.kubernetes.io/job-completion-index"

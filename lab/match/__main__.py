@@ -11,16 +11,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from lab.match import request
-from lab.match.sizing import read_arm, size
-from lab.match.table import arms_table
-from registry.command import run_command
-from registry.printing import show
+from blockwright.lab.match import request
+from blockwright.lab.match.sizing import read_arm, size
+from blockwright.lab.match.table import arms_table
+from blockwright.registry.command import run_command
+from blockwright.registry.printing import show
 
 USAGE = """\
 blockwright match [HYDRA OVERRIDE …] match=BUDGET by=KNOB [OPTION=VALUE …] [--json]
 
-Arms are written as train.py -m takes them: model=tiny model/attention=mha,gqa,mqa,mla. Without match they are only
+Arms are written as for blockwright train -m: model=tiny model/attention=mha,gqa,mqa,mla. Without match they are only
 compared.
 
 match      params, active_params, flops or cache_bytes

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from blocks.compose import compose
-from blocks.cost import cache_bytes_per_token, count_families, count_parameters, training_flops_per_token
-from blocks.decoder import Decoder
+from blockwright.blocks.compose import compose
+from blockwright.blocks.cost import cache_bytes_per_token, count_families, count_parameters, training_flops_per_token
+from blockwright.blocks.decoder import Decoder
 
 BUDGETS = ("params", "active_params", "flops", "cache_bytes")
 WORDS = {

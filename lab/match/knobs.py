@@ -18,11 +18,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import registry
-from blocks.compose import compose
-from blocks.cost import count_families
-from lab.match.search import LARGEST
-from registry import ConfigError
+from blockwright import registry
+from blockwright.blocks.compose import compose
+from blockwright.blocks.cost import count_families
+from blockwright.lab.match.search import LARGEST
+from blockwright.registry import ConfigError
 
 KNOBS = ("d_ff", "d_model", "n_layers", "n_experts", "d_expert")
 WIDTHS = (64, 32, 16, 8, 4, 2, 1)  # efficient for matrix multiplication, coarsest first
@@ -91,7 +91,7 @@ def find(model: Mapping[str, Any], name: str) -> Knob:
     """Find a knob in a composition.
 
     Args:
-        model: from ``blocks.compose.check``
+        model: from ``blockwright.blocks.compose.check``
         name: one of ``KNOBS``, or a dotted path to a number
 
     Raises:

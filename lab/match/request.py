@@ -13,12 +13,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-import registry
-from lab.match.sizing import TOL, Match
-from registry import ConfigError, did_you_mean
-from registry.arguments import read_arguments
-from training.configuration.conf import CONF
-from training.configuration.refusals import explain
+from blockwright import registry
+from blockwright.lab.match.sizing import TOL, Match
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.arguments import read_arguments
+from blockwright.training.configuration.conf import CONF
+from blockwright.training.configuration.refusals import explain
 
 KEYS = ("match", "by", "tol", "baseline", "target", "context")
 
@@ -67,7 +67,7 @@ def read(arguments: Sequence[str]) -> Request:
 
 
 def swept(overrides: Sequence[str]) -> dict[str, list[str]]:
-    """The jobs that ``python train.py -m OVERRIDES`` would run, each named after what distinguishes it.
+    """The jobs that ``blockwright train -m OVERRIDES`` would run, each named after what distinguishes it.
 
     Raises:
         ConfigError: an override cannot be read, or two arms would be the same

@@ -9,17 +9,17 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-import registry
-from blocks.compose import check, compose
-from blocks.decoder import Decoder
-from lab.card import flat
-from lab.match import knobs
-from lab.match.budgets import BUDGETS, WORDS, Figures, measure, measure_one, residuals
-from lab.match.knobs import Keys, Knob, Place
-from lab.match.search import Found, UnmovedError, nearest
-from registry import ConfigError
-from training.configuration.composing import compose_config
-from training.configuration.named_model import composition_of
+from blockwright import registry
+from blockwright.blocks.compose import check, compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.lab.card import flat
+from blockwright.lab.match import knobs
+from blockwright.lab.match.budgets import BUDGETS, WORDS, Figures, measure, measure_one, residuals
+from blockwright.lab.match.knobs import Keys, Knob, Place
+from blockwright.lab.match.search import Found, UnmovedError, nearest
+from blockwright.registry import ConfigError
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.named_model import composition_of
 
 TOL = 0.005  # relative to the budget
 DEFAULT_CONTEXT = 256  # sequence length in tokens, if the data module has none
@@ -130,7 +130,7 @@ def read_arm(name: str, overrides: Sequence[str], context: int | None = None) ->
 
     Args:
         name: of the arm
-        overrides: as for train.py
+        overrides: as for blockwright train
         context: sequence length; None: data.sequence_length
 
     Raises:

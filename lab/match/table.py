@@ -9,8 +9,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lab.match.budgets import BUDGETS, WORDS
-from lab.match.sizing import Sized
+from blockwright.lab.match.budgets import BUDGETS, WORDS
+from blockwright.lab.match.sizing import Sized
 
 
 def arms_table(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from registry.command import run_command
+from blockwright.registry.command import run_command
 
 USAGE = """\
 blockwright plan model=NAME gpus=N gpu=NAME [OPTION=VALUE …] [HYDRA OVERRIDE …] [--explain] [--json]
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(USAGE, end="")
         return
-    from lab.plan.answer import answer  # DTensor, and so the compiler, which --help does without
+    from blockwright.lab.plan.answer import answer  # DTensor, and so the compiler, which --help does without
 
     answer(arguments)
 

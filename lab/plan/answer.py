@@ -13,21 +13,21 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from blocks.decoder import Decoder
-from lab.describe import usual_context
-from lab.models import chosen, load
-from lab.plan import table
-from lab.plan.costs import as_plain
-from lab.plan.generation import Generation, generation
-from lab.plan.hardware import beyond, coefficients
-from lab.plan.layout import Job
-from lab.plan.measure import measure
-from lab.plan.request import Request, read
-from lab.plan.search import Candidate, Found, search
-from registry import ConfigError
-from registry.printing import show
-from training.configuration.composing import compose_config
-from training.entry.preflight import preflight
+from blockwright.blocks.decoder import Decoder
+from blockwright.lab.describe import usual_context
+from blockwright.lab.models import chosen, load
+from blockwright.lab.plan import table
+from blockwright.lab.plan.costs import as_plain
+from blockwright.lab.plan.generation import Generation, generation
+from blockwright.lab.plan.hardware import beyond, coefficients
+from blockwright.lab.plan.layout import Job
+from blockwright.lab.plan.measure import measure
+from blockwright.lab.plan.request import Request, read
+from blockwright.lab.plan.search import Candidate, Found, search
+from blockwright.registry import ConfigError
+from blockwright.registry.printing import show
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.entry.preflight import preflight
 
 NODE = 8  # GPUs of one machine, at most
 
@@ -118,7 +118,7 @@ def _generation(asked: Request, decoder: Decoder, length: int) -> None:
 
 
 def _published(arguments: Sequence[str]) -> None:
-    from lab.plan.fitting import judgement, summary
+    from blockwright.lab.plan.fitting import judgement, summary
 
     if extra := [word for word in arguments if word != "--published"]:
         raise ConfigError("command line", extra[0], "--published takes nothing beside it", "Leave it out")

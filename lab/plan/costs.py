@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from lab.plan.hardware import Hardware
-from lab.plan.layout import Job
-from lab.plan.measure import Measured
-from lab.plan.request import Prices
-from lab.plan.search import ERROR, Candidate
-from lab.plan.traffic import traffic
+from blockwright.lab.plan.hardware import Hardware
+from blockwright.lab.plan.layout import Job
+from blockwright.lab.plan.measure import Measured
+from blockwright.lab.plan.request import Prices
+from blockwright.lab.plan.search import ERROR, Candidate
+from blockwright.lab.plan.traffic import traffic
 
 
 def totals(candidate: Candidate, gpus: int, tokens: float | None, hardware: Hardware, prices: Prices) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Coefficients from published runs: ``python -m lab.plan.fitting`` prints conf/planner/coefficients.yaml.
+"""Coefficients from published runs: ``python -m blockwright.lab.plan.fitting`` prints conf/planner/coefficients.yaml.
 
 Coefficients are fitted on the runs with ``fit: true`` of conf/planner/published.yaml by least squares of the logarithm
 of (predicted tokens a second)/(measured), softly bounded, with a weak pull to where each starts, within bounds. Then
@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-import registry
-from blocks.compose import compose
-from lab.plan.hardware import PUBLISHED, Coefficients, Hardware, coefficients, hardware
-from lab.plan.layout import Job, Layout
-from lab.plan.measure import Measured, measure
-from lab.plan.step import Step, step
-from lab.plan.table import markdown
-from registry import presets
-from registry.arguments import read_arguments
-from registry.command import run_command
-from registry.extras import require
-from registry.limits import read_text
+from blockwright import registry
+from blockwright.blocks.compose import compose
+from blockwright.lab.plan.hardware import PUBLISHED, Coefficients, Hardware, coefficients, hardware
+from blockwright.lab.plan.layout import Job, Layout
+from blockwright.lab.plan.measure import Measured, measure
+from blockwright.lab.plan.step import Step, step
+from blockwright.lab.plan.table import markdown
+from blockwright.registry import presets
+from blockwright.registry.arguments import read_arguments
+from blockwright.registry.command import run_command
+from blockwright.registry.extras import require
+from blockwright.registry.limits import read_text
 
 # start, least, most: what kernels are known to reach, before any run here was looked at
 START: Mapping[str, tuple[float, float, float]] = {
@@ -133,7 +133,7 @@ def fit(runs: Sequence[Run]) -> Coefficients:
     Raises:
         ConfigError: SciPy is not installed
     """
-    require("lab", "scipy", path="lab.plan.fitting")
+    require("lab", "scipy", path="blockwright.lab.plan.fitting")
     from scipy.optimize import least_squares
 
     chosen = [run for run in runs if run.row.get("fit") is True]
@@ -169,7 +169,7 @@ def fitted_text(runs: Sequence[Run]) -> str:
         speed |= dict.fromkeys(GENERATION.get(run.row["gpu"], [run.row["gpu"]]), float(f"{fit_speed(run, found):.3g}"))
     lines = [f"  {name}: {value:g}" for name, value in asdict(found).items()]
     speeds = [f"  {name}: {value:g}" for name, value in speed.items()]
-    head = "# Written by python -m lab.plan.fitting from published.yaml; what each means: lab/plan/hardware.py."
+    head = "# Written by python -m blockwright.lab.plan.fitting from published.yaml. Meanings: lab/plan/hardware.py"
     return "\n".join([head, "coefficients:", *lines, "speed:  # against the H100", *speeds, ""])
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from blocks.attention.base import empty_cache
-from blocks.cost import alike, count_parameters
-from blocks.decoder import Decoder
-from lab.card import in_bytes
-from lab.plan.hardware import Coefficients, Hardware
-from lab.plan.memory import USABLE
-from registry import ConfigError
+from blockwright.blocks.attention.base import empty_cache
+from blockwright.blocks.cost import alike, count_parameters
+from blockwright.blocks.decoder import Decoder
+from blockwright.lab.card import in_bytes
+from blockwright.lab.plan.hardware import Coefficients, Hardware
+from blockwright.lab.plan.memory import USABLE
+from blockwright.registry import ConfigError
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import registry
-from lab.plan.layout import Job
-from registry import ConfigError, did_you_mean
-from registry.limits import read_text
-from training.configuration.conf import CONF
+from blockwright import registry
+from blockwright.lab.plan.layout import Job
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.limits import read_text
+from blockwright.training.configuration.conf import CONF
 
 FOLDER, COEFFICIENTS = CONF / "hardware", Path(CONF) / "planner" / "coefficients.yaml"
 PUBLISHED = CONF / "planner" / "published.yaml"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from training.parallel.sizes import Sizes
+from blockwright.training.parallel.sizes import Sizes
 
 Schedule = Literal["1f1b", "zero_bubble", "dualpipe"]
 Precision = Literal["bf16", "fp8"]

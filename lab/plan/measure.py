@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from blocks.attention.base import empty_cache
-from blocks.cost import alike
-from blocks.decoder import Decoder
-from blocks.experts.base import Experts
-from blocks.gating.base import Gating
-from lab.plan.routing import count_visits
+from blockwright.blocks.attention.base import empty_cache
+from blockwright.blocks.cost import alike
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.experts.base import Experts
+from blockwright.blocks.gating.base import Gating
+from blockwright.lab.plan.routing import count_visits
 
 LENGTHS = (256, 512, 1024)  # tokens: three, since a figure has a constant, a linear and a square part
 

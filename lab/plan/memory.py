@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import functools
 
-from blocks.attention.base import Attention
-from blocks.attention.mla import MLA
-from blocks.kernels.latent_attention import EXPANDED, KEPT
-from lab.plan.layout import Job, Layout
-from lab.plan.measure import Measured
-from training.optimizers.adamw import AdamW
-from training.optimizers.base import OptimizerRecipe
-from training.parallel.arithmetic import Holding, holdings, state_factors
-from training.parallel.sizes import Sizes
+from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.attention.mla import MLA
+from blockwright.blocks.kernels.latent_attention import EXPANDED, KEPT
+from blockwright.lab.plan.layout import Job, Layout
+from blockwright.lab.plan.measure import Measured
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.optimizers.base import OptimizerRecipe
+from blockwright.training.parallel.arithmetic import Holding, holdings, state_factors
+from blockwright.training.parallel.sizes import Sizes
 
 USABLE = 0.9  # of a GPU's memory: the rest goes to CUDA, NCCL and fragments
 LOGITS = 0.25  # of a micro-batch's logits, in fp32: the loss is computed in chunks

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from lab.match.request import number, whole
-from lab.plan.hardware import Hardware, hardware
-from lab.plan.layout import Precision
-from lab.plan.search import CHOICES
-from registry import ConfigError, did_you_mean
-from registry.arguments import read_arguments
-from training.parallel.recompute import Recompute
+from blockwright.lab.match.request import number, whole
+from blockwright.lab.plan.hardware import Hardware, hardware
+from blockwright.lab.plan.layout import Precision
+from blockwright.lab.plan.search import CHOICES
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.arguments import read_arguments
+from blockwright.training.parallel.recompute import Recompute
 
 BATCH = 8  # sequences a GPU, unless said otherwise
 SWITCH = {"true": True, "false": False}

@@ -8,8 +8,8 @@ import functools
 import torch
 from torch import Tensor
 
-from blocks.gating.base import Gating
-from blocks.initialise import initialise
+from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.initialise import initialise
 
 TOKENS = 1024
 

@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lab.plan.hardware import Coefficients, Hardware
-from lab.plan.layout import Job, Layout
-from lab.plan.measure import Measured
-from lab.plan.memory import USABLE, memory
-from lab.plan.step import Step, step
-from registry import ConfigError
-from training.parallel.refusals import blocks_of, check_sizes
-from training.parallel.refuse_context import check_attentions, check_block
-from training.parallel.sizes import Sizes
+from blockwright.lab.plan.hardware import Coefficients, Hardware
+from blockwright.lab.plan.layout import Job, Layout
+from blockwright.lab.plan.measure import Measured
+from blockwright.lab.plan.memory import USABLE, memory
+from blockwright.lab.plan.step import Step, step
+from blockwright.registry import ConfigError
+from blockwright.training.parallel.refusals import blocks_of, check_sizes
+from blockwright.training.parallel.refuse_context import check_attentions, check_block
+from blockwright.training.parallel.sizes import Sizes
 
 ERROR = 0.12  # of the model on runs it was not fitted on (lab/plan/fitting.py): nearer than that is a tie
 SHORTEST = 512  # tokens of a sequence on a GPU

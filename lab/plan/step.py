@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lab.plan.hardware import Coefficients, Hardware
-from lab.plan.layout import Job, Layout
-from lab.plan.measure import Measured
-from lab.plan.memory import numbers
-from lab.plan.traffic import reached
+from blockwright.lab.plan.hardware import Coefficients, Hardware
+from blockwright.lab.plan.layout import Job, Layout
+from blockwright.lab.plan.measure import Measured
+from blockwright.lab.plan.memory import numbers
+from blockwright.lab.plan.traffic import reached
 
 KNEE = 8192  # tokens, beyond which attention's kernels are as fast as they get
 RAMP = 1024  # tokens of a sequence at which they are half as fast as that

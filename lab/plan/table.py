@@ -10,15 +10,15 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from lab.card import in_bytes
-from lab.plan.costs import is_tie, losses, mfu, totals
-from lab.plan.generation import Generation
-from lab.plan.hardware import Hardware
-from lab.plan.layout import Job
-from lab.plan.measure import Measured
-from lab.plan.request import Prices
-from lab.plan.search import ERROR, Candidate, Found
-from lab.plan.traffic import traffic
+from blockwright.lab.card import in_bytes
+from blockwright.lab.plan.costs import is_tie, losses, mfu, totals
+from blockwright.lab.plan.generation import Generation
+from blockwright.lab.plan.hardware import Hardware
+from blockwright.lab.plan.layout import Job
+from blockwright.lab.plan.measure import Measured
+from blockwright.lab.plan.request import Prices
+from blockwright.lab.plan.search import ERROR, Candidate, Found
+from blockwright.lab.plan.traffic import traffic
 
 WIDTH = 40  # characters of the longest bar
 

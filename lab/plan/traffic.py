@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 
-from blocks.gating.base import Gating
-from lab.plan.layout import Job, Layout
-from lab.plan.measure import Measured
-from lab.plan.memory import numbers, spread
-from lab.plan.routing import count_places
-from training.parallel.arithmetic import COLLECTIVES, Crossing, crossings, token_numbers, weight_numbers
-from training.parallel.sizes import Sizes
+from blockwright.blocks.gating.base import Gating
+from blockwright.lab.plan.layout import Job, Layout
+from blockwright.lab.plan.measure import Measured
+from blockwright.lab.plan.memory import numbers, spread
+from blockwright.lab.plan.routing import count_places
+from blockwright.training.parallel.arithmetic import COLLECTIVES, Crossing, crossings, token_numbers, weight_numbers
+from blockwright.training.parallel.sizes import Sizes
 
 KINDS = (*COLLECTIVES, "context", "point_to_point")
 

@@ -22,8 +22,8 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from lab.reading.wording import Ids, Wording
-from registry import ConfigError, RegistrationError, did_you_mean
+from blockwright.lab.reading.wording import Ids, Wording
+from blockwright.registry import ConfigError, RegistrationError, did_you_mean
 
 ENTRY_POINTS = "blockwright.reading_tests"
 OWN = ("needle", "multi_key", "multi_query", "multi_value", "copy", "variable_tracking", "frequent_words")
@@ -99,7 +99,7 @@ def reading_test(name: str) -> Callable[[C], C]:
 @cache
 def _load() -> None:
     for module in OWN:
-        importlib.import_module(f"lab.reading.{module}")
+        importlib.import_module(f"blockwright.lab.reading.{module}")
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
         importlib.import_module(point.value)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lab.reading.reading import Reading
-from lab.report.svg import Chart
+from blockwright.lab.reading.reading import Reading
+from blockwright.lab.report.svg import Chart
 
 ROW = 24  # pixels of a depth
 

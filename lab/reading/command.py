@@ -12,25 +12,25 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-import registry
-from blocks.compose import check
-from blocks.kernels.machine import keep_freed_memory, set_float32_matmul
-from interop.source import Source, build, checkpoint_of, open_source
-from lab.own_text import own_text
-from lab.reading import results
-from lab.reading.base import find
-from lab.reading.chart import written
-from lab.reading.measure import DEPTHS, Grid, read
-from lab.reading.position_loss import PositionLoss, position_loss
-from lab.reading.reading import Reading
-from lab.reading.wording import WORDINGS, wording_of
-from lab.text_file import read_text_file
-from lab.writer import DTYPES, tokenizer_of, usable_device
-from registry import ConfigError, did_you_mean
-from registry.command import Parser
-from registry.folder import own_folder
-from registry.printing import show
-from training.checkpoints.surgery import check_surgery
+from blockwright import registry
+from blockwright.blocks.compose import check
+from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
+from blockwright.interop.source import Source, build, checkpoint_of, open_source
+from blockwright.lab.own_text import own_text
+from blockwright.lab.reading import results
+from blockwright.lab.reading.base import find
+from blockwright.lab.reading.chart import written
+from blockwright.lab.reading.measure import DEPTHS, Grid, read
+from blockwright.lab.reading.position_loss import PositionLoss, position_loss
+from blockwright.lab.reading.reading import Reading
+from blockwright.lab.reading.wording import WORDINGS, wording_of
+from blockwright.lab.text_file import read_text_file
+from blockwright.lab.writer import DTYPES, tokenizer_of, usable_device
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.command import Parser
+from blockwright.registry.folder import own_folder
+from blockwright.registry.printing import show
+from blockwright.training.checkpoints.surgery import check_surgery
 
 SUFFIXES = {"k": 2**10, "m": 2**20}
 

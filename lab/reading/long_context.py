@@ -7,17 +7,17 @@ from pathlib import Path
 
 import lightning as L
 
-from lab.reading import results
-from lab.reading.base import find
-from lab.reading.measure import DEPTHS, Grid, read
-from lab.reading.position_loss import position_loss, window_loss
-from lab.reading.wording import wording_of
-from registry import ConfigError
-from registry.enforcing import enforced
-from registry.ranges import Count, Fraction, Whole
-from training.data.module import TextDataModule
-from training.figure import Figure
-from training.tasks.base import Task
+from blockwright.lab.reading import results
+from blockwright.lab.reading.base import find
+from blockwright.lab.reading.measure import DEPTHS, Grid, read
+from blockwright.lab.reading.position_loss import position_loss, window_loss
+from blockwright.lab.reading.wording import wording_of
+from blockwright.registry import ConfigError
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.ranges import Count, Fraction, Whole
+from blockwright.training.data.module import TextDataModule
+from blockwright.training.figure import Figure
+from blockwright.training.tasks.base import Task
 
 PATH = "callbacks.long_context"
 GROUP = ("long_context",)  # of its figures

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blocks.decoder import Decoder
-from blocks.generation.generate import Continuations
-from blocks.generation.sample import Sampling
-from blocks.initialise import stable_seed
-from lab.reading.base import Prompt, ReadingTest, Text, windows
-from lab.reading.reading import Reading
-from lab.reading.wording import Wording
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.initialise import stable_seed
+from blockwright.lab.reading.base import Prompt, ReadingTest, Text, windows
+from blockwright.lab.reading.reading import Reading
+from blockwright.lab.reading.wording import Wording
 
 DEPTHS = (0.05, 0.25, 0.5, 0.75, 0.95)
 BATCH_TOKENS = 2**14  # tokens of prompts in one forward pass, or one prompt

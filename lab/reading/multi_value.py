@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lab.reading.base import Prompt, ReadingTest, Text, compose_prompt, reading_test
-from lab.reading.wording import Wording
+from blockwright.lab.reading.base import Prompt, ReadingTest, Text, compose_prompt, reading_test
+from blockwright.lab.reading.wording import Wording
 
 
 @reading_test("multi_value")

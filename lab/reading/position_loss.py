@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.decoder import Decoder
-from lab.reading.base import Text
-from lab.reading.measure import BATCH_TOKENS
-from registry import ConfigError
+from blockwright.blocks.decoder import Decoder
+from blockwright.lab.reading.base import Text
+from blockwright.lab.reading.measure import BATCH_TOKENS
+from blockwright.registry import ConfigError
 
 CLASSES = 8  # parts of a window; every scored token is seen in each
 FIRST_BIN = 8  # tokens before it are predicted from too little to compare

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lab.reading.base import ReadingTest, Text
-from lab.reading.chart import heat_map
-from lab.reading.measure import Grid, prompts
-from lab.reading.position_loss import PositionLoss
-from lab.reading.reading import FILE, Reading
-from lab.reading.wording import Wording
-from lab.report.svg import standalone
-from registry import ConfigError
-from training.writing import write_json, write_text
+from blockwright.lab.reading.base import ReadingTest, Text
+from blockwright.lab.reading.chart import heat_map
+from blockwright.lab.reading.measure import Grid, prompts
+from blockwright.lab.reading.position_loss import PositionLoss
+from blockwright.lab.reading.reading import FILE, Reading
+from blockwright.lab.reading.wording import Wording
+from blockwright.lab.report.svg import standalone
+from blockwright.registry import ConfigError
+from blockwright.training.writing import write_json, write_text
 
 
 def check_lengths(lengths: Sequence[int], room: int, path: str) -> list[int]:

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from lab.reading.base import Prompt, ReadingTest, Text, compose_prompt, reading_test
-from lab.reading.wording import Wording
+from blockwright.lab.reading.base import Prompt, ReadingTest, Text, compose_prompt, reading_test
+from blockwright.lab.reading.wording import Wording
 
 
 @reading_test("variable_tracking")

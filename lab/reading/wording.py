@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from registry import ConfigError, did_you_mean
-from training.data.tokenizers.base import Tokenizer
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.training.data.tokenizers.base import Tokenizer
 
 Ids = list[int]
 Word = Any  # a name or a value: of one wording only

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab.report import build, terminal
-from lab.report.findings import find
-from lab.report.reading import read
-from registry.command import Parser, run_command
+from blockwright.lab.report import build, terminal
+from blockwright.lab.report.findings import find
+from blockwright.lab.report.reading import read
+from blockwright.registry.command import Parser, run_command
 
 
 def main(arguments: Sequence[str]) -> None:

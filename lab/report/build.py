@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.report import charts, costs, tables, words
-from lab.report.figure import Figure
-from lab.report.findings import Findings
-from lab.report.svg import CSS, standalone
-from lab.report.tables import Cell, Table
-from registry import ConfigError
-from registry.extras import require
-from registry.folder import own_folder
-from training.writing import write_text
+from blockwright.lab.report import charts, costs, tables, words
+from blockwright.lab.report.figure import Figure
+from blockwright.lab.report.findings import Findings
+from blockwright.lab.report.svg import CSS, standalone
+from blockwright.lab.report.tables import Cell, Table
+from blockwright.registry import ConfigError
+from blockwright.registry.extras import require
+from blockwright.registry.folder import own_folder
+from blockwright.training.writing import write_text
 
 HERE = Path(__file__).parent
 KINDS = {"ablation": "Ablation", "grid": "Sweep", "search": "Search"}
@@ -52,7 +52,7 @@ def need_packages() -> None:
     Raises:
         ConfigError: a package of the extra ``lab`` is missing
     """
-    require("lab", "jinja2", "matplotlib", "scipy", path="lab.report")
+    require("lab", "jinja2", "matplotlib", "scipy", path="blockwright.lab.report")
 
 
 def write(findings: Findings) -> Path:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from blocks.cost import FAMILIES, cache_bytes
-from blocks.decoder import Decoder
-from lab.report.figure import COLOURS
-from lab.report.svg import LINE, Chart, Scale, cut
-from lab.report.words import short
+from blockwright.blocks.cost import FAMILIES, cache_bytes
+from blockwright.blocks.decoder import Decoder
+from blockwright.lab.report.figure import COLOURS
+from blockwright.lab.report.svg import LINE, Chart, Scale, cut
+from blockwright.lab.report.words import short
 
 BAR, GAP = 18, 12  # pixels of a model's bar, and to the next
 NAMES = 118  # pixels of the models' names

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lab.report.costs import COSTS, trade
-from lab.report.experts import experts
-from lab.report.figure import Figure
-from lab.report.findings import Findings
-from lab.report.learning import curves, gaps, rates, search
-from lab.report.pairs import differences
-from lab.report.reach import reach
-from lab.report.sight import sight
+from blockwright.lab.report.costs import COSTS, trade
+from blockwright.lab.report.experts import experts
+from blockwright.lab.report.figure import Figure
+from blockwright.lab.report.findings import Findings
+from blockwright.lab.report.learning import curves, gaps, rates, search
+from blockwright.lab.report.pairs import differences
+from blockwright.lab.report.reach import reach
+from blockwright.lab.report.sight import sight
 
 
 def draw(findings: Findings) -> dict[str, list[Figure]]:

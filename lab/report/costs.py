@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from lab.report.figure import LETTER, Figure, colour
-from lab.report.findings import Finding, Findings, pareto
-from lab.report.svg import LINE, Chart, Scale, cut, padded
-from lab.report.words import around, short
+from blockwright.lab.report.figure import LETTER, Figure, colour
+from blockwright.lab.report.findings import Finding, Findings, pareto
+from blockwright.lab.report.svg import LINE, Chart, Scale, cut, padded
+from blockwright.lab.report.words import around, short
 
 COSTS = {
     "params": ("Parameters", "parameters"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from lab.report.figure import Figure
-from lab.report.findings import Finding
-from lab.report.svg import Chart
-from lab.report.words import seeds
+from blockwright.lab.report.figure import Figure
+from blockwright.lab.report.findings import Finding
+from blockwright.lab.report.svg import Chart
+from blockwright.lab.report.words import seeds
 
 ROW = 20  # pixels of a layer
 

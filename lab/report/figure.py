@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lab.report.findings import Finding, Findings
-from lab.report.svg import Chart, Scale, apart, cut
+from blockwright.lab.report.findings import Finding, Findings
+from blockwright.lab.report.svg import Chart, Scale, apart, cut
 
 COLOURS = 7  # distinguishable colours; further arms are grey
 ENDS = 16  # letters of a name at the end of a line

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lab.report import statistics
-from lab.report.reading import UNFINISHED, Arm, Run, Sweep
-from lab.report.statistics import Comparison, Interval
+from blockwright.lab.report import statistics
+from blockwright.lab.report.reading import UNFINISHED, Arm, Run, Sweep
+from blockwright.lab.report.statistics import Comparison, Interval
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
-from lab.report.figure import Figure, colour, end_labels, label_room
-from lab.report.findings import Finding, Findings
-from lab.report.reading import Run
-from lab.report.svg import Chart, Scale, cut, padded
-from lab.report.words import plain, short
+from blockwright.lab.report.figure import Figure, colour, end_labels, label_room
+from blockwright.lab.report.findings import Finding, Findings
+from blockwright.lab.report.reading import Run
+from blockwright.lab.report.svg import Chart, Scale, cut, padded
+from blockwright.lab.report.words import plain, short
 
 Points = list[tuple[float, float]]
 EARLY = 0.25  # fraction of a run whose fast fall of the loss would compress the rest of the axis

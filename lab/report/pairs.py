@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lab.report.figure import LETTER, Figure, colour
-from lab.report.findings import Finding, Findings
-from lab.report.svg import Chart, Scale, cut, padded
-from lab.report.words import around, signed
+from blockwright.lab.report.figure import LETTER, Figure, colour
+from blockwright.lab.report.findings import Finding, Findings
+from blockwright.lab.report.svg import Chart, Scale, cut, padded
+from blockwright.lab.report.words import around, signed
 
 
 def differences(findings: Findings) -> Figure | None:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lab.reading.chart import heat_map
-from lab.reading.reading import FILE, Reading
-from lab.report.figure import Figure
-from lab.report.findings import Finding
-from lab.report.reading import Run
-from lab.report.words import seeds
-from registry.folder import read_json
+from blockwright.lab.reading.chart import heat_map
+from blockwright.lab.reading.reading import FILE, Reading
+from blockwright.lab.report.figure import Figure
+from blockwright.lab.report.findings import Finding
+from blockwright.lab.report.reading import Run
+from blockwright.lab.report.words import seeds
+from blockwright.registry.folder import read_json
 
 
 def reach(index: int, finding: Finding) -> list[Figure]:

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.sweep.damage import damage_of
-from lab.sweep.direction import described, maximizes
-from lab.sweep.plan import overrides_of
-from registry import ConfigError, did_you_mean
-from registry.folder import read_json, read_yaml
-from training.figure import Figure
-from training.jobs import RESULTS, results_of
+from blockwright.lab.sweep.damage import damage_of
+from blockwright.lab.sweep.direction import described, maximizes
+from blockwright.lab.sweep.plan import overrides_of
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.folder import read_json, read_yaml
+from blockwright.training.figure import Figure
+from blockwright.training.jobs import RESULTS, results_of
 
 PLAN = "plan.json"
 UNFINISHED = "unfinished"
@@ -159,7 +159,7 @@ def read(
     return sweep
 
 
-WHERE = "Name a folder that `train.py -m` or `blockwright ablate` made: logs/*/multiruns/… or logs/ablation/*/…"
+WHERE = "Name the folder of a sweep or of `blockwright ablate`: logs/*/multiruns/… or logs/ablation/*/…"
 
 
 def _check_folder(directory: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lab.asking.chart import sights
-from lab.asking.found import FILE, Found
-from lab.report.figure import Figure
-from lab.report.findings import Finding
-from lab.report.reading import Run
+from blockwright.lab.asking.chart import sights
+from blockwright.lab.asking.found import FILE, Found
+from blockwright.lab.report.figure import Figure
+from blockwright.lab.report.findings import Finding
+from blockwright.lab.report.reading import Run
 
 
 def sight(index: int, finding: Finding) -> list[Figure]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from lab.report.experts import load_map
-from lab.report.learning import EARLY
-from lab.report.svg import Chart, Scale, padded
-from lab.report.words import short
+from blockwright.lab.report.experts import load_map
+from blockwright.lab.report.learning import EARLY
+from blockwright.lab.report.svg import Chart, Scale, padded
+from blockwright.lab.report.words import short
 
 Points = Sequence[tuple[float, float]]
 

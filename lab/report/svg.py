@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from lab.report.words import MINUS
+from blockwright.lab.report.words import MINUS
 
 WIDTH = 440  # a phone's width, so that text is legible there
 LINE = 14  # pixels from one label to the next

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lab.report import words
-from lab.report.findings import Finding, Findings
-from lab.report.reading import Run
+from blockwright.lab.report import words
+from blockwright.lab.report.findings import Finding, Findings
+from blockwright.lab.report.reading import Run
 
 BUDGETS = (("params", "parameters"), ("active_params", "active"), ("flops", "FLOPs"), ("cache_bytes", "cache bytes"))
 

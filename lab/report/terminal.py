@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from lab.report import build, words
-from lab.report.findings import Findings
-from registry import printing
+from blockwright.lab.report import build, words
+from blockwright.lab.report.findings import Findings
+from blockwright.registry import printing
 
 STYLES = {
     "better": "bold green",

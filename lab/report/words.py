@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from lab.report.findings import Finding, Findings
-from lab.report.reading import UNFINISHED, Sweep
-from lab.report.statistics import LEVEL, Comparison, Interval
+from blockwright.lab.report.findings import Finding, Findings
+from blockwright.lab.report.reading import UNFINISHED, Sweep
+from blockwright.lab.report.statistics import LEVEL, Comparison, Interval
 
 ARROWS = {"less": "↓", "more": "↑", None: ""}
 MINUS = "−"

@@ -10,15 +10,15 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from blocks.generation.generate import check_lengths
-from blocks.kernels.machine import keep_freed_memory
-from lab.chat_text import format_of
-from lab.solving.measure import Share, Solved, solve
-from lab.solving.problems import read_problems
-from lab.writer import DTYPES, Writer
-from registry import BlockError, ConfigError
-from registry.command import Parser
-from registry.printing import show
+from blockwright.blocks.generation.generate import check_lengths
+from blockwright.blocks.kernels.machine import keep_freed_memory
+from blockwright.lab.chat_text import format_of
+from blockwright.lab.solving.measure import Share, Solved, solve
+from blockwright.lab.solving.problems import read_problems
+from blockwright.lab.writer import DTYPES, Writer
+from blockwright.registry import BlockError, ConfigError
+from blockwright.registry.command import Parser
+from blockwright.registry.printing import show
 
 
 def _parser() -> Parser:

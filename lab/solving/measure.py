@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from blocks.decoder import Decoder
-from blocks.initialise import stable_seed
-from lab.solving.problems import Problems
-from registry import ConfigError
-from training.data.prompts import Prompt
-from training.data.tokenizers.base import Tokenizer
-from training.objectives.reward.judging import judge
-from training.rollouts.engine.base import Request
-from training.rollouts.engine.native import Native
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.initialise import stable_seed
+from blockwright.lab.solving.problems import Problems
+from blockwright.registry import ConfigError
+from blockwright.training.data.prompts import Prompt
+from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.objectives.reward.judging import judge
+from blockwright.training.rollouts.engine.base import Request
+from blockwright.training.rollouts.engine.native import Native
 
 Z = 1.959964  # of a 95 % interval
 

@@ -9,20 +9,20 @@ from typing import Annotated, Any
 
 from annotated_types import Gt
 
-import registry
-from blocks.generation.sample import Sampling
-from registry import BlockError, ConfigError, Node, Scope, did_you_mean
-from registry.enforcing import enforced
-from registry.limits import read_text
-from registry.ranges import Count, Fraction, NonNegative, Number
-from training.configuration.instantiate import instantiate
-from training.data.chat.base import Chat, encode
-from training.data.conversations import ConversationCorpus, Conversations
-from training.data.corpus import SPLITS
-from training.data.prompts import Prompt, before_answer
-from training.data.tokenizers.base import Tokenizer
-from training.objectives.reward.base import Reward
-from training.rollouts.lacking import refuse_lacking
+from blockwright import registry
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.registry import BlockError, ConfigError, Node, Scope, did_you_mean
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.limits import read_text
+from blockwright.registry.ranges import Count, Fraction, NonNegative, Number
+from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.data.chat.base import Chat, encode
+from blockwright.training.data.conversations import ConversationCorpus, Conversations
+from blockwright.training.data.corpus import SPLITS
+from blockwright.training.data.prompts import Prompt, before_answer
+from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.objectives.reward.base import Reward
+from blockwright.training.rollouts.lacking import refuse_lacking
 
 EXAMPLE = "Write prompts: FILE.jsonl, reward: exact_match and samples: 8, a line each"
 

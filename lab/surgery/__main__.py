@@ -1,10 +1,10 @@
 """``blockwright surgery RUN [OVERRIDE …] [--ledger] [--out OUT]``: trained weights in another composition.
 
-OVERRIDES change the composition of RUN, as train.py takes them (model/attention=mla model.ffn.n_experts=8), and choose
+OVERRIDES change the composition of RUN, as in blockwright train (model/attention=mla model.ffn.n_experts=8), and choose
 operators (surgery/transplant=drop surgery.exact=true). The ledger says for every operator, before a token is trained,
 how far it moves the logits on random tokens, whether it is exact, and how many parameters it copies, derives and draws;
-with --ledger also the difference of the loss on validation text. OUT is a folder to start from: train.py init_from=OUT
-model=pretrained.
+with --ledger also the difference of the loss on validation text. OUT is a folder to start from:
+blockwright train init_from=OUT model=pretrained.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ import yaml
 from omegaconf import OmegaConf
 from torch import Tensor
 
-import registry
-from blocks.checkpoint.read import PREFIX
-from blocks.compose import check, compose
-from blocks.decoder import Decoder
-from blocks.kernels.cross_entropy import IGNORED
-from blocks.ledger import Ledger
-from blocks.plugins import distributions
-from interop import origin
-from interop.exporting import write_tokenizer
-from interop.folder import check_out, start_from, whole
-from interop.shards import ready, write_shards
-from interop.source import COMPOSITION, named_by, open_source, read_composition
-from lab.cache_loss import USUAL, Window, text_windows, validation_windows
-from lab.describe import usual_context
-from lab.own_text import own_text
-from lab.surgery.ledger import cost_table, costs, plain, rows, table
-from lab.writer import Writer
-from registry import ConfigError
-from registry.command import Parser, run_command
-from registry.printing import show
-from registry.quoting import quoted
-from training.configuration.composing import compose_config
-from training.configuration.instantiate import check_target, instantiate
-from training.configuration.named_model import composition_of
-from training.surgery import Surgery
+from blockwright import registry
+from blockwright.blocks.checkpoint.read import PREFIX
+from blockwright.blocks.compose import check, compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.blocks.ledger import Ledger
+from blockwright.blocks.plugins import distributions
+from blockwright.interop import origin
+from blockwright.interop.exporting import write_tokenizer
+from blockwright.interop.folder import check_out, start_from, whole
+from blockwright.interop.shards import ready, write_shards
+from blockwright.interop.source import COMPOSITION, named_by, open_source, read_composition
+from blockwright.lab.cache_loss import USUAL, Window, text_windows, validation_windows
+from blockwright.lab.describe import usual_context
+from blockwright.lab.own_text import own_text
+from blockwright.lab.surgery.ledger import cost_table, costs, plain, rows, table
+from blockwright.lab.writer import Writer
+from blockwright.registry import ConfigError
+from blockwright.registry.command import Parser, run_command
+from blockwright.registry.printing import show
+from blockwright.registry.quoting import quoted
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.instantiate import check_target, instantiate
+from blockwright.training.configuration.named_model import composition_of
+from blockwright.training.surgery import Surgery
 
 OBEYED = r"[+~]*(model|surgery|seed)\b"  # overrides that have an effect here
 USUAL_WINDOWS = 64
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str]) -> None:
     surgery.fill(new, words.run, text, seed, report)
     if words.out is not None:
         write(words.out, words.run, new)
-        print(f"Wrote {words.out}. Start from it: {shlex.join(['python', 'train.py', *start_from(words.out)])}")
+        print(f"Wrote {words.out}. Start from it: {shlex.join(['blockwright', 'train', *start_from(words.out)])}")
 
 
 if __name__ == "__main__":

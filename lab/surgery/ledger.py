@@ -10,15 +10,15 @@ import torch
 from rich import box
 from rich.table import Table
 
-from blocks.compose import compose
-from blocks.cost import cache_bytes, count_parameters, forward_flops_per_token
-from blocks.decoder import Decoder
-from blocks.growth.base import Growth
-from blocks.kernels.cross_entropy import IGNORED
-from blocks.ledger import DEPTH, TOGETHER, TOLERANCE, Ledger, Line
-from blocks.mixed import grown, mixed
-from lab.cache_loss import Window
-from lab.card import in_bytes
+from blockwright.blocks.compose import compose
+from blockwright.blocks.cost import cache_bytes, count_parameters, forward_flops_per_token
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.growth.base import Growth
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.blocks.ledger import DEPTH, TOGETHER, TOLERANCE, Ledger, Line
+from blockwright.blocks.mixed import grown, mixed
+from blockwright.lab.cache_loss import Window
+from blockwright.lab.card import in_bytes
 
 
 @dataclass(frozen=True)

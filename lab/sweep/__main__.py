@@ -15,20 +15,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.sweep import locks
-from lab.sweep import plan as plans
-from lab.sweep.callback import STOP, SWEEPER
-from lab.sweep.job import run_job, set_aside
-from lab.sweep.runner import check_can_run, resume_command, run_plan
-from lab.sweep.study import FILE as STUDY
-from lab.sweep.table import best_of, rows_of, table_of
-from registry import ConfigError, did_you_mean
-from registry.command import Parser, run_command
-from registry.printing import show as print_table
-from registry.quoting import quoted
-from training import jobs as training_jobs
-from training.jobs import RESULTS, results_of
-from training.writing import write_json
+from blockwright.lab.sweep import locks
+from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.callback import STOP, SWEEPER
+from blockwright.lab.sweep.job import run_job, set_aside
+from blockwright.lab.sweep.runner import check_can_run, resume_command, run_plan
+from blockwright.lab.sweep.study import FILE as STUDY
+from blockwright.lab.sweep.table import best_of, rows_of, table_of
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.command import Parser, run_command
+from blockwright.registry.printing import show as print_table
+from blockwright.registry.quoting import quoted
+from blockwright.training import jobs as training_jobs
+from blockwright.training.jobs import RESULTS, results_of
+from blockwright.training.writing import write_json
 
 ACTIONS = ("status", "resume", "retry", "stop", "job")
 BAD = ("failed", "diverged")
@@ -110,7 +110,7 @@ def make_way(sweep: Path, jobs: Sequence[int] | None) -> list[int]:
 def stop(sweep: Path, plan: Mapping[str, Any]) -> int:
     """Ask the jobs of a sweep to save and end, on its cluster or on this machine."""
     if "cluster" in plan:
-        from lab.kubernetes.launch import jobs_of
+        from blockwright.lab.kubernetes.launch import jobs_of
 
         (sweep / STOP).touch()  # a launcher that watches starts none again
         ran, waiting = jobs_of(sweep, plan).stop()
@@ -128,7 +128,7 @@ def stop(sweep: Path, plan: Mapping[str, Any]) -> int:
 def resume_on_cluster(sweep: Path, plan: dict[str, Any], retry: bool, jobs: Sequence[int] | None) -> int:
     """Replace this process by the multirun, which finds its jobs in the cluster."""
     if retry:
-        from lab.kubernetes.launch import jobs_of
+        from blockwright.lab.kubernetes.launch import jobs_of
 
         found = jobs_of(sweep, plan)
         found.collect()
@@ -140,7 +140,7 @@ def show(sweep: Path, plan: Mapping[str, Any], as_json: bool) -> None:
     """Print the table of a sweep and the number of jobs by status, or both as JSON."""
     states = None
     if "cluster" in plan:
-        from lab.kubernetes.launch import jobs_of
+        from blockwright.lab.kubernetes.launch import jobs_of
 
         states = jobs_of(sweep, plan).collect()
     rows, best = rows_of(sweep, states), best_of(sweep, plan)
@@ -233,12 +233,12 @@ def _again(sweep: Path, plan: Mapping[str, Any], more: Sequence[str]) -> int:
     os.chdir(plan["cwd"])
     sys.stdout.flush()
     environment = {**os.environ, plans.RESUMED: str(sweep)}
-    os.execve(sys.executable, [sys.executable, str(training_jobs.TRAIN), *argv, *more], environment)
+    os.execve(sys.executable, [sys.executable, *training_jobs.TRAIN, *argv, *more], environment)
 
 
 def ask_again(sweep: Path, plan: dict[str, Any], jobs: Sequence[int] | None) -> None:
     """Enqueue new trials with the parameters of those that failed: a study cannot change a finished trial."""
-    from lab.sweep.study import open_study
+    from blockwright.lab.sweep.study import open_study
 
     chosen = [job for job in to_retry(rows_of(sweep), jobs) if _is_bad(sweep / str(job))]
     study = open_study(sweep, plan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from registry import ConfigError
+from blockwright.registry import ConfigError
 
 NEEDS = ("optimized_metric", "task_name")
 
@@ -23,4 +23,4 @@ def check_application(config: Mapping[str, Any], path: str, value: str, instead:
     """
     if missing := [key for key in NEEDS if key not in config]:
         rule = f"serves runs of this project alone: this application's configuration has no {missing[0]}"
-        raise ConfigError(path, value, rule, f"Run python train.py -m …; or choose {instead}")
+        raise ConfigError(path, value, rule, f"Run blockwright train -m …; or choose {instead}")

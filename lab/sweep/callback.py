@@ -21,17 +21,17 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lab.sweep import locks
-from lab.sweep import plan as plans
-from lab.sweep.job import INDEX
-from lab.sweep.progress import ended_line
-from lab.sweep.table import exit_code, summarise
-from registry import REFUSED, ConfigError
-from training.configuration import figures
-from training.configuration.overrides import config_flags, kept
-from training.configuration.root import check_setting
-from training.jobs import begun, held, release
-from training.stops import SIGNALS, Interrupted, stop_at_once
+from blockwright.lab.sweep import locks
+from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.job import INDEX
+from blockwright.lab.sweep.progress import ended_line
+from blockwright.lab.sweep.table import exit_code, summarise
+from blockwright.registry import REFUSED, ConfigError
+from blockwright.training.configuration import figures
+from blockwright.training.configuration.overrides import config_flags, kept
+from blockwright.training.configuration.root import check_setting
+from blockwright.training.jobs import begun, held, release
+from blockwright.training.stops import SIGNALS, Interrupted, stop_at_once
 
 STOP = ".stop"  # in a sweep's folder: start no further job
 PATIENCE_S = 120  # time for jobs to finish their step and save
@@ -134,7 +134,7 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
     plan: dict[str, Any] = {
         "kind": "grid" if is_grid else "search",
         "name": config.task_name,
-        "command": shlex.join(["python", "train.py", *arguments]),
+        "command": shlex.join(["blockwright", "train", *arguments]),
         "metric": config.optimized_metric,
         "workers": workers_of(config),
         "flags": [*flags, *kept(given["hydra"])],

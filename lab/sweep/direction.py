@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from registry import ConfigError
-from training.figure import Figure, better_of, read_records
+from blockwright.registry import ConfigError
+from blockwright.training.figure import Figure, better_of, read_records
 
 
 def maximizes(path: str, metric: str, described: Figure | None, *asked: tuple[str, Any]) -> bool:

@@ -18,18 +18,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from lab.sweep import locks
-from lab.sweep import plan as plans
-from lab.sweep.table import FIGURES
-from registry import REFUSED, ConfigError
-from registry.folder import read_json
-from registry.quoting import quoted
-from training import jobs
-from training.checkpoints.find import newest
-from training.checkpoints.places import FOLDER
-from training.jobs import RESULTS, record_failure, results_of
-from training.stops import DIVERGED, PREEMPTED, SIGNALS
-from training.writing import write_json
+from blockwright.lab.sweep import locks
+from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.table import FIGURES
+from blockwright.registry import REFUSED, ConfigError
+from blockwright.registry.folder import read_json
+from blockwright.registry.quoting import quoted
+from blockwright.training import jobs
+from blockwright.training.checkpoints.find import newest
+from blockwright.training.checkpoints.places import FOLDER
+from blockwright.training.jobs import RESULTS, record_failure, results_of
+from blockwright.training.stops import DIVERGED, PREEMPTED, SIGNALS
+from blockwright.training.writing import write_json
 
 LOG = "job.log"
 PREVIOUS = "results.previous.json"  # of a job's previous attempt
@@ -51,7 +51,7 @@ def command(sweep: Path, plan: Mapping[str, Any], job: Mapping[str, Any]) -> tup
         more.append(f"init_from={quoted(sweep / str(job['after']))}")
     if (checkpoint := newest(folder)) is not None:
         more.append(f"ckpt_path={quoted(checkpoint)}")
-    return [sys.executable, str(jobs.TRAIN), *plans.job_command(plan, job, more)], checkpoint
+    return [sys.executable, *jobs.TRAIN, *plans.job_command(plan, job, more)], checkpoint
 
 
 def conclude(folder: Path, code: int, start: int, final: bool = True) -> None:

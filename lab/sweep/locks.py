@@ -6,9 +6,9 @@ import fcntl
 import os
 from pathlib import Path
 
-from registry import ConfigError
-from registry.folder import read_text
-from training.claims import LOCK, take
+from blockwright.registry import ConfigError
+from blockwright.registry.folder import read_text
+from blockwright.training.claims import LOCK, take
 
 
 def holder(folder: Path) -> int | None:

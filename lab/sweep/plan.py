@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.sweep.damage import damage_of
-from registry import ConfigError
-from registry.folder import read_json, read_yaml
-from training.checkpoints.places import SWEEP
-from training.writing import write_json
+from blockwright.lab.sweep.damage import damage_of
+from blockwright.registry import ConfigError
+from blockwright.registry.folder import read_json, read_yaml
+from blockwright.training.checkpoints.places import SWEEP
+from blockwright.training.writing import write_json
 
 PLAN = SWEEP
 KINDS = ("ablation", "grid", "search")
@@ -60,7 +60,7 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def job_command(plan: Mapping[str, Any], job: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
-    """Arguments of ``train.py`` for one job alone, no sweep even if an experiment's file configures one."""
+    """Arguments of ``blockwright train`` for one job alone, no sweep even if an experiment's file configures one."""
     return [*plan.get("flags", []), *job["overrides"], "hydra.mode=RUN", *more]
 
 

@@ -13,8 +13,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from lab.sweep.table import best_of
-from training.jobs import RESULTS, results_of
+from blockwright.lab.sweep.table import best_of
+from blockwright.training.jobs import RESULTS, results_of
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 import lightning as L
 
-from lab.sweep import plan as plans
-from lab.sweep.study import open_study
-from registry import ConfigError
-from training.stops import Pruned
+from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.study import open_study
+from blockwright.registry import ConfigError
+from blockwright.training.stops import Pruned
 
 
 class Pruning(L.Callback):

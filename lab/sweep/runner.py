@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.sweep import plan as plans
-from lab.sweep.job import LOG, command, conclude
-from lab.sweep.locks import take_sweep
-from lab.sweep.progress import Display
-from lab.sweep.table import exit_code, summarise
-from registry import REFUSED, ConfigError
-from training.jobs import record_failure, results_of
-from training.stops import DIVERGED, PREEMPTED, SIGNALS
+from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.job import LOG, command, conclude
+from blockwright.lab.sweep.locks import take_sweep
+from blockwright.lab.sweep.progress import Display
+from blockwright.lab.sweep.table import exit_code, summarise
+from blockwright.registry import REFUSED, ConfigError
+from blockwright.training.jobs import record_failure, results_of
+from blockwright.training.stops import DIVERGED, PREEMPTED, SIGNALS
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

@@ -26,16 +26,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lab.sweep import plan as plans
-from lab.sweep.space import Space, choices, ends, read_space, suggest
-from lab.sweep.study import open_study
-from registry import ConfigError, did_you_mean
-from registry.extras import require
-from registry.quoting import quoted
-from training.checkpoints.find import newest
-from training.configuration import figures
-from training.configuration.instantiate import check_target
-from training.jobs import record_failure, results_of
+from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.space import Space, choices, ends, read_space, suggest
+from blockwright.lab.sweep.study import open_study
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.extras import require
+from blockwright.registry.quoting import quoted
+from blockwright.training.checkpoints.find import newest
+from blockwright.training.configuration import figures
+from blockwright.training.configuration.instantiate import check_target
+from blockwright.training.jobs import record_failure, results_of
 
 log = logging.getLogger(__name__)
 OWNER = "blockwright_sweep"  # attribute of a trial: its folder, since searches may share a study

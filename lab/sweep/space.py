@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
-from registry import ConfigError
+from blockwright.registry import ConfigError
 
 Space = dict[str, BaseDistribution]
 

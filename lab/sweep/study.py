@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from registry import ConfigError
+from blockwright.registry import ConfigError
 
 if TYPE_CHECKING:
     import optuna

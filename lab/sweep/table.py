@@ -11,11 +11,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from lab.sweep.direction import described, maximizes
-from lab.sweep.locks import is_taken
-from lab.sweep.plan import PLAN, name_of, overrides_of, read
-from registry.printing import show
-from training.jobs import RESULTS, results_of
+from blockwright.lab.sweep.direction import described, maximizes
+from blockwright.lab.sweep.locks import is_taken
+from blockwright.lab.sweep.plan import PLAN, name_of, overrides_of, read
+from blockwright.registry.printing import show
+from blockwright.training.jobs import RESULTS, results_of
 
 FIGURES = ("val/loss", "val/bits_per_byte", "test/loss", "speed/tokens_per_second")
 

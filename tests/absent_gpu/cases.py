@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import registry
-from blocks.compose import preset
-from blocks.conformance.alternatives import switched_on
-from blocks.conformance.setting import Setting
-from registry import presets
+from blockwright import registry
+from blockwright.blocks.compose import preset
+from blockwright.blocks.conformance.alternatives import switched_on
+from blockwright.blocks.conformance.setting import Setting
+from blockwright.registry import presets
 from tests.gpu.blocks_at_work import PARTS
 
 # Of real models, in place of what the conformance kit gives a block by the same names.

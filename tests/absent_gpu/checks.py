@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from blocks.decoder import Decoder
+from blockwright.blocks.decoder import Decoder
+from blockwright.training.compiling import compile_layers
 from tests.absent_gpu import cases, planted
 from tests.absent_gpu.device import Built, Gpu
 from tests.absent_gpu.kernels import Collector, build
 from tests.absent_gpu.steps import MODE, attend, step
 from tests.gpu.blocks_at_work import work
-from training.compiling import compile_layers
 
 
 class Checks:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blocks.decoder import Decoder
+from blockwright.blocks.decoder import Decoder
 from tests.absent_gpu.cases import Attention
 
 

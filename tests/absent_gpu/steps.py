@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import registry
-from blocks.compose import assemble, check
-from blocks.decoder import Decoder
-from blocks.kernels.flex import flex_causal_attention
-from blocks.kernels.scoring import Scoring, Slopes
-from registry.layout import plan
+from blockwright import registry
+from blockwright.blocks.compose import assemble, check
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.kernels.flex import flex_causal_attention
+from blockwright.blocks.kernels.scoring import Scoring, Slopes
+from blockwright.registry.layout import plan
 from tests.absent_gpu.cases import Attention
 
 BATCH, LENGTH = 2, 2048

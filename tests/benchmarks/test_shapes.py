@@ -9,8 +9,8 @@ from benchmarks.contender import contenders
 from benchmarks.models.base import build
 from benchmarks.models.blockwright import cache_formula
 from benchmarks.shapes import FAMILIES, SHAPES, TOLERANCE, Family, composition
-from blocks.compose import compose
-from blocks.cost import count_parameters
+from blockwright.blocks.compose import compose
+from blockwright.blocks.cost import count_parameters
 
 
 def test_small_has_seventy_two_million_parameters_of_which_thirty_are_active() -> None:

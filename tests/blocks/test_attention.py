@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import registry
-from blocks.attention.base import Attention, even_heads
-from blocks.cache import Cache
-from blocks.forward_pass import Pass
-from registry import BlockError, ConfigError
+from blockwright import registry
+from blockwright.blocks.attention.base import Attention, even_heads
+from blockwright.blocks.cache import Cache
+from blockwright.blocks.forward_pass import Pass
+from blockwright.registry import BlockError, ConfigError
 
 B, T, D = 2, 63, 48
 POSITIONS = ["none", "rope", "alibi"]

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import registry
-from blocks.balance.base import Balance
-from blocks.balance.communication import CommunicationBalance
-from blocks.balance.device import DeviceBalance
-from blocks.balance.expert import ExpertBalance
-from blocks.balance.hf_expert import HFExpertBalance
-from blocks.balance.z_loss import RouterZLoss
-from registry import ConfigError
+from blockwright import registry
+from blockwright.blocks.balance.base import Balance
+from blockwright.blocks.balance.communication import CommunicationBalance
+from blockwright.blocks.balance.device import DeviceBalance
+from blockwright.blocks.balance.expert import ExpertBalance
+from blockwright.blocks.balance.hf_expert import HFExpertBalance
+from blockwright.blocks.balance.z_loss import RouterZLoss
+from blockwright.registry import ConfigError
 
 LOGITS = torch.tensor(
     [[0.9, -0.3, 0.2, 1.1, -0.7, 0.4, 0.05, 0.6], [-0.2, 0.8, 1.3, -0.5, 0.1, 0.35, 0.9, -1.0]], dtype=torch.float64

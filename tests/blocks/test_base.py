@@ -8,8 +8,8 @@ from typing import Any, get_args
 import pytest
 import torch
 
-import registry
-from blocks.base import Block, Placement
+from blockwright import registry
+from blockwright.blocks.base import Block, Placement
 
 CONTEXT = {
     "width": 48,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.cache import Cache, Ring
-from registry import BlockError
+from blockwright.blocks.cache import Cache, Ring
+from blockwright.registry import BlockError
 
 CPU = torch.device("cpu")
 

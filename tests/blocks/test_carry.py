@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.attention.gqa import GQA
-from blocks.carry import joined, split
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.forward_pass import Pass
-from blocks.norm.base import Norm
-from blocks.residual.base import Mixer
-from blocks.residual.prenorm import PreNorm
-from registry import ConfigError, register
-from training.parallel.recompute import recompute
+from blockwright.blocks.attention.gqa import GQA
+from blockwright.blocks.carry import joined, split
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.residual.base import Mixer
+from blockwright.blocks.residual.prenorm import PreNorm
+from blockwright.registry import ConfigError, register
+from blockwright.training.parallel.recompute import recompute
 
 MODEL: dict[str, Any] = {
     "vocab_size": 31,

@@ -20,19 +20,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import registry
-from blocks.compose import compose
-from blocks.conformance.alternatives import alternatives
-from blocks.conformance.setting import IMAGES, Setting
-from blocks.decoder import Decoder
-from blocks.ledger import TOLERANCE, Ledger, Line, Operation, _Apart, _line
-from blocks.model_config import ModelConfig
-from blocks.probing import random_batches
-from blocks.surgery import build, operate, plan
-from blocks.transplant.base import DENSE, Transplant, Transplanted
-from registry import ConfigError, Node, Scope
-from registry.ranges import parts
-from registry.schema import Parameter
+from blockwright import registry
+from blockwright.blocks.compose import compose
+from blockwright.blocks.conformance.alternatives import alternatives
+from blockwright.blocks.conformance.setting import IMAGES, Setting
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.ledger import TOLERANCE, Ledger, Line, Operation, _Apart, _line
+from blockwright.blocks.model_config import ModelConfig
+from blockwright.blocks.probing import random_batches
+from blockwright.blocks.surgery import build, operate, plan
+from blockwright.blocks.transplant.base import DENSE, Transplant, Transplanted
+from blockwright.registry import ConfigError, Node, Scope
+from blockwright.registry.ranges import parts
+from blockwright.registry.schema import Parameter
 
 Model = dict[str, Any]
 SIDES = ("new", "old", "both")
@@ -308,7 +308,7 @@ def test_wrong_claim_is_an_error_of_the_operator_and_never_exact() -> None:
 
 
 def test_what_is_not_measured_is_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blocks.probing.FLOPS", 1e5)
+    monkeypatch.setattr("blockwright.blocks.probing.FLOPS", 1e5)
     _, _, ledger = operated(Pair("", dict(DENSE), {**DENSE, "attention": MHA}))
     assert ledger.together.claimed and ledger.together.difference is None and not ledger.tokens
     assert not ledger.exact and "repeat_heads: not measured" in ledger.report()[0]
@@ -332,7 +332,7 @@ def test_claim_that_is_wrong_in_one_place_is_found_by_halves() -> None:
 
 def test_what_cannot_be_done_alone_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     mixing, pair = Mock(), Pair("", dict(DENSE), {**DENSE, "attention": MHA})
-    monkeypatch.setattr("blocks.ledger.mixed", mixing)
+    monkeypatch.setattr("blockwright.blocks.ledger.mixed", mixing)
     for error in (RuntimeError("a and b\nmore"), ValueError("a and b"), IndexError("a and b")):
         mixing.side_effect = error
         report = operated(pair)[2].report()[0]

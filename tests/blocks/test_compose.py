@@ -11,12 +11,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import registry
-from blocks import compose as module
-from blocks.compose import check, compose
-from blocks.decoder import Decoder
-from blocks.model_config import read
-from registry import ConfigError
+from blockwright import registry
+from blockwright.blocks import compose as module
+from blockwright.blocks.compose import check, compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.model_config import read
+from blockwright.registry import ConfigError
 
 TOKENS = torch.arange(21)[None] % 61
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from blocks.compose import compose
-from registry import ConfigError
+from blockwright.blocks.compose import compose
+from blockwright.registry import ConfigError
 
 VALID: dict[str, Any] = {
     "vocab_size": 31,

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.attention import beside
-from blocks.cache import Cache
-from blocks.compose import compose
-from blocks.compressor.pool import Pool, ends_of
-from blocks.decoder import Decoder
-from blocks.forward_pass import Pass
-from blocks.kernels import few_keys
-from registry import BlockError, ConfigError
+from blockwright.blocks.attention import beside
+from blockwright.blocks.cache import Cache
+from blockwright.blocks.compose import compose
+from blockwright.blocks.compressor.pool import Pool, ends_of
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kernels import few_keys
+from blockwright.registry import BlockError, ConfigError
 
 CSA = {"name": "csa", "every": 3, "n_heads": 2, "head_dim": 8, "top_k": 2}
 HCA = {"name": "hca", "every": 4}

@@ -14,24 +14,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from warm import Warm
 
-from blocks.attention.base import Attention
-from blocks.attention.gqa import GQA
-from blocks.attention.score_rows import ScoreRows
-from blocks.balance.expert import ExpertBalance
-from blocks.cache import Cache
-from blocks.conformance import Case, PromiseError, cases
-from blocks.conformance.__main__ import main
-from blocks.conformance.cases import CHECKS
-from blocks.conformance.default_dtype import _step
-from blocks.conformance.setting import Setting
-from blocks.ffn.base import FFN
-from blocks.forward_pass import Pass
-from blocks.gating.base import Routing
-from blocks.gating.softmax_topk import SoftmaxTopK
-from blocks.norm.base import Norm
-from blocks.norm.rmsnorm import RMSNorm
-from blocks.position.base import Position
-from registry import ConfigError, register
+from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.attention.gqa import GQA
+from blockwright.blocks.attention.score_rows import ScoreRows
+from blockwright.blocks.balance.expert import ExpertBalance
+from blockwright.blocks.cache import Cache
+from blockwright.blocks.conformance import Case, PromiseError, cases
+from blockwright.blocks.conformance.__main__ import main
+from blockwright.blocks.conformance.cases import CHECKS
+from blockwright.blocks.conformance.default_dtype import _step
+from blockwright.blocks.conformance.setting import Setting
+from blockwright.blocks.ffn.base import FFN
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.gating.base import Routing
+from blockwright.blocks.gating.softmax_topk import SoftmaxTopK
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm.rmsnorm import RMSNorm
+from blockwright.blocks.position.base import Position
+from blockwright.registry import ConfigError, register
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -544,7 +544,7 @@ def test_command_prints_a_row_for_each_block_and_fails_if_one_does(
 def test_command_ends_with_2_and_no_traceback_on_a_users_mistake(
     arguments: list[str], warm: Warm, environment: dict[str, str]
 ) -> None:
-    done = warm.run("-m", "blocks.conformance", *arguments, cwd=ROOT, env=environment)
+    done = warm.run("-m", "blockwright.blocks.conformance", *arguments, cwd=ROOT, env=environment)
     assert done.returncode == 64
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from blocks.compose import compose
-from blocks.cost import (
+from blockwright.blocks.compose import compose
+from blockwright.blocks.cost import (
     FAMILIES,
     alike,
     cache_bytes,
@@ -19,11 +19,11 @@ from blocks.cost import (
     forward_flops_per_token,
     training_flops_per_token,
 )
-from blocks.experts.base import Experts
-from blocks.ffn.base import FFN
-from blocks.ffn.moe import MoE
-from blocks.gating.base import Gating
-from registry import register
+from blockwright.blocks.experts.base import Experts
+from blockwright.blocks.ffn.base import FFN
+from blockwright.blocks.ffn.moe import MoE
+from blockwright.blocks.gating.base import Gating
+from blockwright.registry import register
 
 V, D, L = 61, 48, 2
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import registry
-from blocks.compose import compose
-from blocks.decoder import Decoder, Layer
-from blocks.forward_pass import Pass
-from blocks.mtp import MTP
+from blockwright import registry
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder, Layer
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.mtp import MTP
 
 CONFIGS = {
     "dense": {},

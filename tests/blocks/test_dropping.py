@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from blocks.dropping import device_budget
-from blocks.dropping.device_budget import DeviceBudget
-from blocks.gating.base import Routing, count, rows
-from blocks.kernels.choice import Kernels
-from blocks.precision import default_dtype
-from registry import ConfigError
+from blockwright.blocks.dropping import device_budget
+from blockwright.blocks.dropping.device_budget import DeviceBudget
+from blockwright.blocks.gating.base import Routing, count, rows
+from blockwright.blocks.kernels.choice import Kernels
+from blockwright.blocks.precision import default_dtype
+from blockwright.registry import ConfigError
 
 B, T, E, K, DEVICES = 4, 21, 8, 2, 4
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import registry
-from blocks.experts.base import Experts
-from blocks.gating.base import Routing
-from registry import ConfigError
+from blockwright import registry
+from blockwright.blocks.experts.base import Experts
+from blockwright.blocks.gating.base import Routing
+from blockwright.registry import ConfigError
 
 EXPERTS = [n for n in registry.names("experts") if "d_ff" in registry.lookup("experts", n).schema.parameters]
 T, D, E, K = 63, 48, 6, 3

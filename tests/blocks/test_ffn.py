@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import registry
-from blocks.ffn.base import FFN, rounded_width
-from blocks.forward_pass import Pass
-from registry import ConfigError
+from blockwright import registry
+from blockwright.blocks.ffn.base import FFN, rounded_width
+from blockwright.blocks.forward_pass import Pass
+from blockwright.registry import ConfigError
 
 AROUND = {"gating": {"name": "softmax_topk", "top_k": 2}, "experts": {"name": "swiglu", "d_ff": 12}}
 NAMES = [name for name in registry.names("ffn") if name != "none"]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import registry
-from blocks.gating.base import Gating, LinearGating, Routing, keep_groups, replays
-from blocks.gating.sinkhorn import balanced
-from registry import BlockError, ConfigError
+from blockwright import registry
+from blockwright.blocks.gating.base import Gating, LinearGating, Routing, keep_groups, replays
+from blockwright.blocks.gating.sinkhorn import balanced
+from blockwright.registry import BlockError, ConfigError
 
 GATES = registry.names("gating")
 LEARNED = [n for n in GATES if "balance" in registry.lookup("gating", n).schema.parameters]  # of the others, hash

@@ -14,13 +14,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from blocks.compose import check, compose, preset
-from blocks.decoder import Decoder
-from blocks.generation.generate import prefill
-from blocks.images.base import Pictures
-from blocks.initialise import initialise
-from blocks.tiling.base import Grid
-from registry import BlockError, ConfigError
+from blockwright.blocks.compose import check, compose, preset
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.generate import prefill
+from blockwright.blocks.images.base import Pictures
+from blockwright.blocks.initialise import initialise
+from blockwright.blocks.tiling.base import Grid
+from blockwright.registry import BlockError, ConfigError
 
 IMAGE = 60
 TOWER = {"name": "siglip", "tile": 30, "patch": 6, "width": 24, "depth": 2, "n_heads": 4}

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from blocks.base import Block
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.initialise import initialise, stable_seed
+from blockwright.blocks.base import Block
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.initialise import initialise, stable_seed
 
 OUTPUTS = {"attention.output.weight", "ffn.down.weight", "ffn.experts.down", "ffn.shared.down.weight"}
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from blocks.compose import compose
-from blocks.linear import Linear, linears
+from blockwright.blocks.compose import compose
+from blockwright.blocks.linear import Linear, linears
 
 
 class Counted(nn.Linear):

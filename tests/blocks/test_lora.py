@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.initialise import draw_adapters
-from blocks.lora import B, adaptable, attach, is_adapter, merged, switched_off
-from registry import ConfigError
-from training.lora import Lora
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.initialise import draw_adapters
+from blockwright.blocks.lora import B, adaptable, attach, is_adapter, merged, switched_off
+from blockwright.registry import ConfigError
+from blockwright.training.lora import Lora
 
 MLA = {"attention": {"name": "mla", "q_lora_rank": 12}}
 ALL = ["attention", "ffn", "head"]

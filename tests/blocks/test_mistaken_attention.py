@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blocks.attention.remembered import Held
-from blocks.attention.scored import Scored
-from blocks.conformance.cases import CHECKS, Case
-from blocks.forward_pass import Pass
-from blocks.norm.base import Norm
-from blocks.position.base import Position
-from blocks.selector.base import Selector
-from registry import register
+from blockwright.blocks.attention.remembered import Held
+from blockwright.blocks.attention.scored import Scored
+from blockwright.blocks.conformance.cases import CHECKS, Case
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.position.base import Position
+from blockwright.blocks.selector.base import Selector
+from blockwright.registry import register
 
 
 class Written(Scored):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.compose import check, compose
-from blocks.cost import count_parameters
-from blocks.forward_pass import Pass
-from registry import ConfigError
+from blockwright.blocks.compose import check, compose
+from blockwright.blocks.cost import count_parameters
+from blockwright.blocks.forward_pass import Pass
+from blockwright.registry import ConfigError
 
 T = 12
 
@@ -106,7 +106,7 @@ def test_layer_is_built_as_the_last_one(tiny: Callable[..., Any]) -> None:
 
 
 def test_v3_layer_has_the_published_size() -> None:
-    from training.configuration.composing import compose_config
+    from blockwright.training.configuration.composing import compose_config
 
     composed = compose_config(["model=deepseek_v3"]).model
     plain = count_parameters(compose(composed, device="meta")).total

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-import registry
-from blocks.norm.base import Norm
+from blockwright import registry
+from blockwright.blocks.norm.base import Norm
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.forward_pass import Pass
+from blockwright.blocks.forward_pass import Pass
 
 WEIGHTS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {  # rows, and the gate of its logits
     "elementwise": (48, lambda u: 1 / (1 + (-u).exp())),

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-import registry
-from blocks import plugins
-from blocks.norm.rmsnorm import RMSNorm
-from registry import ConfigError
+from blockwright import registry
+from blockwright.blocks import plugins
+from blockwright.blocks.norm.rmsnorm import RMSNorm
+from blockwright.registry import ConfigError
 
 
 @pytest.fixture

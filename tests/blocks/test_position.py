@@ -12,14 +12,14 @@ from lightning.pytorch.plugins.precision import HalfPrecision
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import registry
-from blocks.compose import compose
-from blocks.forward_pass import Pass
-from blocks.kernels.scoring import dense
-from blocks.position.base import Position
-from blocks.position.boundaries import alike
-from blocks.position.rope import RoPE
-from registry import ConfigError
+from blockwright import registry
+from blockwright.blocks.compose import compose
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kernels.scoring import dense
+from blockwright.blocks.position.base import Position
+from blockwright.blocks.position.boundaries import alike
+from blockwright.blocks.position.rope import RoPE
+from blockwright.registry import ConfigError
 
 ROTARY = {
     "half split": {"name": "rope"},

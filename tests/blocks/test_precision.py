@@ -11,11 +11,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from blocks import precision
-from blocks.compose import compose
-from blocks.gating.base import count
-from blocks.gating.sigmoid_bias import SigmoidBias
-from blocks.gating.softmax_topk import SoftmaxTopK
+from blockwright.blocks import precision
+from blockwright.blocks.compose import compose
+from blockwright.blocks.gating.base import count
+from blockwright.blocks.gating.sigmoid_bias import SigmoidBias
+from blockwright.blocks.gating.softmax_topk import SoftmaxTopK
 
 GATING = {"name": "sigmoid_bias", "top_k": 2, "bias_step": 0.001}
 

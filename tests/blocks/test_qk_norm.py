@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-import registry
-from blocks.forward_pass import Pass
+from blockwright import registry
+from blockwright.blocks.forward_pass import Pass
 
 CONTEXT = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 12}
 

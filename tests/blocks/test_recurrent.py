@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.compose import compose
-from blocks.forward_pass import Pass
-from blocks.generation.generate import Continuations
-from registry import ConfigError
+from blockwright.blocks.compose import compose
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.generation.generate import Continuations
+from blockwright.registry import ConfigError
 
 D, T = 30, 19
 Make = Callable[..., Any]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import registry
+from blockwright import registry
 
 STREAMS = {"attention_residual", "hyper_connections", "mhc"}
 FORMULAS: dict[str, Callable[[Any, Tensor, Callable, Callable], Tensor]] = {}

@@ -13,18 +13,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import registry
-from blocks.attention import attending
-from blocks.attention.depth import NAMES
-from blocks.attention.scored import Scored
-from blocks.compose import compose
-from blocks.conformance.__main__ import main
-from blocks.conformance.cases import Case
-from blocks.decoder import Decoder
-from blocks.forward_pass import Pass
-from blocks.kernels import few_keys, latent_attention
-from blocks.position.base import Position
-from registry import register
+from blockwright import registry
+from blockwright.blocks.attention import attending
+from blockwright.blocks.attention.depth import NAMES
+from blockwright.blocks.attention.scored import Scored
+from blockwright.blocks.compose import compose
+from blockwright.blocks.conformance.__main__ import main
+from blockwright.blocks.conformance.cases import Case
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kernels import few_keys, latent_attention
+from blockwright.blocks.position.base import Position
+from blockwright.registry import register
 
 T, D, V = 13, 48, 61
 LENGTHS = (7, 6)  # documents of a packed row

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from blocks.forward_pass import Pass
-from blocks.kernels.attention import causal_attention_reference
-from blocks.kernels.scoring import Scoring
-from registry import ConfigError
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kernels.attention import causal_attention_reference
+from blockwright.blocks.kernels.scoring import Scoring
+from blockwright.registry import ConfigError
 
 NODES = [{"name": "softcap", "cap": 2.0}, {"name": "sinks"}]
 

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from blocks.attention.selecting import _held
-from blocks.compose import check, compose
-from blocks.decoder import Decoder
-from blocks.forward_pass import Pass
-from blocks.kernels.few_keys import few
-from blocks.selector import indexer
-from blocks.selector.base import Asked, Held, highest
-from blocks.selector.documents import blocks_of
-from blocks.selector.indexer import relu_scores
-from blocks.selector.learning import attention_weights, divergence
-from registry import ConfigError
+from blockwright.blocks.attention.selecting import _held
+from blockwright.blocks.compose import check, compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kernels.few_keys import few
+from blockwright.blocks.selector import indexer
+from blockwright.blocks.selector.base import Asked, Held, highest
+from blockwright.blocks.selector.documents import blocks_of
+from blockwright.blocks.selector.indexer import relu_scores
+from blockwright.blocks.selector.learning import attention_weights, divergence
+from blockwright.registry import ConfigError
 
 LATENT = {"name": "mla", "n_heads": 3, "kv_lora_rank": 10, "q_lora_rank": 14, "qk_nope_head_dim": 7}
 LATENT |= {"qk_rope_head_dim": 6, "v_head_dim": 5}
@@ -306,7 +306,7 @@ def test_long_sequences_are_scored_in_parts(model: Callable[..., Decoder], monke
         return hidden.detach(), [p.grad for n, p in decoder.named_parameters() if "selector" in n]
 
     whole, grads = trained()
-    monkeypatch.setattr("blocks.selector.indexer.PAIRS", 2 * 30 * 6 * 4)
+    monkeypatch.setattr("blockwright.blocks.selector.indexer.PAIRS", 2 * 30 * 6 * 4)
     parts, of_parts = trained()
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
     torch.testing.assert_close(of_parts, grads, rtol=0, atol=1e-12)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from blocks.settings import differences, shown
+from blockwright.blocks.settings import differences, shown
 
 
 class Part(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blocks.skipping import draw_part, skip
+from blockwright.blocks.skipping import draw_part, skip
 
 
 @pytest.mark.parametrize("n", [16, 624, 10_000, 1 << 20])

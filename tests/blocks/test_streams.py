@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.compose import compose
-from blocks.values.value_residual import ValueResidual
-from registry import BlockError, ConfigError
+from blockwright.blocks.compose import compose
+from blockwright.blocks.values.value_residual import ValueResidual
+from blockwright.registry import BlockError, ConfigError
 
 MODEL: dict[str, Any] = {
     "vocab_size": 61,

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.forward_pass import Pass
-from blocks.growth.base import Growth
-from blocks.growth.stacked import Stacked
-from blocks.growth.zeroed import Zeroed
-from blocks.ledger import TOLERANCE, Operation
-from blocks.mixed import grown, mixed
-from blocks.surgery import build, operate, plan, second_moments
-from blocks.transplant.base import Setting, Transplant, Transplanted
-from registry import ConfigError, register
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.growth.base import Growth
+from blockwright.blocks.growth.stacked import Stacked
+from blockwright.blocks.growth.zeroed import Zeroed
+from blockwright.blocks.ledger import TOLERANCE, Operation
+from blockwright.blocks.mixed import grown, mixed
+from blockwright.blocks.surgery import build, operate, plan, second_moments
+from blockwright.blocks.transplant.base import Setting, Transplant, Transplanted
+from blockwright.registry import ConfigError, register
 
 EXACT = 1e-4  # largest difference of logits of about 4
 DENSE: dict[str, Any] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from blockwright.command import COMMANDS, TRAIN, completion, run, usage
-from registry import ConfigError
+from blockwright.registry import ConfigError
 
 
 def test_every_command_has_a_main_and_a_line_of_help() -> None:
@@ -37,15 +37,15 @@ def test_what_is_no_command_is_refused(word: str, remedy: str) -> None:
     assert remedy in told.value.remedy
 
 
-def test_train_becomes_the_script_for_the_ranks_that_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    import train
+def test_train_becomes_the_module_for_the_ranks_that_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from blockwright import train
 
     seen = []
     monkeypatch.setattr(train, "main", lambda: seen.append((list(sys.argv), sys.modules["__main__"].__spec__)))
     monkeypatch.setattr(sys, "argv", ["blockwright", TRAIN, "seed=1"])
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", object(), raising=False)
     run([TRAIN, "seed=1"])
-    assert seen == [([train.__file__, "seed=1"], None)]
+    assert seen == [([train.__file__, "seed=1"], train.__spec__)]
 
 
 @pytest.mark.parametrize(

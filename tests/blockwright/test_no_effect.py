@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from blockwright.command import COMMANDS, run
-from registry.command import run_command
+from blockwright.registry.command import run_command
 
 # Command line → path of the refusal, and a pattern of its rule. Nothing named here exists but {full}, a folder with a
 # file, and {picture}: so each is refused before anything is opened.

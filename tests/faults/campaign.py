@@ -22,12 +22,12 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 import torch  # noqa: E402
 from tools import fill, flip, forked, killed, random_bits, small_disk  # noqa: E402
 
-from blocks.checkpoint import manifest  # noqa: E402
-from blocks.checkpoint.read import read_file  # noqa: E402
-from interop.shards import Shards, ready, write_shards  # noqa: E402
-from registry import ConfigError  # noqa: E402
-from training.checkpoints.atomic import clean, partial_of, put_in_place, refused_if_unwritable, write_file  # noqa: E402
-from training.checkpoints.find import newest  # noqa: E402
+from blockwright.blocks.checkpoint import manifest  # noqa: E402
+from blockwright.blocks.checkpoint.read import read_file  # noqa: E402
+from blockwright.interop.shards import Shards, ready, write_shards  # noqa: E402
+from blockwright.registry import ConfigError  # noqa: E402
+from blockwright.training.checkpoints.atomic import clean, partial_of, put_in_place, refused_if_unwritable, write_file  # noqa: E402
+from blockwright.training.checkpoints.find import newest  # noqa: E402
 
 Figures = dict[str, Any]
 
@@ -230,9 +230,9 @@ class Poison(L.Callback):
 
 def train(folder: Path, *overrides: str) -> tuple[int, float]:
     """``train.py`` in a forked process, which finds everything imported: exit code and seconds."""
+    import blockwright.training.entry.cli
+    import blockwright.training.entry.run  # noqa: F401
     import train as door
-    import training.entry.cli
-    import training.entry.run  # noqa: F401
 
     def work() -> int:
         log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

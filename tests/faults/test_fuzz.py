@@ -20,12 +20,12 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import registry
-from blocks.compose import check, compose, preset
-from blocks.decoder import Decoder
-from registry import ConfigError, presets
-from registry.pattern import expand
-from registry.schema import Parameter
+from blockwright import registry
+from blockwright.blocks.compose import check, compose, preset
+from blockwright.blocks.decoder import Decoder
+from blockwright.registry import ConfigError, presets
+from blockwright.registry.pattern import expand
+from blockwright.registry.schema import Parameter
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
 FUZZ = settings(

@@ -20,15 +20,15 @@ import torch.distributed.checkpoint as dcp
 import yaml
 from safetensors.torch import save_file
 
-import registry
-from blocks.checkpoint.read import read_checkpoint
-from blocks.compose import check, compose
-from interop.importing import import_folder
-from interop.source import load, open_source, read_composition
-from registry import ConfigError, RegistrationError
-from training.checkpoints.plugin import SealedCheckpoints
-from training.configuration.composing import compose_config
-from training.entry.preflight import preflight
+from blockwright import registry
+from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.compose import check, compose
+from blockwright.interop.importing import import_folder
+from blockwright.interop.source import load, open_source, read_composition
+from blockwright.registry import ConfigError, RegistrationError
+from blockwright.training.checkpoints.plugin import SealedCheckpoints
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.entry.preflight import preflight
 
 SECRET = "hunter2-hunter2"
 MODEL: dict[str, Any] = {
@@ -111,7 +111,7 @@ MODELS: dict[str, Any] = {
     "arguments": at("attention._args_", ["touch ran"]),
     "name with dots": at("attention.name", "os.system"),
     "name that is a path": at("attention.name", "../../evil"),
-    "name that is a module": at("attention.name", "blocks.attention.mla"),
+    "name that is a module": at("attention.name", "blockwright.blocks.attention.mla"),
     "name with a null byte": at("attention.name", "gqa\0"),
     "hydra node": {**MODEL, "hydra": {"run": {"dir": "/tmp/x"}}},
     "paths node": {**MODEL, "paths": {"output_dir": "/tmp/x"}},

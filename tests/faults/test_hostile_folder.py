@@ -21,14 +21,14 @@ import torch
 import yaml
 
 import blockwright
-from blocks.compose import compose
+from blockwright.blocks.compose import compose
 from blockwright.command import COMMANDS, TRAIN
-from interop.folder import dump_json
-from lab.own_text import own_text
-from lab.writer import Writer
-from registry import REFUSED, ConfigError
-from registry.command import run_command
-from training.data.tokenizers.bytes import Bytes
+from blockwright.interop.folder import dump_json
+from blockwright.lab.own_text import own_text
+from blockwright.lab.writer import Writer
+from blockwright.registry import REFUSED, ConfigError
+from blockwright.registry.command import run_command
+from blockwright.training.data.tokenizers.bytes import Bytes
 
 pytestmark = pytest.mark.xdist_group("hostile_folder")  # its folder is slow to set up
 
@@ -84,12 +84,16 @@ def bomb(levels: int = 12) -> str:
 
 
 def text_of(folder: Path) -> dict[str, Any]:
-    return {"_target_": "training.data.text.TextFiles", "files": str(folder / "text.txt")}
+    return {"_target_": "blockwright.training.data.text.TextFiles", "files": str(folder / "text.txt")}
 
 
 def data(folder: Path, **changes: Any) -> dict[str, Any]:
     """The node of a run's data, in which something is hostile."""
-    node = {"_target_": "training.data.module.TextDataModule", "corpus": text_of(folder), "sequence_length": 16}
+    node = {
+        "_target_": "blockwright.training.data.module.TextDataModule",
+        "corpus": text_of(folder),
+        "sequence_length": 16,
+    }
     return {**node, "batch_size": 2, "tokenizer": call(), "cache_dir": str(folder.parent / "elsewhere"), **changes}
 
 
@@ -104,12 +108,12 @@ DATA: dict[str, Callable[[Path], Any]] = {
     "data that is a table": lambda f: call("pandas.read_pickle", filepath_or_buffer=f"{f}/pickle.npy"),
     "data by joblib": lambda f: call("joblib.load", filename=f"{f}/pickle.npy"),
     "data by builtins": lambda f: call("builtins.dict", a=call()),
-    "data by a registered name's module": lambda f: call("training.data.text.os.system"),
+    "data by a registered name's module": lambda f: call("blockwright.training.data.text.os.system"),
     "data that is a partial": lambda f: {**data(f), "_partial_": True, "_args_": [call()]},
     "corpus that is a command": lambda f: data(f, corpus=call()),
     "corpus that holds a command": lambda f: corpus(f, separator=call()),
     "corpus with arguments": lambda f: corpus(f, _args_=[call()]),
-    "corpus of conversations": lambda f: corpus(f, _target_="training.data.conversations.Conversations"),
+    "corpus of conversations": lambda f: corpus(f, _target_="blockwright.training.data.conversations.Conversations"),
     "setting that is a command": lambda f: data(f, seed=call(), documents=call()),
     "transform that is a command": lambda f: data(f, transforms={"a": call()}),
     "the environment as a file": lambda f: corpus(f, files=ENVIRONMENT),

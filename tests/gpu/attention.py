@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blocks.conformance.kernel_parity import BOUNDS, greatest_error
-from blocks.kernels.attention import causal_attention_reference
-from blocks.kernels.scoring import Scoring, Slopes
-from blocks.kernels.seam import capability_of, implementations
+from blockwright.blocks.conformance.kernel_parity import BOUNDS, greatest_error
+from blockwright.blocks.kernels.attention import causal_attention_reference
+from blockwright.blocks.kernels.scoring import Scoring, Slopes
+from blockwright.blocks.kernels.seam import capability_of, implementations
 from tests.absent_gpu.cases import ATTENTIONS
 from tests.gpu.answer import held, not_applicable
 

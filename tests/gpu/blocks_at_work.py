@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.shapes import SHAPES, Family, composition
-from blocks.compose import assemble, check
-from blocks.decoder import Decoder
-from blocks.forward_pass import Pass
-from training.compiling import compile_layers
+from blockwright.blocks.compose import assemble, check
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.forward_pass import Pass
+from blockwright.training.compiling import compile_layers
 
 PARTS: dict[str, tuple[Family, str]] = {
     "MLA": ("mla_moe", "attention"),

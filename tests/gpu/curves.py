@@ -46,9 +46,9 @@ class Curves:
         """The loss of each optimizer step."""
         import lightning as L
 
-        from training.configuration.composing import compose_config
-        from training.configuration.instantiate import instantiate
-        from training.entry.preflight import OWN, preflight
+        from blockwright.training.configuration.composing import compose_config
+        from blockwright.training.configuration.instantiate import instantiate
+        from blockwright.training.entry.preflight import OWN, preflight
 
         given = [f"trainer.precision={precision}", f"trainer.compile={compiled}", "test=false", "callbacks=none"]
         given += [f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}", "logger=none"]

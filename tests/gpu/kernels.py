@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from blocks.conformance.kernel_parity import kernel_cases
+from blockwright.blocks.conformance.kernel_parity import kernel_cases
 from tests.gpu.answer import held, not_applicable
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.race import FailedError
-from blocks.kernels import seam
+from blockwright.blocks.kernels import seam
 from tests.absent_gpu import cases as absent
 from tests.gpu import attention, curves, run, strategies
 from tests.gpu.__main__ import main

@@ -58,7 +58,7 @@ def wrapped(tiny: Callable[..., dict[str, Any]], randomise: Callable[..., None])
     """A small composition as a model of transformers, in double precision, every parameter random."""
 
     def make(moe: bool = True, **changes: Any) -> Any:
-        from interop.transformers import BlockwrightConfig, BlockwrightForCausalLM
+        from blockwright.interop.transformers import BlockwrightConfig, BlockwrightForCausalLM
 
         model = BlockwrightForCausalLM(BlockwrightConfig(tiny(moe=moe, **changes), eos_token_id=None, pad_token_id=0))
         randomise(model.decoder, scale=2.0)

@@ -14,11 +14,11 @@ from foreign_models import CASES, LAYERS, MIXTURE, ROPE, SIZES, D, V
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from interop.exporting import export_folder
-from interop.hf import main
-from interop.importing import import_folder
-from interop.source import load
-from registry import ConfigError
+from blockwright.interop.exporting import export_folder
+from blockwright.interop.hf import main
+from blockwright.interop.importing import import_folder
+from blockwright.interop.source import load
+from blockwright.registry import ConfigError
 
 
 def written(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> Path:

@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from blocks.compose import compose, preset
-from blocks.images.base import Pictures
-from blocks.kernels.cross_entropy import IGNORED
-from blocks.tiling.base import Grid
-from interop.exporting import export_folder, recognise
-from interop.families.catalogue import FAMILIES
-from interop.importing import import_folder
-from interop.names import links
-from interop.source import load
-from registry import ConfigError
+from blockwright.blocks.compose import compose, preset
+from blockwright.blocks.images.base import Pictures
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.blocks.tiling.base import Grid
+from blockwright.interop.exporting import export_folder, recognise
+from blockwright.interop.families.catalogue import FAMILIES
+from blockwright.interop.importing import import_folder
+from blockwright.interop.names import links
+from blockwright.interop.source import load
+from blockwright.registry import ConfigError
 
 W, TILE, SIDE, IMAGE, LENGTH = 48, 70, 3, 90, 120
 ROWS = [[Grid(2, 1), Grid(1, 1)], [Grid(1, 2)], [Grid(3, 3)], []]

@@ -13,14 +13,14 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from blocks.compose import compose
-from interop.exporting import export_folder, recognise
-from interop.families.catalogue import FAMILIES
-from interop.fingerprint import difference
-from interop.hf import main
-from interop.importing import import_folder
-from interop.source import load
-from registry import ConfigError
+from blockwright.blocks.compose import compose
+from blockwright.interop.exporting import export_folder, recognise
+from blockwright.interop.families.catalogue import FAMILIES
+from blockwright.interop.fingerprint import difference
+from blockwright.interop.hf import main
+from blockwright.interop.importing import import_folder
+from blockwright.interop.source import load
+from blockwright.registry import ConfigError
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from foreign_models import CASES, SIZES
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from blocks.compose import compose
-from interop.fingerprint import difference
-from interop.importing import find, import_folder
-from registry import ConfigError
+from blockwright.blocks.compose import compose
+from blockwright.interop.fingerprint import difference
+from blockwright.interop.importing import find, import_folder
+from blockwright.registry import ConfigError
 
 
 def settings(name: str, **changed: Any) -> dict[str, Any]:

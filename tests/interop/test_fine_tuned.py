@@ -17,15 +17,15 @@ from lm_eval.api.instance import Instance
 from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, pre_tokenizers
 
-from blocks.checkpoint.read import read_checkpoint
-from interop import companions, consolidate, exporting, importing
-from interop.hf import main
-from lab.lm_eval import Blockwright
-from lab.writer import Writer
-from registry import ConfigError
-from training.configuration.composing import compose_config
-from training.configuration.instantiate import instantiate
-from training.entry.preflight import preflight
+from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.interop import companions, consolidate, exporting, importing
+from blockwright.interop.hf import main
+from blockwright.lab.lm_eval import Blockwright
+from blockwright.lab.writer import Writer
+from blockwright.registry import ConfigError
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.entry.preflight import preflight
 
 pytestmark = pytest.mark.xdist_group("fine_tuned")  # its fixture trains a run, once
 
@@ -100,7 +100,7 @@ def run(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _save_in_shares(file: Path, folder: Path) -> None:
     """The same checkpoint as many ranks write it, by a single rank."""
-    from training.parallel.checkpoint import save_folder
+    from blockwright.training.parallel.checkpoint import save_folder
 
     torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
     try:
@@ -150,7 +150,7 @@ def test_dtype_of_the_published_weights_can_be_asked_for(run: Path, tmp_path: Pa
 def test_original_dtype_of_a_model_from_nowhere_is_refused(
     tiny: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from blocks.compose import compose
+    from blockwright.blocks.compose import compose
 
     decoder = compose(tiny(), seed=0)
     weights = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
@@ -162,7 +162,7 @@ def test_original_dtype_of_a_model_from_nowhere_is_refused(
 def test_generation_begins_and_ends_with_the_models_own_tokens(
     run: Path, imported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lab import lm_eval
+    from blockwright.lab import lm_eval
 
     seen: dict[str, Any] = {}
     continuations = lm_eval.Continuations
@@ -215,7 +215,7 @@ def test_command_that_is_printed_starts_from_what_was_written(
 ) -> None:
     assert consolidate.main([str(run), str(tmp_path / "an out")]) == 0
     program, file, *words = shlex.split(capsys.readouterr().out.partition("Start from it: ")[2])
-    assert [program, file] == ["python", "train.py"]
+    assert [program, file] == ["blockwright", "train"]
     given = [o for o in small if not o.startswith(("model.", "data/tokenizer", "data.tokenizer"))]
     preflight(compose_config([*given, *words], output_dir=str(tmp_path)))
     with pytest.raises(ConfigError, match="has other ids") as refused:

@@ -18,11 +18,11 @@ from foreign_models import V
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from interop.gguf import FRAME, LAYER, STACKS, _deepseek2, _frame, _write_tokenizer, unpack
-from interop.gguf_metadata import Metadata
-from interop.hf import main
-from interop.source import load
-from registry import ConfigError
+from blockwright.interop.gguf import FRAME, LAYER, STACKS, _deepseek2, _frame, _write_tokenizer, unpack
+from blockwright.interop.gguf_metadata import Metadata
+from blockwright.interop.hf import main
+from blockwright.interop.source import load
+from blockwright.registry import ConfigError
 
 gguf = pytest.importorskip("gguf", reason="needs blockwright[gguf]")
 WORDS = [*"abcdefgh", "Ġ", "ab", "Ġa", "<|end|>", "<|tool|>"]
@@ -166,7 +166,7 @@ def test_imported_logits_are_those_of_transformers(
 
 
 def test_tokenizer_is_rebuilt_and_travels_along(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    from training.data.tokenizers.pretrained import Pretrained
+    from blockwright.training.data.tokenizers.pretrained import Pretrained
 
     file = write(checkpoint("llama"), tmp_path / "m.gguf", **{"tokenizer.chat_template": "{{ messages }}"})
     assert main(["import", str(file), str(tmp_path / "out")]) == 0

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import blockwright
-from interop.exporting import export_folder
-from interop.families.catalogue import FAMILIES
-from interop.hf import main
-from interop.importing import import_folder
-from interop.source import load
-from registry import ConfigError
+from blockwright.interop.exporting import export_folder
+from blockwright.interop.families.catalogue import FAMILIES
+from blockwright.interop.hf import main
+from blockwright.interop.importing import import_folder
+from blockwright.interop.source import load
+from blockwright.registry import ConfigError
 
 MB = 2**20
 
@@ -63,8 +63,8 @@ from pathlib import Path
 import registry, torch
 registry.load()
 import safetensors.torch
-from interop.importing import import_folder
-from interop.exporting import export_folder
+from blockwright.interop.importing import import_folder
+from blockwright.interop.exporting import export_folder
 def memory(kind):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from warm import Warm
 
-from interop.hf import main
-from interop.importing import import_folder
-from interop.shards import all_finite
-from registry import ConfigError
+from blockwright.interop.hf import main
+from blockwright.interop.importing import import_folder
+from blockwright.interop.shards import all_finite
+from blockwright.registry import ConfigError
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def test_quantisation_of_another_tool_is_named_before_its_dtypes(
 def test_every_part_of_a_tensor_is_seen_to_be_finite(
     at: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interop.shards.PART", 4)
+    monkeypatch.setattr("blockwright.interop.shards.PART", 4)
     tensor = torch.zeros(2, 5)
     assert all_finite(tensor.to(dtype))
     tensor.view(-1)[at] = float("nan")
@@ -326,7 +326,7 @@ def test_interrupted_writing_leaves_nothing(
 
 def test_disk_that_fills_up_is_one_message(single: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     root = Path(__file__).resolve().parents[2]
-    command = f"ulimit -f 20; exec {sys.executable} -m interop.hf import {single} {tmp_path / 'out'}"
+    command = f"ulimit -f 20; exec {sys.executable} -m blockwright.interop.hf import {single} {tmp_path / 'out'}"
     done = subprocess.run(["bash", "-c", command], cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 64 and done.stderr.startswith("error: OUT") and "File too large" in done.stderr
     assert not list(tmp_path.iterdir())
@@ -349,7 +349,7 @@ def test_number_that_the_dtype_asked_for_cannot_hold(
 def test_exporting_without_safetensors_names_the_extra(
     single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from interop.shards import write_shards
+    from blockwright.interop.shards import write_shards
 
     for name in [m for m in sys.modules if m.split(".")[0] == "safetensors"]:
         monkeypatch.delitem(sys.modules, name)
@@ -362,7 +362,7 @@ def test_program_ends_with_code_2_and_without_a_traceback(
     single: Path, tmp_path: Path, warm: Warm, environment: dict[str, str]
 ) -> None:
     settings(single, model_type="bert")
-    command = ["-m", "interop.hf", "import", str(single), str(tmp_path / "out")]
+    command = ["-m", "blockwright.interop.hf", "import", str(single), str(tmp_path / "out")]
     done = warm.run(*command, cwd=Path(__file__).resolve().parents[2], env=environment)
     assert done.returncode == 64 and done.stdout == ""
     assert done.stderr.startswith("error: config.json: model_type = bert") and "Traceback" not in done.stderr
@@ -377,7 +377,7 @@ def test_exporting_what_is_no_model_is_refused(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_imported_folder_with_a_strange_composition_is_refused(single: Path, tmp_path: Path) -> None:
-    from interop.exporting import export_folder
+    from blockwright.interop.exporting import export_folder
 
     import_folder(single, tmp_path / "out")
     (tmp_path / "out" / "model.yaml").write_text("attention: {_target_: os.system}")

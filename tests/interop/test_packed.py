@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from interop.importing import import_folder
-from interop.packed import unpack_experts, unpack_fp8, unpack_rows
-from interop.source import load
-from registry import ConfigError
+from blockwright.interop.importing import import_folder
+from blockwright.interop.packed import unpack_experts, unpack_fp8, unpack_rows
+from blockwright.interop.source import load
+from blockwright.registry import ConfigError
 
 
 def e2m1(bits: int) -> float:

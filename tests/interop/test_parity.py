@@ -13,9 +13,9 @@ from foreign_models import CASES
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from interop.exporting import export_folder
-from interop.importing import import_folder
-from interop.source import load
+from blockwright.interop.exporting import export_folder
+from blockwright.interop.importing import import_folder
+from blockwright.interop.source import load
 
 
 @pytest.mark.parametrize("name", CASES)

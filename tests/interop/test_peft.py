@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from blocks.compose import compose
-from blocks.lora import B, attach, is_adapter
-from interop.peft import IDLE, ONLY, READ, _settings, read_adapter, write_adapter
-from registry import ConfigError
+from blockwright.blocks.compose import compose
+from blockwright.blocks.lora import B, attach, is_adapter
+from blockwright.interop.peft import IDLE, ONLY, READ, _settings, read_adapter, write_adapter
+from blockwright.registry import ConfigError
 
 peft = pytest.importorskip("peft", reason="needs blockwright[trl]")
 MLA = {"attention": {"name": "mla"}}

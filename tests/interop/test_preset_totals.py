@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 
-from blocks.compose import compose, preset
-from interop.fingerprint import difference
-from interop.importing import find
+from blockwright.blocks.compose import compose, preset
+from blockwright.interop.fingerprint import difference
+from blockwright.interop.importing import find
 
 NEMOTRON = "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"
 KIMI = {

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from interop.exporting import recognise
-from interop.fingerprint import difference
-from interop.importing import find
-from registry import presets
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.exporting import recognise
+from blockwright.interop.fingerprint import difference
+from blockwright.interop.importing import find
+from blockwright.registry import presets
 
 LAYERS = 4
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None}

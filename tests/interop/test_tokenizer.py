@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import transformers
 
-from interop import tokenizer
-from registry import ConfigError
-from training.data.tokenizers.base import Tokenizer
-from training.data.tokenizers.bpe import BPE
-from training.data.tokenizers.bytes import Bytes
-from training.data.tokenizers.chars import Chars
+from blockwright.interop import tokenizer
+from blockwright.registry import ConfigError
+from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.bpe import BPE
+from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.chars import Chars
 
 TRAINED_ON = [
     "To be, or not to be:\n\tthat is the question — naïve café! 0123\n\n" * 3,

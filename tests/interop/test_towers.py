@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import SiglipConfig, SiglipModel, SiglipTextConfig, SiglipVisionConfig, SiglipVisionModel
 
-from blocks.compose import compose
-from interop.towers import Tower
-from registry import ConfigError
+from blockwright.blocks.compose import compose
+from blockwright.interop.towers import Tower
+from blockwright.registry import ConfigError
 
 SIZES: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"image_size": 33, "patch_size": 6}  # 33 pixels are 5 patches of 6: the last 3 are not seen

@@ -12,14 +12,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from blocks.generation.generate import Continuations
-from blocks.generation.sample import Sampling
-from interop.exporting import export_folder
-from interop.importing import import_folder
-from interop.source import load
-from interop.transformers import BlockwrightConfig, BlockwrightForCausalLM
-from interop.transformers_cache import BlockwrightCache
-from registry import BlockError, ConfigError
+from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.interop.exporting import export_folder
+from blockwright.interop.importing import import_folder
+from blockwright.interop.source import load
+from blockwright.interop.transformers import BlockwrightConfig, BlockwrightForCausalLM
+from blockwright.interop.transformers_cache import BlockwrightCache
+from blockwright.registry import BlockError, ConfigError
 
 MLA = {"attention": {"name": "mla"}}
 WINDOW = {"attention": {"name": "sliding_window", "window": 4}}
@@ -154,7 +154,7 @@ def test_generate_writes_our_texts_with_our_caches(wrapped: Make, changes: dict[
 
 @pytest.mark.parametrize("changes", [MLA, MEANS])
 def test_cache_of_unknown_length_grows(wrapped: Make, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("interop.transformers_cache.AHEAD", 2)
+    monkeypatch.setattr("blockwright.interop.transformers_cache.AHEAD", 2)
     model, cache, steps = wrapped(**changes), None, []
     mask = torch.ones(2, 12, dtype=torch.int64)
     mask[0, :2] = 0

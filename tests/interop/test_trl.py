@@ -13,14 +13,14 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from blocks.decoder import Decoder
-from interop import tokenizer
-from interop.transformers import BlockwrightConfig, BlockwrightForCausalLM
-from registry import Node, Scope, build
-from training.objectives.next_token import count_scored
-from training.objectives.policy import Completions, PolicyObjective
-from training.rollouts.record import Rollout, completion_mask, padded
-from training.rollouts.scoring import score
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop import tokenizer
+from blockwright.interop.transformers import BlockwrightConfig, BlockwrightForCausalLM
+from blockwright.registry import Node, Scope, build
+from blockwright.training.objectives.next_token import count_scored
+from blockwright.training.objectives.policy import Completions, PolicyObjective
+from blockwright.training.rollouts.record import Rollout, completion_mask, padded
+from blockwright.training.rollouts.scoring import score
 
 trl = pytest.importorskip("trl", reason="needs blockwright[trl]")
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from transformers import set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 from transformers.testing_utils import torch_device
 
-from interop.transformers import BlockwrightConfig, BlockwrightForCausalLM, BlockwrightModel
+from blockwright.interop.transformers import BlockwrightConfig, BlockwrightForCausalLM, BlockwrightModel
 
 BASE = {"vocab_size": 61, "d_model": 32, "n_layers": 2, "max_positions": 512, "position": "rope", "norm": "rmsnorm"}
 BASE |= {"residual": "prenorm", "ffn": {"name": "swiglu", "d_ff": 48}}

@@ -7,17 +7,20 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from blocks.decoder import Decoder
-from training.data.tokenizers.bytes import Bytes
+from blockwright.blocks.decoder import Decoder
+from blockwright.training.data.tokenizers.bytes import Bytes
 
 
 def write_run(folder: Path, decoder: Decoder, text: str) -> Path:
     """A run on twelve files of the same text, in windows of 48 bytes."""
     for i in range(12):
         (folder / f"{i}.txt").write_text(text)
-    corpus = {"_target_": "training.data.text.TextFiles", "files": str(folder / "*.txt")}
-    data = {"_target_": "training.data.module.TextDataModule", "sequence_length": 48, "batch_size": 4}
-    data |= {"tokenizer": {"_target_": "training.data.tokenizers.bytes.Bytes"}, "cache_dir": str(folder / "cache")}
+    corpus = {"_target_": "blockwright.training.data.text.TextFiles", "files": str(folder / "*.txt")}
+    data = {"_target_": "blockwright.training.data.module.TextDataModule", "sequence_length": 48, "batch_size": 4}
+    data |= {
+        "tokenizer": {"_target_": "blockwright.training.data.tokenizers.bytes.Bytes"},
+        "cache_dir": str(folder / "cache"),
+    }
     (folder / ".hydra").mkdir()
     OmegaConf.save({"data": {**data, "corpus": corpus}}, folder / ".hydra" / "config.yaml")
     weights = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}

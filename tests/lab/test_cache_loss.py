@@ -12,11 +12,11 @@ import pytest
 import torch
 from run_folder import write_run
 
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.kernels.cross_entropy import IGNORED
-from lab.cache_loss import losses, main, mean_loss
-from registry import ConfigError
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.lab.cache_loss import losses, main, mean_loss
+from blockwright.registry import ConfigError
 
 pytestmark = pytest.mark.xdist_group("cache_loss")  # its fixture is slow to set up
 
@@ -110,7 +110,9 @@ def test_model_that_is_no_run_needs_a_text(run: Path) -> None:
 def test_prompts_of_a_run_are_no_text(run: Path, tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
-    (tmp_path / ".hydra" / "config.yaml").write_text("data: {_target_: training.data.prompt_module.PromptDataModule}")
+    (tmp_path / ".hydra" / "config.yaml").write_text(
+        "data: {_target_: blockwright.training.data.prompt_module.PromptDataModule}"
+    )
     with pytest.raises(ConfigError, match=r"is no text, but conversations.*--text FILE"):
         main([str(tmp_path)])
 

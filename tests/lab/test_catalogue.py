@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import registry
-from blocks.attention.gqa import GQA
-from blocks.forward_pass import Pass
-from blocks.position.base import Position
-from lab import catalogue
-from lab.catalogue import PAGE, REMEDY, builtin, host, main, papers, stale
-from registry import ConfigError, register
+from blockwright import registry
+from blockwright.blocks.attention.gqa import GQA
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.position.base import Position
+from blockwright.lab import catalogue
+from blockwright.lab.catalogue import PAGE, REMEDY, builtin, host, main, papers, stale
+from blockwright.registry import ConfigError, register
 
 
 def test_page_is_current() -> None:

@@ -18,13 +18,13 @@ import torch
 from torch import nn
 from warm import Warm
 
-from blocks.attention.base import Attention
-from blocks.cost import deepseek_moe_flops
-from lab import describe
-from lab.card_request import Options, read
-from lab.describe import figures, main
-from lab.models import load
-from registry import ConfigError, register
+from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.cost import deepseek_moe_flops
+from blockwright.lab import describe
+from blockwright.lab.card_request import Options, read
+from blockwright.lab.describe import figures, main
+from blockwright.lab.models import load
+from blockwright.registry import ConfigError, register
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -374,7 +374,7 @@ def test_a_file_of_a_composition_and_a_checkpoint_are_described_too(
 ) -> None:
     from omegaconf import OmegaConf
 
-    from blocks.model_config import read as read_model
+    from blockwright.blocks.model_config import read as read_model
 
     (tmp_path / "own.yaml").write_text(OmegaConf.to_yaml(tiny()))
     run = tmp_path / "run" / "checkpoints"
@@ -449,7 +449,8 @@ LARGEST = "deepseek_v3"
 
 def test_the_largest_model_takes_seconds_and_little_memory_and_no_lightning(environment: dict[str, str]) -> None:
     probe = (
-        "import re, sys, lab.describe as d; d.main(sys.argv[1:]);"  # its own peak: ru_maxrss knows of who started it
+        "import re, sys, blockwright.lab.describe as d\nd.main(sys.argv[1:])\n"
+        # its own peak: ru_maxrss also counts the process that started it
         "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1], 'lightning' in sys.modules)"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -462,7 +463,7 @@ def test_the_largest_model_takes_seconds_and_little_memory_and_no_lightning(envi
 
 
 def test_refusal_is_a_message_and_not_a_traceback(warm: Warm, environment: dict[str, str]) -> None:
-    done = warm.run("-m", "lab.describe", "model=deepsek_v2", cwd=ROOT, env=environment)
+    done = warm.run("-m", "blockwright.lab.describe", "model=deepsek_v2", cwd=ROOT, env=environment)
     assert done.returncode == 64 and done.stdout == ""
     assert done.stderr.startswith("error: model = deepsek_v2") and "Traceback" not in done.stderr
 
@@ -470,7 +471,7 @@ def test_refusal_is_a_message_and_not_a_traceback(warm: Warm, environment: dict[
 def test_reader_that_has_seen_enough_is_no_error(environment: dict[str, str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "lab.describe", "model=tiny", "context=8", "--json"]
+    command = [sys.executable, "-m", "blockwright.lab.describe", "model=tiny", "context=8", "--json"]
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert "Traceback" not in done.stderr

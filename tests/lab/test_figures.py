@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.configuration.composing import compose_config
-from training.configuration.conf import CONF
-from training.configuration.instantiate import find_target, instantiate
-from training.entry.preflight import preflight
-from training.entry.run import run
-from training.figure import Figure
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.conf import CONF
+from blockwright.training.configuration.instantiate import find_target, instantiate
+from blockwright.training.entry.preflight import preflight
+from blockwright.training.entry.run import run
+from blockwright.training.figure import Figure
 
 pytestmark = pytest.mark.xdist_group("figures")  # one run is the start of another
 
@@ -108,7 +108,7 @@ def test_every_callback_has_logged_what_it_declares(of_text: Path) -> None:
 
 def test_answers_about_pictures_are_declared_whatever_is_asked() -> None:
     """Without a run: names come from the corpus, of a plug-in too."""
-    declared = instantiate({"_target_": "lab.asking.callback.Asking", "directory": "x"}, "x").figures
+    declared = instantiate({"_target_": "blockwright.lab.asking.callback.Asking", "directory": "x"}, "x").figures
     found = {name: next(f.better for f in declared if f.stands_for(f"pictures/{name}")) for name in (
         "read_exact", "where_overlap", "where_constant", "blanked_read_exact", "shuffled_count_exact",
     )}  # fmt: skip

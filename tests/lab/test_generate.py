@@ -13,14 +13,14 @@ import pytest
 import torch
 from warm import Warm
 
-from blocks.compose import compose
-from blocks.generation.generate import generate
-from blocks.generation.sample import Sampling
-from lab import generate as command
-from lab.generate import main
-from lab.writer import Request, Writer
-from registry import ConfigError
-from training.data.tokenizers.bytes import Bytes
+from blockwright.blocks.compose import compose
+from blockwright.blocks.generation.generate import generate
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.lab import generate as command
+from blockwright.lab.generate import main
+from blockwright.lab.writer import Request, Writer
+from blockwright.registry import ConfigError
+from blockwright.training.data.tokenizers.bytes import Bytes
 
 pytestmark = pytest.mark.xdist_group("lab_generate")  # its fixture is slow to set up
 
@@ -194,7 +194,7 @@ def test_more_than_learned_positions_is_refused_with_what_fits(save: Callable[..
 
 
 def test_attention_without_a_cache_is_refused(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    from blocks.attention.base import Attention
+    from blockwright.blocks.attention.base import Attention
 
     monkeypatch.setattr(type(writer.decoder.layers[0].attention), "new_cache", Attention.new_cache)
     with pytest.raises(ConfigError, match="new_cache"):
@@ -202,7 +202,7 @@ def test_attention_without_a_cache_is_refused(writer: Writer, monkeypatch: pytes
 
 
 def test_command_refuses_without_a_traceback(warm: Warm, environment: dict[str, str]) -> None:
-    done = warm.run("-m", "lab.generate", "nowhere", "--prompt", "x", cwd=ROOT, env=environment)
+    done = warm.run("-m", "blockwright.lab.generate", "nowhere", "--prompt", "x", cwd=ROOT, env=environment)
     assert done.returncode == 64 and not done.stdout
     assert done.stderr.startswith("error: MODEL = nowhere") and "Traceback" not in done.stderr
 

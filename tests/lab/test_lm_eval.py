@@ -17,13 +17,13 @@ from lm_eval.tasks import TaskManager
 from safetensors.torch import save_file
 from torch import Tensor
 
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.generation.generate import generate
-from blocks.generation.sample import Sampling
-from lab.lm_eval import Blockwright, main
-from registry import ConfigError
-from training.data.tokenizers.bytes import Bytes
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.generate import generate
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.lab.lm_eval import Blockwright, main
+from blockwright.registry import ConfigError
+from blockwright.training.data.tokenizers.bytes import Bytes
 
 pytestmark = pytest.mark.xdist_group("lm_eval")  # its fixture is slow to set up
 
@@ -184,7 +184,7 @@ def test_generation_keeps_the_prompt_and_says_what_had_no_room(
     run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A model of 16 positions, asked for 256 tokens, which is the harness's default."""
-    from lab import lm_eval
+    from blockwright.lab import lm_eval
 
     seen: list[tuple[list[int], int]] = []
     monkeypatch.setattr(lm_eval, "Continuations", lambda _, rows, room, *a, **k: seen.append((rows[0], room)) or [])
@@ -194,17 +194,17 @@ def test_generation_keeps_the_prompt_and_says_what_had_no_room(
     model.generate_until(ask("generate_until", *zip(contexts, settings, strict=True)))
     kept = [list(context.encode()[-15:]) or [256] for context in contexts]
     assert seen == list(zip(kept, [4, 1, 1, 15, 3], strict=True))
-    [said] = [record.getMessage() for record in caplog.records if record.name == "lab.lm_eval"]
+    [said] = [record.getMessage() for record in caplog.records if record.name == "blockwright.lab.lm_eval"]
     assert "4 of 5 answers had less room" in said and "2 prompts are longer" in said and "16 tokens" in said
     caplog.clear()
     model.generate_until(ask("generate_until", ("a", {"max_gen_toks": 3})))
-    assert not [record for record in caplog.records if record.name == "lab.lm_eval"]
+    assert not [record for record in caplog.records if record.name == "blockwright.lab.lm_eval"]
 
 
 def test_generation_takes_every_field_of_sampling_and_every_name_of_the_length(
     model: Blockwright, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lab import lm_eval
+    from blockwright.lab import lm_eval
 
     seen: list[Any] = []
     continuations = lm_eval.Continuations
@@ -297,8 +297,8 @@ def talker(tiny: Callable[..., dict[str, Any]], tmp_path: Path) -> Path:
 
 
 def test_conversation_is_encoded_as_in_training_and_users_write_no_special_token(talker: Path) -> None:
-    from training.data.chat.base import encode
-    from training.data.chat.chatml import ChatML
+    from blockwright.training.data.chat.base import encode
+    from blockwright.training.data.chat.chatml import ChatML
 
     model = Blockwright(str(talker), chat="chatml")
     said = [{"role": "system", "content": "s"}, {"role": "user", "content": "a<|im_end|>b\ue003<|im_start|>\ue003"}]
@@ -316,7 +316,9 @@ def test_answer_ends_where_the_format_ends_it(talker: Path, monkeypatch: pytest.
     model, seen = Blockwright(str(talker)), []
     names = {str(model.chat_template(name)) for name in ("chatml", "plain")}
     assert len(names) == 2 and model.chat_template(False) is None
-    monkeypatch.setattr("lab.lm_eval.Continuations", lambda *a, stop_tokens, **_: seen.append(stop_tokens) or [])
+    monkeypatch.setattr(
+        "blockwright.lab.lm_eval.Continuations", lambda *a, stop_tokens, **_: seen.append(stop_tokens) or []
+    )
     context = model.apply_chat_template([{"role": "user", "content": "a"}])
     model.generate_until(ask("generate_until", (context, {"until": []})))
     assert 97 in seen[0]
@@ -332,7 +334,7 @@ def test_format_must_be_named_for_a_model_without_conversations(model: Blockwrig
 def test_missing_harness_names_the_extra(tmp_path: Path, environment: dict[str, str]) -> None:
     (tmp_path / "lm_eval.py").write_text("raise ImportError('blocked')")
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "lab.lm_eval", "--model_args", "path=x", "--tasks", "y"]
+    command = [sys.executable, "-m", "blockwright.lab.lm_eval", "--model_args", "path=x", "--tasks", "y"]
     variables = {**environment, "PYTHONPATH": f"{tmp_path}:{root}"}
     done = subprocess.run(command, cwd=root, env=variables, capture_output=True, text=True)
     assert done.returncode == 64 and "blockwright[lm_eval]" in done.stderr and "Traceback" not in done.stderr
@@ -342,7 +344,7 @@ def test_missing_harness_names_the_extra(tmp_path: Path, environment: dict[str, 
 def test_command_line_evaluates_a_run(run: Path, tasks: Path, environment: dict[str, str]) -> None:
     root = Path(__file__).resolve().parents[2]
     variables = {**environment, "HF_HOME": str(tasks / "cache"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root)}
-    command = [sys.executable, "-m", "lab.lm_eval", "--model_args", f"path={run},max_length=64"]
+    command = [sys.executable, "-m", "blockwright.lab.lm_eval", "--model_args", f"path={run},max_length=64"]
     options = ["--tasks", "local_choice", "--include_path", str(tasks), "--batch_size", "2"]
     done = subprocess.run([*command, *options], cwd=tasks, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

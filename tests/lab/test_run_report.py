@@ -13,19 +13,19 @@ import lightning as L
 import pytest
 import torch
 
-from blocks.attention.base import Attention
-from blocks.attention.gqa import GQA
-from blocks.compose import compose
-from blocks.cost import cache_bytes, forward_flops_per_token
-from lab import curves
-from lab.report.single import expert_load, losses
-from lab.report.svg import standalone
-from lab.run_report import RunReport, results_table
-from training.entry.run import run
-from training.figure import OF_TEXT, declared, records
-from training.stops import Interrupted
-from training.tasks.causal_lm import CausalLM
-from training.tasks.pairs import Pairwise
+from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.attention.gqa import GQA
+from blockwright.blocks.compose import compose
+from blockwright.blocks.cost import cache_bytes, forward_flops_per_token
+from blockwright.lab import curves
+from blockwright.lab.report.single import expert_load, losses
+from blockwright.lab.report.svg import standalone
+from blockwright.lab.run_report import RunReport, results_table
+from blockwright.training.entry.run import run
+from blockwright.training.figure import OF_TEXT, declared, records
+from blockwright.training.stops import Interrupted
+from blockwright.training.tasks.causal_lm import CausalLM
+from blockwright.training.tasks.pairs import Pairwise
 
 Checked = Callable[..., dict[str, Any]]
 
@@ -105,7 +105,7 @@ def test_curves_travel_in_the_checkpoint() -> None:
 
 
 def test_task_without_a_loss_has_its_other_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lab.run_report.logs_now", lambda trainer: True)
+    monkeypatch.setattr("blockwright.lab.run_report.logs_now", lambda trainer: True)
     report = RunReport(str(tmp_path))
     report.on_step_end(SimpleNamespace(callback_metrics={"train/f1": torch.tensor(0.5)}), L.LightningModule(), 1)  # type: ignore[arg-type]
     assert report.train == []

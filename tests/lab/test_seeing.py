@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lab.seeing import drawn
-from training.data.boxes import boxes, overlap
+from blockwright.lab.seeing import drawn
+from blockwright.training.data.boxes import boxes, overlap
 
 
 @pytest.mark.parametrize(

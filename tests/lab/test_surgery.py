@@ -11,13 +11,13 @@ import pytest
 import torch
 from run_folder import write_run
 
-from blocks.compose import compose
-from interop import origin
-from interop.exporting import export_folder
-from interop.importing import import_folder
-from interop.source import load, open_source
-from lab.surgery.__main__ import main
-from registry import ConfigError
+from blockwright.blocks.compose import compose
+from blockwright.interop import origin
+from blockwright.interop.exporting import export_folder
+from blockwright.interop.importing import import_folder
+from blockwright.interop.source import load, open_source
+from blockwright.lab.surgery.__main__ import main
+from blockwright.registry import ConfigError
 
 pytestmark = pytest.mark.xdist_group("surgery")  # its fixture is slow to set up
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.models.deepseek_v4.configuration_deepseek_v4 import DeepseekV4Config
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4Attention, DeepseekV4RotaryEmbedding
 
-from blocks.forward_pass import Pass
+from blockwright.blocks.forward_pass import Pass
 
 D, N, H, R, L, G, A = 40, 4, 16, 8, 20, 2, 12
 INDEX = {"n_heads": 32, "head_dim": 8, "top_k": 2}

@@ -14,13 +14,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.generation.generate import generate
-from interop.deepseek_like import NAMES
-from interop.families.catalogue import FAMILIES
-from interop.llama_like import ATTENTION, EXPERTS, FRAME, LAYER, PRENORM, ROUTER
-from interop.names import Row, links, one_of
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.generate import generate
+from blockwright.interop.deepseek_like import NAMES
+from blockwright.interop.families.catalogue import FAMILIES
+from blockwright.interop.llama_like import ATTENTION, EXPERTS, FRAME, LAYER, PRENORM, ROUTER
+from blockwright.interop.names import Row, links, one_of
 
 V, D, T = 97, 40, 63
 

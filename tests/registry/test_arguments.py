@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from registry import ConfigError
-from registry.arguments import read_arguments
+from blockwright.registry import ConfigError
+from blockwright.registry.arguments import read_arguments
 
 
 def read(*arguments: str, n_names: int = 1):  # type: ignore[no-untyped-def]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 from omegaconf import OmegaConf
 
-from registry import (
+from blockwright.registry import (
     BlockError,
     Composable,
     ConfigError,
@@ -25,7 +25,7 @@ from registry import (
     to_plain,
     walk,
 )
-from registry.layout import patched
+from blockwright.registry.layout import patched
 
 BROKEN = {"wrong": RuntimeError("no such luck"), "type": TypeError("odd"), "memory": MemoryError("full")}
 

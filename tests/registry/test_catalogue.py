@@ -16,10 +16,10 @@ import pytest
 from hydra.core.object_type import ObjectType
 from torch import Tensor
 
-import registry
-from blocks.norm.base import Norm
-from registry import Composable, RegistrationError, catalogue, family, register
-from registry.hydra import RegistrySource
+from blockwright import registry
+from blockwright.blocks.norm.base import Norm
+from blockwright.registry import Composable, RegistrationError, catalogue, family, register
+from blockwright.registry.hydra import RegistrySource
 
 pytestmark = pytest.mark.usefixtures("temporary_blocks")
 
@@ -77,7 +77,9 @@ def test_malformed_name_is_refused(name: str) -> None:
 
 
 def test_class_outside_the_contract_is_refused() -> None:
-    with pytest.raises(RegistrationError, match=r"must derive from blocks\.ffn\.base\.FFN, the contract of ffn"):
+    with pytest.raises(
+        RegistrationError, match=r"must derive from blockwright\.blocks\.ffn\.base\.FFN, the contract of ffn"
+    ):
         register("ffn", "plain")(Plain)
     assert "plain" not in registry.names("ffn")
 
@@ -103,7 +105,7 @@ def test_taken_name_is_refused_and_both_owners_are_named() -> None:
 
 def test_built_in_cannot_be_taken_over() -> None:
     with pytest.raises(
-        RegistrationError, match=r"already registered by blockwright \(blocks\.norm\.rmsnorm\.RMSNorm\)"
+        RegistrationError, match=r"already registered by blockwright \(blockwright\.blocks\.norm\.rmsnorm\.RMSNorm\)"
     ):
         register("norm", "rmsnorm")(Plain)
 
@@ -146,7 +148,7 @@ def test_guest_may_declare_a_family_and_fill_it() -> None:
 
 
 def test_family_of_another_contract_cannot_take_a_kind() -> None:
-    with pytest.raises(RegistrationError, match=r"already has the contract blocks\.norm\.base\.Norm"):
+    with pytest.raises(RegistrationError, match=r"already has the contract blockwright\.blocks\.norm\.base\.Norm"):
 
         @family("norm")
         class Other(Composable):
@@ -258,8 +260,8 @@ def test_plugins_load_in_the_order_of_their_names(plugins: dict[str, Any]) -> No
 
 def test_module_of_an_entry_point_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = """
-        from blocks.norm.base import Norm
-        from registry import register
+        from blockwright.blocks.norm.base import Norm
+        from blockwright.registry import register
 
         @register("norm", "plain")
         class Plain(Norm):
@@ -278,5 +280,5 @@ def test_module_of_an_entry_point_is_imported(tmp_path: Path, monkeypatch: pytes
 
 
 def test_registry_imports_no_block() -> None:
-    code = "import sys, registry; assert not any(m.partition('.')[0] in ('blocks', 'torch') for m in sys.modules)"
+    code = "import sys\nfrom blockwright import registry\nassert not any(m.startswith(('blockwright.blocks', 'torch')) for m in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(registry.__file__).parent.parent)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from registry import ConfigError
-from registry.command import Parser, run_command
+from blockwright.registry import ConfigError
+from blockwright.registry.command import Parser, run_command
 
 
 def parser() -> Parser:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from interop.folder import whole
-from registry import ConfigError
-from registry.command import run_command
-from registry.disk import os_error_of, refusal_of_full
-from training.entry.main import refusal_of
-from training.writing import write_text
+from blockwright.interop.folder import whole
+from blockwright.registry import ConfigError
+from blockwright.registry.command import run_command
+from blockwright.registry.disk import os_error_of, refusal_of_full
+from blockwright.training.entry.main import refusal_of
+from blockwright.training.writing import write_text
 
 LARGE = 100_000
 

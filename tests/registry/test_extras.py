@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from registry import ConfigError
-from registry.extras import require
+from blockwright.registry import ConfigError
+from blockwright.registry.extras import require
 
 
 def test_missing_packages_are_named_and_those_that_are_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

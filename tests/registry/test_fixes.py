@@ -10,11 +10,11 @@ import pytest
 from omegaconf import OmegaConf
 from torch import Tensor
 
-import registry
-from blocks.norm.base import Norm
-from registry import ConfigError, Node, RegistrationError, SameAs, Scope, register
-from registry.__main__ import main
-from registry.ranges import Count
+from blockwright import registry
+from blockwright.blocks.norm.base import Norm
+from blockwright.registry import ConfigError, Node, RegistrationError, SameAs, Scope, register
+from blockwright.registry.__main__ import main
+from blockwright.registry.ranges import Count
 
 pytestmark = pytest.mark.usefixtures("temporary_blocks")
 

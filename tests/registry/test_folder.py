@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from registry import ConfigError
-from registry.folder import own_folder, read_bytes, read_json, read_text, read_yaml
-from registry.readable import find_readable
-from registry.references import References
-from training.configuration.instantiate import build_readable
-from training.data.corpus import Corpus
-from training.data.tokenizers.base import Tokenizer
+from blockwright.registry import ConfigError
+from blockwright.registry.folder import own_folder, read_bytes, read_json, read_text, read_yaml
+from blockwright.registry.readable import find_readable
+from blockwright.registry.references import References
+from blockwright.training.configuration.instantiate import build_readable
+from blockwright.training.data.corpus import Corpus
+from blockwright.training.data.tokenizers.base import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("blockwright", "registry", "blocks", "interop", "training", "lab", "hydra_plugins")
+PACKAGES = ("src", "registry", "blocks", "interop", "training", "lab")
 READERS = (
     "json.load",
     "json.loads",
@@ -38,8 +38,8 @@ ELSEWHERE = {
     "registry/limits.py yaml.load": "the mechanism itself, a SafeLoader",
     "registry/folder.py json.loads": "the mechanism itself",
     "lab/ablation/definition.py yaml.safe_load": "a text that read_text has bounded, of a file that the user names",
-    "blockwright/lazy.py read_text": "a file of this package",
-    "blockwright/api.py read_text": "files of this package",
+    "src/blockwright/lazy.py read_text": "a file of this package",
+    "src/blockwright/api.py read_text": "files of this package",
     "lab/report/svg.py read_text": "a file of this package",
     "lab/report/build.py read_text": "files of this package",
     "lab/catalogue.py read_text": "a page and the configuration of this project",
@@ -106,7 +106,9 @@ def test_reading_is_found_by_whatever_name(program: str, name: str) -> None:
 
 def test_files_are_read_in_one_place() -> None:
     found = {where for where, _ in calls()}
-    assert not found - set(ELSEWHERE), "read files of folders by registry.folder, or say why not in ELSEWHERE"
+    assert not found - set(ELSEWHERE), (
+        "read files of folders by blockwright.registry.folder, or say why not in ELSEWHERE"
+    )
     assert not set(ELSEWHERE) - found, "these are gone"
 
 
@@ -232,18 +234,18 @@ def test_references_to_a_long_text_end_at_the_limit(value: Any) -> None:
 
 
 def test_only_declared_classes_are_found() -> None:
-    assert find_readable("training.data.text.TextFiles", Corpus)
+    assert find_readable("blockwright.training.data.text.TextFiles", Corpus)
     for other in (
         "os.system",
-        "training.data.corpus.Corpus",
-        "training.data.text.np.load",
+        "blockwright.training.data.corpus.Corpus",
+        "blockwright.training.data.text.np.load",
         None,
         3,
         "a",
-        "training.data.",
+        "blockwright.training.data.",
     ):
         assert find_readable(other, Corpus) is None
-    assert find_readable("training.data.text.TextFiles", Tokenizer) is None
+    assert find_readable("blockwright.training.data.text.TextFiles", Tokenizer) is None
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,7 @@ def test_only_declared_classes_are_found() -> None:
     ],
 )
 def test_declared_classes_take_their_own_plain_arguments(changes: dict[str, Any]) -> None:
-    node = {"_target_": "training.data.text.TextFiles", "files": "a.txt"}
+    node = {"_target_": "blockwright.training.data.text.TextFiles", "files": "a.txt"}
     assert build_readable(node, Corpus, "data.corpus", "r")
     with pytest.raises(ConfigError) as caught:
         build_readable({**node, **changes}, Corpus, "data.corpus", "r")

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from blocks.compose import check, compose
-from blocks.decoder import Decoder
-from blocks.model_config import reread
-from registry import ConfigError
-from registry.format import FORMAT, OF_FORMAT_1
-from training.configuration.composing import compose_config
+from blockwright.blocks.compose import check, compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.model_config import reread
+from blockwright.registry import ConfigError
+from blockwright.registry.format import FORMAT, OF_FORMAT_1
+from blockwright.training.configuration.composing import compose_config
 
 SMALL = {
     "vocab_size": 61,
@@ -106,7 +106,7 @@ def ablations() -> dict[str, list[str]]:
     """Every override of conf/ablation that takes something away from the model."""
     import yaml
 
-    from training.configuration.conf import CONF
+    from blockwright.training.configuration.conf import CONF
 
     def words(value: Any) -> list[str]:
         inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else []

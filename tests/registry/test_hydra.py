@@ -6,9 +6,9 @@ import pytest
 from hydra.core.object_type import ObjectType
 from omegaconf import OmegaConf
 
-import registry
-from registry import Node, presets
-from registry.hydra import RegistrySource, include_config_dir
+from blockwright import registry
+from blockwright.registry import Node, presets
+from blockwright.registry.hydra import RegistrySource, include_config_dir
 
 SOURCE = RegistrySource("blockwright", "blockwright://")
 

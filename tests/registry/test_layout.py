@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.errors import ConfigError
-from registry.layout import MAX_LAYERS, plan
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.layout import MAX_LAYERS, plan
 
 REGISTERED = {"attention": ["gqa", "mla", "linear"], "ffn": ["swiglu", "moe"]}
 KINDS = list(REGISTERED)

@@ -9,8 +9,16 @@ from typing import Any
 
 import pytest
 
-from registry import ConfigError
-from registry.limits import MAX_BYTES, MAX_DEPTH, MAX_INTEGER, MAX_NODES, check_text, check_values, read_text
+from blockwright.registry import ConfigError
+from blockwright.registry.limits import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_INTEGER,
+    MAX_NODES,
+    check_text,
+    check_values,
+    read_text,
+)
 
 
 def nested(depth: int) -> Any:

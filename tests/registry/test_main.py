@@ -1,4 +1,4 @@
-"""``python -m registry``: the catalogue as one reads it."""
+"""``python -m blockwright.registry``: the catalogue as one reads it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from warm import Warm
 
-import registry
-from blocks.norm.base import Norm
-from registry import ConfigError, register
-from registry.__main__ import main
+from blockwright import registry
+from blockwright.blocks.norm.base import Norm
+from blockwright.registry import ConfigError, register
+from blockwright.registry.__main__ import main
 
 ROOT = Path(registry.__file__).parent.parent
 EVERY = [(kind, name) for kind in registry.kinds() for name in registry.names(kind)]
@@ -53,7 +53,7 @@ def test_block_is_shown_with_every_parameter_its_meaning_and_its_origin(
     for p in entry.schema.parameters.values():
         assert p.name in printed and p.description[:30] in words
     assert "provided by blockwright" in printed and entry.cls.__qualname__ in printed
-    assert f"python train.py model/{kind}={name}" in printed
+    assert f"blockwright train model/{kind}={name}" in printed
     assert "required" in printed or not any(p.required and not p.child for p in entry.schema.parameters.values())
 
 
@@ -118,7 +118,8 @@ def test_command_prints_and_returns_zero_and_a_mistake_64_without_a_traceback(
     warm: Warm, environment: dict[str, str]
 ) -> None:
     good, bad = (
-        warm.run("-m", "registry", what, cwd=ROOT, env=environment) for what in ("attention/mla", "attention/mlaa")
+        warm.run("-m", "blockwright.registry", what, cwd=ROOT, env=environment)
+        for what in ("attention/mla", "attention/mlaa")
     )
     assert good.returncode == 0 and "kv_lora_rank" in good.stdout and not good.stderr
     assert bad.returncode == 64 and not bad.stdout

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry.errors import ConfigError
-from registry.layout import MAX_LAYERS
-from registry.pattern import expand, select
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.layout import MAX_LAYERS
+from blockwright.registry.pattern import expand, select
 
 PATH = "model.layout.ffn"
 

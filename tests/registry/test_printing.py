@@ -13,8 +13,8 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-import registry
-from registry import printing
+from blockwright import registry
+from blockwright.registry import printing
 
 ROOT = Path(registry.__file__).parent.parent
 LONG = "word " * 60 + "end"
@@ -74,11 +74,11 @@ def test_table_without_rows_or_title_prints_its_header() -> None:
 @pytest.mark.parametrize(
     ("module", "arguments", "word"),
     [
-        ("registry.__main__", ["attention"], "attention/sliding_window"),
-        ("registry.__main__", ["position/yarn"], "original_positions"),
-        ("lab.describe", ["model=deepseek_v2_lite,gpt2"], "deepseek_v2_lite"),
-        ("lab.match.__main__", ["model=tiny", "model/attention=mha,sliding_window"], "sliding_window"),
-        ("blocks.conformance.__main__", ["norm/layernorm"], "promise"),
+        ("blockwright.registry.__main__", ["attention"], "attention/sliding_window"),
+        ("blockwright.registry.__main__", ["position/yarn"], "original_positions"),
+        ("blockwright.lab.describe", ["model=deepseek_v2_lite,gpt2"], "deepseek_v2_lite"),
+        ("blockwright.lab.match.__main__", ["model=tiny", "model/attention=mha,sliding_window"], "sliding_window"),
+        ("blockwright.blocks.conformance.__main__", ["norm/layernorm"], "promise"),
     ],
 )
 def test_every_command_prints_whole_names_whatever_the_columns(

@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
 
-import registry
-from blocks.compose import check
-from registry import BlockError, ConfigError
-from registry.enforcing import enforced
-from registry.ranges import UNBOUNDED, BelowOne, Count, Fraction, Number, Positive, Whole, numbers
-from registry.schema import Parameter, conforms, fault, in_words
+from blockwright import registry
+from blockwright.blocks.compose import check
+from blockwright.registry import BlockError, ConfigError
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.ranges import UNBOUNDED, BelowOne, Count, Fraction, Number, Positive, Whole, numbers
+from blockwright.registry.schema import Parameter, conforms, fault, in_words
 
 ROOT = Path(__file__).resolve().parents[2]
 Infinite = Annotated[float, Ge(0), UNBOUNDED]
@@ -120,7 +120,7 @@ SMALL |= {"attention": "gqa", "position": "rope", "experts": {"name": "swiglu", 
 def test_value_that_no_block_can_use_is_refused_on_the_command_line(
     kind: str, name: str, parameter: str, value: Any
 ) -> None:
-    from training.configuration.composing import compose_config
+    from blockwright.training.configuration.composing import compose_config
 
     path = f"model.{kind}.{parameter}" if kind != "balance" else f"model.gating.balance.{parameter}"
     written = f"'{value}'" if isinstance(value, str) else value

@@ -12,11 +12,11 @@ from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 
-import registry
-from blocks.model_config import read
-from registry import Composable, ConfigError, Node, RegistrationError, Scope, catalogue, family, register
-from registry.__main__ import main, markdown
-from registry.hydra import RegistrySource
+from blockwright import registry
+from blockwright.blocks.model_config import read
+from blockwright.registry import Composable, ConfigError, Node, RegistrationError, Scope, catalogue, family, register
+from blockwright.registry.__main__ import main, markdown
+from blockwright.registry.hydra import RegistrySource
 
 pytestmark = pytest.mark.usefixtures("temporary_blocks", "prizes")
 
@@ -107,7 +107,7 @@ def test_help_shows_the_option_with_its_root(
     monkeypatch.setenv("COLUMNS", "200")
     main(["prize/length"])
     shown = capsys.readouterr().out
-    assert "python train.py fair/prize=length fair.prize.per_token=…" in shown and "fair.judge" in shown
+    assert "blockwright train fair/prize=length fair.prize.per_token=…" in shown and "fair.judge" in shown
     main(["prize"])
     assert "fair/<kind>=<name>" in capsys.readouterr().out
     main([])
@@ -131,8 +131,8 @@ def test_root_that_cannot_be_a_group_is_refused() -> None:
 
 def test_folder_is_a_family_only_if_its_base_declares_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
-        "hall/base.py": "from registry import *\n@family('hall')\nclass Hall(Composable): pass\n",
-        "hall/great.py": "from registry import *\nfrom house_of_a_test.hall.base import Hall\n"
+        "hall/base.py": "from blockwright.registry import *\n@family('hall')\nclass Hall(Composable): pass\n",
+        "hall/great.py": "from blockwright.registry import *\nfrom house_of_a_test.hall.base import Hall\n"
         "@register('hall', 'great')\nclass Great(Hall):\n    def __init__(self) -> None: ...\n",
         "attic/base.py": "class Attic: pass\n",
         "attic/locked.py": "raise RuntimeError('swept in')\n",

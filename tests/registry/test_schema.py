@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import MISSING, OmegaConf
 
-import registry
-from registry.schema import Schema, conforms, in_words, read_schema
+from blockwright import registry
+from blockwright.registry.schema import Schema, conforms, in_words, read_schema
 
 EVERY = [(kind, name) for kind in registry.kinds() for name in registry.names(kind)]
 
@@ -341,7 +341,7 @@ def test_block_and_each_of_its_parameters_is_described(kind: str, name: str) -> 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_docstring_describes_no_parameter_that_is_not_there(kind: str, name: str) -> None:
-    from registry.schema import _documented
+    from blockwright.registry.schema import _documented
 
     entry = registry.lookup(kind, name)
     assert set(_documented(entry.cls)) <= set(entry.schema.parameters)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from blocks.compose import compose
-from training.entry.main import main
+from blockwright.blocks.compose import compose
+from blockwright.training.entry.main import main
 
 pytestmark = pytest.mark.xdist_group("bad_alignment")
 
@@ -156,7 +156,7 @@ def start(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any]:
-    """``python train.py …`` in this process: its exit code and what it wrote to stderr."""
+    """``blockwright train …`` in this process: its exit code and what it wrote to stderr."""
 
     def call(*overrides: str) -> tuple[Any, str]:
         monkeypatch.chdir(tmp_path)
@@ -180,7 +180,7 @@ def test_bad_input_ends_in_one_message(
     case: Case, train: Callable[..., Any], start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, records, overrides, path, rule = case
-    monkeypatch.setattr("training.data.chat.jinja.SECONDS", 0.2)
+    monkeypatch.setattr("blockwright.training.data.chat.jinja.SECONDS", 0.2)
     file, template, written = tmp_path / "data.jsonl", tmp_path / "template.jinja", []
     for override in overrides:
         if override.startswith("TEMPLATE="):

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from registry import ConfigError
-from training.cadence import logs_now
-from training.optimizers.adamw import AdamW
-from training.schedulers.constant import Constant
-from training.tasks.causal_lm import CausalLM
+from blockwright.registry import ConfigError
+from blockwright.training.cadence import logs_now
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.schedulers.constant import Constant
+from blockwright.training.tasks.causal_lm import CausalLM
 
 
 class Steps(L.Callback):

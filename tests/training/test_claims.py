@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from training import claims
+from blockwright.training import claims
 
 
 def test_one_process_of_a_machine_writes_a_folder(tmp_path: Path) -> None:

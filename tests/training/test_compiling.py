@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.compose import check, compose, preset
-from blocks.decoder import Decoder
-from blocks.kernels import blocked_attention
-from registry import ConfigError, presets
-from training.compiling import check_compiler, compile_layers, run_as_written
+from blockwright.blocks.compose import check, compose, preset
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.kernels import blocked_attention
+from blockwright.registry import ConfigError, presets
+from blockwright.training.compiling import check_compiler, compile_layers, run_as_written
 
 FEW = ("gpt_oss_20b", "deepseek_v3")  # sinks, windows, biases and clamps; latent attention, groups, balancing bias
 # Every number of a preset that says how large something is, made small; what it is made of stays.
@@ -108,7 +108,7 @@ def test_run_compiles_its_layers_for_training_alone(
 ) -> None:
     compiled: list[Any] = []
     monkeypatch.setattr(torch, "compile", lambda f, **kwargs: compiled.append((f.__self__, kwargs)) or f)
-    monkeypatch.setattr("training.entry.preflight.check_compiler", lambda accelerator: None)
+    monkeypatch.setattr("blockwright.training.entry.preflight.check_compiler", lambda accelerator: None)
     task = fit("trainer.compile=true", "trainer.max_steps=1").lightning_module
     assert [layer for layer, _ in compiled] == list(task.decoder.layers)
     assert all(settings["dynamic"] is False for _, settings in compiled)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from training.csv_logger import CSVLogger
+from blockwright.training.csv_logger import CSVLogger
 
 
 def log(folder: Path, *rows: tuple[int, dict[str, float]]) -> None:

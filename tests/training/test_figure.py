@@ -14,12 +14,12 @@ from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 
-from registry import ConfigError, RegistrationError
-from training.callbacks.early_stopping import EarlyStopping
-from training.checkpoints.saving import Keeper
-from training.configuration import figures
-from training.configuration.composing import compose_config
-from training.figure import (
+from blockwright.registry import ConfigError, RegistrationError
+from blockwright.training.callbacks.early_stopping import EarlyStopping
+from blockwright.training.checkpoints.saving import Keeper
+from blockwright.training.configuration import figures
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.figure import (
     OF_TEXT,
     TRAIN,
     Figure,
@@ -31,9 +31,9 @@ from training.figure import (
     records,
     refuse_contradictions,
 )
-from training.tasks.causal_lm import CausalLM
-from training.tasks.grpo import Grpo
-from training.tasks.pairs import Pairwise
+from blockwright.training.tasks.causal_lm import CausalLM
+from blockwright.training.tasks.grpo import Grpo
+from blockwright.training.tasks.pairs import Pairwise
 
 
 def test_word_in_braces_stands_for_one_part_of_a_name() -> None:

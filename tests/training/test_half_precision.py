@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-import registry
-from blocks.compose import compose
-from blocks.precision import default_dtype
-from registry import Node, Scope
-from training.configuration.composing import compose_config
-from training.configuration.instantiate import instantiate
-from training.entry.preflight import OWN, preflight
-from training.figure import find, of_run
-from training.objectives.policy import PolicyObjective
-from training.objectives.preference.base import Answers
-from training.objectives.teaching.base import Lesson
+from blockwright import registry
+from blockwright.blocks.compose import compose
+from blockwright.blocks.precision import default_dtype
+from blockwright.registry import Node, Scope
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.entry.preflight import OWN, preflight
+from blockwright.training.figure import find, of_run
+from blockwright.training.objectives.policy import PolicyObjective
+from blockwright.training.objectives.preference.base import Answers
+from blockwright.training.objectives.teaching.base import Lesson
 
 pytestmark = pytest.mark.xdist_group("half_precision")  # its runs are compared with each other
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -288,7 +288,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "surrogate": lambda f: tuple(f(LOGP, OLD, ADVANTAGE, MASK.float())),
     "teaching": lambda f: f(LESSON)[0].detach(),
 }
-KINDS = [f.kind for f in registry.families() if f.contract.__module__.startswith("training.objectives.")]
+KINDS = [f.kind for f in registry.families() if f.contract.__module__.startswith("blockwright.training.objectives.")]
 OBJECTIVES = [
     pytest.param(kind, name, marks=pytest.mark.slow if name == "reward_model" else ())  # which needs a run
     for kind in KINDS

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from blocks.compose import compose
-from blocks.lora import is_adapter
-from interop.exporting import export_folder
-from interop.hf import main
-from interop.importing import import_folder
-from interop.source import load
-from lab.handover.__main__ import main as command
-from registry import ConfigError
-from training.checkpoints.record import record
-from training.configuration.instantiate import instantiate
+from blockwright.blocks.compose import compose
+from blockwright.blocks.lora import is_adapter
+from blockwright.interop.exporting import export_folder
+from blockwright.interop.hf import main
+from blockwright.interop.importing import import_folder
+from blockwright.interop.source import load
+from blockwright.lab.handover.__main__ import main as command
+from blockwright.registry import ConfigError
+from blockwright.training.checkpoints.record import record
+from blockwright.training.configuration.instantiate import instantiate
 
 LORA = (
     "model=pretrained",

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from training import metrics
-from training.metrics import ExpertLoad, TokenLoss
+from blockwright.training import metrics
+from blockwright.training.metrics import ExpertLoad, TokenLoss
 
 
 def number(value: float) -> torch.Tensor:

@@ -18,13 +18,13 @@ from many_ranks import spawn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from registry.errors import ConfigError
-from training.optimizers import stacked_muon
-from training.optimizers.adamw import AdamW
-from training.optimizers.base import OptimizerRecipe, weights
-from training.optimizers.combined import CombinedOptimizer
-from training.optimizers.muon import Muon
-from training.optimizers.stacked_muon import StackedMuon, orthogonalize
+from blockwright.registry.errors import ConfigError
+from blockwright.training.optimizers import stacked_muon
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.optimizers.base import OptimizerRecipe, weights
+from blockwright.training.optimizers.combined import CombinedOptimizer
+from blockwright.training.optimizers.muon import Muon
+from blockwright.training.optimizers.stacked_muon import StackedMuon, orthogonalize
 
 CONF = Path(__file__).parents[2] / "conf" / "optimizer"
 RECIPES: dict[str, type[OptimizerRecipe]] = {"adamw": AdamW, "muon": Muon}
@@ -569,7 +569,7 @@ def test_hydra_and_jsonargparse_make_the_same_recipe(name: str) -> None:
 
 def test_making_a_recipe_imports_no_torch() -> None:
     program = (
-        "import sys; from training.optimizers import adamw, muon; adamw.AdamW(); muon.Muon(); "
+        "import sys; from blockwright.training.optimizers import adamw, muon; adamw.AdamW(); muon.Muon(); "
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True)
@@ -579,7 +579,7 @@ def test_making_a_recipe_imports_no_torch() -> None:
 
 
 def test_a_composed_mixture_of_experts_is_split_as_its_families_say(tiny: Any) -> None:
-    from blocks.compose import compose
+    from blockwright.blocks.compose import compose
 
     model = compose(tiny(moe=True, position={"name": "learned"}), device="meta")
     groups = {

@@ -15,12 +15,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.errors import ConfigError
-from training.schedulers.base import Schedule
-from training.schedulers.constant import Constant
-from training.schedulers.warmup_cosine import WarmupCosine
-from training.schedulers.warmup_stable_decay import SHAPES, WarmupStableDecay
-from training.schedulers.warmup_step_decay import WarmupStepDecay
+from blockwright.registry.errors import ConfigError
+from blockwright.training.schedulers.base import Schedule
+from blockwright.training.schedulers.constant import Constant
+from blockwright.training.schedulers.warmup_cosine import WarmupCosine
+from blockwright.training.schedulers.warmup_stable_decay import SHAPES, WarmupStableDecay
+from blockwright.training.schedulers.warmup_step_decay import WarmupStepDecay
 
 CONF = Path(__file__).parents[2] / "conf" / "scheduler"
 SCHEDULES: dict[str, type[Schedule]] = {
@@ -274,7 +274,8 @@ def test_hydra_and_jsonargparse_make_the_same_schedule(name: str) -> None:
 
 def test_making_a_schedule_imports_no_torch() -> None:
     program = (
-        "import sys; from training.schedulers import constant, warmup_cosine, warmup_stable_decay, warmup_step_decay; "
+        "import sys; from blockwright.training.schedulers import constant, warmup_cosine, warmup_stable_decay; "
+        "from blockwright.training.schedulers import warmup_step_decay; "
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from blocks.compose import check, compose
-from blocks.decoder import Decoder
-from blocks.ledger import Ledger
-from registry import ConfigError
-from training.surgery import Surgery
+from blockwright.blocks.compose import check, compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.ledger import Ledger
+from blockwright.registry import ConfigError
+from blockwright.training.surgery import Surgery
 
 MHA: dict[str, Any] = {"attention": {"name": "mha"}}
 Tiny = Callable[..., dict[str, Any]]
@@ -46,7 +46,7 @@ def test_model_of_lower_precision_is_measured_in_fp32_and_rounded(tiny: Tiny, st
 
 
 def test_what_is_too_large_to_measure_is_not_exact(tiny: Tiny, start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blocks.probing.FLOPS", 1e5)
+    monkeypatch.setattr("blockwright.blocks.probing.FLOPS", 1e5)
     assert not filled(Surgery(), compose(tiny(**MHA)), start)[1].exact
     with pytest.raises(ConfigError, match="too large to be compared") as caught:
         filled(Surgery(exact=True), compose(tiny(**MHA)), start)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training.writing import write_json, write_text
+from blockwright.training.writing import write_json, write_text
 
 
 def test_text_is_what_was_written_and_nothing_is_left_beside_it(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import lightning as L
 from rich.table import Table
 
-from registry import printing
-from registry.enforcing import enforced
-from registry.ranges import Whole
-from training.cadence import logs_now
-from training.callbacks.step_end import StepEnd
-from training.figure import TRAIN, Figure
-from training.tasks.grpo import Grpo
+from blockwright.registry import printing
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.ranges import Whole
+from blockwright.training.cadence import logs_now
+from blockwright.training.callbacks.step_end import StepEnd
+from blockwright.training.figure import TRAIN, Figure
+from blockwright.training.tasks.grpo import Grpo
 
 FILE = "completions.jsonl"
 Sample = tuple[str, str, float | None]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
-from training.figure import mode_in
+from blockwright.training.figure import mode_in
 
 
 class EarlyStopping(LightningEarlyStopping):

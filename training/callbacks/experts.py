@@ -8,12 +8,12 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from registry.enforcing import enforced
-from registry.ranges import Count, ProperFraction
-from training.cadence import logs_now
-from training.callbacks.step_end import StepEnd
-from training.figure import Figure
-from training.tasks.base import Task
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.ranges import Count, ProperFraction
+from blockwright.training.cadence import logs_now
+from blockwright.training.callbacks.step_end import StepEnd
+from blockwright.training.figure import Figure
+from blockwright.training.tasks.base import Task
 
 
 @enforced("callbacks.experts")

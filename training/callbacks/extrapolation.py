@@ -9,18 +9,18 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from blocks.compose import check, compose
-from blocks.decoder import Decoder
-from blocks.kernels.cross_entropy import IGNORED
-from registry import ConfigError
-from registry.enforcing import enforced
-from registry.ranges import Count
-from training.data.chat_module import ChatDataModule
-from training.data.module import TextDataModule
-from training.figure import Figure
-from training.metrics import TokenLoss
-from training.parallel.local import is_distributed
-from training.tasks.base import Task
+from blockwright.blocks.compose import check, compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.registry import ConfigError
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.ranges import Count
+from blockwright.training.data.chat_module import ChatDataModule
+from blockwright.training.data.module import TextDataModule
+from blockwright.training.figure import Figure
+from blockwright.training.metrics import TokenLoss
+from blockwright.training.parallel.local import is_distributed
+from blockwright.training.tasks.base import Task
 
 
 @enforced("callbacks.extrapolation")

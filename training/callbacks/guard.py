@@ -13,13 +13,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from registry.enforcing import enforced
-from registry.ranges import Count, Positive
-from training.cadence import logs_now
-from training.callbacks.step_end import StepEnd
-from training.figure import TRAIN, Figure
-from training.parallel.clipping import total_norm
-from training.stops import Diverged
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.ranges import Count, Positive
+from blockwright.training.cadence import logs_now
+from blockwright.training.callbacks.step_end import StepEnd
+from blockwright.training.figure import TRAIN, Figure
+from blockwright.training.parallel.clipping import total_norm
+from blockwright.training.stops import Diverged
 
 QUANTITIES = ("loss", "gradient norm")
 LEAST_SPREAD = 1e-3  # relative to the mean; a loss with less spread has no outliers

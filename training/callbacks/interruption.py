@@ -15,13 +15,13 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from registry.enforcing import enforced
-from registry.ranges import Count
-from training.checkpoints.atomic import clean, clean_folder
-from training.checkpoints.find import LAST
-from training.checkpoints.places import FOLDER
-from training.checkpoints.saving import save
-from training.stops import SIGNALS, Interrupted
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.ranges import Count
+from blockwright.training.checkpoints.atomic import clean, clean_folder
+from blockwright.training.checkpoints.find import LAST
+from blockwright.training.checkpoints.places import FOLDER
+from blockwright.training.checkpoints.saving import save
+from blockwright.training.stops import SIGNALS, Interrupted
 
 
 @enforced("callbacks.interruption")

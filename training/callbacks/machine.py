@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lightning as L
 
-from blocks.kernels.machine import Matmul, keep_freed_memory, set_float32_matmul
+from blockwright.blocks.kernels.machine import Matmul, keep_freed_memory, set_float32_matmul
 
 
 class Machine(L.Callback):

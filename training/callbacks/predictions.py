@@ -1,4 +1,4 @@
-"""Output of ``train.py predict``: the likeliest next token after each token of the test text."""
+"""Output of ``blockwright train predict``: the likeliest next token after each token of the test text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from blocks.kernels.cross_entropy import IGNORED
+from blockwright.blocks.kernels.cross_entropy import IGNORED
 
 
 class Predictions(L.Callback):

@@ -8,8 +8,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 
-from training.cadence import logs_now
-from training.tasks.base import Task
+from blockwright.training.cadence import logs_now
+from blockwright.training.tasks.base import Task
 
 
 class Progress(RichProgressBar):

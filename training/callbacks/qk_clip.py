@@ -9,17 +9,17 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from blocks.attention.base import Attention
-from blocks.attention.score_rows import ScoreRows, row_factors
-from blocks.kernels.largest_score import LargestScores
-from registry import ConfigError
-from registry.enforcing import enforced
-from registry.ranges import Fraction, Positive
-from training.cadence import logs_now
-from training.callbacks.step_end import StepEnd
-from training.figure import TRAIN, Figure
-from training.parallel.local import own_place, plain
-from training.tasks.base import Task
+from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.attention.score_rows import ScoreRows, row_factors
+from blockwright.blocks.kernels.largest_score import LargestScores
+from blockwright.registry import ConfigError
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.ranges import Fraction, Positive
+from blockwright.training.cadence import logs_now
+from blockwright.training.callbacks.step_end import StepEnd
+from blockwright.training.figure import TRAIN, Figure
+from blockwright.training.parallel.local import own_place, plain
+from blockwright.training.tasks.base import Task
 
 
 @enforced("callbacks.qk_clip")

@@ -7,14 +7,14 @@ from typing import Any
 
 import lightning as L
 
-from training.checkpoints.record import KEY
+from blockwright.training.checkpoints.record import KEY
 
 
 class Recording(L.Callback):
     """Writes the settings that determine the numbers of a run into its checkpoints.
 
     Args:
-        settings: from ``training.checkpoints.record.record``
+        settings: from ``blockwright.training.checkpoints.record.record``
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:

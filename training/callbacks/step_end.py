@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 
-from training.tasks.base import Task
+from blockwright.training.tasks.base import Task
 
 
 class StepEnd(L.Callback):

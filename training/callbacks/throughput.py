@@ -8,13 +8,13 @@ from typing import Any
 import lightning as L
 import torch
 
-from blocks.cost import training_flops_per_token
-from registry.enforcing import enforced
-from registry.ranges import Whole
-from training.cadence import logs_now
-from training.figure import Figure
-from training.parallel.ranks import data_ranks
-from training.tasks.base import Task
+from blockwright.blocks.cost import training_flops_per_token
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.ranges import Whole
+from blockwright.training.cadence import logs_now
+from blockwright.training.figure import Figure
+from blockwright.training.parallel.ranks import data_ranks
+from blockwright.training.tasks.base import Task
 
 SPEED = ("speed",)  # the group of its figures
 

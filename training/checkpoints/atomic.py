@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from blocks.checkpoint import manifest
-from registry import ConfigError
-from registry.disk import os_error_of
-from training.checkpoints.find import LAST, PREVIOUS
-from training.claims import OWNER, claimed, forget, is_abandoned, new_owner, remove_old_locks
+from blockwright.blocks.checkpoint import manifest
+from blockwright.registry import ConfigError
+from blockwright.registry.disk import os_error_of
+from blockwright.training.checkpoints.find import LAST, PREVIOUS
+from blockwright.training.claims import OWNER, claimed, forget, is_abandoned, new_owner, remove_old_locks
 
 _LEFT = re.compile(
     rf"\..+?(?:\.({OWNER})|-\d+)\.(?:partial|old)(?:\.|\Z)"

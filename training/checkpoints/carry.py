@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from training.checkpoints.atomic import partial_of
+from blockwright.training.checkpoints.atomic import partial_of
 
 
 def carry(old: Path, new: Path) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.checkpoints.record import Past
-from training.configuration.instantiate import find_target
+from blockwright.training.checkpoints.record import Past
+from blockwright.training.configuration.instantiate import find_target
 
 _LENGTH = "a longer run is still the same run"
 SAME_RUN = {  # setting → why the run is still the same if it changes; such a change is shown

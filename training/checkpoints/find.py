@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from blocks.checkpoint import manifest
+from blockwright.blocks.checkpoint import manifest
 
 LAST, PREVIOUS = "last.ckpt", "last.previous.ckpt"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from registry import ConfigError
-from training.checkpoints.record import Past
+from blockwright.registry import ConfigError
+from blockwright.training.checkpoints.record import Past
 
 LAST = "last"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from training.configuration.instantiate import find_target
+from blockwright.training.configuration.instantiate import find_target
 
 
 def why_left_out(target: Any, path: str) -> str | None:

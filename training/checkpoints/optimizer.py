@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from blocks.decoder import Decoder
-from registry import ConfigError
-from training.optimizers.base import OptimizerRecipe
+from blockwright.blocks.decoder import Decoder
+from blockwright.registry import ConfigError
+from blockwright.training.optimizers.base import OptimizerRecipe
 
 Groups = list[tuple[str, list[str]]]  # name of each group, and of its parameters
 
@@ -16,7 +16,7 @@ def check_optimizer(checkpoint: Mapping[str, Any], recipe: Any, decoder: Decoder
     """Refuse to train with an optimizer for which the checkpoint has no state.
 
     Args:
-        checkpoint: from ``blocks.checkpoint.read.read_checkpoint``
+        checkpoint: from ``blockwright.blocks.checkpoint.read.read_checkpoint``
         recipe: of this run; anything but an OptimizerRecipe is not checked
         decoder: on the meta device, with its adapters and frozen parts
         path: of the checkpoint, for the error message
@@ -26,7 +26,9 @@ def check_optimizer(checkpoint: Mapping[str, Any], recipe: Any, decoder: Decoder
     """
     if not checkpoint.get("optimizer_states"):
         rule = "holds weights but no training state, so training cannot resume from it"
-        raise ConfigError("ckpt_path", path, rule, "Use a last.ckpt of train.py, or write train=false to measure it")
+        raise ConfigError(
+            "ckpt_path", path, rule, "Use the last.ckpt of a training, or write train=false to measure it"
+        )
     names = checkpoint.get("optimizer_parameters")
     if not names or not isinstance(recipe, OptimizerRecipe):
         return

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry import ConfigError
-from training.checkpoints.find import LAST, PREVIOUS, good
+from blockwright.registry import ConfigError
+from blockwright.training.checkpoints.find import LAST, PREVIOUS, good
 
 SWEEP = "plan.json"  # in a sweep's folder, which contains the jobs' folders
 FOLDER = "checkpoints"  # of a run

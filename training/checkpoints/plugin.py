@@ -11,9 +11,9 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch.utils._pytree import tree_map_only
 
-from blocks.checkpoint.read import read_file
-from blocks.checkpoint.sharded import is_folder, read_folder
-from training.checkpoints.atomic import write_file
+from blockwright.blocks.checkpoint.read import read_file
+from blockwright.blocks.checkpoint.sharded import is_folder, read_folder
+from blockwright.training.checkpoints.atomic import write_file
 
 
 class SealedCheckpoints(CheckpointIO):

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from blocks.checkpoint.sharded import is_folder, read_meta
-from blocks.model_config import reread
-from training.checkpoints.observing import why_left_out
-from training.configuration.renamed import with_moved
+from blockwright.blocks.checkpoint.sharded import is_folder, read_meta
+from blockwright.blocks.model_config import reread
+from blockwright.training.checkpoints.observing import why_left_out
+from blockwright.training.configuration.renamed import with_moved
 
 KEY = "configuration"  # of a checkpoint
 _RUNS = "names or describes the run"
@@ -91,7 +91,7 @@ def record(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_folder(given: dict[str, Any], folder: str | None) -> dict[str, Any]:
     """With a placeholder for the run's own folder, which is another at every start."""
-    from training.configuration.placeholders import portable  # it imports Lightning
+    from blockwright.training.configuration.placeholders import portable  # it imports Lightning
 
     own: dict[str, Any] = portable(given, folder) if folder and Path(folder).is_absolute() else given
     return own

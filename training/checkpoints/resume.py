@@ -1,6 +1,6 @@
 """Choose the checkpoint to resume from, and report what has changed since.
 
-Shapes of weights are compared in ``blocks.checkpoint.fits.check_fits``.
+Shapes of weights are compared in ``blockwright.blocks.checkpoint.fits.check_fits``.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from registry import ConfigError
-from training.checkpoints.changes import Change, changes, is_same_run, listed, table
-from training.checkpoints.find import LAST, PREVIOUS, by_age, first_good, good, newest
-from training.checkpoints.places import FOLDER, Place
-from training.checkpoints.record import Past, peek
-from training.configuration.instantiate import instantiate
-from training.schedulers.base import Schedule
+from blockwright.registry import ConfigError
+from blockwright.training.checkpoints.changes import Change, changes, is_same_run, listed, table
+from blockwright.training.checkpoints.find import LAST, PREVIOUS, by_age, first_good, good, newest
+from blockwright.training.checkpoints.places import FOLDER, Place
+from blockwright.training.checkpoints.record import Past, peek
+from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.schedulers.base import Schedule
 
 log = logging.getLogger(__name__)
 

@@ -13,15 +13,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from blocks.checkpoint import manifest
-from registry import ConfigError
-from training.checkpoints import together
-from training.checkpoints.atomic import partial_of, put_in_place, refused_if_unwritable
-from training.checkpoints.carry import carry
-from training.checkpoints.find import LAST, PREVIOUS
-from training.checkpoints.plugin import SealedCheckpoints
-from training.checkpoints.record import peek
-from training.figure import OF_TEXT, find, mode_in, of_run
+from blockwright.blocks.checkpoint import manifest
+from blockwright.registry import ConfigError
+from blockwright.training.checkpoints import together
+from blockwright.training.checkpoints.atomic import partial_of, put_in_place, refused_if_unwritable
+from blockwright.training.checkpoints.carry import carry
+from blockwright.training.checkpoints.find import LAST, PREVIOUS
+from blockwright.training.checkpoints.plugin import SealedCheckpoints
+from blockwright.training.checkpoints.record import peek
+from blockwright.training.figure import OF_TEXT, find, mode_in, of_run
 
 
 def save(trainer: L.Trainer, path: Path, weights_only: bool | None = False) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import registry
-from registry import ConfigError
-from training.checkpoints.changes import Change, listed, weight_changes
+from blockwright import registry
+from blockwright.registry import ConfigError
+from blockwright.training.checkpoints.changes import Change, listed, weight_changes
 
 POSITION = "position"
 SHAPE_OF_ROTATION = ("pairing", "rotary_fraction")  # which numbers of a query are rotated together

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from blocks.checkpoint import manifest
+from blockwright.blocks.checkpoint import manifest
 
 _WRITTEN_BY = re.compile(r"__(\d+)_")  # torch.distributed.checkpoint's file names
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-import registry
-from training.configuration.conf import composed
-from training.configuration.refusals import REFUSALS, explain, is_no_name, refuse_empty
+from blockwright import registry
+from blockwright.training.configuration.conf import composed
+from blockwright.training.configuration.refusals import REFUSALS, explain, is_no_name, refuse_empty
 
 
 def compose_config(overrides: Sequence[str], *, output_dir: str | None = None) -> DictConfig:
-    """The configuration that ``python train.py OVERRIDES`` would run.
+    """The configuration that ``blockwright train OVERRIDES`` would run.
 
     Args:
         overrides: in Hydra's grammar

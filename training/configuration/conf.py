@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-import registry
-from registry import presets
+from blockwright import registry
+from blockwright.registry import presets
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

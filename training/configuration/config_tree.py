@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from registry.printing import console
+from blockwright.registry.printing import console
 
 PARTS = ("model", "data", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "extras")
 

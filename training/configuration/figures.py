@@ -9,13 +9,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from registry import ConfigError
-from training.configuration.instantiate import find_target
-from training.configuration.root import OLDER
-from training.figure import MEASURED, OF_TEXT, Better, Figure, better_of, declared, find, names_in, of_task
+from blockwright.registry import ConfigError
+from blockwright.training.configuration.instantiate import find_target
+from blockwright.training.configuration.root import OLDER
+from blockwright.training.figure import MEASURED, OF_TEXT, Better, Figure, better_of, declared, find, names_in, of_task
 
 FIGURES = tuple(f"{stage}/{name}" for stage in MEASURED for name in names_in(stage, OF_TEXT))
-PLAIN = ("training.tasks.causal_lm.CausalLM", None)  # measures these, which is known without importing Lightning
+PLAIN = (
+    "blockwright.training.tasks.causal_lm.CausalLM",
+    None,
+)  # measures these, which is known without importing Lightning
 DIRECTIONS: dict[Better, str] = {"less": "minimize", "more": "maximize"}  # of plans, and of Optuna
 KEEPERS = ("Keeper", "ModelCheckpoint")  # without their figure they keep no best checkpoint, and training continues
 

@@ -13,14 +13,14 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from registry import ConfigError, did_you_mean, refuse_targets
-from registry.ranges import numbers
-from registry.readable import find_readable
-from registry.schema import conforms, fault
+from blockwright.registry import ConfigError, did_you_mean, refuse_targets
+from blockwright.registry.ranges import numbers
+from blockwright.registry.readable import find_readable
+from blockwright.registry.schema import conforms, fault
 
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard", "matplotlib": "lab"}  # package → extra
-PART = "Leave out what changes it; python train.py --help lists the options of each group"
+PART = "Leave out what changes it; blockwright train --help lists the options of each group"
 
 
 def check_target(node: Any, path: str, skip: tuple[str, ...] = ()) -> None:

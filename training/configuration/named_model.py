@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from interop.source import read_composition
-from registry import ConfigError, presets, refuse_targets, to_plain
-from registry.layout import patched
-from registry.limits import read_text
+from blockwright.interop.source import read_composition
+from blockwright.registry import ConfigError, presets, refuse_targets, to_plain
+from blockwright.registry.layout import patched
+from blockwright.registry.limits import read_text
 
 
 def composition_of(model: Any) -> Any:

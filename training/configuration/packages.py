@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from registry import ConfigError
-from registry.extras import has_package
+from blockwright.registry import ConfigError
+from blockwright.registry.extras import has_package
 
 NEEDS = {  # class → extra, packages of which it needs one
-    "lab.run_report.RunReport": ("lab", ("matplotlib",)),
+    "blockwright.lab.run_report.RunReport": ("lab", ("matplotlib",)),
     "lightning.pytorch.loggers.TensorBoardLogger": ("tensorboard", ("tensorboard", "tensorboardX")),
     "lightning.pytorch.loggers.WandbLogger": ("wandb", ("wandb",)),
     "lightning.pytorch.loggers.MLFlowLogger": ("mlflow", ("mlflow", "mlflow_skinny")),

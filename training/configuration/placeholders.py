@@ -17,7 +17,7 @@ from typing import Any
 import lightning as L
 from jsonargparse import Namespace
 
-from registry import ConfigError
+from blockwright.registry import ConfigError
 
 RUN_DIR, NOW = "${run_dir}", "${now}"
 SECRET = re.compile(r"\$\{oc\.env:(\w+)\}")

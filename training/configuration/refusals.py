@@ -12,14 +12,14 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import registry
-from blocks.model_config import ModelConfig
-from registry import ConfigError, did_you_mean, presets
-from registry.build import fixed
-from registry.catalogue import Entry
-from training.configuration.conf import composed, groups, of_blocks, options
-from training.configuration.renamed import RENAMED
-from training.configuration.trainer_settings import GROUPS
+from blockwright import registry
+from blockwright.blocks.model_config import ModelConfig
+from blockwright.registry import ConfigError, did_you_mean, presets
+from blockwright.registry.build import fixed
+from blockwright.registry.catalogue import Entry
+from blockwright.training.configuration.conf import composed, groups, of_blocks, options
+from blockwright.training.configuration.renamed import RENAMED
+from blockwright.training.configuration.trainer_settings import GROUPS
 
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # raised by composing for a user's mistake
 _EMPTY = re.compile(r"\+{0,2}([^=~@]+)=\s*\{\s*\}\s*")
@@ -42,7 +42,7 @@ def explain(error: BaseException, overrides: Sequence[str]) -> ConfigError:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(noise)]
     at_fault = next((o for o in overrides if o.partition("=")[0].lstrip("~+") in lines[0]), " ".join(overrides))
     rule = ": ".join(line.rstrip(".:") for line in lines[:2])
-    return ConfigError("configuration", at_fault, rule, "Look at: python train.py --help")
+    return ConfigError("configuration", at_fault, rule, "Look at: blockwright train --help")
 
 
 def _unreadable(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
@@ -60,7 +60,7 @@ def _several(error: BaseException, text: str, overrides: Sequence[str]) -> Confi
     key, values = found.groups()
     listed = "" if "/" in key else f". A list is written {key}=[{values}]"
     rule = "a run has one value, and several are for a sweep"
-    return ConfigError(key, values, rule, f"Sweep over them: python train.py -m {key}={values}{listed}")
+    return ConfigError(key, values, rule, f"Sweep over them: blockwright train -m {key}={values}{listed}")
 
 
 def _unparsed(error: BaseException, text: str, overrides: Sequence[str]) -> ConfigError | None:
@@ -105,7 +105,7 @@ def _no_option(error: BaseException, text: str, overrides: Sequence[str]) -> Con
         return ConfigError(f"model/{kind}", f"of/{option}", rule, did_you_mean(f"of/{option}", known))
     known = list((error.options if isinstance(error, MissingConfigException) else None) or options(group))
     if not known:
-        return ConfigError(group or option, option, "there is no such group or file", "See: python train.py --help")
+        return ConfigError(group or option, option, "there is no such group or file", "See: blockwright train --help")
     return ConfigError(group, option, f"is not an option of {group}", did_you_mean(option, known))
 
 
@@ -173,7 +173,7 @@ def _unknown_key(error: BaseException, text: str, overrides: Sequence[str]) -> C
     siblings = _parameters(owner, parts[-2:-1]) or _model_keys(path) or _siblings(path, overrides)
     file = re.search(r"In '([^']+)'", text)
     rule = f"there is no {key!r} in {holder}" + (f", set in {file[1]}.yaml" if file else "")
-    remedy = did_you_mean(key, siblings, "See: python train.py --cfg job")
+    remedy = did_you_mean(key, siblings, "See: blockwright train --cfg job")
     if file and (group := file[1].rpartition("/")[0]) in groups():
         remedy += f". Choose another {group}, or leave it out: ~{group}"
     if key in siblings:  # of every model, but not of what is selected, such as model=file

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from annotated_types import Ge
 
-from registry import ConfigError, did_you_mean
-from registry.ranges import Seed, parts
-from registry.schema import conforms, fault
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.ranges import Seed, parts
+from blockwright.registry.schema import conforms, fault
 
 Changed = Literal["show", "allow"]
 Part = dict[str, Any] | None  # of a group, null if it is left out; checked where it is built

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from registry import ConfigError
+from blockwright.registry import ConfigError
 
 PLACES = {"PROJECT_ROOT"}  # variables with a folder, which may be written
 SHORTEST = 6  # characters: shorter values are not secrets, and would match unrelated words

@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeGuard
 
-from registry import ConfigError, did_you_mean
-from training.configuration.root import check_value
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.training.configuration.root import check_value
 
 
 class Least(NamedTuple):

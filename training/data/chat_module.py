@@ -7,15 +7,15 @@ from typing import Any
 import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_info
 
-from interop.tokenizer import COMPANIONS
-from registry.enforcing import enforced
-from registry.errors import ConfigError
-from training.data import packing
-from training.data.corpus import SPLITS, Split
-from training.data.module import TextDataModule
-from training.data.order import LineBatches
-from training.data.rendering import Rendering, chat_of
-from training.data.rows import RowOrder, Rows
+from blockwright.interop.tokenizer import COMPANIONS
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.errors import ConfigError
+from blockwright.training.data import packing
+from blockwright.training.data.corpus import SPLITS, Split
+from blockwright.training.data.module import TextDataModule
+from blockwright.training.data.order import LineBatches
+from blockwright.training.data.rendering import Rendering, chat_of
+from blockwright.training.data.rows import RowOrder, Rows
 
 
 @enforced("data")

@@ -20,13 +20,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from registry.enforcing import enforced
-from registry.errors import ConfigError
-from registry.extras import require
-from registry.ranges import BelowOne, Whole
-from training.data.corpus import SPLITS, Corpus, Split
-from training.data.fingerprint import digest, of_file, state
-from training.data.text import ENOUGH_DOCUMENTS, LEFT_OUT, QUICK_BYTES, assign, expand
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.extras import require
+from blockwright.registry.ranges import BelowOne, Whole
+from blockwright.training.data.corpus import SPLITS, Corpus, Split
+from blockwright.training.data.fingerprint import digest, of_file, state
+from blockwright.training.data.text import ENOUGH_DOCUMENTS, LEFT_OUT, QUICK_BYTES, assign, expand
 
 ROLES = ("system", "user", "assistant", "tool")
 OF_TOOLS = ("tool_calls", "tool_call_id", "name")  # keys of messages that a template may show

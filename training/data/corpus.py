@@ -46,7 +46,7 @@ class Corpus(ABC):
         """Refuse what cannot work (missing files, no text, broken encoding) in well under a second.
 
         Raises:
-            registry.errors.ConfigError: at a path below ``data.corpus``
+            blockwright.registry.errors.ConfigError: at a path below ``data.corpus``
         """
 
     @abstractmethod

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from training.data.packing import Ints
-from training.data.rows import RowOrder
+from blockwright.training.data.packing import Ints
+from blockwright.training.data.rows import RowOrder
 
 
 def deal(loads: Ints, n: int) -> list[list[int]]:

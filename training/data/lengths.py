@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from registry.errors import ConfigError, did_you_mean
+from blockwright.registry.errors import ConfigError, did_you_mean
 
 Ints = npt.NDArray[np.int64]
 PATH = "data.lengths"

@@ -3,7 +3,7 @@
 import os
 import signal
 
-import training.data.windows  # noqa: F401  what each of them needs, and first of all torch: imported once, here
+import blockwright.training.data.windows  # noqa: F401  what each of them needs, and first of all torch: imported once, here
 
 os.setsid()  # not reached by Ctrl-C
 for signum in (signal.SIGTERM, signal.SIGUSR1):  # it ends with the training process

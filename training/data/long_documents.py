@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from registry.errors import ConfigError
-from training.data.packing import Ints, Stream
+from blockwright.registry.errors import ConfigError
+from blockwright.training.data.packing import Ints, Stream
 
 
 class LongDocuments:

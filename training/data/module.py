@@ -22,19 +22,19 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from registry.enforcing import enforced
-from registry.errors import ConfigError
-from registry.ranges import Count, Seed, Whole
-from training.data import lengths as window_lengths
-from training.data import packing, ranks
-from training.data.corpus import SPLITS, Corpus, Split
-from training.data.long_documents import LongDocuments
-from training.data.order import EpochBatches, LineBatches, MixedOrder, Order
-from training.data.preflight import Length, check_transforms, too_short
-from training.data.tokenizers.base import Tokenizer, vocabulary_of
-from training.data.transform import Transform
-from training.data.windows import Making, Windows, as_is
-from training.data.workers import forkserver, stay
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.ranges import Count, Seed, Whole
+from blockwright.training.data import lengths as window_lengths
+from blockwright.training.data import packing, ranks
+from blockwright.training.data.corpus import SPLITS, Corpus, Split
+from blockwright.training.data.long_documents import LongDocuments
+from blockwright.training.data.order import EpochBatches, LineBatches, MixedOrder, Order
+from blockwright.training.data.preflight import Length, check_transforms, too_short
+from blockwright.training.data.tokenizers.base import Tokenizer, vocabulary_of
+from blockwright.training.data.transform import Transform
+from blockwright.training.data.windows import Making, Windows, as_is
+from blockwright.training.data.workers import forkserver, stay
 
 Batches = DataLoader[dict[str, Tensor]]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch.utils.data import Sampler
 
-from training.data.lengths import Lengths
-from training.data.packing import Ints
+from blockwright.training.data.lengths import Lengths
+from blockwright.training.data.packing import Ints
 
 PADDING = -1  # offset of an empty window
 

@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from blocks.kernels.cross_entropy import IGNORED
-from blocks.kernels.documents import PADDING
-from registry.disk import FULL
-from registry.errors import ConfigError
-from training.claims import OWNER, alone, claimed, forget, is_abandoned, new_owner, remove_old_locks
-from training.data.corpus import SPLITS, Corpus, Split
-from training.data.tokenizers.base import Tokenizer, token_dtype
-from training.writing import write_text
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.blocks.kernels.documents import PADDING
+from blockwright.registry.disk import FULL
+from blockwright.registry.errors import ConfigError
+from blockwright.training.claims import OWNER, alone, claimed, forget, is_abandoned, new_owner, remove_old_locks
+from blockwright.training.data.corpus import SPLITS, Corpus, Split
+from blockwright.training.data.tokenizers.base import Tokenizer, token_dtype
+from blockwright.training.writing import write_text
 
 FORMAT = 1  # of the files below; part of the folder's name, so other formats are never read
 INDEX, VOCABULARY = "index.json", "tokenizer.json"

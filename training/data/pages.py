@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from registry.enforcing import enforced
-from registry.errors import ConfigError
-from registry.extras import require
-from registry.ranges import Count, Fraction, Whole
-from training.data.boxes import Box, boxes, overlap
-from training.data.conversations import Conversation
-from training.data.corpus import SPLITS, Split
-from training.data.fingerprint import digest, state
-from training.data.picture_conversations import WORD, Judged, PictureCorpus
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.extras import require
+from blockwright.registry.ranges import Count, Fraction, Whole
+from blockwright.training.data.boxes import Box, boxes, overlap
+from blockwright.training.data.conversations import Conversation
+from blockwright.training.data.corpus import SPLITS, Split
+from blockwright.training.data.fingerprint import digest, state
+from blockwright.training.data.picture_conversations import WORD, Judged, PictureCorpus
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from registry.enforcing import enforced
-from registry.errors import ConfigError
-from registry.ranges import BelowOne, Whole
-from training.data.conversations import Conversation, ConversationCorpus, Conversations, read_record, refuse
-from training.data.fingerprint import digest, of_file, state
-from training.data.pictures import Files, no_file
-from training.data.text import LEFT_OUT
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.ranges import BelowOne, Whole
+from blockwright.training.data.conversations import Conversation, ConversationCorpus, Conversations, read_record, refuse
+from blockwright.training.data.fingerprint import digest, of_file, state
+from blockwright.training.data.pictures import Files, no_file
+from blockwright.training.data.text import LEFT_OUT
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,18 +8,18 @@ from typing import Any, cast
 
 import numpy as np
 
-from blocks.compose import images_of
-from registry.enforcing import enforced
-from registry.errors import ConfigError
-from registry.ranges import Count
-from training.data.chat_module import ChatDataModule
-from training.data.conversations import Conversation
-from training.data.corpus import SPLITS, Split
-from training.data.dealing import DealtOrder
-from training.data.packing import Packed
-from training.data.picture_conversations import PictureCorpus
-from training.data.picture_rows import PictureRendering, PictureRows, Sights, refuse_token
-from training.data.rows import RowOrder
+from blockwright.blocks.compose import images_of
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.ranges import Count
+from blockwright.training.data.chat_module import ChatDataModule
+from blockwright.training.data.conversations import Conversation
+from blockwright.training.data.corpus import SPLITS, Split
+from blockwright.training.data.dealing import DealtOrder
+from blockwright.training.data.packing import Packed
+from blockwright.training.data.picture_conversations import PictureCorpus
+from blockwright.training.data.picture_rows import PictureRendering, PictureRows, Sights, refuse_token
+from blockwright.training.data.rows import RowOrder
 
 
 @enforced("data")

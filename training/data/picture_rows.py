@@ -10,21 +10,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from blocks.compose import images_of
-from blocks.images.base import Images
-from blocks.tiling.base import Grid, Tiling
-from registry.errors import ConfigError
-from training.data.chat.base import Message, Piece, encode
-from training.data.conversations import Conversation
-from training.data.corpus import Corpus
-from training.data.fingerprint import digest, state
-from training.data.order import PADDING
-from training.data.packing import Ints
-from training.data.picture_conversations import WORD, PictureCorpus
-from training.data.pictures import SETTING, tiles_of
-from training.data.rendering import LEFT_OUT, Rendering, chat_of
-from training.data.rows import Rows, best_fit
-from training.data.tokenizers.base import Tokenizer
+from blockwright.blocks.compose import images_of
+from blockwright.blocks.images.base import Images
+from blockwright.blocks.tiling.base import Grid, Tiling
+from blockwright.registry.errors import ConfigError
+from blockwright.training.data.chat.base import Message, Piece, encode
+from blockwright.training.data.conversations import Conversation
+from blockwright.training.data.corpus import Corpus
+from blockwright.training.data.fingerprint import digest, state
+from blockwright.training.data.order import PADDING
+from blockwright.training.data.packing import Ints
+from blockwright.training.data.picture_conversations import WORD, PictureCorpus
+from blockwright.training.data.pictures import SETTING, tiles_of
+from blockwright.training.data.rendering import LEFT_OUT, Rendering, chat_of
+from blockwright.training.data.rows import Rows, best_fit
+from blockwright.training.data.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,7 +72,7 @@ class PictureRendering(Rendering):
     def of(cls, data: Mapping[str, Any], corpus: Corpus, tokenizer: Tokenizer) -> PictureRendering:
         if not isinstance(corpus, PictureCorpus):
             rule = "this data needs conversations with pictures, which the corpus does not give"
-            target = "training.data.picture_conversations.PictureConversations"
+            target = "blockwright.training.data.picture_conversations.PictureConversations"
             raise ConfigError(
                 "data.corpus", type(corpus).__name__, rule, f"Write data.corpus._target_={target}, or use data=chat"
             )

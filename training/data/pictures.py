@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, NoReturn, overload
 import numpy as np
 import numpy.typing as npt
 
-from blocks.tiling.base import Grid, Tiling
-from blocks.vision.base import Vision
-from registry.errors import ConfigError
-from registry.extras import require
+from blockwright.blocks.tiling.base import Grid, Tiling
+from blockwright.blocks.vision.base import Vision
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.extras import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image

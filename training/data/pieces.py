@@ -11,7 +11,7 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-from registry.errors import ConfigError
+from blockwright.registry.errors import ConfigError
 
 BLOCK = 2**18  # bytes per read; later steps need up to 40 times as much
 

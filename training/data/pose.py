@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from registry.enforcing import enforced
-from registry.errors import ConfigError
-from registry.ranges import BelowOne, Count
-from training.data.transform import Array, Transform
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.ranges import BelowOne, Count
+from blockwright.training.data.transform import Array, Transform
 
 PATH = "data.transforms.pose"
 

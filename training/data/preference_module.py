@@ -9,15 +9,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from registry.enforcing import enforced
-from registry.errors import ConfigError
-from training.data.chat_module import ChatDataModule
-from training.data.corpus import SPLITS, Split
-from training.data.module import Batches
-from training.data.order import PADDING, LineBatches
-from training.data.packing import Ints, Stream
-from training.data.preferences import PairRendering
-from training.data.rows import Rows, best_fit
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.errors import ConfigError
+from blockwright.training.data.chat_module import ChatDataModule
+from blockwright.training.data.corpus import SPLITS, Split
+from blockwright.training.data.module import Batches
+from blockwright.training.data.order import PADDING, LineBatches
+from blockwright.training.data.packing import Ints, Stream
+from blockwright.training.data.preferences import PairRendering
+from blockwright.training.data.rows import Rows, best_fit
 
 
 class Pairs(Rows):

@@ -14,11 +14,19 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from registry.errors import ConfigError
-from training.data.chat.base import encode
-from training.data.conversations import Conversation, Conversations, refuse, refuse_order, tools, turns, unscored
-from training.data.rendering import Rendering, refuse_unscored
-from training.data.tokenizers.base import token_dtype
+from blockwright.registry.errors import ConfigError
+from blockwright.training.data.chat.base import encode
+from blockwright.training.data.conversations import (
+    Conversation,
+    Conversations,
+    refuse,
+    refuse_order,
+    tools,
+    turns,
+    unscored,
+)
+from blockwright.training.data.rendering import Rendering, refuse_unscored
+from blockwright.training.data.tokenizers.base import token_dtype
 
 SIDES = ("chosen", "rejected")
 FORMS = 'Write {"prompt": "…", "chosen": "…", "rejected": "…"}, each a text or a list of messages'
@@ -113,7 +121,7 @@ class PairRendering(Rendering):
         pair = Preference.from_json(text)
         if not pair.rejected:
             rule = "the corpus gives conversations without a rejected answer"
-            remedy = "Write data.corpus._target_=training.data.preferences.Preferences, or use data=chat"
+            remedy = "Write data.corpus._target_=blockwright.training.data.preferences.Preferences, or use data=chat"
             raise ConfigError("data.corpus", pair.where, rule, remedy)
         return [Conversation(pair.where, side, {}, pair.tools) for side in (pair.messages, pair.rejected)]
 

@@ -12,15 +12,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge
 
-from registry.errors import ConfigError, did_you_mean
-from registry.ranges import Count, Seed, Whole
-from registry.schema import conforms, fault
-from training.data import lengths
-from training.data.corpus import SPLITS, Corpus
-from training.data.tokenizers.base import Tokenizer
-from training.data.transform import Transform
+from blockwright.registry.errors import ConfigError, did_you_mean
+from blockwright.registry.ranges import Count, Seed, Whole
+from blockwright.registry.schema import conforms, fault
+from blockwright.training.data import lengths
+from blockwright.training.data.corpus import SPLITS, Corpus
+from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.transform import Transform
 
-MODULE = "training.data.module.TextDataModule"
+MODULE = "blockwright.training.data.module.TextDataModule"
 
 
 class Rows(NamedTuple):
@@ -35,11 +35,17 @@ class Rows(NamedTuple):
 
 
 ROWS = {
-    "training.data.chat_module.ChatDataModule": Rows("training.data.rendering.Rendering", {"chat"}),
-    "training.data.prompt_module.PromptDataModule": Rows("training.data.prompts.PromptRendering", {"chat", "updates"}),
-    "training.data.preference_module.PreferenceDataModule": Rows("training.data.preferences.PairRendering", {"chat"}),
-    "training.data.picture_module.PictureDataModule": Rows(
-        "training.data.picture_rows.PictureRendering", {"chat", "model", "row_tiles"}
+    "blockwright.training.data.chat_module.ChatDataModule": Rows(
+        "blockwright.training.data.rendering.Rendering", {"chat"}
+    ),
+    "blockwright.training.data.prompt_module.PromptDataModule": Rows(
+        "blockwright.training.data.prompts.PromptRendering", {"chat", "updates"}
+    ),
+    "blockwright.training.data.preference_module.PreferenceDataModule": Rows(
+        "blockwright.training.data.preferences.PairRendering", {"chat"}
+    ),
+    "blockwright.training.data.picture_module.PictureDataModule": Rows(
+        "blockwright.training.data.picture_rows.PictureRendering", {"chat", "model", "row_tiles"}
     ),
 }
 

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from registry.enforcing import enforced
-from registry.errors import ConfigError
-from registry.ranges import Count
-from training.data.chat_module import ChatDataModule
-from training.data.conversations import ConversationCorpus
-from training.data.corpus import SPLITS, Split
-from training.data.module import Batches
-from training.data.order import PADDING, LineBatches
-from training.data.prompts import Prompt, PromptRendering, RolloutBatches
-from training.data.rows import RowOrder
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.ranges import Count
+from blockwright.training.data.chat_module import ChatDataModule
+from blockwright.training.data.conversations import ConversationCorpus
+from blockwright.training.data.corpus import SPLITS, Split
+from blockwright.training.data.module import Batches
+from blockwright.training.data.order import PADDING, LineBatches
+from blockwright.training.data.prompts import Prompt, PromptRendering, RolloutBatches
+from blockwright.training.data.rows import RowOrder
 
 
 class PromptRows(Dataset[dict[str, Tensor]]):

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
-from registry.errors import ConfigError
-from training.data.chat.base import encode
-from training.data.conversations import Conversation
-from training.data.rendering import Rendering
-from training.data.rows import RowOrder
-from training.data.tokenizers.base import token_dtype
+from blockwright.registry.errors import ConfigError
+from blockwright.training.data.chat.base import encode
+from blockwright.training.data.conversations import Conversation
+from blockwright.training.data.rendering import Rendering
+from blockwright.training.data.rows import RowOrder
+from blockwright.training.data.tokenizers.base import token_dtype
 
 
 @dataclass(frozen=True)

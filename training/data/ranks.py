@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from registry.errors import ConfigError
+from blockwright.registry.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from registry.enforcing import enforced
-from registry.errors import ConfigError, did_you_mean
-from registry.extras import require
-from registry.ranges import Count, Whole
-from training.data.conversations import Conversation, ConversationCorpus
-from training.data.corpus import SPLITS, Split
-from training.data.fingerprint import digest, state
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.errors import ConfigError, did_you_mean
+from blockwright.registry.extras import require
+from blockwright.registry.ranges import Count, Whole
+from blockwright.training.data.conversations import Conversation, ConversationCorpus
+from blockwright.training.data.corpus import SPLITS, Split
+from blockwright.training.data.fingerprint import digest, state
 
 
 @enforced("data.corpus")

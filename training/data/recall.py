@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from blocks.kernels.cross_entropy import IGNORED
-from registry.enforcing import enforced
-from registry.errors import ConfigError
-from registry.ranges import Count, Share, Whole
-from training.data.transform import Array, Transform
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.ranges import Count, Share, Whole
+from blockwright.training.data.transform import Array, Transform
 
 PATH = "data.transforms.recall"
 

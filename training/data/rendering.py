@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-import registry
-from registry import Node, Scope
-from registry.errors import ConfigError
-from training.data.chat.base import Chat, Message, answered, encode
-from training.data.conversations import Conversation, ConversationCorpus
-from training.data.corpus import Corpus
-from training.data.fingerprint import digest, state
-from training.data.tokenizers.base import Tokenizer, token_dtype
+from blockwright import registry
+from blockwright.registry import Node, Scope
+from blockwright.registry.errors import ConfigError
+from blockwright.training.data.chat.base import Chat, Message, answered, encode
+from blockwright.training.data.conversations import Conversation, ConversationCorpus
+from blockwright.training.data.corpus import Corpus
+from blockwright.training.data.fingerprint import digest, state
+from blockwright.training.data.tokenizers.base import Tokenizer, token_dtype
 
 LEFT_OUT = {
     "tokenizer": "its own fingerprint is compared",
@@ -57,7 +57,7 @@ class Rendering(Tokenizer):
         """
         if not isinstance(corpus, ConversationCorpus):
             rule = "this data needs conversations, which the corpus does not give"
-            remedy = "Write data.corpus._target_=training.data.conversations.Conversations, or a subclass of its base"
+            remedy = "Write data.corpus._target_=blockwright.training.data.conversations.Conversations, or of its kind"
             raise ConfigError("data.corpus", type(corpus).__name__, rule, remedy)
         return cls(tokenizer, chat_of(data), data.get("sequence_length", 256))
 

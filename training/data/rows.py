@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blocks.kernels import documents
-from blocks.kernels.cross_entropy import IGNORED
-from training.data.order import PADDING, over_epochs
-from training.data.packing import Ints, Stream
+from blockwright.blocks.kernels import documents
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.training.data.order import PADDING, over_epochs
+from blockwright.training.data.packing import Ints, Stream
 
 
 def best_fit(lengths: Ints, capacity: int, loads: Ints | None = None, most: int = 0) -> list[list[int]]:

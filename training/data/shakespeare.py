@@ -21,10 +21,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from registry.errors import ConfigError
-from registry.extras import require
-from registry.readable import readable
-from training.data.corpus import SPLITS, Corpus, Split
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.extras import require
+from blockwright.registry.readable import readable
+from blockwright.training.data.corpus import SPLITS, Corpus, Split
 
 # Listed explicitly: a later release with another play must not change the splits silently.
 PLAYS: dict[str, tuple[str, ...]] = {

@@ -13,13 +13,13 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from registry.enforcing import enforced
-from registry.errors import ConfigError
-from registry.ranges import Count, Fraction, Whole
-from training.data.conversations import Conversation, ConversationCorpus
-from training.data.corpus import Split
-from training.data.fingerprint import digest, state
-from training.data.preferences import Preference
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.ranges import Count, Fraction, Whole
+from blockwright.training.data.conversations import Conversation, ConversationCorpus
+from blockwright.training.data.corpus import Split
+from blockwright.training.data.fingerprint import digest, state
+from blockwright.training.data.preferences import Preference
 
 HELD_OUT = 8  # one prompt in so many is held out; half of these for val, half for test
 

@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from registry.enforcing import enforced
-from registry.errors import ConfigError, did_you_mean
-from registry.limits import KERNEL
-from registry.ranges import BelowOne, Whole
-from registry.readable import readable
-from training.data.corpus import SPLITS, Corpus, Split
-from training.data.fingerprint import digest, of_file, state
-from training.data.pieces import between, documents, line_starts, read
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.errors import ConfigError, did_you_mean
+from blockwright.registry.limits import KERNEL
+from blockwright.registry.ranges import BelowOne, Whole
+from blockwright.registry.readable import readable
+from blockwright.training.data.corpus import SPLITS, Corpus, Split
+from blockwright.training.data.fingerprint import digest, of_file, state
+from blockwright.training.data.pieces import between, documents, line_starts, read
 
 ENOUGH_DOCUMENTS = 10  # with fewer, a held-out document would be too large a part of the text
 LEFT_OUT = {"files": "their contents are compared, wherever they are"}

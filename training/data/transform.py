@@ -27,7 +27,7 @@ class Transform(ABC):
             vocab_size: ids of the tokenizer
 
         Raises:
-            registry.errors.ConfigError: at a path below ``data.transforms``
+            blockwright.registry.errors.ConfigError: at a path below ``data.transforms``
         """
 
     def reach(self, sequence_length: int) -> int:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blocks.kernels.cross_entropy import IGNORED
-from training.data.long_documents import LongDocuments
-from training.data.order import BatchRows
-from training.data.packing import Ints, Stream, cut
-from training.data.transform import Array, Transform, stream_for
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.training.data.long_documents import LongDocuments
+from blockwright.training.data.order import BatchRows
+from blockwright.training.data.packing import Ints, Stream, cut
+from blockwright.training.data.transform import Array, Transform, stream_for
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def forkserver() -> BaseContext | None:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return None
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "training.data.loader_server"])
+    context.set_forkserver_preload(["__main__", "blockwright.training.data.loader_server"])
     return context
 
 

@@ -1,4 +1,4 @@
-"""``python train.py fit|validate|test|predict``: Lightning CLI on the same configuration that Hydra composes.
+"""``blockwright train fit|validate|test|predict``: Lightning CLI on the same configuration that Hydra composes.
 
 ``to_cli`` maps a composed configuration onto the CLI's names; nothing is configured twice. Values that live inside
 the composition are changed through ``--compose`` (Hydra overrides): Lightning CLI replaces a nested dictionary as a
@@ -20,29 +20,29 @@ import yaml
 from jsonargparse import ActionConfigFile, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from blocks.checkpoint.fits import check_fits
-from blocks.checkpoint.read import read_checkpoint
-from blocks.model_config import read
-from interop.source import check_init
-from registry import ConfigError
-from registry.ranges import Seed
-from training.callbacks.predictions import Predictions
-from training.callbacks.recording import Recording
-from training.checkpoints.optimizer import check_optimizer
-from training.checkpoints.record import from_cli, past_of, record
-from training.checkpoints.resume import check_changes
-from training.configuration import figures, placeholders
-from training.configuration.composing import compose_config
-from training.configuration.renamed import with_moved
-from training.configuration.root import Changed, check_value
-from training.configuration.secrets import hidden, read_from_environment
-from training.entry.preflight import OWN, preflight
-from training.entry.room import check_room
-from training.entry.run import conclude, fit, leave_processes, measure, no_bar, quieten, restoring
-from training.entry.start import refuse_random_weights, refuse_untrained
-from training.lora import Lora
-from training.tasks.lookup import is_task
-from training.tasks.outline import outline
+from blockwright.blocks.checkpoint.fits import check_fits
+from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.model_config import read
+from blockwright.interop.source import check_init
+from blockwright.registry import ConfigError
+from blockwright.registry.ranges import Seed
+from blockwright.training.callbacks.predictions import Predictions
+from blockwright.training.callbacks.recording import Recording
+from blockwright.training.checkpoints.optimizer import check_optimizer
+from blockwright.training.checkpoints.record import from_cli, past_of, record
+from blockwright.training.checkpoints.resume import check_changes
+from blockwright.training.configuration import figures, placeholders
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.renamed import with_moved
+from blockwright.training.configuration.root import Changed, check_value
+from blockwright.training.configuration.secrets import hidden, read_from_environment
+from blockwright.training.entry.preflight import OWN, preflight
+from blockwright.training.entry.room import check_room
+from blockwright.training.entry.run import conclude, fit, leave_processes, measure, no_bar, quieten, restoring
+from blockwright.training.entry.start import refuse_random_weights, refuse_untrained
+from blockwright.training.lora import Lora
+from blockwright.training.tasks.lookup import is_task
+from blockwright.training.tasks.outline import outline
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 FILE = "lightning_cli.yaml"  # in the folder of a run: its configuration, for ``--config``
@@ -269,7 +269,7 @@ def _unparsed(error: ArgumentError, arguments: list[str]) -> ConfigError:
     key, reason = re.fullmatch(r'(?:Parser key "([^"]+)":)?(.*)', str(error), re.DOTALL).groups()  # type: ignore[union-attr]
     path = f"--{key}" if key else "command line"
     given = _value_of(path, arguments) or " ".join(arguments)
-    return ConfigError(path, given, " ".join(reason.split()), f"See: python train.py {arguments[0]} --help")
+    return ConfigError(path, given, " ".join(reason.split()), f"See: blockwright train {arguments[0]} --help")
 
 
 def export(plain: Mapping[str, Any], directory: Path) -> Path:

@@ -13,21 +13,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-import registry
-from registry import ConfigError, presets
-from registry.folder import read_json
-from training.checkpoints.find import LAST
-from training.checkpoints.places import SWEEP, place_of
-from training.claims import only_writer
-from training.configuration import config_tree, figures
-from training.configuration.refusals import refuse_empty
-from training.configuration.secrets import hidden, read_from_environment
-from training.entry.preflight import preflight
-from training.entry.ranks import LAUNCHED, is_child, overrides, pin_children, reset_processes
-from training.entry.start import refuse_untrained
-from training.jobs import RESULTS, record_failure, release, results_of
-from training.stops import Diverged, Interrupted, Pruned
-from training.writing import write_json
+from blockwright import registry
+from blockwright.registry import ConfigError, presets
+from blockwright.registry.folder import read_json
+from blockwright.training.checkpoints.find import LAST
+from blockwright.training.checkpoints.places import SWEEP, place_of
+from blockwright.training.claims import only_writer
+from blockwright.training.configuration import config_tree, figures
+from blockwright.training.configuration.refusals import refuse_empty
+from blockwright.training.configuration.secrets import hidden, read_from_environment
+from blockwright.training.entry.preflight import preflight
+from blockwright.training.entry.ranks import LAUNCHED, is_child, overrides, pin_children, reset_processes
+from blockwright.training.entry.start import refuse_untrained
+from blockwright.training.jobs import RESULTS, record_failure, release, results_of
+from blockwright.training.stops import Diverged, Interrupted, Pruned
+from blockwright.training.writing import write_json
 
 refused: list[ConfigError] = []  # by this process's job; Hydra would print a traceback of an exception
 
@@ -83,9 +83,9 @@ def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
         figures.direction(plain, (f"direction of {directory.parent / SWEEP}", plan.get("direction")))
     if (note := figures.left_out(plain)) and not is_child():
         print(note, file=sys.stderr)
-    from training.entry import cli
-    from training.entry.room import check_room
-    from training.entry.run import run
+    from blockwright.training.entry import cli
+    from blockwright.training.entry.room import check_room
+    from blockwright.training.entry.run import run
 
     refuse_untrained(plain)
     check_room(plain)
@@ -126,7 +126,7 @@ def _continuation(arguments: list[str], steps: int, checkpoint: Path) -> str:
     kept = [o for o in arguments if not o.startswith(("ckpt_path=", "trainer.max_steps="))]
     longer = [f"trainer.max_steps={2 * steps}"] if steps > 0 else []
     folders = [f"{presets.VARIABLE}={value}" for value in [os.environ.get(presets.VARIABLE)] if value]
-    return shlex.join([*folders, "python", "train.py", *kept, *longer, f"ckpt_path={checkpoint}"])
+    return shlex.join([*folders, "blockwright", "train", *kept, *longer, f"ckpt_path={checkpoint}"])
 
 
 def _plan(directory: Path) -> dict[str, Any]:

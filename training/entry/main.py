@@ -1,4 +1,4 @@
-"""``python train.py``: Hydra on KEY=VALUE overrides, or Lightning CLI; every user mistake ends in one message."""
+"""``blockwright train``: Hydra on KEY=VALUE overrides, or Lightning CLI; every user mistake ends in one message."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 
-import registry
-from registry import REFUSED, ConfigError
-from registry.disk import refusal_of_full
-from registry.errors import refused_path
-from registry.hydra import include_config_dir
-from registry.printing import Outlived
-from training.configuration.conf import CONF
-from training.configuration.refusals import REFUSALS, explain, is_no_name
-from training.entry.hydra_job import hydra_job, refused
-from training.entry.ranks import leave_no_folder
-from training.jobs import begun
-from training.parallel.lost_peer import is_lost_peer
-from training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, stoppable
+from blockwright import registry
+from blockwright.registry import REFUSED, ConfigError
+from blockwright.registry.disk import refusal_of_full
+from blockwright.registry.errors import refused_path
+from blockwright.registry.hydra import include_config_dir
+from blockwright.registry.printing import Outlived
+from blockwright.training.configuration.conf import CONF
+from blockwright.training.configuration.refusals import REFUSALS, explain, is_no_name
+from blockwright.training.entry.hydra_job import hydra_job, refused
+from blockwright.training.entry.ranks import leave_no_folder
+from blockwright.training.jobs import begun
+from blockwright.training.parallel.lost_peer import is_lost_peer
+from blockwright.training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, stoppable
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
@@ -42,7 +42,7 @@ def main() -> None:
         with stoppable(), contextlib.redirect_stdout(cast(IO[str], Outlived(sys.stdout))):  # files have it all
             registry.load()
             if arguments and arguments[0] in SUBCOMMANDS:
-                from training.entry import cli
+                from blockwright.training.entry import cli
 
                 cli.main(arguments)
             else:
@@ -82,7 +82,7 @@ def check_options(arguments: list[str]) -> None:
     """
 
     def refuse(message: str) -> NoReturn:
-        remedy = "See: python train.py --help"
+        remedy = "See: blockwright train --help"
         if found := re.match(r"unrecognized arguments: --([\w./@]+)", message):
             remedy = f"Settings have no dashes: {found[1]}=VALUE"
         raise ConfigError("command line", shlex.join(arguments), message, remedy)
@@ -104,7 +104,9 @@ def refusal_of(error: Exception, arguments: list[str]) -> ConfigError | None:
     if (refusal := refused_path(error, remedy)) is not None:
         return refusal
     if type(error).__name__ == "MisconfigurationException":  # Lightning's error
-        return ConfigError("trainer", "…", str(error), "Check trainer, callbacks and logger: python train.py --cfg job")
+        return ConfigError(
+            "trainer", "…", str(error), "Check trainer, callbacks and logger: blockwright train --cfg job"
+        )
     if isinstance(error, ValueError) and "`val_check_interval`" in str(error):  # Lightning knows the epoch's length
         remedy = "Write fewer steps, or trainer.check_val_every_n_epoch=null, which counts steps across epochs"
         return ConfigError("trainer.val_check_interval", "…", str(error).strip().partition(". ")[0], remedy)

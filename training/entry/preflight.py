@@ -8,25 +8,25 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from blocks.compose import check as check_model
-from blocks.kernels.choice import check as check_kernels
-from interop.source import read_start
-from registry import ConfigError
-from training.checkpoints.last_rate import LAST, last_rate
-from training.checkpoints.record import past_of
-from training.compiling import check_compiler
-from training.configuration import figures, packages, root, trainer_settings
-from training.configuration.instantiate import check_target, instantiate
-from training.configuration.named_model import composition_of
-from training.configuration.renamed import with_moved
-from training.configuration.secrets import hidden, read_from_environment, refuse_in_model
-from training.data.preflight import check as check_data
-from training.data.preflight import positions_needed, refuse_missing
-from training.entry.start import check_surgery, find_start, outline_of
-from training.optimizers.base import OptimizerRecipe, weights
-from training.parallel.refusals import check as check_ranks
-from training.parallel.refusals import derive
-from training.tasks.lookup import is_task
+from blockwright.blocks.compose import check as check_model
+from blockwright.blocks.kernels.choice import check as check_kernels
+from blockwright.interop.source import read_start
+from blockwright.registry import ConfigError
+from blockwright.training.checkpoints.last_rate import LAST, last_rate
+from blockwright.training.checkpoints.record import past_of
+from blockwright.training.compiling import check_compiler
+from blockwright.training.configuration import figures, packages, root, trainer_settings
+from blockwright.training.configuration.instantiate import check_target, instantiate
+from blockwright.training.configuration.named_model import composition_of
+from blockwright.training.configuration.renamed import with_moved
+from blockwright.training.configuration.secrets import hidden, read_from_environment, refuse_in_model
+from blockwright.training.data.preflight import check as check_data
+from blockwright.training.data.preflight import positions_needed, refuse_missing
+from blockwright.training.entry.start import check_surgery, find_start, outline_of
+from blockwright.training.optimizers.base import OptimizerRecipe, weights
+from blockwright.training.parallel.refusals import check as check_ranks
+from blockwright.training.parallel.refusals import derive
+from blockwright.training.tasks.lookup import is_task
 
 OWN = ("dry_run", "world")  # keys of trainer defined by this project
 

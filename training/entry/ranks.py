@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import tempfile
@@ -10,9 +11,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, read_write
 
-from registry.quoting import quoted
-from training import jobs
-from training.configuration.overrides import config_flags, kept
+from blockwright.registry.quoting import quoted
+from blockwright.training import jobs
+from blockwright.training.configuration.overrides import config_flags, kept
 
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -42,11 +43,10 @@ def pin_children(directory: Path, checkpoint: str | None = None) -> list[str]:
     own = overrides()
     where = [*config_flags(sys.argv[1:]), *kept(config.overrides.hydra)]
     found = ["auto_resume=false", *([f"ckpt_path={quoted(checkpoint)}"] if checkpoint else [])]
-    program, main_module = sys.argv[0], sys.modules["__main__"]
-    if main_module.__spec__ is not None and main_module.__file__ != str(jobs.TRAIN):
-        # A job run by joblib or submitit, whose module the launcher would start again.
-        program, main_module.__spec__ = str(jobs.TRAIN), None
-    sys.argv = [program, *where, "hydra.mode=RUN", *own, *found]
+    main_module = sys.modules["__main__"]
+    if main_module.__spec__ is not None:  # also of a job that joblib or submitit runs
+        main_module.__spec__ = importlib.util.find_spec(jobs.MODULE)
+    sys.argv = [sys.argv[0], *where, "hydra.mode=RUN", *own, *found]
     with read_write(config):  # type: ignore[arg-type] # typed as its schema, it is a node
         config.run.dir = str(directory)
     return [*where, *own]
@@ -58,7 +58,7 @@ def reset_processes(before: dict[str, str | None]) -> None:
     Args:
         before: the previous values of the variables that Lightning's launcher sets
     """
-    from training.entry.run import leave_processes
+    from blockwright.training.entry.run import leave_processes
 
     leave_processes()
     for name, value in before.items():

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from blocks.decoder import Decoder
-from blocks.refusals import room, size
-from registry import ConfigError
-from training.configuration.instantiate import instantiate
-from training.configuration.trainer_settings import STRATEGIES
-from training.entry.ranks import is_child
-from training.entry.start import outline_of
-from training.parallel.arithmetic import held_bytes
-from training.parallel.refusals import world_of
-from training.parallel.sizes import STRATEGY, Sizes, sizes_of
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.refusals import room, size
+from blockwright.registry import ConfigError
+from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.configuration.trainer_settings import STRATEGIES
+from blockwright.training.entry.ranks import is_child
+from blockwright.training.entry.start import outline_of
+from blockwright.training.parallel.arithmetic import held_bytes
+from blockwright.training.parallel.refusals import world_of
+from blockwright.training.parallel.sizes import STRATEGY, Sizes, sizes_of
 
 SURE = 0.05  # share of the memory below which the state of no optimizer matters
 HALVED = ("bf16-true", "16-true", "transformer-engine")  # weights of two bytes

@@ -14,17 +14,17 @@ import torch
 from lightning.pytorch.callbacks import ProgressBar
 from rich.table import Table
 
-from blocks.checkpoint.read import read_checkpoint
-from registry.printing import show
-from training.callbacks.finale import Finale
-from training.callbacks.interruption import last_checkpoint
-from training.callbacks.recording import Recording
-from training.checkpoints.record import record
-from training.configuration.instantiate import check_target, instantiate
-from training.entry.preflight import OWN
-from training.parallel.dry_run import dry_run
-from training.parallel.imagined import imagine
-from training.stops import Interrupted
+from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.registry.printing import show
+from blockwright.training.callbacks.finale import Finale
+from blockwright.training.callbacks.interruption import last_checkpoint
+from blockwright.training.callbacks.recording import Recording
+from blockwright.training.checkpoints.record import record
+from blockwright.training.configuration.instantiate import check_target, instantiate
+from blockwright.training.entry.preflight import OWN
+from blockwright.training.parallel.dry_run import dry_run
+from blockwright.training.parallel.imagined import imagine
+from blockwright.training.stops import Interrupted
 
 LOGGED = ("task_name", "seed", "model", "optimizer", "scheduler", "data")
 

@@ -7,23 +7,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from blocks.checkpoint.fits import check_fits
-from blocks.checkpoint.read import read_checkpoint
-from blocks.decoder import Decoder
-from interop.source import check_init, read_composition, read_start
-from interop.towers import PATH, Tower
-from registry import ConfigError
-from training.checkpoints.optimizer import check_optimizer
-from training.checkpoints.places import refuse_overwriting, settle
-from training.checkpoints.record import past_of, record
-from training.checkpoints.resume import check_changes, resolve_checkpoint, say
-from training.checkpoints.surgery import changed_window
-from training.checkpoints.surgery import check_surgery as check_swaps
-from training.configuration.instantiate import check_target, find_target, instantiate
-from training.data.preflight import tokenizer_of
-from training.data.tokenizers.start import check_start
-from training.tasks.lookup import is_task
-from training.tasks.outline import outline
+from blockwright.blocks.checkpoint.fits import check_fits
+from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.decoder import Decoder
+from blockwright.interop.source import check_init, read_composition, read_start
+from blockwright.interop.towers import PATH, Tower
+from blockwright.registry import ConfigError
+from blockwright.training.checkpoints.optimizer import check_optimizer
+from blockwright.training.checkpoints.places import refuse_overwriting, settle
+from blockwright.training.checkpoints.record import past_of, record
+from blockwright.training.checkpoints.resume import check_changes, resolve_checkpoint, say
+from blockwright.training.checkpoints.surgery import changed_window
+from blockwright.training.checkpoints.surgery import check_surgery as check_swaps
+from blockwright.training.configuration.instantiate import check_target, find_target, instantiate
+from blockwright.training.data.preflight import tokenizer_of
+from blockwright.training.data.tokenizers.start import check_start
+from blockwright.training.tasks.lookup import is_task
+from blockwright.training.tasks.outline import outline
 
 
 def find_start(plain: dict[str, Any], given: Mapping[str, Any]) -> None:
@@ -157,5 +157,5 @@ def refuse_untrained(plain: Mapping[str, Any]) -> None:
         and getattr(find_target(plain["task"].get("_target_"), "task"), "improves", False)
     ):
         rule = "the task improves the answers of a trained model, and random weights give none worth choosing"
-        sft = "python train.py experiment=sft_sort, then init_from=logs/sft_sort/runs/TIME"
+        sft = "blockwright train experiment=sft_sort, then init_from=logs/sft_sort/runs/TIME"
         raise ConfigError("init_from", None, rule, f"Name a fine-tuned run: init_from=RUN; for digits to sort: {sft}")

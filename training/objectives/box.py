@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from training.objectives.boxed import judge, program
+from blockwright.training.objectives.boxed import judge, program
 
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin")
 START_S = 5.0  # for both to start

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.objectives.average.base import Average
-from training.objectives.correction.base import Correction
-from training.objectives.penalty.base import Penalty
-from training.objectives.surrogate.base import SurrogateLoss
+from blockwright.training.objectives.average.base import Average
+from blockwright.training.objectives.correction.base import Correction
+from blockwright.training.objectives.penalty.base import Penalty
+from blockwright.training.objectives.surrogate.base import SurrogateLoss
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from registry.ranges import BelowOne, NonNegative, Positive
-from registry.readable import readable
-from training.optimizers.base import (
+from blockwright.registry.ranges import BelowOne, NonNegative, Positive
+from blockwright.registry.readable import readable
+from blockwright.training.optimizers.base import (
     Multipliers,
     OptimizerRecipe,
     Weight,
@@ -80,7 +80,7 @@ def torch_adamw(
     prefix: str = "",
 ) -> Optimizer:
     """torch's AdamW over `found`, with group names prefixed by `prefix`; other arguments as in `AdamW`."""
-    from training.optimizers.local_adamw import LocalAdamW
+    from blockwright.training.optimizers.local_adamw import LocalAdamW
 
     parameters = [weight.parameter for weight in found]
     groups = multiplied(_decay_groups(found, weight_decay, prefix), found, lr, multipliers)

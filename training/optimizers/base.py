@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from registry.enforcing import enforced
-from registry.errors import ConfigError
-from registry.ranges import Positive
-from registry.schema import conforms, fault
-from training.patterns import matches, matching
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.ranges import Positive
+from blockwright.registry.schema import conforms, fault
+from blockwright.training.patterns import matches, matching
 
 if TYPE_CHECKING:
     from torch import nn

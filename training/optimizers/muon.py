@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from registry.errors import ConfigError, did_you_mean
-from registry.ranges import BelowOne, NonNegative, Positive
-from registry.readable import readable
-from training.optimizers.adamw import torch_adamw
-from training.optimizers.base import (
+from blockwright.registry.errors import ConfigError, did_you_mean
+from blockwright.registry.ranges import BelowOne, NonNegative, Positive
+from blockwright.registry.readable import readable
+from blockwright.training.optimizers.adamw import torch_adamw
+from blockwright.training.optimizers.base import (
     Multipliers,
     OptimizerRecipe,
     Weight,
@@ -19,7 +19,7 @@ from training.optimizers.base import (
     multiplied,
     weights,
 )
-from training.patterns import matches
+from blockwright.training.patterns import matches
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,8 +99,8 @@ class Muon(OptimizerRecipe):
         return {"optimizer.multipliers": list(self.multipliers), "optimizer.adamw_names": own}
 
     def build(self, module: nn.Module) -> Optimizer:
-        from training.optimizers.combined import CombinedOptimizer
-        from training.optimizers.stacked_muon import StackedMuon
+        from blockwright.training.optimizers.combined import CombinedOptimizer
+        from blockwright.training.optimizers.stacked_muon import StackedMuon
 
         found = weights(module)
         self.check(found)

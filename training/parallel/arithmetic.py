@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from blocks.cost import alike
-from blocks.decoder import Decoder
-from blocks.gating.base import Gating
-from training.optimizers.base import OptimizerRecipe
-from training.parallel.plan import DIMENSION, Region, regions
-from training.parallel.remembered import appended
-from training.parallel.sizes import Sizes
-from training.parallel.tensor import divisible, narrowed
+from blockwright.blocks.cost import alike
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.gating.base import Gating
+from blockwright.training.optimizers.base import OptimizerRecipe
+from blockwright.training.parallel.plan import DIMENSION, Region, regions
+from blockwright.training.parallel.remembered import appended
+from blockwright.training.parallel.sizes import Sizes
+from blockwright.training.parallel.tensor import divisible, narrowed
 
 
 @dataclass(frozen=True)

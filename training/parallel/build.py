@@ -24,20 +24,20 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import Shard
 
-from blocks.compose import assemble, check
-from blocks.decoder import Decoder
-from blocks.gating.base import Gating
-from blocks.initialise import draws, initialise, suited
-from blocks.skipping import draw_part
-from registry import ConfigError
-from training.parallel.exchange.all_to_all import AllToAll
-from training.parallel.exchange.base import Exchange
-from training.parallel.experts import share_out
-from training.parallel.local import is_low, own_place, plain
-from training.parallel.meshes import Meshes
-from training.parallel.plan import regions
-from training.parallel.recompute import Recompute, recompute
-from training.parallel.tensor import cut, divisible
+from blockwright.blocks.compose import assemble, check
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.initialise import draws, initialise, suited
+from blockwright.blocks.skipping import draw_part
+from blockwright.registry import ConfigError
+from blockwright.training.parallel.exchange.all_to_all import AllToAll
+from blockwright.training.parallel.exchange.base import Exchange
+from blockwright.training.parallel.experts import share_out
+from blockwright.training.parallel.local import is_low, own_place, plain
+from blockwright.training.parallel.meshes import Meshes
+from blockwright.training.parallel.plan import regions
+from blockwright.training.parallel.recompute import Recompute, recompute
+from blockwright.training.parallel.tensor import cut, divisible
 
 LOW = {"bf16-mixed": torch.bfloat16}  # precision of the trainer → dtype of FSDP2's gathered weights
 Fill = Callable[..., None]  # (part, prefix=): loads given weights into a part, whose names have this prefix

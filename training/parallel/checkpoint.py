@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from blocks.checkpoint import manifest
-from blocks.checkpoint.read import read_file
-from blocks.checkpoint.sharded import META, MODEL, join, outline, read_meta, read_tensors, split
-from registry import ConfigError
-from training.checkpoints import together
-from training.metrics import Sums
-from training.parallel.local import own_part, plain, whole
+from blockwright.blocks.checkpoint import manifest
+from blockwright.blocks.checkpoint.read import read_file
+from blockwright.blocks.checkpoint.sharded import META, MODEL, join, outline, read_meta, read_tensors, split
+from blockwright.registry import ConfigError
+from blockwright.training.checkpoints import together
+from blockwright.training.metrics import Sums
+from blockwright.training.parallel.local import own_part, plain, whole
 
 PART = ".part"  # suffix of a folder until it is complete
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
-from training.parallel.local import plain
+from blockwright.training.parallel.local import plain
 
 
 def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from blocks.attention.base import Attention
-from blocks.attention.scored import Scored
-from blocks.cache import Cache, Ring
-from blocks.carry import joined, split
-from blocks.forward_pass import Pass
-from blocks.kernels.documents import is_real
-from blocks.share import Share
-from registry import BlockError, ConfigError
-from training.parallel.collectives import gather
+from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.attention.scored import Scored
+from blockwright.blocks.cache import Cache, Ring
+from blockwright.blocks.carry import joined, split
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kernels.documents import is_real
+from blockwright.blocks.share import Share
+from blockwright.registry import BlockError, ConfigError
+from blockwright.training.parallel.collectives import gather
 
 
 class Context:

@@ -12,13 +12,13 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from blocks.compose import compose
-from registry.printing import show
-from training.configuration.instantiate import instantiate
-from training.parallel.arithmetic import held_bytes, whole_regions
-from training.parallel.local import plain
-from training.parallel.ranks import data_ranks
-from training.parallel.sizes import Sizes
+from blockwright.blocks.compose import compose
+from blockwright.registry.printing import show
+from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.parallel.arithmetic import held_bytes, whole_regions
+from blockwright.training.parallel.local import plain
+from blockwright.training.parallel.ranks import data_ranks
+from blockwright.training.parallel.sizes import Sizes
 
 STEPS = 3
 COLUMNS = ("parameters", "gradients", "optimizer", "activations")

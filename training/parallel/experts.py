@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from blocks.gating.base import Routing
-from registry import ConfigError
-from training.parallel.collectives import enter, leave
-from training.parallel.exchange.base import Exchange
-from training.parallel.local import distribute, localised
-from training.parallel.plan import Region
+from blockwright.blocks.gating.base import Routing
+from blockwright.registry import ConfigError
+from blockwright.training.parallel.collectives import enter, leave
+from blockwright.training.parallel.exchange.base import Exchange
+from blockwright.training.parallel.local import distribute, localised
+from blockwright.training.parallel.plan import Region
 
 
 def share_out(region: Region, mesh: DeviceMesh, how: type[Exchange]) -> None:

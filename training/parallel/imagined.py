@@ -20,16 +20,16 @@ from rich.table import Table
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.precision import default_dtype
-from registry.printing import show
-from training.configuration.instantiate import instantiate
-from training.optimizers.base import OptimizerRecipe
-from training.parallel.arithmetic import held_bytes
-from training.parallel.build import LOW, Sharding, build
-from training.parallel.meshes import make_meshes
-from training.parallel.sizes import Sizes, sizes_of
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.precision import default_dtype
+from blockwright.registry.printing import show
+from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.optimizers.base import OptimizerRecipe
+from blockwright.training.parallel.arithmetic import held_bytes
+from blockwright.training.parallel.build import LOW, Sharding, build
+from blockwright.training.parallel.meshes import make_meshes
+from blockwright.training.parallel.sizes import Sizes, sizes_of
 
 COLUMNS = ("parameters", "gradients", "optimizer")
 HALVES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}  # precision of the trainer → dtype of the weights

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from training.parallel.plan import DIMENSION, Part
+from blockwright.training.parallel.plan import DIMENSION, Part
 
 
 def distribute(part: Part, mesh: DeviceMesh) -> None:

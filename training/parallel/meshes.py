@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from training.parallel.context import Context
-from training.parallel.sizes import Sizes
+from blockwright.training.parallel.context import Context
+from blockwright.training.parallel.sizes import Sizes
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from blocks.base import Block, Placement
-from blocks.lora import A, B, is_adapter
+from blockwright.blocks.base import Block, Placement
+from blockwright.blocks.lora import A, B, is_adapter
 
 DIMENSION = {"column": 0, "row": 1, "expert": 0}  # the dimension that each placement splits
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from blocks.balance.base import Balance
+from blockwright.blocks.balance.base import Balance
 
 
 class DataRanks:

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from blocks.decoder import Layer
-from registry import ConfigError
+from blockwright.blocks.decoder import Layer
+from blockwright.registry import ConfigError
 
 Recompute = Literal["none", "selective", "full"]
 

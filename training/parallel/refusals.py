@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import registry
-from registry import ConfigError, Node
-from registry.extras import require
-from registry.layout import plan
-from training.parallel import recompute
-from training.parallel.exchange.lookup import check_exchange
-from training.parallel.refuse_context import check_context
-from training.parallel.sizes import STRATEGY, Sizes, launched, sizes_of
+from blockwright import registry
+from blockwright.registry import ConfigError, Node
+from blockwright.registry.extras import require
+from blockwright.registry.layout import plan
+from blockwright.training.parallel import recompute
+from blockwright.training.parallel.exchange.lookup import check_exchange
+from blockwright.training.parallel.refuse_context import check_context
+from blockwright.training.parallel.sizes import STRATEGY, Sizes, launched, sizes_of
 
 WHOLE = ("n_heads", "n_kv_heads", "d_ff")  # parameters that tensor parallelism divides
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true", 32, "32", "bf16")

@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 
-import registry
-from blocks.attention.base import Attention
-from blocks.cache import Cache, State
-from blocks.compose import compose
-from blocks.cost import alike
-from blocks.decoder import Decoder
-from registry import BlockError, ConfigError
-from training.configuration.instantiate import find_target
-from training.parallel.remembered import appended
-from training.parallel.sizes import Sizes
+from blockwright import registry
+from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.cache import Cache, State
+from blockwright.blocks.compose import compose
+from blockwright.blocks.cost import alike
+from blockwright.blocks.decoder import Decoder
+from blockwright.registry import BlockError, ConfigError
+from blockwright.training.configuration.instantiate import find_target
+from blockwright.training.parallel.remembered import appended
+from blockwright.training.parallel.sizes import Sizes
 
 PATH = "trainer.strategy.context"
-OURS = "training.tasks.causal_lm.CausalLM"  # known without importing Lightning
+OURS = "blockwright.training.tasks.causal_lm.CausalLM"  # known without importing Lightning
 WITHOUT = f"Write {PATH}=1"
 
 
@@ -113,7 +113,7 @@ def _unfit(attention: Attention, d_model: int) -> str:
     except NotImplementedError:
         return "keeps no cache"
     if not isinstance(cache, Cache):
-        return f"keeps a {type(cache).__name__} in place of a blocks.cache.Cache"
+        return f"keeps a {type(cache).__name__} in place of a blockwright.blocks.cache.Cache"
     if isinstance(cache, State):
         return "passes a state from token to token"
     try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blocks.attention.base import Attention
-from blocks.cache import Cache
-from blocks.forward_pass import Pass
+from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.cache import Cache
+from blockwright.blocks.forward_pass import Pass
 
 
 class Appended(Cache):

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from registry import ConfigError
+from blockwright.registry import ConfigError
 
-STRATEGY = "training.parallel.strategy.Parallel"
+STRATEGY = "blockwright.training.parallel.strategy.Parallel"
 AUTO = "auto"
 
 

@@ -14,13 +14,13 @@ from lightning.pytorch.strategies.strategy import Strategy
 from torch import nn
 from torch.optim import Optimizer
 
-from registry import ConfigError
-from registry.ranges import Count, Positive
-from training.parallel.build import LOW, Sharding
-from training.parallel.checkpoint import gather, load_file, load_folder, save_folder
-from training.parallel.exchange.lookup import exchange_of
-from training.parallel.meshes import Meshes, make_meshes
-from training.parallel.sizes import Sizes, sizes_of
+from blockwright.registry import ConfigError
+from blockwright.registry.ranges import Count, Positive
+from blockwright.training.parallel.build import LOW, Sharding
+from blockwright.training.parallel.checkpoint import gather, load_file, load_folder, save_folder
+from blockwright.training.parallel.exchange.lookup import exchange_of
+from blockwright.training.parallel.meshes import Meshes, make_meshes
+from blockwright.training.parallel.sizes import Sizes, sizes_of
 
 FEW = 8  # up to so many ranks that share weights a checkpoint is one file by default
 LARGE = 64 * 10**9  # bytes of such a file: weights and Adam's two averages of 5.3 billion parameters

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from blocks.attention.base import Attention
-from blocks.ffn.base import FFN
-from blocks.forward_pass import Pass
-from training.parallel.collectives import enter, leave
-from training.parallel.local import distribute, localised
-from training.parallel.plan import DIMENSION, Region
+from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.ffn.base import FFN
+from blockwright.blocks.forward_pass import Pass
+from blockwright.training.parallel.collectives import enter, leave
+from blockwright.training.parallel.local import distribute, localised
+from blockwright.training.parallel.plan import DIMENSION, Region
 
 
 def cut(region: Region, mesh: DeviceMesh) -> None:

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blocks.decoder import Decoder
-from blocks.generation.sample import Sampling
-from blocks.initialise import stable_seed
-from training.data.corpus import Split
-from training.data.prompt_module import PromptDataModule
-from training.objectives.advantage.base import Advantage, deviation, total
-from training.objectives.reward.base import Reward
-from training.objectives.reward.judging import judge
-from training.parallel.gathered import gathered
-from training.parallel.local import is_distributed
-from training.parallel.ranks import DataRanks
-from training.rollouts.engine.base import Engine, Request
-from training.rollouts.record import Rollout
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.initialise import stable_seed
+from blockwright.training.data.corpus import Split
+from blockwright.training.data.prompt_module import PromptDataModule
+from blockwright.training.objectives.advantage.base import Advantage, deviation, total
+from blockwright.training.objectives.reward.base import Reward
+from blockwright.training.objectives.reward.judging import judge
+from blockwright.training.parallel.gathered import gathered
+from blockwright.training.parallel.local import is_distributed
+from blockwright.training.parallel.ranks import DataRanks
+from blockwright.training.rollouts.engine.base import Engine, Request
+from blockwright.training.rollouts.record import Rollout
 
 Rewards = dict[str, list[float]]  # part of the reward → values, one a completion
 

@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from blocks.decoder import Decoder
-from blocks.generation.sample import Sampling
-from blocks.initialise import stable_seed
-from training.data.corpus import Split
-from training.data.prompt_module import PromptDataModule
-from training.parallel.ranks import DataRanks
-from training.rollouts.group_sampler import GroupSampler
-from training.rollouts.record import Rollout
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.initialise import stable_seed
+from blockwright.training.data.corpus import Split
+from blockwright.training.data.prompt_module import PromptDataModule
+from blockwright.training.parallel.ranks import DataRanks
+from blockwright.training.rollouts.group_sampler import GroupSampler
+from blockwright.training.rollouts.record import Rollout
 
 SAMPLES = 8  # completions shown of a measurement
 MEANS = ("reward", "greedy")  # of sampled completions, and of the likeliest

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from registry import ConfigError
-from training.data.prompts import Prompt
-from training.objectives.reward.base import Reward
+from blockwright.registry import ConfigError
+from blockwright.training.data.prompts import Prompt
+from blockwright.training.objectives.reward.base import Reward
 
 
 def refuse_lacking(prompts: Sequence[Prompt], reward: Reward) -> None:

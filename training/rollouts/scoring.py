@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from blocks.decoder import Decoder
-from blocks.gating.base import Gating, Routing
-from blocks.kernels.documents import PADDING
-from blocks.kernels.log_probabilities import linear_log_probabilities
-from training.data.rows import best_fit
-from training.rollouts.record import Rollout, completion_mask
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.gating.base import Gating, Routing
+from blockwright.blocks.kernels.documents import PADDING
+from blockwright.blocks.kernels.log_probabilities import linear_log_probabilities
+from blockwright.training.data.rows import best_fit
+from blockwright.training.rollouts.record import Rollout, completion_mask
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from registry.enforcing import enforced
-from registry.errors import ConfigError
-from registry.ranges import Count, ProperFraction
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.ranges import Count, ProperFraction
 
 Span = Count | ProperFraction  # optimizer steps, or a part of the training
 

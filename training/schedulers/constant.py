@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from registry.readable import readable
-from training.schedulers.base import Schedule, Span
+from blockwright.registry.readable import readable
+from blockwright.training.schedulers.base import Schedule, Span
 
 
 @readable

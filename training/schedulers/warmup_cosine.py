@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from registry.ranges import Fraction
-from registry.readable import readable
-from training.schedulers.base import Schedule, Span
+from blockwright.registry.ranges import Fraction
+from blockwright.registry.readable import readable
+from blockwright.training.schedulers.base import Schedule, Span
 
 
 @readable

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from registry.errors import ConfigError, did_you_mean
-from registry.ranges import Fraction
-from registry.readable import readable
-from training.schedulers.base import Schedule, Span, steps_of
+from blockwright.registry.errors import ConfigError, did_you_mean
+from blockwright.registry.ranges import Fraction
+from blockwright.registry.readable import readable
+from blockwright.training.schedulers.base import Schedule, Span, steps_of
 
 SHAPES: dict[str, Callable[[float], float]] = {  # from 1 at t = 0 to 0 at t = 1
     "linear": lambda t: 1 - t,

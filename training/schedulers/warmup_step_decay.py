@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from registry.errors import ConfigError
-from registry.ranges import Fraction, ProperFraction
-from registry.readable import readable
-from training.schedulers.base import Schedule, Span, steps_of
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.ranges import Fraction, ProperFraction
+from blockwright.registry.readable import readable
+from blockwright.training.schedulers.base import Schedule, Span, steps_of
 
 
 @readable

@@ -14,46 +14,46 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.images.base import Pictures
-from blocks.initialise import draw_adapters, stable_seed
-from blocks.kernels import choice
-from blocks.kernels.documents import is_real
-from blocks.ledger import Ledger
-from blocks.model_config import read
-from blocks.plugins import distributions
-from blocks.precision import KeepsDtype
-from blocks.share import Share
-from interop.source import load_part, load_weights, read_origin
-from interop.towers import Tower
-from registry import ConfigError
-from registry.enforcing import enforced
-from registry.ranges import Seed
-from training.cadence import logs_now, validate_by_steps
-from training.checkpoints.position import between_steps
-from training.checkpoints.resume import say
-from training.data.module import TextDataModule
-from training.data.tokenizers.start import check_start
-from training.figure import OF_TEXT, TRAIN, Figure, find, names_in, refuse_contradictions
-from training.lora import Lora, fill
-from training.low_weights import lower_only_weights
-from training.metrics import ExpertLoad, Sums, TokenLoss
-from training.optimizers.base import OptimizerRecipe
-from training.parallel.build import build
-from training.parallel.clipping import clip
-from training.parallel.context import Context
-from training.parallel.local import is_distributed, is_low
-from training.parallel.ranks import DataRanks, balance_over, data_ranks
-from training.parallel.recompute import Recompute, check, recompute
-from training.schedulers.base import Schedule
-from training.surgery import Surgery
-from training.tasks.counted import Counted
-from training.tasks.frozen import freeze
-from training.tasks.outline import outline
-from training.tasks.routing import RoutingLoads, balance_losses
-from training.tasks.scored import Scored
-from training.tasks.step_mean import StepMean
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.images.base import Pictures
+from blockwright.blocks.initialise import draw_adapters, stable_seed
+from blockwright.blocks.kernels import choice
+from blockwright.blocks.kernels.documents import is_real
+from blockwright.blocks.ledger import Ledger
+from blockwright.blocks.model_config import read
+from blockwright.blocks.plugins import distributions
+from blockwright.blocks.precision import KeepsDtype
+from blockwright.blocks.share import Share
+from blockwright.interop.source import load_part, load_weights, read_origin
+from blockwright.interop.towers import Tower
+from blockwright.registry import ConfigError
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.ranges import Seed
+from blockwright.training.cadence import logs_now, validate_by_steps
+from blockwright.training.checkpoints.position import between_steps
+from blockwright.training.checkpoints.resume import say
+from blockwright.training.data.module import TextDataModule
+from blockwright.training.data.tokenizers.start import check_start
+from blockwright.training.figure import OF_TEXT, TRAIN, Figure, find, names_in, refuse_contradictions
+from blockwright.training.lora import Lora, fill
+from blockwright.training.low_weights import lower_only_weights
+from blockwright.training.metrics import ExpertLoad, Sums, TokenLoss
+from blockwright.training.optimizers.base import OptimizerRecipe
+from blockwright.training.parallel.build import build
+from blockwright.training.parallel.clipping import clip
+from blockwright.training.parallel.context import Context
+from blockwright.training.parallel.local import is_distributed, is_low
+from blockwright.training.parallel.ranks import DataRanks, balance_over, data_ranks
+from blockwright.training.parallel.recompute import Recompute, check, recompute
+from blockwright.training.schedulers.base import Schedule
+from blockwright.training.surgery import Surgery
+from blockwright.training.tasks.counted import Counted
+from blockwright.training.tasks.frozen import freeze
+from blockwright.training.tasks.outline import outline
+from blockwright.training.tasks.routing import RoutingLoads, balance_losses
+from blockwright.training.tasks.scored import Scored
+from blockwright.training.tasks.step_mean import StepMean
 
 Batch = dict[str, Tensor]
 SEQUENCES = "sequences"  # the count that weighs balance losses
@@ -294,13 +294,13 @@ class Task(KeepsDtype, L.LightningModule):
     def on_fit_start(self) -> None:
         refuse_contradictions(self.trainer)
         if self.compiled:
-            from training.compiling import compile_layers
+            from blockwright.training.compiling import compile_layers
 
             compile_layers(self.model)
 
     def on_fit_end(self) -> None:
         if self.compiled:
-            from training.compiling import run_as_written
+            from blockwright.training.compiling import run_as_written
 
             run_as_written(self.model)
 

@@ -7,15 +7,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from blocks.gating.base import Routing
-from blocks.images.base import Pictures
-from blocks.share import Share
-from registry.enforcing import enforced
-from registry.ranges import NonNegative
-from training.figure import OF_TEXT, TRAIN, Figure
-from training.objectives.next_token import count_each_depth, count_scored
-from training.tasks.base import Batch, Task
-from training.tasks.scored import Scored
+from blockwright.blocks.gating.base import Routing
+from blockwright.blocks.images.base import Pictures
+from blockwright.blocks.share import Share
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.ranges import NonNegative
+from blockwright.training.figure import OF_TEXT, TRAIN, Figure
+from blockwright.training.objectives.next_token import count_each_depth, count_scored
+from blockwright.training.tasks.base import Batch, Task
+from blockwright.training.tasks.scored import Scored
 
 
 @enforced("task")

@@ -7,21 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import registry
-from blocks.decoder import Decoder
-from blocks.images.base import Pictures
-from blocks.kernels.cross_entropy import IGNORED
-from interop.source import load
-from registry import BlockError, ConfigError, Node, Scope, did_you_mean
-from registry.enforcing import enforced
-from registry.schema import conforms
-from training.figure import MEASURED, OF_TEXT, TRAIN, Figure
-from training.objectives.next_token import count_scored
-from training.objectives.teaching.base import Lesson, Teaching
-from training.patterns import matching
-from training.tasks.base import Batch
-from training.tasks.causal_lm import CausalLM
-from training.tasks.scored import Scored
+from blockwright import registry
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.images.base import Pictures
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.interop.source import load
+from blockwright.registry import BlockError, ConfigError, Node, Scope, did_you_mean
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.schema import conforms
+from blockwright.training.figure import MEASURED, OF_TEXT, TRAIN, Figure
+from blockwright.training.objectives.next_token import count_scored
+from blockwright.training.objectives.teaching.base import Lesson, Teaching
+from blockwright.training.patterns import matching
+from blockwright.training.tasks.base import Batch
+from blockwright.training.tasks.causal_lm import CausalLM
+from blockwright.training.tasks.scored import Scored
 
 
 @dataclass(frozen=True)

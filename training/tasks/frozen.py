@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from training.patterns import matching
+from blockwright.training.patterns import matching
 
 
 def freeze(decoder: nn.Module, patterns: Sequence[str]) -> None:

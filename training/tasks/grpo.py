@@ -12,34 +12,34 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-import registry
-from blocks.decoder import Decoder
-from blocks.dropping.base import Dropping
-from blocks.gating.base import Gating, replays
-from blocks.gating.expert_choice import ExpertChoice
-from blocks.gating.sinkhorn import Sinkhorn
-from blocks.generation.generate import check_lengths
-from blocks.generation.sample import Sampling
-from blocks.initialise import stable_seed
-from blocks.lora import switched_off
-from blocks.position.boundaries import boundaries
-from interop.source import load
-from registry import ConfigError, Node, Scope
-from registry.enforcing import enforced
-from registry.ranges import Count, Fraction, Positive, Whole
-from training.data.corpus import SPLITS
-from training.data.prompt_module import PromptDataModule
-from training.figure import EVERY, TRAIN, Figure
-from training.objectives.policy import Completions, PolicyObjective
-from training.parallel.gathered import gathered
-from training.rollouts.group_sampler import GroupSampler
-from training.rollouts.held_out import HeldOut
-from training.rollouts.lacking import refuse_lacking
-from training.rollouts.record import Rollout, completion_mask, dealt_again, padded
-from training.rollouts.scoring import score
-from training.tasks.base import Batch, Task
-from training.tasks.needed_data import data_of
-from training.tasks.scored import Scored
+from blockwright import registry
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.dropping.base import Dropping
+from blockwright.blocks.gating.base import Gating, replays
+from blockwright.blocks.gating.expert_choice import ExpertChoice
+from blockwright.blocks.gating.sinkhorn import Sinkhorn
+from blockwright.blocks.generation.generate import check_lengths
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.initialise import stable_seed
+from blockwright.blocks.lora import switched_off
+from blockwright.blocks.position.boundaries import boundaries
+from blockwright.interop.source import load
+from blockwright.registry import ConfigError, Node, Scope
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.ranges import Count, Fraction, Positive, Whole
+from blockwright.training.data.corpus import SPLITS
+from blockwright.training.data.prompt_module import PromptDataModule
+from blockwright.training.figure import EVERY, TRAIN, Figure
+from blockwright.training.objectives.policy import Completions, PolicyObjective
+from blockwright.training.parallel.gathered import gathered
+from blockwright.training.rollouts.group_sampler import GroupSampler
+from blockwright.training.rollouts.held_out import HeldOut
+from blockwright.training.rollouts.lacking import refuse_lacking
+from blockwright.training.rollouts.record import Rollout, completion_mask, dealt_again, padded
+from blockwright.training.rollouts.scoring import score
+from blockwright.training.tasks.base import Batch, Task
+from blockwright.training.tasks.needed_data import data_of
+from blockwright.training.tasks.scored import Scored
 
 Part = str | dict[str, Any]
 GroupSize = Annotated[int, Ge(2)]

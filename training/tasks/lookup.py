@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from training.configuration.instantiate import find_target
+from blockwright.training.configuration.instantiate import find_target
 
 
 def is_task(dotted: Any) -> bool:
@@ -15,7 +15,7 @@ def is_task(dotted: Any) -> bool:
     """
     if str(dotted).startswith(f"{__package__}."):  # ours: known without importing Lightning
         return True
-    from training.tasks.base import Task
+    from blockwright.training.tasks.base import Task
 
     target = find_target(str(dotted), "task")
     return isinstance(target, type) and issubclass(target, Task)

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import lightning as L
 
-from registry import ConfigError
+from blockwright.registry import ConfigError
 
 Module = TypeVar("Module", bound=L.LightningDataModule)
 

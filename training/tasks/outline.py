@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from training.lora import Lora
-from training.tasks.frozen import freeze
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.training.lora import Lora
+from blockwright.training.tasks.frozen import freeze
 
 
 def outline(model: Mapping[str, Any], adapter: Lora | None, frozen: Sequence[str] | None) -> Decoder:

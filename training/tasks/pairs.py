@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from registry import ConfigError
-from training.data.preference_module import PreferenceDataModule
-from training.figure import EVERY, Figure, names_in
-from training.tasks.base import Batch, Task
-from training.tasks.needed_data import data_of
-from training.tasks.scored import Scored
+from blockwright.registry import ConfigError
+from blockwright.training.data.preference_module import PreferenceDataModule
+from blockwright.training.figure import EVERY, Figure, names_in
+from blockwright.training.tasks.base import Batch, Task
+from blockwright.training.tasks.needed_data import data_of
+from blockwright.training.tasks.scored import Scored
 
 
 class Pairwise(Task):

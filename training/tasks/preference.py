@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import registry
-from blocks.decoder import Decoder
-from blocks.lora import switched_off
-from interop.source import checkpoint_of, load, read_composition
-from registry import ConfigError, Node, Scope
-from registry.enforcing import enforced
-from training.data.corpus import SPLITS, Split
-from training.objectives.preference.base import Answers, PreferenceLoss
-from training.tasks.base import Batch
-from training.tasks.pairs import Pairwise, of_sequences
-from training.tasks.reference import Logs, digest_of, place, read, write
+from blockwright import registry
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.lora import switched_off
+from blockwright.interop.source import checkpoint_of, load, read_composition
+from blockwright.registry import ConfigError, Node, Scope
+from blockwright.registry.enforcing import enforced
+from blockwright.training.data.corpus import SPLITS, Split
+from blockwright.training.objectives.preference.base import Answers, PreferenceLoss
+from blockwright.training.tasks.base import Batch
+from blockwright.training.tasks.pairs import Pairwise, of_sequences
+from blockwright.training.tasks.reference import Logs, digest_of, place, read, write
 
 
 @enforced("task")

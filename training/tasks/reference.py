@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blocks.checkpoint.sharded import is_folder
-from interop.source import checkpoint_of
+from blockwright.blocks.checkpoint.sharded import is_folder
+from blockwright.interop.source import checkpoint_of
 
 Logs = dict[str, Tensor]  # split → [pairs, 2], of the chosen and the rejected answer
 

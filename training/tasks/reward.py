@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from registry.enforcing import enforced
-from registry.ranges import NonNegative
-from training.objectives.pairwise import bradley_terry
-from training.tasks.base import Batch
-from training.tasks.pairs import Pairwise
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.ranges import NonNegative
+from blockwright.training.objectives.pairwise import bradley_terry
+from blockwright.training.tasks.base import Batch
+from blockwright.training.tasks.pairs import Pairwise
 
 
 @enforced("task")

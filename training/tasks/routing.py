@@ -7,10 +7,10 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from blocks.decoder import Decoder
-from blocks.gating.base import Gating, Routing
-from training.metrics import ExpertLoad
-from training.parallel.ranks import DataRanks
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.gating.base import Gating, Routing
+from blockwright.training.metrics import ExpertLoad
+from blockwright.training.parallel.ranks import DataRanks
 
 Routings = Sequence[Routing | None]
 

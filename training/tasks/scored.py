@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from blocks.gating.base import Routing
+from blockwright.blocks.gating.base import Routing
 
 
 @dataclass(frozen=True)

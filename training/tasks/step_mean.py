@@ -14,8 +14,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from training.lookahead import micro_batches_to_come
-from training.parallel.ranks import DataRanks
+from blockwright.training.lookahead import micro_batches_to_come
+from blockwright.training.parallel.ranks import DataRanks
 
 Counts = Mapping[str, Tensor]
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from blocks.checkpoint import manifest
-from blocks.checkpoint.read import read_checkpoint, read_file
-from registry import ConfigError
+from blockwright.blocks.checkpoint import manifest
+from blockwright.blocks.checkpoint.read import read_checkpoint, read_file
+from blockwright.registry import ConfigError
 
 STATE = {"weights": torch.arange(64.0), "step": 7, "names": ["a", "b"]}
 

@@ -12,11 +12,11 @@ import lightning as L
 import pytest
 import torch
 
-from blocks.checkpoint.fits import check_fits
-from blocks.checkpoint.read import read_checkpoint
-from blocks.compose import compose
-from interop.source import load
-from registry import ConfigError
+from blockwright.blocks.checkpoint.fits import check_fits
+from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.compose import compose
+from blockwright.interop.source import load
+from blockwright.registry import ConfigError
 
 
 class Hostile:
@@ -105,7 +105,7 @@ def test_index_that_is_none_is_not_called_a_file_of_torch(tmp_path: Path) -> Non
 def test_refusal_of_an_index_is_passed_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes_only: bool
 ) -> None:
-    monkeypatch.setattr("blocks.checkpoint.sharded.MAX_FILE_BYTES", 1)
+    monkeypatch.setattr("blockwright.blocks.checkpoint.sharded.MAX_FILE_BYTES", 1)
     with pytest.raises(ConfigError) as caught:
         read_checkpoint(sharded_folder(tmp_path, b"long"), shapes_only=shapes_only)
     assert caught.value.path == str(tmp_path / ".metadata") and caught.value.rule == "is longer than 1 bytes"

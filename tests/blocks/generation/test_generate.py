@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import registry
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.generation import generate as generation
-from blocks.generation.generate import Continuations, generate
-from blocks.generation.sample import Sampling
-from registry import BlockError
+from blockwright import registry
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation import generate as generation
+from blockwright.blocks.generation.generate import Continuations, generate
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.registry import BlockError
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from blocks.attention import base
-from blocks.compose import compose
-from blocks.cost import cache_bytes
-from blocks.decoder import Decoder
-from blocks.generation.generate import prefill
-from blocks.kernels import long_attention
+from blockwright.blocks.attention import base
+from blockwright.blocks.compose import compose
+from blockwright.blocks.cost import cache_bytes
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.generate import prefill
+from blockwright.blocks.kernels import long_attention
 
 ATTENTIONS = ("mla", "gqa", {"name": "gqa", "qk_norm": "per_head"})
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.cache import Cache
-from blocks.compose import compose
-from blocks.ffn.swiglu import SwiGLU
-from blocks.forward_pass import Pass
-from blocks.generation.generate import prefill
-from registry import register
+from blockwright.blocks.cache import Cache
+from blockwright.blocks.compose import compose
+from blockwright.blocks.ffn.swiglu import SwiGLU
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.generation.generate import prefill
+from blockwright.registry import register
 
 DSA = {"name": "dsa", "n_heads": 2, "head_dim": 8, "top_k": 4}
 AROUND: dict[str, Any] = {

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.generation.sample import Sampling, candidates, sample
-from registry import BlockError
+from blockwright.blocks.generation.sample import Sampling, candidates, sample
+from blockwright.registry import BlockError
 
 LOGITS = torch.tensor([1.0, 0.0, -1.0, 2.0])
 

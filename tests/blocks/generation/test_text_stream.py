@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from blocks.generation.text_stream import TextStream
+from blockwright.blocks.generation.text_stream import TextStream
 
 
 def decode(ids: Sequence[int]) -> str:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from blocks.kernels.attention import causal_attention, causal_attention_reference, visible
-from blocks.kernels.scoring import Scoring
+from blockwright.blocks.kernels.attention import causal_attention, causal_attention_reference, visible
+from blockwright.blocks.kernels.scoring import Scoring
 
 # B, T, S, N, K, H, V
 SHAPES = {

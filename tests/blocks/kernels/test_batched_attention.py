@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.kernels import batched_attention as module
-from blocks.kernels.batched_attention import LONGEST, batched_attention, suits
-from blocks.kernels.encoder_attention import encoder_attention, encoder_attention_reference
+from blockwright.blocks.kernels import batched_attention as module
+from blockwright.blocks.kernels.batched_attention import LONGEST, batched_attention, suits
+from blockwright.blocks.kernels.encoder_attention import encoder_attention, encoder_attention_reference
 
 SHAPES = {
     "one tile": (1, 16, 3, 5),

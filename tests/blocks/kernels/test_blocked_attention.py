@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.kernels import blocked_attention as module
-from blocks.kernels.attention import causal_attention_reference
-from blocks.kernels.blocked_attention import blocked_attention
-from blocks.kernels.choice import Kernels
-from blocks.kernels.scoring import Scoring
+from blockwright.blocks.kernels import blocked_attention as module
+from blockwright.blocks.kernels.attention import causal_attention_reference
+from blockwright.blocks.kernels.blocked_attention import blocked_attention
+from blockwright.blocks.kernels.choice import Kernels
+from blockwright.blocks.kernels.scoring import Scoring
 
 # B, T, N, K, H, V; a block holds 16 queries in these tests
 SHAPES = {

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from blocks.base import Block
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.kernels import seam
-from blocks.kernels.choice import KERNELS, Kernels, check, choose
-from blocks.kernels.experts import Choices
-from blocks.kernels.seam import implementations
-from registry import ConfigError
+from blockwright.blocks.base import Block
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.kernels import seam
+from blockwright.blocks.kernels.choice import KERNELS, Kernels, check, choose
+from blockwright.blocks.kernels.experts import Choices
+from blockwright.blocks.kernels.seam import implementations
+from blockwright.registry import ConfigError
 
 MODEL: dict[str, Any] = {
     "vocab_size": 61,

@@ -13,13 +13,13 @@ from torch.autograd import gradcheck
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from blocks.kernels import cross_entropy
-from blocks.kernels.cross_entropy import (
+from blockwright.blocks.kernels import cross_entropy
+from blockwright.blocks.kernels.cross_entropy import (
     IGNORED,
     linear_cross_entropy,
     linear_cross_entropy_reference,
 )
-from blocks.kernels.liger import liger_cross_entropy
+from blockwright.blocks.kernels.liger import liger_cross_entropy
 
 T, D, V = 63, 10, 37
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from blocks.kernels.elementwise import (
+from blockwright.blocks.kernels.elementwise import (
     gated_silu,
     gated_silu_reference,
     rms_norm,
     rms_norm_reference,
     rms_norm_torch,
 )
-from blocks.kernels.rotary import rotate_pairs, rotate_pairs_reference
+from blockwright.blocks.kernels.rotary import rotate_pairs, rotate_pairs_reference
 
 PRECISIONS = [(torch.float64, 1e-13), (torch.float32, 3e-6), (torch.bfloat16, 3e-2)]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blocks.experts.swiglu import SwiGLUExperts
-from blocks.gating.base import Routing, count
-from blocks.kernels import experts as experts_module
-from blocks.kernels.few_experts import FEW, few
+from blockwright.blocks.experts.swiglu import SwiGLUExperts
+from blockwright.blocks.gating.base import Routing, count
+from blockwright.blocks.kernels import experts as experts_module
+from blockwright.blocks.kernels.few_experts import FEW, few
 
 E, D, F = 6, 16, 8
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.compose import compose
-from blocks.kernels import few_keys
-from blocks.kernels.attention import causal_attention_reference
-from blocks.kernels.few_keys import attend_few, few, taken
-from blocks.kernels.latent_attention import latent_attention, latent_attention_reference
-from blocks.kernels.scoring import Scoring
+from blockwright.blocks.compose import compose
+from blockwright.blocks.kernels import few_keys
+from blockwright.blocks.kernels.attention import causal_attention_reference
+from blockwright.blocks.kernels.few_keys import attend_few, few, taken
+from blockwright.blocks.kernels.latent_attention import latent_attention, latent_attention_reference
+from blockwright.blocks.kernels.scoring import Scoring
 
 # B, T, S, N, K, H, keys that a query sees at most
 SIZES = [(2, 7, 43, 4, 2, 9, 5), (1, 1, 21, 3, 1, 8, 5), (3, 5, 40, 2, 2, 6, 1), (1, 33, 90, 6, 3, 4, 18)]
@@ -128,7 +128,7 @@ def test_a_model_gathers_and_gives_the_logits_of_all_scores(
         return taken(keys, index)
 
     monkeypatch.setattr(few_keys, "taken", counted)
-    monkeypatch.setattr("blocks.attention.sources.taken", counted)
+    monkeypatch.setattr("blockwright.blocks.attention.sources.taken", counted)
     for least in (1, 1000):
         monkeypatch.setattr(few_keys, "LEAST", least)
         caches = decoder.new_caches(3, 61, padding=padding)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.kernels import few_rows
-from blocks.kernels.few_rows import FEW, PARTS, few, linear
-from blocks.linear import Linear
+from blockwright.blocks.kernels import few_rows
+from blockwright.blocks.kernels.few_rows import FEW, PARTS, few, linear
+from blockwright.blocks.linear import Linear
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def test_few_rows_are_torchs(n: int, shape: tuple[int, ...], with_bias: bool, pr
 
 PROGRAM = """
 import torch
-from blocks.kernels import few_rows
+from blockwright.blocks.kernels import few_rows
 few_rows._pays = lambda: True
 torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # as new programs do; the older function then raises
 with torch.no_grad():

@@ -13,12 +13,12 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from blocks.forward_pass import Pass
-from blocks.kernels import documents, flex
-from blocks.kernels.attention import causal_attention_reference
-from blocks.kernels.choice import Kernels
-from blocks.kernels.flex import flex_causal_attention
-from blocks.kernels.scoring import Scoring, Slopes
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kernels import documents, flex
+from blockwright.blocks.kernels.attention import causal_attention_reference
+from blockwright.blocks.kernels.choice import Kernels
+from blockwright.blocks.kernels.flex import flex_causal_attention
+from blockwright.blocks.kernels.scoring import Scoring, Slopes
 
 B, T, N, H = 2, 13, 4, 8
 GENERATOR = torch.Generator().manual_seed(0)

@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from blocks.kernels.grouped_matmul import (
+from blockwright.blocks.kernels.grouped_matmul import (
     Order,
     _AddUp,
     add_up,

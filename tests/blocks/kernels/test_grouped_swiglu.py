@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from blocks.kernels import grouped_swiglu as module
-from blocks.kernels.grouped_matmul import Order, sort_by_expert
-from blocks.kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
+from blockwright.blocks.kernels import grouped_swiglu as module
+from blockwright.blocks.kernels.grouped_matmul import Order, sort_by_expert
+from blockwright.blocks.kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
 
 CHOICES = {
     "two of five": (torch.randint(0, 5, (23, 2), generator=torch.Generator().manual_seed(0)), None),

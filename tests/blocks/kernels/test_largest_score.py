@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.kernels import largest_score
-from blocks.kernels.scoring import Scoring, Slopes
+from blockwright.blocks.kernels import largest_score
+from blockwright.blocks.kernels.scoring import Scoring, Slopes
 
 B, T, S, N, K, H = 2, 11, 17, 6, 2, 5
 IDS = torch.tensor([[0] * 3 + [1] * 9 + [2] * 5, [0] * 15 + [1] * 2])

@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.attention import attending
-from blocks.attention.mla import MLA
-from blocks.forward_pass import Pass
-from blocks.kernels import few_rows
-from blocks.kernels import latent_attention as latent_module
-from blocks.kernels.attention import causal_attention_reference
-from blocks.kernels.latent_attention import (
+from blockwright.blocks.attention import attending
+from blockwright.blocks.attention.mla import MLA
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kernels import few_rows
+from blockwright.blocks.kernels import latent_attention as latent_module
+from blockwright.blocks.kernels.attention import causal_attention_reference
+from blockwright.blocks.kernels.latent_attention import (
     absorbs,
     into_latents,
     key_multiple,
     latent_attention,
     out_of_latents,
 )
-from blocks.kernels.scoring import Scoring
+from blockwright.blocks.kernels.scoring import Scoring
 
 B, N, NOPE, ROPE, VALUE, C = 2, 3, 7, 4, 5, 11
 SCALE = 0.37

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from blocks.kernels import cross_entropy
-from blocks.kernels.log_probabilities import linear_log_probabilities, linear_log_probabilities_reference
+from blockwright.blocks.kernels import cross_entropy
+from blockwright.blocks.kernels.log_probabilities import linear_log_probabilities, linear_log_probabilities_reference
 
 T, D, V = 63, 10, 37
 OPTIONS: list[dict[str, Any]] = [{}, {"temperature": 0.7}, {"softcap": 2.0, "temperature": 1.3}]

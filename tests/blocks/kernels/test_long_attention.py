@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blocks.kernels import long_attention
-from blocks.kernels.attention import causal_attention_reference
-from blocks.kernels.long_attention import attention_in_parts
-from blocks.kernels.scoring import Scoring
+from blockwright.blocks.kernels import long_attention
+from blockwright.blocks.kernels.attention import causal_attention_reference
+from blockwright.blocks.kernels.long_attention import attention_in_parts
+from blockwright.blocks.kernels.scoring import Scoring
 
 # B, T, S, N, K, H, V
 SIZES = [(2, 70, 333, 4, 2, 24, 16), (1, 129, 130, 8, 8, 16, 16), (1, 5, 77, 3, 1, 8, 12), (2, 64, 64, 2, 2, 8, 8)]

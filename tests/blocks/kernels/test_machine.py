@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from blocks.kernels import machine
+from blockwright.blocks.kernels import machine
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def test_automatic_choice_keeps_products_at_full_precision_on_this_machine() -> 
 
 KEEP = """
 import resource, torch
-from blocks.kernels.machine import keep_freed_memory
+from blockwright.blocks.kernels.machine import keep_freed_memory
 kept = keep_freed_memory() if {keep} else None
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

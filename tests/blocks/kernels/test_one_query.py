@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.cache import Cache
-from blocks.kernels import one_query
-from blocks.kernels.attention import causal_attention_reference
-from blocks.kernels.scoring import Scoring
+from blockwright.blocks.cache import Cache
+from blockwright.blocks.kernels import one_query
+from blockwright.blocks.kernels.attention import causal_attention_reference
+from blockwright.blocks.kernels.scoring import Scoring
 
 
 def given(B: int, S: int, dtype: torch.dtype, K: int = 2, V: int = 24) -> tuple[Tensor, Tensor, Tensor]:

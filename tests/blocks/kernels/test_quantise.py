@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blocks.kernels.quantise import BITS, code_bytes, dequantise, group_sizes, pack, quantise, unpack
+from blockwright.blocks.kernels.quantise import BITS, code_bytes, dequantise, group_sizes, pack, quantise, unpack
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 7, 23, 64, 160])

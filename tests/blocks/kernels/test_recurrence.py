@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.kernels.recurrence import recurrence, recurrence_reference
+from blockwright.blocks.kernels.recurrence import recurrence, recurrence_reference
 
 T = 67
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blocks.kernels.rotary import rotary_width, rotate_pairs
-from registry import BlockError
+from blockwright.blocks.kernels.rotary import rotary_width, rotate_pairs
+from blockwright.registry import BlockError
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

@@ -16,15 +16,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from blocks.conformance import KernelCase, kernel_cases
-from blocks.kernels import attention, fla, flash, flash_mla, liger, seam
-from blocks.kernels.attention import causal_attention, causal_attention_reference
-from blocks.kernels.choice import KERNELS, Kernels, choose, names
-from blocks.kernels.latent_attention import latent_attention_reference
-from blocks.kernels.recurrence import recurrence_reference
-from blocks.kernels.scoring import Scoring
-from blocks.kernels.seam import chain, implementations, kernel
-from registry import RegistrationError
+from blockwright.blocks.conformance import KernelCase, kernel_cases
+from blockwright.blocks.kernels import attention, fla, flash, flash_mla, liger, seam
+from blockwright.blocks.kernels.attention import causal_attention, causal_attention_reference
+from blockwright.blocks.kernels.choice import KERNELS, Kernels, choose, names
+from blockwright.blocks.kernels.latent_attention import latent_attention_reference
+from blockwright.blocks.kernels.recurrence import recurrence_reference
+from blockwright.blocks.kernels.scoring import Scoring
+from blockwright.blocks.kernels.seam import chain, implementations, kernel
+from blockwright.registry import RegistrationError
 
 HOPPER, AMPERE = (9, 0), (8, 0)
 
@@ -110,7 +110,7 @@ def test_unknown_kernel_and_a_name_that_is_taken_are_refused(restored: None) -> 
 
     with pytest.raises(RegistrationError, match="no kernel 'atention'"):
         kernel("atention", "mine")(mine)
-    with pytest.raises(RegistrationError, match=r"already implemented by blocks\.kernels\.attention"):
+    with pytest.raises(RegistrationError, match=r"already implemented by blockwright\.blocks\.kernels\.attention"):
         kernel("attention", "sdpa")(mine)
 
 

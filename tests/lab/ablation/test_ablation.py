@@ -16,17 +16,17 @@ import pytest
 import yaml
 from warm import Warm
 
-from lab.ablation import __main__ as command
-from lab.ablation import definition, planning
-from lab.ablation.__main__ import main, read
-from lab.match import request
-from lab.match.budgets import BUDGETS, measure
-from lab.match.knobs import KNOBS
-from registry import REFUSED, ConfigError, plugins
-from registry.command import run_command
-from training.configuration.composing import compose_config
-from training.entry.preflight import preflight
-from training.entry.run import run
+from blockwright.lab.ablation import __main__ as command
+from blockwright.lab.ablation import definition, planning
+from blockwright.lab.ablation.__main__ import main, read
+from blockwright.lab.match import request
+from blockwright.lab.match.budgets import BUDGETS, measure
+from blockwright.lab.match.knobs import KNOBS
+from blockwright.registry import REFUSED, ConfigError, plugins
+from blockwright.registry.command import run_command
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.entry.preflight import preflight
+from blockwright.training.entry.run import run
 
 pytestmark = pytest.mark.xdist_group("ablation")  # its fixture runs a whole program, once
 
@@ -419,7 +419,7 @@ def test_whole_ablation_from_one_command(
     write: Callable[..., str], shrunk: list[str], warm: Warm, environment: dict[str, str], tmp_path: Path
 ) -> None:
     file = write(budget={"match": "params", "by": "d_ff", "tol": 0.01}, workers=2)
-    words = ["lab.ablation", file, *shrunk, f"paths.log_dir={tmp_path}/logs", "seeds=1"]
+    words = ["blockwright.lab.ablation", file, *shrunk, f"paths.log_dir={tmp_path}/logs", "seeds=1"]
     done = warm.run("-m", *words, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (tmp_path / "logs" / "ablation" / "mine").iterdir()

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blocks.compose import compose, images_of
-from lab.asking import measure
-from lab.asking.callback import Asking, table
-from lab.asking.chart import sights
-from lab.asking.found import FILE, Found, accuracies, sample
-from lab.report.sight import sight
-from lab.report.svg import standalone
-from registry import ConfigError
-from training.data.chat.plain import Plain
-from training.data.pages import Pages
-from training.data.picture_rows import PictureRendering
-from training.data.tokenizers.bytes import Bytes
+from blockwright.blocks.compose import compose, images_of
+from blockwright.lab.asking import measure
+from blockwright.lab.asking.callback import Asking, table
+from blockwright.lab.asking.chart import sights
+from blockwright.lab.asking.found import FILE, Found, accuracies, sample
+from blockwright.lab.report.sight import sight
+from blockwright.lab.report.svg import standalone
+from blockwright.registry import ConfigError
+from blockwright.training.data.chat.plain import Plain
+from blockwright.training.data.pages import Pages
+from blockwright.training.data.picture_rows import PictureRendering
+from blockwright.training.data.tokenizers.bytes import Bytes
 
 SIGHT: dict[str, Any] = {
     "vocab_size": 258,

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lab.handover.export import ENGINES
-from lab.plan.layout import Layout
+from blockwright.lab.handover.export import ENGINES
+from blockwright.lab.plan.layout import Layout
 from tests.lab.handover.trainings import LAYOUTS, RATES, made
 
 KEYS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("engine_keys.yaml").read_text())

@@ -11,14 +11,14 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from blocks.compose import compose
-from interop.source import load
-from lab.handover.__main__ import main
-from lab.handover.megatron_bridge import stages
-from lab.handover.training import rates
-from lab.plan.layout import Layout
+from blockwright.blocks.compose import compose
+from blockwright.interop.source import load
+from blockwright.lab.handover.__main__ import main
+from blockwright.lab.handover.megatron_bridge import stages
+from blockwright.lab.handover.training import rates
+from blockwright.lab.plan.layout import Layout
+from blockwright.training.schedulers.warmup_stable_decay import WarmupStableDecay
 from tests.lab.handover.trainings import made
-from training.schedulers.warmup_stable_decay import WarmupStableDecay
 
 TRAINED = ["optimizer=adamw", "trainer.max_steps=500", "data.batch_size=64", "data.sequence_length=64"]
 PLANNED = ["gpus=8", "gpu=h100"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lab.handover.training import Rates, Training
-from lab.plan.layout import Job, Layout
-from training.optimizers.adamw import AdamW
+from blockwright.lab.handover.training import Rates, Training
+from blockwright.lab.plan.layout import Job, Layout
+from blockwright.training.optimizers.adamw import AdamW
 
 LAYOUTS = [
     Layout(recompute="full"),

@@ -113,7 +113,7 @@ def test_launcher_checks_creates_and_attaches(
         assert process.returncode == 75 and "2 jobs continue in the cluster" in said, said
         seen.append(jobs())
     assert len(seen[0]) == 2 and seen[0] == seen[1]
-    process = start("-m", "lab.sweep", "status", str(tmp_path / "sweep"))
+    process = start("-m", "blockwright.lab.sweep", "status", str(tmp_path / "sweep"))
     said, _ = process.communicate()
     assert process.returncode == 0 and "2 waiting" in said, said
 

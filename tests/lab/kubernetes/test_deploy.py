@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from wrong_manifests import good
 
-from lab.kubernetes.options import Options
-from lab.kubernetes.preflight import RESOURCES
-from lab.kubernetes.render import ENTRY, TEMPORARY, runtime
+from blockwright.lab.kubernetes.options import Options
+from blockwright.lab.kubernetes.preflight import RESOURCES
+from blockwright.lab.kubernetes.render import ENTRY, TEMPORARY, runtime
 
 ROOT = Path(__file__).resolve().parents[3]
 DEPLOY = ROOT / "deploy" / "kubernetes"
@@ -50,9 +50,9 @@ def test_claim_and_namespace_are_those_of_the_options() -> None:
 
 def test_image_holds_every_package_and_runs_as_the_pods_user() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
-    (found,) = re.findall(r"^include = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    for package in re.findall(r'"([a-z_]+)', found):
-        assert f"COPY {package} {package}\n" in text
+    linked = {link.name for link in (ROOT / "src" / "blockwright").iterdir() if link.is_symlink()}
+    for folder in {"src", *linked} - {"train.py"}:
+        assert f"COPY {folder} {folder}\n" in text
     user = good()[0]["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
     assert f"USER {user}:{user}\n" in text
     entry = re.findall(r"^ENTRYPOINT \[(.*)\]$", text, re.MULTILINE)[0]

@@ -13,21 +13,21 @@ import pytest
 from scripted_cluster import ScriptedCluster
 from wrong_manifests import IMAGE
 
-from lab.kubernetes import cluster as clusters
-from lab.kubernetes import jobs as jobs_module
-from lab.kubernetes import watch
-from lab.kubernetes.cluster import Cluster
-from lab.kubernetes.jobs import Jobs, follow
-from lab.kubernetes.launch import with_grace
-from lab.kubernetes.options import Options
-from lab.kubernetes.preflight import needs, rehearse, settle
-from lab.kubernetes.render import render
-from lab.sweep import plan as plans
-from lab.sweep.job import message
-from lab.sweep.table import rows_of
-from registry import ConfigError
-from training.jobs import results_of
-from training.writing import write_json
+from blockwright.lab.kubernetes import cluster as clusters
+from blockwright.lab.kubernetes import jobs as jobs_module
+from blockwright.lab.kubernetes import watch
+from blockwright.lab.kubernetes.cluster import Cluster
+from blockwright.lab.kubernetes.jobs import Jobs, follow
+from blockwright.lab.kubernetes.launch import with_grace
+from blockwright.lab.kubernetes.options import Options
+from blockwright.lab.kubernetes.preflight import needs, rehearse, settle
+from blockwright.lab.kubernetes.render import render
+from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.job import message
+from blockwright.lab.sweep.table import rows_of
+from blockwright.registry import ConfigError
+from blockwright.training.jobs import results_of
+from blockwright.training.writing import write_json
 
 SWEEP = "0a1b2c3d"
 

@@ -24,20 +24,20 @@ from scripted_cluster import ScriptedCluster
 from warm import Running, Warm
 from wrong_manifests import IMAGE
 
-import registry
-from lab.kubernetes import jobs as jobs_module
-from lab.kubernetes.launch import Launch
-from lab.kubernetes.options import Options
-from lab.kubernetes.wanted import check_world
-from lab.sweep import plan as plans
-from lab.sweep.callback import begin
-from lab.sweep.job import message
-from lab.sweep.table import rows_of
-from registry import ConfigError
-from training.configuration.composing import compose_config
-from training.configuration.conf import CONF
-from training.jobs import record_failure
-from training.writing import write_json
+from blockwright import registry
+from blockwright.lab.kubernetes import jobs as jobs_module
+from blockwright.lab.kubernetes.launch import Launch
+from blockwright.lab.kubernetes.options import Options
+from blockwright.lab.kubernetes.wanted import check_world
+from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.callback import begin
+from blockwright.lab.sweep.job import message
+from blockwright.lab.sweep.table import rows_of
+from blockwright.registry import ConfigError
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.conf import CONF
+from blockwright.training.jobs import record_failure
+from blockwright.training.writing import write_json
 
 TRAIN = str(Path(__file__).resolve().parents[3] / "train.py")
 RATES = (0.001, 0.002, 0.003, 0.004)
@@ -113,7 +113,7 @@ def test_sweep_is_that_of_one_machine(start: Start, cluster: ScriptedCluster, tm
     state = json.loads(cluster.file.read_text())
     pod = next(o for o in state["objects"].values() if o["kind"] == "Pod")
     command = pod["spec"]["containers"][0]["command"]
-    assert command[:4] == ["python", "-m", "lab.sweep", "job"] and "optimizer.lr=0.001" in command
+    assert command[:4] == ["python", "-m", "blockwright.lab.sweep", "job"] and "optimizer.lr=0.001" in command
     assert sorted(state["made"]) == sorted(set(state["made"]))
 
 
@@ -124,7 +124,7 @@ def _kill_and_resume(start: Start, cluster: ScriptedCluster, folder: Path, momen
         with cluster.open() as state:
             state["outcomes"] = {k: [{"code": 75}] * 3 + v for k, v in state["outcomes"].items()}
         resumed = i % 2 and (folder / "sweep/plan.json").exists()
-        process = start(command=("-m", "lab.sweep", "resume", str(folder / "sweep")) if resumed else ())
+        process = start(command=("-m", "blockwright.lab.sweep", "resume", str(folder / "sweep")) if resumed else ())
         calls = len(json.loads(cluster.file.read_text())["calls"])
         wanted, until = draw.randint(0, 14), time.monotonic() + 60
         while len(json.loads(cluster.file.read_text())["calls"]) < calls + wanted:
@@ -168,7 +168,7 @@ def test_status_stop_resume_and_retry_ask_the_cluster(start: Start, cluster: Scr
     assert "blockwright sweep resume" in said
 
     def sweep(action: str, *more: str) -> str:
-        process = start(command=("-m", "lab.sweep", action, str(tmp_path / "sweep"), *more), merge=False)
+        process = start(command=("-m", "blockwright.lab.sweep", action, str(tmp_path / "sweep"), *more), merge=False)
         said, wrong = process.communicate()
         assert process.returncode == 0, said + wrong
         return said
@@ -321,21 +321,26 @@ def test_launcher_that_hydra_would_ignore_is_refused(start: Start, small: list[s
 
 def test_plug_in_costs_hydra_little() -> None:
     """Hydra imports it at every start: 20 ms at most."""
-    code = "import time, hydra.core.utils, hydra.plugins.launcher, hydra.types, registry, sys\n"
+    code = "import time, hydra.core.utils, hydra.plugins.launcher, hydra.types, sys\nfrom blockwright import registry\n"
     code += "start = time.process_time()\nimport hydra_plugins.blockwright_kubernetes.launcher\n"
     code += "print(time.process_time() - start, *sys.modules)"
     root = Path(TRAIN).parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     seconds, *modules = done.stdout.split()
     assert float(seconds) < 0.02
-    assert not {"torch", "lab.kubernetes.launch", "lab.kubernetes.render", "lab.sweep.plan"} & set(modules)
+    assert not {
+        "torch",
+        "blockwright.lab.kubernetes.launch",
+        "blockwright.lab.kubernetes.render",
+        "blockwright.lab.sweep.plan",
+    } & set(modules)
 
 
 @pytest.mark.slow
 def test_killed_search_equals_one_never_killed(start: Start, cluster: ScriptedCluster, tmp_path: Path) -> None:
     """Optuna, eight trials, three at a time; the launcher is killed in the second batch."""
     pytest.importorskip("optuna")
-    from lab.sweep.study import open_study
+    from blockwright.lab.sweep.study import open_study
 
     def value(number: int) -> list[dict[str, Any]]:
         found = {"status": "completed", "metrics": {"val/loss": 2 + ((number * 7) % 5) / 8}}
@@ -358,7 +363,7 @@ def test_killed_search_equals_one_never_killed(start: Start, cluster: ScriptedCl
     while len(json.loads(cluster.file.read_text())["made"]) < 5 and time.monotonic() < until:
         time.sleep(0.01)
     os.killpg(killed.pid, 9)
-    resumed = start(command=("-m", "lab.sweep", "resume", str(tmp_path / "killed")))
+    resumed = start(command=("-m", "blockwright.lab.sweep", "resume", str(tmp_path / "killed")))
     said, _ = resumed.communicate()
     assert resumed.returncode == 0, said
     made = json.loads(cluster.file.read_text())["made"]

@@ -17,11 +17,11 @@ from kubelet import expanded
 from scripted_cluster import job_of
 from wrong_manifests import CASES, IMAGE, good
 
-from lab.kubernetes.check import check, problems
-from lab.kubernetes.options import Options
-from lab.kubernetes.render import inner_job, name_of, render
-from lab.kubernetes.wanted import OF_RUNTIME, check_options, mistakes
-from registry import ConfigError
+from blockwright.lab.kubernetes.check import check, problems
+from blockwright.lab.kubernetes.options import Options
+from blockwright.lab.kubernetes.render import inner_job, name_of, render
+from blockwright.lab.kubernetes.wanted import OF_RUNTIME, check_options, mistakes
+from blockwright.registry import ConfigError
 
 HERE = Path(__file__).resolve().parent
 VERDICTS = json.loads((HERE / "verdicts.json").read_text())

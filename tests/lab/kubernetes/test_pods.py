@@ -22,8 +22,8 @@ import pytest
 from scripted_cluster import ScriptedCluster
 from wrong_manifests import IMAGE
 
-from lab.kubernetes.render import ENTRY
-from training.jobs import results_of
+from blockwright.lab.kubernetes.render import ENTRY
+from blockwright.training.jobs import results_of
 
 TRAIN = str(Path(__file__).resolve().parents[3] / "train.py")
 WITHOUT = nodes.can_run()

@@ -13,18 +13,18 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import registry
-from blocks.compose import check, compose
-from blocks.forward_pass import Pass
-from lab.match import __main__ as command
-from lab.match import knobs, request
-from lab.match.__main__ import main
-from lab.match.budgets import BUDGETS, measure, measure_one, residuals
-from lab.match.sizing import Arm, Match, Sized, _sized, override, read_arm, size
-from registry import REFUSED, ConfigError, register
-from registry.command import run_command
-from training.configuration.composing import compose_config
-from training.configuration.named_model import composition_of
+from blockwright import registry
+from blockwright.blocks.compose import check, compose
+from blockwright.blocks.forward_pass import Pass
+from blockwright.lab.match import __main__ as command
+from blockwright.lab.match import knobs, request
+from blockwright.lab.match.__main__ import main
+from blockwright.lab.match.budgets import BUDGETS, measure, measure_one, residuals
+from blockwright.lab.match.sizing import Arm, Match, Sized, _sized, override, read_arm, size
+from blockwright.registry import REFUSED, ConfigError, register
+from blockwright.registry.command import run_command
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.named_model import composition_of
 
 ATTENTIONS = ("mha", "gqa", "mqa", "mla")
 LITE = ["model=deepseek_v2_lite", "data.sequence_length=4096"]
@@ -251,7 +251,7 @@ def test_block_that_nobody_here_has_seen_is_matched(temporary_blocks: None) -> N
     """Its parameters are counted, not declared."""
     from torch import Tensor, nn
 
-    from blocks.ffn.base import FFN
+    from blockwright.blocks.ffn.base import FFN
 
     @register("ffn", "doubled")
     class Doubled(FFN):
@@ -369,7 +369,7 @@ def test_refusal_names_a_tolerance_that_does(capsys: pytest.CaptureFixture[str],
 def test_cache_of_a_guest_without_one_cannot_be_matched(
     temporary_blocks: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from blocks.attention.gqa import GQA
+    from blockwright.blocks.attention.gqa import GQA
 
     @register("attention", "forgetful")
     class Forgetful(GQA):

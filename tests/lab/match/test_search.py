@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lab.match.search import UnmovedError, nearest
+from blockwright.lab.match.search import UnmovedError, nearest
 
 WIDTHS = (64, 32, 16, 8, 4, 2, 1)
 TOP = 3000  # numbers above are not tried by the brute force, and goals lie below what is measured there

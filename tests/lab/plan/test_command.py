@@ -6,17 +6,17 @@ import json
 
 import pytest
 
-from lab.models import load
-from lab.plan.__main__ import main
-from lab.plan.answer import command, refusal
-from lab.plan.hardware import coefficients
-from lab.plan.layout import Job
-from lab.plan.measure import measure
-from lab.plan.request import read
-from lab.plan.search import search
-from registry import ConfigError
-from registry.command import run_command
-from training.configuration.composing import compose_config
+from blockwright.lab.models import load
+from blockwright.lab.plan.__main__ import main
+from blockwright.lab.plan.answer import command, refusal
+from blockwright.lab.plan.hardware import coefficients
+from blockwright.lab.plan.layout import Job
+from blockwright.lab.plan.measure import measure
+from blockwright.lab.plan.request import read
+from blockwright.lab.plan.search import search
+from blockwright.registry import ConfigError
+from blockwright.registry.command import run_command
+from blockwright.training.configuration.composing import compose_config
 
 ASKED = ["model=deepseek_v2_lite", "model.n_layers=4", "gpus=8", "gpu=h100", "tensor=1", "pipeline=1", "context=1"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blocks.compose import compose, preset
-from blocks.cost import cache_bytes
-from lab.plan.generation import generation
-from lab.plan.hardware import coefficients, hardware
+from blockwright.blocks.compose import compose, preset
+from blockwright.blocks.cost import cache_bytes
+from blockwright.lab.plan.generation import generation
+from blockwright.lab.plan.hardware import coefficients, hardware
 
 
 @pytest.mark.parametrize("name", ["kimi_linear_48b_a3b", "llama3_1_8b"])

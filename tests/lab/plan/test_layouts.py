@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from blocks.compose import compose, preset
-from lab.plan.costs import losses
-from lab.plan.hardware import coefficients, hardware
-from lab.plan.layout import Job, Layout
-from lab.plan.measure import measure
-from lab.plan.memory import memory
-from lab.plan.search import CHOICES, search
-from lab.plan.step import collective, step
-from lab.plan.traffic import reached, traffic
-from registry import ConfigError
-from training.optimizers.adamw import AdamW
-from training.parallel.arithmetic import held_bytes
-from training.parallel.arithmetic import traffic as planned
-from training.parallel.sizes import Sizes
+from blockwright.blocks.compose import compose, preset
+from blockwright.lab.plan.costs import losses
+from blockwright.lab.plan.hardware import coefficients, hardware
+from blockwright.lab.plan.layout import Job, Layout
+from blockwright.lab.plan.measure import measure
+from blockwright.lab.plan.memory import memory
+from blockwright.lab.plan.search import CHOICES, search
+from blockwright.lab.plan.step import collective, step
+from blockwright.lab.plan.traffic import reached, traffic
+from blockwright.registry import ConfigError
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.parallel.arithmetic import held_bytes
+from blockwright.training.parallel.arithmetic import traffic as planned
+from blockwright.training.parallel.sizes import Sizes
 
 JOB = Job(gpus=16, batch=64, length=256)
 SIZES = {

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from blocks.attention.base import Attention
-from blocks.compose import compose, preset
-from blocks.cost import forward_flops_per_token
-from lab.plan.measure import measure
-from lab.plan.routing import count_places
-from registry import register
+from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.compose import compose, preset
+from blockwright.blocks.cost import forward_flops_per_token
+from blockwright.lab.plan.measure import measure
+from blockwright.lab.plan.routing import count_places
+from blockwright.registry import register
 
 
 def measured(config: dict[str, Any]) -> Any:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from blocks.compose import compose, preset
-from lab.plan.fitting import fitted_text, judgement, main, mean_error, published
-from lab.plan.generation import generation
-from lab.plan.hardware import COEFFICIENTS, coefficients, hardware
-from lab.plan.search import ERROR
+from blockwright.blocks.compose import compose, preset
+from blockwright.lab.plan.fitting import fitted_text, judgement, main, mean_error, published
+from blockwright.lab.plan.generation import generation
+from blockwright.lab.plan.hardware import COEFFICIENTS, coefficients, hardware
+from blockwright.lab.plan.search import ERROR
 
 pytestmark = pytest.mark.xdist_group("published_runs")
 ROOT = Path(__file__).resolve().parents[3]
@@ -76,5 +76,5 @@ def test_deepseek_v2_generates_nearly_as_much_more_than_67b_as_its_paper_says() 
 def test_the_documented_table_is_what_the_code_prints(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--table"])
     assert capsys.readouterr().out in (ROOT / "docs" / "how-to" / "plan.md").read_text(), (
-        "run python -m lab.plan.fitting --table, and put it at the end of the page"
+        "run python -m blockwright.lab.plan.fitting --table, and put it at the end of the page"
     )

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lab.reading import base
-from lab.reading.base import Prompt, ReadingTest, compose_prompt, find, reading_test
-from lab.reading.chart import heat_map, written
-from lab.reading.command import lengths_of, main
-from lab.reading.measure import Grid, Reading, forced_scores, generated_scores, prompts, read
-from lab.reading.position_loss import PositionLoss, position_loss, window_loss
-from lab.reading.wording import Sentences, Symbols, Wording
-from lab.report.svg import standalone
-from registry import ConfigError, RegistrationError
-from training.data.tokenizers.bytes import Bytes
+from blockwright.lab.reading import base
+from blockwright.lab.reading.base import Prompt, ReadingTest, compose_prompt, find, reading_test
+from blockwright.lab.reading.chart import heat_map, written
+from blockwright.lab.reading.command import lengths_of, main
+from blockwright.lab.reading.measure import Grid, Reading, forced_scores, generated_scores, prompts, read
+from blockwright.lab.reading.position_loss import PositionLoss, position_loss, window_loss
+from blockwright.lab.reading.wording import Sentences, Symbols, Wording
+from blockwright.lab.report.svg import standalone
+from blockwright.registry import ConfigError, RegistrationError
+from blockwright.training.data.tokenizers.bytes import Bytes
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times, it was the age of wisdom. " * 99, np.uint8)
 SUITES = ("needle", "multi_key", "multi_query", "multi_value", "copy", "variable_tracking", "frequent_words")
@@ -137,13 +137,13 @@ def test_generated_answers_are_looked_for_in_the_text(monkeypatch: pytest.Monkey
         def __iter__(self) -> Iterator[Any]:
             return iter(self.steps)
 
-    monkeypatch.setattr("lab.reading.measure.Continuations", Written)
+    monkeypatch.setattr("blockwright.lab.reading.measure.Continuations", Written)
     assert generated_scores(None, given) == [pytest.approx(1 / 3), 1, 1, 1]  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def decoder(tiny: Callable[..., dict[str, Any]]) -> Any:
-    from blocks.compose import compose
+    from blockwright.blocks.compose import compose
 
     return compose(tiny(vocab_size=257, max_positions=2048), seed=0).eval()
 
@@ -228,7 +228,7 @@ def read_one(test: ReadingTest) -> Prompt:
 @pytest.fixture(scope="module")
 def run(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A checkpoint of a tiny model of bytes."""
-    from blocks.compose import compose
+    from blockwright.blocks.compose import compose
 
     folder = tmp_path_factory.mktemp("read")
     made = compose(tiny(vocab_size=257, max_positions=256), seed=0)

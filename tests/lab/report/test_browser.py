@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sweep_folder import ablation, grid
 
-from lab.report.build import write
-from lab.report.findings import find
-from lab.report.reading import read
+from blockwright.lab.report.build import write
+from blockwright.lab.report.findings import find
+from blockwright.lab.report.reading import read
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from sweep_folder import completed, grid, write_job
 
-from lab.ablation.__main__ import main as ablate
-from lab.report.__main__ import main
-from registry import REFUSED
-from registry.command import run_command
+from blockwright.lab.ablation.__main__ import main as ablate
+from blockwright.lab.report.__main__ import main
+from blockwright.registry import REFUSED
+from blockwright.registry.command import run_command
 
 Refused = Callable[..., str]
 

@@ -17,9 +17,9 @@ from xml.etree import ElementTree as ET
 import pytest
 from sweep_folder import ablation, completed, falling, grid, write_job
 
-from lab.report import build, svg, terminal
-from lab.report.findings import find
-from lab.report.reading import read
+from blockwright.lab.report import build, svg, terminal
+from blockwright.lab.report.findings import find
+from blockwright.lab.report.reading import read
 
 pytestmark = pytest.mark.xdist_group("report_page")  # its fixture is slow to set up
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sweep_folder import ablation, completed, described, grid, write_job
 
-from lab.report import build, words
-from lab.report.findings import find
-from lab.report.reading import read
+from blockwright.lab.report import build, words
+from blockwright.lab.report.findings import find
+from blockwright.lab.report.reading import read
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import scipy.stats
 
-from lab.report import statistics, words
-from lab.report.findings import Findings, find, pareto
-from lab.report.reading import Arm, Run, Sweep
-from training.figure import Figure
+from blockwright.lab.report import statistics, words
+from blockwright.lab.report.findings import Findings, find, pareto
+from blockwright.lab.report.reading import Arm, Run, Sweep
+from blockwright.training.figure import Figure
 
 SWEEPS = 1000
 

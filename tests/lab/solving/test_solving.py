@@ -12,14 +12,14 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-import registry
-from blocks.compose import compose
-from lab.evaluate import main
-from lab.solving.measure import pass_at_k, wilson
-from lab.solving.problems import read_problems
-from registry import ConfigError
-from training.data.tokenizers.bytes import Bytes
-from training.objectives.reward.base import Reward
+from blockwright import registry
+from blockwright.blocks.compose import compose
+from blockwright.lab.evaluate import main
+from blockwright.lab.solving.measure import pass_at_k, wilson
+from blockwright.lab.solving.problems import read_problems
+from blockwright.registry import ConfigError
+from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.objectives.reward.base import Reward
 
 
 @pytest.mark.parametrize(("n", "right"), [(5, 0), (5, 2), (6, 5), (4, 4)])

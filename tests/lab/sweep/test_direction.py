@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from sweep_folder import write_job
 
-from lab.report import build, words
-from lab.report.findings import find
-from lab.report.reading import read
-from lab.sweep import plan as plans
-from lab.sweep.progress import ended_line
-from lab.sweep.table import best_of
-from registry import ConfigError
+from blockwright.lab.report import build, words
+from blockwright.lab.report.findings import find
+from blockwright.lab.report.reading import read
+from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.progress import ended_line
+from blockwright.lab.sweep.table import best_of
+from blockwright.registry import ConfigError
 
 METRIC = "val/reward"
 

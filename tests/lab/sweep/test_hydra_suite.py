@@ -14,7 +14,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, LauncherTestSuite
 
-from registry import ConfigError
+from blockwright.registry import ConfigError
 
 pytestmark = pytest.mark.xdist_group("hydra_suite")
 GENERAL = {"BasicLauncher": "basic", "JoblibLauncher": "joblib", "BasicSweeper": "basic"}

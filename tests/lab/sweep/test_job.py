@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from lab.sweep import job as one
-from lab.sweep import plan as plans
-from lab.sweep.__main__ import main
-from registry import ConfigError
-from training import jobs
-from training.jobs import results_of
-from training.writing import write_json
+from blockwright.lab.sweep import job as one
+from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.__main__ import main
+from blockwright.registry import ConfigError
+from blockwright.training import jobs
+from blockwright.training.jobs import results_of
+from blockwright.training.writing import write_json
 
 Train = Callable[[str], None]
 
@@ -28,7 +28,7 @@ Train = Callable[[str], None]
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Replaces train.py by some lines, which see ``folder`` and ``arguments``."""
     script = tmp_path / "train.py"
-    monkeypatch.setattr(jobs, "TRAIN", script)
+    monkeypatch.setattr(jobs, "TRAIN", (str(script),))
     head = "import json, os, pathlib, signal, sys, time\narguments = sys.argv[1:]\n"
     head += "run = next(a for a in arguments if a.startswith('hydra.run.dir='))\n"
     head += "folder = pathlib.Path(run.partition('=')[2].strip(chr(39)))\n"
@@ -199,10 +199,9 @@ def test_stop_asks_the_process_that_holds_the_sweep(tmp_path: Path) -> None:
     import subprocess
 
     plans.write(tmp_path, {"kind": "grid", "metric": "m", "direction": "minimize", "jobs": []})
-    code = "import sys, time; sys.path.insert(0, sys.argv[1])\nfrom lab.sweep import locks\nfrom pathlib import Path\n"
-    code += "locks.take(Path(sys.argv[2])); print('ready', flush=True); time.sleep(60)"
-    root = str(Path(one.__file__).parents[2])
-    with subprocess.Popen([sys.executable, "-c", code, root, str(tmp_path)], stdout=subprocess.PIPE) as process:
+    code = "import sys, time\nfrom blockwright.lab.sweep import locks\nfrom pathlib import Path\n"
+    code += "locks.take(Path(sys.argv[1])); print('ready', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline()
         assert main(["stop", str(tmp_path)]) == 0
         assert process.wait(timeout=20) == -signal.SIGTERM

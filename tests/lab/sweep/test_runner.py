@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from warm import Running, Warm
 
-from lab.report.__main__ import main as report
-from lab.sweep import locks, runner
-from lab.sweep import plan as plans
-from lab.sweep.__main__ import main
-from lab.sweep.callback import SWEEPER
-from lab.sweep.table import rows_of
-from registry import ConfigError
-from registry.quoting import quoted
-from training.jobs import RESULTS, results_of
-from training.writing import write_json
+from blockwright.lab.report.__main__ import main as report
+from blockwright.lab.sweep import locks, runner
+from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.__main__ import main
+from blockwright.lab.sweep.callback import SWEEPER
+from blockwright.lab.sweep.table import rows_of
+from blockwright.registry import ConfigError
+from blockwright.registry.quoting import quoted
+from blockwright.training.jobs import RESULTS, results_of
+from blockwright.training.writing import write_json
 
 ROOT = Path(__file__).resolve().parents[3]
 STAND_IN = """
@@ -71,7 +71,7 @@ def make_plan(sweep: Path, *jobs: str, **more: Any) -> Path:
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "stand_in.py"
     file.write_text(STAND_IN)
-    monkeypatch.setattr("training.jobs.TRAIN", file)
+    monkeypatch.setattr("blockwright.training.jobs.TRAIN", (str(file),))
     return file
 
 
@@ -83,9 +83,9 @@ def started(stand_in: Path, warm: Warm, environment: dict[str, str]) -> Callable
         code = f"""
 import sys
 from pathlib import Path
-from lab.sweep import runner
-from training import jobs
-jobs.TRAIN = Path({str(stand_in)!r})
+from blockwright.lab.sweep import runner
+from blockwright.training import jobs
+jobs.TRAIN = ({str(stand_in)!r},)
 sys.exit(runner.run_plan(Path({str(sweep)!r})))
 """
         return warm.start("-c", code, cwd=ROOT, env=environment)
@@ -178,7 +178,7 @@ def test_job_runs_where_the_sweep_began_with_its_share_of_the_cores(
 def test_stopped_jobs_save_and_go_on_from_their_own_checkpoints(
     started: Callable[[Path], Running], tmp_path: Path
 ) -> None:
-    from training.checkpoints.atomic import write_file
+    from blockwright.training.checkpoints.atomic import write_file
 
     sweep = make_plan(tmp_path / "sweep", "do=wait loss=3", "do=wait loss=2", "do=ok loss=1")
     process = started(sweep)
@@ -230,7 +230,7 @@ def test_retry_runs_what_failed_again_and_keeps_what_it_said(stand_in: Path, tmp
 def test_retried_job_that_diverged_starts_anew_and_one_that_failed_resumes(
     elsewhere: bool, stand_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from training.checkpoints.atomic import write_file
+    from blockwright.training.checkpoints.atomic import write_file
 
     sweep = make_plan(tmp_path / "sweep", "do=crash", "do=diverge")
     runner.run_plan(sweep)

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from lab.sweep import plan as plans
-from registry import ConfigError
-from training.jobs import RESULTS
-from training.writing import write_json
+from blockwright.lab.sweep import plan as plans
+from blockwright.registry import ConfigError
+from blockwright.training.jobs import RESULTS
+from blockwright.training.writing import write_json
 
 pytest.importorskip("optuna")
 import optuna
 
-from lab.sweep.search import Search, check_packages, check_space, consecutive
-from lab.sweep.study import open_study
+from blockwright.lab.sweep.search import Search, check_packages, check_space, consecutive
+from blockwright.lab.sweep.study import open_study
 
 pytestmark = pytest.mark.xdist_group("search")  # its fixture is slow to set up
 
@@ -76,7 +76,7 @@ class Launcher:
     ("sampler", "package"), [(optuna.samplers.CmaEsSampler, "cmaes"), (optuna.samplers.QMCSampler, "scipy")]
 )
 def test_sampler_without_its_package_is_refused(sampler: type, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.extras.has_package", lambda name: name != package)
+    monkeypatch.setattr("blockwright.registry.extras.has_package", lambda name: name != package)
     with pytest.raises(ConfigError, match=rf"needs a package that is not installed \({package}\)"):
         check_packages(sampler())
     monkeypatch.undo()
@@ -149,7 +149,7 @@ def test_killed_search_that_goes_on_is_the_one_that_never_stopped(
 def test_trial_that_was_running_goes_on_from_its_own_checkpoint(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from training.checkpoints.atomic import write_file
+    from blockwright.training.checkpoints.atomic import write_file
 
     killed = Launcher(sweep, before=2)
     with pytest.raises(Killed):
@@ -168,7 +168,7 @@ def test_failed_trial_is_told_as_the_worst_and_never_the_best(
     sweep: Path, metric: str, worst: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the direction of the figure, which nothing else says; the Optuna of both sees it."""
-    task = {} if metric == "val/loss" else {"_target_": "training.tasks.reward.RewardModel"}
+    task = {} if metric == "val/loss" else {"_target_": "blockwright.training.tasks.reward.RewardModel"}
     monkeypatch.setitem(globals(), "CONFIG", {**CONFIG, "optimized_metric": metric, "task": task})
 
     class Failing(Launcher):
@@ -288,9 +288,9 @@ def test_settings_that_cannot_be_right_are_refused(
 def test_retried_trial_is_a_new_job_with_the_same_parameters(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lab.sweep.__main__ import ask_again
-    from lab.sweep.table import rows_of
-    from training.jobs import record_failure
+    from blockwright.lab.sweep.__main__ import ask_again
+    from blockwright.lab.sweep.table import rows_of
+    from blockwright.training.jobs import record_failure
 
     class Failing(Launcher):
         def run(self, number: int, given: dict[str, str]) -> float:

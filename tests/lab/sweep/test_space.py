@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from registry import ConfigError
+from blockwright.registry import ConfigError
 
 pytest.importorskip("optuna")
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lab.sweep.space import choices, ends, read_space
+from blockwright.lab.sweep.space import choices, ends, read_space
 
 WRITTEN: dict[str, Any] = {
     "choice(a, b)": CategoricalDistribution(("a", "b")),

@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from sweep_folder import described
 
-from lab.sweep.callback import SweepCallback
-from lab.sweep.plan import write
-from lab.sweep.table import _cell, best_of, rows_of, summarise, table_of
-from training.jobs import record_failure
+from blockwright.lab.sweep.callback import SweepCallback
+from blockwright.lab.sweep.plan import write
+from blockwright.lab.sweep.table import _cell, best_of, rows_of, summarise, table_of
+from blockwright.training.jobs import record_failure
 
 
 def job(sweep: Path, number: int, overrides: list[str], **results: Any) -> Path:

@@ -1,9 +1,9 @@
 import torch
 from torch import Tensor, nn
 
-from blocks.balance.base import Balance
-from blocks.gating.base import LinearGating
-from registry import BlockError, register
+from blockwright.blocks.balance.base import Balance
+from blockwright.blocks.gating.base import LinearGating
+from blockwright.registry import BlockError, register
 
 
 @register("gating", "noisy_topk")

@@ -2,10 +2,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from blocks.attention.base import Attention, even_heads
-from blocks.position.base import Position
-from registry import register
-from registry.ranges import Positive
+from blockwright.blocks.attention.base import Attention, even_heads
+from blockwright.blocks.position.base import Position
+from blockwright.registry import register
+from blockwright.registry.ranges import Positive
 
 
 @register("attention", "retention")

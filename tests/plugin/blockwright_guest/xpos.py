@@ -1,9 +1,9 @@
 import torch
 from torch import Tensor
 
-from blocks.kernels.rotary import rotary_width
-from blocks.position.base import Position
-from registry import BlockError, register
+from blockwright.blocks.kernels.rotary import rotary_width
+from blockwright.blocks.position.base import Position
+from blockwright.registry import BlockError, register
 
 
 @register("position", "xpos")

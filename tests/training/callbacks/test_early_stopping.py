@@ -7,8 +7,8 @@ from pathlib import Path
 
 import lightning as L
 
-from training.callbacks.early_stopping import EarlyStopping
-from training.callbacks.interruption import Interruption
+from blockwright.training.callbacks.early_stopping import EarlyStopping
+from blockwright.training.callbacks.interruption import Interruption
 
 WORSE = ("optimizer.lr=3.0", "scheduler=constant", "trainer.max_steps=6")
 EACH = {"enable_checkpointing": True, "limit_val_batches": 1, "val_check_interval": 1}

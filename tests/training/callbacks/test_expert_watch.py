@@ -10,8 +10,8 @@ import lightning as L
 import pytest
 import torch
 
-from registry import ConfigError
-from training.callbacks.experts import DeadExperts
+from blockwright.registry import ConfigError
+from blockwright.training.callbacks.experts import DeadExperts
 
 FAIR = torch.full((8,), 1 / 8)
 

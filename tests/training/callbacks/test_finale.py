@@ -9,8 +9,8 @@ from typing import Any
 import lightning as L
 import pytest
 
-from training.callbacks.finale import Finale
-from training.entry.run import conclude, run
+from blockwright.training.callbacks.finale import Finale
+from blockwright.training.entry.run import conclude, run
 
 
 class Hears(Finale):

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from registry import ConfigError
-from training.callbacks.guard import Guard
-from training.callbacks.interruption import Interruption
-from training.parallel.clipping import total_norm
-from training.stops import Diverged
+from blockwright.registry import ConfigError
+from blockwright.training.callbacks.guard import Guard
+from blockwright.training.callbacks.interruption import Interruption
+from blockwright.training.parallel.clipping import total_norm
+from blockwright.training.stops import Diverged
 
 Fit = Callable[..., L.Trainer]
 BIAS = ("model/gating=sigmoid_bias", "model.gating.bias_step=0.05")

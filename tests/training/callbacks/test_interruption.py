@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from training.callbacks.interruption import Interrupted, Interruption
+from blockwright.training.callbacks.interruption import Interrupted, Interruption
 
 Fit = Callable[..., L.Trainer]
 
@@ -115,7 +115,7 @@ def test_fast_dev_run_leaves_none(fit: Fit, tmp_path: Path) -> None:
 def test_leftovers_are_cleaned_where_the_checkpoints_are_and_nowhere_above(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.callbacks import interruption
+    from blockwright.training.callbacks import interruption
 
     cleaned: list[Path] = []
     monkeypatch.setattr(interruption, "clean", cleaned.append)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from training.callbacks import machine
-from training.entry.run import run
+from blockwright.training.callbacks import machine
+from blockwright.training.entry.run import run
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def test_settings_are_made_as_configured(
     calls: list[str] = []
     monkeypatch.setattr(machine, "keep_freed_memory", lambda: calls.append("kept"))
     plain = checked("logger=none", "trainer.max_steps=1", "test=false")
-    node = {"_target_": "training.callbacks.machine.Machine", "float32_matmul": "high", "keep_memory": keep}
+    node = {"_target_": "blockwright.training.callbacks.machine.Machine", "float32_matmul": "high", "keep_memory": keep}
     run({**plain, "callbacks": {"machine": node}})
     assert torch.get_float32_matmul_precision() == "high"
     assert len(calls) >= kept and bool(calls) == keep

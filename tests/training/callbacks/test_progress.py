@@ -9,8 +9,8 @@ from collections.abc import Callable
 import lightning as L
 import pytest
 
-from training.callbacks.progress import Progress
-from training.callbacks.throughput import Throughput
+from blockwright.training.callbacks.progress import Progress
+from blockwright.training.callbacks.throughput import Throughput
 
 Fit = Callable[..., L.Trainer]
 

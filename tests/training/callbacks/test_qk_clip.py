@@ -13,12 +13,12 @@ import torch
 from many_ranks import DEEPSEEK, DENSE, Descent, far, read_model, spawn, train
 from torch import Tensor
 
-from blocks.forward_pass import Pass
-from registry import ConfigError
-from training.callbacks.guard import Guard
-from training.callbacks.qk_clip import QKClip, _Watched, clip_factors
-from training.schedulers.constant import Constant
-from training.tasks.causal_lm import CausalLM
+from blockwright.blocks.forward_pass import Pass
+from blockwright.registry import ConfigError
+from blockwright.training.callbacks.guard import Guard
+from blockwright.training.callbacks.qk_clip import QKClip, _Watched, clip_factors
+from blockwright.training.schedulers.constant import Constant
+from blockwright.training.tasks.causal_lm import CausalLM
 
 MLA = {"name": "mla", "n_heads": 3, "kv_lora_rank": 11, "qk_nope_head_dim": 7, "qk_rope_head_dim": 4, "v_head_dim": 9}
 NODES: dict[str, dict[str, Any]] = {

@@ -9,10 +9,10 @@ import lightning as L
 import pytest
 import torch
 
-from blocks.cost import forward_flops_per_token
-from training.callbacks import throughput
-from training.callbacks.throughput import Throughput, matmul_peak
-from training.parallel.ranks import DataRanks
+from blockwright.blocks.cost import forward_flops_per_token
+from blockwright.training.callbacks import throughput
+from blockwright.training.callbacks.throughput import Throughput, matmul_peak
+from blockwright.training.parallel.ranks import DataRanks
 
 Fit = Callable[..., L.Trainer]
 TOKENS = 2 * 32  # of a batch of the small run

@@ -10,15 +10,19 @@ from typing import Any
 
 import pytest
 
-from training.checkpoints.atomic import write_file
-from training.checkpoints.record import KEY
+from blockwright.training.checkpoints.atomic import write_file
+from blockwright.training.checkpoints.record import KEY
 
 OURS = {
     "seed": 0,
     "init_from": None,
     "model": {"d_model": 64, "position": {"name": "rope", "theta": 10000.0}, "gating": {"name": "hash", "top_k": 2}},
-    "optimizer": {"_target_": "training.optimizers.adamw.AdamW", "lr": 0.01},
-    "scheduler": {"_target_": "training.schedulers.warmup_cosine.WarmupCosine", "warmup": 1, "min_ratio": 0.1},
+    "optimizer": {"_target_": "blockwright.training.optimizers.adamw.AdamW", "lr": 0.01},
+    "scheduler": {
+        "_target_": "blockwright.training.schedulers.warmup_cosine.WarmupCosine",
+        "warmup": 1,
+        "min_ratio": 0.1,
+    },
     "data": {"sequence_length": 32},
     "task": {"z_loss": 0.0},
     "trainer": {"max_steps": 6},

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from blocks.checkpoint import manifest
-from blocks.checkpoint.read import read_file
-from registry import ConfigError
-from training import claims
-from training.checkpoints import atomic
-from training.checkpoints.atomic import clean, partial_of, put_in_place, refused_if_unwritable, write_file
+from blockwright.blocks.checkpoint import manifest
+from blockwright.blocks.checkpoint.read import read_file
+from blockwright.registry import ConfigError
+from blockwright.training import claims
+from blockwright.training.checkpoints import atomic
+from blockwright.training.checkpoints.atomic import clean, partial_of, put_in_place, refused_if_unwritable, write_file
 
 
 def step(path: Path) -> int:
@@ -134,7 +134,7 @@ def test_writer_in_another_pid_namespace_keeps_its_partial(tmp_path: Path) -> No
     folder = tmp_path / "run" / "checkpoints"
     code = f"""
 import pathlib, time
-from training.claims import claimed, new_owner
+from blockwright.training.claims import claimed, new_owner
 folder, owner = pathlib.Path({str(folder)!r}), new_owner()
 folder.mkdir(parents=True)
 with claimed(folder, owner):

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from training.checkpoints.changes import Change, changes, is_same_run, listed, table
-from training.checkpoints.record import Past
+from blockwright.training.checkpoints.changes import Change, changes, is_same_run, listed, table
+from blockwright.training.checkpoints.record import Past
 
 
 def of(there: dict[str, Any], here: dict[str, Any], complete: bool = True) -> list[Change]:
@@ -78,7 +78,7 @@ def test_table_and_sentence_show_both_values() -> None:
 
 
 def test_default_that_one_command_line_writes_out_is_no_change() -> None:
-    cosine = {"_target_": "training.schedulers.warmup_cosine.WarmupCosine", "warmup": 5}
+    cosine = {"_target_": "blockwright.training.schedulers.warmup_cosine.WarmupCosine", "warmup": 5}
     assert not of({"scheduler": {**cosine, "min_ratio": 0.1}}, {"scheduler": cosine})
     assert [str(c) for c in of({"scheduler": cosine}, {"scheduler": {**cosine, "min_ratio": 0.5}})] == [
         "scheduler.min_ratio was not set, is 0.5"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from blocks.checkpoint import manifest
-from training.checkpoints.atomic import write_file
-from training.checkpoints.find import good, newest
+from blockwright.blocks.checkpoint import manifest
+from blockwright.training.checkpoints.atomic import write_file
+from blockwright.training.checkpoints.find import good, newest
 
 
 @pytest.fixture

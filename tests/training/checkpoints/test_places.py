@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from registry import ConfigError
-from training.checkpoints.places import SWEEP, place_of, refuse_overwriting, settle
+from blockwright.registry import ConfigError
+from blockwright.training.checkpoints.places import SWEEP, place_of, refuse_overwriting, settle
 
 Leave, Plain = Callable[..., Path], Callable[..., dict[str, Any]]
 

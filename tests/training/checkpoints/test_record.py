@@ -12,16 +12,16 @@ from typing import Any, get_type_hints
 import lightning as L
 import pytest
 
-from registry import ConfigError
-from training.checkpoints.changes import SAME_RUN, changes, is_same_run
-from training.checkpoints.record import LEFT_OUT, Past, from_cli, record
-from training.configuration.composing import compose_config
-from training.configuration.conf import CONF
-from training.configuration.root import Root
-from training.data.module import TextDataModule
-from training.entry.cli import to_cli
-from training.entry.preflight import check
-from training.tasks.base import Task
+from blockwright.registry import ConfigError
+from blockwright.training.checkpoints.changes import SAME_RUN, changes, is_same_run
+from blockwright.training.checkpoints.record import LEFT_OUT, Past, from_cli, record
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.conf import CONF
+from blockwright.training.configuration.root import Root
+from blockwright.training.data.module import TextDataModule
+from blockwright.training.entry.cli import to_cli
+from blockwright.training.entry.preflight import check
+from blockwright.training.tasks.base import Task
 
 Plain = dict[str, Any]
 
@@ -154,7 +154,11 @@ def test_task_and_data_record_what_they_do_not_take_from_the_root(given: Plain) 
 
 
 def test_both_command_lines_record_the_same(given: Plain) -> None:
-    given["callbacks"]["qk_clip"] = {"_target_": "training.callbacks.qk_clip.QKClip", "threshold": 3.0, "alpha": 0.5}
+    given["callbacks"]["qk_clip"] = {
+        "_target_": "blockwright.training.callbacks.qk_clip.QKClip",
+        "threshold": 3.0,
+        "alpha": 0.5,
+    }
     cli = to_cli(given)
     cli["trainer"] |= {"overfit_batches": 0.0, "max_time": None, "sync_batchnorm": False}  # it writes out defaults
     ours = record(from_cli(cli))

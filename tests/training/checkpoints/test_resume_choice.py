@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from registry import ConfigError
-from training.checkpoints.places import SWEEP, settle
-from training.checkpoints.record import peek
-from training.checkpoints.resume import check_changes, resolve_checkpoint
+from blockwright.registry import ConfigError
+from blockwright.training.checkpoints.places import SWEEP, settle
+from blockwright.training.checkpoints.record import peek
+from blockwright.training.checkpoints.resume import check_changes, resolve_checkpoint
 
 Leave, Plain = Callable[..., Path], Callable[..., dict[str, Any]]
 LAST = "checkpoints/last.ckpt"

@@ -16,15 +16,15 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from blocks.checkpoint import manifest
-from blocks.checkpoint.read import read_file
-from registry import ConfigError
-from training.checkpoints import plugin
-from training.checkpoints.atomic import write_file
-from training.checkpoints.carry import carry
-from training.checkpoints.plugin import SealedCheckpoints
-from training.checkpoints.saving import Keeper, all_finite, save
-from training.figure import OF_TEXT, Figure
+from blockwright.blocks.checkpoint import manifest
+from blockwright.blocks.checkpoint.read import read_file
+from blockwright.registry import ConfigError
+from blockwright.training.checkpoints import plugin
+from blockwright.training.checkpoints.atomic import write_file
+from blockwright.training.checkpoints.carry import carry
+from blockwright.training.checkpoints.plugin import SealedCheckpoints
+from blockwright.training.checkpoints.saving import Keeper, all_finite, save
+from blockwright.training.figure import OF_TEXT, Figure
 
 Fit = Callable[..., L.Trainer]
 

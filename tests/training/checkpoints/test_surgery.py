@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from blocks.compose import check
-from registry import ConfigError
-from training.checkpoints.last_rate import last_rate
-from training.checkpoints.record import Past
-from training.checkpoints.surgery import changed_window, check_surgery
+from blockwright.blocks.compose import check
+from blockwright.registry import ConfigError
+from blockwright.training.checkpoints.last_rate import last_rate
+from blockwright.training.checkpoints.record import Past
+from blockwright.training.checkpoints.surgery import changed_window, check_surgery
 
 Tiny = Callable[..., dict[str, Any]]
 ROPE = {"name": "rope", "theta": 500.0, "pairing": "interleaved"}

@@ -13,13 +13,13 @@ import yaml
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 
+from blockwright.registry import ConfigError
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.conf import CONF
+from blockwright.training.configuration.instantiate import check_target
+from blockwright.training.configuration.refusals import explain
+from blockwright.training.entry.preflight import OWN, preflight
 from hydra_plugins.blockwright_optuna._options import TPE, OptunaSweeper
-from registry import ConfigError
-from training.configuration.composing import compose_config
-from training.configuration.conf import CONF
-from training.configuration.instantiate import check_target
-from training.configuration.refusals import explain
-from training.entry.preflight import OWN, preflight
 
 
 def options(group: str) -> list[str]:
@@ -54,7 +54,7 @@ def test_option_composes_and_is_sound(
     override: str, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "training.configuration.packages.has_package", lambda name: True
+        "blockwright.training.configuration.packages.has_package", lambda name: True
     )  # those of loggers need not be
     on_cpus = {"trainer=gpu": ["trainer.accelerator=cpu"]}
     if override.startswith("trainer=") and override not in ("trainer=default", "trainer=ddp_sim", "trainer=gpu"):
@@ -75,7 +75,7 @@ def test_callbacks_compose_and_their_arguments_exist(name: str, small: list[str]
 def test_experiment_says_on_top_how_it_is_launched(file: Path) -> None:
     package, command = file.read_text().splitlines()[:2]
     assert package == "# @package _global_"
-    assert re.match(rf"# python train\.py experiment={file.stem}(\s|$)", command), command
+    assert re.match(rf"# blockwright train experiment={file.stem}(\s|$)", command), command
 
 
 @pytest.mark.parametrize("file", sorted((CONF / "debug").glob("*.yaml")), ids=lambda p: p.stem)
@@ -168,7 +168,7 @@ def test_empty_mapping_where_nothing_is_means_what_it_says() -> None:
 
 
 def test_search_without_optuna_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "lab.sweep.search", raising=False)
+    monkeypatch.delitem(sys.modules, "blockwright.lab.sweep.search", raising=False)
     for module in ("optuna", *(name for name in sys.modules if name.startswith("optuna."))):
         monkeypatch.setitem(sys.modules, module, None)
     node = OmegaConf.structured(OptunaSweeper(sampler=TPE()))
@@ -184,7 +184,7 @@ def test_several_values_without_a_sweep_name_the_sweep(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compose_config([override], output_dir="x")
     assert (caught.value.path, caught.value.value) == (key, values)
-    assert f"python train.py -m {override}" in caught.value.remedy
+    assert f"blockwright train -m {override}" in caught.value.remedy
 
 
 def test_folder_of_configurations_that_is_not_there() -> None:

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from registry import ConfigError
-from training.configuration import figures
-from training.configuration.composing import compose_config
-from training.entry.preflight import preflight
+from blockwright.registry import ConfigError
+from blockwright.training.configuration import figures
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.entry.preflight import preflight
 
 Checked = Callable[..., dict[str, Any]]
 
 
 def test_figures_that_the_task_logs_are_those_that_are_known() -> None:
-    from training.metrics import TokenLoss
+    from blockwright.training.metrics import TokenLoss
 
     measured = TokenLoss()
     measured.update(torch.tensor(3.0), torch.tensor(2), torch.tensor(5))
@@ -48,7 +48,7 @@ def test_figure_that_is_not_measured_is_told_in_a_single_run_and_refused_in_a_sw
 
 
 def test_figure_that_another_task_measures_is_told_and_refused_in_a_sweep(checked: Checked, small: list[str]) -> None:
-    grpo = ["task._target_=training.tasks.grpo.Grpo", "+task.reward=exact_match", "~task.z_loss"]
+    grpo = ["task._target_=blockwright.training.tasks.grpo.Grpo", "+task.reward=exact_match", "~task.z_loss"]
     note = str(figures.left_out(checked(*grpo)))
     assert "optimized_metric=val/loss (the task Grpo, which measures val/reward, val/greedy, val/judged" in note
     assert "callbacks.checkpoint.monitor=val/loss" in note

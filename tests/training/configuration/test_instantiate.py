@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import pytest
 
-from registry import ConfigError
-from training.configuration.instantiate import check_target, find_target, instantiate
+from blockwright.registry import ConfigError
+from blockwright.training.configuration.instantiate import check_target, find_target, instantiate
 
 HERE = __name__
 

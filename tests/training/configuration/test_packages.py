@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from lab.run_report import RunReport
-from registry import ConfigError
-from training.configuration import packages
-from training.configuration.composing import compose_config
+from blockwright.lab.run_report import RunReport
+from blockwright.registry import ConfigError
+from blockwright.training.configuration import packages
+from blockwright.training.configuration.composing import compose_config
 
 
 @pytest.fixture

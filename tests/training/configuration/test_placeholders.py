@@ -12,9 +12,9 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
-from registry import ConfigError
-from training.configuration import placeholders
-from training.entry import cli
+from blockwright.registry import ConfigError
+from blockwright.training.configuration import placeholders
+from blockwright.training.entry import cli
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from registry import ConfigError
-from registry.ranges import Seed
-from training.configuration.root import Root, check, check_value
+from blockwright.registry import ConfigError
+from blockwright.registry.ranges import Seed
+from blockwright.training.configuration.root import Root, check, check_value
 
 Checked = Callable[..., dict[str, Any]]
 

@@ -8,14 +8,14 @@ import pytest
 from jsonargparse import Namespace
 from omegaconf import OmegaConf
 
-from registry import ConfigError
-from training.configuration import config_tree
-from training.configuration.composing import compose_config
-from training.configuration.placeholders import filled
-from training.configuration.secrets import hidden, read_from_environment
-from training.entry import cli
-from training.entry.preflight import preflight
-from training.entry.run import run
+from blockwright.registry import ConfigError
+from blockwright.training.configuration import config_tree
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.placeholders import filled
+from blockwright.training.configuration.secrets import hidden, read_from_environment
+from blockwright.training.entry import cli
+from blockwright.training.entry.preflight import preflight
+from blockwright.training.entry.run import run
 
 
 @pytest.fixture(autouse=True)

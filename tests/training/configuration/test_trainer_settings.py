@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from registry import ConfigError
-from training.configuration import trainer_settings
+from blockwright.registry import ConfigError
+from blockwright.training.configuration import trainer_settings
 
 WRONG = {  # settings of the trainer that Lightning takes and fails on, or that mean nothing
     "max_steps": (0, math.nan),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from training.data.corpus import Corpus, Split
+from blockwright.training.data.corpus import Corpus, Split
 
 
 class Memory(Corpus):
@@ -49,8 +49,8 @@ def small_corpus() -> Memory:
 @pytest.fixture
 def make_module(tmp_path: Path, small_corpus: Memory) -> Callable:
     """Builds a data module: byte tokens, windows of 16, batches of 4 (16 batches an epoch), cache in tmp_path."""
-    from training.data.module import TextDataModule
-    from training.data.tokenizers.bytes import Bytes
+    from blockwright.training.data.module import TextDataModule
+    from blockwright.training.data.tokenizers.bytes import Bytes
 
     def make(**changes) -> TextDataModule:
         defaults = {

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import registry
-from registry import ConfigError, Node, Scope
-from training.data.chat.base import Chat, Piece, encode
-from training.data.conversations import read_record
-from training.data.tokenizers.bytes import Bytes
+from blockwright import registry
+from blockwright.registry import ConfigError, Node, Scope
+from blockwright.training.data.chat.base import Chat, Piece, encode
+from blockwright.training.data.conversations import read_record
+from blockwright.training.data.tokenizers.bytes import Bytes
 
 WORDS = ["<|im_start|>", "<|im_end|>", "<｜User｜>", "<｜Assistant｜>", "<|begin_of_text|>", "<|start_header_id|>"]
 WORDS += ["<|end_header_id|>", "<|eot_id|>", "<|User|>", "<|Assistant|>", "<s>", "</s>"]
@@ -252,7 +252,7 @@ def test_format_without_a_form_for_tools_refuses_them(name: str) -> None:
 
 
 def test_template_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.data.chat.jinja.SECONDS", 0.2)
+    monkeypatch.setattr("blockwright.training.data.chat.jinja.SECONDS", 0.2)
     loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
     assert "took longer than 0.2 seconds" in refused("{% generation %}{% endgeneration %}" + loops).rule
 

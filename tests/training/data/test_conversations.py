@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from registry.errors import ConfigError
-from training.data.conversations import Conversations, read_record
+from blockwright.registry.errors import ConfigError
+from blockwright.training.data.conversations import Conversations, read_record
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello"}

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry import ConfigError
+from blockwright.registry import ConfigError
+from blockwright.training.data.dealing import DealtOrder, deal
+from blockwright.training.data.order import EpochBatches
+from blockwright.training.data.picture_conversations import PictureConversations
+from blockwright.training.data.picture_module import PictureDataModule
+from blockwright.training.data.rows import RowOrder, best_fit
+from blockwright.training.data.tokenizers.bytes import Bytes
 from tests.training.data.test_pictures import SIGHT, gradient, record, written
-from training.data.dealing import DealtOrder, deal
-from training.data.order import EpochBatches
-from training.data.picture_conversations import PictureConversations
-from training.data.picture_module import PictureDataModule
-from training.data.rows import RowOrder, best_fit
-from training.data.tokenizers.bytes import Bytes
 
 loads = st.lists(st.integers(0, 30), min_size=1, max_size=12)
 

@@ -13,19 +13,19 @@ import yaml
 from hydra.utils import get_class
 from PIL import Image
 
-import registry
-from blocks.compose import images_of
+from blockwright import registry
+from blockwright.blocks.compose import images_of
+from blockwright.training.configuration.conf import CONF
+from blockwright.training.data.corpus import SPLITS, Corpus
+from blockwright.training.data.fingerprint import state
+from blockwright.training.data.packing import cache_key
+from blockwright.training.data.picture_conversations import PictureConversations
+from blockwright.training.data.picture_rows import PictureRendering
+from blockwright.training.data.rendering import Rendering, chat_of
+from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.rebuild import KINDS
 from tests.training.data.test_chat import TEMPLATE, WithWords
-from training.configuration.conf import CONF
-from training.data.corpus import SPLITS, Corpus
-from training.data.fingerprint import state
-from training.data.packing import cache_key
-from training.data.picture_conversations import PictureConversations
-from training.data.picture_rows import PictureRendering
-from training.data.rendering import Rendering, chat_of
-from training.data.tokenizers.base import Tokenizer
-from training.data.tokenizers.bytes import Bytes
-from training.data.tokenizers.rebuild import KINDS
 
 TALKS = [[("user", f"Say {i}"), ("assistant", f"No {i}.")] for i in range(12)]
 TEXT = "To be, or not to be:\nthat is the question.\n" * 20
@@ -64,33 +64,36 @@ def of_corpora(at: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Class → what it is built with, and another value of every setting."""
     pictures = {"files": str(at / "seen-a.jsonl"), "folder": str(at / "a")}
     return {
-        "training.data.text.TextFiles": (
+        "blockwright.training.data.text.TextFiles": (
             {"files": str(at / "a.txt")},
             {"files": str(at / "b.txt"), "separator": "question", **ROOM},
         ),
-        "training.data.conversations.Conversations": (
+        "blockwright.training.data.conversations.Conversations": (
             {"files": str(at / "talk-a.jsonl")},
             {"files": str(at / "talk-b.jsonl"), **ROOM},
         ),
-        "training.data.preferences.Preferences": (
+        "blockwright.training.data.preferences.Preferences": (
             {"files": str(at / "pair-a.jsonl")},
             {"files": str(at / "pair-b.jsonl"), **ROOM},
         ),
-        "training.data.picture_conversations.PictureConversations": (
+        "blockwright.training.data.picture_conversations.PictureConversations": (
             pictures,
             {"files": str(at / "seen-b.jsonl"), "folder": str(at / "b"), **ROOM},
         ),
-        "training.data.sorting.Sorting": (SMALL, {**DRAWN, "shortest": 3, "longest": 9, "falling": 0.1}),
-        "training.data.sorting.SortingPreferences": (SMALL, {**DRAWN, "shortest": 3, "longest": 9, "falling": 0.1}),
-        "training.data.pages.Pages": (
+        "blockwright.training.data.sorting.Sorting": (SMALL, {**DRAWN, "shortest": 3, "longest": 9, "falling": 0.1}),
+        "blockwright.training.data.sorting.SortingPreferences": (
+            SMALL,
+            {**DRAWN, "shortest": 3, "longest": 9, "falling": 0.1},
+        ),
+        "blockwright.training.data.pages.Pages": (
             SMALL,
             {**DRAWN, "cell": 30, "blank": 0.9, "single": 0.9, "where": 0.9},
         ),
-        "training.data.reasoning_gym.ReasoningGym": (
+        "blockwright.training.data.reasoning_gym.ReasoningGym": (
             {"tasks": ["chain_sum"], **SMALL},
             {**DRAWN, "tasks": ["basic_arithmetic"], "settings": {"chain_sum": {"min_terms": 5, "max_terms": 6}}},
         ),
-        "training.data.shakespeare.Shakespeare": ({}, {}),
+        "blockwright.training.data.shakespeare.Shakespeare": ({}, {}),
     }
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry import ConfigError
-from training.data.lengths import Lengths, Stage, read
-from training.data.order import EpochBatches, MixedOrder, Order
+from blockwright.registry import ConfigError
+from blockwright.training.data.lengths import Lengths, Stage, read
+from blockwright.training.data.order import EpochBatches, MixedOrder, Order
 
 GROWING = Lengths((Stage({8: 0.6, 2: 0.4}, 10), Stage({16: 0.6, 2: 0.4})))
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from training.data.packing import cache_key, pack
-from training.data.text import TextFiles
-from training.data.tokenizers.base import Tokenizer
-from training.data.tokenizers.bytes import Bytes
-from training.data.tokenizers.chars import Chars
+from blockwright.training.data.packing import cache_key, pack
+from blockwright.training.data.text import TextFiles
+from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.chars import Chars
 
 ROOT = Path(__file__).parents[3]
 MIB = 2**20
@@ -22,9 +22,9 @@ MIB = 2**20
 PROGRAM = """
 import sys
 from pathlib import Path
-from training.data.packing import cache_key, pack
-from training.data.text import TextFiles
-from training.data.tokenizers.rebuild import rebuild
+from blockwright.training.data.packing import cache_key, pack
+from blockwright.training.data.text import TextFiles
+from blockwright.training.data.tokenizers.rebuild import rebuild
 
 file, kind, vocab_size, separator, cache = sys.argv[1:]
 corpus, tokenizer = TextFiles(file, separator or None), rebuild({"kind": kind, "vocab_size": int(vocab_size)})

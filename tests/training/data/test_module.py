@@ -12,12 +12,12 @@ import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
 
-from registry.errors import ConfigError
-from training.data import preflight
-from training.data.module import TextDataModule
-from training.data.tokenizers.bpe import BPE
-from training.data.tokenizers.bytes import Bytes
-from training.data.tokenizers.chars import Chars
+from blockwright.registry.errors import ConfigError
+from blockwright.training.data import preflight
+from blockwright.training.data.module import TextDataModule
+from blockwright.training.data.tokenizers.bpe import BPE
+from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.chars import Chars
 
 EOS = 256
 
@@ -250,9 +250,9 @@ def test_the_cli_takes_corpus_and_tokenizer_by_class_path(tmp_path):
     (tmp_path / "a.txt").write_text("line of text\n" * 200)
     arguments = [
         "fit",
-        "--data.corpus=training.data.text.TextFiles",
+        "--data.corpus=blockwright.training.data.text.TextFiles",
         f"--data.corpus.files={tmp_path}/a.txt",
-        "--data.tokenizer=training.data.tokenizers.bytes.Bytes",
+        "--data.tokenizer=blockwright.training.data.tokenizers.bytes.Bytes",
         "--data.sequence_length=16",
         f"--data.cache_dir={tmp_path}/cache",
         "--trainer.max_steps=2",

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.order import EpochBatches, LineBatches, Order
+from blockwright.training.data.order import EpochBatches, LineBatches, Order
 
 orders = st.builds(
     Order,

@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.errors import ConfigError
-from training import claims
-from training.data import packing
-from training.data.packing import Stream, cache_key, cut, line, load, pack, ring
-from training.data.tokenizers.bpe import BPE
-from training.data.tokenizers.bytes import Bytes
-from training.data.tokenizers.chars import Chars
+from blockwright.registry.errors import ConfigError
+from blockwright.training import claims
+from blockwright.training.data import packing
+from blockwright.training.data.packing import Stream, cache_key, cut, line, load, pack, ring
+from blockwright.training.data.tokenizers.bpe import BPE
+from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.chars import Chars
 
 EOS = 256
 documents = st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=12), min_size=1, max_size=8)

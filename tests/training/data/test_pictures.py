@@ -17,16 +17,16 @@ import pytest
 import torch
 from PIL import Image
 
-from blocks.compose import compose, images_of
-from blocks.images.base import Pictures
-from blocks.kernels.cross_entropy import IGNORED
-from registry import ConfigError
-from training.data.boxes import boxes, overlap
-from training.data.pages import Pages
-from training.data.picture_conversations import PictureConversations
-from training.data.picture_module import PictureDataModule
-from training.data.pictures import PIXELS, Files, open_picture, tiles_of
-from training.data.tokenizers.bytes import Bytes
+from blockwright.blocks.compose import compose, images_of
+from blockwright.blocks.images.base import Pictures
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.registry import ConfigError
+from blockwright.training.data.boxes import boxes, overlap
+from blockwright.training.data.pages import Pages
+from blockwright.training.data.picture_conversations import PictureConversations
+from blockwright.training.data.picture_module import PictureDataModule
+from blockwright.training.data.pictures import PIXELS, Files, open_picture, tiles_of
+from blockwright.training.data.tokenizers.bytes import Bytes
 
 IMAGE = 257
 SIGHT: dict[str, Any] = {
@@ -138,8 +138,8 @@ def test_what_is_no_ordinary_file_is_refused_at_once(tmp_path: Path) -> None:
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from registry import ConfigError
-from training.data.pictures import Files
+from blockwright.registry import ConfigError
+from blockwright.training.data.pictures import Files
 for path in map(Path, sys.argv[1:]):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
@@ -164,11 +164,11 @@ def test_memory_is_bounded_whatever_a_file_says(tmp_path: Path) -> None:
 
 def test_pixels_of_a_conversation_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gradient(10, 10).save(tmp_path / "x.png")
-    monkeypatch.setattr("training.data.pictures.TOGETHER", 250)
+    monkeypatch.setattr("blockwright.training.data.pictures.TOGETHER", 250)
     with pytest.raises(ConfigError, match=r"chat.jsonl:3.*more than 250 pixels together"):
         list(Files("chat.jsonl:3", [tmp_path / "x.png"] * 3))
     assert len(list(Files("chat.jsonl:3", [tmp_path / "x.png"] * 2))) == 2
-    monkeypatch.setattr("training.data.pictures.PIXELS", 99)
+    monkeypatch.setattr("blockwright.training.data.pictures.PIXELS", 99)
     with pytest.raises(ConfigError, match="has more than 99 pixels"):
         open_picture(tmp_path / "x.png")
 

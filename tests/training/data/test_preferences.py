@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from registry.errors import ConfigError
-from training.data.chat.plain import Plain
-from training.data.preference_module import PreferenceDataModule
-from training.data.preferences import PairRendering, Preferences, read_preference
-from training.data.tokenizers.bytes import Bytes
+from blockwright.registry.errors import ConfigError
+from blockwright.training.data.chat.plain import Plain
+from blockwright.training.data.preference_module import PreferenceDataModule
+from blockwright.training.data.preferences import PairRendering, Preferences, read_preference
+from blockwright.training.data.tokenizers.bytes import Bytes
 
 USER = {"role": "user", "content": "Sky?"}
 BLUE, GREEN = ({"role": "assistant", "content": colour} for colour in ("Blue", "Green"))

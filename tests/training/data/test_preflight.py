@@ -12,8 +12,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from registry.errors import ConfigError
-from training.data.preflight import check
+from blockwright.registry.errors import ConfigError
+from blockwright.training.data.preflight import check
 
 ROOT = Path(__file__).parents[3]
 CONF = ROOT / "conf"
@@ -23,9 +23,9 @@ CONF = ROOT / "conf"
 def node(tmp_path) -> dict:
     (tmp_path / "a.txt").write_text("a line of text\n" * 200)
     return {
-        "_target_": "training.data.module.TextDataModule",
-        "corpus": {"_target_": "training.data.text.TextFiles", "files": f"{tmp_path}/a.txt"},
-        "tokenizer": {"_target_": "training.data.tokenizers.bytes.Bytes", "vocab_size": 257},
+        "_target_": "blockwright.training.data.module.TextDataModule",
+        "corpus": {"_target_": "blockwright.training.data.text.TextFiles", "files": f"{tmp_path}/a.txt"},
+        "tokenizer": {"_target_": "blockwright.training.data.tokenizers.bytes.Bytes", "vocab_size": 257},
         "sequence_length": 32,
         "batch_size": 4,
         "eval_batch_size": None,
@@ -89,7 +89,7 @@ def test_errors_of_the_corpus_come_out_as_they_are(node, tmp_path):
 def test_errors_of_the_tokenizer_come_out_as_they_are(node):
     node["tokenizer"]["vocab_size"] = 256
     assert refusal(node).startswith("data.tokenizer.vocab_size = 256")
-    node["tokenizer"] = {"_target_": "training.data.tokenizers.chars.Chars", "vocab_size": 5}
+    node["tokenizer"] = {"_target_": "blockwright.training.data.tokenizers.chars.Chars", "vocab_size": 5}
     assert re.search(r"^data\.tokenizer\.vocab_size = 5: .*vocab_size=13", refusal(node))
 
 
@@ -103,7 +103,8 @@ def test_a_split_shorter_than_a_sequence_is_refused(node, split, sequence_length
 
 @pytest.mark.parametrize("key", ["corpus", "tokenizer"])
 @pytest.mark.parametrize(
-    "bad", [None, "shakespeare", {}, {"_target_": "training.data.nowhere.Corpus"}, {"_target_": "pathlib.Path"}]
+    "bad",
+    [None, "shakespeare", {}, {"_target_": "blockwright.training.data.nowhere.Corpus"}, {"_target_": "pathlib.Path"}],
 )
 def test_what_is_no_corpus_or_tokenizer_is_refused_and_not_called(node, key, bad):
     assert re.search(rf"^data\.{key}(\._target_)? = .*For example: data", refusal({**node, key: bad}))
@@ -120,9 +121,9 @@ def test_another_data_module_is_left_alone():
 
 def test_the_preflight_takes_a_moment_and_imports_no_lightning():
     code = (
-        "import sys; from training.data.preflight import check;"
-        "check({'corpus': {'_target_': 'training.data.shakespeare.Shakespeare'}, 'sequence_length': 256,"
-        "'tokenizer': {'_target_': 'training.data.tokenizers.bpe.BPE', 'vocab_size': 4096}});"
+        "import sys; from blockwright.training.data.preflight import check;"
+        "check({'corpus': {'_target_': 'blockwright.training.data.shakespeare.Shakespeare'}, 'sequence_length': 256,"
+        "'tokenizer': {'_target_': 'blockwright.training.data.tokenizers.bpe.BPE', 'vocab_size': 4096}});"
         "assert not {'lightning', 'torch', 'tokenizers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -131,8 +132,8 @@ def test_the_preflight_takes_a_moment_and_imports_no_lightning():
 @pytest.mark.parametrize("kind", ["bytes.Bytes", "chars.Chars", "bpe.BPE"])
 def test_checking_the_plays_costs_less_than_a_second(kind):
     node = {
-        "corpus": {"_target_": "training.data.shakespeare.Shakespeare"},
-        "tokenizer": {"_target_": f"training.data.tokenizers.{kind}"},
+        "corpus": {"_target_": "blockwright.training.data.shakespeare.Shakespeare"},
+        "tokenizer": {"_target_": f"blockwright.training.data.tokenizers.{kind}"},
     }
     begin = time.process_time()
     check(node)

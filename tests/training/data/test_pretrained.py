@@ -10,10 +10,10 @@ import pytest
 from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from interop import tokenizer as interop_tokenizer
-from registry import ConfigError
-from training.data.tokenizers.pretrained import Pretrained
-from training.data.tokenizers.rebuild import rebuild
+from blockwright.interop import tokenizer as interop_tokenizer
+from blockwright.registry import ConfigError
+from blockwright.training.data.tokenizers.pretrained import Pretrained
+from blockwright.training.data.tokenizers.rebuild import rebuild
 
 TEXT = "To be, or not to be:\n\tthat is the question — naïve café! 日本語 0123\n\n"
 EOS = "<|end|>"
@@ -194,8 +194,8 @@ def test_cache_of_tokens_does_not_depend_on_a_template(file: Path) -> None:
 
 
 def test_template_of_a_training_takes_the_place_of_the_tokenizers(file: Path, tmp_path: Path) -> None:
-    from training.data.chat_module import ChatDataModule
-    from training.data.sorting import Sorting
+    from blockwright.training.data.chat_module import ChatDataModule
+    from blockwright.training.data.sorting import Sorting
 
     (file.parent / "chat_template.jinja").write_text("{{ messages }}")
     own = tmp_path / "own.jinja"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-import registry
-from registry import ConfigError, Node, Scope
-from training.data.conversations import Conversation
-from training.data.reasoning_gym import ReasoningGym
+from blockwright import registry
+from blockwright.registry import ConfigError, Node, Scope
+from blockwright.training.data.conversations import Conversation
+from blockwright.training.data.reasoning_gym import ReasoningGym
 
 pytest.importorskip("reasoning_gym")
 

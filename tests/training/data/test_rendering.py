@@ -13,15 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry.errors import ConfigError
-from training.data.chat.plain import Plain
-from training.data.chat_module import ChatDataModule
-from training.data.conversations import Conversation, ConversationCorpus
-from training.data.corpus import Split
-from training.data.prompt_module import PromptDataModule
-from training.data.rendering import Rendering
-from training.data.rows import RowOrder, best_fit
-from training.data.tokenizers.bytes import Bytes
+from blockwright.registry.errors import ConfigError
+from blockwright.training.data.chat.plain import Plain
+from blockwright.training.data.chat_module import ChatDataModule
+from blockwright.training.data.conversations import Conversation, ConversationCorpus
+from blockwright.training.data.corpus import Split
+from blockwright.training.data.prompt_module import PromptDataModule
+from blockwright.training.data.rendering import Rendering
+from blockwright.training.data.rows import RowOrder, best_fit
+from blockwright.training.data.tokenizers.bytes import Bytes
 
 
 def talk(*contents: str, where: str = "f:1") -> Conversation:
@@ -156,15 +156,15 @@ def test_nothing_that_fits_is_refused(module: Callable[..., ChatDataModule]) -> 
 
 
 def test_fine_tuning_data_is_checked_before_a_run(tmp_path: Path) -> None:
-    from training.data.preflight import check
+    from blockwright.training.data.preflight import check
 
     file = tmp_path / "chats.jsonl"
     lines = [json.dumps({"prompt": f"{i}", "completion": "x"}) for i in range(20)]
     file.write_text("\n".join([*lines, json.dumps({"messages": [{"role": "user", "content": "alone"}]})]))
     node = {
-        "_target_": "training.data.chat_module.ChatDataModule",
-        "corpus": {"_target_": "training.data.conversations.Conversations", "files": str(file)},
-        "tokenizer": {"_target_": "training.data.tokenizers.bytes.Bytes"},
+        "_target_": "blockwright.training.data.chat_module.ChatDataModule",
+        "corpus": {"_target_": "blockwright.training.data.conversations.Conversations", "files": str(file)},
+        "tokenizer": {"_target_": "blockwright.training.data.tokenizers.bytes.Bytes"},
         "chat": {"name": "plain"},
     }
     with pytest.raises(ConfigError, match="no scored token") as refusal:

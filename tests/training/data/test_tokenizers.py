@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.errors import ConfigError
-from training.data.tokenizers import bpe as bpe_module
-from training.data.tokenizers.base import Tokenizer, token_dtype
-from training.data.tokenizers.bpe import BPE
-from training.data.tokenizers.bytes import Bytes
-from training.data.tokenizers.chars import Chars
-from training.data.tokenizers.rebuild import KINDS, rebuild
+from blockwright.registry.errors import ConfigError
+from blockwright.training.data.tokenizers import bpe as bpe_module
+from blockwright.training.data.tokenizers.base import Tokenizer, token_dtype
+from blockwright.training.data.tokenizers.bpe import BPE
+from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.data.tokenizers.rebuild import KINDS, rebuild
 
 ROOT = Path(__file__).parents[3]
 TEXTS = [
@@ -128,7 +128,8 @@ def test_text_of_known_characters_survives_as_chars(text):
 
 def test_bpe_merges_and_is_the_same_in_every_process(bpe):
     assert len(bpe.encode(TEXTS[0])) < len(TEXTS[0]) / 2
-    code = f"from training.data.tokenizers.bpe import BPE; b = BPE(320); b.fit({TEXTS!r}); print(b.fingerprint())"
+    code = "from blockwright.training.data.tokenizers.bpe import BPE; "
+    code += f"b = BPE(320); b.fit({TEXTS!r}); print(b.fingerprint())"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
     assert out.strip() == bpe.fingerprint()
 

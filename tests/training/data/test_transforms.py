@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from registry import ConfigError
-from training.data.long_documents import LongDocuments
-from training.data.order import BatchRows
-from training.data.packing import Stream, cut, ring
-from training.data.pose import PoSE
-from training.data.recall import Recall
-from training.data.transform import stream_for
-from training.data.windows import Making, Windows
+from blockwright.registry import ConfigError
+from blockwright.training.data.long_documents import LongDocuments
+from blockwright.training.data.order import BatchRows
+from blockwright.training.data.packing import Stream, cut, ring
+from blockwright.training.data.pose import PoSE
+from blockwright.training.data.recall import Recall
+from blockwright.training.data.transform import stream_for
+from blockwright.training.data.windows import Making, Windows
 
 T = 64
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.data import workers
+from blockwright.training.data import workers
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
 
@@ -58,9 +58,9 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, ROOT)
-from training.data.module import TextDataModule
-from training.data.text import TextFiles
-from training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.module import TextDataModule
+from blockwright.training.data.text import TextFiles
+from blockwright.training.data.tokenizers.bytes import Bytes
 
 if __name__ == "__main__":
     data = TextDataModule(TextFiles(sys.argv[1]), Bytes(), 16, 4, num_workers=2, cache_dir=sys.argv[2])

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from registry import ConfigError
-from training.entry import cli
+from blockwright.registry import ConfigError
+from blockwright.training.entry import cli
 
 
 def test_target_becomes_class_path_at_every_depth() -> None:
@@ -46,7 +46,7 @@ def test_every_part_of_the_composition_has_its_place(checked: Callable[..., dict
     task = made["model"]["init_args"]
     assert task["model"] == plain["model"] and task["seed"] == 7
     assert task["optimizer"]["init_args"]["lr"] == plain["optimizer"]["lr"]
-    assert made["data"]["init_args"]["corpus"]["class_path"] == "training.data.text.TextFiles"
+    assert made["data"]["init_args"]["corpus"]["class_path"] == "blockwright.training.data.text.TextFiles"
 
 
 def test_no_logger_is_false_and_not_lightnings_default(checked: Callable[..., dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from training import claims
+from blockwright.training import claims
 
 
 def test_folder_of_a_run_that_still_runs_is_refused(

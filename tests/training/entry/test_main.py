@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from registry import ConfigError
-from training.entry.main import check_options, refusal_of
+from blockwright.registry import ConfigError
+from blockwright.training.entry.main import check_options, refusal_of
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from training.checkpoints.record import past_of
-from training.configuration.renamed import MOVED, with_moved
+from blockwright.training.checkpoints.record import past_of
+from blockwright.training.configuration.renamed import MOVED, with_moved
 
 HERE = Path(__file__).parent
 
@@ -24,14 +24,16 @@ def test_class_that_has_moved_is_found_where_a_node_names_it_and_nowhere_else() 
 
 
 def test_old_configuration_of_hydra_is_composed(checked: Callable[..., dict[str, Any]]) -> None:
-    plain = checked("task._target_=training.causal_lm.CausalLM", "~resume")
+    plain = checked("task._target_=training.tasks.causal_lm.CausalLM", "~resume")
     assert plain["resume"] == {"changed": "show"}
-    assert plain["task"]["_target_"] == "training.tasks.causal_lm.CausalLM"
+    assert plain["task"]["_target_"] == "blockwright.training.tasks.causal_lm.CausalLM"
 
 
 def test_old_checkpoint_is_of_the_same_task() -> None:
-    settings = {"model": None, "task": {"_target_": "training.causal_lm.CausalLM"}}
-    assert past_of({"configuration": settings}).settings["task"] == {"_target_": "training.tasks.causal_lm.CausalLM"}
+    settings = {"model": None, "task": {"_target_": "training.tasks.causal_lm.CausalLM"}}
+    assert past_of({"configuration": settings}).settings["task"] == {
+        "_target_": "blockwright.training.tasks.causal_lm.CausalLM"
+    }
 
 
 def test_old_exported_file_trains_and_resumes(

@@ -12,9 +12,9 @@ from typing import Any
 import lightning as L
 import pytest
 
-from blocks.kernels.choice import KERNELS
-from registry import ConfigError
-from training.configuration.instantiate import instantiate
+from blockwright.blocks.kernels.choice import KERNELS
+from blockwright.registry import ConfigError
+from blockwright.training.configuration.instantiate import instantiate
 
 ROOT = Path(__file__).resolve().parents[3]
 Checked = Callable[..., dict[str, Any]]
@@ -45,8 +45,8 @@ def test_model_is_complete_and_the_task_has_the_same(checked: Checked) -> None:
 
 def test_checking_imports_no_lightning_and_writes_nothing(tmp_path: Path, small: list[str]) -> None:
     program = (
-        "import sys; from training.configuration.composing import compose_config;"
-        "from training.entry.preflight import preflight;"
+        "import sys; from blockwright.training.configuration.composing import compose_config;"
+        "from blockwright.training.entry.preflight import preflight;"
         "preflight(compose_config(sys.argv[1:], output_dir='out')); sys.exit('lightning' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from blocks.refusals import size
-from registry import ConfigError
-from training.entry import room
-from training.entry.start import outline_of
+from blockwright.blocks.refusals import size
+from blockwright.registry import ConfigError
+from blockwright.training.entry import room
+from blockwright.training.entry.start import outline_of
 
 Checked = Callable[..., dict[str, Any]]
 ADAMW = "optimizer=adamw"  # two numbers of state for each of a weight

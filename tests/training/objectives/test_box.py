@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from blockwright.training.objectives import box as module
+from blockwright.training.objectives.box import Box, BoxError
 from tests.training.objectives.boxes import strongest
-from training.objectives import box as module
-from training.objectives.box import Box, BoxError
 
 pytestmark = pytest.mark.xdist_group("box")  # they look at the processes of the machine
 
@@ -192,8 +192,8 @@ def f(x): return 0
 """
 TRAINER = """
 import struct
-from training.objectives.box import Box
-from training.objectives.boxed.restrict import CAPABILITIES, call
+from blockwright.training.objectives.box import Box
+from blockwright.training.objectives.boxed.restrict import CAPABILITIES, call
 call("capset", struct.pack("Ii", CAPABILITIES, 0), bytes(24))  # an ordinary user's process, whatever runs the tests
 box = Box(seconds=1, memory_mb=256, file_mb=2, weaker=True)
 print(box.passed({program!r}, ["assert f(1)"] * 3))

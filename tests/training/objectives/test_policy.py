@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-import registry
-from registry import ConfigError, Node, Scope
-from training.objectives.policy import Completions, PolicyObjective
+from blockwright import registry
+from blockwright.registry import ConfigError, Node, Scope
+from blockwright.training.objectives.policy import Completions, PolicyObjective
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 POLICY = GOLDEN["policy"]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import registry
-from registry import ConfigError, Node, Scope
-from training.objectives.pairwise import bradley_terry
-from training.objectives.preference.base import Answers
+from blockwright import registry
+from blockwright.registry import ConfigError, Node, Scope
+from blockwright.training.objectives.pairwise import bradley_terry
+from blockwright.training.objectives.preference.base import Answers
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["more"]
 

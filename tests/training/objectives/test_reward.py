@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-import registry
-from registry import ConfigError, Node, Scope
-from training.objectives.reward.base import Reward
-from training.objectives.reward.judging import judge
+from blockwright import registry
+from blockwright.registry import ConfigError, Node, Scope
+from blockwright.training.objectives.reward.base import Reward
+from blockwright.training.objectives.reward.judging import judge
 
 
 def reward(node: Any) -> Reward:

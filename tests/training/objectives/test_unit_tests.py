@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-import registry
-from registry import ConfigError, Node, Scope
+from blockwright import registry
+from blockwright.registry import ConfigError, Node, Scope
+from blockwright.training.objectives.box import Box, BoxError
+from blockwright.training.objectives.reward.judging import judge
+from blockwright.training.objectives.reward.unit_tests import code_of
 from tests.training.objectives.boxes import strongest
-from training.objectives.box import Box, BoxError
-from training.objectives.reward.judging import judge
-from training.objectives.reward.unit_tests import code_of
 
 pytestmark = pytest.mark.xdist_group("box")  # they look at the processes of the machine
 

@@ -17,11 +17,11 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from blocks.kernels.cross_entropy import IGNORED
-from training.optimizers.adamw import AdamW
-from training.optimizers.base import OptimizerRecipe
-from training.schedulers.constant import Constant
-from training.tasks.causal_lm import CausalLM
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.optimizers.base import OptimizerRecipe
+from blockwright.training.schedulers.constant import Constant
+from blockwright.training.tasks.causal_lm import CausalLM
 
 VOCABULARY, LENGTH, WINDOWS, BATCHES = 40, 12, 8, 4
 LEAST = 1e-2
@@ -169,7 +169,7 @@ class Restored(L.Callback):
     """Keeps the weights with which training goes on."""
 
     def on_train_start(self, trainer: Any, task: Any) -> None:
-        from training.parallel.local import whole
+        from blockwright.training.parallel.local import whole
 
         self.weights = {name: whole(t.detach()).clone() for name, t in task.decoder.state_dict().items()}
 
@@ -191,7 +191,7 @@ def train(
     **trainer: Any,
 ) -> dict[str, Any]:
     """Train, and tell the losses and, on rank 0, all final weights."""
-    from training.parallel.strategy import Parallel
+    from blockwright.training.parallel.strategy import Parallel
 
     torch.manual_seed(0)
     curve = Curve()
@@ -216,14 +216,14 @@ def train(
     if save is not None:
         runner.save_checkpoint(save)
     extra = then(runner, learner) if then else None
-    from training.parallel.local import whole
+    from blockwright.training.parallel.local import whole
 
     weights = {name: whole(tensor.detach()).cpu().clone() for name, tensor in learner.decoder.state_dict().items()}  # type: ignore[union-attr]
     return {"losses": curve.losses, "weights": weights if runner.is_global_zero else {}, "extra": extra}
 
 
 def read_model(text: str) -> dict[str, Any]:
-    from blocks.compose import check
+    from blockwright.blocks.compose import check
 
     return check(text)
 

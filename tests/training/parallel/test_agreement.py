@@ -32,16 +32,16 @@ from many_ranks import (
     train,
 )
 
-from blocks.checkpoint.read import read_checkpoint
-from blocks.compose import compose
-from training.checkpoints.plugin import SealedCheckpoints
-from training.optimizers.adamw import AdamW
-from training.optimizers.muon import Muon
-from training.parallel.arithmetic import held_bytes, traffic
-from training.parallel.dry_run import Meter
-from training.parallel.exchange import all_to_all
-from training.parallel.plan import regions
-from training.parallel.sizes import Sizes, sizes_of
+from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.compose import compose
+from blockwright.training.checkpoints.plugin import SealedCheckpoints
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.optimizers.muon import Muon
+from blockwright.training.parallel.arithmetic import held_bytes, traffic
+from blockwright.training.parallel.dry_run import Meter
+from blockwright.training.parallel.exchange import all_to_all
+from blockwright.training.parallel.plan import regions
+from blockwright.training.parallel.sizes import Sizes, sizes_of
 
 pytestmark = pytest.mark.xdist_group("agreement")  # its fixture runs a whole program, once
 
@@ -250,8 +250,8 @@ def test_folder_and_file_hold_the_same_to_the_bit(pair: list[Any], folder: Path)
 def test_consolidated_folder_holds_the_full_checkpoint(pair: list[Any], folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from interop.consolidate import main
-    from interop.source import open_source
+    from blockwright.interop.consolidate import main
+    from blockwright.interop.source import open_source
 
     assert main([str(folder / "ep.folder"), str(tmp_path / "out"), "--checkpoint"]) == 0
     full = read_checkpoint(folder / "ep.file")

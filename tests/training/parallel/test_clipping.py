@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.parallel.clipping import clip, total_norm
+from blockwright.training.parallel.clipping import clip, total_norm
 
 
 def module() -> nn.Module:

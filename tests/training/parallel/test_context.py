@@ -18,22 +18,22 @@ from counting import Counted
 from many_ranks import BIASED, DEEPSEEK, DENSE, GPT, MOE, MTP, STREAMS, Descent, EndedError, Restored, far, spawn, train
 from torch import Tensor, nn
 
-from blocks.attention.base import Attention, even_heads
-from blocks.attention.biases import score_bias
-from blocks.cache import Cache
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.forward_pass import Pass
-from blocks.kernels import latent_attention
-from blocks.position.base import Position
-from registry import register
-from training.checkpoints.plugin import SealedCheckpoints
-from training.objectives.next_token import count_scored
-from training.optimizers.adamw import AdamW
-from training.parallel.arithmetic import holdings, traffic, weight_numbers
-from training.parallel.context import Context
-from training.parallel.ranks import DataRanks, balance_over
-from training.parallel.sizes import sizes_of
+from blockwright.blocks.attention.base import Attention, even_heads
+from blockwright.blocks.attention.biases import score_bias
+from blockwright.blocks.cache import Cache
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kernels import latent_attention
+from blockwright.blocks.position.base import Position
+from blockwright.registry import register
+from blockwright.training.checkpoints.plugin import SealedCheckpoints
+from blockwright.training.objectives.next_token import count_scored
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.parallel.arithmetic import holdings, traffic, weight_numbers
+from blockwright.training.parallel.context import Context
+from blockwright.training.parallel.ranks import DataRanks, balance_over
+from blockwright.training.parallel.sizes import sizes_of
 
 pytestmark = pytest.mark.xdist_group("context")
 

@@ -9,8 +9,8 @@ import pytest
 import torch.distributed as dist
 from many_ranks import spawn
 
-from blocks.checkpoint import manifest
-from training.checkpoints import together
+from blockwright.blocks.checkpoint import manifest
+from blockwright.training.checkpoints import together
 
 
 def work(folder: Path) -> dict[str, Any]:

@@ -14,12 +14,12 @@ import torch.distributed as dist
 from many_ranks import spawn
 from torch import Tensor
 
-from registry import ConfigError
-from training.parallel.collectives import exchange, exchange_counts
-from training.parallel.exchange import deep_ep
-from training.parallel.exchange.all_to_all import AllToAll
-from training.parallel.exchange.base import Exchange
-from training.parallel.exchange.lookup import check_exchange
+from blockwright.registry import ConfigError
+from blockwright.training.parallel.collectives import exchange, exchange_counts
+from blockwright.training.parallel.exchange import deep_ep
+from blockwright.training.parallel.exchange.all_to_all import AllToAll
+from blockwright.training.parallel.exchange.base import Exchange
+from blockwright.training.parallel.exchange.lookup import check_exchange
 
 RANKS, HELD, TOKENS, CHOSEN, WIDTH = 2, 3, 7, 2, 4
 

@@ -16,9 +16,9 @@ def record() -> list[str]:
     """The order in which groups of weights are gathered, and feed-forward blocks reached."""
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
-    from training.parallel.build import Sharding, build
-    from training.parallel.meshes import make_meshes
-    from training.parallel.sizes import Sizes
+    from blockwright.training.parallel.build import Sharding, build
+    from blockwright.training.parallel.meshes import make_meshes
+    from blockwright.training.parallel.sizes import Sizes
 
     sharding = Sharding(make_meshes(Sizes(shard=2, expert=1), "cpu"), torch.bfloat16)
     decoder: Any = build(read_model(MOE.replace("n_layers: 2", "n_layers: 3")), 0, sharding)
@@ -48,9 +48,9 @@ def test_gates_of_the_next_layer_are_gathered_before_this_one_reaches_its_own() 
 
 
 def test_checkpoint_is_a_folder_where_many_ranks_share_and_one_large_file_is_refused() -> None:
-    from registry import ConfigError
-    from training.parallel.sizes import Sizes
-    from training.parallel.strategy import refuse_large_file, writes_folder
+    from blockwright.registry import ConfigError
+    from blockwright.training.parallel.sizes import Sizes
+    from blockwright.training.parallel.strategy import refuse_large_file, writes_folder
 
     assert [writes_folder(None, Sizes(shard=n)) for n in (1, 8, 16)] == [False, False, True]
     assert writes_folder(True, Sizes(shard=2)) and not writes_folder(False, Sizes(shard=16))
@@ -62,9 +62,9 @@ def test_checkpoint_is_a_folder_where_many_ranks_share_and_one_large_file_is_ref
 
 
 def test_strategy_settles_what_a_checkpoint_is_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    from registry import ConfigError
-    from training.parallel.sizes import Sizes
-    from training.parallel.strategy import Parallel
+    from blockwright.registry import ConfigError
+    from blockwright.training.parallel.sizes import Sizes
+    from blockwright.training.parallel.strategy import Parallel
 
     set_up: list[Any] = []
     monkeypatch.setattr(ModelParallelStrategy, "setup", lambda self, trainer: set_up.append(trainer))

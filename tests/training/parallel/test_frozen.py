@@ -8,13 +8,13 @@ import pytest
 import torch
 from many_ranks import BIASED, read_model, spawn, train
 
-from blocks.compose import compose
-from registry import ConfigError
-from training.optimizers.adamw import AdamW
-from training.optimizers.muon import Muon
-from training.patterns import matches, matching
-from training.tasks.frozen import freeze
-from training.tasks.routing import gates_of
+from blockwright.blocks.compose import compose
+from blockwright.registry import ConfigError
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.optimizers.muon import Muon
+from blockwright.training.patterns import matches, matching
+from blockwright.training.tasks.frozen import freeze
+from blockwright.training.tasks.routing import gates_of
 
 pytestmark = pytest.mark.xdist_group("frozen")  # its fixture trains on two ranks, once
 

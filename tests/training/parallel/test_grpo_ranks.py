@@ -12,15 +12,15 @@ import torch
 import torch.distributed.fsdp._fully_shard._fsdp_param_group as groups
 from many_ranks import DENSE, MOE, Descent, read_model, spawn
 
-from training.data.prompt_module import PromptDataModule
-from training.data.sorting import Sorting
-from training.data.tokenizers.chars import Chars
-from training.parallel.local import whole
-from training.parallel.strategy import Parallel
-from training.rollouts.engine.native import Native
-from training.rollouts.group_sampler import GroupSampler
-from training.schedulers.constant import Constant
-from training.tasks.grpo import Grpo
+from blockwright.training.data.prompt_module import PromptDataModule
+from blockwright.training.data.sorting import Sorting
+from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.parallel.local import whole
+from blockwright.training.parallel.strategy import Parallel
+from blockwright.training.rollouts.engine.native import Native
+from blockwright.training.rollouts.group_sampler import GroupSampler
+from blockwright.training.schedulers.constant import Constant
+from blockwright.training.tasks.grpo import Grpo
 
 pytestmark = pytest.mark.xdist_group("grpo_ranks")  # its fixture trains on two ranks, once
 

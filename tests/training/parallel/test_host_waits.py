@@ -14,9 +14,9 @@ WAITS = ("tolist", "item", "nonzero", "__int__", "__bool__", "__index__", "__flo
 
 def count_waits() -> list[Counter[str]]:
     """Calls that would make the host wait if the tensors were a GPU's, of one forward and backward pass."""
-    from training.parallel.build import Sharding, build
-    from training.parallel.meshes import make_meshes
-    from training.parallel.sizes import Sizes
+    from blockwright.training.parallel.build import Sharding, build
+    from blockwright.training.parallel.meshes import make_meshes
+    from blockwright.training.parallel.sizes import Sizes
 
     called: Counter[str] = Counter()
     found = []

@@ -8,7 +8,7 @@ import pytest
 import torch
 from many_ranks import BATCHES, DEEPSEEK, LENGTH, WINDOWS, Descent, Tokens, far, spawn, train
 
-from blocks.kernels.cross_entropy import IGNORED
+from blockwright.blocks.kernels.cross_entropy import IGNORED
 
 pytestmark = pytest.mark.xdist_group("image_ranks")  # its fixture trains on two ranks, once
 

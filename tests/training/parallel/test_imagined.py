@@ -12,18 +12,18 @@ import torch
 from counting import Counted
 from many_ranks import DEEPSEEK, read_model
 
-from blocks.compose import compose, preset
-from lab.plan.layout import Job, Layout
-from lab.plan.measure import measure
-from lab.plan.memory import memory
-from lab.plan.traffic import traffic
-from registry import ConfigError
-from training.optimizers.adamw import AdamW
-from training.parallel.build import Sharding, build
-from training.parallel.imagined import _kept, _runs, imagine, ranks, spread_over
-from training.parallel.local import plain
-from training.parallel.meshes import make_meshes
-from training.parallel.sizes import Sizes
+from blockwright.blocks.compose import compose, preset
+from blockwright.lab.plan.layout import Job, Layout
+from blockwright.lab.plan.measure import measure
+from blockwright.lab.plan.memory import memory
+from blockwright.lab.plan.traffic import traffic
+from blockwright.registry import ConfigError
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.parallel.build import Sharding, build
+from blockwright.training.parallel.imagined import _kept, _runs, imagine, ranks, spread_over
+from blockwright.training.parallel.local import plain
+from blockwright.training.parallel.meshes import make_meshes
+from blockwright.training.parallel.sizes import Sizes
 
 UNEVEN = """
 vocab_size: 61

@@ -9,10 +9,10 @@ import pytest
 import torch
 from many_ranks import DEEPSEEK, Descent, far, read_model, spawn, train
 
-from blocks.checkpoint.read import read_checkpoint
-from blocks.compose import compose
-from blocks.lora import is_adapter
-from training.lora import Lora
+from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.compose import compose
+from blockwright.blocks.lora import is_adapter
+from blockwright.training.lora import Lora
 
 pytestmark = pytest.mark.xdist_group("lora_ranks")  # its fixture trains on two ranks, once
 

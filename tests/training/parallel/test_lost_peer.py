@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.parallel.lost_peer import is_lost_peer
+from blockwright.training.parallel.lost_peer import is_lost_peer
 
 LOST = [
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.77.0.3]:34512",

@@ -14,9 +14,9 @@ PROGRAM = """
 import json, resource, sys
 import torch
 import torch.distributed as dist
-from training.parallel.build import Sharding, build
-from training.parallel.meshes import make_meshes
-from training.parallel.sizes import Sizes
+from blockwright.training.parallel.build import Sharding, build
+from blockwright.training.parallel.meshes import make_meshes
+from blockwright.training.parallel.sizes import Sizes
 
 MODEL = '''
 vocab_size: 16384

@@ -8,18 +8,18 @@ import pytest
 import torch
 from many_ranks import DEEPSEEK, DENSE, GPT, MOE, read_model, spawn
 
-from blocks.compose import compose
+from blockwright.blocks.compose import compose
 
 SIZES = [{"shard": 4}, {"shard": 2, "tensor": 2}, {"shard": 4, "expert": 2}, {"shard": 2, "tensor": 2, "expert": 2}]
 pytestmark = pytest.mark.xdist_group("own_draws")
 
 
 def build_all() -> list[dict[str, Any]]:
-    from blocks import skipping
-    from training.parallel.build import Sharding, build
-    from training.parallel.local import whole
-    from training.parallel.meshes import make_meshes
-    from training.parallel.sizes import Sizes
+    from blockwright.blocks import skipping
+    from blockwright.training.parallel.build import Sharding, build
+    from blockwright.training.parallel.local import whole
+    from blockwright.training.parallel.meshes import make_meshes
+    from blockwright.training.parallel.sizes import Sizes
 
     found = []
     drawn: list[int] = []

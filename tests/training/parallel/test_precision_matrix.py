@@ -12,13 +12,13 @@ from many_ranks import BIASED, DEEPSEEK, IGNORED, LENGTH, MTP, VOCABULARY, Desce
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from training.metrics import ExpertLoad, TokenLoss
-from training.optimizers.adamw import AdamW
-from training.parallel.local import whole
-from training.parallel.strategy import Parallel
-from training.schedulers.constant import Constant
-from training.tasks.causal_lm import CausalLM
-from training.tasks.routing import gates_of
+from blockwright.training.metrics import ExpertLoad, TokenLoss
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.parallel.local import whole
+from blockwright.training.parallel.strategy import Parallel
+from blockwright.training.schedulers.constant import Constant
+from blockwright.training.tasks.causal_lm import CausalLM
+from blockwright.training.tasks.routing import gates_of
 
 pytestmark = pytest.mark.xdist_group("precision_matrix")  # its fixture trains on two ranks, once
 

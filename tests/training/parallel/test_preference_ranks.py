@@ -10,13 +10,13 @@ import pytest
 import torch
 from many_ranks import DENSE, MOE, Descent, read_model, spawn
 
-from training.data.preference_module import PreferenceDataModule
-from training.data.sorting import SortingPreferences
-from training.data.tokenizers.chars import Chars
-from training.parallel.local import whole
-from training.parallel.strategy import Parallel
-from training.schedulers.constant import Constant
-from training.tasks.preference import Preference
+from blockwright.training.data.preference_module import PreferenceDataModule
+from blockwright.training.data.sorting import SortingPreferences
+from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.parallel.local import whole
+from blockwright.training.parallel.strategy import Parallel
+from blockwright.training.schedulers.constant import Constant
+from blockwright.training.tasks.preference import Preference
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("preference_ranks")]
 

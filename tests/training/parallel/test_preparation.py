@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from many_ranks import spawn
 
-from registry.errors import ConfigError
-from training.data import packing
-from training.data.module import TextDataModule
-from training.data.text import TextFiles
-from training.data.tokenizers.chars import Chars
+from blockwright.registry.errors import ConfigError
+from blockwright.training.data import packing
+from blockwright.training.data.module import TextDataModule
+from blockwright.training.data.text import TextFiles
+from blockwright.training.data.tokenizers.chars import Chars
 
 
 class Counted(TextFiles):

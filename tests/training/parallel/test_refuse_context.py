@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.attention.gqa import GQA
-from blocks.balance.expert import ExpertBalance
-from blocks.cache import Cache
-from blocks.forward_pass import Pass
-from blocks.gating.softmax_topk import SoftmaxTopK
-from registry import ConfigError, register
+from blockwright.blocks.attention.gqa import GQA
+from blockwright.blocks.balance.expert import ExpertBalance
+from blockwright.blocks.cache import Cache
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.gating.softmax_topk import SoftmaxTopK
+from blockwright.registry import ConfigError, register
 
 CP = ("trainer=[fsdp_cp,sim]", "data.sequence_length=64", "model.max_positions=64")
 MTP = "+model.mtp={depth: 16}"

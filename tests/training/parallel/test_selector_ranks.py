@@ -10,10 +10,10 @@ import torch.distributed as dist
 from many_ranks import spawn
 from torch.distributed.device_mesh import init_device_mesh
 
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from training.parallel.plan import regions
-from training.parallel.tensor import cut
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.training.parallel.plan import regions
+from blockwright.training.parallel.tensor import cut
 
 ATTENTIONS: dict[str, dict[str, Any]] = {
     "gqa": {"name": "gqa", "n_heads": 4, "n_kv_heads": 2},

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-import registry
-from blocks.generation.sample import Sampling
-from registry import Node, Scope
-from training.rollouts.group_sampler import GroupSampler
+from blockwright import registry
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.registry import Node, Scope
+from blockwright.training.rollouts.group_sampler import GroupSampler
 
 NAN = float("nan")
 

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.generation.sample import Sampling
-from training.objectives.average.token import Token as TokenAverage
-from training.objectives.policy import Completions, PolicyObjective
-from training.objectives.ratio.token import Token as TokenRatio
-from training.objectives.surrogate.clip import Clip
-from training.rollouts.engine.base import Request
-from training.rollouts.engine.native import Native
-from training.rollouts.record import completion_mask, padded
-from training.rollouts.scoring import score
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.training.objectives.average.token import Token as TokenAverage
+from blockwright.training.objectives.policy import Completions, PolicyObjective
+from blockwright.training.objectives.ratio.token import Token as TokenRatio
+from blockwright.training.objectives.surrogate.clip import Clip
+from blockwright.training.rollouts.engine.base import Request
+from blockwright.training.rollouts.engine.native import Native
+from blockwright.training.rollouts.record import completion_mask, padded
+from blockwright.training.rollouts.scoring import score
 
 ROWS, PROMPT, COMPLETION, V = 16, 32, 161, 32_768  # the last token of a completion is not read: 192 tokens a row
 WIDTHS = {"kv_lora_rank": 64, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64}

@@ -15,16 +15,16 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-import training.rollouts.engine.vllm as engine
-from blocks.compose import compose
-from blocks.decoder import Decoder
-from blocks.generation.sample import Sampling
-from interop.importing import import_folder
-from interop.source import load
-from registry import ConfigError
-from training.rollouts.engine.base import Request
-from training.rollouts.engine.native import Native
-from training.rollouts.engine.vllm import Vllm
+import blockwright.training.rollouts.engine.vllm as engine
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.interop.importing import import_folder
+from blockwright.interop.source import load
+from blockwright.registry import ConfigError
+from blockwright.training.rollouts.engine.base import Request
+from blockwright.training.rollouts.engine.native import Native
+from blockwright.training.rollouts.engine.vllm import Vllm
 
 MLA = {"name": "mla", "n_heads": 2, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
 

@@ -15,17 +15,17 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
-from blocks.compose import compose
-from registry import ConfigError
-from training.optimizers.adamw import AdamW
-from training.schedulers.base import Schedule
-from training.schedulers.constant import Constant
-from training.schedulers.warmup_cosine import WarmupCosine
-from training.schedulers.warmup_stable_decay import WarmupStableDecay
-from training.schedulers.warmup_step_decay import WarmupStepDecay
-from training.tasks.causal_lm import CausalLM
-from training.tasks.frozen import freeze
-from training.tasks.routing import balance_losses, gates_of
+from blockwright.blocks.compose import compose
+from blockwright.registry import ConfigError
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.schedulers.base import Schedule
+from blockwright.training.schedulers.constant import Constant
+from blockwright.training.schedulers.warmup_cosine import WarmupCosine
+from blockwright.training.schedulers.warmup_stable_decay import WarmupStableDecay
+from blockwright.training.schedulers.warmup_step_decay import WarmupStepDecay
+from blockwright.training.tasks.causal_lm import CausalLM
+from blockwright.training.tasks.frozen import freeze
+from blockwright.training.tasks.routing import balance_losses, gates_of
 
 Batch = dict[str, Tensor]
 BIASED = {"name": "sigmoid_bias", "top_k": 2, "bias_step": 0.125, "balance": {"name": "expert", "alpha": 0.01}}

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from blocks.compose import compose
-from registry import BlockError, ConfigError
-from training.configuration.composing import compose_config
-from training.configuration.instantiate import instantiate
-from training.entry.preflight import preflight
-from training.objectives.teaching.base import Lesson
-from training.objectives.teaching.language import Language
-from training.objectives.teaching.layers import Layers
-from training.objectives.teaching.logits import Logits
+from blockwright.blocks.compose import compose
+from blockwright.registry import BlockError, ConfigError
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.entry.preflight import preflight
+from blockwright.training.objectives.teaching.base import Lesson
+from blockwright.training.objectives.teaching.language import Language
+from blockwright.training.objectives.teaching.layers import Layers
+from blockwright.training.objectives.teaching.logits import Logits
 
 pytestmark = pytest.mark.xdist_group("distill")  # its fixture is slow to set up
 Make = Callable[..., dict[str, Any]]

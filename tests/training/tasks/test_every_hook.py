@@ -12,23 +12,23 @@ import pytest
 import torch
 import yaml
 
-import registry
-from training.callbacks.experts import DeadExperts
-from training.callbacks.guard import Guard
-from training.callbacks.qk_clip import QKClip
-from training.callbacks.throughput import Throughput
-from training.checkpoints.plugin import SealedCheckpoints
-from training.configuration.conf import CONF
-from training.configuration.instantiate import find_target
-from training.data.chat_module import ChatDataModule
-from training.data.preference_module import PreferenceDataModule
-from training.data.prompt_module import PromptDataModule
-from training.data.sorting import Sorting, SortingPreferences
-from training.data.tokenizers.chars import Chars
-from training.figure import find, of_run
-from training.objectives.reward.base import Reward
-from training.optimizers.adamw import AdamW
-from training.schedulers.constant import Constant
+from blockwright import registry
+from blockwright.training.callbacks.experts import DeadExperts
+from blockwright.training.callbacks.guard import Guard
+from blockwright.training.callbacks.qk_clip import QKClip
+from blockwright.training.callbacks.throughput import Throughput
+from blockwright.training.checkpoints.plugin import SealedCheckpoints
+from blockwright.training.configuration.conf import CONF
+from blockwright.training.configuration.instantiate import find_target
+from blockwright.training.data.chat_module import ChatDataModule
+from blockwright.training.data.preference_module import PreferenceDataModule
+from blockwright.training.data.prompt_module import PromptDataModule
+from blockwright.training.data.sorting import Sorting, SortingPreferences
+from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.figure import find, of_run
+from blockwright.training.objectives.reward.base import Reward
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.schedulers.constant import Constant
 
 STEPS = 5
 Fit = Callable[..., "Last"]

@@ -12,25 +12,25 @@ import lightning as L
 import pytest
 import torch
 
-import registry
-from blocks.compose import compose
-from blocks.gating.base import Gating
-from blocks.generation.sample import Sampling
-from blocks.lora import is_adapter
-from lab.run_report import RunReport
-from registry import ConfigError
-from training.data.prompt_module import PromptDataModule
-from training.data.sorting import Sorting
-from training.data.tokenizers.chars import Chars
-from training.lora import Lora
-from training.objectives.reward.base import Reward
-from training.optimizers.adamw import AdamW
-from training.rollouts.engine.base import Request
-from training.rollouts.engine.native import Native
-from training.rollouts.record import Rollout, completion_mask, padded
-from training.rollouts.scoring import score
-from training.schedulers.constant import Constant
-from training.tasks.grpo import Grpo
+from blockwright import registry
+from blockwright.blocks.compose import compose
+from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.lora import is_adapter
+from blockwright.lab.run_report import RunReport
+from blockwright.registry import ConfigError
+from blockwright.training.data.prompt_module import PromptDataModule
+from blockwright.training.data.sorting import Sorting
+from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.lora import Lora
+from blockwright.training.objectives.reward.base import Reward
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.rollouts.engine.base import Request
+from blockwright.training.rollouts.engine.native import Native
+from blockwright.training.rollouts.record import Rollout, completion_mask, padded
+from blockwright.training.rollouts.scoring import score
+from blockwright.training.schedulers.constant import Constant
+from blockwright.training.tasks.grpo import Grpo
 
 PROMPTS = [[5, 3, 9], [7], [2, 2, 4, 4, 1]]
 Make = Callable[..., Any]
@@ -80,7 +80,7 @@ def test_completion_ends_with_its_end_and_depends_on_its_seed_alone(decoder: Any
 
 
 def test_limit_and_steps_to_it(decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import training.rollouts.engine.native as module
+    import blockwright.training.rollouts.engine.native as module
 
     steps: list[int] = []
     read = module.read
@@ -94,7 +94,7 @@ def test_limit_and_steps_to_it(decoder: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_prompt_is_read_once_and_ended_rows_leave(decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import training.rollouts.engine.native as module
+    import blockwright.training.rollouts.engine.native as module
 
     shapes: list[tuple[int, ...]] = []
     read = module.read
@@ -124,7 +124,7 @@ def test_update_is_normalised_over_the_tokens_that_were_sampled_among(decoder: A
 
 
 def test_chunks_of_logits_change_neither_values_nor_gradients(decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import blocks.kernels.log_probabilities as module
+    import blockwright.blocks.kernels.log_probabilities as module
 
     found = sample_completions(decoder.double(), PROMPTS, range(6), 9, Sampling(0.9, top_p=0.8), {1, 2})
     results = []

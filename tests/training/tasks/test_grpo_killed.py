@@ -12,17 +12,17 @@ import lightning as L
 import pytest
 import torch
 
-import registry
-import training.checkpoints.atomic as atomic
-import training.rollouts.engine.native as native
-from training.checkpoints.plugin import SealedCheckpoints
-from training.data.prompt_module import PromptDataModule
-from training.data.sorting import Sorting
-from training.data.tokenizers.chars import Chars
-from training.objectives.reward.base import Reward
-from training.optimizers.adamw import AdamW
-from training.schedulers.constant import Constant
-from training.tasks.grpo import Grpo
+import blockwright.training.checkpoints.atomic as atomic
+import blockwright.training.rollouts.engine.native as native
+from blockwright import registry
+from blockwright.training.checkpoints.plugin import SealedCheckpoints
+from blockwright.training.data.prompt_module import PromptDataModule
+from blockwright.training.data.sorting import Sorting
+from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.objectives.reward.base import Reward
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.schedulers.constant import Constant
+from blockwright.training.tasks.grpo import Grpo
 
 STEPS = 6
 PHASES = ("rollout", "reward", "update", "save", "rename")

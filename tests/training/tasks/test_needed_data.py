@@ -8,9 +8,9 @@ from typing import Any
 import lightning as L
 import pytest
 
-from registry import ConfigError
-from training.tasks.needed_data import data_of
-from training.tasks.pairs import Pairwise
+from blockwright.registry import ConfigError
+from blockwright.training.tasks.needed_data import data_of
+from blockwright.training.tasks.pairs import Pairwise
 
 
 class Pairs(L.LightningDataModule):

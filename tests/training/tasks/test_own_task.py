@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from registry import ConfigError
-from training.entry.run import run
+from blockwright.registry import ConfigError
+from blockwright.training.entry.run import run
 
 ROOT = Path(__file__).resolve().parents[3]
 PLUGIN = ROOT / "tests" / "plugin"

@@ -14,21 +14,21 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
-import registry
-from blocks.decoder import Layer
-from blocks.kernels.documents import PADDING
-from registry import ConfigError
-from training.callbacks.qk_clip import QKClip
-from training.configuration.conf import CONF
-from training.data.chat_module import ChatDataModule
-from training.data.module import TextDataModule
-from training.data.preference_module import PreferenceDataModule
-from training.data.prompt_module import PromptDataModule
-from training.data.sorting import Sorting, SortingPreferences
-from training.data.tokenizers.chars import Chars
-from training.optimizers.adamw import AdamW
-from training.rollouts import scoring
-from training.schedulers.constant import Constant
+from blockwright import registry
+from blockwright.blocks.decoder import Layer
+from blockwright.blocks.kernels.documents import PADDING
+from blockwright.registry import ConfigError
+from blockwright.training.callbacks.qk_clip import QKClip
+from blockwright.training.configuration.conf import CONF
+from blockwright.training.data.chat_module import ChatDataModule
+from blockwright.training.data.module import TextDataModule
+from blockwright.training.data.preference_module import PreferenceDataModule
+from blockwright.training.data.prompt_module import PromptDataModule
+from blockwright.training.data.sorting import Sorting, SortingPreferences
+from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.rollouts import scoring
+from blockwright.training.schedulers.constant import Constant
 
 Make = Callable[..., Any]
 COLUMNS, ROWS = 3, 2  # of padding that is added

@@ -11,16 +11,16 @@ import lightning as L
 import pytest
 import torch
 
-import registry
-from registry import ConfigError, Node, Scope
-from training.data.preference_module import PreferenceDataModule
-from training.data.sorting import SortingPreferences
-from training.data.tokenizers.chars import Chars
-from training.figure import Figure
-from training.optimizers.adamw import AdamW
-from training.schedulers.constant import Constant
-from training.tasks.preference import Preference, answers_of
-from training.tasks.reward import RewardModel
+from blockwright import registry
+from blockwright.registry import ConfigError, Node, Scope
+from blockwright.training.data.preference_module import PreferenceDataModule
+from blockwright.training.data.sorting import SortingPreferences
+from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.figure import Figure
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.schedulers.constant import Constant
+from blockwright.training.tasks.preference import Preference, answers_of
+from blockwright.training.tasks.reward import RewardModel
 
 Make = Callable[..., Any]
 
@@ -134,7 +134,7 @@ def test_resumed_run_reads_the_reference_and_equals_the_uninterrupted_one(
     train: Make, whole: Any, start: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without ``init_from``; no model is loaded a second time, and the reference is not computed again."""
-    monkeypatch.setattr("training.tasks.preference.load", lambda *a, **k: pytest.fail("a second model"))
+    monkeypatch.setattr("blockwright.training.tasks.preference.load", lambda *a, **k: pytest.fail("a second model"))
     _, _, trainer = train(2, init_from=start)
     trainer.save_checkpoint(folder / "stop.ckpt")
     monkeypatch.setattr(Preference, "_compute", lambda self: pytest.fail("computed again"))

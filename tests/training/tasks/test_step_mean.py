@@ -14,13 +14,13 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from training.callbacks.guard import Guard
-from training.lookahead import Lookahead
-from training.optimizers.base import OptimizerRecipe
-from training.parallel.ranks import DataRanks
-from training.schedulers.constant import Constant
-from training.tasks.causal_lm import CausalLM
-from training.tasks.step_mean import StepMean
+from blockwright.training.callbacks.guard import Guard
+from blockwright.training.lookahead import Lookahead
+from blockwright.training.optimizers.base import OptimizerRecipe
+from blockwright.training.parallel.ranks import DataRanks
+from blockwright.training.schedulers.constant import Constant
+from blockwright.training.tasks.causal_lm import CausalLM
+from blockwright.training.tasks.step_mean import StepMean
 
 Batch = dict[str, Tensor]
 ROWS, LENGTH = 16, 12

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from registry import Composable, ConfigError, family
-from training.data.fingerprint import digest, state
-from training.data.tokenizers.base import Tokenizer
+from blockwright.registry import Composable, ConfigError, family
+from blockwright.training.data.fingerprint import digest, state
+from blockwright.training.data.tokenizers.base import Tokenizer
 
 BOS, EOS = "bos", "eos"  # the tokenizer's own special tokens, whatever their words
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from registry import register
-from training.data.chat.base import BOS, EOS, Chat, Message, Piece, answered
+from blockwright.registry import register
+from blockwright.training.data.chat.base import BOS, EOS, Chat, Message, Piece, answered
 
 USER, ASSISTANT = "<|User|>", "<|Assistant|>"
 

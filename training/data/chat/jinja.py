@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from interop import companions
-from registry import ConfigError, register
-from registry.extras import require
-from registry.limits import read_text
-from training.data.chat.base import Chat, Message, Piece, Tools, answered, encode_special
-from training.data.tokenizers.base import Tokenizer
-from training.time_limit import Overdue, time_limit
+from blockwright.interop import companions
+from blockwright.registry import ConfigError, register
+from blockwright.registry.extras import require
+from blockwright.registry.limits import read_text
+from blockwright.training.data.chat.base import Chat, Message, Piece, Tools, answered, encode_special
+from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.time_limit import Overdue, time_limit
 
 if TYPE_CHECKING:
     from jinja2 import Template

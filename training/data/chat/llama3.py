@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from registry import register
-from training.data.chat.base import Chat, Message, Piece, answered, encode_special
-from training.data.tokenizers.base import Tokenizer
+from blockwright.registry import register
+from blockwright.training.data.chat.base import Chat, Message, Piece, answered, encode_special
+from blockwright.training.data.tokenizers.base import Tokenizer
 
 BEGIN, HEAD, TAIL, END = "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from registry import register
-from training.data.chat.base import EOS, Chat, Message, Piece, answered
+from blockwright.registry import register
+from blockwright.training.data.chat.base import EOS, Chat, Message, Piece, answered
 
 
 @register("chat", "plain")

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from registry.ranges import Count
-from training.data.tokenizers.base import Tokenizer, need_room, token_dtype
+from blockwright.registry.ranges import Count
+from blockwright.training.data.tokenizers.base import Tokenizer, need_room, token_dtype
 
 UNKNOWN, EOS, FIRST = 0, 1, 2
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from interop import companions
-from interop.special import model_config, resolve
-from interop.tokenizer import COMPANIONS, SPECIAL, byte_alphabet, special
-from registry.errors import ConfigError, did_you_mean
-from registry.extras import require
-from registry.folder import MAX_FILE_BYTES
-from registry.limits import read_plain
-from registry.ranges import Count
-from training.data.tokenizers.base import Tokenizer, need_room, token_dtype
+from blockwright.interop import companions
+from blockwright.interop.special import model_config, resolve
+from blockwright.interop.tokenizer import COMPANIONS, SPECIAL, byte_alphabet, special
+from blockwright.registry.errors import ConfigError, did_you_mean
+from blockwright.registry.extras import require
+from blockwright.registry.folder import MAX_FILE_BYTES
+from blockwright.registry.limits import read_plain
+from blockwright.registry.ranges import Count
+from blockwright.training.data.tokenizers.base import Tokenizer, need_room, token_dtype
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from registry.errors import ConfigError, did_you_mean
-from training.data.tokenizers.base import Tokenizer
-from training.data.tokenizers.bpe import BPE
-from training.data.tokenizers.bytes import Bytes
-from training.data.tokenizers.chars import Chars
-from training.data.tokenizers.pretrained import Pretrained
+from blockwright.registry.errors import ConfigError, did_you_mean
+from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.bpe import BPE
+from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.data.tokenizers.pretrained import Pretrained
 
 KINDS: dict[str, type[Tokenizer]] = {cls.kind: cls for cls in (Bytes, Chars, BPE, Pretrained)}
 

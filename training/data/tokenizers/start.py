@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from interop.folder import start_from
-from interop.source import checkpoint_of, read_start, tokenizer_state
-from registry.errors import ConfigError
-from registry.folder import MAX_FILE_BYTES, parse_json, read_text
-from training.data.tokenizers.base import Tokenizer, vocabulary_of
+from blockwright.interop.folder import start_from
+from blockwright.interop.source import checkpoint_of, read_start, tokenizer_state
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.folder import MAX_FILE_BYTES, parse_json, read_text
+from blockwright.training.data.tokenizers.base import Tokenizer, vocabulary_of
 
 TOKENIZER = "tokenizer.json"
 NOT_IDS = ("vocab_size", "eos", "config")  # padding of the vocabulary, and which of its tokens ends a document

@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from registry import Composable, family
+from blockwright.registry import Composable, family
 
 EPSILON = 1e-4  # added to a standard deviation, as TRL does; verl adds 1e-6
 

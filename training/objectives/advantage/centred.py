@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from registry import register
-from training.objectives.advantage.base import Advantage, centred
+from blockwright.registry import register
+from blockwright.training.objectives.advantage.base import Advantage, centred
 
 
 @register("advantage", "centred")

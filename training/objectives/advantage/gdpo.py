@@ -3,8 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from registry import register
-from training.objectives.advantage.base import EPSILON, Advantage, centred, deviation, total
+from blockwright.registry import register
+from blockwright.training.objectives.advantage.base import EPSILON, Advantage, centred, deviation, total
 
 
 @register("advantage", "gdpo")

@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from registry import Composable, family
+from blockwright.registry import Composable, family
 
 
 @family("average", root="task", context=("max_new_tokens",))

@@ -3,8 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from registry import register
-from training.objectives.average.base import Average
+from blockwright.registry import register
+from blockwright.training.objectives.average.base import Average
 
 
 @register("average", "constant")

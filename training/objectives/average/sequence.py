@@ -3,9 +3,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blocks.precision import at_least_fp32
-from registry import register
-from training.objectives.average.base import Average
+from blockwright.blocks.precision import at_least_fp32
+from blockwright.registry import register
+from blockwright.training.objectives.average.base import Average
 
 
 @register("average", "sequence")

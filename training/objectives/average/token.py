@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from registry import register
-from training.objectives.average.base import Average
+from blockwright.registry import register
+from blockwright.training.objectives.average.base import Average
 
 
 @register("average", "token")

@@ -17,8 +17,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-from training.objectives.boxed.exchange import Ended, packed, receive, send, unpacked
-from training.objectives.boxed.restrict import restrict
+from blockwright.training.objectives.boxed.exchange import Ended, packed, receive, send, unpacked
+from blockwright.training.objectives.boxed.restrict import restrict
 
 READY, PASSED, FAILED, ABSENT = b"r", b"1", b"0", b"x"
 SIZE = 32  # bytes of a report

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from training.objectives.boxed.exchange import packed, receive, send, unpacked
-from training.objectives.boxed.restrict import restrict
+from blockwright.training.objectives.boxed.exchange import packed, receive, send, unpacked
+from blockwright.training.objectives.boxed.restrict import restrict
 
 ACTS: dict[str, Callable[..., Any]] = {  # what a test may do to an object of the program
     "call": lambda function, args, named: function(*args, **named),

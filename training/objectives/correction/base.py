@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from registry import Composable, family
+from blockwright.registry import Composable, family
 
 Level = Literal["token", "sequence"]
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from registry import register
-from registry.ranges import Positive
-from training.objectives.correction.base import Correction, Level, importance
+from blockwright.registry import register
+from blockwright.registry.ranges import Positive
+from blockwright.training.objectives.correction.base import Correction, Level, importance
 
 
 @register("correction", "truncate")

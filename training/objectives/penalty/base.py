@@ -6,8 +6,8 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from registry import Composable, family
-from registry.ranges import Positive
+from blockwright.registry import Composable, family
+from blockwright.registry.ranges import Positive
 
 
 @family("penalty", root="task")

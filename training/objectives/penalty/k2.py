@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from registry import register
-from training.objectives.penalty.base import Penalty
+from blockwright.registry import register
+from blockwright.training.objectives.penalty.base import Penalty
 
 
 @register("penalty", "k2")

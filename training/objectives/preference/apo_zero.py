@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from registry import register
-from training.objectives.preference.base import Answers, PreferenceLoss
+from blockwright.registry import register
+from blockwright.training.objectives.preference.base import Answers, PreferenceLoss
 
 
 @register("preference", "apo_zero")

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from registry import Composable, family
-from registry.ranges import Positive
+from blockwright.registry import Composable, family
+from blockwright.registry.ranges import Positive
 
 
 @dataclass(frozen=True)

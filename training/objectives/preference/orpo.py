@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from registry import register
-from training.objectives.preference.base import Answers, PreferenceLoss
+from blockwright.registry import register
+from blockwright.training.objectives.preference.base import Answers, PreferenceLoss
 
 
 @register("preference", "orpo")

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from registry import register
-from registry.ranges import Positive
-from training.objectives.preference.base import Answers, PreferenceLoss, smoothed
-from training.objectives.preference.sigmoid import Smoothing
+from blockwright.registry import register
+from blockwright.registry.ranges import Positive
+from blockwright.training.objectives.preference.base import Answers, PreferenceLoss, smoothed
+from blockwright.training.objectives.preference.sigmoid import Smoothing
 
 
 @register("preference", "robust")

@@ -5,9 +5,9 @@ from typing import Annotated
 from annotated_types import Ge, Lt
 from torch import Tensor
 
-from registry import register
-from registry.ranges import Positive
-from training.objectives.preference.base import Answers, PreferenceLoss, smoothed
+from blockwright.registry import register
+from blockwright.registry.ranges import Positive
+from blockwright.training.objectives.preference.base import Answers, PreferenceLoss, smoothed
 
 Smoothing = Annotated[float, Ge(0), Lt(0.5)]
 

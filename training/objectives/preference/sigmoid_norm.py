@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from registry import register
-from training.objectives.preference.base import Answers
-from training.objectives.preference.sigmoid import Sigmoid
+from blockwright.registry import register
+from blockwright.training.objectives.preference.base import Answers
+from blockwright.training.objectives.preference.sigmoid import Sigmoid
 
 
 @register("preference", "sigmoid_norm")

@@ -5,9 +5,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from registry import register
-from registry.ranges import NonNegative, Positive
-from training.objectives.preference.base import Answers, PreferenceLoss
+from blockwright.registry import register
+from blockwright.registry.ranges import NonNegative, Positive
+from blockwright.training.objectives.preference.base import Answers, PreferenceLoss
 
 
 @register("preference", "simpo")

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from registry import register
-from training.objectives.ratio.base import Ratio
+from blockwright.registry import register
+from blockwright.training.objectives.ratio.base import Ratio
 
 
 @register("ratio", "token")

@@ -5,9 +5,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from registry import register
-from registry.ranges import NonNegative
-from training.objectives.reward.base import Reward, column
+from blockwright.registry import register
+from blockwright.registry.ranges import NonNegative
+from blockwright.training.objectives.reward.base import Reward, column
 
 # A minus just behind a number, a name or a bracket subtracts; elsewhere it is a sign.
 NUMBER = re.compile(r"(?:(?<![\w)\]%.])[-−])?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+)?")

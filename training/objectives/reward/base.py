@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from registry import Composable, family
+from blockwright.registry import Composable, family
 
 Texts = Sequence[str]
 Rewards = list[float | None]

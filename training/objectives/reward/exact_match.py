@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from registry import register
-from training.objectives.reward.base import Reward, column
+from blockwright.registry import register
+from blockwright.training.objectives.reward.base import Reward, column
 
 
 @register("reward", "exact_match")

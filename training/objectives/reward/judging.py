@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from blocks.precision import without_autocast
-from training.objectives.reward.base import Reward
-from training.time_limit import Overdue, time_limit
+from blockwright.blocks.precision import without_autocast
+from blockwright.training.objectives.reward.base import Reward
+from blockwright.training.time_limit import Overdue, time_limit
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from registry import BlockError, register
-from registry.ranges import Count
-from training.objectives.reward.base import Reward, column
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Count
+from blockwright.training.objectives.reward.base import Reward, column
 
 
 @register("reward", "length")

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from registry import register
-from training.objectives.reward.base import Reward
+from blockwright.registry import register
+from blockwright.training.objectives.reward.base import Reward
 
 
 @register("reward", "levelled")

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from registry import register
-from registry.extras import require
-from training.objectives.reward.base import Reward, column
+from blockwright.registry import register
+from blockwright.registry.extras import require
+from blockwright.training.objectives.reward.base import Reward, column
 
 NAMES = ("task", "settings", "seed", "number")  # columns that name a problem
 
@@ -16,7 +16,7 @@ NAMES = ("task", "settings", "seed", "number")  # columns that name a problem
 class ReasoningGymReward(Reward):
     """What the verifier of a problem of reasoning-gym gives a completion, 0 to 1, blanks at both ends aside.
 
-    For problems of the corpus ``training.data.reasoning_gym.ReasoningGym``, whose columns name them.
+    For problems of the corpus ``blockwright.training.data.reasoning_gym.ReasoningGym``, whose columns name them.
     """
 
     bounds = (0.0, 1.0)

@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from registry import BlockError, register
-from registry.ranges import Positive
-from training.objectives.reward.base import Reward
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Positive
+from blockwright.training.objectives.reward.base import Reward
 
 
 @register("reward", "regex_format")

@@ -6,15 +6,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import registry
-from registry import BlockError, Node, Scope, register
-from registry.ranges import Count, Positive
-from training.data.chat.base import encode
-from training.data.tokenizers.rebuild import rebuild
-from training.objectives.reward.base import Reward
+from blockwright import registry
+from blockwright.registry import BlockError, Node, Scope, register
+from blockwright.registry.ranges import Count, Positive
+from blockwright.training.data.chat.base import encode
+from blockwright.training.data.tokenizers.rebuild import rebuild
+from blockwright.training.objectives.reward.base import Reward
 
 if TYPE_CHECKING:
-    from blocks.decoder import Decoder
+    from blockwright.blocks.decoder import Decoder
 
 
 @register("reward", "reward_model")
@@ -33,7 +33,7 @@ class Learned(Reward):
     """
 
     def __init__(self, run: str, batch_size: Count = 16, timeout_s: Positive = 600.0) -> None:
-        from interop.source import read_start, tokenizer_state
+        from blockwright.interop.source import read_start, tokenizer_state
 
         checkpoint = read_start(Path(run))
         stored, tokenizer = checkpoint.get("reward_model"), tokenizer_state(checkpoint)
@@ -47,7 +47,7 @@ class Learned(Reward):
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
     ) -> list[float | None]:
-        from blocks.position.boundaries import alike
+        from blockwright.blocks.position.boundaries import alike
 
         before = columns.get("messages") or [[{"role": "user", "content": prompt}] for prompt in prompts]
         rows = [self._ids(*each) for each in zip(before, completions, strict=True)]
@@ -80,6 +80,6 @@ class Learned(Reward):
     def _decoder(self) -> Decoder:
         import torch
 
-        from interop.source import load
+        from blockwright.interop.source import load
 
         return load(Path(self.run), device="cuda" if torch.cuda.is_initialized() else "cpu")

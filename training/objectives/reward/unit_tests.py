@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from registry import BlockError, register
-from registry.ranges import Count
-from training.objectives.box import Box, BoxError
-from training.objectives.reward.base import Reward, column
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Count
+from blockwright.training.objectives.box import Box, BoxError
+from blockwright.training.objectives.reward.base import Reward, column
 
 FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from registry import BlockError, register
-from registry.ranges import Number
-from training.objectives.reward.base import Reward
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Number
+from blockwright.training.objectives.reward.base import Reward
 
 
 @register("reward", "weighted")

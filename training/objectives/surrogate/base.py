@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from registry import Composable, family
+from blockwright.registry import Composable, family
 
 
 class Surrogate(NamedTuple):

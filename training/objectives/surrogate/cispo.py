@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from registry import register
-from registry.ranges import Positive
-from training.objectives.ratio.base import Ratio
-from training.objectives.surrogate.base import Surrogate, SurrogateLoss
+from blockwright.registry import register
+from blockwright.registry.ranges import Positive
+from blockwright.training.objectives.ratio.base import Ratio
+from blockwright.training.objectives.surrogate.base import Surrogate, SurrogateLoss
 
 
 @register("surrogate", "cispo")

@@ -3,10 +3,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from registry import BlockError, register
-from registry.ranges import Positive, ProperFraction
-from training.objectives.ratio.base import Ratio
-from training.objectives.surrogate.base import Surrogate, SurrogateLoss
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Positive, ProperFraction
+from blockwright.training.objectives.ratio.base import Ratio
+from blockwright.training.objectives.surrogate.base import Surrogate, SurrogateLoss
 
 
 @register("surrogate", "clip")

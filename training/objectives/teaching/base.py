@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from blocks.decoder import Decoder
-from blocks.gating.base import Routing
-from blocks.kernels.documents import is_real
-from registry import Composable, family
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.gating.base import Routing
+from blockwright.blocks.kernels.documents import is_real
+from blockwright.registry import Composable, family
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.gating.base import Routing
-from registry import register
-from training.objectives.teaching.base import Lesson, Teaching
+from blockwright.blocks.gating.base import Routing
+from blockwright.registry import register
+from blockwright.training.objectives.teaching.base import Lesson, Teaching
 
 
 @register("teaching", "language")

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blocks.decoder import Decoder
-from blocks.forward_pass import Pass
-from blocks.gating.base import Routing
-from registry import BlockError, register
-from training.objectives.teaching.base import Lesson, Teaching
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.gating.base import Routing
+from blockwright.registry import BlockError, register
+from blockwright.training.objectives.teaching.base import Lesson, Teaching
 
 PARTS = ("attention", "ffn")
 

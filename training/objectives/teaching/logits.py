@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blocks.gating.base import Routing
-from registry import register
-from registry.ranges import Positive
-from training.objectives.teaching.base import Lesson, Teaching
+from blockwright.blocks.gating.base import Routing
+from blockwright.registry import register
+from blockwright.registry.ranges import Positive
+from blockwright.training.objectives.teaching.base import Lesson, Teaching
 
 
 @register("teaching", "logits")

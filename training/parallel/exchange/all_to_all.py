@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blocks.kernels.grouped_matmul import add_up, take
-from training.parallel.collectives import exchange, exchange_counts
-from training.parallel.exchange.base import Exchange, Received
+from blockwright.blocks.kernels.grouped_matmul import add_up, take
+from blockwright.training.parallel.collectives import exchange, exchange_counts
+from blockwright.training.parallel.exchange.base import Exchange, Received
 
 
 class Handle(NamedTuple):

@@ -6,10 +6,10 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from registry import ConfigError, did_you_mean
+from blockwright.registry import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from training.parallel.exchange.base import Exchange
+    from blockwright.training.parallel.exchange.base import Exchange
 
 CLASSES = {"all_to_all": "AllToAll", "deep_ep": "DeepEP"}  # in the module of the same name
 NEEDS = {"deep_ep": "deep_ep"}  # packages, none of them on the package index
@@ -37,5 +37,7 @@ def exchange_of(name: str) -> type[Exchange]:
         ConfigError: as ``check_exchange``
     """
     check_exchange(name)
-    found: type[Exchange] = getattr(importlib.import_module(f"training.parallel.exchange.{name}"), CLASSES[name])
+    found: type[Exchange] = getattr(
+        importlib.import_module(f"blockwright.training.parallel.exchange.{name}"), CLASSES[name]
+    )
     return found

@@ -6,10 +6,10 @@ from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from blocks.decoder import Decoder
-from blocks.generation.sample import Sampling
-from registry import Composable, family
-from training.rollouts.record import Rollout
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.registry import Composable, family
+from blockwright.training.rollouts.record import Rollout
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blocks.cache import Cache
-from blocks.decoder import Decoder
-from blocks.generation.generate import check_lengths, read
-from blocks.generation.sample import draw, narrow
-from registry import BlockError, register
-from training.rollouts.engine.base import Engine, Request
-from training.rollouts.record import Rollout
-from training.rollouts.scoring import at_tokens
+from blockwright.blocks.cache import Cache
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.generate import check_lengths, read
+from blockwright.blocks.generation.sample import draw, narrow
+from blockwright.registry import BlockError, register
+from blockwright.training.rollouts.engine.base import Engine, Request
+from blockwright.training.rollouts.record import Rollout
+from blockwright.training.rollouts.scoring import at_tokens
 
 
 @register("engine", "native")
@@ -61,8 +61,8 @@ class _Rows:
     def _take(self, rows: Tensor, logits: Tensor) -> Tensor:
         for cache in self.caches:
             if not isinstance(cache, Cache):
-                rule = f"{type(cache).__name__} is not a blocks.cache.Cache, whose rows can be copied"
-                raise BlockError("engine", "native", rule, "Derive it from blocks.cache.Cache")
+                rule = f"{type(cache).__name__} is not a blockwright.blocks.cache.Cache, whose rows can be copied"
+                raise BlockError("engine", "native", rule, "Derive it from blockwright.blocks.cache.Cache")
             cache.take(rows)
         return logits[rows]
 

@@ -8,15 +8,15 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Gt, Lt
 
-from blocks.decoder import Decoder
-from blocks.generation.generate import check_lengths
-from interop.exporting import export_decoder
-from registry import ConfigError, register
-from registry.extras import require
-from registry.ranges import Positive
-from training.rollouts.engine.base import Engine, Request
-from training.rollouts.record import Rollout
-from training.rollouts.scoring import at_tokens
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.generate import check_lengths
+from blockwright.interop.exporting import export_decoder
+from blockwright.registry import ConfigError, register
+from blockwright.registry.extras import require
+from blockwright.registry.ranges import Positive
+from blockwright.training.rollouts.engine.base import Engine, Request
+from blockwright.training.rollouts.record import Rollout
+from blockwright.training.rollouts.scoring import at_tokens
 
 Share = Annotated[float, Gt(0), Lt(1)]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import blockwright
-from registry.command import run_command
+from blockwright.registry.command import run_command
 
 STUB = Path(__file__).with_name("__init__.pyi")
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 HEAD = """\
 # The public interface
 

@@ -14,15 +14,15 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from lab.kubernetes.options import Options
-from lab.sweep.application import check_application
+from blockwright.lab.kubernetes.options import Options
+from blockwright.lab.sweep.application import check_application
 
 
 class KubernetesLauncher(Launcher):
     """See lab/kubernetes/launch.py.
 
     Args:
-        options: those of ``lab.kubernetes.options.Options``
+        options: those of ``blockwright.lab.kubernetes.options.Options``
     """
 
     def __init__(self, **options: Any) -> None:
@@ -33,7 +33,7 @@ class KubernetesLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from lab.kubernetes.launch import Launch
+        from blockwright.lab.kubernetes.launch import Launch
 
         return Launch(self.options, self.hydra_context, self.config).launch(job_overrides, initial_job_idx)
 

@@ -1,5 +1,5 @@
 """Hydra discovers plug-ins in ``hydra_plugins``; this one is implemented in registry/hydra.py."""
 
-from registry.hydra import RegistrySearchPath, RegistrySource
+from blockwright.registry.hydra import RegistrySearchPath, RegistrySource
 
 __all__ = ["RegistrySearchPath", "RegistrySource"]

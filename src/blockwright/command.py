@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from registry.command import run_command
-from registry.errors import ConfigError, did_you_mean
+from blockwright.registry.command import run_command
+from blockwright.registry.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -33,28 +33,39 @@ class Command:
 TRAIN = "train"
 COMMANDS = {
     TRAIN: Command(
-        "train a model: KEY=VALUE overrides, -m to sweep; fit|validate|test|predict for Lightning CLI", "train"
+        "train a model: KEY=VALUE overrides, -m to sweep; fit|validate|test|predict for Lightning CLI",
+        "blockwright.train",
     ),
-    "describe": Command("what models cost: parameters, FLOPs, cache, memory; nothing is allocated", "lab.describe"),
-    "plan": Command("how to spread a training over GPUs: step time, memory, traffic, cost", "lab.plan.__main__"),
-    "match": Command("size the arms of a comparison to the same cost", "lab.match.__main__"),
-    "ablate": Command("run a matched comparison, from its definition to its report", "lab.ablation.__main__"),
-    "sweep": Command("status, resume, retry or stop a sweep", "lab.sweep.__main__"),
-    "kubernetes": Command("run or sweep on a cluster, and watch, stop and resume it", "lab.kubernetes.__main__"),
-    "report": Command("write a sweep's results as one page", "lab.report.__main__"),
+    "describe": Command(
+        "what models cost: parameters, FLOPs, cache, memory; nothing is allocated", "blockwright.lab.describe"
+    ),
+    "plan": Command(
+        "how to spread a training over GPUs: step time, memory, traffic, cost", "blockwright.lab.plan.__main__"
+    ),
+    "match": Command("size the arms of a comparison to the same cost", "blockwright.lab.match.__main__"),
+    "ablate": Command(
+        "run a matched comparison, from its definition to its report", "blockwright.lab.ablation.__main__"
+    ),
+    "sweep": Command("status, resume, retry or stop a sweep", "blockwright.lab.sweep.__main__"),
+    "kubernetes": Command(
+        "run or sweep on a cluster, and watch, stop and resume it", "blockwright.lab.kubernetes.__main__"
+    ),
+    "report": Command("write a sweep's results as one page", "blockwright.lab.report.__main__"),
     "surgery": Command(
-        "trained weights in another composition, and a ledger of what that changes", "lab.surgery.__main__"
+        "trained weights in another composition, and a ledger of what that changes", "blockwright.lab.surgery.__main__"
     ),
-    "generate": Command("write text with a trained model", "lab.generate"),
-    "cache-loss": Command("what a quantised cache costs in loss", "lab.cache_loss"),
+    "generate": Command("write text with a trained model", "blockwright.lab.generate"),
+    "cache-loss": Command("what a quantised cache costs in loss", "blockwright.lab.cache_loss"),
     "evaluate": Command(
-        "how far a model reads (--suite needle), or lm-evaluation-harness (extra lm_eval)", "lab.evaluate"
+        "how far a model reads (--suite needle), or lm-evaluation-harness (extra lm_eval)", "blockwright.lab.evaluate"
     ),
-    "import": Command("a Hugging Face checkpoint → a model here", "interop.hf", ("import",)),
-    "export": Command("a model here → a Hugging Face checkpoint, or an engine with pipelines", "lab.handover.__main__"),
-    "consolidate": Command("a sharded checkpoint → one file", "interop.consolidate"),
-    "blocks": Command("list blocks, their parameters and ranges", "registry.__main__"),
-    "check": Command("test that a block keeps the contract of its kind", "blocks.conformance.__main__"),
+    "import": Command("a Hugging Face checkpoint → a model here", "blockwright.interop.hf", ("import",)),
+    "export": Command(
+        "a model here → a Hugging Face checkpoint, or an engine with pipelines", "blockwright.lab.handover.__main__"
+    ),
+    "consolidate": Command("a sharded checkpoint → one file", "blockwright.interop.consolidate"),
+    "blocks": Command("list blocks, their parameters and ranges", "blockwright.registry.__main__"),
+    "check": Command("test that a block keeps the contract of its kind", "blockwright.blocks.conformance.__main__"),
 }
 # Those whose arguments may be Hydra overrides.
 OVERRIDES = (TRAIN, "describe", "plan", "match", "ablate", "surgery", "kubernetes")
@@ -97,10 +108,10 @@ complete -o nospace -F _blockwright blockwright
 
 
 def _train(arguments: Sequence[str]) -> None:
-    """Run as ``train.py``: Lightning starts further ranks by running ``sys.argv`` again."""
-    train = importlib.import_module("train")
+    """Run as ``python -m blockwright.train``: Lightning starts further ranks by running that again."""
+    train = importlib.import_module(COMMANDS[TRAIN].module)
     sys.argv = [train.__file__ or "train.py", *arguments]
-    sys.modules["__main__"].__spec__ = None  # else Lightning's launcher would rerun `python -m blockwright`
+    sys.modules["__main__"].__spec__ = train.__spec__
     train.main()
 
 

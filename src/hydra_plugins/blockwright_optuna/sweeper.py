@@ -12,9 +12,9 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from blockwright.lab.sweep.application import check_application
+from blockwright.registry import ConfigError
 from hydra_plugins.blockwright_optuna._options import store
-from lab.sweep.application import check_application
-from registry import ConfigError
 
 
 class ResumableOptunaSweeper(Sweeper):
@@ -29,7 +29,7 @@ class ResumableOptunaSweeper(Sweeper):
 
     def __init__(self, **settings: Any) -> None:
         try:
-            from lab.sweep.search import Search
+            from blockwright.lab.sweep.search import Search
         except ModuleNotFoundError as error:
             if error.name != "optuna":
                 raise

@@ -1,0 +1,87 @@
+# The public names, and where each is defined. blockwright/lazy.py reads this file, type checkers too.
+
+__version__: str
+
+# compose and load models
+from blockwright.interop.source import load as load
+from blockwright.blocks.compose import check as check
+from blockwright.blocks.compose import compose as compose
+from blockwright.blocks.compose import preset as preset
+from blockwright.blocks.decoder import Decoder as Decoder
+
+# add blocks
+from blockwright.registry import BlockError as BlockError
+from blockwright.registry import Composable as Composable
+from blockwright.registry import ConfigError as ConfigError
+from blockwright.registry import RegistrationError as RegistrationError
+from blockwright.registry import SameAs as SameAs
+from blockwright.registry import family as family
+from blockwright.registry import kinds as kinds
+from blockwright.registry import names as names
+from blockwright.registry import register as register
+from blockwright.blocks.base import Block as Block
+from blockwright.blocks.base import Placement as Placement
+from blockwright.blocks.conformance import cases as conformance_cases
+
+# add implementations of kernels, and make of linear layers
+from blockwright.blocks.kernels.choice import Kernels as Kernels
+from blockwright.blocks.kernels.scoring import Scoring as Scoring
+from blockwright.blocks.kernels.scoring import Slopes as Slopes
+from blockwright.blocks.kernels.seam import kernel as kernel
+from blockwright.blocks.linear import linears as linears
+from blockwright.blocks.conformance.kernel_parity import kernel_cases as kernel_cases
+
+# the contract of each kind, and what passes between blocks
+from blockwright.blocks.attention.base import Attention as Attention
+from blockwright.blocks.attention.scored import Scored as ScoredAttention
+from blockwright.blocks.balance.base import Balance as Balance
+from blockwright.blocks.cache import Cache as Cache
+from blockwright.blocks.dropping.base import Dropping as Dropping
+from blockwright.blocks.experts.base import Experts as Experts
+from blockwright.blocks.ffn.base import FFN as FFN
+from blockwright.blocks.forward_pass import Pass as Pass
+from blockwright.blocks.gating.base import Gating as Gating
+from blockwright.blocks.gating.base import Routing as Routing
+from blockwright.blocks.images.base import Images as Images
+from blockwright.blocks.images.base import Pictures as Pictures
+from blockwright.blocks.mixing.base import Mixing as Mixing
+from blockwright.blocks.norm.base import Norm as Norm
+from blockwright.blocks.output_gate.base import OutputGate as OutputGate
+from blockwright.blocks.position.base import Position as Position
+from blockwright.blocks.projector.base import Projector as Projector
+from blockwright.blocks.qk_norm.base import QKNorm as QKNorm
+from blockwright.blocks.residual.base import Residual as Residual
+from blockwright.blocks.scores.base import Scores as Scores
+from blockwright.blocks.selector.base import Selector as Selector
+from blockwright.blocks.tiling.base import Grid as Grid
+from blockwright.blocks.tiling.base import Tiling as Tiling
+from blockwright.blocks.values.base import Values as Values
+from blockwright.blocks.vision.base import Vision as Vision
+
+# write text
+from blockwright.blocks.generation.generate import generate as generate
+from blockwright.blocks.generation.sample import Sampling as Sampling
+from blockwright.lab.writer import Request as Request
+from blockwright.lab.writer import Writer as Writer
+
+# train
+from blockwright.training.callbacks.finale import Finale as Finale
+from blockwright.training.figure import Figure as Figure
+from blockwright.training.tasks.scored import Scored as Scored
+from blockwright.training.tasks.base import Task as Task
+from blockwright.training.tasks.causal_lm import CausalLM as CausalLM
+from blockwright.training.data.corpus import Corpus as Corpus
+from blockwright.training.data.transform import Transform as Transform
+from blockwright.training.data.tokenizers.base import Tokenizer as Tokenizer
+from blockwright.training.optimizers.base import OptimizerRecipe as OptimizerRecipe
+from blockwright.training.schedulers.base import Schedule as Schedule
+
+# measure
+from blockwright.blocks.cost import cache_bytes as cache_bytes
+from blockwright.blocks.cost import count_parameters as count_parameters
+from blockwright.blocks.cost import forward_flops_per_token as forward_flops_per_token
+from blockwright.lab.describe import figures as describe
+from blockwright.lab.reading.base import Prompt as Prompt
+from blockwright.lab.reading.base import ReadingTest as ReadingTest
+from blockwright.lab.reading.base import compose_prompt as compose_prompt
+from blockwright.lab.reading.base import reading_test as reading_test
