@@ -280,5 +280,6 @@ def test_module_of_an_entry_point_is_imported(tmp_path: Path, monkeypatch: pytes
 
 
 def test_registry_imports_no_block() -> None:
-    code = "import sys\nfrom blockwright import registry\nassert not any(m.startswith(('blockwright.blocks', 'torch')) for m in sys.modules)"
+    code = "import sys\nfrom blockwright import registry\n"
+    code += "assert not any(m.startswith(('blockwright.blocks', 'torch')) for m in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(registry.__file__).parent.parent)
