@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from blockwright import registry
-from blockwright.registry import ConfigError
-from blockwright.registry.catalogue import BUILTIN
+from blockwright.registry import ConfigError, catalogue
+from blockwright.registry.index import PROJECT
 
 
 def distributions(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -18,8 +18,7 @@ def distributions(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for kind in registry.kinds():
         for name in registry.names(kind):
-            provider = registry.lookup(kind, name).provider
-            if name in words and provider not in BUILTIN.values():
+            if name in words and (provider := catalogue.provider(kind, name)) != PROJECT:
                 entry = found.setdefault(provider, {"version": _version(provider), "blocks": []})
                 entry["blocks"].append(f"{kind}/{name}")
     return found

@@ -119,14 +119,18 @@ def _refuse_untaken(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> N
     A child that some block requires (``gating`` in ``moe``) may stay unused: a dense ffn may be swapped in. So may one
     that every block which could take it sets to null.
     """
-    for kind, hosts in _optional_children().items():
+    chosen = {kind for of_layer in nodes.values() for kind in of_layer} - set(LAYER_PARTS)
+    for kind in sorted(chosen):
         for index, node in ((i, of_layer[kind]) for i, of_layer in nodes.items() if kind in of_layer):
             block = registry.lookup(kind, node["name"]).cls
             alike = [i for i, of_layer in nodes.items() if of_layer.get(kind) == node]
             taken = any(isinstance(module, block) for i in alike for module in layers[i].modules())
-            if not taken and not any(_declines(kind, nodes[i]) for i in alike):
+            if taken or any(_declines(kind, nodes[i]) for i in alike):
+                continue
+            hosts = _hosts(kind)
+            if all(optional for *_, optional in hosts):
                 rule = f"no block of this model takes this {kind}, so it would change nothing"
-                remedy = f"Remove it (model.{kind}=null), or choose a block that takes one: {hosts or 'none'}"
+                remedy = f"Remove it (model.{kind}=null), or choose a block that takes one: {_listed(hosts)}"
                 raise ConfigError(written_at(model, kind, node, index), node["name"], rule, remedy)
 
 
@@ -142,21 +146,23 @@ def _declines(kind: str, nodes: Mapping[str, dict[str, Any]]) -> bool:
     )
 
 
-def _optional_children() -> dict[str, str]:
-    """Kinds that are optional for every block that takes one → these blocks, as text."""
-    taken: dict[str, list[tuple[str, str, bool]]] = {k: [] for k in registry.layer_kinds() if k not in LAYER_PARTS}
-    for host in registry.kinds():
-        for name in registry.names(host):
-            for p in registry.lookup(host, name).schema.children.values():
-                if p.child in taken and p.child != host:  # one that wraps another of its kind is a choice itself
-                    taken[p.child].append((host, name, p.optional))
-    return {
-        kind: ", ".join(
-            f"{k} {'|'.join(n for h, n, _ in hosts if h == k)}" for k in dict.fromkeys(h for h, *_ in hosts)
-        )
-        for kind, hosts in taken.items()
-        if all(optional for *_, optional in hosts)
-    }
+def _hosts(kind: str) -> list[tuple[str, str, bool]]:
+    """Kind and name of every block that takes a child of this kind, and whether the child is optional.
+
+    A block that wraps another of its own kind is no host: it is a choice itself. This imports the whole catalogue.
+    """
+    return [
+        (host, name, p.optional)
+        for host in registry.kinds()
+        for name in registry.names(host)
+        for p in registry.lookup(host, name).schema.children.values()
+        if p.child == kind and kind != host
+    ]
+
+
+def _listed(hosts: list[tuple[str, str, bool]]) -> str:
+    kinds = dict.fromkeys(host for host, *_ in hosts)
+    return ", ".join(f"{kind} {'|'.join(name for k, name, _ in hosts if k == kind)}" for kind in kinds) or "none"
 
 
 def _check_variants(model: Mapping[str, Any]) -> None:

@@ -18,7 +18,6 @@ import torch
 import yaml
 from torch import Tensor
 
-from blockwright import registry
 from blockwright.blocks.checkpoint.read import read_checkpoint
 from blockwright.blocks.checkpoint.weights import weights_of
 from blockwright.interop import origin, tokenizer
@@ -88,7 +87,6 @@ def _run(arguments: Sequence[str]) -> None:
     parser.add_argument("out", metavar="OUT", type=Path, help="must not exist, or be empty")
     parser.add_argument("--checkpoint", action="store_true", help="also write last.ckpt, one file to resume from")
     given = parser.parse_args(arguments)
-    registry.load()
     consolidate(given.source, given.out, checkpoint=given.checkpoint)
     print(f"Wrote {given.out}. Start from it: {shlex.join(['blockwright', 'train', *start_from(given.out)])}")
 

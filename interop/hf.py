@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from blockwright import registry
 from blockwright.interop.exporting import export_folder
 from blockwright.interop.folder import check_out, start_from
 from blockwright.interop.gguf import unpack
@@ -72,7 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> None:
     given = _parser().parse_args(arguments)
-    registry.load()
     if given.command == "import":
         options = {
             "dtype": DTYPES.get(given.dtype),

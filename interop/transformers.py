@@ -25,7 +25,7 @@ from blockwright.blocks.decoder import Decoder, Layer
 from blockwright.blocks.kernels.documents import PADDING
 from blockwright.blocks.kernels.few_rows import linear
 from blockwright.interop.own import MODEL_TYPE
-from blockwright.registry import BlockError, ConfigError, load
+from blockwright.registry import BlockError, ConfigError
 
 try:
     from transformers import (
@@ -78,7 +78,6 @@ class BlockwrightConfig(PreTrainedConfig):
     def __init__(
         self, composition: Any = None, balance_losses: bool = False, use_cache: bool = True, **settings: Any
     ) -> None:
-        load()
         self.composition = None if composition is None else check(composition)
         self.balance_losses, self.use_cache = balance_losses, use_cache
         if self.composition is not None:

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockwright import registry
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.generation.text_stream import TextStream
@@ -82,7 +81,6 @@ class Blockwright(TemplateLM):
         chat: str | None = None,
     ) -> None:
         super().__init__()
-        registry.load()
         size = 8 if isinstance(batch_size, str) and batch_size.startswith("auto") else batch_size
         counts = {
             "batch_size": size,

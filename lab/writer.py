@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from blockwright import registry
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.sample import Sampling
@@ -82,7 +81,6 @@ class Writer:
         where = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         folder = Path(path)
         check_there(folder, "MODEL")  # before blocks are loaded
-        registry.load()
         source = open_source(folder, "MODEL")
         words = tokenizer_of(source, folder)
         return cls(build(source, dtype=getattr(torch, dtype), device=where), words)

@@ -2,44 +2,32 @@
 
 ``@family`` declares a contract (a base class) and its kind; ``@register`` adds a class to a family under a name, which
 Hydra knows as the typed option ``<root>/<kind>=<name>`` (registry/hydra.py): for a part of a model,
-``model/<kind>=<name>``. Built-ins are imported from the packages of ``BUILTIN``; plug-ins come from installed
-distributions through the entry-point group ``blockwright.blocks``. Only installed code registers names: nothing is
-registered from a path or string in a configuration.
+``model/<kind>=<name>``. What exists is known from source files (registry/index.py); a module is imported when a block
+of it is looked up.
 """
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import fnmatch
 import functools
 import importlib
-import pkgutil
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from blockwright.registry.enforcing import enforced
-from blockwright.registry.errors import BlockError, did_you_mean
+from blockwright.registry.errors import BlockError, ConfigError, did_you_mean
 from blockwright.registry.fixes import fix
+from blockwright.registry.index import Declared, index
 from blockwright.registry.schema import INHERIT, Schema, read_schema
 
-ENTRY_POINTS = "blockwright.blocks"
-# Package that holds built-in families → the distribution that owns it.
-BUILTIN = dict.fromkeys(
-    tuple(f"blockwright.{part}" for part in ("blocks", "training.objectives", "training.data", "training.rollouts")),
-    "blockwright",
-)
 SHARED_CONTEXT = frozenset({"d_model", "n_layers", "layer_idx"})  # supplied to every block by the composer
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _families: dict[str, Family] = {}
 _entries: dict[str, dict[str, Entry]] = {}
-_provider: contextvars.ContextVar[str | None] = contextvars.ContextVar("provider", default=None)
 
 C = TypeVar("C", bound=type)
 
@@ -158,38 +146,41 @@ def register(kind: str, name: str, *, fixes: Mapping[str, Any] | None = None) ->
     """
 
     def put(cls: C) -> C:
-        if kind not in _families:
-            raise RegistrationError(f"there is no family {kind!r}. {did_you_mean(kind, _families)}")
+        if kind not in kinds(None):
+            raise RegistrationError(f"there is no family {kind!r}. {did_you_mean(kind, kinds(None))}")
         if not _NAME.fullmatch(name):
             raise RegistrationError(f"{name!r} cannot name a block: write lower-case letters, digits and _")
         if name == INHERIT:
             raise RegistrationError(f"{name!r} cannot name a block: as a child it means the model's own")
-        contract = _families[kind].contract
-        if not issubclass(cls, contract):
-            raise RegistrationError(f"{_identity(cls)} must derive from {_identity(contract)}, the contract of {kind}")
-        provider = _provider.get() or _builtin(cls.__module__) or cls.__module__.partition(".")[0]
-        kinds = {f.contract: f.kind for f in _families.values()}
+        family = find_family(kind)
+        if not issubclass(cls, family.contract):
+            contract = _identity(family.contract)
+            raise RegistrationError(f"{_identity(cls)} must derive from {contract}, the contract of {kind}")
+        provider = index().provider(cls.__module__)
+        by_contract = {f.contract: f.kind for f in _families.values()}
         try:
             if fixes:
                 fix(cls, fixes)
-            schema = read_schema(cls, name, _families[kind].context, kinds)
+            schema = read_schema(cls, name, family.context, by_contract)
         except TypeError as error:
             raise RegistrationError(str(error)) from None
         enforced(BlockError)(cls)
         entry = Entry(kind, name, cls, schema, provider)
-        old = _entries[kind].get(name)
-        if old and _identity(old.cls) != _identity(cls):
-            raise RegistrationError(
-                f"{kind} {name!r} is already registered by {old.owner}; {entry.owner} must pick another name"
-            )
+        _refuse_taken(entry)
         _entries[kind][name] = entry
         return cls
 
     return put
 
 
-def _builtin(module: str) -> str | None:
-    return next((owner for package, owner in BUILTIN.items() if module.startswith(f"{package}.")), None)
+def _refuse_taken(entry: Entry) -> None:
+    """Refuse a name that another class has, or that another distribution declares."""
+    old, first = _entries[entry.kind].get(entry.name), index().blocks.get(entry.kind, {}).get(entry.name)
+    other = old is not None and _identity(old.cls) != _identity(entry.cls)
+    if other or (first is not None and first.provider != entry.provider):
+        owner = old.owner if old else f"{first.provider} ({first.module})" if first else ""
+        rule = f"{entry.kind} {entry.name!r} is already registered by {owner}"
+        raise RegistrationError(f"{rule}; {entry.owner} must pick another name")
 
 
 def _identity(cls: type) -> str:
@@ -198,55 +189,38 @@ def _identity(cls: type) -> str:
 
 @functools.cache
 def load() -> None:
-    """Import the built-in families, then every installed plug-in. A plug-in that fails to import only causes a warning.
+    """Import everything that is declared, for a command that shows or checks all of it.
 
-    A folder is a family if its base.py declares one; other folders are ignored.
+    A plug-in that cannot be imported only causes a warning, and its blocks leave the catalogue.
     """
-    for package in BUILTIN:
-        for base in sorted(Path(importlib.import_module(package).__file__ or "").parent.glob("*/base.py")):
-            room = f"{package}.{base.parent.name}"
-            importlib.import_module(f"{room}.base")
-            if any(family.contract.__module__ == f"{room}.base" for family in _families.values()):
-                for block in pkgutil.iter_modules([str(base.parent)], f"{room}."):
-                    importlib.import_module(block.name)
-    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
-        _load_plugin(point)
-
-
-def _load_plugin(point: EntryPoint) -> None:
-    owner = point.dist.name if point.dist else point.value
-    try:
-        with _provided_by(owner):
-            point.load()
-    except Exception as error:  # a plug-in's import may fail in any way; the others must still load
-        reason = f"{type(error).__name__}: {error}"
-        warnings.warn(f"block plug-in {point.name!r} of {owner} did not load: {reason}", stacklevel=3)
-
-
-@contextlib.contextmanager
-def _provided_by(owner: str) -> Iterator[None]:
-    token = _provider.set(owner)
-    try:
-        yield
-    finally:
-        _provider.reset(token)
+    for kind in kinds(None):
+        find_family(kind)
+        for name in names(kind):
+            try:
+                lookup(kind, name)
+            except ConfigError as error:
+                warnings.warn(f"{kind}/{name} {error.rule}", stacklevel=2)
+                del index().blocks[kind][name]
 
 
 def kinds(root: str | None = "model") -> list[str]:
     """The kinds of a part of the configuration, or with None all of them, in alphabetical order."""
-    load()
-    return sorted(kind for kind, family in _families.items() if root in (None, family.root))
+    declared = {kind for kind, found in index().kinds.items() if root in (None, found.root)}
+    return sorted(declared | {kind for kind, family in _families.items() if root in (None, family.root)})
 
 
 def layer_kinds() -> list[str]:
     """The kinds of a model in which its layers may differ, in alphabetical order."""
-    return [kind for kind in kinds() if _families[kind].in_layers]
+    return [kind for kind in kinds() if _kind(kind).in_layers]
 
 
-def families() -> list[Family]:
-    """All families, in alphabetical order of their groups."""
-    load()
-    return sorted(_families.values(), key=lambda family: family.group)
+def groups() -> list[str]:
+    """The Hydra groups of all kinds, in alphabetical order."""
+    return sorted(f"{_kind(kind).root}/{kind}" for kind in kinds(None))
+
+
+def _kind(kind: str) -> Family | Declared:
+    return _families.get(kind) or index().kinds[kind]
 
 
 def find_family(kind: str) -> Family:
@@ -255,21 +229,50 @@ def find_family(kind: str) -> Family:
     Raises:
         KeyError: no such kind
     """
-    load()
+    if kind not in _families:
+        importlib.import_module(index().kinds[kind].module)
     return _families[kind]
+
+
+def families() -> list[Family]:
+    """All families, in alphabetical order of their groups."""
+    return sorted((find_family(kind) for kind in kinds(None)), key=lambda family: family.group)
 
 
 def names(kind: str, pattern: str = "*") -> list[str]:
     """Names registered in ``kind`` that match a shell wildcard, in alphabetical order; none for an unknown kind."""
-    load()
-    return sorted(n for n in _entries.get(kind, {}) if fnmatch.fnmatchcase(n, pattern))
+    known = {*index().blocks.get(kind, {}), *_entries.get(kind, {})}
+    return sorted(name for name in known if fnmatch.fnmatchcase(name, pattern))
 
 
-def lookup(kind: str, name: str) -> Entry:
-    """The entry of a registered block.
+def provider(kind: str, name: str) -> str:
+    """The distribution that a registered block belongs to.
 
     Raises:
         KeyError: no such kind, or no such name in it
     """
-    load()
+    entry = _entries.get(kind, {}).get(name)
+    return entry.provider if entry else index().blocks[kind][name].provider
+
+
+def lookup(kind: str, name: str) -> Entry:
+    """The entry of a registered block, whose module is imported if it is not.
+
+    Raises:
+        KeyError: no such kind, or no such name in it
+        ConfigError: a plug-in that cannot be imported
+    """
+    if name not in _entries.get(kind, {}):
+        _import(kind, name, index().blocks[kind][name])
     return _entries[kind][name]
+
+
+def _import(kind: str, name: str, declared: Declared) -> None:
+    try:
+        importlib.import_module(declared.module)
+    except Exception as error:  # another package's import may fail in any way
+        if declared.provider == index().provider(__name__):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        rule = f"is a block of {declared.provider}, which cannot be imported ({reason})"
+        raise ConfigError(find_family(kind).path, name, rule, f"Repair {declared.provider}, or uninstall it") from error

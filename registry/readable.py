@@ -1,17 +1,16 @@
 """Classes that a folder from outside may name in ``_target_``: those that installed code declares.
 
 A run's folder may be untrusted, and its configuration can name any class. Commands that only read such a folder build
-nothing but the classes declared here. A package of your own declares its classes where its entry point of
-``blockwright.blocks`` imports them.
+nothing but the classes declared here. A package of your own declares its classes in the modules that its entry points
+of ``blockwright.blocks`` name (registry/index.py).
 """
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from typing import Any, TypeVar
 
-from blockwright.registry.catalogue import load
+from blockwright.registry.index import index
 
 T = TypeVar("T", bound=type)
 _declared: dict[str, type] = {}
@@ -27,18 +26,14 @@ def readable(cls: T) -> T:
 
 
 def find_readable(target: Any, contract: type) -> type | None:
-    """The declared class of a dotted path; None for any other. Nothing is imported because a path names it, but the
-    modules of the contract's own package.
+    """The declared class of a dotted path; None for any other. Only a module whose source declares it is imported.
 
     Args:
         target: from the file
         contract: the base class that it has to derive from
     """
-    load()  # plug-ins
-    package = contract.__module__.rpartition(".")[0]
-    own = pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.")
-    module = str(target).rpartition(".")[0]
-    if module in {each.name for each in own}:
-        importlib.import_module(module)
-    found = _declared.get(str(target))
-    return found if found is not None and issubclass(found, contract) else None
+    dotted = str(target)
+    if dotted not in _declared and dotted in index().readable:
+        importlib.import_module(index().readable[dotted])
+    declared = _declared.get(dotted)
+    return declared if declared is not None and issubclass(declared, contract) else None

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOADED = (
     "torch",
     "matplotlib.figure",
-    "train",
+    "blockwright.train",
     "blockwright.training.entry.cli",
     "blockwright.training.entry.run",
     "blockwright.lab.run_report",
@@ -167,6 +167,7 @@ def _become(request: dict[str, Any]) -> int:
     first, *rest = request["arguments"]
     beside = {"-m": request["cwd"], "-c": request["cwd"]}.get(first, str(Path(first).parent))
     sys.path[:1] = [beside, *filter(None, request["env"].get("PYTHONPATH", "").split(":"))]
+    importlib.import_module("blockwright.registry.index").forget()  # PYTHONPATH may hold plug-ins
     sys.argv = rest if first == "-m" else [first, *rest] if first != "-c" else [first, *rest[1:]]
     try:
         if first == "-m":

@@ -13,7 +13,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from blockwright import registry
 from blockwright.interop.hf import add_export, export
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
@@ -37,7 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> None:
     given = _parser().parse_intermixed_args(arguments)
-    registry.load()
     if given.to == "hf":
         if given.settings:
             rule = "a Hugging Face folder says nothing of how to train"

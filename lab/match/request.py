@@ -13,7 +13,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from blockwright import registry
 from blockwright.lab.match.sizing import TOL, Match
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.arguments import read_arguments
@@ -72,7 +71,6 @@ def swept(overrides: Sequence[str]) -> dict[str, list[str]]:
     Raises:
         ConfigError: an override cannot be read, or two arms would be the same
     """
-    registry.load()
     choices: list[list[tuple[str, str]]] = []  # for each override: what it may be, and how that is called
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):

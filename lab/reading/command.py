@@ -99,7 +99,6 @@ def main(arguments: Sequence[str]) -> None:
     if words.dtype not in DTYPES:
         raise ConfigError("--dtype", words.dtype, "is not supported", did_you_mean(words.dtype, DTYPES))
     depths = results.check_depths(_numbers("--depths", words.depths, float), "--depths")
-    registry.load()
     folder = Path(words.model)
     source = _positioned(open_source(folder, "MODEL"), words.position, words.model)
     out = words.out or (own_folder(folder, "reading") if folder.is_dir() and checkpoint_of(folder) else None)

@@ -22,7 +22,6 @@ import yaml
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from blockwright import registry
 from blockwright.blocks.checkpoint.read import PREFIX
 from blockwright.blocks.compose import check, compose
 from blockwright.blocks.decoder import Decoder
@@ -162,7 +161,6 @@ def main(arguments: Sequence[str]) -> None:
     _refuse_without_effect(words)
     if words.out is not None:
         check_out(words.out)
-    registry.load()
     with named_by("RUN"):
         model, surgery, seed = requested(words.run, words.overrides)
         learns = surgery.check(read_composition(words.run), model).reads_text

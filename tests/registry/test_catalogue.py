@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
-import textwrap
 import warnings
-from collections.abc import Iterator
-from importlib.metadata import EntryPoint
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from blockwright import registry
 from blockwright.blocks.norm.base import Norm
-from blockwright.registry import Composable, RegistrationError, catalogue, family, register
+from blockwright.registry import Composable, ConfigError, RegistrationError, catalogue, family, index, register
 from blockwright.registry.hydra import RegistrySource
 
 pytestmark = pytest.mark.usefixtures("temporary_blocks")
@@ -200,83 +199,113 @@ def test_kinds_are_all_families_of_the_house() -> None:
 # --- plug-ins ---------------------------------------------------------------------------------------------------------
 
 
+BLOCK = """
+from blockwright.blocks.norm.base import Norm
+from blockwright.registry import register
+
+{mark}@register("norm", "{name}")
+class Block(Norm):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+"""
+
+
 @pytest.fixture
-def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """Entry points by name: a callable stands for what importing the plug-in does."""
-    code: dict[str, Any] = {}
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
+    """Put modules on the path, each with an entry point of its name; returns the warnings of reading them."""
+    points: list[Any] = []
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(index, "entry_points", lambda group: points if group == "blockwright.blocks" else [])
 
-    class Point:
-        def __init__(self, name: str) -> None:
-            self.name, self.value, self.dist = name, f"{name}.blocks", SimpleNamespace(name=f"dist-{name}")
+    def put(**sources: str) -> list[str]:
+        for name, source in sources.items():
+            (tmp_path / f"{name}.py").write_text(source)
+            value = SimpleNamespace(name=f"dist-{name}")
+            points.append(SimpleNamespace(name=name, value=name, module=name, dist=value))
+        importlib.invalidate_caches()
+        index.forget()
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            index.index()
+        return [str(warning.message) for warning in seen]
 
-        def load(self) -> None:
-            code[self.name]()
-
-    monkeypatch.setattr(
-        catalogue, "entry_points", lambda group: [Point(n) for n in code if group == "blockwright.blocks"]
-    )
-    yield code
+    yield put
+    for point in points:
+        sys.modules.pop(point.name, None)
+    monkeypatch.undo()
+    index.forget()
 
 
-def test_plugin_registers_in_the_name_of_its_distribution(plugins: dict[str, Any]) -> None:
-    plugins["good"] = lambda: register("norm", "plain")(another())
-    catalogue.load.__wrapped__()
-    assert registry.lookup("norm", "plain").provider == "dist-good"
+def test_block_of_a_plugin_is_known_before_it_is_imported(install: Callable[..., list[str]]) -> None:
+    assert not install(good_plugin=BLOCK.format(name="plain", mark=""))
+    assert "plain" in registry.names("norm") and "plain" in hydra_options("norm")
+    assert catalogue.provider("norm", "plain") == "dist-good_plugin" and "good_plugin" not in sys.modules
+    entry = registry.lookup("norm", "plain")
+    assert entry.provider == "dist-good_plugin" and entry.cls.__module__ == "good_plugin"
     register("norm", "later")(another("Later"))
     assert registry.lookup("norm", "later").provider == "somebody_else"
 
 
-@pytest.mark.parametrize(
-    "error", [ImportError("no flash"), RuntimeError("CUDA is away"), SyntaxError("bad"), KeyError("x")]
-)
-def test_broken_plugin_warns_with_name_and_reason_and_stops_nothing(plugins: dict[str, Any], error: Exception) -> None:
-    def fails() -> None:
-        raise error
-
-    plugins.update({"a_bad": fails, "b_good": lambda: register("norm", "plain")(another())})
-    with pytest.warns(UserWarning, match="did not load") as caught:
+@pytest.mark.parametrize("error", ["ImportError('no flash')", "RuntimeError('CUDA is away')", "KeyError('x')"])
+def test_broken_plugin_is_refused_by_name_and_stops_nothing(install: Callable[..., list[str]], error: str) -> None:
+    good = BLOCK.format(name="plain", mark="")
+    assert not install(a_bad=BLOCK.format(name="broken", mark=f"raise {error}\n"), b_good=good)
+    assert registry.lookup("norm", "plain").provider == "dist-b_good" and registry.lookup("norm", "rmsnorm")
+    with pytest.raises(ConfigError) as refused:
+        registry.lookup("norm", "broken")
+    assert refused.value.path == "model.norm" and "dist-a_bad" in refused.value.rule
+    assert error.split("(")[0] in refused.value.rule
+    with pytest.warns(UserWarning, match=r"norm/broken .*dist-a_bad"):
         catalogue.load.__wrapped__()
-    (warning,) = caught
-    message = str(warning.message)
-    assert "'a_bad' of dist-a_bad" in message and f"{type(error).__name__}: {error}" in message
-    assert registry.lookup("norm", "plain").provider == "dist-b_good"
-    assert registry.lookup("norm", "rmsnorm")
+    assert "broken" not in registry.names("norm")
 
 
-def test_plugin_that_wants_a_taken_name_warns_with_both_owners(plugins: dict[str, Any]) -> None:
-    plugins["thief"] = lambda: register("norm", "rmsnorm")(another())
-    with pytest.warns(UserWarning) as caught:
-        catalogue.load.__wrapped__()
-    assert all(w in str(caught[0].message) for w in ("thief", "dist-thief", "blockwright", "RMSNorm"))
+def test_plugin_that_computes_its_names_is_imported_to_know_them(install: Callable[..., list[str]]) -> None:
+    computed = BLOCK.format(name="x", mark="").replace('@register("norm", "x")', '@register("norm", "y" * 3)')
+    assert not install(computing=computed)
+    assert "yyy" in registry.names("norm") and registry.lookup("norm", "yyy").provider == "dist-computing"
+
+
+def test_plugin_that_declares_nothing_and_cannot_be_imported_warns(install: Callable[..., list[str]]) -> None:
+    (warning,) = install(wreck="import a_package_that_is_not_installed")
+    assert "'wreck' of dist-wreck" in warning and "ModuleNotFoundError" in warning
+
+
+def test_plugin_that_takes_a_name_warns_with_both_owners(install: Callable[..., list[str]]) -> None:
+    (warning,) = install(thief=BLOCK.format(name="rmsnorm", mark=""))
+    assert all(word in warning for word in ("thief", "dist-thief", "blockwright.blocks.norm.rmsnorm"))
     assert registry.lookup("norm", "rmsnorm").provider == "blockwright"
+    with pytest.raises(RegistrationError, match=r"already registered by blockwright"):
+        importlib.import_module("thief")
 
 
-def test_plugins_load_in_the_order_of_their_names(plugins: dict[str, Any]) -> None:
-    seen: list[str] = []
-    plugins.update({n: (lambda n=n: seen.append(n)) for n in ("c", "a", "b")})
-    catalogue.load.__wrapped__()
-    assert seen == ["a", "b", "c"]
+def test_file_declares_what_importing_it_registers() -> None:
+    """Else a block would be missing from the catalogue, or a name would be in it that no module registers."""
+    declared = {(kind, name, d.module) for kind, names in index.index().blocks.items() for name, d in names.items()}
+    registered = {
+        (kind, name, entry.cls.__module__)
+        for kind in registry.kinds(None)
+        for name in registry.names(kind)
+        for entry in [registry.lookup(kind, name)]
+    }
+    assert {(k, n, m) for k, n, m in declared if m.startswith("blockwright.")} == {
+        (k, n, m) for k, n, m in registered if m.startswith("blockwright.")
+    }
+    for kind, found in index.index().kinds.items():
+        family = registry.catalogue.find_family(kind)
+        assert (family.root, family.in_layers, family.contract.__module__) == (
+            found.root,
+            found.in_layers,
+            found.module,
+        )
 
 
-def test_module_of_an_entry_point_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = """
-        from blockwright.blocks.norm.base import Norm
-        from blockwright.registry import register
-
-        @register("norm", "plain")
-        class Plain(Norm):
-            def __init__(self, dim: int) -> None:
-                super().__init__()
-    """
-    (tmp_path / "guest_of_a_test.py").write_text(textwrap.dedent(source))
-    monkeypatch.syspath_prepend(tmp_path)
-    point = EntryPoint("guest", "guest_of_a_test", "blockwright.blocks")
-    monkeypatch.setattr(catalogue, "entry_points", lambda group: [point])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        catalogue.load.__wrapped__()
-    assert registry.lookup("norm", "plain").cls.__module__ == "guest_of_a_test"
-    del sys.modules["guest_of_a_test"]
+def test_nothing_is_imported_to_list_names() -> None:
+    code = "import sys\nfrom blockwright import registry\n[registry.names(k) for k in registry.kinds(None)]\n"
+    code += (
+        "assert not [m for m in sys.modules if m.startswith(('blockwright.blocks', 'blockwright.training', 'torch'))]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(registry.__file__).parent.parent)
 
 
 def test_registry_imports_no_block() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from omegaconf import OmegaConf
 
 from blockwright import registry
 from blockwright.blocks.model_config import read
-from blockwright.registry import Composable, ConfigError, Node, RegistrationError, Scope, catalogue, family, register
+from blockwright.registry import Composable, ConfigError, Node, RegistrationError, Scope, family, register
 from blockwright.registry.__main__ import main, markdown
 from blockwright.registry.hydra import RegistrySource
 
@@ -127,24 +126,3 @@ def test_errors_name_the_path_with_its_root() -> None:
 def test_root_that_cannot_be_a_group_is_refused() -> None:
     with pytest.raises(RegistrationError, match="cannot name a group"):
         family("stall", root="fair/grpo")(type("Stall", (Composable,), {}))
-
-
-def test_folder_is_a_family_only_if_its_base_declares_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {
-        "hall/base.py": "from blockwright.registry import *\n@family('hall')\nclass Hall(Composable): pass\n",
-        "hall/great.py": "from blockwright.registry import *\nfrom house_of_a_test.hall.base import Hall\n"
-        "@register('hall', 'great')\nclass Great(Hall):\n    def __init__(self) -> None: ...\n",
-        "attic/base.py": "class Attic: pass\n",
-        "attic/locked.py": "raise RuntimeError('swept in')\n",
-    }
-    for name, text in files.items():
-        file = tmp_path / "house_of_a_test" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        (file.parent / "__init__.py").touch()
-        file.write_text(textwrap.dedent(text))
-    (tmp_path / "house_of_a_test" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(catalogue, "BUILTIN", {"house_of_a_test": "house"})
-    monkeypatch.setattr(catalogue, "entry_points", lambda group: [])
-    catalogue.load.__wrapped__()
-    assert registry.names("hall") == ["great"] and registry.lookup("hall", "great").provider == "house"

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from blockwright import registry
 from blockwright.training.configuration.conf import composed
 from blockwright.training.configuration.refusals import REFUSALS, explain, is_no_name, refuse_empty
 
@@ -21,7 +20,6 @@ def compose_config(overrides: Sequence[str], *, output_dir: str | None = None) -
     Raises:
         ConfigError: the overrides cannot be composed
     """
-    registry.load()
     extra = [f"paths.output_dir={output_dir}"] if output_dir else []
     try:
         found = composed([*extra, *overrides])

@@ -13,7 +13,6 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 
-from blockwright import registry
 from blockwright.registry import REFUSED, ConfigError
 from blockwright.registry.disk import refusal_of_full
 from blockwright.registry.errors import refused_path
@@ -40,7 +39,6 @@ def main() -> None:
     refused.clear()
     try:
         with stoppable(), contextlib.redirect_stdout(cast(IO[str], Outlived(sys.stdout))):  # files have it all
-            registry.load()
             if arguments and arguments[0] in SUBCOMMANDS:
                 from blockwright.training.entry import cli
 
