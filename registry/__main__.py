@@ -1,11 +1,10 @@
-"""``blockwright blocks [KIND[/NAME]]``: blocks and their parameters; ``model[/NAME]``: presets; ``--markdown``."""
+"""``blockwright blocks [KIND[/NAME]]``: blocks and their parameters; ``model[/NAME]``: presets."""
 
 from __future__ import annotations
 
 import fnmatch
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.markup import escape
 from rich.table import Table
@@ -23,7 +22,6 @@ blockwright blocks [KIND[/NAME] | model[/NAME]]
 KIND             the blocks of one kind, with their parameters: attention
 KIND/NAME        one block: type, default, range and meaning of each parameter. Wildcards work: 'attention/m*'
 model[/NAME]     the presets
---markdown       the README's tables of blocks and presets
 """
 
 
@@ -39,9 +37,6 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) > 1:
         rule = "takes one kind or block to show"
         raise ConfigError("arguments", " ".join(arguments), rule, "Write e.g. attention, attention/mla or 'gating/*'")
-    if arguments == ["--markdown"]:
-        print(markdown())
-        return
     if arguments and arguments[0].partition("/")[0] == "model":
         _show_presets(arguments[0].partition("/")[2] or "*")
         return
@@ -58,26 +53,6 @@ def main(arguments: Sequence[str]) -> None:
             _show_block(catalogue.lookup(k, n))
     else:
         _show_family(found, with_parameters=len(kinds) == 1)
-
-
-def markdown() -> str:
-    """The names to swap, the kinds that are no part of a model, and the whole models by family: README's tables."""
-    swaps = {f"`{kind}`": catalogue.names(kind) for kind in catalogue.kinds()}
-    for root in sorted({family.root for family in catalogue.families()} - {"model"}):
-        swaps[f"kinds of `{root}/<kind>=`"] = catalogue.kinds(root)
-    models: dict[str, list[str]] = {}
-    for name in presets.names():
-        family = re.match("[a-z]*", name)
-        models.setdefault(family[0] if family else name, []).append(name)
-    others = [family for family, of_it in models.items() if len(of_it) < 3]  # a row each would make a long table
-    models |= {"others": [name for family in others for name in models.pop(family)]}
-    return "\n\n".join([_rows("`model/<kind>=`", "names", swaps), _rows("whole models", "`model=`", models)])
-
-
-def _rows(key: str, names: str, of: Mapping[str, Sequence[str]]) -> str:
-    rows = [f"| {key} | {names} |", "|---|---|"]
-    rows += [f"| {title} | {' '.join(f'`{name}`' for name in listed)} |" for title, listed in of.items()]
-    return "\n".join(rows)
 
 
 def _show_presets(pattern: str) -> None:

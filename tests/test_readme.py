@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from blockwright.command import COMMANDS
-from blockwright.registry.__main__ import markdown
 from blockwright.training.configuration.composing import compose_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,11 +41,6 @@ def test_documents_link_to_files_that_exist() -> None:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)|src=\"([^\"]+)\"", text):
             path = "".join(target)
             assert "://" in path or (document.parent / path).exists(), f"{document}: {path}"
-
-
-def test_tables_of_blocks_and_models_are_current() -> None:
-    block = re.search(r"<!-- generated: .*? -->\n(.*?)\n<!-- end -->", README, re.S)
-    assert block and block[1] == markdown(), "run: python -m blockwright.registry --markdown"
 
 
 def test_python_example_runs() -> None:

@@ -15,7 +15,6 @@ from blockwright.registry.command import run_command
 # file, and {picture}: so each is refused before anything is opened.
 REFUSED = {
     "blocks attention mha": ("arguments", "one kind or block"),
-    "blocks attention --markdown": ("arguments", "one kind or block"),
     "check norm attention": ("arguments", "one pattern"),
     "generate RUN --prompt a --temperature 0 --top-k 5": ("--top-k", "no effect at temperature 0"),
     "generate RUN --prompt a --temperature 0 --top-p 0.5": ("--top-p", "no effect at temperature 0"),

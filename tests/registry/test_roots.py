@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from blockwright import registry
 from blockwright.blocks.model_config import read
 from blockwright.registry import Composable, ConfigError, Node, RegistrationError, Scope, family, register
-from blockwright.registry.__main__ import main, markdown
+from blockwright.registry.__main__ import main
 from blockwright.registry.hydra import RegistrySource
 
 pytestmark = pytest.mark.usefixtures("temporary_blocks", "prizes")
@@ -112,7 +112,6 @@ def test_help_shows_the_option_with_its_root(
     main([])
     shown = capsys.readouterr().out
     assert "<root>/<kind>=<name>" in shown and "fair/prize/length" in shown and "model/attention/gqa" in shown
-    assert "| kinds of `fair/<kind>=` | `judge` `prize` |" in markdown()
 
 
 def test_errors_name_the_path_with_its_root() -> None:
