@@ -17,7 +17,6 @@ from blockwright.lab.match.request import swept
 from blockwright.registry import ConfigError, Node, presets
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.conf import CONF
-from blockwright.training.configuration.renamed import RENAMED
 
 BYTES = 257  # vocabulary of the tokenizer that tiny is trained with: its preset leaves that to the tokenizer
 FILES = sorted(presets.BUILTIN.glob("*.yaml"))
@@ -77,21 +76,6 @@ def test_text_of_a_preset_is_what_compose_takes(path: Path) -> None:
     text = path.read_text()
     text += "" if "vocab_size" in preset(path.stem) else f"\nvocab_size: {BYTES}\n"
     assert check(text) == check({"vocab_size": BYTES, **preset(path.stem)})
-
-
-def test_former_names_of_variants_name_the_part_of_a_preset_that_replaces_them() -> None:
-    assert len(RENAMED) == 58
-    for option, part in RENAMED.items():
-        kind, name = option.split("/")[1:]
-        assert name not in registry.names(kind)
-        assert part.removeprefix("of/") in presets.names(kind)
-
-
-def test_former_name_of_a_variant_is_refused_with_the_new_one() -> None:
-    with pytest.raises(ConfigError) as caught:
-        compose_config(["model=deepseek_v2_lite", "model/attention=mla_v2_lite"])
-    assert (caught.value.path, caught.value.value) == ("model/attention", "mla_v2_lite")
-    assert "Write model/attention=of/deepseek_v2_lite" in caught.value.remedy
 
 
 # --- swapping ---------------------------------------------------------------------------------------------------------

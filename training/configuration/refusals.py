@@ -18,7 +18,6 @@ from blockwright.registry import ConfigError, did_you_mean, presets
 from blockwright.registry.build import fixed
 from blockwright.registry.catalogue import Entry
 from blockwright.training.configuration.conf import composed, groups, of_blocks, options
-from blockwright.training.configuration.renamed import RENAMED
 from blockwright.training.configuration.trainer_settings import GROUPS
 
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # raised by composing for a user's mistake
@@ -95,10 +94,6 @@ def _no_option(error: BaseException, text: str, overrides: Sequence[str]) -> Con
     if not found:
         return None
     group, _, option = found[1].rpartition("/")
-    if found[1] in RENAMED:
-        value = RENAMED[found[1]]
-        rule = "is now a part of a preset, not an option"
-        return ConfigError(group, option, rule, f"Write {group}={value}, or the block by its name and its values")
     if group.endswith("/of"):  # model/<kind>/of/NAME
         kind = group.split("/")[1]
         rule, known = f"no preset of this name has a block of kind {kind}", [f"of/{n}" for n in presets.names(kind)]

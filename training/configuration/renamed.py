@@ -1,45 +1,9 @@
-"""Names of older versions and their replacements: options of groups, and classes that have moved.
-
-Parts of published models once had their own files and names. Configuration files and checkpoints of older versions
-contain class paths.
-"""
+"""Class paths of before 2026-11-28, which configuration files and checkpoints of that time contain."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-
-# A preset → the former options of model/<kind> that held its parts.
-_PARTS = {
-    "ablation_7b_mqa": "attention/mqa_32",
-    "deepseek_67b": "attention/gqa_64_8 ffn/swiglu_22016",
-    "deepseek_7b": "attention/mha_32 ffn/swiglu_11008",
-    "deepseek_moe_16b": "attention/mha_16",
-    "deepseek_v2": "attention/mla_v2 ffn/moe_v2 gating/group_limited_v2 experts/swiglu_1536",
-    "deepseek_v2_lite": "attention/mla_v2_lite position/yarn_deepseek ffn/moe_v2_lite gating/softmax_topk_6"
-    " experts/swiglu_1408",
-    "deepseek_v3": "position/yarn_deepseek_v3 ffn/moe_v3 gating/sigmoid_bias_v3 experts/swiglu_2048",
-    "deepseek_vl2_base_language": "attention/mla_vl2 position/rope_interleaved ffn/moe_vl2_base"
-    " gating/sigmoid_bias_vl2",
-    "deepseek_vl2_tiny_language": "attention/mha_10 ffn/moe_vl2_tiny experts/swiglu_896",
-    "gemma2_9b": "attention/sliding_window_gemma2 ffn/geglu_14336",
-    "gpt2": "attention/mha_gpt2 ffn/gelu_gpt2",
-    "gpt_oss_120b": "ffn/moe_128",
-    "gpt_oss_20b": "attention/sliding_window_gpt_oss position/yarn_gpt_oss ffn/moe_32 gating/topk_softmax_gpt_oss"
-    " experts/clamped_swiglu_2880",
-    "llama2_13b": "attention/mha_40 ffn/swiglu_13824",
-    "llama2_70b": "ffn/swiglu_28672",
-    "llama2_7b": "norm/rmsnorm_1e5",
-    "llama3_1_8b": "attention/gqa_32_8 ffn/swiglu_14336",
-    "mistral_7b": "attention/sliding_window_mistral",
-    "mixtral_8x7b": "position/rope_1e6 ffn/moe_8 gating/topk_softmax_mixtral experts/swiglu_14336",
-    "olmo2_7b": "position/rope_5e5",
-    "olmoe_1b_7b": "ffn/moe_64 gating/softmax_topk_olmoe experts/swiglu_1024",
-    "qwen3_30b_a3b": "attention/gqa_32_4_128 gating/softmax_topk_qwen3 experts/swiglu_768",
-    "qwen3_8b": "ffn/swiglu_12288",
-    "tiny": "ffn/moe_tiny gating/softmax_topk_tiny experts/swiglu_64",
-}
-RENAMED = {f"model/{part}": f"of/{preset}" for preset, parts in _PARTS.items() for part in parts.split()}
 
 # Until 2026-11-28 these were packages of their own, beside the user's. Only classes that configurations named.
 _ONCE_AT_THE_TOP = """
