@@ -8,10 +8,10 @@ import pytest
 
 from blockwright import registry
 from blockwright.registry import ConfigError, Node, Scope
-from blockwright.training.objectives.box import Box, BoxError
 from blockwright.training.objectives.reward.judging import judge
 from blockwright.training.objectives.reward.unit_tests import code_of
-from tests.training.objectives.boxes import strongest
+from blockwright.training.sandbox.box import Box, BoxError
+from tests.training.sandbox.boxes import strongest
 
 pytestmark = pytest.mark.xdist_group("box")  # they look at the processes of the machine
 

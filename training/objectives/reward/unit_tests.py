@@ -11,8 +11,8 @@ from annotated_types import Ge
 
 from blockwright.registry import BlockError, register
 from blockwright.registry.ranges import Count
-from blockwright.training.objectives.box import Box, BoxError
 from blockwright.training.objectives.reward.base import Reward, column
+from blockwright.training.sandbox.box import Box, BoxError
 
 FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
@@ -21,7 +21,7 @@ FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 class UnitTests(Reward):
     """The share of unit tests that a completion's Python code passes.
 
-    The code is the last fenced block of the completion, or all of it. It runs in a box (training/objectives/box.py): a
+    The code is the last fenced block of the completion, or all of it. It runs in a box (training/sandbox/box.py): a
     process without network, other processes, environment or files of the user, with limits of time and memory, and with
     the standard library only. Tests run in the order given, each by itself, in another box, which the code cannot see:
     they pass if they raise nothing. Code that ends its process passes none of the tests that are left.

@@ -1,7 +1,7 @@
 """The inside of a program's box: run the program, then do what the judge asks of it. Standard library only.
 
-It is given the program alone, never its tests, so whatever the program does to this process, it can only change what
-it answers.
+This process receives the program alone, never its tests, so whatever the program does to it, the program can only
+change what it answers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from blockwright.training.objectives.boxed.exchange import packed, receive, send, unpacked
-from blockwright.training.objectives.boxed.restrict import restrict
+from blockwright.training.sandbox.boxed.exchange import packed, receive, send, unpacked
+from blockwright.training.sandbox.boxed.restrict import restrict
 
 ACTS: dict[str, Callable[..., Any]] = {  # what a test may do to an object of the program
     "call": lambda function, args, named: function(*args, **named),
@@ -42,10 +42,10 @@ class Served:
         self.objects: list[Any] = []
         self.numbers: dict[int, int] = {}  # id → number; the objects are kept, so that ids stay theirs
 
-    def answer(self, act: str, given: Any) -> dict[str, Any]:
-        """Do one thing, and pack what it gives or raises."""
+    def answer(self, act: str, arguments: Any) -> dict[str, Any]:
+        """Do one thing, and pack its result or its exception."""
         try:
-            values = unpacked(given, self.objects.__getitem__)
+            values = unpacked(arguments, self.objects.__getitem__)
             value = self.space[values[0]] if act == "name" else ACTS[act](*values)
             return {"value": packed(value, self._number)}
         except BaseException as error:  # all that a program may raise

@@ -44,10 +44,10 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def restrict(request: dict[str, Any]) -> None:
-    """A folder of its own, no capabilities, limits, and a filter of system calls. Other processes of the user can read
-    neither memory nor open files of this one, which is not dumpable.
+    """Give this process a folder of its own, no capabilities, limits, and a filter of system calls. It is not dumpable,
+    so other processes of the user can read neither its memory nor its open files.
 
-    Where the request accepts a ``weaker`` box, there is no folder of its own, and no filter where the system has none.
+    If the request accepts a ``weaker`` box, it has no folder of its own, and no filter where the system has none.
 
     Raises:
         OSError: the system does not allow it
@@ -62,7 +62,7 @@ def restrict(request: dict[str, Any]) -> None:
 
 
 def own_folder(file_bytes: int) -> None:
-    """An empty /tmp for so many bytes and 1,000 files, which bubblewrap alone does not limit."""
+    """Mount an empty /tmp of limited size, for 1,000 files; bubblewrap alone limits neither."""
     settings = f"size={file_bytes},nr_inodes=1000,mode=700"
     call("mount", "box", "/tmp", "tmpfs", NO_SUID | NO_DEVICES, settings)
     os.chdir("/tmp")
@@ -82,7 +82,7 @@ def call(what: str, *arguments: Any) -> None:
 
 
 def limit(seconds: int, memory: int, file_bytes: int) -> None:
-    """Limits of processor time, memory, the size of a file, and open files."""
+    """Limit processor time, memory, the size of a file, and open files."""
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))

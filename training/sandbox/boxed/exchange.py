@@ -31,7 +31,7 @@ def receive(source: BinaryIO) -> Any:
     """Read a message.
 
     Raises:
-        Ended: there is none, or it is no message
+        Ended: the pipe is closed, or the line is no message
     """
     line = source.readline(LONGEST + 1)
     if not line.endswith(b"\n"):
@@ -60,17 +60,17 @@ def packed(value: Any, number_of: Callable[[Any], int]) -> Any:
     return {"object": number_of(value)}
 
 
-def unpacked(found: Any, object_of: Callable[[int], Any]) -> Any:
-    """The value of ``packed``, of Python's own types.
+def unpacked(message: Any, object_of: Callable[[int], Any]) -> Any:
+    """The value that ``packed`` has written, of Python's own types; ``object_of`` gives the object of a number.
 
     Raises:
-        ValueError, TypeError, KeyError: it is none
+        ValueError, TypeError, KeyError: the message has another form
     """
-    if not isinstance(found, dict):
-        if isinstance(found, list):
+    if not isinstance(message, dict):
+        if isinstance(message, list):
             raise TypeError("a list without its type")
-        return found
-    ((name, content),) = found.items()
+        return message
+    ((name, content),) = message.items()
     if name == "object":
         return object_of(content)
     if name == "dict":

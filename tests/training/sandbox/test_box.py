@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from blockwright.training.objectives import box as module
-from blockwright.training.objectives.box import Box, BoxError
-from tests.training.objectives.boxes import strongest
+from blockwright.training.sandbox import box as module
+from blockwright.training.sandbox.box import Box, BoxError
+from tests.training.sandbox.boxes import strongest
 
 pytestmark = pytest.mark.xdist_group("box")  # they look at the processes of the machine
 
@@ -32,6 +32,7 @@ OPENS = (
 )
 OPENS += "        return False\n    return True\n"
 
+BOXED = "blockwright.training.sandbox.boxed.program"
 HOSTILE = {
     "fork": "assert can(os.fork)",
     "program": "import subprocess; assert can(subprocess.run, ['/bin/true'])",
@@ -51,7 +52,7 @@ HOSTILE = {
     "mount": "import ctypes; assert ctypes.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, None) == 0",
     "namespace": "import ctypes; assert ctypes.CDLL(None).unshare(1 << 28) == 0",
     "root": "assert can(open, '/x', 'w')",
-    "our files": "assert can(open, '/box/training/objectives/boxed/judge.py', 'a')",
+    "our files": f"import sys; assert can(open, sys.modules[{BOXED!r}].__file__, 'a')",
     "limits": "import resource; assert can(resource.setrlimit, resource.RLIMIT_AS, (10**12, 10**12))",
     "large file": "open('/tmp/x', 'wb').write(bytes(10**7))",
     "many files": "for i in range(5000): open(f'/tmp/{i}', 'w').close()",
@@ -94,6 +95,7 @@ def test_hostile_program_can_do_nothing(name: str, tmp_path: Path, monkeypatch: 
 def test_what_the_hostile_programs_use_works_where_it_may() -> None:
     """So that they fail for the right reason."""
     harmless = "assert can(open, '/tmp/x', 'w'); assert can(open, os.__file__); import ctypes, socket, subprocess\n"
+    harmless += f"import sys; assert can(open, sys.modules[{BOXED!r}].__file__)\n"
     harmless += "import threading; t = threading.Thread(target=int); t.start(); t.join(); bytearray(10**7)"
     assert BOX.passed(attempt(harmless), DONE) == 1
 
@@ -192,8 +194,8 @@ def f(x): return 0
 """
 TRAINER = """
 import struct
-from blockwright.training.objectives.box import Box
-from blockwright.training.objectives.boxed.restrict import CAPABILITIES, call
+from blockwright.training.sandbox.box import Box
+from blockwright.training.sandbox.boxed.restrict import CAPABILITIES, call
 call("capset", struct.pack("Ii", CAPABILITIES, 0), bytes(24))  # an ordinary user's process, whatever runs the tests
 box = Box(seconds=1, memory_mb=256, file_mb=2, weaker=True)
 print(box.passed({program!r}, ["assert f(1)"] * 3))

@@ -1,8 +1,8 @@
 """The inside of the judge's box: run tests on a program that is in another box. Standard library only.
 
-To stdout goes a report of each event: READY once this process is restricted, then for each test PASSED or FAILED, or
-ABSENT and nothing else if the program's box did not start. Each report is signed with a key that only the judge and who
-started it have: a program that could write to this stdout could still not forge one.
+The judge writes a report of each event to stdout: READY once this process is restricted, then for each test PASSED or
+FAILED, or ABSENT and nothing else if the program's box did not start. Each report is signed with a key that only the
+judge and its parent have: a program that could write to this stdout could still not forge one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-from blockwright.training.objectives.boxed.exchange import Ended, packed, receive, send, unpacked
-from blockwright.training.objectives.boxed.restrict import restrict
+from blockwright.training.sandbox.boxed.exchange import Ended, packed, receive, send, unpacked
+from blockwright.training.sandbox.boxed.restrict import restrict
 
 READY, PASSED, FAILED, ABSENT = b"r", b"1", b"0", b"x"
 SIZE = 32  # bytes of a report
@@ -28,11 +28,11 @@ class Program:
     """The program in the other box.
 
     Args:
-        source: its answers
-        sink: what it is asked
+        source: the pipe of its answers
+        sink: the pipe of questions to it
 
     Attributes:
-        ended: whether it has
+        ended: the program answers no more
     """
 
     def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
@@ -41,10 +41,10 @@ class Program:
         self.ended = False
 
     def ask(self, act: str, *given: Any) -> Any:
-        """Have the program do something; what it raises is raised here.
+        """Ask the program to do something, and return the result; an exception of the program is raised again.
 
         Raises:
-            Ended: it has ended, or gives no answer
+            Ended: the program has ended, or gives no answer
         """
         message = [act, packed(given, _number)]
         if self.ended:
@@ -69,8 +69,8 @@ class Program:
 class Held:
     """An object of the program: a function, a class, or what it has made of one.
 
-    It is equal to itself alone, and nothing is calculated with it: the program would be given the other side, and would
-    answer for both. Its attributes, items and length are plain data that a test compares.
+    It is equal to itself alone, and does not calculate: an operator would give the program the other operand, and the
+    program would answer for both. Its attributes, items and length are plain data that a test compares.
     """
 
     def __init__(self, program: Program, number: int) -> None:
@@ -128,7 +128,8 @@ def _error(answer: dict[str, Any]) -> BaseException:
 
 
 def names_of(test: ast.AST) -> tuple[set[str], set[str]]:
-    """The names that a test reads, without builtins; and which of them are modules, by what it does with them."""
+    """The names that a test reads, without builtins: variables, and modules of the standard library whose attributes
+    it reads."""
     loaded = (node.id for node in ast.walk(test) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
     read = {name for name in loaded if not name.startswith("__")} - set(dir(builtins))
     holders = {n.value.id for n in ast.walk(test) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}
@@ -137,15 +138,15 @@ def names_of(test: ast.AST) -> tuple[set[str], set[str]]:
 
 
 def passes(test: str, space: dict[str, Any], program: Program) -> bool:
-    """Whether a test raises nothing, and the program is still there after it.
+    """True if a test raises nothing, and the program still answers after it.
 
     A name that neither the tests nor Python define is the program's.
     """
     try:
         tree = ast.parse(test, "test.py")
-        asked, modules = names_of(tree)
+        names, modules = names_of(tree)
         space.update({name: importlib.import_module(name) for name in modules - set(space)})
-        for name in sorted(asked - set(space)):
+        for name in sorted(names - set(space)):
             try:
                 space[name] = program.ask("name", name)
             except KeyError:
@@ -162,7 +163,7 @@ def signed(event: bytes, number: int, key: bytes) -> bytes:
 
 
 def report(tests: Sequence[str], program: Program, verdict: int, key: bytes) -> None:
-    """Write of each test whether it passes."""
+    """Run the tests, and write a report of each."""
     space: dict[str, Any] = {"__name__": "test"}
     for number, test in enumerate(tests, 1):
         os.write(verdict, signed(PASSED if passes(test, space, program) else FAILED, number, key))

@@ -1,4 +1,4 @@
-"""Run an untrusted Python program in a process that can do no harm, and its tests in another, which it cannot see."""
+"""Run an untrusted Python program in a process that can do no harm, and its tests in another that it cannot see."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from blockwright.training.objectives.boxed import judge, program
+from blockwright.training.sandbox.boxed import judge, program
 
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin")
-START_S = 5.0  # for both to start
+START_S = 5.0  # for both processes to start
 PATIENCE = 4  # wall-clock time over processor time
-LAST_S = 2.0  # for the judge, once the program's time is over
+LAST_S = 2.0  # for the judge, after the program has ended
 NOBODY = "65534"
-INSIDE = "/box"  # where a box sees our own files
+INSIDE = "/box"  # where a box sees the folder boxed/
 ROOT = Path(__file__).parents[len(__name__.split(".")) - 1]
 BEGIN = "import sys; sys.path.insert(0, sys.argv[1]); from {} import main; del sys.path[0]; main()"
 
@@ -40,8 +40,8 @@ class Box:
     """Two processes without network, other processes, environment, or files of the user: for a program, and for its
     tests.
 
-    What reports is the judge, which has the tests and asks the program for values through a pipe. The program has
-    neither the tests, nor a handle on the judge: what it does to its own process can only change what it answers.
+    The judge has the tests, asks the program for values through a pipe, and reports. The program has neither the tests
+    nor a handle on the judge: what it does to its own process can only change what it answers.
 
     bubblewrap takes all files away but Python's and the system's, which are read-only, in namespaces of Linux (users,
     processes, network, mounts); a filter of system calls refuses processes, sockets, signals and files that are memory.
@@ -61,72 +61,79 @@ class Box:
     file_mb: int
     weaker: bool = False
 
-    def passed(self, source: str, tests: Sequence[str], said: int | None = None) -> int:
-        """How many tests raise nothing when run on the program: 0 to their number.
+    def passed(self, source: str, tests: Sequence[str], messages: int | None = None) -> int:
+        """The number of tests that raise nothing when run on the program.
 
         Args:
             source: of the program
             tests: Python code; a name that is neither defined in them nor Python's own is the program's
-            said: descriptor for what the boxes say, for messages; None for nowhere
+            messages: descriptor of a file for error output of the boxes; None for nowhere
 
         Raises:
             BoxError: the boxes cannot be made
         """
-        with contextlib.ExitStack() as open_things:
-            errors = open_things.enter_context(open(os.devnull, "wb")).fileno() if said is None else said
-            asked, answers = (open_things.enter_context(_pipe()) for _ in range(2))
-            key = secrets.token_bytes(32)
-            given = {"tests": list(tests), "source": answers.out, "sink": asked.into, "key": key.hex()}
-            judging = open_things.enter_context(
-                self._started(judge, given, subprocess.PIPE, errors, (answers.out, asked.into))
-            )
+        key = secrets.token_bytes(32)
+        reports = self._reports(source, tests, key, messages)
+        if judge.signed(judge.ABSENT, 1, key) in reports:
+            raise BoxError("a process in a box did not start")
+        return sum(report == judge.signed(judge.PASSED, number, key) for number, report in enumerate(reports, 1))
+
+    def _reports(self, source: str, tests: Sequence[str], key: bytes, messages: int | None) -> list[bytes]:
+        """Run the program and its tests; the judge's reports after the first, which says that it is restricted.
+
+        Raises:
+            BoxError: the judge does not start
+        """
+        with contextlib.ExitStack() as stack:
+            errors = stack.enter_context(open(os.devnull, "wb")).fileno() if messages is None else messages
+            questions, answers = (stack.enter_context(_pipe()) for _ in range(2))
+            request = {"tests": list(tests), "source": answers.out, "sink": questions.into, "key": key.hex()}
+            kept = (answers.out, questions.into)
+            judging = stack.enter_context(self._started(judge, request, subprocess.PIPE, errors, kept))
             end = time.monotonic() + PATIENCE * self.seconds + START_S
-            report = judging.stdout.fileno()
-            if _read(report, judge.SIZE, end) != judge.signed(judge.READY, 0, key):
+            reports = judging.stdout.fileno()
+            if _read(reports, judge.SIZE, end) != judge.signed(judge.READY, 0, key):
                 raise BoxError("a process in a box did not start")
-            given = {"program": source, "source": asked.out}
-            running = open_things.enter_context(self._started(program, given, answers.into, errors, (asked.out,)))
-            for pipe in (asked, answers):
+            request = {"program": source, "source": questions.out}
+            running = stack.enter_context(self._started(program, request, answers.into, errors, (questions.out,)))
+            for pipe in (questions, answers):
                 pipe.close()  # so that each sees the other's end
             size = judge.SIZE * len(tests)
-            found = _read(report, size, end)
-            if len(found) < size:
+            read = _read(reports, size, end)
+            if len(read) < size:
                 _end(running)
-                found += _read(report, size - len(found), time.monotonic() + LAST_S)
-        events = [found[at : at + judge.SIZE] for at in range(0, len(found), judge.SIZE)]
-        if judge.signed(judge.ABSENT, 1, key) in events:
-            raise BoxError("a process in a box did not start")
-        return sum(event == judge.signed(judge.PASSED, number, key) for number, event in enumerate(events, 1))
+                read += _read(reports, size - len(read), time.monotonic() + LAST_S)
+        return [read[at : at + judge.SIZE] for at in range(0, len(read), judge.SIZE)]
 
     def check(self) -> bool:
-        """Whether Python runs within the limits.
+        """True if Python runs within the limits.
 
         Raises:
             BoxError: the boxes cannot be made, with the reason that the system gives
         """
         if not self.weaker and _bubblewrap() is None:
             raise BoxError("bubblewrap is not installed")
-        with tempfile.TemporaryFile() as said:
+        with tempfile.TemporaryFile() as messages:
             try:
-                return self.passed("def f(x): return x", ["assert f(1) == 1"], said.fileno()) == 1
+                return self.passed("def f(x): return x", ["assert f(1) == 1"], messages.fileno()) == 1
             except BoxError as error:
-                said.seek(0)
-                lines = said.read().decode(errors="replace").strip().splitlines()
+                messages.seek(0)
+                lines = messages.read().decode(errors="replace").strip().splitlines()
                 raise BoxError(lines[-1] if lines else str(error)) from None
 
     @contextlib.contextmanager
     def _started(
-        self, role: ModuleType, given: dict[str, Any], out: int, errors: int, kept: tuple[int, ...]
+        self, role: ModuleType, request: dict[str, Any], out: int, errors: int, kept: tuple[int, ...]
     ) -> Iterator[Any]:
         """A process in a box, which ends with this context."""
         limits = {"seconds": self.seconds, "memory": self.memory_mb * 10**6, "file_bytes": self.file_mb * 10**6}
         with tempfile.TemporaryDirectory(prefix="box-") as folder:
-            with tempfile.TemporaryFile() as request:
-                request.write(json.dumps({**given, **limits, "weaker": self.weaker}).encode())
-                request.seek(0)
+            with tempfile.TemporaryFile() as file:
+                file.write(json.dumps({**request, **limits, "weaker": self.weaker}).encode())
+                file.seek(0)
                 process = subprocess.Popen(
                     [*([] if self.weaker else _walls()), *_python(role, ROOT if self.weaker else Path(INSIDE))],
-                    stdin=request,
+                    stdin=file,
                     stdout=out,
                     stderr=errors,
                     cwd=folder,
@@ -151,18 +158,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _read(pipe: int, size: int, end: float) -> bytes:
-    """So many bytes, or those that came before a time or the pipe's end."""
-    found, readable = b"", select.poll()
-    readable.register(pipe, select.POLLIN)
-    while len(found) < size and (left := end - time.monotonic()) > 0:
-        if not readable.poll(1000 * left) or not (more := os.read(pipe, size - len(found))):
+    """The next ``size`` bytes of a pipe, or fewer if it closes or the time ``end`` passes before."""
+    read, poll = b"", select.poll()
+    poll.register(pipe, select.POLLIN)
+    while len(read) < size and (left := end - time.monotonic()) > 0:
+        if not poll.poll(1000 * left) or not (more := os.read(pipe, size - len(read))):
             break
-        found += more
-    return found
+        read += more
+    return read
 
 
 class _Pipe:
-    """A pipe's two ends."""
+    """The two ends of a pipe."""
 
     def __init__(self) -> None:
         self.out, self.into = os.pipe()
@@ -199,19 +206,19 @@ def _python(role: ModuleType, root: Path) -> list[str]:
 
 def _walls() -> list[str]:
     """The command of bubblewrap, up to the one that it runs. The capability is for mounting /tmp, and is given up."""
-    own = Path(judge.__file__).parent
+    code = Path(judge.__file__).parent
     options = ["--die-with-parent", "--new-session", "--unshare-user", "--uid", NOBODY, "--gid", NOBODY]
     options += [f"--unshare-{what}" for what in ("pid", "net", "ipc", "uts")]
     options += ["--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"]
     for path in readable():
         options += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
-    options += ["--ro-bind", str(own), f"{INSIDE}/{own.relative_to(ROOT)}", "--dir", "/tmp"]
+    options += ["--ro-bind", str(code), f"{INSIDE}/{code.relative_to(ROOT)}", "--dir", "/tmp"]
     options += ["--dev-bind", os.devnull, os.devnull, "--remount-ro", "/", "--chdir", "/tmp"]
     return [_bubblewrap() or "bwrap", *options, "--"]
 
 
 def readable() -> list[str]:
     """The folders of Python and of the system's libraries, none inside another."""
-    wanted = dict.fromkeys([*SYSTEM, sys.base_prefix, str(Path(os.path.realpath(sys.executable)).parent.parent)])
-    there = [path for path in wanted if os.path.lexists(path)]
-    return [path for path in there if not any(path.startswith(f"{other}/") for other in there)]
+    python = str(Path(os.path.realpath(sys.executable)).parent.parent)
+    folders = [path for path in dict.fromkeys([*SYSTEM, sys.base_prefix, python]) if os.path.lexists(path)]
+    return [path for path in folders if not any(path.startswith(f"{other}/") for other in folders)]

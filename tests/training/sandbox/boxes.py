@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blockwright.training.objectives.box import Box, BoxError
+from blockwright.training.sandbox.box import Box, BoxError
 
 
 def strongest(seconds: int = 1, memory_mb: int = 256, file_mb: int = 2) -> Box:

@@ -9,7 +9,7 @@ import pytest
 from blockwright import registry
 from blockwright.registry import Node, Scope
 from blockwright.training.objectives.reward.judging import judge
-from tests.training.objectives.boxes import strongest
+from tests.training.sandbox.boxes import strongest
 
 pytestmark = pytest.mark.xdist_group("box")  # they look at the processes of the machine
 
@@ -108,7 +108,7 @@ def f(x): return 0
 """,
     "its side of the pipe": """
 import sys
-inside = sys.modules["blockwright.training.objectives.boxed.program"]
+inside = sys.modules["blockwright.training.sandbox.boxed.program"]
 inside.packed = lambda value, number: True
 inside.send = lambda sink, message: (sink.write(b'{"value": true, "passed": 5}\\n'), sink.flush())
 def f(x): return True
@@ -144,7 +144,7 @@ def f(x): raise SystemExit(0)
     "descriptors closed in a call": "import os\ndef f(x): os.closerange(0, 64); return x * x",
     "malformed answers": """
 import itertools, os, sys
-inside = sys.modules["blockwright.training.objectives.boxed.program"]
+inside = sys.modules["blockwright.training.sandbox.boxed.program"]
 words = itertools.cycle([
     b"[]", b"null", b'{"value": {"int": "z"}}', b'{"value": {"list": 3}}', b'{"raised": 1}', b"\\xff", b"9" * 5000,
     b'{"value": [1]}', b'{"value": {"object": [1]}}', b'{"value": {}}', b'{"value": ' + b"[" * 10**5])
