@@ -14,7 +14,6 @@ import contextvars
 import fnmatch
 import functools
 import importlib
-import pkgutil
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +35,7 @@ BUILTIN = dict.fromkeys(
 )
 SHARED_CONTEXT = frozenset({"d_model", "n_layers", "layer_idx"})  # supplied to every block by the composer
 
+_DECLARES = re.compile(r"^@(?:family|register)\(", re.MULTILINE)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _families: dict[str, Family] = {}
 _entries: dict[str, dict[str, Entry]] = {}
@@ -198,17 +198,14 @@ def _identity(cls: type) -> str:
 
 @functools.cache
 def load() -> None:
-    """Import the built-in families, then every installed plug-in. A plug-in that fails to import only causes a warning.
-
-    A folder is a family if its base.py declares one; other folders are ignored.
+    """Import the built-in families and blocks, then every installed plug-in. A plug-in that fails to import only causes
+    a warning. Modules without ``@family`` and ``@register`` are not imported.
     """
     for package in BUILTIN:
-        for base in sorted(Path(importlib.import_module(package).__file__ or "").parent.glob("*/base.py")):
-            room = f"{package}.{base.parent.name}"
-            importlib.import_module(f"{room}.base")
-            if any(family.contract.__module__ == f"{room}.base" for family in _families.values()):
-                for block in pkgutil.iter_modules([str(base.parent)], f"{room}."):
-                    importlib.import_module(block.name)
+        root = Path(importlib.import_module(package).__file__ or "").parent
+        for file in sorted(root.rglob("*.py")):
+            if _DECLARES.search(file.read_text(encoding="utf-8")):
+                importlib.import_module(".".join((package, *file.relative_to(root).with_suffix("").parts)))
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
         _load_plugin(point)
 

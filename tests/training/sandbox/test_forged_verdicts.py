@@ -8,7 +8,7 @@ import pytest
 
 from blockwright import registry
 from blockwright.registry import Node, Scope
-from blockwright.training.objectives.reward.judging import judge
+from blockwright.training.objectives.rewards.judging import judge
 from tests.training.sandbox.boxes import strongest
 
 pytestmark = pytest.mark.xdist_group("box")  # they look at the processes of the machine
