@@ -16,6 +16,8 @@ conf/task/objective:
 | cispo | group | token | cispo | token | | |
 | deepseek_v2 | group | token | clip | sequence | k3 | |
 | deepseek_v3_2 | centred | token | clip | sequence | weighted_k3 | off_policy |
+
+So GRPO is 1/rows Σ_i 1/|o_i| Σ_t −min(ρ A, clip(ρ, 0.8, 1.2) A) with A = (r − mean r) / std r over the group.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from blockwright.registry.ranges import Positive, ProperFraction
 
 @dataclass(frozen=True)
 class Completions:
-    """Sampled completions, without gradient; B completions of at most T tokens. All parts use these names.
+    """B completions of at most T tokens, without gradient. Arguments of all parts have these names.
 
     Args:
         old: log-probability of each token under π_old, as the trainer computes it [B,T]
