@@ -77,7 +77,7 @@ class Index:
         text = file.read_text(encoding="utf-8", errors="replace")
         kinds, blocks, readable = _FAMILY.findall(text), _REGISTER.findall(text), _READABLE.findall(text)
         self.readable.update({f"{module}.{name}": module for name in readable})
-        for arguments, _ in kinds:
+        for arguments in kinds:
             kind, root, in_layers = _family(arguments)
             self.kinds.setdefault(kind, Declared(module, provider, root, in_layers))
         for kind, name in blocks:

@@ -13,7 +13,7 @@ from blockwright.lab.solving.problems import Problems
 from blockwright.registry import ConfigError
 from blockwright.training.data.prompts import Prompt
 from blockwright.training.data.tokenizers.base import Tokenizer
-from blockwright.training.objectives.reward.judging import judge
+from blockwright.training.objectives.rewards.judging import judge
 from blockwright.training.rollouts.engine.base import Request
 from blockwright.training.rollouts.engine.native import Native
 

@@ -21,7 +21,7 @@ from blockwright.training.data.conversations import ConversationCorpus, Conversa
 from blockwright.training.data.corpus import SPLITS
 from blockwright.training.data.prompts import Prompt, before_answer
 from blockwright.training.data.tokenizers.base import Tokenizer
-from blockwright.training.objectives.reward.base import Reward
+from blockwright.training.objectives.rewards.base import Reward
 from blockwright.training.rollouts.lacking import refuse_lacking
 
 EXAMPLE = "Write prompts: FILE.jsonl, reward: exact_match and samples: 8, a line each"

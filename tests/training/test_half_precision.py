@@ -27,8 +27,8 @@ from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.entry.preflight import OWN, preflight
 from blockwright.training.figure import find, of_run
 from blockwright.training.objectives.policy import PolicyObjective
-from blockwright.training.objectives.preference.base import Answers
-from blockwright.training.objectives.teaching.base import Lesson
+from blockwright.training.objectives.preferences import Answers
+from blockwright.training.objectives.teaching import Lesson
 
 pytestmark = pytest.mark.xdist_group("half_precision")  # its runs are compared with each other
 CONF = Path(__file__).resolve().parents[2] / "conf"

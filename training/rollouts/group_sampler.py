@@ -13,9 +13,9 @@ from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.initialise import stable_seed
 from blockwright.training.data.corpus import Split
 from blockwright.training.data.prompt_module import PromptDataModule
-from blockwright.training.objectives.advantage.base import Advantage, deviation, total
-from blockwright.training.objectives.reward.base import Reward
-from blockwright.training.objectives.reward.judging import judge
+from blockwright.training.objectives.advantages import Advantage, deviation, total
+from blockwright.training.objectives.rewards.base import Reward
+from blockwright.training.objectives.rewards.judging import judge
 from blockwright.training.parallel.gathered import gathered
 from blockwright.training.parallel.local import is_distributed
 from blockwright.training.parallel.ranks import DataRanks

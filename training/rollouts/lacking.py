@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from blockwright.registry import ConfigError
 from blockwright.training.data.prompts import Prompt
-from blockwright.training.objectives.reward.base import Reward
+from blockwright.training.objectives.rewards.base import Reward
 
 
 def refuse_lacking(prompts: Sequence[Prompt], reward: Reward) -> None:

@@ -17,7 +17,7 @@ from blockwright.registry.enforcing import enforced
 from blockwright.registry.schema import conforms
 from blockwright.training.figure import MEASURED, OF_TEXT, TRAIN, Figure
 from blockwright.training.objectives.next_token import count_scored
-from blockwright.training.objectives.teaching.base import Lesson, Teaching
+from blockwright.training.objectives.teaching import Lesson, Teaching
 from blockwright.training.patterns import matching
 from blockwright.training.tasks.base import Batch
 from blockwright.training.tasks.causal_lm import CausalLM

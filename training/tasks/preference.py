@@ -16,7 +16,7 @@ from blockwright.interop.source import checkpoint_of, load, read_composition
 from blockwright.registry import ConfigError, Node, Scope
 from blockwright.registry.enforcing import enforced
 from blockwright.training.data.corpus import SPLITS, Split
-from blockwright.training.objectives.preference.base import Answers, PreferenceLoss
+from blockwright.training.objectives.preferences import Answers, PreferenceLoss
 from blockwright.training.tasks.base import Batch
 from blockwright.training.tasks.pairs import Pairwise, of_sequences
 from blockwright.training.tasks.reference import Logs, digest_of, place, read, write

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import NonNegative
-from blockwright.training.objectives.pairwise import bradley_terry
+from blockwright.training.objectives.preferences import bradley_terry
 from blockwright.training.tasks.base import Batch
 from blockwright.training.tasks.pairs import Pairwise
 

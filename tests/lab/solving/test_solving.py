@@ -19,7 +19,7 @@ from blockwright.lab.solving.measure import pass_at_k, wilson
 from blockwright.lab.solving.problems import read_problems
 from blockwright.registry import ConfigError
 from blockwright.training.data.tokenizers.bytes import Bytes
-from blockwright.training.objectives.reward.base import Reward
+from blockwright.training.objectives.rewards.base import Reward
 
 
 @pytest.mark.parametrize(("n", "right"), [(5, 0), (5, 2), (6, 5), (4, 4)])

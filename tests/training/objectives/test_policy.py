@@ -1,19 +1,23 @@
-"""The parts of policy objectives against values of two other implementations (TRL 1.16, verl), and their properties."""
+"""The loss of policy optimisation against values of two other implementations (TRL 1.16, verl), and its properties."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from blockwright import registry
 from blockwright.registry import ConfigError, Node, Scope
+from blockwright.training.objectives import policy
 from blockwright.training.objectives.policy import Completions, PolicyObjective
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+CONF = Path(__file__).parents[3] / "conf"
 POLICY = GOLDEN["policy"]
 MASK = (torch.arange(5) < torch.tensor(POLICY["lengths"])[:, None]).double()
 
@@ -106,54 +110,6 @@ def test_expected_gradient_of_penalties_by_enumeration(penalty: str, key: str) -
     torch.testing.assert_close(logits.grad, expected.double(), atol=1e-6, rtol=0)
 
 
-REWARDS = torch.tensor([[1, 0, 0, 1], [1, 1, 1, 1], [0.2, 0.9, 0.5, 0.1]], dtype=torch.float64)[..., None]
-ONE = torch.ones(1, dtype=torch.float64)
-
-
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [("centred", "R-mean"), ("group", "group, std+1e-4"), ("batch", "batch, std+1e-4"), ("rloo", "rloo")],
-)
-def test_advantages(name: str, key: str) -> None:
-    expected = torch.tensor(GOLDEN["advantages"][key], dtype=torch.float64)
-    torch.testing.assert_close(part("advantage", name)(REWARDS, ONE), expected, atol=1e-6, rtol=0)
-
-
-def test_advantage_leaves_out_what_has_no_reward() -> None:
-    rewards = torch.tensor([[1, torch.nan, 0, 1]], dtype=torch.float64)[..., None]
-    expected = torch.tensor([GOLDEN["advantages"]["group [1,null,0,1]"]], dtype=torch.float64)
-    torch.testing.assert_close(part("advantage", "group")(rewards, ONE), expected, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("name", registry.names("advantage"))
-@pytest.mark.parametrize("parts", [1, 3])
-def test_what_has_no_reward_changes_no_other_advantage(name: str, parts: int) -> None:
-    """Completions without any reward get 0, and the others what they have without them."""
-    rewards = torch.randn(3, 6, parts, dtype=torch.float64, generator=torch.Generator().manual_seed(parts))
-    lacking, weights = rewards.clone(), torch.ones(parts, dtype=torch.float64)
-    lacking[:, ::2] = torch.nan
-    found = part("advantage", name)(lacking, weights)
-    assert not found[:, ::2].any()
-    torch.testing.assert_close(found[:, 1::2], part("advantage", name)(rewards[:, 1::2], weights))
-
-
-@pytest.mark.parametrize("name", registry.names("advantage"))
-def test_advantage_is_zero_without_rewards_and_without_spread(name: str) -> None:
-    none, alone = torch.full((2, 4, 1), torch.nan), torch.tensor([[[1.0], [torch.nan]]])
-    assert not part("advantage", name)(none, torch.ones(1)).any()
-    assert not part("advantage", name)(alone, torch.ones(1)).any()
-    assert not part("advantage", name)(torch.full((2, 4, 1), 0.3), torch.ones(1)).abs().gt(1e-3).any()
-
-
-@pytest.mark.parametrize(("name", "key"), [("group", "sum then normalise"), ("gdpo", "normalise then sum (GDPO)")])
-def test_several_rewards(name: str, key: str) -> None:
-    second = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0.5]], dtype=torch.float64)
-    rewards = torch.stack([REWARDS[[0, 2], :, 0], second], -1)
-    found = part("advantage", name)(rewards, torch.tensor([1.0, 0.5], dtype=torch.float64))
-    expected = GOLDEN["advantages"]["weights [1,.5] of [[1,0,0,1],[.2,.9,.5,.1]] and [[0,1,1,1],[1,1,0,.5]]"][key]
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
-
-
 @pytest.mark.parametrize("surrogate", registry.names("surrogate"))
 @pytest.mark.parametrize("ratio", registry.names("ratio"))
 def test_on_policy_gradient_is_that_of_reinforce(surrogate: str, ratio: str) -> None:
@@ -181,3 +137,15 @@ def test_ceiling_within_the_clip_range_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"must be above 1 \+ high") as refusal:
         part("surrogate", CLIP | {"ceiling": 1.1})
     assert refusal.value.path == "task.surrogate.ceiling"
+
+
+def test_table_of_published_objectives_is_that_of_the_configuration() -> None:
+    head, _, *rows = [re.findall(r"(?<=\| )\w*", line) for line in policy.__doc__.splitlines() if line.startswith("|")]
+    table = {name: {kind: part for kind, part in zip(head[1:], parts, strict=True) if part} for name, *parts in rows}
+    assert table == {file.stem: parts_of(file) for file in (CONF / "task" / "objective").glob("*.yaml")}
+
+
+def parts_of(file: Path) -> dict[str, str]:
+    """Kind → name of the parts that a named objective chooses."""
+    choices = dict(choice for each in yaml.safe_load(file.read_text())["defaults"] for choice in each.items())
+    return {group.removeprefix("override /task/"): name for group, name in choices.items()}

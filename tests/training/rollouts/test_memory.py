@@ -13,10 +13,7 @@ import torch
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.sample import Sampling
-from blockwright.training.objectives.average.token import Token as TokenAverage
-from blockwright.training.objectives.policy import Completions, PolicyObjective
-from blockwright.training.objectives.ratio.token import Token as TokenRatio
-from blockwright.training.objectives.surrogate.clip import Clip
+from blockwright.training.objectives.policy import Clip, Completions, PolicyObjective, TokenAverage, TokenRatio
 from blockwright.training.rollouts.engine.base import Request
 from blockwright.training.rollouts.engine.native import Native
 from blockwright.training.rollouts.record import completion_mask, padded

@@ -16,10 +16,7 @@ from blockwright.registry import BlockError, ConfigError
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.entry.preflight import preflight
-from blockwright.training.objectives.teaching.base import Lesson
-from blockwright.training.objectives.teaching.language import Language
-from blockwright.training.objectives.teaching.layers import Layers
-from blockwright.training.objectives.teaching.logits import Logits
+from blockwright.training.objectives.teaching import Language, Layers, Lesson, Logits
 
 pytestmark = pytest.mark.xdist_group("distill")  # its fixture is slow to set up
 Make = Callable[..., dict[str, Any]]

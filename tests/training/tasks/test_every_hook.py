@@ -26,7 +26,7 @@ from blockwright.training.data.prompt_module import PromptDataModule
 from blockwright.training.data.sorting import Sorting, SortingPreferences
 from blockwright.training.data.tokenizers.chars import Chars
 from blockwright.training.figure import find, of_run
-from blockwright.training.objectives.reward.base import Reward
+from blockwright.training.objectives.rewards.base import Reward
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers.constant import Constant
 

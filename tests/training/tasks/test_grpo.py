@@ -23,7 +23,7 @@ from blockwright.training.data.prompt_module import PromptDataModule
 from blockwright.training.data.sorting import Sorting
 from blockwright.training.data.tokenizers.chars import Chars
 from blockwright.training.lora import Lora
-from blockwright.training.objectives.reward.base import Reward
+from blockwright.training.objectives.rewards.base import Reward
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.rollouts.engine.base import Request
 from blockwright.training.rollouts.engine.native import Native

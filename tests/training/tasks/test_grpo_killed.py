@@ -19,7 +19,7 @@ from blockwright.training.checkpoints.plugin import SealedCheckpoints
 from blockwright.training.data.prompt_module import PromptDataModule
 from blockwright.training.data.sorting import Sorting
 from blockwright.training.data.tokenizers.chars import Chars
-from blockwright.training.objectives.reward.base import Reward
+from blockwright.training.objectives.rewards.base import Reward
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers.constant import Constant
 from blockwright.training.tasks.grpo import Grpo
