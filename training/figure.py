@@ -104,10 +104,10 @@ def names_in(group: str, figures: Iterable[Figure]) -> tuple[str, ...]:
     return tuple(figure.name for figure in figures if group in figure.groups)
 
 
-def records(logged: Iterable[str], figures: Iterable[Figure]) -> dict[str, dict[str, str | None]]:
-    """What a run's results say of its figures: logged name → unit and direction. Undeclared ones are left out."""
+def by_name(logged: Iterable[str], figures: Iterable[Figure]) -> dict[str, Figure]:
+    """Logged name → its figure. Undeclared ones are left out."""
     every = tuple(figures)
-    return {name: figure.to_plain() for name in logged if (figure := find(name, every)) is not None}
+    return {name: figure for name in logged if (figure := find(name, every)) is not None}
 
 
 def read_records(results: Mapping[str, Any]) -> dict[str, Figure]:

@@ -123,7 +123,7 @@ def verdicts(findings: Findings) -> list[dict[str, str]]:
 def best_trial(findings: Findings) -> str:
     """The result of a search in one sentence."""
     metric, sign = findings.sweep.metric, -1 if findings.sweep.maximize else 1
-    done = [(v, run) for run in findings.sweep.runs if (v := run.value(metric)) is not None]
+    done = [(v, run) for run in findings.sweep.runs if (v := run.result.value(metric)) is not None]
     value, run = min(done, key=lambda pair: sign * pair[0])
     return (
         f"Trial {run.job} of {len(findings.sweep.runs)} is the best: {metric} {words.plain(value)} with "
@@ -208,17 +208,26 @@ def _escaped(text: str) -> str:
 
 def rows(findings: Findings) -> str:
     """All figures as CSV, a line per run."""
-    names = sorted({name for run in findings.sweep.runs for name in run.metrics})
+    names = sorted({name for run in findings.sweep.runs for name in run.result.metrics})
     head = ["job", "arm", "seed", "lr", "status", "reason", *(key for key, _ in tables.BUDGETS), "fit_seconds"]
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow([*head, *names, "folder", "overrides"])
     for run in findings.sweep.runs:
-        lost = run.value(findings.sweep.metric) is None
+        lost = run.result.value(findings.sweep.metric) is None
         reason = findings.why_lost(run) if lost else ""
         figures = [run.figures.get(key) for key, _ in tables.BUDGETS]
-        known = [run.metrics.get(name) for name in names]
+        known = [run.result.metrics.get(name) for name in names]
         place = "" if run.folder is None else f"../{run.folder.name}"
-        items = [run.job, findings.arm_of(run), run.seed, run.lr, run.status, reason, *figures, run.fit_seconds]
+        items = [
+            run.job,
+            findings.arm_of(run),
+            run.seed,
+            run.lr,
+            run.result.status,
+            reason,
+            *figures,
+            run.result.fit_seconds,
+        ]
         writer.writerow([*items, *known, place, " ".join(run.overrides)])
     return file.getvalue()

@@ -13,8 +13,9 @@ import scipy.stats
 
 from blockwright.lab.report import statistics, words
 from blockwright.lab.report.findings import Findings, find, pareto
-from blockwright.lab.report.reading import Arm, Run, Sweep
+from blockwright.lab.report.sweep import Arm, Run, Sweep
 from blockwright.training.figure import Figure
+from blockwright.training.result import Result
 
 SWEEPS = 1000
 
@@ -24,7 +25,7 @@ def sweep_of(losses: Mapping[str, Mapping[tuple[float | None, int], float]], max
     arms = []
     for name, values in losses.items():
         runs = [
-            Run(i, Path(name), (), seed, lr, "completed", "", {"val/loss": loss})
+            Run(i, Path(name), (), seed, lr, Result("completed", metrics={"val/loss": loss}))
             for i, ((lr, seed), loss) in enumerate(values.items())
         ]
         arms.append(Arm(name, (), tuple(runs)))
