@@ -19,7 +19,6 @@ from blockwright.lab.report import single
 from blockwright.lab.report.svg import standalone
 from blockwright.registry import printing
 from blockwright.registry.enforcing import enforced
-from blockwright.registry.extras import require
 from blockwright.registry.ranges import NonNegative, Whole
 from blockwright.training.cadence import logs_now
 from blockwright.training.callbacks.finale import Finale
@@ -51,7 +50,6 @@ class RunReport(StepEnd, Finale):
     observes = "writes and shows what was logged"
 
     def __init__(self, directory: str, sample_tokens: Whole = 400, temperature: NonNegative = 0.8) -> None:
-        require("lab", "matplotlib", path="callbacks.report")  # before training, not when the curves are drawn
         self.directory = Path(directory)
         self.sample_tokens, self.temperature = sample_tokens, temperature
         self.train: list[tuple[int, float]] = []
@@ -134,7 +132,7 @@ class RunReport(StepEnd, Finale):
         final = [(trainer.global_step, metrics["val/loss"])] if "val/loss" in metrics else []
         self._write_curves(trainer, task, final)
         if self.train:
-            chart = single.losses(self.train, [*self.val, *final], _unit_of_loss(trainer))
+            chart = single.losses(self.train, self.val, final, _unit_of_loss(trainer))
             write_text(self.directory / "loss.svg", standalone(chart))
         for name, names in task.curves.items():
             shown = {label: self.drawn[label] for label in names if label in self.drawn}

@@ -52,7 +52,7 @@ def need_packages() -> None:
     Raises:
         ConfigError: a package of the extra ``lab`` is missing
     """
-    require("lab", "jinja2", "matplotlib", "scipy", path="blockwright.lab.report")
+    require("lab", "jinja2", "scipy", path="blockwright.lab.report")
 
 
 def write(findings: Findings) -> Path:
@@ -159,8 +159,9 @@ def page(findings: Findings, sections: list[Section]) -> str:
     )
     shown = [{**vars(s), "figures": [_figure(f, Markup(f.chart.inline())) for f in s.figures]} for s in sections]
     return environment.get_template("page.html.j2").render(
-        title=sweep.name,
+        title=sweep.title,
         kind=KINDS.get(sweep.kind, sweep.kind),
+        name=sweep.name,
         metric=f"{sweep.metric}, {sweep.unit}" if sweep.unit else sweep.metric,
         better="more is better" if sweep.maximize else "less is better",
         state=words.state(findings),
@@ -181,7 +182,7 @@ def _figure(figure: Figure, svg: Any) -> dict[str, Any]:
 
 def markdown(findings: Findings, sections: list[Section]) -> str:
     """The report as Markdown, with the charts as files beside it."""
-    parts = [f"# {_escaped(findings.sweep.name)}"]
+    parts = [f"# {_escaped(findings.sweep.title)}"]
     if state := words.state(findings):
         parts.append(f"> {_escaped(state)}")
     parts.append("\n".join(f"* **{v['label']}**: {_escaped(v['text'])}" for v in verdicts(findings)))

@@ -8,7 +8,8 @@ from xml.etree import ElementTree as ET
 
 from blockwright.lab.report.figure import Figure, colour, end_labels, label_room
 from blockwright.lab.report.findings import Finding, Findings
-from blockwright.lab.report.svg import Chart, Scale, cut, padded
+from blockwright.lab.report.scale import Scale, padded
+from blockwright.lab.report.svg import Chart, cut
 from blockwright.lab.report.sweep import Run
 from blockwright.lab.report.words import plain, short
 
@@ -154,7 +155,7 @@ def search(findings: Findings) -> Figure | None:
     chart = Chart("search", f"{metric} of each trial, and the best so far", 300, right=24, top=30)
     order = sorted(v * sign for _, v in done)
     worst = order[min(len(order) - 1, math.ceil(0.9 * len(order)))]
-    x = Scale(*padded([job for job, _ in done]), chart.x0, chart.x1)
+    x = Scale(*padded([job for job, _ in done]), chart.x0, chart.x1, whole=True)
     y = Scale(*padded([sign * order[0], sign * worst]), chart.y0, chart.y1)
     chart.axes(x, y, "trial", metric, lambda v: f"{v:g}")
     area, best, line = chart.clipped(), math.inf, []

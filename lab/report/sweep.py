@@ -10,6 +10,8 @@ from typing import Any
 from blockwright.training.figure import Figure
 from blockwright.training.result import Result
 
+LONGEST_TITLE = 60  # letters of the values in a title
+
 
 @dataclass(frozen=True)
 class Run:
@@ -86,6 +88,18 @@ class Sweep:
     baseline: int
     also: tuple[str, ...] = ()
     figures: Mapping[str, Figure] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Of an ablation its name; else the settings in which its arms differ: a sweep's name is its task's."""
+        settings = [dict(o.lstrip("+").partition("=")[::2] for o in arm.overrides) for arm in self.arms]
+        keys = dict.fromkeys(key for each in settings for key in each)
+        different = [key for key in keys if len({each.get(key) for each in settings}) > 1]
+        if self.kind == "ablation" or not different:
+            return self.name
+        names = ", ".join(key.replace("/", ".").rpartition(".")[2] for key in different)
+        values = ", ".join(arm.name.rpartition("=")[2] for arm in self.arms)
+        return f"{names}: {values}" if len(different) == 1 and len(values) <= LONGEST_TITLE else names
 
     @property
     def unit(self) -> str:

@@ -40,7 +40,9 @@ def signed(value: float, decimals: int) -> str:
 
 
 def _written(value: float, decimals: int, sign: str = "") -> str:
-    how = f"{sign}.3g" if abs(value) >= HUGE else f"{sign}z,.{decimals}f"
+    if abs(value) < 0.5 * 10**-decimals:  # rounded to nothing, it has no sign
+        return f"{0:.{decimals}f}"
+    how = f"{sign}.3g" if abs(value) >= HUGE else f"{sign},.{decimals}f"
     return format(value, how).replace("-", MINUS)
 
 

@@ -363,12 +363,6 @@ def test_plot_draws_families_and_cache(capsys: pytest.CaptureFixture[str], tmp_p
     assert written.count('class="curve') == 4  # a line of the cache and one of the legend, for each model
 
 
-def test_plot_without_its_package_is_refused_before_anything_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"--plot = 'a\.svg'.*pip install 'blockwright\[lab\]'"):
-        read(["model=gpt2", "--plot", "a.svg"])
-
-
 def test_a_file_of_a_composition_and_a_checkpoint_are_described_too(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny: Callable[..., dict[str, Any]]
 ) -> None:

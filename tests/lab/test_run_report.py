@@ -128,6 +128,14 @@ def test_load_is_drawn_for_layers_of_different_width(tmp_path: Path) -> None:
     expert_load({"0": [0.0, 0.0]})  # nothing routed yet
 
 
+def test_figure_of_the_whole_set_is_not_joined_to_the_curve_of_windows(tmp_path: Path) -> None:
+    (tmp_path / "loss.svg").write_text(standalone(losses([], [(1, 2.0), (2, 1.0)], [(2, 1.5)])))
+    circles = [e.get("class") for e in ElementTree.parse(tmp_path / "loss.svg").iter() if e.tag.endswith("circle")]
+    assert circles == ["dot s1", "dot s1", "ring s1", "ring s1"]  # the last is of the legend
+    (curve,) = (e for e in ElementTree.parse(tmp_path / "loss.svg").iter() if e.tag.endswith("path"))
+    assert curve.get("d", "").count(",") == 2
+
+
 def test_table_leaves_out_what_was_not_measured() -> None:
     run = Result("completed", parameters=1000, active_parameters=600, steps=3, fit_seconds=1.5)
     metrics = {"val/loss": 1.25, "val_load/layer1/max_violation": 0.5}
@@ -145,7 +153,7 @@ def test_loss_of_a_task_on_pairs_is_no_nats_a_token() -> None:
     assert name == ["validation loss", "validation accuracy", "last training loss"]
     assert value == ["0.69", "0.5", "0.7"] and unit == ["nats a pair", "of pairs", "nats a pair"]
     assert better == ["less", "more", "less"]
-    assert "loss, nats a pair" in standalone(losses([(1, 0.7)], [], unit[0]))
+    assert "loss, nats a pair" in standalone(losses([(1, 0.7)], [], unit=unit[0]))
 
 
 def test_figure_that_nothing_declares_is_shown_as_such() -> None:

@@ -109,8 +109,8 @@ def test_sweep_in_which_all_diverged_says_so(refused: Refused, tmp_path: Path) -
 def test_without_its_packages_a_report_is_refused_before_a_run_is(
     command: Callable[..., Any], arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    for name in ("matplotlib", "scipy"):
+    for name in ("jinja2", "scipy"):
         monkeypatch.setitem(sys.modules, name, None)
     assert run_command(command, arguments) == REFUSED
     said = capsys.readouterr().err
-    assert "(matplotlib, scipy)" in said and "pip install 'blockwright[lab]'" in said
+    assert "(jinja2, scipy)" in said and "pip install 'blockwright[lab]'" in said
