@@ -352,7 +352,7 @@ def test_model_without_a_cache_is_shown_and_drawn_all_the_same(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     table = answer(capsys, f"model=gpt2,tiny model/attention=forgetful context=8 --plot {tmp_path / 'costs.svg'}")
-    assert [c.strip() for c in row(table, "cache numbers that a token adds") if c.strip()] == ["none", "none"]
+    assert [c.strip() for c in row(table, "cache numbers per token") if c.strip()] == ["none", "none"]
     assert (tmp_path / "costs.svg").exists()
 
 
