@@ -59,7 +59,7 @@ CAPTION = (
 
 def _title(found: Found, job: Job, hardware: Hardware) -> str:
     return (
-        f"{job.gpus:,} {hardware.name}, {job.batch:,} sequences of {job.length:,} tokens a step, {job.precision}: "
+        f"{job.gpus:,} {hardware.name}, {job.batch:,} sequences of {job.length:,} tokens per step, {job.precision}: "
         f"{found.considered:,} layouts, {found.fit:,} fit"
     )
 
@@ -132,7 +132,7 @@ def judged(rows: Sequence[tuple[str, str, float, float]], summary: Sequence[str]
     """Published runs beside the model.
 
     Args:
-        rows: name, what the run is used for, tokens/s a GPU measured and predicted
+        rows: name, what the run is used for, tokens/s per GPU measured and predicted
         summary: lines below
     """
     table = Table(box=box.SIMPLE_HEAD, caption="\n".join(summary), caption_justify="left")

@@ -13,8 +13,8 @@ from blockwright.lab.report.words import around, short
 
 COSTS = {
     "params": ("Parameters", "parameters"),
-    "flops": ("Computation", "training FLOPs a token"),
-    "cache_bytes": ("Memory", "cache bytes a token, fp32"),
+    "flops": ("Computation", "training FLOPs per token"),
+    "cache_bytes": ("Memory", "cache bytes per token, fp32"),
 }
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 ALIKE = 1.001  # costs within this ratio count as equal
@@ -104,7 +104,7 @@ def _box(left: float, middle: float, width: float) -> Box:
 
 
 def _fits(box: Box, chart: Chart) -> bool:
-    return chart.x0 <= box[0] and box[2] <= chart.x1 and chart.y1 - LINE <= box[1] and box[3] <= chart.y0
+    return chart.x0 <= box[0] and box[2] <= chart.x1 - LETTER and chart.y1 - LINE <= box[1] and box[3] <= chart.y0
 
 
 def _overlap(one: Box, other: Box) -> bool:

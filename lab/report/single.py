@@ -14,7 +14,7 @@ from blockwright.lab.report.words import short
 Points = Sequence[tuple[float, float]]
 
 
-def losses(train: Points, val: Points, whole: Points = (), unit: str = "nats a token") -> Chart:
+def losses(train: Points, val: Points, whole: Points = (), unit: str = "nats per token") -> Chart:
     """Training and validation loss over optimizer steps; the fast fall of the first quarter may lie beyond the axis.
 
     Args:

@@ -151,9 +151,9 @@ def test_loss_of_a_task_on_pairs_is_no_nats_a_token() -> None:
     table = table_of(replace(run, metrics=metrics, figures=by_name(metrics, declared(Pairwise))))
     name, value, unit, better = (list(column.cells)[2:] for column in table.columns)
     assert name == ["validation loss", "validation accuracy", "last training loss"]
-    assert value == ["0.69", "0.5", "0.7"] and unit == ["nats a pair", "of pairs", "nats a pair"]
+    assert value == ["0.69", "0.5", "0.7"] and unit == ["nats per pair", "of pairs", "nats per pair"]
     assert better == ["less", "more", "less"]
-    assert "loss, nats a pair" in standalone(losses([(1, 0.7)], [], unit=unit[0]))
+    assert "loss, nats per pair" in standalone(losses([(1, 0.7)], [], unit=unit[0]))
 
 
 def test_figure_that_nothing_declares_is_shown_as_such() -> None:

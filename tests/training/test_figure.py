@@ -69,11 +69,11 @@ def test_results_give_back_what_was_declared() -> None:
     figures = declared(Pairwise)
     back = read_records({"figures": {n: f.to_plain() for n, f in by_name(logged, figures).items()}})
     assert {name: (f.unit, f.better) for name, f in back.items()} == {
-        "val/loss": ("nats a pair", "less"), "val/accuracy": ("of pairs", "more"), "train/lr": ("", None),
+        "val/loss": ("nats per pair", "less"), "val/accuracy": ("of pairs", "more"), "train/lr": ("", None),
     }  # fmt: skip
 
 
-LOSS, COUNT = Figure("loss", "nats a token", "less"), Figure("length", "tokens", None, TRAIN)
+LOSS, COUNT = Figure("loss", "nats per token", "less"), Figure("length", "tokens", None, TRAIN)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from blockwright.training.figure import Figure
 from blockwright.training.result import RESULTS, Result, record_failure
 
-LOSS = Figure("loss", "nats a token", "less", ("val",))
+LOSS = Figure("loss", "nats per token", "less", ("val",))
 
 
 def test_result_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_result_comes_back_as_it_was_written(tmp_path: Path) -> None:
 def test_file_holds_known_values_in_a_fixed_order(tmp_path: Path) -> None:
     Result("completed", parameters=10, steps=0, metrics={"val/loss": 1.0}, figures={"val/loss": LOSS}).write(tmp_path)
     plain = json.loads((tmp_path / RESULTS).read_text())
-    figures = {"val/loss": {"unit": "nats a token", "better": "less"}}
+    figures = {"val/loss": {"unit": "nats per token", "better": "less"}}
     known = [("status", "completed"), ("parameters", 10), ("steps", 0), ("metrics", {"val/loss": 1.0})]
     assert list(plain.items()) == [*known, ("figures", figures)]
 
