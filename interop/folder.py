@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 from blockwright.registry import ConfigError, folder
 from blockwright.registry.disk import os_error_of
 from blockwright.registry.quoting import quoted
+from blockwright.registry.replacing import replaced
 
 ORIGIN = "origin.json"  # of an imported folder, see interop/origin.py
 
@@ -42,11 +41,10 @@ def whole(out: Path) -> Iterator[Path]:
         ConfigError: ``out`` exists and is not empty, or cannot be written
     """
     check_out(out)
-    temporary = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.partial")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, out)
+        with replaced(out) as temporary:
+            temporary.mkdir(parents=True)
+            yield temporary
     except (OSError, RuntimeError) as raised:
         if (error := os_error_of(raised)) is None:
             raise
@@ -54,8 +52,6 @@ def whole(out: Path) -> Iterator[Path]:
         raise ConfigError(
             "OUT", str(out), f"cannot be written ({reason})", "Name another folder, or make room"
         ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -93,9 +93,10 @@ def _import(source: Path, out: Path, options: dict[str, Any]) -> str:
         raise ConfigError("DIR", str(source), "there is no such file or folder", remedy)
     if source.suffix != ".gguf" and not source.is_dir():
         raise ConfigError("DIR", str(source), "is one file, and no *.gguf", "Name its folder, with config.json")
+    check_out(out)
+    print(f"Reading {source}", flush=True)
     if source.suffix != ".gguf":
         return import_folder(source, out, **options)
-    check_out(out)
     beside = next(parent for parent in out.absolute().parents if parent.is_dir())
     with TemporaryDirectory(prefix=f".{out.name}.", dir=beside) as folder:
         unpack(source, Path(folder))

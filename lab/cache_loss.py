@@ -174,7 +174,7 @@ def main(arguments: Sequence[str]) -> None:
 def table(rows: Sequence[dict[str, Any]], scored: int) -> Table:
     """The rows as a table."""
     shown = Table(box=box.SIMPLE_HEAD, caption=f"{scored:,} tokens scored", caption_justify="left")
-    for head in ("cache", "bytes a token", "nats a token", "perplexity", "against exact"):
+    for head in ("cache", "bytes per token", "nats per token", "perplexity", "against exact"):
         shown.add_column(head, justify="left" if head == "cache" else "right")
     for row in rows:
         name = "exact" if row["bits"] is None else f"{row['bits']} bits"

@@ -16,7 +16,7 @@ def _exact(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
 
 
-def _scaled(value: float) -> str:
+def scaled(value: float) -> str:
     """Decimal prefixes, four digits: 65.86 G."""
     for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
@@ -48,15 +48,15 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
     tuple((f"  {family.replace('_', ' ')}", f"parameters.families.{family}", _exact) for family in FAMILIES),
     (
         ("tokens of the sequence", "flops.context", _text),
-        ("FLOPs a token, forward", "flops.forward_per_token", _scaled),
-        ("FLOPs a token, training", "flops.training_per_token", _scaled),
-        ("  a sequence, DeepSeekMoE's formula", "flops.deepseek_moe_formula", _scaled),
+        ("FLOPs per token, forward", "flops.forward_per_token", scaled),
+        ("FLOPs per token, training", "flops.training_per_token", scaled),
+        ("  per sequence, DeepSeekMoE's formula", "flops.deepseek_moe_formula", scaled),
     ),
     (
-        ("cache numbers that a token adds", "cache.elements_per_token", _exact),
+        ("cache numbers per token", "cache.elements_per_token", _exact),
         ("  beyond the windows", BEYOND, _exact),
         ("  constant numbers besides", "cache.elements_constant", _exact),
-        ("cache bytes that a token adds, fp32", "cache.bytes_per_token.fp32", _exact),
+        ("cache bytes per token, fp32", "cache.bytes_per_token.fp32", _exact),
         ("  bf16", "cache.bytes_per_token.bf16", _exact),
         ("  fp8", "cache.bytes_per_token.fp8", _exact),
         ("  bits chosen", "cache.bits", _text),
@@ -71,8 +71,8 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
         (
             (f"an image of {side}×{side} tiles: tiles seen", f"images.{side}x{side}.tiles", _exact),
             ("  tokens", f"images.{side}x{side}.tokens", _exact),
-            ("  FLOPs of seeing it", f"images.{side}x{side}.seeing_flops", _scaled),
-            ("  FLOPs of reading it", f"images.{side}x{side}.reading_flops", _scaled),
+            ("  FLOPs of seeing it", f"images.{side}x{side}.seeing_flops", scaled),
+            ("  FLOPs of reading it", f"images.{side}x{side}.reading_flops", scaled),
             ("  cache bytes, bf16", f"images.{side}x{side}.cache_bytes", in_bytes),
         )
         for side in (1, 3)
@@ -93,15 +93,15 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
         ("weights, fp32", "weights.bytes.fp32", in_bytes),
         ("  bf16", "weights.bytes.bf16", in_bytes),
         ("  fp8", "weights.bytes.fp8", in_bytes),
-        ("training state: recipe", "training.recipe", _text),
-        ("  bytes a parameter", "training.bytes_per_parameter", _text),
+        ("training state (training.recipe)", "training.recipe", _text),
+        ("  bytes per parameter", "training.bytes_per_parameter", _text),
         ("  weights", "training.bytes.weights", in_bytes),
         ("  gradients", "training.bytes.gradients", in_bytes),
         ("  master weights", "training.bytes.master_weights", in_bytes),
         ("  AdamW moments", "training.bytes.moments", in_bytes),
         ("  total", "training.bytes.total", in_bytes),
-        ("  GPUs", "training.gpus", _text),
-        ("  a GPU, evenly sharded", "training.bytes_per_gpu", in_bytes),
+        ("  GPUs (training.gpus)", "training.gpus", _text),
+        ("  per GPU, evenly sharded", "training.bytes_per_gpu", in_bytes),
     ),
 )
 # Settings, not measurements.

@@ -9,7 +9,6 @@ from typing import Any
 
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.arguments import read_arguments
-from blockwright.registry.extras import require
 
 # Bytes per parameter while AdamW trains it.
 RECIPES = {
@@ -89,7 +88,6 @@ def _plot(file: str) -> Path:
         raise ConfigError("--plot", file, "must name a file ending in .svg", "Write --plot costs.svg")
     if not Path(file).absolute().parent.is_dir():
         raise ConfigError("--plot", file, "must be in a folder that exists", "Make the folder, or name another file")
-    require("lab", "matplotlib", path="--plot", value=file)
     return Path(file)
 
 

@@ -19,17 +19,16 @@ from blockwright.lab.report import single
 from blockwright.lab.report.svg import standalone
 from blockwright.registry import printing
 from blockwright.registry.enforcing import enforced
-from blockwright.registry.extras import require
 from blockwright.registry.ranges import NonNegative, Whole
 from blockwright.training.cadence import logs_now
 from blockwright.training.callbacks.finale import Finale
 from blockwright.training.callbacks.interruption import Interruption
 from blockwright.training.callbacks.step_end import StepEnd
-from blockwright.training.figure import find, names_in, of_run, records
-from blockwright.training.jobs import RESULTS
+from blockwright.training.figure import by_name, find, names_in, of_run
 from blockwright.training.parallel.local import is_distributed
+from blockwright.training.result import RESULTS, Result
 from blockwright.training.tasks.base import Task
-from blockwright.training.writing import write_json, write_text
+from blockwright.training.writing import write_text
 
 STAGES = {"val": "validation", "test": "test", "train": "last training"}
 
@@ -51,7 +50,6 @@ class RunReport(StepEnd, Finale):
     observes = "writes and shows what was logged"
 
     def __init__(self, directory: str, sample_tokens: Whole = 400, temperature: NonNegative = 0.8) -> None:
-        require("lab", "matplotlib", path="callbacks.report")  # before training, not when the curves are drawn
         self.directory = Path(directory)
         self.sample_tokens, self.temperature = sample_tokens, temperature
         self.train: list[tuple[int, float]] = []
@@ -119,20 +117,22 @@ class RunReport(StepEnd, Finale):
         self.directory.mkdir(parents=True, exist_ok=True)
         spread = is_distributed(task.decoder)  # over ranks; this runs on the first only
         counts = count_parameters(compose(task.model_config, device="meta") if spread else task.decoder)
-        figures: dict[str, float] = {
-            "parameters": counts.total,
-            "active_parameters": counts.active,
-            "steps": trainer.global_step,
-        }
         saves = [c.slowest_s for c in trainer.callbacks if isinstance(c, Interruption)]  # type: ignore[attr-defined]
-        figures |= {"save_seconds": round(max(saves), 3)} if saves else {}
-        results = {"status": "completed", **figures, "fit_seconds": round(self.seconds, 1), "metrics": metrics}
-        results["figures"] = records(metrics, of_run(trainer))
-        write_json(self.directory / RESULTS, results)
+        result = Result(
+            "completed",
+            parameters=counts.total,
+            active_parameters=counts.active,
+            steps=trainer.global_step,
+            save_seconds=round(max(saves), 3) if saves else None,
+            fit_seconds=round(self.seconds, 1),
+            metrics=metrics,
+            figures=by_name(metrics, of_run(trainer)),
+        )
+        result.write(self.directory)
         final = [(trainer.global_step, metrics["val/loss"])] if "val/loss" in metrics else []
         self._write_curves(trainer, task, final)
         if self.train:
-            chart = single.losses(self.train, [*self.val, *final], _unit_of_loss(trainer))
+            chart = single.losses(self.train, self.val, final, _unit_of_loss(trainer))
             write_text(self.directory / "loss.svg", standalone(chart))
         for name, names in task.curves.items():
             shown = {label: self.drawn[label] for label in names if label in self.drawn}
@@ -141,7 +141,7 @@ class RunReport(StepEnd, Finale):
         if task.expert_shares:
             chart = single.expert_load({layer: share.tolist() for layer, share in task.expert_shares.items()})
             write_text(self.directory / "expert_load.svg", standalone(chart))
-        printing.show(results_table(results))
+        printing.show(table_of(result))
         if "reward" in names_in("val", task.figures):
             pass  # its completions are shown after each validation
         elif self.sample_tokens and spread:
@@ -179,24 +179,25 @@ def _unit_of_loss(trainer: L.Trainer) -> str:
     return next((figure.unit for figure in known if figure is not None), "")
 
 
-def results_table(results: dict[str, Any]) -> Table:
+def table_of(result: Result) -> Table:
     """The figures of one run, as written, each with its unit and whether more or less of it is better."""
     table = Table("figure", "value", "unit", "better", title="results", title_justify="left")
-    table.add_row("parameters", f"{results['parameters']:,}", f"{results['active_parameters']:,} active", "")
-    table.add_row("optimizer steps", f"{results['steps']:,}", f"{results['fit_seconds']:.0f} s of training", "")
-    for name in sorted(filter(_is_told, results["metrics"]), key=_order):
-        of = results["figures"].get(name, {"unit": "", "better": "not declared"})
+    table.add_row("parameters", f"{result.parameters:,}", f"{result.active_parameters:,} active", "")
+    table.add_row("optimizer steps", f"{result.steps:,}", f"{result.fit_seconds:.0f} s of training", "")
+    for name in sorted(filter(_is_shown, result.metrics), key=_order):
+        figure = result.figures.get(name)
+        unit, better = ("", "not declared") if figure is None else (figure.unit, figure.better or "")
         group, _, rest = name.partition("/")
         label = f"{STAGES.get(group, group)} {rest}".replace("_", " ")
-        table.add_row(label, f"{results['metrics'][name]:,.6g}", of["unit"], of["better"] or "")
-    violations = [v for k, v in results["metrics"].items() if k.startswith("val_load/") and k.endswith("max_violation")]
+        table.add_row(label, f"{result.metrics[name]:,.6g}", unit, better)
+    violations = [v for k, v in result.metrics.items() if k.startswith("val_load/") and k.endswith("max_violation")]
     if violations:
         worst = f"{1 + max(violations):.3g}"
         table.add_row("busiest expert over the mean", worst, "×, worst layer, validation", "less")
     return table
 
 
-def _is_told(name: str) -> bool:
+def _is_shown(name: str) -> bool:
     """Whether a figure is of the model: of training only the loss is, and of the load of experts the worst."""
     group = name.partition("/")[0]
     return name == "train/loss" or not (group == "train" or group.endswith("_load"))

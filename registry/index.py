@@ -24,7 +24,7 @@ PROJECT = "blockwright"
 ROOMS = ("blockwright.blocks", "blockwright.training")  # packages of this project that hold kinds and blocks
 
 _read: list[Index] = []
-_FAMILY = re.compile(r"^@family\(([^()]*(?:\([^()]*\)[^()]*)*)\)\nclass (\w+)", re.MULTILINE)
+_FAMILY = re.compile(r"^@family\(([^()]*(?:\([^()]*\)[^()]*)*)\)$", re.MULTILINE)
 _READABLE = re.compile(r"^@readable\n(?:@.*\n)*class (\w+)", re.MULTILINE)
 _REGISTER = re.compile(r'^@register\(\s*"(\w+)",\s*"(\w+)"\s*[,)]', re.MULTILINE)
 

@@ -28,7 +28,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 LOADED = (
     "torch",
-    "matplotlib.figure",
     "blockwright.train",
     "blockwright.training.entry.cli",
     "blockwright.training.entry.run",

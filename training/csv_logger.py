@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from blockwright.registry.replacing import replaced
 
 
 class CSVLogger(LightningCSVLogger):
@@ -49,9 +50,7 @@ class _Continued(ExperimentWriter):
         again = keys - {"epoch"}
         past = [row for row in rows if (at := int(row["step"])) < step or (at == step and not again & set(row))]
         self.metrics_keys = sorted(set().union(*past)) or ["step"]
-        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-        with partial.open("w", newline="") as opened:
+        with replaced(file) as partial, partial.open("w", newline="") as opened:
             writer = csv.DictWriter(opened, fieldnames=self.metrics_keys)
             writer.writeheader()
             writer.writerows(past)
-        os.replace(partial, file)

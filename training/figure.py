@@ -28,7 +28,7 @@ class Figure:
 
     Args:
         name: without the group; ``{word}`` stands for a number or a name in it: ``loss_{multiple}x``
-        unit: such as ``nats a token``; empty where there is none
+        unit: such as ``nats per token``; empty where there is none
         better: ``less`` or ``more``; None where neither is, as of a count or a learning rate
         groups: what stands before the name: ``val`` and ``test`` unless said otherwise
 
@@ -63,9 +63,9 @@ class Figure:
 
 
 OF_TEXT = (  # of a language model; here, so that reading them needs neither torch nor Lightning
-    Figure("loss", "nats a token", "less", EVERY),
+    Figure("loss", "nats per token", "less", EVERY),
     Figure("perplexity", "", "less"),
-    Figure("bits_per_byte", "bits a byte", "less", EVERY),
+    Figure("bits_per_byte", "bits per byte", "less", EVERY),
 )
 
 
@@ -104,10 +104,10 @@ def names_in(group: str, figures: Iterable[Figure]) -> tuple[str, ...]:
     return tuple(figure.name for figure in figures if group in figure.groups)
 
 
-def records(logged: Iterable[str], figures: Iterable[Figure]) -> dict[str, dict[str, str | None]]:
-    """What a run's results say of its figures: logged name → unit and direction. Undeclared ones are left out."""
+def by_name(logged: Iterable[str], figures: Iterable[Figure]) -> dict[str, Figure]:
+    """Logged name → its figure. Undeclared ones are left out."""
     every = tuple(figures)
-    return {name: figure.to_plain() for name in logged if (figure := find(name, every)) is not None}
+    return {name: figure for name in logged if (figure := find(name, every)) is not None}
 
 
 def read_records(results: Mapping[str, Any]) -> dict[str, Figure]:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from blockwright.lab.ablation import definition, planning
 from blockwright.lab.ablation.planning import Plan
+from blockwright.lab.card import scaled
 from blockwright.lab.match.table import arms_table
 from blockwright.lab.report import build, terminal
 from blockwright.lab.report.findings import find
@@ -37,8 +38,8 @@ workers    jobs at a time, each with its share of the cores
 match, by, tol, baseline, lr, metric, direction    instead of the definition's
 OVERRIDE   any other KEY=VALUE is for all arms, as blockwright train takes it: data=text optimizer.lr=0.02
 
-Every arm is composed, built on the meta device and matched before the first job. --plan-only stops there, with the
-plan written.
+Every arm (one side of the comparison) is composed, built on the meta device and matched before the first job.
+--plan-only stops there, with the plan written.
 """
 OWN = ("seeds", "tokens", "workers", "lr", "metric", "direction", "baseline", *definition.OF_BUDGET)
 
@@ -78,7 +79,7 @@ def plan_table(plan: Plan) -> Table:
     """The planned arms, with what was matched, their jobs and tokens."""
     jobs = {one.arm.name: sum(job["arm"] == one.arm.name for job in plan.jobs) for one in plan.arms}
     unknown = "by epochs" if plan.tokens_per_step else "not counted"
-    tokens = [f"{jobs[name] * of:,}" if of is not None else unknown for name, of in plan.tokens.items()]
+    tokens = [scaled(jobs[name] * of) if of is not None else unknown for name, of in plan.tokens.items()]
     more = {"jobs": [str(jobs[one.arm.name]) for one in plan.arms], "tokens": tokens}
     return arms_table(plan.arms, plan.definition.baseline, plan.arms[0].arm.context, more)
 
@@ -108,7 +109,8 @@ def main(arguments: Sequence[str]) -> int:
         _list()
         return 0
     asked = read(arguments)
-    build.need_packages()
+    if not asked.plan_only:
+        build.need_packages()
     plan = planning.make(definition.read(asked.name, asked.changes), asked.overrides)
     d = plan.definition
     show(plan_table(plan))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockwright.lab.report.statistics import interval
+from blockwright.lab.wilson import wilson
 from blockwright.registry.folder import read_json
 
 if TYPE_CHECKING:
@@ -93,10 +94,9 @@ def accuracies(answers: Sequence[Answer]) -> list[Accuracy]:
 def _half(values: Sequence[float]) -> float:
     """Half the width of Wilson's interval, that of all right or all wrong too; of shares, of Student's if narrower."""
     n, mean = len(values), math.fsum(values) / len(values)
-    z = 1.959964
-    wilson = z / (1 + z**2 / n) * math.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
+    _, half = wilson(mean, n)
     spread = interval(values).half if len(set(values)) > 1 else None
-    return wilson if spread is None or set(values) <= {0.0, 1.0} else min(wilson, spread)
+    return half if spread is None or set(values) <= {0.0, 1.0} else min(half, spread)
 
 
 def sample(answers: Sequence[Answer], number: int, pictures: Sequence[Image]) -> Sample | None:

@@ -21,8 +21,7 @@ from blockwright.lab.kubernetes.preflight import RESOURCES
 from blockwright.lab.kubernetes.render import Manifest
 from blockwright.lab.sweep.job import LOG
 from blockwright.registry import ConfigError
-from blockwright.training.jobs import RESULTS, record_failure, results_of
-from blockwright.training.writing import write_json
+from blockwright.training.result import Result, record_failure
 
 STOP = ".stop"  # in a sweep's folder: start no further job
 TICK_S, LONGEST_S = 1.0, 8.0  # between two looks: at first, and while nothing changes
@@ -101,9 +100,8 @@ class Jobs:
         if (end := watch.ending(one)) is None:
             return False
         folder = self.folder / str(number)
-        if results_of(folder) is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / RESULTS, watch.results(*end, pods))
+        if not Result.read(folder).ended:
+            Result.of(watch.results(*end, pods)).write(folder)
         return True
 
     def run(
@@ -121,7 +119,7 @@ class Jobs:
             ended: called when one has
             signals: received by this process, appended to while this runs
         """
-        open_jobs = {n for n in made if results_of(self.folder / str(n)) is None}
+        open_jobs = {n for n in made if not Result.read(self.folder / str(n)).ended}
         for number in made.keys() - open_jobs:
             ended(number)
         patient, self.cluster = self.cluster, replace(self.cluster, waits=())  # waits between looks, not within calls
@@ -153,9 +151,9 @@ class Jobs:
                 self.cluster.own(found[number], made[number][1:])  # its creator may have been killed in between
             self._watch(number, found[number], pods.get(number, []), options)
         for number in sorted(self._seen.keys() & (open_jobs - found.keys())):
-            if results_of(self.folder / str(number)) is None:
+            if not Result.read(self.folder / str(number)).ended:
                 record_failure(self.folder / str(number), "deleted from the cluster by another user")
-        for number in sorted(n for n in open_jobs if results_of(self.folder / str(n))):
+        for number in sorted(n for n in open_jobs if Result.read(self.folder / str(n)).ended):
             open_jobs.remove(number)
             ended(number)
         room = options.parallel - len(open_jobs & found.keys())

@@ -31,7 +31,7 @@ from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.progress import Display
 from blockwright.registry import ConfigError
 from blockwright.training.configuration.secrets import read_from_environment
-from blockwright.training.jobs import results_of
+from blockwright.training.result import Result
 from blockwright.training.stops import SIGNALS, Interrupted
 from blockwright.training.writing import write_text
 
@@ -66,7 +66,7 @@ def jobs_of(sweep: Path, plan: Mapping[str, Any]) -> Jobs:
 
 def with_grace(options: Options, sweep: Path, say: Callable[[str], object]) -> Options:
     """Derive the grace period from the saves that ended jobs of a sweep have measured; one that is given stays."""
-    slowest = max((found.get("save_seconds", 0) for p in sweep.iterdir() if (found := results_of(p))), default=0)
+    slowest = max((Result.read(p).save_seconds or 0 for p in sweep.iterdir()), default=0)
     wanted = max(LEAST_GRACE_S, math.ceil(3 * slowest))
     known = f"the slowest save of this sweep took {slowest:.1f} s"
     if slowest and options.grace_s is None:
@@ -194,7 +194,7 @@ class Launch:
         sys.exit(0)
 
     def _ended(self, number: int) -> bool:
-        return results_of(self.sweep / str(number)) is not None
+        return Result.read(self.sweep / str(number)).ended
 
     def _stopped(self, jobs: Jobs, signals: Sequence[int], made: Mapping[int, Any]) -> None:
         left = [n for n in made if not self._ended(n)]
@@ -207,10 +207,10 @@ class Launch:
         raise Interrupted(None, 0, signals[0] if signals else signal.SIGTERM)
 
     def _returned(self, plan: Mapping[str, Any], number: int, overrides: Sequence[str]) -> JobReturn:
-        results = results_of(self.sweep / str(number)) or {}
-        value = results.get("metrics", {}).get(plan["metric"])
+        result = Result.read(self.sweep / str(number))
+        value = result.metrics.get(plan["metric"])
         worst = -math.inf if plan["direction"] == "maximize" else math.inf
-        if results.get("status") not in ("completed", "pruned") or value is None or not math.isfinite(value):
+        if result.status not in ("completed", "pruned") or value is None or not math.isfinite(value):
             value = worst
         ended = JobReturn(overrides=filter_overrides(list(overrides)), status=JobStatus.COMPLETED)
         ended.return_value = value

@@ -19,8 +19,8 @@ BUDGETS = ("params", "active_params", "flops", "cache_bytes")
 WORDS = {
     "params": "parameters",
     "active_params": "active parameters",
-    "flops": "training FLOPs a token",
-    "cache_bytes": "cache bytes a token",
+    "flops": "training FLOPs per token",
+    "cache_bytes": "cache bytes per token",
 }
 
 

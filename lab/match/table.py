@@ -9,14 +9,22 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from blockwright.lab.card import scaled
 from blockwright.lab.match.budgets import BUDGETS, WORDS
 from blockwright.lab.match.sizing import Sized
+
+HEADS = {  # of columns that fit a terminal of 80
+    "params": "params",
+    "active_params": "active\nparams",
+    "flops": "FLOPs\nper token",
+    "cache_bytes": "cache B\nper token",
+}
 
 
 def arms_table(
     arms: Sequence[Sized], baseline: str, context: int, more: Mapping[str, Sequence[str]] | None = None
 ) -> Table:
-    """A row per arm: its name, what was changed, and every budget with its deviation.
+    """A row per arm: its name, and every budget with its deviation; below, the sizes that were changed.
 
     Args:
         arms: sized
@@ -25,32 +33,33 @@ def arms_table(
         more: further columns, heading → a cell per arm
     """
     matched = {sized.match.budget for sized in arms if sized.match}
-    table = Table(box=box.SIMPLE_HEAD, highlight=False, caption=_note(arms, context), caption_justify="left")
-    table.add_column("arm", no_wrap=True)
-    table.add_column("changed")
+    caption = Text("\n".join([_note(arms, context), *filter(None, map(_changed, arms))]))
+    table = Table(box=box.SIMPLE_HEAD, highlight=False, caption=caption, caption_justify="left")
+    table.add_column("arm", overflow="fold")
     for budget in BUDGETS:
         style = "bold" if budget in matched else ""
-        table.add_column(WORDS[budget].replace(" parameters", "\nparameters"), justify="right", header_style=style)
+        table.add_column(HEADS[budget], justify="right", header_style=style, no_wrap=True)
     for heading in more or {}:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for i, sized in enumerate(arms):
         name = f"{sized.arm.name} (baseline)" if sized.arm.name == baseline else sized.arm.name
         figures = [_cell(sized, budget, sized.arm.name == baseline) for budget in BUDGETS]
-        table.add_row(Text(name), _changed(sized), *figures, *(cells[i] for cells in (more or {}).values()))
+        table.add_row(Text(name), *figures, *(cells[i] for cells in (more or {}).values()))
     return table
 
 
 def _changed(sized: Sized) -> str:
-    return ",\n".join(f"{path} {old} → {new}" for path, (old, new) in sized.changed.items()) or "nothing"
+    changes = ", ".join(f"{path} {old} → {new}" for path, (old, new) in sized.changed.items())
+    return f"{sized.arm.name}: {changes}" if changes else ""
 
 
 def _cell(sized: Sized, budget: str, is_base: bool) -> str:
     value, off = getattr(sized.figures, budget), sized.residual.get(budget)
     if value is None:
         return "none"
-    written = f"{value:,.0f}"
+    written = scaled(value)
     if sized.match and sized.match.budget == budget and sized.target is not None:
-        return f"{written}\n{_percent(off)} of {sized.target:g}"
+        return f"{written}\n{_percent(off)}\nof {sized.target:g}"
     return written if is_base or off is None else f"{written}\n{_percent(off)}"
 
 
@@ -61,5 +70,5 @@ def _percent(fraction: float | None) -> str:
 def _note(arms: Sequence[Sized], context: int) -> str:
     ways: list[Any] = [sized.match for sized in arms if sized.match]
     parts = [f"{WORDS[m.budget]} by {m.by}, within {100 * m.tol:g} %" for m in dict.fromkeys(ways)]
-    counted = f"FLOPs (attention not halved) and cache of a token among {context:,}."
+    counted = f"FLOPs (attention not halved) and cache per token of a sequence of {context:,} tokens."
     return f"Matched: {'; '.join(parts) or 'nothing'}. {counted}"

@@ -75,7 +75,7 @@ def _say_how(asked: Request, found: Found, job: Job) -> None:
         print("None of these fit with what this project trains itself: pipeline=1 shard=true precision=bf16")
         return
     slower = found.best[0].speed / found.here.speed - 1
-    speed = f"{found.here.speed:,.0f} tokens/s a GPU, {slower:.1%} slower than the best"
+    speed = f"{found.here.speed:,.0f} tokens/s per GPU, {slower:.1%} slower than the best"
     print(f"Fastest here ({found.here.layout}, {speed}):")
     print(f"  {command(asked, found.here, job)}")
     if (error := refusal(asked, found.here, job)) is not None:

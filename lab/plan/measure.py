@@ -205,7 +205,7 @@ class Scores:
     window: float
 
     def seen(self, length: int) -> float:
-        """FLOPs a token of a causal sequence, averaged over its places."""
+        """FLOPs per token of a causal sequence, averaged over its places."""
         inside = min(self.window, length)
         return self.flops * (inside - inside**2 / (2 * length))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -26,26 +26,25 @@ WIDTH = 40  # characters of the longest bar
 def layouts(
     found: Found, measured: Measured, job: Job, hardware: Hardware, tokens: float | None, prices: Prices
 ) -> Table:
-    """A column for each of the best layouts."""
+    """A numbered line for each of the best layouts, and a column of figures: both fit a terminal of 80 columns."""
     rows = found.best
-    table = Table(box=box.SIMPLE_HEAD, title=_title(found, job, hardware), caption=CAPTION, caption_justify="left")
+    ranked = [f"{number}  {_ranked(each, rows[0], job)}" for number, each in enumerate(rows, 1)]
+    title = "\n".join([_title(found, job, hardware), *ranked])
+    table = Table(
+        box=box.SIMPLE_HEAD, title=title, title_justify="left", caption=CAPTION, caption_justify="left", pad_edge=False
+    )
     table.add_column("")
-    for candidate in rows:
-        table.add_column(str(candidate.layout), justify="right")
+    for number in range(1, len(rows) + 1):
+        table.add_column(str(number), justify="right")
     memories, travels = [c.memory for c in rows], [traffic(measured, job, c.layout) for c in rows]
     costs = [totals(c, job.gpus, tokens, hardware, prices) for c in rows]
-    _row(table, "seconds a step", [c.step.seconds for c in rows], "{:,.2f}".format)
-    _row(table, "tokens/s a GPU", [c.speed for c in rows], "{:,.0f}".format)
+    _row(table, "seconds per step", [c.step.seconds for c in rows], "{:,.2f}".format)
+    _row(table, "tokens/s per GPU", [c.speed for c in rows], "{:,.0f}".format)
     _row(table, "MFU, scores halved", [mfu(c, hardware) for c in rows], "{:.1%}".format)
-    table.add_row("against the best", *(_verdict(c, rows[0]) for c in rows))
-    table.add_row("  slower by, s", *(_reasons(c, rows[0]) for c in rows))
-    table.add_row("runs here", *("yes" if c.layout.trains_here(job) else "no" for c in rows))
-    _row(table, "memory a GPU", [sum(m.values()) for m in memories], in_bytes)
-    for part in memories[0]:
-        _row(table, f"  {part}", [m[part] for m in memories], in_bytes)
-    _row(table, "traffic a GPU and step", [sum(t.values()) for t in travels], in_bytes)
-    for kind in travels[0]:
-        _row(table, f"  {kind.replace('_', ' ')}", [t[kind] for t in travels], in_bytes)
+    _row(table, "memory per GPU", [sum(m.values()) for m in memories], in_bytes)
+    _parts(table, memories)
+    _row(table, "traffic per GPU", [sum(t.values()) for t in travels], in_bytes)
+    _parts(table, travels)
     for name, label in (("gpu_hours", "GPU-hours"), ("days", "days"), ("kwh", "kWh"), ("money", "money")):
         if costs[0][name] is not None:
             _row(table, label, [cost[name] for cost in costs], (lambda v: f"{v:,.1f}" if v < 100 else f"{v:,.0f}"))
@@ -54,13 +53,13 @@ def layouts(
 
 CAPTION = (
     f"The model is {ERROR:.0%} off on average where it was not fitted: layouts nearer than that are ties. "
-    "Bytes of traffic are those of full buffers."
+    "Traffic: bytes of full buffers in a step."
 )
 
 
 def _title(found: Found, job: Job, hardware: Hardware) -> str:
     return (
-        f"{job.gpus:,} {hardware.name}, {job.batch:,} sequences of {job.length:,} tokens a step, {job.precision}: "
+        f"{job.gpus:,} {hardware.name}, {job.batch:,} sequences of {job.length:,} tokens per step, {job.precision}: "
         f"{found.considered:,} layouts, {found.fit:,} fit"
     )
 
@@ -69,19 +68,26 @@ def _row(table: Table, label: str, values: Sequence[Any], written: Callable[[Any
     table.add_row(label, *map(written, values))
 
 
-def _verdict(candidate: Candidate, best: Candidate) -> str:
+def _parts(table: Table, columns: Sequence[Mapping[str, float]]) -> None:
+    """The parts of a figure, without those that all layouts lack."""
+    for part in columns[0]:
+        if any(sizes := [column[part] for column in columns]):
+            _row(table, f"  {part.replace('_', ' ')}", sizes, in_bytes)
+
+
+def _ranked(candidate: Candidate, best: Candidate, job: Job) -> str:
+    """A layout, how much slower than the best it is, and why."""
+    name = f"{candidate.layout}{' (trains here)' if candidate.layout.trains_here(job) else ''}"
     if candidate is best:
-        return "best"
-    slower = best.speed / candidate.speed - 1
-    return f"{'tie' if is_tie(candidate, best) else 'loses'}, {slower:.1%} slower"
+        return f"{name}: best"
+    slower = f"{best.speed / candidate.speed - 1:.1%} slower{' (a tie)' if is_tie(candidate, best) else ''}"
+    return f"{name}: {slower}, seconds: {_reasons(candidate, best)}"
 
 
 def _reasons(candidate: Candidate, best: Candidate) -> str:
     """The two parts of the step that cost it most against the best."""
-    if candidate is best:
-        return ""
     worst = [(name, more) for name, more in losses(candidate, best).items() if more > 0.005 * best.step.seconds][:2]
-    return "; ".join(f"{name} {more:+.2f}" for name, more in worst) or "nothing by itself"
+    return ", ".join(f"{name} {more:+.2f}" for name, more in worst) or "nothing by itself"
 
 
 def explained(candidate: Candidate) -> Table:
@@ -110,7 +116,7 @@ def generated(found: Generation, title: str) -> Table:
     table.add_row("caches", in_bytes(found.caches))
     for name, seconds in (("products", found.products), ("attention", found.attention)):
         for cause, value in seconds.items():
-            table.add_row(f"{name}, if it {cause}, ms a token", f"{1e3 * value:,.1f}")
+            table.add_row(f"{name}, if it {cause}, ms per token", f"{1e3 * value:,.1f}")
     return table
 
 
@@ -126,7 +132,7 @@ def judged(rows: Sequence[tuple[str, str, float, float]], summary: Sequence[str]
     """Published runs beside the model.
 
     Args:
-        rows: name, what the run is used for, tokens/s a GPU measured and predicted
+        rows: name, what the run is used for, tokens/s per GPU measured and predicted
         summary: lines below
     """
     table = Table(box=box.SIMPLE_HEAD, caption="\n".join(summary), caption_justify="left")

@@ -164,10 +164,10 @@ def grid_table(reading: Reading) -> Table:
 def loss_table(found: PositionLoss) -> Table:
     """A row per bin of positions."""
     error = "" if found.slope_error is None else f" (standard error {found.slope_error:.4f})"
-    title = f"loss by position: {found.slope:+.4f}{error} nats a doubling beyond {found.window:,}"
+    title = f"loss by position: {found.slope:+.4f}{error} nats per doubling beyond {found.window:,}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("positions", justify="right")
-    table.add_column("nats a token", justify="right")
+    table.add_column("nats per token", justify="right")
     for first, end, loss in zip(found.edges, found.edges[1:], found.losses, strict=False):
         table.add_row(f"{first:,} to {end - 1:,}", f"{loss:.4f}")
     return table

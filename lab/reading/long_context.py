@@ -48,9 +48,9 @@ class LongContext(L.Callback):
     """
 
     figures = (
-        Figure("loss_window", "nats a token", "less", GROUP),
-        Figure("loss_to_{position}", "nats a token", "less", GROUP),
-        Figure("slope", "nats a doubling", "less", GROUP),
+        Figure("loss_window", "nats per token", "less", GROUP),
+        Figure("loss_to_{position}", "nats per token", "less", GROUP),
+        Figure("slope", "nats per doubling", "less", GROUP),
         Figure("{suite}_{length}", "of answers", "more", GROUP),
     )
 

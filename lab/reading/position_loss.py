@@ -29,7 +29,7 @@ class PositionLoss:
 
     Args:
         edges: position where each bin begins, and the end of the last
-        losses: nats a token in each bin
+        losses: nats per token in each bin
         window: positions that the model has seen in training before an extension
         stretches: the losses of each stretch of the text by itself; ``losses`` is their mean
     """
@@ -41,7 +41,7 @@ class PositionLoss:
 
     @property
     def slope(self) -> float:
-        """Nats a token for each doubling of the position, beyond the window: above 0 the model loses its way.
+        """Nats per token for each doubling of the position, beyond the window: above 0 the model loses its way.
 
         Of a least-squares line through the bins that begin at the window or later, which all score the same tokens.
         """

@@ -52,7 +52,7 @@ def need_packages() -> None:
     Raises:
         ConfigError: a package of the extra ``lab`` is missing
     """
-    require("lab", "jinja2", "matplotlib", "scipy", path="blockwright.lab.report")
+    require("lab", "jinja2", "scipy", path="blockwright.lab.report")
 
 
 def write(findings: Findings) -> Path:
@@ -123,7 +123,7 @@ def verdicts(findings: Findings) -> list[dict[str, str]]:
 def best_trial(findings: Findings) -> str:
     """The result of a search in one sentence."""
     metric, sign = findings.sweep.metric, -1 if findings.sweep.maximize else 1
-    done = [(v, run) for run in findings.sweep.runs if (v := run.value(metric)) is not None]
+    done = [(v, run) for run in findings.sweep.runs if (v := run.result.value(metric)) is not None]
     value, run = min(done, key=lambda pair: sign * pair[0])
     return (
         f"Trial {run.job} of {len(findings.sweep.runs)} is the best: {metric} {words.plain(value)} with "
@@ -159,8 +159,9 @@ def page(findings: Findings, sections: list[Section]) -> str:
     )
     shown = [{**vars(s), "figures": [_figure(f, Markup(f.chart.inline())) for f in s.figures]} for s in sections]
     return environment.get_template("page.html.j2").render(
-        title=sweep.name,
+        title=sweep.title,
         kind=KINDS.get(sweep.kind, sweep.kind),
+        name=sweep.name,
         metric=f"{sweep.metric}, {sweep.unit}" if sweep.unit else sweep.metric,
         better="more is better" if sweep.maximize else "less is better",
         state=words.state(findings),
@@ -181,7 +182,7 @@ def _figure(figure: Figure, svg: Any) -> dict[str, Any]:
 
 def markdown(findings: Findings, sections: list[Section]) -> str:
     """The report as Markdown, with the charts as files beside it."""
-    parts = [f"# {_escaped(findings.sweep.name)}"]
+    parts = [f"# {_escaped(findings.sweep.title)}"]
     if state := words.state(findings):
         parts.append(f"> {_escaped(state)}")
     parts.append("\n".join(f"* **{v['label']}**: {_escaped(v['text'])}" for v in verdicts(findings)))
@@ -208,17 +209,26 @@ def _escaped(text: str) -> str:
 
 def rows(findings: Findings) -> str:
     """All figures as CSV, a line per run."""
-    names = sorted({name for run in findings.sweep.runs for name in run.metrics})
+    names = sorted({name for run in findings.sweep.runs for name in run.result.metrics})
     head = ["job", "arm", "seed", "lr", "status", "reason", *(key for key, _ in tables.BUDGETS), "fit_seconds"]
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow([*head, *names, "folder", "overrides"])
     for run in findings.sweep.runs:
-        lost = run.value(findings.sweep.metric) is None
+        lost = run.result.value(findings.sweep.metric) is None
         reason = findings.why_lost(run) if lost else ""
         figures = [run.figures.get(key) for key, _ in tables.BUDGETS]
-        known = [run.metrics.get(name) for name in names]
+        known = [run.result.metrics.get(name) for name in names]
         place = "" if run.folder is None else f"../{run.folder.name}"
-        items = [run.job, findings.arm_of(run), run.seed, run.lr, run.status, reason, *figures, run.fit_seconds]
+        items = [
+            run.job,
+            findings.arm_of(run),
+            run.seed,
+            run.lr,
+            run.result.status,
+            reason,
+            *figures,
+            run.result.fit_seconds,
+        ]
         writer.writerow([*items, *known, place, " ".join(run.overrides)])
     return file.getvalue()

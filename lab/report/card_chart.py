@@ -10,7 +10,8 @@ import torch
 from blockwright.blocks.cost import FAMILIES, cache_bytes
 from blockwright.blocks.decoder import Decoder
 from blockwright.lab.report.figure import COLOURS
-from blockwright.lab.report.svg import LINE, Chart, Scale, cut
+from blockwright.lab.report.scale import Scale
+from blockwright.lab.report.svg import LINE, Chart, cut
 from blockwright.lab.report.words import short
 
 BAR, GAP = 18, 12  # pixels of a model's bar, and to the next
@@ -63,7 +64,7 @@ def caches(models: Models, decoders: Sequence[Decoder]) -> Chart | None:
     chart.axes(x, y, "tokens cached", "bytes of one sequence's cache", short, short)
     for i, (name, line) in enumerate(drawn):
         chart.path([(x(tokens), y(size)) for tokens, size in line], f"curve {colour(i)}", tip=name)
-    chart.legend([(name, colour(i)) for i, (name, _) in enumerate(drawn)])
+    chart.legend([(name, f"curve {colour(i)}") for i, (name, _) in enumerate(drawn)])
     return chart
 
 

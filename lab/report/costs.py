@@ -7,14 +7,16 @@ from itertools import pairwise
 
 from blockwright.lab.report.figure import LETTER, Figure, colour
 from blockwright.lab.report.findings import Finding, Findings, pareto
-from blockwright.lab.report.svg import LINE, Chart, Scale, cut, padded
+from blockwright.lab.report.scale import Scale, padded
+from blockwright.lab.report.svg import LINE, Chart, Point, cut
 from blockwright.lab.report.words import around, short
 
 COSTS = {
     "params": ("Parameters", "parameters"),
-    "flops": ("Computation", "training FLOPs a token"),
-    "cache_bytes": ("Memory", "cache bytes a token, fp32"),
+    "flops": ("Computation", "training FLOPs per token"),
+    "cache_bytes": ("Memory", "cache bytes per token, fp32"),
 }
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 ALIKE = 1.001  # costs within this ratio count as equal
 
 
@@ -45,7 +47,7 @@ def trade(findings: Findings, cost: str) -> Figure | None:
     _points(chart, known, front, findings, lambda f: x(f.figures[cost]), y)
     caption = (
         "Filled: by their means no other arm costs as little and is as good (Pareto front, dotted). "
-        "Bars: the 95 % interval of the mean over seeds."
+        "Bars: the 95 % interval of the mean over seeds; with an arrow, it continues beyond the axis."
     )
     return Figure(chart, f"{heading}: {metric} against {label}", caption)
 
@@ -63,34 +65,47 @@ def _points(
     x: Callable[[Finding], float],
     y: Scale,
 ) -> None:
-    area = chart.clipped()
+    taken: list[Box] = []
     for finding in known:
         assert finding.interval is not None
-        low, high, at = finding.interval.low, finding.interval.high, colour(finding, findings)
+        low, high, px = finding.interval.low, finding.interval.high, x(finding)
         if low is not None and high is not None:
-            chart.add("line", f"bar {at}", into=area, x1=x(finding), x2=x(finding), y1=y(low), y2=y(high))
-    taken: list[tuple[float, float, float]] = []
+            chart.bar(colour(finding, findings), (px, y(low)), (px, y(high)))
+            taken.append((px - 3, y(high), px + 3, y(low)))
     for i, finding in enumerate(known):
         assert finding.interval is not None
-        at, here = colour(finding, findings), (x(finding), y(finding.interval.mean))
+        at, px, py = colour(finding, findings), x(finding), y(finding.interval.mean)
         tip = f"{finding.name}: {around(finding.interval)}"
-        chart.add("circle", f"{'dot' if i in front else 'ring'} {at}", tip=tip, cx=here[0], cy=here[1], r=5)
-        _point_label(chart, finding.name, at, here, taken)
+        chart.add("circle", f"{'dot' if i in front else 'ring'} {at}", tip=tip, cx=px, cy=py, r=5)
+        taken.append((px - 6, py - 6, px + 6, py + 6))
+    for finding in known:
+        assert finding.interval is not None
+        _point_label(chart, finding.name, colour(finding, findings), (x(finding), y(finding.interval.mean)), taken)
 
 
-def _point_label(
-    chart: Chart, name: str, at: str, here: tuple[float, float], taken: list[tuple[float, float, float]]
-) -> None:
-    """A label beside its point, on the side with room, moved vertically to avoid other labels."""
-    word = cut(name, 18)
-    left = here[0] > (chart.x0 + chart.x1) / 2 and here[0] + 9 + LETTER * len(word) > chart.x1 + 20
-    start = here[0] - 9 - LETTER * len(word) if left else here[0] + 9
-    end, moved = start + LETTER * len(word), sorted((step * LINE for step in range(-8, 9)), key=abs)
-    free = [m for m in moved if not any(a < end and start < b and abs(here[1] + m - c) < LINE for a, b, c in taken)]
-    place = here[1] + (free[0] if free else 0.0)
-    taken.append((start, end, place))
-    if abs(place - here[1]) > LINE:
-        edge = here[0] + (-8 if left else 8)
-        chart.add("line", f"leader {at}", x1=here[0], x2=edge, y1=here[1], y2=place)
-    cls = ("end " if left else "") + ("strong" if at == "s0" else "")
-    chart.add("text", cls.strip(), word, tip=name, x=here[0] + (-9 if left else 9), y=place + 4)
+def _point_label(chart: Chart, name: str, at: str, point: Point, taken: list[Box]) -> None:
+    """A label beside its point, to the right if there is room, moved vertically to avoid bars, points and labels."""
+    word, (px, py) = cut(name, 18), point
+    width = LETTER * len(word)
+    moves = sorted((step * LINE / 2 for step in range(-16, 17)), key=abs)
+    boxes = [(left, _box(px - 9 - width if left else px + 9, py + move, width)) for move in moves for left in (0, 1)]
+    inside = [each for each in boxes if _fits(each[1], chart)] or boxes
+    left, box = next((each for each in inside if not any(_overlap(each[1], other) for other in taken)), inside[0])
+    taken.append(box)
+    place = (box[1] + box[3]) / 2
+    if abs(place - py) > LINE:
+        chart.add("line", f"leader {at}", x1=px, x2=px + (-8 if left else 8), y1=py, y2=place)
+    cls = " ".join(filter(None, ("halo", "end" if left else "", "strong" if at == "s0" else "")))
+    chart.add("text", cls, word, tip=name, x=px + (-9 if left else 9), y=place + 4)
+
+
+def _box(left: float, middle: float, width: float) -> Box:
+    return left, middle - LINE / 2, left + width, middle + LINE / 2
+
+
+def _fits(box: Box, chart: Chart) -> bool:
+    return chart.x0 <= box[0] and box[2] <= chart.x1 - LETTER and chart.y1 - LINE <= box[1] and box[3] <= chart.y0
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blockwright.lab.report.findings import Finding, Findings
-from blockwright.lab.report.svg import Chart, Scale, apart, cut
+from blockwright.lab.report.scale import Scale
+from blockwright.lab.report.svg import Chart, apart, cut
 
 COLOURS = 7  # distinguishable colours; further arms are grey
 ENDS = 16  # letters of a name at the end of a line

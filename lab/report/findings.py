@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from blockwright.lab.report import statistics
-from blockwright.lab.report.reading import UNFINISHED, Arm, Run, Sweep
 from blockwright.lab.report.statistics import Comparison, Interval
+from blockwright.lab.report.sweep import Arm, Run, Sweep
+from blockwright.training.result import UNFINISHED
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,11 @@ class Findings:
 
     @property
     def lost(self) -> list[Run]:
-        return [run for run in self.sweep.runs if run.value(self.sweep.metric) is None]
+        return [run for run in self.sweep.runs if run.result.value(self.sweep.metric) is None]
 
     @property
     def unfinished(self) -> list[Run]:
-        return [run for run in self.lost if run.status == UNFINISHED]
+        return [run for run in self.lost if run.result.status == UNFINISHED]
 
     @property
     def comparisons(self) -> int:
@@ -108,9 +109,9 @@ class Findings:
 
 def why_lost(run: Run, metric: str) -> str:
     """Why a run has no final figure, in one sentence."""
-    if run.status != "completed":
-        return f"{run.status}: {run.reason}" if run.reason else run.status
-    found = run.metrics.get(metric)
+    if run.result.status != "completed":
+        return f"{run.result.status}: {run.result.reason}" if run.result.reason else run.result.status
+    found = run.result.metrics.get(metric)
     return f"logged no {metric}" if found is None else f"diverged: its {metric} is {found}"
 
 
@@ -135,13 +136,15 @@ def _corrected(finding: Finding, p: float | None) -> Finding:
 
 def _tuned(arm: Arm, sweep: Sweep) -> tuple[tuple[Rate, ...], Rate]:
     """All learning rates of an arm, and the best: of those that lost the fewest seeds, the one with the best mean."""
-    rates = tuple(
-        Rate(lr, {r.seed: v for r in runs if (v := r.value(sweep.metric)) is not None}, len({run.seed for run in runs}))
-        for lr, runs in _by_rate(arm.runs).items()
-    ) or (Rate(None, {}, 0),)
+    rates = tuple(_rate(lr, runs, sweep.metric) for lr, runs in _by_rate(arm.runs).items()) or (Rate(None, {}, 0),)
     sign = -1 if sweep.maximize else 1
     best = min(rates, key=lambda r: (-len(r.values), math.inf if r.mean is None else sign * r.mean))
     return rates, best
+
+
+def _rate(lr: float | None, runs: Sequence[Run], metric: str) -> Rate:
+    values = {run.seed: value for run in runs if (value := run.result.value(metric)) is not None}
+    return Rate(lr, values, len({run.seed for run in runs}))
 
 
 def _by_rate(runs: Sequence[Run]) -> dict[float | None, list[Run]]:
@@ -173,8 +176,8 @@ def _finding(
 
 
 def _speed_up(runs: Sequence[Run], theirs: Sequence[Run], metric: str) -> Interval | None:
-    done = {run.seed: run for run in theirs if run.value(metric) is not None}
-    pairs = [(run, done[run.seed]) for run in runs if run.seed in done and run.value(metric) is not None]
+    done = {run.seed: run for run in theirs if run.result.value(metric) is not None}
+    pairs = [(run, done[run.seed]) for run in runs if run.seed in done and run.result.value(metric) is not None]
     ratios = [statistics.speed_up(a.loss_over_tokens(), b.loss_over_tokens()) for a, b in pairs]
     known = [ratio for ratio in ratios if ratio is not None]
     return statistics.ratio_interval(known) if known else None
@@ -190,7 +193,7 @@ def _figures(runs: Sequence[Run], arm: Arm) -> dict[str, float]:
 
 def _also(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Interval]:
     """Further figures of the runs."""
-    known = {name: [value for run in runs if (value := run.value(name)) is not None] for name in names}
+    known = {name: [value for run in runs if (value := run.result.value(name)) is not None] for name in names}
     return {name: statistics.interval(values) for name, values in known.items() if values}
 
 

@@ -8,8 +8,9 @@ from xml.etree import ElementTree as ET
 
 from blockwright.lab.report.figure import Figure, colour, end_labels, label_room
 from blockwright.lab.report.findings import Finding, Findings
-from blockwright.lab.report.reading import Run
-from blockwright.lab.report.svg import Chart, Scale, cut, padded
+from blockwright.lab.report.scale import Scale, padded
+from blockwright.lab.report.svg import Chart, cut
+from blockwright.lab.report.sweep import Run
 from blockwright.lab.report.words import plain, short
 
 Points = list[tuple[float, float]]
@@ -20,7 +21,7 @@ def curves(findings: Findings, over: str) -> Figure | None:
     """Validation loss over tokens or FLOPs: a thin line per seed, a thick one for their mean, dashes for a lost run."""
     lines = {f.name: [(run, _line(run, over)) for run in f.runs] for f in findings.arms}
     kept = [(run, line) for found in lines.values() for run, line in found if len(line) > 1]
-    whole = [line for run, line in kept if run.value(findings.sweep.metric) is not None]
+    whole = [line for run, line in kept if run.result.value(findings.sweep.metric) is not None]
     if not whole:
         return None
     end = max(line[-1][0] for line in whole)
@@ -148,13 +149,13 @@ def rates(findings: Findings) -> Figure | None:
 def search(findings: Findings) -> Figure | None:
     """Each trial's figure, and the best so far."""
     metric, sign = findings.sweep.metric, -1 if findings.sweep.maximize else 1
-    done = [(run.job, v) for run in findings.sweep.runs if (v := run.value(metric)) is not None]
+    done = [(run.job, v) for run in findings.sweep.runs if (v := run.result.value(metric)) is not None]
     if len(done) < 2:
         return None
     chart = Chart("search", f"{metric} of each trial, and the best so far", 300, right=24, top=30)
     order = sorted(v * sign for _, v in done)
     worst = order[min(len(order) - 1, math.ceil(0.9 * len(order)))]
-    x = Scale(*padded([job for job, _ in done]), chart.x0, chart.x1)
+    x = Scale(*padded([job for job, _ in done]), chart.x0, chart.x1, whole=True)
     y = Scale(*padded([sign * order[0], sign * worst]), chart.y0, chart.y1)
     chart.axes(x, y, "trial", metric, lambda v: f"{v:g}")
     area, best, line = chart.clipped(), math.inf, []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from blockwright.lab.report.figure import LETTER, Figure, colour
 from blockwright.lab.report.findings import Finding, Findings
-from blockwright.lab.report.svg import Chart, Scale, cut, padded
+from blockwright.lab.report.scale import Scale, padded
+from blockwright.lab.report.svg import Chart, cut
 from blockwright.lab.report.words import around, signed
 
 
@@ -29,7 +30,7 @@ def differences(findings: Findings) -> Figure | None:
         _difference_row(chart, finding, findings, x, chart.y1 + row * (i + 0.5))
     caption = (
         f"Rings: each seed, against the same seed of {named}. Dot and bar: their mean and its 95 % interval. "
-        "A bar that crosses the line tells nothing from noise."
+        "A bar that crosses the line tells nothing from noise; one with an arrow continues beyond the axis."
     )
     return Figure(chart, "Paired differences", caption)
 
@@ -50,8 +51,7 @@ def _difference_row(chart: Chart, finding: Finding, findings: Findings, x: Scale
     chart.add("line", "grid", x1=chart.x0, x2=chart.x1, y1=at, y2=at)
     chart.add("text", "end", cut(finding.name, 18), tip=finding.name, x=chart.x0 - 9, y=at + 4)
     if found.low is not None and found.high is not None:
-        ends = [min(max(x(v), chart.x0), chart.x1) for v in (found.low, found.high)]
-        chart.add("line", f"bar {cls}", x1=ends[0], x2=ends[1], y1=at, y2=at, tip=around(found, sign=True))
+        chart.bar(cls, (x(found.low), at), (x(found.high), at), around(found, sign=True))
     for seed, value in finding.comparison.by_seed.items():
         tip = f"seed {seed}: {signed(value, 4)}"
         chart.add("circle", f"ring {cls}", cx=x(value), cy=at - 8 if found.n > 1 else at, r=3.2, tip=tip)

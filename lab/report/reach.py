@@ -10,7 +10,7 @@ from blockwright.lab.reading.chart import heat_map
 from blockwright.lab.reading.reading import FILE, Reading
 from blockwright.lab.report.figure import Figure
 from blockwright.lab.report.findings import Finding
-from blockwright.lab.report.reading import Run
+from blockwright.lab.report.sweep import Run
 from blockwright.lab.report.words import seeds
 from blockwright.registry.folder import read_json
 

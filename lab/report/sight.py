@@ -6,7 +6,7 @@ from blockwright.lab.asking.chart import sights
 from blockwright.lab.asking.found import FILE, Found
 from blockwright.lab.report.figure import Figure
 from blockwright.lab.report.findings import Finding
-from blockwright.lab.report.reading import Run
+from blockwright.lab.report.sweep import Run
 
 
 def sight(index: int, finding: Finding) -> list[Figure]:

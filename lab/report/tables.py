@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from blockwright.lab.report import words
 from blockwright.lab.report.findings import Finding, Findings
-from blockwright.lab.report.reading import Run
+from blockwright.lab.report.sweep import Run
 
 BUDGETS = (("params", "parameters"), ("active_params", "active"), ("flops", "FLOPs"), ("cache_bytes", "cache bytes"))
 
@@ -117,8 +117,8 @@ def _seed_cell(finding: Finding, seed: int, findings: Findings) -> str | Sequenc
         return "–"
     if seed not in finding.values:
         run = found[-1]
-        return (link(run, "diverged" if run.status == "completed" else run.status),)
-    run = [r for r in found if r.value(findings.sweep.metric) is not None][-1]
+        return (link(run, "diverged" if run.result.status == "completed" else run.result.status),)
+    run = [r for r in found if r.result.value(findings.sweep.metric) is not None][-1]
     value = link(run, words.plain(finding.values[seed]))
     by_seed = finding.comparison.by_seed if finding.comparison else {}
     return (value, Part(f"({words.signed(by_seed[seed], 4)})")) if seed in by_seed else (value,)
@@ -176,9 +176,10 @@ def runs(findings: Findings) -> Table:
     shared = set.intersection(*given) if len(given) > 1 else set()
     rows = []
     for run in findings.sweep.runs:
-        value = run.value(metric)
-        state = "diverged" if run.status == "completed" and value is None and metric in run.metrics else run.status
-        seconds = "–" if run.fit_seconds is None else f"{run.fit_seconds:,.0f}"
+        result, value = run.result, run.result.value(metric)
+        diverged = result.status == "completed" and value is None and metric in result.metrics
+        state = "diverged" if diverged else result.status
+        seconds = "–" if result.fit_seconds is None else f"{result.fit_seconds:,.0f}"
         rate = (f"{run.lr:g}" if run.lr is not None else "–",) if tuned else ()
         own = " ".join(o for o in run.overrides if o not in shared)
         cells = (findings.arm_of(run), str(run.seed), *rate, state, words.plain(value), seconds, own)
@@ -203,7 +204,7 @@ def lost(findings: Findings) -> Table | None:
 def trials(findings: Findings) -> Table:
     """The trials of a search, best first."""
     metric, sign = findings.sweep.metric, -1 if findings.sweep.maximize else 1
-    done = [(v, run) for run in findings.sweep.runs if (v := run.value(metric)) is not None]
+    done = [(v, run) for run in findings.sweep.runs if (v := run.result.value(metric)) is not None]
     done.sort(key=lambda pair: (sign * pair[0], pair[1].job))
     rows = [_row(link(run, str(run.job)), words.plain(v), findings.arm_of(run)) for v, run in done[:20]]
     title, named = "Best trials" if len(done) > 20 else "Trials, best first", words.headed(metric, findings.sweep)

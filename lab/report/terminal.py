@@ -35,7 +35,7 @@ def show(findings: Findings, page: Path, file: IO[str] | None = None) -> None:
     console = printing.console(file)
     better = "more" if findings.sweep.maximize else "less"
     of = ", ".join(filter(None, (findings.sweep.metric, findings.sweep.unit, f"{better} is better")))
-    console.print(f"[bold]{escape(findings.sweep.name)}[/]  {escape(of)}")
+    console.print(f"[bold]{escape(findings.sweep.title)}[/]  {escape(of)}")
     if state := words.state(findings):
         console.print(Text(f"{state}\n", style="yellow"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from blockwright.lab.report.findings import Finding, Findings
-from blockwright.lab.report.reading import UNFINISHED, Sweep
 from blockwright.lab.report.statistics import LEVEL, Comparison, Interval
+from blockwright.lab.report.sweep import Sweep
+from blockwright.training.result import UNFINISHED
 
 ARROWS = {"less": "↓", "more": "↑", None: ""}
 MINUS = "−"
@@ -39,7 +40,9 @@ def signed(value: float, decimals: int) -> str:
 
 
 def _written(value: float, decimals: int, sign: str = "") -> str:
-    how = f"{sign}.3g" if abs(value) >= HUGE else f"{sign}z,.{decimals}f"
+    if abs(value) < 0.5 * 10**-decimals:  # rounded to nothing, it has no sign
+        return f"{0:.{decimals}f}"
+    how = f"{sign}.3g" if abs(value) >= HUGE else f"{sign},.{decimals}f"
     return format(value, how).replace("-", MINUS)
 
 
@@ -102,7 +105,7 @@ def seeds(n: int) -> str:
 def tone(finding: Finding, findings: Findings) -> str:
     """baseline, better, worse, noise, unknown (one seed), unfinished or lost."""
     if finding.interval is None:
-        return "unfinished" if any(run.status == UNFINISHED for run in finding.runs) else "lost"
+        return "unfinished" if any(run.result.status == UNFINISHED for run in finding.runs) else "lost"
     if finding.is_baseline:
         return "baseline"
     if finding.comparison is None or finding.comparison.p is None:
@@ -122,7 +125,7 @@ def verdict(finding: Finding, findings: Findings) -> str:
     lost = finding.lost
     if finding.interval is None or not lost:
         return sentence
-    states = Counter(run.status if run.status != "completed" else "diverged" for run in lost)
+    states = Counter(run.result.status if run.result.status != "completed" else "diverged" for run in lost)
     listed = " and ".join(f"{count} {status}" for status, count in states.items())
     return f"{sentence} Of its {seeds(len(finding.runs))}, {listed}."
 
@@ -180,7 +183,9 @@ def _loss(finding: Finding, findings: Findings) -> str:
 def state(findings: Findings) -> str:
     """The note at the top of the report of an incomplete sweep; else empty."""
     total, lost, waiting = len(findings.sweep.runs), findings.lost, len(findings.unfinished)
-    gone = Counter("diverged" if r.status == "completed" else r.status for r in lost if r.status != UNFINISHED)
+    gone = Counter(
+        "diverged" if r.result.status == "completed" else r.result.status for r in lost if r.result.status != UNFINISHED
+    )
     parts = []
     if findings.baseline.interval is None and findings.sweep.kind != "search":
         parts.append(f"The baseline {findings.baseline.name} has no figure, so nothing is compared: see --baseline.")

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.initialise import stable_seed
 from blockwright.lab.solving.problems import Problems
+from blockwright.lab.wilson import wilson
 from blockwright.registry import ConfigError
 from blockwright.training.data.prompts import Prompt
 from blockwright.training.data.tokenizers.base import Tokenizer
-from blockwright.training.objectives.rewards.judging import judge
+from blockwright.training.objectives.rewards.base import Reward
 from blockwright.training.rollouts.engine.base import Request
 from blockwright.training.rollouts.engine.native import Native
-
-Z = 1.959964  # of a 95 % interval
+from blockwright.training.rollouts.judging import judge_rollout
+from blockwright.training.rollouts.record import Rollout
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,29 @@ class Solved:
     completions: list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A completion of a prompt.
+
+    Args:
+        prompt: its number
+        completion: its text
+        reward: None where no part of the reward has judged it
+        sampled: False for the likeliest completion
+        ended: False if it was cut off
+    """
+
+    prompt: int
+    completion: str
+    reward: float | None
+    sampled: bool
+    ended: bool
+
+    def to_plain(self) -> dict[str, Any]:
+        """As written to a file, beside the text of its prompt."""
+        return {"completion": self.completion, "reward": self.reward, "sampled": self.sampled}
+
+
 def solve(
     decoder: Decoder,
     tokenizer: Tokenizer,
@@ -79,59 +103,78 @@ def solve(
     Raises:
         ConfigError: the reward has judged no likeliest completion, or never as many of a prompt as a pass@k needs
     """
-    reward, sampling, size = problems.judge(), problems.sampling(), max(1, rows // problems.samples)
-    weights = [weight for weight, _ in reward.parts().values()]
-    completions: list[dict[str, Any]] = []
-    right: dict[bool, list[tuple[int, int]]] = {False: [], True: []}  # sampled → judged and right ones of each prompt
-    failures = ended = 0
+    reward, size = problems.judge(), max(1, rows // problems.samples)
+    sampled, greedy = problems.sampling(), replace(problems.sampling(), temperature=0.0)
+    answers: list[Answer] = []
+    failures = 0
     for start in range(0, len(prompts), size):
-        batch = prompts[start : start + size]
-        for sampled, copies in ((False, 1), (True, problems.samples)):
-            places = [(start + i, copy) for i in range(len(batch)) for copy in range(copies)]
-            seeds = [stable_seed(seed, f"solve/{i}/{copy}") for i, copy in places]
-            how = sampling if sampled else replace(sampling, temperature=0.0)
-            request = Request([p.ids for p in batch], seeds, problems.max_new_tokens, how, ends)
-            found = Native().sample(decoder, request)
-            texts = [tokenizer.decode(each) for each in found.completions]
-            asked = [prompts[i] for i, _ in places]
-            names = set.intersection(*(set(p.columns) for p in asked))
-            columns: dict[str, list[Any]] = {name: [p.columns[name] for p in asked] for name in sorted(names)}
-            columns |= {"n_tokens": [len(c) for c in found.completions], "ended": found.ended}
-            rewards, failed = judge(reward, [p.text for p in asked], texts, columns)
+        batch = range(start, min(start + size, len(prompts)))
+        for how, copies in ((greedy, 1), (sampled, problems.samples)):
+            places = [i for i in batch for _ in range(copies)]
+            seeds = [stable_seed(seed, f"solve/{i}/{copy}") for i in batch for copy in range(copies)]
+            request = Request([prompts[i].ids for i in places], seeds, problems.max_new_tokens, how, ends)
+            rollout = Native().sample(decoder, request)
+            rewards, failed = judge_rollout(reward, tokenizer, [prompts[i] for i in places], rollout)
+            answers += _answers(reward, tokenizer, places, rollout, rewards, how is sampled)
             failures += failed
-            totals = [_total(weights, each) for each in zip(*rewards.values(), strict=True)]
-            ended += sum(found.ended) if sampled else 0
-            for prompt, text, total in zip(asked, texts, totals, strict=True):
-                completions.append({"prompt": prompt.text, "completion": text, "reward": total, "sampled": sampled})
-            for i in range(len(batch)):
-                mine = [total for total in totals[i * copies : (i + 1) * copies] if total is not None]
-                right[sampled].append((len(mine), sum(total >= problems.right for total in mine)))
-        tell(f"{min(start + size, len(prompts))} of {len(prompts)} prompts answered")
-    drawn = [each["reward"] for each in completions if each["sampled"]]
-    judged = [reward for reward in drawn if reward is not None]
+        tell(f"{batch.stop} of {len(prompts)} prompts answered")
+    return _solved(problems, prompts, answers, failures)
+
+
+def _answers(
+    reward: Reward,
+    tokenizer: Tokenizer,
+    places: Sequence[int],
+    rollout: Rollout,
+    rewards: Mapping[str, Sequence[float]],
+    sampled: bool,
+) -> list[Answer]:
+    weights = [weight for weight, _ in reward.parts().values()]
+    totals = [_total(weights, each) for each in zip(*rewards.values(), strict=True)]
+    texts = map(tokenizer.decode, rollout.completions)
+    columns = zip(places, texts, totals, rollout.ended, strict=True)
+    return [Answer(prompt, text, total, sampled, ended) for prompt, text, total, ended in columns]
+
+
+def _solved(problems: Problems, prompts: Sequence[Prompt], answers: Sequence[Answer], failures: int) -> Solved:
+    drawn = [answer for answer in answers if answer.sampled]
+    rewards = [answer.reward for answer in drawn if answer.reward is not None]
+    kept = ({"prompt": prompts[a.prompt].text, **a.to_plain()} for a in answers)
     return Solved(
         len(prompts),
-        sum(each["reward"] is not None for each in completions) / len(completions),
-        _share(right[False], 1),
-        {k: _share(right[True], k) for k in problems.attempts},
-        sum(judged) / len(judged),
-        1 - ended / len(drawn),
+        sum(answer.reward is not None for answer in answers) / len(answers),
+        _share(_counts([answer for answer in answers if not answer.sampled], problems.right), 1),
+        {k: _share(_counts(drawn, problems.right), k) for k in problems.attempts},
+        sum(rewards) / len(rewards),
+        1 - sum(answer.ended for answer in drawn) / len(drawn),
         failures,
-        completions,
+        list(kept),
     )
 
 
+def _counts(answers: Sequence[Answer], right: float) -> list[tuple[int, int]]:
+    """Of each prompt: the completions with a reward, and the right ones among them."""
+    rewards: dict[int, list[float]] = {}
+    for answer in answers:
+        rewards.setdefault(answer.prompt, []).extend([] if answer.reward is None else [answer.reward])
+    return [(len(each), sum(reward >= right for reward in each)) for each in rewards.values()]
+
+
 def _share(counts: Sequence[tuple[int, int]], k: int) -> Share:
-    """pass@k over the prompts of which at least k completions have a reward, given (those, right ones) of each.
+    """pass@k over the prompts of which at least k completions have a reward, and Wilson's interval.
+
+    The interval holds for prompts drawn like these; draws of completions are part of it.
 
     Raises:
-        ConfigError: there is none
+        ConfigError: there is no such prompt
     """
     each = [pass_at_k(n, right, k) for n, right in counts if n >= k]
     if not each:
         rule = f"no prompt has {k} completion{'s' * (k > 1)} with a reward: it failed, or has no opinion"
         raise ConfigError("task.reward", None, rule, "See the warnings above, and the columns that it reads")
-    return wilson(sum(each) / len(each), len(each))
+    value = sum(each) / len(each)
+    centre, half = wilson(value, len(each))
+    return Share(value, max(0.0, centre - half), min(1.0, centre + half))
 
 
 def _total(weights: Sequence[float], values: Sequence[float]) -> float | None:
@@ -146,14 +189,3 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     Chen et al. 2021, arXiv 2107.03374, eq. 1: 1 − C(n − c, k) / C(n, k). 1 − (1 − c/n)^k would be too low.
     """
     return 1 - math.comb(n - right, k) / math.comb(n, k)
-
-
-def wilson(share: float, n: int) -> Share:
-    """Wilson's 95 % interval of a share of n prompts, which is not empty even at 0 and 1.
-
-    It is that of n draws of 0 or 1. Estimates of pass@k between 0 and 1 vary less, so theirs is as wide as need be, or
-    wider. It holds for prompts drawn like these; draws of completions are part of it.
-    """
-    centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return Share(share, max(0.0, centre - half), min(1.0, centre + half))

@@ -85,6 +85,15 @@ class Problems:
         except BlockError as error:
             raise ConfigError(f"task.{error.parameter}", error.value, error.rule, error.remedy) from None
 
+    def check(self) -> None:
+        """Check the reward and the sampling.
+
+        Raises:
+            ConfigError: a value that is refused
+        """
+        self.judge()
+        self.sampling()
+
     def judge(self) -> Reward:
         """The reward."""
         scope = Scope({}, {"max_new_tokens": self.max_new_tokens})

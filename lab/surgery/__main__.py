@@ -1,9 +1,9 @@
 """``blockwright surgery RUN [OVERRIDE …] [--ledger] [--out OUT]``: trained weights in another composition.
 
 OVERRIDES change the composition of RUN, as in blockwright train (model/attention=mla model.ffn.n_experts=8), and choose
-operators (surgery/transplant=drop surgery.exact=true). The ledger says for every operator, before a token is trained,
-how far it moves the logits on random tokens, whether it is exact, and how many parameters it copies, derives and draws;
-with --ledger also the difference of the loss on validation text. OUT is a folder to start from:
+operators (surgery/transplant=drop surgery.exact=true). The ledger, a table of the operators, says of each before a
+token is trained how far it moves the logits on random tokens, whether it is exact, and how many parameters it copies,
+derives and draws; with --ledger also the difference of the loss on validation text. OUT is a folder to start from:
 blockwright train init_from=OUT model=pretrained.
 """
 

@@ -27,7 +27,7 @@ class Row:
 
     Args:
         line: of the ledger: its claim, and the measurement on random tokens
-        loss: difference of the mean loss on the text with this operator alone, in nats a token; None if not measured
+        loss: difference of the mean loss on the text with this operator alone, in nats per token; None if not measured
     """
 
     line: Line
@@ -70,7 +70,7 @@ def _loss(line: Line, old: Decoder, base: Decoder, new: Decoder, windows: Sequen
 
 @torch.inference_mode()
 def loss_difference(old: Decoder, new: Decoder, windows: Iterable[Window]) -> float:
-    """Difference of the mean loss in nats a token, new − old."""
+    """Difference of the mean loss in nats per token, new − old."""
     nats, scored = 0.0, 0
     for tokens, targets in windows:
         before, after = (decoder.nll(decoder.hidden(tokens)[0], targets) for decoder in (old, new))
@@ -80,7 +80,7 @@ def loss_difference(old: Decoder, new: Decoder, windows: Iterable[Window]) -> fl
 
 
 def costs(model: Mapping[str, Any], context: int) -> dict[str, float]:
-    """Parameters, cache of one sequence of ``context`` tokens in bf16, and FLOPs a token of it."""
+    """Parameters, cache of one sequence of ``context`` tokens in bf16, and FLOPs per token of it."""
     decoder = compose(model, device="meta")
     return {
         "parameters": count_parameters(decoder).total,
@@ -146,7 +146,7 @@ def cost_table(before: Mapping[str, float], after: Mapping[str, float], context:
     for key, label, write in (
         ("parameters", "parameters", lambda v: f"{v:,.0f}"),
         ("cache_bytes", "cache in bf16", in_bytes),
-        ("forward_flops_per_token", "FLOPs a token, forward", lambda v: f"{v:,.0f}"),
+        ("forward_flops_per_token", "FLOPs per token, forward", lambda v: f"{v:,.0f}"),
     ):
         ratio = f"{after[key] / before[key]:.3f}" if before[key] else ""
         shown.add_row(label, write(before[key]), write(after[key]), ratio)

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,9 @@ from blockwright.registry.command import Parser, run_command
 from blockwright.registry.printing import show as print_table
 from blockwright.registry.quoting import quoted
 from blockwright.training import jobs as training_jobs
-from blockwright.training.jobs import RESULTS, results_of
-from blockwright.training.writing import write_json
+from blockwright.training.result import LOST, Result
 
 ACTIONS = ("status", "resume", "retry", "stop", "job")
-BAD = ("failed", "diverged")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -99,9 +98,9 @@ def make_way(sweep: Path, jobs: Sequence[int] | None) -> list[int]:
     """Choose the jobs to retry, and set their results aside."""
     chosen = to_retry(rows_of(sweep), jobs)
     for job in chosen:
-        results = results_of(sweep / str(job)) or {}
-        kept = set_aside(sweep / str(job), results)
-        if results.get("status") == "diverged":
+        result = Result.read(sweep / str(job))
+        kept = set_aside(sweep / str(job), result)
+        if result.status == "diverged":
             again = "it restarts from scratch, since from its checkpoint it would diverge again"
             print(f"job {job} diverged: {again}{kept}")
     return chosen
@@ -187,7 +186,7 @@ def to_retry(rows: Sequence[Mapping[str, Any]], jobs: Sequence[int] | None) -> l
     Raises:
         ConfigError: a given job does not exist, or did not fail
     """
-    bad = [row["job"] for row in rows if row["status"] in BAD]
+    bad = [row["job"] for row in rows if row["status"] in LOST]
     if jobs is None:
         return bad
     status = {row["job"]: row["status"] for row in rows}
@@ -240,22 +239,22 @@ def ask_again(sweep: Path, plan: dict[str, Any], jobs: Sequence[int] | None) -> 
     """Enqueue new trials with the parameters of those that failed: a study cannot change a finished trial."""
     from blockwright.lab.sweep.study import open_study
 
-    chosen = [job for job in to_retry(rows_of(sweep), jobs) if _is_bad(sweep / str(job))]
+    chosen = [job for job in to_retry(rows_of(sweep), jobs) if _can_retry(sweep / str(job))]
     study = open_study(sweep, plan)
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
     for job in chosen:
         study.enqueue_trial(trials[job].params)
-        results = results_of(sweep / str(job)) or {}
+        result = Result.read(sweep / str(job))
         again = max(trial.number for trial in study.get_trials(deepcopy=False))
-        row = {**results, "retried_as": again, "reason": f"{results.get('reason', '')}; retried as job {again}"}
+        retried = replace(result, retried_as=again, reason=f"{result.reason}; retried as job {again}")
         plan["n_trials"] += 1
         plans.write(sweep, plan)
-        write_json(sweep / str(job) / RESULTS, row)
+        retried.write(sweep / str(job))
 
 
-def _is_bad(job: Path) -> bool:
-    results = results_of(job)
-    return results is not None and results["status"] in BAD and "retried_as" not in results
+def _can_retry(job: Path) -> bool:
+    result = Result.read(job)
+    return result.lost and result.retried_as is None
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from blockwright.registry import ConfigError
-from blockwright.training.figure import Figure, better_of, read_records
+from blockwright.training.figure import Figure, better_of
+from blockwright.training.result import Result
 
 
 def maximizes(path: str, metric: str, described: Figure | None, *asked: tuple[str, Any]) -> bool:
@@ -24,7 +25,7 @@ def maximizes(path: str, metric: str, described: Figure | None, *asked: tuple[st
     return better_of(path, metric, described, *asked) == "more"
 
 
-def described(results: Iterable[Mapping[str, Any]], where: str) -> dict[str, Figure]:
+def described(results: Iterable[Result], where: str) -> dict[str, Figure]:
     """The figures that runs describe: logged name → its unit and direction.
 
     Args:
@@ -36,7 +37,7 @@ def described(results: Iterable[Mapping[str, Any]], where: str) -> dict[str, Fig
     """
     found: dict[str, Figure] = {}
     for each in results:
-        for name, figure in read_records(each).items():
+        for name, figure in each.figures.items():
             if (known := found.setdefault(name, figure)).better != figure.better:
                 rule = f"holds runs that disagree on {name}: {_way(known)} is better, and {_way(figure)} is"
                 raise ConfigError("DIR", where, rule, "Restore its results.json, or leave out the run that was changed")

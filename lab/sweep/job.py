@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +28,7 @@ from blockwright.registry.quoting import quoted
 from blockwright.training import jobs
 from blockwright.training.checkpoints.find import newest
 from blockwright.training.checkpoints.places import FOLDER
-from blockwright.training.jobs import RESULTS, record_failure, results_of
+from blockwright.training.result import RESULTS, Result, record_failure
 from blockwright.training.stops import DIVERGED, PREEMPTED, SIGNALS
 from blockwright.training.writing import write_json
 
@@ -38,7 +39,6 @@ IDLE = 3  # such attempts after which a stop counts as a failure
 TAIL = 3  # log lines in a reason
 MESSAGE = Path("/dev/termination-log")
 LIMIT = 4096  # bytes of a termination message
-KEPT = ("status", "parameters", "active_parameters", "save_seconds")  # of the results, in a message beside figures
 INDEX = "JOB_COMPLETION_INDEX"  # set in a pod: its node
 NAMES_S = 300  # until the names of a job's pods must be known
 
@@ -64,8 +64,8 @@ def conclude(folder: Path, code: int, start: int, final: bool = True) -> None:
         final: whether no further attempt follows
     """
     if code == 0:
-        if results_of(folder) is None:
-            write_json(folder / RESULTS, {"status": "completed", "metrics": {}})
+        if not Result.read(folder).ended:
+            Result("completed").write(folder)
     elif final:
         record_failure(folder, why(folder / LOG, start, code), "diverged" if code == DIVERGED else "failed")
 
@@ -88,16 +88,16 @@ def run_job(sweep: Path, number: int, overrides: Sequence[str] | None = None) ->
     sweep = sweep.resolve()
     folder, first = sweep / str(number), node == 0
     plan, job = _planned(sweep, number, overrides)
-    results = results_of(folder) or {}
-    if results.get("status") in ("completed", "pruned"):  # a pod that was lost after its run had ended
-        print(f"job {number} is {results['status']}", flush=True)
-        return _reported(results, 0) if first else 0
+    result = Result.read(folder)
+    if result.status in ("completed", "pruned"):  # a pod that was lost after its run had ended
+        print(f"job {number} is {result.status}", flush=True)
+        return _reported(result, 0) if first else 0
     if not in_pod and locks.is_taken(folder):
         raise ConfigError("N", number, "is running", f"See blockwright sweep status {sweep}")
     tries = 0
     if first:
         probe(folder)
-        set_aside(folder, results)
+        set_aside(folder, result)
         tries = _attempts(folder)
     environment = {**os.environ, **_joined(node, tries)}
     arguments, checkpoint = command(sweep, plan, job)
@@ -112,10 +112,12 @@ def run_job(sweep: Path, number: int, overrides: Sequence[str] | None = None) ->
         code = 1
     if code != PREEMPTED:
         conclude(folder, code, start, final=not in_pod or code in (REFUSED, DIVERGED))
-    found = results_of(folder) or {"status": "stopped" if code == PREEMPTED else "failed"}
-    if code not in (0, PREEMPTED) and "reason" not in found:
-        found["reason"] = why(folder / LOG, start, code)
-    return _reported(found, code)
+    result = Result.read(folder)
+    if not result.ended:
+        result = Result("stopped" if code == PREEMPTED else "failed")
+    if code not in (0, PREEMPTED) and not result.reason:
+        result = replace(result, reason=why(folder / LOG, start, code))
+    return _reported(result, code)
 
 
 def _planned(sweep: Path, number: int, overrides: Sequence[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -155,14 +157,14 @@ def probe(folder: Path) -> None:
         raise ConfigError("DIR", str(folder), rule, remedy) from None
 
 
-def set_aside(job: Path, results: Mapping[str, Any]) -> str:
+def set_aside(job: Path, result: Result) -> str:
     """Make way for another attempt of a job that failed: its results, and its checkpoints if it diverged.
 
     Returns:
         where its checkpoints are, as a clause; empty if they were not moved
     """
     usual, kept = job / FOLDER, ""
-    if results.get("status") == "diverged" and usual.exists():  # from its checkpoint it would diverge again
+    if result.status == "diverged" and usual.exists():  # from its checkpoint it would diverge again
         moved = usual.resolve().with_name(f"{usual.resolve().name}.diverged.{time.time_ns()}")  # unlike earlier ones
         usual.resolve().rename(moved)
         if usual.is_symlink():
@@ -247,35 +249,38 @@ def _copy(output: IO[bytes], log: IO[bytes]) -> None:
                     print(f"warning: the job's output is no longer written to {copy.name} ({error})", file=sys.stderr)
 
 
-def _reported(results: Mapping[str, Any], code: int) -> int:
+def _reported(result: Result, code: int) -> int:
     """Leave the termination message of a pod; returns the exit code, for a signal as a shell does."""
     code = code if code >= 0 else 128 - code
     if INDEX in os.environ:
         try:
-            Path(os.environ.get("TERMINATION_MESSAGE", MESSAGE)).write_text(message(results, code))
+            Path(os.environ.get("TERMINATION_MESSAGE", MESSAGE)).write_text(message(result, code))
         except OSError as error:
             print(f"warning: no termination message ({error})", file=sys.stderr)
     return code
 
 
-def message(results: Mapping[str, Any], code: int) -> str:
-    """Results within the 4 KiB of a termination message.
+def message(result: Result, code: int) -> str:
+    """A result within the 4 KiB of a termination message.
 
     Of too many figures those stay that a sweep may compare, the table's first: they have a direction.
     """
-    kept: dict[str, Any] = {key: results[key] for key in KEPT if results.get(key)}
-    kept |= {"code": code, **({"reason": str(results["reason"])[:1000]} if results.get("reason") else {})}
-    metrics, described = (results.get(key) or {} for key in ("metrics", "figures"))
-    compared = [name for name, of in described.items() if of.get("better") is not None]
-    for name in dict.fromkeys([*FIGURES, *compared, *metrics]):
-        if name not in metrics:
-            continue
-        of = {"figures": {**kept.get("figures", {}), name: described[name]}} if name in described else {}
-        more = {**kept, "metrics": {**kept.get("metrics", {}), name: metrics[name]}, **of}
-        if len(json.dumps(more).encode()) > LIMIT:
+    compared = [name for name, figure in result.figures.items() if figure.better is not None]
+    names = [name for name in dict.fromkeys([*FIGURES, *compared, *result.metrics]) if name in result.metrics]
+    short = replace(result, steps=None, fit_seconds=None, code=code, reason=result.reason[:1000])
+    kept = _with_figures(short, [])
+    for count in range(1, len(names) + 1):
+        if len((more := _with_figures(short, names[:count])).encode()) > LIMIT:
             break
         kept = more
-    return json.dumps(kept)
+    return kept
+
+
+def _with_figures(result: Result, names: Sequence[str]) -> str:
+    """A result with some of its figures, as JSON."""
+    metrics = {name: result.metrics[name] for name in names}
+    figures = {name: result.figures[name] for name in names if name in result.figures}
+    return json.dumps(replace(result, metrics=metrics, figures=figures).to_plain())
 
 
 def why(log: Path, start: int, code: int) -> str:

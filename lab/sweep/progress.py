@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from blockwright.lab.sweep.table import best_of
-from blockwright.training.jobs import RESULTS, results_of
+from blockwright.training.result import RESULTS, Result
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Count:
 
 def count(sweep: Path, plan: Mapping[str, Any]) -> Count:
     """Count all jobs of a sweep."""
-    ended = [(p, r["status"]) for p in sweep.iterdir() if p.name.isdigit() and (r := results_of(p))]
-    failed = sum(status in ("failed", "diverged") for _, status in ended)
+    ended = [(p, r) for p in sweep.iterdir() if p.name.isdigit() and (r := Result.read(p)).ended]
+    failed = sum(result.lost for _, result in ended)
     took = [seconds for job, _ in ended if (seconds := _seconds(job)) is not None]
     total = len(plan["jobs"]) if "jobs" in plan else plan.get("n_trials")
     return Count(len(ended) - failed, failed, total, sum(took) / len(took) if took else None)
@@ -60,13 +60,13 @@ def _seconds(job: Path) -> float | None:
 
 def ended_line(sweep: Path, plan: Mapping[str, Any], job: int, workers: int) -> str:
     """One line on a job that has just ended, and on the sweep."""
-    counted, results = count(sweep, plan), results_of(sweep / str(job)) or {"status": "unfinished"}
-    value = results.get("metrics", {}).get(plan["metric"])
-    status = "done" if results["status"] == "completed" else results["status"]
-    result = f"{plan['metric']} {value:.4f}" if value is not None and status == "done" else results.get("reason", "")
-    result = f"logged no {plan['metric']}" if value is None and status == "done" else result
+    counted, result = count(sweep, plan), Result.read(sweep / str(job))
+    value = result.metrics.get(plan["metric"])
+    status = "done" if result.status == "completed" else result.status if result.ended else "unfinished"
+    figure = f"logged no {plan['metric']}" if value is None else f"{plan['metric']} {value:.4f}"
+    outcome = figure if status == "done" else result.reason if result.ended else ""
     ended = f"{counted.done + counted.failed}{f'/{counted.total}' if counted.total else ''} ended"
-    parts = [f"job {job} {status}: {result}" if result else f"job {job} {status}", ended]
+    parts = [f"job {job} {status}: {outcome}" if outcome else f"job {job} {status}", ended]
     if (best := best_of(sweep, plan)) is not None:
         parts.append(f"best {best[1]:.4f} (job {best[0]})")
     left = counted.left(workers)

@@ -19,7 +19,7 @@ from blockwright.lab.sweep.locks import take_sweep
 from blockwright.lab.sweep.progress import Display
 from blockwright.lab.sweep.table import exit_code, summarise
 from blockwright.registry import REFUSED, ConfigError
-from blockwright.training.jobs import record_failure, results_of
+from blockwright.training.result import Result, record_failure
 from blockwright.training.stops import DIVERGED, PREEMPTED, SIGNALS
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -53,7 +53,7 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
     lock = take_sweep(directory)
     try:
         waiting = [j for j in plan["jobs"] if jobs is None or j["job"] in jobs]
-        waiting = [j for j in waiting if results_of(directory / str(j["job"])) is None]
+        waiting = [j for j in waiting if not Result.read(directory / str(j["job"])).ended]
         with _noted() as signals, Display(directory, plan, workers) as display:
             display.say(f"{directory}: {len(waiting)} of {len(plan['jobs'])} jobs to run, {workers} at a time")
             _Runner(directory, plan, workers, lock, display).run(waiting, signals)
@@ -137,13 +137,14 @@ class _Runner:
         """Take the first job that can start off the list; None if all others wait for jobs that run."""
         for job in list(waiting):
             start = job.get("after")
-            results = None if start is None else results_of(self.directory / str(start))
-            if results is None and start in [j["job"] for j in waiting] + [r.job["job"] for r in self.running]:
+            result = None if start is None else Result.read(self.directory / str(start))
+            ended = result is not None and result.ended
+            if not ended and start in [j["job"] for j in waiting] + [r.job["job"] for r in self.running]:
                 continue
             waiting.remove(job)
-            if start is None or (results or {}).get("status") == "completed":
+            if result is None or result.status == "completed":
                 return job
-            if results is None:
+            if not ended:
                 self.display.say(f"job {job['job']} is left: job {start}, whose weights it starts from, has not run")
                 continue
             record_failure(self.directory / str(job["job"]), f"job {start}, whose weights it starts from, has failed")

@@ -35,7 +35,7 @@ from blockwright.registry.quoting import quoted
 from blockwright.training.checkpoints.find import newest
 from blockwright.training.configuration import figures
 from blockwright.training.configuration.instantiate import check_target
-from blockwright.training.jobs import record_failure, results_of
+from blockwright.training.result import Result, record_failure
 
 log = logging.getLogger(__name__)
 OWNER = "blockwright_sweep"  # attribute of a trial: its folder, since searches may share a study
@@ -159,11 +159,10 @@ class Search:
 
     def _tell_from_disk(self, number: int) -> bool:
         """Report a trial that had ended when the search was killed; returns whether it had."""
-        results = results_of(self.folder / str(number))
-        if results is None:
+        result = Result.read(self.folder / str(number))
+        if not result.ended:
             return False
-        value = results.get("metrics", {}).get(self.plan["metric"])
-        self._tell(number, value if results["status"] == "completed" else None)
+        self._tell(number, result.metrics.get(self.plan["metric"]) if result.status == "completed" else None)
         return True
 
     def _run(self, jobs: list[tuple[int, list[str]]]) -> None:
@@ -186,10 +185,10 @@ class Search:
 
     def _tell(self, number: int, value: float | None) -> None:
         """Report a trial's value once; None or NaN is the worst value, a pruned trial its last one."""
-        results = results_of(self.folder / str(number)) or {}
+        result = Result.read(self.folder / str(number))
         worst = -math.inf if self.plan["direction"] == "maximize" else math.inf
         outcome: dict[str, Any] = {"values": worst if value is None or math.isnan(value) else value}
-        if results.get("status") == "pruned":
+        if result.status == "pruned":
             outcome = {"state": TrialState.PRUNED}
         try:
             self._open(number).tell(number, **outcome)

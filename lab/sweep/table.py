@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from blockwright.lab.sweep.direction import described, maximizes
 from blockwright.lab.sweep.locks import is_taken
 from blockwright.lab.sweep.plan import PLAN, name_of, overrides_of, read
 from blockwright.registry.printing import show
-from blockwright.training.jobs import RESULTS, results_of
+from blockwright.training.result import LOST, RESULTS, UNFINISHED, Result
 
+LEFT = {"status": UNFINISHED}
 FIGURES = ("val/loss", "val/bits_per_byte", "test/loss", "speed/tokens_per_second")
 
 
@@ -39,21 +39,20 @@ def rows_of(sweep: Path, states: Mapping[int, Mapping[str, str]] | None = None) 
     live = is_taken(sweep)
     rows = []
     for job, overrides in given.items():
-        known: Any = None if states is None else states.get(job, {"status": "unfinished"})
-        results: Any = results_of(sweep / str(job)) or known or _without_results(sweep / str(job), live)
-        metrics = results.get("metrics", {})
-        row: dict[str, Any] = {"job": job, "name": name_of(jobs.get(job, {})), "status": results["status"]}
+        if not (result := Result.read(sweep / str(job))).ended:
+            result = _at_work(sweep / str(job), live) if states is None else Result.of(states.get(job, LEFT))
+        row: dict[str, Any] = {"job": job, "name": name_of(jobs.get(job, {})), "status": result.status}
         row["overrides"] = " ".join(o for o in overrides if o not in common)
-        row |= {"parameters": results.get("parameters"), "active_parameters": results.get("active_parameters")}
-        row |= {name: metrics.get(name) for name in (*FIGURES, plan.get("metric", FIGURES[0]))}
-        row["reason"] = results.get("reason", "")
+        row |= {"parameters": result.parameters, "active_parameters": result.active_parameters}
+        row |= {name: result.metrics.get(name) for name in (*FIGURES, plan.get("metric", FIGURES[0]))}
+        row["reason"] = result.reason
         rows.append(row)
     return rows
 
 
 def exit_code(rows: Sequence[Mapping[str, Any]]) -> int:
     """Of a sweep's table: 1 if every job has failed or diverged, for scripts that continue with its results."""
-    return int(bool(rows) and all(row["status"] in ("failed", "diverged") for row in rows))
+    return int(bool(rows) and all(row["status"] in LOST for row in rows))
 
 
 def summarise(sweep: Path) -> list[dict[str, Any]]:
@@ -78,33 +77,30 @@ def best_of(sweep: Path, plan: Mapping[str, Any]) -> tuple[int, float] | None:
     Raises:
         ConfigError: the plan and the runs contradict each other
     """
-    metric, known = plan.get("metric", FIGURES[0]), []
-    folders = (p for p in sweep.iterdir() if p.name.isdigit())
-    for folder in sorted(folders, key=lambda p: int(p.name)):  # of a tie the first
-        results = results_of(folder) or {}
-        value = results.get("metrics", {}).get(metric)
-        if results.get("status") == "completed" and value is not None and math.isfinite(value):
-            known.append((value, int(folder.name), results))
-    figure = described((results for *_, results in known), str(sweep)).get(metric)
-    if not known or (figure is None and "direction" not in plan):
+    metric = plan.get("metric", FIGURES[0])
+    jobs = sorted(int(p.name) for p in sweep.iterdir() if p.name.isdigit())  # of a tie the first
+    results = {job: Result.read(sweep / str(job)) for job in jobs}
+    values = {job: value for job, result in results.items() if (value := result.value(metric)) is not None}
+    figure = described((results[job] for job in values), str(sweep)).get(metric)
+    if not values or (figure is None and "direction" not in plan):
         return None
     asked = (f"direction of {sweep / PLAN}", plan.get("direction"))
     most = maximizes(f"metric of {sweep / PLAN}", metric, figure, asked)
-    value, job, _ = (max if most else min)(known, key=lambda row: row[0])
-    return job, value
+    return (max if most else min)(values.items(), key=lambda each: each[1])
 
 
 def _plan(sweep: Path) -> dict[str, Any]:
     return read(sweep) if (sweep / PLAN).exists() else {}
 
 
-def _without_results(job: Path, live: bool) -> dict[str, Any]:
+def _at_work(job: Path, live: bool) -> Result:
+    """The state of a job of this machine that has no result."""
     if not job.is_dir():
-        return {"status": "waiting" if live else "unfinished", "reason": "" if live else "not begun"}
+        return Result("waiting") if live else Result(UNFINISHED, reason="not begun")
     if is_taken(job):
-        return {"status": "running"}
+        return Result("running")
     stopped = (job / "checkpoints" / "last.ckpt").exists()
-    return {"status": "unfinished", "reason": "stopped, with a checkpoint" if stopped else f"no {RESULTS}"}
+    return Result(UNFINISHED, reason="stopped, with a checkpoint" if stopped else f"no {RESULTS}")
 
 
 def table_of(rows: list[dict[str, Any]], title: str, best: tuple[int, float] | None) -> Table:
@@ -123,7 +119,7 @@ def table_of(rows: list[dict[str, Any]], title: str, best: tuple[int, float] | N
     for row in rows:
         overrides = Text(row["name"] if named else row["overrides"].replace(" ", "\n"))
         if row["status"] != "completed":
-            style = "red" if row["status"] in ("failed", "diverged", "unfinished") else "dim"
+            style = "red" if row["status"] in (*LOST, UNFINISHED) else "dim"
             table.add_row(str(row["job"]), overrides, row["status"], style=style)
             continue
         figures = ("val/loss", "val/bits_per_byte", "active_parameters", "speed/tokens_per_second", *further)

@@ -41,7 +41,7 @@ def described(metrics: Iterable[str], **other: str | None) -> dict[str, Any]:
     """What results.json says of figures: of losses less is better, of speeds more, of others what is given."""
     usual = {"loss": "less", "bits_per_byte": "less", "perplexity": "less", "tokens_per_second": "more", **other}
     known = {name: usual[name.rpartition("/")[2]] for name in metrics if name.rpartition("/")[2] in usual}
-    units = {name: "nats a token" if name.endswith("loss") else "" for name in known}
+    units = {name: "nats per token" if name.endswith("loss") else "" for name in known}
     return {name: {"unit": units[name], "better": better} for name, better in known.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +21,10 @@ from blockwright.blocks.cost import cache_bytes, forward_flops_per_token
 from blockwright.lab import curves
 from blockwright.lab.report.single import expert_load, losses
 from blockwright.lab.report.svg import standalone
-from blockwright.lab.run_report import RunReport, results_table
+from blockwright.lab.run_report import RunReport, table_of
 from blockwright.training.entry.run import run
-from blockwright.training.figure import OF_TEXT, declared, records
+from blockwright.training.figure import OF_TEXT, by_name, declared
+from blockwright.training.result import Result
 from blockwright.training.stops import Interrupted
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.pairs import Pairwise
@@ -126,29 +128,37 @@ def test_load_is_drawn_for_layers_of_different_width(tmp_path: Path) -> None:
     expert_load({"0": [0.0, 0.0]})  # nothing routed yet
 
 
+def test_figure_of_the_whole_set_is_not_joined_to_the_curve_of_windows(tmp_path: Path) -> None:
+    (tmp_path / "loss.svg").write_text(standalone(losses([], [(1, 2.0), (2, 1.0)], [(2, 1.5)])))
+    circles = [e.get("class") for e in ElementTree.parse(tmp_path / "loss.svg").iter() if e.tag.endswith("circle")]
+    assert circles == ["dot s1", "dot s1", "ring s1", "ring s1"]  # the last is of the legend
+    (curve,) = (e for e in ElementTree.parse(tmp_path / "loss.svg").iter() if e.tag.endswith("path"))
+    assert curve.get("d", "").count(",") == 2
+
+
 def test_table_leaves_out_what_was_not_measured() -> None:
-    results = {"parameters": 1000, "active_parameters": 600, "steps": 3, "fit_seconds": 1.5}
+    run = Result("completed", parameters=1000, active_parameters=600, steps=3, fit_seconds=1.5)
     metrics = {"val/loss": 1.25, "val_load/layer1/max_violation": 0.5}
-    table = results_table({**results, "metrics": metrics, "figures": records(metrics, OF_TEXT)})
+    table = table_of(replace(run, metrics=metrics, figures=by_name(metrics, OF_TEXT)))
     cells = [list(column.cells) for column in table.columns]
     assert cells[0] == ["parameters", "optimizer steps", "validation loss", "busiest expert over the mean"]
     assert cells[1] == ["1,000", "3", "1.25", "1.5"]
 
 
 def test_loss_of_a_task_on_pairs_is_no_nats_a_token() -> None:
-    results = {"parameters": 1000, "active_parameters": 600, "steps": 3, "fit_seconds": 1.5}
+    run = Result("completed", parameters=1000, active_parameters=600, steps=3, fit_seconds=1.5)
     metrics = {"val/loss": 0.69, "val/accuracy": 0.5, "train/loss": 0.7}
-    table = results_table({**results, "metrics": metrics, "figures": records(metrics, declared(Pairwise))})
+    table = table_of(replace(run, metrics=metrics, figures=by_name(metrics, declared(Pairwise))))
     name, value, unit, better = (list(column.cells)[2:] for column in table.columns)
     assert name == ["validation loss", "validation accuracy", "last training loss"]
-    assert value == ["0.69", "0.5", "0.7"] and unit == ["nats a pair", "of pairs", "nats a pair"]
+    assert value == ["0.69", "0.5", "0.7"] and unit == ["nats per pair", "of pairs", "nats per pair"]
     assert better == ["less", "more", "less"]
-    assert "loss, nats a pair" in standalone(losses([(1, 0.7)], [], unit[0]))
+    assert "loss, nats per pair" in standalone(losses([(1, 0.7)], [], unit=unit[0]))
 
 
 def test_figure_that_nothing_declares_is_shown_as_such() -> None:
-    results = {"parameters": 1000, "active_parameters": 600, "steps": 3, "fit_seconds": 1.5}
-    table = results_table({**results, "metrics": {"val/f1": 0.5}, "figures": {}})
+    run = Result("completed", parameters=1000, active_parameters=600, steps=3, fit_seconds=1.5)
+    table = table_of(replace(run, metrics={"val/f1": 0.5}))
     assert [list(column.cells)[2] for column in table.columns] == ["validation f1", "0.5", "", "not declared"]
 
 

@@ -24,11 +24,11 @@ from blockwright.training.figure import (
     TRAIN,
     Figure,
     better_of,
+    by_name,
     declared,
     find,
     names_in,
     read_records,
-    records,
     refuse_contradictions,
 )
 from blockwright.training.tasks.causal_lm import CausalLM
@@ -67,13 +67,13 @@ def test_direction_that_is_none_is_a_mistake_of_the_program() -> None:
 def test_results_give_back_what_was_declared() -> None:
     logged = {"val/loss": 1.0, "val/accuracy": 0.5, "train/lr": 0.1, "val/own": 1.0}
     figures = declared(Pairwise)
-    back = read_records({"figures": records(logged, figures)})
+    back = read_records({"figures": {n: f.to_plain() for n, f in by_name(logged, figures).items()}})
     assert {name: (f.unit, f.better) for name, f in back.items()} == {
-        "val/loss": ("nats a pair", "less"), "val/accuracy": ("of pairs", "more"), "train/lr": ("", None),
+        "val/loss": ("nats per pair", "less"), "val/accuracy": ("of pairs", "more"), "train/lr": ("", None),
     }  # fmt: skip
 
 
-LOSS, COUNT = Figure("loss", "nats a token", "less"), Figure("length", "tokens", None, TRAIN)
+LOSS, COUNT = Figure("loss", "nats per token", "less"), Figure("length", "tokens", None, TRAIN)
 
 
 @pytest.mark.parametrize(

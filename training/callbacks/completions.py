@@ -37,8 +37,8 @@ class Completions(StepEnd):
     """
 
     figures = (
-        Figure("rise_positive", "nats a token", None, TRAIN),
-        Figure("rise_negative", "nats a token", None, TRAIN),
+        Figure("rise_positive", "nats per token", None, TRAIN),
+        Figure("rise_negative", "nats per token", None, TRAIN),
     )
     observes = "shows completions, and measures what an update did to them"
 

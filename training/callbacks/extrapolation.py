@@ -36,7 +36,7 @@ class Extrapolation(L.Callback):
             the model's own. val/loss always uses the model's own
     """
 
-    figures = (Figure("loss_{multiple}x", "nats a token", "less", ("extrapolation",)),)
+    figures = (Figure("loss_{multiple}x", "nats per token", "less", ("extrapolation",)),)
 
     def __init__(self, multiples: Sequence[Count] = (4,), position: Mapping[str, Any] | None = None) -> None:
         if not multiples:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -11,13 +14,15 @@ from lightning.pytorch.callbacks import RichProgressBar
 from blockwright.training.cadence import logs_now
 from blockwright.training.tasks.base import Task
 
+QUIET_S = 10  # seconds without a line
+
 
 class Progress(RichProgressBar):
     """A rich progress bar in a terminal; elsewhere a line of ``key=value`` per logged step."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._terminal = sys.stdout.isatty()
+        self._terminal, self._said = sys.stdout.isatty(), 0.0
         if not self._terminal:
             self.disable()
 
@@ -27,28 +32,34 @@ class Progress(RichProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if self._says(trainer):
-            end = f" of {trainer.max_steps}" if trainer.max_steps and trainer.max_steps > 0 else ""
-            print(f"training from step {trainer.global_step}{end}; output in {trainer.default_root_dir}", flush=True)
+            step = f"{trainer.global_step}{_end(trainer)}"
+            self._say(f"training from step {step}; output in {trainer.default_root_dir}")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_start(trainer, pl_module)
         if self._says(trainer) and trainer.state.fn == "validate":
-            print("measuring the model on all of the validation text", flush=True)
+            counted = _counted(trainer.num_val_batches)
+            self._say(f"measuring the model on the validation set, {counted}; less: +trainer.limit_val_batches=8")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_test_start(trainer, pl_module)
         if self._says(trainer):
-            print("measuring the model on all of the test text", flush=True)
+            less = "+trainer.limit_test_batches=8, or test=false"
+            self._say(f"measuring the model on the test set, {_counted(trainer.num_test_batches)}; less: {less}")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._says(trainer) and logs_now(trainer):
+        if not self._says(trainer):
+            return
+        if logs_now(trainer):
             values = {**trainer.callback_metrics, **trainer.logged_metrics}
             figures = pl_module.shown if isinstance(pl_module, Task) else ("loss",)
             shown = (*(f"train/{name}" for name in figures), "train/lr", "speed/tokens_per_second")
             self._line(trainer, {k: float(values[k]) for k in shown if k in values})
+        elif self._is_quiet():
+            self._say(f"training at step {trainer.global_step}{_end(trainer)}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
@@ -56,10 +67,58 @@ class Progress(RichProgressBar):
             values = trainer.callback_metrics
             self._line(trainer, {k: float(v) for k, v in values.items() if k.startswith("val/")})
 
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        if self._says(trainer) and trainer.state.fn == "validate":
+            self._measured(batch_idx + 1, trainer.num_val_batches)
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        if self._says(trainer):
+            self._measured(batch_idx + 1, trainer.num_test_batches)
+
+    def _measured(self, batches: int, of: Sequence[int | float]) -> None:
+        """A line now and then while a measurement lasts."""
+        if self._is_quiet():
+            self._say(f"measured {batches:,} of {_counted(of)}")
+
+    def _is_quiet(self) -> bool:
+        """True if nothing has been printed for a while."""
+        return time.monotonic() - self._said > QUIET_S
+
+    def _say(self, line: str) -> None:
+        self._said = time.monotonic()
+        print(line, flush=True)
+
     def _says(self, trainer: L.Trainer) -> bool:
         return not self._terminal and trainer.is_global_zero
 
-    @staticmethod
-    def _line(trainer: L.Trainer, values: dict[str, float]) -> None:
+    def _line(self, trainer: L.Trainer, values: dict[str, float]) -> None:
         text = " ".join(f"{key}={value:.6g}" for key, value in values.items())
-        print(f"step={trainer.global_step} {text}", flush=True)
+        self._say(f"step={trainer.global_step} {text}")
+
+
+def _end(trainer: L.Trainer) -> str:
+    return f" of {trainer.max_steps}" if trainer.max_steps and trainer.max_steps > 0 else ""
+
+
+def _counted(batches: Sequence[int | float]) -> str:
+    """The batches of all data loaders; infinitely many have no number."""
+    count = sum(batches)
+    return f"{count:,.0f} batch{'es' * (count != 1)}" if math.isfinite(count) else "batches without end"

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from blockwright.registry.replacing import replaced
 from blockwright.training.checkpoints.atomic import partial_of
 
 
@@ -18,12 +19,11 @@ def carry(old: Path, new: Path) -> None:
     if new.exists() and old.resolve() == new.resolve():
         return
     new.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(new)
-    if old.is_dir():
-        shutil.copytree(old, partial, copy_function=_link)
-    else:
-        _link(old, partial)
-    os.replace(partial, new)
+    with replaced(new, partial_of(new)) as partial:
+        if old.is_dir():
+            shutil.copytree(old, partial, copy_function=_link)
+        else:
+            _link(old, partial)
 
 
 def _link(old: Path | str, new: Path | str) -> None:

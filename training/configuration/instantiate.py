@@ -19,7 +19,7 @@ from blockwright.registry.readable import find_readable
 from blockwright.registry.schema import conforms, fault
 
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
-EXTRAS = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard", "matplotlib": "lab"}  # package → extra
+EXTRAS = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard"}  # package → extra
 PART = "Leave out what changes it; blockwright train --help lists the options of each group"
 
 

@@ -9,7 +9,6 @@ from blockwright.registry import ConfigError
 from blockwright.registry.extras import has_package
 
 NEEDS = {  # class → extra, packages of which it needs one
-    "blockwright.lab.run_report.RunReport": ("lab", ("matplotlib",)),
     "lightning.pytorch.loggers.TensorBoardLogger": ("tensorboard", ("tensorboard", "tensorboardX")),
     "lightning.pytorch.loggers.WandbLogger": ("wandb", ("wandb",)),
     "lightning.pytorch.loggers.MLFlowLogger": ("mlflow", ("mlflow", "mlflow_skinny")),

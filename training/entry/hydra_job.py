@@ -25,9 +25,9 @@ from blockwright.training.configuration.secrets import hidden, read_from_environ
 from blockwright.training.entry.preflight import preflight
 from blockwright.training.entry.ranks import LAUNCHED, is_child, overrides, pin_children, reset_processes
 from blockwright.training.entry.start import refuse_untrained
-from blockwright.training.jobs import RESULTS, record_failure, release, results_of
+from blockwright.training.jobs import release
+from blockwright.training.result import Result, record_failure
 from blockwright.training.stops import Diverged, Interrupted, Pruned
-from blockwright.training.writing import write_json
 
 refused: list[ConfigError] = []  # by this process's job; Hydra would print a traceback of an exception
 
@@ -102,10 +102,9 @@ def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
     if plain["trainer"].get("dry_run"):
         return 0.0
     in_sweep = sweeping or (directory.parent / SWEEP).is_file()
-    if in_sweep and not is_child() and results_of(directory) is None:  # without callbacks.report
+    if in_sweep and not is_child() and not Result.read(directory).ended:  # without callbacks.report
         declared = {name: of for name in metrics if (of := figures.declaration(name, plain)) is not None}
-        described = {name: figure.to_plain() for name, figure in declared.items()}
-        write_json(directory / RESULTS, {"status": "completed", "metrics": metrics, "figures": described})
+        Result("completed", metrics=metrics, figures=declared).write(directory)
     last = place_of(plain).checkpoints / LAST
     if last.exists() and not is_child():
         print(f"Continue: {_continuation(arguments, plain['trainer'].get('max_steps', -1), last)}")

@@ -404,7 +404,7 @@ class OffPolicy(Correction):
     else 1. The paper does not give delta; 0.5 is TRL's suggestion.
 
     Args:
-        delta: mean log-ratio, in nats a token, above which it is dropped
+        delta: mean log-ratio, in nats per token, above which it is dropped
     """
 
     def __init__(self, delta: Positive = 0.5) -> None:

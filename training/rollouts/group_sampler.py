@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +14,11 @@ from blockwright.training.data.corpus import Split
 from blockwright.training.data.prompt_module import PromptDataModule
 from blockwright.training.objectives.advantages import Advantage, deviation, total
 from blockwright.training.objectives.rewards.base import Reward
-from blockwright.training.objectives.rewards.judging import judge
 from blockwright.training.parallel.gathered import gathered
 from blockwright.training.parallel.local import is_distributed
 from blockwright.training.parallel.ranks import DataRanks
 from blockwright.training.rollouts.engine.base import Engine, Request
+from blockwright.training.rollouts.judging import judge_rollout
 from blockwright.training.rollouts.record import Rollout
 
 Rewards = dict[str, list[float]]  # part of the reward → values, one a completion
@@ -134,12 +133,8 @@ class GroupSampler:
 
     def judged(self, data: PromptDataModule, found: Rollout, numbers: list[int], split: Split) -> tuple[Rewards, int]:
         """Rewards of each part for completions of prompts, NaN for none, and how many failed."""
-        prompts = [data.prompts(split)[n] for n in numbers]
-        texts = [data.tokenizer.decode(c) for c in found.completions]
-        names = set.intersection(*(set(prompt.columns) for prompt in prompts))
-        columns: dict[str, list[Any]] = {name: [prompt.columns[name] for prompt in prompts] for name in sorted(names)}
-        columns |= {"n_tokens": [len(c) for c in found.completions], "ended": found.ended}
-        return judge(self.reward, [prompt.text for prompt in prompts], texts, columns)
+        prompts = data.prompts(split)
+        return judge_rollout(self.reward, data.tokenizer, [prompts[n] for n in numbers], found)
 
     def total(self, rewards: Mapping[str, list[float]]) -> Tensor:
         """Weighted sum of the parts, of each completion; NaN where no part has given a reward."""

@@ -95,18 +95,18 @@ class Grpo(Task):
         Figure("loss", "of the objective", None, TRAIN),  # near 0 by construction
         Figure("reward_std", "within a group", None, TRAIN),
         Figure("judged", "of completions", "more", EVERY),
-        Figure("reward_failures", "parts a completion", "less", EVERY),
+        Figure("reward_failures", "parts per completion", "less", EVERY),
         Figure("reward_{part}", "a sampled completion", "more", TRAIN),
         Figure("zero_spread", "of completions", None, TRAIN),
         Figure("replaced", "of completions", None, TRAIN),
-        Figure("length", "tokens a completion", None, TRAIN),
+        Figure("length", "tokens per completion", None, TRAIN),
         Figure("truncated", "of completions", None, TRAIN),
-        Figure("entropy", "nats a token", None, TRAIN),
-        Figure("kl", "nats a token", None, TRAIN),
+        Figure("entropy", "nats per token", None, TRAIN),
+        Figure("kl", "nats per token", None, TRAIN),
         Figure("correction", "", None, TRAIN),
         Figure("clip_low", "of tokens", None, TRAIN),
         Figure("clip_high", "of tokens", None, TRAIN),
-        Figure("sampler_gap", "nats a token", "less", TRAIN),
+        Figure("sampler_gap", "nats per token", "less", TRAIN),
         Figure("rerouted", "of choices", None, TRAIN),
     )
     shown: ClassVar[tuple[str, ...]] = ("reward", "reward_std", "zero_spread", "kl", "entropy", "length", "truncated")

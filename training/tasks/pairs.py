@@ -23,7 +23,7 @@ class Pairwise(Task):
     """
 
     figures: ClassVar[tuple[Figure, ...]] = (
-        Figure("loss", "nats a pair", "less", EVERY),
+        Figure("loss", "nats per pair", "less", EVERY),
         Figure("accuracy", "of pairs", "more", EVERY),
         Figure("margin", "of reward", "more", EVERY),
         Figure("chosen", "of reward", None, EVERY),  # of DPO both may fall, of a reward model both may be shifted

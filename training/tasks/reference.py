@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from blockwright.blocks.checkpoint.sharded import is_folder
 from blockwright.interop.source import checkpoint_of
+from blockwright.registry.replacing import replaced
 
 Logs = dict[str, Tensor]  # split → [pairs, 2], of the chosen and the rejected answer
 
@@ -67,7 +67,6 @@ def read(file: Path) -> Logs | None:
 
 def write(file: Path, logs: Logs) -> None:
     """Write a file atomically."""
-    partial = file.with_name(f".{file.stem}.{os.getpid()}.npz")
     arrays: dict[str, Any] = {split: values.cpu().numpy() for split, values in logs.items()}
-    np.savez(partial, **arrays)
-    os.replace(partial, file)
+    with replaced(file) as partial, partial.open("wb") as stream:  # to a path NumPy would add .npz
+        np.savez(stream, **arrays)

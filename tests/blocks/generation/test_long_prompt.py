@@ -142,8 +142,8 @@ def test_numbers_of_a_decoding_step_are_linear_in_the_past(
 # --- bytes at 128K ----------------------------------------------------------------------------------------------------
 
 LENGTH = 131072
-# Bytes a token and layer of 160 numbers of a latent and its keys, and of 2 heads of 64 keys and values, in bf16; with 6
-# bits three quarters of a byte each, and a scale of two bytes for at most 64 numbers.
+# Bytes per token and layer of 160 numbers of a latent and its keys, and of 2 heads of 64 keys and values, in bf16; with
+# 6 bits three quarters of a byte each, and a scale of two bytes for at most 64 numbers.
 SIZES = {
     ("mla", None): 2 * 160,
     ("mla", 6): 120 + 2 * 3,

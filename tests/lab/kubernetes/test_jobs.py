@@ -26,7 +26,7 @@ from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.job import message
 from blockwright.lab.sweep.table import rows_of
 from blockwright.registry import ConfigError
-from blockwright.training.jobs import results_of
+from blockwright.training.result import Result
 from blockwright.training.writing import write_json
 
 SWEEP = "0a1b2c3d"
@@ -53,12 +53,12 @@ class Swept:
     def client(self) -> Cluster:
         return Cluster(run=self.cluster.run, say=self.said.append)
 
-    def run(self, count: int = 1, signals: list[int] | None = None, **options: Any) -> dict[int, dict[str, Any] | None]:
+    def run(self, count: int = 1, signals: list[int] | None = None, **options: Any) -> dict[int, Result]:
         given = Options(image=IMAGE, **options)
         made = {n: render(given, "train", SWEEP, n, "/runs/x", [f"seed={n}"]) for n in range(count)}
         jobs = Jobs(self.client, SWEEP, given.made_as, self.folder, True, self.shown.append)
         jobs.run(made, given, self.ended.append, signals if signals is not None else [])
-        return {n: results_of(self.folder / str(n)) for n in range(count)}
+        return {n: Result.read(self.folder / str(n)) for n in range(count)}
 
 
 @pytest.fixture(autouse=True)
@@ -75,13 +75,13 @@ def swept(tmp_path: Path) -> Callable[..., Swept]:
 
 
 def said(value: float, code: int = 0, **more: Any) -> dict[str, Any]:
-    return {"code": code, "message": message({"status": "completed", "metrics": {"val/loss": value}, **more}, code)}
+    return {"code": code, "message": message(Result("completed", metrics={"val/loss": value}, **more), code)}
 
 
 def test_jobs_are_created_a_few_at_a_time_and_read(swept: Callable[..., Swept]) -> None:
     sweep = swept(outcomes={str(n): [said(n / 3)] for n in range(5)})
     results = sweep.run(5, parallel=2)
-    assert [results[n]["metrics"]["val/loss"] for n in range(5)] == [n / 3 for n in range(5)]  # type: ignore[index]
+    assert [results[n].metrics["val/loss"] for n in range(5)] == [n / 3 for n in range(5)]
     assert sorted(sweep.ended) == list(range(5))
     state = sweep.state()
     assert state["made"] == [f"Job/train-{SWEEP}-{n}" for n in range(5)]
@@ -95,15 +95,15 @@ def test_exit_codes_mean_what_they_mean_here(swept: Callable[..., Swept], nodes:
     outcomes = {
         "0": [{"code": 75}, {"code": 75}, evicted, said(1.0)],  # more than restarts: none counts
         "1": [{"code": 137}, said(2.0)],
-        "2": [{"code": 64, "message": message({"status": "failed", "reason": "model.x = 1: no. Write 2"}, 64)}],
-        "3": [{"code": 70, "message": message({"status": "diverged", "reason": "loss is nan"}, 70)}],
+        "2": [{"code": 64, "message": message(Result("failed", reason="model.x = 1: no. Write 2"), 64)}],
+        "3": [{"code": 70, "message": message(Result("diverged", reason="loss is nan"), 70)}],
         "4": [{"code": 1, "message": "Traceback\nKeyError: 'x'"}],
         "5": [{"code": 137, "reason": "OOMKilled"}],
     }
     sweep = swept(outcomes=outcomes)
     results = sweep.run(6, restarts=1, nodes=nodes)
-    assert [results[n]["status"] for n in range(6)] == [*["completed"] * 2, "failed", "diverged", *["failed"] * 2]  # type: ignore[index]
-    reasons = [results[n].get("reason", "") for n in range(6)]  # type: ignore[union-attr]
+    assert [results[n].status for n in range(6)] == [*["completed"] * 2, "failed", "diverged", *["failed"] * 2]
+    reasons = [results[n].reason for n in range(6)]
     assert reasons[2] == "model.x = 1: no. Write 2" and reasons[3] == "loss is nan"
     assert "KeyError" in reasons[4] or "max number of restarts" in reasons[4]
     assert "out of memory" in reasons[5] or "max number of restarts" in reasons[5]
@@ -121,7 +121,7 @@ def test_second_launcher_attaches_and_creates_nothing(swept: Callable[..., Swept
         for n in range(2):
             jobs.cluster.create(made[n])  # again and again
     results = sweep.run(2)
-    assert [results[n]["metrics"]["val/loss"] for n in range(2)] == [0.5, 0.25]  # type: ignore[index]
+    assert [results[n].metrics["val/loss"] for n in range(2)] == [0.5, 0.25]
     assert sorted(sweep.state()["made"]) == [f"Job/train-{SWEEP}-{n}" for n in range(2)]
 
 
@@ -146,7 +146,7 @@ def test_errors_that_pass_are_waited_out(swept: Callable[..., Swept], words: str
     sweep.set(
         faults=[{"match": "get", "stderr": words, "times": 2}, {"match": "apply", "stderr": words, "after": True}]
     )
-    assert sweep.run()[0]["metrics"] == {"val/loss": 1.0}  # type: ignore[index]
+    assert sweep.run()[0].metrics == {"val/loss": 1.0}
     assert sweep.state()["made"] == [f"Job/train-{SWEEP}-0"]
     assert any("does not answer" in line for line in sweep.said)
 
@@ -172,14 +172,14 @@ def test_pod_that_cannot_start_is_reported_and_given_up(swept: Callable[..., Swe
     results = sweep.run(2, start_deadline_s=0)
     line = next(line for line in sweep.said if waits in line)
     assert ("Remedy: " in line and "hydra.launcher" in line) or "gpus" in line
-    assert results[0]["status"] == "failed" and waits in results[0]["reason"]  # type: ignore[index]
-    assert results[1]["status"] == "completed"  # type: ignore[index]
+    assert results[0].status == "failed" and waits in results[0].reason
+    assert results[1].status == "completed"
     assert sweep.state()["deleted"] == [f"Job/train-{SWEEP}-0"]
 
 
 def test_job_whose_pods_are_forbidden_is_reported(swept: Callable[..., Swept]) -> None:
     sweep = swept(podless=["0"], events={f"train-{SWEEP}-0": "Error creating: pods is forbidden: exceeded quota"})
-    reason = sweep.run(start_deadline_s=0)[0]["reason"]  # type: ignore[index]
+    reason = sweep.run(start_deadline_s=0)[0].reason
     assert "FailedCreate" in reason and "exceeded quota" in reason
 
 
@@ -248,7 +248,7 @@ def test_stop_deletes_what_runs_and_reads_what_has_ended(swept: Callable[..., Sw
     sweep.ended = type("", (list,), {"append": lambda self, n: signals.append(15)})()  # at the first end
     sweep.run(2, signals)
     assert Jobs(sweep.client, SWEEP, "job", sweep.folder).stop() == ([], [1])
-    assert results_of(sweep.folder / "0")["metrics"] == {"val/loss": 1.0}  # type: ignore[index]
+    assert Result.read(sweep.folder / "0").metrics == {"val/loss": 1.0}
     assert sweep.state()["deleted"] == [f"Job/train-{SWEEP}-1"]
 
 
@@ -441,9 +441,9 @@ def test_pod_that_stays_pending_is_reported_by_its_events_and_given_up(
     events = {"pods of 0": {"reason": reason, "message": f"{'x' * 400} the cause"}} if reason else {}
     sweep = swept(pending={"0": "ContainerCreating"}, events=events, since=0)
     failed = sweep.run(start_deadline_s=0)[0]
-    assert failed["status"] == "failed" and "given up after 0 s" in failed["reason"]  # type: ignore[index]
-    assert (reason or "Pending") in failed["reason"] and "Remedy: " in failed["reason"]  # type: ignore[index]
-    assert not reason or "the cause" in failed["reason"]  # type: ignore[index]
+    assert failed.status == "failed" and "given up after 0 s" in failed.reason
+    assert (reason or "Pending") in failed.reason and "Remedy: " in failed.reason
+    assert not reason or "the cause" in failed.reason
     assert [line for line in sweep.said if (reason or "Pending") in line]
 
 
@@ -468,7 +468,7 @@ def test_pod_that_waits_for_a_moment_is_left_alone(swept: Callable[..., Swept]) 
     sweep = swept(pending={"0": "ContainerCreating"})
     signals: list[int] = []
     sweep.shown = type("", (list,), {"append": lambda self, rows: signals.append(15) if rows else None})()
-    assert sweep.run(start_deadline_s=0, signals=signals)[0] is None
+    assert not sweep.run(start_deadline_s=0, signals=signals)[0].ended
     assert not any("events" in call for call in sweep.state()["calls"])
 
 
@@ -483,7 +483,7 @@ def test_server_that_is_away_for_long_is_waited_for(swept: Callable[..., Swept])
     sweep = swept(outcomes={"0": [said(1.0)]})
     away = "The connection to the server 10.0.0.1:6443 was refused - did you specify the right host or port?"
     sweep.set(faults=[{"match": "get jobs", "stderr": away, "times": 40}])
-    assert sweep.run()[0]["metrics"] == {"val/loss": 1.0}  # type: ignore[index]
+    assert sweep.run()[0].metrics == {"val/loss": 1.0}
     assert len([line for line in sweep.said if "jobs continue, and this waits for it" in line]) == 1
 
 
@@ -492,7 +492,7 @@ def test_signal_ends_the_waiting_for_a_server(swept: Callable[..., Swept]) -> No
     signals: list[int] = []
     sweep.said = type("", (list,), {"append": lambda self, line: signals.append(15)})()
     sweep.set(faults=[{"match": "get", "stderr": "Unable to connect to the server: EOF", "times": 10**6}])
-    assert sweep.run(signals=signals)[0] is None
+    assert not sweep.run(signals=signals)[0].ended
 
 
 def test_full_quota_means_no_room_yet(swept: Callable[..., Swept]) -> None:
@@ -500,12 +500,12 @@ def test_full_quota_means_no_room_yet(swept: Callable[..., Swept]) -> None:
     sweep = swept(outcomes={str(n): [said(float(n))] for n in range(3)})
     sweep.set(faults=[{"match": "apply", "stderr": full, "times": 2}])
     results = sweep.run(3)
-    assert [results[n]["metrics"]["val/loss"] for n in range(3)] == [0.0, 1.0, 2.0]  # type: ignore[index]
+    assert [results[n].metrics["val/loss"] for n in range(3)] == [0.0, 1.0, 2.0]
     assert any("waits for room" in line for line in sweep.said)
     sweep.folder = sweep.folder.parent / "another"
     sweep.folder.mkdir()
     sweep.set(objects={}, faults=[{"match": "apply", "stderr": full, "times": 10**6}])
-    assert "given up" in sweep.run(1, start_deadline_s=0)[0]["reason"]  # type: ignore[index]
+    assert "given up" in sweep.run(1, start_deadline_s=0)[0].reason
 
 
 def test_service_is_its_jobs_and_goes_with_it(swept: Callable[..., Swept]) -> None:
@@ -520,7 +520,7 @@ def test_service_that_a_killed_launcher_has_not_made_is_made(swept: Callable[...
     sweep = swept(outcomes={"0": [said(1.0)]})
     given = Options(image=IMAGE, nodes=2, kind="job")
     sweep.client.create(render(given, "train", SWEEP, 0, "/runs/x", ["seed=0"])[:1])
-    assert sweep.run(nodes=2, kind="job")[0]["status"] == "completed"  # type: ignore[index]
+    assert sweep.run(nodes=2, kind="job")[0].status == "completed"
     (service,) = (o for o in sweep.state()["objects"].values() if o["kind"] == "Service")
     assert service["metadata"]["ownerReferences"][0]["uid"] == "uid-0"
 
@@ -534,7 +534,7 @@ def test_job_deleted_by_hand_is_not_made_again(swept: Callable[..., Swept]) -> N
                 sweep.set(objects={})
 
     sweep.shown = Deletes()
-    assert "deleted from the cluster" in sweep.run()[0]["reason"]  # type: ignore[index]
+    assert "deleted from the cluster" in sweep.run()[0].reason
     assert len(sweep.state()["made"]) == 1
 
 

@@ -36,8 +36,7 @@ from blockwright.lab.sweep.table import rows_of
 from blockwright.registry import ConfigError
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.conf import CONF
-from blockwright.training.jobs import record_failure
-from blockwright.training.writing import write_json
+from blockwright.training.result import Result
 
 TRAIN = str(Path(__file__).resolve().parents[3] / "train.py")
 RATES = (0.001, 0.002, 0.003, 0.004)
@@ -47,11 +46,11 @@ Launched = Callable[..., list[Any]]
 pytestmark = pytest.mark.xdist_group("kubernetes")
 
 
-def results(number: int) -> dict[str, Any]:
+def results(number: int) -> Result:
     if number not in LOSSES:
-        return {"status": "diverged", "reason": "diverged at step 3: loss is nan"}
+        return Result("diverged", reason="diverged at step 3: loss is nan")
     metrics = {"val/loss": LOSSES[number], "val/bits_per_byte": LOSSES[number] / 2, "speed/tokens_per_second": 100.0}
-    return {"status": "completed", "metrics": metrics, "parameters": 7, "active_parameters": 5}
+    return Result("completed", parameters=7, active_parameters=5, metrics=metrics)
 
 
 @pytest.fixture
@@ -88,11 +87,7 @@ def local(folder: Path) -> list[dict[str, Any]]:
     plans.write(folder, {"kind": "grid", "metric": "val/loss", "direction": "minimize", "jobs": jobs})
     for number in range(len(RATES)):
         (folder / str(number)).mkdir()
-        given = results(number)
-        if given["status"] == "completed":
-            write_json(folder / str(number) / "results.json", given)
-        else:
-            record_failure(folder / str(number), given["reason"], given["status"])
+        results(number).write(folder / str(number))
     return rows_of(folder)
 
 
@@ -281,7 +276,7 @@ def test_later_jobs_have_a_grace_period_from_the_saves_of_earlier_ones(
     launched: Launched, cluster: ScriptedCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with cluster.open() as state:
-        found = {"status": "completed", "metrics": {"val/loss": 2.5}, "save_seconds": 50.5}
+        found = Result("completed", metrics={"val/loss": 2.5}, save_seconds=50.5)
         state["outcomes"] = {"0": [{"code": 0, "message": message(found, 0)}]}
     (ended,) = launched()
     assert ended.return_value == 2.5
@@ -343,7 +338,7 @@ def test_killed_search_equals_one_never_killed(start: Start, cluster: ScriptedCl
     from blockwright.lab.sweep.study import open_study
 
     def value(number: int) -> list[dict[str, Any]]:
-        found = {"status": "completed", "metrics": {"val/loss": 2 + ((number * 7) % 5) / 8}}
+        found = Result("completed", metrics={"val/loss": 2 + ((number * 7) % 5) / 8})
         return [{"code": 75}, {"code": 0, "message": message(found, 0)}]
 
     search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=8", "hydra.sweeper.n_jobs=3"]

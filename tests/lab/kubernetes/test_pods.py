@@ -23,7 +23,7 @@ from scripted_cluster import ScriptedCluster
 from wrong_manifests import IMAGE
 
 from blockwright.lab.kubernetes.render import ENTRY
-from blockwright.training.jobs import results_of
+from blockwright.training.result import Result
 
 TRAIN = str(Path(__file__).resolve().parents[3] / "train.py")
 WITHOUT = nodes.can_run()
@@ -111,9 +111,9 @@ def launch(
 
 
 def losses(folder: Path, count: int) -> list[float]:
-    found = [results_of(folder / str(n)) or {} for n in range(count)]
-    assert [each.get("status") for each in found] == ["completed"] * count, found
-    return [each["metrics"]["val/loss"] for each in found]
+    results = [Result.read(folder / str(n)) for n in range(count)]
+    assert [result.status for result in results] == ["completed"] * count, results
+    return [result.metrics["val/loss"] for result in results]
 
 
 def until(true: Callable[[], Any], seconds: float = PATIENCE_S) -> None:

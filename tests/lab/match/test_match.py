@@ -340,7 +340,7 @@ MISTAKES = {
     "knob that moves nothing": (
         ["match=cache_bytes", "by=d_ff"],
         "arm mqa: by = d_ff",
-        "does not change cache bytes a token",
+        "does not change cache bytes per token",
     ),
     "budget out of reach": (
         ["match=params", "by=n_layers"],

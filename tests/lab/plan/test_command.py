@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -24,11 +25,18 @@ ASKED = ["model=deepseek_v2_lite", "model.n_layers=4", "gpus=8", "gpu=h100", "te
 def test_the_plan_is_plain_lines_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     main([*ASKED, "tokens=1e12", "price.gpu_hour=2", "--explain"])
     out = capsys.readouterr().out
-    lines = {line[:22].strip(): line for line in out.splitlines()}
-    assert "best" in lines["against the best"] and "tie" in lines["against the best"]
-    assert "slower by, s" in lines and "GPU-hours" in lines and "money" in lines and "all to all" in lines
+    labels = {re.split("  +", line.strip())[0] for line in out.splitlines()}
+    first, second = (next(line for line in out.splitlines() if line.startswith(f"{number}  ")) for number in (1, 2))
+    assert first.endswith(": best") and "slower (a tie)" in second
+    assert {"GPU-hours", "money", "all to all"} <= labels
     assert "dense products" in out and "█" not in out and "…" not in out
     assert "blockwright train model=deepseek_v2_lite model.n_layers=4 trainer=fsdp" in out
+
+
+def test_the_plan_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*ASKED, "tokens=1e12", "price.gpu_hour=2"])
+    figures = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("seconds", "memory", "  "))]
+    assert figures and max(len(line) for line in figures if "blockwright" not in line) <= 76  # and a space at each side
 
 
 def test_json_adds_up(capsys: pytest.CaptureFixture[str]) -> None:

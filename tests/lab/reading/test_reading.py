@@ -250,7 +250,7 @@ def test_the_command_prints_grids_and_writes_heat_maps(
     asked = ["--suite=needle,frequent_words", "--lengths=64,128", "--generate", "--window=32", "--out", str(tmp_path)]
     main(given(run, *asked, "--position", "{name: yarn, factor: 4, original_positions: 64, pairing: half_split}"))
     out = capsys.readouterr().out
-    assert "needle: right tokens" in out and "128" in out and "nats a doubling" in out
+    assert "needle: right tokens" in out and "128" in out and "nats per doubling" in out
     document = json.loads((tmp_path / "reading.json").read_text())
     assert [test["test"] for test in document["tests"]] == ["needle", "frequent_words"]
     assert (tmp_path / "reading-needle.svg").read_text().count("<rect") >= 2 * 5

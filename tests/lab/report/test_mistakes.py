@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -109,8 +110,19 @@ def test_sweep_in_which_all_diverged_says_so(refused: Refused, tmp_path: Path) -
 def test_without_its_packages_a_report_is_refused_before_a_run_is(
     command: Callable[..., Any], arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    for name in ("matplotlib", "scipy"):
+    for name in ("jinja2", "scipy"):
         monkeypatch.setitem(sys.modules, name, None)
     assert run_command(command, arguments) == REFUSED
     said = capsys.readouterr().err
-    assert "(matplotlib, scipy)" in said and "pip install 'blockwright[lab]'" in said
+    assert "(jinja2, scipy)" in said and "pip install 'blockwright[lab]'" in said
+
+
+def test_ablation_is_planned_without_the_packages_of_its_report(tmp_path: Path) -> None:
+    """In a process of its own: SciPy may be loaded already."""
+    program = (
+        "import sys; sys.modules |= dict.fromkeys(('jinja2', 'scipy'))\n"
+        "from blockwright.lab.ablation.__main__ import main\n"
+        f"sys.exit(main(['deepseek_v2_attention', '--plan-only', 'paths.log_dir={tmp_path}', 'data=sorting']))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd=tmp_path)
+    assert list(tmp_path.glob("ablation/deepseek_v2_attention/*/plan.json"))

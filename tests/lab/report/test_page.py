@@ -15,9 +15,11 @@ from urllib.parse import unquote
 from xml.etree import ElementTree as ET
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sweep_folder import ablation, completed, falling, grid, write_job
 
-from blockwright.lab.report import build, svg, terminal
+from blockwright.lab.report import build, costs, scale, svg, terminal, words
 from blockwright.lab.report.findings import find
 from blockwright.lab.report.reading import read
 
@@ -237,19 +239,63 @@ def test_labels_keep_apart_and_within() -> None:
 
 
 def test_scales_put_values_in_place() -> None:
-    assert svg.Scale(0, 10, 100, 200)(5) == 150
-    log = svg.Scale(1, 100, 0, 200, log=True)
+    assert scale.Scale(0, 10, 100, 200)(5) == 150
+    log = scale.Scale(1, 100, 0, 200, log=True)
     assert log(10) == pytest.approx(100) and set(log.ticks(4)) >= {1.0, 10.0, 100.0}
-    assert len(svg.Scale(900, 2100, 0, 1, log=True).ticks(4)) >= 3
-    low, high = svg.padded([3.0, 3.0], least=0.1)
-    assert low < 3 < high and svg.padded([0.0, 0.0])[1] > 0
+    assert len(scale.Scale(900, 2100, 0, 1, log=True).ticks(4)) >= 3
+    low, high = scale.padded([3.0, 3.0], least=0.1)
+    assert low < 3 < high and scale.padded([0.0, 0.0])[1] > 0
 
 
 def test_numbers_of_an_axis_have_decimals_alike() -> None:
-    assert svg.spelt([-0.025, 0.0, 0.025]) == ["−0.025", "0.000", "0.025"]
-    assert svg.spelt([2.0, 2.5, 3.0]) == ["2.0", "2.5", "3.0"] and svg.spelt([0, 100]) == ["0", "100"]
+    assert scale.spelt([-0.025, 0.0, 0.025]) == ["−0.025", "0.000", "0.025"]
+    assert scale.spelt([2.0, 2.5, 3.0]) == ["2.0", "2.5", "3.0"] and scale.spelt([0, 100]) == ["0", "100"]
 
 
 def test_long_names_keep_both_ends() -> None:
     assert svg.cut("short", 10) == "short"
     assert svg.cut("attention=mla d_ff=736", 12) == "attenti…=736"
+
+
+def test_ticks_are_round_and_of_counts_whole() -> None:
+    assert scale.Scale(0, 4, 0, 1, whole=True).ticks(4) == [0, 1, 2, 3, 4]
+    assert scale.Scale(0, 3, 0, 1, whole=True).ticks(4) == [0, 1, 2, 3]
+    assert scale.Scale(-0.06, 0.06, 0, 1).ticks(4) == pytest.approx([-0.05, 0.0, 0.05])
+    assert scale.Scale(900, 7000, 0, 1, log=True).ticks(4) == [1000, 2000, 5000]
+    assert scale.Scale(1, 2.5, 0, 1, log=True).ticks(4) == [1, 1.5, 2, 2.5]
+
+
+@given(low=st.floats(-1e9, 1e9), span=st.floats(1e-6, 1e9), most=st.integers(2, 8), whole=st.booleans())
+def test_ticks_are_within_the_axis_and_not_too_many(low: float, span: float, most: int, whole: bool) -> None:
+    ticks = scale.Scale(low, low + span, 0, 1, whole=whole).ticks(most)
+    assert len(ticks) <= most + 1 and all(low - 1e-6 * span <= t <= low + span * (1 + 1e-6) for t in ticks)
+    assert not whole or all(t == int(t) for t in ticks)
+
+
+def test_number_that_is_rounded_to_nothing_has_no_sign() -> None:
+    assert words.signed(-0.0013, 2) == words.signed(0.0013, 2) == "0.00"
+    assert words.signed(-0.013, 2) == "−0.01" and words.signed(0.013, 2) == "+0.01"
+
+
+def test_bar_that_continues_beyond_the_axis_ends_in_an_arrow(tmp_path: Path) -> None:
+    build.write(find(read(grid(tmp_path, {"mha": [2.0, 2.1], "gqa": [2.0, 2.1001], "mla": [2.05, 2.35]}))))
+    chart = ET.fromstring((tmp_path / "report" / "differences.svg").read_text())
+    arrows = [element.get("class") for element in chart.iter() if "arrow" in element.get("class", "")]
+    assert arrows == ["arrow s2", "arrow s2"]
+
+
+def test_sweep_is_titled_by_what_differs(tmp_path: Path) -> None:
+    grid(tmp_path / "one", {"mha": [2.0], "mla": [2.1]})
+    assert read(tmp_path / "one").title == "attention: mha, mla"
+    ablation(tmp_path / "two")
+    assert read(tmp_path / "two").title == read(tmp_path / "two").name
+
+
+@pytest.mark.parametrize(("right", "bar", "cls"), [(10, None, "halo end"), (200, None, "halo"), (200, 20, "halo end")])
+def test_label_is_within_the_axes_and_off_the_bars(right: float, bar: float | None, cls: str) -> None:
+    chart = svg.Chart("a", "a", 280, right=24)
+    x = chart.x1 - right
+    taken = [] if bar is None else [(x + bar, chart.y1, x + bar + 6, chart.y0)]
+    costs._point_label(chart, "mqa", "s1", (x, 100.0), taken)
+    (label,) = (element for element in chart.root if element.text == "mqa")
+    assert label.get("class") == cls

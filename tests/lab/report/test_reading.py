@@ -77,7 +77,7 @@ def test_keys_that_end_alike_are_written_out(tmp_path: Path) -> None:
 def test_sweep_of_seeds_alone_is_one_arm(tmp_path: Path) -> None:
     findings = find(read(grid(tmp_path, {"mha": [2.0, 2.1, 2.2]})))
     assert [f.name for f in findings.arms] == ["as configured"] and not findings.others
-    assert words.verdict(findings.baseline, findings) == "as configured: val/loss 2.10 ± 0.25 nats a token (3 seeds)."
+    assert words.verdict(findings.baseline, findings) == "as configured: val/loss 2.10 ± 0.25 nats per token (3 seeds)."
 
 
 def test_plan_without_arms_is_read_by_its_overrides(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import scipy.stats
 
 from blockwright.lab.report import statistics, words
 from blockwright.lab.report.findings import Findings, find, pareto
-from blockwright.lab.report.reading import Arm, Run, Sweep
+from blockwright.lab.report.sweep import Arm, Run, Sweep
 from blockwright.training.figure import Figure
+from blockwright.training.result import Result
 
 SWEEPS = 1000
 
@@ -24,7 +25,7 @@ def sweep_of(losses: Mapping[str, Mapping[tuple[float | None, int], float]], max
     arms = []
     for name, values in losses.items():
         runs = [
-            Run(i, Path(name), (), seed, lr, "completed", "", {"val/loss": loss})
+            Run(i, Path(name), (), seed, lr, Result("completed", metrics={"val/loss": loss}))
             for i, ((lr, seed), loss) in enumerate(values.items())
         ]
         arms.append(Arm(name, (), tuple(runs)))
@@ -230,7 +231,7 @@ def test_verdicts_in_words() -> None:
     assert better == "mla is better than mha by 0.0500 ± 0.0025 nats (3 seeds, p < 0.001)."
     assert said({"mha": base, "mla": [1.95, 2.051, 2.149]}, maximize=True).startswith("mla is worse than mha by 0.05")
     noise = said({"mha": base, "mla": [2.05, 2.0, 2.25]})
-    assert noise.startswith("mla against mha: no difference that 3 seeds can tell from noise (+0.00 ± 0.22")
+    assert noise.startswith("mla against mha: no difference that 3 seeds can tell from noise (0.00 ± 0.22")
     assert said({"mha": [2.0], "mla": [1.9]}).startswith("One seed: cannot say whether mla differs from mha (0.1000")
 
 

@@ -18,7 +18,7 @@ from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.__main__ import main
 from blockwright.registry import ConfigError
 from blockwright.training import jobs
-from blockwright.training.jobs import results_of
+from blockwright.training.result import Result
 from blockwright.training.writing import write_json
 
 Train = Callable[[str], None]
@@ -63,14 +63,14 @@ def test_refusal_is_final_and_its_reason_is_said(train: Train, pod: Path, tmp_pa
     train("print('error: a.b = 1\\n  rule:   must not\\n  remedy: Write 2', file=sys.stderr); sys.exit(64)")
     assert one.run_job(tmp_path, 0, ["a.b=1"]) == 64
     assert said(pod) == {"status": "failed", "code": 64, "reason": "a.b = 1: must not. Write 2"}
-    assert results_of(tmp_path / "0")["reason"] == said(pod)["reason"]  # type: ignore[index]
+    assert Result.read(tmp_path / "0").reason == said(pod)["reason"]
 
 
 @pytest.mark.parametrize("code", ["sys.exit(1)", "os.kill(os.getpid(), 9)"])
 def test_failure_that_may_be_tried_again_leaves_no_results(code: str, train: Train, pod: Path, tmp_path: Path) -> None:
     train(f"print('KeyError: x'); sys.stdout.flush(); {code}")
     assert one.run_job(tmp_path, 0, []) in (1, 137)
-    assert results_of(tmp_path / "0") is None
+    assert not Result.read(tmp_path / "0").ended
     assert said(pod)["reason"] in ("KeyError: x", "killed by SIGKILL (out of memory?)")
 
 
@@ -93,7 +93,7 @@ def test_stops_without_progress_become_a_failure(train: Train, pod: Path, tmp_pa
     train("sys.exit(75)")
     codes = [one.run_job(tmp_path, 0, []) for _ in range(5)]
     assert codes == [75, 75, 75, 1, 1]
-    assert results_of(tmp_path / "0") is None
+    assert not Result.read(tmp_path / "0").ended
 
 
 def test_second_node_writes_nothing_and_takes_its_rank(
@@ -164,7 +164,7 @@ def test_storage_without_fsync_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_message_fits_its_four_kibibytes() -> None:
     metrics = {f"some/figure/{i}": i / 3 for i in range(400)} | {"val/loss": 0.1}
-    text = one.message({"status": "failed", "reason": "x" * 9000, "metrics": metrics, "save_seconds": 2.5}, 70)
+    text = one.message(Result("failed", reason="x" * 9000, metrics=metrics, save_seconds=2.5), 70)
     assert len(text.encode()) <= one.LIMIT
     found = json.loads(text)
     assert found["metrics"]["val/loss"] == 0.1 and found["save_seconds"] == 2.5 and len(found["metrics"]) > 20
@@ -174,7 +174,7 @@ def test_message_keeps_the_figures_that_a_sweep_may_compare() -> None:
     metrics = {f"some/figure/{i}": i / 3 for i in range(400)} | {"val/reward": 0.5, "val/loss": 0.1}
     described = {name: {"unit": "", "better": None} for name in metrics}
     described["val/reward"] = {"unit": "a completion", "better": "more"}
-    found = json.loads(one.message({"status": "completed", "metrics": metrics, "figures": described}, 0))
+    found = json.loads(one.message(Result.of({"status": "completed", "metrics": metrics, "figures": described}), 0))
     assert found["metrics"]["val/reward"] == 0.5 and found["figures"]["val/reward"]["better"] == "more"
 
 
@@ -184,9 +184,9 @@ def test_user_runs_one_job_of_a_plan(train: Train, tmp_path: Path, monkeypatch: 
     plans.write(tmp_path / "sweep", {"kind": "grid", "metric": "val/loss", "direction": "minimize", "jobs": jobs_})
     train("sys.exit(0 if 'seed=1' in arguments else 3)")
     assert main(["job", str(tmp_path / "sweep"), "1"]) == 0
-    assert results_of(tmp_path / "sweep" / "1") == {"status": "completed", "metrics": {}}
+    assert Result.read(tmp_path / "sweep" / "1") == Result("completed")
     assert main(["job", str(tmp_path / "sweep"), "0"]) == 3
-    assert results_of(tmp_path / "sweep" / "0")["status"] == "failed"  # type: ignore[index]
+    assert Result.read(tmp_path / "sweep" / "0").status == "failed"
     with pytest.raises(ConfigError, match="not in the sweep's plan"):
         main(["job", str(tmp_path / "sweep"), "7"])
     with pytest.raises(ConfigError, match="Write its number"):

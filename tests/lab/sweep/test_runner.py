@@ -22,7 +22,7 @@ from blockwright.lab.sweep.callback import SWEEPER
 from blockwright.lab.sweep.table import rows_of
 from blockwright.registry import ConfigError
 from blockwright.registry.quoting import quoted
-from blockwright.training.jobs import RESULTS, results_of
+from blockwright.training.result import RESULTS, Result
 from blockwright.training.writing import write_json
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -397,4 +397,4 @@ def test_path_with_odd_characters_is_one_override(path: str) -> None:
 
 def test_half_written_results_are_none(tmp_path: Path) -> None:
     (tmp_path / RESULTS).write_text('{"status": "comp')
-    assert results_of(tmp_path) is None
+    assert Result.read(tmp_path).status == "unreadable"

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from blockwright.lab.sweep import plan as plans
 from blockwright.registry import ConfigError
-from blockwright.training.jobs import RESULTS
+from blockwright.training.result import RESULTS
 from blockwright.training.writing import write_json
 
 pytest.importorskip("optuna")
@@ -290,7 +290,7 @@ def test_retried_trial_is_a_new_job_with_the_same_parameters(
 ) -> None:
     from blockwright.lab.sweep.__main__ import ask_again
     from blockwright.lab.sweep.table import rows_of
-    from blockwright.training.jobs import record_failure
+    from blockwright.training.result import record_failure
 
     class Failing(Launcher):
         def run(self, number: int, given: dict[str, str]) -> float:

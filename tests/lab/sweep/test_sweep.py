@@ -17,7 +17,7 @@ from sweep_folder import described
 from blockwright.lab.sweep.callback import SweepCallback
 from blockwright.lab.sweep.plan import write
 from blockwright.lab.sweep.table import _cell, best_of, rows_of, summarise, table_of
-from blockwright.training.jobs import record_failure
+from blockwright.training.result import record_failure
 
 
 def job(sweep: Path, number: int, overrides: list[str], **results: Any) -> Path:

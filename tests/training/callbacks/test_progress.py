@@ -9,6 +9,7 @@ from collections.abc import Callable
 import lightning as L
 import pytest
 
+from blockwright.training.callbacks import progress as module
 from blockwright.training.callbacks.progress import Progress
 from blockwright.training.callbacks.throughput import Throughput
 
@@ -53,3 +54,16 @@ def test_terminal_gets_a_bar_and_no_lines(
     fit(callbacks=[progress], enable_progress_bar=True)
     assert lines(capsys.readouterr().out) == []
     assert progress._get_train_description(0) == "training"
+
+
+def test_quiet_training_and_measuring_get_a_line(
+    fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "QUIET_S", -1)
+    trainer = fit(callbacks=[Progress()], enable_progress_bar=True, log_every_n_steps=6, limit_val_batches=1)
+    said = capsys.readouterr().out
+    assert "training at step 1 of 6\n" in said
+    trainer.validate(trainer.lightning_module, trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
+    said = capsys.readouterr().out
+    assert "on the validation set, 1 batch; less: +trainer.limit_val_batches=8\n" in said
+    assert "measured 1 of 1 batch\n" in said

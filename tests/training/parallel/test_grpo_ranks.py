@@ -150,7 +150,7 @@ def test_two_ranks_sample_the_texts_of_one_and_take_its_steps(runs: Any, strateg
 
 
 def test_rollout_gathers_each_weight_once(runs: Any) -> None:
-    """Six tokens a completion, two layers, and what surrounds them; some of it may be gathered already."""
+    """Six tokens per completion, two layers, and what surrounds them; some of it may be gathered already."""
     for rank in runs["two"]:
         assert len(rank["gathers"]) > 3 and all(0 < n <= 3 for n in rank["gathers"])
 

@@ -122,7 +122,7 @@ def figures(folder: Path, name: str) -> list[float]:
 def test_run_passes_its_stages_and_comes_nearer_the_teacher(
     small: list[str], train_py: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """64 tokens a step: two steps align layers, four learn logits with the head frozen."""
+    """64 tokens per step: two steps align layers, four learn logits with the head frozen."""
     dense = ["model/attention=mha", "model.attention.n_heads=4", "model/ffn=swiglu", "model.layout.ffn=ffn*"]
     quick = [*small, *dense, "callbacks.report=null", f"paths.log_dir={tmp_path / 'logs'}"]
     first = train_py(*quick, f"hydra.run.dir={tmp_path / 'first'}")

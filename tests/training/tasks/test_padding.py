@@ -81,7 +81,7 @@ def widen(packed: scoring._Packed) -> None:
 
 
 class Watch(L.Callback):
-    """What was logged, and how many tokens a step counts for figures of speed."""
+    """What was logged, and how many tokens per step counts for figures of speed."""
 
     def __init__(self) -> None:
         self.figures: dict[str, float] = {}

@@ -112,5 +112,5 @@ class Vllm(Engine):
         own = at_tokens(logits, tokens[0, len(prompt) :])
         gap = float((own - torch.tensor(found.sampler[0], device=device, dtype=torch.float32)).abs().mean())
         if temperature and not gap <= self.tolerance:
-            rule = f"its log-probabilities differ from the trainer's by {gap:.3g} nats a token: it has other weights"
+            rule = f"its log-probabilities differ from the trainer's by {gap:.3g} nats per token: it has other weights"
             raise ConfigError("task.engine.tolerance", self.tolerance, rule, "Report it, or write task.engine=native")
