@@ -4,25 +4,22 @@ their own (test_images.py)."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from blockwright.blocks.base import Placement
 from blockwright.blocks.compose import check, compose
 from blockwright.blocks.conformance.cases import CHECKS, Case
 from blockwright.blocks.cost import count_families
 from blockwright.blocks.generation.generate import Continuations
-from blockwright.blocks.input import Input
-from blockwright.blocks.linear import Linear
 from blockwright.lab.card import table
 from blockwright.lab.card_request import Options, Request
 from blockwright.lab.describe import document
-from blockwright.registry import BlockError, ConfigError, family, register
+from blockwright.registry import BlockError, ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = [
@@ -51,47 +48,10 @@ SOUND = {"sound": {"name": "frames", "sound_token": 59}}
 
 @pytest.fixture(autouse=True)
 def sound(temporary_blocks: None) -> None:
-    """A kind of input of another package: frames of 8 samples, an embedding each."""
-
-    @family("sound", context=("vocab_size",), in_layers=False)
-    class Sound(Input):
-        counted_as = "ear"
-
-    @register("sound", "frames")
-    class Frames(Sound):
-        conformance_settings: ClassVar[Mapping[str, Any]] = {"sound_token": 59}
-
-        def __init__(self, d_model: int, vocab_size: int, sound_token: int) -> None:
-            super().__init__()
-            if not 0 <= sound_token < vocab_size:
-                raise BlockError("sound_token", sound_token, "is no id of the vocabulary", "Lower it")
-            self.token, self.ear = sound_token, Linear(8, d_model, bias=False)
-
-        @property
-        def stack(self) -> list[nn.Module]:
-            return [self.ear]
-
-        @property
-        def stack_width(self) -> int:
-            return 8
-
-        def read(self, parts: Mapping[str, Tensor]) -> Tensor:
-            return parts["samples"]
-
-        def forward(self, content: Tensor) -> Tensor:
-            return self.ear(content.to(self.ear.weight.dtype))
-
-        def count(self, content: Tensor) -> int:
-            return len(content)
-
-        def cost_examples(self) -> dict[str, tuple[Tensor, dict[str, int]]]:
-            return {"second": (torch.zeros(10, 8, device=self.ear.weight.device), {"frames": 10})}
-
-        def conformance_content(self, rows: int, device: torch.device) -> Tensor:
-            return heard(3).to(device).repeat(rows, 1)
-
-        def parallel_plan(self) -> dict[str, Placement]:
-            return {"ear.weight": "replicate"}
+    """The input of the how-to page: frames of 8 samples, an embedding each."""
+    page = (ROOT / "docs/how-to/add-a-block.md").read_text()
+    (code,) = re.findall(r"```python\n(# my_blocks/sound.py.*?)```", page, re.S)
+    exec(code, {"__name__": "sound"})
 
 
 def heard(n: int, seed: int = 0) -> Tensor:
