@@ -176,12 +176,14 @@ def equality(sight: str, dtypes: Sequence[str], device: str, threads: int) -> Ta
 
 def flops_per_step(sight: Sight) -> dict[str, float]:
     """FLOPs of a step: three times the forward passes, with half of the products of causal attention."""
+    import torch
+
     from blockwright.blocks.compose import compose
-    from blockwright.blocks.cost import forward_flops_per_token, seeing_flops
+    from blockwright.blocks.cost import forward_flops_per_token, input_flops
 
     decoder, T = compose(sighted(sight), device="meta"), sight.shape.sequence
-    images: Any = decoder.images
-    seeing = 3.0 * sight.shape.batch * sum(seeing_flops(images, grid) for grid in sight.grids)
+    images: Any = decoder.inputs["images"]
+    seeing = 3.0 * input_flops(images, drawn(sight, images, torch.Generator(), "meta").pictures)
     per_token = 1.5 * (forward_flops_per_token(decoder, T) + forward_flops_per_token(decoder, 1))
     return {"seeing": seeing, "reading": per_token * sight.shape.tokens}
 

@@ -10,14 +10,22 @@ from torch import nn
 
 from blockwright import registry
 from blockwright.blocks.decoder import LAYER_PARTS, Decoder, Layer
-from blockwright.blocks.images.base import Images
 from blockwright.blocks.initialise import initialise
+from blockwright.blocks.input import Input, is_input
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.model_config import read
 from blockwright.blocks.mtp import MTP
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.precision import default_dtype
-from blockwright.blocks.refusals import MAX_DISTINCT, check_room, check_together, size, too_many_changes, written_at
+from blockwright.blocks.refusals import (
+    MAX_DISTINCT,
+    check_room,
+    check_together,
+    refuse_beside_inputs,
+    size,
+    too_many_changes,
+    written_at,
+)
 from blockwright.registry import ConfigError, Node, Scope, presets
 from blockwright.registry.build import add_one
 from blockwright.registry.layout import patched, plan
@@ -46,7 +54,9 @@ def check(config: Any) -> dict[str, Any]:
             distinct.append(nodes)
             layers[index] = _layer(model, nodes, index)
             alike.append(1)
-        around += [*_depths(model), *([images] if (images := _images(model)) else [])]
+        inputs = build_inputs(model)
+        around += [*_depths(model), *inputs.values()]
+    refuse_beside_inputs(list(inputs), model, layers)
     of_layers = sum(size(layer) * times for layer, times in zip(layers.values(), alike, strict=True))
     check_together(model, dict(zip(layers, distinct, strict=True)), layers, sum(map(size, around)) + of_layers)
     return model
@@ -97,7 +107,7 @@ def assemble(model: Mapping[str, Any]) -> Decoder:
     with default_dtype(torch.float32) as asked:  # what keeps its dtype must start in fp32; the rest is cast later
         embedding, position, norm, head = _frame(model)
         layers = [_layer(model, nodes, index) for index, nodes in enumerate(_plan(model))]
-        decoder = Decoder(model, embedding, position, layers, norm, head, _depths(model), _images(model))
+        decoder = Decoder(model, embedding, position, layers, norm, head, _depths(model), build_inputs(model))
     return decoder if asked == torch.float32 else decoder.to(asked)
 
 
@@ -113,7 +123,7 @@ def _frame(model: Mapping[str, Any]) -> tuple[nn.Embedding, Position, Any, nn.Li
     """The parts around the layers: embedding, embedding position, final norm, head."""
     V, D = model["vocab_size"], model["d_model"]
     context = {**_context(model, 0), "dim": D, "head_dim": D, "n_heads": 1}
-    nodes = {kind: Node(model[kind], f"model.{kind}") for kind in registry.kinds() if kind in model}
+    nodes = _nodes(model)
     position = nodes.get("position")
     placed = position if position and _place(position) == "embedding" else Node("none", "model.position")
     norm = _part("norm", nodes, context)
@@ -127,25 +137,19 @@ def _frame(model: Mapping[str, Any]) -> tuple[nn.Embedding, Position, Any, nn.Li
     return embedding, registry.build("position", placed, Scope(nodes, context)), norm, head
 
 
-def images_of(config: Any) -> Images:
-    """The image side of a model, on the meta device: what its tiling counts, without building the rest.
+def build_inputs(model: Mapping[str, Any]) -> dict[str, Input]:
+    """Kind → the input of that kind, of a complete configuration, on the current default device.
 
     Raises:
-        ConfigError: an error in it, or there is none
+        ConfigError: an error in one of them
     """
-    model = read(config)
-    with torch.device("meta"):
-        if (images := _images(model)) is None:
-            remedy = add_one("model/images", "images")
-            raise ConfigError("model.images", None, "this model reads text alone", remedy)
-        return images
+    scope = Scope(_nodes(model), _context(model, 0))
+    return {kind: registry.build(kind, node, scope) for kind, node in scope.nodes.items() if is_input(kind)}
 
 
-def _images(model: Mapping[str, Any]) -> Images | None:
-    if model.get("images") is None:
-        return None
-    nodes = {kind: Node(model[kind], f"model.{kind}") for kind in registry.kinds() if kind in model}
-    return registry.build("images", nodes["images"], Scope(nodes, _context(model, 0)))
+def _nodes(model: Mapping[str, Any]) -> dict[str, Node]:
+    """The nodes of a model outside its layers."""
+    return {kind: Node(model[kind], f"model.{kind}") for kind in registry.kinds() if kind in model}
 
 
 def _place(node: Node) -> str:

@@ -1,35 +1,32 @@
 """Cost of a composition, measured on the meta device: correct for unknown plug-in blocks too.
 
-Parameters are counted by walking the modules: a block belongs to the family of its contract. FLOPs are counted by torch
-while the decoder runs; caches are made and their bytes added up. Identical layers are measured once.
+Parameters are counted by walking the modules: a block belongs to the family that its contract names. FLOPs are counted
+by torch while the decoder runs; caches are made and their bytes added up. Identical layers are measured once.
 Not counted: activations, communication, savings of fast kernels (a causal or windowed mask halves nothing here).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from blockwright.blocks.attention.base import Attention, empty_cache
+from blockwright.blocks.attention.base import empty_cache
+from blockwright.blocks.base import Block
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.experts.base import Experts
 from blockwright.blocks.ffn.base import FFN, rounded_width
-from blockwright.blocks.gating.base import Gating, Routing
-from blockwright.blocks.images.base import Images, Pictures
-from blockwright.blocks.norm.base import Norm
-from blockwright.blocks.position.base import Position
-from blockwright.blocks.projector.base import Projector
-from blockwright.blocks.tiling.base import Grid, Tiling
-from blockwright.blocks.vision.base import Vision
+from blockwright.blocks.gating.base import Routing
+from blockwright.blocks.input import Input
 
-# Every parameter belongs to one of these, by its outermost module: MLA's norms count as attention.
-FAMILIES = (
+# Every parameter belongs to one family, that of its outermost module: MLA's norms count as attention. These are of
+# every decoder; those of its inputs stand between the two.
+_FIRST = (
     "embedding",
     "position",
     "attention",
@@ -38,23 +35,8 @@ FAMILIES = (
     "router",
     "dense_ffn",
     "norms",
-    "vision",
-    "projector",
-    "image_marks",
-    "head",
-    "mtp",
-    "other",
 )
-_CONTRACTS: tuple[tuple[type, str], ...] = (
-    (Attention, "attention"),
-    (Experts, "routed_experts"),
-    (Gating, "router"),
-    (Position, "position"),
-    (Norm, "norms"),
-    (Vision, "vision"),
-    (Projector, "projector"),
-    (Tiling, "image_marks"),
-)
+_LAST = ("head", "mtp", "other")
 _OPEN = ("other", "mixture")  # families whose parts may belong to another
 
 
@@ -95,8 +77,14 @@ def count_parameters(decoder: Decoder) -> Parameters:
     return Parameters(total, active, families["embedding"], families["head"], families, idle)
 
 
+def in_order(families: Iterable[str]) -> list[str]:
+    """Families of parameters in the order of a cost card, which always has those of a decoder of text."""
+    usual = (*_FIRST, *_LAST)
+    return [*_FIRST, *dict.fromkeys(family for family in families if family not in usual), *_LAST]
+
+
 def count_families(decoder: Decoder) -> dict[str, int]:
-    """Parameters of each of ``FAMILIES``; a shared tensor counts once, where it occurs first."""
+    """Parameters of each family; a shared tensor counts once, where it occurs first."""
     counts: Counter[str] = Counter()
     seen: set[int] = set()
     ends = {"embedding": "embedding", "head": "head", "mtp": "mtp"}
@@ -106,7 +94,7 @@ def count_families(decoder: Decoder) -> dict[str, int]:
         _count(children[name], ends.get(name, "other"), counts, seen)
     _count_own(decoder, "other", counts, seen)
     counts["other"] += counts.pop("mixture", 0)
-    return {family: counts[family] for family in FAMILIES}
+    return {family: counts[family] for family in in_order(counts)}
 
 
 def _count(module: nn.Module, family: str, counts: Counter[str], seen: set[int]) -> None:
@@ -131,7 +119,7 @@ def _family(module: nn.Module, around: str) -> str:
         if any(isinstance(m, Experts) for m in module.modules()):
             return "mixture"
         return "shared_experts" if around == "mixture" else "dense_ffn"
-    return next((family for contract, family in _CONTRACTS if isinstance(module, contract)), around)
+    return (module.counted_as if isinstance(module, Block) else None) or around
 
 
 MANY = 80_640  # tokens; divisible by every usual number of experts
@@ -245,14 +233,12 @@ def _flops(decoder: Decoder, indices: Sequence[int], length: int) -> int:
     return counter.get_total_flops()
 
 
-def seeing_flops(images: Images, grid: Grid) -> int:
-    """FLOPs of the forward pass of tower, projector and tiling for one image; on the meta device."""
+def input_flops(block: Input, content: Any) -> int:
+    """FLOPs of embedding content of an input, on the meta device."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    P, n_tiles = images.vision.tile, sum(c * r for c, r in images.tiling.canvases(grid))
-    tiles = torch.zeros(n_tiles, 3, P, P, dtype=torch.uint8, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        images(Pictures(tiles, [grid]))
+        block(content)
     return counter.get_total_flops()
 
 

@@ -17,7 +17,7 @@ from blockwright.blocks.carry import Carry
 from blockwright.blocks.ffn.base import FFN
 from blockwright.blocks.forward_pass import Losses, Pass
 from blockwright.blocks.gating.base import Routing, with_losses
-from blockwright.blocks.images.base import Images, Pictures
+from blockwright.blocks.input import Input, Media
 from blockwright.blocks.kernels.choice import choose
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.blocks.kernels.few_rows import linear
@@ -81,7 +81,7 @@ class Decoder(nn.Module):
         norm: after the last layer
         head: [V,D] output projection; None ties it to the embedding
         mtp: multi-token prediction depths, used by ``mtp_nll`` only
-        images: embeds pictures at the places of a token; None for a model of text
+        inputs: kind → what embeds content of that kind at the places of a token; none for a model of text
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Decoder(nn.Module):
         norm: Norm,
         head: nn.Linear | None,
         mtp: Sequence[MTP] = (),
-        images: Images | None = None,
+        inputs: Mapping[str, Input] | None = None,
     ) -> None:
         super().__init__()
         self.config = dict(config)
@@ -101,7 +101,8 @@ class Decoder(nn.Module):
         self.logit_softcap: float | None = config["logit_softcap"]
         self.embedding, self.position, self.norm, self.head = embedding, position, norm, head
         self.layers, self.mtp = nn.ModuleList(layers), nn.ModuleList(mtp)
-        self.images = images
+        for kind, block in (inputs or {}).items():
+            self.add_module(kind, block)
         self.choose_kernels()
 
     def choose_kernels(self, overrides: Mapping[str, str] | None = None) -> Decoder:
@@ -128,6 +129,11 @@ class Decoder(nn.Module):
         return probe
 
     @property
+    def inputs(self) -> dict[str, Input]:
+        """Kind → the input of that kind."""
+        return {kind: block for kind, block in self.named_children() if isinstance(block, Input)}
+
+    @property
     def output_weight(self) -> Tensor:
         """[V,D], the head's matrix or, if tied, the embedding's."""
         return self.embedding.weight if self.head is None else self.head.weight
@@ -138,30 +144,48 @@ class Decoder(nn.Module):
         positions: Tensor | None = None,
         segments: Tensor | None = None,
         caches: Sequence[Cache] | None = None,
-        pictures: Pictures | None = None,
+        media: Media | None = None,
     ) -> Tensor:
         """Tokens [B,T] → logits [B,T,V] for the token after each. Arguments as in ``hidden``."""
-        return self.logits(self.hidden(tokens, positions, segments, caches, pictures=pictures)[0])
+        return self.logits(self.hidden(tokens, positions, segments, caches, media=media)[0])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [...,D] → [...,V]."""
         logits, cap = linear(hidden, self.output_weight), self.logit_softcap
         return logits if cap is None else cap * (logits / cap).tanh()
 
-    def look_up(self, tokens: Tensor, pictures: Pictures | None = None) -> Tensor:
-        """Token ids [B,T] → embeddings [B,T,D], scaled if the model scales them, and those of pictures, which are not.
+    def media(self, batch: Mapping[str, Tensor]) -> Media:
+        """What a batch holds beside text: the tensors under ``KIND.PART``, as read by the input of that kind.
 
         Raises:
-            BlockError: there are pictures for a model of text, or the text has more or fewer places than they need
+            BlockError: the model has no such input
+        """
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in batch.items():
+            kind, dot, part = key.partition(".")
+            if dot:
+                parts.setdefault(kind, {})[part] = tensor
+        return {kind: self._input(kind).read(own) for kind, own in parts.items()}
+
+    def look_up(self, tokens: Tensor, media: Media | None = None) -> Tensor:
+        """Token ids [B,T] → embeddings [B,T,D], scaled if the model scales them, and those of media, which are not.
+
+        Raises:
+            BlockError: the model has no input for some of the media, or the text has more or fewer places than they
+                need
         """
         x = self.embedding(tokens)
         x = x * self.embedding_scale if self.embedding_scale != 1.0 else x
-        if pictures is None:
-            return x
-        if self.images is None:
-            remedy = "Choose a model with images, e.g. deepseek_vl2_tiny, or leave the pictures out"
-            raise BlockError("images", None, "this model reads text alone, and is given pictures", remedy)
-        return self.images.place(x, tokens, pictures)
+        for kind, content in (media or {}).items():
+            x = self._input(kind).place(x, tokens, content)
+        return x
+
+    def _input(self, kind: str) -> Input:
+        if (block := self.inputs.get(kind)) is None:
+            raise BlockError(
+                kind, None, f"this model reads no {kind}", f"Choose a model with {kind}, or leave them out"
+            )
+        return block
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Token ids [B,T] at positions [B|1,T] → input of the first layer, [B,T,D]."""
@@ -176,7 +200,7 @@ class Decoder(nn.Module):
         embedded: Tensor | None = None,
         share: Share | None = None,
         experts: Sequence[Tensor | None] | None = None,
-        pictures: Pictures | None = None,
+        media: Media | None = None,
     ) -> tuple[Tensor, list[Routing | None]]:
         """Everything but the head.
 
@@ -190,7 +214,7 @@ class Decoder(nn.Module):
             share: this rank's tokens, where those of a sequence are spread over ranks: the other arguments are then of
                 whole sequences, without caches, and what is returned is of this rank's tokens
             experts: for each layer those of an earlier routing, to be weighed again (see ``Gating.forward``)
-            pictures: all those of the batch, for ``look_up``
+            media: all those of the batch, for ``look_up``
 
         Returns:
             hidden states [B,T,D] and, for each layer, the routing of the tokens (None for a dense one without losses)
@@ -199,8 +223,8 @@ class Decoder(nn.Module):
             positions = _next_positions(tokens, caches[0] if caches else None)
         take = _whole if share is None else share.take
         own = take(tokens)
-        if pictures is not None:
-            embedded = self.look_up(tokens, pictures)
+        if media:
+            embedded = self.look_up(tokens, media)
         x = self.position.embed(self.look_up(own) if embedded is None else take(embedded), take(positions))
         given = Pass(positions, segments, tokens=own, share=share, made={} if caches else None)
         x, routings = self._through_layers(x, given, caches, experts)

@@ -56,7 +56,7 @@ def random_batches(old: Decoder, new: Decoder, times: int, reach: int = 0, seed:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(rows: int, length: int) -> Tensor:
-        return _without_images(torch.randint(old.config["vocab_size"], (rows, length), generator=generator), old, new)
+        return _of_text(torch.randint(old.config["vocab_size"], (rows, length), generator=generator), old, new)
 
     found = [Batch(draw(1, long))]
     if budget >= long + PACKED:
@@ -76,13 +76,10 @@ def _packed(tokens: Tensor) -> Batch:
     return Batch(tokens, (place - begins)[None], document[None])
 
 
-def _without_images(tokens: Tensor, *decoders: Decoder) -> Tensor:
-    """The place of an image becomes some other token: a model of pictures would look for one there."""
-    for images in (decoder.images for decoder in decoders):
-        if images is not None:
-            tokens = tokens.where(
-                tokens != images.image_token, (images.image_token + 1) % decoders[0].config["vocab_size"]
-            )
+def _of_text(tokens: Tensor, *decoders: Decoder) -> Tensor:
+    """The place of an input becomes another token: its decoder would look for content there."""
+    for block in (block for decoder in decoders for block in decoder.inputs.values()):
+        tokens = tokens.where(tokens != block.token, (block.token + 1) % decoders[0].config["vocab_size"])
     return tokens
 
 

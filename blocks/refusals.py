@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,29 @@ def check_together(model: Mapping[str, Any], nodes: Nodes, layers: Layers, param
     Raises:
         ConfigError
     """
-    if model.get("images") is not None:
-        _refuse_beside_images(model, layers)
     _check_size(parameters)
     _refuse_other_streams(model, nodes, layers)
     _refuse_nothing_to_share(model, nodes, layers)
     _refuse_untaken(model, nodes, layers)
     _check_variants(model)
+
+
+def refuse_beside_inputs(inputs: Sequence[str], model: Mapping[str, Any], layers: Layers) -> None:
+    """Refuse, beside inputs of these kinds, what reads the ids of tokens: all places of an input have one.
+
+    Raises:
+        ConfigError
+    """
+    if not inputs:
+        return
+    kinds = " and ".join(inputs)
+    remedy = f"Leave it out, or the {kinds} ({' '.join(f'model.{kind}=null' for kind in inputs)})"
+    if model["mtp"]:
+        raise ConfigError("model.mtp", model["mtp"], f"embeds token ids, and the places of {kinds} share one", remedy)
+    for gate in (m for layer in layers.values() for m in layer.modules() if isinstance(m, Gating)):
+        if gate.by_id:
+            rule = f"routes by token id, and the places of {kinds} share one"
+            raise ConfigError("model.gating", type(gate).__name__, rule, remedy)
 
 
 def too_many_changes() -> ConfigError:
@@ -175,17 +191,6 @@ def _check_variants(model: Mapping[str, Any]) -> None:
             if node is None:
                 continue
             registry.resolve(kind, Node(node, f"model.variants.{kind}.{name}"))
-
-
-def _refuse_beside_images(model: Mapping[str, Any], layers: Layers) -> None:
-    """Refuse what reads the ids of tokens: all places of all images have one."""
-    remedy = "Leave it out, or the images (model.images=null)"
-    if model["mtp"]:
-        raise ConfigError("model.mtp", model["mtp"], "embeds token ids, and the places of images share one", remedy)
-    for gate in (m for layer in layers.values() for m in layer.modules() if isinstance(m, Gating)):
-        if gate.by_id:
-            rule = "routes by token id, and the places of images share one"
-            raise ConfigError("model.gating", type(gate).__name__, rule, remedy)
 
 
 def written_at(model: Mapping[str, Any], kind: str, node: Mapping[str, Any], index: int) -> str:

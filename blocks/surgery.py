@@ -151,7 +151,7 @@ def _pairs(old: Decoder, new: Decoder, growth: Growth) -> list[tuple[str, str | 
     pairs: list[tuple[str, str | None]] = [(name, name) for name in FRAME]
     pairs += [(f"layers.{i}.{part}", f"layers.{j}.{part}") for i, j in enumerate(sources) for part in LAYER_PARTS]
     pairs += [(f"mtp.{k}", f"mtp.{k}" if k < len(old.mtp) else None) for k in range(len(new.mtp))]
-    return pairs + ([("images", "images")] if new.images is not None else [])
+    return pairs + [(kind, kind if kind in old.inputs else None) for kind in new.inputs]
 
 
 def _step(

@@ -84,7 +84,7 @@ class Tower:
         Raises:
             ConfigError: at ``task.tower``, with the first difference
         """
-        images = compose(model, device="meta").images
+        images = compose(model, device="meta").inputs.get("images")
         if images is None:
             raise ConfigError(PATH, str(self.folder), "the model reads text alone", "Choose one with images")
         vision: Any = images.vision

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from blockwright.blocks.cost import FAMILIES
+from blockwright.blocks.cost import in_order
 from blockwright.registry import printing
 
 
@@ -38,71 +38,64 @@ def _text(value: Any) -> str:
 
 Row = tuple[str, str, Callable[[Any], str]]  # label, dotted key in the figures, format
 BEYOND = "cache.elements_beyond_windows"  # left out where no model has windows
-SECTIONS: tuple[tuple[Row, ...], ...] = (
-    (
-        ("parameters", "parameters.total", _exact),
-        ("  active", "parameters.active", _exact),
-        ("  active, no embedding", "parameters.active_without_embedding", _exact),
-        ("  active, no embedding or head", "parameters.active_without_embedding_and_head", _exact),
-    ),
-    tuple((f"  {family.replace('_', ' ')}", f"parameters.families.{family}", _exact) for family in FAMILIES),
-    (
-        ("tokens of the sequence", "flops.context", _text),
-        ("FLOPs per token, forward", "flops.forward_per_token", scaled),
-        ("FLOPs per token, training", "flops.training_per_token", scaled),
-        ("  per sequence, DeepSeekMoE's formula", "flops.deepseek_moe_formula", scaled),
-    ),
-    (
-        ("cache numbers per token", "cache.elements_per_token", _exact),
-        ("  beyond the windows", BEYOND, _exact),
-        ("  constant numbers besides", "cache.elements_constant", _exact),
-        ("cache bytes per token, fp32", "cache.bytes_per_token.fp32", _exact),
-        ("  bf16", "cache.bytes_per_token.bf16", _exact),
-        ("  fp8", "cache.bytes_per_token.fp8", _exact),
-        ("  bits chosen", "cache.bits", _text),
-        ("  bytes at these bits", "cache.bytes_per_token.at_bits", _exact),
-        ("  as stored, with scales", "cache.bytes_per_token.stored", _exact),
-        ("tokens cached", "cache.context", _text),
-        ("  bytes in bf16", "cache.bytes_at_context.bf16", in_bytes),
-        ("  bytes at the bits chosen", "cache.bytes_at_context.at_bits", in_bytes),
-        ("  as stored, with scales", "cache.bytes_at_context.stored", in_bytes),
-    ),
-    *(
-        (
-            (f"an image of {side}×{side} tiles: tiles seen", f"images.{side}x{side}.tiles", _exact),
-            ("  tokens", f"images.{side}x{side}.tokens", _exact),
-            ("  FLOPs of seeing it", f"images.{side}x{side}.seeing_flops", scaled),
-            ("  FLOPs of reading it", f"images.{side}x{side}.reading_flops", scaled),
-            ("  cache bytes, bf16", f"images.{side}x{side}.cache_bytes", in_bytes),
-        )
-        for side in (1, 3)
-    ),
-    (
-        ("kernels, here", "kernels.device", _text),
-        ("  attention", "kernels.attention", _text),
-        ("  latent attention", "kernels.latent_attention", _text),
-        ("  recurrence", "kernels.recurrence", _text),
-        ("  encoder attention", "kernels.encoder_attention", _text),
-        ("  experts", "kernels.experts", _text),
-        ("  cross entropy", "kernels.cross_entropy", _text),
-        ("  RMS norm", "kernels.rms_norm", _text),
-        ("  gated SiLU", "kernels.gated_silu", _text),
-        ("  rotation", "kernels.rotation", _text),
-    ),
-    (
-        ("weights, fp32", "weights.bytes.fp32", in_bytes),
-        ("  bf16", "weights.bytes.bf16", in_bytes),
-        ("  fp8", "weights.bytes.fp8", in_bytes),
-        ("training state (training.recipe)", "training.recipe", _text),
-        ("  bytes per parameter", "training.bytes_per_parameter", _text),
-        ("  weights", "training.bytes.weights", in_bytes),
-        ("  gradients", "training.bytes.gradients", in_bytes),
-        ("  master weights", "training.bytes.master_weights", in_bytes),
-        ("  AdamW moments", "training.bytes.moments", in_bytes),
-        ("  total", "training.bytes.total", in_bytes),
-        ("  GPUs (training.gpus)", "training.gpus", _text),
-        ("  per GPU, evenly sharded", "training.bytes_per_gpu", in_bytes),
-    ),
+PARAMETERS: tuple[Row, ...] = (
+    ("parameters", "parameters.total", _exact),
+    ("  active", "parameters.active", _exact),
+    ("  active, no embedding", "parameters.active_without_embedding", _exact),
+    ("  active, no embedding or head", "parameters.active_without_embedding_and_head", _exact),
+)
+FLOPS: tuple[Row, ...] = (
+    ("tokens of the sequence", "flops.context", _text),
+    ("FLOPs per token, forward", "flops.forward_per_token", scaled),
+    ("FLOPs per token, training", "flops.training_per_token", scaled),
+    ("  per sequence, DeepSeekMoE's formula", "flops.deepseek_moe_formula", scaled),
+)
+CACHE: tuple[Row, ...] = (
+    ("cache numbers per token", "cache.elements_per_token", _exact),
+    ("  beyond the windows", BEYOND, _exact),
+    ("  constant numbers besides", "cache.elements_constant", _exact),
+    ("cache bytes per token, fp32", "cache.bytes_per_token.fp32", _exact),
+    ("  bf16", "cache.bytes_per_token.bf16", _exact),
+    ("  fp8", "cache.bytes_per_token.fp8", _exact),
+    ("  bits chosen", "cache.bits", _text),
+    ("  bytes at these bits", "cache.bytes_per_token.at_bits", _exact),
+    ("  as stored, with scales", "cache.bytes_per_token.stored", _exact),
+    ("tokens cached", "cache.context", _text),
+    ("  bytes in bf16", "cache.bytes_at_context.bf16", in_bytes),
+    ("  bytes at the bits chosen", "cache.bytes_at_context.at_bits", in_bytes),
+    ("  as stored, with scales", "cache.bytes_at_context.stored", in_bytes),
+)
+EXAMPLE = {  # figure of an example of an input → its label and format
+    "tokens": ("tokens", _exact),
+    "embedding_flops": ("FLOPs of embedding it", scaled),
+    "reading_flops": ("FLOPs of reading it", scaled),
+    "cache_bytes": ("cache bytes, bf16", in_bytes),
+}
+KERNELS: tuple[Row, ...] = (
+    ("kernels, here", "kernels.device", _text),
+    ("  attention", "kernels.attention", _text),
+    ("  latent attention", "kernels.latent_attention", _text),
+    ("  recurrence", "kernels.recurrence", _text),
+    ("  encoder attention", "kernels.encoder_attention", _text),
+    ("  experts", "kernels.experts", _text),
+    ("  cross entropy", "kernels.cross_entropy", _text),
+    ("  RMS norm", "kernels.rms_norm", _text),
+    ("  gated SiLU", "kernels.gated_silu", _text),
+    ("  rotation", "kernels.rotation", _text),
+)
+MEMORY: tuple[Row, ...] = (
+    ("weights, fp32", "weights.bytes.fp32", in_bytes),
+    ("  bf16", "weights.bytes.bf16", in_bytes),
+    ("  fp8", "weights.bytes.fp8", in_bytes),
+    ("training state (training.recipe)", "training.recipe", _text),
+    ("  bytes a parameter", "training.bytes_per_parameter", _text),
+    ("  weights", "training.bytes.weights", in_bytes),
+    ("  gradients", "training.bytes.gradients", in_bytes),
+    ("  master weights", "training.bytes.master_weights", in_bytes),
+    ("  AdamW moments", "training.bytes.moments", in_bytes),
+    ("  total", "training.bytes.total", in_bytes),
+    ("  GPUs (training.gpus)", "training.gpus", _text),
+    ("  per GPU, evenly sharded", "training.bytes_per_gpu", in_bytes),
 )
 # Settings, not measurements.
 SETTINGS = {"flops.context", "cache.bits", "cache.context", "training.gpus", "training.bytes_per_parameter"}
@@ -110,16 +103,13 @@ NOTE = (
     "FLOPs: attention not halved for causality. Training is 3x the forward pass, multi-token prediction included: each "
     "product has two in the backward."
 )
-# Left out where no model has them.
-IMAGES = {key for section in SECTIONS for _, key, _ in section if key.startswith("images.")}
+# Left out where no model has them, with all keys that begin so.
 OPTIONAL = (
-    {f"parameters.families.{family}" for family in FAMILIES}
-    | IMAGES
-    | {
-        "cache.elements_constant",
-        "cache.bytes_per_token.stored",
-        "cache.bytes_at_context.stored",
-    }
+    "parameters.families.",
+    "inputs.",
+    "cache.elements_constant",
+    "cache.bytes_per_token.stored",
+    "cache.bytes_at_context.stored",
 )
 CHOSEN = {"cache.bits", "cache.bytes_per_token.at_bits", "cache.bytes_at_context.at_bits"}  # left out at 16 bits
 
@@ -147,9 +137,9 @@ def table(document: Mapping[str, Any]) -> Table:
         card.add_column(str(model["model"]), justify="right", no_wrap=True)
         if id(model) in compared:
             card.add_column(f"against\n{document['against']}", justify="right", style="cyan", no_wrap=True)
-    for section in SECTIONS:
+    for section in _sections(document["models"]):
         for label, key, written in section:
-            if key in OPTIONAL and not any(model.get(key) for model in models):
+            if key.startswith(OPTIONAL) and not any(model.get(key) for model in models):
                 continue
             if key == BEYOND and all(model[key] == model["cache.elements_per_token"] for model in models):
                 continue
@@ -163,6 +153,29 @@ def table(document: Mapping[str, Any]) -> Table:
             card.add_row(*cells)
         card.add_section()
     return card
+
+
+def _sections(models: Sequence[Mapping[str, Any]]) -> list[Sequence[Row]]:
+    """The rows of a card of these models, with those of their families and their inputs."""
+    names = in_order(family for model in models for family in model["parameters"]["families"])
+    families = [(f"  {name.replace('_', ' ')}", f"parameters.families.{name}", _exact) for name in names]
+    examples = {
+        (kind, name): figures
+        for model in models
+        for kind, of_kind in model["inputs"].items()
+        for name, figures in of_kind.items()
+    }
+    inputs = [_example(*example, figures) for example, figures in examples.items()]
+    return [PARAMETERS, families, FLOPS, CACHE, *inputs, KERNELS, MEMORY]
+
+
+def _example(kind: str, name: str, figures: Mapping[str, Any]) -> list[Row]:
+    """The rows of an example of an input."""
+    rows, start = list[Row](), f"{kind}, {name}: "
+    for figure in figures:
+        label, written = EXAMPLE.get(figure, (figure, _exact))
+        rows.append((f"{'  ' if rows else start}{label}", f"inputs.{kind}.{name}.{figure}", written))
+    return rows
 
 
 def _comparisons(document: Mapping[str, Any], models: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Any]]:

@@ -22,10 +22,12 @@ from blockwright.blocks.cost import (
     ffn_ratio,
     forward_flops_per_token,
     growth_beyond_windows,
-    seeing_flops,
+    in_order,
+    input_flops,
     training_flops_per_token,
 )
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.input import Input
 from blockwright.blocks.kernels import choice
 from blockwright.blocks.kernels.quantise import BITS
 from blockwright.lab import card
@@ -85,7 +87,7 @@ def figures(decoder: Decoder, options: Options) -> dict[str, Any]:
             "deepseek_moe_formula": deepseek_moe_flops(L, D, V, ratio, context),
         },
         "cache": _cache(decoder, options.cache_context or context, options.cache_bits),
-        "images": {f"{side}x{side}": _image(decoder, side) for side in (1, 3)} if decoder.images is not None else {},
+        "inputs": {kind: _input(decoder, block) for kind, block in decoder.inputs.items()},
         "kernels": _kernels(),
         "weights": {"bytes": {name: counted.total * dtype.itemsize for name, dtype in DTYPES.items()}},
         "training": _training(counted.total, options),
@@ -128,22 +130,21 @@ def _cache(decoder: Decoder, context: int, bits: float) -> dict[str, Any]:
     }
 
 
-def _image(decoder: Decoder, side: int) -> dict[str, float | None]:
-    """Of an image as large as side × side tiles of the tower: its tiles and tokens, and what they cost."""
-    images: Any = decoder.images
-    grid = images.tiling.grid(side * images.vision.tile, side * images.vision.tile)
-    tokens = images.tiling.count(grid)
+def _input(decoder: Decoder, block: Input) -> dict[str, Any]:
+    """The cost of each example of an input: its tokens, embedding them, reading them, and their cache."""
+    return {
+        name: {**numbers, "tokens": block.count(content), "embedding_flops": input_flops(block, content)}
+        | _reading(decoder, block.count(content))
+        for name, (content, numbers) in block.cost_examples().items()
+    }
+
+
+def _reading(decoder: Decoder, tokens: int) -> dict[str, float | None]:
     try:
         held = cache_bytes(decoder, tokens, torch.bfloat16)
     except NotImplementedError:  # a plug-in's attention may have no cache
         held = None
-    return {
-        "tiles": sum(c * r for c, r in images.tiling.canvases(grid)),
-        "tokens": tokens,
-        "seeing_flops": seeing_flops(images, grid),
-        "reading_flops": tokens * forward_flops_per_token(decoder, tokens),
-        "cache_bytes": held,
-    }
+    return {"reading_flops": tokens * forward_flops_per_token(decoder, tokens), "cache_bytes": held}
 
 
 def _kernels() -> dict[str, str]:
@@ -192,6 +193,7 @@ def document(request: Request, decoders: Sequence[Decoder]) -> dict[str, Any]:
     usual = usual_context(decoders)
     options = [replace(o, context=o.context or usual) for o in request.options]
     measured = [figures(d, o) for d, o in zip(decoders, options, strict=True)]
+    _fill_families(measured)
     models = [{"model": name, **found} for name, found in zip(request.models, measured, strict=True)]
     compared = [
         {"model": name, "index": i, "change": changes(found, measured[request.against])}
@@ -199,6 +201,14 @@ def document(request: Request, decoders: Sequence[Decoder]) -> dict[str, Any]:
         if i != request.against
     ]
     return {"models": models, "against": request.models[request.against], "changes": compared}
+
+
+def _fill_families(measured: Sequence[dict[str, Any]]) -> None:
+    """Give all models the families of each, so that they can be compared."""
+    every = in_order(family for found in measured for family in found["parameters"]["families"])
+    for found in measured:
+        counts = found["parameters"]["families"]
+        found["parameters"]["families"] = {family: counts.get(family, 0) for family in every}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -9,18 +9,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
 from blockwright.blocks.kernels.quantise import BITS
-from blockwright.lab.seeing import drawn
+from blockwright.lab.attachment import attached, attachments
 from blockwright.lab.writer import DTYPES, Request, Writer, at_its_option
 from blockwright.registry import BlockError, ConfigError
 from blockwright.registry.command import Parser, run_command
-from blockwright.training.data.boxes import boxes
-from blockwright.training.data.pictures import open_picture
 
 
 def _parser() -> Parser:
@@ -30,8 +27,8 @@ def _parser() -> Parser:
     )
     parser.add_argument("model", metavar="MODEL", help="a run's folder, a *.ckpt, or the OUT of blockwright import")
     parser.add_argument("--prompt", action="append", default=[], help="text to continue; again for several at once")
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="for each <image> of the prompts")
-    parser.add_argument("--boxes", metavar="FILE.png", help="draw the boxes that are written into the first image")
+    for attachment in attachments().values():
+        attachment.add_options(parser)
     parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="default 200")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest; default 0.8")
     parser.add_argument("--top-k", type=int, metavar="K", help="among the K likeliest only")
@@ -71,21 +68,9 @@ def read(arguments: Sequence[str]) -> tuple[argparse.Namespace, Request]:
         raise ConfigError("--stop", "", "an empty text ends nothing", "Leave it out, or write the text")
     if not 0 <= words.seed < 2**63:
         raise ConfigError("--seed", words.seed, "must be a whole number from 0 to 2^63", "Write e.g. --seed 0")
-    _check_boxes(words.boxes, words.image)
+    files = attached(words)
     _refuse_without_effect(words)
-    stops = tuple(words.stop)
-    return words, Request(words.max_new_tokens, sampling, stops, words.seed, words.bits, words.bos, tuple(words.image))
-
-
-def _check_boxes(boxes: str | None, images: Sequence[str]) -> None:
-    if boxes is None:
-        return
-    remedy = "Write e.g. --image page.jpg --boxes boxes.png"
-    if not (images and boxes.endswith(".png") and Path(boxes).parent.is_dir()):
-        rule = "names a PNG in a folder that exists, and there is an --image to draw into"
-        raise ConfigError("--boxes", boxes, rule, remedy)
-    if Path(boxes).resolve() in [Path(image).resolve() for image in images]:
-        raise ConfigError("--boxes", boxes, "would be written over a picture of --image", remedy)
+    return words, Request(words.max_new_tokens, sampling, tuple(words.stop), words.seed, words.bits, words.bos, files)
 
 
 def _refuse_without_effect(words: argparse.Namespace) -> None:
@@ -113,8 +98,8 @@ def main(arguments: Sequence[str]) -> None:
         first = found["completions"][0]["text"]
     else:
         first = show(writer, prompts, request)[0].removeprefix(prompts[0])
-    if words.boxes is not None:
-        drawn(open_picture(Path(words.image[0]), "--image"), boxes(first)).save(words.boxes)
+    if request.attached is not None:
+        request.attached.finish(first)
 
 
 def document(writer: Writer, model: str, prompts: Sequence[str], request: Request) -> dict[str, Any]:

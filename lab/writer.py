@@ -19,9 +19,9 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.generation.text_stream import TextStream
-from blockwright.blocks.images.base import Pictures
+from blockwright.blocks.input import Media
 from blockwright.interop.source import Source, build, check_there, open_source
-from blockwright.lab import seeing
+from blockwright.lab.attachment import Attachment, refuse_marks
 from blockwright.registry import BlockError, ConfigError, did_you_mean
 from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.data.tokenizers.pretrained import Pretrained
@@ -41,7 +41,7 @@ class Request:
         seed: prompt i draws from seed + i, so it gives the same text whatever the other prompts are
         bits: of the caches' numbers, 8, 6 or 4; None for exact ones
         bos: whether to prepend the token that begins a document to every prompt
-        images: files of the pictures that ``<image>`` in the prompts stands for, in order
+        attached: files that marks in the prompts stand for
     """
 
     new_tokens: int = 200
@@ -50,7 +50,7 @@ class Request:
     seed: int = 0
     bits: int | None = None
     bos: bool = False
-    images: tuple[str, ...] = ()
+    attached: Attachment | None = None
 
 
 class Writer:
@@ -131,8 +131,8 @@ class Writer:
         Raises:
             ConfigError: at once, for an invalid prompt or request
         """
-        ids, pictures = self._encoded(prompts, request)
-        return self._pieces(ids, request, self._continued(ids, request, pictures), ended)
+        ids, media = self._encoded(prompts, request)
+        return self._pieces(ids, request, self._continued(ids, request, media), ended)
 
     def _pieces(
         self,
@@ -166,19 +166,15 @@ class Writer:
         for row in sorted(open_rows):
             yield from close(row, "end" if rows.ended[row] else "length")
 
-    def _encoded(self, prompts: Sequence[str], request: Request) -> tuple[list[list[int]], Pictures | None]:
-        if not request.images:
-            if self.decoder.images is not None and (shown := [p for p in prompts if seeing.WORD in p]):
-                rule = f"has {seeing.WORD}, and no --image is given: the model would read the word"
-                raise ConfigError("--prompt", shown[0], rule, f"Add --image FILE, or leave {seeing.WORD} out")
-            return [self.encode(prompt, request.bos) for prompt in prompts], None
-        ids, pictures = seeing.encode(self.decoder, prompts, request.images, self.encode)
+    def _encoded(self, prompts: Sequence[str], request: Request) -> tuple[list[list[int]], Media]:
+        if request.attached is None:
+            refuse_marks(self.decoder, prompts)
+            return [self.encode(prompt, request.bos) for prompt in prompts], {}
+        ids, media = request.attached.encode(self.decoder, prompts, self.encode)
         front = [begin(self.words, "--bos", "Leave --bos out")] if request.bos else []
-        return [[*front, *row] for row in ids], pictures
+        return [[*front, *row] for row in ids], media
 
-    def _continued(
-        self, ids: Sequence[Sequence[int]], request: Request, pictures: Pictures | None = None
-    ) -> Continuations:
+    def _continued(self, ids: Sequence[Sequence[int]], request: Request, media: Media) -> Continuations:
         try:
             return Continuations(
                 self.decoder,
@@ -188,7 +184,7 @@ class Writer:
                 seed=request.seed,
                 stop_tokens=self.words.stop_tokens(request.stops),
                 bits=request.bits,
-                pictures=pictures,
+                media=media,
             )
         except BlockError as error:
             raise at_its_option(error) from None

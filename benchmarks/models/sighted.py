@@ -112,12 +112,12 @@ class Ours(nn.Module):
 
     def loss(self, tokens: Tensor, targets: Tensor, pictures: Pictures | None) -> Tensor:
         """Mean next-token loss; of text alone without pictures."""
-        hidden, _ = self.decoder.hidden(tokens, pictures=pictures)
+        hidden, _ = self.decoder.hidden(tokens, media=None if pictures is None else {"images": pictures})
         return self.decoder.nll(hidden, targets) / (targets != IGNORED).sum()
 
     def see(self, pictures: Pictures) -> Tensor:
         """Embeddings of pictures [Σ,D]."""
-        return self.decoder.images(pictures)  # type: ignore[misc]
+        return self.decoder.inputs["images"](pictures)
 
 
 class Assembled(nn.Module):

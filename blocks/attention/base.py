@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class Attention(Block):
     ``child_context`` gives the position child the width of the queries and keys that it rotates, and the number of
     heads whose scores it may bias. A block whose rotated width is not ``head_dim`` overrides it, as ``mla`` does.
     """
+
+    counted_as: ClassVar[str | None] = "attention"
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:

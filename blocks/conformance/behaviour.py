@@ -27,9 +27,9 @@ def states(decoder: Decoder, ids: Tensor, positions: Tensor | None = None, segme
     """Hidden states [B,T,D] without gradients; a block that draws noise draws the same in every call."""
     torch.manual_seed(0)
     with torch.no_grad():
-        tokens, pictures = shown(decoder, ids)
-        positions = positions if pictures is None else None
-        return decoder.hidden(tokens, positions, segments, pictures=pictures)[0][:, -ids.shape[1] :]
+        tokens, media = shown(decoder, ids)
+        positions = None if media else positions
+        return decoder.hidden(tokens, positions, segments, media=media)[0][:, -ids.shape[1] :]
 
 
 def shape_and_dtype(setting: Setting) -> None:
@@ -204,8 +204,8 @@ def gradients(setting: Setting) -> None:
     if any(block.empty for block in setting.instances(decoder).values()):
         raise ExemptError("it leaves its slot empty")
     torch.manual_seed(0)
-    seen, pictures = shown(decoder, ids[:, :-1])
-    hidden, routings = decoder.hidden(seen, pictures=pictures)
+    seen, media = shown(decoder, ids[:, :-1])
+    hidden, routings = decoder.hidden(seen, media=media)
     loss = decoder.nll(hidden[:, 1 - ids.shape[1] :], ids[:, 1:]) / ids.numel()
     torch.stack([loss, *(x for r in routings if r is not None for x in r.losses.values())]).sum().backward()
     for name, parameter in decoder.named_parameters():

@@ -15,7 +15,7 @@ from blockwright import registry
 from blockwright.blocks.base import Block
 from blockwright.blocks.conformance import behaviour, children, construction, default_dtype, hyperparameters, routing
 from blockwright.blocks.conformance.alternatives import switched_on
-from blockwright.blocks.conformance.setting import IMAGES, Setting
+from blockwright.blocks.conformance.setting import Setting
 from blockwright.blocks.conformance.verdict import ExemptError, PromiseError
 from blockwright.blocks.norm.base import Norm
 from blockwright.registry import ConfigError, did_you_mean
@@ -114,9 +114,9 @@ class Case:
         return Outcome("failed", f"{other.reason} (with {changed})")
 
     def _outcome(self, setting: Setting) -> Outcome:
-        if self.check in OF_TOKENS and setting.kind in IMAGES:
-            return Outcome("not applicable", "it works on pictures, not on tokens")
         try:
+            if self.check in OF_TOKENS and setting.of_input:
+                return Outcome("not applicable", "it works on content beside text, not on tokens")
             CHECKS[self.check](setting)
         except ExemptError as exempt:
             return Outcome("not applicable", str(exempt))

@@ -172,8 +172,8 @@ def flops(setting: Setting) -> None:
         decoder = compose(setting.model(), device=device).choose_kernels(plain).eval()
         counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            ids, pictures = shown(decoder, tokens(2, 8).to(device))
-            decoder(ids, pictures=pictures)
+            ids, media = shown(decoder, tokens(2, 8).to(device))
+            decoder(ids, media=media)
         counts[device] = counter.get_total_flops()
     must(counts["meta"] == counts["cpu"], f"{counts['meta']:,} FLOPs on the meta device, {counts['cpu']:,} on the CPU")
 
@@ -186,9 +186,9 @@ def compiling(setting: Setting) -> None:
     torch._dynamo.reset()
     try:
         torch.manual_seed(0)
-        given, pictures = shown(decoder, ids)
+        given, media = shown(decoder, ids)
         compiled = torch.compile(decoder.hidden, fullgraph=True, backend="eager")
-        got = compiled(given, pictures=pictures)[0][:, -ids.shape[1] :]
+        got = compiled(given, media=media)[0][:, -ids.shape[1] :]
     except torch._dynamo.exc.TorchDynamoException as error:
         must(False, f"the graph breaks: {' '.join(str(error).split())[:400]}")
     finally:

@@ -43,8 +43,8 @@ def _step(decoder: Decoder) -> Found:
     """A forward and a backward pass, and an update of copies of the gates."""
     torch.manual_seed(0)
     decoder.zero_grad()
-    seen, pictures = shown(decoder, tokens(2, 9))
-    hidden, routings = decoder.hidden(seen, pictures=pictures)
+    seen, media = shown(decoder, tokens(2, 9))
+    hidden, routings = decoder.hidden(seen, media=media)
     losses = {
         f"{name} of layer {i}": loss
         for i, routing in enumerate(routings)

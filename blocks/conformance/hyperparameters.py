@@ -71,8 +71,8 @@ def _trace(setting: Setting, node: Mapping[str, Any]) -> list[Any]:
     decoder, ids = setting.decoder(node), tokens(2, 13)
     seen: list[Any] = [[tuple(p.shape) for p in decoder.parameters()], _cache_bytes(decoder), states(decoder, ids)]
     torch.manual_seed(0)
-    given, pictures = shown(decoder, ids)
-    hidden, routings = decoder.train().hidden(given, pictures=pictures)
+    given, media = shown(decoder, ids)
+    hidden, routings = decoder.train().hidden(given, media=media)
     losses = [x for r in routings if r is not None for x in r.losses.values()]
     torch.stack([decoder.nll(hidden, given.roll(-1, 1)), *losses]).sum().backward()
     seen += [hidden, *losses, *(p.grad for p in decoder.parameters() if p.grad is not None)]

@@ -24,7 +24,7 @@ from blockwright.blocks.base import Block
 from blockwright.blocks.compose import compose
 from blockwright.blocks.conformance.verdict import must
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.images.base import Pictures
+from blockwright.blocks.input import Media, is_input
 from blockwright.registry import ConfigError
 from blockwright.registry.catalogue import Entry
 from blockwright.registry.schema import Parameter
@@ -39,11 +39,9 @@ MODEL: dict[str, Any] = {
 FRAME = {"attention": "gqa", "position": "rope", "ffn": "swiglu", "norm": "rmsnorm", "residual": "prenorm"}
 # Parts of a mixture of experts, for testing one of them.
 PARTS = {"gating": "softmax_topk", "experts": "swiglu"}
-# The image side of a decoder, for testing a part of it.
-IMAGES = {"images": "early_fusion", "vision": "siglip", "projector": "downsample_mlp", "tiling": "grid_2d"}
 # Sizes by parameter name; defaults are for real models, and would be slow or have no effect in a small one.
 SIZES = {"d_ff": 24, "n_heads": 4, "n_experts": 8, "n_devices": 4, "window": 5}
-REQUIRED = {"image_token": 60, "top_k": 2, "factor": 4.0, "top_devices": 2, "n_groups": 4, "top_groups": 2}
+REQUIRED = {"top_k": 2, "factor": 4.0, "top_devices": 2, "n_groups": 4, "top_groups": 2}
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,14 @@ class Setting:
         return found
 
     @property
+    def of_input(self) -> bool:
+        """Whether the block is an input of its decoder, or a part of one."""
+        kind = self.kind
+        while kind not in FRAME and not is_input(kind):
+            kind = host_of(kind)[0].kind
+        return kind not in FRAME
+
+    @property
     def causal(self) -> bool:
         """Whether no block in its decoder declares that later tokens may matter."""
         return all(m.causal for m in self.decoder().modules() if isinstance(m, Block))
@@ -104,19 +110,15 @@ def tokens(batch: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(MODEL["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def shown(decoder: Decoder, ids: Tensor) -> tuple[Tensor, Pictures | None]:
-    """Tokens [B,T], and for a decoder with an image side the places of two pictures before each row, and the pictures:
-    then every check of the states of these tokens reaches its image side."""
-    images: Any = decoder.images
-    if images is None:
-        return ids, None
-    grids = [images.tiling.grid(*size, 2) for size in ((120, 40), (20, 300))]
-    n_tiles = sum(c * r for grid in grids for c, r in images.tiling.canvases(grid))
-    shape = (n_tiles, 3, images.vision.tile, images.vision.tile)
-    tiles = torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8).to(ids.device)
-    places = ids.new_full((len(ids), sum(map(images.tiling.count, grids))), images.image_token)
-    text = ids.where(ids != images.image_token, 0)
-    return torch.cat((places, text), 1), Pictures(tiles.repeat(len(ids), 1, 1, 1), grids * len(ids))
+def shown(decoder: Decoder, ids: Tensor) -> tuple[Tensor, Media]:
+    """Tokens [B,T], behind the places of content of each input of the decoder, and that content: then every check of
+    the states of these tokens reaches the inputs."""
+    media = {kind: block.conformance_content(len(ids), ids.device) for kind, block in decoder.inputs.items()}
+    places = []
+    for kind, block in decoder.inputs.items():
+        places.append(ids.new_full((len(ids), block.count(media[kind]) // len(ids)), block.token))
+        ids = ids.where(ids != block.token, 0)
+    return torch.cat((*places, ids), 1), media
 
 
 @contextmanager
@@ -161,8 +163,8 @@ def _guess(entry: Entry, p: Parameter) -> Any:
 
 def placed(kind: str, node: dict[str, Any]) -> dict[str, Any]:
     """A decoder's configuration that uses this node."""
-    around = {**FRAME, **PARTS, **(IMAGES if kind in IMAGES else {})}
-    if kind in FRAME or kind in IMAGES:
+    around = {**FRAME, **PARTS}
+    if kind in FRAME or is_input(kind):
         return {**MODEL, **{k: filled(registry.lookup(k, name)) for k, name in around.items()}, kind: node}
     host, parameter = host_of(kind)
     return placed(host.kind, {**filled(host), parameter: node})

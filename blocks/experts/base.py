@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from blockwright.blocks.base import Block
@@ -15,6 +17,8 @@ class Experts(Block):
 
     Dropless: every token reaches every expert in its routing.
     """
+
+    counted_as: ClassVar[str | None] = "routed_experts"
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """x [T,D] → Σ over a token's k experts of weight · expert(x), [T,D]."""

@@ -74,10 +74,11 @@ class Gating(KeepsDtype, Block):
     bfloat16 would lose its small steps.
 
     Class attributes:
-        by_id: whether it routes by the tokens' ids, which all places of images share
+        by_id: whether it routes by the tokens' ids, which all places of an input share
     """
 
     by_id: ClassVar[bool] = False
+    counted_as: ClassVar[str | None] = "router"
 
     def __init__(self, n_experts: int, top_k: int) -> None:
         super().__init__()

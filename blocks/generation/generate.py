@@ -15,7 +15,7 @@ from torch import Tensor
 from blockwright.blocks.cache import Cache
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.sample import Sampling, sample
-from blockwright.blocks.images.base import Pictures
+from blockwright.blocks.input import Media
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import BlockError
 
@@ -71,7 +71,7 @@ class Continuations:
         bits: of the caches, 8, 6 or 4; None for exact ones
         chunk: prompt tokens per forward pass: smaller chunks of long prompts take less memory. None for 8192, fewer
             where padding is masked or a selector chooses
-        pictures: those of all prompts, in order; each has its places in a prompt
+        media: what all prompts hold beside text, in order; each has its places in a prompt
 
     Raises:
         BlockError: a prompt is empty, or longer than the model's positions
@@ -88,7 +88,7 @@ class Continuations:
         stop_tokens: Collection[int] = (),
         bits: int | None = None,
         chunk: int | None = None,
-        pictures: Pictures | None = None,
+        media: Media | None = None,
     ) -> None:
         check_lengths(decoder, prompts, new_tokens)
         device = decoder.embedding.weight.device
@@ -97,7 +97,7 @@ class Continuations:
         self.decoder, self.sampling = decoder, sampling or Sampling()
         self.stop_tokens, self.left = frozenset(stop_tokens), new_tokens
         self.ended = [False] * len(prompts)
-        self._pending, self._pictures = torch.tensor(padded, device=device, dtype=torch.int64), pictures
+        self._pending, self._media = torch.tensor(padded, device=device, dtype=torch.int64), media
         self._generators = [torch.Generator(device).manual_seed(seed + i) for i in range(len(prompts))]
         self._seen = self._tokens_of(prompts) if self.sampling.repetition_penalty != 1 else None
         unequal = any(len(row) != longest for row in prompts)
@@ -125,8 +125,8 @@ class Continuations:
         if self.left <= 0 or all(self.ended):
             raise StopIteration
         self.left -= 1
-        logits = prefill(self.decoder, self._pending, self._caches, self.chunk, self._pictures)
-        self._pictures = None
+        logits = prefill(self.decoder, self._pending, self._caches, self.chunk, self._media)
+        self._media = None
         drawn = sample(logits, self.sampling, self._generators, self._seen)
         if self._seen is not None:
             self._seen.scatter_(1, drawn[:, None], True)
@@ -147,15 +147,15 @@ def prefill(
     tokens: Tensor,
     caches: Sequence[Cache],
     chunk: int = CHUNK,
-    pictures: Pictures | None = None,
+    media: Media | None = None,
 ) -> Tensor:
-    """Feed tokens [B,T], with the pictures at their places, into the caches in chunks → fp32 logits for the token after
-    the last, [B,V].
+    """Feed tokens [B,T], with media at their places, into the caches in chunks → fp32 logits for the token after the
+    last, [B,V].
 
     The head is applied to the last token only: logits of a long prompt would be larger than everything else. Of the
-    others the last layer computes what its cache remembers. Pictures are embedded before the prompt is split.
+    others the last layer computes what its cache remembers. Media are embedded before the prompt is split.
     """
-    for part, x in _parts(decoder, tokens, chunk, pictures):
+    for part, x in _parts(decoder, tokens, chunk, media):
         hidden = decoder.last_hidden(part, caches, x)
     return decoder.logits(hidden[:, -1]).float()
 
@@ -165,21 +165,19 @@ def read(
     tokens: Tensor,
     caches: Sequence[Cache],
     chunk: int = CHUNK,
-    pictures: Pictures | None = None,
+    media: Media | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """``prefill`` that also returns the experts chosen for the tokens, [B,T,k], of each layer that routes."""
     chosen: list[list[Tensor]] = []
-    for part, x in _parts(decoder, tokens, chunk, pictures):
+    for part, x in _parts(decoder, tokens, chunk, media):
         hidden, routings = decoder.hidden(part, caches=caches, embedded=x)
         chosen.append([r.experts.unflatten(0, part.shape) for r in routings if r is not None])
     return decoder.logits(hidden[:, -1]).float(), [torch.cat(layer, 1) for layer in zip(*chosen, strict=True)]
 
 
-def _parts(
-    decoder: Decoder, tokens: Tensor, chunk: int, pictures: Pictures | None
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Some tokens of a prompt at a time, and their embeddings where there are pictures."""
-    embedded = [None] if pictures is None else decoder.look_up(tokens, pictures).split(chunk, 1)
+def _parts(decoder: Decoder, tokens: Tensor, chunk: int, media: Media | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Some tokens of a prompt at a time, and their embeddings where there are media."""
+    embedded = decoder.look_up(tokens, media).split(chunk, 1) if media else [None]
     return zip(tokens.split(chunk, 1), itertools.cycle(embedded))
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from blockwright.blocks.base import Block
+from blockwright.blocks.input import Input
 from blockwright.blocks.tiling.base import Grid, Tiling
 from blockwright.blocks.vision.base import Vision
 from blockwright.registry import BlockError, family
@@ -24,15 +24,12 @@ class Pictures(NamedTuple):
     tiles: Tensor
     grids: Sequence[Grid]
 
-    @classmethod
-    def of(cls, batch: Mapping[str, Tensor]) -> Pictures | None:
-        """Those of a training batch, whose ``grids`` are [M,2]; None for a batch of text."""
-        return cls(batch["tiles"], [Grid(*grid) for grid in batch["grids"].tolist()]) if "tiles" in batch else None
-
 
 @family("images", context=("vocab_size",), in_layers=False)
-class Images(Block):
+class Images(Input):
     """The image side of a decoder.
+
+    A batch has ``images.tiles``, as in ``Pictures``, and ``images.grids`` [M,2].
 
     Attributes:
         image_token: id of the token whose places the embeddings take; a picture has as many places as embeddings
@@ -43,26 +40,45 @@ class Images(Block):
     vision: Vision
     tiling: Tiling
 
-    def forward(self, pictures: Pictures) -> Tensor:
-        """Pictures → embeddings [Σ,D], of all their places in order."""
+    @property
+    def token(self) -> int:  # type: ignore[override]
+        return self.image_token
+
+    @property
+    def stack(self) -> Sequence[nn.Module]:
+        return self.vision.stack
+
+    @property
+    def stack_width(self) -> int:
+        return self.vision.width
+
+    def read(self, parts: Mapping[str, Tensor]) -> Pictures:
+        return Pictures(parts["tiles"], [Grid(*grid) for grid in parts["grids"].tolist()])
+
+    def forward(self, content: Pictures) -> Tensor:
         raise NotImplementedError
 
-    def place(self, x: Tensor, tokens: Tensor, pictures: Pictures) -> Tensor:
-        """Embeddings x [B,T,D] of tokens [B,T], with those of the pictures at the places of ``image_token``.
+    def count(self, content: Pictures) -> int:
+        return sum(map(self.tiling.count, content.grids))
 
-        Raises:
-            BlockError: there are more or fewer places than embeddings. On an accelerator an assertion fails instead, so
-                that the host does not wait
-        """
-        found, places = self(pictures), tokens == self.image_token
-        if tokens.is_cpu and not torch.compiler.is_compiling():
-            self._compare(int(places.sum()), len(found), pictures.grids)
-        else:
-            torch._assert_async(places.sum() == len(found), "a text needs a place for each embedding of its images")
-        return x.masked_scatter(places[..., None], found.to(x.dtype))
+    def misplaced(self, n_places: int, n_embeddings: int, content: Pictures) -> BlockError:
+        rule = f"the text has {n_places} places for images, and its images have {n_embeddings} embeddings"
+        remedy = "Repeat the image token as often as the tiling counts for each image"
+        return BlockError("images", [tuple(grid) for grid in content.grids], rule, remedy)
 
-    def _compare(self, n_places: int, n_found: int, grids: Sequence[Grid]) -> None:
-        if n_places != n_found:
-            rule = f"the text has {n_places} places for images, and its images have {n_found} embeddings"
-            remedy = "Repeat the image token as often as the tiling counts for each image"
-            raise BlockError("images", [tuple(grid) for grid in grids], rule, remedy)
+    def cost_examples(self) -> dict[str, tuple[Pictures, dict[str, int]]]:
+        """Pictures as large as one tile of the tower, and as 3 × 3."""
+        return {f"{side}x{side}": self._square(side) for side in (1, 3)}
+
+    def _square(self, side: int) -> tuple[Pictures, dict[str, int]]:
+        P = self.vision.tile
+        grid = self.tiling.grid(side * P, side * P)
+        n_tiles, device = self.tiling.n_tiles(grid), next(self.parameters()).device
+        return Pictures(torch.zeros(n_tiles, 3, P, P, dtype=torch.uint8, device=device), [grid]), {"tiles": n_tiles}
+
+    def conformance_content(self, rows: int, device: torch.device) -> Pictures:
+        """Two pictures a row, one wide and one high."""
+        grids = [self.tiling.grid(*size, 2) for size in ((120, 40), (20, 300))]
+        shape = (sum(map(self.tiling.n_tiles, grids)), 3, self.vision.tile, self.vision.tile)
+        tiles = torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8).to(device)
+        return Pictures(tiles.repeat(rows, 1, 1, 1), grids * rows)

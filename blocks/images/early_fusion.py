@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -32,6 +32,13 @@ class EarlyFusion(Images):
         tiling: how an image is cut into tiles, and how their features become a sequence
     """
 
+    conformance_settings: ClassVar[Mapping[str, Any]] = {
+        "image_token": 60,
+        "vision": {"name": "siglip", "tile": 16, "patch": 5, "width": 48, "depth": 1, "n_heads": 4},
+        "projector": "downsample_mlp",
+        "tiling": {"name": "grid_2d", "max_tiles": 4},
+    }
+
     def __init__(
         self, vocab_size: int, vision: Vision, projector: Projector, tiling: Tiling, image_token: Whole
     ) -> None:
@@ -47,5 +54,5 @@ class EarlyFusion(Images):
             return {"width": known["vision"].width, "side": known["vision"].side}
         return {"tile": known["vision"].tile, "side": known["projector"].side_out} if child == "tiling" else {}
 
-    def forward(self, pictures: Pictures) -> Tensor:
-        return self.tiling(self.projector(self.vision(pictures.tiles)), pictures.grids)
+    def forward(self, content: Pictures) -> Tensor:
+        return self.tiling(self.projector(self.vision(content.tiles)), content.grids)

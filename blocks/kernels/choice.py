@@ -31,7 +31,7 @@ class Kernels:
         attention: scaled-dot-product attention
         latent_attention: attention over latents that are not expanded
         recurrence: linear recurrences with decay, plain or with the delta rule
-        encoder_attention: attention of all positions on all, of a vision tower
+        encoder_attention: attention of all positions on all, in an encoder
         experts: the routed SwiGLU networks
         cross_entropy: loss from hidden states
         rms_norm: root-mean-square norm

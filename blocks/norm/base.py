@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from blockwright.blocks.base import Block
@@ -11,6 +13,8 @@ from blockwright.registry import family
 @family("norm", context=("dim",))
 class Norm(Block):
     """Normalises the last dimension, of width ``dim``, which the norm's owner supplies."""
+
+    counted_as: ClassVar[str | None] = "norms"
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., dim] → [..., dim], same dtype."""

@@ -35,6 +35,7 @@ class Position(Block):
     """
 
     place: ClassVar[Literal["attention", "embedding"]] = "attention"
+    counted_as: ClassVar[str | None] = "position"
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from blockwright.blocks.base import Block
@@ -15,6 +17,8 @@ class Projector(Block):
     Attributes:
         side_out: s
     """
+
+    counted_as: ClassVar[str | None] = "projector"
 
     side_out: int
 

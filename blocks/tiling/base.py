@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class Tiling(Block):
     Attributes:
         side: s, features a side of a tile
     """
+
+    counted_as: ClassVar[str | None] = "image_marks"
 
     side: int
 

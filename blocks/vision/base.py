@@ -26,6 +26,7 @@ class Vision(Block):
 
     mean: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
     std: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
+    counted_as: ClassVar[str | None] = "vision"
     tile: int
     side: int
     width: int

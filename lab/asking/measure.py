@@ -14,6 +14,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.images.base import Images, Pictures
+from blockwright.blocks.input import Media
 from blockwright.blocks.tiling.base import Grid
 from blockwright.training.data.chat.base import Message, answered
 from blockwright.training.data.conversations import Conversation
@@ -108,8 +109,8 @@ def _answers(decoder: Decoder, rendering: PictureRendering, talks: Sequence[Talk
     room = decoder.config["max_positions"] - max(map(len, prompts))
     most = [len(tokenizer.encode(talk.truth)) + SPARE for talk in talks]
     ends = rendering.chat.ends(tokenizer)
-    given = _cut(images, talks, decoder.embedding.weight.device)
-    steps = Continuations(decoder, prompts, min(max(most), room), Sampling(0.0), stop_tokens=ends, pictures=given)
+    media = _cut(images, talks, decoder.embedding.weight.device)
+    steps = Continuations(decoder, prompts, min(max(most), room), Sampling(0.0), stop_tokens=ends, media=media)
     ids: list[list[int]] = [[] for _ in talks]
     for tokens in steps:
         for row, token in zip(ids, tokens, strict=True):
@@ -117,7 +118,7 @@ def _answers(decoder: Decoder, rendering: PictureRendering, talks: Sequence[Talk
     return [tokenizer.decode(row[:length]) for row, length in zip(ids, most, strict=True)]
 
 
-def _cut(images: Images, talks: Sequence[Talk], device: torch.device) -> Pictures | None:
+def _cut(images: Images, talks: Sequence[Talk], device: torch.device) -> Media:
     """Those of the turns said so far."""
     grids, tiles = list[Grid](), []
     for talk in talks:
@@ -125,7 +126,7 @@ def _cut(images: Images, talks: Sequence[Talk], device: torch.device) -> Picture
         for picture, grid in list(zip(talk.pictures, grids_of(images, talk.pictures), strict=True))[:shown]:
             grids.append(grid)
             tiles.append(tiles_of(picture, grid, images.vision, images.tiling))
-    return Pictures(torch.from_numpy(np.concatenate(tiles)).to(device), grids) if tiles else None
+    return {"images": Pictures(torch.from_numpy(np.concatenate(tiles)).to(device), grids)} if tiles else {}
 
 
 def _shown(pictures: list[Sequence[Image]], shown: Shown) -> list[Sequence[Image]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from blockwright.blocks.cost import FAMILIES, cache_bytes
+from blockwright.blocks.cost import cache_bytes, in_order
 from blockwright.blocks.decoder import Decoder
 from blockwright.lab.report.figure import COLOURS
 from blockwright.lab.report.scale import Scale
@@ -22,7 +22,7 @@ Models = Sequence[Mapping[str, Any]]
 def families(models: Models) -> Chart:
     """A bar per model, cut into families, with a mark at its active parameters."""
     sizes = [{f: n for f, n in model["parameters"]["families"].items() if n} for model in models]
-    shown = [family for family in FAMILIES if any(family in size for size in sizes)]
+    shown = [name for name in in_order(f for size in sizes for f in size) if any(name in size for size in sizes)]
     top = 30 + LINE * ((len(shown) + 2) // 3) + 6
     chart = Chart("families", "Parameters by family", top + (BAR + GAP) * len(models) + 46, NAMES, top=top)
     x = Scale(0, max(sum(size.values()) for size in sizes), chart.x0, chart.x1)

@@ -44,6 +44,7 @@ from blockwright.blocks.gating.base import Gating as Gating
 from blockwright.blocks.gating.base import Routing as Routing
 from blockwright.blocks.images.base import Images as Images
 from blockwright.blocks.images.base import Pictures as Pictures
+from blockwright.blocks.input import Input as Input
 from blockwright.blocks.mixing.base import Mixing as Mixing
 from blockwright.blocks.norm.base import Norm as Norm
 from blockwright.blocks.output_gate.base import OutputGate as OutputGate
@@ -61,6 +62,7 @@ from blockwright.blocks.vision.base import Vision as Vision
 # write text
 from blockwright.blocks.generation.generate import generate as generate
 from blockwright.blocks.generation.sample import Sampling as Sampling
+from blockwright.lab.attachment import Attachment as Attachment
 from blockwright.lab.writer import Request as Request
 from blockwright.lab.writer import Writer as Writer
 

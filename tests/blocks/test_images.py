@@ -308,9 +308,9 @@ def test_rows_packed_into_one_give_what_each_gives_alone(decoder: Decoder) -> No
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     segments = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)])[None]
     packed = torch.cat([tokens for tokens, _ in rows], 1)
-    found = decoder(packed, positions, segments, pictures=together(*(p for _, p in rows)))
+    found = decoder(packed, positions, segments, media={"images": together(*(p for _, p in rows))})
     for (tokens, pictures), own in zip(rows, found.split(lengths, 1), strict=True):
-        torch.testing.assert_close(own, decoder(tokens, pictures=pictures), rtol=0, atol=1e-10)
+        torch.testing.assert_close(own, decoder(tokens, media={"images": pictures}), rtol=0, atol=1e-10)
 
 
 @torch.no_grad()
@@ -323,11 +323,11 @@ def test_padded_rows_fed_in_chunks_give_what_each_gives_alone(decoder: Decoder) 
         [torch.cat((torch.zeros(1, n, dtype=torch.long), t), 1) for n, (t, _) in zip(padding, rows, strict=True)]
     )
     caches = decoder.new_caches(len(rows), longest + 1, padding=padding)
-    found = prefill(decoder, padded, caches, 7, pictures=together(*(p for _, p in rows)))
+    found = prefill(decoder, padded, caches, 7, media={"images": together(*(p for _, p in rows))})
     then = prefill(decoder, text(3).view(3, 1), caches)
     for i, (tokens, pictures) in enumerate(rows):
         longer = torch.cat((tokens, text(3)[:, i : i + 1]), 1)
-        alone = decoder(longer, pictures=pictures)[0].float()
+        alone = decoder(longer, media={"images": pictures})[0].float()
         torch.testing.assert_close(torch.stack((found[i], then[i])), alone[-2:], rtol=0, atol=1e-6)
 
 
@@ -338,7 +338,7 @@ def test_gradients_reach_the_image_side_through_a_frozen_language_model(decoder:
     for parameter in images.parameters():
         parameter.requires_grad_(True)
     tokens, pictures = row(decoder, [Grid(2, 1)], 0)
-    decoder.nll(decoder.hidden(tokens[:, :-1], pictures=pictures)[0], tokens[:, 1:]).backward()
+    decoder.nll(decoder.hidden(tokens[:, :-1], media={"images": pictures})[0], tokens[:, 1:]).backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in images.parameters())
     assert all(p.grad is None for n, p in decoder.named_parameters() if not n.startswith("images."))
 
@@ -360,7 +360,7 @@ def test_the_single_tile_is_its_own_thumbnail(decoder: Decoder) -> None:
 def test_embeddings_of_text_are_scaled_and_those_of_pictures_are_not(tiny: Callable[..., Any]) -> None:
     plain, scaled = (compose(tiny(scale_embeddings=on, **SIGHT)) for on in (False, True))
     tokens, pictures = row(plain, [Grid(1, 1)], 0)
-    one, other = plain.look_up(tokens, pictures), scaled.look_up(tokens, pictures)
+    one, other = (made.look_up(tokens, {"images": pictures}) for made in (plain, scaled))
     at = tokens == IMAGE
     assert torch.equal(one[at], other[at]) and torch.allclose(one[~at] * 48**0.5, other[~at])
 
@@ -400,7 +400,7 @@ def test_places_and_embeddings_that_disagree_are_refused(decoder: Decoder, tiny:
     tokens, pictures = row(decoder, [Grid(2, 1)], 0)
     for wrong in (tokens[:, :-7], torch.cat((tokens, torch.full((1, 2), IMAGE)), 1)):
         with pytest.raises(BlockError, match="places for images"):
-            decoder(wrong, pictures=pictures)
-    with pytest.raises(BlockError, match="reads text alone"):
-        compose(tiny())(tokens, pictures=pictures)
+            decoder(wrong, media={"images": pictures})
+    with pytest.raises(BlockError, match="reads no images"):
+        compose(tiny())(tokens, media={"images": pictures})
     assert isinstance(decoder.images, nn.Module)

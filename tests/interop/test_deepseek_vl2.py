@@ -218,9 +218,9 @@ def test_imported_model_computes_what_its_parts_do_and_is_exported_as_it_was(
         in_double(holder, decoder, monkeypatch)
     tokens, targets, pictures = batch()
     expected = composite(tokens, pictures)
-    torch.testing.assert_close(decoder(tokens, pictures=pictures), expected, rtol=0, atol=bound)
+    torch.testing.assert_close(decoder(tokens, media={"images": pictures}), expected, rtol=0, atol=bound)
     loss = F.cross_entropy(expected.flatten(0, 1), targets.flatten(), reduction="mean")
-    own = decoder.nll(decoder.hidden(tokens, pictures=pictures)[0], targets) / (targets != IGNORED).sum()
+    own = decoder.nll(decoder.hidden(tokens, media={"images": pictures})[0], targets) / (targets != IGNORED).sum()
     torch.testing.assert_close(own, loss.to(own.dtype), rtol=0, atol=max(bound, 1e-10))
     if dtype == torch.float32:
         assert export_folder(tmp_path / "ours", tmp_path / "hf") == ("deepseek_vl_v2", None)

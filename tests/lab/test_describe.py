@@ -220,14 +220,14 @@ def guests(temporary_blocks: None) -> None:
     ("model", "seeing", "reading"), [("deepseek_vl2_tiny", (0.67, 6.67), (0.49, 2.57))]
 )  # TFLOP, as counted from the released code
 def test_image_is_seen_and_read_at_its_cost(model: str, seeing: tuple[float, ...], reading: tuple[float, ...]) -> None:
-    found = described(model)["images"]
+    found = described(model)["inputs"]["images"]
     for key, tiles, tokens, sight, text in zip(("1x1", "3x3"), (1, 10), (421, 2017), seeing, reading, strict=True):
         image = found[key]
         assert (image["tiles"], image["tokens"]) == (tiles, tokens)
-        assert image["seeing_flops"] / 1e12 == pytest.approx(sight, rel=0.01)
+        assert image["embedding_flops"] / 1e12 == pytest.approx(sight, rel=0.01)
         assert image["reading_flops"] / 1e12 == pytest.approx(text, rel=0.01)
         assert image["cache_bytes"] == 2 * 30720 * tokens
-    assert described("llama2_7b")["images"] == {}
+    assert described("llama2_7b")["inputs"] == {}
 
 
 @pytest.mark.usefixtures("guests")

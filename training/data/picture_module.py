@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import numpy as np
 
-from blockwright.blocks.compose import images_of
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.ranges import Count
@@ -18,7 +17,7 @@ from blockwright.training.data.corpus import SPLITS, Split
 from blockwright.training.data.dealing import DealtOrder
 from blockwright.training.data.packing import Packed
 from blockwright.training.data.picture_conversations import PictureCorpus
-from blockwright.training.data.picture_rows import PictureRendering, PictureRows, Sights, refuse_token
+from blockwright.training.data.picture_rows import PictureRendering, PictureRows, Sights, images_of, refuse_token
 from blockwright.training.data.rows import RowOrder
 
 
@@ -26,7 +25,8 @@ from blockwright.training.data.rows import RowOrder
 class PictureDataModule(ChatDataModule):
     """Whole conversations with their pictures packed into rows, of which the answers are scored.
 
-    A batch is that of ``ChatDataModule`` with ``tiles`` and ``grids``. Pictures are opened when a batch needs them.
+    A batch is that of ``ChatDataModule`` with ``images.tiles`` and ``images.grids``. Pictures are opened when a batch
+    needs them.
 
     Args:
         settings: those of ``ChatDataModule``, its corpus a ``PictureCorpus``

@@ -10,9 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from blockwright.blocks.compose import images_of
+from blockwright.blocks.compose import build_inputs
 from blockwright.blocks.images.base import Images
+from blockwright.blocks.model_config import read
 from blockwright.blocks.tiling.base import Grid, Tiling
+from blockwright.registry.build import add_one
 from blockwright.registry.errors import ConfigError
 from blockwright.training.data.chat.base import Message, Piece, encode
 from blockwright.training.data.conversations import Conversation
@@ -188,6 +190,20 @@ def grid_of(images: Images, picture: Image, n_pictures: int, path: str = SETTING
     return images.tiling.grid(width, height, n_pictures)
 
 
+def images_of(model: Any) -> Images:
+    """The image side of a composition, on the meta device: what its tiling counts, without building the rest.
+
+    Raises:
+        ConfigError: an error in it, or there is none
+    """
+    complete = read(model)
+    with torch.device("meta"):
+        images = build_inputs(complete).get("images")
+    if not isinstance(images, Images):
+        raise ConfigError("model.images", None, "this model reads text alone", add_one("model/images", "images"))
+    return images
+
+
 def refuse_token(images: Images, tokenizer: Tokenizer) -> None:
     """Refuse an image token that is the id of another token.
 
@@ -209,7 +225,8 @@ def shown(tiling: Tiling, grids: Sequence[Grid], places: int) -> list[Grid]:
 class PictureRows(Rows):
     """Batches of packed conversations with the tiles of their pictures.
 
-    A batch has ``tiles`` [N,3,P,P] uint8 and ``grids`` [M,2] beside those of ``Rows``, in the order of their places.
+    A batch has ``images.tiles`` [N,3,P,P] uint8 and ``images.grids`` [M,2] beside those of ``Rows``, in the order of
+    their places.
     One without pictures has one blank tile and no grid: every process runs the tower in every step.
 
     Args:
@@ -239,7 +256,11 @@ class PictureRows(Rows):
                 grids.append(grid)
         P = self.images.vision.tile
         whole = np.concatenate(tiles) if tiles else np.zeros((1, 3, P, P), dtype=np.uint8)
-        return {**batch, "tiles": torch.from_numpy(whole), "grids": torch.tensor(grids, dtype=torch.int64).view(-1, 2)}
+        return {
+            **batch,
+            "images.tiles": torch.from_numpy(whole),
+            "images.grids": torch.tensor(grids, dtype=torch.int64).view(-1, 2),
+        }
 
     __getitem__ = __getitems__
 

@@ -129,8 +129,10 @@ def _split_regions(decoder: Decoder, sizes: Sizes) -> list[Region]:
 
 def _width(decoder: Decoder, region: Region) -> int:
     """Of a region's input."""
-    seeing = decoder.images is not None and region.name.startswith("images.vision.")
-    return decoder.images.vision.width if seeing else decoder.config["d_model"]  # type: ignore[union-attr]
+    for block in decoder.inputs.values():
+        if any(region.block is module for layer in block.stack for module in layer.modules()):
+            return block.stack_width
+    return decoder.config["d_model"]
 
 
 def whole_regions(decoder: Decoder, sizes: Sizes) -> list[str]:

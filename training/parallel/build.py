@@ -2,8 +2,8 @@
 
 Each layer is split by tensor and expert parallelism according to its blocks' plans, and sharded by FSDP2; then each
 rank draws its part by the initialisation rule, which gives every tensor the same numbers at any world size. The parts
-around the layers come last, with a vision tower among them. Only what a block sets itself, and given weights, are
-whole on a rank before they are split, one layer at a time, those of the tower together.
+around the layers come last, with stacks of inputs among them. Only what a block sets itself, and given weights, are
+whole on a rank before they are split, one layer at a time, those of an input together.
 """
 
 from __future__ import annotations
@@ -126,9 +126,9 @@ def build(
     for prefix, part in decoder.named_children():
         if prefix not in ("layers", "mtp"):
             materialise(part, f"{prefix}.")
-    if decoder.images is not None:
-        for layer in decoder.images.vision.stack:
-            _split(layer, sharding, decoder.images.vision.width)
+    for block in decoder.inputs.values():
+        for layer in block.stack:
+            _split(layer, sharding, block.stack_width)
             recompute(layer, how)
             sharding.shard(layer)
     sharding.shard(decoder)

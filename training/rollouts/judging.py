@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from blockwright.training.objectives.rewards.base import Reward
-from blockwright.training.objectives.rewards.judging import judge
-
 from blockwright.training.data.prompts import Prompt
 from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.objectives.rewards.base import Reward
+from blockwright.training.objectives.rewards.judging import judge
 from blockwright.training.rollouts.record import Rollout
 
 

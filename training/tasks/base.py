@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.images.base import Pictures
 from blockwright.blocks.initialise import draw_adapters, stable_seed
 from blockwright.blocks.kernels import choice
 from blockwright.blocks.kernels.documents import is_real
@@ -232,8 +231,8 @@ class Task(KeepsDtype, L.LightningModule):
             self.adapter.attach(decoder)
             draw_adapters(decoder, self.seed)
             fill(decoder, self.adapter.read(decoder) if self.starts else {})
-        seeing = [] if decoder.images is None else decoder.images.vision.stack
-        for layer in [*decoder.layers, *decoder.mtp, *seeing]:
+        stacks = [layer for block in decoder.inputs.values() for layer in block.stack]
+        for layer in [*decoder.layers, *decoder.mtp, *stacks]:
             recompute(layer, self.activation_checkpointing)
         return decoder
 
@@ -287,7 +286,7 @@ class Task(KeepsDtype, L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The likeliest next token after each, [B,T]."""
         given = (batch["tokens"], batch.get("positions"), batch.get("segments"))
-        return self.model(*given, pictures=Pictures.of(batch)).argmax(-1)
+        return self.model(*given, media=self.model.media(batch)).argmax(-1)
 
     # --- training -------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.gating.base import Routing
-from blockwright.blocks.images.base import Pictures
 from blockwright.blocks.share import Share
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import NonNegative
@@ -48,7 +47,7 @@ class CausalLM(Task):
         if share is not None:
             targets, weights = share.take(targets), None if weights is None else share.take(weights)
         given = (batch["tokens"], batch.get("positions"), segments)
-        hidden, routings = decoder.hidden(*given, share=share, pictures=Pictures.of(batch))
+        hidden, routings = decoder.hidden(*given, share=share, media=decoder.media(batch))
         total, z = decoder.nll_and_z(hidden, targets, z_loss, weights)
         terms: dict[str, Tensor] = {}
         if train and len(decoder.mtp):

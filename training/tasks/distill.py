@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from blockwright import registry
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.images.base import Pictures
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.interop.source import load
 from blockwright.registry import BlockError, ConfigError, Node, Scope, did_you_mean
@@ -47,7 +46,7 @@ class Distill(CausalLM):
     run in memory beside the student, by default the one whose weights the student was made from. A stage begins with
     the first optimizer step after its predecessor's tokens; a resumed run continues in its stage. Unlike in the papers,
     all stages are one run with one schedule. One process only; a model with multi-token prediction or a batch with
-    pictures is refused.
+    more than text is refused.
 
     Args:
         teacher: a run's folder, a checkpoint or an imported folder; null is ``init_from``
@@ -120,8 +119,8 @@ class Distill(CausalLM):
     def objective(self, batch: Batch, stage: str) -> Scored:
         if stage != "train":
             return super().objective(batch, stage)
-        if Pictures.of(batch) is not None:
-            raise ConfigError("data", "pictures", "are not read by distillation", "Choose data of text")
+        if media := self.model.media(batch):
+            raise ConfigError("data", " and ".join(media), "are not read by distillation", "Choose data of text")
         assert self._now is not None
         self.counted.add("tokens", int(self.tokens_of(batch)))
         given = (batch["tokens"], batch["targets"], batch.get("positions"), batch.get("segments"))

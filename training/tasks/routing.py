@@ -104,8 +104,8 @@ def loaded(routings: Routings) -> Iterator[tuple[str, Tensor]]:
 def balance_losses(routings: Routings, decoder: Decoder) -> dict[str, Tensor]:
     """The balance losses of a micro-batch, and those of attentions, summed over layers, by name.
 
-    A layer of which nothing is trained adds none: its loss could only move what comes before it, such as an image side,
-    to suit routes that are fixed.
+    A layer of which nothing is trained adds none: its loss could only move what comes before it, such as an input, to
+    suit routes that are fixed.
     """
     losses: dict[str, Tensor] = {}
     layers = [*decoder.layers, *(depth.layer for depth in decoder.mtp)]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blockwright.blocks.compose import compose, images_of
+from blockwright.blocks.compose import compose
 from blockwright.lab.asking import measure
 from blockwright.lab.asking.callback import Asking, table
 from blockwright.lab.asking.chart import sights
@@ -23,7 +23,7 @@ from blockwright.lab.report.svg import standalone
 from blockwright.registry import ConfigError
 from blockwright.training.data.chat.plain import Plain
 from blockwright.training.data.pages import Pages
-from blockwright.training.data.picture_rows import PictureRendering
+from blockwright.training.data.picture_rows import PictureRendering, images_of
 from blockwright.training.data.tokenizers.bytes import Bytes
 
 SIGHT: dict[str, Any] = {

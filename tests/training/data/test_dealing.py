@@ -93,8 +93,8 @@ def test_batches_keep_the_budget_of_tiles_and_hold_every_conversation(made: Call
     assert sorted(item for row in rows.rows for item in row) == list(range(28))
     for row in range(len(rows)):
         batch = rows.__getitems__([row])
-        assert len(batch["tiles"]) == max(rows.row_tiles[row], 1)
-        assert sum(1 if grid == [1, 1] else 3 for grid in batch["grids"].tolist()) == rows.row_tiles[row]
+        assert len(batch["images.tiles"]) == max(rows.row_tiles[row], 1)
+        assert sum(1 if grid == [1, 1] else 3 for grid in batch["images.grids"].tolist()) == rows.row_tiles[row]
     assert fitted.state_dict()["row_tiles"] == 4 and "row_tiles" not in free.state_dict()
     with pytest.warns(UserWarning, match="row_tiles was None, is 4"):
         fitted.load_state_dict(free.state_dict())

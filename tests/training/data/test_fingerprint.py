@@ -14,13 +14,12 @@ from hydra.utils import get_class
 from PIL import Image
 
 from blockwright import registry
-from blockwright.blocks.compose import images_of
 from blockwright.training.configuration.conf import CONF
 from blockwright.training.data.corpus import SPLITS, Corpus
 from blockwright.training.data.fingerprint import state
 from blockwright.training.data.packing import cache_key
 from blockwright.training.data.picture_conversations import PictureConversations
-from blockwright.training.data.picture_rows import PictureRendering
+from blockwright.training.data.picture_rows import PictureRendering, images_of
 from blockwright.training.data.rendering import Rendering, chat_of
 from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.data.tokenizers.bytes import Bytes

@@ -17,14 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from blockwright.blocks.compose import compose, images_of
-from blockwright.blocks.images.base import Pictures
+from blockwright.blocks.compose import compose
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.registry import ConfigError
 from blockwright.training.data.boxes import boxes, overlap
 from blockwright.training.data.pages import Pages
 from blockwright.training.data.picture_conversations import PictureConversations
 from blockwright.training.data.picture_module import PictureDataModule
+from blockwright.training.data.picture_rows import images_of
 from blockwright.training.data.pictures import PIXELS, Files, open_picture, tiles_of
 from blockwright.training.data.tokenizers.bytes import Bytes
 
@@ -247,9 +247,10 @@ def test_a_batch_has_places_tiles_and_grids_that_the_model_takes(model: dict[str
     grids = [tiling.grid(10, 10, 2), tiling.grid(64, 32, 2)]
     batches = [made._packed("train", 96).__getitems__([row]) for row in range(len(made._packed("train", 96)))]
     batch = batches[0]
-    assert batch["grids"].tolist() == [list(grid) for grid in grids]
+    assert batch["images.grids"].tolist() == [list(grid) for grid in grids]
     assert (
-        batch["tiles"].shape == (1 + 1 + grids[1][0] * grids[1][1], 3, 16, 16) and batch["tiles"].dtype == torch.uint8
+        batch["images.tiles"].shape == (1 + 1 + grids[1][0] * grids[1][1], 3, 16, 16)
+        and batch["images.tiles"].dtype == torch.uint8
     )
     ids = batch["tokens"][0].tolist()
     first, second = map(tiling.count, grids)
@@ -260,15 +261,15 @@ def test_a_batch_has_places_tiles_and_grids_that_the_model_takes(model: dict[str
     assert IMAGE not in targets and bytes(t for t in targets if t < 256).count(b"yes") == targets.count(256)
     decoder = compose(model)
     given = (batch["tokens"], batch["positions"], batch["segments"])
-    assert torch.isfinite(decoder(*given, pictures=Pictures.of(batch))).all()
+    assert torch.isfinite(decoder(*given, media=decoder.media(batch))).all()
 
 
 def test_a_batch_without_pictures_gives_the_image_side_gradients_of_zero(model: dict[str, Any], tmp_path: Path) -> None:
     made = module(tmp_path, [record("plain text")], model)
     batch = made._packed("train", 96).__getitems__([0])
-    assert batch["tiles"].shape == (1, 3, 16, 16) and batch["grids"].shape == (0, 2)
+    assert batch["images.tiles"].shape == (1, 3, 16, 16) and batch["images.grids"].shape == (0, 2)
     decoder = compose(model)
-    hidden = decoder.hidden(batch["tokens"], batch["positions"], batch["segments"], pictures=Pictures.of(batch))[0]
+    hidden = decoder.hidden(batch["tokens"], batch["positions"], batch["segments"], media=decoder.media(batch))[0]
     assert torch.equal(hidden, decoder.hidden(batch["tokens"], batch["positions"], batch["segments"])[0])
     decoder.nll(hidden, batch["targets"]).backward()
     for name, parameter in decoder.images.named_parameters():  # type: ignore[union-attr]

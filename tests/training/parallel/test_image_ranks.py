@@ -42,7 +42,7 @@ class Sights(Tokens):
             batch["targets"][i, LENGTH - 1] = 1  # something is scored
         tiles = [self.tiles[rows[i], : 1 if grid == (1, 1) else 3] for i, grid in zip(seen, grids, strict=True)]
         blank = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-        return {**batch, "tiles": torch.cat(tiles or [blank]), "grids": torch.tensor(grids).view(-1, 2)}
+        return {**batch, "images.tiles": torch.cat(tiles or [blank]), "images.grids": torch.tensor(grids).view(-1, 2)}
 
 
 def run(**how: Any) -> dict[str, Any]:

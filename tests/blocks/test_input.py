@@ -1,0 +1,136 @@
+"""Inputs: what a decoder reads beside text, with a kind that the project does not have. Those of images have tests of
+their own (test_images.py)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from blockwright.blocks.compose import check, compose
+from blockwright.blocks.conformance.cases import CHECKS, Case
+from blockwright.blocks.cost import count_families
+from blockwright.blocks.generation.generate import Continuations
+from blockwright.lab.card import table
+from blockwright.lab.card_request import Options, Request
+from blockwright.lab.describe import document
+from blockwright.registry import BlockError, ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE = [
+    *(f"blocks/{name}.py" for name in ("input", "decoder", "compose", "refusals", "model_config", "forward_pass")),
+    *(f"blocks/{name}" for name in ("cost.py", "probing.py", "surgery.py", "generation", "conformance", "base.py")),
+    *("training/tasks/causal_lm.py", "training/tasks/distill.py", "training/parallel"),
+    *(f"lab/{name}.py" for name in ("attachment", "writer", "generate", "describe", "card", "report/card_chart")),
+]
+IMAGE = {
+    "images": {"name": "early_fusion", "image_token": 60},
+    "vision": {
+        "name": "siglip",
+        "tile": 16,
+        "patch": 8,
+        "width": 8,
+        "depth": 1,
+        "n_heads": 2,
+        "norm": "layernorm",
+        "ffn": {"name": "gelu", "d_ff": 8},
+    },
+    "projector": "linear",
+    "tiling": "native",
+}
+SOUND = {"sound": {"name": "frames", "sound_token": 59}}
+
+
+@pytest.fixture(autouse=True)
+def sound(temporary_blocks: None) -> None:
+    """The input of the how-to page: frames of 8 samples, an embedding each."""
+    page = (ROOT / "docs/how-to/add-a-block.md").read_text()
+    (code,) = re.findall(r"```python\n(# my_blocks/sound.py.*?)```", page, re.S)
+    exec(code, {"__name__": "sound"})
+
+
+def heard(n: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+
+
+def test_several_inputs_each_take_the_places_of_their_token(tiny: Callable[..., Any]) -> None:
+    decoder = compose(tiny(**IMAGE, **SOUND)).eval()
+    assert list(decoder.inputs) == ["images", "sound"]
+    tokens = torch.tensor([[5, 59, 59, 7, 60, 60, 60, 60, 59]])
+    tiles = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    batch = {
+        "tokens": tokens,
+        "sound.samples": heard(3),
+        "images.tiles": tiles,
+        "images.grids": torch.ones(1, 2).long(),
+    }
+    x = decoder.look_up(tokens, decoder.media(batch))
+    ear: Any = decoder.inputs["sound"]
+    assert torch.equal(x[tokens == 59], ear(heard(3)))
+    assert torch.equal(x[tokens == 60], decoder.inputs["images"](decoder.media(batch)["images"]))
+    assert torch.equal(x[0, [0, 3]], decoder.embedding(tokens[0, [0, 3]]))
+
+
+def test_batch_of_text_holds_no_media(tiny: Callable[..., Any]) -> None:
+    assert compose(tiny(**SOUND)).media({"tokens": torch.zeros(1, 4)}) == {}
+
+
+def test_media_without_an_input_are_refused(tiny: Callable[..., Any]) -> None:
+    with pytest.raises(BlockError) as caught:
+        compose(tiny(**IMAGE)).media({"sound.samples": heard(3)})
+    assert caught.value.parameter == "sound" and "Choose a model with sound" in caught.value.remedy
+
+
+def test_places_and_embeddings_that_disagree_are_refused(tiny: Callable[..., Any]) -> None:
+    with pytest.raises(BlockError, match="2 places of token 59, and 3 embeddings"):
+        compose(tiny(**SOUND))(torch.tensor([[5, 59, 59]]), media={"sound": heard(3)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"), [({"mtp": {"depth": 1}}, "model.mtp"), ({"gating": "hash"}, "model.gating")]
+)
+def test_what_reads_ids_is_refused_beside_inputs(changes: dict[str, Any], path: str, tiny: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(tiny(moe=True, **SOUND, **changes))
+    assert caught.value.path == path and "model.sound=null" in caught.value.remedy
+
+
+@torch.no_grad()
+def test_generation_embeds_media_before_it_splits_a_prompt(tiny: Callable[..., Any], randomise: Any) -> None:
+    decoder = compose(tiny(**SOUND)).eval()
+    randomise(decoder)
+    prompt = [5, *[59] * 30, 7]
+    rows = [list(Continuations(decoder, [prompt], 6, media={"sound": heard(30)}, chunk=n)) for n in (7, 99)]
+    other = list(Continuations(decoder, [prompt], 6, media={"sound": heard(30, seed=1)}))
+    assert rows[0] == rows[1] != other
+
+
+def test_card_counts_an_input_in_its_own_line_and_shows_its_examples(tiny: Callable[..., Any]) -> None:
+    hearing, text = (compose(tiny(**more), device="meta") for more in (SOUND, {}))
+    assert count_families(hearing)["ear"] == 8 * 48 and "ear" not in count_families(text)
+    found = document(Request(["hearing", "text"], [Options(context=8)] * 2, [], 1, False, None), [hearing, text])
+    one, other = found["models"]
+    ours, theirs = one["parameters"]["families"], other["parameters"]["families"]
+    assert ours.items() - theirs.items() == {("ear", 8 * 48)} and theirs["ear"] == 0
+    second = one["inputs"]["sound"]["second"]
+    assert (second["frames"], second["tokens"], second["embedding_flops"]) == (10, 10, 2 * 10 * 8 * 48)
+    labels = list(table(found).columns[0].cells)
+    assert "sound, second: frames" in labels and "  ear" in labels
+
+
+@pytest.mark.parametrize("name", list(CHECKS))
+def test_input_of_another_package_passes_the_conformance_checks(name: str) -> None:
+    outcome = Case("sound", "frames", name).outcome()
+    assert outcome.status != "failed", outcome.reason
+
+
+def test_core_has_no_word_of_images() -> None:
+    words = re.compile(r"\b(?:images?|pictures?|vision|projector|tiling)\b", re.IGNORECASE)
+    files = [file for name in CORE for file in ([ROOT / name] if name.endswith(".py") else (ROOT / name).rglob("*.py"))]
+    assert len(files) > 40
+    assert [file for file in files if words.search(file.read_text())] == []
