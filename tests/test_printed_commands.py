@@ -17,7 +17,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from blockwright.blocks.compose import compose
-from blockwright.command import COMMANDS, TRAIN, run
+from blockwright.command import run
+from blockwright.commands import offers
 from blockwright.interop.exporting import export_folder
 from blockwright.lab.sweep import plan as plans
 from blockwright.registry.command import run_command
@@ -163,9 +164,9 @@ def test_a_command_in_a_message_exists_with_its_flags(where: str, program: str, 
     name, *words = rest.replace(":", " ").replace(",", " ").split()
     if name == "COMMAND":
         return
-    assert name in COMMANDS, f"{where}: blockwright {rest}"
+    assert name in offers(), f"{where}: blockwright {rest}"
     flags = {re.split(r"[=)\]]", word.lstrip("[("))[0] for word in words if word.lstrip("[(").startswith("--")}
-    if name != TRAIN:
+    if name != "train":
         assert not flags or flags - {"--", "--help"} <= _flags(name), f"{where}: blockwright {rest}"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.interop.exporting import export_config, recognise
-from blockwright.interop.hf import export
+from blockwright.interop.hf_export import export
 from blockwright.interop.own import OWN
 from blockwright.interop.source import open_source
 from blockwright.lab.handover.automodel import AUTOMODEL

@@ -1,4 +1,4 @@
-"""``blockwright kubernetes run|render|status|logs|stop|resume …``: runs and sweeps on a Kubernetes cluster.
+"""``blockwright kubernetes run|render|status|logs|stop|resume|retry [OVERRIDE …]``: run or sweep on a cluster.
 
 A run is a sweep of one job: ``run OVERRIDE …`` is ``blockwright train -m hydra/launcher=kubernetes OVERRIDE …``, so it
 has the same options (hydra.launcher.*), folder and table, and is resumed in the same way.

@@ -1,4 +1,4 @@
-"""``blockwright plan model=NAME gpus=N gpu=NAME [OPTION=VALUE …]``: how to spread a training over GPUs."""
+"""``blockwright plan model=NAME gpus=N gpu=NAME [OVERRIDE …]``: spread a training over GPUs: time, memory, cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``blockwright sweep status|resume|retry|stop DIR``: show, resume, retry or stop a sweep; ``job DIR N`` runs one job.
+"""``blockwright sweep status|resume|retry|stop|job DIR``: show, resume, retry or stop a sweep, or run a job of it.
 
 The jobs of a sweep that was started with ``hydra/launcher=kubernetes`` are the cluster's: it is asked what they do.
 """

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from blockwright.command import COMMANDS, run
+from blockwright.command import run
+from blockwright.commands import offers
 from blockwright.registry.command import run_command
 
 # Command line → path of the refusal, and a pattern of its rule. Nothing named here exists but {full}, a folder with a
@@ -84,7 +85,7 @@ OF_A_PATH = {
 OF_NONE = {"match", "blocks", "check", "train"}  # the last one: tests/test_mistakes.py
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - OF_NONE))
+@pytest.mark.parametrize("command", sorted(offers().keys() - OF_NONE))
 def test_path_that_can_be_none_is_refused_in_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(run, [command, *OF_A_PATH[command].split()]) == 64
     said = capsys.readouterr().err

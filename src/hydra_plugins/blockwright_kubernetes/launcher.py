@@ -15,7 +15,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from blockwright.lab.kubernetes.options import Options
-from blockwright.lab.sweep.application import check_application
 
 
 class KubernetesLauncher(Launcher):
@@ -29,6 +28,8 @@ class KubernetesLauncher(Launcher):
         self.options = options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from blockwright.lab.sweep.application import check_application
+
         check_application(config, "hydra/launcher", "kubernetes", "another launcher")
         self.hydra_context, self.config = hydra_context, config
 

@@ -12,8 +12,8 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from blockwright.blocks.compose import compose
+from blockwright.interop.hf_export import main
 from blockwright.interop.source import load
-from blockwright.lab.handover.__main__ import main
 from blockwright.lab.handover.megatron_bridge import stages
 from blockwright.lab.handover.training import rates
 from blockwright.lab.plan.layout import Layout
