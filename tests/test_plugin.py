@@ -260,7 +260,7 @@ def test_guest_proves_its_blocks_by_the_kit_in_its_own_tests(
 
 
 def test_nothing_here_names_the_guest() -> None:
-    for package in ("registry", "blocks", "training", "lab", "conf"):
+    for package in ("registry", "blocks", "training", "lab", "plugins", "conf"):
         for file in (ROOT / package).rglob("*"):
             if file.suffix in (".py", ".yaml"):
                 text = file.read_text()

@@ -28,7 +28,7 @@ from blockwright.training.configuration.conf import CONF
 from blockwright.training.entry.preflight import preflight
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("registry", "blocks", "training", "lab", "interop", "src")
+CODE = ("registry", "blocks", "training", "lab", "interop", "plugins", "src")
 ODD = "it's my [first], $HOME=1 {a: b}"  # the name of a folder that means something to the shell and to Hydra
 
 

@@ -20,7 +20,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from blockwright.lab.kubernetes.options import GROUP, Options
+from blockwright.plugins.kubernetes.options import GROUP, Options
 from blockwright.registry.errors import REFUSED
 from blockwright.training.stops import DIVERGED, PREEMPTED
 
@@ -28,10 +28,9 @@ Manifest = dict[str, Any]
 FINAL = [REFUSED, DIVERGED]
 CONTAINER = "train"
 PORT = "29500"  # where ranks find each other
-LONGEST = 63  # letters of a host name; pods are named NAME-node-0-INDEX
 USER = 1000
 GRACE_S = 120  # while no save has been measured
-ENTRY = ["python", "-m", "blockwright.lab.sweep", "job"]
+ENTRY = ["python", "-m", "blockwright.plugins.kubernetes.pod"]
 QUEUE = "kueue.x-k8s.io/queue-name"
 TEMPORARY = ("HOME", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")  # the root is read-only
 
@@ -56,7 +55,7 @@ def render(
     """The objects of one job, in the order in which they are created: the job, and what it owns.
 
     Args:
-        options: as checked by ``blockwright.lab.kubernetes.check.check_options``
+        options: as checked by ``blockwright.plugins.kubernetes.wanted.check_options``
         task: ``task_name``, for people
         sweep: eight letters that name the sweep
         number: of the job in its sweep

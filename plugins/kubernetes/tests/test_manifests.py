@@ -14,13 +14,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kubelet import expanded
+from manifest_check import check, problems
 from scripted_cluster import job_of
 from wrong_manifests import CASES, IMAGE, good
 
-from blockwright.lab.kubernetes.check import check, problems
-from blockwright.lab.kubernetes.options import Options
-from blockwright.lab.kubernetes.render import inner_job, name_of, render
-from blockwright.lab.kubernetes.wanted import OF_RUNTIME, check_options, mistakes
+from blockwright.plugins.kubernetes.options import Options
+from blockwright.plugins.kubernetes.render import inner_job, name_of, render
+from blockwright.plugins.kubernetes.wanted import OF_RUNTIME, check_names, check_options, mistakes
 from blockwright.registry import ConfigError
 
 HERE = Path(__file__).resolve().parent
@@ -86,7 +86,7 @@ NAMED = {  # a part of the path, the value or the rule of what is found
     "jobset: regular expression wrong (webhook?)": "regular expression",
     "jobset: reason unknown (webhook)": "Bad",
 }
-ASKED_OF_THE_CLUSTER = {"priorityClass not there"}  # tests/lab/kubernetes/test_preflight.py
+ASKED_OF_THE_CLUSTER = {"priorityClass not there"}  # plugins/kubernetes/tests/test_preflight.py
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -364,6 +364,12 @@ WRONG: list[tuple[str, Any, str]] = [
     ("tolerations", [{"key": "a", "operator": "Exists", "value": "x"}], "must be empty"),
     ("tolerations", [{"key": "a", "effct": "NoRun"}], "Did you mean 'effect'"),
     ("tolerations", ["gpu"], "mapping"),
+    ("tolerations", [{"key": "a", "operator": "Exist"}], "Did you mean 'Exists'"),
+    ("tolerations", [{"operator": "Equal", "value": "x"}], "required"),
+    ("tolerations", [{"key": "a", "value": 1}], "must be text"),
+    ("tolerations", [{"key": "a", "operator": "Exists", "tolerationSeconds": "9"}], "must be a number"),
+    ("annotations", {"a": "b" * 300_000}, "262,144 bytes"),
+    ("resources", {"rdma/ib": "500m"}, "whole numbers"),
     ("tolerations", [{"key": "a", "effect": "NoRun"}], "not an effect"),
     ("node_selector", {"a" * 64: "b"}, "not a valid key"),
     ("capabilities", ["CAP_IPC_LOCK"], "without CAP_"),
@@ -384,6 +390,15 @@ def test_wrong_option_is_one_message(name: str, value: Any, said: str) -> None:
     assert refused.value.remedy
     assert "hunter2" not in str(refused.value) and "sk_live" not in str(refused.value)
     assert len(list(mistakes(Options(**{"image": IMAGE, name: value})))) == 1
+
+
+@pytest.mark.parametrize("options", [{"kind": "job"}, {"nodes": 2}, {"kind": "trainjob"}], ids=str)
+def test_name_that_makes_names_of_pods_too_long_is_refused(options: dict[str, Any]) -> None:
+    given = Options(image=IMAGE, **options)
+    check_names(given, ["a" * 45])
+    with pytest.raises(ConfigError, match="63 are allowed") as refused:
+        check_names(given, ["a" * 45, "a" * 62])
+    assert refused.value.value == "a" * 62 and refused.value.remedy == "Shorten task_name"
 
 
 def test_every_option_is_described() -> None:

@@ -6,8 +6,8 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from blockwright.lab.kubernetes.options import Options
-from blockwright.lab.kubernetes.render import render
+from blockwright.plugins.kubernetes.options import Options
+from blockwright.plugins.kubernetes.render import render
 
 IMAGE = "registry.example/blockwright@sha256:" + "0" * 64
 Manifest = dict[str, Any]

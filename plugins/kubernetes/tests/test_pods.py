@@ -22,7 +22,7 @@ import pytest
 from scripted_cluster import ScriptedCluster
 from wrong_manifests import IMAGE
 
-from blockwright.lab.kubernetes.render import ENTRY
+from blockwright.plugins.kubernetes.render import ENTRY
 from blockwright.training.jobs import results_of
 
 TRAIN = str(Path(__file__).resolve().parents[3] / "train.py")

@@ -6,7 +6,6 @@ The task runs in pods, not here: what Hydra gets back is made of what they leave
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import signal
 import sys
@@ -20,48 +19,30 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from blockwright.interop.folder import check_out, whole
-from blockwright.lab.kubernetes.check import check
-from blockwright.lab.kubernetes.cluster import Cluster
-from blockwright.lab.kubernetes.jobs import STOP, Jobs
-from blockwright.lab.kubernetes.options import Options
-from blockwright.lab.kubernetes.preflight import needs, rehearse, settle
-from blockwright.lab.kubernetes.render import Manifest, render
-from blockwright.lab.kubernetes.wanted import check_options, check_overrides, check_pruning, check_world
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.progress import Display
+from blockwright.plugins.kubernetes.cluster import Cluster
+from blockwright.plugins.kubernetes.host import NAME, check_identity
+from blockwright.plugins.kubernetes.jobs import STOP, Jobs
+from blockwright.plugins.kubernetes.options import Options
+from blockwright.plugins.kubernetes.preflight import needs, rehearse, settle
+from blockwright.plugins.kubernetes.render import Manifest, render
+from blockwright.plugins.kubernetes.wanted import (
+    check_names,
+    check_options,
+    check_overrides,
+    check_pruning,
+    check_world,
+)
 from blockwright.registry import ConfigError
 from blockwright.training.configuration.secrets import read_from_environment
 from blockwright.training.jobs import results_of
 from blockwright.training.stops import SIGNALS, Interrupted
 from blockwright.training.writing import write_text
 
-CLUSTER = "cluster"  # of a plan: where its jobs are
 LEAST_GRACE_S = 60
 SHAPES = ("trainer", "hardware", "experiment", "debug")  # groups that may change a job's world
 IN_PODS = ("extras.print_config=false",)  # else a killed pod's last words would be the configuration
-
-
-def check_identity(cluster: Cluster, where: Mapping[str, Any]) -> None:
-    """Refuse a cluster that has taken the place of the one where a sweep's jobs were created.
-
-    Raises:
-        ConfigError
-    """
-    found = cluster.identity()["uid"] if where.get("uid") else None
-    if found is not None and found != where["uid"]:
-        rule = "names another cluster, or the namespace has been recreated, since the jobs of this sweep were created"
-        remedy = "Point kubectl at the former one, or name another hydra.sweep.dir"
-        raise ConfigError("hydra.launcher.context", where["context"], rule, remedy)
-
-
-def jobs_of(sweep: Path, plan: Mapping[str, Any]) -> Jobs:
-    """The jobs of a sweep that was started on a cluster."""
-    where = plan[CLUSTER]
-    aside = functools.partial(print, file=sys.stderr)  # the output may be JSON
-    cluster = Cluster(where["context"], where["namespace"], say=aside)
-    check_identity(cluster, where)
-    shared = where.get("folder") == str(sweep)  # unknown: killed before it created any
-    return Jobs(cluster, where["sweep"], where.get("kind", "job"), sweep, shared=shared)
 
 
 def with_grace(options: Options, sweep: Path, say: Callable[[str], object]) -> Options:
@@ -78,7 +59,7 @@ def with_grace(options: Options, sweep: Path, say: Callable[[str], object]) -> O
 
 
 class Launch:
-    """The launcher behind the plug-in; options as of ``blockwright.lab.kubernetes.options.Options``."""
+    """The launcher behind the plug-in; options as of ``blockwright.plugins.kubernetes.options.Options``."""
 
     def __init__(self, given: Mapping[str, Any], hydra_context: HydraContext, config: DictConfig) -> None:
         plain: Any = OmegaConf.to_container(OmegaConf.create(dict(given)), resolve=True)
@@ -109,7 +90,7 @@ class Launch:
         more = self._composed(given)
         plan = plans.read(self.sweep)
         if self.options.render is not None:
-            made = self._rendered(self.options, plan[CLUSTER]["sweep"], given, more)
+            made = self._rendered(self.options, plan[NAME]["sweep"], given, more)
             self._write(made, Path(self.options.render))
         with Display(self.sweep, plan, self.options.parallel) as display:
             self._run(plan, given, more, display)
@@ -118,7 +99,7 @@ class Launch:
     def _run(
         self, plan: Mapping[str, Any], given: Mapping[int, list[str]], more: Sequence[str], display: Display
     ) -> None:
-        where = plan[CLUSTER]
+        where = plan[NAME]
         name, known = where["sweep"], "kind" in where
         cluster, identity = self._cluster(where, display.say)
         options = dataclasses.replace(self.options, kind=where["kind"]) if known else settle(cluster, self.options)
@@ -133,7 +114,7 @@ class Launch:
             rehearse(cluster, new)
         if not known:
             made_as = {"kind": options.made_as, "folder": folder}
-            plans.write(self.sweep, {**plan, CLUSTER: {**where, **identity, **made_as}})
+            plans.write(self.sweep, {**plan, NAME: {**where, **identity, **made_as}})
         with noted() as signals:
             jobs.run(made, options, display.ended, signals)
         if signals or (self.sweep / STOP).exists():
@@ -173,7 +154,7 @@ class Launch:
         flags = plans.read(self.sweep).get("flags", [])
         task, folder = str(self.config.task_name), self._folder(name)
         made = {n: render(options, task, name, n, folder, [*flags, *o, *IN_PODS, *more]) for n, o in given.items()}
-        check(one for objects in made.values() for one in objects)
+        check_names(options, (objects[0]["metadata"]["name"] for objects in made.values()))
         return made
 
     def _folder(self, name: str) -> str:

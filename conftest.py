@@ -247,7 +247,7 @@ def in_double() -> Callable[..., None]:
 
 # Small runs, for the tests of training/, lab/ and train.py
 
-TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+TRAIN = Path(__file__).resolve().parent / "train.py"
 
 
 @pytest.fixture(scope="session")

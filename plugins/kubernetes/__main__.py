@@ -86,12 +86,12 @@ def logs(arguments: Sequence[str]) -> int:
     parser.add_argument("job", metavar="N", type=int, nargs="?", help="number of one job")
     parser.add_argument(FOLLOW, action="store_true", help="print what comes, too")
     given = parser.parse_args(list(arguments))
-    from blockwright.lab.kubernetes.launch import jobs_of
-    from blockwright.lab.kubernetes.options import GROUP
+    from blockwright.plugins.kubernetes.host import NAME, jobs_of
+    from blockwright.plugins.kubernetes.options import GROUP
 
     sweep = given.dir.resolve()
     plan = plans.read(sweep)
-    if "cluster" not in plan:
+    if NAME not in plan:
         rule = "was not started on a cluster"
         raise ConfigError("DIR", str(sweep), rule, "Its logs are in its folders: DIR/N/job.log")
     found = jobs_of(sweep, plan)

@@ -1,4 +1,4 @@
-"""The fields of the Kubernetes objects that are rendered here, with their types: what a strict server decodes.
+"""The fields of the Kubernetes objects that the launcher renders, with their types: what a strict server decodes.
 
 A field that is not listed is refused, as `kubectl create --validate=strict` refuses one that does not exist. Fields
 that exist but are never rendered are left out, but for those that a wrong manifest is likely to have.
@@ -6,13 +6,12 @@ that exist but are never rendered are left out, but for those that a wrong manif
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from blockwright.plugins.kubernetes.syntax import QUANTITY
 from blockwright.registry import ConfigError, did_you_mean
 
-QUANTITY = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(m|[kMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?")
 Words = dict[str, type]
 words: Words = {"*": str}
 names = [{"name": str}]
@@ -176,14 +175,3 @@ def misshapen(value: Any, shape: Any, path: str) -> Iterator[ConfigError]:
             yield ConfigError(path, value, "is not a quantity of Kubernetes", "Write 4, 500m, 64Gi or 1T")
     elif not isinstance(value, shape) or (shape is int and isinstance(value, bool)):
         yield ConfigError(path, value, f"must be {SAID[shape]}", "Quote numbers that are text, and only those")
-
-
-def amount(quantity: str) -> float:
-    """A quantity as a number: 500m → 0.5, 1Ki → 1024."""
-    number, unit = re.fullmatch(r"([+-]?[0-9.]+)([a-zA-Z]*)", quantity.replace("e+", "e").split("e")[0]).groups()  # type: ignore[union-attr]
-    if "e" in quantity.lower().rstrip("i") and not unit:
-        return float(quantity)
-    if unit == "m":
-        return float(number) / 1000
-    power = "kMGTPE".find(unit[:1].replace("K", "k")) + 1 if unit else 0
-    return float(number) * (1024 if unit.endswith("i") else 1000) ** power

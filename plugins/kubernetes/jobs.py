@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from blockwright.lab.kubernetes import watch
-from blockwright.lab.kubernetes.cluster import Cluster, NoRoom, Unreachable
-from blockwright.lab.kubernetes.options import GROUP, Options
-from blockwright.lab.kubernetes.preflight import RESOURCES
-from blockwright.lab.kubernetes.render import Manifest
 from blockwright.lab.sweep.job import LOG
+from blockwright.plugins.kubernetes import watch
+from blockwright.plugins.kubernetes.cluster import Cluster, NoRoom, Unreachable
+from blockwright.plugins.kubernetes.options import GROUP, Options
+from blockwright.plugins.kubernetes.preflight import RESOURCES
+from blockwright.plugins.kubernetes.render import Manifest
 from blockwright.registry import ConfigError
 from blockwright.training.jobs import RESULTS, record_failure, results_of
 from blockwright.training.writing import write_json

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from blockwright.lab.kubernetes.cluster import Cluster, NotFound
-from blockwright.lab.kubernetes.options import Options
-from blockwright.lab.kubernetes.render import Manifest, inner_job
+from blockwright.plugins.kubernetes.cluster import Cluster, NotFound
+from blockwright.plugins.kubernetes.options import Options
+from blockwright.plugins.kubernetes.render import Manifest, inner_job
 from blockwright.registry import ConfigError
 
 RESOURCES = {"job": "jobs.batch", "jobset": "jobsets.jobset.x-k8s.io", "trainjob": "trainjobs.trainer.kubeflow.org"}

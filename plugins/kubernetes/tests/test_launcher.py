@@ -25,14 +25,14 @@ from warm import Running, Warm
 from wrong_manifests import IMAGE
 
 from blockwright import registry
-from blockwright.lab.kubernetes import jobs as jobs_module
-from blockwright.lab.kubernetes.launch import Launch
-from blockwright.lab.kubernetes.options import Options
-from blockwright.lab.kubernetes.wanted import check_world
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.callback import begin
-from blockwright.lab.sweep.job import message
 from blockwright.lab.sweep.table import rows_of
+from blockwright.plugins.kubernetes import jobs as jobs_module
+from blockwright.plugins.kubernetes.launch import Launch
+from blockwright.plugins.kubernetes.options import Options
+from blockwright.plugins.kubernetes.pod import message
+from blockwright.plugins.kubernetes.wanted import check_world
 from blockwright.registry import ConfigError
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.conf import CONF
@@ -113,7 +113,7 @@ def test_sweep_is_that_of_one_machine(start: Start, cluster: ScriptedCluster, tm
     state = json.loads(cluster.file.read_text())
     pod = next(o for o in state["objects"].values() if o["kind"] == "Pod")
     command = pod["spec"]["containers"][0]["command"]
-    assert command[:4] == ["python", "-m", "blockwright.lab.sweep", "job"] and "optimizer.lr=0.001" in command
+    assert command[:3] == ["python", "-m", "blockwright.plugins.kubernetes.pod"] and "optimizer.lr=0.001" in command
     assert sorted(state["made"]) == sorted(set(state["made"]))
 
 
@@ -330,8 +330,8 @@ def test_plug_in_costs_hydra_little() -> None:
     assert float(seconds) < 0.02
     assert not {
         "torch",
-        "blockwright.lab.kubernetes.launch",
-        "blockwright.lab.kubernetes.render",
+        "blockwright.plugins.kubernetes.launch",
+        "blockwright.plugins.kubernetes.render",
         "blockwright.lab.sweep.plan",
     } & set(modules)
 

@@ -13,18 +13,18 @@ import pytest
 from scripted_cluster import ScriptedCluster
 from wrong_manifests import IMAGE
 
-from blockwright.lab.kubernetes import cluster as clusters
-from blockwright.lab.kubernetes import jobs as jobs_module
-from blockwright.lab.kubernetes import watch
-from blockwright.lab.kubernetes.cluster import Cluster
-from blockwright.lab.kubernetes.jobs import Jobs, follow
-from blockwright.lab.kubernetes.launch import with_grace
-from blockwright.lab.kubernetes.options import Options
-from blockwright.lab.kubernetes.preflight import needs, rehearse, settle
-from blockwright.lab.kubernetes.render import render
 from blockwright.lab.sweep import plan as plans
-from blockwright.lab.sweep.job import message
 from blockwright.lab.sweep.table import rows_of
+from blockwright.plugins.kubernetes import cluster as clusters
+from blockwright.plugins.kubernetes import jobs as jobs_module
+from blockwright.plugins.kubernetes import watch
+from blockwright.plugins.kubernetes.cluster import Cluster
+from blockwright.plugins.kubernetes.jobs import Jobs, follow
+from blockwright.plugins.kubernetes.launch import with_grace
+from blockwright.plugins.kubernetes.options import Options
+from blockwright.plugins.kubernetes.pod import message
+from blockwright.plugins.kubernetes.preflight import needs, rehearse, settle
+from blockwright.plugins.kubernetes.render import render
 from blockwright.registry import ConfigError
 from blockwright.training.jobs import results_of
 from blockwright.training.writing import write_json

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from wrong_manifests import good
 
-from blockwright.lab.kubernetes.options import Options
-from blockwright.lab.kubernetes.preflight import RESOURCES
-from blockwright.lab.kubernetes.render import ENTRY, TEMPORARY, runtime
+from blockwright.plugins.kubernetes.options import Options
+from blockwright.plugins.kubernetes.preflight import RESOURCES
+from blockwright.plugins.kubernetes.render import ENTRY, TEMPORARY, runtime
 
 ROOT = Path(__file__).resolve().parents[3]
 DEPLOY = ROOT / "deploy" / "kubernetes"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from blockwright.lab.kubernetes.options import GROUP
+from blockwright.plugins.kubernetes.options import GROUP
 from blockwright.training.stops import DIVERGED
 
 LOST_S = 60  # beyond its grace period, after which a pod that is being deleted has lost its node

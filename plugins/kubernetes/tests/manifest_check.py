@@ -1,7 +1,7 @@
-"""What a cluster would refuse, or accept and never start, found without one.
+"""What a cluster would refuse, or accept and never start, without one: an oracle for the manifests that are rendered.
 
 The rules of objects are those that an API server 1.36, JobSet 0.11's webhook and the pod security level ``restricted``
-applied to sixty wrong manifests (tests/lab/kubernetes/verdicts.json), and a few that these do not have: exit-code rules
+applied to sixty wrong manifests (verdicts.json), and a few that these do not have: exit-code rules
 and patterns inside a JobSet, host names too long for its pods.
 """
 
@@ -12,15 +12,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from blockwright.lab.kubernetes.render import LONGEST, Manifest, inner_job
-from blockwright.lab.kubernetes.shape import KINDS, amount, misshapen
+from manifest_shape import KINDS, misshapen
+
+from blockwright.plugins.kubernetes.render import Manifest, inner_job
+from blockwright.plugins.kubernetes.syntax import ANNOTATIONS, DNS, EFFECTS, LABEL, LONGEST, SUFFIX, VARIABLE, amount
 from blockwright.registry import ConfigError, did_you_mean
 
-DNS = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
-VARIABLE = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
-SUFFIX = "-abcde"  # a Job adds it to names of pods
-ANNOTATIONS = 262_144  # bytes
 STANDARD = ("cpu", "memory", "ephemeral-storage")
 POD_ACTIONS = ("Count", "FailIndex", "FailJob", "Ignore")
 SET_ACTIONS = (
@@ -32,7 +29,6 @@ SET_ACTIONS = (
 )
 STRATEGIES = ("Recreate", "BlockingRecreate", "InPlaceRestart")
 REASONS = ("BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded", "PodFailurePolicy")
-EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 PROFILES = ("Localhost", "RuntimeDefault", "Unconfined")
 SAFE_VOLUMES = ("persistentVolumeClaim", "emptyDir", "secret", "configMap")
 Problems = Iterator[ConfigError]

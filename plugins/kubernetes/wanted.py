@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
-from blockwright.lab.kubernetes.check import DNS, EFFECTS, LABEL, VARIABLE
-from blockwright.lab.kubernetes.options import GROUP, Options
-from blockwright.lab.kubernetes.shape import QUANTITY, amount
+from blockwright.plugins.kubernetes.options import GROUP, Options
+from blockwright.plugins.kubernetes.syntax import (
+    ANNOTATIONS,
+    DNS,
+    EFFECTS,
+    LABEL,
+    LONGEST,
+    OPERATORS,
+    QUANTITY,
+    SUFFIX,
+    VARIABLE,
+    amount,
+)
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.ranges import Count, Whole
 from blockwright.registry.schema import conforms, fault
@@ -112,6 +122,8 @@ def _resources(options: Options) -> Iterator[ConfigError]:
             example = "500m or 4" if name == "cpu" else "64Gi" if "/" not in name else "1"
             yield _at(own, value, "is not a positive quantity of Kubernetes", f"Write e.g. {PATH}.{own}={example}")
             return
+        if "/" in name and amount(str(value)) % 1:
+            yield _at(own, value, "is a device, of which there are whole numbers", "Write an integer")
         if name == "memory" and amount(str(value)) < 2**20:
             yield _at(name, value, "is under 1 MiB", "Write the unit: 64Gi")
             return
@@ -173,6 +185,8 @@ def _selection(options: Options) -> Iterator[ConfigError]:
                 yield _at(f"{key}.{name}", value, "is set by the launcher", "Leave it out; see queue")
             elif key != "annotations" and not (len(str(value)) <= 63 and LABEL.fullmatch(str(value))):
                 yield _at(f"{key}.{name}", value, "cannot be the value of a label", "kubectl get nodes --show-labels")
+    if sum(len(f"{key}{value}".encode()) for key, value in options.annotations.items()) > ANNOTATIONS:
+        yield _at("annotations", "…", f"hold more than {ANNOTATIONS:,} bytes", "Put it on the volume")
     for i, toleration in enumerate(options.tolerations):
         yield from _toleration(toleration, i)
     if options.topology and not DOMAIN.fullmatch(options.topology):
@@ -186,12 +200,35 @@ def _toleration(toleration: Any, i: int) -> Iterator[ConfigError]:
         return
     for key in toleration.keys() - set(known):
         yield _at(f"{path}.{key}", toleration[key], "is not a field of a toleration", did_you_mean(key, known))
-    if toleration.get("operator") == "Exists" and toleration.get("value"):
+    for key, value in toleration.items():
+        kind = int if key == "tolerationSeconds" else str
+        if key in known and (not isinstance(value, kind) or isinstance(value, bool)):
+            yield _at(f"{path}.{key}", value, f"must be {'a number' if kind is int else 'text'}", "Quote text alone")
+            return
+    if (operator := toleration.get("operator", "Equal")) not in OPERATORS:
+        yield _at(f"{path}.operator", operator, "is not an operator", did_you_mean(operator, OPERATORS))
+    elif operator != "Exists" and not toleration.get("key"):
+        yield _at(f"{path}.key", None, f"is required with operator {operator}", "Write it")
+    if operator == "Exists" and toleration.get("value"):
         yield _at(f"{path}.value", toleration["value"], "must be empty when operator is Exists", "Leave it out")
     if toleration.get("effect") not in (None, "", *EFFECTS):
         yield _at(
             f"{path}.effect", toleration["effect"], "is not an effect", did_you_mean(toleration["effect"], EFFECTS)
         )
+
+
+def check_names(options: Options, names: Iterable[str]) -> None:
+    """Refuse names of jobs that make host names of pods too long: such pods never start.
+
+    Raises:
+        ConfigError
+    """
+    last = options.nodes - 1
+    tail = f"-{last}" if options.made_as == "job" else f"-node-0-{last}{SUFFIX}"
+    for name in names:
+        if len(longest := f"{name}{tail}") > LONGEST:
+            rule = f"makes names of pods of {len(longest)} letters ({longest}), and {LONGEST} are allowed"
+            raise ConfigError("metadata.name", name, rule, "Shorten task_name")
 
 
 def check_overrides(overrides: Sequence[str], read: Mapping[str, str]) -> None:
