@@ -89,6 +89,10 @@ def test_the_command_of_surgery(
 HERE = ("gpu=h100", "length=32", "micro_batch=1", "tensor=1", "pipeline=1", "context=1", "shard=true")
 
 
+needs_a_plan = pytest.mark.skipif("plan" not in offers(), reason="no package offers blockwright plan")
+
+
+@needs_a_plan
 @pytest.mark.parametrize(("model", "gpus"), [("model.yaml", 12), ("run", 7)])
 def test_the_command_of_a_plan(
     odd: Path, model: str, gpus: int, printed: Callable[..., list[str]], trains: Callable[..., dict[str, Any]]
@@ -100,6 +104,7 @@ def test_the_command_of_a_plan(
     assert plain["init_from"] == (named if model == "run" else None)
 
 
+@needs_a_plan
 def test_a_plan_says_what_its_command_lacks(odd: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", f"model={odd / 'run'}", "model.n_layers=4", "gpus=8", *HERE]
     assert run_command(run, words) == 0

@@ -41,7 +41,7 @@ from blockwright.training.stops import SIGNALS, Interrupted
 from blockwright.training.writing import write_text
 
 LEAST_GRACE_S = 60
-SHAPES = ("trainer", "hardware", "experiment", "debug")  # groups that may change a job's world
+SHAPES = ("trainer", "experiment", "debug")  # groups that may change a job's world
 IN_PODS = ("extras.print_config=false",)  # else a killed pod's last words would be the configuration
 
 

@@ -41,12 +41,7 @@ REFUSED = {
     "import {full}/model.gguf {full}": ("OUT", "exists already"),
     "export RUN OUT --adapter --max-shard-size 5GB": ("--max-shard-size", "one file"),
     "export RUN OUT --max-shard-size 5": ("command line", "'5' is not a size"),
-    "export tiny OUT --to automodel gpus=1 gpu=h100 --dtype float16": ("--dtype", "without any"),
     "sweep status DIR --workers 3": ("--workers", "resume and retry"),
-    "kubernetes logs DIR 0 1": ("command line", "unrecognized arguments: 1"),
-    "kubernetes logs DIR first": ("command line", "invalid int value"),
-    "kubernetes render OUT hydra.launcher.render=X": ("hydra.launcher.render", "render FOLDER"),
-    "kubernetes run hydra/launcher=joblib": ("hydra/launcher", "set by the action"),
 }
 
 
