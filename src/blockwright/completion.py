@@ -89,18 +89,25 @@ def _blocks() -> Iterator[str]:
 
 
 def _overrides(words: Sequence[str]) -> Iterator[str]:
-    """Groups, their options and the keys of the configuration that the earlier words compose."""
+    """Groups, their options and the keys of the configuration that the earlier words compose.
+
+    The blocks are asked for only where no file answers: that may import them.
+    """
+    from blockwright.registry import catalogue
     from blockwright.training.configuration import conf
 
     group, equals, _ = words[-1].partition("=")
     if "." in group:
         yield from _keys(words)
     elif equals:
-        yield from (f"{group}={option}" for option in conf.choices(group))
-    else:
+        known = conf.options(group) or catalogue.names(group.rpartition("/")[2])
+        yield from (f"{group}={option}" for option in known)
+    elif "/" in group:
         yield from (f"{each}=" for each in conf.groups())
-        yield from (f"{key}." for key in {each.partition("/")[0] for each in conf.groups()})
-        yield from (f"{key}=" for key in conf.settings())
+    else:
+        groups = conf.of_files()
+        yield from (f"{each}=" for each in [*groups, *conf.settings()])
+        yield from (f"{root}{end}" for root in {each.partition("/")[0] for each in groups} for end in "./")
 
 
 def _keys(words: Sequence[str]) -> Iterator[str]:

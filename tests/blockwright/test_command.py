@@ -110,6 +110,8 @@ def test_train_becomes_the_module_for_the_ranks_that_it_starts(monkeypatch: pyte
         ("train optimizer=muon_t", {"optimizer=muon_tiny"}),
         ("train model/att", {"model/attention="}),
         ("train task_n", {"task_name="}),
+        ("train sched", {"scheduler=", "scheduler.", "scheduler/"}),
+        ("train task/reward=exact", {"task/reward=exact_match"}),
         ("blocks attention/ml", {"attention/mla"}),
         ("generate RUN --pr", {"--prompt"}),
         ("ablate NAME --pl", {"--plan-only"}),
@@ -130,3 +132,10 @@ def test_completion_in_bash_offers_keys_of_what_the_words_compose() -> None:
     script = f'{completion.SCRIPT}\n{typed}; _blockwright; echo "${{COMPREPLY[@]}}"'
     done = subprocess.run([bash, "-c", script], capture_output=True, text=True)
     assert done.stdout.split() == ["model.attention.kv_lora_rank="], done.stderr
+
+
+@pytest.mark.parametrize("words", [["de"], ["train", "optimizer=mu"], ["train", "mod"], ["generate", "RUN", "--pr"]])
+def test_completion_waits_for_torch_only_where_blocks_answer(words: list[str], environment: dict[str, str]) -> None:
+    code = f"import sys\nfrom blockwright.completion import complete\nassert complete({words})\n"
+    code += "sys.exit('torch' in sys.modules or 'hydra' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0

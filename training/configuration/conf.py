@@ -48,16 +48,15 @@ def options(group: str) -> list[str]:
     return sorted([*named, *presets.names()] if group == "model" else named)
 
 
-def choices(group: str) -> list[str]:
-    """All options of a group, blocks included."""
-    blocks = registry.names(group.rpartition("/")[2]) if group in of_blocks() else []
-    return sorted({*options(group), *blocks})
-
-
 def groups() -> list[str]:
     """All groups, blocks included."""
-    of_files = {p.parent.relative_to(folder).as_posix() for folder in folders() for p in folder.rglob("*.yaml")} - {"."}
-    return sorted({*of_files, *of_blocks()})
+    return sorted({*of_files(), *of_blocks()})
+
+
+def of_files() -> list[str]:
+    """The groups whose options have files."""
+    grouped = {file.parent.relative_to(folder).as_posix() for folder in folders() for file in folder.rglob("*.yaml")}
+    return sorted(grouped - {"."})
 
 
 def of_blocks() -> list[str]:
